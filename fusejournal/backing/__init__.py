@@ -1,0 +1,1 @@
+"""The backing directory: handles, the catalog, the tree that joins both, and the one applier that changes it."""

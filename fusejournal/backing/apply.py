@@ -1,0 +1,392 @@
+"""The applier: the only code that changes a tree. One method an operation, used by layer, mirror and replay alike.
+
+:meth:`Applier.apply` carries out one journaled operation on the backing, by fid, and sets explicitly every result
+that the entry names (owner, mode, ACLs, times), so that no inheritance, umask or clock has a say. It does not touch
+the journal, and leaves the catalog to ``Catalog.record``, but gives it the handle of what it made.
+
+Invariants: called with no await inside; an OSError out of ``apply`` means that the backing is as it was before
+(several steps are rolled back); where that cannot be had, it is ApplyBrokenError and the volume turns read-only.
+
+With ``settle=True`` the operation may have been done already, wholly or in part, by a process that died: each step is
+then done only if a look at the backing, comparing fids, says that it is still to do.
+
+Source: open(2), rename(2), inode(7), acl(5), xattr(7).
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from stat import S_IFMT, S_IFREG, S_IMODE, S_ISDIR, S_ISLNK
+from typing import Any
+
+from fusejournal import storage
+from fusejournal.backing import syscalls
+from fusejournal.backing.catalog import Node
+from fusejournal.backing.tree import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR, Look, Tree
+from fusejournal.errors import FusejournalError
+from fusejournal.operations import (
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    Create,
+    Kind,
+    Link,
+    Mkdir,
+    Removexattr,
+    Rename,
+    Rmdir,
+    Setattr,
+    Setxattr,
+    Symlink,
+    TreeOperation,
+    Truncate,
+    Unlink,
+    Write,
+)
+from fusejournal.types import Fid
+
+_FLAGS_NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOATIME | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class ApplyBrokenError(FusejournalError):
+    """An operation was half done and could not be taken back: journal and backing may disagree about it."""
+
+    exit_code = 15
+
+
+class ShortWriteError(OSError):
+    """The backing took only the first ``written`` bytes of a WRITE."""
+
+    def __init__(self, number: int, written: int) -> None:
+        super().__init__(number, os.strerror(number))
+        self.written = written
+
+
+class Made:
+    """Handle and inode number of the object that an operation made; empty and 0 for the others."""
+
+    __slots__ = ("handle", "ino")
+
+    def __init__(self, handle: bytes = b"", ino: int = 0) -> None:
+        self.handle = handle
+        self.ino = ino
+
+
+_NOTHING_MADE = Made()
+
+
+class Applier:
+    """Applies operations to *tree*."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._methods: dict[Kind, Callable[[Any, int, bytes, bool], Made]] = {
+            Kind.CREATE: self._create,
+            Kind.MKDIR: self._mkdir,
+            Kind.SYMLINK: self._symlink,
+            Kind.LINK: self._link,
+            Kind.UNLINK: self._unlink,
+            Kind.RMDIR: self._rmdir,
+            Kind.RENAME: self._rename,
+            Kind.WRITE: self._write,
+            Kind.TRUNCATE: self._truncate,
+            Kind.SETATTR: self._setattr,
+            Kind.SETXATTR: self._setxattr,
+            Kind.REMOVEXATTR: self._removexattr,
+        }
+
+    def apply(
+        self, operation: TreeOperation, time_ns: int, data: bytes, settle: bool = False
+    ) -> Made:
+        """Do *operation*, whose entry has *time_ns* and raw *data*. Raises OSError (refused, nothing done),
+        ShortWriteError (a WRITE's beginning was done) or ApplyBrokenError."""
+        return self._methods[operation.kind](operation, time_ns, data, settle)
+
+    # -- names made -----------------------------------------------------------------------------------------------
+
+    def _create(self, operation: Create, time_ns: int, _: bytes, settle: bool) -> Made:
+        tree = self._tree
+        directory = tree.descriptor(operation.parent)
+        name = operation.name
+        regular = S_IFMT(operation.mode) == S_IFREG
+        there = self._made_before(operation, settle)
+        if there is None:
+            storage.reached("apply.create")
+            if regular:
+                fd = os.open(name, _FLAGS_NEW, S_IMODE(operation.mode), dir_fd=directory)
+            else:
+                os.mknod(name, operation.mode, operation.rdev, dir_fd=directory)
+                fd = _open_path(name, directory)
+        elif regular:
+            fd = os.open(name, _FLAGS_NEW & ~(os.O_CREAT | os.O_EXCL) | os.O_NOFOLLOW, dir_fd=directory)
+        else:
+            fd = _open_path(name, directory)
+        with self._or_remove(fd, lambda: os.unlink(name, dir_fd=tree.descriptor(operation.parent))):
+            path = fd if regular else syscalls.descriptor_path(fd)
+            made = self._finish(operation, fd, path, time_ns)
+        tree.adopt(operation.fid, fd)
+        return made
+
+    def _mkdir(self, operation: Mkdir, time_ns: int, _: bytes, settle: bool) -> Made:
+        tree = self._tree
+        directory = tree.descriptor(operation.parent)
+        name = operation.name
+        if self._made_before(operation, settle) is None:
+            storage.reached("apply.mkdir")
+            os.mkdir(name, S_IMODE(operation.mode), dir_fd=directory)
+        fd = os.open(
+            name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC, dir_fd=directory
+        )
+        with self._or_remove(fd, lambda: os.rmdir(name, dir_fd=tree.descriptor(operation.parent))):
+            if operation.default_acl is not None:
+                os.setxattr(fd, DEFAULT_ACL_XATTR, operation.default_acl)
+            made = self._finish(operation, fd, fd, time_ns)
+        tree.adopt(operation.fid, fd)
+        return made
+
+    def _symlink(self, operation: Symlink, time_ns: int, _: bytes, settle: bool) -> Made:
+        tree = self._tree
+        directory = tree.descriptor(operation.parent)
+        name = operation.name
+        if self._made_before(operation, settle) is None:
+            storage.reached("apply.symlink")
+            os.symlink(operation.target, name, dir_fd=directory)
+        fd = _open_path(name, directory)
+        with self._or_remove(fd, lambda: os.unlink(name, dir_fd=tree.descriptor(operation.parent))):
+            made = self._finish(operation, fd, syscalls.descriptor_path(fd), time_ns)
+        tree.adopt(operation.fid, fd)
+        return made
+
+    def _made_before(self, operation: Create | Mkdir | Symlink, settle: bool) -> Look | None:
+        """When settling: the object that this very operation made before its process died, or None."""
+        if not settle:
+            return None
+        look = self._tree.look(operation.parent, operation.name)
+        # A name without fid is the entry's own: the process died between making the name and tagging the file.
+        if look is None or look.fid in (None, operation.fid):
+            return look
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    def _finish(
+        self, operation: Create | Mkdir | Symlink, fd: int, path: int | str, time_ns: int
+    ) -> Made:
+        """Owner, ACL, mode, identity and times of a new object; then its directory's mtime."""
+        tree = self._tree
+        stat = os.fstat(fd)
+        if (stat.st_uid, stat.st_gid) != (operation.uid, operation.gid):
+            storage.reached("apply.chown")
+            syscalls.chown(fd, operation.uid, operation.gid)
+        if not isinstance(operation, Symlink):
+            self._finish_mode(operation, path, stat)
+        handle = syscalls.handle_of(fd)
+        storage.reached("apply.tag")
+        if isinstance(path, int):
+            tree.tag(path, operation.fid, handle)
+        else:
+            tree.tag_path(path, operation.fid, handle)
+        storage.reached("apply.times")
+        syscalls.set_times(fd, time_ns, time_ns)
+        self._name_changed(operation.parent, time_ns)
+        return Made(handle, stat.st_ino)
+
+    def _finish_mode(self, operation: Create | Mkdir, path: int | str, stat: os.stat_result) -> None:
+        inherits = self._tree.default_acl(self._tree.node(operation.parent)) is not None
+        if operation.acl is not None:
+            os.setxattr(path, ACCESS_ACL_XATTR, operation.acl)
+        elif inherits:
+            _remove_if_there(path, ACCESS_ACL_XATTR)
+        if isinstance(operation, Mkdir) and inherits and operation.default_acl is None:
+            _remove_if_there(path, DEFAULT_ACL_XATTR)
+        mode = S_IMODE(operation.mode)
+        # chown and ACLs change the mode too, so what the first stat saw counts only without them.
+        if S_IMODE(stat.st_mode) != mode or inherits or (stat.st_uid, stat.st_gid) != (operation.uid, operation.gid):
+            storage.reached("apply.chmod")
+            os.chmod(path, mode)
+
+    @contextmanager
+    def _or_remove(self, fd: int, remove: Callable[[], None]) -> Iterator[None]:
+        """Take a half-made object away again when the steps inside fail."""
+        try:
+            yield
+        except OSError:
+            os.close(fd)
+            try:
+                remove()
+            except OSError as error:
+                raise ApplyBrokenError(f"a half-made object could not be removed: {error}") from error
+            raise
+
+    def _link(self, operation: Link, time_ns: int, _: bytes, settle: bool) -> Made:
+        tree = self._tree
+        look = tree.look(operation.parent, operation.name) if settle else None
+        if look is not None and look.fid != operation.fid:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        if look is None:
+            fd, directory = tree.pair(operation.fid, operation.parent)
+            storage.reached("apply.link")
+            syscalls.link(fd, directory, operation.name)
+        with _must_work("the mtime of a directory"):
+            self._name_changed(operation.parent, time_ns)
+        return _NOTHING_MADE
+
+    # -- names removed and moved ----------------------------------------------------------------------------------
+
+    def _unlink(self, operation: Unlink, time_ns: int, _: bytes, settle: bool) -> Made:
+        if self._still_named(operation, settle):
+            directory = self._tree.descriptor(operation.parent)
+            storage.reached("apply.unlink")
+            os.unlink(operation.name, dir_fd=directory)
+        with _must_work("the mtime of a directory"):
+            self._name_changed(operation.parent, time_ns)
+        return _NOTHING_MADE
+
+    def _rmdir(self, operation: Rmdir, time_ns: int, _: bytes, settle: bool) -> Made:
+        if self._still_named(operation, settle):
+            directory = self._tree.descriptor(operation.parent)
+            storage.reached("apply.rmdir")
+            os.rmdir(operation.name, dir_fd=directory)
+        with _must_work("the mtime of a directory"):
+            self._name_changed(operation.parent, time_ns)
+        return _NOTHING_MADE
+
+    def _still_named(self, operation: Unlink | Rmdir, settle: bool) -> bool:
+        if not settle:
+            return True
+        look = self._tree.look(operation.parent, operation.name)
+        return look is not None and look.fid == operation.fid
+
+    def _rename(self, operation: Rename, time_ns: int, _: bytes, settle: bool) -> Made:
+        tree = self._tree
+        look = tree.look(operation.parent, operation.name) if settle else None
+        if not settle or (look is not None and look.fid == operation.fid):
+            old, new = tree.pair(operation.parent, operation.new_parent)
+            storage.reached("apply.rename")
+            flags = operation.flags & (RENAME_EXCHANGE | RENAME_NOREPLACE)
+            syscalls.rename(old, operation.name, new, operation.new_name, flags)
+        with _must_work("the mtime of a directory"):
+            self._name_changed(operation.parent, time_ns)
+            if operation.new_parent != operation.parent:
+                self._name_changed(operation.new_parent, time_ns)
+        return _NOTHING_MADE
+
+    def _name_changed(self, directory: Fid, time_ns: int) -> None:
+        storage.reached("apply.times.directory")
+        syscalls.set_times(self._tree.descriptor(directory), None, time_ns)
+
+    # -- data and attributes --------------------------------------------------------------------------------------
+
+    def _write(self, operation: Write, time_ns: int, data: bytes, _: bool) -> Made:
+        fd = self._tree.writable(operation.fid)
+        old_mode = None
+        if operation.mode is not None:
+            old_mode = S_IMODE(os.fstat(fd).st_mode)
+            storage.reached("apply.chmod")
+            os.fchmod(fd, operation.mode)
+        written = 0
+        try:
+            while written < len(data):
+                storage.reached("apply.write")
+                written += os.pwrite(fd, data[written:] if written else data, operation.offset + written)
+        except OSError as error:
+            if not written:
+                if old_mode is not None:
+                    with _must_work("the mode after a refused write"):
+                        os.fchmod(fd, old_mode)
+                raise
+            refusal: OSError | None = error
+        else:
+            refusal = None
+        with _must_work("the mtime after a write"):
+            storage.reached("apply.times")
+            syscalls.set_times(fd, None, time_ns)
+        if refusal is not None:
+            raise ShortWriteError(refusal.errno or errno.EIO, written)
+        return _NOTHING_MADE
+
+    def _truncate(self, operation: Truncate, time_ns: int, _: bytes, __: bool) -> Made:
+        fd = self._tree.writable(operation.fid)
+        storage.reached("apply.truncate")
+        os.ftruncate(fd, operation.size)
+        with _must_work("mode and mtime after a truncation"):
+            if operation.mode is not None:
+                os.fchmod(fd, operation.mode)
+            storage.reached("apply.times")
+            syscalls.set_times(fd, None, time_ns)
+        return _NOTHING_MADE
+
+    def _setattr(self, operation: Setattr, _: int, __: bytes, ___: bool) -> Made:
+        fd = self._tree.descriptor(operation.fid)
+        before = os.fstat(fd)
+        steps: list[tuple[Callable[[], None], Callable[[], None]]] = []
+        if operation.uid is not None or operation.gid is not None:
+            uid = before.st_uid if operation.uid is None else operation.uid
+            gid = before.st_gid if operation.gid is None else operation.gid
+            steps.append(
+                (lambda: syscalls.chown(fd, uid, gid), lambda: syscalls.chown(fd, before.st_uid, before.st_gid))
+            )
+        # After chown, for that clears setuid and setgid by rules of its own.
+        mode = S_IMODE(before.st_mode) if operation.mode is None and steps else operation.mode
+        if mode is not None and not S_ISLNK(before.st_mode):
+            new_mode = mode
+            path = syscalls.descriptor_path(fd)
+            steps.append(
+                (lambda: os.chmod(path, new_mode), lambda: os.chmod(path, S_IMODE(before.st_mode)))
+            )
+        if operation.atime_ns is not None or operation.mtime_ns is not None:
+            steps.append(
+                (lambda: syscalls.set_times(fd, operation.atime_ns, operation.mtime_ns), lambda: None)
+            )
+        undo: list[Callable[[], None]] = []
+        try:
+            for do, take_back in steps:
+                storage.reached("apply.setattr")
+                do()
+                undo.insert(0, take_back)
+        except OSError:
+            with _must_work("attributes that were half set"):
+                # The owner first, then the mode that setting it may have cleared.
+                for take_back in reversed(undo):
+                    take_back()
+            raise
+        return _NOTHING_MADE
+
+    def _setxattr(self, operation: Setxattr, _: int, __: bytes, ___: bool) -> Made:
+        storage.reached("apply.setxattr")
+        os.setxattr(self._tree.xattr_target(operation.fid), operation.name, operation.value)
+        self._acl_changed(self._tree.node(operation.fid))
+        return _NOTHING_MADE
+
+    def _removexattr(self, operation: Removexattr, _: int, __: bytes, settle: bool) -> Made:
+        storage.reached("apply.removexattr")
+        target = self._tree.xattr_target(operation.fid)
+        if settle:
+            _remove_if_there(target, operation.name)
+        else:
+            os.removexattr(target, operation.name)
+        self._acl_changed(self._tree.node(operation.fid))
+        return _NOTHING_MADE
+
+    def _acl_changed(self, node: Node) -> None:
+        if S_ISDIR(node.type):
+            node.default_acl = None
+
+
+def _open_path(name: bytes, directory: int) -> int:
+    return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+
+
+def _remove_if_there(target: int | str, name: str | bytes) -> None:
+    try:
+        os.removexattr(target, name)
+    except OSError as error:
+        if not syscalls.missing(error):
+            raise
+
+
+@contextmanager
+def _must_work(what: str) -> Iterator[None]:
+    """The operation is done but for this: a refusal now leaves it half done."""
+    try:
+        yield
+    except OSError as error:
+        raise ApplyBrokenError(f"{what} could not be set: {error}") from error

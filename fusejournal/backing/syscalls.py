@@ -1,0 +1,127 @@
+"""The system calls that Python's ``os`` lacks, or lacks a flag of, each as one function that raises OSError.
+
+Owns nothing and keeps no state but two scratch buffers, so it may only be called from the thread that runs the event
+loop, or from one thread at a time.
+
+A *handle* is what name_to_handle_at(2) gives, as bytes: its type (little-endian 32 bits) and then the file system's
+own bytes. It stays good for the life of the inode, through renames and restarts.
+
+Source: open_by_handle_at(2), utimensat(2), renameat2(2), fchownat(2), prctl(2), capabilities(7).
+"""
+
+import ctypes
+import errno
+import os
+import struct
+
+AT_FDCWD = -100
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_EMPTY_PATH = 0x1000
+
+_HANDLE_BYTES_MAX = 128
+_UTIME_OMIT = (1 << 30) - 2
+_HANDLE_HEAD = struct.Struct("<Ii")
+_TIMES = struct.Struct("<qqqq")
+_NANO = 10**9
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_name_to_handle_at = _libc.name_to_handle_at
+_name_to_handle_at.argtypes = [
+    ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int,
+]  # fmt: skip
+_open_by_handle_at = _libc.open_by_handle_at
+_open_by_handle_at.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
+_utimensat = _libc.utimensat
+_utimensat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int]
+_renameat2 = _libc.renameat2
+_renameat2.argtypes = [
+    ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint,
+]  # fmt: skip
+_fchownat = _libc.fchownat
+_fchownat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, ctypes.c_int]
+_linkat = _libc.linkat
+_linkat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
+
+_handle_buffer = ctypes.create_string_buffer(_HANDLE_HEAD.size + _HANDLE_BYTES_MAX)
+_handle_address = ctypes.addressof(_handle_buffer)
+_mount_id = ctypes.c_int()
+_mount_id_address = ctypes.addressof(_mount_id)
+
+
+def _fail() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
+
+
+def handle_of(fd: int, name: bytes = b"") -> bytes:
+    """The handle of *name* in directory *fd* (not followed), or of *fd* itself when *name* is empty."""
+    _HANDLE_HEAD.pack_into(_handle_buffer, 0, _HANDLE_BYTES_MAX, 0)
+    flags = 0 if name else AT_EMPTY_PATH
+    if _name_to_handle_at(fd, name, _handle_address, _mount_id_address, flags) != 0:
+        raise _fail()
+    length = _HANDLE_HEAD.unpack_from(_handle_buffer)[0]
+    return ctypes.string_at(_handle_address + 4, 4 + length)
+
+
+def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
+    """A new descriptor of the file that *handle* names, on the file system of *mount_fd*. ESTALE when it is gone."""
+    fd: int = _open_by_handle_at(
+        mount_fd, (len(handle) - 4).to_bytes(4, "little") + handle, flags | os.O_CLOEXEC
+    )
+    if fd < 0:
+        raise _fail()
+    return fd
+
+
+def set_times(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """Set the given times of *fd*, which may be an O_PATH descriptor; None leaves one as it is."""
+    asec, ansec = (0, _UTIME_OMIT) if atime_ns is None else divmod(atime_ns, _NANO)
+    msec, mnsec = (0, _UTIME_OMIT) if mtime_ns is None else divmod(mtime_ns, _NANO)
+    times = _TIMES.pack(asec, ansec, msec, mnsec)
+    if _utimensat(fd, b"", times, AT_EMPTY_PATH) != 0:
+        raise _fail()
+
+
+def chown(fd: int, uid: int, gid: int) -> None:
+    """Set owner and group of *fd*, which may be an O_PATH descriptor of a symlink."""
+    if _fchownat(fd, b"", uid, gid, AT_EMPTY_PATH) != 0:
+        raise _fail()
+
+
+def rename(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:
+    """renameat2(2) between two directory descriptors."""
+    if _renameat2(old_dir, old, new_dir, new, flags) != 0:
+        raise _fail()
+
+
+def link(fd: int, new_dir: int, name: bytes) -> None:
+    """Give the file that *fd* is open on (O_PATH will do) a further name."""
+    if _linkat(fd, b"", new_dir, name, AT_EMPTY_PATH) != 0:
+        raise _fail()
+
+
+def descriptor_path(fd: int) -> str:
+    """A path that reaches *fd*'s file itself, for calls that take no O_PATH descriptor."""
+    return f"/proc/self/fd/{fd}"
+
+
+_CAP_SYS_RESOURCE = 24
+_CAP_VERSION_3 = 0x20080522
+
+
+def drop_resource_capability() -> None:
+    """Give up CAP_SYS_RESOURCE for this thread and those it starts: with it, root may eat the blocks and quotas that a
+    full file system keeps back, and users' writes would go past their limits."""
+    header = struct.pack("<Ii", _CAP_VERSION_3, 0)
+    data = ctypes.create_string_buffer(24)
+    if _libc.capget(header, data) != 0:
+        raise _fail()
+    words = list(struct.unpack("<6I", data.raw))
+    words[0] &= ~(1 << _CAP_SYS_RESOURCE)  # effective, low word
+    if _libc.capset(header, struct.pack("<6I", *words)) != 0:
+        raise _fail()
+
+
+def missing(error: OSError) -> bool:
+    """Whether an xattr call failed only because the attribute, or support for it, is not there."""
+    return error.errno in (errno.ENODATA, errno.EOPNOTSUPP)

@@ -1,0 +1,284 @@
+"""The tree: fids joined to open files of the backing. Reads it; only the applier (apply.py) changes it.
+
+Owns the backing's root descriptor, a bounded cache of descriptors by fid, and the *orphans*: files whose last name is
+gone while the kernel still knows them. An orphan cannot be opened again by its handle, so its descriptor is pinned
+until the kernel forgets the fid and no open file uses it.
+
+One descriptor serves all users of a fid: a directory's is opened for reading, a regular file's for reading and
+writing (for reading alone where the backing refuses more), all others' with O_PATH. Permissions are the kernel's
+matter, not the descriptor's.
+
+The fid is kept with the file in ``trusted.fusejournal``: the volume's UUID, the fid, the backing handle. A copy of the
+attribute is told by a handle that is not its file's.
+
+Called from the event loop's thread only. Source: open_by_handle_at(2), xattr(7).
+"""
+
+import errno
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from stat import S_IFDIR, S_IFLNK, S_IFREG
+from uuid import UUID
+
+from fusejournal.backing import syscalls
+from fusejournal.backing.catalog import Catalog, Node
+from fusejournal.errors import BackingError
+from fusejournal.types import ROOT_FID, TIME_MAX_NS, TIME_MIN_NS, Fid
+
+FID_XATTR = "trusted.fusejournal"
+HIDDEN_XATTR = FID_XATTR.encode()
+DEFAULT_ACL_XATTR = "system.posix_acl_default"
+ACCESS_ACL_XATTR = "system.posix_acl_access"
+
+_TAG = struct.Struct("<16sQ")
+_FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
+_FLAGS_FILE = os.O_RDWR | os.O_NOATIME | os.O_NONBLOCK | os.O_LARGEFILE
+_FLAGS_FILE_READ = os.O_RDONLY | os.O_NOATIME | os.O_NONBLOCK | os.O_LARGEFILE
+_REFUSALS = frozenset({errno.EPERM, errno.EROFS, errno.ETXTBSY, errno.EACCES})
+
+
+class Tree:
+    """See the module. ``descriptors_max`` bounds the descriptors held beside the pinned ones."""
+
+    def __init__(self, root_fd: int, uuid: UUID, catalog: Catalog, descriptors_max: int) -> None:
+        self.root_fd = root_fd
+        self.uuid = uuid
+        self.catalog = catalog
+        self.device = os.fstat(root_fd).st_dev
+        self._descriptors: dict[Fid, int] = {}
+        self._descriptors_max = descriptors_max
+        self._read_only: set[Fid] = set()
+        self._orphans: dict[Fid, Node] = {}
+        self._pinned: dict[Fid, int] = {ROOT_FID: root_fd}
+
+    # -- nodes ----------------------------------------------------------------------------------------------------
+
+    def node(self, fid: Fid) -> Node:
+        """The node of *fid*, orphans included. Raises OSError ESTALE when the file is gone."""
+        node = self.catalog.node(fid) or self._orphans.get(fid)
+        if node is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return node
+
+    def is_orphan(self, fid: Fid) -> bool:
+        """Whether *fid* has lost its last name: changes to it are no longer journaled."""
+        return fid in self._orphans
+
+    def stat(self, fid: Fid) -> os.stat_result:
+        """The backing's own attributes of *fid*."""
+        return os.fstat(self.descriptor(fid))
+
+    def stat_name(self, parent: Fid, name: bytes) -> os.stat_result:
+        """The backing's own attributes of *name* in *parent*, not followed. Raises OSError ENOENT."""
+        return os.stat(name, dir_fd=self.descriptor(parent), follow_symlinks=False)
+
+    # -- descriptors ----------------------------------------------------------------------------------------------
+
+    def descriptor(self, fid: Fid) -> int:
+        """An open descriptor of *fid*, good until the next call of any method here. Raises OSError ESTALE."""
+        fd = self._descriptors.pop(fid, -1)
+        if fd >= 0:
+            self._descriptors[fid] = fd  # newest last
+            return fd
+        fd = self._pinned.get(fid, -1)
+        if fd >= 0:
+            return fd
+        fd = self._open(self.node(fid))
+        self._keep(fid, fd)
+        return fd
+
+    def writable(self, fid: Fid) -> int:
+        """A descriptor of the regular file *fid* that can be written. Raises the OSError of the backing's refusal."""
+        fd = self.descriptor(fid)
+        if fid not in self._read_only:
+            return fd
+        again = os.open(syscalls.descriptor_path(fd), _FLAGS_FILE | os.O_CLOEXEC)
+        self._read_only.discard(fid)
+        if fid in self._pinned:
+            os.close(fd)
+            self._pinned[fid] = again
+        else:
+            self.forget_descriptor(fid)
+            self._keep(fid, again)
+        return again
+
+    def pair(self, first: Fid, second: Fid) -> tuple[int, int]:
+        """Descriptors of both fids, good together until the next call."""
+        self.descriptor(first)
+        fd = self.descriptor(second)
+        return self.descriptor(first), fd
+
+    def adopt(self, fid: Fid, fd: int) -> None:
+        """Take over *fd*, open on the new file *fid* as :meth:`descriptor` would open it."""
+        self._keep(fid, fd)
+
+    def forget_descriptor(self, fid: Fid) -> None:
+        """Close the cached descriptor of *fid*, if there is one."""
+        fd = self._descriptors.pop(fid, -1)
+        if fd >= 0:
+            self._read_only.discard(fid)
+            os.close(fd)
+
+    def _open(self, node: Node) -> int:
+        if not node.handle:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        if node.type == S_IFDIR:
+            return syscalls.open_by_handle(self.root_fd, node.handle, _FLAGS_DIRECTORY)
+        if node.type != S_IFREG:
+            return syscalls.open_by_handle(self.root_fd, node.handle, os.O_PATH)
+        try:
+            return syscalls.open_by_handle(self.root_fd, node.handle, _FLAGS_FILE)
+        except OSError as error:
+            if error.errno not in _REFUSALS:
+                raise
+        fd = syscalls.open_by_handle(self.root_fd, node.handle, _FLAGS_FILE_READ)
+        self._read_only.add(node.fid)
+        return fd
+
+    def _keep(self, fid: Fid, fd: int) -> None:
+        if len(self._descriptors) >= self._descriptors_max:
+            self.forget_descriptor(next(iter(self._descriptors)))
+        self._descriptors[fid] = fd
+
+    # -- orphans --------------------------------------------------------------------------------------------------
+
+    def pin(self, fid: Fid) -> None:
+        """Before an operation that may take *fid*'s last name: make sure that its descriptor stays."""
+        if fid not in self._pinned:
+            self._pinned[fid] = self.descriptor(fid)
+            del self._descriptors[fid]
+
+    def unpin(self, node: Node) -> None:
+        """After the operation: an orphan now, or, where a name is left, a descriptor like any other."""
+        if self.catalog.node(node.fid) is None:
+            self._orphans[node.fid] = node
+            return
+        self._keep(node.fid, self._pinned.pop(node.fid))
+
+    def drop_orphan(self, fid: Fid) -> None:
+        """The kernel has forgotten *fid* and nobody has it open: let an orphan go for good."""
+        if self._orphans.pop(fid, None) is not None:
+            self._read_only.discard(fid)
+            os.close(self._pinned.pop(fid))
+
+    # -- identity with the file -----------------------------------------------------------------------------------
+
+    def tag(self, fd: int, fid: Fid, handle: bytes) -> None:
+        """Write the fid to the file itself. *fd* may be an O_PATH descriptor's /proc path's."""
+        os.setxattr(fd, FID_XATTR, _TAG.pack(self.uuid.bytes, fid) + handle)
+
+    def tag_path(self, path: str, fid: Fid, handle: bytes) -> None:
+        """As :meth:`tag`, for what has no ordinary descriptor: *path* is a /proc/self/fd path."""
+        os.setxattr(path, FID_XATTR, _TAG.pack(self.uuid.bytes, fid) + handle)
+
+    def read_tag(self, fd: int, handle: bytes) -> Fid | None:
+        """The fid kept with the file that O_PATH descriptor *fd* is open on, whose handle is *handle*; None where it
+        has none, or one that was copied from another file or volume."""
+        try:
+            value = os.getxattr(syscalls.descriptor_path(fd), FID_XATTR)
+        except OSError as error:
+            if syscalls.missing(error):
+                return None
+            raise
+        if len(value) < _TAG.size or value[_TAG.size :] != handle:
+            return None
+        uuid, fid = _TAG.unpack_from(value)
+        return Fid(fid) if uuid == self.uuid.bytes else None
+
+    def look(self, parent: Fid, name: bytes) -> "Look | None":
+        """What the backing itself has under *name* in *parent*, whatever the catalog says; None for nothing."""
+        try:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor(parent))
+        except FileNotFoundError:
+            return None
+        try:
+            handle = syscalls.handle_of(fd)
+            return Look(os.fstat(fd), handle, self.read_tag(fd, handle))
+        finally:
+            os.close(fd)
+
+    def names(self, parent: Fid) -> Iterator[bytes]:
+        """The names that the backing itself has in *parent*."""
+        for name in os.listdir(self.descriptor(parent)):
+            yield os.fsencode(name)
+
+    # -- attributes ------------------------------------------------------------------------------------------------
+
+    def default_acl(self, node: Node) -> bytes | None:
+        """The default ACL of directory *node*, in the xattr's own format, or None."""
+        if node.default_acl is None:
+            try:
+                node.default_acl = os.getxattr(self.descriptor(node.fid), DEFAULT_ACL_XATTR)
+            except OSError as error:
+                if not syscalls.missing(error):
+                    raise
+                node.default_acl = b""
+        return node.default_acl or None
+
+    def xattr_target(self, fid: Fid) -> int | str:
+        """What to give to os.getxattr and the like for *fid*."""
+        fd = self.descriptor(fid)
+        if self.node(fid).type in (S_IFDIR, S_IFREG):
+            return fd
+        return syscalls.descriptor_path(fd)
+
+    def readlink(self, fid: Fid) -> bytes:
+        """The target of symlink *fid*."""
+        if self.node(fid).type != S_IFLNK:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return os.readlink(b"", dir_fd=self.descriptor(fid))
+
+    def close(self) -> None:
+        """Close every descriptor, the root's included."""
+        for fd in (*self._descriptors.values(), *self._pinned.values()):
+            os.close(fd)
+        self._descriptors.clear()
+        self._pinned.clear()
+
+
+class Look:
+    """What :meth:`Tree.look` saw."""
+
+    __slots__ = ("fid", "handle", "stat")
+
+    def __init__(self, stat: os.stat_result, handle: bytes, fid: Fid | None) -> None:
+        self.stat = stat
+        self.handle = handle
+        self.fid = fid
+
+
+def probe(root_fd: int, path: Path, read_only: bool) -> None:
+    """Refuse a backing that lacks what a volume needs. Leaves nothing behind. Raises BackingError."""
+    try:
+        handle = syscalls.handle_of(root_fd)
+        os.close(syscalls.open_by_handle(root_fd, handle, os.O_RDONLY | os.O_DIRECTORY))
+    except OSError as error:
+        raise BackingError(path, f"its file system has no file handles ({error.strerror})") from None
+    if read_only:
+        return
+    name = f".fusejournal-probe-{os.getpid()}"
+    try:
+        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600, dir_fd=root_fd)
+    except OSError as error:
+        raise BackingError(path, f"cannot be written ({error.strerror})") from None
+    try:
+        try:
+            os.setxattr(fd, FID_XATTR, b"probe")
+        except OSError as error:
+            raise BackingError(
+                path, f"its file system has no trusted xattrs ({error.strerror})"
+            ) from None
+        for time_ns in _PROBE_TIMES_NS:
+            os.utime(fd, ns=(time_ns, time_ns))
+            if os.fstat(fd).st_mtime_ns != time_ns:
+                raise BackingError(
+                    path, "its file system does not keep nanosecond times from 1901 to 2446"
+                )
+    finally:
+        os.close(fd)
+        os.unlink(name, dir_fd=root_fd)
+
+
+_PROBE_TIMES_NS = (1_700_000_000_123_456_789, TIME_MIN_NS, TIME_MAX_NS)

@@ -1,0 +1,109 @@
+"""The configuration file: TOML, every key known, every value checked. Immutable once loaded.
+
+Sections and defaults::
+
+    [volume]
+    durability = "async"                # or "nfs": names and attributes wait for the shared flush, too
+
+    [journal]
+    segment_bytes = "64MiB"             # a segment is sealed at this size
+    compress = true                     # compress sealed segments in the background
+    compress_level = 3                  # zstd, 1 to 19
+    flush_interval_seconds = 1.0        # the journal is flushed at least this often
+    checkpoint_interval_seconds = 10.0  # so is the backing
+
+    [log]
+    level = "warning"
+"""
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from fusejournal.errors import ConfigError
+
+_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def _parse_bytes(value: Any) -> Any:
+    match = re.fullmatch(r"(\d+) ?([A-Za-z]*)", value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    if match[2] not in _UNITS:
+        raise ValueError(f"the unit {match[2]!r} is none of B, KiB, MiB, GiB")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+Bytes = Annotated[int, BeforeValidator(_parse_bytes)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class JournalConfig(_Section):
+    """How the journal is written and kept."""
+
+    segment_bytes: Annotated[Bytes, Field(ge=1 << 16, le=4 << 30)] = 64 << 20
+    compress: bool = True
+    compress_level: Annotated[int, Field(ge=1, le=19)] = 3
+    flush_interval_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
+    checkpoint_interval_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
+
+
+class VolumeConfig(_Section):
+    """What callers may rely on."""
+
+    durability: Literal["async", "nfs"] = "async"
+
+
+class LogConfig(_Section):
+    """The layer's own log."""
+
+    level: Literal["debug", "info", "warning", "error"] = "warning"
+
+
+class Config(_Section):
+    """The whole file."""
+
+    volume: VolumeConfig = VolumeConfig()
+    journal: JournalConfig = JournalConfig()
+    log: LogConfig = LogConfig()
+
+
+def load_config(path: Path | None) -> Config:
+    """The configuration in *path*, or the defaults. Raises ConfigError, one line naming what is wrong."""
+    if path is None:
+        return Config()
+    try:
+        return Config.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"{path}: unknown key {where!r}{_nearest(first['loc'])}") from None
+        raise ConfigError(f"{path}: {where}: {first['msg']}") from None
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    """A hint at the known key that is most like the unknown one."""
+    known = []
+    for name, field in Config.model_fields.items():
+        known.append(name)
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            known += [f"{name}.{key}" for key in section.model_fields]
+    text = ".".join(str(part) for part in location)
+    by_last = {key.rpartition(".")[2]: key for key in known}
+    near = difflib.get_close_matches(text, known, 1) or [
+        by_last[word] for word in difflib.get_close_matches(text.rpartition(".")[2], list(by_last), 1)
+    ]
+    return f"; did you mean {near[0]!r}?" if near else ""

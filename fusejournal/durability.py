@@ -1,0 +1,138 @@
+"""Flushes and checkpoints: what makes the journal, and after it the backing, durable.
+
+Owns three background tasks of a running volume: the group flush (one fdatasync of the journal for all who wait, at
+least every ``flush_interval_seconds``), the checkpoint (syncfs of the backing, then the catalog) and the compression
+of sealed segments. All disk waits happen in worker threads; the event loop only wakes whom they concern.
+
+A flush or syncfs that fails is never retried as if nothing had been: it calls ``fail`` and the volume is read-only
+from there on, and everybody who waits gets EIO. Source: fsync(2), syncfs(2); the kernel reports a write error once.
+"""
+
+import errno
+import os
+from collections.abc import Callable
+
+import trio
+
+from fusejournal import storage
+from fusejournal.backing.catalog import Catalog
+from fusejournal.config import JournalConfig
+from fusejournal.errors import JournalError
+from fusejournal.journal.journal import Journal
+from fusejournal.types import Seq
+
+_COMMIT_CHANGES = 5_000
+_COMPRESS_PAUSE_SECONDS = 5.0
+
+
+class Durability:
+    """See the module. ``durable_seq`` and ``checkpoint_seq`` only grow."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        catalog: Catalog,
+        root_fd: int,
+        config: JournalConfig,
+        fail: Callable[[str], None],
+    ) -> None:
+        self._journal = journal
+        self._catalog = catalog
+        self._root_fd = root_fd
+        self._config = config
+        self._fail = fail
+        self._failed = False
+        self._wanted = trio.Event()
+        self._flushed = trio.Event()
+        self.full = False
+        """Whether the catalog's disk has no space for what has to be committed."""
+
+    @property
+    def durable_seq(self) -> Seq:
+        """Everything up to this entry survives the loss of the machine."""
+        return self._journal.durable_seq
+
+    async def wait(self, seq: Seq) -> None:
+        """Return when the journal is durable up to *seq*. Raises OSError EIO when it cannot be. Cancelling is
+        harmless: the flush goes on for the others."""
+        while self._journal.durable_seq < seq:
+            if self._failed:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            self._wanted.set()
+            await self._flushed.wait()
+
+    async def run(self) -> None:
+        """Run all background tasks until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._flush_loop)
+            nursery.start_soon(self._checkpoint_loop)
+            if self._config.compress:
+                nursery.start_soon(self._compress_loop)
+
+    async def _flush_loop(self) -> None:
+        while not self._failed:
+            with trio.move_on_after(self._config.flush_interval_seconds):
+                await self._wanted.wait()
+            self._wanted = trio.Event()
+            await self.flush()
+            if self._catalog.changes > _COMMIT_CHANGES or self.full:
+                self.commit_catalog()
+
+    async def flush(self) -> None:
+        """Flush the journal once, up to its head now."""
+        if self._journal.durable_seq < self._journal.head_seq:
+            try:
+                await trio.to_thread.run_sync(self._journal.sync)
+            except JournalError as error:
+                self._broken(f"the journal could not be flushed: {error}")
+        flushed, self._flushed = self._flushed, trio.Event()
+        flushed.set()
+
+    def commit_catalog(self) -> None:
+        """Commit the catalog to the page cache; a full disk is said in ``full`` and tried again later."""
+        try:
+            self._catalog.commit()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                self._broken(f"the catalog could not be committed: {error}")
+            self.full = True
+        else:
+            self.full = False
+
+    async def checkpoint(self) -> None:
+        """Bring backing and catalog to disk up to what is applied now."""
+        seq = self._catalog.applied_seq
+        if seq == self._catalog.checkpoint_seq or self._failed:
+            return
+        try:
+            # The journal first: the backing must never be ahead of it on disk.
+            await self.flush()
+            await trio.to_thread.run_sync(storage.syncfs, "checkpoint.syncfs", self._root_fd)
+            self._catalog.checkpoint_seq = seq
+            self.commit_catalog()
+            await trio.to_thread.run_sync(self._catalog.sync)
+        except OSError as error:
+            self._broken(f"the backing could not be flushed: {error}")
+
+    async def _checkpoint_loop(self) -> None:
+        while not self._failed:
+            await trio.sleep(self._config.checkpoint_interval_seconds)
+            await self.checkpoint()
+
+    async def _compress_loop(self) -> None:
+        while not self._failed:
+            await trio.sleep(_COMPRESS_PAUSE_SECONDS)
+            for segment in self._journal.sealed_segments():
+                try:
+                    await trio.to_thread.run_sync(self._journal.compress_one, segment)
+                except OSError as error:
+                    # The plain segment is as good; a full disk, say, passes.
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    break
+
+    def _broken(self, reason: str) -> None:
+        self._failed = True
+        self._fail(reason)
+        flushed, self._flushed = self._flushed, trio.Event()
+        flushed.set()

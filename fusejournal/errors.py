@@ -1,0 +1,111 @@
+"""Every error a user can meet, each with the exit code the command line ends with.
+
+What comes from disk, a peer or a user is checked and raised as one of these: one line, saying what, where and what
+to do next. The message is made from typed fields so that a script (``--json``) can read them too.
+"""
+
+from pathlib import Path
+
+
+class FusejournalError(Exception):
+    """Base of the tree. ``exit_code`` is the process's status when it reaches the command line."""
+
+    exit_code = 1
+
+
+class UsageError(FusejournalError):
+    """The command line or configuration asks for something that makes no sense."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration file that cannot be used."""
+
+
+class VolumeNotFoundError(FusejournalError):
+    """No volume of that name, mountpoint or state directory."""
+
+    exit_code = 3
+
+    def __init__(self, volume: str) -> None:
+        self.volume = volume
+        super().__init__(f"no volume {volume!r}: give a name, a mountpoint or a state directory (see 'status')")
+
+
+class VolumeBusyError(FusejournalError):
+    """Another process holds the volume, or something still uses its mount."""
+
+    exit_code = 4
+
+
+class BackingError(FusejournalError):
+    """The backing directory cannot carry a volume, or is not this volume's."""
+
+    exit_code = 5
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        self.path = Path(path)
+        self.reason = reason
+        super().__init__(f"{path}: {reason}")
+
+
+class MountError(FusejournalError):
+    """The kernel refused the mount, or the mount died before it was live."""
+
+    exit_code = 6
+
+
+class NotRunningError(FusejournalError):
+    """The volume is known but no layer is running on it."""
+
+    exit_code = 7
+
+
+class PrivilegeError(FusejournalError):
+    """Root is needed."""
+
+    exit_code = 8
+
+
+class JournalError(FusejournalError):
+    """The journal cannot be used as it is."""
+
+    exit_code = 10
+
+
+class JournalDamagedError(JournalError):
+    """Bytes in the journal that should not change have changed. Never skipped."""
+
+    exit_code = 11
+
+    def __init__(self, segment: Path | str, offset: int, seq: int, reason: str) -> None:
+        self.segment = Path(segment)
+        self.offset = offset
+        self.seq = seq
+        self.reason = reason
+        super().__init__(f"{segment}: damaged at byte {offset}, seq {seq}: {reason}")
+
+
+class JournalForeignError(JournalError):
+    """A segment of another volume, or of a format this program does not know."""
+
+    exit_code = 12
+
+
+class JournalFullError(JournalError):
+    """No space for the next entry; nothing was written. The caller gets ENOSPC."""
+
+    exit_code = 13
+
+
+class JournalFailedError(JournalError):
+    """The disk under the journal failed. From here on the volume is read-only."""
+
+    exit_code = 14
+
+
+class RecoveryError(FusejournalError):
+    """Backing and journal cannot be made to agree without losing something."""
+
+    exit_code = 15

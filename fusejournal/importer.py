@@ -1,0 +1,163 @@
+"""Import: brings files that were in the backing before the layer into the journal, with their content.
+
+One walk over the backing, top down, reading each file's data once. Every object gets an IMPORT entry (then its fid, in
+the catalog and on the file itself), a regular file's content IMPORT_DATA entries (holes stay holes), a further name
+of a file an IMPORT_LINK. The objects themselves are not changed but for the fid: times, owners, modes stay.
+
+A walk that was stopped or killed begins again and passes over what the catalog has whole, so it reads only what it had
+not finished. Runs as a generator: between two items the caller may show progress, wait or stop.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from stat import S_IMODE, S_ISDIR, S_ISLNK, S_ISREG
+from typing import NamedTuple
+
+from fusejournal.backing import syscalls
+from fusejournal.backing.catalog import Node
+from fusejournal.backing.tree import FID_XATTR, Look
+from fusejournal.errors import BackingError
+from fusejournal.operations import Import, ImportData, ImportLink, Setattr, Setxattr
+from fusejournal.types import NOBODY_ASKED, ROOT_FID, Fid, clamp_time
+from fusejournal.volume import Volume
+
+PIECE_BYTES = 1 << 20
+
+
+class ImportProgress(NamedTuple):
+    """How far the walk is: names seen and bytes of content journaled."""
+
+    names: int
+    bytes: int
+
+
+class Importer:
+    """Imports into *volume*. ``path`` is the backing's, for messages."""
+
+    def __init__(self, volume: Volume, path: Path) -> None:
+        self._volume = volume
+        self._path = path
+        self._names = 0
+        self._bytes = 0
+        self.imported = 0
+        """Names that were not known before."""
+
+    def run(self) -> Iterator[ImportProgress]:
+        """Import the whole backing. Raises BackingError (names the file), OSError ENOSPC when the journal is full."""
+        self._journal_root()
+        pending = [ROOT_FID]
+        while pending:
+            parent = pending.pop()
+            for name in sorted(self._volume.tree.names(parent)):
+                yield from self.import_name(parent, name)
+                fid = self._volume.catalog.lookup(parent, name)
+                if fid is not None and S_ISDIR(self._volume.tree.node(fid).type):
+                    pending.append(fid)
+
+    def import_name(self, parent: Fid, name: bytes) -> Iterator[ImportProgress]:
+        """Import one name, with content (a directory without what is in it); nothing when it is known and whole."""
+        self._names += 1
+        catalog = self._volume.catalog
+        known = catalog.lookup(parent, name)
+        if known is not None:
+            node = self._volume.tree.node(known)
+            if not node.complete:
+                yield from self._import_content(node)
+            yield self._progress()
+            return
+        look = self._volume.tree.look(parent, name)
+        if look is None:
+            return
+        if look.stat.st_dev != self._volume.tree.device:
+            raise BackingError(self._where(parent, name), "another file system is mounted here; a volume is one file system")
+        self.imported += 1
+        node_of_tag = catalog.node(look.fid) if look.fid is not None else None
+        if node_of_tag is not None and not S_ISDIR(look.stat.st_mode):
+            self._volume.adopt(ImportLink(node_of_tag.fid, parent, name))
+        else:
+            yield from self._import_object(parent, name, look)
+        yield self._progress()
+
+    def _import_object(self, parent: Fid, name: bytes, look: Look) -> Iterator[ImportProgress]:
+        stat = look.stat
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._volume.tree.descriptor(parent))
+        try:
+            xattrs = _xattrs(syscalls.descriptor_path(fd))
+            target = os.readlink(b"", dir_fd=fd) if S_ISLNK(stat.st_mode) else None
+        finally:
+            os.close(fd)
+        operation = Import(
+            fid=self._volume.new_fid(), parent=parent, name=name, mode=stat.st_mode, uid=stat.st_uid, gid=stat.st_gid,
+            rdev=stat.st_rdev, size=stat.st_size if S_ISREG(stat.st_mode) else 0,
+            mtime_ns=clamp_time(stat.st_mtime_ns), target=target, xattrs=xattrs,
+            complete=not S_ISREG(stat.st_mode) or stat.st_blocks == 0 and stat.st_size == 0,
+        )  # fmt: skip
+        try:
+            self._volume.adopt(operation, look.handle, stat.st_ino)
+        except PermissionError:
+            raise BackingError(
+                self._where(parent, name), "is immutable or append-only: 'chattr -i -a' it, then mount again"
+            ) from None
+        if not operation.complete:
+            yield from self._import_content(self._volume.tree.node(operation.fid))
+
+    def _import_content(self, node: Node) -> Iterator[ImportProgress]:
+        fd = self._volume.tree.descriptor(node.fid)
+        stat = os.fstat(fd)
+        mtime_ns = clamp_time(stat.st_mtime_ns)
+        offset, end = 0, stat.st_size
+        while offset < end:
+            # Others may use the descriptor cache between two pieces: ask for the descriptor anew.
+            fd = self._volume.tree.descriptor(node.fid)
+            try:
+                offset = os.lseek(fd, offset, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                break  # only a hole is left
+            hole = os.lseek(fd, offset, os.SEEK_HOLE)
+            data = os.pread(fd, min(PIECE_BYTES, hole - offset), offset)
+            if not data:
+                break
+            self._volume.adopt(ImportData(node.fid, offset, mtime_ns, complete=False), data=data)
+            offset += len(data)
+            self._bytes += len(data)
+            yield self._progress()
+        self._volume.adopt(ImportData(node.fid, end, mtime_ns, complete=True))
+
+    def _journal_root(self) -> None:
+        """The root has no name to import; its attributes are journaled as settings of what it has."""
+        stat = self._volume.tree.stat(ROOT_FID)
+        attributes = Setattr(
+            ROOT_FID, S_IMODE(stat.st_mode), stat.st_uid, stat.st_gid, None, clamp_time(stat.st_mtime_ns)
+        )
+        for name, value in _xattrs(self._volume.tree.root_fd):
+            self._volume.commit(Setxattr(ROOT_FID, name, value), NOBODY_ASKED)
+        self._volume.commit(attributes, NOBODY_ASKED)
+
+    def _progress(self) -> ImportProgress:
+        return ImportProgress(self._names, self._bytes)
+
+    def _where(self, parent: Fid, name: bytes) -> Path:
+        directory = self._volume.catalog.path(parent) or b""
+        return self._path / os.fsdecode(directory) / os.fsdecode(name)
+
+
+def _xattrs(target: int | str) -> tuple[tuple[bytes, bytes], ...]:
+    """All xattrs but the layer's own, by name."""
+    names = sorted(name for name in os.listxattr(target) if name != FID_XATTR)
+    return tuple((os.fsencode(name), os.getxattr(target, name)) for name in names)
+
+
+def survey(root_fd: int) -> ImportProgress:
+    """Count names and bytes below *root_fd* without reading any file, for a progress bar's total."""
+    names, total = 0, 0
+    for _, directories, files, fd in os.fwalk(".", dir_fd=root_fd, follow_symlinks=False):
+        names += len(directories) + len(files)
+        for name in files:
+            stat = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if S_ISREG(stat.st_mode):
+                total += min(stat.st_size, stat.st_blocks * 512)
+    return ImportProgress(names, total)

@@ -1,0 +1,435 @@
+"""The journal of one volume: append, flush, roll, read. The only code that writes segments.
+
+:meth:`Journal.append` and everything else but ``sync`` and ``compress_one`` belong to the event loop's thread; those
+two block and run in worker threads beside it. An appended frame is in the kernel's hands when ``append`` returns (one
+pwritev, no buffer of our own), so it outlives this process; ``sync`` makes it outlive the machine.
+
+Space is taken ahead of the end, and a reserve of it kept: an entry that does not fit is refused before a byte of it is
+written, while VOID and CLEAN entries, and removals within limits, still find room. An error of the disk itself ends
+the journal's life: every later append fails, for nobody knows what the pages hold.
+
+A segment is rolled before an entry, never between an entry and its VOID. Source: fallocate(2), pwritev(2),
+fdatasync(2).
+"""
+
+import errno
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from fusejournal import storage
+from fusejournal.errors import JournalDamagedError, JournalError, JournalFailedError, JournalFullError
+from fusejournal.journal import tail
+from fusejournal.journal.format import (
+    SEGMENT_HEADER_BYTES,
+    Entry,
+    FormatError,
+    SegmentHeader,
+    decode_entry,
+    encode_frame,
+    encode_payload,
+)
+from fusejournal.journal.seekable import compress_file
+from fusejournal.journal.segment import (
+    COMPRESSED_SUFFIX,
+    BadFrameError,
+    SegmentReader,
+    first_seq_of,
+    list_segments,
+    segment_path,
+)
+from fusejournal.operations import MAKERS, REMOVALS, TOUCHED, Kind, NewEpoch, Operation
+from fusejournal.types import Epoch, Fid, Position, Seq, Who
+
+_VOID_ROOM_BYTES = 256
+_ALWAYS = frozenset({Kind.VOID, Kind.CLEAN})
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@dataclass(frozen=True)
+class JournalOptions:
+    """Sizes in bytes. ``reserve_bytes`` are kept back beyond the end of the log; removals may use the half of them."""
+
+    segment_bytes: int = 64 << 20
+    preallocate_bytes: int = 8 << 20
+    reserve_bytes: int = 1 << 20
+    compress: bool = True
+    compress_level: int = 3
+
+
+class _Current:
+    """The segment that is written."""
+
+    __slots__ = ("allocated", "end", "fd", "first_seq", "named", "path")
+
+    def __init__(self, path: Path, fd: int, first_seq: Seq, end: int) -> None:
+        self.path = path
+        self.fd = fd
+        self.first_seq = first_seq
+        self.end = end
+        self.allocated = end
+        self.named: set[Fid] = set()
+        """Fids whose path this segment tells."""
+
+
+class Journal:
+    """See the module. Make one with :meth:`create` or :meth:`open`."""
+
+    def __init__(self, directory: Path, uuid: UUID, options: JournalOptions) -> None:
+        self.directory = directory
+        self.uuid = uuid
+        self.options = options
+        self.epoch = Epoch(0)
+        self.head_seq = Seq(0)
+        self.chain = 0
+        self.last_time_ns = 0
+        self.durable_seq = Seq(0)
+        """Everything up to here is on disk."""
+        self.ends_clean = False
+        """Whether the last entry is a CLEAN."""
+        self.repairs: list[tail.Cut] = []
+        self.damage: JournalDamagedError | None = None
+        """What keeps a read-only opened journal from being whole."""
+        self._current: _Current | None = None
+        self._failure: str | None = None
+        self._unsynced: list[tuple[Path, int]] = []
+        self._directory_dirty = False
+        self._sync_lock = threading.Lock()
+        self._sealed_bytes: dict[Seq, int] = {}
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, directory: Path, uuid: UUID, options: JournalOptions) -> "Journal":
+        """A new, empty journal in *directory*. Raises JournalFullError, OSError."""
+        journal = cls(directory, uuid, options)
+        journal._current = journal._begin_segment(Seq(1))
+        return journal
+
+    @classmethod
+    def open(
+        cls, directory: Path, uuid: UUID, options: JournalOptions, *, unclean_machine: bool, read_only: bool = False
+    ) -> "Journal":
+        """The journal in *directory*.
+
+        What is torn at its end is cut off, saved aside and told in ``repairs``; with *unclean_machine* (the machine
+        went down since) anything bad above the flushed watermark counts as torn. Any other damage raises
+        JournalDamagedError; with *read_only* nothing is changed and the journal ends before the damage, which is in
+        ``damage``. Raises JournalForeignError when the segments are another volume's.
+        """
+        journal = cls(directory, uuid, options)
+        found = tail.examine(directory, uuid, unclean_machine)
+        if found.damage is not None and not read_only:
+            raise found.damage
+        journal.damage = found.damage
+        if found.cut is not None and not read_only:
+            tail.cut(directory, found.cut)
+            journal.repairs.append(found.cut)
+        journal.epoch = found.epoch
+        journal.head_seq = found.head_seq
+        journal.chain = found.chain
+        journal.last_time_ns = found.last_time_ns
+        journal.ends_clean = found.ends_clean
+        journal.durable_seq = found.flushed
+        for path in list_segments(directory):
+            journal._sealed_bytes[first_seq_of(path)] = path.stat().st_size
+        if not read_only:
+            journal._resume(found)
+        return journal
+
+    def _resume(self, found: tail.Found) -> None:
+        """Go on writing where the newest segment ends, or begin one where there is none to go on with."""
+        if found.last is None or found.last.suffix == COMPRESSED_SUFFIX:
+            self._current = self._begin_segment(Seq(self.head_seq + 1))
+            return
+        fd = os.open(found.last, os.O_RDWR | os.O_CLOEXEC)
+        self._current = _Current(found.last, fd, first_seq_of(found.last), found.end)
+        self._sealed_bytes.pop(self._current.first_seq, None)
+        # What the last process wrote may still be in the page cache alone: the first flush covers these too.
+        for path in list_segments(self.directory)[:-1]:
+            if path.suffix != COMPRESSED_SUFFIX and first_seq_of(path) + 1 > self.durable_seq:
+                self._unsynced.append((path, os.open(path, os.O_RDWR | os.O_CLOEXEC)))
+        self._directory_dirty = True
+
+    # -- appending ----------------------------------------------------------------------------------------------------
+
+    @property
+    def head(self) -> Position:
+        """Where the log stands."""
+        return Position(self.epoch, self.head_seq, self.chain)
+
+    def append(
+        self,
+        operation: Operation,
+        who: Who,
+        time_ns: int,
+        path_of: Callable[[Fid], bytes | None],
+        data: bytes | memoryview = b"",
+    ) -> Seq:
+        """Append one entry; when this returns it is in the kernel's hands. *path_of* tells a fid's path as it is now.
+
+        Raises JournalFullError (nothing was written) or JournalFailedError (the journal is dead).
+        """
+        if self._failure is not None:
+            raise JournalFailedError(self._failure)
+        kind = operation.kind
+        current = self._current
+        assert current is not None, "the journal is open for reading only"
+        assert time_ns > self.last_time_ns, "entry times must grow"
+        paths = self._paths(current, operation, path_of)
+        payload = encode_payload(operation, who, time_ns, paths)
+        need = len(payload) + len(data) + 32
+        if current.end + need + _VOID_ROOM_BYTES > self.options.segment_bytes and self._may_roll(current, kind):
+            rolled = self._roll(kind)
+            if rolled is not None:
+                current = rolled
+                paths = self._paths(current, operation, path_of)
+                payload = encode_payload(operation, who, time_ns, paths)
+                need = len(payload) + len(data) + 32
+        if current.end + need + self.options.reserve_bytes > current.allocated:
+            self._take_space(current, need, kind)
+        seq = Seq(self.head_seq + 1)
+        head, chain = encode_frame(payload, data, seq, self.durable_seq, self.chain)
+        self._write(current, head, data, need)
+        current.end += need
+        self.head_seq = seq
+        self.chain = chain
+        self.last_time_ns = time_ns
+        if paths:
+            current.named.update(paths)
+        if kind in MAKERS:
+            current.named.add(operation[0])  # type: ignore[arg-type]
+        elif isinstance(operation, NewEpoch):
+            self.epoch = operation.epoch
+        return seq
+
+    def _paths(
+        self, current: _Current, operation: Operation, path_of: Callable[[Fid], bytes | None]
+    ) -> dict[Fid, bytes] | None:
+        """The paths that this segment has not told yet."""
+        paths: dict[Fid, bytes] | None = None
+        for index in TOUCHED[operation.kind]:
+            fid: Fid = operation[index]  # type: ignore[assignment]
+            if fid not in current.named:
+                path = path_of(fid)
+                if path is not None:
+                    paths = paths or {}
+                    paths[fid] = path
+        return paths
+
+    def _write(self, current: _Current, head: bytes, data: bytes | memoryview, need: int) -> None:
+        try:
+            written = storage.pwritev("journal.append", current.fd, (head, data) if data else (head,), current.end)
+        except OSError as error:
+            self._refuse(current, error)
+        else:
+            if written != need:
+                # Only a full disk writes less; the rest may tell, but what is there must go in any case.
+                self._refuse(current, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    def _refuse(self, current: _Current, error: OSError) -> None:
+        """Take back what a failed append may have written, and say so."""
+        if error.errno not in _NO_SPACE:
+            raise self._fail(f"{current.path}: cannot be written: {error.strerror}") from error
+        try:
+            storage.ftruncate("journal.truncate", current.fd, current.end)
+        except OSError as second:
+            raise self._fail(f"{current.path}: a short entry could not be cut off: {second.strerror}") from second
+        current.allocated = current.end  # what was allocated went with it
+        raise JournalFullError(f"{self.directory}: no space left for the journal") from None
+
+    def _fail(self, reason: str) -> JournalFailedError:
+        self._failure = reason
+        return JournalFailedError(reason)
+
+    def _take_space(self, current: _Current, need: int, kind: Kind) -> None:
+        """Have blocks allocated for *need* bytes and, as far as *kind* may not use it, the reserve beyond them."""
+        reserve = self.options.reserve_bytes
+        target = current.end + need + reserve + self.options.preallocate_bytes
+        try:
+            storage.fallocate("journal.fallocate", current.fd, current.allocated, target - current.allocated)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                current.allocated = 1 << 62  # no promises to be had here; a short append is cut off
+                return
+            if error.errno not in _NO_SPACE:
+                raise self._fail(f"{current.path}: cannot be extended: {error.strerror}") from error
+            kept = 0 if kind in _ALWAYS else reserve // 2 if kind in REMOVALS else reserve
+            if current.end + need + kept > current.allocated:
+                raise JournalFullError(f"{self.directory}: no space left for the journal") from None
+        else:
+            current.allocated = target
+
+    # -- rolling ------------------------------------------------------------------------------------------------------
+
+    def _may_roll(self, current: _Current, kind: Kind) -> bool:
+        return kind != Kind.VOID and current.end > SEGMENT_HEADER_BYTES
+
+    def _roll(self, kind: Kind) -> _Current | None:
+        """Seal the current segment and begin the next; None when there is no space and *kind* may go on in the old."""
+        old = self._current
+        assert old is not None
+        try:
+            new = self._begin_segment(Seq(self.head_seq + 1))
+        except JournalFullError:
+            if kind in _ALWAYS or kind in REMOVALS:
+                return None
+            raise
+        try:
+            storage.ftruncate("journal.seal", old.fd, old.end)  # gives back what was allocated beyond
+        except OSError as error:
+            raise self._fail(f"{old.path}: cannot be sealed: {error.strerror}") from error
+        # In this order: a flush beside us takes the current segment first and the sealed ones after.
+        self._sealed_bytes[old.first_seq] = old.end
+        self._unsynced.append((old.path, old.fd))
+        self._current = new
+        return new
+
+    def _begin_segment(self, first_seq: Seq) -> _Current:
+        path = segment_path(self.directory, first_seq)
+        header = SegmentHeader(self.uuid, self.epoch, first_seq, self.chain, time.time_ns()).encode()
+        storage.reached("journal.create")
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno in _NO_SPACE:
+                raise JournalFullError(f"{self.directory}: no space left for the journal") from None
+            raise self._fail(f"{path}: cannot be made: {error.strerror}") from error
+        current = _Current(path, fd, first_seq, SEGMENT_HEADER_BYTES)
+        current.allocated = 0
+        try:
+            self._take_space(current, 0, Kind.EPOCH)
+            if storage.pwritev("journal.header", fd, (header,), 0) != len(header):
+                raise JournalFullError(f"{self.directory}: no space left for the journal")
+        except (JournalError, OSError) as error:
+            os.close(fd)
+            os.unlink(path)
+            if isinstance(error, OSError) and error.errno not in _NO_SPACE:
+                raise self._fail(f"{path}: cannot be written: {error.strerror}") from error
+            raise JournalFullError(f"{self.directory}: no space left for the journal") from None
+        self._directory_dirty = True
+        return current
+
+    # -- flushing -----------------------------------------------------------------------------------------------------
+
+    def sync(self) -> Seq:
+        """Make everything appended so far durable; returns the seq up to which that is. Blocks: call it in a thread.
+
+        Raises JournalFailedError; the journal is dead then, and nothing is tried again.
+        """
+        with self._sync_lock:
+            if self._failure is not None:
+                raise JournalFailedError(self._failure)
+            # The head first, then the current segment, then the sealed ones: a roll meanwhile loses none of them.
+            seq = self.head_seq
+            current = self._current
+            assert current is not None
+            sealed = list(self._unsynced)
+            directory_dirty, self._directory_dirty = self._directory_dirty, False
+            try:
+                for _, fd in sealed:
+                    storage.fdatasync("journal.sync", fd)
+                storage.fdatasync("journal.sync", current.fd)
+                if directory_dirty:
+                    storage.fsync_directory("journal.sync.directory", self.directory)
+            except OSError as error:
+                raise self._fail(f"{self.directory}: cannot be flushed: {error.strerror}") from error
+            for _, fd in sealed:
+                if fd != current.fd:
+                    os.close(fd)
+            self._unsynced[:] = [pair for pair in self._unsynced if pair not in sealed or pair[1] == current.fd]
+            self.durable_seq = max(self.durable_seq, seq)
+            return self.durable_seq
+
+    def close(self) -> None:
+        """Close the files. Flush first what is to last."""
+        with self._sync_lock:
+            if self._current is not None:
+                for _, fd in self._unsynced:
+                    os.close(fd)
+                storage.ftruncate("journal.close", self._current.fd, self._current.end)
+                os.close(self._current.fd)
+                self._current = None
+
+    # -- sealed segments ----------------------------------------------------------------------------------------------
+
+    @property
+    def segment_count(self) -> int:
+        """How many segments there are."""
+        return len(self._sealed_bytes) + (self._current is not None)
+
+    @property
+    def total_bytes(self) -> int:
+        """What the segments occupy."""
+        return sum(self._sealed_bytes.values()) + (self._current.end if self._current is not None else 0)
+
+    def sealed_segments(self) -> list[Path]:
+        """Plain segments that are sealed and durable: those that can be compressed."""
+        busy = {path for path, _ in self._unsynced}
+        if self._current is not None:
+            busy.add(self._current.path)
+        return [
+            path
+            for path in list_segments(self.directory)
+            if path.suffix != COMPRESSED_SUFFIX and path not in busy
+        ]
+
+    def compress_one(self, path: Path) -> None:
+        """Compress a sealed segment in place. Blocks: call it in a thread. Raises OSError, FormatError."""
+        compressed = path.with_suffix(COMPRESSED_SUFFIX)
+        compress_file(path, compressed, self.options.compress_level)
+        self._sealed_bytes[first_seq_of(path)] = compressed.stat().st_size
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def read(self, from_seq: Seq, to_seq: Seq) -> Iterator[Entry]:
+        """The entries in [from_seq, to_seq), each checked and chained. Raises JournalDamagedError.
+
+        In a journal that another process appends to, a frame that is not whole yet is the end.
+        """
+        paths = list_segments(self.directory)
+        for index, path in enumerate(paths):
+            if first_seq_of(path) >= to_seq:
+                return
+            last = index == len(paths) - 1
+            if last or first_seq_of(paths[index + 1]) > from_seq:
+                yield from self._read_segment(path, from_seq, to_seq, last)
+
+    def tail(self, count: int) -> list[Entry]:
+        """The newest *count* entries, oldest first. Raises JournalDamagedError."""
+        newest: list[Entry] = []
+        paths = list_segments(self.directory)
+        for index in range(len(paths) - 1, -1, -1):
+            last = index == len(paths) - 1
+            end = first_seq_of(paths[index + 1]) if not last else Seq(1 << 62)
+            entries = deque(self._read_segment(paths[index], Seq(0), end, last), maxlen=count - len(newest))
+            newest = [*entries, *newest]
+            if len(newest) >= count:
+                break
+        return newest
+
+    def _read_segment(self, path: Path, from_seq: Seq, to_seq: Seq, last: bool) -> Iterator[Entry]:
+        try:
+            with SegmentReader(path) as reader:
+                for header, content, offset in reader.frames():
+                    if header.seq >= to_seq or self._is_past_damage(header.seq):
+                        return
+                    if header.seq >= from_seq:
+                        try:
+                            yield decode_entry(header, content, offset)
+                        except FormatError as error:
+                            raise BadFrameError(offset, header.seq, str(error), torn=False) from None
+        except BadFrameError as bad:
+            if last and bad.torn and bad.seq > self.head_seq:
+                return
+            if self._is_past_damage(bad.seq):
+                return
+            raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
+
+    def _is_past_damage(self, seq: Seq) -> bool:
+        return self.damage is not None and seq > self.head_seq

@@ -1,0 +1,146 @@
+"""Sealed segments, compressed: independent zstd blocks with a seek table behind them.
+
+The file is in the public "zstd seekable format" (version 0.1.0): ordinary zstd frames, each with its content checksum,
+then a skippable frame that holds the seek table, so that the ``zstd`` tool gives the plain segment back and a reader
+finds any byte by decompressing one block.
+
+======  ====  ==================================================================================
+part    size  field
+======  ====  ==================================================================================
+table   4     skippable magic 0x184D2A5E
+        4     length of what follows
+entry   4     compressed bytes of one block                              (repeated for each block)
+        4     uncompressed bytes of it
+footer  4     number of blocks
+        1     descriptor: 0, no checksums in the table
+        4     magic 0x8F92EAB1
+======  ====  ==================================================================================
+
+Source: contrib/seekable_format/zstd_seekable_compression_format.md of the zstd project.
+"""
+
+import os
+import struct
+from bisect import bisect_right
+from pathlib import Path
+
+import xxhash
+import zstandard
+
+from fusejournal import storage
+from fusejournal.journal.format import FormatError
+
+BLOCK_BYTES = 256 << 10
+
+_SKIPPABLE_MAGIC = 0x184D2A5E
+_SEEKABLE_MAGIC = 0x8F92EAB1
+_TABLE_HEAD = struct.Struct("<II")
+_TABLE_ENTRY = struct.Struct("<II")
+_FOOTER = struct.Struct("<IBI")
+assert (_TABLE_HEAD.size, _TABLE_ENTRY.size, _FOOTER.size) == (8, 8, 9)
+
+_BLOCKS_MAX = 1 << 20
+
+
+class SeekableFile:
+    """Reads a compressed segment. Not for use by two threads at a time."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._starts, self._positions, self.size = _read_table(fd)
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+        self._block = -1
+        self._content = b""
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Up to *length* uncompressed bytes from *offset*. Raises FormatError on a damaged block."""
+        parts: list[bytes] = []
+        while length > 0 and offset < self.size:
+            block = bisect_right(self._starts, offset) - 1
+            content = self._load(block)
+            part = content[offset - self._starts[block] :][:length]
+            if not part:
+                raise FormatError(f"compressed block {block} is shorter than the seek table says")
+            parts.append(part)
+            offset += len(part)
+            length -= len(part)
+        return b"".join(parts)
+
+    def _load(self, block: int) -> bytes:
+        if block != self._block:
+            start, end = self._positions[block], self._positions[block + 1]
+            compressed = os.pread(self._fd, end - start, start)
+            try:
+                self._content = self._decompressor.decompress(compressed, max_output_size=BLOCK_BYTES)
+            except zstandard.ZstdError as error:
+                raise FormatError(f"compressed block {block} at byte {start}: {error}") from None
+            self._block = block
+        return self._content
+
+
+def _read_table(fd: int) -> tuple[list[int], list[int], int]:
+    """Where each block begins, uncompressed and compressed (with the end of the last), and the uncompressed size."""
+    file_bytes = os.fstat(fd).st_size
+    footer = os.pread(fd, _FOOTER.size, max(0, file_bytes - _FOOTER.size))
+    if len(footer) < _FOOTER.size:
+        raise FormatError("too short for a compressed segment")
+    blocks, descriptor, magic = _FOOTER.unpack(footer)
+    table_bytes = blocks * _TABLE_ENTRY.size
+    if magic != _SEEKABLE_MAGIC or descriptor != 0 or blocks > _BLOCKS_MAX:
+        raise FormatError("the seek table's footer is wrong")
+    table_at = file_bytes - _FOOTER.size - table_bytes - _TABLE_HEAD.size
+    if table_at < 0:
+        raise FormatError("the seek table is longer than the file")
+    head = _TABLE_HEAD.unpack(os.pread(fd, _TABLE_HEAD.size, table_at))
+    if head != (_SKIPPABLE_MAGIC, table_bytes + _FOOTER.size):
+        raise FormatError("the seek table's head is wrong")
+    starts, positions = [], [0]
+    size = 0
+    for compressed, plain in _TABLE_ENTRY.iter_unpack(os.pread(fd, table_bytes, table_at + _TABLE_HEAD.size)):
+        if plain > BLOCK_BYTES:
+            raise FormatError("the seek table has a block that is too large")
+        starts.append(size)
+        size += plain
+        positions.append(positions[-1] + compressed)
+    if positions[-1] != table_at:
+        raise FormatError("the seek table does not fit the file")
+    return starts, positions, size
+
+
+def compress_file(plain: Path, compressed: Path, level: int) -> None:
+    """Write *compressed* from *plain*, durable and compared, then remove *plain*. Blocks: call it in a thread.
+
+    Killed at any step it leaves the plain file whole or the compressed one complete; both present means: the plain
+    one counts, and this is done again. Raises OSError, FormatError.
+    """
+    temporary = compressed.with_suffix(".tmp")
+    compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
+    table: list[bytes] = []
+    digest = xxhash.xxh3_128()
+    with open(plain, "rb", buffering=0) as source, open(temporary, "wb") as target:
+        while block := source.read(BLOCK_BYTES):
+            digest.update(block)
+            packed = compressor.compress(block)
+            storage.reached("journal.compress.write")
+            target.write(packed)
+            table.append(_TABLE_ENTRY.pack(len(packed), len(block)))
+        table_bytes = len(table) * _TABLE_ENTRY.size
+        target.write(_TABLE_HEAD.pack(_SKIPPABLE_MAGIC, table_bytes + _FOOTER.size))
+        target.write(b"".join(table) + _FOOTER.pack(len(table), 0, _SEEKABLE_MAGIC))
+        target.flush()
+        storage.fsync("journal.compress.sync", target.fileno())
+    if _digest_of(temporary) != digest.digest():
+        storage.unlink("journal.compress.discard", temporary)
+        raise FormatError(f"{temporary}: what was compressed does not read back the same")
+    storage.rename("journal.compress.rename", temporary, compressed)
+    storage.fsync_directory("journal.compress.directory", compressed.parent)
+    storage.unlink("journal.compress.unlink", plain)
+
+
+def _digest_of(path: Path) -> bytes:
+    digest = xxhash.xxh3_128()
+    with open(path, "rb", buffering=0) as source:
+        content = SeekableFile(source.fileno())
+        for offset in range(0, content.size, BLOCK_BYTES):
+            digest.update(content.read_at(offset, BLOCK_BYTES))
+    return digest.digest()

@@ -1,0 +1,174 @@
+"""The end of a journal: finding it after a stop of any kind, telling a torn tail from damage, cutting it off.
+
+Rules. A killed process leaves every page with the kernel, so only the very last frame can be unfinished. A lost
+machine leaves unflushed pages on disk in any order: the first bad frame above the flushed watermark ends the log, and
+it and all after it are saved aside. A bad frame at or below the watermark is damage, in either case.
+
+The flushed watermark is the highest that a good frame carries. Segments before the one that holds it are durable and
+are not read here, but for their headers (``fusejournal journal verify`` reads every byte).
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from fusejournal import storage
+from fusejournal.errors import JournalDamagedError, JournalForeignError
+from fusejournal.journal.format import FormatError, decode_entry
+from fusejournal.journal.segment import BadFrameError, SegmentReader, first_seq_of, list_segments
+from fusejournal.operations import Clean, NewEpoch
+from fusejournal.types import Epoch, Seq
+
+CUT_DIRECTORY = "cut"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A torn tail: *segment* is cut at *offset*, the segments *after* go as a whole."""
+
+    segment: Path
+    offset: int
+    seq: Seq
+    reason: str
+    after: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        more = f", and {len(self.after)} segments after it" if self.after else ""
+        return (
+            f"torn tail cut off {self.segment.name} at byte {self.offset} (seq {self.seq} on: {self.reason}){more}; "
+            f"saved in {self.segment.parent / CUT_DIRECTORY}"
+        )
+
+
+@dataclass
+class Found:
+    """What :func:`examine` found: where the good part of the journal ends, and what is wrong after it."""
+
+    last: Path | None = None
+    end: int = 0
+    epoch: Epoch = Epoch(0)
+    head_seq: Seq = Seq(0)
+    chain: int = 0
+    last_time_ns: int = 0
+    ends_clean: bool = False
+    flushed: Seq = Seq(0)
+    cut: Cut | None = None
+    damage: JournalDamagedError | None = None
+
+
+def examine(directory: Path, uuid: UUID, unclean_machine: bool) -> Found:
+    """Find the end of the journal in *directory*; changes nothing. Raises JournalForeignError."""
+    paths = list_segments(directory)
+    found = Found()
+    first = _first_to_scan(paths, uuid, found) if unclean_machine else _newest_with_entries(paths, uuid)
+    for index, path in enumerate(paths[first:], first):
+        bad = _scan(path, uuid, found, starts_scan=index == first)
+        if bad is None:
+            continue
+        is_last = index == len(paths) - 1
+        may_cut = bad.seq > found.flushed and (unclean_machine or (is_last and bad.torn))
+        if may_cut:
+            found.cut = Cut(path, bad.offset, bad.seq, bad.reason, tuple(paths[index + 1 :]))
+        else:
+            found.damage = JournalDamagedError(path, bad.offset, bad.seq, bad.reason)
+        break
+    return found
+
+
+def _newest_with_entries(paths: list[Path], uuid: UUID) -> int:
+    """The index of the newest segment that has an entry: what comes after it was only just begun."""
+    for index in range(len(paths) - 1, 0, -1):
+        try:
+            with _open(paths[index], uuid) as reader:
+                if next(reader.frames(), None) is not None:
+                    return index
+        except BadFrameError:
+            continue
+    return 0
+
+
+def _first_to_scan(paths: list[Path], uuid: UUID, found: Found) -> int:
+    """The index of the segment that holds the first entry not known to be durable; sets ``found.flushed``."""
+    for path in paths:
+        try:
+            with _open(path, uuid) as reader:
+                frame = next(reader.frames(), None)
+        except BadFrameError:
+            continue
+        if frame is not None:
+            found.flushed = max(found.flushed, frame.header.flushed)
+    starts = [first_seq_of(path) for path in paths]
+    return max((i for i, start in enumerate(starts) if start <= found.flushed + 1), default=0)
+
+
+def _open(path: Path, uuid: UUID) -> SegmentReader:
+    reader = SegmentReader(path)
+    if reader.header.uuid != uuid:
+        reader.close()
+        raise JournalForeignError(f"{path}: a segment of volume {reader.header.uuid}, not of {uuid}")
+    return reader
+
+
+def _scan(path: Path, uuid: UUID, found: Found, starts_scan: bool) -> BadFrameError | None:
+    """Read one segment on from what *found* knows; returns where it stops being good, or None."""
+    try:
+        reader = _open(path, uuid)
+    except BadFrameError as bad:
+        bad.torn = path.stat().st_size < 128 and path.suffix == ".fj"
+        return bad
+    with reader:
+        header = reader.header
+        if not starts_scan and (header.first_seq, header.chain_before) != (found.head_seq + 1, found.chain):
+            return BadFrameError(
+                0, header.first_seq, f"does not follow seq {found.head_seq}, the end of the segment before", torn=False
+            )
+        found.last, found.end = path, 128
+        found.epoch, found.head_seq, found.chain = header.epoch, Seq(header.first_seq - 1), header.chain_before
+        try:
+            for frame, content, offset in reader.frames():
+                try:
+                    entry = decode_entry(frame, content, offset)
+                except FormatError as error:
+                    return BadFrameError(offset, frame.seq, str(error), torn=False)
+                found.head_seq, found.chain = entry.seq, entry.chain
+                found.end = offset + entry.frame_bytes
+                found.last_time_ns = entry.time_ns
+                found.ends_clean = isinstance(entry.operation, Clean)
+                found.flushed = max(found.flushed, entry.flushed)
+                if isinstance(entry.operation, NewEpoch):
+                    found.epoch = entry.operation.epoch
+        except BadFrameError as bad:
+            return bad
+    return None
+
+
+def cut(directory: Path, where: Cut) -> None:
+    """Carry out *where*: what goes is first saved, durably, under the journal's ``cut`` directory. Raises OSError."""
+    aside = directory / CUT_DIRECTORY
+    aside.mkdir(mode=0o700, exist_ok=True)
+    for path in reversed(where.after):
+        storage.rename("journal.cut.rename", path, _free_name(aside, path.name))
+    if where.offset == 0:
+        storage.rename("journal.cut.rename", where.segment, _free_name(aside, where.segment.name))
+    else:
+        saved = _free_name(aside, f"{where.segment.name}-{where.offset}")
+        with open(where.segment, "r+b", buffering=0) as source, open(saved, "wb") as target:
+            source.seek(where.offset)
+            while piece := source.read(1 << 20):
+                target.write(piece)
+            target.flush()
+            storage.fsync("journal.cut.sync", target.fileno())
+            storage.ftruncate("journal.cut.truncate", source.fileno(), where.offset)
+            os.fsync(source.fileno())
+    storage.fsync_directory("journal.cut.directory", aside)
+    storage.fsync_directory("journal.cut.directory", directory)
+
+
+def _free_name(aside: Path, name: str) -> Path:
+    path = aside / name
+    number = 1
+    while path.exists():
+        path = aside / f"{name}.{number}"
+        number += 1
+    return path

@@ -1,0 +1,582 @@
+"""One short method a FUSE call: build the operation, commit it, answer. Policy lives below.
+
+Decorated methods are ordinary functions: they run from start to end without an await, so nothing else happens
+meanwhile. The few that wait are written out as coroutines, and hand the reader's role over first (see loop.py).
+
+The kernel is told to keep attributes and names for long: nothing but this mount changes the tree. Its requests name
+files by fid, at any time after any eviction or restart, so every method works from the fid alone; a fid that is gone
+is ESTALE.
+
+Source: the FUSE protocol as pyfuse3 and libfuse deliver it; Documentation/filesystems/nfs/exporting.rst.
+"""
+
+import errno
+import functools
+import logging
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from stat import S_IFDIR, S_IFMT, S_IFREG, S_IMODE, S_ISGID, S_ISUID, S_IXGRP
+from typing import Concatenate, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
+
+from fusejournal.backing.apply import ShortWriteError
+from fusejournal.backing.catalog import Node
+from fusejournal.backing.tree import ACCESS_ACL_XATTR, HIDDEN_XATTR
+from fusejournal.durability import Durability
+from fusejournal.importer import Importer
+from fusejournal.layer import permissions
+from fusejournal.layer.loop import RequestLoop
+from fusejournal.operations import (
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    Create,
+    DataOperation,
+    Link,
+    Mkdir,
+    Removexattr,
+    Rename,
+    Rmdir,
+    Setattr,
+    Setxattr,
+    Symlink,
+    TreeOperation,
+    Truncate,
+    Unlink,
+    Write,
+)
+from fusejournal.types import ROOT_FID, Fid, Seq, Who, clamp_time
+from fusejournal.volume import Volume
+
+log = logging.getLogger(__name__)
+
+_KEEP_SECONDS = 3600.0
+_KEEP_ABSENT_SECONDS = 5.0
+_NAME_BYTES_MAX = 255
+_DOT_COOKIE, _DOT_DOT_COOKIE = 2, 3
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def failing(error: Exception) -> FUSEError:
+    """The reply for an exception out of a handler."""
+    if isinstance(error, FUSEError):
+        return error
+    if isinstance(error, OSError):
+        return FUSEError(error.errno or errno.EIO)
+    log.error("a request failed on a bug", exc_info=error)
+    return FUSEError(errno.EIO)
+
+
+def handler(method: Callable[Concatenate["Handlers", P], R]) -> Callable[Concatenate["Handlers", P], Awaitable[R]]:
+    """Make a FUSE handler of an ordinary method; its OSErrors become the reply."""
+
+    @functools.wraps(method)
+    async def answer(self: "Handlers", *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:
+            raise failing(error) from None
+
+    return answer
+
+
+class OpenFile:
+    """One open of a file: what it is, and who opened it (a WRITE request does not say who writes)."""
+
+    __slots__ = ("fid", "who")
+
+    def __init__(self, fid: Fid, who: Who) -> None:
+        self.fid = fid
+        self.who = who
+
+
+class Handlers(pyfuse3.Operations):
+    """The FUSE calls of one mounted volume."""
+
+    enable_acl = True
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+
+    def __init__(
+        self, volume: Volume, durability: Durability, loop: RequestLoop, importer: Importer, names_wait: bool
+    ) -> None:
+        super().__init__()
+        self._volume = volume
+        self._catalog = volume.catalog
+        self._tree = volume.tree
+        self._durability = durability
+        self._loop = loop
+        self._importer = importer
+        self._names_wait = names_wait
+        self._files: dict[int, OpenFile] = {}
+        self._opens: dict[Fid, int] = {}
+        self._next_handle = 1
+
+    # -- committing -----------------------------------------------------------------------------------------------
+
+    def _commit(self, operation: TreeOperation, who: Who, data: bytes = b"") -> Seq:
+        return self._volume.commit(operation, who, data)
+
+    def _change(self, operation: DataOperation, who: Who, data: bytes = b"") -> None:
+        """Commit a change of a file that may have lost its last name."""
+        if self._tree.is_orphan(operation.fid):
+            self._volume.change_orphan(operation, data)
+        else:
+            self._volume.commit(operation, who, data)
+
+    async def _stable(self) -> None:
+        """In the durability mode ``nfs``: wait until what was just committed is durable."""
+        if self._names_wait:
+            await self._wait(self._volume.journal.head_seq)
+
+    async def _wait(self, seq: Seq) -> None:
+        if self._durability.durable_seq < seq:
+            self._loop.hand_over()
+            try:
+                await self._durability.wait(seq)
+            except OSError as error:
+                raise FUSEError(error.errno or errno.EIO) from None
+
+    # -- looking --------------------------------------------------------------------------------------------------
+
+    async def lookup(self, parent: Fid, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        """Also answers "." and ".." of any fid, which is how nfsd turns a handle back into a file."""
+        try:
+            return self._lookup(parent, name)
+        except FileNotFoundError as error:
+            failure: Exception = error
+        except Exception as error:
+            raise failing(error) from None
+        try:
+            # Something that somebody put into the backing: journal it first, then serve it.
+            self._tree.stat_name(parent, name)
+        except FileNotFoundError:
+            absent = EntryAttributes()
+            absent.st_ino = 0
+            absent.entry_timeout = _KEEP_ABSENT_SECONDS
+            return absent
+        except OSError:
+            raise failing(failure) from None
+        try:
+            log.warning("found in the backing, imported: %r in fid %d", name, parent)
+            for _ in self._importer.import_name(parent, name):
+                pass
+            return self._lookup(parent, name)
+        except Exception as error:
+            raise failing(error) from None
+
+    def _lookup(self, parent: Fid, name: bytes) -> EntryAttributes:
+        if name in (b".", b".."):
+            node = self._tree.node(parent)
+            return self._attributes(parent if name == b"." else node.parent)
+        _check_name(name)
+        fid = self._catalog.lookup(parent, name)
+        if fid is None:
+            self._tree.node(parent)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        node = self._tree.node(fid)
+        try:
+            stat = self._tree.stat_name(parent, name)
+        except FileNotFoundError:
+            stat = None
+        if stat is None or stat.st_ino != node.ino:
+            log.error("the backing was changed behind the layer: %r in fid %d is not fid %d", name, parent, fid)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return _entry(fid, stat, node.ctime_ns)
+
+    def _attributes(self, fid: Fid) -> EntryAttributes:
+        return _entry(fid, self._tree.stat(fid), self._tree.node(fid).ctime_ns)
+
+    def _child(self, parent: Fid, name: bytes) -> Node:
+        """The node under *name*. Raises OSError ENOENT."""
+        _check_name(name)
+        fid = self._catalog.lookup(parent, name)
+        if fid is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return self._tree.node(fid)
+
+    @handler
+    def getattr(self, inode: Fid, ctx: RequestContext) -> EntryAttributes:
+        """The attributes of *inode*."""
+        return self._attributes(inode)
+
+    @handler
+    def readlink(self, inode: Fid, ctx: RequestContext) -> bytes:
+        """The target of a symlink."""
+        return self._tree.readlink(inode)
+
+    @handler
+    def statfs(self, ctx: RequestContext) -> StatvfsData:
+        """The backing's space."""
+        space = os.fstatvfs(self._tree.root_fd)
+        reply = StatvfsData()
+        for field in (
+            "f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail",
+        ):  # fmt: skip
+            setattr(reply, field, getattr(space, field))
+        reply.f_namemax = _NAME_BYTES_MAX
+        return reply
+
+    async def forget(self, inode_list: Sequence[tuple[Fid, int]]) -> None:
+        """The kernel has dropped these fids. Only orphans mind: everything else is found again by its fid."""
+        for fid, _ in inode_list:
+            if self._tree.is_orphan(fid) and not self._opens.get(fid):
+                self._tree.drop_orphan(fid)
+
+    # -- making ---------------------------------------------------------------------------------------------------
+
+    def _make(self, parent: Fid, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> Fid:
+        """Make a directory, file, fifo, socket or device with the results of umask, ACL and setgid."""
+        _check_name(name)
+        volume = self._volume
+        directory = self._tree.node(parent)
+        parent_stat = self._tree.stat(parent)
+        gid = permissions.new_group(ctx.gid, parent_stat.st_mode, parent_stat.st_gid)
+        if mode & S_ISGID and S_IFMT(mode) != S_IFDIR and mode & S_IXGRP and not _in_group(ctx, gid):
+            mode &= ~S_ISGID
+        new = permissions.new_mode(mode, ctx.umask, parent_stat.st_mode, self._tree.default_acl(directory))
+        fid = volume.new_fid()
+        operation: Create | Mkdir
+        if S_IFMT(mode) == S_IFDIR:
+            operation = Mkdir(fid, parent, name, new.mode, ctx.uid, gid, new.acl, new.default_acl)
+        else:
+            operation = Create(fid, parent, name, new.mode, ctx.uid, gid, rdev, new.acl)
+        volume.commit(operation, _who(ctx))
+        return fid
+
+    async def mknod(self, parent: Fid, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        """A file of any kind but a directory."""
+        reply = await self._mknod(parent, name, mode, rdev, ctx)
+        await self._stable()
+        return reply
+
+    @handler
+    def _mknod(self, parent: Fid, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        return self._attributes(self._make(parent, name, mode, rdev, ctx))
+
+    async def mkdir(self, parent: Fid, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        """A directory."""
+        reply = await self._mknod(parent, name, mode, 0, ctx)
+        await self._stable()
+        return reply
+
+    async def symlink(self, parent: Fid, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        """A symbolic link."""
+        reply = await self._symlink(parent, name, target, ctx)
+        await self._stable()
+        return reply
+
+    @handler
+    def _symlink(self, parent: Fid, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        _check_name(name)
+        parent_stat = self._tree.stat(parent)
+        gid = permissions.new_group(ctx.gid, parent_stat.st_mode, parent_stat.st_gid)
+        fid = self._volume.new_fid()
+        self._commit(Symlink(fid, parent, name, target, ctx.uid, gid), _who(ctx))
+        return self._attributes(fid)
+
+    async def link(self, inode: Fid, new_parent: Fid, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        """A further name."""
+        reply = await self._link(inode, new_parent, new_name, ctx)
+        await self._stable()
+        return reply
+
+    @handler
+    def _link(self, inode: Fid, new_parent: Fid, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        _check_name(new_name)
+        self._commit(Link(inode, new_parent, new_name), _who(ctx))
+        return self._attributes(inode)
+
+    # -- removing and moving ----------------------------------------------------------------------------------------
+
+    async def unlink(self, parent: Fid, name: bytes, ctx: RequestContext) -> None:
+        """Take a name away."""
+        await self._unlink(parent, name, ctx)
+        await self._stable()
+
+    @handler
+    def _unlink(self, parent: Fid, name: bytes, ctx: RequestContext) -> None:
+        self._commit(Unlink(self._child(parent, name).fid, parent, name), _who(ctx))
+
+    async def rmdir(self, parent: Fid, name: bytes, ctx: RequestContext) -> None:
+        """Take an empty directory away."""
+        await self._rmdir(parent, name, ctx)
+        await self._stable()
+
+    @handler
+    def _rmdir(self, parent: Fid, name: bytes, ctx: RequestContext) -> None:
+        node = self._child(parent, name)
+        if node.type == S_IFDIR and not self._catalog.is_empty(node.fid):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        self._commit(Rmdir(node.fid, parent, name), _who(ctx))
+
+    async def rename(
+        self, parent_old: Fid, name_old: bytes, parent_new: Fid, name_new: bytes, flags: int, ctx: RequestContext
+    ) -> None:
+        """Move a name, onto another one, or exchange two."""
+        await self._rename(parent_old, name_old, parent_new, name_new, flags, ctx)
+        await self._stable()
+
+    @handler
+    def _rename(
+        self, parent_old: Fid, name_old: bytes, parent_new: Fid, name_new: bytes, flags: int, ctx: RequestContext
+    ) -> None:
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        _check_name(name_new)
+        node = self._child(parent_old, name_old)
+        replaced = self._catalog.lookup(parent_new, name_new) or Fid(0)
+        if replaced and flags & RENAME_NOREPLACE:
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+        if not replaced and flags & RENAME_EXCHANGE:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if replaced == node.fid:
+            return  # two names of one file: rename(2) leaves both
+        self._commit(
+            Rename(node.fid, parent_old, name_old, parent_new, name_new, flags, replaced), _who(ctx)
+        )
+
+    # -- attributes -------------------------------------------------------------------------------------------------
+
+    async def setattr(
+        self, inode: Fid, attr: EntryAttributes, fields: pyfuse3.SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Size, mode, owner and times, each alone or together."""
+        reply = await self._setattr(inode, attr, fields, ctx)
+        await self._stable()
+        return reply
+
+    @handler
+    def _setattr(
+        self, inode: Fid, attr: EntryAttributes, fields: pyfuse3.SetattrFields, ctx: RequestContext
+    ) -> EntryAttributes:
+        who = _who(ctx)
+        stat = self._tree.stat(inode)
+        if fields.update_size:
+            self._change(Truncate(inode, attr.st_size, _mode_after_write(stat.st_mode, ctx.uid)), who)
+        mode = S_IMODE(attr.st_mode) if fields.update_mode else None
+        if mode is None and (fields.update_uid or fields.update_gid) and S_IFMT(stat.st_mode) == S_IFREG:
+            mode = permissions.without_privileges(stat.st_mode)
+        operation = Setattr(
+            inode,
+            mode,
+            attr.st_uid if fields.update_uid else None,
+            attr.st_gid if fields.update_gid else None,
+            clamp_time(attr.st_atime_ns) if fields.update_atime else None,
+            clamp_time(attr.st_mtime_ns) if fields.update_mtime else None,
+        )
+        if any(value is not None for value in operation[1:]):
+            self._change(operation, who)
+        return self._attributes(inode)
+
+    @handler
+    def getxattr(self, inode: Fid, name: bytes, ctx: RequestContext) -> bytes:
+        """The value of an extended attribute; the layer's own is not there for anybody."""
+        if name == HIDDEN_XATTR:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        return os.getxattr(self._tree.xattr_target(inode), name)
+
+    @handler
+    def listxattr(self, inode: Fid, ctx: RequestContext) -> list[bytes]:
+        """The names of all extended attributes."""
+        names = (os.fsencode(name) for name in os.listxattr(self._tree.xattr_target(inode)))
+        return [name for name in names if name != HIDDEN_XATTR]
+
+    async def setxattr(self, inode: Fid, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        """Set an extended attribute (ACLs come this way too)."""
+        await self._setxattr(inode, name, value, ctx)
+        await self._stable()
+
+    @handler
+    def _setxattr(self, inode: Fid, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        if name == HIDDEN_XATTR:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        self._change(Setxattr(inode, name, value), _who(ctx))
+        if name == ACCESS_ACL_XATTR.encode():
+            # A local file system drops setgid when somebody outside the group sets the ACL (posix_acl_update_mode).
+            stat = self._tree.stat(inode)
+            if stat.st_mode & S_ISGID and not _in_group(ctx, stat.st_gid):
+                mode = S_IMODE(stat.st_mode) & ~S_ISGID
+                self._change(Setattr(inode, mode, None, None, None, None), _who(ctx))
+
+    async def removexattr(self, inode: Fid, name: bytes, ctx: RequestContext) -> None:
+        """Remove an extended attribute."""
+        await self._removexattr(inode, name, ctx)
+        await self._stable()
+
+    @handler
+    def _removexattr(self, inode: Fid, name: bytes, ctx: RequestContext) -> None:
+        if name == HIDDEN_XATTR:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        os.getxattr(self._tree.xattr_target(inode), name)  # ENODATA is answered without an entry
+        self._change(Removexattr(inode, name), _who(ctx))
+
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    def _opened(self, fid: Fid, ctx: RequestContext) -> FileInfo:
+        handle = self._next_handle
+        self._next_handle += 1
+        self._files[handle] = OpenFile(fid, _who(ctx))
+        self._opens[fid] = self._opens.get(fid, 0) + 1
+        return FileInfo(fh=handle, keep_cache=True)
+
+    async def open(self, inode: Fid, flags: int, ctx: RequestContext) -> FileInfo:
+        """Open a file; with O_TRUNC this is a change."""
+        reply = await self._open(inode, flags, ctx)
+        if flags & os.O_TRUNC:
+            await self._stable()
+        return reply
+
+    @handler
+    def _open(self, inode: Fid, flags: int, ctx: RequestContext) -> FileInfo:
+        if flags & os.O_TRUNC:
+            mode = self._tree.stat(inode).st_mode
+            self._change(Truncate(inode, 0, _mode_after_write(mode, ctx.uid)), _who(ctx))
+        elif flags & os.O_ACCMODE == os.O_RDONLY:
+            self._tree.descriptor(inode)
+        else:
+            if self._volume.refusal is not None:
+                raise OSError(self._volume.refusal, os.strerror(self._volume.refusal))
+            self._tree.writable(inode)
+        return self._opened(inode, ctx)
+
+    async def create(
+        self, parent: Fid, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        """Make a regular file and open it."""
+        reply = await self._create(parent, name, mode, flags, ctx)
+        await self._stable()
+        return reply
+
+    @handler
+    def _create(
+        self, parent: Fid, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        fid = self._make(parent, name, S_IFREG | S_IMODE(mode), 0, ctx)
+        return self._opened(fid, ctx), self._attributes(fid)
+
+    @handler
+    def read(self, fh: int, off: int, size: int) -> bytes:
+        """Up to *size* bytes at *off*."""
+        return os.pread(self._tree.descriptor(self._files[fh].fid), size, off)
+
+    @handler
+    def write(self, fh: int, off: int, buf: bytes) -> int:
+        """Write all of *buf* at *off*, or as much as the backing takes."""
+        file = self._files[fh]
+        fid = file.fid
+        mode = os.fstat(self._tree.writable(fid)).st_mode
+        cleared = permissions.without_privileges(mode) if mode & (S_ISUID | S_ISGID) else None
+        try:
+            self._change(Write(fid, off, cleared), file.who, buf)
+        except ShortWriteError as error:
+            return error.written
+        if cleared is not None:
+            # The kernel would go on to run the file by the mode it remembers. Attributes alone: cannot block.
+            pyfuse3.invalidate_inode(fid, attr_only=True)
+        return len(buf)
+
+    async def flush(self, fh: int) -> None:
+        """A descriptor was closed; nothing is buffered here."""
+
+    @handler
+    def release(self, fh: int) -> None:
+        """The last descriptor of an open was closed."""
+        fid = self._files.pop(fh).fid
+        left = self._opens[fid] - 1
+        if left:
+            self._opens[fid] = left
+        else:
+            del self._opens[fid]
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """Wait until the journal is durable up to the file's last entry."""
+        await self._wait(self._last_seq(self._files[fh].fid))
+
+    def _last_seq(self, fid: Fid) -> Seq:
+        node = self._catalog.node(fid)
+        # What happened to a file before its last name went is somewhere below the head.
+        return node.last_seq if node is not None else self._volume.journal.head_seq
+
+    # -- directories ------------------------------------------------------------------------------------------------
+
+    @handler
+    def opendir(self, inode: Fid, ctx: RequestContext) -> int:
+        """Open a directory: its handle is its fid, for a listing needs no state."""
+        self._tree.node(inode)
+        return inode
+
+    async def releasedir(self, fh: int) -> None:
+        """Nothing to close."""
+
+    @handler
+    def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """List names with cookies above *start_id*, in the order in which the names were made."""
+        directory = Fid(fh)
+        if start_id < _DOT_DOT_COOKIE and not self._list_dots(directory, start_id, token):
+            return
+        dir_fd = self._tree.descriptor(directory)
+        for name, fid, cookie in self._catalog.list(directory, max(start_id, _DOT_DOT_COOKIE)):
+            try:
+                stat = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            except FileNotFoundError:
+                log.error("the backing was changed behind the layer: %r of fid %d is gone", name, directory)
+                continue
+            ctime_ns = self._catalog.change_time(fid)
+            if ctime_ns is None or not pyfuse3.readdir_reply(token, name, _entry(fid, stat, ctime_ns), cookie):
+                return
+
+    def _list_dots(self, directory: Fid, start_id: int, token: pyfuse3.ReaddirToken) -> bool:
+        node = self._catalog.node(directory)
+        if node is None:
+            return False  # removed while open: an empty listing, as everywhere
+        if start_id < _DOT_COOKIE and not pyfuse3.readdir_reply(
+            token, b".", self._attributes(directory), _DOT_COOKIE
+        ):
+            return False
+        parent = node.parent if directory != ROOT_FID else ROOT_FID
+        return bool(pyfuse3.readdir_reply(token, b"..", self._attributes(parent), _DOT_DOT_COOKIE))
+
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """Wait until the journal is durable up to the directory's last entry."""
+        await self._wait(self._last_seq(Fid(fh)))
+
+
+def _entry(fid: Fid, stat: os.stat_result, ctime_ns: int) -> EntryAttributes:
+    entry = EntryAttributes()
+    entry.st_ino = fid
+    entry.entry_timeout = _KEEP_SECONDS
+    entry.attr_timeout = _KEEP_SECONDS
+    entry.st_mode = stat.st_mode
+    entry.st_nlink = stat.st_nlink
+    entry.st_uid = stat.st_uid
+    entry.st_gid = stat.st_gid
+    entry.st_rdev = stat.st_rdev
+    entry.st_size = stat.st_size
+    entry.st_blocks = stat.st_blocks
+    entry.st_blksize = stat.st_blksize
+    entry.st_atime_ns = stat.st_atime_ns
+    entry.st_mtime_ns = stat.st_mtime_ns
+    entry.st_ctime_ns = ctime_ns
+    return entry
+
+
+def _who(ctx: RequestContext) -> Who:
+    return Who(ctx.uid, ctx.gid, ctx.pid)
+
+
+def _check_name(name: bytes) -> None:
+    if len(name) > _NAME_BYTES_MAX:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+
+
+def _in_group(ctx: RequestContext, gid: int) -> bool:
+    return ctx.uid == 0 or ctx.gid == gid or gid in permissions.supplementary_groups(ctx.pid)
+
+
+def _mode_after_write(mode: int, uid: int) -> int | None:
+    """The mode after a truncation by *uid*: root keeps setuid and setgid, as CAP_FSETID does."""
+    return permissions.without_privileges(mode) if uid != 0 else None

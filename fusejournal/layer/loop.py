@@ -1,0 +1,100 @@
+"""The request loop: a cheaper way to wait for requests than pyfuse3's own.
+
+pyfuse3 runs tasks that each wait for the FUSE descriptor, read one request, run its handler, reply. Parking in trio
+for every request costs more than most requests do (two epoll_wait and an epoll_ctl), and starting and ending tasks
+costs again. Here one task, the *reader*, keeps the role for as long as its handlers do not wait: it polls the
+descriptor itself for a moment and parks in trio only when no request comes. A handler that has to wait (for a flush)
+says so first with :meth:`RequestLoop.hand_over`; a spare task then becomes the reader.
+
+Rules for handlers: no await but after ``hand_over``. Order comes from code without awaits, not from a single task.
+
+Owns the replacement of two of pyfuse3's module functions, once a process (pyfuse3 mounts one file system a process).
+"""
+
+import errno
+import select
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pyfuse3
+import trio
+
+TASKS = 64
+"""How many requests can wait at once before the mount does."""
+
+_POLL_SECONDS = 0.0002
+_SLICE_NS = 5_000_000
+
+
+class RequestLoop:
+    """Serves the session on *fd*, which must be non-blocking."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._reader: trio.lowlevel.Task | None = None
+        self._spare = trio.lowlevel.ParkingLot()
+        self._closed = False
+        self._slice_ends_ns = 0
+
+    async def run(self) -> None:
+        """Serve requests until the file system is unmounted or :func:`pyfuse3.terminate` is called."""
+        original: Callable[..., Any] = pyfuse3._session_loop  # type: ignore[attr-defined]
+
+        async def session_loop(nursery: trio.Nursery, min_tasks: int, max_tasks: int) -> None:
+            while True:
+                try:
+                    await original(nursery, min_tasks, max_tasks)
+                except OSError as error:
+                    # The request that poll saw was interrupted and taken back before it was read.
+                    if error.errno != errno.EAGAIN:
+                        raise
+                else:
+                    break
+            self._close()
+
+        pyfuse3._session_loop = session_loop  # type: ignore[attr-defined]
+        pyfuse3._wait_fuse_readable = self._wait_readable  # type: ignore[attr-defined]
+        try:
+            await pyfuse3.main(min_tasks=TASKS, max_tasks=TASKS)
+        finally:
+            pyfuse3._session_loop = original  # type: ignore[attr-defined]
+
+    def hand_over(self) -> None:
+        """Let another task read requests: the calling handler is about to wait."""
+        if self._reader is trio.lowlevel.current_task():
+            self._reader = None
+            self._spare.unpark()
+
+    async def _wait_readable(self) -> bool:
+        task = trio.lowlevel.current_task()
+        while self._reader is not task:
+            if self._closed:
+                return False
+            if self._reader is None:
+                self._reader = task
+            else:
+                await self._spare.park()
+        return await self._read_role()
+
+    async def _read_role(self) -> bool:
+        """As the reader: return True when a request is there, False when the loop is to end."""
+        if time.monotonic_ns() > self._slice_ends_ns:
+            # Timers, flushes and the control socket want their turn too.
+            await trio.lowlevel.checkpoint()
+            self._slice_ends_ns = time.monotonic_ns() + _SLICE_NS
+        while not self._closed:
+            if select.select((self._fd,), (), (), _POLL_SECONDS)[0]:
+                return True
+            try:
+                await trio.lowlevel.wait_readable(self._fd)
+            except trio.ClosedResourceError:
+                break
+            self._slice_ends_ns = time.monotonic_ns() + _SLICE_NS
+        self._close()
+        return False
+
+    def _close(self) -> None:
+        self._closed = True
+        self._reader = None
+        self._spare.unpark_all()

@@ -1,0 +1,175 @@
+"""Mounting: what may be mounted where, the mount(2) itself, and the way out of a dead mount.
+
+The mount is made here rather than by libfuse so that the superblock has MS_POSIXACL, without which the kernel applies
+the umask even where a default ACL rules; libfuse gets the open descriptor as ``/dev/fd/N``. The backing's directory is
+opened before the mount covers it.
+
+Source: mount(2), umount2(2), proc(5) on mountinfo, the kernel's fs/fuse/inode.c (fuse_fill_super_common).
+"""
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from fusejournal.errors import BackingError, MountError, UsageError, VolumeBusyError
+
+FILESYSTEM_TYPE = "fuse.fusejournal"
+
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_POSIXACL = 1, 2, 4, 8, 1 << 16
+_FLAGS = {"ro": _MS_RDONLY, "nosuid": _MS_NOSUID, "nodev": _MS_NODEV, "noexec": _MS_NOEXEC}
+_MNT_DETACH = 2
+_READ_AHEAD_KIB = 1024
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class MountInfo(NamedTuple):
+    """One line of /proc/self/mountinfo."""
+
+    device: str
+    root: str
+    mountpoint: Path
+    type: str
+    source: str
+
+
+def mounts() -> Iterator[MountInfo]:
+    """All mounts of this process's namespace, in the order in which they were made."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            fields, _, rest = line.partition(" - ")
+            words = fields.split()
+            kind, source = rest.split()[:2]
+            yield MountInfo(words[2], _unescape(words[3]), Path(_unescape(words[4])), kind, _unescape(source))
+
+
+def _unescape(text: str) -> str:
+    for code in ("\\040", "\\011", "\\012"):
+        text = text.replace(code, chr(int(code[1:], 8)))
+    return text.replace("\\134", "\\")
+
+
+def clear_dead_mount(mountpoint: Path) -> bool:
+    """Take a mount of ours whose process has died off *mountpoint*. Returns whether there was one. Raises
+    VolumeBusyError when a living one is there."""
+    cleared = False
+    while any(m.mountpoint == mountpoint and m.type == FILESYSTEM_TYPE for m in mounts()):
+        try:
+            os.statvfs(mountpoint)
+        except OSError as error:
+            if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+                raise MountError(f"{mountpoint}: {error.strerror}") from None
+        else:
+            raise VolumeBusyError(f"{mountpoint}: a fusejournal layer is mounted there already")
+        unmount(mountpoint, lazy=True)
+        cleared = True
+    return cleared
+
+
+def open_backing(backing: Path) -> int:
+    """A descriptor of the backing directory, good for as long as it is kept. Raises BackingError."""
+    try:
+        return os.open(backing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise BackingError(backing, error.strerror or str(error)) from None
+
+
+def check_places(backing: Path, mountpoint: Path, state_dir: Path) -> None:
+    """Refuse places that cannot work together. All three are absolute and resolved. Raises BackingError, UsageError,
+    VolumeBusyError."""
+    if not mountpoint.is_dir():
+        raise UsageError(f"{mountpoint}: the mountpoint is not a directory")
+    if state_dir == backing or state_dir.is_relative_to(backing):
+        raise BackingError(backing, f"the state directory {state_dir} would be inside it; choose another with --state")
+    if mountpoint != backing and mountpoint.is_relative_to(backing):
+        raise UsageError(f"{mountpoint}: the mountpoint is inside the backing directory")
+    if backing != mountpoint and backing.is_relative_to(mountpoint):
+        raise UsageError(f"{backing}: the backing directory is inside the mountpoint, which the mount would hide")
+    for mount in mounts():
+        if mount.mountpoint != backing and mount.mountpoint.is_relative_to(backing):
+            raise BackingError(backing, f"{mount.mountpoint} is mounted inside it; a volume is one file system")
+    if backing == mountpoint:
+        _check_unused(backing)
+
+
+def _check_unused(directory: Path) -> None:
+    """Refuse to cover a tree in which somebody has files open: their descriptors would bypass the layer."""
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit() or int(process.name) == os.getpid():
+            continue
+        for link in _open_paths(process):
+            if link == str(directory) or link.startswith(f"{directory}/"):
+                name = _process_name(process)
+                raise VolumeBusyError(
+                    f"{directory}: process {process.name} ({name}) uses {link}; what it has open would bypass the "
+                    "layer: stop it first"
+                )
+
+
+def _open_paths(process: Path) -> Iterator[str]:
+    links = [process / "cwd", process / "root", process / "exe"]
+    try:
+        links += (process / "fd").iterdir()
+    except OSError:
+        return
+    for link in links:
+        try:
+            yield os.readlink(link)
+        except OSError:
+            continue
+
+
+def _process_name(process: Path) -> str:
+    try:
+        return (process / "comm").read_text(errors="replace").strip()
+    except OSError:
+        return "?"
+
+
+def mount(fuse_fd: int, mountpoint: Path, name: str, flags: frozenset[str]) -> None:
+    """Mount the file system served on *fuse_fd* over *mountpoint*; *flags* out of ro, nosuid, nodev, noexec. Raises
+    MountError."""
+    bits = _MS_POSIXACL
+    for flag in flags:
+        bits |= _FLAGS[flag]
+    mode = stat.S_IFMT(os.stat(mountpoint).st_mode)
+    options = f"fd={fuse_fd},rootmode={mode:o},user_id=0,group_id=0,default_permissions,allow_other"
+    source = f"fusejournal:{name}".encode()
+    if _libc.mount(source, os.fsencode(mountpoint), FILESYSTEM_TYPE.encode(), bits, options.encode()) != 0:
+        number = ctypes.get_errno()
+        hint = " (is the fuse module loaded?)" if number == errno.ENODEV else ""
+        raise MountError(f"{mountpoint}: cannot mount: {os.strerror(number)}{hint}")
+
+
+def unmount(mountpoint: Path, lazy: bool) -> None:
+    """Take the topmost mount off *mountpoint*. Blocks, and makes the kernel send requests to the layer: never call it
+    in the event loop's thread. Raises OSError EBUSY while something uses it and not *lazy*."""
+    if _libc.umount2(os.fsencode(mountpoint), _MNT_DETACH if lazy else 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(mountpoint))
+
+
+def users(mountpoint: Path) -> list[str]:
+    """Who has files open on the mount, as "pid (name)"."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            paths = _open_paths(process)
+            if any(p == str(mountpoint) or p.startswith(f"{mountpoint}/") for p in paths):
+                found.append(f"{process.name} ({_process_name(process)})")
+    return found
+
+
+def raise_read_ahead(mountpoint: Path) -> None:
+    """Let the kernel read ahead as much as one request can carry: its default is an eighth of that."""
+    for entry in mounts():
+        if entry.mountpoint == mountpoint and entry.type == FILESYSTEM_TYPE:
+            path = Path(f"/sys/class/bdi/{entry.device}/read_ahead_kb")
+            try:
+                path.write_text(str(_READ_AHEAD_KIB))
+            except OSError:
+                return  # a matter of speed only

@@ -1,0 +1,230 @@
+"""The node: one running volume, wired together and run in one nursery.
+
+Owns the order of starting (lock, backing, journal, recovery, import, mount, serve) and of stopping (unmount, last
+flush, CLEAN entry, unlock), and the signals, which reach the rest only through trio. One process runs one volume, for
+pyfuse3 mounts one file system a process.
+
+Tasks: the request loop, the background tasks of :mod:`fusejournal.durability`, the control socket, a sampler for the
+entries per second, and a watcher for signals. When the request loop ends, the others are cancelled.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import signal
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pyfuse3
+import trio
+
+from fusejournal import storage
+from fusejournal.backing.syscalls import drop_resource_capability
+from fusejournal.control import serve_control
+from fusejournal.durability import Durability
+from fusejournal.errors import FusejournalError, MountError, VolumeBusyError
+from fusejournal.journal.journal import JournalOptions
+from fusejournal.layer import mount
+from fusejournal.layer.handlers import Handlers
+from fusejournal.layer.loop import RequestLoop
+from fusejournal.mountspec import MountSpec, Reporter
+from fusejournal.opening import Opening, close_volume
+from fusejournal.state import VolumeState, claim_volume
+
+log = logging.getLogger(__name__)
+
+_RATE_WINDOW_SECONDS = 10
+
+
+class Stopped(FusejournalError):
+    """A signal ended the process before the mount was live."""
+
+    exit_code = 130
+
+
+def serve(spec: MountSpec, reporter: Reporter) -> None:
+    """Mount the volume and serve it until it is unmounted or told to stop. Raises FusejournalError."""
+    storage.listen_to_environment()
+    with claim_volume(spec) as state:
+        # Nobody but the layer may be there: the mount of a layer that was killed still is.
+        if mount.clear_dead_mount(spec.mountpoint):
+            reporter.warning(f"{spec.mountpoint}: took a dead mount away")
+        mount.check_places(spec.backing, spec.mountpoint, spec.state_dir)
+        try:
+            trio.run(Node(spec, state, reporter).run)
+        except BaseExceptionGroup as group:
+            raise _cause(group) from group
+
+
+class Node:
+    """One mounted volume. See the module."""
+
+    def __init__(self, spec: MountSpec, state: VolumeState, reporter: Reporter) -> None:
+        self._spec = spec
+        self._state = state
+        self._reporter = reporter
+        self._live = False
+        self._samples: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW_SECONDS)
+        config = spec.config.journal
+        options = JournalOptions(
+            segment_bytes=config.segment_bytes, compress=config.compress, compress_level=config.compress_level
+        )
+        self._root_fd = mount.open_backing(spec.backing)
+        self._opening = Opening(
+            spec.state_dir, state.uuid, spec.backing, self._root_fd, options, reporter
+        )
+        self._durability: Durability
+
+    async def run(self) -> None:
+        """Open, mount, serve, close."""
+        drop_resource_capability()
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_signals, signals, nursery.cancel_scope)
+                await self._open()
+                await self._serve()
+                nursery.cancel_scope.cancel()
+        if not self._live:
+            raise Stopped("stopped before the mount was live; mounting again goes on from here")
+
+    async def _open(self) -> None:
+        try:
+            for _ in self._opening.open(self._spec.read_only):
+                await trio.lowlevel.checkpoint()
+        except trio.Cancelled:
+            self._opening.volume.journal.sync()
+            self._opening.volume.catalog.commit()
+            raise
+
+    async def _serve(self) -> None:
+        volume = self._opening.volume
+        spec = self._spec
+        self._durability = Durability(
+            volume.journal, volume.catalog, self._root_fd, spec.config.journal, volume.fail
+        )
+        volume.hold_back = lambda: self._durability.full
+        fuse_fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        flags = spec.mount_flags | ({"ro"} if spec.read_only else frozenset())
+        mount.mount(fuse_fd, spec.mountpoint, spec.name, frozenset(flags))
+        loop = RequestLoop(fuse_fd)
+        names_wait = spec.config.volume.durability == "nfs"
+        handlers = Handlers(volume, self._durability, loop, self._opening.importer, names_wait)
+        try:
+            pyfuse3.init(handlers, f"/dev/fd/{fuse_fd}", set())
+            fcntl.fcntl(fuse_fd, fcntl.F_SETFL, os.O_RDWR | os.O_NONBLOCK)
+            await self._run_tasks(loop)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._take_mount_away()
+            pyfuse3.close(unmount=False)
+            close_volume(volume, lambda fd: storage.syncfs("stop.syncfs", fd))
+            self._live = True
+
+    async def _run_tasks(self, loop: RequestLoop) -> None:
+        commands: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
+            "status": self._status,
+            "stop": self._stop,
+        }
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._sample)
+            if not self._spec.read_only:
+                nursery.start_soon(self._durability.run)
+            await nursery.start(serve_control, self._spec.state_dir / "control.sock", commands)
+            nursery.start_soon(self._say_ready)
+            await loop.run()
+            nursery.cancel_scope.cancel()
+
+    async def _say_ready(self) -> None:
+        # The first request is the kernel's INIT; a statfs that is answered says that the mount is live.
+        await trio.to_thread.run_sync(os.statvfs, self._spec.mountpoint, abandon_on_cancel=True)
+        mount.raise_read_ahead(self._spec.mountpoint)
+        self._live = True
+        self._reporter.ready()
+
+    # -- stopping ---------------------------------------------------------------------------------------------------
+
+    async def _watch_signals(self, signals: Any, scope: trio.CancelScope) -> None:
+        async for number in signals:
+            log.info("stopping on %s", signal.Signals(number).name)
+            scope.cancel()
+
+    async def _take_mount_away(self) -> None:
+        """Unmount if we are still mounted. Users who still have files open are cut off, as when a server stops."""
+        mountpoint = self._spec.mountpoint
+        if not any(
+            m.mountpoint == mountpoint and m.type == mount.FILESYSTEM_TYPE for m in mount.mounts()
+        ):
+            return
+        try:
+            await trio.to_thread.run_sync(mount.unmount, mountpoint, True)
+        except OSError as error:
+            raise MountError(f"{mountpoint}: cannot unmount: {error.strerror}") from None
+
+    async def _stop(self, request: dict[str, Any]) -> dict[str, Any]:
+        mountpoint = self._spec.mountpoint
+        lazy = bool(request.get("lazy"))
+        try:
+            await trio.to_thread.run_sync(mount.unmount, mountpoint, lazy)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise MountError(f"{mountpoint}: cannot unmount: {error.strerror}") from None
+            users = await trio.to_thread.run_sync(mount.users, mountpoint)
+            who = ", ".join(users[:5]) or "the kernel (an NFS export, a loop device or a nested mount)"
+            raise VolumeBusyError(f"{mountpoint} is in use by {who}: stop that, or use --lazy") from None
+        if lazy:
+            pyfuse3.terminate()
+        return {"ok": True}
+
+    # -- status -----------------------------------------------------------------------------------------------------
+
+    async def _sample(self) -> None:
+        while True:
+            self._samples.append((trio.current_time(), self._opening.volume.journal.head_seq))
+            await trio.sleep(1)
+
+    async def _status(self, _: dict[str, Any]) -> dict[str, Any]:
+        volume, spec = self._opening.volume, self._spec
+        journal = volume.journal
+        (first_time, first_seq), (last_time, last_seq) = self._samples[0], self._samples[-1]
+        seconds = last_time - first_time
+        degraded = list(self._opening.degraded)
+        if volume.failure is not None:
+            degraded.append(f"read-only: {volume.failure}")
+        if volume.journal_full or self._durability.full:
+            degraded.append(f"no space under {spec.state_dir}: changes are refused until there is some")
+        return {
+            "name": spec.name,
+            "uuid": str(self._state.uuid),
+            "role": "primary",
+            "epoch": journal.epoch,
+            "pid": os.getpid(),
+            "backing": str(spec.backing),
+            "mountpoint": str(spec.mountpoint),
+            "state": "read-only" if volume.refusal is not None else "running",
+            "head_seq": journal.head_seq,
+            "durable_seq": journal.durable_seq,
+            "checkpoint_seq": volume.catalog.checkpoint_seq,
+            "entries_per_second": round((last_seq - first_seq) / seconds, 1) if seconds else 0.0,
+            "journal_bytes": journal.total_bytes,
+            "segments": journal.segment_count,
+            "disk_free_bytes": shutil.disk_usage(spec.state_dir).free,
+            "backing_free_bytes": _free_bytes(self._root_fd),
+            "degraded": degraded,
+            "repairs": self._opening.repairs,
+        }
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What ended the process, out of the groups that nurseries wrap it in: an error of ours before any other."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    causes = [_cause(one) for one in error.exceptions]
+    return next((cause for cause in causes if isinstance(cause, FusejournalError)), causes[0])
+
+
+def _free_bytes(fd: int) -> int:
+    space = os.fstatvfs(fd)
+    return space.f_bavail * space.f_frsize

@@ -1,0 +1,208 @@
+"""Opening a volume: from a state directory and a backing to a :class:`Volume` that is ready to be mounted.
+
+In order: the journal (cut or refused as it is found), the catalog, recovery of what the catalog lacks, a new epoch
+where one is due, the import of what the journal does not know. Nothing here waits for the network or serves anybody;
+a process killed at any point of it leaves a state that the next opening goes on from.
+"""
+
+import errno
+import json
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+from uuid import UUID
+
+from fusejournal import storage
+from fusejournal.backing import syscalls
+from fusejournal.backing.catalog import Catalog
+from fusejournal.backing.tree import FID_XATTR, Tree, probe
+from fusejournal.errors import BackingError, JournalFullError
+from fusejournal.importer import Importer, survey
+from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.operations import Clean, NewEpoch
+from fusejournal.recovery import Recovery, describe_missing
+from fusejournal.types import ROOT_FID, Epoch
+from fusejournal.volume import Volume
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_ROOT_TAG_BYTES = 16
+
+
+class Watcher(Protocol):
+    """Who wants to know how an opening goes; :class:`~fusejournal.mountspec.Reporter` is one."""
+
+    def progress(self, stage: str, done: int, total: int | None, unit: str) -> None: ...
+
+    def warning(self, text: str) -> None: ...
+
+
+class Opening:
+    """Opens one volume. ``degraded`` and ``repairs`` are for its status page, a line each."""
+
+    def __init__(
+        self, state_dir: Path, uuid: UUID, backing: Path, root_fd: int, options: JournalOptions, watcher: Watcher
+    ) -> None:
+        self._state_dir = state_dir
+        self._uuid = uuid
+        self._backing = backing
+        self._root_fd = root_fd
+        self._options = options
+        self._watcher = watcher
+        self._boot_file = state_dir / "boot"
+        self.repairs: list[str] = []
+        self.degraded: list[str] = []
+        self.volume: Volume
+        self.importer: Importer
+
+    def open(self, read_only: bool) -> Iterator[None]:
+        """Open the volume; between two yields the caller may stop it. Raises FusejournalError, OSError."""
+        probe(self._root_fd, self._backing, read_only)
+        self._check_backing_is_ours()
+        same_boot = self._same_boot()
+        journal = self._open_journal(read_only, same_boot)
+        catalog_dir = self._state_dir / "catalog"
+        clean = journal.head_seq == 0 or journal.ends_clean
+        if not clean and not same_boot:
+            # Its pages reached the disk in any order.
+            shutil.rmtree(catalog_dir, ignore_errors=True)
+        catalog = self._open_catalog(catalog_dir, journal)
+        tree = Tree(self._root_fd, self._uuid, catalog, _descriptors_max())
+        self.volume = Volume(journal, catalog, tree)
+        self.importer = Importer(self.volume, self._backing)
+        if read_only or journal.damage is not None:
+            self.volume.refusal = errno.EROFS
+        yield
+        self._recover()
+        yield
+        if read_only:
+            return
+        self._begin(clean, same_boot)
+        if not catalog.imported:
+            yield from self._import()
+
+    # -- steps ----------------------------------------------------------------------------------------------------
+
+    def _check_backing_is_ours(self) -> None:
+        """The root's own tag says which volume a backing belongs to."""
+        try:
+            tag = os.getxattr(self._root_fd, FID_XATTR)
+        except OSError as error:
+            if not syscalls.missing(error):
+                raise
+            if any((self._state_dir / "journal").glob("*.fj*")):
+                raise BackingError(
+                    self._backing, f"is not the backing of this volume (the journal in {self._state_dir} is of another)"
+                ) from None
+            return
+        if tag[:_ROOT_TAG_BYTES] != self._uuid.bytes:
+            raise BackingError(
+                self._backing,
+                f"belongs to volume {UUID(bytes=tag[:_ROOT_TAG_BYTES])}, not to {self._uuid} of {self._state_dir}; "
+                f"to begin anew, remove its mark: setfattr -x {FID_XATTR} {self._backing}",
+            )
+
+    def _same_boot(self) -> bool:
+        boot_id = _BOOT_ID.read_text().strip()
+        try:
+            return bool(json.loads(self._boot_file.read_text())["boot_id"] == boot_id)
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return False
+
+    def _open_journal(self, read_only: bool, same_boot: bool) -> Journal:
+        directory = self._state_dir / "journal"
+        if not any(directory.glob("*.fj*")) and not read_only:
+            directory.mkdir(mode=0o700, exist_ok=True)
+            return Journal.create(directory, self._uuid, self._options)
+        journal = Journal.open(
+            directory, self._uuid, self._options, unclean_machine=not same_boot, read_only=read_only
+        )
+        self.repairs += [str(repair) for repair in journal.repairs]
+        if journal.damage is not None:
+            self.degraded.append(f"the journal is damaged: {journal.damage}")
+        return journal
+
+    def _open_catalog(self, directory: Path, journal: Journal) -> Catalog:
+        catalog = Catalog(directory)
+        if catalog.applied_seq > journal.head_seq and journal.damage is None:
+            # The journal was cut below what the catalog had seen.
+            catalog.close()
+            shutil.rmtree(directory)
+            catalog = Catalog(directory)
+        if catalog.node(ROOT_FID) is None:
+            stat = os.fstat(self._root_fd)
+            catalog.add_root(syscalls.handle_of(self._root_fd), stat.st_ino)
+        return catalog
+
+    def _recover(self) -> None:
+        recovery = Recovery(self.volume)
+        recovery.run(lambda done, total: self._watcher.progress("recovering", done, total, "entries"))
+        if recovery.missing:
+            self.degraded.append(describe_missing(recovery.missing))
+            self._watcher.warning(self.degraded[-1])
+
+    def _begin(self, clean: bool, same_boot: bool) -> None:
+        """Say in the journal that a reign begins where one does, and remember this boot."""
+        volume = self.volume
+        if volume.journal.head_seq == 0:
+            volume.note(NewEpoch(Epoch(1), "a new volume"))
+        elif not clean and not same_boot:
+            volume.note(NewEpoch(Epoch(volume.journal.epoch + 1), "the machine was lost"))
+        temporary = self._boot_file.with_suffix(".new")
+        temporary.write_text(json.dumps({"boot_id": _BOOT_ID.read_text().strip()}))
+        fd = os.open(temporary, os.O_RDONLY)
+        try:
+            storage.fsync("boot.sync", fd)
+        finally:
+            os.close(fd)
+        volume.journal.sync()
+        storage.rename("boot.rename", temporary, self._boot_file)
+        volume.tree.tag(volume.tree.root_fd, ROOT_FID, volume.tree.node(ROOT_FID).handle)
+
+    def _import(self) -> Iterator[None]:
+        """Import what is in the backing. Yields between items."""
+        total = survey(self._root_fd)
+        with _told_when_full(self._state_dir):
+            for done in self.importer.run():
+                self._watcher.progress("importing", done.bytes, total.bytes, "bytes")
+                yield
+        self.volume.catalog.imported = True
+        self.volume.journal.sync()
+        self.volume.catalog.commit()
+
+
+@contextmanager
+def _told_when_full(state_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise JournalFullError(
+            f"{state_dir}: no space left for the import, which needs as much as the files' content; make space or "
+            "choose another --state, then mount again: it goes on where it stopped"
+        ) from None
+
+
+def close_volume(volume: Volume, sync_backing: Callable[[int], None]) -> None:
+    """An orderly stop, blocking: everything flushed, a CLEAN entry, everything closed. Raises FusejournalError."""
+    catalog = volume.catalog
+    if volume.refusal is None:
+        sync_backing(volume.tree.root_fd)
+        catalog.checkpoint_seq = catalog.applied_seq
+        volume.note(Clean())
+        volume.journal.sync()
+        catalog.commit()
+        catalog.sync()
+    catalog.close()
+    volume.tree.close()
+    volume.journal.close()
+
+
+def _descriptors_max() -> int:
+    """Half of what the process may open: the rest is for orphans, the journal and Python itself."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(64, min(soft // 2, 4096))

@@ -1,0 +1,173 @@
+"""Recovery after a killed process, and the rebuilding of a lost catalog: one and the same way.
+
+The kernel kept every page, so the backing has every entry but perhaps the last. The catalog stands at its last commit
+(or at nothing): the entries after it are recorded from the journal, the handles of the objects they made are found in
+the backing by fid, and the last entry, which alone may be undone or half done, is settled by looking: done, or done
+now, or VOID when the backing refuses it.
+
+Nothing is committed before it is all found, so a recovery that is killed begins again where it began. Runs before the
+mount is live; nothing else uses the volume meanwhile.
+"""
+
+import errno
+import os
+from collections.abc import Callable
+
+from fusejournal.backing.catalog import Node
+from fusejournal.backing.tree import Look
+from fusejournal.errors import RecoveryError
+from fusejournal.journal.format import Entry
+from fusejournal.journal.settled import settled
+from fusejournal.operations import (
+    MAKERS,
+    Clean,
+    Import,
+    ImportData,
+    ImportLink,
+    Mark,
+    NewEpoch,
+    Operation,
+    Rename,
+    Void,
+)
+from fusejournal.types import Fid, Seq
+from fusejournal.volume import Volume
+
+Progress = Callable[[int, int], None]
+
+_PROGRESS_ENTRIES = 1024
+
+
+class Recovery:
+    """Brings *volume*'s catalog from its last commit to the journal's head. See the module."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._catalog = volume.catalog
+        self._made: list[Fid] = []
+        self._in_flight: Entry | None = None
+        self.missing: list[bytes] = []
+        """Paths that the journal has and the backing has not: somebody changed the backing behind the layer."""
+
+    def run(self, progress: Progress) -> int:
+        """Recover. Returns how many entries the catalog lacked. Raises RecoveryError, JournalDamagedError, OSError."""
+        count = self._record_entries(progress)
+        self._find_handles()
+        if self._in_flight is not None:
+            self._settle(self._in_flight)
+            self._in_flight = None
+            self._find_handles()
+        self._catalog.commit()
+        return count
+
+    def _record_entries(self, progress: Progress) -> int:
+        catalog = self._catalog
+        head = self._volume.journal.head_seq
+        first = Seq(catalog.applied_seq + 1)
+        for entry, void in settled(self._volume.journal.read(first, Seq(head + 1))):
+            operation = entry.operation
+            if isinstance(operation, NewEpoch | Mark | Clean):
+                catalog.record_control(operation, entry.seq)
+            elif void is not None:
+                if void.written:
+                    self._record(operation, entry)
+                else:
+                    catalog.record_control(operation, entry.seq)
+                catalog.record_control(void, Seq(entry.seq + 1))
+            elif entry.seq == head:
+                self._in_flight = entry
+            else:
+                self._record(operation, entry)
+            if entry.seq % _PROGRESS_ENTRIES == 0:
+                progress(entry.seq - first + 1, head - first + 1)
+        return head - first + 1
+
+    def _record(self, operation: Operation, entry: Entry) -> None:
+        assert not isinstance(operation, NewEpoch | Mark | Clean | Void)
+        try:
+            self._catalog.record(operation, entry.seq, entry.time_ns)
+        except KeyError as error:
+            raise RecoveryError(
+                f"entry {entry.seq} ({operation.kind.name}) does not fit the catalog ({error}): delete the volume's "
+                "catalog directory and mount again, to rebuild it from the journal"
+            ) from None
+        if operation.kind in MAKERS:
+            self._made.append(operation.fid)  # type: ignore[union-attr]
+
+    # -- handles --------------------------------------------------------------------------------------------------
+
+    def _find_handles(self) -> None:
+        """Find the backing's handle of every object that the recorded entries made and that still has a name."""
+        for fid in self._made:
+            node = self._catalog.node(fid)
+            if node is not None and not self._find_handle(node) and not self._is_in_flight(fid):
+                self.missing.append(self._catalog.path(fid) or b"?")
+        self._made = [fid for fid in self._made if self._is_in_flight(fid)]
+
+    def _is_in_flight(self, fid: Fid) -> bool:
+        """Whether the entry in flight may have taken *fid*'s name away."""
+        if self._in_flight is None:
+            return False
+        operation = self._in_flight.operation
+        return fid in (getattr(operation, "fid", 0), getattr(operation, "replaced", 0))
+
+    def _find_handle(self, node: Node) -> bool:
+        """Find one handle, its directories' first."""
+        if node.handle:
+            return True
+        for parent, name in self._places(node):
+            directory = self._catalog.node(parent)
+            if directory is None or not self._find_handle(directory):
+                continue
+            look = self._volume.tree.look(parent, name)
+            if look is not None and look.fid == node.fid:
+                node.handle = look.handle
+                node.ino = look.stat.st_ino
+                self._catalog.touch(node)
+                return True
+        return False
+
+    def _places(self, node: Node) -> list[tuple[Fid, bytes]]:
+        """Where *node* may be found: its names, and the name that the entry in flight may have given it."""
+        places = list(self._catalog.places(node))
+        operation = self._in_flight.operation if self._in_flight is not None else None
+        if isinstance(operation, Rename) and operation.fid == node.fid:
+            places.append((operation.new_parent, operation.new_name))
+        elif isinstance(operation, Rename) and operation.replaced == node.fid:
+            places.append((operation.parent, operation.name))
+        return places
+
+    # -- the entry in flight ---------------------------------------------------------------------------------------
+
+    def _settle(self, entry: Entry) -> None:
+        operation = entry.operation
+        assert not isinstance(operation, NewEpoch | Mark | Clean | Void)
+        if isinstance(operation, Import):
+            self._settle_import(operation, entry)
+        elif isinstance(operation, ImportData | ImportLink):
+            self._catalog.record(operation, entry.seq, entry.time_ns)
+        else:
+            self._volume.settle(operation, entry.seq, entry.time_ns, bytes(entry.data))
+
+    def _settle_import(self, operation: Import, entry: Entry) -> None:
+        look: Look | None = self._volume.tree.look(operation.parent, operation.name)
+        if look is None or look.fid not in (None, operation.fid):
+            self._volume.void(entry.seq, operation, errno.ENOENT if look is None else errno.EEXIST)
+            return
+        try:
+            self._volume.tag_imported(operation, look.handle)
+        except OSError as error:
+            self._volume.void(entry.seq, operation, error.errno or errno.EIO)
+            return
+        self._catalog.record(
+            operation, entry.seq, entry.time_ns, look.handle, look.stat.st_ino
+        )
+
+
+def describe_missing(missing: list[bytes]) -> str:
+    """One line about files that the journal has and the backing lacks."""
+    first = os.fsdecode(missing[0])
+    return (
+        f"{len(missing)} files of the journal are missing in the backing, the first is {first!r}: "
+        "something else has changed the backing directory"
+    )

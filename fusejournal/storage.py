@@ -1,0 +1,132 @@
+"""Labelled storage calls: every call that decides what is on disk goes through here.
+
+Each function does one system call and first reports its label to :func:`reached`. In production nothing listens and
+the report costs one global look-up. A test (or ``FUSEJOURNAL_FAULT`` in the environment of a spawned layer) can plan
+a fault for a label: fail it with an errno, or kill the process right there, as a power switch would.
+
+``FUSEJOURNAL_FAULT="label:count:action"``: at the *count*-th time that *label* (an ``fnmatch`` pattern) is reached,
+do *action*: ``kill`` or the name of an errno (``ENOSPC``, ``EIO``), the latter once; ``ENOSPC+`` fails it from then on.
+
+Source: open(2), pwritev(2), fallocate(2), fdatasync(2), syncfs(2).
+"""
+
+import ctypes
+import errno
+import os
+import signal
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+_listener: Callable[[str], None] | None = None
+
+FALLOC_FL_KEEP_SIZE = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.syncfs.argtypes = [ctypes.c_int]
+
+
+def listen(listener: Callable[[str], None] | None) -> None:
+    """Call *listener* with each label reached; it may raise OSError or end the process. None stops."""
+    global _listener
+    _listener = listener
+
+
+def reached(label: str) -> None:
+    """Say that the call named *label* comes next. Raises what the planned fault raises."""
+    if _listener is not None:
+        _listener(label)
+
+
+class PlannedFault:
+    """One fault at the *count*-th call whose label matches *pattern*: see the module's docstring."""
+
+    def __init__(self, pattern: str, count: int, action: str) -> None:
+        self.pattern = pattern
+        self.left = count
+        self.repeat = action.endswith("+")
+        self.errno = None if action == "kill" else getattr(errno, action.rstrip("+"))
+
+    def __call__(self, label: str) -> None:
+        if not fnmatchcase(label, self.pattern):
+            return
+        self.left -= 1
+        if self.left > 0 or (self.left < 0 and not self.repeat):
+            return
+        if self.errno is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(self.errno, f"{os.strerror(self.errno or 0)} (planned at {label})")
+
+
+def listen_to_environment() -> None:
+    """Plan the fault that ``FUSEJOURNAL_FAULT`` names, if it is set (only tests set it)."""
+    plan = os.environ.get("FUSEJOURNAL_FAULT")
+    if plan:
+        pattern, count, action = plan.split(":")
+        listen(PlannedFault(pattern, int(count), action))
+
+
+def pwritev(label: str, fd: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
+    """os.pwritev; may write less than asked, as the system call may."""
+    if _listener is not None:
+        _listener(label)
+    return os.pwritev(fd, buffers, offset)
+
+
+def fdatasync(label: str, fd: int) -> None:
+    """os.fdatasync. Blocks: call it in a thread."""
+    reached(label)
+    os.fdatasync(fd)
+
+
+def fsync(label: str, fd: int) -> None:
+    """os.fsync. Blocks: call it in a thread."""
+    reached(label)
+    os.fsync(fd)
+
+
+def syncfs(label: str, fd: int) -> None:
+    """syncfs(2) of the file system that *fd* is on. Blocks: call it in a thread. Raises OSError."""
+    reached(label)
+    if _libc.syncfs(fd) != 0:
+        raise_errno()
+
+
+def fallocate(label: str, fd: int, offset: int, length: int) -> None:
+    """Reserve blocks for [offset, offset + length) without changing the file's size. Raises OSError."""
+    reached(label)
+    if _libc.fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, length) != 0:
+        raise_errno()
+
+
+def ftruncate(label: str, fd: int, size: int) -> None:
+    """os.ftruncate."""
+    reached(label)
+    os.ftruncate(fd, size)
+
+
+def rename(label: str, old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
+    """os.rename."""
+    reached(label)
+    os.rename(old, new)
+
+
+def unlink(label: str, path: str | os.PathLike[str]) -> None:
+    """os.unlink."""
+    reached(label)
+    os.unlink(path)
+
+
+def fsync_directory(label: str, path: str | os.PathLike[str]) -> None:
+    """Make the names in directory *path* durable. Blocks: call it in a thread."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fsync(label, fd)
+    finally:
+        os.close(fd)
+
+
+def raise_errno() -> None:
+    """Raise the OSError for ctypes' copy of errno."""
+    number = ctypes.get_errno()
+    raise OSError(number, os.strerror(number))

@@ -1,0 +1,51 @@
+"""The small values every other module speaks in. No I/O, no behaviour.
+
+A ``Seq`` numbers an entry from 1 without gaps; 0 means "before the first entry". Ranges of seqs are half-open in
+code and inclusive (and so labelled) in the command line. All times are nanoseconds since 1970 UTC.
+"""
+
+from typing import NamedTuple, NewType
+
+Seq = NewType("Seq", int)
+Epoch = NewType("Epoch", int)
+Fid = NewType("Fid", int)
+
+ROOT_FID = Fid(1)
+"""The volume's root directory: FUSE's own number for it."""
+
+EPOCH_SHIFT = 40
+"""A fid's high bits, from this one, are its epoch's number less one, so that no two epochs give the same fid."""
+
+TIME_MIN_NS = -(2**31 - 1) * 10**9
+TIME_MAX_NS = (2**34 - 2**31 - 1) * 10**9
+"""Times every supported backing holds to the nanosecond (ext4 with 256-byte inodes is the narrowest: 1901 to 2446)."""
+
+
+class Who(NamedTuple):
+    """The caller of an operation, as the kernel told it."""
+
+    uid: int
+    gid: int
+    pid: int
+
+
+NOBODY_ASKED = Who(0, 0, 0)
+"""The layer itself: import, recovery, marks."""
+
+
+class Position(NamedTuple):
+    """Where a log stands. Two logs of one volume with equal positions are equal up to there."""
+
+    epoch: Epoch
+    seq: Seq
+    chain: int
+
+
+def clamp_time(time_ns: int) -> int:
+    """The nearest time that every supported backing can hold."""
+    return min(max(time_ns, TIME_MIN_NS), TIME_MAX_NS)
+
+
+def first_fid(epoch: Epoch) -> Fid:
+    """The first fid that *epoch* may give to a new file."""
+    return Fid(((epoch - 1) << EPOCH_SHIFT) + 2)

@@ -3,7 +3,7 @@
 Sections and defaults::
 
     [volume]
-    durability = "async"                # or "nfs": names and attributes wait for the shared flush, too
+    durability = "async"                # or "nfs": names and attributes wait for the flush, too
 
     [journal]
     segment_bytes = "64MiB"             # a segment is sealed at this size
@@ -76,7 +76,8 @@ class Config(_Section):
 
 
 def load_config(path: Path | None) -> Config:
-    """The configuration in *path*, or the defaults. Raises ConfigError, one line naming what is wrong."""
+    """The configuration in *path*, or the defaults. Raises ConfigError, one line naming what is
+    wrong."""
     if path is None:
         return Config()
     try:
@@ -104,6 +105,7 @@ def _nearest(location: tuple[int | str, ...]) -> str:
     text = ".".join(str(part) for part in location)
     by_last = {key.rpartition(".")[2]: key for key in known}
     near = difflib.get_close_matches(text, known, 1) or [
-        by_last[word] for word in difflib.get_close_matches(text.rpartition(".")[2], list(by_last), 1)
+        by_last[word]
+        for word in difflib.get_close_matches(text.rpartition(".")[2], list(by_last), 1)
     ]
     return f"; did you mean {near[0]!r}?" if near else ""

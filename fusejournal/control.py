@@ -1,7 +1,7 @@
 """The control socket of a running layer: one JSON request a line, one JSON reply a line.
 
-The server runs in the node's nursery; the client is for the command line and blocks. A reply is the command's own
-object, or ``{"error": text, "exit_code": n}``. Only root can reach the socket.
+The server runs in the node's nursery; the client is for the command line and blocks. A reply is
+the command's own object, or ``{"error": text, "exit_code": n}``. Only root can reach the socket.
 """
 
 import json
@@ -35,7 +35,9 @@ class RemoteError(FusejournalError):
 
 
 async def serve_control(
-    path: Path, commands: Mapping[str, Command], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    path: Path,
+    commands: Mapping[str, Command],
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve *commands* on the socket *path* until cancelled; the socket is removed then."""
     with suppress(FileNotFoundError):
@@ -121,7 +123,9 @@ def ask(state_dir: Path, command: str, **fields: Any) -> dict[str, Any]:
         except TimeoutError:
             raise FusejournalError(f"the layer of {state_dir} does not answer") from None
         except OSError as error:
-            raise FusejournalError(f"the layer of {state_dir} went away: {error.strerror}") from None
+            raise FusejournalError(
+                f"the layer of {state_dir} went away: {error.strerror}"
+            ) from None
     if not line:
         raise NotRunningError(f"the layer of {state_dir} ended")
     reply: dict[str, Any] = json.loads(line)

@@ -1,12 +1,13 @@
 """Flushes and checkpoints: what makes the journal, and after it the backing, durable.
 
-Owns three background tasks of a running volume: the group flush (one fdatasync of the journal for all who wait, at
-least every ``flush_interval_seconds``), the checkpoint (syncfs of the backing, then the catalog) and the compression
-of sealed segments. All disk waits happen in worker threads; the event loop only wakes whom they concern.
+Owns three background tasks of a running volume: the group flush (one fdatasync of the journal for
+all who wait, at least every ``flush_interval_seconds``), the checkpoint (syncfs of the backing,
+then the catalog) and the compression of sealed segments. All disk waits happen in worker threads;
+the event loop only wakes whom they concern.
 
-A flush or syncfs that fails is never retried as if nothing had been: it calls ``fail`` and the volume is read-only
-from there on, and everybody who waits gets EIO. Source: fsync(2), syncfs(2); the kernel reports a write error once.
-"""
+A flush or syncfs that fails is never retried as if nothing had been: it calls ``fail`` and the
+volume is read-only from there on, and everybody who waits gets EIO. Source: fsync(2), syncfs(2);
+the kernel reports a write error once."""
 
 import errno
 import os
@@ -53,8 +54,8 @@ class Durability:
         return self._journal.durable_seq
 
     async def wait(self, seq: Seq) -> None:
-        """Return when the journal is durable up to *seq*. Raises OSError EIO when it cannot be. Cancelling is
-        harmless: the flush goes on for the others."""
+        """Return when the journal is durable up to *seq*. Raises OSError EIO when it cannot be.
+        Cancelling is harmless: the flush goes on for the others."""
         while self._journal.durable_seq < seq:
             if self._failed:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -89,7 +90,8 @@ class Durability:
         flushed.set()
 
     def commit_catalog(self) -> None:
-        """Commit the catalog to the page cache; a full disk is said in ``full`` and tried again later."""
+        """Commit the catalog to the page cache; a full disk is said in ``full`` and tried again
+        later."""
         try:
             self._catalog.commit()
         except OSError as error:

@@ -1,8 +1,8 @@
 """Every error a user can meet, each with the exit code the command line ends with.
 
-What comes from disk, a peer or a user is checked and raised as one of these: one line, saying what, where and what
-to do next. The message is made from typed fields so that a script (``--json``) can read them too.
-"""
+What comes from disk, a peer or a user is checked and raised as one of these: one line, saying
+what, where and what to do next. The message is made from typed fields so that a script
+(``--json``) can read them too."""
 
 from pathlib import Path
 
@@ -30,7 +30,9 @@ class VolumeNotFoundError(FusejournalError):
 
     def __init__(self, volume: str) -> None:
         self.volume = volume
-        super().__init__(f"no volume {volume!r}: give a name, a mountpoint or a state directory (see 'status')")
+        super().__init__(
+            f"no volume {volume!r}: give a name, a mountpoint or a state directory (see 'status')"
+        )
 
 
 class VolumeBusyError(FusejournalError):

@@ -1,12 +1,14 @@
-"""Import: brings files that were in the backing before the layer into the journal, with their content.
+"""Import: brings files that were in the backing before the layer into the journal, with their
+content.
 
-One walk over the backing, top down, reading each file's data once. Every object gets an IMPORT entry (then its fid, in
-the catalog and on the file itself), a regular file's content IMPORT_DATA entries (holes stay holes), a further name
-of a file an IMPORT_LINK. The objects themselves are not changed but for the fid: times, owners, modes stay.
+One walk over the backing, top down, reading each file's data once. Every object gets an IMPORT
+entry (then its fid, in the catalog and on the file itself), a regular file's content IMPORT_DATA
+entries (holes stay holes), a further name of a file an IMPORT_LINK. The objects themselves are not
+changed but for the fid: times, owners, modes stay.
 
-A walk that was stopped or killed begins again and passes over what the catalog has whole, so it reads only what it had
-not finished. Runs as a generator: between two items the caller may show progress, wait or stop.
-"""
+A walk that was stopped or killed begins again and passes over what the catalog has whole, so it
+reads only what it had not finished. Runs as a generator: between two items the caller may show
+progress, wait or stop."""
 
 import errno
 import os
@@ -45,7 +47,8 @@ class Importer:
         """Names that were not known before."""
 
     def run(self) -> Iterator[ImportProgress]:
-        """Import the whole backing. Raises BackingError (names the file), OSError ENOSPC when the journal is full."""
+        """Import the whole backing. Raises BackingError (names the file), OSError ENOSPC when the
+        journal is full."""
         self._journal_root()
         pending = [ROOT_FID]
         while pending:
@@ -57,7 +60,8 @@ class Importer:
                     pending.append(fid)
 
     def import_name(self, parent: Fid, name: bytes) -> Iterator[ImportProgress]:
-        """Import one name, with content (a directory without what is in it); nothing when it is known and whole."""
+        """Import one name, with content (a directory without what is in it); nothing when it is
+        known and whole."""
         self._names += 1
         catalog = self._volume.catalog
         known = catalog.lookup(parent, name)
@@ -71,7 +75,10 @@ class Importer:
         if look is None:
             return
         if look.stat.st_dev != self._volume.tree.device:
-            raise BackingError(self._where(parent, name), "another file system is mounted here; a volume is one file system")
+            raise BackingError(
+                self._where(parent, name),
+                "another file system is mounted here; a volume is one file system",
+            )
         self.imported += 1
         node_of_tag = catalog.node(look.fid) if look.fid is not None else None
         if node_of_tag is not None and not S_ISDIR(look.stat.st_mode):
@@ -82,23 +89,36 @@ class Importer:
 
     def _import_object(self, parent: Fid, name: bytes, look: Look) -> Iterator[ImportProgress]:
         stat = look.stat
-        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._volume.tree.descriptor(parent))
+        fd = os.open(
+            name,
+            os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC,
+            dir_fd=self._volume.tree.descriptor(parent),
+        )
         try:
             xattrs = _xattrs(syscalls.descriptor_path(fd))
             target = os.readlink(b"", dir_fd=fd) if S_ISLNK(stat.st_mode) else None
         finally:
             os.close(fd)
         operation = Import(
-            fid=self._volume.new_fid(), parent=parent, name=name, mode=stat.st_mode, uid=stat.st_uid, gid=stat.st_gid,
-            rdev=stat.st_rdev, size=stat.st_size if S_ISREG(stat.st_mode) else 0,
-            mtime_ns=clamp_time(stat.st_mtime_ns), target=target, xattrs=xattrs,
-            complete=not S_ISREG(stat.st_mode) or stat.st_blocks == 0 and stat.st_size == 0,
-        )  # fmt: skip
+            fid=self._volume.new_fid(),
+            parent=parent,
+            name=name,
+            mode=stat.st_mode,
+            uid=stat.st_uid,
+            gid=stat.st_gid,
+            rdev=stat.st_rdev,
+            size=stat.st_size if S_ISREG(stat.st_mode) else 0,
+            mtime_ns=clamp_time(stat.st_mtime_ns),
+            target=target,
+            xattrs=xattrs,
+            complete=not S_ISREG(stat.st_mode) or (stat.st_blocks == 0 and stat.st_size == 0),
+        )
         try:
             self._volume.adopt(operation, look.handle, stat.st_ino)
         except PermissionError:
             raise BackingError(
-                self._where(parent, name), "is immutable or append-only: 'chattr -i -a' it, then mount again"
+                self._where(parent, name),
+                "is immutable or append-only: 'chattr -i -a' it, then mount again",
             ) from None
         if not operation.complete:
             yield from self._import_content(self._volume.tree.node(operation.fid))
@@ -128,10 +148,16 @@ class Importer:
         self._volume.adopt(ImportData(node.fid, end, mtime_ns, complete=True))
 
     def _journal_root(self) -> None:
-        """The root has no name to import; its attributes are journaled as settings of what it has."""
+        """The root has no name to import; its attributes are journaled as settings of what it
+        has."""
         stat = self._volume.tree.stat(ROOT_FID)
         attributes = Setattr(
-            ROOT_FID, S_IMODE(stat.st_mode), stat.st_uid, stat.st_gid, None, clamp_time(stat.st_mtime_ns)
+            ROOT_FID,
+            S_IMODE(stat.st_mode),
+            stat.st_uid,
+            stat.st_gid,
+            None,
+            clamp_time(stat.st_mtime_ns),
         )
         for name, value in _xattrs(self._volume.tree.root_fd):
             self._volume.commit(Setxattr(ROOT_FID, name, value), NOBODY_ASKED)
@@ -152,7 +178,8 @@ def _xattrs(target: int | str) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def survey(root_fd: int) -> ImportProgress:
-    """Count names and bytes below *root_fd* without reading any file, for a progress bar's total."""
+    """Count names and bytes below *root_fd* without reading any file, for a progress bar's
+    total."""
     names, total = 0, 0
     for _, directories, files, fd in os.fwalk(".", dir_fd=root_fd, follow_symlinks=False):
         names += len(directories) + len(files)

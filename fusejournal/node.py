@@ -1,12 +1,12 @@
 """The node: one running volume, wired together and run in one nursery.
 
-Owns the order of starting (lock, backing, journal, recovery, import, mount, serve) and of stopping (unmount, last
-flush, CLEAN entry, unlock), and the signals, which reach the rest only through trio. One process runs one volume, for
-pyfuse3 mounts one file system a process.
+Owns the order of starting (lock, backing, journal, recovery, import, mount, serve) and of stopping
+(unmount, last flush, CLEAN entry, unlock), and the signals, which reach the rest only through
+trio. One process runs one volume, for pyfuse3 mounts one file system a process.
 
-Tasks: the request loop, the background tasks of :mod:`fusejournal.durability`, the control socket, a sampler for the
-entries per second, and a watcher for signals. When the request loop ends, the others are cancelled.
-"""
+Tasks: the request loop, the background tasks of :mod:`fusejournal.durability`, the control socket,
+a sampler for the entries per second, and a watcher for signals. When the request loop ends, the
+others are cancelled."""
 
 import errno
 import fcntl
@@ -46,7 +46,8 @@ class Stopped(FusejournalError):
 
 
 def serve(spec: MountSpec, reporter: Reporter) -> None:
-    """Mount the volume and serve it until it is unmounted or told to stop. Raises FusejournalError."""
+    """Mount the volume and serve it until it is unmounted or told to stop. Raises
+    FusejournalError."""
     storage.listen_to_environment()
     with claim_volume(spec) as state:
         # Nobody but the layer may be there: the mount of a layer that was killed still is.
@@ -70,7 +71,9 @@ class Node:
         self._samples: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW_SECONDS)
         config = spec.config.journal
         options = JournalOptions(
-            segment_bytes=config.segment_bytes, compress=config.compress, compress_level=config.compress_level
+            segment_bytes=config.segment_bytes,
+            compress=config.compress,
+            compress_level=config.compress_level,
         )
         self._root_fd = mount.open_backing(spec.backing)
         self._opening = Opening(
@@ -138,13 +141,14 @@ class Node:
             nursery.cancel_scope.cancel()
 
     async def _say_ready(self) -> None:
-        # The first request is the kernel's INIT; a statfs that is answered says that the mount is live.
+        # The first request is the kernel's INIT; a statfs that is answered says that the mount is
+        # live.
         await trio.to_thread.run_sync(os.statvfs, self._spec.mountpoint, abandon_on_cancel=True)
         mount.raise_read_ahead(self._spec.mountpoint)
         self._live = True
         self._reporter.ready()
 
-    # -- stopping ---------------------------------------------------------------------------------------------------
+    # -- stopping ----------------------------------------------------------------------------------
 
     async def _watch_signals(self, signals: Any, scope: trio.CancelScope) -> None:
         async for number in signals:
@@ -152,7 +156,8 @@ class Node:
             scope.cancel()
 
     async def _take_mount_away(self) -> None:
-        """Unmount if we are still mounted. Users who still have files open are cut off, as when a server stops."""
+        """Unmount if we are still mounted. Users who still have files open are cut off, as when a
+        server stops."""
         mountpoint = self._spec.mountpoint
         if not any(
             m.mountpoint == mountpoint and m.type == mount.FILESYSTEM_TYPE for m in mount.mounts()
@@ -172,13 +177,18 @@ class Node:
             if error.errno != errno.EBUSY:
                 raise MountError(f"{mountpoint}: cannot unmount: {error.strerror}") from None
             users = await trio.to_thread.run_sync(mount.users, mountpoint)
-            who = ", ".join(users[:5]) or "the kernel (an NFS export, a loop device or a nested mount)"
-            raise VolumeBusyError(f"{mountpoint} is in use by {who}: stop that, or use --lazy") from None
+            who = (
+                ", ".join(users[:5])
+                or "the kernel (an NFS export, a loop device or a nested mount)"
+            )
+            raise VolumeBusyError(
+                f"{mountpoint} is in use by {who}: stop that, or use --lazy"
+            ) from None
         if lazy:
             pyfuse3.terminate()
         return {"ok": True}
 
-    # -- status -----------------------------------------------------------------------------------------------------
+    # -- status ------------------------------------------------------------------------------------
 
     async def _sample(self) -> None:
         while True:
@@ -194,7 +204,9 @@ class Node:
         if volume.failure is not None:
             degraded.append(f"read-only: {volume.failure}")
         if volume.journal_full or self._durability.full:
-            degraded.append(f"no space under {spec.state_dir}: changes are refused until there is some")
+            degraded.append(
+                f"no space under {spec.state_dir}: changes are refused until there is some"
+            )
         return {
             "name": spec.name,
             "uuid": str(self._state.uuid),
@@ -218,7 +230,8 @@ class Node:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What ended the process, out of the groups that nurseries wrap it in: an error of ours before any other."""
+    """What ended the process, out of the groups that nurseries wrap it in: an error of ours before
+    any other."""
     if not isinstance(error, BaseExceptionGroup):
         return error
     causes = [_cause(one) for one in error.exceptions]

@@ -1,9 +1,10 @@
-"""Opening a volume: from a state directory and a backing to a :class:`Volume` that is ready to be mounted.
+"""Opening a volume: from a state directory and a backing to a :class:`Volume` that is ready to be
+mounted.
 
-In order: the journal (cut or refused as it is found), the catalog, recovery of what the catalog lacks, a new epoch
-where one is due, the import of what the journal does not know. Nothing here waits for the network or serves anybody;
-a process killed at any point of it leaves a state that the next opening goes on from.
-"""
+In order: the journal (cut or refused as it is found), the catalog, recovery of what the catalog
+lacks, a new epoch where one is due, the import of what the journal does not know. Nothing here
+waits for the network or serves anybody; a process killed at any point of it leaves a state that
+the next opening goes on from."""
 
 import errno
 import json
@@ -44,7 +45,13 @@ class Opening:
     """Opens one volume. ``degraded`` and ``repairs`` are for its status page, a line each."""
 
     def __init__(
-        self, state_dir: Path, uuid: UUID, backing: Path, root_fd: int, options: JournalOptions, watcher: Watcher
+        self,
+        state_dir: Path,
+        uuid: UUID,
+        backing: Path,
+        root_fd: int,
+        options: JournalOptions,
+        watcher: Watcher,
     ) -> None:
         self._state_dir = state_dir
         self._uuid = uuid
@@ -59,7 +66,8 @@ class Opening:
         self.importer: Importer
 
     def open(self, read_only: bool) -> Iterator[None]:
-        """Open the volume; between two yields the caller may stop it. Raises FusejournalError, OSError."""
+        """Open the volume; between two yields the caller may stop it. Raises FusejournalError,
+        OSError."""
         probe(self._root_fd, self._backing, read_only)
         self._check_backing_is_ours()
         same_boot = self._same_boot()
@@ -84,7 +92,7 @@ class Opening:
         if not catalog.imported:
             yield from self._import()
 
-    # -- steps ----------------------------------------------------------------------------------------------------
+    # -- steps -------------------------------------------------------------------------------------
 
     def _check_backing_is_ours(self) -> None:
         """The root's own tag says which volume a backing belongs to."""
@@ -95,13 +103,15 @@ class Opening:
                 raise
             if any((self._state_dir / "journal").glob("*.fj*")):
                 raise BackingError(
-                    self._backing, f"is not the backing of this volume (the journal in {self._state_dir} is of another)"
+                    self._backing,
+                    f"is not this volume's backing (the journal in {self._state_dir} is another's)",
                 ) from None
             return
         if tag[:_ROOT_TAG_BYTES] != self._uuid.bytes:
             raise BackingError(
                 self._backing,
-                f"belongs to volume {UUID(bytes=tag[:_ROOT_TAG_BYTES])}, not to {self._uuid} of {self._state_dir}; "
+                f"belongs to volume {UUID(bytes=tag[:_ROOT_TAG_BYTES])}, not to {self._uuid} of "
+                f"{self._state_dir}; "
                 f"to begin anew, remove its mark: setfattr -x {FID_XATTR} {self._backing}",
             )
 
@@ -139,7 +149,9 @@ class Opening:
 
     def _recover(self) -> None:
         recovery = Recovery(self.volume)
-        recovery.run(lambda done, total: self._watcher.progress("recovering", done, total, "entries"))
+        recovery.run(
+            lambda done, total: self._watcher.progress("recovering", done, total, "entries")
+        )
         if recovery.missing:
             self.degraded.append(describe_missing(recovery.missing))
             self._watcher.warning(self.degraded[-1])
@@ -182,13 +194,15 @@ def _told_when_full(state_dir: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise JournalFullError(
-            f"{state_dir}: no space left for the import, which needs as much as the files' content; make space or "
+            f"{state_dir}: no space left for the import, which needs as much as the files hold; "
+            "make space or "
             "choose another --state, then mount again: it goes on where it stopped"
         ) from None
 
 
 def close_volume(volume: Volume, sync_backing: Callable[[int], None]) -> None:
-    """An orderly stop, blocking: everything flushed, a CLEAN entry, everything closed. Raises FusejournalError."""
+    """An orderly stop, blocking: everything flushed, a CLEAN entry, everything closed. Raises
+    FusejournalError."""
     catalog = volume.catalog
     if volume.refusal is None:
         sync_backing(volume.tree.root_fd)

@@ -1,11 +1,13 @@
 """The operations a journal entry can hold: one immutable class each, no I/O.
 
-An operation holds results, not requests: the final offset of an append, the mode after umask, ACL and setgid, absolute
-times. Replaying the same operations in the same order gives the same tree. Each class is a NamedTuple whose fields, in
-order, are also the tail of the entry's msgpack array (see journal/format.py), so **fields are only ever added at the
-end, with a default**, and a Kind's number is never given anew.
+An operation holds results, not requests: the final offset of an append, the mode after umask, ACL
+and setgid, absolute times. Replaying the same operations in the same order gives the same tree.
+Each class is a NamedTuple whose fields, in order, are also the tail of the entry's msgpack array
+(see journal/format.py), so **fields are only ever added at the end, with a default**, and a Kind's
+number is never given anew.
 
-``fid`` is the file an operation is about, ``parent`` the directory of a name; names, targets and xattr values are bytes.
+``fid`` is the file an operation is about, ``parent`` the directory of a name; names, targets and
+xattr values are bytes.
 
 What an operation does to mtimes is part of its meaning; ``entry`` is the entry's own time:
 
@@ -27,9 +29,9 @@ IMPORT_DATA    mtime_ns                    unchanged
 IMPORT_LINK    unchanged                   unchanged
 =============  ==========================  =======================================
 
-An object that an operation makes also gets the entry's time as atime. The ctime users see is the time of the last
-entry that touched the fid: the fid itself in every row above, and the directories in rows that set their mtime.
-"""
+An object that an operation makes also gets the entry's time as atime. The ctime users see is the
+time of the last entry that touched the fid: the fid itself in every row above, and the directories
+in rows that set their mtime."""
 
 from enum import IntEnum
 from typing import NamedTuple
@@ -65,7 +67,8 @@ class Kind(IntEnum):
 
 
 class Create(NamedTuple):
-    """A new file, fifo, socket or device; ``mode`` includes the type. ``acl``: the inherited access ACL or None."""
+    """A new file, fifo, socket or device; ``mode`` includes the type. ``acl``: the inherited
+    access ACL or None."""
 
     fid: Fid
     parent: Fid
@@ -156,7 +159,8 @@ class Rmdir(NamedTuple):
 
 
 class Rename(NamedTuple):
-    """``fid`` moves. ``replaced``: the fid that had the new name (with RENAME_EXCHANGE it gets the old one), or 0."""
+    """``fid`` moves. ``replaced``: the fid that had the new name (with RENAME_EXCHANGE it gets the
+    old one), or 0."""
 
     fid: Fid
     parent: Fid
@@ -173,8 +177,8 @@ class Rename(NamedTuple):
 
 
 class Write(NamedTuple):
-    """Bytes (the entry's raw data) at ``offset``. ``mode``: the permission bits after a write that cleared setuid or
-    setgid, else None."""
+    """Bytes (the entry's raw data) at ``offset``. ``mode``: the permission bits after a write that
+    cleared setuid or setgid, else None."""
 
     fid: Fid
     offset: int
@@ -216,7 +220,8 @@ class Setattr(NamedTuple):
 
 
 class Setxattr(NamedTuple):
-    """An extended attribute gets this value (ACLs are xattrs too, and change the mode as the backing does)."""
+    """An extended attribute gets this value (ACLs are xattrs too, and change the mode as the
+    backing does)."""
 
     fid: Fid
     name: bytes
@@ -241,8 +246,9 @@ class Removexattr(NamedTuple):
 
 
 class Import(NamedTuple):
-    """An object that was in the backing first: its name, attributes and xattrs (name, value pairs, sorted). ``target``
-    is a symlink's. A regular file's content follows in IMPORT_DATA entries unless ``complete``."""
+    """An object that was in the backing first: its name, attributes and xattrs (name, value pairs,
+    sorted). ``target`` is a symlink's. A regular file's content follows in IMPORT_DATA entries
+    unless ``complete``."""
 
     fid: Fid
     parent: Fid
@@ -264,7 +270,8 @@ class Import(NamedTuple):
 
 
 class ImportData(NamedTuple):
-    """Content of an imported file at ``offset`` (raw data); ``complete`` with its last piece. Holes have no entry."""
+    """Content of an imported file at ``offset`` (raw data); ``complete`` with its last piece.
+    Holes have no entry."""
 
     fid: Fid
     offset: int
@@ -291,7 +298,8 @@ class ImportLink(NamedTuple):
 
 
 class Void(NamedTuple):
-    """The entry before this one, ``seq``, was refused with ``errno``; of a WRITE, the first ``written`` bytes held."""
+    """The entry before this one, ``seq``, was refused with ``errno``; of a WRITE, the first
+    ``written`` bytes held."""
 
     seq: Seq
     errno: int
@@ -375,10 +383,21 @@ TOUCHED: dict[Kind, tuple[int, ...]] = {
     **dict.fromkeys((Kind.CREATE, Kind.MKDIR, Kind.SYMLINK, Kind.IMPORT), (1,)),
     **dict.fromkeys((Kind.LINK, Kind.UNLINK, Kind.RMDIR, Kind.IMPORT_LINK), (0, 1)),
     Kind.RENAME: (0, 1, 3),
-    **dict.fromkeys((Kind.WRITE, Kind.TRUNCATE, Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR, Kind.IMPORT_DATA), (0,)),
+    **dict.fromkeys(
+        (
+            Kind.WRITE,
+            Kind.TRUNCATE,
+            Kind.SETATTR,
+            Kind.SETXATTR,
+            Kind.REMOVEXATTR,
+            Kind.IMPORT_DATA,
+        ),
+        (0,),
+    ),
     **dict.fromkeys((Kind.VOID, Kind.EPOCH, Kind.MARK, Kind.CLEAN), ()),
 }
-"""Which fields of an operation are fids that existed before it and whose path its entry must be able to tell.
+"""Which fields of an operation are fids that existed before it and whose path its entry must be
+able to tell.
 
 A new object's path follows from its parent's and its name, so it is the parent that is listed.
 """

@@ -1,13 +1,12 @@
 """Recovery after a killed process, and the rebuilding of a lost catalog: one and the same way.
 
-The kernel kept every page, so the backing has every entry but perhaps the last. The catalog stands at its last commit
-(or at nothing): the entries after it are recorded from the journal, the handles of the objects they made are found in
-the backing by fid, and the last entry, which alone may be undone or half done, is settled by looking: done, or done
-now, or VOID when the backing refuses it.
+The kernel kept every page, so the backing has every entry but perhaps the last. The catalog stands
+at its last commit (or at nothing): the entries after it are recorded from the journal, the handles
+of the objects they made are found in the backing by fid, and the last entry, which alone may be
+undone or half done, is settled by looking: done, or done now, or VOID when the backing refuses it.
 
-Nothing is committed before it is all found, so a recovery that is killed begins again where it began. Runs before the
-mount is live; nothing else uses the volume meanwhile.
-"""
+Nothing is committed before it is all found, so a recovery that is killed begins again where it
+began. Runs before the mount is live; nothing else uses the volume meanwhile."""
 
 import errno
 import os
@@ -47,10 +46,12 @@ class Recovery:
         self._made: list[Fid] = []
         self._in_flight: Entry | None = None
         self.missing: list[bytes] = []
-        """Paths that the journal has and the backing has not: somebody changed the backing behind the layer."""
+        """Paths that the journal has and the backing has not: somebody changed the backing behind
+        the layer."""
 
     def run(self, progress: Progress) -> int:
-        """Recover. Returns how many entries the catalog lacked. Raises RecoveryError, JournalDamagedError, OSError."""
+        """Recover. Returns how many entries the catalog lacked. Raises RecoveryError,
+        JournalDamagedError, OSError."""
         count = self._record_entries(progress)
         self._find_handles()
         if self._in_flight is not None:
@@ -88,16 +89,18 @@ class Recovery:
             self._catalog.record(operation, entry.seq, entry.time_ns)
         except KeyError as error:
             raise RecoveryError(
-                f"entry {entry.seq} ({operation.kind.name}) does not fit the catalog ({error}): delete the volume's "
+                f"entry {entry.seq} ({operation.kind.name}) does not fit the catalog "
+                f"({error}): delete the volume's "
                 "catalog directory and mount again, to rebuild it from the journal"
             ) from None
         if operation.kind in MAKERS:
-            self._made.append(operation.fid)  # type: ignore[union-attr]
+            self._made.append(operation.fid)
 
-    # -- handles --------------------------------------------------------------------------------------------------
+    # -- handles -----------------------------------------------------------------------------------
 
     def _find_handles(self) -> None:
-        """Find the backing's handle of every object that the recorded entries made and that still has a name."""
+        """Find the backing's handle of every object that the recorded entries made and that still
+        has a name."""
         for fid in self._made:
             node = self._catalog.node(fid)
             if node is not None and not self._find_handle(node) and not self._is_in_flight(fid):
@@ -128,7 +131,8 @@ class Recovery:
         return False
 
     def _places(self, node: Node) -> list[tuple[Fid, bytes]]:
-        """Where *node* may be found: its names, and the name that the entry in flight may have given it."""
+        """Where *node* may be found: its names, and the name that the entry in flight may have
+        given it."""
         places = list(self._catalog.places(node))
         operation = self._in_flight.operation if self._in_flight is not None else None
         if isinstance(operation, Rename) and operation.fid == node.fid:
@@ -137,7 +141,7 @@ class Recovery:
             places.append((operation.parent, operation.name))
         return places
 
-    # -- the entry in flight ---------------------------------------------------------------------------------------
+    # -- the entry in flight -----------------------------------------------------------------------
 
     def _settle(self, entry: Entry) -> None:
         operation = entry.operation
@@ -159,9 +163,7 @@ class Recovery:
         except OSError as error:
             self._volume.void(entry.seq, operation, error.errno or errno.EIO)
             return
-        self._catalog.record(
-            operation, entry.seq, entry.time_ns, look.handle, look.stat.st_ino
-        )
+        self._catalog.record(operation, entry.seq, entry.time_ns, look.handle, look.stat.st_ino)
 
 
 def describe_missing(missing: list[bytes]) -> str:

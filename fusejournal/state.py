@@ -11,9 +11,8 @@
     STATE/log            what a layer in the background had to say
 
 Volumes are found by name, mountpoint or state directory. Names lead to state directories below
-/var/lib/fusejournal or, for others, by a symlink in /run/fusejournal. Nothing here ever touches a mountpoint, which
-may be dead and hang or fail: the kernel's list of mounts is asked instead.
-"""
+/var/lib/fusejournal or, for others, by a symlink in /run/fusejournal. Nothing here ever touches a
+mountpoint, which may be dead and hang or fail: the kernel's list of mounts is asked instead."""
 
 import fcntl
 import json
@@ -77,19 +76,30 @@ class VolumeState:
 
 
 def default_name(mountpoint: Path) -> str:
-    """A volume's name from its mountpoint, as ``systemd-escape --path`` makes one: /srv/data is srv-data."""
+    """A volume's name from its mountpoint, as ``systemd-escape --path`` makes one: /srv/data is
+    srv-data."""
     return "-".join(part.replace("-", "\\x2d") for part in mountpoint.parts[1:]) or "-"
 
 
 def check_name(name: str) -> str:
     """*name* if it can be a volume's. Raises UsageError."""
-    if not name or "/" in name or name.startswith(".") or len(os.fsencode(name)) > _NAME_MAX or not name.isprintable():
-        raise UsageError(f"{name!r} cannot be a volume's name: 1 to {_NAME_MAX} printable characters, no '/', no leading '.'")
+    if (
+        not name
+        or "/" in name
+        or name.startswith(".")
+        or len(os.fsencode(name)) > _NAME_MAX
+        or not name.isprintable()
+    ):
+        raise UsageError(
+            f"{name!r} cannot be a volume's name: 1 to {_NAME_MAX} printable characters, "
+            "no '/', no leading '.'"
+        )
     return name
 
 
 def load_state(directory: Path) -> VolumeState:
-    """The volume in *directory*. Raises VolumeNotFoundError, FusejournalError when the file is spoilt."""
+    """The volume in *directory*. Raises VolumeNotFoundError, FusejournalError when the file is
+    spoilt."""
     path = directory / "volume.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -111,7 +121,10 @@ def load_state(directory: Path) -> VolumeState:
 
 
 def _save_state(state: VolumeState) -> None:
-    raw = {key: str(value) if isinstance(value, Path | UUID) else value for key, value in asdict(state).items()}
+    raw = {
+        key: str(value) if isinstance(value, Path | UUID) else value
+        for key, value in asdict(state).items()
+    }
     del raw["directory"]
     temporary = state.directory / "volume.json.new"
     with open(temporary, "w", encoding="utf-8") as file:
@@ -123,8 +136,8 @@ def _save_state(state: VolumeState) -> None:
 
 @contextmanager
 def claim_volume(spec: MountSpec) -> Iterator[VolumeState]:
-    """Hold the volume that *spec* names, made if it is new, until the end of the block. Raises VolumeBusyError naming
-    the holder, UsageError when the state is another volume's."""
+    """Hold the volume that *spec* names, made if it is new, until the end of the block. Raises
+    VolumeBusyError naming the holder, UsageError when the state is another volume's."""
     directory = spec.state_dir
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -153,8 +166,13 @@ def _load_or_make(spec: MountSpec) -> VolumeState:
         state = replace(state, backing=spec.backing, mountpoint=spec.mountpoint)
     else:
         if any((directory / "journal").glob("*.fj*")):
-            raise FusejournalError(f"{directory}: has a journal but no volume.json; restore that file, or use another --state")
-        state = VolumeState(directory, uuid4(), spec.name, spec.backing, spec.mountpoint, time.time_ns())
+            raise FusejournalError(
+                f"{directory}: has a journal but no volume.json; restore that file, "
+                "or use another --state"
+            )
+        state = VolumeState(
+            directory, uuid4(), spec.name, spec.backing, spec.mountpoint, time.time_ns()
+        )
     _save_state(state)
     if directory.parent != state_root():
         link = run_root() / spec.name
@@ -192,7 +210,8 @@ def all_volumes() -> list[VolumeState]:
 
 
 def find_volume(text: str) -> VolumeState:
-    """The volume that *text* means: a name, a mountpoint or a state directory. Raises VolumeNotFoundError."""
+    """The volume that *text* means: a name, a mountpoint or a state directory. Raises
+    VolumeNotFoundError."""
     volumes = all_volumes()
     for state in volumes:
         if state.name == text:

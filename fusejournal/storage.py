@@ -1,11 +1,13 @@
 """Labelled storage calls: every call that decides what is on disk goes through here.
 
-Each function does one system call and first reports its label to :func:`reached`. In production nothing listens and
-the report costs one global look-up. A test (or ``FUSEJOURNAL_FAULT`` in the environment of a spawned layer) can plan
-a fault for a label: fail it with an errno, or kill the process right there, as a power switch would.
+Each function does one system call and first reports its label to :func:`reached`. In production
+nothing listens and the report costs one global look-up. A test (or ``FUSEJOURNAL_FAULT`` in the
+environment of a spawned layer) can plan a fault for a label: fail it with an errno, or kill the
+process right there, as a power switch would.
 
-``FUSEJOURNAL_FAULT="label:count:action"``: at the *count*-th time that *label* (an ``fnmatch`` pattern) is reached,
-do *action*: ``kill`` or the name of an errno (``ENOSPC``, ``EIO``), the latter once; ``ENOSPC+`` fails it from then on.
+``FUSEJOURNAL_FAULT="label:count:action"``: at the *count*-th time that *label* (an ``fnmatch``
+pattern) is reached, do *action*: ``kill`` or the name of an errno (``ENOSPC``, ``EIO``), the
+latter once; ``ENOSPC+`` fails it from then on.
 
 Source: open(2), pwritev(2), fallocate(2), fdatasync(2), syncfs(2).
 """
@@ -27,7 +29,8 @@ _libc.syncfs.argtypes = [ctypes.c_int]
 
 
 def listen(listener: Callable[[str], None] | None) -> None:
-    """Call *listener* with each label reached; it may raise OSError or end the process. None stops."""
+    """Call *listener* with each label reached; it may raise OSError or end the process. None
+    stops."""
     global _listener
     _listener = listener
 
@@ -39,7 +42,8 @@ def reached(label: str) -> None:
 
 
 class PlannedFault:
-    """One fault at the *count*-th call whose label matches *pattern*: see the module's docstring."""
+    """One fault at the *count*-th call whose label matches *pattern*: see the module's
+    docstring."""
 
     def __init__(self, pattern: str, count: int, action: str) -> None:
         self.pattern = pattern
@@ -93,7 +97,8 @@ def syncfs(label: str, fd: int) -> None:
 
 
 def fallocate(label: str, fd: int, offset: int, length: int) -> None:
-    """Reserve blocks for [offset, offset + length) without changing the file's size. Raises OSError."""
+    """Reserve blocks for [offset, offset + length) without changing the file's size. Raises
+    OSError."""
     reached(label)
     if _libc.fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, length) != 0:
         raise_errno()

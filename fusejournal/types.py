@@ -1,8 +1,8 @@
 """The small values every other module speaks in. No I/O, no behaviour.
 
-A ``Seq`` numbers an entry from 1 without gaps; 0 means "before the first entry". Ranges of seqs are half-open in
-code and inclusive (and so labelled) in the command line. All times are nanoseconds since 1970 UTC.
-"""
+A ``Seq`` numbers an entry from 1 without gaps; 0 means "before the first entry". Ranges of seqs
+are half-open in code and inclusive (and so labelled) in the command line. All times are
+nanoseconds since 1970 UTC."""
 
 from typing import NamedTuple, NewType
 
@@ -14,11 +14,13 @@ ROOT_FID = Fid(1)
 """The volume's root directory: FUSE's own number for it."""
 
 EPOCH_SHIFT = 40
-"""A fid's high bits, from this one, are its epoch's number less one, so that no two epochs give the same fid."""
+"""A fid's high bits, from this one, are its epoch's number less one, so that no two epochs give
+the same fid."""
 
 TIME_MIN_NS = -(2**31 - 1) * 10**9
 TIME_MAX_NS = (2**34 - 2**31 - 1) * 10**9
-"""Times every supported backing holds to the nanosecond (ext4 with 256-byte inodes is the narrowest: 1901 to 2446)."""
+"""Times every supported backing holds to the nanosecond (ext4 with 256-byte inodes is the
+narrowest: 1901 to 2446)."""
 
 
 class Who(NamedTuple):

@@ -1,14 +1,15 @@
 """The volume: journal, tree and catalog as one, and the one ordered place where a change happens.
 
-:meth:`Volume.commit` is the way of every change: append the entry, apply it to the backing, record it in the catalog;
-on a refusal, a VOID entry at once. There is no await in it, so the order of entries is the order of effects.
+:meth:`Volume.commit` is the way of every change: append the entry, apply it to the backing, record
+it in the catalog; on a refusal, a VOID entry at once. There is no await in it, so the order of
+entries is the order of effects.
 
-What is on disk if the process dies in between: before the append, nothing; between append and apply, an entry that
-recovery settles by looking (the caller was told nothing); after apply, a change with its entry. The catalog may be
-behind at any time: recovery records what it lacks.
+What is on disk if the process dies in between: before the append, nothing; between append and
+apply, an entry that recovery settles by looking (the caller was told nothing); after apply, a
+change with its entry. The catalog may be behind at any time: recovery records what it lacks.
 
-Owns the decision whether changes are taken at all (``refusal``). Called from the event loop's thread only.
-"""
+Owns the decision whether changes are taken at all (``refusal``). Called from the event loop's
+thread only."""
 
 import errno
 import logging
@@ -24,8 +25,8 @@ from fusejournal.backing.tree import Tree
 from fusejournal.errors import JournalError, JournalFullError
 from fusejournal.journal.journal import Journal
 from fusejournal.operations import (
-    RENAME_EXCHANGE,
     REMOVALS,
+    RENAME_EXCHANGE,
     ControlOperation,
     DataOperation,
     Import,
@@ -61,7 +62,8 @@ class Volume:
         """Asked before each change but a removal: True refuses it with ENOSPC."""
 
     def new_fid(self) -> Fid:
-        """The fid for the next new file. It counts as given only when an entry with it is recorded."""
+        """The fid for the next new file. It counts as given only when an entry with it is
+        recorded."""
         return self.catalog.next_fid
 
     def fail(self, reason: str) -> None:
@@ -72,8 +74,9 @@ class Volume:
             log.critical("the volume is read-only from here: %s", reason)
 
     def commit(self, operation: TreeOperation, who: Who, data: bytes = b"") -> Seq:
-        """Journal *operation* and carry it out. Returns its seq. Raises OSError: the backing's refusal (with nothing
-        done), EROFS, ENOSPC, or ShortWriteError when only the beginning of a WRITE was taken."""
+        """Journal *operation* and carry it out. Returns its seq. Raises OSError: the backing's
+        refusal (with nothing done), EROFS, ENOSPC, or ShortWriteError when only the beginning of a
+        WRITE was taken."""
         kind = operation.kind
         if self.refusal is not None:
             raise OSError(self.refusal, os.strerror(self.refusal))
@@ -105,7 +108,8 @@ class Volume:
         return seq
 
     def change_orphan(self, operation: DataOperation, data: bytes = b"") -> None:
-        """Change a file that has no name any more: not journaled, for nobody can ever see it again by a name."""
+        """Change a file that has no name any more: not journaled, for nobody can ever see it again
+        by a name."""
         if self.refusal is not None:
             raise OSError(self.refusal, os.strerror(self.refusal))
         self.applier.apply(operation, time.time_ns(), data)
@@ -116,9 +120,12 @@ class Volume:
         self.catalog.record_control(operation, seq)
         return seq
 
-    def adopt(self, operation: ImportOperation, handle: bytes = b"", ino: int = 0, data: bytes = b"") -> Seq:
-        """Journal something that is in the backing already; an IMPORT's object (with *handle*) gets its fid. Raises
-        OSError when the object cannot be tagged, with a VOID appended, or when the journal is full."""
+    def adopt(
+        self, operation: ImportOperation, handle: bytes = b"", ino: int = 0, data: bytes = b""
+    ) -> Seq:
+        """Journal something that is in the backing already; an IMPORT's object (with *handle*)
+        gets its fid. Raises OSError when the object cannot be tagged, with a VOID appended, or
+        when the journal is full."""
         time_ns = self.entry_time()
         seq = self._append(operation, NOBODY_ASKED, time_ns, data)
         if isinstance(operation, Import):
@@ -148,8 +155,8 @@ class Volume:
         return max(time.time_ns(), self.journal.last_time_ns + 1)
 
     def settle(self, operation: TreeOperation, seq: Seq, time_ns: int, data: bytes) -> bool:
-        """Recovery's end of :meth:`commit` for the entry that was in flight when the process died. Returns whether the
-        operation holds (else it is VOID now)."""
+        """Recovery's end of :meth:`commit` for the entry that was in flight when the process died.
+        Returns whether the operation holds (else it is VOID now)."""
         try:
             made = self.applier.apply(operation, time_ns, data, settle=True)
         except ShortWriteError as error:
@@ -189,7 +196,9 @@ class Volume:
         self._append_void(Void(seq, number, 0))
         self.catalog.record_control(operation, Seq(seq + 1))
 
-    def _void_rest(self, seq: Seq, operation: TreeOperation, time_ns: int, error: ShortWriteError) -> None:
+    def _void_rest(
+        self, seq: Seq, operation: TreeOperation, time_ns: int, error: ShortWriteError
+    ) -> None:
         self._append_void(Void(seq, error.errno or errno.EIO, error.written))
         self._record(operation, seq, time_ns, b"", 0)
         self.catalog.record_control(operation, Seq(seq + 1))
@@ -202,7 +211,9 @@ class Volume:
             self.fail(f"the refusal of entry {void.seq} could not be journaled: {error}")
             raise OSError(errno.EROFS, str(error)) from error
 
-    def _record(self, operation: TreeOperation, seq: Seq, time_ns: int, handle: bytes, ino: int) -> None:
+    def _record(
+        self, operation: TreeOperation, seq: Seq, time_ns: int, handle: bytes, ino: int
+    ) -> None:
         try:
             self.catalog.record(operation, seq, time_ns, handle, ino)
         except BaseException as error:

@@ -1,1 +1,2 @@
-"""The backing directory: handles, the catalog, the tree that joins both, and the one applier that changes it."""
+"""The backing directory: handles, the catalog, the tree that joins both, and the one applier that
+changes it."""

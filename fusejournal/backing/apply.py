@@ -1,14 +1,18 @@
-"""The applier: the only code that changes a tree. One method an operation, used by layer, mirror and replay alike.
+"""The applier: the only code that changes a tree. One method an operation, used by layer, mirror
+and replay alike.
 
-:meth:`Applier.apply` carries out one journaled operation on the backing, by fid, and sets explicitly every result
-that the entry names (owner, mode, ACLs, times), so that no inheritance, umask or clock has a say. It does not touch
-the journal, and leaves the catalog to ``Catalog.record``, but gives it the handle of what it made.
+:meth:`Applier.apply` carries out one journaled operation on the backing, by fid, and sets
+explicitly every result that the entry names (owner, mode, ACLs, times), so that no inheritance,
+umask or clock has a say. It does not touch the journal, and leaves the catalog to
+``Catalog.record``, but gives it the handle of what it made.
 
-Invariants: called with no await inside; an OSError out of ``apply`` means that the backing is as it was before
-(several steps are rolled back); where that cannot be had, it is ApplyBrokenError and the volume turns read-only.
+Invariants: called with no await inside; an OSError out of ``apply`` means that the backing is as
+it was before (several steps are rolled back); where that cannot be had, it is ApplyBrokenError and
+the volume turns read-only.
 
-With ``settle=True`` the operation may have been done already, wholly or in part, by a process that died: each step is
-then done only if a look at the backing, comparing fids, says that it is still to do.
+With ``settle=True`` the operation may have been done already, wholly or in part, by a process that
+died: each step is then done only if a look at the backing, comparing fids, says that it is still
+to do.
 
 Source: open(2), rename(2), inode(7), acl(5), xattr(7).
 """
@@ -49,7 +53,8 @@ _FLAGS_NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOATIME | os.O_NONBLOCK |
 
 
 class ApplyBrokenError(FusejournalError):
-    """An operation was half done and could not be taken back: journal and backing may disagree about it."""
+    """An operation was half done and could not be taken back: journal and backing may disagree
+    about it."""
 
     exit_code = 15
 
@@ -98,11 +103,11 @@ class Applier:
     def apply(
         self, operation: TreeOperation, time_ns: int, data: bytes, settle: bool = False
     ) -> Made:
-        """Do *operation*, whose entry has *time_ns* and raw *data*. Raises OSError (refused, nothing done),
-        ShortWriteError (a WRITE's beginning was done) or ApplyBrokenError."""
+        """Do *operation*, whose entry has *time_ns* and raw *data*. Raises OSError (refused,
+        nothing done), ShortWriteError (a WRITE's beginning was done) or ApplyBrokenError."""
         return self._methods[operation.kind](operation, time_ns, data, settle)
 
-    # -- names made -----------------------------------------------------------------------------------------------
+    # -- names made --------------------------------------------------------------------------------
 
     def _create(self, operation: Create, time_ns: int, _: bytes, settle: bool) -> Made:
         tree = self._tree
@@ -118,7 +123,9 @@ class Applier:
                 os.mknod(name, operation.mode, operation.rdev, dir_fd=directory)
                 fd = _open_path(name, directory)
         elif regular:
-            fd = os.open(name, _FLAGS_NEW & ~(os.O_CREAT | os.O_EXCL) | os.O_NOFOLLOW, dir_fd=directory)
+            fd = os.open(
+                name, _FLAGS_NEW & ~(os.O_CREAT | os.O_EXCL) | os.O_NOFOLLOW, dir_fd=directory
+            )
         else:
             fd = _open_path(name, directory)
         with self._or_remove(fd, lambda: os.unlink(name, dir_fd=tree.descriptor(operation.parent))):
@@ -135,7 +142,9 @@ class Applier:
             storage.reached("apply.mkdir")
             os.mkdir(name, S_IMODE(operation.mode), dir_fd=directory)
         fd = os.open(
-            name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC, dir_fd=directory
+            name,
+            os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC,
+            dir_fd=directory,
         )
         with self._or_remove(fd, lambda: os.rmdir(name, dir_fd=tree.descriptor(operation.parent))):
             if operation.default_acl is not None:
@@ -158,11 +167,13 @@ class Applier:
         return made
 
     def _made_before(self, operation: Create | Mkdir | Symlink, settle: bool) -> Look | None:
-        """When settling: the object that this very operation made before its process died, or None."""
+        """When settling: the object that this very operation made before its process died, or
+        None."""
         if not settle:
             return None
         look = self._tree.look(operation.parent, operation.name)
-        # A name without fid is the entry's own: the process died between making the name and tagging the file.
+        # A name without fid is the entry's own: the process died between making the name and
+        # tagging the file.
         if look is None or look.fid in (None, operation.fid):
             return look
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
@@ -189,7 +200,9 @@ class Applier:
         self._name_changed(operation.parent, time_ns)
         return Made(handle, stat.st_ino)
 
-    def _finish_mode(self, operation: Create | Mkdir, path: int | str, stat: os.stat_result) -> None:
+    def _finish_mode(
+        self, operation: Create | Mkdir, path: int | str, stat: os.stat_result
+    ) -> None:
         inherits = self._tree.default_acl(self._tree.node(operation.parent)) is not None
         if operation.acl is not None:
             os.setxattr(path, ACCESS_ACL_XATTR, operation.acl)
@@ -199,7 +212,11 @@ class Applier:
             _remove_if_there(path, DEFAULT_ACL_XATTR)
         mode = S_IMODE(operation.mode)
         # chown and ACLs change the mode too, so what the first stat saw counts only without them.
-        if S_IMODE(stat.st_mode) != mode or inherits or (stat.st_uid, stat.st_gid) != (operation.uid, operation.gid):
+        if (
+            S_IMODE(stat.st_mode) != mode
+            or inherits
+            or (stat.st_uid, stat.st_gid) != (operation.uid, operation.gid)
+        ):
             storage.reached("apply.chmod")
             os.chmod(path, mode)
 
@@ -213,7 +230,9 @@ class Applier:
             try:
                 remove()
             except OSError as error:
-                raise ApplyBrokenError(f"a half-made object could not be removed: {error}") from error
+                raise ApplyBrokenError(
+                    f"a half-made object could not be removed: {error}"
+                ) from error
             raise
 
     def _link(self, operation: Link, time_ns: int, _: bytes, settle: bool) -> Made:
@@ -229,7 +248,7 @@ class Applier:
             self._name_changed(operation.parent, time_ns)
         return _NOTHING_MADE
 
-    # -- names removed and moved ----------------------------------------------------------------------------------
+    # -- names removed and moved -------------------------------------------------------------------
 
     def _unlink(self, operation: Unlink, time_ns: int, _: bytes, settle: bool) -> Made:
         if self._still_named(operation, settle):
@@ -273,7 +292,7 @@ class Applier:
         storage.reached("apply.times.directory")
         syscalls.set_times(self._tree.descriptor(directory), None, time_ns)
 
-    # -- data and attributes --------------------------------------------------------------------------------------
+    # -- data and attributes -----------------------------------------------------------------------
 
     def _write(self, operation: Write, time_ns: int, data: bytes, _: bool) -> Made:
         fd = self._tree.writable(operation.fid)
@@ -286,7 +305,9 @@ class Applier:
         try:
             while written < len(data):
                 storage.reached("apply.write")
-                written += os.pwrite(fd, data[written:] if written else data, operation.offset + written)
+                written += os.pwrite(
+                    fd, data[written:] if written else data, operation.offset + written
+                )
         except OSError as error:
             if not written:
                 if old_mode is not None:
@@ -322,7 +343,10 @@ class Applier:
             uid = before.st_uid if operation.uid is None else operation.uid
             gid = before.st_gid if operation.gid is None else operation.gid
             steps.append(
-                (lambda: syscalls.chown(fd, uid, gid), lambda: syscalls.chown(fd, before.st_uid, before.st_gid))
+                (
+                    lambda: syscalls.chown(fd, uid, gid),
+                    lambda: syscalls.chown(fd, before.st_uid, before.st_gid),
+                )
             )
         # After chown, for that clears setuid and setgid by rules of its own.
         mode = S_IMODE(before.st_mode) if operation.mode is None and steps else operation.mode
@@ -334,7 +358,10 @@ class Applier:
             )
         if operation.atime_ns is not None or operation.mtime_ns is not None:
             steps.append(
-                (lambda: syscalls.set_times(fd, operation.atime_ns, operation.mtime_ns), lambda: None)
+                (
+                    lambda: syscalls.set_times(fd, operation.atime_ns, operation.mtime_ns),
+                    lambda: None,
+                )
             )
         undo: list[Callable[[], None]] = []
         try:

@@ -1,13 +1,15 @@
 """The catalog: fid -> node, (parent, name) -> fid, and each directory in the order of its cookies.
 
-It owns an LMDB environment and a bounded cache of nodes, and changes no file of the backing. It is a cache of what
-journal and backing say: :meth:`Catalog.record` takes one entry and brings the catalog to the state after it, by the
-entry alone, so that a lost or stale catalog is made good by recording the journal again. What an entry cannot tell,
-the backing handle of a new object, is filled in by who knows it (the applier, or recovery's look at the backing).
+It owns an LMDB environment and a bounded cache of nodes, and changes no file of the backing. It is
+a cache of what journal and backing say: :meth:`Catalog.record` takes one entry and brings the
+catalog to the state after it, by the entry alone, so that a lost or stale catalog is made good by
+recording the journal again. What an entry cannot tell, the backing handle of a new object, is
+filled in by who knows it (the applier, or recovery's look at the backing).
 
-Every change happens in one long write transaction, committed by :meth:`commit` together with the seq it reflects. A
-commit reaches the page cache, which is all that a killed process needs; :meth:`sync` (blocking, in a thread) makes
-commits durable. The environment is opened without LMDB's own fsyncs, so after a lost machine it is thrown away.
+Every change happens in one long write transaction, committed by :meth:`commit` together with the
+seq it reflects. A commit reaches the page cache, which is all that a killed process needs;
+:meth:`sync` (blocking, in a thread) makes commits durable. The environment is opened without
+LMDB's own fsyncs, so after a lost machine it is thrown away.
 
 Called from the event loop's thread only, except for ``sync``.
 
@@ -23,10 +25,10 @@ links      fid + parent fid + cookie        empty; names beyond the node's own p
 meta       a word                           applied seq, checkpoint seq, next fid, flags
 =========  ===============================  ===========================================
 
-A cookie is a name's place in its directory: 4 + twice the seq of the entry that made the name (plus one for the
-second name of an exchange). A rename within one directory keeps the cookie, so that a reader who renames as it reads
-comes to an end. Source: readdir(2); the kernel's nfsd refuses cookies 1 and 2.
-"""
+A cookie is a name's place in its directory: 4 + twice the seq of the entry that made the name
+(plus one for the second name of an exchange). A rename within one directory keeps the cookie, so
+that a reader who renames as it reads comes to an end. Source: readdir(2); the kernel's nfsd
+refuses cookies 1 and 2."""
 
 import os
 import struct
@@ -60,7 +62,8 @@ from fusejournal.types import ROOT_FID, Epoch, Fid, Seq, first_fid
 _U64 = struct.Struct(">Q")
 _PAIR = struct.Struct(">QQ")
 _TRIPLE = struct.Struct(">QQQ")
-# type bits, flags, ctime, seq of the last entry, parent, cookie of the node's own place, backing inode number
+# type bits, flags, ctime, seq of the last entry, parent, cookie of the node's own place, backing
+# inode number
 _NODE = struct.Struct("<IIqQQQQ")
 
 _FLAG_COMPLETE = 1
@@ -72,11 +75,21 @@ _COOKIE_BASE = 4
 
 
 class Node:
-    """One file of the volume as the catalog knows it. Change it only through the catalog, then ``touch`` it."""
+    """One file of the volume as the catalog knows it. Change it only through the catalog, then
+    ``touch`` it."""
 
     __slots__ = (
-        "complete", "cookie", "ctime_ns", "default_acl", "fid", "handle", "ino", "last_seq", "parent", "type",
-    )  # fmt: skip
+        "complete",
+        "cookie",
+        "ctime_ns",
+        "default_acl",
+        "fid",
+        "handle",
+        "ino",
+        "last_seq",
+        "parent",
+        "type",
+    )
 
     def __init__(
         self, fid: Fid, type_: int, ctime_ns: int, last_seq: Seq, parent: Fid, cookie: int
@@ -106,7 +119,8 @@ class DirectoryEntry(NamedTuple):
 
 
 class Catalog:
-    """See the module. ``applied_seq`` is the last entry recorded; ``checkpoint_seq`` the last one known on disk."""
+    """See the module. ``applied_seq`` is the last entry recorded; ``checkpoint_seq`` the last one
+    known on disk."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
@@ -136,14 +150,16 @@ class Catalog:
         self.imported = bool(self._meta("imported"))
         self.next_fid = Fid(self._meta("next_fid") or first_fid(Epoch(1)))
 
-    # -- transactions ---------------------------------------------------------------------------------------------
+    # -- transactions ------------------------------------------------------------------------------
 
     def commit(self) -> None:
-        """Put everything recorded so far into the page cache, in one step. Raises OSError when the disk is full; the
-        transaction then goes on and the next commit tries again."""
+        """Put everything recorded so far into the page cache, in one step. Raises OSError when the
+        disk is full; the transaction then goes on and the next commit tries again."""
         self._flush_nodes()
         for word in ("applied_seq", "checkpoint_seq", "next_fid"):
-            self._txn.put(word.removesuffix("_seq").encode(), _U64.pack(getattr(self, word)), db=self._meta_db)
+            self._txn.put(
+                word.removesuffix("_seq").encode(), _U64.pack(getattr(self, word)), db=self._meta_db
+            )
         self._txn.put(b"imported", _U64.pack(self.imported), db=self._meta_db)
         # Space first: an LMDB commit that fails takes the whole transaction with it.
         self._reserve()
@@ -163,7 +179,8 @@ class Catalog:
         self._env.close()
 
     def _reserve(self) -> None:
-        """Allocate blocks past the end of the data file, so that the commit's writes cannot meet a full disk."""
+        """Allocate blocks past the end of the data file, so that the commit's writes cannot meet a
+        full disk."""
         with open(self._data_path, "r+b", buffering=0) as data:
             size = data.seek(0, os.SEEK_END)
             dirty_bytes = min(self.changes, 200_000) * 512
@@ -173,7 +190,7 @@ class Catalog:
         value = self._txn.get(word.encode(), db=self._meta_db)
         return int(_U64.unpack(value)[0]) if value is not None else 0
 
-    # -- nodes ----------------------------------------------------------------------------------------------------
+    # -- nodes -------------------------------------------------------------------------------------
 
     def node(self, fid: Fid) -> Node | None:
         """The node of *fid*, or None when no name has it any more (or ever had)."""
@@ -192,7 +209,8 @@ class Catalog:
         return node
 
     def change_time(self, fid: Fid) -> int | None:
-        """The ctime of *fid* in nanoseconds, without a place in the cache (for listings); None when it is gone."""
+        """The ctime of *fid* in nanoseconds, without a place in the cache (for listings); None
+        when it is gone."""
         node = self._nodes.get(fid)
         if node is not None:
             return node.ctime_ns
@@ -245,7 +263,7 @@ class Catalog:
                 assert node is not None
                 yield node
 
-    # -- names ----------------------------------------------------------------------------------------------------
+    # -- names -------------------------------------------------------------------------------------
 
     def lookup(self, parent: Fid, name: bytes) -> Fid | None:
         """The fid that *name* stands for in *parent*."""
@@ -253,7 +271,8 @@ class Catalog:
         return None if value is None else Fid(_PAIR.unpack(value)[0])
 
     def list(self, parent: Fid, after_cookie: int) -> Iterator[DirectoryEntry]:
-        """The names in *parent* with cookies above *after_cookie*, in order. The catalog must not change meanwhile."""
+        """The names in *parent* with cookies above *after_cookie*, in order. The catalog must not
+        change meanwhile."""
         prefix = _U64.pack(parent)
         with self._txn.cursor(db=self._order_db) as cursor:
             if not cursor.set_range(_PAIR.pack(parent, after_cookie + 1)):
@@ -275,7 +294,8 @@ class Catalog:
         return None if value is None else (node.parent, value[8:])
 
     def path(self, fid: Fid) -> bytes | None:
-        """The path of *fid* relative to the root (``b""`` for the root itself), or None when it has no name."""
+        """The path of *fid* relative to the root (``b""`` for the root itself), or None when it
+        has no name."""
         parts: list[bytes] = []
         while fid != ROOT_FID:
             node = self.node(fid)
@@ -313,7 +333,8 @@ class Catalog:
             node.cookie = cookie
 
     def _remove_name(self, node: Node, parent: Fid, name: bytes) -> int:
-        """Take a name away; the node gets another of its names as its own place, or parent 0. Returns the cookie."""
+        """Take a name away; the node gets another of its names as its own place, or parent 0.
+        Returns the cookie."""
         value = self._txn.pop(_U64.pack(parent) + name, db=self._names_db)
         if value is None:
             raise KeyError((parent, name))
@@ -328,13 +349,14 @@ class Catalog:
             self._txn.delete(_TRIPLE.pack(node.fid, parent, cookie), db=self._links_db)
         return cookie
 
-    # -- entries --------------------------------------------------------------------------------------------------
+    # -- entries -----------------------------------------------------------------------------------
 
     def record(
         self, operation: TreeOperation, seq: Seq, time_ns: int, handle: bytes = b"", ino: int = 0
     ) -> None:
-        """Bring the catalog to the state after an entry that held. *handle* and *ino* are those of the object that
-        the operation made, where they are known. Raises KeyError when catalog and journal contradict each other."""
+        """Bring the catalog to the state after an entry that held. *handle* and *ino* are those of
+        the object that the operation made, where they are known. Raises KeyError when catalog and
+        journal contradict each other."""
         match operation:
             case Create() | Mkdir() | Symlink() | Import():
                 self._record_made(operation, seq, time_ns, handle, ino)
@@ -358,8 +380,8 @@ class Catalog:
         self.changes += 1
 
     def record_control(self, operation: Operation, seq: Seq) -> None:
-        """An entry that changes no tree, or one that was refused: only the counters move. A refused operation's fid is
-        never given again either."""
+        """An entry that changes no tree, or one that was refused: only the counters move. A
+        refused operation's fid is never given again either."""
         if isinstance(operation, NewEpoch):
             self.next_fid = max(self.next_fid, first_fid(operation.epoch))
         elif operation.kind in MAKERS:
@@ -377,7 +399,12 @@ class Catalog:
         return node
 
     def _record_made(
-        self, operation: Create | Mkdir | Symlink | Import, seq: Seq, time_ns: int, handle: bytes, ino: int
+        self,
+        operation: Create | Mkdir | Symlink | Import,
+        seq: Seq,
+        time_ns: int,
+        handle: bytes,
+        ino: int,
     ) -> None:
         if isinstance(operation, Mkdir):
             type_ = S_IFDIR
@@ -403,7 +430,10 @@ class Catalog:
         if other is not None:
             other_cookie = self._remove_name(other, operation.new_parent, operation.new_name)
         self._add_name(
-            node, operation.new_parent, operation.new_name, cookie if same_directory else _cookie(seq)
+            node,
+            operation.new_parent,
+            operation.new_name,
+            cookie if same_directory else _cookie(seq),
         )
         if other is not None and operation.flags & RENAME_EXCHANGE:
             kept = other_cookie if same_directory else _cookie(seq) + 1

@@ -1,10 +1,11 @@
-"""The system calls that Python's ``os`` lacks, or lacks a flag of, each as one function that raises OSError.
+"""The system calls that Python's ``os`` lacks, or lacks a flag of, each as one function that
+raises OSError.
 
-Owns nothing and keeps no state but two scratch buffers, so it may only be called from the thread that runs the event
-loop, or from one thread at a time.
+Owns nothing and keeps no state but two scratch buffers, so it may only be called from the thread
+that runs the event loop, or from one thread at a time.
 
-A *handle* is what name_to_handle_at(2) gives, as bytes: its type (little-endian 32 bits) and then the file system's
-own bytes. It stays good for the life of the inode, through renames and restarts.
+A *handle* is what name_to_handle_at(2) gives, as bytes: its type (little-endian 32 bits) and then
+the file system's own bytes. It stays good for the life of the inode, through renames and restarts.
 
 Source: open_by_handle_at(2), utimensat(2), renameat2(2), fchownat(2), prctl(2), capabilities(7).
 """
@@ -27,16 +28,24 @@ _NANO = 10**9
 _libc = ctypes.CDLL(None, use_errno=True)
 _name_to_handle_at = _libc.name_to_handle_at
 _name_to_handle_at.argtypes = [
-    ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int,
-]  # fmt: skip
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_int,
+]
 _open_by_handle_at = _libc.open_by_handle_at
 _open_by_handle_at.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
 _utimensat = _libc.utimensat
 _utimensat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int]
 _renameat2 = _libc.renameat2
 _renameat2.argtypes = [
-    ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint,
-]  # fmt: skip
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_uint,
+]
 _fchownat = _libc.fchownat
 _fchownat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, ctypes.c_int]
 _linkat = _libc.linkat
@@ -54,7 +63,8 @@ def _fail() -> OSError:
 
 
 def handle_of(fd: int, name: bytes = b"") -> bytes:
-    """The handle of *name* in directory *fd* (not followed), or of *fd* itself when *name* is empty."""
+    """The handle of *name* in directory *fd* (not followed), or of *fd* itself when *name* is
+    empty."""
     _HANDLE_HEAD.pack_into(_handle_buffer, 0, _HANDLE_BYTES_MAX, 0)
     flags = 0 if name else AT_EMPTY_PATH
     if _name_to_handle_at(fd, name, _handle_address, _mount_id_address, flags) != 0:
@@ -64,7 +74,8 @@ def handle_of(fd: int, name: bytes = b"") -> bytes:
 
 
 def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
-    """A new descriptor of the file that *handle* names, on the file system of *mount_fd*. ESTALE when it is gone."""
+    """A new descriptor of the file that *handle* names, on the file system of *mount_fd*. ESTALE
+    when it is gone."""
     fd: int = _open_by_handle_at(
         mount_fd, (len(handle) - 4).to_bytes(4, "little") + handle, flags | os.O_CLOEXEC
     )
@@ -110,8 +121,9 @@ _CAP_VERSION_3 = 0x20080522
 
 
 def drop_resource_capability() -> None:
-    """Give up CAP_SYS_RESOURCE for this thread and those it starts: with it, root may eat the blocks and quotas that a
-    full file system keeps back, and users' writes would go past their limits."""
+    """Give up CAP_SYS_RESOURCE for this thread and those it starts: with it, root may eat the
+    blocks and quotas that a full file system keeps back, and users' writes would go past their
+    limits."""
     header = struct.pack("<Ii", _CAP_VERSION_3, 0)
     data = ctypes.create_string_buffer(24)
     if _libc.capget(header, data) != 0:

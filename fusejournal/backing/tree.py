@@ -1,15 +1,16 @@
-"""The tree: fids joined to open files of the backing. Reads it; only the applier (apply.py) changes it.
+"""The tree: fids joined to open files of the backing. Reads it; only the applier (apply.py)
+changes it.
 
-Owns the backing's root descriptor, a bounded cache of descriptors by fid, and the *orphans*: files whose last name is
-gone while the kernel still knows them. An orphan cannot be opened again by its handle, so its descriptor is pinned
-until the kernel forgets the fid and no open file uses it.
+Owns the backing's root descriptor, a bounded cache of descriptors by fid, and the *orphans*: files
+whose last name is gone while the kernel still knows them. An orphan cannot be opened again by its
+handle, so its descriptor is pinned until the kernel forgets the fid and no open file uses it.
 
-One descriptor serves all users of a fid: a directory's is opened for reading, a regular file's for reading and
-writing (for reading alone where the backing refuses more), all others' with O_PATH. Permissions are the kernel's
-matter, not the descriptor's.
+One descriptor serves all users of a fid: a directory's is opened for reading, a regular file's for
+reading and writing (for reading alone where the backing refuses more), all others' with O_PATH.
+Permissions are the kernel's matter, not the descriptor's.
 
-The fid is kept with the file in ``trusted.fusejournal``: the volume's UUID, the fid, the backing handle. A copy of the
-attribute is told by a handle that is not its file's.
+The fid is kept with the file in ``trusted.fusejournal``: the volume's UUID, the fid, the backing
+handle. A copy of the attribute is told by a handle that is not its file's.
 
 Called from the event loop's thread only. Source: open_by_handle_at(2), xattr(7).
 """
@@ -53,7 +54,7 @@ class Tree:
         self._orphans: dict[Fid, Node] = {}
         self._pinned: dict[Fid, int] = {ROOT_FID: root_fd}
 
-    # -- nodes ----------------------------------------------------------------------------------------------------
+    # -- nodes -------------------------------------------------------------------------------------
 
     def node(self, fid: Fid) -> Node:
         """The node of *fid*, orphans included. Raises OSError ESTALE when the file is gone."""
@@ -71,13 +72,15 @@ class Tree:
         return os.fstat(self.descriptor(fid))
 
     def stat_name(self, parent: Fid, name: bytes) -> os.stat_result:
-        """The backing's own attributes of *name* in *parent*, not followed. Raises OSError ENOENT."""
+        """The backing's own attributes of *name* in *parent*, not followed. Raises OSError
+        ENOENT."""
         return os.stat(name, dir_fd=self.descriptor(parent), follow_symlinks=False)
 
-    # -- descriptors ----------------------------------------------------------------------------------------------
+    # -- descriptors -------------------------------------------------------------------------------
 
     def descriptor(self, fid: Fid) -> int:
-        """An open descriptor of *fid*, good until the next call of any method here. Raises OSError ESTALE."""
+        """An open descriptor of *fid*, good until the next call of any method here. Raises OSError
+        ESTALE."""
         fd = self._descriptors.pop(fid, -1)
         if fd >= 0:
             self._descriptors[fid] = fd  # newest last
@@ -90,7 +93,8 @@ class Tree:
         return fd
 
     def writable(self, fid: Fid) -> int:
-        """A descriptor of the regular file *fid* that can be written. Raises the OSError of the backing's refusal."""
+        """A descriptor of the regular file *fid* that can be written. Raises the OSError of the
+        backing's refusal."""
         fd = self.descriptor(fid)
         if fid not in self._read_only:
             return fd
@@ -142,16 +146,18 @@ class Tree:
             self.forget_descriptor(next(iter(self._descriptors)))
         self._descriptors[fid] = fd
 
-    # -- orphans --------------------------------------------------------------------------------------------------
+    # -- orphans -----------------------------------------------------------------------------------
 
     def pin(self, fid: Fid) -> None:
-        """Before an operation that may take *fid*'s last name: make sure that its descriptor stays."""
+        """Before an operation that may take *fid*'s last name: make sure that its descriptor
+        stays."""
         if fid not in self._pinned:
             self._pinned[fid] = self.descriptor(fid)
             del self._descriptors[fid]
 
     def unpin(self, node: Node) -> None:
-        """After the operation: an orphan now, or, where a name is left, a descriptor like any other."""
+        """After the operation: an orphan now, or, where a name is left, a descriptor like any
+        other."""
         if self.catalog.node(node.fid) is None:
             self._orphans[node.fid] = node
             return
@@ -163,7 +169,7 @@ class Tree:
             self._read_only.discard(fid)
             os.close(self._pinned.pop(fid))
 
-    # -- identity with the file -----------------------------------------------------------------------------------
+    # -- identity with the file --------------------------------------------------------------------
 
     def tag(self, fd: int, fid: Fid, handle: bytes) -> None:
         """Write the fid to the file itself. *fd* may be an O_PATH descriptor's /proc path's."""
@@ -174,8 +180,8 @@ class Tree:
         os.setxattr(path, FID_XATTR, _TAG.pack(self.uuid.bytes, fid) + handle)
 
     def read_tag(self, fd: int, handle: bytes) -> Fid | None:
-        """The fid kept with the file that O_PATH descriptor *fd* is open on, whose handle is *handle*; None where it
-        has none, or one that was copied from another file or volume."""
+        """The fid kept with the file that O_PATH descriptor *fd* is open on, whose handle is
+        *handle*; None where it has none, or one that was copied from another file or volume."""
         try:
             value = os.getxattr(syscalls.descriptor_path(fd), FID_XATTR)
         except OSError as error:
@@ -188,9 +194,12 @@ class Tree:
         return Fid(fid) if uuid == self.uuid.bytes else None
 
     def look(self, parent: Fid, name: bytes) -> "Look | None":
-        """What the backing itself has under *name* in *parent*, whatever the catalog says; None for nothing."""
+        """What the backing itself has under *name* in *parent*, whatever the catalog says; None
+        for nothing."""
         try:
-            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor(parent))
+            fd = os.open(
+                name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor(parent)
+            )
         except FileNotFoundError:
             return None
         try:
@@ -204,7 +213,7 @@ class Tree:
         for name in os.listdir(self.descriptor(parent)):
             yield os.fsencode(name)
 
-    # -- attributes ------------------------------------------------------------------------------------------------
+    # -- attributes --------------------------------------------------------------------------------
 
     def default_acl(self, node: Node) -> bytes | None:
         """The default ACL of directory *node*, in the xattr's own format, or None."""
@@ -250,12 +259,15 @@ class Look:
 
 
 def probe(root_fd: int, path: Path, read_only: bool) -> None:
-    """Refuse a backing that lacks what a volume needs. Leaves nothing behind. Raises BackingError."""
+    """Refuse a backing that lacks what a volume needs. Leaves nothing behind. Raises
+    BackingError."""
     try:
         handle = syscalls.handle_of(root_fd)
         os.close(syscalls.open_by_handle(root_fd, handle, os.O_RDONLY | os.O_DIRECTORY))
     except OSError as error:
-        raise BackingError(path, f"its file system has no file handles ({error.strerror})") from None
+        raise BackingError(
+            path, f"its file system has no file handles ({error.strerror})"
+        ) from None
     if read_only:
         return
     name = f".fusejournal-probe-{os.getpid()}"

@@ -1,1 +1,2 @@
-"""The append-only journal: its format, its segments, and the one object that writes and reads them."""
+"""The append-only journal: its format, its segments, and the one object that writes and reads
+them."""

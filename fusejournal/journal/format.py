@@ -1,6 +1,7 @@
 """The journal's format, version 1: bytes to entries and back. Pure; nothing here does I/O.
 
-A journal is a directory of segments. A segment is a header, then frames one after the other until the file ends.
+A journal is a directory of segments. A segment is a header, then frames one after the other until
+the file ends.
 
 Segment header, 128 bytes, little-endian:
 
@@ -34,12 +35,14 @@ offset  size  field
         ...   data: the bytes of a WRITE or IMPORT_DATA as they are
 ======  ====  ==================================================================================
 
-Payload: ``[kind, time_ns, uid, gid, pid, paths, *operation]``, where *operation* is the fields of the class of that
-kind in ``operations.py``, in order; trailing fields that have defaults may be missing. ``paths`` is nil or a map of
-fid to path (bytes, relative to the root, as it was before the entry): every fid the operation touches that this
-segment has not named before, so that one segment can be read alone.
+Payload: ``[kind, time_ns, uid, gid, pid, paths, *operation]``, where *operation* is the fields of
+the class of that kind in ``operations.py``, in order; trailing fields that have defaults may be
+missing. ``paths`` is nil or a map of fid to path (bytes, relative to the root, as it was before
+the entry): every fid the operation touches that this segment has not named before, so that one
+segment can be read alone.
 
-The checksums form a chain: two journals with the same checksum at the same seq are the same up to there.
+The checksums form a chain: two journals with the same checksum at the same seq are the same up to
+there.
 
 Source: the xxHash and msgpack specifications.
 """
@@ -74,7 +77,8 @@ _pack = msgpack.Packer(use_bin_type=True).pack
 
 
 class FormatError(ValueError):
-    """Bytes that are no journal; the caller knows the segment and offset and raises what users see."""
+    """Bytes that are no journal; the caller knows the segment and offset and raises what users
+    see."""
 
 
 class SegmentHeader(NamedTuple):
@@ -149,7 +153,9 @@ class FrameHeader(NamedTuple):
         return FRAME_HEADER_BYTES + self.payload_bytes + self.data_bytes
 
 
-def encode_payload(operation: Operation, who: Who, time_ns: int, paths: dict[Fid, bytes] | None) -> bytes:
+def encode_payload(
+    operation: Operation, who: Who, time_ns: int, paths: dict[Fid, bytes] | None
+) -> bytes:
     """The msgpack payload of an entry."""
     return _pack((int(operation.kind), time_ns, *who, paths, *operation))  # type: ignore[no-any-return]
 
@@ -164,7 +170,10 @@ def encode_frame(
 
 
 def frame_checksum(
-    covered: bytes | memoryview, payload: bytes | memoryview, data: bytes | memoryview, chain_before: int
+    covered: bytes | memoryview,
+    payload: bytes | memoryview,
+    data: bytes | memoryview,
+    chain_before: int,
 ) -> int:
     """The checksum of a frame; *covered* is its header but for the checksum."""
     digest = xxhash.xxh3_64(covered, seed=chain_before)
@@ -183,7 +192,8 @@ def decode_frame_header(data: bytes | memoryview, offset: int = 0) -> FrameHeade
 
 
 def check_frame(header: FrameHeader, frame: memoryview, expected: Seq, chain_before: int) -> None:
-    """Check that *frame*, whole, is entry *expected* and follows *chain_before*. Raises FormatError."""
+    """Check that *frame*, whole, is entry *expected* and follows *chain_before*. Raises
+    FormatError."""
     if header.seq != expected:
         raise FormatError(f"seq {header.seq} stands where {expected} belongs")
     covered = frame[: _FRAME_COVERED.size]
@@ -203,9 +213,17 @@ def decode_entry(header: FrameHeader, frame: memoryview, offset: int) -> Entry:
         raise FormatError(f"the payload is not msgpack: {error}") from None
     who, time_ns, paths, operation = _decode_fields(fields)
     return Entry(
-        header.seq, time_ns, who, paths, operation, frame[payload_end:], header.flushed, header.checksum,
-        offset, header.frame_bytes,
-    )  # fmt: skip
+        header.seq,
+        time_ns,
+        who,
+        paths,
+        operation,
+        frame[payload_end:],
+        header.flushed,
+        header.checksum,
+        offset,
+        header.frame_bytes,
+    )
 
 
 def _decode_fields(fields: Any) -> tuple[Who, int, dict[Fid, bytes] | None, Operation]:
@@ -215,21 +233,43 @@ def _decode_fields(fields: Any) -> tuple[Who, int, dict[Fid, bytes] | None, Oper
     if not all(isinstance(value, int) for value in (kind, time_ns, uid, gid, pid)):
         raise FormatError("the payload is not an entry")
     if paths is not None and not (
-        isinstance(paths, dict) and all(isinstance(k, int) and isinstance(v, bytes) for k, v in paths.items())
+        isinstance(paths, dict)
+        and all(isinstance(k, int) and isinstance(v, bytes) for k, v in paths.items())
     ):
         raise FormatError("the payload's paths are no paths")
     return Who(uid, gid, pid), time_ns, paths, _decode_operation(kind, fields[_PREFIX_FIELDS:])
 
 
-# Which types each kind's fields may have, from the annotations, so that later code need not doubt them.
+# Which types each kind's fields may have, from the annotations, so that later code need not doubt
+# them.
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {
-    "fid": (int,), "parent": (int,), "name": (bytes, str), "mode": (int, type(None)), "uid": (int, type(None)),
-    "gid": (int, type(None)), "rdev": (int,), "acl": (bytes, type(None)), "default_acl": (bytes, type(None)),
-    "target": (bytes, type(None)), "new_parent": (int,), "new_name": (bytes,), "flags": (int,), "replaced": (int,),
-    "offset": (int,), "size": (int,), "atime_ns": (int, type(None)), "mtime_ns": (int, type(None)),
-    "value": (bytes,), "xattrs": (tuple,), "complete": (bool,), "seq": (int,), "errno": (int,), "written": (int,),
-    "epoch": (int,), "reason": (str,),
-}  # fmt: skip
+    "fid": (int,),
+    "parent": (int,),
+    "name": (bytes, str),
+    "mode": (int, type(None)),
+    "uid": (int, type(None)),
+    "gid": (int, type(None)),
+    "rdev": (int,),
+    "acl": (bytes, type(None)),
+    "default_acl": (bytes, type(None)),
+    "target": (bytes, type(None)),
+    "new_parent": (int,),
+    "new_name": (bytes,),
+    "flags": (int,),
+    "replaced": (int,),
+    "offset": (int,),
+    "size": (int,),
+    "atime_ns": (int, type(None)),
+    "mtime_ns": (int, type(None)),
+    "value": (bytes,),
+    "xattrs": (tuple,),
+    "complete": (bool,),
+    "seq": (int,),
+    "errno": (int,),
+    "written": (int,),
+    "epoch": (int,),
+    "reason": (str,),
+}
 
 
 def _decode_operation(kind: int, fields: tuple[Any, ...]) -> Operation:

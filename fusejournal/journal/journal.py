@@ -1,16 +1,17 @@
 """The journal of one volume: append, flush, roll, read. The only code that writes segments.
 
-:meth:`Journal.append` and everything else but ``sync`` and ``compress_one`` belong to the event loop's thread; those
-two block and run in worker threads beside it. An appended frame is in the kernel's hands when ``append`` returns (one
-pwritev, no buffer of our own), so it outlives this process; ``sync`` makes it outlive the machine.
+:meth:`Journal.append` and everything else but ``sync`` and ``compress_one`` belong to the event
+loop's thread; those two block and run in worker threads beside it. An appended frame is in the
+kernel's hands when ``append`` returns (one pwritev, no buffer of our own), so it outlives this
+process; ``sync`` makes it outlive the machine.
 
-Space is taken ahead of the end, and a reserve of it kept: an entry that does not fit is refused before a byte of it is
-written, while VOID and CLEAN entries, and removals within limits, still find room. An error of the disk itself ends
-the journal's life: every later append fails, for nobody knows what the pages hold.
+Space is taken ahead of the end, and a reserve of it kept: an entry that does not fit is refused
+before a byte of it is written, while VOID and CLEAN entries, and removals within limits, still
+find room. An error of the disk itself ends the journal's life: every later append fails, for
+nobody knows what the pages hold.
 
-A segment is rolled before an entry, never between an entry and its VOID. Source: fallocate(2), pwritev(2),
-fdatasync(2).
-"""
+A segment is rolled before an entry, never between an entry and its VOID. Source: fallocate(2),
+pwritev(2), fdatasync(2)."""
 
 import errno
 import os
@@ -23,7 +24,12 @@ from pathlib import Path
 from uuid import UUID
 
 from fusejournal import storage
-from fusejournal.errors import JournalDamagedError, JournalError, JournalFailedError, JournalFullError
+from fusejournal.errors import (
+    JournalDamagedError,
+    JournalError,
+    JournalFailedError,
+    JournalFullError,
+)
 from fusejournal.journal import tail
 from fusejournal.journal.format import (
     SEGMENT_HEADER_BYTES,
@@ -53,7 +59,8 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 @dataclass(frozen=True)
 class JournalOptions:
-    """Sizes in bytes. ``reserve_bytes`` are kept back beyond the end of the log; removals may use the half of them."""
+    """Sizes in bytes. ``reserve_bytes`` are kept back beyond the end of the log; removals may use
+    the half of them."""
 
     segment_bytes: int = 64 << 20
     preallocate_bytes: int = 8 << 20
@@ -102,7 +109,7 @@ class Journal:
         self._sync_lock = threading.Lock()
         self._sealed_bytes: dict[Seq, int] = {}
 
-    # -- opening ------------------------------------------------------------------------------------------------------
+    # -- opening -----------------------------------------------------------------------------------
 
     @classmethod
     def create(cls, directory: Path, uuid: UUID, options: JournalOptions) -> "Journal":
@@ -113,15 +120,21 @@ class Journal:
 
     @classmethod
     def open(
-        cls, directory: Path, uuid: UUID, options: JournalOptions, *, unclean_machine: bool, read_only: bool = False
+        cls,
+        directory: Path,
+        uuid: UUID,
+        options: JournalOptions,
+        *,
+        unclean_machine: bool,
+        read_only: bool = False,
     ) -> "Journal":
         """The journal in *directory*.
 
-        What is torn at its end is cut off, saved aside and told in ``repairs``; with *unclean_machine* (the machine
-        went down since) anything bad above the flushed watermark counts as torn. Any other damage raises
-        JournalDamagedError; with *read_only* nothing is changed and the journal ends before the damage, which is in
-        ``damage``. Raises JournalForeignError when the segments are another volume's.
-        """
+        What is torn at its end is cut off, saved aside and told in ``repairs``; with
+        *unclean_machine* (the machine went down since) anything bad above the flushed watermark
+        counts as torn. Any other damage raises JournalDamagedError; with *read_only* nothing is
+        changed and the journal ends before the damage, which is in ``damage``. Raises
+        JournalForeignError when the segments are another volume's."""
         journal = cls(directory, uuid, options)
         found = tail.examine(directory, uuid, unclean_machine)
         if found.damage is not None and not read_only:
@@ -143,20 +156,22 @@ class Journal:
         return journal
 
     def _resume(self, found: tail.Found) -> None:
-        """Go on writing where the newest segment ends, or begin one where there is none to go on with."""
+        """Go on writing where the newest segment ends, or begin one where there is none to go on
+        with."""
         if found.last is None or found.last.suffix == COMPRESSED_SUFFIX:
             self._current = self._begin_segment(Seq(self.head_seq + 1))
             return
         fd = os.open(found.last, os.O_RDWR | os.O_CLOEXEC)
         self._current = _Current(found.last, fd, first_seq_of(found.last), found.end)
         self._sealed_bytes.pop(self._current.first_seq, None)
-        # What the last process wrote may still be in the page cache alone: the first flush covers these too.
+        # What the last process wrote may still be in the page cache alone: the first flush covers
+        # these too.
         for path in list_segments(self.directory)[:-1]:
             if path.suffix != COMPRESSED_SUFFIX and first_seq_of(path) + 1 > self.durable_seq:
                 self._unsynced.append((path, os.open(path, os.O_RDWR | os.O_CLOEXEC)))
         self._directory_dirty = True
 
-    # -- appending ----------------------------------------------------------------------------------------------------
+    # -- appending ---------------------------------------------------------------------------------
 
     @property
     def head(self) -> Position:
@@ -171,7 +186,8 @@ class Journal:
         path_of: Callable[[Fid], bytes | None],
         data: bytes | memoryview = b"",
     ) -> Seq:
-        """Append one entry; when this returns it is in the kernel's hands. *path_of* tells a fid's path as it is now.
+        """Append one entry; when this returns it is in the kernel's hands. *path_of* tells a fid's
+        path as it is now.
 
         Raises JournalFullError (nothing was written) or JournalFailedError (the journal is dead).
         """
@@ -184,7 +200,9 @@ class Journal:
         paths = self._paths(current, operation, path_of)
         payload = encode_payload(operation, who, time_ns, paths)
         need = len(payload) + len(data) + 32
-        if current.end + need + _VOID_ROOM_BYTES > self.options.segment_bytes and self._may_roll(current, kind):
+        if current.end + need + _VOID_ROOM_BYTES > self.options.segment_bytes and self._may_roll(
+            current, kind
+        ):
             rolled = self._roll(kind)
             if rolled is not None:
                 current = rolled
@@ -203,7 +221,7 @@ class Journal:
         if paths:
             current.named.update(paths)
         if kind in MAKERS:
-            current.named.add(operation[0])  # type: ignore[arg-type]
+            current.named.add(operation[0])  # type: ignore[arg-type, misc]
         elif isinstance(operation, NewEpoch):
             self.epoch = operation.epoch
         return seq
@@ -224,12 +242,15 @@ class Journal:
 
     def _write(self, current: _Current, head: bytes, data: bytes | memoryview, need: int) -> None:
         try:
-            written = storage.pwritev("journal.append", current.fd, (head, data) if data else (head,), current.end)
+            written = storage.pwritev(
+                "journal.append", current.fd, (head, data) if data else (head,), current.end
+            )
         except OSError as error:
             self._refuse(current, error)
         else:
             if written != need:
-                # Only a full disk writes less; the rest may tell, but what is there must go in any case.
+                # Only a full disk writes less; the rest may tell, but what is there must go in any
+                # case.
                 self._refuse(current, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
     def _refuse(self, current: _Current, error: OSError) -> None:
@@ -239,7 +260,9 @@ class Journal:
         try:
             storage.ftruncate("journal.truncate", current.fd, current.end)
         except OSError as second:
-            raise self._fail(f"{current.path}: a short entry could not be cut off: {second.strerror}") from second
+            raise self._fail(
+                f"{current.path}: a short entry could not be cut off: {second.strerror}"
+            ) from second
         current.allocated = current.end  # what was allocated went with it
         raise JournalFullError(f"{self.directory}: no space left for the journal") from None
 
@@ -248,11 +271,14 @@ class Journal:
         return JournalFailedError(reason)
 
     def _take_space(self, current: _Current, need: int, kind: Kind) -> None:
-        """Have blocks allocated for *need* bytes and, as far as *kind* may not use it, the reserve beyond them."""
+        """Have blocks allocated for *need* bytes and, as far as *kind* may not use it, the reserve
+        beyond them."""
         reserve = self.options.reserve_bytes
         target = current.end + need + reserve + self.options.preallocate_bytes
         try:
-            storage.fallocate("journal.fallocate", current.fd, current.allocated, target - current.allocated)
+            storage.fallocate(
+                "journal.fallocate", current.fd, current.allocated, target - current.allocated
+            )
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
                 current.allocated = 1 << 62  # no promises to be had here; a short append is cut off
@@ -265,13 +291,14 @@ class Journal:
         else:
             current.allocated = target
 
-    # -- rolling ------------------------------------------------------------------------------------------------------
+    # -- rolling -----------------------------------------------------------------------------------
 
     def _may_roll(self, current: _Current, kind: Kind) -> bool:
         return kind != Kind.VOID and current.end > SEGMENT_HEADER_BYTES
 
     def _roll(self, kind: Kind) -> _Current | None:
-        """Seal the current segment and begin the next; None when there is no space and *kind* may go on in the old."""
+        """Seal the current segment and begin the next; None when there is no space and *kind* may
+        go on in the old."""
         old = self._current
         assert old is not None
         try:
@@ -281,10 +308,13 @@ class Journal:
                 return None
             raise
         try:
-            storage.ftruncate("journal.seal", old.fd, old.end)  # gives back what was allocated beyond
+            storage.ftruncate(
+                "journal.seal", old.fd, old.end
+            )  # gives back what was allocated beyond
         except OSError as error:
             raise self._fail(f"{old.path}: cannot be sealed: {error.strerror}") from error
-        # In this order: a flush beside us takes the current segment first and the sealed ones after.
+        # In this order: a flush beside us takes the current segment first and the sealed ones
+        # after.
         self._sealed_bytes[old.first_seq] = old.end
         self._unsynced.append((old.path, old.fd))
         self._current = new
@@ -292,7 +322,9 @@ class Journal:
 
     def _begin_segment(self, first_seq: Seq) -> _Current:
         path = segment_path(self.directory, first_seq)
-        header = SegmentHeader(self.uuid, self.epoch, first_seq, self.chain, time.time_ns()).encode()
+        header = SegmentHeader(
+            self.uuid, self.epoch, first_seq, self.chain, time.time_ns()
+        ).encode()
         storage.reached("journal.create")
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -315,17 +347,19 @@ class Journal:
         self._directory_dirty = True
         return current
 
-    # -- flushing -----------------------------------------------------------------------------------------------------
+    # -- flushing ----------------------------------------------------------------------------------
 
     def sync(self) -> Seq:
-        """Make everything appended so far durable; returns the seq up to which that is. Blocks: call it in a thread.
+        """Make everything appended so far durable; returns the seq up to which that is. Blocks:
+        call it in a thread.
 
         Raises JournalFailedError; the journal is dead then, and nothing is tried again.
         """
         with self._sync_lock:
             if self._failure is not None:
                 raise JournalFailedError(self._failure)
-            # The head first, then the current segment, then the sealed ones: a roll meanwhile loses none of them.
+            # The head first, then the current segment, then the sealed ones: a roll meanwhile
+            # loses none of them.
             seq = self.head_seq
             current = self._current
             assert current is not None
@@ -338,11 +372,15 @@ class Journal:
                 if directory_dirty:
                     storage.fsync_directory("journal.sync.directory", self.directory)
             except OSError as error:
-                raise self._fail(f"{self.directory}: cannot be flushed: {error.strerror}") from error
+                raise self._fail(
+                    f"{self.directory}: cannot be flushed: {error.strerror}"
+                ) from error
             for _, fd in sealed:
                 if fd != current.fd:
                     os.close(fd)
-            self._unsynced[:] = [pair for pair in self._unsynced if pair not in sealed or pair[1] == current.fd]
+            self._unsynced[:] = [
+                pair for pair in self._unsynced if pair not in sealed or pair[1] == current.fd
+            ]
             self.durable_seq = max(self.durable_seq, seq)
             return self.durable_seq
 
@@ -356,7 +394,7 @@ class Journal:
                 os.close(self._current.fd)
                 self._current = None
 
-    # -- sealed segments ----------------------------------------------------------------------------------------------
+    # -- sealed segments ---------------------------------------------------------------------------
 
     @property
     def segment_count(self) -> int:
@@ -366,7 +404,9 @@ class Journal:
     @property
     def total_bytes(self) -> int:
         """What the segments occupy."""
-        return sum(self._sealed_bytes.values()) + (self._current.end if self._current is not None else 0)
+        return sum(self._sealed_bytes.values()) + (
+            self._current.end if self._current is not None else 0
+        )
 
     def sealed_segments(self) -> list[Path]:
         """Plain segments that are sealed and durable: those that can be compressed."""
@@ -380,12 +420,13 @@ class Journal:
         ]
 
     def compress_one(self, path: Path) -> None:
-        """Compress a sealed segment in place. Blocks: call it in a thread. Raises OSError, FormatError."""
+        """Compress a sealed segment in place. Blocks: call it in a thread. Raises OSError,
+        FormatError."""
         compressed = path.with_suffix(COMPRESSED_SUFFIX)
         compress_file(path, compressed, self.options.compress_level)
         self._sealed_bytes[first_seq_of(path)] = compressed.stat().st_size
 
-    # -- reading ------------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------
 
     def read(self, from_seq: Seq, to_seq: Seq) -> Iterator[Entry]:
         """The entries in [from_seq, to_seq), each checked and chained. Raises JournalDamagedError.
@@ -400,6 +441,14 @@ class Journal:
             if last or first_seq_of(paths[index + 1]) > from_seq:
                 yield from self._read_segment(path, from_seq, to_seq, last)
 
+    def segment_start(self, seq: Seq) -> Seq:
+        """The first seq of the segment that holds *seq*: from there on, entries tell every path
+        they touch."""
+        return max(
+            (start for start in map(first_seq_of, list_segments(self.directory)) if start <= seq),
+            default=Seq(1),
+        )
+
     def tail(self, count: int) -> list[Entry]:
         """The newest *count* entries, oldest first. Raises JournalDamagedError."""
         newest: list[Entry] = []
@@ -407,7 +456,9 @@ class Journal:
         for index in range(len(paths) - 1, -1, -1):
             last = index == len(paths) - 1
             end = first_seq_of(paths[index + 1]) if not last else Seq(1 << 62)
-            entries = deque(self._read_segment(paths[index], Seq(0), end, last), maxlen=count - len(newest))
+            entries = deque(
+                self._read_segment(paths[index], Seq(0), end, last), maxlen=count - len(newest)
+            )
             newest = [*entries, *newest]
             if len(newest) >= count:
                 break
@@ -423,7 +474,9 @@ class Journal:
                         try:
                             yield decode_entry(header, content, offset)
                         except FormatError as error:
-                            raise BadFrameError(offset, header.seq, str(error), torn=False) from None
+                            raise BadFrameError(
+                                offset, header.seq, str(error), torn=False
+                            ) from None
         except BadFrameError as bad:
             if last and bad.torn and bad.seq > self.head_seq:
                 return

@@ -1,8 +1,8 @@
 """Sealed segments, compressed: independent zstd blocks with a seek table behind them.
 
-The file is in the public "zstd seekable format" (version 0.1.0): ordinary zstd frames, each with its content checksum,
-then a skippable frame that holds the seek table, so that the ``zstd`` tool gives the plain segment back and a reader
-finds any byte by decompressing one block.
+The file is in the public "zstd seekable format" (version 0.1.0): ordinary zstd frames, each with
+its content checksum, then a skippable frame that holds the seek table, so that the ``zstd`` tool
+gives the plain segment back and a reader finds any byte by decompressing one block.
 
 ======  ====  ==================================================================================
 part    size  field
@@ -53,7 +53,8 @@ class SeekableFile:
         self._content = b""
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """Up to *length* uncompressed bytes from *offset*. Raises FormatError on a damaged block."""
+        """Up to *length* uncompressed bytes from *offset*. Raises FormatError on a damaged
+        block."""
         parts: list[bytes] = []
         while length > 0 and offset < self.size:
             block = bisect_right(self._starts, offset) - 1
@@ -71,7 +72,9 @@ class SeekableFile:
             start, end = self._positions[block], self._positions[block + 1]
             compressed = os.pread(self._fd, end - start, start)
             try:
-                self._content = self._decompressor.decompress(compressed, max_output_size=BLOCK_BYTES)
+                self._content = self._decompressor.decompress(
+                    compressed, max_output_size=BLOCK_BYTES
+                )
             except zstandard.ZstdError as error:
                 raise FormatError(f"compressed block {block} at byte {start}: {error}") from None
             self._block = block
@@ -79,7 +82,8 @@ class SeekableFile:
 
 
 def _read_table(fd: int) -> tuple[list[int], list[int], int]:
-    """Where each block begins, uncompressed and compressed (with the end of the last), and the uncompressed size."""
+    """Where each block begins, uncompressed and compressed (with the end of the last), and the
+    uncompressed size."""
     file_bytes = os.fstat(fd).st_size
     footer = os.pread(fd, _FOOTER.size, max(0, file_bytes - _FOOTER.size))
     if len(footer) < _FOOTER.size:
@@ -96,7 +100,9 @@ def _read_table(fd: int) -> tuple[list[int], list[int], int]:
         raise FormatError("the seek table's head is wrong")
     starts, positions = [], [0]
     size = 0
-    for compressed, plain in _TABLE_ENTRY.iter_unpack(os.pread(fd, table_bytes, table_at + _TABLE_HEAD.size)):
+    for compressed, plain in _TABLE_ENTRY.iter_unpack(
+        os.pread(fd, table_bytes, table_at + _TABLE_HEAD.size)
+    ):
         if plain > BLOCK_BYTES:
             raise FormatError("the seek table has a block that is too large")
         starts.append(size)
@@ -108,11 +114,11 @@ def _read_table(fd: int) -> tuple[list[int], list[int], int]:
 
 
 def compress_file(plain: Path, compressed: Path, level: int) -> None:
-    """Write *compressed* from *plain*, durable and compared, then remove *plain*. Blocks: call it in a thread.
+    """Write *compressed* from *plain*, durable and compared, then remove *plain*. Blocks: call it
+    in a thread.
 
-    Killed at any step it leaves the plain file whole or the compressed one complete; both present means: the plain
-    one counts, and this is done again. Raises OSError, FormatError.
-    """
+    Killed at any step it leaves the plain file whole or the compressed one complete; both present
+    means: the plain one counts, and this is done again. Raises OSError, FormatError."""
     temporary = compressed.with_suffix(".tmp")
     compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
     table: list[bytes] = []

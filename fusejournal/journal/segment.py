@@ -1,8 +1,7 @@
 """Segment files: their names, and reading one, plain or compressed, frame by frame.
 
-A segment's name is its first seq in 20 digits, ``.fj`` plain or ``.fjz`` compressed (seekable.py). Where both are
-there the plain one counts: the compression was interrupted.
-"""
+A segment's name is its first seq in 20 digits, ``.fj`` plain or ``.fjz`` compressed (seekable.py).
+Where both are there the plain one counts: the compression was interrupted."""
 
 import os
 import re
@@ -89,7 +88,10 @@ class SegmentReader:
         if self.header.first_seq != first_seq_of(path):
             os.close(self._fd)
             raise BadFrameError(
-                0, first_seq_of(path), f"the header says that it begins with {self.header.first_seq}", torn=False
+                0,
+                first_seq_of(path),
+                f"the header says that it begins with {self.header.first_seq}",
+                torn=False,
             )
 
     def __enter__(self) -> "SegmentReader":
@@ -113,8 +115,8 @@ class SegmentReader:
         return os.pread(self._fd, length, offset)
 
     def frames(self) -> Iterator[Frame]:
-        """All frames, each checked and chained to the one before. Raises BadFrameError where that ends before the
-        file does."""
+        """All frames, each checked and chained to the one before. Raises BadFrameError where that
+        ends before the file does."""
         offset, seq, chain = SEGMENT_HEADER_BYTES, self.header.first_seq, self.header.chain_before
         window, window_at, asked = memoryview(b""), offset, 0
         while True:
@@ -130,12 +132,17 @@ class SegmentReader:
                     if not window:
                         return
                     if len(window) < FRAME_HEADER_BYTES:
-                        raise BadFrameError(offset, seq, f"{len(window)} bytes of a frame's header", torn=True)
+                        raise BadFrameError(
+                            offset, seq, f"{len(window)} bytes of a frame's header", torn=True
+                        )
                 header = decode_frame_header(window, at)
                 if len(window) - at < header.frame_bytes:
                     if at == 0 and len(window) < asked:
                         raise BadFrameError(
-                            offset, seq, f"{len(window)} of {header.frame_bytes} bytes of a frame", torn=True
+                            offset,
+                            seq,
+                            f"{len(window)} of {header.frame_bytes} bytes of a frame",
+                            torn=True,
                         )
                     continue
                 content = window[at : at + header.frame_bytes]

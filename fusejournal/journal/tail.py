@@ -1,12 +1,14 @@
-"""The end of a journal: finding it after a stop of any kind, telling a torn tail from damage, cutting it off.
+"""The end of a journal: finding it after a stop of any kind, telling a torn tail from damage,
+cutting it off.
 
-Rules. A killed process leaves every page with the kernel, so only the very last frame can be unfinished. A lost
-machine leaves unflushed pages on disk in any order: the first bad frame above the flushed watermark ends the log, and
-it and all after it are saved aside. A bad frame at or below the watermark is damage, in either case.
+Rules. A killed process leaves every page with the kernel, so only the very last frame can be
+unfinished. A lost machine leaves unflushed pages on disk in any order: the first bad frame above
+the flushed watermark ends the log, and it and all after it are saved aside. A bad frame at or
+below the watermark is damage, in either case.
 
-The flushed watermark is the highest that a good frame carries. Segments before the one that holds it are durable and
-are not read here, but for their headers (``fusejournal journal verify`` reads every byte).
-"""
+The flushed watermark is the highest that a good frame carries. Segments before the one that holds
+it are durable and are not read here, but for their headers (``fusejournal journal verify`` reads
+every byte)."""
 
 import os
 from dataclasses import dataclass
@@ -36,14 +38,16 @@ class Cut:
     def __str__(self) -> str:
         more = f", and {len(self.after)} segments after it" if self.after else ""
         return (
-            f"torn tail cut off {self.segment.name} at byte {self.offset} (seq {self.seq} on: {self.reason}){more}; "
+            f"torn tail cut off {self.segment.name} at byte {self.offset} "
+            f"(seq {self.seq} on: {self.reason}){more}; "
             f"saved in {self.segment.parent / CUT_DIRECTORY}"
         )
 
 
 @dataclass
 class Found:
-    """What :func:`examine` found: where the good part of the journal ends, and what is wrong after it."""
+    """What :func:`examine` found: where the good part of the journal ends, and what is wrong after
+    it."""
 
     last: Path | None = None
     end: int = 0
@@ -61,7 +65,9 @@ def examine(directory: Path, uuid: UUID, unclean_machine: bool) -> Found:
     """Find the end of the journal in *directory*; changes nothing. Raises JournalForeignError."""
     paths = list_segments(directory)
     found = Found()
-    first = _first_to_scan(paths, uuid, found) if unclean_machine else _newest_with_entries(paths, uuid)
+    first = (
+        _first_to_scan(paths, uuid, found) if unclean_machine else _newest_with_entries(paths, uuid)
+    )
     for index, path in enumerate(paths[first:], first):
         bad = _scan(path, uuid, found, starts_scan=index == first)
         if bad is None:
@@ -77,7 +83,8 @@ def examine(directory: Path, uuid: UUID, unclean_machine: bool) -> Found:
 
 
 def _newest_with_entries(paths: list[Path], uuid: UUID) -> int:
-    """The index of the newest segment that has an entry: what comes after it was only just begun."""
+    """The index of the newest segment that has an entry: what comes after it was only just
+    begun."""
     for index in range(len(paths) - 1, 0, -1):
         try:
             with _open(paths[index], uuid) as reader:
@@ -89,7 +96,8 @@ def _newest_with_entries(paths: list[Path], uuid: UUID) -> int:
 
 
 def _first_to_scan(paths: list[Path], uuid: UUID, found: Found) -> int:
-    """The index of the segment that holds the first entry not known to be durable; sets ``found.flushed``."""
+    """The index of the segment that holds the first entry not known to be durable; sets
+    ``found.flushed``."""
     for path in paths:
         try:
             with _open(path, uuid) as reader:
@@ -106,7 +114,9 @@ def _open(path: Path, uuid: UUID) -> SegmentReader:
     reader = SegmentReader(path)
     if reader.header.uuid != uuid:
         reader.close()
-        raise JournalForeignError(f"{path}: a segment of volume {reader.header.uuid}, not of {uuid}")
+        raise JournalForeignError(
+            f"{path}: a segment of volume {reader.header.uuid}, not of {uuid}"
+        )
     return reader
 
 
@@ -119,12 +129,22 @@ def _scan(path: Path, uuid: UUID, found: Found, starts_scan: bool) -> BadFrameEr
         return bad
     with reader:
         header = reader.header
-        if not starts_scan and (header.first_seq, header.chain_before) != (found.head_seq + 1, found.chain):
+        if not starts_scan and (header.first_seq, header.chain_before) != (
+            found.head_seq + 1,
+            found.chain,
+        ):
             return BadFrameError(
-                0, header.first_seq, f"does not follow seq {found.head_seq}, the end of the segment before", torn=False
+                0,
+                header.first_seq,
+                f"does not follow seq {found.head_seq}, the end of the segment before",
+                torn=False,
             )
         found.last, found.end = path, 128
-        found.epoch, found.head_seq, found.chain = header.epoch, Seq(header.first_seq - 1), header.chain_before
+        found.epoch, found.head_seq, found.chain = (
+            header.epoch,
+            Seq(header.first_seq - 1),
+            header.chain_before,
+        )
         try:
             for frame, content, offset in reader.frames():
                 try:
@@ -144,7 +164,8 @@ def _scan(path: Path, uuid: UUID, found: Found, starts_scan: bool) -> BadFrameEr
 
 
 def cut(directory: Path, where: Cut) -> None:
-    """Carry out *where*: what goes is first saved, durably, under the journal's ``cut`` directory. Raises OSError."""
+    """Carry out *where*: what goes is first saved, durably, under the journal's ``cut`` directory.
+    Raises OSError."""
     aside = directory / CUT_DIRECTORY
     aside.mkdir(mode=0o700, exist_ok=True)
     for path in reversed(where.after):

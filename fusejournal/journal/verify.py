@@ -1,4 +1,5 @@
-"""Checks every byte of a journal. Used by ``fusejournal journal verify``; opens nothing for writing."""
+"""Checks every byte of a journal. Used by ``fusejournal journal verify``; opens nothing for
+writing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,13 +24,17 @@ class VerifyReport:
     first_seq: Seq = Seq(0)
     last_seq: Seq = Seq(0)
     unfinished: str | None = None
-    """A frame that just ends at the end of the newest segment: an append under way, or a torn tail."""
+    """A frame that just ends at the end of the newest segment: an append under way, or a torn
+    tail."""
     damages: list[JournalDamagedError] = field(default_factory=list)
 
 
-def verify(directory: Path, uuid: UUID | None, progress: Callable[[int, int], None]) -> VerifyReport:
-    """Read all segments in *directory*; *progress* gets bytes done and in all, of uncompressed segments. The chain is
-    followed from one segment to the next. *uuid* None takes any volume's, if it is one volume's. Raises OSError."""
+def verify(
+    directory: Path, uuid: UUID | None, progress: Callable[[int, int], None]
+) -> VerifyReport:
+    """Read all segments in *directory*; *progress* gets bytes done and in all, of uncompressed
+    segments. The chain is followed from one segment to the next. *uuid* None takes any volume's,
+    if it is one volume's. Raises OSError."""
     report = VerifyReport()
     paths = list_segments(directory)
     sizes = [_size(path) for path in paths]
@@ -42,12 +47,17 @@ def verify(directory: Path, uuid: UUID | None, progress: Callable[[int, int], No
             with SegmentReader(path) as reader:
                 header = reader.header
                 if uuid is not None and header.uuid != uuid:
-                    raise BadFrameError(0, header.first_seq, f"is of volume {header.uuid}, not {uuid}", torn=False)
+                    raise BadFrameError(
+                        0, header.first_seq, f"is of volume {header.uuid}, not {uuid}", torn=False
+                    )
                 uuid = header.uuid
                 report.first_seq = report.first_seq or header.first_seq
                 if expected is not None and (header.first_seq, header.chain_before) != expected:
                     raise BadFrameError(
-                        0, header.first_seq, f"does not follow seq {expected[0] - 1} of the segment before", torn=False
+                        0,
+                        header.first_seq,
+                        f"does not follow seq {expected[0] - 1} of the segment before",
+                        torn=False,
                     )
                 expected = (header.first_seq, header.chain_before)
                 for frame, content, offset in reader.frames():
@@ -62,7 +72,9 @@ def verify(directory: Path, uuid: UUID | None, progress: Callable[[int, int], No
                         progress(done + offset, total)
         except BadFrameError as bad:
             if bad.torn and index == len(paths) - 1:
-                report.unfinished = f"{path.name} ends in the middle of seq {bad.seq} ({bad.reason})"
+                report.unfinished = (
+                    f"{path.name} ends in the middle of seq {bad.seq} ({bad.reason})"
+                )
             else:
                 report.damages.append(JournalDamagedError(path, bad.offset, bad.seq, bad.reason))
             expected = None  # what follows is checked by itself
@@ -78,5 +90,3 @@ def _size(path: Path) -> int:
             return reader.size
     except BadFrameError:
         return path.stat().st_size
-
-

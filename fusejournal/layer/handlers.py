@@ -1,14 +1,15 @@
 """One short method a FUSE call: build the operation, commit it, answer. Policy lives below.
 
-Decorated methods are ordinary functions: they run from start to end without an await, so nothing else happens
-meanwhile. The few that wait are written out as coroutines, and hand the reader's role over first (see loop.py).
+Decorated methods are ordinary functions: they run from start to end without an await, so nothing
+else happens meanwhile. The few that wait are written out as coroutines, and hand the reader's role
+over first (see loop.py).
 
-The kernel is told to keep attributes and names for long: nothing but this mount changes the tree. Its requests name
-files by fid, at any time after any eviction or restart, so every method works from the fid alone; a fid that is gone
-is ESTALE.
+The kernel is told to keep attributes and names for long: nothing but this mount changes the tree.
+Its requests name files by fid, at any time after any eviction or restart, so every method works
+from the fid alone; a fid that is gone is ESTALE.
 
-Source: the FUSE protocol as pyfuse3 and libfuse deliver it; Documentation/filesystems/nfs/exporting.rst.
-"""
+Source: the FUSE protocol as pyfuse3 and libfuse deliver it;
+Documentation/filesystems/nfs/exporting.rst."""
 
 import errno
 import functools
@@ -70,7 +71,9 @@ def failing(error: Exception) -> FUSEError:
     return FUSEError(errno.EIO)
 
 
-def handler(method: Callable[Concatenate["Handlers", P], R]) -> Callable[Concatenate["Handlers", P], Awaitable[R]]:
+def handler(
+    method: Callable[Concatenate["Handlers", P], R],
+) -> Callable[Concatenate["Handlers", P], Awaitable[R]]:
     """Make a FUSE handler of an ordinary method; its OSErrors become the reply."""
 
     @functools.wraps(method)
@@ -80,11 +83,12 @@ def handler(method: Callable[Concatenate["Handlers", P], R]) -> Callable[Concate
         except Exception as error:
             raise failing(error) from None
 
-    return answer
+    return answer  # type: ignore[return-value]
 
 
 class OpenFile:
-    """One open of a file: what it is, and who opened it (a WRITE request does not say who writes)."""
+    """One open of a file: what it is, and who opened it (a WRITE request does not say who
+    writes)."""
 
     __slots__ = ("fid", "who")
 
@@ -101,7 +105,12 @@ class Handlers(pyfuse3.Operations):
     enable_writeback_cache = False
 
     def __init__(
-        self, volume: Volume, durability: Durability, loop: RequestLoop, importer: Importer, names_wait: bool
+        self,
+        volume: Volume,
+        durability: Durability,
+        loop: RequestLoop,
+        importer: Importer,
+        names_wait: bool,
     ) -> None:
         super().__init__()
         self._volume = volume
@@ -115,7 +124,7 @@ class Handlers(pyfuse3.Operations):
         self._opens: dict[Fid, int] = {}
         self._next_handle = 1
 
-    # -- committing -----------------------------------------------------------------------------------------------
+    # -- committing --------------------------------------------------------------------------------
 
     def _commit(self, operation: TreeOperation, who: Who, data: bytes = b"") -> Seq:
         return self._volume.commit(operation, who, data)
@@ -140,10 +149,11 @@ class Handlers(pyfuse3.Operations):
             except OSError as error:
                 raise FUSEError(error.errno or errno.EIO) from None
 
-    # -- looking --------------------------------------------------------------------------------------------------
+    # -- looking -----------------------------------------------------------------------------------
 
     async def lookup(self, parent: Fid, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        """Also answers "." and ".." of any fid, which is how nfsd turns a handle back into a file."""
+        """Also answers "." and ".." of any fid, which is how nfsd turns a handle back into a
+        file."""
         try:
             return self._lookup(parent, name)
         except FileNotFoundError as error:
@@ -183,7 +193,12 @@ class Handlers(pyfuse3.Operations):
         except FileNotFoundError:
             stat = None
         if stat is None or stat.st_ino != node.ino:
-            log.error("the backing was changed behind the layer: %r in fid %d is not fid %d", name, parent, fid)
+            log.error(
+                "the backing was changed behind the layer: %r in fid %d is not fid %d",
+                name,
+                parent,
+                fid,
+            )
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return _entry(fid, stat, node.ctime_ns)
 
@@ -214,30 +229,46 @@ class Handlers(pyfuse3.Operations):
         space = os.fstatvfs(self._tree.root_fd)
         reply = StatvfsData()
         for field in (
-            "f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail",
-        ):  # fmt: skip
+            "f_bsize",
+            "f_frsize",
+            "f_blocks",
+            "f_bfree",
+            "f_bavail",
+            "f_files",
+            "f_ffree",
+            "f_favail",
+        ):
             setattr(reply, field, getattr(space, field))
         reply.f_namemax = _NAME_BYTES_MAX
         return reply
 
     async def forget(self, inode_list: Sequence[tuple[Fid, int]]) -> None:
-        """The kernel has dropped these fids. Only orphans mind: everything else is found again by its fid."""
+        """The kernel has dropped these fids. Only orphans mind: everything else is found again by
+        its fid."""
         for fid, _ in inode_list:
             if self._tree.is_orphan(fid) and not self._opens.get(fid):
                 self._tree.drop_orphan(fid)
 
-    # -- making ---------------------------------------------------------------------------------------------------
+    # -- making ------------------------------------------------------------------------------------
 
     def _make(self, parent: Fid, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> Fid:
-        """Make a directory, file, fifo, socket or device with the results of umask, ACL and setgid."""
+        """Make a directory, file, fifo, socket or device with the results of umask, ACL and
+        setgid."""
         _check_name(name)
         volume = self._volume
         directory = self._tree.node(parent)
         parent_stat = self._tree.stat(parent)
         gid = permissions.new_group(ctx.gid, parent_stat.st_mode, parent_stat.st_gid)
-        if mode & S_ISGID and S_IFMT(mode) != S_IFDIR and mode & S_IXGRP and not _in_group(ctx, gid):
+        if (
+            mode & S_ISGID
+            and S_IFMT(mode) != S_IFDIR
+            and mode & S_IXGRP
+            and not _in_group(ctx, gid)
+        ):
             mode &= ~S_ISGID
-        new = permissions.new_mode(mode, ctx.umask, parent_stat.st_mode, self._tree.default_acl(directory))
+        new = permissions.new_mode(
+            mode, ctx.umask, parent_stat.st_mode, self._tree.default_acl(directory)
+        )
         fid = volume.new_fid()
         operation: Create | Mkdir
         if S_IFMT(mode) == S_IFDIR:
@@ -247,30 +278,40 @@ class Handlers(pyfuse3.Operations):
         volume.commit(operation, _who(ctx))
         return fid
 
-    async def mknod(self, parent: Fid, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+    async def mknod(
+        self, parent: Fid, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
         """A file of any kind but a directory."""
         reply = await self._mknod(parent, name, mode, rdev, ctx)
         await self._stable()
         return reply
 
     @handler
-    def _mknod(self, parent: Fid, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+    def _mknod(
+        self, parent: Fid, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
         return self._attributes(self._make(parent, name, mode, rdev, ctx))
 
-    async def mkdir(self, parent: Fid, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+    async def mkdir(
+        self, parent: Fid, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
         """A directory."""
         reply = await self._mknod(parent, name, mode, 0, ctx)
         await self._stable()
         return reply
 
-    async def symlink(self, parent: Fid, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+    async def symlink(
+        self, parent: Fid, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
         """A symbolic link."""
         reply = await self._symlink(parent, name, target, ctx)
         await self._stable()
         return reply
 
     @handler
-    def _symlink(self, parent: Fid, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+    def _symlink(
+        self, parent: Fid, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
         _check_name(name)
         parent_stat = self._tree.stat(parent)
         gid = permissions.new_group(ctx.gid, parent_stat.st_mode, parent_stat.st_gid)
@@ -278,19 +319,23 @@ class Handlers(pyfuse3.Operations):
         self._commit(Symlink(fid, parent, name, target, ctx.uid, gid), _who(ctx))
         return self._attributes(fid)
 
-    async def link(self, inode: Fid, new_parent: Fid, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+    async def link(
+        self, inode: Fid, new_parent: Fid, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
         """A further name."""
         reply = await self._link(inode, new_parent, new_name, ctx)
         await self._stable()
         return reply
 
     @handler
-    def _link(self, inode: Fid, new_parent: Fid, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+    def _link(
+        self, inode: Fid, new_parent: Fid, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
         _check_name(new_name)
         self._commit(Link(inode, new_parent, new_name), _who(ctx))
         return self._attributes(inode)
 
-    # -- removing and moving ----------------------------------------------------------------------------------------
+    # -- removing and moving -----------------------------------------------------------------------
 
     async def unlink(self, parent: Fid, name: bytes, ctx: RequestContext) -> None:
         """Take a name away."""
@@ -314,7 +359,13 @@ class Handlers(pyfuse3.Operations):
         self._commit(Rmdir(node.fid, parent, name), _who(ctx))
 
     async def rename(
-        self, parent_old: Fid, name_old: bytes, parent_new: Fid, name_new: bytes, flags: int, ctx: RequestContext
+        self,
+        parent_old: Fid,
+        name_old: bytes,
+        parent_new: Fid,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
     ) -> None:
         """Move a name, onto another one, or exchange two."""
         await self._rename(parent_old, name_old, parent_new, name_new, flags, ctx)
@@ -322,7 +373,13 @@ class Handlers(pyfuse3.Operations):
 
     @handler
     def _rename(
-        self, parent_old: Fid, name_old: bytes, parent_new: Fid, name_new: bytes, flags: int, ctx: RequestContext
+        self,
+        parent_old: Fid,
+        name_old: bytes,
+        parent_new: Fid,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
     ) -> None:
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
@@ -339,10 +396,15 @@ class Handlers(pyfuse3.Operations):
             Rename(node.fid, parent_old, name_old, parent_new, name_new, flags, replaced), _who(ctx)
         )
 
-    # -- attributes -------------------------------------------------------------------------------------------------
+    # -- attributes --------------------------------------------------------------------------------
 
     async def setattr(
-        self, inode: Fid, attr: EntryAttributes, fields: pyfuse3.SetattrFields, fh: int | None, ctx: RequestContext
+        self,
+        inode: Fid,
+        attr: EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
     ) -> EntryAttributes:
         """Size, mode, owner and times, each alone or together."""
         reply = await self._setattr(inode, attr, fields, ctx)
@@ -356,9 +418,15 @@ class Handlers(pyfuse3.Operations):
         who = _who(ctx)
         stat = self._tree.stat(inode)
         if fields.update_size:
-            self._change(Truncate(inode, attr.st_size, _mode_after_write(stat.st_mode, ctx.uid)), who)
+            self._change(
+                Truncate(inode, attr.st_size, _mode_after_write(stat.st_mode, ctx.uid)), who
+            )
         mode = S_IMODE(attr.st_mode) if fields.update_mode else None
-        if mode is None and (fields.update_uid or fields.update_gid) and S_IFMT(stat.st_mode) == S_IFREG:
+        if (
+            mode is None
+            and (fields.update_uid or fields.update_gid)
+            and S_IFMT(stat.st_mode) == S_IFREG
+        ):
             mode = permissions.without_privileges(stat.st_mode)
         operation = Setattr(
             inode,
@@ -396,7 +464,8 @@ class Handlers(pyfuse3.Operations):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         self._change(Setxattr(inode, name, value), _who(ctx))
         if name == ACCESS_ACL_XATTR.encode():
-            # A local file system drops setgid when somebody outside the group sets the ACL (posix_acl_update_mode).
+            # A local file system drops setgid when somebody outside the group sets the ACL
+            # (posix_acl_update_mode).
             stat = self._tree.stat(inode)
             if stat.st_mode & S_ISGID and not _in_group(ctx, stat.st_gid):
                 mode = S_IMODE(stat.st_mode) & ~S_ISGID
@@ -414,7 +483,7 @@ class Handlers(pyfuse3.Operations):
         os.getxattr(self._tree.xattr_target(inode), name)  # ENODATA is answered without an entry
         self._change(Removexattr(inode, name), _who(ctx))
 
-    # -- files ------------------------------------------------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------------
 
     def _opened(self, fid: Fid, ctx: RequestContext) -> FileInfo:
         handle = self._next_handle
@@ -475,7 +544,8 @@ class Handlers(pyfuse3.Operations):
         except ShortWriteError as error:
             return error.written
         if cleared is not None:
-            # The kernel would go on to run the file by the mode it remembers. Attributes alone: cannot block.
+            # The kernel would go on to run the file by the mode it remembers. Attributes alone:
+            # cannot block.
             pyfuse3.invalidate_inode(fid, attr_only=True)
         return len(buf)
 
@@ -501,7 +571,7 @@ class Handlers(pyfuse3.Operations):
         # What happened to a file before its last name went is somewhere below the head.
         return node.last_seq if node is not None else self._volume.journal.head_seq
 
-    # -- directories ------------------------------------------------------------------------------------------------
+    # -- directories -------------------------------------------------------------------------------
 
     @handler
     def opendir(self, inode: Fid, ctx: RequestContext) -> int:
@@ -523,10 +593,16 @@ class Handlers(pyfuse3.Operations):
             try:
                 stat = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
             except FileNotFoundError:
-                log.error("the backing was changed behind the layer: %r of fid %d is gone", name, directory)
+                log.error(
+                    "the backing was changed behind the layer: %r of fid %d is gone",
+                    name,
+                    directory,
+                )
                 continue
             ctime_ns = self._catalog.change_time(fid)
-            if ctime_ns is None or not pyfuse3.readdir_reply(token, name, _entry(fid, stat, ctime_ns), cookie):
+            if ctime_ns is None or not pyfuse3.readdir_reply(
+                token, name, _entry(fid, stat, ctime_ns), cookie
+            ):
                 return
 
     def _list_dots(self, directory: Fid, start_id: int, token: pyfuse3.ReaddirToken) -> bool:

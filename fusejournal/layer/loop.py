@@ -1,15 +1,17 @@
 """The request loop: a cheaper way to wait for requests than pyfuse3's own.
 
-pyfuse3 runs tasks that each wait for the FUSE descriptor, read one request, run its handler, reply. Parking in trio
-for every request costs more than most requests do (two epoll_wait and an epoll_ctl), and starting and ending tasks
-costs again. Here one task, the *reader*, keeps the role for as long as its handlers do not wait: it polls the
-descriptor itself for a moment and parks in trio only when no request comes. A handler that has to wait (for a flush)
-says so first with :meth:`RequestLoop.hand_over`; a spare task then becomes the reader.
+pyfuse3 runs tasks that each wait for the FUSE descriptor, read one request, run its handler,
+reply. Parking in trio for every request costs more than most requests do (two epoll_wait and an
+epoll_ctl), and starting and ending tasks costs again. Here one task, the *reader*, keeps the role
+for as long as its handlers do not wait: it polls the descriptor itself for a moment and parks in
+trio only when no request comes. A handler that has to wait (for a flush) says so first with
+:meth:`RequestLoop.hand_over`; a spare task then becomes the reader.
 
-Rules for handlers: no await but after ``hand_over``. Order comes from code without awaits, not from a single task.
+Rules for handlers: no await but after ``hand_over``. Order comes from code without awaits, not
+from a single task.
 
-Owns the replacement of two of pyfuse3's module functions, once a process (pyfuse3 mounts one file system a process).
-"""
+Owns the replacement of two of pyfuse3's module functions, once a process (pyfuse3 mounts one file
+system a process)."""
 
 import errno
 import select
@@ -38,7 +40,8 @@ class RequestLoop:
         self._slice_ends_ns = 0
 
     async def run(self) -> None:
-        """Serve requests until the file system is unmounted or :func:`pyfuse3.terminate` is called."""
+        """Serve requests until the file system is unmounted or :func:`pyfuse3.terminate` is
+        called."""
         original: Callable[..., Any] = pyfuse3._session_loop  # type: ignore[attr-defined]
 
         async def session_loop(nursery: trio.Nursery, min_tasks: int, max_tasks: int) -> None:

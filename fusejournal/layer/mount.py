@@ -1,11 +1,11 @@
 """Mounting: what may be mounted where, the mount(2) itself, and the way out of a dead mount.
 
-The mount is made here rather than by libfuse so that the superblock has MS_POSIXACL, without which the kernel applies
-the umask even where a default ACL rules; libfuse gets the open descriptor as ``/dev/fd/N``. The backing's directory is
-opened before the mount covers it.
+The mount is made here rather than by libfuse so that the superblock has MS_POSIXACL, without which
+the kernel applies the umask even where a default ACL rules; libfuse gets the open descriptor as
+``/dev/fd/N``. The backing's directory is opened before the mount covers it.
 
-Source: mount(2), umount2(2), proc(5) on mountinfo, the kernel's fs/fuse/inode.c (fuse_fill_super_common).
-"""
+Source: mount(2), umount2(2), proc(5) on mountinfo, the kernel's fs/fuse/inode.c
+(fuse_fill_super_common)."""
 
 import ctypes
 import errno
@@ -44,7 +44,9 @@ def mounts() -> Iterator[MountInfo]:
             fields, _, rest = line.partition(" - ")
             words = fields.split()
             kind, source = rest.split()[:2]
-            yield MountInfo(words[2], _unescape(words[3]), Path(_unescape(words[4])), kind, _unescape(source))
+            yield MountInfo(
+                words[2], _unescape(words[3]), Path(_unescape(words[4])), kind, _unescape(source)
+            )
 
 
 def _unescape(text: str) -> str:
@@ -54,8 +56,8 @@ def _unescape(text: str) -> str:
 
 
 def clear_dead_mount(mountpoint: Path) -> bool:
-    """Take a mount of ours whose process has died off *mountpoint*. Returns whether there was one. Raises
-    VolumeBusyError when a living one is there."""
+    """Take a mount of ours whose process has died off *mountpoint*. Returns whether there was one.
+    Raises VolumeBusyError when a living one is there."""
     cleared = False
     while any(m.mountpoint == mountpoint and m.type == FILESYSTEM_TYPE for m in mounts()):
         try:
@@ -71,7 +73,8 @@ def clear_dead_mount(mountpoint: Path) -> bool:
 
 
 def open_backing(backing: Path) -> int:
-    """A descriptor of the backing directory, good for as long as it is kept. Raises BackingError."""
+    """A descriptor of the backing directory, good for as long as it is kept. Raises
+    BackingError."""
     try:
         return os.open(backing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -79,25 +82,33 @@ def open_backing(backing: Path) -> int:
 
 
 def check_places(backing: Path, mountpoint: Path, state_dir: Path) -> None:
-    """Refuse places that cannot work together. All three are absolute and resolved. Raises BackingError, UsageError,
-    VolumeBusyError."""
+    """Refuse places that cannot work together. All three are absolute and resolved. Raises
+    BackingError, UsageError, VolumeBusyError."""
     if not mountpoint.is_dir():
         raise UsageError(f"{mountpoint}: the mountpoint is not a directory")
     if state_dir == backing or state_dir.is_relative_to(backing):
-        raise BackingError(backing, f"the state directory {state_dir} would be inside it; choose another with --state")
+        raise BackingError(
+            backing,
+            f"the state directory {state_dir} would be inside it; choose another with --state",
+        )
     if mountpoint != backing and mountpoint.is_relative_to(backing):
         raise UsageError(f"{mountpoint}: the mountpoint is inside the backing directory")
     if backing != mountpoint and backing.is_relative_to(mountpoint):
-        raise UsageError(f"{backing}: the backing directory is inside the mountpoint, which the mount would hide")
+        raise UsageError(
+            f"{backing}: the backing directory is inside the mountpoint, which the mount would hide"
+        )
     for mount in mounts():
         if mount.mountpoint != backing and mount.mountpoint.is_relative_to(backing):
-            raise BackingError(backing, f"{mount.mountpoint} is mounted inside it; a volume is one file system")
+            raise BackingError(
+                backing, f"{mount.mountpoint} is mounted inside it; a volume is one file system"
+            )
     if backing == mountpoint:
         _check_unused(backing)
 
 
 def _check_unused(directory: Path) -> None:
-    """Refuse to cover a tree in which somebody has files open: their descriptors would bypass the layer."""
+    """Refuse to cover a tree in which somebody has files open: their descriptors would bypass the
+    layer."""
     for process in Path("/proc").iterdir():
         if not process.name.isdigit() or int(process.name) == os.getpid():
             continue
@@ -105,7 +116,8 @@ def _check_unused(directory: Path) -> None:
             if link == str(directory) or link.startswith(f"{directory}/"):
                 name = _process_name(process)
                 raise VolumeBusyError(
-                    f"{directory}: process {process.name} ({name}) uses {link}; what it has open would bypass the "
+                    f"{directory}: process {process.name} ({name}) uses {link}; "
+                    "what it has open would bypass the "
                     "layer: stop it first"
                 )
 
@@ -131,23 +143,29 @@ def _process_name(process: Path) -> str:
 
 
 def mount(fuse_fd: int, mountpoint: Path, name: str, flags: frozenset[str]) -> None:
-    """Mount the file system served on *fuse_fd* over *mountpoint*; *flags* out of ro, nosuid, nodev, noexec. Raises
-    MountError."""
+    """Mount the file system served on *fuse_fd* over *mountpoint*; *flags* out of ro, nosuid,
+    nodev, noexec. Raises MountError."""
     bits = _MS_POSIXACL
     for flag in flags:
         bits |= _FLAGS[flag]
     mode = stat.S_IFMT(os.stat(mountpoint).st_mode)
     options = f"fd={fuse_fd},rootmode={mode:o},user_id=0,group_id=0,default_permissions,allow_other"
     source = f"fusejournal:{name}".encode()
-    if _libc.mount(source, os.fsencode(mountpoint), FILESYSTEM_TYPE.encode(), bits, options.encode()) != 0:
+    if (
+        _libc.mount(
+            source, os.fsencode(mountpoint), FILESYSTEM_TYPE.encode(), bits, options.encode()
+        )
+        != 0
+    ):
         number = ctypes.get_errno()
         hint = " (is the fuse module loaded?)" if number == errno.ENODEV else ""
         raise MountError(f"{mountpoint}: cannot mount: {os.strerror(number)}{hint}")
 
 
 def unmount(mountpoint: Path, lazy: bool) -> None:
-    """Take the topmost mount off *mountpoint*. Blocks, and makes the kernel send requests to the layer: never call it
-    in the event loop's thread. Raises OSError EBUSY while something uses it and not *lazy*."""
+    """Take the topmost mount off *mountpoint*. Blocks, and makes the kernel send requests to the
+    layer: never call it in the event loop's thread. Raises OSError EBUSY while something uses it
+    and not *lazy*."""
     if _libc.umount2(os.fsencode(mountpoint), _MNT_DETACH if lazy else 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(mountpoint))
@@ -165,7 +183,8 @@ def users(mountpoint: Path) -> list[str]:
 
 
 def raise_read_ahead(mountpoint: Path) -> None:
-    """Let the kernel read ahead as much as one request can carry: its default is an eighth of that."""
+    """Let the kernel read ahead as much as one request can carry: its default is an eighth of
+    that."""
     for entry in mounts():
         if entry.mountpoint == mountpoint and entry.type == FILESYSTEM_TYPE:
             path = Path(f"/sys/class/bdi/{entry.device}/read_ahead_kb")

@@ -1,13 +1,13 @@
-"""What becomes of modes, owners and ACLs: the results that an operation's entry holds. Pure functions.
+"""What becomes of modes, owners and ACLs: the results that an operation's entry holds. Pure
+functions.
 
-The kernel checks permissions itself (``default_permissions``) but leaves to the layer what a local file system works
-out when something is made, written or given away: umask or default ACL, the setgid directory, and the clearing of
-setuid and setgid.
+The kernel checks permissions itself (``default_permissions``) but leaves to the layer what a local
+file system works out when something is made, written or given away: umask or default ACL, the
+setgid directory, and the clearing of setuid and setgid.
 
-Source: acl(5), inode(7), chmod(2), the kernel's fs/posix_acl.c (posix_acl_create_masq) and fs/attr.c
-(setattr_should_drop_sgid); the xattr format is include/uapi/linux/posix_acl_xattr.h: a version word 2, then entries
-of tag (16 bits), permissions (16), id (32), all little-endian.
-"""
+Source: acl(5), inode(7), chmod(2), the kernel's fs/posix_acl.c (posix_acl_create_masq) and
+fs/attr.c (setattr_should_drop_sgid); the xattr format is include/uapi/linux/posix_acl_xattr.h: a
+version word 2, then entries of tag (16 bits), permissions (16), id (32), all little-endian."""
 
 import struct
 from collections.abc import Iterable
@@ -29,7 +29,8 @@ class NewMode(NamedTuple):
 
 
 def new_mode(mode: int, umask: int, parent_mode: int, default_acl: bytes | None) -> NewMode:
-    """Mode and ACLs of an object made with *mode* in a directory with *parent_mode* and *default_acl*."""
+    """Mode and ACLs of an object made with *mode* in a directory with *parent_mode* and
+    *default_acl*."""
     is_directory = S_ISDIR(mode)
     if is_directory and parent_mode & S_ISGID:
         mode |= S_ISGID
@@ -40,7 +41,8 @@ def new_mode(mode: int, umask: int, parent_mode: int, default_acl: bytes | None)
 
 
 def _inherit(default_acl: bytes, mode: int) -> tuple[int, bytes | None]:
-    """The access ACL that *default_acl* gives to an object made with *mode*, and the mode it ends with."""
+    """The access ACL that *default_acl* gives to an object made with *mode*, and the mode it ends
+    with."""
     entries = [list(e) for e in _ACL_ENTRY.iter_unpack(default_acl[_VERSION.size :])]
     has_mask = any(tag == _MASK for tag, _, _ in entries)
     result = mode & ~0o777
@@ -66,7 +68,8 @@ def new_group(caller_gid: int, parent_mode: int, parent_gid: int) -> int:
 
 
 def without_privileges(mode: int) -> int | None:
-    """The permission bits of a regular file after setuid and setgid were cleared, or None where nothing changes.
+    """The permission bits of a regular file after setuid and setgid were cleared, or None where
+    nothing changes.
 
     Setgid without group execution stays: it was once the sign of mandatory locking.
     """

@@ -1,0 +1,17 @@
+"""fusejournal: a journaled FUSE layer beneath an NFS-exported directory.
+
+The map, from the bottom up; imports point down only:
+
+- ``config``, ``errors``, ``types``, ``storage``: settings, the error tree, small values, labelled
+  storage calls
+- ``operations``: what an entry can say
+- ``journal``: the format, segments, append, flush, cut, read, verify
+- ``backing``: handles, the catalog, the tree, and the applier, the only code that changes a tree
+- ``volume``: the one ordered place where a change happens; ``recovery``, ``importer``,
+  ``durability``, ``opening``
+- ``layer``: the FUSE handlers, their loop, permissions, the mount itself
+- ``state``, ``control``, ``node``: the state directory, the control socket, and one running volume
+- ``cli``: one file a command
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,5 @@
+"""``python -m fusejournal``."""
+
+from fusejournal.cli.main import main
+
+main()

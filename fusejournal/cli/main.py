@@ -1,0 +1,67 @@
+"""The command itself: the group, and what every command's errors end as."""
+
+import os
+import sys
+
+import click
+
+from fusejournal import __version__
+from fusejournal.cli.journal import journal
+from fusejournal.cli.log import log
+from fusejournal.cli.mount import mount
+from fusejournal.cli.status import status
+from fusejournal.cli.umount import umount
+from fusejournal.errors import FusejournalError
+
+_INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="fusejournal %(version)s")
+def cli() -> None:
+    """Journal every change of a directory: mount a layer over it, see who did what, lose nothing.
+
+    \b
+    Examples:
+      fusejournal mount /srv/data /srv/data    journal a directory in place
+      fusejournal status                       all volumes, a line each
+      fusejournal log srv-data -n 50           the newest 50 changes
+      fusejournal umount srv-data
+    """
+
+
+for command in (mount, umount, status, log, journal):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; every failure is one line on stderr and an exit code."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        print("fusejournal: interrupted", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+    except FusejournalError as error:
+        print(f"fusejournal: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output has had enough; nothing is left to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        print(f"fusejournal: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("FUSEJOURNAL_TRACEBACK"):
+            raise
+        print(
+            f"fusejournal: {type(error).__name__}: {error} "
+            "(this is a bug; FUSEJOURNAL_TRACEBACK=1 shows where)",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,149 @@
+"""``fusejournal status``."""
+
+import os
+import shutil
+from typing import Any
+
+import click
+
+from fusejournal.cli import text
+from fusejournal.control import ask
+from fusejournal.errors import JournalError, NotRunningError
+from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.state import VolumeState, all_volumes, find_volume
+
+
+@click.command()
+@click.argument("volume", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object (an array without VOLUME).")
+def status(volume: str | None, as_json: bool) -> None:
+    """Say how VOLUME is, or, without it, how all volumes are, a line each.
+
+    \b
+    Examples:
+      fusejournal status
+      fusejournal status /srv/data
+      fusejournal status srv-data --json
+    """
+    if volume is None:
+        reports = [report(state) for state in all_volumes()]
+        if as_json:
+            text.echo_json(reports)
+        elif not reports:
+            click.echo("no volumes yet: 'fusejournal mount BACKING MOUNTPOINT' makes one")
+        else:
+            _show_all(reports)
+        return
+    found = report(find_volume(volume))
+    if as_json:
+        text.echo_json(found)
+    else:
+        _show(found)
+
+
+def report(state: VolumeState) -> dict[str, Any]:
+    """What there is to know of a volume: from its layer, or from disk when none is running."""
+    try:
+        return ask(state.directory, "status")
+    except NotRunningError:
+        holder = state.holder()
+        return _report_from_disk(
+            state, "starting" if holder else "stopped", holder.get("pid") if holder else None
+        )
+
+
+def _report_from_disk(state: VolumeState, condition: str, pid: int | None) -> dict[str, Any]:
+    degraded: list[str] = []
+    journal = None
+    try:
+        if any(state.journal_dir.glob("*.fj*")):
+            journal = Journal.open(
+                state.journal_dir,
+                state.uuid,
+                JournalOptions(),
+                unclean_machine=False,
+                read_only=True,
+            )
+            if journal.damage is not None:
+                degraded.append(f"the journal is damaged: {journal.damage}")
+            elif not journal.ends_clean and condition == "stopped":
+                degraded.append("was not stopped in order; the next mount recovers it")
+    except (JournalError, OSError) as error:
+        degraded.append(str(error))
+    return {
+        "name": state.name,
+        "uuid": str(state.uuid),
+        "role": state.role,
+        "epoch": journal.epoch if journal else None,
+        "pid": pid,
+        "backing": str(state.backing),
+        "mountpoint": str(state.mountpoint),
+        "state": condition,
+        "head_seq": journal.head_seq if journal else None,
+        "durable_seq": journal.durable_seq if journal else None,
+        "checkpoint_seq": journal.head_seq if journal and journal.ends_clean else None,
+        "entries_per_second": 0.0,
+        "journal_bytes": journal.total_bytes if journal else 0,
+        "segments": journal.segment_count if journal else 0,
+        "disk_free_bytes": shutil.disk_usage(state.directory).free,
+        "backing_free_bytes": _free(state),
+        "degraded": degraded,
+        "repairs": [],
+    }
+
+
+def _free(state: VolumeState) -> int | None:
+    if state.backing == state.mountpoint:
+        return None  # under a dead mount there is no way to ask
+    try:
+        space = os.statvfs(state.backing)
+    except OSError:
+        return None
+    return space.f_bavail * space.f_frsize
+
+
+def _show_all(reports: list[dict[str, Any]]) -> None:
+    rows: list[tuple[str, ...]] = [("VOLUME", "STATE", "ROLE", "HEAD", "JOURNAL", "MOUNTPOINT", "")]
+    rows += [_row(one) for one in reports]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        click.echo(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+def _row(one: dict[str, Any]) -> tuple[str, ...]:
+    head, size = str(one["head_seq"] or "-"), text.size(one["journal_bytes"])
+    degraded = "; ".join(one["degraded"])
+    return (one["name"], one["state"], one["role"], head, size, one["mountpoint"], degraded)
+
+
+def _show(one: dict[str, Any]) -> None:
+    def number(key: str) -> str:
+        return "-" if one[key] is None else f"{one[key]:,}"
+
+    backing_free = (
+        "-" if one["backing_free_bytes"] is None else text.size(one["backing_free_bytes"])
+    )
+    lines = [
+        ("volume", f"{one['name']}  ({one['uuid']})"),
+        ("state", one["state"] + (f", process {one['pid']}" if one["pid"] else "")),
+        ("role", f"{one['role']}, epoch {number('epoch')}"),
+        ("mountpoint", one["mountpoint"]),
+        ("backing", f"{one['backing']}  ({backing_free} free)"),
+        (
+            "entries",
+            f"{number('head_seq')} (head), {number('durable_seq')} durable, "
+            f"checkpoint at {number('checkpoint_seq')}",
+        ),
+        ("rate", f"{one['entries_per_second']:,} entries/s"),
+        ("journal", f"{text.size(one['journal_bytes'])} in {one['segments']} segments"),
+        ("disk left", f"{text.size(one['disk_free_bytes'])} for the journal"),
+    ]
+    for key, value in lines:
+        click.echo(f"{key:<12}{value}")
+    for key in ("degraded", "repairs"):
+        for value in one[key]:
+            click.secho(f"{key:<12}{value}", fg="red" if key == "degraded" else "yellow")
+    if not one["degraded"]:
+        click.echo(f"{'health':<12}all is well")

@@ -1,0 +1,40 @@
+"""How values are shown: one way for all commands."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+import click
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def size(count: float) -> str:
+    """A number of bytes in the unit that fits."""
+    unit = 0
+    while count >= 1024 and unit < len(_UNITS) - 1:
+        count /= 1024
+        unit += 1
+    return f"{count:.0f} {_UNITS[unit]}" if unit == 0 else f"{count:.1f} {_UNITS[unit]}"
+
+
+def moment(time_ns: int) -> str:
+    """A time as ISO 8601, local, to the microsecond."""
+    return datetime.fromtimestamp(time_ns / 10**9).astimezone().isoformat(timespec="microseconds")
+
+
+def name(raw: bytes) -> str:
+    """A file name or path for people: what is not printable UTF-8 is escaped."""
+    text = raw.decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def exact(raw: bytes) -> str:
+    """A file name or path for scripts: bytes that are not UTF-8 become lone surrogates (U+DC80 to
+    U+DCFF), as Python's ``os.fsdecode`` makes them, so that the bytes can be had again."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def echo_json(value: Any) -> None:
+    """One JSON object on one line."""
+    click.echo(json.dumps(value))

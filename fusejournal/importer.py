@@ -128,24 +128,38 @@ class Importer:
         stat = os.fstat(fd)
         mtime_ns = clamp_time(stat.st_mtime_ns)
         offset, end = 0, stat.st_size
-        while offset < end:
-            # Others may use the descriptor cache between two pieces: ask for the descriptor anew.
-            fd = self._volume.tree.descriptor(node.fid)
-            try:
-                offset = os.lseek(fd, offset, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno != errno.ENXIO:
-                    raise
-                break  # only a hole is left
-            hole = os.lseek(fd, offset, os.SEEK_HOLE)
-            data = os.pread(fd, min(PIECE_BYTES, hole - offset), offset)
-            if not data:
-                break
-            self._volume.adopt(ImportData(node.fid, offset, mtime_ns, complete=False), data=data)
-            offset += len(data)
-            self._bytes += len(data)
+        held: tuple[int, bytes] | None = None
+        # One piece behind, so that the last one can say that it is the last.
+        while (piece := self._piece(node.fid, offset, end)) is not None:
+            if held is not None:
+                self._adopt_piece(node.fid, mtime_ns, held, complete=False)
+            held = piece
+            offset = piece[0] + len(piece[1])
             yield self._progress()
-        self._volume.adopt(ImportData(node.fid, end, mtime_ns, complete=True))
+        self._adopt_piece(node.fid, mtime_ns, held or (0, b""), complete=True)
+
+    def _piece(self, fid: Fid, offset: int, end: int) -> tuple[int, bytes] | None:
+        """The next data of *fid* from *offset* on: where it is and what; None when only a hole is left."""
+        # Others may use the descriptor cache between two pieces: ask for the descriptor anew.
+        fd = self._volume.tree.descriptor(fid)
+        if offset >= end:
+            return None
+        try:
+            offset = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return None
+            raise
+        hole = os.lseek(fd, offset, os.SEEK_HOLE)
+        data = os.pread(fd, min(PIECE_BYTES, hole - offset), offset)
+        return (offset, data) if data else None
+
+    def _adopt_piece(
+        self, fid: Fid, mtime_ns: int, piece: tuple[int, bytes], complete: bool
+    ) -> None:
+        offset, data = piece
+        self._volume.adopt(ImportData(fid, offset, mtime_ns, complete), data=data)
+        self._bytes += len(data)
 
     def _journal_root(self) -> None:
         """The root has no name to import; its attributes are journaled as settings of what it

@@ -21,7 +21,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from stat import S_IFMT, S_IFREG, S_IMODE, S_ISDIR, S_ISLNK
+from stat import S_IFDIR, S_IFMT, S_IFREG, S_IMODE, S_ISDIR, S_ISLNK
 from typing import Any
 
 from fusejournal import storage
@@ -33,6 +33,9 @@ from fusejournal.operations import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     Create,
+    Import,
+    ImportData,
+    ImportLink,
     Kind,
     Link,
     Mkdir,
@@ -98,6 +101,9 @@ class Applier:
             Kind.SETATTR: self._setattr,
             Kind.SETXATTR: self._setxattr,
             Kind.REMOVEXATTR: self._removexattr,
+            Kind.IMPORT: self._import,
+            Kind.IMPORT_DATA: self._import_data,
+            Kind.IMPORT_LINK: self._import_link,
         }
 
     def apply(
@@ -166,7 +172,9 @@ class Applier:
         tree.adopt(operation.fid, fd)
         return made
 
-    def _made_before(self, operation: Create | Mkdir | Symlink, settle: bool) -> Look | None:
+    def _made_before(
+        self, operation: Create | Mkdir | Symlink | Import, settle: bool
+    ) -> Look | None:
         """When settling: the object that this very operation made before its process died, or
         None."""
         if not settle:
@@ -392,6 +400,63 @@ class Applier:
             os.removexattr(target, operation.name)
         self._acl_changed(self._tree.node(operation.fid))
         return _NOTHING_MADE
+
+    # -- what an import found, made anew elsewhere ---------------------------------------------------
+
+    def _import(self, operation: Import, _: int, __: bytes, settle: bool) -> Made:
+        with self._directory_mtime_kept(operation.parent):
+            return self._make_imported(operation, settle)
+
+    def _make_imported(self, operation: Import, settle: bool) -> Made:
+        tree = self._tree
+        directory, name = tree.descriptor(operation.parent), operation.name
+        kind = S_IFMT(operation.mode)
+        if self._made_before(operation, settle) is None:
+            storage.reached("apply.import")
+            if kind == S_IFDIR:
+                os.mkdir(name, 0o700, dir_fd=directory)
+            elif operation.target is not None:
+                os.symlink(operation.target, name, dir_fd=directory)
+            else:
+                os.mknod(name, kind | 0o600, operation.rdev, dir_fd=directory)
+        remove = os.rmdir if kind == S_IFDIR else os.unlink
+        fd = _open_path(name, directory)
+        with self._or_remove(fd, lambda: remove(name, dir_fd=tree.descriptor(operation.parent))):
+            path = syscalls.descriptor_path(fd)
+            syscalls.chown(fd, operation.uid, operation.gid)
+            if kind == S_IFREG:
+                os.truncate(path, operation.size)
+            for xattr, value in operation.xattrs:
+                os.setxattr(path, xattr, value)
+            if operation.target is None:
+                os.chmod(path, S_IMODE(operation.mode))
+            handle = syscalls.handle_of(fd)
+            tree.tag_path(path, operation.fid, handle)
+            syscalls.set_times(fd, None, operation.mtime_ns)
+            made = Made(handle, os.fstat(fd).st_ino)
+        os.close(fd)
+        return made
+
+    def _import_data(self, operation: ImportData, _: int, data: bytes, __: bool) -> Made:
+        fd = self._tree.writable(operation.fid)
+        written = 0
+        while written < len(data):
+            storage.reached("apply.write")
+            written += os.pwrite(fd, data[written:], operation.offset + written)
+        syscalls.set_times(fd, None, operation.mtime_ns)
+        return _NOTHING_MADE
+
+    def _import_link(self, operation: ImportLink, time_ns: int, data: bytes, settle: bool) -> Made:
+        with self._directory_mtime_kept(operation.parent):
+            link = Link(operation.fid, operation.parent, operation.name)
+            return self._link(link, time_ns, data, settle)
+
+    @contextmanager
+    def _directory_mtime_kept(self, directory: Fid) -> Iterator[None]:
+        """What is inside makes a name, but an import leaves the directory's mtime as it was."""
+        mtime_ns = self._tree.stat(directory).st_mtime_ns
+        yield
+        self._name_changed(directory, mtime_ns)
 
     def _acl_changed(self, node: Node) -> None:
         if S_ISDIR(node.type):

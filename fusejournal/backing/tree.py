@@ -270,9 +270,9 @@ def probe(root_fd: int, path: Path, read_only: bool) -> None:
         ) from None
     if read_only:
         return
-    name = f".fusejournal-probe-{os.getpid()}"
     try:
-        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600, dir_fd=root_fd)
+        # Without a name: the directory's mtime is a user's, too.
+        fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=root_fd)
     except OSError as error:
         raise BackingError(path, f"cannot be written ({error.strerror})") from None
     try:
@@ -290,7 +290,6 @@ def probe(root_fd: int, path: Path, read_only: bool) -> None:
                 )
     finally:
         os.close(fd)
-        os.unlink(name, dir_fd=root_fd)
 
 
 _PROBE_TIMES_NS = (1_700_000_000_123_456_789, TIME_MIN_NS, TIME_MAX_NS)

@@ -14,7 +14,7 @@ from fusejournal.journal.format import Entry
 from fusejournal.journal.journal import Journal, JournalOptions
 from fusejournal.journal.paths import PathTracker
 from fusejournal.journal.settled import settled
-from fusejournal.operations import ImportData, Void, Write
+from fusejournal.operations import ImportData, Rename, Void, Write
 from fusejournal.state import find_volume
 from fusejournal.types import Seq
 
@@ -66,7 +66,7 @@ def lines(journal: Journal, count: int) -> Iterator[dict[str, Any]]:
     for entry, void in settled(_no_data(journal.read(start, Seq(newest[-1].seq + 1)))):
         tracker.learn(entry)
         if entry.seq >= first_shown:
-            yield _line(entry, void, tracker.path_of(entry.operation))
+            yield _line(entry, void, tracker)
         if void is None:
             tracker.follow(entry.operation)
 
@@ -76,8 +76,9 @@ def _no_data(entries: Iterable[Entry]) -> Iterator[Entry]:
         yield entry._replace(data=entry.data[:0], frame_bytes=len(entry.data))
 
 
-def _line(entry: Entry, void: Void | None, path: bytes | None) -> dict[str, Any]:
+def _line(entry: Entry, void: Void | None, tracker: PathTracker) -> dict[str, Any]:
     operation = entry.operation
+    path = tracker.path_of(operation)
     line: dict[str, Any] = {
         "seq": entry.seq,
         "time": datetime.fromtimestamp(entry.time_ns / 10**9, UTC).isoformat(),
@@ -92,6 +93,9 @@ def _line(entry: Entry, void: Void | None, path: bytes | None) -> dict[str, Any]
         line[f"new_{key}" if key in ("uid", "gid") else key] = _plain(value)
     if isinstance(operation, Write | ImportData):
         line["bytes"] = entry.frame_bytes
+    if isinstance(operation, Rename):
+        new_path = tracker.join(operation.new_parent, operation.new_name)
+        line["new_path"] = None if new_path is None else text.exact(new_path)
     if void is not None:
         line["refused"] = errno.errorcode.get(void.errno, str(void.errno))
         line["written"] = void.written
@@ -131,6 +135,10 @@ def _shown(line: dict[str, Any]) -> str:
     )
 
 
+def _path(exact: str | None) -> str:
+    return "-" if exact is None else "/" + text.name(exact.encode("utf-8", "surrogateescape"))
+
+
 def _details(line: dict[str, Any]) -> str:
     match line["op"]:
         case "write" | "import_data":
@@ -138,12 +146,7 @@ def _details(line: dict[str, Any]) -> str:
         case "truncate":
             return f"  to {line['size']} bytes"
         case "rename":
-            new = text.name(line["new_name"].encode("utf-8", "surrogateescape"))
-            return (
-                f"  -> {new}"
-                if line["new_parent"] == line["parent"]
-                else f"  -> {new} in fid {line['new_parent']}"
-            )
+            return f"  -> {_path(line['new_path'])}"
         case "symlink":
             return f"  -> {text.name(line['target'].encode('utf-8', 'surrogateescape'))}"
         case "create" | "mkdir":

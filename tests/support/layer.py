@@ -1,0 +1,139 @@
+"""A real layer in a process of its own, for tests: start it, kill it, stop it, and leave nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+_START_SECONDS = 60.0
+
+
+class Layer:
+    """One volume below *base*: ``backing``, ``mountpoint``, ``state``. Use as a context manager."""
+
+    def __init__(
+        self, base: Path, *, in_place: bool = False, config: str = "", backing: Path | None = None
+    ) -> None:
+        self.base = base
+        self.backing = backing or base / "backing"
+        self.mountpoint = self.backing if in_place else base / "mount"
+        self.state = base / "state"
+        self.log = base / "layer.log"
+        self._config = base / "config.toml"
+        for directory in (self.backing, self.mountpoint):
+            directory.mkdir(parents=True, exist_ok=True)
+        self._config.write_text(config)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.environment = {
+            **os.environ,
+            "FUSEJOURNAL_STATE_ROOT": str(base / "states"),
+            "FUSEJOURNAL_RUN_ROOT": str(base / "run"),
+        }
+
+    def __enter__(self) -> "Layer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self.detach()
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command line for a fusejournal command."""
+        return [sys.executable, "-m", "fusejournal", *arguments]
+
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a fusejournal command to its end."""
+        return subprocess.run(
+            self.command(*arguments),
+            env=self.environment,
+            check=check,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def mount_arguments(self, *extra: str) -> list[str]:
+        """The arguments that mount this volume."""
+        return [
+            "mount", str(self.backing), str(self.mountpoint), "--name", "volume",
+            "--state", str(self.state), "--config", str(self._config), *extra,
+        ]  # fmt: skip
+
+    def start(self, *extra: str, fault: str = "", wait: bool = True) -> "Layer":
+        """Mount in the foreground of a child process; returns when it is live, or has died of *fault*."""
+        environment = {**self.environment, "FUSEJOURNAL_FAULT": fault}
+        with open(self.log, "ab") as log:
+            self._process = subprocess.Popen(
+                self.command(*self.mount_arguments("-f", *extra)),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + _START_SECONDS
+        while wait and self._process.poll() is None:
+            with suppress(Exception):
+                if self.is_mounted() and self.ask()["pid"] == self._process.pid:
+                    return self
+            if time.monotonic() > deadline:
+                raise TimeoutError(self.words())
+            time.sleep(0.02)
+        if wait and not fault:
+            raise AssertionError(f"the layer ended with {self._process.returncode}: {self.words()}")
+        return self
+
+    def ask(self) -> dict[str, Any]:
+        """The running layer's status."""
+        from fusejournal.control import ask
+
+        return ask(self.state, "status")
+
+    def is_mounted(self) -> bool:
+        """Whether something of ours is mounted at the mountpoint, alive or dead."""
+        return f" {self.mountpoint} fuse.fusejournal " in Path("/proc/mounts").read_text()
+
+    def words(self) -> str:
+        """What the layer had to say."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        """The layer's process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def wait(self) -> int:
+        """Wait for the layer's end; its status."""
+        assert self._process is not None
+        return self._process.wait(timeout=60)
+
+    def is_alive(self) -> bool:
+        """Whether the layer's process still runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+
+    def detach(self) -> None:
+        """Take whatever is left of the mount away."""
+        while self.is_mounted():
+            subprocess.run(["umount", "-l", str(self.mountpoint)], check=True)
+
+    def stop(self) -> None:
+        """An orderly stop; what the layer logged as a warning or worse fails the test."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        assert self._process.wait(timeout=60) == 0, self.words()
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The whole log as JSON objects."""
+        output = self.run("log", str(self.state), "-n", "1000000", "--json").stdout
+        return [json.loads(line) for line in output.splitlines()]

@@ -1,0 +1,112 @@
+"""Comparing trees: everything that replay has to bring back, and a tree made from a journal alone."""
+
+import hashlib
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from fusejournal.backing import syscalls
+from fusejournal.backing.apply import Applier
+from fusejournal.backing.catalog import Catalog
+from fusejournal.backing.tree import FID_XATTR, Tree
+from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.journal.settled import settled
+from fusejournal.operations import Clean, Mark, NewEpoch
+from fusejournal.types import ROOT_FID, Seq
+
+Image = dict[bytes, dict[str, Any]]
+
+
+def image(root: Path | str, *, times: bool = True) -> Image:
+    """What is under *root*: path -> attributes and content. Hard links show as a group of paths."""
+    found: Image = {}
+    groups: dict[int, list[bytes]] = {}
+    base = os.fsencode(root)
+    todo = [base]
+    while todo:
+        path = todo.pop()
+        info = os.lstat(path)
+        name = os.path.relpath(path, base)
+        item: dict[str, Any] = {
+            "mode": oct(info.st_mode),
+            "owner": (info.st_uid, info.st_gid),
+            "xattrs": {
+                key: os.getxattr(path, key, follow_symlinks=False)
+                for key in os.listxattr(path, follow_symlinks=False)
+                if key != FID_XATTR
+            },
+        }
+        if times:
+            item["mtime"] = info.st_mtime_ns
+        if stat.S_ISDIR(info.st_mode):
+            todo += [os.path.join(path, child) for child in os.listdir(path)]
+        else:
+            item["nlink"] = info.st_nlink
+            if info.st_nlink > 1:
+                groups.setdefault(info.st_ino, []).append(name)
+        if stat.S_ISREG(info.st_mode):
+            item["size"] = info.st_size
+            with open(path, "rb") as file:
+                item["content"] = hashlib.file_digest(file, "sha256").hexdigest()
+        elif stat.S_ISLNK(info.st_mode):
+            item["target"] = os.readlink(path)
+        elif stat.S_ISBLK(info.st_mode) or stat.S_ISCHR(info.st_mode):
+            item["rdev"] = info.st_rdev
+        found[name] = item
+    for names in groups.values():
+        for name in names:
+            found[name]["links"] = sorted(names)
+    return found
+
+
+def difference(one: Image, other: Image) -> str:
+    """The first few differences in words; empty for equal trees."""
+    lines = []
+    for path in sorted(one.keys() | other.keys()):
+        if one.get(path) != other.get(path):
+            lines.append(f"{path!r}: {one.get(path)} != {other.get(path)}")
+    return "\n".join(lines[:10])
+
+
+def fids(root: Path) -> dict[bytes, int]:
+    """path -> st_ino for everything under *root*."""
+    base = os.fsencode(root)
+    found = {b".": os.lstat(base).st_ino}
+    for directory, directories, files in os.walk(base):
+        for name in directories + files:
+            path = os.path.join(directory, name)
+            found[os.path.relpath(path, base)] = os.lstat(path).st_ino
+    return found
+
+
+def rebuild(state: Path, target: Path, uuid: UUID) -> None:
+    """Replay the whole journal below *state* into the empty directory *target*."""
+    catalog_dir = target.with_name(target.name + ".catalog")
+    shutil.rmtree(catalog_dir, ignore_errors=True)
+    journal = Journal.open(
+        state / "journal", uuid, JournalOptions(), unclean_machine=False, read_only=True
+    )
+    assert journal.damage is None, journal.damage
+    root_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+    catalog = Catalog(catalog_dir)
+    catalog.add_root(syscalls.handle_of(root_fd), os.fstat(root_fd).st_ino)
+    tree = Tree(root_fd, UUID(int=0), catalog, 64)
+    applier = Applier(tree)
+    for entry, void in settled(journal.read(Seq(1), Seq(journal.head_seq + 1))):
+        operation, data = entry.operation, bytes(entry.data)
+        if isinstance(operation, NewEpoch | Mark | Clean):
+            continue
+        if void is not None:
+            if not void.written:
+                continue
+            data = data[: void.written]
+        made = applier.apply(operation, entry.time_ns, data)
+        catalog.record(operation, entry.seq, entry.time_ns, made.handle, made.ino)
+        if catalog.node(operation.fid) is None and operation.fid != ROOT_FID:
+            tree.forget_descriptor(operation.fid)
+    catalog.close()
+    tree.close()
+    shutil.rmtree(catalog_dir)

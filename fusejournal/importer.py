@@ -139,7 +139,8 @@ class Importer:
         self._adopt_piece(node.fid, mtime_ns, held or (0, b""), complete=True)
 
     def _piece(self, fid: Fid, offset: int, end: int) -> tuple[int, bytes] | None:
-        """The next data of *fid* from *offset* on: where it is and what; None when only a hole is left."""
+        """The next data of *fid* from *offset* on: where it is and what; None when only a hole is
+        left."""
         # Others may use the descriptor cache between two pieces: ask for the descriptor anew.
         fd = self._volume.tree.descriptor(fid)
         if offset >= end:

@@ -20,10 +20,11 @@ from uuid import UUID
 from fusejournal import storage
 from fusejournal.backing import syscalls
 from fusejournal.backing.catalog import Catalog
-from fusejournal.backing.tree import FID_XATTR, Tree, probe
+from fusejournal.backing.tree import FID_XATTR, Tree, pack_tag, probe
 from fusejournal.errors import BackingError, JournalFullError
 from fusejournal.importer import Importer, survey
 from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.journal.segment import list_segments
 from fusejournal.operations import Clean, NewEpoch
 from fusejournal.recovery import Recovery, describe_missing
 from fusejournal.types import ROOT_FID, Epoch
@@ -68,8 +69,9 @@ class Opening:
     def open(self, read_only: bool) -> Iterator[None]:
         """Open the volume; between two yields the caller may stop it. Raises FusejournalError,
         OSError."""
-        probe(self._root_fd, self._backing, read_only)
-        self._check_backing_is_ours()
+        if not list_segments(self._state_dir / "journal"):
+            probe(self._root_fd, self._backing, read_only)
+        self._claim_backing(read_only)
         same_boot = self._same_boot()
         journal = self._open_journal(read_only, same_boot)
         catalog_dir = self._state_dir / "catalog"
@@ -94,25 +96,33 @@ class Opening:
 
     # -- steps -------------------------------------------------------------------------------------
 
-    def _check_backing_is_ours(self) -> None:
-        """The root's own tag says which volume a backing belongs to."""
+    def _claim_backing(self, read_only: bool) -> None:
+        """The root's own tag says which volume a backing belongs to; a new volume sets it before
+        anything else."""
         try:
             tag = os.getxattr(self._root_fd, FID_XATTR)
         except OSError as error:
             if not syscalls.missing(error):
                 raise
-            if any((self._state_dir / "journal").glob("*.fj*")):
+            if list_segments(self._state_dir / "journal"):
                 raise BackingError(
                     self._backing,
                     f"is not this volume's backing (the journal in {self._state_dir} is another's)",
                 ) from None
+            if read_only:
+                raise BackingError(
+                    self._backing, "has no journal yet: mount it once without -o ro"
+                ) from None
+            handle = syscalls.handle_of(self._root_fd)
+            os.setxattr(self._root_fd, FID_XATTR, pack_tag(self._uuid, ROOT_FID, handle))
             return
-        if tag[:_ROOT_TAG_BYTES] != self._uuid.bytes:
+        owner = tag[:_ROOT_TAG_BYTES]
+        if owner != self._uuid.bytes:
             raise BackingError(
                 self._backing,
-                f"belongs to volume {UUID(bytes=tag[:_ROOT_TAG_BYTES])}, not to {self._uuid} of "
-                f"{self._state_dir}; "
-                f"to begin anew, remove its mark: setfattr -x {FID_XATTR} {self._backing}",
+                f"belongs to volume {UUID(bytes=owner) if len(owner) == 16 else '?'}, not to "
+                f"{self._uuid} of {self._state_dir}; to begin anew, remove its mark: "
+                f"setfattr -x {FID_XATTR} {self._backing}",
             )
 
     def _same_boot(self) -> bool:
@@ -124,7 +134,7 @@ class Opening:
 
     def _open_journal(self, read_only: bool, same_boot: bool) -> Journal:
         directory = self._state_dir / "journal"
-        if not any(directory.glob("*.fj*")) and not read_only:
+        if not list_segments(directory):
             directory.mkdir(mode=0o700, exist_ok=True)
             return Journal.create(directory, self._uuid, self._options)
         journal = Journal.open(
@@ -172,7 +182,6 @@ class Opening:
             os.close(fd)
         volume.journal.sync()
         storage.rename("boot.rename", temporary, self._boot_file)
-        volume.tree.tag(volume.tree.root_fd, ROOT_FID, volume.tree.node(ROOT_FID).handle)
 
     def _import(self) -> Iterator[None]:
         """Import what is in the backing. Yields between items."""

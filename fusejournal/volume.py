@@ -146,7 +146,7 @@ class Volume:
         )
         try:
             storage.reached("import.tag")
-            self.tree.tag_path(syscalls.descriptor_path(fd), operation.fid, handle)
+            self.tree.tag(syscalls.descriptor_path(fd), operation.fid, handle)
         finally:
             os.close(fd)
 

@@ -199,10 +199,7 @@ class Applier:
             self._finish_mode(operation, path, stat)
         handle = syscalls.handle_of(fd)
         storage.reached("apply.tag")
-        if isinstance(path, int):
-            tree.tag(path, operation.fid, handle)
-        else:
-            tree.tag_path(path, operation.fid, handle)
+        tree.tag(path, operation.fid, handle)
         storage.reached("apply.times")
         syscalls.set_times(fd, time_ns, time_ns)
         self._name_changed(operation.parent, time_ns)
@@ -401,7 +398,7 @@ class Applier:
         self._acl_changed(self._tree.node(operation.fid))
         return _NOTHING_MADE
 
-    # -- what an import found, made anew elsewhere ---------------------------------------------------
+    # -- what an import found, made anew elsewhere -------------------------------------------------
 
     def _import(self, operation: Import, _: int, __: bytes, settle: bool) -> Made:
         with self._directory_mtime_kept(operation.parent):
@@ -431,7 +428,7 @@ class Applier:
             if operation.target is None:
                 os.chmod(path, S_IMODE(operation.mode))
             handle = syscalls.handle_of(fd)
-            tree.tag_path(path, operation.fid, handle)
+            tree.tag(path, operation.fid, handle)
             syscalls.set_times(fd, None, operation.mtime_ns)
             made = Made(handle, os.fstat(fd).st_ino)
         os.close(fd)

@@ -171,13 +171,9 @@ class Tree:
 
     # -- identity with the file --------------------------------------------------------------------
 
-    def tag(self, fd: int, fid: Fid, handle: bytes) -> None:
-        """Write the fid to the file itself. *fd* may be an O_PATH descriptor's /proc path's."""
-        os.setxattr(fd, FID_XATTR, _TAG.pack(self.uuid.bytes, fid) + handle)
-
-    def tag_path(self, path: str, fid: Fid, handle: bytes) -> None:
-        """As :meth:`tag`, for what has no ordinary descriptor: *path* is a /proc/self/fd path."""
-        os.setxattr(path, FID_XATTR, _TAG.pack(self.uuid.bytes, fid) + handle)
+    def tag(self, target: int | str, fid: Fid, handle: bytes) -> None:
+        """Write the fid to the file itself; *target* is a descriptor or a /proc/self/fd path."""
+        os.setxattr(target, FID_XATTR, pack_tag(self.uuid, fid, handle))
 
     def read_tag(self, fd: int, handle: bytes) -> Fid | None:
         """The fid kept with the file that O_PATH descriptor *fd* is open on, whose handle is
@@ -245,6 +241,11 @@ class Tree:
             os.close(fd)
         self._descriptors.clear()
         self._pinned.clear()
+
+
+def pack_tag(uuid: UUID, fid: Fid, handle: bytes) -> bytes:
+    """The value of the attribute that keeps *fid* with its file."""
+    return _TAG.pack(uuid.bytes, fid) + handle
 
 
 class Look:

@@ -55,7 +55,7 @@ def segment_path(directory: Path, first_seq: Seq, compressed: bool = False) -> P
 def list_segments(directory: Path) -> list[Path]:
     """The segments in *directory* by first seq, the plain file where there are two."""
     found: dict[str, Path] = {}
-    for path in sorted(directory.iterdir()):
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
         match = _NAME.fullmatch(path.name)
         if match:
             found.setdefault(match[1], path)  # ".fj" sorts before ".fjz"

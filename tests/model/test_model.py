@@ -1,8 +1,9 @@
-"""Random operations on a mounted layer and on a plain directory, side by side: same answers, same trees.
+"""Random operations on a mounted layer and on a plain directory, side by side: same answers, same
+trees.
 
-A kill -9 of the layer, a clean restart and the loss of the catalog are operations like any other. In the end the
-journal alone must give the backing's tree, to the nanosecond. The seed is in the test's name; a failure repeats.
-"""
+A kill -9 of the layer, a clean restart and the loss of the catalog are operations like any other.
+In the end the journal alone must give the backing's tree, to the nanosecond. The seed is in the
+test's name; a failure repeats."""
 
 import errno
 import os

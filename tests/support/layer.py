@@ -1,4 +1,5 @@
-"""A real layer in a process of its own, for tests: start it, kill it, stop it, and leave nothing behind."""
+"""A real layer in a process of its own, for tests: start it, kill it, stop it, and leave nothing
+behind."""
 
 import json
 import os
@@ -65,7 +66,8 @@ class Layer:
         ]  # fmt: skip
 
     def start(self, *extra: str, fault: str = "", wait: bool = True) -> "Layer":
-        """Mount in the foreground of a child process; returns when it is live, or has died of *fault*."""
+        """Mount in the foreground of a child process; returns when it is live, or has died of
+        *fault*."""
         environment = {**self.environment, "FUSEJOURNAL_FAULT": fault}
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(

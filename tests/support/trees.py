@@ -1,4 +1,5 @@
-"""Comparing trees: everything that replay has to bring back, and a tree made from a journal alone."""
+"""Comparing trees: everything that replay has to bring back, and a tree made from a journal
+alone."""
 
 import hashlib
 import os
@@ -64,10 +65,11 @@ def image(root: Path | str, *, times: bool = True) -> Image:
 
 def difference(one: Image, other: Image) -> str:
     """The first few differences in words; empty for equal trees."""
-    lines = []
-    for path in sorted(one.keys() | other.keys()):
-        if one.get(path) != other.get(path):
-            lines.append(f"{path!r}: {one.get(path)} != {other.get(path)}")
+    lines = [
+        f"{path!r}: {one.get(path)} != {other.get(path)}"
+        for path in sorted(one.keys() | other.keys())
+        if one.get(path) != other.get(path)
+    ]
     return "\n".join(lines[:10])
 
 

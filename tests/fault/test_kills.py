@@ -1,0 +1,198 @@
+"""kill -9 of the layer at every labelled storage call: what was answered holds, the rest is
+settled.
+
+A fixed workload runs on the mount and on a plain directory. When the layer dies in the middle of a
+step, the tree after the next mount must be the plain directory's before that step or after it,
+nothing else; files keep their fids; and the journal alone gives the backing's tree again."""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fusejournal.backing import syscalls
+from fusejournal.state import load_state
+from tests.support.layer import Layer
+from tests.support.trees import difference, fids, image, rebuild
+
+pytestmark = pytest.mark.mount
+
+_GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENODEV}
+_EXCHANGE = 2
+
+Step = Callable[[str], object]
+
+
+def _write(
+    path: str, data: bytes, offset: int = 0, flags: int = os.O_WRONLY, mode: int = 0o644
+) -> None:
+    fd = os.open(path, flags, mode)
+    # As somebody without CAP_FSETID, whose writes clear setuid on every file system.
+    os.seteuid(1000)
+    try:
+        os.pwrite(fd, data, offset)
+    finally:
+        os.seteuid(0)
+        os.close(fd)
+
+
+def _open_truncate(path: str) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
+
+
+def _fsync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _exchange(one: str, other: str) -> None:
+    syscalls.rename(
+        syscalls.AT_FDCWD, os.fsencode(one), syscalls.AT_FDCWD, os.fsencode(other), _EXCHANGE
+    )
+
+
+def steps() -> Iterator[Step]:
+    """The workload: every kind of operation, twice, on names that matter to the next ones."""
+    for n in range(3):
+        yield lambda r, n=n: os.mkdir(f"{r}/d{n}", 0o2755)
+        yield lambda r, n=n: os.mknod(f"{r}/d{n}/f", stat.S_IFREG | 0o640)
+        yield lambda r, n=n: os.chown(f"{r}/d{n}", 1000, 1000)
+        yield lambda r, n=n: os.mknod(f"{r}/d{n}/in-group", stat.S_IFREG | 0o640)
+        yield lambda r, n=n: _write(f"{r}/d{n}/f", b"one" * 2000)
+        yield lambda r, n=n: os.link(f"{r}/d{n}/f", f"{r}/hard{n}")
+        yield lambda r, n=n: os.symlink("target", f"{r}/d{n}/s")
+        yield lambda r, n=n: os.mkfifo(f"{r}/d{n}/fifo")
+        yield lambda r, n=n: os.chmod(f"{r}/hard{n}", 0o4755)
+        yield lambda r, n=n: _write(f"{r}/hard{n}", b"x", 9000)
+        yield lambda r, n=n: os.chown(f"{r}/hard{n}", 5, 6)
+        yield lambda r, n=n: os.utime(f"{r}/hard{n}", ns=(10**18, 10**18 + 7))
+        yield lambda r, n=n: os.setxattr(f"{r}/d{n}", "user.key", b"value%d" % n)
+        yield lambda r, n=n: os.truncate(f"{r}/hard{n}", 100)
+        yield lambda r, n=n: _fsync(f"{r}/hard{n}")
+        yield lambda r, n=n: os.rename(f"{r}/d{n}", f"{r}/e{n}")
+        yield lambda r, n=n: os.mknod(f"{r}/victim{n}", stat.S_IFREG | 0o600)
+        yield lambda r, n=n: os.rename(f"{r}/e{n}/s", f"{r}/victim{n}")
+        yield lambda r, n=n: _exchange(f"{r}/e{n}", f"{r}/victim{n}")
+        yield lambda r, n=n: _open_truncate(f"{r}/hard{n}")
+        yield lambda r, n=n: os.unlink(f"{r}/victim{n}/f")
+        yield lambda r, n=n: os.removexattr(f"{r}/victim{n}", "user.key")
+        yield lambda r, n=n: os.mkdir(f"{r}/victim{n}/sub")
+        yield lambda r, n=n: os.rmdir(f"{r}/victim{n}/sub")
+        yield lambda r, n=n: os.unlink(f"{r}/hard{n}")
+
+
+CALLS = {
+    "apply.create": (1, 4),
+    "apply.chown": (1,),
+    "apply.chmod": (1, 2),
+    "apply.tag": (1, 2, 4, 5),
+    "apply.times": (1, 4),
+    "apply.times.directory": (1, 6, 8, 10),
+    "apply.mkdir": (1, 2),
+    "apply.symlink": (1,),
+    "apply.link": (1,),
+    "apply.unlink": (1, 2),
+    "apply.rmdir": (1,),
+    "apply.rename": (1, 2, 3),
+    "apply.write": (1, 2),
+    "apply.truncate": (1,),
+    "apply.setattr": (1, 2, 4),
+    "apply.setxattr": (1,),
+    "apply.removexattr": (1,),
+    "journal.append": (1, 3, 9, 30, 60),
+    "journal.fallocate": (1, 2),
+    "journal.create": (1, 2),
+    "journal.header": (1, 2),
+    "journal.seal": (1,),
+    "journal.sync": (1, 2),
+    "journal.sync.directory": (2,),
+    "catalog.commit": (1, 2, 3),
+    "catalog.reserve": (2,),
+    "catalog.sync": (1,),
+    "checkpoint.syncfs": (1,),
+    "boot.sync": (1,),
+    "boot.rename": (1,),
+}
+
+_CONFIG = """
+[journal]
+segment_bytes = 65536
+compress = false
+flush_interval_seconds = 0.05
+checkpoint_interval_seconds = 0.05
+"""
+
+
+def _run(layer: Layer, plain: Path) -> list[Path]:
+    """Run the workload until the layer dies. The twin directories that the mount may now look
+    like."""
+    before = plain
+    for number, step in enumerate(steps()):
+        try:
+            step(str(layer.mountpoint))
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise AssertionError(f"step {number}") from error
+            layer.wait()
+            after = plain.with_name("after")
+            os.system(f"cp -a {plain} {after}")
+            step(str(after))
+            return [before, after]
+        step(str(plain))
+    return [plain]
+
+
+@pytest.mark.parametrize(
+    ("label", "count"), [(label, count) for label, counts in CALLS.items() for count in counts]
+)
+def test_kill_at(label: str, count: int, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    with Layer(tmp_path, config=_CONFIG) as layer:
+        layer.start(fault=f"{label}:{count}:kill")
+        candidates = _run(layer, plain) if layer.is_alive() else [plain]
+        layer.kill()
+        known = {}
+        layer.start()
+        now = image(layer.mountpoint, times=False)
+        differences = [difference(now, image(one, times=False)) for one in candidates]
+        assert "" in differences, "\n---\n".join(differences)
+        known = fids(layer.mountpoint)
+        layer.stop()
+        assert "ERROR" not in layer.words()
+        layer.start()
+        assert fids(layer.mountpoint) == known
+        layer.stop()
+        target = tmp_path / "rebuilt"
+        target.mkdir()
+        rebuild(layer.state, target, load_state(layer.state).uuid)
+        assert not difference(image(target), image(layer.backing))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 20])
+@pytest.mark.parametrize(
+    "label", ["import.tag", "journal.append", "catalog.commit", "journal.sync"]
+)
+def test_kill_while_importing(label: str, count: int, tmp_path: Path) -> None:
+    with Layer(tmp_path, config=_CONFIG) as layer:
+        for step in steps():
+            step(str(layer.backing))
+        os.mkdir(layer.backing / "more")
+        for n in range(4):
+            _write(f"{layer.backing}/more/{n}", os.urandom(3 << 20), flags=os.O_WRONLY | os.O_CREAT)
+        before = image(layer.backing)
+        layer.start(fault=f"{label}:{count}:kill", wait=True)
+        layer.kill()
+        layer.start()
+        assert not difference(image(layer.mountpoint), before)
+        layer.stop()
+        target = tmp_path / "rebuilt"
+        target.mkdir()
+        rebuild(layer.state, target, load_state(layer.state).uuid)
+        assert not difference(image(target), before)

@@ -112,7 +112,7 @@ class Layer:
     def wait(self) -> int:
         """Wait for the layer's end; its status."""
         assert self._process is not None
-        return self._process.wait(timeout=60)
+        return self._process.wait(timeout=20)
 
     def is_alive(self) -> bool:
         """Whether the layer's process still runs."""

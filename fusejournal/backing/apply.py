@@ -341,46 +341,62 @@ class Applier:
         return _NOTHING_MADE
 
     def _setattr(self, operation: Setattr, _: int, __: bytes, ___: bool) -> Made:
+        _, mode, uid, gid, atime_ns, mtime_ns = operation
         fd = self._tree.descriptor(operation.fid)
+        if uid is None and gid is None and atime_ns is None and mtime_ns is None:
+            storage.reached("apply.setattr")
+            self._chmod(operation.fid, fd, mode)
+        elif uid is None and gid is None and mode is None:
+            storage.reached("apply.setattr")
+            syscalls.set_times(fd, atime_ns, mtime_ns)
+        else:
+            self._set_several(operation, fd)
+        return _NOTHING_MADE
+
+    def _set_several(self, operation: Setattr, fd: int) -> None:
+        """Set what *operation* names, step by step, and take it all back when a step fails."""
+        fid, mode, uid, gid, atime_ns, mtime_ns = operation
         before = os.fstat(fd)
         steps: list[tuple[Callable[[], None], Callable[[], None]]] = []
-        if operation.uid is not None or operation.gid is not None:
-            uid = before.st_uid if operation.uid is None else operation.uid
-            gid = before.st_gid if operation.gid is None else operation.gid
+        if uid is not None or gid is not None:
+            new_uid = before.st_uid if uid is None else uid
+            new_gid = before.st_gid if gid is None else gid
             steps.append(
                 (
-                    lambda: syscalls.chown(fd, uid, gid),
+                    lambda: syscalls.chown(fd, new_uid, new_gid),
                     lambda: syscalls.chown(fd, before.st_uid, before.st_gid),
                 )
             )
         # After chown, for that clears setuid and setgid by rules of its own.
-        mode = S_IMODE(before.st_mode) if operation.mode is None and steps else operation.mode
-        if mode is not None and not S_ISLNK(before.st_mode):
-            new_mode = mode
-            path = syscalls.descriptor_path(fd)
-            steps.append(
-                (lambda: os.chmod(path, new_mode), lambda: os.chmod(path, S_IMODE(before.st_mode)))
-            )
-        if operation.atime_ns is not None or operation.mtime_ns is not None:
+        new_mode = S_IMODE(before.st_mode) if mode is None and steps else mode
+        if new_mode is not None and not S_ISLNK(before.st_mode):
             steps.append(
                 (
-                    lambda: syscalls.set_times(fd, operation.atime_ns, operation.mtime_ns),
-                    lambda: None,
+                    lambda: self._chmod(fid, fd, new_mode),
+                    lambda: self._chmod(fid, fd, S_IMODE(before.st_mode)),
                 )
             )
-        undo: list[Callable[[], None]] = []
+        if atime_ns is not None or mtime_ns is not None:
+            steps.append((lambda: syscalls.set_times(fd, atime_ns, mtime_ns), lambda: None))
+        done: list[Callable[[], None]] = []
         try:
             for do, take_back in steps:
                 storage.reached("apply.setattr")
                 do()
-                undo.insert(0, take_back)
+                done.append(take_back)
         except OSError:
             with _must_work("attributes that were half set"):
                 # The owner first, then the mode that setting it may have cleared.
-                for take_back in reversed(undo):
+                for take_back in done:
                     take_back()
             raise
-        return _NOTHING_MADE
+
+    def _chmod(self, fid: Fid, fd: int, mode: int | None) -> None:
+        """Set the permission bits of *fid*, open on *fd*, which fchmod(2) refuses when it is
+        O_PATH."""
+        if mode is not None:
+            is_open = self._tree.node(fid).type in (S_IFREG, S_IFDIR)
+            os.chmod(fd if is_open else syscalls.descriptor_path(fd), mode)
 
     def _setxattr(self, operation: Setxattr, _: int, __: bytes, ___: bool) -> Made:
         storage.reached("apply.setxattr")

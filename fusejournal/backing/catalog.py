@@ -44,11 +44,14 @@ from fusejournal.operations import (
     MAKERS,
     RENAME_EXCHANGE,
     Create,
+    DataOperation,
     Import,
     ImportData,
     ImportLink,
+    ImportOperation,
     Link,
     Mkdir,
+    NameOperation,
     NewEpoch,
     Operation,
     Rename,
@@ -357,6 +360,21 @@ class Catalog:
         """Bring the catalog to the state after an entry that held. *handle* and *ino* are those of
         the object that the operation made, where they are known. Raises KeyError when catalog and
         journal contradict each other."""
+        if isinstance(operation, DataOperation):
+            self._touched(operation.fid, seq, time_ns)
+        else:
+            self._record_names(operation, seq, time_ns, handle, ino)
+        self.applied_seq = seq
+        self.changes += 1
+
+    def _record_names(
+        self,
+        operation: NameOperation | Rename | ImportOperation,
+        seq: Seq,
+        time_ns: int,
+        handle: bytes,
+        ino: int,
+    ) -> None:
         match operation:
             case Create() | Mkdir() | Symlink() | Import():
                 self._record_made(operation, seq, time_ns, handle, ino)
@@ -374,10 +392,6 @@ class Catalog:
                 self._record_rename(operation, seq, time_ns)
             case ImportData():
                 self._touched(operation.fid, seq, time_ns).complete = operation.complete
-            case _:
-                self._touched(operation.fid, seq, time_ns)
-        self.applied_seq = seq
-        self.changes += 1
 
     def record_control(self, operation: Operation, seq: Seq) -> None:
         """An entry that changes no tree, or one that was refused: only the counters move. A

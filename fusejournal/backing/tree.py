@@ -18,6 +18,7 @@ Called from the event loop's thread only. Source: open_by_handle_at(2), xattr(7)
 import errno
 import os
 import struct
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from stat import S_IFDIR, S_IFLNK, S_IFREG
@@ -48,7 +49,8 @@ class Tree:
         self.uuid = uuid
         self.catalog = catalog
         self.device = os.fstat(root_fd).st_dev
-        self._descriptors: dict[Fid, int] = {}
+        self._descriptors: OrderedDict[Fid, int] = OrderedDict()
+        """By use: the newest last."""
         self._descriptors_max = descriptors_max
         self._read_only: set[Fid] = set()
         self._orphans: dict[Fid, Node] = {}
@@ -81,9 +83,9 @@ class Tree:
     def descriptor(self, fid: Fid) -> int:
         """An open descriptor of *fid*, good until the next call of any method here. Raises OSError
         ESTALE."""
-        fd = self._descriptors.pop(fid, -1)
+        fd = self._descriptors.get(fid, -1)
         if fd >= 0:
-            self._descriptors[fid] = fd  # newest last
+            self._descriptors.move_to_end(fid)
             return fd
         fd = self._pinned.get(fid, -1)
         if fd >= 0:

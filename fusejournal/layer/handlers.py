@@ -86,6 +86,25 @@ def handler(
     return answer  # type: ignore[return-value]
 
 
+def changing(
+    method: Callable[Concatenate["Handlers", P], R],
+) -> Callable[Concatenate["Handlers", P], Awaitable[R]]:
+    """The same for changes of names and attributes: in the durability mode ``nfs`` the reply also
+    waits until what was just committed is durable."""
+
+    @functools.wraps(method)
+    async def answer(self: "Handlers", *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            reply = method(self, *args, **kwargs)
+        except Exception as error:
+            raise failing(error) from None
+        if self.names_wait:
+            await self.wait(self.volume.journal.head_seq)
+        return reply
+
+    return answer  # type: ignore[return-value]
+
+
 class OpenFile:
     """One open of a file: what it is, and who opened it (a WRITE request does not say who
     writes)."""
@@ -113,13 +132,13 @@ class Handlers(pyfuse3.Operations):
         names_wait: bool,
     ) -> None:
         super().__init__()
-        self._volume = volume
+        self.volume = volume
         self._catalog = volume.catalog
         self._tree = volume.tree
         self._durability = durability
         self._loop = loop
         self._importer = importer
-        self._names_wait = names_wait
+        self.names_wait = names_wait
         self._files: dict[int, OpenFile] = {}
         self._opens: dict[Fid, int] = {}
         self._next_handle = 1
@@ -127,21 +146,17 @@ class Handlers(pyfuse3.Operations):
     # -- committing --------------------------------------------------------------------------------
 
     def _commit(self, operation: TreeOperation, who: Who, data: bytes = b"") -> Seq:
-        return self._volume.commit(operation, who, data)
+        return self.volume.commit(operation, who, data)
 
     def _change(self, operation: DataOperation, who: Who, data: bytes = b"") -> None:
         """Commit a change of a file that may have lost its last name."""
         if self._tree.is_orphan(operation.fid):
-            self._volume.change_orphan(operation, data)
+            self.volume.change_orphan(operation, data)
         else:
-            self._volume.commit(operation, who, data)
+            self.volume.commit(operation, who, data)
 
-    async def _stable(self) -> None:
-        """In the durability mode ``nfs``: wait until what was just committed is durable."""
-        if self._names_wait:
-            await self._wait(self._volume.journal.head_seq)
-
-    async def _wait(self, seq: Seq) -> None:
+    async def wait(self, seq: Seq) -> None:
+        """Wait until the journal is durable up to *seq*; others are served meanwhile."""
         if self._durability.durable_seq < seq:
             self._loop.hand_over()
             try:
@@ -255,7 +270,7 @@ class Handlers(pyfuse3.Operations):
         """Make a directory, file, fifo, socket or device with the results of umask, ACL and
         setgid."""
         _check_name(name)
-        volume = self._volume
+        volume = self.volume
         directory = self._tree.node(parent)
         parent_stat = self._tree.stat(parent)
         gid = permissions.new_group(ctx.gid, parent_stat.st_mode, parent_stat.st_gid)
@@ -278,87 +293,56 @@ class Handlers(pyfuse3.Operations):
         volume.commit(operation, _who(ctx))
         return fid
 
-    async def mknod(
+    @changing
+    def mknod(
         self, parent: Fid, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         """A file of any kind but a directory."""
-        reply = await self._mknod(parent, name, mode, rdev, ctx)
-        await self._stable()
-        return reply
-
-    @handler
-    def _mknod(
-        self, parent: Fid, name: bytes, mode: int, rdev: int, ctx: RequestContext
-    ) -> EntryAttributes:
         return self._attributes(self._make(parent, name, mode, rdev, ctx))
 
-    async def mkdir(
-        self, parent: Fid, name: bytes, mode: int, ctx: RequestContext
-    ) -> EntryAttributes:
+    @changing
+    def mkdir(self, parent: Fid, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         """A directory."""
-        reply = await self._mknod(parent, name, mode, 0, ctx)
-        await self._stable()
-        return reply
+        return self._attributes(self._make(parent, name, S_IFDIR | S_IMODE(mode), 0, ctx))
 
-    async def symlink(
+    @changing
+    def symlink(
         self, parent: Fid, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         """A symbolic link."""
-        reply = await self._symlink(parent, name, target, ctx)
-        await self._stable()
-        return reply
-
-    @handler
-    def _symlink(
-        self, parent: Fid, name: bytes, target: bytes, ctx: RequestContext
-    ) -> EntryAttributes:
         _check_name(name)
         parent_stat = self._tree.stat(parent)
         gid = permissions.new_group(ctx.gid, parent_stat.st_mode, parent_stat.st_gid)
-        fid = self._volume.new_fid()
+        fid = self.volume.new_fid()
         self._commit(Symlink(fid, parent, name, target, ctx.uid, gid), _who(ctx))
         return self._attributes(fid)
 
-    async def link(
+    @changing
+    def link(
         self, inode: Fid, new_parent: Fid, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         """A further name."""
-        reply = await self._link(inode, new_parent, new_name, ctx)
-        await self._stable()
-        return reply
-
-    @handler
-    def _link(
-        self, inode: Fid, new_parent: Fid, new_name: bytes, ctx: RequestContext
-    ) -> EntryAttributes:
         _check_name(new_name)
         self._commit(Link(inode, new_parent, new_name), _who(ctx))
         return self._attributes(inode)
 
     # -- removing and moving -----------------------------------------------------------------------
 
-    async def unlink(self, parent: Fid, name: bytes, ctx: RequestContext) -> None:
+    @changing
+    def unlink(self, parent: Fid, name: bytes, ctx: RequestContext) -> None:
         """Take a name away."""
-        await self._unlink(parent, name, ctx)
-        await self._stable()
-
-    @handler
-    def _unlink(self, parent: Fid, name: bytes, ctx: RequestContext) -> None:
         self._commit(Unlink(self._child(parent, name).fid, parent, name), _who(ctx))
 
-    async def rmdir(self, parent: Fid, name: bytes, ctx: RequestContext) -> None:
+    @changing
+    def rmdir(self, parent: Fid, name: bytes, ctx: RequestContext) -> None:
         """Take an empty directory away."""
-        await self._rmdir(parent, name, ctx)
-        await self._stable()
-
-    @handler
-    def _rmdir(self, parent: Fid, name: bytes, ctx: RequestContext) -> None:
         node = self._child(parent, name)
         if node.type == S_IFDIR and not self._catalog.is_empty(node.fid):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
         self._commit(Rmdir(node.fid, parent, name), _who(ctx))
 
-    async def rename(
+    @changing
+    def rename(
         self,
         parent_old: Fid,
         name_old: bytes,
@@ -368,19 +352,6 @@ class Handlers(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         """Move a name, onto another one, or exchange two."""
-        await self._rename(parent_old, name_old, parent_new, name_new, flags, ctx)
-        await self._stable()
-
-    @handler
-    def _rename(
-        self,
-        parent_old: Fid,
-        name_old: bytes,
-        parent_new: Fid,
-        name_new: bytes,
-        flags: int,
-        ctx: RequestContext,
-    ) -> None:
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         _check_name(name_new)
@@ -398,7 +369,8 @@ class Handlers(pyfuse3.Operations):
 
     # -- attributes --------------------------------------------------------------------------------
 
-    async def setattr(
+    @changing
+    def setattr(
         self,
         inode: Fid,
         attr: EntryAttributes,
@@ -407,27 +379,16 @@ class Handlers(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         """Size, mode, owner and times, each alone or together."""
-        reply = await self._setattr(inode, attr, fields, ctx)
-        await self._stable()
-        return reply
-
-    @handler
-    def _setattr(
-        self, inode: Fid, attr: EntryAttributes, fields: pyfuse3.SetattrFields, ctx: RequestContext
-    ) -> EntryAttributes:
         who = _who(ctx)
-        stat = self._tree.stat(inode)
-        if fields.update_size:
-            self._change(
-                Truncate(inode, attr.st_size, _mode_after_write(stat.st_mode, ctx.uid)), who
-            )
         mode = S_IMODE(attr.st_mode) if fields.update_mode else None
-        if (
-            mode is None
-            and (fields.update_uid or fields.update_gid)
-            and S_IFMT(stat.st_mode) == S_IFREG
-        ):
-            mode = permissions.without_privileges(stat.st_mode)
+        new_owner = fields.update_uid or fields.update_gid
+        if fields.update_size or new_owner:
+            old_mode = self._tree.stat(inode).st_mode
+            if fields.update_size:
+                cleared = _mode_after_write(old_mode, ctx.uid)
+                self._change(Truncate(inode, attr.st_size, cleared), who)
+            if mode is None and new_owner and S_IFMT(old_mode) == S_IFREG:
+                mode = permissions.without_privileges(old_mode)
         operation = Setattr(
             inode,
             mode,
@@ -453,13 +414,9 @@ class Handlers(pyfuse3.Operations):
         names = (os.fsencode(name) for name in os.listxattr(self._tree.xattr_target(inode)))
         return [name for name in names if name != HIDDEN_XATTR]
 
-    async def setxattr(self, inode: Fid, name: bytes, value: bytes, ctx: RequestContext) -> None:
+    @changing
+    def setxattr(self, inode: Fid, name: bytes, value: bytes, ctx: RequestContext) -> None:
         """Set an extended attribute (ACLs come this way too)."""
-        await self._setxattr(inode, name, value, ctx)
-        await self._stable()
-
-    @handler
-    def _setxattr(self, inode: Fid, name: bytes, value: bytes, ctx: RequestContext) -> None:
         if name == HIDDEN_XATTR:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         self._change(Setxattr(inode, name, value), _who(ctx))
@@ -471,13 +428,9 @@ class Handlers(pyfuse3.Operations):
                 mode = S_IMODE(stat.st_mode) & ~S_ISGID
                 self._change(Setattr(inode, mode, None, None, None, None), _who(ctx))
 
-    async def removexattr(self, inode: Fid, name: bytes, ctx: RequestContext) -> None:
+    @changing
+    def removexattr(self, inode: Fid, name: bytes, ctx: RequestContext) -> None:
         """Remove an extended attribute."""
-        await self._removexattr(inode, name, ctx)
-        await self._stable()
-
-    @handler
-    def _removexattr(self, inode: Fid, name: bytes, ctx: RequestContext) -> None:
         if name == HIDDEN_XATTR:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         os.getxattr(self._tree.xattr_target(inode), name)  # ENODATA is answered without an entry
@@ -494,36 +447,30 @@ class Handlers(pyfuse3.Operations):
 
     async def open(self, inode: Fid, flags: int, ctx: RequestContext) -> FileInfo:
         """Open a file; with O_TRUNC this is a change."""
-        reply = await self._open(inode, flags, ctx)
-        if flags & os.O_TRUNC:
-            await self._stable()
-        return reply
-
-    @handler
-    def _open(self, inode: Fid, flags: int, ctx: RequestContext) -> FileInfo:
-        if flags & os.O_TRUNC:
-            mode = self._tree.stat(inode).st_mode
-            self._change(Truncate(inode, 0, _mode_after_write(mode, ctx.uid)), _who(ctx))
-        elif flags & os.O_ACCMODE == os.O_RDONLY:
-            self._tree.descriptor(inode)
-        else:
-            if self._volume.refusal is not None:
-                raise OSError(self._volume.refusal, os.strerror(self._volume.refusal))
-            self._tree.writable(inode)
+        try:
+            if flags & os.O_TRUNC:
+                mode = self._tree.stat(inode).st_mode
+                self._change(Truncate(inode, 0, _mode_after_write(mode, ctx.uid)), _who(ctx))
+            elif flags & os.O_ACCMODE == os.O_RDONLY:
+                self._tree.descriptor(inode)
+            else:
+                self._refuse_if_read_only()
+                self._tree.writable(inode)
+        except Exception as error:
+            raise failing(error) from None
+        if self.names_wait and flags & os.O_TRUNC:
+            await self.wait(self.volume.journal.head_seq)
         return self._opened(inode, ctx)
 
-    async def create(
+    def _refuse_if_read_only(self) -> None:
+        if self.volume.refusal is not None:
+            raise OSError(self.volume.refusal, os.strerror(self.volume.refusal))
+
+    @changing
+    def create(
         self, parent: Fid, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         """Make a regular file and open it."""
-        reply = await self._create(parent, name, mode, flags, ctx)
-        await self._stable()
-        return reply
-
-    @handler
-    def _create(
-        self, parent: Fid, name: bytes, mode: int, flags: int, ctx: RequestContext
-    ) -> tuple[FileInfo, EntryAttributes]:
         fid = self._make(parent, name, S_IFREG | S_IMODE(mode), 0, ctx)
         return self._opened(fid, ctx), self._attributes(fid)
 
@@ -550,7 +497,8 @@ class Handlers(pyfuse3.Operations):
         return len(buf)
 
     async def flush(self, fh: int) -> None:
-        """A descriptor was closed; nothing is buffered here."""
+        """A descriptor was closed; nothing is buffered here, and the kernel need not ask again."""
+        raise FUSEError(errno.ENOSYS)
 
     @handler
     def release(self, fh: int) -> None:
@@ -564,12 +512,12 @@ class Handlers(pyfuse3.Operations):
 
     async def fsync(self, fh: int, datasync: bool) -> None:
         """Wait until the journal is durable up to the file's last entry."""
-        await self._wait(self._last_seq(self._files[fh].fid))
+        await self.wait(self._last_seq(self._files[fh].fid))
 
     def _last_seq(self, fid: Fid) -> Seq:
         node = self._catalog.node(fid)
         # What happened to a file before its last name went is somewhere below the head.
-        return node.last_seq if node is not None else self._volume.journal.head_seq
+        return node.last_seq if node is not None else self.volume.journal.head_seq
 
     # -- directories -------------------------------------------------------------------------------
 
@@ -618,7 +566,7 @@ class Handlers(pyfuse3.Operations):
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Wait until the journal is durable up to the directory's last entry."""
-        await self._wait(self._last_seq(Fid(fh)))
+        await self.wait(self._last_seq(Fid(fh)))
 
 
 def _entry(fid: Fid, stat: os.stat_result, ctime_ns: int) -> EntryAttributes:

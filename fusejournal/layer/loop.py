@@ -3,9 +3,12 @@
 pyfuse3 runs tasks that each wait for the FUSE descriptor, read one request, run its handler,
 reply. Parking in trio for every request costs more than most requests do (two epoll_wait and an
 epoll_ctl), and starting and ending tasks costs again. Here one task, the *reader*, keeps the role
-for as long as its handlers do not wait: it polls the descriptor itself for a moment and parks in
-trio only when no request comes. A handler that has to wait (for a flush) says so first with
-:meth:`RequestLoop.hand_over`; a spare task then becomes the reader.
+for as long as its handlers do not wait. It waits in three steps, each dearer to wake from and
+cheaper to stay in: it asks the descriptor again and again for some microseconds (only while
+requests do come that fast: going to sleep and waking up costs more than most requests), then
+sleeps in poll(2), then parks in trio. A handler that has to wait (for a flush) says so first with
+:meth:`RequestLoop.hand_over`; a spare task then becomes the reader, and waits in trio alone until
+nobody else does.
 
 Rules for handlers: no await but after ``hand_over``. Order comes from code without awaits, not
 from a single task.
@@ -25,7 +28,8 @@ import trio
 TASKS = 64
 """How many requests can wait at once before the mount does."""
 
-_POLL_SECONDS = 0.0002
+_SPIN_NS = 50_000
+_POLL_MILLISECONDS = 10
 _SLICE_NS = 5_000_000
 
 
@@ -38,6 +42,13 @@ class RequestLoop:
         self._spare = trio.lowlevel.ParkingLot()
         self._closed = False
         self._slice_ends_ns = 0
+        self._spin = False
+        """Whether the last request came soon enough for spinning to be worth it."""
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        self._poll = poll.poll
+        self._waiting: set[trio.lowlevel.Task] = set()
+        """Tasks whose handlers wait for something."""
 
     async def run(self) -> None:
         """Serve requests until the file system is unmounted or :func:`pyfuse3.terminate` is
@@ -65,12 +76,15 @@ class RequestLoop:
 
     def hand_over(self) -> None:
         """Let another task read requests: the calling handler is about to wait."""
-        if self._reader is trio.lowlevel.current_task():
+        task = trio.lowlevel.current_task()
+        self._waiting.add(task)
+        if self._reader is task:
             self._reader = None
             self._spare.unpark()
 
     async def _wait_readable(self) -> bool:
         task = trio.lowlevel.current_task()
+        self._waiting.discard(task)
         while self._reader is not task:
             if self._closed:
                 return False
@@ -82,20 +96,38 @@ class RequestLoop:
 
     async def _read_role(self) -> bool:
         """As the reader: return True when a request is there, False when the loop is to end."""
-        if time.monotonic_ns() > self._slice_ends_ns:
+        now_ns = time.monotonic_ns()
+        if now_ns > self._slice_ends_ns:
             # Timers, flushes and the control socket want their turn too.
             await trio.lowlevel.checkpoint()
-            self._slice_ends_ns = time.monotonic_ns() + _SLICE_NS
+            now_ns = time.monotonic_ns()
+            self._slice_ends_ns = now_ns + _SLICE_NS
+        if not self._waiting and self._is_readable(now_ns):
+            return True
         while not self._closed:
-            if select.select((self._fd,), (), (), _POLL_SECONDS)[0]:
-                return True
             try:
                 await trio.lowlevel.wait_readable(self._fd)
             except trio.ClosedResourceError:
                 break
-            self._slice_ends_ns = time.monotonic_ns() + _SLICE_NS
+            if self._poll(0):
+                self._slice_ends_ns = time.monotonic_ns() + _SLICE_NS
+                return True
         self._close()
         return False
+
+    def _is_readable(self, now_ns: int) -> bool:
+        """Wait a moment for a request; False when none came."""
+        poll = self._poll
+        if poll(0):
+            return True
+        spin_until_ns = now_ns + _SPIN_NS
+        if self._spin:
+            while time.monotonic_ns() < spin_until_ns:
+                if poll(0):
+                    return True
+        found = bool(poll(_POLL_MILLISECONDS))
+        self._spin = time.monotonic_ns() < spin_until_ns
+        return found
 
     def _close(self) -> None:
         self._closed = True

@@ -439,6 +439,11 @@ class Applier:
             syscalls.chown(fd, operation.uid, operation.gid)
             if kind == S_IFREG:
                 os.truncate(path, operation.size)
+            if operation.target is None and tree.default_acl(tree.node(operation.parent)):
+                # What it inherited just now is not what it had.
+                _remove_if_there(path, ACCESS_ACL_XATTR)
+                if kind == S_IFDIR:
+                    _remove_if_there(path, DEFAULT_ACL_XATTR)
             for xattr, value in operation.xattrs:
                 os.setxattr(path, xattr, value)
             if operation.target is None:

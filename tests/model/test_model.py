@@ -1,95 +1,179 @@
-"""Random operations on a mounted layer and on a plain directory, side by side: same answers, same
-trees.
+"""A hypothesis state machine: random operations on a layer and on a plain directory, side by
+side; same answers, same trees.
 
-A kill -9 of the layer, a clean restart and the loss of the catalog are operations like any other.
-In the end the journal alone must give the backing's tree, to the nanosecond. The seed is in the
-test's name; a failure repeats."""
+It begins before the first mount, so that there is something to import. A kill -9 of the layer, an
+orderly stop and the loss of the catalog are rules like any other. In the end the journal alone must
+give the backing's tree, to the nanosecond.
+
+``FUSEJOURNAL_MODEL_EXAMPLES`` says how many runs of 300 rules to make (12 by default)."""
 
 import errno
 import os
-import random
 import shutil
 import stat
-from collections.abc import Callable
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from uuid import UUID
 
 import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
+from fusejournal.backing import syscalls
 from fusejournal.state import load_state
 from tests.support.layer import Layer
 from tests.support.trees import difference, fids, image, rebuild
 
 pytestmark = pytest.mark.mount
 
-NAMES = [b"a", b"b", b"c", b"d", b"\xff\xfe", "ä ö".encode(), b"x" * 255]
+_ASKED = "FUSEJOURNAL_MODEL_EXAMPLES" in os.environ
+_EXAMPLES = int(os.environ.get("FUSEJOURNAL_MODEL_EXAMPLES", "12"))
+_STEPS = 300
+_STEPS_BETWEEN_STOPS = 40
+_USER = 1000
+
+NAMES = [b"a", b"b", b"c", b"\xff\xfe", "ä ö".encode(), b"x" * 255]
+PATHS = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).map(b"/".join)
+SIZES = st.sampled_from((0, 1, 100, 5000, 300_000))
+OFFSETS = st.sampled_from((0, 10, 4096, 100_000))
+CALLERS = st.sampled_from((0, 0, _USER))
+XATTRS = st.sampled_from(("user.one", "user.two", "trusted.three"))
+HELD = st.integers(0, 3)
 
 
-class Twins:
-    """The same random operation on two directories; they must agree."""
+def _content(length: int, seed: int) -> bytes:
+    return (struct.pack(">Q", seed) * (length // 8 + 1))[:length]
 
-    def __init__(self, seed: int, one: Path, other: Path) -> None:
-        self.random = random.Random(seed)
-        self.roots = (os.fsencode(one), os.fsencode(other))
-        self.history: list[str] = []
 
-    def place(self) -> bytes:
-        """A path at most three deep; most exist, some do not."""
-        return b"/".join(
-            self.random.choice(NAMES) for _ in range(self.random.choice((1, 1, 2, 2, 3)))
-        )
+def _acl(user: int, mask: int) -> bytes:
+    """An ACL with a named user, in the xattr's format."""
+    entries = ((1, 7, -1), (2, user, _USER), (4, 5, -1), (16, mask, -1), (32, 1, -1))
+    return struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", tag, permissions, number & 0xFFFFFFFF)
+        for tag, permissions, number in entries
+    )
 
-    def both(self, what: str, act: Callable[[bytes], object]) -> None:
-        """Do *act* under both roots and compare what comes of it."""
-        self.history.append(what)
+
+@contextmanager
+def _as(uid: int, umask: int = 0o022) -> Iterator[None]:
+    """Do what is inside as another user."""
+    old = os.umask(umask)
+    if uid:
+        os.setegid(uid)
+        os.seteuid(uid)
+    try:
+        yield
+    finally:
+        if uid:
+            os.seteuid(0)
+            os.setegid(0)
+        os.umask(old)
+
+
+class Twins(RuleBasedStateMachine):
+    """The two trees. ``self.roots[0]`` is the backing until the first mount, then the mount."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = Path(tempfile.mkdtemp(prefix="fusejournal-model."))
+        self.base.chmod(0o755)
+        self.layer = Layer(self.base)
+        self.plain = self.base / "plain"
+        self.plain.mkdir()
+        for root in (self.layer.backing, self.plain):
+            root.chmod(0o777)
+        self.roots = [os.fsencode(self.layer.backing), os.fsencode(self.plain)]
+        self.held: dict[int, list[int]] = {}
+        self.steps_since_stop = 0
+
+    def both(self, act: Callable[[bytes], object], uid: int = 0, umask: int = 0o022) -> None:
+        """Do *act* under both roots, and compare what comes of it."""
+        self.steps_since_stop += 1
         results = []
         for root in self.roots:
             try:
-                results.append(act(root + b"/"))
+                with _as(uid, umask):
+                    results.append(act(root + b"/"))
             except OSError as error:
                 results.append(errno.errorcode[error.errno or 0])
-        assert results[0] == results[1], f"{what}: {results}\n" + "\n".join(self.history[-20:])
+        assert results[0] == results[1]
 
-    def step(self) -> None:
-        """One random operation."""
-        name = self.random.choice([n for n in dir(self) if n.startswith("do_")])
-        getattr(self, name)()
+    # -- names -------------------------------------------------------------------------------------
 
-    def do_create(self) -> None:
-        path, mode = self.place(), self.random.choice((0o644, 0o600, 0o755, 0o1777))
-        flags = (
-            os.O_CREAT
-            | os.O_RDWR
-            | os.O_NONBLOCK
-            | self.random.choice((0, os.O_EXCL, os.O_TRUNC, os.O_APPEND))
-        )
-        data = self.random.randbytes(self.random.choice((0, 1, 100, 5000)))
-
+    @rule(
+        path=PATHS,
+        uid=CALLERS,
+        mode=st.sampled_from((0o666, 0o600, 0o755)),
+        umask=st.sampled_from((0o022, 0o077, 0)),
+        extra=st.sampled_from((0, os.O_EXCL, os.O_TRUNC, os.O_APPEND)),
+        size=SIZES,
+    )
+    def create(self, path: bytes, uid: int, mode: int, umask: int, extra: int, size: int) -> None:
         def act(root: bytes) -> int:
-            fd = os.open(root + path, flags, mode)
+            fd = os.open(root + path, os.O_CREAT | os.O_RDWR | os.O_NONBLOCK | extra, mode)
             try:
-                return os.write(fd, data)
+                return os.write(fd, _content(size, mode))
             finally:
                 os.close(fd)
 
-        self.both(f"create {path!r} {flags:o}", act)
+        self.both(act, uid, umask)
 
-    def do_write(self) -> None:
-        path, offset = self.place(), self.random.choice((0, 10, 4096, 100_000))
-        data = self.random.randbytes(self.random.choice((1, 100, 5000, 300_000)))
+    @rule(path=PATHS, uid=CALLERS, mode=st.sampled_from((0o755, 0o2775, 0o1777, 0o777)))
+    def mkdir(self, path: bytes, uid: int, mode: int) -> None:
+        def act(root: bytes) -> None:
+            os.mkdir(root + path, mode)
+            os.chmod(root + path, mode)
 
+        self.both(act, uid)
+
+    @rule(path=PATHS, uid=CALLERS)
+    def unlink(self, path: bytes, uid: int) -> None:
+        self.both(lambda root: os.unlink(root + path), uid)
+
+    @rule(path=PATHS, uid=CALLERS)
+    def rmdir(self, path: bytes, uid: int) -> None:
+        self.both(lambda root: os.rmdir(root + path), uid)
+
+    @rule(old=PATHS, new=PATHS, uid=CALLERS, flags=st.sampled_from((0, 0, 0, 1, 2)))
+    def rename(self, old: bytes, new: bytes, uid: int, flags: int) -> None:
+        here = syscalls.AT_FDCWD
+        self.both(lambda root: syscalls.rename(here, root + old, here, root + new, flags), uid)
+
+    @rule(old=PATHS, new=PATHS, uid=CALLERS)
+    def link(self, old: bytes, new: bytes, uid: int) -> None:
+        self.both(lambda root: os.link(root + old, root + new, follow_symlinks=False), uid)
+
+    @rule(path=PATHS, points_to=st.sampled_from(NAMES), uid=CALLERS)
+    def symlink(self, path: bytes, points_to: bytes, uid: int) -> None:
+        self.both(lambda root: os.symlink(points_to, root + path), uid)
+
+    @rule(
+        path=PATHS,
+        kind=st.sampled_from(
+            ((stat.S_IFIFO, 0), (stat.S_IFSOCK, 0), (stat.S_IFCHR, 259), (stat.S_IFREG, 0))
+        ),
+    )
+    def mknod(self, path: bytes, kind: tuple[int, int]) -> None:
+        self.both(lambda root: os.mknod(root + path, kind[0] | 0o640, kind[1]))
+
+    # -- data --------------------------------------------------------------------------------------
+
+    @rule(path=PATHS, uid=CALLERS, offset=OFFSETS, size=SIZES, seed=st.integers(0, 255))
+    def write(self, path: bytes, uid: int, offset: int, size: int, seed: int) -> None:
         def act(root: bytes) -> int:
             fd = os.open(root + path, os.O_WRONLY | os.O_NONBLOCK)
             try:
-                return os.pwrite(fd, data, offset)
+                return os.pwrite(fd, _content(size, seed), offset)
             finally:
                 os.close(fd)
 
-        self.both(f"write {path!r} {offset} {len(data)}", act)
+        self.both(act, uid)
 
-    def do_read(self) -> None:
-        path = self.place()
-
+    @rule(path=PATHS, uid=CALLERS)
+    def read(self, path: bytes, uid: int) -> None:
         def act(root: bytes) -> bytes:
             fd = os.open(root + path, os.O_RDONLY | os.O_NONBLOCK)
             try:
@@ -97,156 +181,184 @@ class Twins:
             finally:
                 os.close(fd)
 
-        self.both(f"read {path!r}", act)
+        self.both(act, uid)
 
-    def do_mkdir(self) -> None:
-        path, mode = self.place(), self.random.choice((0o755, 0o2775, 0o1777))
-        self.both(f"mkdir {path!r}", lambda root: os.mkdir(root + path, mode))
+    @rule(path=PATHS, uid=CALLERS, size=st.sampled_from((0, 5, 4096, 3 << 20)))
+    def truncate(self, path: bytes, uid: int, size: int) -> None:
+        self.both(lambda root: os.truncate(root + path, size), uid)
 
-    def do_unlink(self) -> None:
-        path = self.place()
-        self.both(f"unlink {path!r}", lambda root: os.unlink(root + path))
+    # -- files held open, with or without a name -------------------------------------------------
 
-    def do_rmdir(self) -> None:
-        path = self.place()
-        self.both(f"rmdir {path!r}", lambda root: os.rmdir(root + path))
+    @rule(path=PATHS, slot=HELD)
+    def hold(self, path: bytes, slot: int) -> None:
+        self.let_go(slot)
+        opened: list[int] = []
 
-    def do_rename(self) -> None:
-        old, new = self.place(), self.place()
-        self.both(f"rename {old!r} {new!r}", lambda root: os.rename(root + old, root + new))
+        def act(root: bytes) -> None:
+            if not stat.S_ISREG(os.lstat(root + path).st_mode):
+                raise OSError(errno.EINVAL, "")
+            opened.append(os.open(root + path, os.O_RDWR))
 
-    def do_exchange(self) -> None:
-        from fusejournal.backing import syscalls
+        self.both(act)
+        if opened:
+            self.held[slot] = opened
 
-        old, new, flags = self.place(), self.place(), self.random.choice((1, 2))
-        self.both(
-            f"renameat2 {old!r} {new!r} {flags}",
-            lambda root: syscalls.rename(
-                syscalls.AT_FDCWD, root + old, syscalls.AT_FDCWD, root + new, flags
-            ),
-        )
+    def both_held(self, slot: int, act: Callable[[int], object]) -> None:
+        """Do *act* on both descriptors of *slot*, if it is taken."""
+        if slot in self.held:
+            descriptors = iter(self.held[slot])
+            self.both(lambda _: act(next(descriptors)))
 
-    def do_link(self) -> None:
-        old, new = self.place(), self.place()
-        self.both(
-            f"link {old!r} {new!r}",
-            lambda root: os.link(root + old, root + new, follow_symlinks=False),
-        )
+    @rule(slot=HELD, offset=OFFSETS, size=SIZES)
+    def write_held(self, slot: int, offset: int, size: int) -> None:
+        self.both_held(slot, lambda fd: os.pwrite(fd, _content(size, slot), offset))
 
-    def do_symlink(self) -> None:
-        path, target = self.place(), self.random.choice(NAMES)
-        self.both(f"symlink {path!r}", lambda root: os.symlink(target, root + path))
+    @rule(slot=HELD)
+    def read_held(self, slot: int) -> None:
+        def act(fd: int) -> tuple[object, ...]:
+            info = os.fstat(fd)
+            return os.pread(fd, 1 << 24, 0), info.st_size, info.st_nlink, info.st_mode
 
-    def do_mknod(self) -> None:
-        path = self.place()
-        mode, device = self.random.choice(
-            (
-                (stat.S_IFIFO, 0),
-                (stat.S_IFSOCK, 0),
-                (stat.S_IFCHR, os.makedev(1, 3)),
-                (stat.S_IFREG, 0),
-            )
-        )
-        self.both(f"mknod {path!r}", lambda root: os.mknod(root + path, mode | 0o640, device))
+        self.both_held(slot, act)
 
-    def do_chmod(self) -> None:
-        path, mode = self.place(), self.random.choice((0o600, 0o755, 0o711, 0o1770))
-        self.both(f"chmod {path!r} {mode:o}", lambda root: os.chmod(root + path, mode))
+    @rule(slot=HELD, size=st.sampled_from((0, 77, 5000)), mode=st.sampled_from((0o600, 0o644)))
+    def change_held(self, slot: int, size: int, mode: int) -> None:
+        def act(fd: int) -> None:
+            os.ftruncate(fd, size)
+            os.fchmod(fd, mode)
+            os.fsync(fd)
 
-    def do_chown(self) -> None:
-        path, uid, gid = (
-            self.place(),
-            self.random.choice((0, 1000, -1)),
-            self.random.choice((0, 100, -1)),
-        )
-        self.both(f"chown {path!r} {uid} {gid}", lambda root: os.lchown(root + path, uid, gid))
+        self.both_held(slot, act)
 
-    def do_truncate(self) -> None:
-        path, size = self.place(), self.random.choice((0, 5, 4096, 3 << 20))
-        self.both(f"truncate {path!r} {size}", lambda root: os.truncate(root + path, size))
+    @rule(slot=HELD)
+    def let_go(self, slot: int) -> None:
+        for fd in self.held.pop(slot, ()):
+            with suppress(OSError):
+                os.close(fd)
 
-    def do_utime(self) -> None:
-        path = self.place()
-        mtime = self.random.choice((0, 1_234_567_890_123_456_789, -(10**9)))
-        self.both(
-            f"utime {path!r}",
-            lambda root: os.utime(root + path, ns=(mtime, mtime), follow_symlinks=False),
-        )
+    # -- attributes --------------------------------------------------------------------------------
 
-    def do_xattr(self) -> None:
-        path, key = self.place(), self.random.choice(("user.one", "user.two", "trusted.three"))
-        value = self.random.randbytes(self.random.choice((0, 1, 200)))
-        flags = self.random.choice((0, 0, os.XATTR_CREATE, os.XATTR_REPLACE))
-        self.both(
-            f"setxattr {path!r} {key}", lambda root: os.setxattr(root + path, key, value, flags)
-        )
+    @rule(path=PATHS, uid=CALLERS, mode=st.sampled_from((0o600, 0o755, 0o711, 0o1777, 0o2775)))
+    def chmod(self, path: bytes, uid: int, mode: int) -> None:
+        self.both(lambda root: os.chmod(root + path, mode), uid)
 
-    def do_removexattr(self) -> None:
-        path, key = self.place(), self.random.choice(("user.one", "user.two", "trusted.three"))
-        self.both(f"removexattr {path!r} {key}", lambda root: os.removexattr(root + path, key))
+    @rule(
+        path=PATHS,
+        uid=CALLERS,
+        owner=st.sampled_from((0, _USER, -1)),
+        group=st.sampled_from((0, _USER, 100, -1)),
+    )
+    def chown(self, path: bytes, uid: int, owner: int, group: int) -> None:
+        self.both(lambda root: os.lchown(root + path, owner, group), uid)
 
-    def do_list(self) -> None:
-        path = self.place()
-        self.both(f"list {path!r}", lambda root: sorted(os.listdir(root + path)))
+    @rule(path=PATHS, uid=CALLERS, time_ns=st.integers(-(10**18), 10**19))
+    def utime(self, path: bytes, uid: int, time_ns: int) -> None:
+        times = (time_ns, time_ns + 1)
+        self.both(lambda root: os.utime(root + path, ns=times, follow_symlinks=False), uid)
 
-    def do_stat(self) -> None:
-        path = self.place()
+    @rule(
+        path=PATHS,
+        uid=CALLERS,
+        key=XATTRS,
+        size=st.sampled_from((0, 1, 200)),
+        flags=st.sampled_from((0, 0, os.XATTR_CREATE, os.XATTR_REPLACE)),
+    )
+    def setxattr(self, path: bytes, uid: int, key: str, size: int, flags: int) -> None:
+        value = _content(size, size)
+        self.both(lambda root: os.setxattr(root + path, key, value, flags), uid)
 
+    @rule(path=PATHS, uid=CALLERS, key=XATTRS)
+    def removexattr(self, path: bytes, uid: int, key: str) -> None:
+        self.both(lambda root: os.removexattr(root + path, key), uid)
+
+    @rule(
+        path=PATHS,
+        uid=CALLERS,
+        kind=st.sampled_from(("access", "default")),
+        user=st.integers(0, 7),
+        mask=st.integers(0, 7),
+    )
+    def set_acl(self, path: bytes, uid: int, kind: str, user: int, mask: int) -> None:
+        value = _acl(user, mask)
+        self.both(lambda root: os.setxattr(root + path, f"system.posix_acl_{kind}", value), uid)
+
+    # -- looking -----------------------------------------------------------------------------------
+
+    @rule(path=PATHS, uid=CALLERS)
+    def list(self, path: bytes, uid: int) -> None:
+        self.both(lambda root: sorted(os.listdir(root + path)), uid)
+
+    @rule(path=PATHS)
+    def stat(self, path: bytes) -> None:
         def act(root: bytes) -> tuple[int, ...]:
             info = os.lstat(root + path)
             size = 0 if stat.S_ISDIR(info.st_mode) else info.st_size
             return info.st_mode, info.st_nlink, info.st_uid, info.st_gid, size
 
-        self.both(f"stat {path!r}", act)
+        self.both(act)
 
+    # -- stops -------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("seed", range(4))
-def test_random_operations_with_kills(seed: int, layer: Layer, tmp_path: Path) -> None:
-    plain = tmp_path / "plain"
-    plain.mkdir()
-    layer.start()
-    twins = Twins(seed, layer.mountpoint, plain)
-    chance = random.Random(seed)
-    for _ in range(8):
-        for _ in range(350):
-            twins.step()
-        before = fids(layer.mountpoint)
-        how = chance.choice(("kill", "kill", "stop", "lose catalog"))
-        twins.history.append(how)
+    @precondition(lambda self: self.steps_since_stop >= _STEPS_BETWEEN_STOPS)
+    @rule(how=st.sampled_from(("kill", "kill", "stop", "lose catalog")))
+    def stop_and_mount(self, how: str) -> None:
+        self.steps_since_stop = 0
+        for slot in tuple(self.held):
+            self.let_go(slot)
+        if self.roots[0] == os.fsencode(self.layer.backing):
+            before = image(self.layer.backing)
+            self.layer.start()
+            assert not difference(image(self.layer.mountpoint), before)
+            self.roots[0] = os.fsencode(self.layer.mountpoint)
+            return
+        known = fids(self.layer.mountpoint)
         if how == "stop":
-            layer.stop()
+            self.layer.stop()
         else:
-            layer.kill()
+            self.layer.kill()
         if how == "lose catalog":
-            shutil.rmtree(layer.state / "catalog")
-        layer.start()
-        assert fids(layer.mountpoint) == before
-        found = difference(image(layer.mountpoint, times=False), image(plain, times=False))
+            shutil.rmtree(self.layer.state / "catalog")
+        self.layer.start()
+        assert fids(self.layer.mountpoint) == known
+        self.compare()
+
+    def compare(self) -> None:
+        """Both trees are the same but for times."""
+        found = difference(
+            image(self.layer.mountpoint, times=False), image(self.plain, times=False)
+        )
         assert not found, found
-    layer.stop()
-    assert "ERROR" not in layer.words()
-    target = tmp_path / "rebuilt"
-    target.mkdir()
-    rebuild(layer.state, target, load_state(layer.state).uuid)
-    assert not difference(image(target), image(layer.backing))
+
+    def teardown(self) -> None:
+        """The journal alone gives the backing's tree."""
+        try:
+            for slot in tuple(self.held):
+                self.let_go(slot)
+            if self.layer.is_alive():
+                self.compare()
+                self.layer.stop()
+                assert "ERROR" not in self.layer.words(), self.layer.words()
+                target = self.base / "rebuilt"
+                target.mkdir()
+                rebuild(self.layer.state, target, load_state(self.layer.state).uuid)
+                assert not difference(image(target), image(self.layer.backing))
+        finally:
+            self.layer.kill()
+            self.layer.detach()
+            shutil.rmtree(self.base)
 
 
-def test_import_of_what_was_there(layer: Layer, tmp_path: Path) -> None:
-    plain = tmp_path / "plain"
-    plain.mkdir()
-    twins = Twins(99, layer.backing, plain)
-    for _ in range(600):
-        twins.step()
-    before = image(layer.backing)
-    layer.start()
-    assert not difference(image(layer.mountpoint), before)
-    layer.stop()
-    assert not difference(image(layer.backing), before)
-    target = tmp_path / "rebuilt"
-    target.mkdir()
-    rebuild(
-        layer.state,
-        target,
-        UUID(layer.run("status", str(layer.state), "--json").stdout.split('"uuid": "')[1][:36]),
+def test_twins() -> None:
+    run_state_machine_as_test(
+        Twins,
+        settings=settings(
+            max_examples=_EXAMPLES,
+            stateful_step_count=_STEPS,
+            deadline=None,
+            derandomize=not _ASKED,
+            database=None,
+            # Shrinking a failure takes minutes: only where somebody asked for more runs.
+            phases=(Phase.generate, Phase.shrink) if _ASKED else (Phase.generate,),
+            suppress_health_check=list(HealthCheck),
+        ),
     )
-    assert not difference(image(target), before)

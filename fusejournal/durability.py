@@ -16,13 +16,12 @@ from collections.abc import Callable
 import trio
 
 from fusejournal import storage
-from fusejournal.backing.catalog import Catalog
+from fusejournal.backing.catalog import COMMIT_CHANGES, Catalog
 from fusejournal.config import JournalConfig
 from fusejournal.errors import JournalError
 from fusejournal.journal.journal import Journal
 from fusejournal.types import Seq
 
-_COMMIT_CHANGES = 5_000
 _COMPRESS_PAUSE_SECONDS = 5.0
 
 
@@ -76,7 +75,7 @@ class Durability:
                 await self._wanted.wait()
             self._wanted = trio.Event()
             await self.flush()
-            if self._catalog.changes > _COMMIT_CHANGES or self.full:
+            if self._catalog.changes > COMMIT_CHANGES or self.full:
                 self.commit_catalog()
 
     async def flush(self) -> None:

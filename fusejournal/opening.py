@@ -19,7 +19,7 @@ from uuid import UUID
 
 from fusejournal import storage
 from fusejournal.backing import syscalls
-from fusejournal.backing.catalog import Catalog
+from fusejournal.backing.catalog import COMMIT_CHANGES, Catalog
 from fusejournal.backing.tree import FID_XATTR, Tree, pack_tag, probe
 from fusejournal.errors import BackingError, JournalFullError
 from fusejournal.importer import Importer, survey
@@ -189,6 +189,8 @@ class Opening:
         with _told_when_full(self._state_dir):
             for done in self.importer.run():
                 self._watcher.progress("importing", done.bytes, total.bytes, "bytes")
+                if self.volume.catalog.changes >= COMMIT_CHANGES:
+                    self.volume.catalog.commit()
                 yield
         self.volume.catalog.imported = True
         self.volume.journal.sync()

@@ -5,14 +5,15 @@ at its last commit (or at nothing): the entries after it are recorded from the j
 of the objects they made are found in the backing by fid, and the last entry, which alone may be
 undone or half done, is settled by looking: done, or done now, or VOID when the backing refuses it.
 
-Nothing is committed before it is all found, so a recovery that is killed begins again where it
-began. Runs before the mount is live; nothing else uses the volume meanwhile."""
+Where there is much to record it is committed piece by piece, nodes without handles too, and the
+catalog says so until the handles are found: a recovery that is killed goes on from there. Runs
+before the mount is live; nothing else uses the volume meanwhile."""
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from fusejournal.backing.catalog import Node
+from fusejournal.backing.catalog import COMMIT_CHANGES, Node
 from fusejournal.backing.tree import Look
 from fusejournal.errors import RecoveryError
 from fusejournal.journal.format import Entry
@@ -58,8 +59,17 @@ class Recovery:
             self._settle(self._in_flight)
             self._in_flight = None
             self._find_handles()
-        self._catalog.commit()
+        self._commit()
         return count
+
+    def _commit(self) -> None:
+        try:
+            self._catalog.commit()
+        except OSError as error:
+            # On a full disk what is recorded stays in the transaction; the running volume tries
+            # again.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
     def _record_entries(self, progress: Progress) -> int:
         catalog = self._catalog
@@ -79,6 +89,10 @@ class Recovery:
                 self._in_flight = entry
             else:
                 self._record(operation, entry)
+            if catalog.changes >= COMMIT_CHANGES:
+                catalog.lacks_handles = True
+                self._made.clear()
+                self._commit()
             if entry.seq % _PROGRESS_ENTRIES == 0:
                 progress(entry.seq - first + 1, head - first + 1)
         return head - first + 1
@@ -101,11 +115,20 @@ class Recovery:
     def _find_handles(self) -> None:
         """Find the backing's handle of every object that the recorded entries made and that still
         has a name."""
-        for fid in self._made:
+        lacking: Iterable[Fid] = self._made
+        if self._catalog.lacks_handles:
+            lacking = self._catalog.fids_without_handle()
+        left = []
+        for fid in lacking:
             node = self._catalog.node(fid)
-            if node is not None and not self._find_handle(node) and not self._is_in_flight(fid):
+            if node is None or self._find_handle(node):
+                continue
+            if self._is_in_flight(fid):
+                left.append(fid)
+            else:
                 self.missing.append(self._catalog.path(fid) or b"?")
-        self._made = [fid for fid in self._made if self._is_in_flight(fid)]
+        self._made = left
+        self._catalog.lacks_handles = False
 
     def _is_in_flight(self, fid: Fid) -> bool:
         """Whether the entry in flight may have taken *fid*'s name away."""

@@ -75,6 +75,11 @@ _MAP_BYTES = 1 << 40  # address space, not disk
 _NODES_CACHED = 32_768
 _SPARE_BYTES = 8 << 20
 _COOKIE_BASE = 4
+_SCAN_FIDS = 4096
+
+
+COMMIT_CHANGES = 5_000
+"""Commit when this many entries were recorded: LMDB keeps what a transaction changed in memory."""
 
 
 class Node:
@@ -151,6 +156,9 @@ class Catalog:
         self.applied_seq = Seq(self._meta("applied"))
         self.checkpoint_seq = Seq(self._meta("checkpoint"))
         self.imported = bool(self._meta("imported"))
+        """Whether everything that was in the backing first is in the journal."""
+        self.lacks_handles = bool(self._meta("lacks_handles"))
+        """Whether nodes were committed whose backing handles are still to be found."""
         self.next_fid = Fid(self._meta("next_fid") or first_fid(Epoch(1)))
 
     # -- transactions ------------------------------------------------------------------------------
@@ -163,7 +171,8 @@ class Catalog:
             self._txn.put(
                 word.removesuffix("_seq").encode(), _U64.pack(getattr(self, word)), db=self._meta_db
             )
-        self._txn.put(b"imported", _U64.pack(self.imported), db=self._meta_db)
+        for flag in ("imported", "lacks_handles"):
+            self._txn.put(flag.encode(), _U64.pack(getattr(self, flag)), db=self._meta_db)
         # Space first: an LMDB commit that fails takes the whole transaction with it.
         self._reserve()
         storage.reached("catalog.commit")
@@ -257,14 +266,22 @@ class Catalog:
         self._dirty.pop(fid, None)
         self._txn.delete(_U64.pack(fid), db=self._nodes_db)
 
-    def nodes(self) -> Iterator[Node]:
-        """Every node, by fid. The catalog must not change meanwhile."""
-        self._flush_nodes()
-        with self._txn.cursor(db=self._nodes_db) as cursor:
-            for key in cursor.iternext(values=False):
-                node = self.node(Fid(_U64.unpack(key)[0]))
-                assert node is not None
-                yield node
+    def fids_without_handle(self) -> Iterator[Fid]:
+        """Every fid whose backing handle is not known. The catalog may change meanwhile."""
+        after = 0
+        while True:
+            self._flush_nodes()
+            found: list[Fid] = []
+            with self._txn.cursor(db=self._nodes_db) as cursor:
+                more = cursor.set_range(_U64.pack(after + 1))
+                while more and len(found) < _SCAN_FIDS:
+                    after = _U64.unpack(cursor.key())[0]
+                    if len(cursor.value()) == _NODE.size:
+                        found.append(Fid(after))
+                    more = cursor.next()
+            yield from found
+            if not more:
+                return
 
     # -- names -------------------------------------------------------------------------------------
 

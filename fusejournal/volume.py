@@ -112,7 +112,9 @@ class Volume:
         by a name."""
         if self.refusal is not None:
             raise OSError(self.refusal, os.strerror(self.refusal))
-        self.applier.apply(operation, time.time_ns(), data)
+        time_ns = time.time_ns()
+        self.applier.apply(operation, time_ns, data)
+        self.tree.node(operation.fid).ctime_ns = time_ns
 
     def note(self, operation: ControlOperation) -> Seq:
         """Append an entry that changes no tree. Raises JournalError."""

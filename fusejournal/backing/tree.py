@@ -33,6 +33,7 @@ FID_XATTR = "trusted.fusejournal"
 HIDDEN_XATTR = FID_XATTR.encode()
 DEFAULT_ACL_XATTR = "system.posix_acl_default"
 ACCESS_ACL_XATTR = "system.posix_acl_access"
+CAPABILITY_XATTR = b"security.capability"
 
 _TAG = struct.Struct("<16sQ")
 _FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME

@@ -22,9 +22,10 @@ from typing import Concatenate, ParamSpec, TypeVar
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
 
+from fusejournal.backing import syscalls
 from fusejournal.backing.apply import ShortWriteError
 from fusejournal.backing.catalog import Node
-from fusejournal.backing.tree import ACCESS_ACL_XATTR, HIDDEN_XATTR
+from fusejournal.backing.tree import ACCESS_ACL_XATTR, CAPABILITY_XATTR, HIDDEN_XATTR
 from fusejournal.durability import Durability
 from fusejournal.importer import Importer
 from fusejournal.layer import permissions
@@ -369,6 +370,16 @@ class Handlers(pyfuse3.Operations):
 
     # -- attributes --------------------------------------------------------------------------------
 
+    def _drop_capabilities(self, fid: Fid, who: Who) -> None:
+        """Before a truncation or a new owner. Before a WRITE the kernel asks for it itself."""
+        try:
+            os.getxattr(self._tree.descriptor(fid), CAPABILITY_XATTR)
+        except OSError as error:
+            if not syscalls.missing(error):
+                raise
+        else:
+            self._change(Removexattr(fid, CAPABILITY_XATTR), who)
+
     @changing
     def setattr(
         self,
@@ -384,6 +395,8 @@ class Handlers(pyfuse3.Operations):
         new_owner = fields.update_uid or fields.update_gid
         if fields.update_size or new_owner:
             old_mode = self._tree.stat(inode).st_mode
+            if S_IFMT(old_mode) == S_IFREG:
+                self._drop_capabilities(inode, who)
             if fields.update_size:
                 cleared = _mode_after_write(old_mode, ctx.uid)
                 self._change(Truncate(inode, attr.st_size, cleared), who)
@@ -450,6 +463,7 @@ class Handlers(pyfuse3.Operations):
         try:
             if flags & os.O_TRUNC:
                 mode = self._tree.stat(inode).st_mode
+                self._drop_capabilities(inode, _who(ctx))
                 self._change(Truncate(inode, 0, _mode_after_write(mode, ctx.uid)), _who(ctx))
             elif flags & os.O_ACCMODE == os.O_RDONLY:
                 self._tree.descriptor(inode)

@@ -1,0 +1,438 @@
+"""What a mounted layer answers where a plain passthrough would differ from a local file system."""
+
+import errno
+import fcntl
+import mmap
+import os
+import shutil
+import stat
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fusejournal.backing import syscalls
+from tests.support.layer import Layer
+from tests.support.trees import difference, image
+from tests.support.users import ANOTHER, SOMEBODY, acting
+
+pytestmark = pytest.mark.mount
+
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
+
+
+@pytest.fixture
+def root(layer: Layer) -> Path:
+    """The mounted tree; anybody may write in it."""
+    layer.start()
+    layer.base.chmod(0o755)
+    for parent in layer.base.parents[:2]:
+        parent.chmod(0o755)
+    layer.mountpoint.chmod(0o777)
+    return layer.mountpoint
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+def refused(number: int, act: Callable[[], object]) -> None:
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the errno is what counts
+        act()
+    assert caught.value.errno == number, caught.value
+
+
+# -- setuid and setgid ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["write", "truncate", "open", "ftruncate", "chown"])
+def test_privileges_are_cleared(root: Path, layer: Layer, how: str) -> None:
+    file = root / "tool"
+    file.write_bytes(b"#!/bin/sh\n")
+    os.chown(file, SOMEBODY, SOMEBODY)
+    file.chmod(0o6755)
+    if how == "chown":
+        os.chown(file, ANOTHER, -1)
+    else:
+        with acting(SOMEBODY):
+            if how == "write":
+                fd = os.open(file, os.O_WRONLY)
+                os.write(fd, b"x")
+                assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o755
+                os.close(fd)
+            elif how == "truncate":
+                os.truncate(file, 1)
+            elif how == "ftruncate":
+                fd = os.open(file, os.O_WRONLY)
+                os.ftruncate(fd, 1)
+                os.close(fd)
+            else:
+                os.close(os.open(file, os.O_WRONLY | os.O_TRUNC))
+    assert mode_of(file) == 0o755
+    assert mode_of(layer.backing / "tool") == 0o755
+
+
+def test_root_keeps_setuid_on_truncation(root: Path) -> None:
+    file = root / "tool"
+    file.write_bytes(b"content")
+    file.chmod(0o4755)
+    os.truncate(file, 2)
+    assert mode_of(file) == 0o4755
+
+
+def test_setgid_of_a_foreign_group_is_not_given(root: Path) -> None:
+    directory = root / "shared"
+    directory.mkdir()
+    os.chown(directory, 0, ANOTHER)
+    directory.chmod(0o2777)
+    with acting(SOMEBODY, umask=0):
+        fd = os.open(directory / "file", os.O_CREAT | os.O_WRONLY, 0o2775)
+        os.close(fd)
+        (directory / "sub").mkdir()
+    assert (directory / "file").stat().st_gid == ANOTHER
+    assert mode_of(directory / "file") == 0o775
+    assert (directory / "sub").stat().st_gid == ANOTHER
+    assert mode_of(directory / "sub") == 0o2777
+    with acting(SOMEBODY, groups=[ANOTHER], umask=0):
+        os.close(os.open(directory / "member", os.O_CREAT | os.O_WRONLY, 0o2775))
+    assert mode_of(directory / "member") == 0o2775
+
+
+def test_sticky_directory(root: Path) -> None:
+    directory = root / "tmp"
+    directory.mkdir()
+    directory.chmod(0o1777)
+    with acting(SOMEBODY):
+        (directory / "mine").write_text("x")
+    with acting(ANOTHER):
+        refused(errno.EPERM, lambda: os.unlink(directory / "mine"))
+        refused(errno.EPERM, lambda: os.rename(directory / "mine", directory / "yours"))
+    with acting(SOMEBODY):
+        os.unlink(directory / "mine")
+
+
+# -- ACLs ------------------------------------------------------------------------------------------
+
+
+def test_default_acl_rules_instead_of_umask(root: Path, layer: Layer) -> None:
+    directory = root / "acl"
+    directory.mkdir()
+    subprocess.run(
+        ["setfacl", "-d", "-m", f"u:{SOMEBODY}:rwx,g::rwx,m::rwx", directory], check=True
+    )
+    twin = layer.base / "twin"
+    twin.mkdir()
+    subprocess.run(["setfacl", "-d", "-m", f"u:{SOMEBODY}:rwx,g::rwx,m::rwx", twin], check=True)
+    for place in (directory, twin):
+        with acting(0, umask=0o077):
+            (place / "file").write_text("x")
+            (place / "sub").mkdir()
+            (place / "sub" / "deep").write_text("x")
+            os.mkfifo(place / "fifo", 0o640)
+    with acting(SOMEBODY):
+        (directory / "file").write_text("allowed by the ACL alone")
+    with acting(ANOTHER):
+        refused(errno.EACCES, lambda: (directory / "file").write_text("no"))
+    (twin / "file").write_text("allowed by the ACL alone")
+    assert not difference(image(directory, times=False), image(twin, times=False))
+    assert not difference(image(layer.backing / "acl", times=False), image(twin, times=False))
+
+
+def test_umask_rules_without_default_acl(root: Path) -> None:
+    with acting(SOMEBODY, umask=0o027):
+        (root / "file").write_text("x")
+        (root / "sub").mkdir()
+    assert mode_of(root / "file") == 0o640
+    assert mode_of(root / "sub") == 0o750
+
+
+def test_acl_and_mode_go_together(root: Path) -> None:
+    file = root / "file"
+    file.write_text("x")
+    subprocess.run(["setfacl", "-m", f"u:{SOMEBODY}:r,m::r", file], check=True)
+    assert mode_of(file) == 0o644
+    file.chmod(0o600)
+    with acting(SOMEBODY):
+        refused(errno.EACCES, lambda: file.read_text())
+    acl = subprocess.run(["getfacl", "-c", file], check=True, capture_output=True, text=True).stdout
+    assert "mask::---" in acl
+
+
+# -- files without names -----------------------------------------------------------------------
+
+
+def test_unlinked_file_lives_while_it_is_open(root: Path, layer: Layer) -> None:
+    file = root / "file"
+    file.write_bytes(b"before")
+    fd = os.open(file, os.O_RDWR)
+    entries = layer.ask()["head_seq"]
+    file.unlink()
+    os.pwrite(fd, b"after all", 0)
+    os.ftruncate(fd, 5)
+    os.fchmod(fd, 0o600)
+    os.fchown(fd, SOMEBODY, SOMEBODY)
+    os.setxattr(fd, "user.key", b"value")
+    os.fsync(fd)
+    assert os.pread(fd, 100, 0) == b"after"
+    info = os.fstat(fd)
+    assert (info.st_nlink, info.st_size, stat.S_IMODE(info.st_mode)) == (0, 5, 0o600)
+    assert info.st_uid == SOMEBODY
+    assert os.getxattr(fd, "user.key") == b"value"
+    before = info.st_ctime_ns
+    os.fchmod(fd, 0o640)
+    assert os.fstat(fd).st_ctime_ns > before
+    os.close(fd)
+    # Only the UNLINK was journaled.
+    assert layer.ask()["head_seq"] == entries + 1
+
+
+def test_replaced_file_lives_while_it_is_open(root: Path) -> None:
+    (root / "old").write_text("old")
+    (root / "new").write_text("new")
+    with open(root / "old") as old:
+        os.rename(root / "new", root / "old")
+        assert old.read() == "old"
+    assert (root / "old").read_text() == "new"
+
+
+def test_removed_directory_is_empty_for_who_is_in_it(root: Path) -> None:
+    (root / "gone").mkdir()
+    fd = os.open(root / "gone", os.O_RDONLY)
+    os.rmdir(root / "gone")
+    assert os.listdir(fd) == []
+    assert os.fstat(fd).st_nlink == 0
+    refused(errno.ENOENT, lambda: os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+    os.close(fd)
+
+
+# -- opening ---------------------------------------------------------------------------------------
+
+
+def test_open_flags(root: Path) -> None:
+    file = root / "file"
+    os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o400))
+    refused(errno.EEXIST, lambda: os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    file.chmod(0o644)
+    one, other = (os.open(file, os.O_WRONLY | os.O_APPEND) for _ in range(2))
+    for number in range(10):
+        os.write(one if number % 2 else other, b"%d" % number)
+    assert file.read_bytes() == b"0123456789"
+    os.close(os.open(file, os.O_WRONLY | os.O_TRUNC))
+    assert file.stat().st_size == 0
+    refused(errno.EISDIR, lambda: os.open(root, os.O_WRONLY))
+    os.symlink("file", root / "link")
+    refused(errno.ELOOP, lambda: os.open(root / "link", os.O_RDONLY | os.O_NOFOLLOW))
+    for fd in (one, other):
+        os.close(fd)
+
+
+def test_created_file_without_permissions_can_be_written_by_its_maker(root: Path) -> None:
+    with acting(SOMEBODY):
+        fd = os.open(root / "file", os.O_CREAT | os.O_WRONLY, 0)
+        os.write(fd, b"x")
+        os.close(fd)
+        refused(errno.EACCES, lambda: os.open(root / "file", os.O_RDONLY))
+
+
+def test_running_program_cannot_be_written(root: Path) -> None:
+    program = root / "sleep"
+    shutil.copy("/bin/sleep", program)
+    running = subprocess.Popen([program, "60"])
+    try:
+        refused(errno.ETXTBSY, lambda: os.open(program, os.O_WRONLY))
+    finally:
+        running.kill()
+        running.wait()
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+def test_names(root: Path) -> None:
+    base = os.fsencode(root)
+    for name in (b"\xff\xfe\x80", "ä ö ü".encode(), b"new\nline", b"x" * 255, b"-", b"...", b" "):
+        with open(base + b"/" + name, "wb") as file:
+            file.write(name)
+        assert name in os.listdir(base)
+        with open(base + b"/" + name, "rb") as file:
+            assert file.read() == name
+    refused(errno.ENAMETOOLONG, lambda: os.mkdir(base + b"/" + b"x" * 256))
+    refused(errno.ENAMETOOLONG, lambda: os.symlink(b"x", base + b"/" + b"x" * 256))
+    refused(errno.ENAMETOOLONG, lambda: os.stat(base + b"/" + b"x" * 256))
+    refused(errno.ENAMETOOLONG, lambda: os.rename(base + b"/-", base + b"/" + b"x" * 256))
+    deep = base
+    for _ in range(60):
+        deep += b"/" + b"d" * 60
+        os.mkdir(deep)
+    assert os.stat(deep).st_nlink == 2
+    os.symlink("loop", root / "loop")
+    refused(errno.ELOOP, lambda: os.stat(root / "loop"))
+    os.symlink("x" * 4095, root / "long")
+    assert os.readlink(root / "long") == "x" * 4095
+
+
+def test_rename_flags(root: Path) -> None:
+    here = syscalls.AT_FDCWD
+    one, other = root / "one", root / "other"
+    one.write_text("one")
+    other.mkdir()
+    paths = here, os.fsencode(one), here, os.fsencode(other)
+    refused(errno.EEXIST, lambda: syscalls.rename(*paths, _RENAME_NOREPLACE))
+    inodes = one.stat().st_ino, other.stat().st_ino
+    syscalls.rename(*paths, _RENAME_EXCHANGE)
+    assert (other.stat().st_ino, one.stat().st_ino) == inodes
+    assert other.read_text() == "one"
+    refused(errno.EINVAL, lambda: os.rename(one, one / "below"))
+    one.rmdir()
+    one.write_text("one again")
+    refused(errno.EINVAL, lambda: syscalls.rename(*paths, 4))
+
+
+def test_hard_links(root: Path) -> None:
+    (root / "sub").mkdir()
+    (root / "a").write_text("x")
+    os.link(root / "a", root / "sub" / "b")
+    assert (root / "a").stat().st_nlink == 2
+    assert (root / "a").stat().st_ino == (root / "sub" / "b").stat().st_ino
+    os.rename(root / "a", root / "sub" / "b")  # two names of one file: both stay
+    assert sorted(os.listdir(root / "sub")) == ["b"]
+    assert (root / "a").exists()
+    (root / "sub" / "b").write_text("changed")
+    assert (root / "a").read_text() == "changed"
+    refused(errno.EPERM, lambda: os.link(root / "sub", root / "directory"))
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+def test_large_sparse_file(root: Path, layer: Layer) -> None:
+    file = root / "sparse"
+    with open(file, "wb") as target:
+        for offset in (0, 5 << 30, (7 << 30) - 1):
+            target.seek(offset)
+            target.write(b"data")
+    assert file.stat().st_size == (7 << 30) + 3
+    assert file.stat().st_blocks * 512 < 1 << 20
+    assert (layer.backing / "sparse").stat().st_blocks * 512 < 1 << 20
+    with open(file, "rb") as source:
+        source.seek((5 << 30) - 2)
+        assert source.read(8) == b"\0\0data\0\0"
+    os.truncate(file, (6 << 30) + 7)
+    assert file.stat().st_size == (6 << 30) + 7
+
+
+def test_memory_maps(root: Path, layer: Layer) -> None:
+    file = root / "mapped"
+    file.write_bytes(bytes(1 << 16))
+    with open(file, "r+b") as source, mmap.mmap(source.fileno(), 0) as pages:
+        pages[10_000:10_004] = b"here"
+        pages.flush()
+    assert (layer.backing / "mapped").read_bytes()[10_000:10_004] == b"here"
+    assert [entry["op"] for entry in layer.entries()].count("write") >= 2
+
+
+def test_locks(root: Path) -> None:
+    (root / "file").write_text("x")
+    with open(root / "file", "r+") as one, open(root / "file", "r+") as other:
+        fcntl.flock(one, fcntl.LOCK_EX)
+        refused(errno.EAGAIN, lambda: fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        fcntl.flock(one, fcntl.LOCK_UN)
+        wanted = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 10, 0)
+        ofd_setlk = 37
+        fcntl.fcntl(one, ofd_setlk, wanted)
+        refused(errno.EAGAIN, lambda: fcntl.fcntl(other, ofd_setlk, wanted))
+
+
+def test_times_to_the_nanosecond(root: Path) -> None:
+    file = root / "file"
+    file.write_text("x")
+    for time_ns in (1, 1_700_000_000_123_456_789, -(10**9) + 1):
+        os.utime(file, ns=(time_ns, time_ns + 1))
+        assert (file.stat().st_atime_ns, file.stat().st_mtime_ns) == (time_ns, time_ns + 1)
+    before = file.stat().st_mtime_ns
+    file.chmod(0o600)
+    os.setxattr(file, "user.key", b"")
+    os.link(file, root / "other")
+    assert file.stat().st_mtime_ns == before
+    with acting(SOMEBODY):
+        refused(errno.EPERM, lambda: os.utime(file, ns=(0, 0)))
+
+
+def test_change_time_grows_with_every_change(root: Path) -> None:
+    file = root / "file"
+    file.write_text("x")
+    seen = [file.stat().st_ctime_ns]
+    for number in range(20):
+        file.chmod(0o600 + number % 2)
+        seen.append(file.stat().st_ctime_ns)
+    assert seen == sorted(set(seen))
+
+
+# -- extended attributes ---------------------------------------------------------------------------
+
+
+def test_extended_attributes(root: Path, layer: Layer) -> None:
+    file = root / "file"
+    file.write_text("x")
+    os.symlink("file", root / "link")
+    os.setxattr(file, "user.a", b"1" * 2000)
+    os.setxattr(file, "trusted.b", b"")
+    os.setxattr(root / "link", "trusted.c", b"3", follow_symlinks=False)
+    refused(errno.EEXIST, lambda: os.setxattr(file, "user.a", b"", os.XATTR_CREATE))
+    refused(errno.ENODATA, lambda: os.setxattr(file, "user.x", b"", os.XATTR_REPLACE))
+    refused(errno.ENODATA, lambda: os.getxattr(file, "user.x"))
+    refused(errno.ENODATA, lambda: os.removexattr(file, "user.x"))
+    assert os.getxattr(file, "user.a") == b"1" * 2000
+    assert sorted(os.listxattr(file)) == ["trusted.b", "user.a"]
+    assert os.listxattr(root / "link", follow_symlinks=False) == ["trusted.c"]
+    os.removexattr(file, "user.a")
+    assert os.listxattr(file) == ["trusted.b"]
+    # The layer's own is there in the backing, and nowhere else.
+    assert "trusted.fusejournal" in os.listxattr(layer.backing / "file")
+    refused(errno.ENODATA, lambda: os.getxattr(file, "trusted.fusejournal"))
+    refused(errno.EPERM, lambda: os.setxattr(file, "trusted.fusejournal", b"x"))
+    refused(errno.EPERM, lambda: os.removexattr(file, "trusted.fusejournal"))
+
+
+@pytest.mark.parametrize("how", ["write", "truncate", "open", "chown"])
+def test_capabilities_are_dropped(root: Path, layer: Layer, how: str) -> None:
+    file = root / "tool"
+    file.write_bytes(b"x")
+    value = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
+    os.setxattr(file, "security.capability", value)
+    if how == "truncate":
+        os.truncate(file, 0)
+    elif how == "chown":
+        os.chown(file, SOMEBODY, SOMEBODY)
+    else:
+        fd = os.open(file, os.O_WRONLY | (os.O_TRUNC if how == "open" else 0))
+        os.write(fd, b"y")
+        os.close(fd)
+    assert "security.capability" not in os.listxattr(file)
+    assert "removexattr" in [entry["op"] for entry in layer.entries()]
+
+
+# -- the journal tells it ----------------------------------------------------------------------
+
+
+def test_entries_hold_results(root: Path, layer: Layer) -> None:
+    with acting(SOMEBODY, umask=0o027):
+        fd = os.open(root / "file", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o666)
+        os.write(fd, b"one")
+        os.write(fd, b"two")
+        os.close(fd)
+        refused(errno.ENOENT, lambda: os.unlink(root / "nothing"))
+        (root / "sub").mkdir()
+        (root / "sub" / "x").write_text("x")
+        refused(errno.ENOTEMPTY, lambda: os.rmdir(root / "sub"))
+    made, first, second = (e for e in layer.entries() if e["path"] == "file")
+    assert (made["op"], made["uid"], made["gid"]) == ("create", SOMEBODY, SOMEBODY)
+    assert stat.S_IMODE(made["mode"]) == 0o640
+    assert made["pid"] == os.getpid()
+    assert (first["op"], first["offset"], first["bytes"]) == ("write", 0, 3)
+    assert (second["op"], second["offset"], second["bytes"]) == ("write", 3, 3)
+    assert second["uid"] == SOMEBODY
+    assert made["fid"] == (root / "file").stat().st_ino
+    assert [e["seq"] for e in layer.entries()] == list(range(1, layer.ask()["head_seq"] + 1))

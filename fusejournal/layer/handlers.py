@@ -12,12 +12,10 @@ Source: the FUSE protocol as pyfuse3 and libfuse deliver it;
 Documentation/filesystems/nfs/exporting.rst."""
 
 import errno
-import functools
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from stat import S_IFDIR, S_IFMT, S_IFREG, S_IMODE, S_ISGID, S_ISUID, S_IXGRP
-from typing import Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
@@ -30,6 +28,7 @@ from fusejournal.durability import Durability
 from fusejournal.importer import Importer
 from fusejournal.layer import permissions
 from fusejournal.layer.loop import RequestLoop
+from fusejournal.layer.replies import changing, entry_of, failing, handler
 from fusejournal.operations import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -43,7 +42,6 @@ from fusejournal.operations import (
     Setattr,
     Setxattr,
     Symlink,
-    TreeOperation,
     Truncate,
     Unlink,
     Write,
@@ -53,57 +51,9 @@ from fusejournal.volume import Volume
 
 log = logging.getLogger(__name__)
 
-_KEEP_SECONDS = 3600.0
 _KEEP_ABSENT_SECONDS = 5.0
 _NAME_BYTES_MAX = 255
 _DOT_COOKIE, _DOT_DOT_COOKIE = 2, 3
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def failing(error: Exception) -> FUSEError:
-    """The reply for an exception out of a handler."""
-    if isinstance(error, FUSEError):
-        return error
-    if isinstance(error, OSError):
-        return FUSEError(error.errno or errno.EIO)
-    log.error("a request failed on a bug", exc_info=error)
-    return FUSEError(errno.EIO)
-
-
-def handler(
-    method: Callable[Concatenate["Handlers", P], R],
-) -> Callable[Concatenate["Handlers", P], Awaitable[R]]:
-    """Make a FUSE handler of an ordinary method; its OSErrors become the reply."""
-
-    @functools.wraps(method)
-    async def answer(self: "Handlers", *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return method(self, *args, **kwargs)
-        except Exception as error:
-            raise failing(error) from None
-
-    return answer  # type: ignore[return-value]
-
-
-def changing(
-    method: Callable[Concatenate["Handlers", P], R],
-) -> Callable[Concatenate["Handlers", P], Awaitable[R]]:
-    """The same for changes of names and attributes: in the durability mode ``nfs`` the reply also
-    waits until what was just committed is durable."""
-
-    @functools.wraps(method)
-    async def answer(self: "Handlers", *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            reply = method(self, *args, **kwargs)
-        except Exception as error:
-            raise failing(error) from None
-        if self.names_wait:
-            await self.wait(self.volume.journal.head_seq)
-        return reply
-
-    return answer  # type: ignore[return-value]
 
 
 class OpenFile:
@@ -146,15 +96,16 @@ class Handlers(pyfuse3.Operations):
 
     # -- committing --------------------------------------------------------------------------------
 
-    def _commit(self, operation: TreeOperation, who: Who, data: bytes = b"") -> Seq:
-        return self.volume.commit(operation, who, data)
-
     def _change(self, operation: DataOperation, who: Who, data: bytes = b"") -> None:
         """Commit a change of a file that may have lost its last name."""
         if self._tree.is_orphan(operation.fid):
             self.volume.change_orphan(operation, data)
         else:
             self.volume.commit(operation, who, data)
+
+    def head_seq(self) -> Seq:
+        """The last entry."""
+        return self.volume.journal.head_seq
 
     async def wait(self, seq: Seq) -> None:
         """Wait until the journal is durable up to *seq*; others are served meanwhile."""
@@ -216,10 +167,10 @@ class Handlers(pyfuse3.Operations):
                 fid,
             )
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return _entry(fid, stat, node.ctime_ns)
+        return entry_of(fid, stat, node.ctime_ns)
 
     def _attributes(self, fid: Fid) -> EntryAttributes:
-        return _entry(fid, self._tree.stat(fid), self._tree.node(fid).ctime_ns)
+        return entry_of(fid, self._tree.stat(fid), self._tree.node(fid).ctime_ns)
 
     def _child(self, parent: Fid, name: bytes) -> Node:
         """The node under *name*. Raises OSError ENOENT."""
@@ -279,7 +230,7 @@ class Handlers(pyfuse3.Operations):
             mode & S_ISGID
             and S_IFMT(mode) != S_IFDIR
             and mode & S_IXGRP
-            and not _in_group(ctx, gid)
+            and not permissions.in_group(_who(ctx), gid)
         ):
             mode &= ~S_ISGID
         new = permissions.new_mode(
@@ -315,7 +266,7 @@ class Handlers(pyfuse3.Operations):
         parent_stat = self._tree.stat(parent)
         gid = permissions.new_group(ctx.gid, parent_stat.st_mode, parent_stat.st_gid)
         fid = self.volume.new_fid()
-        self._commit(Symlink(fid, parent, name, target, ctx.uid, gid), _who(ctx))
+        self.volume.commit(Symlink(fid, parent, name, target, ctx.uid, gid), _who(ctx))
         return self._attributes(fid)
 
     @changing
@@ -324,7 +275,7 @@ class Handlers(pyfuse3.Operations):
     ) -> EntryAttributes:
         """A further name."""
         _check_name(new_name)
-        self._commit(Link(inode, new_parent, new_name), _who(ctx))
+        self.volume.commit(Link(inode, new_parent, new_name), _who(ctx))
         return self._attributes(inode)
 
     # -- removing and moving -----------------------------------------------------------------------
@@ -332,7 +283,7 @@ class Handlers(pyfuse3.Operations):
     @changing
     def unlink(self, parent: Fid, name: bytes, ctx: RequestContext) -> None:
         """Take a name away."""
-        self._commit(Unlink(self._child(parent, name).fid, parent, name), _who(ctx))
+        self.volume.commit(Unlink(self._child(parent, name).fid, parent, name), _who(ctx))
 
     @changing
     def rmdir(self, parent: Fid, name: bytes, ctx: RequestContext) -> None:
@@ -340,7 +291,7 @@ class Handlers(pyfuse3.Operations):
         node = self._child(parent, name)
         if node.type == S_IFDIR and not self._catalog.is_empty(node.fid):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
-        self._commit(Rmdir(node.fid, parent, name), _who(ctx))
+        self.volume.commit(Rmdir(node.fid, parent, name), _who(ctx))
 
     @changing
     def rename(
@@ -364,7 +315,7 @@ class Handlers(pyfuse3.Operations):
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         if replaced == node.fid:
             return  # two names of one file: rename(2) leaves both
-        self._commit(
+        self.volume.commit(
             Rename(node.fid, parent_old, name_old, parent_new, name_new, flags, replaced), _who(ctx)
         )
 
@@ -398,7 +349,7 @@ class Handlers(pyfuse3.Operations):
             if S_IFMT(old_mode) == S_IFREG:
                 self._drop_capabilities(inode, who)
             if fields.update_size:
-                cleared = _mode_after_write(old_mode, ctx.uid)
+                cleared = permissions.after_truncation(old_mode, ctx.uid)
                 self._change(Truncate(inode, attr.st_size, cleared), who)
             if mode is None and new_owner and S_IFMT(old_mode) == S_IFREG:
                 mode = permissions.without_privileges(old_mode)
@@ -437,7 +388,7 @@ class Handlers(pyfuse3.Operations):
             # A local file system drops setgid when somebody outside the group sets the ACL
             # (posix_acl_update_mode).
             stat = self._tree.stat(inode)
-            if stat.st_mode & S_ISGID and not _in_group(ctx, stat.st_gid):
+            if stat.st_mode & S_ISGID and not permissions.in_group(_who(ctx), stat.st_gid):
                 mode = S_IMODE(stat.st_mode) & ~S_ISGID
                 self._change(Setattr(inode, mode, None, None, None, None), _who(ctx))
 
@@ -464,7 +415,9 @@ class Handlers(pyfuse3.Operations):
             if flags & os.O_TRUNC:
                 mode = self._tree.stat(inode).st_mode
                 self._drop_capabilities(inode, _who(ctx))
-                self._change(Truncate(inode, 0, _mode_after_write(mode, ctx.uid)), _who(ctx))
+                self._change(
+                    Truncate(inode, 0, permissions.after_truncation(mode, ctx.uid)), _who(ctx)
+                )
             elif flags & os.O_ACCMODE == os.O_RDONLY:
                 self._tree.descriptor(inode)
             else:
@@ -473,7 +426,7 @@ class Handlers(pyfuse3.Operations):
         except Exception as error:
             raise failing(error) from None
         if self.names_wait and flags & os.O_TRUNC:
-            await self.wait(self.volume.journal.head_seq)
+            await self.wait(self.head_seq())
         return self._opened(inode, ctx)
 
     def _refuse_if_read_only(self) -> None:
@@ -563,7 +516,7 @@ class Handlers(pyfuse3.Operations):
                 continue
             ctime_ns = self._catalog.change_time(fid)
             if ctime_ns is None or not pyfuse3.readdir_reply(
-                token, name, _entry(fid, stat, ctime_ns), cookie
+                token, name, entry_of(fid, stat, ctime_ns), cookie
             ):
                 return
 
@@ -583,25 +536,6 @@ class Handlers(pyfuse3.Operations):
         await self.wait(self._last_seq(Fid(fh)))
 
 
-def _entry(fid: Fid, stat: os.stat_result, ctime_ns: int) -> EntryAttributes:
-    entry = EntryAttributes()
-    entry.st_ino = fid
-    entry.entry_timeout = _KEEP_SECONDS
-    entry.attr_timeout = _KEEP_SECONDS
-    entry.st_mode = stat.st_mode
-    entry.st_nlink = stat.st_nlink
-    entry.st_uid = stat.st_uid
-    entry.st_gid = stat.st_gid
-    entry.st_rdev = stat.st_rdev
-    entry.st_size = stat.st_size
-    entry.st_blocks = stat.st_blocks
-    entry.st_blksize = stat.st_blksize
-    entry.st_atime_ns = stat.st_atime_ns
-    entry.st_mtime_ns = stat.st_mtime_ns
-    entry.st_ctime_ns = ctime_ns
-    return entry
-
-
 def _who(ctx: RequestContext) -> Who:
     return Who(ctx.uid, ctx.gid, ctx.pid)
 
@@ -609,12 +543,3 @@ def _who(ctx: RequestContext) -> Who:
 def _check_name(name: bytes) -> None:
     if len(name) > _NAME_BYTES_MAX:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-
-
-def _in_group(ctx: RequestContext, gid: int) -> bool:
-    return ctx.uid == 0 or ctx.gid == gid or gid in permissions.supplementary_groups(ctx.pid)
-
-
-def _mode_after_write(mode: int, uid: int) -> int | None:
-    """The mode after a truncation by *uid*: root keeps setuid and setgid, as CAP_FSETID does."""
-    return permissions.without_privileges(mode) if uid != 0 else None

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from stat import S_IMODE, S_ISDIR, S_ISGID, S_ISUID, S_IXGRP
 from typing import NamedTuple
 
+from fusejournal.types import Who
+
 _VERSION = struct.Struct("<I")
 _ACL_ENTRY = struct.Struct("<HHI")
 
@@ -81,7 +83,18 @@ def without_privileges(mode: int) -> int | None:
     return S_IMODE(cleared) if cleared != mode else None
 
 
-def supplementary_groups(pid: int) -> Iterable[int]:
+def after_truncation(mode: int, uid: int) -> int | None:
+    """The permission bits after a truncation by *uid*: root keeps setuid and setgid, as CAP_FSETID
+    does. None where nothing changes."""
+    return without_privileges(mode) if uid != 0 else None
+
+
+def in_group(who: Who, gid: int) -> bool:
+    """Whether *who* may give setgid of group *gid*: a member, or root."""
+    return who.uid == 0 or who.gid == gid or gid in _supplementary_groups(who.pid)
+
+
+def _supplementary_groups(pid: int) -> Iterable[int]:
     """The supplementary groups of process *pid*; none when it is gone or is the kernel's own."""
     try:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:

@@ -21,7 +21,7 @@ from fusejournal import storage
 from fusejournal.backing import syscalls
 from fusejournal.backing.catalog import COMMIT_CHANGES, Catalog
 from fusejournal.backing.tree import FID_XATTR, Tree, pack_tag, probe
-from fusejournal.errors import BackingError, JournalFullError
+from fusejournal.errors import BackingError, JournalDamagedError, JournalFullError
 from fusejournal.importer import Importer, survey
 from fusejournal.journal.journal import Journal, JournalOptions
 from fusejournal.journal.segment import list_segments
@@ -83,12 +83,14 @@ class Opening:
         tree = Tree(self._root_fd, self._uuid, catalog, _descriptors_max())
         self.volume = Volume(journal, catalog, tree)
         self.importer = Importer(self.volume, self._backing)
-        if read_only or journal.damage is not None:
+        if read_only:
             self.volume.refusal = errno.EROFS
         yield
         self._recover()
         yield
         if read_only:
+            if not catalog.imported:
+                self.degraded.append("the import was not finished: files that it lacks do not show")
             return
         self._begin(clean, same_boot)
         if not catalog.imported:
@@ -137,13 +139,27 @@ class Opening:
         if not list_segments(directory):
             directory.mkdir(mode=0o700, exist_ok=True)
             return Journal.create(directory, self._uuid, self._options)
-        journal = Journal.open(
-            directory, self._uuid, self._options, unclean_machine=not same_boot, read_only=read_only
-        )
+        # A killed layer is recovered for a read-only mount too, as file systems do. After a lost
+        # machine that would write under the old epoch, and damage forbids it: then nothing is.
+        try:
+            journal = self._open_existing(directory, same_boot, read_only and not same_boot)
+        except JournalDamagedError:
+            if not read_only:
+                raise
+            journal = self._open_existing(directory, same_boot, read_only)
         self.repairs += [str(repair) for repair in journal.repairs]
         if journal.damage is not None:
             self.degraded.append(f"the journal is damaged: {journal.damage}")
         return journal
+
+    def _open_existing(self, directory: Path, same_boot: bool, read_only: bool) -> Journal:
+        return Journal.open(
+            directory,
+            self._uuid,
+            self._options,
+            unclean_machine=not same_boot,
+            read_only=read_only,
+        )
 
     def _open_catalog(self, directory: Path, journal: Journal) -> Catalog:
         catalog = Catalog(directory)

@@ -63,6 +63,8 @@ class Recovery:
         return count
 
     def _commit(self) -> None:
+        if not self._volume.journal.is_writable:
+            return  # the last entry was not settled: this catalog is for reading only
         try:
             self._catalog.commit()
         except OSError as error:
@@ -85,7 +87,7 @@ class Recovery:
                 else:
                     catalog.record_control(operation, entry.seq)
                 catalog.record_control(void, Seq(entry.seq + 1))
-            elif entry.seq == head:
+            elif entry.seq == head and self._volume.journal.is_writable:
                 self._in_flight = entry
             else:
                 self._record(operation, entry)

@@ -1,6 +1,7 @@
 """``fusejournal umount``."""
 
-import time
+import os
+import select
 
 import click
 
@@ -8,8 +9,6 @@ from fusejournal.control import ask
 from fusejournal.errors import FusejournalError, NotRunningError
 from fusejournal.layer import mount as mounts
 from fusejournal.state import VolumeState, find_volume
-
-_PERIOD_SECONDS = 0.05
 
 
 @click.command()
@@ -29,6 +28,8 @@ def umount(volume: str, lazy: bool) -> None:
       fusejournal umount /srv/data --lazy
     """
     state = find_volume(volume)
+    holder = state.holder()
+    process = _process(holder["pid"]) if holder and "pid" in holder else None
     try:
         ask(state.directory, "stop", lazy=lazy)
     except NotRunningError:
@@ -39,8 +40,17 @@ def umount(volume: str, lazy: bool) -> None:
             return
         if state.holder() is None:
             raise NotRunningError(f"volume {state.name} is not mounted") from None
-    while state.holder() is not None:
-        time.sleep(_PERIOD_SECONDS)
+    if process is not None:
+        # Its lock goes a moment before it does.
+        select.select((process,), (), ())
+
+
+def _process(pid: int) -> int | None:
+    """A descriptor that becomes readable when process *pid* ends, or None when it has."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
 
 
 def _clear(state: VolumeState) -> bool:

@@ -171,6 +171,11 @@ class Journal:
                 self._unsynced.append((path, os.open(path, os.O_RDWR | os.O_CLOEXEC)))
         self._directory_dirty = True
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether entries can be appended: False when it was opened for reading only."""
+        return self._current is not None
+
     # -- appending ---------------------------------------------------------------------------------
 
     @property

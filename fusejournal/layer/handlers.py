@@ -128,13 +128,11 @@ class Handlers(pyfuse3.Operations):
         except Exception as error:
             raise failing(error) from None
         try:
-            # Something that somebody put into the backing: journal it first, then serve it.
-            self._tree.stat_name(parent, name)
-        except FileNotFoundError:
-            absent = EntryAttributes()
-            absent.st_ino = 0
-            absent.entry_timeout = _KEEP_ABSENT_SECONDS
-            return absent
+            if not self._is_foreign(parent, name):
+                absent = EntryAttributes()
+                absent.st_ino = 0
+                absent.entry_timeout = _KEEP_ABSENT_SECONDS
+                return absent
         except OSError:
             raise failing(failure) from None
         try:
@@ -144,6 +142,17 @@ class Handlers(pyfuse3.Operations):
             return self._lookup(parent, name)
         except Exception as error:
             raise failing(error) from None
+
+    def _is_foreign(self, parent: Fid, name: bytes) -> bool:
+        """Whether *name*, which the catalog does not know, is something that somebody put into the
+        backing. It is journaled first, then served: a read-only volume does not show it."""
+        if self.volume.refusal is not None:
+            return False
+        try:
+            self._tree.stat_name(parent, name)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _lookup(self, parent: Fid, name: bytes) -> EntryAttributes:
         if name in (b".", b".."):

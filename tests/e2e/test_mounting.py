@@ -1,0 +1,292 @@
+"""Mounting, stopping and asking, by the command line as a user types it."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.layer import Layer
+from tests.support.trees import difference, image
+
+pytestmark = pytest.mark.mount
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def fails(layer: Layer, code: int, *arguments: str) -> str:
+    """Run a command that must end with *code* and one line on stderr; returns the line."""
+    done = layer.run(*arguments, check=False)
+    assert done.returncode == code, done
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_mount_returns_when_it_is_live_and_umount_when_it_is_over(layer: Layer) -> None:
+    layer.run(*layer.mount_arguments())
+    assert os.path.ismount(layer.mountpoint)
+    (layer.mountpoint / "file").write_text("content")
+    status = json.loads(layer.run("status", "volume", "--json").stdout)
+    assert {
+        "name": "volume",
+        "role": "primary",
+        "epoch": 1,
+        "backing": str(layer.backing),
+        "mountpoint": str(layer.mountpoint),
+        "state": "running",
+        "degraded": [],
+    }.items() <= status.items()
+    assert len(status["uuid"]) == 36
+    assert status["head_seq"] >= status["durable_seq"] >= status["checkpoint_seq"] >= 0
+    assert Path(f"/proc/{status['pid']}/exe").exists()
+    for name in ("volume", str(layer.mountpoint), str(layer.state)):
+        assert str(layer.mountpoint) in layer.run("status", name).stdout
+    assert "volume" in layer.run("status").stdout
+    layer.run("umount", "volume")
+    assert not os.path.ismount(layer.mountpoint)
+    assert not Path(f"/proc/{status['pid']}/exe").exists()  # gone, or left to be reaped
+    stopped = json.loads(layer.run("status", "volume", "--json").stdout)
+    assert (stopped["state"], stopped["pid"], stopped["degraded"]) == ("stopped", None, [])
+    assert layer.entries()[-1]["op"] == "clean"
+    assert "not mounted" in fails(layer, 7, "umount", "volume")
+
+
+def test_log(layer: Layer) -> None:
+    layer.start()
+    name = os.fsdecode(b"odd\xff\nname")
+    (layer.mountpoint / name).write_text("content")
+    os.rename(layer.mountpoint / name, layer.mountpoint / "even")
+    lines = layer.run("log", "volume", "-n", "3").stdout.splitlines()
+    assert len(lines) == 3
+    assert "create" in lines[0]
+    assert "/odd\\xff\\nname" in lines[0]
+    assert "7 bytes at 0" in lines[1]
+    assert "-> /even" in lines[2]
+    newest = [
+        json.loads(line)
+        for line in layer.run("log", "volume", "-n", "2", "--json").stdout.splitlines()
+    ]
+    assert [line["op"] for line in newest] == ["write", "rename"]
+    for line in newest:
+        assert {"seq", "time", "op", "uid", "gid", "pid", "fid", "path"} <= line.keys()
+        assert os.fsencode(line["path"]) == b"odd\xff\nname"
+    assert newest[1]["new_path"] == "even"
+
+
+def test_a_second_mount_is_refused_by_the_name_of_the_first(layer: Layer) -> None:
+    layer.start()
+    line = fails(layer, 4, *layer.mount_arguments())
+    assert str(layer.pid) in line
+    assert str(layer.mountpoint) in line
+    other = layer.base / "other"
+    other.mkdir()
+    line = fails(
+        layer,
+        4,
+        "mount",
+        str(layer.backing),
+        str(other),
+        "--name",
+        "volume",
+        "--state",
+        str(layer.state),
+    )
+    assert str(layer.pid) in line
+    line = fails(layer, 5, "mount", str(layer.backing), str(other), "--name", "second")
+    assert "belongs to volume" in line
+
+
+def test_in_place(tmp_path: Path) -> None:
+    with Layer(tmp_path, in_place=True) as layer:
+        (layer.backing / "sub").mkdir()
+        (layer.backing / "sub" / "file").write_text("was there")
+        before = image(layer.backing)
+        layer.start()
+        assert not difference(image(layer.mountpoint), before)
+        (layer.mountpoint / "more").write_text("new")
+        after = image(layer.mountpoint)
+        layer.stop()
+        assert not difference(image(layer.backing), after)
+        with open(layer.backing / "more") as held:
+            line = fails(layer, 4, *layer.mount_arguments())
+            assert f"process {os.getpid()}" in line
+            assert held.name in line
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_stop_in_order(layer: Layer, number: signal.Signals) -> None:
+    layer.start()
+    (layer.mountpoint / "file").write_text("x")
+    os.kill(layer.pid, number)
+    assert layer.wait() == 0
+    assert not layer.is_mounted()
+    assert layer.entries()[-1]["op"] == "clean"
+    assert layer.words() == ""
+    layer.start()
+    assert (layer.mountpoint / "file").read_text() == "x"
+
+
+def test_umount_says_who_uses_it(layer: Layer) -> None:
+    layer.start()
+    (layer.mountpoint / "file").write_text("x")
+    with open(layer.mountpoint / "file"):
+        line = fails(layer, 4, "umount", "volume")
+        assert str(os.getpid()) in line
+        assert "--lazy" in line
+        assert (layer.mountpoint / "file").read_text() == "x"
+        layer.run("umount", "volume", "--lazy")
+    assert layer.wait() == 0
+    assert layer.entries()[-1]["op"] == "clean"
+
+
+def test_umount_by_the_system_stops_the_layer(layer: Layer) -> None:
+    layer.start()
+    subprocess.run(["umount", str(layer.mountpoint)], check=True)
+    assert layer.wait() == 0
+    assert layer.entries()[-1]["op"] == "clean"
+
+
+def test_dead_mount_is_taken_away(layer: Layer) -> None:
+    layer.start()
+    layer.kill()
+    layer.run("umount", "volume")
+    assert not layer.is_mounted()
+    layer.start()
+
+
+def test_read_only(layer: Layer) -> None:
+    (layer.backing / "file").write_text("x")
+    line = fails(layer, 5, *layer.mount_arguments("-o", "ro"))
+    assert "has no journal yet" in line
+    layer.start()
+    (layer.mountpoint / "more").write_text("y")
+    layer.kill()
+    head = layer.entries()[-1]["seq"]
+    layer.start("-o", "ro")
+    assert (layer.mountpoint / "more").read_text() == "y"
+    assert sorted(os.listdir(layer.mountpoint)) == ["file", "more"]
+    with pytest.raises(OSError, match="Read-only"):
+        (layer.mountpoint / "file").write_text("z")
+    with pytest.raises(FileNotFoundError):
+        (layer.mountpoint / "nothing").stat()
+    (layer.backing / "foreign").write_text("behind the layer")
+    with pytest.raises(FileNotFoundError):
+        (layer.mountpoint / "foreign").stat()
+    assert layer.ask()["state"] == "read-only"
+    layer.stop()
+    assert layer.entries()[-1]["seq"] == head
+    layer.start()
+    (layer.mountpoint / "file").write_text("z")
+    layer.stop()
+
+
+def test_mount_options(layer: Layer) -> None:
+    layer.start("-o", "nosuid,nodev")
+    with open("/proc/mounts") as mounts:
+        options = next(line.split()[3] for line in mounts if str(layer.mountpoint) in line)
+    assert {"nosuid", "nodev", "allow_other", "default_permissions"} <= set(options.split(","))
+    layer.stop()
+    assert "'nonsense'" in fails(layer, 2, *layer.mount_arguments("-o", "nonsense"))
+
+
+def test_places_that_cannot_be(layer: Layer) -> None:
+    inside = layer.backing / "inside"
+    inside.mkdir()
+    backing, name = str(layer.backing), ("--name", "x")
+    fails(layer, 2, "mount", backing, str(inside), *name)
+    fails(layer, 2, "mount", str(inside), backing, *name)
+    fails(layer, 2, "mount", backing, str(layer.base / "nowhere"), *name)
+    fails(layer, 5, "mount", str(layer.base / "nowhere"), str(layer.mountpoint), *name)
+    fails(layer, 5, "mount", backing, str(layer.mountpoint), "--state", str(inside), *name)
+    fails(layer, 2, "mount", backing, str(layer.mountpoint), "--name", "a/b")
+    fails(layer, 3, "status", "nobody")
+    fails(layer, 3, "log", "nobody")
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(inside)], check=True)
+    try:
+        assert "is mounted inside" in fails(
+            layer, 5, "mount", backing, str(layer.mountpoint), *name
+        )
+    finally:
+        subprocess.run(["umount", str(inside)], check=True)
+
+
+def test_backing_without_attributes_is_refused(layer: Layer) -> None:
+    line = fails(layer, 5, "mount", "/proc/self", str(layer.mountpoint), "--name", "proc")
+    assert "/proc" in line
+
+
+def test_configuration(layer: Layer) -> None:
+    wrong = layer.base / "wrong.toml"
+    wrong.write_text("[journal]\nsegment_byte = 5\n")
+    arguments = layer.mount_arguments()
+    arguments[arguments.index("--config") + 1] = str(wrong)
+    assert "did you mean 'journal.segment_bytes'" in fails(layer, 2, *arguments)
+
+
+def test_a_file_put_into_the_backing_is_imported_when_it_is_looked_up(layer: Layer) -> None:
+    layer.start()
+    (layer.backing / "foreign").write_text("from behind")
+    (layer.backing / "directory").mkdir()
+    (layer.backing / "directory" / "below").write_text("too")
+    assert (layer.mountpoint / "foreign").read_text() == "from behind"
+    assert (layer.mountpoint / "directory" / "below").read_text() == "too"
+    made = [entry for entry in layer.entries() if entry["op"] == "import"]
+    assert [entry["path"] for entry in made] == ["foreign", "directory", "directory/below"]
+    assert "found in the backing" in layer.words()
+
+
+def test_stopping_an_import(layer: Layer) -> None:
+    for number in range(3000):
+        (layer.backing / f"f{number}").write_text(str(number))
+    before = image(layer.backing)
+    layer.start(wait=False)
+    wait_until(
+        lambda: (
+            layer.state.joinpath("journal").exists()
+            and sum(f.stat().st_size for f in layer.state.glob("journal/*.fj")) > 20_000
+        )
+    )
+    os.kill(layer.pid, signal.SIGINT)
+    assert layer.wait() == 130
+    assert "goes on from here" in layer.words()
+    layer.start()
+    assert not difference(image(layer.mountpoint), before)
+    imported = [entry for entry in layer.entries() if entry["op"] == "import"]
+    assert len({entry["path"] for entry in imported}) == len(imported) == 3000
+
+
+def test_interrupting_a_mount_in_the_background(layer: Layer) -> None:
+    for number in range(5000):
+        (layer.backing / f"f{number}").write_text(str(number))
+    command = subprocess.Popen(
+        layer.command(*layer.mount_arguments()), env=layer.environment, stderr=subprocess.PIPE
+    )
+    wait_until(lambda: layer.state.joinpath("journal").exists())
+    command.send_signal(signal.SIGINT)
+    _, words = command.communicate(timeout=30)
+    assert command.returncode == 130, words
+    assert b"Traceback" not in words
+    assert not layer.is_mounted()
+    assert json.loads(layer.run("status", str(layer.state), "--json").stdout)["pid"] is None
+
+
+def test_systemd_is_told(layer: Layer) -> None:
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(layer.base / "notify"))
+        told.settimeout(20)
+        layer.environment["NOTIFY_SOCKET"] = str(layer.base / "notify")
+        layer.start()
+        assert told.recv(100) == b"READY=1"

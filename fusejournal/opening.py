@@ -189,6 +189,8 @@ class Opening:
             volume.note(NewEpoch(Epoch(1), "a new volume"))
         elif not clean and not same_boot:
             volume.note(NewEpoch(Epoch(volume.journal.epoch + 1), "the machine was lost"))
+        if same_boot:
+            return
         temporary = self._boot_file.with_suffix(".new")
         temporary.write_text(json.dumps({"boot_id": _BOOT_ID.read_text().strip()}))
         fd = os.open(temporary, os.O_RDONLY)
@@ -202,15 +204,16 @@ class Opening:
     def _import(self) -> Iterator[None]:
         """Import what is in the backing. Yields between items."""
         total = survey(self._root_fd)
+        catalog = self.volume.catalog
         with _told_when_full(self._state_dir):
             for done in self.importer.run():
                 self._watcher.progress("importing", done.bytes, total.bytes, "bytes")
-                if self.volume.catalog.changes >= COMMIT_CHANGES:
-                    self.volume.catalog.commit()
+                if catalog.changes >= COMMIT_CHANGES:
+                    catalog.commit()
                 yield
-        self.volume.catalog.imported = True
-        self.volume.journal.sync()
-        self.volume.catalog.commit()
+            catalog.imported = True
+            self.volume.journal.sync()
+            catalog.commit()
 
 
 @contextmanager

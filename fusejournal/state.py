@@ -30,6 +30,7 @@ from fusejournal.mountspec import MountSpec
 
 _FORMAT = 1
 _NAME_MAX = 128
+_HOLDER_BYTES = 512
 
 
 def state_root() -> Path:
@@ -150,9 +151,14 @@ def claim_volume(spec: MountSpec) -> Iterator[VolumeState]:
                 f"volume {spec.name} is held by process {holder.get('pid', '?')}, "
                 f"mounted at {holder.get('mountpoint', '?')}"
             ) from None
-        _write_holder(fd, spec)
+        holding = {
+            "pid": os.getpid(),
+            "name": spec.name,
+            "mountpoint": str(spec.mountpoint),
+        }
+        _write_holder(fd, json.dumps(holding))
         yield _load_or_make(spec)
-        os.ftruncate(fd, 0)
+        _write_holder(fd, "")
     finally:
         os.close(fd)
 
@@ -163,7 +169,10 @@ def _load_or_make(spec: MountSpec) -> VolumeState:
         state = load_state(directory)
         if state.name != spec.name:
             raise UsageError(f"{directory} is the state of volume {state.name}, not of {spec.name}")
-        state = replace(state, backing=spec.backing, mountpoint=spec.mountpoint)
+        moved = replace(state, backing=spec.backing, mountpoint=spec.mountpoint)
+        if moved != state:
+            state = moved
+            _save_state(state)
     else:
         if any((directory / "journal").glob("*.fj*")):
             raise FusejournalError(
@@ -173,7 +182,7 @@ def _load_or_make(spec: MountSpec) -> VolumeState:
         state = VolumeState(
             directory, uuid4(), spec.name, spec.backing, spec.mountpoint, time.time_ns()
         )
-    _save_state(state)
+        _save_state(state)
     if directory.parent != state_root():
         link = run_root() / spec.name
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -183,10 +192,9 @@ def _load_or_make(spec: MountSpec) -> VolumeState:
     return state
 
 
-def _write_holder(fd: int, spec: MountSpec) -> None:
-    holder = json.dumps({"pid": os.getpid(), "name": spec.name, "mountpoint": str(spec.mountpoint)})
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, holder.encode(), 0)
+def _write_holder(fd: int, holder: str) -> None:
+    # Never cut: on a full disk the old content's block is all there is.
+    os.pwrite(fd, holder.encode().ljust(_HOLDER_BYTES), 0)
 
 
 def _read_holder(fd: int) -> dict[str, Any]:

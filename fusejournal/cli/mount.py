@@ -168,6 +168,7 @@ class ConsoleReporter:
         if stage != self._stage:
             self._end_stage()
             self._stage = stage
+            self._said = time.monotonic()
             if self._console.is_terminal:
                 self._progress = _bar(unit, self._console)
                 self._task = self._progress.add_task(stage, total=total)

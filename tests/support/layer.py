@@ -43,6 +43,10 @@ class Layer:
         self.kill()
         self.detach()
 
+    def reconfigure(self, config: str) -> None:
+        """Use this configuration, in TOML, from the next start."""
+        self._config.write_text(config)
+
     def command(self, *arguments: str) -> list[str]:
         """The command line for a fusejournal command."""
         return [sys.executable, "-m", "fusejournal", *arguments]

@@ -1,0 +1,156 @@
+"""Damaged journals: a torn tail is cut off and kept, anything else is named and never skipped."""
+
+import os
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.support.layer import Layer
+
+pytestmark = pytest.mark.mount
+
+_CONFIG = "[journal]\nsegment_bytes = 65536\ncompress = false\n"
+
+
+@pytest.fixture
+def killed(layer: Layer) -> Layer:
+    """A layer that was killed with some segments in its journal."""
+    layer.reconfigure(_CONFIG)
+    layer.start()
+    for number in range(60):
+        (layer.mountpoint / f"f{number}").write_bytes(os.urandom(5000))
+    layer.kill()
+    return layer
+
+
+def segments(layer: Layer) -> list[Path]:
+    return sorted((layer.state / "journal").glob("*.fj"))
+
+
+def flip(path: Path, offset: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
+def refused(layer: Layer) -> str:
+    layer.detach()  # else the dead mount is one more line
+    done = layer.run(*layer.mount_arguments(), check=False)
+    assert done.returncode == 11, done
+    assert len(done.stderr.splitlines()) == 1
+    return done.stderr
+
+
+def test_torn_tail_is_cut_off_and_kept(killed: Layer) -> None:
+    last = segments(killed)[-1]
+    whole = last.stat().st_size
+    torn = struct.pack("<IIQQQ", 40, 0, 99999, 0, 0) + b"begun"
+    with open(last, "ab") as file:
+        file.write(torn)
+    killed.start()
+    assert last.stat().st_size == whole
+    (saved,) = (killed.state / "journal" / "cut").iterdir()
+    assert saved.read_bytes() == torn
+    (repair,) = killed.ask()["repairs"]
+    assert str(whole) in repair
+    assert last.name in repair
+    assert len(os.listdir(killed.mountpoint)) == 60
+    killed.stop()
+    assert "sound" in killed.run("journal", "verify", "volume").stdout
+
+
+def test_the_operation_in_flight_is_torn(killed: Layer) -> None:
+    """The frame was cut in the middle by the kill: nobody was told, so it did not happen."""
+    last = segments(killed)[-1]
+    os.truncate(last, last.stat().st_size - 100)
+    # Its write is in the backing, as a kill between the two never leaves it; it must be found.
+    shutil.rmtree(killed.state / "catalog")
+    killed.start()
+    assert len(killed.ask()["repairs"]) == 1
+
+
+@pytest.mark.parametrize("where", ["last", "first", "header"])
+def test_damage_is_named(killed: Layer, where: str) -> None:
+    path = segments(killed)[0 if where == "first" else -1]
+    offset = 70 if where == "header" else 128 + 500
+    flip(path, offset)
+    found = killed.run("journal", "verify", "volume", check=False)
+    assert found.returncode == 11
+    assert path.name in found.stdout
+    if where == "first":
+        # Durable segments are not read at each start: verify is what reads them all. A lost
+        # catalog needs them.
+        shutil.rmtree(killed.state / "catalog")
+    line = refused(killed)
+    assert str(path) in line
+    assert "damaged at byte" in line
+    assert "seq" in line
+    before = {path.name: path.read_bytes() for path in segments(killed)}
+    killed.start("-o", "ro")
+    status = killed.ask()
+    assert status["state"] == "read-only"
+    if where != "first":
+        assert len(os.listdir(killed.mountpoint)) == 60
+        assert any(path.name in line for line in status["degraded"])
+    with pytest.raises(OSError, match="Read-only"):
+        (killed.mountpoint / "new").mkdir()
+    killed.stop()
+    assert {path.name: path.read_bytes() for path in segments(killed)} == before
+    flip(path, offset)
+    killed.start()
+    killed.stop()
+
+
+def test_missing_segment(killed: Layer) -> None:
+    gone = segments(killed)[1]
+    gone.rename(killed.base / "gone")
+    assert gone.name not in killed.run("journal", "verify", "volume", check=False).stdout
+    found = killed.run("journal", "verify", "volume", check=False)
+    assert found.returncode == 11
+    assert "does not follow" in found.stdout
+
+
+def test_foreign_segment(killed: Layer, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with Layer(tmp_path / "other") as other:
+        other.start()
+        other.stop()
+        for path in segments(killed):
+            path.unlink()
+        shutil.copy(segments(other)[0], killed.state / "journal")
+    done = killed.run(*killed.mount_arguments(), check=False)
+    assert done.returncode == 12
+    assert "of volume" in done.stderr
+
+
+def test_lost_machine_cuts_above_the_flushed_watermark_and_begins_an_epoch(killed: Layer) -> None:
+    (killed.state / "boot").write_text('{"boot_id": "another"}')
+    last = segments(killed)[-1]
+    flip(last, last.stat().st_size - 20)
+    before = killed.run("journal", "verify", "volume", "--json", check=False)
+    assert before.returncode == 11
+    killed.start()
+    status = killed.ask()
+    assert status["epoch"] == 2
+    assert len(status["repairs"]) == 1
+    (killed.mountpoint / "new").touch()
+    assert (killed.mountpoint / "new").stat().st_ino > 1 << 40
+    killed.stop()
+    assert "sound" in killed.run("journal", "verify", "volume").stdout
+    epochs = [entry for entry in killed.entries() if entry["op"] == "epoch"]
+    assert [entry["epoch"] for entry in epochs] == [1, 2]
+
+
+def test_spoilt_catalog_can_be_deleted(killed: Layer) -> None:
+    (killed.state / "catalog" / "data.mdb").write_bytes(b"not a database" * 1000)
+    done = killed.run(*killed.mount_arguments(), check=False)
+    assert done.returncode != 0
+    assert "catalog" in done.stderr
+    assert "Traceback" not in done.stderr
+    shutil.rmtree(killed.state / "catalog")
+    killed.start()
+    assert len(os.listdir(killed.mountpoint)) == 60

@@ -86,7 +86,7 @@ class Opening:
         if read_only:
             self.volume.refusal = errno.EROFS
         yield
-        self._recover()
+        self._recover(read_only)
         yield
         if read_only:
             if not catalog.imported:
@@ -173,11 +173,13 @@ class Opening:
             catalog.add_root(syscalls.handle_of(self._root_fd), stat.st_ino)
         return catalog
 
-    def _recover(self) -> None:
-        recovery = Recovery(self.volume)
+    def _recover(self, read_only: bool) -> None:
+        recovery = Recovery(self.volume, past_damage=read_only)
         recovery.run(
             lambda done, total: self._watcher.progress("recovering", done, total, "entries")
         )
+        if recovery.damage is not None:
+            self.degraded.append(f"the journal is damaged: {recovery.damage}")
         if recovery.missing:
             self.degraded.append(describe_missing(recovery.missing))
             self._watcher.warning(self.degraded[-1])

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 
 from fusejournal.backing.catalog import COMMIT_CHANGES, Node
 from fusejournal.backing.tree import Look
-from fusejournal.errors import RecoveryError
+from fusejournal.errors import JournalDamagedError, RecoveryError
 from fusejournal.journal.format import Entry
 from fusejournal.journal.settled import settled
 from fusejournal.operations import (
@@ -41,11 +41,15 @@ _PROGRESS_ENTRIES = 1024
 class Recovery:
     """Brings *volume*'s catalog from its last commit to the journal's head. See the module."""
 
-    def __init__(self, volume: Volume) -> None:
+    def __init__(self, volume: Volume, past_damage: bool) -> None:
+        """*past_damage*: for a read-only mount, end before a damage rather than fail."""
         self._volume = volume
+        self._past_damage = past_damage
         self._catalog = volume.catalog
         self._made: list[Fid] = []
         self._in_flight: Entry | None = None
+        self.damage: JournalDamagedError | None = None
+        """Where the journal could not be read on."""
         self.missing: list[bytes] = []
         """Paths that the journal has and the backing has not: somebody changed the backing behind
         the layer."""
@@ -53,14 +57,21 @@ class Recovery:
     def run(self, progress: Progress) -> int:
         """Recover. Returns how many entries the catalog lacked. Raises RecoveryError,
         JournalDamagedError, OSError."""
-        count = self._record_entries(progress)
+        head = self._volume.journal.head_seq
+        first = Seq(self._catalog.applied_seq + 1)
+        try:
+            self._record_entries(first, head, progress)
+        except JournalDamagedError as error:
+            if not self._past_damage:
+                raise
+            self.damage = error
         self._find_handles()
         if self._in_flight is not None:
             self._settle(self._in_flight)
             self._in_flight = None
             self._find_handles()
         self._commit()
-        return count
+        return head - first + 1
 
     def _commit(self) -> None:
         if not self._volume.journal.is_writable:
@@ -73,10 +84,8 @@ class Recovery:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
 
-    def _record_entries(self, progress: Progress) -> int:
+    def _record_entries(self, first: Seq, head: Seq, progress: Progress) -> None:
         catalog = self._catalog
-        head = self._volume.journal.head_seq
-        first = Seq(catalog.applied_seq + 1)
         for entry, void in settled(self._volume.journal.read(first, Seq(head + 1))):
             operation = entry.operation
             if isinstance(operation, NewEpoch | Mark | Clean):
@@ -97,7 +106,6 @@ class Recovery:
                 self._commit()
             if entry.seq % _PROGRESS_ENTRIES == 0:
                 progress(entry.seq - first + 1, head - first + 1)
-        return head - first + 1
 
     def _record(self, operation: Operation, entry: Entry) -> None:
         assert not isinstance(operation, NewEpoch | Mark | Clean | Void)

@@ -1,0 +1,121 @@
+"""Hypothesis strategies for journal entries, and a small journal with every kind of entry."""
+
+from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID
+
+from hypothesis import strategies as st
+
+from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.operations import (
+    OPERATIONS,
+    Clean,
+    Create,
+    Import,
+    ImportData,
+    ImportLink,
+    Link,
+    Mark,
+    Mkdir,
+    NewEpoch,
+    Operation,
+    Removexattr,
+    Rename,
+    Rmdir,
+    Setattr,
+    Setxattr,
+    Symlink,
+    Truncate,
+    Unlink,
+    Void,
+    Write,
+)
+from fusejournal.types import Epoch, Fid, Seq, Who
+
+UUID_OF_TESTS = UUID("01234567-89ab-cdef-0123-456789abcdef")
+
+_U64 = st.integers(0, 2**64 - 1)
+_U32 = st.integers(0, 2**32 - 1)
+_NAMES = st.binary(min_size=1, max_size=40)
+_BY_FIELD: dict[str, st.SearchStrategy[object]] = {
+    **dict.fromkeys(("fid", "parent", "new_parent", "replaced", "offset", "size", "seq"), _U64),
+    **dict.fromkeys(("uid", "gid", "rdev", "flags", "errno", "written", "epoch"), _U32),
+    "mode": _U32,
+    "name": _NAMES,
+    "new_name": _NAMES,
+    "value": st.binary(max_size=100),
+    "acl": st.none() | st.binary(max_size=50),
+    "default_acl": st.none() | st.binary(max_size=50),
+    "target": st.none() | st.binary(max_size=100),
+    "atime_ns": st.none() | st.integers(-(2**62), 2**62),
+    "mtime_ns": st.integers(-(2**62), 2**62),
+    "xattrs": st.lists(st.tuples(_NAMES, st.binary(max_size=30)), max_size=3).map(tuple),
+    "complete": st.booleans(),
+    "reason": st.text(max_size=20),
+}
+
+
+def operations() -> st.SearchStrategy[Operation]:
+    """Any operation with any values that its fields can have."""
+
+    def of(cls: type[Operation]) -> st.SearchStrategy[Operation]:
+        fields = {name: _BY_FIELD[name] for name in cls._fields}
+        if cls is Mark:
+            fields["name"] = st.text(max_size=20)
+        return st.builds(cls, **fields)  # type: ignore[arg-type]
+
+    return st.sampled_from(sorted(OPERATIONS.values(), key=lambda cls: cls.__name__)).flatmap(of)
+
+
+def whos() -> st.SearchStrategy[Who]:
+    """Any caller."""
+    return st.builds(Who, _U32, _U32, _U32)
+
+
+class Sample(NamedTuple):
+    """One entry to append."""
+
+    operation: Operation
+    data: bytes = b""
+
+
+SAMPLES = (
+    Sample(NewEpoch(Epoch(1), "a new volume")),
+    Sample(
+        Import(Fid(2), Fid(1), b"old", 0o100644, 5, 6, 0, 9, -7, None, ((b"user.a", b"1"),), False)
+    ),
+    Sample(ImportData(Fid(2), 0, -7, True), b"imported."),
+    Sample(ImportLink(Fid(2), Fid(1), b"older")),
+    Sample(Mkdir(Fid(3), Fid(1), b"d\xff", 0o42755, 0, 100, None, b"\2\0\0\0")),
+    Sample(Create(Fid(4), Fid(3), b"f", 0o100600, 1000, 1000, 0, b"\2\0\0\0")),
+    Sample(Write(Fid(4), 4096, 0o600), b"data \x00 raw"),
+    Sample(Void(Seq(7), 28, 3)),
+    Sample(Truncate(Fid(4), 1 << 40, None)),
+    Sample(Setattr(Fid(4), 0o640, None, 7, None, 1_700_000_000_123_456_789)),
+    Sample(Setxattr(Fid(4), b"user.key", b"\0value")),
+    Sample(Removexattr(Fid(4), b"user.key")),
+    Sample(Symlink(Fid(5), Fid(1), b"l", b"../target", 0, 0)),
+    Sample(Link(Fid(4), Fid(1), b"hard")),
+    Sample(Rename(Fid(4), Fid(1), b"hard", Fid(3), b"f", 2, Fid(4))),
+    Sample(Unlink(Fid(4), Fid(3), b"f")),
+    Sample(Rmdir(Fid(3), Fid(1), b"d\xff")),
+    Sample(Void(Seq(17), 39, 0)),
+    Sample(Mark("before the rm")),
+    Sample(Clean()),
+)
+
+
+def write_samples(
+    directory: Path, samples: tuple[Sample, ...] = SAMPLES, **options: int | bool
+) -> Journal:
+    """A journal in *directory* with *samples*, at fixed times, by a fixed caller."""
+    journal = Journal.create(directory, UUID_OF_TESTS, JournalOptions(**options))  # type: ignore[arg-type]
+    for number, sample in enumerate(samples, 1):
+        journal.append(
+            sample.operation,
+            Who(1000, 100, 4242),
+            1_700_000_000_000_000_000 + number,
+            lambda fid: b"" if fid == 1 else b"path/%d" % fid,
+            sample.data,
+        )
+    return journal

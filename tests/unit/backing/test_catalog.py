@@ -1,0 +1,149 @@
+"""The catalog after entries: names, cookies, links, fids."""
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fusejournal.backing.catalog import Catalog
+from fusejournal.operations import (
+    Create,
+    Link,
+    Mkdir,
+    NewEpoch,
+    Operation,
+    Rename,
+    Setattr,
+    Unlink,
+)
+from fusejournal.types import Epoch, Fid, Seq
+
+
+class Driver:
+    """Records operations with growing seqs."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.catalog = Catalog(directory)
+        self.catalog.add_root(b"root", 99)
+        self.seq = 0
+
+    def record(self, operation: Operation) -> int:
+        self.seq += 1
+        self.catalog.record(operation, Seq(self.seq), self.seq * 1000, b"h%d" % self.seq, self.seq)  # type: ignore[arg-type]
+        return self.seq
+
+    def create(self, fid: int, parent: int, name: bytes) -> int:
+        return self.record(Create(Fid(fid), Fid(parent), name, stat.S_IFREG, 0, 0, 0, None))
+
+    def mkdir(self, fid: int, parent: int, name: bytes) -> int:
+        return self.record(Mkdir(Fid(fid), Fid(parent), name, 0, 0, 0, None, None))
+
+    def names(self, parent: int) -> list[bytes]:
+        return [entry.name for entry in self.catalog.list(Fid(parent), 0)]
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Iterator[Driver]:
+    one = Driver(tmp_path / "catalog")
+    yield one
+    one.catalog.close()
+
+
+def test_names_and_paths(driver: Driver) -> None:
+    driver.mkdir(2, 1, b"d")
+    driver.create(3, 2, b"f")
+    catalog = driver.catalog
+    assert catalog.lookup(Fid(2), b"f") == 3
+    assert catalog.lookup(Fid(2), b"g") is None
+    assert catalog.path(Fid(3)) == b"d/f"
+    assert catalog.path(Fid(1)) == b""
+    assert catalog.path(Fid(77)) is None
+    assert not catalog.is_empty(Fid(2))
+    driver.record(Unlink(Fid(3), Fid(2), b"f"))
+    assert catalog.is_empty(Fid(2))
+    assert catalog.node(Fid(3)) is None
+    assert catalog.next_fid == 4
+
+
+def test_links(driver: Driver) -> None:
+    driver.create(2, 1, b"a")
+    driver.record(Link(Fid(2), Fid(1), b"b"))
+    driver.record(Link(Fid(2), Fid(1), b"c"))
+    node = driver.catalog.node(Fid(2))
+    assert node is not None
+    assert sorted(name for _, name in driver.catalog.places(node)) == [b"a", b"b", b"c"]
+    driver.record(Unlink(Fid(2), Fid(1), b"a"))
+    assert driver.catalog.path(Fid(2)) in (b"b", b"c")
+    driver.record(Unlink(Fid(2), Fid(1), b"b"))
+    assert driver.catalog.path(Fid(2)) == b"c"
+    driver.record(Unlink(Fid(2), Fid(1), b"c"))
+    assert driver.catalog.node(Fid(2)) is None
+
+
+def test_cookies(driver: Driver) -> None:
+    driver.mkdir(2, 1, b"d")
+    for fid in (3, 4, 5):
+        driver.create(fid, 1, b"f%d" % fid)
+    cookies = {entry.name: entry.cookie for entry in driver.catalog.list(Fid(1), 0)}
+    assert cookies == {b"d": 6, b"f3": 8, b"f4": 10, b"f5": 12}
+    # Within a directory a rename keeps the place; to another one it is a new name.
+    driver.record(Rename(Fid(4), Fid(1), b"f4", Fid(1), b"moved", 0, Fid(0)))
+    assert driver.names(1) == [b"d", b"f3", b"moved", b"f5"]
+    assert [entry.name for entry in driver.catalog.list(Fid(1), 8)] == [b"moved", b"f5"]
+    seq = driver.record(Rename(Fid(3), Fid(1), b"f3", Fid(2), b"f3", 0, Fid(0)))
+    (entry,) = driver.catalog.list(Fid(2), 0)
+    assert entry.cookie == 4 + 2 * seq
+
+
+def test_exchange_and_replacement(driver: Driver) -> None:
+    driver.mkdir(2, 1, b"d")
+    driver.create(3, 2, b"in")
+    driver.create(4, 1, b"out")
+    driver.record(Rename(Fid(4), Fid(1), b"out", Fid(2), b"in", 2, Fid(3)))
+    assert driver.catalog.path(Fid(3)) == b"out"
+    assert driver.catalog.path(Fid(4)) == b"d/in"
+    driver.record(Rename(Fid(4), Fid(2), b"in", Fid(1), b"out", 0, Fid(3)))
+    assert driver.catalog.node(Fid(3)) is None
+    assert driver.names(1) == [b"d", b"out"]
+
+
+def test_contradictions_are_found(driver: Driver) -> None:
+    with pytest.raises(KeyError):
+        driver.record(Setattr(Fid(9), 0, None, None, None, None))
+    with pytest.raises(KeyError):
+        driver.record(Unlink(Fid(1), Fid(1), b"nothing"))
+
+
+def test_what_was_committed_is_there_again(driver: Driver) -> None:
+    driver.mkdir(2, 1, b"d")
+    driver.record(Setattr(Fid(2), 0o700, None, None, None, None))
+    driver.catalog.commit()
+    driver.create(3, 2, b"lost")
+    driver.catalog.close()
+    again = Catalog(driver.directory)
+    assert again.applied_seq == 2
+    node = again.node(Fid(2))
+    assert node is not None
+    assert (node.handle, node.ino, node.ctime_ns, node.last_seq) == (b"h1", 1, 2000, 2)
+    assert again.lookup(Fid(2), b"lost") is None
+    assert again.next_fid == 3
+    driver.catalog = again
+
+
+def test_epochs_have_fids_of_their_own(driver: Driver) -> None:
+    driver.create(2, 1, b"a")
+    driver.catalog.record_control(NewEpoch(Epoch(3), "lost"), Seq(2))
+    assert driver.catalog.next_fid == (2 << 40) + 2
+
+
+def test_fids_without_handle(driver: Driver) -> None:
+    for fid in range(2, 9000):
+        driver.create(fid, 1, b"f%d" % fid)
+    for fid in (5, 4100, 8999):
+        node = driver.catalog.node(Fid(fid))
+        assert node is not None
+        node.handle = b""
+        driver.catalog.touch(node)
+    assert list(driver.catalog.fids_without_handle()) == [5, 4100, 8999]

@@ -1,0 +1,236 @@
+"""Append, roll, flush, space and reading of one journal."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fusejournal import storage
+from fusejournal.errors import (
+    JournalDamagedError,
+    JournalFailedError,
+    JournalForeignError,
+    JournalFullError,
+)
+from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.journal.paths import PathTracker
+from fusejournal.journal.segment import list_segments
+from fusejournal.operations import Clean, Create, Operation, Setattr, Unlink, Void, Write
+from fusejournal.types import NOBODY_ASKED, Fid, Seq
+from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples
+
+_SMALL = JournalOptions(segment_bytes=1 << 16, preallocate_bytes=1 << 14, reserve_bytes=1 << 14)
+
+
+@pytest.fixture(autouse=True)
+def _no_fault_left() -> Iterator[None]:
+    yield
+    storage.listen(None)
+
+
+def append(journal: Journal, operation: Operation, data: bytes = b"") -> Seq:
+    return journal.append(
+        operation, NOBODY_ASKED, journal.last_time_ns + 1, lambda fid: b"p%d" % fid, data
+    )
+
+
+def append_until_full(journal: Journal, operation: Operation, data: bytes = b"") -> int:
+    """How many entries the journal took before it was full."""
+    for taken in range(10_000):
+        try:
+            append(journal, operation, data)
+        except JournalFullError:
+            return taken
+    raise AssertionError("it was never full")
+
+
+def reopen(directory: Path, *, unclean_machine: bool = False, read_only: bool = False) -> Journal:
+    return Journal.open(
+        directory, UUID_OF_TESTS, _SMALL, unclean_machine=unclean_machine, read_only=read_only
+    )
+
+
+def test_entries_come_back(tmp_path: Path) -> None:
+    journal = write_samples(tmp_path)
+    found = list(journal.read(Seq(1), Seq(100)))
+    assert [(entry.operation, bytes(entry.data)) for entry in found] == list(SAMPLES)
+    assert [entry.seq for entry in journal.read(Seq(3), Seq(6))] == [3, 4, 5]
+    assert [entry.seq for entry in journal.tail(2)] == [len(SAMPLES) - 1, len(SAMPLES)]
+    head = journal.head
+    journal.close()
+    assert reopen(tmp_path).head == head
+
+
+def test_segments_roll_and_tell_every_path_again(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
+    for number in range(100):
+        append(journal, Write(Fid(7 + number % 2), 0, None), bytes(2000))
+    paths = list_segments(tmp_path)
+    assert len(paths) > 2
+    assert all(path.stat().st_size <= _SMALL.segment_bytes for path in paths)
+    for path in paths:
+        start = Seq(int(path.stem))
+        first, second, third = list(journal.read(start, Seq(start + 3)))
+        assert [entry.paths for entry in (first, second, third)] == [
+            {first.operation.fid: b"p%d" % first.operation.fid},
+            {second.operation.fid: b"p%d" % second.operation.fid},
+            None,
+        ]
+        assert journal.segment_start(third.seq) == start
+
+
+def test_a_void_is_never_in_another_segment(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
+    for _ in range(400):
+        seq = append(journal, Write(Fid(7), 0, None), bytes(1000))
+        append(journal, Void(seq, errno.EIO, 0))
+    starts = [int(path.stem) for path in list_segments(tmp_path)]
+    assert len(starts) > 5
+    assert all(start % 2 == 1 for start in starts)
+
+
+def test_large_entry_gets_a_segment_of_its_own(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
+    append(journal, Write(Fid(7), 0, None), b"a")
+    append(journal, Write(Fid(7), 0, None), bytes(1 << 20))
+    append(journal, Write(Fid(7), 0, None), b"b")
+    assert [len(entry.data) for entry in journal.read(Seq(1), Seq(4))] == [1, 1 << 20, 1]
+
+
+def test_flushed_watermark_is_in_later_frames(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
+    for _ in range(3):
+        append(journal, Clean())
+    assert journal.durable_seq == 0
+    assert journal.sync() == 3
+    append(journal, Clean())
+    assert [entry.flushed for entry in journal.read(Seq(1), Seq(5))] == [0, 0, 0, 3]
+    journal.close()
+    assert reopen(tmp_path).durable_seq == 3
+
+
+@pytest.mark.parametrize("label", ["journal.append", "journal.fallocate"])
+def test_full_disk_refuses_and_goes_on(tmp_path: Path, label: str) -> None:
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
+    append(journal, Write(Fid(7), 0, None), b"one")
+    storage.listen(storage.PlannedFault(label, 1, "ENOSPC+"))
+    assert append_until_full(journal, Write(Fid(7), 0, None), bytes(1000)) < 100
+    head = journal.head
+    if label == "journal.fallocate":
+        # The reserve is for those who make space, and for what must be said.
+        append(journal, Unlink(Fid(7), Fid(1), b"x"))
+        append(journal, Void(journal.head_seq, errno.EIO, 0))
+    storage.listen(None)
+    append(journal, Write(Fid(7), 0, None), b"two")
+    assert [entry.seq for entry in journal.read(head.seq, Seq(head.seq + 2))] == [
+        head.seq,
+        head.seq + 1,
+    ]
+    journal.close()
+    assert reopen(tmp_path).repairs == []
+
+
+def test_reserve_is_enough_for_removals_but_not_without_end(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
+    storage.listen(storage.PlannedFault("journal.fallocate", 1, "ENOSPC+"))
+    assert append_until_full(journal, Write(Fid(7), 0, None), bytes(1000)) < 100
+    assert 50 < append_until_full(journal, Unlink(Fid(7), Fid(1), b"name")) < 10_000
+    append(journal, Void(journal.head_seq, errno.EIO, 0))
+    append(journal, Clean())
+
+
+def test_short_write_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
+    append(journal, Write(Fid(7), 0, None), b"one")
+    whole = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda fd, buffers, at: whole(fd, [buffers[0][:9]], at))
+    with pytest.raises(JournalFullError):
+        append(journal, Write(Fid(7), 0, None), b"two")
+    monkeypatch.undo()
+    append(journal, Write(Fid(7), 0, None), b"three")
+    assert [bytes(entry.data) for entry in journal.read(Seq(1), Seq(9))] == [b"one", b"three"]
+
+
+@pytest.mark.parametrize("label", ["journal.append", "journal.sync", "journal.sync.directory"])
+def test_failing_disk_ends_it(tmp_path: Path, label: str) -> None:
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
+    append(journal, Clean())
+    storage.listen(storage.PlannedFault(label, 1, "EIO"))
+    act: Callable[[], object] = (
+        journal.sync if "sync" in label else lambda: append(journal, Clean())
+    )
+    with pytest.raises(JournalFailedError):
+        act()
+    # Once is for good: nobody knows what the pages hold.
+    with pytest.raises(JournalFailedError):
+        append(journal, Clean())
+    with pytest.raises(JournalFailedError):
+        journal.sync()
+
+
+def test_compressed_segments_read_the_same(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
+    for number in range(200):
+        append(journal, Write(Fid(7), number, None), b"%d" % number * 300)
+    journal.sync()
+    before = [(entry.seq, bytes(entry.data)) for entry in journal.read(Seq(1), Seq(201))]
+    sealed = journal.sealed_segments()
+    assert len(sealed) == len(list_segments(tmp_path)) - 1
+    for path in sealed:
+        journal.compress_one(path)
+    assert journal.sealed_segments() == []
+    assert [path.suffix for path in list_segments(tmp_path)][:-1] == [".fjz"] * len(sealed)
+    assert [(e.seq, bytes(e.data)) for e in journal.read(Seq(1), Seq(201))] == before
+    assert [entry.seq for entry in journal.read(Seq(90), Seq(95))] == [90, 91, 92, 93, 94]
+    journal.close()
+    assert reopen(tmp_path).head_seq == 200
+
+
+def test_foreign_segments_are_refused(tmp_path: Path) -> None:
+    write_samples(tmp_path).close()
+    from uuid import uuid4
+
+    with pytest.raises(JournalForeignError):
+        Journal.open(tmp_path, uuid4(), _SMALL, unclean_machine=False)
+
+
+def test_after_a_lost_machine_the_first_bad_frame_above_the_watermark_ends_it(
+    tmp_path: Path,
+) -> None:
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
+    for number in range(100):
+        append(journal, Write(Fid(7), number, None), bytes(2000))
+        if number == 50:
+            journal.sync()
+    journal.close()
+    spoilt = next(entry for entry in journal.read(Seq(60), Seq(61)))
+    path = next(p for p in reversed(list_segments(tmp_path)) if int(p.stem) <= 60)
+    with open(path, "r+b") as file:
+        file.seek(spoilt.offset + 100)
+        file.write(b"\xff\xff")
+    with pytest.raises(JournalDamagedError, match="seq 60"):
+        # A killed process cannot have left that.
+        list(reopen(tmp_path, read_only=True).read(Seq(1), Seq(101)))
+    opened = reopen(tmp_path, unclean_machine=True)
+    assert opened.head_seq == 59
+    (cut,) = opened.repairs
+    assert cut.seq == 60
+    assert len(cut.after) >= 1
+    append(opened, Clean())
+    assert opened.head_seq == 60
+
+
+def test_paths_follow_renames() -> None:
+    tracker = PathTracker()
+    from fusejournal.operations import Mkdir, Rename
+
+    tracker.follow(Mkdir(Fid(2), Fid(1), b"a", 0, 0, 0, None, None))
+    tracker.follow(Create(Fid(3), Fid(2), b"f", 0, 0, 0, 0, None))
+    assert tracker.path(Fid(3)) == b"a/f"
+    tracker.follow(Rename(Fid(2), Fid(1), b"a", Fid(1), b"b", 0, Fid(0)))
+    assert tracker.path(Fid(3)) == b"b/f"
+    assert tracker.path_of(Setattr(Fid(3), 0, None, None, None, None)) == b"b/f"
+    tracker.follow(Unlink(Fid(3), Fid(2), b"f"))
+    assert tracker.path(Fid(3)) is None

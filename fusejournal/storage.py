@@ -6,8 +6,8 @@ environment of a spawned layer) can plan a fault for a label: fail it with an er
 process right there, as a power switch would.
 
 ``FUSEJOURNAL_FAULT="label:count:action"``: at the *count*-th time that *label* (an ``fnmatch``
-pattern) is reached, do *action*: ``kill`` or the name of an errno (``ENOSPC``, ``EIO``), the
-latter once; ``ENOSPC+`` fails it from then on.
+pattern) is reached, do *action*: ``kill``, ``stall`` (two seconds, as a slow disk does) or the name
+of an errno (``ENOSPC``, ``EIO``), these once; with a ``+`` behind it, from then on.
 
 Source: open(2), pwritev(2), fallocate(2), fdatasync(2), syncfs(2).
 """
@@ -16,12 +16,14 @@ import ctypes
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 _listener: Callable[[str], None] | None = None
 
 FALLOC_FL_KEEP_SIZE = 1
+_STALL_SECONDS = 2.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -49,7 +51,10 @@ class PlannedFault:
         self.pattern = pattern
         self.left = count
         self.repeat = action.endswith("+")
-        self.errno = None if action == "kill" else getattr(errno, action.rstrip("+"))
+        self.action = action.rstrip("+")
+        self.errno = getattr(errno, self.action, None)
+        if self.errno is None and self.action not in ("kill", "stall"):
+            raise ValueError(f"no action {action!r}")
 
     def __call__(self, label: str) -> None:
         if not fnmatchcase(label, self.pattern):
@@ -57,9 +62,11 @@ class PlannedFault:
         self.left -= 1
         if self.left > 0 or (self.left < 0 and not self.repeat):
             return
-        if self.errno is None:
+        if self.errno is not None:
+            raise OSError(self.errno, f"{os.strerror(self.errno)} (planned at {label})")
+        if self.action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        raise OSError(self.errno, f"{os.strerror(self.errno or 0)} (planned at {label})")
+        time.sleep(_STALL_SECONDS)
 
 
 def listen_to_environment() -> None:

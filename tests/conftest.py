@@ -8,6 +8,32 @@ import pytest
 
 from tests.support.layer import Layer
 
+ALLOWED_SKIPS: frozenset[str] = frozenset()
+"""Reasons for which a test may be skipped where changes land."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--strict-skips``: where everything must run."""
+    parser.addoption(
+        "--strict-skips",
+        action="store_true",
+        help="fail if a test is skipped for an unlisted reason",
+    )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run for skips that are not on the list."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not session.config.getoption("--strict-skips") or reporter is None:
+        return
+    reasons = {str(report.longrepr[2]) for report in reporter.stats.get("skipped", ())}
+    unlisted = {
+        reason for reason in reasons if reason.removeprefix("Skipped: ") not in ALLOWED_SKIPS
+    }
+    if unlisted:
+        reporter.write_line(f"skipped, and not on the list: {sorted(unlisted)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where nothing can be mounted, say so rather than fail."""

@@ -1,0 +1,74 @@
+"""Who waits for a disk waits alone."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.layer import Layer
+
+pytestmark = pytest.mark.mount
+
+_STALL_SECONDS = 2.0
+
+
+def _fsync(path: Path) -> float:
+    """How long an fsync of *path* took, in seconds."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        os.write(fd, b"more")
+        begun = time.monotonic()
+        os.fsync(fd)
+        return time.monotonic() - begun
+    finally:
+        os.close(fd)
+
+
+def test_a_slow_flush_holds_up_nobody_else(layer: Layer) -> None:
+    layer.reconfigure(
+        "[journal]\nflush_interval_seconds = 60\ncheckpoint_interval_seconds = 3600\n"
+    )
+    for number in range(4):
+        (layer.backing / f"f{number}").touch()
+    layer.start()
+    layer.stop()
+    layer.start(fault="journal.sync:1:stall+")
+    took: dict[int, float] = {}
+
+    def wait(number: int) -> None:
+        took[number] = _fsync(layer.mountpoint / f"f{number}")
+
+    waiters = [threading.Thread(target=wait, args=(number,)) for number in range(4)]
+    for waiter in waiters:
+        waiter.start()
+    done, longest = 0, 0.0
+    while any(waiter.is_alive() for waiter in waiters):
+        begun = time.monotonic()
+        (layer.mountpoint / f"d{done}").mkdir()
+        assert layer.ask()["state"] == "running"
+        longest = max(longest, time.monotonic() - begun)
+        done += 1
+    assert done > 20
+    assert longest < _STALL_SECONDS / 2
+    # All who waited shared a flush or two.
+    assert max(took.values()) < 2.5 * _STALL_SECONDS
+    assert min(took.values()) > _STALL_SECONDS / 4
+
+
+def test_in_the_mode_nfs_names_wait_for_the_flush(layer: Layer) -> None:
+    layer.reconfigure('[volume]\ndurability = "nfs"\n[journal]\nflush_interval_seconds = 60\n')
+    layer.start()
+    for act in (
+        lambda: (layer.mountpoint / "d").mkdir(),
+        lambda: (layer.mountpoint / "f").touch(),
+        lambda: (layer.mountpoint / "f").chmod(0o600),
+        lambda: os.rename(layer.mountpoint / "f", layer.mountpoint / "g"),
+        lambda: os.truncate(layer.mountpoint / "g", 5),
+        lambda: os.close(os.open(layer.mountpoint / "g", os.O_WRONLY | os.O_TRUNC)),
+        lambda: (layer.mountpoint / "g").unlink(),
+    ):
+        act()
+        status = layer.ask()
+        assert status["durable_seq"] == status["head_seq"]

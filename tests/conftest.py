@@ -5,8 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.layer import Layer
+
+# How fast the machine is must not decide whether a test passes.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 ALLOWED_SKIPS: frozenset[str] = frozenset()
 """Reasons for which a test may be skipped where changes land."""

@@ -19,6 +19,7 @@ from fusejournal import storage
 from fusejournal.backing.catalog import COMMIT_CHANGES, Catalog
 from fusejournal.config import JournalConfig
 from fusejournal.errors import JournalError
+from fusejournal.journal.format import FormatError
 from fusejournal.journal.journal import Journal
 from fusejournal.types import Seq
 
@@ -44,6 +45,8 @@ class Durability:
         self._failed = False
         self._wanted = trio.Event()
         self._flushed = trio.Event()
+        self.compression_failure: str | None = None
+        """Why sealed segments are not compressed any more."""
         self.full = False
         """Whether the catalog's disk has no space for what has to be committed."""
 
@@ -127,10 +130,13 @@ class Durability:
                 try:
                     await trio.to_thread.run_sync(self._journal.compress_one, segment)
                 except OSError as error:
-                    # The plain segment is as good; a full disk, say, passes.
                     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                        raise
-                    break
+                        self.compression_failure = f"{segment}: {error.strerror}"
+                        return
+                    break  # a full disk passes, and the plain segment is as good
+                except FormatError as error:
+                    self.compression_failure = str(error)
+                    return
 
     def _broken(self, reason: str) -> None:
         self._failed = True

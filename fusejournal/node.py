@@ -12,6 +12,7 @@ import errno
 import fcntl
 import logging
 import os
+import resource
 import shutil
 import signal
 from collections import deque
@@ -84,6 +85,8 @@ class Node:
     async def run(self) -> None:
         """Open, mount, serve, close."""
         drop_resource_capability()
+        _, descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors_max, descriptors_max))
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_signals, signals, nursery.cancel_scope)
@@ -203,6 +206,8 @@ class Node:
         degraded = list(self._opening.degraded)
         if volume.failure is not None:
             degraded.append(f"read-only: {volume.failure}")
+        if self._durability.compression_failure is not None:
+            degraded.append(f"segments are not compressed: {self._durability.compression_failure}")
         if volume.journal_full or self._durability.full:
             degraded.append(
                 f"no space under {spec.state_dir}: changes are refused until there is some"

@@ -30,9 +30,11 @@ A cookie is a name's place in its directory: 4 + twice the seq of the entry that
 that a reader who renames as it reads comes to an end. Source: readdir(2); the kernel's nfsd
 refuses cookies 1 and 2."""
 
+import errno
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from stat import S_IFDIR, S_IFLNK, S_IFMT
 from typing import NamedTuple
@@ -80,6 +82,15 @@ _SCAN_FIDS = 4096
 
 COMMIT_CHANGES = 5_000
 """Commit when this many entries were recorded: LMDB keeps what a transaction changed in memory."""
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """LMDB's errors have no errno of their own: what is left to fail here is the disk."""
+    try:
+        yield
+    except lmdb.Error as error:
+        raise OSError(errno.EIO, str(error)) from error
 
 
 class Node:
@@ -164,8 +175,9 @@ class Catalog:
     # -- transactions ------------------------------------------------------------------------------
 
     def commit(self) -> None:
-        """Put everything recorded so far into the page cache, in one step. Raises OSError when the
-        disk is full; the transaction then goes on and the next commit tries again."""
+        """Put everything recorded so far into the page cache, in one step. Raises OSError: ENOSPC
+        when the disk is full, the transaction then goes on and the next commit tries again; EIO
+        when LMDB gave it up."""
         self._flush_nodes()
         for word in ("applied_seq", "checkpoint_seq", "next_fid"):
             self._txn.put(
@@ -176,14 +188,18 @@ class Catalog:
         # Space first: an LMDB commit that fails takes the whole transaction with it.
         self._reserve()
         storage.reached("catalog.commit")
-        self._txn.commit()
-        self._txn = self._env.begin(write=True)
+        with _as_os_error():
+            try:
+                self._txn.commit()
+            finally:
+                self._txn = self._env.begin(write=True)
         self.changes = 0
 
     def sync(self) -> None:
         """Make all commits durable. Blocks: call it in a thread."""
         storage.reached("catalog.sync")
-        self._env.sync(True)
+        with _as_os_error():
+            self._env.sync(True)
 
     def close(self) -> None:
         """Give up what was not committed and close the environment."""

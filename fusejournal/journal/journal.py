@@ -104,8 +104,11 @@ class Journal:
         """What keeps a read-only opened journal from being whole."""
         self._current: _Current | None = None
         self._failure: str | None = None
-        self._unsynced: list[tuple[Path, int]] = []
-        self._directory_dirty = False
+        # Shared with the thread that flushes: only the loop's appends on the right and counts up,
+        # only the flush takes from the left and catches up.
+        self._unsynced: deque[tuple[Path, int]] = deque()
+        self._names_made = 0
+        self._names_synced = 0
         self._sync_lock = threading.Lock()
         self._sealed_bytes: dict[Seq, int] = {}
 
@@ -169,7 +172,7 @@ class Journal:
         for path in list_segments(self.directory)[:-1]:
             if path.suffix != COMPRESSED_SUFFIX and first_seq_of(path) + 1 > self.durable_seq:
                 self._unsynced.append((path, os.open(path, os.O_RDWR | os.O_CLOEXEC)))
-        self._directory_dirty = True
+        self._names_made += 1
 
     @property
     def is_writable(self) -> bool:
@@ -349,7 +352,7 @@ class Journal:
             if isinstance(error, OSError) and error.errno not in _NO_SPACE:
                 raise self._fail(f"{path}: cannot be written: {error.strerror}") from error
             raise JournalFullError(f"{self.directory}: no space left for the journal") from None
-        self._directory_dirty = True
+        self._names_made += 1
         return current
 
     # -- flushing ----------------------------------------------------------------------------------
@@ -369,23 +372,22 @@ class Journal:
             current = self._current
             assert current is not None
             sealed = list(self._unsynced)
-            directory_dirty, self._directory_dirty = self._directory_dirty, False
+            names_made = self._names_made
             try:
                 for _, fd in sealed:
                     storage.fdatasync("journal.sync", fd)
                 storage.fdatasync("journal.sync", current.fd)
-                if directory_dirty:
+                if names_made != self._names_synced:
                     storage.fsync_directory("journal.sync.directory", self.directory)
             except OSError as error:
                 raise self._fail(
                     f"{self.directory}: cannot be flushed: {error.strerror}"
                 ) from error
+            self._names_synced = names_made
             for _, fd in sealed:
-                if fd != current.fd:
+                if fd != current.fd:  # sealed meanwhile, perhaps with more in it: next time
+                    self._unsynced.popleft()
                     os.close(fd)
-            self._unsynced[:] = [
-                pair for pair in self._unsynced if pair not in sealed or pair[1] == current.fd
-            ]
             self.durable_seq = max(self.durable_seq, seq)
             return self.durable_seq
 
@@ -415,7 +417,7 @@ class Journal:
 
     def sealed_segments(self) -> list[Path]:
         """Plain segments that are sealed and durable: those that can be compressed."""
-        busy = {path for path, _ in self._unsynced}
+        busy = {path for path, _ in list(self._unsynced)}  # a copy: a flush may run beside us
         if self._current is not None:
             busy.add(self._current.path)
         return [

@@ -72,6 +72,9 @@ class SeekableFile:
             start, end = self._positions[block], self._positions[block + 1]
             compressed = os.pread(self._fd, end - start, start)
             try:
+                # A block says how large it is, and would be believed.
+                if zstandard.frame_content_size(compressed) > BLOCK_BYTES:
+                    raise FormatError(f"compressed block {block} claims to be too large")
                 self._content = self._decompressor.decompress(
                     compressed, max_output_size=BLOCK_BYTES
                 )

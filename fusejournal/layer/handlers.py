@@ -92,6 +92,7 @@ class Handlers(pyfuse3.Operations):
         self.names_wait = names_wait
         self._files: dict[int, OpenFile] = {}
         self._opens: dict[Fid, int] = {}
+        self._forgotten: set[Fid] = set()
         self._next_handle = 1
 
     # -- committing --------------------------------------------------------------------------------
@@ -157,6 +158,7 @@ class Handlers(pyfuse3.Operations):
     def _lookup(self, parent: Fid, name: bytes) -> EntryAttributes:
         if name in (b".", b".."):
             node = self._tree.node(parent)
+            self._forgotten.discard(parent)
             return self._attributes(parent if name == b"." else node.parent)
         _check_name(name)
         fid = self._catalog.lookup(parent, name)
@@ -222,8 +224,15 @@ class Handlers(pyfuse3.Operations):
         """The kernel has dropped these fids. Only orphans mind: everything else is found again by
         its fid."""
         for fid, _ in inode_list:
-            if self._tree.is_orphan(fid) and not self._opens.get(fid):
-                self._tree.drop_orphan(fid)
+            if self._tree.is_orphan(fid):
+                self._forgotten.add(fid)
+                self._drop_if_unused(fid)
+
+    def _drop_if_unused(self, fid: Fid) -> None:
+        """The kernel may forget an orphan before it says that the last open is over."""
+        if fid in self._forgotten and fid not in self._opens:
+            self._forgotten.discard(fid)
+            self._tree.drop_orphan(fid)
 
     # -- making ------------------------------------------------------------------------------------
 
@@ -485,6 +494,7 @@ class Handlers(pyfuse3.Operations):
             self._opens[fid] = left
         else:
             del self._opens[fid]
+            self._drop_if_unused(fid)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
         """Wait until the journal is durable up to the file's last entry."""

@@ -1,6 +1,7 @@
 """The codec gives back what it was given, and every changed byte is found."""
 
 import contextlib
+import struct
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,16 @@ def test_swapped_frames_are_found(tmp_path: Path) -> None:
     )
     with pytest.raises(JournalError):
         Journal.open(tmp_path, UUID_OF_TESTS, JournalOptions(), unclean_machine=False)
+
+
+def test_a_block_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
+    import zstandard
+
+    from fusejournal.journal.seekable import SeekableFile
+
+    huge = zstandard.ZstdCompressor(write_content_size=True).compress(bytes(64 << 20))
+    table = struct.pack("<II", 0x184D2A5E, 17) + struct.pack("<II", len(huge), 256 << 10)
+    path = tmp_path / "00000000000000000001.fjz"
+    path.write_bytes(huge + table + struct.pack("<IBI", 1, 0, 0x8F92EAB1))
+    with open(path, "rb") as file, pytest.raises(FormatError, match="too large"):
+        SeekableFile(file.fileno()).read_at(0, 100)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -234,3 +235,33 @@ def test_paths_follow_renames() -> None:
     assert tracker.path_of(Setattr(Fid(3), 0, None, None, None, None)) == b"b/f"
     tracker.follow(Unlink(Fid(3), Fid(2), b"f"))
     assert tracker.path(Fid(3)) is None
+
+
+def test_flushing_beside_appending_misses_no_segment(tmp_path: Path) -> None:
+    """Appends roll segments while another thread flushes: in the end nothing is left unflushed."""
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
+    flushed: list[int] = []
+    real = os.fdatasync
+    stop = threading.Event()
+
+    def record(fd: int) -> None:
+        flushed.append(os.fstat(fd).st_ino)
+        real(fd)
+
+    def flush() -> None:
+        while not stop.is_set():
+            journal.sync()
+
+    thread = threading.Thread(target=flush)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fdatasync", record)
+        thread.start()
+        for number in range(2000):
+            append(journal, Write(Fid(7), number, None), bytes(3000))
+        stop.set()
+        thread.join()
+        assert journal.sync() == 2000
+    paths = list_segments(tmp_path)
+    assert len(paths) > 50
+    assert {path.stat().st_ino for path in paths} <= set(flushed)
+    assert len(journal.sealed_segments()) == len(paths) - 1

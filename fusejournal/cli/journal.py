@@ -96,5 +96,5 @@ def _show(found: VerifyReport) -> None:
     click.echo(
         f"{'DAMAGED' if found.damages else 'sound'}: {found.entries:,} entries "
         f"({found.first_seq} to {found.last_seq}), "
-        f"{text.size(found.bytes)} in {found.segments} segments"
+        f"{text.size(found.bytes)} in {text.count(found.segments, 'segment')}"
     )

@@ -137,7 +137,10 @@ def _show(one: dict[str, Any]) -> None:
             f"checkpoint at {number('checkpoint_seq')}",
         ),
         ("rate", f"{one['entries_per_second']:,} entries/s"),
-        ("journal", f"{text.size(one['journal_bytes'])} in {one['segments']} segments"),
+        (
+            "journal",
+            f"{text.size(one['journal_bytes'])} in {text.count(one['segments'], 'segment')}",
+        ),
         ("disk left", f"{text.size(one['disk_free_bytes'])} for the journal"),
     ]
     for key, value in lines:

@@ -9,13 +9,18 @@ import click
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-def size(count: float) -> str:
+def size(amount: float) -> str:
     """A number of bytes in the unit that fits."""
     unit = 0
-    while count >= 1024 and unit < len(_UNITS) - 1:
-        count /= 1024
+    while amount >= 1024 and unit < len(_UNITS) - 1:
+        amount /= 1024
         unit += 1
-    return f"{count:.0f} {_UNITS[unit]}" if unit == 0 else f"{count:.1f} {_UNITS[unit]}"
+    return f"{amount:.0f} {_UNITS[unit]}" if unit == 0 else f"{amount:.1f} {_UNITS[unit]}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things: "1 segment", "2 segments"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def moment(time_ns: int) -> str:

@@ -7,6 +7,7 @@ nothing else; files keep their fids; and the journal alone gives the backing's t
 
 import errno
 import os
+import shutil
 import signal
 import stat
 from collections.abc import Callable, Iterator
@@ -227,3 +228,50 @@ def test_kill_while_importing(label: str, count: int, tmp_path: Path) -> None:
         target.mkdir()
         rebuild(layer.state, target, load_state(layer.state).uuid)
         assert not difference(image(target), before)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_kill_while_rebuilding_the_catalog(layer: Layer, tmp_path: Path, count: int) -> None:
+    layer.start()
+    for n in range(70):
+        os.mkdir(layer.mountpoint / f"d{n}")
+        for m in range(100):
+            os.mknod(layer.mountpoint / f"d{n}" / f"f{m}")
+    os.rename(layer.mountpoint / "d7", layer.mountpoint / "moved")
+    known, before = fids(layer.mountpoint), image(layer.mountpoint)
+    layer.kill()
+    shutil.rmtree(layer.state / "catalog")
+    layer.start(fault=f"catalog.commit:{count}:kill")
+    assert layer.wait() == -signal.SIGKILL
+    layer.start()
+    assert fids(layer.mountpoint) == known
+    assert not difference(image(layer.mountpoint), before)
+    (layer.mountpoint / "moved" / "f5").write_text("still here")
+    layer.stop()
+    assert "ERROR" not in layer.words()
+    target = tmp_path / "rebuilt"
+    target.mkdir()
+    rebuild(layer.state, target, load_state(layer.state).uuid)
+    assert not difference(image(target), image(layer.backing))
+
+
+@pytest.mark.parametrize("label", ["apply.*", "catalog.commit"])
+def test_kill_while_recovering(tmp_path: Path, label: str) -> None:
+    """The recovery of a kill between append and apply is killed, too."""
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    with Layer(tmp_path, config=_CONFIG) as layer:
+        layer.start(fault="apply.rename:2:kill")
+        candidates = _run(layer, plain)
+        assert layer.wait() == -signal.SIGKILL
+        layer.start(fault=f"{label}:1:kill")
+        assert layer.wait() == -signal.SIGKILL
+        layer.start()
+        now = image(layer.mountpoint, times=False)
+        differences = [difference(now, image(one, times=False)) for one in candidates]
+        assert "" in differences, "\n---\n".join(differences)
+        layer.stop()
+        target = tmp_path / "rebuilt"
+        target.mkdir()
+        rebuild(layer.state, target, load_state(layer.state).uuid)
+        assert not difference(image(target), image(layer.backing))

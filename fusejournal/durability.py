@@ -43,6 +43,8 @@ class Durability:
         self._config = config
         self._fail = fail
         self._failed = False
+        self._is_running = False
+        """Not in a read-only mount, where there is nothing to wait for."""
         self._wanted = trio.Event()
         self._flushed = trio.Event()
         self.compression_failure: str | None = None
@@ -58,7 +60,7 @@ class Durability:
     async def wait(self, seq: Seq) -> None:
         """Return when the journal is durable up to *seq*. Raises OSError EIO when it cannot be.
         Cancelling is harmless: the flush goes on for the others."""
-        while self._journal.durable_seq < seq:
+        while self._is_running and self._journal.durable_seq < seq:
             if self._failed:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             self._wanted.set()
@@ -66,6 +68,7 @@ class Durability:
 
     async def run(self) -> None:
         """Run all background tasks until cancelled."""
+        self._is_running = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._flush_loop)
             nursery.start_soon(self._checkpoint_loop)
@@ -111,6 +114,8 @@ class Durability:
         try:
             # The journal first: the backing must never be ahead of it on disk.
             await self.flush()
+            if self._failed:
+                return
             await trio.to_thread.run_sync(storage.syncfs, "checkpoint.syncfs", self._root_fd)
             self._catalog.checkpoint_seq = seq
             self.commit_catalog()

@@ -79,6 +79,12 @@ class Importer:
                 self._where(parent, name),
                 "another file system is mounted here; a volume is one file system",
             )
+        if look.owner not in (None, self._volume.tree.uuid):
+            raise BackingError(
+                self._where(parent, name),
+                f"belongs to volume {look.owner}; if that one is no more, remove its mark: "
+                f"setfattr -h -x {FID_XATTR}",
+            )
         self.imported += 1
         node_of_tag = catalog.node(look.fid) if look.fid is not None else None
         if node_of_tag is not None and not S_ISDIR(look.stat.st_mode):
@@ -86,6 +92,25 @@ class Importer:
         else:
             yield from self._import_object(parent, name, look)
         yield self._progress()
+
+    def finish(self, fid: Fid) -> None:
+        """Journal the rest of the content of *fid*, whose import was interrupted, if there is any.
+        Raises OSError ENOSPC when the journal is full."""
+        node = self._volume.tree.node(fid)
+        if not node.complete:
+            for _ in self._import_content(node):
+                pass
+
+    def import_now(self, parent: Fid, name: bytes) -> None:
+        """Import what somebody put into the backing of a running volume. What is interrupted is
+        finished when the file is opened, or at the next mount. Raises as :meth:`run`."""
+        whole = self._volume.catalog.imported
+        # Whoever put it there changed the directory's mtime with it.
+        mtime_ns = clamp_time(self._volume.tree.stat(parent).st_mtime_ns)
+        self._volume.commit(Setattr(parent, None, None, None, None, mtime_ns), NOBODY_ASKED)
+        for _ in self.import_name(parent, name):
+            pass
+        self._volume.catalog.imported = whole
 
     def _import_object(self, parent: Fid, name: bytes, look: Look) -> Iterator[ImportProgress]:
         stat = look.stat
@@ -196,10 +221,19 @@ def survey(root_fd: int) -> ImportProgress:
     """Count names and bytes below *root_fd* without reading any file, for a progress bar's
     total."""
     names, total = 0, 0
-    for _, directories, files, fd in os.fwalk(".", dir_fd=root_fd, follow_symlinks=False):
-        names += len(directories) + len(files)
-        for name in files:
-            stat = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if S_ISREG(stat.st_mode):
-                total += min(stat.st_size, stat.st_blocks * 512)
+    # Handles rather than paths or descriptors: there may be more levels than either can have.
+    pending = [syscalls.handle_of(root_fd)]
+    while pending:
+        fd = syscalls.open_by_handle(root_fd, pending.pop(), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    names += 1
+                    stat = entry.stat(follow_symlinks=False)
+                    if S_ISREG(stat.st_mode):
+                        total += min(stat.st_size, stat.st_blocks * 512)
+                    elif S_ISDIR(stat.st_mode):
+                        pending.append(syscalls.handle_of(fd, os.fsencode(entry.name)))
+        finally:
+            os.close(fd)
     return ImportProgress(names, total)

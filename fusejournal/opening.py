@@ -19,9 +19,14 @@ from uuid import UUID
 
 from fusejournal import storage
 from fusejournal.backing import syscalls
-from fusejournal.backing.catalog import COMMIT_CHANGES, Catalog
+from fusejournal.backing.catalog import COMMIT_CHANGES, Catalog, CatalogSpoiltError
 from fusejournal.backing.tree import FID_XATTR, Tree, pack_tag, probe
-from fusejournal.errors import BackingError, JournalDamagedError, JournalFullError
+from fusejournal.errors import (
+    BackingError,
+    JournalDamagedError,
+    JournalError,
+    JournalFullError,
+)
 from fusejournal.importer import Importer, survey
 from fusejournal.journal.journal import Journal, JournalOptions
 from fusejournal.journal.segment import list_segments
@@ -137,6 +142,10 @@ class Opening:
     def _open_journal(self, read_only: bool, same_boot: bool) -> Journal:
         directory = self._state_dir / "journal"
         if not list_segments(directory):
+            if self._boot_file.exists():
+                raise JournalError(
+                    f"{directory}: has no segments, but this volume had; restore them"
+                )
             directory.mkdir(mode=0o700, exist_ok=True)
             return Journal.create(directory, self._uuid, self._options)
         # A killed layer is recovered for a read-only mount too, as file systems do. After a lost
@@ -162,12 +171,22 @@ class Opening:
         )
 
     def _open_catalog(self, directory: Path, journal: Journal) -> Catalog:
-        catalog = Catalog(directory)
-        if catalog.applied_seq > journal.head_seq and journal.damage is None:
-            # The journal was cut below what the catalog had seen.
-            catalog.close()
+        try:
+            catalog = Catalog(directory)
+        except CatalogSpoiltError as error:
+            self.repairs.append(f"the catalog was spoilt and is made anew ({error})")
             shutil.rmtree(directory)
             catalog = Catalog(directory)
+        if catalog.applied_seq > journal.head_seq and journal.damage is None:
+            # The end of the journal that the catalog has seen in this boot cannot have been torn.
+            known = catalog.applied_seq
+            catalog.close()
+            raise JournalDamagedError(
+                journal.directory,
+                0,
+                journal.head_seq + 1,
+                f"entries up to {known} were there; segments are missing at the end",
+            )
         if catalog.node(ROOT_FID) is None:
             stat = os.fstat(self._root_fd)
             catalog.add_root(syscalls.handle_of(self._root_fd), stat.st_ino)
@@ -239,10 +258,11 @@ def close_volume(volume: Volume, sync_backing: Callable[[int], None]) -> None:
     if volume.refusal is None:
         sync_backing(volume.tree.root_fd)
         catalog.checkpoint_seq = catalog.applied_seq
-        volume.note(Clean())
-        volume.journal.sync()
         catalog.commit()
         catalog.sync()
+        # Last, and not in the catalog any more: CLEAN says that the catalog is whole on disk.
+        volume.note(Clean())
+        volume.journal.sync()
     catalog.close()
     volume.tree.close()
     volume.journal.close()

@@ -148,12 +148,37 @@ class Recovery:
         return fid in (getattr(operation, "fid", 0), getattr(operation, "replaced", 0))
 
     def _find_handle(self, node: Node) -> bool:
-        """Find one handle, its directories' first."""
-        if node.handle:
-            return True
+        """Find one handle, its directories' first: their depth has no bound, so without
+        recursion."""
+        wanted = [node.fid]
+        tried: set[Fid] = set()
+        while wanted:
+            fid = wanted[-1]
+            current = self._catalog.node(fid)
+            if current is None or current.handle or self._look_for(current):
+                wanted.pop()
+                continue
+            directories = [parent for parent, _ in self._places(current)]
+            lacking = [
+                parent
+                for parent in directories
+                if parent not in tried
+                and (directory := self._catalog.node(parent)) is not None
+                and not directory.handle
+            ]
+            tried.update(lacking)
+            if lacking:
+                wanted += lacking
+            else:
+                wanted.pop()
+        found = self._catalog.node(node.fid)
+        return found is not None and bool(found.handle)
+
+    def _look_for(self, node: Node) -> bool:
+        """Look for *node* in those of its directories that are found already."""
         for parent, name in self._places(node):
             directory = self._catalog.node(parent)
-            if directory is None or not self._find_handle(directory):
+            if directory is None or not directory.handle:
                 continue
             look = self._volume.tree.look(parent, name)
             if look is not None and look.fid == node.fid:

@@ -82,19 +82,21 @@ class Volume:
             raise OSError(self.refusal, os.strerror(self.refusal))
         if kind not in REMOVALS and self.hold_back():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        pinned = self._pin(operation) if kind in _MAY_ORPHAN else ()
+        pinned: tuple[Fid, ...] = ()
         # No await from here to the end: entry, effect (or VOID) and catalog belong together.
         time_ns = self.entry_time()
         seq = self._append(operation, who, time_ns, data)
         try:
+            if kind in _MAY_ORPHAN:
+                pinned = self._pin(operation)
             made = self.applier.apply(operation, time_ns, data)
         except ShortWriteError as error:
             self._void_rest(seq, operation, time_ns, error)
             raise
         except OSError as error:
-            self.void(seq, operation, error.errno or errno.EIO)
             for fid in pinned:
                 self.tree.unpin(self.tree.node(fid))
+            self.void(seq, operation, error.errno or errno.EIO)
             raise
         except BaseException as error:
             self.fail(f"entry {seq} ({kind.name}) is half done: {error}")

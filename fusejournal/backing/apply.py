@@ -301,9 +301,8 @@ class Applier:
 
     def _write(self, operation: Write, time_ns: int, data: bytes, _: bool) -> Made:
         fd = self._tree.writable(operation.fid)
-        old_mode = None
+        before = os.fstat(fd)
         if operation.mode is not None:
-            old_mode = S_IMODE(os.fstat(fd).st_mode)
             storage.reached("apply.chmod")
             os.fchmod(fd, operation.mode)
         written = 0
@@ -315,9 +314,11 @@ class Applier:
                 )
         except OSError as error:
             if not written:
-                if old_mode is not None:
-                    with _must_work("the mode after a refused write"):
-                        os.fchmod(fd, old_mode)
+                with _must_work("mode and mtime after a refused write"):
+                    if operation.mode is not None:
+                        os.fchmod(fd, S_IMODE(before.st_mode))
+                    # Some file systems set the mtime before they find that there is no space.
+                    syscalls.set_times(fd, None, before.st_mtime_ns)
                 raise
             refusal: OSError | None = error
         else:

@@ -42,6 +42,7 @@ from typing import NamedTuple
 import lmdb
 
 from fusejournal import storage
+from fusejournal.errors import FusejournalError
 from fusejournal.operations import (
     MAKERS,
     RENAME_EXCHANGE,
@@ -74,10 +75,14 @@ _NODE = struct.Struct("<IIqQQQQ")
 _FLAG_COMPLETE = 1
 
 _MAP_BYTES = 1 << 40  # address space, not disk
+_PAGE_BYTES = 4096
 _NODES_CACHED = 32_768
 _SPARE_BYTES = 8 << 20
 _COOKIE_BASE = 4
 _SCAN_FIDS = 4096
+_PATH_BYTES_MAX = 64 << 10
+_CHANGED_BYTES = 4 * 4096  # an entry touches some four pages
+_ADDED_BYTES = 512
 
 
 COMMIT_CHANGES = 5_000
@@ -91,6 +96,23 @@ def _as_os_error() -> Iterator[None]:
         yield
     except lmdb.Error as error:
         raise OSError(errno.EIO, str(error)) from error
+
+
+class CatalogSpoiltError(FusejournalError):
+    """The catalog's file cannot be used. It is only a cache: delete it, and it is made anew."""
+
+
+def _open_environment(directory: Path) -> lmdb.Environment:
+    return lmdb.open(
+        str(directory),
+        map_size=_MAP_BYTES,
+        max_dbs=8,
+        sync=False,
+        metasync=False,
+        lock=False,
+        readahead=False,
+        mode=0o600,
+    )
 
 
 class Node:
@@ -142,18 +164,18 @@ class Catalog:
     known on disk."""
 
     def __init__(self, directory: Path) -> None:
+        """Raises CatalogSpoiltError when what is there is no catalog."""
         directory.mkdir(mode=0o700, exist_ok=True)
         self._data_path = directory / "data.mdb"
-        self._env = lmdb.open(
-            str(directory),
-            map_size=_MAP_BYTES,
-            max_dbs=8,
-            sync=False,
-            metasync=False,
-            lock=False,
-            readahead=False,
-            mode=0o600,
-        )
+        try:
+            self._env = _open_environment(directory)
+            pages = self._env.info()["last_pgno"] + 1
+        except lmdb.Error as error:
+            raise CatalogSpoiltError(f"{directory}: {error}") from error
+        if self._data_path.stat().st_size < pages * _PAGE_BYTES:
+            # Reading beyond the end of a mapped file would end the process.
+            self._env.close()
+            raise CatalogSpoiltError(f"{directory}: shorter than it says")
         self._nodes_db = self._env.open_db(b"nodes")
         self._names_db = self._env.open_db(b"names")
         self._order_db = self._env.open_db(b"order")
@@ -211,8 +233,9 @@ class Catalog:
         full disk."""
         with open(self._data_path, "r+b", buffering=0) as data:
             size = data.seek(0, os.SEEK_END)
-            dirty_bytes = min(self.changes, 200_000) * 512
-            storage.fallocate("catalog.reserve", data.fileno(), size, _SPARE_BYTES + dirty_bytes)
+            # LMDB writes every page it changes anew, but none twice.
+            need = min(self.changes * _CHANGED_BYTES, size) + self.changes * _ADDED_BYTES
+            storage.fallocate("catalog.reserve", data.fileno(), size, _SPARE_BYTES + need)
 
     def _meta(self, word: str) -> int:
         value = self._txn.get(word.encode(), db=self._meta_db)
@@ -331,15 +354,17 @@ class Catalog:
 
     def path(self, fid: Fid) -> bytes | None:
         """The path of *fid* relative to the root (``b""`` for the root itself), or None when it
-        has no name."""
+        has no name, or a path of more than 64 KiB, which no entry tells."""
         parts: list[bytes] = []
+        length = 0
         while fid != ROOT_FID:
             node = self.node(fid)
             place = self.place(node) if node is not None else None
-            if place is None:
+            if place is None or length > _PATH_BYTES_MAX:
                 return None
             fid, name = place
             parts.append(name)
+            length += len(name) + 1
         return b"/".join(reversed(parts))
 
     def places(self, node: Node) -> Iterator[tuple[Fid, bytes]]:
@@ -463,6 +488,8 @@ class Catalog:
         node.handle = handle
         node.ino = ino
         node.complete = not isinstance(operation, Import) or operation.complete
+        if not node.complete:
+            self.imported = False  # until the importer says that it has all
         self._add_name(node, operation.parent, operation.name, _cookie(seq))
         self._add(node)
         self.next_fid = max(self.next_fid, Fid(operation.fid + 1))
@@ -489,6 +516,10 @@ class Catalog:
             self._forget(other.fid)
         self._touched(operation.parent, seq, time_ns)
         self._touched(operation.new_parent, seq, time_ns)
+        # Each look-up may have pushed the others out of the cache, stored as they were then.
+        for changed in (node, other):
+            if changed is not None and changed.parent:
+                self._add(changed)
 
 
 def _cookie(seq: Seq) -> int:

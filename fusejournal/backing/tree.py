@@ -178,9 +178,9 @@ class Tree:
         """Write the fid to the file itself; *target* is a descriptor or a /proc/self/fd path."""
         os.setxattr(target, FID_XATTR, pack_tag(self.uuid, fid, handle))
 
-    def read_tag(self, fd: int, handle: bytes) -> Fid | None:
-        """The fid kept with the file that O_PATH descriptor *fd* is open on, whose handle is
-        *handle*; None where it has none, or one that was copied from another file or volume."""
+    def read_tag(self, fd: int, handle: bytes) -> tuple[UUID, Fid] | None:
+        """Volume and fid kept with the file that O_PATH descriptor *fd* is open on, whose handle is
+        *handle*; None where it has none, or one that was copied from another file."""
         try:
             value = os.getxattr(syscalls.descriptor_path(fd), FID_XATTR)
         except OSError as error:
@@ -189,8 +189,8 @@ class Tree:
             raise
         if len(value) < _TAG.size or value[_TAG.size :] != handle:
             return None
-        uuid, fid = _TAG.unpack_from(value)
-        return Fid(fid) if uuid == self.uuid.bytes else None
+        uuid, number = _TAG.unpack_from(value)
+        return UUID(bytes=uuid), Fid(number)
 
     def look(self, parent: Fid, name: bytes) -> "Look | None":
         """What the backing itself has under *name* in *parent*, whatever the catalog says; None
@@ -203,7 +203,8 @@ class Tree:
             return None
         try:
             handle = syscalls.handle_of(fd)
-            return Look(os.fstat(fd), handle, self.read_tag(fd, handle))
+            owner, number = self.read_tag(fd, handle) or (None, None)
+            return Look(os.fstat(fd), handle, number if owner == self.uuid else None, owner)
         finally:
             os.close(fd)
 
@@ -254,12 +255,16 @@ def pack_tag(uuid: UUID, fid: Fid, handle: bytes) -> bytes:
 class Look:
     """What :meth:`Tree.look` saw."""
 
-    __slots__ = ("fid", "handle", "stat")
+    __slots__ = ("fid", "handle", "owner", "stat")
 
-    def __init__(self, stat: os.stat_result, handle: bytes, fid: Fid | None) -> None:
+    def __init__(
+        self, stat: os.stat_result, handle: bytes, fid: Fid | None, owner: UUID | None
+    ) -> None:
         self.stat = stat
         self.handle = handle
         self.fid = fid
+        self.owner = owner
+        """The volume that the file belongs to; None for a file that is nobody's."""
 
 
 def probe(root_fd: int, path: Path, read_only: bool) -> None:

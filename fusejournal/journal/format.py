@@ -54,7 +54,15 @@ from uuid import UUID
 import msgpack
 import xxhash
 
-from fusejournal.operations import OPERATIONS, Import, Kind, Operation
+from fusejournal.operations import (
+    OPERATIONS,
+    Import,
+    Kind,
+    Mark,
+    Operation,
+    Removexattr,
+    Setxattr,
+)
 from fusejournal.types import Epoch, Fid, Seq, Who
 
 FORMAT_VERSION: Final = 1
@@ -209,7 +217,7 @@ def decode_entry(header: FrameHeader, frame: memoryview, offset: int) -> Entry:
         fields = msgpack.unpackb(
             frame[FRAME_HEADER_BYTES:payload_end], use_list=False, strict_map_key=False, raw=False
         )
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise FormatError(f"the payload is not msgpack: {error}") from None
     who, time_ns, paths, operation = _decode_fields(fields)
     return Entry(
@@ -232,9 +240,14 @@ def _decode_fields(fields: Any) -> tuple[Who, int, dict[Fid, bytes] | None, Oper
     kind, time_ns, uid, gid, pid, paths = fields[:_PREFIX_FIELDS]
     if not all(isinstance(value, int) for value in (kind, time_ns, uid, gid, pid)):
         raise FormatError("the payload is not an entry")
+    if not -_NUMBER_MAX <= time_ns <= _NUMBER_MAX:
+        raise FormatError(f"a time of {time_ns} cannot be")
     if paths is not None and not (
         isinstance(paths, dict)
-        and all(isinstance(k, int) and isinstance(v, bytes) for k, v in paths.items())
+        and all(
+            isinstance(k, int) and 0 < k <= _NUMBER_MAX and isinstance(v, bytes)
+            for k, v in paths.items()
+        )
     ):
         raise FormatError("the payload's paths are no paths")
     return Who(uid, gid, pid), time_ns, paths, _decode_operation(kind, fields[_PREFIX_FIELDS:])
@@ -272,6 +285,34 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+_NUMBER_MAX: Final = 2**63 - 1
+_NAME_BYTES_MAX: Final = 255
+
+
+def _least(field: str) -> int:
+    if field in ("atime_ns", "mtime_ns"):
+        return -_NUMBER_MAX
+    return 1 if field in ("fid", "parent", "new_parent") else 0
+
+
+def _check_names(operation: Operation) -> None:
+    """A name is one step of a path, whoever made the entry; an attribute's has no zero byte."""
+    if isinstance(operation, Mark):
+        if not isinstance(operation.name, str):
+            raise FormatError("Mark.name is no text")
+        return
+    for field in ("name", "new_name"):
+        name = getattr(operation, field, None)
+        if name is None:
+            continue
+        if not isinstance(name, bytes) or not 0 < len(name) <= _NAME_BYTES_MAX or b"\0" in name:
+            raise FormatError(f"{field} cannot be a name")
+        if isinstance(operation, Setxattr | Removexattr):
+            continue
+        if b"/" in name or name in (b".", b".."):
+            raise FormatError(f"{name!r} cannot be a name")
+
+
 def _decode_operation(kind: int, fields: tuple[Any, ...]) -> Operation:
     try:
         cls = OPERATIONS[Kind(kind)]
@@ -284,6 +325,9 @@ def _decode_operation(kind: int, fields: tuple[Any, ...]) -> Operation:
     for name, value in zip(cls._fields, operation, strict=True):
         if not isinstance(value, _FIELD_TYPES[name]):
             raise FormatError(f"{cls.__name__}.{name} is {type(value).__name__}")
+        if isinstance(value, int) and not _least(name) <= value <= _NUMBER_MAX:
+            raise FormatError(f"{cls.__name__}.{name} cannot be {value}")
+    _check_names(operation)
     if isinstance(operation, Import) and not all(
         isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, bytes) for part in pair)
         for pair in operation.xattrs

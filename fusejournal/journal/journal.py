@@ -14,11 +14,12 @@ A segment is rolled before an entry, never between an entry and its VOID. Source
 pwritev(2), fdatasync(2)."""
 
 import errno
+import itertools
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -32,6 +33,8 @@ from fusejournal.errors import (
 )
 from fusejournal.journal import tail
 from fusejournal.journal.format import (
+    DATA_BYTES_MAX,
+    PAYLOAD_BYTES_MAX,
     SEGMENT_HEADER_BYTES,
     Entry,
     FormatError,
@@ -161,18 +164,20 @@ class Journal:
     def _resume(self, found: tail.Found) -> None:
         """Go on writing where the newest segment ends, or begin one where there is none to go on
         with."""
+        # What the last process wrote may still be in the page cache alone: the first flush covers
+        # the sealed segments that do not end below the watermark, too.
+        paths = list_segments(self.directory)
+        for path, following in itertools.pairwise(paths):
+            last_seq = first_seq_of(following) - 1
+            if path.suffix != COMPRESSED_SUFFIX and last_seq > self.durable_seq:
+                self._unsynced.append((path, os.open(path, os.O_RDWR | os.O_CLOEXEC)))
+        self._names_made += 1
         if found.last is None or found.last.suffix == COMPRESSED_SUFFIX:
             self._current = self._begin_segment(Seq(self.head_seq + 1))
             return
         fd = os.open(found.last, os.O_RDWR | os.O_CLOEXEC)
         self._current = _Current(found.last, fd, first_seq_of(found.last), found.end)
         self._sealed_bytes.pop(self._current.first_seq, None)
-        # What the last process wrote may still be in the page cache alone: the first flush covers
-        # these too.
-        for path in list_segments(self.directory)[:-1]:
-            if path.suffix != COMPRESSED_SUFFIX and first_seq_of(path) + 1 > self.durable_seq:
-                self._unsynced.append((path, os.open(path, os.O_RDWR | os.O_CLOEXEC)))
-        self._names_made += 1
 
     @property
     def is_writable(self) -> bool:
@@ -197,7 +202,8 @@ class Journal:
         """Append one entry; when this returns it is in the kernel's hands. *path_of* tells a fid's
         path as it is now.
 
-        Raises JournalFullError (nothing was written) or JournalFailedError (the journal is dead).
+        Raises JournalFullError (nothing was written), JournalFailedError (the journal is dead), or
+        OSError EFBIG (nothing was written, for the entry is larger than the format allows).
         """
         if self._failure is not None:
             raise JournalFailedError(self._failure)
@@ -207,6 +213,8 @@ class Journal:
         assert time_ns > self.last_time_ns, "entry times must grow"
         paths = self._paths(current, operation, path_of)
         payload = encode_payload(operation, who, time_ns, paths)
+        if len(payload) > PAYLOAD_BYTES_MAX or len(data) > DATA_BYTES_MAX:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))  # no reader would take it
         need = len(payload) + len(data) + 32
         if current.end + need + _VOID_ROOM_BYTES > self.options.segment_bytes and self._may_roll(
             current, kind
@@ -441,12 +449,15 @@ class Journal:
         In a journal that another process appends to, a frame that is not whole yet is the end.
         """
         paths = list_segments(self.directory)
+        end: tuple[Seq, int] | None = None
         for index, path in enumerate(paths):
-            if first_seq_of(path) >= to_seq:
+            if first_seq_of(path) >= to_seq and end is None:
                 return
             last = index == len(paths) - 1
             if last or first_seq_of(paths[index + 1]) > from_seq:
-                yield from self._read_segment(path, from_seq, to_seq, last)
+                end = yield from self._read_segment(path, from_seq, to_seq, last, end)
+                if end is None:
+                    return
 
     def segment_start(self, seq: Seq) -> Seq:
         """The first seq of the segment that holds *seq*: from there on, entries tell every path
@@ -464,19 +475,35 @@ class Journal:
             last = index == len(paths) - 1
             end = first_seq_of(paths[index + 1]) if not last else Seq(1 << 62)
             entries = deque(
-                self._read_segment(paths[index], Seq(0), end, last), maxlen=count - len(newest)
+                self._read_segment(paths[index], Seq(0), end, last, None),
+                maxlen=count - len(newest),
             )
             newest = [*entries, *newest]
             if len(newest) >= count:
                 break
         return newest
 
-    def _read_segment(self, path: Path, from_seq: Seq, to_seq: Seq, last: bool) -> Iterator[Entry]:
+    def _read_segment(
+        self, path: Path, from_seq: Seq, to_seq: Seq, last: bool, before: tuple[Seq, int] | None
+    ) -> Generator[Entry, None, tuple[Seq, int] | None]:
+        """The entries of one segment, which must follow *before*, the last seq and chain of the
+        segment before it. Returns its own last seq and chain, or None when *to_seq* was reached."""
         try:
             with SegmentReader(path) as reader:
+                head = reader.header
+                if head.uuid != self.uuid:
+                    raise BadFrameError(
+                        0, head.first_seq, f"is of volume {head.uuid}, not {self.uuid}", torn=False
+                    )
+                if before is not None and (head.first_seq - 1, head.chain_before) != before:
+                    raise BadFrameError(
+                        0, head.first_seq, f"does not follow seq {before[0]}", torn=False
+                    )
+                end = Seq(head.first_seq - 1), head.chain_before
                 for header, content, offset in reader.frames():
                     if header.seq >= to_seq or self._is_past_damage(header.seq):
-                        return
+                        return None
+                    end = header.seq, header.checksum
                     if header.seq >= from_seq:
                         try:
                             yield decode_entry(header, content, offset)
@@ -485,11 +512,10 @@ class Journal:
                                 offset, header.seq, str(error), torn=False
                             ) from None
         except BadFrameError as bad:
-            if last and bad.torn and bad.seq > self.head_seq:
-                return
-            if self._is_past_damage(bad.seq):
-                return
+            if (last and bad.torn and bad.seq > self.head_seq) or self._is_past_damage(bad.seq):
+                return None
             raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
+        return end
 
     def _is_past_damage(self, seq: Seq) -> bool:
         return self.damage is not None and seq > self.head_seq

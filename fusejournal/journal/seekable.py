@@ -123,6 +123,18 @@ def compress_file(plain: Path, compressed: Path, level: int) -> None:
     Killed at any step it leaves the plain file whole or the compressed one complete; both present
     means: the plain one counts, and this is done again. Raises OSError, FormatError."""
     temporary = compressed.with_suffix(".tmp")
+    try:
+        _compress(plain, temporary, level)
+    except BaseException:
+        # Half a segment's worth of a disk that may be full.
+        temporary.unlink(missing_ok=True)
+        raise
+    storage.rename("journal.compress.rename", temporary, compressed)
+    storage.fsync_directory("journal.compress.directory", compressed.parent)
+    storage.unlink("journal.compress.unlink", plain)
+
+
+def _compress(plain: Path, temporary: Path, level: int) -> None:
     compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
     table: list[bytes] = []
     digest = xxhash.xxh3_128()
@@ -139,11 +151,7 @@ def compress_file(plain: Path, compressed: Path, level: int) -> None:
         target.flush()
         storage.fsync("journal.compress.sync", target.fileno())
     if _digest_of(temporary) != digest.digest():
-        storage.unlink("journal.compress.discard", temporary)
         raise FormatError(f"{temporary}: what was compressed does not read back the same")
-    storage.rename("journal.compress.rename", temporary, compressed)
-    storage.fsync_directory("journal.compress.directory", compressed.parent)
-    storage.unlink("journal.compress.unlink", plain)
 
 
 def _digest_of(path: Path) -> bytes:

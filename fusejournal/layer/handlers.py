@@ -138,8 +138,7 @@ class Handlers(pyfuse3.Operations):
             raise failing(failure) from None
         try:
             log.warning("found in the backing, imported: %r in fid %d", name, parent)
-            for _ in self._importer.import_name(parent, name):
-                pass
+            self._importer.import_now(parent, name)
             return self._lookup(parent, name)
         except Exception as error:
             raise failing(error) from None
@@ -430,6 +429,8 @@ class Handlers(pyfuse3.Operations):
     async def open(self, inode: Fid, flags: int, ctx: RequestContext) -> FileInfo:
         """Open a file; with O_TRUNC this is a change."""
         try:
+            if self.volume.refusal is None:
+                self._importer.finish(inode)
             if flags & os.O_TRUNC:
                 mode = self._tree.stat(inode).st_mode
                 self._drop_capabilities(inode, _who(ctx))

@@ -27,14 +27,15 @@ from fusejournal.types import Epoch, Fid, Seq, Who
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, operations, whos, write_samples
 
 _U64 = st.integers(0, 2**64 - 1)
-_TIMES = st.integers(-(2**63), 2**63 - 1)
+_FIDS = st.integers(1, 2**63 - 1).map(Fid)
+_TIMES = st.integers(-(2**63) + 1, 2**63 - 1)
 
 
 @given(
     operation=operations(),
     who=whos(),
     time_ns=_TIMES,
-    paths=st.none() | st.dictionaries(_U64.map(Fid), st.binary(max_size=50), max_size=3),
+    paths=st.none() | st.dictionaries(_FIDS, st.binary(max_size=50), max_size=3),
     data=st.binary(max_size=300),
     seq=_U64,
     flushed=_U64,
@@ -197,3 +198,36 @@ def test_a_block_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
     path.write_bytes(huge + table + struct.pack("<IBI", 1, 0, 0x8F92EAB1))
     with open(path, "rb") as file, pytest.raises(FormatError, match="too large"):
         SeekableFile(file.fileno()).read_at(0, 100)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (1, 3, 1, b"../escaped", 0o100644, 0, 0, 0, None),
+        (1, 3, 1, b"", 0o100644, 0, 0, 0, None),
+        (1, 3, 1, b"..", 0o100644, 0, 0, 0, None),
+        (1, 3, 1, b"a\0b", 0o100644, 0, 0, 0, None),
+        (1, 3, 1, "text", 0o100644, 0, 0, 0, None),
+        (1, 2**64 - 1, 1, b"b", 0o100644, 0, 0, 0, None),
+        (8, -5, 0, None),
+        (8, 5, -1, None),
+        (17, 2**63, "x"),
+        (10, 5, None, None, None, None, 2**63),
+        (18, b"bytes"),
+    ],
+)
+def test_well_formed_nonsense_is_refused(fields: tuple[object, ...]) -> None:
+    import msgpack
+
+    packed = msgpack.packb((fields[0], 5, 0, 0, 0, None, *fields[1:]))
+    head, _ = encode_frame(packed, b"", Seq(1), Seq(0), 0)
+    view = memoryview(head)
+    with pytest.raises(FormatError):
+        decode_entry(decode_frame_header(view), view, 0)
+
+
+def test_an_unhashable_map_key_is_refused() -> None:
+    packed = b"\x96\x01\x01\x00\x00\x00\x81\x81\x01\x01\xc4\x00"
+    head, _ = encode_frame(packed, b"", Seq(1), Seq(0), 0)
+    with pytest.raises(FormatError):
+        decode_entry(decode_frame_header(memoryview(head)), memoryview(head), 0)

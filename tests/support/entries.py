@@ -34,11 +34,15 @@ from fusejournal.types import Epoch, Fid, Seq, Who
 
 UUID_OF_TESTS = UUID("01234567-89ab-cdef-0123-456789abcdef")
 
-_U64 = st.integers(0, 2**64 - 1)
+_U63 = st.integers(0, 2**63 - 1)
+_FIDS = st.integers(1, 2**63 - 1)
 _U32 = st.integers(0, 2**32 - 1)
-_NAMES = st.binary(min_size=1, max_size=40)
+_NAMES = st.binary(min_size=1, max_size=40).filter(
+    lambda name: b"/" not in name and b"\0" not in name and name not in (b".", b"..")
+)
 _BY_FIELD: dict[str, st.SearchStrategy[object]] = {
-    **dict.fromkeys(("fid", "parent", "new_parent", "replaced", "offset", "size", "seq"), _U64),
+    **dict.fromkeys(("fid", "parent", "new_parent"), _FIDS),
+    **dict.fromkeys(("replaced", "offset", "size", "seq"), _U63),
     **dict.fromkeys(("uid", "gid", "rdev", "flags", "errno", "written", "epoch"), _U32),
     "mode": _U32,
     "name": _NAMES,

@@ -147,3 +147,35 @@ def test_fids_without_handle(driver: Driver) -> None:
         node.handle = b""
         driver.catalog.touch(node)
     assert list(driver.catalog.fids_without_handle()) == [5, 4100, 8999]
+
+
+def test_nodes_changed_at_the_edge_of_the_cache_are_kept(driver: Driver) -> None:
+    driver.mkdir(2, 1, b"live")
+    driver.mkdir(3, 1, b"new")
+    count = 34_000
+    live = {}
+    for number in range(count):
+        driver.create(4 + number, 2, b"%d" % number)
+        live[number] = 4 + number
+    for number in range(count):
+        fid = 4 + count + number
+        driver.create(fid, 3, b"%d" % number)
+        driver.record(
+            Rename(Fid(fid), Fid(3), b"%d" % number, Fid(2), b"%d" % number, 0, Fid(live[number]))
+        )
+        live[number] = fid
+        if number % 5000 == 0:
+            driver.catalog.commit()
+    driver.catalog.commit()
+    driver.catalog.close()
+    driver.catalog = Catalog(driver.directory)
+    assert [n for n, fid in live.items() if driver.catalog.path(Fid(fid)) != b"live/%d" % n] == []
+
+
+def test_a_path_without_end_is_not_told(driver: Driver) -> None:
+    parent = 1
+    for fid in range(2, 402):
+        driver.mkdir(fid, parent, b"n" * 250)
+        parent = fid
+    assert driver.catalog.path(Fid(200)) is not None
+    assert driver.catalog.path(Fid(401)) is None

@@ -265,3 +265,49 @@ def test_flushing_beside_appending_misses_no_segment(tmp_path: Path) -> None:
     assert len(paths) > 50
     assert {path.stat().st_ino for path in paths} <= set(flushed)
     assert len(journal.sealed_segments()) == len(paths) - 1
+
+
+def test_after_a_kill_sealed_segments_are_flushed_before_they_count(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
+    for _ in range(10):
+        append(journal, Write(Fid(7), 0, None), bytes(3000))
+    journal.sync()
+    while len(list_segments(tmp_path)) == 1:
+        append(journal, Write(Fid(7), 0, None), bytes(3000))
+    opened = reopen(tmp_path)  # the process was killed
+    assert opened.durable_seq < opened.head_seq
+    flushed: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fdatasync", lambda fd: flushed.append(os.fstat(fd).st_ino))
+        assert opened.sync() == opened.head_seq
+    assert set(flushed) == {path.stat().st_ino for path in list_segments(tmp_path)}
+
+
+def test_an_entry_that_no_reader_would_take_is_refused(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, JournalOptions())
+    with pytest.raises(OSError, match="too large"):
+        append(journal, Unlink(Fid(7), Fid(1), bytes(17 << 20)))
+    append(journal, Clean())
+    assert [entry.seq for entry in journal.read(Seq(1), Seq(5))] == [1]
+
+
+def test_a_missing_segment_is_found_by_who_reads_over_it(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
+    for _ in range(100):
+        append(journal, Write(Fid(7), 0, None), bytes(3000))
+    list_segments(tmp_path)[2].unlink()
+    with pytest.raises(JournalDamagedError, match="does not follow"):
+        list(journal.read(Seq(1), Seq(101)))
+
+
+def test_a_failed_compression_leaves_nothing_behind(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
+    for _ in range(100):
+        append(journal, Write(Fid(7), 0, None), bytes(3000))
+    journal.sync()
+    storage.listen(storage.PlannedFault("journal.compress.sync", 1, "ENOSPC"))
+    sealed = journal.sealed_segments()
+    with pytest.raises(OSError, match="No space"):
+        journal.compress_one(sealed[0])
+    assert not list(tmp_path.glob("*.tmp"))
+    assert journal.sealed_segments() == sealed

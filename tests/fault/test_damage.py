@@ -4,6 +4,7 @@ import os
 import shutil
 import struct
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -201,7 +202,17 @@ def test_spoilt_catalog_is_made_anew(killed: Layer, how: str) -> None:
     assert known == {name: (killed.mountpoint / name).stat().st_ino for name in known}
 
 
-def test_deep_trees_are_recovered_and_imported(layer: Layer) -> None:
+@pytest.fixture
+def deep(layer: Layer) -> Iterator[Layer]:
+    """A volume whose tree is deeper than Python's own tools go."""
+    yield layer
+    layer.kill()
+    layer.detach()
+    subprocess.run(["rm", "-rf", layer.backing], check=True)
+
+
+def test_deep_trees_are_recovered_and_imported(deep: Layer) -> None:
+    layer = deep
     layer.start()
     for number in range(1300):
         (layer.mountpoint / f"d{number}").mkdir()

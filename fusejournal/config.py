@@ -6,7 +6,8 @@ Sections and defaults::
     durability = "async"                # or "nfs": names and attributes wait for the flush, too
 
     [journal]
-    segment_bytes = "64MiB"             # a segment is sealed at this size
+    segment_bytes = "64MiB"             # a segment is sealed at this size,
+    segment_entries = 65536             # or with this many entries
     compress = true                     # compress sealed segments in the background
     compress_level = 3                  # zstd, 1 to 19
     flush_interval_seconds = 1.0        # the journal is flushed at least this often
@@ -49,6 +50,7 @@ class JournalConfig(_Section):
     """How the journal is written and kept."""
 
     segment_bytes: Annotated[Bytes, Field(ge=1 << 16, le=4 << 30)] = 64 << 20
+    segment_entries: Annotated[int, Field(ge=256, le=1 << 22)] = 1 << 16
     compress: bool = True
     compress_level: Annotated[int, Field(ge=1, le=19)] = 3
     flush_interval_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0

@@ -2,16 +2,20 @@
 
 Owns three background tasks of a running volume: the group flush (one fdatasync of the journal for
 all who wait, at least every ``flush_interval_seconds``), the checkpoint (syncfs of the backing,
-then the catalog) and the compression of sealed segments. All disk waits happen in worker threads;
-the event loop only wakes whom they concern.
+then the catalog) and the tending of sealed segments (index, compression). All disk waits happen in
+worker threads and processes; the event loop only wakes whom they concern.
 
 A flush or syncfs that fails is never retried as if nothing had been: it calls ``fail`` and the
 volume is read-only from there on, and everybody who waits gets EIO. Source: fsync(2), syncfs(2);
 the kernel reports a write error once."""
 
 import errno
+import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import trio
 
@@ -23,7 +27,9 @@ from fusejournal.journal.format import FormatError
 from fusejournal.journal.journal import Journal
 from fusejournal.types import Seq
 
-_COMPRESS_PAUSE_SECONDS = 5.0
+_TEND_PAUSE_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
 
 
 class Durability:
@@ -72,8 +78,7 @@ class Durability:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._flush_loop)
             nursery.start_soon(self._checkpoint_loop)
-            if self._config.compress:
-                nursery.start_soon(self._compress_loop)
+            nursery.start_soon(self._tend_sealed_segments)
 
     async def _flush_loop(self) -> None:
         while not self._failed:
@@ -128,20 +133,42 @@ class Durability:
             await trio.sleep(self._config.checkpoint_interval_seconds)
             await self.checkpoint()
 
-    async def _compress_loop(self) -> None:
+    async def _tend_sealed_segments(self) -> None:
+        """Give sealed segments their index, then compress them."""
         while not self._failed:
-            await trio.sleep(_COMPRESS_PAUSE_SECONDS)
-            for segment in self._journal.sealed_segments():
-                try:
-                    await trio.to_thread.run_sync(self._journal.compress_one, segment)
-                except OSError as error:
-                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                        self.compression_failure = f"{segment}: {error.strerror}"
-                        return
-                    break  # a full disk passes, and the plain segment is as good
-                except FormatError as error:
-                    self.compression_failure = str(error)
-                    return
+            await trio.sleep(_TEND_PAUSE_SECONDS)
+            for segment in self._journal.without_index():
+                if not await self._make_index(segment):
+                    break
+            if self._config.compress and self.compression_failure is None:
+                await self._compress()
+
+    async def _make_index(self, segment: Path) -> bool:
+        """Whether that worked. It may fail, for a full disk or a damaged segment: an index is only
+        a cache, and whoever reads the segment says what is wrong with it."""
+        done = await trio.run_process(
+            [sys.executable, "-m", "fusejournal.journal.index", str(segment)],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_stdout=True,
+            capture_stderr=True,
+        )
+        if done.returncode != 0:
+            reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            log.info("no index for %s: %s", segment, reason)
+        return done.returncode == 0
+
+    async def _compress(self) -> None:
+        for segment in self._journal.compressible():
+            try:
+                await trio.to_thread.run_sync(self._journal.compress_one, segment)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    self.compression_failure = f"{segment}: {error.strerror}"
+                return  # a full disk passes, and the plain segment is as good
+            except FormatError as error:
+                self.compression_failure = str(error)
+                return
 
     def _broken(self, reason: str) -> None:
         self._failed = True

@@ -111,3 +111,55 @@ class RecoveryError(FusejournalError):
     """Backing and journal cannot be made to agree without losing something."""
 
     exit_code = 15
+
+
+class NoSuchSeqError(FusejournalError):
+    """A seq that the journal does not have."""
+
+    exit_code = 16
+
+    def __init__(self, seq: int, first_seq: int, head_seq: int) -> None:
+        self.seq = seq
+        self.first_seq = first_seq
+        self.head_seq = head_seq
+        super().__init__(f"no entry {seq}: the journal here has {first_seq} to {head_seq}")
+
+
+class PathNotFoundError(FusejournalError):
+    """A path that does not exist, or never did."""
+
+    exit_code = 17
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"{path}: {reason}")
+
+
+class NoSuchMomentError(FusejournalError):
+    """A time before the journal, or words that are neither a time nor a mark."""
+
+    exit_code = 19
+
+
+class TargetError(FusejournalError):
+    """A target directory that cannot be used."""
+
+    exit_code = 20
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        self.path = Path(path)
+        self.reason = reason
+        super().__init__(f"{path}: {reason}")
+
+
+class TargetFullError(TargetError):
+    """No space is left where the target is."""
+
+    exit_code = 21
+
+
+class ConflictError(FusejournalError):
+    """Operations that cannot be carried out on what is there."""
+
+    exit_code = 22

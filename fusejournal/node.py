@@ -26,18 +26,28 @@ from fusejournal import storage
 from fusejournal.backing.syscalls import drop_resource_capability
 from fusejournal.control import serve_control
 from fusejournal.durability import Durability
-from fusejournal.errors import FusejournalError, MountError, VolumeBusyError
+from fusejournal.errors import (
+    FusejournalError,
+    JournalError,
+    JournalFailedError,
+    JournalFullError,
+    MountError,
+    UsageError,
+    VolumeBusyError,
+)
 from fusejournal.journal.journal import JournalOptions
 from fusejournal.layer import mount
 from fusejournal.layer.handlers import Handlers
 from fusejournal.layer.loop import RequestLoop
 from fusejournal.mountspec import MountSpec, Reporter
 from fusejournal.opening import Opening, close_volume
+from fusejournal.operations import Mark
 from fusejournal.state import VolumeState, claim_volume
 
 log = logging.getLogger(__name__)
 
 _RATE_WINDOW_SECONDS = 10
+_MARK_NAME_MAX = 128
 
 
 class Stopped(FusejournalError):
@@ -73,6 +83,7 @@ class Node:
         config = spec.config.journal
         options = JournalOptions(
             segment_bytes=config.segment_bytes,
+            segment_entries=config.segment_entries,
             compress=config.compress,
             compress_level=config.compress_level,
         )
@@ -133,6 +144,7 @@ class Node:
         commands: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
             "status": self._status,
             "stop": self._stop,
+            "mark": self._mark,
         }
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._sample)
@@ -191,6 +203,42 @@ class Node:
             pyfuse3.terminate()
         return {"ok": True}
 
+    # -- marks -------------------------------------------------------------------------------------
+
+    async def _mark(self, request: dict[str, Any]) -> dict[str, Any]:
+        name = check_mark_name(request.get("name"))
+        volume = self._opening.volume
+        # No await from here to the entry's time: another entry might come in between.
+        self._check_takes_marks()
+        try:
+            seq = volume.note(Mark(name))
+        except JournalFailedError as error:
+            volume.fail(str(error))
+            raise
+        time_ns = volume.journal.last_time_ns
+        try:
+            await self._durability.wait(seq)
+        except OSError:
+            raise JournalFailedError(
+                f"mark {name!r} is entry {seq}, but may not outlive the machine: {volume.failure}"
+            ) from None
+        return {"seq": seq, "time_ns": time_ns}
+
+    def _check_takes_marks(self) -> None:
+        """Refuse a mark where a change would be refused. Raises FusejournalError."""
+        volume, name = self._opening.volume, self._spec.name
+        if volume.failure is not None:
+            raise JournalError(
+                f"volume {name} is read-only and takes no marks: {volume.failure}; "
+                "mend that and mount it again"
+            )
+        if volume.refusal is not None or not volume.journal.is_writable:
+            raise UsageError(
+                f"volume {name} is mounted read-only and takes no marks: mount it without -o ro"
+            )
+        if volume.hold_back():
+            raise JournalFullError(f"{self._spec.state_dir}: no space left for the catalog")
+
     # -- status ------------------------------------------------------------------------------------
 
     async def _sample(self) -> None:
@@ -232,6 +280,25 @@ class Node:
             "degraded": degraded,
             "repairs": self._opening.repairs,
         }
+
+
+def check_mark_name(name: object) -> str:
+    """*name* if it can be a mark's. Raises UsageError.
+
+    What would read as a seq is refused, for a point in the journal is named by either. (The
+    command line also refuses what reads as a time.)"""
+    if (
+        not isinstance(name, str)
+        or not 1 <= len(name) <= _MARK_NAME_MAX
+        or not name.isprintable()
+        or name != name.strip()
+        or name.isdigit()
+    ):
+        raise UsageError(
+            f"{name!r} cannot be a mark's name: 1 to {_MARK_NAME_MAX} printable characters, "
+            "no blank at either end, not a number"
+        )
+    return name
 
 
 def _cause(error: BaseException) -> BaseException:

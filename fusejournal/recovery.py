@@ -86,7 +86,7 @@ class Recovery:
 
     def _record_entries(self, first: Seq, head: Seq, progress: Progress) -> None:
         catalog = self._catalog
-        for entry, void in settled(self._volume.journal.read(first, Seq(head + 1))):
+        for entry, void in settled(self._volume.journal.reader.read(first, Seq(head + 1))):
             operation = entry.operation
             if isinstance(operation, NewEpoch | Mark | Clean):
                 catalog.record_control(operation, entry.seq)

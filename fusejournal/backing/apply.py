@@ -197,9 +197,8 @@ class Applier:
             syscalls.chown(fd, operation.uid, operation.gid)
         if not isinstance(operation, Symlink):
             self._finish_mode(operation, path, stat)
-        handle = syscalls.handle_of(fd)
         storage.reached("apply.tag")
-        tree.tag(path, operation.fid, handle)
+        handle = tree.identify(operation.fid, fd, path)
         storage.reached("apply.times")
         syscalls.set_times(fd, time_ns, time_ns)
         self._name_changed(operation.parent, time_ns)
@@ -449,8 +448,7 @@ class Applier:
                 os.setxattr(path, xattr, value)
             if operation.target is None:
                 os.chmod(path, S_IMODE(operation.mode))
-            handle = syscalls.handle_of(fd)
-            tree.tag(path, operation.fid, handle)
+            handle = tree.identify(operation.fid, fd, path)
             syscalls.set_times(fd, None, operation.mtime_ns)
             made = Made(handle, os.fstat(fd).st_ino)
         os.close(fd)

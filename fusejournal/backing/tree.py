@@ -174,6 +174,13 @@ class Tree:
 
     # -- identity with the file --------------------------------------------------------------------
 
+    def identify(self, fid: Fid, fd: int, path: int | str) -> bytes:
+        """Make the new file that *fd* is open on, which *path* reaches, the fid's own. Returns its
+        handle."""
+        handle = syscalls.handle_of(fd)
+        self.tag(path, fid, handle)
+        return handle
+
     def tag(self, target: int | str, fid: Fid, handle: bytes) -> None:
         """Write the fid to the file itself; *target* is a descriptor or a /proc/self/fd path."""
         os.setxattr(target, FID_XATTR, pack_tag(self.uuid, fid, handle))

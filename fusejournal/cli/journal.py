@@ -1,74 +1,68 @@
-"""``fusejournal journal``: what looks at the journal itself."""
+"""``fusejournal journal``: what looks at the journal itself: dump, stats, verify."""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
-from fusejournal.cli import text
+from fusejournal.cli import entries, text
+from fusejournal.cli.progress import progress_bar
+from fusejournal.cli.source import open_sources
+from fusejournal.cli.statistics import Statistics, show_statistics
 from fusejournal.errors import JournalDamagedError
+from fusejournal.journal.criteria import Match, paths_of
+from fusejournal.journal.format import Entry, FormatError, decode_entry
+from fusejournal.journal.parallel import map_in_order
+from fusejournal.journal.paths import PathTracker
+from fusejournal.journal.segment import BadFrameError, SegmentReader
+from fusejournal.journal.settled import settled
 from fusejournal.journal.verify import VerifyReport, verify
-from fusejournal.state import find_volume
 
 
 @click.group()
 def journal() -> None:
-    """Look at the journal itself.
+    """Look at the journal itself: every entry as it lies there, sums, soundness.
 
     \b
-    Example:
+    Examples:
       fusejournal journal verify srv-data
+      fusejournal journal dump /backup/00000000000000000001.fjz
     """
 
 
+_SOURCES = click.argument("sources", nargs=-1, required=True, metavar="VOLUME|SEGMENT...")
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object (dump: a line).")
+
+
 @journal.command("verify")
-@click.argument("volume")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def verify_command(volume: str, as_json: bool) -> None:
-    """Check every byte of VOLUME's journal and the chain through it; exit code 11 if anything is
-    wrong.
+@_SOURCES
+@_JSON
+def verify_command(sources: tuple[str, ...], as_json: bool) -> None:
+    """Check every byte of a journal and the chain through it; exit code 11 if anything is wrong.
 
     Works on a running volume too: an entry being written just then is no damage.
 
     \b
     Examples:
       fusejournal journal verify srv-data
-      fusejournal journal verify /var/lib/fusejournal/srv-data --json
+      fusejournal journal verify /backup/journal-copy
+      fusejournal journal verify /backup/*.fjz --json
     """
-    state = find_volume(volume)
-    columns = (
-        TextColumn("verifying"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns,
-        console=Console(stderr=True),
-        disable=as_json or not Console(stderr=True).is_terminal,
-    ) as bar:
-        task = bar.add_task("verify", total=None)
-        found = verify(
-            state.journal_dir,
-            state.uuid,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    _, reader = open_sources(sources)
+    with progress_bar("verifying", quiet=as_json, in_bytes=True) as progress:
+        found = verify(reader.segments(), reader.uuid, progress)
     if as_json:
-        text.echo_json(_as_json(found))
+        text.echo_json(_verified(found))
     else:
-        _show(found)
+        _show_verified(found)
     if found.damages:
         raise click.exceptions.Exit(JournalDamagedError.exit_code)
 
 
-def _as_json(found: VerifyReport) -> dict[str, object]:
+def _verified(found: VerifyReport) -> dict[str, object]:
     return {
         "segments": found.segments,
         "entries": found.entries,
@@ -76,6 +70,7 @@ def _as_json(found: VerifyReport) -> dict[str, object]:
         "first_seq": found.first_seq,
         "last_seq": found.last_seq,
         "unfinished": found.unfinished,
+        "useless_indexes": [str(path) for path in found.useless_indexes],
         "damages": [
             {
                 "segment": str(one.segment),
@@ -88,13 +83,156 @@ def _as_json(found: VerifyReport) -> dict[str, object]:
     }
 
 
-def _show(found: VerifyReport) -> None:
+def _show_verified(found: VerifyReport) -> None:
     for damage in found.damages:
         click.secho(str(damage), fg="red")
     if found.unfinished:
         click.echo(f"unfinished: {found.unfinished}")
+    for path in found.useless_indexes:
+        click.echo(f"{path}: its index does not fit and is not used; delete the .fjx beside it")
     click.echo(
-        f"{'DAMAGED' if found.damages else 'sound'}: {found.entries:,} entries "
-        f"({found.first_seq} to {found.last_seq}), "
+        f"{'DAMAGED' if found.damages else 'sound'}: "
+        f"{text.count(found.entries, 'entry', 'entries')} ({found.first_seq} to {found.last_seq}), "
         f"{text.size(found.bytes)} in {text.count(found.segments, 'segment')}"
     )
+
+
+@journal.command("dump")
+@_SOURCES
+@_JSON
+def dump_command(sources: tuple[str, ...], as_json: bool) -> None:
+    """Print every entry as it lies in the journal, a line each: seq, place in the segment, time,
+    who, operation, all fields, and the paths it tells. A VOID is an entry like any other.
+
+    What was read before damage is printed; exit code 11 then.
+
+    \b
+    Examples:
+      fusejournal journal dump srv-data | grep -c '  WRITE '
+      fusejournal journal dump srv-data --json | jq 'select(.op == "rename")'
+      fusejournal journal dump /backup/00000000000000000001.fjz
+    """
+    _, reader = open_sources(sources)
+    paths = reader.segments()
+    damaged: JournalDamagedError | None = None
+    for lines, damage in map_in_order(partial(_dump_segment, paths[-1], as_json), paths):
+        sys.stdout.buffer.write(lines)
+        damaged = damaged or (JournalDamagedError(*damage) if damage else None)
+    sys.stdout.buffer.flush()
+    if damaged is not None:
+        raise damaged
+
+
+_Damage = tuple[str, int, int, str]
+
+
+def _dump_segment(newest: Path, as_json: bool, path: Path) -> tuple[bytes, _Damage | None]:
+    """The lines of one segment, and what is wrong with it."""
+    lines: list[str] = []
+    shown = _dumped_json if as_json else _dumped_line
+    damage: _Damage | None = None
+    try:
+        with SegmentReader(path) as reader:
+            # What comes before damage stays in the list.
+            lines.extend(shown(decode_entry(frame)) for frame in reader.frames())
+    except BadFrameError as bad:
+        if not (bad.torn and path == newest):
+            damage = str(path), bad.offset, bad.seq, bad.reason
+    except FormatError as error:
+        damage = str(path), 0, 0, str(error)
+    lines.append("")
+    return "\n".join(lines).encode("utf-8", "backslashreplace"), damage
+
+
+def _dumped_line(entry: Entry) -> str:
+    operation = entry.operation
+    fields = " ".join(
+        [f"{key}={_word(value)}" for key, value in zip(operation._fields, operation, strict=True)]
+    )
+    uid, gid, pid = entry.who
+    data = f" data={len(entry.data)}" if len(entry.data) else ""
+    paths = ""
+    if entry.paths:
+        told = ",".join(f"{fid}:{text.name(path)}" for fid, path in entry.paths.items())
+        paths = f" paths={told}"
+    return (
+        f"{entry.seq:>10} @{entry.offset}+{entry.frame_bytes} {text.utc(entry.time_ns)} "
+        f"{uid}:{gid}/{pid}  {operation.kind.name} {fields}{data}{paths} "
+        f"flushed={entry.flushed} chain={entry.chain:016x}"
+    )
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return "-"
+    if type(value) is bytes:
+        return repr(text.name(value))
+    if type(value) is tuple:
+        return "[" + ",".join(f"{text.name(key)}={part.hex()}" for key, part in value) + "]"
+    return str(value)
+
+
+def _dumped_json(entry: Entry) -> str:
+    operation = entry.operation
+    line = {
+        "seq": entry.seq,
+        "offset": entry.offset,
+        "frame_bytes": entry.frame_bytes,
+        "time_ns": entry.time_ns,
+        "uid": entry.who.uid,
+        "gid": entry.who.gid,
+        "pid": entry.who.pid,
+        "op": operation.kind.name.lower(),
+        "fields": {
+            key: entries.plain(value)
+            for key, value in zip(operation._fields, operation, strict=True)
+        },
+        "data_bytes": len(entry.data),
+        "paths": {str(fid): text.exact(path) for fid, path in (entry.paths or {}).items()},
+        "flushed": entry.flushed,
+        "chain": f"{entry.chain:016x}",
+    }
+    return json.dumps(line)
+
+
+@journal.command("stats")
+@_SOURCES
+@_JSON
+def stats_command(sources: tuple[str, ...], as_json: bool) -> None:
+    """Sum up a journal: entries and bytes by operation, user, directory and hour, and the files
+    written most. (``fusejournal log --stat`` does the same for chosen entries.)
+
+    \b
+    Examples:
+      fusejournal journal stats srv-data
+      fusejournal journal stats srv-data --json | jq '.files[:3]'
+    """
+    _, reader = open_sources(sources)
+    paths = reader.segments()
+    whole = Statistics()
+    parts = map_in_order(partial(_segment_statistics, paths[-1]), paths)
+    with progress_bar("reading", quiet=as_json, in_bytes=False) as progress:
+        for number, (part, damage) in enumerate(parts, 1):
+            if damage is not None:
+                raise JournalDamagedError(*damage)
+            whole.merge(part)
+            progress(number, len(paths))
+    show_statistics(whole, as_json)
+
+
+def _segment_statistics(newest: Path, path: Path) -> tuple[Statistics, _Damage | None]:
+    found = Statistics()
+    tracker = PathTracker()
+    try:
+        with SegmentReader(path) as reader:
+            for entry, void in settled(map(decode_entry, reader.frames())):
+                tracker.learn(entry)
+                found.add(Match(entry, void, *paths_of(tracker, entry.operation)))
+                if void is None:
+                    tracker.follow(entry.operation)
+    except BadFrameError as bad:
+        if not (bad.torn and path == newest):
+            return found, (str(path), bad.offset, bad.seq, bad.reason)
+    except FormatError as error:
+        return found, (str(path), 0, 0, str(error))
+    return found, None

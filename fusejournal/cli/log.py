@@ -1,166 +1,128 @@
-"""``fusejournal log``: the newest entries."""
+"""``fusejournal log``: who did what, when, to which file."""
 
-import errno
-import pwd
-from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
-from functools import cache
-from typing import Any
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 
 import click
 
-from fusejournal.cli import text
-from fusejournal.journal.format import Entry
-from fusejournal.journal.journal import Journal, JournalOptions
-from fusejournal.journal.paths import PathTracker
-from fusejournal.journal.settled import settled
-from fusejournal.operations import ImportData, Rename, Void, Write
-from fusejournal.state import find_volume
+from fusejournal.cli import entries, text
+from fusejournal.cli.source import Source, open_source, parse_kinds, parse_path
+from fusejournal.cli.statistics import Statistics, show_statistics
+from fusejournal.errors import UsageError
+from fusejournal.journal.criteria import Criteria, Follower, Match, find
+from fusejournal.journal.lookup import END
 from fusejournal.types import Seq
+
+_FOLLOW_PAUSE_SECONDS = 0.2
 
 
 @click.command()
 @click.argument("volume")
-@click.option(
-    "-n",
-    "count",
-    type=click.IntRange(min=1),
-    default=20,
-    show_default=True,
-    help="How many entries.",
-)
+@click.argument("path", required=False, metavar="[PATH|GLOB]")
+@click.option("--since", metavar="TIME", help="Entries at or after a time or mark.")
+@click.option("--until", metavar="TIME", help="Entries up to a time or mark.")
+@click.option("--from-seq", type=click.IntRange(min=1), help="Entries from this seq on.")
+@click.option("--to-seq", type=click.IntRange(min=1), help="Entries up to this seq, included.")
+@click.option("--op", "ops", multiple=True, metavar="OP,...", help="Only these operations.")
+@click.option("--uid", type=int, help="Only what this user asked for.")
+@click.option("--reverse", is_flag=True, help="The newest first.")
+@click.option("-n", "count", type=click.IntRange(min=1), help="Only the newest so many.")
+@click.option("--follow", is_flag=True, help="Go on with what is added, until Ctrl-C.")
+@click.option("--stat", is_flag=True, help="Sums of the entries instead of the entries.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def log(volume: str, count: int, as_json: bool) -> None:
-    """Show the newest entries of VOLUME's journal, oldest first: seq, time, who, what, path.
+def log(
+    volume: str,
+    path: str | None,
+    since: str | None,
+    until: str | None,
+    from_seq: int | None,
+    to_seq: int | None,
+    ops: tuple[str, ...],
+    uid: int | None,
+    reverse: bool,
+    count: int | None,
+    follow: bool,
+    stat: bool,
+    as_json: bool,
+) -> None:
+    """Show VOLUME's journal, oldest first: seq, time, who, what, path.
 
-    \b Who is the caller; of a write, who opened the file. A change that the file system refused is
+    VOLUME is a volume, running or not, or a directory of segments copied from one. PATH is a file
+    (by any name it had while PATH was its name) or a directory and what is below it; a GLOB's * and
+    ? stop at a slash, ** does not, and one without a slash is held against names anywhere.
+
+    Who is the caller; of a write, who opened the file. A change that the file system refused is
     shown with the error. In JSON, file names that are not UTF-8 carry their odd bytes as lone
     surrogates (\\udc80 to \\udcff).
 
+    Times: 2026-01-31, "2026-01-31 14:00", 14:00, yesterday, "2 hours ago", or a mark's name.
+
     \b
     Examples:
-      fusejournal log srv-data
-      fusejournal log /srv/data -n 100
-      fusejournal log srv-data -n 1000 --json | jq -r 'select(.op == "unlink") | .path'
+      fusejournal log srv-data -n 50
+      fusejournal log srv-data home/anna --since "2 hours ago"
+      fusejournal log srv-data '*.docx' --op write,unlink --uid 1001
+      fusejournal log srv-data --since yesterday --stat
+      fusejournal log srv-data --op unlink --json | jq -r .path
+      fusejournal log srv-data --follow
     """
-    state = find_volume(volume)
-    journal = Journal.open(
-        state.journal_dir, state.uuid, JournalOptions(), unclean_machine=False, read_only=True
+    if follow and (reverse or stat or until or to_seq):
+        raise UsageError("--follow goes with none of --reverse, --stat, --until, --to-seq")
+    source = open_source(volume)
+    criteria = Criteria(
+        from_seq=Seq(max(from_seq or 1, source.since(since) if since else 1)),
+        to_seq=Seq(min(to_seq + 1 if to_seq else END, source.until(until) if until else END)),
+        kinds=parse_kinds(ops) if ops else frozenset(),
+        uid=uid,
+        paths=(parse_path(path),) if path and parse_path(path) else (),
     )
-    for line in lines(journal, count):
-        if as_json:
-            text.echo_json(line)
-        else:
-            click.echo(_shown(line))
-
-
-def lines(journal: Journal, count: int) -> Iterator[dict[str, Any]]:
-    """The newest *count* entries as JSON objects; a refused one has ``refused``, its errno's
-    name."""
-    newest = journal.tail(count + 1)
-    if not newest:
+    matches = _newest(source, criteria, count, reverse)
+    if stat:
+        statistics = Statistics()
+        for match in matches:
+            statistics.add(match)
+        show_statistics(statistics, as_json)
         return
-    first_shown = newest[-count].seq if len(newest) >= count else newest[0].seq
-    tracker = PathTracker()
-    start = journal.segment_start(newest[0].seq)
-    for entry, void in settled(_no_data(journal.read(start, Seq(newest[-1].seq + 1)))):
-        tracker.learn(entry)
-        if entry.seq >= first_shown:
-            yield _line(entry, void, tracker)
-        if void is None:
-            tracker.follow(entry.operation)
+    if follow:
+        head_seq = source.head_seq
+        shown = _newest(source, replace(criteria, to_seq=Seq(head_seq + 1)), count, False)
+        matches = itertools.chain(shown, _follow(source, criteria, Seq(head_seq + 1)))
+    if as_json:
+        for match in matches:
+            text.echo_json(entries.as_json(match))
+            if follow:
+                sys.stdout.flush()
+    elif follow or not sys.stdout.isatty():
+        for match in matches:
+            click.echo(entries.as_line(match))
+    else:
+        click.echo_via_pager(entries.as_line(match) + "\n" for match in matches)
 
 
-def _no_data(entries: Iterable[Entry]) -> Iterator[Entry]:
-    for entry in entries:
-        yield entry._replace(data=entry.data[:0], frame_bytes=len(entry.data))
+def _newest(
+    source: Source, criteria: Criteria, count: int | None, reverse: bool
+) -> Iterator[Match]:
+    """What matches; with *count* the newest of it. Keeps no more than a segment's in memory."""
+    newest_first = find(source.lookup, criteria, newest_first=True)
+    if reverse:
+        yield from itertools.islice(newest_first, count)
+        return
+    if count is not None:
+        seq = None
+        for match in itertools.islice(newest_first, count):
+            seq = match.entry.seq
+        if seq is None:
+            return
+        criteria = replace(criteria, from_seq=seq)
+    yield from find(source.lookup, criteria)
 
 
-def _line(entry: Entry, void: Void | None, tracker: PathTracker) -> dict[str, Any]:
-    operation = entry.operation
-    path = tracker.path_of(operation)
-    line: dict[str, Any] = {
-        "seq": entry.seq,
-        "time": datetime.fromtimestamp(entry.time_ns / 10**9, UTC).isoformat(),
-        "time_ns": entry.time_ns,
-        "op": operation.kind.name.lower(),
-        **entry.who._asdict(),
-        "fid": None,
-        "path": None if path is None else text.exact(path),
-    }
-    for key, value in zip(operation._fields, operation, strict=True):
-        # A file's owner is not the caller: both are told.
-        line[f"new_{key}" if key in ("uid", "gid") else key] = _plain(value)
-    if isinstance(operation, Write | ImportData):
-        line["bytes"] = entry.frame_bytes
-    if isinstance(operation, Rename):
-        new_path = tracker.join(operation.new_parent, operation.new_name)
-        line["new_path"] = None if new_path is None else text.exact(new_path)
-    if void is not None:
-        line["refused"] = errno.errorcode.get(void.errno, str(void.errno))
-        line["written"] = void.written
-    return line
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return text.exact(value)
-    if isinstance(value, tuple):
-        return [_plain(part) for part in value]
-    return value
-
-
-@cache
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def _shown(line: dict[str, Any]) -> str:
-    path = (
-        "-"
-        if line["path"] is None
-        else "/" + text.name(line["path"].encode("utf-8", "surrogateescape"))
-    )
-    details = _details(line)
-    refused = (
-        f"  refused: {line['refused']}" if line.get("refused") and not line.get("written") else ""
-    )
-    return (
-        f"{line['seq']:>8}  {text.moment(line['time_ns'])}  {_user(line['uid']):<10} "
-        f"{line['op']:<11} "
-        f"{path}{details}{refused}"
-    )
-
-
-def _path(exact: str | None) -> str:
-    return "-" if exact is None else "/" + text.name(exact.encode("utf-8", "surrogateescape"))
-
-
-def _details(line: dict[str, Any]) -> str:
-    match line["op"]:
-        case "write" | "import_data":
-            return f"  {line['bytes']} bytes at {line['offset']}"
-        case "truncate":
-            return f"  to {line['size']} bytes"
-        case "rename":
-            return f"  -> {_path(line['new_path'])}"
-        case "symlink":
-            return f"  -> {text.name(line['target'].encode('utf-8', 'surrogateescape'))}"
-        case "create" | "mkdir":
-            return f"  mode {line['mode'] & 0o7777:04o}"
-        case "setattr":
-            parts = [
-                f"mode {line['mode']:04o}" if line["mode"] is not None else "",
-                f"owner {line['new_uid']}" if line["new_uid"] is not None else "",
-                f"group {line['new_gid']}" if line["new_gid"] is not None else "",
-                "times" if line["atime_ns"] is not None or line["mtime_ns"] is not None else "",
-            ]
-            return "  " + ", ".join(part for part in parts if part)
-        case "setxattr" | "removexattr":
-            return f"  {line['name']}"
-        case "epoch":
-            return f"  {line['epoch']}: {line['reason']}"
-    return ""
+def _follow(source: Source, criteria: Criteria, from_seq: Seq) -> Iterator[Match]:
+    """What is appended from now on, as it becomes known whether it held."""
+    follower = Follower(source.reader, criteria, from_seq)
+    while True:
+        yield from follower.new(source.settled_head())
+        time.sleep(_FOLLOW_PAUSE_SECONDS)

@@ -6,9 +6,14 @@ import sys
 import click
 
 from fusejournal import __version__
+from fusejournal.cli.diff import diff
+from fusejournal.cli.digest import digest
+from fusejournal.cli.history import history
 from fusejournal.cli.journal import journal
 from fusejournal.cli.log import log
+from fusejournal.cli.mark import mark
 from fusejournal.cli.mount import mount
+from fusejournal.cli.show import show
 from fusejournal.cli.status import status
 from fusejournal.cli.umount import umount
 from fusejournal.errors import FusejournalError
@@ -30,7 +35,18 @@ def cli() -> None:
     """
 
 
-for command in (mount, umount, status, log, journal):
+for command in (
+    mount,
+    umount,
+    status,
+    log,
+    show,
+    history,
+    diff,
+    mark,
+    digest,
+    journal,
+):
     cli.add_command(command)
 
 

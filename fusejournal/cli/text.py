@@ -1,7 +1,8 @@
 """How values are shown: one way for all commands."""
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import click
@@ -18,14 +19,35 @@ def size(amount: float) -> str:
     return f"{amount:.0f} {_UNITS[unit]}" if unit == 0 else f"{amount:.1f} {_UNITS[unit]}"
 
 
-def count(number: int, noun: str) -> str:
+def count(number: int, noun: str, plural: str = "") -> str:
     """A number of things: "1 segment", "2 segments"."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"
 
 
 def moment(time_ns: int) -> str:
-    """A time as ISO 8601, local, to the microsecond."""
-    return datetime.fromtimestamp(time_ns / 10**9).astimezone().isoformat(timespec="microseconds")
+    """A time as ISO 8601, local, to the nanosecond: given to a command, it means that very
+    entry."""
+    seconds, nanoseconds = divmod(time_ns, 10**9)
+    second, zone = _local_second(seconds)
+    return f"{second}.{nanoseconds:09d}{zone}"
+
+
+@lru_cache(maxsize=256)
+def _local_second(seconds: int) -> tuple[str, str]:
+    # Entries of one second come together, and this takes its time.
+    local = datetime.fromtimestamp(seconds, UTC).astimezone().isoformat()
+    return local[:19], local[19:]
+
+
+def utc(time_ns: int) -> str:
+    """A time as ISO 8601 in UTC, to the nanosecond."""
+    seconds, nanoseconds = divmod(time_ns, 10**9)
+    return f"{_utc_second(seconds)}.{nanoseconds:09d}+00:00"
+
+
+@lru_cache(maxsize=256)
+def _utc_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[:19]
 
 
 def name(raw: bytes) -> str:

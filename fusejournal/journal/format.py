@@ -146,19 +146,17 @@ class Entry(NamedTuple):
     frame_bytes: int
 
 
-class FrameHeader(NamedTuple):
-    """The fixed part of a frame."""
+class Frame(NamedTuple):
+    """One whole frame, checked, and where it lies."""
 
-    payload_bytes: int
-    data_bytes: int
     seq: Seq
     flushed: Seq
     checksum: int
-
-    @property
-    def frame_bytes(self) -> int:
-        """Length of the whole frame."""
-        return FRAME_HEADER_BYTES + self.payload_bytes + self.data_bytes
+    offset: int
+    """Where it begins in the uncompressed segment."""
+    payload_bytes: int
+    content: memoryview
+    """The frame from its header on."""
 
 
 def encode_payload(
@@ -173,84 +171,115 @@ def encode_frame(
 ) -> tuple[bytes, int]:
     """Frame header and payload (the data follows them as it is), and the frame's checksum."""
     covered = _FRAME_COVERED.pack(len(payload), len(data), seq, flushed)
-    chain = frame_checksum(covered, payload, data, chain_before)
-    return covered + _CHECKSUM.pack(chain) + payload, chain
-
-
-def frame_checksum(
-    covered: bytes | memoryview,
-    payload: bytes | memoryview,
-    data: bytes | memoryview,
-    chain_before: int,
-) -> int:
-    """The checksum of a frame; *covered* is its header but for the checksum."""
     digest = xxhash.xxh3_64(covered, seed=chain_before)
     digest.update(payload)
     if len(data):
         digest.update(data)
-    return digest.intdigest()
+    chain = digest.intdigest()
+    return covered + _CHECKSUM.pack(chain) + payload, chain
 
 
-def decode_frame_header(data: bytes | memoryview, offset: int = 0) -> FrameHeader:
-    """The frame header at *offset* of *data*. Raises FormatError when its lengths cannot be."""
-    payload_bytes, data_bytes, seq, flushed, checksum = FRAME.unpack_from(data, offset)
+def frame_bytes_at(buffer: bytes, at: int) -> int:
+    """The length of the frame whose header is at *at* of *buffer*. Raises FormatError when it
+    cannot be."""
+    payload_bytes, data_bytes, _, _, _ = FRAME.unpack_from(buffer, at)
     if not 0 < payload_bytes <= PAYLOAD_BYTES_MAX or data_bytes > DATA_BYTES_MAX:
         raise FormatError(f"a frame of {payload_bytes} + {data_bytes} bytes cannot be")
-    return FrameHeader(payload_bytes, data_bytes, Seq(seq), Seq(flushed), checksum)
+    return FRAME_HEADER_BYTES + int(payload_bytes) + int(data_bytes)
 
 
-def check_frame(header: FrameHeader, frame: memoryview, expected: Seq, chain_before: int) -> None:
-    """Check that *frame*, whole, is entry *expected* and follows *chain_before*. Raises
-    FormatError."""
-    if header.seq != expected:
-        raise FormatError(f"seq {header.seq} stands where {expected} belongs")
-    covered = frame[: _FRAME_COVERED.size]
-    # Payload and data lie side by side: one pass over both.
-    if frame_checksum(covered, frame[FRAME_HEADER_BYTES:], b"", chain_before) != header.checksum:
+def read_frame(
+    buffer: bytes, view: memoryview, at: int, expected: Seq, chain_before: int, offset: int
+) -> Frame | None:
+    """The frame at *at* of *buffer* (*view* is a view of it), which lies at *offset* of its
+    segment; None when the buffer ends before the frame does. Checks that it is entry *expected*
+    and follows *chain_before*. Raises FormatError."""
+    if len(buffer) - at < FRAME_HEADER_BYTES:
+        return None
+    payload_bytes, data_bytes, seq, flushed, checksum = FRAME.unpack_from(buffer, at)
+    if not 0 < payload_bytes <= PAYLOAD_BYTES_MAX or data_bytes > DATA_BYTES_MAX:
+        raise FormatError(f"a frame of {payload_bytes} + {data_bytes} bytes cannot be")
+    payload_at = at + FRAME_HEADER_BYTES
+    end = payload_at + payload_bytes + data_bytes
+    if end > len(buffer):
+        return None
+    if seq != expected:
+        raise FormatError(f"seq {seq} stands where {expected} belongs")
+    if data_bytes < _COPIED_BYTES_MAX:
+        covered = buffer[at : at + _FRAME_COVERED.size] + buffer[payload_at:end]
+        found = xxhash.xxh3_64_intdigest(covered, chain_before)
+    else:
+        digest = xxhash.xxh3_64(view[at : at + _FRAME_COVERED.size], chain_before)
+        digest.update(view[payload_at:end])
+        found = digest.intdigest()
+    if found != checksum:
         raise FormatError("the checksum is wrong")
+    return Frame(seq, flushed, checksum, offset, payload_bytes, view[at:end])
 
 
-def decode_entry(header: FrameHeader, frame: memoryview, offset: int) -> Entry:
-    """The entry in a checked *frame* that lies at *offset* of its segment. Raises FormatError."""
-    payload_end = FRAME_HEADER_BYTES + header.payload_bytes
-    try:
-        fields = msgpack.unpackb(
-            frame[FRAME_HEADER_BYTES:payload_end], use_list=False, strict_map_key=False, raw=False
-        )
-    except (ValueError, TypeError, OverflowError) as error:
-        raise FormatError(f"the payload is not msgpack: {error}") from None
-    who, time_ns, paths, operation = _decode_fields(fields)
+_COPIED_BYTES_MAX: Final = 2048
+"""Below this, copying the covered bytes together is cheaper than a second call of the hash."""
+
+
+def decode_entry(frame: Frame) -> Entry:
+    """The entry in a checked *frame*. Raises FormatError."""
+    seq, flushed, checksum, offset, payload_bytes, content = frame
+    payload_end = FRAME_HEADER_BYTES + payload_bytes
+    time_ns, who, paths, operation = decode_payload(content[FRAME_HEADER_BYTES:payload_end])
     return Entry(
-        header.seq,
+        seq,
         time_ns,
         who,
         paths,
         operation,
-        frame[payload_end:],
-        header.flushed,
-        header.checksum,
+        content[payload_end:],
+        flushed,
+        checksum,
         offset,
-        header.frame_bytes,
+        len(content),
     )
 
 
-def _decode_fields(fields: Any) -> tuple[Who, int, dict[Fid, bytes] | None, Operation]:
-    if not isinstance(fields, tuple) or len(fields) < _PREFIX_FIELDS:
+def decode_payload(
+    payload: bytes | memoryview,
+) -> tuple[int, Who, dict[Fid, bytes] | None, Operation]:
+    """Time, caller, paths and operation of an entry's *payload*. Raises FormatError."""
+    try:
+        fields = msgpack.unpackb(payload, use_list=False, strict_map_key=False, raw=False)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise FormatError(f"the payload is not msgpack: {error}") from None
+    if type(fields) is not tuple or len(fields) < _PREFIX_FIELDS:
         raise FormatError("the payload is not an entry")
-    kind, time_ns, uid, gid, pid, paths = fields[:_PREFIX_FIELDS]
-    if not all(isinstance(value, int) for value in (kind, time_ns, uid, gid, pid)):
-        raise FormatError("the payload is not an entry")
+    kind, time_ns, uid, gid, pid, paths, *rest = fields
+    cls = _CLASSES.get(kind) if type(kind) is int else None
+    if cls is None:
+        raise FormatError(f"an entry of unknown kind {kind!r}")
+    try:
+        operation = cls(*rest)
+    except TypeError:
+        raise FormatError(f"{cls.__name__} with {len(rest)} fields") from None
+    # What types the fields have is looked up as a whole, for most entries look like others.
+    types = tuple(map(type, fields))
+    if types not in _GOOD_TYPES[kind]:
+        _check_types(operation, fields)
+        _GOOD_TYPES[kind].add(types)
     if not -_NUMBER_MAX <= time_ns <= _NUMBER_MAX:
         raise FormatError(f"a time of {time_ns} cannot be")
-    if paths is not None and not (
-        isinstance(paths, dict)
-        and all(
-            isinstance(k, int) and 0 < k <= _NUMBER_MAX and isinstance(v, bytes)
-            for k, v in paths.items()
-        )
-    ):
-        raise FormatError("the payload's paths are no paths")
-    return Who(uid, gid, pid), time_ns, paths, _decode_operation(kind, fields[_PREFIX_FIELDS:])
+    for index, least in _NUMBERS[kind]:
+        number = operation[index]
+        if number is not None and not least <= number <= _NUMBER_MAX:
+            raise FormatError(f"{cls.__name__}.{cls._fields[index]} cannot be {number}")
+    for index in _NAMES[kind]:
+        name = operation[index]
+        if b"/" in name or name in _NO_NAMES or b"\0" in name or len(name) > _NAME_BYTES_MAX:
+            raise FormatError(f"{name!r} cannot be a name")
+    if kind in _CHECKED_FURTHER:
+        _check_further(operation)
+    if paths is not None:
+        for fid, path in paths.items():
+            if type(fid) is not int or type(path) is not bytes or not 0 < fid <= _NUMBER_MAX:
+                raise FormatError("the payload's paths are no paths")
+    return time_ns, Who(uid, gid, pid), paths, operation
 
 
 # Which types each kind's fields may have, from the annotations, so that later code need not doubt
@@ -258,7 +287,7 @@ def _decode_fields(fields: Any) -> tuple[Who, int, dict[Fid, bytes] | None, Oper
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "fid": (int,),
     "parent": (int,),
-    "name": (bytes, str),
+    "name": (bytes,),
     "mode": (int, type(None)),
     "uid": (int, type(None)),
     "gid": (int, type(None)),
@@ -285,52 +314,60 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-_NUMBER_MAX: Final = 2**63 - 1
-_NAME_BYTES_MAX: Final = 255
-
-
 def _least(field: str) -> int:
     if field in ("atime_ns", "mtime_ns"):
-        return -_NUMBER_MAX
+        return -(2**63) + 1
     return 1 if field in ("fid", "parent", "new_parent") else 0
 
 
-def _check_names(operation: Operation) -> None:
-    """A name is one step of a path, whoever made the entry; an attribute's has no zero byte."""
-    if isinstance(operation, Mark):
-        if not isinstance(operation.name, str):
-            raise FormatError("Mark.name is no text")
-        return
-    for field in ("name", "new_name"):
-        name = getattr(operation, field, None)
-        if name is None:
-            continue
-        if not isinstance(name, bytes) or not 0 < len(name) <= _NAME_BYTES_MAX or b"\0" in name:
-            raise FormatError(f"{field} cannot be a name")
-        if isinstance(operation, Setxattr | Removexattr):
-            continue
-        if b"/" in name or name in (b".", b".."):
-            raise FormatError(f"{name!r} cannot be a name")
+_NUMBER_MAX: Final = 2**63 - 1
+_NAME_BYTES_MAX: Final = 255
+_NO_NAMES: Final = frozenset({b"", b".", b".."})
+_FILE_NAMES: Final = frozenset({"name", "new_name"})
+_NO_FILE_NAMES: Final = frozenset({Kind.SETXATTR, Kind.REMOVEXATTR, Kind.MARK})
+_CHECKED_FURTHER: Final = frozenset({int(Kind.SETXATTR), int(Kind.REMOVEXATTR), int(Kind.IMPORT)})
+
+# By kind, so that an entry is checked without a look at its class: the class, the type signatures
+# seen to be good, the fields that are numbers with the least each can be, those that are names.
+_CLASSES: Final[dict[int, Any]] = {int(kind): cls for kind, cls in OPERATIONS.items()}
+_GOOD_TYPES: Final[dict[int, set[tuple[type, ...]]]] = {kind: set() for kind in _CLASSES}
+_NUMBERS: Final = {
+    kind: tuple(
+        (index, _least(field))
+        for index, field in enumerate(cls._fields)
+        if int in _FIELD_TYPES[field]
+    )
+    for kind, cls in _CLASSES.items()
+}
+_NAMES: Final = {
+    kind: tuple(
+        index
+        for index, field in enumerate(cls._fields)
+        if field in _FILE_NAMES and kind not in _NO_FILE_NAMES
+    )
+    for kind, cls in _CLASSES.items()
+}
 
 
-def _decode_operation(kind: int, fields: tuple[Any, ...]) -> Operation:
-    try:
-        cls = OPERATIONS[Kind(kind)]
-    except ValueError:
-        raise FormatError(f"an entry of unknown kind {kind}") from None
-    try:
-        operation = cls(*fields)
-    except TypeError:
-        raise FormatError(f"{cls.__name__} with {len(fields)} fields") from None
+def _check_types(operation: Operation, fields: tuple[Any, ...]) -> None:
+    if any(type(field) is not int for field in fields[1:5]):
+        raise FormatError("the payload is not an entry")
+    if not isinstance(fields[5], dict | None):
+        raise FormatError("the payload's paths are no paths")
+    cls = type(operation)
     for name, value in zip(cls._fields, operation, strict=True):
-        if not isinstance(value, _FIELD_TYPES[name]):
+        good = (str,) if cls is Mark else _FIELD_TYPES[name]
+        if type(value) not in good:
             raise FormatError(f"{cls.__name__}.{name} is {type(value).__name__}")
-        if isinstance(value, int) and not _least(name) <= value <= _NUMBER_MAX:
-            raise FormatError(f"{cls.__name__}.{name} cannot be {value}")
-    _check_names(operation)
-    if isinstance(operation, Import) and not all(
-        isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, bytes) for part in pair)
+
+
+def _check_further(operation: Operation) -> None:
+    if isinstance(operation, Setxattr | Removexattr):
+        name = operation.name
+        if not 0 < len(name) <= _NAME_BYTES_MAX or b"\0" in name:
+            raise FormatError(f"{name!r} cannot be an attribute's name")
+    elif isinstance(operation, Import) and not all(
+        type(pair) is tuple and len(pair) == 2 and all(type(part) is bytes for part in pair)
         for pair in operation.xattrs
     ):
         raise FormatError("Import.xattrs are no pairs")
-    return operation

@@ -1,4 +1,5 @@
-"""The journal of one volume: append, flush, roll, read. The only code that writes segments.
+"""The journal of one volume: append, flush, roll. The only code that writes segments (reader.py
+reads them).
 
 :meth:`Journal.append` and everything else but ``sync`` and ``compress_one`` belong to the event
 loop's thread; those two block and run in worker threads beside it. An appended frame is in the
@@ -19,7 +20,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -36,18 +37,15 @@ from fusejournal.journal.format import (
     DATA_BYTES_MAX,
     PAYLOAD_BYTES_MAX,
     SEGMENT_HEADER_BYTES,
-    Entry,
-    FormatError,
     SegmentHeader,
-    decode_entry,
     encode_frame,
     encode_payload,
 )
+from fusejournal.journal.index import has_index
+from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.seekable import compress_file
 from fusejournal.journal.segment import (
     COMPRESSED_SUFFIX,
-    BadFrameError,
-    SegmentReader,
     first_seq_of,
     list_segments,
     segment_path,
@@ -62,10 +60,12 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 @dataclass(frozen=True)
 class JournalOptions:
-    """Sizes in bytes. ``reserve_bytes`` are kept back beyond the end of the log; removals may use
-    the half of them."""
+    """Sizes in bytes. A segment is rolled at ``segment_bytes`` or ``segment_entries``, so that
+    reading the newest, which has no index yet, stays quick. ``reserve_bytes`` are kept back beyond
+    the end of the log; removals may use the half of them."""
 
     segment_bytes: int = 64 << 20
+    segment_entries: int = 1 << 16
     preallocate_bytes: int = 8 << 20
     reserve_bytes: int = 1 << 20
     compress: bool = True
@@ -94,6 +94,8 @@ class Journal:
         self.directory = directory
         self.uuid = uuid
         self.options = options
+        self.reader = JournalReader(directory, uuid)
+        """Reads what was appended, up to the head."""
         self.epoch = Epoch(0)
         self.head_seq = Seq(0)
         self.chain = 0
@@ -216,9 +218,11 @@ class Journal:
         if len(payload) > PAYLOAD_BYTES_MAX or len(data) > DATA_BYTES_MAX:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))  # no reader would take it
         need = len(payload) + len(data) + 32
-        if current.end + need + _VOID_ROOM_BYTES > self.options.segment_bytes and self._may_roll(
-            current, kind
-        ):
+        is_long = (
+            current.end + need + _VOID_ROOM_BYTES > self.options.segment_bytes
+            or self.head_seq - current.first_seq + 1 >= self.options.segment_entries
+        )
+        if is_long and self._may_roll(current, kind):
             rolled = self._roll(kind)
             if rolled is not None:
                 current = rolled
@@ -424,15 +428,20 @@ class Journal:
         )
 
     def sealed_segments(self) -> list[Path]:
-        """Plain segments that are sealed and durable: those that can be compressed."""
+        """Segments that are sealed and durable: those that can have an index and be
+        compressed."""
         busy = {path for path, _ in list(self._unsynced)}  # a copy: a flush may run beside us
         if self._current is not None:
             busy.add(self._current.path)
-        return [
-            path
-            for path in list_segments(self.directory)
-            if path.suffix != COMPRESSED_SUFFIX and path not in busy
-        ]
+        return [path for path in list_segments(self.directory) if path not in busy]
+
+    def without_index(self) -> list[Path]:
+        """Sealed segments that have no sidecar index yet."""
+        return [path for path in self.sealed_segments() if not has_index(path)]
+
+    def compressible(self) -> list[Path]:
+        """Sealed segments that are not compressed yet."""
+        return [path for path in self.sealed_segments() if path.suffix != COMPRESSED_SUFFIX]
 
     def compress_one(self, path: Path) -> None:
         """Compress a sealed segment in place. Blocks: call it in a thread. Raises OSError,
@@ -440,82 +449,3 @@ class Journal:
         compressed = path.with_suffix(COMPRESSED_SUFFIX)
         compress_file(path, compressed, self.options.compress_level)
         self._sealed_bytes[first_seq_of(path)] = compressed.stat().st_size
-
-    # -- reading -----------------------------------------------------------------------------------
-
-    def read(self, from_seq: Seq, to_seq: Seq) -> Iterator[Entry]:
-        """The entries in [from_seq, to_seq), each checked and chained. Raises JournalDamagedError.
-
-        In a journal that another process appends to, a frame that is not whole yet is the end.
-        """
-        paths = list_segments(self.directory)
-        end: tuple[Seq, int] | None = None
-        for index, path in enumerate(paths):
-            if first_seq_of(path) >= to_seq and end is None:
-                return
-            last = index == len(paths) - 1
-            if last or first_seq_of(paths[index + 1]) > from_seq:
-                end = yield from self._read_segment(path, from_seq, to_seq, last, end)
-                if end is None:
-                    return
-
-    def segment_start(self, seq: Seq) -> Seq:
-        """The first seq of the segment that holds *seq*: from there on, entries tell every path
-        they touch."""
-        return max(
-            (start for start in map(first_seq_of, list_segments(self.directory)) if start <= seq),
-            default=Seq(1),
-        )
-
-    def tail(self, count: int) -> list[Entry]:
-        """The newest *count* entries, oldest first. Raises JournalDamagedError."""
-        newest: list[Entry] = []
-        paths = list_segments(self.directory)
-        for index in range(len(paths) - 1, -1, -1):
-            last = index == len(paths) - 1
-            end = first_seq_of(paths[index + 1]) if not last else Seq(1 << 62)
-            entries = deque(
-                self._read_segment(paths[index], Seq(0), end, last, None),
-                maxlen=count - len(newest),
-            )
-            newest = [*entries, *newest]
-            if len(newest) >= count:
-                break
-        return newest
-
-    def _read_segment(
-        self, path: Path, from_seq: Seq, to_seq: Seq, last: bool, before: tuple[Seq, int] | None
-    ) -> Generator[Entry, None, tuple[Seq, int] | None]:
-        """The entries of one segment, which must follow *before*, the last seq and chain of the
-        segment before it. Returns its own last seq and chain, or None when *to_seq* was reached."""
-        try:
-            with SegmentReader(path) as reader:
-                head = reader.header
-                if head.uuid != self.uuid:
-                    raise BadFrameError(
-                        0, head.first_seq, f"is of volume {head.uuid}, not {self.uuid}", torn=False
-                    )
-                if before is not None and (head.first_seq - 1, head.chain_before) != before:
-                    raise BadFrameError(
-                        0, head.first_seq, f"does not follow seq {before[0]}", torn=False
-                    )
-                end = Seq(head.first_seq - 1), head.chain_before
-                for header, content, offset in reader.frames():
-                    if header.seq >= to_seq or self._is_past_damage(header.seq):
-                        return None
-                    end = header.seq, header.checksum
-                    if header.seq >= from_seq:
-                        try:
-                            yield decode_entry(header, content, offset)
-                        except FormatError as error:
-                            raise BadFrameError(
-                                offset, header.seq, str(error), torn=False
-                            ) from None
-        except BadFrameError as bad:
-            if (last and bad.torn and bad.seq > self.head_seq) or self._is_past_damage(bad.seq):
-                return None
-            raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
-        return end
-
-    def _is_past_damage(self, seq: Seq) -> bool:
-        return self.damage is not None and seq > self.head_seq

@@ -3,7 +3,8 @@ entries to people.
 
 Feed it entries in order, from a segment's beginning at least: a segment tells the path of every
 fid it touches for the first time, and names made, moved and removed since follow from the entries
-themselves."""
+themselves. The steps of a told path are places, too, whose fids may not be known yet, so that
+what is told moves along with a directory above it."""
 
 from fusejournal.journal.format import Entry
 from fusejournal.operations import (
@@ -22,29 +23,66 @@ from fusejournal.operations import (
 from fusejournal.types import ROOT_FID, Fid
 
 
+class _Place:
+    """A name in a directory."""
+
+    __slots__ = ("children", "fid", "name", "parent")
+
+    def __init__(self, parent: "_Place | None", name: bytes) -> None:
+        self.parent = parent
+        self.name = name
+        self.fid: Fid | None = None
+        self.children: dict[bytes, _Place] | None = None
+
+    def child(self, name: bytes) -> "_Place":
+        """The place of *name* below this one, made if it is not known."""
+        if self.children is None:
+            self.children = {}
+        place = self.children.get(name)
+        if place is None:
+            place = self.children[name] = _Place(self, name)
+        return place
+
+    def path(self) -> bytes | None:
+        """From the root; None below a name that is gone."""
+        parts: list[bytes] = []
+        place = self
+        while place.parent is not None:
+            parts.append(place.name)
+            place = place.parent
+        if place.fid != ROOT_FID:
+            return None
+        parts.reverse()
+        return b"/".join(parts)
+
+    def cut(self) -> None:
+        """Take the name away."""
+        if self.parent is not None and self.parent.children is not None:
+            self.parent.children.pop(self.name, None)
+        self.parent = None
+
+    def put(self, parent: "_Place", name: bytes) -> None:
+        """Give it this name instead."""
+        self.cut()
+        if parent.children is None:
+            parent.children = {}
+        parent.children[name] = self
+        self.parent, self.name = parent, name
+
+
 class PathTracker:
-    """Follows names. A fid is known by one of its names; directories carry what is below them
-    along."""
+    """Follows names. A fid is shown by the first of its names that is known and left."""
 
     def __init__(self) -> None:
-        self._places: dict[Fid, tuple[Fid, bytes]] = {}
-        self._told: dict[Fid, bytes] = {}
+        root = _Place(None, b"")
+        root.fid = ROOT_FID
+        self._first: dict[Fid, _Place] = {ROOT_FID: root}
+        self._further: dict[Fid, list[_Place]] = {}
 
     def path(self, fid: Fid) -> bytes | None:
         """The path of *fid* now, relative to the root (``b""``), or None when it is not known."""
-        parts: list[bytes] = []
-        while fid != ROOT_FID:
-            place = self._places.get(fid)
-            if place is None:
-                told = self._told.get(fid)
-                return (
-                    None
-                    if told is None
-                    else b"/".join([told, *reversed(parts)] if told else parts[::-1])
-                )
-            fid, name = place
-            parts.append(name)
-        return b"/".join(reversed(parts))
+        place = self._first.get(fid)
+        return None if place is None else place.path()
 
     def path_of(self, operation: Operation) -> bytes | None:
         """The path that an entry with *operation* is about, before :meth:`follow` has taken it
@@ -67,27 +105,71 @@ class PathTracker:
     def learn(self, entry: Entry) -> None:
         """Take in the paths that an entry tells, as they were before it."""
         for fid, path in (entry.paths or {}).items():
-            if fid not in self._places:
-                self._told[fid] = path
+            if fid not in self._first:
+                place = self._first[ROOT_FID]
+                for name in path.split(b"/"):
+                    place = place.child(name)
+                self._attach(fid, place)
 
     def follow(self, operation: Operation) -> None:
         """Take in what an entry that held did to names."""
         match operation:
             case Create() | Mkdir() | Symlink() | Import() | Link() | ImportLink():
-                self._set(operation.fid, operation.parent, operation.name)
+                self._add(operation.fid, operation.parent, operation.name)
             case Rename():
-                if operation.replaced and operation.flags & RENAME_EXCHANGE:
-                    self._set(operation.replaced, operation.parent, operation.name)
-                elif operation.replaced:
-                    self._drop(operation.replaced, operation.new_parent, operation.new_name)
-                self._set(operation.fid, operation.new_parent, operation.new_name)
+                self._move(operation)
             case Unlink() | Rmdir():
                 self._drop(operation.fid, operation.parent, operation.name)
 
-    def _set(self, fid: Fid, parent: Fid, name: bytes) -> None:
-        self._places[fid] = (parent, name)
-        self._told.pop(fid, None)
+    def _attach(self, fid: Fid, place: _Place) -> None:
+        place.fid = fid
+        if self._first.setdefault(fid, place) is not place:
+            self._further.setdefault(fid, []).append(place)
+
+    def _add(self, fid: Fid, parent: Fid, name: bytes) -> None:
+        directory = self._first.get(parent)
+        if directory is not None:
+            self._attach(fid, directory.child(name))
+
+    def _move(self, rename: Rename) -> None:
+        old = self._find(rename.fid, rename.parent, rename.name)
+        other: _Place | None = None
+        if rename.replaced:
+            other = self._find(rename.replaced, rename.new_parent, rename.new_name)
+        if rename.replaced and not rename.flags & RENAME_EXCHANGE:
+            self._drop(rename.replaced, rename.new_parent, rename.new_name)
+            other = None
+        directory = self._first.get(rename.new_parent)
+        if old is not None and directory is not None:
+            old.put(directory, rename.new_name)
+        old_directory = self._first.get(rename.parent)
+        if other is not None and old_directory is not None:
+            # Its own name may be taken by now, and must not be cut with it.
+            other.parent = None
+            other.put(old_directory, rename.name)
+
+    def _find(self, fid: Fid, parent: Fid, name: bytes) -> _Place | None:
+        """The place of *fid* with this very name, made if the fid was only told by another."""
+        directory = self._first.get(parent)
+        if directory is None:
+            return None
+        place = directory.child(name)
+        if place.fid != fid:
+            self._attach(fid, place)
+        return place
 
     def _drop(self, fid: Fid, parent: Fid, name: bytes) -> None:
-        if self._places.get(fid) == (parent, name):
-            del self._places[fid]
+        directory = self._first.get(parent)
+        place = (directory.children or {}).get(name) if directory is not None else None
+        if place is None:
+            return
+        place.cut()
+        further = self._further.get(fid)
+        if self._first.get(fid) is place:
+            del self._first[fid]
+            if further:
+                self._first[fid] = further.pop(0)
+        elif further and place in further:
+            further.remove(place)
+        if not further:
+            self._further.pop(fid, None)

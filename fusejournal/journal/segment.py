@@ -13,10 +13,10 @@ from fusejournal.journal.format import (
     FRAME_HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
     FormatError,
-    FrameHeader,
+    Frame,
     SegmentHeader,
-    check_frame,
-    decode_frame_header,
+    frame_bytes_at,
+    read_frame,
 )
 from fusejournal.journal.seekable import SeekableFile
 from fusejournal.types import Seq
@@ -25,7 +25,8 @@ PLAIN_SUFFIX = ".fj"
 COMPRESSED_SUFFIX = ".fjz"
 
 _NAME = re.compile(r"(\d{20})\.fjz?")
-_WINDOW_BYTES = 4 << 20
+_WINDOW_BYTES = 1 << 20
+_WINDOW_BYTES_FIRST = 64 << 10
 
 
 class BadFrameError(Exception):
@@ -39,12 +40,13 @@ class BadFrameError(Exception):
         self.torn = torn
 
 
-class Frame(NamedTuple):
-    """A checked frame and where it lies."""
+class Point(NamedTuple):
+    """A place in a segment where reading can begin: before entry *seq*, whose frame is at
+    *offset* and follows *chain_before*."""
 
-    header: FrameHeader
-    content: memoryview
+    seq: Seq
     offset: int
+    chain_before: int
 
 
 def segment_path(directory: Path, first_seq: Seq, compressed: bool = False) -> Path:
@@ -60,6 +62,11 @@ def list_segments(directory: Path) -> list[Path]:
         if match:
             found.setdefault(match[1], path)  # ".fj" sorts before ".fjz"
     return [found[key] for key in sorted(found)]
+
+
+def is_segment(path: Path) -> bool:
+    """Whether *path* is called as a segment is."""
+    return _NAME.fullmatch(path.name) is not None
 
 
 def first_seq_of(path: Path) -> Seq:
@@ -114,42 +121,44 @@ class SegmentReader:
             return self._compressed.read_at(offset, length)
         return os.pread(self._fd, length, offset)
 
-    def frames(self) -> Iterator[Frame]:
-        """All frames, each checked and chained to the one before. Raises BadFrameError where that
-        ends before the file does."""
-        offset, seq, chain = SEGMENT_HEADER_BYTES, self.header.first_seq, self.header.chain_before
-        window, window_at, asked = memoryview(b""), offset, 0
+    @property
+    def start(self) -> Point:
+        """Where the first entry is."""
+        return Point(self.header.first_seq, SEGMENT_HEADER_BYTES, self.header.chain_before)
+
+    def frames(self, start: Point | None = None) -> Iterator[Frame]:
+        """The frames from *start* (the first) on, each checked and chained to the one before.
+        Raises BadFrameError where that ends before the file does."""
+        seq, offset, chain = start or self.start
+        # Little at first where a point is asked for: it may be for a single entry.
+        asked = _WINDOW_BYTES if start is None else _WINDOW_BYTES_FIRST
+        window, at = b"", 0
+        view = memoryview(window)
         while True:
-            at = offset - window_at
             try:
-                need = FRAME_HEADER_BYTES
-                if len(window) - at >= need:
-                    need = decode_frame_header(window, at).frame_bytes
-                if len(window) - at < need:
-                    asked = max(need, _WINDOW_BYTES)
-                    window = memoryview(self._read_at(offset, asked))
-                    window_at, at = offset, 0
+                frame = read_frame(window, view, at, seq, chain, offset)
+                if frame is None:
+                    window = self._read_at(offset, asked)
                     if not window:
                         return
-                    if len(window) < FRAME_HEADER_BYTES:
-                        raise BadFrameError(
-                            offset, seq, f"{len(window)} bytes of a frame's header", torn=True
-                        )
-                header = decode_frame_header(window, at)
-                if len(window) - at < header.frame_bytes:
-                    if at == 0 and len(window) < asked:
-                        raise BadFrameError(
-                            offset,
-                            seq,
-                            f"{len(window)} of {header.frame_bytes} bytes of a frame",
-                            torn=True,
-                        )
+                    view, at = memoryview(window), 0
+                    need = FRAME_HEADER_BYTES
+                    if len(window) >= need:
+                        need = frame_bytes_at(window, 0)
+                    if need > len(window):
+                        if len(window) < asked:
+                            raise BadFrameError(
+                                offset, seq, f"{len(window)} of {need} bytes of a frame", torn=True
+                            )
+                        asked = need
+                        continue
+                    asked = _WINDOW_BYTES
                     continue
-                content = window[at : at + header.frame_bytes]
-                check_frame(header, content, seq, chain)
             except FormatError as error:
                 raise BadFrameError(offset, seq, str(error), torn=False) from None
-            yield Frame(header, content, offset)
-            offset += header.frame_bytes
+            yield frame
+            length = len(frame.content)
+            offset += length
+            at += length
             seq = Seq(seq + 1)
-            chain = header.checksum
+            chain = frame.checksum

@@ -18,6 +18,7 @@ from uuid import UUID
 from fusejournal import storage
 from fusejournal.errors import JournalDamagedError, JournalForeignError
 from fusejournal.journal.format import FormatError, decode_entry
+from fusejournal.journal.index import index_path
 from fusejournal.journal.segment import BadFrameError, SegmentReader, first_seq_of, list_segments
 from fusejournal.operations import Clean, NewEpoch
 from fusejournal.types import Epoch, Seq
@@ -105,7 +106,7 @@ def _first_to_scan(paths: list[Path], uuid: UUID, found: Found) -> int:
         except BadFrameError:
             continue
         if frame is not None:
-            found.flushed = max(found.flushed, frame.header.flushed)
+            found.flushed = max(found.flushed, frame.flushed)
     starts = [first_seq_of(path) for path in paths]
     return max((i for i, start in enumerate(starts) if start <= found.flushed + 1), default=0)
 
@@ -146,13 +147,13 @@ def _scan(path: Path, uuid: UUID, found: Found, starts_scan: bool) -> BadFrameEr
             header.chain_before,
         )
         try:
-            for frame, content, offset in reader.frames():
+            for frame in reader.frames():
                 try:
-                    entry = decode_entry(frame, content, offset)
+                    entry = decode_entry(frame)
                 except FormatError as error:
-                    return BadFrameError(offset, frame.seq, str(error), torn=False)
+                    return BadFrameError(frame.offset, frame.seq, str(error), torn=False)
                 found.head_seq, found.chain = entry.seq, entry.chain
-                found.end = offset + entry.frame_bytes
+                found.end = entry.offset + entry.frame_bytes
                 found.last_time_ns = entry.time_ns
                 found.ends_clean = isinstance(entry.operation, Clean)
                 found.flushed = max(found.flushed, entry.flushed)
@@ -168,6 +169,8 @@ def cut(directory: Path, where: Cut) -> None:
     Raises OSError."""
     aside = directory / CUT_DIRECTORY
     aside.mkdir(mode=0o700, exist_ok=True)
+    for path in (where.segment, *where.after):
+        index_path(path).unlink(missing_ok=True)
     for path in reversed(where.after):
         storage.rename("journal.cut.rename", path, _free_name(aside, path.name))
     if where.offset == 0:

@@ -1,17 +1,22 @@
 """Checks every byte of a journal. Used by ``fusejournal journal verify``; opens nothing for
-writing."""
+writing.
 
-from collections.abc import Callable
+Each segment is read alone, by several processes; that one follows the other is seen from the chain
+in its header."""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from uuid import UUID
 
 from fusejournal.errors import JournalDamagedError
-from fusejournal.journal.format import FormatError, decode_entry
-from fusejournal.journal.segment import BadFrameError, SegmentReader, list_segments
+from fusejournal.journal.format import FormatError, SegmentHeader, decode_entry
+from fusejournal.journal.index import has_index, load_index
+from fusejournal.journal.parallel import map_in_order
+from fusejournal.journal.segment import BadFrameError, SegmentReader
 from fusejournal.types import Seq
-
-_PROGRESS_ENTRIES = 4096
 
 
 @dataclass
@@ -21,72 +26,97 @@ class VerifyReport:
     segments: int = 0
     entries: int = 0
     bytes: int = 0
+    """Of the segments, uncompressed."""
     first_seq: Seq = Seq(0)
     last_seq: Seq = Seq(0)
     unfinished: str | None = None
     """A frame that just ends at the end of the newest segment: an append under way, or a torn
     tail."""
     damages: list[JournalDamagedError] = field(default_factory=list)
+    useless_indexes: list[Path] = field(default_factory=list)
+    """Segments whose sidecar index does not fit; it is only a cache."""
+
+
+class _Part(NamedTuple):
+    """What one segment is like. ``bad``: offset, seq, reason, torn."""
+
+    header: SegmentHeader | None
+    entries: int
+    chain: int
+    bytes: int
+    bad: tuple[int, Seq, str, bool] | None
+    index_fits: bool
 
 
 def verify(
-    directory: Path, uuid: UUID | None, progress: Callable[[int, int], None]
+    paths: Sequence[Path], uuid: UUID | None, progress: Callable[[int, int], None]
 ) -> VerifyReport:
-    """Read all segments in *directory*; *progress* gets bytes done and in all, of uncompressed
-    segments. The chain is followed from one segment to the next. *uuid* None takes any volume's,
-    if it is one volume's. Raises OSError."""
+    """Read all segments in *paths*, which are in order; *progress* gets bytes done and in all, of
+    the files. *uuid* None takes any volume's, if it is one volume's. Raises OSError."""
     report = VerifyReport()
-    paths = list_segments(directory)
-    sizes = [_size(path) for path in paths]
-    total = sum(sizes)
-    expected: tuple[Seq, int] | None = None
-    done = 0
-    for index, (path, size) in enumerate(zip(paths, sizes, strict=True)):
-        report.segments += 1
-        try:
-            with SegmentReader(path) as reader:
-                header = reader.header
-                if uuid is not None and header.uuid != uuid:
-                    raise BadFrameError(
-                        0, header.first_seq, f"is of volume {header.uuid}, not {uuid}", torn=False
-                    )
-                uuid = header.uuid
-                report.first_seq = report.first_seq or header.first_seq
-                if expected is not None and (header.first_seq, header.chain_before) != expected:
-                    raise BadFrameError(
-                        0,
-                        header.first_seq,
-                        f"does not follow seq {expected[0] - 1} of the segment before",
-                        torn=False,
-                    )
-                expected = (header.first_seq, header.chain_before)
-                for frame, content, offset in reader.frames():
-                    try:
-                        decode_entry(frame, content, offset)
-                    except FormatError as error:
-                        raise BadFrameError(offset, frame.seq, str(error), torn=False) from None
-                    report.entries += 1
-                    report.last_seq = frame.seq
-                    expected = (Seq(frame.seq + 1), frame.checksum)
-                    if report.entries % _PROGRESS_ENTRIES == 0:
-                        progress(done + offset, total)
-        except BadFrameError as bad:
-            if bad.torn and index == len(paths) - 1:
-                report.unfinished = (
-                    f"{path.name} ends in the middle of seq {bad.seq} ({bad.reason})"
-                )
-            else:
-                report.damages.append(JournalDamagedError(path, bad.offset, bad.seq, bad.reason))
-            expected = None  # what follows is checked by itself
+    file_bytes = [_file_bytes(path) for path in paths]
+    done, total = 0, sum(file_bytes)
+    before: tuple[int, int] | None = None
+    progress(0, total)
+    parts = map_in_order(_verify_segment, paths)
+    for path, size, part in zip(paths, file_bytes, parts, strict=True):
         done += size
-        report.bytes = done
         progress(done, total)
+        report.segments += 1
+        report.bytes += part.bytes
+        report.entries += part.entries
+        if not part.index_fits:
+            report.useless_indexes.append(path)
+        damage = partial(_damaged, report, path)
+        header = part.header
+        if header is not None:
+            uuid = uuid or header.uuid
+            if header.uuid != uuid:
+                damage(0, header.first_seq, f"is of volume {header.uuid}, not {uuid}")
+            elif before is not None and (header.first_seq, header.chain_before) != before:
+                reason = f"does not follow seq {before[0] - 1} of the segment before"
+                damage(0, header.first_seq, reason)
+            report.first_seq = report.first_seq or header.first_seq
+            if part.entries:
+                report.last_seq = Seq(header.first_seq + part.entries - 1)
+            before = header.first_seq + part.entries, part.chain
+        if part.bad is not None:
+            offset, seq, reason, torn = part.bad
+            before = None  # what follows is checked by itself
+            if torn and path == paths[-1]:
+                report.unfinished = f"{path.name} ends in the middle of seq {seq} ({reason})"
+            else:
+                damage(offset, seq, reason)
     return report
 
 
-def _size(path: Path) -> int:
+def _damaged(report: VerifyReport, path: Path, offset: int, seq: Seq, reason: str) -> None:
+    report.damages.append(JournalDamagedError(path, offset, seq, reason))
+
+
+def _file_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0  # compressed just now; its reader finds it
+
+
+def _verify_segment(path: Path) -> _Part:
+    header: SegmentHeader | None = None
+    entries = chain = end = 0
     try:
         with SegmentReader(path) as reader:
-            return reader.size
-    except BadFrameError:
-        return path.stat().st_size
+            header, chain = reader.header, reader.header.chain_before
+            end = reader.start.offset
+            index_fits = not has_index(path) or load_index(path, reader) is not None
+            for frame in reader.frames():
+                try:
+                    decode_entry(frame)
+                except FormatError as error:
+                    raise BadFrameError(frame.offset, frame.seq, str(error), torn=False) from None
+                entries += 1
+                chain = frame.checksum
+                end += len(frame.content)
+    except BadFrameError as bad:
+        return _Part(header, entries, chain, end, (bad.offset, bad.seq, bad.reason, bad.torn), True)
+    return _Part(header, entries, chain, end, None, index_fits)

@@ -42,7 +42,7 @@ def main() -> None:
             journal = Journal.create(Path(name), uuid4(), JournalOptions())
             seconds, size = append(journal, count, operation, data)
             begun = time.perf_counter()
-            assert sum(1 for _ in journal.read(Seq(1), Seq(count + 1))) == count
+            assert sum(1 for _ in journal.reader.read(Seq(1), Seq(count + 1))) == count
             reading = time.perf_counter() - begun
             journal.close()
         print(

@@ -23,7 +23,7 @@ def test_version_1_is_read(tmp_path: Path) -> None:
     )
     assert journal.damage is None
     assert journal.ends_clean
-    entries = list(journal.read(Seq(1), Seq(journal.head_seq + 1)))
+    entries = list(journal.reader.read(Seq(1), Seq(journal.head_seq + 1)))
     assert [(entry.operation, bytes(entry.data)) for entry in entries] == list(SAMPLES)
     assert {entry.who for entry in entries} == {Who(1000, 100, 4242)}
     assert [entry.time_ns for entry in entries] == [

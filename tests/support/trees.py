@@ -97,7 +97,7 @@ def rebuild(state: Path, target: Path, uuid: UUID) -> None:
     catalog.add_root(syscalls.handle_of(root_fd), os.fstat(root_fd).st_ino)
     tree = Tree(root_fd, UUID(int=0), catalog, 64)
     applier = Applier(tree)
-    for entry, void in settled(journal.read(Seq(1), Seq(journal.head_seq + 1))):
+    for entry, void in settled(journal.reader.read(Seq(1), Seq(journal.head_seq + 1))):
         operation, data = entry.operation, bytes(entry.data)
         if isinstance(operation, NewEpoch | Mark | Clean):
             continue

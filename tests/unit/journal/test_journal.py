@@ -55,10 +55,13 @@ def reopen(directory: Path, *, unclean_machine: bool = False, read_only: bool = 
 
 def test_entries_come_back(tmp_path: Path) -> None:
     journal = write_samples(tmp_path)
-    found = list(journal.read(Seq(1), Seq(100)))
+    found = list(journal.reader.read(Seq(1), Seq(100)))
     assert [(entry.operation, bytes(entry.data)) for entry in found] == list(SAMPLES)
-    assert [entry.seq for entry in journal.read(Seq(3), Seq(6))] == [3, 4, 5]
-    assert [entry.seq for entry in journal.tail(2)] == [len(SAMPLES) - 1, len(SAMPLES)]
+    assert [entry.seq for entry in journal.reader.read(Seq(3), Seq(6))] == [3, 4, 5]
+    assert [entry.seq for entry in journal.reader.read(Seq(len(SAMPLES) - 1), Seq(1000))] == [
+        len(SAMPLES) - 1,
+        len(SAMPLES),
+    ]
     head = journal.head
     journal.close()
     assert reopen(tmp_path).head == head
@@ -73,13 +76,13 @@ def test_segments_roll_and_tell_every_path_again(tmp_path: Path) -> None:
     assert all(path.stat().st_size <= _SMALL.segment_bytes for path in paths)
     for path in paths:
         start = Seq(int(path.stem))
-        first, second, third = list(journal.read(start, Seq(start + 3)))
+        first, second, third = list(journal.reader.read(start, Seq(start + 3)))
         assert [entry.paths for entry in (first, second, third)] == [
             {first.operation.fid: b"p%d" % first.operation.fid},
             {second.operation.fid: b"p%d" % second.operation.fid},
             None,
         ]
-        assert journal.segment_start(third.seq) == start
+        assert journal.reader.segment_start(third.seq) == start
 
 
 def test_a_void_is_never_in_another_segment(tmp_path: Path) -> None:
@@ -97,7 +100,7 @@ def test_large_entry_gets_a_segment_of_its_own(tmp_path: Path) -> None:
     append(journal, Write(Fid(7), 0, None), b"a")
     append(journal, Write(Fid(7), 0, None), bytes(1 << 20))
     append(journal, Write(Fid(7), 0, None), b"b")
-    assert [len(entry.data) for entry in journal.read(Seq(1), Seq(4))] == [1, 1 << 20, 1]
+    assert [len(entry.data) for entry in journal.reader.read(Seq(1), Seq(4))] == [1, 1 << 20, 1]
 
 
 def test_flushed_watermark_is_in_later_frames(tmp_path: Path) -> None:
@@ -107,7 +110,7 @@ def test_flushed_watermark_is_in_later_frames(tmp_path: Path) -> None:
     assert journal.durable_seq == 0
     assert journal.sync() == 3
     append(journal, Clean())
-    assert [entry.flushed for entry in journal.read(Seq(1), Seq(5))] == [0, 0, 0, 3]
+    assert [entry.flushed for entry in journal.reader.read(Seq(1), Seq(5))] == [0, 0, 0, 3]
     journal.close()
     assert reopen(tmp_path).durable_seq == 3
 
@@ -125,7 +128,7 @@ def test_full_disk_refuses_and_goes_on(tmp_path: Path, label: str) -> None:
         append(journal, Void(journal.head_seq, errno.EIO, 0))
     storage.listen(None)
     append(journal, Write(Fid(7), 0, None), b"two")
-    assert [entry.seq for entry in journal.read(head.seq, Seq(head.seq + 2))] == [
+    assert [entry.seq for entry in journal.reader.read(head.seq, Seq(head.seq + 2))] == [
         head.seq,
         head.seq + 1,
     ]
@@ -151,7 +154,10 @@ def test_short_write_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         append(journal, Write(Fid(7), 0, None), b"two")
     monkeypatch.undo()
     append(journal, Write(Fid(7), 0, None), b"three")
-    assert [bytes(entry.data) for entry in journal.read(Seq(1), Seq(9))] == [b"one", b"three"]
+    assert [bytes(entry.data) for entry in journal.reader.read(Seq(1), Seq(9))] == [
+        b"one",
+        b"three",
+    ]
 
 
 @pytest.mark.parametrize("label", ["journal.append", "journal.sync", "journal.sync.directory"])
@@ -176,15 +182,15 @@ def test_compressed_segments_read_the_same(tmp_path: Path) -> None:
     for number in range(200):
         append(journal, Write(Fid(7), number, None), b"%d" % number * 300)
     journal.sync()
-    before = [(entry.seq, bytes(entry.data)) for entry in journal.read(Seq(1), Seq(201))]
+    before = [(entry.seq, bytes(entry.data)) for entry in journal.reader.read(Seq(1), Seq(201))]
     sealed = journal.sealed_segments()
     assert len(sealed) == len(list_segments(tmp_path)) - 1
     for path in sealed:
         journal.compress_one(path)
-    assert journal.sealed_segments() == []
+    assert journal.compressible() == []
     assert [path.suffix for path in list_segments(tmp_path)][:-1] == [".fjz"] * len(sealed)
-    assert [(e.seq, bytes(e.data)) for e in journal.read(Seq(1), Seq(201))] == before
-    assert [entry.seq for entry in journal.read(Seq(90), Seq(95))] == [90, 91, 92, 93, 94]
+    assert [(e.seq, bytes(e.data)) for e in journal.reader.read(Seq(1), Seq(201))] == before
+    assert [entry.seq for entry in journal.reader.read(Seq(90), Seq(95))] == [90, 91, 92, 93, 94]
     journal.close()
     assert reopen(tmp_path).head_seq == 200
 
@@ -206,14 +212,14 @@ def test_after_a_lost_machine_the_first_bad_frame_above_the_watermark_ends_it(
         if number == 50:
             journal.sync()
     journal.close()
-    spoilt = next(entry for entry in journal.read(Seq(60), Seq(61)))
+    spoilt = next(entry for entry in journal.reader.read(Seq(60), Seq(61)))
     path = next(p for p in reversed(list_segments(tmp_path)) if int(p.stem) <= 60)
     with open(path, "r+b") as file:
         file.seek(spoilt.offset + 100)
         file.write(b"\xff\xff")
     with pytest.raises(JournalDamagedError, match="seq 60"):
         # A killed process cannot have left that.
-        list(reopen(tmp_path, read_only=True).read(Seq(1), Seq(101)))
+        list(reopen(tmp_path, read_only=True).reader.read(Seq(1), Seq(101)))
     opened = reopen(tmp_path, unclean_machine=True)
     assert opened.head_seq == 59
     (cut,) = opened.repairs
@@ -288,7 +294,7 @@ def test_an_entry_that_no_reader_would_take_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="too large"):
         append(journal, Unlink(Fid(7), Fid(1), bytes(17 << 20)))
     append(journal, Clean())
-    assert [entry.seq for entry in journal.read(Seq(1), Seq(5))] == [1]
+    assert [entry.seq for entry in journal.reader.read(Seq(1), Seq(5))] == [1]
 
 
 def test_a_missing_segment_is_found_by_who_reads_over_it(tmp_path: Path) -> None:
@@ -297,7 +303,7 @@ def test_a_missing_segment_is_found_by_who_reads_over_it(tmp_path: Path) -> None
         append(journal, Write(Fid(7), 0, None), bytes(3000))
     list_segments(tmp_path)[2].unlink()
     with pytest.raises(JournalDamagedError, match="does not follow"):
-        list(journal.read(Seq(1), Seq(101)))
+        list(journal.reader.read(Seq(1), Seq(101)))
 
 
 def test_a_failed_compression_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -1,0 +1,238 @@
+"""``fusejournal diff``: what changed between two moments."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import click
+
+from fusejournal.cli import entries, text
+from fusejournal.cli.source import Source, open_source, parse_path
+from fusejournal.errors import UsageError
+from fusejournal.journal.format import Entry
+from fusejournal.journal.paths import PathTracker
+from fusejournal.journal.settled import settled
+from fusejournal.operations import (
+    MAKERS,
+    ImportLink,
+    Kind,
+    Link,
+    Rename,
+    Rmdir,
+    Unlink,
+    Void,
+)
+from fusejournal.types import Fid, Seq
+
+_CONTENT = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
+_ATTRIBUTES = frozenset({Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR})
+_WORDS = {
+    "A": ("added", "green"),
+    "D": ("removed", "red"),
+    "R": ("renamed", "yellow"),
+    "M": ("content", "cyan"),
+    "P": ("attributes", None),
+}
+
+
+@click.command()
+@click.argument("volume")
+@click.argument("seq1", type=click.IntRange(min=0))
+@click.argument("seq2", type=click.IntRange(min=0))
+@click.argument("path", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def diff(volume: str, seq1: int, seq2: int, path: str | None, as_json: bool) -> None:
+    """Show what changed between the tree after entry SEQ1 and after entry SEQ2, a line a file:
+
+    A added, D removed, R renamed, M content written, P attributes (mode, owner, times, xattrs).
+    One line can have several letters. What was added and removed again in between does not show;
+    nor do files that only moved with a directory. SEQ1 0 is the empty tree. PATH: only it and what
+    is below, by its old or new name.
+
+    \b
+    Examples:
+      fusejournal diff srv-data 1000 2000
+      fusejournal diff srv-data 1000 2000 home/anna --json | jq -r 'select(.removed) | .old_path'
+    """
+    source = open_source(volume)
+    if seq1 > seq2:
+        raise UsageError(f"SEQ1 {seq1} is after SEQ2 {seq2}: the older one comes first")
+    for seq in (seq1, seq2):
+        if seq:
+            source.check_seq(seq)
+    below = parse_path(path) if path else b""
+    for change in sorted(compare(source, Seq(seq1 + 1), Seq(seq2 + 1)), key=Change.shown_path):
+        if not below or any(_is_below(one, below) for one in (change.old_path, change.new_path)):
+            if as_json:
+                text.echo_json(change.as_json())
+            else:
+                click.echo(change.as_line())
+
+
+def _is_below(path: bytes | None, below: bytes) -> bool:
+    return path is not None and (path == below or path.startswith(below + b"/"))
+
+
+class Change(NamedTuple):
+    """What became of one file, or of one further name of it (``link``)."""
+
+    fid: Fid
+    old_path: bytes | None
+    new_path: bytes | None
+    content: bool
+    attributes: bool
+    link: bool
+    entries: int
+    uids: tuple[int, ...]
+
+    def letters(self) -> str:
+        """A, D, R, M, P: those that hold."""
+        found = ""
+        if self.old_path is None:
+            return "A"
+        if self.new_path is None:
+            return "D"
+        found += "R" if self.old_path != self.new_path else ""
+        found += "M" if self.content else ""
+        return found + ("P" if self.attributes else "")
+
+    def shown_path(self) -> bytes:
+        """The path to sort by: the new one, if there is one."""
+        return self.new_path or self.old_path or b""
+
+    def as_line(self) -> str:
+        """For people."""
+        letters = self.letters()
+        path = entries.shown_path(self.shown_path())
+        if "R" in letters:
+            path = f"{entries.shown_path(self.old_path)} -> {path}"
+        users = ", ".join(map(entries.user, self.uids))
+        what = "hard link, " if self.link else ""
+        number = text.count(self.entries, "entry", "entries")
+        shown = click.style(f"{letters:<4}", _WORDS[letters[0]][1])
+        return f"{shown}{path}  ({what}{number} by {users})"
+
+    def as_json(self) -> dict[str, Any]:
+        """For scripts."""
+        letters = self.letters()
+        return {
+            "fid": self.fid,
+            "old_path": None if self.old_path is None else text.exact(self.old_path),
+            "new_path": None if self.new_path is None else text.exact(self.new_path),
+            **{word: letter in letters for letter, (word, _) in _WORDS.items()},
+            "hard_link": self.link,
+            "entries": self.entries,
+            "uids": list(self.uids),
+        }
+
+
+class _Touched:
+    """What happened to one fid so far."""
+
+    __slots__ = ("attributes", "content", "entries", "moves", "old_path", "renamed", "uids")
+
+    def __init__(self, old_path: bytes | None, moves: int) -> None:
+        self.old_path = old_path
+        self.moves = moves
+        """How many renames came before the path was seen."""
+        self.entries = 0
+        self.uids: tuple[int, ...] = ()
+        self.content = self.attributes = self.renamed = False
+
+
+def compare(source: Source, from_seq: Seq, to_seq: Seq) -> Iterator[Change]:
+    """What the entries in [from_seq, to_seq) changed, taken together; memory grows with the number
+    of files they touch."""
+    comparison = _Comparison()
+    start = source.reader.segment_start(from_seq)
+    for entry, void in settled(source.reader.read(start, Seq(to_seq + 1))):
+        if entry.seq < to_seq:
+            comparison.take(entry, void, counts=entry.seq >= from_seq)
+    yield from comparison.result()
+
+
+class _Comparison:
+    def __init__(self) -> None:
+        self._tracker = PathTracker()
+        self._touched: dict[Fid, _Touched] = {}
+        self._links: dict[tuple[Fid, bytes], tuple[Fid, bool, int, bytes | None]] = {}
+        self._moves: list[tuple[bytes, bytes]] = []
+
+    def take(self, entry: Entry, void: Void | None, counts: bool) -> None:
+        """Take in one entry; it *counts* when it is in the range."""
+        operation = entry.operation
+        self._tracker.learn(entry)
+        if void is not None and not void.written:
+            return
+        fid = getattr(operation, "fid", None)
+        if counts and fid is not None:
+            self._touch(entry, fid)
+            if isinstance(operation, Rename) and operation.replaced:
+                self._touch(entry, operation.replaced)
+        self._tracker.follow(operation)
+
+    def _touch(self, entry: Entry, fid: Fid) -> None:
+        operation, kind = entry.operation, entry.operation.kind
+        touched = self._touched.get(fid)
+        if touched is None:
+            old_path = None if kind in MAKERS else self._tracker.path(fid)
+            touched = self._touched[fid] = _Touched(old_path, len(self._moves))
+        touched.entries += 1
+        if entry.who.uid not in touched.uids:
+            touched.uids += (entry.who.uid,)
+        touched.content |= kind in _CONTENT
+        touched.attributes |= kind in _ATTRIBUTES
+        if isinstance(operation, Link | ImportLink | Unlink | Rmdir):
+            place = (operation.parent, operation.name)
+            added = isinstance(operation, Link | ImportLink)
+            if place in self._links:
+                del self._links[place]  # made and taken away again, or the other way round
+            else:
+                path = self._tracker.join(*place)
+                self._links[place] = (fid, added, entry.who.uid, path)
+        if isinstance(operation, Rename) and fid == operation.fid:
+            old = self._tracker.join(operation.parent, operation.name)
+            new = self._tracker.join(operation.new_parent, operation.new_name)
+            if old is not None and new is not None:
+                self._moves.append((old, new))
+
+    def result(self) -> Iterator[Change]:
+        """A change for each file that is not as it was."""
+        for fid, touched in self._touched.items():
+            old = self._before(touched.old_path, touched.moves)
+            new = self._tracker.path(fid)
+            if old is None and new is None:
+                continue
+            change = Change(
+                fid,
+                old,
+                new,
+                touched.content,
+                touched.attributes,
+                False,
+                touched.entries,
+                touched.uids,
+            )
+            if change.letters():
+                yield change
+        for place, (fid, added, uid, old) in self._links.items():
+            if self._tracker.path(fid) is None or self._touched[fid].old_path is None:
+                continue  # told as a file that went or came
+            path = self._tracker.join(*place) if added else old
+            if path is not None and path != self._tracker.path(fid):
+                yield Change(
+                    fid,
+                    None if added else path,
+                    path if added else None,
+                    False,
+                    False,
+                    True,
+                    1,
+                    (uid,),
+                )
+
+    def _before(self, path: bytes | None, moves: int) -> bytes | None:
+        """What *path*, seen after so many renames, was called before them all."""
+        for old, new in reversed(self._moves[:moves]):
+            if path is not None and _is_below(path, new):
+                path = old + path[len(new) :]
+        return path

@@ -1,0 +1,141 @@
+"""How an entry is shown: as a line for people, as a JSON object for scripts, with all its
+fields."""
+
+import errno
+import pwd
+from functools import cache
+from typing import Any
+
+import click
+
+from fusejournal.cli import text
+from fusejournal.journal.criteria import Match
+from fusejournal.operations import Import, ImportData, Kind, Void, Write
+
+_COLOURS = {
+    **dict.fromkeys((Kind.CREATE, Kind.MKDIR, Kind.SYMLINK, Kind.LINK), "green"),
+    **dict.fromkeys((Kind.UNLINK, Kind.RMDIR), "red"),
+    Kind.RENAME: "yellow",
+    **dict.fromkeys((Kind.WRITE, Kind.TRUNCATE), "cyan"),
+    **dict.fromkeys((Kind.EPOCH, Kind.MARK, Kind.CLEAN), "magenta"),
+}
+
+
+def as_json(match: Match) -> dict[str, Any]:
+    """The JSON object of an entry; a refused one has ``refused``, its errno's name."""
+    entry, void, path, new_path = match
+    operation = entry.operation
+    line: dict[str, Any] = {
+        "seq": entry.seq,
+        "time": text.utc(entry.time_ns),
+        "time_ns": entry.time_ns,
+        "op": operation.kind.name.lower(),
+        **entry.who._asdict(),
+        "fid": None,
+        "path": None if path is None else text.exact(path),
+    }
+    for key, value in zip(operation._fields, operation, strict=True):
+        # A file's owner is not the caller: both are told.
+        line[f"new_{key}" if key in ("uid", "gid") else key] = plain(value)
+    if isinstance(operation, Write | ImportData):
+        line["bytes"] = len(entry.data)
+    if operation.kind == Kind.RENAME:
+        line["new_path"] = None if new_path is None else text.exact(new_path)
+    if void is not None:
+        line["refused"] = errno_name(void)
+        line["written"] = void.written
+    return line
+
+
+def plain(value: Any) -> Any:
+    """A field's value for JSON."""
+    if isinstance(value, bytes):
+        return text.exact(value)
+    if isinstance(value, tuple):
+        return [plain(part) for part in value]
+    return value
+
+
+def errno_name(void: Void) -> str:
+    """Why an entry was refused: ENOSPC."""
+    return errno.errorcode.get(void.errno, str(void.errno))
+
+
+@cache
+def user(uid: int) -> str:
+    """The name of *uid*, or its number."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return str(uid)
+
+
+def shown_path(path: bytes | None) -> str:
+    """A path for people, from the volume's root."""
+    return "?" if path is None else "/" + text.name(path)
+
+
+def as_line(match: Match) -> str:
+    """One line for people: seq, time, who, what, path, details."""
+    entry, void, path, _ = match
+    operation = entry.operation
+    # What is about no file has no path either.
+    about = "" if operation.kind in (Kind.EPOCH, Kind.MARK, Kind.CLEAN) else shown_path(path)
+    name = click.style(f"{operation.kind.name.lower():<11}", _COLOURS.get(operation.kind))
+    line = (
+        f"{entry.seq:>8}  {text.moment(entry.time_ns)}  {user(entry.who.uid):<10} "
+        f"{name} {about}{details(match)}"
+    )
+    if void is not None and not void.written:
+        line += click.style(f"  refused: {errno_name(void)}", "red")
+    return line.rstrip()
+
+
+def details(match: Match) -> str:
+    """What the operation did, beyond its path; begins with two blanks, or is empty."""
+    entry, void, _, new_path = match
+    operation: Any = entry.operation
+    match operation.kind:
+        case Kind.WRITE | Kind.IMPORT_DATA:
+            taken = void.written if void is not None else len(entry.data)
+            cut = f" of {len(entry.data)}, then {errno_name(void)}" if void and taken else ""
+            return f"  {taken if taken else len(entry.data)} bytes{cut} at {operation.offset}"
+        case Kind.TRUNCATE:
+            return f"  to {operation.size} bytes"
+        case Kind.RENAME:
+            how = "<->" if operation.flags & 2 else "->"
+            return f"  {how} {shown_path(new_path)}"
+        case Kind.SYMLINK:
+            return f"  -> {text.name(operation.target)}"
+        case Kind.CREATE | Kind.MKDIR:
+            return f"  mode {operation.mode & 0o7777:04o}"
+        case Kind.IMPORT:
+            return _import_details(operation)
+        case Kind.SETATTR:
+            return "  " + ", ".join(_attributes(operation))
+        case Kind.SETXATTR | Kind.REMOVEXATTR:
+            return f"  {text.name(operation.name)}"
+        case Kind.EPOCH:
+            return f"{operation.epoch}: {operation.reason}"
+        case Kind.MARK:
+            return str(operation.name)
+    return ""
+
+
+def _import_details(operation: Import) -> str:
+    return f"  mode {operation.mode & 0o7777:04o}, {operation.size} bytes"
+
+
+def _attributes(operation: Any) -> list[str]:
+    found = []
+    if operation.mode is not None:
+        found.append(f"mode {operation.mode:04o}")
+    if operation.uid is not None:
+        found.append(f"owner {user(operation.uid)}")
+    if operation.gid is not None:
+        found.append(f"group {operation.gid}")
+    if operation.mtime_ns is not None:
+        found.append(f"mtime {text.moment(operation.mtime_ns)}")
+    if operation.atime_ns is not None:
+        found.append(f"atime {text.moment(operation.atime_ns)}")
+    return found

@@ -1,0 +1,40 @@
+"""``fusejournal mark``."""
+
+import time
+
+import click
+
+from fusejournal.cli import text
+from fusejournal.cli.moments import parse_moment
+from fusejournal.control import ask
+from fusejournal.errors import UsageError
+from fusejournal.node import check_mark_name
+from fusejournal.state import find_volume
+
+
+@click.command()
+@click.argument("volume")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object: name, seq, time_ns.")
+def mark(volume: str, name: str, as_json: bool) -> None:
+    """Give the present point of VOLUME, which must be mounted, a NAME to go back to.
+
+    Returns when the mark, and with it every change before it, is on the journal's disk. A NAME
+    has 1 to 128 printable characters, and is neither a number nor a time such as 'yesterday' or
+    '14:00'. It may be given again: the newest mark of that name counts.
+
+    \b
+    Examples:
+      fusejournal mark srv-data before-upgrade
+      fusejournal mark /srv/data "release 2.1" --json
+    """
+    check_mark_name(name)
+    if parse_moment(name, time.time_ns()) is not None:
+        raise UsageError(
+            f"{name!r} cannot be a mark's name, for it reads as a time: choose another"
+        )
+    marked = ask(find_volume(volume).directory, "mark", name=name)
+    if as_json:
+        text.echo_json({"name": name, **marked})
+    else:
+        click.echo(f'marked "{name}" at seq {marked["seq"]}')

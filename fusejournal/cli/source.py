@@ -1,0 +1,172 @@
+"""What a command is told to read: a volume, running or stopped, or a bare copy of segments; and
+the moments and ranges that people type."""
+
+import re
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from fusejournal.cli.moments import parse_moment
+from fusejournal.control import ask
+from fusejournal.errors import (
+    JournalError,
+    NoSuchMomentError,
+    NoSuchSeqError,
+    NotRunningError,
+    UsageError,
+    VolumeNotFoundError,
+)
+from fusejournal.journal.criteria import SeqRange
+from fusejournal.journal.lookup import Lookup
+from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.segment import is_segment, list_segments
+from fusejournal.operations import Kind
+from fusejournal.state import VolumeState, find_volume
+from fusejournal.types import Seq
+
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+class Source:
+    """A journal to read. ``state`` is the volume's, or None for a bare copy."""
+
+    def __init__(self, name: str, reader: JournalReader, state: VolumeState | None) -> None:
+        self.name = name
+        self.reader = reader
+        self.state = state
+        self._now_ns = time.time_ns()
+
+    @cached_property
+    def lookup(self) -> Lookup:
+        """Answers about the journal as it is at the first use."""
+        return Lookup(self.reader)
+
+    @cached_property
+    def head_seq(self) -> Seq:
+        """:meth:`settled_head` at the first use."""
+        return self.settled_head()
+
+    def settled_head(self) -> Seq:
+        """The last entry of which it is known whether it holds. Raises JournalDamagedError."""
+        if self.state is not None:
+            try:
+                return Seq(ask(self.state.directory, "status")["head_seq"])
+            except NotRunningError:
+                pass
+        seq, settled = self.reader.head()
+        return seq if settled else Seq(seq - 1)
+
+    def check_seq(self, seq: int) -> Seq:
+        """*seq* if the journal has it. Raises NoSuchSeqError."""
+        first_seq = self.reader.first_seq
+        if not first_seq <= seq <= self.head_seq:
+            raise NoSuchSeqError(seq, first_seq, self.head_seq)
+        return Seq(seq)
+
+    def since(self, text: str) -> Seq:
+        """The first seq at or after a time or mark. Raises NoSuchMomentError."""
+        time_ns = parse_moment(text, self._now_ns)
+        if time_ns is not None:
+            return self.lookup.seq_after(time_ns - 1)
+        return self._mark(text)
+
+    def until(self, text: str) -> Seq:
+        """The first seq after a time or mark: the end, half-open, of all up to it. Raises
+        NoSuchMomentError."""
+        time_ns = parse_moment(text, self._now_ns)
+        if time_ns is not None:
+            return self.lookup.seq_after(time_ns)
+        return Seq(self._mark(text) + 1)
+
+    def moment(self, text: str) -> Seq:
+        """As :meth:`until`, for the state at that time, which must not be before the journal.
+        Raises NoSuchMomentError."""
+        before_seq = self.until(text)
+        if before_seq <= self.reader.first_seq:
+            raise NoSuchMomentError(
+                f"{text!r} is before the journal: its first entry is {self.reader.first_seq}"
+            )
+        return before_seq
+
+    def _mark(self, name: str) -> Seq:
+        seq = self.lookup.mark(name)
+        if seq is None:
+            raise NoSuchMomentError(
+                f"{name!r} is neither a time (2026-01-31 14:00, '2 hours ago') nor a mark of "
+                f"{self.name}; its marks: fusejournal log {self.name} --op mark"
+            )
+        return seq
+
+
+def open_source(text: str) -> Source:
+    """What *text* means: a volume's name, mountpoint or state directory, a directory with segments,
+    or a segment file. Raises VolumeNotFoundError, JournalError."""
+    try:
+        state = find_volume(text)
+    except VolumeNotFoundError:
+        state = None
+    if state is not None:
+        source = Source(state.name, JournalReader(state.journal_dir, state.uuid), state)
+    else:
+        source = Source(text, JournalReader(_find_segments([text])), None)
+    if not source.reader.segments():
+        raise JournalError(f"{source.name}: there is no journal yet")
+    return source
+
+
+def open_sources(texts: Sequence[str]) -> tuple[str, JournalReader]:
+    """As :func:`open_source`, for one volume or any number of segments. Raises the same."""
+    if len(texts) == 1:
+        source = open_source(texts[0])
+        return source.name, source.reader
+    return ", ".join(texts), JournalReader(_find_segments(texts))
+
+
+def _find_segments(texts: Sequence[str]) -> list[Path]:
+    found: list[Path] = []
+    for text in texts:
+        path = Path(text)
+        if path.is_dir():
+            found += list_segments(path) or list_segments(path / "journal")
+        elif path.is_file() and is_segment(path):
+            found.append(path)
+        elif path.exists():
+            raise UsageError(f"{text}: no segment (those are called SEQ.fj or SEQ.fjz)")
+    if not found:
+        raise VolumeNotFoundError(texts[0])
+    return found
+
+
+def parse_ranges(texts: Sequence[str]) -> tuple[SeqRange, ...]:
+    """Ranges of seqs as people type them: ``7`` or ``7-12``, both ends included, also several with
+    commas. Raises UsageError."""
+    found = []
+    for text in (part.strip() for whole in texts for part in whole.split(",")):
+        match = _RANGE.fullmatch(text)
+        first = int(match[1]) if match else 0
+        last = int(match[2] or match[1]) if match else 0
+        if first < 1 or last < first:
+            raise UsageError(f"{text!r} is no seq or range of seqs (7, or 7-12)")
+        found.append(SeqRange(Seq(first), Seq(last + 1)))
+    return tuple(found)
+
+
+def parse_kinds(texts: Sequence[str]) -> frozenset[Kind]:
+    """Operations by name, also several with commas. Raises UsageError."""
+    found = set()
+    for word in (part.strip() for whole in texts for part in whole.split(",")):
+        try:
+            found.add(Kind[word.upper()])
+        except KeyError:
+            known = ", ".join(kind.name.lower() for kind in Kind)
+            raise UsageError(f"{word!r} is no operation; there are: {known}") from None
+    return frozenset(found)
+
+
+def parse_path(text: str) -> bytes:
+    """A path in a volume, from its root. Raises UsageError."""
+    steps = [step for step in text.encode("utf-8", "surrogateescape").split(b"/") if step]
+    if b".." in steps:
+        raise UsageError(f"{text!r}: a path from the volume's root, without '..'")
+    return b"/".join(step for step in steps if step != b".")

@@ -1,0 +1,223 @@
+"""Which entries somebody asks for, and finding them: by seq, kind, caller and path. One way for
+``log``, ``stats``, ``replay`` and ``undo``."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from fusejournal.journal.format import Entry
+from fusejournal.journal.index import SegmentIndex
+from fusejournal.journal.lookup import END, Lookup, Tenure
+from fusejournal.journal.paths import PathTracker
+from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.settled import settled
+from fusejournal.operations import Kind, Operation, Rename, Void
+from fusejournal.types import Fid, Seq
+
+_WILD = frozenset(b"*?[")
+
+
+class SeqRange(NamedTuple):
+    """The seqs in [from_seq, to_seq)."""
+
+    from_seq: Seq
+    to_seq: Seq
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """What an entry must be. Empty and None: anything. ``paths``: one of them, or what is below,
+    or what matches, if it is a pattern."""
+
+    from_seq: Seq = Seq(1)
+    to_seq: Seq = END
+    kinds: frozenset[Kind] = frozenset()
+    uid: int | None = None
+    paths: tuple[bytes, ...] = ()
+    only: tuple[SeqRange, ...] = ()
+    without: tuple[SeqRange, ...] = ()
+
+    def has(self, entry: Entry) -> bool:
+        """Whether *entry* is asked for, its path aside."""
+        seq = entry.seq
+        return (
+            self.from_seq <= seq < self.to_seq
+            and (not self.kinds or entry.operation.kind in self.kinds)
+            and (self.uid is None or entry.who.uid == self.uid)
+            and (not self.only or _within(seq, self.only))
+            and not _within(seq, self.without)
+        )
+
+
+def _within(seq: Seq, ranges: Iterable[SeqRange]) -> bool:
+    return any(one.from_seq <= seq < one.to_seq for one in ranges)
+
+
+class Match(NamedTuple):
+    """An entry with its VOID (refused; or, with ``written``, cut short) and its paths at that time:
+    of a RENAME, the second is the new one."""
+
+    entry: Entry
+    void: Void | None
+    path: bytes | None
+    new_path: bytes | None
+
+
+class PathPattern:
+    """A path, what is below it and what it stood for; or a pattern: ``*`` and ``?`` stop at a
+    slash, ``**`` does not; one without a slash is held against the last name of each path."""
+
+    def __init__(self, text: bytes, lookup: Lookup | None) -> None:
+        """*lookup*: to find a file by all its names, where there is one."""
+        self.text = text = text.strip(b"/")
+        self.is_glob = bool(_WILD.intersection(text))
+        self._lookup = lookup
+        self._tenures: dict[Fid, list[Tenure]] = {}
+        self._match = (
+            re.compile(_glob_to_regex(text), re.DOTALL).fullmatch if self.is_glob else None
+        )
+        self._by_name = b"/" not in text
+        if not self.is_glob and lookup is not None:
+            for tenure in lookup.tenures(text):
+                self._tenures.setdefault(tenure.fid, []).append(tenure)
+
+    def may_be_in(self, index: SegmentIndex) -> bool:
+        """Whether a segment can have an entry that matches."""
+        if self._lookup is None:
+            return True
+        if not self.is_glob:
+            return any(map(index.has_fid, self._tenures)) or self._lookup.may_touch(
+                index, self.text
+            )
+        fixed = b"/".join(_fixed_steps(self.text))
+        return not fixed or self._lookup.may_touch(index, fixed)
+
+    def matches(self, entry: Entry, *paths: bytes | None) -> bool:
+        """Whether *entry*, which is about *paths*, is meant."""
+        fid = getattr(entry.operation, "fid", None)
+        if fid in self._tenures and any(
+            one.from_seq <= entry.seq < one.to_seq for one in self._tenures[fid]
+        ):
+            return True
+        return any(self._is(path) for path in paths if path is not None)
+
+    def _is(self, path: bytes) -> bool:
+        if self._match is not None:
+            return bool(self._match(path.rpartition(b"/")[2] if self._by_name else path))
+        return not self.text or path == self.text or path.startswith(self.text + b"/")
+
+
+def _fixed_steps(pattern: bytes) -> Iterator[bytes]:
+    for step in pattern.split(b"/")[:-1]:
+        if _WILD.intersection(step):
+            return
+        yield step
+
+
+def _glob_to_regex(pattern: bytes) -> bytes:
+    regex, at = b"", 0
+    while at < len(pattern):
+        char = pattern[at : at + 1]
+        closing = pattern.find(b"]", at + 2)
+        if pattern[at : at + 3] == b"**/":
+            regex, at = regex + b"(?:.*/)?", at + 3
+        elif pattern[at : at + 2] == b"**":
+            regex, at = regex + b".*", at + 2
+        elif char == b"[" and closing > 0:
+            body = pattern[at + 1 : closing].replace(b"\\", b"\\\\").replace(b"[", b"\\[")
+            body = b"^" + body[1:] if body[:1] in b"!^" else body
+            regex, at = regex + b"[" + body + b"]", closing + 1
+        else:
+            simple = {b"*": b"[^/]*", b"?": b"[^/]"}
+            regex, at = regex + simple.get(char, re.escape(char)), at + 1
+    return regex
+
+
+def find(lookup: Lookup, criteria: Criteria, *, newest_first: bool = False) -> Iterator[Match]:
+    """The entries that *criteria* ask for, each with the paths it had. Reads only segments that
+    can have one. Raises JournalDamagedError."""
+    patterns = [PathPattern(path, lookup) for path in criteria.paths]
+    segments = lookup.segments(criteria.from_seq, criteria.to_seq, newest_first=newest_first)
+    for path, index in segments:
+        if not _can_match(index, criteria, patterns):
+            continue
+        found = _find_in_segment(lookup, path, index, criteria, patterns)
+        yield from reversed(list(found)) if newest_first else found
+
+
+def _can_match(index: SegmentIndex, criteria: Criteria, patterns: Sequence[PathPattern]) -> bool:
+    return (
+        (not criteria.kinds or index.has_kind(sum(1 << kind for kind in criteria.kinds)))
+        and (criteria.uid is None or index.has_uid(criteria.uid))
+        and (not patterns or any(pattern.may_be_in(index) for pattern in patterns))
+    )
+
+
+def _find_in_segment(
+    lookup: Lookup,
+    path: Path,
+    index: SegmentIndex,
+    criteria: Criteria,
+    patterns: Sequence[PathPattern],
+) -> Iterator[Match]:
+    """A segment's matches; its paths are followed from its beginning, for it tells them all."""
+    end = Seq(min(index.last_seq + 1, criteria.to_seq + 1))  # one more: it may be a VOID
+    tracker = PathTracker()
+    for entry, void in settled(lookup.reader.read(index.first_seq, end)):
+        tracker.learn(entry)
+        if criteria.has(entry):
+            found = paths_of(tracker, entry.operation)
+            if _is_meant(patterns, entry, *found):
+                yield Match(entry, void, *found)
+        if void is None:
+            tracker.follow(entry.operation)
+
+
+def paths_of(tracker: PathTracker, operation: Operation) -> tuple[bytes | None, bytes | None]:
+    """The path that *operation* is about and, of a RENAME, the new one, where they are known."""
+    new_path = None
+    if isinstance(operation, Rename):
+        new_path = tracker.join(operation.new_parent, operation.new_name)
+    return tracker.path_of(operation), new_path
+
+
+def _is_meant(patterns: Sequence[PathPattern], entry: Entry, *paths: bytes | None) -> bool:
+    return not patterns or any(pattern.matches(entry, *paths) for pattern in patterns)
+
+
+class Follower:
+    """Finds what is appended, again and again, without reading anything twice."""
+
+    def __init__(self, reader: JournalReader, criteria: Criteria, from_seq: Seq) -> None:
+        self._reader = reader
+        self._criteria = criteria
+        self._patterns = [PathPattern(path, None) for path in criteria.paths]
+        self._next = from_seq
+        self._tracker = PathTracker()
+        self._segment = Seq(0)
+
+    def new(self, head_seq: Seq) -> Iterator[Match]:
+        """The matches up to *head_seq*, which is settled. Raises JournalDamagedError."""
+        while self._next <= head_seq:
+            start = self._reader.segment_start(self._next)
+            begin = self._next
+            if start != self._segment:
+                self._segment, self._tracker = start, PathTracker()
+                begin = start
+            end = Seq(min(head_seq + 1, self._reader.segment_end(start)))
+            for entry, void in settled(self._reader.read(begin, end)):
+                self._tracker.learn(entry)
+                found = paths_of(self._tracker, entry.operation)
+                if (
+                    entry.seq >= self._next
+                    and self._criteria.has(entry)
+                    and (
+                        not self._patterns or any(p.matches(entry, *found) for p in self._patterns)
+                    )
+                ):
+                    yield Match(entry, void, *found)
+                if void is None:
+                    self._tracker.follow(entry.operation)
+            self._next = end

@@ -1,0 +1,395 @@
+"""The sidecar index of a sealed segment: which entries touch which fids and names, and where to
+begin reading for any of them. A cache of what the segment says: it can be made again at any time,
+and one that does not fit its segment is passed over.
+
+It lies beside its segment as ``SEQ.fjx``, in the byte order of the machine that made it (another
+kind of machine takes it for none). The sections follow the header in this order, without gaps, and
+the checksum of everything before ends the file:
+
+==============  =========================  ====================================================
+section         element                    holds
+==============  =========================  ====================================================
+header          96 bytes                  magic ``89 46 4A 58 0D 0A 1A 0A``, version (1, 2
+                                           bytes), 6 zero; segment UUID, first seq, chain before,
+                                           number of entries, chain of the last, time of the
+                                           first and last entry (signed), uncompressed size of
+                                           the segment, bit mask of the kinds in it
+counts          7 x u32, 4 zero            points, fids, fid postings, names, name postings,
+                                           uids, bytes of the paths
+point offset    u64 each                   where entry frames begin: a *point* at least every 32
+                                           entries or 256 KiB
+point chain     u64 each                   the checksum of the frame before the point
+point time      i64 each                   time of the point's entry
+fid             u64 each, growing          the fids that entries name
+name            u64 each, growing          xxh3-64 of a name, seeded with its directory's fid (of
+                                           a MARK's: with 0)
+uid             u64 each, growing          callers
+point number    u32 each                   which entry the point is, from 0
+fid start       u32 each, one more         where the fid's postings begin
+fid posting     u32 each                   see below
+name start      u32 each, one more         where the name's postings begin
+name posting    u32 each                   see below
+paths           zstd of msgpack            [[path, fid, entry number], ...] as the entries tell
+                                           them, by path
+==============  =========================  ====================================================
+
+A posting is the entry's number in the segment << 8, its kind << 2, 2 where a VOID follows it, 1
+where the fid is only the directory of the name (else: what the entry is about).
+"""
+
+import os
+import struct
+import sys
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import msgpack
+import xxhash
+import zstandard
+
+from fusejournal import storage
+from fusejournal.journal.format import FRAME_HEADER_BYTES, FormatError
+from fusejournal.journal.segment import BadFrameError, Point, SegmentReader
+from fusejournal.operations import Kind
+from fusejournal.types import Fid, Seq
+
+INDEX_SUFFIX: Final = ".fjx"
+
+_MAGIC: Final = b"\x89FJX\r\n\x1a\n"
+_VERSION: Final = 1
+_HEADER: Final = struct.Struct("=8sH6x16sQQQQqqQQ")
+_COUNTS: Final = struct.Struct("=7I4x")
+_CHECKSUM: Final = struct.Struct("=Q")
+assert (_HEADER.size, _COUNTS.size) == (96, 32)
+
+_POINT_ENTRIES: Final = 32
+_POINT_BYTES: Final = 256 << 10
+_ENTRIES_MAX: Final = 1 << 24
+_PATHS_BYTES_MAX: Final = 1 << 30
+
+_NAMED: Final = frozenset(
+    map(
+        int,
+        (
+            Kind.CREATE,
+            Kind.MKDIR,
+            Kind.SYMLINK,
+            Kind.LINK,
+            Kind.UNLINK,
+            Kind.RMDIR,
+            Kind.IMPORT,
+            Kind.IMPORT_LINK,
+        ),
+    )
+)
+_RENAME: Final = int(Kind.RENAME)
+_VOID: Final = int(Kind.VOID)
+_MARK: Final = int(Kind.MARK)
+_OPERATION_AT: Final = 6
+
+
+class Posting(NamedTuple):
+    """Where an entry is, and what it is."""
+
+    number: int
+    kind: int
+    refused: bool
+    """A VOID follows it."""
+    is_parent: bool
+    """The fid is only the directory of a name."""
+
+
+class ToldPath(NamedTuple):
+    """A path that an entry tells, as it was before the entry."""
+
+    path: bytes
+    fid: Fid
+    number: int
+
+
+def name_key(parent: Fid, name: bytes) -> int:
+    """What stands for *name* in directory *parent*."""
+    return xxhash.xxh3_64_intdigest(name, parent)
+
+
+def index_path(segment: Path) -> Path:
+    """The sidecar of *segment*."""
+    return segment.with_suffix(INDEX_SUFFIX)
+
+
+class SegmentIndex:
+    """What one segment has. Made by :func:`build_index` or :func:`load_index`; never changes."""
+
+    def __init__(self, content: bytes) -> None:
+        """Raises FormatError when *content* is no index."""
+        self.content = content
+        if len(content) < _HEADER.size + _COUNTS.size + _CHECKSUM.size:
+            raise FormatError("too short for an index")
+        magic, version, uuid, first_seq, *numbers = _HEADER.unpack_from(content)
+        if magic != _MAGIC or version != _VERSION:
+            raise FormatError("not an index of this version")
+        (checksum,) = _CHECKSUM.unpack_from(content, len(content) - _CHECKSUM.size)
+        view = memoryview(content)
+        if xxhash.xxh3_64_intdigest(view[: -_CHECKSUM.size]) != checksum:
+            raise FormatError("the index's checksum is wrong")
+        self.uuid = UUID(bytes=uuid)
+        self.first_seq = Seq(first_seq)
+        self.chain_before, self.entries, self.chain = numbers[:3]
+        self.first_time_ns, self.last_time_ns, self.segment_bytes, self.kinds = numbers[3:]
+        counts = _COUNTS.unpack_from(content, _HEADER.size)
+        points, fids, fid_postings, names, name_postings, uids, self._paths_bytes = counts
+        at = _HEADER.size + _COUNTS.size
+        sections: list[Any] = []
+        for code, count in (
+            ("Q", points), ("Q", points), ("q", points), ("Q", fids), ("Q", names), ("Q", uids),
+            ("I", points), ("I", fids + 1), ("I", fid_postings), ("I", names + 1),
+            ("I", name_postings),
+        ):  # fmt: skip
+            end = at + count * struct.calcsize(code)
+            sections.append(view[at:end].cast(code))  # type: ignore[call-overload]
+            at = end
+        self._point_offsets, self._point_chains, self._point_times = sections[:3]
+        self._fids, self._names, self._uids, self._point_numbers = sections[3:7]
+        self._fid_starts, self._fid_postings = sections[7:9]
+        self._name_starts, self._name_postings = sections[9:]
+        self._paths_at = at
+
+    @property
+    def last_seq(self) -> Seq:
+        """The segment's last seq; one before the first when it is empty."""
+        return Seq(self.first_seq + self.entries - 1)
+
+    def has_kind(self, kinds: int) -> bool:
+        """Whether an entry of one of *kinds*, a bit mask, is in the segment."""
+        return bool(self.kinds & kinds)
+
+    def has_uid(self, uid: int) -> bool:
+        """Whether *uid* asked for an entry of the segment."""
+        at = bisect_left(self._uids, uid)
+        return at < len(self._uids) and self._uids[at] == uid
+
+    def has_fid(self, fid: Fid) -> bool:
+        """Whether an entry names *fid*."""
+        at = bisect_left(self._fids, fid)
+        return at < len(self._fids) and self._fids[at] == fid
+
+    def of_fid(self, fid: Fid) -> Iterator[Posting]:
+        """The entries that name *fid*, in order."""
+        return _postings(self._fids, self._fid_starts, self._fid_postings, fid)
+
+    def of_name(self, parent: Fid, name: bytes) -> Iterator[Posting]:
+        """The entries about *name* in directory *parent*, in order; seldom, others too."""
+        key = name_key(parent, name)
+        return _postings(self._names, self._name_starts, self._name_postings, key)
+
+    def fids(self) -> Iterator[Fid]:
+        """Every fid that an entry names, growing."""
+        return iter(self._fids)
+
+    def told_paths(self) -> list[ToldPath]:
+        """Every path that an entry tells, sorted."""
+        packed = self.content[self._paths_at : self._paths_at + self._paths_bytes]
+        try:
+            plain = zstandard.ZstdDecompressor().decompress(
+                packed, max_output_size=_PATHS_BYTES_MAX
+            )
+            return [ToldPath(*told) for told in msgpack.unpackb(plain, use_list=False)]
+        except (zstandard.ZstdError, ValueError, TypeError) as error:
+            raise FormatError(f"the index's paths cannot be read: {error}") from None
+
+    def point_before(self, number: int) -> Point:
+        """The nearest point at or before entry *number*."""
+        return self._point(bisect_right(self._point_numbers, number) - 1)
+
+    def point_before_time(self, time_ns: int) -> Point:
+        """The nearest point whose entry is not later than *time_ns*; the first if none is."""
+        return self._point(max(0, bisect_right(self._point_times, time_ns) - 1))
+
+    def _point(self, at: int) -> Point:
+        seq = Seq(self.first_seq + self._point_numbers[at])
+        return Point(seq, self._point_offsets[at], self._point_chains[at])
+
+
+def _postings(keys: Any, starts: Any, postings: Any, key: int) -> Iterator[Posting]:
+    at = bisect_left(keys, key)
+    if at < len(keys) and keys[at] == key:
+        for packed in postings[starts[at] : starts[at + 1]]:
+            yield Posting(packed >> 8, packed >> 2 & 63, bool(packed & 2), bool(packed & 1))
+
+
+class _Builder:
+    """Collects what the entries of a segment name, in their order."""
+
+    def __init__(self) -> None:
+        self.kinds = 0
+        self.uids: set[int] = set()
+        self.told: list[tuple[bytes, int, int]] = []
+        self.by_fid: defaultdict[int, array[int]] = defaultdict(lambda: array("I"))
+        self.by_name: defaultdict[int, array[int]] = defaultdict(lambda: array("I"))
+
+    def add(self, fields: tuple[Any, ...], number: int, refused: bool) -> None:
+        """Take in entry *number*; *fields* is its payload."""
+        kind = fields[0]
+        self.kinds |= 1 << kind
+        self.uids.add(fields[2])
+        if fields[5]:
+            self.told.extend((path, fid, number) for fid, path in fields[5].items())
+        posting = number << 8 | kind << 2 | refused << 1
+        if kind in _NAMED:
+            _, _, _, _, _, _, fid, parent, name, *_ = fields
+            self.by_fid[fid].append(posting)
+            self.by_fid[parent].append(posting | 1)
+            self.by_name[name_key(parent, name)].append(posting)
+        elif kind == _RENAME:
+            self._add_rename(fields, posting)
+        elif kind == _MARK:
+            self.by_name[name_key(Fid(0), fields[_OPERATION_AT].encode())].append(posting)
+        elif len(fields) > _OPERATION_AT and kind < _VOID:
+            self.by_fid[fields[_OPERATION_AT]].append(posting)
+
+    def _add_rename(self, fields: tuple[Any, ...], posting: int) -> None:
+        fid, parent, name, new_parent, new_name, _, replaced = fields[_OPERATION_AT:]
+        self.by_fid[fid].append(posting)
+        if replaced and replaced != fid:
+            self.by_fid[replaced].append(posting)
+        self.by_fid[parent].append(posting | 1)
+        if new_parent != parent:
+            self.by_fid[new_parent].append(posting | 1)
+        self.by_name[name_key(parent, name)].append(posting)
+        self.by_name[name_key(new_parent, new_name)].append(posting)
+
+
+def build_index(reader: SegmentReader, *, allow_torn: bool = False) -> SegmentIndex:
+    """The index of a segment, from reading all of it; every frame is checked. With *allow_torn* a
+    frame that is not whole ends it (an append under way). Raises BadFrameError."""
+    start = reader.start
+    builder = _Builder()
+    point_numbers, point_offsets = array("I"), array("Q")
+    point_chains, point_times = array("Q"), array("q")
+    number, chain, end, last_time = -1, start.chain_before, start.offset, 0
+    point_at = -_POINT_BYTES
+    held: tuple[Any, ...] | None = None
+    unpack = msgpack.unpackb
+    try:
+        for frame in reader.frames():
+            _, _, checksum, offset, payload_bytes, content = frame
+            number += 1
+            payload = content[FRAME_HEADER_BYTES : FRAME_HEADER_BYTES + payload_bytes]
+            try:
+                fields = unpack(payload, use_list=False, strict_map_key=False)
+                if held is not None:
+                    builder.add(held, number - 1, fields[0] == _VOID)
+                held = fields
+                if number % _POINT_ENTRIES == 0 or offset - point_at >= _POINT_BYTES:
+                    point_at = offset
+                    point_numbers.append(number)
+                    point_offsets.append(offset)
+                    point_chains.append(chain)
+                    point_times.append(fields[1])
+                last_time = fields[1]
+            except (ValueError, TypeError, IndexError, OverflowError, AttributeError) as error:
+                raise BadFrameError(offset, frame.seq, f"no entry: {error}", torn=False) from None
+            chain = checksum
+            end = offset + len(content)
+    except BadFrameError as bad:
+        if not (allow_torn and bad.torn):
+            raise
+    if held is not None:
+        builder.add(held, number, False)
+    if number >= _ENTRIES_MAX:
+        raise BadFrameError(end, reader.header.first_seq, "too many entries", torn=False)
+    paths = zstandard.compress(msgpack.packb(sorted(builder.told)), 3)
+    try:
+        fids, fid_starts, fid_postings = _flatten(builder.by_fid)
+        names, name_starts, name_postings = _flatten(builder.by_name)
+        uids = array("Q", sorted(builder.uids))
+    except OverflowError:
+        raise BadFrameError(end, start.seq, "a fid or uid that cannot be", torn=False) from None
+    head = _HEADER.pack(
+        _MAGIC,
+        _VERSION,
+        reader.header.uuid.bytes,
+        start.seq,
+        start.chain_before,
+        number + 1,
+        chain,
+        point_times[0] if point_times else 0,
+        last_time,
+        end,
+        builder.kinds,
+    )
+    counts = _COUNTS.pack(
+        len(point_numbers),
+        len(fids),
+        len(fid_postings),
+        len(names),
+        len(name_postings),
+        len(uids),
+        len(paths),
+    )
+    sections = (
+        point_offsets, point_chains, point_times, fids, names, uids, point_numbers,
+        fid_starts, fid_postings, name_starts, name_postings,
+    )  # fmt: skip
+    body = b"".join((head, counts, *(section.tobytes() for section in sections), paths))
+    return SegmentIndex(body + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(body)))
+
+
+def _flatten(lists: dict[int, "array[int]"]) -> tuple["array[int]", "array[int]", "array[int]"]:
+    keys = array("Q", sorted(lists))
+    starts, postings = array("I", (0,)), array("I")
+    for key in keys:
+        postings.extend(lists[key])
+        starts.append(len(postings))
+    return keys, starts, postings
+
+
+def load_index(segment: Path, reader: SegmentReader) -> SegmentIndex | None:
+    """The sidecar of *segment*, or None when there is none that fits it."""
+    try:
+        index = SegmentIndex(index_path(segment).read_bytes())
+    except (OSError, FormatError):
+        return None
+    header = reader.header
+    fits = (index.uuid, index.first_seq, index.chain_before, index.segment_bytes) == (
+        header.uuid,
+        header.first_seq,
+        header.chain_before,
+        reader.size,
+    )
+    return index if fits else None
+
+
+def write_index(segment: Path) -> None:
+    """Make the sidecar of *segment*, which is sealed. Blocks. Raises OSError, BadFrameError."""
+    with SegmentReader(segment) as reader:
+        index = build_index(reader)
+    path = index_path(segment)
+    temporary = path.with_suffix(INDEX_SUFFIX + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            storage.reached("index.write")
+            file.write(index.content)
+            file.flush()
+            storage.fsync("index.sync", file.fileno())
+        storage.rename("index.rename", temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def has_index(segment: Path) -> bool:
+    """Whether there is a file that should be the sidecar of *segment*."""
+    return os.path.exists(index_path(segment))
+
+
+if __name__ == "__main__":
+    # The layer has indexes made by processes of their own: in a thread this would hold up the
+    # interpreter, and with it every request.
+    os.nice(19)
+    write_index(Path(sys.argv[1]))

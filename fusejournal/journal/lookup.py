@@ -1,0 +1,380 @@
+"""Questions about names and files at a moment, answered by the indexes: which fid a path stood
+for, where a fid was, what a directory held. Reads only the entries that say so.
+
+A moment is a seq, half-open as everywhere: *before_seq* N asks for the state after all entries
+below N. Where a journal does not begin with seq 1 (older segments are gone), what was there first
+is known as far as later entries tell it."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from fusejournal.journal.format import Entry
+from fusejournal.journal.index import Posting, SegmentIndex
+from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.segment import first_seq_of
+from fusejournal.operations import (
+    RENAME_EXCHANGE,
+    Create,
+    Import,
+    ImportLink,
+    Kind,
+    Link,
+    Mark,
+    Mkdir,
+    Operation,
+    Rename,
+    Rmdir,
+    Symlink,
+    Unlink,
+    Void,
+)
+from fusejournal.types import ROOT_FID, Fid, Seq
+
+END = Seq(1 << 62)
+
+NAME_KINDS = frozenset(
+    {
+        Kind.CREATE,
+        Kind.MKDIR,
+        Kind.SYMLINK,
+        Kind.LINK,
+        Kind.UNLINK,
+        Kind.RMDIR,
+        Kind.RENAME,
+        Kind.IMPORT,
+        Kind.IMPORT_LINK,
+    }
+)
+
+Place = tuple[Fid, bytes]
+"""A directory's fid and a name in it."""
+
+
+class NameChange(NamedTuple):
+    """What an operation did to one name: the fid it stood for before and after (None: nothing)."""
+
+    parent: Fid
+    name: bytes
+    before: Fid | None
+    after: Fid | None
+
+
+def name_changes(operation: Operation) -> list[NameChange]:
+    """What *operation*, if it held, did to names."""
+    match operation:
+        case Create() | Mkdir() | Symlink() | Import() | Link() | ImportLink():
+            return [NameChange(operation.parent, operation.name, None, operation.fid)]
+        case Unlink() | Rmdir():
+            return [NameChange(operation.parent, operation.name, operation.fid, None)]
+        case Rename():
+            exchanged = operation.replaced if operation.flags & RENAME_EXCHANGE else None
+            return [
+                NameChange(operation.parent, operation.name, operation.fid, exchanged),
+                NameChange(
+                    operation.new_parent,
+                    operation.new_name,
+                    operation.replaced or None,
+                    operation.fid,
+                ),
+            ]
+    return []
+
+
+class Tenure(NamedTuple):
+    """A time in which a path stood for a fid: the entries in [from_seq, to_seq)."""
+
+    fid: Fid
+    from_seq: Seq
+    to_seq: Seq
+
+
+class Lookup:
+    """Answers from the journal that *reader* reads. What the journal gains after the first
+    question is not seen."""
+
+    def __init__(self, reader: JournalReader) -> None:
+        self.reader = reader
+        self._paths = reader.segments()
+        self._starts = [first_seq_of(path) for path in self._paths]
+        self.is_whole = bool(self._starts) and self._starts[0] == 1
+        """Whether the journal begins with seq 1."""
+        self._timelines: dict[Fid, list[tuple[Seq, bytes | None]]] = {ROOT_FID: [(Seq(0), b"")]}
+
+    # -- entries -----------------------------------------------------------------------------------
+
+    def segments(
+        self, from_seq: Seq = Seq(1), to_seq: Seq = END, *, newest_first: bool = False
+    ) -> Iterator[tuple[Path, SegmentIndex]]:
+        """The segments that reach into [from_seq, to_seq), with their indexes."""
+        first = max(0, bisect_right(self._starts, from_seq) - 1)
+        chosen = range(first, bisect_left(self._starts, to_seq))
+        for at in reversed(chosen) if newest_first else chosen:
+            yield self._paths[at], self.reader.index(self._paths[at])
+
+    def entries_of(
+        self, fid: Fid, before_seq: Seq = END, *, wanted: Callable[[Posting], bool] | None = None
+    ) -> Iterator[tuple[Entry, Void | None]]:
+        """The entries below *before_seq* that are about *fid*, in order; with *wanted*, those of
+        all that name it (as a directory, too) for which it holds."""
+        for path, index in self.segments(to_seq=before_seq):
+            numbers = [
+                posting.number
+                for posting in index.of_fid(fid)
+                if index.first_seq + posting.number < before_seq
+                and (wanted(posting) if wanted else not posting.is_parent)
+            ]
+            yield from self.reader.pick(path, numbers)
+
+    def _changes_of_name(
+        self, place: Place, from_seq: Seq, to_seq: Seq, *, newest_first: bool = False
+    ) -> Iterator[tuple[Seq, NameChange]]:
+        """The changes of one name that held, in [from_seq, to_seq)."""
+        for path, index in self.segments(from_seq, to_seq, newest_first=newest_first):
+            numbers = sorted(
+                {
+                    posting.number
+                    for posting in index.of_name(*place)
+                    if not posting.refused and from_seq <= index.first_seq + posting.number < to_seq
+                }
+            )
+            found = [
+                (entry.seq, change)
+                for entry, _ in self.reader.pick(path, numbers)
+                for change in name_changes(entry.operation)
+                if (change.parent, change.name) == place
+            ]
+            yield from reversed(found) if newest_first else found
+
+    # -- names -------------------------------------------------------------------------------------
+
+    def fid_of_name(self, place: Place, before_seq: Seq) -> Fid | None:
+        """What a name stood for."""
+        for _, change in self._changes_of_name(place, Seq(1), before_seq, newest_first=True):
+            return change.after
+        if not self.is_whole:
+            for _, change in self._changes_of_name(place, before_seq, END):
+                return change.before
+        return None
+
+    def fid_at(self, path: bytes, before_seq: Seq) -> Fid | None:
+        """What *path* (relative to the root, ``b""``) stood for."""
+        fid = ROOT_FID
+        walked = b""
+        for name in path.split(b"/") if path else ():
+            walked = walked + b"/" + name if walked else name
+            found = self.fid_of_name((fid, name), before_seq) or self._told(walked)
+            if found is None:
+                return None
+            fid = found
+        return fid
+
+    def _told(self, path: bytes) -> Fid | None:
+        """Where the journal lacks its beginning: the fid that some entry says had *path*."""
+        if self.is_whole:
+            return None
+        for _, index in self.segments():
+            told = index.told_paths()
+            at = bisect_left(told, (path,))
+            if at < len(told) and told[at].path == path:
+                return told[at].fid
+        return None
+
+    def tenures(self, path: bytes) -> list[Tenure]:
+        """Every file that *path* ever stood for, and when, in order."""
+        found = [Tenure(ROOT_FID, Seq(1), END)]
+        walked = b""
+        for name in path.split(b"/") if path else ():
+            walked = walked + b"/" + name if walked else name
+            found = [
+                tenure for above in found for tenure in self._tenures_below(above, name, walked)
+            ]
+        return sorted(found, key=lambda tenure: tenure.from_seq)
+
+    def _tenures_below(self, above: Tenure, name: bytes, path: bytes) -> Iterator[Tenure]:
+        changes = list(self._changes_of_name((above.fid, name), Seq(1), END))
+        fid = changes[0][1].before if changes else self._told(path)
+        begun = Seq(1)
+        for seq, change in [*changes, (END, None)]:
+            first, last = max(begun, above.from_seq), min(Seq(seq + 1), above.to_seq)
+            # The entry that ends a tenure is still about the file, so it is in.
+            if fid is not None and first < last:
+                yield Tenure(fid, first, last)
+            if change is not None:
+                fid, begun = change.after, seq
+
+    def children(self, directory: Fid, before_seq: Seq) -> dict[bytes, Fid]:
+        """The names in *directory* and what they stood for."""
+        names: dict[bytes, Fid] = {}
+        for change in self.changes_in(directory, before_seq):
+            if change.after is None:
+                names.pop(change.name, None)
+            else:
+                names[change.name] = change.after
+        return names
+
+    def changes_in(self, directory: Fid, before_seq: Seq) -> Iterator[NameChange]:
+        """What was done to names in *directory*, in order."""
+        entries = self.entries_of(
+            directory,
+            before_seq,
+            wanted=lambda one: one.is_parent and one.kind in NAME_KINDS and not one.refused,
+        )
+        for entry, _ in entries:
+            for change in name_changes(entry.operation):
+                if change.parent == directory:
+                    yield change
+
+    def places(self, fid: Fid, before_seq: Seq) -> list[Place]:
+        """Every name of *fid*, the oldest first."""
+        places: dict[Place, None] = {}
+        entries = self.entries_of(
+            fid,
+            before_seq,
+            wanted=lambda one: not one.is_parent and one.kind in NAME_KINDS and not one.refused,
+        )
+        for entry, _ in entries:
+            for change in name_changes(entry.operation):
+                if change.before == fid:
+                    places.pop((change.parent, change.name), None)
+                if change.after == fid:
+                    places[change.parent, change.name] = None
+        return list(places)
+
+    def paths_of(self, fid: Fid, before_seq: Seq) -> list[bytes]:
+        """Every path of *fid*, the oldest name first; empty when it was gone, or its names are not
+        known."""
+        if fid == ROOT_FID:
+            return [b""]
+        found = []
+        for parent, name in self.places(fid, before_seq):
+            above = self.paths_of(parent, before_seq)
+            if above:
+                found.append(above[0] + b"/" + name if above[0] else name)
+        return found
+
+    def timeline(self, fid: Fid) -> list[tuple[Seq, bytes | None]]:
+        """The paths of *fid* through time, with those that directories above gave it by moving:
+        from each seq (after that entry) on, the path of its oldest name; None without one."""
+        known = self._timelines.get(fid)
+        if known is not None:
+            return known
+        found: list[tuple[Seq, bytes | None]] = []
+        events = list(self._main_places(fid))
+        for number, (begun, place) in enumerate(events):
+            end = events[number + 1][0] if number + 1 < len(events) else END
+            if place is None:
+                found.append((begun, None))
+                continue
+            above = self.timeline(place[0])
+            first = max(0, bisect_right(above, begun, key=lambda step: step[0]) - 1)
+            for since, directory in above[first:]:
+                if since >= end:
+                    break
+                path = None
+                if directory is not None:
+                    path = directory + b"/" + place[1] if directory else place[1]
+                found.append((max(begun, since), path))
+        self._timelines[fid] = found
+        return found
+
+    def _main_places(self, fid: Fid) -> Iterator[tuple[Seq, Place | None]]:
+        """The oldest name of *fid* from each seq on."""
+        places: dict[Place, None] = {}
+        shown: Place | None = None
+        begun = False
+        entries = self.entries_of(
+            fid,
+            wanted=lambda one: not one.is_parent and one.kind in NAME_KINDS and not one.refused,
+        )
+        for entry, _ in entries:
+            gone = [one for one in name_changes(entry.operation) if one.before == fid]
+            got = [one for one in name_changes(entry.operation) if one.after == fid]
+            if gone and not begun:
+                begun, shown = True, (gone[0].parent, gone[0].name)
+                yield Seq(0), shown  # its making is not in this journal
+                places[shown] = None
+            if gone and got:
+                # A name that moves keeps its rank.
+                old, new = (gone[0].parent, gone[0].name), (got[0].parent, got[0].name)
+                places = {new if place == old else place: None for place in places}
+            else:
+                for change in gone:
+                    places.pop((change.parent, change.name), None)
+                for change in got:
+                    places[change.parent, change.name] = None
+            first = next(iter(places), None)
+            if first != shown or not begun:
+                begun, shown = True, first
+                yield entry.seq, first
+
+    def path_before(self, fid: Fid, seq: Seq) -> bytes | None:
+        """The path of *fid* just before entry *seq*, or that it got by it; None if it is not
+        known."""
+        timeline = self.timeline(fid)
+        at = bisect_left(timeline, seq, key=lambda step: step[0])
+        if at > 0:
+            return timeline[at - 1][1]
+        return timeline[0][1] if timeline else None
+
+    def join(self, directory: Fid, name: bytes, seq: Seq) -> bytes | None:
+        """The path of *name* in *directory* just before entry *seq*."""
+        above = self.path_before(directory, seq)
+        if above is None:
+            return None
+        return above + b"/" + name if above else name
+
+    # -- moments -----------------------------------------------------------------------------------
+
+    def seq_after(self, time_ns: int) -> Seq:
+        """The first seq later than *time_ns*: asked with it as *before_seq*, the state at that
+        time."""
+        low, high = 0, len(self._paths)
+        while low < high:
+            middle = (low + high) // 2
+            first = next(self.reader.read(self._starts[middle], END), None)
+            if first is not None and first.time_ns <= time_ns:
+                low = middle + 1
+            else:
+                high = middle
+        if low == 0:
+            return self._starts[0] if self._starts else Seq(1)
+        index = self.reader.index(self._paths[low - 1])
+        for entry in self.reader.read(index.point_before_time(time_ns).seq, END):
+            if entry.time_ns > time_ns:
+                return entry.seq
+        return Seq(index.last_seq + 1)
+
+    def mark(self, name: str) -> Seq | None:
+        """The newest MARK of *name*."""
+        for path, index in self.segments(newest_first=True):
+            numbers = [posting.number for posting in index.of_name(Fid(0), name.encode())]
+            found = [
+                entry.seq
+                for entry, _ in self.reader.pick(path, numbers)
+                if isinstance(entry.operation, Mark) and entry.operation.name == name
+            ]
+            if found:
+                return found[-1]
+        return None
+
+    def may_touch(self, index: SegmentIndex, path: bytes) -> bool:
+        """Whether a segment can have an entry about *path* or something below it: one of them, or
+        the directory where a name on the way to it was changed, is told in it."""
+        told = index.told_paths()
+        at = bisect_left(told, (path,))
+        if at < len(told) and (told[at].path == path or told[at].path.startswith(path + b"/")):
+            return True
+        at = bisect_left(told, (path + b"/",))
+        if at < len(told) and told[at].path.startswith(path + b"/"):
+            return True
+        names = path.split(b"/")
+        for depth in range(len(names)):
+            above = b"/".join(names[:depth])
+            at = bisect_left(told, (above,))
+            while at < len(told) and told[at].path == above:
+                if next(index.of_name(told[at].fid, names[depth]), None) is not None:
+                    return True
+                at += 1
+        return False

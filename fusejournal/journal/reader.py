@@ -1,0 +1,224 @@
+"""Reading a journal: the one reader for recovery, the command line, replay and shipping.
+
+A :class:`JournalReader` reads the segments of one directory, or some segment files that somebody
+copied; a layer may be appending meanwhile. Every frame that is read is checked, and chained to the
+one before, or to the point of an index where reading began; the chain is followed from one
+segment to the next. It changes nothing and holds no file open between calls.
+
+The end: in the newest segment a frame that is not whole is the end of the journal (an append under
+way, or a torn tail). Anything else that is wrong is JournalDamagedError."""
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from pathlib import Path
+from uuid import UUID
+
+from fusejournal.errors import JournalDamagedError, JournalError
+from fusejournal.journal.format import Entry, FormatError, Frame, decode_entry
+from fusejournal.journal.index import SegmentIndex, build_index, load_index
+from fusejournal.journal.segment import (
+    BadFrameError,
+    Point,
+    SegmentReader,
+    first_seq_of,
+    list_segments,
+)
+from fusejournal.operations import Kind, Void
+from fusejournal.types import Seq
+
+_INDEXES_KEPT = 128
+_END = Seq(1 << 62)
+
+
+class JournalReader:
+    """See the module. Not for use by two threads at a time."""
+
+    def __init__(self, source: Path | Sequence[Path], uuid: UUID | None = None) -> None:
+        """*source*: a directory of segments, or segment files. *uuid* None takes any volume's, if
+        it is one volume's."""
+        self._source = source
+        self.uuid = uuid
+        """The volume's; None until a segment was read."""
+        self._indexes: OrderedDict[Path, SegmentIndex] = OrderedDict()
+        self._left: tuple[Seq, Point] | None = None
+        """The segment in which reading ended last, and where."""
+        self.on_scan: Callable[[Path], None] | None = None
+        """Told each segment that has no index and is read whole instead."""
+
+    def segments(self) -> list[Path]:
+        """The segments, in order."""
+        if isinstance(self._source, Path):
+            return list_segments(self._source)
+        return sorted(self._source, key=first_seq_of)
+
+    @property
+    def first_seq(self) -> Seq:
+        """The first seq there is. Raises JournalError when there is no segment."""
+        paths = self.segments()
+        if not paths:
+            raise JournalError(f"{self._source}: no journal segments here")
+        return first_seq_of(paths[0])
+
+    def head(self) -> tuple[Seq, bool]:
+        """The last seq, and whether it is settled: whether it holds is known without asking
+        anybody, for it is no operation that a VOID could still follow. Raises
+        JournalDamagedError."""
+        for path in reversed(self.segments()):
+            last: Frame | None = None
+            try:
+                with self._open(path) as reader:
+                    for last in reader.frames():  # noqa: B007 -- the last one is wanted
+                        pass
+            except BadFrameError as bad:
+                if not (bad.torn and path == self.segments()[-1]):
+                    raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
+            if last is not None:
+                return last.seq, decode_entry(last).operation.kind >= Kind.VOID
+        return Seq(self.first_seq - 1), True
+
+    # -- in order ----------------------------------------------------------------------------------
+
+    def read(self, from_seq: Seq, to_seq: Seq) -> Iterator[Entry]:
+        """The entries in [from_seq, to_seq). Raises JournalDamagedError."""
+        for path, frame in self.frames(from_seq, to_seq):
+            try:
+                yield decode_entry(frame)
+            except FormatError as error:
+                raise JournalDamagedError(path, frame.offset, frame.seq, str(error)) from None
+
+    def frames(self, from_seq: Seq, to_seq: Seq) -> Iterator[tuple[Path, Frame]]:
+        """The frames in [from_seq, to_seq), each with its segment. Raises JournalDamagedError."""
+        paths = self.segments()
+        end: tuple[Seq, int] | None = None
+        for index, path in enumerate(paths):
+            if first_seq_of(path) >= to_seq:
+                return
+            last = index == len(paths) - 1
+            if last or first_seq_of(paths[index + 1]) > from_seq:
+                end = yield from self._segment_frames(path, from_seq, to_seq, last, end)
+                if end is None:
+                    return
+
+    def segment_start(self, seq: Seq) -> Seq:
+        """The first seq of the segment that holds *seq*: from there on, entries tell every path
+        they touch."""
+        starts = [first_seq_of(path) for path in self.segments()]
+        at = bisect_right(starts, seq) - 1
+        return starts[at] if at >= 0 else Seq(1)
+
+    def segment_end(self, start: Seq) -> Seq:
+        """The first seq after the segment that begins with *start*; far away for the newest."""
+        starts = [first_seq_of(path) for path in self.segments()]
+        at = bisect_right(starts, start)
+        return starts[at] if at < len(starts) else _END
+
+    def _segment_frames(
+        self, path: Path, from_seq: Seq, to_seq: Seq, last: bool, before: tuple[Seq, int] | None
+    ) -> Generator[tuple[Path, Frame], None, tuple[Seq, int] | None]:
+        """The frames of one segment, which must follow *before*, the last seq and chain of the
+        segment before it. Returns its own last seq and chain, or None when *to_seq* was reached."""
+        try:
+            with self._open(path) as reader:
+                head = reader.header
+                if before is not None and (head.first_seq - 1, head.chain_before) != before:
+                    raise BadFrameError(
+                        0, head.first_seq, f"does not follow seq {before[0]}", torn=False
+                    )
+                end = Seq(head.first_seq - 1), head.chain_before
+                for frame in reader.frames(self._begin(path, reader, from_seq)):
+                    if frame.seq >= from_seq:
+                        yield path, frame
+                    end = frame.seq, frame.checksum
+                    if frame.seq + 1 >= to_seq:
+                        after = frame.offset + len(frame.content)
+                        self._left = head.first_seq, Point(to_seq, after, frame.checksum)
+                        return None
+        except BadFrameError as bad:
+            if last and bad.torn:
+                return None
+            raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
+        return end
+
+    def _begin(self, path: Path, reader: SegmentReader, from_seq: Seq) -> Point | None:
+        """Where to begin reading for *from_seq*: where the last reading ended, or at a point of the
+        index, if there is one."""
+        first_seq = reader.header.first_seq
+        if from_seq <= first_seq:
+            return None
+        if self._left is not None and self._left[0] == first_seq and self._left[1].seq == from_seq:
+            return self._left[1]
+        index = self._indexes.get(path) or load_index(path, reader)
+        if index is None or not index.entries:
+            return None
+        return index.point_before(min(from_seq, index.last_seq) - index.first_seq)
+
+    def _open(self, path: Path) -> SegmentReader:
+        reader = SegmentReader(path)
+        uuid = reader.header.uuid
+        if self.uuid is None:
+            self.uuid = uuid
+        if uuid != self.uuid:
+            reader.close()
+            raise BadFrameError(
+                0, reader.header.first_seq, f"is of volume {uuid}, not {self.uuid}", torn=False
+            )
+        return reader
+
+    # -- by index ----------------------------------------------------------------------------------
+
+    def index(self, path: Path) -> SegmentIndex:
+        """The index of segment *path*: its sidecar, or one made now by reading the segment. Raises
+        JournalDamagedError."""
+        known = self._indexes.get(path)
+        if known is not None:
+            self._indexes.move_to_end(path)
+            return known
+        newest = path == self.segments()[-1]
+        try:
+            with self._open(path) as reader:
+                index = load_index(path, reader)
+                if index is None:
+                    if self.on_scan is not None:
+                        self.on_scan(path)
+                    index = build_index(reader, allow_torn=newest)
+        except BadFrameError as bad:
+            raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
+        self._indexes[path] = index
+        if len(self._indexes) > _INDEXES_KEPT:
+            self._indexes.popitem(last=False)
+        return index
+
+    def pick(self, path: Path, numbers: Iterable[int]) -> Iterator[tuple[Entry, Void | None]]:
+        """The entries with *numbers* (growing) of segment *path*, each with its VOID. Reads from
+        the index's point before each. Raises JournalDamagedError."""
+        index = self.index(path)
+        try:
+            with self._open(path) as reader:
+                frames: Iterator[Frame] = iter(())
+                at: Frame | None = None
+                for number in numbers:
+                    point = index.point_before(number)
+                    wanted = Seq(index.first_seq + number)
+                    if at is None or point.seq > at.seq:
+                        frames = reader.frames(point)
+                        at = next(frames, None)
+                    while at is not None and at.seq < wanted:
+                        at = next(frames, None)
+                    if at is None:
+                        return
+                    entry = decode_entry(at)
+                    at = next(frames, None)
+                    yield entry, _void_of(entry, at)
+        except BadFrameError as bad:
+            raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
+        except FormatError as error:
+            raise JournalDamagedError(path, 0, index.first_seq, str(error)) from None
+
+
+def _void_of(entry: Entry, following: Frame | None) -> Void | None:
+    if following is not None:
+        operation = decode_entry(following).operation
+        if isinstance(operation, Void) and operation.seq == entry.seq:
+            return operation
+    return None

@@ -1,0 +1,1 @@
+"""What one gets out of the journal: replay, restore, undo, digest."""

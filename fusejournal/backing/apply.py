@@ -88,7 +88,7 @@ class Applier:
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
-        self._methods: dict[Kind, Callable[[Any, int, bytes, bool], Made]] = {
+        self._methods: dict[Kind, Callable[[Any, int, Any, bool], Made]] = {
             Kind.CREATE: self._create,
             Kind.MKDIR: self._mkdir,
             Kind.SYMLINK: self._symlink,
@@ -107,7 +107,11 @@ class Applier:
         }
 
     def apply(
-        self, operation: TreeOperation, time_ns: int, data: bytes, settle: bool = False
+        self,
+        operation: TreeOperation,
+        time_ns: int,
+        data: bytes | memoryview,
+        settle: bool = False,
     ) -> Made:
         """Do *operation*, whose entry has *time_ns* and raw *data*. Raises OSError (refused,
         nothing done), ShortWriteError (a WRITE's beginning was done) or ApplyBrokenError."""
@@ -298,7 +302,7 @@ class Applier:
 
     # -- data and attributes -----------------------------------------------------------------------
 
-    def _write(self, operation: Write, time_ns: int, data: bytes, _: bool) -> Made:
+    def _write(self, operation: Write, time_ns: int, data: bytes | memoryview, _: bool) -> Made:
         fd = self._tree.writable(operation.fid)
         before = os.fstat(fd)
         if operation.mode is not None:
@@ -454,7 +458,9 @@ class Applier:
         os.close(fd)
         return made
 
-    def _import_data(self, operation: ImportData, _: int, data: bytes, __: bool) -> Made:
+    def _import_data(
+        self, operation: ImportData, _: int, data: bytes | memoryview, __: bool
+    ) -> Made:
         fd = self._tree.writable(operation.fid)
         written = 0
         while written < len(data):

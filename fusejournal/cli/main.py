@@ -13,6 +13,8 @@ from fusejournal.cli.journal import journal
 from fusejournal.cli.log import log
 from fusejournal.cli.mark import mark
 from fusejournal.cli.mount import mount
+from fusejournal.cli.replay import replay
+from fusejournal.cli.restore import restore_command
 from fusejournal.cli.show import show
 from fusejournal.cli.status import status
 from fusejournal.cli.umount import umount
@@ -44,6 +46,8 @@ for command in (
     history,
     diff,
     mark,
+    replay,
+    restore_command,
     digest,
     journal,
 ):

@@ -79,15 +79,27 @@ class Source:
             return self.lookup.seq_after(time_ns)
         return Seq(self._mark(text) + 1)
 
-    def moment(self, text: str) -> Seq:
-        """As :meth:`until`, for the state at that time, which must not be before the journal.
-        Raises NoSuchMomentError."""
-        before_seq = self.until(text)
+    def time(self, text: str) -> Seq:
+        """The end, half-open, of all up to a time, which must not be before the journal. Raises
+        NoSuchMomentError."""
+        time_ns = parse_moment(text, self._now_ns)
+        if time_ns is None:
+            raise NoSuchMomentError(f"{text!r} is no time (2026-01-31 14:00, '2 hours ago')")
+        before_seq = self.lookup.seq_after(time_ns)
         if before_seq <= self.reader.first_seq:
             raise NoSuchMomentError(
                 f"{text!r} is before the journal: its first entry is {self.reader.first_seq}"
             )
         return before_seq
+
+    def mark(self, name: str) -> Seq:
+        """The end, half-open, of all up to a mark. Raises NoSuchMomentError."""
+        seq = self.lookup.mark(name)
+        if seq is None:
+            raise NoSuchMomentError(
+                f"{self.name} has no mark {name!r}; it has: fusejournal log {self.name} --op mark"
+            )
+        return Seq(seq + 1)
 
     def _mark(self, name: str) -> Seq:
         seq = self.lookup.mark(name)

@@ -187,6 +187,29 @@ def _is_meant(patterns: Sequence[PathPattern], entry: Entry, *paths: bytes | Non
     return not patterns or any(pattern.matches(entry, *paths) for pattern in patterns)
 
 
+def walk(lookup: Lookup, criteria: Criteria) -> Iterator[tuple[Match, bool]]:
+    """Every entry in [from_seq, to_seq) with whether *criteria* ask for it. Paths are only there
+    when the criteria need them. Raises JournalDamagedError."""
+    reader = lookup.reader
+    if not criteria.paths:
+        for entry, void in settled(reader.read(criteria.from_seq, Seq(criteria.to_seq + 1))):
+            if entry.seq < criteria.to_seq:
+                yield Match(entry, void, None, None), criteria.has(entry)
+        return
+    patterns = [PathPattern(path, lookup) for path in criteria.paths]
+    for _, index in lookup.segments(criteria.from_seq, criteria.to_seq):
+        tracker = PathTracker()
+        end = Seq(min(index.last_seq + 1, criteria.to_seq + 1))
+        for entry, void in settled(reader.read(index.first_seq, end)):
+            tracker.learn(entry)
+            if criteria.from_seq <= entry.seq < criteria.to_seq:
+                found = paths_of(tracker, entry.operation)
+                is_meant = criteria.has(entry) and _is_meant(patterns, entry, *found)
+                yield Match(entry, void, *found), is_meant
+            if void is None:
+                tracker.follow(entry.operation)
+
+
 class Follower:
     """Finds what is appended, again and again, without reading anything twice."""
 

@@ -24,8 +24,10 @@ from fusejournal.operations import (
     Mark,
     Mkdir,
     Operation,
+    Removexattr,
     Rename,
     Rmdir,
+    Setxattr,
     Symlink,
     Unlink,
     Void,
@@ -324,6 +326,23 @@ class Lookup:
         if above is None:
             return None
         return above + b"/" + name if above else name
+
+    def has_xattr(self, fid: Fid, name: bytes, before_seq: Seq) -> bool:
+        """Whether *fid* had the extended attribute *name* (no ACL)."""
+        has = False
+        kinds = (Kind.SETXATTR, Kind.REMOVEXATTR, Kind.IMPORT)
+        entries = self.entries_of(
+            fid,
+            before_seq,
+            wanted=lambda one: one.kind in kinds and not one.is_parent and not one.refused,
+        )
+        for entry, _ in entries:
+            operation = entry.operation
+            if isinstance(operation, Import):
+                has = any(key == name for key, _ in operation.xattrs)
+            elif isinstance(operation, Setxattr | Removexattr) and operation.name == name:
+                has = isinstance(operation, Setxattr)
+        return has
 
     # -- moments -----------------------------------------------------------------------------------
 

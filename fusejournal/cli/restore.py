@@ -1,0 +1,82 @@
+"""``fusejournal restore``: the tree, a directory or a file as it was."""
+
+from pathlib import Path
+
+import click
+
+from fusejournal.cli import text
+from fusejournal.cli.replay import watched
+from fusejournal.cli.source import Source, open_source, parse_path
+from fusejournal.errors import UsageError
+from fusejournal.replay.restore import restore
+from fusejournal.types import Seq
+
+
+@click.command("restore")
+@click.argument("volume")
+@click.argument("path", required=False)
+@click.option("--to-seq", type=click.IntRange(min=1), help="As it was right after this entry.")
+@click.option("--before-seq", type=click.IntRange(min=1), help="As it was right before this entry.")
+@click.option("--to-time", metavar="TIME", help="As it was at this time.")
+@click.option("--to-mark", metavar="NAME", help="As it was at the newest mark of this name.")
+@click.option(
+    "--target",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="The new directory to make; it must not be there yet.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def restore_command(
+    volume: str,
+    path: str | None,
+    to_seq: int | None,
+    before_seq: int | None,
+    to_time: str | None,
+    to_mark: str | None,
+    target: Path,
+    as_json: bool,
+) -> None:
+    """Bring back VOLUME's tree, or the file or directory PATH in it, as it was at one moment.
+
+    The tree, or the directory, becomes the new directory DIR; a file is put into it. Nothing that
+    is there already is written over, and VOLUME is left as it is. PATH is from the volume's root,
+    by the name it had then.
+
+    Times: 2026-01-31, "2026-01-31 14:00", 14:00, yesterday, "2 hours ago".
+
+    \b
+    Examples:
+      fusejournal restore srv-data --to-time "2 hours ago" --target /restore/data
+      fusejournal restore srv-data home/anna/thesis.odt --before-seq 4711 --target /restore/thesis
+      fusejournal restore srv-data home/anna --to-mark "before the upgrade" --target /restore/anna
+    """
+    source = open_source(volume)
+    end = _end(source, to_seq, before_seq, to_time, to_mark)
+    raw = parse_path(path) if path else b""
+    with watched("restoring", as_json) as progress:
+        done = restore(source.lookup, raw, end, target, progress)
+    if as_json:
+        text.echo_json({"target": str(done.path), "names": done.names, "as_of_seq": end - 1})
+    else:
+        click.echo(f"restored {text.count(done.names, 'name')} as of seq {end - 1} to {done.path}")
+
+
+def _end(
+    source: Source,
+    to_seq: int | None,
+    before_seq: int | None,
+    to_time: str | None,
+    to_mark: str | None,
+) -> Seq:
+    """The seq before which it is to be. Raises UsageError, NoSuchSeqError, NoSuchMomentError."""
+    given = [one for one in (to_seq, before_seq, to_time, to_mark) if one is not None]
+    if len(given) != 1:
+        raise UsageError("give one of --to-seq, --before-seq, --to-time and --to-mark")
+    if to_seq is not None:
+        return Seq(source.check_seq(to_seq) + 1)
+    if before_seq is not None:
+        return source.check_seq(before_seq)
+    end = source.mark(to_mark) if to_mark is not None else source.time(to_time or "")
+    # What is not known to hold yet is not there yet.
+    return Seq(min(end, source.head_seq + 1))

@@ -1,0 +1,228 @@
+"""Folding: a file or directory as it was at a moment, from its own entries alone.
+
+Where a replay carries out everything, a fold takes only the entries about the files asked for,
+found by the indexes, and makes each under the name that it had at the end. So it costs what those
+files' entries cost. It goes through the same applier."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from fusejournal.errors import JournalError, PathNotFoundError
+from fusejournal.journal.format import Entry
+from fusejournal.journal.index import Posting
+from fusejournal.journal.lookup import NAME_KINDS, Lookup, Place, name_changes
+from fusejournal.operations import (
+    Import,
+    Kind,
+    Link,
+    Mkdir,
+    Removexattr,
+    Setattr,
+    Setxattr,
+    TreeOperation,
+    Void,
+)
+from fusejournal.replay.select import Divergence
+from fusejournal.replay.target import Progress, Target
+from fusejournal.types import ROOT_FID, Fid, Seq
+
+_MAKERS = frozenset({Kind.CREATE, Kind.MKDIR, Kind.SYMLINK, Kind.IMPORT})
+_DATA = frozenset(
+    {
+        Kind.WRITE,
+        Kind.TRUNCATE,
+        Kind.SETATTR,
+        Kind.SETXATTR,
+        Kind.REMOVEXATTR,
+        Kind.IMPORT_DATA,
+    }
+)
+_KEEP_MTIME = frozenset({Kind.IMPORT, Kind.IMPORT_LINK})
+
+ACCESS_ACL = b"system.posix_acl_access"
+DEFAULT_ACL = b"system.posix_acl_default"
+
+
+class Step(NamedTuple):
+    """One operation of a fold, with its entry's time and data."""
+
+    operation: TreeOperation
+    time_ns: int
+    data: bytes | memoryview = b""
+
+
+class Directory(NamedTuple):
+    """What a directory was at a moment."""
+
+    children: dict[bytes, Fid]
+    attributes: list[Step]
+    """How it came to its mode, owner and xattrs, in order, from its making on."""
+    mtime_ns: int | None
+
+
+class Fold:
+    """Files as they were before entry *before_seq*; of all entries, those for which *counts* holds
+    (all). With *divergence*, names are as that says."""
+
+    def __init__(
+        self,
+        lookup: Lookup,
+        before_seq: Seq,
+        counts: Callable[[Seq], bool] | None = None,
+        divergence: Divergence | None = None,
+    ) -> None:
+        self._lookup = lookup
+        self._before_seq = before_seq
+        self._counts = counts
+        self._divergence = divergence
+
+    # -- what they were ----------------------------------------------------------------------------
+
+    def maker(self, fid: Fid) -> Entry:
+        """The entry that made *fid*. Raises JournalError when the journal here lacks it."""
+        for entry, _ in self._lookup.entries_of(
+            fid, wanted=lambda one: one.kind in _MAKERS and not one.is_parent and not one.refused
+        ):
+            return entry
+        raise JournalError(
+            f"fid {fid} was made before seq {self._lookup.reader.first_seq}, where the journal "
+            "here begins: what it was then is not known"
+        )
+
+    def directory(self, fid: Fid) -> Directory:
+        """What directory *fid* was."""
+        names: dict[bytes, Fid] = {}
+        attributes: list[Step] = []
+        mtime_ns: int | None = None
+        made = fid == ROOT_FID
+        for entry, _ in self._held(fid, lambda one: one.kind in NAME_KINDS or one.kind in _DATA):
+            operation = entry.operation
+            counts = self._counts is None or self._counts(entry.seq)
+            if operation.kind in _DATA:
+                if counts:
+                    attributes.append(Step(operation, entry.time_ns))  # type: ignore[arg-type]
+                    if isinstance(operation, Setattr) and operation.mtime_ns is not None:
+                        mtime_ns = operation.mtime_ns
+                continue
+            changes = [change for change in name_changes(operation) if change.parent == fid]
+            for change in changes:
+                if change.after is None:
+                    names.pop(change.name, None)
+                else:
+                    names[change.name] = change.after
+            if changes and counts and operation.kind not in _KEEP_MTIME:
+                mtime_ns = entry.time_ns
+            if isinstance(operation, Mkdir | Import) and operation.fid == fid:
+                made = True
+                attributes.append(Step(operation, entry.time_ns))
+                is_new = isinstance(operation, Mkdir)
+                mtime_ns = entry.time_ns if is_new else operation.mtime_ns  # type: ignore[union-attr]
+        if not made:
+            self.maker(fid)  # says why not
+        if self._divergence is not None:
+            names = self._divergence.children(fid, names)
+        return Directory(names, attributes, mtime_ns)
+
+    def _held(
+        self, fid: Fid, wanted: Callable[[Posting], bool]
+    ) -> Iterator[tuple[Entry, Void | None]]:
+        """The entries that name *fid* and held, if only in part."""
+        for entry, void in self._lookup.entries_of(fid, self._before_seq, wanted=wanted):
+            if void is None or void.written:
+                yield entry, void
+
+    # -- making them -------------------------------------------------------------------------------
+
+    def file(self, fid: Fid, place: Place) -> Iterator[Step]:
+        """The steps that make *fid*, which is no directory, at *place*."""
+        maker = self.maker(fid)
+        operation: Any = maker.operation
+        yield Step(operation._replace(parent=place[0], name=place[1]), maker.time_ns)
+        for entry, void in self._held(fid, lambda one: one.kind in _DATA):
+            if self._counts is not None and not self._counts(entry.seq):
+                continue
+            data = entry.data if void is None else entry.data[: void.written]
+            yield Step(entry.operation, entry.time_ns, data)  # type: ignore[arg-type]
+
+    def tree(self, fid: Fid) -> Iterator[Step]:
+        """The steps that make directory *fid*, with what is below it, of the target's root."""
+        made: set[Fid] = set()
+        top = self.directory(fid)
+        # Each directory gets its attributes when all below it is there.
+        todo: list[tuple[Fid, Directory, Iterator[tuple[bytes, Fid]]]] = [
+            (ROOT_FID, top, iter(top.children.items()))
+        ]
+        while todo:
+            parent, directory, children = todo[-1]
+            child = next(children, None)
+            if child is None:
+                todo.pop()
+                yield from self._finish(parent, directory)
+                continue
+            name, child_fid = child
+            place = (parent, name)
+            if child_fid in made:
+                yield Step(Link(child_fid, *place), 0)
+                continue
+            if self.is_directory(child_fid):
+                below = self.directory(child_fid)
+                yield Step(_plain_directory(child_fid, place), 0)
+                todo.append((child_fid, below, iter(below.children.items())))
+            else:
+                made.add(child_fid)
+                yield from self.file(child_fid, place)
+
+    def is_directory(self, fid: Fid) -> bool:
+        """Whether *fid* is one."""
+        operation = self.maker(fid).operation if fid != ROOT_FID else None
+        if operation is None or isinstance(operation, Mkdir):
+            return True
+        return isinstance(operation, Import) and operation.mode & 0o170000 == 0o040000
+
+    def _finish(self, fid: Fid, directory: Directory) -> Iterator[Step]:
+        """Mode, owner, xattrs and mtime of a directory."""
+        for step in directory.attributes:
+            for operation in _as_attributes(fid, step.operation):
+                yield Step(operation, step.time_ns)
+        if directory.mtime_ns is not None:
+            yield Step(Setattr(fid, None, None, None, None, directory.mtime_ns), 0)
+
+
+def _plain_directory(fid: Fid, place: Place) -> Mkdir:
+    return Mkdir(fid, *place, 0o700, 0, 0, None, None)
+
+
+def _as_attributes(fid: Fid, operation: TreeOperation) -> Iterator[TreeOperation]:
+    """What *operation* did to a directory's attributes, as operations on *fid*."""
+    match operation:
+        case Mkdir():
+            yield Setattr(fid, operation.mode & 0o7777, operation.uid, operation.gid, None, None)
+            for name, acl in ((ACCESS_ACL, operation.acl), (DEFAULT_ACL, operation.default_acl)):
+                if acl is not None:
+                    yield Setxattr(fid, name, acl)
+            yield Setattr(fid, operation.mode & 0o7777, None, None, None, None)
+        case Import():
+            yield Setattr(fid, operation.mode & 0o7777, operation.uid, operation.gid, None, None)
+            for name, value in operation.xattrs:
+                yield Setxattr(fid, name, value)
+            yield Setattr(fid, operation.mode & 0o7777, None, None, None, None)
+        case Setattr() | Setxattr() | Removexattr():
+            yield operation._replace(fid=fid)
+
+
+def carry_out(target: Target, steps: Iterator[Step], progress: Progress) -> None:
+    """Apply *steps*, which are always the same ones, to *target*. Raises what Target.apply
+    raises; called again, it goes on."""
+    for number, (operation, time_ns, data) in enumerate(steps, 1):
+        progress(number, None)
+        target.apply(operation, Seq(number), time_ns, data)
+
+
+def find_file(lookup: Lookup, path: bytes, before_seq: Seq) -> Fid:
+    """What *path* stood for. Raises PathNotFoundError."""
+    fid = lookup.fid_at(path, before_seq)
+    if fid is None:
+        shown = "/" + path.decode("utf-8", "backslashreplace")
+        when = "at that moment" if lookup.tenures(path) else "ever"
+        raise PathNotFoundError(shown, f"was not there {when}")
+    return fid

@@ -1,0 +1,202 @@
+"""Replay: a range of a journal's operations, all or chosen, carried out in order on a target.
+
+First the plan, which reads the range without writing anything: where operations are left out, it
+finds those that rely on them (select.py); where the range does not begin with the first entry, it
+looks whether the target has the files that the range is about. Then the operations. A stopped
+replay goes on with the same call."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
+
+from fusejournal.errors import ConflictError, JournalError, TargetError
+from fusejournal.journal.criteria import Criteria, Match, walk
+from fusejournal.journal.lookup import NAME_KINDS, Lookup
+from fusejournal.journal.settled import settled
+from fusejournal.operations import (
+    MAKERS,
+    TOUCHED,
+    Clean,
+    Mark,
+    NewEpoch,
+    Rename,
+    TreeOperation,
+    Void,
+)
+from fusejournal.replay.select import Conflict, Divergence
+from fusejournal.replay.target import Progress, Target
+from fusejournal.types import ROOT_FID, Fid, Seq
+
+Outcome = Literal["done", "skipped", "refused"]
+"""``refused``: the file system refused it then, so there is nothing to do."""
+
+OnConflict = Literal["stop", "skip", "ask"]
+ON_CONFLICT: tuple[str, ...] = get_args(OnConflict)
+
+_CONFLICTS_KEPT = 1000
+_PROGRESS_ENTRIES = 1024
+
+
+class Result(NamedTuple):
+    """What became of one chosen operation."""
+
+    match: Match
+    outcome: Outcome
+    conflict: Conflict | None
+
+
+@dataclass
+class Plan:
+    """What a replay would do: counts of operations, and the first conflicts."""
+
+    done: int = 0
+    left_out: int = 0
+    refused: int = 0
+    conflicts: list[Conflict] = field(default_factory=list)
+    more_conflicts: int = 0
+    """Beyond those in the list."""
+
+    @property
+    def conflict_count(self) -> int:
+        """How many operations cannot be carried out."""
+        return len(self.conflicts) + self.more_conflicts
+
+    def count(self, result: Result) -> None:
+        """Add one result."""
+        if result.outcome == "done":
+            self.done += 1
+        elif result.outcome == "refused":
+            self.refused += 1
+        elif result.conflict is not None:
+            if len(self.conflicts) < _CONFLICTS_KEPT:
+                self.conflicts.append(result.conflict)
+            else:
+                self.more_conflicts += 1
+
+
+class Replay:
+    """One replay of what *criteria* choose, whose ``from_seq`` and ``to_seq`` are its range."""
+
+    def __init__(self, lookup: Lookup, criteria: Criteria) -> None:
+        """Raises JournalError when the journal lacks its beginning, without which nobody knows
+        which file in the target is which."""
+        self._lookup = lookup
+        self._criteria = criteria
+        if not lookup.is_whole:
+            raise JournalError(
+                f"the journal here begins with seq {lookup.reader.first_seq}: a replay needs it "
+                "from seq 1, for what was there before"
+            )
+
+    def plan(self, progress: Progress) -> Plan:
+        """What would be done, by the journal alone. Raises JournalDamagedError."""
+        plan = Plan()
+        for result in self._results(None, progress):
+            plan.count(result) if result is not None else None
+        plan.left_out = self._left_out
+        return plan
+
+    def run(
+        self,
+        target: Target,
+        progress: Progress,
+        *,
+        ask: Callable[[Conflict, Match], bool] | None = None,
+    ) -> Iterator[Result]:
+        """Carry it out on *target*, a result for each chosen operation. *ask*: whether to skip an
+        operation that conflicts (else it ends with ConflictError); without it all are skipped.
+        Raises JournalDamagedError, ConflictError, TargetError and what Target.apply raises; the
+        target then keeps what is done, to go on from there."""
+        self._prepare(target, progress)
+        for result in self._results(target, progress):
+            if result is None:
+                continue
+            if result.outcome == "skipped" and result.conflict is not None:
+                if ask is not None and not ask(result.conflict, result.match):
+                    raise ConflictError(str(result.conflict))
+            elif result.outcome == "done":
+                _apply(target, result.match)
+            yield result
+
+    def check_target(self, target: Target, progress: Progress) -> None:
+        """Look whether the files that the range is about, and that were there before it, are in
+        *target* where they were. Raises TargetError with the first that is not."""
+        self._prepare(target, progress)
+        if self._criteria.from_seq == 1 or target.done_seq:
+            return
+        seen: set[Fid] = {ROOT_FID}
+        for match, chosen in walk(self._lookup, self._criteria):
+            operation, void = match.entry.operation, match.void
+            if isinstance(operation, Void | NewEpoch | Mark | Clean) or not _holds(void):
+                continue
+            if operation.kind in MAKERS:
+                seen.add(operation.fid)
+            fids: list[Any] = [operation[index] for index in TOUCHED[operation.kind]]
+            if isinstance(operation, Rename) and operation.replaced:
+                fids.append(operation.replaced)
+            for fid in fids if chosen else ():
+                if fid not in seen:
+                    seen.add(fid)
+                    self._check_file(target, fid, match)
+
+    def _check_file(self, target: Target, fid: Fid, match: Match) -> None:
+        try:
+            target.bind(fid)
+        except OSError as error:
+            path = target.catalog.path(fid)
+            where = "?" if path is None else path.decode("utf-8", "backslashreplace")
+            raise TargetError(
+                target.path,
+                f"does not hold the state before seq {self._criteria.from_seq}: "
+                f"{where}, which seq {match.entry.seq} is about: {error.strerror}",
+            ) from None
+
+    def _prepare(self, target: Target, progress: Progress) -> None:
+        """Tell the target's catalog which files were there before the range."""
+        begin = max(target.catalog.applied_seq + 1, 1)
+        if begin >= self._criteria.from_seq:
+            return
+        for entry, void in settled(self._lookup.reader.read(Seq(begin), self._criteria.from_seq)):
+            operation = entry.operation
+            if operation.kind in NAME_KINDS and void is None:
+                target.record(operation, entry.seq, entry.time_ns)  # type: ignore[arg-type]
+            if entry.seq % _PROGRESS_ENTRIES == 0:
+                progress(entry.seq, None)
+
+    def _results(self, target: Target | None, progress: Progress) -> Iterator[Result | None]:
+        """What is to become of each chosen operation; None for one that was dealt with in an
+        earlier run."""
+        criteria = self._criteria
+        divergence = Divergence(self._lookup)
+        resumed = target.catalog.applied_seq if target is not None else 0
+        self._left_out = 0
+        for match, chosen in walk(self._lookup, criteria):
+            entry, void, _, _ = match
+            operation = entry.operation
+            if entry.seq % _PROGRESS_ENTRIES == 0:
+                progress(entry.seq - criteria.from_seq, criteria.to_seq - criteria.from_seq)
+            if isinstance(operation, Void | NewEpoch | Mark | Clean):
+                continue
+            if not _holds(void):
+                if chosen and entry.seq > resumed:
+                    yield Result(match, "refused", None)
+                continue
+            conflict = divergence.include(operation, entry.seq) if chosen else None
+            if not chosen or conflict is not None:
+                divergence.leave_out(operation, entry.seq)
+                self._left_out += not chosen
+            if chosen and entry.seq > resumed:
+                yield Result(match, "done" if conflict is None else "skipped", conflict)
+
+
+def _holds(void: Void | None) -> bool:
+    return void is None or void.written > 0
+
+
+def _apply(target: Target, match: Match) -> None:
+    entry, void, _, _ = match
+    data = entry.data
+    if void is not None:
+        data = data[: void.written]
+    operation: TreeOperation = entry.operation  # type: ignore[assignment]
+    target.apply(operation, entry.seq, entry.time_ns, data)

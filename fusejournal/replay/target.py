@@ -1,0 +1,297 @@
+"""A target: a plain directory that operations are applied to, by the same applier as the layer's.
+
+Files are found by their names, not by handles or marks, so any file system that takes the
+operations will do, and nothing is left with the files. Which fid has which names is in a catalog
+in a scratch directory beside the target.
+
+A target can be left half-way and gone on with: the scratch directory keeps the catalog, what is
+being done, and the last seq that was carried out, in a page shared with the kernel, so that even a
+killed process leaves it right. The one entry that was in flight then is settled by looking."""
+
+import errno
+import json
+import mmap
+import os
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from stat import S_IFDIR, S_IFMT, S_IFREG
+from typing import Any
+from uuid import UUID
+
+from fusejournal import storage
+from fusejournal.backing.apply import Applier, ApplyBrokenError
+from fusejournal.backing.catalog import COMMIT_CHANGES, Catalog, CatalogSpoiltError, Node
+from fusejournal.backing.tree import Look, Tree
+from fusejournal.errors import (
+    ConflictError,
+    FusejournalError,
+    PrivilegeError,
+    TargetError,
+    TargetFullError,
+)
+from fusejournal.operations import TOUCHED, Operation, Rename, TreeOperation
+from fusejournal.types import ROOT_FID, Fid, Seq
+
+_DESCRIPTORS_MAX = 512
+_PROGRESS = struct.Struct("<QQ")
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_REFUSED = frozenset({errno.EPERM, errno.EACCES})
+_FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FLAGS_FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FLAGS_OTHER = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class PlacedTree(Tree):
+    """A tree whose files are opened by a name that the catalog knows for them."""
+
+    def __init__(self, root_fd: int, catalog: Catalog, descriptors_max: int) -> None:
+        super().__init__(root_fd, UUID(int=0), catalog, descriptors_max)
+        self.settling: Fid | None = None
+        """The fid of the operation that may have been done already."""
+
+    def identify(self, fid: Fid, fd: int, path: int | str) -> bytes:
+        """Nothing is written to the file: its name is enough."""
+        return b""
+
+    def _open(self, node: Node) -> int:
+        # From the nearest directory above that is open already; a loop, for trees can be deep.
+        steps: list[tuple[Node, bytes]] = []
+        above = node
+        while above.fid not in self._pinned and above.fid not in self._descriptors:
+            place = self.catalog.place(above)
+            if place is None:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            steps.append((above, place[1]))
+            above = self.node(place[0])
+        directory = self._pinned.get(above.fid, -1)
+        if directory < 0:
+            directory = self._descriptors[above.fid]
+        fd = -1
+        for step, name in reversed(steps):
+            fd = os.open(name, _flags(step.type), dir_fd=directory)
+            if step is not node:
+                self._keep(step.fid, fd)
+                directory = fd
+        return fd
+
+    def look(self, parent: Fid, name: bytes) -> Look | None:
+        """What is under *name* now, told by its inode number."""
+        try:
+            stat = self.stat_name(parent, name)
+        except FileNotFoundError:
+            return None
+        known = (self.catalog.lookup(parent, name), self.settling)
+        for fid in known:
+            node = self.catalog.node(fid) if fid is not None else None
+            if node is not None and node.ino == stat.st_ino:
+                return Look(stat, b"", fid, None)
+        return Look(stat, b"", None, None)
+
+
+def _flags(type_: int) -> int:
+    if type_ == S_IFDIR:
+        return _FLAGS_DIRECTORY
+    return _FLAGS_FILE if type_ == S_IFREG else _FLAGS_OTHER
+
+
+def scratch_of(target: Path) -> Path:
+    """The scratch directory of *target*, beside it."""
+    return target.parent / f".{target.name}.fusejournal-replay"
+
+
+class Target:
+    """See the module. Use as a context manager; :meth:`finish` when all is done."""
+
+    def __init__(self, path: Path, purpose: dict[str, Any]) -> None:
+        """Open the directory *path*; *purpose* says what for, and must be the same when a target is
+        gone on with. Raises TargetError, PrivilegeError."""
+        if os.geteuid() != 0:
+            raise PrivilegeError("restoring owners and devices needs root: try sudo")
+        self.path = path
+        self.scratch = scratch_of(path)
+        self.resumed = self._claim(purpose)
+        try:
+            self._root_fd = os.open(path, _FLAGS_DIRECTORY & ~os.O_NOFOLLOW)
+        except OSError as error:
+            raise TargetError(path, error.strerror or "cannot be opened") from None
+        try:
+            self.catalog = Catalog(self.scratch / "catalog")
+        except CatalogSpoiltError:
+            os.close(self._root_fd)
+            raise TargetError(
+                path, f"cannot be gone on with: {self.scratch} is spoilt; delete both"
+            ) from None
+        if self.catalog.node(ROOT_FID) is None:
+            self.catalog.add_root(b"", os.fstat(self._root_fd).st_ino)
+        self.tree = PlacedTree(self._root_fd, self.catalog, _DESCRIPTORS_MAX)
+        self._applier = Applier(self.tree)
+        with open(self.scratch / "progress", "r+b") as file:
+            self._progress = mmap.mmap(file.fileno(), mmap.PAGESIZE)
+        self.done_seq, self._begun_seq = map(Seq, _PROGRESS.unpack_from(self._progress))
+
+    def __enter__(self) -> "Target":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Keep what is done so far, to go on from there."""
+        if self.catalog is not None and self.scratch.exists():
+            self.catalog.commit()
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        self.tree.close()
+        self.catalog.close()
+        self._progress.close()
+
+    def finish(self) -> None:
+        """All is done: flush the target and delete the scratch directory. Raises OSError."""
+        fd = os.open(self.path, _FLAGS_DIRECTORY & ~os.O_NOFOLLOW)
+        try:
+            storage.syncfs("target.syncfs", fd)
+        finally:
+            os.close(fd)
+        shutil.rmtree(self.scratch)
+
+    def _claim(self, purpose: dict[str, Any]) -> bool:
+        """Whether this goes on with what was begun earlier."""
+        wanted = {**purpose, "boot": _boot_id()}
+        record = self.scratch / "purpose.json"
+        try:
+            if record.exists():
+                return self._check_purpose(wanted, json.loads(record.read_text()))
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            self.scratch.mkdir(mode=0o700)
+            (self.scratch / "progress").write_bytes(bytes(mmap.PAGESIZE))
+            written = self.scratch / "purpose.new"
+            written.write_text(json.dumps(wanted))
+            written.rename(record)
+        except OSError as error:
+            raise TargetError(
+                self.path, f"{self.scratch} cannot be made: {error.strerror}"
+            ) from None
+        return False
+
+    def _check_purpose(self, wanted: dict[str, Any], found: dict[str, Any]) -> bool:
+        if found.get("boot") != wanted["boot"]:
+            raise TargetError(
+                self.path,
+                "was begun before the machine was restarted, and may lack what was written then: "
+                f"delete it and {self.scratch}, and begin again",
+            )
+        if found != wanted:
+            different = sorted(key for key in wanted if found.get(key) != wanted[key])
+            raise TargetError(
+                self.path,
+                f"is half done with other options ({', '.join(different)}): finish that, or delete "
+                f"it and {self.scratch}",
+            )
+        return True
+
+    # -- operations --------------------------------------------------------------------------------
+
+    def record(self, operation: TreeOperation, seq: Seq, time_ns: int) -> None:
+        """Take in an entry that the target has already."""
+        self.catalog.record(operation, seq, time_ns)
+        self._commit_in_time()
+
+    def apply(
+        self, operation: TreeOperation, seq: Seq, time_ns: int, data: bytes | memoryview
+    ) -> None:
+        """Carry out one operation. Raises ConflictError, TargetFullError, PrivilegeError,
+        TargetError; the operation is then not done, and may be tried again."""
+        if seq <= self.done_seq:
+            # Done before the process died, after the catalog's last commit.
+            self.record(operation, seq, time_ns)
+            return
+        settle = seq == self._begun_seq
+        _PROGRESS.pack_into(self._progress, 0, self.done_seq, seq)
+        try:
+            self._bind(operation)
+            self.tree.settling = operation.fid if settle else None
+            made = self._applier.apply(operation, time_ns, data, settle)
+        except (OSError, ApplyBrokenError) as error:
+            raise self._error(operation, seq, error) from error
+        self.catalog.record(operation, seq, time_ns, made.handle, made.ino)
+        if self.catalog.node(operation.fid) is None:
+            self.tree.forget_descriptor(operation.fid)
+        if isinstance(operation, Rename) and self.catalog.node(operation.replaced) is None:
+            self.tree.forget_descriptor(operation.replaced)
+        self.done_seq = seq
+        _PROGRESS.pack_into(self._progress, 0, seq, seq)
+        self._commit_in_time()
+
+    def _commit_in_time(self) -> None:
+        if self.catalog.changes >= COMMIT_CHANGES:
+            self.catalog.commit()
+
+    def _bind(self, operation: TreeOperation) -> None:
+        """Make sure of the files that were in the target before: their inode numbers are not
+        known yet. Raises OSError."""
+        for index in TOUCHED[operation.kind]:
+            self.bind(operation[index])  # type: ignore[arg-type]
+        if isinstance(operation, Rename) and operation.replaced:
+            self.bind(operation.replaced)
+
+    def bind(self, fid: Fid) -> None:
+        """Check that *fid* is where the catalog says and of the right type. Raises OSError."""
+        node = self.catalog.node(fid)
+        if node is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if node.ino == 0:
+            place = self.catalog.place(node)
+            if place is None:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            stat = self.tree.stat_name(*place)
+            if S_IFMT(stat.st_mode) != node.type:
+                raise OSError(errno.EEXIST, "a file of another type")
+            node.ino = stat.st_ino
+            self.catalog.touch(node)
+
+    def _error(
+        self, operation: TreeOperation, seq: Seq, error: OSError | ApplyBrokenError
+    ) -> FusejournalError:
+        """What an operation's failure is for the user."""
+        cause = error if isinstance(error, OSError) else error.__cause__
+        number = getattr(cause, "errno", None) or errno.EIO
+        path = self.where(operation)
+        reason = os.strerror(number)
+        if number in _FULL:
+            return TargetFullError(
+                self.path, f"no space left at seq {seq} ({path}); make some and run the same again"
+            )
+        if number in _REFUSED:
+            return PrivilegeError(f"{path}: {reason} (seq {seq})")
+        if number == errno.EOPNOTSUPP:
+            return TargetError(self.path, f"its file system cannot hold what seq {seq} sets")
+        if isinstance(error, ApplyBrokenError) or number == errno.EIO:
+            return TargetError(path, f"seq {seq}: {error}")
+        return ConflictError(
+            f"seq {seq} ({operation.kind.name.lower()} {path}): {reason}; the target is not as the "
+            "journal had it"
+        )
+
+    def where(self, operation: Operation) -> str:
+        """The path in the target that *operation* is about, for messages."""
+        parent = getattr(operation, "parent", None)
+        if parent is not None:
+            directory = self.catalog.path(parent)
+            name: Any = operation.name  # type: ignore[union-attr]
+            path = None if directory is None else os.path.join(directory, name)
+        else:
+            path = self.catalog.path(operation.fid)  # type: ignore[union-attr]
+        return os.fsdecode(os.path.join(os.fsencode(self.path), path or b"?"))
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def is_empty(path: Path) -> bool:
+    """Whether the directory *path* holds nothing (``lost+found`` of a new file system aside)."""
+    return all(name == "lost+found" for name in os.listdir(path))
+
+
+Progress = Callable[[int, int | None], None]

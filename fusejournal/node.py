@@ -59,7 +59,6 @@ class Stopped(FusejournalError):
 def serve(spec: MountSpec, reporter: Reporter) -> None:
     """Mount the volume and serve it until it is unmounted or told to stop. Raises
     FusejournalError."""
-    storage.listen_to_environment()
     with claim_volume(spec) as state:
         # Nobody but the layer may be there: the mount of a layer that was killed still is.
         if mount.clear_dead_mount(spec.mountpoint):

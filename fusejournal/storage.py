@@ -2,7 +2,7 @@
 
 Each function does one system call and first reports its label to :func:`reached`. In production
 nothing listens and the report costs one global look-up. A test (or ``FUSEJOURNAL_FAULT`` in the
-environment of a spawned layer) can plan a fault for a label: fail it with an errno, or kill the
+environment of a command) can plan a fault for a label: fail it with an errno, or kill the
 process right there, as a power switch would.
 
 ``FUSEJOURNAL_FAULT="label:count:action"``: at the *count*-th time that *label* (an ``fnmatch``

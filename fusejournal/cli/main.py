@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from fusejournal import __version__
+from fusejournal import __version__, storage
 from fusejournal.cli.diff import diff
 from fusejournal.cli.digest import digest
 from fusejournal.cli.history import history
@@ -18,6 +18,7 @@ from fusejournal.cli.restore import restore_command
 from fusejournal.cli.show import show
 from fusejournal.cli.status import status
 from fusejournal.cli.umount import umount
+from fusejournal.cli.undo import undo
 from fusejournal.errors import FusejournalError
 
 _INTERRUPTED = 130
@@ -48,6 +49,7 @@ for command in (
     mark,
     replay,
     restore_command,
+    undo,
     digest,
     journal,
 ):
@@ -56,6 +58,7 @@ for command in (
 
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code."""
+    storage.listen_to_environment()
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:

@@ -172,6 +172,11 @@ class Fold:
                 made.add(child_fid)
                 yield from self.file(child_fid, place)
 
+    def empty_directory(self, fid: Fid, place: Place) -> Iterator[Step]:
+        """The steps that make directory *fid*, without what is in it, at *place*."""
+        yield Step(_plain_directory(fid, place), 0)
+        yield from self._finish(fid, self.directory(fid))
+
     def is_directory(self, fid: Fid) -> bool:
         """Whether *fid* is one."""
         operation = self.maker(fid).operation if fid != ROOT_FID else None
@@ -210,10 +215,12 @@ def _as_attributes(fid: Fid, operation: TreeOperation) -> Iterator[TreeOperation
             yield operation._replace(fid=fid)
 
 
-def carry_out(target: Target, steps: Iterator[Step], progress: Progress) -> None:
-    """Apply *steps*, which are always the same ones, to *target*. Raises what Target.apply
-    raises; called again, it goes on."""
-    for number, (operation, time_ns, data) in enumerate(steps, 1):
+def carry_out(
+    target: Target, steps: Iterator[Step], progress: Progress, first_seq: int = 1
+) -> None:
+    """Apply *steps*, which are always the same ones, to *target*, numbered from *first_seq*.
+    Raises what Target.apply raises; called again, it goes on."""
+    for number, (operation, time_ns, data) in enumerate(steps, first_seq):
         progress(number, None)
         target.apply(operation, Seq(number), time_ns, data)
 

@@ -1,0 +1,179 @@
+"""``fusejournal undo``: take operations back in a running volume."""
+
+import os
+from typing import Any
+
+import click
+
+from fusejournal.cli import entries, text
+from fusejournal.cli.replay import conflict_line, watched
+from fusejournal.cli.source import Source, open_source, parse_kinds, parse_path, parse_ranges
+from fusejournal.control import ask
+from fusejournal.errors import ConflictError, PrivilegeError, UsageError
+from fusejournal.journal.criteria import Criteria
+from fusejournal.journal.lookup import END
+from fusejournal.replay.undo import Action, Undo, UndoPlan
+from fusejournal.state import VolumeState
+
+_SHOWN = 40
+
+
+@click.command()
+@click.argument("volume")
+@click.argument("seqs", nargs=-1, metavar="[SEQ|A-B]...")
+@click.option("--path", "paths", multiple=True, help="Only what is about this path or pattern.")
+@click.option("--op", "ops", multiple=True, metavar="OP,...", help="Only these operations.")
+@click.option("--uid", type=int, help="Only what this user asked for.")
+@click.option("--since", metavar="TIME", help="Only at or after a time or mark.")
+@click.option("--until", metavar="TIME", help="Only up to a time or mark.")
+@click.option("--except", "without", multiple=True, metavar="SEQ|A-B", help="But not these.")
+@click.option(
+    "--on-conflict",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="Where later changes rely on a chosen operation: do nothing at all, or leave that one.",
+)
+@click.option("--dry-run", is_flag=True, help="Plan only; this is the default.")
+@click.option("--apply", "do_apply", is_flag=True, help="Do it.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def undo(
+    volume: str,
+    seqs: tuple[str, ...],
+    paths: tuple[str, ...],
+    ops: tuple[str, ...],
+    uid: int | None,
+    since: str | None,
+    until: str | None,
+    without: tuple[str, ...],
+    on_conflict: str,
+    dry_run: bool,
+    do_apply: bool,
+    as_json: bool,
+) -> None:
+    """Take chosen operations of VOLUME back, and keep everything else.
+
+    Plans first: what comes back, what goes, and which later changes are in the way. Nothing is
+    written without --apply; then it goes through the mounted volume, is in the journal like any
+    other change, and can itself be undone. Removed files come back under a new fid, with content,
+    owner, mode, times and names as they were.
+
+    \b
+    Examples:
+      fusejournal undo srv-data 4711-5022
+      fusejournal undo srv-data 4711-5022 --apply
+      fusejournal undo srv-data --uid 1001 --op unlink,rmdir --since 14:00 --apply
+      fusejournal undo srv-data --path home/anna/thesis.odt --op write --since "10 minutes ago"
+    """
+    if not (seqs or paths or ops or uid is not None or since or until):
+        raise UsageError("say which: seqs, or --path, --op, --uid, --since, --until")
+    if dry_run and do_apply:
+        raise UsageError("--dry-run or --apply, not both")
+    source = open_source(volume)
+    for one in parse_ranges(seqs):
+        source.check_seq(one.from_seq)
+        source.check_seq(one.to_seq - 1)
+    state = _running(source) if do_apply else None
+    work = Undo(
+        source.lookup,
+        _criteria(source, seqs, paths, ops, uid, since, until, without),
+        source.head_seq,
+    )
+    with watched("planning", as_json) as progress:
+        plan = work.plan(progress, skip=on_conflict == "skip")
+    actions = list(work.actions(plan))
+    if not as_json:
+        _show(source, plan, actions)
+    if plan.conflicts:
+        if as_json:
+            text.echo_json(_as_json(plan, actions, None))
+        raise ConflictError(
+            f"{text.count(len(plan.conflicts), 'later change')} in the way: choose others, take "
+            "those back too, or --on-conflict skip"
+        )
+    done: tuple[int, int] | None = None
+    if state is not None and actions:
+        with watched("undoing", as_json) as progress:
+            work.carry_out(plan, state.mountpoint, state.directory, progress)
+        done = plan.head_seq + 1, ask(state.directory, "status")["head_seq"]
+    if as_json:
+        text.echo_json(_as_json(plan, actions, done))
+    elif done is not None:
+        click.echo(
+            f"done, as entries {done[0]} to {done[1]}; to take it back: "
+            f"fusejournal undo {source.name} {done[0]}-{done[1]}"
+        )
+    elif actions:
+        click.echo("nothing was written: --apply does it")
+
+
+def _criteria(
+    source: Source,
+    seqs: tuple[str, ...],
+    paths: tuple[str, ...],
+    ops: tuple[str, ...],
+    uid: int | None,
+    since: str | None,
+    until: str | None,
+    without: tuple[str, ...],
+) -> Criteria:
+    return Criteria(
+        from_seq=source.since(since) if since else source.reader.first_seq,
+        to_seq=source.until(until) if until else END,
+        kinds=parse_kinds(ops) if ops else frozenset(),
+        uid=uid,
+        paths=tuple(map(parse_path, paths)),
+        only=parse_ranges(seqs),
+        without=parse_ranges(without),
+    )
+
+
+def _running(source: Source) -> VolumeState:
+    """The running volume to work on. Raises UsageError, NotRunningError, PrivilegeError."""
+    if source.state is None:
+        raise UsageError(f"{source.name} is a copy of a journal: only a volume can be undone")
+    if os.geteuid() != 0:
+        raise PrivilegeError("undoing needs root: try sudo")
+    ask(source.state.directory, "status")
+    return source.state
+
+
+def _show(source: Source, plan: UndoPlan, actions: list[Action]) -> None:
+    for action in actions[:_SHOWN]:
+        path = entries.shown_path(action.new_path or action.path)
+        if action.what == "rename":
+            path = f"{entries.shown_path(action.path)} -> {path}"
+        click.echo(f"{action.what:<11} {path}  (takes back seq {action.because_of})")
+    if len(actions) > _SHOWN:
+        click.echo(f"and {len(actions) - _SHOWN:,} more (--json has them)")
+    for conflict in plan.conflicts[:_SHOWN]:
+        click.secho(f"in the way  {conflict_line(source, conflict)}", fg="red")
+    if len(plan.conflicts) > _SHOWN:
+        click.echo(f"and {len(plan.conflicts) - _SHOWN:,} more in the way")
+    kept = f", {plan.kept:,} stay, for later changes rely on them" if plan.kept else ""
+    click.echo(f"{text.count(len(plan.chosen), 'operation')} to take back{kept}")
+
+
+def _as_json(plan: UndoPlan, actions: list[Action], done: tuple[int, int] | None) -> dict[str, Any]:
+    def path(raw: bytes | None) -> str | None:
+        return None if raw is None else text.exact(raw)
+
+    return {
+        "chosen": len(plan.chosen),
+        "kept": plan.kept,
+        "actions": [
+            {
+                "action": one.what,
+                "fid": one.fid,
+                "path": path(one.path),
+                "new_path": path(one.new_path),
+                "takes_back": one.because_of,
+            }
+            for one in actions
+        ],
+        "conflicts": [
+            {"seq": one.seq, "reason": one.reason, "because_of": one.because_of}
+            for one in plan.conflicts
+        ],
+        "applied": None if done is None else {"from_seq": done[0], "to_seq": done[1]},
+    }

@@ -1,0 +1,503 @@
+"""Undo: take chosen operations back in a running volume.
+
+What is wanted is the tree that a replay of everything *but* the chosen operations would give. The
+plan finds, from the journal alone, where that differs from the tree as it is (select.py), and
+which later operations rely on what would be taken back: those are in the way. Carrying it out goes
+through the layer, as any user's changes do, so it is journaled, shipped, and can be undone itself.
+
+Files that come back are made whole in a hidden directory at the volume's root first and then
+renamed into their places; a file that is there keeps its fid. Before each step the name concerned
+is looked at once more: on a volume st_ino is the fid, so a file that somebody changed meanwhile is
+not touched."""
+
+import errno
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from fusejournal.backing import syscalls
+from fusejournal.errors import ConflictError, UsageError
+from fusejournal.journal.criteria import Criteria, walk
+from fusejournal.journal.lookup import Lookup, Place
+from fusejournal.operations import (
+    Clean,
+    Kind,
+    Mark,
+    NewEpoch,
+    TreeOperation,
+    Unlink,
+    Void,
+)
+from fusejournal.replay.fold import Fold, Step, carry_out
+from fusejournal.replay.select import Conflict, Divergence
+from fusejournal.replay.target import Progress, Target
+from fusejournal.types import ROOT_FID, Fid, Seq
+
+_IMPORTS = frozenset({Kind.IMPORT, Kind.IMPORT_DATA, Kind.IMPORT_LINK})
+_DATA = frozenset({Kind.WRITE, Kind.TRUNCATE})
+_ATTRIBUTES = frozenset({Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR})
+_COPY_BYTES = 1 << 20
+_NOREPLACE = 1
+_PROGRESS_ENTRIES = 1024
+
+What = Literal["bring back", "remove", "rename", "rewrite", "attributes"]
+
+
+class Action(NamedTuple):
+    """One thing that an undo does, for people: to a name, or to a file's content."""
+
+    what: What
+    fid: Fid
+    path: bytes | None
+    new_path: bytes | None
+    because_of: Seq
+    """A chosen operation that it takes back."""
+
+
+@dataclass
+class UndoPlan:
+    """What is to be done, and what is in the way."""
+
+    chosen: set[Seq]
+    divergence: Divergence
+    head_seq: Seq
+    """The tree as it is: after this entry."""
+    conflicts: list[Conflict] = field(default_factory=list)
+    changed: dict[Fid, Seq] = field(default_factory=dict)
+    """Files with content or attributes that a chosen operation made, and one such operation."""
+    content: set[Fid] = field(default_factory=set)
+    """Those of them where it was content."""
+    kept: int = 0
+    """Chosen operations that are not taken back, for others are in the way."""
+
+    def counts(self, seq: Seq) -> bool:
+        """Whether entry *seq* stays."""
+        return seq not in self.chosen
+
+
+class Undo:
+    """Taking back what *criteria* choose. See the module."""
+
+    def __init__(self, lookup: Lookup, criteria: Criteria, head_seq: Seq) -> None:
+        self._lookup = lookup
+        self._criteria = replace(criteria, to_seq=Seq(min(criteria.to_seq, head_seq + 1)))
+        self._head_seq = head_seq
+
+    # -- planning ----------------------------------------------------------------------------------
+
+    def plan(self, progress: Progress, *, skip: bool = False) -> UndoPlan:
+        """What taking them back comes to. With *skip*, chosen operations that others rely on stay,
+        and so on until nothing is in the way. Raises UsageError (an import is chosen),
+        JournalDamagedError."""
+        chosen = self._choose()
+        count = len(chosen)
+        while True:
+            plan = self._plan_with(chosen, progress)
+            if not plan.conflicts or not skip:
+                plan.kept = count - len(plan.chosen)
+                return plan
+            chosen -= {conflict.because_of for conflict in plan.conflicts}
+
+    def _choose(self) -> set[Seq]:
+        chosen: set[Seq] = set()
+        for (entry, void, _, _), is_chosen in walk(self._lookup, self._criteria):
+            operation = entry.operation
+            if not is_chosen or isinstance(operation, Void | NewEpoch | Mark | Clean):
+                continue
+            if operation.kind in _IMPORTS:
+                raise UsageError(
+                    f"seq {entry.seq} is an import: the file was there before the volume was, and "
+                    "that cannot be taken back"
+                )
+            if void is None or void.written:
+                chosen.add(entry.seq)
+        return chosen
+
+    def _plan_with(self, chosen: set[Seq], progress: Progress) -> UndoPlan:
+        """One reading from the first chosen operation to the head."""
+        plan = UndoPlan(set(chosen), Divergence(self._lookup), self._head_seq)
+        if not chosen:
+            return plan
+        first = min(chosen)
+        whole = Criteria(from_seq=first, to_seq=Seq(self._head_seq + 1))
+        for (entry, void, _, _), _ in walk(self._lookup, whole):
+            operation, seq = entry.operation, entry.seq
+            if seq % _PROGRESS_ENTRIES == 0:
+                progress(seq - first, self._head_seq - first)
+            if isinstance(operation, Void | NewEpoch | Mark | Clean):
+                continue
+            if void is not None and not void.written:
+                continue
+            conflict = None
+            if seq in chosen:
+                self._note_change(plan, operation, seq)
+            else:
+                conflict = plan.divergence.include(operation, seq)
+            if conflict is not None:
+                plan.conflicts.append(conflict)
+            if seq in chosen or conflict is not None:
+                plan.divergence.leave_out(operation, seq)
+        return plan
+
+    def _note_change(self, plan: UndoPlan, operation: TreeOperation, seq: Seq) -> None:
+        if operation.kind in _DATA or operation.kind in _ATTRIBUTES:
+            plan.changed[operation.fid] = seq
+            if operation.kind in _DATA:
+                plan.content.add(operation.fid)
+
+    def actions(self, plan: UndoPlan) -> Iterator[Action]:
+        """What *plan* does, a line each, by path."""
+        found = [*self._name_actions(plan), *self._content_actions(plan)]
+        yield from sorted(found, key=lambda action: action.new_path or action.path or b"")
+
+    def _name_actions(self, plan: UndoPlan) -> Iterator[Action]:
+        lookup, end = self._lookup, Seq(self._head_seq + 1)
+        gone: dict[Fid, bytes | None] = {}
+        for place, _, because_of in plan.divergence.changed_places():
+            now = lookup.fid_of_name(place, end)
+            if now is not None:
+                gone[now] = path = lookup.join(*place, end)
+                if now in plan.divergence.missing or now not in plan.divergence.extra:
+                    yield Action("remove", now, path, None, because_of)
+        for place, fid, because_of in plan.divergence.changed_places():
+            if fid is None:
+                continue
+            path = self._wanted_path(plan, place)
+            if fid in gone:
+                yield Action("rename", fid, gone[fid], path, because_of)
+            else:
+                yield Action("bring back", fid, None, path, because_of)
+
+    def _wanted_path(self, plan: UndoPlan, place: Place) -> bytes | None:
+        """The path of a name in the tree that is wanted."""
+        parts = [place[1]]
+        fid = place[0]
+        while fid != ROOT_FID:
+            extra = plan.divergence.extra.get(fid)
+            found = next(iter(extra)) if extra else None
+            if found is None:
+                found = next(iter(self._lookup.places(fid, Seq(self._head_seq + 1))), None)
+            if found is None:
+                return None
+            parts.append(found[1])
+            fid = found[0]
+        return b"/".join(reversed(parts))
+
+    def _content_actions(self, plan: UndoPlan) -> Iterator[Action]:
+        for fid, seq in self._changed_files(plan):
+            path = self._lookup.path_before(fid, Seq(self._head_seq + 1))
+            yield Action("rewrite" if fid in plan.content else "attributes", fid, path, None, seq)
+
+    def _changed_files(self, plan: UndoPlan) -> Iterator[tuple[Fid, Seq]]:
+        """Files to be rewritten: those that are there, and stay."""
+        for fid, seq in plan.changed.items():
+            is_there = fid == ROOT_FID or self._lookup.places(fid, Seq(self._head_seq + 1))
+            if is_there and fid not in plan.divergence.missing:
+                yield fid, seq
+
+    # -- carrying it out ---------------------------------------------------------------------------
+
+    def carry_out(self, plan: UndoPlan, mountpoint: Path, work: Path, progress: Progress) -> None:
+        """Do what *plan* says in the volume mounted at *mountpoint*; *work* is a directory outside
+        of it for files on their way. Raises ConflictError when the volume was changed meanwhile,
+        OSError; what is done by then is in the journal and can be undone."""
+        with ExitStack() as stack:
+            hands = _Hands(self._lookup, plan, mountpoint, work, stack)
+            hands.run(list(self._changed_files(plan)), progress)
+
+
+class _Hands:
+    """Carries out one plan on the live volume. All names are (directory descriptor, name), so that
+    a directory may move while it is worked in."""
+
+    def __init__(
+        self, lookup: Lookup, plan: UndoPlan, mountpoint: Path, work: Path, stack: ExitStack
+    ) -> None:
+        self._lookup = lookup
+        self._plan = plan
+        self._end = Seq(plan.head_seq + 1)
+        self._fold = Fold(lookup, self._end, plan.counts, plan.divergence)
+        self._stack = stack
+        self._mountpoint = mountpoint
+        self._descriptors: dict[Fid, int] = {}
+        self._affected: set[Fid] = {ROOT_FID}
+        """Directories whose mtime has to be set right."""
+        scratch = Path(tempfile.mkdtemp(prefix="undo.", dir=work))
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        (scratch / "files").mkdir()
+        self._scratch = stack.enter_context(Target(scratch / "files", {"undo": os.getpid()}))
+        self._steps = 0
+
+    def run(self, changed: list[tuple[Fid, Seq]], progress: Progress) -> None:
+        """Everything, in the order that the module tells."""
+        divergence, end = self._plan.divergence, self._end
+        wanted = {place: fid for place, fid, _ in divergence.changed_places()}
+        now = {place: self._lookup.fid_of_name(place, end) for place in wanted}
+        alive = {fid for fid in now.values() if fid is not None}
+        for place in wanted:
+            if not self._comes_back(place[0]):
+                self._directory(place[0])
+                self._affected.add(place[0])
+        staging_name = b".fusejournal-undo.%d" % os.getpid()
+        root = self._directory(ROOT_FID)
+        os.mkdir(staging_name, 0o700, dir_fd=root)
+        staging = self._open(staging_name, root)
+        staged: dict[Place, bytes] = {}
+        made: dict[Fid, bytes] = {}
+        for number, (place, fid) in enumerate(wanted.items(), 1):
+            progress(number, None)
+            if fid is None:
+                continue
+            name = b"%d.%d" % (fid, number)
+            if fid in made:
+                os.link(
+                    made[fid], name, src_dir_fd=staging, dst_dir_fd=staging, follow_symlinks=False
+                )
+            elif self._comes_back(fid):
+                self._make(fid, staging, name)
+                made[fid] = name
+            else:
+                self._stage_alive(fid, now, staging, name)
+            staged[place] = name
+        self._remove(wanted, now, divergence, alive)
+        for place, name in staged.items():
+            syscalls.rename(staging, name, self._descriptors[place[0]], place[1], _NOREPLACE)
+        for number, (fid, _) in enumerate(changed, 1):
+            progress(number, len(changed))
+            self._rewrite(fid)
+        os.rmdir(staging_name, dir_fd=root)
+        self._set_directory_times()
+
+    # -- directories -------------------------------------------------------------------------------
+
+    def _comes_back(self, fid: Fid) -> bool:
+        """Whether *fid* is not there now, and has to be made anew."""
+        return fid != ROOT_FID and not self._lookup.places(fid, self._end)
+
+    def _directory(self, fid: Fid) -> int:
+        """A descriptor of directory *fid*, which is there now."""
+        known = self._descriptors.get(fid)
+        if known is not None:
+            return known
+        path = self._lookup.paths_of(fid, self._end)[0]
+        fd = self._open(os.path.join(os.fsencode(self._mountpoint), path), None)
+        if os.fstat(fd).st_ino != fid:
+            raise _changed_meanwhile(path)
+        self._descriptors[fid] = fd
+        return fd
+
+    def _open(self, name: bytes, directory: int | None) -> int:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, dir_fd=directory)
+        self._stack.callback(os.close, fd)
+        return fd
+
+    def _set_directory_times(self) -> None:
+        for fid in self._affected:
+            mtime_ns = self._fold.directory(fid).mtime_ns
+            if mtime_ns is not None:
+                syscalls.set_times(self._descriptors[fid], None, mtime_ns)
+
+    # -- names -------------------------------------------------------------------------------------
+
+    def _stage_alive(
+        self, fid: Fid, now: dict[Place, Fid | None], staging: int, name: bytes
+    ) -> None:
+        """A further name for a file that is there; a directory moves."""
+        place = next((one for one, held in now.items() if held == fid), None)
+        if place is None:
+            place = self._lookup.places(fid, self._end)[0]
+        parent = self._directory(place[0])
+        self._check(place, fid)
+        if self._fold.is_directory(fid):
+            syscalls.rename(parent, place[1], staging, name, _NOREPLACE)
+            now[place] = None
+            return
+        os.link(place[1], name, src_dir_fd=parent, dst_dir_fd=staging, follow_symlinks=False)
+
+    def _remove(
+        self,
+        wanted: dict[Place, Fid | None],
+        now: dict[Place, Fid | None],
+        divergence: Divergence,
+        alive: set[Fid],
+    ) -> None:
+        """Take away the names that are not wanted: what is in a directory before it."""
+        doomed = [(place, fid) for place, fid in now.items() if fid is not None]
+        depth = {
+            place: (self._lookup.join(*place, self._end) or b"").count(b"/") for place, _ in doomed
+        }
+        for place, fid in sorted(doomed, key=lambda pair: depth[pair[0]], reverse=True):
+            self._check(place, fid)
+            directory = self._directory(place[0])
+            if self._fold.is_directory(fid):
+                os.rmdir(place[1], dir_fd=directory)
+                self._affected.discard(fid)
+            else:
+                os.unlink(place[1], dir_fd=directory)
+
+    def _check(self, place: Place, fid: Fid) -> None:
+        """Raises ConflictError when the name does not stand for *fid* any more."""
+        try:
+            found = os.stat(place[1], dir_fd=self._directory(place[0]), follow_symlinks=False)
+        except FileNotFoundError:
+            raise _changed_meanwhile(place[1]) from None
+        if found.st_ino != fid:
+            raise _changed_meanwhile(place[1])
+
+    # -- files -------------------------------------------------------------------------------------
+
+    def _folded(self, fid: Fid) -> tuple[int, bytes]:
+        """Make *fid* as it is wanted in the scratch directory; its directory descriptor and
+        name there."""
+        name = b"%d" % fid
+        place = (ROOT_FID, name)
+        steps = (
+            self._fold.empty_directory(fid, place)
+            if self._fold.is_directory(fid)
+            else self._fold.file(fid, place)
+        )
+        self._apply(steps)
+        return self._scratch.tree.root_fd, name
+
+    def _apply(self, steps: Iterator[Step]) -> None:
+        def count(done: int, _: int | None) -> None:
+            self._steps += 1
+
+        carry_out(self._scratch, steps, count, first_seq=self._steps + 1)
+
+    def _drop(self, fid: Fid, name: bytes) -> None:
+        """What was folded has served."""
+        if not self._fold.is_directory(fid):
+            self._apply(iter([Step(Unlink(fid, ROOT_FID, name), 0)]))
+
+    def _make(self, fid: Fid, staging: int, name: bytes) -> None:
+        """Make *fid*, which is gone, anew below *staging*."""
+        source, source_name = self._folded(fid)
+        found = os.stat(source_name, dir_fd=source, follow_symlinks=False)
+        if stat.S_ISDIR(found.st_mode):
+            os.mkdir(name, 0o700, dir_fd=staging)
+            self._descriptors[fid] = self._open(name, staging)
+            self._affected.add(fid)
+        elif stat.S_ISLNK(found.st_mode):
+            os.symlink(os.readlink(source_name, dir_fd=source), name, dir_fd=staging)
+        elif stat.S_ISREG(found.st_mode):
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=staging))
+        else:
+            os.mknod(name, stat.S_IFMT(found.st_mode) | 0o600, found.st_rdev, dir_fd=staging)
+        _copy(source, source_name, staging, name)
+        self._drop(fid, source_name)
+
+    def _rewrite(self, fid: Fid) -> None:
+        """Give *fid*, which is there, the content and attributes that are wanted."""
+        source, source_name = self._folded(fid)
+        if self._fold.is_directory(fid):
+            fd = self._directory(fid)
+            self._affected.add(fid)
+            _copy(source, source_name, fd, b".")
+        else:
+            place = self._place_now(fid)
+            _copy(source, source_name, self._descriptors[place[0]], place[1])
+        self._drop(fid, source_name)
+
+    def _place_now(self, fid: Fid) -> Place:
+        """A name of *fid* after the names were put right."""
+        extra = self._plan.divergence.extra.get(fid)
+        place = next(iter(extra)) if extra else None
+        if place is None:
+            lacking = self._plan.divergence.lacking.get(fid, {})
+            names = self._lookup.places(fid, self._end)
+            place = next(name for name in names if name not in lacking)
+        if place[0] not in self._descriptors:
+            self._directory(place[0])
+        self._check(place, fid)
+        return place
+
+
+def _changed_meanwhile(path: bytes) -> ConflictError:
+    shown = path.decode("utf-8", "backslashreplace")
+    return ConflictError(f"{shown}: was changed while this was planned; plan again")
+
+
+def _copy(source: int, source_name: bytes, target: int, name: bytes) -> None:
+    """Make the file *name* in directory *target* equal to *source_name* in *source*, of the same
+    type: content where it differs, owner, mode, xattrs and mtime."""
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    with ExitStack() as stack:
+
+        def opened(directory: int, path: bytes | str, how: int) -> int:
+            fd = os.open(path, how | os.O_CLOEXEC, dir_fd=directory)
+            stack.callback(os.close, fd)
+            return fd
+
+        one, other = opened(source, source_name, flags), opened(target, name, flags)
+        found = os.fstat(one)
+        if stat.S_ISREG(found.st_mode):
+            reading = opened(one, syscalls.descriptor_path(one), os.O_RDONLY)
+            writing = opened(other, syscalls.descriptor_path(other), os.O_RDWR)
+            _copy_content(reading, writing, found.st_size)
+        _copy_attributes(one, other, found)
+
+
+def _copy_content(reading: int, writing: int, size: int) -> None:
+    """Only what differs is written; a hole where nothing was written stays one."""
+    was = os.fstat(writing).st_size
+    if was > size:
+        os.ftruncate(writing, size)
+    for offset, length in _pieces(reading, size, from_start=was > 0):
+        wanted = os.pread(reading, length, offset)
+        if os.pread(writing, length, offset) != wanted:
+            os.pwrite(writing, wanted, offset)
+    if os.fstat(writing).st_size != size:
+        os.ftruncate(writing, size)
+
+
+def _pieces(fd: int, size: int, *, from_start: bool) -> Iterator[tuple[int, int]]:
+    """(offset, length) of all, or (not *from_start*) of what is no hole."""
+    offset = 0
+    while offset < size:
+        end = size
+        if not from_start:
+            try:
+                offset = os.lseek(fd, offset, os.SEEK_DATA)
+                end = os.lseek(fd, offset, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return
+                raise
+        while offset < end:
+            length = min(_COPY_BYTES, end - offset)
+            yield offset, length
+            offset += length
+
+
+def _copy_attributes(one: int, other: int, found: os.stat_result) -> None:
+    there = os.fstat(other)
+    if (there.st_uid, there.st_gid) != (found.st_uid, found.st_gid):
+        syscalls.chown(other, found.st_uid, found.st_gid)
+    source, target = syscalls.descriptor_path(one), syscalls.descriptor_path(other)
+    wanted = _xattrs(source)
+    has = _xattrs(target)
+    for key in has.keys() - wanted.keys():
+        os.removexattr(target, key)
+    for key, value in wanted.items():
+        if has.get(key) != value:
+            os.setxattr(target, key, value)
+    if not stat.S_ISLNK(found.st_mode) and os.fstat(other).st_mode != found.st_mode:
+        os.chmod(target, stat.S_IMODE(found.st_mode))
+    if os.fstat(other).st_mtime_ns != found.st_mtime_ns:
+        syscalls.set_times(other, None, found.st_mtime_ns)
+
+
+def _xattrs(path: str) -> dict[str, bytes]:
+    found = {}
+    for key in os.listxattr(path):
+        with suppress(OSError):
+            found[key] = os.getxattr(path, key)
+    return found

@@ -19,7 +19,7 @@ from fusejournal.cli.show import show
 from fusejournal.cli.status import status
 from fusejournal.cli.umount import umount
 from fusejournal.cli.undo import undo
-from fusejournal.errors import FusejournalError
+from fusejournal.errors import FusejournalError, PrivilegeError
 
 _INTERRUPTED = 130
 
@@ -76,8 +76,10 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        print(f"fusejournal: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
+        refused = isinstance(error, PermissionError)
+        hint = " (try sudo)" if refused and os.geteuid() != 0 else ""
+        print(f"fusejournal: {where}{error.strerror or error}{hint}", file=sys.stderr)
+        sys.exit(PrivilegeError.exit_code if refused else 1)
     except Exception as error:
         if os.environ.get("FUSEJOURNAL_TRACEBACK"):
             raise

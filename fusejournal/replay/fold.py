@@ -37,6 +37,7 @@ _DATA = frozenset(
         Kind.IMPORT_DATA,
     }
 )
+_ROOT_ELSEWHERE = Fid(1 << 62)
 _KEEP_MTIME = frozenset({Kind.IMPORT, Kind.IMPORT_LINK})
 
 ACCESS_ACL = b"system.posix_acl_access"
@@ -174,8 +175,10 @@ class Fold:
 
     def empty_directory(self, fid: Fid, place: Place) -> Iterator[Step]:
         """The steps that make directory *fid*, without what is in it, at *place*."""
-        yield Step(_plain_directory(fid, place), 0)
-        yield from self._finish(fid, self.directory(fid))
+        # The target has a root of its own.
+        there = fid if fid != ROOT_FID else _ROOT_ELSEWHERE
+        yield Step(_plain_directory(there, place), 0)
+        yield from self._finish(there, self.directory(fid))
 
     def is_directory(self, fid: Fid) -> bool:
         """Whether *fid* is one."""

@@ -5,6 +5,7 @@ then renamed into its place, so that there is either nothing or all of it. The w
 replayed; a part of it is folded from its own entries."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from stat import S_IFMT
@@ -12,12 +13,12 @@ from typing import NamedTuple
 
 from fusejournal.backing import syscalls
 from fusejournal.backing.catalog import Catalog
-from fusejournal.errors import TargetError
+from fusejournal.errors import JournalError, TargetError
 from fusejournal.journal.criteria import Criteria
 from fusejournal.journal.lookup import Lookup
 from fusejournal.replay.fold import Fold, carry_out, find_file
 from fusejournal.replay.replay import Replay
-from fusejournal.replay.target import Progress, Target
+from fusejournal.replay.target import Progress, Target, can_go_on, scratch_of
 from fusejournal.types import ROOT_FID, Fid, Seq
 
 _NOREPLACE = 1
@@ -34,7 +35,7 @@ def restore(
     lookup: Lookup, path: bytes, before_seq: Seq, target: Path, progress: Progress
 ) -> Restored:
     """Restore *path* (``b""``: the whole tree) as it was before *before_seq* as the new directory
-    *target*; one file lies in it by its name. A restore that was stopped goes on where it was.
+    *target*; one file lies in it by its name. The same restore goes on where it was stopped.
 
     Raises TargetError (there is something already), PathNotFoundError, JournalError,
     JournalDamagedError, and what Target.apply raises; *target* is not there then."""
@@ -50,17 +51,23 @@ def restore(
         "volume": str(lookup.reader.uuid),
         "before_seq": before_seq,
     }
+    if not can_go_on(staging, purpose):
+        _discard(staging)
     _make(staging)
-    with Target(staging, purpose) as stage:
-        inner = staging
-        if not path:
-            criteria = Criteria(from_seq=Seq(1), to_seq=before_seq)
-            for _ in Replay(lookup, criteria).run(stage, progress):
-                pass
-        else:
-            inner = _fold(lookup, fid, path.rpartition(b"/")[2], before_seq, stage, progress)
-        names = check(stage)
-        stage.finish()
+    try:
+        with Target(staging, purpose) as stage:
+            inner = staging
+            if not path:
+                criteria = Criteria(from_seq=Seq(1), to_seq=before_seq)
+                for _ in Replay(lookup, criteria).run(stage, progress):
+                    pass
+            else:
+                inner = _fold(lookup, fid, path.rpartition(b"/")[2], before_seq, stage, progress)
+            names = check(stage)
+            stage.finish()
+    except JournalError:
+        _discard(staging)  # it will never be whole
+        raise
     try:
         syscalls.rename(
             syscalls.AT_FDCWD, os.fsencode(staging), syscalls.AT_FDCWD, os.fsencode(target),
@@ -69,6 +76,14 @@ def restore(
     except OSError as error:
         raise TargetError(target, f"{error.strerror}; what was restored is in {staging}") from None
     return Restored(names, target / inner.relative_to(staging))
+
+
+def _discard(staging: Path) -> None:
+    """Remove what an earlier restore left."""
+    for path in (staging, scratch_of(staging)):
+        if path.exists():
+            # Not by Python: trees can be deeper than it recurses.
+            subprocess.run(["rm", "-rf", "--", path], check=True)
 
 
 def _make(staging: Path) -> None:

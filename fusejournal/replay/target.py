@@ -35,6 +35,7 @@ from fusejournal.operations import TOUCHED, Operation, Rename, TreeOperation
 from fusejournal.types import ROOT_FID, Fid, Seq
 
 _DESCRIPTORS_MAX = 512
+_PURPOSE = "purpose.json"
 _PROGRESS = struct.Struct("<QQ")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _REFUSED = frozenset({errno.EPERM, errno.EACCES})
@@ -101,6 +102,15 @@ def scratch_of(target: Path) -> Path:
     return target.parent / f".{target.name}.fusejournal-replay"
 
 
+def can_go_on(target: Path, purpose: dict[str, Any]) -> bool:
+    """Whether *target* was begun for *purpose*, and can be gone on with."""
+    try:
+        found = json.loads((scratch_of(target) / _PURPOSE).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(found == {**purpose, "boot": _boot_id()})
+
+
 class Target:
     """See the module. Use as a context manager; :meth:`finish` when all is done."""
 
@@ -158,7 +168,7 @@ class Target:
     def _claim(self, purpose: dict[str, Any]) -> bool:
         """Whether this goes on with what was begun earlier."""
         wanted = {**purpose, "boot": _boot_id()}
-        record = self.scratch / "purpose.json"
+        record = self.scratch / _PURPOSE
         try:
             if record.exists():
                 return self._check_purpose(wanted, json.loads(record.read_text()))

@@ -1,0 +1,181 @@
+"""The sidecar index: says what the segment says, and is passed over when it does not fit."""
+
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from fusejournal.errors import JournalDamagedError
+from fusejournal.journal.format import FormatError
+from fusejournal.journal.index import (
+    SegmentIndex,
+    build_index,
+    has_index,
+    index_path,
+    load_index,
+    write_index,
+)
+from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.journal.lookup import Lookup, name_changes
+from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.segment import SegmentReader, list_segments
+from fusejournal.journal.settled import settled
+from fusejournal.operations import Kind, Mark, Rename, Setattr, Void, Write
+from fusejournal.types import Fid, Seq, Who
+from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Path:
+    """The segment of a journal with every kind of entry."""
+    journal = write_samples(tmp_path)
+    journal.sync()
+    journal.close()
+    (path,) = list_segments(tmp_path)
+    return path
+
+
+def many(directory: Path, count: int, **options: int) -> Journal:
+    """A journal of *count* entries in several segments."""
+    journal = Journal.create(directory, UUID_OF_TESTS, JournalOptions(**options))
+    for number in range(count):
+        time_ns = 10 * (number + 1)
+        journal.append(
+            Write(Fid(2 + number % 7), number, None),
+            Who(number % 3, 0, 0),
+            time_ns,
+            lambda fid: b"d/f%d" % fid,
+            b"x" * (number % 50),
+        )
+    journal.sync()
+    return journal
+
+
+def test_it_says_what_the_segment_says(samples: Path) -> None:
+    with SegmentReader(samples) as reader:
+        index = build_index(reader)
+    entries = list(JournalReader(samples.parent).read(Seq(1), Seq(1000)))
+    assert (index.first_seq, index.last_seq, index.entries) == (1, len(SAMPLES), len(SAMPLES))
+    assert (index.first_time_ns, index.last_time_ns) == (entries[0].time_ns, entries[-1].time_ns)
+    assert index.kinds == sum(1 << kind for kind in {e.operation.kind for e in entries})
+    about: dict[int, set[int]] = defaultdict(set)
+    named: dict[tuple[int, bytes], set[int]] = defaultdict(set)
+    refused = {e.operation.seq for e in entries if isinstance(e.operation, Void)}
+    for number, entry in enumerate(entries):
+        operation = entry.operation
+        if hasattr(operation, "fid"):
+            about[operation.fid].add(number)
+        if isinstance(operation, Rename) and operation.replaced:
+            about[operation.replaced].add(number)
+        for change in name_changes(operation):
+            named[change.parent, change.name].add(number)
+    for fid, numbers in about.items():
+        postings = [one for one in index.of_fid(Fid(fid)) if not one.is_parent]
+        assert {one.number for one in postings} == numbers
+        for one in postings:
+            assert one.kind == entries[one.number].operation.kind
+            assert one.refused == (entries[one.number].seq in refused)
+    for (parent, name), numbers in named.items():
+        assert {one.number for one in index.of_name(Fid(parent), name)} == numbers
+    assert [one.number for one in index.of_name(Fid(0), b"before the rm")] == [
+        n for n, e in enumerate(entries) if isinstance(e.operation, Mark)
+    ]
+    assert index.has_uid(1000)
+    assert not index.has_uid(0)
+    assert set(index.fids()) >= about.keys()
+    assert not index.has_fid(Fid(999))
+    told = {(path, fid) for e in entries for fid, path in (e.paths or {}).items()}
+    assert {(one.path, one.fid) for one in index.told_paths()} == told
+
+
+def test_points_lead_to_every_entry(tmp_path: Path) -> None:
+    journal = many(tmp_path, 500)
+    journal.close()
+    (path,) = list_segments(tmp_path)
+    write_index(path)
+    reader = JournalReader(tmp_path)
+    for number in (0, 1, 31, 32, 33, 250, 499):
+        ((entry, void),) = reader.pick(path, [number])
+        assert (entry.seq, void) == (number + 1, None)
+    assert [e.seq for e, _ in reader.pick(path, [3, 4, 400, 401])] == [4, 5, 401, 402]
+    assert [e.seq for e in reader.read(Seq(333), Seq(336))] == [333, 334, 335]
+    lookup = Lookup(reader)
+    for number in (0, 1, 100, 499):
+        time_ns = 10 * (number + 1)
+        assert lookup.seq_after(time_ns - 1) == number + 1
+        assert lookup.seq_after(time_ns) == lookup.seq_after(time_ns + 9) == number + 2
+    assert lookup.seq_after(0) == 1
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_pick_checks_what_it_reads(tmp_path: Path, compressed: bool) -> None:
+    journal = many(tmp_path, 2000, segment_entries=500)
+    if compressed:
+        for path in journal.compressible():
+            journal.compress_one(path)
+    first = list_segments(tmp_path)[0]
+    write_index(first)
+    assert [e.seq for e, _ in JournalReader(tmp_path).pick(first, [444])] == [445]
+    content = bytearray(first.read_bytes())
+    content[len(content) * 444 // 500] ^= 1
+    first.write_bytes(content)
+    with pytest.raises(JournalDamagedError):
+        list(JournalReader(tmp_path).pick(first, range(440, 460)))
+
+
+def test_every_spoilt_index_is_passed_over(samples: Path) -> None:
+    write_index(samples)
+    path = index_path(samples)
+    whole = path.read_bytes()
+    with SegmentReader(samples) as reader:
+        assert load_index(samples, reader) is not None
+        for at in range(len(whole)):
+            damaged = bytearray(whole)
+            damaged[at] ^= 1 << at % 8
+            with pytest.raises(FormatError):
+                SegmentIndex(bytes(damaged))
+        for length in range(0, len(whole), 7):
+            path.write_bytes(whole[:length])
+            assert load_index(samples, reader) is None
+    # And what is asked is answered all the same.
+    assert Lookup(JournalReader(samples.parent)).mark("before the rm") is not None
+
+
+def test_an_index_of_other_content_does_not_fit(samples: Path, tmp_path: Path) -> None:
+    write_index(samples)
+    other = tmp_path / "other"
+    other.mkdir()
+    journal = write_samples(other, SAMPLES[:-1])
+    journal.close()
+    (segment,) = list_segments(other)
+    index_path(segment).write_bytes(index_path(samples).read_bytes())
+    with SegmentReader(segment) as reader:
+        assert load_index(segment, reader) is None
+
+
+def test_it_is_made_by_a_process_of_its_own(samples: Path) -> None:
+    assert not has_index(samples)
+    subprocess.run([sys.executable, "-m", "fusejournal.journal.index", str(samples)], check=True)
+    with SegmentReader(samples) as reader:
+        assert load_index(samples, reader) is not None
+
+
+def test_segments_are_rolled_by_entries_but_never_before_a_void(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, JournalOptions(segment_entries=3))
+    operations = (Setattr(Fid(2), 1, None, None, None, None), Void(Seq(0), 28, 0))
+    for number in range(1, 21):
+        operation = operations[(number - 1) % 2]
+        if isinstance(operation, Void):
+            operation = Void(Seq(number - 1), 28, 0)
+        journal.append(operation, Who(0, 0, 0), number, lambda fid: b"f")
+    journal.close()
+    assert len(list_segments(tmp_path)) > 4
+    for path in list_segments(tmp_path):
+        with SegmentReader(path) as reader:
+            index = build_index(reader)
+        first = next(iter(JournalReader([path]).read(index.first_seq, Seq(index.first_seq + 1))))
+        assert first.operation.kind != Kind.VOID
+    pairs = list(settled(JournalReader(tmp_path).read(Seq(1), Seq(21))))
+    assert all(void is not None for _, void in pairs)

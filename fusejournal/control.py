@@ -1,13 +1,12 @@
 """The control socket of a running layer: one JSON request a line, one JSON reply a line.
 
-The server runs in the node's nursery; the client is for the command line and blocks. A reply is
-the command's own object, or ``{"error": text, "exit_code": n}``. Only root can reach the socket.
+The server's side, which runs in the node's nursery; asking.py is the other. A reply is the
+command's own object, or ``{"error": text, "exit_code": n}``. Only root can reach the socket.
 """
 
 import json
 import logging
 import os
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import trio
 
-from fusejournal.errors import FusejournalError, NotRunningError
+from fusejournal.errors import FusejournalError
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +22,6 @@ Command = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 _LINE_BYTES_MAX = 64 << 10
 _REQUEST_SECONDS = 10.0
-_REPLY_SECONDS = 60.0
-
-
-class RemoteError(FusejournalError):
-    """What the layer answered instead of a reply, with its own exit code."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 async def serve_control(
@@ -100,35 +90,3 @@ async def _answer(line: bytes, commands: Mapping[str, Command]) -> dict[str, Any
     except Exception as error:
         log.exception("a command failed on a bug")
         return {"error": f"the layer failed to do it: {error!r}", "exit_code": 1}
-
-
-def ask(state_dir: Path, command: str, **fields: Any) -> dict[str, Any]:
-    """Ask the layer of the volume in *state_dir*. Raises NotRunningError, RemoteError."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(_REPLY_SECONDS)
-        try:
-            fd = os.open(state_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                connection.connect(f"/proc/self/fd/{fd}/control.sock")
-            finally:
-                os.close(fd)
-        except (FileNotFoundError, ConnectionRefusedError):
-            raise NotRunningError(f"no layer is running on {state_dir}") from None
-        except OSError as error:
-            raise FusejournalError(f"{state_dir}/control.sock: {error.strerror}") from None
-        try:
-            connection.sendall(json.dumps({"command": command, **fields}).encode() + b"\n")
-            with connection.makefile("rb") as lines:
-                line = lines.readline()
-        except TimeoutError:
-            raise FusejournalError(f"the layer of {state_dir} does not answer") from None
-        except OSError as error:
-            raise FusejournalError(
-                f"the layer of {state_dir} went away: {error.strerror}"
-            ) from None
-    if not line:
-        raise NotRunningError(f"the layer of {state_dir} ended")
-    reply: dict[str, Any] = json.loads(line)
-    if "error" in reply:
-        raise RemoteError(str(reply["error"]), int(reply.get("exit_code", 1)))
-    return reply

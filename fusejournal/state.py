@@ -22,11 +22,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from fusejournal.errors import FusejournalError, UsageError, VolumeBusyError, VolumeNotFoundError
-from fusejournal.mountspec import MountSpec
+
+if TYPE_CHECKING:
+    # Configuration takes its time to load, and only who mounts needs it.
+    from fusejournal.mountspec import MountSpec
 
 _FORMAT = 1
 _NAME_MAX = 128
@@ -136,7 +139,7 @@ def _save_state(state: VolumeState) -> None:
 
 
 @contextmanager
-def claim_volume(spec: MountSpec) -> Iterator[VolumeState]:
+def claim_volume(spec: "MountSpec") -> Iterator[VolumeState]:
     """Hold the volume that *spec* names, made if it is new, until the end of the block. Raises
     VolumeBusyError naming the holder, UsageError when the state is another volume's."""
     directory = spec.state_dir
@@ -163,7 +166,7 @@ def claim_volume(spec: MountSpec) -> Iterator[VolumeState]:
         os.close(fd)
 
 
-def _load_or_make(spec: MountSpec) -> VolumeState:
+def _load_or_make(spec: "MountSpec") -> VolumeState:
     directory = spec.state_dir
     if (directory / "volume.json").exists():
         state = load_state(directory)

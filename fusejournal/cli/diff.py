@@ -34,7 +34,7 @@ _WORDS = {
 }
 
 
-@click.command()
+@click.command(short_help="What changed between two moments.")
 @click.argument("volume")
 @click.argument("seq1", type=click.IntRange(min=0))
 @click.argument("seq2", type=click.IntRange(min=0))

@@ -9,8 +9,8 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from fusejournal.asking import ask
 from fusejournal.cli import text
-from fusejournal.control import ask
 from fusejournal.errors import (
     NotRunningError,
     PathNotFoundError,
@@ -25,7 +25,7 @@ from fusejournal.state import VolumeState, find_volume
 _REDRAW_SECONDS = 0.1
 
 
-@click.command()
+@click.command(short_help="One number for a whole tree.")
 @click.argument("source", metavar="DIR|VOLUME")
 @click.option(
     "--path",

@@ -16,7 +16,7 @@ from fusejournal.operations import Create, Import, ImportData, Kind, Rename, Tru
 from fusejournal.types import Fid, Seq
 
 
-@click.command()
+@click.command(short_help="One file's life.")
 @click.argument("volume")
 @click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")

@@ -22,7 +22,7 @@ from fusejournal.journal.settled import settled
 from fusejournal.journal.verify import VerifyReport, verify
 
 
-@click.group()
+@click.group(short_help="Dump, sum up or verify the journal itself.")
 def journal() -> None:
     """Look at the journal itself: every entry as it lies there, sums, soundness.
 

@@ -19,7 +19,7 @@ from fusejournal.types import Seq
 _FOLLOW_PAUSE_SECONDS = 0.2
 
 
-@click.command()
+@click.command(short_help="Who did what, when, to which file.")
 @click.argument("volume")
 @click.argument("path", required=False, metavar="[PATH|GLOB]")
 @click.option("--since", metavar="TIME", help="Entries at or after a time or mark.")

@@ -2,29 +2,51 @@
 
 import os
 import sys
+from importlib import import_module
 
 import click
 
 from fusejournal import __version__, storage
-from fusejournal.cli.diff import diff
-from fusejournal.cli.digest import digest
-from fusejournal.cli.history import history
-from fusejournal.cli.journal import journal
-from fusejournal.cli.log import log
-from fusejournal.cli.mark import mark
-from fusejournal.cli.mount import mount
-from fusejournal.cli.replay import replay
-from fusejournal.cli.restore import restore_command
-from fusejournal.cli.show import show
-from fusejournal.cli.status import status
-from fusejournal.cli.umount import umount
-from fusejournal.cli.undo import undo
 from fusejournal.errors import FusejournalError, PrivilegeError
 
 _INTERRUPTED = 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_COMMANDS = {
+    "mount": "mount:mount",
+    "umount": "umount:umount",
+    "status": "status:status",
+    "log": "log:log",
+    "show": "show:show",
+    "history": "history:history",
+    "diff": "diff:diff",
+    "mark": "mark:mark",
+    "replay": "replay:replay",
+    "restore": "restore:restore_command",
+    "undo": "undo:undo",
+    "digest": "digest:digest",
+    "journal": "journal:journal",
+}
+
+
+class _Commands(click.Group):
+    """Loads only the command that is asked for: the others' libraries take their time."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(f"fusejournal.cli.{module}"), name)
+        return command
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, message="fusejournal %(version)s")
 def cli() -> None:
     """Journal every change of a directory: mount a layer over it, see who did what, lose nothing.
@@ -34,26 +56,10 @@ def cli() -> None:
       fusejournal mount /srv/data /srv/data    journal a directory in place
       fusejournal status                       all volumes, a line each
       fusejournal log srv-data -n 50           the newest 50 changes
+      fusejournal history srv-data docs/a.txt  one file's life, removed or not
+      fusejournal undo srv-data 4711-4720      what taking these back would do
       fusejournal umount srv-data
     """
-
-
-for command in (
-    mount,
-    umount,
-    status,
-    log,
-    show,
-    history,
-    diff,
-    mark,
-    replay,
-    restore_command,
-    undo,
-    digest,
-    journal,
-):
-    cli.add_command(command)
 
 
 def main() -> None:

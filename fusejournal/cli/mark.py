@@ -4,15 +4,15 @@ import time
 
 import click
 
+from fusejournal.asking import ask
 from fusejournal.cli import text
 from fusejournal.cli.moments import parse_moment
-from fusejournal.control import ask
 from fusejournal.errors import UsageError
 from fusejournal.node import check_mark_name
 from fusejournal.state import find_volume
 
 
-@click.command()
+@click.command(short_help="Give the present point a name.")
 @click.argument("volume")
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: name, seq, time_ns.")

@@ -37,7 +37,7 @@ _DEFAULTS = {"rw", "suid", "dev", "exec", "defaults"}
 _PLAIN_PERIOD_SECONDS = 5.0
 
 
-@click.command()
+@click.command(short_help="Put a journaled layer over a directory.")
 @click.argument("backing", type=click.Path(path_type=Path))
 @click.argument("mountpoint", type=click.Path(path_type=Path))
 @click.option(

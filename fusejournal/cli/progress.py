@@ -1,19 +1,8 @@
 """Progress bars on stderr, on a terminal only."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 
 @contextmanager
@@ -22,18 +11,23 @@ def progress_bar(
 ) -> Iterator[Callable[[int, int | None], None]]:
     """A bar for the length of the block; what it gives is called with what is done and the whole
     (None: not known), in bytes or things."""
-    console = Console(stderr=True)
-    amount: tuple[ProgressColumn, ...] = (MofNCompleteColumn(),)
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    # Only here, for a command that shows none should not wait for it to load.
+    from rich import progress
+    from rich.console import Console
+
+    amount: tuple[progress.ProgressColumn, ...] = (progress.MofNCompleteColumn(),)
     if in_bytes:
-        amount = (DownloadColumn(), TransferSpeedColumn())
-    with Progress(
-        TextColumn(title),
-        BarColumn(),
+        amount = (progress.DownloadColumn(), progress.TransferSpeedColumn())
+    with progress.Progress(
+        progress.TextColumn(title),
+        progress.BarColumn(),
         *amount,
-        TimeRemainingColumn(),
-        console=console,
+        progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
         transient=True,
-        disable=quiet or not console.is_terminal,
     ) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

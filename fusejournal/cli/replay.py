@@ -29,7 +29,7 @@ from fusejournal.types import Seq
 _CONFLICTS_SHOWN = 20
 
 
-@click.command()
+@click.command(short_help="Carry out operations on a directory.")
 @click.argument("volume")
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--from-seq", type=click.IntRange(min=1), default=1, help="First entry  [default: 1]")

@@ -12,7 +12,7 @@ from fusejournal.replay.restore import restore
 from fusejournal.types import Seq
 
 
-@click.command("restore")
+@click.command("restore", short_help="Bring back a tree, directory or file as it was.")
 @click.argument("volume")
 @click.argument("path", required=False)
 @click.option("--to-seq", type=click.IntRange(min=1), help="As it was right after this entry.")

@@ -12,7 +12,7 @@ from fusejournal.types import Seq
 _HEX_BYTES = 16
 
 
-@click.command()
+@click.command(short_help="One entry, all of it.")
 @click.argument("volume")
 @click.argument("seq", type=click.IntRange(min=1))
 @click.option("--data", "with_data", is_flag=True, help="The bytes it wrote, as a hex dump.")

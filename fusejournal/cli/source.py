@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+from fusejournal.asking import ask
 from fusejournal.cli.moments import parse_moment
-from fusejournal.control import ask
 from fusejournal.errors import (
     JournalError,
     NoSuchMomentError,

@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
+from fusejournal.asking import ask
 from fusejournal.cli import text
-from fusejournal.control import ask
 from fusejournal.errors import JournalError, NotRunningError
 from fusejournal.journal.journal import Journal, JournalOptions
 from fusejournal.state import VolumeState, all_volumes, find_volume
 
 
-@click.command()
+@click.command(short_help="How a volume is, or all of them.")
 @click.argument("volume", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object (an array without VOLUME).")
 def status(volume: str | None, as_json: bool) -> None:

@@ -5,13 +5,13 @@ import select
 
 import click
 
-from fusejournal.control import ask
+from fusejournal.asking import ask
 from fusejournal.errors import FusejournalError, NotRunningError
 from fusejournal.layer import mount as mounts
 from fusejournal.state import VolumeState, find_volume
 
 
-@click.command()
+@click.command(short_help="Stop a volume, in order.")
 @click.argument("volume")
 @click.option(
     "--lazy",

@@ -5,10 +5,10 @@ from typing import Any
 
 import click
 
+from fusejournal.asking import ask
 from fusejournal.cli import entries, text
 from fusejournal.cli.replay import conflict_line, watched
 from fusejournal.cli.source import Source, open_source, parse_kinds, parse_path, parse_ranges
-from fusejournal.control import ask
 from fusejournal.errors import ConflictError, PrivilegeError, UsageError
 from fusejournal.journal.criteria import Criteria
 from fusejournal.journal.lookup import END
@@ -18,7 +18,7 @@ from fusejournal.state import VolumeState
 _SHOWN = 40
 
 
-@click.command()
+@click.command(short_help="Take chosen operations back.")
 @click.argument("volume")
 @click.argument("seqs", nargs=-1, metavar="[SEQ|A-B]...")
 @click.option("--path", "paths", multiple=True, help="Only what is about this path or pattern.")

@@ -4,12 +4,11 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import SegmentIndex
-from fusejournal.journal.lookup import END, Lookup, Tenure
+from fusejournal.journal.lookup import END, Lookup, Span, Tenure
 from fusejournal.journal.paths import PathTracker
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.settled import settled
@@ -139,11 +138,13 @@ def find(lookup: Lookup, criteria: Criteria, *, newest_first: bool = False) -> I
     """The entries that *criteria* ask for, each with the paths it had. Reads only segments that
     can have one. Raises JournalDamagedError."""
     patterns = [PathPattern(path, lookup) for path in criteria.paths]
-    segments = lookup.segments(criteria.from_seq, criteria.to_seq, newest_first=newest_first)
-    for path, index in segments:
-        if not _can_match(index, criteria, patterns):
+    # Without anything else to go by, an index would only say that all may match.
+    by_index = bool(patterns or criteria.kinds or criteria.uid is not None)
+    spans = lookup.segments(criteria.from_seq, criteria.to_seq, newest_first=newest_first)
+    for span in spans:
+        if by_index and not _can_match(lookup.index(span), criteria, patterns):
             continue
-        found = _find_in_segment(lookup, path, index, criteria, patterns)
+        found = _find_in_segment(lookup, span, criteria, patterns)
         yield from reversed(list(found)) if newest_first else found
 
 
@@ -156,23 +157,33 @@ def _can_match(index: SegmentIndex, criteria: Criteria, patterns: Sequence[PathP
 
 
 def _find_in_segment(
-    lookup: Lookup,
-    path: Path,
-    index: SegmentIndex,
-    criteria: Criteria,
-    patterns: Sequence[PathPattern],
+    lookup: Lookup, span: Span, criteria: Criteria, patterns: Sequence[PathPattern]
 ) -> Iterator[Match]:
-    """A segment's matches; its paths are followed from its beginning, for it tells them all."""
-    end = Seq(min(index.last_seq + 1, criteria.to_seq + 1))  # one more: it may be a VOID
+    """A segment's matches."""
+    for match, is_meant in _walk_segment(lookup, span, criteria, patterns):
+        if is_meant:
+            yield match
+
+
+def _walk_segment(
+    lookup: Lookup, span: Span, criteria: Criteria, patterns: Sequence[PathPattern]
+) -> Iterator[tuple[Match, bool]]:
+    """A segment's entries in [from_seq, to_seq), each with whether it is meant. Paths are followed
+    from the segment's beginning, for it tells them all."""
+    end = Seq(min(span.end_seq, criteria.to_seq + 1))  # one more: it may be a VOID
     tracker = PathTracker()
-    for entry, void in settled(lookup.reader.read(index.first_seq, end)):
+    last_seq = Seq(span.first_seq - 1)
+    for entry, void in settled(lookup.reader.read(span.first_seq, end)):
+        last_seq = Seq(entry.seq + (void is not None))
         tracker.learn(entry)
-        if criteria.has(entry):
+        if criteria.from_seq <= entry.seq < criteria.to_seq:
             found = paths_of(tracker, entry.operation)
-            if _is_meant(patterns, entry, *found):
-                yield Match(entry, void, *found)
+            is_meant = criteria.has(entry) and _is_meant(patterns, entry, *found)
+            yield Match(entry, void, *found), is_meant
         if void is None:
             tracker.follow(entry.operation)
+    if end == span.end_seq:
+        span.check_end(last_seq)
 
 
 def paths_of(tracker: PathTracker, operation: Operation) -> tuple[bytes | None, bytes | None]:
@@ -197,17 +208,8 @@ def walk(lookup: Lookup, criteria: Criteria) -> Iterator[tuple[Match, bool]]:
                 yield Match(entry, void, None, None), criteria.has(entry)
         return
     patterns = [PathPattern(path, lookup) for path in criteria.paths]
-    for _, index in lookup.segments(criteria.from_seq, criteria.to_seq):
-        tracker = PathTracker()
-        end = Seq(min(index.last_seq + 1, criteria.to_seq + 1))
-        for entry, void in settled(reader.read(index.first_seq, end)):
-            tracker.learn(entry)
-            if criteria.from_seq <= entry.seq < criteria.to_seq:
-                found = paths_of(tracker, entry.operation)
-                is_meant = criteria.has(entry) and _is_meant(patterns, entry, *found)
-                yield Match(entry, void, *found), is_meant
-            if void is None:
-                tracker.follow(entry.operation)
+    for span in lookup.segments(criteria.from_seq, criteria.to_seq):
+        yield from _walk_segment(lookup, span, criteria, patterns)
 
 
 class Follower:

@@ -217,6 +217,43 @@ def read_frame(
     return Frame(seq, flushed, checksum, offset, payload_bytes, view[at:end])
 
 
+def skim_frames(
+    buffer: bytes, view: memoryview, seq: Seq, chain_before: int
+) -> tuple[int, Seq, int]:
+    """Check frames as :func:`read_frame` does, from the beginning of *buffer* on, and that their
+    payloads have the types of an entry; stops before the first that is not whole, or for which
+    there is more to be said. Returns where that is, its seq, and the chain before it.
+
+    This is for reading everything quickly: there is no object for a frame, and what is wrong with
+    the one it stops at is for read_frame and decode_entry to find."""
+    unpack, digest, unpackb = FRAME.unpack_from, xxhash.xxh3_64_intdigest, msgpack.unpackb
+    at, chain, size, covered_bytes = 0, chain_before, len(buffer), _FRAME_COVERED.size
+    while (payload_at := at + FRAME_HEADER_BYTES) <= size:
+        payload_bytes, data_bytes, number, _, checksum = unpack(buffer, at)
+        payload_end = payload_at + payload_bytes
+        end = payload_end + data_bytes
+        if end > size or number != seq:
+            break
+        if data_bytes < _COPIED_BYTES_MAX:
+            covered = buffer[at : at + covered_bytes] + buffer[payload_at:end]
+            found = digest(covered, chain)
+        else:
+            hashing = xxhash.xxh3_64(view[at : at + covered_bytes], chain)
+            hashing.update(view[payload_at:end])
+            found = hashing.intdigest()
+        if found != checksum:
+            break
+        try:
+            fields = unpackb(view[payload_at:payload_end], use_list=False, strict_map_key=False)
+            if tuple(map(type, fields)) not in _GOOD_TYPES[fields[0]]:
+                break
+        except (ValueError, TypeError, OverflowError, LookupError):
+            break
+        at, chain = end, checksum
+        seq = Seq(seq + 1)
+    return at, seq, chain
+
+
 _COPIED_BYTES_MAX: Final = 2048
 """Below this, copying the covered bytes together is cheaper than a second call of the hash."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from fusejournal.errors import JournalDamagedError
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting, SegmentIndex
 from fusejournal.journal.reader import JournalReader
@@ -92,6 +93,26 @@ class Tenure(NamedTuple):
     to_seq: Seq
 
 
+class Span(NamedTuple):
+    """A segment and what it must have: the entries in [first_seq, end_seq); the newest has no
+    end yet."""
+
+    path: Path
+    first_seq: Seq
+    end_seq: Seq
+
+    def check_end(self, last_seq: Seq) -> None:
+        """Raises JournalDamagedError when the entries between this and the next segment are
+        missing."""
+        if self.end_seq != END and last_seq + 1 != self.end_seq:
+            raise JournalDamagedError(
+                self.path,
+                0,
+                last_seq + 1,
+                f"it ends with {last_seq}, and the next segment begins with {self.end_seq}",
+            )
+
+
 class Lookup:
     """Answers from the journal that *reader* reads. What the journal gains after the first
     question is not seen."""
@@ -108,32 +129,41 @@ class Lookup:
 
     def segments(
         self, from_seq: Seq = Seq(1), to_seq: Seq = END, *, newest_first: bool = False
-    ) -> Iterator[tuple[Path, SegmentIndex]]:
-        """The segments that reach into [from_seq, to_seq), with their indexes."""
+    ) -> Iterator[Span]:
+        """The segments that reach into [from_seq, to_seq)."""
         first = max(0, bisect_right(self._starts, from_seq) - 1)
         chosen = range(first, bisect_left(self._starts, to_seq))
+        ends = [*self._starts[1:], END]
         for at in reversed(chosen) if newest_first else chosen:
-            yield self._paths[at], self.reader.index(self._paths[at])
+            yield Span(self._paths[at], self._starts[at], ends[at])
+
+    def index(self, span: Span) -> SegmentIndex:
+        """The index of a segment. Raises JournalDamagedError."""
+        index = self.reader.index(span.path)
+        span.check_end(index.last_seq)
+        return index
 
     def entries_of(
         self, fid: Fid, before_seq: Seq = END, *, wanted: Callable[[Posting], bool] | None = None
     ) -> Iterator[tuple[Entry, Void | None]]:
         """The entries below *before_seq* that are about *fid*, in order; with *wanted*, those of
         all that name it (as a directory, too) for which it holds."""
-        for path, index in self.segments(to_seq=before_seq):
+        for span in self.segments(to_seq=before_seq):
+            index = self.index(span)
             numbers = [
                 posting.number
                 for posting in index.of_fid(fid)
                 if index.first_seq + posting.number < before_seq
                 and (wanted(posting) if wanted else not posting.is_parent)
             ]
-            yield from self.reader.pick(path, numbers)
+            yield from self.reader.pick(span.path, numbers)
 
     def _changes_of_name(
         self, place: Place, from_seq: Seq, to_seq: Seq, *, newest_first: bool = False
     ) -> Iterator[tuple[Seq, NameChange]]:
         """The changes of one name that held, in [from_seq, to_seq)."""
-        for path, index in self.segments(from_seq, to_seq, newest_first=newest_first):
+        for span in self.segments(from_seq, to_seq, newest_first=newest_first):
+            index = self.index(span)
             numbers = sorted(
                 {
                     posting.number
@@ -143,7 +173,7 @@ class Lookup:
             )
             found = [
                 (entry.seq, change)
-                for entry, _ in self.reader.pick(path, numbers)
+                for entry, _ in self.reader.pick(span.path, numbers)
                 for change in name_changes(entry.operation)
                 if (change.parent, change.name) == place
             ]
@@ -176,8 +206,8 @@ class Lookup:
         """Where the journal lacks its beginning: the fid that some entry says had *path*."""
         if self.is_whole:
             return None
-        for _, index in self.segments():
-            told = index.told_paths()
+        for span in self.segments():
+            told = self.index(span).told_paths()
             at = bisect_left(told, (path,))
             if at < len(told) and told[at].path == path:
                 return told[at].fid
@@ -367,11 +397,12 @@ class Lookup:
 
     def mark(self, name: str) -> Seq | None:
         """The newest MARK of *name*."""
-        for path, index in self.segments(newest_first=True):
-            numbers = [posting.number for posting in index.of_name(Fid(0), name.encode())]
+        for span in self.segments(newest_first=True):
+            postings = self.index(span).of_name(Fid(0), name.encode())
+            numbers = [posting.number for posting in postings]
             found = [
                 entry.seq
-                for entry, _ in self.reader.pick(path, numbers)
+                for entry, _ in self.reader.pick(span.path, numbers)
                 if isinstance(entry.operation, Mark) and entry.operation.name == name
             ]
             if found:

@@ -4,6 +4,7 @@ themselves, so each can be read alone; Python reads one a process."""
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,7 +24,9 @@ def map_in_order(function: Callable[[_Item], _Result], items: Sequence[_Item]) -
     if workers <= 1:
         yield from map(function, items)
         return
-    context = multiprocessing.get_context("forkserver")
+    # Forking is quicker by far, but what threads hold would be held for ever in the child.
+    method = "fork" if threading.active_count() == 1 else "forkserver"
+    context = multiprocessing.get_context(method)
     with ProcessPoolExecutor(workers, context, _ignore_interrupts) as pool:
         waiting: deque[Future[_Result]] = deque()
         rest = iter(items)

@@ -15,8 +15,10 @@ from fusejournal.journal.format import (
     FormatError,
     Frame,
     SegmentHeader,
+    decode_entry,
     frame_bytes_at,
     read_frame,
+    skim_frames,
 )
 from fusejournal.journal.seekable import SeekableFile
 from fusejournal.types import Seq
@@ -25,7 +27,7 @@ PLAIN_SUFFIX = ".fj"
 COMPRESSED_SUFFIX = ".fjz"
 
 _NAME = re.compile(r"(\d{20})\.fjz?")
-_WINDOW_BYTES = 1 << 20
+_WINDOW_BYTES = 256 << 10  # stays in the CPU's cache from the read to the hash
 _WINDOW_BYTES_FIRST = 64 << 10
 
 
@@ -162,3 +164,23 @@ class SegmentReader:
             at += length
             seq = Seq(seq + 1)
             chain = frame.checksum
+
+    def check(self) -> Point:
+        """Check all frames, more quickly than by :meth:`frames` and decoding each; returns where
+        they end. Raises BadFrameError."""
+        seq, offset, chain = self.start
+        while True:
+            buffer = self._read_at(offset, _WINDOW_BYTES)
+            if not buffer:
+                return Point(seq, offset, chain)
+            at, seq, chain = skim_frames(buffer, memoryview(buffer), seq, chain)
+            offset += at
+            if at == 0:
+                # A large frame, or one that has to be looked at.
+                frame = next(self.frames(Point(seq, offset, chain)))
+                try:
+                    decode_entry(frame)
+                except FormatError as error:
+                    raise BadFrameError(offset, seq, str(error), torn=False) from None
+                offset += len(frame.content)
+                seq, chain = Seq(seq + 1), frame.checksum

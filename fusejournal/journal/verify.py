@@ -12,7 +12,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from fusejournal.errors import JournalDamagedError
-from fusejournal.journal.format import FormatError, SegmentHeader, decode_entry
+from fusejournal.journal.format import SegmentHeader
 from fusejournal.journal.index import has_index, load_index
 from fusejournal.journal.parallel import map_in_order
 from fusejournal.journal.segment import BadFrameError, SegmentReader
@@ -103,20 +103,14 @@ def _file_bytes(path: Path) -> int:
 
 def _verify_segment(path: Path) -> _Part:
     header: SegmentHeader | None = None
-    entries = chain = end = 0
     try:
         with SegmentReader(path) as reader:
-            header, chain = reader.header, reader.header.chain_before
-            end = reader.start.offset
+            header = reader.header
             index_fits = not has_index(path) or load_index(path, reader) is not None
-            for frame in reader.frames():
-                try:
-                    decode_entry(frame)
-                except FormatError as error:
-                    raise BadFrameError(frame.offset, frame.seq, str(error), torn=False) from None
-                entries += 1
-                chain = frame.checksum
-                end += len(frame.content)
+            end = reader.check()
     except BadFrameError as bad:
-        return _Part(header, entries, chain, end, (bad.offset, bad.seq, bad.reason, bad.torn), True)
-    return _Part(header, entries, chain, end, None, index_fits)
+        entries = bad.seq - header.first_seq if header is not None else 0
+        return _Part(
+            header, entries, 0, bad.offset, (bad.offset, bad.seq, bad.reason, bad.torn), True
+        )
+    return _Part(header, end.seq - header.first_seq, end.chain_before, end.offset, None, index_fits)

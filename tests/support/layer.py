@@ -95,7 +95,7 @@ class Layer:
 
     def ask(self) -> dict[str, Any]:
         """The running layer's status."""
-        from fusejournal.control import ask
+        from fusejournal.asking import ask
 
         return ask(self.state, "status")
 

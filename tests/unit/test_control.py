@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import trio
 
-from fusejournal.control import RemoteError, ask, serve_control
+from fusejournal.asking import RemoteError, ask
+from fusejournal.control import serve_control
 from fusejournal.errors import NotRunningError, VolumeBusyError
 
 

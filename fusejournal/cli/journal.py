@@ -20,6 +20,7 @@ from fusejournal.journal.paths import PathTracker
 from fusejournal.journal.segment import BadFrameError, SegmentReader
 from fusejournal.journal.settled import settled
 from fusejournal.journal.verify import VerifyReport, verify
+from fusejournal.operations import OPERATIONS
 
 
 @click.group(short_help="Dump, sum up or verify the journal itself.")
@@ -145,21 +146,25 @@ def _dump_segment(newest: Path, as_json: bool, path: Path) -> tuple[bytes, _Dama
 
 
 def _dumped_line(entry: Entry) -> str:
-    operation = entry.operation
-    fields = " ".join(
-        [f"{key}={_word(value)}" for key, value in zip(operation._fields, operation, strict=True)]
-    )
-    uid, gid, pid = entry.who
-    data = f" data={len(entry.data)}" if len(entry.data) else ""
-    paths = ""
-    if entry.paths:
-        told = ",".join(f"{fid}:{text.name(path)}" for fid, path in entry.paths.items())
-        paths = f" paths={told}"
-    return (
-        f"{entry.seq:>10} @{entry.offset}+{entry.frame_bytes} {text.utc(entry.time_ns)} "
-        f"{uid}:{gid}/{pid}  {operation.kind.name} {fields}{data}{paths} "
-        f"flushed={entry.flushed} chain={entry.chain:016x}"
-    )
+    seq, time_ns, who, paths, operation, data, flushed, chain, offset, frame_bytes = entry
+    words = [value if type(value) is int else _word(value) for value in operation]
+    line: str = _LAYOUTS[type(operation)] % (
+        seq, offset, frame_bytes, text.utc(time_ns), *who, *words, flushed, chain
+    )  # fmt: skip
+    if len(data):
+        line += f" data={len(data)}"
+    if paths:
+        line += " paths=" + ",".join(f"{fid}:{text.name(path)}" for fid, path in paths.items())
+    return line
+
+
+# One format for all of a line: this is what a dump's speed depends on.
+_LAYOUTS = {
+    cls: "%10d @%d+%d %s %d:%d/%d  "
+    + " ".join([kind.name, *(f"{field}=%s" for field in cls._fields)])
+    + " flushed=%d chain=%016x"
+    for kind, cls in OPERATIONS.items()
+}
 
 
 def _word(value: Any) -> str:

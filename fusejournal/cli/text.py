@@ -53,6 +53,8 @@ def _utc_second(seconds: int) -> str:
 def name(raw: bytes) -> str:
     """A file name or path for people: what is not printable UTF-8 is escaped."""
     text = raw.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 

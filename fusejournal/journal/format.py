@@ -81,6 +81,10 @@ FRAME_HEADER_BYTES: Final = 32
 assert FRAME.size == FRAME_HEADER_BYTES == _FRAME_COVERED.size + _CHECKSUM.size
 
 _PREFIX_FIELDS = 6
+
+# A NamedTuple's own constructor takes twice the time, and this makes four for each entry.
+_new: Any = tuple.__new__
+
 _pack = msgpack.Packer(use_bin_type=True).pack
 
 
@@ -214,7 +218,8 @@ def read_frame(
         found = digest.intdigest()
     if found != checksum:
         raise FormatError("the checksum is wrong")
-    return Frame(seq, flushed, checksum, offset, payload_bytes, view[at:end])
+    frame: Frame = _new(Frame, (seq, flushed, checksum, offset, payload_bytes, view[at:end]))
+    return frame
 
 
 def skim_frames(
@@ -263,18 +268,12 @@ def decode_entry(frame: Frame) -> Entry:
     seq, flushed, checksum, offset, payload_bytes, content = frame
     payload_end = FRAME_HEADER_BYTES + payload_bytes
     time_ns, who, paths, operation = decode_payload(content[FRAME_HEADER_BYTES:payload_end])
-    return Entry(
-        seq,
-        time_ns,
-        who,
-        paths,
-        operation,
-        content[payload_end:],
-        flushed,
-        checksum,
-        offset,
-        len(content),
+    data = content[payload_end:]
+    entry: Entry = _new(
+        Entry,
+        (seq, time_ns, who, paths, operation, data, flushed, checksum, offset, len(content)),
     )
+    return entry
 
 
 def decode_payload(
@@ -287,14 +286,16 @@ def decode_payload(
         raise FormatError(f"the payload is not msgpack: {error}") from None
     if type(fields) is not tuple or len(fields) < _PREFIX_FIELDS:
         raise FormatError("the payload is not an entry")
-    kind, time_ns, uid, gid, pid, paths, *rest = fields
+    kind, time_ns, _, _, _, paths = fields[:_PREFIX_FIELDS]
     cls = _CLASSES.get(kind) if type(kind) is int else None
     if cls is None:
         raise FormatError(f"an entry of unknown kind {kind!r}")
-    try:
-        operation = cls(*rest)
-    except TypeError:
-        raise FormatError(f"{cls.__name__} with {len(rest)} fields") from None
+    operation = _new(cls, fields[_PREFIX_FIELDS:])
+    if len(operation) != len(cls._fields):
+        try:
+            operation = cls(*operation)  # the last ones may have defaults
+        except TypeError:
+            raise FormatError(f"{cls.__name__} with {len(operation)} fields") from None
     # What types the fields have is looked up as a whole, for most entries look like others.
     types = tuple(map(type, fields))
     if types not in _GOOD_TYPES[kind]:
@@ -316,7 +317,7 @@ def decode_payload(
         for fid, path in paths.items():
             if type(fid) is not int or type(path) is not bytes or not 0 < fid <= _NUMBER_MAX:
                 raise FormatError("the payload's paths are no paths")
-    return time_ns, Who(uid, gid, pid), paths, operation
+    return time_ns, _new(Who, fields[2:5]), paths, operation
 
 
 # Which types each kind's fields may have, from the annotations, so that later code need not doubt

@@ -170,7 +170,10 @@ class SegmentReader:
         they end. Raises BadFrameError."""
         seq, offset, chain = self.start
         while True:
-            buffer = self._read_at(offset, _WINDOW_BYTES)
+            try:
+                buffer = self._read_at(offset, _WINDOW_BYTES)
+            except FormatError as error:
+                raise BadFrameError(offset, seq, str(error), torn=False) from None
             if not buffer:
                 return Point(seq, offset, chain)
             at, seq, chain = skim_frames(buffer, memoryview(buffer), seq, chain)

@@ -5,12 +5,15 @@ The map, from the bottom up; imports point down only:
 - ``config``, ``errors``, ``types``, ``storage``: settings, the error tree, small values, labelled
   storage calls
 - ``operations``: what an entry can say
-- ``journal``: the format, segments, append, flush, cut, read, verify
+- ``journal``: the format, segments, append, flush, cut; ``reader``, the sidecar ``index``, what it
+  can be asked (``lookup``), entries by what is wanted (``criteria``), verify
 - ``backing``: handles, the catalog, the tree, and the applier, the only code that changes a tree
+- ``replay``: replay of chosen operations, restore, undo, digest
 - ``volume``: the one ordered place where a change happens; ``recovery``, ``importer``,
   ``durability``, ``opening``
 - ``layer``: the FUSE handlers, their loop, permissions, the mount itself
-- ``state``, ``control``, ``node``: the state directory, the control socket, and one running volume
+- ``state``, ``control``, ``asking``, ``node``: the state directory, the control socket and its
+  client, and one running volume
 - ``cli``: one file a command
 """
 

@@ -100,7 +100,7 @@ def replay(
     )
     work = Replay(source.lookup, criteria)
     with watched("planning", as_json) as progress:
-        plan = work.plan(progress) if is_partial(criteria) or dry_run else None
+        plan = work.plan(progress) if criteria.is_partial or dry_run else None
     if dry_run:
         assert plan is not None
         _show_plan(source, plan, as_json)
@@ -129,17 +129,6 @@ def replay(
                     click.echo(_as_line(result))
         goal.finish()
     _show_end(target, sums, as_json)
-
-
-def is_partial(criteria: Criteria) -> bool:
-    """Whether anything in the range may be left out."""
-    return bool(
-        criteria.kinds
-        or criteria.uid is not None
-        or criteria.paths
-        or criteria.only
-        or criteria.without
-    )
 
 
 @contextmanager

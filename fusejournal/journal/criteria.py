@@ -38,6 +38,11 @@ class Criteria:
     only: tuple[SeqRange, ...] = ()
     without: tuple[SeqRange, ...] = ()
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether anything but the range limits what is asked for."""
+        return bool(self.kinds or self.uid is not None or self.paths or self.only or self.without)
+
     def has(self, entry: Entry) -> bool:
         """Whether *entry* is asked for, its path aside."""
         seq = entry.seq
@@ -201,11 +206,12 @@ def _is_meant(patterns: Sequence[PathPattern], entry: Entry, *paths: bytes | Non
 def walk(lookup: Lookup, criteria: Criteria) -> Iterator[tuple[Match, bool]]:
     """Every entry in [from_seq, to_seq) with whether *criteria* ask for it. Paths are only there
     when the criteria need them. Raises JournalDamagedError."""
-    reader = lookup.reader
     if not criteria.paths:
-        for entry, void in settled(reader.read(criteria.from_seq, Seq(criteria.to_seq + 1))):
+        pairs = settled(lookup.reader.read(criteria.from_seq, Seq(criteria.to_seq + 1)))
+        is_partial = criteria.is_partial
+        for entry, void in pairs:
             if entry.seq < criteria.to_seq:
-                yield Match(entry, void, None, None), criteria.has(entry)
+                yield Match(entry, void, None, None), not is_partial or criteria.has(entry)
         return
     patterns = [PathPattern(path, lookup) for path in criteria.paths]
     for span in lookup.segments(criteria.from_seq, criteria.to_seq):

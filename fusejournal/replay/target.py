@@ -137,6 +137,8 @@ class Target:
             self.catalog.add_root(b"", os.fstat(self._root_fd).st_ino)
         self.tree = PlacedTree(self._root_fd, self.catalog, _DESCRIPTORS_MAX)
         self._applier = Applier(self.tree)
+        self._has_unbound = self.resumed
+        """Whether the catalog may have files whose inode numbers are not known."""
         with open(self.scratch / "progress", "r+b") as file:
             self._progress = mmap.mmap(file.fileno(), mmap.PAGESIZE)
         self.done_seq, self._begun_seq = map(Seq, _PROGRESS.unpack_from(self._progress))
@@ -205,6 +207,7 @@ class Target:
     def record(self, operation: TreeOperation, seq: Seq, time_ns: int) -> None:
         """Take in an entry that the target has already."""
         self.catalog.record(operation, seq, time_ns)
+        self._has_unbound = True
         self._commit_in_time()
 
     def apply(
@@ -219,7 +222,8 @@ class Target:
         settle = seq == self._begun_seq
         _PROGRESS.pack_into(self._progress, 0, self.done_seq, seq)
         try:
-            self._bind(operation)
+            if self._has_unbound:
+                self._bind(operation)
             self.tree.settling = operation.fid if settle else None
             made = self._applier.apply(operation, time_ns, data, settle)
         except (OSError, ApplyBrokenError) as error:

@@ -273,6 +273,7 @@ class _Hands:
             self._rewrite(fid)
         os.rmdir(staging_name, dir_fd=root)
         self._set_directory_times()
+        os.fsync(root)  # the journal's flush, and with it everything above
 
     # -- directories -------------------------------------------------------------------------------
 

@@ -3,20 +3,18 @@ alone."""
 
 import hashlib
 import os
-import shutil
 import stat
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from fusejournal.backing import syscalls
-from fusejournal.backing.apply import Applier
-from fusejournal.backing.catalog import Catalog
-from fusejournal.backing.tree import FID_XATTR, Tree
-from fusejournal.journal.journal import Journal, JournalOptions
-from fusejournal.journal.settled import settled
-from fusejournal.operations import Clean, Mark, NewEpoch
-from fusejournal.types import ROOT_FID, Seq
+from fusejournal.backing.tree import FID_XATTR
+from fusejournal.journal.criteria import Criteria
+from fusejournal.journal.lookup import Lookup
+from fusejournal.journal.reader import JournalReader
+from fusejournal.replay.replay import Replay
+from fusejournal.replay.target import Target
+from fusejournal.types import Seq
 
 Image = dict[bytes, dict[str, Any]]
 
@@ -86,29 +84,10 @@ def fids(root: Path) -> dict[bytes, int]:
 
 def rebuild(state: Path, target: Path, uuid: UUID) -> None:
     """Replay the whole journal below *state* into the empty directory *target*."""
-    catalog_dir = target.with_name(target.name + ".catalog")
-    shutil.rmtree(catalog_dir, ignore_errors=True)
-    journal = Journal.open(
-        state / "journal", uuid, JournalOptions(), unclean_machine=False, read_only=True
-    )
-    assert journal.damage is None, journal.damage
-    root_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
-    catalog = Catalog(catalog_dir)
-    catalog.add_root(syscalls.handle_of(root_fd), os.fstat(root_fd).st_ino)
-    tree = Tree(root_fd, UUID(int=0), catalog, 64)
-    applier = Applier(tree)
-    for entry, void in settled(journal.reader.read(Seq(1), Seq(journal.head_seq + 1))):
-        operation, data = entry.operation, bytes(entry.data)
-        if isinstance(operation, NewEpoch | Mark | Clean):
-            continue
-        if void is not None:
-            if not void.written:
-                continue
-            data = data[: void.written]
-        made = applier.apply(operation, entry.time_ns, data)
-        catalog.record(operation, entry.seq, entry.time_ns, made.handle, made.ino)
-        if catalog.node(operation.fid) is None and operation.fid != ROOT_FID:
-            tree.forget_descriptor(operation.fid)
-    catalog.close()
-    tree.close()
-    shutil.rmtree(catalog_dir)
+    reader = JournalReader(state / "journal", uuid)
+    head_seq, _ = reader.head()
+    replay = Replay(Lookup(reader), Criteria(to_seq=Seq(head_seq + 1)))
+    with Target(target, {"test": str(target)}) as goal:
+        for result in replay.run(goal, lambda done, total: None):
+            assert result.conflict is None, result
+        goal.finish()

@@ -479,7 +479,8 @@ class Applier:
         """What is inside makes a name, but an import leaves the directory's mtime as it was."""
         mtime_ns = self._tree.stat(directory).st_mtime_ns
         yield
-        self._name_changed(directory, mtime_ns)
+        with _must_work("the mtime of a directory"):
+            self._name_changed(directory, mtime_ns)
 
     def _acl_changed(self, node: Node) -> None:
         if S_ISDIR(node.type):

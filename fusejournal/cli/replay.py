@@ -27,6 +27,7 @@ from fusejournal.replay.target import Progress, Target, is_empty, scratch_of
 from fusejournal.types import Seq
 
 _CONFLICTS_SHOWN = 20
+_BAR_STEP = 1024
 
 
 @click.command(short_help="Carry out operations on a directory.")
@@ -141,7 +142,8 @@ def watched(title: str, quiet: bool) -> Iterator[Progress]:
 
         def progress(done: int, total: int | None) -> None:
             check()
-            advance(done, total)
+            if done % _BAR_STEP == 0:
+                advance(done, total)
 
         yield progress
 
@@ -277,6 +279,6 @@ def _show_end(target: Path, sums: Plan, as_json: bool) -> None:
         )
         return
     click.echo(
-        f"{target}: {text.count(sums.done, 'operation')} carried out, "
+        f"{text.name(os.fsencode(target))}: {text.count(sums.done, 'operation')} carried out, "
         f"{sums.conflict_count:,} skipped, {sums.refused:,} refused then as now"
     )

@@ -50,7 +50,7 @@ from fusejournal.journal.segment import (
     list_segments,
     segment_path,
 )
-from fusejournal.operations import MAKERS, REMOVALS, TOUCHED, Kind, NewEpoch, Operation
+from fusejournal.operations import MAKERS, REMOVALS, TOUCHED, Kind, NewEpoch, Operation, Rename
 from fusejournal.types import Epoch, Fid, Position, Seq, Who
 
 _VOID_ROOM_BYTES = 256
@@ -240,6 +240,11 @@ class Journal:
         self.last_time_ns = time_ns
         if paths:
             current.named.update(paths)
+        if kind in REMOVALS:
+            # It may have further names, of which this segment does not know.
+            current.named.discard(operation[0])  # type: ignore[misc]
+        elif isinstance(operation, Rename):
+            current.named.discard(operation.replaced)
         if kind in MAKERS:
             current.named.add(operation[0])  # type: ignore[arg-type, misc]
         elif isinstance(operation, NewEpoch):

@@ -123,7 +123,8 @@ class Lookup:
         self._starts = [first_seq_of(path) for path in self._paths]
         self.is_whole = bool(self._starts) and self._starts[0] == 1
         """Whether the journal begins with seq 1."""
-        self._timelines: dict[Fid, list[tuple[Seq, bytes | None]]] = {ROOT_FID: [(Seq(0), b"")]}
+        self._timelines: dict[Fid, list[tuple[Seq, bytes | None]]] = {}
+        self._moves: dict[Fid, list[tuple[Seq, Place | None]]] = {}
 
     # -- entries -----------------------------------------------------------------------------------
 
@@ -290,26 +291,34 @@ class Lookup:
         """The paths of *fid* through time, with those that directories above gave it by moving:
         from each seq (after that entry) on, the path of its oldest name; None without one."""
         known = self._timelines.get(fid)
-        if known is not None:
-            return known
-        found: list[tuple[Seq, bytes | None]] = []
-        events = list(self._main_places(fid))
-        for number, (begun, place) in enumerate(events):
-            end = events[number + 1][0] if number + 1 < len(events) else END
-            if place is None:
-                found.append((begun, None))
+        if known is None:
+            known = self._timelines[fid] = list(self._paths_within(fid, Seq(0), END))
+        return known
+
+    def _paths_within(
+        self, fid: Fid, from_seq: Seq, to_seq: Seq
+    ) -> Iterator[tuple[Seq, bytes | None]]:
+        """:meth:`timeline` between two moments. It is a step for each directory above at that
+        time: over all time, two directories may well have been above each other."""
+        if fid == ROOT_FID:
+            yield from_seq, b""
+            return
+        moves = self._moves.get(fid)
+        if moves is None:
+            moves = self._moves[fid] = list(self._main_places(fid))
+        for number, (begun, place) in enumerate(moves):
+            first = max(begun, from_seq)
+            end = min(moves[number + 1][0] if number + 1 < len(moves) else END, to_seq)
+            if first >= end:
                 continue
-            above = self.timeline(place[0])
-            first = max(0, bisect_right(above, begun, key=lambda step: step[0]) - 1)
-            for since, directory in above[first:]:
-                if since >= end:
-                    break
+            if place is None:
+                yield first, None
+                continue
+            for since, directory in self._paths_within(place[0], first, end):
                 path = None
                 if directory is not None:
                     path = directory + b"/" + place[1] if directory else place[1]
-                found.append((max(begun, since), path))
-        self._timelines[fid] = found
-        return found
+                yield since, path
 
     def _main_places(self, fid: Fid) -> Iterator[tuple[Seq, Place | None]]:
         """The oldest name of *fid* from each seq on."""

@@ -34,7 +34,6 @@ OnConflict = Literal["stop", "skip", "ask"]
 ON_CONFLICT: tuple[str, ...] = get_args(OnConflict)
 
 _CONFLICTS_KEPT = 1000
-_PROGRESS_ENTRIES = 1024
 
 
 class Result(NamedTuple):
@@ -160,8 +159,7 @@ class Replay:
             operation = entry.operation
             if operation.kind in NAME_KINDS and void is None:
                 target.record(operation, entry.seq, entry.time_ns)  # type: ignore[arg-type]
-            if entry.seq % _PROGRESS_ENTRIES == 0:
-                progress(entry.seq, None)
+            progress(entry.seq, None)
 
     def _results(self, target: Target | None, progress: Progress) -> Iterator[Result | None]:
         """What is to become of each chosen operation; None for one that was dealt with in an
@@ -170,11 +168,11 @@ class Replay:
         divergence = Divergence(self._lookup)
         resumed = target.catalog.applied_seq if target is not None else 0
         self._left_out = 0
+        total = criteria.to_seq - criteria.from_seq
         for match, chosen in walk(self._lookup, criteria):
             entry, void, _, _ = match
             operation = entry.operation
-            if entry.seq % _PROGRESS_ENTRIES == 0:
-                progress(entry.seq - criteria.from_seq, criteria.to_seq - criteria.from_seq)
+            progress(entry.seq - criteria.from_seq, total)
             if isinstance(operation, Void | NewEpoch | Mark | Clean):
                 continue
             if not _holds(void):

@@ -133,10 +133,13 @@ class Divergence:
         """A directory that goes must be empty; one that moves must not get below itself."""
         gone = operation.fid if isinstance(operation, Rmdir) else None
         if isinstance(operation, Rename):
-            if operation.replaced and not _is_exchange(operation):
+            change = name_changes(operation)[1]
+            if not _is_exchange(operation) and self._in_t(change) == operation.replaced:
                 gone = operation.replaced
             if operation.parent != operation.new_parent:
-                looped = self._loop(operation, seq)
+                looped = self._loop(operation.fid, operation.new_parent, seq)
+                if looped is None and _is_exchange(operation):
+                    looped = self._loop(operation.replaced, operation.parent, seq)
                 if looped is not None:
                     return Conflict(seq, "the directory would get below itself", looped)
         for place in self._in_directory.get(gone, ()) if gone is not None else ():
@@ -145,13 +148,14 @@ class Divergence:
                 return Conflict(seq, "the directory is not empty", known.because_of, place)
         return None
 
-    def _loop(self, operation: Rename, seq: Seq) -> Seq | None:
-        """The left-out operation because of which a directory would be moved below itself."""
+    def _loop(self, moved: Fid, into: Fid, seq: Seq) -> Seq | None:
+        """The left-out operation because of which *moved*, put into directory *into*, would get
+        below itself."""
         if not self.extra:
             return None
-        fid, because_of = operation.new_parent, None
+        fid, because_of = into, None
         while fid != ROOT_FID:
-            if fid == operation.fid:
+            if fid == moved:
                 return because_of
             place = next(iter(self.extra.get(fid, ())), None)
             if place is not None:

@@ -15,12 +15,14 @@ import os
 import shutil
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from stat import S_IFDIR, S_IFMT, S_IFREG
 from typing import Any
 from uuid import UUID
 
 from fusejournal import storage
+from fusejournal.backing import syscalls
 from fusejournal.backing.apply import Applier, ApplyBrokenError
 from fusejournal.backing.catalog import COMMIT_CHANGES, Catalog, CatalogSpoiltError, Node
 from fusejournal.backing.tree import Look, Tree
@@ -31,12 +33,23 @@ from fusejournal.errors import (
     TargetError,
     TargetFullError,
 )
-from fusejournal.operations import TOUCHED, Operation, Rename, TreeOperation
+from fusejournal.operations import (
+    RENAME_EXCHANGE,
+    TOUCHED,
+    Kind,
+    Operation,
+    Rename,
+    TreeOperation,
+)
 from fusejournal.types import ROOT_FID, Fid, Seq
 
 _DESCRIPTORS_MAX = 512
 _PURPOSE = "purpose.json"
 _PROGRESS = struct.Struct("<QQ")
+_BEFORE = struct.Struct("<QQq")
+_MTIME_KEPT = frozenset({Kind.IMPORT, Kind.IMPORT_LINK})
+_NOTED = _MTIME_KEPT | {Kind.LINK, Kind.UNLINK, Kind.RMDIR, Kind.RENAME}
+"""Operations of which only a look at inode numbers or times tells whether they were done."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _REFUSED = frozenset({errno.EPERM, errno.EACCES})
 _FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -128,6 +141,9 @@ class Target:
             raise TargetError(path, error.strerror or "cannot be opened") from None
         try:
             self.catalog = Catalog(self.scratch / "catalog")
+        except OSError as error:
+            os.close(self._root_fd)
+            raise self._scratch_error(error) from None
         except CatalogSpoiltError:
             os.close(self._root_fd)
             raise TargetError(
@@ -148,8 +164,10 @@ class Target:
 
     def __exit__(self, *_: object) -> None:
         """Keep what is done so far, to go on from there."""
-        if self.catalog is not None and self.scratch.exists():
-            self.catalog.commit()
+        if self.scratch.exists():
+            # Without it, what was done since the last commit is recorded again.
+            with suppress(OSError):
+                self.catalog.commit()
         self.close()
 
     def close(self) -> None:
@@ -215,18 +233,27 @@ class Target:
     ) -> None:
         """Carry out one operation. Raises ConflictError, TargetFullError, PrivilegeError,
         TargetError; the operation is then not done, and may be tried again."""
+        if isinstance(operation, Rename) and not operation.flags & RENAME_EXCHANGE:
+            # What it replaced in the journal's own tree may be missing here.
+            there = self.catalog.lookup(operation.new_parent, operation.new_name)
+            operation = operation._replace(replaced=there or Fid(0))
         if seq <= self.done_seq:
             # Done before the process died, after the catalog's last commit.
             self.record(operation, seq, time_ns)
             return
         settle = seq == self._begun_seq
-        _PROGRESS.pack_into(self._progress, 0, self.done_seq, seq)
         try:
+            if settle:
+                self._recall(operation)
             if self._has_unbound:
                 self._bind(operation)
+            if not settle and operation.kind in _NOTED:
+                self._note(operation)
+            _PROGRESS.pack_into(self._progress, 0, self.done_seq, seq)
             self.tree.settling = operation.fid if settle else None
             made = self._applier.apply(operation, time_ns, data, settle)
         except (OSError, ApplyBrokenError) as error:
+            self._begun_seq = seq  # it may be tried again by this very process
             raise self._error(operation, seq, error) from error
         self.catalog.record(operation, seq, time_ns, made.handle, made.ino)
         if self.catalog.node(operation.fid) is None:
@@ -239,7 +266,44 @@ class Target:
 
     def _commit_in_time(self) -> None:
         if self.catalog.changes >= COMMIT_CHANGES:
-            self.catalog.commit()
+            try:
+                self.catalog.commit()
+            except OSError as error:
+                raise self._scratch_error(error) from None
+
+    def _scratch_error(self, error: OSError) -> TargetError:
+        if error.errno in _FULL:
+            return TargetFullError(self.path, "no space left beside it; run the same again")
+        return TargetError(self.scratch, error.strerror or "cannot be written")
+
+    def _note(self, operation: TreeOperation) -> None:
+        """Keep what it takes to tell, after a kill, whether the operation was done: the inode
+        numbers of what it is about, and the mtime of a directory that is to keep it."""
+        node = self.catalog.node(operation.fid)
+        other = self.catalog.node(operation.replaced) if isinstance(operation, Rename) else None
+        mtime_ns = 0
+        if operation.kind in _MTIME_KEPT:
+            mtime_ns = self.tree.stat(operation.parent).st_mtime_ns  # type: ignore[union-attr]
+        inos = (one.ino if one is not None else 0 for one in (node, other))
+        _BEFORE.pack_into(self._progress, _PROGRESS.size, *inos, mtime_ns)
+
+    def _recall(self, operation: TreeOperation) -> None:
+        """Before an operation is settled: what :meth:`_note` kept. Its names may be others by now,
+        so the inode numbers cannot be had from them. Raises OSError."""
+        self._has_unbound = True
+        if operation.kind not in _NOTED:
+            return
+        *inos, mtime_ns = _BEFORE.unpack_from(self._progress, _PROGRESS.size)
+        fids = (operation.fid, getattr(operation, "replaced", Fid(0)))
+        for fid, ino in zip(fids, inos, strict=True):
+            node = self.catalog.node(fid)
+            if node is not None and ino:
+                node.ino = ino
+                self.catalog.touch(node)
+        if operation.kind in _MTIME_KEPT:
+            directory: Fid = operation.parent  # type: ignore[union-attr]
+            self.bind(directory)
+            syscalls.set_times(self.tree.descriptor(directory), None, mtime_ns)
 
     def _bind(self, operation: TreeOperation) -> None:
         """Make sure of the files that were in the target before: their inode numbers are not

@@ -44,7 +44,6 @@ _DATA = frozenset({Kind.WRITE, Kind.TRUNCATE})
 _ATTRIBUTES = frozenset({Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR})
 _COPY_BYTES = 1 << 20
 _NOREPLACE = 1
-_PROGRESS_ENTRIES = 1024
 
 What = Literal["bring back", "remove", "rename", "rewrite", "attributes"]
 
@@ -128,8 +127,7 @@ class Undo:
         whole = Criteria(from_seq=first, to_seq=Seq(self._head_seq + 1))
         for (entry, void, _, _), _ in walk(self._lookup, whole):
             operation, seq = entry.operation, entry.seq
-            if seq % _PROGRESS_ENTRIES == 0:
-                progress(seq - first, self._head_seq - first)
+            progress(seq - first, self._head_seq - first)
             if isinstance(operation, Void | NewEpoch | Mark | Clean):
                 continue
             if void is not None and not void.written:

@@ -9,18 +9,10 @@ from fusejournal.cli import entries, text
 from fusejournal.cli.source import Source, open_source, parse_path
 from fusejournal.errors import UsageError
 from fusejournal.journal.format import Entry
+from fusejournal.journal.lookup import Lookup, Place, name_changes
 from fusejournal.journal.paths import PathTracker
 from fusejournal.journal.settled import settled
-from fusejournal.operations import (
-    MAKERS,
-    ImportLink,
-    Kind,
-    Link,
-    Rename,
-    Rmdir,
-    Unlink,
-    Void,
-)
+from fusejournal.operations import MAKERS, Kind, Rename, Void
 from fusejournal.types import Fid, Seq
 
 _CONTENT = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
@@ -128,107 +120,122 @@ class Change(NamedTuple):
 class _Touched:
     """What happened to one fid so far."""
 
-    __slots__ = ("attributes", "content", "entries", "moves", "old_path", "renamed", "uids")
+    __slots__ = ("attributes", "content", "entries", "made", "moves", "names", "old_path", "uids")
 
-    def __init__(self, old_path: bytes | None, moves: int) -> None:
+    def __init__(self, old_path: bytes | None, moves: int, made: bool) -> None:
         self.old_path = old_path
         self.moves = moves
-        """How many renames came before the path was seen."""
+        """How many renames came before that path was seen."""
+        self.made = made
         self.entries = 0
         self.uids: tuple[int, ...] = ()
-        self.content = self.attributes = self.renamed = False
+        self.content = self.attributes = False
+        self.names: dict[Place, tuple[bool, bool]] = {}
+        """Names of it that changed: whether it had them before, and has them now."""
 
 
 def compare(source: Source, from_seq: Seq, to_seq: Seq) -> Iterator[Change]:
     """What the entries in [from_seq, to_seq) changed, taken together; memory grows with the number
     of files they touch."""
-    comparison = _Comparison()
+    comparison = _Comparison(source.lookup, from_seq, to_seq)
     start = source.reader.segment_start(from_seq)
     for entry, void in settled(source.reader.read(start, Seq(to_seq + 1))):
         if entry.seq < to_seq:
-            comparison.take(entry, void, counts=entry.seq >= from_seq)
+            comparison.take(entry, void)
     yield from comparison.result()
 
 
 class _Comparison:
-    def __init__(self) -> None:
+    """Content and attributes are gathered by fid, names by what they stood for before and after.
+    Paths of what only changed inside are followed along; those of changed names are looked up at
+    both moments, a question for each directory."""
+
+    def __init__(self, lookup: Lookup, from_seq: Seq, to_seq: Seq) -> None:
+        self._lookup = lookup
+        self._from_seq = from_seq
+        self._to_seq = to_seq
         self._tracker = PathTracker()
         self._touched: dict[Fid, _Touched] = {}
-        self._links: dict[tuple[Fid, bytes], tuple[Fid, bool, int, bytes | None]] = {}
         self._moves: list[tuple[bytes, bytes]] = []
 
-    def take(self, entry: Entry, void: Void | None, counts: bool) -> None:
-        """Take in one entry; it *counts* when it is in the range."""
+    def take(self, entry: Entry, void: Void | None) -> None:
+        """Take in one entry, which counts if it is in the range."""
         operation = entry.operation
         self._tracker.learn(entry)
         if void is not None and not void.written:
             return
         fid = getattr(operation, "fid", None)
-        if counts and fid is not None:
-            self._touch(entry, fid)
-            if isinstance(operation, Rename) and operation.replaced:
-                self._touch(entry, operation.replaced)
+        if entry.seq >= self._from_seq and fid is not None:
+            self._note(entry, fid)
         self._tracker.follow(operation)
 
-    def _touch(self, entry: Entry, fid: Fid) -> None:
+    def _note(self, entry: Entry, fid: Fid) -> None:
         operation, kind = entry.operation, entry.operation.kind
-        touched = self._touched.get(fid)
-        if touched is None:
-            old_path = None if kind in MAKERS else self._tracker.path(fid)
-            touched = self._touched[fid] = _Touched(old_path, len(self._moves))
-        touched.entries += 1
-        if entry.who.uid not in touched.uids:
-            touched.uids += (entry.who.uid,)
+        touched = self._touch(entry, fid)
         touched.content |= kind in _CONTENT
         touched.attributes |= kind in _ATTRIBUTES
-        if isinstance(operation, Link | ImportLink | Unlink | Rmdir):
-            place = (operation.parent, operation.name)
-            added = isinstance(operation, Link | ImportLink)
-            if place in self._links:
-                del self._links[place]  # made and taken away again, or the other way round
-            else:
-                path = self._tracker.join(*place)
-                self._links[place] = (fid, added, entry.who.uid, path)
-        if isinstance(operation, Rename) and fid == operation.fid:
+        for change in name_changes(operation):
+            place = change[:2]
+            for one, has in ((change.before, False), (change.after, True)):
+                if one is not None:
+                    names = self._touched.get(one) or self._touch(entry, one)
+                    was, _ = names.names.get(place, (not has, has))
+                    names.names[place] = was, has
+        if isinstance(operation, Rename):
             old = self._tracker.join(operation.parent, operation.name)
             new = self._tracker.join(operation.new_parent, operation.new_name)
             if old is not None and new is not None:
                 self._moves.append((old, new))
 
+    def _touch(self, entry: Entry, fid: Fid) -> _Touched:
+        touched = self._touched.get(fid)
+        if touched is None:
+            made = entry.operation.kind in MAKERS
+            old_path = None if made else self._tracker.path(fid)
+            touched = self._touched[fid] = _Touched(old_path, len(self._moves), made)
+        touched.entries += 1
+        if entry.who.uid not in touched.uids:
+            touched.uids += (entry.who.uid,)
+        return touched
+
     def result(self) -> Iterator[Change]:
         """A change for each file that is not as it was."""
         for fid, touched in self._touched.items():
-            old = self._before(touched.old_path, touched.moves)
-            new = self._tracker.path(fid)
-            if old is None and new is None:
+            if not touched.names:
+                if touched.content or touched.attributes:
+                    old = self._before(touched.old_path, touched.moves)
+                    yield _change(fid, touched, old, self._tracker.path(fid))
                 continue
-            change = Change(
-                fid,
-                old,
-                new,
-                touched.content,
-                touched.attributes,
-                False,
-                touched.entries,
-                touched.uids,
-            )
-            if change.letters():
-                yield change
-        for place, (fid, added, uid, old) in self._links.items():
-            if self._tracker.path(fid) is None or self._touched[fid].old_path is None:
-                continue  # told as a file that went or came
-            path = self._tracker.join(*place) if added else old
-            if path is not None and path != self._tracker.path(fid):
-                yield Change(
-                    fid,
-                    None if added else path,
-                    path if added else None,
-                    False,
-                    False,
-                    True,
-                    1,
-                    (uid,),
-                )
+            yield from self._named(fid, touched)
+
+    def _named(self, fid: Fid, touched: _Touched) -> Iterator[Change]:
+        """The changes of a file some of whose names changed."""
+        old, new = self._places(fid, touched)
+        had = {place: self._lookup.join(*place, self._from_seq) for place in old}
+        has = {place: self._lookup.join(*place, self._to_seq) for place in new}
+        kept = [place for place in old if place in has]
+        lost = [place for place in old if place not in has]
+        gained = [place for place in new if place not in had]
+        first = kept[0] if kept else None
+        if first is not None:
+            if touched.content or touched.attributes:
+                yield _change(fid, touched, had[first], has[first])
+        elif lost or gained:
+            before = had[lost.pop(0)] if lost else None
+            after = has[gained.pop(0)] if gained else None
+            yield _change(fid, touched, before, after)
+        for place in lost:
+            yield _change(fid, touched, had[place], None, link=True)
+        for place in gained:
+            yield _change(fid, touched, None, has[place], link=True)
+
+    def _places(self, fid: Fid, touched: _Touched) -> tuple[list[Place], list[Place]]:
+        """All names of a file at both moments."""
+        if not touched.made and self._lookup.has_links(fid):
+            places = self._lookup.places
+            return places(fid, self._from_seq), places(fid, self._to_seq)
+        names = touched.names.items()
+        return [one for one, (was, _) in names if was], [one for one, (_, now) in names if now]
 
     def _before(self, path: bytes | None, moves: int) -> bytes | None:
         """What *path*, seen after so many renames, was called before them all."""
@@ -236,3 +243,10 @@ class _Comparison:
             if path is not None and _is_below(path, new):
                 path = old + path[len(new) :]
         return path
+
+
+def _change(
+    fid: Fid, touched: _Touched, old: bytes | None, new: bytes | None, link: bool = False
+) -> Change:
+    content, attributes = touched.content and not link, touched.attributes and not link
+    return Change(fid, old, new, content, attributes, link, touched.entries, touched.uids)

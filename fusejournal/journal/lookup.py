@@ -275,6 +275,15 @@ class Lookup:
                     places[change.parent, change.name] = None
         return list(places)
 
+    def has_links(self, fid: Fid) -> bool:
+        """Whether *fid* ever got a further name."""
+        links = (Kind.LINK, Kind.IMPORT_LINK)
+        return not self.is_whole or any(
+            posting.kind in links and not posting.is_parent
+            for span in self.segments()
+            for posting in self.index(span).of_fid(fid)
+        )
+
     def paths_of(self, fid: Fid, before_seq: Seq) -> list[bytes]:
         """Every path of *fid*, the oldest name first; empty when it was gone, or its names are not
         known."""

@@ -27,7 +27,7 @@ from fusejournal.journal.segment import (
 from fusejournal.operations import Kind, Void
 from fusejournal.types import Seq
 
-_INDEXES_KEPT = 128
+_INDEX_BYTES_KEPT = 96 << 20
 _END = Seq(1 << 62)
 
 
@@ -41,6 +41,7 @@ class JournalReader:
         self.uuid = uuid
         """The volume's; None until a segment was read."""
         self._indexes: OrderedDict[Path, SegmentIndex] = OrderedDict()
+        self._index_bytes = 0
         self._left: tuple[Seq, Point] | None = None
         """The segment in which reading ended last, and where."""
         self.on_scan: Callable[[Path], None] | None = None
@@ -185,8 +186,10 @@ class JournalReader:
         except BadFrameError as bad:
             raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
         self._indexes[path] = index
-        if len(self._indexes) > _INDEXES_KEPT:
-            self._indexes.popitem(last=False)
+        self._index_bytes += len(index.content)
+        while self._index_bytes > _INDEX_BYTES_KEPT and len(self._indexes) > 1:
+            _, dropped = self._indexes.popitem(last=False)
+            self._index_bytes -= len(dropped.content)
         return index
 
     def pick(self, path: Path, numbers: Iterable[int]) -> Iterator[tuple[Entry, Void | None]]:

@@ -5,6 +5,7 @@ found by the indexes, and makes each under the name that it had at the end. So i
 files' entries cost. It goes through the same applier."""
 
 from collections.abc import Callable, Iterator
+from stat import S_ISDIR
 from typing import Any, NamedTuple
 
 from fusejournal.errors import JournalError, PathNotFoundError
@@ -12,6 +13,7 @@ from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
 from fusejournal.journal.lookup import NAME_KINDS, Lookup, Place, name_changes
 from fusejournal.operations import (
+    MAKERS,
     Import,
     Kind,
     Link,
@@ -26,7 +28,6 @@ from fusejournal.replay.select import Divergence
 from fusejournal.replay.target import Progress, Target
 from fusejournal.types import ROOT_FID, Fid, Seq
 
-_MAKERS = frozenset({Kind.CREATE, Kind.MKDIR, Kind.SYMLINK, Kind.IMPORT})
 _DATA = frozenset(
     {
         Kind.WRITE,
@@ -76,16 +77,30 @@ class Fold:
         self._before_seq = before_seq
         self._counts = counts
         self._divergence = divergence
+        self._is_directory: dict[Fid, bool] = {ROOT_FID: True}
 
     # -- what they were ----------------------------------------------------------------------------
 
-    def maker(self, fid: Fid) -> Entry:
-        """The entry that made *fid*. Raises JournalError when the journal here lacks it."""
-        for entry, _ in self._lookup.entries_of(
-            fid, wanted=lambda one: one.kind in _MAKERS and not one.is_parent and not one.refused
-        ):
-            return entry
-        raise JournalError(
+    def is_directory(self, fid: Fid) -> bool:
+        """Whether *fid* is one. Raises JournalError when the journal here lacks its making."""
+        known = self._is_directory.get(fid)
+        if known is None:
+            known = self._is_directory[fid] = self._look_whether_directory(fid)
+        return known
+
+    def _look_whether_directory(self, fid: Fid) -> bool:
+        for span in self._lookup.segments():
+            for posting in self._lookup.index(span).of_fid(fid):
+                if posting.kind in MAKERS and not posting.is_parent and not posting.refused:
+                    if posting.kind != Kind.IMPORT:
+                        return posting.kind == Kind.MKDIR
+                    for entry, _ in self._lookup.reader.pick(span.path, [posting.number]):
+                        operation = entry.operation
+                        return isinstance(operation, Import) and S_ISDIR(operation.mode)
+        raise self._unknown(fid)
+
+    def _unknown(self, fid: Fid) -> JournalError:
+        return JournalError(
             f"fid {fid} was made before seq {self._lookup.reader.first_seq}, where the journal "
             "here begins: what it was then is not known"
         )
@@ -119,7 +134,7 @@ class Fold:
                 is_new = isinstance(operation, Mkdir)
                 mtime_ns = entry.time_ns if is_new else operation.mtime_ns  # type: ignore[union-attr]
         if not made:
-            self.maker(fid)  # says why not
+            raise self._unknown(fid)
         if self._divergence is not None:
             names = self._divergence.children(fid, names)
         return Directory(names, attributes, mtime_ns)
@@ -136,42 +151,60 @@ class Fold:
 
     def file(self, fid: Fid, place: Place) -> Iterator[Step]:
         """The steps that make *fid*, which is no directory, at *place*."""
-        maker = self.maker(fid)
-        operation: Any = maker.operation
-        yield Step(operation._replace(parent=place[0], name=place[1]), maker.time_ns)
-        for entry, void in self._held(fid, lambda one: one.kind in _DATA):
-            if self._counts is not None and not self._counts(entry.seq):
-                continue
-            data = entry.data if void is None else entry.data[: void.written]
-            yield Step(entry.operation, entry.time_ns, data)  # type: ignore[arg-type]
+        return self._files({fid: [place]})
+
+    def _files(self, places: dict[Fid, list[Place]]) -> Iterator[Step]:
+        """The steps that make many files, each at its first place: all their entries, in order, so
+        that each segment is read once."""
+        made: set[Fid] = set()
+        for span in self._lookup.segments(to_seq=self._before_seq):
+            index = self._lookup.index(span)
+            numbers = sorted(
+                posting.number
+                for fid in index.which_of(places)
+                for posting in index.of_fid(fid)
+                if _makes_a_file(posting) and index.first_seq + posting.number < self._before_seq
+            )
+            for entry, void in self._lookup.reader.pick(span.path, numbers):
+                operation: Any = entry.operation
+                if operation.kind in MAKERS:
+                    made.add(operation.fid)
+                    parent, name = places[operation.fid][0]
+                    operation = operation._replace(parent=parent, name=name)
+                elif self._counts is not None and not self._counts(entry.seq):
+                    continue
+                elif operation.fid not in made:
+                    raise self._unknown(operation.fid)
+                data = entry.data if void is None else entry.data[: void.written]
+                if void is None or void.written:
+                    yield Step(operation, entry.time_ns, data)
+        if len(made) < len(places):
+            raise self._unknown(next(fid for fid in places if fid not in made))
 
     def tree(self, fid: Fid) -> Iterator[Step]:
         """The steps that make directory *fid*, with what is below it, of the target's root."""
-        made: set[Fid] = set()
-        top = self.directory(fid)
-        # Each directory gets its attributes when all below it is there.
-        todo: list[tuple[Fid, Directory, Iterator[tuple[bytes, Fid]]]] = [
-            (ROOT_FID, top, iter(top.children.items()))
-        ]
+        directories: list[tuple[Fid, Directory]] = []
+        files: dict[Fid, list[Place]] = {}
+        todo: list[tuple[Fid, Fid]] = [(fid, ROOT_FID)]
         while todo:
-            parent, directory, children = todo[-1]
-            child = next(children, None)
-            if child is None:
-                todo.pop()
-                yield from self._finish(parent, directory)
-                continue
-            name, child_fid = child
-            place = (parent, name)
-            if child_fid in made:
-                yield Step(Link(child_fid, *place), 0)
-                continue
-            if self.is_directory(child_fid):
-                below = self.directory(child_fid)
-                yield Step(_plain_directory(child_fid, place), 0)
-                todo.append((child_fid, below, iter(below.children.items())))
-            else:
-                made.add(child_fid)
-                yield from self.file(child_fid, place)
+            one, there = todo.pop()
+            directory = self.directory(one)
+            for name, child in directory.children.items():
+                place = (there, name)
+                if self.is_directory(child):
+                    yield Step(_plain_directory(child, place), 0)
+                    todo.append((child, child))
+                else:
+                    files.setdefault(child, []).append(place)
+            directory.children.clear()
+            directories.append((there, directory))
+        yield from self._files(files)
+        for child, places in files.items():
+            for place in places[1:]:
+                yield Step(Link(child, *place), 0)
+        # Last, for what is made in a directory changes its mtime.
+        for there, directory in directories:
+            yield from self._finish(there, directory)
 
     def empty_directory(self, fid: Fid, place: Place) -> Iterator[Step]:
         """The steps that make directory *fid*, without what is in it, at *place*."""
@@ -180,13 +213,6 @@ class Fold:
         yield Step(_plain_directory(there, place), 0)
         yield from self._finish(there, self.directory(fid))
 
-    def is_directory(self, fid: Fid) -> bool:
-        """Whether *fid* is one."""
-        operation = self.maker(fid).operation if fid != ROOT_FID else None
-        if operation is None or isinstance(operation, Mkdir):
-            return True
-        return isinstance(operation, Import) and operation.mode & 0o170000 == 0o040000
-
     def _finish(self, fid: Fid, directory: Directory) -> Iterator[Step]:
         """Mode, owner, xattrs and mtime of a directory."""
         for step in directory.attributes:
@@ -194,6 +220,10 @@ class Fold:
                 yield Step(operation, step.time_ns)
         if directory.mtime_ns is not None:
             yield Step(Setattr(fid, None, None, None, None, directory.mtime_ns), 0)
+
+
+def _makes_a_file(posting: Posting) -> bool:
+    return not posting.is_parent and (posting.kind in MAKERS or posting.kind in _DATA)
 
 
 def _plain_directory(fid: Fid, place: Place) -> Mkdir:

@@ -15,7 +15,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -79,6 +79,10 @@ class UndoPlan:
         """Whether entry *seq* stays."""
         return seq not in self.chosen
 
+    def now(self) -> dict[Place, Fid]:
+        """What the names that are to change stand for now; nothing, where they are not in it."""
+        return {place: fid for fid, places in self.divergence.lacking.items() for place in places}
+
 
 class Undo:
     """Taking back what *criteria* choose. See the module."""
@@ -87,6 +91,7 @@ class Undo:
         self._lookup = lookup
         self._criteria = replace(criteria, to_seq=Seq(min(criteria.to_seq, head_seq + 1)))
         self._head_seq = head_seq
+        self._known_places: dict[Fid, list[Place]] = {}
 
     # -- planning ----------------------------------------------------------------------------------
 
@@ -155,22 +160,23 @@ class Undo:
         yield from sorted(found, key=lambda action: action.new_path or action.path or b"")
 
     def _name_actions(self, plan: UndoPlan) -> Iterator[Action]:
-        lookup, end = self._lookup, Seq(self._head_seq + 1)
+        end = Seq(self._head_seq + 1)
         gone: dict[Fid, bytes | None] = {}
+        now = plan.now()
         for place, _, because_of in plan.divergence.changed_places():
-            now = lookup.fid_of_name(place, end)
-            if now is not None:
-                gone[now] = path = lookup.join(*place, end)
-                if now in plan.divergence.missing or now not in plan.divergence.extra:
-                    yield Action("remove", now, path, None, because_of)
-        for place, fid, because_of in plan.divergence.changed_places():
-            if fid is None:
+            fid = now.get(place)
+            if fid is not None:
+                gone[fid] = path = self._lookup.join(*place, end)
+                if fid in plan.divergence.missing or fid not in plan.divergence.extra:
+                    yield Action("remove", fid, path, None, because_of)
+        for place, wanted, because_of in plan.divergence.changed_places():
+            if wanted is None:
                 continue
             path = self._wanted_path(plan, place)
-            if fid in gone:
-                yield Action("rename", fid, gone[fid], path, because_of)
+            if wanted in gone:
+                yield Action("rename", wanted, gone[wanted], path, because_of)
             else:
-                yield Action("bring back", fid, None, path, because_of)
+                yield Action("bring back", wanted, None, path, because_of)
 
     def _wanted_path(self, plan: UndoPlan, place: Place) -> bytes | None:
         """The path of a name in the tree that is wanted."""
@@ -180,7 +186,7 @@ class Undo:
             extra = plan.divergence.extra.get(fid)
             found = next(iter(extra)) if extra else None
             if found is None:
-                found = next(iter(self._lookup.places(fid, Seq(self._head_seq + 1))), None)
+                found = next(iter(self._places(fid)), None)
             if found is None:
                 return None
             parts.append(found[1])
@@ -195,9 +201,17 @@ class Undo:
     def _changed_files(self, plan: UndoPlan) -> Iterator[tuple[Fid, Seq]]:
         """Files to be rewritten: those that are there, and stay."""
         for fid, seq in plan.changed.items():
-            is_there = fid == ROOT_FID or self._lookup.places(fid, Seq(self._head_seq + 1))
+            is_there = fid == ROOT_FID or self._places(fid)
             if is_there and fid not in plan.divergence.missing:
                 yield fid, seq
+
+    def _places(self, fid: Fid) -> list[Place]:
+        """The names of *fid* as it is now."""
+        known = self._known_places.get(fid)
+        if known is None:
+            known = self._lookup.places(fid, Seq(self._head_seq + 1))
+            self._known_places[fid] = known
+        return known
 
     # -- carrying it out ---------------------------------------------------------------------------
 
@@ -206,7 +220,7 @@ class Undo:
         of it for files on their way. Raises ConflictError when the volume was changed meanwhile,
         OSError; what is done by then is in the journal and can be undone."""
         with ExitStack() as stack:
-            hands = _Hands(self._lookup, plan, mountpoint, work, stack)
+            hands = _Hands(self._lookup, self._places, plan, mountpoint, work, stack)
             hands.run(list(self._changed_files(plan)), progress)
 
 
@@ -215,9 +229,16 @@ class _Hands:
     a directory may move while it is worked in."""
 
     def __init__(
-        self, lookup: Lookup, plan: UndoPlan, mountpoint: Path, work: Path, stack: ExitStack
+        self,
+        lookup: Lookup,
+        places: Callable[[Fid], list[Place]],
+        plan: UndoPlan,
+        mountpoint: Path,
+        work: Path,
+        stack: ExitStack,
     ) -> None:
         self._lookup = lookup
+        self._places = places
         self._plan = plan
         self._end = Seq(plan.head_seq + 1)
         self._fold = Fold(lookup, self._end, plan.counts, plan.divergence)
@@ -234,10 +255,8 @@ class _Hands:
 
     def run(self, changed: list[tuple[Fid, Seq]], progress: Progress) -> None:
         """Everything, in the order that the module tells."""
-        divergence, end = self._plan.divergence, self._end
-        wanted = {place: fid for place, fid, _ in divergence.changed_places()}
-        now = {place: self._lookup.fid_of_name(place, end) for place in wanted}
-        alive = {fid for fid in now.values() if fid is not None}
+        wanted = {place: fid for place, fid, _ in self._plan.divergence.changed_places()}
+        now = self._plan.now()
         for place in wanted:
             if not self._comes_back(place[0]):
                 self._directory(place[0])
@@ -263,7 +282,7 @@ class _Hands:
             else:
                 self._stage_alive(fid, now, staging, name)
             staged[place] = name
-        self._remove(wanted, now, divergence, alive)
+        self._remove(now)
         for place, name in staged.items():
             syscalls.rename(staging, name, self._descriptors[place[0]], place[1], _NOREPLACE)
         for number, (fid, _) in enumerate(changed, 1):
@@ -277,7 +296,7 @@ class _Hands:
 
     def _comes_back(self, fid: Fid) -> bool:
         """Whether *fid* is not there now, and has to be made anew."""
-        return fid != ROOT_FID and not self._lookup.places(fid, self._end)
+        return fid != ROOT_FID and not self._places(fid)
 
     def _directory(self, fid: Fid) -> int:
         """A descriptor of directory *fid*, which is there now."""
@@ -305,34 +324,25 @@ class _Hands:
 
     # -- names -------------------------------------------------------------------------------------
 
-    def _stage_alive(
-        self, fid: Fid, now: dict[Place, Fid | None], staging: int, name: bytes
-    ) -> None:
+    def _stage_alive(self, fid: Fid, now: dict[Place, Fid], staging: int, name: bytes) -> None:
         """A further name for a file that is there; a directory moves."""
         place = next((one for one, held in now.items() if held == fid), None)
         if place is None:
-            place = self._lookup.places(fid, self._end)[0]
+            place = self._places(fid)[0]
         parent = self._directory(place[0])
         self._check(place, fid)
         if self._fold.is_directory(fid):
             syscalls.rename(parent, place[1], staging, name, _NOREPLACE)
-            now[place] = None
+            now.pop(place, None)
             return
         os.link(place[1], name, src_dir_fd=parent, dst_dir_fd=staging, follow_symlinks=False)
 
-    def _remove(
-        self,
-        wanted: dict[Place, Fid | None],
-        now: dict[Place, Fid | None],
-        divergence: Divergence,
-        alive: set[Fid],
-    ) -> None:
-        """Take away the names that are not wanted: what is in a directory before it."""
-        doomed = [(place, fid) for place, fid in now.items() if fid is not None]
+    def _remove(self, doomed: dict[Place, Fid]) -> None:
+        """Take names away: what is in a directory before it."""
         depth = {
-            place: (self._lookup.join(*place, self._end) or b"").count(b"/") for place, _ in doomed
+            place: (self._lookup.join(*place, self._end) or b"").count(b"/") for place in doomed
         }
-        for place, fid in sorted(doomed, key=lambda pair: depth[pair[0]], reverse=True):
+        for place, fid in sorted(doomed.items(), key=lambda pair: depth[pair[0]], reverse=True):
             self._check(place, fid)
             directory = self._directory(place[0])
             if self._fold.is_directory(fid):
@@ -411,7 +421,7 @@ class _Hands:
         place = next(iter(extra)) if extra else None
         if place is None:
             lacking = self._plan.divergence.lacking.get(fid, {})
-            names = self._lookup.places(fid, self._end)
+            names = self._places(fid)
             place = next(name for name in names if name not in lacking)
         if place[0] not in self._descriptors:
             self._directory(place[0])

@@ -1,6 +1,7 @@
 """``fusejournal undo``: take operations back in a running volume."""
 
 import os
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -9,7 +10,7 @@ from fusejournal.asking import ask
 from fusejournal.cli import entries, text
 from fusejournal.cli.replay import conflict_line, watched
 from fusejournal.cli.source import Source, open_source, parse_kinds, parse_path, parse_ranges
-from fusejournal.errors import ConflictError, PrivilegeError, UsageError
+from fusejournal.errors import ConflictError, FusejournalError, PrivilegeError, UsageError
 from fusejournal.journal.criteria import Criteria
 from fusejournal.journal.lookup import END
 from fusejournal.replay.undo import Action, Undo, UndoPlan
@@ -93,8 +94,12 @@ def undo(
         )
     done: tuple[int, int] | None = None
     if state is not None and actions:
-        with watched("undoing", as_json) as progress:
-            work.carry_out(plan, state.mountpoint, state.directory, progress)
+        try:
+            with watched("undoing", as_json) as progress:
+                work.carry_out(plan, state.mountpoint, state.directory, progress)
+        except (OSError, FusejournalError, KeyboardInterrupt):
+            _tell_how_far(source, state, plan)
+            raise
         done = plan.head_seq + 1, ask(state.directory, "status")["head_seq"]
     if as_json:
         text.echo_json(_as_json(plan, actions, done))
@@ -105,6 +110,19 @@ def undo(
         )
     elif actions:
         click.echo("nothing was written: --apply does it")
+
+
+def _tell_how_far(source: Source, state: VolumeState, plan: UndoPlan) -> None:
+    """After a failure: nothing is lost, and how to get back."""
+    with suppress(FusejournalError):
+        first, last = plan.head_seq + 1, ask(state.directory, "status")["head_seq"]
+        if last >= first:
+            click.echo(
+                f"stopped half-way: entries {first} to {last} are done, files on their way lie in "
+                f"/.fusejournal-undo.*; to take that back: "
+                f"fusejournal undo {source.name} {first}-{last} --apply",
+                err=True,
+            )
 
 
 def _criteria(

@@ -119,6 +119,7 @@ class Lookup:
 
     def __init__(self, reader: JournalReader) -> None:
         self.reader = reader
+        reader.look_again()
         self._paths = reader.segments()
         self._starts = [first_seq_of(path) for path in self._paths]
         self.is_whole = bool(self._starts) and self._starts[0] == 1

@@ -42,6 +42,8 @@ class JournalReader:
         """The volume's; None until a segment was read."""
         self._indexes: OrderedDict[Path, SegmentIndex] = OrderedDict()
         self._index_bytes = 0
+        self._growing: Path | None = None
+        """The segment whose index was made while it was the newest."""
         self._left: tuple[Seq, Point] | None = None
         """The segment in which reading ended last, and where."""
         self.on_scan: Callable[[Path], None] | None = None
@@ -168,6 +170,12 @@ class JournalReader:
 
     # -- by index ----------------------------------------------------------------------------------
 
+    def look_again(self) -> None:
+        """Forget the index of the newest segment, which may have grown since it was made."""
+        dropped = self._indexes.pop(self._growing, None) if self._growing is not None else None
+        if dropped is not None:
+            self._index_bytes -= len(dropped.content)
+
     def index(self, path: Path) -> SegmentIndex:
         """The index of segment *path*: its sidecar, or one made now by reading the segment. Raises
         JournalDamagedError."""
@@ -185,6 +193,8 @@ class JournalReader:
                     index = build_index(reader, allow_torn=newest)
         except BadFrameError as bad:
             raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
+        if newest:
+            self._growing = path
         self._indexes[path] = index
         self._index_bytes += len(index.content)
         while self._index_bytes > _INDEX_BYTES_KEPT and len(self._indexes) > 1:

@@ -15,6 +15,7 @@ import os
 import shutil
 import stat
 import tempfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -44,6 +45,8 @@ _DATA = frozenset({Kind.WRITE, Kind.TRUNCATE})
 _ATTRIBUTES = frozenset({Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR})
 _COPY_BYTES = 1 << 20
 _NOREPLACE = 1
+_DESCRIPTORS_MAX = 256
+_FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 What = Literal["bring back", "remove", "rename", "rewrite", "attributes"]
 
@@ -244,7 +247,9 @@ class _Hands:
         self._fold = Fold(lookup, self._end, plan.counts, plan.divergence)
         self._stack = stack
         self._mountpoint = mountpoint
-        self._descriptors: dict[Fid, int] = {}
+        self._descriptors: OrderedDict[Fid, int] = OrderedDict()
+        self._handles: dict[Fid, bytes] = {}
+        stack.callback(self._close)
         self._affected: set[Fid] = {ROOT_FID}
         """Directories whose mtime has to be set right."""
         scratch = Path(tempfile.mkdtemp(prefix="undo.", dir=work))
@@ -257,14 +262,12 @@ class _Hands:
         """Everything, in the order that the module tells."""
         wanted = {place: fid for place, fid, _ in self._plan.divergence.changed_places()}
         now = self._plan.now()
-        for place in wanted:
-            if not self._comes_back(place[0]):
-                self._directory(place[0])
-                self._affected.add(place[0])
+        self._find_directories(wanted, now, changed)
         staging_name = b".fusejournal-undo.%d" % os.getpid()
         root = self._directory(ROOT_FID)
         os.mkdir(staging_name, 0o700, dir_fd=root)
-        staging = self._open(staging_name, root)
+        staging = _open_directory(staging_name, root)
+        self._stack.callback(os.close, staging)
         staged: dict[Place, bytes] = {}
         made: dict[Fid, bytes] = {}
         for number, (place, fid) in enumerate(wanted.items(), 1):
@@ -284,7 +287,7 @@ class _Hands:
             staged[place] = name
         self._remove(now)
         for place, name in staged.items():
-            syscalls.rename(staging, name, self._descriptors[place[0]], place[1], _NOREPLACE)
+            syscalls.rename(staging, name, self._directory(place[0]), place[1], _NOREPLACE)
         for number, (fid, _) in enumerate(changed, 1):
             progress(number, len(changed))
             self._rewrite(fid)
@@ -298,29 +301,59 @@ class _Hands:
         """Whether *fid* is not there now, and has to be made anew."""
         return fid != ROOT_FID and not self._places(fid)
 
+    def _find_directories(
+        self,
+        wanted: dict[Place, Fid | None],
+        now: dict[Place, Fid],
+        changed: list[tuple[Fid, Seq]],
+    ) -> None:
+        """Get hold of every directory that is to be worked in, while it is where its path says."""
+        fids = {fid for fid in wanted.values() if fid is not None}
+        places = [*wanted, *now, *(place for fid in fids for place in self._places(fid))]
+        for fid, _ in changed:
+            places += self._places(fid)
+            if self._fold.is_directory(fid):
+                self._directory(fid)
+                self._affected.add(fid)
+        for place in places:
+            if not self._comes_back(place[0]):
+                self._directory(place[0])
+        self._affected.update(place[0] for place in wanted if not self._comes_back(place[0]))
+
     def _directory(self, fid: Fid) -> int:
-        """A descriptor of directory *fid*, which is there now."""
-        known = self._descriptors.get(fid)
-        if known is not None:
-            return known
+        """A descriptor of directory *fid*, good for some time: not all can be open at once, but a
+        layer finds a directory by its handle wherever it went."""
+        fd = self._descriptors.get(fid)
+        if fd is not None:
+            self._descriptors.move_to_end(fid)
+            return fd
+        handle = self._handles.get(fid)
+        if handle is not None:
+            root = self._directory(ROOT_FID)
+            return self._keep(fid, syscalls.open_by_handle(root, handle, _FLAGS_DIRECTORY))
         path = self._lookup.paths_of(fid, self._end)[0]
-        fd = self._open(os.path.join(os.fsencode(self._mountpoint), path), None)
+        fd = self._keep(fid, _open_path(self._mountpoint, path))
         if os.fstat(fd).st_ino != fid:
             raise _changed_meanwhile(path)
-        self._descriptors[fid] = fd
+        self._handles[fid] = syscalls.handle_of(fd)
         return fd
 
-    def _open(self, name: bytes, directory: int | None) -> int:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name, flags, dir_fd=directory)
-        self._stack.callback(os.close, fd)
+    def _keep(self, fid: Fid, fd: int) -> int:
+        self._descriptors[fid] = fd
+        if len(self._descriptors) > _DESCRIPTORS_MAX:
+            old = next(one for one in self._descriptors if one != ROOT_FID)
+            os.close(self._descriptors.pop(old))
         return fd
+
+    def _close(self) -> None:
+        for fd in self._descriptors.values():
+            os.close(fd)
 
     def _set_directory_times(self) -> None:
         for fid in self._affected:
             mtime_ns = self._fold.directory(fid).mtime_ns
             if mtime_ns is not None:
-                syscalls.set_times(self._descriptors[fid], None, mtime_ns)
+                syscalls.set_times(self._directory(fid), None, mtime_ns)
 
     # -- names -------------------------------------------------------------------------------------
 
@@ -392,7 +425,8 @@ class _Hands:
         found = os.stat(source_name, dir_fd=source, follow_symlinks=False)
         if stat.S_ISDIR(found.st_mode):
             os.mkdir(name, 0o700, dir_fd=staging)
-            self._descriptors[fid] = self._open(name, staging)
+            fd = self._keep(fid, _open_directory(name, staging))
+            self._handles[fid] = syscalls.handle_of(fd)
             self._affected.add(fid)
         elif stat.S_ISLNK(found.st_mode):
             os.symlink(os.readlink(source_name, dir_fd=source), name, dir_fd=staging)
@@ -407,12 +441,10 @@ class _Hands:
         """Give *fid*, which is there, the content and attributes that are wanted."""
         source, source_name = self._folded(fid)
         if self._fold.is_directory(fid):
-            fd = self._directory(fid)
-            self._affected.add(fid)
-            _copy(source, source_name, fd, b".")
+            _copy(source, source_name, self._directory(fid), b".")
         else:
             place = self._place_now(fid)
-            _copy(source, source_name, self._descriptors[place[0]], place[1])
+            _copy(source, source_name, self._directory(place[0]), place[1])
         self._drop(fid, source_name)
 
     def _place_now(self, fid: Fid) -> Place:
@@ -423,10 +455,26 @@ class _Hands:
             lacking = self._plan.divergence.lacking.get(fid, {})
             names = self._places(fid)
             place = next(name for name in names if name not in lacking)
-        if place[0] not in self._descriptors:
-            self._directory(place[0])
         self._check(place, fid)
         return place
+
+
+def _open_directory(name: bytes, directory: int) -> int:
+    return os.open(name, _FLAGS_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+
+
+def _open_path(mountpoint: Path, path: bytes) -> int:
+    """Open directory *path* step by step, for it may be longer than a path can be."""
+    fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for name in path.split(b"/") if path else ():
+        try:
+            following = _open_directory(name, fd)
+        except OSError as error:
+            raise _changed_meanwhile(path) from error
+        finally:
+            os.close(fd)
+        fd = following
+    return fd
 
 
 def _changed_meanwhile(path: bytes) -> ConflictError:

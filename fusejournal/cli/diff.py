@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import click
 
 from fusejournal.cli import entries, text
-from fusejournal.cli.source import Source, open_source, parse_path
+from fusejournal.cli.source import Source, open_source
 from fusejournal.errors import UsageError
 from fusejournal.journal.format import Entry
 from fusejournal.journal.lookup import Lookup, Place, name_changes
@@ -51,7 +51,7 @@ def diff(volume: str, seq1: int, seq2: int, path: str | None, as_json: bool) -> 
     for seq in (seq1, seq2):
         if seq:
             source.check_seq(seq)
-    below = parse_path(path) if path else b""
+    below = source.path(path) if path else b""
     for change in sorted(compare(source, Seq(seq1 + 1), Seq(seq2 + 1)), key=Change.shown_path):
         if not below or any(_is_below(one, below) for one in (change.old_path, change.new_path)):
             if as_json:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import click
 
 from fusejournal.cli import entries, text
-from fusejournal.cli.source import open_source, parse_path
+from fusejournal.cli.source import open_source
 from fusejournal.errors import PathNotFoundError
 from fusejournal.journal.criteria import Match
 from fusejournal.journal.format import Entry
@@ -33,7 +33,7 @@ def history(volume: str, path: str, as_json: bool) -> None:
       fusejournal history srv-data old/name.txt --json | jq -r '[.seq, .path, .size] | @tsv'
     """
     source = open_source(volume)
-    raw = parse_path(path)
+    raw = source.path(path)
     lookup = source.lookup
     tenures: dict[Fid, list[Tenure]] = {}
     for tenure in lookup.tenures(raw):

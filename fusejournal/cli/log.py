@@ -9,7 +9,7 @@ from dataclasses import replace
 import click
 
 from fusejournal.cli import entries, text
-from fusejournal.cli.source import Source, open_source, parse_kinds, parse_path
+from fusejournal.cli.source import Source, open_source, parse_kinds
 from fusejournal.cli.statistics import Statistics, show_statistics
 from fusejournal.errors import UsageError
 from fusejournal.journal.criteria import Criteria, Follower, Match, find
@@ -50,9 +50,10 @@ def log(
 ) -> None:
     """Show VOLUME's journal, oldest first: seq, time, who, what, path.
 
-    VOLUME is a volume, running or not, or a directory of segments copied from one. PATH is a file
-    (by any name it had while PATH was its name) or a directory and what is below it; a GLOB's * and
-    ? stop at a slash, ** does not, and one without a slash is held against names anywhere.
+    VOLUME is a volume, running or not, or a directory of segments copied from one. PATH, from the
+    volume's root or as it shows below the mountpoint, is a file (with all that it went through
+    while that was its name) or a directory and what is below it; a GLOB's * and ? stop at a slash,
+    ** does not, and one without a slash is held against names anywhere.
 
     Who is the caller; of a write, who opened the file. A change that the file system refused is
     shown with the error. In JSON, file names that are not UTF-8 carry their odd bytes as lone
@@ -77,7 +78,7 @@ def log(
         to_seq=Seq(min(to_seq + 1 if to_seq else END, source.until(until) if until else END)),
         kinds=parse_kinds(ops) if ops else frozenset(),
         uid=uid,
-        paths=(parse_path(path),) if path and parse_path(path) else (),
+        paths=(source.path(path),) if path and source.path(path) else (),
     )
     matches = _newest(source, criteria, count, reverse)
     if stat:

@@ -16,7 +16,6 @@ from fusejournal.cli.source import (
     Source,
     open_source,
     parse_kinds,
-    parse_path,
     parse_ranges,
 )
 from fusejournal.errors import ConflictError, TargetError, UsageError
@@ -95,7 +94,7 @@ def replay(
         to_seq=Seq(last + 1),
         kinds=parse_kinds(ops) if ops else frozenset(),
         uid=uid,
-        paths=tuple(map(parse_path, paths)),
+        paths=tuple(map(source.path, paths)),
         only=parse_ranges(only),
         without=parse_ranges(without),
     )

@@ -6,7 +6,7 @@ import click
 
 from fusejournal.cli import text
 from fusejournal.cli.replay import watched
-from fusejournal.cli.source import Source, open_source, parse_path
+from fusejournal.cli.source import Source, open_source
 from fusejournal.errors import UsageError
 from fusejournal.replay.restore import restore
 from fusejournal.types import Seq
@@ -53,7 +53,7 @@ def restore_command(
     """
     source = open_source(volume)
     end = _end(source, to_seq, before_seq, to_time, to_mark)
-    raw = parse_path(path) if path else b""
+    raw = source.path(path) if path else b""
     with watched("restoring", as_json) as progress:
         done = restore(source.lookup, raw, end, target, progress)
     if as_json:

@@ -65,6 +65,16 @@ class Source:
             raise NoSuchSeqError(seq, first_seq, self.head_seq)
         return Seq(seq)
 
+    def path(self, text: str) -> bytes:
+        """A path in the volume as people type it: from the volume's root, or as it shows where the
+        volume is mounted. Raises UsageError."""
+        path = parse_path(text)
+        if self.state is not None and text.startswith("/"):
+            mountpoint = parse_path(str(self.state.mountpoint))
+            if path == mountpoint or path.startswith(mountpoint + b"/"):
+                path = path[len(mountpoint) + 1 :]
+        return path
+
     def since(self, text: str) -> Seq:
         """The first seq at or after a time or mark. Raises NoSuchMomentError."""
         time_ns = parse_moment(text, self._now_ns)

@@ -9,7 +9,7 @@ import click
 from fusejournal.asking import ask
 from fusejournal.cli import entries, text
 from fusejournal.cli.replay import conflict_line, watched
-from fusejournal.cli.source import Source, open_source, parse_kinds, parse_path, parse_ranges
+from fusejournal.cli.source import Source, open_source, parse_kinds, parse_ranges
 from fusejournal.errors import ConflictError, FusejournalError, PrivilegeError, UsageError
 from fusejournal.journal.criteria import Criteria
 from fusejournal.journal.lookup import END
@@ -140,7 +140,7 @@ def _criteria(
         to_seq=source.until(until) if until else END,
         kinds=parse_kinds(ops) if ops else frozenset(),
         uid=uid,
-        paths=tuple(map(parse_path, paths)),
+        paths=tuple(map(source.path, paths)),
         only=parse_ranges(seqs),
         without=parse_ranges(without),
     )

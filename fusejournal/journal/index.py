@@ -53,6 +53,7 @@ import xxhash
 import zstandard
 
 from fusejournal import storage
+from fusejournal.errors import JournalDamagedError
 from fusejournal.journal.format import FRAME_HEADER_BYTES, FormatError
 from fusejournal.journal.segment import BadFrameError, Point, SegmentReader
 from fusejournal.operations import Kind
@@ -71,7 +72,7 @@ _POINT_ENTRIES: Final = 32
 _POINT_BYTES: Final = 256 << 10
 _LOOKUP_COST: Final = 16  # of finding one fid, in steps through all of them
 _ENTRIES_MAX: Final = 1 << 24
-_PATHS_BYTES_MAX: Final = 1 << 30
+_PATHS_BYTES_SPARE: Final = 1 << 20
 
 _NAMED: Final = frozenset(
     map(
@@ -145,12 +146,18 @@ class SegmentIndex:
         counts = _COUNTS.unpack_from(content, _HEADER.size)
         points, fids, fid_postings, names, name_postings, uids, self._paths_bytes = counts
         at = _HEADER.size + _COUNTS.size
-        sections: list[Any] = []
-        for code, count in (
+        layout = (
             ("Q", points), ("Q", points), ("q", points), ("Q", fids), ("Q", names), ("Q", uids),
             ("I", points), ("I", fids + 1), ("I", fid_postings), ("I", names + 1),
             ("I", name_postings),
-        ):  # fmt: skip
+        )  # fmt: skip
+        whole = at + sum(struct.calcsize(code) * count for code, count in layout)
+        if whole + self._paths_bytes + _CHECKSUM.size != len(content) or bool(points) != bool(
+            self.entries
+        ):
+            raise FormatError("the index's sections do not fit")
+        sections: list[Any] = []
+        for code, count in layout:
             end = at + count * struct.calcsize(code)
             sections.append(view[at:end].cast(code))  # type: ignore[call-overload]
             at = end
@@ -199,15 +206,18 @@ class SegmentIndex:
         return filter(fids.__contains__, self._fids)
 
     def told_paths(self) -> list[ToldPath]:
-        """Every path that an entry tells, sorted."""
+        """Every path that an entry tells, sorted. Raises JournalDamagedError."""
         packed = self.content[self._paths_at : self._paths_at + self._paths_bytes]
         try:
-            plain = zstandard.ZstdDecompressor().decompress(
-                packed, max_output_size=_PATHS_BYTES_MAX
-            )
+            # It says how large it is, and would be believed.
+            if zstandard.frame_content_size(packed) > 2 * self.segment_bytes + _PATHS_BYTES_SPARE:
+                raise ValueError("they claim to be too large")
+            plain = zstandard.ZstdDecompressor().decompress(packed)
             return [ToldPath(*told) for told in msgpack.unpackb(plain, use_list=False)]
         except (zstandard.ZstdError, ValueError, TypeError) as error:
-            raise FormatError(f"the index's paths cannot be read: {error}") from None
+            name = f"{self.first_seq:020d}{INDEX_SUFFIX}"
+            reason = f"the paths of the index: {error}; delete it, it is only a cache"
+            raise JournalDamagedError(name, 0, self.first_seq, reason) from None
 
     def point_before(self, number: int) -> Point:
         """The nearest point at or before entry *number*."""

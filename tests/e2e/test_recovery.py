@@ -88,7 +88,8 @@ def test_the_story(layer: Layer, tmp_path: Path) -> None:
     removed = range(turns["before rm"] + 1, turns["after rm"] + 1)
 
     # Who was it?
-    gone = log(layer, "src/memos", "--op", "unlink,rmdir", "--since", "1 hour ago")
+    memos = str(layer.mountpoint / "src/memos")
+    gone = log(layer, memos, "--op", "unlink,rmdir", "--since", "1 hour ago")
     assert {line["uid"] for line in gone} == {_BEN}
     assert [line["path"] for line in gone if line["op"] == "rmdir"] == ["src/memos"]
     assert all(line["seq"] in removed for line in gone)

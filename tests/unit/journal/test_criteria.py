@@ -1,0 +1,130 @@
+"""What people ask for: patterns, ranges, and words for them."""
+
+from pathlib import Path
+
+import pytest
+
+from fusejournal.cli.source import open_source, parse_kinds, parse_path, parse_ranges
+from fusejournal.errors import JournalDamagedError, UsageError, VolumeNotFoundError
+from fusejournal.journal.criteria import Criteria, Follower, PathPattern, find
+from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.journal.lookup import Lookup
+from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.segment import list_segments
+from fusejournal.operations import Kind, Mkdir, Write
+from fusejournal.types import NOBODY_ASKED, ROOT_FID, Fid, Seq
+from tests.support.entries import UUID_OF_TESTS
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "matches"),
+    [
+        ("a/b", "a/b", True),
+        ("a/b", "a/b/c", True),
+        ("a/b", "a/bc", False),
+        ("/a/b/", "a/b", True),
+        ("*.txt", "a/b/c.txt", True),
+        ("*.txt", "a.txt/b", False),
+        ("a/*.txt", "a/b.txt", True),
+        ("a/*.txt", "a/b/c.txt", False),
+        ("a/**/*.txt", "a/b/c/d.txt", True),
+        ("a/**/*.txt", "a/d.txt", True),
+        ("a/**", "a/b/c", True),
+        ("**/x", "x", True),
+        ("?", "a/b", True),
+        ("?", "ab", False),
+        ("[ab]*", "x/banana", True),
+        ("[!ab]*", "x/banana", False),
+        ("[]]", "]", True),
+        ("[", "[", True),
+        ("a.b", "aXb", False),
+    ],
+)
+def test_patterns(pattern: str, path: str, matches: bool, tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, JournalOptions())
+    journal.append(Write(Fid(7), 0, None), NOBODY_ASKED, 1, lambda fid: path.encode(), b"x")
+    (entry,) = journal.reader.read(Seq(1), Seq(2))
+    assert PathPattern(pattern.encode(), None).matches(entry, path.encode()) == matches
+    # The same through the segment's index.
+    found = list(find(Lookup(journal.reader), Criteria(paths=(pattern.strip("/").encode(),))))
+    assert bool(found) == matches
+
+
+def test_ranges() -> None:
+    assert parse_ranges(["7", "9-12,20"]) == ((7, 8), (9, 13), (20, 21))
+    for wrong in ("", "0", "5-3", "-3", "a", "3-", "1,,2"):
+        with pytest.raises(UsageError):
+            parse_ranges([wrong])
+
+
+def test_kinds() -> None:
+    assert parse_kinds(["write, UNLINK", "mark"]) == {Kind.WRITE, Kind.UNLINK, Kind.MARK}
+    with pytest.raises(UsageError, match="there are: create"):
+        parse_kinds(["writ"])
+
+
+def test_paths() -> None:
+    assert parse_path("//a/./b/") == b"a/b"
+    assert parse_path("/") == b""
+    assert parse_path("bad\udcff") == b"bad\xff"
+    with pytest.raises(UsageError):
+        parse_path("a/../b")
+
+
+def _directories(directory: Path, count: int) -> Journal:
+    journal = Journal.create(directory, UUID_OF_TESTS, JournalOptions(segment_entries=256))
+    _append(journal, count)
+    return journal
+
+
+def _append(journal: Journal, count: int) -> None:
+    for _ in range(count):
+        number = journal.head_seq + 1
+        journal.append(
+            Mkdir(Fid(number + 1), ROOT_FID, b"d%d" % number, 0o755, 0, 0, None, None),
+            NOBODY_ASKED,
+            number,
+            lambda fid: b"",
+        )
+
+
+def test_a_follower_reads_each_entry_once(tmp_path: Path) -> None:
+    journal = _directories(tmp_path, 10)
+    follower = Follower(JournalReader(tmp_path), Criteria(paths=(b"d*[13579]",)), Seq(5))
+    seen: list[int] = []
+    for more in (0, 3, 300, 1, 0, 600):
+        _append(journal, more)
+        seen += [match.entry.seq for match in follower.new(journal.head_seq)]
+    assert seen == list(range(5, journal.head_seq + 1, 2))
+
+
+def test_newest_first(tmp_path: Path) -> None:
+    journal = _directories(tmp_path, 700)
+    lookup = Lookup(journal.reader)
+    forward = [match.entry.seq for match in find(lookup, Criteria())]
+    assert forward == list(range(1, 701))
+    backward = [match.entry.seq for match in find(lookup, Criteria(), newest_first=True)]
+    assert backward == forward[::-1]
+
+
+def test_a_gap_between_segments_is_damage(tmp_path: Path) -> None:
+    _directories(tmp_path, 900).close()
+    list_segments(tmp_path)[1].unlink()
+    lookup = Lookup(JournalReader(tmp_path))
+    for criteria in (Criteria(), Criteria(uid=5), Criteria(paths=(b"d900",))):
+        with pytest.raises(JournalDamagedError, match="next segment begins with 513"):
+            list(find(lookup, criteria))
+    # But not for whom it does not concern.
+    assert [m.entry.seq for m in find(lookup, Criteria(from_seq=Seq(800)))] == [*range(800, 901)]
+
+
+def test_sources(tmp_path: Path) -> None:
+    _directories(tmp_path, 300).close()
+    first = list_segments(tmp_path)[0]
+    assert open_source(str(first)).reader.segments() == [first]
+    assert len(open_source(str(tmp_path)).reader.segments()) == 2
+    with pytest.raises(VolumeNotFoundError):
+        open_source(str(tmp_path / "nothing"))
+    (tmp_path / "other").write_text("")
+    with pytest.raises(UsageError, match="no segment"):
+        open_source(str(tmp_path / "other"))

@@ -55,6 +55,7 @@ class Durability:
         self._flushed = trio.Event()
         self.compression_failure: str | None = None
         """Why sealed segments are not compressed any more."""
+        self._without_index: set[Path] = set()
         self.full = False
         """Whether the catalog's disk has no space for what has to be committed."""
 
@@ -138,8 +139,9 @@ class Durability:
         while not self._failed:
             await trio.sleep(_TEND_PAUSE_SECONDS)
             for segment in self._journal.without_index():
-                if not await self._make_index(segment):
-                    break
+                # Tried once: a damaged segment will not get better.
+                if segment not in self._without_index and not await self._make_index(segment):
+                    self._without_index.add(segment)
             if self._config.compress and self.compression_failure is None:
                 await self._compress()
 

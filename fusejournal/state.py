@@ -17,6 +17,7 @@ mountpoint, which may be dead and hang or fail: the kernel's list of mounts is a
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -160,6 +161,8 @@ def claim_volume(spec: "MountSpec") -> Iterator[VolumeState]:
             "mountpoint": str(spec.mountpoint),
         }
         _write_holder(fd, json.dumps(holding))
+        for left in directory.glob("undo.*"):
+            shutil.rmtree(left, ignore_errors=True)  # an undo was killed at its work
         yield _load_or_make(spec)
         _write_holder(fd, "")
     finally:

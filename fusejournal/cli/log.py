@@ -73,12 +73,17 @@ def log(
     if follow and (reverse or stat or until or to_seq):
         raise UsageError("--follow goes with none of --reverse, --stat, --until, --to-seq")
     source = open_source(volume)
+    chosen = source.path(path) if path else b""
+    if not follow:
+        source.check_path(chosen)
+        if from_seq:
+            source.check_seq(from_seq)
     criteria = Criteria(
         from_seq=Seq(max(from_seq or 1, source.since(since) if since else 1)),
         to_seq=Seq(min(to_seq + 1 if to_seq else END, source.until(until) if until else END)),
         kinds=parse_kinds(ops) if ops else frozenset(),
         uid=uid,
-        paths=(source.path(path),) if path and source.path(path) else (),
+        paths=(chosen,) if chosen else (),
     )
     matches = _newest(source, criteria, count, reverse)
     if stat:

@@ -10,6 +10,7 @@ from fusejournal import __version__, storage
 from fusejournal.errors import FusejournalError, PrivilegeError
 
 _INTERRUPTED = 130
+_STEPS_MAX = 12_000
 
 
 _COMMANDS = {
@@ -65,6 +66,8 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code."""
     storage.listen_to_environment()
+    # Paths are followed directory by directory, and trees are deep at times.
+    sys.setrecursionlimit(_STEPS_MAX)
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:

@@ -82,6 +82,7 @@ def replay(
       fusejournal replay srv-data /restore/data --except 4711-4720 --on-conflict skip
       fusejournal replay srv-data /restore/data --from-seq 5001 --to-seq 6000
     """
+    target = Path(os.path.abspath(target))
     source = open_source(volume)
     last = source.check_seq(to_seq) if to_seq else source.head_seq
     source.check_seq(from_seq)
@@ -94,7 +95,7 @@ def replay(
         to_seq=Seq(last + 1),
         kinds=parse_kinds(ops) if ops else frozenset(),
         uid=uid,
-        paths=tuple(map(source.path, paths)),
+        paths=tuple(source.check_path(source.path(path)) for path in paths),
         only=parse_ranges(only),
         without=parse_ranges(without),
     )
@@ -149,7 +150,7 @@ def watched(title: str, quiet: bool) -> Iterator[Progress]:
 
 def _check_target(target: Path, from_seq: int) -> None:
     """Make it if it may be made. Raises TargetError."""
-    if scratch_of(target.absolute()).exists():
+    if scratch_of(target).exists() and target.exists():
         return  # to be gone on with
     try:
         if not target.exists():

@@ -35,7 +35,7 @@ def show(volume: str, seq: int, with_data: bool, as_json: bool) -> None:
     entry = match.entry
     line.update(
         frame_bytes=entry.frame_bytes,
-        offset=entry.offset,
+        frame_offset=entry.offset,
         flushed=entry.flushed,
         chain=f"{entry.chain:016x}",
     )

@@ -9,16 +9,18 @@ from functools import cached_property
 from pathlib import Path
 
 from fusejournal.asking import ask
+from fusejournal.cli import text as texts
 from fusejournal.cli.moments import parse_moment
 from fusejournal.errors import (
     JournalError,
     NoSuchMomentError,
     NoSuchSeqError,
     NotRunningError,
+    PathNotFoundError,
     UsageError,
     VolumeNotFoundError,
 )
-from fusejournal.journal.criteria import SeqRange
+from fusejournal.journal.criteria import PathPattern, SeqRange
 from fusejournal.journal.lookup import Lookup
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import is_segment, list_segments
@@ -75,6 +77,14 @@ class Source:
                 path = path[len(mountpoint) + 1 :]
         return path
 
+    def check_path(self, path: bytes) -> bytes:
+        """*path*, if it is a pattern, or was ever there. Raises PathNotFoundError."""
+        pattern = PathPattern(path, self.lookup)
+        if path and not pattern.is_glob and self.lookup.is_whole and not self.lookup.tenures(path):
+            shown = "/" + texts.name(path)
+            raise PathNotFoundError(shown, f"never was in the journal of {self.name}")
+        return path
+
     def since(self, text: str) -> Seq:
         """The first seq at or after a time or mark. Raises NoSuchMomentError."""
         time_ns = parse_moment(text, self._now_ns)
@@ -96,6 +106,8 @@ class Source:
         time_ns = parse_moment(text, self._now_ns)
         if time_ns is None:
             raise NoSuchMomentError(f"{text!r} is no time (2026-01-31 14:00, '2 hours ago')")
+        if time_ns > self._now_ns:
+            raise NoSuchMomentError(f"{text!r} is yet to come")
         before_seq = self.lookup.seq_after(time_ns)
         if before_seq <= self.reader.first_seq:
             raise NoSuchMomentError(

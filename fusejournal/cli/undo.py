@@ -25,6 +25,7 @@ _SHOWN = 40
 @click.option("--path", "paths", multiple=True, help="Only what is about this path or pattern.")
 @click.option("--op", "ops", multiple=True, metavar="OP,...", help="Only these operations.")
 @click.option("--uid", type=int, help="Only what this user asked for.")
+@click.option("--pid", type=int, help="Only what this process asked for.")
 @click.option("--since", metavar="TIME", help="Only at or after a time or mark.")
 @click.option("--until", metavar="TIME", help="Only up to a time or mark.")
 @click.option("--except", "without", multiple=True, metavar="SEQ|A-B", help="But not these.")
@@ -44,6 +45,7 @@ def undo(
     paths: tuple[str, ...],
     ops: tuple[str, ...],
     uid: int | None,
+    pid: int | None,
     since: str | None,
     until: str | None,
     without: tuple[str, ...],
@@ -66,8 +68,8 @@ def undo(
       fusejournal undo srv-data --uid 1001 --op unlink,rmdir --since 14:00 --apply
       fusejournal undo srv-data --path home/anna/thesis.odt --op write --since "10 minutes ago"
     """
-    if not (seqs or paths or ops or uid is not None or since or until):
-        raise UsageError("say which: seqs, or --path, --op, --uid, --since, --until")
+    if not (seqs or paths or ops or uid is not None or pid is not None or since or until):
+        raise UsageError("say which: seqs, or --path, --op, --uid, --pid, --since, --until")
     if dry_run and do_apply:
         raise UsageError("--dry-run or --apply, not both")
     source = open_source(volume)
@@ -77,14 +79,14 @@ def undo(
     state = _running(source) if do_apply else None
     work = Undo(
         source.lookup,
-        _criteria(source, seqs, paths, ops, uid, since, until, without),
+        _criteria(source, seqs, paths, ops, uid, pid, since, until, without),
         source.head_seq,
     )
     with watched("planning", as_json) as progress:
         plan = work.plan(progress, skip=on_conflict == "skip")
     actions = list(work.actions(plan))
     if not as_json:
-        _show(source, plan, actions)
+        _show(source, plan, actions, work.imports)
     if plan.conflicts:
         if as_json:
             text.echo_json(_as_json(plan, actions, None))
@@ -106,7 +108,7 @@ def undo(
     elif done is not None:
         click.echo(
             f"done, as entries {done[0]} to {done[1]}; to take it back: "
-            f"fusejournal undo {source.name} {done[0]}-{done[1]}"
+            f"fusejournal undo {source.name} {done[0]}-{done[1]} --pid {os.getpid()}"
         )
     elif actions:
         click.echo("nothing was written: --apply does it")
@@ -120,7 +122,7 @@ def _tell_how_far(source: Source, state: VolumeState, plan: UndoPlan) -> None:
             click.echo(
                 f"stopped half-way: entries {first} to {last} are done, files on their way lie in "
                 f"/.fusejournal-undo.*; to take that back: "
-                f"fusejournal undo {source.name} {first}-{last} --apply",
+                f"fusejournal undo {source.name} {first}-{last} --pid {os.getpid()} --apply",
                 err=True,
             )
 
@@ -131,6 +133,7 @@ def _criteria(
     paths: tuple[str, ...],
     ops: tuple[str, ...],
     uid: int | None,
+    pid: int | None,
     since: str | None,
     until: str | None,
     without: tuple[str, ...],
@@ -140,7 +143,8 @@ def _criteria(
         to_seq=source.until(until) if until else END,
         kinds=parse_kinds(ops) if ops else frozenset(),
         uid=uid,
-        paths=tuple(map(source.path, paths)),
+        pid=pid,
+        paths=tuple(source.check_path(source.path(path)) for path in paths),
         only=parse_ranges(seqs),
         without=parse_ranges(without),
     )
@@ -156,7 +160,7 @@ def _running(source: Source) -> VolumeState:
     return source.state
 
 
-def _show(source: Source, plan: UndoPlan, actions: list[Action]) -> None:
+def _show(source: Source, plan: UndoPlan, actions: list[Action], imports: int) -> None:
     for action in actions[:_SHOWN]:
         path = entries.shown_path(action.new_path or action.path)
         if action.what == "rename":
@@ -168,6 +172,10 @@ def _show(source: Source, plan: UndoPlan, actions: list[Action]) -> None:
         click.secho(f"in the way  {conflict_line(source, conflict)}", fg="red")
     if len(plan.conflicts) > _SHOWN:
         click.echo(f"and {len(plan.conflicts) - _SHOWN:,} more in the way")
+    if imports:
+        click.echo(
+            f"{text.count(imports, 'entry', 'entries')} of the import stay: that was there before"
+        )
     kept = f", {plan.kept:,} stay, for later changes rely on them" if plan.kept else ""
     click.echo(f"{text.count(len(plan.chosen), 'operation')} to take back{kept}")
 
@@ -193,5 +201,7 @@ def _as_json(plan: UndoPlan, actions: list[Action], done: tuple[int, int] | None
             {"seq": one.seq, "reason": one.reason, "because_of": one.because_of}
             for one in plan.conflicts
         ],
-        "applied": None if done is None else {"from_seq": done[0], "to_seq": done[1]},
+        "applied": (
+            None if done is None else {"from_seq": done[0], "to_seq": done[1], "pid": os.getpid()}
+        ),
     }

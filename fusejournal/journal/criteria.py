@@ -2,10 +2,12 @@
 ``log``, ``stats``, ``replay`` and ``undo``."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from fusejournal.errors import UsageError
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import SegmentIndex
 from fusejournal.journal.lookup import END, Lookup, Span, Tenure
@@ -34,14 +36,27 @@ class Criteria:
     to_seq: Seq = END
     kinds: frozenset[Kind] = frozenset()
     uid: int | None = None
+    pid: int | None = None
     paths: tuple[bytes, ...] = ()
     only: tuple[SeqRange, ...] = ()
     without: tuple[SeqRange, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Ranges are kept in order and apart, to be searched quickly."""
+        object.__setattr__(self, "only", _merged(self.only))
+        object.__setattr__(self, "without", _merged(self.without))
+
     @property
     def is_partial(self) -> bool:
         """Whether anything but the range limits what is asked for."""
-        return bool(self.kinds or self.uid is not None or self.paths or self.only or self.without)
+        return bool(
+            self.kinds
+            or self.uid is not None
+            or self.pid is not None
+            or self.paths
+            or self.only
+            or self.without
+        )
 
     def has(self, entry: Entry) -> bool:
         """Whether *entry* is asked for, its path aside."""
@@ -50,13 +65,26 @@ class Criteria:
             self.from_seq <= seq < self.to_seq
             and (not self.kinds or entry.operation.kind in self.kinds)
             and (self.uid is None or entry.who.uid == self.uid)
+            and (self.pid is None or entry.who.pid == self.pid)
             and (not self.only or _within(seq, self.only))
             and not _within(seq, self.without)
         )
 
 
-def _within(seq: Seq, ranges: Iterable[SeqRange]) -> bool:
-    return any(one.from_seq <= seq < one.to_seq for one in ranges)
+def _merged(ranges: Iterable[SeqRange]) -> tuple[SeqRange, ...]:
+    merged: list[SeqRange] = []
+    for one in sorted(ranges):
+        if merged and one.from_seq <= merged[-1].to_seq:
+            merged[-1] = SeqRange(merged[-1].from_seq, max(merged[-1].to_seq, one.to_seq))
+        else:
+            merged.append(one)
+    return tuple(merged)
+
+
+def _within(seq: Seq, ranges: tuple[SeqRange, ...]) -> bool:
+    """Whether one of *ranges*, merged, has *seq*."""
+    at = bisect_right(ranges, (seq, END)) - 1
+    return at >= 0 and seq < ranges[at].to_seq
 
 
 class Match(NamedTuple):
@@ -76,12 +104,11 @@ class PathPattern:
     def __init__(self, text: bytes, lookup: Lookup | None) -> None:
         """*lookup*: to find a file by all its names, where there is one."""
         self.text = text = text.strip(b"/")
-        self.is_glob = bool(_WILD.intersection(text))
+        # A name can have such characters, too: what was there once is meant as it is.
+        self.is_glob = bool(_WILD.intersection(text)) and not (lookup and lookup.tenures(text))
         self._lookup = lookup
         self._tenures: dict[Fid, list[Tenure]] = {}
-        self._match = (
-            re.compile(_glob_to_regex(text), re.DOTALL).fullmatch if self.is_glob else None
-        )
+        self._match = _compile(text).fullmatch if self.is_glob else None
         self._by_name = b"/" not in text
         if not self.is_glob and lookup is not None:
             for tenure in lookup.tenures(text):
@@ -113,6 +140,14 @@ class PathPattern:
         return not self.text or path == self.text or path.startswith(self.text + b"/")
 
 
+def _compile(pattern: bytes) -> re.Pattern[bytes]:
+    try:
+        return re.compile(_glob_to_regex(pattern), re.DOTALL)
+    except re.error as error:
+        shown = pattern.decode("utf-8", "backslashreplace")
+        raise UsageError(f"{shown!r} is no pattern: {error}") from None
+
+
 def _fixed_steps(pattern: bytes) -> Iterator[bytes]:
     for step in pattern.split(b"/")[:-1]:
         if _WILD.intersection(step):
@@ -130,8 +165,11 @@ def _glob_to_regex(pattern: bytes) -> bytes:
         elif pattern[at : at + 2] == b"**":
             regex, at = regex + b".*", at + 2
         elif char == b"[" and closing > 0:
-            body = pattern[at + 1 : closing].replace(b"\\", b"\\\\").replace(b"[", b"\\[")
-            body = b"^" + body[1:] if body[:1] in b"!^" else body
+            body = pattern[at + 1 : closing]
+            negated = b"^" if body[:1] in (b"!", b"^") else b""
+            body = body[1:] if negated else body
+            # Only a dash between two characters means a range.
+            body = negated + re.escape(body).replace(b"\\-", b"-")
             regex, at = regex + b"[" + body + b"]", closing + 1
         else:
             simple = {b"*": b"[^/]*", b"?": b"[^/]"}
@@ -145,7 +183,10 @@ def find(lookup: Lookup, criteria: Criteria, *, newest_first: bool = False) -> I
     patterns = [PathPattern(path, lookup) for path in criteria.paths]
     # Without anything else to go by, an index would only say that all may match.
     by_index = bool(patterns or criteria.kinds or criteria.uid is not None)
-    spans = lookup.segments(criteria.from_seq, criteria.to_seq, newest_first=newest_first)
+    first, end = criteria.from_seq, criteria.to_seq
+    if criteria.only:
+        first, end = max(first, criteria.only[0].from_seq), min(end, criteria.only[-1].to_seq)
+    spans = lookup.segments(first, end, newest_first=newest_first)
     for span in spans:
         if by_index and not _can_match(lookup.index(span), criteria, patterns):
             continue

@@ -250,13 +250,26 @@ def skim_frames(
             break
         try:
             fields = unpackb(view[payload_at:payload_end], use_list=False, strict_map_key=False)
-            if tuple(map(type, fields)) not in _GOOD_TYPES[fields[0]]:
+            kind = fields[0]
+            if tuple(map(type, fields)) not in _GOOD_TYPES[kind]:
+                break
+            names = _NAMES[kind]
+            if names and not all([_is_name(fields[_PREFIX_FIELDS + at]) for at in names]):
                 break
         except (ValueError, TypeError, OverflowError, LookupError):
             break
         at, chain = end, checksum
         seq = Seq(seq + 1)
     return at, seq, chain
+
+
+def _is_name(name: bytes) -> bool:
+    return (
+        b"/" not in name
+        and name not in _NO_NAMES
+        and b"\0" not in name
+        and len(name) <= _NAME_BYTES_MAX
+    )
 
 
 _COPIED_BYTES_MAX: Final = 2048
@@ -309,7 +322,7 @@ def decode_payload(
             raise FormatError(f"{cls.__name__}.{cls._fields[index]} cannot be {number}")
     for index in _NAMES[kind]:
         name = operation[index]
-        if b"/" in name or name in _NO_NAMES or b"\0" in name or len(name) > _NAME_BYTES_MAX:
+        if not _is_name(name):
             raise FormatError(f"{name!r} cannot be a name")
     if kind in _CHECKED_FURTHER:
         _check_further(operation)

@@ -93,6 +93,7 @@ _RENAME: Final = int(Kind.RENAME)
 _VOID: Final = int(Kind.VOID)
 _MARK: Final = int(Kind.MARK)
 _OPERATION_AT: Final = 6
+_KINDS_END: Final = max(Kind) + 1
 
 
 class Posting(NamedTuple):
@@ -195,10 +196,6 @@ class SegmentIndex:
         key = name_key(parent, name)
         return _postings(self._names, self._name_starts, self._name_postings, key)
 
-    def fids(self) -> Iterator[Fid]:
-        """Every fid that an entry names, growing."""
-        return iter(self._fids)
-
     def which_of(self, fids: Collection[Fid]) -> Iterator[Fid]:
         """Those of *fids* that an entry names; *fids* tells quickly what it has."""
         if len(fids) * _LOOKUP_COST < len(self._fids):
@@ -252,6 +249,8 @@ class _Builder:
     def add(self, fields: tuple[Any, ...], number: int, refused: bool) -> None:
         """Take in entry *number*; *fields* is its payload."""
         kind = fields[0]
+        if not 0 < kind < _KINDS_END:
+            raise ValueError(f"of unknown kind {kind}")
         self.kinds |= 1 << kind
         self.uids.add(fields[2])
         if fields[5]:
@@ -316,8 +315,15 @@ def build_index(reader: SegmentReader, *, allow_torn: bool = False) -> SegmentIn
     except BadFrameError as bad:
         if not (allow_torn and bad.torn):
             raise
-    if held is not None:
-        builder.add(held, number, False)
+    try:
+        if held is not None:
+            builder.add(held, number, False)
+        if not -(2**63) <= last_time < 2**63:
+            raise ValueError("a time that cannot be")
+    except (ValueError, TypeError, IndexError, OverflowError, AttributeError) as error:
+        raise BadFrameError(
+            end, Seq(start.seq + number), f"no entry: {error}", torn=False
+        ) from None
     if number >= _ENTRIES_MAX:
         raise BadFrameError(end, reader.header.first_seq, "too many entries", torn=False)
     paths = zstandard.compress(msgpack.packb(sorted(builder.told)), 3)

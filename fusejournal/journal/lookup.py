@@ -184,13 +184,17 @@ class Lookup:
     # -- names -------------------------------------------------------------------------------------
 
     def fid_of_name(self, place: Place, before_seq: Seq) -> Fid | None:
-        """What a name stood for."""
+        """What a name stood for; as far as this journal has entries about it."""
+        return self._known_fid(place, before_seq)[1]
+
+    def _known_fid(self, place: Place, before_seq: Seq) -> tuple[bool, Fid | None]:
+        """Whether entries tell what a name stood for, and what that was."""
         for _, change in self._changes_of_name(place, Seq(1), before_seq, newest_first=True):
-            return change.after
+            return True, change.after
         if not self.is_whole:
             for _, change in self._changes_of_name(place, before_seq, END):
-                return change.before
-        return None
+                return True, change.before
+        return self.is_whole, None
 
     def fid_at(self, path: bytes, before_seq: Seq) -> Fid | None:
         """What *path* (relative to the root, ``b""``) stood for."""
@@ -198,7 +202,8 @@ class Lookup:
         walked = b""
         for name in path.split(b"/") if path else ():
             walked = walked + b"/" + name if walked else name
-            found = self.fid_of_name((fid, name), before_seq) or self._told(walked)
+            is_known, found = self._known_fid((fid, name), before_seq)
+            found = found if is_known else self._told(walked)
             if found is None:
                 return None
             fid = found

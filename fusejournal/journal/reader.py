@@ -22,6 +22,7 @@ from fusejournal.journal.segment import (
     Point,
     SegmentReader,
     first_seq_of,
+    is_just_begun,
     list_segments,
 )
 from fusejournal.operations import Kind, Void
@@ -51,9 +52,12 @@ class JournalReader:
 
     def segments(self) -> list[Path]:
         """The segments, in order."""
-        if isinstance(self._source, Path):
-            return list_segments(self._source)
-        return sorted(self._source, key=first_seq_of)
+        if not isinstance(self._source, Path):
+            return sorted(self._source, key=first_seq_of)
+        paths = list_segments(self._source)
+        if paths and is_just_begun(paths[-1]):
+            paths.pop()
+        return paths
 
     @property
     def first_seq(self) -> Seq:
@@ -77,7 +81,10 @@ class JournalReader:
                 if not (bad.torn and path == self.segments()[-1]):
                     raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
             if last is not None:
-                return last.seq, decode_entry(last).operation.kind >= Kind.VOID
+                try:
+                    return last.seq, decode_entry(last).operation.kind >= Kind.VOID
+                except FormatError as error:
+                    raise JournalDamagedError(path, last.offset, last.seq, str(error)) from None
         return Seq(self.first_seq - 1), True
 
     # -- in order ----------------------------------------------------------------------------------
@@ -151,7 +158,11 @@ class JournalReader:
             return None
         if self._left is not None and self._left[0] == first_seq and self._left[1].seq == from_seq:
             return self._left[1]
-        index = self._indexes.get(path) or load_index(path, reader)
+        index = self._indexes.get(path)
+        if index is None:
+            index = load_index(path, reader)
+            if index is not None:
+                self._keep(path, index)
         if index is None or not index.entries:
             return None
         return index.point_before(min(from_seq, index.last_seq) - index.first_seq)
@@ -195,21 +206,27 @@ class JournalReader:
             raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
         if newest:
             self._growing = path
+        self._keep(path, index)
+        return index
+
+    def _keep(self, path: Path, index: SegmentIndex) -> None:
         self._indexes[path] = index
         self._index_bytes += len(index.content)
         while self._index_bytes > _INDEX_BYTES_KEPT and len(self._indexes) > 1:
             _, dropped = self._indexes.popitem(last=False)
             self._index_bytes -= len(dropped.content)
-        return index
 
     def pick(self, path: Path, numbers: Iterable[int]) -> Iterator[tuple[Entry, Void | None]]:
         """The entries with *numbers* (growing) of segment *path*, each with its VOID. Reads from
         the index's point before each. Raises JournalDamagedError."""
         index = self.index(path)
+        numbers = list(numbers)
+        if not numbers:
+            return
+        frames: Iterator[Frame] = iter(())
+        at: Frame | None = None
         try:
             with self._open(path) as reader:
-                frames: Iterator[Frame] = iter(())
-                at: Frame | None = None
                 for number in numbers:
                     point = index.point_before(number)
                     wanted = Seq(index.first_seq + number)
@@ -221,12 +238,23 @@ class JournalReader:
                     if at is None:
                         return
                     entry = decode_entry(at)
-                    at = next(frames, None)
+                    at = self._following(path, frames, index)
                     yield entry, _void_of(entry, at)
         except BadFrameError as bad:
             raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
         except FormatError as error:
-            raise JournalDamagedError(path, 0, index.first_seq, str(error)) from None
+            offset, seq = (at.offset, at.seq) if at is not None else (0, index.first_seq)
+            raise JournalDamagedError(path, offset, seq, str(error)) from None
+
+    def _following(self, path: Path, frames: Iterator[Frame], index: SegmentIndex) -> Frame | None:
+        """The next frame; none where the newest segment just ends in the middle of one. Raises
+        BadFrameError."""
+        try:
+            return next(frames, None)
+        except BadFrameError as bad:
+            if bad.torn and bad.seq > index.last_seq:
+                return None
+            raise
 
 
 def _void_of(entry: Entry, following: Frame | None) -> Void | None:

@@ -71,6 +71,15 @@ def is_segment(path: Path) -> bool:
     return _NAME.fullmatch(path.name) is not None
 
 
+def is_just_begun(path: Path) -> bool:
+    """Whether the plain segment *path* has not even its header: it is being made, or its maker
+    died."""
+    try:
+        return path.suffix == PLAIN_SUFFIX and path.stat().st_size < SEGMENT_HEADER_BYTES
+    except FileNotFoundError:
+        return False
+
+
 def first_seq_of(path: Path) -> Seq:
     """The first seq that a segment's name tells."""
     return Seq(int(path.stem))

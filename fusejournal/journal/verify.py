@@ -106,11 +106,15 @@ def _verify_segment(path: Path) -> _Part:
     try:
         with SegmentReader(path) as reader:
             header = reader.header
-            index_fits = not has_index(path) or load_index(path, reader) is not None
+            index = load_index(path, reader)
             end = reader.check()
     except BadFrameError as bad:
         entries = bad.seq - header.first_seq if header is not None else 0
         return _Part(
             header, entries, 0, bad.offset, (bad.offset, bad.seq, bad.reason, bad.torn), True
         )
-    return _Part(header, end.seq - header.first_seq, end.chain_before, end.offset, None, index_fits)
+    entries = end.seq - header.first_seq
+    index_fits = not has_index(path) or (
+        index is not None and (index.entries, index.chain) == (entries, end.chain_before)
+    )
+    return _Part(header, entries, end.chain_before, end.offset, None, index_fits)

@@ -8,7 +8,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from stat import S_IFMT
+from stat import S_IFDIR, S_IFMT
 from typing import NamedTuple
 
 from fusejournal.backing import syscalls
@@ -16,12 +16,11 @@ from fusejournal.backing.catalog import Catalog
 from fusejournal.errors import JournalError, TargetError
 from fusejournal.journal.criteria import Criteria
 from fusejournal.journal.lookup import Lookup
+from fusejournal.operations import RENAME_NOREPLACE
 from fusejournal.replay.fold import Fold, carry_out, find_file
 from fusejournal.replay.replay import Replay
-from fusejournal.replay.target import Progress, Target, can_go_on, scratch_of
+from fusejournal.replay.target import Progress, Target, beside, can_go_on, lock_scratch, scratch_of
 from fusejournal.types import ROOT_FID, Fid, Seq
-
-_NOREPLACE = 1
 
 
 class Restored(NamedTuple):
@@ -45,13 +44,15 @@ def restore(
     if not target.parent.is_dir():
         raise TargetError(target.parent, "no such directory")
     fid = find_file(lookup, path, before_seq)
-    staging = target.parent / f".{target.name}.fusejournal-restore"
+    staging = beside(target, "fusejournal-restore")
     purpose = {
         "restore": path.decode("utf-8", "surrogateescape"),
         "volume": str(lookup.reader.uuid),
         "before_seq": before_seq,
     }
     if not can_go_on(staging, purpose):
+        if scratch_of(staging).exists():
+            os.close(lock_scratch(staging))  # not what another process is at
         _discard(staging)
     _make(staging)
     try:
@@ -62,6 +63,7 @@ def restore(
                 for _ in Replay(lookup, criteria).run(stage, progress):
                     pass
             else:
+                stage.clear_acls()
                 inner = _fold(lookup, fid, path.rpartition(b"/")[2], before_seq, stage, progress)
             names = check(stage)
             stage.finish()
@@ -71,7 +73,7 @@ def restore(
     try:
         syscalls.rename(
             syscalls.AT_FDCWD, os.fsencode(staging), syscalls.AT_FDCWD, os.fsencode(target),
-            _NOREPLACE,
+            RENAME_NOREPLACE,
         )  # fmt: skip
     except OSError as error:
         raise TargetError(target, f"{error.strerror}; what was restored is in {staging}") from None
@@ -132,6 +134,6 @@ def _directories(catalog: Catalog) -> Iterator[tuple[Fid, dict[bytes, Fid]]]:
         names = {entry.name: entry.fid for entry in catalog.list(fid, 0)}
         for child in names.values():
             node = catalog.node(child)
-            if node is not None and node.type == 0o040000:
+            if node is not None and node.type == S_IFDIR:
                 todo.append(child)
         yield fid, names

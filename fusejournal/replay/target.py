@@ -9,6 +9,7 @@ being done, and the last seq that was carried out, in a page shared with the ker
 killed process leaves it right. The one entry that was in flight then is settled by looking."""
 
 import errno
+import fcntl
 import json
 import mmap
 import os
@@ -21,11 +22,13 @@ from stat import S_IFDIR, S_IFMT, S_IFREG
 from typing import Any
 from uuid import UUID
 
+import xxhash
+
 from fusejournal import storage
 from fusejournal.backing import syscalls
 from fusejournal.backing.apply import Applier, ApplyBrokenError
 from fusejournal.backing.catalog import COMMIT_CHANGES, Catalog, CatalogSpoiltError, Node
-from fusejournal.backing.tree import Look, Tree
+from fusejournal.backing.tree import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR, Look, Tree
 from fusejournal.errors import (
     ConflictError,
     FusejournalError,
@@ -45,6 +48,7 @@ from fusejournal.types import ROOT_FID, Fid, Seq
 
 _DESCRIPTORS_MAX = 512
 _PURPOSE = "purpose.json"
+_NAME_BYTES_MAX = 200
 _PROGRESS = struct.Struct("<QQ")
 _BEFORE = struct.Struct("<QQq")
 _MTIME_KEPT = frozenset({Kind.IMPORT, Kind.IMPORT_LINK})
@@ -112,16 +116,54 @@ def _flags(type_: int) -> int:
 
 def scratch_of(target: Path) -> Path:
     """The scratch directory of *target*, beside it."""
-    return target.parent / f".{target.name}.fusejournal-replay"
+    return beside(target, "fusejournal-replay")
+
+
+def beside(target: Path, what: str) -> Path:
+    """A hidden name next to *target*, for *what*."""
+    name = target.name
+    if len(os.fsencode(name)) > _NAME_BYTES_MAX:
+        name = xxhash.xxh3_64_hexdigest(os.fsencode(name))
+    return target.parent / f".{name}.{what}"
 
 
 def can_go_on(target: Path, purpose: dict[str, Any]) -> bool:
     """Whether *target* was begun for *purpose*, and can be gone on with."""
     try:
         found = json.loads((scratch_of(target) / _PURPOSE).read_text())
+        target.stat()
     except (OSError, ValueError):
         return False
-    return bool(found == {**purpose, "boot": _boot_id()})
+    return bool(found == _full_purpose(target, purpose))
+
+
+def _full_purpose(target: Path, purpose: dict[str, Any]) -> dict[str, Any]:
+    """*purpose*, and what must be as it was for it to be gone on with."""
+    try:
+        fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise TargetError(target, error.strerror or "cannot be used") from None
+    try:
+        found = os.fstat(fd)
+        root = f"{found.st_dev} {found.st_ino}"
+        with suppress(OSError):
+            # An inode number is given again; a handle has a generation, too.
+            root += " " + syscalls.handle_of(fd).hex()
+    finally:
+        os.close(fd)
+    return {**purpose, "boot": _boot_id(), "root": root}
+
+
+def lock_scratch(target: Path) -> int:
+    """A descriptor that holds the scratch directory of *target*, which must be there, against
+    others. Raises TargetError, OSError."""
+    fd = os.open(scratch_of(target) / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise TargetError(target, "another process is at work on it") from None
+    return fd
 
 
 class Target:
@@ -175,6 +217,7 @@ class Target:
         self.tree.close()
         self.catalog.close()
         self._progress.close()
+        os.close(self._lock)
 
     def finish(self) -> None:
         """All is done: flush the target and delete the scratch directory. Raises OSError."""
@@ -187,13 +230,14 @@ class Target:
 
     def _claim(self, purpose: dict[str, Any]) -> bool:
         """Whether this goes on with what was begun earlier."""
-        wanted = {**purpose, "boot": _boot_id()}
+        wanted = _full_purpose(self.path, purpose)
         record = self.scratch / _PURPOSE
         try:
+            self.scratch.mkdir(mode=0o700, exist_ok=True)
+            self._lock = lock_scratch(self.path)
             if record.exists():
                 return self._check_purpose(wanted, json.loads(record.read_text()))
-            shutil.rmtree(self.scratch, ignore_errors=True)
-            self.scratch.mkdir(mode=0o700)
+            shutil.rmtree(self.scratch / "catalog", ignore_errors=True)
             (self.scratch / "progress").write_bytes(bytes(mmap.PAGESIZE))
             written = self.scratch / "purpose.new"
             written.write_text(json.dumps(wanted))
@@ -211,6 +255,11 @@ class Target:
                 "was begun before the machine was restarted, and may lack what was written then: "
                 f"delete it and {self.scratch}, and begin again",
             )
+        if found.get("root") != wanted["root"]:
+            raise TargetError(
+                self.path,
+                f"is not the directory that was begun in: to begin again, delete {self.scratch}",
+            )
         if found != wanted:
             different = sorted(key for key in wanted if found.get(key) != wanted[key])
             raise TargetError(
@@ -219,6 +268,16 @@ class Target:
                 f"it and {self.scratch}",
             )
         return True
+
+    def clear_acls(self) -> None:
+        """Take away what a new target inherited from the directory that it is in: only what the
+        journal tells belongs to it. Raises TargetError."""
+        for name in (ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR):
+            try:
+                os.removexattr(self._root_fd, name)
+            except OSError as error:
+                if not syscalls.missing(error):
+                    raise TargetError(self.path, error.strerror or "cannot be changed") from None
 
     # -- operations --------------------------------------------------------------------------------
 

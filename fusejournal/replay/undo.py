@@ -11,6 +11,7 @@ is looked at once more: on a volume st_ino is the fid, so a file that somebody c
 not touched."""
 
 import errno
+import itertools
 import os
 import shutil
 import stat
@@ -23,10 +24,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from fusejournal.backing import syscalls
-from fusejournal.errors import ConflictError, UsageError
-from fusejournal.journal.criteria import Criteria, walk
+from fusejournal.errors import ConflictError
+from fusejournal.journal.criteria import Criteria, find, walk
 from fusejournal.journal.lookup import Lookup, Place
 from fusejournal.operations import (
+    RENAME_NOREPLACE,
     Clean,
     Kind,
     Mark,
@@ -38,13 +40,12 @@ from fusejournal.operations import (
 from fusejournal.replay.fold import Fold, Step, carry_out
 from fusejournal.replay.select import Conflict, Divergence
 from fusejournal.replay.target import Progress, Target
-from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.types import NOBODY_ASKED, ROOT_FID, Fid, Seq
 
 _IMPORTS = frozenset({Kind.IMPORT, Kind.IMPORT_DATA, Kind.IMPORT_LINK})
 _DATA = frozenset({Kind.WRITE, Kind.TRUNCATE})
 _ATTRIBUTES = frozenset({Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR})
 _COPY_BYTES = 1 << 20
-_NOREPLACE = 1
 _DESCRIPTORS_MAX = 256
 _FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -95,14 +96,15 @@ class Undo:
         self._criteria = replace(criteria, to_seq=Seq(min(criteria.to_seq, head_seq + 1)))
         self._head_seq = head_seq
         self._known_places: dict[Fid, list[Place]] = {}
+        self.imports = 0
+        """Chosen entries that tell what was there before the volume: they stay."""
 
     # -- planning ----------------------------------------------------------------------------------
 
     def plan(self, progress: Progress, *, skip: bool = False) -> UndoPlan:
         """What taking them back comes to. With *skip*, chosen operations that others rely on stay,
-        and so on until nothing is in the way. Raises UsageError (an import is chosen),
-        JournalDamagedError."""
-        chosen = self._choose()
+        and so on until nothing is in the way. Raises JournalDamagedError."""
+        chosen = self._choose(progress)
         count = len(chosen)
         while True:
             plan = self._plan_with(chosen, progress)
@@ -111,17 +113,20 @@ class Undo:
                 return plan
             chosen -= {conflict.because_of for conflict in plan.conflicts}
 
-    def _choose(self) -> set[Seq]:
+    def _choose(self, progress: Progress) -> set[Seq]:
         chosen: set[Seq] = set()
-        for (entry, void, _, _), is_chosen in walk(self._lookup, self._criteria):
+        self.imports = 0
+        for entry, void, _, _ in find(self._lookup, self._criteria):
+            progress(entry.seq, None)
             operation = entry.operation
-            if not is_chosen or isinstance(operation, Void | NewEpoch | Mark | Clean):
+            if isinstance(operation, Void | NewEpoch | Mark | Clean):
                 continue
-            if operation.kind in _IMPORTS:
-                raise UsageError(
-                    f"seq {entry.seq} is an import: the file was there before the volume was, and "
-                    "that cannot be taken back"
-                )
+            if operation.kind in _IMPORTS or (
+                entry.who == NOBODY_ASKED and operation.kind in _ATTRIBUTES
+            ):
+                # What was there before the volume was: an import, or the root's own attributes.
+                self.imports += 1
+                continue
             if void is None or void.written:
                 chosen.add(entry.seq)
         return chosen
@@ -257,15 +262,19 @@ class _Hands:
         (scratch / "files").mkdir()
         self._scratch = stack.enter_context(Target(scratch / "files", {"undo": os.getpid()}))
         self._steps = 0
+        self._ours: set[Fid] = set()
+        """Files that this has changed itself."""
+        (head,) = lookup.reader.read(plan.head_seq, self._end)
+        self._planned_ns = head.time_ns
 
     def run(self, changed: list[tuple[Fid, Seq]], progress: Progress) -> None:
         """Everything, in the order that the module tells."""
         wanted = {place: fid for place, fid, _ in self._plan.divergence.changed_places()}
         now = self._plan.now()
         self._find_directories(wanted, now, changed)
-        staging_name = b".fusejournal-undo.%d" % os.getpid()
+        self._check_all(now, changed)
         root = self._directory(ROOT_FID)
-        os.mkdir(staging_name, 0o700, dir_fd=root)
+        staging_name = _make_staging(root)
         staging = _open_directory(staging_name, root)
         self._stack.callback(os.close, staging)
         staged: dict[Place, bytes] = {}
@@ -287,7 +296,7 @@ class _Hands:
             staged[place] = name
         self._remove(now)
         for place, name in staged.items():
-            syscalls.rename(staging, name, self._directory(place[0]), place[1], _NOREPLACE)
+            syscalls.rename(staging, name, self._directory(place[0]), place[1], RENAME_NOREPLACE)
         for number, (fid, _) in enumerate(changed, 1):
             progress(number, len(changed))
             self._rewrite(fid)
@@ -359,16 +368,15 @@ class _Hands:
 
     def _stage_alive(self, fid: Fid, now: dict[Place, Fid], staging: int, name: bytes) -> None:
         """A further name for a file that is there; a directory moves."""
-        place = next((one for one, held in now.items() if held == fid), None)
-        if place is None:
-            place = self._places(fid)[0]
+        place = next((one for one in self._places(fid) if one in now), self._places(fid)[0])
         parent = self._directory(place[0])
         self._check(place, fid)
         if self._fold.is_directory(fid):
-            syscalls.rename(parent, place[1], staging, name, _NOREPLACE)
+            syscalls.rename(parent, place[1], staging, name, RENAME_NOREPLACE)
             now.pop(place, None)
             return
         os.link(place[1], name, src_dir_fd=parent, dst_dir_fd=staging, follow_symlinks=False)
+        self._ours.add(fid)
 
     def _remove(self, doomed: dict[Place, Fid]) -> None:
         """Take names away: what is in a directory before it."""
@@ -383,6 +391,7 @@ class _Hands:
                 self._affected.discard(fid)
             else:
                 os.unlink(place[1], dir_fd=directory)
+                self._ours.add(fid)
 
     def _check(self, place: Place, fid: Fid) -> None:
         """Raises ConflictError when the name does not stand for *fid* any more."""
@@ -390,8 +399,23 @@ class _Hands:
             found = os.stat(place[1], dir_fd=self._directory(place[0]), follow_symlinks=False)
         except FileNotFoundError:
             raise _changed_meanwhile(place[1]) from None
-        if found.st_ino != fid:
+        if found.st_ino != fid or self._is_newer(fid, found):
             raise _changed_meanwhile(place[1])
+
+    def _check_all(self, now: dict[Place, Fid], changed: list[tuple[Fid, Seq]]) -> None:
+        """Before anything is written; each is looked at again when its turn comes."""
+        for place, fid in now.items():
+            self._check(place, fid)
+        for fid, _ in changed:
+            for place in self._places(fid)[:1]:
+                self._check(place, fid)
+
+    def _is_newer(self, fid: Fid, found: os.stat_result) -> bool:
+        """Whether somebody else changed *fid* since the plan: on a volume, ctime is the time of
+        its last entry. (A directory's is also that of its names, which are looked at
+        themselves.)"""
+        is_ours = fid in self._ours or stat.S_ISDIR(found.st_mode)
+        return not is_ours and found.st_ctime_ns > self._planned_ns
 
     # -- files -------------------------------------------------------------------------------------
 
@@ -459,6 +483,16 @@ class _Hands:
         return place
 
 
+def _make_staging(root: int) -> bytes:
+    """A new hidden directory below *root*; its name."""
+    for number in itertools.count():
+        name = b".fusejournal-undo.%d.%d" % (os.getpid(), number)
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=root)
+            return name
+    raise AssertionError  # there is no last number
+
+
 def _open_directory(name: bytes, directory: int) -> int:
     return os.open(name, _FLAGS_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
 
@@ -479,7 +513,7 @@ def _open_path(mountpoint: Path, path: bytes) -> int:
 
 def _changed_meanwhile(path: bytes) -> ConflictError:
     shown = path.decode("utf-8", "backslashreplace")
-    return ConflictError(f"{shown}: was changed while this was planned; plan again")
+    return ConflictError(f"{shown}: somebody changed it since this was planned")
 
 
 def _copy(source: int, source_name: bytes, target: int, name: bytes) -> None:

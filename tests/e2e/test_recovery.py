@@ -14,7 +14,13 @@ from typing import Any
 
 import pytest
 
+from fusejournal.errors import ConflictError
+from fusejournal.journal.criteria import Criteria
+from fusejournal.journal.lookup import Lookup
+from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
+from fusejournal.replay.undo import Undo
+from fusejournal.types import Seq
 from tests.support.layer import Layer
 from tests.support.users import acting
 
@@ -269,6 +275,11 @@ _BAD_INPUT: tuple[tuple[tuple[str, ...], int, str], ...] = (
     (("replay", "volume", "T", "--from-seq", "7", "--to-seq", "5"), 2, "is before"),
     (("replay", "volume", "T", "--except", "3"), 22, "nothing was written"),
     (("undo", "volume"), 2, "say which"),
+    (("log", "volume", "never"), 17, "never was"),
+    (("undo", "volume", "--path", "never"), 17, "never was"),
+    (("log", "volume", "--from-seq", "9999"), 16, "no entry 9999"),
+    (("log", "volume", "[z-a]"), 2, "no pattern"),
+    (("restore", "volume", "--to-time", "2199-01-01", "--target", "T"), 19, "yet to come"),
     (("log", "nothing"), 3, "no volume"),
     (("digest", "volume", "--path", "never"), 17, "never"),
 )
@@ -333,3 +344,99 @@ def test_without_root(layer: Layer, tmp_path: Path) -> None:
         )
         assert failed.returncode == 8, failed.stderr
         assert len(failed.stderr.splitlines()) == 1
+
+
+def test_a_target_that_was_made_again_is_not_gone_on_with(layer: Layer, tmp_path: Path) -> None:
+    for number in range(200):
+        (layer.mountpoint / f"f{number}").touch()
+    target = tmp_path / "target"
+    layer.environment["FUSEJOURNAL_FAULT"] = "apply.create:100:kill"
+    layer.run("replay", "volume", str(target), check=False)
+    layer.environment["FUSEJOURNAL_FAULT"] = ""
+    shutil.rmtree(target)
+    target.mkdir()
+    failed = layer.run("replay", "volume", str(target), check=False)
+    assert failed.returncode == 20
+    assert "not the directory that was begun in" in failed.stderr
+    shutil.rmtree(tmp_path / ".target.fusejournal-replay")
+    layer.run("replay", "volume", str(target))
+    assert digest(layer, target) == digest(layer, layer.mountpoint)
+
+
+def test_a_target_inherits_nothing(layer: Layer, tmp_path: Path) -> None:
+    (layer.mountpoint / "d").mkdir()
+    parent = tmp_path / "parent"
+    parent.mkdir()
+    subprocess.run(["setfacl", "-m", "u:1000:rwx,d:u:1000:rwx", parent], check=True)
+    parent.chmod(0o2770)
+    end = str(head(layer))
+    layer.run("replay", "volume", str(parent / "replayed"))
+    layer.run("restore", "volume", "--to-seq", end, "--target", str(parent / "restored"))
+    layer.run("restore", "volume", "d", "--to-seq", end, "--target", str(parent / "d"))
+    wanted = digest(layer, layer.mountpoint)
+    assert digest(layer, parent / "replayed") == digest(layer, parent / "restored") == wanted
+    assert digest(layer, parent / "d") == digest(layer, layer.mountpoint / "d")
+
+
+def test_a_target_by_a_relative_path(layer: Layer, tmp_path: Path) -> None:
+    (layer.mountpoint / "f").write_text("x")
+    target = tmp_path / "target"
+    target.mkdir()
+    subprocess.run(
+        layer.command("replay", "volume", "."), cwd=target, env=layer.environment, check=True
+    )
+    assert digest(layer, target) == digest(layer, layer.mountpoint)
+
+
+def test_undo_leaves_alone_what_was_changed_since(layer: Layer) -> None:
+    file, made = layer.mountpoint / "f", layer.mountpoint / "made"
+    file.write_text("original")
+    first = head(layer) + 1
+    file.write_text("bad")
+    made.write_text("bad, too")
+    lookup = Lookup(JournalReader(layer.state / "journal"))
+    for changed in (file, made):
+        undo = Undo(lookup, Criteria(from_seq=Seq(first)), Seq(head(layer)))
+        plan = undo.plan(lambda done, total: None)
+        changed.write_text("important later work")
+        with pytest.raises(ConflictError, match="somebody changed it"):
+            undo.carry_out(plan, layer.mountpoint, layer.state, lambda done, total: None)
+        assert changed.read_text() == "important later work"
+        lookup = Lookup(JournalReader(layer.state / "journal"))
+
+
+def test_the_import_stays(tmp_path: Path) -> None:
+    (tmp_path / "backing").mkdir(mode=0o751)
+    (tmp_path / "backing/old").write_text("old")
+    with Layer(tmp_path) as layer:
+        layer.start()
+        before = digest(layer, layer.mountpoint)
+        (layer.mountpoint / "new").write_text("new")
+        layer.run("undo", "volume", "--until", "now", "--apply")
+        assert digest(layer, layer.mountpoint) == before
+        assert layer.mountpoint.stat().st_mode & 0o7777 == 0o751
+
+
+def test_show_tells_a_writes_offset(layer: Layer) -> None:
+    with open(layer.mountpoint / "f", "wb") as file:
+        file.seek(1000)
+        file.write(b"here")
+    shown = json.loads(layer.run("show", "volume", str(head(layer)), "--data", "--json").stdout)
+    assert (shown["op"], shown["offset"], bytes.fromhex(shown["data"])) == ("write", 1000, b"here")
+    assert "000003e8  68 65 72 65" in layer.run("show", "volume", str(head(layer)), "--data").stdout
+
+
+def test_deep_trees_have_a_history(layer: Layer, tmp_path: Path) -> None:
+    fd = os.open(layer.mountpoint, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+    os.close(fd)
+    path = "d/" * 1500 + "f"
+    assert '"create"' in layer.run("history", "volume", path, "--json").stdout
+    layer.run("undo", "volume", str(head(layer)), "--apply")
+    layer.stop()
+    subprocess.run(["rm", "-rf", layer.backing], check=True)

@@ -6,12 +6,12 @@ import pytest
 
 from fusejournal.cli.source import open_source, parse_kinds, parse_path, parse_ranges
 from fusejournal.errors import JournalDamagedError, UsageError, VolumeNotFoundError
-from fusejournal.journal.criteria import Criteria, Follower, PathPattern, find
+from fusejournal.journal.criteria import Criteria, Follower, PathPattern, SeqRange, find
 from fusejournal.journal.journal import Journal, JournalOptions
 from fusejournal.journal.lookup import Lookup
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
-from fusejournal.operations import Kind, Mkdir, Write
+from fusejournal.operations import Kind, Mkdir, Rmdir, Write
 from fusejournal.types import NOBODY_ASKED, ROOT_FID, Fid, Seq
 from tests.support.entries import UUID_OF_TESTS
 
@@ -38,6 +38,8 @@ from tests.support.entries import UUID_OF_TESTS
         ("[]]", "]", True),
         ("[", "[", True),
         ("a.b", "aXb", False),
+        ("[a&&b]", "&", True),
+        ("[a-c]", "b", True),
     ],
 )
 def test_patterns(pattern: str, path: str, matches: bool, tmp_path: Path) -> None:
@@ -48,6 +50,52 @@ def test_patterns(pattern: str, path: str, matches: bool, tmp_path: Path) -> Non
     # The same through the segment's index.
     found = list(find(Lookup(journal.reader), Criteria(paths=(pattern.strip("/").encode(),))))
     assert bool(found) == matches
+
+
+def test_a_pattern_that_is_none() -> None:
+    with pytest.raises(UsageError, match="no pattern"):
+        PathPattern(b"[z-a]", None)
+
+
+def test_a_name_that_looks_like_a_pattern_is_meant_as_it_is(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, JournalOptions())
+    for number, name in enumerate((b"a1.txt", b"a[1].txt"), 2):
+        made = Mkdir(Fid(number), ROOT_FID, name, 0o755, 0, 0, None, None)
+        journal.append(made, NOBODY_ASKED, number, lambda fid: b"")
+    found = find(Lookup(journal.reader), Criteria(paths=(b"a[1].txt",)))
+    assert [match.path for match in found] == [b"a[1].txt"]
+
+
+def test_ranges_are_merged() -> None:
+    ranges = tuple(SeqRange(Seq(a), Seq(b)) for a, b in ((5, 7), (1, 3), (6, 9), (9, 10)))
+    criteria = Criteria(only=ranges)
+    assert criteria.only == ((1, 3), (5, 10))
+
+
+def test_an_unfinished_end_is_no_damage(tmp_path: Path) -> None:
+    """A frame that is half there, and a segment that has not even its header."""
+    journal = _directories(tmp_path, 300)
+    journal.close()
+    newest = list_segments(tmp_path)[-1]
+    newest.write_bytes(newest.read_bytes()[:-20])
+    lookup = Lookup(JournalReader(tmp_path))
+    assert lookup.fid_at(b"d299", Seq(1000)) == 300
+    assert lookup.fid_at(b"d300", Seq(1000)) is None
+    (tmp_path / f"{300:020d}.fj").touch()
+    lookup = Lookup(JournalReader(tmp_path))
+    assert lookup.fid_at(b"d299", Seq(1000)) == 300
+    assert [match.entry.seq for match in find(lookup, Criteria(from_seq=Seq(298)))] == [298, 299]
+
+
+def test_what_is_gone_is_gone_in_a_part_of_a_journal(tmp_path: Path) -> None:
+    journal = _directories(tmp_path, 300)
+    gone = Rmdir(Fid(2), ROOT_FID, b"d1")
+    journal.append(gone, NOBODY_ASKED, 301, lambda fid: b"d1" if fid == 2 else b"")
+    journal.close()
+    list_segments(tmp_path)[0].unlink()
+    lookup = Lookup(JournalReader(tmp_path))
+    assert lookup.fid_at(b"d1", Seq(301)) == 2
+    assert lookup.fid_at(b"d1", Seq(302)) is None
 
 
 def test_ranges() -> None:

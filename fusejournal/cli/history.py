@@ -11,7 +11,8 @@ from fusejournal.cli.source import open_source
 from fusejournal.errors import PathNotFoundError
 from fusejournal.journal.criteria import Match
 from fusejournal.journal.format import Entry
-from fusejournal.journal.lookup import END, Lookup, Tenure, name_changes
+from fusejournal.journal.lookup import Lookup, Tenure, name_changes
+from fusejournal.journal.reader import END
 from fusejournal.operations import Create, Import, ImportData, Kind, Rename, Truncate, Void, Write
 from fusejournal.types import Fid, Seq
 

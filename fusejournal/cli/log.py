@@ -13,7 +13,7 @@ from fusejournal.cli.source import Source, open_source, parse_kinds
 from fusejournal.cli.statistics import Statistics, show_statistics
 from fusejournal.errors import UsageError
 from fusejournal.journal.criteria import Criteria, Follower, Match, find
-from fusejournal.journal.lookup import END
+from fusejournal.journal.reader import END
 from fusejournal.types import Seq
 
 _FOLLOW_PAUSE_SECONDS = 0.2

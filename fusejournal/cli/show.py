@@ -39,6 +39,8 @@ def show(volume: str, seq: int, with_data: bool, as_json: bool) -> None:
         flushed=entry.flushed,
         chain=f"{entry.chain:016x}",
     )
+    if entry.seq != seq:
+        line["void_seq"] = seq
     if as_json:
         if with_data:
             line["data"] = bytes(entry.data).hex()

@@ -44,9 +44,13 @@ class Tally:
         self.others = [one + two for one, two in zip(self.others, other.others, strict=True)]
 
     def by_size(self) -> list[tuple[Any, int, int]]:
-        """(key, entries, bytes), the most bytes first."""
-        rows = [(key, *sums) for key, sums in self._sums.items()]
-        return sorted(rows, key=lambda row: (row[2], row[1]), reverse=True)
+        """(key, entries, bytes), the most bytes first; at the end, with the key None, what is not
+        kept apart."""
+        rows: list[tuple[Any, int, int]] = [(key, *sums) for key, sums in self._sums.items()]
+        rows.sort(key=lambda row: (row[2], row[1]), reverse=True)
+        if self.others[0]:
+            rows.append((None, self.others[0], self.others[1]))
+        return rows
 
     def by_key(self) -> list[tuple[Any, int, int]]:
         """(key, entries, bytes), by key."""
@@ -132,7 +136,8 @@ def show_statistics(statistics: Statistics, as_json: bool) -> None:
         click.echo(f"\n{title}")
         click.echo(f"{'ENTRIES':>12}  {'WRITTEN':>10}")
         for key, count, size in rows[:limit]:
-            click.echo(f"{count:>12,}  {text.size(size):>10}  {name(key)}")
+            shown = "(others)" if key is None else name(key)
+            click.echo(f"{count:>12,}  {text.size(size):>10}  {shown}")
         if len(rows) > limit:
             click.echo(f"{'':>24}  and {len(rows) - limit:,} more (--json has them)")
 

@@ -12,7 +12,7 @@ from fusejournal.cli.replay import conflict_line, watched
 from fusejournal.cli.source import Source, open_source, parse_kinds, parse_ranges
 from fusejournal.errors import ConflictError, FusejournalError, PrivilegeError, UsageError
 from fusejournal.journal.criteria import Criteria
-from fusejournal.journal.lookup import END
+from fusejournal.journal.reader import END
 from fusejournal.replay.undo import Action, Undo, UndoPlan
 from fusejournal.state import VolumeState
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from fusejournal.errors import UsageError
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import SegmentIndex
-from fusejournal.journal.lookup import END, Lookup, Span, Tenure
+from fusejournal.journal.lookup import Lookup, Span, Tenure
 from fusejournal.journal.paths import PathTracker
-from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.settled import settled
 from fusejournal.operations import Kind, Operation, Rename, Void
 from fusejournal.types import Fid, Seq

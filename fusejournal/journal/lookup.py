@@ -13,7 +13,7 @@ from typing import NamedTuple
 from fusejournal.errors import JournalDamagedError
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting, SegmentIndex
-from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import first_seq_of
 from fusejournal.operations import (
     RENAME_EXCHANGE,
@@ -34,8 +34,6 @@ from fusejournal.operations import (
     Void,
 )
 from fusejournal.types import ROOT_FID, Fid, Seq
-
-END = Seq(1 << 62)
 
 NAME_KINDS = frozenset(
     {

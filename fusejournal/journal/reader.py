@@ -29,7 +29,8 @@ from fusejournal.operations import Kind, Void
 from fusejournal.types import Seq
 
 _INDEX_BYTES_KEPT = 96 << 20
-_END = Seq(1 << 62)
+END = Seq(1 << 62)
+"""After every seq."""
 
 
 class JournalReader:
@@ -121,7 +122,7 @@ class JournalReader:
         """The first seq after the segment that begins with *start*; far away for the newest."""
         starts = [first_seq_of(path) for path in self.segments()]
         at = bisect_right(starts, start)
-        return starts[at] if at < len(starts) else _END
+        return starts[at] if at < len(starts) else END
 
     def _segment_frames(
         self, path: Path, from_seq: Seq, to_seq: Seq, last: bool, before: tuple[Seq, int] | None

@@ -22,7 +22,7 @@ from fusejournal.errors import ConflictError, TargetError, UsageError
 from fusejournal.journal.criteria import Criteria, Match
 from fusejournal.replay.replay import ON_CONFLICT, Plan, Replay, Result
 from fusejournal.replay.select import Conflict
-from fusejournal.replay.target import Progress, Target, is_empty, scratch_of
+from fusejournal.replay.target import Progress, Target, is_empty, purpose_of, scratch_of
 from fusejournal.types import Seq
 
 _CONFLICTS_SHOWN = 20
@@ -84,7 +84,7 @@ def replay(
     """
     target = Path(os.path.abspath(target))
     source = open_source(volume)
-    last = source.check_seq(to_seq) if to_seq else source.head_seq
+    last = source.check_seq(to_seq) if to_seq else _begun_to_seq(target) or source.head_seq
     source.check_seq(from_seq)
     if last < from_seq:
         raise UsageError(f"--to-seq {last} is before --from-seq {from_seq}")
@@ -146,6 +146,12 @@ def watched(title: str, quiet: bool) -> Iterator[Progress]:
                 advance(done, total)
 
         yield progress
+
+
+def _begun_to_seq(target: Path) -> Seq | None:
+    """The last seq of an unfinished replay: the newest of that time, where it was not given."""
+    begun = (purpose_of(target) or {}).get("replay")
+    return Seq(begun["to_seq"] - 1) if isinstance(begun, dict) else None
 
 
 def _check_target(target: Path, from_seq: int) -> None:

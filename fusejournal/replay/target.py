@@ -129,12 +129,17 @@ def beside(target: Path, what: str) -> Path:
 
 def can_go_on(target: Path, purpose: dict[str, Any]) -> bool:
     """Whether *target* was begun for *purpose*, and can be gone on with."""
+    found = purpose_of(target)
+    return found is not None and target.is_dir() and found == _full_purpose(target, purpose)
+
+
+def purpose_of(target: Path) -> dict[str, Any] | None:
+    """What *target* was begun for and is not finished with, or None."""
     try:
         found = json.loads((scratch_of(target) / _PURPOSE).read_text())
-        target.stat()
     except (OSError, ValueError):
-        return False
-    return bool(found == _full_purpose(target, purpose))
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _full_purpose(target: Path, purpose: dict[str, Any]) -> dict[str, Any]:

@@ -353,6 +353,17 @@ def test_a_target_that_was_made_again_is_not_gone_on_with(layer: Layer, tmp_path
     layer.environment["FUSEJOURNAL_FAULT"] = "apply.create:100:kill"
     layer.run("replay", "volume", str(target), check=False)
     layer.environment["FUSEJOURNAL_FAULT"] = ""
+    # In the same one it goes on to where it was to go, whatever was added since.
+    end = head(layer)
+    (layer.mountpoint / "later").touch()
+    layer.run("replay", "volume", str(target))
+    layer.run("replay", "volume", str(target), "--from-seq", str(end + 1))
+    assert digest(layer, target) == digest(layer, layer.mountpoint)
+
+    shutil.rmtree(target)
+    layer.environment["FUSEJOURNAL_FAULT"] = "apply.create:100:kill"
+    layer.run("replay", "volume", str(target), check=False)
+    layer.environment["FUSEJOURNAL_FAULT"] = ""
     shutil.rmtree(target)
     target.mkdir()
     failed = layer.run("replay", "volume", str(target), check=False)

@@ -40,8 +40,9 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object (d
 
 @journal.command("verify")
 @_SOURCES
+@click.option("--deep", is_flag=True, help="Decode every entry, too: finds forgeries; slower.")
 @_JSON
-def verify_command(sources: tuple[str, ...], as_json: bool) -> None:
+def verify_command(sources: tuple[str, ...], deep: bool, as_json: bool) -> None:
     """Check every byte of a journal and the chain through it; exit code 11 if anything is wrong.
 
     Works on a running volume too: an entry being written just then is no damage.
@@ -54,7 +55,7 @@ def verify_command(sources: tuple[str, ...], as_json: bool) -> None:
     """
     _, reader = open_sources(sources)
     with progress_bar("verifying", quiet=as_json, in_bytes=True) as progress:
-        found = verify(reader.segments(), reader.uuid, progress)
+        found = verify(reader.segments(), reader.uuid, progress, deep=deep)
     if as_json:
         text.echo_json(_verified(found))
     else:

@@ -225,13 +225,12 @@ def read_frame(
 def skim_frames(
     buffer: bytes, view: memoryview, seq: Seq, chain_before: int
 ) -> tuple[int, Seq, int]:
-    """Check frames as :func:`read_frame` does, from the beginning of *buffer* on, and that their
-    payloads have the types of an entry; stops before the first that is not whole, or for which
-    there is more to be said. Returns where that is, its seq, and the chain before it.
+    """Check frames as :func:`read_frame` does, from the beginning of *buffer* on; stops before the
+    first that is not whole or not good. Returns where that is, its seq, and the chain before it.
 
     This is for reading everything quickly: there is no object for a frame, and what is wrong with
-    the one it stops at is for read_frame and decode_entry to find."""
-    unpack, digest, unpackb = FRAME.unpack_from, xxhash.xxh3_64_intdigest, msgpack.unpackb
+    the one it stops at is for read_frame to find."""
+    unpack, digest = FRAME.unpack_from, xxhash.xxh3_64_intdigest
     at, chain, size, covered_bytes = 0, chain_before, len(buffer), _FRAME_COVERED.size
     while (payload_at := at + FRAME_HEADER_BYTES) <= size:
         payload_bytes, data_bytes, number, _, checksum = unpack(buffer, at)
@@ -247,16 +246,6 @@ def skim_frames(
             hashing.update(view[payload_at:end])
             found = hashing.intdigest()
         if found != checksum:
-            break
-        try:
-            fields = unpackb(view[payload_at:payload_end], use_list=False, strict_map_key=False)
-            kind = fields[0]
-            if tuple(map(type, fields)) not in _GOOD_TYPES[kind]:
-                break
-            names = _NAMES[kind]
-            if names and not all([_is_name(fields[_PREFIX_FIELDS + at]) for at in names]):
-                break
-        except (ValueError, TypeError, OverflowError, LookupError):
             break
         at, chain = end, checksum
         seq = Seq(seq + 1)

@@ -174,25 +174,38 @@ class SegmentReader:
             seq = Seq(seq + 1)
             chain = frame.checksum
 
-    def check(self) -> Point:
-        """Check all frames, more quickly than by :meth:`frames` and decoding each; returns where
-        they end. Raises BadFrameError."""
-        seq, offset, chain = self.start
+    def check(self, *, deep: bool = False) -> Point:
+        """Check all frames, more quickly than by :meth:`frames`, or, *deep*, decode each, too;
+        returns where they end. Raises BadFrameError."""
+        point = self.start
+        if deep:
+            for frame in self.frames():
+                try:
+                    decode_entry(frame)
+                except FormatError as error:
+                    raise BadFrameError(frame.offset, frame.seq, str(error), torn=False) from None
+                point = _after(frame)
+            return point
+        while True:
+            point = self._skim(point)
+            frame_there = next(self.frames(point), None)  # a large one, a bad one, or none
+            if frame_there is None:
+                return point
+            point = _after(frame_there)
+
+    def _skim(self, point: Point) -> Point:
+        """Where the frames from *point* on, read quickly, are not good or not whole any more."""
+        seq, offset, chain = point
         while True:
             try:
                 buffer = self._read_at(offset, _WINDOW_BYTES)
             except FormatError as error:
                 raise BadFrameError(offset, seq, str(error), torn=False) from None
-            if not buffer:
-                return Point(seq, offset, chain)
             at, seq, chain = skim_frames(buffer, memoryview(buffer), seq, chain)
             offset += at
             if at == 0:
-                # A large frame, or one that has to be looked at.
-                frame = next(self.frames(Point(seq, offset, chain)))
-                try:
-                    decode_entry(frame)
-                except FormatError as error:
-                    raise BadFrameError(offset, seq, str(error), torn=False) from None
-                offset += len(frame.content)
-                seq, chain = Seq(seq + 1), frame.checksum
+                return Point(seq, offset, chain)
+
+
+def _after(frame: Frame) -> Point:
+    return Point(Seq(frame.seq + 1), frame.offset + len(frame.content), frame.checksum)

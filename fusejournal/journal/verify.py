@@ -49,16 +49,21 @@ class _Part(NamedTuple):
 
 
 def verify(
-    paths: Sequence[Path], uuid: UUID | None, progress: Callable[[int, int], None]
+    paths: Sequence[Path],
+    uuid: UUID | None,
+    progress: Callable[[int, int], None],
+    *,
+    deep: bool = False,
 ) -> VerifyReport:
     """Read all segments in *paths*, which are in order; *progress* gets bytes done and in all, of
-    the files. *uuid* None takes any volume's, if it is one volume's. Raises OSError."""
+    the files. *uuid* None takes any volume's, if it is one volume's. *deep*: decode every entry,
+    too, as its readers do. Raises OSError."""
     report = VerifyReport()
     file_bytes = [_file_bytes(path) for path in paths]
     done, total = 0, sum(file_bytes)
     before: tuple[int, int] | None = None
     progress(0, total)
-    parts = map_in_order(_verify_segment, paths)
+    parts = map_in_order(partial(_verify_segment, deep), paths)
     for path, size, part in zip(paths, file_bytes, parts, strict=True):
         done += size
         progress(done, total)
@@ -101,13 +106,13 @@ def _file_bytes(path: Path) -> int:
         return 0  # compressed just now; its reader finds it
 
 
-def _verify_segment(path: Path) -> _Part:
+def _verify_segment(deep: bool, path: Path) -> _Part:
     header: SegmentHeader | None = None
     try:
         with SegmentReader(path) as reader:
             header = reader.header
             index = load_index(path, reader)
-            end = reader.check()
+            end = reader.check(deep=deep)
     except BadFrameError as bad:
         entries = bad.seq - header.first_seq if header is not None else 0
         return _Part(

@@ -224,3 +224,17 @@ def test_an_unhashable_map_key_is_refused() -> None:
     packed = b"\x96\x01\x01\x00\x00\x00\x81\x81\x01\x01\xc4\x00"
     with pytest.raises(FormatError):
         decode_payload(packed)
+
+
+def test_deep_verification_finds_what_only_a_forger_writes(tmp_path: Path) -> None:
+    """Checksums that are right over an entry that cannot be."""
+    import msgpack
+
+    payload = msgpack.packb((1, 5, 0, 0, 0, None, 3, 1, b"../evil", 0o100644, 0, 0, 0, None))
+    frame, _ = encode_frame(payload, b"", Seq(1), Seq(0), 0)
+    header = SegmentHeader(UUID_OF_TESTS, Epoch(1), Seq(1), 0, 5).encode()
+    path = tmp_path / f"{1:020d}.fj"
+    path.write_bytes(header + frame)
+    assert verify([path], None, lambda done, total: None).damages == []
+    (damage,) = verify([path], None, lambda done, total: None, deep=True).damages
+    assert (damage.seq, damage.offset) == (1, 128)

@@ -10,7 +10,6 @@ renamed into their places; a file that is there keeps its fid. Before each step 
 is looked at once more: on a volume st_ino is the fid, so a file that somebody changed meanwhile is
 not touched."""
 
-import errno
 import itertools
 import os
 import shutil
@@ -37,6 +36,7 @@ from fusejournal.operations import (
     Unlink,
     Void,
 )
+from fusejournal.replay.copying import copy_file
 from fusejournal.replay.fold import Fold, Step, carry_out
 from fusejournal.replay.select import Conflict, Divergence
 from fusejournal.replay.target import Progress, Target
@@ -45,7 +45,6 @@ from fusejournal.types import NOBODY_ASKED, ROOT_FID, Fid, Seq
 _IMPORTS = frozenset({Kind.IMPORT, Kind.IMPORT_DATA, Kind.IMPORT_LINK})
 _DATA = frozenset({Kind.WRITE, Kind.TRUNCATE})
 _ATTRIBUTES = frozenset({Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR})
-_COPY_BYTES = 1 << 20
 _DESCRIPTORS_MAX = 256
 _FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -458,17 +457,17 @@ class _Hands:
             os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=staging))
         else:
             os.mknod(name, stat.S_IFMT(found.st_mode) | 0o600, found.st_rdev, dir_fd=staging)
-        _copy(source, source_name, staging, name)
+        copy_file(source, source_name, staging, name)
         self._drop(fid, source_name)
 
     def _rewrite(self, fid: Fid) -> None:
         """Give *fid*, which is there, the content and attributes that are wanted."""
         source, source_name = self._folded(fid)
         if self._fold.is_directory(fid):
-            _copy(source, source_name, self._directory(fid), b".")
+            copy_file(source, source_name, self._directory(fid), b".")
         else:
             place = self._place_now(fid)
-            _copy(source, source_name, self._directory(place[0]), place[1])
+            copy_file(source, source_name, self._directory(place[0]), place[1])
         self._drop(fid, source_name)
 
     def _place_now(self, fid: Fid) -> Place:
@@ -514,81 +513,3 @@ def _open_path(mountpoint: Path, path: bytes) -> int:
 def _changed_meanwhile(path: bytes) -> ConflictError:
     shown = path.decode("utf-8", "backslashreplace")
     return ConflictError(f"{shown}: somebody changed it since this was planned")
-
-
-def _copy(source: int, source_name: bytes, target: int, name: bytes) -> None:
-    """Make the file *name* in directory *target* equal to *source_name* in *source*, of the same
-    type: content where it differs, owner, mode, xattrs and mtime."""
-    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-    with ExitStack() as stack:
-
-        def opened(directory: int, path: bytes | str, how: int) -> int:
-            fd = os.open(path, how | os.O_CLOEXEC, dir_fd=directory)
-            stack.callback(os.close, fd)
-            return fd
-
-        one, other = opened(source, source_name, flags), opened(target, name, flags)
-        found = os.fstat(one)
-        if stat.S_ISREG(found.st_mode):
-            reading = opened(one, syscalls.descriptor_path(one), os.O_RDONLY)
-            writing = opened(other, syscalls.descriptor_path(other), os.O_RDWR)
-            _copy_content(reading, writing, found.st_size)
-        _copy_attributes(one, other, found)
-
-
-def _copy_content(reading: int, writing: int, size: int) -> None:
-    """Only what differs is written; a hole where nothing was written stays one."""
-    was = os.fstat(writing).st_size
-    if was > size:
-        os.ftruncate(writing, size)
-    for offset, length in _pieces(reading, size, from_start=was > 0):
-        wanted = os.pread(reading, length, offset)
-        if os.pread(writing, length, offset) != wanted:
-            os.pwrite(writing, wanted, offset)
-    if os.fstat(writing).st_size != size:
-        os.ftruncate(writing, size)
-
-
-def _pieces(fd: int, size: int, *, from_start: bool) -> Iterator[tuple[int, int]]:
-    """(offset, length) of all, or (not *from_start*) of what is no hole."""
-    offset = 0
-    while offset < size:
-        end = size
-        if not from_start:
-            try:
-                offset = os.lseek(fd, offset, os.SEEK_DATA)
-                end = os.lseek(fd, offset, os.SEEK_HOLE)
-            except OSError as error:
-                if error.errno == errno.ENXIO:
-                    return
-                raise
-        while offset < end:
-            length = min(_COPY_BYTES, end - offset)
-            yield offset, length
-            offset += length
-
-
-def _copy_attributes(one: int, other: int, found: os.stat_result) -> None:
-    there = os.fstat(other)
-    if (there.st_uid, there.st_gid) != (found.st_uid, found.st_gid):
-        syscalls.chown(other, found.st_uid, found.st_gid)
-    source, target = syscalls.descriptor_path(one), syscalls.descriptor_path(other)
-    wanted = _xattrs(source)
-    has = _xattrs(target)
-    for key in has.keys() - wanted.keys():
-        os.removexattr(target, key)
-    for key, value in wanted.items():
-        if has.get(key) != value:
-            os.setxattr(target, key, value)
-    if not stat.S_ISLNK(found.st_mode) and os.fstat(other).st_mode != found.st_mode:
-        os.chmod(target, stat.S_IMODE(found.st_mode))
-    if os.fstat(other).st_mtime_ns != found.st_mtime_ns:
-        syscalls.set_times(other, None, found.st_mtime_ns)
-
-
-def _xattrs(path: str) -> dict[str, bytes]:
-    found = {}
-    for key in os.listxattr(path):
-        with suppress(OSError):
-            found[key] = os.getxattr(path, key)
-    return found

@@ -54,7 +54,8 @@ class Source:
         """The last entry of which it is known whether it holds. Raises JournalDamagedError."""
         if self.state is not None:
             try:
-                return Seq(ask(self.state.directory, "status")["head_seq"])
+                self.reader.must_reach = Seq(ask(self.state.directory, "status")["head_seq"])
+                return self.reader.must_reach
             except NotRunningError:
                 pass
         seq, settled = self.reader.head()

@@ -152,7 +152,7 @@ class Journal:
             tail.cut(directory, found.cut)
             journal.repairs.append(found.cut)
         journal.epoch = found.epoch
-        journal.head_seq = found.head_seq
+        journal.head_seq = journal.reader.must_reach = found.head_seq
         journal.chain = found.chain
         journal.last_time_ns = found.last_time_ns
         journal.ends_clean = found.ends_clean

@@ -46,6 +46,8 @@ class JournalReader:
         self._index_bytes = 0
         self._growing: Path | None = None
         """The segment whose index was made while it was the newest."""
+        self.must_reach = Seq(0)
+        """Up to here the journal is known to go: an end before it is damage."""
         self._left: tuple[Seq, Point] | None = None
         """The segment in which reading ended last, and where."""
         self.on_scan: Callable[[Path], None] | None = None
@@ -146,7 +148,7 @@ class JournalReader:
                         self._left = head.first_seq, Point(to_seq, after, frame.checksum)
                         return None
         except BadFrameError as bad:
-            if last and bad.torn:
+            if last and bad.torn and bad.seq > self.must_reach:
                 return None
             raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
         return end

@@ -87,6 +87,18 @@ def test_an_unfinished_end_is_no_damage(tmp_path: Path) -> None:
     assert [match.entry.seq for match in find(lookup, Criteria(from_seq=Seq(298)))] == [298, 299]
 
 
+def test_an_end_before_the_known_head_is_damage(tmp_path: Path) -> None:
+    journal = _directories(tmp_path, 300)
+    journal.close()
+    newest = list_segments(tmp_path)[-1]
+    reopened = Journal.open(
+        tmp_path, UUID_OF_TESTS, JournalOptions(), unclean_machine=False, read_only=True
+    )
+    newest.write_bytes(newest.read_bytes()[:-20])
+    with pytest.raises(JournalDamagedError, match="seq 300"):
+        list(reopened.reader.read(Seq(290), Seq(301)))
+
+
 def test_what_is_gone_is_gone_in_a_part_of_a_journal(tmp_path: Path) -> None:
     journal = _directories(tmp_path, 300)
     gone = Rmdir(Fid(2), ROOT_FID, b"d1")

@@ -139,7 +139,7 @@ class Durability:
         while not self._failed:
             await trio.sleep(_TEND_PAUSE_SECONDS)
             for segment in self._journal.without_index():
-                # Tried once: a damaged segment will not get better.
+                # Tried once until the next mount: a damaged segment will not get better.
                 if segment not in self._without_index and not await self._make_index(segment):
                     self._without_index.add(segment)
             if self._config.compress and self.compression_failure is None:

@@ -14,12 +14,17 @@ _HOURS_SHOWN = 48
 _KEPT = 50_000
 
 
+def _nothing() -> list[int]:
+    # No lambda, for tallies come from other processes.
+    return [0, 0]
+
+
 class Tally:
     """Entries and bytes for each of many keys. With more keys than can be kept the smallest go
     into one sum, so that memory is bounded."""
 
     def __init__(self) -> None:
-        self._sums: defaultdict[Any, list[int]] = defaultdict(lambda: [0, 0])
+        self._sums: defaultdict[Any, list[int]] = defaultdict(_nothing)
         self.others = [0, 0]
 
     def add(self, key: Any, size: int, count: int = 1) -> None:
@@ -55,14 +60,6 @@ class Tally:
     def by_key(self) -> list[tuple[Any, int, int]]:
         """(key, entries, bytes), by key."""
         return sorted((key, *sums) for key, sums in self._sums.items())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"sums": dict(self._sums), "others": self.others}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
-        self._sums.update(state["sums"])
-        self.others = state["others"]
 
 
 class Statistics:

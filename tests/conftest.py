@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.layer import Layer
 
+pytest_plugins = ("tests.support.guest.plugin",)
+
 # How fast the machine is must not decide whether a test passes.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")

@@ -74,7 +74,7 @@ _NODE = struct.Struct("<IIqQQQQ")
 
 _FLAG_COMPLETE = 1
 
-_MAP_BYTES = 1 << 40  # address space, not disk
+_MAP_BYTES = 1 << 38  # address space, not disk: enough for 800 million files
 _PAGE_BYTES = 4096
 _NODES_CACHED = 32_768
 _SPARE_BYTES = 8 << 20

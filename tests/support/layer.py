@@ -77,6 +77,7 @@ class Layer:
             self._process = subprocess.Popen(
                 self.command(*self.mount_arguments("-f", *extra)),
                 env=environment,
+                cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,0 +1,1 @@
+"""In the guest: a volume under a real nfsd, and its clients."""

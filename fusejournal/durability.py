@@ -5,6 +5,10 @@ all who wait, at least every ``flush_interval_seconds``), the checkpoint (syncfs
 then the catalog) and the tending of sealed segments (index, compression). All disk waits happen in
 worker threads and processes; the event loop only wakes whom they concern.
 
+A disk that flushes faster than a thread can be woken (a battery behind it, or no flush at all) is
+flushed right where somebody waits; one flush that takes longer sends the next ones to a thread
+again.
+
 A flush or syncfs that fails is never retried as if nothing had been: it calls ``fail`` and the
 volume is read-only from there on, and everybody who waits gets EIO. Source: fsync(2), syncfs(2);
 the kernel reports a write error once."""
@@ -14,6 +18,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +33,8 @@ from fusejournal.journal.journal import Journal
 from fusejournal.types import Seq
 
 _TEND_PAUSE_SECONDS = 5.0
+_AVERAGE_WEIGHT = 1 / 8
+_UNTIMED_MAX = 4
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +62,11 @@ class Durability:
         self._flushed = trio.Event()
         self.compression_failure: str | None = None
         """Why sealed segments are not compressed any more."""
+        self._flush_seconds = 1.0
+        """What a flush takes, as a moving average,"""
+        self._hop_seconds = 0.0
+        """and what having it done by a thread takes beside."""
+        self._untimed = 0
         self._without_index: set[Path] = set()
         self.full = False
         """Whether the catalog's disk has no space for what has to be committed."""
@@ -63,6 +75,35 @@ class Durability:
     def durable_seq(self) -> Seq:
         """Everything up to this entry survives the loss of the machine."""
         return self._journal.durable_seq
+
+    def flush_if_quick(self) -> bool:
+        """Flush at once, in the event loop, if the disk has shown that this costs less than having
+        it done by a thread. Returns whether that was done, and all is durable."""
+        if (
+            not self._is_running
+            or self._failed
+            or self._flush_seconds > self._hop_seconds
+            or not self._journal.is_flush_small()
+        ):
+            return False
+        self._untimed += 1
+        try:
+            if self._untimed > _UNTIMED_MAX:
+                self._untimed = 0
+                self._timed_sync()
+            else:
+                self._journal.sync()
+        except JournalError as error:
+            self._broken(f"the journal could not be flushed: {error}")
+            return False
+        return True
+
+    def _timed_sync(self) -> float:
+        began = time.perf_counter()
+        self._journal.sync()
+        took = time.perf_counter() - began
+        self._flush_seconds += (took - self._flush_seconds) * _AVERAGE_WEIGHT
+        return took
 
     async def wait(self, seq: Seq) -> None:
         """Return when the journal is durable up to *seq*. Raises OSError EIO when it cannot be.
@@ -93,8 +134,11 @@ class Durability:
     async def flush(self) -> None:
         """Flush the journal once, up to its head now."""
         if self._journal.durable_seq < self._journal.head_seq:
+            began = time.perf_counter()
             try:
-                await trio.to_thread.run_sync(self._journal.sync)
+                took = await trio.to_thread.run_sync(self._timed_sync)
+                hop = time.perf_counter() - began - took
+                self._hop_seconds += (hop - self._hop_seconds) * _AVERAGE_WEIGHT
             except JournalError as error:
                 self._broken(f"the journal could not be flushed: {error}")
         flushed, self._flushed = self._flushed, trio.Event()

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -57,6 +58,9 @@ _VOID_ROOM_BYTES = 256
 _ALWAYS = frozenset({Kind.VOID, Kind.CLEAN})
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
+_SMALL_FLUSH_BYTES = 64 << 10
+_NO_END = 1 << 62
+
 
 @dataclass(frozen=True)
 class JournalOptions:
@@ -75,7 +79,7 @@ class JournalOptions:
 class _Current:
     """The segment that is written."""
 
-    __slots__ = ("allocated", "end", "fd", "first_seq", "named", "path")
+    __slots__ = ("allocated", "end", "fd", "first_seq", "is_begun", "named", "path")
 
     def __init__(self, path: Path, fd: int, first_seq: Seq, end: int) -> None:
         self.path = path
@@ -83,6 +87,8 @@ class _Current:
         self.first_seq = first_seq
         self.end = end
         self.allocated = end
+        self.is_begun = True
+        """Whether it has its header: until then its size says that it has not."""
         self.named: set[Fid] = set()
         """Fids whose path this segment tells."""
 
@@ -112,6 +118,7 @@ class Journal:
         # Shared with the thread that flushes: only the loop's appends on the right and counts up,
         # only the flush takes from the left and catches up.
         self._unsynced: deque[tuple[Path, int]] = deque()
+        self._synced_end = 0
         self._names_made = 0
         self._names_synced = 0
         self._sync_lock = threading.Lock()
@@ -306,7 +313,7 @@ class Journal:
             )
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
-                current.allocated = 1 << 62  # no promises to be had here; a short append is cut off
+                current.allocated = _NO_END  # no promises to be had here; a short append is cut off
                 return
             if error.errno not in _NO_SPACE:
                 raise self._fail(f"{current.path}: cannot be extended: {error.strerror}") from error
@@ -315,6 +322,17 @@ class Journal:
                 raise JournalFullError(f"{self.directory}: no space left for the journal") from None
         else:
             current.allocated = target
+            if current.is_begun:
+                self._extend(current)
+
+    def _extend(self, current: _Current) -> None:
+        """Let the file's size run ahead of its end: a flush then has no new size to make durable,
+        which costs a file system a commit of its own."""
+        size = min(current.allocated, self.options.segment_bytes)
+        if size > current.end and current.allocated != _NO_END:
+            # A matter of speed only.
+            with suppress(OSError):
+                storage.ftruncate("journal.extend", current.fd, size)
 
     # -- rolling -----------------------------------------------------------------------------------
 
@@ -359,6 +377,7 @@ class Journal:
             raise self._fail(f"{path}: cannot be made: {error.strerror}") from error
         current = _Current(path, fd, first_seq, SEGMENT_HEADER_BYTES)
         current.allocated = 0
+        current.is_begun = False
         try:
             self._take_space(current, 0, Kind.EPOCH)
             if storage.pwritev("journal.header", fd, (header,), 0) != len(header):
@@ -370,6 +389,8 @@ class Journal:
                 raise self._fail(f"{path}: cannot be written: {error.strerror}") from error
             raise JournalFullError(f"{self.directory}: no space left for the journal") from None
         self._names_made += 1
+        current.is_begun = True
+        self._extend(current)
         return current
 
     # -- flushing ----------------------------------------------------------------------------------
@@ -388,6 +409,7 @@ class Journal:
             seq = self.head_seq
             current = self._current
             assert current is not None
+            end = current.end
             sealed = list(self._unsynced)
             names_made = self._names_made
             try:
@@ -401,12 +423,25 @@ class Journal:
                     f"{self.directory}: cannot be flushed: {error.strerror}"
                 ) from error
             self._names_synced = names_made
+            self._synced_end = end
             for _, fd in sealed:
                 if fd != current.fd:  # sealed meanwhile, perhaps with more in it: next time
                     self._unsynced.popleft()
                     os.close(fd)
             self.durable_seq = max(self.durable_seq, seq)
             return self.durable_seq
+
+    def is_flush_small(self) -> bool:
+        """Whether a flush now would write little, and to the current segment alone, and no other
+        flush runs."""
+        current = self._current
+        return (
+            current is not None
+            and not self._unsynced
+            and self._names_made == self._names_synced
+            and current.end - self._synced_end <= _SMALL_FLUSH_BYTES
+            and not self._sync_lock.locked()
+        )
 
     def close(self) -> None:
         """Close the files. Flush first what is to last."""

@@ -3,6 +3,7 @@
 A segment's name is its first seq in 20 digits, ``.fj`` plain or ``.fjz`` compressed (seekable.py).
 Where both are there the plain one counts: the compression was interrupted."""
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -29,10 +30,12 @@ COMPRESSED_SUFFIX = ".fjz"
 _NAME = re.compile(r"(\d{20})\.fjz?")
 _WINDOW_BYTES = 256 << 10  # stays in the CPU's cache from the read to the hash
 _WINDOW_BYTES_FIRST = 64 << 10
+_PAGE_BYTES = 4096
 
 
 class BadFrameError(Exception):
-    """Where a segment stops being readable. ``torn``: it just ends in the middle of a frame."""
+    """Where a segment stops being readable. ``torn``: it just ends in the middle of a frame, or
+    in the space ahead of its end, which was zeros."""
 
     def __init__(self, offset: int, seq: Seq, reason: str, torn: bool) -> None:
         super().__init__(reason)
@@ -139,7 +142,8 @@ class SegmentReader:
 
     def frames(self, start: Point | None = None) -> Iterator[Frame]:
         """The frames from *start* (the first) on, each checked and chained to the one before.
-        Raises BadFrameError where that ends before the file does."""
+        Raises BadFrameError where that ends before the file does, or what is left of it is blank
+        (a segment that is written has space ahead of its end)."""
         seq, offset, chain = start or self.start
         # Little at first where a point is asked for: it may be for a single entry.
         asked = _WINDOW_BYTES if start is None else _WINDOW_BYTES_FIRST
@@ -158,6 +162,8 @@ class SegmentReader:
                         need = frame_bytes_at(window, 0)
                     if need > len(window):
                         if len(window) < asked:
+                            if self._is_blank(offset):
+                                return
                             raise BadFrameError(
                                 offset, seq, f"{len(window)} of {need} bytes of a frame", torn=True
                             )
@@ -166,13 +172,43 @@ class SegmentReader:
                     asked = _WINDOW_BYTES
                     continue
             except FormatError as error:
-                raise BadFrameError(offset, seq, str(error), torn=False) from None
+                if self._is_blank(offset):
+                    return
+                raise BadFrameError(offset, seq, str(error), self._is_unfinished(offset)) from None
             yield frame
             length = len(frame.content)
             offset += length
             at += length
             seq = Seq(seq + 1)
             chain = frame.checksum
+
+    def _is_unfinished(self, offset: int) -> bool:
+        """Whether the bad frame at *offset* was begun and not finished, or not even begun: the
+        space ahead of the end was zeros."""
+        head = self._read_at(offset, FRAME_HEADER_BYTES)
+        if self._compressed is not None or not any(head):
+            return self._compressed is None
+        try:
+            last_byte = offset + frame_bytes_at(head, 0) - 1
+        except FormatError:
+            last_byte = offset + FRAME_HEADER_BYTES - 1
+        return self._is_blank(last_byte)
+
+    def _is_blank(self, offset: int) -> bool:
+        """Whether there are only zeros from *offset* on."""
+        if self._compressed is not None:
+            return False
+        while piece := os.pread(self._fd, _PAGE_BYTES - offset % _PAGE_BYTES, offset):
+            if piece.count(0) != len(piece):
+                return False
+            try:
+                # What was never written need not be read.
+                offset = os.lseek(self._fd, offset + len(piece), os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                return True
+        return True
 
     def check(self, *, deep: bool = False) -> Point:
         """Check all frames, more quickly than by :meth:`frames`, or, *deep*, decode each, too;

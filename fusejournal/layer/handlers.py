@@ -110,7 +110,7 @@ class Handlers(pyfuse3.Operations):
 
     async def wait(self, seq: Seq) -> None:
         """Wait until the journal is durable up to *seq*; others are served meanwhile."""
-        if self._durability.durable_seq < seq:
+        if self._durability.durable_seq < seq and not self._durability.flush_if_quick():
             self._loop.hand_over()
             try:
                 await self._durability.wait(seq)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fusejournal.journal.segment import SegmentReader
 from tests.support.layer import Layer
 
 pytestmark = pytest.mark.mount
@@ -31,6 +32,17 @@ def segments(layer: Layer) -> list[Path]:
     return sorted((layer.state / "journal").glob("*.fj"))
 
 
+def contents(layer: Layer) -> dict[str, bytes]:
+    """The segments without the space ahead of their ends."""
+    return {path.name: path.read_bytes().rstrip(b"\0") for path in segments(layer)}
+
+
+def end(path: Path) -> int:
+    """Where the entries end; zeros follow in the segment that is written."""
+    with SegmentReader(path) as reader:
+        return reader.check().offset
+
+
 def flip(path: Path, offset: int) -> None:
     with open(path, "r+b") as file:
         file.seek(offset)
@@ -47,16 +59,19 @@ def refused(layer: Layer) -> str:
     return done.stderr
 
 
-def test_torn_tail_is_cut_off_and_kept(killed: Layer) -> None:
+@pytest.mark.parametrize("place", ["at the end", "after the blank"])
+def test_torn_tail_is_cut_off_and_kept(killed: Layer, place: str) -> None:
     last = segments(killed)[-1]
-    whole = last.stat().st_size
+    whole = end(last)
     torn = struct.pack("<IIQQQ", 40, 0, 99999, 0, 0) + b"begun"
-    with open(last, "ab") as file:
+    with open(last, "r+b") as file:
+        file.seek(whole if place == "at the end" else last.stat().st_size)
         file.write(torn)
+    before = last.read_bytes()
     killed.start()
-    assert last.stat().st_size == whole
+    assert end(last) == whole
     (saved,) = (killed.state / "journal" / "cut").iterdir()
-    assert saved.read_bytes() == torn
+    assert saved.read_bytes() == before[whole:]
     (repair,) = killed.ask()["repairs"]
     assert str(whole) in repair
     assert last.name in repair
@@ -68,7 +83,7 @@ def test_torn_tail_is_cut_off_and_kept(killed: Layer) -> None:
 def test_the_operation_in_flight_is_torn(killed: Layer) -> None:
     """The frame was cut in the middle by the kill: nobody was told, so it did not happen."""
     last = segments(killed)[-1]
-    os.truncate(last, last.stat().st_size - 100)
+    os.truncate(last, end(last) - 100)
     # Its write is in the backing, as a kill between the two never leaves it; it must be found.
     shutil.rmtree(killed.state / "catalog")
     killed.start()
@@ -91,7 +106,7 @@ def test_damage_is_named(killed: Layer, where: str) -> None:
     assert str(path) in line
     assert "damaged at byte" in line
     assert "seq" in line
-    before = {path.name: path.read_bytes() for path in segments(killed)}
+    before = contents(killed)
     killed.start("-o", "ro")
     status = killed.ask()
     assert status["state"] == "read-only"
@@ -103,7 +118,7 @@ def test_damage_is_named(killed: Layer, where: str) -> None:
     with pytest.raises(OSError, match="Read-only"):
         (killed.mountpoint / "new").mkdir()
     killed.stop()
-    assert {path.name: path.read_bytes() for path in segments(killed)} == before
+    assert contents(killed) == before
     flip(path, offset)
     killed.start()
     killed.stop()
@@ -134,7 +149,7 @@ def test_foreign_segment(killed: Layer, tmp_path: Path) -> None:
 def test_lost_machine_cuts_above_the_flushed_watermark_and_begins_an_epoch(killed: Layer) -> None:
     (killed.state / "boot").write_text('{"boot_id": "another"}')
     last = segments(killed)[-1]
-    flip(last, last.stat().st_size - 20)
+    flip(last, end(last) - 20)
     before = killed.run("journal", "verify", "volume", "--json", check=False)
     assert before.returncode == 11
     killed.start()

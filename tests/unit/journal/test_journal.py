@@ -17,7 +17,9 @@ from fusejournal.errors import (
 )
 from fusejournal.journal.journal import Journal, JournalOptions
 from fusejournal.journal.paths import PathTracker
-from fusejournal.journal.segment import list_segments
+from fusejournal.journal.reader import END, JournalReader
+from fusejournal.journal.segment import SegmentReader, list_segments
+from fusejournal.journal.tail import examine
 from fusejournal.operations import Clean, Create, Operation, Setattr, Unlink, Void, Write
 from fusejournal.types import NOBODY_ASKED, Fid, Seq
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples
@@ -317,3 +319,38 @@ def test_a_failed_compression_leaves_nothing_behind(tmp_path: Path) -> None:
         journal.compress_one(sealed[0])
     assert not list(tmp_path.glob("*.tmp"))
     assert journal.sealed_segments() == sealed
+
+
+def test_the_space_ahead_of_the_end_is_not_damage(tmp_path: Path) -> None:
+    """The file's size runs ahead; wherever an append stops in it, only that entry is missing."""
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
+    create = Create(Fid(2), Fid(1), b"f", 0o100644, 0, 0, 0, None)
+    append(journal, create)
+    (path,) = list_segments(tmp_path)
+    with SegmentReader(path) as reader:
+        before = reader.check().offset
+    append(journal, Write(Fid(2), Seq(0), None), b"\x07" * 300)
+    with SegmentReader(path) as reader:
+        after = reader.check().offset
+    content = path.read_bytes()
+    assert after < len(content) <= _SMALL.segment_bytes
+    assert set(content[after:]) == {0}
+    for end in range(before, after):
+        path.write_bytes(content[:end].ljust(len(content), b"\0"))
+        found = examine(tmp_path, UUID_OF_TESTS, unclean_machine=False)
+        assert (found.head_seq, found.damage) == (1, None), end
+        assert (found.cut is None) == (end == before)
+        assert [entry.seq for entry in JournalReader(tmp_path, None).read(Seq(1), END)] == [1]
+    for at in range(before, after):
+        bad = bytearray(content)
+        bad[at] ^= 0x10
+        path.write_bytes(bad)
+        # A length that grew makes it look unfinished: cut, then, and told. Never taken.
+        found = examine(tmp_path, UUID_OF_TESTS, unclean_machine=False)
+        assert found.head_seq == 1
+        assert found.damage or found.cut, at
+    path.write_bytes(content)
+    again = reopen(tmp_path)
+    assert again.head_seq == 2
+    again.close()
+    assert path.stat().st_size == after

@@ -12,6 +12,7 @@ The map, from the bottom up; imports point down only:
 - ``volume``: the one ordered place where a change happens; ``recovery``, ``importer``,
   ``durability``, ``opening``
 - ``layer``: the FUSE handlers, their loop, permissions, the mount itself
+- ``nfsd``, ``exports``: what the kernel's NFS server holds, and what is exported to whom
 - ``state``, ``control``, ``asking``, ``node``: the state directory, the control socket and its
   client, and one running volume
 - ``cli``: one file a command

@@ -3,7 +3,11 @@
 Sections and defaults::
 
     [volume]
-    durability = "async"                # or "nfs": names and attributes wait for the flush, too
+    durability = "async"                # or "nfs": names and attributes wait for the flush, too;
+                                        # when unset: "nfs" while the volume is exported "sync"
+    hold_seconds = 60.0                 # how long an exported volume's callers wait for a new layer
+                                        # when theirs has died; 0: not at all
+    options = []                        # of the mount: "ro", "nosuid", "nodev", "noexec"
 
     [journal]
     segment_bytes = "64MiB"             # a segment is sealed at this size,
@@ -15,9 +19,12 @@ Sections and defaults::
 
     [log]
     level = "warning"
+
+Without a file given, a volume's configuration is /etc/fusejournal/NAME.toml, if that is there.
 """
 
 import difflib
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -57,10 +64,19 @@ class JournalConfig(_Section):
     checkpoint_interval_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
 
 
-class VolumeConfig(_Section):
-    """What callers may rely on."""
+def _freeze(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
-    durability: Literal["async", "nfs"] = "async"
+
+MountFlag = Literal["ro", "nosuid", "nodev", "noexec"]
+
+
+class VolumeConfig(_Section):
+    """What callers may rely on, and how the volume is mounted unless the command line says more."""
+
+    durability: Literal["async", "nfs"] | None = None
+    hold_seconds: Annotated[float, Field(ge=0, le=86400)] = 60.0
+    options: Annotated[tuple[MountFlag, ...], BeforeValidator(_freeze)] = ()
 
 
 class LogConfig(_Section):
@@ -75,6 +91,17 @@ class Config(_Section):
     volume: VolumeConfig = VolumeConfig()
     journal: JournalConfig = JournalConfig()
     log: LogConfig = LogConfig()
+
+
+def config_root() -> Path:
+    """Where the configurations of volumes lie."""
+    return Path(os.environ.get("FUSEJOURNAL_CONFIG_ROOT", "/etc/fusejournal"))
+
+
+def find_config(name: str) -> Path | None:
+    """The configuration of the volume *name* where nobody named a file, if there is one."""
+    path = config_root() / f"{name}.toml"
+    return path if os.path.lexists(path) else None
 
 
 def load_config(path: Path | None) -> Config:

@@ -163,3 +163,26 @@ class ConflictError(FusejournalError):
     """Operations that cannot be carried out on what is there."""
 
     exit_code = 22
+
+
+class ExportError(FusejournalError):
+    """An export that cannot be made, or unmade, as asked."""
+
+    exit_code = 23
+
+
+class ExportConflictError(ExportError):
+    """Another export contradicts the one that is asked for."""
+
+    exit_code = 24
+
+    def __init__(self, where: str, reason: str) -> None:
+        self.where = where
+        self.reason = reason
+        super().__init__(f"{where}: {reason}")
+
+
+class NoNfsServerError(ExportError):
+    """The kernel's NFS server is not installed."""
+
+    exit_code = 25

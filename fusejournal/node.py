@@ -4,17 +4,22 @@ Owns the order of starting (lock, backing, journal, recovery, import, mount, ser
 (unmount, last flush, CLEAN entry, unlock), and the signals, which reach the rest only through
 trio. One process runs one volume, for pyfuse3 mounts one file system a process.
 
+Where the mount of a layer that died is still held (layer/connection.py), it is not mounted anew
+but taken over. A restart on command ends without unmounting, and the same process begins again
+with the program as it is installed by then.
+
 Tasks: the request loop, the background tasks of :mod:`fusejournal.durability`, the control socket,
 a sampler for the entries per second, and a watcher for signals. When the request loop ends, the
 others are cancelled."""
 
 import errno
-import fcntl
 import logging
 import os
 import resource
 import shutil
 import signal
+import sys
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -22,7 +27,7 @@ from typing import Any
 import pyfuse3
 import trio
 
-from fusejournal import storage
+from fusejournal import exports, storage
 from fusejournal.backing.syscalls import drop_resource_capability
 from fusejournal.control import serve_control
 from fusejournal.durability import Durability
@@ -36,18 +41,31 @@ from fusejournal.errors import (
     VolumeBusyError,
 )
 from fusejournal.journal.journal import JournalOptions
-from fusejournal.layer import mount
+from fusejournal.journal.reader import JournalReader
+from fusejournal.layer import mount, stale
+from fusejournal.layer.connection import (
+    Connection,
+    Handshake,
+    Keeper,
+    open_new,
+    release_kept,
+    take_over,
+)
 from fusejournal.layer.handlers import Handlers
 from fusejournal.layer.loop import RequestLoop
+from fusejournal.layer.opens import OpenFiles
 from fusejournal.mountspec import MountSpec, Reporter
 from fusejournal.opening import Opening, close_volume
 from fusejournal.operations import Mark
 from fusejournal.state import VolumeState, claim_volume
+from fusejournal.types import Seq
 
 log = logging.getLogger(__name__)
 
 _RATE_WINDOW_SECONDS = 10
 _MARK_NAME_MAX = 128
+_CONNECTION = "connection"
+"""In the state directory: who holds the connection."""
 
 
 class Stopped(FusejournalError):
@@ -60,24 +78,39 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
     """Mount the volume and serve it until it is unmounted or told to stop. Raises
     FusejournalError."""
     with claim_volume(spec) as state:
-        # Nobody but the layer may be there: the mount of a layer that was killed still is.
-        if mount.clear_dead_mount(spec.mountpoint):
-            reporter.warning(f"{spec.mountpoint}: took a dead mount away")
-        mount.check_places(spec.backing, spec.mountpoint, spec.state_dir)
+        taken = take_over(spec.state_dir / _CONNECTION, spec.mountpoint)
+        if taken is None:
+            release_kept(spec.state_dir / _CONNECTION)
+            # Nobody but the layer may be there: the mount of a layer that was killed still is.
+            if mount.clear_dead_mount(spec.mountpoint):
+                reporter.warning(f"{spec.mountpoint}: took a dead mount away")
+            mount.check_places(spec.backing, spec.mountpoint, spec.state_dir)
+        node = Node(spec, state, reporter, taken)
         try:
-            trio.run(Node(spec, state, reporter).run)
+            trio.run(node.run)
         except BaseExceptionGroup as group:
             raise _cause(group) from group
+    if node.is_restarting:
+        os.execv(sys.executable, [sys.executable, "-m", "fusejournal", *sys.argv[1:]])
 
 
 class Node:
     """One mounted volume. See the module."""
 
-    def __init__(self, spec: MountSpec, state: VolumeState, reporter: Reporter) -> None:
+    def __init__(
+        self, spec: MountSpec, state: VolumeState, reporter: Reporter, taken: Connection | None
+    ) -> None:
+        self.is_restarting = False
+        """Whether the process is to begin again, with the mount left as it is."""
+        self._taken = taken
+        self._keeper: Keeper | None = None
         self._spec = spec
         self._state = state
         self._reporter = reporter
         self._live = False
+        self._live_since: float | None = None
+        """Unix time."""
+        self._is_exported = False
         self._samples: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW_SECONDS)
         config = spec.config.journal
         options = JournalOptions(
@@ -86,11 +119,16 @@ class Node:
             compress=config.compress,
             compress_level=config.compress_level,
         )
-        self._root_fd = mount.open_backing(spec.backing)
+        self._root_fd = taken.root_fd if taken is not None else mount.open_backing(spec.backing)
         self._opening = Opening(
             spec.state_dir, state.uuid, spec.backing, self._root_fd, options, reporter
         )
         self._durability: Durability
+        self._handlers: Handlers
+        self._loop: RequestLoop
+        self._connection: Connection
+        self._first_seq = Seq(1)
+        """Of what this process appends once it serves."""
 
     async def run(self) -> None:
         """Open, mount, serve, close."""
@@ -122,28 +160,45 @@ class Node:
             volume.journal, volume.catalog, self._root_fd, spec.config.journal, volume.fail
         )
         volume.hold_back = lambda: self._durability.full
-        fuse_fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-        flags = spec.mount_flags | ({"ro"} if spec.read_only else frozenset())
-        mount.mount(fuse_fd, spec.mountpoint, spec.name, frozenset(flags))
-        loop = RequestLoop(fuse_fd)
-        names_wait = spec.config.volume.durability == "nfs"
-        handlers = Handlers(volume, self._durability, loop, self._opening.importer, names_wait)
+        self._connection = connection = self._connect()
+        handshake = Handshake(connection, spec.mountpoint)
+        self._loop = RequestLoop(handshake)
+        self._handlers = Handlers(
+            volume,
+            self._durability,
+            self._loop,
+            self._opening.importer,
+            OpenFiles(connection.table_fd),
+        )
+        self._follow_exports()
+        self._first_seq = Seq(volume.journal.head_seq + 1)
         try:
-            pyfuse3.init(handlers, f"/dev/fd/{fuse_fd}", set())
-            fcntl.fcntl(fuse_fd, fcntl.F_SETFL, os.O_RDWR | os.O_NONBLOCK)
-            await self._run_tasks(loop)
+            pyfuse3.init(self._handlers, f"/dev/fd/{handshake.fd}", set())
+            await self._run_tasks(self._loop)
         finally:
             with trio.CancelScope(shield=True):
-                await self._take_mount_away()
+                if not self.is_restarting:
+                    await self._take_mount_away()
             pyfuse3.close(unmount=False)
             close_volume(volume, lambda fd: storage.syncfs("stop.syncfs", fd))
+            if self._keeper is not None and not self.is_restarting:
+                self._keeper.dismiss()
             self._live = True
+
+    def _connect(self) -> Connection:
+        if self._taken is not None:
+            return self._taken
+        spec = self._spec
+        flags = spec.mount_flags | ({"ro"} if spec.read_only else frozenset())
+        return open_new(self._root_fd, spec.mountpoint, spec.name, frozenset(flags))
 
     async def _run_tasks(self, loop: RequestLoop) -> None:
         commands: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
             "status": self._status,
             "stop": self._stop,
             "mark": self._mark,
+            "restart": self._restart,
+            "exported": self._exported,
         }
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._sample)
@@ -158,9 +213,66 @@ class Node:
         # The first request is the kernel's INIT; a statfs that is answered says that the mount is
         # live.
         await trio.to_thread.run_sync(os.statvfs, self._spec.mountpoint, abandon_on_cancel=True)
-        mount.raise_read_ahead(self._spec.mountpoint)
+        mountpoint = self._spec.mountpoint
+        if self._connection.taken_over:
+            # At once: whose request was lost is about to try again.
+            reader = JournalReader(self._state.journal_dir, self._state.uuid)
+            await trio.to_thread.run_sync(stale.drop_last, reader, self._first_seq)
+        else:
+            mount.raise_read_ahead(mountpoint)
+            for words in await trio.to_thread.run_sync(exports.refresh_after_mount, mountpoint):
+                log.warning("%s", words)
+        if self._wants_keeper():
+            self._start_keeper()
         self._live = True
+        self._live_since = time.time()
         self._reporter.ready()
+
+    # -- exports -----------------------------------------------------------------------------------
+
+    def _follow_exports(self) -> None:
+        """What depends on whether the volume is exported, as it is now."""
+        mountpoint = self._spec.mountpoint
+        self._is_exported = exports.is_exported(mountpoint)
+        durability = self._spec.config.volume.durability
+        if durability is None:
+            durability = "nfs" if exports.waits(mountpoint) else "async"
+        self._handlers.names_wait = durability == "nfs"
+
+    def _wants_keeper(self) -> bool:
+        hold_seconds = self._spec.config.volume.hold_seconds
+        return self._keeper is None and (
+            self._connection.taken_over or (self._is_exported and hold_seconds > 0)
+        )
+
+    def _start_keeper(self) -> None:
+        directory = self._spec.state_dir
+        try:
+            self._keeper = Keeper(
+                self._connection, directory / _CONNECTION, self._spec.config.volume.hold_seconds
+            )
+        except OSError as error:
+            log.warning("if this layer dies, its mount dies with it: %s", error)
+
+    async def _exported(self, _: dict[str, Any]) -> dict[str, Any]:
+        self._follow_exports()
+        if self._wants_keeper():
+            self._start_keeper()
+        return {"durability": self._durability_mode}
+
+    @property
+    def _durability_mode(self) -> str:
+        return "nfs" if self._handlers.names_wait else "async"
+
+    async def _restart(self, _: dict[str, Any]) -> dict[str, Any]:
+        """End without unmounting; the reply tells the pid that the new program has, too."""
+        if self._keeper is None:
+            self._start_keeper()
+        if self._keeper is None:
+            raise MountError(f"{self._spec.mountpoint}: the mount cannot be kept: see the log")
+        self.is_restarting = True
+        self._loop.leave()
+        return {"pid": os.getpid()}
 
     # -- stopping ----------------------------------------------------------------------------------
 
@@ -268,6 +380,10 @@ class Node:
             "backing": str(spec.backing),
             "mountpoint": str(spec.mountpoint),
             "state": "read-only" if volume.refusal is not None else "running",
+            "durability": self._durability_mode,
+            "exported": self._is_exported,
+            "held": self._keeper is not None,
+            "live_since": self._live_since,
             "head_seq": journal.head_seq,
             "durable_seq": journal.durable_seq,
             "checkpoint_seq": volume.catalog.checkpoint_seq,

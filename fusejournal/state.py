@@ -11,12 +11,15 @@
     STATE/log            what a layer in the background had to say
 
 Volumes are found by name, mountpoint or state directory. Names lead to state directories below
-/var/lib/fusejournal or, for others, by a symlink in /run/fusejournal. Nothing here ever touches a
-mountpoint, which may be dead and hang or fail: the kernel's list of mounts is asked instead."""
+/var/lib/fusejournal or, for others, by a symlink in its directory ``.elsewhere``, which stays, so
+that a name is enough to mount the volume again when the machine has started anew. Nothing here ever
+touches a mountpoint, which may be dead and hang or fail: the kernel's list of mounts is asked
+instead."""
 
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 _FORMAT = 1
 _NAME_MAX = 128
 _HOLDER_BYTES = 512
+_LOCK_ATTEMPTS = 10
+_LOCK_PAUSE_SECONDS = 0.01
 
 
 def state_root() -> Path:
@@ -42,9 +47,10 @@ def state_root() -> Path:
     return Path(os.environ.get("FUSEJOURNAL_STATE_ROOT", "/var/lib/fusejournal"))
 
 
-def run_root() -> Path:
-    """Where names of volumes with a state directory elsewhere are kept."""
-    return Path(os.environ.get("FUSEJOURNAL_RUN_ROOT", "/run/fusejournal"))
+def links_root() -> Path:
+    """Where names of volumes with a state directory elsewhere are kept. No volume's name begins
+    with a dot."""
+    return state_root() / ".elsewhere"
 
 
 @dataclass(frozen=True)
@@ -147,14 +153,12 @@ def claim_volume(spec: "MountSpec") -> Iterator[VolumeState]:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(fd):
             holder = _read_holder(fd)
             raise VolumeBusyError(
                 f"volume {spec.name} is held by process {holder.get('pid', '?')}, "
                 f"mounted at {holder.get('mountpoint', '?')}"
-            ) from None
+            )
         holding = {
             "pid": os.getpid(),
             "name": spec.name,
@@ -167,6 +171,18 @@ def claim_volume(spec: "MountSpec") -> Iterator[VolumeState]:
         _write_holder(fd, "")
     finally:
         os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    """Whether *fd* could be locked. Who only looks (:meth:`VolumeState.holder`) has the lock for a
+    moment, too."""
+    for attempt in range(_LOCK_ATTEMPTS):
+        if attempt:
+            time.sleep(_LOCK_PAUSE_SECONDS)
+        with suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
 
 
 def _load_or_make(spec: "MountSpec") -> VolumeState:
@@ -190,11 +206,11 @@ def _load_or_make(spec: "MountSpec") -> VolumeState:
         )
         _save_state(state)
     if directory.parent != state_root():
-        link = run_root() / spec.name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            link.unlink()
-        link.symlink_to(directory)
+        link = links_root() / spec.name
+        link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not link.is_symlink() or link.readlink() != directory:
+            link.unlink(missing_ok=True)
+            link.symlink_to(directory)
     return state
 
 
@@ -214,7 +230,7 @@ def _read_holder(fd: int) -> dict[str, Any]:
 def all_volumes() -> list[VolumeState]:
     """Every volume that a name leads to, by name."""
     found: dict[str, VolumeState] = {}
-    for root in (state_root(), run_root()):
+    for root in (state_root(), links_root()):
         if root.is_dir():
             for entry in sorted(root.iterdir()):
                 with suppress(FusejournalError):
@@ -224,18 +240,63 @@ def all_volumes() -> list[VolumeState]:
 
 
 def find_volume(text: str) -> VolumeState:
-    """The volume that *text* means: a name, a mountpoint or a state directory. Raises
-    VolumeNotFoundError."""
+    """The volume that *text* means: a name, a mountpoint or a state directory; or else what
+    systemd-escape makes of one of them, as units are called: fusejournal@srv-data is the volume
+    srv-data or, where there is none, what is at /srv/data. Raises VolumeNotFoundError, and
+    FusejournalError for a volume whose state cannot be had.
+
+    Source: systemd.unit(5), "String Escaping for Inclusion in Unit Names"."""
     volumes = all_volumes()
-    for state in volumes:
-        if state.name == text:
-            return state
-    # Not resolved by the kernel: a dead mount at the end of the path must not be touched.
-    path = Path(os.path.abspath(text))
-    resolved = path.parent.resolve() / path.name
-    for state in volumes:
-        if state.mountpoint in (path, resolved):
-            return state
-    if (path / "volume.json").exists():
-        return load_state(path.resolve())
+    meant = _unescape(text)
+    escaped = () if meant == text else (f"/{meant}",) if "/" in meant else (meant, f"/{meant}")
+    for one in (text, *escaped):
+        for state in volumes:
+            if state.name == one:
+                return state
+        # Not resolved by the kernel: a dead mount at the end of the path must not be touched.
+        path = Path(os.path.abspath(one))
+        resolved = path.parent.resolve() / path.name
+        for state in volumes:
+            if state.mountpoint in (path, resolved):
+                return state
+        if (path / "volume.json").exists():
+            return load_state(path.resolve())
+        _explain(one)
     raise VolumeNotFoundError(text)
+
+
+def _explain(name: str) -> None:
+    """Raise FusejournalError if *name* is a volume's, but its state cannot be had."""
+    if "/" in name or name.startswith("."):
+        return
+    directory = state_root() / name
+    if (directory / "volume.json").exists():
+        load_state(directory)
+    link = links_root() / name
+    if link.is_symlink():
+        directory = link.readlink()
+        if (directory / "volume.json").exists():
+            load_state(directory)
+        raise FusejournalError(
+            f"volume {name}: its state directory {directory} is not there: is its disk mounted?"
+        )
+
+
+def _unescape(instance: str) -> str:
+    return os.fsdecode(
+        re.sub(
+            rb"\\x([0-9a-f]{2})",
+            lambda code: bytes([int(code[1], 16)]),
+            os.fsencode(instance).replace(b"-", b"/"),
+        )
+    )
+
+
+def unit_instance(name: str) -> str:
+    """What comes between ``fusejournal@`` and ``.service`` for the volume *name*."""
+    if re.fullmatch(r"[A-Za-z0-9:_.\\-]+", name):
+        return name
+    return "".join(
+        chr(byte) if re.fullmatch(rb"[A-Za-z0-9:_.]", bytes((byte,))) else rf"\x{byte:02x}"
+        for byte in os.fsencode(name)
+    )

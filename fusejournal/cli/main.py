@@ -16,6 +16,8 @@ _STEPS_MAX = 12_000
 _COMMANDS = {
     "mount": "mount:mount",
     "umount": "umount:umount",
+    "restart": "restart:restart",
+    "export": "export:export",
     "status": "status:status",
     "log": "log:log",
     "show": "show:show",
@@ -27,6 +29,8 @@ _COMMANDS = {
     "undo": "undo:undo",
     "digest": "digest:digest",
     "journal": "journal:journal",
+    "install": "install:install",
+    "mount-helper": "mount_helper:mount_helper",
 }
 
 
@@ -59,6 +63,7 @@ def cli() -> None:
       fusejournal log srv-data -n 50           the newest 50 changes
       fusejournal history srv-data docs/a.txt  one file's life, removed or not
       fusejournal undo srv-data 4711-4720      what taking these back would do
+      fusejournal export srv-data 192.168.1.0/24 --write
       fusejournal umount srv-data
     """
 

@@ -1,5 +1,5 @@
 """``fusejournal mount``: in the foreground, or in a process of its own that says when it is
-ready."""
+ready. The process that waits for it never loads the node."""
 
 import json
 import logging
@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,21 +26,26 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from fusejournal.config import load_config
+from fusejournal.config import find_config, load_config
 from fusejournal.errors import FusejournalError, MountError, PrivilegeError, UsageError
-from fusejournal.mountspec import MountSpec
-from fusejournal.node import serve
-from fusejournal.state import check_name, default_name, state_root
+from fusejournal.layer.mount import mounts
+from fusejournal.mountspec import MountSpec, Reporter
+from fusejournal.state import VolumeState, check_name, default_name, find_volume, state_root
 
 _REPORT_FD = "FUSEJOURNAL_REPORT_FD"
-_FLAGS = {"nosuid", "nodev", "noexec"}
-_DEFAULTS = {"rw", "suid", "dev", "exec", "defaults"}
+_FLAGS = ("ro", "nosuid", "nodev", "noexec")
+_REVERSE = {"rw": "ro", "suid": "nosuid", "dev": "nodev", "exec": "noexec"}
 _PLAIN_PERIOD_SECONDS = 5.0
 
 
 @click.command(short_help="Put a journaled layer over a directory.")
-@click.argument("backing", type=click.Path(path_type=Path))
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument(
+    "places",
+    nargs=-1,
+    required=True,
+    type=Path,  # click.Path looks at what is there: a mount that may be dead, or held
+    metavar="{BACKING MOUNTPOINT | VOLUME}",
+)
 @click.option(
     "--name", help="The volume's name; from the mountpoint by default (/srv/data: srv-data)."
 )
@@ -48,7 +54,11 @@ _PLAIN_PERIOD_SECONDS = 5.0
     type=click.Path(path_type=Path),
     help="State directory  [default: /var/lib/fusejournal/NAME]",
 )
-@click.option("--config", type=click.Path(path_type=Path), help="Configuration in TOML.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Configuration in TOML  [default: /etc/fusejournal/NAME.toml, if it is there]",
+)
 @click.option(
     "-f",
     "--foreground",
@@ -60,11 +70,10 @@ _PLAIN_PERIOD_SECONDS = 5.0
     "options",
     multiple=True,
     metavar="OPT,...",
-    help="ro, nosuid, nodev, noexec (and their opposites).",
+    help="ro, nosuid, nodev, noexec; or rw, suid, dev, exec against the configuration's.",
 )
 def mount(
-    backing: Path,
-    mountpoint: Path,
+    places: tuple[Path, ...],
     name: str | None,
     state: Path | None,
     config: Path | None,
@@ -76,39 +85,106 @@ def mount(
     Both may be the same directory: the layer then covers it in place. What BACKING already holds
     is imported into the journal at the first mount. From then on leave BACKING itself alone.
 
+    A VOLUME that was mounted before (its name, mountpoint or state directory) is mounted again
+    where it was.
+
     \b
     Examples:
       fusejournal mount /srv/data /srv/data
+      fusejournal mount srv-data
       fusejournal mount /disk/homes /home --name homes
       fusejournal mount -f -o nosuid,nodev --config /etc/fusejournal/lab.toml /disk/lab /srv/lab
     """
+    if len(places) > 2:
+        raise click.UsageError("too many arguments: BACKING and MOUNTPOINT, or a VOLUME alone")
     if os.geteuid() != 0:
         raise PrivilegeError("mounting needs root: try sudo")
+    words = [word for option in options for word in option.split(",") if word]
+    try:
+        if len(places) == 2:
+            spec = new_spec(*places, name, state, config, words)
+        elif name is None and state is None:
+            spec = known_spec(find_volume(str(places[0])), None, config, words)
+        else:
+            raise UsageError(
+                f"--name and --state need BACKING and MOUNTPOINT, not {str(places[0])!r} alone"
+            )
+        if not foreground:
+            mount_in_background(spec, config, words)
+        elif _REPORT_FD in os.environ:
+            _serve_for_parent(spec)
+        else:
+            _set_up_log(spec)
+            with ConsoleReporter() as reporter:
+                _serve(spec, reporter)
+    except FusejournalError as error:
+        if foreground:
+            sd_notify(f"STATUS={error}")
+        raise
+
+
+def new_spec(
+    backing: Path,
+    mountpoint: Path,
+    name: str | None,
+    state: Path | None,
+    config: Path | None,
+    words: Sequence[str],
+) -> MountSpec:
+    """The mount of *backing* at *mountpoint*, by whatever else the user said. Raises
+    FusejournalError."""
     mountpoint = _resolve(mountpoint)
-    words = {word for option in options for word in option.split(",") if word}
-    unknown = words - _FLAGS - _DEFAULTS - {"ro"}
-    if unknown:
-        raise UsageError(
-            f"unknown mount option {min(unknown)!r}: ro, {', '.join(sorted(_FLAGS))} are known"
-        )
     name = check_name(name or (_name_in(state) if state else None) or default_name(mountpoint))
-    spec = MountSpec(
-        name=name,
-        state_dir=_resolve(state or state_root() / name),
-        backing=_resolve(backing),
-        mountpoint=mountpoint,
-        config=load_config(config),
-        read_only="ro" in words,
-        mount_flags=frozenset(words & _FLAGS),
+    return _spec(
+        name, _resolve(state or state_root() / name), _resolve(backing), mountpoint, config, words
     )
-    if not foreground:
-        _mount_in_background(spec.state_dir)
-    elif _REPORT_FD in os.environ:
-        _serve_for_parent(spec)
-    else:
-        _set_up_log(spec)
-        with ConsoleReporter() as reporter:
-            serve(spec, reporter)
+
+
+def known_spec(
+    volume: VolumeState, mountpoint: Path | None, config: Path | None, words: Sequence[str]
+) -> MountSpec:
+    """The mount of *volume* where it was, or at *mountpoint*. Raises FusejournalError."""
+    place = volume.mountpoint if mountpoint is None else _resolve(mountpoint)
+    return _spec(volume.name, volume.directory, volume.backing, place, config, words)
+
+
+def _spec(
+    name: str,
+    state_dir: Path,
+    backing: Path,
+    mountpoint: Path,
+    config: Path | None,
+    words: Sequence[str],
+) -> MountSpec:
+    mount_flags((), words)  # a slip in the command line is told before any in a file
+    loaded = load_config(config or find_config(name))
+    flags = mount_flags(loaded.volume.options, words)
+    return MountSpec(
+        name=name,
+        state_dir=state_dir,
+        backing=backing,
+        mountpoint=mountpoint,
+        config=loaded,
+        read_only="ro" in flags,
+        mount_flags=flags - {"ro"},
+    )
+
+
+def mount_flags(configured: Iterable[str], words: Iterable[str]) -> frozenset[str]:
+    """What the *configured* options and the *words* of -o come to: each word adds a flag or
+    reverses it, the last one wins. Raises UsageError for a word that is not known."""
+    flags = set(configured)
+    for word in words:
+        if word in _FLAGS:
+            flags.add(word)
+        elif word in _REVERSE:
+            flags.discard(_REVERSE[word])
+        elif word != "defaults":
+            raise UsageError(
+                f"unknown mount option {word!r}: {', '.join(_FLAGS)} and "
+                f"{', '.join(_REVERSE)} are known"
+            )
+    return frozenset(flags)
 
 
 def _resolve(path: Path) -> Path:
@@ -117,10 +193,13 @@ def _resolve(path: Path) -> Path:
     if path.parent == path:
         return path
     parent = path.parent.resolve()
+    path = parent / path.name
+    if any(mount.mountpoint == path for mount in mounts()):
+        return path  # asking it would wait for a layer, where there is none
     with suppress(OSError):
-        if (parent / path.name).is_symlink():
-            return (parent / path.name).resolve()
-    return parent / path.name
+        if path.is_symlink():
+            return path.resolve()
+    return path
 
 
 def _name_in(state: Path) -> str | None:
@@ -177,7 +256,9 @@ class ConsoleReporter:
             self._progress.update(self._task, completed=done, total=total)
         elif time.monotonic() > self._said + _PLAIN_PERIOD_SECONDS:
             self._said = time.monotonic()
-            click.echo(f"{stage}: {done} of {total if total is not None else '?'} {unit}", err=True)
+            told = f"{stage}: {done} of {total if total is not None else '?'} {unit}"
+            click.echo(told, err=True)
+            sd_notify(f"STATUS={told}")
 
     def warning(self, text: str) -> None:
         """See Reporter."""
@@ -245,11 +326,17 @@ class PipeReporter:
                 os.write(self._fd, json.dumps(message).encode() + b"\n")
 
 
+def _serve(spec: MountSpec, reporter: Reporter) -> None:
+    from fusejournal.node import serve
+
+    serve(spec, reporter)
+
+
 def _serve_for_parent(spec: MountSpec) -> None:
     reporter = PipeReporter(int(os.environ.pop(_REPORT_FD)))
     _set_up_log(spec)
     try:
-        serve(spec, reporter)
+        _serve(spec, reporter)
     except FusejournalError as error:
         reporter.send({"error": str(error), "exit_code": error.exit_code})
         raise
@@ -259,21 +346,23 @@ def _serve_for_parent(spec: MountSpec) -> None:
         raise
 
 
-def _mount_in_background(state_dir: Path) -> None:
-    """Start this same command with -f in a session of its own, and follow what it reports until it
-    is ready."""
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log_path = state_dir / "log"
+def mount_in_background(spec: MountSpec, config: Path | None, words: Sequence[str]) -> None:
+    """Make the mount *spec*, which came of *config* and *words*, in a process of its own; returns
+    when it is live, having followed what that reports. Raises FusejournalError."""
+    spec.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log_path = spec.state_dir / "log"
     read_fd, write_fd = os.pipe()
     with open(log_path, "ab") as log_file:
         child = subprocess.Popen(
-            [sys.executable, "-m", "fusejournal", *sys.argv[1:], "-f"],
+            _foreground_command(spec, config, words),
             env={**os.environ, _REPORT_FD: str(write_fd)},
             pass_fds=[write_fd],
+            # Neither the caller's directory nor its session is the layer's to hold.
+            cwd="/",
+            start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=log_file,
-            start_new_session=True,
         )
     os.close(write_fd)
     try:
@@ -301,3 +390,14 @@ def _mount_in_background(state_dir: Path) -> None:
         f"the layer ended with status {child.returncode}: "
         f"{lines[-1] if lines else 'no word'} (see {log_path})"
     )
+
+
+def _foreground_command(spec: MountSpec, config: Path | None, words: Sequence[str]) -> list[str]:
+    # -P: what lies in the current directory is no module of ours.
+    command = [sys.executable, "-P", "-m", "fusejournal", "mount", "-f", f"--name={spec.name}"]
+    command.append(f"--state={spec.state_dir}")
+    if words:
+        command.append(f"-o{','.join(words)}")
+    if config is not None:
+        command.append(f"--config={config.absolute()}")
+    return [*command, "--", str(spec.backing), str(spec.mountpoint)]

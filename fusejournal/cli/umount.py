@@ -2,13 +2,25 @@
 
 import os
 import select
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import click
 
-from fusejournal.asking import ask
-from fusejournal.errors import FusejournalError, NotRunningError
+from fusejournal import exports, nfsd
+from fusejournal.asking import RemoteError, ask
+from fusejournal.errors import FusejournalError, NotRunningError, UsageError, VolumeBusyError
 from fusejournal.layer import mount as mounts
+from fusejournal.layer.connection import release_kept
 from fusejournal.state import VolumeState, find_volume
+
+_RECALL_SECONDS = 5.0
+_LET_GO_SECONDS = 15.0
+"""nfsd's cache of open files is looked through every 2 s, and lets go of what it finds unused
+twice; some more for a slow machine."""
+_POLL_SECONDS = 0.25
 
 
 @click.command(short_help="Stop a volume, in order.")
@@ -18,28 +30,49 @@ from fusejournal.state import VolumeState, find_volume
     is_flag=True,
     help="Take the mount away even if it is in use: who has files open is cut off.",
 )
-def umount(volume: str, lazy: bool) -> None:
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Take from NFS clients what they have open or locked, and restart nfsd if need be.",
+)
+def umount(volume: str, lazy: bool, force: bool) -> None:
     """Unmount VOLUME (a name, a mountpoint or a state directory) in order; returns when its layer
     has ended.
+
+    An exported volume is unexported first: clients that have it mounted, but nothing open or
+    locked, get errors ("stale file handle") until it is mounted again, and go on then. While a
+    client has something open (NFSv4) or locked (NFSv3, too), nothing is done and it is named.
+
+    --force takes it from them: their open files are lost. Where nfsd must be restarted for it,
+    clients of other exports wait meanwhile.
 
     \b
     Examples:
       fusejournal umount srv-data
+      fusejournal umount srv-data --force
       fusejournal umount /srv/data --lazy
     """
+    if lazy and force:
+        raise UsageError("--lazy and --force are two ways: choose one")
     state = find_volume(volume)
     holder = state.holder()
     process = _process(holder["pid"]) if holder and "pid" in holder else None
     try:
-        ask(state.directory, "stop", lazy=lazy)
+        if exports.is_served(state.mountpoint):
+            _stop_served(state, lazy, force)
+        else:
+            ask(state.directory, "stop", lazy=lazy)
     except NotRunningError:
-        if state.holder() is None and _clear(state):
+        if state.holder() is None:
+            if mounts.device_of(state.mountpoint):
+                exports.unexport(state.mountpoint)
+            release_kept(state.directory / "connection")
+            if not _clear(state):
+                raise NotRunningError(f"volume {state.name} is not mounted") from None
             click.echo(
                 f"{state.mountpoint}: its layer had died; took the dead mount away", err=True
             )
             return
-        if state.holder() is None:
-            raise NotRunningError(f"volume {state.name} is not mounted") from None
     if process is not None:
         # Its lock goes a moment before it does.
         select.select((process,), (), ())
@@ -58,3 +91,116 @@ def _clear(state: VolumeState) -> bool:
         return mounts.clear_dead_mount(state.mountpoint)
     except OSError as error:
         raise FusejournalError(f"{state.mountpoint}: {error.strerror}") from None
+
+
+# -- exported volumes ------------------------------------------------------------------------------
+
+
+def _stop_served(state: VolumeState, lazy: bool, force: bool) -> None:
+    """Unexport and stop; if that cannot be done, all is exported as it was. Raises
+    VolumeBusyError naming who holds it, NotRunningError."""
+    mountpoint = state.mountpoint
+    ask(state.directory, "status")  # before anything is touched: only a living layer can end
+    if not lazy:
+        _check_unheld(state, force)
+    taken = exports.unexport(mountpoint)
+    try:
+        if lazy:
+            ask(state.directory, "stop", lazy=True)
+        elif force:
+            _stop_by_force(state)
+        else:
+            _stop_in_time(state)
+    except BaseException:
+        if mounts.device_of(mountpoint):
+            exports.put_back(taken)
+        raise
+
+
+def _check_unheld(state: VolumeState, force: bool) -> None:
+    """Refuse while somebody uses it: local users, and clients if they are not to be forced."""
+    mountpoint = state.mountpoint
+    for other in mounts.mounts():
+        if other.mountpoint != mountpoint and other.mountpoint.is_relative_to(mountpoint):
+            raise VolumeBusyError(
+                f"{other.mountpoint} is mounted inside {mountpoint}: unmount that first"
+            )
+    if users := _local_users(mountpoint):
+        raise VolumeBusyError(
+            f"{mountpoint} is in use by {', '.join(users[:5])}: stop that, or use --lazy"
+        )
+    found = nfsd.recall(mountpoint, 0 if force else _RECALL_SECONDS)
+    if found and not force:
+        raise VolumeBusyError(
+            f"{mountpoint}: {nfsd.describe(found, mountpoint)}: "
+            "close it or unmount there, or use --force, which takes it from them"
+        )
+    if found:
+        _say(f"{mountpoint}: taken away: {nfsd.describe(found, mountpoint)}")
+
+
+def _local_users(mountpoint: Path) -> list[str]:
+    """Who has files open on the mount itself: for a volume in place the layer and its keeper have
+    the directory below it open, by the same name."""
+    major, _, minor = mounts.device_of(mountpoint).partition(":")
+    device = os.makedev(int(major), int(minor))
+    return [user for user in mounts.users(mountpoint) if device in _devices(user.split()[0])]
+
+
+def _devices(pid: str) -> set[int]:
+    links = [Path("/proc", pid, name) for name in ("cwd", "root", "exe")]
+    with suppress(OSError):
+        links += Path("/proc", pid, "fd").iterdir()
+    found = set()
+    for link in links:
+        with suppress(OSError):
+            found.add(link.stat().st_dev)
+    return found
+
+
+def _stop_in_time(state: VolumeState) -> None:
+    """Stop as soon as nfsd lets go."""
+    deadline = time.monotonic() + _LET_GO_SECONDS + nfsd.flushes_in()
+    told = False
+    while (refusal := _try_to_stop(state)) is not None:
+        if time.monotonic() > deadline:
+            found = nfsd.holders(state.mountpoint)
+            who = f" ({nfsd.describe(found, state.mountpoint)})" if found else ""
+            raise VolumeBusyError(
+                f"{refusal}{who}; it is exported as before; --force takes it from clients "
+                "and restarts nfsd"
+            )
+        if not told and sys.stderr.isatty():
+            _say(f"waiting for nfsd to let go of {state.mountpoint}")
+            told = True
+        if nfsd.caches(state.mountpoint) and not nfsd.flushes_in():
+            nfsd.flush()
+        time.sleep(_POLL_SECONDS)
+
+
+def _stop_by_force(state: VolumeState) -> None:
+    """Stop whatever clients hold."""
+    nfsd.take_away(state.mountpoint)
+    try:
+        _stop_in_time(state)
+    except VolumeBusyError:
+        _say("restarting nfsd, which still holds it")
+        with nfsd.stopped():
+            refusal = _try_to_stop(state)
+        if refusal is not None:
+            raise VolumeBusyError(f"{refusal} (with nfsd stopped, too)") from None
+
+
+def _try_to_stop(state: VolumeState) -> RemoteError | None:
+    """None when the layer is stopping, else why it does not."""
+    try:
+        ask(state.directory, "stop")
+    except RemoteError as error:
+        if error.exit_code != VolumeBusyError.exit_code:
+            raise
+        return error
+    return None
+
+
+def _say(words: str) -> None:
+    click.echo(f"fusejournal: {words}", err=True)

@@ -28,6 +28,7 @@ from fusejournal.durability import Durability
 from fusejournal.importer import Importer
 from fusejournal.layer import permissions
 from fusejournal.layer.loop import RequestLoop
+from fusejournal.layer.opens import OpenFiles
 from fusejournal.layer.replies import changing, entry_of, failing, handler
 from fusejournal.operations import (
     RENAME_EXCHANGE,
@@ -56,17 +57,6 @@ _NAME_BYTES_MAX = 255
 _DOT_COOKIE, _DOT_DOT_COOKIE = 2, 3
 
 
-class OpenFile:
-    """One open of a file: what it is, and who opened it (a WRITE request does not say who
-    writes)."""
-
-    __slots__ = ("fid", "who")
-
-    def __init__(self, fid: Fid, who: Who) -> None:
-        self.fid = fid
-        self.who = who
-
-
 class Handlers(pyfuse3.Operations):
     """The FUSE calls of one mounted volume."""
 
@@ -80,7 +70,7 @@ class Handlers(pyfuse3.Operations):
         durability: Durability,
         loop: RequestLoop,
         importer: Importer,
-        names_wait: bool,
+        files: OpenFiles,
     ) -> None:
         super().__init__()
         self.volume = volume
@@ -89,11 +79,10 @@ class Handlers(pyfuse3.Operations):
         self._durability = durability
         self._loop = loop
         self._importer = importer
-        self.names_wait = names_wait
-        self._files: dict[int, OpenFile] = {}
-        self._opens: dict[Fid, int] = {}
+        self.names_wait = False
+        """Whether changes of names and attributes are answered only when they are durable."""
+        self.files = files
         self._forgotten: set[Fid] = set()
-        self._next_handle = 1
 
     # -- committing --------------------------------------------------------------------------------
 
@@ -229,7 +218,7 @@ class Handlers(pyfuse3.Operations):
 
     def _drop_if_unused(self, fid: Fid) -> None:
         """The kernel may forget an orphan before it says that the last open is over."""
-        if fid in self._forgotten and fid not in self._opens:
+        if fid in self._forgotten and fid not in self.files:
             self._forgotten.discard(fid)
             self._tree.drop_orphan(fid)
 
@@ -420,11 +409,7 @@ class Handlers(pyfuse3.Operations):
     # -- files -------------------------------------------------------------------------------------
 
     def _opened(self, fid: Fid, ctx: RequestContext) -> FileInfo:
-        handle = self._next_handle
-        self._next_handle += 1
-        self._files[handle] = OpenFile(fid, _who(ctx))
-        self._opens[fid] = self._opens.get(fid, 0) + 1
-        return FileInfo(fh=handle, keep_cache=True)
+        return FileInfo(fh=self.files.add(fid, _who(ctx)), keep_cache=True)
 
     async def open(self, inode: Fid, flags: int, ctx: RequestContext) -> FileInfo:
         """Open a file; with O_TRUNC this is a change."""
@@ -463,17 +448,16 @@ class Handlers(pyfuse3.Operations):
     @handler
     def read(self, fh: int, off: int, size: int) -> bytes:
         """Up to *size* bytes at *off*."""
-        return os.pread(self._tree.descriptor(self._files[fh].fid), size, off)
+        return os.pread(self._tree.descriptor(self.files[fh][0]), size, off)
 
     @handler
     def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write all of *buf* at *off*, or as much as the backing takes."""
-        file = self._files[fh]
-        fid = file.fid
+        fid, who = self.files[fh]
         mode = os.fstat(self._tree.writable(fid)).st_mode
         cleared = permissions.without_privileges(mode) if mode & (S_ISUID | S_ISGID) else None
         try:
-            self._change(Write(fid, off, cleared), file.who, buf)
+            self._change(Write(fid, off, cleared), who, buf)
         except ShortWriteError as error:
             return error.written
         if cleared is not None:
@@ -489,17 +473,13 @@ class Handlers(pyfuse3.Operations):
     @handler
     def release(self, fh: int) -> None:
         """The last descriptor of an open was closed."""
-        fid = self._files.pop(fh).fid
-        left = self._opens[fid] - 1
-        if left:
-            self._opens[fid] = left
-        else:
-            del self._opens[fid]
+        fid, is_open = self.files.remove(fh)
+        if not is_open:
             self._drop_if_unused(fid)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
         """Wait until the journal is durable up to the file's last entry."""
-        await self.wait(self._last_seq(self._files[fh].fid))
+        await self.wait(self._last_seq(self.files[fh][0]))
 
     def _last_seq(self, fid: Fid) -> Seq:
         node = self._catalog.node(fid)

@@ -26,6 +26,8 @@ from typing import Any
 import pyfuse3
 import trio
 
+from fusejournal.layer.connection import Handshake
+
 TASKS = 64
 """How many requests can wait at once before the mount does."""
 
@@ -40,10 +42,13 @@ an answer from memory does."""
 
 
 class RequestLoop:
-    """Serves the session on *fd*, which must be non-blocking."""
+    """Serves the session on the *handshake*'s descriptor."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, handshake: Handshake) -> None:
+        self._handshake: Handshake | None = handshake
+        """None when it is over."""
+        self._fd = fd = handshake.fd
+        self._parked = trio.CancelScope()
         self._reader: trio.lowlevel.Task | None = None
         self._spare = trio.lowlevel.ParkingLot()
         self._closed = False
@@ -103,6 +108,8 @@ class RequestLoop:
 
     async def _read_role(self) -> bool:
         """As the reader: return True when a request is there, False when the loop is to end."""
+        if self._handshake is not None and self._handshake.proceed():
+            self._handshake = None
         self._unclocked += 1
         if self._unclocked > _UNCLOCKED_MAX:
             self._unclocked = 0
@@ -110,14 +117,15 @@ class RequestLoop:
                 # Timers, flushes and the control socket want their turn too.
                 await trio.lowlevel.checkpoint()
                 self._slice_ends_ns = time.monotonic_ns() + _SLICE_NS
-        if not self._waiting and self._is_readable():
+        if not self._closed and not self._waiting and self._is_readable():
             return True
         while not self._closed:
             try:
-                await trio.lowlevel.wait_readable(self._fd)
+                with trio.CancelScope() as self._parked:
+                    await trio.lowlevel.wait_readable(self._fd)
             except trio.ClosedResourceError:
                 break
-            if self._poll(0):
+            if not self._closed and self._poll(0):
                 self._unclocked = _UNCLOCKED_MAX
                 self._slice_ends_ns = time.monotonic_ns() + _SLICE_NS
                 return True
@@ -139,6 +147,11 @@ class RequestLoop:
         found = bool(poll(_POLL_MILLISECONDS))
         self._spin = time.monotonic_ns() < spin_until_ns
         return found
+
+    def leave(self) -> None:
+        """Read no more requests; :meth:`run` returns when those that were read are answered."""
+        self._close()
+        self._parked.cancel()
 
     def _close(self) -> None:
         self._closed = True

@@ -55,6 +55,13 @@ def _unescape(text: str) -> str:
     return text.replace("\\134", "\\")
 
 
+def device_of(mountpoint: Path) -> str:
+    """The device number of the mount of ours at *mountpoint*, as "major:minor"; empty where there
+    is none."""
+    found = [m for m in mounts() if m.mountpoint == mountpoint and m.type == FILESYSTEM_TYPE]
+    return found[-1].device if found else ""
+
+
 def clear_dead_mount(mountpoint: Path) -> bool:
     """Take a mount of ours whose process has died off *mountpoint*. Returns whether there was one.
     Raises VolumeBusyError when a living one is there."""

@@ -33,7 +33,6 @@ class Layer:
         self.environment = {
             **os.environ,
             "FUSEJOURNAL_STATE_ROOT": str(base / "states"),
-            "FUSEJOURNAL_RUN_ROOT": str(base / "run"),
         }
 
     def __enter__(self) -> "Layer":
@@ -85,7 +84,7 @@ class Layer:
         deadline = time.monotonic() + _START_SECONDS
         while wait and self._process.poll() is None:
             with suppress(Exception):
-                if self.is_mounted() and self.ask()["pid"] == self._process.pid:
+                if self.is_mounted() and self._is_live(self.ask()):
                     return self
             if time.monotonic() > deadline:
                 raise TimeoutError(self.words())
@@ -93,6 +92,10 @@ class Layer:
         if wait and not fault:
             raise AssertionError(f"the layer ended with {self._process.returncode}: {self.words()}")
         return self
+
+    def _is_live(self, status: dict[str, Any]) -> bool:
+        assert self._process is not None
+        return status["pid"] == self._process.pid and status["live_since"] is not None
 
     def ask(self) -> dict[str, Any]:
         """The running layer's status."""

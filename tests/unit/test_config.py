@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.config import Config, load_config
+from fusejournal.config import Config, find_config, load_config
 from fusejournal.errors import ConfigError
 
 
@@ -38,6 +38,8 @@ def test_values(tmp_path: Path) -> None:
         ('[journal]\nsegment_bytes = "64 MB"', "none of B, KiB"),
         ("[journal]\nsegment_bytes = 1", "greater than or equal"),
         ('[volume]\ndurability = "never"', "volume.durability"),
+        ('[volume]\noptions = ["suid"]', "volume.options"),
+        ('[volume]\noptions = "nosuid"', "volume.options"),
         ("[journal", "not TOML"),
         ("[journal]\ncompress = 3", "journal.compress"),
     ],
@@ -52,3 +54,19 @@ def test_errors_are_one_line(tmp_path: Path, text: str, told: str) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load_config(tmp_path / "nothing")
+
+
+def test_mount_options(tmp_path: Path) -> None:
+    config = load(tmp_path, '[volume]\noptions = ["nosuid", "ro"]\n')
+    assert config.volume.options == ("nosuid", "ro")
+    assert Config().volume.options == ()
+
+
+def test_the_file_of_a_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEJOURNAL_CONFIG_ROOT", str(tmp_path))
+    assert find_config("data") is None
+    path = tmp_path / "data.toml"
+    path.symlink_to(tmp_path / "nothing")
+    assert find_config("data") == path  # and reading it says what is wrong
+    with pytest.raises(ConfigError, match=r"data\.toml: No such file"):
+        load_config(path)

@@ -1,5 +1,7 @@
 """State directories: names, claims, finding."""
 
+import fcntl
+import threading
 from pathlib import Path
 
 import pytest
@@ -7,13 +9,19 @@ import pytest
 from fusejournal.config import Config
 from fusejournal.errors import FusejournalError, UsageError, VolumeBusyError, VolumeNotFoundError
 from fusejournal.mountspec import MountSpec
-from fusejournal.state import check_name, claim_volume, default_name, find_volume, load_state
+from fusejournal.state import (
+    check_name,
+    claim_volume,
+    default_name,
+    find_volume,
+    load_state,
+    unit_instance,
+)
 
 
 @pytest.fixture(autouse=True)
 def _roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(tmp_path / "states"))
-    monkeypatch.setenv("FUSEJOURNAL_RUN_ROOT", str(tmp_path / "run"))
 
 
 def spec(tmp_path: Path, name: str = "one", state: str = "states/one") -> MountSpec:
@@ -67,6 +75,75 @@ def test_finding(tmp_path: Path, state: str) -> None:
         assert find_volume(text) == made
     with pytest.raises(VolumeNotFoundError, match="two"):
         find_volume("two")
+
+
+def test_a_name_outlives_the_machine(tmp_path: Path) -> None:
+    """Nothing in /run is needed to find a volume whose state is elsewhere."""
+    with claim_volume(spec(tmp_path, state="elsewhere")) as made:
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere", "states"]
+    assert find_volume("one") == made
+
+
+def test_a_state_directory_that_went_away_is_named(tmp_path: Path) -> None:
+    with claim_volume(spec(tmp_path, state="elsewhere")):
+        pass
+    (tmp_path / "elsewhere").rename(tmp_path / "unmounted")
+    with pytest.raises(FusejournalError, match=r"elsewhere is not there") as caught:
+        find_volume("one")
+    assert not isinstance(caught.value, VolumeNotFoundError)
+    with claim_volume(spec(tmp_path, state="moved")):
+        pass
+    assert find_volume("one").directory == tmp_path / "moved"
+
+
+@pytest.mark.parametrize("state", ["states/one", "elsewhere"])
+def test_a_spoilt_state_is_told_by_name_too(tmp_path: Path, state: str) -> None:
+    with claim_volume(spec(tmp_path, state=state)):
+        pass
+    (tmp_path / state / "volume.json").write_text("{")
+    with pytest.raises(FusejournalError, match=r"volume\.json: cannot be read"):
+        find_volume("one")
+
+
+@pytest.mark.parametrize(
+    ("name", "instance"),
+    [
+        ("data", "data"),
+        ("my-data", "my-data"),  # the name as it is comes first
+        ("my-data", r"my\x2ddata"),
+        (r"srv-my\x2ddata", r"srv-my\x2ddata"),
+        ("my data", r"my\x20data"),
+        ("50% $x", r"50\x25\x20\x24x"),
+        ("gr\u00f6\u00dfe", r"gr\xc3\xb6\xc3\x9fe"),
+    ],
+)
+def test_names_of_units(tmp_path: Path, name: str, instance: str) -> None:
+    with claim_volume(spec(tmp_path, name)) as made:
+        pass
+    assert find_volume(instance) == made
+    assert find_volume(unit_instance(name)) == made
+
+
+def test_a_unit_called_after_the_mountpoint(tmp_path: Path) -> None:
+    with claim_volume(spec(tmp_path)) as made:
+        pass
+    assert find_volume(default_name(made.mountpoint)) == made
+    with claim_volume(spec(tmp_path, default_name(made.mountpoint), "states/two")) as other:
+        pass
+    assert find_volume(default_name(made.mountpoint)) == other  # a name comes first
+
+
+def test_who_only_looks_does_not_keep_a_layer_from_starting(tmp_path: Path) -> None:
+    with claim_volume(spec(tmp_path)):
+        pass
+    with open(tmp_path / "states" / "one" / "lock") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        timer = threading.Timer(0.03, fcntl.flock, (looking, fcntl.LOCK_UN))
+        timer.start()
+        with claim_volume(spec(tmp_path)) as state:
+            assert state.holder() is not None
+        timer.join()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": 9}', "\x00"])

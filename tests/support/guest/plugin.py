@@ -161,6 +161,7 @@ class _Run:
                 place = 0
                 while guest.is_alive() and time.monotonic() < limit and not stopping.is_set():
                     place = self._read(out / _REPORTS, place)
+                    guest.nudge()
                     time.sleep(_POLL_SECONDS)
                 self._read(out / _REPORTS, place)
                 self.failure = guest.words()

@@ -23,6 +23,18 @@ def sh(*command: str | os.PathLike[str], check: bool = True) -> str:
     return done.stdout
 
 
+def prepare_services() -> None:
+    """Give the daemons the users and files that they expect."""
+    for path in ("v4recovery", "sm", "sm.bak"):
+        Path("/var/lib/nfs", path).mkdir(parents=True, exist_ok=True)
+    for path in ("/var/lib/nfs/etab", "/var/lib/nfs/rmtab", "/etc/exports"):
+        Path(path).touch()
+    Path("/etc/exports.d").mkdir(exist_ok=True)
+    with open("/etc/passwd", "r+", encoding="utf-8") as file:
+        known = file.read()
+        file.write("".join(f"{user}\n" for user in _USERS if user.split(":")[0] not in known))
+
+
 class NfsServer:
     """rpcbind, statd, mountd and nfsd. Use as a context manager; its end stops what it started."""
 
@@ -32,14 +44,7 @@ class NfsServer:
     def __enter__(self) -> "NfsServer":
         for path in ("rpc_pipefs", "rpcbind"):
             Path("/run", path).mkdir(exist_ok=True)
-        for path in ("v4recovery", "sm", "sm.bak"):
-            Path("/var/lib/nfs", path).mkdir(parents=True, exist_ok=True)
-        for path in ("/var/lib/nfs/etab", "/var/lib/nfs/rmtab", "/etc/exports"):
-            Path(path).touch()
-        Path("/etc/exports.d").mkdir(exist_ok=True)
-        with open("/etc/passwd", "r+", encoding="utf-8") as file:
-            known = file.read()
-            file.write("".join(f"{user}\n" for user in _USERS if user.split(":")[0] not in known))
+        prepare_services()
         sh("mount", "-t", "nfsd", "nfsd", _NFSD)
         sh("mount", "-t", "rpc_pipefs", "sunrpc", "/run/rpc_pipefs")
         # A grace period makes clients wait that reclaim locks after a restart: short ones here.
@@ -91,7 +96,7 @@ class NfsServer:
 def exported(path: Path, *options: str, mode: str = "sync") -> Iterator[None]:
     """*path* exported to this machine by a line of its own, for what is not a volume."""
     line = ",".join(("rw", mode, "no_subtree_check", *options))
-    file = Path("/etc/exports.d") / f"{path.name}.exports"
+    file = Path("/etc/exports.d") / f"{'_'.join(path.parts[1:])}.exports"
     file.write_text(f"{path} 127.0.0.1({line})\n")
     sh("exportfs", "-ra")
     try:

@@ -433,7 +433,6 @@ def test_equal_digests_are_equal_trees(one: Plan, other: Plan | None) -> None:
 @pytest.fixture
 def _roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(tmp_path / "states"))
-    monkeypatch.setenv("FUSEJOURNAL_RUN_ROOT", str(tmp_path / "run"))
 
 
 def run(*arguments: str | Path) -> str:

@@ -1,0 +1,250 @@
+"""``mount -t fusejournal``: what mount(8) calls, by way of the script mount.fusejournal.
+
+Owns the translation between mount(8) and ``fusejournal mount``: options that fstab has for others
+are left out, those of a volume are passed on, and the exit codes are mount(8)'s. What is a
+directory there is BACKING; ``fusejournal:NAME``, as /proc/mounts shows it, is a volume that was
+mounted before.
+
+``mount -a`` skips a line only if its source is that of a mount at its mountpoint, which for a
+backing directory is never so. So a volume that is mounted there already is a success here.
+``umount`` returns when the mount is gone and its layer may still be ending the journal: that is
+waited for.
+
+Source: mount(8), "EXTERNAL HELPERS", "EXIT STATUS" and "FILESYSTEM-INDEPENDENT MOUNT OPTIONS"."""
+
+import ctypes
+import os
+import re
+import select
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fusejournal.cli.mount import known_spec, mount_flags, mount_in_background, new_spec
+from fusejournal.errors import FusejournalError, PrivilegeError, UsageError, VolumeNotFoundError
+from fusejournal.layer import mount as mounts
+from fusejournal.mountspec import MountSpec
+from fusejournal.state import find_volume, load_state
+
+_USAGE, _BUG, _INTERRUPTED, _FAILED = 1, 4, 8, 32
+
+_IGNORED = frozenset(
+    (
+        "rw", "defaults", "async", "auto", "noauto", "user", "nouser", "users", "nousers", "owner",
+        "noowner", "group", "nogroup", "nofail", "_netdev", "atime", "noatime", "diratime",
+        "nodiratime", "relatime", "norelatime", "nostrictatime", "nolazytime", "silent", "loud",
+    )
+)  # fmt: skip
+"""Words that say nothing to a layer, or what it does anyway: it keeps no access times. (What
+``user`` implies, nosuid and so on, mount(8) adds itself.)"""
+_IGNORED_WITH_VALUE = re.compile(r"[xX]-.*|(comment|user|uhelper)=.*")
+_STOP_SECONDS = 60.0
+_CLONE_NEWNS = 0x00020000
+
+
+@dataclass
+class _Options:
+    """What of mount(8)'s -o is for the volume."""
+
+    name: str | None = None
+    state: Path | None = None
+    config: Path | None = None
+    words: list[str] = field(default_factory=list)
+
+
+class _Helper(click.Command):
+    """Ends a wrong command line with mount(8)'s code."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: object,
+    ) -> click.Context:
+        """See click."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            click.echo(f"mount.fusejournal: {error.format_message()}", err=True)
+            raise click.exceptions.Exit(_USAGE) from None
+
+
+@click.command("mount-helper", cls=_Helper, hidden=True, short_help="What mount(8) calls.")
+@click.argument("source")
+@click.argument("mountpoint", type=Path)  # click.Path would look at what is there
+@click.option("-s", "sloppy", is_flag=True, help="Leave out options that are not known.")
+@click.option("-f", "fake", is_flag=True, help="Check the command line; mount nothing.")
+@click.option("-n", "_no_mtab", is_flag=True, help="Accepted; there is no mtab to write.")
+@click.option("-v", "verbose", count=True, help="Say what is done.")
+@click.option("-r", "read_only", is_flag=True, help="As -o ro.")
+@click.option("-w", "_read_write", is_flag=True, help="Accepted; it is the default.")
+@click.option("-N", "namespace", metavar="FILE", help="Mount in this namespace.")
+@click.option("-o", "options", multiple=True, metavar="OPT,...", help="Options, fstab's as well.")
+@click.option("-t", "_type", metavar="TYPE", help="Accepted; it is fusejournal.")
+def mount_helper(
+    source: str,
+    mountpoint: Path,
+    sloppy: bool,
+    fake: bool,
+    _no_mtab: bool,
+    verbose: int,
+    read_only: bool,
+    _read_write: bool,
+    namespace: str | None,
+    options: tuple[str, ...],
+    _type: str | None,
+) -> int:
+    """Mount for mount(8), in the background: SOURCE, a directory or fusejournal:NAME, at
+    MOUNTPOINT.
+
+    Options: name=NAME, state=DIR, config=FILE, ro, nosuid, nodev, noexec.
+
+    \b
+    Examples, the second one a line of /etc/fstab:
+      mount -t fusejournal /srv/data /srv/data -o name=data,nosuid
+      /srv/data /srv/data fusejournal name=data,nosuid,nodev,nofail 0 0
+    """
+    try:
+        chosen = _parse([*options, *(("ro",) if read_only else ())], sloppy)
+        if fake:
+            return 0
+        if os.geteuid() != 0:
+            raise PrivilegeError("mounting needs root: try sudo")
+        if namespace is not None:
+            _enter(namespace)
+    except FusejournalError as error:
+        return _fail(error, _USAGE)
+    try:
+        done = _mount(source, mountpoint, chosen)
+    except FusejournalError as error:
+        return _fail(error, _FAILED)
+    except OSError as error:
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", _FAILED)
+    except KeyboardInterrupt:
+        return _fail("interrupted", _INTERRUPTED)
+    except Exception as error:
+        if os.environ.get("FUSEJOURNAL_TRACEBACK"):
+            raise
+        return _fail(f"{type(error).__name__}: {error} (this is a bug)", _BUG)
+    if verbose:
+        click.echo(f"mount.fusejournal: {mountpoint}: {done}")
+    return 0
+
+
+def _fail(error: FusejournalError | str, code: int) -> int:
+    print(f"mount.fusejournal: {error}", file=sys.stderr)
+    return code
+
+
+def _parse(options: list[str], sloppy: bool) -> _Options:
+    """Raises UsageError for what is not known, unless *sloppy*."""
+    chosen = _Options()
+    for word in _split(options):
+        key, _, value = word.partition("=")
+        if word in _IGNORED or _IGNORED_WITH_VALUE.fullmatch(word):
+            continue
+        if key in ("name", "state", "config"):
+            if not value:
+                raise UsageError(f"the option {key!r} needs a value: {key}=...")
+            setattr(chosen, key, value if key == "name" else Path(value))
+        elif key == "remount":
+            raise UsageError("remount is not possible: umount it, and mount it with other options")
+        else:
+            try:
+                mount_flags((), [word])
+            except UsageError:
+                if not sloppy:
+                    raise UsageError(
+                        f"unknown mount option {word!r}: name=, state=, config=, ro, nosuid, "
+                        "nodev, noexec are known"
+                    ) from None
+            else:
+                chosen.words.append(word)
+    return chosen
+
+
+def _split(options: list[str]) -> Iterator[str]:
+    # A value in double quotes may have commas.
+    for option in options:
+        for word in re.findall(r'(?:[^,"]|"[^"]*")+', option):
+            yield word.replace('"', "")
+
+
+def _enter(namespace: str) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if libc.setns(fd, _CLONE_NEWNS) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise UsageError(f"namespace {namespace}: {error.strerror}") from None
+
+
+def _mount(source: str, mountpoint: Path, chosen: _Options) -> str:
+    """Returns what was done, in words. Raises FusejournalError."""
+    spec = _spec(source, mountpoint, chosen)
+    if _is_live(spec):
+        return "was mounted already"
+    _await_stop(spec)
+    if _is_live(spec):
+        return "was mounted already"
+    mount_in_background(spec, chosen.config, chosen.words)
+    return f"mounted, volume {spec.name}"
+
+
+def _spec(source: str, mountpoint: Path, chosen: _Options) -> MountSpec:
+    kind, colon, name = source.partition(":")
+    if kind != "fusejournal" or not colon:
+        return new_spec(
+            Path(source), mountpoint, chosen.name, chosen.state, chosen.config, chosen.words
+        )
+    if chosen.name not in (None, name):
+        raise UsageError(f"{source}: is volume {name}, not {chosen.name}")
+    volume = load_state(chosen.state.absolute()) if chosen.state else find_volume(name)
+    if volume.name != name:
+        raise UsageError(f"{volume.directory} is the state of volume {volume.name}, not of {name}")
+    return known_spec(volume, mountpoint, chosen.config, chosen.words)
+
+
+def _holder(spec: MountSpec) -> dict[str, Any]:
+    """What the layer that has this volume says of itself; empty when none has it."""
+    with suppress(VolumeNotFoundError):
+        return load_state(spec.state_dir).holder() or {}
+    return {}
+
+
+def _is_live(spec: MountSpec) -> bool:
+    """Whether this very volume is mounted there by a layer that lives. Does not touch the mount,
+    which may hang."""
+    return _holder(spec).get("mountpoint") == str(spec.mountpoint) and any(
+        one.mountpoint == spec.mountpoint and one.type == mounts.FILESYSTEM_TYPE
+        for one in mounts.mounts()
+    )
+
+
+def _await_stop(spec: MountSpec) -> None:
+    """Wait for a layer whose mount was taken away to end, for as long as that may take; one that
+    is only starting may get its mount meanwhile."""
+    deadline = time.monotonic() + _STOP_SECONDS
+    try:
+        process = os.pidfd_open(_holder(spec)["pid"])
+    except (KeyError, ProcessLookupError):
+        return
+    try:
+        while not _is_live(spec) and time.monotonic() < deadline:
+            if select.select([process], [], [], 0.2)[0]:
+                return
+    finally:
+        os.close(process)

@@ -1,0 +1,270 @@
+"""The kernel's connection (an open /dev/fuse), its handshake, and how it goes from one layer
+process to the next.
+
+A FUSE mount lives as long as its connection is open somewhere. For a volume that is exported, a
+*keeper* (keeper.py), a small process of its own, holds a second descriptor of it, one of the
+backing's directory, which an in-place mount covers, and one of the table of open files. When the
+layer dies, its callers' requests wait in the kernel for the layer's next process, which takes the
+descriptors from the keeper and goes on: no client is told anything, nfsd's caches and open files
+stay good, and nothing is mounted anew. The keeper gives up after some seconds; then the mount is
+dead, as without one.
+
+libfuse cannot be given a connection that has been greeted already (INIT is sent once). So it gets
+one end of a socket first: there it finds the INIT that this module read from the kernel, now or
+when the connection was new, and answers it; after that the connection takes the socket's place
+under the same descriptor number.
+
+A request that the dead process had read and not answered would wait for ever. All such requests
+are answered with EAGAIN, which nfsd passes on as "try again later", by going through the numbers
+below the first request that the new process reads: the kernel refuses those that nobody waits
+for, and those that nobody has read.
+
+Source: the kernel's fs/fuse/dev.c (fuse_dev_do_write, fuse_get_unique), include/uapi/linux/fuse.h,
+pidfd_getfd(2)."""
+
+import ctypes
+import errno
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusejournal.errors import MountError
+from fusejournal.layer import mount
+from fusejournal.layer.opens import new_table
+
+_IN_HEADER = struct.Struct("<IIQ")
+"""Length, opcode, number ("unique"): the beginning of struct fuse_in_header."""
+_OUT_HEADER = struct.Struct("<IiQ")
+_NUMBER_STEP = 2
+_ANSWERED_MAX = 1 << 16
+"""How many numbers back an unanswered request is looked for."""
+_REQUEST_BYTES_MAX = (1 << 20) + 65536
+_SOCKET_BYTES = 4 << 20
+_SO_SNDBUFFORCE = 32
+_SYS_PIDFD_GETFD = 438
+_FORGET, _INTERRUPT, _BATCH_FORGET = 2, 36, 42
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass
+class Connection:
+    """A mounted file system's connection. ``init`` is the kernel's greeting, ``reply`` our answer
+    (empty until there is one); ``taken_over``: another process answered it before."""
+
+    fd: int
+    root_fd: int
+    table_fd: int
+    """Of the open files (opens.py)."""
+    device: str
+    init: bytes
+    reply: bytes = b""
+    taken_over: bool = False
+    keeper: int = -1
+    """pidfd of the keeper that it was taken from."""
+
+
+def open_new(root_fd: int, mountpoint: Path, name: str, flags: frozenset[str]) -> Connection:
+    """Mount a new file system at *mountpoint*. Raises MountError."""
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    mount.mount(fd, mountpoint, name, flags)
+    init = os.read(fd, _REQUEST_BYTES_MAX)  # the mount has sent it
+    os.set_blocking(fd, False)
+    return Connection(fd, root_fd, new_table(), mount.device_of(mountpoint), init)
+
+
+class Handshake:
+    """libfuse's way to *connection*. Give it ``fd``, and call :meth:`proceed` before each of its
+    first reads."""
+
+    def __init__(self, connection: Connection, mountpoint: Path) -> None:
+        self._connection = connection
+        self._mountpoint = mountpoint
+        self._read = 0
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BYTES)
+        ours.setblocking(False)
+        self._ours = ours
+        self.fd = theirs.detach()
+        ours.send(connection.init)
+
+    def proceed(self) -> bool:
+        """Whether it is done, and ``fd`` is the connection itself. Raises MountError when this
+        process answers otherwise than the one that the connection was opened by."""
+        self._read += 1
+        if self._read == 1:
+            return False
+        connection = self._connection
+        if self._read == 2:
+            reply = self._ours.recv(_REQUEST_BYTES_MAX)
+            if connection.taken_over:
+                if reply != connection.reply:
+                    raise MountError(
+                        f"{self._mountpoint}: this version speaks to the kernel in another way "
+                        "than the one that mounted it: unmount, then mount again"
+                    )
+                self._ours.send(self._first_request())
+                return False
+            connection.reply = reply
+            os.write(connection.fd, reply)
+        else:
+            # The answer to the first request; if it takes its time it goes to the connection.
+            with suppress(BlockingIOError):
+                os.write(connection.fd, self._ours.recv(_SOCKET_BYTES))
+        os.dup2(connection.fd, self.fd, inheritable=False)
+        self._ours.close()
+        return True
+
+    def _first_request(self) -> bytes:
+        """The next request, and an answer for all that the dead process left behind."""
+        fd = self._connection.fd
+        asking = threading.Thread(target=_ask_something, args=(self._mountpoint,), daemon=True)
+        asking.start()
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.poll()
+        request = os.read(fd, _REQUEST_BYTES_MAX)
+        _, _, number = _IN_HEADER.unpack_from(request)
+        number &= ~1  # an interrupt has the number of what it interrupts, and one more
+        for back in range(1, _ANSWERED_MAX):
+            if number <= back * _NUMBER_STEP:
+                break
+            answer = _OUT_HEADER.pack(_OUT_HEADER.size, -errno.EAGAIN, number - back * _NUMBER_STEP)
+            with suppress(OSError):
+                os.write(fd, answer)
+        return request
+
+
+def _ask_something(mountpoint: Path) -> None:
+    with suppress(OSError):
+        os.statvfs(mountpoint)
+
+
+class Keeper:
+    """The process that holds *connection* beside this one. :meth:`dismiss` it in an orderly end;
+    without that it holds the connection for *hold_seconds* after this process has ended."""
+
+    def __init__(self, connection: Connection, record: Path, hold_seconds: float) -> None:
+        watched, self._life = os.pipe()
+        self._record = record
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "fusejournal.layer.keeper",
+                 str(connection.fd), str(watched), str(hold_seconds)],
+                pass_fds=(connection.fd, connection.root_fd, connection.table_fd, watched),
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+        finally:
+            os.close(watched)
+        self._write(connection)
+        if connection.keeper >= 0:
+            # The one that it was taken from has done its work.
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(connection.keeper, signal.SIGKILL)
+            os.close(connection.keeper)
+            connection.keeper = -1
+
+    def _write(self, connection: Connection) -> None:
+        pid = self._process.pid
+        record = {
+            "pid": pid,
+            "started": _started(pid),
+            "fd": connection.fd,
+            "root_fd": connection.root_fd,
+            "table_fd": connection.table_fd,
+            "device": connection.device,
+            "init": connection.init.hex(),
+            "reply": connection.reply.hex(),
+        }
+        temporary = self._record.with_suffix(".new")
+        temporary.write_text(json.dumps(record))
+        temporary.rename(self._record)
+
+    def dismiss(self) -> None:
+        """Let the keeper end; its descriptors go with it. Blocks for a moment."""
+        with suppress(OSError):
+            os.write(self._life, b"x")
+        os.close(self._life)
+        self._process.wait()
+        self._record.unlink(missing_ok=True)
+
+
+def take_over(record: Path, mountpoint: Path) -> Connection | None:
+    """The connection of the mount at *mountpoint* from the keeper that *record* tells of; None
+    when there is none to be had. Only for who holds the volume's lock."""
+    try:
+        told = json.loads(record.read_text())
+        pid = int(told["pid"])
+        keeper = os.pidfd_open(pid)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    found = []
+    try:
+        if _started(pid) != told["started"] or mount.device_of(mountpoint) != told["device"]:
+            return None
+        for name in ("fd", "root_fd", "table_fd"):
+            number = _libc.syscall(_SYS_PIDFD_GETFD, keeper, int(told[name]), 0)
+            if number < 0:
+                return None
+            found.append(number)
+        fd, root_fd, table_fd = found
+        connection = Connection(
+            fd,
+            root_fd,
+            table_fd,
+            told["device"],
+            bytes.fromhex(told["init"]),
+            bytes.fromhex(told["reply"]),
+            taken_over=True,
+            keeper=keeper,
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+    else:
+        keeper, found = -1, []
+        return connection
+    finally:
+        for fd in (*found, keeper):
+            if fd >= 0:
+                os.close(fd)
+
+
+def release_kept(record: Path) -> None:
+    """End the keeper that *record* tells of, if it still runs: what it holds goes with it."""
+    try:
+        told = json.loads(record.read_text())
+        keeper = os.pidfd_open(int(told["pid"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    try:
+        if _started(int(told["pid"])) == told["started"]:
+            signal.pidfd_send_signal(keeper, signal.SIGKILL)
+            select.select((keeper,), (), ())
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(keeper)
+        record.unlink(missing_ok=True)
+
+
+def _started(pid: int) -> str:
+    """When the process was started: with the pid this is one process for as long as the machine
+    runs. Source: proc(5), /proc/pid/stat, field 22."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""

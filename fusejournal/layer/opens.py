@@ -1,0 +1,89 @@
+"""The open files of a mount: for each handle that the kernel has, the file and who opened it.
+
+A WRITE request says neither who writes nor to which file, only by which handle; so what the handles
+mean must outlast the process where the mount does. They are kept in a table in memory that belongs
+to no process (memfd_create(2)): connection.py hands it on together with the mount. With the
+machine it is gone, as the mount is."""
+
+import errno
+import mmap
+import os
+import struct
+
+from fusejournal.types import Fid, Who
+
+_SLOT = struct.Struct("<QIIq8x")
+"""Fid (0: free), uid, gid, pid of the opener; the handle is the slot's number and one more."""
+assert _SLOT.size == 32  # a page holds whole slots
+_SLOTS = 1 << 20
+"""More than a machine can have open; what is beyond is not kept. Only what is used takes memory."""
+
+
+def new_table() -> int:
+    """The descriptor of an empty table."""
+    fd = os.memfd_create("fusejournal-opens")
+    os.ftruncate(fd, _SLOTS * _SLOT.size)
+    return fd
+
+
+class OpenFiles:
+    """What is open by the table *fd*. A handle is free again when it was released."""
+
+    def __init__(self, fd: int) -> None:
+        self._table = mmap.mmap(fd, _SLOTS * _SLOT.size)
+        self._files: dict[int, tuple[Fid, Who]] = {}
+        self._counts: dict[Fid, int] = {}
+        self._free: list[int] = []
+        self._next = 1
+        self._load(fd)
+
+    def _load(self, fd: int) -> None:
+        """Go on from what the process before this one left."""
+        # Handles are given from 1 on: what was ever used lies before the first hole.
+        used = os.pread(fd, os.lseek(fd, 0, os.SEEK_HOLE), 0)
+        for number, (fid, *who) in enumerate(_SLOT.iter_unpack(used)):
+            if fid:
+                self._free += range(self._next, number + 1)
+                self._next = number + 2
+                self._files[number + 1] = Fid(fid), Who(*who)
+                self._counts[Fid(fid)] = self._counts.get(Fid(fid), 0) + 1
+
+    def __getitem__(self, handle: int) -> tuple[Fid, Who]:
+        """The file that *handle* is open on, and who opened it. Raises OSError ESTALE where that is
+        not known: the process that opened it had no room to keep it."""
+        try:
+            return self._files[handle]
+        except KeyError:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+
+    def __contains__(self, fid: Fid) -> bool:
+        """Whether *fid* is open."""
+        return fid in self._counts
+
+    def add(self, fid: Fid, who: Who) -> int:
+        """A new handle for *fid*, opened by *who*."""
+        if self._free:
+            handle = self._free.pop()
+        else:
+            handle = self._next
+            self._next += 1
+        self._files[handle] = fid, who
+        self._counts[fid] = self._counts.get(fid, 0) + 1
+        if handle <= _SLOTS:
+            _SLOT.pack_into(self._table, (handle - 1) * _SLOT.size, fid, *who)
+        return handle
+
+    def remove(self, handle: int) -> tuple[Fid, bool]:
+        """Let *handle* go; its fid, and whether that is still open by another. Raises OSError
+        ESTALE."""
+        fid, _ = self[handle]
+        del self._files[handle]
+        self._free.append(handle)
+        left = self._counts[fid] - 1
+        if left:
+            self._counts[fid] = left
+        else:
+            del self._counts[fid]
+        if handle <= _SLOTS:
+            _SLOT.pack_into(self._table, (handle - 1) * _SLOT.size, 0, 0, 0, 0)
+        return fid, left > 0

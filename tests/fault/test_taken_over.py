@@ -1,0 +1,228 @@
+"""A held mount: the layer's process goes, the next takes its connection over, and whoever uses the
+mount notices a pause."""
+
+import errno
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fusejournal.asking import ask
+from fusejournal.replay.digest import digest_tree
+from fusejournal.state import load_state
+from tests.support.layer import Layer
+from tests.support.trees import rebuild
+from tests.support.users import acting
+
+pytestmark = pytest.mark.mount
+
+
+@pytest.fixture(params=["beside", "in place"])
+def held(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Layer]:
+    """A running layer whose mount is held, as an export's would be."""
+    with Layer(tmp_path, in_place=request.param == "in place") as layer:
+        layer.start()
+        layer.run("restart", "volume")
+        assert layer.ask()["held"]
+        yield layer
+
+
+def keepers(layer: Layer) -> list[int]:
+    """The keepers that run, by pid. (There may be others on this machine.)"""
+    found = subprocess.run(
+        ["pgrep", "-f", "fusejournal.layer.keeper"], capture_output=True, text=True, check=False
+    )
+    record = layer.state / "connection"
+    told = record.read_text() if record.exists() else ""
+    return [pid for pid in map(int, found.stdout.split()) if f'"pid": {pid},' in told]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def patiently(change: Callable[[], object], *, done: tuple[int, ...]) -> None:
+    """Make *change*, again if the layer died meanwhile; an errno of *done* then says that the
+    first try was carried out before its answer was lost. (Tried again within that moment, the
+    kernel may still think that a name is absent which was made.)"""
+    tried = False
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            change()
+        except OSError as error:
+            if tried and error.errno in done:
+                return
+            if error.errno != errno.EAGAIN and not (tried and time.monotonic() < deadline):
+                raise
+            tried = True
+        else:
+            return
+
+
+def check(path: Path, data: bytes) -> None:
+    assert path.read_bytes() == data
+
+
+def work(root: Path, worker: int, stop: threading.Event) -> None:
+    """Files made, written, moved and removed; every third stays, as ``kept``."""
+    dice = random.Random(worker)
+    number = 0
+    while not stop.is_set() or number % 3:
+        path = root / f"{worker}-{number}"
+        other = root / f"{worker}-{number}.moved"
+        data = dice.randbytes(dice.randrange(1, 9000))
+        patiently(lambda path=path: path.mkdir(), done=(errno.EEXIST,))
+        patiently(lambda path=path, data=data: (path / "f").write_bytes(data), done=())
+        patiently(lambda path=path, other=other: path.rename(other), done=(errno.ENOENT,))
+        patiently(lambda other=other, data=data: check(other / "f", data), done=())
+        if number % 3:
+            patiently(lambda other=other: (other / "f").unlink(), done=(errno.ENOENT,))
+            patiently(lambda other=other: other.rmdir(), done=(errno.ENOENT,))
+        number += 1
+
+
+def test_work_goes_on_through_kills(held: Layer, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    stop = context.Event()
+    workers = [
+        context.Process(target=work, args=(held.mountpoint, number, stop)) for number in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    dice = random.Random(1)
+    for _ in range(6):
+        time.sleep(dice.uniform(0.02, 0.3))
+        held.kill()
+        held.start()
+    stop.set()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    digest = digest_tree(held.mountpoint)
+    held.run("umount", "volume")
+    (tmp_path / "rebuilt").mkdir()
+    rebuild(held.state, tmp_path / "rebuilt", load_state(held.state).uuid)
+    assert digest_tree(tmp_path / "rebuilt") == digest
+
+
+def test_a_request_that_died_with_the_layer_is_answered(tmp_path: Path) -> None:
+    with Layer(tmp_path) as layer:
+        layer.start(fault="apply.mkdir:2:kill")
+        (layer.mountpoint / "one").mkdir()
+        layer.run("restart", "volume")  # the plan begins anew
+        (layer.mountpoint / "two").mkdir()
+        errors: list[int | None] = []
+
+        def make() -> None:
+            try:
+                (layer.mountpoint / "three").mkdir()
+            except OSError as error:
+                errors.append(error.errno)
+
+        thread = threading.Thread(target=make)
+        thread.start()
+        assert layer.wait() == -signal.SIGKILL
+        thread.join(0.2)
+        assert thread.is_alive()
+        layer.start()
+        thread.join(20)
+        assert errors == [errno.EAGAIN]
+        # The entry was in the journal, so the change was settled: done.
+        assert sorted(os.listdir(layer.mountpoint)) == ["one", "three", "two"]
+        assert (layer.mountpoint / "three").is_dir()
+        layer.stop()
+
+
+def test_open_files_keep_their_openers(held: Layer) -> None:
+    held.mountpoint.chmod(0o777)
+    root = os.open(held.mountpoint, os.O_RDONLY)
+    with acting(uid=1234, gid=1234):
+        fd = os.open("f", os.O_CREAT | os.O_RDWR, 0o600, dir_fd=root)
+    os.close(root)
+    closed = os.open(held.mountpoint / "f", os.O_RDONLY)
+    # The kernel learns that a close need not be told: else the next layer, forked from here, would
+    # wait at its start for itself.
+    os.close(os.dup(closed))
+    held.kill()
+    held.start()
+    os.close(closed)
+    os.write(fd, b"by the opener")
+    held.run("restart", "volume")
+    os.pwrite(fd, b"BY", 0)
+    assert os.pread(fd, 100, 0) == b"BY the opener"
+    os.close(fd)
+    assert [e["uid"] for e in held.entries() if e["op"] == "write"] == [1234, 1234]
+    held.stop()
+
+
+def test_a_stop_in_order_leaves_no_keeper(held: Layer) -> None:
+    (pid,) = keepers(held)
+    held.stop()
+    assert not is_running(pid)
+    assert not held.is_mounted()
+    assert not (held.state / "connection").exists()
+
+
+def test_unmounting_a_held_mount_by_hand(held: Layer) -> None:
+    (held.mountpoint / "f").write_bytes(b"content")
+    held.kill()
+    (pid,) = keepers(held)
+    held.detach()
+    wait_until(lambda: not is_running(pid))
+    held.start()
+    assert (held.mountpoint / "f").read_bytes() == b"content"
+    held.stop()
+
+
+def test_umount_command_on_a_held_mount(held: Layer) -> None:
+    held.kill()
+    (pid,) = keepers(held)
+    held.run("umount", "volume")
+    assert not held.is_mounted()
+    assert not is_running(pid)
+
+
+def test_nobody_is_held_for_longer_than_configured(tmp_path: Path) -> None:
+    with Layer(tmp_path, config="[volume]\nhold_seconds = 0.5\n") as layer:
+        layer.start()
+        layer.run("restart", "volume")
+        layer.kill()
+        with pytest.raises(OSError) as caught:  # noqa: PT011  # either, by where it waited
+            os.listdir(layer.mountpoint)
+        assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+        layer.start()
+        assert os.listdir(layer.mountpoint) == []
+        layer.stop()
+
+
+def test_a_restart_that_fails_can_be_mended(held: Layer) -> None:
+    (held.mountpoint / "f").write_bytes(b"content")
+    held.reconfigure("nonsense")
+    done = held.run("restart", "volume", check=False)
+    assert done.returncode == 1
+    assert "did not come back" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert held.wait() != 0
+    held.reconfigure("")
+    held.start()
+    assert (held.mountpoint / "f").read_bytes() == b"content"
+    assert ask(held.state, "status")["held"]
+    held.stop()

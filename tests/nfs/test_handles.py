@@ -1,0 +1,184 @@
+"""What clients hold stays good as long as the file is there: open files, directories and working
+directories, through everything that drops the kernel's inodes or the layer itself."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.nfs.conftest import Served
+from tests.support.guest.holder import Holder
+from tests.support.guest.server import NfsServer, drop_caches, sh, wait_until
+from tests.support.layer import Layer
+
+pytestmark = pytest.mark.guest
+
+SOME_FILESYSTEMS = pytest.mark.parametrize(
+    ("filesystem", "version"), [("ext4", "3"), ("ext4", "4.2"), ("xfs", "3"), ("btrfs", "4.2")]
+)
+
+
+@contextmanager
+def holding(served: Served) -> Iterator[Holder]:
+    """A client that has a file, its directory and its working directory open."""
+    directory = served.client / "kept" / "inner"
+    directory.mkdir(parents=True)
+    (directory / "file").write_bytes(b"content")
+    with Holder() as holder:
+        holder.do("open", "file", directory / "file", os.O_RDWR)
+        holder.do("open", "directory", directory, os.O_RDONLY)
+        holder.do("chdir", directory)
+        yield holder
+
+
+def check_all(holder: Holder, word: str) -> None:
+    """Everything that is held answers, and takes changes."""
+    fid, _, links = holder.do("stat", "file")
+    assert links == 1
+    before = holder.do("read", "file")
+    data = word.encode()
+    assert holder.do("write", "file", data, len(before)) == len(data)
+    assert holder.do("read", "file") == before + data
+    holder.do("chmod", "file", 0o640)
+    made = holder.do("create_in", "directory", word)
+    assert made not in (0, fid)
+    assert word in holder.do("list", "directory")
+    assert {"file", word} <= set(holder.do("list_cwd"))
+
+
+@SOME_FILESYSTEMS
+def test_handles_outlive_dropped_caches(served: Served) -> None:
+    with holding(served) as holder:
+        check_all(holder, "before")
+        for round_ in range(3):
+            drop_caches()
+            check_all(holder, f"dropped{round_}")
+
+
+@SOME_FILESYSTEMS
+def test_handles_outlive_a_restart_on_command(served: Served) -> None:
+    with holding(served) as holder:
+        holder.do("lock", "file")
+        before = served.volume.ask()
+        served.volume.run("restart", "volume")
+        after = served.volume.ask()
+        assert (after["pid"], after["live_since"] > before["live_since"]) == (before["pid"], True)
+        check_all(holder, "restarted")
+        drop_caches()
+        check_all(holder, "dropped")
+
+
+@SOME_FILESYSTEMS
+def test_clients_of_a_killed_layer_wait_for_the_next(served: Served) -> None:
+    with holding(served) as holder:
+        holder.do("lock", "file")
+        for round_ in range(3):
+            served.volume.kill()
+            holder.begin("write", "file", b"while it was dead", 100)
+            assert holder.is_waiting(0.2)
+            served.volume.start()
+            assert holder.end() == 17
+            assert holder.do("read", "file")[100:117] == b"while it was dead"
+            check_all(holder, f"killed{round_}")
+            assert "dead mount" not in served.volume.words()
+
+
+@SOME_FILESYSTEMS
+def test_handles_outlive_a_clean_stop(served: Served) -> None:
+    """Unmounted in order and mounted again, beneath a running nfsd."""
+    with holding(served) as holder:
+        check_all(holder, "before")
+        holder.do("close", "file")  # what a client has open is what an orderly umount waits for
+        served.volume.run("umount", "volume")
+        assert served.volume.wait() == 0
+        served.volume.start()
+        holder.do("open", "file", served.client / "kept" / "inner" / "file", os.O_RDWR)
+        check_all(holder, "mounted again")
+
+
+@SOME_FILESYSTEMS
+def test_handles_outlive_a_dead_mount(served: Served) -> None:
+    """The keeper is gone, too: clients get errors until the next layer is there, not after."""
+    with holding(served) as holder:
+        served.volume.kill()
+        subprocess.run(["pkill", "-9", "-f", "fusejournal.layer.keeper"], check=True)
+        wait_until("the mount's death", lambda: holder.outcome("chmod", "file", 0o600) == "EIO")
+        served.volume.start()
+        assert "took a dead mount away" in served.volume.words()
+        check_all(holder, "mounted anew")
+
+
+def test_renamed_ancestors(served: Served) -> None:
+    with holding(served) as holder:
+        (served.client / "kept").rename(served.client / "elsewhere")
+        drop_caches()
+        check_all(holder, "renamed")
+        (served.volume.mountpoint / "deep").mkdir()
+        (served.volume.mountpoint / "elsewhere").rename(served.volume.mountpoint / "deep" / "er")
+        drop_caches()
+        check_all(holder, "moved")
+        assert (served.client / "deep" / "er" / "inner" / "moved").exists()
+
+
+def test_removal_is_stale_and_nothing_else_is(served: Served) -> None:
+    """Removed by somebody else (on the server), for a client's own removal is a silly rename."""
+    with holding(served) as holder:
+        inner = served.volume.mountpoint / "kept" / "inner"
+        fid = (inner / "file").stat().st_ino
+        (inner / "file").unlink()
+        (inner / "file").write_bytes(b"another")
+        assert (inner / "file").stat().st_ino != fid
+        stale_when_closed(served, holder)
+        wait_until(
+            "the client's look at the new file",
+            lambda: (served.client / "kept" / "inner" / "file").read_bytes() == b"another",
+        )
+        holder.do("open", "new", served.client / "kept" / "inner" / "file", os.O_RDWR)
+        assert holder.do("read", "new") == b"another"
+        sh("rm", "-r", inner)
+        inner.mkdir()
+        drop_caches()
+        # (A client may say ENOENT by itself to who creates in a removed directory.)
+        wait_until("ESTALE", lambda: holder.outcome("list", "directory") == "ESTALE")
+        assert holder.outcome("list_cwd") == "ESTALE"
+        assert os.listdir(served.client / "kept" / "inner") == []
+
+
+def stale_when_closed(served: Served, holder: Holder) -> None:
+    """What was removed lives as long as the server has it open: with NFSv4 until the client closes
+    it, with NFSv3 until nfsd's cache does. Then, and for good, the handle is stale."""
+    if f"{served.client} nfs4 " in Path("/proc/mounts").read_text():
+        assert holder.do("read", "file") == b"content"
+        holder.do("close", "file")
+        return
+    wait_until("ESTALE", lambda: holder.outcome("chmod", "file", 0o600) == "ESTALE")
+    drop_caches()
+    assert holder.outcome("chmod", "file", 0o600) == "ESTALE"
+    assert holder.outcome("read", "file") == "ESTALE"
+
+
+def test_a_removed_file_stays_stale_after_a_restart(served: Served) -> None:
+    with holding(served) as holder:
+        holder.do("open", "other", served.client / "kept" / "inner" / "file", os.O_RDONLY)
+        (served.volume.mountpoint / "kept" / "inner" / "file").unlink()
+        (served.volume.mountpoint / "kept" / "inner" / "file").write_bytes(b"new")
+        served.volume.kill()
+        served.volume.start()
+        # Without a name it cannot be opened again: not even a server that has it open keeps it.
+        drop_caches()
+        assert holder.outcome("chmod", "file", 0o600) == "ESTALE"
+
+
+def test_eviction_by_many_inodes(served: Served, nfs: NfsServer) -> None:
+    """More inodes than the kernel keeps: it drops by itself what clients still hold."""
+    with holding(served) as holder:
+        count = int(os.environ.get("FUSEJOURNAL_EVICTED_INODES", "1000000"))
+        evict(served.volume, count)
+        check_all(holder, "after all of them")
+
+
+def evict(volume: Layer, count: int) -> None:
+    raise NotImplementedError

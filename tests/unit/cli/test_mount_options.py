@@ -1,0 +1,86 @@
+"""The options of a mount: those of the configuration, those of the command line, and those that
+mount(8) gives its helper."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fusejournal.cli import mount_helper as helper
+from fusejournal.cli.mount import mount_flags
+from fusejournal.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("configured", "words", "flags"),
+    [
+        ([], [], set()),
+        (["nosuid"], ["nodev"], {"nosuid", "nodev"}),
+        (["nosuid", "nodev"], ["suid"], {"nodev"}),
+        (["ro"], ["rw"], set()),
+        (["ro"], ["defaults"], {"ro"}),
+        ([], ["nosuid", "suid"], set()),
+        ([], ["suid", "nosuid"], {"nosuid"}),
+        (["noexec"], ["exec", "noexec", "ro"], {"noexec", "ro"}),
+    ],
+)
+def test_the_last_word_wins(configured: list[str], words: list[str], flags: set[str]) -> None:
+    assert mount_flags(configured, words) == flags
+
+
+def test_unknown_words_are_named() -> None:
+    with pytest.raises(UsageError, match="'sync'"):
+        mount_flags([], ["ro", "sync"])
+
+
+def parsed(*options: str, sloppy: bool = False) -> helper._Options:
+    return helper._parse(list(options), sloppy)
+
+
+def test_what_fstab_has_for_others_is_left_out() -> None:
+    options = "rw,defaults,noauto,user,user=root,nofail,_netdev,x-systemd.automount,comment=a b"
+    assert parsed(options, "X-mount.mkdir,noatime") == helper._Options()
+
+
+def test_what_is_the_volumes_is_passed_on() -> None:
+    chosen = parsed('rw,name=data,nosuid,state=/a/b,config="/a,b.toml"', "ro,suid")
+    assert chosen == helper._Options(
+        "data", Path("/a/b"), Path("/a,b.toml"), ["nosuid", "ro", "suid"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("sync", "unknown mount option 'sync'"),
+        ("names=x", "unknown mount option 'names=x'"),
+        ("name=", "'name' needs a value"),
+        ("state", "'state' needs a value"),
+        ("remount", "remount is not possible"),
+    ],
+)
+def test_what_is_not_known_is_named(option: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        parsed(f"nosuid,{option}")
+
+
+def test_a_sloppy_mount_leaves_out_what_is_not_known() -> None:
+    assert parsed("sync,nosuid,whatever=1", sloppy=True).words == ["nosuid"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["/a", "/b", "-f", "-o", "rw,nosuid"], 0, ""),
+        (["/a", "/b", "-fnsv", "-o", "rw,gaga", "-t", "fusejournal"], 0, ""),
+        (["/a", "/b", "-o", "gaga"], 1, "unknown mount option 'gaga'"),
+        (["/a"], 1, "Missing argument"),
+        (["/a", "/b", "--gaga"], 1, "No such option"),
+        (["/a", "/b", "-N", "/nowhere"], 1, "namespace /nowhere: No such file"),
+    ],
+)
+def test_exit_codes_are_mounts(arguments: list[str], code: int, told: str) -> None:
+    result = CliRunner().invoke(helper.mount_helper, arguments, standalone_mode=False)
+    assert (result.return_value if result.exception is None else result.exit_code) == code
+    assert told in result.stderr
+    assert len(result.stderr.splitlines()) == (1 if told else 0)

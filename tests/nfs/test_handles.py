@@ -11,8 +11,7 @@ import pytest
 
 from tests.nfs.conftest import Served
 from tests.support.guest.holder import Holder
-from tests.support.guest.server import NfsServer, drop_caches, sh, wait_until
-from tests.support.layer import Layer
+from tests.support.guest.server import drop_caches, sh, wait_until
 
 pytestmark = pytest.mark.guest
 
@@ -170,15 +169,3 @@ def test_a_removed_file_stays_stale_after_a_restart(served: Served) -> None:
         # Without a name it cannot be opened again: not even a server that has it open keeps it.
         drop_caches()
         assert holder.outcome("chmod", "file", 0o600) == "ESTALE"
-
-
-def test_eviction_by_many_inodes(served: Served, nfs: NfsServer) -> None:
-    """More inodes than the kernel keeps: it drops by itself what clients still hold."""
-    with holding(served) as holder:
-        count = int(os.environ.get("FUSEJOURNAL_EVICTED_INODES", "1000000"))
-        evict(served.volume, count)
-        check_all(holder, "after all of them")
-
-
-def evict(volume: Layer, count: int) -> None:
-    raise NotImplementedError

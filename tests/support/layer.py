@@ -68,9 +68,11 @@ class Layer:
             "--state", str(self.state), "--config", str(self._config), *extra,
         ]  # fmt: skip
 
-    def start(self, *extra: str, fault: str = "", wait: bool = True) -> "Layer":
+    def start(
+        self, *extra: str, fault: str = "", wait: bool = True, seconds: float = _START_SECONDS
+    ) -> "Layer":
         """Mount in the foreground of a child process; returns when it is live, or has died of
-        *fault*."""
+        *fault*. Raises TimeoutError after *seconds*."""
         environment = {**self.environment, "FUSEJOURNAL_FAULT": fault}
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
@@ -81,7 +83,7 @@ class Layer:
                 stdout=log,
                 stderr=log,
             )
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + seconds
         while wait and self._process.poll() is None:
             with suppress(Exception):
                 if self.is_mounted() and self._is_live(self.ask()):

@@ -50,6 +50,12 @@ class Person:
         self._process.start()
         far.close()
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
     def __enter__(self) -> "Person":
         return self
 

@@ -109,12 +109,15 @@ class Guest:
         out: Path,
         *,
         disk_mib: Sequence[int] = (),
+        images: Sequence[Path] = (),
+        cpu: int | None = None,
         memory_mib: int = 2048,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """Boot it for *command*, which runs as root in this checkout's directory; *out* becomes
         /out and takes ``console``, ``output`` and ``status``; an empty disk for each of
-        *disk_mib*, which takes no space but for what is written."""
+        *disk_mib*, which takes no space but for what is written, then the *images*; on processor
+        *cpu*."""
         self.out = out
         out.mkdir(parents=True, exist_ok=True)
         variables = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
@@ -133,12 +136,15 @@ class Guest:
                 file.truncate(size_mib << 20)
             self._images.append(image)
             disks.append(f"ubd{number}={image}")
+        disks += [f"ubd{number}={image}" for number, image in enumerate(images, len(disks))]
+        if cpu is None:
+            cpu = max(os.sched_getaffinity(0))
         top = cache()
         with open(out / "console", "wb") as console:
             self._process = subprocess.Popen(
                 # Its processes take turns, and waking one on another processor costs more than most
                 # system calls do: it runs some five times faster on one.
-                ["taskset", "-c", str(max(os.sched_getaffinity(0))),
+                ["taskset", "-c", str(cpu),
                  str(top / "files/usr/bin/linux.uml"), f"mem={memory_mib}M", *disks,
                  "rootfstype=hostfs", "rootflags=/", "ro", "quiet", f"init={HERE / 'init'}",
                  "con=null", "con0=null,fd:1", "con1=null",

@@ -1,11 +1,14 @@
 """pytest in the guest: tests with the marker ``guest`` run there, and are reported here.
 
-The guest-marked tests of one module share one boot. The guests are booted one after the other in
-the background as soon as the tests are collected, while the host runs its own tests, for a guest
-has one processor. Inside, the same pytest runs the same tests by node id and writes each report as
-a line of JSON to /out, as pytest-xdist sends them between processes; here they are told as if the
-tests had run here, skips included. A guest that dies fails the tests that it still owed, with the
-end of its console.
+The guest-marked tests of one module share one boot. The guests are booted in the background as soon
+as the tests are collected, while the host runs its own tests: one at a time on each processor, for
+a guest has one. What takes a host's speed is prepared there: ``guest(prepare=function)`` names a
+function that gets an empty directory and returns disk images, which are /dev/ubdd, /dev/ubde ...
+
+Inside, the same pytest runs the same tests by node id and writes each report as a line of JSON to
+/out, as pytest-xdist sends them between processes; here they are told as if the tests had run
+here, skips included. A guest that dies fails the tests that it still owed, with the end of its
+console.
 
 ``--guest-dir DIR`` keeps consoles, output and reports."""
 
@@ -16,13 +19,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import pytest
 
-from tests.support.guest.machine import Guest, GuestError, unavailable
+from tests.support.guest.machine import Guest, unavailable
 
 INSIDE = "FUSEJOURNAL_GUEST"
 """Set in the guest's environment."""
@@ -73,7 +77,6 @@ class Outside:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._runs: dict[str, _Run] = {}
-        self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._kept: Path | None = config.getoption("--guest-dir")
         self._directory = Path()
@@ -89,7 +92,9 @@ class Outside:
             return
         for item in ours:
             module = item.nodeid.partition("::")[0]
-            self._runs.setdefault(module, _Run(module)).tests.append(item.nodeid)
+            marker = item.get_closest_marker("guest")
+            prepare = marker.kwargs.get("prepare") if marker else None
+            self._runs.setdefault(module, _Run(module, prepare)).tests.append(item.nodeid)
         # The host's own tests first: the guests work meanwhile.
         items.sort(key=lambda item: item.get_closest_marker("guest") is not None)
 
@@ -99,20 +104,31 @@ class Outside:
         if not self._runs or self._config.option.collectonly:
             return (yield)
         self._directory = self._kept or Path(tempfile.mkdtemp(prefix="fusejournal-guest-"))
-        self._thread = threading.Thread(target=self._run_all)
-        self._thread.start()
+        waiting: SimpleQueue[_Run] = SimpleQueue()
+        for run in self._runs.values():
+            waiting.put(run)
+        threads = [
+            threading.Thread(target=self._run_all, args=(waiting, cpu))
+            for cpu in sorted(os.sched_getaffinity(0), reverse=True)
+        ]
+        for thread in threads:
+            thread.start()
         try:
             return (yield)
         finally:
             self._stopping.set()
-            self._thread.join()
+            for thread in threads:
+                thread.join()
             if not self._kept:
                 shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _run_all(self) -> None:
-        for run in self._runs.values():
-            if not self._stopping.is_set():
-                run.run(self._directory / Path(run.module).stem, self._stopping)
+    def _run_all(self, waiting: "SimpleQueue[_Run]", cpu: int) -> None:
+        while not self._stopping.is_set():
+            try:
+                run = waiting.get_nowait()
+            except Empty:
+                return
+            run.run(self._directory / Path(run.module).stem, cpu, self._stopping)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
@@ -139,24 +155,31 @@ class Outside:
 class _Run:
     """One guest for the tests of one module."""
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, prepare: Callable[[Path], list[Path]] | None) -> None:
         self.module = module
+        self._prepare = prepare
         self.tests: list[str] = []
         self.finished: set[str] = set()
         self.failure = ""
         self._reports: dict[str, list[dict[str, Any]]] = {}
         self._ended = threading.Event()
 
-    def run(self, out: Path, stopping: threading.Event) -> None:
-        """Boot it and read its reports until it ends."""
+    def run(self, out: Path, cpu: int, stopping: threading.Event) -> None:
+        """Boot it on processor *cpu* and read its reports until it ends."""
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         (out / "tests").write_text("\n".join(self.tests))
         # No plugin of this session's but those of pyproject.toml and conftest.py; no cache: the
         # checkout is the host's.
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "@/out/tests"]
+        images: list[Path] = []
         try:
-            with Guest(command, out, disk_mib=_DISKS_MIB, environment={INSIDE: "1"}) as guest:
+            if self._prepare is not None:
+                (out / "prepared").mkdir()
+                images = self._prepare(out / "prepared")
+            with Guest(
+                command, out, disk_mib=_DISKS_MIB, images=images, cpu=cpu, environment={INSIDE: "1"}
+            ) as guest:
                 limit = time.monotonic() + _LIMIT_SECONDS
                 place = 0
                 while guest.is_alive() and time.monotonic() < limit and not stopping.is_set():
@@ -165,9 +188,12 @@ class _Run:
                     time.sleep(_POLL_SECONDS)
                 self._read(out / _REPORTS, place)
                 self.failure = guest.words()
-        except (GuestError, OSError) as error:
-            self.failure = str(error)
+        except Exception as error:
+            # A thread's exceptions are nobody's: the tests that it owes fail with it.
+            self.failure = f"{error!r}"
         finally:
+            for image in images:
+                image.unlink(missing_ok=True)
             self._ended.set()
 
     def _read(self, path: Path, place: int) -> int:

@@ -1,0 +1,74 @@
+"""More files than the kernel keeps inodes of: it drops by itself what clients still hold."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.nfs.conftest import Served
+from tests.nfs.test_handles import check_all, holding
+from tests.support.guest.server import NfsServer, sh
+from tests.support.layer import Layer
+
+_DIRECTORIES = 100
+_FILES_EACH = 10_000
+_BASE = Path("/srv/many")
+
+
+def prepare(directory: Path) -> list[Path]:
+    """An xfs with a volume of a million files, imported: a guest alone would take long for that."""
+    image, mountpoint = directory / "many", directory / "mount"
+    with open(image, "wb") as file:
+        file.truncate(6 << 30)
+    subprocess.run(["mkfs.xfs", "-q", "-f", str(image)], check=True)
+    mountpoint.mkdir()
+    subprocess.run(["mount", "-o", "loop", str(image), str(mountpoint)], check=True)
+    try:
+        with Layer(mountpoint / "volume") as layer:
+            for number in range(_DIRECTORIES):
+                (layer.backing / f"d{number}").mkdir()
+                fd = os.open(layer.backing / f"d{number}", os.O_RDONLY)
+                for name in range(_FILES_EACH):
+                    os.close(os.open(f"f{name}", os.O_CREAT | os.O_WRONLY, 0o644, dir_fd=fd))
+                os.close(fd)
+            layer.start(seconds=600)
+            layer.stop()
+    finally:
+        subprocess.run(["umount", "-l", str(mountpoint)], check=True)
+    return [image]
+
+
+pytestmark = pytest.mark.guest(prepare=prepare)
+
+
+def inodes_in_memory() -> int:
+    """How many FUSE inodes the kernel has now. Source: slabinfo(5)."""
+    for line in Path("/proc/slabinfo").read_text().splitlines():
+        name, active, *_ = line.split()
+        if name == "fuse_inode":
+            return int(active)
+    raise AssertionError("no fuse_inode in /proc/slabinfo")
+
+
+@pytest.mark.parametrize("version", ["3", "4.2"])
+def test_handles_outlive_the_eviction_of_a_million_inodes(nfs: NfsServer, version: str) -> None:
+    if not _BASE.is_mount():
+        _BASE.mkdir()
+        sh("mount", "/dev/ubdd", _BASE)
+    with Layer(_BASE / "volume") as volume:
+        volume.start()
+        volume.run(
+            "export", "volume", "127.0.0.1", "--no-root-squash", "--option", "insecure", "--write"
+        )
+        with nfs.client(version, volume.mountpoint, Path(f"/nfs/many-{version}")) as client:
+            with holding(Served(volume, client)) as holder:
+                check_all(holder, "before")
+                # Every file is looked up, by who is not a client.
+                found = sh("find", volume.mountpoint, "-size", "-1", "-name", "f*").count("\n")
+                assert found >= _DIRECTORIES * _FILES_EACH
+                assert inodes_in_memory() < _DIRECTORIES * _FILES_EACH
+                check_all(holder, "after")
+            sh("rm", "-r", client / "kept")
+        volume.run("export", "volume", "--remove")
+        volume.run("umount", "volume")

@@ -27,7 +27,13 @@ from rich.progress import (
 )
 
 from fusejournal.config import find_config, load_config
-from fusejournal.errors import FusejournalError, MountError, PrivilegeError, UsageError
+from fusejournal.errors import (
+    FusejournalError,
+    MountError,
+    PrivilegeError,
+    UsageError,
+    VolumeNotFoundError,
+)
 from fusejournal.layer.mount import mounts
 from fusejournal.mountspec import MountSpec, Reporter
 from fusejournal.state import VolumeState, check_name, default_name, find_volume, state_root
@@ -104,7 +110,7 @@ def mount(
         if len(places) == 2:
             spec = new_spec(*places, name, state, config, words)
         elif name is None and state is None:
-            spec = known_spec(find_volume(str(places[0])), None, config, words)
+            spec = known_spec(_find_known(str(places[0])), None, config, words)
         else:
             raise UsageError(
                 f"--name and --state need BACKING and MOUNTPOINT, not {str(places[0])!r} alone"
@@ -120,6 +126,17 @@ def mount(
     except FusejournalError as error:
         if foreground:
             sd_notify(f"STATUS={error}")
+        raise
+
+
+def _find_known(volume: str) -> VolumeState:
+    try:
+        return find_volume(volume)
+    except VolumeNotFoundError as error:
+        error.args = (
+            f"no volume {volume!r} was mounted before (see 'status'): "
+            "a new one needs BACKING and MOUNTPOINT, which may be the same directory",
+        )
         raise
 
 

@@ -9,7 +9,9 @@ import click
 from fusejournal.asking import ask
 from fusejournal.cli import text
 from fusejournal.errors import JournalError, NotRunningError
+from fusejournal.exports import is_exported
 from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.layer.connection import is_held
 from fusejournal.state import VolumeState, all_volumes, find_volume
 
 
@@ -47,6 +49,8 @@ def report(state: VolumeState) -> dict[str, Any]:
         return ask(state.directory, "status")
     except NotRunningError:
         holder = state.holder()
+        if holder is None and is_held(state.directory / "connection"):
+            return _report_from_disk(state, "held", None)
         return _report_from_disk(
             state, "starting" if holder else "stopped", holder.get("pid") if holder else None
         )
@@ -66,6 +70,10 @@ def _report_from_disk(state: VolumeState, condition: str, pid: int | None) -> di
             )
             if journal.damage is not None:
                 degraded.append(f"the journal is damaged: {journal.damage}")
+            elif condition == "held":
+                degraded.append(
+                    f"its layer died, and its users wait: 'fusejournal mount {state.name}' goes on"
+                )
             elif not journal.ends_clean and condition == "stopped":
                 degraded.append("was not stopped in order; the next mount recovers it")
     except (JournalError, OSError) as error:
@@ -79,6 +87,10 @@ def _report_from_disk(state: VolumeState, condition: str, pid: int | None) -> di
         "backing": str(state.backing),
         "mountpoint": str(state.mountpoint),
         "state": condition,
+        "durability": None,
+        "exported": is_exported(state.mountpoint),
+        "held": condition == "held",
+        "live_since": None,
         "head_seq": journal.head_seq if journal else None,
         "durable_seq": journal.durable_seq if journal else None,
         "checkpoint_seq": journal.head_seq if journal and journal.ends_clean else None,
@@ -118,6 +130,13 @@ def _row(one: dict[str, Any]) -> tuple[str, ...]:
     return (one["name"], one["state"], one["role"], head, size, one["mountpoint"], degraded)
 
 
+def _exported(one: dict[str, Any]) -> str:
+    words = "by NFS" if one["exported"] else "no"
+    if one["durability"]:
+        words += f"; durability {one['durability']}"
+    return words + ("; the mount outlives its layer" if one["held"] else "")
+
+
 def _show(one: dict[str, Any]) -> None:
     def number(key: str) -> str:
         return "-" if one[key] is None else f"{one[key]:,}"
@@ -129,6 +148,7 @@ def _show(one: dict[str, Any]) -> None:
         ("volume", f"{one['name']}  ({one['uuid']})"),
         ("state", one["state"] + (f", process {one['pid']}" if one["pid"] else "")),
         ("role", f"{one['role']}, epoch {number('epoch')}"),
+        ("exported", _exported(one)),
         ("mountpoint", one["mountpoint"]),
         ("backing", f"{one['backing']}  ({backing_free} free)"),
         (

@@ -66,6 +66,8 @@ def umount(volume: str, lazy: bool, force: bool) -> None:
         if state.holder() is None:
             if mounts.device_of(state.mountpoint):
                 exports.unexport(state.mountpoint)
+            elif process is not None:
+                return  # it had done what it was asked for before it could say so
             release_kept(state.directory / "connection")
             if not _clear(state):
                 raise NotRunningError(f"volume {state.name} is not mounted") from None

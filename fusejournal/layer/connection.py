@@ -36,6 +36,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fusejournal.errors import MountError
 from fusejournal.layer import mount
@@ -51,7 +52,7 @@ _REQUEST_BYTES_MAX = (1 << 20) + 65536
 _SOCKET_BYTES = 4 << 20
 _SO_SNDBUFFORCE = 32
 _SYS_PIDFD_GETFD = 438
-_FORGET, _INTERRUPT, _BATCH_FORGET = 2, 36, 42
+_KEEPER = "fusejournal.layer.keeper"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -159,7 +160,7 @@ class Keeper:
         self._record = record
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "fusejournal.layer.keeper",
+                [sys.executable, "-m", _KEEPER,
                  str(connection.fd), str(watched), str(hold_seconds)],
                 pass_fds=(connection.fd, connection.root_fd, connection.table_fd, watched),
                 cwd="/",
@@ -206,15 +207,13 @@ class Keeper:
 def take_over(record: Path, mountpoint: Path) -> Connection | None:
     """The connection of the mount at *mountpoint* from the keeper that *record* tells of; None
     when there is none to be had. Only for who holds the volume's lock."""
-    try:
-        told = json.loads(record.read_text())
-        pid = int(told["pid"])
-        keeper = os.pidfd_open(pid)
-    except (OSError, ValueError, KeyError, TypeError):
+    known = _find(record)
+    if known is None:
         return None
-    found = []
+    told, keeper = known
+    found: list[int] = []
     try:
-        if _started(pid) != told["started"] or mount.device_of(mountpoint) != told["device"]:
+        if mount.device_of(mountpoint) != told["device"]:
             return None
         for name in ("fd", "root_fd", "table_fd"):
             number = _libc.syscall(_SYS_PIDFD_GETFD, keeper, int(told[name]), 0)
@@ -243,22 +242,40 @@ def take_over(record: Path, mountpoint: Path) -> Connection | None:
                 os.close(fd)
 
 
+def is_held(record: Path) -> bool:
+    """Whether the keeper that *record* tells of still runs."""
+    known = _find(record)
+    if known is None:
+        return False
+    os.close(known[1])
+    return True
+
+
 def release_kept(record: Path) -> None:
     """End the keeper that *record* tells of, if it still runs: what it holds goes with it."""
+    known = _find(record)
+    if known is None:
+        return
+    _, keeper = known
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(keeper, signal.SIGKILL)
+        select.select((keeper,), (), ())
+    os.close(keeper)
+    record.unlink(missing_ok=True)
+
+
+def _find(record: Path) -> tuple[dict[str, Any], int] | None:
+    """What *record* tells, and a pidfd of its keeper; None where that does not run any more."""
     try:
         told = json.loads(record.read_text())
-        keeper = os.pidfd_open(int(told["pid"]))
+        pid = int(told["pid"])
+        keeper = os.pidfd_open(pid)
     except (OSError, ValueError, KeyError, TypeError):
-        return
-    try:
-        if _started(int(told["pid"])) == told["started"]:
-            signal.pidfd_send_signal(keeper, signal.SIGKILL)
-            select.select((keeper,), (), ())
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(keeper)
-        record.unlink(missing_ok=True)
+        return None
+    if _started(pid) == told.get("started") and _KEEPER in _command_line(pid):
+        return told, keeper
+    os.close(keeper)
+    return None
 
 
 def _started(pid: int) -> str:
@@ -266,5 +283,13 @@ def _started(pid: int) -> str:
     runs. Source: proc(5), /proc/pid/stat, field 22."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def _command_line(pid: int) -> str:
+    """Empty for a process that has ended and was not waited for."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
     except OSError:
         return ""

@@ -2,6 +2,7 @@
 mount notices a pause."""
 
 import errno
+import json
 import multiprocessing
 import os
 import random
@@ -194,6 +195,9 @@ def test_unmounting_a_held_mount_by_hand(held: Layer) -> None:
 
 def test_umount_command_on_a_held_mount(held: Layer) -> None:
     held.kill()
+    report = json.loads(held.run("status", "volume", "--json").stdout)
+    assert report["state"] == "held"
+    assert "its users wait" in report["degraded"][0]
     (pid,) = keepers(held)
     held.run("umount", "volume")
     assert not held.is_mounted()

@@ -102,6 +102,8 @@ class Node:
     ) -> None:
         self.is_restarting = False
         """Whether the process is to begin again, with the mount left as it is."""
+        self._is_leaving = False
+        """Whether the mount is left to the keeper, for another process to take over."""
         self._taken = taken
         self._keeper: Keeper | None = None
         self._spec = spec
@@ -177,11 +179,11 @@ class Node:
             await self._run_tasks(self._loop)
         finally:
             with trio.CancelScope(shield=True):
-                if not self.is_restarting:
+                if not self._is_leaving:
                     await self._take_mount_away()
             pyfuse3.close(unmount=False)
             close_volume(volume, lambda fd: storage.syncfs("stop.syncfs", fd))
-            if self._keeper is not None and not self.is_restarting:
+            if self._keeper is not None and not self._is_leaving:
                 self._keeper.dismiss()
             self._live = True
 
@@ -270,7 +272,7 @@ class Node:
             self._start_keeper()
         if self._keeper is None:
             raise MountError(f"{self._spec.mountpoint}: the mount cannot be kept: see the log")
-        self.is_restarting = True
+        self.is_restarting = self._is_leaving = True
         self._loop.leave()
         return {"pid": os.getpid()}
 
@@ -279,7 +281,16 @@ class Node:
     async def _watch_signals(self, signals: Any, scope: trio.CancelScope) -> None:
         async for number in signals:
             log.info("stopping on %s", signal.Signals(number).name)
-            scope.cancel()
+            if number == signal.SIGTERM and self._has_clients():
+                self._is_leaving = True
+                self._loop.leave()
+            else:
+                scope.cancel()
+
+    def _has_clients(self) -> bool:
+        """Whether NFS clients would get errors if the mount went now. Then a SIGTERM, which may be
+        half of a restart, leaves it to the keeper; at shutdown the NFS server has ended before."""
+        return self._keeper is not None and exports.is_served(self._spec.mountpoint)
 
     async def _take_mount_away(self) -> None:
         """Unmount if we are still mounted. Users who still have files open are cut off, as when a

@@ -85,6 +85,19 @@ def test_clients_of_a_killed_layer_wait_for_the_next(served: Served) -> None:
             assert "dead mount" not in served.volume.words()
 
 
+@pytest.mark.parametrize("version", ["3", "4.2"])
+def test_a_terminated_layer_leaves_its_clients_waiting(served: Served) -> None:
+    """As when a service is restarted: SIGTERM, then another process."""
+    with holding(served) as holder:
+        holder.do("lock", "file")
+        served.volume.stop()
+        holder.begin("write", "file", b"between the two", 100)
+        assert holder.is_waiting(0.2)
+        served.volume.start()
+        assert holder.end() == 15
+        check_all(holder, "after")
+
+
 @SOME_FILESYSTEMS
 def test_handles_outlive_a_clean_stop(served: Served) -> None:
     """Unmounted in order and mounted again, beneath a running nfsd."""

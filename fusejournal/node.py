@@ -91,7 +91,7 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
         except BaseExceptionGroup as group:
             raise _cause(group) from group
     if node.is_restarting:
-        os.execv(sys.executable, [sys.executable, "-m", "fusejournal", *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "fusejournal", *sys.argv[1:]])
 
 
 class Node:

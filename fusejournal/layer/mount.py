@@ -10,6 +10,7 @@ Source: mount(2), umount2(2), proc(5) on mountinfo, the kernel's fs/fuse/inode.c
 import ctypes
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_POSIXACL = 1, 2, 4, 8, 1 << 1
 _FLAGS = {"ro": _MS_RDONLY, "nosuid": _MS_NOSUID, "nodev": _MS_NODEV, "noexec": _MS_NOEXEC}
 _MNT_DETACH = 2
 _READ_AHEAD_KIB = 1024
+
+_ESCAPE = re.compile(r"\\([0-3][0-7]{2})")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -50,9 +53,7 @@ def mounts() -> Iterator[MountInfo]:
 
 
 def _unescape(text: str) -> str:
-    for code in ("\\040", "\\011", "\\012"):
-        text = text.replace(code, chr(int(code[1:], 8)))
-    return text.replace("\\134", "\\")
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
 
 
 def device_of(mountpoint: Path) -> str:
@@ -92,7 +93,8 @@ def check_places(backing: Path, mountpoint: Path, state_dir: Path) -> None:
     """Refuse places that cannot work together. All three are absolute and resolved. Raises
     BackingError, UsageError, VolumeBusyError."""
     if not mountpoint.is_dir():
-        raise UsageError(f"{mountpoint}: the mountpoint is not a directory")
+        # (Another code than a wrong command's: its disk may be late.)
+        raise MountError(f"{mountpoint}: the mountpoint is not a directory")
     if state_dir == backing or state_dir.is_relative_to(backing):
         raise BackingError(
             backing,

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -290,3 +291,178 @@ def test_systemd_is_told(layer: Layer) -> None:
         layer.environment["NOTIFY_SOCKET"] = str(layer.base / "notify")
         layer.start()
         assert told.recv(100) == b"READY=1"
+
+
+# -- a volume that was mounted before --------------------------------------------------------------
+
+
+def mount_options(layer: Layer) -> set[str]:
+    """The options of the layer's mount, as the kernel tells them."""
+    lines = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    (options,) = [words[3] for words in lines if words[1] == str(layer.mountpoint)]
+    return set(options.split(","))
+
+
+@pytest.mark.parametrize("known_by", ["name", "mountpoint", "state"])
+def test_mounting_a_known_volume_again(layer: Layer, known_by: str) -> None:
+    layer.start()
+    (layer.mountpoint / "file").write_text("content")
+    layer.stop()
+    known = {"name": "volume", "mountpoint": str(layer.mountpoint), "state": str(layer.state)}
+    layer.run("mount", known[known_by])
+    assert layer.is_mounted()
+    assert (layer.mountpoint / "file").read_text() == "content"
+    status = layer.ask()
+    assert (status["backing"], status["mountpoint"]) == (str(layer.backing), str(layer.mountpoint))
+    line = fails(layer, 4, "mount", known[known_by])
+    assert f"held by process {status['pid']}, mounted at {layer.mountpoint}" in line
+    layer.run("umount", "volume")
+    # With both places, too, as ever; and a volume may move.
+    elsewhere = layer.base / "elsewhere"
+    elsewhere.mkdir()
+    layer.run("mount", str(layer.backing), str(elsewhere), "--state", str(layer.state))
+    layer.run("umount", "volume")
+    layer.run("mount", "volume")
+    assert os.path.ismount(elsewhere)
+    layer.run("umount", "volume")
+
+
+def test_mounting_in_place_again(tmp_path: Path) -> None:
+    with Layer(tmp_path, in_place=True) as layer:
+        layer.start()
+        (layer.mountpoint / "file").write_text("content")
+        layer.kill()
+        layer.run("mount", "volume")  # the dead mount that covers the backing goes first
+        assert (layer.mountpoint / "file").read_text() == "content"
+        layer.run("umount", "volume")
+
+
+def test_a_mount_of_nothing_known(layer: Layer) -> None:
+    assert "no volume 'nobody'" in fails(layer, 3, "mount", "nobody")
+    line = fails(layer, 3, "mount", "/nowhere")
+    assert "no volume '/nowhere' was mounted before" in line
+    assert "a new one needs BACKING and MOUNTPOINT" in line
+    layer.start()
+    layer.stop()
+    for option in ("--name", "--state"):
+        line = fails(layer, 2, "mount", "volume", option, "other")
+        assert "need BACKING and MOUNTPOINT, not 'volume' alone" in line
+    for places in ([], ["a", "b", "c"]):
+        assert layer.run("mount", *places, check=False).returncode == 2
+
+
+def test_the_configuration_of_a_volume(layer: Layer) -> None:
+    configurations = layer.base / "etc"
+    configurations.mkdir()
+    layer.environment["FUSEJOURNAL_CONFIG_ROOT"] = str(configurations)
+    its = configurations / "volume.toml"
+    its.write_text('[volume]\noptions = ["nosuid", "nodev"]\n')
+    places = (str(layer.backing), str(layer.mountpoint), "--name", "volume")
+    layer.run("mount", *places, "-o", "noexec,dev")
+    flags = {"nosuid", "nodev", "noexec"}
+    assert mount_options(layer) & flags == {"nosuid", "noexec"}
+    layer.run("umount", "volume")
+    layer.run("mount", "volume", "-o", "suid")
+    assert mount_options(layer) & flags == {"nodev"}
+    layer.run("umount", "volume")
+    its.write_text('[volume]\noptions = ["sync"]\n')
+    line = fails(layer, 2, "mount", "volume")
+    assert f"{its}: volume.options" in line
+    other = layer.base / "other.toml"
+    other.write_text("")
+    layer.run("mount", "volume", "--config", str(other))  # instead of it, not besides
+    assert not mount_options(layer) & flags
+    layer.run("umount", "volume")
+
+
+def test_a_mount_in_the_background_keeps_nothing_of_the_caller(layer: Layer) -> None:
+    """Relative places, a directory that goes away, and modules that lie in it."""
+    here = layer.base / "here"
+    (here / "fusejournal").mkdir(parents=True)
+    (here / "fusejournal" / "__init__.py").write_text("raise SystemExit('the wrong module')")
+    os.symlink(layer.base / "config.toml", here / "config.toml")
+    places = ("../backing", "../mount", "--state", "../state", "--config", "config.toml")
+    program = Path(sys.executable).with_name("fusejournal")
+    subprocess.run(
+        [program, "mount", *places, "--name", "volume"], env=layer.environment, cwd=here, check=True
+    )
+    pid = layer.ask()["pid"]
+    assert os.readlink(f"/proc/{pid}/cwd") == "/"
+    assert os.getsid(pid) == pid
+    layer.run("umount", "volume")
+
+
+# -- as mount(8) calls it --------------------------------------------------------------------------
+
+
+def test_the_helper_of_mount(layer: Layer) -> None:
+    places = (str(layer.backing), str(layer.mountpoint))
+    options = f"rw,nosuid,name=volume,state={layer.state},nofail,x-a.b=c"
+    assert layer.run("mount-helper", *places, "-o", options).stdout == ""
+    assert "nosuid" in mount_options(layer)
+    pid = layer.ask()["pid"]
+    layer.run("mount-helper", *places, "-o", options)
+    assert layer.ask()["pid"] == pid
+    # umount(8) does not wait for the layer's end; the next mount does.
+    subprocess.run(["umount", str(layer.mountpoint)], check=True)
+    told = layer.run("mount-helper", "fusejournal:volume", places[1], "-v", "-r").stdout
+    assert told == f"mount.fusejournal: {layer.mountpoint}: mounted, volume volume\n"
+    assert "ro" in mount_options(layer)
+    assert [entry["op"] for entry in layer.entries()][-1] == "clean"
+    layer.run("umount", "volume")
+
+
+def test_the_helper_waits_for_a_layer_that_is_ending(layer: Layer) -> None:
+    layer.start()
+    os.kill(layer.pid, signal.SIGSTOP)
+    try:
+        subprocess.run(["umount", "-l", str(layer.mountpoint)], check=True)
+        helper = subprocess.Popen(
+            layer.command("mount-helper", "fusejournal:volume", str(layer.mountpoint)),
+            env=layer.environment,
+        )
+        with pytest.raises(subprocess.TimeoutExpired):
+            helper.wait(2)
+    finally:
+        os.kill(layer.pid, signal.SIGCONT)
+    assert layer.wait() == 0
+    assert helper.wait(30) == 0
+    assert layer.is_mounted()
+    layer.run("umount", "volume")
+
+
+def test_the_helper_fails_with_mounts_codes(layer: Layer) -> None:
+    mountpoint = str(layer.mountpoint)
+    line = fails(layer, 32, "mount-helper", "/nowhere", mountpoint, "-o", "name=other")
+    assert line == "mount.fusejournal: /nowhere: No such file or directory\n"
+    line = fails(layer, 32, "mount-helper", "fusejournal:nobody", mountpoint)
+    assert "no volume 'nobody'" in line
+    assert "'sync'" in fails(layer, 1, "mount-helper", "/nowhere", mountpoint, "-o", "rw,sync")
+
+
+def test_the_helper_asks_nothing_of_a_mount_that_may_hang(layer: Layer) -> None:
+    layer.start()
+    os.kill(layer.pid, signal.SIGSTOP)
+    try:
+        layer.run("mount-helper", "fusejournal:volume", str(layer.mountpoint))
+        options = f"name=volume,state={layer.state}"
+        layer.run("mount-helper", str(layer.backing), str(layer.mountpoint), "-o", options)
+    finally:
+        os.kill(layer.pid, signal.SIGCONT)
+
+
+def test_the_helper_mounts_in_another_namespace(layer: Layer) -> None:
+    other = subprocess.Popen(["unshare", "--mount", "sleep", "600"])
+    try:
+        wait_until(lambda: Path(f"/proc/{other.pid}/comm").read_text() == "sleep\n")
+        places = (str(layer.backing), str(layer.mountpoint), "-o", f"state={layer.state}")
+        layer.run("mount-helper", *places, "-N", f"/proc/{other.pid}/ns/mnt")
+        try:
+            assert not layer.is_mounted()
+            assert f" {layer.mountpoint} " in Path(f"/proc/{other.pid}/mounts").read_text()
+        finally:
+            os.kill(layer.ask()["pid"], signal.SIGTERM)
+            wait_until(lambda: not (layer.state / "control.sock").exists())
+    finally:
+        other.kill()
+        other.wait()

@@ -1,0 +1,199 @@
+"""The two exports that scripts/bench/nfs.py compares, inside the guest: a volume and a plain ext4,
+each on a new disk, and the NFS mounts of both. The layer can run with a clock on its handlers:
+``python -m scripts.bench.nfs_exports ARGUMENTS`` is that layer, ARGUMENTS being fusejournal's."""
+
+import gc
+import inspect
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fusejournal.journal.segment import PLAIN_SUFFIX
+from tests.support.guest.machine import CHECKOUT
+from tests.support.guest.server import NfsServer, exported, make_disk, wait_until
+from tests.support.layer import Layer
+
+OUT = Path("/out")
+MODES = {"sync": ("nfs", "/dev/ubda", "/dev/ubdb"), "async": ("async", "/dev/ubdc", "/dev/ubdd")}
+"""By the export's mode: the volume's durability, the layer's disk and the plain one."""
+
+SIDES = ("layer", "plain")
+
+_NFSD_THREADS = 8
+_REST_SECONDS = 120.0
+_REST_SECONDS_MIN = 0.1
+_TRACE, _TRACE_MIN = "FUSEJOURNAL_BENCH_TRACE", "FUSEJOURNAL_BENCH_TRACE_MIN_SECONDS"
+
+
+class Place(NamedTuple):
+    """One directory of an export."""
+
+    directory: str
+    asking: str
+    """The same one through a mount that keeps no attributes."""
+
+
+class Exports(NamedTuple):
+    """The layer and what its clients see: of each side and version, both mountpoints."""
+
+    layer: Layer
+    clients: dict[tuple[str, str], tuple[Path, Path]]
+    rests: list[float]
+    """Seconds for which :meth:`rest` had to wait."""
+
+    def place(self, side: str, version: str, name: str) -> Place:
+        """A directory of this name, which is made if need be."""
+        mountpoint, asking = self.clients[side, version]
+        (mountpoint / name).mkdir(exist_ok=True)
+        return Place(f"{mountpoint / name}", f"{asking / name}")
+
+    def rest(self) -> None:
+        """Wait until the layer has indexed and compressed what it has finished writing."""
+        begun = time.monotonic()
+        wait_until("the layer's rest", lambda: len(self._plain_segments()) <= 1, _REST_SECONDS)
+        if time.monotonic() > begun + _REST_SECONDS_MIN:
+            self.rests.append(time.monotonic() - begun)
+
+    def _plain_segments(self) -> list[Path]:
+        return list((self.layer.state / "journal").glob(f"*{PLAIN_SUFFIX}"))
+
+
+class TracedLayer(Layer):
+    """A layer that writes down how long its handlers take."""
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", __name__, *arguments]
+
+    def tracing(self, path: Path, seconds_min: float) -> "TracedLayer":
+        self.environment |= {
+            "PYTHONPATH": str(CHECKOUT),
+            _TRACE: str(path),
+            _TRACE_MIN: str(seconds_min),
+        }
+        return self
+
+
+@contextmanager
+def exports(mode: str, versions: list[str], traced_min: float | None = None) -> Iterator[Exports]:
+    """Both sides exported and mounted on new disks."""
+    durability, device, plain_device = MODES[mode]
+    disk, plain = Path("/srv", mode), Path("/srv", f"plain-{mode}")
+    make_disk("ext4", Path(device), disk)
+    make_disk("ext4", Path(plain_device), plain)
+    config = f'[volume]\ndurability = "{durability}"\n'
+    kind = Layer if traced_min is None else TracedLayer
+    with NfsServer(_NFSD_THREADS) as server, kind(disk / "volume", config=config) as layer:
+        if isinstance(layer, TracedLayer) and traced_min is not None:
+            layer.tracing(OUT / f"trace-{mode}", traced_min)
+        layer.start()
+        options = ("no_root_squash", f"fsid={layer.ask()['uuid']}", "mountpoint")
+        with ExitStack() as stack:
+            stack.enter_context(exported(layer.mountpoint, *options, mode=mode))
+            stack.enter_context(exported(plain, "no_root_squash", mode=mode))
+            clients = {
+                (side, version): (
+                    stack.enter_context(server.client(version, path, Path(f"{name}"))),
+                    stack.enter_context(
+                        server.client(version, path, Path(f"{name}-asking"), "actimeo=0")
+                    ),
+                )
+                for side, path in (("layer", layer.mountpoint), ("plain", plain))
+                for version in versions
+                for name in (f"/nfs/{mode}-{side}-v{version}",)
+            }
+            yield Exports(layer, clients, [])
+        layer.stop()
+        if layer.words():
+            print(f"the layer of the {mode} export said:\n{layer.words()}", flush=True)
+
+
+def run_traced(arguments: list[str]) -> None:
+    """Run fusejournal's command line with a clock on every handler, and write what takes at least
+    so many seconds: a line of [start, seconds, name, whether the event loop was held up] each. If
+    that is not everything, then of what happens in the background too, and at the end a line with
+    count, seconds and longest of each name."""
+    from fusejournal import storage
+    from fusejournal.backing.catalog import Catalog
+    from fusejournal.cli.main import main as command_line
+    from fusejournal.durability import Durability
+    from fusejournal.journal.journal import Journal
+    from fusejournal.layer.handlers import Handlers
+
+    seconds_min = float(os.environ[_TRACE_MIN])
+    trace = open(os.environ[_TRACE], "w", encoding="utf-8", buffering=1 << 20)  # noqa: SIM115
+    totals: dict[str, list[float]] = {}
+    clock, loop_thread = time.monotonic, threading.main_thread()
+
+    def note(begun: float, name: str, in_loop: bool) -> None:
+        seconds = clock() - begun
+        if seconds >= seconds_min:
+            trace.write(json.dumps([begun, seconds, name, in_loop]) + "\n")
+        if seconds_min:
+            total = totals.setdefault(name, [0, 0.0, 0.0])
+            total[0] += 1
+            total[1] += seconds
+            total[2] = max(total[2], seconds)
+
+    def wrap(owner: Any, name: str) -> None:
+        method = getattr(owner, name)
+        label = name if owner is Handlers else f"{owner.__name__.rpartition('.')[2]}.{name}"
+
+        @wraps(method)
+        async def waiting(*args: Any, **kwargs: Any) -> Any:
+            begun = clock()
+            try:
+                return await method(*args, **kwargs)
+            finally:
+                note(begun, label, False)
+
+        @wraps(method)
+        def plain(*args: Any, **kwargs: Any) -> Any:
+            begun = clock()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                full = f"{label} {args[0]}" if owner is storage else label
+                note(begun, full, threading.current_thread() is loop_thread)
+
+        setattr(owner, name, waiting if inspect.iscoroutinefunction(method) else plain)
+
+    for name, method in list(vars(Handlers).items()):
+        if inspect.iscoroutinefunction(method) and not name.startswith("_"):
+            wrap(Handlers, name)
+    if seconds_min:
+        for owner, names in (
+            (storage, ("pwritev", "fdatasync", "fsync", "syncfs", "fallocate", "fsync_directory")),
+            (Journal, ("sync", "_roll", "compress_one")),
+            (Catalog, ("commit", "sync")),
+            (Durability, ("checkpoint", "_make_index")),
+        ):
+            for name in names:
+                wrap(owner, name)
+        begun_collecting = [0.0]
+
+        def collecting(phase: str, info: dict[str, int]) -> None:
+            if phase == "start":
+                begun_collecting[0] = clock()
+            else:
+                note(begun_collecting[0], f"gc {info['generation']}", True)
+
+        gc.callbacks.append(collecting)
+    sys.argv = ["fusejournal", *arguments]
+    try:
+        command_line()
+    finally:
+        gc.callbacks.clear()
+        if seconds_min:
+            trace.write(json.dumps(totals) + "\n")
+        trace.close()
+
+
+if __name__ == "__main__":
+    run_traced(sys.argv[1:])

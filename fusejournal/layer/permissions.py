@@ -20,6 +20,7 @@ _VERSION = struct.Struct("<I")
 _ACL_ENTRY = struct.Struct("<HHI")
 
 _USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
+_PF_KTHREAD = 0x00200000
 
 
 class NewMode(NamedTuple):
@@ -90,12 +91,21 @@ def after_truncation(mode: int, uid: int) -> int | None:
 
 
 def in_group(who: Who, gid: int) -> bool:
-    """Whether *who* may give setgid of group *gid*: a member, or root."""
-    return who.uid == 0 or who.gid == gid or gid in _supplementary_groups(who.pid)
+    """Whether *who* may give setgid of group *gid*: a member, or root.
+
+    nfsd acts for a user whose further groups only the client's request tells, and the kernel does
+    not pass them on. It asks for nothing, though, that it would refuse this user by itself: its own
+    checks of a new file and of chmod have these groups (mode_strip_sgid, setattr_prepare)."""
+    return (
+        who.uid == 0
+        or who.gid == gid
+        or gid in _supplementary_groups(who.pid)
+        or _is_of_kernel(who.pid)
+    )
 
 
 def _supplementary_groups(pid: int) -> Iterable[int]:
-    """The supplementary groups of process *pid*; none when it is gone or is the kernel's own."""
+    """The supplementary groups of process *pid*; none when it is gone."""
     try:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
             for line in status:
@@ -104,3 +114,13 @@ def _supplementary_groups(pid: int) -> Iterable[int]:
     except OSError:
         pass
     return []
+
+
+def _is_of_kernel(pid: int) -> bool:
+    """Whether process *pid* is a thread of the kernel's own. Source: proc(5), /proc/pid/stat, field
+    9; include/linux/sched.h."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
+            return bool(int(stat.read().rpartition(")")[2].split()[6]) & _PF_KTHREAD)
+    except OSError:
+        return False

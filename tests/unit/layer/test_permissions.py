@@ -1,11 +1,14 @@
 """Modes, ACLs and groups of new objects."""
 
+import os
 import stat
 import struct
+from pathlib import Path
 
 import pytest
 
 from fusejournal.layer import permissions
+from fusejournal.types import Who
 
 
 def acl(*entries: tuple[int, int, int]) -> bytes:
@@ -68,3 +71,15 @@ def test_privileges(mode: int, cleared: int | None) -> None:
 def test_group() -> None:
     assert permissions.new_group(5, 0o755, 9) == 5
     assert permissions.new_group(5, 0o2755, 9) == 9
+
+
+def test_a_thread_of_the_kernel_is_trusted_with_groups() -> None:
+    """nfsd's are: the groups of the user that it acts for are not to be seen."""
+    kthreadd = next(
+        int(process.name)
+        for process in Path("/proc").iterdir()
+        if process.name.isdigit() and (process / "comm").read_text() == "kthreadd\n"
+    )
+    assert permissions.in_group(Who(1000, 1000, kthreadd), 4711)
+    assert not permissions.in_group(Who(1000, 1000, os.getpid()), 4711)
+    assert not permissions.in_group(Who(1000, 1000, 0), 4711)

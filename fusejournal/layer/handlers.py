@@ -23,7 +23,12 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Statvf
 from fusejournal.backing import syscalls
 from fusejournal.backing.apply import ShortWriteError
 from fusejournal.backing.catalog import Node
-from fusejournal.backing.tree import ACCESS_ACL_XATTR, CAPABILITY_XATTR, HIDDEN_XATTR
+from fusejournal.backing.tree import (
+    ACCESS_ACL_XATTR,
+    CAPABILITY_XATTR,
+    DEFAULT_ACL_XATTR,
+    HIDDEN_XATTR,
+)
 from fusejournal.durability import Durability
 from fusejournal.importer import Importer
 from fusejournal.layer import permissions
@@ -55,6 +60,7 @@ log = logging.getLogger(__name__)
 _KEEP_ABSENT_SECONDS = 5.0
 _NAME_BYTES_MAX = 255
 _DOT_COOKIE, _DOT_DOT_COOKIE = 2, 3
+_ACL_XATTRS = frozenset((ACCESS_ACL_XATTR.encode(), DEFAULT_ACL_XATTR.encode()))
 
 
 class Handlers(pyfuse3.Operations):
@@ -403,7 +409,13 @@ class Handlers(pyfuse3.Operations):
         """Remove an extended attribute."""
         if name == HIDDEN_XATTR:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        os.getxattr(self._tree.xattr_target(inode), name)  # ENODATA is answered without an entry
+        try:
+            os.getxattr(self._tree.xattr_target(inode), name)
+        except OSError as error:
+            # Answered without an entry. An ACL that is not there can be removed: acl(5).
+            if name in _ACL_XATTRS and syscalls.missing(error):
+                return
+            raise
         self._change(Removexattr(inode, name), _who(ctx))
 
     # -- files -------------------------------------------------------------------------------------

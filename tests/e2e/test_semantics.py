@@ -436,3 +436,13 @@ def test_entries_hold_results(root: Path, layer: Layer) -> None:
     assert second["uid"] == SOMEBODY
     assert made["fid"] == (root / "file").stat().st_ino
     assert [e["seq"] for e in layer.entries()] == list(range(1, layer.ask()["head_seq"] + 1))
+
+
+@pytest.mark.parametrize("name", ["system.posix_acl_access", "system.posix_acl_default"])
+def test_an_acl_that_is_not_there_can_be_removed(root: Path, tmp_path: Path, name: str) -> None:
+    """As on a local file system; nfsd relies on it."""
+    for directory in (tmp_path / "plain", root / "directory"):
+        directory.mkdir()
+        os.removexattr(directory, name)
+    with pytest.raises(OSError, match="No data"):
+        os.removexattr(root / "directory", "user.missing")

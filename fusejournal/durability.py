@@ -6,8 +6,8 @@ then the catalog) and the tending of sealed segments (index, compression). All d
 worker threads and processes; the event loop only wakes whom they concern.
 
 A disk that flushes faster than a thread can be woken (a battery behind it, or no flush at all) is
-flushed right where somebody waits; one flush that takes longer sends the next ones to a thread
-again.
+flushed right where somebody waits; one flush that takes longer sends those of the next seconds to
+a thread again.
 
 A flush or syncfs that fails is never retried as if nothing had been: it calls ``fail`` and the
 volume is read-only from there on, and everybody who waits gets EIO. Source: fsync(2), syncfs(2);
@@ -34,7 +34,8 @@ from fusejournal.types import Seq
 
 _TEND_PAUSE_SECONDS = 5.0
 _AVERAGE_WEIGHT = 1 / 8
-_UNTIMED_MAX = 4
+_SLOW_SECONDS = 0.002
+_DOUBT_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Durability:
         """What a flush takes, as a moving average,"""
         self._hop_seconds = 0.0
         """and what having it done by a thread takes beside."""
-        self._untimed = 0
+        self._doubted_until = 0.0
         self._without_index: set[Path] = set()
         self.full = False
         """Whether the catalog's disk has no space for what has to be committed."""
@@ -83,16 +84,12 @@ class Durability:
             not self._is_running
             or self._failed
             or self._flush_seconds > self._hop_seconds
+            or time.perf_counter() < self._doubted_until
             or not self._journal.is_flush_small()
         ):
             return False
-        self._untimed += 1
         try:
-            if self._untimed > _UNTIMED_MAX:
-                self._untimed = 0
-                self._timed_sync()
-            else:
-                self._journal.sync()
+            self._timed_sync()
         except JournalError as error:
             self._broken(f"the journal could not be flushed: {error}")
             return False
@@ -103,6 +100,8 @@ class Durability:
         self._journal.sync()
         took = time.perf_counter() - began
         self._flush_seconds += (took - self._flush_seconds) * _AVERAGE_WEIGHT
+        if took > _SLOW_SECONDS:
+            self._doubted_until = began + took + _DOUBT_SECONDS
         return took
 
     async def wait(self, seq: Seq) -> None:

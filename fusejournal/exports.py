@@ -168,14 +168,30 @@ def find(mountpoint: Path) -> list[Export]:
     return list(found.values())
 
 
+def _below(mountpoint: Path) -> list[Export]:
+    return [one for one in configured() + active() if one.path.is_relative_to(mountpoint)]
+
+
 def is_exported(mountpoint: Path) -> bool:
-    """Whether *mountpoint* is exported to anybody, or will be when nfsd runs."""
-    return bool(find(mountpoint))
+    """Whether *mountpoint*, or a part of it, is exported to anybody, or will be when nfsd runs."""
+    return bool(_below(mountpoint))
 
 
 def waits(mountpoint: Path) -> bool:
     """Whether a client of *mountpoint* is promised that changes are durable when answered."""
-    return any(export.sync for export in find(mountpoint))
+    return any(export.sync for export in _below(mountpoint))
+
+
+def stamp() -> tuple[int, ...]:
+    """Something else whenever the exports may have changed."""
+    etc = nfsd.root() / "etc"
+    found = []
+    for path in (etc / "exports", etc / "exports.d", _etab()):
+        try:
+            found.append(path.stat().st_mtime_ns)
+        except OSError:
+            found.append(0)
+    return tuple(found)
 
 
 def is_served(mountpoint: Path) -> bool:

@@ -64,6 +64,7 @@ log = logging.getLogger(__name__)
 
 _RATE_WINDOW_SECONDS = 10
 _MARK_NAME_MAX = 128
+_RESTART_SECONDS = 60.0
 _CONNECTION = "connection"
 """In the state directory: who holds the connection."""
 
@@ -113,6 +114,7 @@ class Node:
         self._live_since: float | None = None
         """Unix time."""
         self._is_exported = False
+        self._exports_stamp: tuple[int, ...] = ()
         self._samples: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW_SECONDS)
         config = spec.config.journal
         options = JournalOptions(
@@ -174,9 +176,15 @@ class Node:
         )
         self._follow_exports()
         self._first_seq = Seq(volume.journal.head_seq + 1)
+        if self._taken is not None:
+            self._start_keeper()  # from now on this one, whatever happens
         try:
             pyfuse3.init(self._handlers, f"/dev/fd/{handshake.fd}", set())
             await self._run_tasks(self._loop)
+        except Exception:
+            # A fault is no reason to cut callers off: the next layer may do better.
+            self._is_leaving = self._keeper is not None and self._live
+            raise
         finally:
             with trio.CancelScope(shield=True):
                 if not self._is_leaving:
@@ -219,7 +227,11 @@ class Node:
         if self._connection.taken_over:
             # At once: whose request was lost is about to try again.
             reader = JournalReader(self._state.journal_dir, self._state.uuid)
-            await trio.to_thread.run_sync(stale.drop_last, reader, self._first_seq)
+            durable_seq = self._opening.volume.journal.durable_when_opened
+            try:
+                await trio.to_thread.run_sync(stale.drop_last, reader, durable_seq, self._first_seq)
+            except JournalError as error:
+                log.warning("the kernel may remember what is not so any more: %s", error)
         else:
             mount.raise_read_ahead(mountpoint)
             for words in await trio.to_thread.run_sync(exports.refresh_after_mount, mountpoint):
@@ -235,6 +247,7 @@ class Node:
     def _follow_exports(self) -> None:
         """What depends on whether the volume is exported, as it is now."""
         mountpoint = self._spec.mountpoint
+        self._exports_stamp = exports.stamp()
         self._is_exported = exports.is_exported(mountpoint)
         durability = self._spec.config.volume.durability
         if durability is None:
@@ -247,12 +260,10 @@ class Node:
             self._connection.taken_over or (self._is_exported and hold_seconds > 0)
         )
 
-    def _start_keeper(self) -> None:
-        directory = self._spec.state_dir
+    def _start_keeper(self, at_least_seconds: float = 0.0) -> None:
+        seconds = max(self._spec.config.volume.hold_seconds, at_least_seconds)
         try:
-            self._keeper = Keeper(
-                self._connection, directory / _CONNECTION, self._spec.config.volume.hold_seconds
-            )
+            self._keeper = Keeper(self._connection, self._spec.state_dir / _CONNECTION, seconds)
         except OSError as error:
             log.warning("if this layer dies, its mount dies with it: %s", error)
 
@@ -268,8 +279,13 @@ class Node:
 
     async def _restart(self, _: dict[str, Any]) -> dict[str, Any]:
         """End without unmounting; the reply tells the pid that the new program has, too."""
+        if self._keeper is not None and (
+            not self._keeper.is_alive() or self._spec.config.volume.hold_seconds < _RESTART_SECONDS
+        ):
+            self._keeper.dismiss()
+            self._keeper = None
         if self._keeper is None:
-            self._start_keeper()
+            self._start_keeper(at_least_seconds=_RESTART_SECONDS)
         if self._keeper is None:
             raise MountError(f"{self._spec.mountpoint}: the mount cannot be kept: see the log")
         self.is_restarting = self._is_leaving = True
@@ -367,6 +383,8 @@ class Node:
         while True:
             self._samples.append((trio.current_time(), self._opening.volume.journal.head_seq))
             await trio.sleep(1)
+            if self._live and exports.stamp() != self._exports_stamp:
+                await self._exported({})
 
     async def _status(self, _: dict[str, Any]) -> dict[str, Any]:
         volume, spec = self._opening.volume, self._spec

@@ -145,6 +145,8 @@ def _local_users(mountpoint: Path) -> list[str]:
     """Who has files open on the mount itself: for a volume in place the layer and its keeper have
     the directory below it open, by the same name."""
     major, _, minor = mounts.device_of(mountpoint).partition(":")
+    if not minor:
+        return []
     device = os.makedev(int(major), int(minor))
     return [user for user in mounts.users(mountpoint) if device in _devices(user.split()[0])]
 

@@ -47,6 +47,8 @@ from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.seekable import compress_file
 from fusejournal.journal.segment import (
     COMPRESSED_SUFFIX,
+    SPACE_BYTES,
+    SegmentReader,
     first_seq_of,
     list_segments,
     segment_path,
@@ -108,6 +110,8 @@ class Journal:
         self.last_time_ns = 0
         self.durable_seq = Seq(0)
         """Everything up to here is on disk."""
+        self.durable_when_opened = Seq(0)
+        """What the process before this one knew to be on disk."""
         self.ends_clean = False
         """Whether the last entry is a CLEAN."""
         self.repairs: list[tail.Cut] = []
@@ -163,7 +167,7 @@ class Journal:
         journal.chain = found.chain
         journal.last_time_ns = found.last_time_ns
         journal.ends_clean = found.ends_clean
-        journal.durable_seq = found.flushed
+        journal.durable_seq = journal.durable_when_opened = found.flushed
         for path in list_segments(directory):
             journal._sealed_bytes[first_seq_of(path)] = path.stat().st_size
         if not read_only:
@@ -177,6 +181,7 @@ class Journal:
         # the sealed segments that do not end below the watermark, too.
         paths = list_segments(self.directory)
         for path, following in itertools.pairwise(paths):
+            _seal(path)
             last_seq = first_seq_of(following) - 1
             if path.suffix != COMPRESSED_SUFFIX and last_seq > self.durable_seq:
                 self._unsynced.append((path, os.open(path, os.O_RDWR | os.O_CLOEXEC)))
@@ -328,7 +333,7 @@ class Journal:
     def _extend(self, current: _Current) -> None:
         """Let the file's size run ahead of its end: a flush then has no new size to make durable,
         which costs a file system a commit of its own."""
-        size = min(current.allocated, self.options.segment_bytes)
+        size = min(current.allocated, self.options.segment_bytes) // SPACE_BYTES * SPACE_BYTES
         if size > current.end and current.allocated != _NO_END:
             # A matter of speed only.
             with suppress(OSError):
@@ -489,3 +494,22 @@ class Journal:
         compressed = path.with_suffix(COMPRESSED_SUFFIX)
         compress_file(path, compressed, self.options.compress_level)
         self._sealed_bytes[first_seq_of(path)] = compressed.stat().st_size
+
+
+def _seal(path: Path) -> None:
+    """Give a segment that another follows its exact size: its writer died, or its machine, before
+    that was done. Raises OSError."""
+    if path.suffix == COMPRESSED_SUFFIX:
+        return
+    size = path.stat().st_size
+    if size % SPACE_BYTES:
+        return
+    with SegmentReader(path) as reader:
+        end = reader.check().offset
+    if end < size:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            storage.ftruncate("journal.seal", fd, end)
+            storage.fsync("journal.seal.sync", fd)
+        finally:
+            os.close(fd)

@@ -31,6 +31,9 @@ _NAME = re.compile(r"(\d{20})\.fjz?")
 _WINDOW_BYTES = 256 << 10  # stays in the CPU's cache from the read to the hash
 _WINDOW_BYTES_FIRST = 64 << 10
 _PAGE_BYTES = 4096
+SPACE_BYTES = 4096
+"""A segment that has space ahead of its end is a multiple of this; one that was closed or sealed
+has its exact size, and zeros at its end are damage."""
 
 
 class BadFrameError(Exception):
@@ -100,6 +103,8 @@ class SegmentReader:
             path = path.with_suffix(COMPRESSED_SUFFIX)
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.path = path
+        self._last_judged: tuple[int, bytes] | None = None
+        """Where a bad frame was found last, and its bytes."""
         try:
             self._compressed = SeekableFile(self._fd) if path.suffix == COMPRESSED_SUFFIX else None
             self.header = SegmentHeader.decode(self._read_at(0, SEGMENT_HEADER_BYTES))
@@ -162,19 +167,20 @@ class SegmentReader:
                         need = frame_bytes_at(window, 0)
                     if need > len(window):
                         if len(window) < asked:
-                            if self._is_blank(offset):
-                                return
-                            raise BadFrameError(
-                                offset, seq, f"{len(window)} of {need} bytes of a frame", torn=True
-                            )
+                            raise FormatError(f"{len(window)} of {need} bytes of a frame")
                         asked = need
                         continue
                     asked = _WINDOW_BYTES
                     continue
             except FormatError as error:
-                if self._is_blank(offset):
+                if self._is_end(offset):
                     return
-                raise BadFrameError(offset, seq, str(error), self._is_unfinished(offset)) from None
+                if self._compressed is not None or self._is_settled(offset):
+                    torn = self._is_unfinished(offset)
+                    raise BadFrameError(offset, seq, str(error), torn) from None
+                window, at = b"", 0  # once more, from the file as it is now
+                view = memoryview(window)
+                continue
             yield frame
             length = len(frame.content)
             offset += length
@@ -182,25 +188,51 @@ class SegmentReader:
             seq = Seq(seq + 1)
             chain = frame.checksum
 
-    def _is_unfinished(self, offset: int) -> bool:
-        """Whether the bad frame at *offset* was begun and not finished, or not even begun: the
-        space ahead of the end was zeros."""
+    def _is_end(self, offset: int) -> bool:
+        """Whether the entries end at *offset*, before space that was left ahead; or did a moment
+        ago, if zeros there have become something else."""
+        if self._compressed is not None or self.size % SPACE_BYTES:
+            return False
+        head = os.pread(self._fd, FRAME_HEADER_BYTES, offset)
+        if any(head):
+            return False
+        return self._is_blank(offset) or any(os.pread(self._fd, FRAME_HEADER_BYTES, offset))
+
+    def _is_settled(self, offset: int) -> bool:
+        """Whether what is at *offset* was there when this was asked last: else it may have been
+        read while it was being written."""
+        content = self._read_at(offset, self._claimed_bytes(offset))
+        settled = self._last_judged == (offset, content)
+        self._last_judged = offset, content
+        return settled
+
+    def _claimed_bytes(self, offset: int) -> int:
+        """How long the frame at *offset*, which may be of any bytes, says that it is."""
         head = self._read_at(offset, FRAME_HEADER_BYTES)
-        if self._compressed is not None or not any(head):
-            return self._compressed is None
+        if len(head) < FRAME_HEADER_BYTES:
+            return FRAME_HEADER_BYTES
         try:
-            last_byte = offset + frame_bytes_at(head, 0) - 1
+            return frame_bytes_at(head, 0)
         except FormatError:
-            last_byte = offset + FRAME_HEADER_BYTES - 1
-        return self._is_blank(last_byte)
+            return FRAME_HEADER_BYTES
+
+    def _is_unfinished(self, offset: int) -> bool:
+        """Whether the bad frame at *offset* was begun and not finished, or not even begun: zeros
+        with something behind them."""
+        if self._compressed is not None:
+            return False
+        if not any(os.pread(self._fd, FRAME_HEADER_BYTES, offset)):
+            return not self._is_blank(offset)
+        end = offset + self._claimed_bytes(offset)
+        return end > self.size or (self.size % SPACE_BYTES == 0 and self._is_blank(end - 1))
 
     def _is_blank(self, offset: int) -> bool:
         """Whether there are only zeros from *offset* on."""
-        if self._compressed is not None:
-            return False
-        while piece := os.pread(self._fd, _PAGE_BYTES - offset % _PAGE_BYTES, offset):
+        length = _PAGE_BYTES - offset % _PAGE_BYTES
+        while piece := os.pread(self._fd, length, offset):
             if piece.count(0) != len(piece):
                 return False
+            length = _WINDOW_BYTES
             try:
                 # What was never written need not be read.
                 offset = os.lseek(self._fd, offset + len(piece), os.SEEK_DATA)

@@ -19,7 +19,13 @@ from fusejournal import storage
 from fusejournal.errors import JournalDamagedError, JournalForeignError
 from fusejournal.journal.format import FormatError, decode_entry
 from fusejournal.journal.index import index_path
-from fusejournal.journal.segment import BadFrameError, SegmentReader, first_seq_of, list_segments
+from fusejournal.journal.segment import (
+    COMPRESSED_SUFFIX,
+    BadFrameError,
+    SegmentReader,
+    first_seq_of,
+    list_segments,
+)
 from fusejournal.operations import Clean, NewEpoch
 from fusejournal.types import Epoch, Seq
 
@@ -74,7 +80,12 @@ def examine(directory: Path, uuid: UUID, unclean_machine: bool) -> Found:
         if bad is None:
             continue
         is_last = index == len(paths) - 1
-        may_cut = bad.seq > found.flushed and (unclean_machine or (is_last and bad.torn))
+        # (What is compressed was on disk before: nothing of it can be torn.)
+        may_cut = (
+            bad.seq > found.flushed
+            and path.suffix != COMPRESSED_SUFFIX
+            and (unclean_machine or (is_last and bad.torn))
+        )
         if may_cut:
             found.cut = Cut(path, bad.offset, bad.seq, bad.reason, tuple(paths[index + 1 :]))
         else:

@@ -93,7 +93,10 @@ class Handshake:
         self._read = 0
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BYTES)
+            try:
+                end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BYTES)
+            except PermissionError:  # without CAP_NET_ADMIN: what the system allows
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
         ours.setblocking(False)
         self._ours = ours
         self.fd = theirs.detach()
@@ -176,6 +179,9 @@ class Keeper:
             # The one that it was taken from has done its work.
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(connection.keeper, signal.SIGKILL)
+            # After a restart it is our own child.
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, connection.keeper, os.WEXITED)
             os.close(connection.keeper)
             connection.keeper = -1
 
@@ -194,6 +200,10 @@ class Keeper:
         temporary = self._record.with_suffix(".new")
         temporary.write_text(json.dumps(record))
         temporary.rename(self._record)
+
+    def is_alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
 
     def dismiss(self) -> None:
         """Let the keeper end; its descriptors go with it. Blocks for a moment."""

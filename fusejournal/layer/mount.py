@@ -57,10 +57,10 @@ def _unescape(text: str) -> str:
 
 
 def device_of(mountpoint: Path) -> str:
-    """The device number of the mount of ours at *mountpoint*, as "major:minor"; empty where there
-    is none."""
-    found = [m for m in mounts() if m.mountpoint == mountpoint and m.type == FILESYSTEM_TYPE]
-    return found[-1].device if found else ""
+    """The device number of the mount at *mountpoint*, as "major:minor"; empty where there is none,
+    or one that is not ours on top."""
+    found = [m for m in mounts() if m.mountpoint == mountpoint]
+    return found[-1].device if found and found[-1].type == FILESYSTEM_TYPE else ""
 
 
 def clear_dead_mount(mountpoint: Path) -> bool:

@@ -1,7 +1,8 @@
 """What the kernel may remember wrongly after a layer died: names and attributes that a request
 changed whose answer was lost. The kernel keeps both for long, for it is told of every change.
 
-Such requests are among the last entries of the journal: at most as many as could wait at once."""
+Such requests are among the last entries of the journal: those that could wait at once, and what
+was appended while they waited for a flush."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -26,15 +27,18 @@ from fusejournal.operations import (
 )
 from fusejournal.types import Fid, Seq
 
+_ENTRIES_MAX = 1 << 16
 _ENTRIES = 4 * TASKS
 """How many entries back to look. A request makes up to three, and VOIDs lie between."""
 
 
-def drop_last(journal: JournalReader, end: Seq) -> None:
-    """Make the kernel forget what the last entries of *journal* before *end* named and changed.
+def drop_last(journal: JournalReader, durable_seq: Seq, end: Seq) -> None:
+    """Make the kernel forget what the last entries of *journal* before *end* named and changed: at
+    least those above *durable_seq*, for an answer may have waited for them to be durable.
     Blocks until no request on the directories concerned is in progress: call it in a thread, while
     requests are served. Raises JournalDamagedError."""
-    _drop(journal.read(Seq(max(1, end - _ENTRIES)), end))
+    first = max(1, min(end - _ENTRIES, durable_seq + 1), end - _ENTRIES_MAX)
+    _drop(journal.read(Seq(first), end))
 
 
 def _drop(entries: Iterable[Entry]) -> None:

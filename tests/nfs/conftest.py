@@ -47,7 +47,8 @@ def filesystem() -> str:
     return "ext4"
 
 
-def _mounted(disks: dict[str, Path], filesystem: str) -> Path:
+def mounted(disks: dict[str, Path], filesystem: str) -> Path:
+    """Where the disk with *filesystem* is mounted."""
     if filesystem not in disks:
         disks[filesystem] = Path("/srv") / filesystem
         make_disk(filesystem, Path(DEVICES[filesystem]), disks[filesystem])
@@ -57,7 +58,7 @@ def _mounted(disks: dict[str, Path], filesystem: str) -> Path:
 @pytest.fixture
 def disk(disks: dict[str, Path], filesystem: str) -> Path:
     """A mounted file system of the kind."""
-    return _mounted(disks, filesystem)
+    return mounted(disks, filesystem)
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def volume(disk: Path, tmp_path: Path) -> Iterator[Layer]:
 @pytest.fixture
 def plain(disks: dict[str, Path], tmp_path: Path) -> Iterator[Path]:
     """A plain directory of ext4."""
-    directory = _mounted(disks, "ext4") / f"plain-{tmp_path.name}"
+    directory = mounted(disks, "ext4") / f"plain-{tmp_path.name}"
     directory.mkdir()
     yield directory
     shutil.rmtree(directory)

@@ -159,7 +159,7 @@ def test_find(server: Path) -> None:
     assert exports.find(HERE) == []
     assert not exports.is_exported(HERE)
     assert not exports.waits(HERE)
-    (server / "etc/exports").write_text(f"{HERE} h(async)\n/other h(rw)\n{HERE}/sub h()\n")
+    (server / "etc/exports").write_text(f"{HERE} h(async)\n/other h(rw)\n{HERE}/sub h(async)\n")
     (server / "etc/exports.d/b.exports").write_text(f"\n{HERE}/ k(rw,async)\n")
     for ignored in ("etc/exports.d/.c.exports", "etc/exports.d/d.txt"):
         (server / ignored).write_text(f"{HERE} ignored()\n")

@@ -65,7 +65,8 @@ class Person:
     def kill(self) -> None:
         """kill -9: the kernel closes its files and gives its locks back."""
         self._process.kill()
-        self._process.join()
+        # A process that waits for a server that does not answer ends when its mount is taken away.
+        self._process.join(10)
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Have *function*, which must be importable, called there; returns or raises what it

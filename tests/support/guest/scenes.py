@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import stat
+import subprocess
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -90,6 +91,7 @@ def names(do: Deeds) -> None:
     do.mkdir("empty")
     do.rename("full", "empty")
     do.rename("d/e", "e")
+    do.ask("its parent", lambda: os.path.samefile(do.at("e/.."), do.root))
     do.create("victim", content=b"old")
     do.create("winner", content=b"new")
     do.rename("winner", "victim")
@@ -171,6 +173,8 @@ def attributes(do: Deeds) -> None:
         change()
         do.look("times")
     for act in (
+        lambda: do.ask("touch -m", _touch, do.at("times/file"), "-m"),
+        lambda: do.ask("touch -a", _touch, do.at("times/file"), "-a"),
         lambda: do.write("times/file", 0, b"y"),
         lambda: do.ask("truncate", os.truncate, do.at("times/file"), 7),
         lambda: do.ask("to the same size", os.truncate, do.at("times/file"), 7),
@@ -194,6 +198,20 @@ def attributes(do: Deeds) -> None:
     os.umask(0o022)
     do.look("private")
     do.look("private d")
+
+
+def _touch(path: Path, which: str) -> None:
+    subprocess.run(["touch", which, "-d", "@1000000000.25", path], check=True)
+
+
+def _write_after_chmod(path: Path) -> bytes:
+    fd = os.open(path, os.O_RDWR)
+    os.fchmod(fd, 0)
+    os.pwrite(fd, b"still open", 0)
+    os.fsync(fd)
+    answer = os.pread(fd, 100, 0)
+    os.close(fd)
+    return answer
 
 
 def write(path: Path, data: bytes) -> None:
@@ -226,6 +244,9 @@ def data(do: Deeds) -> None:
     do.ask("direct", _direct, do.at("big"))
     do.ask("allocate", _allocate, do.at("data"), 20_000)
     do.look("data")
+    do.create("closing")
+    do.ask("write after chmod", _write_after_chmod, do.at("closing"))
+    do.look("closing")
     do.create("log")
     do.ask("append by turns", _append_by_turns, do.at("log"))
     do.read("log")

@@ -20,6 +20,7 @@ from fusejournal.journal.paths import PathTracker
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import SegmentReader, list_segments
 from fusejournal.journal.tail import examine
+from fusejournal.journal.verify import verify
 from fusejournal.operations import Clean, Create, Operation, Setattr, Unlink, Void, Write
 from fusejournal.types import NOBODY_ASKED, Fid, Seq
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples
@@ -354,3 +355,59 @@ def test_the_space_ahead_of_the_end_is_not_damage(tmp_path: Path) -> None:
     assert again.head_seq == 2
     again.close()
     assert path.stat().st_size == after
+
+
+def test_reading_beside_the_writer_finds_no_damage(tmp_path: Path) -> None:
+    """What a reader's window lacks of the end is in the file a moment later."""
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, JournalOptions())
+    for number in range(2000):
+        append(journal, Create(Fid(number + 2), Fid(1), b"f%d" % number, 0o100644, 0, 0, 0, None))
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.wait(0.0005):
+            append(journal, Setattr(Fid(2), 0o600, None, None, None, None))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(20):
+            seen = [entry.seq for entry in JournalReader(tmp_path, None).read(Seq(1), END)]
+            assert seen == list(range(1, len(seen) + 1))
+            assert len(seen) >= 2000
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_zeros_at_the_end_of_a_closed_segment_are_damage(tmp_path: Path) -> None:
+    journal = write_samples(tmp_path)
+    journal.sync()
+    journal.close()
+    (path,) = list_segments(tmp_path)
+    content = path.read_bytes()
+    for lost in (10, 100, len(content) // 2):
+        path.write_bytes(content[:-lost] + bytes(lost))
+        assert verify([path], None, lambda done, total: None).damages, lost
+
+
+def test_a_segment_that_was_not_sealed_is_sealed_later(tmp_path: Path) -> None:
+    """The process died between making the next segment and giving the old one its size."""
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
+    storage.listen(storage.PlannedFault("journal.seal", 1, "EIO"))
+    with pytest.raises(JournalFailedError):
+        append_until_full(journal, Create(Fid(2), Fid(1), b"f", 0o100644, 0, 0, 0, None))
+    storage.listen(None)
+    old, new = list_segments(tmp_path)
+    whole = old.read_bytes()
+    assert whole.endswith(bytes(100))
+    again = reopen(tmp_path)
+    assert old.read_bytes() == whole.rstrip(b"\0")
+    again.sync()
+    again.compress_one(old)
+    again.close()
+    assert not verify(list_segments(tmp_path), None, lambda done, total: None).damages
+    lost = reopen(tmp_path, unclean_machine=True)
+    assert lost.repairs == []
+    lost.close()
+    assert new.exists()

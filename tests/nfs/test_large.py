@@ -1,0 +1,168 @@
+"""What is large: a directory of 50,000 names, a file of 1 GiB."""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from tests.nfs.conftest import mounted
+from tests.support.guest.client import Person, entries
+from tests.support.guest.server import NfsServer, drop_caches, wait_until
+from tests.support.guest.sites import Export, Site, check_replay, exported_volume
+from tests.support.layer import Layer
+from tests.support.users import ANOTHER, SOMEBODY
+
+pytestmark = pytest.mark.guest
+
+_NAMES = 50_000
+_FEWER = 1500
+_PIECE = 1 << 20
+_PIECES = 1024
+
+
+# -- a large directory -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def filled(disks: dict[str, Path]) -> Iterator[Layer]:
+    """A volume with large directories; they are imported when it is first started."""
+    base = mounted(disks, "ext4") / "filled"
+    with Layer(base) as layer:
+        for name, size in (("large", _NAMES), ("few 3", _FEWER), ("few 4.2", _FEWER)):
+            (layer.backing / name).mkdir()
+            fd = os.open(layer.backing / name, os.O_RDONLY)
+            for number in range(size):
+                os.mknod(f"name {number}", 0o644, dir_fd=fd)
+            os.close(fd)
+            (layer.backing / name).chmod(0o777)
+        yield layer
+    shutil.rmtree(base)
+
+
+@pytest.fixture
+def filled_site(nfs: NfsServer, version: str, filled: Layer) -> Iterator[Site]:
+    """It, exported and mounted."""
+    with exported_volume(nfs, version, filled, Export()) as site:
+        yield site
+
+
+def _list(directory: Path) -> list[str]:
+    """Its names in the order in which they come."""
+    with os.scandir(directory) as found:
+        return [entry.name for entry in found]
+
+
+def _list_long(directory: Path) -> list[str]:
+    """As ls -l does it: the client then asks for attributes along with names."""
+    names = []
+    with os.scandir(directory) as found:
+        for entry in found:
+            entry.stat(follow_symlinks=False)
+            names.append(entry.name)
+    return names
+
+
+def _come_and_go(directory: Path, number: int) -> None:
+    """One name more, and one less."""
+    (directory / f"guest {number}").touch()
+    if number >= 5:
+        (directory / f"guest {number - 5}").unlink()
+
+
+def test_large_directory(filled_site: Site) -> None:
+    site = filled_site
+    everything = {f"name {number}": 1 for number in range(_NAMES)}
+    with Person(SOMEBODY) as one, Person(ANOTHER) as other:
+        for directory, how in ((site.client, _list_long), (site.other, _list)):
+            drop_caches()
+            assert Counter(one.ask(how, directory / "large")) == everything
+        drop_caches()
+        # While names come and go, each of those that stay is told once. They do not for as long as
+        # it takes: after each change an NFSv3 client asks for all the rest again.
+        number = 0
+        one.begin(_list, site.client / "large")
+        while one.is_busy() and number < 50:
+            other.ask(_come_and_go, site.other / "large", number)
+            number += 1
+        found = Counter(one.end())
+        assert number > 10
+        guests = {name: found.pop(name) for name in list(found) if name.startswith("guest")}
+        assert found == everything
+        assert set(guests.values()) <= {1}
+        for left in range(max(0, number - 5), number):
+            other.ask(os.unlink, site.other / "large" / f"guest {left}")
+
+
+def _each(directory: Path, act: Callable[[Path], None]) -> list[str]:
+    """Do something to each name as it comes."""
+    seen = []
+    with os.scandir(directory) as found:
+        for entry in found:
+            seen.append(entry.name)
+            act(directory / entry.name)
+    return seen
+
+
+def _rename(path: Path) -> None:
+    path.rename(path.with_name(path.name.replace("name", "renamed")))
+
+
+def test_reader_that_changes_what_it_reads(filled_site: Site, version: str) -> None:
+    directory = filled_site.client / f"few {version}"
+    with Person(SOMEBODY) as somebody:
+        for word, act in (("name", _rename), ("renamed", os.unlink)):
+            seen = somebody.ask(_each, directory, act)
+            assert Counter(seen) == {f"{word} {number}": 1 for number in range(_FEWER)}
+        assert somebody.ask(os.listdir, directory) == []
+
+
+# -- a large file ----------------------------------------------------------------------------------
+
+
+def _write_large(path: Path) -> str:
+    """Pieces of which no two are alike; the hash of them all."""
+    hash = xxhash.xxh3_128()
+    piece = bytearray(os.urandom(_PIECE))
+    with open(path, "wb", buffering=0) as file:
+        for number in range(_PIECES):
+            for offset in range(0, _PIECE, 1 << 16):
+                piece[offset : offset + 8] = (number << 20 | offset).to_bytes(8, "little")
+            hash.update(piece)
+            assert file.write(piece) == _PIECE
+        os.fsync(file.fileno())
+    return hash.hexdigest()
+
+
+def _read_large(path: Path) -> str:
+    hash = xxhash.xxh3_128()
+    with open(path, "rb", buffering=0) as file:
+        while piece := file.read(_PIECE):
+            hash.update(piece)
+    return hash.hexdigest()
+
+
+def test_file_of_a_gibibyte(volume: Layer, site: Site) -> None:
+    after_seq = volume.ask()["head_seq"]
+    with Person(SOMEBODY) as somebody, Person(ANOTHER) as another:
+        somebody.begin(_write_large, site.client / "large")
+        # The layer must not wait for pages of the client's, which wait for the layer.
+        wait_until("a file of 1 GiB", lambda: not somebody.is_busy(), 120)
+        written = somebody.end()
+        drop_caches()
+        assert another.ask(_read_large, site.other / "large") == written
+    assert _read_large(volume.backing / "large") == written
+    made, *found = entries(volume, after_seq)
+    assert made["op"] == "create"
+    assert {(entry["op"], entry["path"], entry["uid"]) for entry in found} == {
+        ("write", "large", SOMEBODY)
+    }
+    end = 0
+    for offset, size in sorted((entry["offset"], entry["bytes"]) for entry in found):
+        assert offset == end
+        end += size
+    assert end == _PIECE * _PIECES
+    check_replay(volume, volume.base / "rebuilt")

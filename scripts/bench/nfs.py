@@ -23,7 +23,25 @@ keeps no attributes, so that the server is asked, which has them. Before each st
 account all is flushed, and the layer may finish its indexing and compressing. In the guest a system
 call costs some 8 us and there is one processor, so ratios hold elsewhere and rates do not. At
 --where, a disk shared with others makes what waits for it noisy; in /dev/shm a flush costs
-nothing."""
+nothing.
+
+The account, as it was found (2026-11, Linux 6.1, NFSv4.2, async, microseconds in the guest):
+
+  create + write   980 of 125 plain: lookup, mknod, open, getattr x 3, getxattr, write, release
+  rename           382 of  57 plain: lookup x 2, rename, getattr
+  link             398 of  65 plain: getattr x 2, lookup, link
+  mkdir            438 of  58 plain: lookup, mkdir, getattr
+  unlink           401 of  67 plain: lookup, unlink, getattr, forget
+  chmod            233 of  57 plain: lookup, setattr
+  1 MiB written    each 512 KiB a getxattr, a write and a getattr; every byte goes to the disk twice
+
+Each request costs 45 to 50 beside its handler: with that alone four requests are three times the
+plain operation, so 0.3 of a plain async export is out of reach for names, whatever the handlers do;
+of a sync export it is near. What asks so often is the kernel: it looks a name up again after nfsd
+has turned a handle into its file (fuse_get_dentry), asks for a directory's attributes after each
+change in it, and for security.capability before each write. None of the three can be told to it
+in advance. Handlers that make something take 180 to 200, others 60 to 100; in a sync export names
+wait some 60 more for the journal's flush, an fsync some 190."""
 
 import argparse
 import json

@@ -131,6 +131,7 @@ class Node:
         self._handlers: Handlers
         self._loop: RequestLoop
         self._connection: Connection
+        self._stale: stale.Stale
         self._first_seq = Seq(1)
         """Of what this process appends once it serves."""
 
@@ -178,6 +179,7 @@ class Node:
         self._first_seq = Seq(volume.journal.head_seq + 1)
         if self._taken is not None:
             self._start_keeper()  # from now on this one, whatever happens
+            self._stale = self._find_stale()
         try:
             pyfuse3.init(self._handlers, f"/dev/fd/{handshake.fd}", set())
             await self._run_tasks(self._loop)
@@ -194,6 +196,15 @@ class Node:
             if self._keeper is not None and not self._is_leaving:
                 self._keeper.dismiss()
             self._live = True
+
+    def _find_stale(self) -> stale.Stale:
+        reader = JournalReader(self._state.journal_dir, self._state.uuid)
+        durable_seq = self._opening.volume.journal.durable_when_opened
+        try:
+            return stale.collect(reader, durable_seq, self._first_seq)
+        except JournalError as error:
+            log.warning("the kernel may remember what is not so any more: %s", error)
+            return stale.Stale(set(), set())
 
     def _connect(self) -> Connection:
         if self._taken is not None:
@@ -226,12 +237,7 @@ class Node:
         mountpoint = self._spec.mountpoint
         if self._connection.taken_over:
             # At once: whose request was lost is about to try again.
-            reader = JournalReader(self._state.journal_dir, self._state.uuid)
-            durable_seq = self._opening.volume.journal.durable_when_opened
-            try:
-                await trio.to_thread.run_sync(stale.drop_last, reader, durable_seq, self._first_seq)
-            except JournalError as error:
-                log.warning("the kernel may remember what is not so any more: %s", error)
+            await trio.to_thread.run_sync(stale.drop, self._stale)
         else:
             mount.raise_read_ahead(mountpoint)
             for words in await trio.to_thread.run_sync(exports.refresh_after_mount, mountpoint):

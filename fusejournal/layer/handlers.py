@@ -48,6 +48,7 @@ from fusejournal.operations import (
     Setattr,
     Setxattr,
     Symlink,
+    TreeOperation,
     Truncate,
     Unlink,
     Write,
@@ -98,6 +99,15 @@ class Handlers(pyfuse3.Operations):
             self.volume.change_orphan(operation, data)
         else:
             self.volume.commit(operation, who, data)
+
+    def _commit_name(self, operation: TreeOperation, parent: Fid, name: bytes, who: Who) -> None:
+        """Commit a change of *name*. A refusal for what the kernel should have known by itself says
+        that it remembers the name wrongly, as it may after a layer died: it is told to forget."""
+        try:
+            self.volume.commit(operation, who)
+        except (FileExistsError, FileNotFoundError):
+            pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
+            raise
 
     def head_seq(self) -> Seq:
         """The last entry."""
@@ -182,6 +192,7 @@ class Handlers(pyfuse3.Operations):
         _check_name(name)
         fid = self._catalog.lookup(parent, name)
         if fid is None:
+            pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)  # as _commit_name does
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return self._tree.node(fid)
 
@@ -254,7 +265,7 @@ class Handlers(pyfuse3.Operations):
             operation = Mkdir(fid, parent, name, new.mode, ctx.uid, gid, new.acl, new.default_acl)
         else:
             operation = Create(fid, parent, name, new.mode, ctx.uid, gid, rdev, new.acl)
-        volume.commit(operation, _who(ctx))
+        self._commit_name(operation, parent, name, _who(ctx))
         return fid
 
     @changing
@@ -278,7 +289,8 @@ class Handlers(pyfuse3.Operations):
         parent_stat = self._tree.stat(parent)
         gid = permissions.new_group(ctx.gid, parent_stat.st_mode, parent_stat.st_gid)
         fid = self.volume.new_fid()
-        self.volume.commit(Symlink(fid, parent, name, target, ctx.uid, gid), _who(ctx))
+        operation = Symlink(fid, parent, name, target, ctx.uid, gid)
+        self._commit_name(operation, parent, name, _who(ctx))
         return self._attributes(fid)
 
     @changing
@@ -287,7 +299,8 @@ class Handlers(pyfuse3.Operations):
     ) -> EntryAttributes:
         """A further name."""
         _check_name(new_name)
-        self.volume.commit(Link(inode, new_parent, new_name), _who(ctx))
+        operation = Link(inode, new_parent, new_name)
+        self._commit_name(operation, new_parent, new_name, _who(ctx))
         return self._attributes(inode)
 
     # -- removing and moving -----------------------------------------------------------------------

@@ -4,12 +4,11 @@ changed whose answer was lost. The kernel keeps both for long, for it is told of
 Such requests are among the last entries of the journal: those that could wait at once, and what
 was appended while they waited for a flush."""
 
-from collections.abc import Iterable
 from contextlib import suppress
+from typing import NamedTuple
 
 import pyfuse3
 
-from fusejournal.journal.format import Entry
 from fusejournal.journal.reader import JournalReader
 from fusejournal.layer.loop import TASKS
 from fusejournal.operations import (
@@ -32,19 +31,21 @@ _ENTRIES = 4 * TASKS
 """How many entries back to look. A request makes up to three, and VOIDs lie between."""
 
 
-def drop_last(journal: JournalReader, durable_seq: Seq, end: Seq) -> None:
-    """Make the kernel forget what the last entries of *journal* before *end* named and changed: at
-    least those above *durable_seq*, for an answer may have waited for them to be durable.
-    Blocks until no request on the directories concerned is in progress: call it in a thread, while
-    requests are served. Raises JournalDamagedError."""
-    first = max(1, min(end - _ENTRIES, durable_seq + 1), end - _ENTRIES_MAX)
-    _drop(journal.read(Seq(first), end))
+class Stale(NamedTuple):
+    """Names, each with its directory, and fids that the kernel may remember wrongly."""
+
+    names: set[tuple[Fid, bytes]]
+    fids: set[Fid]
 
 
-def _drop(entries: Iterable[Entry]) -> None:
+def collect(journal: JournalReader, durable_seq: Seq, end: Seq) -> Stale:
+    """What the last entries of *journal* before *end* named and changed: at least those above
+    *durable_seq*, for an answer may have waited for them to be durable. Raises
+    JournalDamagedError."""
     names: set[tuple[Fid, bytes]] = set()
     fids: set[Fid] = set()
-    for entry in entries:
+    first = max(1, min(end - _ENTRIES, durable_seq + 1), end - _ENTRIES_MAX)
+    for entry in journal.read(Seq(first), end):
         operation = entry.operation
         if isinstance(operation, Create | Mkdir | Symlink | Link | Unlink | Rmdir | Rename):
             names.add((operation.parent, operation.name))
@@ -53,9 +54,15 @@ def _drop(entries: Iterable[Entry]) -> None:
             fids.add(operation.replaced)
         if isinstance(operation, Link | Unlink | Setattr | Setxattr | Truncate | Write):
             fids.add(operation.fid)
-    for parent, name in names:
+    return Stale(names, fids | {parent for parent, _ in names})
+
+
+def drop(stale: Stale) -> None:
+    """Make the kernel forget *stale*. Blocks until no request on the directories concerned is in
+    progress: call it in a thread, while requests are served."""
+    for parent, name in stale.names:
         with suppress(OSError):  # it does not know it
             pyfuse3.invalidate_entry(parent, name)
-    for fid in fids | {parent for parent, _ in names}:
+    for fid in stale.fids:
         with suppress(OSError):
             pyfuse3.invalidate_inode(fid)

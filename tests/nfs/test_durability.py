@@ -5,9 +5,11 @@ import multiprocessing
 import os
 import random
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,10 +33,9 @@ def work(root: Path, told: Connection, stop: Connection) -> None:
     number = 0
     while not stop.poll(0):
         directory = root / f"d{number}"
-        with suppress(FileExistsError):
-            directory.mkdir()
+        asked(directory.mkdir, done=FileExistsError)
         told.send((number, "mkdir"))
-        fd = os.open(directory / "new", os.O_CREAT | os.O_WRONLY, 0o600)
+        fd = asked(partial(os.open, directory / "new", os.O_CREAT | os.O_WRONLY, 0o600))
         told.send((number, "create"))
         os.write(fd, content(number))
         os.fsync(fd)
@@ -42,17 +43,29 @@ def work(root: Path, told: Connection, stop: Connection) -> None:
         os.fchmod(fd, 0o640)
         told.send((number, "chmod"))
         os.close(fd)
-        with suppress(FileExistsError):
-            os.link(directory / "new", directory / "second")
+        asked(partial(os.link, directory / "new", directory / "second"), done=FileExistsError)
         told.send((number, "link"))
-        with suppress(FileNotFoundError):
-            (directory / "new").rename(directory / "kept")
+        asked(partial((directory / "new").rename, directory / "kept"), done=FileNotFoundError)
         told.send((number, "rename"))
-        with suppress(FileNotFoundError):
-            (directory / "second").unlink()
+        asked((directory / "second").unlink, done=FileNotFoundError)
         told.send((number, "unlink"))
         number += 1
     told.send(None)
+
+
+def asked(change: Callable[[], Any], done: type[OSError] | None = None) -> Any:
+    """Make *change*; *done* says that it was made before. In the moment after a kill a server may
+    still remember a name wrongly."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            return change()
+        except (FileExistsError, FileNotFoundError) as error:
+            if isinstance(error, done or ()):
+                return None
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def content(number: int) -> bytes:

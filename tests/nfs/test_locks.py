@@ -1,18 +1,19 @@
 """Locks between clients, by NLM and in NFSv4, and races for names: as on a plain export of ext4."""
 
 import fcntl
+import itertools
 import os
 import struct
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.guest.client import Person, entries, name_changes, named
-from tests.support.guest.server import wait_until
-from tests.support.guest.sites import Site, Sites, check_replay
+from tests.support.guest.server import NfsServer, wait_until
+from tests.support.guest.sites import FRESH, Export, Site, Sites, check_replay, exported_twins
 from tests.support.layer import Layer
 from tests.support.users import ANOTHER, SOMEBODY
 
@@ -124,39 +125,65 @@ _RELEASES: dict[str, Callable[[Person, int], Any]] = {
 }
 
 
-def test_waiting_for_a_lock(fresh_sites: Sites) -> None:
+@contextmanager
+def _places(nfs: NfsServer, site: Site) -> Iterator[dict[str, tuple[Path, Path]]]:
+    """Who holds a lock and who waits for it: clients of each version, and of two."""
+    base = site.client.parent
+    with (
+        nfs.client("4.2", site.served, base / "client 4.2", *FRESH) as client,
+        nfs.client("4.1", site.served, base / "other 4.1", *FRESH) as other,
+    ):
+        yield {
+            "v3": (site.client, site.other), "v4": (client, other), "both": (site.client, other),
+        }  # fmt: skip
+
+
+def test_waiting_for_a_lock(nfs: NfsServer, volume: Layer, plain: Path) -> None:
     """All at once, for on a volume it takes a client up to 30 s to notice: nfsd and lockd keep no
     waiters on a file system that has a method for locks, as every FUSE mount has, and the clients
     ask again."""
-    for site in fresh_sites[1:]:
-        with ExitStack() as stack:
-            cases = []
-            for how in _RELEASES:
-                one, other = (stack.enter_context(Person(uid)) for uid in (SOMEBODY, ANOTHER))
-                one.ask(_make_for_all, site.client / how)
-                place = site.served if how == "be local" else site.client
-                one_fd = one.ask(os.open, place / how, os.O_RDWR)
-                other_fd = other.ask(os.open, site.other / how, os.O_RDWR)
+    with exported_twins(nfs, "3", volume, plain, Export(), FRESH) as sites:
+        for site in sites[1:]:
+            with _places(nfs, site) as places:
+                _wait_for_locks(site.served, places)
+
+
+def _wait_for_locks(served: Path, places: dict[str, tuple[Path, Path]]) -> None:
+    with ExitStack() as stack:
+        cases = []
+        for name, how in itertools.product(places, _RELEASES):
+            holding, asking = places[name]
+            file = f"{name} {how}"
+            one, other = (stack.enter_context(Person(uid)) for uid in (SOMEBODY, ANOTHER))
+            one.ask(_make_for_all, holding / file)
+            place = served if how == "be local" else holding
+            one_fd = one.ask(os.open, place / file, os.O_RDWR)
+            other_fd = other.ask(os.open, asking / file, os.O_RDWR)
+            assert one.ask(lock, one_fd, W) == "done"
+            other.begin(lock, other_fd, R if how == "share" else W, 5, 5, True)
+            cases.append((how, one, one_fd, other, other_fd))
+        victims = []
+        for name, (_, asking) in places.items():
+            victim = stack.enter_context(Person(ANOTHER))
+            fd = victim.ask(os.open, asking / f"{name} unlock", os.O_RDWR)
+            victim.begin(lock, fd, W, 0, 0, True)
+            victims.append(victim)
+        for person in (*victims, *(case[3] for case in cases)):
+            wait_until("somebody to wait", lambda: is_waiting(person))  # noqa: B023
+            assert person.is_busy()
+        for victim in victims:
+            victim.kill()
+        for how, one, one_fd, _, _ in cases:
+            _RELEASES[how](one, one_fd)
+        for how, one, one_fd, other, other_fd in cases:
+            wait_until(f"the lock after {how}", lambda: not other.is_busy(), 60)  # noqa: B023
+            assert other.end() == "done"
+            if how not in ("share", "close", "die"):
+                assert one.ask(lock, one_fd, W, 9, 1) == "EAGAIN"
+                # Whoever died while waiting has nothing.
+                assert one.ask(lock, one_fd, W, 0, 5) == "done"
+                assert other.ask(lock, other_fd, U) == "done"
                 assert one.ask(lock, one_fd, W) == "done"
-                other.begin(lock, other_fd, R if how == "share" else W, 5, 5, True)
-                cases.append((how, one, one_fd, other, other_fd))
-            with Person(ANOTHER) as victim:
-                victim_fd = victim.ask(os.open, site.other / "unlock", os.O_RDWR)
-                victim.begin(lock, victim_fd, W, 0, 0, True)
-                for person in (victim, *(case[3] for case in cases)):
-                    wait_until("somebody to wait", lambda: is_waiting(person))  # noqa: B023
-                    assert person.is_busy()
-            for how, one, one_fd, _, _ in cases:
-                _RELEASES[how](one, one_fd)
-            for how, one, one_fd, other, other_fd in cases:
-                wait_until(f"the lock after {how}", lambda: not other.is_busy(), 60)  # noqa: B023
-                assert other.end() == "done"
-                if how not in ("share", "close", "die"):
-                    assert one.ask(lock, one_fd, W, 9, 1) == "EAGAIN"
-                    # Whoever died while waiting has nothing.
-                    assert one.ask(lock, one_fd, W, 0, 5) == "done"
-                    assert other.ask(lock, other_fd, U) == "done"
-                    assert one.ask(lock, one_fd, W) == "done"
 
 
 def _make_for_all(path: Path) -> None:

@@ -198,7 +198,7 @@ class Guest:
 
     def words(self) -> str:
         """The end of what the guest's kernel and its command had to say."""
-        told = []
+        told = [f"its process: {self._process.poll()}"]
         for name in ("console", "output"):
             path = self.out / name
             text = path.read_text(errors="replace") if path.exists() else ""

@@ -1,8 +1,8 @@
 """pytest in the guest: tests with the marker ``guest`` run there, and are reported here.
 
-The guest-marked tests of one module share one boot. The guests are booted in the background as soon
-as the tests are collected, while the host runs its own tests: one at a time on each processor, for
-a guest has one. What takes a host's speed is prepared there: ``guest(prepare=function)`` names a
+The guest-marked tests of one module share one boot. They come last, for the host's own tests change
+this process's user and umask at times; then guests run one at a time on each processor, for a guest
+has one. What takes a host's speed is prepared there: ``guest(prepare=function)`` names a
 function that gets an empty directory and returns disk images, which are /dev/ubdd, /dev/ubde ...
 
 Inside, the same pytest runs the same tests by node id and writes each report as a line of JSON to
@@ -77,6 +77,7 @@ class Outside:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._runs: dict[str, _Run] = {}
+        self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
         self._kept: Path | None = config.getoption("--guest-dir")
         self._directory = Path()
@@ -95,32 +96,31 @@ class Outside:
             marker = item.get_closest_marker("guest")
             prepare = marker.kwargs.get("prepare") if marker else None
             self._runs.setdefault(module, _Run(module, prepare)).tests.append(item.nodeid)
-        # The host's own tests first: the guests work meanwhile.
         items.sort(key=lambda item: item.get_closest_marker("guest") is not None)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self) -> Iterator[None]:
-        """Let the guests run beside the host's tests."""
+        """End the guests with the tests."""
         if not self._runs or self._config.option.collectonly:
             return (yield)
         self._directory = self._kept or Path(tempfile.mkdtemp(prefix="fusejournal-guest-"))
-        waiting: SimpleQueue[_Run] = SimpleQueue()
-        for run in self._runs.values():
-            waiting.put(run)
-        threads = [
-            threading.Thread(target=self._run_all, args=(waiting, cpu))
-            for cpu in sorted(os.sched_getaffinity(0), reverse=True)
-        ]
-        for thread in threads:
-            thread.start()
         try:
             return (yield)
         finally:
             self._stopping.set()
-            for thread in threads:
+            for thread in self._threads:
                 thread.join()
             if not self._kept:
                 shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _start(self) -> None:
+        """Let the guests run."""
+        waiting: SimpleQueue[_Run] = SimpleQueue()
+        for run in self._runs.values():
+            waiting.put(run)
+        for cpu in sorted(os.sched_getaffinity(0), reverse=True):
+            self._threads.append(threading.Thread(target=self._run_all, args=(waiting, cpu)))
+            self._threads[-1].start()
 
     def _run_all(self, waiting: "SimpleQueue[_Run]", cpu: int) -> None:
         while not self._stopping.is_set():
@@ -136,6 +136,8 @@ class Outside:
         run = self._runs.get(item.nodeid.partition("::")[0])
         if run is None or not item.get_closest_marker("guest"):
             return None
+        if not self._threads:
+            self._start()
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for data in run.reports_of(item.nodeid):
             report = self._config.hook.pytest_report_from_serializable(

@@ -8,6 +8,7 @@ The map, from the bottom up; imports point down only:
 - ``journal``: the format, segments, append, flush, cut; ``reader``, the sidecar ``index``, what it
   can be asked (``lookup``), entries by what is wanted (``criteria``), verify
 - ``backing``: handles, the catalog, the tree, and the applier, the only code that changes a tree
+- ``wire``: what two nodes say to each other: messages, identity, transport
 - ``replay``: replay of chosen operations, restore, undo, digest
 - ``volume``: the one ordered place where a change happens; ``recovery``, ``importer``,
   ``durability``, ``opening``
@@ -15,6 +16,7 @@ The map, from the bottom up; imports point down only:
 - ``nfsd``, ``exports``: what the kernel's NFS server holds, and what is exported to whom
 - ``state``, ``control``, ``asking``, ``node``: the state directory, the control socket and its
   client, and one running volume
+- ``replication``: shipping the journal to mirrors, and applying it there
 - ``cli``: one file a command
 """
 

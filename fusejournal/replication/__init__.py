@@ -1,0 +1,1 @@
+"""Shipping the journal to mirrors, and applying it there."""

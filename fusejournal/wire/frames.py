@@ -1,0 +1,350 @@
+"""Messages between two nodes: bytes to messages and back. Pure; nothing here does I/O.
+
+A connection is one stream of messages in each direction. A message is a 16-byte header,
+little-endian, then a body:
+
+======  ====  ==================================================================================
+offset  size  field
+======  ====  ==================================================================================
+0       4     body length in bytes: at most 64 KiB, of a BATCH at most ``BATCH_BYTES_MAX``
+4       2     type
+6       2     zero
+8       8     xxh3-64 of bytes 0 to 7 and the body
+16      ...   body: a msgpack array, the fields of the message's class below, in order
+======  ====  ==================================================================================
+
+A BATCH's body is a 4-byte length, a msgpack array of that length, then the content as the array's
+``method`` says. What is wrong with bytes is told by the first of: length, type, checksum, msgpack,
+fields. Nothing is kept that is longer than its type allows, so whoever sends costs no more memory
+than that.
+
+The checksum finds what TLS would, too, and what a plain connection does not. New fields are only
+ever added at the end, with a default; new types and meanings raise ``PROTOCOL_VERSION``.
+
+Source: the xxHash and msgpack specifications."""
+
+import struct
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import msgpack
+import xxhash
+
+from fusejournal.errors import FusejournalError
+from fusejournal.types import Epoch, Seq
+
+PROTOCOL_VERSION: Final = 1
+CONTROL_BYTES_MAX: Final = 64 << 10
+BATCH_CONTENT_BYTES_MAX: Final = 36 << 20
+"""The largest frame a journal can hold, and a segment header."""
+BATCH_BYTES_MAX: Final = BATCH_CONTENT_BYTES_MAX + CONTROL_BYTES_MAX
+
+_HEADER: Final = struct.Struct("<IHH")
+_CHECKSUM: Final = struct.Struct("<Q")
+_META: Final = struct.Struct("<I")
+HEADER_BYTES: Final = 16
+assert _HEADER.size + _CHECKSUM.size == HEADER_BYTES
+
+_NUMBER_MAX: Final = 2**64 - 1
+_TEXT_MAX: Final = 4096
+_LIST_MAX: Final = 64
+
+
+class WireError(FusejournalError):
+    """A peer said something that cannot be. The connection ends; nothing of it was believed."""
+
+    exit_code = 26
+
+
+class Hello(NamedTuple):
+    """First message of whoever connected: who it is and what it has. ``purpose``: ``ship`` (batches
+    will come) or ``fetch`` (batches are wanted). ``epoch``, ``seq`` and ``chain`` are its
+    position."""
+
+    version: int
+    uuid: bytes
+    node: str
+    purpose: str
+    epoch: Epoch
+    seq: Seq
+    chain: int
+
+
+class Welcome(NamedTuple):
+    """The answer: what the other has. ``uuid`` is empty where it has no journal yet and takes any
+    volume's."""
+
+    version: int
+    uuid: bytes
+    node: str
+    epoch: Epoch
+    seq: Seq
+    chain: int
+    applied_seq: Seq
+
+
+class Refusal(NamedTuple):
+    """Why this goes no further: a word for programs, a sentence for people."""
+
+    code: str
+    reason: str
+
+
+class AskChains(NamedTuple):
+    """What are your chain checksums at these seqs?"""
+
+    seqs: tuple[Seq, ...]
+
+
+class Chains(NamedTuple):
+    """They are, in the same order; None where the journal does not reach."""
+
+    chains: tuple[int | None, ...]
+
+
+class Begin(NamedTuple):
+    """The two agree up to ``seq``, whose chain is ``chain``: batches follow from there.
+    ``head_seq`` is where the sender's journal ends now."""
+
+    epoch: Epoch
+    seq: Seq
+    chain: int
+    head_seq: Seq
+
+
+class Diverged(NamedTuple):
+    """The two agree up to ``seq`` and no further."""
+
+    seq: Seq
+    head_seq: Seq
+
+
+class Batch(NamedTuple):
+    """Consecutive frames as they lie in the segment that begins with ``segment_seq``, from
+    ``offset`` on (0: with the segment's header). ``first_seq`` to ``last_seq`` are in it, after
+    ``chain_before``; ``epoch`` is that of the last. The sender has applied up to ``applied_seq``,
+    and its journal ends at ``head_seq``. ``method`` says how the content is stored (batches.py),
+    ``content_bytes`` how long it is."""
+
+    epoch: Epoch
+    first_seq: Seq
+    last_seq: Seq
+    chain_before: int
+    chain: int
+    segment_seq: Seq
+    offset: int
+    content_bytes: int
+    method: str
+    applied_seq: Seq
+    head_seq: Seq
+    content: bytes
+
+
+class Ack(NamedTuple):
+    """The receiver's watermarks, which only grow, and how it is: ``state`` is ``ok``, ``full`` (no
+    space; it goes on by itself) or ``failed``; ``detail`` says it in words."""
+
+    appended_seq: Seq
+    durable_seq: Seq
+    applied_seq: Seq
+    state: str
+    detail: str
+
+
+class Ping(NamedTuple):
+    """The sender is alive and its journal ends at ``head_seq``; an ACK answers it."""
+
+    applied_seq: Seq
+    head_seq: Seq
+
+
+class End(NamedTuple):
+    """Nothing more comes: what was to be fetched has been sent."""
+
+    seq: Seq
+
+
+class PairOffer(NamedTuple):
+    """Pairing: a node's name, certificate (PEM), and a proof that it knows the code
+    (pairing.py)."""
+
+    node: str
+    certificate: str
+    nonce: bytes
+    proof: bytes
+
+
+Message = (
+    Hello
+    | Welcome
+    | Refusal
+    | AskChains
+    | Chains
+    | Begin
+    | Diverged
+    | Batch
+    | Ack
+    | Ping
+    | End
+    | PairOffer
+)
+
+_TYPES: Final[dict[int, type[Message]]] = {
+    1: Hello,
+    2: Welcome,
+    3: Refusal,
+    4: AskChains,
+    5: Chains,
+    6: Begin,
+    7: Diverged,
+    8: Batch,
+    9: Ack,
+    10: Ping,
+    11: End,
+    12: PairOffer,
+}
+_NUMBERS: Final = {cls: number for number, cls in _TYPES.items()}
+_BATCH: Final = _NUMBERS[Batch]
+
+_INTEGERS: Final = frozenset(
+    {
+        "version",
+        "epoch",
+        "seq",
+        "chain",
+        "head_seq",
+        "first_seq",
+        "last_seq",
+        "chain_before",
+        "segment_seq",
+        "offset",
+        "content_bytes",
+        "applied_seq",
+        "appended_seq",
+        "durable_seq",
+    }
+)
+_BYTES: Final = frozenset({"uuid", "content", "nonce", "proof"})
+_LISTS: Final = frozenset({"seqs", "chains"})
+
+_pack = msgpack.Packer(use_bin_type=True).pack
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of *message*."""
+    number = _NUMBERS[type(message)]
+    if isinstance(message, Batch):
+        meta = _pack(message[:-1])
+        parts = [_META.pack(len(meta)), meta, message.content]
+    else:
+        parts = [_pack(tuple(message))]
+    head = _HEADER.pack(sum(map(len, parts)), number, 0)
+    digest = xxhash.xxh3_64(head)
+    for part in parts:
+        digest.update(part)
+    return b"".join((head, _CHECKSUM.pack(digest.intdigest()), *parts))
+
+
+class Decoder:
+    """Takes bytes as they come and gives whole messages. After an error it gives no more."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._failed = False
+
+    def feed(self, data: bytes | bytearray) -> Iterator[Message]:
+        """The messages that are whole with *data*. Raises WireError."""
+        self._buffer += data
+        while not self._failed:
+            try:
+                message = self._next()
+            except WireError:
+                self._failed = True
+                self._buffer.clear()
+                raise
+            if message is None:
+                return
+            yield message
+
+    @property
+    def is_between(self) -> bool:
+        """Whether what was fed ends with a whole message."""
+        return not self._buffer
+
+    def _next(self) -> Message | None:
+        buffer = self._buffer
+        if len(buffer) < HEADER_BYTES:
+            return None
+        length, number, zero = _HEADER.unpack_from(buffer)
+        if number not in _TYPES or zero:
+            raise WireError(f"a message of unknown type {number}")
+        limit = BATCH_BYTES_MAX if number == _BATCH else CONTROL_BYTES_MAX
+        if length > limit:
+            raise WireError(f"a message of {length} bytes, {limit} are allowed")
+        end = HEADER_BYTES + length
+        if len(buffer) < end:
+            return None
+        with memoryview(buffer) as view:
+            (checksum,) = _CHECKSUM.unpack_from(view, _HEADER.size)
+            digest = xxhash.xxh3_64(view[: _HEADER.size])
+            digest.update(view[HEADER_BYTES:end])
+            if digest.intdigest() != checksum:
+                raise WireError("a message with a wrong checksum")
+            message = _decode(_TYPES[number], view[HEADER_BYTES:end])
+        del buffer[:end]
+        return message
+
+
+def _decode(cls: type[Message], body: memoryview) -> Message:
+    content: tuple[bytes, ...] = ()
+    if cls is Batch:
+        if len(body) < _META.size:
+            raise WireError("a batch without its description")
+        meta_end = _META.size + _META.unpack_from(body)[0]
+        if meta_end > len(body):
+            raise WireError("a batch without its description")
+        content = (bytes(body[meta_end:]),)
+        body = body[_META.size : meta_end]
+    try:
+        fields = msgpack.unpackb(
+            body,
+            use_list=False,
+            raw=False,
+            max_array_len=_LIST_MAX,
+            max_map_len=0,
+            max_ext_len=0,
+            max_str_len=CONTROL_BYTES_MAX,
+            max_bin_len=CONTROL_BYTES_MAX,
+        )
+        if type(fields) is not tuple:
+            raise WireError(f"{cls.__name__}: not a list of fields")
+        message: Any = cls(*fields[: len(cls._fields) - len(content)], *content)
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
+        raise WireError(f"{cls.__name__}: {error}") from None
+    for name, value in zip(cls._fields, message, strict=True):
+        _check(cls.__name__, name, value)
+    return message  # type: ignore[no-any-return]
+
+
+def _check(where: str, name: str, value: object) -> None:
+    if name in _INTEGERS:
+        good = type(value) is int and 0 <= value <= _NUMBER_MAX
+    elif name in _BYTES:
+        good = type(value) is bytes and (name != "uuid" or len(value) in (0, 16))
+    elif name in _LISTS:
+        good = type(value) is tuple and all(
+            (type(one) is int and 0 <= one <= _NUMBER_MAX) or (one is None and name == "chains")
+            for one in value
+        )
+    elif name == "certificate":
+        good = type(value) is str
+    else:
+        good = type(value) is str and len(value) <= _TEXT_MAX and value.isprintable()
+    if not good:
+        raise WireError(f"{where}.{name} cannot be {value!r:.80}")
+
+
+def uuid_of(data: bytes) -> UUID | None:
+    """The UUID in a message's field, None for an empty one."""
+    return UUID(bytes=data) if data else None

@@ -186,3 +186,57 @@ class NoNfsServerError(ExportError):
     """The kernel's NFS server is not installed."""
 
     exit_code = 25
+
+
+class WireError(FusejournalError):
+    """A peer said something that cannot be. The connection ends; nothing of it was believed."""
+
+    exit_code = 26
+
+
+class PeerLostError(WireError):
+    """The connection to a peer could not be made, or broke."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        self.where = where
+        self.reason = reason
+        super().__init__(f"{where}: {reason}")
+
+
+class PeerRefusedError(WireError):
+    """The two may not talk: one does not know the other, or will not talk without encryption."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        self.where = where
+        self.reason = reason
+        super().__init__(f"{where}: {reason}")
+
+
+class PeerMistakenError(PeerRefusedError):
+    """Whoever answers is not the peer that was paired. ``found`` is empty where it did not say
+    who it is."""
+
+    def __init__(self, where: str, expected: str, found: str) -> None:
+        self.expected = expected
+        self.found = found
+        super().__init__(
+            where,
+            f"is not the peer that was paired: {found or 'another'} answers instead of {expected}; "
+            "if it was made anew, remove the peer and pair again",
+        )
+
+
+class PairingError(FusejournalError):
+    """Two nodes could not be paired: a wrong or spent code, or a name that is taken."""
+
+    exit_code = 27
+
+
+class UnknownPeerError(FusejournalError):
+    """No peer of that name."""
+
+    exit_code = 28
+
+    def __init__(self, name: str, hint: str = "") -> None:
+        self.name = name
+        super().__init__(f"no peer {name!r}{hint}")

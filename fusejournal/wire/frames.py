@@ -31,7 +31,7 @@ from uuid import UUID
 import msgpack
 import xxhash
 
-from fusejournal.errors import FusejournalError
+from fusejournal.errors import WireError as WireError
 from fusejournal.types import Epoch, Seq
 
 PROTOCOL_VERSION: Final = 1
@@ -49,12 +49,6 @@ assert _HEADER.size + _CHECKSUM.size == HEADER_BYTES
 _NUMBER_MAX: Final = 2**64 - 1
 _TEXT_MAX: Final = 4096
 _LIST_MAX: Final = 64
-
-
-class WireError(FusejournalError):
-    """A peer said something that cannot be. The connection ends; nothing of it was believed."""
-
-    exit_code = 26
 
 
 class Hello(NamedTuple):
@@ -233,35 +227,47 @@ _pack = msgpack.Packer(use_bin_type=True).pack
 
 def encode(message: Message) -> bytes:
     """The bytes of *message*."""
+    return b"".join(encode_parts(message))
+
+
+def encode_parts(message: Message) -> tuple[bytes, ...]:
+    """The bytes of *message* in parts to be sent one after the other, so that a batch's content
+    need not be copied."""
     number = _NUMBERS[type(message)]
+    body: tuple[bytes, ...]
     if isinstance(message, Batch):
         meta = _pack(message[:-1])
-        parts = [_META.pack(len(meta)), meta, message.content]
+        body = (_META.pack(len(meta)) + meta, message.content)
     else:
-        parts = [_pack(tuple(message))]
-    head = _HEADER.pack(sum(map(len, parts)), number, 0)
+        body = (_pack(tuple(message)),)
+    head = _HEADER.pack(sum(map(len, body)), number, 0)
     digest = xxhash.xxh3_64(head)
-    for part in parts:
+    for part in body:
         digest.update(part)
-    return b"".join((head, _CHECKSUM.pack(digest.intdigest()), *parts))
+    return (head + _CHECKSUM.pack(digest.intdigest()) + body[0], *body[1:])
 
 
 class Decoder:
-    """Takes bytes as they come and gives whole messages. After an error it gives no more."""
+    """Takes bytes as they come and gives whole messages. After an error it gives no more. A
+    message of more than *bytes_max* is an error, for whoever is not trusted with more."""
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_max: int = BATCH_BYTES_MAX) -> None:
         self._buffer = bytearray()
         self._failed = False
+        self._bytes_max = bytes_max
 
     def feed(self, data: bytes | bytearray) -> Iterator[Message]:
         """The messages that are whole with *data*. Raises WireError."""
+        if self._failed:
+            return
         self._buffer += data
-        while not self._failed:
+        while True:
             try:
                 message = self._next()
             except WireError:
                 self._failed = True
-                self._buffer.clear()
+                # Not cleared, for the error's traceback still looks into it.
+                self._buffer = bytearray()
                 raise
             if message is None:
                 return
@@ -279,7 +285,7 @@ class Decoder:
         length, number, zero = _HEADER.unpack_from(buffer)
         if number not in _TYPES or zero:
             raise WireError(f"a message of unknown type {number}")
-        limit = BATCH_BYTES_MAX if number == _BATCH else CONTROL_BYTES_MAX
+        limit = min(BATCH_BYTES_MAX if number == _BATCH else CONTROL_BYTES_MAX, self._bytes_max)
         if length > limit:
             raise WireError(f"a message of {length} bytes, {limit} are allowed")
         end = HEADER_BYTES + length

@@ -1,0 +1,191 @@
+"""Who a node is: a key of its own and a certificate that it signed itself.
+
+::
+
+    STATE/identity/key.pem     ECDSA P-256, mode 0600
+    STATE/identity/cert.pem    X.509, self-signed
+
+Both are made at the node's first start in ``identity.new``, flushed, and appear at once by a
+rename: a node that is killed half-way makes them anew, and a key without its certificate is damage.
+Whoever holds the volume may call this; it blocks.
+
+Peers know each other by the SHA-256 of the certificate, as ``openssl x509 -fingerprint -sha256``
+shows it. So the certificate never ends, for a wrong clock must not part two nodes, and it can sign
+no other. The extensions are those that OpenSSL's strict checks ask of a certificate that is its own
+anchor.
+
+Source: RFC 5280, sections 4.1.2.5 and 4.2.1."""
+
+import hashlib
+import os
+import shutil
+import ssl
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fusejournal import storage
+from fusejournal.errors import FusejournalError
+
+_KEY: Final = "key.pem"
+_CERTIFICATE: Final = "cert.pem"
+_FILE_BYTES_MAX: Final = 64 << 10
+_COMMON_NAME_BYTES_MAX: Final = 64
+_VALID_FROM: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_VALID_UNTIL: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+"""RFC 5280's date for a certificate that has no end."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A node's certificate, and where ``ssl`` finds it with its key."""
+
+    certificate: str
+    """PEM."""
+    fingerprint: str
+    certificate_path: Path
+    key_path: Path
+
+
+def load_or_make(directory: Path, node: str) -> Identity:
+    """The identity in *directory*, made for *node* if there is none. Raises FusejournalError for
+    files that cannot be used, OSError where they cannot be written."""
+    if not directory.exists() or not any(directory.iterdir()):
+        _make(directory, node)
+    return _load(directory)
+
+
+def fingerprint_of(pem: str) -> str:
+    """How the certificate *pem* is known. Raises ValueError."""
+    return fingerprint_of_der(_parse(pem).public_bytes(serialization.Encoding.DER))
+
+
+def fingerprint_of_der(der: bytes) -> str:
+    """How the certificate with these bytes is known."""
+    return f"SHA256:{hashlib.sha256(der).hexdigest()}"
+
+
+def normalize(pem: str) -> str:
+    """The one certificate in *pem* and nothing besides. Raises ValueError."""
+    return _parse(pem).public_bytes(serialization.Encoding.PEM).decode("ascii")
+
+
+def _parse(pem: str) -> x509.Certificate:
+    try:
+        (certificate,) = x509.load_pem_x509_certificates(pem.encode("ascii"))
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ValueError("not one certificate in PEM") from None
+    return certificate
+
+
+def _load(directory: Path) -> Identity:
+    paths = directory / _CERTIFICATE, directory / _KEY
+    texts = []
+    for path in paths:
+        try:
+            with open(path, encoding="ascii") as file:
+                texts.append(file.read(_FILE_BYTES_MAX))
+        except UnicodeDecodeError:
+            raise _spoilt(path, "is not PEM") from None
+        except OSError as error:
+            raise _spoilt(path, f"cannot be read: {error.strerror}") from None
+    certificate, key = texts
+    try:
+        fingerprint = fingerprint_of(certificate)
+    except ValueError as error:
+        raise _spoilt(paths[0], f"is spoilt: {error}") from None
+    try:
+        serialization.load_pem_private_key(key.encode(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise _spoilt(paths[1], "is spoilt: not a private key in PEM") from None
+    try:
+        _parse(certificate).verify_directly_issued_by(_parse(certificate))
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*paths)
+    except (ValueError, TypeError, InvalidSignature, ssl.SSLError):
+        raise _spoilt(directory, "the key and the certificate do not belong together") from None
+    return Identity(normalize(certificate), fingerprint, *paths)
+
+
+def _spoilt(path: Path, reason: str) -> FusejournalError:
+    return FusejournalError(
+        f"{path}: {reason}; restore the directory from a copy, or remove it and pair all peers anew"
+    )
+
+
+def _make(directory: Path, node: str) -> None:
+    temporary = directory.with_name(f"{directory.name}.new")
+    if temporary.exists():
+        shutil.rmtree(temporary)  # of a start that was killed half-way
+    temporary.mkdir(mode=0o700)
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _sign(key, node).public_bytes(serialization.Encoding.PEM)
+    plain_key = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    _write(temporary / _KEY, plain_key, 0o600)
+    _write(temporary / _CERTIFICATE, certificate, 0o644)
+    storage.fsync_directory("identity.directory", temporary)
+    storage.rename("identity.rename", temporary, directory)
+    storage.fsync_directory("identity.directory", directory.parent)
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with open(fd, "wb") as file:
+        storage.reached("identity.write")
+        file.write(content)
+        file.flush()
+        storage.fsync("identity.sync", fd)
+
+
+def _sign(key: ec.EllipticCurvePrivateKey, node: str) -> x509.Certificate:
+    # The name only helps who looks at the certificate; nothing compares it.
+    cut = node.encode("utf-8", "replace")[:_COMMON_NAME_BYTES_MAX]
+    common_name = cut.decode("utf-8", "ignore") or "fusejournal"
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    own_key = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(_VALID_FROM)
+        .not_valid_after(_VALID_UNTIL)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(), critical=True)
+        .add_extension(
+            x509.ExtendedKeyUsage(
+                [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+            ),
+            critical=False,
+        )
+        .add_extension(own_key, critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own_key), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+
+
+def _key_usage() -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=False,
+        crl_sign=False,
+        encipher_only=False,
+        decipher_only=False,
+    )

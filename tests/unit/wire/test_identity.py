@@ -1,0 +1,132 @@
+"""A node's key and certificate: made once, whole or not at all, and good for TLS."""
+
+import os
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fusejournal import storage
+from fusejournal.errors import FusejournalError
+from fusejournal.wire.connection import tls_context
+from fusejournal.wire.identity import Identity, fingerprint_of, load_or_make, normalize
+
+
+@pytest.fixture(autouse=True)
+def _no_faults() -> Iterator[None]:
+    yield
+    storage.listen(None)
+
+
+def test_it_is_made_once(tmp_path: Path) -> None:
+    made = load_or_make(tmp_path / "identity", "one")
+    assert load_or_make(tmp_path / "identity", "other") == made
+    assert made.fingerprint == fingerprint_of(made.certificate)
+    assert made.fingerprint.startswith("SHA256:")
+    assert made.key_path.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "identity").stat().st_mode & 0o777 == 0o700
+    assert load_or_make(tmp_path / "second", "one").fingerprint != made.fingerprint
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["identity", "second"]
+
+
+def test_an_empty_directory_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "identity").mkdir()
+    load_or_make(tmp_path / "identity", "one")
+
+
+@pytest.mark.parametrize("node", ["", "ü" * 100, "a" * 200, "a,b=c/d"])
+def test_any_name_will_do(tmp_path: Path, node: str) -> None:
+    load_or_make(tmp_path / "identity", node)
+
+
+def test_killed_anywhere_it_is_made_anew(tmp_path: Path) -> None:
+    """Each call fails once; what a start leaves behind never harms the next one."""
+    labels: list[str] = []
+    storage.listen(labels.append)
+    load_or_make(tmp_path / "counted", "one")
+    assert len(labels) == 7
+    for number in range(1, len(labels) + 1):
+        directory = tmp_path / f"{number}" / "identity"
+        directory.parent.mkdir()
+        storage.listen(storage.PlannedFault("identity.*", number, "EIO"))
+        with pytest.raises(OSError, match="planned"):
+            load_or_make(directory, "one")
+        storage.listen(None)
+        assert not directory.exists() or number == len(labels)
+        made = load_or_make(directory, "one")
+        assert load_or_make(directory, "one") == made
+        assert os.listdir(directory.parent) == ["identity"]
+
+
+@pytest.mark.parametrize("name", ["key.pem", "cert.pem"])
+@pytest.mark.parametrize("content", [None, b"", b"\xff\0", b"-----BEGIN CERTIFICATE-----\n"])
+def test_spoilt_files_are_named(tmp_path: Path, name: str, content: bytes | None) -> None:
+    load_or_make(tmp_path / "identity", "one")
+    path = tmp_path / "identity" / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(FusejournalError, match=rf"^{path}: .*pair all peers anew$"):
+        load_or_make(tmp_path / "identity", "one")
+
+
+def test_a_key_of_another_is_found(tmp_path: Path) -> None:
+    one = load_or_make(tmp_path / "one", "one")
+    other = load_or_make(tmp_path / "other", "one")
+    one.key_path.write_bytes(other.key_path.read_bytes())
+    with pytest.raises(FusejournalError, match="do not belong together"):
+        load_or_make(tmp_path / "one", "one")
+
+
+@pytest.mark.parametrize("pem", ["", "nonsense", "ü", "-----BEGIN CERTIFICATE-----\nAAAA\n"])
+def test_what_is_no_certificate(pem: str) -> None:
+    with pytest.raises(ValueError, match="not one certificate"):
+        fingerprint_of(pem)
+
+
+def test_only_one_certificate_is_taken(tmp_path: Path) -> None:
+    one = load_or_make(tmp_path / "one", "one").certificate
+    assert normalize(f"words\n{one}") == one
+    with pytest.raises(ValueError, match="not one certificate"):
+        normalize(one + load_or_make(tmp_path / "other", "other").certificate)
+
+
+def _shake(
+    client: tuple[Identity, list[str]], server: tuple[Identity, list[str]]
+) -> tuple[bytes | None, bytes | None]:
+    """What each end sees of the other after a handshake in memory."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    one = tls_context(ssl.Purpose.SERVER_AUTH, *client).wrap_bio(to_client, to_server)
+    two = tls_context(ssl.Purpose.CLIENT_AUTH, *server).wrap_bio(
+        to_server, to_client, server_side=True
+    )
+    for end in (one, two, one, two):
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+    assert one.version() == two.version() == "TLSv1.3"
+    return one.getpeercert(True), two.getpeercert(True)
+
+
+def test_it_is_its_own_anchor_under_strict_checks(identities: dict[str, Identity]) -> None:
+    a, b, c = identities.values()
+    context = tls_context(ssl.Purpose.SERVER_AUTH, a, [b.certificate])
+    assert context.verify_flags & ssl.VERIFY_X509_STRICT
+    seen_by_a, seen_by_b = _shake((a, [c.certificate, b.certificate]), (b, [a.certificate]))
+    assert seen_by_a == ssl.PEM_cert_to_DER_cert(b.certificate)
+    assert seen_by_b == ssl.PEM_cert_to_DER_cert(a.certificate)
+    # As Python 3.13 has it by default.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    with pytest.raises(ssl.SSLCertVerificationError):
+        _shake((a, [c.certificate]), (b, [a.certificate]))
+    with pytest.raises(ssl.SSLCertVerificationError):
+        _shake((a, [b.certificate]), (b, []))
+
+
+def test_a_known_certificate_with_the_same_name_is_not_enough(tmp_path: Path) -> None:
+    a, b, c = (load_or_make(tmp_path / name, "same") for name in "abc")
+    _shake((a, [c.certificate, b.certificate]), (b, [c.certificate, a.certificate]))
+    with pytest.raises(ssl.SSLCertVerificationError):
+        _shake((a, [c.certificate]), (b, [a.certificate]))

@@ -1,0 +1,61 @@
+"""Where a node listens or is reached, and what a peer may be called, as people write them. Pure."""
+
+import re
+from typing import NamedTuple
+
+from fusejournal.errors import UsageError
+
+_PORT_MAX = 65535
+_HOST_BYTES_MAX = 253
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+
+
+class Address(NamedTuple):
+    """A host (name or number; empty: every address of this machine) and a TCP port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """The address that *text* means: ``HOST:PORT``, ``[IPv6]:PORT``, or ``:PORT`` to listen on
+    every address. Raises UsageError."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        is_host = ":" in host and re.fullmatch(r"[0-9A-Fa-f:.]+(%[\w.-]+)?", host) is not None
+    else:
+        is_host = len(host) <= _HOST_BYTES_MAX and re.fullmatch(r"[\w.-]*", host) is not None
+    if (
+        not colon
+        or not is_host
+        or not (port.isascii() and port.isdigit())
+        or len(port) > len(str(_PORT_MAX))
+        or int(port) > _PORT_MAX
+    ):
+        raise UsageError(
+            f"{text!r} is no address: HOST:PORT, or [IPv6]:PORT, with a port up to {_PORT_MAX}"
+        )
+    return Address(host, int(port))
+
+
+def parse_remote(text: str) -> Address:
+    """The address that *text* means, where one can be reached: with a host, and a port that is not
+    0. Raises UsageError."""
+    address = parse_address(text)
+    if not address.host or not address.port:
+        raise UsageError(f"{text!r} is no address to connect to: it needs a host and a port")
+    return address
+
+
+def check_peer_name(name: object) -> str:
+    """*name* if it can be a peer's. Raises UsageError."""
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        raise UsageError(
+            f"{name!r:.100} cannot be a peer's name: 1 to 64 letters, digits, '.', '_' and '-', "
+            "with a letter, digit or '_' first"
+        )
+    return name

@@ -1,0 +1,308 @@
+"""One connection to a peer: messages over a trio stream, encrypted or not; and TLS as nodes use it.
+
+A connection begins with 8 bytes in plain from whoever connects, which choose what follows; then,
+on what they chose, with 8 bytes from whoever listens:
+
+==============  ==================================================================================
+``FJTLS1\\r\\n``   TLS 1.3; each shows its certificate, and the other has to know it
+``FJPAIR1\\n``    TLS 1.3 without certificates that anybody knows, for pairing.py alone
+``FJOPEN1\\n``    nothing: both ends on this machine's loopback, and both allow it
+``FJREADY\\n``    the listener's answer: go on. In TLS 1.3 whoever connects ends its handshake
+                before its certificate is looked at; only this says that it was taken
+``FJCLOSED``    the listener's answer to ``FJOPEN1``, in plain: not here
+==============  ==================================================================================
+
+A connection has one receiver at a time and any number of senders. One whose receive or send failed,
+or was cancelled in a send, is of no more use and has to be closed.
+
+Source: RFC 8446 (section 6.1: an end without close_notify is a cut); tcp(7)."""
+
+import errno
+import os
+import socket
+import ssl
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from types import TracebackType
+from typing import Final
+
+import trio
+
+from fusejournal.errors import PeerLostError, WireError
+from fusejournal.wire.address import Address
+from fusejournal.wire.frames import BATCH_BYTES_MAX, Decoder, Message, encode_parts
+from fusejournal.wire.identity import Identity
+
+PREAMBLE_BYTES: Final = 8
+TLS: Final = b"FJTLS1\r\n"
+PAIR: Final = b"FJPAIR1\n"
+OPEN: Final = b"FJOPEN1\n"
+READY: Final = b"FJREADY\n"
+CLOSED: Final = b"FJCLOSED"
+assert {len(one) for one in (TLS, PAIR, OPEN, READY, CLOSED)} == {PREAMBLE_BYTES}
+
+_PIECE_BYTES: Final = 256 << 10
+"""What is encrypted at once: the loop serves others in between, and no more is copied."""
+_RECEIVE_BYTES: Final = 64 << 10
+_LINGER_SECONDS: Final = 1.0
+_CLOSE_SECONDS: Final = 2.0
+_LOST_SECONDS: Final = 30
+"""How long what was sent may go unanswered by the other kernel. It may not take up anything new for
+as long either (seen: Linux counts a full receive window, too), so a receiver keeps reading."""
+_KEEPALIVE: Final = (
+    (socket.TCP_KEEPIDLE, 10),
+    (socket.TCP_KEEPINTVL, 5),
+    (socket.TCP_KEEPCNT, 4),
+)
+
+
+class LingeringStream(trio.abc.Stream):
+    """A TCP stream whose orderly end lets the other read what was sent: a socket closed with
+    something unread in it would cut that off."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """As the stream's."""
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """As the stream's."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """As the stream's."""
+        return await self._stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        """Say that nothing more comes, wait a moment for the other to have read it, and close."""
+        try:
+            with trio.move_on_after(_LINGER_SECONDS):
+                await self._stream.send_eof()
+                while await self._stream.receive_some(_RECEIVE_BYTES):
+                    pass
+        except (trio.BrokenResourceError, trio.BusyResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            self._stream.socket.close()
+
+
+class Connection:
+    """Messages to and from one peer. See the module."""
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        where: str,
+        peer: str | None,
+        *,
+        bytes_max: int = BATCH_BYTES_MAX,
+    ) -> None:
+        self.peer = peer
+        """The name of the known peer; None without certificates."""
+        self.where = where
+        """The other end: host and port."""
+        self.bytes_sent = 0
+        """Of messages, before encryption."""
+        self.bytes_received = 0
+        self._stream = stream
+        self._decoder = Decoder(bytes_max)
+        self._decoded: Iterator[Message] = iter(())
+        self._sending = trio.Lock()
+        self._is_send_broken = False
+        self._blocked_seconds = 0.0
+        self._blocked_since: float | None = None
+
+    async def __aenter__(self) -> "Connection":
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def send_blocked_seconds(self) -> float:
+        """How long senders have waited for the link, this moment included."""
+        since = self._blocked_since
+        return self._blocked_seconds + (trio.current_time() - since if since is not None else 0.0)
+
+    async def receive(self) -> Message | None:
+        """The next message; None when the other end has ended the connection in order. One task at
+        a time; cancelling loses nothing. Raises WireError for bytes that are no message,
+        PeerLostError when the connection broke."""
+        while True:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            try:
+                message = next(self._decoded, None)
+            except WireError as error:
+                raise WireError(f"{self.where}: {error}") from None
+            if message is not None:
+                return message
+            try:
+                data = await self._stream.receive_some(_RECEIVE_BYTES)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise PeerLostError(self.where, why(error)) from None
+            if not data:
+                if self._decoder.is_between:
+                    return None
+                raise PeerLostError(self.where, "ended the connection in the middle of a message")
+            self.bytes_received += len(data)
+            self._decoded = self._decoder.feed(data)
+
+    async def send(self, *messages: Message) -> None:
+        """Send *messages*, one right after the other. Any task may. Returns when they are in the
+        kernel's hands; a send that is cancelled half-way ends the connection. Raises
+        PeerLostError."""
+        async with self._sending:
+            if self._is_send_broken:
+                raise PeerLostError(self.where, "an earlier message could not be sent")
+            self._is_send_broken = True
+            for piece in _pieces(messages):
+                self._blocked_since = trio.current_time()
+                try:
+                    await self._stream.send_all(piece)
+                except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                    raise PeerLostError(self.where, why(error)) from None
+                finally:
+                    self._blocked_seconds += trio.current_time() - self._blocked_since
+                    self._blocked_since = None
+                self.bytes_sent += len(piece)
+            self._is_send_broken = False
+
+    async def aclose(self) -> None:
+        """End the connection: in order where the other end plays its part within a moment, by force
+        otherwise or when cancelled."""
+        with trio.move_on_after(_CLOSE_SECONDS):
+            await self._stream.aclose()
+
+
+def _pieces(messages: Iterable[Message]) -> Iterator[bytes | memoryview]:
+    """The bytes of *messages*: small ones together, large ones in slices, uncopied."""
+    small: list[bytes] = []
+    small_bytes = 0
+    for message in messages:
+        for part in encode_parts(message):
+            if len(part) <= _PIECE_BYTES // 4:
+                small.append(part)
+                small_bytes += len(part)
+                if small_bytes < _PIECE_BYTES:
+                    continue
+            if small:
+                yield b"".join(small)
+                small, small_bytes = [], 0
+            if len(part) > _PIECE_BYTES // 4:
+                with memoryview(part) as view:
+                    for start in range(0, len(view), _PIECE_BYTES):
+                        yield view[start : start + _PIECE_BYTES]
+    if small:
+        yield b"".join(small)
+
+
+async def receive_exactly(stream: trio.abc.Stream, length: int) -> bytes:
+    """The next *length* bytes, or fewer where the stream ends. Raises trio.BrokenResourceError."""
+    data = b""
+    while len(data) < length:
+        part = await stream.receive_some(length - len(data))
+        if not part:
+            break
+        data += part
+    return data
+
+
+def why(error: BaseException) -> str:
+    """What ended a connection, in words."""
+    cause = error.__cause__
+    if isinstance(error, trio.ClosedResourceError):
+        return "the connection was closed on this side"
+    if isinstance(cause, ssl.SSLError):
+        if isinstance(cause, ssl.SSLEOFError) or "EOF" in (cause.reason or ""):
+            return "the connection was cut"
+        return (cause.reason or str(cause)).lower().replace("_", " ")
+    if isinstance(cause, OSError):
+        if cause.errno in (errno.ECONNRESET, errno.EPIPE):
+            return "the connection was cut"
+        return os.strerror(cause.errno).lower() if cause.errno else str(cause)
+    return "the connection was cut"
+
+
+# -- sockets ---------------------------------------------------------------------------------------
+
+
+def set_options(stream: trio.SocketStream) -> None:
+    """Send at once, and notice a peer that is gone. Raises OSError for a socket that is dead."""
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        stream.setsockopt(socket.IPPROTO_TCP, option, value)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _LOST_SECONDS * 1000)
+
+
+def remote(stream: trio.SocketStream) -> Address:
+    """The other end. Raises OSError when it is gone."""
+    name = stream.socket.getpeername()
+    return Address(str(_ip(name[0])), name[1])
+
+
+def is_local(stream: trio.SocketStream) -> bool:
+    """Whether both ends have loopback addresses. Raises OSError when the other is gone."""
+    ends = (stream.socket.getsockname(), stream.socket.getpeername())
+    return all(_ip(end[0]).is_loopback for end in ends)
+
+
+def _ip(host: str) -> IPv4Address | IPv6Address:
+    ip = ip_address(host)
+    return ip.ipv4_mapped or ip if isinstance(ip, IPv6Address) else ip
+
+
+# -- TLS -------------------------------------------------------------------------------------------
+
+
+def tls_context(
+    purpose: ssl.Purpose, identity: Identity, known: Iterable[str] | None
+) -> ssl.SSLContext:
+    """TLS 1.3 for whoever connects (``SERVER_AUTH``) or listens (``CLIENT_AUTH``), where the other
+    end shows one of the *known* certificates (PEM), each its own anchor. None: without any
+    verification, for pairing.
+
+    No session is ever resumed: each connection proves anew who it is."""
+    is_listener = purpose is ssl.Purpose.CLIENT_AUTH
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_listener else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False  # peers are known by certificate, wherever they are
+    if is_listener:
+        # A ticket would be written to a peer that may only ever send.
+        context.num_tickets = 0
+    if known is None:
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        anchors = "".join(known)
+        if anchors:
+            context.load_verify_locations(cadata=anchors)
+    if known is not None or is_listener:
+        context.load_cert_chain(identity.certificate_path, identity.key_path)
+    return context
+
+
+TlsStream = trio.SSLStream[LingeringStream]
+
+
+def open_tls(stream: trio.SocketStream, context: ssl.SSLContext, server_side: bool) -> TlsStream:
+    """TLS over *stream*, not begun yet."""
+    return trio.SSLStream(LingeringStream(stream), context, server_side=server_side)
+
+
+def peer_certificate(stream: TlsStream) -> bytes:
+    """The other end's certificate (DER) after a handshake; empty if it showed none."""
+    return stream.getpeercert(binary_form=True) or b""
+
+
+def unsent(stream: TlsStream) -> bytes:
+    """What tells the other end why its handshake failed: trio leaves the alert unsent."""
+    return stream._outgoing.read()

@@ -1,0 +1,310 @@
+"""Where peers connect: accepts, finds out who it is, and hands the connection on.
+
+Whoever is not known costs little, whatever it does: at most ``_STRANGERS_MAX`` connections at a
+time, of which the oldest makes room for a new one; ten seconds to say who it is; a few KiB each;
+and a line in the log, or one for many (complaints.py). Nothing of that ends the server, nor does a
+handler that fails.
+
+One task per connection, in the nursery of :func:`serve`."""
+
+import errno
+import logging
+import os
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Final
+
+import trio
+
+from fusejournal.errors import FusejournalError
+from fusejournal.wire.address import Address
+from fusejournal.wire.complaints import Complaints
+from fusejournal.wire.connection import (
+    CLOSED,
+    OPEN,
+    PAIR,
+    PREAMBLE_BYTES,
+    READY,
+    TLS,
+    Connection,
+    LingeringStream,
+    TlsStream,
+    is_local,
+    open_tls,
+    peer_certificate,
+    receive_exactly,
+    remote,
+    set_options,
+    tls_context,
+    unsent,
+    why,
+)
+from fusejournal.wire.frames import CONTROL_BYTES_MAX
+from fusejournal.wire.identity import Identity, fingerprint_of, fingerprint_of_der
+
+log = logging.getLogger(__name__)
+
+_STRANGERS_MAX: Final = 64
+_STRANGER_SECONDS: Final = 10.0
+_PAIRING_SECONDS: Final = 30.0
+_FAREWELL_SECONDS: Final = 2.0
+_CONNECTIONS_PER_PEER_MAX: Final = 16
+_BACKLOG: Final = 128
+_PAUSE_SECONDS: Final = 0.1
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+_NO_SUCH_FAMILY: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+
+Handler = Callable[[Connection], Awaitable[None]]
+
+
+async def serve(
+    address: Address,
+    identity: Identity,
+    known: Callable[[], Mapping[str, str]],
+    *,
+    insecure: bool,
+    on_connection: Handler,
+    on_pairing: Handler,
+    task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Listen on *address* until cancelled, and then cancel what was begun. *task_status* gets the
+    address with the port that was really taken.
+
+    *known* gives name and certificate (PEM) of each peer; it is asked for every connection.
+    *on_connection* runs for each peer that is known, and, with *insecure*, for whoever comes
+    unencrypted over the loopback; *on_pairing* for whoever wants to be paired, and is cancelled
+    after half a minute. Both may use the connection until they return; it is closed then.
+
+    Raises FusejournalError when nothing can listen there."""
+    sockets = await _listen(address)
+    try:
+        listening = _Listening(identity, known, insecure, on_connection, on_pairing)
+        port = sockets[0].getsockname()[1]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listening.complaints.run)
+            for one in sockets:
+                nursery.start_soon(listening.accept, trio.SocketListener(one), nursery)
+            task_status.started(Address(address.host, port))
+    finally:
+        for one in sockets:
+            one.close()
+
+
+async def _listen(address: Address) -> list[trio.socket.SocketType]:
+    sockets: list[trio.socket.SocketType] = []
+    port = address.port
+    try:
+        infos = await trio.socket.getaddrinfo(
+            address.host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, kind, protocol, _, where in infos:
+            try:
+                one = trio.socket.socket(family, kind, protocol)
+            except OSError as error:
+                if error.errno in _NO_SUCH_FAMILY and len(infos) > 1:
+                    continue
+                raise
+            try:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                # All on one port, also where the kernel chooses it.
+                await one.bind((where[0], port, *where[2:]))
+                one.listen(_BACKLOG)
+            except OSError as error:
+                one.close()
+                if error.errno in _NO_SUCH_FAMILY and len(infos) > 1:
+                    continue
+                raise
+            sockets.append(one)
+            port = one.getsockname()[1]
+        if not sockets:
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    except (OSError, UnicodeError) as error:
+        for one in sockets:
+            one.close()
+        raise FusejournalError(f"cannot listen on {address}: {_why_not(error)}") from None
+    return sockets
+
+
+def _why_not(error: OSError | UnicodeError) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EADDRINUSE:
+        return "something listens there already; choose another port, or end that"
+    if number == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror | UnicodeError):
+        return "this is no address of this machine"
+    return os.strerror(number).lower() if number else str(error)
+
+
+class _RefusedError(Exception):
+    """Why a stranger is not let in, and the bytes that tell it so."""
+
+    def __init__(self, reason: str, farewell: bytes = b"") -> None:
+        self.farewell = farewell
+        super().__init__(reason)
+
+
+class _Listening:
+    """What the accepting tasks of one server share."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        known: Callable[[], Mapping[str, str]],
+        insecure: bool,
+        on_connection: Handler,
+        on_pairing: Handler,
+    ) -> None:
+        self.complaints = Complaints()
+        self._identity = identity
+        self._known = known
+        self._insecure = insecure
+        self._on_connection = on_connection
+        self._on_pairing = on_pairing
+        self._strangers: dict[trio.CancelScope, None] = {}
+        """Of connections that nobody is known to be behind yet, oldest first."""
+        self._connections: Counter[str | None] = Counter()
+
+    async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+        """Accept until cancelled."""
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                # What is waiting keeps waiting; without a pause we would spin.
+                self.complaints.add("anybody", "anybody", os.strerror(error.errno or 0).lower())
+                await trio.sleep(_PAUSE_SECONDS)
+                continue
+            if len(self._strangers) >= _STRANGERS_MAX:
+                oldest = next(iter(self._strangers))
+                del self._strangers[oldest]
+                oldest.cancel()
+            scope = trio.CancelScope(deadline=trio.current_time() + _STRANGER_SECONDS)
+            self._strangers[scope] = None
+            nursery.start_soon(self._handle, stream, scope)
+
+    async def _handle(self, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+        host, where = "somebody", "somebody"
+        connection: Connection | None = None
+        try:
+            host, where = remote(stream).host, str(remote(stream))
+            with scope:
+                connection = await self._admit(stream, where, scope)
+            if scope.cancelled_caught:
+                raise _RefusedError(
+                    f"did not say who it is within {_STRANGER_SECONDS:g} s"
+                    if scope in self._strangers
+                    else "too many others are connecting"
+                )
+            if connection is not None:
+                del self._strangers[scope]
+                await self._run(connection, host)
+        except _RefusedError as refused:
+            self.complaints.add(host, where, str(refused))
+            await _part(stream, refused.farewell)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
+            self.complaints.add(host, where, why(error))
+        except Exception as error:
+            self._explain(host, where, error)
+        finally:
+            self._strangers.pop(scope, None)
+            stream.socket.close()
+
+    def _explain(self, host: str, who: str, error: Exception) -> None:
+        """Log what ended a handler; its bugs, too, are no reason to end the server."""
+        causes = list(_leaves(error))
+        if all(isinstance(cause, FusejournalError) for cause in causes):
+            self.complaints.add(host, who, str(causes[0]))
+        else:
+            log.error("the connection with %s failed on a bug", who, exc_info=error)
+
+    async def _run(self, connection: Connection, host: str) -> None:
+        peer = connection.peer
+        if self._connections[peer] >= _CONNECTIONS_PER_PEER_MAX:
+            await connection.aclose()
+            raise _RefusedError(f"has {_CONNECTIONS_PER_PEER_MAX} connections already")
+        self._connections[peer] += 1
+        try:
+            await self._use(connection, host, self._on_connection)
+        finally:
+            self._connections[peer] -= 1
+
+    async def _use(self, connection: Connection, host: str, handler: Handler) -> None:
+        async with connection:
+            try:
+                await handler(connection)
+            except Exception as error:
+                self._explain(host, connection.peer or connection.where, error)
+
+    async def _admit(
+        self, stream: trio.SocketStream, where: str, scope: trio.CancelScope
+    ) -> Connection | None:
+        """The connection with a peer that is known; None when it was for pairing, which is done
+        then. Raises _RefusedError."""
+        set_options(stream)
+        preamble = await receive_exactly(stream, PREAMBLE_BYTES)
+        if preamble == TLS:
+            return await self._admit_known(stream, where)
+        if preamble == PAIR:
+            # It stays a stranger for its whole length, and is given a little more of it.
+            scope.deadline = trio.current_time() + _PAIRING_SECONDS
+            tls = await self._handshake(stream, None)
+            await tls.send_all(READY)
+            connection = Connection(tls, where, None, bytes_max=CONTROL_BYTES_MAX)
+            await self._use(connection, remote(stream).host, self._on_pairing)
+            return None
+        if preamble == OPEN:
+            if not (self._insecure and is_local(stream)):
+                raise _RefusedError("came without encryption", CLOSED)
+            plain = LingeringStream(stream)
+            await plain.send_all(READY)
+            return Connection(plain, where, None)
+        raise _RefusedError(
+            f"is no fusejournal: its first bytes are {preamble!r}" if preamble else "said nothing"
+        )
+
+    async def _admit_known(self, stream: trio.SocketStream, where: str) -> Connection:
+        known = self._known()
+        tls = await self._handshake(stream, known)
+        fingerprint = fingerprint_of_der(peer_certificate(tls))
+        for name, certificate in known.items():
+            if fingerprint_of(certificate) == fingerprint:
+                await tls.send_all(READY)
+                return Connection(tls, where, name)
+        raise _RefusedError(f"no peer has its certificate, {fingerprint}")
+
+    async def _handshake(
+        self, stream: trio.SocketStream, known: Mapping[str, str] | None
+    ) -> TlsStream:
+        certificates = None if known is None else known.values()
+        context = tls_context(ssl.Purpose.CLIENT_AUTH, self._identity, certificates)
+        tls = open_tls(stream, context, server_side=True)
+        try:
+            await tls.do_handshake()
+        except trio.BrokenResourceError as error:
+            if not isinstance(error.__cause__, ssl.SSLError):
+                raise
+            reason = why(error)
+            if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+                reason = f"no peer has its certificate ({error.__cause__.verify_message})"
+            raise _RefusedError(reason, unsent(tls)) from None
+        return tls
+
+
+async def _part(stream: trio.SocketStream, farewell: bytes) -> None:
+    """Send the last words and close, both within a moment."""
+    with trio.move_on_after(_FAREWELL_SECONDS), suppress(trio.BrokenResourceError):
+        if farewell:
+            await stream.send_all(farewell)
+            await LingeringStream(stream).aclose()
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for one in error.exceptions for leaf in _leaves(one)]

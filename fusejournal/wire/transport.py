@@ -1,0 +1,228 @@
+"""Between two nodes: connect, and serve whoever connects; messages, over TLS 1.3.
+
+The way in: :func:`connect` here, :func:`serve` in listener.py; what both give is a
+:class:`Connection` (connection.py, which also says how one begins)."""
+
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import trio
+
+from fusejournal.errors import (
+    FusejournalError,
+    PeerLostError,
+    PeerMistakenError,
+    PeerRefusedError,
+    WireError,
+)
+from fusejournal.wire.address import Address as Address
+from fusejournal.wire.address import parse_address as parse_address
+from fusejournal.wire.connection import (
+    CLOSED,
+    OPEN,
+    PAIR,
+    PREAMBLE_BYTES,
+    READY,
+    TLS,
+    LingeringStream,
+    TlsStream,
+    is_local,
+    open_tls,
+    peer_certificate,
+    receive_exactly,
+    set_options,
+    tls_context,
+    why,
+)
+from fusejournal.wire.connection import Connection as Connection
+from fusejournal.wire.frames import CONTROL_BYTES_MAX
+from fusejournal.wire.identity import Identity, fingerprint_of, fingerprint_of_der
+from fusejournal.wire.listener import serve as serve
+
+_LOOK_SECONDS: Final = 5.0
+_UNKNOWN: Final = ("UNKNOWN_CA", "CERTIFICATE", "ACCESS_DENIED")
+"""In the names of alerts by which a peer says that it does not know us."""
+
+
+async def connect(
+    address: Address,
+    identity: Identity,
+    certificate: str | None,
+    *,
+    insecure: bool,
+    timeout_seconds: float,
+) -> Connection:
+    """A connection to the peer at *address* that has *certificate* (PEM). Without one, and with
+    *insecure*, it is not encrypted, and both ends are on the loopback. Its ``peer`` is None: the
+    caller knows whom it called. Cancelling leaves nothing behind.
+
+    Raises PeerLostError (refused, not to be reached, too slow, cut), PeerMistakenError (another
+    certificate), PeerRefusedError (does not know us, or takes nothing unencrypted), WireError (no
+    fusejournal), each one line that names the address."""
+    where = str(address)
+    if certificate is None and not insecure:
+        raise PeerRefusedError(where, "its certificate is not known: pair with it first")
+    async with _within(where, timeout_seconds):
+        stream = await _open(address)
+        try:
+            if certificate is None:
+                return await _begin_plain(stream, where)
+            return await _begin_known(stream, address, identity, certificate)
+        except BaseException:
+            stream.socket.close()
+            raise
+    raise AssertionError("unreachable")
+
+
+async def connect_for_pairing(
+    address: Address, identity: Identity, *, timeout_seconds: float
+) -> Connection:
+    """A connection to whoever listens at *address*, to pair with it (pairing.py): nobody has proved
+    anything yet. Raises as :func:`connect`."""
+    where = str(address)
+    async with _within(where, timeout_seconds):
+        stream = await _open(address)
+        try:
+            tls = await _handshake(stream, where, PAIR, identity, None)
+            await _await_ready(tls, where, identity)
+        except BaseException:
+            stream.socket.close()
+            raise
+        return Connection(tls, where, None, bytes_max=CONTROL_BYTES_MAX)
+    raise AssertionError("unreachable")
+
+
+@asynccontextmanager
+async def _within(where: str, seconds: float) -> AsyncIterator[None]:
+    try:
+        with trio.fail_after(seconds):
+            yield
+    except trio.TooSlowError:
+        raise PeerLostError(where, f"no answer within {seconds:g} s") from None
+
+
+async def _open(address: Address) -> trio.SocketStream:
+    try:
+        stream = await trio.open_tcp_stream(address.host, address.port)
+    except (OSError, UnicodeError) as error:
+        raise PeerLostError(str(address), _why_not(error)) from None
+    try:
+        set_options(stream)
+    except OSError as error:
+        stream.socket.close()
+        raise PeerLostError(str(address), _why_not(error)) from None
+    return stream
+
+
+def _why_not(error: BaseException) -> str:
+    """Why no connection was made; trio wraps up what each address of the host had to say."""
+    if isinstance(error, socket.gaierror | UnicodeError):
+        return "no such host"
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
+    return _why_not(error.__cause__) if error.__cause__ is not None else str(error)
+
+
+async def _begin_plain(stream: trio.SocketStream, where: str) -> Connection:
+    try:
+        local = is_local(stream)
+    except OSError as error:
+        raise PeerLostError(where, _why_not(error)) from None
+    if not local:
+        raise PeerRefusedError(
+            where, "without encryption both ends must be on the loopback: pair with it first"
+        )
+    plain = LingeringStream(stream)
+    try:
+        await plain.send_all(OPEN)
+        answer = await receive_exactly(plain, PREAMBLE_BYTES)
+    except trio.BrokenResourceError as error:
+        raise PeerLostError(where, why(error)) from None
+    if answer == CLOSED:
+        raise PeerRefusedError(
+            where, "takes nothing unencrypted: start it with --insecure, or pair with it"
+        )
+    if answer != READY:
+        raise _not_ours(where, answer)
+    return Connection(plain, where, None)
+
+
+async def _begin_known(
+    stream: trio.SocketStream, address: Address, identity: Identity, certificate: str
+) -> Connection:
+    where, expected = str(address), fingerprint_of(certificate)
+    try:
+        tls = await _handshake(stream, where, TLS, identity, certificate)
+    except ssl.SSLCertVerificationError:
+        found = await _look(address, identity)
+        raise PeerMistakenError(where, expected, found) from None
+    found = fingerprint_of_der(peer_certificate(tls))
+    if found != expected:
+        raise PeerMistakenError(where, expected, found)
+    await _await_ready(tls, where, identity)
+    return Connection(tls, where, None)
+
+
+async def _handshake(
+    stream: trio.SocketStream,
+    where: str,
+    preamble: bytes,
+    identity: Identity,
+    certificate: str | None,
+) -> TlsStream:
+    """TLS with whoever has *certificate*, or with anybody. Raises SSLCertVerificationError for
+    another one."""
+    known = None if certificate is None else [certificate]
+    context = tls_context(ssl.Purpose.SERVER_AUTH, identity, known)
+    tls = open_tls(stream, context, server_side=False)
+    try:
+        await stream.send_all(preamble)
+        await tls.do_handshake()
+    except trio.BrokenResourceError as error:
+        cause = error.__cause__
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise cause from None
+        reason = why(error)
+        if isinstance(cause, ssl.SSLError) and not any(word in reason for word in ("cut", "alert")):
+            raise _not_ours(where, reason) from None
+        raise PeerLostError(where, f"in the handshake: {reason}") from None
+    return tls
+
+
+async def _await_ready(tls: TlsStream, where: str, identity: Identity) -> None:
+    try:
+        answer = await receive_exactly(tls, PREAMBLE_BYTES)
+    except trio.BrokenResourceError as error:
+        alert = getattr(error.__cause__, "reason", None) or ""
+        if "ALERT" in alert and any(word in alert for word in _UNKNOWN):
+            raise PeerRefusedError(
+                where, f"does not know this node, {identity.fingerprint}: pair the two"
+            ) from None
+        raise PeerLostError(where, f"after the handshake: {why(error)}") from None
+    if answer != READY:
+        raise _not_ours(where, answer)
+
+
+async def _look(address: Address, identity: Identity) -> str:
+    """The fingerprint of whoever is at *address*, to be named in an error; empty if it cannot be
+    had. Python hides the certificate that failed, so it is asked for once more."""
+    found = ""
+    with trio.move_on_after(_LOOK_SECONDS), suppress(FusejournalError):
+        stream = await _open(address)
+        try:
+            tls = await _handshake(stream, str(address), PAIR, identity, None)
+            found = fingerprint_of_der(peer_certificate(tls))
+            await tls.aclose()
+        finally:
+            stream.socket.close()
+    return found
+
+
+def _not_ours(where: str, said: bytes | str) -> WireError:
+    return WireError(f"{where}: is no fusejournal: {said!r:.80}")

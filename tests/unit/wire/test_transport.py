@@ -1,0 +1,668 @@
+"""Connections over the loopback, with real sockets and TLS: who is let in, what is refused, what
+breaks."""
+
+import errno
+import logging
+import os
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from fusejournal.errors import (
+    FusejournalError,
+    PeerLostError,
+    PeerMistakenError,
+    PeerRefusedError,
+    WireError,
+)
+from fusejournal.types import Epoch, Seq
+from fusejournal.wire import transport
+from fusejournal.wire.complaints import WINDOW_SECONDS
+from fusejournal.wire.connection import OPEN, PAIR, READY, TLS
+from fusejournal.wire.frames import CONTROL_BYTES_MAX, Batch, End, Message, Ping, Refusal, encode
+from fusejournal.wire.identity import Identity
+from fusejournal.wire.transport import Address, Connection, connect, connect_for_pairing, serve
+
+Identities = dict[str, Identity]
+LOOPBACK = Address("127.0.0.1", 0)
+END = End(Seq(1))
+
+
+def batch(content: bytes) -> Message:
+    """A batch that only its content matters of."""
+    one = Seq(1)
+    return Batch(Epoch(1), one, one, 0, 0, one, 0, len(content), "raw", one, one, content)
+
+
+async def echo(connection: Connection) -> None:
+    """Give back every message until the other ends."""
+    while (message := await connection.receive()) is not None:
+        await connection.send(message)
+
+
+async def never(connection: Connection) -> None:
+    raise AssertionError(f"{connection.where} was let in")
+
+
+@asynccontextmanager
+async def listening(
+    identities: Identities,
+    *,
+    insecure: bool = False,
+    on_connection: Callable[[Connection], Awaitable[None]] = echo,
+    on_pairing: Callable[[Connection], Awaitable[None]] = never,
+    known: dict[str, str] | None = None,
+    address: Address = LOOPBACK,
+) -> AsyncIterator[Address]:
+    """Node a, which knows b."""
+    peers = {"b": identities["b"].certificate} if known is None else known
+    async with trio.open_nursery() as nursery:
+        yield await nursery.start(
+            lambda task_status: serve(
+                address,
+                identities["a"],
+                lambda: peers,
+                insecure=insecure,
+                on_connection=on_connection,
+                on_pairing=on_pairing,
+                task_status=task_status,
+            )
+        )
+        nursery.cancel_scope.cancel()
+
+
+async def call(identities: Identities, address: Address, who: str = "b") -> Connection:
+    certificate = identities["a"].certificate
+    return await connect(address, identities[who], certificate, insecure=False, timeout_seconds=10)
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    found = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    caplog.clear()
+    return found
+
+
+# -- the good case ---------------------------------------------------------------------------------
+
+
+async def test_messages_go_both_ways(identities: Identities) -> None:
+    peers: list[str | None] = []
+
+    async def note(connection: Connection) -> None:
+        peers.append(connection.peer)
+        await echo(connection)
+
+    async with (
+        listening(identities, on_connection=note) as address,
+        await call(identities, address) as connection,
+    ):
+        assert (connection.peer, connection.where) == (None, str(address))
+        large = batch(os.urandom(5_000_000))
+        sent: list[Message] = [Ping(Seq(1), Seq(2)), large, END, batch(b""), batch(bytes(70_000))]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.send, *sent)
+            got = [await connection.receive() for _ in sent]
+        assert got == sent
+        total = sum(len(encode(message)) for message in sent)
+        assert (connection.bytes_sent, connection.bytes_received) == (total, total)
+        assert connection.send_blocked_seconds >= 0
+    assert peers == ["b"]
+
+
+async def test_many_senders_do_not_mix(identities: Identities) -> None:
+    async with listening(identities) as address, await call(identities, address) as connection:
+        messages = [batch(bytes([number]) * 300_000) for number in range(8)]
+        async with trio.open_nursery() as nursery:
+            for message in messages:
+                nursery.start_soon(connection.send, message, END)
+            got = [await connection.receive() for _ in range(16)]
+        assert got[1::2] == [END] * 8
+        assert sorted(got[::2]) == sorted(messages)
+
+
+async def test_a_clean_end_is_no_error_and_cuts_nothing_off(identities: Identities) -> None:
+    """The other has sent what nobody read, and still gets the last word."""
+
+    async def refuse(connection: Connection) -> None:
+        await connection.send(Refusal("no", "because"))
+
+    async with (
+        listening(identities, on_connection=refuse) as address,
+        await call(identities, address) as connection,
+    ):
+        await connection.send(batch(bytes(50_000)))
+        assert await connection.receive() == Refusal("no", "because")
+        assert await connection.receive() is None
+
+
+async def test_a_receive_that_is_cancelled_loses_nothing(identities: Identities) -> None:
+    async with listening(identities) as address, await call(identities, address) as connection:
+        with trio.move_on_after(0):
+            await connection.receive()
+        await connection.send(END)
+        assert await connection.receive() == END
+
+
+async def test_a_peer_added_later_counts_at_once(identities: Identities) -> None:
+    known: dict[str, str] = {}
+    async with listening(identities, known=known) as address:
+        with pytest.raises(PeerRefusedError):
+            await call(identities, address)
+        known["late"] = identities["b"].certificate
+        async with await call(identities, address) as connection:
+            await connection.send(END)
+            assert await connection.receive() == END
+
+
+@pytest.mark.parametrize("host", ["::1", "", "localhost"])
+async def test_other_addresses(identities: Identities, host: str) -> None:
+    async with listening(identities, address=Address(host, 0)) as address:
+        assert address.port
+        to = Address(host or "127.0.0.1", address.port)
+        async with await call(identities, to):
+            pass
+
+
+# -- who is let in ---------------------------------------------------------------------------------
+
+
+async def test_an_unknown_peer_is_refused_and_logged_once(
+    identities: Identities, caplog: pytest.LogCaptureFixture, mock_clock: trio.testing.MockClock
+) -> None:
+    async with listening(identities, on_connection=never) as address:
+        for _ in range(3):
+            with pytest.raises(PeerRefusedError, match=identities["c"].fingerprint):
+                await call(identities, address, "c")
+        (line,) = warnings_of(caplog)
+        assert "127.0.0.1" in line
+        assert "no peer has its certificate" in line
+        mock_clock.jump(WINDOW_SECONDS)
+        await trio.testing.wait_all_tasks_blocked()
+        (line,) = warnings_of(caplog)
+        assert "2 more" in line
+
+
+async def test_another_certificate_is_named(identities: Identities) -> None:
+    async with listening(identities, on_pairing=echo) as address:
+        with pytest.raises(PeerMistakenError) as caught:
+            await connect(
+                address,
+                identities["b"],
+                identities["c"].certificate,
+                insecure=False,
+                timeout_seconds=10,
+            )
+        assert caught.value.expected == identities["c"].fingerprint
+        assert caught.value.found == identities["a"].fingerprint
+        assert caught.value.exit_code == 26
+        assert "\n" not in str(caught.value)
+
+
+async def test_without_a_certificate(identities: Identities) -> None:
+    with pytest.raises(PeerRefusedError, match="pair"):
+        await connect(
+            Address("127.0.0.1", 1), identities["b"], None, insecure=False, timeout_seconds=10
+        )
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_no_older_tls_and_no_anonymous_one(
+    identities: Identities, version: ssl.TLSVersion, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.maximum_version = version
+    async with listening(identities, on_connection=never) as address:
+        stream = await trio.open_tcp_stream(*address)
+        await stream.send_all(TLS)
+        async with trio.SSLStream(stream, context) as tls:
+            with pytest.raises(trio.BrokenResourceError):
+                await tls.receive_some()  # after the handshake
+    assert len(warnings_of(caplog)) == 1
+
+
+# -- plain -----------------------------------------------------------------------------------------
+
+
+async def test_plain_on_the_loopback(identities: Identities) -> None:
+    async with listening(identities, insecure=True) as address:
+        to = (address, identities["b"], None)
+        async with await connect(*to, insecure=True, timeout_seconds=10) as connection:
+            await connection.send(batch(bytes(1_000_000)))
+            assert await connection.receive() == batch(bytes(1_000_000))
+        async with await call(identities, address) as connection:
+            await connection.send(END)
+            assert await connection.receive() == END
+
+
+async def test_plain_must_be_allowed(
+    identities: Identities, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with listening(identities, on_connection=never) as address:
+        with pytest.raises(PeerRefusedError, match="--insecure"):
+            await connect(address, identities["b"], None, insecure=True, timeout_seconds=10)
+    (line,) = warnings_of(caplog)
+    assert "without encryption" in line
+
+
+OFF_LOOPBACK = """
+import trio
+from pathlib import Path
+from fusejournal.errors import PeerRefusedError
+from fusejournal.wire.connection import CLOSED, OPEN
+from fusejournal.wire.identity import load_or_make
+from fusejournal.wire.transport import Address, connect, serve
+
+async def never(connection):
+    raise AssertionError
+
+async def main():
+    one = load_or_make(Path("{directory}"), "one")
+    async with trio.open_nursery() as nursery:
+        port = (await nursery.start(lambda task_status: serve(
+            Address("", 0), one, dict, insecure=True, on_connection=never, on_pairing=never,
+            task_status=task_status,
+        ))).port
+        address = Address("10.99.1.1", port)
+        try:
+            await connect(address, one, None, insecure=True, timeout_seconds=10)
+        except PeerRefusedError as error:
+            print(error)
+        async with await trio.open_tcp_stream(*address) as stream:
+            await stream.send_all(OPEN)
+            assert await stream.receive_some(100) == CLOSED
+            assert await stream.receive_some(100) == b""
+        far = await trio.open_tcp_stream("127.0.0.1", port, local_address="10.99.1.1")
+        async with far as stream:
+            await stream.send_all(OPEN)
+            assert await stream.receive_some(100) == CLOSED
+        nursery.cancel_scope.cancel()
+
+trio.run(main)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_nothing_plain_off_the_loopback(tmp_path: Path) -> None:
+    """In a network namespace, which goes with the process."""
+    script = tmp_path / "script.py"
+    script.write_text(OFF_LOOPBACK.replace("{directory}", str(tmp_path / "one")))
+    setup = "ip link set lo up && ip addr add 10.99.1.1/32 dev lo && exec"
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-c", f'{setup} "$@"', "sh", sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(transport.__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "both ends must be on the loopback" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+# -- nobody, or somebody else, is there ------------------------------------------------------------
+
+
+async def test_nobody_listens(identities: Identities) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = Address(*taken.getsockname())
+        with pytest.raises(PeerLostError, match=f"^{address}: connection refused$"):
+            await call(identities, address)
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b"])
+async def test_no_such_host(identities: Identities, host: str) -> None:
+    with pytest.raises(PeerLostError, match="no such host"):
+        await call(identities, Address(host, 1))
+
+
+async def test_it_does_not_answer(
+    identities: Identities, autojump_clock: trio.testing.MockClock
+) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(PeerLostError, match="no answer within 10 s"),
+    ):
+        await call(identities, Address(*silent.getsockname()))
+
+
+async def serve_bytes(listeners: list[trio.SocketListener], answer: bytes) -> None:
+    async def handle(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some()
+            await stream.send_all(answer)
+
+    await trio.serve_listeners(handle, listeners)
+
+
+@pytest.mark.parametrize("certificate", [True, False])
+async def test_it_is_something_else(
+    nursery: trio.Nursery, identities: Identities, certificate: bool
+) -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    address = Address(*listeners[0].socket.getsockname())
+    nursery.start_soon(serve_bytes, listeners, b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    known = identities["a"].certificate if certificate else None
+    with pytest.raises(WireError, match=f"^{address}: is no fusejournal") as caught:
+        await connect(address, identities["b"], known, insecure=True, timeout_seconds=10)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("certificate", [True, False])
+async def test_it_hangs_up(
+    nursery: trio.Nursery, identities: Identities, certificate: bool
+) -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    address = Address(*listeners[0].socket.getsockname())
+    nursery.start_soon(serve_bytes, listeners, b"")
+    known = identities["a"].certificate if certificate else None
+    with pytest.raises(WireError, match=f"^{address}: ") as caught:
+        await connect(address, identities["b"], known, insecure=True, timeout_seconds=10)
+    assert str(caught.value).isprintable()
+
+
+async def test_the_port_is_in_use(identities: Identities) -> None:
+    async with listening(identities) as address:
+        with pytest.raises(FusejournalError, match=f"cannot listen on {address}: something"):
+            await serve(
+                address,
+                identities["b"],
+                dict,
+                insecure=False,
+                on_connection=never,
+                on_pairing=never,
+            )
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+async def test_an_address_of_others(identities: Identities, host: str) -> None:
+    with pytest.raises(FusejournalError, match="this is no address of this machine"):
+        await serve(
+            Address(host, 0),
+            identities["b"],
+            dict,
+            insecure=False,
+            on_connection=never,
+            on_pairing=never,
+        )
+
+
+# -- broken and hostile ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"FJ",
+        b"GET / HTTP/1.1\r\n\r\n",
+        TLS,
+        TLS + b"GET / HTTP/1.1\r\n\r\n",
+        TLS + b"\x16\x03\x01\xff\xff" + bytes(100),
+        TLS + bytes(100_000),
+        PAIR + os.urandom(3000),
+        OPEN + b"\xff" * 100,
+        OPEN + encode(END)[:-1],
+    ],
+    ids=lambda sent: repr(sent[:20]),
+)
+async def test_garbage_costs_one_line(
+    identities: Identities, caplog: pytest.LogCaptureFixture, sent: bytes
+) -> None:
+    async with listening(identities, insecure=True) as address:
+        for _ in range(3):
+            stream = await trio.open_tcp_stream(*address)
+            async with stream:
+                with suppress(trio.BrokenResourceError):
+                    await stream.send_all(sent)
+                    await stream.send_eof()
+                    while await stream.receive_some():
+                        pass
+        (line,) = warnings_of(caplog)
+        assert line.isprintable()
+        async with await call(identities, address) as connection:
+            await connection.send(END)
+            assert await connection.receive() == END
+
+
+@pytest.mark.parametrize("sent", [b"", b"FJ", TLS, TLS + b"\x16\x03\x01", PAIR])
+async def test_slow_clients_are_cut_off(
+    identities: Identities,
+    caplog: pytest.LogCaptureFixture,
+    mock_clock: trio.testing.MockClock,
+    sent: bytes,
+) -> None:
+    async with listening(identities) as address:
+        stream = await trio.open_tcp_stream(*address)
+        async with stream:
+            await stream.send_all(sent)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            mock_clock.jump(31)
+            with suppress(trio.BrokenResourceError):
+                while await stream.receive_some():
+                    pass
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert "did not say who it is" in warnings_of(caplog)[0]
+        async with await call(identities, address):
+            pass
+
+
+async def test_many_strangers_make_room_for_who_is_known(
+    identities: Identities, caplog: pytest.LogCaptureFixture, mock_clock: trio.testing.MockClock
+) -> None:
+    async with listening(identities) as address:
+        silent = [await trio.open_tcp_stream(*address) for _ in range(100)]
+        async with await call(identities, address) as connection:
+            await connection.send(END)
+            assert await connection.receive() == END
+        for stream in silent[:37]:
+            with suppress(trio.BrokenResourceError):
+                assert await stream.receive_some() == b""
+        for stream in silent:
+            await stream.aclose()
+    (line,) = warnings_of(caplog)
+    assert "too many others are connecting" in line
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS])
+async def test_no_descriptors_left(
+    identities: Identities,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: trio.testing.MockClock,
+    number: int,
+) -> None:
+    accept, tries = trio.SocketListener.accept, 0
+
+    async def failing(self: trio.SocketListener) -> trio.SocketStream:
+        nonlocal tries
+        tries += 1
+        if tries <= 30:
+            raise OSError(number, os.strerror(number))
+        return await accept(self)
+
+    monkeypatch.setattr(trio.SocketListener, "accept", failing)
+    async with listening(identities) as address:
+        start = trio.current_time()
+        async with await call(identities, address):
+            assert 2 < trio.current_time() - start < 5  # of the test's clock: paused, not spinning
+    (line,) = warnings_of(caplog)
+    assert os.strerror(number).lower() in line
+
+
+@pytest.mark.parametrize("bug", [True, False])
+async def test_a_handler_that_fails(
+    identities: Identities, caplog: pytest.LogCaptureFixture, bug: bool
+) -> None:
+    async def fail() -> None:
+        raise ZeroDivisionError if bug else WireError("nonsense")
+
+    async def handle(_: Connection) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+
+    async with listening(identities, on_connection=handle) as address:
+        for _ in range(2):
+            async with await call(identities, address) as connection:
+                assert await connection.receive() is None
+        lines = warnings_of(caplog)
+    assert len(lines) == (2 if bug else 1)
+    assert ("bug" if bug else "nonsense") in lines[0]
+
+
+async def test_a_peer_may_have_only_so_many(
+    identities: Identities, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with listening(identities) as address:
+        connections = [await call(identities, address) for _ in range(17)]
+        assert await connections[-1].receive() is None
+        await connections[0].send(END)
+        assert await connections[0].receive() == END
+        for connection in connections:
+            await connection.aclose()
+    (line,) = warnings_of(caplog)
+    assert "16 connections" in line
+
+
+@pytest.mark.parametrize("insecure", [True, False])
+async def test_a_peer_that_is_cut_off(identities: Identities, insecure: bool) -> None:
+    """Neither waiting for it nor closing blocks, and half a message is an error."""
+    reached = trio.Event()
+
+    async def cut(connection: Connection) -> None:
+        await connection.receive()
+        await connection._stream.send_all(encode(END)[:-1])
+        stream = connection._stream
+        if isinstance(stream, trio.SSLStream):
+            stream = stream.transport_stream
+        stream._stream.socket.close()  # without a word
+        reached.set()
+
+    async with listening(identities, insecure=insecure, on_connection=cut) as address:
+        known = None if insecure else identities["a"].certificate
+        connection = await connect(
+            address, identities["b"], known, insecure=insecure, timeout_seconds=10
+        )
+        async with connection:
+            await connection.send(END)
+            await reached.wait()
+            with pytest.raises(PeerLostError, match=f"^{address}: ") as caught:
+                await connection.receive()
+            assert str(caught.value).isprintable()
+            with pytest.raises(PeerLostError):
+                await connection.receive()
+            with pytest.raises(PeerLostError):
+                await connection.send(*[batch(bytes(100_000))] * 100)
+
+
+@pytest.mark.parametrize("insecure", [True, False])
+async def test_a_peer_that_reads_nothing(
+    identities: Identities, insecure: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Sending waits, says how long, and neither cancelling nor closing has to wait for it."""
+    done = trio.Event()
+
+    async def ignore(_: Connection) -> None:
+        await done.wait()
+
+    async with listening(identities, insecure=insecure, on_connection=ignore) as address:
+        known = None if insecure else identities["a"].certificate
+        connection = await connect(
+            address, identities["b"], known, insecure=insecure, timeout_seconds=10
+        )
+        with trio.move_on_after(5):
+            await connection.send(*[batch(bytes(1_000_000))] * 100)
+        assert connection.send_blocked_seconds == 5
+        with pytest.raises(PeerLostError, match="could not be sent"):
+            await connection.send(END)
+        await connection.aclose()
+        with pytest.raises(PeerLostError):
+            await connection.receive()
+        done.set()
+
+
+async def test_closing_beside_a_blocked_sender(
+    identities: Identities, autojump_clock: trio.testing.MockClock
+) -> None:
+    done = trio.Event()
+
+    async def ignore(_: Connection) -> None:
+        await done.wait()
+
+    async with listening(identities, on_connection=ignore) as address:
+        connection = await call(identities, address)
+
+        async def send() -> None:
+            with pytest.raises(PeerLostError):
+                await connection.send(*[batch(bytes(1_000_000))] * 100)
+
+        async def receive() -> None:
+            with pytest.raises(PeerLostError):
+                await connection.receive()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            nursery.start_soon(receive)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            await connection.aclose()
+        done.set()
+
+
+async def test_a_damaged_message_ends_it(
+    identities: Identities, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def damage(connection: Connection) -> None:
+        await connection._stream.send_all(encode(END) + encode(END)[:-1] + b"\xff")
+        await connection.receive()
+
+    async with (
+        listening(identities, on_connection=damage) as address,
+        await call(identities, address) as connection,
+    ):
+        assert await connection.receive() == END
+        with pytest.raises(WireError, match=f"^{address}: a message with a wrong checksum$"):
+            await connection.receive()
+
+
+# -- pairing's connections -------------------------------------------------------------------------
+
+
+async def test_for_pairing_nobody_has_to_be_known(
+    identities: Identities, caplog: pytest.LogCaptureFixture
+) -> None:
+    """But nothing large is taken from them."""
+    async with listening(identities, on_connection=never, on_pairing=echo) as address:
+        to = address, identities["c"]
+        async with await connect_for_pairing(*to, timeout_seconds=10) as connection:
+            await connection.send(END)
+            assert await connection.receive() == END
+        async with await connect_for_pairing(*to, timeout_seconds=10) as connection:
+            assert warnings_of(caplog) == []
+            await connection.send(batch(bytes(CONTROL_BYTES_MAX)))
+            with suppress(PeerLostError):
+                assert await connection.receive() is None
+    (line,) = warnings_of(caplog)
+    assert "are allowed" in line
+
+
+async def test_the_listener_speaks_last(identities: Identities) -> None:
+    """The bytes as they are written down."""
+    async with (
+        listening(identities, insecure=True) as address,
+        await trio.open_tcp_stream(*address) as stream,
+    ):
+        await stream.send_all(OPEN + encode(END))
+        got = b""
+        while len(got) < 8 + len(encode(END)):
+            got += await stream.receive_some()
+        assert got == READY + encode(END)

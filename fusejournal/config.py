@@ -3,7 +3,9 @@
 Sections and defaults::
 
     [volume]
+    role = "primary"                    # or "mirror"; of a new volume, for it is never changed
     durability = "async"                # or "nfs": names and attributes wait for the flush, too;
+                                        # or "strict": every change waits, before it is applied;
                                         # when unset: "nfs" while the volume is exported "sync"
     hold_seconds = 60.0                 # how long an exported volume's callers wait for a new layer
                                         # when theirs has died; 0: not at all
@@ -16,6 +18,28 @@ Sections and defaults::
     compress_level = 3                  # zstd, 1 to 19
     flush_interval_seconds = 1.0        # the journal is flushed at least this often
     checkpoint_interval_seconds = 10.0  # so is the backing
+
+    [replication]
+    listen = "0.0.0.0:7710"             # where other nodes connect to; unset: nowhere
+    insecure = false                    # plain connections, where both ends are on loopback
+    mirrors = 0                         # what waits for a flush also waits for so many mirrors,
+    mirrors_timeout_seconds = 10.0      # and if they do not answer for so long,
+    on_timeout = "degrade"              # goes on without them; or "block": waits on
+    batch_bytes = "1MiB"                # entries are shipped when there are so many,
+    batch_age_seconds = 0.02            # or have waited so long
+    window_bytes = "16MiB"              # at most so much is sent and not acknowledged
+    compress_level_max = 9              # zstd; the level follows the link
+    keep_bytes = "64GiB"                # a peer further behind than this,
+    keep_days = 30.0                    # or away for longer, needs a full copy
+    take_back_seconds = 30.0            # after the machine was lost, wait so long for peers that
+                                        # may have entries which the journal lost,
+    without_peers = "new-epoch"         # then go on without them; or "wait": until one answers
+
+    [replication.peers]
+    NAME = "ADDRESS:PORT"               # who the journal is shipped to; see 'peer' for more
+
+    [metrics]
+    listen = "127.0.0.1:7711"           # Prometheus reads them there; unset: nowhere
 
     [log]
     level = "warning"
@@ -34,7 +58,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from fusejournal.errors import ConfigError
 
-_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
 def _parse_bytes(value: Any) -> Any:
@@ -42,7 +66,7 @@ def _parse_bytes(value: Any) -> Any:
     if match is None:
         return value
     if match[2] not in _UNITS:
-        raise ValueError(f"the unit {match[2]!r} is none of B, KiB, MiB, GiB")
+        raise ValueError(f"the unit {match[2]!r} is none of B, KiB, MiB, GiB, TiB")
     return int(match[1]) * _UNITS[match[2]]
 
 
@@ -74,9 +98,35 @@ MountFlag = Literal["ro", "nosuid", "nodev", "noexec"]
 class VolumeConfig(_Section):
     """What callers may rely on, and how the volume is mounted unless the command line says more."""
 
-    durability: Literal["async", "nfs"] | None = None
+    role: Literal["primary", "mirror"] | None = None
+    durability: Literal["async", "nfs", "strict"] | None = None
     hold_seconds: Annotated[float, Field(ge=0, le=86400)] = 60.0
     options: Annotated[tuple[MountFlag, ...], BeforeValidator(_freeze)] = ()
+
+
+class ReplicationConfig(_Section):
+    """Who the journal is shipped to, from whom it is taken, and how."""
+
+    listen: str | None = None
+    insecure: bool = False
+    mirrors: Annotated[int, Field(ge=0, le=64)] = 0
+    mirrors_timeout_seconds: Annotated[float, Field(gt=0, le=86400)] = 10.0
+    on_timeout: Literal["degrade", "block"] = "degrade"
+    batch_bytes: Annotated[Bytes, Field(ge=4096, le=16 << 20)] = 1 << 20
+    batch_age_seconds: Annotated[float, Field(ge=0, le=60)] = 0.02
+    window_bytes: Annotated[Bytes, Field(ge=1 << 16, le=1 << 30)] = 16 << 20
+    compress_level_max: Annotated[int, Field(ge=1, le=19)] = 9
+    keep_bytes: Annotated[Bytes, Field(ge=1 << 20)] = 64 << 30
+    keep_days: Annotated[float, Field(gt=0)] = 30.0
+    take_back_seconds: Annotated[float, Field(ge=0, le=86400)] = 30.0
+    without_peers: Literal["new-epoch", "wait"] = "new-epoch"
+    peers: dict[str, str] = {}
+
+
+class MetricsConfig(_Section):
+    """Where the metrics can be read."""
+
+    listen: str | None = None
 
 
 class LogConfig(_Section):
@@ -90,6 +140,8 @@ class Config(_Section):
 
     volume: VolumeConfig = VolumeConfig()
     journal: JournalConfig = JournalConfig()
+    replication: ReplicationConfig = ReplicationConfig()
+    metrics: MetricsConfig = MetricsConfig()
     log: LogConfig = LogConfig()
 
 

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
@@ -38,6 +39,19 @@ _SLOW_SECONDS = 0.002
 _DOUBT_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
+
+
+class Quorum(Protocol):
+    """Those elsewhere who must have an entry, too, before it counts as durable."""
+
+    def has(self, seq: Seq) -> bool:
+        """Whether nobody need wait for *seq*."""
+
+    def want(self, seq: Seq) -> None:
+        """Somebody is going to wait for *seq*."""
+
+    async def wait(self, seq: Seq) -> None:
+        """Return when *seq* is there."""
 
 
 class Durability:
@@ -69,6 +83,13 @@ class Durability:
         """and what having it done by a thread takes beside."""
         self._doubted_until = 0.0
         self._without_index: set[Path] = set()
+        self.quorum: Quorum | None = None
+        self.on_flushed: Callable[[], None] = lambda: None
+        """Called in the event loop after each flush."""
+        self.flush_seconds = 0.0
+        """What all flushes so far have taken,"""
+        self.flushes = 0
+        """and how many there were."""
         self.full = False
         """Whether the catalog's disk has no space for what has to be committed."""
 
@@ -93,25 +114,43 @@ class Durability:
         except JournalError as error:
             self._broken(f"the journal could not be flushed: {error}")
             return False
+        self.on_flushed()
         return True
+
+    def is_settled(self, seq: Seq) -> bool:
+        """Whether whoever waits for *seq* need not, after a flush right here at the most."""
+        if self.quorum is not None:
+            self.quorum.want(seq)
+        return (self.durable_seq >= seq or self.flush_if_quick()) and (
+            self.quorum is None or self.quorum.has(seq)
+        )
+
+    def want(self) -> None:
+        """Have the journal flushed soon."""
+        self._wanted.set()
 
     def _timed_sync(self) -> float:
         began = time.perf_counter()
         self._journal.sync()
         took = time.perf_counter() - began
+        self.flush_seconds += took
+        self.flushes += 1
         self._flush_seconds += (took - self._flush_seconds) * _AVERAGE_WEIGHT
         if took > _SLOW_SECONDS:
             self._doubted_until = began + took + _DOUBT_SECONDS
         return took
 
     async def wait(self, seq: Seq) -> None:
-        """Return when the journal is durable up to *seq*. Raises OSError EIO when it cannot be.
-        Cancelling is harmless: the flush goes on for the others."""
+        """Return when the journal is durable up to *seq*, here and where else it must be. Raises
+        OSError EIO when it cannot be. Cancelling is harmless: the flush goes on for the
+        others."""
         while self._is_running and self._journal.durable_seq < seq:
             if self._failed:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             self._wanted.set()
             await self._flushed.wait()
+        if self.quorum is not None:
+            await self.quorum.wait(seq)
 
     async def run(self) -> None:
         """Run all background tasks until cancelled."""
@@ -142,6 +181,7 @@ class Durability:
                 self._broken(f"the journal could not be flushed: {error}")
         flushed, self._flushed = self._flushed, trio.Event()
         flushed.set()
+        self.on_flushed()
 
     def commit_catalog(self) -> None:
         """Commit the catalog to the page cache; a full disk is said in ``full`` and tried again

@@ -19,6 +19,11 @@ class MountSpec:
     read_only: bool
     mount_flags: frozenset[str]
 
+    @property
+    def role(self) -> str | None:
+        """``primary`` or ``mirror``; None: whatever the volume is."""
+        return self.config.volume.role
+
 
 class Reporter(Protocol):
     """Told by the node how its start goes."""

@@ -23,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
+from uuid import UUID
 
 import pyfuse3
 import trio
@@ -40,6 +41,7 @@ from fusejournal.errors import (
     UsageError,
     VolumeBusyError,
 )
+from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.journal import JournalOptions
 from fusejournal.journal.reader import JournalReader
 from fusejournal.layer import mount, stale
@@ -54,11 +56,14 @@ from fusejournal.layer.connection import (
 from fusejournal.layer.handlers import Handlers
 from fusejournal.layer.loop import RequestLoop
 from fusejournal.layer.opens import OpenFiles
+from fusejournal.layer.remembered import Remembered
 from fusejournal.mountspec import MountSpec, Reporter
 from fusejournal.opening import Opening, close_volume
 from fusejournal.operations import Mark
-from fusejournal.state import VolumeState, claim_volume
-from fusejournal.types import Seq
+from fusejournal.replication.metrics import serve_metrics
+from fusejournal.replication.replication import Mirroring, Replication
+from fusejournal.state import VolumeState, be_born, claim_volume
+from fusejournal.types import Fid, Seq
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +119,7 @@ class Node:
         self._live_since: float | None = None
         """Unix time."""
         self._is_exported = False
+        self._durability_mode = "async"
         self._exports_stamp: tuple[int, ...] = ()
         self._samples: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW_SECONDS)
         config = spec.config.journal
@@ -124,9 +130,24 @@ class Node:
             compress_level=config.compress_level,
         )
         self._root_fd = taken.root_fd if taken is not None else mount.open_backing(spec.backing)
+        is_mirror = state.role == "mirror"
+        self._marks = CopyMarks(spec.state_dir / "marks") if is_mirror else None
         self._opening = Opening(
-            spec.state_dir, state.uuid, spec.backing, self._root_fd, options, reporter
+            spec.state_dir,
+            state.uuid,
+            spec.backing,
+            self._root_fd,
+            options,
+            reporter,
+            self._marks,
+            state.is_unborn,
         )
+        self._replication: Replication | None = None
+        """None in a read-only mount."""
+        if not spec.read_only:
+            self._replication = Replication(
+                spec.state_dir, spec.name, spec.config.replication, state.listen, state.insecure
+            )
         self._durability: Durability
         self._handlers: Handlers
         self._loop: RequestLoop
@@ -137,7 +158,8 @@ class Node:
 
     async def run(self) -> None:
         """Open, mount, serve, close."""
-        drop_resource_capability()
+        if self._marks is None:
+            drop_resource_capability()  # (A mirror takes what its primary's quotas let in.)
         _, descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors_max, descriptors_max))
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -151,7 +173,13 @@ class Node:
 
     async def _open(self) -> None:
         try:
-            for _ in self._opening.open(self._spec.read_only):
+            for _ in self._opening.recover(self._spec.read_only):
+                await trio.lowlevel.checkpoint()
+            if self._opening.lost_machine and self._marks is None and self._replication is not None:
+                self._opening.degraded += await self._replication.take_back(
+                    self._opening.volume, self._reporter.warning
+                )
+            for _ in self._opening.begin(self._spec.read_only):
                 await trio.lowlevel.checkpoint()
         except trio.Cancelled:
             self._opening.volume.journal.sync()
@@ -175,8 +203,10 @@ class Node:
             self._opening.importer,
             OpenFiles(connection.table_fd),
         )
+        if self._replication is not None:
+            self._replication.attach(volume, self._durability, self._mirroring())
         self._follow_exports()
-        self._first_seq = Seq(volume.journal.head_seq + 1)
+        self._first_seq = Seq(volume.catalog.applied_seq + 1)
         if self._taken is not None:
             self._start_keeper()  # from now on this one, whatever happens
             self._stale = self._find_stale()
@@ -192,10 +222,31 @@ class Node:
                 if not self._is_leaving:
                     await self._take_mount_away()
             pyfuse3.close(unmount=False)
-            close_volume(volume, lambda fd: storage.syncfs("stop.syncfs", fd))
+            close_volume(volume, lambda fd: storage.syncfs("stop.syncfs", fd), self._marks)
             if self._keeper is not None and not self._is_leaving:
                 self._keeper.dismiss()
             self._live = True
+
+    def _mirroring(self) -> Mirroring | None:
+        """What the replication of a mirror needs; None for a primary."""
+        marks, volume = self._marks, self._opening.volume
+        if marks is None:
+            return None
+        remembered = Remembered(self._recall, everything=self._connection.taken_over)
+        self._handlers.remembered = remembered
+        files = self._handlers.files
+        volume.is_in_use = lambda fid: fid in remembered or fid in files
+        settle_to = volume.journal.head_seq if self._opening.lost_machine else marks.applying_seq
+        return Mirroring(marks, remembered, self._state.is_unborn, settle_to, self._be_born)
+
+    def _be_born(self, uuid: UUID) -> None:
+        self._opening.be_born(uuid)
+        self._state = be_born(self._state, uuid)
+
+    def _recall(self, fids: set[Fid]) -> None:
+        """Have NFSv4 clients give back delegations of what has changed. Blocks."""
+        if self._is_exported:
+            stale.recall(self._spec.mountpoint, fids)
 
     def _find_stale(self) -> stale.Stale:
         reader = JournalReader(self._state.journal_dir, self._state.uuid)
@@ -225,6 +276,11 @@ class Node:
             nursery.start_soon(self._sample)
             if not self._spec.read_only:
                 nursery.start_soon(self._durability.run)
+            if self._replication is not None:
+                commands |= self._replication.commands()
+                await nursery.start(self._replication.run)
+            if (listen := self._spec.config.metrics.listen) is not None:
+                nursery.start_soon(serve_metrics, listen, self.status)
             await nursery.start(serve_control, self._spec.state_dir / "control.sock", commands)
             nursery.start_soon(self._say_ready)
             await loop.run()
@@ -258,7 +314,9 @@ class Node:
         durability = self._spec.config.volume.durability
         if durability is None:
             durability = "nfs" if exports.waits(mountpoint) else "async"
-        self._handlers.names_wait = durability == "nfs"
+        self._durability_mode = durability
+        self._handlers.names_wait = durability in ("nfs", "strict")
+        self._handlers.writes_wait = self._opening.volume.is_strict = durability == "strict"
 
     def _wants_keeper(self) -> bool:
         hold_seconds = self._spec.config.volume.hold_seconds
@@ -278,10 +336,6 @@ class Node:
         if self._wants_keeper():
             self._start_keeper()
         return {"durability": self._durability_mode}
-
-    @property
-    def _durability_mode(self) -> str:
-        return "nfs" if self._handlers.names_wait else "async"
 
     async def _restart(self, _: dict[str, Any]) -> dict[str, Any]:
         """End without unmounting; the reply tells the pid that the new program has, too."""
@@ -393,6 +447,10 @@ class Node:
                 await self._exported({})
 
     async def _status(self, _: dict[str, Any]) -> dict[str, Any]:
+        return self.status()
+
+    def status(self) -> dict[str, Any]:
+        """What the status page and the metrics tell."""
         volume, spec = self._opening.volume, self._spec
         journal = volume.journal
         (first_time, first_seq), (last_time, last_seq) = self._samples[0], self._samples[-1]
@@ -406,15 +464,18 @@ class Node:
             degraded.append(
                 f"no space under {spec.state_dir}: changes are refused until there is some"
             )
+        replication = self._replication
+        if replication is not None:
+            degraded += replication.degraded()
         return {
             "name": spec.name,
             "uuid": str(self._state.uuid),
-            "role": "primary",
+            "role": self._state.role,
             "epoch": journal.epoch,
             "pid": os.getpid(),
             "backing": str(spec.backing),
             "mountpoint": str(spec.mountpoint),
-            "state": "read-only" if volume.refusal is not None else "running",
+            "state": self._state_word(),
             "durability": self._durability_mode,
             "exported": self._is_exported,
             "held": self._keeper is not None,
@@ -427,9 +488,18 @@ class Node:
             "segments": journal.segment_count,
             "disk_free_bytes": shutil.disk_usage(spec.state_dir).free,
             "backing_free_bytes": _free_bytes(self._root_fd),
+            "flush_seconds": round(self._durability.flush_seconds, 6),
+            "flushes": self._durability.flushes,
+            "replication": replication.status() if replication is not None else None,
             "degraded": degraded,
             "repairs": self._opening.repairs,
         }
+
+    def _state_word(self) -> str:
+        volume = self._opening.volume
+        if volume.failure is not None or volume.refusal is None:
+            return "read-only" if volume.refusal is not None else "running"
+        return "running" if self._state.role == "mirror" and self._replication else "read-only"
 
 
 def check_mark_name(name: object) -> str:

@@ -28,11 +28,12 @@ from fusejournal.errors import (
     JournalFullError,
 )
 from fusejournal.importer import Importer, survey
+from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.journal import Journal, JournalOptions
 from fusejournal.journal.segment import list_segments
 from fusejournal.operations import Clean, NewEpoch
 from fusejournal.recovery import Recovery, describe_missing
-from fusejournal.types import ROOT_FID, Epoch
+from fusejournal.types import ROOT_FID, Epoch, Seq
 from fusejournal.volume import Volume
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -58,7 +59,13 @@ class Opening:
         root_fd: int,
         options: JournalOptions,
         watcher: Watcher,
+        marks: CopyMarks | None = None,
+        is_unborn: bool = False,
     ) -> None:
+        """*marks*: of a mirror, whose journal is a copy. *is_unborn*: it has no journal yet, and
+        will be whichever volume's its primary is."""
+        self._marks = marks
+        self._is_unborn = is_unborn
         self._state_dir = state_dir
         self._uuid = uuid
         self._backing = backing
@@ -70,18 +77,28 @@ class Opening:
         self.degraded: list[str] = []
         self.volume: Volume
         self.importer: Importer
+        self.lost_machine = False
+        """Whether entries may be gone that this volume had acknowledged."""
 
-    def open(self, read_only: bool) -> Iterator[None]:
-        """Open the volume; between two yields the caller may stop it. Raises FusejournalError,
-        OSError."""
+    def recover(self, read_only: bool) -> Iterator[None]:
+        """Open the volume up to where journal, backing and catalog agree; between two yields the
+        caller may stop it. Raises FusejournalError, OSError."""
         if not list_segments(self._state_dir / "journal"):
             probe(self._root_fd, self._backing, read_only)
-        self._claim_backing(read_only)
+        if self._is_unborn:
+            self._check_empty()
+        else:
+            self._claim_backing(read_only)
         same_boot = self._same_boot()
         journal = self._open_journal(read_only, same_boot)
         catalog_dir = self._state_dir / "catalog"
-        clean = journal.head_seq == 0 or journal.ends_clean
-        if not clean and not same_boot:
+        clean = journal.head_seq == 0 or (
+            journal.ends_clean
+            if self._marks is None
+            else self._marks.stopped_seq == journal.head_seq
+        )
+        self.lost_machine = not clean and not same_boot
+        if self.lost_machine:
             # Its pages reached the disk in any order.
             shutil.rmtree(catalog_dir, ignore_errors=True)
         catalog = self._open_catalog(catalog_dir, journal)
@@ -93,15 +110,36 @@ class Opening:
         yield
         self._recover(read_only)
         yield
+
+    def begin(self, read_only: bool) -> Iterator[None]:
+        """What comes after :meth:`recover`, before the volume takes changes; the same holds."""
+        catalog = self.volume.catalog
         if read_only:
             if not catalog.imported:
                 self.degraded.append("the import was not finished: files that it lacks do not show")
             return
-        self._begin(clean, same_boot)
+        if self._marks is not None:
+            self.volume.refusal = errno.EROFS
+            self._marks.stopped_seq = Seq(0)
+            self._marks.sync()
+            if not self._is_unborn:
+                self.remember_boot()
+            return
+        self._begin()
         if not catalog.imported:
             yield from self._import()
 
     # -- steps -------------------------------------------------------------------------------------
+
+    def _check_empty(self) -> None:
+        """Nothing may be where a mirror is to begin."""
+        names = sorted(os.listdir(self._root_fd))
+        if names:
+            raise BackingError(
+                self._backing,
+                f"is not empty ({names[0]!r} is there), and a new mirror begins with nothing: "
+                "give it an empty directory, not the root of a file system",
+            )
 
     def _claim_backing(self, read_only: bool) -> None:
         """The root's own tag says which volume a backing belongs to; a new volume sets it before
@@ -120,8 +158,7 @@ class Opening:
                 raise BackingError(
                     self._backing, "has no journal yet: mount it once without -o ro"
                 ) from None
-            handle = syscalls.handle_of(self._root_fd)
-            os.setxattr(self._root_fd, FID_XATTR, pack_tag(self._uuid, ROOT_FID, handle))
+            self._tag_root(self._uuid)
             return
         owner = tag[:_ROOT_TAG_BYTES]
         if owner != self._uuid.bytes:
@@ -131,6 +168,19 @@ class Opening:
                 f"{self._uuid} of {self._state_dir}; to begin anew, remove its mark: "
                 f"setfattr -x {FID_XATTR} {self._backing}",
             )
+
+    def _tag_root(self, uuid: UUID) -> None:
+        handle = syscalls.handle_of(self._root_fd)
+        os.setxattr(self._root_fd, FID_XATTR, pack_tag(uuid, ROOT_FID, handle))
+
+    def be_born(self, uuid: UUID) -> None:
+        """Become a mirror of volume *uuid*: the first primary has said which that is. Raises
+        OSError."""
+        self._tag_root(uuid)
+        self._uuid = self.volume.tree.uuid = uuid
+        self.volume.journal.adopt(uuid)
+        self._is_unborn = False
+        self.remember_boot()
 
     def _same_boot(self) -> bool:
         boot_id = _BOOT_ID.read_text().strip()
@@ -142,12 +192,16 @@ class Opening:
     def _open_journal(self, read_only: bool, same_boot: bool) -> Journal:
         directory = self._state_dir / "journal"
         if not list_segments(directory):
-            if self._boot_file.exists():
+            # (A mirror has its first segment only when the first entries have come.)
+            if self._boot_file.exists() and (
+                self._marks is None or self._marks.durable_seq or self._marks.applying_seq
+            ):
                 raise JournalError(
                     f"{directory}: has no segments, but this volume had; restore them"
                 )
             directory.mkdir(mode=0o700, exist_ok=True)
-            return Journal.create(directory, self._uuid, self._options)
+            make = Journal.create if self._marks is None else Journal.expect
+            return make(directory, self._uuid, self._options)
         # A killed layer is recovered for a read-only mount too, as file systems do. After a lost
         # machine that would write under the old epoch, and damage forbids it: then nothing is.
         try:
@@ -156,6 +210,14 @@ class Opening:
             if not read_only:
                 raise
             journal = self._open_existing(directory, same_boot, read_only)
+        on_disk = self._marks.durable_seq if self._marks is not None else 0
+        if on_disk > journal.head_seq and journal.damage is None:
+            raise JournalDamagedError(
+                directory,
+                0,
+                journal.head_seq + 1,
+                f"entries up to {on_disk} were on disk; segments are missing at the end",
+            )
         self.repairs += [str(repair) for repair in journal.repairs]
         if journal.damage is not None:
             self.degraded.append(f"the journal is damaged: {journal.damage}")
@@ -168,6 +230,8 @@ class Opening:
             self._options,
             unclean_machine=not same_boot,
             read_only=read_only,
+            is_copy=self._marks is not None,
+            flushed=self._marks.durable_seq if self._marks is not None else None,
         )
 
     def _open_catalog(self, directory: Path, journal: Journal) -> Catalog:
@@ -193,7 +257,8 @@ class Opening:
         return catalog
 
     def _recover(self, read_only: bool) -> None:
-        recovery = Recovery(self.volume, past_damage=read_only)
+        applying_seq = self._marks.applying_seq if self._marks is not None else None
+        recovery = Recovery(self.volume, read_only, applying_seq)
         recovery.run(
             lambda done, total: self._watcher.progress("recovering", done, total, "entries")
         )
@@ -203,14 +268,20 @@ class Opening:
             self.degraded.append(describe_missing(recovery.missing))
             self._watcher.warning(self.degraded[-1])
 
-    def _begin(self, clean: bool, same_boot: bool) -> None:
+    def _begin(self) -> None:
         """Say in the journal that a reign begins where one does, and remember this boot."""
         volume = self.volume
         if volume.journal.head_seq == 0:
             volume.note(NewEpoch(Epoch(1), "a new volume"))
-        elif not clean and not same_boot:
+        elif self.lost_machine:
             volume.note(NewEpoch(Epoch(volume.journal.epoch + 1), "the machine was lost"))
-        if same_boot:
+        if not self._same_boot():
+            volume.journal.sync()
+            self.remember_boot()
+
+    def remember_boot(self) -> None:
+        """Write down that the journal was written in this boot, if that is not known yet."""
+        if self._same_boot():
             return
         temporary = self._boot_file.with_suffix(".new")
         temporary.write_text(json.dumps({"boot_id": _BOOT_ID.read_text().strip()}))
@@ -219,7 +290,6 @@ class Opening:
             storage.fsync("boot.sync", fd)
         finally:
             os.close(fd)
-        volume.journal.sync()
         storage.rename("boot.rename", temporary, self._boot_file)
 
     def _import(self) -> Iterator[None]:
@@ -251,15 +321,25 @@ def _told_when_full(state_dir: Path) -> Iterator[None]:
         ) from None
 
 
-def close_volume(volume: Volume, sync_backing: Callable[[int], None]) -> None:
-    """An orderly stop, blocking: everything flushed, a CLEAN entry, everything closed. Raises
-    FusejournalError."""
+def close_volume(
+    volume: Volume, sync_backing: Callable[[int], None], marks: CopyMarks | None = None
+) -> None:
+    """An orderly stop, blocking: everything flushed, a CLEAN entry (or, of a mirror, whose journal
+    has no entry of its own, a word in its *marks*), everything closed. Raises FusejournalError."""
     catalog = volume.catalog
-    if volume.refusal is None:
+    is_mirror = marks is not None and volume.failure is None and volume.journal.is_writable
+    if volume.refusal is None or is_mirror:
+        if is_mirror:
+            volume.journal.sync()
         sync_backing(volume.tree.root_fd)
         catalog.checkpoint_seq = catalog.applied_seq
         catalog.commit()
         catalog.sync()
+    if is_mirror and marks is not None:
+        marks.durable_seq = marks.stopped_seq = volume.journal.head_seq
+        marks.sync()
+        marks.close()
+    elif volume.refusal is None:
         # Last, and not in the catalog any more: CLEAN says that the catalog is whole on disk.
         volume.note(Clean())
         volume.journal.sync()

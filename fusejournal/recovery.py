@@ -5,6 +5,10 @@ at its last commit (or at nothing): the entries after it are recorded from the j
 of the objects they made are found in the backing by fid, and the last entry, which alone may be
 undone or half done, is settled by looking: done, or done now, or VOID when the backing refuses it.
 
+A mirror's backing is behind its journal by what was received and not yet applied; it keeps for
+itself how far it came (journal/copymarks.py). Entries before that one are recorded here, that one
+is settled by who goes on applying.
+
 Where there is much to record it is committed piece by piece, nodes without handles too, and the
 catalog says so until the handles are found: a recovery that is killed goes on from there. Runs
 before the mount is live; nothing else uses the volume meanwhile."""
@@ -21,6 +25,7 @@ from fusejournal.journal.settled import settled
 from fusejournal.operations import (
     MAKERS,
     Clean,
+    ControlOperation,
     Import,
     ImportData,
     ImportLink,
@@ -41,11 +46,14 @@ _PROGRESS_ENTRIES = 1024
 class Recovery:
     """Brings *volume*'s catalog from its last commit to the journal's head. See the module."""
 
-    def __init__(self, volume: Volume, past_damage: bool) -> None:
-        """*past_damage*: for a read-only mount, end before a damage rather than fail."""
+    def __init__(self, volume: Volume, past_damage: bool, applying_seq: Seq | None = None) -> None:
+        """*past_damage*: for a read-only mount, end before a damage rather than fail.
+        *applying_seq*: of a copied journal, the entry that may or may not be applied; none after
+        it is."""
         self._volume = volume
         self._past_damage = past_damage
         self._catalog = volume.catalog
+        self._applying_seq = applying_seq
         self._made: list[Fid] = []
         self._in_flight: Entry | None = None
         self.damage: JournalDamagedError | None = None
@@ -57,21 +65,32 @@ class Recovery:
     def run(self, progress: Progress) -> int:
         """Recover. Returns how many entries the catalog lacked. Raises RecoveryError,
         JournalDamagedError, OSError."""
-        head = self._volume.journal.head_seq
         first = Seq(self._catalog.applied_seq + 1)
+        head = self._volume.journal.head_seq
+        if self._applying_seq is not None:
+            head = Seq(max(self._applying_seq, first) - 1)
         try:
             self._record_entries(first, head, progress)
+            if self._applying_seq is not None:
+                self._in_flight = self._entry(Seq(head + 1))
         except JournalDamagedError as error:
             if not self._past_damage:
                 raise
             self.damage = error
         self._find_handles()
-        if self._in_flight is not None:
+        if self._in_flight is not None and self._applying_seq is None:
             self._settle(self._in_flight)
             self._in_flight = None
             self._find_handles()
         self._commit()
         return head - first + 1
+
+    def _entry(self, seq: Seq) -> Entry | None:
+        """Entry *seq* if there is one, and it changes the tree."""
+        if seq > self._volume.journal.head_seq:
+            return None
+        entry = next(iter(self._volume.journal.reader.read(seq, Seq(seq + 1))))
+        return None if isinstance(entry.operation, ControlOperation) else entry
 
     def _commit(self) -> None:
         if not self._volume.journal.is_writable:
@@ -96,7 +115,7 @@ class Recovery:
                 else:
                     catalog.record_control(operation, entry.seq)
                 catalog.record_control(void, Seq(entry.seq + 1))
-            elif entry.seq == head and self._volume.journal.is_writable:
+            elif entry.seq == head and self._may_be_in_flight:
                 self._in_flight = entry
             else:
                 self._record(operation, entry)
@@ -106,6 +125,10 @@ class Recovery:
                 self._commit()
             if entry.seq % _PROGRESS_ENTRIES == 0:
                 progress(entry.seq - first + 1, head - first + 1)
+
+    @property
+    def _may_be_in_flight(self) -> bool:
+        return self._volume.journal.is_writable and self._applying_seq is None
 
     def _record(self, operation: Operation, entry: Entry) -> None:
         assert not isinstance(operation, NewEpoch | Mark | Clean | Void)

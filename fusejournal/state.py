@@ -6,6 +6,10 @@
     STATE/lock           flock'ed by the running layer; holds its pid
     STATE/journal/       segments
     STATE/catalog/       the catalog, a cache
+    STATE/marks          a mirror's watermarks
+    STATE/peers.json     other nodes: names, addresses, certificates
+    STATE/identity/      this node's key and certificate
+    STATE/diverged.*     what a mirror had and its primary had not
     STATE/control.sock   the running layer's control socket
     STATE/boot           the boot in which the volume was last begun
     STATE/log            what a layer in the background had to say
@@ -29,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
+from fusejournal import storage
 from fusejournal.errors import FusejournalError, UsageError, VolumeBusyError, VolumeNotFoundError
 
 if TYPE_CHECKING:
@@ -64,6 +69,12 @@ class VolumeState:
     mountpoint: Path
     created_ns: int
     role: str = "primary"
+    is_unborn: bool = False
+    """Whether a mirror has no journal yet: its UUID is to be its primary's."""
+    listen: str | None = None
+    """Where other nodes connect to, as the last mount had it,"""
+    insecure: bool = False
+    """and whether they may do so without TLS, on loopback."""
 
     @property
     def journal_dir(self) -> Path:
@@ -124,11 +135,21 @@ def load_state(directory: Path) -> VolumeState:
             mountpoint=Path(raw["mountpoint"]),
             created_ns=int(raw["created_ns"]),
             role=str(raw["role"]),
+            is_unborn=bool(raw.get("is_unborn", False)),
+            listen=raw.get("listen"),
+            insecure=bool(raw.get("insecure", False)),
         )
     except (FileNotFoundError, NotADirectoryError):
         raise VolumeNotFoundError(str(directory)) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FusejournalError(f"{path}: cannot be read: {error}") from None
+
+
+def be_born(state: VolumeState, uuid: UUID) -> VolumeState:
+    """Write down that the new mirror *state* is one of volume *uuid* from now on."""
+    born = replace(state, uuid=uuid, is_unborn=False)
+    _save_state(born)
+    return born
 
 
 def _save_state(state: VolumeState) -> None:
@@ -143,6 +164,7 @@ def _save_state(state: VolumeState) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(state.directory / "volume.json")
+    storage.fsync_directory("state.directory", state.directory)
 
 
 @contextmanager
@@ -191,7 +213,18 @@ def _load_or_make(spec: "MountSpec") -> VolumeState:
         state = load_state(directory)
         if state.name != spec.name:
             raise UsageError(f"{directory} is the state of volume {state.name}, not of {spec.name}")
-        moved = replace(state, backing=spec.backing, mountpoint=spec.mountpoint)
+        if spec.role not in (None, state.role):
+            raise UsageError(
+                f"volume {state.name} is a {state.role}, and a role is never changed by mounting: "
+                "leave --role out, or use another --state for another volume"
+            )
+        moved = replace(
+            state,
+            backing=spec.backing,
+            mountpoint=spec.mountpoint,
+            listen=spec.config.replication.listen or state.listen,
+            insecure=spec.config.replication.insecure or state.insecure,
+        )
         if moved != state:
             state = moved
             _save_state(state)
@@ -202,7 +235,16 @@ def _load_or_make(spec: "MountSpec") -> VolumeState:
                 "or use another --state"
             )
         state = VolumeState(
-            directory, uuid4(), spec.name, spec.backing, spec.mountpoint, time.time_ns()
+            directory,
+            uuid4(),
+            spec.name,
+            spec.backing,
+            spec.mountpoint,
+            time.time_ns(),
+            role=spec.role or "primary",
+            is_unborn=spec.role == "mirror",
+            listen=spec.config.replication.listen,
+            insecure=spec.config.replication.insecure,
         )
         _save_state(state)
     if directory.parent != state_root():

@@ -23,6 +23,7 @@ from fusejournal.backing.apply import Applier, ApplyBrokenError, ShortWriteError
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.tree import Tree
 from fusejournal.errors import JournalError, JournalFullError
+from fusejournal.journal.format import Entry
 from fusejournal.journal.journal import Journal
 from fusejournal.operations import (
     REMOVALS,
@@ -32,6 +33,7 @@ from fusejournal.operations import (
     Import,
     ImportOperation,
     Kind,
+    NewEpoch,
     Rename,
     TreeOperation,
     Void,
@@ -60,6 +62,12 @@ class Volume:
         """Whether the newest change was refused for lack of space under the journal."""
         self.hold_back: Callable[[], bool] = bool
         """Asked before each change but a removal: True refuses it with ENOSPC."""
+        self.is_strict = False
+        """Whether every entry is made durable before it is applied."""
+        self.is_in_use: Callable[[Fid], bool] = lambda _: True
+        """Whether the kernel may know a fid, or have it open."""
+        self.on_applied: Callable[[], None] = lambda: None
+        """Called after each entry that was applied or refused."""
 
     def new_fid(self) -> Fid:
         """The fid for the next new file. It counts as given only when an entry with it is
@@ -87,6 +95,8 @@ class Volume:
         time_ns = self.entry_time()
         seq = self._append(operation, who, time_ns, data)
         try:
+            if self.is_strict:
+                self._flush()
             if kind in _MAY_ORPHAN:
                 pinned = self._pin(operation)
             made = self.applier.apply(operation, time_ns, data)
@@ -107,7 +117,63 @@ class Volume:
         self._record(operation, seq, time_ns, made.handle, made.ino)
         for node in nodes:
             self.tree.unpin(node)
+        self.on_applied()
         return seq
+
+    def apply_received(self, entry: Entry, void: Void | None, settle: bool) -> None:
+        """Carry out *entry*, which is in the journal because another node wrote it, with the *void*
+        that follows it there. With *settle* it may have been done before, by a process that died.
+
+        Raises OSError: the backing's refusal, which is for now, for the entry held where it was
+        made; nothing was done, or the beginning of a WRITE, which can be written again. On
+        anything else the volume fails."""
+        operation, seq = entry.operation, entry.seq
+        self.journal.last_time_ns = entry.time_ns
+        if isinstance(operation, NewEpoch):
+            self.journal.epoch = operation.epoch
+        if isinstance(operation, ControlOperation):
+            self.catalog.record_control(operation, seq)
+        elif void is not None and not void.written:
+            self.catalog.record_control(operation, void.seq)
+        else:
+            data = entry.data[: void.written] if void is not None else entry.data
+            self._carry_out(operation, seq, entry.time_ns, data, settle)
+            if void is not None:
+                self.catalog.record_control(operation, void.seq)
+        if void is not None:
+            self.catalog.applied_seq = Seq(seq + 1)
+        self.on_applied()
+
+    def set_directory_mtime(self, directory: Fid, mtime_ns: int) -> None:
+        """Give *directory* the mtime that entries say it has. Raises OSError."""
+        syscalls.set_times(self.tree.descriptor(directory), None, mtime_ns)
+
+    def _carry_out(
+        self,
+        operation: TreeOperation,
+        seq: Seq,
+        time_ns: int,
+        data: bytes | memoryview,
+        settle: bool,
+    ) -> None:
+        pinned: tuple[Fid, ...] = ()
+        if operation.kind in _MAY_ORPHAN and not settle:
+            pinned = tuple(fid for fid in self._orphaned(operation) if self.is_in_use(fid))
+        try:
+            for fid in pinned:
+                self.tree.pin(fid)
+            made = self.applier.apply(operation, time_ns, data, settle)
+        except OSError:
+            for fid in pinned:
+                self.tree.unpin(self.tree.node(fid))
+            raise
+        except BaseException as error:
+            self.fail(f"entry {seq} ({operation.kind.name}) is half done: {error}")
+            raise
+        nodes = [self.tree.node(fid) for fid in pinned]
+        self._record(operation, seq, time_ns, made.handle, made.ino)
+        for node in nodes:
+            self.tree.unpin(node)
 
     def change_orphan(self, operation: DataOperation, data: bytes = b"") -> None:
         """Change a file that has no name any more: not journaled, for nobody can ever see it again
@@ -122,6 +188,7 @@ class Volume:
         """Append an entry that changes no tree. Raises JournalError."""
         seq = self.journal.append(operation, NOBODY_ASKED, self.entry_time(), self.catalog.path)
         self.catalog.record_control(operation, seq)
+        self.on_applied()
         return seq
 
     def adopt(
@@ -139,6 +206,7 @@ class Volume:
                 self.void(seq, operation, error.errno or errno.EIO)
                 raise
         self._record(operation, seq, time_ns, handle, ino)
+        self.on_applied()
         return seq
 
     def tag_imported(self, operation: Import, handle: bytes) -> None:
@@ -174,14 +242,26 @@ class Volume:
 
     def _pin(self, operation: TreeOperation) -> tuple[Fid, ...]:
         """Keep the descriptor of a file whose last name the operation may take."""
-        if isinstance(operation, Rename):
-            if not operation.replaced or operation.flags & RENAME_EXCHANGE:
-                return ()
-            fid = operation.replaced
-        else:
-            fid = operation.fid
-        self.tree.pin(fid)
-        return (fid,)
+        fids = self._orphaned(operation)
+        for fid in fids:
+            self.tree.pin(fid)
+        return fids
+
+    def _orphaned(self, operation: TreeOperation) -> tuple[Fid, ...]:
+        """The file whose last name the operation may take, if it takes one."""
+        if not isinstance(operation, Rename):
+            return (operation.fid,)
+        if not operation.replaced or operation.flags & RENAME_EXCHANGE:
+            return ()
+        return (operation.replaced,)
+
+    def _flush(self) -> None:
+        """Make the entry just appended durable before it is applied. Raises OSError EIO."""
+        try:
+            self.journal.sync()
+        except JournalError as error:
+            self.fail(f"the journal could not be flushed: {error}")
+            raise OSError(errno.EIO, str(error)) from error
 
     def _append(self, operation: TreeOperation, who: Who, time_ns: int, data: bytes) -> Seq:
         try:
@@ -199,6 +279,7 @@ class Volume:
         """Append the VOID of *operation*, the last entry, which was refused with errno *number*."""
         self._append_void(Void(seq, number, 0))
         self.catalog.record_control(operation, Seq(seq + 1))
+        self.on_applied()
 
     def _void_rest(
         self, seq: Seq, operation: TreeOperation, time_ns: int, error: ShortWriteError
@@ -206,6 +287,7 @@ class Volume:
         self._append_void(Void(seq, error.errno or errno.EIO, error.written))
         self._record(operation, seq, time_ns, b"", 0)
         self.catalog.record_control(operation, Seq(seq + 1))
+        self.on_applied()
 
     def _append_void(self, void: Void) -> None:
         try:

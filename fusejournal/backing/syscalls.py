@@ -22,6 +22,8 @@ AT_EMPTY_PATH = 0x1000
 _HANDLE_BYTES_MAX = 128
 _UTIME_OMIT = (1 << 30) - 2
 _HANDLE_HEAD = struct.Struct("<Ii")
+_FUSE_HANDLE = struct.Struct("<iIII")
+_FILEID_INO64_GEN = 0x81
 _TIMES = struct.Struct("<qqqq")
 _NANO = 10**9
 
@@ -82,6 +84,11 @@ def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
     if fd < 0:
         raise _fail()
     return fd
+
+
+def fuse_handle(node_id: int) -> bytes:
+    """The handle that a FUSE mount's file *node_id* has, whose generation is 0."""
+    return _FUSE_HANDLE.pack(_FILEID_INO64_GEN, node_id >> 32, node_id & 0xFFFFFFFF, 0)
 
 
 def set_times(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:

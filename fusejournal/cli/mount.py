@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from fusejournal.config import find_config, load_config
+from fusejournal.config import Config, find_config, load_config
 from fusejournal.errors import (
     FusejournalError,
     MountError,
@@ -37,6 +38,7 @@ from fusejournal.errors import (
 from fusejournal.layer.mount import mounts
 from fusejournal.mountspec import MountSpec, Reporter
 from fusejournal.state import VolumeState, check_name, default_name, find_volume, state_root
+from fusejournal.wire.address import check_peer_name, parse_remote
 
 _REPORT_FD = "FUSEJOURNAL_REPORT_FD"
 _FLAGS = ("ro", "nosuid", "nodev", "noexec")
@@ -78,6 +80,40 @@ _PLAIN_PERIOD_SECONDS = 5.0
     metavar="OPT,...",
     help="ro, nosuid, nodev, noexec; or rw, suid, dev, exec against the configuration's.",
 )
+@click.option(
+    "--role",
+    type=click.Choice(["primary", "mirror"]),
+    help="A mirror takes its changes from a primary and from nobody else. Of a new volume, for it "
+    "is never changed  [default: primary]",
+)
+@click.option(
+    "--listen", metavar="ADDR:PORT", help="Where other nodes connect to; a mirror needs it."
+)
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="NAME=ADDR:PORT",
+    help="Ship the journal to this mirror (see 'peer' and 'pair'); may be repeated.",
+)
+@click.option(
+    "--insecure", is_flag=True, help="Talk to other nodes without TLS, where both are on loopback."
+)
+@click.option(
+    "--durability",
+    type=click.Choice(["async", "nfs", "strict"]),
+    help="What waits for the disk: fsync alone, names and attributes too, or every change "
+    " [default: nfs while exported sync, else async]",
+)
+@click.option(
+    "--mirrors",
+    type=click.IntRange(0, 64),
+    metavar="N",
+    help="What waits for the disk also waits for N mirrors' disks  [default: 0]",
+)
+@click.option(
+    "--metrics", metavar="ADDR:PORT", help="Where Prometheus reads metrics, on the loopback."
+)
 def mount(
     places: tuple[Path, ...],
     name: str | None,
@@ -85,6 +121,7 @@ def mount(
     config: Path | None,
     foreground: bool,
     options: tuple[str, ...],
+    **replication: Any,
 ) -> None:
     """Mount a journaled layer over the directory BACKING at MOUNTPOINT; returns when it is live.
 
@@ -100,23 +137,26 @@ def mount(
       fusejournal mount srv-data
       fusejournal mount /disk/homes /home --name homes
       fusejournal mount -f -o nosuid,nodev --config /etc/fusejournal/lab.toml /disk/lab /srv/lab
+      fusejournal mount /disk/copy /srv/data --role mirror --listen 0.0.0.0:7710
+      fusejournal mount /srv/data /srv/data --listen 0.0.0.0:7710 --peer east=10.0.0.2:7710
     """
     if len(places) > 2:
         raise click.UsageError("too many arguments: BACKING and MOUNTPOINT, or a VOLUME alone")
     if os.geteuid() != 0:
         raise PrivilegeError("mounting needs root: try sudo")
     words = [word for option in options for word in option.split(",") if word]
+    asked = MountOptions(config, words, replication_options(**replication))
     try:
         if len(places) == 2:
-            spec = new_spec(*places, name, state, config, words)
+            spec = new_spec(*places, name, state, asked)
         elif name is None and state is None:
-            spec = known_spec(_find_known(str(places[0])), None, config, words)
+            spec = known_spec(_find_known(str(places[0])), None, asked)
         else:
             raise UsageError(
                 f"--name and --state need BACKING and MOUNTPOINT, not {str(places[0])!r} alone"
             )
         if not foreground:
-            mount_in_background(spec, config, words)
+            mount_in_background(spec, asked)
         elif _REPORT_FD in os.environ:
             _serve_for_parent(spec)
         else:
@@ -140,42 +180,93 @@ def _find_known(volume: str) -> VolumeState:
         raise
 
 
+@dataclass(frozen=True)
+class MountOptions:
+    """What the user asked for beside the places: a configuration file, the words of -o, and what is
+    to be otherwise than the file says (section, key and value)."""
+
+    config: Path | None = None
+    words: Sequence[str] = ()
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def as_arguments(self) -> list[str]:
+        """The command line that says the same."""
+        arguments = [f"-o{','.join(self.words)}"] if self.words else []
+        if self.config is not None:
+            arguments.append(f"--config={self.config.absolute()}")
+        volume, replication, metrics = (
+            self.changes.get(section, {}) for section in ("volume", "replication", "metrics")
+        )
+        arguments += [f"--{key}={value}" for key, value in volume.items()]
+        for key, value in replication.items():
+            if key == "peers":
+                arguments += [f"--peer={name}={address}" for name, address in value.items()]
+            else:
+                arguments.append("--insecure" if key == "insecure" else f"--{key}={value}")
+        return arguments + [f"--metrics={value}" for value in metrics.values()]
+
+
+def replication_options(
+    role: str | None = None,
+    listen: str | None = None,
+    peers: Sequence[str] = (),
+    insecure: bool = False,
+    durability: str | None = None,
+    mirrors: int | None = None,
+    metrics: str | None = None,
+) -> dict[str, dict[str, Any]]:
+    """What these options change in the configuration. Raises UsageError."""
+    told: dict[str, dict[str, Any]] = {
+        "volume": {"role": role, "durability": durability},
+        "replication": {
+            "listen": listen,
+            "insecure": insecure or None,
+            "mirrors": mirrors,
+            "peers": dict(split_peer(peer) for peer in peers) or None,
+        },
+        "metrics": {"listen": metrics},
+    }
+    changes = {
+        section: {key: value for key, value in keys.items() if value is not None}
+        for section, keys in told.items()
+    }
+    return {section: keys for section, keys in changes.items() if keys}
+
+
+def split_peer(text: str) -> tuple[str, str]:
+    """Name and address of ``NAME=ADDR:PORT``. Raises UsageError."""
+    name, equals, address = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"{text!r} is no peer: NAME=ADDR:PORT, as in east=10.0.0.2:7710")
+    return check_peer_name(name), str(parse_remote(address))
+
+
 def new_spec(
     backing: Path,
     mountpoint: Path,
     name: str | None,
     state: Path | None,
-    config: Path | None,
-    words: Sequence[str],
+    asked: MountOptions,
 ) -> MountSpec:
     """The mount of *backing* at *mountpoint*, by whatever else the user said. Raises
     FusejournalError."""
     mountpoint = _resolve(mountpoint)
     name = check_name(name or (_name_in(state) if state else None) or default_name(mountpoint))
-    return _spec(
-        name, _resolve(state or state_root() / name), _resolve(backing), mountpoint, config, words
-    )
+    return _spec(name, _resolve(state or state_root() / name), _resolve(backing), mountpoint, asked)
 
 
-def known_spec(
-    volume: VolumeState, mountpoint: Path | None, config: Path | None, words: Sequence[str]
-) -> MountSpec:
+def known_spec(volume: VolumeState, mountpoint: Path | None, asked: MountOptions) -> MountSpec:
     """The mount of *volume* where it was, or at *mountpoint*. Raises FusejournalError."""
     place = volume.mountpoint if mountpoint is None else _resolve(mountpoint)
-    return _spec(volume.name, volume.directory, volume.backing, place, config, words)
+    return _spec(volume.name, volume.directory, volume.backing, place, asked)
 
 
 def _spec(
-    name: str,
-    state_dir: Path,
-    backing: Path,
-    mountpoint: Path,
-    config: Path | None,
-    words: Sequence[str],
+    name: str, state_dir: Path, backing: Path, mountpoint: Path, asked: MountOptions
 ) -> MountSpec:
-    mount_flags((), words)  # a slip in the command line is told before any in a file
-    loaded = load_config(config or find_config(name))
-    flags = mount_flags(loaded.volume.options, words)
+    mount_flags((), asked.words)  # a slip in the command line is told before any in a file
+    loaded = _changed(load_config(asked.config or find_config(name)), asked.changes)
+    flags = mount_flags(loaded.volume.options, asked.words)
     return MountSpec(
         name=name,
         state_dir=state_dir,
@@ -185,6 +276,17 @@ def _spec(
         read_only="ro" in flags,
         mount_flags=flags - {"ro"},
     )
+
+
+def _changed(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config:
+    """*config* with what the command line says instead; peers come on top of those it has."""
+    sections = {}
+    for section, keys in changes.items():
+        values = dict(keys)
+        if "peers" in values:
+            values["peers"] = {**config.replication.peers, **values["peers"]}
+        sections[section] = getattr(config, section).model_copy(update=values)
+    return config.model_copy(update=sections)
 
 
 def mount_flags(configured: Iterable[str], words: Iterable[str]) -> frozenset[str]:
@@ -363,15 +465,15 @@ def _serve_for_parent(spec: MountSpec) -> None:
         raise
 
 
-def mount_in_background(spec: MountSpec, config: Path | None, words: Sequence[str]) -> None:
-    """Make the mount *spec*, which came of *config* and *words*, in a process of its own; returns
-    when it is live, having followed what that reports. Raises FusejournalError."""
+def mount_in_background(spec: MountSpec, asked: MountOptions) -> None:
+    """Make the mount *spec*, which came of what was *asked*, in a process of its own; returns when
+    it is live, having followed what that reports. Raises FusejournalError."""
     spec.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     log_path = spec.state_dir / "log"
     read_fd, write_fd = os.pipe()
     with open(log_path, "ab") as log_file:
         child = subprocess.Popen(
-            _foreground_command(spec, config, words),
+            _foreground_command(spec, asked),
             env={**os.environ, _REPORT_FD: str(write_fd)},
             pass_fds=[write_fd],
             # Neither the caller's directory nor its session is the layer's to hold.
@@ -409,12 +511,9 @@ def mount_in_background(spec: MountSpec, config: Path | None, words: Sequence[st
     )
 
 
-def _foreground_command(spec: MountSpec, config: Path | None, words: Sequence[str]) -> list[str]:
+def _foreground_command(spec: MountSpec, asked: MountOptions) -> list[str]:
     # -P: what lies in the current directory is no module of ours.
     command = [sys.executable, "-P", "-m", "fusejournal", "mount", "-f", f"--name={spec.name}"]
     command.append(f"--state={spec.state_dir}")
-    if words:
-        command.append(f"-o{','.join(words)}")
-    if config is not None:
-        command.append(f"--config={config.absolute()}")
+    command += asked.as_arguments()
     return [*command, "--", str(spec.backing), str(spec.mountpoint)]

@@ -26,7 +26,13 @@ from typing import Any
 
 import click
 
-from fusejournal.cli.mount import known_spec, mount_flags, mount_in_background, new_spec
+from fusejournal.cli.mount import (
+    MountOptions,
+    known_spec,
+    mount_flags,
+    mount_in_background,
+    new_spec,
+)
 from fusejournal.errors import FusejournalError, PrivilegeError, UsageError, VolumeNotFoundError
 from fusejournal.layer import mount as mounts
 from fusejournal.mountspec import MountSpec
@@ -56,6 +62,11 @@ class _Options:
     state: Path | None = None
     config: Path | None = None
     words: list[str] = field(default_factory=list)
+
+    @property
+    def asked(self) -> MountOptions:
+        """The same for ``fusejournal mount``."""
+        return MountOptions(self.config, self.words)
 
 
 class _Helper(click.Command):
@@ -200,22 +211,20 @@ def _mount(source: str, mountpoint: Path, chosen: _Options) -> str:
     _await_stop(spec)
     if _is_live(spec):
         return "was mounted already"
-    mount_in_background(spec, chosen.config, chosen.words)
+    mount_in_background(spec, chosen.asked)
     return f"mounted, volume {spec.name}"
 
 
 def _spec(source: str, mountpoint: Path, chosen: _Options) -> MountSpec:
     kind, colon, name = source.partition(":")
     if kind != "fusejournal" or not colon:
-        return new_spec(
-            Path(source), mountpoint, chosen.name, chosen.state, chosen.config, chosen.words
-        )
+        return new_spec(Path(source), mountpoint, chosen.name, chosen.state, chosen.asked)
     if chosen.name not in (None, name):
         raise UsageError(f"{source}: is volume {name}, not {chosen.name}")
     volume = load_state(chosen.state.absolute()) if chosen.state else find_volume(name)
     if volume.name != name:
         raise UsageError(f"{volume.directory} is the state of volume {volume.name}, not of {name}")
-    return known_spec(volume, mountpoint, chosen.config, chosen.words)
+    return known_spec(volume, mountpoint, chosen.asked)
 
 
 def _holder(spec: MountSpec) -> dict[str, Any]:

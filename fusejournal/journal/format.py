@@ -223,16 +223,17 @@ def read_frame(
 
 
 def skim_frames(
-    buffer: bytes, view: memoryview, seq: Seq, chain_before: int
+    buffer: bytes, view: memoryview, seq: Seq, chain_before: int, at: int = 0, to_seq: int = 1 << 63
 ) -> tuple[int, Seq, int]:
-    """Check frames as :func:`read_frame` does, from the beginning of *buffer* on; stops before the
-    first that is not whole or not good. Returns where that is, its seq, and the chain before it.
+    """Check frames as :func:`read_frame` does, from *at* of *buffer* on; stops before the first
+    that is not whole or not good, or is *to_seq*. Returns where that is, its seq, and the chain
+    before it.
 
     This is for reading everything quickly: there is no object for a frame, and what is wrong with
     the one it stops at is for read_frame to find."""
     unpack, digest = FRAME.unpack_from, xxhash.xxh3_64_intdigest
-    at, chain, size, covered_bytes = 0, chain_before, len(buffer), _FRAME_COVERED.size
-    while (payload_at := at + FRAME_HEADER_BYTES) <= size:
+    chain, size, covered_bytes = chain_before, len(buffer), _FRAME_COVERED.size
+    while (payload_at := at + FRAME_HEADER_BYTES) <= size and seq < to_seq:
         payload_bytes, data_bytes, number, _, checksum = unpack(buffer, at)
         payload_end = payload_at + payload_bytes
         end = payload_end + data_bytes
@@ -250,6 +251,20 @@ def skim_frames(
         at, chain = end, checksum
         seq = Seq(seq + 1)
     return at, seq, chain
+
+
+def kind_at(buffer: bytes) -> Kind | None:
+    """The kind of the entry whose frame is at the beginning of *buffer*, which may be anything and
+    was not checked; None where that cannot be told."""
+    if len(buffer) < FRAME_HEADER_BYTES + 8:
+        return None
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(buffer[FRAME_HEADER_BYTES : FRAME_HEADER_BYTES + 8])
+    try:
+        unpacker.read_array_header()
+        return Kind(unpacker.unpack())
+    except (ValueError, TypeError, msgpack.UnpackException):
+        return None
 
 
 def _is_name(name: bytes) -> bool:

@@ -31,6 +31,7 @@ from fusejournal.errors import (
     JournalDamagedError,
     JournalError,
     JournalFailedError,
+    JournalForeignError,
     JournalFullError,
 )
 from fusejournal.journal import tail
@@ -38,6 +39,7 @@ from fusejournal.journal.format import (
     DATA_BYTES_MAX,
     PAYLOAD_BYTES_MAX,
     SEGMENT_HEADER_BYTES,
+    FormatError,
     SegmentHeader,
     encode_frame,
     encode_payload,
@@ -53,6 +55,7 @@ from fusejournal.journal.segment import (
     list_segments,
     segment_path,
 )
+from fusejournal.journal.stretches import End, Stretch
 from fusejournal.operations import MAKERS, REMOVALS, TOUCHED, Kind, NewEpoch, Operation, Rename
 from fusejournal.types import Epoch, Fid, Position, Seq, Who
 
@@ -117,6 +120,10 @@ class Journal:
         self.repairs: list[tail.Cut] = []
         self.damage: JournalDamagedError | None = None
         """What keeps a read-only opened journal from being whole."""
+        self.is_writable = True
+        """Whether entries can be appended: False when it was opened for reading only."""
+        self.appended_bytes = 0
+        """What was appended since it was opened."""
         self._current: _Current | None = None
         self._failure: str | None = None
         # Shared with the thread that flushes: only the loop's appends on the right and counts up,
@@ -134,8 +141,18 @@ class Journal:
     def create(cls, directory: Path, uuid: UUID, options: JournalOptions) -> "Journal":
         """A new, empty journal in *directory*. Raises JournalFullError, OSError."""
         journal = cls(directory, uuid, options)
-        journal._current = journal._begin_segment(Seq(1))
+        journal._current = journal._begin_segment(journal._next_header())
         return journal
+
+    @classmethod
+    def expect(cls, directory: Path, uuid: UUID, options: JournalOptions) -> "Journal":
+        """A journal in *directory* that has no segment yet: the first one will be received."""
+        return cls(directory, uuid, options)
+
+    def adopt(self, uuid: UUID) -> None:
+        """Become the journal of volume *uuid*, while there is nothing in it."""
+        assert self.head_seq == 0, "only an empty journal can become another volume's"
+        self.uuid = self.reader.uuid = uuid
 
     @classmethod
     def open(
@@ -146,16 +163,21 @@ class Journal:
         *,
         unclean_machine: bool,
         read_only: bool = False,
+        is_copy: bool = False,
+        flushed: Seq | None = None,
     ) -> "Journal":
         """The journal in *directory*.
 
         What is torn at its end is cut off, saved aside and told in ``repairs``; with
         *unclean_machine* (the machine went down since) anything bad above the flushed watermark
         counts as torn. Any other damage raises JournalDamagedError; with *read_only* nothing is
-        changed and the journal ends before the damage, which is in ``damage``. Raises
+        changed and the journal ends before the damage, which is in ``damage``. One that *is_copy*
+        is received from elsewhere and begins no segment by itself; how much of it is on disk
+        here is *flushed*, for its frames tell only what was on the disk of who wrote them. Raises
         JournalForeignError when the segments are another volume's."""
         journal = cls(directory, uuid, options)
-        found = tail.examine(directory, uuid, unclean_machine)
+        journal.is_writable = not read_only
+        found = tail.examine(directory, uuid, unclean_machine, flushed)
         if found.damage is not None and not read_only:
             raise found.damage
         journal.damage = found.damage
@@ -171,10 +193,10 @@ class Journal:
         for path in list_segments(directory):
             journal._sealed_bytes[first_seq_of(path)] = path.stat().st_size
         if not read_only:
-            journal._resume(found)
+            journal._resume(found, is_copy)
         return journal
 
-    def _resume(self, found: tail.Found) -> None:
+    def _resume(self, found: tail.Found, is_copy: bool) -> None:
         """Go on writing where the newest segment ends, or begin one where there is none to go on
         with."""
         # What the last process wrote may still be in the page cache alone: the first flush covers
@@ -187,16 +209,12 @@ class Journal:
                 self._unsynced.append((path, os.open(path, os.O_RDWR | os.O_CLOEXEC)))
         self._names_made += 1
         if found.last is None or found.last.suffix == COMPRESSED_SUFFIX:
-            self._current = self._begin_segment(Seq(self.head_seq + 1))
+            if not is_copy:
+                self._current = self._begin_segment(self._next_header())
             return
         fd = os.open(found.last, os.O_RDWR | os.O_CLOEXEC)
         self._current = _Current(found.last, fd, first_seq_of(found.last), found.end)
         self._sealed_bytes.pop(self._current.first_seq, None)
-
-    @property
-    def is_writable(self) -> bool:
-        """Whether entries can be appended: False when it was opened for reading only."""
-        return self._current is not None
 
     # -- appending ---------------------------------------------------------------------------------
 
@@ -247,6 +265,7 @@ class Journal:
         head, chain = encode_frame(payload, data, seq, self.durable_seq, self.chain)
         self._write(current, head, data, need)
         current.end += need
+        self.appended_bytes += need
         self.head_seq = seq
         self.chain = chain
         self.last_time_ns = time_ns
@@ -262,6 +281,76 @@ class Journal:
         elif isinstance(operation, NewEpoch):
             self.epoch = operation.epoch
         return seq
+
+    @property
+    def end(self) -> End:
+        """Where the next frame will be."""
+        current = self._current
+        if current is None:
+            return End(Seq(self.head_seq + 1), 0, self.head)
+        return End(current.first_seq, current.end, self.head)
+
+    def receive(self, stretch: Stretch) -> None:
+        """Append *stretch*, frames of another node's journal of the same volume that were checked,
+        byte for byte, and begin a segment where it does. When this returns it is in the kernel's
+        hands. (``epoch`` and ``last_time_ns`` follow when its entries are applied.)
+
+        Raises JournalForeignError (it does not follow what is here; nothing was written),
+        JournalFullError (the same), JournalFailedError (the journal is dead)."""
+        if self._failure is not None:
+            raise JournalFailedError(self._failure)
+        if (stretch.first_seq, stretch.chain_before) != (self.head_seq + 1, self.chain):
+            raise JournalForeignError(
+                f"{self.directory}: entries from {stretch.first_seq} do not follow {self.head_seq}"
+            )
+        current = self._current
+        frames = memoryview(stretch.content)
+        if stretch.offset == 0:
+            frames = frames[SEGMENT_HEADER_BYTES:]
+            current = self._receive_header(bytes(stretch.content[:SEGMENT_HEADER_BYTES]))
+        elif current is None or (stretch.segment_seq, stretch.offset) != (
+            current.first_seq,
+            current.end,
+        ):
+            raise JournalForeignError(
+                f"{self.directory}: byte {stretch.offset} of segment {stretch.segment_seq} is not "
+                "where this journal ends"
+            )
+        need = len(frames)
+        if current.end + need + self.options.reserve_bytes > current.allocated:
+            self._take_space(current, need, Kind.WRITE)
+        self._write(current, b"", frames, need)
+        current.end += need
+        self.appended_bytes += need
+        self.head_seq = stretch.last_seq
+        self.chain = stretch.chain
+
+    def _receive_header(self, content: bytes) -> _Current:
+        """Begin the segment whose header is *content*."""
+        try:
+            header = SegmentHeader.decode(content)
+        except FormatError as error:
+            raise JournalForeignError(f"{self.directory}: {error}") from None
+        if (header.uuid, header.first_seq, header.chain_before) != (
+            self.uuid,
+            self.head_seq + 1,
+            self.chain,
+        ):
+            raise JournalForeignError(
+                f"{self.directory}: segment {header.first_seq} of volume {header.uuid} does not "
+                f"follow entry {self.head_seq} of {self.uuid}"
+            )
+        old = self._current
+        if old is not None and old.first_seq == header.first_seq:
+            # Whoever began it here died before the first entry: perhaps by another header.
+            if storage.pwritev("journal.header", old.fd, (content,), 0) != len(content):
+                raise JournalFullError(f"{self.directory}: no space left for the journal")
+            return old
+        new = self._begin_segment(header)
+        if old is not None:
+            self._seal(old)
+        self._current = new
+        return new
 
     def _paths(
         self, current: _Current, operation: Operation, path_of: Callable[[Fid], bytes | None]
@@ -350,29 +439,35 @@ class Journal:
         old = self._current
         assert old is not None
         try:
-            new = self._begin_segment(Seq(self.head_seq + 1))
+            new = self._begin_segment(self._next_header())
         except JournalFullError:
             if kind in _ALWAYS or kind in REMOVALS:
                 return None
             raise
+        self._seal(old)
+        self._current = new
+        return new
+
+    def _seal(self, old: _Current) -> None:
         try:
             storage.ftruncate(
                 "journal.seal", old.fd, old.end
             )  # gives back what was allocated beyond
         except OSError as error:
             raise self._fail(f"{old.path}: cannot be sealed: {error.strerror}") from error
-        # In this order: a flush beside us takes the current segment first and the sealed ones
-        # after.
+        # Before the next one is the current one: a flush beside us takes the current segment first
+        # and the sealed ones after.
         self._sealed_bytes[old.first_seq] = old.end
         self._unsynced.append((old.path, old.fd))
-        self._current = new
-        return new
 
-    def _begin_segment(self, first_seq: Seq) -> _Current:
-        path = segment_path(self.directory, first_seq)
-        header = SegmentHeader(
-            self.uuid, self.epoch, first_seq, self.chain, time.time_ns()
-        ).encode()
+    def _next_header(self) -> SegmentHeader:
+        return SegmentHeader(
+            self.uuid, self.epoch, Seq(self.head_seq + 1), self.chain, time.time_ns()
+        )
+
+    def _begin_segment(self, begins: SegmentHeader) -> _Current:
+        path = segment_path(self.directory, begins.first_seq)
+        header = begins.encode()
         storage.reached("journal.create")
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -380,7 +475,7 @@ class Journal:
             if error.errno in _NO_SPACE:
                 raise JournalFullError(f"{self.directory}: no space left for the journal") from None
             raise self._fail(f"{path}: cannot be made: {error.strerror}") from error
-        current = _Current(path, fd, first_seq, SEGMENT_HEADER_BYTES)
+        current = _Current(path, fd, begins.first_seq, SEGMENT_HEADER_BYTES)
         current.allocated = 0
         current.is_begun = False
         try:
@@ -413,14 +508,14 @@ class Journal:
             # loses none of them.
             seq = self.head_seq
             current = self._current
-            assert current is not None
-            end = current.end
+            end = current.end if current is not None else 0
             sealed = list(self._unsynced)
             names_made = self._names_made
             try:
                 for _, fd in sealed:
                     storage.fdatasync("journal.sync", fd)
-                storage.fdatasync("journal.sync", current.fd)
+                if current is not None:
+                    storage.fdatasync("journal.sync", current.fd)
                 if names_made != self._names_synced:
                     storage.fsync_directory("journal.sync.directory", self.directory)
             except OSError as error:
@@ -430,7 +525,8 @@ class Journal:
             self._names_synced = names_made
             self._synced_end = end
             for _, fd in sealed:
-                if fd != current.fd:  # sealed meanwhile, perhaps with more in it: next time
+                # If it was sealed meanwhile there may be more in it: next time.
+                if current is None or fd != current.fd:
                     self._unsynced.popleft()
                     os.close(fd)
             self.durable_seq = max(self.durable_seq, seq)
@@ -471,6 +567,21 @@ class Journal:
         return sum(self._sealed_bytes.values()) + (
             self._current.end if self._current is not None else 0
         )
+
+    def bytes_from(self, seq: Seq) -> int:
+        """About how much of what the segments occupy is entries from *seq* on."""
+        current = self._current
+        total = 0
+        next_seq, size = Seq(self.head_seq + 1), current.end if current is not None else 0
+        starts = [(current.first_seq, size)] if current is not None else []
+        starts += sorted(self._sealed_bytes.items(), reverse=True)
+        for first_seq, size in starts:
+            if first_seq <= seq:
+                share = (next_seq - seq) / max(1, next_seq - first_seq)
+                return total + int(size * min(1.0, max(0.0, share)))
+            total += size
+            next_seq = first_seq
+        return total
 
     def sealed_segments(self) -> list[Path]:
         """Segments that are sealed and durable: those that can have an index and be

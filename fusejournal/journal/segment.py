@@ -107,7 +107,7 @@ class SegmentReader:
         """Where a bad frame was found last, and its bytes."""
         try:
             self._compressed = SeekableFile(self._fd) if path.suffix == COMPRESSED_SUFFIX else None
-            self.header = SegmentHeader.decode(self._read_at(0, SEGMENT_HEADER_BYTES))
+            self.header = SegmentHeader.decode(self.read_at(0, SEGMENT_HEADER_BYTES))
         except FormatError as error:
             os.close(self._fd)
             raise BadFrameError(0, first_seq_of(path), str(error), torn=False) from None
@@ -135,7 +135,9 @@ class SegmentReader:
         """The segment's size in bytes, uncompressed, as it is now."""
         return self._compressed.size if self._compressed is not None else os.fstat(self._fd).st_size
 
-    def _read_at(self, offset: int, length: int) -> bytes:
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Up to *length* bytes of the uncompressed segment at *offset*. Raises FormatError when
+        they cannot be uncompressed."""
         if self._compressed is not None:
             return self._compressed.read_at(offset, length)
         return os.pread(self._fd, length, offset)
@@ -158,7 +160,7 @@ class SegmentReader:
             try:
                 frame = read_frame(window, view, at, seq, chain, offset)
                 if frame is None:
-                    window = self._read_at(offset, asked)
+                    window = self.read_at(offset, asked)
                     if not window:
                         return
                     view, at = memoryview(window), 0
@@ -201,14 +203,14 @@ class SegmentReader:
     def _is_settled(self, offset: int) -> bool:
         """Whether what is at *offset* was there when this was asked last: else it may have been
         read while it was being written."""
-        content = self._read_at(offset, self._claimed_bytes(offset))
+        content = self.read_at(offset, self._claimed_bytes(offset))
         settled = self._last_judged == (offset, content)
         self._last_judged = offset, content
         return settled
 
     def _claimed_bytes(self, offset: int) -> int:
         """How long the frame at *offset*, which may be of any bytes, says that it is."""
-        head = self._read_at(offset, FRAME_HEADER_BYTES)
+        head = self.read_at(offset, FRAME_HEADER_BYTES)
         if len(head) < FRAME_HEADER_BYTES:
             return FRAME_HEADER_BYTES
         try:
@@ -266,7 +268,7 @@ class SegmentReader:
         seq, offset, chain = point
         while True:
             try:
-                buffer = self._read_at(offset, _WINDOW_BYTES)
+                buffer = self.read_at(offset, _WINDOW_BYTES)
             except FormatError as error:
                 raise BadFrameError(offset, seq, str(error), torn=False) from None
             at, seq, chain = skim_frames(buffer, memoryview(buffer), seq, chain)

@@ -6,7 +6,8 @@ unfinished. A lost machine leaves unflushed pages on disk in any order: the firs
 the flushed watermark ends the log, and it and all after it are saved aside. A bad frame at or
 below the watermark is damage, in either case.
 
-The flushed watermark is the highest that a good frame carries. Segments before the one that holds
+The flushed watermark is the highest that a good frame carries; of a journal that was received
+from elsewhere, it is what its node kept for itself. Segments before the one that holds
 it are durable and are not read here, but for their headers (``fusejournal journal verify`` reads
 every byte)."""
 
@@ -64,14 +65,19 @@ class Found:
     last_time_ns: int = 0
     ends_clean: bool = False
     flushed: Seq = Seq(0)
+    follows_frames: bool = True
+    """Whether the frames tell what is flushed."""
     cut: Cut | None = None
     damage: JournalDamagedError | None = None
 
 
-def examine(directory: Path, uuid: UUID, unclean_machine: bool) -> Found:
-    """Find the end of the journal in *directory*; changes nothing. Raises JournalForeignError."""
+def examine(
+    directory: Path, uuid: UUID, unclean_machine: bool, flushed: Seq | None = None
+) -> Found:
+    """Find the end of the journal in *directory*; changes nothing. *flushed* is the watermark where
+    the frames do not tell it, for they were written elsewhere. Raises JournalForeignError."""
     paths = list_segments(directory)
-    found = Found()
+    found = Found(flushed=flushed or Seq(0), follows_frames=flushed is None)
     first = (
         _first_to_scan(paths, uuid, found) if unclean_machine else _newest_with_entries(paths, uuid)
     )
@@ -116,7 +122,7 @@ def _first_to_scan(paths: list[Path], uuid: UUID, found: Found) -> int:
                 frame = next(reader.frames(), None)
         except BadFrameError:
             continue
-        if frame is not None:
+        if frame is not None and found.follows_frames:
             found.flushed = max(found.flushed, frame.flushed)
     starts = [first_seq_of(path) for path in paths]
     return max((i for i, start in enumerate(starts) if start <= found.flushed + 1), default=0)
@@ -167,7 +173,8 @@ def _scan(path: Path, uuid: UUID, found: Found, starts_scan: bool) -> BadFrameEr
                 found.end = entry.offset + entry.frame_bytes
                 found.last_time_ns = entry.time_ns
                 found.ends_clean = isinstance(entry.operation, Clean)
-                found.flushed = max(found.flushed, entry.flushed)
+                if found.follows_frames:
+                    found.flushed = max(found.flushed, entry.flushed)
                 if isinstance(entry.operation, NewEpoch):
                     found.epoch = entry.operation.epoch
         except BadFrameError as bad:

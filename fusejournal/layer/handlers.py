@@ -34,7 +34,8 @@ from fusejournal.importer import Importer
 from fusejournal.layer import permissions
 from fusejournal.layer.loop import RequestLoop
 from fusejournal.layer.opens import OpenFiles
-from fusejournal.layer.replies import changing, entry_of, failing, handler
+from fusejournal.layer.remembered import Remembered
+from fusejournal.layer.replies import changing, entry_of, failing, handler, writing
 from fusejournal.operations import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -87,7 +88,11 @@ class Handlers(pyfuse3.Operations):
         self._loop = loop
         self._importer = importer
         self.names_wait = False
-        """Whether changes of names and attributes are answered only when they are durable."""
+        """Whether changes of names and attributes are answered only when they are durable,"""
+        self.writes_wait = False
+        """and whether writes are."""
+        self.remembered: Remembered | None = None
+        """Of a mirror, whose tree changes without the kernel."""
         self.files = files
         self._forgotten: set[Fid] = set()
 
@@ -114,8 +119,9 @@ class Handlers(pyfuse3.Operations):
         return self.volume.journal.head_seq
 
     async def wait(self, seq: Seq) -> None:
-        """Wait until the journal is durable up to *seq*; others are served meanwhile."""
-        if self._durability.durable_seq < seq and not self._durability.flush_if_quick():
+        """Wait until the journal is durable up to *seq*, on mirrors too where that is wanted;
+        others are served meanwhile."""
+        if not self._durability.is_settled(seq):
             self._loop.hand_over()
             try:
                 await self._durability.wait(seq)
@@ -128,12 +134,17 @@ class Handlers(pyfuse3.Operations):
         """Also answers "." and ".." of any fid, which is how nfsd turns a handle back into a
         file."""
         try:
-            return self._lookup(parent, name)
+            entry = self._lookup(parent, name)
+            if self.remembered is not None:
+                self.remembered.looked_up(Fid(entry.st_ino))
+            return entry
         except FileNotFoundError as error:
             failure: Exception = error
         except Exception as error:
             raise failing(error) from None
         try:
+            if self.remembered is not None:
+                raise failing(failure)  # a name may come at any time
             if not self._is_foreign(parent, name):
                 absent = EntryAttributes()
                 absent.st_ino = 0
@@ -228,7 +239,9 @@ class Handlers(pyfuse3.Operations):
     async def forget(self, inode_list: Sequence[tuple[Fid, int]]) -> None:
         """The kernel has dropped these fids. Only orphans mind: everything else is found again by
         its fid."""
-        for fid, _ in inode_list:
+        for fid, times in inode_list:
+            if self.remembered is not None:
+                self.remembered.forgotten(fid, times)
             if self._tree.is_orphan(fid):
                 self._forgotten.add(fid)
                 self._drop_if_unused(fid)
@@ -475,7 +488,7 @@ class Handlers(pyfuse3.Operations):
         """Up to *size* bytes at *off*."""
         return os.pread(self._tree.descriptor(self.files[fh][0]), size, off)
 
-    @handler
+    @writing
     def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write all of *buf* at *off*, or as much as the backing takes."""
         fid, who = self.files[fh]
@@ -544,6 +557,8 @@ class Handlers(pyfuse3.Operations):
                 token, name, entry_of(fid, stat, ctime_ns), cookie
             ):
                 return
+            if self.remembered is not None:
+                self.remembered.looked_up(fid)
 
     def _list_dots(self, directory: Fid, start_id: int, token: pyfuse3.ReaddirToken) -> bool:
         node = self._catalog.node(directory)

@@ -20,6 +20,7 @@ class Waiter(Protocol):
     """What :func:`changing` needs of the object whose methods it wraps."""
 
     names_wait: bool
+    writes_wait: bool
 
     def head_seq(self) -> Seq:
         """The last entry."""
@@ -72,6 +73,24 @@ def changing(
         except Exception as error:
             raise failing(error) from None
         if self.names_wait:
+            await self.wait(self.head_seq())
+        return reply
+
+    return answer  # type: ignore[return-value]
+
+
+def writing(
+    method: Callable[Concatenate[W, P], R],
+) -> Callable[Concatenate[W, P], Awaitable[R]]:
+    """The same for changes of content, which wait in the durability mode ``strict`` alone."""
+
+    @functools.wraps(method)
+    async def answer(self: W, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            reply = method(self, *args, **kwargs)
+        except Exception as error:
+            raise failing(error) from None
+        if self.writes_wait:
             await self.wait(self.head_seq())
         return reply
 

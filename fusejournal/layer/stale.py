@@ -4,17 +4,26 @@ changed whose answer was lost. The kernel keeps both for long, for it is told of
 Such requests are among the last entries of the journal: those that could wait at once, and what
 was appended while they waited for a flush."""
 
+import os
+from collections.abc import Container
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import pyfuse3
 
+from fusejournal.backing import syscalls
 from fusejournal.journal.reader import JournalReader
 from fusejournal.layer.loop import TASKS
 from fusejournal.operations import (
     Create,
+    Import,
+    ImportData,
+    ImportLink,
     Link,
     Mkdir,
+    Operation,
+    Removexattr,
     Rename,
     Rmdir,
     Setattr,
@@ -31,6 +40,21 @@ _ENTRIES = 4 * TASKS
 """How many entries back to look. A request makes up to three, and VOIDs lie between."""
 
 
+_NAMING = Create | Mkdir | Symlink | Link | Unlink | Rmdir | Rename | Import | ImportLink
+_CHANGING = (
+    Link
+    | Unlink
+    | Rename
+    | Setattr
+    | Setxattr
+    | Removexattr
+    | Truncate
+    | Write
+    | ImportLink
+    | ImportData
+)
+
+
 class Stale(NamedTuple):
     """Names, each with its directory, and fids that the kernel may remember wrongly."""
 
@@ -42,19 +66,50 @@ def collect(journal: JournalReader, durable_seq: Seq, end: Seq) -> Stale:
     """What the last entries of *journal* before *end* named and changed: at least those above
     *durable_seq*, for an answer may have waited for them to be durable. Raises
     JournalDamagedError."""
-    names: set[tuple[Fid, bytes]] = set()
-    fids: set[Fid] = set()
+    stale = Stale(set(), set())
     first = max(1, min(end - _ENTRIES, durable_seq + 1), end - _ENTRIES_MAX)
     for entry in journal.read(Seq(first), end):
-        operation = entry.operation
-        if isinstance(operation, Create | Mkdir | Symlink | Link | Unlink | Rmdir | Rename):
-            names.add((operation.parent, operation.name))
-        if isinstance(operation, Rename):
-            names.add((operation.new_parent, operation.new_name))
-            fids.add(operation.replaced)
-        if isinstance(operation, Link | Unlink | Setattr | Setxattr | Truncate | Write):
+        add_changed(stale, entry.operation, None)
+    return stale
+
+
+def add_changed(stale: Stale, operation: Operation, known: Container[Fid] | None) -> None:
+    """Add to *stale* what *operation* has changed, as far as it is *known* (None: all may be)."""
+    names, fids = stale
+    if isinstance(operation, Write):  # first, for there are most of these
+        if known is None or operation.fid in known:
             fids.add(operation.fid)
-    return Stale(names, fids | {parent for parent, _ in names})
+        return
+    if isinstance(operation, _NAMING) and (known is None or operation.parent in known):
+        names.add((operation.parent, operation.name))
+        fids.add(operation.parent)
+    if isinstance(operation, Rename):
+        if known is None or operation.new_parent in known:
+            names.add((operation.new_parent, operation.new_name))
+            fids.add(operation.new_parent)
+        if known is None or operation.replaced in known:
+            fids.add(operation.replaced)
+    if isinstance(operation, _CHANGING) and (known is None or operation.fid in known):
+        fids.add(operation.fid)
+
+
+def recall(mountpoint: Path, fids: set[Fid]) -> None:
+    """Have leases on *fids* of the mount broken, those that the kernel's nfsd took for NFSv4
+    delegations among them: whoever tries to open a file for writing breaks them, also where it is
+    refused. Blocks: call it in a thread, while requests are served.
+
+    Source: fs/fuse/inode.c, fuse_encode_fh; fs/open.c, do_dentry_open."""
+    root = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for fid in fids:
+            # Gone, no file, or refused, after the lease was broken.
+            with suppress(OSError):
+                fd = syscalls.open_by_handle(
+                    root, syscalls.fuse_handle(fid), os.O_WRONLY | os.O_NONBLOCK
+                )
+                os.close(fd)
+    finally:
+        os.close(root)
 
 
 def drop(stale: Stale) -> None:

@@ -117,7 +117,7 @@ class Diverged(NamedTuple):
 class Batch(NamedTuple):
     """Consecutive frames as they lie in the segment that begins with ``segment_seq``, from
     ``offset`` on (0: with the segment's header). ``first_seq`` to ``last_seq`` are in it, after
-    ``chain_before``; ``epoch`` is that of the last. The sender has applied up to ``applied_seq``,
+    ``chain_before``; ``epoch`` is the sender's. It has applied up to ``applied_seq``,
     and its journal ends at ``head_seq``. ``method`` says how the content is stored (batches.py),
     ``content_bytes`` how long it is."""
 

@@ -1,0 +1,238 @@
+"""Stretches: consecutive frames as they lie in a segment, read to be shipped and checked to be
+received.
+
+A :class:`StretchReader` goes through a journal from a seq on. Where the end of the journal is known
+from who writes it and is near, it reads up to there and looks at nothing; further behind it reads
+by size, checks every frame, and never ends a stretch between an entry and its VOID. A stretch that
+begins a segment has the segment's header first, so that a copy made of stretches is the same byte
+for byte.
+
+A StretchReader blocks on the disk, and holds one segment open. Not for use by two threads at a
+time."""
+
+from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID
+
+from fusejournal.errors import JournalDamagedError, JournalError, NoSuchSeqError
+from fusejournal.journal.format import (
+    DATA_BYTES_MAX,
+    FRAME_HEADER_BYTES,
+    PAYLOAD_BYTES_MAX,
+    SEGMENT_HEADER_BYTES,
+    FormatError,
+    SegmentHeader,
+    frame_bytes_at,
+    kind_at,
+    skim_frames,
+)
+from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.segment import (
+    BadFrameError,
+    Point,
+    SegmentReader,
+    first_seq_of,
+    list_segments,
+    segment_path,
+)
+from fusejournal.operations import Kind
+from fusejournal.types import Position, Seq
+
+_VOID_BYTES_MAX = 512
+
+STRETCH_BYTES_MAX = (
+    SEGMENT_HEADER_BYTES + FRAME_HEADER_BYTES + PAYLOAD_BYTES_MAX + DATA_BYTES_MAX + _VOID_BYTES_MAX
+)
+"""The largest entry, its VOID and a header; no stretch that was asked for with less is longer."""
+
+_WINDOW_BYTES_MIN = 512
+
+
+class End(NamedTuple):
+    """Where a journal ends: ``offset`` of the segment that begins with ``segment_seq``, after the
+    entry at ``position``."""
+
+    segment_seq: Seq
+    offset: int
+    position: Position
+
+
+class Stretch(NamedTuple):
+    """Frames ``first_seq`` to ``last_seq``, both included, from ``offset`` of the segment that
+    begins with ``segment_seq`` on; offset 0 means that its header comes first."""
+
+    segment_seq: Seq
+    offset: int
+    first_seq: Seq
+    last_seq: Seq
+    chain_before: int
+    chain: int
+    content: bytes
+
+
+def check_stretch(stretch: Stretch) -> None:
+    """Check every frame of *stretch*, its seqs, and that its chain leads from one end to the other.
+    Raises FormatError."""
+    at = 0
+    if stretch.offset == 0:
+        header = SegmentHeader.decode(stretch.content)
+        if (header.first_seq, header.chain_before) != (stretch.first_seq, stretch.chain_before):
+            raise FormatError("the segment's header is not that of its first frame")
+        at = SEGMENT_HEADER_BYTES
+    end, seq, chain = skim_frames(
+        stretch.content,
+        memoryview(stretch.content),
+        stretch.first_seq,
+        stretch.chain_before,
+        at,
+    )
+    if end != len(stretch.content):
+        raise FormatError(f"the frame of entry {seq} is not whole or not good")
+    if (seq - 1, chain) != (stretch.last_seq, stretch.chain):
+        raise FormatError(f"the frames end with entry {seq - 1}, not {stretch.last_seq}")
+
+
+class StretchReader:
+    """See the module. ``seq`` is that of the next frame, ``chain`` the checksum of the one before
+    it."""
+
+    def __init__(self, directory: Path, uuid: UUID) -> None:
+        self._directory = directory
+        self._uuid = uuid
+        self._reader: SegmentReader | None = None
+        self._segment_seq = Seq(1)
+        self._offset = 0
+        self.seq = Seq(1)
+        self.chain = 0
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def seek(self, seq: Seq) -> int:
+        """Go to the place after entry *seq* (0: to the beginning); returns the chain there. Raises
+        NoSuchSeqError when the journal does not have it (any more), JournalDamagedError."""
+        self.close()
+        starts = [first_seq_of(path) for path in list_segments(self._directory)]
+        if not starts:
+            raise NoSuchSeqError(seq, 0, 0)
+        if seq + 1 in starts:
+            self._segment_seq, self._offset, self.seq = Seq(seq + 1), 0, Seq(seq + 1)
+            self.chain = self._open().header.chain_before
+            return self.chain
+        if seq + 1 < starts[0]:
+            raise NoSuchSeqError(seq, starts[0], 0)
+        for path, frame in JournalReader(self._directory, self._uuid).frames(seq, Seq(seq + 1)):
+            self._segment_seq = first_seq_of(path)
+            self._offset = frame.offset + len(frame.content)
+            self.seq, self.chain = Seq(seq + 1), frame.checksum
+            return self.chain
+        raise NoSuchSeqError(seq, starts[0], 0)
+
+    def is_near(self, end: End, bytes_max: int) -> bool:
+        """Whether all up to *end* is at most *bytes_max*, and in the segment that is open: then
+        reading it takes next to no time."""
+        return (
+            self._reader is not None
+            and self._segment_seq == end.segment_seq
+            and end.offset - self._offset <= bytes_max
+        )
+
+    def next(self, end: End, applied_seq: Seq, bytes_max: int) -> Stretch | None:
+        """The stretch that comes next, of about *bytes_max* bytes at most; None when there is
+        nothing up to *applied_seq*. *end* is where the journal ended when that was asked for.
+        Raises JournalDamagedError, JournalError when its segment is gone, OSError."""
+        if self.seq > applied_seq:
+            return None
+        reader = self._at_segment()
+        is_newest = self._segment_seq == end.segment_seq
+        length = end.offset - self._offset
+        if is_newest and applied_seq == end.position.seq and length <= bytes_max:
+            content = reader.read_at(self._offset, length)
+            if len(content) != length:
+                raise JournalDamagedError(
+                    reader.path, self._offset, self.seq, f"{len(content)} of {length} bytes"
+                )
+            return self._advance(content, Seq(applied_seq + 1), end.position.chain)
+        return self._walk(reader, Seq(applied_seq + 1), bytes_max)
+
+    def _walk(self, reader: SegmentReader, to_seq: Seq, bytes_max: int) -> Stretch:
+        """The next stretch by size, each frame checked."""
+        begins = SEGMENT_HEADER_BYTES if self._offset == 0 else 0
+        try:
+            content = reader.read_at(self._offset, begins + max(bytes_max, _WINDOW_BYTES_MIN))
+            at, seq, chain = self._skim(content, begins, to_seq)
+            if at == begins:  # not even one: it is larger, or bad
+                if len(content) >= begins + FRAME_HEADER_BYTES:
+                    need = begins + frame_bytes_at(content, begins)
+                    content = reader.read_at(self._offset, need)
+                    at, seq, chain = self._skim(content, begins, to_seq)
+                if at == begins:
+                    point = Point(self.seq, self._offset + begins, self.chain)
+                    for _ in reader.frames(point):
+                        break  # what is wrong with it is said by this
+                    raise FormatError("the segment ends where an entry should be")
+            content = content[:at]
+            following = reader.read_at(self._offset + at, _VOID_BYTES_MAX)
+            if seq < to_seq and kind_at(following) == Kind.VOID:
+                more, seq, chain = skim_frames(
+                    following, memoryview(following), seq, chain, to_seq=seq + 1
+                )
+                content += following[:more]
+        except BadFrameError as bad:
+            raise JournalDamagedError(reader.path, bad.offset, bad.seq, bad.reason) from None
+        except FormatError as error:
+            raise JournalDamagedError(reader.path, self._offset, self.seq, str(error)) from None
+        return self._advance(content, seq, chain)
+
+    def _skim(self, content: bytes, begins: int, to_seq: Seq) -> tuple[int, Seq, int]:
+        return skim_frames(content, memoryview(content), self.seq, self.chain, begins, to_seq)
+
+    def _advance(self, content: bytes, seq: Seq, chain: int) -> Stretch:
+        stretch = Stretch(
+            self._segment_seq,
+            self._offset,
+            self.seq,
+            Seq(seq - 1),
+            self.chain,
+            chain,
+            content,
+        )
+        self._offset += len(content)
+        self.seq, self.chain = seq, chain
+        return stretch
+
+    def _at_segment(self) -> SegmentReader:
+        """The segment that holds the next frame."""
+        reader = self._open()
+        if self._offset and self._segment_seq != self.seq and self._is_there(self.seq):
+            # A segment that another follows has its exact size, so this one ends here.
+            self.close()
+            self._segment_seq, self._offset = self.seq, 0
+            reader = self._open()
+            if reader.header.chain_before != self.chain:
+                raise JournalDamagedError(
+                    reader.path, 0, self.seq, "does not follow the segment before"
+                )
+        return reader
+
+    def _is_there(self, first_seq: Seq) -> bool:
+        return any(
+            segment_path(self._directory, first_seq, compressed).exists()
+            for compressed in (False, True)
+        )
+
+    def _open(self) -> SegmentReader:
+        if self._reader is None:
+            path = segment_path(self._directory, self._segment_seq)
+            try:
+                self._reader = SegmentReader(path)
+            except FileNotFoundError:
+                raise JournalError(f"{path}: is not there any more") from None
+            except BadFrameError as bad:
+                raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
+            if self._reader.header.uuid != self._uuid:
+                raise JournalError(f"{path}: a segment of another volume")
+        return self._reader

@@ -1,0 +1,308 @@
+"""The receiver: on a mirror, takes batches from the primary into the journal, makes them durable,
+acknowledges them.
+
+One session at a time. A newer connection of the same peer takes the place of the older, which may
+be a link that is dead and does not know it yet; a second primary is refused. Checks come in this
+order: who it is, volume and version, epoch, position, checksum; then the frames are appended as
+they are, flushed, acknowledged, and left to the updater. Nothing of a batch counts before it is
+whole in the journal.
+
+A journal without space is tried again until there is some; the sender is told, and waits.
+
+Used from the event loop's thread; large batches are checked in a thread of their own."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import trio
+
+from fusejournal.durability import Durability
+from fusejournal.errors import FusejournalError, JournalFailedError, JournalFullError
+from fusejournal.journal.copymarks import CopyMarks
+from fusejournal.journal.stretches import Stretch
+from fusejournal.replication.comparing import ChainFinder, first_error, keep_extra
+from fusejournal.replication.updater import Updater
+from fusejournal.types import Seq
+from fusejournal.volume import Volume
+from fusejournal.wire.batches import stretch_of
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import (
+    Ack,
+    AskChains,
+    Batch,
+    Begin,
+    Chains,
+    Diverged,
+    Hello,
+    Ping,
+    WireError,
+    uuid_of,
+)
+from fusejournal.wire.session import (
+    FAILED,
+    FULL,
+    OK,
+    Me,
+    RefusedError,
+    Sink,
+    expect,
+    welcome,
+)
+
+log = logging.getLogger(__name__)
+
+_SILENCE_SECONDS = 60.0
+_FULL_PAUSE_SECONDS = 1.0
+_SMALL_BYTES = 128 << 10
+_ACK_PAUSE_SECONDS = 0.002
+
+
+class Receiver:
+    """See the module. *be_born* makes a mirror that has no journal one of the volume that its first
+    primary names."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        marks: CopyMarks,
+        durability: Durability,
+        updater: Updater,
+        me: Callable[[], Me],
+        be_born: Callable[[UUID], None],
+    ) -> None:
+        self._volume = volume
+        self._marks = marks
+        self._durability = durability
+        self._updater = updater
+        self._me = me
+        self._be_born = be_born
+        self._session: trio.CancelScope | None = None
+        self._session_peer: str | None = None
+        self._session_over = trio.Event()
+        self._news = trio.Event()
+        self._full: str | None = None
+        self.primary: str | None = None
+        """The node that sends, or sent last."""
+        self.where: str | None = None
+        """Its address; None while it is not connected."""
+        self.state = "waiting for a primary"
+        """In words, as the shipper's."""
+        self.source_head_seq = Seq(0)
+        """Where the primary's journal ends, as far as it has said."""
+        self.last_error: str | None = None
+        self.received_bytes = 0
+        self.batches = 0
+        self.duplicates = 0
+        self._heard_at: float | None = None
+
+    def status(self) -> dict[str, Any]:
+        """For the status page."""
+        head_seq = self._volume.journal.head_seq
+        return {
+            "primary": self.primary,
+            "address": self.where,
+            "state": self.state,
+            "source_head_seq": max(self.source_head_seq, head_seq),
+            "received_seq": head_seq,
+            "durable_seq": self._durability.durable_seq,
+            "applied_seq": self._updater.applied_seq,
+            "lag_entries": max(self.source_head_seq, head_seq) - self._updater.applied_seq,
+            "heard_seconds_ago": (
+                round(time.monotonic() - self._heard_at, 1) if self._heard_at is not None else None
+            ),
+            "received_bytes": self.received_bytes,
+            "batches": self.batches,
+            "duplicates": self.duplicates,
+            "last_error": self.last_error,
+            "trouble": self._trouble()[1] or None,
+        }
+
+    def news(self) -> None:
+        """A watermark has grown, or something else that the sender should know has changed."""
+        self._news.set()
+
+    # -- sessions ----------------------------------------------------------------------------------
+
+    async def serve(self, connection: Connection, greeting: Hello) -> None:
+        """One session, whose sender has greeted."""
+        if not await self._take_place(connection, greeting):
+            return
+        over = self._session_over = trio.Event()
+        try:
+            with trio.CancelScope() as self._session:
+                self._session_peer = connection.peer or greeting.node
+                try:
+                    await self._serve(connection, greeting)
+                except* RefusedError as group:
+                    await self._refuse(connection, first_error(group))
+                except* (FusejournalError, OSError, trio.TooSlowError) as group:
+                    self._lost(greeting.node, first_error(group))
+        finally:
+            self.where = None
+            self._session = None
+            over.set()
+
+    async def _take_place(self, connection: Connection, greeting: Hello) -> bool:
+        """Wait until the session before this one, if it is of the same peer, is over, and end it;
+        False where it is another's."""
+        while self._session is not None:
+            if self._session_peer != (connection.peer or greeting.node):
+                reason = f"already receives from {self._session_peer}"
+                log.warning("%s: refused: %s", connection.where, reason)
+                await connection.send(RefusedError("busy", reason).message())
+                return False
+            log.info("%s has connected anew", greeting.node)
+            self._session.cancel()
+            await self._session_over.wait()
+        return True
+
+    async def _refuse(self, connection: Connection, error: BaseException) -> None:
+        self.state, self.last_error = "refused", str(error)
+        log.warning("%s: %s", connection.where, error)
+        if isinstance(error, RefusedError):
+            with trio.move_on_after(1):
+                await connection.send(error.message())
+
+    def _lost(self, node: str, error: BaseException) -> None:
+        self.last_error = str(error) or type(error).__name__
+        log.info("%s: %s", node, self.last_error)
+        if self.state not in ("diverged", "needs full copy"):
+            self.state = "waiting for a primary"
+
+    async def _serve(self, connection: Connection, greeting: Hello) -> None:
+        me = self._me()
+        answer = welcome(me, greeting, is_mirror=True)
+        uuid = uuid_of(greeting.uuid)
+        if uuid is None:
+            raise RefusedError("volume", f"{greeting.node} has no volume yet")
+        self.primary, self.where = greeting.node, connection.where
+        self.state = "connecting"
+        await connection.send(answer)
+        begin = await self._compare(connection)
+        if begin is None:
+            return
+        sink = Sink(me.position, me.fence)
+        sink.begin(begin)
+        if me.uuid is None:
+            self._be_born(uuid)
+        self._marks.epoch = sink.epoch
+        self.source_head_seq = begin.head_seq
+        self.state, self.last_error = "catching up", None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._acknowledge, connection)
+            await self._receive(connection, sink)
+            nursery.cancel_scope.cancel()
+
+    async def _compare(self, connection: Connection) -> Begin | None:
+        """Answer the sender's questions, until it begins; None when it will not."""
+        journal = self._volume.journal
+        while True:
+            with trio.fail_after(_SILENCE_SECONDS):
+                message: AskChains | Begin | Diverged = expect(
+                    await connection.receive(), AskChains, Begin, Diverged
+                )
+            if isinstance(message, Begin):
+                return message
+            if isinstance(message, Diverged):
+                await self._diverged(message)
+                return None
+            chains = ChainFinder(journal.directory, journal.uuid)
+            await connection.send(Chains(await chains.at(message.seqs)))
+
+    async def _diverged(self, message: Diverged) -> None:
+        head_seq = self._volume.journal.head_seq
+        if not message.seq < head_seq:
+            raise WireError(f"parts at {message.seq}, and this journal ends with {head_seq}")
+        kept = await trio.to_thread.run_sync(
+            keep_extra, self._volume.journal.directory.parent, message.seq, head_seq
+        )
+        self.state = "diverged"
+        self.last_error = (
+            f"{self.primary} has not the entries from {message.seq + 1} on that are here: they are "
+            f"kept in {kept}, and nothing is taken from it"
+        )
+
+    async def _receive(self, connection: Connection, sink: Sink) -> None:
+        while True:
+            with trio.fail_after(_SILENCE_SECONDS):
+                received = await connection.receive()
+            if received is None:
+                self.state = "waiting for a primary"
+                return
+            self._heard_at = time.monotonic()
+            message: Batch | Ping = expect(received, Batch, Ping)
+            if isinstance(message, Batch):
+                await self._take(message, sink)
+            self.source_head_seq = max(self.source_head_seq, message.head_seq)
+            self.news()
+
+    async def _take(self, batch: Batch, sink: Sink) -> None:
+        if not sink.take(batch):
+            self.duplicates += 1
+            return
+        if batch.content_bytes > _SMALL_BYTES:
+            stretch = await trio.to_thread.run_sync(stretch_of, batch)
+        else:
+            stretch = stretch_of(batch)
+        await self._append(stretch)
+        sink.appended(batch)
+        self._marks.epoch = sink.epoch
+        self._marks.settled_seq = max(self._marks.settled_seq, sink.settled_seq)
+        self.batches += 1
+        self.received_bytes += len(batch.content)
+        if not self._durability.flush_if_quick():
+            self._durability.want()
+        await trio.lowlevel.checkpoint()
+
+    async def _append(self, stretch: Stretch) -> None:
+        """Append *stretch*, when there is space."""
+        while True:
+            try:
+                self._volume.journal.receive(stretch)
+            except JournalFullError as error:
+                if self._full is None:
+                    log.warning("%s: waiting for space", error)
+                self._full = str(error)
+                self.news()
+                await trio.sleep(_FULL_PAUSE_SECONDS)
+            except JournalFailedError as error:
+                self._volume.fail(str(error))
+                raise
+            else:
+                if self._full is not None:
+                    self._full = None
+                    self.news()
+                return
+
+    # -- acknowledging -----------------------------------------------------------------------------
+
+    def _trouble(self) -> tuple[str, str]:
+        failure = self._updater.failure or self._volume.failure
+        if failure is not None:
+            return FAILED, failure
+        full = self._full or self._updater.full
+        return (FULL, full) if full is not None else (OK, "")
+
+    async def _acknowledge(self, connection: Connection) -> None:
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            applied_seq = self._updater.applied_seq
+            durable_seq = self._durability.durable_seq
+            state, detail = self._trouble()
+            await connection.send(
+                Ack(self._volume.journal.head_seq, durable_seq, applied_seq, state, detail[:1000])
+            )
+            self._note_state(state, applied_seq)
+            await trio.sleep(_ACK_PAUSE_SECONDS)
+
+    def _note_state(self, state: str, applied_seq: Seq) -> None:
+        if state == FULL:
+            self.state = "mirror full"
+        elif state == FAILED:
+            self.state = "mirror failed"
+        elif self.source_head_seq - applied_seq < 10_000 or self.state != "catching up":
+            self.state = "streaming"

@@ -1,0 +1,295 @@
+"""Replication of one running volume: listener, shippers, and on a mirror receiver and updater,
+wired together.
+
+Owns which of them run: a shipper for each peer that has an address, the listener where one is
+configured, receiver and updater on a mirror. A mirror with peers ships on what it has applied.
+Everything here is told to the rest of the node by :meth:`Replication.status` and the commands of
+the control socket."""
+
+import logging
+import re
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import trio
+
+from fusejournal.config import ReplicationConfig
+from fusejournal.control import Command
+from fusejournal.durability import Durability
+from fusejournal.errors import FusejournalError
+from fusejournal.journal.copymarks import CopyMarks
+from fusejournal.layer.remembered import Remembered
+from fusejournal.replication.comparing import first_error
+from fusejournal.replication.growth import Growth
+from fusejournal.replication.pairing_desk import PairingDesk
+from fusejournal.replication.peers import PeerBook
+from fusejournal.replication.quorum import Quorum
+from fusejournal.replication.receiver import Receiver
+from fusejournal.replication.shipper import Shipper, Shipping
+from fusejournal.replication.take_back import TakeBack, serve_fetch
+from fusejournal.replication.updater import Updater
+from fusejournal.types import Epoch, Seq
+from fusejournal.volume import Volume
+from fusejournal.wire.address import Address, parse_address, parse_remote
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import Hello
+from fusejournal.wire.identity import Identity, load_or_make
+from fusejournal.wire.listener import serve
+from fusejournal.wire.session import FETCH, Me, expect
+
+log = logging.getLogger(__name__)
+
+_GREETING_SECONDS = 30.0
+_SAMPLE_SECONDS = 1.0
+_NODE_MAX = 64
+
+
+def node_name(volume_name: str) -> str:
+    """How this node calls itself to others: the machine and the volume."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", f"{socket.gethostname()}-{volume_name}")[:_NODE_MAX]
+
+
+@dataclass
+class Mirroring:
+    """What only a mirror has."""
+
+    marks: CopyMarks
+    remembered: Remembered
+    is_unborn: bool
+    settle_to: Seq
+    """Entries up to here may have been applied by who is gone."""
+    be_born: Callable[[UUID], None]
+
+
+class Replication:
+    """See the module. *listen* and *insecure*: where others connect to, and whether they may
+    without TLS."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        name: str,
+        config: ReplicationConfig,
+        listen: str | None,
+        insecure: bool,
+    ) -> None:
+        self._config = config
+        self._listen = parse_address(listen) if listen is not None else None
+        self._insecure = insecure
+        self._node = node_name(name)
+        self.identity: Identity = load_or_make(state_dir / "identity", self._node)
+        self.book = PeerBook.load(state_dir)
+        if self.book.merge({name: parse_remote(text) for name, text in config.peers.items()}):
+            self.book.save()
+        self._address: Address | None = None
+        self._volume: Volume
+        self._mirroring: Mirroring | None = None
+        self._shipping: Shipping
+        self._shippers: dict[str, tuple[Shipper, trio.CancelScope]] = {}
+        self._desk: PairingDesk
+        self._nursery: trio.Nursery | None = None
+        self.receiver: Receiver | None = None
+        self.updater: Updater | None = None
+        self.quorum: Quorum
+
+    def attach(self, volume: Volume, durability: Durability, mirroring: Mirroring | None) -> None:
+        """Give it the volume, once that is open."""
+        self._volume = volume
+        self._mirroring = mirroring
+        growth = Growth(volume)
+        self.quorum = Quorum(self._config, lambda: volume.catalog.applied_seq, growth.hurry)
+        self._shipping = Shipping(
+            volume,
+            self._me,
+            growth,
+            self.quorum,
+            self._config,
+            self.identity,
+            self.book,
+            self._insecure,
+        )
+        self._desk = PairingDesk(
+            self.book, self.identity, self._node, self._peers_changed, lambda: self._address
+        )
+        if self._config.mirrors and mirroring is None:
+            durability.quorum = self.quorum
+        if mirroring is not None:
+            self._attach_mirror(volume, durability, mirroring)
+
+    def _attach_mirror(self, volume: Volume, durability: Durability, mirroring: Mirroring) -> None:
+        marks = mirroring.marks
+        updater = self.updater = Updater(
+            volume,
+            marks,
+            durability,
+            mirroring.remembered,
+            mirroring.settle_to,
+            lambda: receiver.news(),
+        )
+        receiver = self.receiver = Receiver(
+            volume, marks, durability, updater, self._me, self._be_born
+        )
+
+        def flushed() -> None:
+            marks.durable_seq = durability.durable_seq
+            updater.wake()
+            receiver.news()
+
+        durability.on_flushed = flushed
+
+    def _be_born(self, uuid: UUID) -> None:
+        assert self._mirroring is not None
+        self._mirroring.be_born(uuid)
+        self._mirroring.is_unborn = False
+
+    def _me(self) -> Me:
+        volume, mirroring = self._volume, self._mirroring
+        journal = volume.journal
+        uuid = None if mirroring is not None and mirroring.is_unborn else journal.uuid
+        fence = mirroring.marks.epoch if mirroring is not None else Epoch(0)
+        return Me(self._node, uuid, journal.head, fence, volume.catalog.applied_seq)
+
+    # -- taking back -------------------------------------------------------------------------------
+
+    async def take_back(self, volume: Volume, told: Callable[[str], None]) -> list[str]:
+        """Before the volume takes changes, after its machine was lost: fetch what only the peers
+        have. Returns what could not be done. Raises FusejournalError."""
+        me = Me(
+            self._node, volume.journal.uuid, volume.journal.head, Epoch(0), volume.journal.head_seq
+        )
+        work = TakeBack(
+            volume, lambda: me, self._config, self.identity, self.book, self._insecure, told
+        )
+        return await work.run()
+
+    # -- running -----------------------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled; *task_status* is told when the listener listens. Raises
+        FusejournalError when it cannot."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                if self._listen is not None:
+                    self._address = await self._nursery.start(self._serve, self._listen)
+                if self.updater is not None:
+                    self._nursery.start_soon(self.updater.run)
+                    self.updater.wake()
+                self._nursery.start_soon(self._sample)
+                self._peers_changed()
+                task_status.started()
+        finally:
+            self._nursery = None
+            self.book.save()
+
+    async def _serve(
+        self, address: Address, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        await serve(
+            address,
+            self.identity,
+            self.book.certificates,
+            insecure=self._insecure,
+            on_connection=self._greeted,
+            on_pairing=self._desk.on_pairing,
+            task_status=task_status,
+        )
+
+    async def _greeted(self, connection: Connection) -> None:
+        """Whoever connected says what it wants."""
+        try:
+            with trio.fail_after(_GREETING_SECONDS):
+                greeting = expect(await connection.receive(), Hello)
+        except (FusejournalError, trio.TooSlowError) as error:
+            log.warning("%s: no greeting: %s", connection.where, error or "too slow")
+            return
+        if greeting.purpose != FETCH and self.receiver is not None:
+            await self.receiver.serve(connection, greeting)
+        else:
+            await self._serve_source(connection, greeting)
+
+    async def _serve_source(self, connection: Connection, greeting: Hello) -> None:
+        me = self._me()
+        upto_seq = self._volume.catalog.applied_seq
+        if self._mirroring is not None:
+            marks = self._mirroring.marks
+            upto_seq = min(marks.settled_seq, self._volume.journal.durable_seq)
+        try:
+            await serve_fetch(
+                connection, greeting, me, self._volume, upto_seq, self._config.batch_bytes
+            )
+        except* (FusejournalError, OSError) as group:
+            error = first_error(group)
+            log.warning("%s: %s", connection.where, error)
+            tell = getattr(error, "message", None)
+            if tell is not None:
+                with trio.move_on_after(1):
+                    await connection.send(tell())
+
+    async def _sample(self) -> None:
+        while True:
+            for shipper, _ in self._shippers.values():
+                shipper.sample()
+            await trio.sleep(_SAMPLE_SECONDS)
+
+    # -- peers -------------------------------------------------------------------------------------
+
+    def _peers_changed(self) -> None:
+        """Start shippers of new peers, end those of removed ones, tell the others to look again."""
+        if self._nursery is None:
+            return
+        peers = {peer.name: peer for peer in self.book.list() if peer.address is not None}
+        for name in list(self._shippers):
+            shipper, scope = self._shippers[name]
+            if name not in peers:
+                del self._shippers[name]
+                self.quorum.forget(name)
+                scope.cancel()
+            else:
+                shipper.changed()
+        for name in peers:
+            if name not in self._shippers:
+                shipper, scope = Shipper(name, self._shipping), trio.CancelScope()
+                self._shippers[name] = shipper, scope
+                self._nursery.start_soon(self._run_shipper, shipper, scope)
+
+    async def _run_shipper(self, shipper: Shipper, scope: trio.CancelScope) -> None:
+        with scope:
+            await shipper.run()
+
+    def commands(self) -> dict[str, Command]:
+        """What the control socket answers."""
+        return self._desk.commands()
+
+    # -- status ------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """For the status page and the metrics."""
+        told: dict[str, Any] = {
+            "node": self._node,
+            "listen": str(self._address) if self._address is not None else None,
+            "insecure": self._insecure,
+            "fingerprint": self.identity.fingerprint,
+            "mirrors": self._config.mirrors,
+            "mirrors_seq": self.quorum.seq if self._config.mirrors else None,
+            "mirrors_waiting": self.quorum.waiting,
+            "peers": [shipper.status() for shipper, _ in self._shippers.values()],
+        }
+        if self.receiver is not None:
+            told["mirror"] = self.receiver.status()
+        return told
+
+    def degraded(self) -> list[str]:
+        """What is wrong, a line each."""
+        lines = []
+        if (trouble := self.quorum.describe()) is not None:
+            lines.append(trouble)
+        lines += [
+            f"peer {shipper.name}: {shipper.state}: {shipper.last_error or shipper.advice}"
+            for shipper, _ in self._shippers.values()
+            if shipper.state in ("diverged", "refused", "needs full copy", "mirror failed")
+        ]
+        return lines

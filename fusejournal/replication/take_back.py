@@ -1,0 +1,207 @@
+"""Taking entries back: a primary whose machine was lost may have lost entries that were
+acknowledged and not yet on its disk, while a mirror has them. Before it takes changes it asks its
+peers, and takes what comes after its own end from the one that has most.
+
+The fetching side is a sink as a mirror is (wire/session.py); the other, :func:`serve_fetch`, is the
+source and ships what it has on its disk. The entries are appended byte for byte, so that journal
+and mirror are the same again, and then applied, by looking first what of them the backing has
+already: its pages reached the disk in any order.
+
+With no peer in reach it is as configured: go on without, as a new epoch, or wait."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from fusejournal.config import ReplicationConfig
+from fusejournal.errors import FusejournalError
+from fusejournal.journal.settled import settled
+from fusejournal.journal.stretches import StretchReader
+from fusejournal.operations import ControlOperation
+from fusejournal.replication.comparing import ChainFinder, find_common, first_error
+from fusejournal.replication.peers import Peer, PeerBook
+from fusejournal.types import Position, Seq
+from fusejournal.volume import Volume
+from fusejournal.wire.batches import RAW, batch_of, stretch_of
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import AskChains, Batch, Begin, Chains, Diverged, End, Hello
+from fusejournal.wire.identity import Identity
+from fusejournal.wire.session import (
+    FETCH,
+    Me,
+    Sink,
+    check_welcome,
+    expect,
+    hello,
+    position_of,
+    welcome,
+)
+from fusejournal.wire.transport import connect
+
+log = logging.getLogger(__name__)
+
+_CONNECT_SECONDS = 10.0
+_SILENCE_SECONDS = 60.0
+_PAUSE_SECONDS = 1.0
+
+
+@dataclass
+class TakeBack:
+    """One attempt; see the module. *told* is called with a line that says what happens."""
+
+    volume: Volume
+    me: Callable[[], Me]
+    config: ReplicationConfig
+    identity: Identity
+    book: PeerBook
+    insecure: bool
+    told: Callable[[str], None]
+
+    async def run(self) -> list[str]:
+        """Take back what the peers have. Returns what could not be done, a line each. Raises
+        FusejournalError when the journal cannot take it, OSError."""
+        peers = [peer for peer in self.book.list() if peer.address is not None]
+        if not peers:
+            return []
+        positions = await self._ask_all(peers)
+        if not positions:
+            return [
+                "the machine was lost, and no peer answered: entries that only they have are "
+                "not here, and part these journals"
+            ]
+        head_seq = self.volume.journal.head_seq
+        best = max(positions, key=lambda name: positions[name].seq)
+        if positions[best].seq <= head_seq:
+            return []
+        peer = self.book.get(best)
+        assert peer is not None
+        self.told(f"taking entries {head_seq + 1} to {positions[best].seq} back from {best}")
+        await self._fetch(peer)
+        return self._apply(Seq(head_seq + 1))
+
+    async def _ask_all(self, peers: list[Peer]) -> dict[str, Position]:
+        """Where the journals of those who answer end."""
+        positions: dict[str, Position] = {}
+        waits = self.config.without_peers == "wait"
+        seconds = self.config.take_back_seconds
+        self.told(f"the machine was lost: asking {', '.join(peer.name for peer in peers)}")
+        while True:
+            with trio.move_on_after(seconds):
+                async with trio.open_nursery() as nursery:
+                    for peer in peers:
+                        nursery.start_soon(self._ask, peer, positions)
+            if positions or not waits:
+                return positions
+            self.told("no peer has answered yet: waiting for one, as 'without_peers' says")
+
+    async def _ask(self, peer: Peer, positions: dict[str, Position]) -> None:
+        while True:
+            try:
+                async with await self._connect(peer) as connection:
+                    positions[peer.name] = await self._greet(connection)
+                    return
+            except* (FusejournalError, OSError, trio.TooSlowError) as group:
+                log.info("peer %s: %s", peer.name, first_error(group))
+            await trio.sleep(_PAUSE_SECONDS)
+
+    async def _connect(self, peer: Peer) -> Connection:
+        assert peer.address is not None
+        return await connect(
+            peer.address,
+            self.identity,
+            peer.certificate,
+            insecure=self.insecure,
+            timeout_seconds=_CONNECT_SECONDS,
+        )
+
+    async def _greet(self, connection: Connection) -> Position:
+        me = self.me()
+        with trio.fail_after(_SILENCE_SECONDS):
+            await connection.send(hello(me, FETCH))
+            return position_of(check_welcome(me, await connection.receive(), FETCH))
+
+    async def _fetch(self, peer: Peer) -> None:
+        journal = self.volume.journal
+        chains = ChainFinder(journal.directory, journal.uuid)
+        async with await self._connect(peer) as connection:
+            await self._greet(connection)
+            sink = Sink(journal.head, journal.epoch)
+            while True:
+                with trio.fail_after(_SILENCE_SECONDS):
+                    message: AskChains | Begin | Batch | Diverged | End = expect(
+                        await connection.receive(), AskChains, Begin, Batch, Diverged, End
+                    )
+                if isinstance(message, AskChains):
+                    await connection.send(Chains(await chains.at(message.seqs)))
+                elif isinstance(message, Begin):
+                    sink.begin(message)
+                elif isinstance(message, Batch):
+                    if sink.take(message):
+                        stretch = await trio.to_thread.run_sync(stretch_of, message)
+                        journal.receive(stretch)
+                        sink.appended(message)
+                else:
+                    if isinstance(message, Diverged):
+                        log.error(
+                            "peer %s: its journal and this one part after entry %d",
+                            peer.name,
+                            message.seq,
+                        )
+                    break
+        await trio.to_thread.run_sync(journal.sync)
+
+    def _apply(self, first_seq: Seq) -> list[str]:
+        """Apply what was taken back; what the backing refuses is named."""
+        volume = self.volume
+        failures = []
+        end = Seq(volume.journal.head_seq + 1)
+        for entry, void in settled(volume.journal.reader.read(first_seq, end)):
+            try:
+                volume.apply_received(entry, void, settle=True)
+            except OSError as error:
+                operation = entry.operation
+                assert not isinstance(operation, ControlOperation)
+                volume.catalog.record(operation, entry.seq, entry.time_ns)
+                failures.append(f"entry {entry.seq}: {error.strerror}")
+        taken = end - first_seq
+        self.told(f"took {taken} entries back")
+        if not failures:
+            return []
+        return [
+            f"{len(failures)} of {taken} entries taken back could not be applied to the backing, "
+            f"the first: {failures[0]}"
+        ]
+
+
+async def serve_fetch(
+    connection: Connection, greeting: Hello, me: Me, volume: Volume, upto_seq: Seq, bytes_max: int
+) -> None:
+    """The other side: ship what comes after the greeter's end, up to *upto_seq*. Raises WireError,
+    JournalError."""
+    await connection.send(welcome(me, greeting, is_mirror=True))
+    journal = volume.journal
+    theirs = position_of(greeting)
+    if upto_seq <= theirs.seq:
+        await connection.send(End(upto_seq))
+        return
+    chains = ChainFinder(journal.directory, journal.uuid)
+    agreed_seq = await find_common(connection, chains, upto_seq, theirs)
+    if agreed_seq != theirs.seq:
+        await connection.send(Diverged(agreed_seq, upto_seq))
+        return
+    reader = StretchReader(journal.directory, journal.uuid)
+    try:
+        chain = await trio.to_thread.run_sync(reader.seek, agreed_seq)
+        await connection.send(Begin(me.position.epoch, agreed_seq, chain, upto_seq))
+        while (
+            stretch := await trio.to_thread.run_sync(reader.next, journal.end, upto_seq, bytes_max)
+        ) is not None:
+            epoch = me.position.epoch
+            await connection.send(
+                batch_of(stretch, RAW, stretch.content, epoch, upto_seq, upto_seq)
+            )
+    finally:
+        reader.close()
+    await connection.send(End(upto_seq))

@@ -1,0 +1,158 @@
+"""The updater: applies on a mirror what was received, in order, through the mirror's own volume.
+
+It never goes beyond what is durable here, nor beyond what the sender had applied, and an entry is
+applied together with its VOID or not at all. Before each entry its seq is stored (copymarks.py):
+the one thing that a process killed at any instruction leaves in doubt is that entry, and the next
+process settles it by looking, so that none is skipped and none done twice.
+
+A backing without space is tried again and again, and said; another refusal of an entry that held on
+the primary means that the backing is not what it should be: nothing more is applied then.
+
+After each slice of entries the kernel is made to forget what it knows and is not so any more: that
+is done in a thread, for it may wait for requests in progress, and the next slice is applied
+meanwhile.
+
+Runs as one task of the event loop; a slice is a few milliseconds, so that readers are served in
+between."""
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import trio
+
+from fusejournal.backing.apply import ShortWriteError
+from fusejournal.backing.catalog import COMMIT_CHANGES
+from fusejournal.durability import Durability
+from fusejournal.errors import FusejournalError
+from fusejournal.journal.copymarks import CopyMarks
+from fusejournal.journal.format import Entry
+from fusejournal.journal.settled import settled
+from fusejournal.layer.remembered import Remembered
+from fusejournal.operations import Import, ImportLink, Void
+from fusejournal.replication.mtimes import directory_mtime_before
+from fusejournal.types import Seq
+from fusejournal.volume import Volume
+
+log = logging.getLogger(__name__)
+
+_SLICE_SECONDS = 0.004
+_FULL_PAUSE_SECONDS = 1.0
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Updater:
+    """See the module. *settle_to*: entries up to here may have been applied before, by a process
+    or machine that is gone. *on_progress* is called when ``applied_seq`` or ``trouble`` has
+    changed."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        marks: CopyMarks,
+        durability: Durability,
+        remembered: Remembered,
+        settle_to: Seq,
+        on_progress: Callable[[], None],
+    ) -> None:
+        self._volume = volume
+        self._marks = marks
+        self._durability = durability
+        self._remembered = remembered
+        self._settle_to = settle_to
+        self._on_progress = on_progress
+        self._more = trio.Event()
+        self.full: str | None = None
+        """Why nothing is applied for now, in words."""
+        self.failure: str | None = None
+        """Why nothing is applied any more, in words."""
+
+    @property
+    def applied_seq(self) -> Seq:
+        """The last entry that was applied."""
+        return self._volume.catalog.applied_seq
+
+    def wake(self) -> None:
+        """There may be more to apply."""
+        self._more.set()
+
+    async def run(self) -> None:
+        """Apply until cancelled, or until an entry cannot be applied."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._remembered.run)
+            try:
+                while True:
+                    if not await self._apply_what_is_there():
+                        await self._more.wait()
+                        self._more = trio.Event()
+            except (FusejournalError, OSError) as error:
+                self.failure = f"entry {self.applied_seq + 1} cannot be applied: {error}"
+                self._volume.fail(self.failure)
+                self._on_progress()
+
+    def _limit(self) -> Seq:
+        return min(self._marks.settled_seq, self._durability.durable_seq)
+
+    async def _apply_what_is_there(self) -> bool:
+        """Apply up to the limit of now; whether there was anything."""
+        limit = self._limit()
+        first = Seq(self.applied_seq + 1)
+        if first > limit:
+            return False
+        entries = settled(self._volume.journal.reader.read(first, Seq(limit + 1)))
+        while await self._apply_slice(entries):
+            await trio.lowlevel.checkpoint()
+        return True
+
+    async def _apply_slice(self, entries: Iterator[tuple[Entry, Void | None]]) -> bool:
+        """Apply for a while; whether there may be more."""
+        ends = time.perf_counter() + _SLICE_SECONDS
+        more = False
+        for entry, void in entries:
+            await self._apply(entry, void)
+            if time.perf_counter() > ends:
+                more = True
+                break
+        if self._volume.catalog.changes > COMMIT_CHANGES:
+            self._durability.commit_catalog()
+        self._remembered.drop_stale()
+        self._on_progress()
+        return more
+
+    async def _apply(self, entry: Entry, void: Void | None) -> None:
+        settle = entry.seq <= self._settle_to
+        mtime_ns = self._mtime_to_keep(entry) if settle else None
+        self._marks.applying_seq = entry.seq
+        while True:
+            try:
+                self._volume.apply_received(entry, void, settle)
+                break
+            except OSError as error:
+                if not (error.errno in _NO_SPACE or isinstance(error, ShortWriteError)):
+                    raise
+                await self._wait_for_space(entry.seq, error)
+                settle = True
+        if mtime_ns is not None:
+            self._volume.set_directory_mtime(entry.operation.parent, mtime_ns)  # type: ignore[union-attr]
+        if self.full is not None:
+            self.full = None
+            self._on_progress()
+        self._remembered.changed(entry.operation)
+
+    async def _wait_for_space(self, seq: Seq, error: OSError) -> None:
+        if self.full is None:
+            self.full = f"no space in the backing for entry {seq} ({os.strerror(error.errno or 0)})"
+            log.warning("%s: waiting for space", self.full)
+            self._on_progress()
+        await trio.sleep(_FULL_PAUSE_SECONDS)
+
+    def _mtime_to_keep(self, entry: Entry) -> int | None:
+        """An import leaves its directory's mtime as it was; who died in the middle of one has left
+        it as it is. Raises JournalDamagedError."""
+        if not isinstance(entry.operation, Import | ImportLink):
+            return None
+        return directory_mtime_before(
+            self._volume.journal.reader, entry.operation.parent, entry.seq
+        )

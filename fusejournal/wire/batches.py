@@ -1,0 +1,89 @@
+"""The content of a batch: a stretch of the journal, compressed or as it is, and back. Pure.
+
+``method`` is ``raw`` or ``zstd`` (one frame, with its content size). Nothing is uncompressed to
+more than the batch says, and no batch may say more than ``BATCH_CONTENT_BYTES_MAX``.
+
+Source: RFC 8878 (Zstandard)."""
+
+import zstandard
+
+from fusejournal.journal.format import FormatError
+from fusejournal.journal.stretches import STRETCH_BYTES_MAX, Stretch, check_stretch
+from fusejournal.types import Epoch, Seq
+from fusejournal.wire.frames import BATCH_CONTENT_BYTES_MAX, Batch, WireError
+
+assert STRETCH_BYTES_MAX <= BATCH_CONTENT_BYTES_MAX
+
+RAW, ZSTD = "raw", "zstd"
+
+_SMALL_BYTES = 256
+
+
+def compress(content: bytes, level: int) -> tuple[str, bytes]:
+    """*content* by zstd at *level*, or as it is where that gains nothing (or *level* is 0)."""
+    if level and len(content) > _SMALL_BYTES:
+        compressed = zstandard.ZstdCompressor(level=level).compress(content)
+        if len(compressed) < len(content):
+            return ZSTD, compressed
+    return RAW, content
+
+
+def batch_of(
+    stretch: Stretch, method: str, content: bytes, epoch: Epoch, applied_seq: Seq, head_seq: Seq
+) -> Batch:
+    """The message that ships *stretch*, whose content is *content* by *method*."""
+    return Batch(
+        epoch,
+        stretch.first_seq,
+        stretch.last_seq,
+        stretch.chain_before,
+        stretch.chain,
+        stretch.segment_seq,
+        stretch.offset,
+        len(stretch.content),
+        method,
+        applied_seq,
+        head_seq,
+        content,
+    )
+
+
+def stretch_of(batch: Batch) -> Stretch:
+    """The stretch in *batch*, with every frame checked. Raises WireError."""
+    content = _uncompress(batch)
+    stretch = Stretch(
+        batch.segment_seq,
+        batch.offset,
+        batch.first_seq,
+        batch.last_seq,
+        batch.chain_before,
+        batch.chain,
+        content,
+    )
+    try:
+        check_stretch(stretch)
+    except FormatError as error:
+        raise WireError(f"entries {batch.first_seq} to {batch.last_seq}: {error}") from None
+    return stretch
+
+
+def _uncompress(batch: Batch) -> bytes:
+    where = f"entries {batch.first_seq} to {batch.last_seq}"
+    size = batch.content_bytes
+    if size > BATCH_CONTENT_BYTES_MAX:
+        raise WireError(f"{where}: {size} bytes, {BATCH_CONTENT_BYTES_MAX} are allowed")
+    if batch.method == RAW:
+        content = batch.content
+    elif batch.method == ZSTD:
+        try:
+            # What its own header says is what the library would allocate.
+            if zstandard.frame_content_size(batch.content) != size:
+                raise WireError(f"{where}: compressed, but not {size} bytes")
+            content = zstandard.ZstdDecompressor().decompress(batch.content)
+        except zstandard.ZstdError as error:
+            raise WireError(f"{where}: cannot be uncompressed: {error}") from None
+    else:
+        raise WireError(f"{where}: stored by an unknown method {batch.method!r}")
+    if len(content) != size:
+        raise WireError(f"{where}: {len(content)} bytes instead of {size}")
+    return content

@@ -1,0 +1,293 @@
+"""The rules of a session: what may be said when, and what follows from it. Pure: no sockets, no
+journal; whoever has these gives messages in, and does what comes out.
+
+One side, the *source*, has the journal; the other, the *sink*, gets it. Mostly the source has
+connected (``ship``); a primary that lost entries with its machine connects to fetch them, and is
+then the sink (``fetch``)::
+
+    connector                            listener
+    HELLO  who, purpose, position   ->
+                                    <-   WELCOME  who, position     or  REFUSAL  why
+    (the source looks where the sink's position is in its own journal)
+    source                               sink
+    ASK_CHAINS  seqs                ->                              only where they differ
+                                    <-   CHAINS
+    BEGIN  the position in common   ->                              or  DIVERGED, or REFUSAL
+    BATCH  BATCH  BATCH ...         ->
+                                    <-   ACK  watermarks            whenever they have grown
+    PING                            ->                              when there is nothing to say
+                                    <-   ACK
+    END                             ->                              of a fetch: that was all
+
+A batch that comes twice is acknowledged again. One that does not follow, or of a lower epoch than
+was seen, ends the session with an error that names it; the connector comes back, and the
+positions are compared anew: nothing is ever resumed from what somebody remembers of the other."""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from fusejournal.types import Epoch, Position, Seq
+from fusejournal.wire.frames import (
+    PROTOCOL_VERSION,
+    Ack,
+    Batch,
+    Begin,
+    Hello,
+    Message,
+    Refusal,
+    Welcome,
+    WireError,
+    uuid_of,
+)
+
+SHIP, FETCH = "ship", "fetch"
+OK, FULL, FAILED = "ok", "full", "failed"
+
+_PROBES = 16
+
+
+class RefusedError(WireError):
+    """This goes no further, and would not the next time. ``code`` is a word for programs."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        self.code = code
+        self.reason = reason
+        super().__init__(reason)
+
+    def message(self) -> Refusal:
+        """What to tell the other side."""
+        return Refusal(self.code, self.reason)
+
+
+class Me(NamedTuple):
+    """One side as it greets: its name, its volume (None: any), where its journal stands, and the
+    highest epoch that it has seen."""
+
+    node: str
+    uuid: UUID | None
+    position: Position
+    fence: Epoch
+    applied_seq: Seq
+
+
+def hello(me: Me, purpose: str) -> Hello:
+    """The connector's greeting."""
+    uuid = me.uuid.bytes if me.uuid is not None else b""
+    epoch = max(me.fence, me.position.epoch)
+    return Hello(
+        PROTOCOL_VERSION, uuid, me.node, purpose, epoch, me.position.seq, me.position.chain
+    )
+
+
+def welcome(me: Me, greeting: Hello, *, is_mirror: bool) -> Welcome:
+    """The listener's answer. Raises RefusedError."""
+    _check_same(me, greeting)
+    if greeting.purpose == SHIP:
+        if not is_mirror:
+            raise RefusedError(
+                "role", f"{me.node} is a primary and takes no entries: mount it with --role mirror"
+            )
+        if greeting.epoch < me.fence:
+            raise RefusedError(
+                "fenced",
+                f"{greeting.node} is of epoch {greeting.epoch}, and a primary of epoch {me.fence} "
+                "has come after it",
+            )
+    elif greeting.purpose != FETCH:
+        raise WireError(f"a session for {greeting.purpose!r}")
+    uuid = me.uuid.bytes if me.uuid is not None else b""
+    position = me.position
+    epoch = max(me.fence, position.epoch)
+    return Welcome(
+        PROTOCOL_VERSION, uuid, me.node, epoch, position.seq, position.chain, me.applied_seq
+    )
+
+
+def check_welcome(me: Me, answer: Message | None, purpose: str) -> Welcome:
+    """What came after the greeting. Raises RefusedError, WireError."""
+    theirs: Welcome = expect(answer, Welcome)
+    _check_same(me, theirs)
+    if purpose == SHIP and theirs.epoch > max(me.fence, me.position.epoch):
+        raise RefusedError(
+            "fenced",
+            f"{theirs.node} has seen a primary of epoch {theirs.epoch}, and this one is of "
+            f"{me.position.epoch}: it takes no changes from here",
+        )
+    return theirs
+
+
+def position_of(greeting: Hello | Welcome) -> Position:
+    """Where the journal of who sent *greeting* ends."""
+    return Position(greeting.epoch, greeting.seq, greeting.chain)
+
+
+def _check_same(me: Me, other: Hello | Welcome) -> None:
+    if other.version != PROTOCOL_VERSION:
+        raise RefusedError(
+            "version",
+            f"{other.node} speaks version {other.version} and {me.node} {PROTOCOL_VERSION}: "
+            "upgrade the older one",
+        )
+    theirs = uuid_of(other.uuid)
+    if me.uuid is not None and theirs is not None and me.uuid != theirs:
+        raise RefusedError(
+            "volume", f"{other.node} is of volume {theirs}, and {me.node} of {me.uuid}"
+        )
+
+
+def expect(message: Message | None, *kinds: type[Message]) -> Any:
+    """*message* if it is of one of *kinds*, which the caller names again as its type. Raises
+    RefusedError for a refusal, WireError for anything else."""
+    if isinstance(message, kinds):
+        return message
+    if isinstance(message, Refusal):
+        raise RefusedError(message.code, message.reason)
+    if message is None:
+        raise WireError("the other side closed the connection")
+    raise WireError(f"{type(message).__name__} where it may not be")
+
+
+class Comparison:
+    """Finds the last seq at which two journals have the same chain, by asking for few of them.
+
+    ``agreed_seq`` is known to be the same in both, ``differ_seq`` not; the search is over when one
+    follows the other."""
+
+    def __init__(self, agreed_seq: Seq, differ_seq: Seq) -> None:
+        self.agreed_seq = agreed_seq
+        self.differ_seq = differ_seq
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last common entry is ``agreed_seq``."""
+        return self.differ_seq - self.agreed_seq <= 1
+
+    def probes(self) -> tuple[Seq, ...]:
+        """Seqs to compare next, growing."""
+        low, between = self.agreed_seq, self.differ_seq - self.agreed_seq
+        steps = {low + between * step // (_PROBES + 1) for step in range(1, _PROBES + 1)}
+        return tuple(Seq(seq) for seq in sorted(steps | {low + 1}) if low < seq < self.differ_seq)
+
+    def told(
+        self, seqs: Sequence[Seq], mine: Sequence[int | None], theirs: Sequence[int | None]
+    ) -> None:
+        """The chains of both at *seqs*. Raises WireError when they make no sense."""
+        if len(theirs) != len(seqs):
+            raise WireError(f"{len(theirs)} chains for {len(seqs)} seqs")
+        for seq, one, other in zip(seqs, mine, theirs, strict=True):
+            if one is not None and one == other:
+                if seq >= self.differ_seq:
+                    raise WireError(f"the same chain at {seq}, but not at {self.differ_seq}")
+                self.agreed_seq = max(self.agreed_seq, seq)
+            else:
+                self.differ_seq = min(self.differ_seq, seq)
+        if self.agreed_seq >= self.differ_seq:
+            raise WireError(f"the same chain at {self.agreed_seq}, but not at {self.differ_seq}")
+
+
+class Sink:
+    """The receiving side, from BEGIN on: which batches follow. Its place is (``seq``, ``chain``);
+    ``settled_seq`` is how far the source had applied: nothing beyond may be."""
+
+    def __init__(self, position: Position, fence: Epoch) -> None:
+        self.seq = position.seq
+        self.chain = position.chain
+        self.epoch = fence
+        self.settled_seq = Seq(0)
+        self.source_head_seq = Seq(0)
+
+    def begin(self, message: Begin) -> None:
+        """The source begins. Raises WireError when it is not from here."""
+        if (message.seq, message.chain) != (self.seq, self.chain):
+            raise WireError(f"a beginning at {message.seq}, and this journal ends with {self.seq}")
+        self._check_epoch(message.epoch)
+        self.source_head_seq = message.head_seq
+
+    def take(self, batch: Batch) -> bool:
+        """Whether *batch* is to be appended; False for one that has been. Raises WireError."""
+        self._check_epoch(batch.epoch)
+        if not 0 < batch.first_seq <= batch.last_seq:
+            raise WireError(f"a batch of entries {batch.first_seq} to {batch.last_seq}")
+        if batch.applied_seq < batch.last_seq:
+            raise WireError(
+                f"a batch up to {batch.last_seq}, of which only {batch.applied_seq} is applied"
+            )
+        if batch.last_seq <= self.seq:
+            return False
+        if (batch.first_seq, batch.chain_before) != (self.seq + 1, self.chain):
+            raise WireError(
+                f"entries {batch.first_seq} to {batch.last_seq} do not follow {self.seq}"
+            )
+        return True
+
+    def appended(self, batch: Batch) -> None:
+        """*batch* is in the journal."""
+        self.seq, self.chain = batch.last_seq, batch.chain
+        self.source_head_seq = max(self.source_head_seq, batch.head_seq)
+        # What ends a batch is settled there: an entry's VOID is in the same one.
+        self.settled_seq = batch.last_seq
+
+    def _check_epoch(self, epoch: Epoch) -> None:
+        if epoch < self.epoch:
+            raise RefusedError(
+                "fenced", f"a sender of epoch {epoch}, and {self.epoch} has come after it"
+            )
+        self.epoch = epoch
+
+
+class InFlight(NamedTuple):
+    """A batch that was sent and is not acknowledged."""
+
+    last_seq: Seq
+    bytes: int
+    since: float
+
+
+class Source:
+    """The sending side, from BEGIN on: what is in flight, and what the sink has. All seqs only
+    grow; times are in seconds by any clock."""
+
+    def __init__(self, seq: Seq, window_bytes: int) -> None:
+        self.shipped_seq = seq
+        self.appended_seq = seq
+        self.acked_seq = Seq(0)
+        self.applied_seq = Seq(0)
+        self.state = OK
+        self.detail = ""
+        self.in_flight_bytes = 0
+        self._in_flight: deque[InFlight] = deque()
+        self._window_bytes = window_bytes
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another batch may be sent."""
+        return self.state == OK and self.in_flight_bytes < self._window_bytes
+
+    @property
+    def batches_in_flight(self) -> int:
+        """How many batches are not acknowledged."""
+        return len(self._in_flight)
+
+    def sent(self, last_seq: Seq, size: int, now: float) -> None:
+        """A batch of *size* bytes, up to *last_seq*, was sent."""
+        self._in_flight.append(InFlight(last_seq, size, now))
+        self.in_flight_bytes += size
+        self.shipped_seq = last_seq
+
+    def acked(self, ack: Ack) -> None:
+        """Raises WireError for an acknowledgement of what was never sent."""
+        if not ack.applied_seq <= ack.durable_seq <= ack.appended_seq <= self.shipped_seq:
+            raise WireError(
+                f"acknowledges {ack.appended_seq}, {ack.durable_seq}, {ack.applied_seq}, and "
+                f"{self.shipped_seq} were sent"
+            )
+        if ack.state not in (OK, FULL, FAILED):
+            raise WireError(f"a state {ack.state!r}")
+        self.appended_seq = max(self.appended_seq, ack.appended_seq)
+        self.acked_seq = max(self.acked_seq, ack.durable_seq)
+        self.applied_seq = max(self.applied_seq, ack.applied_seq)
+        self.state, self.detail = ack.state, ack.detail
+        while self._in_flight and self._in_flight[0].last_seq <= self.acked_seq:
+            self.in_flight_bytes -= self._in_flight.popleft().bytes

@@ -59,3 +59,11 @@ def check_peer_name(name: object) -> str:
             "with a letter, digit or '_' first"
         )
     return name
+
+
+def parse_peer(text: str) -> tuple[str, Address]:
+    """The peer that *text*, ``NAME=ADDR:PORT``, means. Raises UsageError."""
+    name, equals, address = text.partition("=")
+    if not equals:
+        raise UsageError(f"{text!r} is no peer: NAME=ADDR:PORT")
+    return check_peer_name(name), parse_remote(address)

@@ -1,0 +1,246 @@
+"""Pairing: two nodes that do not know each other exchange certificates by a one-time code.
+
+Who administers both reads the code on the one that listens and types it on the other. Each message
+is a PairOffer with its sender's name, certificate and nonce::
+
+    connects  ->  listens    an empty proof
+              <-             an empty proof
+              ->             the proof of who connects
+              <-             the proof of who listens
+
+A proof is HMAC-SHA256, keyed with the code, over the role, both nonces, both names and both
+certificates (:func:`proof_of`). So
+
+- who does not know the code can make neither proof, and has one guess for each connection, of
+  ``TRIES_MAX`` in all;
+- a proof that was seen is of no use again: both nonces are new each time, and the role keeps one
+  end's proof from being sent back to it;
+- someone in the middle (nothing is known yet that TLS could verify) can pass the messages on, but
+  change no certificate in them. What it sees would let it try codes by itself, and there are 2**80.
+  That is why the code is random and this long, and why nothing slower than one HMAC is needed.
+
+The listener keeps the other's certificate before it sends its own proof: whoever believes that the
+two are paired is right. If its proof is lost, the listener knows one peer too many, who proved that
+it has the code.
+
+Pure but for :func:`answer` and :func:`ask`, which talk over a connection.
+
+Source: RFC 2104; https://www.crockford.com/base32.html."""
+
+import hashlib
+import hmac
+import secrets
+import struct
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from fusejournal.errors import FusejournalError, PairingError, PeerLostError, UsageError, WireError
+from fusejournal.wire.address import check_peer_name
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import PairOffer, Refusal
+from fusejournal.wire.identity import Identity, fingerprint_of, normalize
+
+CODE_SECONDS: Final = 600.0
+TRIES_MAX: Final = 5
+NONCE_BYTES: Final = 32
+
+_ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_CODE_CHARS: Final = 16
+_GROUP: Final = 4
+_READ_AS: Final = str.maketrans("ILO", "110", "- ")
+_LENGTH: Final = struct.Struct("<I")
+_PURPOSE: Final = b"fusejournal pairing 1"
+CONNECTS: Final = b"connects"
+LISTENS: Final = b"listens"
+
+
+class Paired(NamedTuple):
+    """The other node, as it proved to be."""
+
+    node: str
+    certificate: str
+    fingerprint: str
+
+
+# -- codes -----------------------------------------------------------------------------------------
+
+
+def new_code() -> str:
+    """A code of 80 random bits, as people read it: ``7K3M-Q0ZV-...``."""
+    code = "".join(secrets.choice(_ALPHABET) for _ in range(_CODE_CHARS))
+    return "-".join(code[at : at + _GROUP] for at in range(0, _CODE_CHARS, _GROUP))
+
+
+def parse_code(text: str) -> str:
+    """The code that *text* means, however it is grouped and whatever its case; what looks alike is
+    the same. Raises UsageError."""
+    code = text.upper().translate(_READ_AS)
+    if len(code) != _CODE_CHARS or not set(code) <= set(_ALPHABET):
+        raise UsageError(
+            f"this is no pairing code: one has {_CODE_CHARS} letters and digits, as "
+            "'fusejournal pair VOLUME' shows it on the other node"
+        )
+    return code
+
+
+class OpenCode:
+    """A code that the other end may prove to know: for ten minutes, once, with few tries. Times are
+    seconds of any clock that only goes forward."""
+
+    def __init__(self, code: str, now: float) -> None:
+        self._code = parse_code(code)
+        self._until = now + CODE_SECONDS
+        self.is_used = False
+        self._is_closed = False
+        self.wrong_tries = 0
+
+    def seconds_left(self, now: float) -> float:
+        """How long it can still be used."""
+        return max(0.0, self._until - now)
+
+    def state(self, now: float) -> str:
+        """``waiting``, ``used``, ``void`` (too many wrong tries), ``closed`` or ``expired``."""
+        if self.is_used:
+            return "used"
+        if self.wrong_tries >= TRIES_MAX:
+            return "void"
+        if self._is_closed:
+            return "closed"
+        return "expired" if now >= self._until else "waiting"
+
+    def close(self) -> None:
+        """Take it back."""
+        self._is_closed = True
+
+    def try_proof(self, offer: PairOffer, own: PairOffer, now: float) -> bool:
+        """Whether whoever connected proves to know the code, which is then used up. A wrong proof
+        counts. Nothing is right for a code that is not waiting."""
+        if self.state(now) != "waiting":
+            return False
+        expected = proof_of(self._code, CONNECTS, offer, own)
+        if not hmac.compare_digest(expected, offer.proof):
+            self.wrong_tries += 1
+            return False
+        self.is_used = True
+        return True
+
+    def prove(self, offer: PairOffer, own: PairOffer) -> bytes:
+        """The listener's own proof."""
+        return proof_of(self._code, LISTENS, offer, own)
+
+
+def proof_of(code: str, role: bytes, connects: PairOffer, listens: PairOffer) -> bytes:
+    """What only who knows *code* can say, as *role*, about these two offers (their proofs aside).
+    Each part is preceded by its length, so that no two lists of parts are the same bytes."""
+    parts = [_PURPOSE, role]
+    for offer in (connects, listens):
+        parts += [offer.nonce, offer.node.encode(), offer.certificate.encode()]
+    message = b"".join(_LENGTH.pack(len(part)) + part for part in parts)
+    return hmac.new(code.encode(), message, hashlib.sha256).digest()
+
+
+# -- talking ---------------------------------------------------------------------------------------
+
+
+async def answer(
+    connection: Connection,
+    code: OpenCode | None,
+    node: str,
+    identity: Identity,
+    now: Callable[[], float],
+    keep: Callable[[Paired], Awaitable[None]],
+) -> None:
+    """The listener's side: have whoever connected prove that it knows *code* (None: no pairing is
+    open), *keep* its certificate, and prove the same. *keep* may raise FusejournalError. One that
+    ends before it said anything is no error (it may have come to look at our certificate). Raises
+    PairingError, WireError, whoever is at the other end having been told."""
+    first = await connection.receive()
+    if first is None:
+        return
+    theirs = _check_offer(first, None)
+    if code is None or code.state(now()) != "waiting":
+        raise await _refuse(connection, "closed", "no pairing is open here")
+    own = _offer(node, identity)
+    await connection.send(own)
+    theirs = _check_offer(await connection.receive(), theirs)
+    # No await from here to the check: of two at once only one may use the code.
+    if not code.try_proof(theirs, own, now()):
+        left = TRIES_MAX - code.wrong_tries
+        raise await _refuse(
+            connection,
+            "code",
+            "the code is wrong" if left > 0 else "the code is wrong, and void: make a new one",
+        )
+    paired = Paired(theirs.node, theirs.certificate, fingerprint_of(theirs.certificate))
+    try:
+        await keep(paired)
+    except FusejournalError as error:
+        raise await _refuse(connection, "kept", str(error)) from None
+    await connection.send(own._replace(proof=code.prove(theirs, own)))
+
+
+async def ask(
+    connection: Connection,
+    code: str,
+    node: str,
+    identity: Identity,
+    accept: Callable[[Paired], None],
+) -> Paired:
+    """The side of who connects: prove to know *code*, and have the listener prove it. *accept* is
+    called before, with what the listener only claims to be as yet, and may raise PairingError
+    before the code is used up on it. Raises UsageError for a text that is no code, PairingError
+    when refused or when the listener does not know the code, WireError."""
+    code = parse_code(code)
+    own = _offer(node, identity)
+    await connection.send(own)
+    theirs = _check_answer(connection, await connection.receive(), None)
+    claimed = Paired(theirs.node, theirs.certificate, fingerprint_of(theirs.certificate))
+    accept(claimed)
+    await connection.send(own._replace(proof=proof_of(code, CONNECTS, own, theirs)))
+    theirs = _check_answer(connection, await connection.receive(), theirs)
+    if not hmac.compare_digest(proof_of(code, LISTENS, own, theirs), theirs.proof):
+        raise PairingError(
+            f"{connection.where}: it does not know the code: another node, or somebody in the "
+            "middle; check the address and make a new code"
+        )
+    return claimed
+
+
+def _offer(node: str, identity: Identity) -> PairOffer:
+    return PairOffer(node, identity.certificate, secrets.token_bytes(NONCE_BYTES), b"")
+
+
+async def _refuse(connection: Connection, code: str, reason: str) -> PairingError:
+    """Tell the other end, and say so here, too."""
+    with suppress(PeerLostError):
+        await connection.send(Refusal(code, reason))
+    return PairingError(f"{connection.where}: pairing refused: {reason}")
+
+
+def _check_answer(connection: Connection, message: object, before: PairOffer | None) -> PairOffer:
+    if isinstance(message, Refusal):
+        raise PairingError(f"{connection.where}: pairing refused: {message.reason}")
+    if message is None:
+        raise PeerLostError(connection.where, "ended the connection while pairing")
+    return _check_offer(message, before)
+
+
+def _check_offer(message: object, before: PairOffer | None) -> PairOffer:
+    """*message* if it is an offer that can be: the first one without a proof, the second one as the
+    first but with one. Raises WireError."""
+    if not isinstance(message, PairOffer):
+        raise WireError(f"pairing: not an offer but {type(message).__name__}")
+    if before is not None:
+        if message._replace(proof=b"") != before or not message.proof:
+            raise WireError("pairing: the second offer is not as the first")
+        return message
+    try:
+        check_peer_name(message.node)
+        if normalize(message.certificate) != message.certificate:
+            raise ValueError("the certificate has more to it")
+    except (UsageError, ValueError) as error:
+        raise WireError(f"pairing: {error}") from None
+    if message.proof or len(message.nonce) != NONCE_BYTES:
+        raise WireError("pairing: the first offer cannot be")
+    return message

@@ -1,0 +1,310 @@
+"""The peers that a node knows, and what it keeps about them across restarts.
+
+::
+
+    STATE/peers.json    {"format": 1, "peers": [{name, address, certificate, paused, needs_copy,
+                        acked_seq}, ...]}, mode 0600
+
+Changes are made in memory at once; :meth:`PeerBook.save` writes the whole file, atomically and
+durably. A peer is a value that is replaced and never changed, so a thread may save while the event
+loop goes on. Only whoever holds the volume may change the book."""
+
+import difflib
+import json
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from fusejournal import storage
+from fusejournal.errors import FusejournalError, UnknownPeerError, UsageError
+from fusejournal.types import Seq
+from fusejournal.wire.address import Address, check_peer_name, parse_remote
+from fusejournal.wire.identity import fingerprint_of, normalize
+
+FILE: Final = "peers.json"
+_FORMAT: Final = 1
+_FILE_BYTES_MAX: Final = 4 << 20
+_PEERS_MAX: Final = 64
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One peer."""
+
+    name: str
+    address: Address | None = None
+    """Where it listens; None for one that only connects to us."""
+    certificate: str | None = None
+    """PEM; None until the two are paired."""
+    paused: bool = False
+    needs_copy: str | None = None
+    """Why the journal alone does not bring it up to date any more; None where it does."""
+    acked_seq: Seq = Seq(0)
+    """What it is known to have on disk. May be behind the truth: it is saved now and then."""
+
+
+class PeerBook:
+    """All peers of one volume, by name. See the module."""
+
+    def __init__(self, directory: Path) -> None:
+        """An empty book for the state directory *directory*; nothing is read."""
+        self.path = directory / FILE
+        self._peers: dict[str, Peer] = {}
+        self._saving = threading.Lock()
+
+    @classmethod
+    def load(cls, directory: Path) -> "PeerBook":
+        """The book in the state directory *directory*; empty where there is none. Raises
+        FusejournalError for a file that cannot be used."""
+        book = cls(directory)
+        try:
+            with open(book.path, "rb") as file:
+                content = file.read(_FILE_BYTES_MAX)
+        except FileNotFoundError:
+            return book
+        except OSError as error:
+            raise FusejournalError(f"{book.path}: {error.strerror}") from None
+        try:
+            peers = _parse(json.loads(content))
+        except (ValueError, KeyError, TypeError, UsageError, RecursionError) as error:
+            what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise FusejournalError(
+                f"{book.path}: cannot be used: {what}; mend it, or remove it and pair all peers "
+                "anew"
+            ) from None
+        book._peers = {peer.name: peer for peer in peers}
+        return book
+
+    def list(self) -> list[Peer]:
+        """All peers, by name."""
+        peers = self._peers
+        return [peers[name] for name in sorted(peers)]
+
+    def get(self, name: str) -> Peer:
+        """The peer *name*. Raises UnknownPeerError, with a hint at the nearest name."""
+        peer = self._peers.get(name)
+        if peer is None:
+            near = difflib.get_close_matches(name, list(self._peers), 1)
+            known = ", ".join(sorted(self._peers)) or "none"
+            hint = f"; did you mean {near[0]!r}?" if near else f": there is {known}"
+            raise UnknownPeerError(name, hint)
+        return peer
+
+    def certificates(self) -> dict[str, str]:
+        """Name and certificate (PEM) of each peer that has one."""
+        return {
+            peer.name: peer.certificate
+            for peer in self._peers.values()
+            if peer.certificate is not None
+        }
+
+    def add(self, name: str, address: Address | None) -> bool:
+        """Add a peer, or give one that has none its address. Returns whether anything changed.
+        Raises UsageError for a name that cannot be, or that has another address."""
+        check_peer_name(name)
+        peer = self._peers.get(name)
+        if peer is None:
+            if len(self._peers) >= _PEERS_MAX:
+                raise UsageError(f"there are {_PEERS_MAX} peers already, and no more may be")
+            self._peers[name] = Peer(name, address)
+            return True
+        if address is None or peer.address == address:
+            return False
+        if peer.address is not None:
+            raise _at_another(peer)
+        self._peers[name] = replace(peer, address=address)
+        return True
+
+    def merge(self, addresses: Mapping[str, Address]) -> bool:
+        """Add the peers that a mount names, at the addresses it names; what is known about them
+        stays. Returns whether anything changed. Raises UsageError."""
+        changed = False
+        for name, address in addresses.items():
+            peer = self._peers.get(name)
+            if peer is None:
+                changed |= self.add(name, address)
+            elif peer.address != address:
+                self._peers[name] = replace(peer, address=address)
+                changed = True
+        return changed
+
+    def pair(self, name: str, address: Address | None, certificate: str) -> None:
+        """Know the peer *name* by *certificate* (PEM) from now on, adding it if it is new. Raises
+        as :meth:`check_pairing`."""
+        self.check_pairing(name, address, certificate)
+        self.add(name, address)
+        self.set_certificate(name, certificate)
+
+    def check_pairing(self, name: str, address: Address | None, certificate: str) -> None:
+        """Raise UsageError if *name* is another peer's: one with another address or certificate; or
+        if *certificate* is."""
+        peer = self.find(name)
+        if peer is not None and peer.certificate not in (None, certificate):
+            raise UsageError(
+                f"peer {name!r} is paired already, with another certificate: remove it first, or "
+                "use another name"
+            )
+        if peer is not None and None not in (peer.address, address) and peer.address != address:
+            raise _at_another(peer)
+        for other in self._peers.values():
+            if other.certificate == certificate and other.name != name:
+                raise UsageError(
+                    f"this node is peer {other.name!r} already: use that name, or remove it first"
+                )
+
+    def set_certificate(self, name: str, certificate: str) -> None:
+        """Know the peer *name*, which has none yet, by *certificate* (PEM). Raises
+        UnknownPeerError, UsageError."""
+        peer = self.get(name)
+        self.check_pairing(name, None, certificate)
+        self._peers[name] = replace(peer, certificate=certificate)
+
+    def remove(self, name: str) -> None:
+        """Forget the peer *name*. Raises UnknownPeerError."""
+        del self._peers[self.get(name).name]
+
+    def pause(self, name: str) -> bool:
+        """Ship nothing to the peer *name* until told to. Returns whether it was not so before.
+        Raises UnknownPeerError."""
+        return self._set_paused(name, True)
+
+    def resume(self, name: str) -> bool:
+        """End a pause. Returns whether there was one. Raises UnknownPeerError."""
+        return self._set_paused(name, False)
+
+    def _set_paused(self, name: str, paused: bool) -> bool:
+        peer = self.get(name)
+        self._peers[name] = replace(peer, paused=paused)
+        return peer.paused != paused
+
+    def set_needs_copy(self, name: str, reason: str | None) -> None:
+        """Say why the peer *name* needs a full copy, or that it does not. Raises
+        UnknownPeerError."""
+        self._peers[name] = replace(self.get(name), needs_copy=reason)
+
+    def note_acked(self, name: str, seq: Seq) -> None:
+        """The peer *name* has everything up to *seq* on disk. In memory only, until the next save.
+        Raises UnknownPeerError."""
+        peer = self.get(name)
+        if seq > peer.acked_seq:
+            self._peers[name] = replace(peer, acked_seq=seq)
+
+    def find(self, name: str) -> Peer | None:
+        """The peer *name*, if there is one."""
+        return self._peers.get(name)
+
+    def put_back(self, name: str, peer: Peer | None) -> None:
+        """Know of *name* what :meth:`find` gave before a change that could not be saved."""
+        if peer is None:
+            self._peers.pop(name, None)
+        else:
+            self._peers[name] = peer
+
+    def save(self) -> None:
+        """Write the book; when it returns, it is on disk. Any thread; blocks. Raises
+        FusejournalError, and the file is as before."""
+        with self._saving:
+            raw = {"format": _FORMAT, "peers": [_raw(peer) for peer in self.list()]}
+            temporary = self.path.with_name(f"{FILE}.new")
+            try:
+                _write(temporary, json.dumps(raw, indent=2).encode())
+                storage.rename("peers.rename", temporary, self.path)
+                storage.fsync_directory("peers.directory", self.path.parent)
+            except OSError as error:
+                with suppress(OSError):
+                    temporary.unlink()
+                raise FusejournalError(f"{self.path}: cannot be saved: {error.strerror}") from None
+
+
+def describe(peer: Peer) -> dict[str, Any]:
+    """A peer as commands show it."""
+    return {
+        "name": peer.name,
+        "address": None if peer.address is None else str(peer.address),
+        "fingerprint": None if peer.certificate is None else fingerprint_of(peer.certificate),
+        "paused": peer.paused,
+        "needs_copy": peer.needs_copy,
+        "acked_seq": peer.acked_seq,
+    }
+
+
+def _at_another(peer: Peer) -> UsageError:
+    return UsageError(
+        f"peer {peer.name!r} is at {peer.address} already: remove it first, or use another name"
+    )
+
+
+def _write(path: Path, content: bytes) -> None:
+    with suppress(FileNotFoundError):
+        path.unlink()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        storage.reached("peers.write")
+        file.write(content)
+        file.flush()
+        storage.fsync("peers.sync", fd)
+
+
+def _raw(peer: Peer) -> dict[str, Any]:
+    return {
+        "name": peer.name,
+        "address": None if peer.address is None else str(peer.address),
+        "certificate": peer.certificate,
+        "paused": peer.paused,
+        "needs_copy": peer.needs_copy,
+        "acked_seq": peer.acked_seq,
+    }
+
+
+def _parse(raw: Any) -> list[Peer]:
+    """The peers in the file's content. Raises ValueError, KeyError, TypeError, UsageError."""
+    if raw["format"] != _FORMAT:
+        raise ValueError("written by another version of fusejournal")
+    peers: list[Peer] = []
+    for one in raw["peers"]:
+        peer = _parse_one(one)
+        if any(peer.name == other.name for other in peers):
+            raise ValueError(f"peer {peer.name!r} is there twice")
+        if peer.certificate is not None and any(
+            peer.certificate == other.certificate for other in peers
+        ):
+            raise ValueError(f"peer {peer.name!r} has another's certificate")
+        peers.append(peer)
+    return peers
+
+
+_KINDS: Final = {
+    "name": str,
+    "address": str | None,
+    "certificate": str | None,
+    "paused": bool,
+    "needs_copy": str | None,
+    "acked_seq": int,
+}
+
+
+def _parse_one(raw: Any) -> Peer:
+    unknown = sorted(set(raw) - set(_KINDS))
+    if unknown:
+        raise ValueError(f"unknown key {unknown[0]!r:.100}")
+    for key, kind in _KINDS.items():
+        value = raw[key]
+        if not isinstance(value, kind) or (key == "acked_seq" and not _is_seq(value)):
+            raise ValueError(f"peer {raw['name']!r:.80}: {key} cannot be {value!r:.80}")
+    address, certificate = raw["address"], raw["certificate"]
+    return Peer(
+        check_peer_name(raw["name"]),
+        None if address is None else parse_remote(address),
+        None if certificate is None else normalize(certificate),
+        raw["paused"],
+        raw["needs_copy"],
+        Seq(raw["acked_seq"]),
+    )
+
+
+def _is_seq(value: object) -> bool:
+    return type(value) is int and value >= 0

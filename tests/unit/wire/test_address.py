@@ -6,6 +6,7 @@ from fusejournal.errors import UsageError
 from fusejournal.wire.address import (
     Address,
     check_peer_name,
+    default_node_name,
     parse_address,
     parse_peer,
     parse_remote,
@@ -61,3 +62,9 @@ def test_peers() -> None:
 def test_bad_names(name: object) -> None:
     with pytest.raises(UsageError, match="cannot be a peer's name"):
         check_peer_name(name)
+
+
+@pytest.mark.parametrize("host", ["", "-", "...", "mühle.example.org", "x" * 200, "cellar", "_1"])
+def test_a_machine_gives_its_node_a_name(host: str) -> None:
+    check_peer_name(default_node_name(host))
+    assert default_node_name("cellar.example.org") == "cellar"

@@ -13,6 +13,8 @@
     STATE/control.sock   the running layer's control socket
     STATE/boot           the boot in which the volume was last begun
     STATE/log            what a layer in the background had to say
+    STATE/identity/      the node's key and certificate
+    STATE/peers.json     the peers it knows
 
 Volumes are found by name, mountpoint or state directory. Names lead to state directories below
 /var/lib/fusejournal or, for others, by a symlink in its directory ``.elsewhere``, which stays, so
@@ -173,23 +175,33 @@ def claim_volume(spec: "MountSpec") -> Iterator[VolumeState]:
     VolumeBusyError naming the holder, UsageError when the state is another volume's."""
     directory = spec.state_dir
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _hold(directory, spec.name, spec.mountpoint):
+        for left in directory.glob("undo.*"):
+            shutil.rmtree(left, ignore_errors=True)  # an undo was killed at its work
+        yield _load_or_make(spec)
+
+
+@contextmanager
+def hold_volume(state: VolumeState) -> Iterator[None]:
+    """Hold a volume that no layer runs on, to change what its state directory says, until the end
+    of the block. Raises VolumeBusyError naming the holder."""
+    with _hold(state.directory, state.name, state.mountpoint):
+        yield
+
+
+@contextmanager
+def _hold(directory: Path, name: str, mountpoint: Path) -> Iterator[None]:
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if not _lock(fd):
             holder = _read_holder(fd)
             raise VolumeBusyError(
-                f"volume {spec.name} is held by process {holder.get('pid', '?')}, "
+                f"volume {name} is held by process {holder.get('pid', '?')}, "
                 f"mounted at {holder.get('mountpoint', '?')}"
             )
-        holding = {
-            "pid": os.getpid(),
-            "name": spec.name,
-            "mountpoint": str(spec.mountpoint),
-        }
+        holding = {"pid": os.getpid(), "name": name, "mountpoint": str(mountpoint)}
         _write_holder(fd, json.dumps(holding))
-        for left in directory.glob("undo.*"):
-            shutil.rmtree(left, ignore_errors=True)  # an undo was killed at its work
-        yield _load_or_make(spec)
+        yield
         _write_holder(fd, "")
     finally:
         os.close(fd)

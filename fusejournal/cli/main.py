@@ -19,6 +19,8 @@ _COMMANDS = {
     "restart": "restart:restart",
     "export": "export:export",
     "status": "status:status",
+    "peer": "peer:peer",
+    "pair": "pair:pair",
     "log": "log:log",
     "show": "show:show",
     "history": "history:history",

@@ -8,14 +8,14 @@
 ``peer-pause, -resume``   name -> changed, peer
 ``pair-open``             -> id, code, node, fingerprint, listen, seconds_left; takes back the code
                           that was open
-``pair-state``            id -> state (``waiting``, ``paired``, ``expired``, ``void``, ``closed``),
-                          seconds_left, wrong_tries, log (a list of lines), peer (when paired)
+``pair-state``            id -> state (``waiting``, ``paired``, ``failed``, ``expired``, ``void``,
+                          ``closed``), seconds_left, wrong_tries, log (lines), peer (when paired)
 ``pair-close``            id -> as pair-state
 ``pair-with``             name, address, code -> peer, node: pairs with the node that listens there
 ========================  ==========================================================================
 
-Each replies once and soon; who waits for a pairing asks ``pair-state`` again and again. A change is
-in the file before it is answered and before ``changed`` is called; one that cannot be saved is
+Each replies once and soon; who waits for a pairing asks ``pair-state`` again and again. A change
+is in the file before it is answered and before ``changed`` is called; one that cannot be saved is
 taken back. Everything runs in the node's event loop; files are written in threads."""
 
 import logging
@@ -32,11 +32,11 @@ from fusejournal.errors import (
     PeerLostError,
     UsageError,
 )
-from fusejournal.replication.peers import Peer, PeerBook
+from fusejournal.replication.peers import PeerBook, describe
 from fusejournal.wire import pairing
 from fusejournal.wire.address import Address, check_peer_name, parse_remote
 from fusejournal.wire.connection import Connection
-from fusejournal.wire.identity import Identity, fingerprint_of
+from fusejournal.wire.identity import Identity
 from fusejournal.wire.pairing import OpenCode, Paired
 from fusejournal.wire.transport import connect_for_pairing
 
@@ -57,6 +57,9 @@ class _Opened:
         self.code = OpenCode(self.text, now)
         self.lines: deque[str] = deque(maxlen=_LINES_MAX)
         self.peer: str | None = None
+        """Who was paired by it."""
+        self.has_failed = False
+        """Whether it was used up, and nobody was paired."""
 
 
 class PairingDesk:
@@ -98,12 +101,12 @@ class PairingDesk:
 
     async def _add(self, request: dict[str, Any]) -> dict[str, Any]:
         name, address = _name(request), parse_remote(_text(request, "address"))
-        added = await self._change(lambda: self._book.add(name, address))
+        added = await self._change(name, lambda: self._book.add(name, address))
         return {"added": added, "peer": describe(self._book.get(name))}
 
     async def _remove(self, request: dict[str, Any]) -> dict[str, Any]:
         peer = self._book.get(_name(request))
-        await self._change(lambda: self._book.remove(peer.name))
+        await self._change(peer.name, lambda: self._book.remove(peer.name))
         return {"peer": describe(peer)}
 
     async def _list(self, _: dict[str, Any]) -> dict[str, Any]:
@@ -115,28 +118,29 @@ class PairingDesk:
 
     async def _pause(self, request: dict[str, Any]) -> dict[str, Any]:
         name = _name(request)
-        changed = await self._change(lambda: self._book.pause(name))
+        changed = await self._change(name, lambda: self._book.pause(name))
         return {"changed": changed, "peer": describe(self._book.get(name))}
 
     async def _resume(self, request: dict[str, Any]) -> dict[str, Any]:
         name = _name(request)
-        changed = await self._change(lambda: self._book.resume(name))
+        changed = await self._change(name, lambda: self._book.resume(name))
         return {"changed": changed, "peer": describe(self._book.get(name))}
 
-    async def _change(self, change: Callable[[], bool | None]) -> bool:
-        """Make a change, save it, and tell. Not cancelled half-way: what is on disk and what is in
-        memory stay the same."""
+    async def _change(self, name: str, change: Callable[[], bool | None]) -> bool:
+        """Make a change to the peer *name*, save it, and tell. Not cancelled half-way: what is on
+        disk and what is in memory stay the same. Raises FusejournalError, and nothing is changed.
+        """
         async with self._changing:
-            before = self._book.snapshot()
-            has_changed = change()
+            before = self._book.find(name)
+            has_changed = bool(change())
             with trio.CancelScope(shield=True):
                 try:
                     await trio.to_thread.run_sync(self._book.save)
                 except FusejournalError:
-                    self._book.revert(before)
+                    self._book.put_back(name, before)
                     raise
         self._changed()
-        return bool(has_changed)
+        return has_changed
 
     # -- the node that listens ---------------------------------------------------------------------
 
@@ -176,9 +180,11 @@ class PairingDesk:
         }
         if state == "used":
             # Between the right proof and the saved book it is not done yet.
-            reply["state"] = "waiting"
-            if opened.peer is not None and opened.peer in self._book.snapshot():
-                reply.update(state="paired", peer=describe(self._book.get(opened.peer)))
+            peer = self._book.find(opened.peer) if opened.peer is not None else None
+            if peer is not None:
+                reply |= {"state": "paired", "peer": describe(peer)}
+            else:
+                reply["state"] = "failed" if opened.has_failed else "waiting"
         return reply
 
     async def _close(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -193,41 +199,38 @@ class PairingDesk:
 
         async def keep(paired: Paired) -> None:
             await self._keep(paired.node, None, paired)
+            if opened is not None:
+                opened.peer = paired.node
+            log.info("paired with %s, %s", paired.node, paired.fingerprint)
 
+        code = opened.code if opened is not None else None
         try:
-            paired = await pairing.answer(
-                connection,
-                opened.code if opened is not None else None,
-                self._node,
-                self._identity,
-                trio.current_time,
-                keep,
+            await pairing.answer(
+                connection, code, self._node, self._identity, trio.current_time, keep
             )
         except FusejournalError as error:
             if opened is not None:
                 opened.lines.append(str(error))
             raise
-        if paired is not None and opened is not None:
-            opened.peer = paired.node
-            log.info("paired with %s, %s", paired.node, paired.fingerprint)
+        finally:
+            if opened is not None and opened.code.is_used and opened.peer is None:
+                opened.has_failed = True
 
     # -- the node that connects --------------------------------------------------------------------
 
     async def _pair_with(self, request: dict[str, Any]) -> dict[str, Any]:
         name, address = _name(request), parse_remote(_text(request, "address"))
         code = pairing.parse_code(_text(request, "code"))
-        # Before the code is used up on it.
-        known = self._book.snapshot().get(name)
-        if known is not None and known.address not in (None, address):
-            raise PairingError(
-                f"peer {name!r} is at {known.address} already: remove it first, or use another name"
-            )
+
+        def accept(other: Paired) -> None:
+            self._check(name, address, other)
+
         try:
             with trio.fail_after(_PAIR_SECONDS):
                 async with await connect_for_pairing(
                     address, self._identity, timeout_seconds=_CONNECT_SECONDS
                 ) as connection:
-                    paired = await pairing.ask(connection, code, self._node, self._identity)
+                    paired = await pairing.ask(connection, code, self._node, self._identity, accept)
         except trio.TooSlowError:
             raise PeerLostError(str(address), f"not paired within {_PAIR_SECONDS:g} s") from None
         await self._keep(name, address, paired)
@@ -235,29 +238,22 @@ class PairingDesk:
 
     async def _keep(self, name: str, address: Address | None, paired: Paired) -> None:
         def change() -> None:
-            self._book.add(name, address)
-            self._book.set_certificate(name, paired.certificate)
+            self._check(name, address, paired)
+            self._book.pair(name, address, paired.certificate)
 
-        if paired.fingerprint == self._identity.fingerprint:
-            raise PairingError("this is the node itself")
-        before = self._book.snapshot()
         try:
-            await self._change(change)
+            await self._change(name, change)
         except UsageError as error:
-            self._book.revert(before)
             raise PairingError(str(error)) from None
 
-
-def describe(peer: Peer) -> dict[str, Any]:
-    """A peer as commands show it."""
-    return {
-        "name": peer.name,
-        "address": None if peer.address is None else str(peer.address),
-        "fingerprint": None if peer.certificate is None else fingerprint_of(peer.certificate),
-        "paused": peer.paused,
-        "needs_copy": peer.needs_copy,
-        "acked_seq": peer.acked_seq,
-    }
+    def _check(self, name: str, address: Address | None, other: Paired) -> None:
+        """Raise PairingError if *other* cannot be the peer *name*."""
+        if other.certificate == self._identity.certificate:
+            raise PairingError("this is the node itself")
+        try:
+            self._book.check_pairing(name, address, other.certificate)
+        except UsageError as error:
+            raise PairingError(str(error)) from None
 
 
 def _name(request: dict[str, Any]) -> str:

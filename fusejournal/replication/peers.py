@@ -23,6 +23,7 @@ from fusejournal import storage
 from fusejournal.errors import FusejournalError, UnknownPeerError, UsageError
 from fusejournal.types import Seq
 from fusejournal.wire.address import Address, check_peer_name, parse_remote
+from fusejournal.wire.identity import fingerprint_of, normalize
 
 FILE: Final = "peers.json"
 _FORMAT: Final = 1
@@ -114,9 +115,7 @@ class PeerBook:
         if address is None or peer.address == address:
             return False
         if peer.address is not None:
-            raise UsageError(
-                f"peer {name!r} is at {peer.address} already: remove it first, or use another name"
-            )
+            raise _at_another(peer)
         self._peers[name] = replace(peer, address=address)
         return True
 
@@ -133,15 +132,35 @@ class PeerBook:
                 changed = True
         return changed
 
-    def set_certificate(self, name: str, certificate: str) -> None:
-        """Know the peer *name* by *certificate* (PEM) from now on. Raises UnknownPeerError,
-        UsageError when that is another peer's."""
-        peer = self.get(name)
+    def pair(self, name: str, address: Address | None, certificate: str) -> None:
+        """Know the peer *name* by *certificate* (PEM) from now on, adding it if it is new. Raises
+        as :meth:`check_pairing`."""
+        self.check_pairing(name, address, certificate)
+        self.add(name, address)
+        self.set_certificate(name, certificate)
+
+    def check_pairing(self, name: str, address: Address | None, certificate: str) -> None:
+        """Raise UsageError if *name* is another peer's: one with another address or certificate; or
+        if *certificate* is."""
+        peer = self.find(name)
+        if peer is not None and peer.certificate not in (None, certificate):
+            raise UsageError(
+                f"peer {name!r} is paired already, with another certificate: remove it first, or "
+                "use another name"
+            )
+        if peer is not None and None not in (peer.address, address) and peer.address != address:
+            raise _at_another(peer)
         for other in self._peers.values():
             if other.certificate == certificate and other.name != name:
                 raise UsageError(
                     f"this node is peer {other.name!r} already: use that name, or remove it first"
                 )
+
+    def set_certificate(self, name: str, certificate: str) -> None:
+        """Know the peer *name*, which has none yet, by *certificate* (PEM). Raises
+        UnknownPeerError, UsageError."""
+        peer = self.get(name)
+        self.check_pairing(name, None, certificate)
         self._peers[name] = replace(peer, certificate=certificate)
 
     def remove(self, name: str) -> None:
@@ -174,13 +193,16 @@ class PeerBook:
         if seq > peer.acked_seq:
             self._peers[name] = replace(peer, acked_seq=seq)
 
-    def snapshot(self) -> dict[str, Peer]:
-        """What is known now, for :meth:`revert`."""
-        return dict(self._peers)
+    def find(self, name: str) -> Peer | None:
+        """The peer *name*, if there is one."""
+        return self._peers.get(name)
 
-    def revert(self, snapshot: dict[str, Peer]) -> None:
-        """Know again what was known then."""
-        self._peers = dict(snapshot)
+    def put_back(self, name: str, peer: Peer | None) -> None:
+        """Know of *name* what :meth:`find` gave before a change that could not be saved."""
+        if peer is None:
+            self._peers.pop(name, None)
+        else:
+            self._peers[name] = peer
 
     def save(self) -> None:
         """Write the book; when it returns, it is on disk. Any thread; blocks. Raises
@@ -196,6 +218,24 @@ class PeerBook:
                 with suppress(OSError):
                     temporary.unlink()
                 raise FusejournalError(f"{self.path}: cannot be saved: {error.strerror}") from None
+
+
+def describe(peer: Peer) -> dict[str, Any]:
+    """A peer as commands show it."""
+    return {
+        "name": peer.name,
+        "address": None if peer.address is None else str(peer.address),
+        "fingerprint": None if peer.certificate is None else fingerprint_of(peer.certificate),
+        "paused": peer.paused,
+        "needs_copy": peer.needs_copy,
+        "acked_seq": peer.acked_seq,
+    }
+
+
+def _at_another(peer: Peer) -> UsageError:
+    return UsageError(
+        f"peer {peer.name!r} is at {peer.address} already: remove it first, or use another name"
+    )
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -222,43 +262,49 @@ def _raw(peer: Peer) -> dict[str, Any]:
 
 def _parse(raw: Any) -> list[Peer]:
     """The peers in the file's content. Raises ValueError, KeyError, TypeError, UsageError."""
-    # Certificates take a library that not every command needs.
-    from fusejournal.wire.identity import normalize
-
     if raw["format"] != _FORMAT:
         raise ValueError("written by another version of fusejournal")
     peers: list[Peer] = []
     for one in raw["peers"]:
-        unknown = set(one) - set(Peer.__dataclass_fields__)
-        if unknown:
-            raise ValueError(f"unknown key {sorted(unknown)[0]!r:.100}")
-        name = check_peer_name(one["name"])
-        address, certificate = one["address"], one["certificate"]
-        if any(peer.name == name for peer in peers):
-            raise ValueError(f"peer {name!r} is there twice")
-        if certificate is not None and any(peer.certificate == certificate for peer in peers):
-            raise ValueError(f"peer {name!r} has another's certificate")
-        for key, kinds in (
-            ("address", str | None),
-            ("certificate", str | None),
-            ("paused", bool),
-            ("needs_copy", str | None),
-            ("acked_seq", int),
+        peer = _parse_one(one)
+        if any(peer.name == other.name for other in peers):
+            raise ValueError(f"peer {peer.name!r} is there twice")
+        if peer.certificate is not None and any(
+            peer.certificate == other.certificate for other in peers
         ):
-            if not isinstance(one[key], kinds) or (
-                key == "acked_seq" and isinstance(one[key], bool)
-            ):
-                raise ValueError(f"peer {name!r}: {key} cannot be {one[key]!r:.80}")
-        if one["acked_seq"] < 0:
-            raise ValueError(f"peer {name!r}: acked_seq cannot be {one['acked_seq']}")
-        peers.append(
-            Peer(
-                name,
-                None if address is None else parse_remote(address),
-                None if certificate is None else normalize(certificate),
-                one["paused"],
-                one["needs_copy"],
-                Seq(one["acked_seq"]),
-            )
-        )
+            raise ValueError(f"peer {peer.name!r} has another's certificate")
+        peers.append(peer)
     return peers
+
+
+_KINDS: Final = {
+    "name": str,
+    "address": str | None,
+    "certificate": str | None,
+    "paused": bool,
+    "needs_copy": str | None,
+    "acked_seq": int,
+}
+
+
+def _parse_one(raw: Any) -> Peer:
+    unknown = sorted(set(raw) - set(_KINDS))
+    if unknown:
+        raise ValueError(f"unknown key {unknown[0]!r:.100}")
+    for key, kind in _KINDS.items():
+        value = raw[key]
+        if not isinstance(value, kind) or (key == "acked_seq" and not _is_seq(value)):
+            raise ValueError(f"peer {raw['name']!r:.80}: {key} cannot be {value!r:.80}")
+    address, certificate = raw["address"], raw["certificate"]
+    return Peer(
+        check_peer_name(raw["name"]),
+        None if address is None else parse_remote(address),
+        None if certificate is None else normalize(certificate),
+        raw["paused"],
+        raw["needs_copy"],
+        Seq(raw["acked_seq"]),
+    )
+
+
+def _is_seq(value: object) -> bool:
+    return type(value) is int and value >= 0

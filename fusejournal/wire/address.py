@@ -7,7 +7,8 @@ from fusejournal.errors import UsageError
 
 _PORT_MAX = 65535
 _HOST_BYTES_MAX = 253
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+_NAME_CHARS_MAX = 64
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 class Address(NamedTuple):
@@ -53,9 +54,24 @@ def parse_remote(text: str) -> Address:
 
 def check_peer_name(name: object) -> str:
     """*name* if it can be a peer's. Raises UsageError."""
-    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > _NAME_CHARS_MAX:
         raise UsageError(
-            f"{name!r:.100} cannot be a peer's name: 1 to 64 letters, digits, '.', '_' and '-', "
-            "with a letter, digit or '_' first"
+            f"{name!r:.100} cannot be a peer's name: 1 to {_NAME_CHARS_MAX} letters, digits, '.', "
+            "'_' and '-', with a letter, digit or '_' first"
         )
     return name
+
+
+def default_node_name(hostname: str) -> str:
+    """What the node on the machine *hostname* is called unless somebody says otherwise: a name that
+    other nodes can give it as their peer."""
+    short = re.sub(r"[^A-Za-z0-9_-]", "-", hostname.partition(".")[0]).lstrip("-")
+    return short[:_NAME_CHARS_MAX] or "node"
+
+
+def parse_peer(text: str) -> tuple[str, Address]:
+    """The peer that *text*, ``NAME=ADDR:PORT``, means. Raises UsageError."""
+    name, equals, address = text.partition("=")
+    if not equals:
+        raise UsageError(f"{text!r} is no peer: NAME=ADDR:PORT")
+    return check_peer_name(name), parse_remote(address)

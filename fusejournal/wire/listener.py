@@ -219,7 +219,7 @@ class _Listening:
         """Log what ended a handler; its bugs, too, are no reason to end the server."""
         causes = list(_leaves(error))
         if all(isinstance(cause, FusejournalError) for cause in causes):
-            self.complaints.add(host, who, str(causes[0]))
+            self.complaints.add(host, who, str(causes[0]).removeprefix(f"{who}: "))
         else:
             log.error("the connection with %s failed on a bug", who, exc_info=error)
 

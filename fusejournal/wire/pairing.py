@@ -32,9 +32,10 @@ import hmac
 import secrets
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final, NamedTuple
 
-from fusejournal.errors import PairingError, PeerLostError, UsageError, WireError
+from fusejournal.errors import FusejournalError, PairingError, PeerLostError, UsageError, WireError
 from fusejournal.wire.address import check_peer_name
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import PairOffer, Refusal
@@ -90,7 +91,7 @@ class OpenCode:
     def __init__(self, code: str, now: float) -> None:
         self._code = parse_code(code)
         self._until = now + CODE_SECONDS
-        self._is_used = False
+        self.is_used = False
         self._is_closed = False
         self.wrong_tries = 0
 
@@ -100,7 +101,7 @@ class OpenCode:
 
     def state(self, now: float) -> str:
         """``waiting``, ``used``, ``void`` (too many wrong tries), ``closed`` or ``expired``."""
-        if self._is_used:
+        if self.is_used:
             return "used"
         if self.wrong_tries >= TRIES_MAX:
             return "void"
@@ -121,7 +122,7 @@ class OpenCode:
         if not hmac.compare_digest(expected, offer.proof):
             self.wrong_tries += 1
             return False
-        self._is_used = True
+        self.is_used = True
         return True
 
     def prove(self, offer: PairOffer, own: PairOffer) -> bytes:
@@ -149,14 +150,14 @@ async def answer(
     identity: Identity,
     now: Callable[[], float],
     keep: Callable[[Paired], Awaitable[None]],
-) -> Paired | None:
+) -> None:
     """The listener's side: have whoever connected prove that it knows *code* (None: no pairing is
-    open), *keep* its certificate, and prove the same. None for one that ended before it said
-    anything. *keep* may refuse with PairingError. Raises PairingError, WireError, whoever is at the
-    other end having been told."""
+    open), *keep* its certificate, and prove the same. *keep* may raise FusejournalError. One that
+    ends before it said anything is no error (it may have come to look at our certificate). Raises
+    PairingError, WireError, whoever is at the other end having been told."""
     first = await connection.receive()
     if first is None:
-        return None
+        return
     theirs = _check_offer(first, None)
     if code is None or code.state(now()) != "waiting":
         raise await _refuse(connection, "closed", "no pairing is open here")
@@ -174,22 +175,28 @@ async def answer(
     paired = Paired(theirs.node, theirs.certificate, fingerprint_of(theirs.certificate))
     try:
         await keep(paired)
-    except PairingError as error:
+    except FusejournalError as error:
         raise await _refuse(connection, "kept", str(error)) from None
     await connection.send(own._replace(proof=code.prove(theirs, own)))
-    return paired
 
 
-async def ask(connection: Connection, code: str, node: str, identity: Identity) -> Paired:
-    """The side of who connects: prove to know *code*, and have the listener prove it. Raises
-    UsageError for a text that is no code, PairingError when refused or when the listener does not
-    know the code, WireError."""
+async def ask(
+    connection: Connection,
+    code: str,
+    node: str,
+    identity: Identity,
+    accept: Callable[[Paired], None],
+) -> Paired:
+    """The side of who connects: prove to know *code*, and have the listener prove it. *accept* is
+    called before, with what the listener only claims to be as yet, and may raise PairingError
+    before the code is used up on it. Raises UsageError for a text that is no code, PairingError
+    when refused or when the listener does not know the code, WireError."""
     code = parse_code(code)
     own = _offer(node, identity)
     await connection.send(own)
     theirs = _check_answer(connection, await connection.receive(), None)
-    if theirs.certificate == own.certificate:
-        raise PairingError(f"{connection.where}: this is the node itself")
+    claimed = Paired(theirs.node, theirs.certificate, fingerprint_of(theirs.certificate))
+    accept(claimed)
     await connection.send(own._replace(proof=proof_of(code, CONNECTS, own, theirs)))
     theirs = _check_answer(connection, await connection.receive(), theirs)
     if not hmac.compare_digest(proof_of(code, LISTENS, own, theirs), theirs.proof):
@@ -197,7 +204,7 @@ async def ask(connection: Connection, code: str, node: str, identity: Identity) 
             f"{connection.where}: it does not know the code: another node, or somebody in the "
             "middle; check the address and make a new code"
         )
-    return Paired(theirs.node, theirs.certificate, fingerprint_of(theirs.certificate))
+    return claimed
 
 
 def _offer(node: str, identity: Identity) -> PairOffer:
@@ -206,7 +213,8 @@ def _offer(node: str, identity: Identity) -> PairOffer:
 
 async def _refuse(connection: Connection, code: str, reason: str) -> PairingError:
     """Tell the other end, and say so here, too."""
-    await connection.send(Refusal(code, reason))
+    with suppress(PeerLostError):
+        await connection.send(Refusal(code, reason))
     return PairingError(f"{connection.where}: pairing refused: {reason}")
 
 

@@ -93,14 +93,21 @@ def test_only_one_certificate_is_taken(tmp_path: Path) -> None:
 
 
 def _shake(
-    client: tuple[Identity, list[str]], server: tuple[Identity, list[str]]
+    client: tuple[Identity, list[str]],
+    server: tuple[Identity, list[str]],
+    flags: ssl.VerifyFlags = ssl.VERIFY_DEFAULT,
 ) -> tuple[bytes | None, bytes | None]:
     """What each end sees of the other after a handshake in memory."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    one = tls_context(ssl.Purpose.SERVER_AUTH, *client).wrap_bio(to_client, to_server)
-    two = tls_context(ssl.Purpose.CLIENT_AUTH, *server).wrap_bio(
-        to_server, to_client, server_side=True
+    contexts = (
+        tls_context(ssl.Purpose.SERVER_AUTH, *client),
+        tls_context(ssl.Purpose.CLIENT_AUTH, *server),
     )
+    for context in contexts:
+        assert context.verify_flags & ssl.VERIFY_X509_STRICT
+        context.verify_flags |= flags
+    one = contexts[0].wrap_bio(to_client, to_server)
+    two = contexts[1].wrap_bio(to_server, to_client, server_side=True)
     for end in (one, two, one, two):
         try:
             end.do_handshake()
@@ -110,19 +117,20 @@ def _shake(
     return one.getpeercert(True), two.getpeercert(True)
 
 
-def test_it_is_its_own_anchor_under_strict_checks(identities: dict[str, Identity]) -> None:
+# The second is what Python 3.13 and later add by default.
+@pytest.mark.parametrize("flags", [ssl.VERIFY_DEFAULT, ssl.VERIFY_X509_PARTIAL_CHAIN])
+def test_it_is_its_own_anchor_under_strict_checks(
+    identities: dict[str, Identity], flags: ssl.VerifyFlags
+) -> None:
     a, b, c = identities.values()
-    context = tls_context(ssl.Purpose.SERVER_AUTH, a, [b.certificate])
-    assert context.verify_flags & ssl.VERIFY_X509_STRICT
-    seen_by_a, seen_by_b = _shake((a, [c.certificate, b.certificate]), (b, [a.certificate]))
+    known = [c.certificate, b.certificate]
+    seen_by_a, seen_by_b = _shake((a, known), (b, [a.certificate]), flags)
     assert seen_by_a == ssl.PEM_cert_to_DER_cert(b.certificate)
     assert seen_by_b == ssl.PEM_cert_to_DER_cert(a.certificate)
-    # As Python 3.13 has it by default.
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     with pytest.raises(ssl.SSLCertVerificationError):
-        _shake((a, [c.certificate]), (b, [a.certificate]))
+        _shake((a, [c.certificate]), (b, [a.certificate]), flags)
     with pytest.raises(ssl.SSLCertVerificationError):
-        _shake((a, [b.certificate]), (b, []))
+        _shake((a, [b.certificate]), (b, []), flags)
 
 
 def test_a_known_certificate_with_the_same_name_is_not_enough(tmp_path: Path) -> None:

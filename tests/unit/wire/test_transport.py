@@ -32,6 +32,7 @@ from fusejournal.wire.identity import Identity
 from fusejournal.wire.transport import Address, Connection, connect, connect_for_pairing, serve
 
 Identities = dict[str, Identity]
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 LOOPBACK = Address("127.0.0.1", 0)
 END = End(Seq(1))
 
@@ -291,19 +292,24 @@ trio.run(main)
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_nothing_plain_off_the_loopback(tmp_path: Path) -> None:
-    """In a network namespace, which goes with the process."""
-    script = tmp_path / "script.py"
-    script.write_text(OFF_LOOPBACK.replace("{directory}", str(tmp_path / "one")))
+def run_in_namespace(directory: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Run *script* in a network namespace of its own, which goes with the process; it has 10.99.1.1
+    on its loopback."""
+    path = directory / "script.py"
+    path.write_text(script.replace("{directory}", str(directory / "one")))
     setup = "ip link set lo up && ip addr add 10.99.1.1/32 dev lo && exec"
-    done = subprocess.run(
-        ["unshare", "--net", "sh", "-c", f'{setup} "$@"', "sh", sys.executable, str(script)],
+    return subprocess.run(
+        ["unshare", "--net", "sh", "-c", f'{setup} "$@"', "sh", sys.executable, str(path)],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "PYTHONPATH": str(Path(transport.__file__).parents[2])},
     )
+
+
+@NEEDS_ROOT
+def test_nothing_plain_off_the_loopback(tmp_path: Path) -> None:
+    done = run_in_namespace(tmp_path, OFF_LOOPBACK)
     assert done.returncode == 0, done.stderr
     assert "both ends must be on the loopback" in done.stdout
     assert "Traceback" not in done.stderr
@@ -632,6 +638,60 @@ async def test_a_damaged_message_ends_it(
         assert await connection.receive() == END
         with pytest.raises(WireError, match=f"^{address}: a message with a wrong checksum$"):
             await connection.receive()
+
+
+GONE = """
+import subprocess
+import trio
+from pathlib import Path
+from fusejournal.errors import PeerLostError
+from fusejournal.types import Seq
+from fusejournal.wire import connection
+from fusejournal.wire.frames import End
+from fusejournal.wire.identity import load_or_make
+from fusejournal.wire.transport import Address, connect, serve
+
+connection._LOST_SECONDS = 1
+
+async def hear(connection):
+    await connection.receive()
+    subprocess.run(["ip", "link", "set", "lo", "down"], check=True)
+    try:
+        await connection.send(End(Seq(1)))
+        await connection.receive()
+    except PeerLostError as error:
+        print(error)
+
+async def main():
+    one = load_or_make(Path("{directory}"), "one")
+    async with trio.open_nursery() as nursery:
+        address = await nursery.start(lambda task_status: serve(
+            Address("10.99.1.1", 0), one, lambda: {"one": one.certificate}, insecure=False,
+            on_connection=hear, on_pairing=hear, task_status=task_status,
+        ))
+        async with await connect(
+            address, one, one.certificate, insecure=False, timeout_seconds=10
+        ) as caller:
+            await caller.send(End(Seq(1)))
+            try:
+                while True:
+                    await trio.sleep(0.5)
+                    await caller.send(End(Seq(2)))
+            except PeerLostError as error:
+                print(error)
+        nursery.cancel_scope.cancel()
+
+trio.run(main)
+"""
+
+
+@NEEDS_ROOT
+def test_a_peer_that_is_gone_without_a_word(tmp_path: Path) -> None:
+    """Its network ends; both sides notice by themselves."""
+    done = run_in_namespace(tmp_path, GONE)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("connection timed out\n") == 2
+    assert "Traceback" not in done.stderr
 
 
 # -- pairing's connections -------------------------------------------------------------------------

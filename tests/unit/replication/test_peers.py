@@ -1,0 +1,213 @@
+"""The book of peers: what it takes, what it keeps, and that a failing disk spoils nothing."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fusejournal import storage
+from fusejournal.errors import FusejournalError, UnknownPeerError, UsageError
+from fusejournal.replication.peers import Peer, PeerBook, describe
+from fusejournal.types import Seq
+from fusejournal.wire.address import Address
+from fusejournal.wire.identity import load_or_make
+
+CELLAR = Address("192.0.2.7", 7733)
+ATTIC = Address("2001:db8::7", 7733)
+
+
+@pytest.fixture(autouse=True)
+def _no_faults() -> Iterator[None]:
+    yield
+    storage.listen(None)
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> list[str]:
+    return [load_or_make(tmp_path / name, name).certificate for name in ("one", "two")]
+
+
+def test_an_empty_book(tmp_path: Path) -> None:
+    book = PeerBook.load(tmp_path)
+    assert book.list() == []
+    with pytest.raises(UnknownPeerError, match="no peer 'x': there is none") as caught:
+        book.get("x")
+    assert caught.value.exit_code == 28
+
+
+def test_what_is_saved_comes_back(tmp_path: Path, certificates: list[str]) -> None:
+    book = PeerBook.load(tmp_path)
+    assert book.add("cellar", CELLAR)
+    assert book.add("attic", ATTIC)
+    assert book.add("guest", None)
+    book.set_certificate("cellar", certificates[0])
+    book.pair("new", None, certificates[1])
+    assert book.pause("attic")
+    assert not book.pause("attic")
+    book.set_needs_copy("cellar", "seq 5 is gone")
+    book.note_acked("cellar", Seq(7))
+    book.note_acked("cellar", Seq(6))
+    book.save()
+    again = PeerBook.load(tmp_path)
+    assert again.list() == book.list()
+    assert [peer.name for peer in again.list()] == ["attic", "cellar", "guest", "new"]
+    assert again.get("cellar") == Peer(
+        "cellar", CELLAR, certificates[0], False, "seq 5 is gone", Seq(7)
+    )
+    assert again.certificates() == {"cellar": certificates[0], "new": certificates[1]}
+    assert book.path.stat().st_mode & 0o777 == 0o600
+    again.remove("cellar")
+    assert again.resume("attic")
+    assert not again.resume("attic")
+    again.set_needs_copy("new", None)
+    again.save()
+    assert [peer.name for peer in PeerBook.load(tmp_path).list()] == ["attic", "guest", "new"]
+
+
+def test_adding_again(tmp_path: Path) -> None:
+    book = PeerBook(tmp_path)
+    book.add("cellar", CELLAR)
+    assert not book.add("cellar", CELLAR)
+    assert not book.add("cellar", None)
+    with pytest.raises(UsageError, match=r"is at 192.0.2.7:7733 already: remove it first"):
+        book.add("cellar", ATTIC)
+    with pytest.raises(UsageError, match="cannot be a peer's name"):
+        book.add("a b", CELLAR)
+    book.add("guest", None)
+    assert book.add("guest", ATTIC)
+    assert book.get("guest").address == ATTIC
+
+
+def test_there_is_an_end_to_it(tmp_path: Path) -> None:
+    book = PeerBook(tmp_path)
+    for number in range(64):
+        book.add(f"p{number}", None)
+    with pytest.raises(UsageError, match="64 peers already"):
+        book.add("one-more", None)
+
+
+def test_a_mount_names_peers(tmp_path: Path, certificates: list[str]) -> None:
+    book = PeerBook(tmp_path)
+    assert book.merge({"cellar": CELLAR})
+    assert not book.merge({"cellar": CELLAR})
+    book.set_certificate("cellar", certificates[0])
+    assert book.merge({"cellar": ATTIC, "new": CELLAR})
+    assert book.get("cellar").address == ATTIC
+    assert book.get("cellar").certificate == certificates[0]
+
+
+@pytest.mark.parametrize("call", ["get", "remove", "pause", "resume"])
+def test_the_nearest_name_is_named(tmp_path: Path, call: str) -> None:
+    book = PeerBook(tmp_path)
+    book.add("cellar", CELLAR)
+    with pytest.raises(UnknownPeerError, match="did you mean 'cellar'"):
+        getattr(book, call)("celar")
+    with pytest.raises(UnknownPeerError, match="there is cellar"):
+        getattr(book, call)("zzz")
+
+
+def test_one_certificate_one_peer(tmp_path: Path, certificates: list[str]) -> None:
+    book = PeerBook(tmp_path)
+    book.pair("cellar", CELLAR, certificates[0])
+    book.pair("cellar", None, certificates[0])
+    with pytest.raises(UsageError, match="is peer 'cellar' already"):
+        book.pair("attic", ATTIC, certificates[0])
+    with pytest.raises(UsageError, match="paired already, with another certificate"):
+        book.pair("cellar", CELLAR, certificates[1])
+    with pytest.raises(UsageError, match=r"is at 192.0.2.7:7733 already"):
+        book.pair("cellar", ATTIC, certificates[0])
+    assert [peer.name for peer in book.list()] == ["cellar"]
+
+
+def test_a_disk_that_fails(tmp_path: Path) -> None:
+    """The file is the old one or the new one, and nothing is left beside it."""
+    book = PeerBook(tmp_path)
+    book.add("cellar", CELLAR)
+    labels: list[str] = []
+    storage.listen(labels.append)
+    book.save()
+    book.add("attic", ATTIC)
+    for number in range(1, len(labels) + 1):
+        storage.listen(storage.PlannedFault("peers.*", number, "ENOSPC"))
+        with pytest.raises(FusejournalError, match=f"^{book.path}: cannot be saved"):
+            book.save()
+        storage.listen(None)
+        names = [peer.name for peer in PeerBook.load(tmp_path).list()]
+        assert names == (["attic", "cellar"] if number == len(labels) else ["cellar"])
+        assert [path.name for path in tmp_path.iterdir()] == ["peers.json"]
+    assert labels == ["peers.write", "peers.sync", "peers.rename", "peers.directory"]
+
+
+GOOD: dict[str, Any] = {
+    "name": "cellar",
+    "address": "192.0.2.7:7733",
+    "certificate": None,
+    "paused": False,
+    "needs_copy": None,
+    "acked_seq": 0,
+}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b"null",
+        b"[" * 100_000,
+        json.dumps({"format": 2, "peers": []}).encode(),
+        json.dumps({"format": 1}).encode(),
+        json.dumps({"format": 1, "peers": 5}).encode(),
+        json.dumps({"format": 1, "peers": [5]}).encode(),
+        json.dumps({"format": 1, "peers": [GOOD, GOOD]}).encode(),
+        *(
+            json.dumps({"format": 1, "peers": [GOOD | change]}).encode()
+            for change in (
+                {"name": "a b"},
+                {"name": None},
+                {"name": [1]},
+                {"address": "nowhere"},
+                {"address": 5},
+                {"certificate": "nonsense"},
+                {"certificate": 5},
+                {"paused": "yes"},
+                {"needs_copy": 5},
+                {"acked_seq": -1},
+                {"acked_seq": True},
+                {"acked_seq": None},
+                {"extra": 1},
+            )
+        ),
+        *(
+            json.dumps(
+                {"format": 1, "peers": [{k: v for k, v in GOOD.items() if k != key}]}
+            ).encode()
+            for key in GOOD
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_used(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "peers.json"
+    path.write_bytes(content)
+    with pytest.raises(FusejournalError, match=f"^{path}: cannot be used: ") as caught:
+        PeerBook.load(tmp_path)
+    assert str(caught.value).isprintable()
+    assert path.read_bytes() == content
+
+
+def test_the_good_one_is_good(tmp_path: Path) -> None:
+    (tmp_path / "peers.json").write_text(json.dumps({"format": 1, "peers": [GOOD]}))
+    (peer,) = PeerBook.load(tmp_path).list()
+    assert describe(peer) == {k: v for k, v in GOOD.items() if k != "certificate"} | {
+        "fingerprint": None
+    }
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "peers.json").mkdir()
+    with pytest.raises(FusejournalError, match="Is a directory"):
+        PeerBook.load(tmp_path)

@@ -130,8 +130,7 @@ class Node:
             compress_level=config.compress_level,
         )
         self._root_fd = taken.root_fd if taken is not None else mount.open_backing(spec.backing)
-        is_mirror = state.role == "mirror"
-        self._marks = CopyMarks(spec.state_dir / "marks") if is_mirror else None
+        self._marks = CopyMarks(state.marks) if state.is_mirror else None
         self._opening = Opening(
             spec.state_dir,
             state.uuid,
@@ -430,6 +429,10 @@ class Node:
                 f"volume {name} is read-only and takes no marks: {volume.failure}; "
                 "mend that and mount it again"
             )
+        if self._state.is_mirror:
+            raise UsageError(
+                f"volume {name} is a mirror and takes no marks: make them on its primary"
+            )
         if volume.refusal is not None or not volume.journal.is_writable:
             raise UsageError(
                 f"volume {name} is mounted read-only and takes no marks: mount it without -o ro"
@@ -499,7 +502,7 @@ class Node:
         volume = self._opening.volume
         if volume.failure is not None or volume.refusal is None:
             return "read-only" if volume.refusal is not None else "running"
-        return "running" if self._state.role == "mirror" and self._replication else "read-only"
+        return "running" if self._state.is_mirror and self._replication else "read-only"
 
 
 def check_mark_name(name: object) -> str:

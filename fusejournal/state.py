@@ -83,6 +83,16 @@ class VolumeState:
         """The directory of the segments."""
         return self.directory / "journal"
 
+    @property
+    def is_mirror(self) -> bool:
+        """Whether its changes come from a primary, and from nobody else."""
+        return self.role == "mirror"
+
+    @property
+    def marks(self) -> Path:
+        """A mirror's watermarks."""
+        return self.directory / "marks"
+
     def holder(self) -> dict[str, Any] | None:
         """Who holds the volume now: pid, name, mountpoint; None when nobody does."""
         try:

@@ -76,11 +76,16 @@ def export(
         raise UsageError(
             "name the clients: hosts, networks such as 192.168.1.0/24, or '*' for everybody"
         )
+    if state.is_unborn:
+        raise ExportError(
+            f"volume {state.name} is a mirror that no primary has called yet, and has no fsid: "
+            "export it when its primary ships to it"
+        )
     clients = tuple(dict.fromkeys(exports.check_client(client) for client in clients))
     words = [word for option in further for word in option.split(",") if word]
     options = exports.choose_options(
         state.uuid,
-        read_only=read_only,
+        read_only=read_only or state.is_mirror,
         durable=not is_async,
         root_squash=not no_root_squash,
         further=words,

@@ -10,6 +10,7 @@ from fusejournal.asking import ask
 from fusejournal.cli import text
 from fusejournal.errors import JournalError, NotRunningError
 from fusejournal.exports import is_exported
+from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.journal import Journal, JournalOptions
 from fusejournal.layer.connection import is_held
 from fusejournal.state import VolumeState, all_volumes, find_volume
@@ -59,22 +60,30 @@ def report(state: VolumeState) -> dict[str, Any]:
 def _report_from_disk(state: VolumeState, condition: str, pid: int | None) -> dict[str, Any]:
     degraded: list[str] = []
     journal = None
+    clean = True
     try:
         if any(state.journal_dir.glob("*.fj*")):
+            marks = CopyMarks(state.marks) if state.role == "mirror" else None
             journal = Journal.open(
                 state.journal_dir,
                 state.uuid,
                 JournalOptions(),
                 unclean_machine=False,
                 read_only=True,
+                is_copy=marks is not None,
+                flushed=marks.durable_seq if marks is not None else None,
             )
+            clean = journal.ends_clean
+            if marks is not None:
+                clean = marks.stopped_seq == journal.head_seq
+                marks.close()
             if journal.damage is not None:
                 degraded.append(f"the journal is damaged: {journal.damage}")
             elif condition == "held":
                 degraded.append(
                     f"its layer died, and its users wait: 'fusejournal mount {state.name}' goes on"
                 )
-            elif not journal.ends_clean and condition == "stopped":
+            elif not clean and condition == "stopped":
                 degraded.append("was not stopped in order; the next mount recovers it")
     except (JournalError, OSError) as error:
         degraded.append(str(error))
@@ -93,12 +102,13 @@ def _report_from_disk(state: VolumeState, condition: str, pid: int | None) -> di
         "live_since": None,
         "head_seq": journal.head_seq if journal else None,
         "durable_seq": journal.durable_seq if journal else None,
-        "checkpoint_seq": journal.head_seq if journal and journal.ends_clean else None,
+        "checkpoint_seq": journal.head_seq if journal and clean and not state.is_mirror else None,
         "entries_per_second": 0.0,
         "journal_bytes": journal.total_bytes if journal else 0,
         "segments": journal.segment_count if journal else 0,
         "disk_free_bytes": shutil.disk_usage(state.directory).free,
         "backing_free_bytes": _free(state),
+        "replication": None,
         "degraded": degraded,
         "repairs": [],
     }
@@ -137,6 +147,79 @@ def _exported(one: dict[str, Any]) -> str:
     return words + ("; the mount outlives its layer" if one["held"] else "")
 
 
+def _replication(told: dict[str, Any]) -> list[tuple[str, str]]:
+    lines = []
+    if told["listen"] is not None:
+        plain = ", without TLS on loopback" if told["insecure"] else ""
+        lines.append(("listens", f"on {told['listen']}{plain}, as {told['node']}"))
+    if told["mirrors"]:
+        waiting = text.count(told["mirrors_waiting"], "caller")
+        lines.append(
+            (
+                "waits for",
+                f"{text.count(told['mirrors'], 'mirror')}, which have {told['mirrors_seq']:,} "
+                f"entries on their disks; {waiting} waiting",
+            )
+        )
+    if (mirror := told.get("mirror")) is not None:
+        lines += _mirror(mirror)
+    for peer in told["peers"]:
+        lines += _peer(peer)
+    return lines
+
+
+def _mirror(mirror: dict[str, Any]) -> list[tuple[str, str]]:
+    primary = mirror["primary"] or "none yet"
+    if mirror["address"] is not None:
+        primary += f" at {mirror['address']}, heard {mirror['heard_seconds_ago'] or 0:.0f} s ago"
+    lines = [
+        ("primary", f"{primary}: {mirror['state']}"),
+        (
+            "",
+            f"received {mirror['received_seq']:,} of {mirror['source_head_seq']:,} entries, "
+            f"applied {mirror['applied_seq']:,}",
+        ),
+    ]
+    lines += [("", mirror[key]) for key in ("trouble", "last_error") if mirror[key]]
+    return lines
+
+
+def _peer(peer: dict[str, Any]) -> list[tuple[str, str]]:
+    state = peer["state"]
+    if state == "catching up" and peer["eta_seconds"] is not None:
+        state += f", {text.duration(peer['eta_seconds'])} to go"
+    if peer["retry_in_seconds"] is not None:
+        state += f", tries again in {peer['retry_in_seconds']:.1f} s"
+    saved = ""
+    if peer["content_bytes"]:
+        share = 100 * peer["sent_bytes"] / peer["content_bytes"]
+        saved = f", {share:.0f} % of their size"
+    lines = [
+        (f"peer {peer['name']}", f"{peer['address']}: {state}"),
+        (
+            "",
+            f"shipped {peer['shipped_seq']:,}, acked {peer['acked_seq']:,}, "
+            f"applied {peer['applied_seq']:,}",
+        ),
+        (
+            "",
+            f"behind by {text.count(peer['lag_entries'], 'entry', 'entries')}, "
+            f"{text.size(peer['lag_bytes'])}, {peer['lag_seconds']:.1f} s",
+        ),
+        (
+            "",
+            f"{peer['entries_per_second']:,.0f} entries/s, "
+            f"{text.size(peer['bytes_per_second'])}/s; "
+            f"{text.count(peer['batches'], 'batch', 'batches')} sent{saved}",
+        ),
+    ]
+    if peer["last_error"]:
+        lines.append(("", f"last error: {peer['last_error']}"))
+    if peer["advice"]:
+        lines.append(("", f"what to do: {peer['advice']}"))
+    return lines
+
+
 def _show(one: dict[str, Any]) -> None:
     def number(key: str) -> str:
         return "-" if one[key] is None else f"{one[key]:,}"
@@ -163,8 +246,10 @@ def _show(one: dict[str, Any]) -> None:
         ),
         ("disk left", f"{text.size(one['disk_free_bytes'])} for the journal"),
     ]
+    if one["replication"] is not None:
+        lines += _replication(one["replication"])
     for key, value in lines:
-        click.echo(f"{key:<12}{value}")
+        click.echo(f"{key:<11} {value}")
     for key in ("degraded", "repairs"):
         for value in one[key]:
             click.secho(f"{key:<12}{value}", fg="red" if key == "degraded" else "yellow")

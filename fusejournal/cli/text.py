@@ -24,6 +24,19 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"
 
 
+def duration(seconds: float) -> str:
+    """A time span in the two units that fit."""
+    whole = round(seconds)
+    for unit, word, below, below_word in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= unit:
+            return f"{whole // unit} {word} {whole % unit // below} {below_word}"
+    return f"{whole} s"
+
+
 def moment(time_ns: int) -> str:
     """A time as ISO 8601, local, to the nanosecond: given to a command, it means that very
     entry."""

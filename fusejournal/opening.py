@@ -108,7 +108,13 @@ class Opening:
         if read_only:
             self.volume.refusal = errno.EROFS
         yield
-        self._recover(read_only)
+        applying_seq = None
+        if self._marks is not None:
+            applying_seq = self._marks.applying_seq
+        elif self.lost_machine and not read_only:
+            # What became of the last entry, a mirror may know better than the backing.
+            applying_seq = journal.head_seq
+        self._recover(read_only, applying_seq)
         yield
 
     def begin(self, read_only: bool) -> Iterator[None]:
@@ -125,6 +131,8 @@ class Opening:
             if not self._is_unborn:
                 self.remember_boot()
             return
+        if catalog.applied_seq < self.volume.journal.head_seq:
+            self._recover(read_only, None)
         self._begin()
         if not catalog.imported:
             yield from self._import()
@@ -172,6 +180,8 @@ class Opening:
     def _tag_root(self, uuid: UUID) -> None:
         handle = syscalls.handle_of(self._root_fd)
         os.setxattr(self._root_fd, FID_XATTR, pack_tag(uuid, ROOT_FID, handle))
+        # The journal will be on disk long before the backing is: it must find its own again.
+        storage.fsync("root.sync", self._root_fd)
 
     def be_born(self, uuid: UUID) -> None:
         """Become a mirror of volume *uuid*: the first primary has said which that is. Raises
@@ -256,8 +266,7 @@ class Opening:
             catalog.add_root(syscalls.handle_of(self._root_fd), stat.st_ino)
         return catalog
 
-    def _recover(self, read_only: bool) -> None:
-        applying_seq = self._marks.applying_seq if self._marks is not None else None
+    def _recover(self, read_only: bool, applying_seq: Seq | None) -> None:
         recovery = Recovery(self.volume, read_only, applying_seq)
         recovery.run(
             lambda done, total: self._watcher.progress("recovering", done, total, "entries")

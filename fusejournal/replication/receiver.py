@@ -7,11 +7,14 @@ order: who it is, volume and version, epoch, position, checksum; then the frames
 they are, flushed, acknowledged, and left to the updater. Nothing of a batch counts before it is
 whole in the journal.
 
-A journal without space is tried again until there is some; the sender is told, and waits.
+A journal without space is tried again for a while; then the session is refused, and so is every
+other until there is space for what did not fit: a connection that nobody reads would be cut in any
+case.
 
 Used from the event loop's thread; large batches are checked in a thread of their own."""
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -56,6 +59,7 @@ log = logging.getLogger(__name__)
 
 _SILENCE_SECONDS = 60.0
 _FULL_PAUSE_SECONDS = 1.0
+_FULL_PATIENCE_SECONDS = 5.0
 _SMALL_BYTES = 128 << 10
 _ACK_PAUSE_SECONDS = 0.002
 
@@ -84,6 +88,8 @@ class Receiver:
         self._session_over = trio.Event()
         self._news = trio.Event()
         self._full: str | None = None
+        self._lacking_bytes = 0
+        """What did not fit."""
         self.primary: str | None = None
         """The node that sends, or sent last."""
         self.where: str | None = None
@@ -160,8 +166,11 @@ class Receiver:
         return True
 
     async def _refuse(self, connection: Connection, error: BaseException) -> None:
-        self.state, self.last_error = "refused", str(error)
-        log.warning("%s: %s", connection.where, error)
+        is_full = isinstance(error, RefusedError) and error.code == "full"
+        self.state = "mirror full" if is_full else "refused"
+        if str(error) != self.last_error:
+            log.warning("%s: %s", connection.where, error)
+        self.last_error = str(error)
         if isinstance(error, RefusedError):
             with trio.move_on_after(1):
                 await connection.send(error.message())
@@ -173,6 +182,7 @@ class Receiver:
             self.state = "waiting for a primary"
 
     async def _serve(self, connection: Connection, greeting: Hello) -> None:
+        self._check_space()
         me = self._me()
         answer = welcome(me, greeting, is_mirror=True)
         uuid = uuid_of(greeting.uuid)
@@ -258,7 +268,8 @@ class Receiver:
         await trio.lowlevel.checkpoint()
 
     async def _append(self, stretch: Stretch) -> None:
-        """Append *stretch*, when there is space."""
+        """Append *stretch*, if there is, or soon will be, space. Raises RefusedError when not."""
+        ends = trio.current_time() + _FULL_PATIENCE_SECONDS
         while True:
             try:
                 self._volume.journal.receive(stretch)
@@ -266,7 +277,10 @@ class Receiver:
                 if self._full is None:
                     log.warning("%s: waiting for space", error)
                 self._full = str(error)
+                self._lacking_bytes = len(stretch.content)
                 self.news()
+                if trio.current_time() > ends:
+                    raise RefusedError("full", self._full) from None
                 await trio.sleep(_FULL_PAUSE_SECONDS)
             except JournalFailedError as error:
                 self._volume.fail(str(error))
@@ -276,6 +290,16 @@ class Receiver:
                     self._full = None
                     self.news()
                 return
+
+    def _check_space(self) -> None:
+        """Raises RefusedError while what did not fit does not fit yet."""
+        if self._full is None:
+            return
+        options = self._volume.journal.options
+        need = self._lacking_bytes + options.reserve_bytes + options.preallocate_bytes
+        if shutil.disk_usage(self._volume.journal.directory).free < need:
+            raise RefusedError("full", self._full)
+        self._full = None
 
     # -- acknowledging -----------------------------------------------------------------------------
 

@@ -275,8 +275,9 @@ class Shipper:
         except* RefusedError as group:
             error = first_error(group)
             code = error.code if isinstance(error, RefusedError) else ""
-            self._failed(error, "refused", _ADVICE.get(code))
-            refused = code != "busy"
+            state = "mirror full" if code == "full" else "refused"
+            self._failed(error, state, _ADVICE.get(code))
+            refused = code not in ("busy", "full")
         except* NoSuchSeqError:
             self._mark("its next entry is not in the journal any more")
         except* (FusejournalError, OSError, trio.TooSlowError) as group:
@@ -329,7 +330,7 @@ class Shipper:
 
     async def _session(self, peer: Peer) -> None:
         shared = self._shared
-        if self.state not in ("diverged", "refused"):
+        if self.state not in ("diverged", "refused", "mirror full"):
             self.state = "connecting"
         assert peer.address is not None
         connection = await connect(
@@ -393,6 +394,8 @@ class Shipper:
                 self._say("mirror failed", ack.detail, "see the mirror's own status and log")
             elif source.applied_seq >= self._shared.applied_seq - self._live_entries():
                 self._say("streaming", None, None)
+            elif self.state in ("mirror full", "mirror failed"):
+                self._say("catching up", None, None)
 
     def _live_entries(self) -> int:
         """How far behind a peer is that only waits for what is on its way."""
@@ -467,6 +470,7 @@ _ADVICE = {
     "volume": "this is another volume's mirror: check its address",
     "role": "check its address, or mount it with --role mirror",
     "fenced": "another node has become primary: stop this one, or bring it back as a mirror",
+    "full": "make space there: it goes on by itself",
     "busy": "another node ships to it: check who is its primary",
     "copy": _COPY_ADVICE,
 }

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import trio
 
 from fusejournal.config import ReplicationConfig
-from fusejournal.errors import FusejournalError
+from fusejournal.errors import FusejournalError, JournalError
 from fusejournal.journal.settled import settled
 from fusejournal.journal.stretches import StretchReader
 from fusejournal.operations import ControlOperation
@@ -45,6 +45,10 @@ log = logging.getLogger(__name__)
 _CONNECT_SECONDS = 10.0
 _SILENCE_SECONDS = 60.0
 _PAUSE_SECONDS = 1.0
+_NOBODY = (
+    "the machine was lost, and no peer answered: entries that only they have are not here, and "
+    "part their journals from this one"
+)
 
 
 @dataclass
@@ -58,31 +62,37 @@ class TakeBack:
     book: PeerBook
     insecure: bool
     told: Callable[[str], None]
+    _taken: int = 0
 
     async def run(self) -> list[str]:
         """Take back what the peers have. Returns what could not be done, a line each. Raises
-        FusejournalError when the journal cannot take it, OSError."""
+        JournalError when the journal cannot take it, OSError."""
         peers = [peer for peer in self.book.list() if peer.address is not None]
         if not peers:
             return []
-        positions = await self._ask_all(peers)
-        if not positions:
-            return [
-                "the machine was lost, and no peer answered: entries that only they have are "
-                "not here, and part these journals"
-            ]
-        head_seq = self.volume.journal.head_seq
-        best = max(positions, key=lambda name: positions[name].seq)
-        if positions[best].seq <= head_seq:
-            return []
-        peer = self.book.get(best)
-        assert peer is not None
-        self.told(f"taking entries {head_seq + 1} to {positions[best].seq} back from {best}")
-        await self._fetch(peer)
-        return self._apply(Seq(head_seq + 1))
+        ends = trio.current_time() + self.config.take_back_seconds
+        while True:
+            positions = await self._ask_all(peers)
+            if not positions:
+                return [_NOBODY]
+            head_seq = self.volume.journal.head_seq
+            best = max(positions, key=lambda name: positions[name].seq)
+            if positions[best].seq <= head_seq:
+                return self._apply()
+            self.told(f"taking entries {head_seq + 1} to {positions[best].seq} back from {best}")
+            try:
+                await self._fetch(self.book.get(best))
+                return self._apply()
+            except* JournalError:
+                raise
+            except* (FusejournalError, OSError, trio.TooSlowError) as group:
+                self.told(f"peer {best}: {first_error(group)}")
+            if trio.current_time() > ends and self.config.without_peers != "wait":
+                return [*self._apply(), _NOBODY]
+            await trio.sleep(_PAUSE_SECONDS)
 
     async def _ask_all(self, peers: list[Peer]) -> dict[str, Position]:
-        """Where the journals of those who answer end."""
+        """Where the journals of those who answer end; of all, or of those who do in time."""
         positions: dict[str, Position] = {}
         waits = self.config.without_peers == "wait"
         seconds = self.config.take_back_seconds
@@ -142,6 +152,7 @@ class TakeBack:
                         stretch = await trio.to_thread.run_sync(stretch_of, message)
                         journal.receive(stretch)
                         sink.appended(message)
+                        self._taken += message.last_seq - message.first_seq + 1
                 else:
                     if isinstance(message, Diverged):
                         log.error(
@@ -152,11 +163,15 @@ class TakeBack:
                     break
         await trio.to_thread.run_sync(journal.sync)
 
-    def _apply(self, first_seq: Seq) -> list[str]:
-        """Apply what was taken back; what the backing refuses is named."""
+    def _apply(self) -> list[str]:
+        """Apply what was taken back, and the last entry that was here, which it may settle; what
+        the backing refuses is named."""
         volume = self.volume
         failures = []
+        first_seq = Seq(volume.catalog.applied_seq + 1)
         end = Seq(volume.journal.head_seq + 1)
+        if not self._taken:
+            return []
         for entry, void in settled(volume.journal.reader.read(first_seq, end)):
             try:
                 volume.apply_received(entry, void, settle=True)
@@ -165,13 +180,12 @@ class TakeBack:
                 assert not isinstance(operation, ControlOperation)
                 volume.catalog.record(operation, entry.seq, entry.time_ns)
                 failures.append(f"entry {entry.seq}: {error.strerror}")
-        taken = end - first_seq
-        self.told(f"took {taken} entries back")
+        self.told(f"took {self._taken} entries back")
         if not failures:
             return []
         return [
-            f"{len(failures)} of {taken} entries taken back could not be applied to the backing, "
-            f"the first: {failures[0]}"
+            f"{len(failures)} of {self._taken} entries taken back could not be applied to the "
+            f"backing, the first: {failures[0]}"
         ]
 
 

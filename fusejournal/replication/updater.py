@@ -87,7 +87,7 @@ class Updater:
                     if not await self._apply_what_is_there():
                         await self._more.wait()
                         self._more = trio.Event()
-            except (FusejournalError, OSError) as error:
+            except (FusejournalError, OSError, KeyError) as error:
                 self.failure = f"entry {self.applied_seq + 1} cannot be applied: {error}"
                 self._volume.fail(self.failure)
                 self._on_progress()
@@ -117,6 +117,9 @@ class Updater:
                 break
         if self._volume.catalog.changes > COMMIT_CHANGES:
             self._durability.commit_catalog()
+            while self._durability.full:
+                await self._wait_for_space("no space for the catalog")
+                self._durability.commit_catalog()
         self._remembered.drop_stale()
         self._on_progress()
         return more
@@ -132,7 +135,8 @@ class Updater:
             except OSError as error:
                 if not (error.errno in _NO_SPACE or isinstance(error, ShortWriteError)):
                     raise
-                await self._wait_for_space(entry.seq, error)
+                why = os.strerror(error.errno or errno.ENOSPC)
+                await self._wait_for_space(f"no space in the backing for entry {entry.seq}: {why}")
                 settle = True
         if mtime_ns is not None:
             self._volume.set_directory_mtime(entry.operation.parent, mtime_ns)  # type: ignore[union-attr]
@@ -141,10 +145,10 @@ class Updater:
             self._on_progress()
         self._remembered.changed(entry.operation)
 
-    async def _wait_for_space(self, seq: Seq, error: OSError) -> None:
+    async def _wait_for_space(self, what: str) -> None:
         if self.full is None:
-            self.full = f"no space in the backing for entry {seq} ({os.strerror(error.errno or 0)})"
-            log.warning("%s: waiting for space", self.full)
+            self.full = what
+            log.warning("%s: waiting for space", what)
             self._on_progress()
         await trio.sleep(_FULL_PAUSE_SECONDS)
 

@@ -81,8 +81,8 @@ class PeerBook:
 
     def list(self) -> list[Peer]:
         """All peers, by name."""
-        peers = self._peers
-        return [peers[name] for name in sorted(peers)]
+        # Taken at once, for a thread that saves must not meet a change half-way.
+        return sorted(tuple(self._peers.values()), key=lambda peer: peer.name)
 
     def get(self, name: str) -> Peer:
         """The peer *name*. Raises UnknownPeerError, with a hint at the nearest name."""

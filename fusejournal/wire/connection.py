@@ -28,7 +28,7 @@ from typing import Final
 
 import trio
 
-from fusejournal.errors import PeerLostError, WireError
+from fusejournal.errors import FusejournalError, PeerLostError, WireError
 from fusejournal.wire.address import Address
 from fusejournal.wire.frames import BATCH_BYTES_MAX, Decoder, Message, encode_parts
 from fusejournal.wire.identity import Identity
@@ -216,11 +216,12 @@ async def receive_exactly(stream: trio.abc.Stream, length: int) -> bytes:
 
 def why(error: BaseException) -> str:
     """What ended a connection, in words."""
-    cause = error.__cause__
+    cause = error if isinstance(error, OSError) else error.__cause__
     if isinstance(error, trio.ClosedResourceError):
         return "the connection was closed on this side"
     if isinstance(cause, ssl.SSLError):
-        if isinstance(cause, ssl.SSLEOFError) or "EOF" in (cause.reason or ""):
+        is_end = isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)
+        if is_end or "EOF" in (cause.reason or ""):
             return "the connection was cut"
         return (cause.reason or str(cause)).lower().replace("_", " ")
     if isinstance(cause, OSError):
@@ -269,7 +270,8 @@ def tls_context(
     end shows one of the *known* certificates (PEM), each its own anchor. None: without any
     verification, for pairing.
 
-    No session is ever resumed: each connection proves anew who it is."""
+    No session is ever resumed: each connection proves anew who it is. Raises FusejournalError when
+    the identity's files are gone."""
     is_listener = purpose is ssl.Purpose.CLIENT_AUTH
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_listener else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
@@ -286,7 +288,11 @@ def tls_context(
         if anchors:
             context.load_verify_locations(cadata=anchors)
     if known is not None or is_listener:
-        context.load_cert_chain(identity.certificate_path, identity.key_path)
+        try:
+            context.load_cert_chain(identity.certificate_path, identity.key_path)
+        except OSError as error:
+            where = identity.certificate_path.parent
+            raise FusejournalError(f"{where}: this node's key cannot be read: {error}") from None
     return context
 
 

@@ -202,7 +202,7 @@ class _Listening:
                     else "too many others are connecting"
                 )
             if connection is not None:
-                del self._strangers[scope]
+                self._strangers.pop(scope, None)
                 await self._run(connection, host)
         except _RefusedError as refused:
             self.complaints.add(host, where, str(refused))
@@ -238,8 +238,9 @@ class _Listening:
         async with connection:
             try:
                 await handler(connection)
-            except Exception as error:
-                self._explain(host, connection.peer or connection.where, error)
+            except* Exception as errors:
+                # What comes with a cancellation, too, or it would end the server.
+                self._explain(host, connection.peer or connection.where, errors)
 
     async def _admit(
         self, stream: trio.SocketStream, where: str, scope: trio.CancelScope

@@ -225,4 +225,6 @@ async def _look(address: Address, identity: Identity) -> str:
 
 
 def _not_ours(where: str, said: bytes | str) -> WireError:
+    if not said:
+        return PeerLostError(where, "the connection was cut")
     return WireError(f"{where}: is no fusejournal: {said!r:.80}")

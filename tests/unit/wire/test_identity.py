@@ -1,7 +1,10 @@
 """A node's key and certificate: made once, whole or not at all, and good for TLS."""
 
 import os
+import signal
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,7 +43,7 @@ def test_any_name_will_do(tmp_path: Path, node: str) -> None:
     load_or_make(tmp_path / "identity", node)
 
 
-def test_killed_anywhere_it_is_made_anew(tmp_path: Path) -> None:
+def test_failed_anywhere_it_is_made_anew(tmp_path: Path) -> None:
     """Each call fails once; what a start leaves behind never harms the next one."""
     labels: list[str] = []
     storage.listen(labels.append)
@@ -57,6 +60,31 @@ def test_killed_anywhere_it_is_made_anew(tmp_path: Path) -> None:
         made = load_or_make(directory, "one")
         assert load_or_make(directory, "one") == made
         assert os.listdir(directory.parent) == ["identity"]
+
+
+MAKE = """
+import sys
+from pathlib import Path
+from fusejournal import storage
+from fusejournal.wire.identity import load_or_make
+storage.listen_to_environment()
+load_or_make(Path(sys.argv[1]), "one")
+"""
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_kill_9_at_each_call(tmp_path: Path, number: int) -> None:
+    directory = tmp_path / "identity"
+    plan = {"FUSEJOURNAL_FAULT": f"identity.*:{number}:kill"}
+    killed = subprocess.run(
+        [sys.executable, "-c", MAKE, str(directory)], check=False, env={**os.environ, **plan}
+    )
+    assert killed.returncode == -signal.SIGKILL
+    there = sorted(path.name for path in directory.iterdir()) if directory.exists() else []
+    assert there in ([], ["cert.pem", "key.pem"])
+    made = load_or_make(directory, "one")
+    assert load_or_make(directory, "one") == made
+    assert os.listdir(tmp_path) == ["identity"]
 
 
 @pytest.mark.parametrize("name", ["key.pem", "cert.pem"])

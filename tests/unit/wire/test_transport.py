@@ -372,7 +372,7 @@ async def test_it_hangs_up(
     address = Address(*listeners[0].socket.getsockname())
     nursery.start_soon(serve_bytes, listeners, b"")
     known = identities["a"].certificate if certificate else None
-    with pytest.raises(WireError, match=f"^{address}: ") as caught:
+    with pytest.raises(PeerLostError, match=r"the connection was cut$") as caught:
         await connect(address, identities["b"], known, insecure=True, timeout_seconds=10)
     assert str(caught.value).isprintable()
 
@@ -524,6 +524,38 @@ async def test_a_handler_that_fails(
         lines = warnings_of(caplog)
     assert len(lines) == (2 if bug else 1)
     assert ("bug" if bug else "nonsense") in lines[0]
+
+
+async def test_a_handler_that_fails_as_it_is_stopped(
+    identities: Identities, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handle(connection: Connection) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            try:
+                await connection.receive()
+            except trio.Cancelled:
+                raise WireError("too late") from None
+
+    async with listening(identities, on_connection=handle) as address:
+        connection = await call(identities, address)
+        await trio.testing.wait_all_tasks_blocked()
+    await connection.aclose()
+    (line,) = warnings_of(caplog)
+    assert "too late" in line
+
+
+async def test_an_identity_that_is_gone(
+    identities: Identities, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with listening(identities, on_connection=never) as address:
+        identities["b"].key_path.unlink()
+        with pytest.raises(FusejournalError, match="this node's key cannot be read"):
+            await call(identities, address)
+        identities["a"].key_path.unlink()
+        with pytest.raises(PeerLostError):
+            await call(identities | {"b": identities["c"]}, address)
+    assert len(warnings_of(caplog)) == 1
 
 
 async def test_a_peer_may_have_only_so_many(

@@ -65,7 +65,7 @@ class Opening:
         """*marks*: of a mirror, whose journal is a copy. *is_unborn*: it has no journal yet, and
         will be whichever volume's its primary is."""
         self._marks = marks
-        self._is_unborn = is_unborn
+        self.is_unborn = is_unborn
         self._state_dir = state_dir
         self._uuid = uuid
         self._backing = backing
@@ -85,7 +85,7 @@ class Opening:
         caller may stop it. Raises FusejournalError, OSError."""
         if not list_segments(self._state_dir / "journal"):
             probe(self._root_fd, self._backing, read_only)
-        if self._is_unborn:
+        if self.is_unborn:
             self._check_empty()
         else:
             self._claim_backing(read_only)
@@ -128,7 +128,7 @@ class Opening:
             self.volume.refusal = errno.EROFS
             self._marks.stopped_seq = Seq(0)
             self._marks.sync()
-            if not self._is_unborn:
+            if not self.is_unborn:
                 self.remember_boot()
             return
         if catalog.applied_seq < self.volume.journal.head_seq:
@@ -189,7 +189,7 @@ class Opening:
         self._tag_root(uuid)
         self._uuid = self.volume.tree.uuid = uuid
         self.volume.journal.adopt(uuid)
-        self._is_unborn = False
+        self.is_unborn = False
         self.remember_boot()
 
     def _same_boot(self) -> bool:

@@ -38,7 +38,7 @@ from fusejournal.errors import (
 from fusejournal.layer.mount import mounts
 from fusejournal.mountspec import MountSpec, Reporter
 from fusejournal.state import VolumeState, check_name, default_name, find_volume, state_root
-from fusejournal.wire.address import check_peer_name, parse_remote
+from fusejournal.wire.address import parse_peer
 
 _REPORT_FD = "FUSEJOURNAL_REPORT_FD"
 _FLAGS = ("ro", "nosuid", "nodev", "noexec")
@@ -222,7 +222,7 @@ def replication_options(
             "listen": listen,
             "insecure": insecure or None,
             "mirrors": mirrors,
-            "peers": dict(split_peer(peer) for peer in peers) or None,
+            "peers": {name: str(address) for name, address in map(parse_peer, peers)} or None,
         },
         "metrics": {"listen": metrics},
     }
@@ -231,14 +231,6 @@ def replication_options(
         for section, keys in told.items()
     }
     return {section: keys for section, keys in changes.items() if keys}
-
-
-def split_peer(text: str) -> tuple[str, str]:
-    """Name and address of ``NAME=ADDR:PORT``. Raises UsageError."""
-    name, equals, address = text.partition("=")
-    if not equals or not name:
-        raise UsageError(f"{text!r} is no peer: NAME=ADDR:PORT, as in east=10.0.0.2:7710")
-    return check_peer_name(name), str(parse_remote(address))
 
 
 def new_spec(

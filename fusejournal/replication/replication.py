@@ -7,7 +7,6 @@ Everything here is told to the rest of the node by :meth:`Replication.status` an
 the control socket."""
 
 import logging
-import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +33,12 @@ from fusejournal.replication.take_back import TakeBack, serve_fetch
 from fusejournal.replication.updater import Updater
 from fusejournal.types import Epoch, Seq
 from fusejournal.volume import Volume
-from fusejournal.wire.address import Address, parse_address, parse_remote
+from fusejournal.wire.address import (
+    Address,
+    default_node_name,
+    parse_address,
+    parse_remote,
+)
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.identity import Identity, load_or_make
@@ -45,12 +49,12 @@ log = logging.getLogger(__name__)
 
 _GREETING_SECONDS = 30.0
 _SAMPLE_SECONDS = 1.0
-_NODE_MAX = 64
 
 
 def node_name(volume_name: str) -> str:
     """How this node calls itself to others: the machine and the volume."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", f"{socket.gethostname()}-{volume_name}")[:_NODE_MAX]
+    machine = socket.gethostname().partition(".")[0]
+    return default_node_name(f"{machine}-{volume_name}")
 
 
 @dataclass

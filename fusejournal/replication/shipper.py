@@ -227,9 +227,7 @@ class Shipper:
             self._level_at = time.time()
 
     def _peer(self) -> Peer | None:
-        with suppress(UnknownPeerError):
-            return self._shared.book.get(self.name)
-        return None
+        return self._shared.book.find(self.name)
 
     # -- the task ----------------------------------------------------------------------------------
 
@@ -253,6 +251,9 @@ class Shipper:
                 await changed.wait()
             elif peer.address is None:
                 return
+            elif self._shared.me().uuid is None:
+                self._say("connecting", None, "this mirror has nothing yet that it could ship on")
+                await self._shared.growth.beyond(Seq(0))
             else:
                 pause_seconds = await self._try(peer, pause_seconds)
                 self._check_backlog()

@@ -1,0 +1,161 @@
+"""Volumes without a mount: opened in the test's own process, on real directories."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from fusejournal.config import JournalConfig, ReplicationConfig
+from fusejournal.durability import Durability
+from fusejournal.journal.copymarks import CopyMarks
+from fusejournal.journal.journal import JournalOptions
+from fusejournal.layer.remembered import Remembered
+from fusejournal.opening import Opening, close_volume
+from fusejournal.operations import Create, Mkdir, Unlink, Write
+from fusejournal.replication.replication import Mirroring, Replication
+from fusejournal.types import ROOT_FID, Fid, Seq, Who
+from fusejournal.volume import Volume
+
+SOMEBODY = Who(1000, 1000, 77)
+SMALL_SEGMENTS = JournalOptions(segment_bytes=1 << 17, segment_entries=300)
+
+
+class Quiet:
+    """Wants to know nothing."""
+
+    def progress(self, stage: str, done: int, total: int | None, unit: str) -> None: ...
+
+    def warning(self, text: str) -> None: ...
+
+
+@dataclass
+class OpenVolume:
+    """One open volume and what belongs to it."""
+
+    directory: Path
+    opening: Opening
+    volume: Volume
+    durability: Durability
+    marks: CopyMarks | None
+    replication: Replication | None = None
+
+    @property
+    def backing(self) -> Path:
+        return self.directory / "backing"
+
+    @property
+    def journal_dir(self) -> Path:
+        return self.directory / "state" / "journal"
+
+    def replicate(self, config: ReplicationConfig, listen: str | None = None) -> Replication:
+        """Attach a replication that talks plainly over the loopback."""
+        self.replication = Replication(
+            self.directory / "state", self.directory.name, config, listen, True
+        )
+        mirroring = None
+        if self.marks is not None:
+            remembered = Remembered(lambda _: None, everything=False)
+            self.volume.is_in_use = lambda fid: fid in remembered
+            mirroring = Mirroring(
+                self.marks,
+                remembered,
+                self.opening.is_unborn,
+                self.marks.applying_seq,
+                self.opening.be_born,
+            )
+        self.replication.attach(self.volume, self.durability, mirroring)
+        return self.replication
+
+    # -- changes -----------------------------------------------------------------------------------
+
+    def create(self, name: str, data: bytes = b"", parent: Fid = ROOT_FID) -> Fid:
+        fid = self.volume.new_fid()
+        operation = Create(fid, parent, name.encode(), 0o100644, 0, 0, 0, None)
+        self.volume.commit(operation, SOMEBODY)
+        if data:
+            self.volume.commit(Write(fid, 0, None), SOMEBODY, data)
+        return fid
+
+    def mkdir(self, name: str, parent: Fid = ROOT_FID) -> Fid:
+        fid = self.volume.new_fid()
+        operation = Mkdir(fid, parent, name.encode(), 0o755, 0, 0, None, None)
+        self.volume.commit(operation, SOMEBODY)
+        return fid
+
+    def unlink(self, fid: Fid, name: str, parent: Fid = ROOT_FID) -> None:
+        self.volume.commit(Unlink(fid, parent, name.encode()), SOMEBODY)
+
+    def work(self, rounds: int, start: int = 0) -> None:
+        """Some files in some directories; a third is removed again, and some are refused."""
+        for number in range(start, start + rounds):
+            directory = self.mkdir(f"d{number}")
+            for name in "abc":
+                fid = self.create(f"{name}", name.encode() * (number % 700), directory)
+                if name == "b":
+                    self.unlink(fid, name, directory)
+            try:
+                self.mkdir(f"d{number}")
+            except FileExistsError:
+                pass
+            else:
+                raise AssertionError("made twice")
+
+
+@contextmanager
+def open_volume(
+    directory: Path,
+    *,
+    mirror: bool = False,
+    uuid: UUID | None = None,
+    options: JournalOptions = SMALL_SEGMENTS,
+    orderly: bool = True,
+) -> Iterator[OpenVolume]:
+    """The volume in *directory*, made if it is new (a mirror with a *uuid* is one that was born);
+    not *orderly*: at the end it is left as a killed process leaves it."""
+    backing, state = directory / "backing", directory / "state"
+    backing.mkdir(parents=True, exist_ok=True)
+    state.mkdir(exist_ok=True)
+    known = state / "uuid"
+    if uuid is None and known.exists():
+        uuid = UUID(known.read_text())
+    marks = CopyMarks(state / "marks") if mirror else None
+    root_fd = os.open(backing, os.O_RDONLY | os.O_DIRECTORY)
+    opening = Opening(
+        state,
+        uuid or uuid4(),
+        backing,
+        root_fd,
+        options,
+        Quiet(),
+        marks,
+        mirror and uuid is None,
+    )
+    for _ in opening.recover(read_only=False):
+        pass
+    for _ in opening.begin(read_only=False):
+        pass
+    volume = opening.volume
+    config = JournalConfig(compress=False)
+    durability = Durability(volume.journal, volume.catalog, root_fd, config, volume.fail)
+    try:
+        yield OpenVolume(directory, opening, volume, durability, marks)
+    finally:
+        if not opening.is_unborn:
+            known.write_text(str(volume.journal.uuid))
+        if orderly:
+            close_volume(volume, lambda _: None, marks)
+        else:
+            volume.catalog.close()
+            volume.tree.close()
+            volume.journal.close()
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    """Every segment in *directory*, without the space ahead of its end."""
+    return {path.name: path.read_bytes().rstrip(b"\0") for path in sorted(directory.glob("*.fj"))}
+
+
+def applied(volume: OpenVolume) -> Seq:
+    return volume.volume.catalog.applied_seq

@@ -1,0 +1,276 @@
+"""A primary and a mirror in one process, over real sockets on the loopback, without mounts: what
+is shipped, what is applied, and what is left when one of them dies."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from fusejournal.backing.apply import Applier
+from fusejournal.config import ReplicationConfig
+from fusejournal.journal.format import Entry
+from fusejournal.replay.digest import digest_tree
+from fusejournal.replication.replication import Replication
+from fusejournal.types import Seq
+from tests.support.volumes import OpenVolume, applied, content, open_volume
+
+pytestmark = pytest.mark.mount
+
+
+@asynccontextmanager
+async def _running(*sides: OpenVolume) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        for side in sides:
+            nursery.start_soon(side.durability.run)
+            assert side.replication is not None
+            await nursery.start(side.replication.run)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+def tree_digest(backing: Path) -> str:
+    return digest_tree(backing).digest
+
+
+def _address(replication: Replication) -> str:
+    return str(replication.status()["listen"])
+
+
+async def _until(what: str, condition: Callable[[], bool]) -> None:
+    with trio.fail_after(20):
+        while not condition():  # noqa: ASYNC110 -- what is waited for is in other tasks' hands
+            await trio.sleep(0.005)
+    assert condition(), what
+
+
+@asynccontextmanager
+async def _pair(tmp_path: Path, **config: object) -> AsyncIterator[tuple[OpenVolume, OpenVolume]]:
+    """A primary that ships to a mirror; both run."""
+    with (
+        open_volume(tmp_path / "mirror", mirror=True) as mirror,
+        open_volume(tmp_path / "primary") as primary,
+    ):
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with _running(mirror):
+            assert mirror.replication is not None
+            peers = {"east": _address(mirror.replication)}
+            primary.replicate(ReplicationConfig(peers=peers, **config))
+            async with _running(primary):
+                yield primary, mirror
+
+
+def _level(primary: OpenVolume, mirror: OpenVolume) -> Callable[[], bool]:
+    return lambda: applied(mirror) == primary.volume.journal.head_seq
+
+
+async def test_mirror_ends_with_the_same_journal_and_tree(tmp_path: Path) -> None:
+    async with _pair(tmp_path) as (primary, mirror):
+        for start in range(0, 120, 10):
+            primary.work(10, start)
+            await trio.sleep(0.01)
+        await _until("the mirror is level", _level(primary, mirror))
+        assert content(mirror.journal_dir) == content(primary.journal_dir)
+        assert len(content(primary.journal_dir)) > 3
+        assert tree_digest(mirror.backing) == tree_digest(primary.backing)
+        status = lambda: primary.replication.status()["peers"][0]  # noqa: E731
+        await _until("the primary knows", lambda: status()["lag_entries"] == 0)
+        assert status()["state"] == "streaming"
+        assert status()["acked_seq"] == primary.volume.journal.head_seq
+
+
+async def test_what_was_there_first_is_caught_up(tmp_path: Path) -> None:
+    with open_volume(tmp_path / "primary") as primary:
+        primary.work(200)
+    async with _pair(tmp_path) as (primary, mirror):
+        await _until("the mirror is level", _level(primary, mirror))
+        assert content(mirror.journal_dir) == content(primary.journal_dir)
+
+
+async def test_goes_on_after_an_orderly_stop(tmp_path: Path) -> None:
+    for start in (0, 40, 80):
+        async with _pair(tmp_path) as (primary, mirror):
+            primary.work(40, start)
+            await _until("the mirror is level", _level(primary, mirror))
+            assert content(mirror.journal_dir) == content(primary.journal_dir)
+            assert tree_digest(mirror.backing) == tree_digest(primary.backing)
+
+
+async def _received_and_not_applied(tmp_path: Path) -> None:
+    """Leave a mirror that has everything in its journal, and nothing of it applied."""
+    with (
+        open_volume(tmp_path / "mirror", mirror=True, orderly=False) as mirror,
+        open_volume(tmp_path / "primary") as primary,
+    ):
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        mirror.replication.updater._limit = lambda: Seq(0)
+        async with _running(mirror):
+            primary.replicate(ReplicationConfig(peers={"east": _address(mirror.replication)}))
+            primary.work(12)
+            async with _running(primary):
+                journals = primary.volume.journal, mirror.volume.journal
+                await _until("all is there", lambda: journals[0].head_seq == journals[1].head_seq)
+                await mirror.durability.flush()
+        assert applied(mirror) == 0
+
+
+class _Died(BaseException):
+    """What a kill is to a process."""
+
+
+async def test_killed_anywhere_while_it_applies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each entry, between its effect and the catalog, and with any part of the catalog
+    committed: the next process goes on, and no entry is skipped or done twice."""
+    await _received_and_not_applied(tmp_path)
+    apply = Applier.apply
+    left = [0]
+
+    def dying(self: Applier, *args: object, **kwargs: object) -> object:
+        left[0] -= 1
+        if left[0] == 0:
+            raise _Died
+        made = apply(self, *args, **kwargs)
+        if left[0] == 1 and late:
+            left[0] = 0
+            raise _Died
+        return made
+
+    monkeypatch.setattr(Applier, "apply", dying)
+    deaths = 0
+    while True:
+        late = deaths % 2 == 1
+        left[0] = 1 + deaths % 5
+        with open_volume(tmp_path / "mirror", mirror=True, orderly=False) as mirror:
+            head_seq = mirror.volume.journal.head_seq
+            try:
+                _apply_all(mirror, commit_each=deaths % 3)
+            except _Died:
+                deaths += 1
+            if applied(mirror) == head_seq:
+                assert deaths > 10
+                break
+            assert deaths < 500
+    monkeypatch.setattr(Applier, "apply", apply)
+    with open_volume(tmp_path / "primary") as primary:
+        assert tree_digest(mirror.backing) == tree_digest(primary.backing)
+
+
+def _apply_all(mirror: OpenVolume, commit_each: int) -> None:
+    """What the updater does, without its loop."""
+    from fusejournal.journal.settled import settled
+
+    volume, marks = mirror.volume, mirror.marks
+    settle_to = marks.applying_seq
+    first, end = Seq(applied(mirror) + 1), Seq(volume.journal.head_seq + 1)
+    entries: list[tuple[Entry, object]] = list(settled(volume.journal.reader.read(first, end)))
+    for number, (entry, void) in enumerate(entries):
+        marks.applying_seq = entry.seq
+        volume.apply_received(entry, void, entry.seq <= settle_to)
+        if commit_each and number % commit_each == 0:
+            volume.catalog.commit()
+
+
+async def test_second_primary_is_refused(tmp_path: Path) -> None:
+    async with _pair(tmp_path) as (primary, mirror):
+        primary.work(3)
+        await _until("the mirror is level", _level(primary, mirror))
+        with open_volume(tmp_path / "other") as other:
+            other.work(3)
+            other.replicate(ReplicationConfig(peers={"east": _address(mirror.replication)}))
+            async with _running(other):
+                status = lambda: other.replication.status()["peers"][0]  # noqa: E731
+                await _until("it is refused", lambda: status()["state"] == "refused")
+                assert "already receives from" in status()["last_error"]
+
+
+async def test_primary_of_another_volume_is_refused(tmp_path: Path) -> None:
+    async with _pair(tmp_path) as (primary, mirror):
+        primary.work(3)
+        await _until("the mirror is level", _level(primary, mirror))
+    with (
+        open_volume(tmp_path / "other") as other,
+        open_volume(tmp_path / "mirror", mirror=True) as mirror,
+    ):
+        other.work(3)
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with _running(mirror):
+            other.replicate(ReplicationConfig(peers={"east": _address(mirror.replication)}))
+            async with _running(other):
+                status = lambda: other.replication.status()["peers"][0]  # noqa: E731
+                await _until("it is refused", lambda: status()["state"] == "refused")
+                assert "is of volume" in status()["last_error"]
+        assert tree_digest(mirror.backing) == tree_digest(tmp_path / "primary" / "backing")
+
+
+async def test_primary_takes_no_entries(tmp_path: Path) -> None:
+    with (
+        open_volume(tmp_path / "one") as one,
+        open_volume(tmp_path / "other") as other,
+    ):
+        one.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with _running(one):
+            other.replicate(ReplicationConfig(peers={"east": _address(one.replication)}))
+            async with _running(other):
+                status = lambda: other.replication.status()["peers"][0]  # noqa: E731
+                await _until("it is refused", lambda: status()["state"] == "refused")
+
+
+async def test_mirror_that_has_more_is_not_touched(tmp_path: Path) -> None:
+    async with _pair(tmp_path) as (primary, mirror):
+        primary.work(5)
+        await _until("the mirror is level", _level(primary, mirror))
+    before = content(tmp_path / "mirror" / "state" / "journal")
+    # The primary goes back to what it was before its last entries, as from an old copy of its disk.
+    with open_volume(tmp_path / "old", uuid=primary.volume.journal.uuid) as old:
+        old.work(1, start=90)
+        head_seq = old.volume.journal.head_seq
+        with open_volume(tmp_path / "mirror", mirror=True) as mirror:
+            mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+            async with _running(mirror):
+                old.replicate(ReplicationConfig(peers={"east": _address(mirror.replication)}))
+                async with _running(old):
+                    status = lambda: old.replication.status()["peers"][0]  # noqa: E731
+                    await _until("they part", lambda: status()["state"] == "diverged")
+                    theirs = mirror.replication.status()["mirror"]
+                    await _until(
+                        "the mirror says so",
+                        lambda: mirror.replication.status()["mirror"]["state"] == "diverged",
+                    )
+                    theirs = mirror.replication.status()["mirror"]
+                    assert "part after entry 0" in status()["last_error"]
+                    assert "from 1 on" in theirs["last_error"]
+                    assert mirror.volume.journal.head_seq > head_seq
+    assert content(tmp_path / "mirror" / "state" / "journal") == before
+    (kept,) = (tmp_path / "mirror" / "state").glob("diverged.*")
+    assert content(kept) == before
+
+
+async def test_mirror_of_a_mirror(tmp_path: Path) -> None:
+    with open_volume(tmp_path / "third", mirror=True) as third:
+        third.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with _running(third):
+            with open_volume(tmp_path / "second", mirror=True) as second:
+                peers = {"third": _address(third.replication)}
+                second.replicate(ReplicationConfig(peers=peers), "127.0.0.1:0")
+                async with _running(second):
+                    with open_volume(tmp_path / "first") as first:
+                        peers = {"second": _address(second.replication)}
+                        first.replicate(ReplicationConfig(peers=peers))
+                        async with _running(first):
+                            for start in range(0, 60, 10):
+                                first.work(10, start)
+                                await trio.sleep(0.01)
+                            await _until("all are level", _level(first, third))
+                            assert content(third.journal_dir) == content(first.journal_dir)
+                            assert tree_digest(third.backing) == tree_digest(first.backing)
+
+
+async def test_fsync_waits_for_a_mirror(tmp_path: Path) -> None:
+    async with _pair(tmp_path, mirrors=1, batch_age_seconds=60.0) as (primary, mirror):
+        primary.work(2)
+        with trio.fail_after(20):  # though batches may wait for a minute
+            await primary.durability.wait(primary.volume.journal.head_seq)
+        assert mirror.volume.journal.durable_seq == primary.volume.journal.head_seq

@@ -1,0 +1,97 @@
+"""Waiting for mirrors: how many count, and what happens when they do not answer."""
+
+import pytest
+import trio
+
+from fusejournal.config import ReplicationConfig
+from fusejournal.replication.quorum import Quorum
+from fusejournal.types import Seq
+
+
+class _Hurry:
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self) -> None:
+        self.times += 1
+
+
+def _quorum(head: int = 100, hurry: _Hurry | None = None, **config: object) -> Quorum:
+    settings = ReplicationConfig(**{"mirrors": 1, "mirrors_timeout_seconds": 10.0, **config})
+    return Quorum(settings, lambda: Seq(head), hurry or _Hurry())
+
+
+def test_nobody_waits_for_no_mirrors() -> None:
+    assert _quorum(mirrors=0).has(Seq(1 << 60))
+
+
+@pytest.mark.parametrize(("mirrors", "seq"), [(1, 30), (2, 20), (3, 10), (4, 0)])
+def test_so_many_mirrors_count(mirrors: int, seq: int) -> None:
+    quorum = _quorum(mirrors=mirrors)
+    for name, acked in (("a", 10), ("b", 30), ("c", 20), ("b", 5)):
+        quorum.acked(name, Seq(acked))
+    assert quorum.seq == seq
+    assert quorum.has(Seq(seq))
+    assert not quorum.has(Seq(seq + 1))
+
+
+async def test_wait_ends_with_the_acknowledgement(autojump_clock: trio.testing.MockClock) -> None:
+    hurry = _Hurry()
+    quorum = _quorum(hurry=hurry)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(quorum.wait, Seq(7))
+        await trio.sleep(5)
+        assert quorum.waiting == 1
+        assert hurry.times == 1
+        quorum.acked("a", Seq(6))
+        await trio.sleep(1)
+        assert quorum.waiting == 1
+        quorum.acked("a", Seq(8))
+    assert trio.current_time() == pytest.approx(6, abs=0.1)
+    assert quorum.waiting == 0
+    assert quorum.describe() is None
+
+
+async def test_goes_on_without_them(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    quorum = _quorum(head=50)
+    began = trio.current_time()
+    await quorum.wait(Seq(7))
+    assert trio.current_time() - began == pytest.approx(10, abs=0.1)
+    assert "go on without them" in caplog.text
+    assert "nothing waits for them" in (quorum.describe() or "")
+    began = trio.current_time()
+    await quorum.wait(Seq(50))  # at once from now on
+    assert trio.current_time() == began
+    quorum.acked("a", Seq(49))
+    assert quorum.describe() is not None
+    quorum.acked("a", Seq(50))  # level again: they count again
+    assert quorum.describe() is None
+    assert not quorum.has(Seq(51))
+
+
+async def test_blocks_as_configured(autojump_clock: trio.testing.MockClock) -> None:
+    quorum = _quorum(on_timeout="block")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(quorum.wait, Seq(7))
+        await trio.sleep(1000)
+        assert quorum.waiting == 1
+        assert "blocked" in (quorum.describe() or "")
+        quorum.acked("a", Seq(7))
+    assert quorum.waiting == 0
+
+
+async def test_removed_mirror_does_not_count(autojump_clock: trio.testing.MockClock) -> None:
+    quorum = _quorum()
+    quorum.acked("a", Seq(9))
+    quorum.forget("a")
+    assert not quorum.has(Seq(1))
+
+
+async def test_cancelled_wait_leaves_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    quorum = _quorum()
+    with trio.move_on_after(1):
+        await quorum.wait(Seq(7))
+    assert quorum.waiting == 0
+    assert quorum.describe() is None

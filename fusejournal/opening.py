@@ -113,7 +113,8 @@ class Opening:
             applying_seq = self._marks.applying_seq
         elif self.lost_machine and not read_only:
             # What became of the last entry, a mirror may know better than the backing.
-            applying_seq = journal.head_seq
+            head_seq, is_settled = journal.reader.head()
+            applying_seq = Seq(head_seq + 1) if is_settled else head_seq
         self._recover(read_only, applying_seq)
         yield
 

@@ -111,9 +111,11 @@ def open_volume(
     uuid: UUID | None = None,
     options: JournalOptions = SMALL_SEGMENTS,
     orderly: bool = True,
+    begin: bool = True,
 ) -> Iterator[OpenVolume]:
     """The volume in *directory*, made if it is new (a mirror with a *uuid* is one that was born);
-    not *orderly*: at the end it is left as a killed process leaves it."""
+    not *orderly*: at the end it is left as a killed process leaves it; not *begin*: it is opened
+    only up to where a primary would ask its peers."""
     backing, state = directory / "backing", directory / "state"
     backing.mkdir(parents=True, exist_ok=True)
     state.mkdir(exist_ok=True)
@@ -134,7 +136,7 @@ def open_volume(
     )
     for _ in opening.recover(read_only=False):
         pass
-    for _ in opening.begin(read_only=False):
+    for _ in opening.begin(read_only=False) if begin else ():
         pass
     volume = opening.volume
     config = JournalConfig(compress=False)

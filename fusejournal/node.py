@@ -28,7 +28,7 @@ import pyfuse3
 import trio
 
 from fusejournal import exports, storage
-from fusejournal.backing.syscalls import drop_resource_capability
+from fusejournal.backing.syscalls import become_flusher, drop_resource_capability
 from fusejournal.control import serve_control
 from fusejournal.durability import Durability
 from fusejournal.errors import (
@@ -137,6 +137,7 @@ class Node:
 
     async def run(self) -> None:
         """Open, mount, serve, close."""
+        become_flusher()
         drop_resource_capability()
         _, descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors_max, descriptors_max))

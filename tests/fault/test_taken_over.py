@@ -230,3 +230,27 @@ def test_a_restart_that_fails_can_be_mended(held: Layer) -> None:
     assert (held.mountpoint / "f").read_bytes() == b"content"
     assert ask(held.state, "status")["held"]
     held.stop()
+
+
+def starting(layer: Layer) -> None:
+    """Begin to start it again, on a disk that is slow just then."""
+    layer.start()
+    layer.kill()
+    layer.detach()
+    layer.start(fault="catalog.commit:1:stall", wait=False)
+    wait_until(lambda: load_state(layer.state).holder() is not None)
+
+
+def test_umount_waits_for_a_layer_that_is_starting(layer: Layer) -> None:
+    starting(layer)
+    done = layer.run("umount", "volume")
+    assert f"waiting for process {layer.pid}, which is starting" in done.stderr
+    assert layer.wait() == 0
+    assert not layer.is_mounted()
+
+
+def test_umount_after_a_start_that_fails(layer: Layer) -> None:
+    starting(layer)
+    layer.kill()
+    done = layer.run("umount", "volume", check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (7, 1)

@@ -57,7 +57,7 @@ from fusejournal.layer.opens import OpenFiles
 from fusejournal.mountspec import MountSpec, Reporter
 from fusejournal.opening import Opening, close_volume
 from fusejournal.operations import Mark
-from fusejournal.state import VolumeState, claim_volume
+from fusejournal.state import VolumeState, claim_volume, pass_claim_on
 from fusejournal.types import Seq
 
 log = logging.getLogger(__name__)
@@ -91,8 +91,9 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
             trio.run(node.run)
         except BaseExceptionGroup as group:
             raise _cause(group) from group
-    if node.is_restarting:
-        os.execv(sys.executable, [sys.executable, "-P", "-m", "fusejournal", *sys.argv[1:]])
+        if node.is_restarting:
+            pass_claim_on(state)
+            os.execv(sys.executable, [sys.executable, "-P", "-m", "fusejournal", *sys.argv[1:]])
 
 
 class Node:
@@ -304,8 +305,10 @@ class Node:
     async def _watch_signals(self, signals: Any, scope: trio.CancelScope) -> None:
         async for number in signals:
             log.info("stopping on %s", signal.Signals(number).name)
-            if number == signal.SIGTERM and self._has_clients():
-                self._is_leaving = True
+            # Also in the midst of a restart: what was told last is done.
+            self.is_restarting = False
+            self._is_leaving = number == signal.SIGTERM and self._has_clients()
+            if self._is_leaving:
                 self._loop.leave()
             else:
                 scope.cancel()

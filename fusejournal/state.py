@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,6 +40,8 @@ _NAME_MAX = 128
 _HOLDER_BYTES = 512
 _LOCK_ATTEMPTS = 10
 _LOCK_PAUSE_SECONDS = 0.01
+_LOCK_FD = "FUSEJOURNAL_LOCK_FD"
+"""In the environment of a program that takes this one's place: where it finds the lock."""
 
 
 def state_root() -> Path:
@@ -145,13 +147,21 @@ def _save_state(state: VolumeState) -> None:
     temporary.rename(state.directory / "volume.json")
 
 
+_claims: dict[Path, int] = {}
+
+
 @contextmanager
-def claim_volume(spec: "MountSpec") -> Iterator[VolumeState]:
-    """Hold the volume that *spec* names, made if it is new, until the end of the block. Raises
-    VolumeBusyError naming the holder, UsageError when the state is another volume's."""
+def claim_volume(
+    spec: "MountSpec", check: Callable[[], None] = lambda: None
+) -> Iterator[VolumeState]:
+    """Hold the volume that *spec* names, made if it is new, until the end of the block; *check* is
+    called when nobody else holds it, before anything is changed. Raises VolumeBusyError naming the
+    holder, UsageError when the state is another volume's, and what *check* raises."""
     directory = spec.state_dir
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = _inherited_lock(directory)
+    if fd is None:
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if not _lock(fd):
             holder = _read_holder(fd)
@@ -159,6 +169,8 @@ def claim_volume(spec: "MountSpec") -> Iterator[VolumeState]:
                 f"volume {spec.name} is held by process {holder.get('pid', '?')}, "
                 f"mounted at {holder.get('mountpoint', '?')}"
             )
+        check()
+        _claims[directory] = fd
         holding = {
             "pid": os.getpid(),
             "name": spec.name,
@@ -170,7 +182,29 @@ def claim_volume(spec: "MountSpec") -> Iterator[VolumeState]:
         yield _load_or_make(spec)
         _write_holder(fd, "")
     finally:
+        if _claims.get(directory) == fd:
+            del _claims[directory]
         os.close(fd)
+
+
+def pass_claim_on(state: VolumeState) -> None:
+    """Let the claim of *state* go to the program that is about to take this one's place by
+    execv(2): its :func:`claim_volume` finds it, and nobody gets in between."""
+    fd = _claims[state.directory]
+    os.set_inheritable(fd, True)
+    os.environ[_LOCK_FD] = str(fd)
+
+
+def _inherited_lock(directory: Path) -> int | None:
+    """The lock that :func:`pass_claim_on` left, if it is this directory's."""
+    try:
+        fd = int(os.environ.pop(_LOCK_FD, ""))
+        os.set_inheritable(fd, False)
+        if os.path.samestat(os.fstat(fd), os.stat(directory / "lock")):
+            return fd
+    except (ValueError, OSError):
+        pass
+    return None
 
 
 def _lock(fd: int) -> bool:

@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -230,6 +231,39 @@ def test_a_restart_that_fails_can_be_mended(held: Layer) -> None:
     assert (held.mountpoint / "f").read_bytes() == b"content"
     assert ask(held.state, "status")["held"]
     held.stop()
+
+
+def test_nobody_gets_the_volume_in_the_midst_of_a_restart(held: Layer) -> None:
+    state = load_state(held.state)
+    restarting = subprocess.Popen(held.command("restart", "volume"), env=held.environment)
+    looked = 0
+    while restarting.poll() is None:
+        assert state.holder() is not None
+        looked += 1
+    assert restarting.returncode == 0
+    assert looked > 100
+    held.stop()
+    assert state.holder() is None
+
+
+def test_a_sigterm_in_the_midst_of_a_restart_ends_the_layer(layer: Layer) -> None:
+    layer.reconfigure('[volume]\ndurability = "nfs"\n[journal]\nflush_interval_seconds = 60\n')
+    layer.start(fault="journal.sync:1:stall+")
+
+    def make() -> None:
+        with suppress(OSError):
+            (layer.mountpoint / "d").mkdir()
+
+    making = threading.Thread(target=make)
+    making.start()
+    wait_until(lambda: (layer.backing / "d").exists())
+    # The restart waits for the request, which waits for a slow disk.
+    ask(layer.state, "restart")
+    os.kill(layer.pid, signal.SIGTERM)
+    assert layer.wait() == 0, layer.words()
+    making.join(20)
+    assert not layer.is_mounted()
+    assert (layer.backing / "d").is_dir()
 
 
 def starting(layer: Layer) -> None:

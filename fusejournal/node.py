@@ -47,6 +47,7 @@ from fusejournal.layer.connection import (
     Connection,
     Handshake,
     Keeper,
+    check_held,
     open_new,
     release_kept,
     take_over,
@@ -78,10 +79,15 @@ class Stopped(FusejournalError):
 def serve(spec: MountSpec, reporter: Reporter) -> None:
     """Mount the volume and serve it until it is unmounted or told to stop. Raises
     FusejournalError."""
-    with claim_volume(spec) as state:
-        taken = take_over(spec.state_dir / _CONNECTION, spec.mountpoint)
+    record = spec.state_dir / _CONNECTION
+
+    def check() -> None:
+        check_held(record, spec.name, spec.backing, spec.mountpoint)
+
+    with claim_volume(spec, check) as state:
+        taken = take_over(record, spec.mountpoint)
         if taken is None:
-            release_kept(spec.state_dir / _CONNECTION)
+            release_kept(record)
             # Nobody but the layer may be there: the mount of a layer that was killed still is.
             if mount.clear_dead_mount(spec.mountpoint):
                 reporter.warning(f"{spec.mountpoint}: took a dead mount away")
@@ -212,8 +218,11 @@ class Node:
         if self._taken is not None:
             return self._taken
         spec = self._spec
-        flags = spec.mount_flags | ({"ro"} if spec.read_only else frozenset())
-        return open_new(self._root_fd, spec.mountpoint, spec.name, frozenset(flags))
+        return open_new(self._root_fd, spec.mountpoint, spec.name, self._mount_flags)
+
+    @property
+    def _mount_flags(self) -> frozenset[str]:
+        return self._spec.mount_flags | ({"ro"} if self._spec.read_only else frozenset())
 
     async def _run_tasks(self, loop: RequestLoop) -> None:
         commands: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
@@ -240,6 +249,7 @@ class Node:
         if self._connection.taken_over:
             # At once: whose request was lost is about to try again.
             await trio.to_thread.run_sync(stale.drop, self._stale)
+            await self._change_flags()
         else:
             mount.raise_read_ahead(mountpoint)
             for words in await trio.to_thread.run_sync(exports.refresh_after_mount, mountpoint):
@@ -249,6 +259,17 @@ class Node:
         self._live = True
         self._live_since = time.time()
         self._reporter.ready()
+
+    async def _change_flags(self) -> None:
+        """Give a mount that was taken over the options that this process was started with."""
+        try:
+            await trio.to_thread.run_sync(
+                mount.change_flags, self._spec.mountpoint, self._mount_flags
+            )
+        except OSError as error:
+            words = f"the mount's options stay as they were: {error.strerror}"
+            self._opening.degraded.append(words)
+            self._reporter.warning(words)
 
     # -- exports -----------------------------------------------------------------------------------
 
@@ -271,7 +292,13 @@ class Node:
     def _start_keeper(self, at_least_seconds: float = 0.0) -> None:
         seconds = max(self._spec.config.volume.hold_seconds, at_least_seconds)
         try:
-            self._keeper = Keeper(self._connection, self._spec.state_dir / _CONNECTION, seconds)
+            self._keeper = Keeper(
+                self._connection,
+                self._spec.state_dir / _CONNECTION,
+                seconds,
+                self._spec.backing,
+                self._spec.mountpoint,
+            )
         except OSError as error:
             log.warning("if this layer dies, its mount dies with it: %s", error)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from fusejournal.asking import ask
+from fusejournal.layer.mount import mounts
 from fusejournal.replay.digest import digest_tree
 from fusejournal.state import load_state
 from tests.support.layer import Layer
@@ -288,3 +289,62 @@ def test_umount_after_a_start_that_fails(layer: Layer) -> None:
     layer.kill()
     done = layer.run("umount", "volume", check=False)
     assert (done.returncode, len(done.stderr.splitlines())) == (7, 1)
+
+
+def options(layer: Layer) -> set[str]:
+    """Those of its mount."""
+    (mount,) = (one for one in mounts() if one.mountpoint == layer.mountpoint)
+    return {"ro", "nosuid", "nodev", "noexec"} & mount.options
+
+
+def test_a_mount_that_is_taken_over_gets_its_new_options(held: Layer) -> None:
+    assert options(held) == set()
+    held.reconfigure('[volume]\noptions = ["nosuid", "nodev"]\n')
+    held.run("restart", "volume")
+    assert options(held) == {"nosuid", "nodev"}
+    held.kill()
+    held.start("-o", "ro,dev")
+    assert options(held) == {"nosuid", "ro"}
+    with pytest.raises(OSError, match="Read-only"):
+        (held.mountpoint / "d").mkdir()
+    held.kill()
+    held.start("-o", "suid,dev")
+    assert options(held) == set()
+    (held.mountpoint / "d").mkdir()
+    # What cannot be had is told.
+    with open(held.mountpoint / "f", "w") as file:
+        os.close(os.dup(file.fileno()))  # as above
+        held.kill()
+        held.start("-o", "ro")
+        assert "options stay as they were: Device or resource busy" in held.ask()["degraded"][0]
+        with pytest.raises(OSError, match="Read-only"):
+            (held.mountpoint / "e").mkdir()
+    held.stop()
+
+
+def test_other_places_are_refused_while_a_mount_is_held(layer: Layer, tmp_path: Path) -> None:
+    layer.start()
+    layer.run("restart", "volume")
+    (layer.mountpoint / "f").write_bytes(b"content")
+    layer.kill()
+    for name in ("elsewhere", "other"):
+        (tmp_path / name).mkdir()
+    for places in (
+        (layer.backing, tmp_path / "elsewhere"),
+        (tmp_path / "other", layer.mountpoint),
+    ):
+        done = layer.run(
+            "mount", *map(str, places), "--name", "volume", "--state", str(layer.state), check=False
+        )
+        assert done.returncode == 4, done
+        assert f"{layer.backing} mounted at {layer.mountpoint}" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert load_state(layer.state).mountpoint == layer.mountpoint
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(layer.mountpoint)], check=True)
+    done = layer.run(*layer.mount_arguments(), check=False)
+    assert done.returncode == 4
+    assert "mounted over volume volume" in done.stderr
+    subprocess.run(["umount", str(layer.mountpoint)], check=True)
+    layer.run("mount", "volume", "--config", str(tmp_path / "config.toml"))
+    assert (layer.mountpoint / "f").read_bytes() == b"content"
+    layer.run("umount", "volume")

@@ -71,6 +71,14 @@ class Export:
                 return digits if len(digits) == 32 else {"root": "0"}.get(text, text)
         return None
 
+    def reaches(self, mountpoint: Path) -> bool:
+        """Whether clients of it see what is mounted at *mountpoint*: at its own path, inside it, or
+        above it where it crosses mounts."""
+        if self.path.is_relative_to(mountpoint):
+            return True
+        crosses = [o for o in self.options if o in ("crossmnt", "nocrossmnt")][-1:] == ["crossmnt"]
+        return crosses and mountpoint.is_relative_to(self.path)
+
     @property
     def where(self) -> str:
         """The file and line, for people."""
@@ -168,18 +176,19 @@ def find(mountpoint: Path) -> list[Export]:
     return list(found.values())
 
 
-def _below(mountpoint: Path) -> list[Export]:
-    return [one for one in configured() + active() if one.path.is_relative_to(mountpoint)]
+def _reaching(mountpoint: Path) -> list[Export]:
+    return [one for one in configured() + active() if one.reaches(mountpoint)]
 
 
 def is_exported(mountpoint: Path) -> bool:
-    """Whether *mountpoint*, or a part of it, is exported to anybody, or will be when nfsd runs."""
-    return bool(_below(mountpoint))
+    """Whether *mountpoint*, a part of it, or a directory above it by way of ``crossmnt``, is
+    exported to anybody, or will be when nfsd runs."""
+    return bool(_reaching(mountpoint))
 
 
 def waits(mountpoint: Path) -> bool:
     """Whether a client of *mountpoint* is promised that changes are durable when answered."""
-    return any(export.sync for export in _below(mountpoint))
+    return any(export.sync for export in _reaching(mountpoint))
 
 
 def stamp() -> tuple[int, ...]:

@@ -29,7 +29,7 @@ import pyfuse3
 import trio
 
 from fusejournal import exports, storage
-from fusejournal.backing.syscalls import drop_resource_capability
+from fusejournal.backing.syscalls import become_flusher, drop_resource_capability
 from fusejournal.control import serve_control
 from fusejournal.durability import Durability
 from fusejournal.errors import (
@@ -49,6 +49,7 @@ from fusejournal.layer.connection import (
     Connection,
     Handshake,
     Keeper,
+    check_held,
     open_new,
     release_kept,
     take_over,
@@ -62,7 +63,7 @@ from fusejournal.opening import Opening, close_volume
 from fusejournal.operations import Mark
 from fusejournal.replication.metrics import serve_metrics
 from fusejournal.replication.replication import Mirroring, Replication
-from fusejournal.state import VolumeState, be_born, claim_volume
+from fusejournal.state import VolumeState, be_born, claim_volume, pass_claim_on
 from fusejournal.types import Fid, Seq
 
 log = logging.getLogger(__name__)
@@ -83,10 +84,15 @@ class Stopped(FusejournalError):
 def serve(spec: MountSpec, reporter: Reporter) -> None:
     """Mount the volume and serve it until it is unmounted or told to stop. Raises
     FusejournalError."""
-    with claim_volume(spec) as state:
-        taken = take_over(spec.state_dir / _CONNECTION, spec.mountpoint)
+    record = spec.state_dir / _CONNECTION
+
+    def check() -> None:
+        check_held(record, spec.name, spec.backing, spec.mountpoint)
+
+    with claim_volume(spec, check) as state:
+        taken = take_over(record, spec.mountpoint)
         if taken is None:
-            release_kept(spec.state_dir / _CONNECTION)
+            release_kept(record)
             # Nobody but the layer may be there: the mount of a layer that was killed still is.
             if mount.clear_dead_mount(spec.mountpoint):
                 reporter.warning(f"{spec.mountpoint}: took a dead mount away")
@@ -96,8 +102,9 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
             trio.run(node.run)
         except BaseExceptionGroup as group:
             raise _cause(group) from group
-    if node.is_restarting:
-        os.execv(sys.executable, [sys.executable, "-P", "-m", "fusejournal", *sys.argv[1:]])
+        if node.is_restarting:
+            pass_claim_on(state)
+            os.execv(sys.executable, [sys.executable, "-P", "-m", "fusejournal", *sys.argv[1:]])
 
 
 class Node:
@@ -157,6 +164,7 @@ class Node:
 
     async def run(self) -> None:
         """Open, mount, serve, close."""
+        become_flusher()
         if self._marks is None:
             drop_resource_capability()  # (A mirror takes what its primary's quotas let in.)
         _, descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -260,8 +268,11 @@ class Node:
         if self._taken is not None:
             return self._taken
         spec = self._spec
-        flags = spec.mount_flags | ({"ro"} if spec.read_only else frozenset())
-        return open_new(self._root_fd, spec.mountpoint, spec.name, frozenset(flags))
+        return open_new(self._root_fd, spec.mountpoint, spec.name, self._mount_flags)
+
+    @property
+    def _mount_flags(self) -> frozenset[str]:
+        return self._spec.mount_flags | ({"ro"} if self._spec.read_only else frozenset())
 
     async def _run_tasks(self, loop: RequestLoop) -> None:
         commands: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
@@ -293,6 +304,7 @@ class Node:
         if self._connection.taken_over:
             # At once: whose request was lost is about to try again.
             await trio.to_thread.run_sync(stale.drop, self._stale)
+            await self._change_flags()
         else:
             mount.raise_read_ahead(mountpoint)
             for words in await trio.to_thread.run_sync(exports.refresh_after_mount, mountpoint):
@@ -302,6 +314,17 @@ class Node:
         self._live = True
         self._live_since = time.time()
         self._reporter.ready()
+
+    async def _change_flags(self) -> None:
+        """Give a mount that was taken over the options that this process was started with."""
+        try:
+            await trio.to_thread.run_sync(
+                mount.change_flags, self._spec.mountpoint, self._mount_flags
+            )
+        except OSError as error:
+            words = f"the mount's options stay as they were: {error.strerror}"
+            self._opening.degraded.append(words)
+            self._reporter.warning(words)
 
     # -- exports -----------------------------------------------------------------------------------
 
@@ -326,7 +349,13 @@ class Node:
     def _start_keeper(self, at_least_seconds: float = 0.0) -> None:
         seconds = max(self._spec.config.volume.hold_seconds, at_least_seconds)
         try:
-            self._keeper = Keeper(self._connection, self._spec.state_dir / _CONNECTION, seconds)
+            self._keeper = Keeper(
+                self._connection,
+                self._spec.state_dir / _CONNECTION,
+                seconds,
+                self._spec.backing,
+                self._spec.mountpoint,
+            )
         except OSError as error:
             log.warning("if this layer dies, its mount dies with it: %s", error)
 
@@ -356,8 +385,10 @@ class Node:
     async def _watch_signals(self, signals: Any, scope: trio.CancelScope) -> None:
         async for number in signals:
             log.info("stopping on %s", signal.Signals(number).name)
-            if number == signal.SIGTERM and self._has_clients():
-                self._is_leaving = True
+            # Also in the midst of a restart: what was told last is done.
+            self.is_restarting = False
+            self._is_leaving = number == signal.SIGTERM and self._has_clients()
+            if self._is_leaving:
                 self._loop.leave()
             else:
                 scope.cancel()

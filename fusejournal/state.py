@@ -28,7 +28,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -47,6 +47,8 @@ _NAME_MAX = 128
 _HOLDER_BYTES = 512
 _LOCK_ATTEMPTS = 10
 _LOCK_PAUSE_SECONDS = 0.01
+_LOCK_FD = "FUSEJOURNAL_LOCK_FD"
+"""In the environment of a program that takes this one's place: where it finds the lock."""
 
 
 def state_root() -> Path:
@@ -179,13 +181,19 @@ def _save_state(state: VolumeState) -> None:
     storage.fsync_directory("state.directory", state.directory)
 
 
+_claims: dict[Path, int] = {}
+
+
 @contextmanager
-def claim_volume(spec: "MountSpec") -> Iterator[VolumeState]:
-    """Hold the volume that *spec* names, made if it is new, until the end of the block. Raises
-    VolumeBusyError naming the holder, UsageError when the state is another volume's."""
+def claim_volume(
+    spec: "MountSpec", check: Callable[[], None] = lambda: None
+) -> Iterator[VolumeState]:
+    """Hold the volume that *spec* names, made if it is new, until the end of the block; *check* is
+    called when nobody else holds it, before anything is changed. Raises VolumeBusyError naming the
+    holder, UsageError when the state is another volume's, and what *check* raises."""
     directory = spec.state_dir
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _hold(directory, spec.name, spec.mountpoint):
+    with _hold(directory, spec.name, spec.mountpoint, check):
         for left in directory.glob("undo.*"):
             shutil.rmtree(left, ignore_errors=True)  # an undo was killed at its work
         yield _load_or_make(spec)
@@ -195,13 +203,17 @@ def claim_volume(spec: "MountSpec") -> Iterator[VolumeState]:
 def hold_volume(state: VolumeState) -> Iterator[None]:
     """Hold a volume that no layer runs on, to change what its state directory says, until the end
     of the block. Raises VolumeBusyError naming the holder."""
-    with _hold(state.directory, state.name, state.mountpoint):
+    with _hold(state.directory, state.name, state.mountpoint, lambda: None):
         yield
 
 
 @contextmanager
-def _hold(directory: Path, name: str, mountpoint: Path) -> Iterator[None]:
-    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _hold(
+    directory: Path, name: str, mountpoint: Path, check: Callable[[], None]
+) -> Iterator[None]:
+    fd = _inherited_lock(directory)
+    if fd is None:
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if not _lock(fd):
             holder = _read_holder(fd)
@@ -209,12 +221,36 @@ def _hold(directory: Path, name: str, mountpoint: Path) -> Iterator[None]:
                 f"volume {name} is held by process {holder.get('pid', '?')}, "
                 f"mounted at {holder.get('mountpoint', '?')}"
             )
+        check()
+        _claims[directory] = fd
         holding = {"pid": os.getpid(), "name": name, "mountpoint": str(mountpoint)}
         _write_holder(fd, json.dumps(holding))
         yield
         _write_holder(fd, "")
     finally:
+        if _claims.get(directory) == fd:
+            del _claims[directory]
         os.close(fd)
+
+
+def pass_claim_on(state: VolumeState) -> None:
+    """Let the claim of *state* go to the program that is about to take this one's place by
+    execv(2): its :func:`claim_volume` finds it, and nobody gets in between."""
+    fd = _claims[state.directory]
+    os.set_inheritable(fd, True)
+    os.environ[_LOCK_FD] = str(fd)
+
+
+def _inherited_lock(directory: Path) -> int | None:
+    """The lock that :func:`pass_claim_on` left, if it is this directory's."""
+    try:
+        fd = int(os.environ.pop(_LOCK_FD, ""))
+        os.set_inheritable(fd, False)
+        if os.path.samestat(os.fstat(fd), os.stat(directory / "lock")):
+            return fd
+    except (ValueError, OSError):
+        pass
+    return None
 
 
 def _lock(fd: int) -> bool:

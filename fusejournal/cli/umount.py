@@ -16,6 +16,8 @@ from fusejournal.layer import mount as mounts
 from fusejournal.layer.connection import release_kept
 from fusejournal.state import VolumeState, find_volume
 
+_ANSWER_SECONDS = 60.0
+_TOLD_SECONDS = 1.0
 _RECALL_SECONDS = 5.0
 _LET_GO_SECONDS = 15.0
 """nfsd's cache of open files is looked through every 2 s, and lets go of what it finds unused
@@ -55,8 +57,7 @@ def umount(volume: str, lazy: bool, force: bool) -> None:
     if lazy and force:
         raise UsageError("--lazy and --force are two ways: choose one")
     state = find_volume(volume)
-    holder = state.holder()
-    process = _process(holder["pid"]) if holder and "pid" in holder else None
+    process = _await_answer(state)
     try:
         if exports.is_served(state.mountpoint):
             _stop_served(state, lazy, force)
@@ -80,12 +81,35 @@ def umount(volume: str, lazy: bool, force: bool) -> None:
         select.select((process,), (), ())
 
 
-def _process(pid: int) -> int | None:
-    """A descriptor that becomes readable when process *pid* ends, or None when it has."""
-    try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
+def _await_answer(state: VolumeState) -> int | None:
+    """Wait for a layer that is still starting, or about to end; a descriptor that becomes readable
+    when its process ends, or None when no process has the volume. Raises VolumeBusyError when that
+    takes long."""
+    begun = time.monotonic()
+    process: int | None = None
+    told = False
+    while (holder := state.holder()) is not None:
+        pid = holder.get("pid", 0)
+        try:
+            process = os.pidfd_open(pid)
+        except (OSError, TypeError):
+            time.sleep(_POLL_SECONDS)  # it has ended, or is about to say who it is
+        else:
+            with suppress(NotRunningError):
+                ask(state.directory, "status")
+                return process
+            select.select((process,), (), (), _POLL_SECONDS)
+        waited = time.monotonic() - begun
+        if waited > _ANSWER_SECONDS:
+            raise VolumeBusyError(
+                f"process {pid} has volume {state.name} and does not answer yet, as when it is "
+                f"importing or recovering: wait for it, or end it ('kill {pid}': the next mount "
+                "goes on from there)"
+            )
+        if waited > _TOLD_SECONDS and not told:
+            _say(f"waiting for process {pid}, which is starting or ending")
+            told = True
+    return process
 
 
 def _clear(state: VolumeState) -> bool:

@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusejournal.errors import MountError
+from fusejournal.errors import MountError, VolumeBusyError
 from fusejournal.layer import mount
 from fusejournal.layer.opens import new_table
 
@@ -158,9 +158,17 @@ class Keeper:
     """The process that holds *connection* beside this one. :meth:`dismiss` it in an orderly end;
     without that it holds the connection for *hold_seconds* after this process has ended."""
 
-    def __init__(self, connection: Connection, record: Path, hold_seconds: float) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        record: Path,
+        hold_seconds: float,
+        backing: Path,
+        mountpoint: Path,
+    ) -> None:
         watched, self._life = os.pipe()
         self._record = record
+        self._places = {"backing": str(backing), "mountpoint": str(mountpoint)}
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", _KEEPER,
@@ -196,6 +204,7 @@ class Keeper:
             "device": connection.device,
             "init": connection.init.hex(),
             "reply": connection.reply.hex(),
+            **self._places,
         }
         temporary = self._record.with_suffix(".new")
         temporary.write_text(json.dumps(record))
@@ -250,6 +259,31 @@ def take_over(record: Path, mountpoint: Path) -> Connection | None:
         for fd in (*found, keeper):
             if fd >= 0:
                 os.close(fd)
+
+
+def check_held(record: Path, name: str, backing: Path, mountpoint: Path) -> None:
+    """Refuse another mount of the volume *name* while the keeper that *record* tells of holds one:
+    its users would be cut off. Raises VolumeBusyError."""
+    known = _find(record)
+    if known is None:
+        return
+    told, keeper = known
+    os.close(keeper)
+    held = Path(told.get("mountpoint", mountpoint))
+    held_backing = Path(told.get("backing", backing))
+    if not any(m.mountpoint == held and m.device == told["device"] for m in mount.mounts()):
+        return  # somebody took it away
+    if (held_backing, held) != (backing, mountpoint):
+        raise VolumeBusyError(
+            f"volume {name} waits for its next layer with {held_backing} mounted at {held}: "
+            f"mount it so ('fusejournal mount {name}'), or end that first "
+            f"('fusejournal umount {name}')"
+        )
+    if mount.device_of(held) != told["device"]:
+        raise VolumeBusyError(
+            f"{held}: something else is mounted over volume {name}, which waits for its next "
+            "layer: unmount that first"
+        )
 
 
 def is_held(record: Path) -> bool:

@@ -15,6 +15,7 @@ import errno
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from stat import S_IFDIR, S_IFMT, S_IFREG, S_IMODE, S_ISGID, S_ISUID, S_IXGRP
 
 import pyfuse3
@@ -447,7 +448,9 @@ class Handlers(pyfuse3.Operations):
     # -- files -------------------------------------------------------------------------------------
 
     def _opened(self, fid: Fid, ctx: RequestContext) -> FileInfo:
-        return FileInfo(fh=self.files.add(fid, _who(ctx)), keep_cache=True)
+        handle = self.files.add(fid, _who(ctx))
+        self._loop.when_answered(partial(self.files.answered, handle))
+        return FileInfo(fh=handle, keep_cache=True)
 
     async def open(self, inode: Fid, flags: int, ctx: RequestContext) -> FileInfo:
         """Open a file; with O_TRUNC this is a change."""

@@ -61,6 +61,7 @@ class RequestLoop:
         self._poll = poll.poll
         self._waiting: set[trio.lowlevel.Task] = set()
         """Tasks whose handlers wait for something."""
+        self._when_answered: dict[trio.lowlevel.Task, Callable[[], None]] = {}
 
     async def run(self) -> None:
         """Serve requests until the file system is unmounted or :func:`pyfuse3.terminate` is
@@ -94,9 +95,15 @@ class RequestLoop:
             self._reader = None
             self._spare.unpark()
 
+    def when_answered(self, act: Callable[[], None]) -> None:
+        """Call *act* once the reply to the calling handler's request has gone to the kernel."""
+        self._when_answered[trio.lowlevel.current_task()] = act
+
     async def _wait_readable(self) -> bool:
         task = trio.lowlevel.current_task()
         self._waiting.discard(task)
+        if self._when_answered and (act := self._when_answered.pop(task, None)) is not None:
+            act()
         while self._reader is not task:
             if self._closed:
                 return False

@@ -22,6 +22,7 @@ FILESYSTEM_TYPE = "fuse.fusejournal"
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_POSIXACL = 1, 2, 4, 8, 1 << 16
 _FLAGS = {"ro": _MS_RDONLY, "nosuid": _MS_NOSUID, "nodev": _MS_NODEV, "noexec": _MS_NOEXEC}
+_MS_REMOUNT, _MS_BIND = 1 << 5, 1 << 12
 _MNT_DETACH = 2
 _READ_AHEAD_KIB = 1024
 
@@ -38,6 +39,8 @@ class MountInfo(NamedTuple):
     mountpoint: Path
     type: str
     source: str
+    options: frozenset[str] = frozenset()
+    """Of the mount and of the file system."""
 
 
 def mounts() -> Iterator[MountInfo]:
@@ -46,9 +49,14 @@ def mounts() -> Iterator[MountInfo]:
         for line in lines:
             fields, _, rest = line.partition(" - ")
             words = fields.split()
-            kind, source = rest.split()[:2]
+            kind, source, *further = rest.split()
             yield MountInfo(
-                words[2], _unescape(words[3]), Path(_unescape(words[4])), kind, _unescape(source)
+                words[2],
+                _unescape(words[3]),
+                Path(_unescape(words[4])),
+                kind,
+                _unescape(source),
+                frozenset(f"{words[5]},{further[0] if further else ''}".split(",")),
             )
 
 
@@ -169,6 +177,24 @@ def mount(fuse_fd: int, mountpoint: Path, name: str, flags: frozenset[str]) -> N
         number = ctypes.get_errno()
         hint = " (is the fuse module loaded?)" if number == errno.ENODEV else ""
         raise MountError(f"{mountpoint}: cannot mount: {os.strerror(number)}{hint}")
+
+
+def change_flags(mountpoint: Path, flags: frozenset[str]) -> None:
+    """Give the mount at *mountpoint* these *flags* and no other of ro, nosuid, nodev, noexec.
+    Blocks, and may make the kernel send requests to the layer: never call it in the event loop's
+    thread. Raises OSError EBUSY where ``ro`` is asked for and somebody has files open to write."""
+    found = [m for m in mounts() if m.mountpoint == mountpoint and m.type == FILESYSTEM_TYPE]
+    before = found[-1].options & _FLAGS.keys() if found else flags
+    if before == flags:
+        return
+    bits = _MS_REMOUNT
+    if ("ro" in before) == ("ro" in flags):
+        bits |= _MS_BIND  # the file system itself stays as it is
+    for flag in flags:
+        bits |= _FLAGS[flag]
+    if _libc.mount(None, os.fsencode(mountpoint), None, bits, None) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(mountpoint))
 
 
 def unmount(mountpoint: Path, lazy: bool) -> None:

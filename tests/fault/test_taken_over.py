@@ -11,11 +11,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from fusejournal.asking import ask
+from fusejournal.layer.mount import mounts
 from fusejournal.replay.digest import digest_tree
 from fusejournal.state import load_state
 from tests.support.layer import Layer
@@ -230,3 +232,119 @@ def test_a_restart_that_fails_can_be_mended(held: Layer) -> None:
     assert (held.mountpoint / "f").read_bytes() == b"content"
     assert ask(held.state, "status")["held"]
     held.stop()
+
+
+def test_nobody_gets_the_volume_in_the_midst_of_a_restart(held: Layer) -> None:
+    state = load_state(held.state)
+    restarting = subprocess.Popen(held.command("restart", "volume"), env=held.environment)
+    looked = 0
+    while restarting.poll() is None:
+        assert state.holder() is not None
+        looked += 1
+    assert restarting.returncode == 0
+    assert looked > 100
+    held.stop()
+    assert state.holder() is None
+
+
+def test_a_sigterm_in_the_midst_of_a_restart_ends_the_layer(layer: Layer) -> None:
+    layer.reconfigure('[volume]\ndurability = "nfs"\n[journal]\nflush_interval_seconds = 60\n')
+    layer.start(fault="journal.sync:1:stall+")
+
+    def make() -> None:
+        with suppress(OSError):
+            (layer.mountpoint / "d").mkdir()
+
+    making = threading.Thread(target=make)
+    making.start()
+    wait_until(lambda: (layer.backing / "d").exists())
+    # The restart waits for the request, which waits for a slow disk.
+    ask(layer.state, "restart")
+    os.kill(layer.pid, signal.SIGTERM)
+    assert layer.wait() == 0, layer.words()
+    making.join(20)
+    assert not layer.is_mounted()
+    assert (layer.backing / "d").is_dir()
+
+
+def starting(layer: Layer) -> None:
+    """Begin to start it again, on a disk that is slow just then."""
+    layer.start()
+    layer.kill()
+    layer.detach()
+    layer.start(fault="catalog.commit:1:stall", wait=False)
+    wait_until(lambda: load_state(layer.state).holder() is not None)
+
+
+def test_umount_waits_for_a_layer_that_is_starting(layer: Layer) -> None:
+    starting(layer)
+    done = layer.run("umount", "volume")
+    assert f"waiting for process {layer.pid}, which is starting" in done.stderr
+    assert layer.wait() == 0
+    assert not layer.is_mounted()
+
+
+def test_umount_after_a_start_that_fails(layer: Layer) -> None:
+    starting(layer)
+    layer.kill()
+    done = layer.run("umount", "volume", check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (7, 1)
+
+
+def options(layer: Layer) -> set[str]:
+    """Those of its mount."""
+    (mount,) = (one for one in mounts() if one.mountpoint == layer.mountpoint)
+    return {"ro", "nosuid", "nodev", "noexec"} & mount.options
+
+
+def test_a_mount_that_is_taken_over_gets_its_new_options(held: Layer) -> None:
+    assert options(held) == set()
+    held.reconfigure('[volume]\noptions = ["nosuid", "nodev"]\n')
+    held.run("restart", "volume")
+    assert options(held) == {"nosuid", "nodev"}
+    held.kill()
+    held.start("-o", "ro,dev")
+    assert options(held) == {"nosuid", "ro"}
+    with pytest.raises(OSError, match="Read-only"):
+        (held.mountpoint / "d").mkdir()
+    held.kill()
+    held.start("-o", "suid,dev")
+    assert options(held) == set()
+    (held.mountpoint / "d").mkdir()
+    # What cannot be had is told.
+    with open(held.mountpoint / "f", "w") as file:
+        os.close(os.dup(file.fileno()))  # as above
+        held.kill()
+        held.start("-o", "ro")
+        assert "options stay as they were: Device or resource busy" in held.ask()["degraded"][0]
+        with pytest.raises(OSError, match="Read-only"):
+            (held.mountpoint / "e").mkdir()
+    held.stop()
+
+
+def test_other_places_are_refused_while_a_mount_is_held(layer: Layer, tmp_path: Path) -> None:
+    layer.start()
+    layer.run("restart", "volume")
+    (layer.mountpoint / "f").write_bytes(b"content")
+    layer.kill()
+    for name in ("elsewhere", "other"):
+        (tmp_path / name).mkdir()
+    for places in (
+        (layer.backing, tmp_path / "elsewhere"),
+        (tmp_path / "other", layer.mountpoint),
+    ):
+        done = layer.run(
+            "mount", *map(str, places), "--name", "volume", "--state", str(layer.state), check=False
+        )
+        assert done.returncode == 4, done
+        assert f"{layer.backing} mounted at {layer.mountpoint}" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert load_state(layer.state).mountpoint == layer.mountpoint
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(layer.mountpoint)], check=True)
+    done = layer.run(*layer.mount_arguments(), check=False)
+    assert done.returncode == 4
+    assert "mounted over volume volume" in done.stderr
+    subprocess.run(["umount", str(layer.mountpoint)], check=True)
+    layer.run("mount", "volume", "--config", str(tmp_path / "config.toml"))
+    assert (layer.mountpoint / "f").read_bytes() == b"content"
+    layer.run("umount", "volume")

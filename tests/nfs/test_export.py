@@ -16,6 +16,7 @@ from fusejournal import exports, nfsd
 from fusejournal.cli import umount as command
 from fusejournal.errors import VolumeBusyError
 from fusejournal.state import load_state
+from tests.support.guest import server
 from tests.support.guest.holder import Holder
 from tests.support.guest.server import NfsServer, drop_caches, sh, wait_until
 from tests.support.layer import Layer
@@ -339,6 +340,30 @@ def test_exports_made_by_hand_stay(nfs: NfsServer, disk: Path, exported: Layer) 
     finally:
         sh("exportfs", "-u", f"[2001:db8::]/32:{other}")
         other.rmdir()
+
+
+def test_a_parent_that_crosses_mounts_is_an_export_too(
+    nfs: NfsServer, version: str, volume: Layer
+) -> None:
+    volume.start()
+    volume.mountpoint.chmod(0o777)
+    assert volume.ask()["durability"] == "async"
+    with server.exported(volume.base, "no_root_squash", "crossmnt"):
+        wait_until("the export", lambda: volume.ask()["held"])
+        assert (volume.ask()["exported"], volume.ask()["durability"]) == (True, "nfs")
+        # This nfsd passes no mount on that has no fsid of its own.
+        export(volume, "--async")
+        assert volume.ask()["durability"] == "nfs"
+        with nfs.client(version, volume.base, CLIENT) as client:
+            (client / "mount" / "file").write_text("content")
+            assert volume.entries()[-1]["path"] == "file"
+            volume.kill()
+            volume.start()
+            assert (client / "mount" / "file").read_text() == "content"
+        end(volume)
+        assert f"{volume.base}\t" in ETAB.read_text()
+    exports.own_file("volume").unlink()
+    sh("exportfs", "-r")
 
 
 def test_bad_input(nfs: NfsServer, exported: Layer, tmp_path: Path) -> None:

@@ -175,6 +175,21 @@ def test_find(server: Path) -> None:
     assert exports.waits(HERE)
 
 
+def test_a_parent_that_crosses_mounts(server: Path) -> None:
+    def say(options: str) -> None:
+        (server / "etc/exports").write_text(f"{HERE.parent} h({options})\n{HERE}x h(crossmnt)\n")
+
+    for options in ("sync", "sync,crossmnt,nocrossmnt"):
+        say(options)
+        assert not exports.is_exported(HERE)
+    say("async,crossmnt")
+    assert exports.is_exported(HERE)
+    assert not exports.waits(HERE)
+    say("crossmnt")
+    assert exports.waits(HERE)
+    assert exports.find(HERE) == []
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

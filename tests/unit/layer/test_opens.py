@@ -36,6 +36,7 @@ def test_handles_outlive_the_process(table: int) -> None:
                 handle = files.add(*opened)
                 assert handle not in known
                 known[handle] = opened
+                files.answered(handle)
         # Another process begins with the same table.
         files = OpenFiles(table)
         assert {handle: files[handle] for handle in known} == known
@@ -53,3 +54,21 @@ def test_unknown_handles_are_stale(table: int) -> None:
     with pytest.raises(OSError, match="Stale"):
         files.remove(handle)
     assert files.add(Fid(6), Who(1, 2, 3)) == handle  # and is given again
+
+
+def test_a_handle_that_nobody_was_told_of_is_not_open(table: int) -> None:
+    files = OpenFiles(table)
+    told, lost = (files.add(Fid(number), Who(1, 2, 3)) for number in (5, 6))
+    files.answered(told)
+    assert Fid(6) in files
+    files = OpenFiles(table)
+    assert Fid(5) in files
+    assert Fid(6) not in files
+    # It is not given again, for its answer may have gone out at the very last moment.
+    assert files.add(Fid(7), Who(1, 2, 3)) not in (told, lost)
+    assert files[lost] == (Fid(6), Who(1, 2, 3))
+    assert Fid(6) in files
+    assert Fid(6) in OpenFiles(table)
+    assert files.remove(lost) == (Fid(6), False)
+    files.answered(lost)  # late, and closed already
+    assert Fid(6) not in OpenFiles(table)

@@ -94,9 +94,9 @@ class Volume:
         # No await from here to the end: entry, effect (or VOID) and catalog belong together.
         time_ns = self.entry_time()
         seq = self._append(operation, who, time_ns, data)
+        if self.is_strict:
+            self._flush()
         try:
-            if self.is_strict:
-                self._flush()
             if kind in _MAY_ORPHAN:
                 pinned = self._pin(operation)
             made = self.applier.apply(operation, time_ns, data)
@@ -256,7 +256,8 @@ class Volume:
         return (operation.replaced,)
 
     def _flush(self) -> None:
-        """Make the entry just appended durable before it is applied. Raises OSError EIO."""
+        """Make the entry just appended durable before it is applied. Raises OSError EIO; what then
+        becomes of the entry is for recovery to say, by looking."""
         try:
             self.journal.sync()
         except JournalError as error:

@@ -42,7 +42,7 @@ def pair(volume: str, peer: str | None, code: str | None, as_json: bool) -> None
     \b
     Examples:
       fusejournal pair srv-data                                      on cellar, which listens
-      fusejournal pair srv-data cellar=192.168.1.7:7733 7K3M-Q0ZV-9X2C-HT5A      on the other
+      fusejournal pair srv-data cellar=192.168.1.7:7710 7K3M-Q0ZV-9X2C-HT5A      on the other
     """
     if peer is None:
         _open(find_volume(volume), as_json)

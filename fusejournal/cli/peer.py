@@ -38,8 +38,8 @@ def add(volume: str, peer: str, as_json: bool) -> None:
 
     \b
     Examples:
-      fusejournal peer add srv-data cellar=192.168.1.7:7733
-      fusejournal peer add srv-data cellar=[2001:db8::7]:7733
+      fusejournal peer add srv-data cellar=192.168.1.7:7710
+      fusejournal peer add srv-data cellar=[2001:db8::7]:7710
     """
     name, address = parse_peer(peer)
     state = find_volume(volume)
@@ -55,7 +55,7 @@ def add(volume: str, peer: str, as_json: bool) -> None:
         text.echo_json(reply)
         return
     click.echo(f"peer {name} at {address}" + ("" if reply["added"] else ", as before"))
-    if reply["peer"]["fingerprint"] is None:
+    if reply["peer"]["fingerprint"] is None and not state.insecure:
         click.echo(
             f"not paired yet: 'fusejournal pair' on {name}, then here what it shows", err=True
         )

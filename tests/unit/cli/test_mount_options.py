@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from fusejournal.cli import mount_helper as helper
-from fusejournal.cli.mount import mount_flags
+from fusejournal.cli.mount import MountOptions, mount_flags, new_spec, replication_options
 from fusejournal.errors import UsageError
 
 
@@ -84,3 +84,63 @@ def test_exit_codes_are_mounts(arguments: list[str], code: int, told: str) -> No
     assert (result.return_value if result.exception is None else result.exit_code) == code
     assert told in result.stderr
     assert len(result.stderr.splitlines()) == (1 if told else 0)
+
+
+# -- replication ---------------------------------------------------------------------------------
+
+
+def test_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "volume.toml"
+    config.write_text(
+        '[replication]\nlisten = "127.0.0.1:1"\nmirrors = 2\n'
+        '[replication.peers]\neast = "10.0.0.1:1"\nwest = "10.0.0.2:1"\n'
+    )
+    changes = replication_options(
+        role="mirror",
+        listen="127.0.0.1:2",
+        peers=("east=10.0.0.3:3", "north=[fe80::1]:4"),
+        durability="strict",
+        metrics="127.0.0.1:5",
+    )
+    asked = MountOptions(config, (), changes)
+    spec = new_spec(tmp_path / "b", tmp_path / "m", "name", tmp_path / "s", asked)
+    assert spec.role == "mirror"
+    assert spec.config.volume.durability == "strict"
+    assert spec.config.metrics.listen == "127.0.0.1:5"
+    replication = spec.config.replication
+    assert (replication.listen, replication.mirrors, replication.insecure) == (
+        "127.0.0.1:2",
+        2,
+        False,
+    )
+    assert replication.peers == {
+        "east": "10.0.0.3:3",
+        "west": "10.0.0.2:1",
+        "north": "[fe80::1]:4",
+    }
+
+
+def test_process_in_the_background_is_asked_the_same() -> None:
+    changes = replication_options(
+        "mirror", "127.0.0.1:2", ("a=h:1", "b=h:2"), True, "nfs", 1, "127.0.0.1:3"
+    )
+    arguments = MountOptions(Path("/etc/x.toml"), ("ro", "nosuid"), changes).as_arguments()
+    assert arguments == [
+        "-oro,nosuid",
+        "--config=/etc/x.toml",
+        "--role=mirror",
+        "--durability=nfs",
+        "--listen=127.0.0.1:2",
+        "--insecure",
+        "--mirrors=1",
+        "--peer=a=h:1",
+        "--peer=b=h:2",
+        "--metrics=127.0.0.1:3",
+    ]
+    assert MountOptions(None, (), replication_options()).as_arguments() == []
+
+
+@pytest.mark.parametrize("peer", ["east", "=h:1", "east=", "east=h", "east=h:0", "a b=h:1"])
+def test_what_is_no_peer_is_refused(peer: str) -> None:
+    with pytest.raises(UsageError):
+        replication_options(peers=(peer,))

@@ -152,7 +152,12 @@ class Node:
         """None in a read-only mount."""
         if not spec.read_only:
             self._replication = Replication(
-                spec.state_dir, spec.name, spec.config.replication, state.listen, state.insecure
+                spec.state_dir,
+                spec.name,
+                spec.config.replication,
+                state.listen,
+                state.insecure,
+                state.is_mirror,
             )
         self._durability: Durability
         self._handlers: Handlers

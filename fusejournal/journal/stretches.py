@@ -10,6 +10,7 @@ for byte.
 A StretchReader blocks on the disk, and holds one segment open. Not for use by two threads at a
 time."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
@@ -20,10 +21,13 @@ from fusejournal.journal.format import (
     FRAME_HEADER_BYTES,
     PAYLOAD_BYTES_MAX,
     SEGMENT_HEADER_BYTES,
+    Entry,
     FormatError,
     SegmentHeader,
+    decode_entry,
     frame_bytes_at,
     kind_at,
+    read_frame,
     skim_frames,
 )
 from fusejournal.journal.reader import JournalReader
@@ -92,6 +96,25 @@ def check_stretch(stretch: Stretch) -> None:
         raise FormatError(f"the frames end with entry {seq - 1}, not {stretch.last_seq}")
 
 
+def entries_in(stretch: Stretch) -> Iterator[Entry]:
+    """The entries of *stretch*, each checked. Raises BadFrameError."""
+    content, view = stretch.content, memoryview(stretch.content)
+    at = SEGMENT_HEADER_BYTES if stretch.offset == 0 else 0
+    seq, chain = stretch.first_seq, stretch.chain_before
+    while seq <= stretch.last_seq:
+        offset = stretch.offset + at
+        try:
+            frame = read_frame(content, view, at, seq, chain, offset)
+            if frame is None:
+                raise FormatError("not the whole of an entry")
+            entry = decode_entry(frame)
+        except FormatError as error:
+            raise BadFrameError(offset, seq, str(error), torn=False) from None
+        yield entry
+        at += entry.frame_bytes
+        seq, chain = Seq(seq + 1), entry.chain
+
+
 class StretchReader:
     """See the module. ``seq`` is that of the next frame, ``chain`` the checksum of the one before
     it."""
@@ -137,8 +160,12 @@ class StretchReader:
         return (
             self._reader is not None
             and self._segment_seq == end.segment_seq
-            and end.offset - self._offset <= bytes_max
+            and self.bytes_to(end) <= bytes_max
         )
+
+    def bytes_to(self, end: End) -> int:
+        """How much there is up to *end*, if it is in the segment that is open."""
+        return end.offset - self._offset
 
     def next(self, end: End, applied_seq: Seq, bytes_max: int) -> Stretch | None:
         """The stretch that comes next, of about *bytes_max* bytes at most; None when there is

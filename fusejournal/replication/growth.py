@@ -24,6 +24,8 @@ class Growth:
         """Nobody waits for what is not beyond it."""
         self._gathering: dict[trio.Event, int] = {}
         self._least_bytes = _NEVER
+        self._hurried_seq = Seq(0)
+        """Up to here, everything is to be shipped at once."""
         volume.on_applied = self._applied
 
     @property
@@ -52,9 +54,11 @@ class Growth:
             self._watched_seq = min(self._watched_seq, seq)
             await self._grown.wait()
 
-    async def gather(self, grown_bytes: int, seconds: float) -> None:
+    async def gather(self, grown_bytes: int, seconds: float, seq: Seq) -> None:
         """Return when ``bytes`` is at least *grown_bytes*, after *seconds*, or when somebody
-        hurries."""
+        hurries who waits for *seq* or a later entry."""
+        if self._hurried_seq >= seq:
+            return
         event = trio.Event()
         self._gathering[event] = grown_bytes
         self._least_bytes = min(self._least_bytes, grown_bytes)
@@ -66,4 +70,5 @@ class Growth:
 
     def hurry(self) -> None:
         """What is there is wanted elsewhere now."""
+        self._hurried_seq = self._catalog.applied_seq
         self._wake(_NEVER)

@@ -201,6 +201,7 @@ class Receiver:
         self._marks.epoch = sink.epoch
         self.source_head_seq = begin.head_seq
         self.state, self.last_error = "catching up", None
+        self.news()  # where it stands, the sender does not know
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._acknowledge, connection)
             await self._receive(connection, sink)

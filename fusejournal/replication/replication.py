@@ -19,7 +19,7 @@ import trio
 from fusejournal.config import ReplicationConfig
 from fusejournal.control import Command
 from fusejournal.durability import Durability
-from fusejournal.errors import FusejournalError
+from fusejournal.errors import FusejournalError, UsageError
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.layer.remembered import Remembered
 from fusejournal.replication.comparing import first_error
@@ -80,7 +80,13 @@ class Replication:
         config: ReplicationConfig,
         listen: str | None,
         insecure: bool,
+        is_mirror: bool,
     ) -> None:
+        if is_mirror and listen is None:
+            raise UsageError(
+                "a mirror is called by its primary, and must listen: --listen ADDR:PORT (or mount "
+                "it with -o ro, only to read it)"
+            )
         self._config = config
         self._listen = parse_address(listen) if listen is not None else None
         self._insecure = insecure

@@ -73,6 +73,7 @@ _PAUSE_SECONDS_MIN = 0.1
 _PAUSE_SECONDS_MAX = 15.0
 _REFUSED_SECONDS = 15.0
 _SMALL_BYTES = 64 << 10
+_NOTHING = Seq(0), Seq(0)
 _RATE_SECONDS = 10.0
 _DAY_SECONDS = 86400.0
 
@@ -130,7 +131,7 @@ class Shipper:
         """What to do about it."""
         self._shared = shipping
         self._source: Source | None = None
-        self._known: tuple[Seq, Seq] = Seq(0), Seq(0)
+        self._known: tuple[Seq, Seq] = _NOTHING
         """What the peer has acknowledged and applied, in this session or the one before."""
         self._level_at = time.time()
         """When the peer had everything last."""
@@ -386,6 +387,10 @@ class Shipper:
             if waiting.cancelled_caught:
                 raise WireError(f"{connection.where}: no word for {SILENCE_SECONDS:g} s")
             source.acked(ack)
+            if self._known != _NOTHING:
+                # A peer of this name may have been begun anew: what it has it says itself.
+                self._known = _NOTHING
+                self._shared.quorum.forget(self.name)
             self._shared.quorum.acked(self.name, source.acked_seq)
             self._room.set()
             self._note_level()
@@ -415,10 +420,13 @@ class Shipper:
             while not source.has_room:
                 self._room = trio.Event()
                 await self._room.wait()
-            if reader.seq > shared.applied_seq:
-                grown = shared.growth.bytes
-                await shared.growth.beyond(Seq(reader.seq - 1))
-                await shared.growth.gather(grown + config.batch_bytes, config.batch_age_seconds)
+            await shared.growth.beyond(Seq(reader.seq - 1))
+            end = shared.volume.journal.end
+            if reader.is_near(end, config.batch_bytes):
+                lacking = config.batch_bytes - reader.bytes_to(end)
+                await shared.growth.gather(
+                    shared.growth.bytes + lacking, config.batch_age_seconds, reader.seq
+                )
             stretch = await self._read(reader)
             if stretch is not None:
                 await self._send(connection, source, stretch)

@@ -29,7 +29,9 @@ from fusejournal.durability import Durability
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.format import Entry
+from fusejournal.journal.segment import BadFrameError
 from fusejournal.journal.settled import settled
+from fusejournal.journal.stretches import StretchReader, entries_in
 from fusejournal.layer.remembered import Remembered
 from fusejournal.operations import Import, ImportLink, Void
 from fusejournal.replication.mtimes import directory_mtime_before
@@ -39,6 +41,7 @@ from fusejournal.volume import Volume
 log = logging.getLogger(__name__)
 
 _SLICE_SECONDS = 0.004
+_STRETCH_BYTES = 256 << 10
 _FULL_PAUSE_SECONDS = 1.0
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -80,28 +83,39 @@ class Updater:
 
     async def run(self) -> None:
         """Apply until cancelled, or until an entry cannot be applied."""
+        journal = self._volume.journal
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._remembered.run)
+            reader: StretchReader | None = None
             try:
                 while True:
-                    if not await self._apply_what_is_there():
+                    if reader is None and journal.head_seq:  # it is born
+                        reader = StretchReader(journal.directory, journal.uuid)
+                    if reader is None or not await self._apply_what_is_there(reader):
                         await self._more.wait()
                         self._more = trio.Event()
-            except (FusejournalError, OSError, KeyError) as error:
+            except (FusejournalError, BadFrameError, OSError, KeyError) as error:
                 self.failure = f"entry {self.applied_seq + 1} cannot be applied: {error}"
                 self._volume.fail(self.failure)
                 self._on_progress()
+            finally:
+                if reader is not None:
+                    reader.close()
 
     def _limit(self) -> Seq:
         return min(self._marks.settled_seq, self._durability.durable_seq)
 
-    async def _apply_what_is_there(self) -> bool:
-        """Apply up to the limit of now; whether there was anything."""
+    async def _apply_what_is_there(self, reader: StretchReader) -> bool:
+        """Apply the next stretch up to the limit of now; whether there was any."""
         limit = self._limit()
-        first = Seq(self.applied_seq + 1)
-        if first > limit:
+        if self.applied_seq >= limit:
             return False
-        entries = settled(self._volume.journal.reader.read(first, Seq(limit + 1)))
+        if reader.seq != self.applied_seq + 1:
+            reader.seek(self.applied_seq)
+        stretch = reader.next(self._volume.journal.end, limit, _STRETCH_BYTES)
+        if stretch is None:
+            return False
+        entries = settled(entries_in(stretch))
         while await self._apply_slice(entries):
             await trio.lowlevel.checkpoint()
         return True

@@ -52,7 +52,12 @@ class OpenVolume:
     def replicate(self, config: ReplicationConfig, listen: str | None = None) -> Replication:
         """Attach a replication that talks plainly over the loopback."""
         self.replication = Replication(
-            self.directory / "state", self.directory.name, config, listen, True
+            self.directory / "state",
+            self.directory.name,
+            config,
+            listen,
+            insecure=True,
+            is_mirror=self.marks is not None,
         )
         mirroring = None
         if self.marks is not None:

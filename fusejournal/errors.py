@@ -58,6 +58,10 @@ class MountError(FusejournalError):
     exit_code = 6
 
 
+class GreetingError(MountError):
+    """This program would answer the kernel's greeting otherwise than the one that mounted."""
+
+
 class NotRunningError(FusejournalError):
     """The volume is known but no layer is running on it."""
 

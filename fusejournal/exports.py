@@ -440,7 +440,7 @@ def refresh_after_mount(mountpoint: Path) -> list[str]:
     told = []
     try:
         _read_anew(dropping=None)
-        if not any(export.path == mountpoint for export in active()):
+        if not any(export.reaches(mountpoint) for export in active()):
             told.append(f"{mountpoint} is not exported, though a file says so: see exportfs -r")
         nfsd.flush()
         if nfsd.has_lost_files():

@@ -34,6 +34,7 @@ from fusejournal.control import serve_control
 from fusejournal.durability import Durability
 from fusejournal.errors import (
     FusejournalError,
+    GreetingError,
     JournalError,
     JournalFailedError,
     JournalFullError,
@@ -225,7 +226,12 @@ class Node:
         try:
             pyfuse3.init(self._handlers, f"/dev/fd/{handshake.fd}", set())
             await self._run_tasks(self._loop)
-        except Exception:
+        except Exception as error:
+            if isinstance(_cause(error), GreetingError):
+                # As after an upgrade of libfuse. Nobody can go on with that mount: make another.
+                log.warning("mounting anew, open files are lost: %s", _cause(error))
+                self.is_restarting = True
+                return
             # A fault is no reason to cut callers off: the next layer may do better.
             self._is_leaving = self._keeper is not None and self._live
             raise

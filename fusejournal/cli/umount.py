@@ -66,6 +66,8 @@ def umount(volume: str, lazy: bool, force: bool) -> None:
     except NotRunningError:
         if state.holder() is None:
             if mounts.device_of(state.mountpoint):
+                # First, else nfsd would wait for the layer to hear of the files that it closes.
+                release_kept(state.directory / "connection")
                 exports.unexport(state.mountpoint)
             elif process is not None:
                 return  # it had done what it was asked for before it could say so

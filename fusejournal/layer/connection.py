@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusejournal.errors import MountError, VolumeBusyError
+from fusejournal.errors import GreetingError, VolumeBusyError
 from fusejournal.layer import mount
 from fusejournal.layer.opens import new_table
 
@@ -103,7 +103,7 @@ class Handshake:
         ours.send(connection.init)
 
     def proceed(self) -> bool:
-        """Whether it is done, and ``fd`` is the connection itself. Raises MountError when this
+        """Whether it is done, and ``fd`` is the connection itself. Raises GreetingError when this
         process answers otherwise than the one that the connection was opened by."""
         self._read += 1
         if self._read == 1:
@@ -113,7 +113,7 @@ class Handshake:
             reply = self._ours.recv(_REQUEST_BYTES_MAX)
             if connection.taken_over:
                 if reply != connection.reply:
-                    raise MountError(
+                    raise GreetingError(
                         f"{self._mountpoint}: this version speaks to the kernel in another way "
                         "than the one that mounted it: unmount, then mount again"
                     )

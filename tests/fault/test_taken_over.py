@@ -348,3 +348,21 @@ def test_other_places_are_refused_while_a_mount_is_held(layer: Layer, tmp_path: 
     layer.run("mount", "volume", "--config", str(tmp_path / "config.toml"))
     assert (layer.mountpoint / "f").read_bytes() == b"content"
     layer.run("umount", "volume")
+
+
+def test_a_mount_by_another_libfuse_is_made_anew(held: Layer) -> None:
+    (held.mountpoint / "f").write_bytes(b"content")
+    fd = os.open(held.mountpoint / "f", os.O_RDONLY)
+    os.close(os.dup(fd))
+    held.kill()
+    record = held.state / "connection"
+    told = json.loads(record.read_text())
+    told["reply"] = told["reply"][:-2] + "01"
+    record.write_text(json.dumps(told))
+    held.start()
+    assert "mounting anew" in held.words()
+    assert (held.mountpoint / "f").read_bytes() == b"content"
+    with pytest.raises(OSError, match=r"not connected|aborted"):
+        os.pread(fd, 10, 0)
+    os.close(fd)
+    held.stop()

@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 
 from fusejournal import exports, nfsd
 from fusejournal.cli import umount as command
+from fusejournal.config import VolumeConfig
 from fusejournal.errors import VolumeBusyError
+from fusejournal.layer.connection import release_kept
 from fusejournal.state import load_state
 from tests.support.guest import server
 from tests.support.guest.holder import Holder
@@ -48,6 +51,7 @@ def exported(nfs: NfsServer, volume: Layer) -> Iterator[Layer]:
     export(volume)
     yield volume
     volume.kill()
+    release_kept(volume.state / "connection")  # else nfsd would wait for it
     volume.detach()
     if nfsd.has_lost_files():
         nfs.stop()
@@ -261,11 +265,13 @@ def test_what_cannot_be_unmounted_is_exported_as_before(
     end(exported)
 
 
-def test_umount_of_a_layer_that_died(nfs: NfsServer, exported: Layer) -> None:
-    with nfs.client("4.2", exported.mountpoint, CLIENT) as client:
-        (client / "file").write_text("content")
+def test_umount_of_a_layer_that_died(nfs: NfsServer, version: str, exported: Layer) -> None:
+    with nfs.client(version, exported.mountpoint, CLIENT) as client:
+        (client / "file").write_text("content")  # nfsd has it open for some seconds more
         exported.kill()
+        begun = time.monotonic()
         assert "had died" in exported.run("umount", "volume").stderr
+        assert time.monotonic() - begun < VolumeConfig().hold_seconds / 2
         assert not exported.is_mounted()
         assert not ETAB.read_text()
         assert outcome(client) in REFUSED

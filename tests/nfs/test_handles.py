@@ -21,9 +21,9 @@ SOME_FILESYSTEMS = pytest.mark.parametrize(
 
 
 @contextmanager
-def holding(served: Served) -> Iterator[Holder]:
-    """A client that has a file, its directory and its working directory open."""
-    directory = served.client / "kept" / "inner"
+def holding(served: Served, name: str = "kept") -> Iterator[Holder]:
+    """A client that has a file, its directory and its working directory open, below *name*."""
+    directory = served.client / name / "inner"
     directory.mkdir(parents=True)
     (directory / "file").write_bytes(b"content")
     with Holder() as holder:

@@ -1,8 +1,8 @@
 """pytest in the guest: tests with the marker ``guest`` run there, and are reported here.
 
-The guest-marked tests of one module share one boot. They come last, for the host's own tests change
-this process's user and umask at times; then guests run one at a time on each processor, for a guest
-has one. What takes a host's speed is prepared there: ``guest(prepare=function)`` names a
+The guest-marked tests of one module share one boot. Guests run beside the host's own tests, one at
+a time and on one processor (a guest has one), and more when those are over; their tests are told
+last. What takes a host's speed is prepared there: ``guest(prepare=function)`` names a
 function that gets an empty directory and returns disk images, which are /dev/ubdd, /dev/ubde ...
 
 Inside, the same pytest runs the same tests by node id and writes each report as a line of JSON to
@@ -15,25 +15,20 @@ console.
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import pytest
 
-from tests.support.guest.machine import Guest, unavailable
-
-INSIDE = "FUSEJOURNAL_GUEST"
-"""Set in the guest's environment."""
+from tests.support.guest.machine import CHECKOUT, unavailable
+from tests.support.guest.runner import INSIDE
 
 _REPORTS = "reports.jsonl"
-_LIMIT_SECONDS = 900
-_DISKS_MIB = (8192, 4096, 4096)
 _POLL_SECONDS = 0.1
 
 
@@ -72,15 +67,15 @@ class Inside:
 
 
 class Outside:
-    """On the host: boots guests and tells what they report."""
+    """On the host: has guests booted (runner.py) and tells what they report."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._runs: dict[str, _Run] = {}
-        self._threads: list[threading.Thread] = []
-        self._stopping = threading.Event()
         self._kept: Path | None = config.getoption("--guest-dir")
-        self._directory = Path()
+        self._runner: subprocess.Popen[str] | None = None
+        self._is_alone = False
+        """Whether the host's own tests are over."""
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -95,40 +90,45 @@ class Outside:
             module = item.nodeid.partition("::")[0]
             marker = item.get_closest_marker("guest")
             prepare = marker.kwargs.get("prepare") if marker else None
-            self._runs.setdefault(module, _Run(module, prepare)).tests.append(item.nodeid)
+            name = f"{prepare.__module__}:{prepare.__name__}" if prepare else None
+            self._runs.setdefault(module, _Run(module, name)).tests.append(item.nodeid)
         items.sort(key=lambda item: item.get_closest_marker("guest") is not None)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self) -> Iterator[None]:
-        """End the guests with the tests."""
+        """Guests begin and end with the tests."""
         if not self._runs or self._config.option.collectonly:
             return (yield)
-        self._directory = self._kept or Path(tempfile.mkdtemp(prefix="fusejournal-guest-"))
+        directory = self._kept or Path(tempfile.mkdtemp(prefix="fusejournal-guest-"))
+        for run in self._runs.values():
+            run.out = directory / Path(run.module).stem
+            shutil.rmtree(run.out, ignore_errors=True)
+        plan = {
+            "runs": [run.plan() for run in self._runs.values()],
+            "cpus": sorted(os.sched_getaffinity(0), reverse=True),
+        }
+        self._runner = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.guest.runner"],
+            cwd=CHECKOUT,
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # an interrupt is for this process, which ends the other
+        )
         try:
+            self._tell_runner(json.dumps(plan))
             return (yield)
         finally:
-            self._stopping.set()
-            for thread in self._threads:
-                thread.join()
+            assert self._runner.stdin is not None
+            self._runner.stdin.close()
+            self._runner.wait()
             if not self._kept:
-                shutil.rmtree(self._directory, ignore_errors=True)
+                shutil.rmtree(directory, ignore_errors=True)
 
-    def _start(self) -> None:
-        """Let the guests run."""
-        waiting: SimpleQueue[_Run] = SimpleQueue()
-        for run in self._runs.values():
-            waiting.put(run)
-        for cpu in sorted(os.sched_getaffinity(0), reverse=True):
-            self._threads.append(threading.Thread(target=self._run_all, args=(waiting, cpu)))
-            self._threads[-1].start()
-
-    def _run_all(self, waiting: "SimpleQueue[_Run]", cpu: int) -> None:
-        while not self._stopping.is_set():
-            try:
-                run = waiting.get_nowait()
-            except Empty:
-                return
-            run.run(self._directory / Path(run.module).stem, cpu, self._stopping)
+    def _tell_runner(self, line: str) -> None:
+        assert self._runner is not None
+        assert self._runner.stdin is not None
+        self._runner.stdin.write(line + "\n")
+        self._runner.stdin.flush()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
@@ -136,10 +136,12 @@ class Outside:
         run = self._runs.get(item.nodeid.partition("::")[0])
         if run is None or not item.get_closest_marker("guest"):
             return None
-        if not self._threads:
-            self._start()
+        assert self._runner is not None
+        if not self._is_alone:
+            self._is_alone = True
+            self._tell_runner("alone")
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for data in run.reports_of(item.nodeid):
+        for data in run.reports_of(item.nodeid, self._runner):
             report = self._config.hook.pytest_report_from_serializable(
                 config=self._config, data=data
             )
@@ -157,65 +159,52 @@ class Outside:
 class _Run:
     """One guest for the tests of one module."""
 
-    def __init__(self, module: str, prepare: Callable[[Path], list[Path]] | None) -> None:
+    def __init__(self, module: str, prepare: str | None) -> None:
         self.module = module
         self._prepare = prepare
         self.tests: list[str] = []
         self.finished: set[str] = set()
         self.failure = ""
+        self.out = Path()
+        self._place = 0
         self._reports: dict[str, list[dict[str, Any]]] = {}
-        self._ended = threading.Event()
 
-    def run(self, out: Path, cpu: int, stopping: threading.Event) -> None:
-        """Boot it on processor *cpu* and read its reports until it ends."""
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
-        (out / "tests").write_text("\n".join(self.tests))
-        # No plugin of this session's but those of pyproject.toml and conftest.py; no cache: the
-        # checkout is the host's.
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "@/out/tests"]
-        images: list[Path] = []
-        try:
-            if self._prepare is not None:
-                (out / "prepared").mkdir()
-                images = self._prepare(out / "prepared")
-            with Guest(
-                command, out, disk_mib=_DISKS_MIB, images=images, cpu=cpu, environment={INSIDE: "1"}
-            ) as guest:
-                limit = time.monotonic() + _LIMIT_SECONDS
-                place = 0
-                while guest.is_alive() and time.monotonic() < limit and not stopping.is_set():
-                    place = self._read(out / _REPORTS, place)
-                    guest.nudge()
-                    time.sleep(_POLL_SECONDS)
-                self._read(out / _REPORTS, place)
-                self.failure = guest.words()
-        except Exception as error:
-            # A thread's exceptions are nobody's: the tests that it owes fail with it.
-            self.failure = f"{error!r}"
-        finally:
-            for image in images:
-                image.unlink(missing_ok=True)
-            self._ended.set()
+    def plan(self) -> dict[str, Any]:
+        """What the runner has to know."""
+        return {
+            "module": self.module,
+            "tests": self.tests,
+            "prepare": self._prepare,
+            "out": str(self.out),
+        }
 
-    def _read(self, path: Path, place: int) -> int:
+    def _read(self) -> None:
+        path = self.out / _REPORTS
         if not path.exists():
-            return place
+            return
         with open(path, "rb") as file:
-            file.seek(place)
+            file.seek(self._place)
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                place += len(line)
+                self._place += len(line)
                 message = json.loads(line)
                 if message["report"] is None:
                     self.finished.add(message["test"])
                 else:
                     self._reports.setdefault(message["test"], []).append(message["report"])
-        return place
 
-    def reports_of(self, test: str) -> list[dict[str, Any]]:
+    def reports_of(self, test: str, runner: "subprocess.Popen[str]") -> list[dict[str, Any]]:
         """All reports of *test*, once it is over or the guest is."""
-        while test not in self.finished and not self._ended.is_set():
+        while True:
+            is_over = (self.out / "ended").exists()
+            is_lost = runner.poll() is not None
+            self._read()
+            if test in self.finished:
+                break
+            if is_over or is_lost:
+                words = (self.out / "ended").read_text() if is_over else ""
+                self.failure = words or f"the runner ended with {runner.poll()}"
+                break
             time.sleep(_POLL_SECONDS)
         return self._reports.get(test, [])

@@ -1,0 +1,107 @@
+"""Runs guests beside the host's own tests, in a process of its own: those change their user and
+umask at times, which all threads of a process share.
+
+``python -m tests.support.guest.runner`` reads its plan from the first line of stdin, JSON::
+
+    {"runs": [{"module": ..., "tests": [...], "prepare": "module:function" or null, "out": ...}],
+     "cpus": [...]}
+
+and boots the guests one after the other on the first processor; a second line says that all are
+free, and two at a time run on each, for a guest waits as much as it works. The end of stdin ends
+all guests. For each run *out* gets what the guest leaves, and at last ``ended``: why it ended."""
+
+import importlib
+import json
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from tests.support.guest.machine import Guest
+
+INSIDE = "FUSEJOURNAL_GUEST"
+"""Set in the guest's environment."""
+
+_LIMIT_SECONDS = 900
+_DISKS_MIB = (8192, 4096, 4096)
+_MEMORY_MIB = 4096
+"""What a guest with its disks' pages needs of the host's."""
+_POLL_SECONDS = 0.1
+
+_stopping = threading.Event()
+
+
+def _boot(run: dict[str, Any], cpu: int) -> str:
+    """Run one guest to its end on processor *cpu*; what it said at last."""
+    out = Path(run["out"])
+    # No plugin of the host's session but those of pyproject.toml and conftest.py; no cache: the
+    # checkout is the host's.
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "@/out/tests"]
+    images: list[Path] = []
+    try:
+        if run["prepare"]:
+            module, _, function = run["prepare"].partition(":")
+            (out / "prepared").mkdir()
+            images = getattr(importlib.import_module(module), function)(out / "prepared")
+        with Guest(
+            command, out, disk_mib=_DISKS_MIB, images=images, cpu=cpu, environment={INSIDE: "1"}
+        ) as guest:
+            limit = time.monotonic() + _LIMIT_SECONDS
+            while guest.is_alive() and time.monotonic() < limit and not _stopping.is_set():
+                guest.nudge()
+                time.sleep(_POLL_SECONDS)
+            return guest.words()
+    except Exception as error:
+        # A thread's exceptions are nobody's: the tests that it owes fail with it.
+        return f"{error!r}"
+    finally:
+        for image in images:
+            image.unlink(missing_ok=True)
+
+
+def _run_all(waiting: "SimpleQueue[dict[str, Any]]", cpu: int) -> None:
+    while not _stopping.is_set():
+        try:
+            run = waiting.get_nowait()
+        except Empty:
+            return
+        out = Path(run["out"])
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        (out / "tests").write_text("\n".join(run["tests"]))
+        words = _boot(run, cpu)
+        (out / "ended.new").write_text(words)
+        (out / "ended.new").rename(out / "ended")
+
+
+def _memory_mib() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) >> 10
+    return 0
+
+
+def main() -> None:
+    """See the module."""
+    plan = json.loads(sys.stdin.readline())
+    waiting: SimpleQueue[dict[str, Any]] = SimpleQueue()
+    for run in plan["runs"]:
+        waiting.put(run)
+    cpus = [*plan["cpus"], *plan["cpus"]][: max(1, _memory_mib() // _MEMORY_MIB)]
+    threads = [threading.Thread(target=_run_all, args=(waiting, cpu)) for cpu in cpus]
+    threads[0].start()
+    if sys.stdin.readline():
+        for thread in threads[1:]:
+            thread.start()
+        sys.stdin.read()
+    _stopping.set()
+    for thread in threads:
+        if thread.ident is not None:
+            thread.join()
+
+
+if __name__ == "__main__":
+    main()

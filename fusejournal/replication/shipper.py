@@ -331,6 +331,8 @@ class Shipper:
         shared = self._shared
         if self.state not in ("diverged", "refused"):
             self.state = "connecting"
+        if shared.me().uuid is None:  # a new mirror, which has nothing to ship on yet
+            await shared.growth.beyond(Seq(0))
         assert peer.address is not None
         connection = await connect(
             peer.address,

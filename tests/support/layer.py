@@ -30,6 +30,8 @@ class Layer:
             directory.mkdir(parents=True, exist_ok=True)
         self._config.write_text(config)
         self._process: subprocess.Popen[bytes] | None = None
+        self.prefix: tuple[str, ...] = ()
+        """What comes before the command that mounts: where it is to run."""
         self.environment = {
             **os.environ,
             "FUSEJOURNAL_STATE_ROOT": str(base / "states"),
@@ -76,22 +78,27 @@ class Layer:
         environment = {**self.environment, "FUSEJOURNAL_FAULT": fault}
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
-                self.command(*self.mount_arguments("-f", *extra)),
+                [*self.prefix, *self.command(*self.mount_arguments("-f", *extra))],
                 env=environment,
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
+        return self.await_live(seconds, may_die=bool(fault)) if wait else self
+
+    def await_live(self, seconds: float = _START_SECONDS, *, may_die: bool = False) -> "Layer":
+        """Return when it is live, or, if it may, has died. Raises TimeoutError after *seconds*."""
+        assert self._process is not None
         deadline = time.monotonic() + seconds
-        while wait and self._process.poll() is None:
+        while self._process.poll() is None:
             with suppress(Exception):
                 if self.is_mounted() and self._is_live(self.ask()):
                     return self
             if time.monotonic() > deadline:
                 raise TimeoutError(self.words())
             time.sleep(0.02)
-        if wait and not fault:
+        if not may_die:
             raise AssertionError(f"the layer ended with {self._process.returncode}: {self.words()}")
         return self
 

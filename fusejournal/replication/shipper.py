@@ -140,6 +140,8 @@ class Shipper:
         self._session_scope: trio.CancelScope | None = None
         self._changed = trio.Event()
         self._furthest = Seq(0)
+        self._is_heard = False
+        """Whether the peer has acknowledged anything in this session."""
 
     # -- status ------------------------------------------------------------------------------------
 
@@ -263,8 +265,7 @@ class Shipper:
 
     async def _try(self, peer: Peer, pause_seconds: float) -> float:
         """One session. Returns how long to wait before the next."""
-        began = trio.current_time()
-        refused = False
+        self._is_heard = refused = False
         try:
             with trio.CancelScope() as self._session_scope:
                 await self._session(peer)
@@ -288,7 +289,7 @@ class Shipper:
             self._remember()
         if refused:
             return _REFUSED_SECONDS
-        if trio.current_time() - began > _PAUSE_SECONDS_MAX:
+        if self._is_heard:
             return _PAUSE_SECONDS_MIN
         return min(pause_seconds * 2, _PAUSE_SECONDS_MAX)
 
@@ -386,6 +387,7 @@ class Shipper:
             if waiting.cancelled_caught:
                 raise WireError(f"{connection.where}: no word for {SILENCE_SECONDS:g} s")
             source.acked(ack)
+            self._is_heard = True
             self._shared.quorum.acked(self.name, source.acked_seq)
             self._room.set()
             self._note_level()

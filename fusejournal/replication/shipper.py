@@ -141,6 +141,8 @@ class Shipper:
         self._session_scope: trio.CancelScope | None = None
         self._changed = trio.Event()
         self._furthest = Seq(0)
+        self._is_heard = False
+        """Whether the peer has acknowledged anything in this session."""
 
     # -- status ------------------------------------------------------------------------------------
 
@@ -265,8 +267,7 @@ class Shipper:
 
     async def _try(self, peer: Peer, pause_seconds: float) -> float:
         """One session. Returns how long to wait before the next."""
-        began = trio.current_time()
-        refused = False
+        self._is_heard = refused = False
         try:
             with trio.CancelScope() as self._session_scope:
                 await self._session(peer)
@@ -291,7 +292,7 @@ class Shipper:
             self._remember()
         if refused:
             return _REFUSED_SECONDS
-        if trio.current_time() - began > _PAUSE_SECONDS_MAX:
+        if self._is_heard:
             return _PAUSE_SECONDS_MIN
         return min(pause_seconds * 2, _PAUSE_SECONDS_MAX)
 
@@ -391,6 +392,7 @@ class Shipper:
                 # A peer of this name may have been begun anew: what it has it says itself.
                 self._known = _NOTHING
                 self._shared.quorum.forget(self.name)
+            self._is_heard = True
             self._shared.quorum.acked(self.name, source.acked_seq)
             self._room.set()
             self._note_level()

@@ -32,7 +32,9 @@ class Layer:
         for directory in (self.backing, self.mountpoint):
             directory.mkdir(parents=True, exist_ok=True)
         self._config.write_text(config)
-        self._process: Forked | None = None
+        self._process: Forked | subprocess.Popen[bytes] | None = None
+        self.prefix: tuple[str, ...] = ()
+        """What comes before the command that mounts: where it is to run."""
         self.environment = {
             **os.environ,
             "FUSEJOURNAL_STATE_ROOT": str(base / "states"),
@@ -71,18 +73,33 @@ class Layer:
         """Mount in the foreground of a child process; returns when it is live, or has died of
         *fault*. Raises TimeoutError after *seconds*."""
         environment = {**self.environment, "FUSEJOURNAL_FAULT": fault}
-        self._process = Forked(
-            self.mount_arguments("-f", *extra), environment, out=self.log, err=self.log
-        )
+        arguments = self.mount_arguments("-f", *extra)
+        if self.prefix:
+            with open(self.log, "ab") as log:
+                self._process = subprocess.Popen(
+                    [*self.prefix, *self.command(*arguments)],
+                    env=environment,
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+        else:
+            self._process = Forked(arguments, environment, out=self.log, err=self.log)
+        return self.await_live(seconds, may_die=bool(fault)) if wait else self
+
+    def await_live(self, seconds: float = _START_SECONDS, *, may_die: bool = False) -> "Layer":
+        """Return when it is live, or, if it may, has died. Raises TimeoutError after *seconds*."""
+        assert self._process is not None
         deadline = time.monotonic() + seconds
-        while wait and self._process.poll() is None:
+        while self._process.poll() is None:
             with suppress(Exception):
                 if self.is_mounted() and self._is_live(self.ask()):
                     return self
             if time.monotonic() > deadline:
                 raise TimeoutError(self.words())
             time.sleep(0.02)
-        if wait and not fault:
+        if not may_die:
             raise AssertionError(f"the layer ended with {self._process.returncode}: {self.words()}")
         return self
 

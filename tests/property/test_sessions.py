@@ -1,0 +1,451 @@
+"""A session without sockets: whatever happens to the stream of messages, the sink's journal is a
+prefix of the source's, or an error with a name ends the session; and the last common entry of any
+two histories is found."""
+
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from fusejournal.errors import FusejournalError, WireError
+from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.settled import settled
+from fusejournal.journal.stretches import End, StretchReader
+from fusejournal.replication.comparing import find_common
+from fusejournal.types import Epoch, Position, Seq
+from fusejournal.wire.batches import batch_of, compress, stretch_of
+from fusejournal.wire.frames import (
+    Ack,
+    AskChains,
+    Batch,
+    Begin,
+    Chains,
+    Decoder,
+    Message,
+    Ping,
+    Refusal,
+    encode,
+)
+from fusejournal.wire.session import (
+    FAILED,
+    FETCH,
+    FULL,
+    OK,
+    SHIP,
+    Comparison,
+    Me,
+    RefusedError,
+    Sink,
+    Source,
+    check_welcome,
+    expect,
+    hello,
+    position_of,
+    welcome,
+)
+from tests.support.mirrors import unlike_journals
+from tests.support.workload import UUID_OF_WORKLOADS, Workload, workloads, workspace
+
+_OPTIONS = JournalOptions(preallocate_bytes=1 << 12, reserve_bytes=1 << 12)
+_EPOCH = Epoch(9)
+_START = Position(Epoch(0), Seq(0), 0)
+
+
+# -- a source and a sink -------------------------------------------------------------------------
+
+
+def stream_of(directory: Path, dice: random.Random) -> list[Message]:
+    """What a source sends of the journal in *directory*, in batches of any size."""
+    head_seq, chain = JournalReader(directory, UUID_OF_WORKLOADS).head()
+    end = End(Seq(head_seq + 1), 0, Position(_EPOCH, head_seq, chain))
+    messages: list[Message] = [Begin(_EPOCH, Seq(0), 0, head_seq)]
+    reader = StretchReader(directory, UUID_OF_WORKLOADS)
+    try:
+        reader.seek(Seq(0))
+        while stretch := reader.next(end, head_seq, dice.choice((512, 3000, 20_000))):
+            method, content = compress(stretch.content, dice.choice((0, 1, 3)))
+            messages.append(batch_of(stretch, method, content, _EPOCH, head_seq, head_seq))
+            if dice.random() < 0.2:
+                messages.append(Ping(head_seq, head_seq))
+    finally:
+        reader.close()
+    return messages
+
+
+class Mirror:
+    """A sink with a journal: takes messages as receiver.py does."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self.directory = directory
+        self.journal = Journal.expect(directory, UUID_OF_WORKLOADS, _OPTIONS)
+        self.fence = Epoch(0)
+        self.settled_seq = Seq(0)
+
+    def session(self) -> Callable[[Message], None]:
+        """A new one; gives what takes its messages, which raises FusejournalError."""
+        sink = Sink(self.journal.head, self.fence)
+        begun = False
+
+        def take(message: Message) -> None:
+            nonlocal begun
+            if not begun:
+                sink.begin(expect(message, Begin))
+                begun = True
+                return
+            received: Batch | Ping = expect(message, Batch, Ping)
+            if isinstance(received, Batch) and sink.take(received):
+                self.journal.receive(stretch_of(received))
+                sink.appended(received)
+                self.settled_seq = max(self.settled_seq, sink.settled_seq)
+            self.fence = sink.epoch
+
+        return take
+
+    def check_prefix(self, source: Path) -> None:
+        """What is here is what the source has, as far as it goes, and may be applied."""
+        head_seq = self.journal.head_seq
+        assert self.settled_seq == head_seq
+        if not head_seq:
+            return
+        ours = JournalReader(self.directory, UUID_OF_WORKLOADS).read(Seq(1), Seq(head_seq + 1))
+        theirs = JournalReader(source, UUID_OF_WORKLOADS).read(Seq(1), Seq(head_seq + 1))
+        last = Seq(0)
+        for (entry, void), (other, other_void) in zip(settled(ours), settled(theirs), strict=True):
+            assert (entry, void) == (other, other_void)
+            last = entry.seq if void is None else Seq(entry.seq + 1)
+        assert last == head_seq, "an entry and its VOID were parted"
+
+
+class Scene(NamedTuple):
+    """A source's journal, what it sends, and a mirror that has nothing."""
+
+    source: Path
+    messages: list[Message]
+    mirror: Mirror
+
+
+@contextmanager
+def scene(workload: Workload, dice: random.Random) -> Iterator[Scene]:
+    """Both in memory, gone afterwards."""
+    with workspace() as base:
+        source = base / "source"
+        workload.write(source)
+        mirror = Mirror(base / "mirror")
+        try:
+            yield Scene(source, stream_of(source, dice), mirror)
+        finally:
+            mirror.journal.close()
+
+
+def offer(take: Callable[[Message], None], messages: Sequence[Message]) -> FusejournalError | None:
+    """Give *messages*, until an error ends the session; that."""
+    try:
+        for message in messages:
+            take(message)
+    except FusejournalError as error:
+        return error
+    return None
+
+
+_FEW = settings(max_examples=40)
+_WORKLOADS = workloads(min_size=10, max_size=50)
+_DICE = st.randoms(use_true_random=False)
+
+
+@_FEW
+@given(workload=_WORKLOADS, dice=_DICE)
+def test_any_split_of_the_bytes_makes_the_same_journal(
+    workload: Workload, dice: random.Random
+) -> None:
+    with scene(workload, dice) as (source, messages, mirror):
+        whole = b"".join(map(encode, messages))
+        take, decoder, at = mirror.session(), Decoder(), 0
+        while at < len(whole):
+            length = dice.choice((1, 7, 500, 100_000))
+            for message in decoder.feed(whole[at : at + length]):
+                take(message)
+            at += length
+        mirror.journal.close()
+        assert unlike_journals(source, mirror.directory) == ""
+
+
+@_FEW
+@given(workload=_WORKLOADS, dice=_DICE)
+def test_damaged_bytes(workload: Workload, dice: random.Random) -> None:
+    """Flipped bits, lost, doubled and swapped stretches of bytes, an end anywhere."""
+    with scene(workload, dice) as (source, messages, mirror):
+        whole = bytearray(b"".join(map(encode, messages)))
+        for _ in range(dice.choice((1, 1, 3))):
+            at = dice.randrange(len(whole))
+            length = dice.choice((1, 16, 1000))
+            piece = whole[at : at + length]
+            if (kind := dice.randrange(4)) == 0:
+                whole[at] ^= 1 << dice.randrange(8)
+            elif kind == 1:
+                del whole[at : at + length]
+            elif kind == 2:
+                whole[at:at] = piece
+            else:
+                del whole[at:]
+                whole += b"x"
+        take, decoder = mirror.session(), Decoder()
+        try:
+            for message in decoder.feed(bytes(whole)):
+                take(message)
+        except WireError:
+            pass
+        mirror.check_prefix(source)
+
+
+@_FEW
+@given(workload=_WORKLOADS, dice=_DICE)
+def test_messages_lost_doubled_and_out_of_order(workload: Workload, dice: random.Random) -> None:
+    """And then a new session, from wherever the mirror is, ends with the same journal."""
+    with scene(workload, dice) as (source, messages, mirror):
+        sent = list(messages)
+        for _ in range(dice.choice((1, 2, 5))):
+            at, other = dice.randrange(len(sent)), dice.randrange(len(sent))
+            if (kind := dice.randrange(3)) == 0 and len(sent) > 1:
+                del sent[at]
+            elif kind == 1:
+                sent.insert(other, sent[at])
+            else:
+                sent[at], sent[other] = sent[other], sent[at]
+        error = offer(mirror.session(), sent)
+        assert error is None or isinstance(error, WireError)
+        mirror.check_prefix(source)
+        again = resumed(source, mirror.journal.head, dice)
+        assert offer(mirror.session(), again) is None
+        mirror.journal.close()
+        assert unlike_journals(source, mirror.directory) == ""
+
+
+def resumed(source: Path, position: Position, dice: random.Random) -> list[Message]:
+    """What a source sends to a sink at *position*, and first some that the sink has already."""
+    batches = [message for message in stream_of(source, dice) if isinstance(message, Batch)]
+    head_seq = batches[-1].head_seq
+    reader = StretchReader(source, UUID_OF_WORKLOADS)
+    messages: list[Message] = [Begin(_EPOCH, position.seq, position.chain, head_seq)]
+    messages += [batch for batch in batches if batch.last_seq <= position.seq]
+    try:
+        assert reader.seek(position.seq) == position.chain
+        end = End(Seq(head_seq + 1), 0, Position(_EPOCH, head_seq, batches[-1].chain))
+        while stretch := reader.next(end, head_seq, 2000):
+            messages.append(
+                batch_of(stretch, *compress(stretch.content, 1), _EPOCH, head_seq, head_seq)
+            )
+    finally:
+        reader.close()
+    return messages
+
+
+_NUMBERS = st.one_of(
+    st.integers(0, 40), st.integers(0, 2**64 - 1), st.sampled_from((0, 1, 64, 1 << 25, 2**64 - 1))
+)
+
+
+@settings(max_examples=80)
+@given(workload=_WORKLOADS, dice=_DICE, data=st.data())
+def test_a_sender_that_lies(workload: Workload, dice: random.Random, data: st.DataObject) -> None:
+    """Any field of any message is something else, and the checksum is right."""
+    with scene(workload, dice) as (source, messages, mirror):
+        at = dice.randrange(len(messages))
+        message = messages[at]
+        field = dice.choice(message._fields)
+        before = getattr(message, field)
+        if field == "content":
+            changed: Any = bytearray(before)
+            changed[dice.randrange(len(changed))] ^= 1 << dice.randrange(8)
+            changed = bytes(changed)
+        elif field == "method":
+            changed = dice.choice(("raw", "zstd", "lzma", ""))
+        elif dice.random() < 0.5:
+            changed = max(0, before + dice.choice((-1, 1)))
+        else:
+            changed = data.draw(_NUMBERS)
+        assume(changed != before)
+        lying = [*messages[:at], message._replace(**{field: changed}), *messages[at + 1 :]]
+        (heard,) = Decoder().feed(encode(lying[at]))
+        assert heard == lying[at]
+        offer(mirror.session(), lying)
+        mirror.check_prefix(source)
+
+
+@_FEW
+@given(workload=_WORKLOADS, dice=_DICE, fence=st.integers(0, 20))
+def test_a_lower_epoch_changes_nothing(workload: Workload, dice: random.Random, fence: int) -> None:
+    with scene(workload, dice) as (source, messages, mirror):
+        mirror.fence = Epoch(fence)
+        error = offer(mirror.session(), messages)
+        if fence > _EPOCH:
+            assert isinstance(error, RefusedError)
+            assert error.code == "fenced"
+            assert mirror.journal.head_seq == 0
+        else:
+            assert error is None
+            assert mirror.fence == _EPOCH
+        mirror.check_prefix(source)
+
+
+# -- greetings -----------------------------------------------------------------------------------
+
+_UUIDS = st.sampled_from((None, UUID_OF_WORKLOADS, type(UUID_OF_WORKLOADS)(int=7)))
+_MES = st.builds(
+    Me,
+    st.sampled_from(("east", "west")),
+    _UUIDS,
+    st.builds(Position, st.integers(0, 4), st.integers(0, 50), st.integers(0, 3)),
+    st.integers(0, 4),
+    st.integers(0, 50),
+)
+
+
+@given(one=_MES, other=_MES, purpose=st.sampled_from((SHIP, FETCH)), is_mirror=st.booleans())
+def test_greetings(one: Me, other: Me, purpose: str, is_mirror: bool) -> None:
+    """Who gets past them is of one volume, and no lower epoch ships to one that has seen a
+    higher."""
+    greeting = hello(one, purpose)
+    refused = None
+    try:
+        answer = welcome(other, greeting, is_mirror=is_mirror)
+        theirs = check_welcome(one, answer, purpose)
+    except RefusedError as error:
+        refused = error
+    if refused is not None:
+        assert refused.code in ("volume", "fenced", "role")
+        with pytest.raises(RefusedError, match=re.escape(refused.reason)):
+            expect(refused.message(), Begin)
+        return
+    assert None in (one.uuid, other.uuid) or one.uuid == other.uuid
+    assert (position_of(greeting).seq, position_of(greeting).chain) == one.position[1:]
+    assert (position_of(theirs).seq, position_of(theirs).chain) == other.position[1:]
+    if purpose == SHIP:
+        assert is_mirror
+        mine = max(one.fence, one.position.epoch)
+        assert mine >= max(other.fence, other.position.epoch)
+
+
+# -- acknowledgements ----------------------------------------------------------------------------
+
+_SEQS = st.integers(0, 60)
+_ACKS = st.builds(Ack, _SEQS, _SEQS, _SEQS, st.sampled_from((OK, FULL, FAILED, "?")), st.just(""))
+
+
+@given(
+    start=st.integers(0, 20),
+    steps=st.lists(st.one_of(st.integers(1, 9), _ACKS), max_size=30),
+    window=st.integers(1, 500),
+)
+def test_acknowledgements(start: int, steps: list[int | Ack], window: int) -> None:
+    """Watermarks only grow, in order; what is in flight is what is sent and not acknowledged."""
+    source = Source(Seq(start), window)
+    sent: list[tuple[int, int]] = []
+    for step in steps:
+        before = source.applied_seq, source.acked_seq, source.appended_seq, source.shipped_seq
+        if isinstance(step, int):
+            source.sent(Seq(source.shipped_seq + step), 10 * step, 0.0)
+            sent.append((source.shipped_seq, 10 * step))
+        else:
+            try:
+                source.acked(step)
+            except WireError:
+                after = source.applied_seq, source.acked_seq, source.appended_seq
+                assert after == before[:3]
+                continue
+        after = source.applied_seq, source.acked_seq, source.appended_seq, source.shipped_seq
+        assert all(new >= old for new, old in zip(after, before, strict=True))
+        assert source.applied_seq <= source.acked_seq <= source.shipped_seq
+        flying = [size for last, size in sent if last > source.acked_seq]
+        assert source.in_flight_bytes == sum(flying)
+        assert source.batches_in_flight == len(flying)
+        assert source.has_room == (source.state == OK and sum(flying) < window)
+
+
+# -- where two histories part --------------------------------------------------------------------
+
+
+class History:
+    """Chains by seq, and what ChainFinder does of a journal."""
+
+    def __init__(self, name: int, common: int, length: int, first: int = 1) -> None:
+        self.length, self._name, self._common, self._first = length, name, common, first
+
+    @property
+    def position(self) -> Position:
+        return Position(Epoch(1), Seq(self.length), self.chain(self.length) or 0)
+
+    def chain(self, seq: int) -> int | None:
+        if seq == 0:
+            return 0
+        if not self._first - 1 <= seq <= self.length:
+            return None
+        return seq if seq <= self._common else seq + 1000 * self._name
+
+    async def at(self, seqs: Sequence[int]) -> tuple[int | None, ...]:
+        return tuple(map(self.chain, seqs))
+
+
+class Wire:
+    """Asks *other*, as a connection does."""
+
+    def __init__(self, other: History) -> None:
+        self._other = other
+        self._asked: AskChains
+        self.questions = 0
+
+    async def send(self, message: AskChains) -> None:
+        (self._asked,) = Decoder().feed(encode(message))  # type: ignore[assignment]
+        self.questions += 1
+
+    async def receive(self) -> Message:
+        return Chains(tuple(await self._other.at(self._asked.seqs)))
+
+
+_LENGTHS = st.one_of(st.integers(0, 5), st.integers(0, 300), st.integers(0, 1 << 40))
+
+
+@settings(max_examples=300)
+@given(mine=_LENGTHS, theirs=_LENGTHS, data=st.data())
+async def test_the_last_common_entry_is_found(mine: int, theirs: int, data: st.DataObject) -> None:
+    least = min(mine, theirs)
+    common = data.draw(st.one_of(st.integers(0, least), st.just(least)))
+    one, other = History(1, common, mine), History(2, common, theirs)
+    wire: Any = Wire(other)
+    finder: Any = one
+    assert await find_common(wire, finder, Seq(mine), other.position) == common
+    assert wire.questions <= 14
+
+
+@given(
+    seqs=st.integers(0, 1000),
+    answers=st.lists(st.lists(st.none() | st.integers(0, 1000), max_size=20), max_size=40),
+)
+def test_a_comparison_with_a_liar_ends(seqs: int, answers: list[list[int | None]]) -> None:
+    comparison = Comparison(Seq(0), Seq(seqs + 1))
+    for theirs in answers:
+        if comparison.is_over:
+            break
+        probes = comparison.probes()
+        gap = comparison.differ_seq - comparison.agreed_seq
+        assert probes == tuple(sorted(set(probes)))
+        assert all(comparison.agreed_seq < seq < comparison.differ_seq for seq in probes)
+        try:
+            padded = (theirs + [None] * len(probes))[: len(probes)] if theirs else theirs
+            comparison.told(probes, probes, padded)
+        except WireError:
+            return
+        assert comparison.differ_seq - comparison.agreed_seq < gap
+
+
+@given(message=st.sampled_from((None, Ping(Seq(1), Seq(2)), Refusal("busy", "later"))))
+def test_what_may_not_be_said(message: Message | None) -> None:
+    with pytest.raises(WireError):
+        expect(message, Begin, Batch)

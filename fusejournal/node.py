@@ -43,8 +43,8 @@ from fusejournal.errors import (
     VolumeBusyError,
 )
 from fusejournal.journal.copymarks import CopyMarks
-from fusejournal.journal.journal import JournalOptions
 from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.writing import JournalOptions
 from fusejournal.layer import mount, stale
 from fusejournal.layer.connection import (
     Connection,

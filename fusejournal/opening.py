@@ -29,8 +29,9 @@ from fusejournal.errors import (
 )
 from fusejournal.importer import Importer, survey
 from fusejournal.journal.copymarks import CopyMarks
-from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment import list_segments
+from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import Clean, NewEpoch
 from fusejournal.recovery import Recovery, describe_missing
 from fusejournal.types import ROOT_FID, Epoch, Seq

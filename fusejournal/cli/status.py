@@ -11,7 +11,8 @@ from fusejournal.cli import text
 from fusejournal.errors import JournalError, NotRunningError
 from fusejournal.exports import is_exported
 from fusejournal.journal.copymarks import CopyMarks
-from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.journal.journal import Journal
+from fusejournal.journal.writing import JournalOptions
 from fusejournal.layer.connection import is_held
 from fusejournal.state import VolumeState, all_volumes, find_volume
 

@@ -20,16 +20,14 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
 from fusejournal import storage
 from fusejournal.errors import (
     JournalDamagedError,
-    JournalError,
     JournalFailedError,
     JournalForeignError,
     JournalFullError,
@@ -53,49 +51,14 @@ from fusejournal.journal.segment import (
     SegmentReader,
     first_seq_of,
     list_segments,
-    segment_path,
 )
 from fusejournal.journal.stretches import End, Stretch
+from fusejournal.journal.writing import ALWAYS, JournalOptions, SegmentWriter
 from fusejournal.operations import MAKERS, REMOVALS, TOUCHED, Kind, NewEpoch, Operation, Rename
 from fusejournal.types import Epoch, Fid, Position, Seq, Who
 
 _VOID_ROOM_BYTES = 256
-_ALWAYS = frozenset({Kind.VOID, Kind.CLEAN})
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
 _SMALL_FLUSH_BYTES = 64 << 10
-_NO_END = 1 << 62
-
-
-@dataclass(frozen=True)
-class JournalOptions:
-    """Sizes in bytes. A segment is rolled at ``segment_bytes`` or ``segment_entries``, so that
-    reading the newest, which has no index yet, stays quick. ``reserve_bytes`` are kept back beyond
-    the end of the log; removals may use the half of them."""
-
-    segment_bytes: int = 64 << 20
-    segment_entries: int = 1 << 16
-    preallocate_bytes: int = 8 << 20
-    reserve_bytes: int = 1 << 20
-    compress: bool = True
-    compress_level: int = 3
-
-
-class _Current:
-    """The segment that is written."""
-
-    __slots__ = ("allocated", "end", "fd", "first_seq", "is_begun", "named", "path")
-
-    def __init__(self, path: Path, fd: int, first_seq: Seq, end: int) -> None:
-        self.path = path
-        self.fd = fd
-        self.first_seq = first_seq
-        self.end = end
-        self.allocated = end
-        self.is_begun = True
-        """Whether it has its header: until then its size says that it has not."""
-        self.named: set[Fid] = set()
-        """Fids whose path this segment tells."""
 
 
 class Journal:
@@ -124,7 +87,7 @@ class Journal:
         """Whether entries can be appended: False when it was opened for reading only."""
         self.appended_bytes = 0
         """What was appended since it was opened."""
-        self._current: _Current | None = None
+        self._current: SegmentWriter | None = None
         self._failure: str | None = None
         # Shared with the thread that flushes: only the loop's appends on the right and counts up,
         # only the flush takes from the left and catches up.
@@ -213,7 +176,9 @@ class Journal:
                 self._current = self._begin_segment(self._next_header())
             return
         fd = os.open(found.last, os.O_RDWR | os.O_CLOEXEC)
-        self._current = _Current(found.last, fd, first_seq_of(found.last), found.end)
+        self._current = SegmentWriter(
+            found.last, fd, first_seq_of(found.last), found.end, self.options
+        )
         self._sealed_bytes.pop(self._current.first_seq, None)
 
     # -- appending ---------------------------------------------------------------------------------
@@ -259,12 +224,13 @@ class Journal:
                 paths = self._paths(current, operation, path_of)
                 payload = encode_payload(operation, who, time_ns, paths)
                 need = len(payload) + len(data) + 32
-        if current.end + need + self.options.reserve_bytes > current.allocated:
-            self._take_space(current, need, kind)
         seq = Seq(self.head_seq + 1)
         head, chain = encode_frame(payload, data, seq, self.durable_seq, self.chain)
-        self._write(current, head, data, need)
-        current.end += need
+        try:
+            current.write(head, data, kind)
+        except JournalFailedError as error:
+            self._failure = str(error)
+            raise
         self.appended_bytes += need
         self.head_seq = seq
         self.chain = chain
@@ -316,16 +282,13 @@ class Journal:
                 f"{self.directory}: byte {stretch.offset} of segment {stretch.segment_seq} is not "
                 "where this journal ends"
             )
-        need = len(frames)
-        if current.end + need + self.options.reserve_bytes > current.allocated:
-            self._take_space(current, need, Kind.WRITE)
-        self._write(current, b"", frames, need)
-        current.end += need
-        self.appended_bytes += need
+        with self._failing_for_good():
+            current.write(b"", frames, Kind.WRITE)
+        self.appended_bytes += len(frames)
         self.head_seq = stretch.last_seq
         self.chain = stretch.chain
 
-    def _receive_header(self, content: bytes) -> _Current:
+    def _receive_header(self, content: bytes) -> SegmentWriter:
         """Begin the segment whose header is *content*."""
         try:
             header = SegmentHeader.decode(content)
@@ -343,8 +306,10 @@ class Journal:
         old = self._current
         if old is not None and old.first_seq == header.first_seq:
             # Whoever began it here died before the first entry: perhaps by another header.
-            if storage.pwritev("journal.header", old.fd, (content,), 0) != len(content):
-                raise JournalFullError(f"{self.directory}: no space left for the journal")
+            try:
+                old.write_header(content)
+            except OSError as error:
+                raise self._fail(f"{old.path}: cannot be written: {error.strerror}") from error
             return old
         new = self._begin_segment(header)
         if old is not None:
@@ -353,7 +318,7 @@ class Journal:
         return new
 
     def _paths(
-        self, current: _Current, operation: Operation, path_of: Callable[[Fid], bytes | None]
+        self, current: SegmentWriter, operation: Operation, path_of: Callable[[Fid], bytes | None]
     ) -> dict[Fid, bytes] | None:
         """The paths that this segment has not told yet."""
         paths: dict[Fid, bytes] | None = None
@@ -366,74 +331,25 @@ class Journal:
                     paths[fid] = path
         return paths
 
-    def _write(self, current: _Current, head: bytes, data: bytes | memoryview, need: int) -> None:
+    @contextmanager
+    def _failing_for_good(self) -> Iterator[None]:
+        """A disk that fails in the block ends the journal's life."""
         try:
-            written = storage.pwritev(
-                "journal.append", current.fd, (head, data) if data else (head,), current.end
-            )
-        except OSError as error:
-            self._refuse(current, error)
-        else:
-            if written != need:
-                # Only a full disk writes less; the rest may tell, but what is there must go in any
-                # case.
-                self._refuse(current, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-
-    def _refuse(self, current: _Current, error: OSError) -> None:
-        """Take back what a failed append may have written, and say so."""
-        if error.errno not in _NO_SPACE:
-            raise self._fail(f"{current.path}: cannot be written: {error.strerror}") from error
-        try:
-            storage.ftruncate("journal.truncate", current.fd, current.end)
-        except OSError as second:
-            raise self._fail(
-                f"{current.path}: a short entry could not be cut off: {second.strerror}"
-            ) from second
-        current.allocated = current.end  # what was allocated went with it
-        raise JournalFullError(f"{self.directory}: no space left for the journal") from None
+            yield
+        except JournalFailedError as error:
+            self._failure = str(error)
+            raise
 
     def _fail(self, reason: str) -> JournalFailedError:
         self._failure = reason
         return JournalFailedError(reason)
 
-    def _take_space(self, current: _Current, need: int, kind: Kind) -> None:
-        """Have blocks allocated for *need* bytes and, as far as *kind* may not use it, the reserve
-        beyond them."""
-        reserve = self.options.reserve_bytes
-        target = current.end + need + reserve + self.options.preallocate_bytes
-        try:
-            storage.fallocate(
-                "journal.fallocate", current.fd, current.allocated, target - current.allocated
-            )
-        except OSError as error:
-            if error.errno == errno.EOPNOTSUPP:
-                current.allocated = _NO_END  # no promises to be had here; a short append is cut off
-                return
-            if error.errno not in _NO_SPACE:
-                raise self._fail(f"{current.path}: cannot be extended: {error.strerror}") from error
-            kept = 0 if kind in _ALWAYS else reserve // 2 if kind in REMOVALS else reserve
-            if current.end + need + kept > current.allocated:
-                raise JournalFullError(f"{self.directory}: no space left for the journal") from None
-        else:
-            current.allocated = target
-            if current.is_begun:
-                self._extend(current)
-
-    def _extend(self, current: _Current) -> None:
-        """Let the file's size run ahead of its end: a flush then has no new size to make durable,
-        which costs a file system a commit of its own."""
-        size = min(current.allocated, self.options.segment_bytes) // SPACE_BYTES * SPACE_BYTES
-        if size > current.end and current.allocated != _NO_END:
-            # A matter of speed only.
-            with suppress(OSError):
-                storage.ftruncate("journal.extend", current.fd, size)
-
     # -- rolling -----------------------------------------------------------------------------------
 
-    def _may_roll(self, current: _Current, kind: Kind) -> bool:
+    def _may_roll(self, current: SegmentWriter, kind: Kind) -> bool:
         return kind != Kind.VOID and current.end > SEGMENT_HEADER_BYTES
 
-    def _roll(self, kind: Kind) -> _Current | None:
+    def _roll(self, kind: Kind) -> SegmentWriter | None:
         """Seal the current segment and begin the next; None when there is no space and *kind* may
         go on in the old."""
         old = self._current
@@ -441,20 +357,16 @@ class Journal:
         try:
             new = self._begin_segment(self._next_header())
         except JournalFullError:
-            if kind in _ALWAYS or kind in REMOVALS:
+            if kind in ALWAYS or kind in REMOVALS:
                 return None
             raise
         self._seal(old)
         self._current = new
         return new
 
-    def _seal(self, old: _Current) -> None:
-        try:
-            storage.ftruncate(
-                "journal.seal", old.fd, old.end
-            )  # gives back what was allocated beyond
-        except OSError as error:
-            raise self._fail(f"{old.path}: cannot be sealed: {error.strerror}") from error
+    def _seal(self, old: SegmentWriter) -> None:
+        with self._failing_for_good():
+            old.seal()
         # Before the next one is the current one: a flush beside us takes the current segment first
         # and the sealed ones after.
         self._sealed_bytes[old.first_seq] = old.end
@@ -465,33 +377,11 @@ class Journal:
             self.uuid, self.epoch, Seq(self.head_seq + 1), self.chain, time.time_ns()
         )
 
-    def _begin_segment(self, begins: SegmentHeader) -> _Current:
-        path = segment_path(self.directory, begins.first_seq)
-        header = begins.encode()
-        storage.reached("journal.create")
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            if error.errno in _NO_SPACE:
-                raise JournalFullError(f"{self.directory}: no space left for the journal") from None
-            raise self._fail(f"{path}: cannot be made: {error.strerror}") from error
-        current = _Current(path, fd, begins.first_seq, SEGMENT_HEADER_BYTES)
-        current.allocated = 0
-        current.is_begun = False
-        try:
-            self._take_space(current, 0, Kind.EPOCH)
-            if storage.pwritev("journal.header", fd, (header,), 0) != len(header):
-                raise JournalFullError(f"{self.directory}: no space left for the journal")
-        except (JournalError, OSError) as error:
-            os.close(fd)
-            os.unlink(path)
-            if isinstance(error, OSError) and error.errno not in _NO_SPACE:
-                raise self._fail(f"{path}: cannot be written: {error.strerror}") from error
-            raise JournalFullError(f"{self.directory}: no space left for the journal") from None
+    def _begin_segment(self, header: SegmentHeader) -> SegmentWriter:
+        with self._failing_for_good():
+            writer = SegmentWriter.begin(self.directory, header, self.options)
         self._names_made += 1
-        current.is_begun = True
-        self._extend(current)
-        return current
+        return writer
 
     # -- flushing ----------------------------------------------------------------------------------
 
@@ -550,8 +440,7 @@ class Journal:
             if self._current is not None:
                 for _, fd in self._unsynced:
                     os.close(fd)
-                storage.ftruncate("journal.close", self._current.fd, self._current.end)
-                os.close(self._current.fd)
+                self._current.close()
                 self._current = None
 
     # -- sealed segments ---------------------------------------------------------------------------

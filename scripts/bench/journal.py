@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
-from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.journal.journal import Journal
+from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import Operation, Setattr, Write
 from fusejournal.types import NOBODY_ASKED, Fid, Seq
 

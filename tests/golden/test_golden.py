@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from unittest import mock
 
-from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment import SegmentReader, list_segments
+from fusejournal.journal.writing import JournalOptions
 from fusejournal.types import Seq, Who
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples
 

@@ -19,9 +19,10 @@ from fusejournal.journal.format import (
     encode_payload,
     read_frame,
 )
-from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment import BadFrameError, SegmentReader, list_segments
 from fusejournal.journal.verify import verify
+from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import Operation
 from fusejournal.types import Epoch, Fid, Seq, Who
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, operations, whos, write_samples

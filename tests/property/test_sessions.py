@@ -14,10 +14,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fusejournal.errors import FusejournalError, WireError
-from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.settled import settled
 from fusejournal.journal.stretches import End, StretchReader
+from fusejournal.journal.writing import JournalOptions
 from fusejournal.replication.comparing import find_common
 from fusejournal.types import Epoch, Position, Seq
 from fusejournal.wire.batches import batch_of, compress, stretch_of

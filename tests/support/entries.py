@@ -6,7 +6,8 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
-from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.journal.journal import Journal
+from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import (
     OPERATIONS,
     Clean,

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 from fusejournal.config import JournalConfig, ReplicationConfig
 from fusejournal.durability import Durability
 from fusejournal.journal.copymarks import CopyMarks
-from fusejournal.journal.journal import JournalOptions
+from fusejournal.journal.writing import JournalOptions
 from fusejournal.layer.remembered import Remembered
 from fusejournal.opening import Opening, close_volume
 from fusejournal.operations import Create, Mkdir, Unlink, Write

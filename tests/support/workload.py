@@ -21,7 +21,8 @@ from uuid import UUID
 from hypothesis import strategies as st
 
 from fusejournal.journal.index import write_index
-from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.journal.journal import Journal
+from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,

@@ -7,10 +7,11 @@ import pytest
 from fusejournal.cli.source import open_source, parse_kinds, parse_path, parse_ranges
 from fusejournal.errors import JournalDamagedError, UsageError, VolumeNotFoundError
 from fusejournal.journal.criteria import Criteria, Follower, PathPattern, SeqRange, find
-from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.journal.journal import Journal
 from fusejournal.journal.lookup import Lookup
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
+from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import Kind, Mkdir, Rmdir, Write
 from fusejournal.types import NOBODY_ASKED, ROOT_FID, Fid, Seq
 from tests.support.entries import UUID_OF_TESTS

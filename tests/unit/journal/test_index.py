@@ -17,11 +17,12 @@ from fusejournal.journal.index import (
     load_index,
     write_index,
 )
-from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.journal.journal import Journal
 from fusejournal.journal.lookup import Lookup, name_changes
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import SegmentReader, list_segments
 from fusejournal.journal.settled import settled
+from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import Kind, Mark, Rename, Setattr, Void, Write
 from fusejournal.types import Fid, Seq, Who
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples

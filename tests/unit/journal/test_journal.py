@@ -15,12 +15,13 @@ from fusejournal.errors import (
     JournalForeignError,
     JournalFullError,
 )
-from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.journal.journal import Journal
 from fusejournal.journal.paths import PathTracker
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import SegmentReader, list_segments
 from fusejournal.journal.tail import examine
 from fusejournal.journal.verify import verify
+from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import Clean, Create, Operation, Setattr, Unlink, Void, Write
 from fusejournal.types import NOBODY_ASKED, Fid, Seq
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples

@@ -9,9 +9,10 @@ import pytest
 
 from fusejournal.errors import JournalDamagedError, JournalForeignError, NoSuchSeqError
 from fusejournal.journal.format import FormatError
-from fusejournal.journal.journal import Journal, JournalOptions
+from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.stretches import Stretch, StretchReader, check_stretch
+from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import Mkdir, NewEpoch, Void, Write
 from fusejournal.types import NOBODY_ASKED, Epoch, Fid, Seq
 

@@ -135,6 +135,7 @@ def test_mounting_with_a_full_journal(tmp_path: Path) -> None:
     "label", ["journal.append", "journal.sync", "checkpoint.syncfs", "journal.fallocate"]
 )
 def test_failing_disk_makes_the_volume_read_only(layer: Layer, label: str) -> None:
+    layer.reconfigure("[journal]\ncheckpoint_interval_seconds = 1.0\n")
     (layer.backing / "there").write_text("there")
     layer.start()
     layer.stop()

@@ -11,6 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fusejournal.layer.connection import release_kept
+from tests.support.forked import Forked, run
+
 _START_SECONDS = 60.0
 
 
@@ -29,7 +32,7 @@ class Layer:
         for directory in (self.backing, self.mountpoint):
             directory.mkdir(parents=True, exist_ok=True)
         self._config.write_text(config)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Forked | None = None
         self.environment = {
             **os.environ,
             "FUSEJOURNAL_STATE_ROOT": str(base / "states"),
@@ -40,6 +43,7 @@ class Layer:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        release_kept(self.state / "connection")
         self.detach()
 
     def reconfigure(self, config: str) -> None:
@@ -52,14 +56,7 @@ class Layer:
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a fusejournal command to its end."""
-        return subprocess.run(
-            self.command(*arguments),
-            env=self.environment,
-            check=check,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        return run(arguments, self.environment, check=check, timeout=120)
 
     def mount_arguments(self, *extra: str) -> list[str]:
         """The arguments that mount this volume."""
@@ -74,15 +71,9 @@ class Layer:
         """Mount in the foreground of a child process; returns when it is live, or has died of
         *fault*. Raises TimeoutError after *seconds*."""
         environment = {**self.environment, "FUSEJOURNAL_FAULT": fault}
-        with open(self.log, "ab") as log:
-            self._process = subprocess.Popen(
-                self.command(*self.mount_arguments("-f", *extra)),
-                env=environment,
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        self._process = Forked(
+            self.mount_arguments("-f", *extra), environment, out=self.log, err=self.log
+        )
         deadline = time.monotonic() + seconds
         while wait and self._process.poll() is None:
             with suppress(Exception):

@@ -4,11 +4,14 @@ interpreter's start and the imports cost more than most commands do, in a guest 
 That process is multiprocessing's fork server. It is started before a test has anything open, so
 nothing of a test's reaches a command but what is passed here."""
 
+import atexit
 import multiprocessing
 import os
 import pkgutil
 import subprocess
 import sys
+import threading
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,7 +44,21 @@ def _main(
     sys.argv = ["fusejournal", *arguments]
     from fusejournal.cli.main import main
 
-    main()
+    code: object = 0
+    try:
+        main()
+    except SystemExit as ending:
+        code = ending.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # As an interpreter ends, which is not how multiprocessing ends its children: those wait for
+    # processes of their own before these are told to end.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0)
 
 
 class Forked:

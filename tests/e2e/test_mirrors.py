@@ -7,6 +7,7 @@ import pytest
 
 from tests.support import sources
 from tests.support.mirrors import check_equal, started
+from tests.support.network import Cable
 
 pytestmark = pytest.mark.mount
 

@@ -5,12 +5,14 @@ random kills and cuts there are (100 take some minutes), ``FUSEJOURNAL_TEST_SEED
 
 import os
 import random
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.mirrors import Node, check_equal, started
+from tests.support.mirrors import Node, check_equal, started, wait_for
 from tests.support.mischief import Mischief, Reading
 
 pytestmark = pytest.mark.mount
@@ -27,6 +29,79 @@ def revive(*nodes: Node, fault: str = "") -> None:
         node.start(fault=fault, wait=False)
     for node in nodes:
         node.await_live()
+
+
+# At which calls, and the how many'th of them. Whoever is mounted anew dies at the next one.
+MIRROR_CALLS = {
+    "tree": "apply.create:2 apply.mkdir:1 apply.symlink:1 apply.link:1 apply.tag:3",
+    "names": "apply.unlink:2 apply.rmdir:1 apply.rename:4 apply.times.directory:9",
+    "files": "apply.write:9 apply.truncate:1 apply.chmod:1 apply.setattr:1 apply.setxattr:1 "
+    "apply.times:3",
+    "journal": "journal.append:3 journal.fallocate:1 journal.header:1 journal.create:1 "
+    "journal.seal:1 journal.sync:4 journal.sync.directory:1",
+    "catalog": "catalog.commit:2 catalog.sync:1 checkpoint.syncfs:1 marks.sync:1",
+}
+BIRTH_CALLS = (
+    "marks.rename:1 boot.sync:1 boot.rename:1 journal.create:1 journal.header:1 "
+    "journal.fallocate:1 journal.append:1 journal.sync.directory:1 apply.*:1"
+)
+PRIMARY_CALLS = (
+    "journal.append:30 apply.write:5 apply.rename:3 apply.times.directory:7 journal.header:2 "
+    "journal.seal:1 journal.sync:5 catalog.commit:2 checkpoint.syncfs:1"
+)
+_OFTEN = """
+[journal]
+segment_bytes = "64KiB"
+flush_interval_seconds = 0.05
+checkpoint_interval_seconds = 0.1
+"""
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Node]]:
+    """A primary and its mirror, which have lived through the tests before."""
+    with started(tmp_path_factory.mktemp("both"), None, config=_OFTEN) as (primary, mirror):
+        yield primary, mirror
+
+
+def kill_at(calls: str, victim: Node, primary: Node) -> None:
+    """Stop *victim*; then let it die at each of *calls*, while somebody works."""
+    victim.stop()
+    with Mischief(primary.mountpoint, len(calls), pause_seconds=0.002) as work:
+        for call in calls.split():
+            victim.detach()
+            victim.start(fault=f"{call}:kill")
+            wait_for(lambda: not victim.is_alive(), lambda call=call: call)
+            assert victim.wait() == -signal.SIGKILL, call
+        revive(victim)
+        work.pause()
+
+
+@pytest.mark.parametrize("calls", MIRROR_CALLS.values(), ids=MIRROR_CALLS.keys())
+def test_mirror_killed_at_calls(both: tuple[Node, Node], calls: str) -> None:
+    primary, mirror = both
+    kill_at(calls, mirror, primary)
+    check_equal(primary, mirror)
+
+
+def test_primary_killed_at_calls(both: tuple[Node, Node]) -> None:
+    primary, mirror = both
+    kill_at(PRIMARY_CALLS, primary, primary)
+    check_equal(primary, mirror)
+
+
+def test_new_mirror_killed_at_calls(both: tuple[Node, Node]) -> None:
+    primary, mirror = both
+    mirror.stop()
+    mirror.begin_anew()
+    for call in BIRTH_CALLS.split():
+        mirror.detach()
+        mirror.start(fault=f"{call}:kill")
+        primary.resume(mirror)  # which it would try later and later
+        wait_for(lambda: not mirror.is_alive(), lambda call=call: (call, mirror.words()))
+        assert mirror.wait() == -signal.SIGKILL, call
+    revive(mirror)
+    check_equal(primary, mirror)
 
 
 def test_random_kills(tmp_path: Path) -> None:

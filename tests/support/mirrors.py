@@ -1,12 +1,14 @@
 """Primary and mirrors, each a real layer in a network namespace of its own, and how to compare
 them."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from fusejournal.asking import ask
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.segment import SegmentReader, first_seq_of, list_segments
 from fusejournal.replay.digest import digest_tree
@@ -63,6 +65,14 @@ class Node(Layer):
             *("--listen", f"{self.host.address}:{_PORT}", *extra),
         ]
 
+    def begin_anew(self) -> None:
+        """While stopped: have nothing any more but key and peers, in an empty backing."""
+        for path in self.state.iterdir():
+            if path.name not in ("identity", "peers.json"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(self.backing)
+        self.backing.mkdir()
+
     # -- status ------------------------------------------------------------------------------------
 
     def head_seq(self) -> int:
@@ -78,6 +88,14 @@ class Node(Layer):
         """How shipping to *other* goes."""
         peers = self.ask()["replication"]["peers"]
         return next(peer for peer in peers if peer["name"] == other.name)
+
+    def pause(self, other: "Node") -> None:
+        """Ship nothing to *other*."""
+        ask(self.state, "peer-pause", name=other.name)
+
+    def resume(self, other: "Node") -> None:
+        """Ship to *other* again; at once, if it was to be tried later."""
+        ask(self.state, "peer-resume", name=other.name)
 
     def await_peer(self, other: "Node", state: str, seconds: float = 30.0) -> dict[str, Any]:
         """Wait until shipping to *other* is in *state*; its status."""

@@ -54,7 +54,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fusejournal.errors import ConfigError
 
@@ -104,6 +104,15 @@ class VolumeConfig(_Section):
     options: Annotated[tuple[MountFlag, ...], BeforeValidator(_freeze)] = ()
 
 
+def _check_peers(peers: dict[str, str]) -> dict[str, str]:
+    for name, address in peers.items():
+        if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", name) is None:
+            raise ValueError(f"{name!r} cannot be a peer's name")
+        if re.fullmatch(r"(\[[^\]]+\]|[^:\s]+):[0-9]{1,5}", address) is None:
+            raise ValueError(f"{address!r} of {name} is no address: HOST:PORT, or [IPv6]:PORT")
+    return peers
+
+
 class ReplicationConfig(_Section):
     """Who the journal is shipped to, from whom it is taken, and how."""
 
@@ -120,7 +129,7 @@ class ReplicationConfig(_Section):
     keep_days: Annotated[float, Field(gt=0)] = 30.0
     take_back_seconds: Annotated[float, Field(ge=0, le=86400)] = 30.0
     without_peers: Literal["new-epoch", "wait"] = "new-epoch"
-    peers: dict[str, str] = {}
+    peers: Annotated[dict[str, str], AfterValidator(_check_peers)] = {}
 
 
 class MetricsConfig(_Section):

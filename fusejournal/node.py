@@ -58,6 +58,7 @@ from fusejournal.layer.connection import (
 from fusejournal.layer.handlers import Handlers
 from fusejournal.layer.loop import RequestLoop
 from fusejournal.layer.opens import OpenFiles
+from fusejournal.layer.recall import Recaller
 from fusejournal.layer.remembered import Remembered
 from fusejournal.mountspec import MountSpec, Reporter
 from fusejournal.opening import Opening, close_volume
@@ -149,6 +150,7 @@ class Node:
             self._marks,
             state.is_unborn,
         )
+        self._recaller: Recaller | None = None
         self._replication: Replication | None = None
         """None in a read-only mount."""
         if not spec.read_only:
@@ -157,7 +159,7 @@ class Node:
                 spec.name,
                 spec.config.replication,
                 state.listen,
-                state.insecure,
+                spec.config.replication.insecure,
                 state.is_mirror,
             )
         self._durability: Durability
@@ -240,6 +242,8 @@ class Node:
                 if not self._is_leaving:
                     await self._take_mount_away()
             pyfuse3.close(unmount=False)
+            if self._recaller is not None:
+                self._recaller.close()
             close_volume(volume, lambda fd: storage.syncfs("stop.syncfs", fd), self._marks)
             if self._keeper is not None and not self._is_leaving:
                 self._keeper.dismiss()
@@ -250,6 +254,7 @@ class Node:
         marks, volume = self._marks, self._opening.volume
         if marks is None:
             return None
+        self._recaller = Recaller(self._spec.mountpoint)
         remembered = Remembered(self._recall, everything=self._connection.taken_over)
         self._handlers.remembered = remembered
         files = self._handlers.files
@@ -262,9 +267,13 @@ class Node:
         self._state = be_born(self._state, uuid)
 
     def _recall(self, fids: set[Fid]) -> None:
-        """Have NFSv4 clients give back delegations of what has changed. Blocks."""
-        if self._is_exported:
-            stale.recall(self._spec.mountpoint, fids)
+        """Have NFSv4 clients give back delegations of what has changed."""
+        if not self._is_exported or self._recaller is None:
+            return
+        try:
+            self._recaller.recall(fids)
+        except OSError as error:
+            log.warning("NFSv4 clients may not see what has changed: %s", error)
 
     def _find_stale(self) -> stale.Stale:
         reader = JournalReader(self._state.journal_dir, self._state.uuid)
@@ -388,7 +397,7 @@ class Node:
         if self._keeper is None:
             raise MountError(f"{self._spec.mountpoint}: the mount cannot be kept: see the log")
         self.is_restarting = self._is_leaving = True
-        self._loop.leave()
+        self._leave()
         return {"pid": os.getpid()}
 
     # -- stopping ----------------------------------------------------------------------------------
@@ -400,9 +409,15 @@ class Node:
             self.is_restarting = False
             self._is_leaving = number == signal.SIGTERM and self._has_clients()
             if self._is_leaving:
-                self._loop.leave()
+                self._leave()
             else:
                 scope.cancel()
+
+    def _leave(self) -> None:
+        """End the loop, when what was asked is answered; nobody waits for mirrors any more."""
+        if self._replication is not None:
+            self._replication.quorum.close()
+        self._loop.leave()
 
     def _has_clients(self) -> bool:
         """Whether NFS clients would get errors if the mount went now. Then a SIGTERM, which may be

@@ -39,6 +39,8 @@ from fusejournal.volume import Volume
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _ROOT_TAG_BYTES = 16
+TAKING_BACK = "taking-back"
+"""In the state directory, while entries are taken back from a peer: how far they are applied."""
 
 
 class Watcher(Protocol):
@@ -99,6 +101,11 @@ class Opening:
             else self._marks.stopped_seq == journal.head_seq
         )
         self.lost_machine = not clean and not same_boot
+        if self.lost_machine and self._marks is not None:
+            self.degraded.append(
+                "the machine was lost: what the backing then lacked is not written back; compare "
+                "its digest with the primary's, or begin anew with an empty backing and state"
+            )
         if self.lost_machine:
             # Its pages reached the disk in any order.
             shutil.rmtree(catalog_dir, ignore_errors=True)
@@ -113,11 +120,21 @@ class Opening:
         if self._marks is not None:
             applying_seq = self._marks.applying_seq
         elif self.lost_machine and not read_only:
-            # What became of the last entry, a mirror may know better than the backing.
-            head_seq, is_settled = journal.reader.head()
-            applying_seq = Seq(head_seq + 1) if is_settled else head_seq
+            applying_seq = self._taken_back_to(journal)
         self._recover(read_only, applying_seq)
         yield
+
+    def _taken_back_to(self, journal: Journal) -> Seq:
+        """The first entry that is not known to be applied, before a primary asks its peers."""
+        path = self._state_dir / TAKING_BACK
+        if path.exists():  # it had begun to
+            marks = CopyMarks(path)
+            applying_seq = marks.applying_seq
+            marks.close()
+            return applying_seq
+        # What became of the last entry, a mirror may know better than the backing.
+        head_seq, is_settled = journal.reader.head()
+        return Seq(head_seq + 1) if is_settled else head_seq
 
     def begin(self, read_only: bool) -> Iterator[None]:
         """What comes after :meth:`recover`, before the volume takes changes; the same holds."""

@@ -76,9 +76,7 @@ class VolumeState:
     is_unborn: bool = False
     """Whether a mirror has no journal yet: its UUID is to be its primary's."""
     listen: str | None = None
-    """Where other nodes connect to, as the last mount had it,"""
-    insecure: bool = False
-    """and whether they may do so without TLS, on loopback."""
+    """Where other nodes connect to, as the last mount had it."""
 
     @property
     def journal_dir(self) -> Path:
@@ -151,7 +149,6 @@ def load_state(directory: Path) -> VolumeState:
             role=str(raw["role"]),
             is_unborn=bool(raw.get("is_unborn", False)),
             listen=raw.get("listen"),
-            insecure=bool(raw.get("insecure", False)),
         )
     except (FileNotFoundError, NotADirectoryError):
         raise VolumeNotFoundError(str(directory)) from None
@@ -281,7 +278,6 @@ def _load_or_make(spec: "MountSpec") -> VolumeState:
             backing=spec.backing,
             mountpoint=spec.mountpoint,
             listen=spec.config.replication.listen or state.listen,
-            insecure=spec.config.replication.insecure or state.insecure,
         )
         if moved != state:
             state = moved
@@ -302,7 +298,6 @@ def _load_or_make(spec: "MountSpec") -> VolumeState:
             role=spec.role or "primary",
             is_unborn=spec.role == "mirror",
             listen=spec.config.replication.listen,
-            insecure=spec.config.replication.insecure,
         )
         _save_state(state)
     if directory.parent != state_root():

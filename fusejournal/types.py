@@ -17,6 +17,9 @@ EPOCH_SHIFT = 40
 """A fid's high bits, from this one, are its epoch's number less one, so that no two epochs give
 the same fid."""
 
+EPOCH_MAX = 1 << (63 - EPOCH_SHIFT)
+"""So that every fid is a positive 64-bit number."""
+
 TIME_MIN_NS = -(2**31 - 1) * 10**9
 TIME_MAX_NS = (2**34 - 2**31 - 1) * 10**9
 """Times every supported backing holds to the nanosecond (ext4 with 256-byte inodes is the

@@ -16,6 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 
 from fusejournal import storage
 from fusejournal.backing import syscalls
@@ -156,12 +157,14 @@ class Volume:
         data: bytes | memoryview,
         settle: bool,
     ) -> None:
-        pinned: tuple[Fid, ...] = ()
-        if operation.kind in _MAY_ORPHAN and not settle:
-            pinned = tuple(fid for fid in self._orphaned(operation) if self.is_in_use(fid))
+        pinned: list[Fid] = []
+        for fid in self._orphaned(operation) if operation.kind in _MAY_ORPHAN else ():
+            if self.is_in_use(fid):
+                # When settling, it may be gone already.
+                with suppress(OSError) if settle else nullcontext():
+                    self.tree.pin(fid)
+                    pinned.append(fid)
         try:
-            for fid in pinned:
-                self.tree.pin(fid)
             made = self.applier.apply(operation, time_ns, data, settle)
         except OSError:
             for fid in pinned:

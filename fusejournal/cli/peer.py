@@ -55,7 +55,7 @@ def add(volume: str, peer: str, as_json: bool) -> None:
         text.echo_json(reply)
         return
     click.echo(f"peer {name} at {address}" + ("" if reply["added"] else ", as before"))
-    if reply["peer"]["fingerprint"] is None and not state.insecure:
+    if reply["peer"]["fingerprint"] is None and not reply.get("insecure"):
         click.echo(
             f"not paired yet: 'fusejournal pair' on {name}, then here what it shows", err=True
         )

@@ -154,6 +154,19 @@ class StretchReader:
             return self.chain
         raise NoSuchSeqError(seq, starts[0], 0)
 
+    def settled_seq(self, end: End) -> Seq:
+        """How far what was read is settled: up to the last entry, or the one before it where its
+        VOID comes next. Raises JournalDamagedError, OSError."""
+        last = Seq(self.seq - 1)
+        if self.seq > end.position.seq or not last:
+            return last
+        reader = self._at_segment()
+        try:
+            following = reader.read_at(self._offset, _VOID_BYTES_MAX) if self._offset else b""
+        except FormatError as error:
+            raise JournalDamagedError(reader.path, self._offset, self.seq, str(error)) from None
+        return Seq(last - 1) if kind_at(following) == Kind.VOID else last
+
     def is_near(self, end: End, bytes_max: int) -> bool:
         """Whether all up to *end* is at most *bytes_max*, and in the segment that is open: then
         reading it takes next to no time."""

@@ -138,6 +138,7 @@ class Handlers(pyfuse3.Operations):
             entry = self._lookup(parent, name)
             if self.remembered is not None:
                 self.remembered.looked_up(Fid(entry.st_ino))
+                entry.entry_timeout = 0.0
             return entry
         except FileNotFoundError as error:
             failure: Exception = error
@@ -556,9 +557,12 @@ class Handlers(pyfuse3.Operations):
                 )
                 continue
             ctime_ns = self._catalog.change_time(fid)
-            if ctime_ns is None or not pyfuse3.readdir_reply(
-                token, name, entry_of(fid, stat, ctime_ns), cookie
-            ):
+            if ctime_ns is None:
+                return
+            entry = entry_of(fid, stat, ctime_ns)
+            if self.remembered is not None:
+                entry.entry_timeout = 0.0
+            if not pyfuse3.readdir_reply(token, name, entry, cookie):
                 return
             if self.remembered is not None:
                 self.remembered.looked_up(fid)

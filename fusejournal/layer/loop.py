@@ -28,8 +28,8 @@ import trio
 
 from fusejournal.layer.connection import Handshake
 
-TASKS = 64
-"""How many requests can wait at once before the mount does."""
+TASKS = 512
+"""How many requests can wait at once, for a flush or for mirrors, before the mount does."""
 
 _SPIN_NS = 50_000
 _CAN_SPIN = len(os.sched_getaffinity(0)) > 1

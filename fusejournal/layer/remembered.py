@@ -1,39 +1,40 @@
 """What the kernel remembers of a mirror's tree, and what of it is not so any more.
 
-The kernel is told to keep names, attributes and pages for long, for all changes come through the
-mount. On a mirror they do not: the updater tells each here. Of what the kernel knows (it says when
-it looks a fid up, and when it forgets it) names, attributes and pages are then taken from it; a
-mirror that nobody reads costs nothing.
+The kernel is told to keep attributes for long, for all changes come through the mount. On a mirror
+they do not: the updater tells each here, right after it is applied. Of what the kernel knows (it
+says when it looks a fid up, and when it forgets it) the attributes are then taken from it. That
+cannot block, and is enough: with the attributes it has to ask for, the kernel sees that the mtime
+is another one and drops a file's pages by itself. A mirror that nobody reads costs nothing. (Who
+has mapped a file sees what has changed when somebody next asks for its attributes or reads it.)
 
-Taking names and pages away may wait for requests in progress, which the event loop serves: it is
-done in a thread. Where the volume is exported, NFSv4 clients may hold delegations, which promise
-that nobody changes a file: an attempt to open it for writing has them recalled.
+Names are not kept by the kernel at all on a mirror. To take a name away is to wait for requests in
+progress, which this process answers: where it dies meanwhile, the kernel would wait for ever.
 
-``changed`` and ``drop_stale`` belong to the event loop. Source:
-Documentation/filesystems/fuse.rst; libfuse's fuse_lowlevel_notify_inval_entry,
-fuse_lowlevel_notify_inval_inode; fcntl(2) on leases."""
+Where the volume is exported, NFSv4 clients may hold delegations, which promise that nobody changes
+a file. They are recalled by a process of its own (recall.py), for the same reason.
+
+Belongs to the event loop. Source: Documentation/filesystems/fuse.rst; fs/fuse/inode.c,
+fuse_reverse_inval_inode, fuse_change_attributes; fs/fuse/file.c, fuse_cache_read_iter."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
-import trio
+import pyfuse3
 
-from fusejournal.layer.stale import Stale, add_changed, drop
+from fusejournal.layer.stale import changed_fids
 from fusejournal.operations import Operation
 from fusejournal.types import ROOT_FID, Fid
 
 
 class Remembered:
-    """See the module. *recall* is given the fids whose content has changed, in a thread, before
-    the kernel's pages of them are dropped."""
+    """See the module. *recall* is given the fids of files whose content or attributes have
+    changed. *everything*: the mount was taken over, and the kernel may know any fid."""
 
     def __init__(self, recall: Callable[[set[Fid]], None], everything: bool) -> None:
-        """*everything*: the mount was taken over, and the kernel may know any fid."""
         self._recall = recall
         self._everything = everything
         self._lookups: dict[Fid, int] = {}
-        self._stale = Stale(set(), set())
-        self._wanted = trio.Event()
-        self._dropped = trio.Event()
+        self._changed: set[Fid] = set()
 
     # -- what the kernel says ----------------------------------------------------------------------
 
@@ -50,26 +51,22 @@ class Remembered:
             self._lookups.pop(fid, None)
 
     def __contains__(self, fid: object) -> bool:
-        """Whether the kernel may know *fid*. (It knows the root without ever asking.)"""
-        return self._everything or fid in self._lookups or fid == ROOT_FID
+        """Whether the kernel was told of *fid* by this process, and will say when it forgets it.
+        (It knows the root without ever asking.)"""
+        return fid in self._lookups or fid == ROOT_FID
 
     # -- what has changed --------------------------------------------------------------------------
 
     def changed(self, operation: Operation) -> None:
         """*operation* was applied."""
-        add_changed(self._stale, operation, self)
+        for fid in changed_fids(operation):
+            if self._everything or fid in self:
+                with suppress(OSError):  # it does not know it
+                    pyfuse3.invalidate_inode(fid, attr_only=True)
+                self._changed.add(fid)
 
-    def drop_stale(self) -> None:
-        """Have the kernel forget what has changed."""
-        if self._stale.names or self._stale.fids:
-            self._wanted.set()
-
-    async def run(self) -> None:
-        """Take from the kernel what is stale, until cancelled."""
-        while True:
-            await self._wanted.wait()
-            self._wanted = trio.Event()
-            stale, self._stale = self._stale, Stale(set(), set())
-            if stale.fids:
-                await trio.to_thread.run_sync(self._recall, stale.fids)
-            await trio.to_thread.run_sync(drop, stale)
+    def recall(self) -> None:
+        """Have delegations of what has changed given back."""
+        if self._changed:
+            changed, self._changed = self._changed, set()
+            self._recall(changed)

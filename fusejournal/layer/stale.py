@@ -4,34 +4,26 @@ changed whose answer was lost. The kernel keeps both for long, for it is told of
 Such requests are among the last entries of the journal: those that could wait at once, and what
 was appended while they waited for a flush."""
 
-import os
-from collections.abc import Container
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 import pyfuse3
 
-from fusejournal.backing import syscalls
 from fusejournal.journal.reader import JournalReader
 from fusejournal.layer.loop import TASKS
 from fusejournal.operations import (
     Create,
+    DataOperation,
     Import,
     ImportData,
     ImportLink,
     Link,
     Mkdir,
     Operation,
-    Removexattr,
     Rename,
     Rmdir,
-    Setattr,
-    Setxattr,
     Symlink,
-    Truncate,
     Unlink,
-    Write,
 )
 from fusejournal.types import Fid, Seq
 
@@ -41,18 +33,6 @@ _ENTRIES = 4 * TASKS
 
 
 _NAMING = Create | Mkdir | Symlink | Link | Unlink | Rmdir | Rename | Import | ImportLink
-_CHANGING = (
-    Link
-    | Unlink
-    | Rename
-    | Setattr
-    | Setxattr
-    | Removexattr
-    | Truncate
-    | Write
-    | ImportLink
-    | ImportData
-)
 
 
 class Stale(NamedTuple):
@@ -69,47 +49,30 @@ def collect(journal: JournalReader, durable_seq: Seq, end: Seq) -> Stale:
     stale = Stale(set(), set())
     first = max(1, min(end - _ENTRIES, durable_seq + 1), end - _ENTRIES_MAX)
     for entry in journal.read(Seq(first), end):
-        add_changed(stale, entry.operation, None)
+        add_changed(stale, entry.operation)
     return stale
 
 
-def add_changed(stale: Stale, operation: Operation, known: Container[Fid] | None) -> None:
-    """Add to *stale* what *operation* has changed, as far as it is *known* (None: all may be)."""
-    names, fids = stale
-    if isinstance(operation, Write):  # first, for there are most of these
-        if known is None or operation.fid in known:
-            fids.add(operation.fid)
-        return
-    if isinstance(operation, _NAMING) and (known is None or operation.parent in known):
-        names.add((operation.parent, operation.name))
-        fids.add(operation.parent)
+def add_changed(stale: Stale, operation: Operation) -> None:
+    """Add to *stale* what *operation* has changed."""
+    if isinstance(operation, _NAMING):
+        stale.names.add((operation.parent, operation.name))
     if isinstance(operation, Rename):
-        if known is None or operation.new_parent in known:
-            names.add((operation.new_parent, operation.new_name))
-            fids.add(operation.new_parent)
-        if known is None or operation.replaced in known:
-            fids.add(operation.replaced)
-    if isinstance(operation, _CHANGING) and (known is None or operation.fid in known):
-        fids.add(operation.fid)
+        stale.names.add((operation.new_parent, operation.new_name))
+    stale.fids.update(changed_fids(operation))
 
 
-def recall(mountpoint: Path, fids: set[Fid]) -> None:
-    """Have leases on *fids* of the mount broken, those that the kernel's nfsd took for NFSv4
-    delegations among them: whoever tries to open a file for writing breaks them, also where it is
-    refused. Blocks: call it in a thread, while requests are served.
-
-    Source: fs/fuse/inode.c, fuse_encode_fh; fs/open.c, do_dentry_open."""
-    root = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for fid in fids:
-            # Gone, no file, or refused, after the lease was broken.
-            with suppress(OSError):
-                fd = syscalls.open_by_handle(
-                    root, syscalls.fuse_handle(fid), os.O_WRONLY | os.O_NONBLOCK
-                )
-                os.close(fd)
-    finally:
-        os.close(root)
+def changed_fids(operation: Operation) -> tuple[Fid, ...]:
+    """The files and directories whose attributes *operation* has changed, the new one not."""
+    if isinstance(operation, DataOperation):
+        return (operation.fid,)
+    if isinstance(operation, Rename):
+        return operation.fid, operation.parent, operation.new_parent, operation.replaced
+    if isinstance(operation, Link | Unlink | Rmdir | ImportLink):
+        return operation.fid, operation.parent
+    if isinstance(operation, Create | Mkdir | Symlink | Import):
+        return (operation.parent,)
+    return (operation.fid,) if isinstance(operation, ImportData) else ()
 
 
 def drop(stale: Stale) -> None:

@@ -22,6 +22,9 @@ from fusejournal.wire.session import Comparison, expect
 
 log = logging.getLogger(__name__)
 
+SILENCE_SECONDS = 60.0
+"""A peer that says nothing for so long is gone. A throttled disk can block it for many seconds."""
+
 
 class DivergedError(FusejournalError):
     """Two journals of one volume that are the same up to ``seq`` and no further."""
@@ -51,11 +54,11 @@ def first_error(error: BaseException) -> BaseException:
 
 
 class ChainFinder:
-    """Chain checksums of a journal at any seq."""
+    """Chain checksums of a journal at any seq. Not for two tasks at a time."""
 
     def __init__(self, directory: Path, uuid: UUID) -> None:
         self._directory = directory
-        self._uuid = uuid
+        self._reader = JournalReader(directory, uuid)
 
     async def at(self, seqs: Sequence[Seq]) -> tuple[int | None, ...]:
         """The chains at *seqs*, None where there is no such entry (any more). Raises
@@ -63,17 +66,16 @@ class ChainFinder:
         return await trio.to_thread.run_sync(self._look, tuple(seqs))
 
     def _look(self, seqs: Sequence[Seq]) -> tuple[int | None, ...]:
-        reader = JournalReader(self._directory, self._uuid)
         paths = list_segments(self._directory)
         first = first_seq_of(paths[0]) if paths else Seq(0)
-        return tuple(self._chain(reader, first, seq) for seq in seqs)
+        return tuple(self._chain(first, seq) for seq in seqs)
 
-    def _chain(self, reader: JournalReader, first: Seq, seq: Seq) -> int | None:
+    def _chain(self, first: Seq, seq: Seq) -> int | None:
         if seq == 0:
             return 0
         if not first or seq < first:
             return None
-        for _, frame in reader.frames(seq, Seq(seq + 1)):
+        for _, frame in self._reader.frames(seq, Seq(seq + 1)):
             return frame.checksum
         return None
 
@@ -106,28 +108,33 @@ async def _ask(
         return
     await connection.send(AskChains(seqs))
     mine = await chains.at(seqs)
-    theirs = expect(await connection.receive(), Chains)
+    with trio.fail_after(SILENCE_SECONDS):
+        theirs = expect(await connection.receive(), Chains)
     comparison.told(seqs, mine, theirs.chains)
 
 
 def keep_extra(state_dir: Path, agreed_seq: Seq, head_seq: Seq) -> Path:
     """Copy the segments with the entries after *agreed_seq* to a directory of their own, which can
     be read as a journal is; returns it. Blocks. Raises OSError."""
+    for known in state_dir.glob(f"diverged.*-{head_seq}"):
+        return known  # one is enough, whatever else the peer says
     directory = state_dir / f"diverged.{agreed_seq + 1}-{head_seq}"
-    if directory.exists():
-        return directory
     temporary = directory.with_name(f".{directory.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(mode=0o700)
     paths = list_segments(state_dir / "journal")
     starts = [first_seq_of(path) for path in paths]
     first = max((n for n, start in enumerate(starts) if start <= agreed_seq + 1), default=0)
-    for path in paths[first:]:
-        storage.reached("diverged.copy")
-        with open(path, "rb") as source, open(temporary / path.name, "wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-            target.flush()
-            storage.fsync("diverged.sync", target.fileno())
+    try:
+        for path in paths[first:]:
+            storage.reached("diverged.copy")
+            with open(path, "rb") as source, open(temporary / path.name, "wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+                target.flush()
+                storage.fsync("diverged.sync", target.fileno())
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     storage.fsync_directory("diverged.directory", temporary)
     storage.rename("diverged.rename", temporary, directory)
     storage.fsync_directory("diverged.directory", state_dir)

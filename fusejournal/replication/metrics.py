@@ -50,6 +50,7 @@ _MIRROR_GAUGES = {
     "received_seq": "Last entry received",
     "applied_seq": "Last entry applied",
     "lag_entries": "Entries of the primary that are not applied here",
+    "lag_seconds": "For how long an entry of the primary has not been applied here",
 }
 _MIRROR_COUNTERS = {
     "received_bytes": "Bytes of entries received, as sent",

@@ -1,5 +1,7 @@
 """The mtime that a directory had at a point of the journal, by the table in operations.py."""
 
+from pathlib import Path
+
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.settled import settled
 from fusejournal.operations import (
@@ -16,11 +18,12 @@ from fusejournal.operations import (
 from fusejournal.types import Fid, Seq
 
 
-def directory_mtime_before(journal: JournalReader, directory: Fid, seq: Seq) -> int | None:
-    """The mtime of *directory* before entry *seq*; None where no entry tells it. Reads the whole
-    journal up to there: for what happens once after a kill. Raises JournalDamagedError."""
+def directory_mtime_before(journal: Path, directory: Fid, seq: Seq) -> int | None:
+    """The mtime of *directory* before entry *seq* of the segments in *journal*; None where no entry
+    tells it. Blocks, and reads the whole journal up to there: for what happens once after a kill.
+    Raises JournalDamagedError."""
     mtime_ns: int | None = None
-    for entry, void in settled(journal.read(Seq(1), seq)):
+    for entry, void in settled(JournalReader(journal).read(Seq(1), seq)):
         if void is not None:
             continue
         operation = entry.operation

@@ -73,12 +73,15 @@ class PairingDesk:
         node: str,
         changed: Callable[[], None],
         listening: Callable[[], Address | None],
+        *,
+        insecure: bool = False,
     ) -> None:
         self._book = book
         self._identity = identity
         self._node = node
         self._changed = changed
         self._listening = listening
+        self._insecure = insecure
         self._changing = trio.Lock()
         self._opened: _Opened | None = None
         self._numbers = 0
@@ -102,7 +105,8 @@ class PairingDesk:
     async def _add(self, request: dict[str, Any]) -> dict[str, Any]:
         name, address = _name(request), parse_remote(_text(request, "address"))
         added = await self._change(name, lambda: self._book.add(name, address))
-        return {"added": added, "peer": describe(self._book.get(name))}
+        peer = describe(self._book.get(name))
+        return {"added": added, "insecure": self._insecure, "peer": peer}
 
     async def _remove(self, request: dict[str, Any]) -> dict[str, Any]:
         peer = self._book.get(_name(request))

@@ -3,7 +3,7 @@
 ::
 
     STATE/peers.json    {"format": 1, "peers": [{name, address, certificate, paused, needs_copy,
-                        acked_seq}, ...]}, mode 0600
+                        acked_seq, left_seq, left_at}, ...]}, mode 0600
 
 Changes are made in memory at once; :meth:`PeerBook.save` writes the whole file, atomically and
 durably. A peer is a value that is replaced and never changed, so a thread may save while the event
@@ -45,6 +45,10 @@ class Peer:
     """Why the journal alone does not bring it up to date any more; None where it does."""
     acked_seq: Seq = Seq(0)
     """What it is known to have on disk. May be behind the truth: it is saved now and then."""
+    left_seq: Seq | None = None
+    """Where the journal ended when it was here last; None while it is, or was never."""
+    left_at: float | None = None
+    """When that was, in seconds since 1970."""
 
 
 class PeerBook:
@@ -170,21 +174,32 @@ class PeerBook:
     def pause(self, name: str) -> bool:
         """Ship nothing to the peer *name* until told to. Returns whether it was not so before.
         Raises UnknownPeerError."""
-        return self._set_paused(name, True)
+        peer = self.get(name)
+        self._peers[name] = replace(peer, paused=True)
+        return not peer.paused
 
     def resume(self, name: str) -> bool:
-        """End a pause. Returns whether there was one. Raises UnknownPeerError."""
-        return self._set_paused(name, False)
-
-    def _set_paused(self, name: str, paused: bool) -> bool:
+        """End a pause, and try again what was thought to need a full copy. Returns whether there
+        was either. Raises UnknownPeerError."""
         peer = self.get(name)
-        self._peers[name] = replace(peer, paused=paused)
-        return peer.paused != paused
+        self._peers[name] = replace(
+            peer, paused=False, needs_copy=None, left_seq=None, left_at=None
+        )
+        return peer.paused or peer.needs_copy is not None
 
     def set_needs_copy(self, name: str, reason: str | None) -> None:
         """Say why the peer *name* needs a full copy, or that it does not. Raises
         UnknownPeerError."""
         self._peers[name] = replace(self.get(name), needs_copy=reason)
+
+    def note_here(self, name: str) -> None:
+        """The peer *name* is here. In memory only. Raises UnknownPeerError."""
+        self._peers[name] = replace(self.get(name), left_seq=None, left_at=None)
+
+    def note_left(self, name: str, seq: Seq, at: float) -> None:
+        """The peer *name* has gone, *at* a time in seconds since 1970, when the journal ended with
+        *seq*. In memory only. Raises UnknownPeerError."""
+        self._peers[name] = replace(self.get(name), left_seq=seq, left_at=at)
 
     def note_acked(self, name: str, seq: Seq) -> None:
         """The peer *name* has everything up to *seq* on disk. In memory only, until the next save.
@@ -257,6 +272,8 @@ def _raw(peer: Peer) -> dict[str, Any]:
         "paused": peer.paused,
         "needs_copy": peer.needs_copy,
         "acked_seq": peer.acked_seq,
+        "left_seq": peer.left_seq,
+        "left_at": peer.left_at,
     }
 
 
@@ -284,6 +301,8 @@ _KINDS: Final = {
     "paused": bool,
     "needs_copy": str | None,
     "acked_seq": int,
+    "left_seq": int | None,
+    "left_at": float | None,
 }
 
 
@@ -293,7 +312,8 @@ def _parse_one(raw: Any) -> Peer:
         raise ValueError(f"unknown key {unknown[0]!r:.100}")
     for key, kind in _KINDS.items():
         value = raw[key]
-        if not isinstance(value, kind) or (key == "acked_seq" and not _is_seq(value)):
+        is_seq = key.endswith("_seq") and value is not None
+        if not isinstance(value, kind) or (is_seq and not _is_seq(value)):
             raise ValueError(f"peer {raw['name']!r:.80}: {key} cannot be {value!r:.80}")
     address, certificate = raw["address"], raw["certificate"]
     return Peer(
@@ -303,6 +323,8 @@ def _parse_one(raw: Any) -> Peer:
         raw["paused"],
         raw["needs_copy"],
         Seq(raw["acked_seq"]),
+        raw["left_seq"],
+        raw["left_at"],
     )
 
 

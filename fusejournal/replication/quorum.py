@@ -5,7 +5,9 @@ who wait go on (until N mirrors are level again), or wait on. Both are said in t
 
 Used from the event loop's thread. Cancelling a wait is harmless."""
 
+import errno
 import logging
+import os
 from collections.abc import Callable
 
 import trio
@@ -38,6 +40,9 @@ class Quorum:
         """How many wait now."""
         self.degraded_since: float | None = None
         """By trio's clock."""
+        self._target: tuple[Seq, float] = Seq(0), 0.0
+        """While degraded: where the journal ended, and when."""
+        self._closed = False
 
     @property
     def seq(self) -> Seq:
@@ -61,10 +66,21 @@ class Quorum:
             return
         acked = sorted(self._acked.values(), reverse=True)
         self._seq = acked[self._mirrors - 1] if len(acked) >= self._mirrors else Seq(0)
-        if self.degraded_since is not None and self._seq >= self._head_seq():
+        if self.degraded_since is not None:
+            self._look_again()
+        self._wake()
+
+    def _look_again(self) -> None:
+        """Count the mirrors again once they are so near that nobody would have to wait too long."""
+        target_seq, since = self._target
+        if self._seq < target_seq:
+            return
+        now = trio.current_time()
+        if now - since <= self._timeout_seconds:
             log.warning("%d mirrors have everything again", self._mirrors)
             self.degraded_since = None
-        self._wake()
+        else:
+            self._target = self._head_seq(), now
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, trio.Event()
@@ -85,7 +101,7 @@ class Quorum:
 
     async def wait(self, seq: Seq) -> None:
         """Return when N mirrors have everything up to *seq*, or, as configured, when they are too
-        slow."""
+        slow. Raises OSError EAGAIN when the node ends: whether they have it, the next can tell."""
         if self.has(seq):
             return
         self._hurry()
@@ -101,11 +117,19 @@ class Quorum:
 
     async def _until(self, seq: Seq) -> None:
         while not self.has(seq):
+            if self._closed:
+                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             await self._changed.wait()
+
+    def close(self) -> None:
+        """Let nobody wait any more."""
+        self._closed = True
+        self._wake()
 
     def _degrade(self) -> None:
         if self.degraded_since is None:
             self.degraded_since = trio.current_time()
+            self._target = self._head_seq(), self.degraded_since
             log.warning(
                 "%d mirrors have not answered for %g s: %s",
                 self._mirrors,

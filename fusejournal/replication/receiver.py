@@ -26,7 +26,13 @@ from fusejournal.durability import Durability
 from fusejournal.errors import FusejournalError, JournalFailedError, JournalFullError
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.stretches import Stretch
-from fusejournal.replication.comparing import ChainFinder, first_error, keep_extra
+from fusejournal.replication.ages import Ages
+from fusejournal.replication.comparing import (
+    SILENCE_SECONDS,
+    ChainFinder,
+    first_error,
+    keep_extra,
+)
 from fusejournal.replication.updater import Updater
 from fusejournal.types import Seq
 from fusejournal.volume import Volume
@@ -57,7 +63,7 @@ from fusejournal.wire.session import (
 
 log = logging.getLogger(__name__)
 
-_SILENCE_SECONDS = 60.0
+_LIVE_SECONDS = 3.0
 _FULL_PAUSE_SECONDS = 1.0
 _FULL_PATIENCE_SECONDS = 5.0
 _SMALL_BYTES = 128 << 10
@@ -87,6 +93,7 @@ class Receiver:
         self._session_peer: str | None = None
         self._session_over = trio.Event()
         self._news = trio.Event()
+        self._ages = Ages()
         self._full: str | None = None
         self._lacking_bytes = 0
         """What did not fit."""
@@ -110,12 +117,13 @@ class Receiver:
         return {
             "primary": self.primary,
             "address": self.where,
-            "state": self.state,
+            "state": self._word(),
             "source_head_seq": max(self.source_head_seq, head_seq),
             "received_seq": head_seq,
             "durable_seq": self._durability.durable_seq,
             "applied_seq": self._updater.applied_seq,
             "lag_entries": max(self.source_head_seq, head_seq) - self._updater.applied_seq,
+            "lag_seconds": round(self._lag_seconds(), 3),
             "heard_seconds_ago": (
                 round(time.monotonic() - self._heard_at, 1) if self._heard_at is not None else None
             ),
@@ -125,6 +133,16 @@ class Receiver:
             "last_error": self.last_error,
             "trouble": self._trouble()[1] or None,
         }
+
+    def _lag_seconds(self) -> float:
+        return self._ages.lag(self._updater.applied_seq, self.source_head_seq)
+
+    def _word(self) -> str:
+        """The state; whether a session that works is catching up is seen by how far behind it
+        is."""
+        if self.state != "streaming" or self._lag_seconds() <= _LIVE_SECONDS:
+            return self.state
+        return "catching up"
 
     def news(self) -> None:
         """A watermark has grown, or something else that the sender should know has changed."""
@@ -187,7 +205,7 @@ class Receiver:
         answer = welcome(me, greeting, is_mirror=True)
         uuid = uuid_of(greeting.uuid)
         if uuid is None:
-            raise RefusedError("volume", f"{greeting.node} has no volume yet")
+            raise RefusedError("unborn", f"{greeting.node} has no volume yet")
         self.primary, self.where = greeting.node, connection.where
         self.state = "connecting"
         await connection.send(answer)
@@ -198,8 +216,10 @@ class Receiver:
         sink.begin(begin)
         if me.uuid is None:
             self._be_born(uuid)
-        self._marks.epoch = sink.epoch
+        self._marks.settled_seq = max(self._marks.settled_seq, sink.settled_seq)
+        self._updater.wake()
         self.source_head_seq = begin.head_seq
+        self._ages.note(begin.head_seq)
         self.state, self.last_error = "catching up", None
         self.news()  # where it stands, the sender does not know
         async with trio.open_nursery() as nursery:
@@ -211,7 +231,7 @@ class Receiver:
         """Answer the sender's questions, until it begins; None when it will not."""
         journal = self._volume.journal
         while True:
-            with trio.fail_after(_SILENCE_SECONDS):
+            with trio.fail_after(SILENCE_SECONDS):
                 message: AskChains | Begin | Diverged = expect(
                     await connection.receive(), AskChains, Begin, Diverged
                 )
@@ -238,7 +258,7 @@ class Receiver:
 
     async def _receive(self, connection: Connection, sink: Sink) -> None:
         while True:
-            with trio.fail_after(_SILENCE_SECONDS):
+            with trio.fail_after(SILENCE_SECONDS):
                 received = await connection.receive()
             if received is None:
                 self.state = "waiting for a primary"
@@ -248,6 +268,7 @@ class Receiver:
             if isinstance(message, Batch):
                 await self._take(message, sink)
             self.source_head_seq = max(self.source_head_seq, message.head_seq)
+            self._ages.note(self.source_head_seq)
             self.news()
 
     async def _take(self, batch: Batch, sink: Sink) -> None:
@@ -260,7 +281,7 @@ class Receiver:
             stretch = stretch_of(batch)
         await self._append(stretch)
         sink.appended(batch)
-        self._marks.epoch = sink.epoch
+        self._marks.epoch = max(self._marks.epoch, sink.epoch)
         self._marks.settled_seq = max(self._marks.settled_seq, sink.settled_seq)
         self.batches += 1
         self.received_bytes += len(batch.content)
@@ -321,13 +342,13 @@ class Receiver:
             await connection.send(
                 Ack(self._volume.journal.head_seq, durable_seq, applied_seq, state, detail[:1000])
             )
-            self._note_state(state, applied_seq)
+            self._note_state(state)
             await trio.sleep(_ACK_PAUSE_SECONDS)
 
-    def _note_state(self, state: str, applied_seq: Seq) -> None:
+    def _note_state(self, state: str) -> None:
         if state == FULL:
             self.state = "mirror full"
         elif state == FAILED:
             self.state = "mirror failed"
-        elif self.source_head_seq - applied_seq < 10_000 or self.state != "catching up":
+        else:
             self.state = "streaming"

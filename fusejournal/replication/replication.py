@@ -9,6 +9,7 @@ the control socket."""
 import logging
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from fusejournal.durability import Durability
 from fusejournal.errors import FusejournalError, UsageError
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.layer.remembered import Remembered
+from fusejournal.replication.ages import Ages
 from fusejournal.replication.comparing import first_error
 from fusejournal.replication.growth import Growth
 from fusejournal.replication.pairing_desk import PairingDesk
@@ -43,7 +45,7 @@ from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.identity import Identity, load_or_make
 from fusejournal.wire.listener import serve
-from fusejournal.wire.session import FETCH, Me, expect
+from fusejournal.wire.session import FETCH, Me, RefusedError, expect
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +89,7 @@ class Replication:
                 "a mirror is called by its primary, and must listen: --listen ADDR:PORT (or mount "
                 "it with -o ro, only to read it)"
             )
+        self._state_dir = state_dir
         self._config = config
         self._listen = parse_address(listen) if listen is not None else None
         self._insecure = insecure
@@ -101,6 +104,8 @@ class Replication:
         self._shipping: Shipping
         self._shippers: dict[str, tuple[Shipper, trio.CancelScope]] = {}
         self._desk: PairingDesk
+        self._inbound: dict[trio.CancelScope, str | None] = {}
+        """Sessions of those who have connected, with the name of the peer."""
         self._nursery: trio.Nursery | None = None
         self.receiver: Receiver | None = None
         self.updater: Updater | None = None
@@ -121,9 +126,15 @@ class Replication:
             self.identity,
             self.book,
             self._insecure,
+            Ages(),
         )
         self._desk = PairingDesk(
-            self.book, self.identity, self._node, self._peers_changed, lambda: self._address
+            self.book,
+            self.identity,
+            self._node,
+            self._peers_changed,
+            lambda: self._address,
+            insecure=self._insecure,
         )
         if self._config.mirrors and mirroring is None:
             durability.quorum = self.quorum
@@ -161,6 +172,7 @@ class Replication:
         journal = volume.journal
         uuid = None if mirroring is not None and mirroring.is_unborn else journal.uuid
         fence = mirroring.marks.epoch if mirroring is not None else Epoch(0)
+        fence = max(fence, journal.epoch)
         return Me(self._node, uuid, journal.head, fence, volume.catalog.applied_seq)
 
     # -- taking back -------------------------------------------------------------------------------
@@ -172,7 +184,14 @@ class Replication:
             self._node, volume.journal.uuid, volume.journal.head, Epoch(0), volume.journal.head_seq
         )
         work = TakeBack(
-            volume, lambda: me, self._config, self.identity, self.book, self._insecure, told
+            volume,
+            self._state_dir,
+            lambda: me,
+            self._config,
+            self.identity,
+            self.book,
+            self._insecure,
+            told,
         )
         return await work.run()
 
@@ -193,7 +212,10 @@ class Replication:
                 task_status.started()
         finally:
             self._nursery = None
-            self.book.save()
+            try:
+                self.book.save()
+            except FusejournalError as error:  # as a full disk is: it knows less the next time
+                log.warning("%s", error)
 
     async def _serve(
         self, address: Address, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED
@@ -216,10 +238,33 @@ class Replication:
         except (FusejournalError, trio.TooSlowError) as error:
             log.warning("%s: no greeting: %s", connection.where, error or "too slow")
             return
-        if greeting.purpose != FETCH and self.receiver is not None:
-            await self.receiver.serve(connection, greeting)
-        else:
+        with trio.CancelScope() as scope:
+            self._inbound[scope] = connection.peer
+            try:
+                await self._serve_greeted(connection, greeting)
+            finally:
+                del self._inbound[scope]
+
+    async def _serve_greeted(self, connection: Connection, greeting: Hello) -> None:
+        if greeting.purpose == FETCH:
             await self._serve_source(connection, greeting)
+        elif self.receiver is None:
+            reason = f"{self._node} is a primary and takes no entries: mount it with --role mirror"
+            await self._refuse(connection, RefusedError("role", reason))
+        elif self._is_downstream(connection.peer):
+            reason = f"{connection.peer} is shipped to from here, and so cannot ship to here"
+            await self._refuse(connection, RefusedError("role", reason))
+        else:
+            await self.receiver.serve(connection, greeting)
+
+    def _is_downstream(self, name: str | None) -> bool:
+        peer = self.book.find(name) if name is not None else None
+        return peer is not None and peer.address is not None
+
+    async def _refuse(self, connection: Connection, error: RefusedError) -> None:
+        log.warning("%s: refused: %s", connection.where, error)
+        with trio.move_on_after(1), suppress(FusejournalError):
+            await connection.send(error.message())
 
     async def _serve_source(self, connection: Connection, greeting: Hello) -> None:
         me = self._me()
@@ -233,14 +278,14 @@ class Replication:
             )
         except* (FusejournalError, OSError) as group:
             error = first_error(group)
-            log.warning("%s: %s", connection.where, error)
-            tell = getattr(error, "message", None)
-            if tell is not None:
-                with trio.move_on_after(1):
-                    await connection.send(tell())
+            if isinstance(error, RefusedError):
+                await self._refuse(connection, error)
+            else:
+                log.warning("%s: %s", connection.where, error)
 
     async def _sample(self) -> None:
         while True:
+            self._shipping.ages.note(self._volume.catalog.applied_seq)
             for shipper, _ in self._shippers.values():
                 shipper.sample()
             await trio.sleep(_SAMPLE_SECONDS)
@@ -251,6 +296,10 @@ class Replication:
         """Start shippers of new peers, end those of removed ones, tell the others to look again."""
         if self._nursery is None:
             return
+        certificates = self.book.certificates()
+        for scope, name in self._inbound.items():
+            if name is not None and name not in certificates:
+                scope.cancel()
         peers = {peer.name: peer for peer in self.book.list() if peer.address is not None}
         for name in list(self._shippers):
             shipper, scope = self._shippers[name]
@@ -259,7 +308,7 @@ class Replication:
                 self.quorum.forget(name)
                 scope.cancel()
             else:
-                shipper.changed()
+                shipper.look_again(peers[name])
         for name in peers:
             if name not in self._shippers:
                 shipper, scope = Shipper(name, self._shipping), trio.CancelScope()
@@ -268,7 +317,12 @@ class Replication:
 
     async def _run_shipper(self, shipper: Shipper, scope: trio.CancelScope) -> None:
         with scope:
-            await shipper.run()
+            try:
+                await shipper.run()
+            except Exception:
+                # One peer is no reason to stop the others, or the volume.
+                log.exception("shipping to %s failed on a bug", shipper.name)
+                shipper.stopped("a bug stopped it: see the log; a new mount starts it again")
 
     def commands(self) -> dict[str, Command]:
         """What the control socket answers."""
@@ -302,4 +356,7 @@ class Replication:
             for shipper, _ in self._shippers.values()
             if shipper.state in ("diverged", "refused", "needs full copy", "mirror failed")
         ]
+        mirrors = self._config.mirrors
+        if len(self._shippers) < mirrors and self._mirroring is None:
+            lines.append(f"waits for {mirrors} mirrors, and has {len(self._shippers)} peers")
         return lines

@@ -30,9 +30,10 @@ from fusejournal.errors import (
     NoSuchSeqError,
     UnknownPeerError,
 )
-from fusejournal.journal.segment import first_seq_of, list_segments
 from fusejournal.journal.stretches import Stretch, StretchReader
+from fusejournal.replication.ages import Ages
 from fusejournal.replication.comparing import (
+    SILENCE_SECONDS,
     ChainFinder,
     DivergedError,
     find_common,
@@ -66,8 +67,8 @@ log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 15.0
 PING_SECONDS = 2.0
-SILENCE_SECONDS = 60.0
-"""A peer that says nothing for so long is gone. A throttled disk can block it for many seconds."""
+_LIVE_SECONDS = 3.0
+"""A peer that is no further behind is up to date, but for what is on its way."""
 
 _PAUSE_SECONDS_MIN = 0.1
 _PAUSE_SECONDS_MAX = 15.0
@@ -90,6 +91,7 @@ class Shipping:
     identity: Identity
     book: PeerBook
     insecure: bool
+    ages: Ages
 
     @property
     def directory(self) -> Path:
@@ -133,16 +135,18 @@ class Shipper:
         self._source: Source | None = None
         self._known: tuple[Seq, Seq] = _NOTHING
         """What the peer has acknowledged and applied, in this session or the one before."""
-        self._level_at = time.time()
-        """When the peer had everything last."""
         self._retry_at: float | None = None
         self._compression = Compression(shipping.config.compress_level_max)
         self._room = trio.Event()
         self._session_scope: trio.CancelScope | None = None
         self._changed = trio.Event()
+        peer = self._peer()
+        self._told = peer and (peer.address, peer.certificate, peer.paused, peer.needs_copy)
         self._furthest = Seq(0)
         self._is_heard = False
         """Whether the peer has acknowledged anything in this session."""
+        self._is_gone = False
+        """Whether what the peer lacks is not in the journal any more."""
 
     # -- status ------------------------------------------------------------------------------------
 
@@ -172,14 +176,14 @@ class Shipper:
         return {
             "name": self.name,
             "address": str(peer.address) if peer is not None else None,
-            "state": self.state,
+            "state": self.word(),
             "retry_in_seconds": self._retry_in(),
             "shipped_seq": self.shipped_seq,
             "acked_seq": self.acked_seq,
             "applied_seq": self.applied_seq,
             "lag_entries": lag_entries,
             "lag_bytes": self.lag_bytes(),
-            "lag_seconds": round(time.time() - self._level_at, 3) if lag_entries else 0.0,
+            "lag_seconds": round(self._lag_seconds(), 3),
             "entries_per_second": round(entries_rate, 1),
             "bytes_per_second": round(bytes_rate),
             "eta_seconds": round(eta, 1) if eta is not None else None,
@@ -194,6 +198,16 @@ class Shipper:
             "last_error": self.last_error,
             "advice": self.advice,
         }
+
+    def word(self) -> str:
+        """The state; whether a session that works is catching up is seen by how far behind it
+        is."""
+        if self.state != "streaming" or self._lag_seconds() <= _LIVE_SECONDS:
+            return self.state
+        return "catching up"
+
+    def _lag_seconds(self) -> float:
+        return self._shared.ages.lag(self.applied_seq, self._shared.applied_seq)
 
     def _retry_in(self) -> float | None:
         if self._retry_at is None:
@@ -223,19 +237,18 @@ class Shipper:
         samples.append((now, self.applied_seq, self.counters.content_bytes))
         while samples[0][0] < now - _RATE_SECONDS:
             samples.popleft()
-        self._note_level()
-
-    def _note_level(self) -> None:
-        if self.applied_seq >= self._shared.applied_seq:
-            self._level_at = time.time()
 
     def _peer(self) -> Peer | None:
         return self._shared.book.find(self.name)
 
     # -- the task ----------------------------------------------------------------------------------
 
-    def changed(self) -> None:
-        """The peer was paused, resumed, or given another address or certificate."""
+    def look_again(self, peer: Peer) -> None:
+        """The book has changed: what it says of *peer*, this one, may be something else now."""
+        told = peer.address, peer.certificate, peer.paused, peer.needs_copy
+        if told == self._told:
+            return
+        self._told = told
         changed, self._changed = self._changed, trio.Event()
         changed.set()
         if self._session_scope is not None:
@@ -254,12 +267,13 @@ class Shipper:
                 await changed.wait()
             elif peer.address is None:
                 return
-            elif self._shared.me().uuid is None:
+            elif not self._shared.volume.journal.head_seq:
                 self._say("connecting", None, "this mirror has nothing yet that it could ship on")
                 await self._shared.growth.beyond(Seq(0))
             else:
+                self._is_gone = False
                 pause_seconds = await self._try(peer, pause_seconds)
-                self._check_backlog()
+                await self._check_backlog()
                 with trio.move_on_after(pause_seconds * random.uniform(0.5, 1.5)) as waiting:
                     self._retry_at = waiting.deadline
                     await changed.wait()
@@ -282,7 +296,7 @@ class Shipper:
             self._failed(error, state, _ADVICE.get(code))
             refused = code not in ("busy", "full")
         except* NoSuchSeqError:
-            self._mark("its next entry is not in the journal any more")
+            self._is_gone = True
         except* (FusejournalError, OSError, trio.TooSlowError) as group:
             error = first_error(group)
             damaged = isinstance(error, JournalError)
@@ -302,6 +316,12 @@ class Shipper:
         self._source = None
         with suppress(UnknownPeerError):  # removed meanwhile
             self._shared.book.note_acked(self.name, self.acked_seq)
+            if self._is_heard:
+                self._shared.book.note_left(self.name, self._shared.applied_seq, time.time())
+
+    def stopped(self, why: str) -> None:
+        """It does not run any more."""
+        self._say("refused", why, None)
 
     def _say(self, state: str, error: str | None, advice: str | None) -> None:
         self.state, self.last_error, self.advice = state, error, advice
@@ -315,19 +335,33 @@ class Shipper:
 
     # -- retention ---------------------------------------------------------------------------------
 
-    def _mark(self, why: str) -> None:
-        self._shared.book.set_needs_copy(self.name, why)
-        self._shared.book.save()
+    async def _mark(self, why: str) -> None:
         log.error("peer %s needs a full copy: %s", self.name, why)
+        try:
+            self._shared.book.set_needs_copy(self.name, why)
+            await trio.to_thread.run_sync(self._shared.book.save)
+        except FusejournalError as error:  # removed meanwhile, or the disk is full
+            log.warning("that peer %s needs a full copy is not written down: %s", self.name, error)
 
-    def _check_backlog(self) -> None:
-        """A peer that is too far behind is told so, rather than left to wait for ever."""
-        config = self._shared.config
-        seconds = time.time() - self._level_at
-        if self.lag_bytes() > config.keep_bytes:
-            self._mark(f"it is {self.lag_bytes()} bytes behind, {config.keep_bytes} are kept")
-        elif self.lag_bytes() and seconds > config.keep_days * _DAY_SECONDS:
-            self._mark(f"it was away for more than {config.keep_days:g} days")
+    async def _check_backlog(self) -> None:
+        """A peer that stays away for too long is told so, rather than left to wait for ever: what
+        counts is how much the journal has grown, and what time has passed, since it was here."""
+        config, peer = self._shared.config, self._peer()
+        if peer is None:
+            return
+        if self._is_gone:
+            await self._mark("its next entry is not in the journal any more")
+            return
+        if peer.left_seq is None or peer.left_at is None or self._is_heard:
+            return
+        grown_bytes = self._shared.volume.journal.bytes_from(Seq(peer.left_seq + 1))
+        if grown_bytes > config.keep_bytes:
+            await self._mark(
+                f"the journal has grown by {grown_bytes:,} bytes since it was here, and "
+                f"{config.keep_bytes:,} are kept for it"
+            )
+        elif time.time() - peer.left_at > config.keep_days * _DAY_SECONDS and grown_bytes:
+            await self._mark(f"it was away for more than {config.keep_days:g} days")
 
     # -- one session -------------------------------------------------------------------------------
 
@@ -349,7 +383,10 @@ class Shipper:
             reader = StretchReader(shared.directory, shared.volume.journal.uuid)
             try:
                 chain = await trio.to_thread.run_sync(reader.seek, seq)
-                await connection.send(Begin(me.position.epoch, seq, chain, shared.applied_seq))
+                settled_seq = reader.settled_seq(shared.volume.journal.end)
+                await connection.send(
+                    Begin(me.position.epoch, seq, chain, shared.applied_seq, settled_seq)
+                )
                 self._source = Source(seq, shared.config.window_bytes)
                 self.counters.sessions += 1
                 self.counters.resent_entries += max(0, self._furthest - seq)
@@ -368,17 +405,17 @@ class Shipper:
         with trio.fail_after(SILENCE_SECONDS):
             await connection.send(hello(me, SHIP))
             theirs = check_welcome(me, await connection.receive(), SHIP)
-            head_seq = shared.applied_seq
-            chains = ChainFinder(shared.directory, shared.volume.journal.uuid)
-            agreed_seq = await find_common(connection, chains, head_seq, position_of(theirs))
-            if agreed_seq != theirs.seq:
-                await connection.send(Diverged(agreed_seq, head_seq))
-                raise DivergedError(theirs.node, agreed_seq, head_seq, theirs.seq)
-            first = first_seq_of(list_segments(shared.directory)[0])
-            if agreed_seq + 1 < first:
-                why = f"its next entry, {agreed_seq + 1}, is not in the journal any more"
-                await connection.send(Refusal("copy", f"{why}: this mirror needs a full copy"))
-                raise NoSuchSeqError(agreed_seq + 1, first, head_seq)
+        head_seq = shared.applied_seq
+        chains = ChainFinder(shared.directory, shared.volume.journal.uuid)
+        agreed_seq = await find_common(connection, chains, head_seq, position_of(theirs))
+        if agreed_seq != theirs.seq:
+            await connection.send(Diverged(agreed_seq, head_seq))
+            raise DivergedError(theirs.node, agreed_seq, head_seq, theirs.seq)
+        first = shared.volume.journal.reader.first_seq
+        if agreed_seq + 1 < first:
+            why = f"its next entry, {agreed_seq + 1}, is not in the journal any more"
+            await connection.send(Refusal("copy", f"{why}: this mirror needs a full copy"))
+            raise NoSuchSeqError(agreed_seq + 1, first, head_seq)
         return agreed_seq
 
     async def _take_acks(self, connection: Connection, source: Source) -> None:
@@ -392,23 +429,17 @@ class Shipper:
                 # A peer of this name may have been begun anew: what it has it says itself.
                 self._known = _NOTHING
                 self._shared.quorum.forget(self.name)
-            self._is_heard = True
+            if not self._is_heard:
+                self._is_heard = True
+                self._shared.book.note_here(self.name)
             self._shared.quorum.acked(self.name, source.acked_seq)
             self._room.set()
-            self._note_level()
             if ack.state == FULL:
                 self._say("mirror full", ack.detail, "make space there: it goes on by itself")
             elif ack.state == FAILED:
                 self._say("mirror failed", ack.detail, "see the mirror's own status and log")
-            elif source.applied_seq >= self._shared.applied_seq - self._live_entries():
+            elif self.state != "streaming":
                 self._say("streaming", None, None)
-            elif self.state in ("mirror full", "mirror failed"):
-                self._say("catching up", None, None)
-
-    def _live_entries(self) -> int:
-        """How far behind a peer is that only waits for what is on its way."""
-        entries_rate, _ = self._rates()
-        return int(entries_rate) + 1000
 
     async def _ping(self, connection: Connection) -> None:
         while True:
@@ -423,6 +454,7 @@ class Shipper:
                 self._room = trio.Event()
                 await self._room.wait()
             await shared.growth.beyond(Seq(reader.seq - 1))
+            shared.ages.note(shared.applied_seq)
             end = shared.volume.journal.end
             if reader.is_near(end, config.batch_bytes):
                 lacking = config.batch_bytes - reader.bytes_to(end)
@@ -473,12 +505,13 @@ class Shipper:
 
 
 _COPY_ADVICE = (
-    "remove the peer, give it an empty backing and state, and add it again: it gets everything "
-    "that the journal has"
+    "'fusejournal peer resume' lets it try again, while the journal still has what it lacks; else "
+    "give it an empty backing and state"
 )
 _ADVICE = {
     "version": "upgrade the older of the two",
     "volume": "this is another volume's mirror: check its address",
+    "unborn": "it has nothing yet that it could ship on",
     "role": "check its address, or mount it with --role mirror",
     "fenced": "another node has become primary: stop this one, or bring it back as a mirror",
     "full": "make space there: it goes on by itself",

@@ -7,19 +7,26 @@ source and ships what it has on its disk. The entries are appended byte for byte
 and mirror are the same again, and then applied, by looking first what of them the backing has
 already: its pages reached the disk in any order.
 
+A process that dies at it leaves a mark of how far it had applied (STATE/taking-back, as a mirror
+has one), and the next start goes on from there: what is in the journal and not yet in the backing
+is never taken for applied.
+
 With no peer in reach it is as configured: go on without, as a new epoch, or wait."""
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
+from fusejournal import storage
 from fusejournal.config import ReplicationConfig
-from fusejournal.errors import FusejournalError, JournalError
+from fusejournal.errors import FusejournalError, JournalError, RecoveryError
+from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.settled import settled
 from fusejournal.journal.stretches import StretchReader
-from fusejournal.operations import ControlOperation
+from fusejournal.opening import TAKING_BACK
 from fusejournal.replication.comparing import ChainFinder, find_common, first_error
 from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.types import Position, Seq
@@ -56,17 +63,25 @@ class TakeBack:
     """One attempt; see the module. *told* is called with a line that says what happens."""
 
     volume: Volume
+    state_dir: Path
     me: Callable[[], Me]
     config: ReplicationConfig
     identity: Identity
     book: PeerBook
     insecure: bool
     told: Callable[[str], None]
-    _taken: int = 0
 
     async def run(self) -> list[str]:
         """Take back what the peers have. Returns what could not be done, a line each. Raises
-        JournalError when the journal cannot take it, OSError."""
+        FusejournalError when journal or backing cannot take it: the next start goes on."""
+        told = await self._fetch_all()
+        if (self.state_dir / TAKING_BACK).exists():
+            self._apply()
+            await self._finish()
+        return told
+
+    async def _fetch_all(self) -> list[str]:
+        """Bring into the journal what the peers have more. Returns what could not be done."""
         peers = [peer for peer in self.book.list() if peer.address is not None]
         if not peers:
             return []
@@ -78,17 +93,17 @@ class TakeBack:
             head_seq = self.volume.journal.head_seq
             best = max(positions, key=lambda name: positions[name].seq)
             if positions[best].seq <= head_seq:
-                return self._apply()
+                return []
             self.told(f"taking entries {head_seq + 1} to {positions[best].seq} back from {best}")
             try:
                 await self._fetch(self.book.get(best))
-                return self._apply()
+                return []
             except* JournalError:
                 raise
             except* (FusejournalError, OSError, trio.TooSlowError) as group:
                 self.told(f"peer {best}: {first_error(group)}")
             if trio.current_time() > ends and self.config.without_peers != "wait":
-                return [*self._apply(), _NOBODY]
+                return [_NOBODY]
             await trio.sleep(_PAUSE_SECONDS)
 
     async def _ask_all(self, peers: list[Peer]) -> dict[str, Position]:
@@ -150,9 +165,9 @@ class TakeBack:
                 elif isinstance(message, Batch):
                     if sink.take(message):
                         stretch = await trio.to_thread.run_sync(stretch_of, message)
+                        self._begin()
                         journal.receive(stretch)
                         sink.appended(message)
-                        self._taken += message.last_seq - message.first_seq + 1
                 else:
                     if isinstance(message, Diverged):
                         log.error(
@@ -163,30 +178,46 @@ class TakeBack:
                     break
         await trio.to_thread.run_sync(journal.sync)
 
-    def _apply(self) -> list[str]:
-        """Apply what was taken back, and the last entry that was here, which it may settle; what
-        the backing refuses is named."""
+    def _begin(self) -> None:
+        """Leave the mark, before the first entry comes into the journal."""
+        path = self.state_dir / TAKING_BACK
+        if not path.exists():
+            marks = CopyMarks(path)
+            marks.applying_seq = Seq(self.volume.catalog.applied_seq + 1)
+            marks.sync()
+            marks.close()
+            storage.fsync_directory("take-back.directory", self.state_dir)
+
+    def _apply(self) -> None:
+        """Apply what was taken back, and the last entry that was here before, which it may settle.
+        Raises RecoveryError when the backing refuses one."""
         volume = self.volume
-        failures = []
+        marks = CopyMarks(self.state_dir / TAKING_BACK)
         first_seq = Seq(volume.catalog.applied_seq + 1)
         end = Seq(volume.journal.head_seq + 1)
-        if not self._taken:
-            return []
-        for entry, void in settled(volume.journal.reader.read(first_seq, end)):
-            try:
-                volume.apply_received(entry, void, settle=True)
-            except OSError as error:
-                operation = entry.operation
-                assert not isinstance(operation, ControlOperation)
-                volume.catalog.record(operation, entry.seq, entry.time_ns)
-                failures.append(f"entry {entry.seq}: {error.strerror}")
-        self.told(f"took {self._taken} entries back")
-        if not failures:
-            return []
-        return [
-            f"{len(failures)} of {self._taken} entries taken back could not be applied to the "
-            f"backing, the first: {failures[0]}"
-        ]
+        try:
+            for entry, void in settled(volume.journal.reader.read(first_seq, end)):
+                marks.applying_seq = entry.seq
+                try:
+                    volume.apply_received(entry, void, settle=True)
+                except OSError as error:
+                    raise RecoveryError(
+                        f"entry {entry.seq}, taken back from a peer, cannot be applied: "
+                        f"{error.strerror}; mend that and mount again, or restore the volume: the "
+                        "journal has everything"
+                    ) from error
+        finally:
+            marks.close()
+        self.told(f"took entries back: the journal ends with {end - 1}")
+
+    async def _finish(self) -> None:
+        """All is applied: make it durable, then take the mark away. Raises OSError."""
+        catalog, root_fd = self.volume.catalog, self.volume.tree.root_fd
+        await trio.to_thread.run_sync(storage.syncfs, "take-back.syncfs", root_fd)
+        catalog.commit()
+        await trio.to_thread.run_sync(catalog.sync)
+        storage.unlink("take-back.unlink", self.state_dir / TAKING_BACK)
+        storage.fsync_directory("take-back.directory", self.state_dir)
 
 
 async def serve_fetch(
@@ -208,7 +239,8 @@ async def serve_fetch(
     reader = StretchReader(journal.directory, journal.uuid)
     try:
         chain = await trio.to_thread.run_sync(reader.seek, agreed_seq)
-        await connection.send(Begin(me.position.epoch, agreed_seq, chain, upto_seq))
+        settled_seq = reader.settled_seq(journal.end)
+        await connection.send(Begin(me.position.epoch, agreed_seq, chain, upto_seq, settled_seq))
         while (
             stretch := await trio.to_thread.run_sync(reader.next, journal.end, upto_seq, bytes_max)
         ) is not None:

@@ -8,9 +8,8 @@ process settles it by looking, so that none is skipped and none done twice.
 A backing without space is tried again and again, and said; another refusal of an entry that held on
 the primary means that the backing is not what it should be: nothing more is applied then.
 
-After each slice of entries the kernel is made to forget what it knows and is not so any more: that
-is done in a thread, for it may wait for requests in progress, and the next slice is applied
-meanwhile.
+After each entry the kernel is made to forget the attributes that it knows and that are not so any
+more (layer/remembered.py).
 
 Runs as one task of the event loop; a slice is a few milliseconds, so that readers are served in
 between."""
@@ -65,6 +64,7 @@ class Updater:
         self._durability = durability
         self._remembered = remembered
         self._settle_to = settle_to
+        self._in_doubt = marks.applying_seq
         self._on_progress = on_progress
         self._more = trio.Event()
         self.full: str | None = None
@@ -84,26 +84,27 @@ class Updater:
     async def run(self) -> None:
         """Apply until cancelled, or until an entry cannot be applied."""
         journal = self._volume.journal
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._remembered.run)
-            reader: StretchReader | None = None
-            try:
-                while True:
-                    if reader is None and journal.head_seq:  # it is born
-                        reader = StretchReader(journal.directory, journal.uuid)
-                    if reader is None or not await self._apply_what_is_there(reader):
-                        await self._more.wait()
-                        self._more = trio.Event()
-            except (FusejournalError, BadFrameError, OSError, KeyError) as error:
-                self.failure = f"entry {self.applied_seq + 1} cannot be applied: {error}"
-                self._volume.fail(self.failure)
-                self._on_progress()
-            finally:
-                if reader is not None:
-                    reader.close()
+        reader: StretchReader | None = None
+        try:
+            while True:
+                if reader is None and journal.head_seq:  # it is born
+                    reader = StretchReader(journal.directory, journal.uuid)
+                if reader is None or not await self._apply_what_is_there(reader):
+                    await self._more.wait()
+                    self._more = trio.Event()
+        except Exception as error:
+            # Whatever it is: nothing more may be applied, and readers are still to be served.
+            if not isinstance(error, FusejournalError | BadFrameError | OSError):
+                log.exception("applying failed on a bug")
+            self.failure = f"entry {self.applied_seq + 1} cannot be applied: {error}"
+            self._volume.fail(self.failure)
+            self._on_progress()
+        finally:
+            if reader is not None:
+                reader.close()
 
     def _limit(self) -> Seq:
-        return min(self._marks.settled_seq, self._durability.durable_seq)
+        return min(self._marks.settled_seq, self._marks.durable_seq)
 
     async def _apply_what_is_there(self, reader: StretchReader) -> bool:
         """Apply the next stretch up to the limit of now; whether there was any."""
@@ -134,13 +135,22 @@ class Updater:
             while self._durability.full:
                 await self._wait_for_space("no space for the catalog")
                 self._durability.commit_catalog()
-        self._remembered.drop_stale()
+        self._remembered.recall()
         self._on_progress()
         return more
 
     async def _apply(self, entry: Entry, void: Void | None) -> None:
         settle = entry.seq <= self._settle_to
-        mtime_ns = self._mtime_to_keep(entry) if settle else None
+        mtime_ns = None
+        if entry.seq == self._in_doubt and isinstance(entry.operation, Import | ImportLink):
+            # An import leaves its directory's mtime as it was; who died in the middle of one has
+            # left it as it is.
+            mtime_ns = await trio.to_thread.run_sync(
+                directory_mtime_before,
+                self._volume.journal.directory,
+                entry.operation.parent,
+                entry.seq,
+            )
         self._marks.applying_seq = entry.seq
         while True:
             try:
@@ -165,12 +175,3 @@ class Updater:
             log.warning("%s: waiting for space", what)
             self._on_progress()
         await trio.sleep(_FULL_PAUSE_SECONDS)
-
-    def _mtime_to_keep(self, entry: Entry) -> int | None:
-        """An import leaves its directory's mtime as it was; who died in the middle of one has left
-        it as it is. Raises JournalDamagedError."""
-        if not isinstance(entry.operation, Import | ImportLink):
-            return None
-        return directory_mtime_before(
-            self._volume.journal.reader, entry.operation.parent, entry.seq
-        )

@@ -99,12 +99,14 @@ class Chains(NamedTuple):
 
 class Begin(NamedTuple):
     """The two agree up to ``seq``, whose chain is ``chain``: batches follow from there.
-    ``head_seq`` is where the sender's journal ends now."""
+    ``head_seq`` is where the sender's journal ends now. ``settled_seq`` is ``seq``, or one less
+    where the sender's next entry says that entry ``seq`` was refused."""
 
     epoch: Epoch
     seq: Seq
     chain: int
     head_seq: Seq
+    settled_seq: Seq
 
 
 class Diverged(NamedTuple):
@@ -217,6 +219,7 @@ _INTEGERS: Final = frozenset(
         "applied_seq",
         "appended_seq",
         "durable_seq",
+        "settled_seq",
     }
 )
 _BYTES: Final = frozenset({"uuid", "content", "nonce", "proof"})

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from fusejournal.types import Epoch, Position, Seq
+from fusejournal.types import EPOCH_MAX, Epoch, Position, Seq
 from fusejournal.wire.frames import (
     PROTOCOL_VERSION,
     Ack,
@@ -109,11 +109,11 @@ def check_welcome(me: Me, answer: Message | None, purpose: str) -> Welcome:
     """What came after the greeting. Raises RefusedError, WireError."""
     theirs: Welcome = expect(answer, Welcome)
     _check_same(me, theirs)
-    if purpose == SHIP and theirs.epoch > max(me.fence, me.position.epoch):
+    if theirs.epoch > max(me.fence, me.position.epoch):
         raise RefusedError(
             "fenced",
             f"{theirs.node} has seen a primary of epoch {theirs.epoch}, and this one is of "
-            f"{me.position.epoch}: it takes no changes from here",
+            f"{me.position.epoch}: this one is no primary any more",
         )
     return theirs
 
@@ -204,6 +204,7 @@ class Sink:
             raise WireError(f"a beginning at {message.seq}, and this journal ends with {self.seq}")
         self._check_epoch(message.epoch)
         self.source_head_seq = message.head_seq
+        self.settled_seq = min(message.settled_seq, self.seq)
 
     def take(self, batch: Batch) -> bool:
         """Whether *batch* is to be appended; False for one that has been. Raises WireError."""
@@ -230,6 +231,8 @@ class Sink:
         self.settled_seq = batch.last_seq
 
     def _check_epoch(self, epoch: Epoch) -> None:
+        if epoch > EPOCH_MAX:
+            raise WireError(f"an epoch of {epoch}, of which there cannot be so many")
         if epoch < self.epoch:
             raise RefusedError(
                 "fenced", f"a sender of epoch {epoch}, and {self.epoch} has come after it"

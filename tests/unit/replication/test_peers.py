@@ -147,6 +147,8 @@ GOOD: dict[str, Any] = {
     "paused": False,
     "needs_copy": None,
     "acked_seq": 0,
+    "left_seq": 7,
+    "left_at": 1.5,
 }
 
 

@@ -1,5 +1,7 @@
 """Waiting for mirrors: how many count, and what happens when they do not answer."""
 
+import errno
+
 import pytest
 import trio
 
@@ -95,3 +97,54 @@ async def test_cancelled_wait_leaves_nothing(autojump_clock: trio.testing.MockCl
         await quorum.wait(Seq(7))
     assert quorum.waiting == 0
     assert quorum.describe() is None
+
+
+async def test_counts_again_under_load(autojump_clock: trio.testing.MockClock) -> None:
+    """Mirrors that follow closely count again, though the journal never waits for them."""
+    head = [1000]
+    quorum = Quorum(
+        ReplicationConfig(mirrors=1, mirrors_timeout_seconds=10.0),
+        lambda: Seq(head[0]),
+        lambda: None,
+    )
+    await quorum.wait(Seq(1))
+    assert quorum.describe() is not None
+    for _ in range(60):
+        head[0] += 1000
+        await trio.sleep(0.5)
+        quorum.acked("a", Seq(head[0] - 200))
+    assert quorum.describe() is None
+
+
+async def test_does_not_count_mirrors_that_are_far_behind(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    head = [1000]
+    quorum = Quorum(
+        ReplicationConfig(mirrors=1, mirrors_timeout_seconds=10.0),
+        lambda: Seq(head[0]),
+        lambda: None,
+    )
+    await quorum.wait(Seq(1))
+    for _ in range(200):
+        head[0] += 1000
+        await trio.sleep(0.5)
+        quorum.acked("a", Seq(head[0] - 40_000 if head[0] > 41_000 else 0))
+    assert quorum.describe() is not None
+
+
+async def test_nobody_waits_once_the_node_ends(autojump_clock: trio.testing.MockClock) -> None:
+    quorum = _quorum(on_timeout="block")
+    caught: list[int | None] = []
+
+    async def wait() -> None:
+        try:
+            await quorum.wait(Seq(7))
+        except OSError as error:
+            caught.append(error.errno)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.sleep(100)
+        quorum.close()
+    assert caught == [errno.EAGAIN]

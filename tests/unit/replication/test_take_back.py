@@ -1,19 +1,31 @@
 """A primary whose machine was lost takes back from its mirrors what its journal lost."""
 
 import json
+import os
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 import pytest
 import trio
 
+from fusejournal import storage
+from fusejournal.backing.syscalls import handle_of
+from fusejournal.backing.tree import FID_XATTR, pack_tag
 from fusejournal.config import ReplicationConfig
+from fusejournal.errors import RecoveryError
+from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
+from fusejournal.journal.settled import settled
+from fusejournal.opening import TAKING_BACK
 from fusejournal.operations import NewEpoch
 from fusejournal.replay.digest import digest_tree
-from fusejournal.types import Seq
+from fusejournal.types import ROOT_FID, Seq
+from fusejournal.volume import Volume
 from tests.support.volumes import OpenVolume, applied, content, open_volume
 
 pytestmark = pytest.mark.mount
@@ -157,3 +169,96 @@ async def test_waits_for_a_peer_as_configured(tmp_path: Path) -> None:
                 await done.wait()
             assert _epochs(primary) == [(1, 1), (2, head_seq + 1)]
             nursery.cancel_scope.cancel()
+
+
+class _Died(BaseException):
+    """What a kill is to a process."""
+
+
+@pytest.mark.parametrize("deaths", [1, 3, 8])
+async def test_interrupted_take_back_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int
+) -> None:
+    """Killed while it applies what it took: the next start applies the rest, though no peer is
+    there any more, and nothing counts as applied that is not."""
+    with open_volume(tmp_path / "mirror", mirror=True) as mirror:
+        async with _serving(mirror) as address:
+            with open_volume(tmp_path / "primary", orderly=False) as primary:
+                primary.work(12)
+                head_seq = primary.volume.journal.head_seq
+            _copy_tree(tmp_path / "primary", tmp_path / "early", head_seq)
+            with open_volume(tmp_path / "primary", orderly=False) as primary:
+                primary.work(12, start=30)
+                last_seq = primary.volume.journal.head_seq
+                await _ship_all(primary, mirror, address)
+            # The backing is as it was then, too: nothing later had reached the disk.
+            _lose_machine(tmp_path / "early", head_seq)
+            apply = Volume.apply_received
+            left = [0]
+
+            def dying(self: Volume, *args: Any, **kwargs: Any) -> None:
+                left[0] -= 1
+                if left[0] == 0:
+                    raise _Died
+                apply(self, *args, **kwargs)
+
+            monkeypatch.setattr(Volume, "apply_received", dying)
+            left[0] = 2
+            with open_volume(tmp_path / "early", begin=False, orderly=False) as primary:
+                with pytest.raises(_Died):
+                    await _begin(primary, peers={"east": address})
+                assert primary.volume.journal.head_seq == last_seq
+    for number in range(deaths):
+        left[0] = 2 + number % 3
+        with open_volume(tmp_path / "early", begin=False, orderly=False) as primary:
+            with pytest.raises(_Died):
+                await _begin(primary, peers={"east": "127.0.0.1:9"}, take_back_seconds=0.05)
+            assert primary.volume.journal.head_seq == last_seq
+    monkeypatch.setattr(Volume, "apply_received", apply)
+    with open_volume(tmp_path / "early", begin=False) as primary:
+        await _begin(primary, peers={"east": "127.0.0.1:9"}, take_back_seconds=0.05)
+        assert _epochs(primary) == [(1, 1), (2, last_seq + 1)]
+        assert not (primary.directory / "state" / TAKING_BACK).exists()
+    assert digest_tree(mirror.backing).digest == digest_tree(primary.backing).digest
+
+
+def _copy_tree(source: Path, target: Path, head_seq: int) -> None:
+    """A copy of a volume as a machine that is lost later leaves it: its backing is made anew from
+    the journal, for a plain copy's files would be others."""
+    shutil.copytree(source / "state", target / "state")
+    shutil.rmtree(target / "state" / "catalog")
+    (target / "backing").mkdir()
+    uuid = UUID((source / "state" / "uuid").read_text())
+    marks = CopyMarks(target / "state" / "marks")
+    marks.durable_seq = Seq(head_seq)
+    marks.close()
+    os.setxattr(
+        target / "backing",
+        FID_XATTR,
+        pack_tag(uuid, ROOT_FID, handle_of(os.open(target / "backing", os.O_RDONLY))),
+    )
+    with open_volume(target, mirror=True, uuid=uuid, orderly=False) as copy:
+        for entry, void in settled(copy.volume.journal.reader.read(Seq(1), Seq(head_seq + 1))):
+            copy.volume.apply_received(entry, void, settle=False)
+        copy.volume.catalog.commit()
+    (target / "state" / "marks").unlink()
+
+
+async def test_full_backing_stops_the_start_and_nothing_is_lost(tmp_path: Path) -> None:
+    with open_volume(tmp_path / "mirror", mirror=True) as mirror:
+        async with _serving(mirror) as address:
+            with open_volume(tmp_path / "primary", orderly=False) as primary:
+                primary.work(4)
+                head_seq = primary.volume.journal.head_seq
+                await _ship_all(primary, mirror, address)
+            _lose_machine(tmp_path / "primary", head_seq - 20)
+            storage.listen(storage.PlannedFault("apply.tag", 2, "ENOSPC"))
+            try:
+                with open_volume(tmp_path / "primary", begin=False, orderly=False) as primary:
+                    with pytest.raises(RecoveryError, match="taken back"):
+                        await _begin(primary, peers={"east": address})
+            finally:
+                storage.listen(None)
+            with open_volume(tmp_path / "primary", begin=False) as primary:
+                assert await _begin(primary, peers={"east": address}) == []
+            assert digest_tree(mirror.backing).digest == digest_tree(primary.backing).digest

@@ -40,7 +40,7 @@ def prepare(directory: Path) -> list[Path]:
     return [image]
 
 
-pytestmark = pytest.mark.guest(prepare=prepare)
+pytestmark = pytest.mark.guest(prepare=prepare, early=True)
 
 
 def inodes_in_memory() -> int:

@@ -24,7 +24,7 @@ from tests.support.guest.holder import Holder
 from tests.support.guest.server import NfsServer, drop_caches, sh, wait_until
 from tests.support.layer import Layer
 
-pytestmark = pytest.mark.guest
+pytestmark = pytest.mark.guest(early=True)
 
 CLIENT = Path("/nfs/client")
 ETAB = Path("/var/lib/nfs/etab")

@@ -21,7 +21,7 @@ from tests.support.layer import Layer
 from tests.support.trees import rebuild
 from tests.support.users import ANOTHER, SOMEBODY
 
-pytestmark = pytest.mark.guest
+pytestmark = pytest.mark.guest(early=True)
 
 _NAMES = 50_000
 _FEWER = 1500

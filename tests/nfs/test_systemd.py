@@ -13,7 +13,7 @@ import pytest
 from tests.support.guest.server import make_disk, prepare_services, wait_until
 from tests.support.guest.systemd import Systemd
 
-pytestmark = pytest.mark.guest
+pytestmark = pytest.mark.guest(early=True)
 
 UNIT = Path("/etc/systemd/system/fusejournal@.service")
 PROGRAM = Path(sys.executable).with_name("fusejournal")

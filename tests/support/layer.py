@@ -14,7 +14,7 @@ from typing import Any
 from fusejournal.layer.connection import release_kept
 from tests.support.forked import Forked, run
 
-_START_SECONDS = 60.0
+_START_SECONDS = 180.0
 
 
 class Layer:

@@ -1,9 +1,11 @@
 """pytest in the guest: tests with the marker ``guest`` run there, and are reported here.
 
-The guest-marked tests of one module share one boot. Guests run beside the host's own tests, one at
-a time and on one processor (a guest has one), and more when those are over; their tests are told
-last. What takes a host's speed is prepared there: ``guest(prepare=function)`` names a
-function that gets an empty directory and returns disk images, which are /dev/ubdd, /dev/ubde ...
+The guest-marked tests of one module share one boot. Guests run beside the host's own tests, on one
+processor (a guest has one), and on the others when those are over; their tests are told last. Those
+with ``guest(early=True)`` are begun first, for they take longest.
+
+What takes a host's speed is prepared there: ``guest(prepare=function)`` names a function that gets
+an empty directory and returns disk images, which are /dev/ubdd, /dev/ubde ...
 
 Inside, the same pytest runs the same tests by node id and writes each report as a line of JSON to
 /out, as pytest-xdist sends them between processes; here they are told as if the tests had run
@@ -91,7 +93,9 @@ class Outside:
             marker = item.get_closest_marker("guest")
             prepare = marker.kwargs.get("prepare") if marker else None
             name = f"{prepare.__module__}:{prepare.__name__}" if prepare else None
-            self._runs.setdefault(module, _Run(module, name)).tests.append(item.nodeid)
+            run = self._runs.setdefault(module, _Run(module, name))
+            run.is_early = bool(marker and marker.kwargs.get("early"))
+            run.tests.append(item.nodeid)
         items.sort(key=lambda item: item.get_closest_marker("guest") is not None)
 
     @pytest.hookimpl(wrapper=True)
@@ -104,7 +108,9 @@ class Outside:
             run.out = directory / Path(run.module).stem
             shutil.rmtree(run.out, ignore_errors=True)
         plan = {
-            "runs": [run.plan() for run in self._runs.values()],
+            "runs": [
+                run.plan() for run in sorted(self._runs.values(), key=lambda run: not run.is_early)
+            ],
             "cpus": sorted(os.sched_getaffinity(0), reverse=True),
         }
         self._runner = subprocess.Popen(
@@ -162,6 +168,7 @@ class _Run:
     def __init__(self, module: str, prepare: str | None) -> None:
         self.module = module
         self._prepare = prepare
+        self.is_early = False
         self.tests: list[str] = []
         self.finished: set[str] = set()
         self.failure = ""

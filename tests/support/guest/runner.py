@@ -6,9 +6,9 @@ umask at times, which all threads of a process share.
     {"runs": [{"module": ..., "tests": [...], "prepare": "module:function" or null, "out": ...}],
      "cpus": [...]}
 
-and boots the guests one after the other on the first processor; a second line says that all are
-free, and two at a time run on each, for a guest waits as much as it works. The end of stdin ends
-all guests. For each run *out* gets what the guest leaves, and at last ``ended``: why it ended."""
+and boots the guests, two at a time on the first processor, for a guest waits as much as it works; a
+second line says that the others are free, too. The end of stdin ends all guests. For each run *out*
+gets what the guest leaves, and at last ``ended``: why it ended."""
 
 import importlib
 import json
@@ -27,6 +27,8 @@ INSIDE = "FUSEJOURNAL_GUEST"
 
 _LIMIT_SECONDS = 900
 _DISKS_MIB = (8192, 4096, 4096)
+_AT_ONCE = 2
+"""Guests on a processor."""
 _MEMORY_MIB = 4096
 """What a guest with its disks' pages needs of the host's."""
 _POLL_SECONDS = 0.1
@@ -90,11 +92,13 @@ def main() -> None:
     waiting: SimpleQueue[dict[str, Any]] = SimpleQueue()
     for run in plan["runs"]:
         waiting.put(run)
-    cpus = [*plan["cpus"], *plan["cpus"]][: max(1, _memory_mib() // _MEMORY_MIB)]
+    cpus = [cpu for cpu in plan["cpus"] for _ in range(_AT_ONCE)]
+    cpus = cpus[: max(1, _memory_mib() // _MEMORY_MIB)]
     threads = [threading.Thread(target=_run_all, args=(waiting, cpu)) for cpu in cpus]
-    threads[0].start()
+    for thread in threads[:_AT_ONCE]:
+        thread.start()
     if sys.stdin.readline():
-        for thread in threads[1:]:
+        for thread in threads[_AT_ONCE:]:
             thread.start()
         sys.stdin.read()
     _stopping.set()

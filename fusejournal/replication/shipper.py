@@ -141,6 +141,8 @@ class Shipper:
         self._session_scope: trio.CancelScope | None = None
         self._changed = trio.Event()
         self._furthest = Seq(0)
+        self._left_bytes = shipping.growth.bytes
+        """How much the journal had grown when the peer was heard last."""
         self._is_heard = False
         """Whether the peer has acknowledged anything in this session."""
 
@@ -300,6 +302,8 @@ class Shipper:
         """The session is over: what is known of the peer stays."""
         self._known = self.acked_seq, self.applied_seq
         self._source = None
+        if self._is_heard:
+            self._left_bytes = self._shared.growth.bytes
         with suppress(UnknownPeerError):  # removed meanwhile
             self._shared.book.note_acked(self.name, self.acked_seq)
 
@@ -321,10 +325,12 @@ class Shipper:
         log.error("peer %s needs a full copy: %s", self.name, why)
 
     def _check_backlog(self) -> None:
-        """A peer that is too far behind is told so, rather than left to wait for ever."""
+        """A peer that is too far behind is told so, rather than left to wait for ever. One that is
+        catching up, however much that is, is not: what counts is what came since it was away."""
         config = self._shared.config
         seconds = time.time() - self._level_at
-        if self.lag_bytes() > config.keep_bytes:
+        missed_bytes = self._shared.growth.bytes - self._left_bytes
+        if min(self.lag_bytes(), missed_bytes) > config.keep_bytes:
             self._mark(f"it is {self.lag_bytes()} bytes behind, {config.keep_bytes} are kept")
         elif self.lag_bytes() and seconds > config.keep_days * _DAY_SECONDS:
             self._mark(f"it was away for more than {config.keep_days:g} days")

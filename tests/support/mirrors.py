@@ -39,8 +39,18 @@ take_back_seconds = 5.0
 class Node(Layer):
     """One node at *host*: a volume that listens there. ``base``'s name is the volume's."""
 
-    def __init__(self, base: Path, host: Host, role: str, config: str = "") -> None:
-        super().__init__(base, config=config or CONFIG)
+    def __init__(
+        self,
+        base: Path,
+        host: Host,
+        role: str,
+        config: str = "",
+        *,
+        backing: Path | None = None,
+        state: Path | None = None,
+    ) -> None:
+        super().__init__(base, config=config or CONFIG, backing=backing)
+        self.state = state or self.state
         self.name = base.name
         self.role = role
         self.host = host

@@ -254,9 +254,11 @@ async def test_full_backing_stops_the_start_and_nothing_is_lost(tmp_path: Path) 
             _lose_machine(tmp_path / "primary", head_seq - 20)
             storage.listen(storage.PlannedFault("apply.tag", 2, "ENOSPC"))
             try:
-                with open_volume(tmp_path / "primary", begin=False, orderly=False) as primary:
-                    with pytest.raises(RecoveryError, match="taken back"):
-                        await _begin(primary, peers={"east": address})
+                with (
+                    open_volume(tmp_path / "primary", begin=False, orderly=False) as primary,
+                    pytest.raises(RecoveryError, match="taken back"),
+                ):
+                    await _begin(primary, peers={"east": address})
             finally:
                 storage.listen(None)
             with open_volume(tmp_path / "primary", begin=False) as primary:

@@ -1,0 +1,283 @@
+"""Histories that part, and what a machine that was lost gets back: nothing is guessed, nothing is
+applied that may not be, and whatever a mirror alone has is kept.
+
+The primary lies on a file system of its own, which can be set back to what it was at some moment,
+as a machine is that did not write what it had in memory, or that somebody restored a snapshot
+of."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fusejournal.journal.segment import SegmentReader, list_segments
+from fusejournal.replay.digest import digest_tree
+from tests.support.mirrors import Node, await_level, check_equal, started, wait_for
+from tests.support.network import network
+
+pytestmark = pytest.mark.mount
+
+_CONFIG = """
+[journal]
+segment_bytes = "256KiB"
+[replication]
+take_back_seconds = 2.0
+without_peers = "{without_peers}"
+"""
+
+
+class Disk:
+    """An ext4 file system in a file, mounted at ``base/disk``."""
+
+    def __init__(self, base: Path) -> None:
+        self._image, self._kept = base / "disk.img", base / "kept.img"
+        self.mountpoint = base / "disk"
+        self.mountpoint.mkdir()
+        with open(self._image, "wb") as file:
+            file.truncate(96 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-F", str(self._image)], check=True)
+        self._mount()
+
+    def _mount(self) -> None:
+        subprocess.run(["mount", "-o", "loop", str(self._image), str(self.mountpoint)], check=True)
+
+    def _freeze(self, how: str) -> None:
+        subprocess.run(["fsfreeze", how, str(self.mountpoint)], check=True)
+
+    def keep(self) -> None:
+        """Remember what is on it now."""
+        self._freeze("-f")
+        try:
+            copying = ["cp", "--sparse=always", str(self._image), str(self._kept)]
+            subprocess.run(copying, check=True)
+        finally:
+            self._freeze("-u")
+
+    def set_back(self) -> None:
+        """Make it what it was when :meth:`keep` was called; nobody may use it."""
+        self.remove()
+        subprocess.run(["cp", "--sparse=always", str(self._kept), str(self._image)], check=True)
+        self._mount()
+
+    def remove(self) -> None:
+        """Unmount it."""
+        subprocess.run(["umount", str(self.mountpoint)], check=True)
+
+
+@contextmanager
+def two(base: Path, without_peers: str = "new-epoch") -> Iterator[tuple[Node, Node, Disk]]:
+    """A primary on a disk that can be set back, and its mirror, both running and level."""
+    config = _CONFIG.format(without_peers=without_peers)
+    disk = Disk(base)
+    try:
+        with (
+            network() as net,
+            Node(disk.mountpoint / "primary", net.host(), "primary", config) as primary,
+            Node(base / "mirror", net.host(), "mirror", config) as mirror,
+        ):
+            primary.ships_to(mirror)
+            primary.start()
+            mirror.start()
+            write(primary, "before")
+            check_equal(primary, mirror)
+            yield primary, mirror, disk
+    finally:
+        disk.remove()
+
+
+def write(node: Node, name: str) -> None:
+    """Some entries."""
+    (node.mountpoint / name).mkdir()
+    for n in range(20):
+        (node.mountpoint / name / str(n)).write_bytes(f"{name} {n}".encode() * 500)
+
+
+def lose_machine(node: Node, disk: Disk) -> None:
+    """What was not on the disk when it was kept is gone, and a new boot begins."""
+    node.kill()
+    node.detach()
+    disk.set_back()
+    (node.state / "boot").write_text(json.dumps({"boot_id": "the one before"}))
+
+
+# -- divergence ----------------------------------------------------------------------------------
+
+
+def test_a_mirror_that_is_ahead_and_then_has_another_history(tmp_path: Path) -> None:
+    with two(tmp_path) as (primary, mirror, disk):
+        primary.stop()
+        disk.keep()
+        primary.start()
+        common_seq = primary.head_seq()
+        write(primary, "after")
+        check_equal(primary, mirror)
+        digest, ahead_seq = digest_tree(mirror.mountpoint).digest, mirror.head_seq()
+        primary.stop()
+        disk.set_back()
+
+        # It was stopped in order, so nothing says that it lost anything.
+        primary.start()
+        status = primary.await_peer(mirror, "diverged")
+        assert f"entries {common_seq + 1} to {mirror.head_seq()}" in status["last_error"]
+        assert primary.ask()["degraded"]
+        told = mirror.mirroring()
+        assert told["state"] == "diverged"
+        assert f"from {common_seq + 1} on" in told["last_error"]
+
+        (kept,) = mirror.state.glob("diverged.*")
+        assert str(kept) in told["last_error"]
+        entries = mirror.run("log", str(kept), "-n", "100000", "--json").stdout.splitlines()
+        seqs = [json.loads(line)["seq"] for line in entries]
+        assert set(range(common_seq + 1, ahead_seq + 1)) <= set(seqs)
+
+        # More entries than the mirror has, from the same place on.
+        write(primary, "otherwise")
+        write(primary, "and more")
+        primary.resume(mirror)
+        wait_for(
+            lambda: f"other entries from {common_seq + 1}" in primary.peer(mirror)["last_error"],
+            lambda: primary.peer(mirror),
+        )
+        assert primary.peer(mirror)["state"] == "diverged"
+        assert digest_tree(mirror.mountpoint).digest == digest
+        mirror.stop()
+        mirror.start()
+        primary.resume(mirror)
+        primary.await_peer(mirror, "diverged")
+        assert digest_tree(mirror.mountpoint).digest == digest
+
+        # As the advice says.
+        mirror.stop()
+        mirror.begin_anew()
+        mirror.start()
+        primary.resume(mirror)
+        check_equal(primary, mirror)
+
+
+# -- a lost machine ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backing", ["behind", "ahead"])
+def test_a_primary_takes_back_what_it_lost(tmp_path: Path, backing: str) -> None:
+    with two(tmp_path) as (primary, mirror, disk):
+        disk.keep()
+        write(primary, "after")
+        if backing == "behind":
+            os.rename(primary.mountpoint / "before", primary.mountpoint / "renamed")
+        check_equal(primary, mirror)
+        digest, head_seq = digest_tree(primary.mountpoint).digest, primary.head_seq()
+        if backing == "behind":
+            lose_machine(primary, disk)
+        else:  # the journal alone was not written
+            primary.kill()
+            primary.detach()
+            cut_journal(primary, 15)
+            (primary.state / "boot").write_text(json.dumps({"boot_id": "the one before"}))
+        primary.start()
+        assert digest_tree(primary.mountpoint).digest == digest
+        assert primary.head_seq() > head_seq
+        assert primary.ask()["epoch"] == 2
+        write(primary, "later")
+        check_equal(primary, mirror)
+        assert "back from mirror" in primary.words()
+
+
+def cut_journal(primary: Node, entries: int) -> None:
+    """Take the last *entries* from the primary's newest segment."""
+    path = list_segments(primary.state / "journal")[-1]
+    with SegmentReader(path) as reader:
+        offsets = [frame.offset for frame in reader.frames()]
+    assert len(offsets) > entries
+    os.truncate(path, offsets[-entries])
+
+
+def test_a_primary_with_no_peer_in_reach_begins_a_new_epoch(tmp_path: Path) -> None:
+    """The mirror, which has what was lost, then has another history; and a primary of the old
+    epoch, which somebody starts from a snapshot, is fenced off by one that knows of the new."""
+    with two(tmp_path) as (primary, mirror, disk):
+        disk.keep()
+        write(primary, "after")
+        check_equal(primary, mirror)
+        mirror.host.cut()
+        lose_machine(primary, disk)
+        primary.start()
+        status = primary.ask()
+        assert status["epoch"] == 2
+        assert any("no peer answered" in line for line in status["degraded"]), status["degraded"]
+        write(primary, "without")
+        mirror.host.mend()
+        primary.resume(mirror)
+        primary.await_peer(mirror, "diverged")
+        assert mirror.mirroring()["state"] == "diverged"
+
+        mirror.stop()
+        mirror.begin_anew()
+        mirror.start()
+        primary.resume(mirror)
+        check_equal(primary, mirror)
+        head_seq, digest = mirror.head_seq(), digest_tree(mirror.mountpoint).digest
+
+        primary.kill()
+        primary.detach()
+        disk.set_back()
+        primary.start()
+        assert primary.ask()["epoch"] == 1
+        status = primary.await_peer(mirror, "refused")
+        assert "epoch 2" in status["last_error"]
+        assert "primary" in status["advice"]
+        write(primary, "too late")
+        primary.resume(mirror)
+        primary.await_peer(mirror, "refused")
+        assert (mirror.head_seq(), digest_tree(mirror.mountpoint).digest) == (head_seq, digest)
+
+
+def test_a_primary_that_is_to_wait_for_a_peer(tmp_path: Path) -> None:
+    with two(tmp_path, "wait") as (primary, mirror, disk):
+        disk.keep()
+        write(primary, "after")
+        check_equal(primary, mirror)
+        digest = digest_tree(primary.mountpoint).digest
+        mirror.host.cut()
+        lose_machine(primary, disk)
+        primary.start(wait=False)
+        wait_for(lambda: "waiting for one" in primary.words(), primary.words)
+        assert not primary.is_mounted()
+        mirror.host.mend()
+        primary.await_live()
+        assert digest_tree(primary.mountpoint).digest == digest
+        check_equal(primary, mirror)
+
+
+# -- retention -----------------------------------------------------------------------------------
+
+
+def test_a_peer_that_is_too_far_behind_needs_a_full_copy(tmp_path: Path) -> None:
+    config = '[replication]\nkeep_bytes = "1MiB"\n'
+    with started(tmp_path, None, config=config) as (primary, mirror):
+        (primary.mountpoint / "first").mkdir()
+        await_level(primary, mirror)
+        mirror.stop()
+        (primary.mountpoint / "large").write_bytes(os.urandom(3 << 20))
+        status = primary.await_peer(mirror, "needs full copy")
+        assert "are kept" in status["last_error"]
+        assert "remove the peer" in status["advice"]
+        assert any("needs full copy" in line for line in primary.ask()["degraded"])
+        mirror.start()
+        primary.stop()
+        primary.start()
+        primary.await_peer(mirror, "needs full copy")
+        assert not (mirror.mountpoint / "large").exists()
+
+        # As the advice says.
+        mirror.stop()
+        mirror.begin_anew()
+        primary.run("peer", "remove", str(primary.state), mirror.name)
+        primary.stop()
+        primary.ships_to(mirror)
+        primary.start()
+        mirror.start()
+        check_equal(primary, mirror)

@@ -264,7 +264,7 @@ def test_a_peer_that_is_too_far_behind_needs_a_full_copy(tmp_path: Path) -> None
         (primary.mountpoint / "large").write_bytes(os.urandom(3 << 20))
         status = primary.await_peer(mirror, "needs full copy")
         assert "are kept" in status["last_error"]
-        assert "remove the peer" in status["advice"]
+        assert "peer resume" in status["advice"]
         assert any("needs full copy" in line for line in primary.ask()["degraded"])
         mirror.start()
         primary.stop()

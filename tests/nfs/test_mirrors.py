@@ -177,7 +177,7 @@ def test_handles_outlive_a_restart_of_the_mirror(mirrored: Mirrored) -> None:
         mirror.kill()
         (primary.mountpoint / "dir" / "file").write_text("two, longer")
         time.sleep(0.2)
-        mirror.start()
+        mirror.start("--insecure")
         drop_caches()
         mirrored.sees((client / "dir" / "file").read_text, "two, longer")
         held.seek(0)

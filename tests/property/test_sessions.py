@@ -66,7 +66,7 @@ def stream_of(directory: Path, dice: random.Random) -> list[Message]:
     """What a source sends of the journal in *directory*, in batches of any size."""
     head_seq, chain = JournalReader(directory, UUID_OF_WORKLOADS).head()
     end = End(Seq(head_seq + 1), 0, Position(_EPOCH, head_seq, chain))
-    messages: list[Message] = [Begin(_EPOCH, Seq(0), 0, head_seq)]
+    messages: list[Message] = [Begin(_EPOCH, Seq(0), 0, head_seq, Seq(0))]
     reader = StretchReader(directory, UUID_OF_WORKLOADS)
     try:
         reader.seek(Seq(0))
@@ -234,7 +234,7 @@ def resumed(source: Path, position: Position, dice: random.Random) -> list[Messa
     batches = [message for message in stream_of(source, dice) if isinstance(message, Batch)]
     head_seq = batches[-1].head_seq
     reader = StretchReader(source, UUID_OF_WORKLOADS)
-    messages: list[Message] = [Begin(_EPOCH, position.seq, position.chain, head_seq)]
+    messages: list[Message] = [Begin(_EPOCH, position.seq, position.chain, head_seq, position.seq)]
     messages += [batch for batch in batches if batch.last_seq <= position.seq]
     try:
         assert reader.seek(position.seq) == position.chain

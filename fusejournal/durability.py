@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -39,6 +40,23 @@ _SLOW_SECONDS = 0.002
 _DOUBT_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
+
+
+class Waits:
+    """How long callers waited for what they asked to be durable: a histogram. ``counts`` has one
+    number for each of ``BOUNDS`` (seconds, inclusive), and one for all that took longer."""
+
+    BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(self.BOUNDS) + 1)
+        self.seconds = 0.0
+        """Of all together."""
+
+    def took(self, seconds: float) -> None:
+        """Somebody waited so long."""
+        self.counts[bisect_left(self.BOUNDS, seconds)] += 1
+        self.seconds += seconds
 
 
 class Quorum(Protocol):
@@ -86,6 +104,7 @@ class Durability:
         self.quorum: Quorum | None = None
         self.on_flushed: Callable[[], None] = lambda: None
         """Called in the event loop after each flush."""
+        self.waits = Waits()
         self.flush_seconds = 0.0
         """What all flushes so far have taken,"""
         self.flushes = 0

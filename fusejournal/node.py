@@ -550,6 +550,11 @@ class Node:
             "backing_free_bytes": _free_bytes(self._root_fd),
             "flush_seconds": round(self._durability.flush_seconds, 6),
             "flushes": self._durability.flushes,
+            "waits": {
+                "bounds": self._durability.waits.BOUNDS,
+                "counts": self._durability.waits.counts,
+                "seconds": round(self._durability.waits.seconds, 6),
+            },
             "replication": replication.status() if replication is not None else None,
             "degraded": degraded,
             "repairs": self._opening.repairs,

@@ -8,11 +8,17 @@ Source: https://prometheus.io/docs/instrumenting/exposition_formats/."""
 
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
+from itertools import accumulate
 from typing import Any
 
 import trio
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from fusejournal.errors import FusejournalError, UsageError
@@ -96,6 +102,7 @@ class NodeCollector(Collector):
         )
         count.add_metric([volume], status["flushes"])
         yield count
+        yield _waits(volume, status["waits"])
         yield _gauge(
             "fusejournal_degraded",
             "What is wrong with the volume: how many lines status has for it",
@@ -111,6 +118,18 @@ class NodeCollector(Collector):
     def describe(self) -> Iterator[Metric]:
         """Nothing is asked of the node before the first scrape."""
         return iter(())
+
+
+def _waits(volume: str, waits: dict[str, Any]) -> Metric:
+    family = HistogramMetricFamily(
+        "fusejournal_fsync_seconds",
+        "How long callers waited for the disk, and for mirrors where they wait for those",
+        labels=["volume"],
+    )
+    bounds = [*map(str, waits["bounds"]), "+Inf"]
+    buckets = list(zip(bounds, accumulate(waits["counts"]), strict=True))
+    family.add_metric([volume], buckets, waits["seconds"])
+    return family
 
 
 def _gauge(name: str, text: str, labels: list[str], samples: list[tuple[list[str], Any]]) -> Metric:

@@ -6,7 +6,9 @@ epoll_ctl), and starting and ending tasks costs again. Here one task, the *reade
 for as long as its handlers do not wait. It waits in three steps, each dearer to wake from and
 cheaper to stay in: it asks the descriptor again and again for some microseconds (only while
 requests do come that fast: going to sleep and waking up costs more than most requests), then
-sleeps in poll(2), then parks in trio. A handler that has to wait (for a flush) says so first with
+sleeps in poll(2), then parks in trio. It does not sleep while other tasks can go on, and is woken
+by what they wait for: trio's own descriptor is polled, too, and its next deadline heeded. A
+handler that has to wait (for a flush) says so first with
 :meth:`RequestLoop.hand_over`; a spare task then becomes the reader, and waits in trio alone until
 nobody else does.
 
@@ -34,7 +36,7 @@ TASKS = 512
 _SPIN_NS = 50_000
 _CAN_SPIN = len(os.sched_getaffinity(0)) > 1
 """With one processor, whoever is to send the next request waits for us meanwhile."""
-_POLL_MILLISECONDS = 10
+_SLEEP_NS = 10_000_000
 _SLICE_NS = 5_000_000
 _UNCLOCKED_MAX = 16
 """The clock is asked once in so many requests: where that is a system call, it costs as much as
@@ -59,6 +61,9 @@ class RequestLoop:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         self._poll = poll.poll
+        self._poll_all = select.poll()
+        """For requests and for what other tasks wait for."""
+        self._poll_all.register(fd, select.POLLIN)
         self._waiting: set[trio.lowlevel.Task] = set()
         """Tasks whose handlers wait for something."""
         self._when_answered: dict[trio.lowlevel.Task, Callable[[], None]] = {}
@@ -67,6 +72,7 @@ class RequestLoop:
         """Serve requests until the file system is unmounted or :func:`pyfuse3.terminate` is
         called."""
         original: Callable[..., Any] = pyfuse3._session_loop  # type: ignore[attr-defined]
+        self._poll_all.register(_events_fd(), select.POLLIN)
 
         async def session_loop(nursery: trio.Nursery, min_tasks: int, max_tasks: int) -> None:
             while True:
@@ -124,7 +130,7 @@ class RequestLoop:
                 # Timers, flushes and the control socket want their turn too.
                 await trio.lowlevel.checkpoint()
                 self._slice_ends_ns = time.monotonic_ns() + _SLICE_NS
-        if not self._closed and not self._waiting and self._is_readable():
+        if not self._closed and not self._waiting and await self._comes_soon():
             return True
         while not self._closed:
             try:
@@ -139,19 +145,30 @@ class RequestLoop:
         self._close()
         return False
 
-    def _is_readable(self) -> bool:
+    async def _comes_soon(self) -> bool:
         """Wait a moment for a request; False when none came."""
         poll = self._poll
-        if not _CAN_SPIN:
-            return bool(poll(_POLL_MILLISECONDS))
         if poll(0):
             return True
-        spin_until_ns = time.monotonic_ns() + _SPIN_NS
-        if self._spin:
+        now_ns = time.monotonic_ns()
+        spin_until_ns = now_ns + _SPIN_NS
+        sleep_until_ns = now_ns + _SLEEP_NS
+        if _CAN_SPIN and self._spin:
             while time.monotonic_ns() < spin_until_ns:
                 if poll(0):
                     return True
-        found = bool(poll(_POLL_MILLISECONDS))
+        found = False
+        while not found and not self._closed and time.monotonic_ns() < sleep_until_ns:
+            others = trio.lowlevel.current_statistics()
+            seconds = 0.0 if others.tasks_runnable else others.seconds_to_next_deadline
+            if seconds > 0:
+                milliseconds = (sleep_until_ns - time.monotonic_ns()) / 1e6
+                ready = self._poll_all.poll(max(0, min(milliseconds, 1000 * seconds)))
+                found = any(fd == self._fd for fd, _ in ready)
+            if not found:
+                await trio.lowlevel.checkpoint()
+                self._slice_ends_ns = time.monotonic_ns() + _SLICE_NS
+                found = not self._closed and bool(poll(0))
         self._spin = time.monotonic_ns() < spin_until_ns
         return found
 
@@ -164,3 +181,9 @@ class RequestLoop:
         self._closed = True
         self._reader = None
         self._spare.unpark_all()
+
+
+def _events_fd() -> int:
+    """The descriptor that is readable when something that a task waits for has happened."""
+    runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner
+    return int(runner.io_manager._epoll.fileno())

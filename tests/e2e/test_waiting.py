@@ -72,3 +72,31 @@ def test_in_the_mode_nfs_names_wait_for_the_flush(layer: Layer) -> None:
         act()
         status = layer.ask()
         assert status["durable_seq"] == status["head_seq"]
+
+
+def test_requests_that_come_now_and_then_leave_room_for_all_else(layer: Layer) -> None:
+    """Whoever waits for the next request does not keep the other tasks waiting, too. Counted in
+    requests: so many at most are answered while a command is."""
+    layer.start()
+    over = threading.Event()
+    done = 0
+
+    def work() -> None:
+        nonlocal done
+        while not over.wait(0.003):
+            os.utime(layer.mountpoint, ns=(done, done))
+            done += 1
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        counts = []
+        for _ in range(20):
+            before = done
+            layer.ask()
+            counts.append(done - before)
+    finally:
+        over.set()
+        worker.join()
+    assert sorted(counts)[len(counts) // 2] < 10, counts
+    layer.stop()

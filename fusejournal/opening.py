@@ -140,7 +140,7 @@ class Opening:
         """What comes after :meth:`recover`, before the volume takes changes; the same holds."""
         catalog = self.volume.catalog
         if read_only:
-            if not catalog.imported:
+            if not catalog.imported and self._marks is None:
                 self.degraded.append("the import was not finished: files that it lacks do not show")
             return
         if self._marks is not None:

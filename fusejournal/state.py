@@ -265,22 +265,24 @@ def _lock(fd: int) -> bool:
 def _load_or_make(spec: "MountSpec") -> VolumeState:
     directory = spec.state_dir
     if (directory / "volume.json").exists():
-        state = load_state(directory)
+        state = known = load_state(directory)
         if state.name != spec.name:
             raise UsageError(f"{directory} is the state of volume {state.name}, not of {spec.name}")
+        if spec.role is not None and not any((directory / "journal").glob("*.fj*")):
+            # Nothing came of the attempts before.
+            state = replace(state, role=spec.role, is_unborn=spec.role == "mirror")
         if spec.role not in (None, state.role):
             raise UsageError(
                 f"volume {state.name} is a {state.role}, and a role is never changed by mounting: "
                 "leave --role out, or use another --state for another volume"
             )
-        moved = replace(
+        state = replace(
             state,
             backing=spec.backing,
             mountpoint=spec.mountpoint,
             listen=spec.config.replication.listen or state.listen,
         )
-        if moved != state:
-            state = moved
+        if state != known:
             _save_state(state)
     else:
         if any((directory / "journal").glob("*.fj*")):

@@ -3,6 +3,7 @@
 import errno
 import functools
 import logging
+import operator
 import os
 from collections.abc import Awaitable, Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
@@ -60,41 +61,47 @@ def handler(
     return answer  # type: ignore[return-value]
 
 
+def _waiting(
+    asks: Callable[[W], bool],
+) -> Callable[[Callable[Concatenate[W, P], R]], Callable[Concatenate[W, P], Awaitable[R]]]:
+    """The same for changes, whose reply waits until what was just committed is durable if the
+    object *asks* for that."""
+
+    def decorate(
+        method: Callable[Concatenate[W, P], R],
+    ) -> Callable[Concatenate[W, P], Awaitable[R]]:
+        @functools.wraps(method)
+        async def answer(self: W, *args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                reply = method(self, *args, **kwargs)
+            except Exception as error:
+                raise failing(error) from None
+            if asks(self):
+                await self.wait(self.head_seq())
+            return reply
+
+        return answer  # type: ignore[return-value]
+
+    return decorate
+
+
 def changing(
     method: Callable[Concatenate[W, P], R],
 ) -> Callable[Concatenate[W, P], Awaitable[R]]:
-    """The same for changes of names and attributes: in the durability mode ``nfs`` the reply also
-    waits until what was just committed is durable."""
-
-    @functools.wraps(method)
-    async def answer(self: W, *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            reply = method(self, *args, **kwargs)
-        except Exception as error:
-            raise failing(error) from None
-        if self.names_wait:
-            await self.wait(self.head_seq())
-        return reply
-
-    return answer  # type: ignore[return-value]
+    """Make a handler of a change of names and attributes: it waits in the durability modes ``nfs``
+    and ``strict``."""
+    return _waiting(_NAMES_WAIT)(method)
 
 
 def writing(
     method: Callable[Concatenate[W, P], R],
 ) -> Callable[Concatenate[W, P], Awaitable[R]]:
-    """The same for changes of content, which wait in the durability mode ``strict`` alone."""
+    """Make a handler of a change of content: it waits in the durability mode ``strict`` alone."""
+    return _waiting(_WRITES_WAIT)(method)
 
-    @functools.wraps(method)
-    async def answer(self: W, *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            reply = method(self, *args, **kwargs)
-        except Exception as error:
-            raise failing(error) from None
-        if self.writes_wait:
-            await self.wait(self.head_seq())
-        return reply
 
-    return answer  # type: ignore[return-value]
+_NAMES_WAIT = operator.attrgetter("names_wait")
+_WRITES_WAIT = operator.attrgetter("writes_wait")
 
 
 def entry_of(fid: Fid, stat: os.stat_result, ctime_ns: int) -> EntryAttributes:

@@ -14,10 +14,9 @@ would take longer. Used from the event loop's thread."""
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,7 @@ from fusejournal.replication.compression import Compression
 from fusejournal.replication.growth import Growth
 from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.replication.quorum import Quorum
+from fusejournal.replication.traffic import Traffic
 from fusejournal.types import Seq
 from fusejournal.volume import Volume
 from fusejournal.wire.batches import batch_of, compress
@@ -75,7 +75,6 @@ _PAUSE_SECONDS_MAX = 15.0
 _REFUSED_SECONDS = 15.0
 _SMALL_BYTES = 64 << 10
 _NOTHING = Seq(0), Seq(0)
-_RATE_SECONDS = 10.0
 _DAY_SECONDS = 86400.0
 
 
@@ -104,27 +103,12 @@ class Shipping:
         return self.volume.catalog.applied_seq
 
 
-@dataclass
-class Counters:
-    """What a shipper has done since the node began."""
-
-    batches: int = 0
-    entries: int = 0
-    content_bytes: int = 0
-    sent_bytes: int = 0
-    resent_entries: int = 0
-    errors: int = 0
-    sessions: int = 0
-    samples: deque[tuple[float, int, int]] = field(default_factory=deque)
-    """Time, applied seq and content bytes, of the last seconds."""
-
-
 class Shipper:
     """Ships to the peer *name*. See the module."""
 
     def __init__(self, name: str, shipping: Shipping) -> None:
         self.name = name
-        self.counters = Counters()
+        self.traffic = Traffic()
         self.state = "connecting"
         """In words: connecting, catching up, streaming, mirror full, mirror failed, paused,
         diverged, refused, needs full copy."""
@@ -169,10 +153,10 @@ class Shipper:
         """For the status page and the metrics."""
         head_seq = self._shared.applied_seq
         lag_entries = head_seq - self.applied_seq
-        entries_rate, bytes_rate = self._rates()
+        entries_rate, bytes_rate = self.traffic.rates()
         peer = self._peer()
         eta = lag_entries / entries_rate if entries_rate and lag_entries else None
-        counters = self.counters
+        traffic = self.traffic
         return {
             "name": self.name,
             "address": str(peer.address) if peer is not None else None,
@@ -187,14 +171,14 @@ class Shipper:
             "entries_per_second": round(entries_rate, 1),
             "bytes_per_second": round(bytes_rate),
             "eta_seconds": round(eta, 1) if eta is not None else None,
-            "batches": counters.batches,
+            "batches": traffic.batches,
             "batches_in_flight": self._source.batches_in_flight if self._source else 0,
-            "content_bytes": counters.content_bytes,
-            "sent_bytes": counters.sent_bytes,
+            "content_bytes": traffic.content_bytes,
+            "sent_bytes": traffic.sent_bytes,
             "compress_level": self._compression.level,
-            "resent_entries": counters.resent_entries,
-            "sessions": counters.sessions,
-            "errors": counters.errors,
+            "resent_entries": traffic.resent_entries,
+            "sessions": traffic.sessions,
+            "errors": traffic.errors,
             "last_error": self.last_error,
             "advice": self.advice,
         }
@@ -222,21 +206,9 @@ class Shipper:
             return 0
         return journal.bytes_from(Seq(self.applied_seq + 1))
 
-    def _rates(self) -> tuple[float, float]:
-        samples = self.counters.samples
-        if len(samples) < 2:
-            return 0.0, 0.0
-        (began, seq, size), (ended, last_seq, last_size) = samples[0], samples[-1]
-        seconds = max(ended - began, 0.001)
-        return (last_seq - seq) / seconds, (last_size - size) / seconds
-
     def sample(self) -> None:
         """Called about once a second."""
-        samples = self.counters.samples
-        now = trio.current_time()
-        samples.append((now, self.applied_seq, self.counters.content_bytes))
-        while samples[0][0] < now - _RATE_SECONDS:
-            samples.popleft()
+        self.traffic.sample(self.applied_seq)
 
     def _peer(self) -> Peer | None:
         return self._shared.book.find(self.name)
@@ -330,7 +302,7 @@ class Shipper:
         told = str(error) or type(error).__name__
         if told != self.last_error:
             log.warning("peer %s: %s", self.name, told)
-        self.counters.errors += 1
+        self.traffic.errors += 1
         self._say(state, told, advice)
 
     # -- retention ---------------------------------------------------------------------------------
@@ -388,8 +360,8 @@ class Shipper:
                     Begin(me.position.epoch, seq, chain, shared.applied_seq, settled_seq)
                 )
                 self._source = Source(seq, shared.config.window_bytes)
-                self.counters.sessions += 1
-                self.counters.resent_entries += max(0, self._furthest - seq)
+                self.traffic.sessions += 1
+                self.traffic.resent_entries += max(0, self._furthest - seq)
                 self._say("catching up", self.last_error, None)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._take_acks, connection, self._source)
@@ -496,11 +468,7 @@ class Shipper:
         source.sent(stretch.last_seq, size, trio.current_time())
         await connection.send(batch)
         self._compression.took(size, len(content), took, connection.send_blocked_seconds - blocked)
-        counters = self.counters
-        counters.batches += 1
-        counters.entries += stretch.last_seq - stretch.first_seq + 1
-        counters.content_bytes += size
-        counters.sent_bytes += len(content)
+        self.traffic.sent(stretch.last_seq - stretch.first_seq + 1, size, len(content))
         self._furthest = max(self._furthest, stretch.last_seq)
 
 

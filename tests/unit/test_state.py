@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.config import Config
+from fusejournal.config import Config, VolumeConfig
 from fusejournal.errors import FusejournalError, UsageError, VolumeBusyError, VolumeNotFoundError
 from fusejournal.mountspec import MountSpec
 from fusejournal.state import (
+    VolumeState,
     check_name,
     claim_volume,
     default_name,
@@ -158,3 +159,22 @@ def test_journal_without_identity_is_not_taken_over(tmp_path: Path) -> None:
     (tmp_path / "states" / "one" / "journal" / f"{1:020}.fj").touch()
     with pytest.raises(FusejournalError, match=r"no volume\.json"), claim_volume(spec(tmp_path)):
         pass
+
+
+def test_a_role_is_for_life_once_there_is_a_journal(tmp_path: Path) -> None:
+    def claim(role: str | None) -> VolumeState:
+        volume = {} if role is None else {"volume": VolumeConfig(role=role)}
+        config = Config().model_copy(update=volume)
+        places = tmp_path / "backing", tmp_path / "mount"
+        spec = MountSpec("one", tmp_path / "state", *places, config, False, frozenset())
+        with claim_volume(spec) as state:
+            return state
+
+    assert claim(None).role == "primary"
+    assert claim("mirror").is_unborn  # nothing had come of it
+    assert claim(None).role == "mirror"
+    (tmp_path / "state" / "journal").mkdir()
+    (tmp_path / "state" / "journal" / f"{1:020d}.fj").touch()
+    assert claim("mirror").role == "mirror"
+    with pytest.raises(UsageError, match="never changed"):
+        claim("primary")

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from fusejournal.layer.connection import release_kept
-from tests.support.forked import Forked, run
+from tests.support.forked import PROGRAM, Forked, run
 
 _START_SECONDS = 180.0
 
 
 class Layer:
     """One volume below *base*: ``backing``, ``mountpoint``, ``state``. Use as a context manager."""
+
+    program = PROGRAM
+    """What the layer's process runs, as "module:function"."""
 
     def __init__(
         self, base: Path, *, in_place: bool = False, config: str = "", backing: Path | None = None
@@ -72,7 +75,11 @@ class Layer:
         *fault*. Raises TimeoutError after *seconds*."""
         environment = {**self.environment, "FUSEJOURNAL_FAULT": fault}
         self._process = Forked(
-            self.mount_arguments("-f", *extra), environment, out=self.log, err=self.log
+            self.mount_arguments("-f", *extra),
+            environment,
+            out=self.log,
+            err=self.log,
+            program=self.program,
         )
         deadline = time.monotonic() + seconds
         while wait and self._process.poll() is None:

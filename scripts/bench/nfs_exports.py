@@ -6,7 +6,6 @@ import gc
 import inspect
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fusejournal.journal.segment import PLAIN_SUFFIX
-from tests.support.guest.machine import CHECKOUT
 from tests.support.guest.server import NfsServer, exported, make_disk, wait_until
 from tests.support.layer import Layer
 
@@ -68,15 +66,10 @@ class Exports(NamedTuple):
 class TracedLayer(Layer):
     """A layer that writes down how long its handlers take."""
 
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", __name__, *arguments]
+    program = f"{__name__}:run_traced"
 
     def tracing(self, path: Path, seconds_min: float) -> "TracedLayer":
-        self.environment |= {
-            "PYTHONPATH": str(CHECKOUT),
-            _TRACE: str(path),
-            _TRACE_MIN: str(seconds_min),
-        }
+        self.environment |= {_TRACE: str(path), _TRACE_MIN: str(seconds_min)}
         return self
 
 
@@ -114,7 +107,7 @@ def exports(mode: str, versions: list[str], traced_min: float | None = None) -> 
             print(f"the layer of the {mode} export said:\n{layer.words()}", flush=True)
 
 
-def run_traced(arguments: list[str]) -> None:
+def run_traced() -> None:
     """Run fusejournal's command line with a clock on every handler, and write what takes at least
     so many seconds: a line of [start, seconds, name, whether the event loop was held up] each. If
     that is not everything, then of what happens in the background too, and at the end a line with
@@ -185,7 +178,6 @@ def run_traced(arguments: list[str]) -> None:
                 note(begun_collecting[0], f"gc {info['generation']}", True)
 
         gc.callbacks.append(collecting)
-    sys.argv = ["fusejournal", *arguments]
     try:
         command_line()
     finally:
@@ -193,7 +185,3 @@ def run_traced(arguments: list[str]) -> None:
         if seconds_min:
             trace.write(json.dumps(totals) + "\n")
         trace.close()
-
-
-if __name__ == "__main__":
-    run_traced(sys.argv[1:])

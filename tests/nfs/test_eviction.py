@@ -1,7 +1,6 @@
 """More files than the kernel keeps inodes of: it drops by itself what clients still hold."""
 
 import os
-import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 
 from tests.nfs.conftest import VERSIONS, Served
 from tests.nfs.test_handles import check_all, holding
+from tests.support.guest.images import make_image
 from tests.support.guest.server import NfsServer, sh
 from tests.support.layer import Layer
 
@@ -17,27 +17,18 @@ _FILES_EACH = 10_000
 _BASE = Path("/srv/many")
 
 
+def _fill(backing: Path) -> None:
+    for number in range(_DIRECTORIES):
+        (backing / f"d{number}").mkdir()
+        fd = os.open(backing / f"d{number}", os.O_RDONLY)
+        for name in range(_FILES_EACH):
+            os.close(os.open(f"f{name}", os.O_CREAT | os.O_WRONLY, 0o644, dir_fd=fd))
+        os.close(fd)
+
+
 def prepare(directory: Path) -> list[Path]:
-    """An xfs with a volume of a million files, imported: a guest alone would take long for that."""
-    image, mountpoint = directory / "many", directory / "mount"
-    with open(image, "wb") as file:
-        file.truncate(6 << 30)
-    subprocess.run(["mkfs.xfs", "-q", "-f", str(image)], check=True)
-    mountpoint.mkdir()
-    subprocess.run(["mount", "-o", "loop", str(image), str(mountpoint)], check=True)
-    try:
-        with Layer(mountpoint / "volume") as layer:
-            for number in range(_DIRECTORIES):
-                (layer.backing / f"d{number}").mkdir()
-                fd = os.open(layer.backing / f"d{number}", os.O_RDONLY)
-                for name in range(_FILES_EACH):
-                    os.close(os.open(f"f{name}", os.O_CREAT | os.O_WRONLY, 0o644, dir_fd=fd))
-                os.close(fd)
-            layer.start(seconds=600)
-            layer.stop()
-    finally:
-        subprocess.run(["umount", "-l", str(mountpoint)], check=True)
-    return [image]
+    """A volume of a million files."""
+    return [make_image(directory, "xfs", 6 << 10, _fill)]
 
 
 pytestmark = pytest.mark.guest(prepare=prepare, early=True)

@@ -1,7 +1,6 @@
 """What is large: a directory of 50,000 names, a file of 1 GiB."""
 
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,15 +12,13 @@ from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import Create, Write
 from fusejournal.state import load_state
 from fusejournal.types import Seq
-from tests.nfs.conftest import mounted
 from tests.support.guest.client import Person, nfsd_counts
-from tests.support.guest.server import NfsServer, drop_caches, wait_until
+from tests.support.guest.images import make_image
+from tests.support.guest.server import NfsServer, drop_caches, sh, wait_until
 from tests.support.guest.sites import Export, Site, exported_volume
 from tests.support.layer import Layer
 from tests.support.trees import rebuild
 from tests.support.users import ANOTHER, SOMEBODY
-
-pytestmark = pytest.mark.guest(early=True)
 
 _NAMES = 50_000
 _FEWER = 1500
@@ -32,20 +29,32 @@ _PIECES = 1024
 # -- a large directory -----------------------------------------------------------------------------
 
 
+def _fill(backing: Path) -> None:
+    for name, size in (("large", _NAMES), ("few 3", _FEWER), ("few 4.2", _FEWER)):
+        (backing / name).mkdir()
+        fd = os.open(backing / name, os.O_RDONLY)
+        for number in range(size):
+            os.mknod(f"name {number}", 0o644, dir_fd=fd)
+        os.close(fd)
+        (backing / name).chmod(0o777)
+
+
+def prepare(directory: Path) -> list[Path]:
+    """A volume with large directories."""
+    return [make_image(directory, "ext4", 1 << 10, _fill)]
+
+
+pytestmark = pytest.mark.guest(prepare=prepare, early=True)
+
+
 @pytest.fixture(scope="module")
-def filled(disks: dict[str, Path]) -> Iterator[Layer]:
-    """A volume with large directories; they are imported when it is first started."""
-    base = mounted(disks, "ext4") / "filled"
-    with Layer(base) as layer:
-        for name, size in (("large", _NAMES), ("few 3", _FEWER), ("few 4.2", _FEWER)):
-            (layer.backing / name).mkdir()
-            fd = os.open(layer.backing / name, os.O_RDONLY)
-            for number in range(size):
-                os.mknod(f"name {number}", 0o644, dir_fd=fd)
-            os.close(fd)
-            (layer.backing / name).chmod(0o777)
+def filled() -> Iterator[Layer]:
+    """That volume."""
+    mountpoint = Path("/srv/filled")
+    mountpoint.mkdir()
+    sh("mount", "/dev/ubdd", mountpoint)
+    with Layer(mountpoint / "volume") as layer:
         yield layer
-    shutil.rmtree(base)
 
 
 @pytest.fixture
@@ -187,9 +196,10 @@ def test_file_of_a_gibibyte(volume: Layer, site: Site, version: str) -> None:
     # A client whose connection broke asks again for what it has no answer to. So nfsd may be asked
     # twice (by a new call, which its cache of replies does not know), and then there are two.
     assert check_writes(volume, after_seq) <= nfsd_counts(version)["write"] - asked
-    (volume.base / "rebuilt").mkdir()
-    rebuild(volume.state, volume.base / "rebuilt", load_state(volume.state).uuid)
-    assert _read_large(volume.base / "rebuilt" / "large") == written
+    if version == "4.2":  # the journal is alike
+        (volume.base / "rebuilt").mkdir()
+        rebuild(volume.state, volume.base / "rebuilt", load_state(volume.state).uuid)
+        assert _read_large(volume.base / "rebuilt" / "large") == written
 
 
 def test_the_layer_does_not_wait_for_other_file_systems_pages(volume: Layer) -> None:

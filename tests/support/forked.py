@@ -5,6 +5,7 @@ That process is multiprocessing's fork server. It is started before a test has a
 nothing of a test's reaches a command but what is passed here."""
 
 import atexit
+import importlib
 import multiprocessing
 import os
 import pkgutil
@@ -31,9 +32,19 @@ _SERVER.set_forkserver_preload(
 )
 
 
+PROGRAM = "fusejournal.cli.main:main"
+
+
 def _main(
-    arguments: Sequence[str], environment: Mapping[str, str], cwd: str, out: str, err: str
+    program: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    cwd: str,
+    out: str,
+    err: str,
 ) -> None:
+    module, _, name = program.partition(":")
+    main = getattr(importlib.import_module(module), name)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
@@ -42,8 +53,6 @@ def _main(
         os.dup2(fd, number)
         os.close(fd)
     sys.argv = ["fusejournal", *arguments]
-    from fusejournal.cli.main import main
-
     code: object = 0
     try:
         main()
@@ -72,10 +81,13 @@ class Forked:
         cwd: Path | str = "/",
         out: Path | str = os.devnull,
         err: Path | str = os.devnull,
+        program: str = PROGRAM,
     ) -> None:
-        """Begin *arguments* in *cwd*; what it writes is appended to *out* and *err*."""
+        """Begin *program*, a function without arguments of its own, with *arguments* in *cwd*; what
+        it writes is appended to *out* and *err*."""
         self._process = _SERVER.Process(
-            target=_main, args=(list(arguments), dict(environment), str(cwd), str(out), str(err))
+            target=_main,
+            args=(program, list(arguments), dict(environment), str(cwd), str(out), str(err)),
         )
         self._process.start()
         assert self._process.pid is not None

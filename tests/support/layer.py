@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from fusejournal.layer.connection import release_kept
-from tests.support.forked import Forked, run
+from tests.support.forked import PROGRAM, Forked, run
 
 _START_SECONDS = 180.0
 
 
 class Layer:
     """One volume below *base*: ``backing``, ``mountpoint``, ``state``. Use as a context manager."""
+
+    program = PROGRAM
+    """What the layer's process runs, as "module:function"."""
 
     def __init__(
         self, base: Path, *, in_place: bool = False, config: str = "", backing: Path | None = None
@@ -85,7 +88,9 @@ class Layer:
                     stderr=log,
                 )
         else:
-            self._process = Forked(arguments, environment, out=self.log, err=self.log)
+            self._process = Forked(
+                arguments, environment, out=self.log, err=self.log, program=self.program
+            )
         return self.await_live(seconds, may_die=bool(fault)) if wait else self
 
     def await_live(self, seconds: float = _START_SECONDS, *, may_die: bool = False) -> "Layer":

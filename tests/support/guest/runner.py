@@ -31,7 +31,7 @@ _AT_ONCE = 2
 """Guests on a processor."""
 _MEMORY_MIB = 4096
 """What a guest with its disks' pages needs of the host's."""
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.5
 
 _stopping = threading.Event()
 
@@ -54,7 +54,7 @@ def _boot(run: dict[str, Any], cpu: int) -> str:
             limit = time.monotonic() + _LIMIT_SECONDS
             while guest.is_alive() and time.monotonic() < limit and not _stopping.is_set():
                 guest.nudge()
-                time.sleep(_POLL_SECONDS)
+                _stopping.wait(_POLL_SECONDS)
             return guest.words()
     except Exception as error:
         # A thread's exceptions are nobody's: the tests that it owes fail with it.

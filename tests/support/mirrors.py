@@ -16,7 +16,7 @@ from fusejournal.replication.peers import PeerBook
 from fusejournal.replication.replication import node_name
 from fusejournal.state import load_state
 from fusejournal.wire.address import Address
-from fusejournal.wire.identity import Identity, load_or_make
+from fusejournal.wire.identity import load_or_make
 from tests.support.layer import Layer
 from tests.support.network import Cable, Host, Network, network
 from tests.support.trees import difference, fids, image
@@ -51,22 +51,13 @@ class Node(Layer):
     ) -> None:
         super().__init__(base, config=config or CONFIG, backing=backing)
         self.state = state or self.state
-        self.name = base.name
         self.role = role
         self.host = host
         self.prefix = host.prefix
-        self.state.mkdir(mode=0o700)
-        self.identity: Identity = load_or_make(self.state / "identity", node_name(self.name))
 
     def ships_to(self, other: "Node") -> None:
         """Let *other* be a mirror of this one; while neither runs."""
-        self._know(other, Address(other.host.address, _PORT))
-        other._know(self, None)
-
-    def _know(self, other: "Node", address: Address | None) -> None:
-        book = PeerBook.load(self.state)
-        book.pair(other.name, address, other.identity.certificate)
-        book.save()
+        know_each_other(self, other, other.host.address, _PORT)
 
     def mount_arguments(self, *extra: str) -> list[str]:
         return [
@@ -82,6 +73,11 @@ class Node(Layer):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         shutil.rmtree(self.backing)
         self.backing.mkdir()
+
+    @property
+    def name(self) -> str:
+        """The volume's, and the peer's."""
+        return self.base.name
 
     # -- status ------------------------------------------------------------------------------------
 
@@ -111,6 +107,22 @@ class Node(Layer):
         """Wait until shipping to *other* is in *state*; its status."""
         wait_for(lambda: self.peer(other)["state"] == state, lambda: self.peer(other), seconds)
         return self.peer(other)
+
+
+def know_each_other(source: Layer, sink: Layer, address: str, port: int) -> None:
+    """Pair two nodes, neither of which runs: *source* ships to *sink*, which listens there."""
+    _know(source, sink, Address(address, port))
+    _know(sink, source, None)
+
+
+def _know(one: Layer, other: Layer, address: Address | None) -> None:
+    name = other.base.name
+    other.state.mkdir(mode=0o700, exist_ok=True)
+    one.state.mkdir(mode=0o700, exist_ok=True)
+    identity = load_or_make(other.state / "identity", node_name(name))
+    book = PeerBook.load(one.state)
+    book.pair(name, address, identity.certificate)
+    book.save()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from tests.support.mischief import Mischief, Reading
 
 pytestmark = pytest.mark.mount
 
-KILLS = int(os.environ.get("FUSEJOURNAL_TEST_KILLS", "8"))
+KILLS = int(os.environ.get("FUSEJOURNAL_TEST_KILLS", "6"))
 SEED = int(os.environ.get("FUSEJOURNAL_TEST_SEED", "1"))
 
 

@@ -32,6 +32,7 @@ from fusejournal.config import JournalConfig
 from fusejournal.errors import JournalError
 from fusejournal.journal.format import FormatError
 from fusejournal.journal.journal import Journal
+from fusejournal.journal.reader import END
 from fusejournal.types import Seq
 
 _TEND_PAUSE_SECONDS = 5.0
@@ -102,6 +103,8 @@ class Durability:
         self._doubted_until = 0.0
         self._without_index: set[Path] = set()
         self.quorum: Quorum | None = None
+        self.plain_from: Callable[[], Seq] = lambda: END
+        """Segments with entries from here on stay as they are: somebody is about to read them."""
         self.on_flushed: Callable[[], None] = lambda: None
         """Called in the event loop after each flush."""
         self.waits = Waits()
@@ -263,7 +266,7 @@ class Durability:
         return done.returncode == 0
 
     async def _compress(self) -> None:
-        for segment in self._journal.compressible():
+        for segment in self._journal.compressible(self.plain_from()):
             try:
                 await trio.to_thread.run_sync(self._journal.compress_one, segment)
             except OSError as error:

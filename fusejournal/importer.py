@@ -53,11 +53,21 @@ class Importer:
         pending = [ROOT_FID]
         while pending:
             parent = pending.pop()
-            for name in sorted(self._volume.tree.names(parent)):
+            for name in self._names_in(parent):
                 yield from self.import_name(parent, name)
                 fid = self._volume.catalog.lookup(parent, name)
                 if fid is not None and S_ISDIR(self._volume.tree.node(fid).type):
                     pending.append(fid)
+
+    def _names_in(self, directory: Fid) -> list[bytes]:
+        """What the backing has in *directory*; nothing where it lacks the directory itself, which
+        recovery has told."""
+        try:
+            return sorted(self._volume.tree.names(directory))
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            return []
 
     def import_name(self, parent: Fid, name: bytes) -> Iterator[ImportProgress]:
         """Import one name, with content (a directory without what is in it); nothing when it is

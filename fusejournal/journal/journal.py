@@ -43,7 +43,7 @@ from fusejournal.journal.format import (
     encode_payload,
 )
 from fusejournal.journal.index import has_index
-from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.seekable import compress_file
 from fusejournal.journal.segment import (
     COMPRESSED_SUFFIX,
@@ -484,9 +484,15 @@ class Journal:
         """Sealed segments that have no sidecar index yet."""
         return [path for path in self.sealed_segments() if not has_index(path)]
 
-    def compressible(self) -> list[Path]:
-        """Sealed segments that are not compressed yet."""
-        return [path for path in self.sealed_segments() if path.suffix != COMPRESSED_SUFFIX]
+    def compressible(self, to_seq: Seq = END) -> list[Path]:
+        """Sealed segments with entries before *to_seq* alone that are not compressed yet."""
+        sealed = self.sealed_segments()
+        ends = [first_seq_of(path) for path in sealed[1:]] + [Seq(self.head_seq + 1)]
+        return [
+            path
+            for path, end in zip(sealed, ends, strict=False)
+            if path.suffix != COMPRESSED_SUFFIX and end <= to_seq
+        ]
 
     def compress_one(self, path: Path) -> None:
         """Compress a sealed segment in place. Blocks: call it in a thread. Raises OSError,

@@ -65,6 +65,10 @@ class ChainFinder:
         JournalDamagedError."""
         return await trio.to_thread.run_sync(self._look, tuple(seqs))
 
+    async def first_seq(self) -> Seq:
+        """The first entry that there is."""
+        return await trio.to_thread.run_sync(lambda: self._reader.first_seq)
+
     def _look(self, seqs: Sequence[Seq]) -> tuple[int | None, ...]:
         paths = list_segments(self._directory)
         first = first_seq_of(paths[0]) if paths else Seq(0)
@@ -90,6 +94,8 @@ async def find_common(
         (mine,) = await chains.at((seq,))
         if mine == theirs.chain:
             return seq
+        if mine is None and await chains.first_seq() > seq + 1:
+            return seq  # it cannot be told, and what comes next is not here any more
         comparison = Comparison(Seq(0), seq)
     else:
         comparison = Comparison(Seq(0), Seq(theirs.seq + 1))

@@ -184,8 +184,8 @@ class Receiver:
         return True
 
     async def _refuse(self, connection: Connection, error: BaseException) -> None:
-        is_full = isinstance(error, RefusedError) and error.code == "full"
-        self.state = "mirror full" if is_full else "refused"
+        code = error.code if isinstance(error, RefusedError) else ""
+        self.state = {"full": "mirror full", "copy": "needs full copy"}.get(code, "refused")
         if str(error) != self.last_error:
             log.warning("%s: %s", connection.where, error)
         self.last_error = str(error)

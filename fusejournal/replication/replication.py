@@ -22,6 +22,7 @@ from fusejournal.control import Command
 from fusejournal.durability import Durability
 from fusejournal.errors import FusejournalError, UsageError
 from fusejournal.journal.copymarks import CopyMarks
+from fusejournal.journal.reader import END
 from fusejournal.layer.remembered import Remembered
 from fusejournal.replication.ages import Ages
 from fusejournal.replication.comparing import first_error
@@ -136,6 +137,7 @@ class Replication:
             lambda: self._address,
             insecure=self._insecure,
         )
+        durability.plain_from = self._plain_from
         if self._config.mirrors and mirroring is None:
             durability.quorum = self.quorum
         if mirroring is not None:
@@ -161,6 +163,13 @@ class Replication:
             receiver.news()
 
         durability.on_flushed = flushed
+
+    def _plain_from(self) -> Seq:
+        """What connected peers are about to be sent is not compressed just before."""
+        return min(
+            (shipper.next_seq for shipper, _ in self._shippers.values() if shipper.is_connected),
+            default=END,
+        )
 
     def _be_born(self, uuid: UUID) -> None:
         assert self._mirroring is not None

@@ -149,6 +149,16 @@ class Shipper:
         """Everything up to here was sent, in this session."""
         return self._source.shipped_seq if self._source else self.acked_seq
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether a session goes on."""
+        return self._source is not None
+
+    @property
+    def next_seq(self) -> Seq:
+        """What is to be sent next."""
+        return Seq(self.shipped_seq + 1)
+
     def status(self) -> dict[str, Any]:
         """For the status page and the metrics."""
         head_seq = self._shared.applied_seq

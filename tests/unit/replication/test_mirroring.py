@@ -11,6 +11,8 @@ import trio
 from fusejournal.backing.apply import Applier
 from fusejournal.config import ReplicationConfig
 from fusejournal.journal.format import Entry
+from fusejournal.journal.reader import END
+from fusejournal.journal.segment import list_segments
 from fusejournal.replay.digest import digest_tree
 from fusejournal.replication.replication import Replication
 from fusejournal.types import Seq
@@ -274,3 +276,37 @@ async def test_fsync_waits_for_a_mirror(tmp_path: Path) -> None:
         with trio.fail_after(20):  # though batches may wait for a minute
             await primary.durability.wait(primary.volume.journal.head_seq)
         assert mirror.volume.journal.durable_seq == primary.volume.journal.head_seq
+
+
+async def test_mirror_whose_next_entry_is_gone_needs_a_full_copy(tmp_path: Path) -> None:
+    async with _pair(tmp_path) as (primary, mirror):
+        primary.work(10)
+        await _until("the mirror is level", _level(primary, mirror))
+    with open_volume(tmp_path / "primary") as primary:
+        primary.work(300, start=100)
+        segments = list_segments(primary.journal_dir)
+        for segment in segments[: len(segments) // 2]:
+            segment.unlink()
+    before = content(tmp_path / "mirror" / "state" / "journal")
+    async with _pair(tmp_path) as (primary, mirror):
+        status = lambda: primary.replication.status()["peers"][0]  # noqa: E731
+        await _until("the primary says so", lambda: status()["state"] == "needs full copy")
+        theirs = lambda: mirror.replication.status()["mirror"]  # noqa: E731
+        await _until("the mirror says so", lambda: theirs()["state"] == "needs full copy")
+        assert "not in the journal any more" in theirs()["last_error"]
+    assert content(tmp_path / "mirror" / "state" / "journal") == before
+
+
+async def test_segments_stay_plain_until_they_are_sent(tmp_path: Path) -> None:
+    async with _pair(tmp_path) as (primary, mirror):
+        primary.work(100)
+        await _until("the mirror is level", _level(primary, mirror))
+        status = lambda: primary.replication.status()["peers"][0]  # noqa: E731
+        await _until("the primary knows", lambda: status()["lag_entries"] == 0)
+        head_seq = primary.volume.journal.head_seq
+        assert primary.durability.plain_from() == head_seq + 1
+        await primary.durability.flush()
+        sealed = primary.volume.journal.compressible(primary.durability.plain_from())
+        assert sealed == list_segments(primary.journal_dir)[:-1]
+        assert primary.volume.journal.compressible(Seq(2)) == []
+    assert primary.durability.plain_from() == END

@@ -22,11 +22,11 @@ from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.settled import settled
 from fusejournal.opening import TAKING_BACK
-from fusejournal.operations import NewEpoch
+from fusejournal.operations import NewEpoch, Rename
 from fusejournal.replay.digest import digest_tree
-from fusejournal.types import ROOT_FID, Seq
+from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.volume import Volume
-from tests.support.volumes import OpenVolume, applied, content, open_volume
+from tests.support.volumes import SOMEBODY, OpenVolume, applied, content, open_volume
 
 pytestmark = pytest.mark.mount
 
@@ -264,3 +264,17 @@ async def test_full_backing_stops_the_start_and_nothing_is_lost(tmp_path: Path) 
             with open_volume(tmp_path / "primary", begin=False) as primary:
                 assert await _begin(primary, peers={"east": address}) == []
             assert digest_tree(mirror.backing).digest == digest_tree(primary.backing).digest
+
+
+async def test_directory_that_the_backing_lacks_does_not_end_the_start(tmp_path: Path) -> None:
+    """A backing that is ahead of what is left of the journal: files are named, and it goes on."""
+    with open_volume(tmp_path / "primary", orderly=False) as primary:
+        fid = primary.mkdir("before")
+        primary.create("file", b"x", fid)
+        head_seq = primary.volume.journal.head_seq
+        operation = Rename(fid, ROOT_FID, b"before", ROOT_FID, b"after", 0, Fid(0))
+        primary.volume.commit(operation, SOMEBODY)
+    _lose_machine(tmp_path / "primary", head_seq)
+    with open_volume(tmp_path / "primary", begin=False) as primary:
+        assert await _begin(primary) == []
+        assert any("missing in the backing" in line for line in primary.opening.degraded)

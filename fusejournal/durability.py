@@ -18,6 +18,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable
@@ -105,6 +106,8 @@ class Durability:
         self.quorum: Quorum | None = None
         self.plain_from: Callable[[], Seq] = lambda: END
         """Segments with entries from here on stay as they are: somebody is about to read them."""
+        self.is_pressed: Callable[[], bool] = lambda: False
+        """Whether there is more urgent work than tending sealed segments."""
         self.on_flushed: Callable[[], None] = lambda: None
         """Called in the event loop after each flush."""
         self.waits = Waits()
@@ -243,6 +246,8 @@ class Durability:
         """Give sealed segments their index, then compress them."""
         while not self._failed:
             await trio.sleep(_TEND_PAUSE_SECONDS)
+            if self.is_pressed():
+                continue
             for segment in self._journal.without_index():
                 # Tried once until the next mount: a damaged segment will not get better.
                 if segment not in self._without_index and not await self._make_index(segment):
@@ -268,7 +273,7 @@ class Durability:
     async def _compress(self) -> None:
         for segment in self._journal.compressible(self.plain_from()):
             try:
-                await trio.to_thread.run_sync(self._journal.compress_one, segment)
+                await trio.to_thread.run_sync(_when_idle, self._journal.compress_one, segment)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     self.compression_failure = f"{segment}: {error.strerror}"
@@ -282,3 +287,16 @@ class Durability:
         self._fail(reason)
         flushed, self._flushed = self._flushed, trio.Event()
         flushed.set()
+
+
+def _when_idle(work: Callable[[Path], None], segment: Path) -> None:
+    """Do *work* on *segment* in this thread, which only gets what time others leave.
+
+    Source: setpriority(2): in Linux, threads have a priority each."""
+    thread = threading.get_native_id()
+    before = os.getpriority(os.PRIO_PROCESS, thread)
+    os.setpriority(os.PRIO_PROCESS, thread, 19)
+    try:
+        work(segment)
+    finally:
+        os.setpriority(os.PRIO_PROCESS, thread, before)

@@ -122,7 +122,7 @@ class Receiver:
             "received_seq": head_seq,
             "durable_seq": self._durability.durable_seq,
             "applied_seq": self._updater.applied_seq,
-            "lag_entries": max(self.source_head_seq, head_seq) - self._updater.applied_seq,
+            "lag_entries": self.lag_entries,
             "lag_seconds": round(self._lag_seconds(), 3),
             "heard_seconds_ago": (
                 round(time.monotonic() - self._heard_at, 1) if self._heard_at is not None else None
@@ -133,6 +133,12 @@ class Receiver:
             "last_error": self.last_error,
             "trouble": self._trouble()[1] or None,
         }
+
+    @property
+    def lag_entries(self) -> int:
+        """Entries of the primary that are not applied here, as far as it has told of them."""
+        head_seq = max(self.source_head_seq, self._volume.journal.head_seq)
+        return head_seq - self._updater.applied_seq
 
     def _lag_seconds(self) -> float:
         return self._ages.lag(self._updater.applied_seq, self.source_head_seq)

@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 
 _GREETING_SECONDS = 30.0
 _SAMPLE_SECONDS = 1.0
+_PRESSING_ENTRIES = 20_000
+"""A mirror that is further behind applies before it tends its segments."""
 
 
 def node_name(volume_name: str) -> str:
@@ -163,6 +165,7 @@ class Replication:
             receiver.news()
 
         durability.on_flushed = flushed
+        durability.is_pressed = lambda: receiver.lag_entries > _PRESSING_ENTRIES
 
     def _plain_from(self) -> Seq:
         """What connected peers are about to be sent is not compressed just before."""

@@ -12,7 +12,7 @@ from fusejournal.journal.format import Entry
 from fusejournal.journal.lookup import Lookup, Place, name_changes
 from fusejournal.journal.paths import PathTracker
 from fusejournal.journal.settled import settled
-from fusejournal.operations import MAKERS, Kind, Rename, Void
+from fusejournal.operations import MAKERS, RENAME_EXCHANGE, Kind, Rename, Void
 from fusejournal.types import Fid, Seq
 
 _CONTENT = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
@@ -156,7 +156,8 @@ class _Comparison:
         self._to_seq = to_seq
         self._tracker = PathTracker()
         self._touched: dict[Fid, _Touched] = {}
-        self._moves: list[tuple[bytes, bytes]] = []
+        self._moves: list[tuple[bytes, bytes, bool]] = []
+        """Old path, new path, and whether the two were exchanged."""
 
     def take(self, entry: Entry, void: Void | None) -> None:
         """Take in one entry, which counts if it is in the range."""
@@ -185,7 +186,7 @@ class _Comparison:
             old = self._tracker.join(operation.parent, operation.name)
             new = self._tracker.join(operation.new_parent, operation.new_name)
             if old is not None and new is not None:
-                self._moves.append((old, new))
+                self._moves.append((old, new, bool(operation.flags & RENAME_EXCHANGE)))
 
     def _touch(self, entry: Entry, fid: Fid) -> _Touched:
         touched = self._touched.get(fid)
@@ -239,9 +240,11 @@ class _Comparison:
 
     def _before(self, path: bytes | None, moves: int) -> bytes | None:
         """What *path*, seen after so many renames, was called before them all."""
-        for old, new in reversed(self._moves[:moves]):
+        for old, new, exchanged in reversed(self._moves[:moves]):
             if path is not None and _is_below(path, new):
                 path = old + path[len(new) :]
+            elif path is not None and exchanged and _is_below(path, old):
+                path = new + path[len(old) :]
         return path
 
 

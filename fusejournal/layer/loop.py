@@ -37,7 +37,7 @@ _SPIN_NS = 50_000
 _CAN_SPIN = len(os.sched_getaffinity(0)) > 1
 """With one processor, whoever is to send the next request waits for us meanwhile."""
 _SLEEP_NS = 10_000_000
-_SLICE_NS = 5_000_000
+_SLICE_NS = 2_000_000
 _UNCLOCKED_MAX = 16
 """The clock is asked once in so many requests: where that is a system call, it costs as much as
 an answer from memory does."""

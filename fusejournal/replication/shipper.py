@@ -226,9 +226,10 @@ class Shipper:
     # -- the task ----------------------------------------------------------------------------------
 
     def look_again(self, peer: Peer) -> None:
-        """The book has changed: what it says of *peer*, this one, may be something else now."""
+        """The book has changed: what it says of *peer*, this one, may be something else now. If
+        not, a session goes on; but who waits to try again does so at once."""
         told = peer.address, peer.certificate, peer.paused, peer.needs_copy
-        if told == self._told:
+        if told == self._told and self._retry_at is None:
             return
         self._told = told
         changed, self._changed = self._changed, trio.Event()

@@ -12,7 +12,7 @@ import os
 import resource
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID
@@ -364,8 +364,10 @@ def close_volume(
         catalog.commit()
         catalog.sync()
     if is_mirror and marks is not None:
-        marks.durable_seq = marks.stopped_seq = volume.journal.head_seq
-        marks.sync()
+        # On a full disk it is no orderly stop, which the next start can do without.
+        with suppress(OSError):
+            marks.durable_seq = marks.stopped_seq = volume.journal.head_seq
+            marks.sync()
         marks.close()
     elif volume.refusal is None:
         # Last, and not in the catalog any more: CLEAN says that the catalog is whole on disk.

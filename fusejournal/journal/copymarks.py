@@ -1,10 +1,11 @@
 """The watermarks of a journal that is a copy: what its node must know after a kill and cannot read
 from the entries, for those tell of the node that wrote them.
 
-One page, mapped: a store is in the kernel's hands at once, so it outlives the process at any
-instruction, and costs nothing beside applying an entry. Each number is stored whole (one aligned
-word). After the loss of the machine the page may be older than what it tells of, never newer: so
-``durable_seq`` is then too low, which only means that more is fetched again.
+One page, each number written by a pwrite of its own: it is in the kernel's hands when that returns,
+whole or not at all, so it outlives the process at any instruction. (Mapped memory would be
+cheaper by a microsecond an entry; but where a file system writes a page to a new place, a full disk
+would then end the process.) After the loss of the machine the page may be older than what it tells
+of, never newer: so ``durable_seq`` is then too low, which only means that more is fetched again.
 
 =========  =====================================================================================
 word       meaning
@@ -17,10 +18,11 @@ word       meaning
 5          ``epoch``: the highest of any sender that was accepted
 =========  =====================================================================================
 
-The event loop's thread writes; ``sync`` blocks, for a thread."""
+Setting one raises OSError: ENOSPC on a full disk, and the number is as it was. The event loop's
+thread sets them; ``sync`` blocks, for a thread."""
 
-import mmap
 import os
+import struct
 from pathlib import Path
 
 from fusejournal import storage
@@ -29,6 +31,8 @@ from fusejournal.types import Epoch, Seq
 
 _BYTES = 4096
 _MAGIC = int.from_bytes(b"\x89FJCOPY1", "little")
+_WORD = struct.Struct("<Q")
+_WORDS = 6
 _APPLYING, _SETTLED, _DURABLE, _STOPPED, _EPOCH = range(1, 6)
 
 
@@ -39,27 +43,25 @@ class CopyMarks:
     def __init__(self, path: Path) -> None:
         if not path.exists():
             _make(path)
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            if os.fstat(fd).st_size != _BYTES:
-                raise JournalError(f"{path}: not the watermarks of a mirror")
-            self._map = mmap.mmap(fd, _BYTES)
-        finally:
-            os.close(fd)
-        self._words = memoryview(self._map).cast("Q")
-        if self._words[0] != _MAGIC:
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        content = os.pread(self._fd, _BYTES + 1, 0)
+        if len(content) != _BYTES or _WORD.unpack_from(content)[0] != _MAGIC:
             self.close()
             raise JournalError(f"{path}: not the watermarks of a mirror")
+        self._words = [word for (word,) in _WORD.iter_unpack(content[: _WORD.size * _WORDS])]
 
     def close(self) -> None:
-        """Unmap the page."""
-        self._words.release()
-        self._map.close()
+        """Close the file."""
+        os.close(self._fd)
 
     def sync(self) -> None:
-        """Make the page durable. Blocks. Raises OSError."""
-        storage.reached("marks.sync")
-        self._map.flush()
+        """Make all of them durable. Blocks. Raises OSError."""
+        storage.fdatasync("marks.sync", self._fd)
+
+    def _set(self, word: int, number: int) -> None:
+        if number != self._words[word]:
+            storage.pwritev("marks.write", self._fd, (_WORD.pack(number),), word * _WORD.size)
+            self._words[word] = number
 
     @property
     def applying_seq(self) -> Seq:
@@ -68,7 +70,7 @@ class CopyMarks:
 
     @applying_seq.setter
     def applying_seq(self, seq: Seq) -> None:
-        self._words[_APPLYING] = seq
+        self._set(_APPLYING, seq)
 
     @property
     def settled_seq(self) -> Seq:
@@ -77,7 +79,7 @@ class CopyMarks:
 
     @settled_seq.setter
     def settled_seq(self, seq: Seq) -> None:
-        self._words[_SETTLED] = seq
+        self._set(_SETTLED, seq)
 
     @property
     def durable_seq(self) -> Seq:
@@ -86,7 +88,7 @@ class CopyMarks:
 
     @durable_seq.setter
     def durable_seq(self, seq: Seq) -> None:
-        self._words[_DURABLE] = seq
+        self._set(_DURABLE, seq)
 
     @property
     def stopped_seq(self) -> Seq:
@@ -95,7 +97,7 @@ class CopyMarks:
 
     @stopped_seq.setter
     def stopped_seq(self, seq: Seq) -> None:
-        self._words[_STOPPED] = seq
+        self._set(_STOPPED, seq)
 
     @property
     def epoch(self) -> Epoch:
@@ -104,7 +106,7 @@ class CopyMarks:
 
     @epoch.setter
     def epoch(self, epoch: Epoch) -> None:
-        self._words[_EPOCH] = epoch
+        self._set(_EPOCH, epoch)
 
 
 def _make(path: Path) -> None:

@@ -13,6 +13,7 @@ case.
 
 Used from the event loop's thread; large batches are checked in a thread of their own."""
 
+import errno
 import logging
 import shutil
 import time
@@ -222,7 +223,7 @@ class Receiver:
         sink.begin(begin)
         if me.uuid is None:
             self._be_born(uuid)
-        self._marks.settled_seq = max(self._marks.settled_seq, sink.settled_seq)
+        self._mark(sink, epoch=False)
         self._updater.wake()
         self.source_head_seq = begin.head_seq
         self._ages.note(begin.head_seq)
@@ -287,8 +288,7 @@ class Receiver:
             stretch = stretch_of(batch)
         await self._append(stretch)
         sink.appended(batch)
-        self._marks.epoch = max(self._marks.epoch, sink.epoch)
-        self._marks.settled_seq = max(self._marks.settled_seq, sink.settled_seq)
+        self._mark(sink, epoch=True)
         self.batches += 1
         self.received_bytes += len(batch.content)
         if not self._durability.flush_if_quick():
@@ -318,6 +318,21 @@ class Receiver:
                     self._full = None
                     self.news()
                 return
+
+    def _mark(self, sink: Sink, epoch: bool) -> None:
+        """Keep how far the sender had applied what is here. Raises RefusedError on a full disk: the
+        next session tells it again."""
+        marks = self._marks
+        try:
+            if epoch:
+                marks.epoch = max(marks.epoch, sink.epoch)
+            marks.settled_seq = max(marks.settled_seq, sink.settled_seq)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._full, self._lacking_bytes = f"no space left for the watermarks: {error}", 0
+            self.news()
+            raise RefusedError("full", self._full) from None
 
     def _check_space(self) -> None:
         """Raises RefusedError while what did not fit does not fit yet."""

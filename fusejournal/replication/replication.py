@@ -160,7 +160,9 @@ class Replication:
         )
 
         def flushed() -> None:
-            marks.durable_seq = durability.durable_seq
+            # Where that cannot be kept now, nothing is applied beyond it; the next flush tries.
+            with suppress(OSError):
+                marks.durable_seq = durability.durable_seq
             updater.wake()
             receiver.news()
 

@@ -197,8 +197,8 @@ class TakeBack:
         end = Seq(volume.journal.head_seq + 1)
         try:
             for entry, void in settled(volume.journal.reader.read(first_seq, end)):
-                marks.applying_seq = entry.seq
                 try:
+                    marks.applying_seq = entry.seq
                     volume.apply_received(entry, void, settle=True)
                 except OSError as error:
                     raise RecoveryError(

@@ -151,16 +151,16 @@ class Updater:
                 entry.operation.parent,
                 entry.seq,
             )
-        self._marks.applying_seq = entry.seq
         while True:
             try:
+                self._marks.applying_seq = entry.seq
                 self._volume.apply_received(entry, void, settle)
                 break
             except OSError as error:
                 if not (error.errno in _NO_SPACE or isinstance(error, ShortWriteError)):
                     raise
                 why = os.strerror(error.errno or errno.ENOSPC)
-                await self._wait_for_space(f"no space in the backing for entry {entry.seq}: {why}")
+                await self._wait_for_space(f"no space to apply entry {entry.seq}: {why}")
                 settle = True
         if mtime_ns is not None:
             self._volume.set_directory_mtime(entry.operation.parent, mtime_ns)  # type: ignore[union-attr]

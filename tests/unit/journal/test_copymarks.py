@@ -1,7 +1,10 @@
 """A mirror's watermarks outlive their process."""
 
+import errno
 import os
 import signal
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,3 +47,38 @@ def test_anything_else_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "marks").write_bytes(content)
     with pytest.raises(JournalError, match="not the watermarks"):
         CopyMarks(tmp_path / "marks")
+
+
+def test_a_full_disk_refuses_and_harms_nothing(tmp_path: Path) -> None:
+    """On btrfs, which writes every page to a new place."""
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    disk.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(200 << 20)
+    subprocess.run(["mkfs.btrfs", "-q", "-f", image], check=True, capture_output=True)
+    subprocess.run(["mount", "-o", "loop", image, disk], check=True)
+    try:
+        marks = CopyMarks(disk / "marks")
+        marks.applying_seq = Seq(1)
+        marks.sync()
+        with open(disk / "fill", "wb", 0) as file, suppress(OSError):
+            while True:
+                file.write(os.urandom(1 << 16))
+        os.sync()
+        refusals = set()
+        for seq in range(2, 40):
+            try:
+                marks.applying_seq = Seq(seq)
+            except OSError as error:
+                refusals.add(error.errno)
+            marks.sync()
+        assert refusals == {errno.ENOSPC}
+        (disk / "fill").unlink()
+        os.sync()
+        marks.applying_seq = Seq(50)
+        marks.close()
+        marks = CopyMarks(disk / "marks")
+        assert marks.applying_seq == 50
+        marks.close()
+    finally:
+        subprocess.run(["umount", disk], check=True)

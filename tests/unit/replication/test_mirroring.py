@@ -10,11 +10,12 @@ import trio
 
 from fusejournal.backing.apply import Applier
 from fusejournal.config import ReplicationConfig
-from fusejournal.journal.format import Entry
 from fusejournal.journal.reader import END
 from fusejournal.journal.segment import list_segments
+from fusejournal.journal.stretches import StretchReader
 from fusejournal.replay.digest import digest_tree
 from fusejournal.replication.replication import Replication
+from fusejournal.replication.shipper import Shipper
 from fusejournal.types import Seq
 from tests.support.volumes import OpenVolume, applied, content, open_volume
 
@@ -148,7 +149,7 @@ async def test_killed_anywhere_while_it_applies(
         with open_volume(tmp_path / "mirror", mirror=True, orderly=False) as mirror:
             head_seq = mirror.volume.journal.head_seq
             try:
-                _apply_all(mirror, commit_each=deaths % 3)
+                await _apply_all(mirror, commit_each=deaths % 3)
             except _Died:
                 deaths += 1
             if applied(mirror) == head_seq:
@@ -160,19 +161,95 @@ async def test_killed_anywhere_while_it_applies(
         assert tree_digest(mirror.backing) == tree_digest(primary.backing)
 
 
-def _apply_all(mirror: OpenVolume, commit_each: int) -> None:
-    """What the updater does, without its loop."""
-    from fusejournal.journal.settled import settled
+async def _apply_all(mirror: OpenVolume, commit_each: int) -> None:
+    """Let the mirror's updater run until it has applied everything, or dies of it."""
+    mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+    volume = mirror.volume
+    after, count = volume.on_applied, [0]
 
-    volume, marks = mirror.volume, mirror.marks
-    settle_to = marks.applying_seq
-    first, end = Seq(applied(mirror) + 1), Seq(volume.journal.head_seq + 1)
-    entries: list[tuple[Entry, object]] = list(settled(volume.journal.reader.read(first, end)))
-    for number, (entry, void) in enumerate(entries):
-        marks.applying_seq = entry.seq
-        volume.apply_received(entry, void, entry.seq <= settle_to)
-        if commit_each and number % commit_each == 0:
+    def commit_now_and_then() -> None:
+        after()
+        count[0] += 1
+        if commit_each and count[0] % commit_each == 0:
             volume.catalog.commit()
+
+    volume.on_applied = commit_now_and_then
+    died: list[_Died] = []
+
+    async def update(scope: trio.CancelScope) -> None:
+        try:
+            await mirror.replication.updater.run()
+        except _Died as error:
+            died.append(error)
+            scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(update, nursery.cancel_scope)
+        await _until("all is applied", lambda: applied(mirror) == volume.journal.head_seq)
+        nursery.cancel_scope.cancel()
+    if died:
+        raise died[0]
+
+
+async def test_nothing_is_applied_that_is_not_on_disk(tmp_path: Path) -> None:
+    with (
+        open_volume(tmp_path / "mirror", mirror=True, orderly=False) as mirror,
+        open_volume(tmp_path / "primary") as primary,
+    ):
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        primary.work(5)
+        async with trio.open_nursery() as nursery:  # the mirror flushes nothing by itself
+            await nursery.start(mirror.replication.run)
+            primary.replicate(ReplicationConfig(peers={"east": _address(mirror.replication)}))
+            nursery.start_soon(primary.durability.run)
+            await nursery.start(primary.replication.run)
+            journals = primary.volume.journal, mirror.volume.journal
+            await _until("all is there", lambda: journals[0].head_seq == journals[1].head_seq)
+            await trio.sleep(0.1)
+            status = primary.replication.status()["peers"][0]
+            assert (status["acked_seq"], status["applied_seq"]) == (0, 0)
+            assert applied(mirror) == 0
+            assert list(mirror.backing.iterdir()) == []
+            await mirror.durability.flush()
+            await _until("the mirror is level", _level(primary, mirror))
+            nursery.cancel_scope.cancel()
+
+
+async def test_mirror_that_ends_between_an_entry_and_its_void(tmp_path: Path) -> None:
+    """As a kill in the middle of an append leaves it: what was refused is never applied."""
+    with open_volume(tmp_path / "primary") as primary:
+        primary.work(3)  # the last thing is a refusal
+        head_seq = primary.volume.journal.head_seq
+        uuid = primary.volume.journal.uuid
+        with open_volume(tmp_path / "mirror", mirror=True, uuid=uuid, orderly=False) as mirror:
+            reader = StretchReader(primary.journal_dir, uuid)
+            reader.seek(Seq(0))
+            end = primary.volume.journal.end
+            stretch = reader.next(end, Seq(head_seq - 1), 1 << 20)
+            assert stretch is not None
+            assert stretch.last_seq == head_seq - 1
+            assert reader.settled_seq(end) == head_seq - 2
+            reader.close()
+            mirror.volume.journal.receive(stretch)
+    async with _idle_pair(tmp_path) as (primary, mirror):
+        await _until("what is settled is applied", lambda: applied(mirror) == head_seq - 2)
+    async with _pair(tmp_path) as (primary, mirror):
+        await _until("the mirror is level", _level(primary, mirror))
+        assert content(mirror.journal_dir) == content(primary.journal_dir)
+        assert tree_digest(mirror.backing) == tree_digest(primary.backing)
+
+
+@asynccontextmanager
+async def _idle_pair(tmp_path: Path) -> AsyncIterator[tuple[OpenVolume, OpenVolume]]:
+    """A pair whose primary begins a session and then sends nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Shipper, "_ship", _ship_nothing)
+        async with _pair(tmp_path) as both:
+            yield both
+
+
+async def _ship_nothing(*_: object) -> None:
+    await trio.sleep_forever()
 
 
 async def test_second_primary_is_refused(tmp_path: Path) -> None:

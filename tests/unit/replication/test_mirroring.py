@@ -205,6 +205,7 @@ async def test_nothing_is_applied_that_is_not_on_disk(tmp_path: Path) -> None:
             await nursery.start(primary.replication.run)
             journals = primary.volume.journal, mirror.volume.journal
             await _until("all is there", lambda: journals[0].head_seq == journals[1].head_seq)
+            mirror.replication.updater.wake()
             await trio.sleep(0.1)
             status = primary.replication.status()["peers"][0]
             assert (status["acked_seq"], status["applied_seq"]) == (0, 0)

@@ -14,8 +14,8 @@ The map, from the bottom up; imports point down only:
   ``durability``, ``opening``
 - ``layer``: the FUSE handlers, their loop, permissions, the mount itself
 - ``nfsd``, ``exports``: what the kernel's NFS server holds, and what is exported to whom
-- ``state``, ``control``, ``asking``, ``node``: the state directory, the control socket and its
-  client, and one running volume
+- ``state``, ``control``, ``asking``: the state directory, the control socket and its client
+- ``marks``, ``page``, ``node``: named points, the status page, and one running volume
 - ``replication``: shipping the journal to mirrors, and applying it there
 - ``cli``: one file a command
 """

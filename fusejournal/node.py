@@ -16,11 +16,9 @@ import errno
 import logging
 import os
 import resource
-import shutil
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
@@ -36,10 +34,7 @@ from fusejournal.errors import (
     FusejournalError,
     GreetingError,
     JournalError,
-    JournalFailedError,
-    JournalFullError,
     MountError,
-    UsageError,
     VolumeBusyError,
 )
 from fusejournal.journal.copymarks import CopyMarks
@@ -60,9 +55,10 @@ from fusejournal.layer.loop import RequestLoop
 from fusejournal.layer.opens import OpenFiles
 from fusejournal.layer.recall import Recaller
 from fusejournal.layer.remembered import Remembered
+from fusejournal.marks import make_mark
 from fusejournal.mountspec import MountSpec, Reporter
 from fusejournal.opening import Opening, close_volume
-from fusejournal.operations import Mark
+from fusejournal.page import StatusPage
 from fusejournal.replication.metrics import serve_metrics
 from fusejournal.replication.replication import Mirroring, Replication
 from fusejournal.state import VolumeState, be_born, claim_volume, pass_claim_on
@@ -70,8 +66,6 @@ from fusejournal.types import Fid, Seq
 
 log = logging.getLogger(__name__)
 
-_RATE_WINDOW_SECONDS = 10
-_MARK_NAME_MAX = 128
 _RESTART_SECONDS = 60.0
 _CONNECTION = "connection"
 """In the state directory: who holds the connection."""
@@ -130,7 +124,6 @@ class Node:
         self._is_exported = False
         self._durability_mode = "async"
         self._exports_stamp: tuple[int, ...] = ()
-        self._samples: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW_SECONDS)
         config = spec.config.journal
         options = JournalOptions(
             segment_bytes=config.segment_bytes,
@@ -163,6 +156,7 @@ class Node:
                 state.is_mirror,
             )
         self._durability: Durability
+        self._page: StatusPage
         self._handlers: Handlers
         self._loop: RequestLoop
         self._connection: Connection
@@ -208,6 +202,9 @@ class Node:
             volume.journal, volume.catalog, self._root_fd, spec.config.journal, volume.fail
         )
         volume.hold_back = lambda: self._durability.full
+        self._page = StatusPage(
+            spec, self._state, self._opening, self._durability, self._replication
+        )
         self._connection = connection = self._connect()
         handshake = Handshake(connection, spec.mountpoint)
         self._loop = RequestLoop(handshake)
@@ -457,51 +454,16 @@ class Node:
             pyfuse3.terminate()
         return {"ok": True}
 
-    # -- marks -------------------------------------------------------------------------------------
-
     async def _mark(self, request: dict[str, Any]) -> dict[str, Any]:
-        name = check_mark_name(request.get("name"))
-        volume = self._opening.volume
-        # No await from here to the entry's time: another entry might come in between.
-        self._check_takes_marks()
-        try:
-            seq = volume.note(Mark(name))
-        except JournalFailedError as error:
-            volume.fail(str(error))
-            raise
-        time_ns = volume.journal.last_time_ns
-        try:
-            await self._durability.wait(seq)
-        except OSError:
-            raise JournalFailedError(
-                f"mark {name!r} is entry {seq}, but may not outlive the machine: {volume.failure}"
-            ) from None
-        return {"seq": seq, "time_ns": time_ns}
-
-    def _check_takes_marks(self) -> None:
-        """Refuse a mark where a change would be refused. Raises FusejournalError."""
-        volume, name = self._opening.volume, self._spec.name
-        if volume.failure is not None:
-            raise JournalError(
-                f"volume {name} is read-only and takes no marks: {volume.failure}; "
-                "mend that and mount it again"
-            )
-        if self._state.is_mirror:
-            raise UsageError(
-                f"volume {name} is a mirror and takes no marks: make them on its primary"
-            )
-        if volume.refusal is not None or not volume.journal.is_writable:
-            raise UsageError(
-                f"volume {name} is mounted read-only and takes no marks: mount it without -o ro"
-            )
-        if volume.hold_back():
-            raise JournalFullError(f"{self._spec.state_dir}: no space left for the catalog")
+        return await make_mark(
+            request.get("name"), self._opening.volume, self._durability, self._state
+        )
 
     # -- status ------------------------------------------------------------------------------------
 
     async def _sample(self) -> None:
         while True:
-            self._samples.append((trio.current_time(), self._opening.volume.journal.head_seq))
+            self._page.sample()
             await trio.sleep(1)
             if self._live and exports.stamp() != self._exports_stamp:
                 await self._exported({})
@@ -511,79 +473,12 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         """What the status page and the metrics tell."""
-        volume, spec = self._opening.volume, self._spec
-        journal = volume.journal
-        (first_time, first_seq), (last_time, last_seq) = self._samples[0], self._samples[-1]
-        seconds = last_time - first_time
-        degraded = list(self._opening.degraded)
-        if volume.failure is not None:
-            degraded.append(f"read-only: {volume.failure}")
-        if self._durability.compression_failure is not None:
-            degraded.append(f"segments are not compressed: {self._durability.compression_failure}")
-        if volume.journal_full or self._durability.full:
-            degraded.append(
-                f"no space under {spec.state_dir}: changes are refused until there is some"
-            )
-        replication = self._replication
-        if replication is not None:
-            degraded += replication.degraded()
-        return {
-            "name": spec.name,
-            "uuid": str(self._state.uuid),
-            "role": self._state.role,
-            "epoch": journal.epoch,
-            "pid": os.getpid(),
-            "backing": str(spec.backing),
-            "mountpoint": str(spec.mountpoint),
-            "state": self._state_word(),
-            "durability": self._durability_mode,
-            "exported": self._is_exported,
-            "held": self._keeper is not None,
-            "live_since": self._live_since,
-            "head_seq": journal.head_seq,
-            "durable_seq": journal.durable_seq,
-            "checkpoint_seq": volume.catalog.checkpoint_seq,
-            "entries_per_second": round((last_seq - first_seq) / seconds, 1) if seconds else 0.0,
-            "journal_bytes": journal.total_bytes,
-            "segments": journal.segment_count,
-            "disk_free_bytes": shutil.disk_usage(spec.state_dir).free,
-            "backing_free_bytes": _free_bytes(self._root_fd),
-            "flush_seconds": round(self._durability.flush_seconds, 6),
-            "flushes": self._durability.flushes,
-            "waits": {
-                "bounds": self._durability.waits.BOUNDS,
-                "counts": self._durability.waits.counts,
-                "seconds": round(self._durability.waits.seconds, 6),
-            },
-            "replication": replication.status() if replication is not None else None,
-            "degraded": degraded,
-            "repairs": self._opening.repairs,
-        }
-
-    def _state_word(self) -> str:
-        volume = self._opening.volume
-        if volume.failure is not None or volume.refusal is None:
-            return "read-only" if volume.refusal is not None else "running"
-        return "running" if self._state.is_mirror and self._replication else "read-only"
-
-
-def check_mark_name(name: object) -> str:
-    """*name* if it can be a mark's. Raises UsageError.
-
-    What would read as a seq is refused, for a point in the journal is named by either. (The
-    command line also refuses what reads as a time.)"""
-    if (
-        not isinstance(name, str)
-        or not 1 <= len(name) <= _MARK_NAME_MAX
-        or not name.isprintable()
-        or name != name.strip()
-        or name.isdigit()
-    ):
-        raise UsageError(
-            f"{name!r} cannot be a mark's name: 1 to {_MARK_NAME_MAX} printable characters, "
-            "no blank at either end, not a number"
+        return self._page.status(
+            durability=self._durability_mode,
+            exported=self._is_exported,
+            held=self._keeper is not None,
+            live_since=self._live_since,
         )
-    return name
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -593,8 +488,3 @@ def _cause(error: BaseException) -> BaseException:
         return error
     causes = [_cause(one) for one in error.exceptions]
     return next((cause for cause in causes if isinstance(cause, FusejournalError)), causes[0])
-
-
-def _free_bytes(fd: int) -> int:
-    space = os.fstatvfs(fd)
-    return space.f_bavail * space.f_frsize

@@ -8,7 +8,7 @@ from fusejournal.asking import ask
 from fusejournal.cli import text
 from fusejournal.cli.moments import parse_moment
 from fusejournal.errors import UsageError
-from fusejournal.node import check_mark_name
+from fusejournal.marks import check_mark_name
 from fusejournal.state import find_volume
 
 

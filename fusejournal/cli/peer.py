@@ -135,7 +135,7 @@ def pause(volume: str, name: str, as_json: bool) -> None:
 @_NAME
 @_JSON
 def resume(volume: str, name: str, as_json: bool) -> None:
-    """End the pause of the peer NAME: it catches up.
+    """End the pause of the peer NAME, or try again at once what failed or needs a full copy.
 
     \b
     Example:

@@ -141,14 +141,14 @@ class Updater:
 
     async def _apply(self, entry: Entry, void: Void | None) -> None:
         settle = entry.seq <= self._settle_to
-        mtime_ns = None
-        if entry.seq == self._in_doubt and isinstance(entry.operation, Import | ImportLink):
+        mtime_ns, operation = None, entry.operation
+        if entry.seq == self._in_doubt and isinstance(operation, Import | ImportLink):
             # An import leaves its directory's mtime as it was; who died in the middle of one has
             # left it as it is.
             mtime_ns = await trio.to_thread.run_sync(
                 directory_mtime_before,
                 self._volume.journal.directory,
-                entry.operation.parent,
+                operation.parent,
                 entry.seq,
             )
         while True:
@@ -162,12 +162,12 @@ class Updater:
                 why = os.strerror(error.errno or errno.ENOSPC)
                 await self._wait_for_space(f"no space to apply entry {entry.seq}: {why}")
                 settle = True
-        if mtime_ns is not None:
-            self._volume.set_directory_mtime(entry.operation.parent, mtime_ns)  # type: ignore[union-attr]
+        if mtime_ns is not None and isinstance(operation, Import | ImportLink):
+            self._volume.set_directory_mtime(operation.parent, mtime_ns)
         if self.full is not None:
             self.full = None
             self._on_progress()
-        self._remembered.changed(entry.operation)
+        self._remembered.changed(operation)
 
     async def _wait_for_space(self, what: str) -> None:
         if self.full is None:

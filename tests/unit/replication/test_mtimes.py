@@ -1,0 +1,53 @@
+"""The mtime that a directory had at a point of the journal is the one that the backing had."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fusejournal.operations import Link, Rename, Rmdir, Setattr
+from fusejournal.replication.mtimes import directory_mtime_before
+from fusejournal.types import ROOT_FID, Fid, Seq
+from tests.support.volumes import SOMEBODY, open_volume
+
+pytestmark = pytest.mark.mount
+
+
+def test_every_change_of_a_directory(tmp_path: Path) -> None:
+    backing = tmp_path / "backing"
+    (backing / "there").mkdir(parents=True)
+    (backing / "there" / "first").write_text("imported")
+    os.utime(backing / "there", ns=(5, 7_000_000_001))
+    with open_volume(tmp_path) as opened:
+        volume, catalog = opened.volume, opened.volume.catalog
+        there = catalog.lookup(ROOT_FID, b"there")
+        assert there is not None
+        made = opened.mkdir("made")
+        moments: list[tuple[Seq, Fid, int]] = []
+
+        def note() -> None:
+            seq = Seq(volume.journal.head_seq + 1)
+            moments.extend(
+                (seq, fid, volume.tree.stat(fid).st_mtime_ns) for fid in (ROOT_FID, there, made)
+            )
+
+        note()
+        assert moments[1][2] == 7_000_000_001
+        file = opened.create("file", b"data", there)
+        note()
+        volume.commit(Link(file, made, b"link"), SOMEBODY)
+        note()
+        volume.commit(Rename(file, there, b"file", made, b"moved", 0, Fid(0)), SOMEBODY)
+        note()
+        with pytest.raises(FileExistsError):
+            opened.create("moved", b"", made)
+        note()
+        volume.commit(Setattr(made, None, None, None, None, 12345), SOMEBODY)
+        note()
+        inner = opened.mkdir("inner", there)
+        note()
+        volume.commit(Rmdir(inner, there, b"inner"), SOMEBODY)
+        opened.unlink(file, "link", made)
+        note()
+        for seq, fid, mtime_ns in moments:
+            assert directory_mtime_before(opened.journal_dir, fid, seq) == mtime_ns, (seq, fid)

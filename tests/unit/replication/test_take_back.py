@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from fusejournal import storage
+from fusejournal import volume as volume_module
 from fusejournal.backing.syscalls import handle_of
 from fusejournal.backing.tree import FID_XATTR, pack_tag
 from fusejournal.config import ReplicationConfig
@@ -278,3 +279,22 @@ async def test_directory_that_the_backing_lacks_does_not_end_the_start(tmp_path:
     with open_volume(tmp_path / "primary", begin=False) as primary:
         assert await _begin(primary) == []
         assert any("missing in the backing" in line for line in primary.opening.degraded)
+
+
+async def test_times_grow_though_the_clock_went_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_volume(tmp_path / "mirror", mirror=True) as mirror:
+        async with _serving(mirror) as address:
+            with open_volume(tmp_path / "primary", orderly=False) as primary:
+                primary.work(3)  # the last thing is a refusal, and its VOID
+                head_seq = primary.volume.journal.head_seq
+                await _ship_all(primary, mirror, address)
+            _lose_machine(tmp_path / "primary", head_seq - 6)
+            with open_volume(tmp_path / "primary", begin=False) as primary:
+                monkeypatch.setattr(volume_module.time, "time_ns", lambda: 1)
+                await _begin(primary, peers={"east": address})
+                monkeypatch.undo()
+                entries = JournalReader(primary.journal_dir).read(Seq(1), Seq(1 << 40))
+                times = [entry.time_ns for entry in entries]
+    assert times == sorted(set(times))

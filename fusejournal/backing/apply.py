@@ -286,15 +286,29 @@ class Applier:
         tree = self._tree
         look = tree.look(operation.parent, operation.name) if settle else None
         if not settle or (look is not None and look.fid == operation.fid):
-            old, new = tree.pair(operation.parent, operation.new_parent)
-            storage.reached("apply.rename")
             flags = operation.flags & (RENAME_EXCHANGE | RENAME_NOREPLACE)
-            syscalls.rename(old, operation.name, new, operation.new_name, flags)
+            with self._exchanged_mtimes_kept(operation):
+                old, new = tree.pair(operation.parent, operation.new_parent)
+                storage.reached("apply.rename")
+                syscalls.rename(old, operation.name, new, operation.new_name, flags)
         with _must_work("the mtime of a directory"):
             self._name_changed(operation.parent, time_ns)
             if operation.new_parent != operation.parent:
                 self._name_changed(operation.new_parent, time_ns)
         return _NOTHING_MADE
+
+    @contextmanager
+    def _exchanged_mtimes_kept(self, operation: Rename) -> Iterator[None]:
+        """XFS changes the mtime of a directory that an exchange gives another parent. Source:
+        fs/xfs/xfs_inode.c, xfs_cross_rename."""
+        moved: list[tuple[Fid, int]] = []
+        if operation.flags & RENAME_EXCHANGE and operation.parent != operation.new_parent:
+            stats = ((fid, self._tree.stat(fid)) for fid in (operation.fid, operation.replaced))
+            moved = [(fid, stat.st_mtime_ns) for fid, stat in stats if S_ISDIR(stat.st_mode)]
+        yield
+        with _must_work("the mtime of a directory"):
+            for fid, mtime_ns in moved:
+                self._name_changed(fid, mtime_ns)
 
     def _name_changed(self, directory: Fid, time_ns: int) -> None:
         storage.reached("apply.times.directory")

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fusejournal.backing import syscalls
+from fusejournal.backing.syscalls import AT_FDCWD
+from fusejournal.operations import RENAME_EXCHANGE
 from fusejournal.state import load_state
 from tests.support.filesystems import KINDS, filesystem
 from tests.support.layer import Layer
@@ -41,6 +44,8 @@ def _work(root: Path) -> None:
         check=True,
     )
     os.rename(root / "one", root / "synced" / "moved")
+    exchanged = [os.fsencode(root / path) for path in ("two/src", "copy/src")]
+    syscalls.rename(AT_FDCWD, exchanged[0], AT_FDCWD, exchanged[1], RENAME_EXCHANGE)
     os.link(root / "db", root / "two" / "hard")
     os.symlink("../db", root / "two" / "soft")
     with open(root / "sparse", "wb") as file:

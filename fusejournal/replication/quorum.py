@@ -51,9 +51,10 @@ class Quorum:
 
     def acked(self, peer: str, seq: Seq) -> None:
         """*peer* has everything up to *seq* on disk."""
-        if seq <= self._acked.get(peer, 0):
+        if seq > self._acked.get(peer, 0):
+            self._acked[peer] = seq
+        elif self.degraded_since is None:
             return
-        self._acked[peer] = seq
         self._count()
 
     def forget(self, peer: str) -> None:
@@ -71,16 +72,18 @@ class Quorum:
         self._wake()
 
     def _look_again(self) -> None:
-        """Count the mirrors again once they are so near that nobody would have to wait too long."""
+        """Count the mirrors again once they have everything, or are so near that nobody would have
+        to wait too long."""
         target_seq, since = self._target
+        head_seq = self._head_seq()
         if self._seq < target_seq:
             return
         now = trio.current_time()
-        if now - since <= self._timeout_seconds:
+        if self._seq >= head_seq or now - since <= self._timeout_seconds:
             log.warning("%d mirrors have everything again", self._mirrors)
             self.degraded_since = None
         else:
-            self._target = self._head_seq(), now
+            self._target = head_seq, now
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, trio.Event()

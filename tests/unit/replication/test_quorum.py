@@ -148,3 +148,40 @@ async def test_nobody_waits_once_the_node_ends(autojump_clock: trio.testing.Mock
         await trio.sleep(100)
         quorum.close()
     assert caught == [errno.EAGAIN]
+
+
+async def test_mirrors_that_are_level_are_waited_for_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Though changes come more seldom than the time-out."""
+    head = [50]
+    config = ReplicationConfig(mirrors=1, mirrors_timeout_seconds=10.0)
+    quorum = Quorum(config, lambda: Seq(head[0]), lambda: None)
+    await quorum.wait(Seq(50))
+    assert quorum.describe() is not None
+    await trio.sleep(60)
+    quorum.acked("a", Seq(50))
+    assert quorum.describe() is None
+    for _ in range(5):
+        await trio.sleep(15)
+        head[0] += 1
+        assert not quorum.has(Seq(head[0]))
+        quorum.acked("a", Seq(head[0]))
+
+
+async def test_an_acknowledgement_that_says_nothing_new_lets_them_be_counted_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A journal that grows all the while: they are near, when they are asked again in time."""
+    head = [50]
+    config = ReplicationConfig(mirrors=1, mirrors_timeout_seconds=10.0)
+    quorum = Quorum(config, lambda: Seq(head[0]), lambda: None)
+    await quorum.wait(Seq(50))
+    await trio.sleep(60)
+    head[0] = 70
+    quorum.acked("a", Seq(60))
+    assert quorum.describe() is not None
+    await trio.sleep(1)
+    head[0] = 80
+    quorum.acked("a", Seq(70))
+    assert quorum.describe() is None

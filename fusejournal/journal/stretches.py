@@ -182,8 +182,9 @@ class StretchReader:
 
     def next(self, end: End, applied_seq: Seq, bytes_max: int) -> Stretch | None:
         """The stretch that comes next, of about *bytes_max* bytes at most; None when there is
-        nothing up to *applied_seq*. *end* is where the journal ended when that was asked for.
-        Raises JournalDamagedError, JournalError when its segment is gone, OSError."""
+        nothing up to *applied_seq*. It never ends between an entry and its VOID. *end* is where the
+        journal ended when that was asked for. Raises JournalDamagedError, JournalError when its
+        segment is gone, OSError."""
         if self.seq > applied_seq:
             return None
         reader = self._at_segment()
@@ -198,8 +199,9 @@ class StretchReader:
             return self._advance(content, Seq(applied_seq + 1), end.position.chain)
         return self._walk(reader, Seq(applied_seq + 1), bytes_max)
 
-    def _walk(self, reader: SegmentReader, to_seq: Seq, bytes_max: int) -> Stretch:
-        """The next stretch by size, each frame checked."""
+    def _walk(self, reader: SegmentReader, to_seq: Seq, bytes_max: int) -> Stretch | None:
+        """The next stretch by size, each frame checked. None where an entry and its VOID come next,
+        and the VOID is beyond."""
         begins = SEGMENT_HEADER_BYTES if self._offset == 0 else 0
         try:
             content = reader.read_at(self._offset, begins + max(bytes_max, _WINDOW_BYTES_MIN))
@@ -216,7 +218,14 @@ class StretchReader:
                     raise FormatError("the segment ends where an entry should be")
             content = content[:at]
             following = reader.read_at(self._offset + at, _VOID_BYTES_MAX)
-            if seq < to_seq and kind_at(following) == Kind.VOID:
+            if kind_at(following) != Kind.VOID:
+                pass
+            elif seq == to_seq:  # beyond what is wanted: so is the entry, then
+                at, seq, chain = self._skim(content, begins, Seq(seq - 1))
+                if at == begins:
+                    return None
+                content = content[:at]
+            else:
                 more, seq, chain = skim_frames(
                     following, memoryview(following), seq, chain, to_seq=seq + 1
                 )

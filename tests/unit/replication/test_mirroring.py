@@ -10,9 +10,9 @@ import trio
 
 from fusejournal.backing.apply import Applier
 from fusejournal.config import ReplicationConfig
-from fusejournal.journal.reader import END
+from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import list_segments
-from fusejournal.journal.stretches import StretchReader
+from fusejournal.journal.stretches import Stretch, StretchReader
 from fusejournal.replay.digest import digest_tree
 from fusejournal.replication.replication import Replication
 from fusejournal.replication.shipper import Shipper
@@ -224,20 +224,58 @@ async def test_mirror_that_ends_between_an_entry_and_its_void(tmp_path: Path) ->
         uuid = primary.volume.journal.uuid
         with open_volume(tmp_path / "mirror", mirror=True, uuid=uuid, orderly=False) as mirror:
             reader = StretchReader(primary.journal_dir, uuid)
-            reader.seek(Seq(0))
-            end = primary.volume.journal.end
-            stretch = reader.next(end, Seq(head_seq - 1), 1 << 20)
-            assert stretch is not None
-            assert stretch.last_seq == head_seq - 1
-            assert reader.settled_seq(end) == head_seq - 2
+            reader.seek(Seq(head_seq - 1))
+            assert reader.settled_seq(primary.volume.journal.end) == head_seq - 2
             reader.close()
-            mirror.volume.journal.receive(stretch)
+            mirror.volume.journal.receive(_beginning(primary, Seq(head_seq - 1)))
     async with _idle_pair(tmp_path) as (primary, mirror):
         await _until("what is settled is applied", lambda: applied(mirror) == head_seq - 2)
     async with _pair(tmp_path) as (primary, mirror):
         await _until("the mirror is level", _level(primary, mirror))
         assert content(mirror.journal_dir) == content(primary.journal_dir)
         assert tree_digest(mirror.backing) == tree_digest(primary.backing)
+
+
+def _beginning(primary: OpenVolume, last_seq: Seq) -> Stretch:
+    """What a mirror has whose first segment was cut after entry *last_seq*."""
+    *_, (path, frame) = JournalReader(primary.journal_dir).frames(Seq(1), Seq(last_seq + 1))
+    content = path.read_bytes()[: frame.offset + len(frame.content)]
+    return Stretch(Seq(1), 0, Seq(1), last_seq, 0, frame.checksum, content)
+
+
+async def test_what_was_refused_is_not_applied_before_its_void_is_durable(tmp_path: Path) -> None:
+    """The mirror's journal ends between the two, and is on the disk, when the rest comes."""
+    with open_volume(tmp_path / "primary") as primary:
+        primary.work(1)
+        (primary.backing / "behind").mkdir()  # nobody has seen it yet
+        with pytest.raises(FileExistsError):
+            primary.mkdir("behind")
+        refused_seq = Seq(primary.volume.journal.head_seq - 1)
+        uuid = primary.volume.journal.uuid
+        with open_volume(tmp_path / "mirror", mirror=True, uuid=uuid, orderly=False) as mirror:
+            mirror.volume.journal.receive(_beginning(primary, refused_seq))
+    with (
+        open_volume(tmp_path / "mirror", mirror=True, orderly=False) as mirror,
+        open_volume(tmp_path / "primary") as primary,
+    ):
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        await mirror.durability.flush()
+        assert mirror.volume.journal.durable_seq == refused_seq
+        async with trio.open_nursery() as nursery:  # no flush comes after that
+            await nursery.start(mirror.replication.run)
+            primary.replicate(ReplicationConfig(peers={"east": _address(mirror.replication)}))
+            nursery.start_soon(primary.durability.run)
+            await nursery.start(primary.replication.run)
+            head_seq = primary.volume.journal.head_seq
+            await _until("all is there", lambda: mirror.volume.journal.head_seq == head_seq)
+            mirror.replication.updater.wake()
+            await trio.sleep(0.1)
+            assert applied(mirror) == refused_seq - 1
+            assert not (mirror.backing / "behind").exists()
+            await mirror.durability.flush()
+            await _until("the mirror is level", _level(primary, mirror))
+            assert not (mirror.backing / "behind").exists()
+            nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager

@@ -455,7 +455,8 @@ class Handlers(pyfuse3.Operations):
     def _opened(self, fid: Fid, ctx: RequestContext) -> FileInfo:
         handle = self.files.add(fid, _who(ctx))
         self._loop.when_answered(partial(self.files.answered, handle))
-        return FileInfo(fh=handle, keep_cache=True)
+        keep = self.remembered is None or self.remembered.opened(fid)
+        return FileInfo(fh=handle, keep_cache=keep)
 
     async def open(self, inode: Fid, flags: int, ctx: RequestContext) -> FileInfo:
         """Open a file; with O_TRUNC this is a change."""

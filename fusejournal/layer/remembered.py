@@ -4,8 +4,11 @@ The kernel is told to keep attributes for long, for all changes come through the
 they do not: the updater tells each here, right after it is applied. Of what the kernel knows (it
 says when it looks a fid up, and when it forgets it) the attributes are then taken from it. That
 cannot block, and is enough: with the attributes it has to ask for, the kernel sees that the mtime
-is another one and drops a file's pages by itself. A mirror that nobody reads costs nothing. (Who
-has mapped a file sees what has changed when somebody next asks for its attributes or reads it.)
+is another one and drops a file's pages by itself. Where the mtime was set back to what it was, it
+cannot see that: so the next who opens a file that has changed has the kernel drop its pages. A
+mirror that nobody reads costs nothing. (Who has mapped a file sees what has changed when somebody
+next asks for its attributes or reads it; who has it open, after a change that set the mtime back,
+when somebody next opens it.)
 
 Names are not kept by the kernel at all on a mirror. To take a name away is to wait for requests in
 progress, which this process answers: where it dies meanwhile, the kernel would wait for ever.
@@ -17,13 +20,14 @@ Belongs to the event loop. Source: Documentation/filesystems/fuse.rst; fs/fuse/i
 fuse_reverse_inval_inode, fuse_change_attributes; fs/fuse/file.c, fuse_cache_read_iter."""
 
 from collections.abc import Callable
-from contextlib import suppress
 
 import pyfuse3
 
 from fusejournal.layer.stale import changed_fids
-from fusejournal.operations import Operation
+from fusejournal.operations import Kind, Operation
 from fusejournal.types import ROOT_FID, Fid
+
+_CONTENT = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
 
 
 class Remembered:
@@ -35,6 +39,8 @@ class Remembered:
         self._everything = everything
         self._lookups: dict[Fid, int] = {}
         self._changed: set[Fid] = set()
+        self._spoilt: set[Fid] = set()
+        """Files of whose content the kernel may have pages that are not so any more."""
 
     # -- what the kernel says ----------------------------------------------------------------------
 
@@ -49,6 +55,7 @@ class Remembered:
             self._lookups[fid] = left
         else:
             self._lookups.pop(fid, None)
+            self._spoilt.discard(fid)
 
     def __contains__(self, fid: object) -> bool:
         """Whether the kernel was told of *fid* by this process, and will say when it forgets it.
@@ -61,9 +68,20 @@ class Remembered:
         """*operation* was applied."""
         for fid in changed_fids(operation):
             if self._everything or fid in self:
-                with suppress(OSError):  # it does not know it
+                try:
                     pyfuse3.invalidate_inode(fid, attr_only=True)
+                except OSError:
+                    continue  # it does not know it
                 self._changed.add(fid)
+                if operation.kind in _CONTENT:
+                    self._spoilt.add(fid)
+
+    def opened(self, fid: Fid) -> bool:
+        """Somebody opens *fid*: whether the kernel may keep its pages."""
+        if fid not in self._spoilt:
+            return True
+        self._spoilt.discard(fid)
+        return False
 
     def recall(self) -> None:
         """Have delegations of what has changed given back."""

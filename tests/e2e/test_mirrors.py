@@ -116,6 +116,20 @@ def test_a_reader_sees_each_change(three: tuple[Node, Node, Node]) -> None:
     check_equal(*three)
 
 
+def test_a_reader_of_a_file_whose_mtime_was_set_back(three: tuple[Node, Node, Node]) -> None:
+    """As by ``touch -r`` or ``rsync --inplace --times``: nothing else tells that it has changed."""
+    primary, mirror, _ = three
+    here, there = (node.mountpoint / "set back" for node in (primary, mirror))
+    for content in (b"old" * 1000, b"new" * 1000, b"one" * 1000):
+        fd = os.open(here, os.O_WRONLY | os.O_CREAT)
+        os.pwrite(fd, content, 0)
+        os.utime(fd, ns=(10**18, 10**18))
+        os.close(fd)
+        await_level(primary, mirror)
+        soon(there.read_bytes, content)
+    here.unlink()
+
+
 def test_a_reader_who_holds_files_open(three: tuple[Node, Node, Node]) -> None:
     primary, mirror, _ = three
     here, there = primary.mountpoint / "held", mirror.mountpoint / "held"

@@ -27,8 +27,8 @@ from typing import Protocol
 
 import trio
 
-from fusejournal import storage
 from fusejournal.backing.catalog import COMMIT_CHANGES, Catalog
+from fusejournal.checkpoint import CheckpointFile
 from fusejournal.config import JournalConfig
 from fusejournal.errors import JournalError
 from fusejournal.journal.format import FormatError
@@ -82,12 +82,14 @@ class Durability:
         journal: Journal,
         catalog: Catalog,
         root_fd: int,
+        checkpoint: CheckpointFile,
         config: JournalConfig,
         fail: Callable[[str], None],
     ) -> None:
         self._journal = journal
         self._catalog = catalog
         self._root_fd = root_fd
+        self._checkpoint = checkpoint
         self._config = config
         self._fail = fail
         self._failed = False
@@ -230,7 +232,7 @@ class Durability:
             await self.flush()
             if self._failed:
                 return
-            await trio.to_thread.run_sync(storage.syncfs, "checkpoint.syncfs", self._root_fd)
+            await trio.to_thread.run_sync(self._checkpoint.make, seq, self._root_fd)
             self._catalog.checkpoint_seq = seq
             self.commit_catalog()
             await trio.to_thread.run_sync(self._catalog.sync)

@@ -26,7 +26,7 @@ from uuid import UUID
 import pyfuse3
 import trio
 
-from fusejournal import exports, storage
+from fusejournal import exports
 from fusejournal.backing.syscalls import become_flusher, drop_resource_capability
 from fusejournal.control import serve_control
 from fusejournal.durability import Durability
@@ -182,12 +182,17 @@ class Node:
 
     async def _open(self) -> None:
         try:
-            for _ in self._opening.recover(self._spec.read_only):
-                await trio.lowlevel.checkpoint()
+            self._opening.open(self._spec.read_only)
+            await trio.lowlevel.checkpoint()
+            held_seq = Seq(0)
             if self._opening.lost_machine and self._marks is None and self._replication is not None:
-                self._opening.degraded += await self._replication.take_back(
+                taken = await self._replication.take_back(
                     self._opening.volume, self._reporter.warning
                 )
+                self._opening.degraded += taken.failures
+                held_seq = taken.held_seq
+            self._opening.recover(self._spec.read_only, held_seq)
+            await trio.lowlevel.checkpoint()
             for _ in self._opening.begin(self._spec.read_only):
                 await trio.lowlevel.checkpoint()
         except trio.Cancelled:
@@ -199,7 +204,12 @@ class Node:
         volume = self._opening.volume
         spec = self._spec
         self._durability = Durability(
-            volume.journal, volume.catalog, self._root_fd, spec.config.journal, volume.fail
+            volume.journal,
+            volume.catalog,
+            self._root_fd,
+            self._opening.checkpoint,
+            spec.config.journal,
+            volume.fail,
         )
         volume.hold_back = lambda: self._durability.full
         self._page = StatusPage(
@@ -241,7 +251,7 @@ class Node:
             pyfuse3.close(unmount=False)
             if self._recaller is not None:
                 self._recaller.close()
-            close_volume(volume, lambda fd: storage.syncfs("stop.syncfs", fd), self._marks)
+            close_volume(volume, self._opening.checkpoint, self._marks)
             if self._keeper is not None and not self._is_leaving:
                 self._keeper.dismiss()
             self._live = True
@@ -256,8 +266,9 @@ class Node:
         self._handlers.remembered = remembered
         files = self._handlers.files
         volume.is_in_use = lambda fid: fid in remembered or fid in files
-        settle_to = volume.journal.head_seq if self._opening.lost_machine else marks.applying_seq
-        return Mirroring(marks, remembered, self._state.is_unborn, settle_to, self._be_born)
+        return Mirroring(
+            marks, remembered, self._state.is_unborn, marks.applying_seq, self._be_born
+        )
 
     def _be_born(self, uuid: UUID) -> None:
         self._opening.be_born(uuid)

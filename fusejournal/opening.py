@@ -2,16 +2,19 @@
 mounted.
 
 In order: the journal (cut or refused as it is found), the catalog, recovery of what the catalog
-lacks, a new epoch where one is due, the import of what the journal does not know. Nothing here
-waits for the network or serves anybody; a process killed at any point of it leaves a state that
-the next opening goes on from."""
+lacks (after a lost machine, of what the backing lacks, too), a new epoch where one is due, the
+import of what the journal does not know. Nothing here waits for the network or serves anybody; a
+process killed at any point of it leaves a state that the next opening goes on from.
+
+Between :meth:`Opening.open` and :meth:`Opening.recover` a primary that has lost its machine may
+append what it gets back from others."""
 
 import errno
 import json
 import os
 import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -21,26 +24,28 @@ from fusejournal import storage
 from fusejournal.backing import syscalls
 from fusejournal.backing.catalog import COMMIT_CHANGES, Catalog, CatalogSpoiltError
 from fusejournal.backing.tree import FID_XATTR, Tree, pack_tag, probe
+from fusejournal.checkpoint import CheckpointFile
 from fusejournal.errors import (
     BackingError,
     JournalDamagedError,
     JournalError,
     JournalFullError,
+    RecoveryError,
 )
 from fusejournal.importer import Importer, survey
 from fusejournal.journal.copymarks import CopyMarks
+from fusejournal.journal.format import Entry
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import Clean, NewEpoch
+from fusejournal.reconciling.reconciliation import Reconciliation
 from fusejournal.recovery import Recovery, describe_missing
 from fusejournal.types import ROOT_FID, Epoch, Seq
 from fusejournal.volume import Volume
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _ROOT_TAG_BYTES = 16
-TAKING_BACK = "taking-back"
-"""In the state directory, while entries are taken back from a peer: how far they are applied."""
 
 
 class Watcher(Protocol):
@@ -76,6 +81,7 @@ class Opening:
         self._options = options
         self._watcher = watcher
         self._boot_file = state_dir / "boot"
+        self.checkpoint = CheckpointFile(state_dir / "checkpoint")
         self.repairs: list[str] = []
         self.degraded: list[str] = []
         self.volume: Volume
@@ -83,9 +89,8 @@ class Opening:
         self.lost_machine = False
         """Whether entries may be gone that this volume had acknowledged."""
 
-    def recover(self, read_only: bool) -> Iterator[None]:
-        """Open the volume up to where journal, backing and catalog agree; between two yields the
-        caller may stop it. Raises FusejournalError, OSError."""
+    def open(self, read_only: bool) -> None:
+        """Open journal and catalog as they are. Raises FusejournalError, OSError."""
         if not list_segments(self._state_dir / "journal"):
             probe(self._root_fd, self._backing, read_only)
         if self.is_unborn:
@@ -101,11 +106,6 @@ class Opening:
             else self._marks.stopped_seq == journal.head_seq
         )
         self.lost_machine = not clean and not same_boot
-        if self.lost_machine and self._marks is not None:
-            self.degraded.append(
-                "the machine was lost: what the backing then lacked is not written back; compare "
-                "its digest with the primary's, or begin anew with an empty backing and state"
-            )
         if self.lost_machine:
             # Its pages reached the disk in any order.
             shutil.rmtree(catalog_dir, ignore_errors=True)
@@ -115,29 +115,34 @@ class Opening:
         self.importer = Importer(self.volume, self._backing)
         if read_only:
             self.volume.refusal = errno.EROFS
-        yield
-        applying_seq = None
-        if self._marks is not None:
-            applying_seq = self._marks.applying_seq
-        elif self.lost_machine and not read_only:
-            applying_seq = self._taken_back_to(journal)
-        self._recover(read_only, applying_seq)
-        yield
 
-    def _taken_back_to(self, journal: Journal) -> Seq:
-        """The first entry that is not known to be applied, before a primary asks its peers."""
-        path = self._state_dir / TAKING_BACK
-        if path.exists():  # it had begun to
-            marks = CopyMarks(path)
+    def recover(self, read_only: bool, held_seq: Seq = Seq(0)) -> None:
+        """Make catalog and backing what the journal says. *held_seq*: entries up to here are known
+        to be applied, for a mirror has them. Raises FusejournalError, OSError."""
+        marks = self._marks
+        if marks is None:
+            self._recover(read_only, None, held_seq)
+        elif read_only or not self.volume.journal.head_seq:
+            self._recover(read_only, marks.applying_seq, held_seq)
+        else:
+            self._settle_marks(marks)
             applying_seq = marks.applying_seq
-            marks.close()
-            return applying_seq
-        # What became of the last entry, a mirror may know better than the backing.
-        head_seq, is_settled = journal.reader.head()
-        return Seq(head_seq + 1) if is_settled else head_seq
+            if self.lost_machine:
+                # How far the backing had come, nobody knows now: it is made what it should be.
+                applying_seq = Seq(marks.settled_seq + 1)
+            self._recover(read_only, applying_seq, held_seq)
+            marks.applying_seq = applying_seq
+
+    def _settle_marks(self, marks: CopyMarks) -> None:
+        """Only the last entry can be one that was refused, whose VOID did not come or is lost."""
+        head_seq, is_settled = self.volume.journal.reader.head()
+        if not is_settled and marks.settled_seq != head_seq:
+            head_seq = Seq(head_seq - 1)
+        marks.settled_seq = head_seq
 
     def begin(self, read_only: bool) -> Iterator[None]:
-        """What comes after :meth:`recover`, before the volume takes changes; the same holds."""
+        """What comes before the volume takes changes; between two yields the caller may stop it.
+        Raises FusejournalError, OSError."""
         catalog = self.volume.catalog
         if read_only:
             if not catalog.imported and self._marks is None:
@@ -150,8 +155,6 @@ class Opening:
             if not self.is_unborn:
                 self.remember_boot()
             return
-        if catalog.applied_seq < self.volume.journal.head_seq:
-            self._recover(read_only, None)
         self._begin()
         if not catalog.imported:
             yield from self._import()
@@ -285,8 +288,9 @@ class Opening:
             catalog.add_root(syscalls.handle_of(self._root_fd), stat.st_ino)
         return catalog
 
-    def _recover(self, read_only: bool, applying_seq: Seq | None) -> None:
-        recovery = Recovery(self.volume, read_only, applying_seq)
+    def _recover(self, read_only: bool, applying_seq: Seq | None, held_seq: Seq) -> None:
+        reconcile = self._reconcile if self.lost_machine and not read_only else None
+        recovery = Recovery(self.volume, read_only, applying_seq, reconcile, held_seq)
         recovery.run(
             lambda done, total: self._watcher.progress("recovering", done, total, "entries")
         )
@@ -295,6 +299,32 @@ class Opening:
         if recovery.missing:
             self.degraded.append(describe_missing(recovery.missing))
             self._watcher.warning(self.degraded[-1])
+
+    def _reconcile(self, before_seq: Seq, in_flight: Entry | None) -> list[bytes]:
+        """After a lost machine. Returns what cannot be made anew. Raises RecoveryError,
+        JournalDamagedError."""
+        work = Reconciliation(
+            self.volume,
+            self.checkpoint.load(),
+            before_seq,
+            in_flight.operation if in_flight is not None else None,
+            self._watcher.progress,
+        )
+        try:
+            work.run()
+        except OSError as error:
+            raise RecoveryError(
+                f"{self._backing}: cannot be made what the journal says after the machine was "
+                f"lost: {error.strerror}; mend that and mount again: it begins anew"
+            ) from error
+        self.repairs += work.report()
+        if work.aside:
+            first = os.fsdecode(work.aside[0])
+            self.degraded.append(
+                f"{len(work.aside)} files that the journal does not know were in the way of others "
+                f"and have another name now, the first is {first!r}: see whether they are wanted"
+            )
+        return work.missing
 
     def _begin(self) -> None:
         """Say in the journal that a reign begins where one does, and remember this boot."""
@@ -350,7 +380,7 @@ def _told_when_full(state_dir: Path) -> Iterator[None]:
 
 
 def close_volume(
-    volume: Volume, sync_backing: Callable[[int], None], marks: CopyMarks | None = None
+    volume: Volume, checkpoint: CheckpointFile, marks: CopyMarks | None = None
 ) -> None:
     """An orderly stop, blocking: everything flushed, a CLEAN entry (or, of a mirror, whose journal
     has no entry of its own, a word in its *marks*), everything closed. Raises FusejournalError."""
@@ -359,7 +389,7 @@ def close_volume(
     if volume.refusal is None or is_mirror:
         if is_mirror:
             volume.journal.sync()
-        sync_backing(volume.tree.root_fd)
+        checkpoint.make(catalog.applied_seq, volume.tree.root_fd)
         catalog.checkpoint_seq = catalog.applied_seq
         catalog.commit()
         catalog.sync()

@@ -5,6 +5,8 @@ at its last commit (or at nothing): the entries after it are recorded from the j
 of the objects they made are found in the backing by fid, and the last entry, which alone may be
 undone or half done, is settled by looking: done, or done now, or VOID when the backing refuses it.
 
+After a lost machine, the backing is first made what the catalog says (reconciling/).
+
 A mirror's backing is behind its journal by what was received and not yet applied; it keeps for
 itself how far it came (journal/copymarks.py). Entries before that one are recorded here, that one
 is settled by who goes on applying.
@@ -21,6 +23,8 @@ from fusejournal.backing.catalog import COMMIT_CHANGES, Node
 from fusejournal.backing.tree import Look
 from fusejournal.errors import JournalDamagedError, RecoveryError
 from fusejournal.journal.format import Entry
+from fusejournal.journal.lookup import Lookup
+from fusejournal.journal.mtimes import kept_mtimes
 from fusejournal.journal.settled import settled
 from fusejournal.operations import (
     MAKERS,
@@ -39,6 +43,9 @@ from fusejournal.types import Fid, Seq
 from fusejournal.volume import Volume
 
 Progress = Callable[[int, int], None]
+Reconcile = Callable[[Seq, Entry | None], list[bytes]]
+"""Called with the first entry that the catalog does not have, and that entry if it may be half
+done; returns the paths of what cannot be made anew."""
 
 _PROGRESS_ENTRIES = 1024
 
@@ -46,14 +53,24 @@ _PROGRESS_ENTRIES = 1024
 class Recovery:
     """Brings *volume*'s catalog from its last commit to the journal's head. See the module."""
 
-    def __init__(self, volume: Volume, past_damage: bool, applying_seq: Seq | None = None) -> None:
+    def __init__(
+        self,
+        volume: Volume,
+        past_damage: bool,
+        applying_seq: Seq | None = None,
+        reconcile: Reconcile | None = None,
+        held_seq: Seq = Seq(0),
+    ) -> None:
         """*past_damage*: for a read-only mount, end before a damage rather than fail.
         *applying_seq*: of a copied journal, the entry that may or may not be applied; none after
-        it is."""
+        it is. *reconcile*: after a lost machine, makes the backing what the catalog says.
+        *held_seq*: entries up to here are known to be applied."""
         self._volume = volume
         self._past_damage = past_damage
         self._catalog = volume.catalog
         self._applying_seq = applying_seq
+        self._reconcile = reconcile
+        self._held_seq = held_seq
         self._made: list[Fid] = []
         self._in_flight: Entry | None = None
         self.damage: JournalDamagedError | None = None
@@ -77,7 +94,11 @@ class Recovery:
             if not self._past_damage:
                 raise
             self.damage = error
-        self._find_handles()
+        if self._reconcile is not None:
+            self.missing += self._reconcile(Seq(self._catalog.applied_seq + 1), self._in_flight)
+            self._made.clear()
+        else:
+            self._find_handles()
         if self._in_flight is not None and self._applying_seq is None:
             self._settle(self._in_flight)
             self._in_flight = None
@@ -115,7 +136,7 @@ class Recovery:
                 else:
                     catalog.record_control(operation, entry.seq)
                 catalog.record_control(void, Seq(entry.seq + 1))
-            elif entry.seq == head and self._may_be_in_flight:
+            elif entry.seq == head > self._held_seq and self._may_be_in_flight:
                 self._in_flight = entry
             else:
                 self._record(operation, entry)
@@ -232,7 +253,10 @@ class Recovery:
         elif isinstance(operation, ImportData | ImportLink):
             self._catalog.record(operation, entry.seq, entry.time_ns)
         else:
+            mtimes = kept_mtimes(Lookup(self._volume.journal.reader), entry)
             self._volume.settle(operation, entry.seq, entry.time_ns, bytes(entry.data))
+            for fid, mtime_ns in mtimes.items():
+                self._volume.set_mtime(fid, mtime_ns)
 
     def _settle_import(self, operation: Import, entry: Entry) -> None:
         look: Look | None = self._volume.tree.look(operation.parent, operation.name)

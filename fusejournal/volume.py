@@ -145,9 +145,9 @@ class Volume:
             self.catalog.applied_seq = Seq(seq + 1)
         self.on_applied()
 
-    def set_directory_mtime(self, directory: Fid, mtime_ns: int) -> None:
-        """Give *directory* the mtime that entries say it has. Raises OSError."""
-        syscalls.set_times(self.tree.descriptor(directory), None, mtime_ns)
+    def set_mtime(self, fid: Fid, mtime_ns: int) -> None:
+        """Give *fid* the mtime that entries say it has. Raises OSError."""
+        syscalls.set_times(self.tree.descriptor(fid), None, mtime_ns)
 
     def _carry_out(
         self,

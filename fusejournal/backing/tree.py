@@ -202,10 +202,12 @@ class Tree:
     def look(self, parent: Fid, name: bytes) -> "Look | None":
         """What the backing itself has under *name* in *parent*, whatever the catalog says; None
         for nothing."""
+        return self.look_in(self.descriptor(parent), name)
+
+    def look_in(self, directory: int, name: bytes) -> "Look | None":
+        """The same of a directory that is open on descriptor *directory*."""
         try:
-            fd = os.open(
-                name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor(parent)
-            )
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         except FileNotFoundError:
             return None
         try:

@@ -6,7 +6,7 @@ below N. Where a journal does not begin with seq 1 (older segments are gone), wh
 is known as far as later entries tell it."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,6 +157,21 @@ class Lookup:
                 and (wanted(posting) if wanted else not posting.is_parent)
             ]
             yield from self.reader.pick(span.path, numbers)
+
+    def entries_of_many(
+        self, fids: Collection[Fid], before_seq: Seq, wanted: Callable[[Posting], bool]
+    ) -> Iterator[tuple[Entry, Void | None]]:
+        """The entries below *before_seq* that name any of *fids* and for which *wanted* holds, in
+        order: each segment is read once."""
+        for span in self.segments(to_seq=before_seq):
+            index = self.index(span)
+            numbers = {
+                posting.number
+                for fid in index.which_of(fids)
+                for posting in index.of_fid(fid)
+                if wanted(posting) and index.first_seq + posting.number < before_seq
+            }
+            yield from self.reader.pick(span.path, sorted(numbers))
 
     def _changes_of_name(
         self, place: Place, from_seq: Seq, to_seq: Seq, *, newest_first: bool = False

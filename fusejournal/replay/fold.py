@@ -157,27 +157,19 @@ class Fold:
         """The steps that make many files, each at its first place: all their entries, in order, so
         that each segment is read once."""
         made: set[Fid] = set()
-        for span in self._lookup.segments(to_seq=self._before_seq):
-            index = self._lookup.index(span)
-            numbers = sorted(
-                posting.number
-                for fid in index.which_of(places)
-                for posting in index.of_fid(fid)
-                if _makes_a_file(posting) and index.first_seq + posting.number < self._before_seq
-            )
-            for entry, void in self._lookup.reader.pick(span.path, numbers):
-                operation: Any = entry.operation
-                if operation.kind in MAKERS:
-                    made.add(operation.fid)
-                    parent, name = places[operation.fid][0]
-                    operation = operation._replace(parent=parent, name=name)
-                elif self._counts is not None and not self._counts(entry.seq):
-                    continue
-                elif operation.fid not in made:
-                    raise self._unknown(operation.fid)
-                data = entry.data if void is None else entry.data[: void.written]
-                if void is None or void.written:
-                    yield Step(operation, entry.time_ns, data)
+        for entry, void in self._lookup.entries_of_many(places, self._before_seq, _makes_a_file):
+            operation: Any = entry.operation
+            if operation.kind in MAKERS:
+                made.add(operation.fid)
+                parent, name = places[operation.fid][0]
+                operation = operation._replace(parent=parent, name=name)
+            elif self._counts is not None and not self._counts(entry.seq):
+                continue
+            elif operation.fid not in made:
+                raise self._unknown(operation.fid)
+            data = entry.data if void is None else entry.data[: void.written]
+            if void is None or void.written:
+                yield Step(operation, entry.time_ns, data)
         if len(made) < len(places):
             raise self._unknown(next(fid for fid in places if fid not in made))
 

@@ -32,7 +32,7 @@ from fusejournal.replication.peers import PeerBook
 from fusejournal.replication.quorum import Quorum
 from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.shipper import Shipper, Shipping
-from fusejournal.replication.take_back import TakeBack, serve_fetch
+from fusejournal.replication.take_back import TakeBack, TakenBack, serve_fetch
 from fusejournal.replication.updater import Updater
 from fusejournal.types import Epoch, Seq
 from fusejournal.volume import Volume
@@ -191,16 +191,13 @@ class Replication:
 
     # -- taking back -------------------------------------------------------------------------------
 
-    async def take_back(self, volume: Volume, told: Callable[[str], None]) -> list[str]:
-        """Before the volume takes changes, after its machine was lost: fetch what only the peers
-        have. Returns what could not be done. Raises FusejournalError."""
-        me = Me(
-            self._node, volume.journal.uuid, volume.journal.head, Epoch(0), volume.journal.head_seq
-        )
+    async def take_back(self, volume: Volume, told: Callable[[str], None]) -> TakenBack:
+        """Before the volume is recovered, after its machine was lost: fetch what only the peers
+        have. Raises FusejournalError."""
+        journal = volume.journal
         work = TakeBack(
-            volume,
-            self._state_dir,
-            lambda: me,
+            journal,
+            lambda: Me(self._node, journal.uuid, journal.head, Epoch(0), journal.head_seq),
             self._config,
             self.identity,
             self.book,
@@ -284,8 +281,7 @@ class Replication:
         me = self._me()
         upto_seq = self._volume.catalog.applied_seq
         if self._mirroring is not None:
-            marks = self._mirroring.marks
-            upto_seq = min(marks.settled_seq, self._volume.journal.durable_seq)
+            upto_seq = self._mirroring.marks.settled_seq
         try:
             await serve_fetch(
                 connection, greeting, me, self._volume, upto_seq, self._config.batch_bytes

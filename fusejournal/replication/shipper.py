@@ -51,6 +51,7 @@ from fusejournal.wire.frames import Ack, Begin, Diverged, Ping, Refusal, WireErr
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.session import (
     FAILED,
+    FENCED,
     FULL,
     SHIP,
     Me,
@@ -388,7 +389,8 @@ class Shipper:
         with trio.fail_after(SILENCE_SECONDS):
             await connection.send(hello(me, SHIP))
             theirs = check_welcome(me, await connection.receive(), SHIP)
-        head_seq = shared.applied_seq
+        # Not only what is applied: after a loss, a mirror of this mirror may have more of it.
+        head_seq = shared.volume.journal.head_seq
         chains = ChainFinder(shared.directory, shared.volume.journal.uuid)
         agreed_seq = await find_common(connection, chains, head_seq, position_of(theirs))
         if agreed_seq != theirs.seq:
@@ -492,7 +494,7 @@ _ADVICE = {
     "volume": "this is another volume's mirror: check its address",
     "unborn": "it has nothing yet that it could ship on",
     "role": "check its address, or mount it with --role mirror",
-    "fenced": "another node has become primary: stop this one, or bring it back as a mirror",
+    FENCED: "another node has become primary: stop this one, or bring it back as a mirror",
     "full": "make space there: it goes on by itself",
     "busy": "another node ships to it: check who is its primary",
     "copy": _COPY_ADVICE,

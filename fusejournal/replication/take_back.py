@@ -4,30 +4,28 @@ peers, and takes what comes after its own end from the one that has most.
 
 The fetching side is a sink as a mirror is (wire/session.py); the other, :func:`serve_fetch`, is the
 source and ships what it has on its disk. The entries are appended byte for byte, so that journal
-and mirror are the same again, and then applied, by looking first what of them the backing has
-already: its pages reached the disk in any order.
-
-A process that dies at it leaves a mark of how far it had applied (STATE/taking-back, as a mirror
-has one), and the next start goes on from there: what is in the journal and not yet in the backing
-is never taken for applied.
+and mirror are the same again; recovery then makes the backing what the whole journal says
+(reconciling/). A process that dies at it has so much more in its journal when it starts again.
 
 With no peer in reach it is as configured: go on without, as a new epoch, or wait."""
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import trio
 
-from fusejournal import storage
 from fusejournal.config import ReplicationConfig
-from fusejournal.errors import FusejournalError, JournalError, RecoveryError
-from fusejournal.journal.copymarks import CopyMarks
-from fusejournal.journal.settled import settled
+from fusejournal.errors import FusejournalError, JournalError, WireError
+from fusejournal.journal.journal import Journal
 from fusejournal.journal.stretches import StretchReader
-from fusejournal.opening import TAKING_BACK
-from fusejournal.replication.comparing import ChainFinder, find_common, first_error
+from fusejournal.replication.comparing import (
+    ChainFinder,
+    DivergedError,
+    find_common,
+    first_error,
+)
 from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.types import Position, Seq
 from fusejournal.volume import Volume
@@ -36,8 +34,10 @@ from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import AskChains, Batch, Begin, Chains, Diverged, End, Hello
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.session import (
+    FENCED,
     FETCH,
     Me,
+    RefusedError,
     Sink,
     check_welcome,
     expect,
@@ -58,56 +58,59 @@ _NOBODY = (
 )
 
 
+class TakenBack(NamedTuple):
+    """What came of it."""
+
+    failures: list[str]
+    """What could not be done, a line each."""
+    held_seq: Seq
+    """Entries up to here are known to have been applied."""
+
+
 @dataclass
 class TakeBack:
     """One attempt; see the module. *told* is called with a line that says what happens."""
 
-    volume: Volume
-    state_dir: Path
+    journal: Journal
     me: Callable[[], Me]
     config: ReplicationConfig
     identity: Identity
     book: PeerBook
     insecure: bool
     told: Callable[[str], None]
+    _fence: RefusedError | None = field(default=None, init=False)
 
-    async def run(self) -> list[str]:
-        """Take back what the peers have. Returns what could not be done, a line each. Raises
-        FusejournalError when journal or backing cannot take it: the next start goes on."""
-        told = await self._fetch_all()
-        if (self.state_dir / TAKING_BACK).exists():
-            self._apply()
-            await self._finish()
-        return told
-
-    async def _fetch_all(self) -> list[str]:
-        """Bring into the journal what the peers have more. Returns what could not be done."""
+    async def run(self) -> TakenBack:
+        """Bring into the journal what the peers have more. Raises JournalError when it cannot take
+        that: the next start goes on; RefusedError when another node is primary now."""
         peers = [peer for peer in self.book.list() if peer.address is not None]
         if not peers:
-            return []
-        ends = trio.current_time() + self.config.take_back_seconds
-        while True:
-            positions = await self._ask_all(peers)
-            if not positions:
-                return [_NOBODY]
-            head_seq = self.volume.journal.head_seq
-            best = max(positions, key=lambda name: positions[name].seq)
-            if positions[best].seq <= head_seq:
-                return []
-            self.told(f"taking entries {head_seq + 1} to {positions[best].seq} back from {best}")
-            try:
-                await self._fetch(self.book.get(best))
-                return []
-            except* JournalError:
-                raise
-            except* (FusejournalError, OSError, trio.TooSlowError) as group:
-                self.told(f"peer {best}: {first_error(group)}")
-            if trio.current_time() > ends and self.config.without_peers != "wait":
-                return [_NOBODY]
-            await trio.sleep(_PAUSE_SECONDS)
+            return TakenBack([], Seq(0))
+        positions = await self._ask_all(peers)
+        if not positions:
+            return TakenBack([_NOBODY], Seq(0))
+        failures = [
+            f"the machine was lost, and peer {peer.name} did not answer: entries that only it has "
+            "are not here, and part its journal from this one"
+            for peer in peers
+            if peer.name not in positions
+        ]
+        held_seq = Seq(0)
+        for name in sorted(positions, key=lambda name: positions[name].seq, reverse=True):
+            head = self.journal.head
+            if positions[name] == head:
+                held_seq = head.seq  # whoever has the last entry has got it applied
+            elif positions[name].seq > head.seq:
+                failure = await self._fetch_from(self.book.get(name), positions[name].seq)
+                if failure is not None:
+                    failures.append(failure)
+                if self.journal.head_seq > head.seq:
+                    held_seq = self.journal.head_seq
+        return TakenBack(failures, held_seq)
 
     async def _ask_all(self, peers: list[Peer]) -> dict[str, Position]:
-        """Where the journals of those who answer end; of all, or of those who do in time."""
+        """Where the journals of those who answer end; of all, or of those who do in time. Raises
+        RefusedError."""
         positions: dict[str, Position] = {}
         waits = self.config.without_peers == "wait"
         seconds = self.config.take_back_seconds
@@ -116,19 +119,57 @@ class TakeBack:
             with trio.move_on_after(seconds):
                 async with trio.open_nursery() as nursery:
                     for peer in peers:
-                        nursery.start_soon(self._ask, peer, positions)
+                        nursery.start_soon(self._ask, peer, positions, nursery.cancel_scope)
+            if self._fence is not None:
+                raise self._fence
             if positions or not waits:
                 return positions
             self.told("no peer has answered yet: waiting for one, as 'without_peers' says")
 
-    async def _ask(self, peer: Peer, positions: dict[str, Position]) -> None:
+    async def _ask(
+        self, peer: Peer, positions: dict[str, Position], everybody: trio.CancelScope
+    ) -> None:
         while True:
             try:
                 async with await self._connect(peer) as connection:
                     positions[peer.name] = await self._greet(connection)
                     return
             except* (FusejournalError, OSError, trio.TooSlowError) as group:
-                log.info("peer %s: %s", peer.name, first_error(group))
+                error = first_error(group)
+            log.info("peer %s: %s", peer.name, error)
+            if isinstance(error, RefusedError) and error.code == FENCED:
+                self._fence = RefusedError(
+                    FENCED, f"peer {peer.name}: {error}; begin this one anew, as a mirror of it"
+                )
+                everybody.cancel()
+            await trio.sleep(_PAUSE_SECONDS)
+
+    async def _fetch_from(self, peer: Peer, upto_seq: Seq) -> str | None:
+        """Get what *peer* has more, again and again while that helps. Returns what went wrong."""
+        first_seq = self.journal.head_seq + 1
+        self.told(f"taking entries {first_seq} to {upto_seq} back from {peer.name}")
+        ends = trio.current_time() + self.config.take_back_seconds
+        while True:
+            before = self.journal.head_seq
+            try:
+                await self._fetch(peer, upto_seq)
+                self.told(f"took entries back: the journal ends with {self.journal.head_seq}")
+                return None
+            except* JournalError:
+                raise
+            except* (FusejournalError, OSError, trio.TooSlowError) as group:
+                error = first_error(group)
+            why = (
+                f"peer {peer.name}: {error}: of entries {first_seq} to {upto_seq}, which it has, "
+                f"those from {self.journal.head_seq + 1} on were not taken back"
+            )
+            self.told(why)
+            if isinstance(error, DivergedError):
+                return why
+            if self.journal.head_seq > before:
+                ends = trio.current_time() + self.config.take_back_seconds
+            if trio.current_time() > ends and self.config.without_peers != "wait":
+                return why
             await trio.sleep(_PAUSE_SECONDS)
 
     async def _connect(self, peer: Peer) -> Connection:
@@ -147,79 +188,43 @@ class TakeBack:
             await connection.send(hello(me, FETCH))
             return position_of(check_welcome(me, await connection.receive(), FETCH))
 
-    async def _fetch(self, peer: Peer) -> None:
-        journal = self.volume.journal
+    async def _fetch(self, peer: Peer, upto_seq: Seq) -> None:
+        """Append what *peer* has more, which should be up to *upto_seq*."""
+        journal = self.journal
         chains = ChainFinder(journal.directory, journal.uuid)
         async with await self._connect(peer) as connection:
             await self._greet(connection)
             sink = Sink(journal.head, journal.epoch)
-            while True:
-                with trio.fail_after(_SILENCE_SECONDS):
-                    message: AskChains | Begin | Batch | Diverged | End = expect(
-                        await connection.receive(), AskChains, Begin, Batch, Diverged, End
-                    )
-                if isinstance(message, AskChains):
-                    await connection.send(Chains(await chains.at(message.seqs)))
-                elif isinstance(message, Begin):
-                    sink.begin(message)
-                elif isinstance(message, Batch):
-                    if sink.take(message):
-                        stretch = await trio.to_thread.run_sync(stretch_of, message)
-                        self._begin()
-                        journal.receive(stretch)
-                        sink.appended(message)
-                else:
-                    if isinstance(message, Diverged):
-                        log.error(
-                            "peer %s: its journal and this one part after entry %d",
-                            peer.name,
-                            message.seq,
+            try:
+                while True:
+                    with trio.fail_after(_SILENCE_SECONDS):
+                        message: AskChains | Begin | Batch | Diverged | End = expect(
+                            await connection.receive(), AskChains, Begin, Batch, Diverged, End
                         )
-                    break
-        await trio.to_thread.run_sync(journal.sync)
+                    if isinstance(message, AskChains):
+                        await connection.send(Chains(await chains.at(message.seqs)))
+                    elif isinstance(message, Begin):
+                        sink.begin(message)
+                    elif isinstance(message, Batch):
+                        if sink.take(message):
+                            journal.receive(await trio.to_thread.run_sync(stretch_of, message))
+                            sink.appended(message)
+                    elif isinstance(message, Diverged):
+                        raise DivergedError(peer.name, message.seq, journal.head_seq, upto_seq)
+                    else:
+                        break
+            finally:
+                await self._keep()
+        if journal.head_seq < upto_seq:
+            raise WireError(f"it gave entries up to {journal.head_seq} only")
 
-    def _begin(self) -> None:
-        """Leave the mark, before the first entry comes into the journal."""
-        path = self.state_dir / TAKING_BACK
-        if not path.exists():
-            marks = CopyMarks(path)
-            marks.applying_seq = Seq(self.volume.catalog.applied_seq + 1)
-            marks.sync()
-            marks.close()
-            storage.fsync_directory("take-back.directory", self.state_dir)
-
-    def _apply(self) -> None:
-        """Apply what was taken back, and the last entry that was here before, which it may settle.
-        Raises RecoveryError when the backing refuses one."""
-        volume = self.volume
-        marks = CopyMarks(self.state_dir / TAKING_BACK)
-        first_seq = Seq(volume.catalog.applied_seq + 1)
-        end = Seq(volume.journal.head_seq + 1)
-        try:
-            for entry, void in settled(volume.journal.reader.read(first_seq, end)):
-                try:
-                    marks.applying_seq = entry.seq
-                    volume.apply_received(entry, void, settle=True)
-                except OSError as error:
-                    raise RecoveryError(
-                        f"entry {entry.seq}, taken back from a peer, cannot be applied: "
-                        f"{error.strerror}; mend that and mount again, or restore the volume: the "
-                        "journal has everything"
-                    ) from error
-        finally:
-            marks.close()
-        for last in volume.journal.reader.read(Seq(end - 1), end):
-            volume.journal.last_time_ns = last.time_ns  # a VOID's is its own
-        self.told(f"took entries back: the journal ends with {end - 1}")
-
-    async def _finish(self) -> None:
-        """All is applied: make it durable, then take the mark away. Raises OSError."""
-        catalog, root_fd = self.volume.catalog, self.volume.tree.root_fd
-        await trio.to_thread.run_sync(storage.syncfs, "take-back.syncfs", root_fd)
-        catalog.commit()
-        await trio.to_thread.run_sync(catalog.sync)
-        storage.unlink("take-back.unlink", self.state_dir / TAKING_BACK)
-        storage.fsync_directory("take-back.directory", self.state_dir)
+    async def _keep(self) -> None:
+        """Make durable what has come, and let what this node appends be later."""
+        journal = self.journal
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(journal.sync)
+        for last in journal.reader.read(journal.head_seq, Seq(journal.head_seq + 1)):
+            journal.last_time_ns = last.time_ns
 
 
 async def serve_fetch(

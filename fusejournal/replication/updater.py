@@ -28,13 +28,15 @@ from fusejournal.durability import Durability
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.format import Entry
+from fusejournal.journal.lookup import Lookup
+from fusejournal.journal.mtimes import kept_mtimes
+from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import BadFrameError
 from fusejournal.journal.settled import settled
 from fusejournal.journal.stretches import StretchReader, entries_in
 from fusejournal.layer.remembered import Remembered
-from fusejournal.operations import Import, ImportLink, Void
-from fusejournal.replication.mtimes import directory_mtime_before
-from fusejournal.types import Seq
+from fusejournal.operations import Void
+from fusejournal.types import Fid, Seq
 from fusejournal.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -141,16 +143,10 @@ class Updater:
 
     async def _apply(self, entry: Entry, void: Void | None) -> None:
         settle = entry.seq <= self._settle_to
-        mtime_ns, operation = None, entry.operation
-        if entry.seq == self._in_doubt and isinstance(operation, Import | ImportLink):
-            # An import leaves its directory's mtime as it was; who died in the middle of one has
-            # left it as it is.
-            mtime_ns = await trio.to_thread.run_sync(
-                directory_mtime_before,
-                self._volume.journal.directory,
-                operation.parent,
-                entry.seq,
-            )
+        mtimes: dict[Fid, int] = {}
+        if entry.seq == self._in_doubt:
+            lookup = Lookup(JournalReader(self._volume.journal.directory))
+            mtimes = await trio.to_thread.run_sync(kept_mtimes, lookup, entry)
         while True:
             try:
                 self._marks.applying_seq = entry.seq
@@ -162,12 +158,12 @@ class Updater:
                 why = os.strerror(error.errno or errno.ENOSPC)
                 await self._wait_for_space(f"no space to apply entry {entry.seq}: {why}")
                 settle = True
-        if mtime_ns is not None and isinstance(operation, Import | ImportLink):
-            self._volume.set_directory_mtime(operation.parent, mtime_ns)
+        for fid, mtime_ns in mtimes.items():
+            self._volume.set_mtime(fid, mtime_ns)
         if self.full is not None:
             self.full = None
             self._on_progress()
-        self._remembered.changed(operation)
+        self._remembered.changed(entry.operation)
 
     async def _wait_for_space(self, what: str) -> None:
         if self.full is None:

@@ -43,6 +43,8 @@ from fusejournal.wire.frames import (
 )
 
 SHIP, FETCH = "ship", "fetch"
+FENCED = "fenced"
+"""The code of a refusal: another node has become primary."""
 OK, FULL, FAILED = "ok", "full", "failed"
 
 _PROBES = 16
@@ -91,7 +93,7 @@ def welcome(me: Me, greeting: Hello, *, is_mirror: bool) -> Welcome:
             )
         if greeting.epoch < me.fence:
             raise RefusedError(
-                "fenced",
+                FENCED,
                 f"{greeting.node} is of epoch {greeting.epoch}, and a primary of epoch {me.fence} "
                 "has come after it",
             )
@@ -111,7 +113,7 @@ def check_welcome(me: Me, answer: Message | None, purpose: str) -> Welcome:
     _check_same(me, theirs)
     if theirs.epoch > max(me.fence, me.position.epoch):
         raise RefusedError(
-            "fenced",
+            FENCED,
             f"{theirs.node} has seen a primary of epoch {theirs.epoch}, and this one is of "
             f"{me.position.epoch}: this one is no primary any more",
         )
@@ -235,7 +237,7 @@ class Sink:
             raise WireError(f"an epoch of {epoch}, of which there cannot be so many")
         if epoch < self.epoch:
             raise RefusedError(
-                "fenced", f"a sender of epoch {epoch}, and {self.epoch} has come after it"
+                FENCED, f"a sender of epoch {epoch}, and {self.epoch} has come after it"
             )
         self.epoch = epoch
 

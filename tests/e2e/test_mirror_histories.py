@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.segment import SegmentReader, list_segments
 from fusejournal.replay.digest import digest_tree
 from tests.support.mirrors import Node, await_level, check_equal, started, wait_for
@@ -250,6 +251,33 @@ def test_a_primary_that_is_to_wait_for_a_peer(tmp_path: Path) -> None:
         primary.await_live()
         assert digest_tree(primary.mountpoint).digest == digest
         check_equal(primary, mirror)
+
+
+def test_the_middle_of_a_chain_loses_its_machine(tmp_path: Path) -> None:
+    """What it had applied it no longer knows, while its mirror has all of it: nobody takes that for
+    another history."""
+    with started(tmp_path, None, None, cascade=True) as (primary, middle, last):
+        write(primary, "before")
+        check_equal(primary, middle, last)
+        marks = CopyMarks(middle.state / "marks")
+        early_seq = marks.settled_seq
+        marks.close()
+        for name in ("one", "two", "three"):
+            write(primary, name)
+        check_equal(primary, middle, last)
+        middle.kill()
+        middle.detach()
+        marks = CopyMarks(middle.state / "marks")
+        marks.settled_seq = marks.durable_seq = marks.applying_seq = early_seq
+        marks.close()
+        (middle.state / "boot").write_text(json.dumps({"boot_id": "the one before"}))
+        middle.start()
+        middle.await_peer(last, "streaming")
+        primary.resume(middle)
+        write(primary, "after")
+        check_equal(primary, middle, last)
+        assert "diverged" not in middle.words()
+        assert not list(last.state.glob("diverged.*"))
 
 
 # -- retention -----------------------------------------------------------------------------------

@@ -22,15 +22,20 @@ def filesystem(kind: str, base: Path, name: str, size_mib: int) -> Iterator[Path
         command = ["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", str(mountpoint)]
     else:
         image = base / f"{name}.img"
-        with open(image, "wb") as file:
-            file.truncate(size_mib << 20)
-        subprocess.run([*_MAKE[kind], str(image)], check=True, capture_output=True)
+        make(kind, image, size_mib)
         command = ["mount", "-o", "loop", str(image), str(mountpoint)]
     subprocess.run(command, check=True)
     try:
         yield mountpoint
     finally:
         subprocess.run(["umount", "-l", str(mountpoint)], check=True)
+
+
+def make(kind: str, image: Path, size_mib: int) -> None:
+    """Make *image* a file with an empty file system of *kind*."""
+    with open(image, "wb") as file:
+        file.truncate(size_mib << 20)
+    subprocess.run([*_MAKE[kind], str(image)], check=True, capture_output=True)
 
 
 def fill(path: Path, leave_bytes: int = 0) -> None:

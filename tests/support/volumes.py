@@ -139,20 +139,23 @@ def open_volume(
         marks,
         mirror and uuid is None,
     )
-    for _ in opening.recover(read_only=False):
-        pass
-    for _ in opening.begin(read_only=False) if begin else ():
-        pass
+    opening.open(read_only=False)
+    if begin:
+        opening.recover(read_only=False)
+        for _ in opening.begin(read_only=False):
+            pass
     volume = opening.volume
     config = JournalConfig(compress=False)
-    durability = Durability(volume.journal, volume.catalog, root_fd, config, volume.fail)
+    durability = Durability(
+        volume.journal, volume.catalog, root_fd, opening.checkpoint, config, volume.fail
+    )
     try:
         yield OpenVolume(directory, opening, volume, durability, marks)
     finally:
         if not opening.is_unborn:
             known.write_text(str(volume.journal.uuid))
         if orderly:
-            close_volume(volume, lambda _: None, marks)
+            close_volume(volume, opening.checkpoint, marks)
         else:
             volume.catalog.close()
             volume.tree.close()

@@ -1,10 +1,11 @@
 """A primary whose machine was lost takes back from its mirrors what its journal lost."""
 
+import itertools
 import json
 import os
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,17 +18,18 @@ from fusejournal import volume as volume_module
 from fusejournal.backing.syscalls import handle_of
 from fusejournal.backing.tree import FID_XATTR, pack_tag
 from fusejournal.config import ReplicationConfig
-from fusejournal.errors import RecoveryError
+from fusejournal.errors import PeerLostError, RecoveryError
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.settled import settled
-from fusejournal.opening import TAKING_BACK
-from fusejournal.operations import NewEpoch, Rename
+from fusejournal.operations import NewEpoch
 from fusejournal.replay.digest import digest_tree
-from fusejournal.types import ROOT_FID, Fid, Seq
-from fusejournal.volume import Volume
-from tests.support.volumes import SOMEBODY, OpenVolume, applied, content, open_volume
+from fusejournal.types import ROOT_FID, Seq
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import Batch, Message
+from fusejournal.wire.session import RefusedError
+from tests.support.volumes import OpenVolume, applied, content, open_volume
 
 pytestmark = pytest.mark.mount
 
@@ -84,10 +86,11 @@ async def _begin(primary: OpenVolume, **config: object) -> list[str]:
     assert primary.opening.lost_machine
     replication = primary.replicate(ReplicationConfig(**config))
     with trio.fail_after(60):
-        told = await replication.take_back(primary.volume, lambda _: None)
+        taken = await replication.take_back(primary.volume, lambda _: None)
+    primary.opening.recover(read_only=False, held_seq=taken.held_seq)
     for _ in primary.opening.begin(read_only=False):
         pass
-    return told
+    return taken.failures
 
 
 @pytest.mark.parametrize("lost", [1, 2, 3, 7, 30, 90])
@@ -172,16 +175,123 @@ async def test_waits_for_a_peer_as_configured(tmp_path: Path) -> None:
             nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("without_peers", ["new-epoch", "wait"])
+async def test_link_that_is_cut_in_the_midst(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_peers: str
+) -> None:
+    receive, batches = Connection.receive, itertools.count(1)
+
+    async def cut(self: Connection) -> Message | None:
+        message = await receive(self)
+        if isinstance(message, Batch) and next(batches) == 2:
+            raise PeerLostError(self.where, "the connection was cut")
+        return message
+
+    with open_volume(tmp_path / "mirror", mirror=True) as mirror:
+        mirror.replicate(ReplicationConfig(batch_bytes=4096), "127.0.0.1:0")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mirror.durability.run)
+            await nursery.start(mirror.replication.run)
+            address = str(mirror.replication.status()["listen"])
+            with open_volume(tmp_path / "primary", orderly=False) as primary:
+                primary.work(40)
+                head_seq = primary.volume.journal.head_seq
+                await _ship_all(primary, mirror, address)
+            _lose_machine(tmp_path / "primary", head_seq - 250)
+            monkeypatch.setattr(Connection, "receive", cut)
+            with open_volume(tmp_path / "primary", begin=False) as primary:
+                config = {"peers": {"east": address}, "without_peers": without_peers}
+                assert await _begin(primary, **config) == []
+                assert next(batches) > 3
+                assert _epochs(primary) == [(1, 1), (2, head_seq + 1)]
+            nursery.cancel_scope.cancel()
+    assert digest_tree(mirror.backing).digest == digest_tree(primary.backing).digest
+
+
+async def test_peer_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    """It may be the one that has more."""
+    with open_volume(tmp_path / "mirror", mirror=True) as mirror:
+        async with _serving(mirror) as address:
+            with open_volume(tmp_path / "primary", orderly=False) as primary:
+                primary.work(3)
+                head_seq = primary.volume.journal.head_seq
+                await _ship_all(primary, mirror, address)
+            _lose_machine(tmp_path / "primary", head_seq - 4)
+            with open_volume(tmp_path / "primary", begin=False) as primary:
+                peers = {"east": address, "west": "127.0.0.1:9"}
+                (told,) = await _begin(primary, peers=peers, take_back_seconds=0.5)
+                assert "peer west did not answer" in told
+                assert _epochs(primary) == [(1, 1), (2, head_seq + 1)]
+
+
+async def test_primary_whose_reign_is_over_does_not_begin_another(tmp_path: Path) -> None:
+    """It comes back from before it began another epoch, of which a mirror has entries."""
+    directory = tmp_path / "primary"
+    with open_volume(tmp_path / "mirror", mirror=True) as mirror:
+        async with _serving(mirror) as address:
+            with open_volume(directory, orderly=False) as primary:
+                primary.work(3)
+                head_seq = primary.volume.journal.head_seq
+            shutil.copytree(primary.journal_dir, tmp_path / "kept")
+            _lose_machine(directory, head_seq)
+            with open_volume(directory, orderly=False) as primary:
+                primary.work(3, start=10)
+                await _ship_all(primary, mirror, address)
+            shutil.rmtree(primary.journal_dir)
+            shutil.copytree(tmp_path / "kept", primary.journal_dir)
+            _lose_machine(directory, head_seq)
+            with open_volume(directory, begin=False, orderly=False) as primary:
+                with pytest.raises(RefusedError, match="epoch 2"):
+                    await _begin(primary, peers={"east": address}, take_back_seconds=2.0)
+                assert _epochs(primary) == [(1, 1)]
+
+
+async def test_mirror_that_lost_its_machine_too_gives_all_it_has(tmp_path: Path) -> None:
+    """Its watermarks are older than its journal: they reach the disk when the kernel likes."""
+    with open_volume(tmp_path / "mirror", mirror=True, orderly=False) as mirror:
+        async with _serving(mirror) as address:
+            with open_volume(tmp_path / "primary", orderly=False) as primary:
+                primary.work(20)
+                await _ship_all(primary, mirror, address)
+                early_seq = primary.volume.journal.head_seq
+                primary.work(20, start=50)
+                await _ship_all(primary, mirror, address)
+                head_seq = primary.volume.journal.head_seq
+        await mirror.durability.flush()
+    marks = CopyMarks(tmp_path / "mirror" / "state" / "marks")
+    marks.settled_seq = marks.durable_seq = marks.applying_seq = early_seq
+    marks.close()
+    (tmp_path / "mirror" / "state" / "boot").write_text(json.dumps({"boot_id": "before"}))
+    _lose_machine(tmp_path / "primary", early_seq + 3)
+    with open_volume(tmp_path / "mirror", mirror=True, orderly=False) as mirror:
+        async with _serving(mirror) as address:
+            with open_volume(tmp_path / "primary", begin=False) as primary:
+                assert await _begin(primary, peers={"east": address}) == []
+                assert _epochs(primary) == [(1, 1), (2, head_seq + 1)]
+    assert digest_tree(mirror.backing).digest == digest_tree(primary.backing).digest
+
+
 class _Died(BaseException):
     """What a kill is to a process."""
 
 
-@pytest.mark.parametrize("deaths", [1, 3, 8])
-async def test_interrupted_take_back_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int
-) -> None:
-    """Killed while it applies what it took: the next start applies the rest, though no peer is
-    there any more, and nothing counts as applied that is not."""
+class _Death:
+    """Dies at the *left*'th storage call of a reconciliation."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def __call__(self, label: str) -> None:
+        if label.startswith("reconcile."):
+            self.left -= 1
+            if self.left == 0:
+                raise _Died
+
+
+@pytest.mark.parametrize("step", [1, 7, 40])
+async def test_interrupted_take_back_goes_on(tmp_path: Path, step: int) -> None:
+    """Killed while the backing is made what was taken: the next start does that, though no peer is
+    there any more."""
     with open_volume(tmp_path / "mirror", mirror=True) as mirror:
         async with _serving(mirror) as address:
             with open_volume(tmp_path / "primary", orderly=False) as primary:
@@ -194,32 +304,21 @@ async def test_interrupted_take_back_goes_on(
                 await _ship_all(primary, mirror, address)
             # The backing is as it was then, too: nothing later had reached the disk.
             _lose_machine(tmp_path / "early", head_seq)
-            apply = Volume.apply_received
-            left = [0]
-
-            def dying(self: Volume, *args: Any, **kwargs: Any) -> None:
-                left[0] -= 1
-                if left[0] == 0:
-                    raise _Died
-                apply(self, *args, **kwargs)
-
-            monkeypatch.setattr(Volume, "apply_received", dying)
-            left[0] = 2
-            with open_volume(tmp_path / "early", begin=False, orderly=False) as primary:
-                with pytest.raises(_Died):
-                    await _begin(primary, peers={"east": address})
-                assert primary.volume.journal.head_seq == last_seq
-    for number in range(deaths):
-        left[0] = 2 + number % 3
-        with open_volume(tmp_path / "early", begin=False, orderly=False) as primary:
-            with pytest.raises(_Died):
-                await _begin(primary, peers={"east": "127.0.0.1:9"}, take_back_seconds=0.05)
-            assert primary.volume.journal.head_seq == last_seq
-    monkeypatch.setattr(Volume, "apply_received", apply)
-    with open_volume(tmp_path / "early", begin=False) as primary:
-        await _begin(primary, peers={"east": "127.0.0.1:9"}, take_back_seconds=0.05)
+            config: dict[str, Any] = {"peers": {"east": address}}
+            for death in itertools.count(1, step):
+                storage.listen(died := _Death(death))
+                try:
+                    with open_volume(tmp_path / "early", begin=False, orderly=False) as primary:
+                        with suppress(_Died):
+                            await _begin(primary, **config)
+                        assert primary.volume.journal.head_seq >= last_seq
+                finally:
+                    storage.listen(None)
+                if died.left > 0:
+                    break
+                config = {"peers": {"east": "127.0.0.1:9"}, "take_back_seconds": 0.05}
+        assert death > 40
         assert _epochs(primary) == [(1, 1), (2, last_seq + 1)]
-        assert not (primary.directory / "state" / TAKING_BACK).exists()
     assert digest_tree(mirror.backing).digest == digest_tree(primary.backing).digest
 
 
@@ -253,11 +352,11 @@ async def test_full_backing_stops_the_start_and_nothing_is_lost(tmp_path: Path) 
                 head_seq = primary.volume.journal.head_seq
                 await _ship_all(primary, mirror, address)
             _lose_machine(tmp_path / "primary", head_seq - 20)
-            storage.listen(storage.PlannedFault("apply.tag", 2, "ENOSPC"))
+            storage.listen(storage.PlannedFault("reconcile.write", 2, "ENOSPC"))
             try:
                 with (
                     open_volume(tmp_path / "primary", begin=False, orderly=False) as primary,
-                    pytest.raises(RecoveryError, match="taken back"),
+                    pytest.raises(RecoveryError, match="No space left"),
                 ):
                     await _begin(primary, peers={"east": address})
             finally:
@@ -265,20 +364,6 @@ async def test_full_backing_stops_the_start_and_nothing_is_lost(tmp_path: Path) 
             with open_volume(tmp_path / "primary", begin=False) as primary:
                 assert await _begin(primary, peers={"east": address}) == []
             assert digest_tree(mirror.backing).digest == digest_tree(primary.backing).digest
-
-
-async def test_directory_that_the_backing_lacks_does_not_end_the_start(tmp_path: Path) -> None:
-    """A backing that is ahead of what is left of the journal: files are named, and it goes on."""
-    with open_volume(tmp_path / "primary", orderly=False) as primary:
-        fid = primary.mkdir("before")
-        primary.create("file", b"x", fid)
-        head_seq = primary.volume.journal.head_seq
-        operation = Rename(fid, ROOT_FID, b"before", ROOT_FID, b"after", 0, Fid(0))
-        primary.volume.commit(operation, SOMEBODY)
-    _lose_machine(tmp_path / "primary", head_seq)
-    with open_volume(tmp_path / "primary", begin=False) as primary:
-        assert await _begin(primary) == []
-        assert any("missing in the backing" in line for line in primary.opening.degraded)
 
 
 async def test_times_grow_though_the_clock_went_back(

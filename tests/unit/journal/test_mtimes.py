@@ -1,12 +1,15 @@
-"""The mtime that a directory had at a point of the journal is the one that the backing had."""
+"""The mtime that a file or directory had at a point of the journal is the one that the backing
+had."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from fusejournal.operations import Link, Rename, Rmdir, Setattr
-from fusejournal.replication.mtimes import directory_mtime_before
+from fusejournal.journal.lookup import Lookup
+from fusejournal.journal.mtimes import mtime_before
+from fusejournal.journal.reader import JournalReader
+from fusejournal.operations import Link, Rename, Rmdir, Setattr, Truncate, Write
 from fusejournal.types import ROOT_FID, Fid, Seq
 from tests.support.volumes import SOMEBODY, open_volume
 
@@ -24,16 +27,17 @@ def test_every_change_of_a_directory(tmp_path: Path) -> None:
         assert there is not None
         made = opened.mkdir("made")
         moments: list[tuple[Seq, Fid, int]] = []
+        files: list[Fid] = []
 
         def note() -> None:
             seq = Seq(volume.journal.head_seq + 1)
-            moments.extend(
-                (seq, fid, volume.tree.stat(fid).st_mtime_ns) for fid in (ROOT_FID, there, made)
-            )
+            fids = [ROOT_FID, there, made, *files]
+            moments.extend((seq, fid, volume.tree.stat(fid).st_mtime_ns) for fid in fids)
 
         note()
         assert moments[1][2] == 7_000_000_001
         file = opened.create("file", b"data", there)
+        files.append(file)
         note()
         volume.commit(Link(file, made, b"link"), SOMEBODY)
         note()
@@ -49,5 +53,10 @@ def test_every_change_of_a_directory(tmp_path: Path) -> None:
         volume.commit(Rmdir(inner, there, b"inner"), SOMEBODY)
         opened.unlink(file, "link", made)
         note()
+        volume.commit(Write(file, 3, None), SOMEBODY, b"more")
+        note()
+        volume.commit(Truncate(file, 1, None), SOMEBODY)
+        note()
+        lookup = Lookup(JournalReader(opened.journal_dir))
         for seq, fid, mtime_ns in moments:
-            assert directory_mtime_before(opened.journal_dir, fid, seq) == mtime_ns, (seq, fid)
+            assert mtime_before(lookup, fid, seq) == mtime_ns, (seq, fid)

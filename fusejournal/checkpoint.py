@@ -1,0 +1,76 @@
+"""The checkpoint that a lost machine leaves: up to which entry the backing is known to be on disk.
+
+It cannot be in the catalog, whose pages reach the disk in any order. So it lies in a small file of
+its own (STATE/checkpoint), written only once the backing was flushed, and made durable at once: it
+may be older than what it tells of, never newer. One that was torn counts as none, which only means
+that more is looked at after the loss.
+
+Little-endian: seq (8 bytes), Unix time in nanoseconds when the flush began (8, signed), xxh3-64 of
+both."""
+
+import errno
+import os
+import struct
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from fusejournal import storage
+from fusejournal.types import Seq
+
+_CONTENT = struct.Struct("<Qq")
+_CHECKSUM = struct.Struct("<Q")
+
+
+class Checkpoint(NamedTuple):
+    """Everything up to ``seq`` was in the backing, and on its disk, at ``time_ns`` or later."""
+
+    seq: Seq
+    time_ns: int
+
+
+NO_CHECKPOINT = Checkpoint(Seq(0), -(1 << 63))
+
+
+class CheckpointFile:
+    """The file at *path*."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def load(self) -> Checkpoint:
+        """What it says; ``NO_CHECKPOINT`` where there is none. Raises OSError."""
+        try:
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            return NO_CHECKPOINT
+        whole = _CONTENT.size + _CHECKSUM.size
+        if len(content) != whole or content[_CONTENT.size :] != _checksum(content[: _CONTENT.size]):
+            return NO_CHECKPOINT
+        seq, time_ns = _CONTENT.unpack_from(content)
+        return Checkpoint(Seq(seq), time_ns)
+
+    def make(self, seq: Seq, root_fd: int) -> None:
+        """Flush the backing that *root_fd* is in, which has everything up to *seq*, and write that
+        down; on a full disk what was written before stays. Blocks. Raises OSError."""
+        time_ns = time.time_ns()
+        storage.syncfs("checkpoint.syncfs", root_fd)
+        try:
+            self._write(_CONTENT.pack(seq, time_ns))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+
+    def _write(self, content: bytes) -> None:
+        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            storage.pwritev("checkpoint.write", fd, (content, _checksum(content)), 0)
+            storage.fdatasync("checkpoint.sync", fd)
+        finally:
+            os.close(fd)
+
+
+def _checksum(content: bytes) -> bytes:
+    return _CHECKSUM.pack(xxhash.xxh3_64_intdigest(content))

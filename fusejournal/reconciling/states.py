@@ -1,0 +1,172 @@
+"""What files and directories are by the journal, but for their names and contents: folded from
+their own entries, in one pass over the segments that have any."""
+
+from collections.abc import Collection
+from stat import S_IFDIR, S_IFLNK, S_IFMT
+from typing import Any
+
+from fusejournal.backing.tree import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
+from fusejournal.journal.format import Entry
+from fusejournal.journal.index import Posting
+from fusejournal.journal.lookup import Lookup
+from fusejournal.operations import (
+    MAKERS,
+    Create,
+    Import,
+    ImportData,
+    Kind,
+    Mkdir,
+    Removexattr,
+    Setattr,
+    Setxattr,
+    Symlink,
+    TreeOperation,
+    Truncate,
+    Void,
+    Write,
+)
+from fusejournal.types import ROOT_FID, Fid, Seq
+
+ACLS = frozenset({ACCESS_ACL_XATTR.encode(), DEFAULT_ACL_XATTR.encode()})
+DATA_KINDS = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
+_KINDS = MAKERS | DATA_KINDS | {Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR}
+
+Maker = Create | Mkdir | Symlink | Import
+
+
+def target_of(maker: Maker) -> bytes | None:
+    """Of a symlink."""
+    return maker.target if isinstance(maker, Symlink | Import) else None
+
+
+def type_of(maker: Maker) -> int:
+    """The type bits of its mode."""
+    if isinstance(maker, Mkdir):
+        return S_IFDIR
+    return S_IFLNK if isinstance(maker, Symlink) else S_IFMT(maker.mode)
+
+
+def rdev_of(maker: Maker) -> int:
+    """Of a device; else 0."""
+    return maker.rdev if isinstance(maker, Create | Import) else 0
+
+
+class State:
+    """One file or directory."""
+
+    __slots__ = (
+        "fid",
+        "floor",
+        "gid",
+        "made_seq",
+        "maker",
+        "size",
+        "steps",
+        "uid",
+        "written_bytes",
+        "xattrs",
+    )
+
+    def __init__(self, fid: Fid) -> None:
+        self.fid = fid
+        self.maker: Maker | None = None
+        """What made it; None for the root, and where the journal here begins later."""
+        self.made_seq = Seq(0)
+        self.uid: int | None = None
+        self.gid: int | None = None
+        self.size = 0
+        """In bytes."""
+        self.floor = 0
+        """The least size that it had at the checkpoint or later."""
+        self.written_bytes = 0
+        """By all its entries together."""
+        self.steps: list[TreeOperation] = []
+        """How it came to its mode and ACLs, which change each other, in order."""
+        self.xattrs: dict[bytes, bytes] = {}
+        """All others."""
+
+    def take(self, entry: Entry, void: Void | None) -> None:
+        """Be what it is after *entry*, which held at least in part."""
+        operation: Any = entry.operation
+        match operation:
+            case Create() | Mkdir() | Symlink() | Import():
+                self._take_maker(operation, entry.seq)
+            case Write() | ImportData():
+                length = void.written if void is not None else len(entry.data)
+                self.written_bytes += length
+                if length:
+                    self.size = max(self.size, operation.offset + length)
+                if isinstance(operation, Write):
+                    self._take_mode(operation.mode)
+            case Truncate():
+                self.size = operation.size
+                self.floor = min(self.floor, self.size)
+                self._take_mode(operation.mode)
+            case Setattr():
+                self.uid = operation.uid if operation.uid is not None else self.uid
+                self.gid = operation.gid if operation.gid is not None else self.gid
+                self._take_mode(operation.mode)
+            case Setxattr() | Removexattr():
+                self._take_xattr(operation)
+
+    def _take_maker(self, operation: Maker, seq: Seq) -> None:
+        self.maker, self.made_seq = operation, seq
+        self.uid, self.gid = operation.uid, operation.gid
+        acls: list[tuple[bytes, bytes]] = []
+        if isinstance(operation, Import):
+            self.size = operation.size
+            self.xattrs = {name: value for name, value in operation.xattrs if name not in ACLS}
+            acls = [(name, value) for name, value in operation.xattrs if name in ACLS]
+        if isinstance(operation, Create | Mkdir) and operation.acl is not None:
+            acls.append((ACCESS_ACL_XATTR.encode(), operation.acl))
+        if isinstance(operation, Mkdir) and operation.default_acl is not None:
+            acls.append((DEFAULT_ACL_XATTR.encode(), operation.default_acl))
+        self.steps = [Setxattr(self.fid, name, value) for name, value in acls]
+        if target_of(operation) is None:
+            self._take_mode(operation.mode & 0o7777)  # type: ignore[union-attr]
+
+    def _take_mode(self, mode: int | None) -> None:
+        if mode is None:
+            return
+        if self.steps and isinstance(self.steps[-1], Setattr):
+            self.steps.pop()
+        self.steps.append(Setattr(self.fid, mode, None, None, None, None))
+
+    def _take_xattr(self, operation: Setxattr | Removexattr) -> None:
+        if operation.name in ACLS:
+            self.steps.append(operation)
+        elif isinstance(operation, Setxattr):
+            self.xattrs[operation.name] = operation.value
+        else:
+            self.xattrs.pop(operation.name, None)
+
+
+def read_states(
+    lookup: Lookup, fids: Collection[Fid], before_seq: Seq, checkpoint_seq: Seq
+) -> dict[Fid, State]:
+    """The states of *fids* before entry *before_seq*; their floors count from *checkpoint_seq* on.
+    Raises JournalDamagedError."""
+    states = {fid: State(fid) for fid in fids}
+    is_after = False
+    for entry, void in lookup.entries_of_many(fids, before_seq, _is_about):
+        if entry.seq > checkpoint_seq and not is_after:
+            is_after = True
+            for state in states.values():
+                state.floor = state.size
+        if void is None or void.written:
+            states[entry.operation.fid].take(entry, void)  # type: ignore[union-attr]
+    if not is_after:
+        for state in states.values():
+            state.floor = state.size
+    return states
+
+
+def lacks_maker(state: State) -> bool:
+    """Whether the journal here does not tell what it was made as."""
+    return state.maker is None and state.fid != ROOT_FID
+
+
+def _is_about(posting: Posting) -> bool:
+    if posting.is_parent or posting.kind not in _KINDS:
+        return False
+    return not posting.refused or posting.kind == Kind.WRITE

@@ -1,0 +1,61 @@
+"""A disk whose power can be cut: what had been written to it at that moment stays, nothing else."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.filesystems import filesystem, make
+from tests.support.layer import Layer
+
+
+class PowerDisk:
+    """A file system of *kind* in a file, mounted at ``base/disk``. The file lies on a file system
+    that can clone it at once, as it is at that moment, whatever goes on above."""
+
+    def __init__(self, base: Path, store: Path, kind: str, size_mib: int) -> None:
+        self._image, self._kept = store / "disk.img", store / "kept.img"
+        self._kind = kind
+        self.mountpoint = base / "disk"
+        self.mountpoint.mkdir()
+        make(kind, self._image, size_mib)
+        self._mount()
+
+    def _mount(self) -> None:
+        subprocess.run(["mount", "-o", "loop", str(self._image), str(self.mountpoint)], check=True)
+
+    def cut(self) -> None:
+        """The power fails now; whoever uses the disk does not notice until :meth:`come_back`."""
+        clone = ["cp", "--reflink=always", str(self._image), str(self._kept)]
+        subprocess.run(clone, check=True)
+
+    def come_back(self) -> None:
+        """Be what there was when the power failed; nobody may use the disk."""
+        self.remove()
+        self._kept.rename(self._image)
+        self._mount()
+
+    def remove(self) -> None:
+        """Unmount it."""
+        subprocess.run(["umount", str(self.mountpoint)], check=True)
+
+
+@contextmanager
+def power_disk(base: Path, kind: str = "ext4", size_mib: int = 320) -> Iterator[PowerDisk]:
+    """Such a disk."""
+    with filesystem("btrfs", base, "store", 1024) as store:
+        disk = PowerDisk(base, store, kind, size_mib)
+        try:
+            yield disk
+        finally:
+            disk.remove()
+
+
+def lose_machine(node: Layer, disk: PowerDisk) -> None:
+    """The machine of *node*, which lies on *disk*, goes down, and comes back in another boot."""
+    disk.cut()
+    node.kill()
+    node.detach()
+    disk.come_back()
+    (node.state / "boot").write_text(json.dumps({"boot_id": "the one before"}))

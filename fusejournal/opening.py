@@ -303,6 +303,14 @@ class Opening:
     def _reconcile(self, before_seq: Seq, in_flight: Entry | None) -> list[bytes]:
         """After a lost machine. Returns what cannot be made anew. Raises RecoveryError,
         JournalDamagedError."""
+        root_fd = self._root_fd
+        if self.volume.tree.read_tag(root_fd, syscalls.handle_of(root_fd)) is None:
+            raise BackingError(
+                self._backing,
+                "is a copy of the volume's backing, and was not stopped in order: what of it the "
+                "journal has cannot be told; make a directory from the journal instead, with "
+                "'fusejournal replay'",
+            )
         work = Reconciliation(
             self.volume,
             self.checkpoint.load(),

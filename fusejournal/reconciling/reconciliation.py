@@ -23,7 +23,7 @@ is live; nothing else uses the volume meanwhile."""
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from stat import S_IFDIR, S_IFMT, S_IFREG, S_ISREG
 
@@ -32,9 +32,7 @@ from fusejournal.backing import syscalls
 from fusejournal.backing.catalog import Node
 from fusejournal.backing.tree import FID_XATTR, Look
 from fusejournal.checkpoint import Checkpoint
-from fusejournal.journal.index import Posting
 from fusejournal.journal.lookup import Lookup, Place
-from fusejournal.journal.mtimes import mtime_before
 from fusejournal.journal.settled import settled
 from fusejournal.operations import (
     MAKERS,
@@ -42,21 +40,15 @@ from fusejournal.operations import (
     ControlOperation,
     Create,
     Import,
-    ImportData,
     ImportLink,
-    Kind,
     Link,
     Mkdir,
     Operation,
     Rename,
-    Setattr,
     Symlink,
-    Truncate,
-    Write,
 )
+from fusejournal.reconciling.contents import Contents, Progress
 from fusejournal.reconciling.states import (
-    ACLS,
-    DATA_KINDS,
     Maker,
     State,
     lacks_maker,
@@ -69,14 +61,10 @@ from fusejournal.reconciling.survey import STAGING, Stray, Survey
 from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.volume import Volume
 
-Progress = Callable[[str, int, int | None, str], None]
-"""Called with the stage, how much is done, of how much (None: not known), and the unit."""
-
 _CLOCK_SLACK_NS = 10**9
 _NEW = b".new"
 _ASIDE = b".not-journaled"
 _NAME_BYTES_MAX = 255
-_WHOLE_BYTES_MAX = 16 << 20
 _PROGRESS_ENTRIES = 256
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
 
@@ -120,7 +108,6 @@ class Reconciliation:
         """Directories in which names were changed just now."""
         self._moved = 0
         self._removed = 0
-        self._refreshed = 0
         self.missing: list[bytes] = []
         """Paths that the journal does not have enough of to make them anew."""
         self.aside: list[bytes] = []
@@ -140,18 +127,26 @@ class Reconciliation:
             self._checkpoint.seq,
         )
         self._choose_new(lost)
+        contents = Contents(
+            self._volume,
+            self._lookup,
+            self._states,
+            self._before_seq,
+            self._checkpoint.seq,
+            self._progress,
+        )
         with self._staging():
             self._free_places()
             self._make_new()
-            self._write_contents()
+            contents.write(self._new)
             self._fill_places()
-        self._set_attributes()
-        self._set_directory_times()
+        contents.set_attributes()
+        contents.set_directory_times(self._restless)
 
     def report(self) -> list[str]:
         """What was done, in words; nothing where nothing was to be."""
         said = [
-            (self._refreshed, "brought up to date"),
+            (len(self._states) - len(self._new), "brought up to date"),
             (len(self._new), "made anew from the journal"),
             (self._moved, "moved to where they belong"),
             (self._removed, "removed, as the journal says"),
@@ -405,120 +400,6 @@ class Reconciliation:
                 syscalls.link(fd, self._staging_fd, staged)
             storage.reached("reconcile.place")
             os.rename(staged, name, src_dir_fd=self._staging_fd, dst_dir_fd=directory)
-
-    # -- contents ----------------------------------------------------------------------------------
-
-    def _write_contents(self) -> None:
-        """Carry out what entries did to contents: all of them, or, where that is much and the file
-        is there, those after the checkpoint."""
-        files = {fid for fid in self._states if self._has_contents(fid)}
-        whole = {fid for fid in files if self._states[fid].written_bytes <= _WHOLE_BYTES_MAX}
-        for fid in whole - self._new:
-            # Who is killed from here on leaves a file that is cut short, and so is made anew.
-            storage.reached("reconcile.empty")
-            os.ftruncate(self._tree.writable(fid), 0)
-        whole |= self._new
-        done = 0
-        for entry, void in self._lookup.entries_of_many(files, self._before_seq, _is_of_contents):
-            operation = entry.operation
-            assert isinstance(operation, Write | Truncate | ImportData)
-            if entry.seq <= self._checkpoint.seq and operation.fid not in whole:
-                continue
-            fd = self._tree.writable(operation.fid)
-            storage.reached("reconcile.write")
-            if isinstance(operation, Truncate):
-                os.ftruncate(fd, operation.size)
-            else:
-                _write_all(
-                    fd,
-                    entry.data if void is None else entry.data[: void.written],
-                    operation.offset,
-                )
-            done += 1
-            if done % _PROGRESS_ENTRIES == 0:
-                self._progress("writing contents", done, None, "entries")
-        for fid in files:
-            fd = self._tree.writable(fid)
-            if os.fstat(fd).st_size != self._states[fid].size:
-                os.ftruncate(fd, self._states[fid].size)
-
-    def _has_contents(self, fid: Fid) -> bool:
-        """Whether it is a regular file that the journal has the whole content of."""
-        node = self._node(fid)
-        return (
-            node.type == S_IFREG
-            and bool(node.handle)
-            and node.complete
-            and not lacks_maker(self._states[fid])
-        )
-
-    # -- attributes --------------------------------------------------------------------------------
-
-    def _set_attributes(self) -> None:
-        for done, (fid, state) in enumerate(self._states.items()):
-            node = self._node(fid)
-            if not node.handle or lacks_maker(state) or not node.complete:
-                continue
-            if state.uid is None:
-                continue  # the root, which the journal does not tell of yet
-            self._set_attributes_of(state)
-            if node.type != S_IFDIR:
-                self._set_mtime(fid)
-            self._refreshed += fid not in self._new
-            self._progress("setting attributes", done, len(self._states), "files")
-
-    def _set_attributes_of(self, state: State) -> None:
-        apply, fid = self._volume.applier.apply, state.fid
-        stat = self._tree.stat(fid)
-        if (stat.st_uid, stat.st_gid) != (state.uid, state.gid):
-            assert state.uid is not None
-            assert state.gid is not None
-            storage.reached("reconcile.chown")
-            syscalls.chown(self._tree.descriptor(fid), state.uid, state.gid)
-        self._set_xattrs(state)
-        for step in state.steps:
-            apply(step, 0, b"", True)
-
-    def _set_xattrs(self, state: State) -> None:
-        """Set the xattrs that it should have, and remove all others, ACLs with them."""
-        target = self._tree.xattr_target(state.fid)
-        names = {os.fsencode(name) for name in os.listxattr(target)} - {FID_XATTR.encode()}
-        for name in names - state.xattrs.keys():
-            storage.reached("reconcile.xattr")
-            try:
-                os.removexattr(target, name)
-            except OSError as error:
-                if name in ACLS or error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
-                    raise
-                # A label that the kernel keeps for itself.
-        for name, value in state.xattrs.items():
-            if name not in names or os.getxattr(target, name) != value:
-                storage.reached("reconcile.xattr")
-                os.setxattr(target, name, value)
-
-    def _set_mtime(self, fid: Fid) -> None:
-        mtime_ns = mtime_before(self._lookup, fid, self._before_seq)
-        if mtime_ns is not None:
-            self._volume.applier.apply(Setattr(fid, None, None, None, None, mtime_ns), 0, b"", True)
-
-    def _set_directory_times(self) -> None:
-        """Last, for whatever was done to names changed them."""
-        for fid in self._restless | self._states.keys():
-            node = self._catalog.node(fid)
-            if node is not None and node.handle and node.type == S_IFDIR:
-                self._set_mtime(fid)
-
-
-def _is_of_contents(posting: Posting) -> bool:
-    if posting.is_parent or posting.kind not in DATA_KINDS:
-        return False
-    return not posting.refused or posting.kind == Kind.WRITE
-
-
-def _write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
-    written = 0
-    while written < len(data):
-        written += os.pwrite(fd, data[written:], offset + written)
 
 
 def _exists(directory: int, name: bytes) -> bool:

@@ -1,0 +1,160 @@
+"""Contents and attributes of files that a lost machine left in any state: made what entries say.
+
+Contents are written anew from all a file's entries. Where those come to much, the entries after the
+checkpoint are carried out again, in order, which leaves every byte as the last of them did,
+whichever of them the disk had."""
+
+import errno
+import os
+from collections.abc import Callable
+from stat import S_IFDIR, S_IFREG
+
+from fusejournal import storage
+from fusejournal.backing import syscalls
+from fusejournal.backing.tree import FID_XATTR
+from fusejournal.journal.index import Posting
+from fusejournal.journal.lookup import Lookup
+from fusejournal.journal.mtimes import mtime_before
+from fusejournal.operations import ImportData, Kind, Setattr, Truncate, Write
+from fusejournal.reconciling.states import ACLS, DATA_KINDS, State, lacks_maker
+from fusejournal.types import Fid, Seq
+from fusejournal.volume import Volume
+
+Progress = Callable[[str, int, int | None, str], None]
+"""Called with the stage, how much is done, of how much (None: not known), and the unit."""
+
+_WHOLE_BYTES_MAX = 16 << 20
+_PROGRESS_ENTRIES = 256
+
+
+class Contents:
+    """Of the files in *states*, which tell what they are before entry *before_seq*."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        lookup: Lookup,
+        states: dict[Fid, State],
+        before_seq: Seq,
+        checkpoint_seq: Seq,
+        progress: Progress,
+    ) -> None:
+        self._volume = volume
+        self._lookup = lookup
+        self._states = states
+        self._before_seq = before_seq
+        self._checkpoint_seq = checkpoint_seq
+        self._progress = progress
+
+    def write(self, new: set[Fid]) -> None:
+        """Carry out what entries did to contents: all of them, or, where that is much and the file
+        is there, those after the checkpoint. *new* are files that were made anew, and are empty."""
+        files = {fid for fid in self._states if self._has_contents(fid)}
+        whole = {fid for fid in files if self._states[fid].written_bytes <= _WHOLE_BYTES_MAX}
+        for fid in whole - new:
+            # Who is killed from here on leaves a file that is cut short, and so is made anew.
+            storage.reached("reconcile.empty")
+            os.ftruncate(self._volume.tree.writable(fid), 0)
+        whole |= new
+        done = 0
+        for entry, void in self._lookup.entries_of_many(files, self._before_seq, _is_of_contents):
+            operation = entry.operation
+            assert isinstance(operation, Write | Truncate | ImportData)
+            if entry.seq <= self._checkpoint_seq and operation.fid not in whole:
+                continue
+            fd = self._volume.tree.writable(operation.fid)
+            storage.reached("reconcile.write")
+            if isinstance(operation, Truncate):
+                os.ftruncate(fd, operation.size)
+            else:
+                _write_all(
+                    fd,
+                    entry.data if void is None else entry.data[: void.written],
+                    operation.offset,
+                )
+            done += 1
+            if done % _PROGRESS_ENTRIES == 0:
+                self._progress("writing contents", done, None, "entries")
+        for fid in files:
+            fd = self._volume.tree.writable(fid)
+            if os.fstat(fd).st_size != self._states[fid].size:
+                os.ftruncate(fd, self._states[fid].size)
+
+    def _has_contents(self, fid: Fid) -> bool:
+        """Whether it is a regular file that the journal has the whole content of."""
+        node = self._volume.tree.node(fid)
+        return (
+            node.type == S_IFREG
+            and bool(node.handle)
+            and node.complete
+            and not lacks_maker(self._states[fid])
+        )
+
+    # -- attributes --------------------------------------------------------------------------------
+
+    def set_attributes(self) -> None:
+        """Set what they should have, but for the times of directories. Raises OSError."""
+        for done, (fid, state) in enumerate(self._states.items()):
+            node = self._volume.tree.node(fid)
+            if not node.handle or lacks_maker(state) or not node.complete:
+                continue
+            if state.uid is None:
+                continue  # the root, which the journal does not tell of yet
+            self._set_attributes_of(state)
+            if node.type != S_IFDIR:
+                self._set_mtime(fid)
+            self._progress("setting attributes", done, len(self._states), "files")
+
+    def _set_attributes_of(self, state: State) -> None:
+        apply, fid = self._volume.applier.apply, state.fid
+        stat = self._volume.tree.stat(fid)
+        if (stat.st_uid, stat.st_gid) != (state.uid, state.gid):
+            assert state.uid is not None
+            assert state.gid is not None
+            storage.reached("reconcile.chown")
+            syscalls.chown(self._volume.tree.descriptor(fid), state.uid, state.gid)
+        self._set_xattrs(state)
+        for step in state.steps:
+            apply(step, 0, b"", True)
+
+    def _set_xattrs(self, state: State) -> None:
+        """Set the xattrs that it should have, and remove all others, ACLs with them."""
+        target = self._volume.tree.xattr_target(state.fid)
+        names = {os.fsencode(name) for name in os.listxattr(target)} - {FID_XATTR.encode()}
+        for name in names - state.xattrs.keys():
+            storage.reached("reconcile.xattr")
+            try:
+                os.removexattr(target, name)
+            except OSError as error:
+                if name in ACLS or error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+                    raise
+                # A label that the kernel keeps for itself.
+        for name, value in state.xattrs.items():
+            if name not in names or os.getxattr(target, name) != value:
+                storage.reached("reconcile.xattr")
+                os.setxattr(target, name, value)
+
+    def _set_mtime(self, fid: Fid) -> None:
+        mtime_ns = mtime_before(self._lookup, fid, self._before_seq)
+        if mtime_ns is not None:
+            self._volume.applier.apply(Setattr(fid, None, None, None, None, mtime_ns), 0, b"", True)
+
+    def set_directory_times(self, restless: set[Fid]) -> None:
+        """Last, for whatever was done to names changed them: also those of *restless*, directories
+        in which names were changed just now. Raises OSError."""
+        for fid in restless | self._states.keys():
+            node = self._volume.catalog.node(fid)
+            if node is not None and node.handle and node.type == S_IFDIR:
+                self._set_mtime(fid)
+
+
+def _is_of_contents(posting: Posting) -> bool:
+    if posting.is_parent or posting.kind not in DATA_KINDS:
+        return False
+    return not posting.refused or posting.kind == Kind.WRITE
+
+
+def _write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    written = 0
+    while written < len(data):
+        written += os.pwrite(fd, data[written:], offset + written)

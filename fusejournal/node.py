@@ -181,8 +181,8 @@ class Node:
             raise Stopped("stopped before the mount was live; mounting again goes on from here")
 
     async def _open(self) -> None:
+        self._opening.open(self._spec.read_only)
         try:
-            self._opening.open(self._spec.read_only)
             await trio.lowlevel.checkpoint()
             held_seq = Seq(0)
             if self._opening.lost_machine and self._marks is None and self._replication is not None:
@@ -191,8 +191,17 @@ class Node:
                 )
                 self._opening.degraded += taken.failures
                 held_seq = taken.held_seq
-            self._opening.recover(self._spec.read_only, held_seq)
-            await trio.lowlevel.checkpoint()
+            # In a thread, so that signals are heeded; nothing else uses the volume meanwhile.
+            await trio.to_thread.run_sync(
+                self._opening.recover,
+                self._spec.read_only,
+                held_seq,
+                trio.from_thread.check_cancelled,
+            )
+        except trio.Cancelled:
+            self._opening.volume.journal.sync()
+            raise
+        try:
             for _ in self._opening.begin(self._spec.read_only):
                 await trio.lowlevel.checkpoint()
         except trio.Cancelled:

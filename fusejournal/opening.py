@@ -14,7 +14,7 @@ import json
 import os
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -86,6 +86,7 @@ class Opening:
         self.degraded: list[str] = []
         self.volume: Volume
         self.importer: Importer
+        self._check: Callable[[], None] = lambda: None
         self.lost_machine = False
         """Whether entries may be gone that this volume had acknowledged."""
 
@@ -116,10 +117,17 @@ class Opening:
         if read_only:
             self.volume.refusal = errno.EROFS
 
-    def recover(self, read_only: bool, held_seq: Seq = Seq(0)) -> None:
+    def recover(
+        self,
+        read_only: bool,
+        held_seq: Seq = Seq(0),
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Make catalog and backing what the journal says. *held_seq*: entries up to here are known
-        to be applied, for a mirror has them. Raises FusejournalError, OSError."""
+        to be applied, for a mirror has them. *check* is called often, and may stop it by an
+        exception: the next opening goes on. Raises FusejournalError, OSError."""
         marks = self._marks
+        self._check = check
         if marks is None:
             self._recover(read_only, None, held_seq)
         elif read_only or not self.volume.journal.head_seq:
@@ -291,14 +299,16 @@ class Opening:
     def _recover(self, read_only: bool, applying_seq: Seq | None, held_seq: Seq) -> None:
         reconcile = self._reconcile if self.lost_machine and not read_only else None
         recovery = Recovery(self.volume, read_only, applying_seq, reconcile, held_seq)
-        recovery.run(
-            lambda done, total: self._watcher.progress("recovering", done, total, "entries")
-        )
+        recovery.run(lambda done, total: self._progress("recovering", done, total, "entries"))
         if recovery.damage is not None:
             self.degraded.append(f"the journal is damaged: {recovery.damage}")
         if recovery.missing:
             self.degraded.append(describe_missing(recovery.missing))
             self._watcher.warning(self.degraded[-1])
+
+    def _progress(self, stage: str, done: int, total: int | None, unit: str) -> None:
+        self._check()
+        self._watcher.progress(stage, done, total, unit)
 
     def _reconcile(self, before_seq: Seq, in_flight: Entry | None) -> list[bytes]:
         """After a lost machine. Returns what cannot be made anew. Raises RecoveryError,
@@ -316,7 +326,7 @@ class Opening:
             self.checkpoint.load(),
             before_seq,
             in_flight.operation if in_flight is not None else None,
-            self._watcher.progress,
+            self._progress,
         )
         try:
             work.run()

@@ -24,7 +24,6 @@ Progress = Callable[[str, int, int | None, str], None]
 """Called with the stage, how much is done, of how much (None: not known), and the unit."""
 
 _WHOLE_BYTES_MAX = 16 << 20
-_PROGRESS_ENTRIES = 256
 
 
 class Contents:
@@ -73,8 +72,7 @@ class Contents:
                     operation.offset,
                 )
             done += 1
-            if done % _PROGRESS_ENTRIES == 0:
-                self._progress("writing contents", done, None, "entries")
+            self._progress("writing contents", done, None, "entries")
         for fid in files:
             fd = self._volume.tree.writable(fid)
             if os.fstat(fd).st_size != self._states[fid].size:

@@ -267,6 +267,27 @@ def test_stopping_an_import(layer: Layer) -> None:
     assert len({entry["path"] for entry in imported}) == len(imported) == 3000
 
 
+def test_stopping_what_follows_a_lost_machine(layer: Layer) -> None:
+    layer.start()
+    for number in range(30):
+        (layer.mountpoint / f"f{number}").write_text(str(number))
+    before = image(layer.mountpoint)
+    layer.kill()
+    layer.detach()
+    for number in range(0, 30, 2):
+        (layer.backing / f"f{number}").unlink()
+    (layer.state / "boot").write_text(json.dumps({"boot_id": "the one before"}))
+    layer.start(fault="reconcile.write:1:stall+", wait=False)  # for a minute
+    wait_until(lambda: any(path.name.endswith(".new") for path in layer.backing.rglob("*")))
+    os.kill(layer.pid, signal.SIGINT)
+    begun = time.monotonic()
+    assert layer.wait() == 130
+    assert time.monotonic() - begun < 20
+    assert "goes on from here" in layer.words()
+    layer.start()
+    assert not difference(image(layer.mountpoint), before)
+
+
 def test_interrupting_a_mount_in_the_background(layer: Layer) -> None:
     for number in range(5000):
         (layer.backing / f"f{number}").write_text(str(number))

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,14 +38,19 @@ class PowerDisk:
         self._mount()
 
     def remove(self) -> None:
-        """Unmount it."""
-        subprocess.run(["umount", str(self.mountpoint)], check=True)
+        """Unmount it, once the children of a killed process have noticed."""
+        unmount = ["umount", str(self.mountpoint)]
+        for _ in range(100):
+            if subprocess.run(unmount, stderr=subprocess.DEVNULL, check=False).returncode == 0:
+                return
+            time.sleep(0.1)
+        subprocess.run(unmount, check=True)
 
 
 @contextmanager
-def power_disk(base: Path, kind: str = "ext4", size_mib: int = 320) -> Iterator[PowerDisk]:
+def power_disk(base: Path, kind: str = "ext4", size_mib: int = 2048) -> Iterator[PowerDisk]:
     """Such a disk."""
-    with filesystem("btrfs", base, "store", 1024) as store:
+    with filesystem("btrfs", base, "store", 8192) as store:
         disk = PowerDisk(base, store, kind, size_mib)
         try:
             yield disk

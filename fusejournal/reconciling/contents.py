@@ -100,7 +100,7 @@ class Contents:
                 continue  # the root, which the journal does not tell of yet
             self._set_attributes_of(state)
             if node.type != S_IFDIR:
-                self._set_mtime(fid)
+                self._set_mtime(fid, state.mtime_ns)
             self._progress("setting attributes", done, len(self._states), "files")
 
     def _set_attributes_of(self, state: State) -> None:
@@ -132,8 +132,7 @@ class Contents:
                 storage.reached("reconcile.xattr")
                 os.setxattr(target, name, value)
 
-    def _set_mtime(self, fid: Fid) -> None:
-        mtime_ns = mtime_before(self._lookup, fid, self._before_seq)
+    def _set_mtime(self, fid: Fid, mtime_ns: int | None) -> None:
         if mtime_ns is not None:
             self._volume.applier.apply(Setattr(fid, None, None, None, None, mtime_ns), 0, b"", True)
 
@@ -143,7 +142,7 @@ class Contents:
         for fid in restless | self._states.keys():
             node = self._volume.catalog.node(fid)
             if node is not None and node.handle and node.type == S_IFDIR:
-                self._set_mtime(fid)
+                self._set_mtime(fid, mtime_before(self._lookup, fid, self._before_seq))
 
 
 def _is_of_contents(posting: Posting) -> bool:

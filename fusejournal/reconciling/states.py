@@ -60,6 +60,7 @@ class State:
         "gid",
         "made_seq",
         "maker",
+        "mtime_ns",
         "size",
         "steps",
         "uid",
@@ -80,6 +81,9 @@ class State:
         """The least size that it had at the checkpoint or later."""
         self.written_bytes = 0
         """By all its entries together."""
+        self.mtime_ns: int | None = None
+        """Of a directory, as far as entries about itself tell: names made and removed in it change
+        it, too."""
         self.steps: list[TreeOperation] = []
         """How it came to its mode and ACLs, which change each other, in order."""
         self.xattrs: dict[bytes, bytes] = {}
@@ -88,6 +92,12 @@ class State:
     def take(self, entry: Entry, void: Void | None) -> None:
         """Be what it is after *entry*, which held at least in part."""
         operation: Any = entry.operation
+        if isinstance(operation, Import | ImportData):
+            self.mtime_ns = operation.mtime_ns
+        elif isinstance(operation, Setattr):
+            self.mtime_ns = self.mtime_ns if operation.mtime_ns is None else operation.mtime_ns
+        elif not isinstance(operation, Setxattr | Removexattr):
+            self.mtime_ns = entry.time_ns
         match operation:
             case Create() | Mkdir() | Symlink() | Import():
                 self._take_maker(operation, entry.seq)

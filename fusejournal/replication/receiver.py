@@ -34,6 +34,7 @@ from fusejournal.replication.comparing import (
     first_error,
     keep_extra,
 )
+from fusejournal.replication.progress import Progress
 from fusejournal.replication.updater import Updater
 from fusejournal.types import Seq
 from fusejournal.volume import Volume
@@ -64,7 +65,6 @@ from fusejournal.wire.session import (
 
 log = logging.getLogger(__name__)
 
-_LIVE_SECONDS = 3.0
 _FULL_PAUSE_SECONDS = 1.0
 _FULL_PATIENCE_SECONDS = 5.0
 _SMALL_BYTES = 128 << 10
@@ -95,6 +95,7 @@ class Receiver:
         self._session_over = trio.Event()
         self._news = trio.Event()
         self._ages = Ages()
+        self._progress = Progress(self._ages)
         self._full: str | None = None
         self._lacking_bytes = 0
         """What did not fit."""
@@ -115,6 +116,7 @@ class Receiver:
     def status(self) -> dict[str, Any]:
         """For the status page."""
         head_seq = self._volume.journal.head_seq
+        entries_rate, bytes_rate = self._progress.rates()
         return {
             "primary": self.primary,
             "address": self.where,
@@ -125,6 +127,9 @@ class Receiver:
             "applied_seq": self._updater.applied_seq,
             "lag_entries": self.lag_entries,
             "lag_seconds": round(self._lag_seconds(), 3),
+            "entries_per_second": round(entries_rate, 1),
+            "bytes_per_second": round(bytes_rate),
+            "eta_seconds": self._progress.eta_seconds(self.lag_entries),
             "heard_seconds_ago": (
                 round(time.monotonic() - self._heard_at, 1) if self._heard_at is not None else None
             ),
@@ -142,14 +147,20 @@ class Receiver:
         return head_seq - self._updater.applied_seq
 
     def _lag_seconds(self) -> float:
-        return self._ages.lag(self._updater.applied_seq, self.source_head_seq)
+        return self._progress.lag_seconds(self._updater.applied_seq, self.source_head_seq)
 
     def _word(self) -> str:
-        """The state; whether a session that works is catching up is seen by how far behind it
-        is."""
-        if self.state != "streaming" or self._lag_seconds() <= _LIVE_SECONDS:
-            return self.state
-        return "catching up"
+        """The state; whether a session that works is catching up is seen by how far it is."""
+        applied_seq = self._updater.applied_seq
+        if self.state == "streaming" and self._progress.is_catching_up(
+            applied_seq, self.source_head_seq
+        ):
+            return "catching up"
+        return self.state
+
+    def sample(self) -> None:
+        """Called about once a second."""
+        self._progress.sample(self._updater.applied_seq, self.received_bytes)
 
     def news(self) -> None:
         """A watermark has grown, or something else that the sender should know has changed."""
@@ -225,7 +236,7 @@ class Receiver:
             self._be_born(uuid)
         self._mark(sink, epoch=False)
         self._updater.wake()
-        self.source_head_seq = begin.head_seq
+        self.source_head_seq = self._progress.goal_seq = begin.head_seq
         self._ages.note(begin.head_seq)
         self.state, self.last_error = "catching up", None
         self.news()  # where it stands, the sender does not know

@@ -302,6 +302,8 @@ class Replication:
             self._shipping.ages.note(self._volume.catalog.applied_seq)
             for shipper, _ in self._shippers.values():
                 shipper.sample()
+            if self.receiver is not None:
+                self.receiver.sample()
             await trio.sleep(_SAMPLE_SECONDS)
 
     # -- peers -------------------------------------------------------------------------------------

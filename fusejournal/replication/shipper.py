@@ -41,6 +41,7 @@ from fusejournal.replication.comparing import (
 from fusejournal.replication.compression import Compression
 from fusejournal.replication.growth import Growth
 from fusejournal.replication.peers import Peer, PeerBook
+from fusejournal.replication.progress import Progress
 from fusejournal.replication.quorum import Quorum
 from fusejournal.replication.traffic import Traffic
 from fusejournal.types import Seq
@@ -67,9 +68,6 @@ log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 15.0
 PING_SECONDS = 2.0
-_LIVE_SECONDS = 3.0
-"""A peer that is no further behind is up to date, but for what is on its way."""
-
 _PAUSE_SECONDS_MIN = 0.1
 _PAUSE_SECONDS_MAX = 15.0
 _REFUSED_SECONDS = 15.0
@@ -109,6 +107,7 @@ class Shipper:
     def __init__(self, name: str, shipping: Shipping) -> None:
         self.name = name
         self.traffic = Traffic()
+        self._progress = Progress(shipping.ages)
         self.state = "connecting"
         """In words: connecting, catching up, streaming, mirror full, mirror failed, paused,
         diverged, refused, needs full copy."""
@@ -163,9 +162,8 @@ class Shipper:
         """For the status page and the metrics."""
         head_seq = self._shared.applied_seq
         lag_entries = head_seq - self.applied_seq
-        entries_rate, bytes_rate = self.traffic.rates()
+        entries_rate, bytes_rate = self._progress.rates()
         peer = self._peer()
-        eta = lag_entries / entries_rate if entries_rate and lag_entries else None
         traffic = self.traffic
         return {
             "name": self.name,
@@ -180,7 +178,7 @@ class Shipper:
             "lag_seconds": round(self._lag_seconds(), 3),
             "entries_per_second": round(entries_rate, 1),
             "bytes_per_second": round(bytes_rate),
-            "eta_seconds": round(eta, 1) if eta is not None else None,
+            "eta_seconds": self._progress.eta_seconds(lag_entries),
             "batches": traffic.batches,
             "batches_in_flight": self._source.batches_in_flight if self._source else 0,
             "content_bytes": traffic.content_bytes,
@@ -194,14 +192,14 @@ class Shipper:
         }
 
     def word(self) -> str:
-        """The state; whether a session that works is catching up is seen by how far behind it
-        is."""
-        if self.state != "streaming" or self._lag_seconds() <= _LIVE_SECONDS:
-            return self.state
-        return "catching up"
+        """The state; whether a session that works is catching up is seen by how far it is."""
+        head_seq = self._shared.applied_seq
+        if self.state == "streaming" and self._progress.is_catching_up(self.applied_seq, head_seq):
+            return "catching up"
+        return self.state
 
     def _lag_seconds(self) -> float:
-        return self._shared.ages.lag(self.applied_seq, self._shared.applied_seq)
+        return self._progress.lag_seconds(self.applied_seq, self._shared.applied_seq)
 
     def _retry_in(self) -> float | None:
         if self._retry_at is None:
@@ -218,7 +216,8 @@ class Shipper:
 
     def sample(self) -> None:
         """Called about once a second."""
-        self.traffic.sample(self.applied_seq)
+        if self._source is not None and self._source.applied_seq:  # it has said so itself
+            self._progress.sample(self._source.applied_seq, self.traffic.content_bytes)
 
     def _peer(self) -> Peer | None:
         return self._shared.book.find(self.name)
@@ -297,6 +296,7 @@ class Shipper:
         """The session is over: what is known of the peer stays."""
         self._known = self.acked_seq, self.applied_seq
         self._source = None
+        self._progress.clear()
         with suppress(UnknownPeerError):  # removed meanwhile
             self._shared.book.note_acked(self.name, self.acked_seq)
             if self._is_heard:
@@ -367,9 +367,8 @@ class Shipper:
             try:
                 chain = await trio.to_thread.run_sync(reader.seek, seq)
                 settled_seq = reader.settled_seq(shared.volume.journal.end)
-                await connection.send(
-                    Begin(me.position.epoch, seq, chain, shared.applied_seq, settled_seq)
-                )
+                self._progress.goal_seq = goal_seq = shared.applied_seq
+                await connection.send(Begin(me.position.epoch, seq, chain, goal_seq, settled_seq))
                 self._source = Source(seq, shared.config.window_bytes)
                 self.traffic.sessions += 1
                 self.traffic.resent_entries += max(0, self._furthest - seq)

@@ -4,6 +4,7 @@ is shipped, what is applied, and what is left when one of them dies."""
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -14,8 +15,10 @@ from fusejournal.journal.reader import END
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.stretches import StretchReader
 from fusejournal.replay.digest import digest_tree
+from fusejournal.replication import replication as replication_module
 from fusejournal.replication.replication import Replication
 from fusejournal.replication.shipper import Shipper
+from fusejournal.replication.updater import Updater
 from fusejournal.types import Seq
 from tests.support.volumes import OpenVolume, applied, content, open_volume
 
@@ -388,3 +391,49 @@ async def test_segments_stay_plain_until_they_are_sent(tmp_path: Path) -> None:
         assert sealed == list_segments(primary.journal_dir)[:-1]
         assert primary.volume.journal.compressible(Seq(2)) == []
     assert primary.durability.plain_from() == END
+
+
+# -- what the status says ------------------------------------------------------------------------
+
+
+def peer_status(volume: OpenVolume) -> dict[str, Any]:
+    """How shipping to the one peer goes."""
+    assert volume.replication is not None
+    (status,) = volume.replication.status()["peers"]
+    return status
+
+
+def mirror_status(volume: OpenVolume) -> dict[str, Any]:
+    """How receiving goes."""
+    assert volume.replication is not None
+    status: dict[str, Any] = volume.replication.status()["mirror"]
+    return status
+
+
+async def test_a_new_mirror_is_catching_up_until_it_has_what_there_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replication_module, "_SAMPLE_SECONDS", 0.02)
+    limit = Updater._limit
+    upto = [0]
+    monkeypatch.setattr(Updater, "_limit", lambda self: min(limit(self), Seq(upto[0])))
+    with open_volume(tmp_path / "primary") as primary:
+        primary.work(100)
+    async with _pair(tmp_path) as (primary, mirror):
+        head_seq = primary.volume.journal.head_seq
+        journals = primary.volume.journal, mirror.volume.journal
+        await _until("all is there", lambda: journals[0].head_seq == journals[1].head_seq)
+        for upto[0] in range(100, head_seq - 200, 20):
+            mirror.replication.updater.wake()
+            await _until("some", lambda: peer_status(primary)["applied_seq"] >= upto[0] - 1)
+            await trio.sleep(0.03)
+        for status in (peer_status(primary), mirror_status(mirror)):
+            assert status["state"] == "catching up"
+            assert status["entries_per_second"] > 0
+            assert 0 < status["eta_seconds"] < 20
+            assert 0.1 < status["lag_seconds"] < 20
+        upto[0] = head_seq
+        mirror.replication.updater.wake()
+        await _until("the primary says", lambda: peer_status(primary)["state"] == "streaming")
+        assert mirror_status(mirror)["state"] == "streaming"
+        assert mirror_status(mirror)["eta_seconds"] is None

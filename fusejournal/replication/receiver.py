@@ -355,6 +355,16 @@ class Receiver:
             raise RefusedError("full", self._full)
         self._full = None
 
+    def degraded(self) -> list[str]:
+        """What is wrong here, a line each; but for a volume that has failed, which says so."""
+        lines = []
+        if self.state in ("diverged", "refused", "needs full copy"):
+            lines.append(f"primary {self.primary}: {self.state}: {self.last_error}")
+        state, detail = self._trouble()
+        if state == FULL:
+            lines.append(f"takes nothing more for now: {detail}")
+        return lines
+
     # -- acknowledging -----------------------------------------------------------------------------
 
     def _trouble(self) -> tuple[str, str]:

@@ -368,10 +368,12 @@ class Replication:
         if (trouble := self.quorum.describe()) is not None:
             lines.append(trouble)
         lines += [
-            f"peer {shipper.name}: {shipper.state}: {shipper.last_error or shipper.advice}"
+            f"peer {shipper.name}: {trouble}"
             for shipper, _ in self._shippers.values()
-            if shipper.state in ("diverged", "refused", "needs full copy", "mirror failed")
+            if (trouble := shipper.trouble()) is not None
         ]
+        if self.receiver is not None:
+            lines += self.receiver.degraded()
         mirrors = self._config.mirrors
         if len(self._shippers) < mirrors and self._mirroring is None:
             lines.append(f"waits for {mirrors} mirrors, and has {len(self._shippers)} peers")

@@ -27,9 +27,11 @@ from fusejournal.errors import (
     FusejournalError,
     JournalError,
     NoSuchSeqError,
+    PeerRefusedError,
     UnknownPeerError,
 )
 from fusejournal.journal.stretches import Stretch, StretchReader
+from fusejournal.replication import advice
 from fusejournal.replication.ages import Ages
 from fusejournal.replication.comparing import (
     SILENCE_SECONDS,
@@ -68,12 +70,16 @@ log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 15.0
 PING_SECONDS = 2.0
+_AWAY_SECONDS = 60.0
+"""A peer that is behind and out of reach for longer is no small matter."""
+
 _PAUSE_SECONDS_MIN = 0.1
 _PAUSE_SECONDS_MAX = 15.0
 _REFUSED_SECONDS = 15.0
 _SMALL_BYTES = 64 << 10
 _NOTHING = Seq(0), Seq(0)
 _DAY_SECONDS = 86400.0
+_TROUBLES = frozenset({"diverged", "refused", "needs full copy", "mirror full", "mirror failed"})
 
 
 @dataclass
@@ -119,6 +125,8 @@ class Shipper:
         self._known: tuple[Seq, Seq] = _NOTHING
         """What the peer has acknowledged and applied, in this session or the one before."""
         self._retry_at: float | None = None
+        self._away_since = trio.current_time()
+        """When the last session ended."""
         self._compression = Compression(shipping.config.compress_level_max)
         self._room = trio.Event()
         self._session_scope: trio.CancelScope | None = None
@@ -198,6 +206,17 @@ class Shipper:
             return "catching up"
         return self.state
 
+    def trouble(self) -> str | None:
+        """What is wrong with it, in words, or None."""
+        told = self.last_error or self.advice
+        if self.state in _TROUBLES:
+            return f"{self.state}: {told}"
+        away_seconds = trio.current_time() - self._away_since
+        is_behind = self.applied_seq < self._shared.applied_seq
+        if self.state == "connecting" and away_seconds > _AWAY_SECONDS and is_behind:
+            return f"out of reach for {away_seconds:.0f} s: {told}"
+        return None
+
     def _lag_seconds(self) -> float:
         return self._progress.lag_seconds(self.applied_seq, self._shared.applied_seq)
 
@@ -242,7 +261,7 @@ class Shipper:
         while (peer := self._peer()) is not None:
             changed = self._changed
             if peer.needs_copy is not None:
-                self._say("needs full copy", peer.needs_copy, _COPY_ADVICE)
+                self._say("needs full copy", peer.needs_copy, advice.COPY)
                 await changed.wait()
             elif peer.paused:
                 self._say("paused", None, f"'fusejournal peer resume' lets {self.name} go on")
@@ -269,20 +288,20 @@ class Shipper:
                 await self._session(peer)
                 return _PAUSE_SECONDS_MIN
         except* DivergedError as group:
-            self._failed(first_error(group), "diverged", None)
+            self._failed(first_error(group), "diverged")
             refused = True
         except* RefusedError as group:
             error = first_error(group)
             code = error.code if isinstance(error, RefusedError) else ""
             state = "mirror full" if code == "full" else "refused"
-            self._failed(error, state, _ADVICE.get(code))
+            self._failed(error, state)
             refused = code not in ("busy", "full")
         except* NoSuchSeqError:
             self._is_gone = True
         except* (FusejournalError, OSError, trio.TooSlowError) as group:
             error = first_error(group)
-            damaged = isinstance(error, JournalError)
-            self._failed(error, "refused" if damaged else "connecting", None)
+            is_refusal = isinstance(error, JournalError | PeerRefusedError)
+            self._failed(error, "refused" if is_refusal else "connecting")
         finally:
             self._session_scope = None
             self._remember()
@@ -295,7 +314,8 @@ class Shipper:
     def _remember(self) -> None:
         """The session is over: what is known of the peer stays."""
         self._known = self.acked_seq, self.applied_seq
-        self._source = None
+        if self._source is not None:
+            self._source, self._away_since = None, trio.current_time()
         self._progress.clear()
         with suppress(UnknownPeerError):  # removed meanwhile
             self._shared.book.note_acked(self.name, self.acked_seq)
@@ -306,15 +326,15 @@ class Shipper:
         """It does not run any more."""
         self._say("refused", why, None)
 
-    def _say(self, state: str, error: str | None, advice: str | None) -> None:
-        self.state, self.last_error, self.advice = state, error, advice
+    def _say(self, state: str, error: str | None, what_to_do: str | None) -> None:
+        self.state, self.last_error, self.advice = state, error, what_to_do
 
-    def _failed(self, error: BaseException, state: str, advice: str | None) -> None:
+    def _failed(self, error: BaseException, state: str) -> None:
         told = str(error) or type(error).__name__
         if told != self.last_error:
             log.warning("peer %s: %s", self.name, told)
         self.traffic.errors += 1
-        self._say(state, told, advice)
+        self._say(state, told, advice.advice_on(error))
 
     # -- retention ---------------------------------------------------------------------------------
 
@@ -417,9 +437,9 @@ class Shipper:
             self._shared.quorum.acked(self.name, source.acked_seq)
             self._room.set()
             if ack.state == FULL:
-                self._say("mirror full", ack.detail, "make space there: it goes on by itself")
+                self._say("mirror full", ack.detail, advice.FULL)
             elif ack.state == FAILED:
-                self._say("mirror failed", ack.detail, "see the mirror's own status and log")
+                self._say("mirror failed", ack.detail, advice.FAILED)
             elif self.state != "streaming":
                 self._say("streaming", None, None)
 
@@ -480,19 +500,3 @@ class Shipper:
         self._compression.took(size, len(content), took, connection.send_blocked_seconds - blocked)
         self.traffic.sent(stretch.last_seq - stretch.first_seq + 1, size, len(content))
         self._furthest = max(self._furthest, stretch.last_seq)
-
-
-_COPY_ADVICE = (
-    "'fusejournal peer resume' lets it try again, while the journal still has what it lacks; else "
-    "give it an empty backing and state"
-)
-_ADVICE = {
-    "version": "upgrade the older of the two",
-    "volume": "this is another volume's mirror: check its address",
-    "unborn": "it has nothing yet that it could ship on",
-    "role": "check its address, or mount it with --role mirror",
-    "fenced": "another node has become primary: stop this one, or bring it back as a mirror",
-    "full": "make space there: it goes on by itself",
-    "busy": "another node ships to it: check who is its primary",
-    "copy": _COPY_ADVICE,
-}

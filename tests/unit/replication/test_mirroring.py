@@ -11,15 +11,19 @@ import trio
 
 from fusejournal.backing.apply import Applier
 from fusejournal.config import ReplicationConfig
+from fusejournal.errors import PeerLostError, PeerMistakenError, PeerRefusedError
 from fusejournal.journal.reader import END
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.stretches import StretchReader
 from fusejournal.replay.digest import digest_tree
 from fusejournal.replication import replication as replication_module
+from fusejournal.replication import shipper as shipper_module
+from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.replication import Replication
 from fusejournal.replication.shipper import Shipper
 from fusejournal.replication.updater import Updater
 from fusejournal.types import Seq
+from fusejournal.wire.session import FAILED, FULL
 from tests.support.volumes import OpenVolume, applied, content, open_volume
 
 pytestmark = pytest.mark.mount
@@ -437,3 +441,71 @@ async def test_a_new_mirror_is_catching_up_until_it_has_what_there_was(
         await _until("the primary says", lambda: peer_status(primary)["state"] == "streaming")
         assert mirror_status(mirror)["state"] == "streaming"
         assert mirror_status(mirror)["eta_seconds"] is None
+
+
+@asynccontextmanager
+async def _in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> AsyncIterator[OpenVolume]:
+    """A primary whose attempts to connect all end with *error*."""
+
+    async def connect(*_: object, **__: object) -> object:
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    monkeypatch.setattr(shipper_module, "connect", connect)
+    with open_volume(tmp_path / "primary") as primary:
+        primary.work(3)
+        primary.replicate(ReplicationConfig(peers={"east": "192.0.2.7:7710"}))
+        async with _running(primary):
+            yield primary
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (PeerRefusedError("192.0.2.7:7710", "does not know this node"), "fusejournal pair"),
+        (PeerMistakenError("192.0.2.7:7710", "abc", "xyz"), "check its address"),
+    ],
+    ids=["unknown", "mistaken"],
+)
+async def test_a_peer_that_will_not_talk_is_said_to_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, advice: str
+) -> None:
+    async with _in_vain(tmp_path, monkeypatch, error) as primary:
+        await _until("it has tried", lambda: peer_status(primary)["last_error"] is not None)
+        status = peer_status(primary)
+        assert (status["state"], status["last_error"]) == ("refused", str(error))
+        assert advice in status["advice"]
+        assert primary.replication.degraded() == [f"peer east: refused: {error}"]
+
+
+async def test_a_peer_out_of_reach_is_told_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = PeerLostError("192.0.2.7:7710", "connection refused")
+    async with _in_vain(tmp_path, monkeypatch, error) as primary:
+        await _until("it has tried", lambda: peer_status(primary)["last_error"] is not None)
+        assert peer_status(primary)["state"] == "connecting"
+        assert "is it mounted?" in peer_status(primary)["advice"]
+        assert primary.replication.degraded() == []
+        monkeypatch.setattr(shipper_module, "_AWAY_SECONDS", 0.05)
+        await _until("it is told", lambda: primary.replication.degraded() != [])
+        (line,) = primary.replication.degraded()
+        assert "peer east: out of reach for" in line
+        assert str(error) in line
+
+
+@pytest.mark.parametrize("word", [FULL, FAILED])
+async def test_a_mirror_in_trouble_is_no_health(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    monkeypatch.setattr(Receiver, "_trouble", lambda _: (word, "trouble"))
+    async with _pair(tmp_path) as (primary, mirror):
+        primary.work(3)
+        await _until(
+            "it is told",
+            lambda: primary.replication.degraded() == [f"peer east: mirror {word}: trouble"],
+        )
+        own = ["takes nothing more for now: trouble"] if word == FULL else []
+        assert mirror.replication.degraded() == own

@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 
 _GREETING_SECONDS = 30.0
 _SAMPLE_SECONDS = 1.0
+_BOOK_SECONDS = 1.0
+_BACKLOG_SECONDS = 5.0
 _PRESSING_ENTRIES = 20_000
 """A mirror that is further behind applies before it tends its segments."""
 
@@ -222,6 +224,8 @@ class Replication:
                     self._nursery.start_soon(self.updater.run)
                     self.updater.wake()
                 self._nursery.start_soon(self._sample)
+                self._nursery.start_soon(self._keep_book)
+                self._nursery.start_soon(self._check_backlogs)
                 self._peers_changed()
                 task_status.started()
         finally:
@@ -305,6 +309,27 @@ class Replication:
             if self.receiver is not None:
                 self.receiver.sample()
             await trio.sleep(_SAMPLE_SECONDS)
+
+    async def _keep_book(self) -> None:
+        """Save what is noted as peers come and go."""
+        has_failed = False
+        while True:
+            await trio.sleep(_BOOK_SECONDS)
+            if not self.book.is_unsaved:
+                continue
+            try:
+                await trio.to_thread.run_sync(self.book.save)
+                has_failed = False
+            except FusejournalError as error:  # as a full disk is
+                if not has_failed:
+                    log.warning("%s", error)
+                has_failed = True
+
+    async def _check_backlogs(self) -> None:
+        while True:
+            await trio.sleep(_BACKLOG_SECONDS)
+            for shipper, _ in list(self._shippers.values()):
+                await shipper.check_backlog()
 
     # -- peers -------------------------------------------------------------------------------------
 

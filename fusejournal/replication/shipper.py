@@ -45,6 +45,7 @@ from fusejournal.replication.growth import Growth
 from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.replication.progress import Progress
 from fusejournal.replication.quorum import Quorum
+from fusejournal.replication.retention import Retention
 from fusejournal.replication.traffic import Traffic
 from fusejournal.types import Seq
 from fusejournal.volume import Volume
@@ -55,6 +56,7 @@ from fusejournal.wire.identity import Identity
 from fusejournal.wire.session import (
     FAILED,
     FULL,
+    OK,
     SHIP,
     Me,
     RefusedError,
@@ -78,7 +80,6 @@ _PAUSE_SECONDS_MAX = 15.0
 _REFUSED_SECONDS = 15.0
 _SMALL_BYTES = 64 << 10
 _NOTHING = Seq(0), Seq(0)
-_DAY_SECONDS = 86400.0
 _TROUBLES = frozenset({"diverged", "refused", "needs full copy", "mirror full", "mirror failed"})
 
 
@@ -122,8 +123,6 @@ class Shipper:
         """What to do about it."""
         self._shared = shipping
         self._source: Source | None = None
-        self._known: tuple[Seq, Seq] = _NOTHING
-        """What the peer has acknowledged and applied, in this session or the one before."""
         self._retry_at: float | None = None
         self._away_since = trio.current_time()
         """When the last session ended."""
@@ -131,8 +130,11 @@ class Shipper:
         self._room = trio.Event()
         self._session_scope: trio.CancelScope | None = None
         self._changed = trio.Event()
-        peer = self._peer()
-        self._told = peer and (peer.address, peer.certificate, peer.paused, peer.needs_copy)
+        self._retention = Retention(name, shipping.volume, shipping.config, shipping.book)
+        peer = shipping.book.get(name)
+        self._known = peer.acked_seq, peer.applied_seq
+        """What the peer has acknowledged and applied, before this session."""
+        self._told = peer.address, peer.certificate, peer.paused, peer.needs_copy
         self._furthest = Seq(0)
         self._is_heard = False
         """Whether the peer has acknowledged anything in this session."""
@@ -265,6 +267,7 @@ class Shipper:
                 await changed.wait()
             elif peer.paused:
                 self._say("paused", None, f"'fusejournal peer resume' lets {self.name} go on")
+                self._retention.takes_nothing()
                 await changed.wait()
             elif peer.address is None:
                 return
@@ -274,7 +277,8 @@ class Shipper:
             else:
                 self._is_gone = False
                 pause_seconds = await self._try(peer, pause_seconds)
-                await self._check_backlog()
+                if self._is_gone:
+                    await self._retention.end("its next entry is not in the journal any more")
                 with trio.move_on_after(pause_seconds * random.uniform(0.5, 1.5)) as waiting:
                     self._retry_at = waiting.deadline
                     await changed.wait()
@@ -318,9 +322,8 @@ class Shipper:
             self._source, self._away_since = None, trio.current_time()
         self._progress.clear()
         with suppress(UnknownPeerError):  # removed meanwhile
-            self._shared.book.note_acked(self.name, self.acked_seq)
-            if self._is_heard:
-                self._shared.book.note_left(self.name, self._shared.applied_seq, time.time())
+            self._shared.book.note_acked(self.name, *self._known)
+            self._retention.takes_nothing()
 
     def stopped(self, why: str) -> None:
         """It does not run any more."""
@@ -336,35 +339,14 @@ class Shipper:
         self.traffic.errors += 1
         self._say(state, told, advice.advice_on(error))
 
-    # -- retention ---------------------------------------------------------------------------------
-
-    async def _mark(self, why: str) -> None:
-        log.error("peer %s needs a full copy: %s", self.name, why)
-        try:
-            self._shared.book.set_needs_copy(self.name, why)
-            await trio.to_thread.run_sync(self._shared.book.save)
-        except FusejournalError as error:  # removed meanwhile, or the disk is full
-            log.warning("that peer %s needs a full copy is not written down: %s", self.name, error)
-
-    async def _check_backlog(self) -> None:
-        """A peer that stays away for too long is told so, rather than left to wait for ever: what
-        counts is how much the journal has grown, and what time has passed, since it was here."""
-        config, peer = self._shared.config, self._peer()
-        if peer is None:
-            return
-        if self._is_gone:
-            await self._mark("its next entry is not in the journal any more")
-            return
-        if peer.left_seq is None or peer.left_at is None or self._is_heard:
-            return
-        grown_bytes = self._shared.volume.journal.bytes_from(Seq(peer.left_seq + 1))
-        if grown_bytes > config.keep_bytes:
-            await self._mark(
-                f"the journal has grown by {grown_bytes:,} bytes since it was here, and "
-                f"{config.keep_bytes:,} are kept for it"
-            )
-        elif time.time() - peer.left_at > config.keep_days * _DAY_SECONDS and grown_bytes:
-            await self._mark(f"it was away for more than {config.keep_days:g} days")
+    async def check_backlog(self) -> None:
+        """A peer that takes nothing for too long is told so, rather than left to wait for ever.
+        Called now and then."""
+        why = self._retention.overdue()
+        if why is not None:
+            await self._retention.end(why)
+            if (peer := self._peer()) is not None:
+                self.look_again(peer)
 
     # -- one session -------------------------------------------------------------------------------
 
@@ -431,9 +413,11 @@ class Shipper:
                 # A peer of this name may have been begun anew: what it has it says itself.
                 self._known = _NOTHING
                 self._shared.quorum.forget(self.name)
-            if not self._is_heard:
-                self._is_heard = True
-                self._shared.book.note_here(self.name)
+            self._is_heard = True
+            if ack.state == OK:
+                self._retention.takes()
+            else:
+                self._retention.takes_nothing()
             self._shared.quorum.acked(self.name, source.acked_seq)
             self._room.set()
             if ack.state == FULL:

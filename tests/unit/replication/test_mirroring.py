@@ -1,10 +1,9 @@
 """A primary and a mirror in one process, over real sockets on the loopback, without mounts: what
 is shipped, what is applied, and what is left when one of them dies."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -19,60 +18,22 @@ from fusejournal.replay.digest import digest_tree
 from fusejournal.replication import replication as replication_module
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication.receiver import Receiver
-from fusejournal.replication.replication import Replication
 from fusejournal.replication.shipper import Shipper
 from fusejournal.replication.updater import Updater
 from fusejournal.types import Seq
 from fusejournal.wire.session import FAILED, FULL
+from tests.support.pairs import level as _level
+from tests.support.pairs import listens_at, mirror_status, peer_status
+from tests.support.pairs import mirror_and_primary as _pair
+from tests.support.pairs import running as _running
+from tests.support.pairs import until as _until
 from tests.support.volumes import OpenVolume, applied, content, open_volume
 
 pytestmark = pytest.mark.mount
 
 
-@asynccontextmanager
-async def _running(*sides: OpenVolume) -> AsyncIterator[None]:
-    async with trio.open_nursery() as nursery:
-        for side in sides:
-            nursery.start_soon(side.durability.run)
-            assert side.replication is not None
-            await nursery.start(side.replication.run)
-        yield
-        nursery.cancel_scope.cancel()
-
-
 def tree_digest(backing: Path) -> str:
     return digest_tree(backing).digest
-
-
-def _address(replication: Replication) -> str:
-    return str(replication.status()["listen"])
-
-
-async def _until(what: str, condition: Callable[[], bool]) -> None:
-    with trio.fail_after(20):
-        while not condition():  # noqa: ASYNC110 -- what is waited for is in other tasks' hands
-            await trio.sleep(0.005)
-    assert condition(), what
-
-
-@asynccontextmanager
-async def _pair(tmp_path: Path, **config: object) -> AsyncIterator[tuple[OpenVolume, OpenVolume]]:
-    """A primary that ships to a mirror; both run."""
-    with (
-        open_volume(tmp_path / "mirror", mirror=True) as mirror,
-        open_volume(tmp_path / "primary") as primary,
-    ):
-        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
-        async with _running(mirror):
-            assert mirror.replication is not None
-            peers = {"east": _address(mirror.replication)}
-            primary.replicate(ReplicationConfig(peers=peers, **config))
-            async with _running(primary):
-                yield primary, mirror
-
-
-def _level(primary: OpenVolume, mirror: OpenVolume) -> Callable[[], bool]:
-    return lambda: applied(mirror) == primary.volume.journal.head_seq
 
 
 async def test_mirror_ends_with_the_same_journal_and_tree(tmp_path: Path) -> None:
@@ -116,7 +77,7 @@ async def _received_and_not_applied(tmp_path: Path) -> None:
         mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
         mirror.replication.updater._limit = lambda: Seq(0)
         async with _running(mirror):
-            primary.replicate(ReplicationConfig(peers={"east": _address(mirror.replication)}))
+            primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             primary.work(12)
             async with _running(primary):
                 journals = primary.volume.journal, mirror.volume.journal
@@ -207,7 +168,7 @@ async def test_nothing_is_applied_that_is_not_on_disk(tmp_path: Path) -> None:
         primary.work(5)
         async with trio.open_nursery() as nursery:  # the mirror flushes nothing by itself
             await nursery.start(mirror.replication.run)
-            primary.replicate(ReplicationConfig(peers={"east": _address(mirror.replication)}))
+            primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             nursery.start_soon(primary.durability.run)
             await nursery.start(primary.replication.run)
             journals = primary.volume.journal, mirror.volume.journal
@@ -266,7 +227,7 @@ async def test_second_primary_is_refused(tmp_path: Path) -> None:
         await _until("the mirror is level", _level(primary, mirror))
         with open_volume(tmp_path / "other") as other:
             other.work(3)
-            other.replicate(ReplicationConfig(peers={"east": _address(mirror.replication)}))
+            other.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             async with _running(other):
                 status = lambda: other.replication.status()["peers"][0]  # noqa: E731
                 await _until("it is refused", lambda: status()["state"] == "refused")
@@ -284,7 +245,7 @@ async def test_primary_of_another_volume_is_refused(tmp_path: Path) -> None:
         other.work(3)
         mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
         async with _running(mirror):
-            other.replicate(ReplicationConfig(peers={"east": _address(mirror.replication)}))
+            other.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             async with _running(other):
                 status = lambda: other.replication.status()["peers"][0]  # noqa: E731
                 await _until("it is refused", lambda: status()["state"] == "refused")
@@ -299,7 +260,7 @@ async def test_primary_takes_no_entries(tmp_path: Path) -> None:
     ):
         one.replicate(ReplicationConfig(), "127.0.0.1:0")
         async with _running(one):
-            other.replicate(ReplicationConfig(peers={"east": _address(one.replication)}))
+            other.replicate(ReplicationConfig(peers={"east": listens_at(one)}))
             async with _running(other):
                 status = lambda: other.replication.status()["peers"][0]  # noqa: E731
                 await _until("it is refused", lambda: status()["state"] == "refused")
@@ -317,7 +278,7 @@ async def test_mirror_that_has_more_is_not_touched(tmp_path: Path) -> None:
         with open_volume(tmp_path / "mirror", mirror=True) as mirror:
             mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
             async with _running(mirror):
-                old.replicate(ReplicationConfig(peers={"east": _address(mirror.replication)}))
+                old.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
                 async with _running(old):
                     status = lambda: old.replication.status()["peers"][0]  # noqa: E731
                     await _until("they part", lambda: status()["state"] == "diverged")
@@ -340,11 +301,11 @@ async def test_mirror_of_a_mirror(tmp_path: Path) -> None:
         third.replicate(ReplicationConfig(), "127.0.0.1:0")
         async with _running(third):
             with open_volume(tmp_path / "second", mirror=True) as second:
-                peers = {"third": _address(third.replication)}
+                peers = {"third": listens_at(third)}
                 second.replicate(ReplicationConfig(peers=peers), "127.0.0.1:0")
                 async with _running(second):
                     with open_volume(tmp_path / "first") as first:
-                        peers = {"second": _address(second.replication)}
+                        peers = {"second": listens_at(second)}
                         first.replicate(ReplicationConfig(peers=peers))
                         async with _running(first):
                             for start in range(0, 60, 10):
@@ -398,20 +359,6 @@ async def test_segments_stay_plain_until_they_are_sent(tmp_path: Path) -> None:
 
 
 # -- what the status says ------------------------------------------------------------------------
-
-
-def peer_status(volume: OpenVolume) -> dict[str, Any]:
-    """How shipping to the one peer goes."""
-    assert volume.replication is not None
-    (status,) = volume.replication.status()["peers"]
-    return status
-
-
-def mirror_status(volume: OpenVolume) -> dict[str, Any]:
-    """How receiving goes."""
-    assert volume.replication is not None
-    status: dict[str, Any] = volume.replication.status()["mirror"]
-    return status
 
 
 async def test_a_new_mirror_is_catching_up_until_it_has_what_there_was(

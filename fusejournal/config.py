@@ -20,7 +20,8 @@ Sections and defaults::
     checkpoint_interval_seconds = 10.0  # so is the backing
 
     [replication]
-    listen = "0.0.0.0:7710"             # where other nodes connect to; unset: nowhere
+    listen = "0.0.0.0:7710"             # where other nodes connect to; unset: where --listen
+                                        # said last, if it did; "none": nowhere
     insecure = false                    # plain connections, where both ends are on loopback
     mirrors = 0                         # what waits for a flush also waits for so many mirrors,
     mirrors_timeout_seconds = 10.0      # and if they do not answer for so long,

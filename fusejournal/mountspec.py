@@ -18,6 +18,8 @@ class MountSpec:
     config: Config
     read_only: bool
     mount_flags: frozenset[str]
+    listen_asked: str | None = None
+    """What the command line says of where to listen: that is remembered."""
 
     @property
     def role(self) -> str | None:

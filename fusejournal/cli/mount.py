@@ -87,7 +87,10 @@ _PLAIN_PERIOD_SECONDS = 5.0
     "is never changed  [default: primary]",
 )
 @click.option(
-    "--listen", metavar="ADDR:PORT", help="Where other nodes connect to; a mirror needs it."
+    "--listen",
+    metavar="ADDR:PORT|none",
+    help="Where other nodes connect to; a mirror needs it. Remembered for later mounts, where the "
+    "configuration has nothing else, until 'none' is given.",
 )
 @click.option(
     "--peer",
@@ -267,6 +270,7 @@ def _spec(
         config=loaded,
         read_only="ro" in flags,
         mount_flags=flags - {"ro"},
+        listen_asked=asked.changes.get("replication", {}).get("listen"),
     )
 
 

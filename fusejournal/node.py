@@ -428,10 +428,14 @@ class Node:
                 scope.cancel()
 
     def _leave(self) -> None:
-        """End the loop, when what was asked is answered; nobody waits for mirrors any more."""
+        """End the loop, when what was asked is answered."""
+        self._let_callers_go()
+        self._loop.leave()
+
+    def _let_callers_go(self) -> None:
+        """Nobody waits for mirrors any more."""
         if self._replication is not None:
             self._replication.quorum.close()
-        self._loop.leave()
 
     def _has_clients(self) -> bool:
         """Whether NFS clients would get errors if the mount went now. Then a SIGTERM, which may be
@@ -468,6 +472,7 @@ class Node:
                 f"{mountpoint} is in use by {who}: stop that, or use --lazy"
             ) from None
         if lazy:
+            self._let_callers_go()
             pyfuse3.terminate()
         return {"ok": True}
 

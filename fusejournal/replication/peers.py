@@ -177,8 +177,13 @@ class PeerBook:
 
     def pause(self, name: str) -> bool:
         """Ship nothing to the peer *name* until told to. Returns whether it was not so before.
-        Raises UnknownPeerError."""
+        Raises UnknownPeerError; UsageError for one that nothing is shipped to."""
         peer = self.get(name)
+        if peer.address is None:
+            raise UsageError(
+                f"nothing is shipped to peer {name!r} from here, it connects to this node: pause "
+                "it on the node that ships"
+            )
         self._peers[name] = replace(peer, paused=True)
         return not peer.paused
 

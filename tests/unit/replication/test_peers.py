@@ -79,6 +79,16 @@ def test_adding_again(tmp_path: Path) -> None:
     assert book.get("guest").address == ATTIC
 
 
+def test_a_peer_that_connects_to_us_is_not_paused_here(tmp_path: Path) -> None:
+    book = PeerBook(tmp_path)
+    book.add("guest", None)
+    with pytest.raises(UsageError, match="pause it on the node that ships"):
+        book.pause("guest")
+    assert not book.get("guest").paused
+    book.add("guest", ATTIC)
+    assert book.pause("guest")
+
+
 def test_there_is_an_end_to_it(tmp_path: Path) -> None:
     book = PeerBook(tmp_path)
     for number in range(64):

@@ -3,9 +3,9 @@ acknowledges them.
 
 One session at a time. A newer connection of the same peer takes the place of the older, which may
 be a link that is dead and does not know it yet; a second primary is refused. Checks come in this
-order: who it is, volume and version, epoch, position, checksum; then the frames are appended as
-they are, flushed, acknowledged, and left to the updater. Nothing of a batch counts before it is
-whole in the journal.
+order: who it is, version and volume, epoch, whether another ships, position, checksum; then the
+frames are appended as they are, flushed, acknowledged, and left to the updater. Nothing of a batch
+counts before it is whole in the journal.
 
 A journal without space is tried again for a while; then the session is refused, and so is every
 other until there is space for what did not fit: a connection that nobody reads would be cut in any
@@ -18,13 +18,14 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 import trio
 
 from fusejournal.durability import Durability
-from fusejournal.errors import FusejournalError, JournalFailedError, JournalFullError
+from fusejournal.errors import FusejournalError, JournalFailedError, JournalFullError, PeerLostError
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.stretches import Stretch
 from fusejournal.replication.ages import Ages
@@ -48,7 +49,9 @@ from fusejournal.wire.frames import (
     Chains,
     Diverged,
     Hello,
+    Message,
     Ping,
+    Welcome,
     WireError,
     uuid_of,
 )
@@ -69,6 +72,8 @@ _FULL_PAUSE_SECONDS = 1.0
 _FULL_PATIENCE_SECONDS = 5.0
 _SMALL_BYTES = 128 << 10
 _ACK_PAUSE_SECONDS = 0.002
+_LIFE_SECONDS = 10.0
+"""While a message takes longer to come, the sender hears of this side as often."""
 
 
 class Receiver:
@@ -170,9 +175,18 @@ class Receiver:
 
     async def serve(self, connection: Connection, greeting: Hello) -> None:
         """One session, whose sender has greeted."""
+        try:
+            self._check(greeting)
+        except WireError as error:
+            if self._session is None:
+                await self._refuse(connection, error)
+            else:
+                await self._turn_away(connection, error)
+            return
         if not await self._take_place(connection, greeting):
             return
         over = self._session_over = trio.Event()
+        was_cut_short = True
         try:
             with trio.CancelScope() as self._session:
                 self._session_peer = connection.peer or greeting.node
@@ -182,10 +196,22 @@ class Receiver:
                     await self._refuse(connection, first_error(group))
                 except* (FusejournalError, OSError, trio.TooSlowError) as group:
                     self._lost(greeting.node, first_error(group))
+                was_cut_short = False
         finally:
+            if was_cut_short:
+                self.state = "waiting for a primary"
             self.where = None
             self._session = None
             over.set()
+
+    def _check(self, greeting: Hello) -> tuple[Welcome, UUID]:
+        """What to answer who may ship to here at all, and the volume of both. Raises RefusedError,
+        WireError."""
+        answer = welcome(self._me(), greeting, is_mirror=True)
+        uuid = uuid_of(greeting.uuid)
+        if uuid is None:
+            raise RefusedError("unborn", f"{greeting.node} has no volume yet")
+        return answer, uuid
 
     async def _take_place(self, connection: Connection, greeting: Hello) -> bool:
         """Wait until the session before this one, if it is of the same peer, is over, and end it;
@@ -193,13 +219,17 @@ class Receiver:
         while self._session is not None:
             if self._session_peer != (connection.peer or greeting.node):
                 reason = f"already receives from {self._session_peer}"
-                log.warning("%s: refused: %s", connection.where, reason)
-                await connection.send(RefusedError("busy", reason).message())
+                await self._turn_away(connection, RefusedError("busy", reason))
                 return False
             log.info("%s has connected anew", greeting.node)
             self._session.cancel()
             await self._session_over.wait()
         return True
+
+    async def _turn_away(self, connection: Connection, error: WireError) -> None:
+        """Refuse one beside the session that goes on."""
+        log.warning("%s: refused: %s", connection.where, error)
+        await self._tell(connection, error)
 
     async def _refuse(self, connection: Connection, error: BaseException) -> None:
         code = error.code if isinstance(error, RefusedError) else ""
@@ -207,8 +237,11 @@ class Receiver:
         if str(error) != self.last_error:
             log.warning("%s: %s", connection.where, error)
         self.last_error = str(error)
+        await self._tell(connection, error)
+
+    async def _tell(self, connection: Connection, error: BaseException) -> None:
         if isinstance(error, RefusedError):
-            with trio.move_on_after(1):
+            with trio.move_on_after(1), suppress(PeerLostError):
                 await connection.send(error.message())
 
     def _lost(self, node: str, error: BaseException) -> None:
@@ -220,10 +253,7 @@ class Receiver:
     async def _serve(self, connection: Connection, greeting: Hello) -> None:
         self._check_space()
         me = self._me()
-        answer = welcome(me, greeting, is_mirror=True)
-        uuid = uuid_of(greeting.uuid)
-        if uuid is None:
-            raise RefusedError("unborn", f"{greeting.node} has no volume yet")
+        answer, uuid = self._check(greeting)
         self.primary, self.where = greeting.node, connection.where
         self.state = "connecting"
         await connection.send(answer)
@@ -276,8 +306,7 @@ class Receiver:
 
     async def _receive(self, connection: Connection, sink: Sink) -> None:
         while True:
-            with trio.fail_after(SILENCE_SECONDS):
-                received = await connection.receive()
+            received = await self._next(connection)
             if received is None:
                 self.state = "waiting for a primary"
                 return
@@ -288,6 +317,20 @@ class Receiver:
             self.source_head_seq = max(self.source_head_seq, message.head_seq)
             self._ages.note(self.source_head_seq)
             self.news()
+
+    async def _next(self, connection: Connection) -> Message | None:
+        """The next message, which may take as long as it will while something comes. Raises
+        trio.TooSlowError when nothing does."""
+        received_bytes, heard_at = connection.bytes_received, trio.current_time()
+        while True:
+            with trio.move_on_after(_LIFE_SECONDS):
+                return await connection.receive()
+            if connection.bytes_received > received_bytes:
+                received_bytes, heard_at = connection.bytes_received, trio.current_time()
+                self._heard_at = time.monotonic()
+                self.news()
+            elif trio.current_time() - heard_at > SILENCE_SECONDS:
+                raise trio.TooSlowError(f"no word for {SILENCE_SECONDS:g} s")
 
     async def _take(self, batch: Batch, sink: Sink) -> None:
         if not sink.take(batch):

@@ -225,7 +225,8 @@ async def test_second_primary_is_refused(tmp_path: Path) -> None:
     async with _pair(tmp_path) as (primary, mirror):
         primary.work(3)
         await _until("the mirror is level", _level(primary, mirror))
-        with open_volume(tmp_path / "other") as other:
+        uuid = primary.volume.journal.uuid
+        with open_volume(tmp_path / "other", uuid=uuid) as other:
             other.work(3)
             other.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             async with _running(other):

@@ -16,6 +16,8 @@ _BY_CODE: Final = {
     "volume": "this is another volume's mirror: check its address",
     "unborn": "it has nothing yet that it could ship on",
     "role": "check its address, or mount it with --role mirror",
+    "direction": "on it: 'fusejournal peer remove VOLUME NAME', with the name that it has for this "
+    "node; then 'fusejournal pair' on it, and here what it shows",
     "fenced": "another node has become primary: stop this one, or bring it back as a mirror",
     "full": FULL,
     "busy": "another node ships to it: check who is its primary",

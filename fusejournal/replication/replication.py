@@ -271,7 +271,7 @@ class Replication:
             await self._refuse(connection, RefusedError("role", reason))
         elif self._is_downstream(connection.peer):
             reason = f"{connection.peer} is shipped to from here, and so cannot ship to here"
-            await self._refuse(connection, RefusedError("role", reason))
+            await self._refuse(connection, RefusedError("direction", reason))
         else:
             await self.receiver.serve(connection, greeting)
 

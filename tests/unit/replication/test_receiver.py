@@ -11,6 +11,7 @@ import trio
 from fusejournal.config import ReplicationConfig
 from fusejournal.replication import receiver as receiver_module
 from fusejournal.replication import shipper as shipper_module
+from fusejournal.wire.address import parse_address
 from tests.support.pairs import (
     level,
     listens_at,
@@ -40,6 +41,23 @@ async def test_a_primary_of_another_volume_hears_so_while_another_ships(tmp_path
         primary.work(3, start=10)
         await until("the mirror is level", level(primary, mirror))
         assert mirror_status(mirror)["state"] == "streaming"
+
+
+async def test_nodes_that_were_paired_the_wrong_way_round(tmp_path: Path) -> None:
+    with (
+        open_volume(tmp_path / "mirror", mirror=True) as mirror,
+        open_volume(tmp_path / "primary") as primary,
+    ):
+        primary.work(3)
+        here = mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror):
+            there = primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
+            there.book.set_certificate("east", here.identity.certificate)
+            here.book.pair("prim", parse_address("127.0.0.1:9"), there.identity.certificate)
+            async with running(primary):
+                await until("it is refused", lambda: peer_status(primary)["state"] == "refused")
+                assert "prim is shipped to from here" in peer_status(primary)["last_error"]
+                assert "fusejournal peer remove" in peer_status(primary)["advice"]
 
 
 async def test_a_primary_that_is_not_known_any_more_is_waited_for(tmp_path: Path) -> None:

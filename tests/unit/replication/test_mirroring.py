@@ -1,6 +1,7 @@
 """A primary and a mirror in one process, over real sockets on the loopback, without mounts: what
 is shipped, what is applied, and what is left when one of them dies."""
 
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import trio
 
 from fusejournal.backing.apply import Applier
+from fusejournal.backing.catalog import Catalog
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import PeerLostError, PeerMistakenError, PeerRefusedError
 from fusejournal.journal.reader import END
@@ -17,6 +19,7 @@ from fusejournal.journal.stretches import StretchReader
 from fusejournal.replay.digest import digest_tree
 from fusejournal.replication import replication as replication_module
 from fusejournal.replication import shipper as shipper_module
+from fusejournal.replication import updater as updater_module
 from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.shipper import Shipper
 from fusejournal.replication.updater import Updater
@@ -457,3 +460,30 @@ async def test_a_mirror_in_trouble_is_no_health(
         )
         own = ["takes nothing more for now: trouble"] if word == FULL else []
         assert mirror.replication.degraded() == own
+
+
+async def test_a_catalog_that_had_no_space_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing more to apply, nobody says that it is full once it is not."""
+    monkeypatch.setattr(updater_module, "COMMIT_CHANGES", 0)
+    monkeypatch.setattr(updater_module, "_FULL_PAUSE_SECONDS", 0.02)
+    is_full = [False]
+    commit = Catalog.commit
+    async with _pair(tmp_path) as (primary, mirror):
+        own = mirror.volume.catalog
+
+        def failing(self: Catalog) -> None:
+            if self is own and is_full[0]:
+                raise OSError(errno.ENOSPC, "full")
+            commit(self)
+
+        monkeypatch.setattr(Catalog, "commit", failing)
+        primary.mkdir("one")
+        await _until("the mirror is level", _level(primary, mirror))
+        is_full[0] = True
+        primary.mkdir("two")
+        await _until("the primary knows", lambda: peer_status(primary)["state"] == "mirror full")
+        is_full[0] = False
+        await _until("it is over", lambda: peer_status(primary)["state"] == "streaming")
+        assert mirror_status(mirror)["trouble"] is None

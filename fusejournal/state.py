@@ -37,13 +37,11 @@ from uuid import UUID, uuid4
 
 from fusejournal import storage
 from fusejournal.errors import FusejournalError, UsageError, VolumeBusyError, VolumeNotFoundError
+from fusejournal.types import NOWHERE
 
 if TYPE_CHECKING:
     # Configuration takes its time to load, and only who mounts needs it.
     from fusejournal.mountspec import MountSpec
-
-NOWHERE = "none"
-"""Instead of an address to listen at."""
 
 _FORMAT = 1
 _NAME_MAX = 128

@@ -27,7 +27,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from fusejournal.config import Config, find_config, load_config
+from fusejournal.config import Config, find_config
 from fusejournal.errors import (
     FusejournalError,
     MountError,
@@ -36,7 +36,7 @@ from fusejournal.errors import (
     VolumeNotFoundError,
 )
 from fusejournal.layer.mount import mounts
-from fusejournal.mountspec import MountSpec, Reporter
+from fusejournal.mountspec import MountSpec, Reporter, load_checked
 from fusejournal.state import VolumeState, check_name, default_name, find_volume, state_root
 from fusejournal.wire.address import parse_peer
 
@@ -260,7 +260,7 @@ def _spec(
     name: str, state_dir: Path, backing: Path, mountpoint: Path, asked: MountOptions
 ) -> MountSpec:
     mount_flags((), asked.words)  # a slip in the command line is told before any in a file
-    loaded = _changed(load_config(asked.config or find_config(name)), asked.changes)
+    loaded = _changed(load_checked(asked.config or find_config(name)), asked.changes)
     flags = mount_flags(loaded.volume.options, asked.words)
     return MountSpec(
         name=name,

@@ -19,10 +19,15 @@ class Progress:
     """See the module. *ages* tells how old what is lacking is."""
 
     def __init__(self, ages: Ages) -> None:
-        self.goal_seq = Seq(0)
+        self._goal_seq = Seq(0)
         """Where the journal ended when the session began."""
         self._ages = ages
         self._samples: deque[tuple[float, Seq, int]] = deque()
+
+    def begin(self, head_seq: Seq) -> None:
+        """A session begins, while the journal ends with *head_seq*."""
+        self._goal_seq = head_seq
+        self.clear()
 
     def lag_seconds(self, applied_seq: Seq, head_seq: Seq) -> float:
         """For how long something has been lacking that is in the journal, which ends with
@@ -31,7 +36,7 @@ class Progress:
 
     def is_catching_up(self, applied_seq: Seq, head_seq: Seq) -> bool:
         """Whether there is more to apply than what comes now."""
-        return applied_seq < self.goal_seq or (
+        return applied_seq < self._goal_seq or (
             self.lag_seconds(applied_seq, head_seq) > _LIVE_SECONDS
         )
 

@@ -266,8 +266,9 @@ class Receiver:
             self._be_born(uuid)
         self._mark(sink, epoch=False)
         self._updater.wake()
-        self.source_head_seq = self._progress.goal_seq = begin.head_seq
+        self.source_head_seq = begin.head_seq
         self._ages.note(begin.head_seq)
+        self._progress.begin(begin.head_seq)
         self.state, self.last_error = "catching up", None
         self.news()  # where it stands, the sender does not know
         async with trio.open_nursery() as nursery:

@@ -5,11 +5,12 @@ the same here. What is noted is in the book of peers, and so outlives the proces
 
 import logging
 import time
+from contextlib import suppress
 
 import trio
 
 from fusejournal.config import ReplicationConfig
-from fusejournal.errors import FusejournalError
+from fusejournal.errors import FusejournalError, UnknownPeerError
 from fusejournal.replication.peers import PeerBook
 from fusejournal.types import Seq
 from fusejournal.volume import Volume
@@ -31,12 +32,14 @@ class Retention:
         self._book = book
 
     def takes(self) -> None:
-        """The peer takes what there is. Raises UnknownPeerError."""
-        self._book.note_here(self._name)
+        """The peer takes what there is."""
+        with suppress(UnknownPeerError):  # removed meanwhile
+            self._book.note_here(self._name)
 
     def takes_nothing(self) -> None:
-        """The peer takes nothing, from now on if not for longer. Raises UnknownPeerError."""
-        self._book.note_left(self._name, self._volume.catalog.applied_seq, time.time())
+        """The peer takes nothing, from now on if not for longer."""
+        with suppress(UnknownPeerError):
+            self._book.note_left(self._name, self._volume.catalog.applied_seq, time.time())
 
     def overdue(self) -> str | None:
         """Why the journal alone is not to bring the peer up to date any more; None where it is, or

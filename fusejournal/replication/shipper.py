@@ -323,7 +323,7 @@ class Shipper:
         self._progress.clear()
         with suppress(UnknownPeerError):  # removed meanwhile
             self._shared.book.note_acked(self.name, *self._known)
-            self._retention.takes_nothing()
+        self._retention.takes_nothing()
 
     def stopped(self, why: str) -> None:
         """It does not run any more."""
@@ -369,8 +369,9 @@ class Shipper:
             try:
                 chain = await trio.to_thread.run_sync(reader.seek, seq)
                 settled_seq = reader.settled_seq(shared.volume.journal.end)
-                self._progress.goal_seq = goal_seq = shared.applied_seq
-                await connection.send(Begin(me.position.epoch, seq, chain, goal_seq, settled_seq))
+                head_seq = shared.applied_seq
+                self._progress.begin(head_seq)
+                await connection.send(Begin(me.position.epoch, seq, chain, head_seq, settled_seq))
                 self._source = Source(seq, shared.config.window_bytes)
                 self.traffic.sessions += 1
                 self.traffic.resent_entries += max(0, self._furthest - seq)

@@ -100,6 +100,20 @@ async def test_who_was_there_at_a_death_has_left_by_then(tmp_path: Path) -> None
             assert "are kept for it" in peer_status(primary)["last_error"]
 
 
+async def test_a_peer_that_is_being_removed_acknowledges_to_nobody(tmp_path: Path) -> None:
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(3)
+        await until("it is here", says(primary, "streaming"))
+        book = primary.replication.book
+        peer = book.get("east")
+        book.remove("east")  # and the file is not saved yet
+        primary.work(3, start=10)
+        await until("the mirror is level", level(primary, mirror))
+        await until("the primary knows", lambda: peer_status(primary)["lag_entries"] == 0)
+        assert peer_status(primary)["errors"] == 0
+        book.put_back("east", peer)
+
+
 def says(primary: OpenVolume, state: str) -> Callable[[], bool]:
     return lambda: peer_status(primary)["state"] == state
 

@@ -1,10 +1,14 @@
 """What the command line asks of a node, and how the node talks back while it starts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fusejournal.config import Config
+from fusejournal.config import Config, load_config
+from fusejournal.errors import ConfigError, UsageError
+from fusejournal.types import NOWHERE
+from fusejournal.wire.address import check_peer_name, parse_address, parse_remote
 
 
 @dataclass(frozen=True)
@@ -18,11 +22,33 @@ class MountSpec:
     config: Config
     read_only: bool
     mount_flags: frozenset[str]
+    listen_asked: str | None = None
+    """What the command line says of where to listen: that is remembered."""
 
     @property
     def role(self) -> str | None:
         """``primary`` or ``mirror``; None: whatever the volume is."""
         return self.config.volume.role
+
+
+def load_checked(path: Path | None) -> Config:
+    """As :func:`load_config`, with all addresses looked at. Raises ConfigError."""
+    config = load_config(path)
+
+    def check(key: str, parse: Callable[[str], object], value: str) -> None:
+        try:
+            parse(value)
+        except UsageError as error:
+            raise ConfigError(f"{path}: {key}: {error}") from None
+
+    if config.replication.listen not in (None, NOWHERE):
+        check("replication.listen", parse_address, config.replication.listen)
+    if config.metrics.listen is not None:
+        check("metrics.listen", parse_address, config.metrics.listen)
+    for name, address in config.replication.peers.items():
+        check("replication.peers", check_peer_name, name)
+        check(f"replication.peers.{name}", parse_remote, address)
+    return config
 
 
 class Reporter(Protocol):

@@ -61,7 +61,13 @@ from fusejournal.opening import Opening, close_volume
 from fusejournal.page import StatusPage
 from fusejournal.replication.metrics import serve_metrics
 from fusejournal.replication.replication import Mirroring, Replication
-from fusejournal.state import VolumeState, be_born, claim_volume, pass_claim_on
+from fusejournal.state import (
+    VolumeState,
+    be_born,
+    claim_volume,
+    pass_claim_on,
+    remember_listen,
+)
 from fusejournal.types import Fid, Seq
 
 log = logging.getLogger(__name__)
@@ -151,7 +157,7 @@ class Node:
                 spec.state_dir,
                 spec.name,
                 spec.config.replication,
-                state.listen,
+                state.listens_at(spec.config.replication.listen),
                 spec.config.replication.insecure,
                 state.is_mirror,
             )
@@ -326,12 +332,23 @@ class Node:
             if self._replication is not None:
                 commands |= self._replication.commands()
                 await nursery.start(self._replication.run)
+                self._remember_listen()
             if (listen := self._spec.config.metrics.listen) is not None:
                 nursery.start_soon(serve_metrics, listen, self.status)
             await nursery.start(serve_control, self._spec.state_dir / "control.sock", commands)
             nursery.start_soon(self._say_ready)
             await loop.run()
             nursery.cancel_scope.cancel()
+
+    def _remember_listen(self) -> None:
+        """It works: later mounts are to do the same."""
+        asked = self._spec.listen_asked
+        if asked is None:
+            return
+        try:
+            self._state = remember_listen(self._state, asked)
+        except OSError as error:
+            log.warning("that it listens at %s is not remembered: %s", asked, error.strerror)
 
     async def _say_ready(self) -> None:
         # The first request is the kernel's INIT; a statfs that is answered says that the mount is
@@ -431,10 +448,14 @@ class Node:
                 scope.cancel()
 
     def _leave(self) -> None:
-        """End the loop, when what was asked is answered; nobody waits for mirrors any more."""
+        """End the loop, when what was asked is answered."""
+        self._let_callers_go()
+        self._loop.leave()
+
+    def _let_callers_go(self) -> None:
+        """Nobody waits for mirrors any more."""
         if self._replication is not None:
             self._replication.quorum.close()
-        self._loop.leave()
 
     def _has_clients(self) -> bool:
         """Whether NFS clients would get errors if the mount went now. Then a SIGTERM, which may be
@@ -471,6 +492,7 @@ class Node:
                 f"{mountpoint} is in use by {who}: stop that, or use --lazy"
             ) from None
         if lazy:
+            self._let_callers_go()
             pyfuse3.terminate()
         return {"ok": True}
 

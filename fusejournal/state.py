@@ -37,6 +37,7 @@ from uuid import UUID, uuid4
 
 from fusejournal import storage
 from fusejournal.errors import FusejournalError, UsageError, VolumeBusyError, VolumeNotFoundError
+from fusejournal.types import NOWHERE
 
 if TYPE_CHECKING:
     # Configuration takes its time to load, and only who mounts needs it.
@@ -76,7 +77,12 @@ class VolumeState:
     is_unborn: bool = False
     """Whether a mirror has no journal yet: its UUID is to be its primary's."""
     listen: str | None = None
-    """Where other nodes connect to, as the last mount had it."""
+    """Where other nodes connect to, as a command line said last."""
+
+    def listens_at(self, configured: str | None) -> str | None:
+        """Where other nodes connect to: as *configured*, or else as remembered; None: nowhere."""
+        listen = self.listen if configured is None else configured
+        return None if listen == NOWHERE else listen
 
     @property
     def journal_dir(self) -> Path:
@@ -161,6 +167,17 @@ def be_born(state: VolumeState, uuid: UUID) -> VolumeState:
     born = replace(state, uuid=uuid, is_unborn=False)
     _save_state(born)
     return born
+
+
+def remember_listen(state: VolumeState, asked: str) -> VolumeState:
+    """Write down what a command line *asked* for: where other nodes connect to, or nowhere. Raises
+    OSError."""
+    listen = None if asked == NOWHERE else asked
+    if listen == state.listen:
+        return state
+    remembering = replace(state, listen=listen)
+    _save_state(remembering)
+    return remembering
 
 
 def _save_state(state: VolumeState) -> None:
@@ -280,7 +297,6 @@ def _load_or_make(spec: "MountSpec") -> VolumeState:
             state,
             backing=spec.backing,
             mountpoint=spec.mountpoint,
-            listen=spec.config.replication.listen or state.listen,
         )
         if state != known:
             _save_state(state)
@@ -299,7 +315,6 @@ def _load_or_make(spec: "MountSpec") -> VolumeState:
             time.time_ns(),
             role=spec.role or "primary",
             is_unborn=spec.role == "mirror",
-            listen=spec.config.replication.listen,
         )
         _save_state(state)
     if directory.parent != state_root():

@@ -34,6 +34,9 @@ class Who(NamedTuple):
     pid: int
 
 
+NOWHERE = "none"
+"""Said instead of an address to listen at."""
+
 NOBODY_ASKED = Who(0, 0, 0)
 """The layer itself: import, recovery, marks."""
 

@@ -27,7 +27,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from fusejournal.config import Config, find_config, load_config
+from fusejournal.config import Config, find_config
 from fusejournal.errors import (
     FusejournalError,
     MountError,
@@ -36,7 +36,7 @@ from fusejournal.errors import (
     VolumeNotFoundError,
 )
 from fusejournal.layer.mount import mounts
-from fusejournal.mountspec import MountSpec, Reporter
+from fusejournal.mountspec import MountSpec, Reporter, load_checked
 from fusejournal.state import VolumeState, check_name, default_name, find_volume, state_root
 from fusejournal.wire.address import parse_peer
 
@@ -87,7 +87,10 @@ _PLAIN_PERIOD_SECONDS = 5.0
     "is never changed  [default: primary]",
 )
 @click.option(
-    "--listen", metavar="ADDR:PORT", help="Where other nodes connect to; a mirror needs it."
+    "--listen",
+    metavar="ADDR:PORT|none",
+    help="Where other nodes connect to; a mirror needs it. Remembered for later mounts, where the "
+    "configuration has nothing else, until 'none' is given.",
 )
 @click.option(
     "--peer",
@@ -257,7 +260,7 @@ def _spec(
     name: str, state_dir: Path, backing: Path, mountpoint: Path, asked: MountOptions
 ) -> MountSpec:
     mount_flags((), asked.words)  # a slip in the command line is told before any in a file
-    loaded = _changed(load_config(asked.config or find_config(name)), asked.changes)
+    loaded = _changed(load_checked(asked.config or find_config(name)), asked.changes)
     flags = mount_flags(loaded.volume.options, asked.words)
     return MountSpec(
         name=name,
@@ -267,6 +270,7 @@ def _spec(
         config=loaded,
         read_only="ro" in flags,
         mount_flags=flags - {"ro"},
+        listen_asked=asked.changes.get("replication", {}).get("listen"),
     )
 
 

@@ -59,13 +59,21 @@ def pair(volume: str, peer: str | None, code: str | None, as_json: bool) -> None
     click.echo(f"paired with {name} at {address}: {other['fingerprint']}")
     if reply["node"] != name:
         click.echo(f"it calls itself {reply['node']}")
+    click.echo(f"volume {state.name} is shipped to it from now on")
+    if state.is_mirror:
+        click.echo(
+            f"this is a mirror, and ships on what it has. If {name} is its primary, that is the "
+            f"wrong way round: 'fusejournal peer remove' here and there, then 'fusejournal pair "
+            f"{shlex.quote(state.name)}' here, and there what it shows",
+            err=True,
+        )
 
 
 def _open(state: VolumeState, as_json: bool) -> None:
     opened = ask(state.directory, "pair-open")
     opened["command"] = _command(state, opened)
     try:
-        _show(opened, as_json)
+        _show(state, opened, as_json)
         ended = _wait(state, opened["id"], as_json)
     except KeyboardInterrupt:
         with suppress(FusejournalError):
@@ -79,10 +87,16 @@ def _open(state: VolumeState, as_json: bool) -> None:
         click.echo(f"paired with {ended['peer']['name']}: {ended['peer']['fingerprint']}")
 
 
-def _show(opened: dict[str, Any], as_json: bool) -> None:
+def _show(state: VolumeState, opened: dict[str, Any], as_json: bool) -> None:
     if as_json:
         text.echo_json(opened)
         return
+    if not state.is_mirror:
+        click.echo(
+            "this is a primary, and takes nothing from the node that uses the code. To ship to a "
+            "mirror, have it give out the code, and use it here",
+            err=True,
+        )
     click.echo(f"{'code':<12}{opened['code']}")
     click.echo(f"{'this node':<12}{opened['node']}, {opened['fingerprint']}")
     minutes = round(opened["seconds_left"] / 60)

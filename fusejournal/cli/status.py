@@ -102,7 +102,7 @@ def _report_from_disk(state: VolumeState, condition: str, pid: int | None) -> di
         "held": condition == "held",
         "live_since": None,
         "head_seq": journal.head_seq if journal else None,
-        "durable_seq": journal.durable_seq if journal else None,
+        "durable_seq": (journal.head_seq if clean else journal.durable_seq) if journal else None,
         "checkpoint_seq": journal.head_seq if journal and clean and not state.is_mirror else None,
         "entries_per_second": 0.0,
         "journal_bytes": journal.total_bytes if journal else 0,
@@ -174,21 +174,37 @@ def _mirror(mirror: dict[str, Any]) -> list[tuple[str, str]]:
     if mirror["address"] is not None:
         primary += f" at {mirror['address']}, heard {mirror['heard_seconds_ago'] or 0:.0f} s ago"
     lines = [
-        ("primary", f"{primary}: {mirror['state']}"),
+        ("primary", f"{primary}: {_state(mirror)}"),
         (
             "",
             f"received {mirror['received_seq']:,} of {mirror['source_head_seq']:,} entries, "
             f"applied {mirror['applied_seq']:,}",
         ),
+        (
+            "",
+            f"behind by {text.count(mirror['lag_entries'], 'entry', 'entries')}, "
+            f"{mirror['lag_seconds']:.1f} s",
+        ),
+        ("", _speed(mirror)),
     ]
     lines += [("", mirror[key]) for key in ("trouble", "last_error") if mirror[key]]
     return lines
 
 
+def _state(told: dict[str, Any]) -> str:
+    state: str = told["state"]
+    if state == "catching up" and told["eta_seconds"] is not None:
+        state += f", {text.duration(told['eta_seconds'])} to go"
+    return state
+
+
+def _speed(told: dict[str, Any]) -> str:
+    bytes_rate = text.size(told["bytes_per_second"])
+    return f"{told['entries_per_second']:,.0f} entries/s, {bytes_rate}/s"
+
+
 def _peer(peer: dict[str, Any]) -> list[tuple[str, str]]:
-    state = peer["state"]
-    if state == "catching up" and peer["eta_seconds"] is not None:
-        state += f", {text.duration(peer['eta_seconds'])} to go"
+    state = _state(peer)
     if peer["retry_in_seconds"] is not None:
         state += f", tries again in {peer['retry_in_seconds']:.1f} s"
     saved = ""
@@ -209,9 +225,7 @@ def _peer(peer: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "",
-            f"{peer['entries_per_second']:,.0f} entries/s, "
-            f"{text.size(peer['bytes_per_second'])}/s; "
-            f"{text.count(peer['batches'], 'batch', 'batches')} sent{saved}",
+            f"{_speed(peer)}; {text.count(peer['batches'], 'batch', 'batches')} sent{saved}",
         ),
     ]
     if peer["last_error"]:

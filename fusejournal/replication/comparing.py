@@ -3,7 +3,9 @@ session (wire/session.py), and what is kept of a sink's entries that its source 
 
 Reading chains blocks on the disk, and so is done in threads."""
 
+import filecmp
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,9 +123,12 @@ async def _ask(
 
 def keep_extra(state_dir: Path, agreed_seq: Seq, head_seq: Seq) -> Path:
     """Copy the segments with the entries after *agreed_seq* to a directory of their own, which can
-    be read as a journal is; returns it. Blocks. Raises OSError."""
-    for known in state_dir.glob(f"diverged.*-{head_seq}"):
-        return known  # one is enough, whatever else the peer says
+    be read as a journal is; returns it, or one that has them already. Blocks. Raises OSError."""
+    known = list(state_dir.glob(f"diverged.*-{head_seq}"))
+    for path in known:
+        first_seq = path.name.removeprefix("diverged.").partition("-")[0]
+        if first_seq.isdecimal() and int(first_seq) <= agreed_seq + 1:
+            return path
     directory = state_dir / f"diverged.{agreed_seq + 1}-{head_seq}"
     temporary = directory.with_name(f".{directory.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -144,6 +149,10 @@ def keep_extra(state_dir: Path, agreed_seq: Seq, head_seq: Seq) -> Path:
     storage.fsync_directory("diverged.directory", temporary)
     storage.rename("diverged.rename", temporary, directory)
     storage.fsync_directory("diverged.directory", state_dir)
+    for path in known:
+        names = os.listdir(path)
+        if filecmp.cmpfiles(path, directory, names, shallow=False)[0] == names:
+            shutil.rmtree(path)  # one is enough, whatever else the peer says
     log.error(
         "entries %d to %d are not in the primary's journal: kept in %s (read them with "
         "'fusejournal log %s')",

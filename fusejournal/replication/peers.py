@@ -3,7 +3,7 @@
 ::
 
     STATE/peers.json    {"format": 1, "peers": [{name, address, certificate, paused, needs_copy,
-                        acked_seq, left_seq, left_at}, ...]}, mode 0600
+                        acked_seq, applied_seq, left_seq, left_at}, ...]}, mode 0600
 
 Changes are made in memory at once; :meth:`PeerBook.save` writes the whole file, atomically and
 durably. A peer is a value that is replaced and never changed, so a thread may save while the event
@@ -45,8 +45,10 @@ class Peer:
     """Why the journal alone does not bring it up to date any more; None where it does."""
     acked_seq: Seq = Seq(0)
     """What it is known to have on disk. May be behind the truth: it is saved now and then."""
+    applied_seq: Seq = Seq(0)
+    """What it is known to have applied; in the same way."""
     left_seq: Seq | None = None
-    """Where the journal ended when it was here last; None while it is, or was never."""
+    """Where the journal ended when it took something last; None while it does."""
     left_at: float | None = None
     """When that was, in seconds since 1970."""
 
@@ -57,6 +59,8 @@ class PeerBook:
     def __init__(self, directory: Path) -> None:
         """An empty book for the state directory *directory*; nothing is read."""
         self.path = directory / FILE
+        self.is_unsaved = False
+        """Whether something was noted in memory that the file does not have."""
         self._peers: dict[str, Peer] = {}
         self._saving = threading.Lock()
 
@@ -173,8 +177,13 @@ class PeerBook:
 
     def pause(self, name: str) -> bool:
         """Ship nothing to the peer *name* until told to. Returns whether it was not so before.
-        Raises UnknownPeerError."""
+        Raises UnknownPeerError; UsageError for one that nothing is shipped to."""
         peer = self.get(name)
+        if peer.address is None:
+            raise UsageError(
+                f"nothing is shipped to peer {name!r} from here, it connects to this node: pause "
+                "it on the node that ships"
+            )
         self._peers[name] = replace(peer, paused=True)
         return not peer.paused
 
@@ -193,20 +202,27 @@ class PeerBook:
         self._peers[name] = replace(self.get(name), needs_copy=reason)
 
     def note_here(self, name: str) -> None:
-        """The peer *name* is here. In memory only. Raises UnknownPeerError."""
-        self._peers[name] = replace(self.get(name), left_seq=None, left_at=None)
+        """The peer *name* takes what there is. In memory, until the next save. Raises
+        UnknownPeerError."""
+        if self.get(name).left_seq is not None:
+            self._note(name, left_seq=None, left_at=None)
 
     def note_left(self, name: str, seq: Seq, at: float) -> None:
-        """The peer *name* has gone, *at* a time in seconds since 1970, when the journal ended with
-        *seq*. In memory only. Raises UnknownPeerError."""
-        self._peers[name] = replace(self.get(name), left_seq=seq, left_at=at)
+        """The peer *name*, if it has not before, has gone *at* a time in seconds since 1970, when
+        the journal ended with *seq*. In memory, until the next save. Raises UnknownPeerError."""
+        if self.get(name).left_seq is None:
+            self._note(name, left_seq=seq, left_at=at)
 
-    def note_acked(self, name: str, seq: Seq) -> None:
-        """The peer *name* has everything up to *seq* on disk. In memory only, until the next save.
-        Raises UnknownPeerError."""
+    def note_acked(self, name: str, acked_seq: Seq, applied_seq: Seq) -> None:
+        """The peer *name* has everything up to *acked_seq* on disk, and has applied everything up
+        to *applied_seq*. In memory, until the next save. Raises UnknownPeerError."""
         peer = self.get(name)
-        if seq > peer.acked_seq:
-            self._peers[name] = replace(peer, acked_seq=seq)
+        if (peer.acked_seq, peer.applied_seq) != (acked_seq, applied_seq):
+            self._note(name, acked_seq=acked_seq, applied_seq=applied_seq)
+
+    def _note(self, name: str, **changes: Any) -> None:
+        self._peers[name] = replace(self._peers[name], **changes)
+        self.is_unsaved = True
 
     def find(self, name: str) -> Peer | None:
         """The peer *name*, if there is one."""
@@ -214,6 +230,7 @@ class PeerBook:
 
     def put_back(self, name: str, peer: Peer | None) -> None:
         """Know of *name* what :meth:`find` gave before a change that could not be saved."""
+        self.is_unsaved = True  # a thread that saves the rest may have had the change, too
         if peer is None:
             self._peers.pop(name, None)
         else:
@@ -223,6 +240,7 @@ class PeerBook:
         """Write the book; when it returns, it is on disk. Any thread; blocks. Raises
         FusejournalError, and the file is as before."""
         with self._saving:
+            self.is_unsaved = False  # what comes from here on may be in the file or not
             raw = {"format": _FORMAT, "peers": [_raw(peer) for peer in self.list()]}
             temporary = self.path.with_name(f"{FILE}.new")
             try:
@@ -230,6 +248,7 @@ class PeerBook:
                 storage.rename("peers.rename", temporary, self.path)
                 storage.fsync_directory("peers.directory", self.path.parent)
             except OSError as error:
+                self.is_unsaved = True
                 with suppress(OSError):
                     temporary.unlink()
                 raise FusejournalError(f"{self.path}: cannot be saved: {error.strerror}") from None
@@ -272,6 +291,7 @@ def _raw(peer: Peer) -> dict[str, Any]:
         "paused": peer.paused,
         "needs_copy": peer.needs_copy,
         "acked_seq": peer.acked_seq,
+        "applied_seq": peer.applied_seq,
         "left_seq": peer.left_seq,
         "left_at": peer.left_at,
     }
@@ -301,6 +321,7 @@ _KINDS: Final = {
     "paused": bool,
     "needs_copy": str | None,
     "acked_seq": int,
+    "applied_seq": int,
     "left_seq": int | None,
     "left_at": float | None,
 }
@@ -323,6 +344,7 @@ def _parse_one(raw: Any) -> Peer:
         raw["paused"],
         raw["needs_copy"],
         Seq(raw["acked_seq"]),
+        Seq(raw["applied_seq"]),
         raw["left_seq"],
         raw["left_at"],
     )

@@ -3,9 +3,9 @@ acknowledges them.
 
 One session at a time. A newer connection of the same peer takes the place of the older, which may
 be a link that is dead and does not know it yet; a second primary is refused. Checks come in this
-order: who it is, volume and version, epoch, position, checksum; then the frames are appended as
-they are, flushed, acknowledged, and left to the updater. Nothing of a batch counts before it is
-whole in the journal.
+order: who it is, version and volume, epoch, whether another ships, position, checksum; then the
+frames are appended as they are, flushed, acknowledged, and left to the updater. Nothing of a batch
+counts before it is whole in the journal.
 
 A journal without space is tried again for a while; then the session is refused, and so is every
 other until there is space for what did not fit: a connection that nobody reads would be cut in any
@@ -18,13 +18,14 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 import trio
 
 from fusejournal.durability import Durability
-from fusejournal.errors import FusejournalError, JournalFailedError, JournalFullError
+from fusejournal.errors import FusejournalError, JournalFailedError, JournalFullError, PeerLostError
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.stretches import Stretch
 from fusejournal.replication.ages import Ages
@@ -34,6 +35,7 @@ from fusejournal.replication.comparing import (
     first_error,
     keep_extra,
 )
+from fusejournal.replication.progress import Progress
 from fusejournal.replication.updater import Updater
 from fusejournal.types import Seq
 from fusejournal.volume import Volume
@@ -47,7 +49,9 @@ from fusejournal.wire.frames import (
     Chains,
     Diverged,
     Hello,
+    Message,
     Ping,
+    Welcome,
     WireError,
     uuid_of,
 )
@@ -64,11 +68,12 @@ from fusejournal.wire.session import (
 
 log = logging.getLogger(__name__)
 
-_LIVE_SECONDS = 3.0
 _FULL_PAUSE_SECONDS = 1.0
 _FULL_PATIENCE_SECONDS = 5.0
 _SMALL_BYTES = 128 << 10
 _ACK_PAUSE_SECONDS = 0.002
+_LIFE_SECONDS = 10.0
+"""While a message takes longer to come, the sender hears of this side as often."""
 
 
 class Receiver:
@@ -95,6 +100,7 @@ class Receiver:
         self._session_over = trio.Event()
         self._news = trio.Event()
         self._ages = Ages()
+        self._progress = Progress(self._ages)
         self._full: str | None = None
         self._lacking_bytes = 0
         """What did not fit."""
@@ -115,6 +121,7 @@ class Receiver:
     def status(self) -> dict[str, Any]:
         """For the status page."""
         head_seq = self._volume.journal.head_seq
+        entries_rate, bytes_rate = self._progress.rates()
         return {
             "primary": self.primary,
             "address": self.where,
@@ -125,6 +132,9 @@ class Receiver:
             "applied_seq": self._updater.applied_seq,
             "lag_entries": self.lag_entries,
             "lag_seconds": round(self._lag_seconds(), 3),
+            "entries_per_second": round(entries_rate, 1),
+            "bytes_per_second": round(bytes_rate),
+            "eta_seconds": self._progress.eta_seconds(self.lag_entries),
             "heard_seconds_ago": (
                 round(time.monotonic() - self._heard_at, 1) if self._heard_at is not None else None
             ),
@@ -142,14 +152,20 @@ class Receiver:
         return head_seq - self._updater.applied_seq
 
     def _lag_seconds(self) -> float:
-        return self._ages.lag(self._updater.applied_seq, self.source_head_seq)
+        return self._progress.lag_seconds(self._updater.applied_seq, self.source_head_seq)
 
     def _word(self) -> str:
-        """The state; whether a session that works is catching up is seen by how far behind it
-        is."""
-        if self.state != "streaming" or self._lag_seconds() <= _LIVE_SECONDS:
-            return self.state
-        return "catching up"
+        """The state; whether a session that works is catching up is seen by how far it is."""
+        applied_seq = self._updater.applied_seq
+        if self.state == "streaming" and self._progress.is_catching_up(
+            applied_seq, self.source_head_seq
+        ):
+            return "catching up"
+        return self.state
+
+    def sample(self) -> None:
+        """Called about once a second."""
+        self._progress.sample(self._updater.applied_seq, self.received_bytes)
 
     def news(self) -> None:
         """A watermark has grown, or something else that the sender should know has changed."""
@@ -159,9 +175,18 @@ class Receiver:
 
     async def serve(self, connection: Connection, greeting: Hello) -> None:
         """One session, whose sender has greeted."""
+        try:
+            self._check(greeting)
+        except WireError as error:
+            if self._session is None:
+                await self._refuse(connection, error)
+            else:
+                await self._turn_away(connection, error)
+            return
         if not await self._take_place(connection, greeting):
             return
         over = self._session_over = trio.Event()
+        was_cut_short = True
         try:
             with trio.CancelScope() as self._session:
                 self._session_peer = connection.peer or greeting.node
@@ -171,10 +196,22 @@ class Receiver:
                     await self._refuse(connection, first_error(group))
                 except* (FusejournalError, OSError, trio.TooSlowError) as group:
                     self._lost(greeting.node, first_error(group))
+                was_cut_short = False
         finally:
+            if was_cut_short:
+                self.state = "waiting for a primary"
             self.where = None
             self._session = None
             over.set()
+
+    def _check(self, greeting: Hello) -> tuple[Welcome, UUID]:
+        """What to answer who may ship to here at all, and the volume of both. Raises RefusedError,
+        WireError."""
+        answer = welcome(self._me(), greeting, is_mirror=True)
+        uuid = uuid_of(greeting.uuid)
+        if uuid is None:
+            raise RefusedError("unborn", f"{greeting.node} has no volume yet")
+        return answer, uuid
 
     async def _take_place(self, connection: Connection, greeting: Hello) -> bool:
         """Wait until the session before this one, if it is of the same peer, is over, and end it;
@@ -182,13 +219,17 @@ class Receiver:
         while self._session is not None:
             if self._session_peer != (connection.peer or greeting.node):
                 reason = f"already receives from {self._session_peer}"
-                log.warning("%s: refused: %s", connection.where, reason)
-                await connection.send(RefusedError("busy", reason).message())
+                await self._turn_away(connection, RefusedError("busy", reason))
                 return False
             log.info("%s has connected anew", greeting.node)
             self._session.cancel()
             await self._session_over.wait()
         return True
+
+    async def _turn_away(self, connection: Connection, error: WireError) -> None:
+        """Refuse one beside the session that goes on."""
+        log.warning("%s: refused: %s", connection.where, error)
+        await self._tell(connection, error)
 
     async def _refuse(self, connection: Connection, error: BaseException) -> None:
         code = error.code if isinstance(error, RefusedError) else ""
@@ -196,8 +237,11 @@ class Receiver:
         if str(error) != self.last_error:
             log.warning("%s: %s", connection.where, error)
         self.last_error = str(error)
+        await self._tell(connection, error)
+
+    async def _tell(self, connection: Connection, error: BaseException) -> None:
         if isinstance(error, RefusedError):
-            with trio.move_on_after(1):
+            with trio.move_on_after(1), suppress(PeerLostError):
                 await connection.send(error.message())
 
     def _lost(self, node: str, error: BaseException) -> None:
@@ -209,10 +253,7 @@ class Receiver:
     async def _serve(self, connection: Connection, greeting: Hello) -> None:
         self._check_space()
         me = self._me()
-        answer = welcome(me, greeting, is_mirror=True)
-        uuid = uuid_of(greeting.uuid)
-        if uuid is None:
-            raise RefusedError("unborn", f"{greeting.node} has no volume yet")
+        answer, uuid = self._check(greeting)
         self.primary, self.where = greeting.node, connection.where
         self.state = "connecting"
         await connection.send(answer)
@@ -227,6 +268,7 @@ class Receiver:
         self._updater.wake()
         self.source_head_seq = begin.head_seq
         self._ages.note(begin.head_seq)
+        self._progress.begin(begin.head_seq)
         self.state, self.last_error = "catching up", None
         self.news()  # where it stands, the sender does not know
         async with trio.open_nursery() as nursery:
@@ -265,8 +307,7 @@ class Receiver:
 
     async def _receive(self, connection: Connection, sink: Sink) -> None:
         while True:
-            with trio.fail_after(SILENCE_SECONDS):
-                received = await connection.receive()
+            received = await self._next(connection)
             if received is None:
                 self.state = "waiting for a primary"
                 return
@@ -277,6 +318,20 @@ class Receiver:
             self.source_head_seq = max(self.source_head_seq, message.head_seq)
             self._ages.note(self.source_head_seq)
             self.news()
+
+    async def _next(self, connection: Connection) -> Message | None:
+        """The next message, which may take as long as it will while something comes. Raises
+        trio.TooSlowError when nothing does."""
+        received_bytes, heard_at = connection.bytes_received, trio.current_time()
+        while True:
+            with trio.move_on_after(_LIFE_SECONDS):
+                return await connection.receive()
+            if connection.bytes_received > received_bytes:
+                received_bytes, heard_at = connection.bytes_received, trio.current_time()
+                self._heard_at = time.monotonic()
+                self.news()
+            elif trio.current_time() - heard_at > SILENCE_SECONDS:
+                raise trio.TooSlowError(f"no word for {SILENCE_SECONDS:g} s")
 
     async def _take(self, batch: Batch, sink: Sink) -> None:
         if not sink.take(batch):
@@ -343,6 +398,16 @@ class Receiver:
         if shutil.disk_usage(self._volume.journal.directory).free < need:
             raise RefusedError("full", self._full)
         self._full = None
+
+    def degraded(self) -> list[str]:
+        """What is wrong here, a line each; but for a volume that has failed, which says so."""
+        lines = []
+        if self.state in ("diverged", "refused", "needs full copy"):
+            lines.append(f"primary {self.primary}: {self.state}: {self.last_error}")
+        state, detail = self._trouble()
+        if state == FULL:
+            lines.append(f"takes nothing more for now: {detail}")
+        return lines
 
     # -- acknowledging -----------------------------------------------------------------------------
 

@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 
 _GREETING_SECONDS = 30.0
 _SAMPLE_SECONDS = 1.0
+_BOOK_SECONDS = 1.0
+_BACKLOG_SECONDS = 5.0
 _PRESSING_ENTRIES = 20_000
 """A mirror that is further behind applies before it tends its segments."""
 
@@ -219,6 +221,8 @@ class Replication:
                     self._nursery.start_soon(self.updater.run)
                     self.updater.wake()
                 self._nursery.start_soon(self._sample)
+                self._nursery.start_soon(self._keep_book)
+                self._nursery.start_soon(self._check_backlogs)
                 self._peers_changed()
                 task_status.started()
         finally:
@@ -264,7 +268,7 @@ class Replication:
             await self._refuse(connection, RefusedError("role", reason))
         elif self._is_downstream(connection.peer):
             reason = f"{connection.peer} is shipped to from here, and so cannot ship to here"
-            await self._refuse(connection, RefusedError("role", reason))
+            await self._refuse(connection, RefusedError("direction", reason))
         else:
             await self.receiver.serve(connection, greeting)
 
@@ -298,7 +302,30 @@ class Replication:
             self._shipping.ages.note(self._volume.catalog.applied_seq)
             for shipper, _ in self._shippers.values():
                 shipper.sample()
+            if self.receiver is not None:
+                self.receiver.sample()
             await trio.sleep(_SAMPLE_SECONDS)
+
+    async def _keep_book(self) -> None:
+        """Save what is noted as peers come and go."""
+        has_failed = False
+        while True:
+            await trio.sleep(_BOOK_SECONDS)
+            if not self.book.is_unsaved:
+                continue
+            try:
+                await trio.to_thread.run_sync(self.book.save)
+                has_failed = False
+            except FusejournalError as error:  # as a full disk is
+                if not has_failed:
+                    log.warning("%s", error)
+                has_failed = True
+
+    async def _check_backlogs(self) -> None:
+        while True:
+            await trio.sleep(_BACKLOG_SECONDS)
+            for shipper, _ in list(self._shippers.values()):
+                await shipper.check_backlog()
 
     # -- peers -------------------------------------------------------------------------------------
 
@@ -362,10 +389,12 @@ class Replication:
         if (trouble := self.quorum.describe()) is not None:
             lines.append(trouble)
         lines += [
-            f"peer {shipper.name}: {shipper.state}: {shipper.last_error or shipper.advice}"
+            f"peer {shipper.name}: {trouble}"
             for shipper, _ in self._shippers.values()
-            if shipper.state in ("diverged", "refused", "needs full copy", "mirror failed")
+            if (trouble := shipper.trouble()) is not None
         ]
+        if self.receiver is not None:
+            lines += self.receiver.degraded()
         mirrors = self._config.mirrors
         if len(self._shippers) < mirrors and self._mirroring is None:
             lines.append(f"waits for {mirrors} mirrors, and has {len(self._shippers)} peers")

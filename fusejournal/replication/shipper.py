@@ -27,9 +27,11 @@ from fusejournal.errors import (
     FusejournalError,
     JournalError,
     NoSuchSeqError,
+    PeerRefusedError,
     UnknownPeerError,
 )
 from fusejournal.journal.stretches import Stretch, StretchReader
+from fusejournal.replication import advice
 from fusejournal.replication.ages import Ages
 from fusejournal.replication.comparing import (
     SILENCE_SECONDS,
@@ -41,7 +43,9 @@ from fusejournal.replication.comparing import (
 from fusejournal.replication.compression import Compression
 from fusejournal.replication.growth import Growth
 from fusejournal.replication.peers import Peer, PeerBook
+from fusejournal.replication.progress import Progress
 from fusejournal.replication.quorum import Quorum
+from fusejournal.replication.retention import Retention
 from fusejournal.replication.traffic import Traffic
 from fusejournal.types import Seq
 from fusejournal.volume import Volume
@@ -51,8 +55,8 @@ from fusejournal.wire.frames import Ack, Begin, Diverged, Ping, Refusal, WireErr
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.session import (
     FAILED,
-    FENCED,
     FULL,
+    OK,
     SHIP,
     Me,
     RefusedError,
@@ -68,15 +72,15 @@ log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 15.0
 PING_SECONDS = 2.0
-_LIVE_SECONDS = 3.0
-"""A peer that is no further behind is up to date, but for what is on its way."""
+_AWAY_SECONDS = 60.0
+"""A peer that is behind and out of reach for longer is no small matter."""
 
 _PAUSE_SECONDS_MIN = 0.1
 _PAUSE_SECONDS_MAX = 15.0
 _REFUSED_SECONDS = 15.0
 _SMALL_BYTES = 64 << 10
 _NOTHING = Seq(0), Seq(0)
-_DAY_SECONDS = 86400.0
+_TROUBLES = frozenset({"diverged", "refused", "needs full copy", "mirror full", "mirror failed"})
 
 
 @dataclass
@@ -110,6 +114,7 @@ class Shipper:
     def __init__(self, name: str, shipping: Shipping) -> None:
         self.name = name
         self.traffic = Traffic()
+        self._progress = Progress(shipping.ages)
         self.state = "connecting"
         """In words: connecting, catching up, streaming, mirror full, mirror failed, paused,
         diverged, refused, needs full copy."""
@@ -118,15 +123,18 @@ class Shipper:
         """What to do about it."""
         self._shared = shipping
         self._source: Source | None = None
-        self._known: tuple[Seq, Seq] = _NOTHING
-        """What the peer has acknowledged and applied, in this session or the one before."""
         self._retry_at: float | None = None
+        self._away_since = trio.current_time()
+        """When the last session ended."""
         self._compression = Compression(shipping.config.compress_level_max)
         self._room = trio.Event()
         self._session_scope: trio.CancelScope | None = None
         self._changed = trio.Event()
-        peer = self._peer()
-        self._told = peer and (peer.address, peer.certificate, peer.paused, peer.needs_copy)
+        self._retention = Retention(name, shipping.volume, shipping.config, shipping.book)
+        peer = shipping.book.get(name)
+        self._known = peer.acked_seq, peer.applied_seq
+        """What the peer has acknowledged and applied, before this session."""
+        self._told = peer.address, peer.certificate, peer.paused, peer.needs_copy
         self._furthest = Seq(0)
         self._is_heard = False
         """Whether the peer has acknowledged anything in this session."""
@@ -164,9 +172,8 @@ class Shipper:
         """For the status page and the metrics."""
         head_seq = self._shared.applied_seq
         lag_entries = head_seq - self.applied_seq
-        entries_rate, bytes_rate = self.traffic.rates()
+        entries_rate, bytes_rate = self._progress.rates()
         peer = self._peer()
-        eta = lag_entries / entries_rate if entries_rate and lag_entries else None
         traffic = self.traffic
         return {
             "name": self.name,
@@ -181,7 +188,7 @@ class Shipper:
             "lag_seconds": round(self._lag_seconds(), 3),
             "entries_per_second": round(entries_rate, 1),
             "bytes_per_second": round(bytes_rate),
-            "eta_seconds": round(eta, 1) if eta is not None else None,
+            "eta_seconds": self._progress.eta_seconds(lag_entries),
             "batches": traffic.batches,
             "batches_in_flight": self._source.batches_in_flight if self._source else 0,
             "content_bytes": traffic.content_bytes,
@@ -195,14 +202,25 @@ class Shipper:
         }
 
     def word(self) -> str:
-        """The state; whether a session that works is catching up is seen by how far behind it
-        is."""
-        if self.state != "streaming" or self._lag_seconds() <= _LIVE_SECONDS:
-            return self.state
-        return "catching up"
+        """The state; whether a session that works is catching up is seen by how far it is."""
+        head_seq = self._shared.applied_seq
+        if self.state == "streaming" and self._progress.is_catching_up(self.applied_seq, head_seq):
+            return "catching up"
+        return self.state
+
+    def trouble(self) -> str | None:
+        """What is wrong with it, in words, or None."""
+        told = self.last_error or self.advice
+        if self.state in _TROUBLES:
+            return f"{self.state}: {told}"
+        away_seconds = trio.current_time() - self._away_since
+        is_behind = self.applied_seq < self._shared.applied_seq
+        if self.state == "connecting" and away_seconds > _AWAY_SECONDS and is_behind:
+            return f"out of reach for {away_seconds:.0f} s: {told}"
+        return None
 
     def _lag_seconds(self) -> float:
-        return self._shared.ages.lag(self.applied_seq, self._shared.applied_seq)
+        return self._progress.lag_seconds(self.applied_seq, self._shared.applied_seq)
 
     def _retry_in(self) -> float | None:
         if self._retry_at is None:
@@ -219,7 +237,8 @@ class Shipper:
 
     def sample(self) -> None:
         """Called about once a second."""
-        self.traffic.sample(self.applied_seq)
+        if self._source is not None and self._source.applied_seq:  # it has said so itself
+            self._progress.sample(self._source.applied_seq, self.traffic.content_bytes)
 
     def _peer(self) -> Peer | None:
         return self._shared.book.find(self.name)
@@ -244,10 +263,11 @@ class Shipper:
         while (peer := self._peer()) is not None:
             changed = self._changed
             if peer.needs_copy is not None:
-                self._say("needs full copy", peer.needs_copy, _COPY_ADVICE)
+                self._say("needs full copy", peer.needs_copy, advice.COPY)
                 await changed.wait()
             elif peer.paused:
                 self._say("paused", None, f"'fusejournal peer resume' lets {self.name} go on")
+                self._retention.takes_nothing()
                 await changed.wait()
             elif peer.address is None:
                 return
@@ -257,7 +277,8 @@ class Shipper:
             else:
                 self._is_gone = False
                 pause_seconds = await self._try(peer, pause_seconds)
-                await self._check_backlog()
+                if self._is_gone:
+                    await self._retention.end("its next entry is not in the journal any more")
                 with trio.move_on_after(pause_seconds * random.uniform(0.5, 1.5)) as waiting:
                     self._retry_at = waiting.deadline
                     await changed.wait()
@@ -271,20 +292,20 @@ class Shipper:
                 await self._session(peer)
                 return _PAUSE_SECONDS_MIN
         except* DivergedError as group:
-            self._failed(first_error(group), "diverged", None)
+            self._failed(first_error(group), "diverged")
             refused = True
         except* RefusedError as group:
             error = first_error(group)
             code = error.code if isinstance(error, RefusedError) else ""
             state = "mirror full" if code == "full" else "refused"
-            self._failed(error, state, _ADVICE.get(code))
+            self._failed(error, state)
             refused = code not in ("busy", "full")
         except* NoSuchSeqError:
             self._is_gone = True
         except* (FusejournalError, OSError, trio.TooSlowError) as group:
             error = first_error(group)
-            damaged = isinstance(error, JournalError)
-            self._failed(error, "refused" if damaged else "connecting", None)
+            is_refusal = isinstance(error, JournalError | PeerRefusedError)
+            self._failed(error, "refused" if is_refusal else "connecting")
         finally:
             self._session_scope = None
             self._remember()
@@ -297,55 +318,35 @@ class Shipper:
     def _remember(self) -> None:
         """The session is over: what is known of the peer stays."""
         self._known = self.acked_seq, self.applied_seq
-        self._source = None
+        if self._source is not None:
+            self._source, self._away_since = None, trio.current_time()
+        self._progress.clear()
         with suppress(UnknownPeerError):  # removed meanwhile
-            self._shared.book.note_acked(self.name, self.acked_seq)
-            if self._is_heard:
-                self._shared.book.note_left(self.name, self._shared.applied_seq, time.time())
+            self._shared.book.note_acked(self.name, *self._known)
+        self._retention.takes_nothing()
 
     def stopped(self, why: str) -> None:
         """It does not run any more."""
         self._say("refused", why, None)
 
-    def _say(self, state: str, error: str | None, advice: str | None) -> None:
-        self.state, self.last_error, self.advice = state, error, advice
+    def _say(self, state: str, error: str | None, what_to_do: str | None) -> None:
+        self.state, self.last_error, self.advice = state, error, what_to_do
 
-    def _failed(self, error: BaseException, state: str, advice: str | None) -> None:
+    def _failed(self, error: BaseException, state: str) -> None:
         told = str(error) or type(error).__name__
         if told != self.last_error:
             log.warning("peer %s: %s", self.name, told)
         self.traffic.errors += 1
-        self._say(state, told, advice)
+        self._say(state, told, advice.advice_on(error))
 
-    # -- retention ---------------------------------------------------------------------------------
-
-    async def _mark(self, why: str) -> None:
-        log.error("peer %s needs a full copy: %s", self.name, why)
-        try:
-            self._shared.book.set_needs_copy(self.name, why)
-            await trio.to_thread.run_sync(self._shared.book.save)
-        except FusejournalError as error:  # removed meanwhile, or the disk is full
-            log.warning("that peer %s needs a full copy is not written down: %s", self.name, error)
-
-    async def _check_backlog(self) -> None:
-        """A peer that stays away for too long is told so, rather than left to wait for ever: what
-        counts is how much the journal has grown, and what time has passed, since it was here."""
-        config, peer = self._shared.config, self._peer()
-        if peer is None:
-            return
-        if self._is_gone:
-            await self._mark("its next entry is not in the journal any more")
-            return
-        if peer.left_seq is None or peer.left_at is None or self._is_heard:
-            return
-        grown_bytes = self._shared.volume.journal.bytes_from(Seq(peer.left_seq + 1))
-        if grown_bytes > config.keep_bytes:
-            await self._mark(
-                f"the journal has grown by {grown_bytes:,} bytes since it was here, and "
-                f"{config.keep_bytes:,} are kept for it"
-            )
-        elif time.time() - peer.left_at > config.keep_days * _DAY_SECONDS and grown_bytes:
-            await self._mark(f"it was away for more than {config.keep_days:g} days")
+    async def check_backlog(self) -> None:
+        """A peer that takes nothing for too long is told so, rather than left to wait for ever.
+        Called now and then."""
+        why = self._retention.overdue()
+        if why is not None:
+            await self._retention.end(why)
+            if (peer := self._peer()) is not None:
+                self.look_again(peer)
 
     # -- one session -------------------------------------------------------------------------------
 
@@ -368,9 +369,9 @@ class Shipper:
             try:
                 chain = await trio.to_thread.run_sync(reader.seek, seq)
                 settled_seq = reader.settled_seq(shared.volume.journal.end)
-                await connection.send(
-                    Begin(me.position.epoch, seq, chain, shared.applied_seq, settled_seq)
-                )
+                head_seq = shared.applied_seq
+                self._progress.begin(head_seq)
+                await connection.send(Begin(me.position.epoch, seq, chain, head_seq, settled_seq))
                 self._source = Source(seq, shared.config.window_bytes)
                 self.traffic.sessions += 1
                 self.traffic.resent_entries += max(0, self._furthest - seq)
@@ -414,15 +415,17 @@ class Shipper:
                 # A peer of this name may have been begun anew: what it has it says itself.
                 self._known = _NOTHING
                 self._shared.quorum.forget(self.name)
-            if not self._is_heard:
-                self._is_heard = True
-                self._shared.book.note_here(self.name)
+            self._is_heard = True
+            if ack.state == OK:
+                self._retention.takes()
+            else:
+                self._retention.takes_nothing()
             self._shared.quorum.acked(self.name, source.acked_seq)
             self._room.set()
             if ack.state == FULL:
-                self._say("mirror full", ack.detail, "make space there: it goes on by itself")
+                self._say("mirror full", ack.detail, advice.FULL)
             elif ack.state == FAILED:
-                self._say("mirror failed", ack.detail, "see the mirror's own status and log")
+                self._say("mirror failed", ack.detail, advice.FAILED)
             elif self.state != "streaming":
                 self._say("streaming", None, None)
 
@@ -483,19 +486,3 @@ class Shipper:
         self._compression.took(size, len(content), took, connection.send_blocked_seconds - blocked)
         self.traffic.sent(stretch.last_seq - stretch.first_seq + 1, size, len(content))
         self._furthest = max(self._furthest, stretch.last_seq)
-
-
-_COPY_ADVICE = (
-    "'fusejournal peer resume' lets it try again, while the journal still has what it lacks; else "
-    "give it an empty backing and state"
-)
-_ADVICE = {
-    "version": "upgrade the older of the two",
-    "volume": "this is another volume's mirror: check its address",
-    "unborn": "it has nothing yet that it could ship on",
-    "role": "check its address, or mount it with --role mirror",
-    FENCED: "another node has become primary: stop this one, or bring it back as a mirror",
-    "full": "make space there: it goes on by itself",
-    "busy": "another node ships to it: check who is its primary",
-    "copy": _COPY_ADVICE,
-}

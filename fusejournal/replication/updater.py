@@ -137,6 +137,7 @@ class Updater:
             while self._durability.full:
                 await self._wait_for_space("no space for the catalog")
                 self._durability.commit_catalog()
+            self.full = None
         self._remembered.recall()
         self._on_progress()
         return more

@@ -2,6 +2,7 @@
 not held up. Order is measured, not time: the mirror's cable is out for as long as the test
 wants."""
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fusejournal.state import load_state
 from tests.support.mirrors import Node, check_equal, started, wait_for
 
 pytestmark = pytest.mark.mount
@@ -146,3 +148,24 @@ def test_what_else_waits(tmp_path: Path, durability: str) -> None:
             call.await_end()
         check_equal(primary, mirror)
         assert os.stat(mirror.mountpoint / "file").st_mode & 0o777 == 0o600
+
+
+def test_a_lazy_unmount_waits_for_no_mirror(tmp_path: Path) -> None:
+    with two(tmp_path, 600, "block") as (primary, mirror):
+        mirror.host.cut()
+        (primary.mountpoint / "file").write_text("not on the mirror")
+        found: list[int | None] = []
+
+        def sync() -> None:
+            try:
+                fsync(primary.mountpoint / "file")
+            except OSError as error:
+                found.append(error.errno)
+
+        call = Call(sync)
+        await_waiting(primary, 1)
+        Call(lambda: primary.run("umount", str(primary.state), "--lazy")).await_end()
+        call.await_end()
+        assert found == [errno.EAGAIN]
+        assert not os.path.ismount(primary.mountpoint)
+        assert load_state(primary.state).holder() is None

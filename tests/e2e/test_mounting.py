@@ -487,3 +487,34 @@ def test_the_helper_mounts_in_another_namespace(layer: Layer) -> None:
     finally:
         other.kill()
         other.wait()
+
+
+def test_where_it_listens_is_remembered_if_the_command_line_says_it(layer: Layer) -> None:
+    def listens_at(*arguments: str) -> str | None:
+        layer.run(*arguments)
+        try:
+            replication = json.loads(layer.run("status", "volume", "--json").stdout)["replication"]
+        finally:
+            layer.run("umount", "volume")
+        listen: str | None = replication["listen"]
+        return listen
+
+    of_file, of_options = "127.0.0.1:47710", "127.0.0.1:47711"
+    again = ("mount", "volume")
+    configured = (*again, "--config", str(layer.base / "config.toml"))
+    layer.reconfigure(f'[replication]\nlisten = "{of_file}"\n')
+    assert listens_at(*layer.mount_arguments()) == of_file
+    layer.reconfigure("")
+    assert listens_at(*layer.mount_arguments()) is None
+    # An address that is not this machine's is not remembered, either.
+    assert "192.0.2.7" in fails(layer, 1, *again, "--listen", "192.0.2.7:47710")
+    assert listens_at(*again) is None
+    assert listens_at(*again, "--listen", of_options) == of_options
+    assert listens_at(*again) == of_options
+    layer.reconfigure(f'[replication]\nlisten = "{of_file}"\n')
+    assert listens_at(*configured) == of_file
+    layer.reconfigure('[replication]\nlisten = "none"\n')
+    assert listens_at(*configured) is None
+    assert listens_at(*again) == of_options
+    assert listens_at(*again, "--listen", "none") is None
+    assert listens_at(*again) is None

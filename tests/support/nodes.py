@@ -4,12 +4,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import trio
 
 from fusejournal.asking import ask
-from fusejournal.config import Config
+from fusejournal.config import Config, VolumeConfig
 from fusejournal.control import serve_control
 from fusejournal.mountspec import MountSpec
 from fusejournal.replication.pairing_desk import PairingDesk
@@ -18,6 +18,8 @@ from fusejournal.state import claim_volume
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.identity import Identity, load_or_make
 from fusejournal.wire.transport import Address, serve
+
+Role = Literal["primary", "mirror"]
 
 
 @dataclass
@@ -38,19 +40,20 @@ class PeersNode:
         return await trio.to_thread.run_sync(lambda: ask(self.directory, command, **fields))
 
 
-def make_volume(directory: Path, name: str) -> None:
+def make_volume(directory: Path, name: str, role: Role = "primary") -> None:
     """The state of a volume that nobody has mounted now."""
     places = directory / "backing", directory / "mount"
-    with claim_volume(MountSpec(name, directory, *places, Config(), False, frozenset())):
+    config = Config(volume=VolumeConfig(role=role))
+    with claim_volume(MountSpec(name, directory, *places, config, False, frozenset())):
         pass
 
 
 @asynccontextmanager
 async def running_node(
-    directory: Path, name: str, *, listens: bool = True
+    directory: Path, name: str, *, listens: bool = True, role: Role = "primary"
 ) -> AsyncIterator[PeersNode]:
     """A node of the volume *name* in the state directory *directory*, until the block ends."""
-    make_volume(directory, name)
+    make_volume(directory, name, role)
     node = PeersNode(
         directory, name, PeerBook.load(directory), load_or_make(directory / "identity", name)
     )

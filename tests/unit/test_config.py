@@ -6,6 +6,7 @@ import pytest
 
 from fusejournal.config import Config, find_config, load_config
 from fusejournal.errors import ConfigError
+from fusejournal.mountspec import load_checked
 
 
 def load(tmp_path: Path, text: str) -> Config:
@@ -70,3 +71,32 @@ def test_the_file_of_a_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert find_config("data") == path  # and reading it says what is wrong
     with pytest.raises(ConfigError, match=r"data\.toml: No such file"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('[replication]\nlisten = "nonsense"', "replication.listen: 'nonsense' is no address"),
+        ('[replication]\nlisten = "127.0.0.1:70000"', "replication.listen: '127.0.0.1:70000' is"),
+        ('[metrics]\nlisten = "x"', "metrics.listen: 'x' is no address"),
+        ('[replication.peers]\neast = "10.0.0.1:99999"', "replication.peers.east: '10.0.0.1:9"),
+        ('[replication.peers]\neast = "10.0.0.1:0"', "replication.peers.east: '10.0.0.1:0' is"),
+        ('[replication.peers]\neast = ":7000"', "replication.peers.east: ':7000' is"),
+        ('[replication.peers]\n"-x" = "a:1"', "replication.peers: '-x' cannot be a peer's name"),
+        ('[journal]\nsegment_bytes = "1MB"', "journal.segment_bytes: the unit 'MB' is none of"),
+    ],
+)
+def test_what_cannot_be_is_named_by_file_and_key(tmp_path: Path, content: str, told: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        load_checked(path)
+    assert str(caught.value).startswith(f"{path}: {told}")
+
+
+def test_addresses_that_can_be(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    for listen in ("none", ":1", "[::]:7710"):
+        path.write_text(f'[replication]\nlisten = "{listen}"\npeers = {{east = "[fe80::1]:7"}}')
+        assert load_checked(path).replication.listen == listen
+    assert load_checked(None) == Config()

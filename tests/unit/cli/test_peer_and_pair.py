@@ -157,13 +157,31 @@ async def test_two_nodes_are_paired(tmp_path: Path) -> None:
         wrong[1] = words[1] = "b"  # the volume's name there
         assert "the code is wrong" in await run_beside(*wrong, exit_code=27)
         said = await run_beside(*words)
-        assert said == f"paired with a at {a.address}: {a.identity.fingerprint}\n"
+        assert said.splitlines() == [
+            f"paired with a at {a.address}: {a.identity.fingerprint}",
+            "volume b is shipped to it from now on",
+        ]
         assert await rest(process.stdout) == f"paired with b: {b.identity.fingerprint}\n"
         assert "the code is wrong" in await rest(process.stderr)
         assert await process.wait() == 0
         assert [peer.name for peer in b.book.list()] == ["a"]
         (row,) = (await run_beside("peer", "list", "a")).splitlines()[1:]
         assert row.split() == ["b", *["connects", "to", "us", "paired"], b.identity.fingerprint]
+
+
+async def test_who_ships_to_whom_is_said(tmp_path: Path) -> None:
+    async with (
+        running_node(tmp_path / "a", "a") as a,
+        running_node(tmp_path / "b", "b", role="mirror"),
+        opened(a) as (process, lines),
+    ):
+        words = [*shlex.split(lines[-1])[1:]]
+        words[1] = "b"
+        done = await trio.run_process(command(*words), capture_stdout=True, capture_stderr=True)
+        assert "volume b is shipped to it from now on" in done.stdout.decode()
+        assert "If a is its primary, that is the wrong way round" in done.stderr.decode()
+        assert "this is a primary, and takes nothing from" in await rest(process.stderr)
+        assert await process.wait() == 0
 
 
 async def test_paired_as_json(tmp_path: Path) -> None:

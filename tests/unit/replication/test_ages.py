@@ -40,3 +40,27 @@ def test_idle_time_does_not_count(clock: list[float]) -> None:
 
 def test_nothing_is_known_at_first(clock: list[float]) -> None:
     assert Ages().lag(Seq(3), Seq(10)) == 0.0
+
+
+def test_what_was_there_at_first_grows_old(clock: list[float]) -> None:
+    ages = Ages()
+    for _ in range(5):
+        ages.note(Seq(1000))
+        clock[0] += 1
+    assert ages.lag(Seq(3), Seq(1000)) == pytest.approx(5)
+    ages.note(Seq(1001))
+    assert ages.lag(Seq(3), Seq(1001)) == pytest.approx(5)
+    assert ages.lag(Seq(1000), Seq(1001)) == pytest.approx(1)
+
+
+def test_what_is_kept_is_bounded(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_NOTES_MAX", 200)
+    monkeypatch.setattr(module, "_NEAR", 1 / 20)
+    ages = Ages()
+    for second in range(1000):
+        clock[0] = 1000.0 + second
+        ages.note(Seq(second))
+    assert len(ages._seqs) == len(ages._times) <= 200
+    assert ages.lag(Seq(998), Seq(999)) == pytest.approx(1)
+    for seq in range(0, 998, 7):
+        assert 999 - seq <= ages.lag(Seq(seq), Seq(999)) <= 1.2 * (999 - seq) + 1

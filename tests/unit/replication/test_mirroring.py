@@ -1,7 +1,8 @@
 """A primary and a mirror in one process, over real sockets on the loopback, without mounts: what
 is shipped, what is applied, and what is left when one of them dies."""
 
-from collections.abc import AsyncIterator, Callable
+import errno
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -9,63 +10,33 @@ import pytest
 import trio
 
 from fusejournal.backing.apply import Applier
+from fusejournal.backing.catalog import Catalog
 from fusejournal.config import ReplicationConfig
+from fusejournal.errors import PeerLostError, PeerMistakenError, PeerRefusedError
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.stretches import Stretch, StretchReader
 from fusejournal.replay.digest import digest_tree
-from fusejournal.replication.replication import Replication
+from fusejournal.replication import replication as replication_module
+from fusejournal.replication import shipper as shipper_module
+from fusejournal.replication import updater as updater_module
+from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.shipper import Shipper
+from fusejournal.replication.updater import Updater
 from fusejournal.types import Seq
+from fusejournal.wire.session import FAILED, FULL
+from tests.support.pairs import level as _level
+from tests.support.pairs import listens_at, mirror_status, peer_status
+from tests.support.pairs import mirror_and_primary as _pair
+from tests.support.pairs import running as _running
+from tests.support.pairs import until as _until
 from tests.support.volumes import OpenVolume, applied, content, open_volume
 
 pytestmark = pytest.mark.mount
 
 
-@asynccontextmanager
-async def _running(*sides: OpenVolume) -> AsyncIterator[None]:
-    async with trio.open_nursery() as nursery:
-        for side in sides:
-            nursery.start_soon(side.durability.run)
-            assert side.replication is not None
-            await nursery.start(side.replication.run)
-        yield
-        nursery.cancel_scope.cancel()
-
-
 def tree_digest(backing: Path) -> str:
     return digest_tree(backing).digest
-
-
-def _address(replication: Replication) -> str:
-    return str(replication.status()["listen"])
-
-
-async def _until(what: str, condition: Callable[[], bool]) -> None:
-    with trio.fail_after(20):
-        while not condition():  # noqa: ASYNC110 -- what is waited for is in other tasks' hands
-            await trio.sleep(0.005)
-    assert condition(), what
-
-
-@asynccontextmanager
-async def _pair(tmp_path: Path, **config: object) -> AsyncIterator[tuple[OpenVolume, OpenVolume]]:
-    """A primary that ships to a mirror; both run."""
-    with (
-        open_volume(tmp_path / "mirror", mirror=True) as mirror,
-        open_volume(tmp_path / "primary") as primary,
-    ):
-        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
-        async with _running(mirror):
-            assert mirror.replication is not None
-            peers = {"east": _address(mirror.replication)}
-            primary.replicate(ReplicationConfig(peers=peers, **config))
-            async with _running(primary):
-                yield primary, mirror
-
-
-def _level(primary: OpenVolume, mirror: OpenVolume) -> Callable[[], bool]:
-    return lambda: applied(mirror) == primary.volume.journal.head_seq
 
 
 async def test_mirror_ends_with_the_same_journal_and_tree(tmp_path: Path) -> None:
@@ -109,7 +80,7 @@ async def _received_and_not_applied(tmp_path: Path) -> None:
         mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
         mirror.replication.updater._limit = lambda: Seq(0)
         async with _running(mirror):
-            primary.replicate(ReplicationConfig(peers={"east": _address(mirror.replication)}))
+            primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             primary.work(12)
             async with _running(primary):
                 journals = primary.volume.journal, mirror.volume.journal
@@ -200,7 +171,7 @@ async def test_nothing_is_applied_that_is_not_on_disk(tmp_path: Path) -> None:
         primary.work(5)
         async with trio.open_nursery() as nursery:  # the mirror flushes nothing by itself
             await nursery.start(mirror.replication.run)
-            primary.replicate(ReplicationConfig(peers={"east": _address(mirror.replication)}))
+            primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             nursery.start_soon(primary.durability.run)
             await nursery.start(primary.replication.run)
             journals = primary.volume.journal, mirror.volume.journal
@@ -263,7 +234,7 @@ async def test_what_was_refused_is_not_applied_before_its_void_is_durable(tmp_pa
         assert mirror.volume.journal.durable_seq == refused_seq
         async with trio.open_nursery() as nursery:  # no flush comes after that
             await nursery.start(mirror.replication.run)
-            primary.replicate(ReplicationConfig(peers={"east": _address(mirror.replication)}))
+            primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             nursery.start_soon(primary.durability.run)
             await nursery.start(primary.replication.run)
             head_seq = primary.volume.journal.head_seq
@@ -295,9 +266,10 @@ async def test_second_primary_is_refused(tmp_path: Path) -> None:
     async with _pair(tmp_path) as (primary, mirror):
         primary.work(3)
         await _until("the mirror is level", _level(primary, mirror))
-        with open_volume(tmp_path / "other") as other:
+        uuid = primary.volume.journal.uuid
+        with open_volume(tmp_path / "other", uuid=uuid) as other:
             other.work(3)
-            other.replicate(ReplicationConfig(peers={"east": _address(mirror.replication)}))
+            other.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             async with _running(other):
                 status = lambda: other.replication.status()["peers"][0]  # noqa: E731
                 await _until("it is refused", lambda: status()["state"] == "refused")
@@ -315,7 +287,7 @@ async def test_primary_of_another_volume_is_refused(tmp_path: Path) -> None:
         other.work(3)
         mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
         async with _running(mirror):
-            other.replicate(ReplicationConfig(peers={"east": _address(mirror.replication)}))
+            other.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             async with _running(other):
                 status = lambda: other.replication.status()["peers"][0]  # noqa: E731
                 await _until("it is refused", lambda: status()["state"] == "refused")
@@ -330,7 +302,7 @@ async def test_primary_takes_no_entries(tmp_path: Path) -> None:
     ):
         one.replicate(ReplicationConfig(), "127.0.0.1:0")
         async with _running(one):
-            other.replicate(ReplicationConfig(peers={"east": _address(one.replication)}))
+            other.replicate(ReplicationConfig(peers={"east": listens_at(one)}))
             async with _running(other):
                 status = lambda: other.replication.status()["peers"][0]  # noqa: E731
                 await _until("it is refused", lambda: status()["state"] == "refused")
@@ -348,7 +320,7 @@ async def test_mirror_that_has_more_is_not_touched(tmp_path: Path) -> None:
         with open_volume(tmp_path / "mirror", mirror=True) as mirror:
             mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
             async with _running(mirror):
-                old.replicate(ReplicationConfig(peers={"east": _address(mirror.replication)}))
+                old.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
                 async with _running(old):
                     status = lambda: old.replication.status()["peers"][0]  # noqa: E731
                     await _until("they part", lambda: status()["state"] == "diverged")
@@ -371,11 +343,11 @@ async def test_mirror_of_a_mirror(tmp_path: Path) -> None:
         third.replicate(ReplicationConfig(), "127.0.0.1:0")
         async with _running(third):
             with open_volume(tmp_path / "second", mirror=True) as second:
-                peers = {"third": _address(third.replication)}
+                peers = {"third": listens_at(third)}
                 second.replicate(ReplicationConfig(peers=peers), "127.0.0.1:0")
                 async with _running(second):
                     with open_volume(tmp_path / "first") as first:
-                        peers = {"second": _address(second.replication)}
+                        peers = {"second": listens_at(second)}
                         first.replicate(ReplicationConfig(peers=peers))
                         async with _running(first):
                             for start in range(0, 60, 10):
@@ -426,3 +398,130 @@ async def test_segments_stay_plain_until_they_are_sent(tmp_path: Path) -> None:
         assert sealed == list_segments(primary.journal_dir)[:-1]
         assert primary.volume.journal.compressible(Seq(2)) == []
     assert primary.durability.plain_from() == END
+
+
+# -- what the status says ------------------------------------------------------------------------
+
+
+async def test_a_new_mirror_is_catching_up_until_it_has_what_there_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replication_module, "_SAMPLE_SECONDS", 0.02)
+    limit = Updater._limit
+    upto = [0]
+    monkeypatch.setattr(Updater, "_limit", lambda self: min(limit(self), Seq(upto[0])))
+    with open_volume(tmp_path / "primary") as primary:
+        primary.work(100)
+    async with _pair(tmp_path) as (primary, mirror):
+        head_seq = primary.volume.journal.head_seq
+        journals = primary.volume.journal, mirror.volume.journal
+        await _until("all is there", lambda: journals[0].head_seq == journals[1].head_seq)
+        for upto[0] in range(100, head_seq - 200, 20):
+            mirror.replication.updater.wake()
+            await _until("some", lambda: peer_status(primary)["applied_seq"] >= upto[0] - 1)
+            await trio.sleep(0.03)
+        for status in (peer_status(primary), mirror_status(mirror)):
+            assert status["state"] == "catching up"
+            assert status["entries_per_second"] > 0
+            assert 0 < status["eta_seconds"] < 20
+            assert 0.1 < status["lag_seconds"] < 20
+        upto[0] = head_seq
+        mirror.replication.updater.wake()
+        await _until("the primary says", lambda: peer_status(primary)["state"] == "streaming")
+        assert mirror_status(mirror)["state"] == "streaming"
+        assert mirror_status(mirror)["eta_seconds"] is None
+
+
+@asynccontextmanager
+async def _in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> AsyncIterator[OpenVolume]:
+    """A primary whose attempts to connect all end with *error*."""
+
+    async def connect(*_: object, **__: object) -> object:
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    monkeypatch.setattr(shipper_module, "connect", connect)
+    with open_volume(tmp_path / "primary") as primary:
+        primary.work(3)
+        primary.replicate(ReplicationConfig(peers={"east": "192.0.2.7:7710"}))
+        async with _running(primary):
+            yield primary
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (PeerRefusedError("192.0.2.7:7710", "does not know this node"), "fusejournal pair"),
+        (PeerMistakenError("192.0.2.7:7710", "abc", "xyz"), "check its address"),
+    ],
+    ids=["unknown", "mistaken"],
+)
+async def test_a_peer_that_will_not_talk_is_said_to_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, advice: str
+) -> None:
+    async with _in_vain(tmp_path, monkeypatch, error) as primary:
+        await _until("it has tried", lambda: peer_status(primary)["last_error"] is not None)
+        status = peer_status(primary)
+        assert (status["state"], status["last_error"]) == ("refused", str(error))
+        assert advice in status["advice"]
+        assert primary.replication.degraded() == [f"peer east: refused: {error}"]
+
+
+async def test_a_peer_out_of_reach_is_told_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = PeerLostError("192.0.2.7:7710", "connection refused")
+    async with _in_vain(tmp_path, monkeypatch, error) as primary:
+        await _until("it has tried", lambda: peer_status(primary)["last_error"] is not None)
+        assert peer_status(primary)["state"] == "connecting"
+        assert "is it mounted?" in peer_status(primary)["advice"]
+        assert primary.replication.degraded() == []
+        monkeypatch.setattr(shipper_module, "_AWAY_SECONDS", 0.05)
+        await _until("it is told", lambda: primary.replication.degraded() != [])
+        (line,) = primary.replication.degraded()
+        assert "peer east: out of reach for" in line
+        assert str(error) in line
+
+
+@pytest.mark.parametrize("word", [FULL, FAILED])
+async def test_a_mirror_in_trouble_is_no_health(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    monkeypatch.setattr(Receiver, "_trouble", lambda _: (word, "trouble"))
+    async with _pair(tmp_path) as (primary, mirror):
+        primary.work(3)
+        await _until(
+            "it is told",
+            lambda: primary.replication.degraded() == [f"peer east: mirror {word}: trouble"],
+        )
+        own = ["takes nothing more for now: trouble"] if word == FULL else []
+        assert mirror.replication.degraded() == own
+
+
+async def test_a_catalog_that_had_no_space_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing more to apply, nobody says that it is full once it is not."""
+    monkeypatch.setattr(updater_module, "COMMIT_CHANGES", 0)
+    monkeypatch.setattr(updater_module, "_FULL_PAUSE_SECONDS", 0.02)
+    is_full = [False]
+    commit = Catalog.commit
+    async with _pair(tmp_path) as (primary, mirror):
+        own = mirror.volume.catalog
+
+        def failing(self: Catalog) -> None:
+            if self is own and is_full[0]:
+                raise OSError(errno.ENOSPC, "full")
+            commit(self)
+
+        monkeypatch.setattr(Catalog, "commit", failing)
+        primary.mkdir("one")
+        await _until("the mirror is level", _level(primary, mirror))
+        is_full[0] = True
+        primary.mkdir("two")
+        await _until("the primary knows", lambda: peer_status(primary)["state"] == "mirror full")
+        is_full[0] = False
+        await _until("it is over", lambda: peer_status(primary)["state"] == "streaming")
+        assert mirror_status(mirror)["trouble"] is None

@@ -47,14 +47,13 @@ def test_what_is_saved_comes_back(tmp_path: Path, certificates: list[str]) -> No
     assert book.pause("attic")
     assert not book.pause("attic")
     book.set_needs_copy("cellar", "seq 5 is gone")
-    book.note_acked("cellar", Seq(7))
-    book.note_acked("cellar", Seq(6))
+    book.note_acked("cellar", Seq(7), Seq(6))
     book.save()
     again = PeerBook.load(tmp_path)
     assert again.list() == book.list()
     assert [peer.name for peer in again.list()] == ["attic", "cellar", "guest", "new"]
     assert again.get("cellar") == Peer(
-        "cellar", CELLAR, certificates[0], False, "seq 5 is gone", Seq(7)
+        "cellar", CELLAR, certificates[0], False, "seq 5 is gone", Seq(7), Seq(6)
     )
     assert again.certificates() == {"cellar": certificates[0], "new": certificates[1]}
     assert book.path.stat().st_mode & 0o777 == 0o600
@@ -78,6 +77,16 @@ def test_adding_again(tmp_path: Path) -> None:
     book.add("guest", None)
     assert book.add("guest", ATTIC)
     assert book.get("guest").address == ATTIC
+
+
+def test_a_peer_that_connects_to_us_is_not_paused_here(tmp_path: Path) -> None:
+    book = PeerBook(tmp_path)
+    book.add("guest", None)
+    with pytest.raises(UsageError, match="pause it on the node that ships"):
+        book.pause("guest")
+    assert not book.get("guest").paused
+    book.add("guest", ATTIC)
+    assert book.pause("guest")
 
 
 def test_there_is_an_end_to_it(tmp_path: Path) -> None:
@@ -147,6 +156,7 @@ GOOD: dict[str, Any] = {
     "paused": False,
     "needs_copy": None,
     "acked_seq": 0,
+    "applied_seq": 0,
     "left_seq": 7,
     "left_at": 1.5,
 }
@@ -181,6 +191,7 @@ GOOD: dict[str, Any] = {
                 {"acked_seq": -1},
                 {"acked_seq": True},
                 {"acked_seq": None},
+                {"applied_seq": -1},
                 {"extra": 1},
             )
         ),
@@ -204,7 +215,8 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, content: bytes) -> None:
 def test_the_good_one_is_good(tmp_path: Path) -> None:
     (tmp_path / "peers.json").write_text(json.dumps({"format": 1, "peers": [GOOD]}))
     (peer,) = PeerBook.load(tmp_path).list()
-    shown = {k: v for k, v in GOOD.items() if k not in ("certificate", "left_seq", "left_at")}
+    hidden = ("certificate", "applied_seq", "left_seq", "left_at")
+    shown = {k: v for k, v in GOOD.items() if k not in hidden}
     assert describe(peer) == shown | {"fingerprint": None}
 
 

@@ -1,0 +1,38 @@
+"""What to do about a peer that is not shipped to, in words. Pure."""
+
+from typing import Final
+
+from fusejournal.errors import PeerLostError, PeerMistakenError, PeerRefusedError
+from fusejournal.wire.session import FENCED, RefusedError
+
+COPY: Final = (
+    "'fusejournal peer resume' lets it try again, while the journal still has what it lacks; else "
+    "give it an empty backing and state"
+)
+FULL: Final = "make space there: it goes on by itself"
+FAILED: Final = "see the mirror's own status and log"
+_BY_CODE: Final = {
+    "version": "upgrade the older of the two",
+    "volume": "this is another volume's mirror: check its address",
+    "unborn": "it has nothing yet that it could ship on",
+    "role": "check its address, or mount it with --role mirror",
+    "direction": "on it: 'fusejournal peer remove VOLUME NAME', with the name that it has for this "
+    "node; then 'fusejournal pair' on it, and here what it shows",
+    FENCED: "another node has become primary: stop this one, or bring it back as a mirror",
+    "full": FULL,
+    "busy": "another node ships to it: check who is its primary",
+    "copy": COPY,
+}
+
+
+def advice_on(error: BaseException) -> str | None:
+    """What to do where a session ended with *error*, or could not be had."""
+    if isinstance(error, RefusedError):
+        return _BY_CODE.get(error.code)
+    if isinstance(error, PeerMistakenError):
+        return "check its address; if it was made anew: 'fusejournal peer remove', and pair again"
+    if isinstance(error, PeerRefusedError):
+        return "'fusejournal pair' on it, then here what it shows"
+    if isinstance(error, PeerLostError):
+        return "is it mounted? check its address, and the firewalls on the way"
+    return None

@@ -1,0 +1,67 @@
+"""What the journal keeps for a peer that takes nothing: since when, and up to which limit.
+
+A peer that has gone, that is paused, and one that is here and takes nothing, as a full mirror, are
+the same here. What is noted is in the book of peers, and so outlives the process."""
+
+import logging
+import time
+from contextlib import suppress
+
+import trio
+
+from fusejournal.config import ReplicationConfig
+from fusejournal.errors import FusejournalError, UnknownPeerError
+from fusejournal.replication.peers import PeerBook
+from fusejournal.types import Seq
+from fusejournal.volume import Volume
+
+log = logging.getLogger(__name__)
+
+_DAY_SECONDS = 86400.0
+
+
+class Retention:
+    """Of the journal of *volume*, for the peer *name*. See the module."""
+
+    def __init__(
+        self, name: str, volume: Volume, config: ReplicationConfig, book: PeerBook
+    ) -> None:
+        self._name = name
+        self._volume = volume
+        self._config = config
+        self._book = book
+
+    def takes(self) -> None:
+        """The peer takes what there is."""
+        with suppress(UnknownPeerError):  # removed meanwhile
+            self._book.note_here(self._name)
+
+    def takes_nothing(self) -> None:
+        """The peer takes nothing, from now on if not for longer."""
+        with suppress(UnknownPeerError):
+            self._book.note_left(self._name, self._volume.catalog.applied_seq, time.time())
+
+    def overdue(self) -> str | None:
+        """Why the journal alone is not to bring the peer up to date any more; None where it is, or
+        where that is known."""
+        peer = self._book.find(self._name)
+        if peer is None or peer.needs_copy or peer.left_seq is None or peer.left_at is None:
+            return None
+        grown_bytes = self._volume.journal.bytes_from(Seq(peer.left_seq + 1))
+        if grown_bytes > self._config.keep_bytes:
+            return (
+                f"the journal has grown by {grown_bytes:,} bytes since it took anything, and "
+                f"{self._config.keep_bytes:,} are kept for it"
+            )
+        if time.time() - peer.left_at > self._config.keep_days * _DAY_SECONDS and grown_bytes:
+            return f"it has taken nothing for more than {self._config.keep_days:g} days"
+        return None
+
+    async def end(self, why: str) -> None:
+        """The peer needs a full copy."""
+        log.error("peer %s needs a full copy: %s", self._name, why)
+        try:
+            self._book.set_needs_copy(self._name, why)
+            await trio.to_thread.run_sync(self._book.save)
+        except FusejournalError as error:  # removed meanwhile, or the disk is full
+            log.warning("that peer %s needs a full copy is not written down: %s", self._name, error)

@@ -1,0 +1,134 @@
+"""Who may ship to a mirror, and what its status says when nobody does any more."""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from fusejournal.config import ReplicationConfig
+from fusejournal.replication import receiver as receiver_module
+from fusejournal.replication import shipper as shipper_module
+from fusejournal.wire.address import parse_address
+from tests.support.pairs import (
+    level,
+    listens_at,
+    mirror_and_primary,
+    mirror_status,
+    peer_status,
+    running,
+    until,
+)
+from tests.support.volumes import open_volume
+
+pytestmark = pytest.mark.mount
+
+
+async def test_a_primary_of_another_volume_hears_so_while_another_ships(tmp_path: Path) -> None:
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(3)
+        await until("the mirror is level", level(primary, mirror))
+        with open_volume(tmp_path / "other") as other:
+            other.work(3)
+            other.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
+            async with running(other):
+                await until("it is refused", lambda: peer_status(other)["state"] == "refused")
+                assert "is of volume" in peer_status(other)["last_error"]
+        assert mirror_status(mirror)["state"] == "streaming"
+        assert mirror_status(mirror)["last_error"] is None
+        primary.work(3, start=10)
+        await until("the mirror is level", level(primary, mirror))
+        assert mirror_status(mirror)["state"] == "streaming"
+
+
+async def test_nodes_that_were_paired_the_wrong_way_round(tmp_path: Path) -> None:
+    with (
+        open_volume(tmp_path / "mirror", mirror=True) as mirror,
+        open_volume(tmp_path / "primary") as primary,
+    ):
+        primary.work(3)
+        here = mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror):
+            there = primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
+            there.book.set_certificate("east", here.identity.certificate)
+            here.book.pair("prim", parse_address("127.0.0.1:9"), there.identity.certificate)
+            async with running(primary):
+                await until("it is refused", lambda: peer_status(primary)["state"] == "refused")
+                assert "prim is shipped to from here" in peer_status(primary)["last_error"]
+                assert "fusejournal peer remove" in peer_status(primary)["advice"]
+
+
+async def test_a_primary_that_is_not_known_any_more_is_waited_for(tmp_path: Path) -> None:
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(3)
+        await until("the mirror is level", level(primary, mirror))
+        await until("it streams", lambda: mirror_status(mirror)["state"] == "streaming")
+        (scope,) = mirror.replication._inbound
+        primary.replication.book.pause("east")  # so that it does not come back
+        scope.cancel()
+        await until("it is over", lambda: mirror_status(mirror)["address"] is None)
+        assert mirror_status(mirror)["state"] == "waiting for a primary"
+
+
+class _Link:
+    """Passes on what goes to *to*, slowly."""
+
+    def __init__(self, to: str) -> None:
+        self._to = int(to.rpartition(":")[2])
+        self.is_cut = False
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        async with await trio.open_tcp_stream("127.0.0.1", self._to) as other, stream:
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._pass, other, stream, 0.0)
+                    await self._pass(stream, other, 0.05)
+                    nursery.cancel_scope.cancel()
+            except* trio.BrokenResourceError:
+                pass
+
+    async def _pass(self, source: trio.SocketStream, sink: trio.SocketStream, pause: float) -> None:
+        while data := await source.receive_some(8192):
+            await trio.sleep(pause)
+            while self.is_cut:  # noqa: ASYNC110 -- nothing tells of it
+                await trio.sleep(0.01)
+            await sink.send_all(data)
+
+
+@asynccontextmanager
+async def _slow_link(to: str) -> AsyncIterator[tuple[_Link, str]]:
+    link = _Link(to)
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, link.serve, [listener])
+        yield link, f"127.0.0.1:{listener.socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_batch_may_take_longer_than_a_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (receiver_module, shipper_module):
+        monkeypatch.setattr(module, "SILENCE_SECONDS", 0.8)
+    monkeypatch.setattr(receiver_module, "_LIFE_SECONDS", 0.2, raising=False)
+    with (
+        open_volume(tmp_path / "mirror", mirror=True) as mirror,
+        open_volume(tmp_path / "primary") as primary,
+    ):
+        primary.create("large", random.Random(1).randbytes(300 << 10))
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror), _slow_link(listens_at(mirror)) as (link, address):
+            primary.replicate(ReplicationConfig(peers={"east": address}, compress_level_max=1))
+            async with running(primary):
+                await until("the mirror is level", level(primary, mirror))
+                status = lambda: peer_status(primary)  # noqa: E731
+                await until("it streams", lambda: status()["state"] == "streaming")
+                assert (status()["sessions"], status()["errors"]) == (1, 0)
+                link.is_cut = True
+                await until(
+                    "silence ends it",
+                    lambda: mirror_status(mirror)["state"] == "waiting for a primary",
+                )
+                assert "no word" in mirror_status(mirror)["last_error"]

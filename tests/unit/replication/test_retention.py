@@ -1,0 +1,145 @@
+"""What is known of peers that take nothing, and how long the journal is kept for them: across
+restarts and deaths, too."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from fusejournal.config import ReplicationConfig
+from fusejournal.replication import replication as replication_module
+from fusejournal.replication.peers import Peer, PeerBook
+from fusejournal.replication.receiver import Receiver
+from fusejournal.wire.session import FAILED, FULL
+from tests.support.pairs import level, mirror_and_primary, peer_status, running, until
+from tests.support.volumes import OpenVolume, open_volume
+
+pytestmark = pytest.mark.mount
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replication_module, "_BOOK_SECONDS", 0.02)
+    monkeypatch.setattr(replication_module, "_BACKLOG_SECONDS", 0.02)
+
+
+def written(directory: Path) -> Peer:
+    """What the file says of the one peer."""
+    (peer,) = PeerBook.load(directory / "state").list()
+    return peer
+
+
+async def known_and_away(tmp_path: Path, **config: Any) -> None:
+    """Leave a primary whose peer was level; and nobody at the peer's address."""
+    async with mirror_and_primary(tmp_path, **config) as (primary, mirror):
+        primary.work(3)
+        await until("the mirror is level", level(primary, mirror))
+        status = lambda: peer_status(primary)  # noqa: E731
+        await until("the primary knows", lambda: status()["lag_entries"] == 0)
+
+
+def mounted_alone(tmp_path: Path, primary: OpenVolume, **config: Any) -> None:
+    peers = {"east": str(written(tmp_path / "primary").address)}
+    primary.replicate(ReplicationConfig(peers=peers, **config))
+
+
+@pytest.mark.parametrize("paused", [True, False])
+async def test_watermarks_outlive_the_process(tmp_path: Path, paused: bool) -> None:
+    await known_and_away(tmp_path)
+    head_seq = written(tmp_path / "primary").acked_seq
+    assert head_seq > 0
+    with open_volume(tmp_path / "primary") as primary:
+        mounted_alone(tmp_path, primary)
+        if paused:
+            primary.replication.book.pause("east")
+        async with running(primary):
+            status = peer_status(primary)
+            assert (status["acked_seq"], status["applied_seq"]) == (head_seq, head_seq)
+            assert status["lag_entries"] == primary.volume.journal.head_seq - head_seq < 5
+
+
+async def test_it_is_written_down_when_a_peer_comes_and_goes(tmp_path: Path) -> None:
+    await known_and_away(tmp_path)
+    address = str(written(tmp_path / "primary").address)
+    with (
+        open_volume(tmp_path / "primary") as primary,
+        open_volume(tmp_path / "mirror", mirror=True) as mirror,
+    ):
+        mounted_alone(tmp_path, primary)
+        mirror.replicate(ReplicationConfig(), address)
+        async with running(primary):
+            assert written(primary.directory).left_seq is not None
+            async with running(mirror):
+                await until("it is here", lambda: written(primary.directory).left_seq is None)
+                primary.work(1, start=50)
+                await until("the mirror is level", level(primary, mirror))
+                await until("the primary knows", lambda: peer_status(primary)["lag_entries"] == 0)
+            head_seq = primary.volume.journal.head_seq
+            await until("it has left", lambda: written(primary.directory).left_seq == head_seq)
+            assert written(primary.directory).acked_seq == head_seq
+            primary.work(1, start=60)
+            await trio.sleep(0.3)  # it is tried again, in vain
+            assert written(primary.directory).left_seq == head_seq
+
+
+async def test_who_was_there_at_a_death_has_left_by_then(tmp_path: Path) -> None:
+    """The process was killed while the peer was there; its next one finds nobody."""
+    await known_and_away(tmp_path)
+    book = PeerBook.load(tmp_path / "primary" / "state")
+    book.note_here("east")
+    book.save()
+    with open_volume(tmp_path / "primary") as primary:
+        head_seq = primary.volume.journal.head_seq
+        mounted_alone(tmp_path, primary, keep_bytes=1 << 20)
+        async with running(primary):
+            await until("it is noted", lambda: written(primary.directory).left_seq == head_seq)
+            primary.create("large", b"x" * (2 << 20))
+            await until("it is told", says(primary, "needs full copy"))
+            assert "are kept for it" in peer_status(primary)["last_error"]
+
+
+async def test_a_peer_that_is_being_removed_acknowledges_to_nobody(tmp_path: Path) -> None:
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(3)
+        await until("it is here", says(primary, "streaming"))
+        book = primary.replication.book
+        peer = book.get("east")
+        book.remove("east")  # and the file is not saved yet
+        primary.work(3, start=10)
+        await until("the mirror is level", level(primary, mirror))
+        await until("the primary knows", lambda: peer_status(primary)["lag_entries"] == 0)
+        assert peer_status(primary)["errors"] == 0
+        book.put_back("east", peer)
+
+
+def says(primary: OpenVolume, state: str) -> Callable[[], bool]:
+    return lambda: peer_status(primary)["state"] == state
+
+
+async def test_a_pause_does_not_keep_the_journal_for_ever(tmp_path: Path) -> None:
+    async with mirror_and_primary(tmp_path, keep_bytes=1 << 20) as (primary, mirror):
+        primary.work(3)
+        await until("the mirror is level", level(primary, mirror))
+        primary.replication.book.pause("east")
+        primary.replication._peers_changed()
+        await until("it is paused", says(primary, "paused"))
+        primary.create("large", b"x" * (2 << 20))
+        await until("it is told", says(primary, "needs full copy"))
+
+
+@pytest.mark.parametrize("trouble", [FULL, FAILED])
+async def test_nor_does_a_mirror_that_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    async with mirror_and_primary(tmp_path, keep_bytes=1 << 20) as (primary, mirror):
+        primary.work(3)
+        await until("the mirror is level", level(primary, mirror))
+        monkeypatch.setattr(Receiver, "_trouble", lambda _: (trouble, "trouble"))
+        mirror.replication.receiver.news()
+        await until("it is in trouble", says(primary, f"mirror {trouble}"))
+        await trio.sleep(0.1)
+        assert says(primary, f"mirror {trouble}")()
+        primary.create("large", b"x" * (2 << 20))
+        await until("it is told", says(primary, "needs full copy"))

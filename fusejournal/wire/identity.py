@@ -80,7 +80,7 @@ def normalize(pem: str) -> str:
 def _parse(pem: str) -> x509.Certificate:
     try:
         (certificate,) = x509.load_pem_x509_certificates(pem.encode("ascii"))
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except Exception:  # what cryptography raises for nonsense has no common base
         raise ValueError("not one certificate in PEM") from None
     return certificate
 

@@ -38,6 +38,15 @@ def test_an_empty_directory_is_filled(tmp_path: Path) -> None:
     load_or_make(tmp_path / "identity", "one")
 
 
+def test_a_version_that_cannot_be(tmp_path: Path) -> None:
+    der = ssl.PEM_cert_to_DER_cert(load_or_make(tmp_path / "identity", "one").certificate)
+    version = b"\xa0\x03\x02\x01"
+    forged = ssl.DER_cert_to_PEM_cert(der.replace(version + b"\x02", version + b"\x05", 1))
+    for parse in (normalize, fingerprint_of):
+        with pytest.raises(ValueError, match="not one certificate"):
+            parse(forged)
+
+
 @pytest.mark.parametrize("node", ["", "ü" * 100, "a" * 200, "a,b=c/d"])
 def test_any_name_will_do(tmp_path: Path, node: str) -> None:
     load_or_make(tmp_path / "identity", node)

@@ -244,6 +244,14 @@ async def test_offers_that_cannot_be(identities: dict[str, Identity], fields: An
     assert str(sides.listened).isprintable()
 
 
+async def test_nothing_is_parsed_while_no_pairing_is_open(identities: dict[str, Identity]) -> None:
+    sides = Sides(identities, None)
+    await sides.run(
+        lambda connection: connection.send(offer(identities["b"], certificate="nonsense"))
+    )
+    assert "no pairing is open" in str(sides.listened)
+
+
 @pytest.mark.parametrize("change", ["nonce", "node", "certificate", "proof", "type", "end"])
 async def test_second_offers_that_are_not_as_the_first(
     identities: dict[str, Identity], change: str

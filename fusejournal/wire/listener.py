@@ -8,7 +8,6 @@ handler that fails.
 One task per connection, in the nursery of :func:`serve`."""
 
 import errno
-import logging
 import os
 import socket
 import ssl
@@ -44,8 +43,6 @@ from fusejournal.wire.connection import (
 )
 from fusejournal.wire.frames import CONTROL_BYTES_MAX
 from fusejournal.wire.identity import Identity, fingerprint_of, fingerprint_of_der
-
-log = logging.getLogger(__name__)
 
 _STRANGERS_MAX: Final = 64
 _STRANGER_SECONDS: Final = 10.0
@@ -177,7 +174,9 @@ class _Listening:
                 if error.errno not in _EXHAUSTED:
                     raise
                 # What is waiting keeps waiting; without a pause we would spin.
-                self.complaints.add("anybody", "anybody", os.strerror(error.errno or 0).lower())
+                self.complaints.stranger(
+                    "anybody", "anybody", os.strerror(error.errno or 0).lower()
+                )
                 await trio.sleep(_PAUSE_SECONDS)
                 continue
             if len(self._strangers) >= _STRANGERS_MAX:
@@ -205,23 +204,25 @@ class _Listening:
                 self._strangers.pop(scope, None)
                 await self._run(connection, host)
         except _RefusedError as refused:
-            self.complaints.add(host, where, str(refused))
+            self.complaints.stranger(host, where, str(refused))
             await _part(stream, refused.farewell)
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
-            self.complaints.add(host, where, why(error))
+            self.complaints.stranger(host, where, why(error))
         except Exception as error:
-            self._explain(host, where, error)
+            self._explain(host, where, None, error)
         finally:
             self._strangers.pop(scope, None)
             stream.socket.close()
 
-    def _explain(self, host: str, who: str, error: Exception) -> None:
-        """Log what ended a handler; its bugs, too, are no reason to end the server."""
+    def _explain(self, host: str, where: str, peer: str | None, error: Exception) -> None:
+        """Log what ended a connection; our bugs, too, are no reason to end the server."""
         causes = list(_leaves(error))
-        if all(isinstance(cause, FusejournalError) for cause in causes):
-            self.complaints.add(host, who, str(causes[0]).removeprefix(f"{who}: "))
+        if not all(isinstance(cause, FusejournalError) for cause in causes):
+            self.complaints.bug(peer or where, error)
+        elif peer is not None:
+            self.complaints.peer(peer, str(causes[0]))
         else:
-            log.error("the connection with %s failed on a bug", who, exc_info=error)
+            self.complaints.stranger(host, where, str(causes[0]).removeprefix(f"{where}: "))
 
     async def _run(self, connection: Connection, host: str) -> None:
         peer = connection.peer
@@ -240,7 +241,7 @@ class _Listening:
                 await handler(connection)
             except* Exception as errors:
                 # What comes with a cancellation, too, or it would end the server.
-                self._explain(host, connection.peer or connection.where, errors)
+                self._explain(host, connection.where, connection.peer, errors)
 
     async def _admit(
         self, stream: trio.SocketStream, where: str, scope: trio.CancelScope

@@ -108,7 +108,7 @@ class Replication:
         self._shippers: dict[str, tuple[Shipper, trio.CancelScope]] = {}
         self._desk: PairingDesk
         self._inbound: dict[trio.CancelScope, str | None] = {}
-        """Sessions of those who have connected, with the name of the peer."""
+        """Connections of others to here, with the name of the peer."""
         self._nursery: trio.Nursery | None = None
         self.receiver: Receiver | None = None
         self.updater: Updater | None = None
@@ -246,18 +246,22 @@ class Replication:
 
     async def _greeted(self, connection: Connection) -> None:
         """Whoever connected says what it wants."""
+        with trio.CancelScope() as scope:
+            # Before anything is awaited: a peer that is removed is cut off, greeted or not.
+            self._inbound[scope] = connection.peer
+            try:
+                await self._greet(connection)
+            finally:
+                del self._inbound[scope]
+
+    async def _greet(self, connection: Connection) -> None:
         try:
             with trio.fail_after(_GREETING_SECONDS):
                 greeting = expect(await connection.receive(), Hello)
         except (FusejournalError, trio.TooSlowError) as error:
             log.warning("%s: no greeting: %s", connection.where, error or "too slow")
             return
-        with trio.CancelScope() as scope:
-            self._inbound[scope] = connection.peer
-            try:
-                await self._serve_greeted(connection, greeting)
-            finally:
-                del self._inbound[scope]
+        await self._serve_greeted(connection, greeting)
 
     async def _serve_greeted(self, connection: Connection, greeting: Hello) -> None:
         if greeting.purpose == FETCH:

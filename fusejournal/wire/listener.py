@@ -73,7 +73,8 @@ async def serve(
     *known* gives name and certificate (PEM) of each peer; it is asked for every connection.
     *on_connection* runs for each peer that is known, and, with *insecure*, for whoever comes
     unencrypted over the loopback; *on_pairing* for whoever wants to be paired, and is cancelled
-    after half a minute. Both may use the connection until they return; it is closed then.
+    after half a minute. Both may use the connection until they return; it is closed then. A peer
+    that *known* does not give any more when *on_connection* begins is not let in.
 
     Raises FusejournalError when nothing can listen there."""
     sockets = await _listen(address)
@@ -271,13 +272,19 @@ class _Listening:
         )
 
     async def _admit_known(self, stream: trio.SocketStream, where: str) -> Connection:
-        known = self._known()
-        tls = await self._handshake(stream, known)
+        tls = await self._handshake(stream, self._known())
         fingerprint = fingerprint_of_der(peer_certificate(tls))
-        for name, certificate in known.items():
+        self._name_of(fingerprint)
+        await tls.send_all(READY)
+        # Asked anew, for a peer can be removed at any moment. No await from here to the handler's
+        # first, so that none is removed after this and before the handler knows of it.
+        return Connection(tls, where, self._name_of(fingerprint))
+
+    def _name_of(self, fingerprint: str) -> str:
+        """The peer that has this certificate now. Raises _RefusedError."""
+        for name, certificate in self._known().items():
             if fingerprint_of(certificate) == fingerprint:
-                await tls.send_all(READY)
-                return Connection(tls, where, name)
+                return name
         raise _RefusedError(f"no peer has its certificate, {fingerprint}")
 
     async def _handshake(

@@ -163,6 +163,39 @@ async def test_a_peer_added_later_counts_at_once(identities: Identities) -> None
             assert await connection.receive() == END
 
 
+@pytest.mark.parametrize("moment", range(4))
+async def test_a_peer_removed_at_any_moment(identities: Identities, moment: int) -> None:
+    """Whenever the book is asked, it is gone the next time."""
+    asked = let_in = 0
+
+    def known() -> dict[str, str]:
+        nonlocal asked
+        asked += 1
+        return {"b": identities["b"].certificate} if asked <= moment else {}
+
+    async def note(_: Connection) -> None:
+        nonlocal let_in
+        let_in += 1
+
+    async with trio.open_nursery() as nursery:
+        address = await nursery.start(
+            lambda task_status: serve(
+                LOOPBACK,
+                identities["a"],
+                known,
+                insecure=False,
+                on_connection=note,
+                on_pairing=never,
+                task_status=task_status,
+            )
+        )
+        with suppress(FusejournalError):
+            async with await call(identities, address) as connection:
+                await connection.receive()
+        nursery.cancel_scope.cancel()
+    assert (asked, let_in) == (min(moment + 1, 3), moment // 3)
+
+
 @pytest.mark.parametrize("host", ["::1", "", "localhost"])
 async def test_other_addresses(identities: Identities, host: str) -> None:
     async with listening(identities, address=Address(host, 0)) as address:

@@ -42,6 +42,7 @@ from fusejournal.wire.address import (
     parse_address,
     parse_remote,
 )
+from fusejournal.wire.complaints import Complaints
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.identity import Identity, load_or_make
@@ -130,6 +131,7 @@ class Replication:
             self.book,
             self._insecure,
             Ages(),
+            Complaints(),
         )
         self._desk = PairingDesk(
             self.book,
@@ -221,6 +223,7 @@ class Replication:
                 if self.updater is not None:
                     self._nursery.start_soon(self.updater.run)
                     self.updater.wake()
+                self._nursery.start_soon(self._shipping.complaints.run)
                 self._nursery.start_soon(self._sample)
                 self._peers_changed()
                 task_status.started()

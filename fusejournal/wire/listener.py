@@ -42,7 +42,13 @@ from fusejournal.wire.connection import (
     why,
 )
 from fusejournal.wire.frames import CONTROL_BYTES_MAX
-from fusejournal.wire.identity import Identity, fingerprint_of, fingerprint_of_der
+from fusejournal.wire.identity import (
+    UNUSABLE,
+    Identity,
+    fingerprint_of,
+    fingerprint_of_der,
+    trust,
+)
 
 _STRANGERS_MAX: Final = 64
 _STRANGER_SECONDS: Final = 10.0
@@ -290,8 +296,12 @@ class _Listening:
     async def _handshake(
         self, stream: trio.SocketStream, known: Mapping[str, str] | None
     ) -> TlsStream:
-        certificates = None if known is None else known.values()
-        context = tls_context(ssl.Purpose.CLIENT_AUTH, self._identity, certificates)
+        """TLS with one of the *known*, or with anybody. Raises _RefusedError."""
+        is_verified = known is not None
+        context = tls_context(ssl.Purpose.CLIENT_AUTH, self._identity, is_verified=is_verified)
+        for name, certificate in (known or {}).items():
+            if not trust(context, certificate):
+                self.complaints.peer(name, UNUSABLE)
         tls = open_tls(stream, context, server_side=True)
         try:
             await tls.do_handshake()

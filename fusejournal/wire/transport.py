@@ -40,7 +40,13 @@ from fusejournal.wire.connection import (
 )
 from fusejournal.wire.connection import Connection as Connection
 from fusejournal.wire.frames import CONTROL_BYTES_MAX
-from fusejournal.wire.identity import Identity, fingerprint_of, fingerprint_of_der
+from fusejournal.wire.identity import (
+    UNUSABLE,
+    Identity,
+    fingerprint_of,
+    fingerprint_of_der,
+    trust,
+)
 from fusejournal.wire.listener import serve as serve
 
 _LOOK_SECONDS: Final = 5.0
@@ -178,8 +184,10 @@ async def _handshake(
 ) -> TlsStream:
     """TLS with whoever has *certificate*, or with anybody. Raises SSLCertVerificationError for
     another one."""
-    known = None if certificate is None else [certificate]
-    context = tls_context(ssl.Purpose.SERVER_AUTH, identity, known)
+    is_verified = certificate is not None
+    context = tls_context(ssl.Purpose.SERVER_AUTH, identity, is_verified=is_verified)
+    if certificate is not None and not trust(context, certificate):
+        raise PeerRefusedError(where, UNUSABLE)
     tls = open_tls(stream, context, server_side=False)
     try:
         await stream.send_all(preamble)

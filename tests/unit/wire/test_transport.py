@@ -30,6 +30,7 @@ from fusejournal.wire.connection import OPEN, PAIR, READY, TLS
 from fusejournal.wire.frames import CONTROL_BYTES_MAX, Batch, End, Message, Ping, Refusal, encode
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.transport import Address, Connection, connect, connect_for_pairing, serve
+from tests.support.certificates import bad_name
 
 Identities = dict[str, Identity]
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -161,6 +162,22 @@ async def test_a_peer_added_later_counts_at_once(identities: Identities) -> None
         async with await call(identities, address) as connection:
             await connection.send(END)
             assert await connection.receive() == END
+
+
+async def test_a_certificate_that_tls_cannot_use_locks_nobody_out(
+    identities: Identities, caplog: pytest.LogCaptureFixture
+) -> None:
+    forged = bad_name(identities["c"].certificate)
+    known = {"evil": forged, "b": identities["b"].certificate}
+    async with listening(identities, known=known) as address:
+        for _ in range(3):
+            async with await call(identities, address) as connection:
+                await connection.send(END)
+                assert await connection.receive() == END
+        with pytest.raises(PeerRefusedError, match="pair anew"):
+            await connect(address, identities["b"], forged, insecure=False, timeout_seconds=10)
+    told = [line for line in warnings_of(caplog) if "evil" in line]
+    assert told == ["peer evil: TLS cannot use its certificate: remove the peer and pair anew"]
 
 
 @pytest.mark.parametrize("moment", range(4))

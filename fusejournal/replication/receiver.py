@@ -158,9 +158,8 @@ class Receiver:
     # -- sessions ----------------------------------------------------------------------------------
 
     async def serve(self, connection: Connection, greeting: Hello) -> None:
-        """One session, whose sender has greeted."""
-        if not await self._take_place(connection, greeting):
-            return
+        """One session, whose sender has greeted. Raises RefusedError, for it to be told."""
+        await self._take_place(connection, greeting)
         over = self._session_over = trio.Event()
         try:
             with trio.CancelScope() as self._session:
@@ -168,7 +167,8 @@ class Receiver:
                 try:
                     await self._serve(connection, greeting)
                 except* RefusedError as group:
-                    await self._refuse(connection, first_error(group))
+                    self._refused(first_error(group))
+                    raise
                 except* (FusejournalError, OSError, trio.TooSlowError) as group:
                     self._lost(greeting.node, first_error(group))
         finally:
@@ -176,29 +176,20 @@ class Receiver:
             self._session = None
             over.set()
 
-    async def _take_place(self, connection: Connection, greeting: Hello) -> bool:
-        """Wait until the session before this one, if it is of the same peer, is over, and end it;
-        False where it is another's."""
+    async def _take_place(self, connection: Connection, greeting: Hello) -> None:
+        """Wait until the session before this one, if it is of the same peer, is over, and end it.
+        Raises RefusedError where it is another's."""
         while self._session is not None:
             if self._session_peer != (connection.peer or greeting.node):
-                reason = f"already receives from {self._session_peer}"
-                log.warning("%s: refused: %s", connection.where, reason)
-                await connection.send(RefusedError("busy", reason).message())
-                return False
+                raise RefusedError("busy", f"already receives from {self._session_peer}")
             log.info("%s has connected anew", greeting.node)
             self._session.cancel()
             await self._session_over.wait()
-        return True
 
-    async def _refuse(self, connection: Connection, error: BaseException) -> None:
+    def _refused(self, error: BaseException) -> None:
         code = error.code if isinstance(error, RefusedError) else ""
         self.state = {"full": "mirror full", "copy": "needs full copy"}.get(code, "refused")
-        if str(error) != self.last_error:
-            log.warning("%s: %s", connection.where, error)
         self.last_error = str(error)
-        if isinstance(error, RefusedError):
-            with trio.move_on_after(1):
-                await connection.send(error.message())
 
     def _lost(self, node: str, error: BaseException) -> None:
         self.last_error = str(error) or type(error).__name__

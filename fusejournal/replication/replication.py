@@ -20,7 +20,7 @@ import trio
 from fusejournal.config import ReplicationConfig
 from fusejournal.control import Command
 from fusejournal.durability import Durability
-from fusejournal.errors import FusejournalError, UsageError
+from fusejournal.errors import FusejournalError, PeerLostError, PeerRefusedError, UsageError
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.reader import END
 from fusejournal.layer.remembered import Remembered
@@ -52,6 +52,7 @@ from fusejournal.wire.session import FETCH, Me, RefusedError, expect
 log = logging.getLogger(__name__)
 
 _GREETING_SECONDS = 30.0
+_FAREWELL_SECONDS = 1.0
 _SAMPLE_SECONDS = 1.0
 _PRESSING_ENTRIES = 20_000
 """A mirror that is further behind applies before it tends its segments."""
@@ -248,7 +249,8 @@ class Replication:
         )
 
     async def _greeted(self, connection: Connection) -> None:
-        """Whoever connected says what it wants."""
+        """Whoever connected says what it wants, and gets it. Raises FusejournalError for what the
+        listener is to complain of."""
         with trio.CancelScope() as scope:
             # Before anything is awaited: a peer that is removed is cut off, greeted or not.
             self._inbound[scope] = connection.peer
@@ -261,31 +263,33 @@ class Replication:
         try:
             with trio.fail_after(_GREETING_SECONDS):
                 greeting = expect(await connection.receive(), Hello)
-        except (FusejournalError, trio.TooSlowError) as error:
-            log.warning("%s: no greeting: %s", connection.where, error or "too slow")
-            return
-        await self._serve_greeted(connection, greeting)
+        except trio.TooSlowError:
+            where, seconds = connection.where, _GREETING_SECONDS
+            raise PeerLostError(where, f"no greeting within {seconds:g} s") from None
+        try:
+            await self._serve_greeted(connection, greeting)
+        except* RefusedError as group:
+            error = first_error(group)
+            assert isinstance(error, RefusedError)
+            with trio.move_on_after(_FAREWELL_SECONDS), suppress(FusejournalError):
+                await connection.send(error.message())
+            raise PeerRefusedError(connection.where, f"refused: {error}") from None
 
     async def _serve_greeted(self, connection: Connection, greeting: Hello) -> None:
         if greeting.purpose == FETCH:
             await self._serve_source(connection, greeting)
         elif self.receiver is None:
             reason = f"{self._node} is a primary and takes no entries: mount it with --role mirror"
-            await self._refuse(connection, RefusedError("role", reason))
+            raise RefusedError("role", reason)
         elif self._is_downstream(connection.peer):
             reason = f"{connection.peer} is shipped to from here, and so cannot ship to here"
-            await self._refuse(connection, RefusedError("role", reason))
+            raise RefusedError("role", reason)
         else:
             await self.receiver.serve(connection, greeting)
 
     def _is_downstream(self, name: str | None) -> bool:
         peer = self.book.find(name) if name is not None else None
         return peer is not None and peer.address is not None
-
-    async def _refuse(self, connection: Connection, error: RefusedError) -> None:
-        log.warning("%s: refused: %s", connection.where, error)
-        with trio.move_on_after(1), suppress(FusejournalError):
-            await connection.send(error.message())
 
     async def _serve_source(self, connection: Connection, greeting: Hello) -> None:
         me = self._me()
@@ -297,12 +301,10 @@ class Replication:
             await serve_fetch(
                 connection, greeting, me, self._volume, upto_seq, self._config.batch_bytes
             )
-        except* (FusejournalError, OSError) as group:
-            error = first_error(group)
-            if isinstance(error, RefusedError):
-                await self._refuse(connection, error)
-            else:
-                log.warning("%s: %s", connection.where, error)
+        except* OSError as group:
+            raise FusejournalError(f"{connection.where}: {first_error(group)}") from None
+        except* trio.TooSlowError:
+            raise PeerLostError(connection.where, "said nothing for too long") from None
 
     async def _sample(self) -> None:
         while True:

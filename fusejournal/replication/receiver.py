@@ -212,6 +212,7 @@ class Receiver:
             return
         sink = Sink(me.position, me.fence)
         sink.begin(begin)
+        connection.expect_batches()
         if me.uuid is None:
             self._be_born(uuid)
         self._mark(sink, epoch=False)

@@ -91,14 +91,7 @@ class LingeringStream(trio.abc.Stream):
 class Connection:
     """Messages to and from one peer. See the module."""
 
-    def __init__(
-        self,
-        stream: trio.abc.Stream,
-        where: str,
-        peer: str | None,
-        *,
-        bytes_max: int = BATCH_BYTES_MAX,
-    ) -> None:
+    def __init__(self, stream: trio.abc.Stream, where: str, peer: str | None) -> None:
         self.peer = peer
         """The name of the known peer; None without certificates."""
         self.where = where
@@ -107,7 +100,7 @@ class Connection:
         """Of messages, before encryption."""
         self.bytes_received = 0
         self._stream = stream
-        self._decoder = Decoder(bytes_max)
+        self._decoder = Decoder()
         self._decoded: Iterator[Message] = iter(())
         self._sending = trio.Lock()
         self._is_send_broken = False
@@ -130,6 +123,10 @@ class Connection:
         """How long senders have waited for the link, this moment included."""
         since = self._blocked_since
         return self._blocked_seconds + (trio.current_time() - since if since is not None else 0.0)
+
+    def expect_batches(self) -> None:
+        """Batches come from now on. Until this is called nothing large is taken, whoever it is."""
+        self._decoder.bytes_max = BATCH_BYTES_MAX
 
     async def receive(self) -> Message | None:
         """The next message; None when the other end has ended the connection in order. One task at

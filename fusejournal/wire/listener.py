@@ -41,7 +41,6 @@ from fusejournal.wire.connection import (
     unsent,
     why,
 )
-from fusejournal.wire.frames import CONTROL_BYTES_MAX
 from fusejournal.wire.identity import (
     UNUSABLE,
     Identity,
@@ -264,7 +263,7 @@ class _Listening:
             scope.deadline = trio.current_time() + _PAIRING_SECONDS
             tls = await self._handshake(stream, None)
             await tls.send_all(READY)
-            connection = Connection(tls, where, None, bytes_max=CONTROL_BYTES_MAX)
+            connection = Connection(tls, where, None)
             await self._use(connection, remote(stream).host, self._on_pairing)
             return None
         if preamble == OPEN:

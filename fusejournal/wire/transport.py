@@ -39,7 +39,6 @@ from fusejournal.wire.connection import (
     why,
 )
 from fusejournal.wire.connection import Connection as Connection
-from fusejournal.wire.frames import CONTROL_BYTES_MAX
 from fusejournal.wire.identity import (
     UNUSABLE,
     Identity,
@@ -98,7 +97,7 @@ async def connect_for_pairing(
         except BaseException:
             stream.socket.close()
             raise
-        return Connection(tls, where, None, bytes_max=CONTROL_BYTES_MAX)
+        return Connection(tls, where, None)
     raise AssertionError("unreachable")
 
 

@@ -46,6 +46,7 @@ def batch(content: bytes) -> Message:
 
 async def echo(connection: Connection) -> None:
     """Give back every message until the other ends."""
+    connection.expect_batches()
     while (message := await connection.receive()) is not None:
         await connection.send(message)
 
@@ -107,6 +108,7 @@ async def test_messages_go_both_ways(identities: Identities) -> None:
         await call(identities, address) as connection,
     ):
         assert (connection.peer, connection.where) == (None, str(address))
+        connection.expect_batches()
         large = batch(os.urandom(5_000_000))
         sent: list[Message] = [Ping(Seq(1), Seq(2)), large, END, batch(b""), batch(bytes(70_000))]
         async with trio.open_nursery() as nursery:
@@ -121,6 +123,7 @@ async def test_messages_go_both_ways(identities: Identities) -> None:
 
 async def test_many_senders_do_not_mix(identities: Identities) -> None:
     async with listening(identities) as address, await call(identities, address) as connection:
+        connection.expect_batches()
         messages = [batch(bytes([number]) * 300_000) for number in range(8)]
         async with trio.open_nursery() as nursery:
             for message in messages:
@@ -288,6 +291,7 @@ async def test_plain_on_the_loopback(identities: Identities) -> None:
     async with listening(identities, insecure=True) as address:
         to = (address, identities["b"], None)
         async with await connect(*to, insecure=True, timeout_seconds=10) as connection:
+            connection.expect_batches()
             await connection.send(batch(bytes(1_000_000)))
             assert await connection.receive() == batch(bytes(1_000_000))
         async with await call(identities, address) as connection:
@@ -782,19 +786,37 @@ def test_a_peer_that_is_gone_without_a_word(tmp_path: Path) -> None:
 async def test_for_pairing_nobody_has_to_be_known(
     identities: Identities, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """But nothing large is taken from them."""
     async with listening(identities, on_connection=never, on_pairing=echo) as address:
         to = address, identities["c"]
         async with await connect_for_pairing(*to, timeout_seconds=10) as connection:
             await connection.send(END)
             assert await connection.receive() == END
-        async with await connect_for_pairing(*to, timeout_seconds=10) as connection:
-            assert warnings_of(caplog) == []
-            await connection.send(batch(bytes(CONTROL_BYTES_MAX)))
-            with suppress(PeerLostError):
-                assert await connection.receive() is None
-    (line,) = warnings_of(caplog)
-    assert "are allowed" in line
+    assert warnings_of(caplog) == []
+
+
+async def test_nothing_large_is_taken_from_whom_no_batches_are_expected(
+    identities: Identities, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither of who is known nor of who wants to pair, and on neither side."""
+    large = batch(bytes(CONTROL_BYTES_MAX))
+
+    async def hear(connection: Connection) -> None:
+        await connection.send(large)
+        await connection.receive()
+
+    async with listening(identities, on_connection=hear, on_pairing=hear) as address:
+        for connecting in (
+            call(identities, address),
+            connect_for_pairing(address, identities["c"], timeout_seconds=10),
+        ):
+            async with await connecting as connection:
+                with pytest.raises(WireError, match="are allowed"):
+                    await connection.receive()
+                await connection.send(large)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+    lines = warnings_of(caplog)
+    assert len(lines) == 2
+    assert all("65536 are allowed" in line for line in lines)
 
 
 async def test_the_listener_speaks_last(identities: Identities) -> None:

@@ -1,9 +1,9 @@
 """Where peers connect: accepts, finds out who it is, and hands the connection on.
 
 Whoever is not known costs little, whatever it does: at most ``_STRANGERS_MAX`` connections at a
-time, of which the oldest makes room for a new one; ten seconds to say who it is; a few KiB each;
-and a line in the log, or one for many (complaints.py). Nothing of that ends the server, nor does a
-handler that fails.
+time, of which the oldest of the host that has most makes room for a new one; ten seconds to say who
+it is; a few KiB each; and a line in the log, or one for many (complaints.py). Nothing of that ends
+the server, nor does a handler that fails.
 
 One task per connection, in the nursery of :func:`serve`."""
 
@@ -20,7 +20,7 @@ import trio
 
 from fusejournal.errors import FusejournalError
 from fusejournal.wire.address import Address
-from fusejournal.wire.complaints import Complaints
+from fusejournal.wire.complaints import Complaints, network_of
 from fusejournal.wire.connection import (
     CLOSED,
     OPEN,
@@ -167,8 +167,8 @@ class _Listening:
         self._insecure = insecure
         self._on_connection = on_connection
         self._on_pairing = on_pairing
-        self._strangers: dict[trio.CancelScope, None] = {}
-        """Of connections that nobody is known to be behind yet, oldest first."""
+        self._strangers: dict[trio.CancelScope, str] = {}
+        """Of connections that nobody is known to be behind yet, oldest first, and their hosts."""
         self._connections: Counter[str | None] = Counter()
 
     async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
@@ -185,19 +185,32 @@ class _Listening:
                 )
                 await trio.sleep(_PAUSE_SECONDS)
                 continue
-            if len(self._strangers) >= _STRANGERS_MAX:
-                oldest = next(iter(self._strangers))
-                del self._strangers[oldest]
-                oldest.cancel()
+            try:
+                address = remote(stream)
+            except OSError:  # gone again
+                stream.socket.close()
+                continue
             scope = trio.CancelScope(deadline=trio.current_time() + _STRANGER_SECONDS)
-            self._strangers[scope] = None
-            nursery.start_soon(self._handle, stream, scope)
+            self._strangers[scope] = network_of(address.host)
+            self._make_room()
+            nursery.start_soon(self._handle, stream, address, scope)
 
-    async def _handle(self, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
-        host, where = "somebody", "somebody"
+    def _make_room(self) -> None:
+        """Cut a stranger off if there are too many: one of the host that has most of them, so that
+        a single host takes nobody's place but its own."""
+        if len(self._strangers) <= _STRANGERS_MAX:
+            return
+        ((host, _),) = Counter(self._strangers.values()).most_common(1)
+        oldest = next(scope for scope, other in self._strangers.items() if other == host)
+        del self._strangers[oldest]
+        oldest.cancel()
+
+    async def _handle(
+        self, stream: trio.SocketStream, address: Address, scope: trio.CancelScope
+    ) -> None:
+        host, where = address.host, str(address)
         connection: Connection | None = None
         try:
-            host, where = remote(stream).host, str(remote(stream))
             with scope:
                 connection = await self._admit(stream, where, scope)
             if scope.cancelled_caught:

@@ -26,9 +26,9 @@ from fusejournal.errors import (
 from fusejournal.types import Epoch, Seq
 from fusejournal.wire import transport
 from fusejournal.wire.complaints import WINDOW_SECONDS
-from fusejournal.wire.connection import OPEN, PAIR, READY, TLS
+from fusejournal.wire.connection import OPEN, PAIR, READY, TLS, tls_context
 from fusejournal.wire.frames import CONTROL_BYTES_MAX, Batch, End, Message, Ping, Refusal, encode
-from fusejournal.wire.identity import Identity
+from fusejournal.wire.identity import Identity, trust
 from fusejournal.wire.transport import Address, Connection, connect, connect_for_pairing, serve
 from tests.support.certificates import bad_name
 
@@ -532,6 +532,25 @@ async def test_many_strangers_make_room_for_who_is_known(
             await stream.aclose()
     (line,) = warnings_of(caplog)
     assert "too many others are connecting" in line
+
+
+async def test_one_host_takes_only_its_own_place(
+    identities: Identities, caplog: pytest.LogCaptureFixture, mock_clock: trio.testing.MockClock
+) -> None:
+    """Who is known is slow, and somebody else connects as fast as can be."""
+    context = tls_context(ssl.Purpose.SERVER_AUTH, identities["b"], is_verified=True)
+    assert trust(context, identities["a"].certificate)
+    async with listening(identities) as address:
+        slow = await trio.open_tcp_stream(*address, local_address="127.0.0.2")
+        silent = [await trio.open_tcp_stream(*address) for _ in range(200)]
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await slow.send_all(TLS)
+        async with trio.SSLStream(slow, context) as tls:
+            assert await tls.receive_some(len(READY)) == READY
+        for stream in silent:
+            await stream.aclose()
+    (line,) = warnings_of(caplog)
+    assert line.startswith("connection from 127.0.0.1:")
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS])

@@ -340,7 +340,7 @@ def _parse_one(raw: Any) -> Peer:
     return Peer(
         check_peer_name(raw["name"]),
         None if address is None else parse_remote(address),
-        None if certificate is None else normalize(certificate),
+        None if certificate is None else _normalize(raw["name"], certificate),
         raw["paused"],
         raw["needs_copy"],
         Seq(raw["acked_seq"]),
@@ -348,6 +348,13 @@ def _parse_one(raw: Any) -> Peer:
         raw["left_seq"],
         raw["left_at"],
     )
+
+
+def _normalize(name: str, certificate: str) -> str:
+    try:
+        return normalize(certificate)
+    except ValueError as error:
+        raise ValueError(f"peer {name!r:.80}: {error}") from None
 
 
 def _is_seq(value: object) -> bool:

@@ -18,14 +18,13 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 import trio
 
 from fusejournal.durability import Durability
-from fusejournal.errors import FusejournalError, JournalFailedError, JournalFullError, PeerLostError
+from fusejournal.errors import FusejournalError, JournalFailedError, JournalFullError
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.stretches import Stretch
 from fusejournal.replication.ages import Ages
@@ -174,17 +173,15 @@ class Receiver:
     # -- sessions ----------------------------------------------------------------------------------
 
     async def serve(self, connection: Connection, greeting: Hello) -> None:
-        """One session, whose sender has greeted."""
+        """One session, whose sender has greeted. Raises RefusedError, which is for it to be told,
+        and WireError."""
         try:
             self._check(greeting)
         except WireError as error:
             if self._session is None:
-                await self._refuse(connection, error)
-            else:
-                await self._turn_away(connection, error)
-            return
-        if not await self._take_place(connection, greeting):
-            return
+                self._refused(error)
+            raise
+        await self._take_place(connection, greeting)
         over = self._session_over = trio.Event()
         was_cut_short = True
         try:
@@ -193,7 +190,9 @@ class Receiver:
                 try:
                     await self._serve(connection, greeting)
                 except* RefusedError as group:
-                    await self._refuse(connection, first_error(group))
+                    was_cut_short = False
+                    self._refused(first_error(group))
+                    raise
                 except* (FusejournalError, OSError, trio.TooSlowError) as group:
                     self._lost(greeting.node, first_error(group))
                 was_cut_short = False
@@ -213,36 +212,20 @@ class Receiver:
             raise RefusedError("unborn", f"{greeting.node} has no volume yet")
         return answer, uuid
 
-    async def _take_place(self, connection: Connection, greeting: Hello) -> bool:
-        """Wait until the session before this one, if it is of the same peer, is over, and end it;
-        False where it is another's."""
+    async def _take_place(self, connection: Connection, greeting: Hello) -> None:
+        """Wait until the session before this one, if it is of the same peer, is over, and end it.
+        Raises RefusedError where it is another's."""
         while self._session is not None:
             if self._session_peer != (connection.peer or greeting.node):
-                reason = f"already receives from {self._session_peer}"
-                await self._turn_away(connection, RefusedError("busy", reason))
-                return False
+                raise RefusedError("busy", f"already receives from {self._session_peer}")
             log.info("%s has connected anew", greeting.node)
             self._session.cancel()
             await self._session_over.wait()
-        return True
 
-    async def _turn_away(self, connection: Connection, error: WireError) -> None:
-        """Refuse one beside the session that goes on."""
-        log.warning("%s: refused: %s", connection.where, error)
-        await self._tell(connection, error)
-
-    async def _refuse(self, connection: Connection, error: BaseException) -> None:
+    def _refused(self, error: BaseException) -> None:
         code = error.code if isinstance(error, RefusedError) else ""
         self.state = {"full": "mirror full", "copy": "needs full copy"}.get(code, "refused")
-        if str(error) != self.last_error:
-            log.warning("%s: %s", connection.where, error)
         self.last_error = str(error)
-        await self._tell(connection, error)
-
-    async def _tell(self, connection: Connection, error: BaseException) -> None:
-        if isinstance(error, RefusedError):
-            with trio.move_on_after(1), suppress(PeerLostError):
-                await connection.send(error.message())
 
     def _lost(self, node: str, error: BaseException) -> None:
         self.last_error = str(error) or type(error).__name__
@@ -262,6 +245,7 @@ class Receiver:
             return
         sink = Sink(me.position, me.fence)
         sink.begin(begin)
+        connection.expect_batches()
         if me.uuid is None:
             self._be_born(uuid)
         self._mark(sink, epoch=False)

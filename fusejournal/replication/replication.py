@@ -20,7 +20,7 @@ import trio
 from fusejournal.config import ReplicationConfig
 from fusejournal.control import Command
 from fusejournal.durability import Durability
-from fusejournal.errors import FusejournalError, UsageError
+from fusejournal.errors import FusejournalError, PeerLostError, PeerRefusedError, UsageError
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.reader import END
 from fusejournal.layer.remembered import Remembered
@@ -42,6 +42,7 @@ from fusejournal.wire.address import (
     parse_address,
     parse_remote,
 )
+from fusejournal.wire.complaints import Complaints
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.identity import Identity, load_or_make
@@ -51,6 +52,7 @@ from fusejournal.wire.session import FETCH, Me, RefusedError, expect
 log = logging.getLogger(__name__)
 
 _GREETING_SECONDS = 30.0
+_FAREWELL_SECONDS = 1.0
 _SAMPLE_SECONDS = 1.0
 _BOOK_SECONDS = 1.0
 _BACKLOG_SECONDS = 5.0
@@ -110,7 +112,7 @@ class Replication:
         self._shippers: dict[str, tuple[Shipper, trio.CancelScope]] = {}
         self._desk: PairingDesk
         self._inbound: dict[trio.CancelScope, str | None] = {}
-        """Sessions of those who have connected, with the name of the peer."""
+        """Connections of others to here, with the name of the peer."""
         self._nursery: trio.Nursery | None = None
         self.receiver: Receiver | None = None
         self.updater: Updater | None = None
@@ -132,6 +134,7 @@ class Replication:
             self.book,
             self._insecure,
             Ages(),
+            Complaints(),
         )
         self._desk = PairingDesk(
             self.book,
@@ -220,6 +223,7 @@ class Replication:
                 if self.updater is not None:
                     self._nursery.start_soon(self.updater.run)
                     self.updater.wake()
+                self._nursery.start_soon(self._shipping.complaints.run)
                 self._nursery.start_soon(self._sample)
                 self._nursery.start_soon(self._keep_book)
                 self._nursery.start_soon(self._check_backlogs)
@@ -246,40 +250,47 @@ class Replication:
         )
 
     async def _greeted(self, connection: Connection) -> None:
-        """Whoever connected says what it wants."""
+        """Whoever connected says what it wants, and gets it. Raises FusejournalError for what the
+        listener is to complain of."""
+        with trio.CancelScope() as scope:
+            # Before anything is awaited: a peer that is removed is cut off, greeted or not.
+            self._inbound[scope] = connection.peer
+            try:
+                await self._greet(connection)
+            finally:
+                del self._inbound[scope]
+
+    async def _greet(self, connection: Connection) -> None:
         try:
             with trio.fail_after(_GREETING_SECONDS):
                 greeting = expect(await connection.receive(), Hello)
-        except (FusejournalError, trio.TooSlowError) as error:
-            log.warning("%s: no greeting: %s", connection.where, error or "too slow")
-            return
-        with trio.CancelScope() as scope:
-            self._inbound[scope] = connection.peer
-            try:
-                await self._serve_greeted(connection, greeting)
-            finally:
-                del self._inbound[scope]
+        except trio.TooSlowError:
+            where, seconds = connection.where, _GREETING_SECONDS
+            raise PeerLostError(where, f"no greeting within {seconds:g} s") from None
+        try:
+            await self._serve_greeted(connection, greeting)
+        except* RefusedError as group:
+            error = first_error(group)
+            assert isinstance(error, RefusedError)
+            with trio.move_on_after(_FAREWELL_SECONDS), suppress(FusejournalError):
+                await connection.send(error.message())
+            raise PeerRefusedError(connection.where, f"refused: {error}") from None
 
     async def _serve_greeted(self, connection: Connection, greeting: Hello) -> None:
         if greeting.purpose == FETCH:
             await self._serve_source(connection, greeting)
         elif self.receiver is None:
             reason = f"{self._node} is a primary and takes no entries: mount it with --role mirror"
-            await self._refuse(connection, RefusedError("role", reason))
+            raise RefusedError("role", reason)
         elif self._is_downstream(connection.peer):
             reason = f"{connection.peer} is shipped to from here, and so cannot ship to here"
-            await self._refuse(connection, RefusedError("direction", reason))
+            raise RefusedError("direction", reason)
         else:
             await self.receiver.serve(connection, greeting)
 
     def _is_downstream(self, name: str | None) -> bool:
         peer = self.book.find(name) if name is not None else None
         return peer is not None and peer.address is not None
-
-    async def _refuse(self, connection: Connection, error: RefusedError) -> None:
-        log.warning("%s: refused: %s", connection.where, error)
-        with trio.move_on_after(1), suppress(FusejournalError):
-            await connection.send(error.message())
 
     async def _serve_source(self, connection: Connection, greeting: Hello) -> None:
         me = self._me()
@@ -290,12 +301,10 @@ class Replication:
             await serve_fetch(
                 connection, greeting, me, self._volume, upto_seq, self._config.batch_bytes
             )
-        except* (FusejournalError, OSError) as group:
-            error = first_error(group)
-            if isinstance(error, RefusedError):
-                await self._refuse(connection, error)
-            else:
-                log.warning("%s: %s", connection.where, error)
+        except* OSError as group:
+            raise FusejournalError(f"{connection.where}: {first_error(group)}") from None
+        except* trio.TooSlowError:
+            raise PeerLostError(connection.where, "said nothing for too long") from None
 
     async def _sample(self) -> None:
         while True:

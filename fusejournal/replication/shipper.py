@@ -6,7 +6,8 @@ journal grows and acknowledgements as they come, several batches in flight. Fram
 lie in the segments, after they were applied, so a slow or dead peer costs nobody anything but the
 disk that its backlog takes. A session that breaks is begun anew, after a pause that grows and is
 never the same twice; whatever was not acknowledged is sent again, from the position that the peer
-itself tells.
+itself tells. The pause is short again once a session was of some use, not because it began: a peer
+may break each.
 
 Reading and compressing a large batch is done in a thread, a small one at once: handing it over
 would take longer. Used from the event loop's thread."""
@@ -50,6 +51,7 @@ from fusejournal.replication.traffic import Traffic
 from fusejournal.types import Seq
 from fusejournal.volume import Volume
 from fusejournal.wire.batches import batch_of, compress
+from fusejournal.wire.complaints import Complaints
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Ack, Begin, Diverged, Ping, Refusal, WireError
 from fusejournal.wire.identity import Identity
@@ -78,6 +80,8 @@ _AWAY_SECONDS = 60.0
 _PAUSE_SECONDS_MIN = 0.1
 _PAUSE_SECONDS_MAX = 15.0
 _REFUSED_SECONDS = 15.0
+_LASTING_SECONDS = 5.0
+"""A session that went on for so long has worked."""
 _SMALL_BYTES = 64 << 10
 _NOTHING = Seq(0), Seq(0)
 _TROUBLES = frozenset({"diverged", "refused", "needs full copy", "mirror full", "mirror failed"})
@@ -96,6 +100,7 @@ class Shipping:
     book: PeerBook
     insecure: bool
     ages: Ages
+    complaints: Complaints
 
     @property
     def directory(self) -> Path:
@@ -138,6 +143,10 @@ class Shipper:
         self._furthest = Seq(0)
         self._is_heard = False
         """Whether the peer has acknowledged anything in this session."""
+        self._began_at, self._began_seq = 0.0, Seq(0)
+        """When this session began, and what the peer was known to have then."""
+        self._complaint: str | None = None
+        """What was complained of last, since a session worked."""
         self._is_gone = False
         """Whether what the peer lacks is not in the journal any more."""
 
@@ -287,6 +296,7 @@ class Shipper:
     async def _try(self, peer: Peer, pause_seconds: float) -> float:
         """One session. Returns how long to wait before the next."""
         self._is_heard = refused = False
+        self._began_at, self._began_seq = trio.current_time(), self.acked_seq
         try:
             with trio.CancelScope() as self._session_scope:
                 await self._session(peer)
@@ -311,9 +321,15 @@ class Shipper:
             self._remember()
         if refused:
             return _REFUSED_SECONDS
-        if self._is_heard:
+        if self._has_worked:
             return _PAUSE_SECONDS_MIN
         return min(pause_seconds * 2, _PAUSE_SECONDS_MAX)
+
+    @property
+    def _has_worked(self) -> bool:
+        """Whether this session was of use."""
+        has_lasted = trio.current_time() - self._began_at >= _LASTING_SECONDS
+        return self.acked_seq > self._began_seq or (self._is_heard and has_lasted)
 
     def _remember(self) -> None:
         """The session is over: what is known of the peer stays."""
@@ -334,8 +350,9 @@ class Shipper:
 
     def _failed(self, error: BaseException, state: str) -> None:
         told = str(error) or type(error).__name__
-        if told != self.last_error:
-            log.warning("peer %s: %s", self.name, told)
+        if told != self._complaint or self._has_worked:
+            self._shared.complaints.peer(self.name, told)
+        self._complaint = told
         self.traffic.errors += 1
         self._say(state, told, advice.advice_on(error))
 

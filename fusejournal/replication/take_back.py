@@ -205,6 +205,7 @@ class TakeBack:
                         await connection.send(Chains(await chains.at(message.seqs)))
                     elif isinstance(message, Begin):
                         sink.begin(message)
+                        connection.expect_batches()
                     elif isinstance(message, Batch):
                         if sink.take(message):
                             journal.receive(await trio.to_thread.run_sync(stretch_of, message))

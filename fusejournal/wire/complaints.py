@@ -1,4 +1,4 @@
-"""What strangers do wrong, in few lines of the log, however often they do it."""
+"""What strangers and peers do wrong, in few lines of the log, however often they do it."""
 
 import logging
 from dataclasses import dataclass
@@ -10,57 +10,85 @@ import trio
 log = logging.getLogger(__name__)
 
 WINDOW_SECONDS: Final = 10.0
-_REMOTES_MAX: Final = 1024
-_OTHERS: Final = "other addresses"
+_WINDOW_SECONDS_MAX: Final = 3600.0
+_QUIET_SECONDS: Final = 60.0
+"""Longer than who is refused waits before it comes back."""
+_NETWORKS_MAX: Final = 1024
+_OTHERS: Final = "connections from other addresses"
+_BUGS: Final = "connections that failed on a bug"
 
 
 @dataclass
 class _Held:
+    heard_at: float
+    ends_at: float
+    window_seconds: float = WINDOW_SECONDS
     count: int = 0
     last: str = ""
 
 
 class Complaints:
-    """The first complaint about a remote is logged at once, those that follow are counted and
-    become one line at the end of each window. What is kept is bounded: a network of IPv6 counts as
-    one, and so do all remotes past the first so many. All but :meth:`run` return at once."""
+    """The first complaint about somebody is logged at once, those that follow are counted and
+    become one line at the end of a window. Windows grow up to an hour, until it has been quiet for
+    a minute. What is kept is bounded: a network of IPv6 counts as one, and so do all strangers past
+    the first so many. All but :meth:`run` return at once."""
 
     def __init__(self) -> None:
         self._held: dict[str, _Held] = {}
 
-    def add(self, remote: str, where: str, reason: str) -> None:
-        """Complain that *where*, which is at the IP address *remote*, did *reason*."""
-        key = _key(remote)
-        if key not in self._held and len(self._held) >= _REMOTES_MAX:
-            key = _OTHERS
-        held = self._held.get(key)
-        if held is None:
-            self._held[key] = _Held()
+    def stranger(self, host: str, where: str, reason: str) -> None:
+        """Complain that *where*, which is at the IP address *host*, did *reason*."""
+        whose = f"connections from {network_of(host)}"
+        if whose not in self._held and len(self._held) >= _NETWORKS_MAX:
+            whose = _OTHERS
+        if self._is_first(whose, reason):
             log.warning("connection from %s: %s", where, reason)
-        else:
-            held.count += 1
-            held.last = reason
+
+    def peer(self, name: str, reason: str) -> None:
+        """Complain that the peer *name* did *reason*."""
+        if self._is_first(f"peer {name}", reason):
+            log.warning("peer %s: %s", name, reason)
+
+    def bug(self, who: str, error: Exception) -> None:
+        """Complain of *error*, by which a connection with *who* ended, and which is our own."""
+        if self._is_first(_BUGS, f"{who}: {type(error).__name__}"):
+            log.error("the connection with %s failed on a bug", who, exc_info=error)
+
+    def _is_first(self, whose: str, reason: str) -> bool:
+        now = trio.current_time()
+        held = self._held.get(whose)
+        if held is None:
+            self._held[whose] = _Held(heard_at=now, ends_at=now)
+            return True
+        held.heard_at = now
+        held.count += 1
+        held.last = reason
+        return False
 
     async def run(self) -> None:
         """Say at the end of each window what was held back. Runs until cancelled."""
         while True:
             await trio.sleep(WINDOW_SECONDS)
-            self.flush()
+            self._flush(trio.current_time())
 
-    def flush(self) -> None:
-        """End the window."""
-        held, self._held = self._held, {}
-        for key, one in held.items():
-            if one.count:
-                self._held[key] = _Held()  # still at it: nothing at once in the next window either
-                log.warning("connections from %s: %d more, the last: %s", key, one.count, one.last)
+    def _flush(self, now: float) -> None:
+        for whose, one in list(self._held.items()):
+            is_quiet = now - one.heard_at >= _QUIET_SECONDS
+            if one.count and (is_quiet or now >= one.ends_at):
+                log.warning("%s: %d more, the last: %s", whose, one.count, one.last)
+                one.count = 0
+                one.ends_at = now + one.window_seconds
+                one.window_seconds = min(one.window_seconds * 2, _WINDOW_SECONDS_MAX)
+            if is_quiet:
+                del self._held[whose]
 
 
-def _key(remote: str) -> str:
+def network_of(host: str) -> str:
+    """What counts as one and the same stranger: an address of IPv4, a /64 of IPv6."""
     try:
-        ip = ip_address(remote)
+        ip = ip_address(host)
     except ValueError:
-        return remote
+        return host
     if isinstance(ip, IPv6Address) and not ip.is_loopback:
         return str(ip_network((int(ip), 64), strict=False))
     return str(ip)

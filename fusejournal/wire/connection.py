@@ -91,14 +91,7 @@ class LingeringStream(trio.abc.Stream):
 class Connection:
     """Messages to and from one peer. See the module."""
 
-    def __init__(
-        self,
-        stream: trio.abc.Stream,
-        where: str,
-        peer: str | None,
-        *,
-        bytes_max: int = BATCH_BYTES_MAX,
-    ) -> None:
+    def __init__(self, stream: trio.abc.Stream, where: str, peer: str | None) -> None:
         self.peer = peer
         """The name of the known peer; None without certificates."""
         self.where = where
@@ -107,7 +100,7 @@ class Connection:
         """Of messages, before encryption."""
         self.bytes_received = 0
         self._stream = stream
-        self._decoder = Decoder(bytes_max)
+        self._decoder = Decoder()
         self._decoded: Iterator[Message] = iter(())
         self._sending = trio.Lock()
         self._is_send_broken = False
@@ -130,6 +123,10 @@ class Connection:
         """How long senders have waited for the link, this moment included."""
         since = self._blocked_since
         return self._blocked_seconds + (trio.current_time() - since if since is not None else 0.0)
+
+    def expect_batches(self) -> None:
+        """Batches come from now on. Until this is called nothing large is taken, whoever it is."""
+        self._decoder.bytes_max = BATCH_BYTES_MAX
 
     async def receive(self) -> Message | None:
         """The next message; None when the other end has ended the connection in order. One task at
@@ -263,12 +260,10 @@ def _ip(host: str) -> IPv4Address | IPv6Address:
 # -- TLS -------------------------------------------------------------------------------------------
 
 
-def tls_context(
-    purpose: ssl.Purpose, identity: Identity, known: Iterable[str] | None
-) -> ssl.SSLContext:
-    """TLS 1.3 for whoever connects (``SERVER_AUTH``) or listens (``CLIENT_AUTH``), where the other
-    end shows one of the *known* certificates (PEM), each its own anchor. None: without any
-    verification, for pairing.
+def tls_context(purpose: ssl.Purpose, identity: Identity, *, is_verified: bool) -> ssl.SSLContext:
+    """TLS 1.3 for whoever connects (``SERVER_AUTH``) or listens (``CLIENT_AUTH``). *is_verified*:
+    the other end has to show a certificate that :func:`fusejournal.wire.identity.trust` was told
+    of, each its own anchor; otherwise it may be anybody, for pairing.
 
     No session is ever resumed: each connection proves anew who it is. Raises FusejournalError when
     the identity's files are gone."""
@@ -279,15 +274,10 @@ def tls_context(
     if is_listener:
         # A ticket would be written to a peer that may only ever send.
         context.num_tickets = 0
-    if known is None:
-        context.verify_mode = ssl.CERT_NONE
-    else:
-        context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_mode = ssl.CERT_REQUIRED if is_verified else ssl.CERT_NONE
+    if is_verified:
         context.verify_flags |= ssl.VERIFY_X509_STRICT
-        anchors = "".join(known)
-        if anchors:
-            context.load_verify_locations(cadata=anchors)
-    if known is not None or is_listener:
+    if is_verified or is_listener:
         try:
             context.load_cert_chain(identity.certificate_path, identity.key_path)
         except OSError as error:

@@ -251,13 +251,14 @@ def encode_parts(message: Message) -> tuple[bytes, ...]:
 
 
 class Decoder:
-    """Takes bytes as they come and gives whole messages. After an error it gives no more. A
-    message of more than *bytes_max* is an error, for whoever is not trusted with more."""
+    """Takes bytes as they come and gives whole messages. After an error it gives no more."""
 
-    def __init__(self, bytes_max: int = BATCH_BYTES_MAX) -> None:
+    def __init__(self) -> None:
+        self.bytes_max = CONTROL_BYTES_MAX
+        """A longer message is an error. ``BATCH_BYTES_MAX`` where batches are expected: nobody else
+        is trusted with as much."""
         self._buffer = bytearray()
         self._failed = False
-        self._bytes_max = bytes_max
 
     def feed(self, data: bytes | bytearray) -> Iterator[Message]:
         """The messages that are whole with *data*. Raises WireError."""
@@ -288,7 +289,7 @@ class Decoder:
         length, number, zero = _HEADER.unpack_from(buffer)
         if number not in _TYPES or zero:
             raise WireError(f"a message of unknown type {number}")
-        limit = min(BATCH_BYTES_MAX if number == _BATCH else CONTROL_BYTES_MAX, self._bytes_max)
+        limit = min(BATCH_BYTES_MAX if number == _BATCH else CONTROL_BYTES_MAX, self.bytes_max)
         if length > limit:
             raise WireError(f"a message of {length} bytes, {limit} are allowed")
         end = HEADER_BYTES + length

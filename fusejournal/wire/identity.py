@@ -41,6 +41,8 @@ _COMMON_NAME_BYTES_MAX: Final = 64
 _VALID_FROM: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _VALID_UNTIL: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 """RFC 5280's date for a certificate that has no end."""
+UNUSABLE: Final = "TLS cannot use its certificate: remove the peer and pair anew"
+"""Of a peer that :func:`trust` could not take."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,27 @@ def fingerprint_of_der(der: bytes) -> str:
 
 
 def normalize(pem: str) -> str:
-    """The one certificate in *pem* and nothing besides. Raises ValueError."""
-    return _parse(pem).public_bytes(serialization.Encoding.PEM).decode("ascii")
+    """The one certificate in *pem* and nothing besides, and good for TLS: there is more that one
+    library reads and the other does not. Raises ValueError."""
+    certificate = _parse(pem).public_bytes(serialization.Encoding.PEM).decode("ascii")
+    if not trust(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate):
+        raise ValueError("a certificate that TLS cannot use")
+    return certificate
+
+
+def trust(context: ssl.SSLContext, certificate: str) -> bool:
+    """Let *context* accept who has *certificate* (PEM). Returns whether it can."""
+    try:
+        context.load_verify_locations(cadata=certificate)
+    except ssl.SSLError:
+        return False
+    return True
 
 
 def _parse(pem: str) -> x509.Certificate:
     try:
         (certificate,) = x509.load_pem_x509_certificates(pem.encode("ascii"))
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except Exception:  # what cryptography raises for nonsense has no common base
         raise ValueError("not one certificate in PEM") from None
     return certificate
 

@@ -1,14 +1,13 @@
 """Where peers connect: accepts, finds out who it is, and hands the connection on.
 
 Whoever is not known costs little, whatever it does: at most ``_STRANGERS_MAX`` connections at a
-time, of which the oldest makes room for a new one; ten seconds to say who it is; a few KiB each;
-and a line in the log, or one for many (complaints.py). Nothing of that ends the server, nor does a
-handler that fails.
+time, of which the oldest of the host that has most makes room for a new one; ten seconds to say who
+it is; a few KiB each; and a line in the log, or one for many (complaints.py). Nothing of that ends
+the server, nor does a handler that fails.
 
 One task per connection, in the nursery of :func:`serve`."""
 
 import errno
-import logging
 import os
 import socket
 import ssl
@@ -21,7 +20,7 @@ import trio
 
 from fusejournal.errors import FusejournalError
 from fusejournal.wire.address import Address
-from fusejournal.wire.complaints import Complaints
+from fusejournal.wire.complaints import Complaints, network_of
 from fusejournal.wire.connection import (
     CLOSED,
     OPEN,
@@ -42,10 +41,13 @@ from fusejournal.wire.connection import (
     unsent,
     why,
 )
-from fusejournal.wire.frames import CONTROL_BYTES_MAX
-from fusejournal.wire.identity import Identity, fingerprint_of, fingerprint_of_der
-
-log = logging.getLogger(__name__)
+from fusejournal.wire.identity import (
+    UNUSABLE,
+    Identity,
+    fingerprint_of,
+    fingerprint_of_der,
+    trust,
+)
 
 _STRANGERS_MAX: Final = 64
 _STRANGER_SECONDS: Final = 10.0
@@ -76,7 +78,8 @@ async def serve(
     *known* gives name and certificate (PEM) of each peer; it is asked for every connection.
     *on_connection* runs for each peer that is known, and, with *insecure*, for whoever comes
     unencrypted over the loopback; *on_pairing* for whoever wants to be paired, and is cancelled
-    after half a minute. Both may use the connection until they return; it is closed then.
+    after half a minute. Both may use the connection until they return; it is closed then. A peer
+    that *known* does not give any more when *on_connection* begins is not let in.
 
     Raises FusejournalError when nothing can listen there."""
     sockets = await _listen(address)
@@ -164,8 +167,8 @@ class _Listening:
         self._insecure = insecure
         self._on_connection = on_connection
         self._on_pairing = on_pairing
-        self._strangers: dict[trio.CancelScope, None] = {}
-        """Of connections that nobody is known to be behind yet, oldest first."""
+        self._strangers: dict[trio.CancelScope, str] = {}
+        """Of connections that nobody is known to be behind yet, oldest first, and their hosts."""
         self._connections: Counter[str | None] = Counter()
 
     async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
@@ -177,22 +180,37 @@ class _Listening:
                 if error.errno not in _EXHAUSTED:
                     raise
                 # What is waiting keeps waiting; without a pause we would spin.
-                self.complaints.add("anybody", "anybody", os.strerror(error.errno or 0).lower())
+                self.complaints.stranger(
+                    "anybody", "anybody", os.strerror(error.errno or 0).lower()
+                )
                 await trio.sleep(_PAUSE_SECONDS)
                 continue
-            if len(self._strangers) >= _STRANGERS_MAX:
-                oldest = next(iter(self._strangers))
-                del self._strangers[oldest]
-                oldest.cancel()
+            try:
+                address = remote(stream)
+            except OSError:  # gone again
+                stream.socket.close()
+                continue
             scope = trio.CancelScope(deadline=trio.current_time() + _STRANGER_SECONDS)
-            self._strangers[scope] = None
-            nursery.start_soon(self._handle, stream, scope)
+            self._strangers[scope] = network_of(address.host)
+            self._make_room()
+            nursery.start_soon(self._handle, stream, address, scope)
 
-    async def _handle(self, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
-        host, where = "somebody", "somebody"
+    def _make_room(self) -> None:
+        """Cut a stranger off if there are too many: one of the host that has most of them, so that
+        a single host takes nobody's place but its own."""
+        if len(self._strangers) <= _STRANGERS_MAX:
+            return
+        ((host, _),) = Counter(self._strangers.values()).most_common(1)
+        oldest = next(scope for scope, other in self._strangers.items() if other == host)
+        del self._strangers[oldest]
+        oldest.cancel()
+
+    async def _handle(
+        self, stream: trio.SocketStream, address: Address, scope: trio.CancelScope
+    ) -> None:
+        host, where = address.host, str(address)
         connection: Connection | None = None
         try:
-            host, where = remote(stream).host, str(remote(stream))
             with scope:
                 connection = await self._admit(stream, where, scope)
             if scope.cancelled_caught:
@@ -205,23 +223,25 @@ class _Listening:
                 self._strangers.pop(scope, None)
                 await self._run(connection, host)
         except _RefusedError as refused:
-            self.complaints.add(host, where, str(refused))
+            self.complaints.stranger(host, where, str(refused))
             await _part(stream, refused.farewell)
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
-            self.complaints.add(host, where, why(error))
+            self.complaints.stranger(host, where, why(error))
         except Exception as error:
-            self._explain(host, where, error)
+            self._explain(host, where, None, error)
         finally:
             self._strangers.pop(scope, None)
             stream.socket.close()
 
-    def _explain(self, host: str, who: str, error: Exception) -> None:
-        """Log what ended a handler; its bugs, too, are no reason to end the server."""
+    def _explain(self, host: str, where: str, peer: str | None, error: Exception) -> None:
+        """Log what ended a connection; our bugs, too, are no reason to end the server."""
         causes = list(_leaves(error))
-        if all(isinstance(cause, FusejournalError) for cause in causes):
-            self.complaints.add(host, who, str(causes[0]).removeprefix(f"{who}: "))
+        if not all(isinstance(cause, FusejournalError) for cause in causes):
+            self.complaints.bug(peer or where, error)
+        elif peer is not None:
+            self.complaints.peer(peer, str(causes[0]))
         else:
-            log.error("the connection with %s failed on a bug", who, exc_info=error)
+            self.complaints.stranger(host, where, str(causes[0]).removeprefix(f"{where}: "))
 
     async def _run(self, connection: Connection, host: str) -> None:
         peer = connection.peer
@@ -240,7 +260,7 @@ class _Listening:
                 await handler(connection)
             except* Exception as errors:
                 # What comes with a cancellation, too, or it would end the server.
-                self._explain(host, connection.peer or connection.where, errors)
+                self._explain(host, connection.where, connection.peer, errors)
 
     async def _admit(
         self, stream: trio.SocketStream, where: str, scope: trio.CancelScope
@@ -256,7 +276,7 @@ class _Listening:
             scope.deadline = trio.current_time() + _PAIRING_SECONDS
             tls = await self._handshake(stream, None)
             await tls.send_all(READY)
-            connection = Connection(tls, where, None, bytes_max=CONTROL_BYTES_MAX)
+            connection = Connection(tls, where, None)
             await self._use(connection, remote(stream).host, self._on_pairing)
             return None
         if preamble == OPEN:
@@ -270,20 +290,30 @@ class _Listening:
         )
 
     async def _admit_known(self, stream: trio.SocketStream, where: str) -> Connection:
-        known = self._known()
-        tls = await self._handshake(stream, known)
+        tls = await self._handshake(stream, self._known())
         fingerprint = fingerprint_of_der(peer_certificate(tls))
-        for name, certificate in known.items():
+        self._name_of(fingerprint)
+        await tls.send_all(READY)
+        # Asked anew, for a peer can be removed at any moment. No await from here to the handler's
+        # first, so that none is removed after this and before the handler knows of it.
+        return Connection(tls, where, self._name_of(fingerprint))
+
+    def _name_of(self, fingerprint: str) -> str:
+        """The peer that has this certificate now. Raises _RefusedError."""
+        for name, certificate in self._known().items():
             if fingerprint_of(certificate) == fingerprint:
-                await tls.send_all(READY)
-                return Connection(tls, where, name)
+                return name
         raise _RefusedError(f"no peer has its certificate, {fingerprint}")
 
     async def _handshake(
         self, stream: trio.SocketStream, known: Mapping[str, str] | None
     ) -> TlsStream:
-        certificates = None if known is None else known.values()
-        context = tls_context(ssl.Purpose.CLIENT_AUTH, self._identity, certificates)
+        """TLS with one of the *known*, or with anybody. Raises _RefusedError."""
+        is_verified = known is not None
+        context = tls_context(ssl.Purpose.CLIENT_AUTH, self._identity, is_verified=is_verified)
+        for name, certificate in (known or {}).items():
+            if not trust(context, certificate):
+                self.complaints.peer(name, UNUSABLE)
         tls = open_tls(stream, context, server_side=True)
         try:
             await tls.do_handshake()

@@ -158,9 +158,10 @@ async def answer(
     first = await connection.receive()
     if first is None:
         return
-    theirs = _check_offer(first, None)
     if code is None or code.state(now()) != "waiting":
+        # Before anything of it is parsed: strangers may say whatever they like.
         raise await _refuse(connection, "closed", "no pairing is open here")
+    theirs = _check_offer(first, None)
     own = _offer(node, identity)
     await connection.send(own)
     theirs = _check_offer(await connection.receive(), theirs)

@@ -39,8 +39,13 @@ from fusejournal.wire.connection import (
     why,
 )
 from fusejournal.wire.connection import Connection as Connection
-from fusejournal.wire.frames import CONTROL_BYTES_MAX
-from fusejournal.wire.identity import Identity, fingerprint_of, fingerprint_of_der
+from fusejournal.wire.identity import (
+    UNUSABLE,
+    Identity,
+    fingerprint_of,
+    fingerprint_of_der,
+    trust,
+)
 from fusejournal.wire.listener import serve as serve
 
 _LOOK_SECONDS: Final = 5.0
@@ -92,7 +97,7 @@ async def connect_for_pairing(
         except BaseException:
             stream.socket.close()
             raise
-        return Connection(tls, where, None, bytes_max=CONTROL_BYTES_MAX)
+        return Connection(tls, where, None)
     raise AssertionError("unreachable")
 
 
@@ -178,8 +183,10 @@ async def _handshake(
 ) -> TlsStream:
     """TLS with whoever has *certificate*, or with anybody. Raises SSLCertVerificationError for
     another one."""
-    known = None if certificate is None else [certificate]
-    context = tls_context(ssl.Purpose.SERVER_AUTH, identity, known)
+    is_verified = certificate is not None
+    context = tls_context(ssl.Purpose.SERVER_AUTH, identity, is_verified=is_verified)
+    if certificate is not None and not trust(context, certificate):
+        raise PeerRefusedError(where, UNUSABLE)
     tls = open_tls(stream, context, server_side=False)
     try:
         await stream.send_all(preamble)

@@ -13,6 +13,7 @@ from fusejournal.replication.peers import Peer, PeerBook, describe
 from fusejournal.types import Seq
 from fusejournal.wire.address import Address
 from fusejournal.wire.identity import load_or_make
+from tests.support.certificates import bad_name
 
 CELLAR = Address("192.0.2.7", 7733)
 ATTIC = Address("2001:db8::7", 7733)
@@ -210,6 +211,13 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, content: bytes) -> None:
         PeerBook.load(tmp_path)
     assert str(caught.value).isprintable()
     assert path.read_bytes() == content
+
+
+def test_a_certificate_that_tls_cannot_use(tmp_path: Path, certificates: list[str]) -> None:
+    forged = GOOD | {"certificate": bad_name(certificates[0])}
+    (tmp_path / "peers.json").write_text(json.dumps({"format": 1, "peers": [forged]}))
+    with pytest.raises(FusejournalError, match="peer 'cellar': a certificate that TLS cannot use"):
+        PeerBook.load(tmp_path)
 
 
 def test_the_good_one_is_good(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 from fusejournal import storage
 from fusejournal.errors import FusejournalError
 from fusejournal.wire.connection import tls_context
-from fusejournal.wire.identity import Identity, fingerprint_of, load_or_make, normalize
+from fusejournal.wire.identity import Identity, fingerprint_of, load_or_make, normalize, trust
+from tests.support.certificates import bad_name, bad_version
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,21 @@ def test_it_is_made_once(tmp_path: Path) -> None:
 def test_an_empty_directory_is_filled(tmp_path: Path) -> None:
     (tmp_path / "identity").mkdir()
     load_or_make(tmp_path / "identity", "one")
+
+
+def test_a_version_that_cannot_be(tmp_path: Path) -> None:
+    forged = bad_version(load_or_make(tmp_path / "identity", "one").certificate)
+    for parse in (normalize, fingerprint_of):
+        with pytest.raises(ValueError, match="not one certificate"):
+            parse(forged)
+
+
+def test_what_only_one_library_reads(tmp_path: Path) -> None:
+    good = load_or_make(tmp_path / "identity", "one").certificate
+    forged = bad_name(good)
+    assert fingerprint_of(forged) != fingerprint_of(good)
+    with pytest.raises(ValueError, match="TLS cannot use"):
+        normalize(forged)
 
 
 @pytest.mark.parametrize("node", ["", "ü" * 100, "a" * 200, "a,b=c/d"])
@@ -128,10 +144,12 @@ def _shake(
     """What each end sees of the other after a handshake in memory."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     contexts = (
-        tls_context(ssl.Purpose.SERVER_AUTH, *client),
-        tls_context(ssl.Purpose.CLIENT_AUTH, *server),
+        tls_context(ssl.Purpose.SERVER_AUTH, client[0], is_verified=True),
+        tls_context(ssl.Purpose.CLIENT_AUTH, server[0], is_verified=True),
     )
-    for context in contexts:
+    for context, known in zip(contexts, (client[1], server[1]), strict=True):
+        for certificate in known:
+            assert trust(context, certificate)
         assert context.verify_flags & ssl.VERIFY_X509_STRICT
         context.verify_flags |= flags
     one = contexts[0].wrap_bio(to_client, to_server)

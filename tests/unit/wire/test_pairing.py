@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from fusejournal.wire.pairing import (
     parse_code,
     proof_of,
 )
+from tests.support.certificates import bad_name, bad_version
 
 CODE = "0123-4567-89AB-CDEF"
 OTHER = "0123-4567-89AB-CDEG"
@@ -242,6 +244,26 @@ async def test_offers_that_cannot_be(identities: dict[str, Identity], fields: An
     await sides.run(lambda connection: connection.send(offer(identities["b"], **fields)))
     assert isinstance(sides.listened, WireError)
     assert str(sides.listened).isprintable()
+
+
+@pytest.mark.parametrize("forge", [bad_name, bad_version])
+async def test_certificates_that_cannot_be(
+    identities: dict[str, Identity], forge: Callable[[str], str]
+) -> None:
+    code = OpenCode(CODE, 0.0)
+    sides = Sides(identities, code)
+    forged = replace(identities["b"], certificate=forge(identities["b"].certificate))
+    await sides.run(lambda connection: pairing.ask(connection, CODE, "b", forged, lambda _: None))
+    assert isinstance(sides.listened, WireError)
+    assert code.state(1) == "waiting"
+
+
+async def test_nothing_is_parsed_while_no_pairing_is_open(identities: dict[str, Identity]) -> None:
+    sides = Sides(identities, None)
+    await sides.run(
+        lambda connection: connection.send(offer(identities["b"], certificate="nonsense"))
+    )
+    assert "no pairing is open" in str(sides.listened)
 
 
 @pytest.mark.parametrize("change", ["nonce", "node", "certificate", "proof", "type", "end"])

@@ -26,10 +26,11 @@ from fusejournal.errors import (
 from fusejournal.types import Epoch, Seq
 from fusejournal.wire import transport
 from fusejournal.wire.complaints import WINDOW_SECONDS
-from fusejournal.wire.connection import OPEN, PAIR, READY, TLS
+from fusejournal.wire.connection import OPEN, PAIR, READY, TLS, tls_context
 from fusejournal.wire.frames import CONTROL_BYTES_MAX, Batch, End, Message, Ping, Refusal, encode
-from fusejournal.wire.identity import Identity
+from fusejournal.wire.identity import Identity, trust
 from fusejournal.wire.transport import Address, Connection, connect, connect_for_pairing, serve
+from tests.support.certificates import bad_name
 
 Identities = dict[str, Identity]
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -45,6 +46,7 @@ def batch(content: bytes) -> Message:
 
 async def echo(connection: Connection) -> None:
     """Give back every message until the other ends."""
+    connection.expect_batches()
     while (message := await connection.receive()) is not None:
         await connection.send(message)
 
@@ -106,6 +108,7 @@ async def test_messages_go_both_ways(identities: Identities) -> None:
         await call(identities, address) as connection,
     ):
         assert (connection.peer, connection.where) == (None, str(address))
+        connection.expect_batches()
         large = batch(os.urandom(5_000_000))
         sent: list[Message] = [Ping(Seq(1), Seq(2)), large, END, batch(b""), batch(bytes(70_000))]
         async with trio.open_nursery() as nursery:
@@ -120,6 +123,7 @@ async def test_messages_go_both_ways(identities: Identities) -> None:
 
 async def test_many_senders_do_not_mix(identities: Identities) -> None:
     async with listening(identities) as address, await call(identities, address) as connection:
+        connection.expect_batches()
         messages = [batch(bytes([number]) * 300_000) for number in range(8)]
         async with trio.open_nursery() as nursery:
             for message in messages:
@@ -161,6 +165,55 @@ async def test_a_peer_added_later_counts_at_once(identities: Identities) -> None
         async with await call(identities, address) as connection:
             await connection.send(END)
             assert await connection.receive() == END
+
+
+async def test_a_certificate_that_tls_cannot_use_locks_nobody_out(
+    identities: Identities, caplog: pytest.LogCaptureFixture
+) -> None:
+    forged = bad_name(identities["c"].certificate)
+    known = {"evil": forged, "b": identities["b"].certificate}
+    async with listening(identities, known=known) as address:
+        for _ in range(3):
+            async with await call(identities, address) as connection:
+                await connection.send(END)
+                assert await connection.receive() == END
+        with pytest.raises(PeerRefusedError, match="pair anew"):
+            await connect(address, identities["b"], forged, insecure=False, timeout_seconds=10)
+    told = [line for line in warnings_of(caplog) if "evil" in line]
+    assert told == ["peer evil: TLS cannot use its certificate: remove the peer and pair anew"]
+
+
+@pytest.mark.parametrize("moment", range(4))
+async def test_a_peer_removed_at_any_moment(identities: Identities, moment: int) -> None:
+    """Whenever the book is asked, it is gone the next time."""
+    asked = let_in = 0
+
+    def known() -> dict[str, str]:
+        nonlocal asked
+        asked += 1
+        return {"b": identities["b"].certificate} if asked <= moment else {}
+
+    async def note(_: Connection) -> None:
+        nonlocal let_in
+        let_in += 1
+
+    async with trio.open_nursery() as nursery:
+        address = await nursery.start(
+            lambda task_status: serve(
+                LOOPBACK,
+                identities["a"],
+                known,
+                insecure=False,
+                on_connection=note,
+                on_pairing=never,
+                task_status=task_status,
+            )
+        )
+        with suppress(FusejournalError):
+            async with await call(identities, address) as connection:
+                await connection.receive()
+        nursery.cancel_scope.cancel()
+    assert (asked, let_in) == (min(moment + 1, 3), moment // 3)
 
 
 @pytest.mark.parametrize("host", ["::1", "", "localhost"])
@@ -238,6 +291,7 @@ async def test_plain_on_the_loopback(identities: Identities) -> None:
     async with listening(identities, insecure=True) as address:
         to = (address, identities["b"], None)
         async with await connect(*to, insecure=True, timeout_seconds=10) as connection:
+            connection.expect_batches()
             await connection.send(batch(bytes(1_000_000)))
             assert await connection.receive() == batch(bytes(1_000_000))
         async with await call(identities, address) as connection:
@@ -480,6 +534,25 @@ async def test_many_strangers_make_room_for_who_is_known(
     assert "too many others are connecting" in line
 
 
+async def test_one_host_takes_only_its_own_place(
+    identities: Identities, caplog: pytest.LogCaptureFixture, mock_clock: trio.testing.MockClock
+) -> None:
+    """Who is known is slow, and somebody else connects as fast as can be."""
+    context = tls_context(ssl.Purpose.SERVER_AUTH, identities["b"], is_verified=True)
+    assert trust(context, identities["a"].certificate)
+    async with listening(identities) as address:
+        slow = await trio.open_tcp_stream(*address, local_address="127.0.0.2")
+        silent = [await trio.open_tcp_stream(*address) for _ in range(200)]
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await slow.send_all(TLS)
+        async with trio.SSLStream(slow, context) as tls:
+            assert await tls.receive_some(len(READY)) == READY
+        for stream in silent:
+            await stream.aclose()
+    (line,) = warnings_of(caplog)
+    assert line.startswith("connection from 127.0.0.1:")
+
+
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS])
 async def test_no_descriptors_left(
     identities: Identities,
@@ -522,7 +595,7 @@ async def test_a_handler_that_fails(
             async with await call(identities, address) as connection:
                 assert await connection.receive() is None
         lines = warnings_of(caplog)
-    assert len(lines) == (2 if bug else 1)
+    assert len(lines) == 1
     assert ("bug" if bug else "nonsense") in lines[0]
 
 
@@ -732,19 +805,37 @@ def test_a_peer_that_is_gone_without_a_word(tmp_path: Path) -> None:
 async def test_for_pairing_nobody_has_to_be_known(
     identities: Identities, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """But nothing large is taken from them."""
     async with listening(identities, on_connection=never, on_pairing=echo) as address:
         to = address, identities["c"]
         async with await connect_for_pairing(*to, timeout_seconds=10) as connection:
             await connection.send(END)
             assert await connection.receive() == END
-        async with await connect_for_pairing(*to, timeout_seconds=10) as connection:
-            assert warnings_of(caplog) == []
-            await connection.send(batch(bytes(CONTROL_BYTES_MAX)))
-            with suppress(PeerLostError):
-                assert await connection.receive() is None
-    (line,) = warnings_of(caplog)
-    assert "are allowed" in line
+    assert warnings_of(caplog) == []
+
+
+async def test_nothing_large_is_taken_from_whom_no_batches_are_expected(
+    identities: Identities, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither of who is known nor of who wants to pair, and on neither side."""
+    large = batch(bytes(CONTROL_BYTES_MAX))
+
+    async def hear(connection: Connection) -> None:
+        await connection.send(large)
+        await connection.receive()
+
+    async with listening(identities, on_connection=hear, on_pairing=hear) as address:
+        for connecting in (
+            call(identities, address),
+            connect_for_pairing(address, identities["c"], timeout_seconds=10),
+        ):
+            async with await connecting as connection:
+                with pytest.raises(WireError, match="are allowed"):
+                    await connection.receive()
+                await connection.send(large)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+    lines = warnings_of(caplog)
+    assert len(lines) == 2
+    assert all("65536 are allowed" in line for line in lines)
 
 
 async def test_the_listener_speaks_last(identities: Identities) -> None:

@@ -17,6 +17,7 @@ import pytest
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.segment import SegmentReader, list_segments
 from fusejournal.replay.digest import digest_tree
+from tests.support.losses import begin_another_boot
 from tests.support.mirrors import Node, await_level, check_equal, started, wait_for
 from tests.support.network import network
 
@@ -102,7 +103,7 @@ def lose_machine(node: Node, disk: Disk) -> None:
     node.kill()
     node.detach()
     disk.set_back()
-    (node.state / "boot").write_text(json.dumps({"boot_id": "the one before"}))
+    begin_another_boot(node.state)
 
 
 # -- divergence ----------------------------------------------------------------------------------
@@ -177,7 +178,7 @@ def test_a_primary_takes_back_what_it_lost(tmp_path: Path, backing: str) -> None
             primary.kill()
             primary.detach()
             cut_journal(primary, 15)
-            (primary.state / "boot").write_text(json.dumps({"boot_id": "the one before"}))
+            begin_another_boot(primary.state)
         primary.start()
         assert digest_tree(primary.mountpoint).digest == digest
         assert primary.head_seq() > head_seq
@@ -270,7 +271,7 @@ def test_the_middle_of_a_chain_loses_its_machine(tmp_path: Path) -> None:
         marks = CopyMarks(middle.state / "marks")
         marks.settled_seq = marks.durable_seq = marks.applying_seq = early_seq
         marks.close()
-        (middle.state / "boot").write_text(json.dumps({"boot_id": "the one before"}))
+        begin_another_boot(middle.state)
         middle.start()
         middle.await_peer(last, "streaming")
         primary.resume(middle)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.layer import Layer
+from tests.support.losses import begin_another_boot
 from tests.support.trees import difference, image
 
 pytestmark = pytest.mark.mount
@@ -276,7 +277,7 @@ def test_stopping_what_follows_a_lost_machine(layer: Layer) -> None:
     layer.detach()
     for number in range(0, 30, 2):
         (layer.backing / f"f{number}").unlink()
-    (layer.state / "boot").write_text(json.dumps({"boot_id": "the one before"}))
+    begin_another_boot(layer.state)
     layer.start(fault="reconcile.write:1:stall+", wait=False)  # for a minute
     wait_until(lambda: any(path.name.endswith(".new") for path in layer.backing.rglob("*")))
     os.kill(layer.pid, signal.SIGINT)

@@ -18,12 +18,8 @@ from uuid import UUID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusejournal import storage
 from fusejournal.backing.syscalls import handle_of
 from fusejournal.backing.tree import FID_XATTR, pack_tag
-from fusejournal.journal.index import index_path
-from fusejournal.journal.reader import JournalReader
-from fusejournal.journal.segment import list_segments
 from fusejournal.operations import (
     MAKERS,
     Clean,
@@ -33,29 +29,13 @@ from fusejournal.operations import (
     Rmdir,
 )
 from fusejournal.types import ROOT_FID, Fid, Seq
+from tests.support.losses import Died, dying_at, lose_machine
 from tests.support.trees import difference, image, rebuild
 from tests.support.volumes import open_volume
 from tests.support.workload import UUID_OF_WORKLOADS, Model, Workload, workloads, workspace
 
 _NAMES = ("a", "b", "c", "stray")
 _NO_ENDS = ImportOperation | Clean | Rmdir | Rename
-
-
-class _Died(BaseException):
-    """What a kill is to a process."""
-
-
-class _Death:
-    """Dies at the *left*'th storage call of a reconciliation."""
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-
-    def __call__(self, label: str) -> None:
-        if label.startswith("reconcile."):
-            self.left -= 1
-            if self.left == 0:
-                raise _Died
 
 
 # -- what is left --------------------------------------------------------------------------------
@@ -84,8 +64,7 @@ def leave(volume: Path, workload: Workload, checkpoint: int, backing: int, end: 
     if not checkpoint:
         (volume / "state" / "checkpoint").unlink(missing_ok=True)
     (volume / "state" / "marks").unlink()
-    cut(volume / "state" / "journal", end)
-    (volume / "state" / "boot").write_text(json.dumps({"boot_id": "the one before"}))
+    lose_machine(volume / "state", end)
 
 
 def tag_root(backing: Path, uuid: UUID) -> None:
@@ -93,21 +72,6 @@ def tag_root(backing: Path, uuid: UUID) -> None:
     fd = os.open(backing, os.O_RDONLY)
     os.setxattr(fd, FID_XATTR, pack_tag(uuid, ROOT_FID, handle_of(fd)))
     os.close(fd)
-
-
-def cut(journal: Path, end: int) -> None:
-    """Let entry *end* be the last."""
-    ends = {
-        frame.seq: (path, frame.offset + len(frame.content))
-        for path, frame in JournalReader(journal).frames(Seq(1), Seq(1 << 40))
-    }
-    path, size = ends[Seq(end)]
-    for later in list_segments(journal):
-        if later >= path:
-            index_path(later).unlink(missing_ok=True)
-        if later > path:
-            later.unlink()
-    os.truncate(path, size)
 
 
 # -- what else may have happened to it -----------------------------------------------------------
@@ -221,16 +185,16 @@ def fid_of(path: Path) -> Fid | None:
 
 def reconcile(volume: Path, death: int = 0) -> bool:
     """Open and close it; True if it died on the way."""
-    storage.listen(_Death(death) if death else None)
     try:
-        with open_volume(volume, uuid=UUID_OF_WORKLOADS) as opened:
+        with (
+            dying_at("reconcile.", death),
+            open_volume(volume, uuid=UUID_OF_WORKLOADS) as opened,
+        ):
             assert opened.opening.lost_machine
             for told in opened.opening.degraded:
                 assert "have another name now" in told, told
-    except _Died:
+    except Died:
         return True
-    finally:
-        storage.listen(None)
     return False
 
 

@@ -1,6 +1,5 @@
 """A disk whose power can be cut: what had been written to it at that moment stays, nothing else."""
 
-import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from tests.support.filesystems import filesystem, make
 from tests.support.layer import Layer
+from tests.support.losses import begin_another_boot
 
 
 class PowerDisk:
@@ -64,4 +64,4 @@ def lose_machine(node: Layer, disk: PowerDisk) -> None:
     node.kill()
     node.detach()
     disk.come_back()
-    (node.state / "boot").write_text(json.dumps({"boot_id": "the one before"}))
+    begin_another_boot(node.state)

@@ -1,6 +1,5 @@
 """What becomes of files after a lost machine, case by case. (Of all others: the property test.)"""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -9,19 +8,12 @@ import pytest
 
 from fusejournal.backing.tree import FID_XATTR
 from fusejournal.errors import BackingError
-from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import Create, Rename, Write
-from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.types import ROOT_FID, Fid
+from tests.support.losses import lose_machine
 from tests.support.volumes import SOMEBODY, OpenVolume, open_volume
 
 pytestmark = pytest.mark.mount
-
-
-def lose_machine(volume: OpenVolume, last_seq: int) -> None:
-    """Nothing after entry *last_seq* had reached the journal's disk; the backing had all of it."""
-    *_, (path, frame) = JournalReader(volume.journal_dir).frames(Seq(1), Seq(last_seq + 1))
-    os.truncate(path, frame.offset + len(frame.content))
-    (volume.directory / "state" / "boot").write_text(json.dumps({"boot_id": "the one before"}))
 
 
 def save(volume: OpenVolume, content: bytes, replaced: Fid = Fid(0)) -> Fid:
@@ -38,7 +30,7 @@ def test_a_file_that_was_replaced_by_an_operation_that_is_lost(tmp_path: Path) -
         fid = save(volume, b"first")
         last_seq = volume.volume.journal.head_seq
         save(volume, b"second", fid)
-    lose_machine(volume, last_seq)
+    lose_machine(tmp_path / "state", last_seq)
     with open_volume(tmp_path) as volume:
         assert (volume.backing / "text").read_bytes() == b"first"
         assert (volume.backing / "text.not-journaled").read_bytes() == b"second"
@@ -54,7 +46,7 @@ def test_a_file_whose_making_is_lost_is_imported(tmp_path: Path) -> None:
         volume.mkdir("there")
         last_seq = volume.volume.journal.head_seq
         lost = volume.create("file", b"content")
-    lose_machine(volume, last_seq)
+    lose_machine(tmp_path / "state", last_seq)
     with open_volume(tmp_path) as volume:
         fid = volume.volume.catalog.lookup(ROOT_FID, b"file")
         assert fid not in (None, lost)
@@ -79,7 +71,7 @@ def test_a_large_file_gets_what_came_after_the_checkpoint(tmp_path: Path) -> Non
         file.seek(3 << 20)
         file.write(b"\0\0\0\0\0")
         file.truncate(21 << 20)
-    lose_machine(volume, last_seq)
+    lose_machine(tmp_path / "state", last_seq)
     with open_volume(tmp_path) as volume:
         content = (volume.backing / "large").read_bytes()
         assert content == bytes(3 << 20) + b"later" + bytes((17 << 20) - 5)
@@ -99,7 +91,7 @@ def test_half_made_files_are_finished(tmp_path: Path) -> None:
     os.chown(file, 0, 0)
     file.chmod(0o600)
     before = file.stat().st_ino
-    lose_machine(volume, last_seq)
+    lose_machine(tmp_path / "state", last_seq)
     with open_volume(tmp_path) as volume:
         stat = file.stat()
         assert (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid) == (0o640, 7, 8)
@@ -112,7 +104,7 @@ def test_a_copied_backing_is_not_touched(tmp_path: Path) -> None:
     with open_volume(tmp_path, orderly=False) as volume:
         volume.create("file", b"content")
         last_seq = volume.volume.journal.head_seq
-    lose_machine(volume, last_seq)
+    lose_machine(tmp_path / "state", last_seq)
     tag = os.getxattr(volume.backing, FID_XATTR)
     volume.backing.rename(tmp_path / "original")
     shutil.copytree(tmp_path / "original", volume.backing)

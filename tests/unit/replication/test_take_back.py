@@ -1,7 +1,6 @@
 """A primary whose machine was lost takes back from its mirrors what its journal lost."""
 
 import itertools
-import json
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -21,7 +20,6 @@ from fusejournal.config import ReplicationConfig
 from fusejournal.errors import PeerLostError, RecoveryError
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.reader import JournalReader
-from fusejournal.journal.segment import list_segments
 from fusejournal.journal.settled import settled
 from fusejournal.operations import NewEpoch
 from fusejournal.replay.digest import digest_tree
@@ -29,6 +27,7 @@ from fusejournal.types import ROOT_FID, Seq
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Batch, Message
 from fusejournal.wire.session import RefusedError
+from tests.support.losses import Died, begin_another_boot, dying_at, lose_machine
 from tests.support.volumes import OpenVolume, applied, content, open_volume
 
 pytestmark = pytest.mark.mount
@@ -54,21 +53,6 @@ async def _ship_all(primary: OpenVolume, mirror: OpenVolume, address: str) -> No
             while applied(mirror) < primary.volume.journal.head_seq:  # noqa: ASYNC110
                 await trio.sleep(0.005)
         nursery.cancel_scope.cancel()
-
-
-def _lose_machine(directory: Path, last_seq: int) -> None:
-    """What a machine leaves that went down: nothing after entry *last_seq* had reached the disk."""
-    journal = directory / "state" / "journal"
-    ends = {}
-    for path, frame in JournalReader(journal).frames(Seq(1), Seq(1 << 40)):
-        ends[frame.seq] = path, frame.offset + len(frame.content)
-    path, end = ends[last_seq]
-    for later in list_segments(journal):
-        if later > path:
-            later.unlink()
-    with open(path, "r+b") as segment:
-        segment.truncate(end)
-    (directory / "state" / "boot").write_text(json.dumps({"boot_id": "the one before"}))
 
 
 def _epochs(volume: OpenVolume) -> list[tuple[int, int]]:
@@ -103,7 +87,7 @@ async def test_what_a_mirror_has_comes_back(tmp_path: Path, lost: int) -> None:
                 head_seq = primary.volume.journal.head_seq
                 await _ship_all(primary, mirror, address)
                 before = content(primary.journal_dir)
-            _lose_machine(tmp_path / "primary", head_seq - lost)
+            lose_machine(tmp_path / "primary" / "state", head_seq - lost)
             with open_volume(tmp_path / "primary", begin=False) as primary:
                 assert await _begin(primary, peers={"east": address}) == []
                 assert _epochs(primary) == [(1, 1), (2, head_seq + 1)]
@@ -124,7 +108,7 @@ async def test_mirror_that_has_no_more(tmp_path: Path) -> None:
                 await _ship_all(primary, mirror, address)
                 primary.work(3, start=10)
                 head_seq = primary.volume.journal.head_seq
-            _lose_machine(tmp_path / "primary", head_seq)
+            lose_machine(tmp_path / "primary" / "state", head_seq)
             with open_volume(tmp_path / "primary", begin=False) as primary:
                 assert await _begin(primary, peers={"east": address}) == []
                 assert _epochs(primary) == [(1, 1), (2, head_seq + 1)]
@@ -136,7 +120,7 @@ async def test_goes_on_without_peers(tmp_path: Path) -> None:
     with open_volume(tmp_path / "primary", orderly=False) as primary:
         primary.work(3)
         head_seq = primary.volume.journal.head_seq
-    _lose_machine(tmp_path / "primary", head_seq - 2)
+    lose_machine(tmp_path / "primary" / "state", head_seq - 2)
     with open_volume(tmp_path / "primary", begin=False) as primary:
         (told,) = await _begin(primary, peers={"east": "127.0.0.1:9"}, take_back_seconds=0.1)
         assert "no peer answered" in told
@@ -150,7 +134,7 @@ async def test_waits_for_a_peer_as_configured(tmp_path: Path) -> None:
                 primary.work(3)
                 head_seq = primary.volume.journal.head_seq
                 await _ship_all(primary, mirror, address)
-    _lose_machine(tmp_path / "primary", head_seq - 4)
+    lose_machine(tmp_path / "primary" / "state", head_seq - 4)
     with (
         open_volume(tmp_path / "primary", begin=False) as primary,
         open_volume(tmp_path / "mirror", mirror=True) as mirror,
@@ -197,7 +181,7 @@ async def test_link_that_is_cut_in_the_midst(
                 primary.work(40)
                 head_seq = primary.volume.journal.head_seq
                 await _ship_all(primary, mirror, address)
-            _lose_machine(tmp_path / "primary", head_seq - 250)
+            lose_machine(tmp_path / "primary" / "state", head_seq - 250)
             monkeypatch.setattr(Connection, "receive", cut)
             with open_volume(tmp_path / "primary", begin=False) as primary:
                 config = {"peers": {"east": address}, "without_peers": without_peers}
@@ -216,7 +200,7 @@ async def test_peer_that_does_not_answer_is_named(tmp_path: Path) -> None:
                 primary.work(3)
                 head_seq = primary.volume.journal.head_seq
                 await _ship_all(primary, mirror, address)
-            _lose_machine(tmp_path / "primary", head_seq - 4)
+            lose_machine(tmp_path / "primary" / "state", head_seq - 4)
             with open_volume(tmp_path / "primary", begin=False) as primary:
                 peers = {"east": address, "west": "127.0.0.1:9"}
                 (told,) = await _begin(primary, peers=peers, take_back_seconds=0.5)
@@ -233,13 +217,13 @@ async def test_primary_whose_reign_is_over_does_not_begin_another(tmp_path: Path
                 primary.work(3)
                 head_seq = primary.volume.journal.head_seq
             shutil.copytree(primary.journal_dir, tmp_path / "kept")
-            _lose_machine(directory, head_seq)
+            lose_machine(directory / "state", head_seq)
             with open_volume(directory, orderly=False) as primary:
                 primary.work(3, start=10)
                 await _ship_all(primary, mirror, address)
             shutil.rmtree(primary.journal_dir)
             shutil.copytree(tmp_path / "kept", primary.journal_dir)
-            _lose_machine(directory, head_seq)
+            lose_machine(directory / "state", head_seq)
             with open_volume(directory, begin=False, orderly=False) as primary:
                 with pytest.raises(RefusedError, match="epoch 2"):
                     await _begin(primary, peers={"east": address}, take_back_seconds=2.0)
@@ -261,31 +245,14 @@ async def test_mirror_that_lost_its_machine_too_gives_all_it_has(tmp_path: Path)
     marks = CopyMarks(tmp_path / "mirror" / "state" / "marks")
     marks.settled_seq = marks.durable_seq = marks.applying_seq = early_seq
     marks.close()
-    (tmp_path / "mirror" / "state" / "boot").write_text(json.dumps({"boot_id": "before"}))
-    _lose_machine(tmp_path / "primary", early_seq + 3)
+    begin_another_boot(tmp_path / "mirror" / "state")
+    lose_machine(tmp_path / "primary" / "state", early_seq + 3)
     with open_volume(tmp_path / "mirror", mirror=True, orderly=False) as mirror:
         async with _serving(mirror) as address:
             with open_volume(tmp_path / "primary", begin=False) as primary:
                 assert await _begin(primary, peers={"east": address}) == []
                 assert _epochs(primary) == [(1, 1), (2, head_seq + 1)]
     assert digest_tree(mirror.backing).digest == digest_tree(primary.backing).digest
-
-
-class _Died(BaseException):
-    """What a kill is to a process."""
-
-
-class _Death:
-    """Dies at the *left*'th storage call of a reconciliation."""
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-
-    def __call__(self, label: str) -> None:
-        if label.startswith("reconcile."):
-            self.left -= 1
-            if self.left == 0:
-                raise _Died
 
 
 @pytest.mark.parametrize("step", [1, 7, 40])
@@ -303,18 +270,17 @@ async def test_interrupted_take_back_goes_on(tmp_path: Path, step: int) -> None:
                 last_seq = primary.volume.journal.head_seq
                 await _ship_all(primary, mirror, address)
             # The backing is as it was then, too: nothing later had reached the disk.
-            _lose_machine(tmp_path / "early", head_seq)
+            lose_machine(tmp_path / "early" / "state", head_seq)
             config: dict[str, Any] = {"peers": {"east": address}}
             for death in itertools.count(1, step):
-                storage.listen(died := _Death(death))
-                try:
-                    with open_volume(tmp_path / "early", begin=False, orderly=False) as primary:
-                        with suppress(_Died):
-                            await _begin(primary, **config)
-                        assert primary.volume.journal.head_seq >= last_seq
-                finally:
-                    storage.listen(None)
-                if died.left > 0:
+                with (
+                    dying_at("reconcile.", death) as left,
+                    open_volume(tmp_path / "early", begin=False, orderly=False) as primary,
+                ):
+                    with suppress(Died):
+                        await _begin(primary, **config)
+                    assert primary.volume.journal.head_seq >= last_seq
+                if left[0] > 0:
                     break
                 config = {"peers": {"east": "127.0.0.1:9"}, "take_back_seconds": 0.05}
         assert death > 40
@@ -351,7 +317,7 @@ async def test_full_backing_stops_the_start_and_nothing_is_lost(tmp_path: Path) 
                 primary.work(4)
                 head_seq = primary.volume.journal.head_seq
                 await _ship_all(primary, mirror, address)
-            _lose_machine(tmp_path / "primary", head_seq - 20)
+            lose_machine(tmp_path / "primary" / "state", head_seq - 20)
             storage.listen(storage.PlannedFault("reconcile.write", 2, "ENOSPC"))
             try:
                 with (
@@ -375,7 +341,7 @@ async def test_times_grow_though_the_clock_went_back(
                 primary.work(3)  # the last thing is a refusal, and its VOID
                 head_seq = primary.volume.journal.head_seq
                 await _ship_all(primary, mirror, address)
-            _lose_machine(tmp_path / "primary", head_seq - 6)
+            lose_machine(tmp_path / "primary" / "state", head_seq - 6)
             with open_volume(tmp_path / "primary", begin=False) as primary:
                 monkeypatch.setattr(volume_module.time, "time_ns", lambda: 1)
                 await _begin(primary, peers={"east": address})

@@ -1,0 +1,55 @@
+"""What the loss of a machine leaves of a volume that is not running, and what a kill is to code
+that runs in the test's own process."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fusejournal import storage
+from fusejournal.journal.index import index_path
+from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.segment import list_segments
+from fusejournal.types import Seq
+
+
+def lose_machine(state: Path, last_seq: int) -> None:
+    """The volume's machine goes down; nothing after entry *last_seq* had reached the journal's
+    disk."""
+    *_, (path, frame) = JournalReader(state / "journal").frames(Seq(1), Seq(last_seq + 1))
+    for later in list_segments(state / "journal"):
+        if later >= path:
+            index_path(later).unlink(missing_ok=True)
+        if later > path:
+            later.unlink()
+    os.truncate(path, frame.offset + len(frame.content))
+    begin_another_boot(state)
+
+
+def begin_another_boot(state: Path) -> None:
+    """The volume was last used before the machine was booted."""
+    (state / "boot").write_text(json.dumps({"boot_id": "the one before"}))
+
+
+class Died(BaseException):
+    """What a kill is to a process."""
+
+
+@contextmanager
+def dying_at(label: str, count: int) -> Iterator[list[int]]:
+    """Raise Died at the *count*'th storage call whose label begins with *label*; 0: never. Gives
+    how many are left, in a list."""
+    left = [count]
+
+    def listen(reached: str) -> None:
+        if reached.startswith(label):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Died
+
+    storage.listen(listen)
+    try:
+        yield left
+    finally:
+        storage.listen(None)

@@ -13,6 +13,7 @@ a sampler for the entries per second, and a watcher for signals. When the reques
 others are cancelled."""
 
 import errno
+import gc
 import logging
 import os
 import resource
@@ -247,6 +248,10 @@ class Node:
         if self._taken is not None:
             self._start_keeper()  # from now on this one, whatever happens
             self._stale = self._find_stale()
+        # What is there by now stays: to look through it again and again for garbage would hold up
+        # all requests for some 50 ms each time.
+        gc.collect()
+        gc.freeze()
         try:
             pyfuse3.init(self._handlers, f"/dev/fd/{handshake.fd}", set())
             await self._run_tasks(self._loop)

@@ -225,7 +225,7 @@ def replication_options(
             "listen": listen,
             "insecure": insecure or None,
             "mirrors": mirrors,
-            "peers": {name: str(address) for name, address in map(parse_peer, peers)} or None,
+            "peers": _peers(peers) or None,
         },
         "metrics": {"listen": metrics},
     }
@@ -234,6 +234,15 @@ def replication_options(
         for section, keys in told.items()
     }
     return {section: keys for section, keys in changes.items() if keys}
+
+
+def _peers(texts: Sequence[str]) -> dict[str, str]:
+    peers: dict[str, str] = {}
+    for name, address in map(parse_peer, texts):
+        if name in peers:
+            raise UsageError(f"--peer {name} is there twice: a peer has one address")
+        peers[name] = str(address)
+    return peers
 
 
 def new_spec(

@@ -110,9 +110,10 @@ def _wait(state: VolumeState, number: int, quiet: bool) -> dict[str, Any]:
     shown = 0
     while True:
         now = ask(state.directory, "pair-state", id=number)
-        for line in [] if quiet else now["log"][shown:]:
+        forgotten = now["logged"] - len(now["log"])
+        for line in [] if quiet else now["log"][max(0, shown - forgotten) :]:
             click.echo(f"fusejournal: {line}", err=True)
-        shown = max(shown, len(now["log"]))
+        shown = now["logged"]
         if now["state"] != "waiting":
             return now
         time.sleep(_POLL_SECONDS)

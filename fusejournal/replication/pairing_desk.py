@@ -9,7 +9,8 @@
 ``pair-open``             -> id, code, node, fingerprint, listen, seconds_left; takes back the code
                           that was open
 ``pair-state``            id -> state (``waiting``, ``paired``, ``failed``, ``expired``, ``void``,
-                          ``closed``), seconds_left, wrong_tries, log (lines), peer (when paired)
+                          ``closed``), seconds_left, wrong_tries, log (the last lines), logged (how
+                          many there were in all), peer (when paired)
 ``pair-close``            id -> as pair-state
 ``pair-with``             name, address, code -> peer, node: pairs with the node that listens there
 ========================  ==========================================================================
@@ -56,6 +57,8 @@ class _Opened:
         self.text = pairing.new_code()
         self.code = OpenCode(self.text, now)
         self.lines: deque[str] = deque(maxlen=_LINES_MAX)
+        self.logged = 0
+        """Lines in all."""
         self.peer: str | None = None
         """Who was paired by it."""
         self.has_failed = False
@@ -173,7 +176,13 @@ class PairingDesk:
         if opened is None or opened.number != request.get("id"):
             # A newer code was given out, or this is another process by now.
             nothing: list[str] = []
-            return {"state": "closed", "seconds_left": 0, "wrong_tries": 0, "log": nothing}
+            return {
+                "state": "closed",
+                "seconds_left": 0,
+                "wrong_tries": 0,
+                "log": nothing,
+                "logged": 0,
+            }
         now = trio.current_time()
         state = opened.code.state(now)
         reply: dict[str, Any] = {
@@ -181,6 +190,7 @@ class PairingDesk:
             "seconds_left": opened.code.seconds_left(now),
             "wrong_tries": opened.code.wrong_tries,
             "log": list(opened.lines),
+            "logged": opened.logged,
         }
         if state == "used":
             # Between the right proof and the saved book it is not done yet.
@@ -215,6 +225,7 @@ class PairingDesk:
         except FusejournalError as error:
             if opened is not None:
                 opened.lines.append(str(error))
+                opened.logged += 1
             raise
         finally:
             if opened is not None and opened.code.is_used and opened.peer is None:

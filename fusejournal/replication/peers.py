@@ -112,33 +112,49 @@ class PeerBook:
 
     def add(self, name: str, address: Address | None) -> bool:
         """Add a peer, or give one that has none its address. Returns whether anything changed.
-        Raises UsageError for a name that cannot be, or that has another address."""
+        Raises UsageError for a name that cannot be, or that has another address, and for an address
+        that is another's."""
         check_peer_name(name)
         peer = self._peers.get(name)
         if peer is None:
             if len(self._peers) >= _PEERS_MAX:
                 raise UsageError(f"there are {_PEERS_MAX} peers already, and no more may be")
+            self._check_address(name, address)
             self._peers[name] = Peer(name, address)
             return True
         if address is None or peer.address == address:
             return False
         if peer.address is not None:
             raise _at_another(peer)
+        self._check_address(name, address)
         self._peers[name] = replace(peer, address=address)
         return True
 
     def merge(self, addresses: Mapping[str, Address]) -> bool:
         """Add the peers that a mount names, at the addresses it names; what is known about them
-        stays. Returns whether anything changed. Raises UsageError."""
-        changed = False
+        stays. Returns whether anything changed. Raises UsageError, as where two peers have one
+        address afterwards."""
+        before = dict(self._peers)
         for name, address in addresses.items():
-            peer = self._peers.get(name)
-            if peer is None:
-                changed |= self.add(name, address)
-            elif peer.address != address:
-                self._peers[name] = replace(peer, address=address)
-                changed = True
-        return changed
+            if name in before:  # first, for a new one may come to where another was
+                self._peers[name] = replace(before[name], address=address)
+        for name, address in addresses.items():
+            self.add(name, address)
+        for peer in self.list():
+            self._check_address(peer.name, peer.address)
+        return self._peers != before
+
+    def _check_address(self, name: str, address: Address | None) -> None:
+        """Raise UsageError if a peer other than *name* is at *address*: one node would be shipped
+        to, and counted, twice."""
+        for other in self._peers.values():
+            if other.name == name or address is None or other.address is None:
+                continue
+            if other.address.is_same(address):
+                raise UsageError(
+                    f"peer {name!r} cannot be at {address}: peer {other.name!r} is there; give it "
+                    "another address, or remove that one first: fusejournal peer remove"
+                )
 
     def pair(self, name: str, address: Address | None, certificate: str) -> None:
         """Know the peer *name* by *certificate* (PEM) from now on, adding it if it is new. Raises
@@ -149,7 +165,7 @@ class PeerBook:
 
     def check_pairing(self, name: str, address: Address | None, certificate: str) -> None:
         """Raise UsageError if *name* is another peer's: one with another address or certificate; or
-        if *certificate* is."""
+        if *address* or *certificate* is."""
         peer = self.find(name)
         if peer is not None and peer.certificate not in (None, certificate):
             raise UsageError(
@@ -158,6 +174,7 @@ class PeerBook:
             )
         if peer is not None and None not in (peer.address, address) and peer.address != address:
             raise _at_another(peer)
+        self._check_address(name, address)
         for other in self._peers.values():
             if other.certificate == certificate and other.name != name:
                 raise UsageError(

@@ -1,6 +1,7 @@
 """Where a node listens or is reached, and what a peer may be called, as people write them. Pure."""
 
 import re
+from ipaddress import ip_address
 from typing import NamedTuple
 
 from fusejournal.errors import UsageError
@@ -19,6 +20,18 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def is_same(self, other: "Address") -> bool:
+        """Whether *other* is the same place, however it is written. What names stand for is not
+        looked up."""
+        return self.port == other.port and _plain(self.host) == _plain(other.host)
+
+
+def _plain(host: str) -> str:
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        return host.lower().rstrip(".")
 
 
 def parse_address(text: str) -> Address:

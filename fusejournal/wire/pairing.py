@@ -164,7 +164,12 @@ async def answer(
     theirs = _check_offer(first, None)
     own = _offer(node, identity)
     await connection.send(own)
-    theirs = _check_offer(await connection.receive(), theirs)
+    second = await connection.receive()
+    if second is None:
+        raise PeerLostError(
+            connection.where, f"{theirs.node} left before it was paired; why, it says"
+        )
+    theirs = _check_offer(second, theirs)
     # No await from here to the check: of two at once only one may use the code.
     if not code.try_proof(theirs, own, now()):
         left = TRIES_MAX - code.wrong_tries

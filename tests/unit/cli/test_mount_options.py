@@ -140,6 +140,12 @@ def test_process_in_the_background_is_asked_the_same() -> None:
     assert MountOptions(None, (), replication_options()).as_arguments() == []
 
 
+def test_a_peer_is_named_once() -> None:
+    for again in ("a=h:1", "a=h:2"):
+        with pytest.raises(UsageError, match="--peer a is there twice"):
+            replication_options(peers=("a=h:1", "b=h:3", again))
+
+
 @pytest.mark.parametrize("peer", ["east", "=h:1", "east=", "east=h", "east=h:0", "a b=h:1"])
 def test_what_is_no_peer_is_refused(peer: str) -> None:
     with pytest.raises(UsageError):

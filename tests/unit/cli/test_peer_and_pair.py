@@ -18,6 +18,9 @@ from fusejournal.config import Config
 from fusejournal.mountspec import MountSpec
 from fusejournal.replication.peers import PeerBook
 from fusejournal.state import claim_volume
+from fusejournal.types import Seq
+from fusejournal.wire.frames import End
+from fusejournal.wire.transport import connect_for_pairing
 from tests.support.nodes import PeersNode, make_volume, running_node
 
 
@@ -208,6 +211,29 @@ async def test_interrupted_it_takes_the_code_back(tmp_path: Path) -> None:
         assert await process.wait() == 130
         words = ("pair", "a", f"x={a.address}", code)
         assert "no pairing is open" in await run_beside(*words, exit_code=27)
+
+
+async def test_all_that_goes_wrong_is_shown(tmp_path: Path) -> None:
+    """More than the node remembers at a time."""
+    async with (
+        running_node(tmp_path / "a", "a") as a,
+        running_node(tmp_path / "b", "b") as b,
+        opened(a) as (process, lines),
+    ):
+        assert a.address is not None
+        code = lines[-1].split()[-1]
+        for _ in range(3):
+            for _ in range(15):
+                async with await connect_for_pairing(
+                    a.address, b.identity, timeout_seconds=10
+                ) as connection:
+                    await connection.send(End(Seq(1)))
+                    assert await connection.receive() is None
+            await trio.sleep(1.2)
+        await run_beside("pair", "b", f"a={a.address}", code)
+        assert (await rest(process.stdout)).startswith("paired with b")
+        assert (await rest(process.stderr)).count("not an offer but End") == 45
+        assert await process.wait() == 0
 
 
 async def test_a_newer_code_ends_the_older(tmp_path: Path) -> None:

@@ -108,6 +108,26 @@ def test_a_mount_names_peers(tmp_path: Path, certificates: list[str]) -> None:
     assert book.get("cellar").certificate == certificates[0]
 
 
+def test_one_address_one_peer(tmp_path: Path, certificates: list[str]) -> None:
+    book = PeerBook(tmp_path)
+    book.add("cellar", CELLAR)
+    book.add("guest", None)
+    for change in (
+        lambda: book.add("attic", CELLAR),
+        lambda: book.add("guest", CELLAR),
+        lambda: book.pair("guest", CELLAR, certificates[0]),
+        lambda: book.check_pairing("attic", CELLAR, certificates[0]),
+    ):
+        with pytest.raises(UsageError, match=r"cannot be at .*: peer 'cellar' is there"):
+            change()
+    for named in ({"attic": CELLAR}, {"attic": ATTIC, "loft": ATTIC}):
+        with pytest.raises(UsageError, match="is there"):
+            PeerBook.load(tmp_path).merge(named | {"cellar": CELLAR})
+    # One moves, and another comes to where it was.
+    assert book.merge({"attic": CELLAR, "cellar": ATTIC})
+    assert book.merge({"attic": ATTIC, "cellar": CELLAR})
+
+
 @pytest.mark.parametrize("call", ["get", "remove", "pause", "resume"])
 def test_the_nearest_name_is_named(tmp_path: Path, call: str) -> None:
     book = PeerBook(tmp_path)

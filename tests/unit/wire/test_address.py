@@ -51,6 +51,20 @@ def test_where_nobody_can_be_reached(text: str) -> None:
         parse_remote(text)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("h:1", "H.:1", True),
+        ("[::1]:1", "[0:0::1]:1", True),
+        ("h:1", "h:2", False),
+        ("h:1", "i:1", False),
+        ("127.0.0.1:1", "127.0.0.2:1", False),
+    ],
+)
+def test_one_place_written_twice(one: str, other: str, same: bool) -> None:
+    assert parse_address(one).is_same(parse_address(other)) == same
+
+
 def test_peers() -> None:
     assert parse_peer("cellar=[::1]:7733") == ("cellar", Address("::1", 7733))
     for text in ("cellar", "=h:1", "-x=h:1", "a b=h:1", "cellar=:1", "../x=h:1"):

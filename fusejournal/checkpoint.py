@@ -5,8 +5,8 @@ its own (STATE/checkpoint), written only once the backing was flushed, and made 
 may be older than what it tells of, never newer. One that was torn counts as none, which only means
 that more is looked at after the loss.
 
-Little-endian: seq (8 bytes), Unix time in nanoseconds when the flush began (8, signed), xxh3-64 of
-both."""
+Little-endian: seq (8 bytes), Unix time in nanoseconds when that was the last entry (8, signed),
+xxh3-64 of both."""
 
 import errno
 import os
@@ -25,10 +25,16 @@ _CHECKSUM = struct.Struct("<Q")
 
 
 class Checkpoint(NamedTuple):
-    """Everything up to ``seq`` was in the backing, and on its disk, at ``time_ns`` or later."""
+    """Everything up to ``seq`` is on the backing's disk; what came later changed the backing at
+    ``time_ns`` (Unix) or later."""
 
     seq: Seq
     time_ns: int
+
+    @classmethod
+    def begin(cls, seq: Seq) -> "Checkpoint":
+        """One for now, when *seq* is the last entry that was applied; to be made."""
+        return cls(seq, time.time_ns())
 
 
 NO_CHECKPOINT = Checkpoint(Seq(0), -(1 << 63))
@@ -52,13 +58,13 @@ class CheckpointFile:
         seq, time_ns = _CONTENT.unpack_from(content)
         return Checkpoint(Seq(seq), time_ns)
 
-    def make(self, seq: Seq, root_fd: int) -> None:
-        """Flush the backing that *root_fd* is in, which has everything up to *seq*, and write that
-        down; on a full disk what was written before stays. Blocks. Raises OSError."""
-        time_ns = time.time_ns()
+    def make(self, checkpoint: Checkpoint, root_fd: int) -> None:
+        """Flush the backing that *root_fd* is in, and write *checkpoint* down, up to which the
+        journal is on its disk; where that is full, what was written before stays. Blocks. Raises
+        OSError."""
         storage.syncfs("checkpoint.syncfs", root_fd)
         try:
-            self._write(_CONTENT.pack(seq, time_ns))
+            self._write(_CONTENT.pack(*checkpoint))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

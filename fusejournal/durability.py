@@ -28,7 +28,7 @@ from typing import Protocol
 import trio
 
 from fusejournal.backing.catalog import COMMIT_CHANGES, Catalog
-from fusejournal.checkpoint import CheckpointFile
+from fusejournal.checkpoint import Checkpoint, CheckpointFile
 from fusejournal.config import JournalConfig
 from fusejournal.errors import JournalError
 from fusejournal.journal.format import FormatError
@@ -224,16 +224,16 @@ class Durability:
 
     async def checkpoint(self) -> None:
         """Bring backing and catalog to disk up to what is applied now."""
-        seq = self._catalog.applied_seq
-        if seq == self._catalog.checkpoint_seq or self._failed:
+        checkpoint = Checkpoint.begin(self._catalog.applied_seq)
+        if checkpoint.seq == self._catalog.checkpoint_seq or self._failed:
             return
         try:
             # The journal first: the backing must never be ahead of it on disk.
             await self.flush()
             if self._failed:
                 return
-            await trio.to_thread.run_sync(self._checkpoint.make, seq, self._root_fd)
-            self._catalog.checkpoint_seq = seq
+            await trio.to_thread.run_sync(self._checkpoint.make, checkpoint, self._root_fd)
+            self._catalog.checkpoint_seq = checkpoint.seq
             self.commit_catalog()
             await trio.to_thread.run_sync(self._catalog.sync)
         except OSError as error:

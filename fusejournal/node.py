@@ -225,7 +225,7 @@ class Node:
             self._root_fd,
             self._opening.checkpoint,
             spec.config.journal,
-            volume.fail,
+            self._disk_failed,
         )
         volume.hold_back = lambda: self._durability.full
         self._page = StatusPage(
@@ -275,6 +275,10 @@ class Node:
             if self._keeper is not None and not self._is_leaving:
                 self._keeper.dismiss()
             self._live = True
+
+    def _disk_failed(self, reason: str) -> None:
+        self._opening.volume.fail(reason)
+        self._opening.doubt()
 
     def _mirroring(self) -> Mirroring | None:
         """What the replication of a mirror needs; None for a primary."""

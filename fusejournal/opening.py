@@ -11,20 +11,22 @@ append what it gets back from others."""
 
 import errno
 import json
+import logging
 import os
 import resource
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from fusejournal import storage
 from fusejournal.backing import syscalls
 from fusejournal.backing.catalog import COMMIT_CHANGES, Catalog, CatalogSpoiltError
 from fusejournal.backing.tree import FID_XATTR, Tree, pack_tag, probe
-from fusejournal.checkpoint import CheckpointFile
+from fusejournal.checkpoint import NO_CHECKPOINT, Checkpoint, CheckpointFile
 from fusejournal.errors import (
     BackingError,
     JournalDamagedError,
@@ -44,8 +46,19 @@ from fusejournal.recovery import Recovery, describe_missing
 from fusejournal.types import ROOT_FID, Epoch, Seq
 from fusejournal.volume import Volume
 
+log = logging.getLogger(__name__)
+
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _ROOT_TAG_BYTES = 16
+_CHECKPOINT_SECONDS = 30.0
+
+
+class Boot(NamedTuple):
+    """When the volume was used last: whether in this boot of the machine, and where the journal
+    ended when it was opened then."""
+
+    is_this: bool
+    began_seq: Seq
 
 
 class Watcher(Protocol):
@@ -98,11 +111,13 @@ class Opening:
             self._check_empty()
         else:
             self._claim_backing(read_only)
-        same_boot = self._same_boot()
+        boot = self._boot()
+        same_boot = boot.is_this
         journal = self._open_journal(read_only, same_boot)
         catalog_dir = self._state_dir / "catalog"
+        # A CLEAN that was the last entry when it was opened again says nothing of what came then.
         clean = journal.head_seq == 0 or (
-            journal.ends_clean
+            journal.ends_clean and journal.head_seq > boot.began_seq
             if self._marks is None
             else self._marks.stopped_seq == journal.head_seq
         )
@@ -153,6 +168,10 @@ class Opening:
         Raises FusejournalError, OSError."""
         catalog = self.volume.catalog
         if read_only:
+            if self.lost_machine:
+                self.degraded.append(
+                    "the backing is as the lost machine left it: mount it once without -o ro"
+                )
             if not catalog.imported and self._marks is None:
                 self.degraded.append("the import was not finished: files that it lacks do not show")
             return
@@ -222,12 +241,13 @@ class Opening:
         self.is_unborn = False
         self.remember_boot()
 
-    def _same_boot(self) -> bool:
+    def _boot(self) -> Boot:
         boot_id = _BOOT_ID.read_text().strip()
         try:
-            return bool(json.loads(self._boot_file.read_text())["boot_id"] == boot_id)
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return False
+            found = json.loads(self._boot_file.read_text())
+            return Boot(found["boot_id"] == boot_id, Seq(int(found.get("began_seq", 0))))
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            return Boot(False, Seq(0))
 
     def _open_journal(self, read_only: bool, same_boot: bool) -> Journal:
         directory = self._state_dir / "journal"
@@ -321,15 +341,20 @@ class Opening:
                 "journal has cannot be told; make a directory from the journal instead, with "
                 "'fusejournal replay'",
             )
+        checkpoint = self.checkpoint.load()
+        if checkpoint.seq >= before_seq:
+            checkpoint = NO_CHECKPOINT  # of entries that are not there any more
         work = Reconciliation(
             self.volume,
-            self.checkpoint.load(),
+            checkpoint,
             before_seq,
             in_flight.operation if in_flight is not None else None,
             self._progress,
         )
         try:
             work.run()
+            # Before anything else is journaled: another loss would see it in the light of that.
+            self._make_checkpoint()
         except OSError as error:
             raise RecoveryError(
                 f"{self._backing}: cannot be made what the journal says after the machine was "
@@ -351,36 +376,57 @@ class Opening:
             volume.note(NewEpoch(Epoch(1), "a new volume"))
         elif self.lost_machine:
             volume.note(NewEpoch(Epoch(volume.journal.epoch + 1), "the machine was lost"))
-        if not self._same_boot():
-            volume.journal.sync()
-            self.remember_boot()
+        volume.journal.sync()
+        self.remember_boot()
 
     def remember_boot(self) -> None:
-        """Write down that the journal was written in this boot, if that is not known yet."""
-        if self._same_boot():
-            return
+        """Write down, durably, that the volume is used in this boot, and where its journal ends.
+        Raises OSError."""
+        self._write_boot(_BOOT_ID.read_text().strip())
+
+    def doubt(self) -> None:
+        """The disk has failed: what it was given may be lost, as after the loss of the machine, and
+        so the next opening takes it."""
+        try:
+            self._write_boot("none: the disk failed")
+        except OSError as error:
+            log.error("that the disk failed cannot be written down: %s", error)
+
+    def _write_boot(self, boot_id: str) -> None:
         temporary = self._boot_file.with_suffix(".new")
-        temporary.write_text(json.dumps({"boot_id": _BOOT_ID.read_text().strip()}))
+        boot = {"boot_id": boot_id, "began_seq": self.volume.journal.head_seq}
+        temporary.write_text(json.dumps(boot))
         fd = os.open(temporary, os.O_RDONLY)
         try:
             storage.fsync("boot.sync", fd)
         finally:
             os.close(fd)
         storage.rename("boot.rename", temporary, self._boot_file)
+        storage.fsync_directory("boot.sync.directory", self._state_dir)
 
     def _import(self) -> Iterator[None]:
         """Import what is in the backing. Yields between items."""
         total = survey(self._root_fd)
         catalog = self.volume.catalog
         with _told_when_full(self._state_dir):
+            due = time.monotonic() + _CHECKPOINT_SECONDS
             for done in self.importer.run():
                 self._watcher.progress("importing", done.bytes, total.bytes, "bytes")
                 if catalog.changes >= COMMIT_CHANGES:
                     catalog.commit()
+                if time.monotonic() > due:
+                    self._make_checkpoint()
+                    due = time.monotonic() + _CHECKPOINT_SECONDS
                 yield
             catalog.imported = True
-            self.volume.journal.sync()
+            # The fids must be on the files before anybody removes or renames one.
+            self._make_checkpoint()
             catalog.commit()
+
+    def _make_checkpoint(self) -> None:
+        checkpoint = Checkpoint.begin(self.volume.catalog.applied_seq)
+        self.volume.journal.sync()
+        self.checkpoint.make(checkpoint, self._root_fd)
 
 
 @contextmanager
@@ -405,9 +451,9 @@ def close_volume(
     catalog = volume.catalog
     is_mirror = marks is not None and volume.failure is None and volume.journal.is_writable
     if volume.refusal is None or is_mirror:
-        if is_mirror:
-            volume.journal.sync()
-        checkpoint.make(catalog.applied_seq, volume.tree.root_fd)
+        last = Checkpoint.begin(catalog.applied_seq)
+        volume.journal.sync()
+        checkpoint.make(last, volume.tree.root_fd)
         catalog.checkpoint_seq = catalog.applied_seq
         catalog.commit()
         catalog.sync()

@@ -136,7 +136,7 @@ class Recovery:
                 else:
                     catalog.record_control(operation, entry.seq)
                 catalog.record_control(void, Seq(entry.seq + 1))
-            elif entry.seq == head > self._held_seq and self._may_be_in_flight:
+            elif entry.seq == head and self._may_be_in_flight(entry):
                 self._in_flight = entry
             else:
                 self._record(operation, entry)
@@ -147,19 +147,30 @@ class Recovery:
             if entry.seq % _PROGRESS_ENTRIES == 0:
                 progress(entry.seq - first + 1, head - first + 1)
 
-    @property
-    def _may_be_in_flight(self) -> bool:
-        return self._volume.journal.is_writable and self._applying_seq is None
+    def _may_be_in_flight(self, entry: Entry) -> bool:
+        """Of the last entry. (An import's data and further names were there before it.)"""
+        return (
+            self._volume.journal.is_writable
+            and self._applying_seq is None
+            and entry.seq > self._held_seq
+            and not isinstance(entry.operation, ImportData | ImportLink)
+        )
 
     def _record(self, operation: Operation, entry: Entry) -> None:
         assert not isinstance(operation, NewEpoch | Mark | Clean | Void)
         try:
             self._catalog.record(operation, entry.seq, entry.time_ns)
         except KeyError as error:
+            first_seq = self._volume.journal.reader.first_seq
             raise RecoveryError(
-                f"entry {entry.seq} ({operation.kind.name}) does not fit the catalog "
-                f"({error}): delete the volume's "
-                "catalog directory and mount again, to rebuild it from the journal"
+                f"entry {entry.seq} ({operation.kind.name}) does not fit the catalog ({error}): "
+                + (
+                    "delete the volume's catalog directory and mount again, to rebuild it from the "
+                    "journal"
+                    if first_seq == 1
+                    else f"it cannot be made anew without the entries before {first_seq}, which "
+                    "are not in the journal any more; restore their segments"
+                )
             ) from None
         if operation.kind in MAKERS:
             self._made.append(operation.fid)
@@ -250,8 +261,6 @@ class Recovery:
         assert not isinstance(operation, NewEpoch | Mark | Clean | Void)
         if isinstance(operation, Import):
             self._settle_import(operation, entry)
-        elif isinstance(operation, ImportData | ImportLink):
-            self._catalog.record(operation, entry.seq, entry.time_ns)
         else:
             mtimes = kept_mtimes(Lookup(self._volume.journal.reader), entry)
             self._volume.settle(operation, entry.seq, entry.time_ns, bytes(entry.data))

@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ pytest_plugins = ("tests.support.guest.plugin",)
 # How fast the machine is must not decide whether a test passes.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+# What a shell runs in the background ignores it, and so would all commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ALLOWED_SKIPS: frozenset[str] = frozenset()
 """Reasons for which a test may be skipped where changes land."""

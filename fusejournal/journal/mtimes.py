@@ -3,9 +3,11 @@
 The table: data changes and its own making set a file's to the entry's time, a name made or removed
 in it a directory's; SETATTR and imports tell it; nothing else changes it."""
 
+from collections.abc import Collection
+
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
-from fusejournal.journal.lookup import NAME_KINDS, Lookup
+from fusejournal.journal.lookup import NAME_KINDS, Lookup, Span
 from fusejournal.operations import (
     RENAME_EXCHANGE,
     Import,
@@ -33,18 +35,34 @@ _OF_ITSELF = frozenset(
 _OF_DIRECTORY = NAME_KINDS - {Kind.IMPORT, Kind.IMPORT_LINK}
 
 
-def mtime_before(lookup: Lookup, fid: Fid, before_seq: Seq) -> int | None:
-    """The mtime of *fid* before entry *before_seq*, in nanoseconds; None where no entry here tells
-    it. Reads from there backwards, no further than it must. Raises JournalDamagedError."""
+def mtimes_before(lookup: Lookup, fids: Collection[Fid], before_seq: Seq) -> dict[Fid, int]:
+    """The mtimes of *fids* before entry *before_seq*, in nanoseconds, but for those that no entry
+    here tells. Reads from there backwards, no further than it must, and each segment once. Raises
+    JournalDamagedError."""
+    found: dict[Fid, int] = {}
+    left = set(fids)
     for span in lookup.segments(to_seq=before_seq, newest_first=True):
+        if not left:
+            break
         index = lookup.index(span)
-        for posting in reversed(list(index.of_fid(fid))):
-            if index.first_seq + posting.number >= before_seq or not _may_set(posting):
-                continue
-            for entry, void in lookup.reader.pick(span.path, [posting.number]):
-                mtime_ns = _mtime_of(entry, void)
-                if mtime_ns is not None:
-                    return mtime_ns
+        for fid in list(index.which_of(left)):
+            mtime_ns = _last_mtime(lookup, span, fid, before_seq)
+            if mtime_ns is not None:
+                found[fid] = mtime_ns
+                left.discard(fid)
+    return found
+
+
+def _last_mtime(lookup: Lookup, span: Span, fid: Fid, before_seq: Seq) -> int | None:
+    """What the last entry of the segment that sets it sets it to."""
+    index = lookup.index(span)
+    for posting in reversed(list(index.of_fid(fid))):
+        if index.first_seq + posting.number >= before_seq or not _may_set(posting):
+            continue
+        for entry, void in lookup.reader.pick(span.path, [posting.number]):
+            mtime_ns = _mtime_of(entry, void)
+            if mtime_ns is not None:
+                return mtime_ns
     return None
 
 
@@ -57,8 +75,7 @@ def kept_mtimes(lookup: Lookup, entry: Entry) -> dict[Fid, int]:
             fids = (operation.parent,)
         case Rename(flags=flags) as operation if flags & RENAME_EXCHANGE:
             fids = operation.fid, operation.replaced
-    found = {fid: mtime_before(lookup, fid, entry.seq) for fid in fids}
-    return {fid: mtime_ns for fid, mtime_ns in found.items() if mtime_ns is not None}
+    return mtimes_before(lookup, fids, entry.seq)
 
 
 def _may_set(posting: Posting) -> bool:

@@ -14,7 +14,7 @@ from fusejournal.backing import syscalls
 from fusejournal.backing.tree import FID_XATTR
 from fusejournal.journal.index import Posting
 from fusejournal.journal.lookup import Lookup
-from fusejournal.journal.mtimes import mtime_before
+from fusejournal.journal.mtimes import mtimes_before
 from fusejournal.operations import ImportData, Kind, Setattr, Truncate, Write
 from fusejournal.reconciling.states import ACLS, DATA_KINDS, State, lacks_maker
 from fusejournal.types import Fid, Seq
@@ -45,48 +45,69 @@ class Contents:
         self._checkpoint_seq = checkpoint_seq
         self._progress = progress
 
-    def write(self, new: set[Fid]) -> None:
-        """Carry out what entries did to contents: all of them, or, where that is much and the file
-        is there, those after the checkpoint. *new* are files that were made anew, and are empty."""
+    def write(self, new: set[Fid], overwritten: set[Fid]) -> None:
+        """Carry out what entries did to contents: all of them, or, where that is much, those after
+        the checkpoint. *new* are files that were made anew, and are empty; *overwritten* those of
+        which nothing is to be kept."""
         files = {fid for fid in self._states if self._has_contents(fid)}
-        whole = {fid for fid in files if self._states[fid].written_bytes <= _WHOLE_BYTES_MAX}
-        for fid in whole - new:
-            # Who is killed from here on leaves a file that is cut short, and so is made anew.
-            storage.reached("reconcile.empty")
-            os.ftruncate(self._volume.tree.writable(fid), 0)
-        whole |= new
-        done = 0
-        for entry, void in self._lookup.entries_of_many(files, self._before_seq, _is_of_contents):
+        whole = {
+            fid
+            for fid in files
+            if fid in new or fid in overwritten or self._is_small(self._states[fid])
+        }
+        files |= {fid for fid in self._states if self._is_half_imported(fid)}
+        emptied = set(new)
+        for done, (entry, void) in enumerate(
+            self._lookup.entries_of_many(files, self._before_seq, _is_of_contents)
+        ):
             operation = entry.operation
             assert isinstance(operation, Write | Truncate | ImportData)
-            if entry.seq <= self._checkpoint_seq and operation.fid not in whole:
+            if operation.fid in whole:
+                self._empty(operation.fid, emptied)
+            elif entry.seq <= self._checkpoint_seq:
                 continue
             fd = self._volume.tree.writable(operation.fid)
             storage.reached("reconcile.write")
             if isinstance(operation, Truncate):
                 os.ftruncate(fd, operation.size)
             else:
-                _write_all(
-                    fd,
-                    entry.data if void is None else entry.data[: void.written],
-                    operation.offset,
-                )
-            done += 1
+                data = entry.data if void is None else entry.data[: void.written]
+                _write_all(fd, data, operation.offset)
             self._progress("writing contents", done, None, "entries")
         for fid in files:
+            if fid in whole:
+                self._empty(fid, emptied)
             fd = self._volume.tree.writable(fid)
             if os.fstat(fd).st_size != self._states[fid].size:
                 os.ftruncate(fd, self._states[fid].size)
 
+    def _empty(self, fid: Fid, emptied: set[Fid]) -> None:
+        """Before its first byte is written. Who is killed from here on leaves a file that was just
+        changed, and so is written again."""
+        if fid not in emptied:
+            emptied.add(fid)
+            storage.reached("reconcile.empty")
+            os.ftruncate(self._volume.tree.writable(fid), 0)
+
     def _has_contents(self, fid: Fid) -> bool:
         """Whether it is a regular file that the journal has the whole content of."""
-        node = self._volume.tree.node(fid)
+        return self._is_there(fid) and self._volume.tree.node(fid).complete
+
+    def _is_half_imported(self, fid: Fid) -> bool:
+        """Whether its import had not come to its end, and the disk has less of it than there was:
+        then what the journal has of it is all there is."""
         return (
-            node.type == S_IFREG
-            and bool(node.handle)
-            and node.complete
-            and not lacks_maker(self._states[fid])
+            self._is_there(fid)
+            and not self._volume.tree.node(fid).complete
+            and self._volume.tree.stat(fid).st_size < self._states[fid].size
         )
+
+    def _is_there(self, fid: Fid) -> bool:
+        node = self._volume.tree.node(fid)
+        return node.type == S_IFREG and bool(node.handle) and not lacks_maker(self._states[fid])
+
+    def _is_small(self, state: State) -> bool:
+        return state.written_bytes <= _WHOLE_BYTES_MAX
 
     # -- attributes --------------------------------------------------------------------------------
 
@@ -139,10 +160,10 @@ class Contents:
     def set_directory_times(self, restless: set[Fid]) -> None:
         """Last, for whatever was done to names changed them: also those of *restless*, directories
         in which names were changed just now. Raises OSError."""
-        for fid in restless | self._states.keys():
-            node = self._volume.catalog.node(fid)
-            if node is not None and node.handle and node.type == S_IFDIR:
-                self._set_mtime(fid, mtime_before(self._lookup, fid, self._before_seq))
+        nodes = map(self._volume.catalog.node, restless | self._states.keys())
+        fids = {node.fid for node in nodes if node and node.handle and node.type == S_IFDIR}
+        for fid, mtime_ns in mtimes_before(self._lookup, fids, self._before_seq).items():
+            self._set_mtime(fid, mtime_ns)
 
 
 def _is_of_contents(posting: Posting) -> bool:

@@ -57,12 +57,12 @@ from fusejournal.reconciling.states import (
     target_of,
     type_of,
 )
-from fusejournal.reconciling.survey import STAGING, Stray, Survey
+from fusejournal.reconciling.survey import Stray, Survey, staging_name
 from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.volume import Volume
 
 _CLOCK_SLACK_NS = 10**9
-_NEW = b".new"
+_NEW, _LINK = b".new", b".link"
 _ASIDE = b".not-journaled"
 _NAME_BYTES_MAX = 255
 _PROGRESS_ENTRIES = 256
@@ -103,6 +103,7 @@ class Reconciliation:
         """Files that are made from all their entries."""
         self._staged: dict[Fid, bytes] = {}
         """What is in the staging directory, under which name."""
+        self._staging_name = staging_name(volume)
         self._staging_fd = -1
         self._restless: set[Fid] = set()
         """Directories in which names were changed just now."""
@@ -118,7 +119,7 @@ class Reconciliation:
         touched = self._touched()
         self._clear_staging()
         self._survey.run()
-        touched |= self._survey.changed
+        touched |= self._survey.changed.keys()
         lost = set(self._catalog.fids_without_handle())
         self._states = read_states(
             self._lookup,
@@ -138,7 +139,10 @@ class Reconciliation:
         with self._staging():
             self._free_places()
             self._make_new()
-            contents.write(self._new)
+            contents.write(self._new, self._overwritten())
+            if self._new:
+                # Whoever loses the machine again finds them whole, where they are.
+                storage.syncfs("reconcile.syncfs", self._tree.root_fd)
             self._fill_places()
         contents.set_attributes()
         contents.set_directory_times(self._restless)
@@ -197,6 +201,16 @@ class Reconciliation:
             and self._tree.stat(node.fid).st_size < state.floor
         )
 
+    def _overwritten(self) -> set[Fid]:
+        """Files of whose contents the backing may have what no entry says: they had no fid, or
+        were changed after their last entry."""
+        changed = self._survey.changed
+        return self._survey.adopted | {
+            fid
+            for fid, state in self._states.items()
+            if changed.get(fid, 0) > state.last_time_ns + _CLOCK_SLACK_NS
+        }
+
     def _node(self, fid: Fid) -> Node:
         node = self._catalog.node(fid)
         assert node is not None, fid
@@ -207,12 +221,12 @@ class Reconciliation:
     def _clear_staging(self) -> None:
         """Remove what another attempt had begun to make."""
         try:
-            fd = os.open(STAGING, _DIRECTORY, dir_fd=self._tree.root_fd)
+            fd = os.open(self._staging_name, _DIRECTORY, dir_fd=self._tree.root_fd)
         except FileNotFoundError:
             return
         try:
             for name in map(os.fsencode, os.listdir(fd)):
-                if name.endswith(_NEW):
+                if name.endswith((_NEW, _LINK)):
                     os.unlink(name, dir_fd=fd)
         finally:
             os.close(fd)
@@ -224,13 +238,13 @@ class Reconciliation:
         if self._survey.lacking or any(stray.fid is not None for stray in self._survey.strays):
             with suppress(FileExistsError):
                 storage.reached("reconcile.staging")
-                os.mkdir(STAGING, 0o700, dir_fd=root_fd)
-            self._staging_fd = os.open(STAGING, _DIRECTORY, dir_fd=root_fd)
+                os.mkdir(self._staging_name, 0o700, dir_fd=root_fd)
+            self._staging_fd = os.open(self._staging_name, _DIRECTORY, dir_fd=root_fd)
         try:
             yield
-            if self._staging_fd >= 0 or _exists(root_fd, STAGING):
+            if self._staging_fd >= 0 or _exists(root_fd, self._staging_name):
                 storage.reached("reconcile.unstaging")
-                os.rmdir(STAGING, dir_fd=root_fd)
+                os.rmdir(self._staging_name, dir_fd=root_fd)
                 self._restless.add(ROOT_FID)
         finally:
             if self._staging_fd >= 0:
@@ -251,14 +265,13 @@ class Reconciliation:
 
     def _take_home(self, stray: Stray, fid: Fid) -> None:
         """Take a file of the journal from where it should not be."""
-        if stray.in_staging and fid not in self._new:
-            self._staged[fid] = stray.name
-            return
         with self._directory(stray) as directory:
             if fid in self._staged or fid in self._new or self._is_at_home(fid):
                 storage.reached("reconcile.unlink")
                 os.unlink(stray.name, dir_fd=directory)
                 self._removed += 1
+            elif stray.in_staging:
+                self._staged[fid] = stray.name
             else:
                 name = b"%d" % fid
                 storage.reached("reconcile.take")
@@ -275,7 +288,7 @@ class Reconciliation:
         """See to what is not a file of the journal as it is now."""
         look = stray.look
         is_ours = look.fid is not None
-        was_removed = is_ours and look.fid < self._catalog.next_fid  # type: ignore[operator]
+        was_removed = look.fid is not None and self._is_known(look.fid)
         place = stray.parent, stray.name
         is_half_made = place == self._place_in_flight and self._may_be_in_flight(look)
         if is_half_made and isinstance(self._in_flight, Import):
@@ -288,8 +301,18 @@ class Reconciliation:
                 return
             if is_ours:
                 _forget_fid(directory, stray.name)
-            if in_the_way and stray.parent is not None:
-                self._put_aside(stray, directory, stray.parent)
+            if stray.in_staging:
+                self._put_aside(stray, directory, self._tree.root_fd, ROOT_FID)
+            elif in_the_way and stray.parent is not None:
+                self._put_aside(stray, directory, directory, stray.parent)
+
+    def _is_known(self, fid: Fid) -> bool:
+        """Whether entries that count name *fid*: so the journal knows that it is gone."""
+        return any(
+            self._lookup.index(span).first_seq + posting.number < self._before_seq
+            for span in self._lookup.segments(to_seq=self._before_seq)
+            for posting in self._lookup.index(span).of_fid(fid)
+        )
 
     @property
     def _place_in_flight(self) -> Place | None:
@@ -326,16 +349,17 @@ class Reconciliation:
         self._removed += 1
         return True
 
-    def _put_aside(self, stray: Stray, directory: int, parent: Fid) -> None:
+    def _put_aside(self, stray: Stray, directory: int, aside: int, parent: Fid) -> None:
+        """Give it another name in *parent*, which is open on *aside*."""
         number = 0
         while True:
             ending = _ASIDE + (b"-%d" % number if number else b"")
             name = stray.name[: _NAME_BYTES_MAX - len(ending)] + ending
-            if self._catalog.lookup(parent, name) is None and not _exists(directory, name):
+            if self._catalog.lookup(parent, name) is None and not _exists(aside, name):
                 break
             number += 1
         storage.reached("reconcile.aside")
-        os.rename(stray.name, name, src_dir_fd=directory, dst_dir_fd=directory)
+        os.rename(stray.name, name, src_dir_fd=directory, dst_dir_fd=aside)
         above = self._catalog.path(parent) or b""
         self.aside.append(above + b"/" + name if above else name)
 
@@ -393,10 +417,8 @@ class Reconciliation:
             staged = self._staged.pop(fid, None)
             if staged is None:
                 # A name of a file that is made anew may still stand for the old one.
-                staged = b"%d.link" % fid
+                staged = b"%d" % fid + _LINK
                 fd, directory = self._tree.pair(fid, parent)
-                with suppress(FileNotFoundError):
-                    os.unlink(staged, dir_fd=self._staging_fd)
                 syscalls.link(fd, self._staging_fd, staged)
             storage.reached("reconcile.place")
             os.rename(staged, name, src_dir_fd=self._staging_fd, dst_dir_fd=directory)

@@ -58,6 +58,7 @@ class State:
         "fid",
         "floor",
         "gid",
+        "last_time_ns",
         "made_seq",
         "maker",
         "mtime_ns",
@@ -81,6 +82,8 @@ class State:
         """The least size that it had at the checkpoint or later."""
         self.written_bytes = 0
         """By all its entries together."""
+        self.last_time_ns = 0
+        """Of its last entry."""
         self.mtime_ns: int | None = None
         """Of a directory, as far as entries about itself tell: names made and removed in it change
         it, too."""
@@ -92,6 +95,7 @@ class State:
     def take(self, entry: Entry, void: Void | None) -> None:
         """Be what it is after *entry*, which held at least in part."""
         operation: Any = entry.operation
+        self.last_time_ns = entry.time_ns
         if isinstance(operation, Import | ImportData):
             self.mtime_ns = operation.mtime_ns
         elif isinstance(operation, Setattr):

@@ -7,6 +7,7 @@ fid had not come to the disk: it gets it now. Nothing else of the backing is cha
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from stat import S_IFLNK, S_IFMT, S_ISDIR
 from typing import NamedTuple
 
@@ -15,13 +16,20 @@ from fusejournal.backing import syscalls
 from fusejournal.backing.catalog import COMMIT_CHANGES
 from fusejournal.backing.tree import Look
 from fusejournal.journal.lookup import Place
-from fusejournal.operations import Create
+from fusejournal.operations import Import
 from fusejournal.reconciling.states import Maker, rdev_of, target_of
 from fusejournal.types import ROOT_FID, Fid
 from fusejournal.volume import Volume
 
-STAGING = b".fusejournal.reconciling"
-"""In the backing's root: where files are while their places are made free."""
+
+def staging_name(volume: Volume) -> bytes:
+    """In the backing's root: where files are while their places are made free. The same for every
+    attempt, and no name of a file of the journal's."""
+    name = b".fusejournal.%s" % volume.tree.uuid.hex.encode()
+    while volume.catalog.lookup(ROOT_FID, name) is not None:
+        name += b"."
+    return name
+
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
 _PROGRESS_NAMES = 1024
@@ -62,16 +70,20 @@ class Survey:
         self._since_ns = since_ns
         self._progress = progress
         self._names = 0
+        self._staging = b""
         self.strays: list[Stray] = []
         """A directory's before those of what is in it."""
         self.lacking: dict[Place, Fid] = {}
         """Names of the journal that do not stand for their file in the backing."""
-        self.changed: set[Fid] = set()
-        """Files of the journal whose inodes were changed at *since_ns* or later."""
+        self.changed: dict[Fid, int] = {}
+        """Files of the journal whose inodes were changed at *since_ns* or later, and when."""
+        self.adopted: set[Fid] = set()
+        """Files that had no fid."""
 
     def run(self) -> None:
         """Raises OSError."""
         catalog, tree = self._volume.catalog, self._volume.tree
+        self._staging = staging_name(self._volume)
         pending: list[tuple[bytes, Fid | None, bool]] = [
             (syscalls.handle_of(tree.root_fd), ROOT_FID, False)
         ]
@@ -101,11 +113,11 @@ class Survey:
             look = tree.look_in(fd, name)
             if look is None or look.stat.st_dev != tree.device:
                 continue
-            if fid == ROOT_FID and name == STAGING:
+            if fid == ROOT_FID and name == self._staging:
                 below.append((look.handle, None, True))
                 continue
             known = self._known(look)
-            if known is None and look.owner is None and name in expected:
+            if known is None and name in expected:
                 known = self._adopted(look, fd, name, expected[name])
             if S_ISDIR(look.stat.st_mode):
                 below.append((look.handle, known, False))
@@ -132,9 +144,14 @@ class Survey:
         return node.fid if node.handle == look.handle else None
 
     def _adopted(self, look: Look, directory: int, name: bytes, expected: Fid) -> Fid | None:
-        """*expected* if what was found, which has no fid, is it, and has got its fid now."""
+        """*expected* if what was found, which has no fid, is it, and has got its fid now. (What was
+        imported may have had one that the journal does not know any more.)"""
         maker, node = self._made.get(expected), self._volume.catalog.node(expected)
         if maker is None or node is None or node.handle:
+            return None
+        if look.owner is not None and (
+            not isinstance(maker, Import) or look.fid is None or self._volume.catalog.node(look.fid)
+        ):
             return None
         if node.type != S_IFMT(look.stat.st_mode) or rdev_of(maker) != look.stat.st_rdev:
             return None
@@ -142,27 +159,26 @@ class Survey:
         try:
             if node.type == S_IFLNK and os.readlink(b"", dir_fd=fd) != target_of(maker):
                 return None
-            if isinstance(maker, Create) and look.stat.st_size:
-                storage.reached("reconcile.empty")
-                os.truncate(syscalls.descriptor_path(fd), 0)  # its entries have all of its content
             storage.reached("reconcile.tag")
             node.handle = self._volume.tree.identify(expected, fd, syscalls.descriptor_path(fd))
             node.ino = look.stat.st_ino
             self._volume.catalog.touch(node)
         finally:
             os.close(fd)
-        self.changed.add(expected)
+        self.changed[expected] = look.stat.st_ctime_ns
+        self.adopted.add(expected)
         return expected
 
     def _note_change(self, fid: Fid, stat: os.stat_result) -> None:
         if stat.st_ctime_ns >= self._since_ns:
-            self.changed.add(fid)
+            self.changed[fid] = stat.st_ctime_ns
 
     def _count(self) -> None:
         self._names += 1
         if self._names % _PROGRESS_NAMES == 0:
             self._progress(self._names)
         if self._names % COMMIT_CHANGES == 0:
-            # The catalog would keep all it was told in memory.
+            # The catalog would keep all it was told in memory; on a full disk it has to.
             self._volume.catalog.lacks_handles = True
-            self._volume.catalog.commit()
+            with suppress(OSError):
+                self._volume.catalog.commit()

@@ -294,12 +294,19 @@ class Replication:
 
     async def _serve_source(self, connection: Connection, greeting: Hello) -> None:
         me = self._me()
-        upto_seq = self._volume.catalog.applied_seq
+        upto_seq = held_seq = self._volume.catalog.applied_seq
         if self._mirroring is not None:
-            upto_seq = self._mirroring.marks.settled_seq
+            upto_seq = self._volume.journal.head_seq
+            held_seq = self._mirroring.marks.settled_seq
         try:
             await serve_fetch(
-                connection, greeting, me, self._volume, upto_seq, self._config.batch_bytes
+                connection,
+                greeting,
+                me,
+                self._volume,
+                upto_seq,
+                held_seq,
+                self._config.batch_bytes,
             )
         except* OSError as group:
             raise FusejournalError(f"{connection.where}: {first_error(group)}") from None

@@ -79,6 +79,7 @@ class TakeBack:
     insecure: bool
     told: Callable[[str], None]
     _fence: RefusedError | None = field(default=None, init=False)
+    _held_seq: Seq = field(default=Seq(0), init=False)
 
     async def run(self) -> TakenBack:
         """Bring into the journal what the peers have more. Raises JournalError when it cannot take
@@ -95,18 +96,12 @@ class TakeBack:
             for peer in peers
             if peer.name not in positions
         ]
-        held_seq = Seq(0)
         for name in sorted(positions, key=lambda name: positions[name].seq, reverse=True):
-            head = self.journal.head
-            if positions[name] == head:
-                held_seq = head.seq  # whoever has the last entry has got it applied
-            elif positions[name].seq > head.seq:
+            if positions[name].seq >= self.journal.head_seq:
                 failure = await self._fetch_from(self.book.get(name), positions[name].seq)
                 if failure is not None:
                     failures.append(failure)
-                if self.journal.head_seq > head.seq:
-                    held_seq = self.journal.head_seq
-        return TakenBack(failures, held_seq)
+        return TakenBack(failures, self._held_seq)
 
     async def _ask_all(self, peers: list[Peer]) -> dict[str, Position]:
         """Where the journals of those who answer end; of all, or of those who do in time. Raises
@@ -147,22 +142,26 @@ class TakeBack:
     async def _fetch_from(self, peer: Peer, upto_seq: Seq) -> str | None:
         """Get what *peer* has more, again and again while that helps. Returns what went wrong."""
         first_seq = self.journal.head_seq + 1
-        self.told(f"taking entries {first_seq} to {upto_seq} back from {peer.name}")
+        if first_seq <= upto_seq:
+            self.told(f"taking entries {first_seq} to {upto_seq} back from {peer.name}")
         ends = trio.current_time() + self.config.take_back_seconds
         while True:
             before = self.journal.head_seq
             try:
                 await self._fetch(peer, upto_seq)
-                self.told(f"took entries back: the journal ends with {self.journal.head_seq}")
+                if first_seq <= upto_seq:
+                    self.told(f"took entries back: the journal ends with {self.journal.head_seq}")
                 return None
             except* JournalError:
                 raise
             except* (FusejournalError, OSError, trio.TooSlowError) as group:
                 error = first_error(group)
-            why = (
-                f"peer {peer.name}: {error}: of entries {first_seq} to {upto_seq}, which it has, "
-                f"those from {self.journal.head_seq + 1} on were not taken back"
-            )
+            why = f"peer {peer.name}: {error}"
+            if first_seq <= upto_seq:
+                why += (
+                    f": of entries {first_seq} to {upto_seq}, which it has, those from "
+                    f"{self.journal.head_seq + 1} on were not taken back"
+                )
             self.told(why)
             if isinstance(error, DivergedError):
                 return why
@@ -213,6 +212,8 @@ class TakeBack:
                     elif isinstance(message, Diverged):
                         raise DivergedError(peer.name, message.seq, journal.head_seq, upto_seq)
                     else:
+                        if message.seq <= journal.head_seq:
+                            self._held_seq = max(self._held_seq, message.seq)
                         break
             finally:
                 await self._keep()
@@ -229,15 +230,21 @@ class TakeBack:
 
 
 async def serve_fetch(
-    connection: Connection, greeting: Hello, me: Me, volume: Volume, upto_seq: Seq, bytes_max: int
+    connection: Connection,
+    greeting: Hello,
+    me: Me,
+    volume: Volume,
+    upto_seq: Seq,
+    held_seq: Seq,
+    bytes_max: int,
 ) -> None:
-    """The other side: ship what comes after the greeter's end, up to *upto_seq*. Raises WireError,
-    JournalError."""
+    """The other side: ship what comes after the greeter's end, up to *upto_seq*; up to *held_seq*
+    it is known to have been applied. Raises WireError, JournalError."""
     await connection.send(welcome(me, greeting, is_mirror=True))
     journal = volume.journal
     theirs = position_of(greeting)
-    if upto_seq <= theirs.seq:
-        await connection.send(End(upto_seq))
+    if upto_seq < theirs.seq:
+        await connection.send(End(Seq(0)))
         return
     chains = ChainFinder(journal.directory, journal.uuid)
     agreed_seq = await find_common(connection, chains, upto_seq, theirs)
@@ -258,4 +265,4 @@ async def serve_fetch(
             )
     finally:
         reader.close()
-    await connection.send(End(upto_seq))
+    await connection.send(End(held_seq))

@@ -156,7 +156,8 @@ class Ping(NamedTuple):
 
 
 class End(NamedTuple):
-    """Nothing more comes: what was to be fetched has been sent."""
+    """Nothing more comes: what was to be fetched has been sent. Up to ``seq`` it is known to have
+    been applied; the last entry may be one that was refused, and its VOID lost."""
 
     seq: Seq
 

@@ -60,7 +60,7 @@ def leave(volume: Path, workload: Workload, checkpoint: int, backing: int, end: 
             else:
                 opened.volume.apply_received(entry, step.void, settle=False)
             if entry.seq == checkpoint:
-                opened.opening.checkpoint.make(entry.seq, opened.volume.tree.root_fd)
+                opened.make_checkpoint()
     if not checkpoint:
         (volume / "state" / "checkpoint").unlink(missing_ok=True)
     (volume / "state" / "marks").unlink()

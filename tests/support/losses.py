@@ -29,7 +29,8 @@ def lose_machine(state: Path, last_seq: int) -> None:
 
 def begin_another_boot(state: Path) -> None:
     """The volume was last used before the machine was booted."""
-    (state / "boot").write_text(json.dumps({"boot_id": "the one before"}))
+    boot = json.loads((state / "boot").read_text())
+    (state / "boot").write_text(json.dumps({**boot, "boot_id": "the one before"}))
 
 
 class Died(BaseException):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
 
+from fusejournal.checkpoint import Checkpoint
 from fusejournal.config import JournalConfig, ReplicationConfig
 from fusejournal.durability import Durability
 from fusejournal.journal.copymarks import CopyMarks
@@ -48,6 +49,12 @@ class OpenVolume:
     @property
     def journal_dir(self) -> Path:
         return self.directory / "state" / "journal"
+
+    def make_checkpoint(self) -> None:
+        """All that is applied is on the disk."""
+        self.volume.journal.sync()
+        checkpoint = Checkpoint.begin(self.volume.catalog.applied_seq)
+        self.opening.checkpoint.make(checkpoint, self.volume.tree.root_fd)
 
     def replicate(self, config: ReplicationConfig, listen: str | None = None) -> Replication:
         """Attach a replication that talks plainly over the loopback."""

@@ -130,20 +130,24 @@ async def opened(node: PeersNode, *options: str) -> AsyncIterator[tuple[trio.Pro
     )
     assert process.stdout is not None
     assert process.stderr is not None
-    async with process.stdout, process.stderr:
-        text = b""
-        while b"fusejournal pair" not in text or not text.endswith(b"\n"):
-            part = await process.stdout.receive_some()
-            assert part, await process.stderr.receive_some()
-            text += part
-        yield process, text.decode().splitlines()
+    try:
+        async with process.stdout, process.stderr:
+            text = b""
+            while b"fusejournal pair" not in text or not text.endswith(b"\n"):
+                part = await process.stdout.receive_some()
+                assert part, await process.stderr.receive_some()
+                text += part
+            yield process, text.decode().splitlines()
+    finally:
+        process.kill()
 
 
 async def rest(stream: trio.abc.ReceiveStream | None) -> str:
     assert stream is not None
     text = b""
-    while part := await stream.receive_some():
-        text += part
+    with trio.move_on_after(30):
+        while part := await stream.receive_some():
+            text += part
     return text.decode()
 
 

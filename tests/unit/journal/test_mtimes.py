@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fusejournal.journal.lookup import Lookup
-from fusejournal.journal.mtimes import mtime_before
+from fusejournal.journal.mtimes import mtimes_before
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import Link, Rename, Rmdir, Setattr, Truncate, Write
 from fusejournal.types import ROOT_FID, Fid, Seq
@@ -59,4 +59,4 @@ def test_every_change_of_a_directory(tmp_path: Path) -> None:
         note()
         lookup = Lookup(JournalReader(opened.journal_dir))
         for seq, fid, mtime_ns in moments:
-            assert mtime_before(lookup, fid, seq) == mtime_ns, (seq, fid)
+            assert mtimes_before(lookup, [fid], seq) == {fid: mtime_ns}, (seq, fid)

@@ -230,7 +230,8 @@ async def test_primary_whose_reign_is_over_does_not_begin_another(tmp_path: Path
                 assert _epochs(primary) == [(1, 1)]
 
 
-async def test_mirror_that_lost_its_machine_too_gives_all_it_has(tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", ["refused", "made"])
+async def test_mirror_that_lost_its_machine_too_gives_all_it_has(tmp_path: Path, last: str) -> None:
     """Its watermarks are older than its journal: they reach the disk when the kernel likes."""
     with open_volume(tmp_path / "mirror", mirror=True, orderly=False) as mirror:
         async with _serving(mirror) as address:
@@ -239,6 +240,8 @@ async def test_mirror_that_lost_its_machine_too_gives_all_it_has(tmp_path: Path)
                 await _ship_all(primary, mirror, address)
                 early_seq = primary.volume.journal.head_seq
                 primary.work(20, start=50)
+                if last == "made":  # so the mirror does not know whether it was refused, either
+                    primary.create("last")
                 await _ship_all(primary, mirror, address)
                 head_seq = primary.volume.journal.head_seq
         await mirror.durability.flush()
@@ -252,6 +255,8 @@ async def test_mirror_that_lost_its_machine_too_gives_all_it_has(tmp_path: Path)
             with open_volume(tmp_path / "primary", begin=False) as primary:
                 assert await _begin(primary, peers={"east": address}) == []
                 assert _epochs(primary) == [(1, 1), (2, head_seq + 1)]
+                await _ship_all(primary, mirror, address)
+                assert content(mirror.journal_dir) == content(primary.journal_dir)
     assert digest_tree(mirror.backing).digest == digest_tree(primary.backing).digest
 
 

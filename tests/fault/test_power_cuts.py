@@ -26,7 +26,7 @@ from tests.support.trees import difference, image, rebuild
 
 pytestmark = pytest.mark.mount
 
-CUTS = int(os.environ.get("FUSEJOURNAL_TEST_CUTS", "4"))
+CUTS = int(os.environ.get("FUSEJOURNAL_TEST_CUTS", "2"))
 SEED = int(os.environ.get("FUSEJOURNAL_TEST_SEED", "1"))
 _CONFIG = """
 [journal]

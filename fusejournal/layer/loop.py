@@ -43,6 +43,20 @@ _UNCLOCKED_MAX = 16
 an answer from memory does."""
 
 
+class _Runnable(trio.abc.Instrument):
+    """The tasks that are to run and have not had their turn yet. (trio's own count leaves out those
+    of the round that is going on.)"""
+
+    def __init__(self) -> None:
+        self.tasks: set[trio.lowlevel.Task] = set()
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        self.tasks.add(task)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.tasks.discard(task)
+
+
 class RequestLoop:
     """Serves the session on the *handshake*'s descriptor."""
 
@@ -64,6 +78,7 @@ class RequestLoop:
         self._poll_all = select.poll()
         """For requests and for what other tasks wait for."""
         self._poll_all.register(fd, select.POLLIN)
+        self._runnable = _Runnable()
         self._waiting: set[trio.lowlevel.Task] = set()
         """Tasks whose handlers wait for something."""
         self._when_answered: dict[trio.lowlevel.Task, Callable[[], None]] = {}
@@ -73,6 +88,7 @@ class RequestLoop:
         called."""
         original: Callable[..., Any] = pyfuse3._session_loop  # type: ignore[attr-defined]
         self._poll_all.register(_events_fd(), select.POLLIN)
+        trio.lowlevel.add_instrument(self._runnable)
 
         async def session_loop(nursery: trio.Nursery, min_tasks: int, max_tasks: int) -> None:
             while True:
@@ -91,6 +107,7 @@ class RequestLoop:
         try:
             await pyfuse3.main(min_tasks=TASKS, max_tasks=TASKS)
         finally:
+            trio.lowlevel.remove_instrument(self._runnable)
             pyfuse3._session_loop = original  # type: ignore[attr-defined]
 
     def hand_over(self) -> None:
@@ -159,8 +176,9 @@ class RequestLoop:
                     return True
         found = False
         while not found and not self._closed and time.monotonic_ns() < sleep_until_ns:
-            others = trio.lowlevel.current_statistics()
-            seconds = 0.0 if others.tasks_runnable else others.seconds_to_next_deadline
+            seconds = 0.0
+            if not self._runnable.tasks:
+                seconds = trio.lowlevel.current_statistics().seconds_to_next_deadline
             if seconds > 0:
                 milliseconds = (sleep_until_ns - time.monotonic_ns()) / 1e6
                 ready = self._poll_all.poll(max(0, min(milliseconds, 1000 * seconds)))

@@ -349,6 +349,7 @@ class Opening:
             checkpoint,
             before_seq,
             in_flight.operation if in_flight is not None else None,
+            self._marks is None,
             self._progress,
         )
         try:

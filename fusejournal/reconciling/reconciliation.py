@@ -72,7 +72,9 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
 class Reconciliation:
     """Reconciles *volume*, whose catalog is what the journal says before entry *before_seq* and
     knows no handles, from *checkpoint* on. *in_flight*: what the entry at *before_seq* may have
-    done, in part: its place is made free, for who settles it (an import's file stays there)."""
+    done, in part: its place is made free, for who settles it (an import's file stays there).
+    *may_be_ahead*: the backing may have what the journal lost, for entries were applied before they
+    were durable."""
 
     def __init__(
         self,
@@ -80,6 +82,7 @@ class Reconciliation:
         checkpoint: Checkpoint,
         before_seq: Seq,
         in_flight: Operation | None,
+        may_be_ahead: bool,
         progress: Progress,
     ) -> None:
         self._volume = volume
@@ -88,6 +91,7 @@ class Reconciliation:
         self._before_seq = before_seq
         self._checkpoint = checkpoint
         self._in_flight = in_flight
+        self._may_be_ahead = may_be_ahead
         self._progress = progress
         self._lookup = Lookup(volume.journal.reader)
         self._made: dict[Fid, Maker] = {}
@@ -205,6 +209,8 @@ class Reconciliation:
         """Files of whose contents the backing may have what no entry says: they had no fid, or
         were changed after their last entry."""
         changed = self._survey.changed
+        if not self._may_be_ahead:
+            return self._survey.adopted
         return self._survey.adopted | {
             fid
             for fid, state in self._states.items()

@@ -179,7 +179,7 @@ class Opening:
             self.volume.refusal = errno.EROFS
             self._marks.stopped_seq = Seq(0)
             self._marks.sync()
-            if not self.is_unborn:
+            if not self.is_unborn and not self._boot().is_this:
                 self.remember_boot()
             return
         self._begin()
@@ -377,8 +377,17 @@ class Opening:
             volume.note(NewEpoch(Epoch(1), "a new volume"))
         elif self.lost_machine:
             volume.note(NewEpoch(Epoch(volume.journal.epoch + 1), "the machine was lost"))
-        volume.journal.sync()
-        self.remember_boot()
+        if not self._boot().is_this:
+            volume.journal.sync()
+            self.remember_boot()
+        elif volume.journal.ends_clean:
+            # (A killed layer's journal says by itself that it was not stopped in order.)
+            try:
+                self.remember_boot()
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                log.warning("%s: no space to write down that the volume is used", self._boot_file)
 
     def remember_boot(self) -> None:
         """Write down, durably, that the volume is used in this boot, and where its journal ends.

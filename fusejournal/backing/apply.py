@@ -83,6 +83,28 @@ class Made:
 _NOTHING_MADE = Made()
 
 
+class _MustWork:
+    """``with _MustWork(what)``: the operation is done but for this, and a refusal now leaves it
+    half done. (A generator would cost a microsecond in every operation.)"""
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, OSError):
+            raise ApplyBrokenError(f"{self._what} could not be set: {error}") from error
+
+
+_DIRECTORY_MTIME = _MustWork("the mtime of a directory")
+_WRITE_MTIME = _MustWork("the mtime after a write")
+_TRUNCATION = _MustWork("mode and mtime after a truncation")
+
+
 class Applier:
     """Applies operations to *tree*."""
 
@@ -138,9 +160,12 @@ class Applier:
             )
         else:
             fd = _open_path(name, directory)
-        with self._or_remove(fd, lambda: os.unlink(name, dir_fd=tree.descriptor(operation.parent))):
-            path = fd if regular else syscalls.descriptor_path(fd)
+        path = fd if regular else syscalls.descriptor_path(fd)
+        try:
             made = self._finish(operation, fd, path, time_ns)
+        except OSError:
+            self._take_away(operation, fd, os.unlink)
+            raise
         tree.adopt(operation.fid, fd)
         return made
 
@@ -156,10 +181,13 @@ class Applier:
             os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC,
             dir_fd=directory,
         )
-        with self._or_remove(fd, lambda: os.rmdir(name, dir_fd=tree.descriptor(operation.parent))):
+        try:
             if operation.default_acl is not None:
                 os.setxattr(fd, DEFAULT_ACL_XATTR, operation.default_acl)
             made = self._finish(operation, fd, fd, time_ns)
+        except OSError:
+            self._take_away(operation, fd, os.rmdir)
+            raise
         tree.adopt(operation.fid, fd)
         return made
 
@@ -171,8 +199,11 @@ class Applier:
             storage.reached("apply.symlink")
             os.symlink(operation.target, name, dir_fd=directory)
         fd = _open_path(name, directory)
-        with self._or_remove(fd, lambda: os.unlink(name, dir_fd=tree.descriptor(operation.parent))):
+        try:
             made = self._finish(operation, fd, syscalls.descriptor_path(fd), time_ns)
+        except OSError:
+            self._take_away(operation, fd, os.unlink)
+            raise
         tree.adopt(operation.fid, fd)
         return made
 
@@ -205,7 +236,7 @@ class Applier:
         handle = tree.identify(operation.fid, fd, path)
         storage.reached("apply.times")
         syscalls.set_times(fd, time_ns, time_ns)
-        self._name_changed(operation.parent, time_ns)
+        self._set_mtime(operation.parent, time_ns)
         return Made(handle, stat.st_ino)
 
     def _finish_mode(
@@ -228,20 +259,18 @@ class Applier:
             storage.reached("apply.chmod")
             os.chmod(path, mode)
 
-    @contextmanager
-    def _or_remove(self, fd: int, remove: Callable[[], None]) -> Iterator[None]:
-        """Take a half-made object away again when the steps inside fail."""
+    def _take_away(
+        self,
+        operation: Create | Mkdir | Symlink | Import,
+        fd: int,
+        remove: Callable[..., None],
+    ) -> None:
+        """Take the half-made object of *operation*, open on *fd*, away again."""
+        os.close(fd)
         try:
-            yield
-        except OSError:
-            os.close(fd)
-            try:
-                remove()
-            except OSError as error:
-                raise ApplyBrokenError(
-                    f"a half-made object could not be removed: {error}"
-                ) from error
-            raise
+            remove(operation.name, dir_fd=self._tree.descriptor(operation.parent))
+        except OSError as error:
+            raise ApplyBrokenError(f"a half-made object could not be removed: {error}") from error
 
     def _link(self, operation: Link, time_ns: int, _: bytes, settle: bool) -> Made:
         tree = self._tree
@@ -252,8 +281,7 @@ class Applier:
             fd, directory = tree.pair(operation.fid, operation.parent)
             storage.reached("apply.link")
             syscalls.link(fd, directory, operation.name)
-        with _must_work("the mtime of a directory"):
-            self._name_changed(operation.parent, time_ns)
+        self._name_changed(operation.parent, time_ns)
         return _NOTHING_MADE
 
     # -- names removed and moved -------------------------------------------------------------------
@@ -263,8 +291,7 @@ class Applier:
             directory = self._tree.descriptor(operation.parent)
             storage.reached("apply.unlink")
             os.unlink(operation.name, dir_fd=directory)
-        with _must_work("the mtime of a directory"):
-            self._name_changed(operation.parent, time_ns)
+        self._name_changed(operation.parent, time_ns)
         return _NOTHING_MADE
 
     def _rmdir(self, operation: Rmdir, time_ns: int, _: bytes, settle: bool) -> Made:
@@ -272,8 +299,7 @@ class Applier:
             directory = self._tree.descriptor(operation.parent)
             storage.reached("apply.rmdir")
             os.rmdir(operation.name, dir_fd=directory)
-        with _must_work("the mtime of a directory"):
-            self._name_changed(operation.parent, time_ns)
+        self._name_changed(operation.parent, time_ns)
         return _NOTHING_MADE
 
     def _still_named(self, operation: Unlink | Rmdir, settle: bool) -> bool:
@@ -287,30 +313,31 @@ class Applier:
         look = tree.look(operation.parent, operation.name) if settle else None
         if not settle or (look is not None and look.fid == operation.fid):
             flags = operation.flags & (RENAME_EXCHANGE | RENAME_NOREPLACE)
-            with self._exchanged_mtimes_kept(operation):
-                old, new = tree.pair(operation.parent, operation.new_parent)
-                storage.reached("apply.rename")
-                syscalls.rename(old, operation.name, new, operation.new_name, flags)
-        with _must_work("the mtime of a directory"):
-            self._name_changed(operation.parent, time_ns)
-            if operation.new_parent != operation.parent:
-                self._name_changed(operation.new_parent, time_ns)
+            exchanged = self._exchanged_mtimes(operation) if flags & RENAME_EXCHANGE else ()
+            old, new = tree.pair(operation.parent, operation.new_parent)
+            storage.reached("apply.rename")
+            syscalls.rename(old, operation.name, new, operation.new_name, flags)
+            for fid, mtime_ns in exchanged:
+                self._name_changed(fid, mtime_ns)
+        self._name_changed(operation.parent, time_ns)
+        if operation.new_parent != operation.parent:
+            self._name_changed(operation.new_parent, time_ns)
         return _NOTHING_MADE
 
-    @contextmanager
-    def _exchanged_mtimes_kept(self, operation: Rename) -> Iterator[None]:
-        """XFS changes the mtime of a directory that an exchange gives another parent. Source:
-        fs/xfs/xfs_inode.c, xfs_cross_rename."""
-        moved: list[tuple[Fid, int]] = []
-        if operation.flags & RENAME_EXCHANGE and operation.parent != operation.new_parent:
-            stats = ((fid, self._tree.stat(fid)) for fid in (operation.fid, operation.replaced))
-            moved = [(fid, stat.st_mtime_ns) for fid, stat in stats if S_ISDIR(stat.st_mode)]
-        yield
-        with _must_work("the mtime of a directory"):
-            for fid, mtime_ns in moved:
-                self._name_changed(fid, mtime_ns)
+    def _exchanged_mtimes(self, operation: Rename) -> list[tuple[Fid, int]]:
+        """XFS changes the mtime of a directory that an exchange gives another parent: what is to be
+        set again. Source: fs/xfs/xfs_inode.c, xfs_cross_rename."""
+        if operation.parent == operation.new_parent:
+            return []
+        stats = ((fid, self._tree.stat(fid)) for fid in (operation.fid, operation.replaced))
+        return [(fid, stat.st_mtime_ns) for fid, stat in stats if S_ISDIR(stat.st_mode)]
 
     def _name_changed(self, directory: Fid, time_ns: int) -> None:
+        """The operation is done but for the mtime of *directory*."""
+        with _DIRECTORY_MTIME:
+            self._set_mtime(directory, time_ns)
+
+    def _set_mtime(self, directory: Fid, time_ns: int) -> None:
         storage.reached("apply.times.directory")
         syscalls.set_times(self._tree.descriptor(directory), None, time_ns)
 
@@ -331,7 +358,7 @@ class Applier:
                 )
         except OSError as error:
             if not written:
-                with _must_work("mode and mtime after a refused write"):
+                with _MustWork("mode and mtime after a refused write"):
                     if operation.mode is not None:
                         os.fchmod(fd, S_IMODE(before.st_mode))
                     # Some file systems set the mtime before they find that there is no space.
@@ -340,7 +367,7 @@ class Applier:
             refusal: OSError | None = error
         else:
             refusal = None
-        with _must_work("the mtime after a write"):
+        with _WRITE_MTIME:
             storage.reached("apply.times")
             syscalls.set_times(fd, None, time_ns)
         if refusal is not None:
@@ -351,7 +378,7 @@ class Applier:
         fd = self._tree.writable(operation.fid)
         storage.reached("apply.truncate")
         os.ftruncate(fd, operation.size)
-        with _must_work("mode and mtime after a truncation"):
+        with _TRUNCATION:
             if operation.mode is not None:
                 os.fchmod(fd, operation.mode)
             storage.reached("apply.times")
@@ -403,7 +430,7 @@ class Applier:
                 do()
                 done.append(take_back)
         except OSError:
-            with _must_work("attributes that were half set"):
+            with _MustWork("attributes that were half set"):
                 # The owner first, then the mode that setting it may have cleared.
                 for take_back in done:
                     take_back()
@@ -450,27 +477,34 @@ class Applier:
                 os.symlink(operation.target, name, dir_fd=directory)
             else:
                 os.mknod(name, kind | 0o600, operation.rdev, dir_fd=directory)
-        remove = os.rmdir if kind == S_IFDIR else os.unlink
         fd = _open_path(name, directory)
-        with self._or_remove(fd, lambda: remove(name, dir_fd=tree.descriptor(operation.parent))):
-            path = syscalls.descriptor_path(fd)
-            syscalls.chown(fd, operation.uid, operation.gid)
-            if kind == S_IFREG:
-                os.truncate(path, operation.size)
-            if operation.target is None and tree.default_acl(tree.node(operation.parent)):
-                # What it inherited just now is not what it had.
-                _remove_if_there(path, ACCESS_ACL_XATTR)
-                if kind == S_IFDIR:
-                    _remove_if_there(path, DEFAULT_ACL_XATTR)
-            for xattr, value in operation.xattrs:
-                os.setxattr(path, xattr, value)
-            if operation.target is None:
-                os.chmod(path, S_IMODE(operation.mode))
-            handle = tree.identify(operation.fid, fd, path)
-            syscalls.set_times(fd, None, operation.mtime_ns)
-            made = Made(handle, os.fstat(fd).st_ino)
+        try:
+            made = self._finish_imported(operation, fd)
+        except OSError:
+            self._take_away(operation, fd, os.rmdir if kind == S_IFDIR else os.unlink)
+            raise
         os.close(fd)
         return made
+
+    def _finish_imported(self, operation: Import, fd: int) -> Made:
+        """All that the new object has, but its name."""
+        tree, path = self._tree, syscalls.descriptor_path(fd)
+        kind = S_IFMT(operation.mode)
+        syscalls.chown(fd, operation.uid, operation.gid)
+        if kind == S_IFREG:
+            os.truncate(path, operation.size)
+        if operation.target is None and tree.default_acl(tree.node(operation.parent)):
+            # What it inherited just now is not what it had.
+            _remove_if_there(path, ACCESS_ACL_XATTR)
+            if kind == S_IFDIR:
+                _remove_if_there(path, DEFAULT_ACL_XATTR)
+        for xattr, value in operation.xattrs:
+            os.setxattr(path, xattr, value)
+        if operation.target is None:
+            os.chmod(path, S_IMODE(operation.mode))
+        handle = tree.identify(operation.fid, fd, path)
+        syscalls.set_times(fd, None, operation.mtime_ns)
+        return Made(handle, os.fstat(fd).st_ino)
 
     def _import_data(
         self, operation: ImportData, _: int, data: bytes | memoryview, __: bool
@@ -493,8 +527,7 @@ class Applier:
         """What is inside makes a name, but an import leaves the directory's mtime as it was."""
         mtime_ns = self._tree.stat(directory).st_mtime_ns
         yield
-        with _must_work("the mtime of a directory"):
-            self._name_changed(directory, mtime_ns)
+        self._name_changed(directory, mtime_ns)
 
     def _acl_changed(self, node: Node) -> None:
         if S_ISDIR(node.type):
@@ -511,12 +544,3 @@ def _remove_if_there(target: int | str, name: str | bytes) -> None:
     except OSError as error:
         if not syscalls.missing(error):
             raise
-
-
-@contextmanager
-def _must_work(what: str) -> Iterator[None]:
-    """The operation is done but for this: a refusal now leaves it half done."""
-    try:
-        yield
-    except OSError as error:
-        raise ApplyBrokenError(f"{what} could not be set: {error}") from error

@@ -375,25 +375,18 @@ OPERATIONS: dict[Kind, type[Operation]] = {
 REMOVALS = frozenset({Kind.UNLINK, Kind.RMDIR})
 """Operations that may use the journal's reserve, for they are what makes space."""
 
+DATA_KINDS = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR})
+"""The kinds of a DataOperation: what changes one file and no name."""
+
 MAKERS = frozenset({Kind.CREATE, Kind.MKDIR, Kind.SYMLINK, Kind.IMPORT})
 """Operations that give a new fid."""
 
 
 TOUCHED: dict[Kind, tuple[int, ...]] = {
-    **dict.fromkeys((Kind.CREATE, Kind.MKDIR, Kind.SYMLINK, Kind.IMPORT), (1,)),
+    **dict.fromkeys(MAKERS, (1,)),
     **dict.fromkeys((Kind.LINK, Kind.UNLINK, Kind.RMDIR, Kind.IMPORT_LINK), (0, 1)),
     Kind.RENAME: (0, 1, 3),
-    **dict.fromkeys(
-        (
-            Kind.WRITE,
-            Kind.TRUNCATE,
-            Kind.SETATTR,
-            Kind.SETXATTR,
-            Kind.REMOVEXATTR,
-            Kind.IMPORT_DATA,
-        ),
-        (0,),
-    ),
+    **dict.fromkeys((*DATA_KINDS, Kind.IMPORT_DATA), (0,)),
     **dict.fromkeys((Kind.VOID, Kind.EPOCH, Kind.MARK, Kind.CLEAN), ()),
 }
 """Which fields of an operation are fids that existed before it and whose path its entry must be

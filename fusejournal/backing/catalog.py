@@ -33,28 +33,29 @@ refuses cookies 1 and 2."""
 import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_IFDIR, S_IFLNK, S_IFMT
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lmdb
 
 from fusejournal import storage
 from fusejournal.errors import FusejournalError
 from fusejournal.operations import (
+    DATA_KINDS,
     MAKERS,
+    REMOVALS,
     RENAME_EXCHANGE,
     Create,
     DataOperation,
     Import,
     ImportData,
     ImportLink,
-    ImportOperation,
+    Kind,
     Link,
     Mkdir,
-    NameOperation,
     NewEpoch,
     Operation,
     Rename,
@@ -186,6 +187,15 @@ class Catalog:
         self._dirty: dict[Fid, Node] = {}
         self.changes = 0
         """Entries recorded since the last commit."""
+        self._recorders: dict[Kind, Callable[[Any, Seq, int, bytes, int], None]] = {
+            **dict.fromkeys(DATA_KINDS, self._record_data),
+            **dict.fromkeys(MAKERS, self._record_made),
+            **dict.fromkeys(REMOVALS, self._record_removed),
+            Kind.RENAME: self._record_rename,
+            Kind.LINK: self._record_link,
+            Kind.IMPORT_LINK: self._record_link,
+            Kind.IMPORT_DATA: self._record_imported_data,
+        }
         self.applied_seq = Seq(self._meta("applied"))
         self.checkpoint_seq = Seq(self._meta("checkpoint"))
         self.imported = bool(self._meta("imported"))
@@ -385,13 +395,16 @@ class Catalog:
                     yield Fid(parent), cookie
 
     def _add_name(self, node: Node, parent: Fid, name: bytes, cookie: int) -> None:
-        self._txn.put(_U64.pack(parent) + name, _PAIR.pack(node.fid, cookie), db=self._names_db)
-        self._txn.put(_PAIR.pack(parent, cookie), _U64.pack(node.fid) + name, db=self._order_db)
+        self._put_name(node, parent, name, cookie)
         if node.parent:
             self._txn.put(_TRIPLE.pack(node.fid, parent, cookie), b"", db=self._links_db)
         else:
             node.parent = parent
             node.cookie = cookie
+
+    def _put_name(self, node: Node, parent: Fid, name: bytes, cookie: int) -> None:
+        self._txn.put(_U64.pack(parent) + name, _PAIR.pack(node.fid, cookie), db=self._names_db)
+        self._txn.put(_PAIR.pack(parent, cookie), _U64.pack(node.fid) + name, db=self._order_db)
 
     def _remove_name(self, node: Node, parent: Fid, name: bytes) -> int:
         """Take a name away; the node gets another of its names as its own place, or parent 0.
@@ -410,6 +423,31 @@ class Catalog:
             self._txn.delete(_TRIPLE.pack(node.fid, parent, cookie), db=self._links_db)
         return cookie
 
+    def _move_name(
+        self,
+        node: Node,
+        parent: Fid,
+        name: bytes,
+        new_parent: Fid,
+        new_name: bytes,
+        new_cookie: int | None,
+    ) -> None:
+        """Give one of *node*'s names another directory, and the place there that *new_cookie*
+        says, or, with None, another name at its place."""
+        value = self._txn.pop(_U64.pack(parent) + name, db=self._names_db)
+        if value is None:
+            raise KeyError((parent, name))
+        cookie: int = _PAIR.unpack(value)[1]
+        if new_cookie is not None:
+            self._txn.delete(_PAIR.pack(parent, cookie), db=self._order_db)
+        to = cookie if new_cookie is None else new_cookie
+        self._put_name(node, new_parent, new_name, to)
+        if (node.parent, node.cookie) == (parent, cookie):
+            node.parent, node.cookie = new_parent, to
+        elif new_cookie is not None:
+            self._txn.delete(_TRIPLE.pack(node.fid, parent, cookie), db=self._links_db)
+            self._txn.put(_TRIPLE.pack(node.fid, new_parent, to), b"", db=self._links_db)
+
     # -- entries -----------------------------------------------------------------------------------
 
     def record(
@@ -418,38 +456,9 @@ class Catalog:
         """Bring the catalog to the state after an entry that held. *handle* and *ino* are those of
         the object that the operation made, where they are known. Raises KeyError when catalog and
         journal contradict each other."""
-        if isinstance(operation, DataOperation):
-            self._touched(operation.fid, seq, time_ns)
-        else:
-            self._record_names(operation, seq, time_ns, handle, ino)
+        self._recorders[operation.kind](operation, seq, time_ns, handle, ino)
         self.applied_seq = seq
         self.changes += 1
-
-    def _record_names(
-        self,
-        operation: NameOperation | Rename | ImportOperation,
-        seq: Seq,
-        time_ns: int,
-        handle: bytes,
-        ino: int,
-    ) -> None:
-        match operation:
-            case Create() | Mkdir() | Symlink() | Import():
-                self._record_made(operation, seq, time_ns, handle, ino)
-            case Link() | ImportLink():
-                node = self._touched(operation.fid, seq, time_ns)
-                self._add_name(node, operation.parent, operation.name, _cookie(seq))
-                self._touched(operation.parent, seq, time_ns)
-            case Unlink() | Rmdir():
-                node = self._touched(operation.fid, seq, time_ns)
-                self._remove_name(node, operation.parent, operation.name)
-                if not node.parent:
-                    self._forget(node.fid)
-                self._touched(operation.parent, seq, time_ns)
-            case Rename():
-                self._record_rename(operation, seq, time_ns)
-            case ImportData():
-                self._touched(operation.fid, seq, time_ns).complete = operation.complete
 
     def record_control(self, operation: Operation, seq: Seq) -> None:
         """An entry that changes no tree, or one that was refused: only the counters move. A
@@ -469,6 +478,32 @@ class Catalog:
         node.last_seq = seq
         self._dirty[fid] = node
         return node
+
+    def _record_data(
+        self, operation: DataOperation, seq: Seq, time_ns: int, _: bytes, __: int
+    ) -> None:
+        self._touched(operation.fid, seq, time_ns)
+
+    def _record_link(
+        self, operation: Link | ImportLink, seq: Seq, time_ns: int, _: bytes, __: int
+    ) -> None:
+        node = self._touched(operation.fid, seq, time_ns)
+        self._add_name(node, operation.parent, operation.name, _cookie(seq))
+        self._touched(operation.parent, seq, time_ns)
+
+    def _record_removed(
+        self, operation: Unlink | Rmdir, seq: Seq, time_ns: int, _: bytes, __: int
+    ) -> None:
+        node = self._touched(operation.fid, seq, time_ns)
+        self._remove_name(node, operation.parent, operation.name)
+        if not node.parent:
+            self._forget(node.fid)
+        self._touched(operation.parent, seq, time_ns)
+
+    def _record_imported_data(
+        self, operation: ImportData, seq: Seq, time_ns: int, _: bytes, __: int
+    ) -> None:
+        self._touched(operation.fid, seq, time_ns).complete = operation.complete
 
     def _record_made(
         self,
@@ -495,27 +530,28 @@ class Catalog:
         self.next_fid = max(self.next_fid, Fid(operation.fid + 1))
         self._touched(operation.parent, seq, time_ns)
 
-    def _record_rename(self, operation: Rename, seq: Seq, time_ns: int) -> None:
+    def _record_rename(self, operation: Rename, seq: Seq, time_ns: int, _: bytes, __: int) -> None:
+        parent, name = operation.parent, operation.name
+        new_parent, new_name = operation.new_parent, operation.new_name
         node = self._touched(operation.fid, seq, time_ns)
-        same_directory = operation.parent == operation.new_parent
+        same_directory = parent == new_parent
         other = self._touched(operation.replaced, seq, time_ns) if operation.replaced else None
-        cookie = self._remove_name(node, operation.parent, operation.name)
-        other_cookie = 0
-        if other is not None:
-            other_cookie = self._remove_name(other, operation.new_parent, operation.new_name)
-        self._add_name(
-            node,
-            operation.new_parent,
-            operation.new_name,
-            cookie if same_directory else _cookie(seq),
-        )
         if other is not None and operation.flags & RENAME_EXCHANGE:
-            kept = other_cookie if same_directory else _cookie(seq) + 1
-            self._add_name(other, operation.parent, operation.name, kept)
-        elif other is not None and not other.parent:
-            self._forget(other.fid)
-        self._touched(operation.parent, seq, time_ns)
-        self._touched(operation.new_parent, seq, time_ns)
+            cookie = self._remove_name(node, parent, name)
+            other_cookie = self._remove_name(other, new_parent, new_name)
+            if not same_directory:
+                cookie, other_cookie = _cookie(seq), _cookie(seq) + 1
+            self._add_name(node, new_parent, new_name, cookie)
+            self._add_name(other, parent, name, other_cookie)
+        else:
+            if other is not None:
+                self._remove_name(other, new_parent, new_name)
+                if not other.parent:
+                    self._forget(other.fid)
+            new_cookie = None if same_directory else _cookie(seq)
+            self._move_name(node, parent, name, new_parent, new_name, new_cookie)
+        self._touched(parent, seq, time_ns)
+        self._touched(new_parent, seq, time_ns)
         # Each look-up may have pushed the others out of the cache, stored as they were then.
         for changed in (node, other):
             if changed is not None and changed.parent:

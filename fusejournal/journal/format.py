@@ -222,6 +222,14 @@ def read_frame(
     return frame
 
 
+def checked_frame(view: memoryview, at: int, offset: int) -> Frame:
+    """The frame at *at* of *view*, which was checked before and lies at *offset* of its segment."""
+    payload_bytes, data_bytes, seq, flushed, checksum = FRAME.unpack_from(view, at)
+    end = at + FRAME_HEADER_BYTES + payload_bytes + data_bytes
+    frame: Frame = _new(Frame, (seq, flushed, checksum, offset, payload_bytes, view[at:end]))
+    return frame
+
+
 def skim_frames(
     buffer: bytes, view: memoryview, seq: Seq, chain_before: int, at: int = 0, to_seq: int = 1 << 63
 ) -> tuple[int, Seq, int]:

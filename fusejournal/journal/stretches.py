@@ -24,10 +24,10 @@ from fusejournal.journal.format import (
     Entry,
     FormatError,
     SegmentHeader,
+    checked_frame,
     decode_entry,
     frame_bytes_at,
     kind_at,
-    read_frame,
     skim_frames,
 )
 from fusejournal.journal.reader import JournalReader
@@ -97,22 +97,19 @@ def check_stretch(stretch: Stretch) -> None:
 
 
 def entries_in(stretch: Stretch) -> Iterator[Entry]:
-    """The entries of *stretch*, each checked. Raises BadFrameError."""
-    content, view = stretch.content, memoryview(stretch.content)
+    """The entries of *stretch*, whose frames were checked (:func:`check_stretch`,
+    :meth:`StretchReader.next_checked`). Raises BadFrameError."""
+    view = memoryview(stretch.content)
     at = SEGMENT_HEADER_BYTES if stretch.offset == 0 else 0
-    seq, chain = stretch.first_seq, stretch.chain_before
-    while seq <= stretch.last_seq:
+    while at < len(view):
         offset = stretch.offset + at
+        frame = checked_frame(view, at, offset)
         try:
-            frame = read_frame(content, view, at, seq, chain, offset)
-            if frame is None:
-                raise FormatError("not the whole of an entry")
             entry = decode_entry(frame)
         except FormatError as error:
-            raise BadFrameError(offset, seq, str(error), torn=False) from None
+            raise BadFrameError(offset, frame.seq, str(error), torn=False) from None
         yield entry
         at += entry.frame_bytes
-        seq, chain = Seq(seq + 1), entry.chain
 
 
 class StretchReader:
@@ -197,6 +194,15 @@ class StretchReader:
                     reader.path, self._offset, self.seq, f"{len(content)} of {length} bytes"
                 )
             return self._advance(content, Seq(applied_seq + 1), end.position.chain)
+        return self._walk(reader, Seq(applied_seq + 1), bytes_max)
+
+    def next_checked(self, end: End, applied_seq: Seq, bytes_max: int) -> Stretch | None:
+        """The same, with every frame checked."""
+        if self.seq > applied_seq:
+            return None
+        reader = self._at_segment()
+        if self._segment_seq == end.segment_seq:
+            bytes_max = min(bytes_max, end.offset - self._offset)
         return self._walk(reader, Seq(applied_seq + 1), bytes_max)
 
     def _walk(self, reader: SegmentReader, to_seq: Seq, bytes_max: int) -> Stretch | None:

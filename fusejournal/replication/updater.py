@@ -115,7 +115,7 @@ class Updater:
             return False
         if reader.seq != self.applied_seq + 1:
             reader.seek(self.applied_seq)
-        stretch = reader.next(self._volume.journal.end, limit, _STRETCH_BYTES)
+        stretch = reader.next_checked(self._volume.journal.end, limit, _STRETCH_BYTES)
         if stretch is None:
             return False
         entries = settled(entries_in(stretch))

@@ -157,13 +157,7 @@ class Volume:
         data: bytes | memoryview,
         settle: bool,
     ) -> None:
-        pinned: list[Fid] = []
-        for fid in self._orphaned(operation) if operation.kind in _MAY_ORPHAN else ():
-            if self.is_in_use(fid):
-                # When settling, it may be gone already.
-                with suppress(OSError) if settle else nullcontext():
-                    self.tree.pin(fid)
-                    pinned.append(fid)
+        pinned = self._pin_used(operation, settle) if operation.kind in _MAY_ORPHAN else []
         try:
             made = self.applier.apply(operation, time_ns, data, settle)
         except OSError:
@@ -249,6 +243,17 @@ class Volume:
         for fid in fids:
             self.tree.pin(fid)
         return fids
+
+    def _pin_used(self, operation: TreeOperation, settle: bool) -> list[Fid]:
+        """The same on a mirror, where most files are not in use."""
+        pinned: list[Fid] = []
+        for fid in self._orphaned(operation):
+            if self.is_in_use(fid):
+                # When settling, it may be gone already.
+                with suppress(OSError) if settle else nullcontext():
+                    self.tree.pin(fid)
+                    pinned.append(fid)
+        return pinned
 
     def _orphaned(self, operation: TreeOperation) -> tuple[Fid, ...]:
         """The file whose last name the operation may take, if it takes one."""

@@ -12,11 +12,11 @@ import pyfuse3
 from fusejournal.journal.reader import JournalReader
 from fusejournal.layer.loop import TASKS
 from fusejournal.operations import (
+    TOUCHED,
     Create,
-    DataOperation,
     Import,
-    ImportData,
     ImportLink,
+    Kind,
     Link,
     Mkdir,
     Operation,
@@ -62,17 +62,14 @@ def add_changed(stale: Stale, operation: Operation) -> None:
     stale.fids.update(changed_fids(operation))
 
 
-def changed_fids(operation: Operation) -> tuple[Fid, ...]:
+_CHANGED = {**TOUCHED, Kind.RENAME: (0, 1, 3, 6)}
+"""Which fields of an operation are fids whose attributes it changes: those it touches, and the file
+that a rename replaces."""
+
+
+def changed_fids(operation: Operation) -> list[Fid]:
     """The files and directories whose attributes *operation* has changed, the new one not."""
-    if isinstance(operation, DataOperation):
-        return (operation.fid,)
-    if isinstance(operation, Rename):
-        return operation.fid, operation.parent, operation.new_parent, operation.replaced
-    if isinstance(operation, Link | Unlink | Rmdir | ImportLink):
-        return operation.fid, operation.parent
-    if isinstance(operation, Create | Mkdir | Symlink | Import):
-        return (operation.parent,)
-    return (operation.fid,) if isinstance(operation, ImportData) else ()
+    return [operation[index] for index in _CHANGED[operation.kind]]  # type: ignore[misc]
 
 
 def drop(stale: Stale) -> None:

@@ -155,7 +155,10 @@ def started(
 
 
 def wait_for(
-    condition: Callable[[], object], told: Callable[[], object], seconds: float = 30.0
+    condition: Callable[[], object],
+    told: Callable[[], object],
+    seconds: float = 30.0,
+    pause_seconds: float = _PAUSE_SECONDS,
 ) -> None:
     """Return when *condition* holds. Raises TimeoutError with what *told* tells."""
     deadline = time.monotonic() + seconds
@@ -165,7 +168,7 @@ def wait_for(
                 return
         if time.monotonic() > deadline:
             raise TimeoutError(f"after {seconds} s: {told()}")
-        time.sleep(_PAUSE_SECONDS)
+        time.sleep(pause_seconds)
 
 
 def await_level(source: Node, *sinks: Node, seconds: float = _LEVEL_SECONDS) -> None:

@@ -12,7 +12,6 @@ Tasks: the request loop, the background tasks of :mod:`fusejournal.durability`, 
 a sampler for the entries per second, and a watcher for signals. When the request loop ends, the
 others are cancelled."""
 
-import errno
 import gc
 import logging
 import os
@@ -36,7 +35,6 @@ from fusejournal.errors import (
     GreetingError,
     JournalError,
     MountError,
-    VolumeBusyError,
 )
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.reader import JournalReader
@@ -267,7 +265,7 @@ class Node:
         finally:
             with trio.CancelScope(shield=True):
                 if not self._is_leaving:
-                    await self._take_mount_away()
+                    await trio.to_thread.run_sync(mount.take_away, spec.mountpoint)
             pyfuse3.close(unmount=False)
             if self._recaller is not None:
                 self._recaller.close()
@@ -471,35 +469,9 @@ class Node:
         half of a restart, leaves it to the keeper; at shutdown the NFS server has ended before."""
         return self._keeper is not None and exports.is_served(self._spec.mountpoint)
 
-    async def _take_mount_away(self) -> None:
-        """Unmount if we are still mounted. Users who still have files open are cut off, as when a
-        server stops."""
-        mountpoint = self._spec.mountpoint
-        if not any(
-            m.mountpoint == mountpoint and m.type == mount.FILESYSTEM_TYPE for m in mount.mounts()
-        ):
-            return
-        try:
-            await trio.to_thread.run_sync(mount.unmount, mountpoint, True)
-        except OSError as error:
-            raise MountError(f"{mountpoint}: cannot unmount: {error.strerror}") from None
-
     async def _stop(self, request: dict[str, Any]) -> dict[str, Any]:
-        mountpoint = self._spec.mountpoint
         lazy = bool(request.get("lazy"))
-        try:
-            await trio.to_thread.run_sync(mount.unmount, mountpoint, lazy)
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise MountError(f"{mountpoint}: cannot unmount: {error.strerror}") from None
-            users = await trio.to_thread.run_sync(mount.users, mountpoint)
-            who = (
-                ", ".join(users[:5])
-                or "the kernel (an NFS export, a loop device or a nested mount)"
-            )
-            raise VolumeBusyError(
-                f"{mountpoint} is in use by {who}: stop that, or use --lazy"
-            ) from None
+        await trio.to_thread.run_sync(mount.unmount_unused, self._spec.mountpoint, lazy)
         if lazy:
             self._let_callers_go()
             pyfuse3.terminate()

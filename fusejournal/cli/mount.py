@@ -5,29 +5,15 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
-from fusejournal.config import Config, find_config
+from fusejournal.cli.mount_options import MountOptions, known_spec, new_spec, replication_options
+from fusejournal.cli.reporters import ConsoleReporter, PipeReporter, sd_notify
 from fusejournal.errors import (
     FusejournalError,
     MountError,
@@ -35,15 +21,10 @@ from fusejournal.errors import (
     UsageError,
     VolumeNotFoundError,
 )
-from fusejournal.layer.mount import mounts
-from fusejournal.mountspec import MountSpec, Reporter, load_checked
-from fusejournal.state import VolumeState, check_name, default_name, find_volume, state_root
-from fusejournal.wire.address import parse_peer
+from fusejournal.mountspec import MountSpec, Reporter
+from fusejournal.state import VolumeState, find_volume
 
 _REPORT_FD = "FUSEJOURNAL_REPORT_FD"
-_FLAGS = ("ro", "nosuid", "nodev", "noexec")
-_REVERSE = {"rw": "ro", "suid": "nosuid", "dev": "nodev", "exec": "noexec"}
-_PLAIN_PERIOD_SECONDS = 5.0
 
 
 @click.command(short_help="Put a journaled layer over a directory.")
@@ -183,271 +164,12 @@ def _find_known(volume: str) -> VolumeState:
         raise
 
 
-@dataclass(frozen=True)
-class MountOptions:
-    """What the user asked for beside the places: a configuration file, the words of -o, and what is
-    to be otherwise than the file says (section, key and value)."""
-
-    config: Path | None = None
-    words: Sequence[str] = ()
-    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def as_arguments(self) -> list[str]:
-        """The command line that says the same."""
-        arguments = [f"-o{','.join(self.words)}"] if self.words else []
-        if self.config is not None:
-            arguments.append(f"--config={self.config.absolute()}")
-        volume, replication, metrics = (
-            self.changes.get(section, {}) for section in ("volume", "replication", "metrics")
-        )
-        arguments += [f"--{key}={value}" for key, value in volume.items()]
-        for key, value in replication.items():
-            if key == "peers":
-                arguments += [f"--peer={name}={address}" for name, address in value.items()]
-            else:
-                arguments.append("--insecure" if key == "insecure" else f"--{key}={value}")
-        return arguments + [f"--metrics={value}" for value in metrics.values()]
-
-
-def replication_options(
-    role: str | None = None,
-    listen: str | None = None,
-    peers: Sequence[str] = (),
-    insecure: bool = False,
-    durability: str | None = None,
-    mirrors: int | None = None,
-    metrics: str | None = None,
-) -> dict[str, dict[str, Any]]:
-    """What these options change in the configuration. Raises UsageError."""
-    told: dict[str, dict[str, Any]] = {
-        "volume": {"role": role, "durability": durability},
-        "replication": {
-            "listen": listen,
-            "insecure": insecure or None,
-            "mirrors": mirrors,
-            "peers": _peers(peers) or None,
-        },
-        "metrics": {"listen": metrics},
-    }
-    changes = {
-        section: {key: value for key, value in keys.items() if value is not None}
-        for section, keys in told.items()
-    }
-    return {section: keys for section, keys in changes.items() if keys}
-
-
-def _peers(texts: Sequence[str]) -> dict[str, str]:
-    peers: dict[str, str] = {}
-    for name, address in map(parse_peer, texts):
-        if name in peers:
-            raise UsageError(f"--peer {name} is there twice: a peer has one address")
-        peers[name] = str(address)
-    return peers
-
-
-def new_spec(
-    backing: Path,
-    mountpoint: Path,
-    name: str | None,
-    state: Path | None,
-    asked: MountOptions,
-) -> MountSpec:
-    """The mount of *backing* at *mountpoint*, by whatever else the user said. Raises
-    FusejournalError."""
-    mountpoint = _resolve(mountpoint)
-    name = check_name(name or (_name_in(state) if state else None) or default_name(mountpoint))
-    return _spec(name, _resolve(state or state_root() / name), _resolve(backing), mountpoint, asked)
-
-
-def known_spec(volume: VolumeState, mountpoint: Path | None, asked: MountOptions) -> MountSpec:
-    """The mount of *volume* where it was, or at *mountpoint*. Raises FusejournalError."""
-    place = volume.mountpoint if mountpoint is None else _resolve(mountpoint)
-    return _spec(volume.name, volume.directory, volume.backing, place, asked)
-
-
-def _spec(
-    name: str, state_dir: Path, backing: Path, mountpoint: Path, asked: MountOptions
-) -> MountSpec:
-    mount_flags((), asked.words)  # a slip in the command line is told before any in a file
-    loaded = _changed(load_checked(asked.config or find_config(name)), asked.changes)
-    flags = mount_flags(loaded.volume.options, asked.words)
-    return MountSpec(
-        name=name,
-        state_dir=state_dir,
-        backing=backing,
-        mountpoint=mountpoint,
-        config=loaded,
-        read_only="ro" in flags,
-        mount_flags=flags - {"ro"},
-        listen_asked=asked.changes.get("replication", {}).get("listen"),
-    )
-
-
-def _changed(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config:
-    """*config* with what the command line says instead; peers come on top of those it has."""
-    sections = {}
-    for section, keys in changes.items():
-        values = dict(keys)
-        if "peers" in values:
-            values["peers"] = {**config.replication.peers, **values["peers"]}
-        sections[section] = getattr(config, section).model_copy(update=values)
-    return config.model_copy(update=sections)
-
-
-def mount_flags(configured: Iterable[str], words: Iterable[str]) -> frozenset[str]:
-    """What the *configured* options and the *words* of -o come to: each word adds a flag or
-    reverses it, the last one wins. Raises UsageError for a word that is not known."""
-    flags = set(configured)
-    for word in words:
-        if word in _FLAGS:
-            flags.add(word)
-        elif word in _REVERSE:
-            flags.discard(_REVERSE[word])
-        elif word != "defaults":
-            raise UsageError(
-                f"unknown mount option {word!r}: {', '.join(_FLAGS)} and "
-                f"{', '.join(_REVERSE)} are known"
-            )
-    return frozenset(flags)
-
-
-def _resolve(path: Path) -> Path:
-    """Absolute, without symlinks; the last part is not touched, for a dead mount may be there."""
-    path = Path(os.path.abspath(path))
-    if path.parent == path:
-        return path
-    parent = path.parent.resolve()
-    path = parent / path.name
-    if any(mount.mountpoint == path for mount in mounts()):
-        return path  # asking it would wait for a layer, where there is none
-    with suppress(OSError):
-        if path.is_symlink():
-            return path.resolve()
-    return path
-
-
-def _name_in(state: Path) -> str | None:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((state / "volume.json").read_text())["name"])
-    return None
-
-
 def _set_up_log(spec: MountSpec) -> None:
     logging.basicConfig(
         level=spec.config.log.level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-
-
-def sd_notify(message: str) -> None:
-    """Tell systemd, if it wants to know. Source: sd_notify(3)."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(OSError):
-        sender.connect("\0" + address[1:] if address.startswith("@") else address)
-        sender.sendall(message.encode())
-
-
-class ConsoleReporter:
-    """Shows progress as a bar on a terminal, as a line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._progress: Progress | None = None
-        self._task: Any = None
-        self._stage = ""
-        self._said = 0.0
-
-    def __enter__(self) -> "ConsoleReporter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end_stage()
-
-    def progress(self, stage: str, done: int, total: int | None, unit: str) -> None:
-        """See Reporter."""
-        if stage != self._stage:
-            self._end_stage()
-            self._stage = stage
-            self._said = time.monotonic()
-            if self._console.is_terminal:
-                self._progress = _bar(unit, self._console)
-                self._task = self._progress.add_task(stage, total=total)
-                self._progress.start()
-        if self._progress is not None:
-            self._progress.update(self._task, completed=done, total=total)
-        elif time.monotonic() > self._said + _PLAIN_PERIOD_SECONDS:
-            self._said = time.monotonic()
-            told = f"{stage}: {done} of {total if total is not None else '?'} {unit}"
-            click.echo(told, err=True)
-            sd_notify(f"STATUS={told}")
-
-    def warning(self, text: str) -> None:
-        """See Reporter."""
-        click.echo(f"fusejournal: warning: {text}", err=True)
-
-    def ready(self) -> None:
-        """See Reporter."""
-        self._end_stage()
-        sd_notify("READY=1")
-
-    def _end_stage(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-        self._stage = ""
-
-
-def _bar(unit: str, console: Console) -> Progress:
-    if unit == "bytes":
-        return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-        )
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
-
-
-class PipeReporter:
-    """The background process's side: JSON lines to the process that started it, until it is
-    ready."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._sent = 0.0
-
-    def progress(self, stage: str, done: int, total: int | None, unit: str) -> None:
-        """See Reporter; ten times a second are enough."""
-        if time.monotonic() > self._sent + 0.1:
-            self._sent = time.monotonic()
-            self.send({"progress": [stage, done, total, unit]})
-
-    def warning(self, text: str) -> None:
-        """See Reporter."""
-        self.send({"warning": text})
-
-    def ready(self) -> None:
-        """See Reporter. Nobody reads from here on."""
-        self.send({"ready": True})
-        os.close(self._fd)
-        self._fd = -1
-
-    def send(self, message: dict[str, Any]) -> None:
-        """Send one message; a parent that is gone does not matter."""
-        if self._fd >= 0:
-            with suppress(OSError):
-                os.write(self._fd, json.dumps(message).encode() + b"\n")
 
 
 def _serve(spec: MountSpec, reporter: Reporter) -> None:

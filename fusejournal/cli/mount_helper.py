@@ -26,13 +26,8 @@ from typing import Any
 
 import click
 
-from fusejournal.cli.mount import (
-    MountOptions,
-    known_spec,
-    mount_flags,
-    mount_in_background,
-    new_spec,
-)
+from fusejournal.cli.mount import mount_in_background
+from fusejournal.cli.mount_options import MountOptions, known_spec, mount_flags, new_spec
 from fusejournal.errors import FusejournalError, PrivilegeError, UsageError, VolumeNotFoundError
 from fusejournal.layer import mount as mounts
 from fusejournal.mountspec import MountSpec

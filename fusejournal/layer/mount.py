@@ -25,6 +25,7 @@ _FLAGS = {"ro": _MS_RDONLY, "nosuid": _MS_NOSUID, "nodev": _MS_NODEV, "noexec": 
 _MS_REMOUNT, _MS_BIND = 1 << 5, 1 << 12
 _MNT_DETACH = 2
 _READ_AHEAD_KIB = 1024
+_USERS_NAMED = 5
 
 _ESCAPE = re.compile(r"\\([0-3][0-7]{2})")
 
@@ -204,6 +205,30 @@ def unmount(mountpoint: Path, lazy: bool) -> None:
     if _libc.umount2(os.fsencode(mountpoint), _MNT_DETACH if lazy else 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(mountpoint))
+
+
+def unmount_unused(mountpoint: Path, lazy: bool) -> None:
+    """The same for whoever asks for it. Raises VolumeBusyError, which says who uses the mount, and
+    MountError."""
+    try:
+        unmount(mountpoint, lazy)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise MountError(f"{mountpoint}: cannot unmount: {error.strerror}") from None
+        who = (
+            ", ".join(users(mountpoint)[:_USERS_NAMED])
+            or "the kernel (an NFS export, a loop device or a nested mount)"
+        )
+        raise VolumeBusyError(
+            f"{mountpoint} is in use by {who}: stop that, or use --lazy"
+        ) from None
+
+
+def take_away(mountpoint: Path) -> None:
+    """Unmount the layer's mount, if it still is there. Users who still have files open are cut off,
+    as when a server stops. Blocks as :func:`unmount` does. Raises MountError."""
+    if any(m.mountpoint == mountpoint and m.type == FILESYSTEM_TYPE for m in mounts()):
+        unmount_unused(mountpoint, lazy=True)
 
 
 def users(mountpoint: Path) -> list[str]:

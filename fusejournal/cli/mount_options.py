@@ -1,0 +1,169 @@
+"""What the user asked of a mount, by options, places and configuration file: made into the mount's
+specification. Shared by ``fusejournal mount`` and the mount helper."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fusejournal.config import Config, find_config
+from fusejournal.errors import UsageError
+from fusejournal.layer.mount import mounts
+from fusejournal.mountspec import MountSpec, load_checked
+from fusejournal.state import VolumeState, check_name, default_name, state_root
+from fusejournal.wire.address import parse_peer
+
+_FLAGS = ("ro", "nosuid", "nodev", "noexec")
+_REVERSE = {"rw": "ro", "suid": "nosuid", "dev": "nodev", "exec": "noexec"}
+
+
+@dataclass(frozen=True)
+class MountOptions:
+    """What the user asked for beside the places: a configuration file, the words of -o, and what is
+    to be otherwise than the file says (section, key and value)."""
+
+    config: Path | None = None
+    words: Sequence[str] = ()
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def as_arguments(self) -> list[str]:
+        """The command line that says the same."""
+        arguments = [f"-o{','.join(self.words)}"] if self.words else []
+        if self.config is not None:
+            arguments.append(f"--config={self.config.absolute()}")
+        volume, replication, metrics = (
+            self.changes.get(section, {}) for section in ("volume", "replication", "metrics")
+        )
+        arguments += [f"--{key}={value}" for key, value in volume.items()]
+        for key, value in replication.items():
+            if key == "peers":
+                arguments += [f"--peer={name}={address}" for name, address in value.items()]
+            else:
+                arguments.append("--insecure" if key == "insecure" else f"--{key}={value}")
+        return arguments + [f"--metrics={value}" for value in metrics.values()]
+
+
+def replication_options(
+    role: str | None = None,
+    listen: str | None = None,
+    peers: Sequence[str] = (),
+    insecure: bool = False,
+    durability: str | None = None,
+    mirrors: int | None = None,
+    metrics: str | None = None,
+) -> dict[str, dict[str, Any]]:
+    """What these options change in the configuration. Raises UsageError."""
+    told: dict[str, dict[str, Any]] = {
+        "volume": {"role": role, "durability": durability},
+        "replication": {
+            "listen": listen,
+            "insecure": insecure or None,
+            "mirrors": mirrors,
+            "peers": _peers(peers) or None,
+        },
+        "metrics": {"listen": metrics},
+    }
+    changes = {
+        section: {key: value for key, value in keys.items() if value is not None}
+        for section, keys in told.items()
+    }
+    return {section: keys for section, keys in changes.items() if keys}
+
+
+def _peers(texts: Sequence[str]) -> dict[str, str]:
+    peers: dict[str, str] = {}
+    for name, address in map(parse_peer, texts):
+        if name in peers:
+            raise UsageError(f"--peer {name} is there twice: a peer has one address")
+        peers[name] = str(address)
+    return peers
+
+
+def new_spec(
+    backing: Path,
+    mountpoint: Path,
+    name: str | None,
+    state: Path | None,
+    asked: MountOptions,
+) -> MountSpec:
+    """The mount of *backing* at *mountpoint*, by whatever else the user said. Raises
+    FusejournalError."""
+    mountpoint = _resolve(mountpoint)
+    name = check_name(name or (_name_in(state) if state else None) or default_name(mountpoint))
+    return _spec(name, _resolve(state or state_root() / name), _resolve(backing), mountpoint, asked)
+
+
+def known_spec(volume: VolumeState, mountpoint: Path | None, asked: MountOptions) -> MountSpec:
+    """The mount of *volume* where it was, or at *mountpoint*. Raises FusejournalError."""
+    place = volume.mountpoint if mountpoint is None else _resolve(mountpoint)
+    return _spec(volume.name, volume.directory, volume.backing, place, asked)
+
+
+def _spec(
+    name: str, state_dir: Path, backing: Path, mountpoint: Path, asked: MountOptions
+) -> MountSpec:
+    mount_flags((), asked.words)  # a slip in the command line is told before any in a file
+    loaded = _changed(load_checked(asked.config or find_config(name)), asked.changes)
+    flags = mount_flags(loaded.volume.options, asked.words)
+    return MountSpec(
+        name=name,
+        state_dir=state_dir,
+        backing=backing,
+        mountpoint=mountpoint,
+        config=loaded,
+        read_only="ro" in flags,
+        mount_flags=flags - {"ro"},
+        listen_asked=asked.changes.get("replication", {}).get("listen"),
+    )
+
+
+def _changed(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config:
+    """*config* with what the command line says instead; peers come on top of those it has."""
+    sections = {}
+    for section, keys in changes.items():
+        values = dict(keys)
+        if "peers" in values:
+            values["peers"] = {**config.replication.peers, **values["peers"]}
+        sections[section] = getattr(config, section).model_copy(update=values)
+    return config.model_copy(update=sections)
+
+
+def mount_flags(configured: Iterable[str], words: Iterable[str]) -> frozenset[str]:
+    """What the *configured* options and the *words* of -o come to: each word adds a flag or
+    reverses it, the last one wins. Raises UsageError for a word that is not known."""
+    flags = set(configured)
+    for word in words:
+        if word in _FLAGS:
+            flags.add(word)
+        elif word in _REVERSE:
+            flags.discard(_REVERSE[word])
+        elif word != "defaults":
+            raise UsageError(
+                f"unknown mount option {word!r}: {', '.join(_FLAGS)} and "
+                f"{', '.join(_REVERSE)} are known"
+            )
+    return frozenset(flags)
+
+
+def _resolve(path: Path) -> Path:
+    """Absolute, without symlinks; the last part is not touched, for a dead mount may be there."""
+    path = Path(os.path.abspath(path))
+    if path.parent == path:
+        return path
+    parent = path.parent.resolve()
+    path = parent / path.name
+    if any(mount.mountpoint == path for mount in mounts()):
+        return path  # asking it would wait for a layer, where there is none
+    with suppress(OSError):
+        if path.is_symlink():
+            return path.resolve()
+    return path
+
+
+def _name_in(state: Path) -> str | None:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((state / "volume.json").read_text())["name"])
+    return None

@@ -1,0 +1,133 @@
+"""How a layer that starts says how far it is: on the console, to systemd, or to the process that
+started it."""
+
+import json
+import os
+import socket
+import time
+from contextlib import suppress
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+_PLAIN_PERIOD_SECONDS = 5.0
+
+
+def sd_notify(message: str) -> None:
+    """Tell systemd, if it wants to know. Source: sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(OSError):
+        sender.connect("\0" + address[1:] if address.startswith("@") else address)
+        sender.sendall(message.encode())
+
+
+class ConsoleReporter:
+    """Shows progress as a bar on a terminal, as a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._stage = ""
+        self._said = 0.0
+
+    def __enter__(self) -> "ConsoleReporter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_stage()
+
+    def progress(self, stage: str, done: int, total: int | None, unit: str) -> None:
+        """See Reporter."""
+        if stage != self._stage:
+            self._end_stage()
+            self._stage = stage
+            self._said = time.monotonic()
+            if self._console.is_terminal:
+                self._progress = _bar(unit, self._console)
+                self._task = self._progress.add_task(stage, total=total)
+                self._progress.start()
+        if self._progress is not None:
+            self._progress.update(self._task, completed=done, total=total)
+        elif time.monotonic() > self._said + _PLAIN_PERIOD_SECONDS:
+            self._said = time.monotonic()
+            told = f"{stage}: {done} of {total if total is not None else '?'} {unit}"
+            click.echo(told, err=True)
+            sd_notify(f"STATUS={told}")
+
+    def warning(self, text: str) -> None:
+        """See Reporter."""
+        click.echo(f"fusejournal: warning: {text}", err=True)
+
+    def ready(self) -> None:
+        """See Reporter."""
+        self._end_stage()
+        sd_notify("READY=1")
+
+    def _end_stage(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        self._stage = ""
+
+
+def _bar(unit: str, console: Console) -> Progress:
+    if unit == "bytes":
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+class PipeReporter:
+    """The background process's side: JSON lines to the process that started it, until it is
+    ready."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._sent = 0.0
+
+    def progress(self, stage: str, done: int, total: int | None, unit: str) -> None:
+        """See Reporter; ten times a second are enough."""
+        if time.monotonic() > self._sent + 0.1:
+            self._sent = time.monotonic()
+            self.send({"progress": [stage, done, total, unit]})
+
+    def warning(self, text: str) -> None:
+        """See Reporter."""
+        self.send({"warning": text})
+
+    def ready(self) -> None:
+        """See Reporter. Nobody reads from here on."""
+        self.send({"ready": True})
+        os.close(self._fd)
+        self._fd = -1
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one message; a parent that is gone does not matter."""
+        if self._fd >= 0:
+            with suppress(OSError):
+                os.write(self._fd, json.dumps(message).encode() + b"\n")

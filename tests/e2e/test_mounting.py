@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -150,6 +151,29 @@ def test_umount_says_who_uses_it(layer: Layer) -> None:
         layer.run("umount", "volume", "--lazy")
     assert layer.wait() == 0
     assert layer.entries()[-1]["op"] == "clean"
+
+
+def test_lazy_umount_in_the_midst_of_requests(layer: Layer) -> None:
+    """The layer ends, though nobody asks it anything any more."""
+    layer.start()
+    over = threading.Event()
+
+    def ask_for_names() -> None:
+        number = 0
+        while not over.is_set():
+            os.path.lexists(layer.mountpoint / f"absent{number}")
+            number += 1
+
+    (layer.mountpoint / "file").write_text("x")
+    asking = threading.Thread(target=ask_for_names)
+    with open(layer.mountpoint / "file"):
+        asking.start()
+        try:
+            layer.run("umount", "volume", "--lazy")
+        finally:
+            over.set()
+            asking.join()
+    assert layer.wait() == 0
 
 
 def test_umount_by_the_system_stops_the_layer(layer: Layer) -> None:

@@ -84,8 +84,7 @@ class RequestLoop:
         self._when_answered: dict[trio.lowlevel.Task, Callable[[], None]] = {}
 
     async def run(self) -> None:
-        """Serve requests until the file system is unmounted or :func:`pyfuse3.terminate` is
-        called."""
+        """Serve requests until the file system is unmounted or :meth:`leave` is called."""
         original: Callable[..., Any] = pyfuse3._session_loop  # type: ignore[attr-defined]
         self._poll_all.register(_events_fd(), select.POLLIN)
         trio.lowlevel.add_instrument(self._runnable)

@@ -6,8 +6,8 @@ then the catalog) and the tending of sealed segments (index, compression). All d
 worker threads and processes; the event loop only wakes whom they concern.
 
 A disk that flushes faster than a thread can be woken (a battery behind it, or no flush at all) is
-flushed right where somebody waits; one flush that takes longer sends those of the next seconds to
-a thread again.
+flushed right where somebody waits. What counts is the average over many flushes, for what a slow
+one among them costs all others is to be less than what the rest save.
 
 A flush or syncfs that fails is never retried as if nothing had been: it calls ``fail`` and the
 volume is read-only from there on, and everybody who waits gets EIO. Source: fsync(2), syncfs(2);
@@ -37,9 +37,8 @@ from fusejournal.journal.reader import END
 from fusejournal.types import Seq
 
 _TEND_PAUSE_SECONDS = 5.0
-_AVERAGE_WEIGHT = 1 / 8
-_SLOW_SECONDS = 0.002
-_DOUBT_SECONDS = 10.0
+_AVERAGED = 64
+"""Over how many flushes what they take is averaged, by weights that fade."""
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +58,19 @@ class Waits:
         """Somebody waited so long."""
         self.counts[bisect_left(self.BOUNDS, seconds)] += 1
         self.seconds += seconds
+
+
+class Average:
+    """A moving average, 0 before the first value; the first ones weigh alike."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+        self._count = 0
+
+    def add(self, value: float) -> None:
+        """Count *value* in."""
+        self._count = min(self._count + 1, _AVERAGED)
+        self.value += (value - self.value) / self._count
 
 
 class Quorum(Protocol):
@@ -99,11 +111,10 @@ class Durability:
         self._flushed = trio.Event()
         self.compression_failure: str | None = None
         """Why sealed segments are not compressed any more."""
-        self._flush_seconds = 1.0
-        """What a flush takes, as a moving average,"""
-        self._hop_seconds = 0.0
+        self._flush_average = Average()
+        """What a flush takes, in seconds,"""
+        self._hop_average = Average()
         """and what having it done by a thread takes beside."""
-        self._doubted_until = 0.0
         self._without_index: set[Path] = set()
         self.quorum: Quorum | None = None
         self.plain_from: Callable[[], Seq] = lambda: END
@@ -131,8 +142,7 @@ class Durability:
         if (
             not self._is_running
             or self._failed
-            or self._flush_seconds > self._hop_seconds
-            or time.perf_counter() < self._doubted_until
+            or self._flush_average.value >= self._hop_average.value
             or not self._journal.is_flush_small()
         ):
             return False
@@ -162,9 +172,7 @@ class Durability:
         took = time.perf_counter() - began
         self.flush_seconds += took
         self.flushes += 1
-        self._flush_seconds += (took - self._flush_seconds) * _AVERAGE_WEIGHT
-        if took > _SLOW_SECONDS:
-            self._doubted_until = began + took + _DOUBT_SECONDS
+        self._flush_average.add(took)
         return took
 
     async def wait(self, seq: Seq) -> None:
@@ -203,7 +211,7 @@ class Durability:
             try:
                 took = await trio.to_thread.run_sync(self._timed_sync)
                 hop = time.perf_counter() - began - took
-                self._hop_seconds += (hop - self._hop_seconds) * _AVERAGE_WEIGHT
+                self._hop_average.add(hop)
             except JournalError as error:
                 self._broken(f"the journal could not be flushed: {error}")
         flushed, self._flushed = self._flushed, trio.Event()

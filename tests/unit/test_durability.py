@@ -1,0 +1,96 @@
+"""When the journal is flushed right where somebody waits, and when by a thread."""
+
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from fusejournal import storage
+from fusejournal.durability import Average
+from fusejournal.operations import Mark
+from tests.support.volumes import OpenVolume, open_volume
+
+
+@pytest.fixture
+def quick_disk() -> Iterator[Path]:
+    """A directory where a flush takes next to no time."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture(autouse=True)
+def _no_delay_left() -> Iterator[None]:
+    yield
+    storage.listen(None)
+
+
+@asynccontextmanager
+async def flushing(directory: Path) -> AsyncIterator[OpenVolume]:
+    """A volume with its background tasks."""
+    with open_volume(directory) as volume:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(volume.durability.run)
+            await trio.testing.wait_all_tasks_blocked()
+            yield volume
+            nursery.cancel_scope.cancel()
+
+
+def delay_flushes(seconds: float) -> None:
+    storage.listen(lambda label: time.sleep(seconds) if label == "journal.sync" else None)
+
+
+async def left_to_a_thread(volume: OpenVolume, at_most: int) -> int:
+    """How many flushes in a row, *at_most*, are not made in place."""
+    for count in range(at_most):
+        volume.volume.note(Mark(f"mark{count}"))
+        if volume.durability.flush_if_quick():
+            return count
+        await volume.durability.flush()
+    return at_most
+
+
+async def test_a_quick_disk_is_flushed_in_place(quick_disk: Path) -> None:
+    async with flushing(quick_disk) as volume:
+        assert await left_to_a_thread(volume, 1000) < 1000
+        assert volume.durability.durable_seq == volume.volume.journal.head_seq
+
+
+async def test_one_slow_flush_among_many_quick_ones_changes_little(quick_disk: Path) -> None:
+    async with flushing(quick_disk) as volume:
+        await left_to_a_thread(volume, 1000)
+        delay_flushes(0.005)
+        volume.volume.note(Mark("slow"))
+        await volume.durability.flush()
+        storage.listen(None)
+        assert await left_to_a_thread(volume, 1000) < 1000
+
+
+async def test_a_slow_disk_is_left_to_a_thread(quick_disk: Path) -> None:
+    delay_flushes(0.02)
+    async with flushing(quick_disk) as volume:
+        assert await left_to_a_thread(volume, 20) == 20
+
+
+async def test_a_disk_that_turns_slow_is_left_to_a_thread(quick_disk: Path) -> None:
+    async with flushing(quick_disk) as volume:
+        await left_to_a_thread(volume, 1000)
+        delay_flushes(0.1)
+        in_place = 0
+        while await left_to_a_thread(volume, 1) == 0:
+            in_place += 1
+        assert in_place < 5
+
+
+def test_average_weighs_the_first_values_alike() -> None:
+    average = Average()
+    for value in (3.0, 5.0, 7.0):
+        average.add(value)
+    assert average.value == pytest.approx(5.0)
+    for _ in range(1000):
+        average.add(1.0)
+    assert average.value == pytest.approx(1.0)

@@ -136,31 +136,35 @@ class Durability:
         """Everything up to this entry survives the loss of the machine."""
         return self._journal.durable_seq
 
-    def flush_if_quick(self) -> bool:
+    def flush_if_quick(self) -> float | None:
         """Flush at once, in the event loop, if the disk has shown that this costs less than having
-        it done by a thread. Returns whether that was done, and all is durable."""
+        it done by a thread. All is durable then: returns what it took, in seconds; None if it was
+        not done."""
         if (
             not self._is_running
             or self._failed
             or self._flush_average.value >= self._hop_average.value
             or not self._journal.is_flush_small()
         ):
-            return False
+            return None
         try:
-            self._timed_sync()
+            took = self._timed_sync()
         except JournalError as error:
             self._broken(f"the journal could not be flushed: {error}")
-            return False
+            return None
         self.on_flushed()
-        return True
+        return took
 
-    def is_settled(self, seq: Seq) -> bool:
-        """Whether whoever waits for *seq* need not, after a flush right here at the most."""
+    def settle_at_once(self, seq: Seq) -> bool:
+        """Make *seq* durable by a flush right here at the most. Whether that is enough, so that
+        whoever wants it need not :meth:`wait`."""
         if self.quorum is not None:
             self.quorum.want(seq)
-        return (self.durable_seq >= seq or self.flush_if_quick()) and (
-            self.quorum is None or self.quorum.has(seq)
-        )
+        took = 0.0 if self.durable_seq >= seq else self.flush_if_quick()
+        if took is None or (self.quorum is not None and not self.quorum.has(seq)):
+            return False
+        self.waits.took(took)
+        return True
 
     def want(self) -> None:
         """Have the journal flushed soon."""
@@ -179,6 +183,7 @@ class Durability:
         """Return when the journal is durable up to *seq*, here and where else it must be. Raises
         OSError EIO when it cannot be. Cancelling is harmless: the flush goes on for the
         others."""
+        began = time.perf_counter()
         while self._is_running and self._journal.durable_seq < seq:
             if self._failed:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -186,6 +191,7 @@ class Durability:
             await self._flushed.wait()
         if self.quorum is not None:
             await self.quorum.wait(seq)
+        self.waits.took(time.perf_counter() - began)
 
     async def run(self) -> None:
         """Run all background tasks until cancelled."""

@@ -14,7 +14,6 @@ Documentation/filesystems/nfs/exporting.rst."""
 import errno
 import logging
 import os
-import time
 from collections.abc import Sequence
 from functools import partial
 from stat import S_IFDIR, S_IFMT, S_IFREG, S_IMODE, S_ISGID, S_ISUID, S_IXGRP
@@ -123,15 +122,13 @@ class Handlers(pyfuse3.Operations):
     async def wait(self, seq: Seq) -> None:
         """Wait until the journal is durable up to *seq*, on mirrors too where that is wanted;
         others are served meanwhile."""
-        durability = self._durability
-        began = time.perf_counter()
-        if not durability.is_settled(seq):
-            self._loop.hand_over()
-            try:
-                await durability.wait(seq)
-            except OSError as error:
-                raise FUSEError(error.errno or errno.EIO) from None
-        durability.waits.took(time.perf_counter() - began)
+        if self._durability.settle_at_once(seq):
+            return
+        self._loop.hand_over()
+        try:
+            await self._durability.wait(seq)
+        except OSError as error:
+            raise FUSEError(error.errno or errno.EIO) from None
 
     # -- looking -----------------------------------------------------------------------------------
 

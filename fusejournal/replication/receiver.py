@@ -330,7 +330,7 @@ class Receiver:
         self._mark(sink, epoch=True)
         self.batches += 1
         self.received_bytes += len(batch.content)
-        if not self._durability.flush_if_quick():
+        if self._durability.flush_if_quick() is None:
             self._durability.want()
         await trio.lowlevel.checkpoint()
 

@@ -48,7 +48,7 @@ async def left_to_a_thread(volume: OpenVolume, at_most: int) -> int:
     """How many flushes in a row, *at_most*, are not made in place."""
     for count in range(at_most):
         volume.volume.note(Mark(f"mark{count}"))
-        if volume.durability.flush_if_quick():
+        if volume.durability.flush_if_quick() is not None:
             return count
         await volume.durability.flush()
     return at_most

@@ -18,6 +18,8 @@ settings.load_profile("untimed")
 
 # What a shell runs in the background ignores it, and so would all commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# A run that is ended for its time takes its layers, mounts and namespaces along, as on Ctrl-C.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 ALLOWED_SKIPS: frozenset[str] = frozenset()
 """Reasons for which a test may be skipped where changes land."""

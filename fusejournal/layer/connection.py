@@ -45,6 +45,10 @@ from fusejournal.layer.opens import new_table
 _IN_HEADER = struct.Struct("<IIQ")
 """Length, opcode, number ("unique"): the beginning of struct fuse_in_header."""
 _OUT_HEADER = struct.Struct("<IiQ")
+_IN_HEADER_BYTES = 40
+_INIT_FLAGS = struct.Struct("<12sI")
+"""Versions and read-ahead, then the flags: the beginning of fuse_init_in and fuse_init_out."""
+_FUSE_HANDLE_KILLPRIV_V2 = 1 << 28
 _NUMBER_STEP = 2
 _ANSWERED_MAX = 1 << 16
 """How many numbers back an unanswered request is looked for."""
@@ -110,7 +114,7 @@ class Handshake:
             return False
         connection = self._connection
         if self._read == 2:
-            reply = self._ours.recv(_REQUEST_BYTES_MAX)
+            reply = _clearing_privileges(self._ours.recv(_REQUEST_BYTES_MAX), connection.init)
             if connection.taken_over:
                 if reply != connection.reply:
                     raise GreetingError(
@@ -147,6 +151,19 @@ class Handshake:
             with suppress(OSError):
                 os.write(fd, answer)
         return request
+
+
+def _clearing_privileges(reply: bytes, init: bytes) -> bytes:
+    """libfuse's *reply* to the kernel's *init*, with the promise, which libfuse does not know, that
+    the layer clears setuid and setgid by itself. A file that was seen to have no privileges then is
+    not asked for its capabilities before every write."""
+    _, flags_offered = _INIT_FLAGS.unpack_from(init, _IN_HEADER_BYTES)
+    answer = bytearray(reply)
+    words, flags = _INIT_FLAGS.unpack_from(answer, _OUT_HEADER.size)
+    if flags_offered & _FUSE_HANDLE_KILLPRIV_V2:
+        flags |= _FUSE_HANDLE_KILLPRIV_V2
+    _INIT_FLAGS.pack_into(answer, _OUT_HEADER.size, words, flags)
+    return bytes(answer)
 
 
 def _ask_something(mountpoint: Path) -> None:

@@ -21,6 +21,7 @@ from tests.support.users import ANOTHER, SOMEBODY, acting
 pytestmark = pytest.mark.mount
 
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
+_CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
 
 
 @pytest.fixture
@@ -70,6 +71,24 @@ def test_privileges_are_cleared(root: Path, layer: Layer, how: str) -> None:
                 os.close(fd)
             else:
                 os.close(os.open(file, os.O_WRONLY | os.O_TRUNC))
+    assert mode_of(file) == 0o755
+    assert mode_of(layer.backing / "tool") == 0o755
+
+
+def test_setuid_given_between_two_writes_is_cleared(root: Path, layer: Layer) -> None:
+    """The kernel remembers of a file that is written that it has no privileges."""
+    file = root / "tool"
+    file.write_bytes(b"#!/bin/sh\n")
+    file.chmod(0o777)
+    fd = os.open(file, os.O_WRONLY)
+    try:
+        for _ in range(3):
+            os.write(fd, b"x")
+        file.chmod(0o6755)
+        with acting(SOMEBODY):
+            os.write(fd, b"y")
+    finally:
+        os.close(fd)
     assert mode_of(file) == 0o755
     assert mode_of(layer.backing / "tool") == 0o755
 
@@ -400,8 +419,7 @@ def test_extended_attributes(root: Path, layer: Layer) -> None:
 def test_capabilities_are_dropped(root: Path, layer: Layer, how: str) -> None:
     file = root / "tool"
     file.write_bytes(b"x")
-    value = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
-    os.setxattr(file, "security.capability", value)
+    os.setxattr(file, "security.capability", _CAPABILITY)
     if how == "truncate":
         os.truncate(file, 0)
     elif how == "chown":
@@ -412,6 +430,22 @@ def test_capabilities_are_dropped(root: Path, layer: Layer, how: str) -> None:
         os.close(fd)
     assert "security.capability" not in os.listxattr(file)
     assert "removexattr" in [entry["op"] for entry in layer.entries()]
+
+
+def test_capabilities_given_between_two_writes_are_dropped(root: Path, layer: Layer) -> None:
+    file = root / "tool"
+    (root / "other").write_bytes(b"x")
+    os.link(root / "other", file)
+    fd = os.open(root / "other", os.O_WRONLY)
+    try:
+        for _ in range(3):
+            os.write(fd, b"x")
+        os.setxattr(file, "security.capability", _CAPABILITY)
+        os.write(fd, b"y")
+    finally:
+        os.close(fd)
+    assert "security.capability" not in os.listxattr(file)
+    assert "security.capability" not in os.listxattr(layer.backing / "tool")
 
 
 # -- the journal tells it ----------------------------------------------------------------------

@@ -230,7 +230,7 @@ class Node:
             spec, self._state, self._opening, self._durability, self._replication
         )
         self._connection = connection = self._connect()
-        handshake = Handshake(connection, spec.mountpoint)
+        handshake = Handshake(connection, spec.mountpoint, changes_alone=not self._state.is_mirror)
         self._loop = RequestLoop(handshake)
         self._handlers = Handlers(
             volume,

@@ -48,7 +48,8 @@ _OUT_HEADER = struct.Struct("<IiQ")
 _IN_HEADER_BYTES = 40
 _INIT_FLAGS = struct.Struct("<12sI")
 """Versions and read-ahead, then the flags: the beginning of fuse_init_in and fuse_init_out."""
-_FUSE_HANDLE_KILLPRIV_V2 = 1 << 28
+_AUTO_INVAL_DATA = 1 << 12
+_HANDLE_KILLPRIV_V2 = 1 << 28
 _NUMBER_STEP = 2
 _ANSWERED_MAX = 1 << 16
 """How many numbers back an unanswered request is looked for."""
@@ -89,10 +90,11 @@ def open_new(root_fd: int, mountpoint: Path, name: str, flags: frozenset[str]) -
 
 class Handshake:
     """libfuse's way to *connection*. Give it ``fd``, and call :meth:`proceed` before each of its
-    first reads."""
+    first reads. *changes_alone*: only the mount changes the tree."""
 
-    def __init__(self, connection: Connection, mountpoint: Path) -> None:
+    def __init__(self, connection: Connection, mountpoint: Path, *, changes_alone: bool) -> None:
         self._connection = connection
+        self._changes_alone = changes_alone
         self._mountpoint = mountpoint
         self._read = 0
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -114,7 +116,8 @@ class Handshake:
             return False
         connection = self._connection
         if self._read == 2:
-            reply = _clearing_privileges(self._ours.recv(_REQUEST_BYTES_MAX), connection.init)
+            reply = self._ours.recv(_REQUEST_BYTES_MAX)
+            reply = _in_our_words(reply, connection.init, self._changes_alone)
             if connection.taken_over:
                 if reply != connection.reply:
                     raise GreetingError(
@@ -153,16 +156,20 @@ class Handshake:
         return request
 
 
-def _clearing_privileges(reply: bytes, init: bytes) -> bytes:
-    """libfuse's *reply* to the kernel's *init*, with the promise, which libfuse does not know, that
-    the layer clears setuid and setgid by itself. A file that was seen to have no privileges then is
-    not asked for its capabilities before every write."""
-    _, flags_offered = _INIT_FLAGS.unpack_from(init, _IN_HEADER_BYTES)
+def _in_our_words(reply: bytes, init: bytes, changes_alone: bool) -> bytes:
+    """libfuse's *reply* to the kernel's *init*, with what libfuse cannot say or says otherwise.
+
+    The layer clears setuid and setgid by itself, so the kernel need not ask for the capabilities of
+    a file that it knows to have no privileges before every write. And where nothing but the mount
+    *changes* the tree, *alone*, the kernel is not to take each new mtime that its own writes have
+    made for a reason to drop the file's pages."""
+    _, offered = _INIT_FLAGS.unpack_from(init, _IN_HEADER_BYTES)
     answer = bytearray(reply)
-    words, flags = _INIT_FLAGS.unpack_from(answer, _OUT_HEADER.size)
-    if flags_offered & _FUSE_HANDLE_KILLPRIV_V2:
-        flags |= _FUSE_HANDLE_KILLPRIV_V2
-    _INIT_FLAGS.pack_into(answer, _OUT_HEADER.size, words, flags)
+    before, flags = _INIT_FLAGS.unpack_from(answer, _OUT_HEADER.size)
+    flags |= offered & _HANDLE_KILLPRIV_V2
+    if changes_alone:
+        flags &= ~_AUTO_INVAL_DATA
+    _INIT_FLAGS.pack_into(answer, _OUT_HEADER.size, before, flags)
     return bytes(answer)
 
 

@@ -5,9 +5,11 @@ import fcntl
 import mmap
 import os
 import shutil
+import signal
 import stat
 import struct
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -350,6 +352,27 @@ def test_memory_maps(root: Path, layer: Layer) -> None:
         pages.flush()
     assert (layer.backing / "mapped").read_bytes()[10_000:10_004] == b"here"
     assert [entry["op"] for entry in layer.entries()].count("write") >= 2
+
+
+def test_what_was_written_is_read_from_memory(root: Path, layer: Layer) -> None:
+    """That a write changed the mtime is no reason to fetch again what was written."""
+    content = os.urandom(1 << 20)
+    fd = os.open(root / "file", os.O_CREAT | os.O_RDWR)
+    try:
+        os.write(fd, content)
+        os.fstat(fd)
+        found: list[bytes] = []
+        reading = threading.Thread(target=lambda: found.append(os.pread(fd, len(content), 0)))
+        os.kill(layer.pid, signal.SIGSTOP)
+        try:
+            reading.start()
+            reading.join(10)
+            assert found == [content]
+        finally:
+            os.kill(layer.pid, signal.SIGCONT)
+            reading.join()
+    finally:
+        os.close(fd)
 
 
 def test_locks(root: Path) -> None:

@@ -49,6 +49,7 @@ _IN_HEADER_BYTES = 40
 _INIT_FLAGS = struct.Struct("<12sI")
 """Versions and read-ahead, then the flags: the beginning of fuse_init_in and fuse_init_out."""
 _AUTO_INVAL_DATA = 1 << 12
+_CACHE_SYMLINKS = 1 << 23
 _HANDLE_KILLPRIV_V2 = 1 << 28
 _NUMBER_STEP = 2
 _ANSWERED_MAX = 1 << 16
@@ -160,13 +161,14 @@ def _in_our_words(reply: bytes, init: bytes, changes_alone: bool) -> bytes:
     """libfuse's *reply* to the kernel's *init*, with what libfuse cannot say or says otherwise.
 
     The layer clears setuid and setgid by itself, so the kernel need not ask for the capabilities of
-    a file that it knows to have no privileges before every write. And where nothing but the mount
-    *changes* the tree, *alone*, the kernel is not to take each new mtime that its own writes have
-    made for a reason to drop the file's pages."""
+    a file that it knows to have no privileges before every write. A symlink's target never changes,
+    so the kernel may keep it. And where nothing but the mount *changes* the tree, *alone*, the
+    kernel is not to take each new mtime that its own writes have made for a reason to drop the
+    file's pages."""
     _, offered = _INIT_FLAGS.unpack_from(init, _IN_HEADER_BYTES)
     answer = bytearray(reply)
     before, flags = _INIT_FLAGS.unpack_from(answer, _OUT_HEADER.size)
-    flags |= offered & _HANDLE_KILLPRIV_V2
+    flags |= offered & (_HANDLE_KILLPRIV_V2 | _CACHE_SYMLINKS)
     if changes_alone:
         flags &= ~_AUTO_INVAL_DATA
     _INIT_FLAGS.pack_into(answer, _OUT_HEADER.size, before, flags)

@@ -354,6 +354,20 @@ def test_memory_maps(root: Path, layer: Layer) -> None:
     assert [entry["op"] for entry in layer.entries()].count("write") >= 2
 
 
+def without_the_layer(layer: Layer, act: Callable[[], bytes]) -> bytes | None:
+    """What *act* finds while the layer answers nothing; None where it needs an answer."""
+    found: list[bytes] = []
+    acting_alone = threading.Thread(target=lambda: found.append(act()))
+    os.kill(layer.pid, signal.SIGSTOP)
+    try:
+        acting_alone.start()
+        acting_alone.join(10)
+        return found[0] if found else None
+    finally:
+        os.kill(layer.pid, signal.SIGCONT)
+        acting_alone.join()
+
+
 def test_what_was_written_is_read_from_memory(root: Path, layer: Layer) -> None:
     """That a write changed the mtime is no reason to fetch again what was written."""
     content = os.urandom(1 << 20)
@@ -361,18 +375,19 @@ def test_what_was_written_is_read_from_memory(root: Path, layer: Layer) -> None:
     try:
         os.write(fd, content)
         os.fstat(fd)
-        found: list[bytes] = []
-        reading = threading.Thread(target=lambda: found.append(os.pread(fd, len(content), 0)))
-        os.kill(layer.pid, signal.SIGSTOP)
-        try:
-            reading.start()
-            reading.join(10)
-            assert found == [content]
-        finally:
-            os.kill(layer.pid, signal.SIGCONT)
-            reading.join()
+        assert without_the_layer(layer, lambda: os.pread(fd, len(content), 0)) == content
     finally:
         os.close(fd)
+
+
+def test_symlink_is_read_from_memory(root: Path, layer: Layer) -> None:
+    link = os.fsencode(root / "link")
+    os.symlink(b"target", link)
+    assert os.readlink(link) == b"target"
+    assert without_the_layer(layer, lambda: os.readlink(link)) == b"target"
+    os.unlink(link)
+    os.symlink(b"another", link)
+    assert os.readlink(link) == b"another"
 
 
 def test_locks(root: Path) -> None:

@@ -81,6 +81,8 @@ FRAME_HEADER_BYTES: Final = 32
 assert FRAME.size == FRAME_HEADER_BYTES == _FRAME_COVERED.size + _CHECKSUM.size
 
 _PREFIX_FIELDS = 6
+_KIND_BYTES_MAX = 16
+"""A payload's kind lies within so many bytes."""
 
 # A NamedTuple's own constructor takes twice the time, and this makes four for each entry.
 _new: Any = tuple.__new__
@@ -261,13 +263,11 @@ def skim_frames(
     return at, seq, chain
 
 
-def kind_at(buffer: bytes) -> Kind | None:
-    """The kind of the entry whose frame is at the beginning of *buffer*, which may be anything and
-    was not checked; None where that cannot be told."""
-    if len(buffer) < FRAME_HEADER_BYTES + 8:
-        return None
+def kind_of(frame: Frame) -> Kind | None:
+    """The kind of the entry in a checked *frame*, without decoding it all; None where it is not
+    known."""
     unpacker = msgpack.Unpacker()
-    unpacker.feed(buffer[FRAME_HEADER_BYTES : FRAME_HEADER_BYTES + 8])
+    unpacker.feed(frame.content[FRAME_HEADER_BYTES : FRAME_HEADER_BYTES + _KIND_BYTES_MAX])
     try:
         unpacker.read_array_header()
         return Kind(unpacker.unpack())

@@ -2,15 +2,16 @@
 received.
 
 A :class:`StretchReader` goes through a journal from a seq on. Where the end of the journal is known
-from who writes it and is near, it reads up to there and looks at nothing; further behind it reads
-by size, checks every frame, and never ends a stretch between an entry and its VOID. A stretch that
-begins a segment has the segment's header first, so that a copy made of stretches is the same byte
-for byte.
+from who writes it and is near, it reads up to there and looks at nothing (who receives it does);
+further behind, or where that is asked for, it reads by size, checks every frame and the one after,
+and never ends a stretch between an entry and its VOID. A stretch that begins a segment has the
+segment's header first, so that a copy made of stretches is the same byte for byte.
 
 A StretchReader blocks on the disk, and holds one segment open. Not for use by two threads at a
 time."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
@@ -23,11 +24,12 @@ from fusejournal.journal.format import (
     SEGMENT_HEADER_BYTES,
     Entry,
     FormatError,
+    Frame,
     SegmentHeader,
     checked_frame,
     decode_entry,
     frame_bytes_at,
-    kind_at,
+    kind_of,
     skim_frames,
 )
 from fusejournal.journal.reader import JournalReader
@@ -155,14 +157,10 @@ class StretchReader:
         """How far what was read is settled: up to the last entry, or the one before it where its
         VOID comes next. Raises JournalDamagedError, OSError."""
         last = Seq(self.seq - 1)
-        if self.seq > end.position.seq or not last:
+        if self.seq > end.position.seq or not last or not self._offset:
             return last
-        reader = self._at_segment()
-        try:
-            following = reader.read_at(self._offset, _VOID_BYTES_MAX) if self._offset else b""
-        except FormatError as error:
-            raise JournalDamagedError(reader.path, self._offset, self.seq, str(error)) from None
-        return Seq(last - 1) if kind_at(following) == Kind.VOID else last
+        void = self._void_at(self._at_segment(), self._offset, self.seq, self.chain)
+        return last if void is None else Seq(last - 1)
 
     def is_near(self, end: End, bytes_max: int) -> bool:
         """Whether all up to *end* is at most *bytes_max*, and in the segment that is open: then
@@ -194,18 +192,19 @@ class StretchReader:
                     reader.path, self._offset, self.seq, f"{len(content)} of {length} bytes"
                 )
             return self._advance(content, Seq(applied_seq + 1), end.position.chain)
-        return self._walk(reader, Seq(applied_seq + 1), bytes_max)
+        return self._walk(reader, end, Seq(applied_seq + 1), bytes_max)
 
     def next_checked(self, end: End, applied_seq: Seq, bytes_max: int) -> Stretch | None:
-        """The same, with every frame checked."""
+        """The same, but nothing is taken on trust: every frame of it is checked, and what follows
+        it."""
         if self.seq > applied_seq:
             return None
         reader = self._at_segment()
         if self._segment_seq == end.segment_seq:
             bytes_max = min(bytes_max, end.offset - self._offset)
-        return self._walk(reader, Seq(applied_seq + 1), bytes_max)
+        return self._walk(reader, end, Seq(applied_seq + 1), bytes_max)
 
-    def _walk(self, reader: SegmentReader, to_seq: Seq, bytes_max: int) -> Stretch | None:
+    def _walk(self, reader: SegmentReader, end: End, to_seq: Seq, bytes_max: int) -> Stretch | None:
         """The next stretch by size, each frame checked. None where an entry and its VOID come next,
         and the VOID is beyond."""
         begins = SEGMENT_HEADER_BYTES if self._offset == 0 else 0
@@ -223,24 +222,41 @@ class StretchReader:
                         break  # what is wrong with it is said by this
                     raise FormatError("the segment ends where an entry should be")
             content = content[:at]
-            following = reader.read_at(self._offset + at, _VOID_BYTES_MAX)
-            if kind_at(following) != Kind.VOID:
-                pass
-            elif seq == to_seq:  # beyond what is wanted: so is the entry, then
+            void = None
+            if seq <= end.position.seq:
+                void = self._void_at(reader, self._offset + at, seq, chain)
+            if void is not None and seq < to_seq:
+                content += void.content
+                seq, chain = Seq(seq + 1), void.checksum
+            elif void is not None:  # beyond what is wanted: so is the entry, then
                 at, seq, chain = self._skim(content, begins, Seq(seq - 1))
                 if at == begins:
                     return None
                 content = content[:at]
-            else:
-                more, seq, chain = skim_frames(
-                    following, memoryview(following), seq, chain, to_seq=seq + 1
-                )
-                content += following[:more]
         except BadFrameError as bad:
             raise JournalDamagedError(reader.path, bad.offset, bad.seq, bad.reason) from None
         except FormatError as error:
             raise JournalDamagedError(reader.path, self._offset, self.seq, str(error)) from None
         return self._advance(content, seq, chain)
+
+    def _void_at(self, reader: SegmentReader, offset: int, seq: Seq, chain: int) -> Frame | None:
+        """The frame of entry *seq*, which comes at *offset* after *chain*, if it is a VOID. It is
+        there, and is checked whatever it is: a damaged VOID must not pass for none, or what was
+        refused would count as done. Raises JournalDamagedError."""
+        try:
+            for frame in reader.frames(Point(seq, offset, chain)):
+                return frame if kind_of(frame) == Kind.VOID else None
+        except BadFrameError as bad:
+            raise JournalDamagedError(reader.path, bad.offset, bad.seq, bad.reason) from None
+        # The segment ends here, and a VOID is in the segment of its entry.
+        path = segment_path(self._directory, seq)
+        try:
+            with closing(SegmentReader(path)) as following:
+                if following.header.chain_before == chain:
+                    return None
+        except (FileNotFoundError, BadFrameError):
+            pass
+        raise JournalDamagedError(reader.path, offset, seq, "the segment ends too early")
 
     def _skim(self, content: bytes, begins: int, to_seq: Seq) -> tuple[int, Seq, int]:
         return skim_frames(content, memoryview(content), self.seq, self.chain, begins, to_seq)

@@ -385,7 +385,9 @@ class Shipper:
             reader = StretchReader(shared.directory, shared.volume.journal.uuid)
             try:
                 chain = await trio.to_thread.run_sync(reader.seek, seq)
-                settled_seq = reader.settled_seq(shared.volume.journal.end)
+                settled_seq = await trio.to_thread.run_sync(
+                    reader.settled_seq, shared.volume.journal.end
+                )
                 head_seq = shared.applied_seq
                 self._progress.begin(head_seq)
                 await connection.send(Begin(me.position.epoch, seq, chain, head_seq, settled_seq))

@@ -254,7 +254,7 @@ async def serve_fetch(
     reader = StretchReader(journal.directory, journal.uuid)
     try:
         chain = await trio.to_thread.run_sync(reader.seek, agreed_seq)
-        settled_seq = reader.settled_seq(journal.end)
+        settled_seq = await trio.to_thread.run_sync(reader.settled_seq, journal.end)
         await connection.send(Begin(me.position.epoch, agreed_seq, chain, upto_seq, settled_seq))
         while (
             stretch := await trio.to_thread.run_sync(reader.next, journal.end, upto_seq, bytes_max)

@@ -2,13 +2,14 @@
 stretch, and none ends between an entry and its VOID."""
 
 import errno
+import os
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from fusejournal.errors import JournalDamagedError, JournalForeignError, NoSuchSeqError
-from fusejournal.journal.format import FormatError
+from fusejournal.journal.format import FormatError, Frame
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.stretches import Stretch, StretchReader, check_stretch
@@ -182,3 +183,61 @@ def test_what_does_not_follow_is_refused(journal: Journal, tmp_path: Path) -> No
     with pytest.raises(JournalForeignError):
         other.receive(first)
     copy.close()
+
+
+def _ends_with_a_void(journal: Journal) -> tuple[Path, Frame]:
+    """Append a refused entry; the frame of its VOID, and where it lies."""
+    journal.append(
+        Mkdir(Fid(9000), Fid(1), b"refused", 0o755, 0, 0, None, None),
+        NOBODY_ASKED,
+        journal.last_time_ns + 1,
+        lambda _: b"",
+    )
+    void = Void(journal.head_seq, errno.EEXIST, 0)
+    journal.append(void, NOBODY_ASKED, journal.last_time_ns + 1, lambda _: b"")
+    *_, found = journal.reader.frames(journal.head_seq, Seq(journal.head_seq + 1))
+    return found
+
+
+def _flip(path: Path, offset: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        (byte,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("wanted", ["with the VOID", "without the VOID"])
+@pytest.mark.parametrize("bytes_max", [1, 1 << 20])
+def test_damaged_void_is_no_missing_void(journal: Journal, bytes_max: int, wanted: str) -> None:
+    """Whichever byte of it is wrong: the entry that it refuses does not come without it."""
+    path, void = _ends_with_a_void(journal)
+    refused_seq = Seq(void.seq - 1)
+    limit = void.seq if wanted == "with the VOID" else refused_seq
+    end = journal.end
+    for at in range(len(void.content)):
+        _flip(path, void.offset + at)
+        reader = StretchReader(journal.directory, UUID)
+        reader.seek(Seq(refused_seq - 2))
+        with pytest.raises(JournalDamagedError):  # noqa: PT012 - in one of them
+            while stretch := reader.next_checked(end, limit, bytes_max):
+                assert stretch.last_seq < refused_seq
+        reader.close()
+        _flip(path, void.offset + at)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut off"])
+def test_settled_is_not_what_a_damaged_void_refuses(journal: Journal, damage: str) -> None:
+    path, void = _ends_with_a_void(journal)
+    refused_seq = Seq(void.seq - 1)
+    end = journal.end
+    reader = StretchReader(journal.directory, UUID)
+    reader.seek(refused_seq)
+    assert reader.settled_seq(end) == refused_seq - 1
+    if damage == "flipped":
+        _flip(path, void.offset + len(void.content) - 1)
+    else:
+        os.truncate(path, void.offset)
+    with pytest.raises(JournalDamagedError):
+        reader.settled_seq(end)
+    reader.close()

@@ -7,7 +7,9 @@ worker threads and processes; the event loop only wakes whom they concern.
 
 A disk that flushes faster than a thread can be woken (a battery behind it, or no flush at all) is
 flushed right where somebody waits. What counts is the average over many flushes, for what a slow
-one among them costs all others is to be less than what the rest save.
+one among them costs all others is to be less than what the rest save. Waking a thread is measured
+now and then for that, and is taken for a millisecond at most: what it takes when the loop is busy
+says nothing, and no disk that is slower than that holds the loop up.
 
 A flush or syncfs that fails is never retried as if nothing had been: it calls ``fail`` and the
 volume is read-only from there on, and everybody who waits gets EIO. Source: fsync(2), syncfs(2);
@@ -37,6 +39,9 @@ from fusejournal.journal.reader import END
 from fusejournal.types import Seq
 
 _TEND_PAUSE_SECONDS = 5.0
+_HOP_SECONDS_MAX = 0.001
+_IN_PLACE_MAX = 256
+"""After so many flushes in place, one is left to a thread, to see what that takes now."""
 _AVERAGED = 64
 """Over how many flushes what they take is averaged, by weights that fade."""
 
@@ -115,6 +120,8 @@ class Durability:
         """What a flush takes, in seconds,"""
         self._hop_average = Average()
         """and what having it done by a thread takes beside."""
+        self._in_place = 0
+        """Flushes made in place since a thread made one."""
         self._without_index: set[Path] = set()
         self.quorum: Quorum | None = None
         self.plain_from: Callable[[], Seq] = lambda: END
@@ -144,6 +151,7 @@ class Durability:
             not self._is_running
             or self._failed
             or self._flush_average.value >= self._hop_average.value
+            or self._in_place >= _IN_PLACE_MAX
             or not self._journal.is_flush_small()
         ):
             return None
@@ -152,19 +160,20 @@ class Durability:
         except JournalError as error:
             self._broken(f"the journal could not be flushed: {error}")
             return None
+        self._in_place += 1
         self.on_flushed()
         return took
 
-    def settle_at_once(self, seq: Seq) -> bool:
-        """Make *seq* durable by a flush right here at the most. Whether that is enough, so that
-        whoever wants it need not :meth:`wait`."""
+    def settle_at_once(self, seq: Seq) -> float | None:
+        """Make *seq* durable by a flush right here at the most. Returns None if that is enough;
+        else the ``time.perf_counter`` since when who wants it has waited, for :meth:`wait`."""
         if self.quorum is not None:
             self.quorum.want(seq)
         took = 0.0 if self.durable_seq >= seq else self.flush_if_quick()
         if took is None or (self.quorum is not None and not self.quorum.has(seq)):
-            return False
+            return time.perf_counter() - (took or 0.0)
         self.waits.took(took)
-        return True
+        return None
 
     def want(self) -> None:
         """Have the journal flushed soon."""
@@ -179,11 +188,11 @@ class Durability:
         self._flush_average.add(took)
         return took
 
-    async def wait(self, seq: Seq) -> None:
-        """Return when the journal is durable up to *seq*, here and where else it must be. Raises
-        OSError EIO when it cannot be. Cancelling is harmless: the flush goes on for the
-        others."""
-        began = time.perf_counter()
+    async def wait(self, seq: Seq, since: float | None = None) -> None:
+        """Return when the journal is durable up to *seq*, here and where else it must be; who waits
+        has done so *since* then, or from now on. Raises OSError EIO when it cannot be. Cancelling
+        is harmless: the flush goes on for the others."""
+        began = time.perf_counter() if since is None else since
         while self._is_running and self._journal.durable_seq < seq:
             if self._failed:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -217,7 +226,8 @@ class Durability:
             try:
                 took = await trio.to_thread.run_sync(self._timed_sync)
                 hop = time.perf_counter() - began - took
-                self._hop_average.add(hop)
+                self._hop_average.add(min(hop, _HOP_SECONDS_MAX))
+                self._in_place = 0
             except JournalError as error:
                 self._broken(f"the journal could not be flushed: {error}")
         flushed, self._flushed = self._flushed, trio.Event()

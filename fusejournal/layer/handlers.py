@@ -122,11 +122,12 @@ class Handlers(pyfuse3.Operations):
     async def wait(self, seq: Seq) -> None:
         """Wait until the journal is durable up to *seq*, on mirrors too where that is wanted;
         others are served meanwhile."""
-        if self._durability.settle_at_once(seq):
+        since = self._durability.settle_at_once(seq)
+        if since is None:
             return
         self._loop.hand_over()
         try:
-            await self._durability.wait(seq)
+            await self._durability.wait(seq, since)
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
 
@@ -363,7 +364,7 @@ class Handlers(pyfuse3.Operations):
     # -- attributes --------------------------------------------------------------------------------
 
     def _drop_capabilities(self, fid: Fid, who: Who) -> None:
-        """Before a truncation or a new owner. Before a WRITE the kernel asks for it itself."""
+        """Before a truncation or a new owner. Before a WRITE the kernel sees to it, by itself."""
         try:
             os.getxattr(self._tree.descriptor(fid), CAPABILITY_XATTR)
         except OSError as error:

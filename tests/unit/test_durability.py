@@ -11,8 +11,10 @@ import trio
 import trio.testing
 
 from fusejournal import storage
+from fusejournal.config import ReplicationConfig
 from fusejournal.durability import Average
 from fusejournal.operations import Mark
+from fusejournal.replication.quorum import Quorum
 from tests.support.volumes import OpenVolume, open_volume
 
 
@@ -74,6 +76,47 @@ async def test_a_slow_disk_is_left_to_a_thread(quick_disk: Path) -> None:
     delay_flushes(0.02)
     async with flushing(quick_disk) as volume:
         assert await left_to_a_thread(volume, 20) == 20
+
+
+@pytest.mark.parametrize("before", [0, 1, 64])
+async def test_a_busy_loop_is_no_reason_to_wait_for_a_slow_disk(
+    quick_disk: Path, before: int
+) -> None:
+    """While the loop is busy a thread's flush seems to take long beside the disk's own time."""
+    delay_flushes(0.005)
+    async with flushing(quick_disk) as volume:
+        await left_to_a_thread(volume, before)
+        volume.volume.note(Mark("while busy"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(volume.durability.flush)
+            await trio.testing.wait_all_tasks_blocked()
+            time.sleep(1.0)  # noqa: ASYNC251 - as a write to a throttled disk does
+        assert await left_to_a_thread(volume, 50) == 50
+
+
+async def test_waking_a_thread_is_measured_again(quick_disk: Path) -> None:
+    async with flushing(quick_disk) as volume:
+        await left_to_a_thread(volume, 1000)
+        in_place = 0
+        while await left_to_a_thread(volume, 1) == 0:
+            in_place += 1
+            assert in_place < 1000
+
+
+async def test_who_waits_for_mirrors_has_waited_for_the_flush_too(quick_disk: Path) -> None:
+    async with flushing(quick_disk) as volume:
+        await left_to_a_thread(volume, 1000)
+        durability, journal = volume.durability, volume.volume.journal
+        quorum = Quorum(ReplicationConfig(mirrors=1), lambda: journal.head_seq, lambda: None)
+        durability.quorum = quorum
+        seq = volume.volume.note(Mark("flushed here"))
+        delay_flushes(0.05)
+        since = durability.settle_at_once(seq)
+        assert since is not None
+        assert durability.durable_seq == seq
+        quorum.acked("mirror", seq)
+        await durability.wait(seq, since)
+        assert durability.waits.seconds >= 0.05
 
 
 async def test_a_disk_that_turns_slow_is_left_to_a_thread(quick_disk: Path) -> None:

@@ -120,7 +120,10 @@ class Handshake:
             reply = self._ours.recv(_REQUEST_BYTES_MAX)
             reply = _in_our_words(reply, connection.init, self._changes_alone)
             if connection.taken_over:
-                if reply != connection.reply:
+                # The kernel goes by what it was told first. We can go along where that promises
+                # less than we would, or has it drop more.
+                told = _in_our_words(connection.reply, connection.init, self._changes_alone)
+                if reply != told:
                     raise GreetingError(
                         f"{self._mountpoint}: this version speaks to the kernel in another way "
                         "than the one that mounted it: unmount, then mount again"
@@ -158,13 +161,15 @@ class Handshake:
 
 
 def _in_our_words(reply: bytes, init: bytes, changes_alone: bool) -> bytes:
-    """libfuse's *reply* to the kernel's *init*, with what libfuse cannot say or says otherwise.
+    """libfuse's *reply* to the kernel's *init*, with what libfuse cannot say or says otherwise;
+    *changes_alone* as in Handshake.
 
     The layer clears setuid and setgid by itself, so the kernel need not ask for the capabilities of
     a file that it knows to have no privileges before every write. A symlink's target never changes,
-    so the kernel may keep it. And where nothing but the mount *changes* the tree, *alone*, the
-    kernel is not to take each new mtime that its own writes have made for a reason to drop the
-    file's pages."""
+    so the kernel may keep it. And where nothing but the mount changes the tree, the kernel is not
+    to take each new mtime that its own writes have made for a reason to drop the file's pages."""
+    if len(reply) < _OUT_HEADER.size + _INIT_FLAGS.size:
+        return reply  # a refusal
     _, offered = _INIT_FLAGS.unpack_from(init, _IN_HEADER_BYTES)
     answer = bytearray(reply)
     before, flags = _INIT_FLAGS.unpack_from(answer, _OUT_HEADER.size)

@@ -31,6 +31,9 @@ _ENTRIES_MAX = 1 << 16
 _ENTRIES = 4 * TASKS
 """How many entries back to look. A request makes up to three, and VOIDs lie between."""
 
+_CHANGED = {**TOUCHED, Kind.RENAME: (0, 1, 3, 6)}
+"""Which fields of an operation are fids whose attributes it changes: those it touches, and the file
+that a rename replaces."""
 
 _NAMING = Create | Mkdir | Symlink | Link | Unlink | Rmdir | Rename | Import | ImportLink
 
@@ -60,11 +63,6 @@ def add_changed(stale: Stale, operation: Operation) -> None:
     if isinstance(operation, Rename):
         stale.names.add((operation.new_parent, operation.new_name))
     stale.fids.update(changed_fids(operation))
-
-
-_CHANGED = {**TOUCHED, Kind.RENAME: (0, 1, 3, 6)}
-"""Which fields of an operation are fids whose attributes it changes: those it touches, and the file
-that a rename replaces."""
 
 
 def changed_fids(operation: Operation) -> list[Fid]:

@@ -67,6 +67,33 @@ def test_names_and_paths(driver: Driver) -> None:
     assert catalog.next_fid == 4
 
 
+def test_each_name_of_a_linked_file_can_be_moved(driver: Driver) -> None:
+    """Also one that is not the file's own place, within a directory and to another."""
+    catalog = driver.catalog
+    driver.mkdir(2, 1, b"d")
+    driver.create(3, 1, b"a")
+    driver.record(Link(Fid(3), Fid(1), b"b"))
+    driver.record(Link(Fid(3), Fid(1), b"c"))
+    cookies = {entry.name: entry.cookie for entry in catalog.list(Fid(1), 0)}
+    for name in (b"a", b"b"):
+        driver.record(Rename(Fid(3), Fid(1), name, Fid(1), name + b"2", 0, Fid(0)))
+    assert {entry.name: entry.cookie for entry in catalog.list(Fid(1), 0)} == {
+        b"d": cookies[b"d"],
+        b"a2": cookies[b"a"],
+        b"b2": cookies[b"b"],
+        b"c": cookies[b"c"],
+    }
+    for name in (b"a2", b"b2"):
+        driver.record(Rename(Fid(3), Fid(1), name, Fid(2), name, 0, Fid(0)))
+    node = catalog.node(Fid(3))
+    assert node is not None
+    assert sorted(catalog.places(node)) == [(1, b"c"), (2, b"a2"), (2, b"b2")]
+    for parent, name in ((2, b"a2"), (1, b"c"), (2, b"b2")):
+        driver.record(Unlink(Fid(3), Fid(parent), name))
+    assert catalog.node(Fid(3)) is None
+    assert driver.names(2) == []
+
+
 def test_links(driver: Driver) -> None:
     driver.create(2, 1, b"a")
     driver.record(Link(Fid(2), Fid(1), b"b"))

@@ -29,7 +29,8 @@ from typing import Protocol
 
 import trio
 
-from fusejournal.backing.catalog import COMMIT_CHANGES, Catalog
+from fusejournal.backing.catalog import Catalog
+from fusejournal.backing.catalog_store import COMMIT_CHANGES
 from fusejournal.checkpoint import Checkpoint, CheckpointFile
 from fusejournal.config import JournalConfig
 from fusejournal.errors import JournalError

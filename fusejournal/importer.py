@@ -18,7 +18,7 @@ from stat import S_IMODE, S_ISDIR, S_ISLNK, S_ISREG
 from typing import NamedTuple
 
 from fusejournal.backing import syscalls
-from fusejournal.backing.catalog import Node
+from fusejournal.backing.catalog_store import Node
 from fusejournal.backing.tree import FID_XATTR, Look
 from fusejournal.errors import BackingError
 from fusejournal.operations import Import, ImportData, ImportLink, Setattr, Setxattr

@@ -24,7 +24,8 @@ from uuid import UUID
 
 from fusejournal import storage
 from fusejournal.backing import syscalls
-from fusejournal.backing.catalog import COMMIT_CHANGES, Catalog, CatalogSpoiltError
+from fusejournal.backing.catalog import Catalog
+from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogSpoiltError
 from fusejournal.backing.tree import FID_XATTR, Tree, pack_tag, probe
 from fusejournal.checkpoint import NO_CHECKPOINT, Checkpoint, CheckpointFile
 from fusejournal.errors import (

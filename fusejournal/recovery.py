@@ -19,7 +19,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable
 
-from fusejournal.backing.catalog import COMMIT_CHANGES, Node
+from fusejournal.backing.catalog_store import COMMIT_CHANGES, Node
 from fusejournal.backing.tree import Look
 from fusejournal.errors import JournalDamagedError, RecoveryError
 from fusejournal.journal.format import Entry

@@ -26,7 +26,7 @@ from typing import Any
 
 from fusejournal import storage
 from fusejournal.backing import syscalls
-from fusejournal.backing.catalog import Node
+from fusejournal.backing.catalog_store import Node
 from fusejournal.backing.tree import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR, Look, Tree
 from fusejournal.errors import FusejournalError
 from fusejournal.operations import (

@@ -1,48 +1,22 @@
 """The catalog: fid -> node, (parent, name) -> fid, and each directory in the order of its cookies.
 
-It owns an LMDB environment and a bounded cache of nodes, and changes no file of the backing. It is
-a cache of what journal and backing say: :meth:`Catalog.record` takes one entry and brings the
-catalog to the state after it, by the entry alone, so that a lost or stale catalog is made good by
-recording the journal again. What an entry cannot tell, the backing handle of a new object, is
-filled in by who knows it (the applier, or recovery's look at the backing).
-
-Every change happens in one long write transaction, committed by :meth:`commit` together with the
-seq it reflects. A commit reaches the page cache, which is all that a killed process needs;
-:meth:`sync` (blocking, in a thread) makes commits durable. The environment is opened without
-LMDB's own fsyncs, so after a lost machine it is thrown away.
-
-Called from the event loop's thread only, except for ``sync``.
-
-Databases (integers big-endian, so that keys sort by number):
-
-=========  ===============================  ===========================================
-name       key                              value
-=========  ===============================  ===========================================
-nodes      fid                              ``_NODE`` + backing handle
-names      parent fid + name                fid + cookie
-order      parent fid + cookie              fid + name
-links      fid + parent fid + cookie        empty; names beyond the node's own place
-meta       a word                           applied seq, checkpoint seq, next fid, flags
-=========  ===============================  ===========================================
+It changes no file of the backing. It is a cache of what journal and backing say:
+:meth:`Catalog.record` takes one entry and brings the catalog to the state after it, by the entry
+alone, so that a lost or stale catalog is made good by recording the journal again. What an entry
+cannot tell, the backing handle of a new object, is filled in by who knows it (the applier, or
+recovery's look at the backing). How it is kept is the store's affair (catalog_store.py).
 
 A cookie is a name's place in its directory: 4 + twice the seq of the entry that made the name
 (plus one for the second name of an exchange). A rename within one directory keeps the cookie, so
 that a reader who renames as it reads comes to an end. Source: readdir(2); the kernel's nfsd
 refuses cookies 1 and 2."""
 
-import errno
-import os
-import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from stat import S_IFDIR, S_IFLNK, S_IFMT
-from typing import Any, NamedTuple
+from typing import Any
 
-import lmdb
-
-from fusejournal import storage
-from fusejournal.errors import FusejournalError
+from fusejournal.backing.catalog_store import CatalogStore, Node
 from fusejournal.operations import (
     DATA_KINDS,
     MAKERS,
@@ -64,129 +38,17 @@ from fusejournal.operations import (
     TreeOperation,
     Unlink,
 )
-from fusejournal.types import ROOT_FID, Epoch, Fid, Seq, first_fid
+from fusejournal.types import Fid, Seq, first_fid
 
-_U64 = struct.Struct(">Q")
-_PAIR = struct.Struct(">QQ")
-_TRIPLE = struct.Struct(">QQQ")
-# type bits, flags, ctime, seq of the last entry, parent, cookie of the node's own place, backing
-# inode number
-_NODE = struct.Struct("<IIqQQQQ")
-
-_FLAG_COMPLETE = 1
-
-_MAP_BYTES = 1 << 38  # address space, not disk: enough for 800 million files
-_PAGE_BYTES = 4096
-_NODES_CACHED = 32_768
-_SPARE_BYTES = 8 << 20
 _COOKIE_BASE = 4
-_SCAN_FIDS = 4096
-_PATH_BYTES_MAX = 64 << 10
-_CHANGED_BYTES = 4 * 4096  # an entry touches some four pages
-_ADDED_BYTES = 512
 
 
-COMMIT_CHANGES = 5_000
-"""Commit when this many entries were recorded: LMDB keeps what a transaction changed in memory."""
-
-
-@contextmanager
-def _as_os_error() -> Iterator[None]:
-    """LMDB's errors have no errno of their own: what is left to fail here is the disk."""
-    try:
-        yield
-    except lmdb.Error as error:
-        raise OSError(errno.EIO, str(error)) from error
-
-
-class CatalogSpoiltError(FusejournalError):
-    """The catalog's file cannot be used. It is only a cache: delete it, and it is made anew."""
-
-
-def _open_environment(directory: Path) -> lmdb.Environment:
-    return lmdb.open(
-        str(directory),
-        map_size=_MAP_BYTES,
-        max_dbs=8,
-        sync=False,
-        metasync=False,
-        lock=False,
-        readahead=False,
-        mode=0o600,
-    )
-
-
-class Node:
-    """One file of the volume as the catalog knows it. Change it only through the catalog, then
-    ``touch`` it."""
-
-    __slots__ = (
-        "complete",
-        "cookie",
-        "ctime_ns",
-        "default_acl",
-        "fid",
-        "handle",
-        "ino",
-        "last_seq",
-        "parent",
-        "type",
-    )
-
-    def __init__(
-        self, fid: Fid, type_: int, ctime_ns: int, last_seq: Seq, parent: Fid, cookie: int
-    ) -> None:
-        self.fid = fid
-        self.type = type_
-        self.ctime_ns = ctime_ns
-        self.last_seq = last_seq
-        self.parent = parent
-        """Directory of the node's own place; 0 when it has no name left."""
-        self.cookie = cookie
-        self.handle = b""
-        """Backing handle; empty until the backing has been looked at."""
-        self.ino = 0
-        self.complete = True
-        """False while an imported file's content is not wholly in the journal."""
-        self.default_acl: bytes | None = None
-        """Of a directory: its default ACL, empty for none, None when not yet read. Not stored."""
-
-
-class DirectoryEntry(NamedTuple):
-    """One name in a directory."""
-
-    name: bytes
-    fid: Fid
-    cookie: int
-
-
-class Catalog:
-    """See the module. ``applied_seq`` is the last entry recorded; ``checkpoint_seq`` the last one
-    known on disk."""
+class Catalog(CatalogStore):
+    """See the module."""
 
     def __init__(self, directory: Path) -> None:
         """Raises CatalogSpoiltError when what is there is no catalog."""
-        directory.mkdir(mode=0o700, exist_ok=True)
-        self._data_path = directory / "data.mdb"
-        try:
-            self._env = _open_environment(directory)
-            pages = self._env.info()["last_pgno"] + 1
-        except lmdb.Error as error:
-            raise CatalogSpoiltError(f"{directory}: {error}") from error
-        if self._data_path.stat().st_size < pages * _PAGE_BYTES:
-            # Reading beyond the end of a mapped file would end the process.
-            self._env.close()
-            raise CatalogSpoiltError(f"{directory}: shorter than it says")
-        self._nodes_db = self._env.open_db(b"nodes")
-        self._names_db = self._env.open_db(b"names")
-        self._order_db = self._env.open_db(b"order")
-        self._links_db = self._env.open_db(b"links")
-        self._meta_db = self._env.open_db(b"meta")
-        self._txn = self._env.begin(write=True)
-        self._nodes: dict[Fid, Node] = {}
-        self._dirty: dict[Fid, Node] = {}
-        self.changes = 0
-        """Entries recorded since the last commit."""
+        super().__init__(directory)
         self._recorders: dict[Kind, Callable[[Any, Seq, int, bytes, int], None]] = {
             **dict.fromkeys(DATA_KINDS, self._record_data),
             **dict.fromkeys(MAKERS, self._record_made),
@@ -196,259 +58,6 @@ class Catalog:
             Kind.IMPORT_LINK: self._record_link,
             Kind.IMPORT_DATA: self._record_imported_data,
         }
-        self.applied_seq = Seq(self._meta("applied"))
-        self.checkpoint_seq = Seq(self._meta("checkpoint"))
-        self.imported = bool(self._meta("imported"))
-        """Whether everything that was in the backing first is in the journal."""
-        self.lacks_handles = bool(self._meta("lacks_handles"))
-        """Whether nodes were committed whose backing handles are still to be found."""
-        self.next_fid = Fid(self._meta("next_fid") or first_fid(Epoch(1)))
-
-    # -- transactions ------------------------------------------------------------------------------
-
-    def commit(self) -> None:
-        """Put everything recorded so far into the page cache, in one step. Raises OSError: ENOSPC
-        when the disk is full, the transaction then goes on and the next commit tries again; EIO
-        when LMDB gave it up."""
-        self._flush_nodes()
-        for word in ("applied_seq", "checkpoint_seq", "next_fid"):
-            self._txn.put(
-                word.removesuffix("_seq").encode(), _U64.pack(getattr(self, word)), db=self._meta_db
-            )
-        for flag in ("imported", "lacks_handles"):
-            self._txn.put(flag.encode(), _U64.pack(getattr(self, flag)), db=self._meta_db)
-        # Space first: an LMDB commit that fails takes the whole transaction with it.
-        self._reserve()
-        storage.reached("catalog.commit")
-        with _as_os_error():
-            try:
-                self._txn.commit()
-            finally:
-                self._txn = self._env.begin(write=True)
-        self.changes = 0
-
-    def sync(self) -> None:
-        """Make all commits durable. Blocks: call it in a thread."""
-        storage.reached("catalog.sync")
-        with _as_os_error():
-            self._env.sync(True)
-
-    def close(self) -> None:
-        """Give up what was not committed and close the environment."""
-        self._txn.abort()
-        self._env.close()
-
-    def _reserve(self) -> None:
-        """Allocate blocks past the end of the data file, so that the commit's writes cannot meet a
-        full disk."""
-        with open(self._data_path, "r+b", buffering=0) as data:
-            size = data.seek(0, os.SEEK_END)
-            # LMDB writes every page it changes anew, but none twice.
-            need = min(self.changes * _CHANGED_BYTES, size) + self.changes * _ADDED_BYTES
-            storage.fallocate("catalog.reserve", data.fileno(), size, _SPARE_BYTES + need)
-
-    def _meta(self, word: str) -> int:
-        value = self._txn.get(word.encode(), db=self._meta_db)
-        return int(_U64.unpack(value)[0]) if value is not None else 0
-
-    # -- nodes -------------------------------------------------------------------------------------
-
-    def node(self, fid: Fid) -> Node | None:
-        """The node of *fid*, or None when no name has it any more (or ever had)."""
-        node = self._nodes.get(fid)
-        if node is not None:
-            return node
-        value = self._txn.get(_U64.pack(fid), db=self._nodes_db)
-        if value is None:
-            return None
-        type_, flags, ctime_ns, last_seq, parent, cookie, ino = _NODE.unpack_from(value)
-        node = Node(fid, type_, ctime_ns, last_seq, parent, cookie)
-        node.ino = ino
-        node.complete = bool(flags & _FLAG_COMPLETE)
-        node.handle = value[_NODE.size :]
-        self._remember(node)
-        return node
-
-    def change_time(self, fid: Fid) -> int | None:
-        """The ctime of *fid* in nanoseconds, without a place in the cache (for listings); None
-        when it is gone."""
-        node = self._nodes.get(fid)
-        if node is not None:
-            return node.ctime_ns
-        value = self._txn.get(_U64.pack(fid), db=self._nodes_db)
-        return None if value is None else int(_NODE.unpack_from(value)[2])
-
-    def touch(self, node: Node) -> None:
-        """Say that *node* was changed and must reach the next commit."""
-        self._dirty[node.fid] = node
-
-    def add_root(self, handle: bytes, ino: int) -> None:
-        """Enter the root directory of a new volume."""
-        root = Node(ROOT_FID, S_IFDIR, 0, Seq(0), ROOT_FID, 0)
-        root.handle = handle
-        root.ino = ino
-        self._add(root)
-
-    def _add(self, node: Node) -> None:
-        self._remember(node)
-        self._dirty[node.fid] = node
-
-    def _remember(self, node: Node) -> None:
-        if len(self._nodes) >= _NODES_CACHED:
-            self._flush_nodes()
-            for fid in list(self._nodes)[: _NODES_CACHED // 2]:
-                del self._nodes[fid]
-        self._nodes[node.fid] = node
-
-    def _flush_nodes(self) -> None:
-        put = self._txn.put
-        for node in self._dirty.values():
-            flags = _FLAG_COMPLETE if node.complete else 0
-            head = _NODE.pack(
-                node.type, flags, node.ctime_ns, node.last_seq, node.parent, node.cookie, node.ino
-            )
-            put(_U64.pack(node.fid), head + node.handle, db=self._nodes_db)
-        self._dirty.clear()
-
-    def _forget(self, fid: Fid) -> None:
-        self._nodes.pop(fid, None)
-        self._dirty.pop(fid, None)
-        self._txn.delete(_U64.pack(fid), db=self._nodes_db)
-
-    def fids_without_handle(self) -> Iterator[Fid]:
-        """Every fid whose backing handle is not known. The catalog may change meanwhile."""
-        after = 0
-        while True:
-            self._flush_nodes()
-            found: list[Fid] = []
-            with self._txn.cursor(db=self._nodes_db) as cursor:
-                more = cursor.set_range(_U64.pack(after + 1))
-                while more and len(found) < _SCAN_FIDS:
-                    after = _U64.unpack(cursor.key())[0]
-                    if len(cursor.value()) == _NODE.size:
-                        found.append(Fid(after))
-                    more = cursor.next()
-            yield from found
-            if not more:
-                return
-
-    # -- names -------------------------------------------------------------------------------------
-
-    def lookup(self, parent: Fid, name: bytes) -> Fid | None:
-        """The fid that *name* stands for in *parent*."""
-        value = self._txn.get(_U64.pack(parent) + name, db=self._names_db)
-        return None if value is None else Fid(_PAIR.unpack(value)[0])
-
-    def list(self, parent: Fid, after_cookie: int) -> Iterator[DirectoryEntry]:
-        """The names in *parent* with cookies above *after_cookie*, in order. The catalog must not
-        change meanwhile."""
-        prefix = _U64.pack(parent)
-        with self._txn.cursor(db=self._order_db) as cursor:
-            if not cursor.set_range(_PAIR.pack(parent, after_cookie + 1)):
-                return
-            for key, value in cursor:
-                if not key.startswith(prefix):
-                    return
-                yield DirectoryEntry(
-                    value[8:], Fid(_U64.unpack_from(value)[0]), _U64.unpack_from(key, 8)[0]
-                )
-
-    def is_empty(self, parent: Fid) -> bool:
-        """Whether no name is left in *parent*."""
-        return next(self.list(parent, 0), None) is None
-
-    def place(self, node: Node) -> tuple[Fid, bytes] | None:
-        """A (parent, name) of *node*, or None when it has none (or is the root)."""
-        value = self._txn.get(_PAIR.pack(node.parent, node.cookie), db=self._order_db)
-        return None if value is None else (node.parent, value[8:])
-
-    def path(self, fid: Fid) -> bytes | None:
-        """The path of *fid* relative to the root (``b""`` for the root itself), or None when it
-        has no name, or a path of more than 64 KiB, which no entry tells."""
-        parts: list[bytes] = []
-        length = 0
-        while fid != ROOT_FID:
-            node = self.node(fid)
-            place = self.place(node) if node is not None else None
-            if place is None or length > _PATH_BYTES_MAX:
-                return None
-            fid, name = place
-            parts.append(name)
-            length += len(name) + 1
-        return b"/".join(reversed(parts))
-
-    def places(self, node: Node) -> Iterator[tuple[Fid, bytes]]:
-        """Every (parent, name) of *node*. The catalog must not change meanwhile."""
-        for parent, cookie in ((node.parent, node.cookie), *self._extra_places(node.fid)):
-            value = self._txn.get(_PAIR.pack(parent, cookie), db=self._order_db)
-            if value is not None:
-                yield Fid(parent), value[8:]
-
-    def _extra_places(self, fid: Fid) -> Iterator[tuple[Fid, int]]:
-        prefix = _U64.pack(fid)
-        with self._txn.cursor(db=self._links_db) as cursor:
-            if cursor.set_range(prefix):
-                for key in cursor.iternext(values=False):
-                    if not key.startswith(prefix):
-                        return
-                    _, parent, cookie = _TRIPLE.unpack(key)
-                    yield Fid(parent), cookie
-
-    def _add_name(self, node: Node, parent: Fid, name: bytes, cookie: int) -> None:
-        self._put_name(node, parent, name, cookie)
-        if node.parent:
-            self._txn.put(_TRIPLE.pack(node.fid, parent, cookie), b"", db=self._links_db)
-        else:
-            node.parent = parent
-            node.cookie = cookie
-
-    def _put_name(self, node: Node, parent: Fid, name: bytes, cookie: int) -> None:
-        self._txn.put(_U64.pack(parent) + name, _PAIR.pack(node.fid, cookie), db=self._names_db)
-        self._txn.put(_PAIR.pack(parent, cookie), _U64.pack(node.fid) + name, db=self._order_db)
-
-    def _remove_name(self, node: Node, parent: Fid, name: bytes) -> int:
-        """Take a name away; the node gets another of its names as its own place, or parent 0.
-        Returns the cookie."""
-        value = self._txn.pop(_U64.pack(parent) + name, db=self._names_db)
-        if value is None:
-            raise KeyError((parent, name))
-        cookie: int = _PAIR.unpack(value)[1]
-        self._txn.delete(_PAIR.pack(parent, cookie), db=self._order_db)
-        if (node.parent, node.cookie) == (parent, cookie):
-            other = next(self._extra_places(node.fid), None)
-            node.parent, node.cookie = other or (Fid(0), 0)
-            if other is not None:
-                self._txn.delete(_TRIPLE.pack(node.fid, *other), db=self._links_db)
-        else:
-            self._txn.delete(_TRIPLE.pack(node.fid, parent, cookie), db=self._links_db)
-        return cookie
-
-    def _move_name(
-        self,
-        node: Node,
-        parent: Fid,
-        name: bytes,
-        new_parent: Fid,
-        new_name: bytes,
-        new_cookie: int | None,
-    ) -> None:
-        """Give one of *node*'s names another directory, and the place there that *new_cookie*
-        says, or, with None, another name at its place."""
-        value = self._txn.pop(_U64.pack(parent) + name, db=self._names_db)
-        if value is None:
-            raise KeyError((parent, name))
-        cookie: int = _PAIR.unpack(value)[1]
-        if new_cookie is not None:
-            self._txn.delete(_PAIR.pack(parent, cookie), db=self._order_db)
-        to = cookie if new_cookie is None else new_cookie
-        self._put_name(node, new_parent, new_name, to)
-        if (node.parent, node.cookie) == (parent, cookie):
-            node.parent, node.cookie = new_parent, to
-        elif new_cookie is not None:
-            self._txn.delete(_TRIPLE.pack(node.fid, parent, cookie), db=self._links_db)
-            self._txn.put(_TRIPLE.pack(node.fid, new_parent, to), b"", db=self._links_db)
-
-    # -- entries -----------------------------------------------------------------------------------
 
     def record(
         self, operation: TreeOperation, seq: Seq, time_ns: int, handle: bytes = b"", ino: int = 0

@@ -25,7 +25,8 @@ from stat import S_IFDIR, S_IFLNK, S_IFREG
 from uuid import UUID
 
 from fusejournal.backing import syscalls
-from fusejournal.backing.catalog import Catalog, Node
+from fusejournal.backing.catalog import Catalog
+from fusejournal.backing.catalog_store import Node
 from fusejournal.errors import BackingError
 from fusejournal.types import ROOT_FID, TIME_MAX_NS, TIME_MIN_NS, Fid
 

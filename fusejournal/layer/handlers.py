@@ -23,7 +23,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Statvf
 
 from fusejournal.backing import syscalls
 from fusejournal.backing.apply import ShortWriteError
-from fusejournal.backing.catalog import Node
+from fusejournal.backing.catalog_store import Node
 from fusejournal.backing.tree import (
     ACCESS_ACL_XATTR,
     CAPABILITY_XATTR,

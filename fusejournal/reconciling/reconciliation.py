@@ -29,7 +29,7 @@ from stat import S_IFDIR, S_IFMT, S_IFREG, S_ISREG
 
 from fusejournal import storage
 from fusejournal.backing import syscalls
-from fusejournal.backing.catalog import Node
+from fusejournal.backing.catalog_store import Node
 from fusejournal.backing.tree import FID_XATTR, Look
 from fusejournal.checkpoint import Checkpoint
 from fusejournal.journal.lookup import Lookup, Place

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from fusejournal import storage
 from fusejournal.backing import syscalls
-from fusejournal.backing.catalog import COMMIT_CHANGES
+from fusejournal.backing.catalog_store import COMMIT_CHANGES
 from fusejournal.backing.tree import Look
 from fusejournal.journal.lookup import Place
 from fusejournal.operations import Import

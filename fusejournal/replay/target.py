@@ -27,7 +27,8 @@ import xxhash
 from fusejournal import storage
 from fusejournal.backing import syscalls
 from fusejournal.backing.apply import Applier, ApplyBrokenError
-from fusejournal.backing.catalog import COMMIT_CHANGES, Catalog, CatalogSpoiltError, Node
+from fusejournal.backing.catalog import Catalog
+from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogSpoiltError, Node
 from fusejournal.backing.tree import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR, Look, Tree
 from fusejournal.errors import (
     ConflictError,

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 import trio
 
 from fusejournal.backing.apply import ShortWriteError
-from fusejournal.backing.catalog import COMMIT_CHANGES
+from fusejournal.backing.catalog_store import COMMIT_CHANGES
 from fusejournal.durability import Durability
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.copymarks import CopyMarks

@@ -63,6 +63,7 @@ _EXAMPLES = """examples:
   run nfs --version 4.2 --mode sync --rounds 5
   run nfs --mixed 120 --keep /tmp/mixed # what happened stays there in result.json
   run nfs --account --mode async
+  run nfs --mode async --bindfs         # what FUSE alone costs, in C and without a journal
   taskset -c 0 scripts/bench/run nfs    # choose the processor that the guest runs on
 """
 _MODES, _VERSIONS = ("sync", "async"), ("3", "4.2")
@@ -102,13 +103,14 @@ def in_guest(options: dict[str, Any], out: Path, disk_mib: int, limit_seconds: f
 def rated(result: dict[str, Any]) -> dict[str, Any]:
     """With medians, ratio and verdict."""
     for row in result["rows"]:
-        row["layer"], row["plain"] = (
-            statistics.median(row["rates"][side]) for side in ("layer", "plain")
-        )
-        # Of each round, for both sides of one round had the same share of the machine.
-        rounds = zip(row["rates"]["layer"], row["rates"]["plain"], strict=True)
-        ratios = [layer / plain for layer, plain in rounds]
-        row["ratio"] = statistics.median(ratios)
+        rates: dict[str, list[float]] = row["rates"]
+        for side, of_side in rates.items():
+            row[side] = statistics.median(of_side)
+            # Of each round, for all sides of one round had the same share of the machine.
+            rounds = zip(of_side, rates["plain"], strict=True)
+            row["ratio" if side == "layer" else f"{side}_ratio"] = statistics.median(
+                one / plain for one, plain in rounds
+            )
         row["ok"] = row["ratio"] >= row["mark"]
     return result
 
@@ -118,9 +120,10 @@ def show_rates(result: dict[str, Any]) -> None:
     rows = result["rows"]
     modes = list(dict.fromkeys(row["mode"] for row in rows))
     for version in dict.fromkeys(row["version"] for row in rows):
-        titles = "".join(f"  {mode + ' export':35}" for mode in modes)
+        bindfs = f"{'bindfs':>8}" if any("bindfs" in row for row in rows) else ""
+        titles = "".join(f"  {mode + ' export':{35 + len(bindfs)}}" for mode in modes)
         print(f"\n{'NFSv' + version:31}{titles}".rstrip())
-        head = f"  {'layer':>8}{'plain':>9}{'ratio':>7}{'mark':>5}{'':6}"
+        head = f"  {'layer':>8}{'plain':>9}{'ratio':>7}{'mark':>5}{'':6}{bindfs}"
         print(f"{'':31}{head * len(modes)}".rstrip())
         for step in dict.fromkeys(row["step"] for row in rows):
             cells = [r for r in rows if r["version"] == version and r["step"] == step]
@@ -129,6 +132,7 @@ def show_rates(result: dict[str, Any]) -> None:
                 verdict = "OK" if row["ok"] else "below"
                 line += f"  {row['layer']:8.0f}{row['plain']:9.0f}{row['ratio']:7.2f}"
                 line += f"{row['mark']:5.1f} {verdict:5}"
+                line += f"{row['bindfs_ratio']:8.2f}" if bindfs else ""
             print(line.rstrip())
     print(f"\n{sum(row['ok'] for row in rows)} of {len(rows)} marks are met")
     if rests := result["rests_seconds"]:
@@ -275,6 +279,9 @@ def _arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--version", choices=_VERSIONS, help="only this NFS version")
     parser.add_argument("--count", type=_positive, help="operations a step (400; --account: 100)")
     parser.add_argument("--rounds", type=_positive, default=3, help="of the rates (3)")
+    parser.add_argument("--bindfs", action="store_true",
+                        help="rates also of bindfs, a passthrough in C without a journal: the "
+                        "last column is its ratio to the plain export")  # fmt: skip
     parser.add_argument("--plain-seconds", type=_positive, default=60, metavar="SECONDS",
                         help="of a mixed run on the plain export (60, or --mixed)")  # fmt: skip
     parser.add_argument("--where", type=_directory, default="/var/tmp", metavar="DIR",
@@ -298,6 +305,7 @@ def main() -> None:
         "versions": [options.version] if options.version else list(_VERSIONS),
         "count": options.count or (100 if options.account else 400),
         "rounds": options.rounds,
+        "bindfs": options.bindfs,
         "mixed": options.mixed,
         "plain_seconds": min(options.plain_seconds, options.mixed or 1),
     }

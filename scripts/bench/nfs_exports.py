@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fusejournal.journal.segment import PLAIN_SUFFIX
-from tests.support.guest.server import NfsServer, exported, make_disk, wait_until
+from tests.support.guest.server import NfsServer, exported, make_disk, sh, wait_until
 from tests.support.layer import Layer
 
 OUT = Path("/out")
 MODES = {"sync": ("nfs", "/dev/ubda", "/dev/ubdb"), "async": ("async", "/dev/ubdc", "/dev/ubdd")}
 """By the export's mode: the volume's durability, the layer's disk and the plain one."""
-
-SIDES = ("layer", "plain")
 
 _NFSD_THREADS = 8
 _REST_SECONDS = 120.0
@@ -43,6 +41,8 @@ class Exports(NamedTuple):
 
     layer: Layer
     clients: dict[tuple[str, str], tuple[Path, Path]]
+    sides: tuple[str, ...]
+    """The layer, the plain export and, where it is wanted, bindfs."""
     rests: list[float]
     """Seconds for which :meth:`rest` had to wait."""
 
@@ -74,8 +74,24 @@ class TracedLayer(Layer):
 
 
 @contextmanager
-def exports(mode: str, versions: list[str], traced_min: float | None = None) -> Iterator[Exports]:
-    """Both sides exported and mounted on new disks."""
+def _bindfs(source: Path, mountpoint: Path) -> Iterator[Path]:
+    """A passthrough in C at *mountpoint*, which lets the kernel remember as much as the layer
+    does."""
+    source.mkdir()
+    mountpoint.mkdir()
+    options = "noforget,attr_timeout=3600,entry_timeout=3600,negative_timeout=5"
+    sh("bindfs", "-o", options, str(source), str(mountpoint))
+    try:
+        yield mountpoint
+    finally:
+        sh("umount", "-l", str(mountpoint))
+
+
+@contextmanager
+def exports(
+    mode: str, versions: list[str], traced_min: float | None = None, *, bindfs: bool = False
+) -> Iterator[Exports]:
+    """All sides exported and mounted on new disks."""
     durability, device, plain_device = MODES[mode]
     disk, plain = Path("/srv", mode), Path("/srv", f"plain-{mode}")
     make_disk("ext4", Path(device), disk)
@@ -90,6 +106,13 @@ def exports(mode: str, versions: list[str], traced_min: float | None = None) -> 
         with ExitStack() as stack:
             stack.enter_context(exported(layer.mountpoint, *options, mode=mode))
             stack.enter_context(exported(plain, "no_root_squash", mode=mode))
+            paths = {"layer": layer.mountpoint, "plain": plain}
+            if bindfs:
+                paths["bindfs"] = stack.enter_context(
+                    _bindfs(plain / "bindfs", Path("/srv", f"bindfs-{mode}"))
+                )
+                fsid = f"fsid={1 + list(MODES).index(mode)}"
+                stack.enter_context(exported(paths["bindfs"], "no_root_squash", fsid, mode=mode))
             clients = {
                 (side, version): (
                     stack.enter_context(server.client(version, path, Path(f"{name}"))),
@@ -97,11 +120,11 @@ def exports(mode: str, versions: list[str], traced_min: float | None = None) -> 
                         server.client(version, path, Path(f"{name}-asking"), "actimeo=0")
                     ),
                 )
-                for side, path in (("layer", layer.mountpoint), ("plain", plain))
+                for side, path in paths.items()
                 for version in versions
                 for name in (f"/nfs/{mode}-{side}-v{version}",)
             }
-            yield Exports(layer, clients, [])
+            yield Exports(layer, clients, tuple(paths), [])
         layer.stop()
         if layer.words():
             print(f"the layer of the {mode} export said:\n{layer.words()}", flush=True)

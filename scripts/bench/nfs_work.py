@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scripts.bench.nfs_exports import OUT, SIDES, Exports, Place, exports
+from scripts.bench.nfs_exports import OUT, Exports, Place, exports
 from scripts.bench.nfs_mixed import list_and_stat, mixed
 from tests.support.guest.server import drop_caches
 
@@ -144,7 +144,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     rests = []
     _touch_memory()
     for mode in options["modes"]:
-        with exports(mode, options["versions"]) as found:
+        with exports(mode, options["versions"], bindfs=options["bindfs"]) as found:
             # Removals last: ext4 looks at every inode freed in the last minutes before it takes
             # another, which would make all rounds but the first ones slow.
             for steps in (MAKE, REMOVE, BIG):
@@ -174,7 +174,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
 def _round(
     found: Exports, version: str, name: str, steps: list[Step], count: int
 ) -> Iterator[tuple[Step, str, float]]:
-    places = {side: found.place(side, version, name) for side in SIDES}
+    places = {side: found.place(side, version, name) for side in found.sides}
     for step in steps:
         for side, place in places.items():
             _settle(found, step)
@@ -211,7 +211,7 @@ def account(options: dict[str, Any]) -> list[dict[str, Any]]:
                 print(f"{mode}, v{version} ...", flush=True)
                 for name, count in (("warm-up", _WARM_UP), ("account", options["count"])):
                     layer, plain = (
-                        found.place(side, version, f"{name}-{version}") for side in SIDES
+                        found.place(side, version, f"{name}-{version}") for side in found.sides
                     )
                     for step in ACCOUNTED:
                         of_layer = _window(found, step, layer, count)

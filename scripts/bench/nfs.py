@@ -14,34 +14,36 @@ Three things are measured, each for NFSv3 and v4.2:
              cost: "us" is the client's whole operation, "plain" that of the plain export,
              "handlers" the layer's own methods, "wait" the part of it spent waiting for the
              journal's flush, and "rest" what is neither, for each request: reading it, replying,
-             and waking each other up. Times are first quartiles. The clock costs 2 x 6 us a
-             request in the guest and is taken off. nfsd closes files seconds later: a "release"
-             counts where it falls.
+             and waking each other up. Times are first quartiles. The clock, two system calls a
+             request, is taken off. nfsd closes files seconds later: a "release" counts where it
+             falls.
 
 A cold step begins after all caches of the guest were dropped; "stat" goes through a mount that
 keeps no attributes, so that the server is asked, which has them. Before each step of rates and
 account all is flushed, and the layer may finish its indexing and compressing. In the guest a system
-call costs some 8 us and there is one processor, so ratios hold elsewhere and rates do not. At
---where, a disk shared with others makes what waits for it noisy; in /dev/shm a flush costs
-nothing.
+call costs 8 to 30 us, by the machine and its day, and there is one processor, so ratios hold
+elsewhere and rates do not. At --where, a disk shared with others makes what waits for it noisy; in
+/dev/shm a flush costs nothing.
 
 The account, as it was found (2026-11, Linux 6.1, NFSv4.2, async, microseconds in the guest):
 
-  create + write   980 of 125 plain: lookup, mknod, open, getattr x 3, getxattr, write, release
-  rename           382 of  57 plain: lookup x 2, rename, getattr
-  link             398 of  65 plain: getattr x 2, lookup, link
-  mkdir            438 of  58 plain: lookup, mkdir, getattr
-  unlink           401 of  67 plain: lookup, unlink, getattr, forget
-  chmod            233 of  57 plain: lookup, setattr
+  create + write  1695 of 227 plain: lookup, mknod, open, getattr x 3, getxattr, write, release
+  rename           688 of  95 plain: lookup x 2, rename, getattr
+  link             759 of 110 plain: getattr x 2, lookup, link
+  mkdir            772 of 108 plain: lookup, mkdir, getattr
+  unlink           715 of 114 plain: lookup, unlink, getattr, forget
+  chmod            466 of 100 plain: lookup, setattr
   1 MiB written    each 512 KiB a getxattr, a write and a getattr; every byte goes to the disk twice
 
-Each request costs 45 to 50 beside its handler: with that alone four requests are three times the
-plain operation, so 0.3 of a plain async export is out of reach for names, whatever the handlers do;
-of a sync export it is near. What asks so often is the kernel: it looks a name up again after nfsd
-has turned a handle into its file (fuse_get_dentry), asks for a directory's attributes after each
-change in it, and for security.capability before each write. None of the three can be told to it
-in advance. Handlers that make something take 180 to 200, others 60 to 100; in a sync export names
-wait some 60 more for the journal's flush, an fsync some 190."""
+Each request costs 90 to 110 beside its handler (three system calls, and two changes of process):
+with that alone four requests are four times the plain operation, so 0.3 of a plain async export is
+out of reach for names, whatever the handlers do; of a sync export it is near. bindfs, which is
+written in C and keeps no journal, gets 0.19 to 0.31 there for names and 0.07 for large writes. What
+asks so often is the kernel: it looks a name up again after nfsd has turned a handle into its file
+(fuse_get_dentry), asks for a directory's attributes after each change in it, and for
+security.capability before each write that follows a getattr. None of the three can be told to it in
+advance. Handlers that make something take 270 to 320, others 110 to 200: three to nine system
+calls. In a sync export names wait some 140 more for the journal's flush, an fsync some 300."""
 
 import argparse
 import json

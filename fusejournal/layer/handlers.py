@@ -382,18 +382,26 @@ class Handlers(pyfuse3.Operations):
         fh: int | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        """Size, mode, owner and times, each alone or together."""
+        """Size, mode, owner and times, each alone or together. Nothing at all says that the file is
+        to lose its privileges: chown(2) without a new owner, or a write, does that."""
         who = _who(ctx)
         mode = S_IMODE(attr.st_mode) if fields.update_mode else None
         new_owner = fields.update_uid or fields.update_gid
-        if fields.update_size or new_owner:
+        nothing = not (
+            new_owner
+            or fields.update_mode
+            or fields.update_size
+            or fields.update_atime
+            or fields.update_mtime
+        )
+        if fields.update_size or new_owner or nothing:
             old_mode = self._tree.stat(inode).st_mode
             if S_IFMT(old_mode) == S_IFREG:
                 self._drop_capabilities(inode, who)
             if fields.update_size:
                 cleared = permissions.after_truncation(old_mode, ctx.uid)
                 self._change(Truncate(inode, attr.st_size, cleared), who)
-            if mode is None and new_owner and S_IFMT(old_mode) == S_IFREG:
+            if mode is None and (new_owner or nothing) and S_IFMT(old_mode) != S_IFDIR:
                 mode = permissions.without_privileges(old_mode)
         operation = Setattr(
             inode,

@@ -50,7 +50,9 @@ def refused(number: int, act: Callable[[], object]) -> None:
 # -- setuid and setgid ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["write", "truncate", "open", "ftruncate", "chown"])
+@pytest.mark.parametrize(
+    "how", ["write", "truncate", "open", "ftruncate", "chown", "chown to nobody else"]
+)
 def test_privileges_are_cleared(root: Path, layer: Layer, how: str) -> None:
     file = root / "tool"
     file.write_bytes(b"#!/bin/sh\n")
@@ -58,6 +60,8 @@ def test_privileges_are_cleared(root: Path, layer: Layer, how: str) -> None:
     file.chmod(0o6755)
     if how == "chown":
         os.chown(file, ANOTHER, -1)
+    elif how == "chown to nobody else":
+        os.chown(file, -1, -1)
     else:
         with acting(SOMEBODY):
             if how == "write":
@@ -75,6 +79,19 @@ def test_privileges_are_cleared(root: Path, layer: Layer, how: str) -> None:
                 os.close(os.open(file, os.O_WRONLY | os.O_TRUNC))
     assert mode_of(file) == 0o755
     assert mode_of(layer.backing / "tool") == 0o755
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFDIR])
+def test_chown_of_what_is_no_file(root: Path, tmp_path: Path, kind: int) -> None:
+    """All but directories lose setuid and setgid, as in a local file system."""
+    for path in (tmp_path / "local", root / "other"):
+        if kind == stat.S_IFDIR:
+            path.mkdir()
+        else:
+            os.mknod(path, kind | 0o600, os.makedev(1, 3))
+        path.chmod(0o6755)
+        os.chown(path, ANOTHER, ANOTHER)
+    assert mode_of(root / "other") == mode_of(tmp_path / "local")
 
 
 def test_setuid_given_between_two_writes_is_cleared(root: Path, layer: Layer) -> None:

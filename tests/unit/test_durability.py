@@ -13,6 +13,7 @@ import trio.testing
 from fusejournal import storage
 from fusejournal.config import ReplicationConfig
 from fusejournal.durability import Average
+from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import Mark
 from fusejournal.replication.quorum import Quorum
 from tests.support.volumes import OpenVolume, open_volume
@@ -33,8 +34,9 @@ def _no_delay_left() -> Iterator[None]:
 
 @asynccontextmanager
 async def flushing(directory: Path) -> AsyncIterator[OpenVolume]:
-    """A volume with its background tasks."""
-    with open_volume(directory) as volume:
+    """A volume with its background tasks; its journal rolls no segment, which would be for a thread
+    to flush."""
+    with open_volume(directory, options=JournalOptions()) as volume:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(volume.durability.run)
             await trio.testing.wait_all_tasks_blocked()

@@ -43,7 +43,8 @@ written in C and keeps no journal, gets 0.23 to 0.28 there for names (0.4 for ut
 turned a handle into its file (fuse_get_dentry), asks for a directory's attributes after each change
 in it, and for security.capability before each write that follows a getattr. None of the three can
 be told to it in advance. Handlers that make something take 270 to 320, others 110 to 200: three to
-nine system calls. In a sync export names wait some 140 more for the journal's flush, an fsync some 300."""
+nine system calls. In a sync export names wait some 140 more for the journal's flush, an fsync some
+300."""
 
 import argparse
 import json

@@ -26,7 +26,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +36,7 @@ from uuid import UUID, uuid4
 
 from fusejournal import storage
 from fusejournal.errors import FusejournalError, UsageError, VolumeBusyError, VolumeNotFoundError
+from fusejournal.replay.scratch import UNDO_PREFIX, remove_abandoned
 from fusejournal.types import NOWHERE
 
 if TYPE_CHECKING:
@@ -208,8 +208,7 @@ def claim_volume(
     directory = spec.state_dir
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _hold(directory, spec.name, spec.mountpoint, check):
-        for left in directory.glob("undo.*"):
-            shutil.rmtree(left, ignore_errors=True)  # an undo was killed at its work
+        remove_abandoned(UNDO_PREFIX, directory)
         yield _load_or_make(spec)
 
 

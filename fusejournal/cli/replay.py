@@ -18,11 +18,11 @@ from fusejournal.cli.source import (
     parse_kinds,
     parse_ranges,
 )
-from fusejournal.errors import ConflictError, TargetError, UsageError
+from fusejournal.errors import ConflictError, UsageError
 from fusejournal.journal.criteria import Criteria, Match
 from fusejournal.replay.replay import ON_CONFLICT, Plan, Replay, Result
 from fusejournal.replay.select import Conflict
-from fusejournal.replay.target import Progress, Target, is_empty, purpose_of, scratch_of
+from fusejournal.replay.target import Progress, Target, purpose_of
 from fusejournal.types import Seq
 
 _CONFLICTS_SHOWN = 20
@@ -112,10 +112,9 @@ def replay(
             f"{text.count(plan.conflict_count, 'operation')} cannot be carried out, nothing was "
             "written: choose others, or --on-conflict skip"
         )
-    _check_target(target, from_seq)
     purpose = {"volume": str(source.reader.uuid), "replay": _as_words(criteria, on_conflict)}
     sums = Plan()
-    with Target(target, purpose) as goal:
+    with Target(target, purpose, from_seq=from_seq) as goal:
         with watched("looking at the target", as_json) as progress:
             work.check_target(goal, progress)
         if goal.resumed and not as_json:
@@ -152,25 +151,6 @@ def _begun_to_seq(target: Path) -> Seq | None:
     """The last seq of an unfinished replay: the newest of that time, where it was not given."""
     begun = (purpose_of(target) or {}).get("replay")
     return Seq(begun["to_seq"] - 1) if isinstance(begun, dict) else None
-
-
-def _check_target(target: Path, from_seq: int) -> None:
-    """Make it if it may be made. Raises TargetError."""
-    if scratch_of(target).exists() and target.exists():
-        return  # to be gone on with
-    try:
-        if not target.exists():
-            if from_seq > 1:
-                raise TargetError(
-                    target, f"does not exist: it must hold the tree as of seq {from_seq - 1}"
-                )
-            target.mkdir()
-        elif not target.is_dir():
-            raise TargetError(target, "is no directory")
-        elif from_seq == 1 and not is_empty(target):
-            raise TargetError(target, "is not empty: a replay from seq 1 needs an empty directory")
-    except OSError as error:
-        raise TargetError(target, error.strerror or "cannot be used") from None
 
 
 def _as_words(criteria: Criteria, on_conflict: str) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """Restore: the tree, a directory or one file as it was at a moment, in a new directory.
 
-It is made aside, in a hidden directory next to where it belongs, looked over, flushed, and only
-then renamed into its place, so that there is either nothing or all of it. The whole tree is
-replayed; a part of it is folded from its own entries."""
+It is made aside, in a scratch directory next to where it belongs, which only root can enter, looked
+over, flushed, and only then renamed into its place, so that there is either nothing or all of it.
+The whole tree is replayed; a part of it is folded from its own entries."""
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from stat import S_IFDIR, S_IFMT
@@ -13,14 +12,17 @@ from typing import NamedTuple
 
 from fusejournal.backing import syscalls
 from fusejournal.backing.catalog import Catalog
-from fusejournal.errors import JournalError, TargetError
+from fusejournal.errors import JournalError, PrivilegeError, TargetError
 from fusejournal.journal.criteria import Criteria
 from fusejournal.journal.lookup import Lookup
 from fusejournal.operations import RENAME_NOREPLACE
 from fusejournal.replay.fold import Fold, carry_out, find_file
 from fusejournal.replay.replay import Replay
-from fusejournal.replay.target import Progress, Target, beside, can_go_on, lock_scratch, scratch_of
+from fusejournal.replay.scratch import TREE, Scratch, Spot, find_spot
+from fusejournal.replay.target import Progress, Target, can_go_on
 from fusejournal.types import ROOT_FID, Fid, Seq
+
+_RESTORE = "fusejournal-restore"
 
 
 class Restored(NamedTuple):
@@ -38,72 +40,78 @@ def restore(
 
     Raises TargetError (there is something already), PathNotFoundError, JournalError,
     JournalDamagedError, and what Target.apply raises; *target* is not there then."""
-    target = Path(os.path.abspath(target))
-    if os.path.lexists(target):
-        raise TargetError(target, "is there already: a restore goes into a new directory")
-    if not target.parent.is_dir():
-        raise TargetError(target.parent, "no such directory")
-    fid = find_file(lookup, path, before_seq)
-    staging = beside(target, "fusejournal-restore")
-    purpose = {
-        "restore": path.decode("utf-8", "surrogateescape"),
-        "volume": str(lookup.reader.uuid),
-        "before_seq": before_seq,
-    }
-    if not can_go_on(staging, purpose):
-        if scratch_of(staging).exists():
-            os.close(lock_scratch(staging))  # not what another process is at
-        _discard(staging)
-    _make(staging)
+    with find_spot(target) as spot:
+        if spot.is_there():
+            raise TargetError(spot.path, "is there already: a restore goes into a new directory")
+        if os.geteuid() != 0:
+            raise PrivilegeError("restoring owners and devices needs root: try sudo")
+        fid = find_file(lookup, path, before_seq)
+        purpose = {
+            "restore": path.decode("utf-8", "surrogateescape"),
+            "volume": str(lookup.reader.uuid),
+            "before_seq": before_seq,
+        }
+        scratch = _find_or_make(spot, purpose)
+        with Target(spot.path, purpose, scratch=scratch) as stage:
+            inner = spot.path
+            try:
+                if not path:
+                    criteria = Criteria(from_seq=Seq(1), to_seq=before_seq)
+                    for _ in Replay(lookup, criteria).run(stage, progress):
+                        pass
+                else:
+                    stage.clear_acls()
+                    name = path.rpartition(b"/")[2]
+                    inner /= _fold(lookup, fid, name, before_seq, stage, progress)
+                names = check(stage)
+                stage.finish()
+            except JournalError:
+                stage.discard(spot)  # it will never be whole
+                raise
+            _put_in_place(scratch, spot)
+            stage.discard(spot)
+    return Restored(names, inner)
+
+
+def _find_or_make(spot: Spot, purpose: dict[str, object]) -> Scratch:
+    """The scratch directory with a tree in it, begun or new. Raises TargetError."""
+    scratch = Scratch.find(spot, _RESTORE)
+    if scratch is None:
+        scratch = Scratch.make(spot, _RESTORE)
+    elif can_go_on(scratch, purpose):
+        return scratch
     try:
-        with Target(staging, purpose) as stage:
-            inner = staging
-            if not path:
-                criteria = Criteria(from_seq=Seq(1), to_seq=before_seq)
-                for _ in Replay(lookup, criteria).run(stage, progress):
-                    pass
-            else:
-                stage.clear_acls()
-                inner = _fold(lookup, fid, path.rpartition(b"/")[2], before_seq, stage, progress)
-            names = check(stage)
-            stage.finish()
-    except JournalError:
-        _discard(staging)  # it will never be whole
-        raise
+        scratch.empty()
+        os.mkdir(TREE, 0o700, dir_fd=scratch.fd)
+    except OSError as error:
+        scratch.close()
+        raise TargetError(scratch.path, error.strerror or "cannot be made") from None
+    return scratch
+
+
+def _put_in_place(scratch: Scratch, spot: Spot) -> None:
+    """Give the tree its name, unless something else has it by now. Raises TargetError."""
     try:
         syscalls.rename(
-            syscalls.AT_FDCWD, os.fsencode(staging), syscalls.AT_FDCWD, os.fsencode(target),
-            RENAME_NOREPLACE,
-        )  # fmt: skip
+            scratch.fd, TREE.encode(), spot.fd, os.fsencode(spot.name), RENAME_NOREPLACE
+        )
+        spot.sync()
     except OSError as error:
-        raise TargetError(target, f"{error.strerror}; what was restored is in {staging}") from None
-    return Restored(names, target / inner.relative_to(staging))
-
-
-def _discard(staging: Path) -> None:
-    """Remove what an earlier restore left."""
-    for path in (staging, scratch_of(staging)):
-        if path.exists():
-            # Not by Python: trees can be deeper than it recurses.
-            subprocess.run(["rm", "-rf", "--", path], check=True)
-
-
-def _make(staging: Path) -> None:
-    try:
-        staging.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise TargetError(staging, error.strerror or "cannot be made") from None
+        raise TargetError(
+            spot.path, f"{error.strerror}; what was restored is in {scratch.path / TREE}"
+        ) from None
 
 
 def _fold(
     lookup: Lookup, fid: Fid, name: bytes, before_seq: Seq, stage: Target, progress: Progress
-) -> Path:
+) -> str:
+    """Returns what the file asked for is called in the target; empty for the target itself."""
     fold = Fold(lookup, before_seq)
     if fold.is_directory(fid):
         carry_out(stage, fold.tree(fid), progress)
-        return stage.path
+        return ""
     carry_out(stage, fold.file(fid, (ROOT_FID, name)), progress)
-    return stage.path / os.fsdecode(name)
+    return os.fsdecode(name)
 
 
 def check(stage: Target) -> int:

@@ -4,29 +4,30 @@ Files are found by their names, not by handles or marks, so any file system that
 operations will do, and nothing is left with the files. Which fid has which names is in a catalog
 in a scratch directory beside the target.
 
+While it is worked on, the target belongs to root and nobody else can enter it, so that what it
+holds on its way through history is nobody's to see or to touch: what the journal says of the root
+directory's own mode, owner and ACL is kept in the scratch directory, and set at the end. Every file
+is opened below the target's own descriptor, no symlink followed, and must have the inode number
+that it was made with.
+
 A target can be left half-way and gone on with: the scratch directory keeps the catalog, what is
 being done, and the last seq that was carried out, in a page shared with the kernel, so that even a
 killed process leaves it right. The one entry that was in flight then is settled by looking."""
 
 import errno
-import fcntl
-import json
 import mmap
 import os
-import shutil
 import struct
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from stat import S_IFDIR, S_IFMT, S_IFREG
 from typing import Any
 from uuid import UUID
 
-import xxhash
-
 from fusejournal import storage
 from fusejournal.backing import syscalls
-from fusejournal.backing.apply import Applier, ApplyBrokenError
+from fusejournal.backing.apply import Applier, ApplyBrokenError, Made
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogSpoiltError, Node
 from fusejournal.backing.tree import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR, Look, Tree
@@ -42,14 +43,20 @@ from fusejournal.operations import (
     TOUCHED,
     Kind,
     Operation,
+    Removexattr,
     Rename,
+    Setattr,
+    Setxattr,
     TreeOperation,
 )
+from fusejournal.replay.root_attributes import ACCESS_ACL, RootAttributes
+from fusejournal.replay.scratch import TREE, Scratch, Spot, beside, find_spot
 from fusejournal.types import ROOT_FID, Fid, Seq
 
 _DESCRIPTORS_MAX = 512
-_PURPOSE = "purpose.json"
-_NAME_BYTES_MAX = 200
+_REPLAY = "fusejournal-replay"
+_PROGRESS_FILE = "progress"
+_ROOT_FILE = "root.json"
 _PROGRESS = struct.Struct("<QQ")
 _BEFORE = struct.Struct("<QQq")
 _MTIME_KEPT = frozenset({Kind.IMPORT, Kind.IMPORT_LINK})
@@ -90,6 +97,9 @@ class PlacedTree(Tree):
         fd = -1
         for step, name in reversed(steps):
             fd = os.open(name, _flags(step.type), dir_fd=directory)
+            if step.ino and os.fstat(fd).st_ino != step.ino:
+                os.close(fd)  # (who has a directory open from before may still make names in it)
+                raise OSError(errno.ESTALE, "another file is there")
             if step is not node:
                 self._keep(step.fid, fd)
                 directory = fd
@@ -117,94 +127,90 @@ def _flags(type_: int) -> int:
 
 def scratch_of(target: Path) -> Path:
     """The scratch directory of *target*, beside it."""
-    return beside(target, "fusejournal-replay")
-
-
-def beside(target: Path, what: str) -> Path:
-    """A hidden name next to *target*, for *what*."""
-    name = target.name
-    if len(os.fsencode(name)) > _NAME_BYTES_MAX:
-        name = xxhash.xxh3_64_hexdigest(os.fsencode(name))
-    return target.parent / f".{name}.{what}"
-
-
-def can_go_on(target: Path, purpose: dict[str, Any]) -> bool:
-    """Whether *target* was begun for *purpose*, and can be gone on with."""
-    found = purpose_of(target)
-    return found is not None and target.is_dir() and found == _full_purpose(target, purpose)
+    return beside(target, _REPLAY)
 
 
 def purpose_of(target: Path) -> dict[str, Any] | None:
     """What *target* was begun for and is not finished with, or None."""
-    try:
-        found = json.loads((scratch_of(target) / _PURPOSE).read_text())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+    with suppress(TargetError), find_spot(target) as spot:
+        scratch = Scratch.find(spot, _REPLAY)
+        if scratch is not None:
+            try:
+                return scratch.purpose
+            finally:
+                scratch.close()
+    return None
 
 
-def _full_purpose(target: Path, purpose: dict[str, Any]) -> dict[str, Any]:
-    """*purpose*, and what must be as it was for it to be gone on with."""
+def can_go_on(scratch: Scratch, purpose: dict[str, Any]) -> bool:
+    """Whether the tree in *scratch* was begun for *purpose*, and can be gone on with."""
     try:
-        fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise TargetError(target, error.strerror or "cannot be used") from None
+        fd = os.open(TREE, _FLAGS_DIRECTORY, dir_fd=scratch.fd)
+    except OSError:
+        return False
     try:
-        found = os.fstat(fd)
-        root = f"{found.st_dev} {found.st_ino}"
-        with suppress(OSError):
-            # An inode number is given again; a handle has a generation, too.
-            root += " " + syscalls.handle_of(fd).hex()
+        return scratch.purpose == _full_purpose(fd, purpose)
     finally:
         os.close(fd)
+
+
+def _full_purpose(root_fd: int, purpose: dict[str, Any]) -> dict[str, Any]:
+    """*purpose*, and what must be as it was for it to be gone on with."""
+    found = os.fstat(root_fd)
+    root = f"{found.st_dev} {found.st_ino}"
+    with suppress(OSError):
+        # An inode number is given again; a handle has a generation, too.
+        root += " " + syscalls.handle_of(root_fd).hex()
     return {**purpose, "boot": _boot_id(), "root": root}
-
-
-def lock_scratch(target: Path) -> int:
-    """A descriptor that holds the scratch directory of *target*, which must be there, against
-    others. Raises TargetError, OSError."""
-    fd = os.open(scratch_of(target) / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise TargetError(target, "another process is at work on it") from None
-    return fd
 
 
 class Target:
     """See the module. Use as a context manager; :meth:`finish` when all is done."""
 
-    def __init__(self, path: Path, purpose: dict[str, Any]) -> None:
-        """Open the directory *path*; *purpose* says what for, and must be the same when a target is
-        gone on with. Raises TargetError, PrivilegeError."""
+    def __init__(
+        self,
+        path: Path,
+        purpose: dict[str, Any],
+        *,
+        from_seq: int | None = None,
+        scratch: Scratch | None = None,
+    ) -> None:
+        """Open the directory *path* and close it to all others until :meth:`finish`. *purpose* says
+        what for, and must be the same when a target is gone on with. With *from_seq*, which is
+        where a replay begins, a target for seq 1 is made if it is not there, or must be empty. With
+        *scratch*, which goes over to this object, the target is the tree in that. Raises
+        TargetError, PrivilegeError."""
         if os.geteuid() != 0:
             raise PrivilegeError("restoring owners and devices needs root: try sudo")
-        self.path = path
-        self.scratch = scratch_of(path)
-        self.resumed = self._claim(purpose)
-        try:
-            self._root_fd = os.open(path, _FLAGS_DIRECTORY & ~os.O_NOFOLLOW)
-        except OSError as error:
-            raise TargetError(path, error.strerror or "cannot be opened") from None
-        try:
-            self.catalog = Catalog(self.scratch / "catalog")
-        except OSError as error:
-            os.close(self._root_fd)
-            raise self._scratch_error(error) from None
-        except CatalogSpoiltError:
-            os.close(self._root_fd)
-            raise TargetError(
-                path, f"cannot be gone on with: {self.scratch} is spoilt; delete both"
-            ) from None
-        if self.catalog.node(ROOT_FID) is None:
-            self.catalog.add_root(b"", os.fstat(self._root_fd).st_ino)
-        self.tree = PlacedTree(self._root_fd, self.catalog, _DESCRIPTORS_MAX)
+        with ExitStack() as stack:
+            if scratch is None:
+                self._spot: Spot | None = stack.enter_context(find_spot(path))
+                self.path = self._spot.path
+                found = Scratch.find(self._spot, _REPLAY)
+                if found is not None:
+                    stack.callback(found.close)
+                self._root_fd = _open_root(self._spot, from_seq, found)
+                stack.callback(os.close, self._root_fd)
+                self._scratch = found or Scratch.make(self._spot, _REPLAY)
+                if found is None:
+                    stack.callback(self._scratch.close)
+            else:
+                stack.callback(scratch.close)
+                self._spot, self._scratch = None, scratch
+                self.path = scratch.path / TREE
+                self._root_fd = os.open(TREE, _FLAGS_DIRECTORY, dir_fd=scratch.fd)
+                stack.callback(os.close, self._root_fd)
+            self.resumed = self._claim(purpose)
+            self._open_catalog(stack)
+            with open(self._scratch.open(_PROGRESS_FILE, os.O_RDWR), "r+b") as file:
+                self._progress = mmap.mmap(file.fileno(), mmap.PAGESIZE)
+            stack.callback(self._progress.close)
+            self._open = stack.pop_all()
+        self.tree = PlacedTree(os.dup(self._root_fd), self.catalog, _DESCRIPTORS_MAX)
+        self._open.callback(self.tree.close)
         self._applier = Applier(self.tree)
         self._has_unbound = self.resumed
         """Whether the catalog may have files whose inode numbers are not known."""
-        with open(self.scratch / "progress", "r+b") as file:
-            self._progress = mmap.mmap(file.fileno(), mmap.PAGESIZE)
         self.done_seq, self._begun_seq = map(Seq, _PROGRESS.unpack_from(self._progress))
 
     def __enter__(self) -> "Target":
@@ -212,7 +218,7 @@ class Target:
 
     def __exit__(self, *_: object) -> None:
         """Keep what is done so far, to go on from there."""
-        if self.scratch.exists():
+        if not self._is_finished:
             # Without it, what was done since the last commit is recorded again.
             with suppress(OSError):
                 self.catalog.commit()
@@ -220,70 +226,139 @@ class Target:
 
     def close(self) -> None:
         """Close the files."""
-        self.tree.close()
-        self.catalog.close()
-        self._progress.close()
-        os.close(self._lock)
+        self._open.close()
 
     def finish(self) -> None:
-        """All is done: flush the target and delete the scratch directory. Raises OSError."""
-        fd = os.open(self.path, _FLAGS_DIRECTORY & ~os.O_NOFOLLOW)
+        """All is done: open the target to others, as the journal has it, flush it and delete the
+        scratch directory, if it is the target's own. Raises OSError, TargetError."""
         try:
-            storage.syncfs("target.syncfs", fd)
-        finally:
-            os.close(fd)
-        shutil.rmtree(self.scratch)
+            self._root.set(self._root_fd)
+        except OSError as error:
+            raise TargetError(self.path, error.strerror or "cannot be changed") from None
+        storage.syncfs("target.syncfs", self._root_fd)
+        self._is_finished = True
+        if self._spot is not None:
+            self._scratch.remove(self._spot)
+
+    def discard(self, spot: Spot) -> None:
+        """Delete the scratch directory beside *spot* and the tree in it, if it is in there. Raises
+        OSError."""
+        self._is_finished = True
+        self._scratch.remove(spot)
 
     def _claim(self, purpose: dict[str, Any]) -> bool:
         """Whether this goes on with what was begun earlier."""
-        wanted = _full_purpose(self.path, purpose)
-        record = self.scratch / _PURPOSE
+        scratch = self._scratch
+        wanted = _full_purpose(self._root_fd, purpose)
+        self._is_finished = False
         try:
-            self.scratch.mkdir(mode=0o700, exist_ok=True)
-            self._lock = lock_scratch(self.path)
-            if record.exists():
-                return self._check_purpose(wanted, json.loads(record.read_text()))
-            shutil.rmtree(self.scratch / "catalog", ignore_errors=True)
-            (self.scratch / "progress").write_bytes(bytes(mmap.PAGESIZE))
-            written = self.scratch / "purpose.new"
-            written.write_text(json.dumps(wanted))
-            written.rename(record)
+            begun = scratch.purpose
+            if begun is not None:
+                self._check_purpose(wanted, begun)
+            else:
+                scratch.empty(but=TREE)
+                progress = scratch.open(_PROGRESS_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+                with open(progress, "wb") as file:
+                    file.write(bytes(mmap.PAGESIZE))
+                self._write_root(RootAttributes.of(self._root_fd))
+                scratch.purpose = wanted
+            self._root: RootAttributes = self._kept_root()
+            self._shut_root()
         except OSError as error:
             raise TargetError(
-                self.path, f"{self.scratch} cannot be made: {error.strerror}"
+                self.path, f"{scratch.path} cannot be made: {error.strerror}"
             ) from None
-        return False
+        return begun is not None
 
-    def _check_purpose(self, wanted: dict[str, Any], found: dict[str, Any]) -> bool:
+    def _open_catalog(self, stack: ExitStack) -> None:
+        try:
+            self.catalog = Catalog(self._scratch.catalog)
+            stack.callback(self.catalog.close)
+            if self.catalog.node(ROOT_FID) is None:
+                self.catalog.add_root(b"", os.fstat(self._root_fd).st_ino)
+        except OSError as error:
+            raise self._scratch_error(error) from None
+        except CatalogSpoiltError:
+            raise TargetError(
+                self.path, f"cannot be gone on with: {self._scratch.path} is spoilt; delete both"
+            ) from None
+
+    def _check_purpose(self, wanted: dict[str, Any], found: dict[str, Any]) -> None:
         if found.get("boot") != wanted["boot"]:
             raise TargetError(
                 self.path,
                 "was begun before the machine was restarted, and may lack what was written then: "
-                f"delete it and {self.scratch}, and begin again",
+                f"delete it and {self._scratch.path}, and begin again",
             )
         if found.get("root") != wanted["root"]:
             raise TargetError(
                 self.path,
-                f"is not the directory that was begun in: to begin again, delete {self.scratch}",
+                f"is not the directory that was begun in: to begin again, delete "
+                f"{self._scratch.path}",
             )
         if found != wanted:
             different = sorted(key for key in wanted if found.get(key) != wanted[key])
             raise TargetError(
                 self.path,
                 f"is half done with other options ({', '.join(different)}): finish that, or delete "
-                f"it and {self.scratch}",
+                f"it and {self._scratch.path}",
             )
-        return True
+
+    # -- the root directory ------------------------------------------------------------------------
+
+    def _shut_root(self) -> None:
+        """Let nobody but root enter. Raises OSError."""
+        os.fchmod(self._root_fd, 0o700)
+        os.fchown(self._root_fd, 0, 0)
+        try:
+            os.removexattr(self._root_fd, ACCESS_ACL_XATTR)
+        except OSError as error:
+            if not syscalls.missing(error):
+                raise
+
+    def _keep_root(self, root: RootAttributes) -> None:
+        """Write down what the root is to have at the end. Raises OSError."""
+        self._write_root(root)
+        self._root = root
+
+    def _write_root(self, root: RootAttributes) -> None:
+        acl = None if root.acl is None else root.acl.hex()
+        self._scratch.write(_ROOT_FILE, {**root._asdict(), "acl": acl})
+
+    def _kept_root(self) -> RootAttributes:
+        kept = self._scratch.read(_ROOT_FILE)
+        if kept is None:
+            raise OSError(errno.EIO, f"{_ROOT_FILE} cannot be read")
+        acl = kept["acl"]
+        return RootAttributes(
+            kept["mode"], kept["uid"], kept["gid"], None if acl is None else bytes.fromhex(acl)
+        )
+
+    def _postpone(self, operation: TreeOperation) -> TreeOperation | None:
+        """Keep what *operation* does to the root's mode, owner and ACL for the end; what is left of
+        it to be done now, or None. Raises OSError."""
+        match operation:
+            case Setattr(fid, mode, uid, gid, atime_ns, mtime_ns) if fid == ROOT_FID:
+                if mode is not None or uid is not None or gid is not None:
+                    self._keep_root(self._root.after(operation))
+                if atime_ns is None and mtime_ns is None:
+                    return None
+                return Setattr(fid, None, None, None, atime_ns, mtime_ns)
+            case Setxattr() | Removexattr() if operation.fid == ROOT_FID:
+                if operation.name == ACCESS_ACL:
+                    self._keep_root(self._root.after(operation))
+                    return None
+        return operation
 
     def clear_acls(self) -> None:
         """Take away what a new target inherited from the directory that it is in: only what the
         journal tells belongs to it. Raises TargetError."""
-        for name in (ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR):
-            try:
-                os.removexattr(self._root_fd, name)
-            except OSError as error:
-                if not syscalls.missing(error):
-                    raise TargetError(self.path, error.strerror or "cannot be changed") from None
+        try:
+            self._keep_root(self._root._replace(acl=None))
+            os.removexattr(self._root_fd, DEFAULT_ACL_XATTR)
+        except OSError as error:
+            if not syscalls.missing(error):
+                raise TargetError(self.path, error.strerror or "cannot be changed") from None
 
     # -- operations --------------------------------------------------------------------------------
 
@@ -316,7 +391,8 @@ class Target:
                 self._note(operation)
             _PROGRESS.pack_into(self._progress, 0, self.done_seq, seq)
             self.tree.settling = operation.fid if settle else None
-            made = self._applier.apply(operation, time_ns, data, settle)
+            now = self._postpone(operation)
+            made = Made() if now is None else self._applier.apply(now, time_ns, data, settle)
         except (OSError, ApplyBrokenError) as error:
             self._begun_seq = seq  # it may be tried again by this very process
             raise self._error(operation, seq, error) from error
@@ -339,7 +415,7 @@ class Target:
     def _scratch_error(self, error: OSError) -> TargetError:
         if error.errno in _FULL:
             return TargetFullError(self.path, "no space left beside it; run the same again")
-        return TargetError(self.scratch, error.strerror or "cannot be written")
+        return TargetError(self._scratch.path, error.strerror or "cannot be written")
 
     def _note(self, operation: TreeOperation) -> None:
         """Keep what it takes to tell, after a kill, whether the operation was done: the inode
@@ -432,9 +508,36 @@ def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def is_empty(path: Path) -> bool:
-    """Whether the directory *path* holds nothing (``lost+found`` of a new file system aside)."""
-    return all(name == "lost+found" for name in os.listdir(path))
+def _open_root(spot: Spot, from_seq: int | None, scratch: Scratch | None) -> int:
+    """A descriptor of the target at *spot*, made if it may be. Raises TargetError."""
+    path, is_new = spot.path, False
+    try:
+        if from_seq == 1 and scratch is None:
+            with suppress(FileExistsError):
+                os.mkdir(spot.name, 0o700, dir_fd=spot.fd)
+                is_new = True
+        fd = spot.open_directory()
+    except FileNotFoundError:
+        if scratch is not None:
+            reason = f"is not there any more: to begin again, delete {scratch.path}"
+        elif from_seq is not None:
+            reason = f"does not exist: it must hold the tree as of seq {from_seq - 1}"
+        else:
+            reason = "does not exist"
+        raise TargetError(path, reason) from None
+    except NotADirectoryError:
+        raise TargetError(path, "is no directory") from None
+    except OSError as error:
+        raise TargetError(path, error.strerror or "cannot be used") from None
+    if from_seq == 1 and scratch is None and not is_new and not _is_empty(fd):
+        os.close(fd)
+        raise TargetError(path, "is not empty: a replay from seq 1 needs an empty directory")
+    return fd
+
+
+def _is_empty(fd: int) -> bool:
+    """Whether the directory holds nothing (``lost+found`` of a new file system aside)."""
+    return all(name == "lost+found" for name in os.listdir(fd))
 
 
 Progress = Callable[[int, int | None], None]

@@ -12,9 +12,7 @@ not touched."""
 
 import itertools
 import os
-import shutil
 import stat
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -38,6 +36,7 @@ from fusejournal.operations import (
 )
 from fusejournal.replay.copying import copy_file
 from fusejournal.replay.fold import Fold, Step, carry_out
+from fusejournal.replay.scratch import UNDO_PREFIX, temporary_directory
 from fusejournal.replay.select import Conflict, Divergence
 from fusejournal.replay.target import Progress, Target
 from fusejournal.types import NOBODY_ASKED, ROOT_FID, Fid, Seq
@@ -256,8 +255,7 @@ class _Hands:
         stack.callback(self._close)
         self._affected: set[Fid] = {ROOT_FID}
         """Directories whose mtime has to be set right."""
-        scratch = Path(tempfile.mkdtemp(prefix="undo.", dir=work))
-        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        scratch = stack.enter_context(temporary_directory(UNDO_PREFIX, work))
         (scratch / "files").mkdir()
         self._scratch = stack.enter_context(Target(scratch / "files", {"undo": os.getpid()}))
         self._steps = 0

@@ -16,9 +16,12 @@ import pytest
 
 from fusejournal import storage
 from fusejournal.cli.main import main
+from fusejournal.journal.lookup import Lookup
+from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import Create, NewEpoch, Setattr, Write
+from fusejournal.replay.restore import restore
 from fusejournal.replay.target import scratch_of
-from fusejournal.types import ROOT_FID, Epoch, Fid, Who
+from fusejournal.types import ROOT_FID, Epoch, Fid, Seq, Who
 from tests.support.filesystems import filesystem, fill
 from tests.support.workload import (
     Model,
@@ -361,3 +364,49 @@ def test_conflict_writes_nothing(base: Path) -> None:
     workload.write(base / "journal")
     assert _replay(base, "--except", "4") == _CONFLICT
     assert not (base / "target").exists()
+
+
+# -- restores --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_restore_killed_at_every_call(base: Path, whole: bool) -> None:
+    """Until it is whole there is nothing; then it is as if it had been made in one go, and nothing
+    else is left."""
+    workload = _random_workload(5, _FEW_STEPS)
+    workload.write(base / "journal")
+    model = workload.head
+    path = b"" if whole else max(one for one in model.all_paths() if one.count(b"/") < 1 and one)
+    before = sorted(os.listdir(base))
+    count = 0
+    while True:
+        count += 1
+        ended = _restore_in_a_child(base, path, _Watch(count, _kill))
+        if ended == 0:
+            break
+        assert ended == -signal.SIGKILL, count
+        assert not (base / "target").exists()
+        assert _restore_in_a_child(base, path, None) == 0, count
+        assert sorted(os.listdir(base)) == sorted([*before, "target"])
+        if whole:
+            assert not unlike(base / "target", model)
+        subprocess.run(["rm", "-rf", base / "target"], check=True)
+    assert count > (15 if whole else 1)
+
+
+def _restore_in_a_child(base: Path, path: bytes, listener: Callable[[str], None] | None) -> int:
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            storage.listen(listener)
+            lookup = Lookup(JournalReader(base / "journal"))
+            end = Seq(lookup.reader.head()[0] + 1)
+            restore(lookup, path, end, base / "target", lambda done, total: None)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)

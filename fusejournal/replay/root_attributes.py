@@ -1,0 +1,68 @@
+"""What the root directory of a target is to have at the end, while it is still closed to all but
+root: mode, owner and access ACL, as the operations would have left them."""
+
+import os
+import struct
+from stat import S_IMODE
+from typing import NamedTuple
+
+from fusejournal.backing import syscalls
+from fusejournal.backing.tree import ACCESS_ACL_XATTR
+from fusejournal.operations import Removexattr, Setattr, Setxattr
+
+_ACL_HEAD_BYTES = 4
+_ACL_ENTRY = struct.Struct("<HHI")
+_ACL_OWNER, _ACL_GROUP, _ACL_MASK, _ACL_OTHERS = 0x01, 0x04, 0x10, 0x20
+ACCESS_ACL = ACCESS_ACL_XATTR.encode()
+
+
+class RootAttributes(NamedTuple):
+    """What the target's root directory is to have at the end. Changes as the kernel's own do: an
+    ACL brings the permission bits, which are its owner's, its mask's and others'."""
+
+    mode: int
+    uid: int
+    gid: int
+    acl: bytes | None
+
+    @classmethod
+    def of(cls, fd: int) -> "RootAttributes":
+        """What the directory has that *fd* is open on. Raises OSError."""
+        found = os.fstat(fd)
+        try:
+            acl = os.getxattr(fd, ACCESS_ACL_XATTR)
+        except OSError as error:
+            if not syscalls.missing(error):
+                raise
+            acl = None
+        return cls(S_IMODE(found.st_mode), found.st_uid, found.st_gid, acl)
+
+    def after(self, operation: Setattr | Setxattr | Removexattr) -> "RootAttributes":
+        """What it is to have after *operation*, too."""
+        if isinstance(operation, Setattr):
+            return RootAttributes(
+                self.mode if operation.mode is None else operation.mode,
+                self.uid if operation.uid is None else operation.uid,
+                self.gid if operation.gid is None else operation.gid,
+                self.acl,
+            )
+        if isinstance(operation, Removexattr):
+            return self._replace(acl=None)
+        return self._replace(
+            acl=operation.value, mode=self.mode & 0o7000 | _acl_mode(operation.value)
+        )
+
+    def set(self, fd: int) -> None:
+        """Give them to the directory that *fd* is open on. Raises OSError."""
+        os.fchown(fd, self.uid, self.gid)
+        if self.acl is not None:
+            os.setxattr(fd, ACCESS_ACL_XATTR, self.acl)
+        os.fchmod(fd, self.mode)
+
+
+def _acl_mode(acl: bytes) -> int:
+    """The permission bits that go with an access ACL. Source: the kernel's
+    include/uapi/linux/posix_acl_xattr.h and posix_acl_equiv_mode()."""
+    rights = {tag: rights for tag, rights, _ in _ACL_ENTRY.iter_unpack(acl[_ACL_HEAD_BYTES:])}
+    group = rights.get(_ACL_MASK, rights.get(_ACL_GROUP, 0))
+    return int(rights.get(_ACL_OWNER, 0) << 6 | group << 3 | rights.get(_ACL_OTHERS, 0))

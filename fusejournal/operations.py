@@ -29,6 +29,11 @@ IMPORT_DATA    mtime_ns                    unchanged
 IMPORT_LINK    unchanged                   unchanged
 =============  ==========================  =======================================
 
+What takes a file capability (security.capability) away is part of the meaning, too, as it is part
+of a local file system's: a WRITE of at least one byte, a TRUNCATE, and a SETATTR of owner or group
+of anything but a directory. IMPORT_DATA does not. REMOVEXATTR of a capability that is not there
+holds, and changes nothing.
+
 An object that an operation makes also gets the entry's time as atime. The ctime users see is the
 time of the last entry that touched the fid: the fid itself in every row above, and the directories
 in rows that set their mtime."""

@@ -14,7 +14,16 @@ With ``settle=True`` the operation may have been done already, wholly or in part
 died: each step is then done only if a look at the backing, comparing fids, says that it is still
 to do.
 
-Source: open(2), rename(2), inode(7), acl(5), xattr(7).
+What the kernel changes by itself beside what it was asked for is either part of the operation's
+meaning (the table in operations.py: a WRITE takes a file capability away) or undone here: the
+mtime of a directory after a name that was refused, the capability of an imported file after its
+content.
+
+A file or directory that is append-only in the backing takes no time from anybody. Where a time
+must be set, the flag is lifted for that moment (syscalls.unlocked).
+
+Source: open(2), rename(2), inode(7), acl(5), xattr(7), capabilities(7); the kernel's fs/attr.c
+(notify_change) and fs/inode.c (file_remove_privs).
 """
 
 import errno
@@ -27,7 +36,13 @@ from typing import Any
 from fusejournal import storage
 from fusejournal.backing import syscalls
 from fusejournal.backing.catalog_store import Node
-from fusejournal.backing.tree import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR, Look, Tree
+from fusejournal.backing.tree import (
+    ACCESS_ACL_XATTR,
+    CAPABILITY_XATTR,
+    DEFAULT_ACL_XATTR,
+    Look,
+    Tree,
+)
 from fusejournal.errors import FusejournalError
 from fusejournal.operations import (
     RENAME_EXCHANGE,
@@ -52,7 +67,17 @@ from fusejournal.operations import (
 )
 from fusejournal.types import Fid
 
+_NAMES_IN: dict[Kind, tuple[int, ...]] = {
+    **dict.fromkeys((Kind.CREATE, Kind.MKDIR, Kind.SYMLINK, Kind.LINK), (1,)),
+    **dict.fromkeys((Kind.UNLINK, Kind.RMDIR, Kind.IMPORT, Kind.IMPORT_LINK), (1,)),
+    Kind.RENAME: (1, 3),
+}
+"""Which fields of an operation are the directories in which it makes or removes names."""
+
 _FLAGS_NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOATIME | os.O_NONBLOCK | os.O_CLOEXEC
+_FLAGS_MADE = _FLAGS_NEW & ~(os.O_CREAT | os.O_EXCL) | os.O_NOFOLLOW
+_FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC
+_FLAGS_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class ApplyBrokenError(FusejournalError):
@@ -101,7 +126,9 @@ class _MustWork:
 
 
 _DIRECTORY_MTIME = _MustWork("the mtime of a directory")
-_WRITE_MTIME = _MustWork("the mtime after a write")
+_OLD_MTIMES = _MustWork("the mtime of a directory after a refusal")
+_WRITE_END = _MustWork("mode and mtime after a write")
+_WRITE_REFUSED = _MustWork("what a refused write or truncation changed")
 _TRUNCATION = _MustWork("mode and mtime after a truncation")
 
 
@@ -137,7 +164,22 @@ class Applier:
     ) -> Made:
         """Do *operation*, whose entry has *time_ns* and raw *data*. Raises OSError (refused,
         nothing done), ShortWriteError (a WRITE's beginning was done) or ApplyBrokenError."""
-        return self._methods[operation.kind](operation, time_ns, data, settle)
+        kind = operation.kind
+        fields = _NAMES_IN.get(kind)
+        if fields is None:
+            return self._methods[kind](operation, time_ns, data, settle)
+        stat = self._tree.stat
+        directories: list[Fid] = [operation[field] for field in fields]  # type: ignore[misc]
+        mtimes = [(directory, stat(directory).st_mtime_ns) for directory in directories]
+        try:
+            return self._methods[kind](operation, time_ns, data, settle)
+        except OSError:
+            # A name that was made and taken away again has changed its directory's mtime.
+            with _OLD_MTIMES:
+                for directory, mtime_ns in mtimes:
+                    if stat(directory).st_mtime_ns != mtime_ns:
+                        self._set_mtime(directory, mtime_ns)
+            raise
 
     # -- names made --------------------------------------------------------------------------------
 
@@ -146,25 +188,20 @@ class Applier:
         directory = tree.descriptor(operation.parent)
         name = operation.name
         regular = S_IFMT(operation.mode) == S_IFREG
-        there = self._made_before(operation, settle)
-        if there is None:
+        fd = -1
+        if self._made_before(operation, settle) is None:
             storage.reached("apply.create")
             if regular:
                 fd = os.open(name, _FLAGS_NEW, S_IMODE(operation.mode), dir_fd=directory)
             else:
                 os.mknod(name, operation.mode, operation.rdev, dir_fd=directory)
-                fd = _open_path(name, directory)
-        elif regular:
-            fd = os.open(
-                name, _FLAGS_NEW & ~(os.O_CREAT | os.O_EXCL) | os.O_NOFOLLOW, dir_fd=directory
-            )
-        else:
-            fd = _open_path(name, directory)
-        path = fd if regular else syscalls.descriptor_path(fd)
         try:
+            if fd < 0:
+                fd = _open(name, _FLAGS_MADE if regular else _FLAGS_PATH, directory)
+            path = fd if regular else syscalls.descriptor_path(fd)
             made = self._finish(operation, fd, path, time_ns)
         except OSError:
-            self._take_away(operation, fd, os.unlink)
+            self._take_away(directory, name, fd, os.unlink)
             raise
         tree.adopt(operation.fid, fd)
         return made
@@ -176,17 +213,15 @@ class Applier:
         if self._made_before(operation, settle) is None:
             storage.reached("apply.mkdir")
             os.mkdir(name, S_IMODE(operation.mode), dir_fd=directory)
-        fd = os.open(
-            name,
-            os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC,
-            dir_fd=directory,
-        )
+        fd = -1
         try:
+            fd = _open(name, _FLAGS_DIRECTORY, directory)
             if operation.default_acl is not None:
+                storage.reached("apply.acl")
                 os.setxattr(fd, DEFAULT_ACL_XATTR, operation.default_acl)
             made = self._finish(operation, fd, fd, time_ns)
         except OSError:
-            self._take_away(operation, fd, os.rmdir)
+            self._take_away(directory, name, fd, os.rmdir)
             raise
         tree.adopt(operation.fid, fd)
         return made
@@ -198,11 +233,12 @@ class Applier:
         if self._made_before(operation, settle) is None:
             storage.reached("apply.symlink")
             os.symlink(operation.target, name, dir_fd=directory)
-        fd = _open_path(name, directory)
+        fd = -1
         try:
+            fd = _open(name, _FLAGS_PATH, directory)
             made = self._finish(operation, fd, syscalls.descriptor_path(fd), time_ns)
         except OSError:
-            self._take_away(operation, fd, os.unlink)
+            self._take_away(directory, name, fd, os.unlink)
             raise
         tree.adopt(operation.fid, fd)
         return made
@@ -244,6 +280,7 @@ class Applier:
     ) -> None:
         inherits = self._tree.default_acl(self._tree.node(operation.parent)) is not None
         if operation.acl is not None:
+            storage.reached("apply.acl")
             os.setxattr(path, ACCESS_ACL_XATTR, operation.acl)
         elif inherits:
             _remove_if_there(path, ACCESS_ACL_XATTR)
@@ -259,16 +296,16 @@ class Applier:
             storage.reached("apply.chmod")
             os.chmod(path, mode)
 
-    def _take_away(
-        self,
-        operation: Create | Mkdir | Symlink | Import,
-        fd: int,
-        remove: Callable[..., None],
-    ) -> None:
-        """Take the half-made object of *operation*, open on *fd*, away again."""
-        os.close(fd)
+    def _take_away(self, directory: int, name: bytes, fd: int, remove: Callable[..., None]) -> None:
+        """Take the half-made object *name*, open on *fd* (-1: not open), away again."""
+        if fd >= 0:
+            os.close(fd)
         try:
-            remove(operation.name, dir_fd=self._tree.descriptor(operation.parent))
+            try:
+                remove(name, dir_fd=directory)
+            except PermissionError:
+                with syscalls.unlocked(directory):
+                    remove(name, dir_fd=directory)
         except OSError as error:
             raise ApplyBrokenError(f"a half-made object could not be removed: {error}") from error
 
@@ -339,17 +376,20 @@ class Applier:
 
     def _set_mtime(self, directory: Fid, time_ns: int) -> None:
         storage.reached("apply.times.directory")
-        syscalls.set_times(self._tree.descriptor(directory), None, time_ns)
+        _must_set_mtime(self._tree.descriptor(directory), time_ns)
 
     # -- data and attributes -----------------------------------------------------------------------
 
-    def _write(self, operation: Write, time_ns: int, data: bytes | memoryview, _: bool) -> Made:
+    def _write(
+        self, operation: Write, time_ns: int, data: bytes | memoryview, settle: bool
+    ) -> Made:
         fd = self._tree.writable(operation.fid)
-        before = os.fstat(fd)
-        if operation.mode is not None:
-            storage.reached("apply.chmod")
-            os.fchmod(fd, operation.mode)
-        written = 0
+        node = self._tree.node(operation.fid)
+        mtime_ns = os.fstat(fd).st_mtime_ns
+        capability = self._tree.capability(node, fd)
+        # What the process before this one wrote is not to be refused now.
+        written = _written_already(fd, data, operation.offset) if settle else 0
+        refusal: OSError | None = None
         try:
             while written < len(data):
                 storage.reached("apply.write")
@@ -358,31 +398,47 @@ class Applier:
                 )
         except OSError as error:
             if not written:
-                with _MustWork("mode and mtime after a refused write"):
-                    if operation.mode is not None:
-                        os.fchmod(fd, S_IMODE(before.st_mode))
-                    # Some file systems set the mtime before they find that there is no space.
-                    syscalls.set_times(fd, None, before.st_mtime_ns)
+                with _WRITE_REFUSED:
+                    self._undo_write(fd, mtime_ns, capability)
                 raise
-            refusal: OSError | None = error
-        else:
-            refusal = None
-        with _WRITE_MTIME:
-            storage.reached("apply.times")
-            syscalls.set_times(fd, None, time_ns)
+            refusal = error
+        with _WRITE_END:
+            # The mode, too: a write that is refused leaves it alone.
+            try:
+                _set_mode_and_mtime(fd, operation.mode, time_ns)
+            except PermissionError:
+                with syscalls.unlocked(fd):
+                    _set_mode_and_mtime(fd, operation.mode, time_ns)
+                # Opened before it was append-only: from now on it is refused.
+                self._tree.forget_descriptor(operation.fid)
+        if written:
+            node.capability = b""
         if refusal is not None:
             raise ShortWriteError(refusal.errno or errno.EIO, written)
         return _NOTHING_MADE
 
+    def _undo_write(self, fd: int, mtime_ns: int, capability: bytes | None) -> None:
+        """Set back what the kernel changed before it found that it could not write."""
+        if os.fstat(fd).st_mtime_ns != mtime_ns:
+            _must_set_mtime(fd, mtime_ns)
+        if capability is not None and _capability_of(fd) is None:
+            os.setxattr(fd, CAPABILITY_XATTR, capability)
+
     def _truncate(self, operation: Truncate, time_ns: int, _: bytes, __: bool) -> Made:
         fd = self._tree.writable(operation.fid)
-        storage.reached("apply.truncate")
-        os.ftruncate(fd, operation.size)
+        node = self._tree.node(operation.fid)
+        mtime_ns = os.fstat(fd).st_mtime_ns
+        capability = self._tree.capability(node, fd)
+        try:
+            storage.reached("apply.truncate")
+            os.ftruncate(fd, operation.size)
+        except OSError:
+            with _WRITE_REFUSED:
+                self._undo_write(fd, mtime_ns, capability)
+            raise
         with _TRUNCATION:
-            if operation.mode is not None:
-                os.fchmod(fd, operation.mode)
-            storage.reached("apply.times")
-            syscalls.set_times(fd, None, time_ns)
+            _set_mode_and_mtime(fd, operation.mode, time_ns)
+        node.capability = b""
         return _NOTHING_MADE
 
     def _setattr(self, operation: Setattr, _: int, __: bytes, ___: bool) -> Made:
@@ -406,12 +462,18 @@ class Applier:
         if uid is not None or gid is not None:
             new_uid = before.st_uid if uid is None else uid
             new_gid = before.st_gid if gid is None else gid
-            steps.append(
-                (
-                    lambda: syscalls.chown(fd, new_uid, new_gid),
-                    lambda: syscalls.chown(fd, before.st_uid, before.st_gid),
-                )
-            )
+            target = self._tree.xattr_target(fid)
+            capability = _capability_of(target)
+            self._tree.node(fid).capability = None
+
+            def give_back() -> None:
+                syscalls.chown(fd, before.st_uid, before.st_gid)
+                if not S_ISLNK(before.st_mode):
+                    self._chmod(fid, fd, S_IMODE(before.st_mode))
+                if capability is not None:
+                    os.setxattr(target, CAPABILITY_XATTR, capability)
+
+            steps.append((lambda: syscalls.chown(fd, new_uid, new_gid), give_back))
         # After chown, for that clears setuid and setgid by rules of its own.
         new_mode = S_IMODE(before.st_mode) if mode is None and steps else mode
         if new_mode is not None and not S_ISLNK(before.st_mode):
@@ -446,17 +508,18 @@ class Applier:
     def _setxattr(self, operation: Setxattr, _: int, __: bytes, ___: bool) -> Made:
         storage.reached("apply.setxattr")
         os.setxattr(self._tree.xattr_target(operation.fid), operation.name, operation.value)
-        self._acl_changed(self._tree.node(operation.fid))
+        _forget_xattrs(self._tree.node(operation.fid))
         return _NOTHING_MADE
 
     def _removexattr(self, operation: Removexattr, _: int, __: bytes, settle: bool) -> Made:
         storage.reached("apply.removexattr")
         target = self._tree.xattr_target(operation.fid)
-        if settle:
+        if settle or operation.name == CAPABILITY_XATTR:
+            # The kernel may have taken a capability away by itself.
             _remove_if_there(target, operation.name)
         else:
             os.removexattr(target, operation.name)
-        self._acl_changed(self._tree.node(operation.fid))
+        _forget_xattrs(self._tree.node(operation.fid))
         return _NOTHING_MADE
 
     # -- what an import found, made anew elsewhere -------------------------------------------------
@@ -477,11 +540,12 @@ class Applier:
                 os.symlink(operation.target, name, dir_fd=directory)
             else:
                 os.mknod(name, kind | 0o600, operation.rdev, dir_fd=directory)
-        fd = _open_path(name, directory)
+        fd = -1
         try:
+            fd = _open(name, _FLAGS_PATH, directory)
             made = self._finish_imported(operation, fd)
         except OSError:
-            self._take_away(operation, fd, os.rmdir if kind == S_IFDIR else os.unlink)
+            self._take_away(directory, name, fd, os.rmdir if kind == S_IFDIR else os.unlink)
             raise
         os.close(fd)
         return made
@@ -490,6 +554,7 @@ class Applier:
         """All that the new object has, but its name."""
         tree, path = self._tree, syscalls.descriptor_path(fd)
         kind = S_IFMT(operation.mode)
+        storage.reached("apply.chown")
         syscalls.chown(fd, operation.uid, operation.gid)
         if kind == S_IFREG:
             os.truncate(path, operation.size)
@@ -499,9 +564,12 @@ class Applier:
             if kind == S_IFDIR:
                 _remove_if_there(path, DEFAULT_ACL_XATTR)
         for xattr, value in operation.xattrs:
+            storage.reached("apply.setxattr")
             os.setxattr(path, xattr, value)
         if operation.target is None:
+            storage.reached("apply.chmod")
             os.chmod(path, S_IMODE(operation.mode))
+        storage.reached("apply.tag")
         handle = tree.identify(operation.fid, fd, path)
         syscalls.set_times(fd, None, operation.mtime_ns)
         return Made(handle, os.fstat(fd).st_ino)
@@ -510,10 +578,14 @@ class Applier:
         self, operation: ImportData, _: int, data: bytes | memoryview, __: bool
     ) -> Made:
         fd = self._tree.writable(operation.fid)
-        written = 0
-        while written < len(data):
-            storage.reached("apply.write")
-            written += os.pwrite(fd, data[written:], operation.offset + written)
+        # It may be refused with some of it done: until the last piece is there, the content counts
+        # for nothing.
+        with capability_kept(fd):
+            written = 0
+            while written < len(data):
+                storage.reached("apply.write")
+                written += os.pwrite(fd, data[written:], operation.offset + written)
+        storage.reached("apply.times")
         syscalls.set_times(fd, None, operation.mtime_ns)
         return _NOTHING_MADE
 
@@ -529,13 +601,65 @@ class Applier:
         yield
         self._name_changed(directory, mtime_ns)
 
-    def _acl_changed(self, node: Node) -> None:
-        if S_ISDIR(node.type):
-            node.default_acl = None
+
+def _open(name: bytes, flags: int, directory: int) -> int:
+    """Open the object that was made just now."""
+    storage.reached("apply.open")
+    return os.open(name, flags, dir_fd=directory)
 
 
-def _open_path(name: bytes, directory: int) -> int:
-    return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+def _set_mode_and_mtime(fd: int, mode: int | None, mtime_ns: int) -> None:
+    """After a change of content: set the mode, where it changes, and the mtime of *fd*."""
+    if mode is not None:
+        storage.reached("apply.chmod")
+        os.fchmod(fd, mode)
+    storage.reached("apply.times")
+    syscalls.set_times(fd, None, mtime_ns)
+
+
+def _must_set_mtime(fd: int, mtime_ns: int) -> None:
+    """Set the mtime of *fd*, open on a file or directory, even where it is append-only."""
+    try:
+        syscalls.set_times(fd, None, mtime_ns)
+    except PermissionError:
+        with syscalls.unlocked(fd):
+            syscalls.set_times(fd, None, mtime_ns)
+
+
+def _written_already(fd: int, data: bytes | memoryview, offset: int) -> int:
+    """How many bytes of *data*, from its first on, *fd* has at *offset* already."""
+    there = os.pread(fd, len(data), offset)
+    if there == data[: len(there)]:
+        return len(there)
+    pairs = zip(there, data, strict=False)
+    return next(at for at, (one, other) in enumerate(pairs) if one != other)
+
+
+def _capability_of(target: int | str) -> bytes | None:
+    try:
+        return os.getxattr(target, CAPABILITY_XATTR)
+    except OSError as error:
+        if not syscalls.missing(error):
+            raise
+    return None
+
+
+@contextmanager
+def capability_kept(fd: int) -> Iterator[None]:
+    """What is inside writes to the regular file *fd*, for which the kernel takes its capability
+    away; afterwards it has it again."""
+    capability = _capability_of(fd)
+    try:
+        yield
+    finally:
+        if capability is not None:
+            os.setxattr(fd, CAPABILITY_XATTR, capability)
+
+
+def _forget_xattrs(node: Node) -> None:
+    """An attribute of *node* was changed: forget what was read of ACLs and capability."""
+    node.default_acl = None
+    node.capability = None
 
 
 def _remove_if_there(target: int | str, name: str | bytes) -> None:

@@ -91,6 +91,7 @@ class Node:
     ``touch`` it."""
 
     __slots__ = (
+        "capability",
         "complete",
         "cookie",
         "ctime_ns",
@@ -120,6 +121,8 @@ class Node:
         """False while an imported file's content is not wholly in the journal."""
         self.default_acl: bytes | None = None
         """Of a directory: its default ACL, empty for none, None when not yet read. Not stored."""
+        self.capability: bytes | None = None
+        """Of a regular file: its security.capability, in the same way."""
 
 
 class DirectoryEntry(NamedTuple):

@@ -8,13 +8,16 @@ A *handle* is what name_to_handle_at(2) gives, as bytes: its type (little-endian
 the file system's own bytes. It stays good for the life of the inode, through renames and restarts.
 
 Source: open_by_handle_at(2), utimensat(2), futimens(3), renameat2(2), fchownat(2), prctl(2),
-capabilities(7).
+ioctl_iflags(2), capabilities(7).
 """
 
 import ctypes
 import errno
+import fcntl
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
@@ -122,6 +125,25 @@ def link(fd: int, new_dir: int, name: bytes) -> None:
     """Give the file that *fd* is open on (O_PATH will do) a further name."""
     if _linkat(fd, b"", new_dir, name, AT_EMPTY_PATH) != 0:
         raise _fail()
+
+
+_FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS = 0x80086601, 0x40086602
+_FLAGS_LOCKED = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
+
+
+@contextmanager
+def unlocked(fd: int) -> Iterator[None]:
+    """What is inside finds the file or directory that *fd* is open on neither immutable nor
+    append-only. Raises OSError: PermissionError where it is neither anyway. (Who is killed inside
+    leaves it so.)"""
+    flags = int.from_bytes(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(4)), "little")
+    if not flags & _FLAGS_LOCKED:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    fcntl.ioctl(fd, _FS_IOC_SETFLAGS, (flags & ~_FLAGS_LOCKED).to_bytes(4, "little"))
+    try:
+        yield
+    finally:
+        fcntl.ioctl(fd, _FS_IOC_SETFLAGS, flags.to_bytes(4, "little"))
 
 
 def descriptor_path(fd: int) -> str:

@@ -236,6 +236,18 @@ class Tree:
                 node.default_acl = b""
         return node.default_acl or None
 
+    def capability(self, node: Node, fd: int) -> bytes | None:
+        """The file capability of regular file *node*, which is open on *fd*, in the xattr's own
+        format, or None."""
+        if node.capability is None:
+            try:
+                node.capability = os.getxattr(fd, CAPABILITY_XATTR)
+            except OSError as error:
+                if not syscalls.missing(error):
+                    raise
+                node.capability = b""
+        return node.capability or None
+
     def xattr_target(self, fid: Fid) -> int | str:
         """What to give to os.getxattr and the like for *fid*."""
         fd = self.descriptor(fid)

@@ -11,7 +11,7 @@ from stat import S_IFDIR, S_IFREG
 
 from fusejournal import storage
 from fusejournal.backing import syscalls
-from fusejournal.backing.tree import FID_XATTR
+from fusejournal.backing.tree import CAPABILITY_XATTR, FID_XATTR
 from fusejournal.journal.index import Posting
 from fusejournal.journal.lookup import Lookup
 from fusejournal.journal.mtimes import mtimes_before
@@ -55,7 +55,8 @@ class Contents:
             for fid in files
             if fid in new or fid in overwritten or self._is_small(self._states[fid])
         }
-        files |= {fid for fid in self._states if self._is_half_imported(fid)}
+        half_imported = {fid for fid in self._states if self._is_half_imported(fid)}
+        files |= half_imported
         emptied = set(new)
         for done, (entry, void) in enumerate(
             self._lookup.entries_of_many(files, self._before_seq, _is_of_contents)
@@ -80,6 +81,11 @@ class Contents:
             fd = self._volume.tree.writable(fid)
             if os.fstat(fd).st_size != self._states[fid].size:
                 os.ftruncate(fd, self._states[fid].size)
+        for fid in half_imported:
+            # Their other attributes are as they were found; this one went with the first write.
+            capability = self._states[fid].xattrs.get(CAPABILITY_XATTR)
+            if capability is not None:
+                os.setxattr(self._volume.tree.writable(fid), CAPABILITY_XATTR, capability)
 
     def _empty(self, fid: Fid, emptied: set[Fid]) -> None:
         """Before its first byte is written. Who is killed from here on leaves a file that was just

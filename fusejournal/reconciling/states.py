@@ -5,7 +5,7 @@ from collections.abc import Collection
 from stat import S_IFDIR, S_IFLNK, S_IFMT
 from typing import Any
 
-from fusejournal.backing.tree import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
+from fusejournal.backing.tree import ACCESS_ACL_XATTR, CAPABILITY_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
 from fusejournal.journal.lookup import Lookup
@@ -112,16 +112,26 @@ class State:
                     self.size = max(self.size, operation.offset + length)
                 if isinstance(operation, Write):
                     self._take_mode(operation.mode)
+                    if length:
+                        self.xattrs.pop(CAPABILITY_XATTR, None)
             case Truncate():
                 self.size = operation.size
                 self.floor = min(self.floor, self.size)
                 self._take_mode(operation.mode)
+                self.xattrs.pop(CAPABILITY_XATTR, None)
             case Setattr():
+                is_given_away = operation.uid is not None or operation.gid is not None
+                if is_given_away and not self._is_directory:
+                    self.xattrs.pop(CAPABILITY_XATTR, None)
                 self.uid = operation.uid if operation.uid is not None else self.uid
                 self.gid = operation.gid if operation.gid is not None else self.gid
                 self._take_mode(operation.mode)
             case Setxattr() | Removexattr():
                 self._take_xattr(operation)
+
+    @property
+    def _is_directory(self) -> bool:
+        return type_of(self.maker) == S_IFDIR if self.maker is not None else self.fid == ROOT_FID
 
     def _take_maker(self, operation: Maker, seq: Seq) -> None:
         self.maker, self.made_seq = operation, seq

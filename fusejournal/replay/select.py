@@ -26,7 +26,9 @@ from fusejournal.operations import (
 )
 from fusejournal.types import ROOT_FID, Fid, Seq
 
-_ACLS = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})
+_FREELY_REMOVED = frozenset(
+    {b"system.posix_acl_access", b"system.posix_acl_default", b"security.capability"}
+)
 
 
 class Questions(Protocol):
@@ -175,7 +177,7 @@ class Divergence:
         return None
 
     def _leave_out_xattr(self, operation: Setxattr | Removexattr, seq: Seq) -> None:
-        if operation.name in _ACLS:
+        if operation.name in _FREELY_REMOVED:
             return  # removing one that is not there is no error
         key = (operation.fid, operation.name)
         known = self._xattrs.get(key)

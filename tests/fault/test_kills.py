@@ -118,6 +118,7 @@ CALLS = {
     "apply.tag": (1, 2, 4, 5),
     "apply.times": (1, 4),
     "apply.times.directory": (1, 6, 8, 10),
+    "apply.open": (1, 2),
     "apply.mkdir": (1, 2),
     "apply.symlink": (1,),
     "apply.link": (1,),

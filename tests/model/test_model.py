@@ -26,6 +26,7 @@ from fusejournal.backing import syscalls
 from fusejournal.state import load_state
 from tests.support.layer import Layer
 from tests.support.trees import difference, fids, image, rebuild
+from tests.support.workload import CAPABILITIES
 
 pytestmark = pytest.mark.mount
 
@@ -281,6 +282,10 @@ class Twins(RuleBasedStateMachine):
     def set_acl(self, path: bytes, uid: int, kind: str, user: int, mask: int) -> None:
         value = _acl(user, mask)
         self.both(lambda root: os.setxattr(root + path, f"system.posix_acl_{kind}", value), uid)
+
+    @rule(path=PATHS, uid=CALLERS, value=st.sampled_from(CAPABILITIES))
+    def set_capability(self, path: bytes, uid: int, value: bytes) -> None:
+        self.both(lambda root: os.setxattr(root + path, "security.capability", value), uid)
 
     # -- looking -----------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ strings, one an operation; zeros make MARKs, so that hypothesis can shrink what 
 import errno
 import hashlib
 import os
+import struct
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from fusejournal.journal.index import write_index
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.writing import JournalOptions
+from fusejournal.layer.permissions import NewMode, new_mode
 from fusejournal.operations import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -56,6 +58,13 @@ UUID_OF_WORKLOADS = UUID("89abcdef-0123-4567-89ab-cdef01234567")
 
 NAMES = (b"a", b"b", b"c", b"\xff\xfe", "ä ö".encode(), b"a*[")
 XATTRS = (b"user.one", b"user.two")
+CAPABILITY = b"security.capability"
+ACCESS_ACL, DEFAULT_ACL = b"system.posix_acl_access", b"system.posix_acl_default"
+CAPABILITIES = (
+    struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0),
+    struct.pack("<6I", 0x03000001, 1 << 13, 0, 0, 0, 1000),
+)
+"""Of both versions that the kernel hands out: capabilities(7)."""
 UIDS = (0, 1000, 1001)
 
 _MODES = (0o644, 0o600, 0o755, 0o4755, 0o2770, 0o1777)
@@ -98,6 +107,10 @@ class Model:
         self.files: dict[Fid, File] = {ROOT_FID: File(S_IFDIR, 0o755, 0, 0, 0)}
         self.names: dict[Place, Fid] = {}
         self._places: dict[Fid, list[Place]] | None = None
+
+    def become(self, other: "Model") -> None:
+        """Be what *other* is."""
+        self.files, self.names, self._places = dict(other.files), dict(other.names), None
 
     def copy(self) -> "Model":
         """The same again, to be changed by itself."""
@@ -238,23 +251,36 @@ class Model:
             case Write():
                 self._set(fid, content=_overwritten(file.content, operation.offset, data))
                 self._set(fid, mtime_ns=time_ns, mode=operation.mode)
+                if data:
+                    self._set_xattr(fid, CAPABILITY, None)
             case Truncate():
                 content = file.content[: operation.size].ljust(operation.size, b"\0")
                 self._set(fid, content=content, mtime_ns=time_ns, mode=operation.mode)
+                self._set_xattr(fid, CAPABILITY, None)
             case ImportData():
                 self._set(fid, content=_overwritten(file.content, operation.offset, data))
                 self._set(fid, mtime_ns=operation.mtime_ns)
             case Setattr():
                 _, mode, uid, gid, _, mtime_ns = operation
                 self._set(fid, mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns)
-            case Setxattr():
-                xattrs = {**dict(file.xattrs), operation.name: operation.value}
-                self._set(fid, xattrs=tuple(xattrs.items()))
-            case Removexattr():
-                if operation.name not in dict(file.xattrs):
+                if (uid is not None or gid is not None) and file.type != S_IFDIR:
+                    self._set_xattr(fid, CAPABILITY, None)
+                acl = dict(file.xattrs).get(ACCESS_ACL)
+                if mode is not None and acl is not None:
+                    self._set_xattr(fid, ACCESS_ACL, _acl_with_mode(acl, mode))
+            case Setxattr(name=name, value=value):
+                if name == ACCESS_ACL:
+                    self._set(fid, mode=file.mode & ~0o777 | mode_of_acl(value))
+                is_mode_alone = name == ACCESS_ACL and len(_acl_entries(value)) == 3
+                self._set_xattr(fid, name, None if is_mode_alone else value)
+            case Removexattr(name=name):
+                if name not in dict(file.xattrs) and name not in _FREELY_REMOVED:
                     raise Refused(errno.ENODATA, "no such attribute")
-                left = tuple(one for one in file.xattrs if one[0] != operation.name)
-                self._set(fid, xattrs=left)
+                self._set_xattr(fid, name, None)
+
+    def _set_xattr(self, fid: Fid, name: bytes, value: bytes | None) -> None:
+        left = {key: old for key, old in self.files[fid].xattrs if key != name}
+        self._set(fid, xattrs=tuple((left | ({} if value is None else {name: value})).items()))
 
     def _rename(self, operation: Rename, time_ns: int) -> None:
         fid, parent, name, new_parent, new_name, flags, replaced = operation
@@ -316,12 +342,68 @@ class Model:
             raise Refused(errno.ENOTEMPTY, "not empty")
 
 
+_FREELY_REMOVED = (CAPABILITY, ACCESS_ACL, DEFAULT_ACL)
+_ACL_ENTRY = struct.Struct("<HHI")
+_USER_OBJ, _USER, _GROUP_OBJ, _MASK, _OTHER = 1, 2, 4, 16, 32
+
+
+def make_acl(owner: int, user: int, group: int, mask: int | None, other: int) -> bytes:
+    """An ACL in the xattr's own format; with a *mask*, also for a named user."""
+    entries = [(_USER_OBJ, owner, -1), (_GROUP_OBJ, group, -1), (_OTHER, other, -1)]
+    if mask is not None:
+        entries += [(_USER, user, 1000), (_MASK, mask, -1)]
+    packed = (
+        _ACL_ENTRY.pack(tag, rights, who & 0xFFFFFFFF) for tag, rights, who in sorted(entries)
+    )
+    return struct.pack("<I", 2) + b"".join(packed)
+
+
+def _acl_entries(acl: bytes) -> dict[int, tuple[int, int]]:
+    return {tag: (rights, who) for tag, rights, who in _ACL_ENTRY.iter_unpack(acl[4:])}
+
+
+def mode_of_acl(acl: bytes) -> int:
+    """The nine permission bits that go with an access ACL."""
+    entries = _acl_entries(acl)
+    group = entries.get(_MASK) or entries[_GROUP_OBJ]
+    return entries[_USER_OBJ][0] << 6 | group[0] << 3 | entries[_OTHER][0]
+
+
+def _acl_with_mode(acl: bytes, mode: int) -> bytes:
+    """What chmod(2) makes of an access ACL."""
+    entries = _acl_entries(acl)
+    bits = {
+        _USER_OBJ: mode >> 6,
+        _MASK if _MASK in entries else _GROUP_OBJ: mode >> 3,
+        _OTHER: mode,
+    }
+    packed = (
+        _ACL_ENTRY.pack(tag, bits[tag] & 7 if tag in bits else rights, who)
+        for tag, (rights, who) in entries.items()
+    )
+    return acl[:4] + b"".join(packed)
+
+
+_ACLS = (
+    make_acl(7, 6, 5, 4, 1),
+    make_acl(6, 7, 4, 7, 0),
+    make_acl(7, 0, 5, None, 5),
+)
+
+
+def _acls_of(acl: bytes | None, default_acl: bytes | None) -> tuple[tuple[bytes, bytes], ...]:
+    pairs = ((ACCESS_ACL, acl), (DEFAULT_ACL, default_acl))
+    return tuple((name, value) for name, value in pairs if value is not None)
+
+
 def _new_file(operation: Create | Mkdir | Symlink | Import, time_ns: int) -> File:
     match operation:
-        case Create(mode=mode, uid=uid, gid=gid, rdev=rdev):
-            return File(S_IFMT(mode), S_IMODE(mode), uid, gid, time_ns, rdev)
-        case Mkdir(mode=mode, uid=uid, gid=gid):
-            return File(S_IFDIR, S_IMODE(mode), uid, gid, time_ns)
+        case Create(mode=mode, uid=uid, gid=gid, rdev=rdev, acl=acl):
+            xattrs = _acls_of(acl, None)
+            return File(S_IFMT(mode), S_IMODE(mode), uid, gid, time_ns, rdev, xattrs=xattrs)
+        case Mkdir(mode=mode, uid=uid, gid=gid, acl=acl, default_acl=default_acl):
+            xattrs = _acls_of(acl, default_acl)
+            return File(S_IFDIR, S_IMODE(mode), uid, gid, time_ns, xattrs=xattrs)
         case Symlink(target=target, uid=uid, gid=gid):
             return File(S_IFLNK, 0o777, uid, gid, time_ns, target=target)
     return File(
@@ -440,18 +522,18 @@ class _Builder:
         self.time_ns = _FIRST_TIME_NS
         self.kinds = [
             *[self.mark] * 4,
-            *[self.create] * 40,
-            *[self.mkdir] * 34,
+            *[self.create] * 38,
+            *[self.mkdir] * 28,
             *[self.symlink] * 8,
-            *[self.link] * 20,
+            *[self.link] * 16,
             *[self.unlink] * 22,
             *[self.rmdir] * 10,
-            *[self.rename] * 54,
+            *[self.rename] * 44,
             *[self.write] * 24,
-            *[self.truncate] * 10,
+            *[self.truncate] * 12,
             *[self.setattr] * 12,
-            *[self.setxattr] * 9,
-            *[self.removexattr] * 5,
+            *[self.setxattr] * 26,
+            *[self.removexattr] * 8,
             *[self.restart] * 4,
         ]
         assert len(self.kinds) == 256
@@ -515,12 +597,21 @@ class _Builder:
         size = dice.one_of(_SIZES) if what == S_IFREG else 0
         uid = dice.one_of(UIDS)
         xattrs: tuple[tuple[bytes, bytes], ...] = ()
+        mode = what | dice.one_of(_MODES)
         if what in (S_IFREG, S_IFDIR) and dice.maybe(100):
-            xattrs = ((XATTRS[0], b"first"),)
+            found = {XATTRS[0]: b"first"}
+            if dice.maybe(128):
+                found[CAPABILITY] = dice.one_of(CAPABILITIES)
+            if dice.maybe(100):
+                found[ACCESS_ACL] = dice.one_of(_ACLS[:2])
+                mode = mode & ~0o777 | mode_of_acl(found[ACCESS_ACL])
+            if what == S_IFDIR and dice.maybe(128):
+                found[DEFAULT_ACL] = dice.one_of(_ACLS)
+            xattrs = tuple(sorted(found.items()))
         fid = self._new_fid()
         mtime_ns = dice.one_of(_TIMES_NS)
         operation = Import(
-            fid, *place, what | dice.one_of(_MODES), uid, uid, 0, size, mtime_ns,
+            fid, *place, mode, uid, uid, 0, size, mtime_ns,
             b"to/where" if what == S_IFLNK else None, xattrs, size == 0,
         )  # fmt: skip
         self.add(operation, nobody, 1)
@@ -575,16 +666,21 @@ class _Builder:
         what = dice.one_of((S_IFREG, S_IFREG, S_IFREG, S_IFREG, S_IFIFO, S_IFSOCK, S_IFCHR))
         rdev = os.makedev(1, 3) if what == S_IFCHR else 0
         uid = dice.one_of(UIDS)
-        mode = what | dice.one_of(_MODES)
-        return Create(self._new_fid(), *place, mode, uid, uid, rdev, None), b""
+        mode, acl, _ = self._new_mode(place[0], what | dice.one_of(_MODES))
+        return Create(self._new_fid(), *place, mode, uid, uid, rdev, acl), b""
 
     def mkdir(self, dice: _Dice) -> Made:
         place = self._free(dice)
         if place is None:
             return None
         uid = dice.one_of(UIDS)
-        mode = S_IFDIR | dice.one_of(_MODES)
-        return Mkdir(self._new_fid(), *place, mode, uid, uid, None, None), b""
+        mode, *acls = self._new_mode(place[0], S_IFDIR | dice.one_of(_MODES))
+        return Mkdir(self._new_fid(), *place, mode, uid, uid, *acls), b""
+
+    def _new_mode(self, parent: Fid, mode: int) -> NewMode:
+        """Mode and ACLs of what is made with *mode* in *parent*."""
+        directory = self.model.files[parent]
+        return new_mode(mode, 0, directory.mode, dict(directory.xattrs).get(DEFAULT_ACL))
 
     def symlink(self, dice: _Dice) -> Made:
         place = self._free(dice)
@@ -676,7 +772,11 @@ class _Builder:
 
     def setxattr(self, dice: _Dice) -> Made:
         fid = dice.one_of(self._files(S_IFREG, S_IFDIR))
-        return Setxattr(fid, dice.one_of(XATTRS), dice.one_of((b"", b"1", b"\0\xff"))), b""
+        name = dice.one_of((XATTRS[0], CAPABILITY, ACCESS_ACL, DEFAULT_ACL, XATTRS[1], CAPABILITY))
+        if name == DEFAULT_ACL and not self.model.is_directory(fid):
+            name = CAPABILITY
+        values = {CAPABILITY: CAPABILITIES, ACCESS_ACL: _ACLS, DEFAULT_ACL: _ACLS}
+        return Setxattr(fid, name, dice.one_of(values.get(name, (b"", b"1", b"\0\xff")))), b""
 
     def removexattr(self, dice: _Dice) -> Made:
         files = [fid for fid, file in self.model.files.items() if file.xattrs]
@@ -728,11 +828,13 @@ def make_file(fid: Fid, parent: Fid, name: bytes) -> Create:
 _ROLLS = st.binary(min_size=12, max_size=12)
 
 
-def workloads(min_size: int = 20, max_size: int = 120) -> st.SearchStrategy[Workload]:
-    """Workloads of so many operations."""
+def workloads(
+    min_size: int = 20, max_size: int = 120, imports: int = 8
+) -> st.SearchStrategy[Workload]:
+    """Workloads of so many operations, after at most so many *imports*."""
     return st.builds(
         make_workload,
-        st.lists(_ROLLS, max_size=8),
+        st.lists(_ROLLS, max_size=imports),
         st.lists(_ROLLS, min_size=min_size, max_size=max_size),
         st.sampled_from((10, 4, 25, 1000)),
         st.binary(min_size=1, max_size=4),

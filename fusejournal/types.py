@@ -54,6 +54,19 @@ def clamp_time(time_ns: int) -> int:
     return min(max(time_ns, TIME_MIN_NS), TIME_MAX_NS)
 
 
+def time_to_word(time_ns: int) -> int:
+    """A time that every supported backing can hold, in 64 bits."""
+    return time_ns & (1 << 64) - 1
+
+
+def word_to_time(word: int) -> int:
+    """The time that :func:`time_to_word` made *word* of."""
+    return word if word <= TIME_MAX_NS else word - (1 << 64)
+
+
+assert time_to_word(TIME_MIN_NS) > TIME_MAX_NS
+
+
 def first_fid(epoch: Epoch) -> Fid:
     """The first fid that *epoch* may give to a new file."""
     return Fid(((epoch - 1) << EPOCH_SHIFT) + 2)

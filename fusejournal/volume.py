@@ -39,7 +39,7 @@ from fusejournal.operations import (
     TreeOperation,
     Void,
 )
-from fusejournal.types import NOBODY_ASKED, Fid, Seq, Who
+from fusejournal.types import NOBODY_ASKED, Fid, Seq, Who, clamp_time
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +207,8 @@ class Volume:
         return seq
 
     def tag_imported(self, operation: Import, handle: bytes) -> None:
-        """Write the fid to the object that *operation* imports, leaving its times alone."""
+        """Write the fid to the object that *operation* imports, leaving its times alone; but an
+        mtime that not every backing can hold becomes the one that is journaled."""
         fd = os.open(
             operation.name,
             os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC,
@@ -216,6 +217,9 @@ class Volume:
         try:
             storage.reached("import.tag")
             self.tree.tag(syscalls.descriptor_path(fd), operation.fid, handle)
+            mtime_ns = os.fstat(fd).st_mtime_ns
+            if mtime_ns != clamp_time(mtime_ns):
+                syscalls.set_times(fd, None, clamp_time(mtime_ns))
         finally:
             os.close(fd)
 

@@ -62,8 +62,9 @@ from fusejournal.operations import (
     Operation,
     Removexattr,
     Setxattr,
+    Symlink,
 )
-from fusejournal.types import Epoch, Fid, Seq, Who
+from fusejournal.types import EPOCH_MAX, TIME_MAX_NS, TIME_MIN_NS, Epoch, Fid, Seq, Who
 
 FORMAT_VERSION: Final = 1
 SEGMENT_MAGIC: Final = b"\x89FJS\r\n\x1a\n"
@@ -93,6 +94,11 @@ _pack = msgpack.Packer(use_bin_type=True).pack
 class FormatError(ValueError):
     """Bytes that are no journal; the caller knows the segment and offset and raises what users
     see."""
+
+
+class NewerEntryError(FormatError):
+    """An entry that is whole, and of a kind or with fields that only a later version of this
+    program knows: no damage."""
 
 
 class SegmentHeader(NamedTuple):
@@ -168,8 +174,13 @@ class Frame(NamedTuple):
 def encode_payload(
     operation: Operation, who: Who, time_ns: int, paths: dict[Fid, bytes] | None
 ) -> bytes:
-    """The msgpack payload of an entry."""
-    return _pack((int(operation.kind), time_ns, *who, paths, *operation))  # type: ignore[no-any-return]
+    """The msgpack payload of an entry. Raises FormatError where :func:`decode_payload` would."""
+    fields = (int(operation.kind), time_ns, *who, paths, *operation)
+    _check(fields, operation)
+    try:
+        return _pack(fields)  # type: ignore[no-any-return]
+    except ValueError as error:
+        raise FormatError(f"an entry that cannot be packed: {error}") from None
 
 
 def encode_frame(
@@ -275,6 +286,11 @@ def kind_of(frame: Frame) -> Kind | None:
         return None
 
 
+def _is_path(path: bytes) -> bool:
+    """Whether *path* is one from the volume's root (empty: the root itself) by names alone."""
+    return not path or (b"\0" not in path and not _NO_NAMES.intersection(path.split(b"/")))
+
+
 def _is_name(name: bytes) -> bool:
     return (
         b"/" not in name
@@ -304,23 +320,37 @@ def decode_entry(frame: Frame) -> Entry:
 def decode_payload(
     payload: bytes | memoryview,
 ) -> tuple[int, Who, dict[Fid, bytes] | None, Operation]:
-    """Time, caller, paths and operation of an entry's *payload*. Raises FormatError."""
+    """Time, caller, paths and operation of an entry's *payload*. Raises FormatError, and
+    NewerEntryError where only its kind, or a field beyond the known ones, is not known."""
     try:
         fields = msgpack.unpackb(payload, use_list=False, strict_map_key=False, raw=False)
     except (ValueError, TypeError, OverflowError) as error:
         raise FormatError(f"the payload is not msgpack: {error}") from None
     if type(fields) is not tuple or len(fields) < _PREFIX_FIELDS:
         raise FormatError("the payload is not an entry")
-    kind, time_ns, _, _, _, paths = fields[:_PREFIX_FIELDS]
+    kind = fields[0]
     cls = _CLASSES.get(kind) if type(kind) is int else None
     if cls is None:
-        raise FormatError(f"an entry of unknown kind {kind!r}")
+        if type(kind) is int and 0 < kind <= _KIND_MAX:
+            raise NewerEntryError(f"an entry of kind {kind}")
+        raise FormatError(f"an entry of impossible kind {kind!r}")
     operation = _new(cls, fields[_PREFIX_FIELDS:])
     if len(operation) != len(cls._fields):
+        if len(operation) > len(cls._fields):
+            raise NewerEntryError(f"{cls.__name__} with {len(operation)} fields")
         try:
             operation = cls(*operation)  # the last ones may have defaults
         except TypeError:
             raise FormatError(f"{cls.__name__} with {len(operation)} fields") from None
+    _check(fields, operation)
+    return fields[1], _new(Who, fields[2:5]), fields[5], operation
+
+
+def _check(fields: tuple[Any, ...], operation: Any) -> None:
+    """Whether an entry, as its payload has it and with its *operation*, is one that this program
+    reads and carries out. Asked for what is written and for what is read alike, so that nothing
+    can be written that is not read. Raises FormatError."""
+    kind, time_ns, uid, gid, pid, paths = fields[:_PREFIX_FIELDS]
     # What types the fields have is looked up as a whole, for most entries look like others.
     types = tuple(map(type, fields))
     if types not in _GOOD_TYPES[kind]:
@@ -328,10 +358,13 @@ def decode_payload(
         _GOOD_TYPES[kind].add(types)
     if not -_NUMBER_MAX <= time_ns <= _NUMBER_MAX:
         raise FormatError(f"a time of {time_ns} cannot be")
-    for index, least in _NUMBERS[kind]:
+    if not (0 <= uid <= _ID_MAX and 0 <= gid <= _ID_MAX and 0 <= pid <= _ID_MAX):
+        raise FormatError(f"a caller with uid {uid}, gid {gid}, pid {pid} cannot be")
+    for index, least, most in _NUMBERS[kind]:
         number = operation[index]
-        if number is not None and not least <= number <= _NUMBER_MAX:
-            raise FormatError(f"{cls.__name__}.{cls._fields[index]} cannot be {number}")
+        if number is not None and not least <= number <= most:
+            name = type(operation)._fields[index]
+            raise FormatError(f"{type(operation).__name__}.{name} cannot be {number}")
     for index in _NAMES[kind]:
         name = operation[index]
         if not _is_name(name):
@@ -342,7 +375,8 @@ def decode_payload(
         for fid, path in paths.items():
             if type(fid) is not int or type(path) is not bytes or not 0 < fid <= _NUMBER_MAX:
                 raise FormatError("the payload's paths are no paths")
-    return time_ns, _new(Who, fields[2:5]), paths, operation
+            if not _is_path(path):
+                raise FormatError(f"{path!r} cannot be a path in the volume")
 
 
 # Which types each kind's fields may have, from the annotations, so that later code need not doubt
@@ -377,26 +411,37 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def _least(field: str) -> int:
-    if field in ("atime_ns", "mtime_ns"):
-        return -(2**63) + 1
-    return 1 if field in ("fid", "parent", "new_parent") else 0
-
-
 _NUMBER_MAX: Final = 2**63 - 1
+_ID_MAX: Final = 2**32 - 1
+_KIND_MAX: Final = 63
+"""Kinds that may come yet: an index's mask of kinds has as many bits."""
+_LIMITS: Final[dict[str, tuple[int, int]]] = {
+    **dict.fromkeys(("fid", "parent", "new_parent"), (1, _NUMBER_MAX)),
+    **dict.fromkeys(("uid", "gid", "rdev", "flags"), (0, _ID_MAX)),
+    **dict.fromkeys(("atime_ns", "mtime_ns"), (TIME_MIN_NS, TIME_MAX_NS)),
+    "mode": (0, 0o177777),
+    "errno": (0, 2**31 - 1),
+    "epoch": (1, EPOCH_MAX),
+}
+"""The least and the most that a number can be, where that is not 0 and ``_NUMBER_MAX``: what the
+system calls that carry the operation out take."""
+_TARGET_BYTES_MAX: Final = 4095
 _NAME_BYTES_MAX: Final = 255
 _NO_NAMES: Final = frozenset({b"", b".", b".."})
 _FILE_NAMES: Final = frozenset({"name", "new_name"})
 _NO_FILE_NAMES: Final = frozenset({Kind.SETXATTR, Kind.REMOVEXATTR, Kind.MARK})
-_CHECKED_FURTHER: Final = frozenset({int(Kind.SETXATTR), int(Kind.REMOVEXATTR), int(Kind.IMPORT)})
+_CHECKED_FURTHER: Final = frozenset(
+    map(int, (Kind.SETXATTR, Kind.REMOVEXATTR, Kind.IMPORT, Kind.SYMLINK))
+)
 
 # By kind, so that an entry is checked without a look at its class: the class, the type signatures
-# seen to be good, the fields that are numbers with the least each can be, those that are names.
+# seen to be good, the fields that are numbers with the least and most each can be, those that are
+# names.
 _CLASSES: Final[dict[int, Any]] = {int(kind): cls for kind, cls in OPERATIONS.items()}
 _GOOD_TYPES: Final[dict[int, set[tuple[type, ...]]]] = {kind: set() for kind in _CLASSES}
 _NUMBERS: Final = {
     kind: tuple(
-        (index, _least(field))
+        (index, *_LIMITS.get(field, (0, _NUMBER_MAX)))
         for index, field in enumerate(cls._fields)
         if int in _FIELD_TYPES[field]
     )
@@ -426,11 +471,23 @@ def _check_types(operation: Operation, fields: tuple[Any, ...]) -> None:
 
 def _check_further(operation: Operation) -> None:
     if isinstance(operation, Setxattr | Removexattr):
-        name = operation.name
-        if not 0 < len(name) <= _NAME_BYTES_MAX or b"\0" in name:
-            raise FormatError(f"{name!r} cannot be an attribute's name")
-    elif isinstance(operation, Import) and not all(
-        type(pair) is tuple and len(pair) == 2 and all(type(part) is bytes for part in pair)
-        for pair in operation.xattrs
-    ):
-        raise FormatError("Import.xattrs are no pairs")
+        _check_xattr_name(operation.name)
+    elif isinstance(operation, Symlink):
+        _check_target(operation.target)
+    elif isinstance(operation, Import):
+        for pair in operation.xattrs:
+            if type(pair) is not tuple or tuple(map(type, pair)) != (bytes, bytes):
+                raise FormatError("Import.xattrs are no pairs")
+            _check_xattr_name(pair[0])
+        if operation.target is not None:
+            _check_target(operation.target)
+
+
+def _check_xattr_name(name: bytes) -> None:
+    if not 0 < len(name) <= _NAME_BYTES_MAX or b"\0" in name:
+        raise FormatError(f"{name!r} cannot be an attribute's name")
+
+
+def _check_target(target: bytes | None) -> None:
+    if not target or len(target) > _TARGET_BYTES_MAX or b"\0" in target:
+        raise FormatError("a symbolic link's target that cannot be")

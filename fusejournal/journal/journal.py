@@ -199,8 +199,9 @@ class Journal:
         """Append one entry; when this returns it is in the kernel's hands. *path_of* tells a fid's
         path as it is now.
 
-        Raises JournalFullError (nothing was written), JournalFailedError (the journal is dead), or
-        OSError EFBIG (nothing was written, for the entry is larger than the format allows).
+        What no reader would take is refused, with nothing written: OSError EFBIG where the entry is
+        larger than the format allows, EINVAL where a field cannot be what it is. Raises also
+        JournalFullError (nothing was written) and JournalFailedError (the journal is dead).
         """
         if self._failure is not None:
             raise JournalFailedError(self._failure)
@@ -209,7 +210,7 @@ class Journal:
         assert current is not None, "the journal is open for reading only"
         assert time_ns > self.last_time_ns, "entry times must grow"
         paths = self._paths(current, operation, path_of)
-        payload = encode_payload(operation, who, time_ns, paths)
+        payload = _encode(operation, who, time_ns, paths)
         if len(payload) > PAYLOAD_BYTES_MAX or len(data) > DATA_BYTES_MAX:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))  # no reader would take it
         need = len(payload) + len(data) + 32
@@ -222,7 +223,7 @@ class Journal:
             if rolled is not None:
                 current = rolled
                 paths = self._paths(current, operation, path_of)
-                payload = encode_payload(operation, who, time_ns, paths)
+                payload = _encode(operation, who, time_ns, paths)
                 need = len(payload) + len(data) + 32
         seq = Seq(self.head_seq + 1)
         head, chain = encode_frame(payload, data, seq, self.durable_seq, self.chain)
@@ -500,6 +501,16 @@ class Journal:
         compressed = path.with_suffix(COMPRESSED_SUFFIX)
         compress_file(path, compressed, self.options.compress_level)
         self._sealed_bytes[first_seq_of(path)] = compressed.stat().st_size
+
+
+def _encode(
+    operation: Operation, who: Who, time_ns: int, paths: dict[Fid, bytes] | None
+) -> bytes:
+    """The payload of an entry. Raises OSError EINVAL where no reader would take it."""
+    try:
+        return encode_payload(operation, who, time_ns, paths)
+    except FormatError as error:
+        raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {error}") from None
 
 
 def _seal(path: Path) -> None:

@@ -51,14 +51,14 @@ from fusejournal.operations import (
 )
 from fusejournal.replay.root_attributes import ACCESS_ACL, RootAttributes
 from fusejournal.replay.scratch import TREE, Scratch, Spot, beside, find_spot
-from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.types import ROOT_FID, Fid, Seq, clamp_time, time_to_word, word_to_time
 
 _DESCRIPTORS_MAX = 512
 _REPLAY = "fusejournal-replay"
 _PROGRESS_FILE = "progress"
 _ROOT_FILE = "root.json"
 _PROGRESS = struct.Struct("<QQ")
-_BEFORE = struct.Struct("<QQq")
+_BEFORE = struct.Struct("<QQQ")
 _MTIME_KEPT = frozenset({Kind.IMPORT, Kind.IMPORT_LINK})
 _NOTED = _MTIME_KEPT | {Kind.LINK, Kind.UNLINK, Kind.RMDIR, Kind.RENAME}
 """Operations of which only a look at inode numbers or times tells whether they were done."""
@@ -424,9 +424,10 @@ class Target:
         other = self.catalog.node(operation.replaced) if isinstance(operation, Rename) else None
         mtime_ns = 0
         if operation.kind in _MTIME_KEPT:
-            mtime_ns = self.tree.stat(operation.parent).st_mtime_ns  # type: ignore[union-attr]
+            stat = self.tree.stat(operation.parent)  # type: ignore[union-attr]
+            mtime_ns = clamp_time(stat.st_mtime_ns)
         inos = (one.ino if one is not None else 0 for one in (node, other))
-        _BEFORE.pack_into(self._progress, _PROGRESS.size, *inos, mtime_ns)
+        _BEFORE.pack_into(self._progress, _PROGRESS.size, *inos, time_to_word(mtime_ns))
 
     def _recall(self, operation: TreeOperation) -> None:
         """Before an operation is settled: what :meth:`_note` kept. Its names may be others by now,
@@ -434,7 +435,7 @@ class Target:
         self._has_unbound = True
         if operation.kind not in _NOTED:
             return
-        *inos, mtime_ns = _BEFORE.unpack_from(self._progress, _PROGRESS.size)
+        *inos, word = _BEFORE.unpack_from(self._progress, _PROGRESS.size)
         fids = (operation.fid, getattr(operation, "replaced", Fid(0)))
         for fid, ino in zip(fids, inos, strict=True):
             node = self.catalog.node(fid)
@@ -444,7 +445,7 @@ class Target:
         if operation.kind in _MTIME_KEPT:
             directory: Fid = operation.parent  # type: ignore[union-attr]
             self.bind(directory)
-            syscalls.set_times(self.tree.descriptor(directory), None, mtime_ns)
+            syscalls.set_times(self.tree.descriptor(directory), None, word_to_time(word))
 
     def _bind(self, operation: TreeOperation) -> None:
         """Make sure of the files that were in the target before: their inode numbers are not

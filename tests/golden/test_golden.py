@@ -4,17 +4,22 @@ import json
 from pathlib import Path
 from unittest import mock
 
+from fusejournal.journal.index import build_index
 from fusejournal.journal.journal import Journal
+from fusejournal.journal.reader import END
 from fusejournal.journal.segment import SegmentReader, list_segments
+from fusejournal.journal.verify import verify
 from fusejournal.journal.writing import JournalOptions
-from fusejournal.types import Seq, Who
+from fusejournal.operations import Setattr
+from fusejournal.types import TIME_MAX_NS, TIME_MIN_NS, Seq, Who
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples
 
-_VERSION_1 = Path(__file__).parent / "journal-v1.json"
+_HERE = Path(__file__).parent
 
 
-def _golden() -> bytes:
-    return bytes.fromhex("".join(json.loads(_VERSION_1.read_text())["segment"]))
+def _golden(name: str = "journal-v1") -> bytes:
+    text = (_HERE / f"{name}.json").read_text()
+    return bytes.fromhex("".join(json.loads(text)["segment"]))
 
 
 def test_version_1_is_read(tmp_path: Path) -> None:
@@ -32,6 +37,25 @@ def test_version_1_is_read(tmp_path: Path) -> None:
     ]
     assert entries[1].paths == {1: b""}
     assert entries[5].paths is None  # its directory was made in this segment
+
+
+def test_times_after_2262_are_read(tmp_path: Path) -> None:
+    """They were written for as long as the layer has been there, and not always read."""
+    (tmp_path / "00000000000000000001.fj").write_bytes(_golden("journal-v1-late-times"))
+    journal = Journal.open(tmp_path, UUID_OF_TESTS, JournalOptions(), unclean_machine=False)
+    assert journal.ends_clean
+    entries = list(journal.reader.read(Seq(1), END))
+    times = [getattr(entry.operation, "mtime_ns", None) for entry in entries]
+    late = 10_413_792_000 * 10**9
+    assert times == [None, TIME_MAX_NS, TIME_MAX_NS, TIME_MAX_NS, None, None, late, None, None]
+    operation = entries[7].operation
+    assert isinstance(operation, Setattr)
+    assert operation.atime_ns == TIME_MIN_NS
+    (path,) = list_segments(tmp_path)
+    with SegmentReader(path) as reader:
+        assert build_index(reader).entries == len(entries)
+    assert verify([path], None, lambda done, total: None, deep=True).damages == []
+    journal.close()
 
 
 def test_version_1_is_written(tmp_path: Path) -> None:

@@ -24,11 +24,17 @@ from fusejournal.journal.segment import BadFrameError, SegmentReader, list_segme
 from fusejournal.journal.verify import verify
 from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import Operation
-from fusejournal.types import Epoch, Fid, Seq, Who
+from fusejournal.types import TIME_MIN_NS, Epoch, Fid, Seq, Who
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, operations, whos, write_samples
 
 _U64 = st.integers(0, 2**64 - 1)
 _FIDS = st.integers(1, 2**63 - 1).map(Fid)
+_PATHS = st.lists(
+    st.binary(min_size=1, max_size=9).filter(
+        lambda name: not {0, 47}.intersection(name) and name not in (b".", b"..")
+    ),
+    max_size=5,
+).map(b"/".join)
 _TIMES = st.integers(-(2**63) + 1, 2**63 - 1)
 
 
@@ -36,7 +42,7 @@ _TIMES = st.integers(-(2**63) + 1, 2**63 - 1)
     operation=operations(),
     who=whos(),
     time_ns=_TIMES,
-    paths=st.none() | st.dictionaries(_FIDS, st.binary(max_size=50), max_size=3),
+    paths=st.none() | st.dictionaries(_FIDS, _PATHS, max_size=3),
     data=st.binary(max_size=300),
     seq=_U64,
     flushed=_U64,
@@ -209,7 +215,13 @@ def test_a_block_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
         (8, -5, 0, None),
         (8, 5, -1, None),
         (17, 2**63, "x"),
-        (10, 5, None, None, None, None, 2**63),
+        (10, 5, None, None, None, None, 2**64 - 1),
+        (10, 5, None, None, None, TIME_MIN_NS - 1, None),
+        (10, 5, 0o200000, None, None, None, None),
+        (10, 5, None, 2**32, None, None, None),
+        (3, 3, 1, b"l", b"", 0, 0),
+        (3, 3, 1, b"l", b"a\0b", 0, 0),
+        (11, 5, b"", b"value"),
         (18, b"bytes"),
     ],
 )
@@ -219,6 +231,23 @@ def test_well_formed_nonsense_is_refused(fields: tuple[object, ...]) -> None:
     packed = msgpack.packb((fields[0], 5, 0, 0, 0, None, *fields[1:]))
     with pytest.raises(FormatError):
         decode_payload(packed)
+
+
+@pytest.mark.parametrize("path", [b"..", b"a/../b", b"/etc/passwd", b"a//b", b"a/", b".", b"a\0b"])
+def test_a_path_out_of_the_volume_is_refused(path: bytes) -> None:
+    import msgpack
+
+    packed = msgpack.packb((6, 5, 0, 0, 0, {3: path}, 5, 3, b"name"))
+    with pytest.raises(FormatError, match="cannot be a path"):
+        decode_payload(packed)
+
+
+@pytest.mark.parametrize("caller", [(-1, 0, 0), (0, 2**32, 0), (0, 0, 2**64 - 1)])
+def test_a_caller_who_cannot_be_is_refused(caller: tuple[int, int, int]) -> None:
+    import msgpack
+
+    with pytest.raises(FormatError):
+        decode_payload(msgpack.packb((19, 5, *caller, None)))
 
 
 def test_an_unhashable_map_key_is_refused() -> None:

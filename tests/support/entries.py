@@ -31,7 +31,7 @@ from fusejournal.operations import (
     Void,
     Write,
 )
-from fusejournal.types import Epoch, Fid, Seq, Who
+from fusejournal.types import EPOCH_MAX, TIME_MAX_NS, TIME_MIN_NS, Epoch, Fid, Seq, Who
 
 UUID_OF_TESTS = UUID("01234567-89ab-cdef-0123-456789abcdef")
 
@@ -41,19 +41,23 @@ _U32 = st.integers(0, 2**32 - 1)
 _NAMES = st.binary(min_size=1, max_size=40).filter(
     lambda name: b"/" not in name and b"\0" not in name and name not in (b".", b"..")
 )
+_TIMES = st.integers(TIME_MIN_NS, TIME_MAX_NS)
+_TARGETS = st.binary(min_size=1, max_size=100).filter(lambda target: b"\0" not in target)
 _BY_FIELD: dict[str, st.SearchStrategy[object]] = {
     **dict.fromkeys(("fid", "parent", "new_parent"), _FIDS),
     **dict.fromkeys(("replaced", "offset", "size", "seq"), _U63),
-    **dict.fromkeys(("uid", "gid", "rdev", "flags", "errno", "written", "epoch"), _U32),
-    "mode": _U32,
+    **dict.fromkeys(("uid", "gid", "rdev", "flags", "written"), _U32),
+    "errno": st.integers(0, 2**31 - 1),
+    "epoch": st.integers(1, EPOCH_MAX),
+    "mode": st.integers(0, 0o177777),
     "name": _NAMES,
     "new_name": _NAMES,
     "value": st.binary(max_size=100),
     "acl": st.none() | st.binary(max_size=50),
     "default_acl": st.none() | st.binary(max_size=50),
-    "target": st.none() | st.binary(max_size=100),
-    "atime_ns": st.none() | st.integers(-(2**62), 2**62),
-    "mtime_ns": st.integers(-(2**62), 2**62),
+    "target": _TARGETS,
+    "atime_ns": st.none() | _TIMES,
+    "mtime_ns": _TIMES,
     "xattrs": st.lists(st.tuples(_NAMES, st.binary(max_size=30)), max_size=3).map(tuple),
     "complete": st.booleans(),
     "reason": st.text(max_size=20),

@@ -22,7 +22,7 @@ from fusejournal.journal.segment import SegmentReader, list_segments
 from fusejournal.journal.tail import examine
 from fusejournal.journal.verify import verify
 from fusejournal.journal.writing import JournalOptions
-from fusejournal.operations import Clean, Create, Operation, Setattr, Unlink, Void, Write
+from fusejournal.operations import Clean, Create, Operation, Setattr, Setxattr, Unlink, Void, Write
 from fusejournal.types import NOBODY_ASKED, Fid, Seq
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples
 
@@ -296,7 +296,9 @@ def test_after_a_kill_sealed_segments_are_flushed_before_they_count(tmp_path: Pa
 def test_an_entry_that_no_reader_would_take_is_refused(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path, UUID_OF_TESTS, JournalOptions())
     with pytest.raises(OSError, match="too large"):
-        append(journal, Unlink(Fid(7), Fid(1), bytes(17 << 20)))
+        append(journal, Setxattr(Fid(7), b"user.a", bytes(17 << 20)))
+    with pytest.raises(OSError, match=r"Invalid argument.*cannot be a name"):
+        append(journal, Unlink(Fid(7), Fid(1), b"a/b"))
     append(journal, Clean())
     assert [entry.seq for entry in journal.reader.read(Seq(1), Seq(5))] == [1]
 

@@ -67,6 +67,17 @@ async def _serve_one(stream: trio.SocketStream, commands: Mapping[str, Command])
             return  # a client that went away, or never asked, is its own affair
 
 
+async def serve_channel(
+    stream: trio.SocketStream, commands: Mapping[str, Command], pause_seconds: float
+) -> None:
+    """Serve *commands* to a process that holds the other end of *stream*: one request after the
+    other, with a pause after each, until it closes its end. Raises trio.BrokenResourceError when
+    that is cut."""
+    while line := await _read_line(stream):
+        await stream.send_all(json.dumps(await _answer(line, commands)).encode() + b"\n")
+        await trio.sleep(pause_seconds)
+
+
 async def _read_line(stream: trio.SocketStream) -> bytes:
     line = b""
     while not line.endswith(b"\n") and len(line) < _LINE_BYTES_MAX:

@@ -1,28 +1,48 @@
-"""Metrics in Prometheus' text format, on a local address.
+"""Metrics in Prometheus' text format, on a local address, for whoever is on this machine.
 
-A scrape asks the node for its status, as ``fusejournal status`` does, and turns it into samples:
-nothing is counted twice. The server is prometheus-client's own, in a thread, which asks the event
-loop.
+The server is a process of its own (metrics_server.py), because any user may connect to it: it has
+no privileges, and takes no descriptor, thread or memory of the layer. It inherits the listening
+socket and one end of a socket pair, on which it asks for the status in the control socket's
+protocol, and can ask for nothing else; the layer answers one request at a time, with a pause after
+each. It ends when its layer does, for the pair then has an end. (PR_SET_PDEATHSIG would not do:
+it tells of the thread that started it, and trio's threads come and go.) One that dies is followed
+by another; connections wait in the socket meanwhile.
 
-Source: https://prometheus.io/docs/instrumenting/exposition_formats/."""
+:func:`samples` turns a status, as ``fusejournal status`` gets it, into metrics: nothing is counted
+twice.
 
+Source: https://prometheus.io/docs/instrumenting/exposition_formats/; prctl(2)."""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from itertools import accumulate
-from typing import Any
+from typing import Any, Final
 
 import trio
-from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
 )
-from prometheus_client.registry import Collector
 
+from fusejournal.control import Command, serve_channel
 from fusejournal.errors import FusejournalError, UsageError
 from fusejournal.wire.address import parse_address
+
+log = logging.getLogger(__name__)
+
+_SERVER: Final = "fusejournal.replication.metrics_server"
+_BACKLOG: Final = 128
+_ANSWER_PAUSE_SECONDS: Final = 0.05
+_PAUSE_SECONDS_MIN: Final = 0.1
+_PAUSE_SECONDS_MAX: Final = 30.0
+_LASTING_SECONDS: Final = 60.0
 
 _NODE_GAUGES = {
     "head_seq": "Last entry of the journal",
@@ -76,48 +96,31 @@ STATES = (
 )
 
 
-class NodeCollector(Collector):
-    """Makes samples of what *status*, called in the event loop's thread, returns."""
-
-    def __init__(self, status: Callable[[], dict[str, Any]], token: Any) -> None:
-        self._status = status
-        self._token = token
-
-    def collect(self) -> Iterator[Metric]:
-        """See the base."""
-        try:
-            status = trio.from_thread.run_sync(self._status, trio_token=self._token)
-        except trio.RunFinishedError:
-            return
-        volume = status["name"]
-        for key, text in _NODE_GAUGES.items():
-            yield _gauge(f"fusejournal_{key}", text, ["volume"], [([volume], status[key])])
-        flushes = CounterMetricFamily(
-            "fusejournal_flush_seconds", "What flushes of the journal took", labels=["volume"]
-        )
-        flushes.add_metric([volume], status["flush_seconds"])
-        yield flushes
-        count = CounterMetricFamily(
-            "fusejournal_flushes", "Flushes of the journal", labels=["volume"]
-        )
-        count.add_metric([volume], status["flushes"])
-        yield count
-        yield _waits(volume, status["waits"])
-        yield _gauge(
-            "fusejournal_degraded",
-            "What is wrong with the volume: how many lines status has for it",
-            ["volume"],
-            [([volume], len(status["degraded"]))],
-        )
-        replication = status.get("replication")
-        if replication is not None:
-            yield from _peers(volume, replication["peers"])
-            if "mirror" in replication:
-                yield from _mirror(volume, replication["mirror"])
-
-    def describe(self) -> Iterator[Metric]:
-        """Nothing is asked of the node before the first scrape."""
-        return iter(())
+def samples(status: dict[str, Any]) -> Iterator[Metric]:
+    """The metrics that *status* holds."""
+    volume = status["name"]
+    for key, text in _NODE_GAUGES.items():
+        yield _gauge(f"fusejournal_{key}", text, ["volume"], [([volume], status[key])])
+    flushes = CounterMetricFamily(
+        "fusejournal_flush_seconds", "What flushes of the journal took", labels=["volume"]
+    )
+    flushes.add_metric([volume], status["flush_seconds"])
+    yield flushes
+    count = CounterMetricFamily("fusejournal_flushes", "Flushes of the journal", labels=["volume"])
+    count.add_metric([volume], status["flushes"])
+    yield count
+    yield _waits(volume, status["waits"])
+    yield _gauge(
+        "fusejournal_degraded",
+        "What is wrong with the volume: how many lines status has for it",
+        ["volume"],
+        [([volume], len(status["degraded"]))],
+    )
+    replication = status.get("replication")
+    if replication is not None:
+        yield from _peers(volume, replication["peers"])
+        if "mirror" in replication:
+            yield from _mirror(volume, replication["mirror"])
 
 
 def _waits(volume: str, waits: dict[str, Any]) -> Metric:
@@ -168,29 +171,66 @@ def _mirror(volume: str, mirror: dict[str, Any]) -> Iterator[Metric]:
 
 
 async def serve_metrics(listen: str, status: Callable[[], dict[str, Any]]) -> None:
-    """Serve until cancelled. Raises UsageError for an address that is not local,
-    FusejournalError when nothing can listen there."""
+    """Serve until cancelled, which ends the process that does. Raises UsageError for an address
+    that is not local, FusejournalError when nothing can listen there."""
+
+    async def answer(_: dict[str, Any]) -> dict[str, Any]:
+        return status()
+
+    with _listen(listen) as listening:
+        pause_seconds = _PAUSE_SECONDS_MIN
+        while True:
+            began = trio.current_time()
+            why = await _run_server(listening, answer)
+            if trio.current_time() - began >= _LASTING_SECONDS:
+                pause_seconds = _PAUSE_SECONDS_MIN
+            log.warning("the process that serves metrics ended, another follows: %s", why)
+            await trio.sleep(pause_seconds)
+            pause_seconds = min(pause_seconds * 2, _PAUSE_SECONDS_MAX)
+
+
+def _listen(listen: str) -> socket.socket:
     address = parse_address(listen)
     host = "127.0.0.1" if address.host in ("", "localhost") else address.host
     try:
-        local = ip_address(host).is_loopback
+        ip = ip_address(host)
     except ValueError:
-        local = False
-    if not local:
+        ip = None
+    if ip is None or not ip.is_loopback:
         raise UsageError(
             f"metrics.listen: {listen}: not an address of the loopback, and metrics have no lock: "
             "let a proxy show them elsewhere"
         )
-    registry = CollectorRegistry()
-    registry.register(NodeCollector(status, trio.lowlevel.current_trio_token()))
+    family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
     try:
-        server, thread = start_http_server(address.port, host, registry)
+        return socket.create_server((host, address.port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise FusejournalError(f"metrics.listen: {listen}: {error.strerror}") from None
-    try:
-        await trio.sleep_forever()
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(server.shutdown)
-        server.server_close()
-        thread.join()
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise FusejournalError(f"metrics.listen: {listen}: {reason}") from None
+
+
+async def _run_server(listening: socket.socket, answer: Command) -> str:
+    """Run one process to its end, and answer it. Returns why it ended."""
+    ours, theirs = trio.socket.socketpair()
+    with ours:
+        with theirs:
+            fds = listening.fileno(), theirs.fileno()
+            process = await trio.lowlevel.open_process(
+                [sys.executable, "-P", "-m", _SERVER, *map(str, fds)],
+                pass_fds=fds,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        try:
+            channel = trio.SocketStream(ours)
+            await serve_channel(channel, {"status": answer}, _ANSWER_PAUSE_SECONDS)
+            return "it closed its end"
+        except trio.BrokenResourceError:
+            return "it was cut off"
+        finally:
+            with trio.CancelScope(shield=True):
+                process.kill()
+                await process.wait()

@@ -1,11 +1,15 @@
 """The control socket: what a client may send, and what it gets."""
 
 import json
+import os
+import resource
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from fusejournal.asking import RemoteError, ask
 from fusejournal.control import serve_control
@@ -61,3 +65,63 @@ async def test_nonsense_is_answered_or_dropped(
 def test_nobody_there(tmp_path: Path) -> None:
     with pytest.raises(NotRunningError):
         ask(tmp_path, "hello")
+
+
+async def test_who_holds_connections_keeps_nobody_out(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """Far more than there is room for, each with half a request."""
+    await nursery.start(serve_control, tmp_path / "control.sock", COMMANDS)
+    held = [await trio.open_unix_socket(tmp_path / "control.sock") for _ in range(100)]
+    for stream in held:
+        with suppress(trio.BrokenResourceError):  # the oldest have been cut off
+            await stream.send_all(b'{"command":')
+    assert (await trio.to_thread.run_sync(ask, tmp_path, "hello")) == {"hello": None}
+    assert len(os.listdir("/proc/self/fd")) < 180, "the server holds as many as its clients"
+    for stream in held:
+        await stream.aclose()
+
+
+async def test_requests_at_work_are_bounded(nursery: trio.Nursery, tmp_path: Path) -> None:
+    at_work, go_on = 0, trio.Event()
+
+    async def wait(_: dict[str, Any]) -> dict[str, Any]:
+        nonlocal at_work
+        at_work += 1
+        await go_on.wait()
+        return {"at_work": at_work}
+
+    await nursery.start(serve_control, tmp_path / "control.sock", {"wait": wait})
+    streams = []
+    for _ in range(40):
+        stream = await trio.open_unix_socket(tmp_path / "control.sock")
+        await stream.send_all(b'{"command": "wait"}\n')
+        streams.append(stream)
+    refused = json.loads(await streams[-1].receive_some(1000))
+    assert "at work already" in refused["error"]
+    go_on.set()
+    assert json.loads(await streams[0].receive_some(1000)) == {"at_work": 32}
+    for stream in streams:
+        await stream.aclose()
+
+
+async def test_a_lack_of_descriptors_only_makes_callers_wait(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    await nursery.start(serve_control, tmp_path / "control.sock", COMMANDS)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    stream = await trio.open_unix_socket(tmp_path / "control.sock")
+    lowest_free = os.dup(stream.socket.fileno())
+    os.close(lowest_free)
+    # The connection itself is in the kernel's queue before the limit, and accepted after it.
+    second = trio.socket.socket(trio.socket.AF_UNIX)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (second.fileno() + 1, limits[1]))
+    try:
+        await second.connect(str(tmp_path / "control.sock"))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    await second.send(b'{"command": "hello"}\n')
+    assert json.loads(await second.recv(1000)) == {"hello": None}
+    second.close()
+    await stream.aclose()

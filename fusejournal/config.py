@@ -22,7 +22,7 @@ Sections and defaults::
     [replication]
     listen = "0.0.0.0:7710"             # where other nodes connect to; unset: where --listen
                                         # said last, if it did; "none": nowhere
-    insecure = false                    # plain connections, where both ends are on loopback
+    insecure = false                    # plain connections between root's nodes on this machine
     mirrors = 0                         # what waits for a flush also waits for so many mirrors,
     mirrors_timeout_seconds = 10.0      # and if they do not answer for so long,
     on_timeout = "degrade"              # goes on without them; or "block": waits on

@@ -81,7 +81,9 @@ _REPORT_FD = "FUSEJOURNAL_REPORT_FD"
     help="Ship the journal to this mirror (see 'peer' and 'pair'); may be repeated.",
 )
 @click.option(
-    "--insecure", is_flag=True, help="Talk to other nodes without TLS, where both are on loopback."
+    "--insecure",
+    is_flag=True,
+    help="Talk to root's other nodes on this machine without TLS (over the loopback, no tunnels).",
 )
 @click.option(
     "--durability",

@@ -19,7 +19,6 @@ _EVERYWHERE: Final = frozenset({"", "0.0.0.0", "::"})
 _ENDED: Final = {
     "failed": "the code was right, but the two were not paired",
     "expired": "nobody used the code in time: make a new one",
-    "void": "too many wrong codes were tried: make a new one",
     "closed": "the code was taken back",
 }
 

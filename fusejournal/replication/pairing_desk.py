@@ -8,7 +8,7 @@
 ``peer-pause, -resume``   name -> changed, peer
 ``pair-open``             -> id, code, node, fingerprint, listen, seconds_left; takes back the code
                           that was open
-``pair-state``            id -> state (``waiting``, ``paired``, ``failed``, ``expired``, ``void``,
+``pair-state``            id -> state (``waiting``, ``paired``, ``failed``, ``expired``,
                           ``closed``), seconds_left, wrong_tries, log (the last lines), logged (how
                           many there were in all), peer (when paired)
 ``pair-close``            id -> as pair-state
@@ -205,6 +205,11 @@ class PairingDesk:
         if self._opened is not None and self._opened.number == request.get("id"):
             self._opened.code.close()
         return await self._state(request)
+
+    def is_open(self) -> bool:
+        """Whether a code waits to be used."""
+        opened = self._opened
+        return opened is not None and opened.code.state(trio.current_time()) == "waiting"
 
     async def on_pairing(self, connection: Connection) -> None:
         """Whoever connected to be paired (for :func:`fusejournal.wire.transport.serve`). Raises

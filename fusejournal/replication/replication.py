@@ -246,6 +246,7 @@ class Replication:
             insecure=self._insecure,
             on_connection=self._greeted,
             on_pairing=self._desk.on_pairing,
+            is_pairing_open=self._desk.is_open,
             task_status=task_status,
         )
 

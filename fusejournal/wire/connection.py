@@ -6,10 +6,11 @@ on what they chose, with 8 bytes from whoever listens:
 ==============  ==================================================================================
 ``FJTLS1\\r\\n``   TLS 1.3; each shows its certificate, and the other has to know it
 ``FJPAIR1\\n``    TLS 1.3 without certificates that anybody knows, for pairing.py alone
-``FJOPEN1\\n``    nothing: both ends on this machine's loopback, and both allow it
+``FJOPEN2\\n``    nothing: both ends on this machine's loopback, and both allow it; each proves to
+                be root (plain.py)
 ``FJREADY\\n``    the listener's answer: go on. In TLS 1.3 whoever connects ends its handshake
                 before its certificate is looked at; only this says that it was taken
-``FJCLOSED``    the listener's answer to ``FJOPEN1``, in plain: not here
+``FJCLOSED``    the listener's answer to ``FJOPEN2``, in plain: not here
 ==============  ==================================================================================
 
 A connection has one receiver at a time and any number of senders. One whose receive or send failed,
@@ -36,10 +37,15 @@ from fusejournal.wire.identity import Identity
 PREAMBLE_BYTES: Final = 8
 TLS: Final = b"FJTLS1\r\n"
 PAIR: Final = b"FJPAIR1\n"
-OPEN: Final = b"FJOPEN1\n"
+OPEN: Final = b"FJOPEN2\n"
+OPEN_UNPROVED: Final = b"FJOPEN1\n"
+"""What an older version sends, and gets refused."""
 READY: Final = b"FJREADY\n"
 CLOSED: Final = b"FJCLOSED"
-assert {len(one) for one in (TLS, PAIR, OPEN, READY, CLOSED)} == {PREAMBLE_BYTES}
+assert {len(one) for one in (TLS, PAIR, OPEN, OPEN_UNPROVED, READY, CLOSED)} == {PREAMBLE_BYTES}
+NO_PAIRING: Final = b"\x15\x03\x03\x00\x02\x02\x31"
+"""The listener's answer to ``PAIR`` while none is open: a fatal alert, "access denied", as TLS ends
+a handshake that it has not begun (RFC 8446, section 6)."""
 
 _PIECE_BYTES: Final = 256 << 10
 """What is encrypted at once: the loop serves others in between, and no more is copied."""
@@ -244,12 +250,6 @@ def remote(stream: trio.SocketStream) -> Address:
     """The other end. Raises OSError when it is gone."""
     name = stream.socket.getpeername()
     return Address(str(_ip(name[0])), name[1])
-
-
-def is_local(stream: trio.SocketStream) -> bool:
-    """Whether both ends have loopback addresses. Raises OSError when the other is gone."""
-    ends = (stream.socket.getsockname(), stream.socket.getpeername())
-    return all(_ip(end[0]).is_loopback for end in ends)
 
 
 def _ip(host: str) -> IPv4Address | IPv6Address:

@@ -22,6 +22,7 @@ import shutil
 import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -64,6 +65,7 @@ def load_or_make(directory: Path, node: str) -> Identity:
     return _load(directory)
 
 
+@lru_cache(1024)
 def fingerprint_of(pem: str) -> str:
     """How the certificate *pem* is known. Raises ValueError."""
     return fingerprint_of_der(_parse(pem).public_bytes(serialization.Encoding.DER))

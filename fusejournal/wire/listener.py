@@ -1,13 +1,15 @@
 """Where peers connect: accepts, finds out who it is, and hands the connection on.
 
 Whoever is not known costs little, whatever it does: at most ``_STRANGERS_MAX`` connections at a
-time, of which the oldest of the host that has most makes room for a new one; ten seconds to say who
-it is; a few KiB each; and a line in the log, or one for many (complaints.py). Nothing of that ends
-the server, nor does a handler that fails.
+time, of which one makes room for a new one, and so many handshakes a second (admission.py, which
+says whose); ten seconds to say who it is; a few KiB each; and a line in the log, or one for many
+(complaints.py). TLS contexts are there already (contexts.py), and there is no handshake for pairing
+while no code is open. Nothing of that ends the server, nor does a handler that fails.
 
 One task per connection, in the nursery of :func:`serve`."""
 
 import errno
+import hmac
 import os
 import socket
 import ssl
@@ -20,10 +22,13 @@ import trio
 
 from fusejournal.errors import FusejournalError
 from fusejournal.wire.address import Address
+from fusejournal.wire.admission import Admission
 from fusejournal.wire.complaints import Complaints, network_of
 from fusejournal.wire.connection import (
     CLOSED,
+    NO_PAIRING,
     OPEN,
+    OPEN_UNPROVED,
     PAIR,
     PREAMBLE_BYTES,
     READY,
@@ -31,23 +36,22 @@ from fusejournal.wire.connection import (
     Connection,
     LingeringStream,
     TlsStream,
-    is_local,
     open_tls,
     peer_certificate,
     receive_exactly,
     remote,
     set_options,
-    tls_context,
     unsent,
     why,
 )
+from fusejournal.wire.contexts import context_for, context_for_pairing
 from fusejournal.wire.identity import (
     UNUSABLE,
     Identity,
     fingerprint_of,
     fingerprint_of_der,
-    trust,
 )
+from fusejournal.wire.plain import CONNECTS, LISTENS, PROOF_BYTES, is_local, prove
 
 _STRANGERS_MAX: Final = 64
 _STRANGER_SECONDS: Final = 10.0
@@ -70,21 +74,25 @@ async def serve(
     insecure: bool,
     on_connection: Handler,
     on_pairing: Handler,
+    is_pairing_open: Callable[[], bool] = lambda: True,
     task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Listen on *address* until cancelled, and then cancel what was begun. *task_status* gets the
     address with the port that was really taken.
 
     *known* gives name and certificate (PEM) of each peer; it is asked for every connection.
-    *on_connection* runs for each peer that is known, and, with *insecure*, for whoever comes
-    unencrypted over the loopback; *on_pairing* for whoever wants to be paired, and is cancelled
-    after half a minute. Both may use the connection until they return; it is closed then. A peer
-    that *known* does not give any more when *on_connection* begins is not let in.
+    *on_connection* runs for each peer that is known, and, with *insecure*, for root's own nodes
+    that come unencrypted over the loopback (plain.py); *on_pairing* for whoever wants to be paired
+    while *is_pairing_open*, and is cancelled after half a minute. Both may use the connection until
+    they return; it is closed then. A peer that *known* does not give any more when *on_connection*
+    begins is not let in.
 
     Raises FusejournalError when nothing can listen there."""
     sockets = await _listen(address)
     try:
-        listening = _Listening(identity, known, insecure, on_connection, on_pairing)
+        listening = _Listening(
+            identity, known, insecure, on_connection, on_pairing, is_pairing_open
+        )
         port = sockets[0].getsockname()[1]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listening.complaints.run)
@@ -160,13 +168,16 @@ class _Listening:
         insecure: bool,
         on_connection: Handler,
         on_pairing: Handler,
+        is_pairing_open: Callable[[], bool],
     ) -> None:
         self.complaints = Complaints()
+        self._admission = Admission()
         self._identity = identity
         self._known = known
         self._insecure = insecure
         self._on_connection = on_connection
         self._on_pairing = on_pairing
+        self._is_pairing_open = is_pairing_open
         self._strangers: dict[trio.CancelScope, str] = {}
         """Of connections that nobody is known to be behind yet, oldest first, and their hosts."""
         self._connections: Counter[str | None] = Counter()
@@ -196,14 +207,11 @@ class _Listening:
             nursery.start_soon(self._handle, stream, address, scope)
 
     def _make_room(self) -> None:
-        """Cut a stranger off if there are too many: one of the host that has most of them, so that
-        a single host takes nobody's place but its own."""
-        if len(self._strangers) <= _STRANGERS_MAX:
-            return
-        ((host, _),) = Counter(self._strangers.values()).most_common(1)
-        oldest = next(scope for scope, other in self._strangers.items() if other == host)
-        del self._strangers[oldest]
-        oldest.cancel()
+        """Cut a stranger off if there are too many."""
+        if len(self._strangers) > _STRANGERS_MAX:
+            chosen = self._admission.choose(self._strangers)
+            del self._strangers[chosen]
+            chosen.cancel()
 
     async def _handle(
         self, stream: trio.SocketStream, address: Address, scope: trio.CancelScope
@@ -272,6 +280,8 @@ class _Listening:
         if preamble == TLS:
             return await self._admit_known(stream, where)
         if preamble == PAIR:
+            if not self._is_pairing_open():
+                raise _RefusedError("wants to pair, and no pairing is open", NO_PAIRING)
             # It stays a stranger for its whole length, and is given a little more of it.
             scope.deadline = trio.current_time() + _PAIRING_SECONDS
             tls = await self._handshake(stream, None)
@@ -280,19 +290,32 @@ class _Listening:
             await self._use(connection, remote(stream).host, self._on_pairing)
             return None
         if preamble == OPEN:
-            if not (self._insecure and is_local(stream)):
-                raise _RefusedError("came without encryption", CLOSED)
-            plain = LingeringStream(stream)
-            await plain.send_all(READY)
-            return Connection(plain, where, None)
+            return await self._admit_plain(stream, where)
+        if preamble == OPEN_UNPROVED:
+            raise _RefusedError("came without encryption, and is of an older version", CLOSED)
         raise _RefusedError(
             f"is no fusejournal: its first bytes are {preamble!r}" if preamble else "said nothing"
         )
+
+    async def _admit_plain(self, stream: trio.SocketStream, where: str) -> Connection:
+        if not (self._insecure and is_local(stream)):
+            raise _RefusedError("came without encryption", CLOSED)
+        proof = await receive_exactly(stream, PROOF_BYTES)
+        if not hmac.compare_digest(proof, prove(CONNECTS, stream, is_listener=True)):
+            raise _RefusedError(
+                "came without encryption, and did not prove to be root's, on this machine, with "
+                "nothing in between",
+                CLOSED,
+            )
+        plain = LingeringStream(stream)
+        await plain.send_all(READY + prove(LISTENS, stream, is_listener=True))
+        return Connection(plain, where, None)
 
     async def _admit_known(self, stream: trio.SocketStream, where: str) -> Connection:
         tls = await self._handshake(stream, self._known())
         fingerprint = fingerprint_of_der(peer_certificate(tls))
         self._name_of(fingerprint)
+        self._admission.trust(network_of(remote(stream).host))
         await tls.send_all(READY)
         # Asked anew, for a peer can be removed at any moment. No await from here to the handler's
         # first, so that none is removed after this and before the handler knows of it.
@@ -309,11 +332,20 @@ class _Listening:
         self, stream: trio.SocketStream, known: Mapping[str, str] | None
     ) -> TlsStream:
         """TLS with one of the *known*, or with anybody. Raises _RefusedError."""
-        is_verified = known is not None
-        context = tls_context(ssl.Purpose.CLIENT_AUTH, self._identity, is_verified=is_verified)
-        for name, certificate in (known or {}).items():
-            if not trust(context, certificate):
-                self.complaints.peer(name, UNUSABLE)
+        network = network_of(remote(stream).host)
+        delay_seconds = self._admission.take(network, trio.current_time())
+        if delay_seconds is None:
+            raise _RefusedError("too many others are connecting")
+        if delay_seconds:
+            await trio.sleep(delay_seconds)
+        if known is None:
+            context = context_for_pairing(ssl.Purpose.CLIENT_AUTH, self._identity)
+        else:
+            certificates = tuple(known.values())
+            context, unusable = context_for(ssl.Purpose.CLIENT_AUTH, self._identity, certificates)
+            for name, certificate in known.items():
+                if certificate in unusable:
+                    self.complaints.peer(name, UNUSABLE)
         tls = open_tls(stream, context, server_side=True)
         try:
             await tls.do_handshake()

@@ -12,7 +12,8 @@ A proof is HMAC-SHA256, keyed with the code, over the role, both nonces, both na
 certificates (:func:`proof_of`). So
 
 - who does not know the code can make neither proof, and has one guess for each connection, of
-  ``TRIES_MAX`` in all;
+  ``TRIES_MAX`` from each network; those of others do not count, or anybody could keep two nodes
+  from being paired, and at 80 bits no number of guesses is of use;
 - a proof that was seen is of no use again: both nonces are new each time, and the role keeps one
   end's proof from being sent back to it;
 - someone in the middle (nothing is known yet that TLS could verify) can pass the messages on, but
@@ -31,12 +32,14 @@ import hashlib
 import hmac
 import secrets
 import struct
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final, NamedTuple
 
 from fusejournal.errors import FusejournalError, PairingError, PeerLostError, UsageError, WireError
 from fusejournal.wire.address import check_peer_name
+from fusejournal.wire.complaints import network_of
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import PairOffer, Refusal
 from fusejournal.wire.identity import Identity, fingerprint_of, normalize
@@ -85,26 +88,33 @@ def parse_code(text: str) -> str:
 
 
 class OpenCode:
-    """A code that the other end may prove to know: for ten minutes, once, with few tries. Times are
-    seconds of any clock that only goes forward."""
+    """A code that the other end may prove to know: for ten minutes, once, with few tries from each
+    network. Times are seconds of any clock that only goes forward."""
 
     def __init__(self, code: str, now: float) -> None:
         self._code = parse_code(code)
         self._until = now + CODE_SECONDS
         self.is_used = False
         self._is_closed = False
-        self.wrong_tries = 0
+        self._wrong_tries: Counter[str] = Counter()
+
+    @property
+    def wrong_tries(self) -> int:
+        """Of all networks together."""
+        return self._wrong_tries.total()
+
+    def tries_left(self, network: str) -> int:
+        """How often *network* may still be wrong."""
+        return TRIES_MAX - self._wrong_tries[network]
 
     def seconds_left(self, now: float) -> float:
         """How long it can still be used."""
         return max(0.0, self._until - now)
 
     def state(self, now: float) -> str:
-        """``waiting``, ``used``, ``void`` (too many wrong tries), ``closed`` or ``expired``."""
+        """``waiting``, ``used``, ``closed`` or ``expired``."""
         if self.is_used:
             return "used"
-        if self.wrong_tries >= TRIES_MAX:
-            return "void"
         if self._is_closed:
             return "closed"
         return "expired" if now >= self._until else "waiting"
@@ -113,14 +123,15 @@ class OpenCode:
         """Take it back."""
         self._is_closed = True
 
-    def try_proof(self, offer: PairOffer, own: PairOffer, now: float) -> bool:
-        """Whether whoever connected proves to know the code, which is then used up. A wrong proof
-        counts. Nothing is right for a code that is not waiting."""
-        if self.state(now) != "waiting":
+    def try_proof(self, offer: PairOffer, own: PairOffer, network: str, now: float) -> bool:
+        """Whether whoever connected from *network* proves to know the code, which is then used up.
+        A wrong proof counts. Nothing is right for a code that is not waiting, or from where too
+        much was wrong."""
+        if self.state(now) != "waiting" or self.tries_left(network) <= 0:
             return False
         expected = proof_of(self._code, CONNECTS, offer, own)
         if not hmac.compare_digest(expected, offer.proof):
-            self.wrong_tries += 1
+            self._wrong_tries[network] += 1
             return False
         self.is_used = True
         return True
@@ -158,7 +169,8 @@ async def answer(
     first = await connection.receive()
     if first is None:
         return
-    if code is None or code.state(now()) != "waiting":
+    network = network_of(connection.where.rpartition(":")[0].strip("[]"))
+    if code is None or code.state(now()) != "waiting" or code.tries_left(network) <= 0:
         # Before anything of it is parsed: strangers may say whatever they like.
         raise await _refuse(connection, "closed", "no pairing is open here")
     theirs = _check_offer(first, None)
@@ -171,13 +183,10 @@ async def answer(
         )
     theirs = _check_offer(second, theirs)
     # No await from here to the check: of two at once only one may use the code.
-    if not code.try_proof(theirs, own, now()):
-        left = TRIES_MAX - code.wrong_tries
-        raise await _refuse(
-            connection,
-            "code",
-            "the code is wrong" if left > 0 else "the code is wrong, and void: make a new one",
-        )
+    if not code.try_proof(theirs, own, network, now()):
+        is_last = code.tries_left(network) <= 0
+        void = ", and void for this network: make a new one" if is_last else ""
+        raise await _refuse(connection, "code", f"the code is wrong{void}")
     paired = Paired(theirs.node, theirs.certificate, fingerprint_of(theirs.certificate))
     try:
         await keep(paired)

@@ -3,6 +3,7 @@
 The way in: :func:`connect` here, :func:`serve` in listener.py; what both give is a
 :class:`Connection` (connection.py, which also says how one begins)."""
 
+import hmac
 import os
 import socket
 import ssl
@@ -14,6 +15,7 @@ import trio
 
 from fusejournal.errors import (
     FusejournalError,
+    PairingError,
     PeerLostError,
     PeerMistakenError,
     PeerRefusedError,
@@ -30,23 +32,22 @@ from fusejournal.wire.connection import (
     TLS,
     LingeringStream,
     TlsStream,
-    is_local,
     open_tls,
     peer_certificate,
     receive_exactly,
     set_options,
-    tls_context,
     why,
 )
 from fusejournal.wire.connection import Connection as Connection
+from fusejournal.wire.contexts import context_for, context_for_pairing
 from fusejournal.wire.identity import (
     UNUSABLE,
     Identity,
     fingerprint_of,
     fingerprint_of_der,
-    trust,
 )
 from fusejournal.wire.listener import serve as serve
+from fusejournal.wire.plain import CONNECTS, LISTENS, PROOF_BYTES, is_local, prove
 
 _LOOK_SECONDS: Final = 5.0
 _UNKNOWN: Final = ("UNKNOWN_CA", "CERTIFICATE", "ACCESS_DENIED")
@@ -62,8 +63,8 @@ async def connect(
     timeout_seconds: float,
 ) -> Connection:
     """A connection to the peer at *address* that has *certificate* (PEM). Without one, and with
-    *insecure*, it is not encrypted, and both ends are on the loopback. Its ``peer`` is None: the
-    caller knows whom it called. Cancelling leaves nothing behind.
+    *insecure*, it is not encrypted, and both ends are root's on one loopback. Its ``peer`` is None:
+    the caller knows whom it called. Cancelling leaves nothing behind.
 
     Raises PeerLostError (refused, not to be reached, too slow, cut), PeerMistakenError (another
     certificate), PeerRefusedError (does not know us, or takes nothing unencrypted), WireError (no
@@ -145,8 +146,12 @@ async def _begin_plain(stream: trio.SocketStream, where: str) -> Connection:
         )
     plain = LingeringStream(stream)
     try:
-        await plain.send_all(OPEN)
+        await plain.send_all(OPEN + prove(CONNECTS, stream, is_listener=False))
         answer = await receive_exactly(plain, PREAMBLE_BYTES)
+        proof = await receive_exactly(plain, PROOF_BYTES) if answer == READY else b""
+        expected = prove(LISTENS, stream, is_listener=False)
+    except OSError as error:
+        raise PeerLostError(where, _why_not(error)) from None
     except trio.BrokenResourceError as error:
         raise PeerLostError(where, why(error)) from None
     if answer == CLOSED:
@@ -155,6 +160,12 @@ async def _begin_plain(stream: trio.SocketStream, where: str) -> Connection:
         )
     if answer != READY:
         raise _not_ours(where, answer)
+    if not hmac.compare_digest(proof, expected):
+        raise PeerRefusedError(
+            where,
+            "without encryption both nodes must be root's, on one machine, with nothing in "
+            "between: pair with it first",
+        )
     return Connection(plain, where, None)
 
 
@@ -183,10 +194,12 @@ async def _handshake(
 ) -> TlsStream:
     """TLS with whoever has *certificate*, or with anybody. Raises SSLCertVerificationError for
     another one."""
-    is_verified = certificate is not None
-    context = tls_context(ssl.Purpose.SERVER_AUTH, identity, is_verified=is_verified)
-    if certificate is not None and not trust(context, certificate):
-        raise PeerRefusedError(where, UNUSABLE)
+    if certificate is None:
+        context = context_for_pairing(ssl.Purpose.SERVER_AUTH, identity)
+    else:
+        context, unusable = context_for(ssl.Purpose.SERVER_AUTH, identity, (certificate,))
+        if unusable:
+            raise PeerRefusedError(where, UNUSABLE)
     tls = open_tls(stream, context, server_side=False)
     try:
         await stream.send_all(preamble)
@@ -196,6 +209,8 @@ async def _handshake(
         if isinstance(cause, ssl.SSLCertVerificationError):
             raise cause from None
         reason = why(error)
+        if preamble == PAIR and "ACCESS_DENIED" in (getattr(cause, "reason", None) or ""):
+            raise PairingError(f"{where}: pairing refused: no pairing is open here") from None
         if isinstance(cause, ssl.SSLError) and not any(word in reason for word in ("cut", "alert")):
             raise _not_ours(where, reason) from None
         raise PeerLostError(where, f"in the handshake: {reason}") from None

@@ -77,6 +77,7 @@ async def running_node(
                     insecure=False,
                     on_connection=note,
                     on_pairing=desk.on_pairing,
+                    is_pairing_open=desk.is_open,
                     task_status=task_status,
                 )
             )

@@ -12,6 +12,7 @@ from fusejournal.config import ReplicationConfig
 from fusejournal.types import Epoch, Seq
 from fusejournal.wire.connection import OPEN, READY, Connection, receive_exactly
 from fusejournal.wire.frames import Ack, Batch, Welcome
+from fusejournal.wire.plain import CONNECTS, LISTENS, PROOF_BYTES, prove
 from tests.support.volumes import OpenVolume, open_volume
 
 pytestmark = pytest.mark.mount
@@ -53,7 +54,9 @@ class _Broken:
     async def handle(self, stream: trio.SocketStream) -> None:
         self.sessions += 1
         assert await receive_exactly(stream, len(OPEN)) == OPEN
-        await stream.send_all(READY)
+        expected = prove(CONNECTS, stream, is_listener=True)
+        assert await receive_exactly(stream, PROOF_BYTES) == expected
+        await stream.send_all(READY + prove(LISTENS, stream, is_listener=True))
         async with Connection(stream, "primary", None) as connection:
             await connection.receive()
             await connection.send(Welcome(1, b"", "broken", Epoch(0), Seq(0), 0, Seq(0)))

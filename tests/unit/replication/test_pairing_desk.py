@@ -179,7 +179,8 @@ async def test_codes_end(
         for _ in range(5):
             with pytest.raises(RemoteError, match="the code is wrong"):
                 await b.ask("pair-with", **to, code=second["code"])
-        assert (await a.ask("pair-state", id=third["id"]))["state"] == "void"
+        state = await a.ask("pair-state", id=third["id"])
+        assert (state["state"], state["wrong_tries"]) == ("waiting", 5)
         with pytest.raises(RemoteError, match="no pairing is open"):
             await b.ask("pair-with", **to, code=third["code"])
     lines = [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -118,9 +118,13 @@ async def test_a_batch_may_take_longer_than_a_silence(
         open_volume(tmp_path / "primary") as primary,
     ):
         primary.create("large", random.Random(1).randbytes(300 << 10))
-        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        here = mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
         async with running(mirror), _slow_link(listens_at(mirror)) as (link, address):
-            primary.replicate(ReplicationConfig(peers={"east": address}, compress_level_max=1))
+            there = primary.replicate(
+                ReplicationConfig(peers={"east": address}, compress_level_max=1)
+            )
+            there.book.set_certificate("east", here.identity.certificate)
+            here.book.pair("prim", None, there.identity.certificate)
             async with running(primary):
                 await until("the mirror is level", level(primary, mirror))
                 status = lambda: peer_status(primary)  # noqa: E731

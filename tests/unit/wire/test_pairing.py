@@ -70,10 +70,10 @@ def offers() -> tuple[PairOffer, PairOffer]:
     return PairOffer("b", "cert b", b"b" * 32, b""), PairOffer("a", "cert a", b"a" * 32, b"")
 
 
-def tried(code: OpenCode, text: str, now: float = 1.0) -> bool:
+def tried(code: OpenCode, text: str, now: float = 1.0, network: str = "192.0.2.1") -> bool:
     theirs, own = offers()
     proof = proof_of(parse_code(text), CONNECTS, theirs, own)
-    return code.try_proof(theirs._replace(proof=proof), own, now)
+    return code.try_proof(theirs._replace(proof=proof), own, network, now)
 
 
 def test_a_code_is_good_once() -> None:
@@ -84,14 +84,17 @@ def test_a_code_is_good_once() -> None:
     assert not tried(code, CODE)
 
 
-def test_a_code_is_void_after_wrong_tries() -> None:
+def test_a_code_is_void_after_wrong_tries_for_who_made_them() -> None:
     code = OpenCode(CODE, 0.0)
     for number in range(TRIES_MAX):
         assert code.state(1) == "waiting"
         assert code.wrong_tries == number
+        assert code.tries_left("192.0.2.1") == TRIES_MAX - number
         assert not tried(code, OTHER)
-    assert code.state(1) == "void"
+    assert code.tries_left("192.0.2.1") == 0
     assert not tried(code, CODE)
+    assert code.state(1) == "waiting"
+    assert tried(code, CODE, network="192.0.2.2")
 
 
 def test_a_code_ends() -> None:

@@ -29,6 +29,7 @@ from fusejournal.wire.complaints import WINDOW_SECONDS
 from fusejournal.wire.connection import OPEN, PAIR, READY, TLS, tls_context
 from fusejournal.wire.frames import CONTROL_BYTES_MAX, Batch, End, Message, Ping, Refusal, encode
 from fusejournal.wire.identity import Identity, trust
+from fusejournal.wire.plain import CONNECTS, LISTENS, prove
 from fusejournal.wire.transport import Address, Connection, connect, connect_for_pairing, serve
 from tests.support.certificates import bad_name
 
@@ -315,6 +316,7 @@ from pathlib import Path
 from fusejournal.errors import PeerRefusedError
 from fusejournal.wire.connection import CLOSED, OPEN
 from fusejournal.wire.identity import load_or_make
+from fusejournal.wire.plain import CONNECTS, LISTENS, prove
 from fusejournal.wire.transport import Address, connect, serve
 
 async def never(connection):
@@ -754,6 +756,7 @@ from fusejournal.types import Seq
 from fusejournal.wire import connection
 from fusejournal.wire.frames import End
 from fusejournal.wire.identity import load_or_make
+from fusejournal.wire.plain import CONNECTS, LISTENS, prove
 from fusejournal.wire.transport import Address, connect, serve
 
 connection._LOST_SECONDS = 1
@@ -844,8 +847,120 @@ async def test_the_listener_speaks_last(identities: Identities) -> None:
         listening(identities, insecure=True) as address,
         await trio.open_tcp_stream(*address) as stream,
     ):
-        await stream.send_all(OPEN + encode(END))
+        await stream.send_all(OPEN + prove(CONNECTS, stream, is_listener=False) + encode(END))
+        expected = READY + prove(LISTENS, stream, is_listener=False) + encode(END)
         got = b""
-        while len(got) < 8 + len(encode(END)):
+        while len(got) < len(expected):
             got += await stream.receive_some()
-        assert got == READY + encode(END)
+        assert got == expected
+
+
+# -- what strangers cost ---------------------------------------------------------------------------
+
+
+async def test_many_addresses_do_not_push_a_peer_out(
+    identities: Identities, caplog: pytest.LogCaptureFixture, mock_clock: trio.testing.MockClock
+) -> None:
+    """It was here before; then it is slow, while hundreds of others come one by one."""
+    context = tls_context(ssl.Purpose.SERVER_AUTH, identities["b"], is_verified=True)
+    assert trust(context, identities["a"].certificate)
+    async with listening(identities) as address:
+        for count in (0, 300):
+            slow = await trio.open_tcp_stream(*address, local_address="127.0.0.2")
+            others = [
+                await trio.open_tcp_stream(
+                    *address, local_address=f"127.0.{1 + number // 200}.{1 + number % 200}"
+                )
+                for number in range(count)
+            ]
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            await slow.send_all(TLS)
+            async with trio.SSLStream(slow, context) as tls:
+                assert await tls.receive_some(len(READY)) == READY
+            for stream in others:
+                await stream.aclose()
+    caplog.clear()
+
+
+async def test_connections_read_no_files_and_make_no_contexts(
+    identities: Identities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for who is known nor for strangers, but for the first."""
+    known = {"b": identities["b"].certificate}
+    async with listening(identities, known=known, on_pairing=echo) as address:
+        await (await call(identities, address)).aclose()
+        pairing = address, identities["c"]
+        await (await connect_for_pairing(*pairing, timeout_seconds=10)).aclose()
+        made = 0
+        make = ssl.SSLContext.load_cert_chain
+
+        def load(*arguments: object) -> None:
+            nonlocal made
+            made += 1
+            make(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", load)
+        for _ in range(3):
+            await (await call(identities, address)).aclose()
+            await (await connect_for_pairing(*pairing, timeout_seconds=10)).aclose()
+        assert made == 0
+        # A peer that comes or goes makes a difference at once.
+        known["c"] = identities["c"].certificate
+        await (await call(identities, address, "c")).aclose()
+        del known["b"]
+        with pytest.raises(PeerRefusedError, match="does not know this node"):
+            await call(identities, address)
+
+
+async def test_handshakes_have_a_pace(
+    identities: Identities, autojump_clock: trio.testing.MockClock
+) -> None:
+    handshakes = 0
+    do_handshake = trio.SSLStream.do_handshake
+
+    async def count(self: trio.SSLStream[trio.SocketStream]) -> None:
+        nonlocal handshakes
+        handshakes += self._ssl_object.server_side
+        await do_handshake(self)
+
+    async with listening(identities) as address:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trio.SSLStream, "do_handshake", count)
+            began = trio.current_time()
+            async with trio.open_nursery() as nursery:
+
+                async def replay() -> None:
+                    while trio.current_time() < began + 4:
+                        async with await trio.open_tcp_stream(*address) as stream:
+                            with suppress(trio.BrokenResourceError):
+                                await stream.send_all(TLS + b"\x16\x03\x01\x00\x05hello")
+                                await stream.receive_some()
+                        await trio.sleep(0.02)
+
+                for _ in range(8):
+                    nursery.start_soon(replay)
+        assert 20 <= handshakes <= 20 + 5 * 11
+
+
+async def test_pairing_is_refused_at_once_while_none_is_open(
+    identities: Identities, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with trio.open_nursery() as nursery:
+        address = await nursery.start(
+            lambda task_status: serve(
+                LOOPBACK,
+                identities["a"],
+                dict,
+                insecure=False,
+                on_connection=never,
+                on_pairing=never,
+                is_pairing_open=lambda: False,
+                task_status=task_status,
+            )
+        )
+        with pytest.raises(FusejournalError, match="no pairing is open") as caught:
+            await connect_for_pairing(address, identities["c"], timeout_seconds=10)
+        assert caught.value.exit_code == 27
+        nursery.cancel_scope.cancel()
+    (line,) = warnings_of(caplog)
+    assert "no pairing is open" in line

@@ -35,6 +35,14 @@ class VolumeNotFoundError(FusejournalError):
         )
 
 
+class UntrustedStateError(VolumeNotFoundError):
+    """A state directory that another user may have written: it says nothing of a volume."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(str(path))
+        self.args = (f"{path}: {reason}",)
+
+
 class VolumeBusyError(FusejournalError):
     """Another process holds the volume, or something still uses its mount."""
 

@@ -18,9 +18,13 @@
 
 Volumes are found by name, mountpoint or state directory. Names lead to state directories below
 /var/lib/fusejournal or, for others, by a symlink in its directory ``.elsewhere``, which stays, so
-that a name is enough to mount the volume again when the machine has started anew. Nothing here ever
-touches a mountpoint, which may be dead and hang or fail: the kernel's list of mounts is asked
-instead."""
+that a name is enough to mount the volume again when the machine has started anew. A directory that
+says it is a volume which the name does not lead to is a copy of its state: it is told, and never
+taken for the volume.
+
+A state directory is root's (or the caller's), and nobody else can write to it: whoever can, has
+root mount what he likes. Nothing here ever touches a mountpoint, which may be dead and hang or
+fail: the kernel's list of mounts is asked instead."""
 
 import fcntl
 import json
@@ -31,11 +35,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 from uuid import UUID, uuid4
 
 from fusejournal import storage
-from fusejournal.errors import FusejournalError, UsageError, VolumeBusyError, VolumeNotFoundError
+from fusejournal.errors import (
+    FusejournalError,
+    UntrustedStateError,
+    UsageError,
+    VolumeBusyError,
+    VolumeNotFoundError,
+)
 from fusejournal.replay.scratch import UNDO_PREFIX, remove_abandoned
 from fusejournal.types import NOWHERE
 
@@ -99,6 +109,17 @@ class VolumeState:
         """A mirror's watermarks."""
         return self.directory / "marks"
 
+    def has_journal(self) -> bool:
+        """Whether it ever had an entry."""
+        return any(self.journal_dir.glob("*.fj*"))
+
+    def is_copy_of(self, other: "VolumeState") -> bool:
+        """Whether this and *other* were made as one. (A mirror's UUID is its primary's.)"""
+        return (
+            self.directory != other.directory
+            and (self.uuid, self.created_ns) == (other.uuid, other.created_ns)
+        )
+
     def holder(self) -> dict[str, Any] | None:
         """Who holds the volume now: pid, name, mountpoint; None when nobody does."""
         try:
@@ -139,10 +160,11 @@ def check_name(name: str) -> str:
 
 def load_state(directory: Path) -> VolumeState:
     """The volume in *directory*. Raises VolumeNotFoundError, FusejournalError when the file is
-    spoilt."""
+    spoilt or not to be trusted."""
     path = directory / "volume.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        with _open_trusted(directory) as file:
+            raw = json.load(file)
         if raw.pop("format") != _FORMAT:
             raise FusejournalError(f"{path}: written by another version of fusejournal")
         return VolumeState(
@@ -160,6 +182,45 @@ def load_state(directory: Path) -> VolumeState:
         raise VolumeNotFoundError(str(directory)) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FusejournalError(f"{path}: cannot be read: {error}") from None
+
+
+def _open_trusted(directory: Path) -> TextIO:
+    """Its volume.json. Raises OSError, UntrustedStateError."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _check_trusted(fd, directory)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        file = open(os.open("volume.json", flags, dir_fd=fd), encoding="utf-8")  # noqa: SIM115
+    finally:
+        os.close(fd)
+    try:
+        _check_trusted(file.fileno(), directory / "volume.json")
+    except UntrustedStateError:
+        file.close()
+        raise
+    return file
+
+
+def _check_trusted(fd: int, path: Path) -> None:
+    found = os.fstat(fd)
+    if found.st_uid not in (0, os.geteuid()):
+        raise UntrustedStateError(path, "is another user's, and cannot tell what a volume is")
+    if found.st_mode & 0o022:
+        raise UntrustedStateError(
+            path,
+            "others can write to it, and so it cannot tell what a volume is: 'chmod go-w', if it "
+            "is as you left it",
+        )
+
+
+def make_directory(directory: Path) -> None:
+    """Make the state directory, if it is not there. Raises OSError, UntrustedStateError."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _check_trusted(fd, directory)
+    finally:
+        os.close(fd)
 
 
 def be_born(state: VolumeState, uuid: UUID) -> VolumeState:
@@ -204,10 +265,12 @@ def claim_volume(
 ) -> Iterator[VolumeState]:
     """Hold the volume that *spec* names, made if it is new, until the end of the block; *check* is
     called when nobody else holds it, before anything is changed. Raises VolumeBusyError naming the
-    holder, UsageError when the state is another volume's, and what *check* raises."""
+    holder, UsageError when the state is another volume's or the volume's is elsewhere, and what
+    *check* raises."""
     directory = spec.state_dir
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directory(directory)
     with _hold(directory, spec.name, spec.mountpoint, check):
+        _check_rightful(directory, spec.name)
         remove_abandoned(UNDO_PREFIX, directory)
         yield _load_or_make(spec)
 
@@ -284,7 +347,7 @@ def _load_or_make(spec: "MountSpec") -> VolumeState:
         state = known = load_state(directory)
         if state.name != spec.name:
             raise UsageError(f"{directory} is the state of volume {state.name}, not of {spec.name}")
-        if spec.role is not None and not any((directory / "journal").glob("*.fj*")):
+        if spec.role is not None and not state.has_journal():
             # Nothing came of the attempts before.
             state = replace(state, role=spec.role, is_unborn=spec.role == "mirror")
         if spec.role not in (None, state.role):
@@ -316,8 +379,10 @@ def _load_or_make(spec: "MountSpec") -> VolumeState:
             is_unborn=spec.role == "mirror",
         )
         _save_state(state)
-    if directory.parent != state_root():
-        link = links_root() / spec.name
+    link = links_root() / spec.name
+    if directory == state_root() / spec.name:
+        link.unlink(missing_ok=True)
+    else:
         link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not link.is_symlink() or link.readlink() != directory:
             link.unlink(missing_ok=True)
@@ -338,42 +403,104 @@ def _read_holder(fd: int) -> dict[str, Any]:
     return holder if isinstance(holder, dict) else {}
 
 
-def all_volumes() -> list[VolumeState]:
-    """Every volume that a name leads to, by name."""
-    found: dict[str, VolumeState] = {}
+def _check_rightful(directory: Path, name: str) -> None:
+    """Raise UsageError when the volume *name*, or the one in *directory*, is another directory's.
+    (A symlink of that name may lead to another volume: it is made anew.)"""
+    states = _known_states()
+    own = next((state for state in states if state.directory == directory), None)
+    for other in states:
+        if other.directory == directory or not other.has_journal():
+            continue  # (nothing came of the attempts there)
+        is_copy = own is not None and other.is_copy_of(own)
+        is_rightful = other in _rightful(other.name, states)
+        is_called_so = other.directory == (state_root() / name).resolve()
+        if (
+            (is_copy and (other.holder() is not None or (is_rightful and other.name == name)))
+            or (other.name == name and is_called_so)
+            or (other.name == name and is_rightful and other.holder() is not None)
+        ):
+            raise UsageError(
+                f"volume {name} is that of {other.directory}, not of {directory}: if it is not so "
+                "any more, move the former away; a new volume needs another --name"
+            )
+
+
+def _known_states() -> list[VolumeState]:
+    """What every state directory says that lies below the root of states or that a symlink there
+    leads to, each once."""
+    found: dict[Path, VolumeState] = {}
     for root in (state_root(), links_root()):
         if root.is_dir():
             for entry in sorted(root.iterdir()):
+                directory = entry.resolve()
                 with suppress(FusejournalError):
-                    state = load_state(entry.resolve())
-                    found.setdefault(state.name, state)
-    return [found[name] for name in sorted(found)]
+                    found[directory] = load_state(directory)
+    return list(found.values())
+
+
+def _rightful(name: str, states: list[VolumeState]) -> list[VolumeState]:
+    """The states of volume *name*: those where the name leads, by being the directory's or the
+    symlink's, or else all that say they are; of several, those that came to have a journal. More
+    than one is a doubt."""
+    claims = [state for state in states if state.name == name]
+    places = {(root / name).resolve() for root in (state_root(), links_root())}
+    found = [state for state in claims if state.directory in places] or claims
+    return [state for state in found if len(found) == 1 or state.has_journal()] or found
+
+
+def all_volumes() -> list[VolumeState]:
+    """Every volume that a name leads to, by name; more than one of a name where that is in
+    doubt."""
+    states = _known_states()
+    return [
+        state
+        for name in sorted({state.name for state in states})
+        for state in _rightful(name, states)
+    ]
+
+
+def copies_of(state: VolumeState) -> list[Path]:
+    """Other state directories that say they are *state*'s volume."""
+    return [
+        other.directory
+        for other in _known_states()
+        if other.directory != state.directory
+        and (other.name == state.name or other.is_copy_of(state))
+    ]
 
 
 def find_volume(text: str) -> VolumeState:
-    """The volume that *text* means: a name, a mountpoint or a state directory; or else what
+    """The volume that *text* means: a name, a mountpoint or the path of a state directory (with a
+    slash, so that a name never means what lies in the current directory); or else what
     systemd-escape makes of one of them, as units are called: fusejournal@srv-data is the volume
-    srv-data or, where there is none, what is at /srv/data. Raises VolumeNotFoundError, and
-    FusejournalError for a volume whose state cannot be had.
+    srv-data or, where there is none, what is at /srv/data. Raises VolumeNotFoundError, UsageError
+    where two are meant, and FusejournalError for a volume whose state cannot be had.
 
     Source: systemd.unit(5), "String Escaping for Inclusion in Unit Names"."""
     volumes = all_volumes()
     meant = _unescape(text)
     escaped = () if meant == text else (f"/{meant}",) if "/" in meant else (meant, f"/{meant}")
     for one in (text, *escaped):
-        for state in volumes:
-            if state.name == one:
-                return state
+        if named := [state for state in volumes if state.name == one]:
+            return _the_one(one, named)
         # Not resolved by the kernel: a dead mount at the end of the path must not be touched.
         path = Path(os.path.abspath(one))
         resolved = path.parent.resolve() / path.name
-        for state in volumes:
-            if state.mountpoint in (path, resolved):
-                return state
-        if (path / "volume.json").exists():
+        if there := [state for state in volumes if state.mountpoint in (path, resolved)]:
+            return _the_one(one, [state for state in there if state.holder()] or there)
+        if "/" in one and (path / "volume.json").exists():
             return load_state(path.resolve())
         _explain(one)
     raise VolumeNotFoundError(text)
+
+
+def _the_one(text: str, states: list[VolumeState]) -> VolumeState:
+    if len(states) > 1:
+        told = " and ".join(f"{state.directory} (volume {state.name})" for state in states)
+        raise UsageError(
+            f"{text!r} may mean {told}: name the one by its state directory, or move the other away"
+        )
+    return states[0]
 
 
 def _explain(name: str) -> None:

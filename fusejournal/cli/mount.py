@@ -18,11 +18,12 @@ from fusejournal.errors import (
     FusejournalError,
     MountError,
     PrivilegeError,
+    UntrustedStateError,
     UsageError,
     VolumeNotFoundError,
 )
 from fusejournal.mountspec import MountSpec, Reporter
-from fusejournal.state import VolumeState, find_volume
+from fusejournal.state import VolumeState, find_volume, make_directory
 
 _REPORT_FD = "FUSEJOURNAL_REPORT_FD"
 
@@ -158,6 +159,8 @@ def mount(
 def _find_known(volume: str) -> VolumeState:
     try:
         return find_volume(volume)
+    except UntrustedStateError:
+        raise
     except VolumeNotFoundError as error:
         error.args = (
             f"no volume {volume!r} was mounted before (see 'status'): "
@@ -197,7 +200,7 @@ def _serve_for_parent(spec: MountSpec) -> None:
 def mount_in_background(spec: MountSpec, asked: MountOptions) -> None:
     """Make the mount *spec*, which came of what was *asked*, in a process of its own; returns when
     it is live, having followed what that reports. Raises FusejournalError."""
-    spec.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directory(spec.state_dir)
     log_path = spec.state_dir / "log"
     read_fd, write_fd = os.pipe()
     with open(log_path, "ab") as log_file:

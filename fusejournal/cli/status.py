@@ -14,7 +14,7 @@ from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.writing import JournalOptions
 from fusejournal.layer.connection import is_held
-from fusejournal.state import VolumeState, all_volumes, find_volume
+from fusejournal.state import VolumeState, all_volumes, copies_of, find_volume
 
 
 @click.command(short_help="How a volume is, or all of them.")
@@ -46,7 +46,16 @@ def status(volume: str | None, as_json: bool) -> None:
 
 
 def report(state: VolumeState) -> dict[str, Any]:
-    """What there is to know of a volume: from its layer, or from disk when none is running."""
+    """What there is to know of a volume: from its layer, or from disk when none is running; and
+    what here looks like the same volume."""
+    told = _report(state)
+    told["degraded"] = told["degraded"] + [
+        f"{copy} has a copy of its state: keep it somewhere else" for copy in copies_of(state)
+    ]
+    return told
+
+
+def _report(state: VolumeState) -> dict[str, Any]:
     try:
         return ask(state.directory, "status")
     except NotRunningError:

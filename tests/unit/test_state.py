@@ -1,6 +1,9 @@
 """State directories: names, claims, finding."""
 
 import fcntl
+import json
+import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -11,8 +14,10 @@ from fusejournal.errors import FusejournalError, UsageError, VolumeBusyError, Vo
 from fusejournal.mountspec import MountSpec
 from fusejournal.state import (
     VolumeState,
+    all_volumes,
     check_name,
     claim_volume,
+    copies_of,
     default_name,
     find_volume,
     load_state,
@@ -178,3 +183,151 @@ def test_a_role_is_for_life_once_there_is_a_journal(tmp_path: Path) -> None:
     assert claim("mirror").role == "mirror"
     with pytest.raises(UsageError, match="never changed"):
         claim("primary")
+
+
+# -- copies of a state directory -------------------------------------------------------------------
+
+
+def _with_journal(made: VolumeState) -> VolumeState:
+    made.journal_dir.mkdir(exist_ok=True)
+    (made.journal_dir / "1.fj").touch()
+    return made
+
+
+def test_a_name_that_nothing_came_of_is_free(tmp_path: Path) -> None:
+    with claim_volume(spec(tmp_path)):
+        pass
+    with claim_volume(spec(tmp_path, state="elsewhere")) as made:
+        _with_journal(made)
+    assert find_volume("one") == made
+    _with_journal(load_state(tmp_path / "states" / "one"))
+    with pytest.raises(UsageError, match="may mean"):
+        find_volume("one")
+
+
+def _copy(directory: Path, to: Path) -> Path:
+    to.parent.mkdir(exist_ok=True)
+    shutil.copytree(directory, to)
+    to.chmod(0o700)
+    return to
+
+
+@pytest.mark.parametrize("state", ["states/one", "elsewhere"])
+@pytest.mark.parametrize("copy", ["states/a-backup", "states/z-backup", "states/one.old"])
+def test_a_copy_is_not_taken_for_the_volume(tmp_path: Path, state: str, copy: str) -> None:
+    """Whatever it is called, and wherever the volume's state is."""
+    with claim_volume(spec(tmp_path, state=state)) as made:
+        _with_journal(made)
+    _copy(made.directory, tmp_path / copy)
+    for text in ("one", str(made.mountpoint), default_name(made.mountpoint)):
+        assert find_volume(text) == made
+    assert all_volumes() == [made]
+    assert copies_of(made) == [tmp_path / copy]
+    with claim_volume(spec(tmp_path, state=state)) as again:
+        assert again == made
+    with pytest.raises(UsageError, match="move the former away"), claim_volume(
+        spec(tmp_path, state=copy)
+    ):
+        pass
+    assert find_volume(str(tmp_path / copy)).directory == tmp_path / copy  # to be read
+
+
+def test_a_state_that_was_moved_by_copying(tmp_path: Path) -> None:
+    """Only once the former is away."""
+    with claim_volume(spec(tmp_path)) as made:
+        _with_journal(made)
+    new = _copy(made.directory, tmp_path / "new")
+    with pytest.raises(UsageError, match="states/one"), claim_volume(spec(tmp_path, state="new")):
+        pass
+    made.directory.rename(tmp_path / "former")
+    with claim_volume(spec(tmp_path, state="new")):
+        pass
+    assert find_volume("one").directory == new
+    # And back again.
+    new.rename(made.directory)
+    with claim_volume(spec(tmp_path)):
+        pass
+    assert find_volume("one") == made
+
+
+def test_names_in_doubt_are_refused(tmp_path: Path) -> None:
+    with claim_volume(spec(tmp_path)) as made:
+        _with_journal(made)
+    for name in ("copy1", "copy2"):
+        _copy(made.directory, tmp_path / "states" / name)
+    shutil.rmtree(made.directory)
+    for text in ("one", str(made.mountpoint)):
+        with pytest.raises(UsageError, match=r"copy1 \(volume one\) and .*copy2"):
+            find_volume(text)
+    assert len(all_volumes()) == 2
+    shutil.rmtree(tmp_path / "states" / "copy2")
+    assert find_volume("one").directory == tmp_path / "states" / "copy1"
+
+
+def test_a_renamed_copy_is_not_used_beside_the_volume(tmp_path: Path) -> None:
+    with claim_volume(spec(tmp_path)) as made:
+        _with_journal(made)
+        copy = _copy(made.directory, tmp_path / "states" / "two")
+        known = json.loads((copy / "volume.json").read_text())
+        (copy / "volume.json").write_text(json.dumps({**known, "name": "two"}))
+        with pytest.raises(UsageError, match="states/one"), claim_volume(
+            spec(tmp_path, "two", "states/two")
+        ):
+            pass
+        assert copies_of(made) == [copy]
+    assert find_volume("two").directory == copy
+
+
+def test_a_mountpoint_that_two_volumes_had(tmp_path: Path) -> None:
+    """The one that is there now is meant; none, where neither is."""
+    with claim_volume(spec(tmp_path)) as one:
+        pass
+    with claim_volume(spec(tmp_path, "two", "states/two")) as two:
+        assert find_volume(str(two.mountpoint)) == two
+    with pytest.raises(UsageError, match="may mean"):
+        find_volume(str(one.mountpoint))
+
+
+# -- state directories that others made ------------------------------------------------------------
+
+
+def test_a_name_is_not_looked_for_in_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with claim_volume(spec(tmp_path, state="here/one")) as made:
+        _with_journal(made)
+    (tmp_path / "states" / ".elsewhere" / "one").unlink()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(VolumeNotFoundError):
+        find_volume("one")
+    assert find_volume("./one") == made
+
+
+@pytest.mark.parametrize("whose", ["directory", "volume.json"])
+@pytest.mark.parametrize("mode", [None, 0o777, 0o770])
+def test_a_state_directory_of_another_user(tmp_path: Path, whose: str, mode: int | None) -> None:
+    """Neither by path nor by a name that leads there; nor is it mounted."""
+    with claim_volume(spec(tmp_path, state="elsewhere")) as made:
+        _with_journal(made)
+    path = made.directory if whose == "directory" else made.directory / whose
+    if mode is None:
+        os.chown(path, 1000, 1000)
+    else:
+        path.chmod(mode)
+    for text in ("one", str(made.directory), str(made.mountpoint)):
+        with pytest.raises(FusejournalError, match=r"cannot tell|no volume"):
+            find_volume(text)
+    with pytest.raises(FusejournalError, match="cannot tell"), claim_volume(
+        spec(tmp_path, state="elsewhere")
+    ):
+        pass
+
+
+def test_a_new_volume_in_a_directory_of_another_user(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    os.chown(tmp_path / "elsewhere", 1000, 1000)
+    with pytest.raises(FusejournalError, match="another user's"), claim_volume(
+        spec(tmp_path, state="elsewhere")
+    ):
+        pass
+    assert not list((tmp_path / "elsewhere").iterdir())

@@ -1,5 +1,6 @@
 """What ``status`` says of mirrors, and of a volume that nobody has mounted."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,13 @@ def test_all_is_durable_after_an_orderly_stop(tmp_path: Path, orderly: bool) -> 
     told = report(state)
     assert (told["durable_seq"] == told["head_seq"]) is orderly
     assert told["head_seq"] > 10
+
+
+def test_a_copy_of_the_state_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(tmp_path))
+    make_volume(tmp_path / "one", "one")
+    assert report(load_state(tmp_path / "one"))["degraded"] == []
+    shutil.copytree(tmp_path / "one", tmp_path / "backup-of-one")
+    shown = CliRunner().invoke(status, []).output.splitlines()
+    assert len(shown) == 2
+    assert f"{tmp_path / 'backup-of-one'} has a copy of its state" in shown[1]

@@ -70,7 +70,7 @@ class CheckpointFile:
                 raise
 
     def _write(self, content: bytes) -> None:
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = storage.open_with_reserve(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             storage.pwritev("checkpoint.write", fd, (content, _checksum(content)), 0)
             storage.fdatasync("checkpoint.sync", fd)

@@ -29,6 +29,7 @@ from typing import Protocol
 
 import trio
 
+from fusejournal import storage
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import COMMIT_CHANGES
 from fusejournal.checkpoint import Checkpoint, CheckpointFile
@@ -40,6 +41,8 @@ from fusejournal.journal.reader import END
 from fusejournal.types import Seq
 
 _TEND_PAUSE_SECONDS = 5.0
+_FULL_PAUSE_SECONDS = 300.0
+_PASSES = frozenset({errno.ENOSPC, errno.EDQUOT}) | storage.NO_MEANS
 _HOP_SECONDS_MAX = 0.001
 _IN_PLACE_MAX = 256
 """After so many flushes in place, one is left to a thread, to see what that takes now."""
@@ -124,6 +127,8 @@ class Durability:
         self._in_place = 0
         """Flushes made in place since a thread made one."""
         self._without_index: set[Path] = set()
+        self._compress_again_at = 0.0
+        self._tend_failure: str | None = None
         self.quorum: Quorum | None = None
         self.plain_from: Callable[[], Seq] = lambda: END
         """Segments with entries from here on stay as they are: somebody is about to read them."""
@@ -271,16 +276,33 @@ class Durability:
 
     async def _tend_sealed_segments(self) -> None:
         """Give sealed segments their index, then compress them."""
+        failure: str | None
         while not self._failed:
             await trio.sleep(_TEND_PAUSE_SECONDS)
             if self.is_pressed():
                 continue
-            for segment in self._journal.without_index():
-                # Tried once until the next mount: a damaged segment will not get better.
-                if segment not in self._without_index and not await self._make_index(segment):
-                    self._without_index.add(segment)
-            if self._config.compress and self.compression_failure is None:
-                await self._compress()
+            try:
+                await self._tend_once()
+                failure = None
+            except* OSError as errors:
+                # Nothing is lost by it: it is tried again, and what writes the journal finds out
+                # for itself whether its disk has failed.
+                failure = str(errors.exceptions[0])
+            if failure is not None and failure != self._tend_failure:
+                log.warning("sealed segments are not tended for now: %s", failure)
+            self._tend_failure = failure
+
+    async def _tend_once(self) -> None:
+        for segment in self._journal.without_index():
+            # Tried once until the next mount: a damaged segment will not get better.
+            if segment not in self._without_index and not await self._make_index(segment):
+                self._without_index.add(segment)
+        if (
+            self._config.compress
+            and self.compression_failure is None
+            and time.monotonic() >= self._compress_again_at
+        ):
+            await self._compress()
 
     async def _make_index(self, segment: Path) -> bool:
         """Whether that worked. It may fail, for a full disk or a damaged segment: an index is only
@@ -302,9 +324,11 @@ class Durability:
             try:
                 await trio.to_thread.run_sync(_when_idle, self._journal.compress_one, segment)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno not in _PASSES:
                     self.compression_failure = f"{segment}: {error.strerror}"
-                return  # a full disk passes, and the plain segment is as good
+                # A full disk passes, and the plain segment is as good.
+                self._compress_again_at = time.monotonic() + _FULL_PAUSE_SECONDS
+                return
             except FormatError as error:
                 self.compression_failure = str(error)
                 return

@@ -4,6 +4,7 @@ What comes from disk, a peer or a user is checked and raised as one of these: on
 what, where and what to do next. The message is made from typed fields so that a script
 (``--json``) can read them too."""
 
+import errno
 from pathlib import Path
 
 
@@ -108,9 +109,14 @@ class JournalForeignError(JournalError):
 
 
 class JournalFullError(JournalError):
-    """No space for the next entry; nothing was written. The caller gets ENOSPC."""
+    """No space for the next entry, or no descriptor or memory for it (``errno`` tells); nothing was
+    written. The caller gets that errno."""
 
     exit_code = 13
+
+    def __init__(self, message: str, number: int = errno.ENOSPC) -> None:
+        self.errno = number
+        super().__init__(message)
 
 
 class JournalFailedError(JournalError):

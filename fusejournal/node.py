@@ -26,7 +26,7 @@ from uuid import UUID
 import pyfuse3
 import trio
 
-from fusejournal import exports
+from fusejournal import exports, storage
 from fusejournal.backing.syscalls import become_flusher, drop_resource_capability
 from fusejournal.control import serve_control
 from fusejournal.durability import Durability
@@ -176,6 +176,7 @@ class Node:
             drop_resource_capability()  # (A mirror takes what its primary's quotas let in.)
         _, descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors_max, descriptors_max))
+        storage.keep_reserve()
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_signals, signals, nursery.cancel_scope)

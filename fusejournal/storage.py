@@ -18,11 +18,19 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 
 _listener: Callable[[str], None] | None = None
 
 FALLOC_FL_KEEP_SIZE = 1
+NO_MEANS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What a call fails with that has nothing to do with the disk, and works again later."""
+
+_RESERVED = 8
+_reserve: list[int] = []
+"""Descriptors kept back for :func:`open_with_reserve`."""
+
 _STALL_SECONDS = 2.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -129,9 +137,31 @@ def unlink(label: str, path: str | os.PathLike[str]) -> None:
     os.unlink(path)
 
 
+def keep_reserve() -> None:
+    """Have descriptors kept back, for journal and checkpoints: whatever else uses them up, those go
+    on. As many as there are to be had."""
+    with suppress(OSError):
+        while len(_reserve) < _RESERVED:
+            _reserve.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+
+
+def open_with_reserve(path: str | os.PathLike[str], flags: int, mode: int = 0o777) -> int:
+    """os.open, for what must not fail for lack of descriptors."""
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC, mode)
+    except OSError as error:
+        if error.errno not in NO_MEANS or not _reserve:
+            raise
+        os.close(_reserve.pop())
+        return os.open(path, flags | os.O_CLOEXEC, mode)
+    if _reserve and len(_reserve) < _RESERVED:
+        keep_reserve()
+    return fd
+
+
 def fsync_directory(label: str, path: str | os.PathLike[str]) -> None:
     """Make the names in directory *path* durable. Blocks: call it in a thread."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = open_with_reserve(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fsync(label, fd)
     finally:

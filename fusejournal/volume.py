@@ -279,9 +279,9 @@ class Volume:
     def _append(self, operation: TreeOperation, who: Who, time_ns: int, data: bytes) -> Seq:
         try:
             seq = self.journal.append(operation, who, time_ns, self.catalog.path, data)
-        except JournalFullError:
-            self.journal_full = True
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+        except JournalFullError as error:
+            self.journal_full = error.errno in _FULL
+            raise OSError(error.errno, os.strerror(error.errno)) from None
         except JournalError as error:
             self.fail(str(error))
             raise OSError(errno.EROFS, str(error)) from error

@@ -3,7 +3,10 @@ changes it.
 
 Owns the backing's root descriptor, a bounded cache of descriptors by fid, and the *orphans*: files
 whose last name is gone while the kernel still knows them. An orphan cannot be opened again by its
-handle, so its descriptor is pinned until the kernel forgets the fid and no open file uses it.
+handle, so its descriptor is pinned until the kernel forgets the fid and no open file uses it. Users
+decide how many there are, so only so many are pinned: the others have a name in a hidden directory
+until then, and need no descriptor. (A directory cannot have two names. Those that were removed
+beyond that number can be used while their descriptor is in the cache, then they are ESTALE.)
 
 One descriptor serves all users of a fid: a directory's is opened for reading, a regular file's for
 reading and writing (for reading alone where the backing refuses more), all others' with O_PATH.
@@ -16,14 +19,17 @@ Called from the event loop's thread only. Source: open_by_handle_at(2), xattr(7)
 """
 
 import errno
+import logging
 import os
 import struct
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_IFDIR, S_IFLNK, S_IFREG
 from uuid import UUID
 
+from fusejournal import storage
 from fusejournal.backing import syscalls
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import Node
@@ -36,15 +42,20 @@ DEFAULT_ACL_XATTR = "system.posix_acl_default"
 ACCESS_ACL_XATTR = "system.posix_acl_access"
 CAPABILITY_XATTR = b"security.capability"
 
+log = logging.getLogger(__name__)
+
+_ORPHAN = b".orphan"
 _TAG = struct.Struct("<16sQ")
 _FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
+_FLAGS_HIDDEN = _FLAGS_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FLAGS_FILE = os.O_RDWR | os.O_NOATIME | os.O_NONBLOCK | os.O_LARGEFILE
 _FLAGS_FILE_READ = os.O_RDONLY | os.O_NOATIME | os.O_NONBLOCK | os.O_LARGEFILE
 _REFUSALS = frozenset({errno.EPERM, errno.EROFS, errno.ETXTBSY, errno.EACCES})
 
 
 class Tree:
-    """See the module. ``descriptors_max`` bounds the descriptors held beside the pinned ones."""
+    """See the module. ``descriptors_max`` bounds the descriptors held beside the pinned ones, and
+    half as many are pinned at the most."""
 
     def __init__(self, root_fd: int, uuid: UUID, catalog: Catalog, descriptors_max: int) -> None:
         self.root_fd = root_fd
@@ -57,6 +68,13 @@ class Tree:
         self._read_only: set[Fid] = set()
         self._orphans: dict[Fid, Node] = {}
         self._pinned: dict[Fid, int] = {ROOT_FID: root_fd}
+        self._pinned_max = descriptors_max // 2
+        self._hidden: set[Fid] = set()
+        """Files with a name in the hidden directory."""
+        self._hidden_fd = -1
+        """That directory; -1 while there is none,"""
+        self._hidden_in = b""
+        """and the name it has then."""
 
     # -- nodes -------------------------------------------------------------------------------------
 
@@ -153,25 +171,111 @@ class Tree:
     # -- orphans -----------------------------------------------------------------------------------
 
     def pin(self, fid: Fid) -> None:
-        """Before an operation that may take *fid*'s last name: make sure that its descriptor
-        stays."""
-        if fid not in self._pinned:
-            self._pinned[fid] = self.descriptor(fid)
-            del self._descriptors[fid]
+        """Before an operation that may take *fid*'s last name: make sure that the file stays.
+        Raises OSError."""
+        if fid in self._pinned or fid in self._hidden:
+            return
+        fd = self.descriptor(fid)
+        if len(self._pinned) > self._pinned_max:
+            if self.node(fid).type != S_IFDIR:
+                self._hide(fid, fd)
+            return
+        self._pinned[fid] = fd
+        del self._descriptors[fid]
 
     def unpin(self, node: Node) -> None:
-        """After the operation: an orphan now, or, where a name is left, a descriptor like any
-        other."""
+        """After the operation: an orphan now, or, where a name is left, a file like any other."""
         if self.catalog.node(node.fid) is None:
             self._orphans[node.fid] = node
-            return
-        self._keep(node.fid, self._pinned.pop(node.fid))
+        elif node.fid in self._hidden:
+            self._reveal(node.fid)
+        elif node.fid in self._pinned:
+            self._keep(node.fid, self._pinned.pop(node.fid))
 
     def drop_orphan(self, fid: Fid) -> None:
         """The kernel has forgotten *fid* and nobody has it open: let an orphan go for good."""
-        if self._orphans.pop(fid, None) is not None:
+        if self._orphans.pop(fid, None) is None:
+            return
+        fd = self._pinned.pop(fid, -1)
+        if fd >= 0:
             self._read_only.discard(fid)
-            os.close(self._pinned.pop(fid))
+            os.close(fd)
+        else:
+            self.forget_descriptor(fid)
+        if fid in self._hidden:
+            self._reveal(fid)
+
+    def hidden_links(self, fid: Fid) -> int:
+        """How many of *fid*'s names are nobody's but ours: 1 or 0."""
+        return int(fid in self._hidden)
+
+    def is_hidden(self, parent: Fid, name: bytes) -> bool:
+        """Whether *name* in *parent* is the hidden directory, which is no part of the tree."""
+        return self._hidden_fd >= 0 and parent == ROOT_FID and name == self._hidden_in
+
+    def hidden_name(self) -> bytes:
+        """In the root: a directory for what is to have no name for anybody else, but must not go.
+        The same until the volume's name for it is taken by a user."""
+        name = b".fusejournal.%s" % self.uuid.hex.encode()
+        while self.catalog.lookup(ROOT_FID, name) is not None:
+            name += b"."
+        return name
+
+    def _hide(self, fid: Fid, fd: int) -> None:
+        """Give *fid*, open on *fd*, a name in the hidden directory. Raises OSError."""
+        if self._hidden_fd < 0:
+            self._hidden_fd = self._open_hidden()
+        storage.reached("orphan.link")
+        with suppress(FileExistsError):
+            syscalls.link(fd, self._hidden_fd, _hidden_name_of(fid))
+        self._hidden.add(fid)
+
+    def _reveal(self, fid: Fid) -> None:
+        """Take that name away, and the directory with the last of them."""
+        try:
+            storage.reached("orphan.unlink")
+            os.unlink(_hidden_name_of(fid), dir_fd=self._hidden_fd)
+        except OSError as error:
+            log.warning("fid %d keeps its place until the next mount: %s", fid, error)
+        self._hidden.discard(fid)
+        if not self._hidden:
+            self._remove_hidden()
+
+    def _open_hidden(self) -> int:
+        name = self._hidden_in = self.hidden_name()
+        with self._root_mtime_kept(), suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=self.root_fd)
+        return os.open(name, _FLAGS_HIDDEN, dir_fd=self.root_fd)
+
+    def _remove_hidden(self) -> None:
+        os.close(self._hidden_fd)
+        self._hidden_fd = -1
+        # Reconciliation uses it too, and may have left something in it for the next attempt.
+        with self._root_mtime_kept(), suppress(OSError):
+            os.rmdir(self._hidden_in, dir_fd=self.root_fd)
+
+    def remove_old_orphans(self) -> None:
+        """Let go what a process that died had hidden. Raises OSError."""
+        self._hidden_in = self.hidden_name()
+        try:
+            self._hidden_fd = os.open(self._hidden_in, _FLAGS_HIDDEN, dir_fd=self.root_fd)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return
+            raise
+        for name in map(os.fsencode, os.listdir(self._hidden_fd)):
+            if name.endswith(_ORPHAN):
+                os.unlink(name, dir_fd=self._hidden_fd)
+        self._remove_hidden()
+
+    @contextmanager
+    def _root_mtime_kept(self) -> Iterator[None]:
+        mtime_ns = os.fstat(self.root_fd).st_mtime_ns
+        try:
+            yield
+        finally:
+            if os.fstat(self.root_fd).st_mtime_ns != mtime_ns:
+                syscalls.set_times(self.root_fd, None, mtime_ns)
 
     # -- identity with the file --------------------------------------------------------------------
 
@@ -220,8 +324,9 @@ class Tree:
 
     def names(self, parent: Fid) -> Iterator[bytes]:
         """The names that the backing itself has in *parent*."""
-        for name in os.listdir(self.descriptor(parent)):
-            yield os.fsencode(name)
+        for name in map(os.fsencode, os.listdir(self.descriptor(parent))):
+            if not self.is_hidden(parent, name):
+                yield name
 
     # -- attributes --------------------------------------------------------------------------------
 
@@ -262,11 +367,20 @@ class Tree:
         return os.readlink(b"", dir_fd=self.descriptor(fid))
 
     def close(self) -> None:
-        """Close every descriptor, the root's included."""
+        """Close every descriptor, the root's included. Orphans are no more."""
+        for fid in tuple(self._hidden):
+            self._reveal(fid)
         for fd in (*self._descriptors.values(), *self._pinned.values()):
             os.close(fd)
         self._descriptors.clear()
         self._pinned.clear()
+        if self._hidden_fd >= 0:
+            os.close(self._hidden_fd)
+            self._hidden_fd = -1
+
+
+def _hidden_name_of(fid: Fid) -> bytes:
+    return b"%d" % fid + _ORPHAN
 
 
 def pack_tag(uuid: UUID, fid: Fid, handle: bytes) -> bytes:

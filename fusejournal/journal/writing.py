@@ -5,8 +5,9 @@ before it is needed, with a reserve that only some kinds of entries may use, so 
 refuses an entry before a byte of it is written. Where allocating is no promise (btrfs), a short
 append is cut off again.
 
-Full is JournalFullError, with nothing written; any other error of the disk is JournalFailedError,
-after which nobody knows what the pages hold: the journal then writes no more.
+Full is JournalFullError, with nothing written, and so is a lack of descriptors or memory, which
+passes as well; any other error of the disk is JournalFailedError, after which nobody knows what the
+pages hold: the journal then writes no more.
 
 Owned by the journal (journal.py) and used from its thread. Source: fallocate(2), pwritev(2)."""
 
@@ -27,6 +28,7 @@ ALWAYS = frozenset({Kind.VOID, Kind.CLEAN})
 """Entries that may use all of the reserve: those that end what was begun."""
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_PASSES = _NO_SPACE | storage.NO_MEANS
 _NO_END = 1 << 62
 
 
@@ -72,10 +74,10 @@ class SegmentWriter:
         path = segment_path(directory, header.first_seq)
         storage.reached("journal.create")
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fd = storage.open_with_reserve(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
-            if error.errno in _NO_SPACE:
-                raise _full(directory) from None
+            if error.errno in _PASSES:
+                raise _full(directory, error) from None
             raise JournalFailedError(f"{path}: cannot be made: {error.strerror}") from error
         writer = cls(path, fd, header.first_seq, SEGMENT_HEADER_BYTES, options)
         writer._allocated = 0
@@ -86,9 +88,13 @@ class SegmentWriter:
         except (JournalError, OSError) as error:
             os.close(fd)
             os.unlink(path)
-            if isinstance(error, OSError) and error.errno not in _NO_SPACE:
-                raise JournalFailedError(f"{path}: cannot be written: {error.strerror}") from error
-            raise _full(directory) from None
+            if isinstance(error, OSError):
+                if error.errno not in _PASSES:
+                    raise JournalFailedError(
+                        f"{path}: cannot be written: {error.strerror}"
+                    ) from error
+                raise _full(directory, error) from None
+            raise
         writer._is_begun = True
         writer._extend()
         return writer
@@ -96,7 +102,7 @@ class SegmentWriter:
     def write_header(self, content: bytes) -> None:
         """Write the header, or another in its place. Raises JournalFullError, OSError."""
         if storage.pwritev("journal.header", self.fd, (content,), 0) != len(content):
-            raise _full(self.path.parent)
+            raise _full(self.path.parent, _no_space())
 
     def write(self, head: bytes, data: bytes | memoryview, kind: Kind) -> None:
         """Put *head* and *data*, an entry of *kind*, at the end. Raises JournalFullError, with
@@ -117,12 +123,12 @@ class SegmentWriter:
             if written != need:
                 # Only a full disk writes less; the rest may tell, but what is there must go in any
                 # case.
-                self._refuse(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+                self._refuse(_no_space())
         self.end += need
 
     def _refuse(self, error: OSError) -> None:
         """Take back what a failed append may have written, and say so."""
-        if error.errno not in _NO_SPACE:
+        if error.errno not in _PASSES:
             raise JournalFailedError(f"{self.path}: cannot be written: {error.strerror}") from error
         try:
             storage.ftruncate("journal.truncate", self.fd, self.end)
@@ -131,7 +137,7 @@ class SegmentWriter:
                 f"{self.path}: a short entry could not be cut off: {second.strerror}"
             ) from second
         self._allocated = self.end  # what was allocated went with it
-        raise _full(self.path.parent) from None
+        raise _full(self.path.parent, error) from None
 
     def _take_space(self, need: int, kept: int) -> None:
         """Have blocks allocated for *need* bytes and the reserve beyond them, or at least for
@@ -145,12 +151,12 @@ class SegmentWriter:
             if error.errno == errno.EOPNOTSUPP:
                 self._allocated = _NO_END  # no promises to be had here; a short append is cut off
                 return
-            if error.errno not in _NO_SPACE:
+            if error.errno not in _PASSES:
                 raise JournalFailedError(
                     f"{self.path}: cannot be extended: {error.strerror}"
                 ) from error
             if self.end + need + kept > self._allocated:
-                raise _full(self.path.parent) from None
+                raise _full(self.path.parent, error) from None
         else:
             self._allocated = target
             if self._is_begun:
@@ -179,5 +185,11 @@ class SegmentWriter:
         os.close(self.fd)
 
 
-def _full(directory: Path) -> JournalFullError:
+def _no_space() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _full(directory: Path, error: OSError) -> JournalFullError:
+    if error.errno in storage.NO_MEANS:
+        return JournalFullError(f"{directory}: the journal got {error.strerror}", error.errno)
     return JournalFullError(f"{directory}: no space left for the journal")

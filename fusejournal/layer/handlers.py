@@ -166,7 +166,7 @@ class Handlers(pyfuse3.Operations):
     def _is_foreign(self, parent: Fid, name: bytes) -> bool:
         """Whether *name*, which the catalog does not know, is something that somebody put into the
         backing. It is journaled first, then served: a read-only volume does not show it."""
-        if self.volume.refusal is not None:
+        if self.volume.refusal is not None or self._tree.is_hidden(parent, name):
             return False
         try:
             self._tree.stat_name(parent, name)
@@ -200,7 +200,9 @@ class Handlers(pyfuse3.Operations):
         return entry_of(fid, stat, node.ctime_ns)
 
     def _attributes(self, fid: Fid) -> EntryAttributes:
-        return entry_of(fid, self._tree.stat(fid), self._tree.node(fid).ctime_ns)
+        entry = entry_of(fid, self._tree.stat(fid), self._tree.node(fid).ctime_ns)
+        entry.st_nlink -= self._tree.hidden_links(fid)
+        return entry
 
     def _child(self, parent: Fid, name: bytes) -> Node:
         """The node under *name*. Raises OSError ENOENT."""
@@ -316,6 +318,8 @@ class Handlers(pyfuse3.Operations):
     ) -> EntryAttributes:
         """A further name."""
         _check_name(new_name)
+        if self._tree.is_orphan(inode):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         operation = Link(inode, new_parent, new_name)
         self._commit_name(operation, new_parent, new_name, _who(ctx))
         return self._attributes(inode)

@@ -25,10 +25,7 @@ from fusejournal.volume import Volume
 def staging_name(volume: Volume) -> bytes:
     """In the backing's root: where files are while their places are made free. The same for every
     attempt, and no name of a file of the journal's."""
-    name = b".fusejournal.%s" % volume.tree.uuid.hex.encode()
-    while volume.catalog.lookup(ROOT_FID, name) is not None:
-        name += b"."
-    return name
+    return volume.tree.hidden_name()
 
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME

@@ -16,6 +16,7 @@ from fusejournal.durability import Average
 from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import Mark
 from fusejournal.replication.quorum import Quorum
+from tests.support.descriptors import no_descriptors_left
 from tests.support.volumes import OpenVolume, open_volume
 
 
@@ -139,3 +140,21 @@ def test_average_weighs_the_first_values_alike() -> None:
     for _ in range(1000):
         average.add(1.0)
     assert average.value == pytest.approx(1.0)
+
+
+async def test_tending_outlives_a_lack_of_descriptors(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What cannot be listed now is tried again; the layer goes on, and says so once."""
+    with open_volume(tmp_path) as opened:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(opened.durability._tend_sealed_segments)
+            await trio.testing.wait_all_tasks_blocked()
+            with no_descriptors_left():
+                await trio.sleep(21)
+            await trio.sleep(11)
+            nursery.cancel_scope.cancel()
+        assert opened.volume.failure is None
+    warnings = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("sealed segments are not tended for now: ")

@@ -1,0 +1,173 @@
+"""A user cannot use up the descriptors that the layer lives on, and running out of them is no end
+of anything."""
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fusejournal import storage
+from fusejournal.operations import Write
+from fusejournal.state import load_state
+from tests.support import users
+from tests.support.descriptors import no_descriptors_left
+from tests.support.layer import Layer
+from tests.support.trees import difference, image, rebuild
+from tests.support.volumes import SMALL_SEGMENTS, SOMEBODY, open_volume
+
+pytestmark = pytest.mark.mount
+
+_LIMIT = 300
+_FILES = 1500
+_CONFIG = """
+[journal]
+segment_bytes = 65536
+"""
+
+_USER = """
+import os, sys
+root, count, uid = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+os.setgid(uid); os.setuid(uid)
+files, directories = [], []
+for number in range(count):
+    fd = os.open(f"{root}/file", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    os.write(fd, b"content %d" % number)
+    os.unlink(f"{root}/file")
+    files.append(fd)
+    os.mkdir(f"{root}/directory")
+    directories.append(os.open(f"{root}/directory", os.O_RDONLY))
+    os.rmdir(f"{root}/directory")
+print("made", flush=True)
+sys.stdin.readline()
+for number, fd in enumerate(files):
+    assert os.pread(fd, 100, 0) == b"content %d" % number, number
+    assert os.fstat(fd).st_nlink == 0
+    os.pwrite(fd, b"CONTENT", 0)
+    os.ftruncate(fd, 7)
+    assert os.pread(fd, 100, 0) == b"CONTENT"
+    try:
+        os.link(f"/proc/self/fd/{fd}", f"{root}/again", src_dir_fd=directories[0])
+        raise AssertionError("linked")
+    except FileNotFoundError:
+        pass
+print("read", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_open_removed_files_of_a_user(layer: Layer, tmp_path: Path) -> None:
+    """More than the layer may have open: all of them work, so do all others, and in the end nothing
+    is left of them."""
+    layer.reconfigure(_CONFIG)
+    layer.prefix = ("prlimit", f"--nofile={_LIMIT}:{_LIMIT}")
+    layer.start()
+    layer.mountpoint.chmod(0o777)
+    for directory in tmp_path, *tmp_path.parents[:2]:
+        directory.chmod(0o755)
+    user = subprocess.Popen(
+        [sys.executable, "-c", _USER, str(layer.mountpoint), str(_FILES), str(users.SOMEBODY)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (8192, 8192)),
+    )
+    assert user.stdin is not None
+    assert user.stdout is not None
+    try:
+        assert user.stdout.readline() == "made\n"
+        assert len(os.listdir(f"/proc/{layer.pid}/fd")) <= _LIMIT - 30
+        assert [name for name in os.listdir(layer.backing) if name.startswith(".fusejournal.")]
+        assert os.listdir(layer.mountpoint) == []
+        hidden = next(iter(os.listdir(layer.backing)))
+        assert not (layer.mountpoint / hidden).exists()
+        with pytest.raises(FileExistsError):
+            (layer.mountpoint / hidden).mkdir()
+        # Others go on, and so does the journal into its next segments.
+        for number in range(20):
+            path = layer.mountpoint / f"other{number}"
+            path.write_bytes(bytes(20_000))
+        assert layer.ask()["state"] == "running"
+        user.stdin.write("go on\n")
+        user.stdin.flush()
+        assert user.stdout.readline() == "read\n"
+        user.stdin.write("go on\n")
+        user.stdin.flush()
+        assert user.wait(timeout=60) == 0
+    finally:
+        user.kill()
+        user.communicate()
+    layer.stop()
+    assert sorted(os.listdir(layer.backing)) == sorted(f"other{number}" for number in range(20))
+    target = tmp_path / "rebuilt"
+    target.mkdir()
+    rebuild(layer.state, target, load_state(layer.state).uuid)
+    assert not difference(image(target), image(layer.backing))
+
+
+def test_hidden_orphans_of_a_dead_process_go(tmp_path: Path) -> None:
+    with open_volume(tmp_path, orderly=False) as opened:
+        opened.volume.tree._pinned_max = 0
+        opened.create("before", b"x")
+        fid = opened.create("gone", b"content")
+        before = image(opened.backing)
+        opened.volume.tree.pin(fid)  # as a process that dies right before it unlinks
+        hidden = opened.volume.tree.hidden_name()
+        assert os.listdir(opened.backing / os.fsdecode(hidden)) == [f"{fid}.orphan"]
+        opened.volume.tree._hidden.clear()
+    with open_volume(tmp_path) as opened:
+        assert not difference(image(opened.backing), before)
+
+
+@pytest.mark.parametrize("number", ["EMFILE", "ENFILE", "ENOMEM"])
+@pytest.mark.parametrize(
+    "label", ["journal.create", "journal.fallocate", "journal.append", "apply.open", "orphan.link"]
+)
+def test_no_descriptors_or_memory_refuse_one_change(
+    tmp_path: Path, label: str, number: str
+) -> None:
+    with open_volume(tmp_path) as opened:
+        opened.volume.tree._pinned_max = 0
+        before = image(opened.backing)
+        fault = storage.PlannedFault(label, 1, number)
+        storage.listen(fault)
+        refused: list[int | None] = []
+        made = 0
+        try:
+            while fault.left > 0:
+                try:
+                    fid = opened.create(f"file{made}", b"x" * 1000)
+                    opened.unlink(fid, f"file{made}")
+                    opened.mkdir(f"directory{made}")
+                except OSError as error:
+                    refused.append(error.errno)
+                made += 1
+                assert made < 500, "never reached"
+        finally:
+            storage.listen(None)
+        # Or none: with space ahead, or for a removal, the journal goes on where it is.
+        assert refused in ([getattr(errno, number)], [])
+        assert opened.volume.failure is None
+        opened.create("after", b"x")
+        assert difference(image(opened.backing), before)
+        opened.volume.journal.sync()
+
+
+_ONE_SEGMENT = bytes(SMALL_SEGMENTS.segment_bytes)
+
+
+def test_the_journal_has_descriptors_of_its_own(tmp_path: Path) -> None:
+    """With the process's last descriptor gone, segments are begun and flushed."""
+    with open_volume(tmp_path) as opened:
+        fid = opened.create("file", b"x")
+        opened.volume.journal.sync()
+        storage.keep_reserve()
+        with no_descriptors_left():
+            for _ in range(3):
+                opened.volume.commit(Write(fid, 0, None), SOMEBODY, _ONE_SEGMENT)
+                opened.make_checkpoint()
+        assert len(opened.volume.journal.sealed_segments()) >= 2
+        assert opened.volume.failure is None

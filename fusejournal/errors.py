@@ -93,13 +93,32 @@ class JournalDamagedError(JournalError):
     """Bytes in the journal that should not change have changed. Never skipped."""
 
     exit_code = 11
+    verdict = "the journal is damaged"
+    """What that means for the journal, in a few words."""
 
     def __init__(self, segment: Path | str, offset: int, seq: int, reason: str) -> None:
         self.segment = Path(segment)
         self.offset = offset
         self.seq = seq
         self.reason = reason
-        super().__init__(f"{segment}: damaged at byte {offset}, seq {seq}: {reason}")
+        super().__init__(self._words())
+
+    def _words(self) -> str:
+        return f"{self.segment}: damaged at byte {self.offset}, seq {self.seq}: {self.reason}"
+
+
+class JournalVersionError(JournalDamagedError):
+    """An entry that is whole, and that only a later version of this program can read. The journal
+    cannot be gone on with by this one, as if it were damaged; but nothing is wrong with it."""
+
+    exit_code = 29
+    verdict = "the journal is of a newer version of fusejournal"
+
+    def _words(self) -> str:
+        return (
+            f"{self.segment}: written by a newer version of fusejournal, from byte {self.offset}, "
+            f"seq {self.seq} on ({self.reason}): upgrade this one; the journal is not damaged"
+        )
 
 
 class JournalForeignError(JournalError):

@@ -282,7 +282,7 @@ class Opening:
             )
         self.repairs += [str(repair) for repair in journal.repairs]
         if journal.damage is not None:
-            self.degraded.append(f"the journal is damaged: {journal.damage}")
+            self.degraded.append(f"{journal.damage.verdict}: {journal.damage}")
         return journal
 
     def _open_existing(self, directory: Path, same_boot: bool, read_only: bool) -> Journal:
@@ -323,7 +323,7 @@ class Opening:
         recovery = Recovery(self.volume, read_only, applying_seq, reconcile, held_seq)
         recovery.run(lambda done, total: self._progress("recovering", done, total, "entries"))
         if recovery.damage is not None:
-            self.degraded.append(f"the journal is damaged: {recovery.damage}")
+            self.degraded.append(f"{recovery.damage.verdict}: {recovery.damage}")
         if recovery.missing:
             self.degraded.append(describe_missing(recovery.missing))
             self._watcher.warning(self.degraded[-1])

@@ -17,10 +17,11 @@ from fusejournal.journal.criteria import Match, paths_of
 from fusejournal.journal.format import Entry, FormatError, decode_entry
 from fusejournal.journal.parallel import map_in_order
 from fusejournal.journal.paths import PathTracker
-from fusejournal.journal.segment import BadFrameError, SegmentReader
+from fusejournal.journal.segment import BadFrameError, SegmentReader, first_seq_of
 from fusejournal.journal.settled import settled
 from fusejournal.journal.verify import VerifyReport, verify
 from fusejournal.operations import OPERATIONS
+from fusejournal.types import Seq
 
 
 @click.group(short_help="Dump, sum up or verify the journal itself.")
@@ -117,15 +118,21 @@ def dump_command(sources: tuple[str, ...], as_json: bool) -> None:
     _, reader = open_sources(sources)
     paths = reader.segments()
     damaged: JournalDamagedError | None = None
-    for lines, damage in map_in_order(partial(_dump_segment, paths[-1], as_json), paths):
+    dumped = map_in_order(partial(_dump_segment, paths[-1], as_json), paths)
+    for path, (lines, damage) in zip(paths, dumped, strict=True):
         sys.stdout.buffer.write(lines)
-        damaged = damaged or (JournalDamagedError(*damage) if damage else None)
+        damaged = damaged or (BadFrameError(*damage).in_segment(path) if damage else None)
     sys.stdout.buffer.flush()
     if damaged is not None:
         raise damaged
 
 
-_Damage = tuple[str, int, int, str]
+_Damage = tuple[int, Seq, str, bool, bool]
+
+
+def _told(bad: BadFrameError) -> _Damage:
+    """*bad*, to be told to another process."""
+    return bad.offset, bad.seq, bad.reason, bad.torn, bad.is_newer
 
 
 def _dump_segment(newest: Path, as_json: bool, path: Path) -> tuple[bytes, _Damage | None]:
@@ -139,9 +146,9 @@ def _dump_segment(newest: Path, as_json: bool, path: Path) -> tuple[bytes, _Dama
             lines.extend(shown(decode_entry(frame)) for frame in reader.frames())
     except BadFrameError as bad:
         if not (bad.torn and path == newest):
-            damage = str(path), bad.offset, bad.seq, bad.reason
+            damage = _told(bad)
     except FormatError as error:
-        damage = str(path), 0, 0, str(error)
+        damage = _told(BadFrameError.undecodable(0, first_seq_of(path), error))
     lines.append("")
     return "\n".join(lines).encode("utf-8", "backslashreplace"), damage
 
@@ -220,7 +227,7 @@ def stats_command(sources: tuple[str, ...], as_json: bool) -> None:
     with progress_bar("reading", quiet=as_json, in_bytes=False) as progress:
         for number, (part, damage) in enumerate(parts, 1):
             if damage is not None:
-                raise JournalDamagedError(*damage)
+                raise BadFrameError(*damage).in_segment(paths[number - 1])
             whole.merge(part)
             progress(number, len(paths))
     show_statistics(whole, as_json)
@@ -238,7 +245,7 @@ def _segment_statistics(newest: Path, path: Path) -> tuple[Statistics, _Damage |
                     tracker.follow(entry.operation)
     except BadFrameError as bad:
         if not (bad.torn and path == newest):
-            return found, (str(path), bad.offset, bad.seq, bad.reason)
+            return found, _told(bad)
     except FormatError as error:
-        return found, (str(path), 0, 0, str(error))
+        return found, _told(BadFrameError.undecodable(0, first_seq_of(path), error))
     return found, None

@@ -88,7 +88,7 @@ def _report_from_disk(state: VolumeState, condition: str, pid: int | None) -> di
                 clean = marks.stopped_seq == journal.head_seq
                 marks.close()
             if journal.damage is not None:
-                degraded.append(f"the journal is damaged: {journal.damage}")
+                degraded.append(f"{journal.damage.verdict}: {journal.damage}")
             elif condition == "held":
                 degraded.append(
                     f"its layer died, and its users wait: 'fusejournal mount {state.name}' goes on"

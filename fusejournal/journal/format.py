@@ -96,9 +96,9 @@ class FormatError(ValueError):
     see."""
 
 
-class NewerEntryError(FormatError):
-    """An entry that is whole, and of a kind or with fields that only a later version of this
-    program knows: no damage."""
+class NewerFormatError(FormatError):
+    """Bytes that are whole, and of a format, a kind or with fields that only a later version of
+    this program knows: no damage."""
 
 
 class SegmentHeader(NamedTuple):
@@ -131,10 +131,12 @@ class SegmentHeader(NamedTuple):
         magic, version, uuid, epoch, first_seq, chain, time_ns = _SEGMENT.unpack_from(data)
         if magic != SEGMENT_MAGIC:
             raise FormatError("not a journal segment")
-        if version != FORMAT_VERSION:
-            raise FormatError(f"format version {version}; this program reads {FORMAT_VERSION}")
         (checksum,) = _CHECKSUM.unpack_from(data, _SEGMENT.size)
         head = data[: _SEGMENT.size]
+        if version != FORMAT_VERSION:
+            reason = f"format version {version}; this program reads {FORMAT_VERSION}"
+            is_whole = xxhash.xxh3_64_intdigest(head) == checksum
+            raise NewerFormatError(reason) if is_whole else FormatError(reason)
         # All bytes count, the unused ones too: a flipped one is damage.
         if xxhash.xxh3_64_intdigest(head) != checksum:
             raise FormatError("the header's checksum is wrong")
@@ -321,7 +323,7 @@ def decode_payload(
     payload: bytes | memoryview,
 ) -> tuple[int, Who, dict[Fid, bytes] | None, Operation]:
     """Time, caller, paths and operation of an entry's *payload*. Raises FormatError, and
-    NewerEntryError where only its kind, or a field beyond the known ones, is not known."""
+    NewerFormatError where only its kind, or a field beyond the known ones, is not known."""
     try:
         fields = msgpack.unpackb(payload, use_list=False, strict_map_key=False, raw=False)
     except (ValueError, TypeError, OverflowError) as error:
@@ -332,12 +334,12 @@ def decode_payload(
     cls = _CLASSES.get(kind) if type(kind) is int else None
     if cls is None:
         if type(kind) is int and 0 < kind <= _KIND_MAX:
-            raise NewerEntryError(f"an entry of kind {kind}")
+            raise NewerFormatError(f"an entry of kind {kind}")
         raise FormatError(f"an entry of impossible kind {kind!r}")
     operation = _new(cls, fields[_PREFIX_FIELDS:])
     if len(operation) != len(cls._fields):
         if len(operation) > len(cls._fields):
-            raise NewerEntryError(f"{cls.__name__} with {len(operation)} fields")
+            raise NewerFormatError(f"{cls.__name__} with {len(operation)} fields")
         try:
             operation = cls(*operation)  # the last ones may have defaults
         except TypeError:

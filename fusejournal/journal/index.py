@@ -54,7 +54,7 @@ import zstandard
 
 from fusejournal import storage
 from fusejournal.errors import JournalDamagedError
-from fusejournal.journal.format import FRAME_HEADER_BYTES, FormatError
+from fusejournal.journal.format import FRAME_HEADER_BYTES, FormatError, NewerFormatError
 from fusejournal.journal.segment import BadFrameError, Point, SegmentReader
 from fusejournal.operations import Kind
 from fusejournal.types import Fid, Seq
@@ -249,8 +249,10 @@ class _Builder:
     def add(self, fields: tuple[Any, ...], number: int, refused: bool) -> None:
         """Take in entry *number*; *fields* is its payload."""
         kind = fields[0]
-        if not 0 < kind < _KINDS_END:
-            raise ValueError(f"of unknown kind {kind}")
+        if kind >= _KINDS_END:
+            raise NewerFormatError(f"an entry of kind {kind}")
+        if kind <= 0:
+            raise ValueError(f"of impossible kind {kind}")
         self.kinds |= 1 << kind
         self.uids.add(fields[2])
         if fields[5]:
@@ -309,7 +311,7 @@ def build_index(reader: SegmentReader, *, allow_torn: bool = False) -> SegmentIn
                     point_times.append(fields[1])
                 last_time = fields[1]
             except (ValueError, TypeError, IndexError, OverflowError, AttributeError) as error:
-                raise BadFrameError(offset, frame.seq, f"no entry: {error}", torn=False) from None
+                raise _no_entry(offset, frame.seq, error) from None
             chain = checksum
             end = offset + len(content)
     except BadFrameError as bad:
@@ -321,9 +323,7 @@ def build_index(reader: SegmentReader, *, allow_torn: bool = False) -> SegmentIn
         if not -(2**63) <= last_time < 2**63:
             raise ValueError("a time that cannot be")
     except (ValueError, TypeError, IndexError, OverflowError, AttributeError) as error:
-        raise BadFrameError(
-            end, Seq(start.seq + number), f"no entry: {error}", torn=False
-        ) from None
+        raise _no_entry(end, Seq(start.seq + number), error) from None
     if number >= _ENTRIES_MAX:
         raise BadFrameError(end, reader.header.first_seq, "too many entries", torn=False)
     paths = zstandard.compress(msgpack.packb(sorted(builder.told)), 3)
@@ -361,6 +361,12 @@ def build_index(reader: SegmentReader, *, allow_torn: bool = False) -> SegmentIn
     )  # fmt: skip
     body = b"".join((head, counts, *(section.tobytes() for section in sections), paths))
     return SegmentIndex(body + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(body)))
+
+
+def _no_entry(offset: int, seq: Seq, error: Exception) -> BadFrameError:
+    if isinstance(error, NewerFormatError):
+        return BadFrameError.undecodable(offset, seq, error)
+    return BadFrameError(offset, seq, f"no entry: {error}", torn=False)
 
 
 def _flatten(lists: dict[int, "array[int]"]) -> tuple["array[int]", "array[int]", "array[int]"]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from uuid import UUID
 
-from fusejournal.errors import JournalDamagedError, JournalError
+from fusejournal.errors import JournalError
 from fusejournal.journal.format import Entry, FormatError, Frame, decode_entry
 from fusejournal.journal.index import SegmentIndex, build_index, load_index
 from fusejournal.journal.segment import (
@@ -82,12 +82,13 @@ class JournalReader:
                         pass
             except BadFrameError as bad:
                 if not (bad.torn and path == self.segments()[-1]):
-                    raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
+                    raise bad.in_segment(path) from None
             if last is not None:
                 try:
                     return last.seq, decode_entry(last).operation.kind >= Kind.VOID
                 except FormatError as error:
-                    raise JournalDamagedError(path, last.offset, last.seq, str(error)) from None
+                    undecodable = BadFrameError.undecodable(last.offset, last.seq, error)
+                    raise undecodable.in_segment(path) from None
         return Seq(self.first_seq - 1), True
 
     # -- in order ----------------------------------------------------------------------------------
@@ -98,7 +99,8 @@ class JournalReader:
             try:
                 yield decode_entry(frame)
             except FormatError as error:
-                raise JournalDamagedError(path, frame.offset, frame.seq, str(error)) from None
+                bad = BadFrameError.undecodable(frame.offset, frame.seq, error)
+                raise bad.in_segment(path) from None
 
     def frames(self, from_seq: Seq, to_seq: Seq) -> Iterator[tuple[Path, Frame]]:
         """The frames in [from_seq, to_seq), each with its segment. Raises JournalDamagedError."""
@@ -150,7 +152,7 @@ class JournalReader:
         except BadFrameError as bad:
             if last and bad.torn and bad.seq > self.must_reach:
                 return None
-            raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
+            raise bad.in_segment(path) from None
         return end
 
     def _begin(self, path: Path, reader: SegmentReader, from_seq: Seq) -> Point | None:
@@ -206,7 +208,7 @@ class JournalReader:
                         self.on_scan(path)
                     index = build_index(reader, allow_torn=newest)
         except BadFrameError as bad:
-            raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
+            raise bad.in_segment(path) from None
         if newest:
             self._growing = path
         self._keep(path, index)
@@ -244,10 +246,10 @@ class JournalReader:
                     at = self._following(path, frames, index)
                     yield entry, _void_of(entry, at)
         except BadFrameError as bad:
-            raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
+            raise bad.in_segment(path) from None
         except FormatError as error:
             offset, seq = (at.offset, at.seq) if at is not None else (0, index.first_seq)
-            raise JournalDamagedError(path, offset, seq, str(error)) from None
+            raise BadFrameError.undecodable(offset, seq, error).in_segment(path) from None
 
     def _following(self, path: Path, frames: Iterator[Frame], index: SegmentIndex) -> Frame | None:
         """The next frame; none where the newest segment just ends in the middle of one. Raises

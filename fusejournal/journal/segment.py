@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from fusejournal.errors import JournalDamagedError, JournalVersionError
 from fusejournal.journal.format import (
     FRAME_HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
     FormatError,
     Frame,
+    NewerFormatError,
     SegmentHeader,
     decode_entry,
     frame_bytes_at,
@@ -38,14 +40,28 @@ has its exact size, and zeros at its end are damage."""
 
 class BadFrameError(Exception):
     """Where a segment stops being readable. ``torn``: it just ends in the middle of a frame, or
-    in the space ahead of its end, which was zeros."""
+    in the space ahead of its end, which was zeros. ``is_newer``: all is whole, and a later version
+    of this program can read it."""
 
-    def __init__(self, offset: int, seq: Seq, reason: str, torn: bool) -> None:
+    def __init__(
+        self, offset: int, seq: Seq, reason: str, torn: bool, is_newer: bool = False
+    ) -> None:
         super().__init__(reason)
         self.offset = offset
         self.seq = seq
         self.reason = reason
         self.torn = torn
+        self.is_newer = is_newer
+
+    @classmethod
+    def undecodable(cls, offset: int, seq: Seq, error: FormatError) -> "BadFrameError":
+        """What is at *offset* was checked, and is no entry (or header) because of *error*."""
+        return cls(offset, seq, str(error), False, isinstance(error, NewerFormatError))
+
+    def in_segment(self, path: Path | str) -> JournalDamagedError:
+        """What users see of it, in segment *path*."""
+        error = JournalVersionError if self.is_newer else JournalDamagedError
+        return error(path, self.offset, self.seq, self.reason)
 
 
 class Point(NamedTuple):
@@ -110,7 +126,7 @@ class SegmentReader:
             self.header = SegmentHeader.decode(self.read_at(0, SEGMENT_HEADER_BYTES))
         except FormatError as error:
             os.close(self._fd)
-            raise BadFrameError(0, first_seq_of(path), str(error), torn=False) from None
+            raise BadFrameError.undecodable(0, first_seq_of(path), error) from None
         if self.header.first_seq != first_seq_of(path):
             os.close(self._fd)
             raise BadFrameError(
@@ -253,7 +269,7 @@ class SegmentReader:
                 try:
                     decode_entry(frame)
                 except FormatError as error:
-                    raise BadFrameError(frame.offset, frame.seq, str(error), torn=False) from None
+                    raise BadFrameError.undecodable(frame.offset, frame.seq, error) from None
                 point = _after(frame)
             return point
         while True:

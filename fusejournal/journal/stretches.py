@@ -109,7 +109,7 @@ def entries_in(stretch: Stretch) -> Iterator[Entry]:
         try:
             entry = decode_entry(frame)
         except FormatError as error:
-            raise BadFrameError(offset, frame.seq, str(error), torn=False) from None
+            raise BadFrameError.undecodable(offset, frame.seq, error) from None
         yield entry
         at += entry.frame_bytes
 
@@ -234,7 +234,7 @@ class StretchReader:
                     return None
                 content = content[:at]
         except BadFrameError as bad:
-            raise JournalDamagedError(reader.path, bad.offset, bad.seq, bad.reason) from None
+            raise bad.in_segment(reader.path) from None
         except FormatError as error:
             raise JournalDamagedError(reader.path, self._offset, self.seq, str(error)) from None
         return self._advance(content, seq, chain)
@@ -247,7 +247,7 @@ class StretchReader:
             for frame in reader.frames(Point(seq, offset, chain)):
                 return frame if kind_of(frame) == Kind.VOID else None
         except BadFrameError as bad:
-            raise JournalDamagedError(reader.path, bad.offset, bad.seq, bad.reason) from None
+            raise bad.in_segment(reader.path) from None
         # The segment ends here, and a VOID is in the segment of its entry.
         path = segment_path(self._directory, seq)
         try:
@@ -303,7 +303,7 @@ class StretchReader:
             except FileNotFoundError:
                 raise JournalError(f"{path}: is not there any more") from None
             except BadFrameError as bad:
-                raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
+                raise bad.in_segment(path) from None
             if self._reader.header.uuid != self._uuid:
                 raise JournalError(f"{path}: a segment of another volume")
         return self._reader

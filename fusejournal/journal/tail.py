@@ -89,13 +89,14 @@ def examine(
         # (What is compressed was on disk before: nothing of it can be torn.)
         may_cut = (
             bad.seq > found.flushed
+            and not bad.is_newer
             and path.suffix != COMPRESSED_SUFFIX
             and (unclean_machine or (is_last and bad.torn))
         )
         if may_cut:
             found.cut = Cut(path, bad.offset, bad.seq, bad.reason, tuple(paths[index + 1 :]))
         else:
-            found.damage = JournalDamagedError(path, bad.offset, bad.seq, bad.reason)
+            found.damage = bad.in_segment(path)
         break
     return found
 
@@ -168,7 +169,7 @@ def _scan(path: Path, uuid: UUID, found: Found, starts_scan: bool) -> BadFrameEr
                 try:
                     entry = decode_entry(frame)
                 except FormatError as error:
-                    return BadFrameError(frame.offset, frame.seq, str(error), torn=False)
+                    return BadFrameError.undecodable(frame.offset, frame.seq, error)
                 found.head_seq, found.chain = entry.seq, entry.chain
                 found.end = entry.offset + entry.frame_bytes
                 found.last_time_ns = entry.time_ns

@@ -38,13 +38,13 @@ class VerifyReport:
 
 
 class _Part(NamedTuple):
-    """What one segment is like. ``bad``: offset, seq, reason, torn."""
+    """What one segment is like. ``bad``: offset, seq, reason, torn, newer."""
 
     header: SegmentHeader | None
     entries: int
     chain: int
     bytes: int
-    bad: tuple[int, Seq, str, bool] | None
+    bad: tuple[int, Seq, str, bool, bool] | None
     index_fits: bool
 
 
@@ -86,12 +86,13 @@ def verify(
                 report.last_seq = Seq(header.first_seq + part.entries - 1)
             before = header.first_seq + part.entries, part.chain
         if part.bad is not None:
-            offset, seq, reason, torn = part.bad
+            bad = BadFrameError(*part.bad)
             before = None  # what follows is checked by itself
-            if torn and path == paths[-1]:
-                report.unfinished = f"{path.name} ends in the middle of seq {seq} ({reason})"
+            if bad.torn and path == paths[-1]:
+                where = f"{path.name} ends in the middle of seq {bad.seq}"
+                report.unfinished = f"{where} ({bad.reason})"
             else:
-                damage(offset, seq, reason)
+                report.damages.append(bad.in_segment(path))
     return report
 
 
@@ -115,9 +116,8 @@ def _verify_segment(deep: bool, path: Path) -> _Part:
             end = reader.check(deep=deep)
     except BadFrameError as bad:
         entries = bad.seq - header.first_seq if header is not None else 0
-        return _Part(
-            header, entries, 0, bad.offset, (bad.offset, bad.seq, bad.reason, bad.torn), True
-        )
+        told = bad.offset, bad.seq, bad.reason, bad.torn, bad.is_newer
+        return _Part(header, entries, 0, bad.offset, told, True)
     entries = end.seq - header.first_seq
     index_fits = not has_index(path) or (
         index is not None and (index.entries, index.chain) == (entries, end.chain_before)

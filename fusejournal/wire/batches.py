@@ -7,10 +7,12 @@ Source: RFC 8878 (Zstandard)."""
 
 import zstandard
 
-from fusejournal.journal.format import FormatError
-from fusejournal.journal.stretches import STRETCH_BYTES_MAX, Stretch, check_stretch
+from fusejournal.journal.format import FormatError, NewerFormatError
+from fusejournal.journal.segment import BadFrameError
+from fusejournal.journal.stretches import STRETCH_BYTES_MAX, Stretch, check_stretch, entries_in
 from fusejournal.types import Epoch, Seq
 from fusejournal.wire.frames import BATCH_CONTENT_BYTES_MAX, Batch, WireError
+from fusejournal.wire.session import VERSION, RefusedError
 
 assert STRETCH_BYTES_MAX <= BATCH_CONTENT_BYTES_MAX
 
@@ -49,7 +51,9 @@ def batch_of(
 
 
 def stretch_of(batch: Batch) -> Stretch:
-    """The stretch in *batch*, with every frame checked. Raises WireError."""
+    """The stretch in *batch*, with every frame checked and every entry decoded, so that nothing is
+    taken, and acknowledged, that cannot be read here. Raises WireError, and RefusedError where the
+    sender is of a newer version."""
     content = _uncompress(batch)
     stretch = Stretch(
         batch.segment_seq,
@@ -62,9 +66,20 @@ def stretch_of(batch: Batch) -> Stretch:
     )
     try:
         check_stretch(stretch)
+        for _ in entries_in(stretch):
+            pass
     except FormatError as error:
-        raise WireError(f"entries {batch.first_seq} to {batch.last_seq}: {error}") from None
+        raise _unreadable(error, f"entries {batch.first_seq} to {batch.last_seq}") from None
+    except BadFrameError as bad:
+        raise _unreadable(bad, f"entry {bad.seq}") from None
     return stretch
+
+
+def _unreadable(error: FormatError | BadFrameError, what: str) -> WireError:
+    is_newer = error.is_newer if isinstance(error, BadFrameError) else False
+    if is_newer or isinstance(error, NewerFormatError):
+        return RefusedError(VERSION, f"{what}: made by a newer version of fusejournal ({error})")
+    return WireError(f"{what}: {error}")
 
 
 def _uncompress(batch: Batch) -> bytes:

@@ -45,6 +45,8 @@ from fusejournal.wire.frames import (
 SHIP, FETCH = "ship", "fetch"
 FENCED = "fenced"
 """The code of a refusal: another node has become primary."""
+VERSION = "version"
+"""The code of a refusal: one side does not understand the other."""
 OK, FULL, FAILED = "ok", "full", "failed"
 
 _PROBES = 16
@@ -128,7 +130,7 @@ def position_of(greeting: Hello | Welcome) -> Position:
 def _check_same(me: Me, other: Hello | Welcome) -> None:
     if other.version != PROTOCOL_VERSION:
         raise RefusedError(
-            "version",
+            VERSION,
             f"{other.node} speaks version {other.version} and {me.node} {PROTOCOL_VERSION}: "
             "upgrade the older one",
         )

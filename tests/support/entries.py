@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
+import msgpack
 from hypothesis import strategies as st
 
+from fusejournal.journal.format import encode_frame
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import (
@@ -15,6 +17,7 @@ from fusejournal.operations import (
     Import,
     ImportData,
     ImportLink,
+    Kind,
     Link,
     Mark,
     Mkdir,
@@ -128,3 +131,22 @@ def write_samples(
             sample.data,
         )
     return journal
+
+
+def append_payload(journal: Journal, *fields: object) -> Seq:
+    """Append an entry whose payload has *fields*, whatever they are, as another version of the
+    program, or a forger, would."""
+    payload: bytes = msgpack.packb(fields)
+    seq = Seq(journal.head_seq + 1)
+    head, chain = encode_frame(payload, b"", seq, journal.durable_seq, journal.chain)
+    assert journal._current is not None
+    journal._current.write(head, b"", Kind.MARK)
+    journal.head_seq, journal.chain = seq, chain
+    return seq
+
+
+NEWER_KIND = (40, 1_800_000_000_000_000_000, 0, 0, 0, None, 3)
+NEWER_FIELD = (19, 1_800_000_000_000_000_000, 0, 0, 0, None, "more")
+"""Entries of a version to come."""
+FORGED = (5, 1_800_000_000_000_000_000, 0, 0, 0, {3: b"../etc"}, 5, 3, b"../passwd")
+"""An entry that no version writes."""

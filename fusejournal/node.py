@@ -95,10 +95,14 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
         if taken is None:
             release_kept(record)
             # Nobody but the layer may be there: the mount of a layer that was killed still is.
-            if mount.clear_dead_mount(spec.mountpoint):
-                reporter.warning(f"{spec.mountpoint}: took a dead mount away")
-            mount.check_places(spec.backing, spec.mountpoint, spec.state_dir)
-        node = Node(spec, state, reporter, taken)
+            with mount.uncovered(spec.mountpoint, spec.name) as was_dead:
+                if was_dead:
+                    reporter.warning(f"{spec.mountpoint}: took a dead mount away")
+                mount.check_places(spec.backing, spec.mountpoint, spec.state_dir)
+                root_fd = mount.open_backing(spec.backing)
+        else:
+            was_dead, root_fd = False, taken.root_fd
+        node = Node(spec, state, reporter, root_fd, taken, was_dead)
         try:
             trio.run(node.run)
         except BaseExceptionGroup as group:
@@ -112,13 +116,23 @@ class Node:
     """One mounted volume. See the module."""
 
     def __init__(
-        self, spec: MountSpec, state: VolumeState, reporter: Reporter, taken: Connection | None
+        self,
+        spec: MountSpec,
+        state: VolumeState,
+        reporter: Reporter,
+        root_fd: int,
+        taken: Connection | None,
+        was_dead: bool,
     ) -> None:
+        """*root_fd*: of the backing. *was_dead*: a dead mount is there, for the node to replace."""
         self.is_restarting = False
         """Whether the process is to begin again, with the mount left as it is."""
         self._is_leaving = False
         """Whether the mount is left to the keeper, for another process to take over."""
+        self._is_stopping = False
+        """Whether a signal has asked for an orderly stop."""
         self._taken = taken
+        self._was_dead = was_dead
         self._keeper: Keeper | None = None
         self._spec = spec
         self._state = state
@@ -136,7 +150,7 @@ class Node:
             compress=config.compress,
             compress_level=config.compress_level,
         )
-        self._root_fd = taken.root_fd if taken is not None else mount.open_backing(spec.backing)
+        self._root_fd = root_fd
         self._marks = CopyMarks(state.marks) if state.is_mirror else None
         self._opening = Opening(
             spec.state_dir,
@@ -184,6 +198,8 @@ class Node:
                 await self._serve()
                 nursery.cancel_scope.cancel()
         if not self._live:
+            if self._was_dead:
+                mount.clear_dead_mount(self._spec.mountpoint)
             raise Stopped("stopped before the mount was live; mounting again goes on from here")
 
     async def _open(self) -> None:
@@ -254,18 +270,19 @@ class Node:
         try:
             pyfuse3.init(self._handlers, f"/dev/fd/{handshake.fd}", set())
             await self._run_tasks(self._loop)
-        except Exception as error:
+        except BaseException as error:
             if isinstance(_cause(error), GreetingError):
                 # As after an upgrade of libfuse. Nobody can go on with that mount: make another.
                 log.warning("mounting anew, open files are lost: %s", _cause(error))
                 self.is_restarting = True
                 return
-            # A fault is no reason to cut callers off: the next layer may do better.
-            self._is_leaving = self._keeper is not None and self._live
+            if not self._is_stopping:
+                # A fault is no reason to cut callers off: the next layer may do better.
+                self._is_leaving = self._keeper is not None
             raise
         finally:
-            with trio.CancelScope(shield=True):
-                if not self._is_leaving:
+            if not self._is_leaving and (self._is_stopping or not self._has_users):
+                with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(mount.take_away, spec.mountpoint)
             pyfuse3.close(unmount=False)
             if self._recaller is not None:
@@ -274,6 +291,18 @@ class Node:
             if self._keeper is not None and not self._is_leaving:
                 self._keeper.dismiss()
             self._live = True
+        if not (self._is_stopping or self._is_leaving) and self._is_mounted():
+            raise MountError(f"{spec.mountpoint}: the kernel's connection to the layer was cut")
+
+    @property
+    def _has_users(self) -> bool:
+        """Whether somebody may have been told that the mount is live. Unless a stop is asked for it
+        then never goes without its layer: when that ends it is dead, and nobody gets past it to
+        what a mount in place covers."""
+        return self._live or self._was_dead or self._taken is not None
+
+    def _is_mounted(self) -> bool:
+        return mount.device_of(self._spec.mountpoint) == self._connection.device
 
     def _disk_failed(self, reason: str) -> None:
         self._opening.volume.fail(reason)
@@ -319,6 +348,8 @@ class Node:
         if self._taken is not None:
             return self._taken
         spec = self._spec
+        if self._was_dead:
+            mount.clear_dead_mount(spec.mountpoint)
         return open_new(self._root_fd, spec.mountpoint, spec.name, self._mount_flags)
 
     @property
@@ -449,6 +480,7 @@ class Node:
             log.info("stopping on %s", signal.Signals(number).name)
             # Also in the midst of a restart: what was told last is done.
             self.is_restarting = False
+            self._is_stopping = True
             self._is_leaving = number == signal.SIGTERM and self._has_clients()
             if self._is_leaving:
                 self._leave()

@@ -13,6 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,6 +88,24 @@ def clear_dead_mount(mountpoint: Path) -> bool:
         unmount(mountpoint, lazy=True)
         cleared = True
     return cleared
+
+
+@contextmanager
+def uncovered(mountpoint: Path, name: str) -> Iterator[bool]:
+    """Without a dead mount on *mountpoint* until the end of the block; gives whether there was one.
+    It is dead again from then on, until the next layer of the volume *name* has made its own: what
+    a mount in place covers is never anybody's to write to, but for the block's short time. Raises
+    VolumeBusyError when a living one is there, MountError."""
+    was_dead = clear_dead_mount(mountpoint)
+    try:
+        yield was_dead
+    finally:
+        if was_dead:
+            fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                mount(fd, mountpoint, name, frozenset())
+            finally:
+                os.close(fd)  # which is its death
 
 
 def open_backing(backing: Path) -> int:

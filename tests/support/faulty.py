@@ -1,0 +1,74 @@
+"""A layer that ends by a fault in one of its parts, when a test says so.
+
+``FAULTY`` in its environment names the part and the fault; the fault comes once there is a file
+``fault`` in the layer's log's directory, which ``FAULTY_TRIGGER`` names."""
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyfuse3
+import trio
+
+from fusejournal.cli.main import main
+from fusejournal.durability import Durability
+from fusejournal.errors import JournalFailedError, RecoveryError
+from fusejournal.layer.handlers import Handlers
+from fusejournal.page import StatusPage
+
+FAULTS: dict[str, Callable[[], BaseException]] = {
+    "memory": MemoryError,
+    "descriptors": lambda: OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+    "bug": lambda: ZeroDivisionError("planned"),
+    "recovery": lambda: RecoveryError("planned"),
+    "journal": lambda: JournalFailedError(Path("/journal"), "planned"),
+    "generator": lambda: GeneratorExit("planned"),
+    "asyncio": lambda: asyncio.CancelledError("planned"),
+}
+
+
+def ending() -> None:
+    """The program."""
+    part, _, fault = os.environ["FAULTY"].partition(":")
+    trigger = Path(os.environ["FAULTY_TRIGGER"])
+
+    def strike() -> None:
+        if trigger.exists():
+            raise FAULTS[fault]()
+
+    if part == "sampler":
+        sample = StatusPage.sample
+
+        def sampling(self: StatusPage) -> None:
+            strike()
+            sample(self)
+
+        StatusPage.sample = sampling  # type: ignore[method-assign]
+    elif part == "durability":
+        run = Durability.run
+
+        async def running(self: Durability) -> None:
+            async def watch() -> None:
+                while True:
+                    strike()
+                    await trio.sleep(0.01)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(watch)
+                await run(self)
+
+        Durability.run = running  # type: ignore[method-assign]
+    elif part == "request":
+
+        async def statfs(self: Handlers, ctx: pyfuse3.RequestContext) -> Any:
+            strike()
+            return await original(self, ctx)
+
+        original = Handlers.statfs
+        Handlers.statfs = statfs  # type: ignore[method-assign,assignment]
+    else:
+        raise ValueError(part)
+    main()

@@ -49,6 +49,7 @@ _IN_HEADER_BYTES = 40
 _INIT_FLAGS = struct.Struct("<12sI")
 """Versions and read-ahead, then the flags: the beginning of fuse_init_in and fuse_init_out."""
 _AUTO_INVAL_DATA = 1 << 12
+_ASYNC_DIO = 1 << 15
 _CACHE_SYMLINKS = 1 << 23
 _HANDLE_KILLPRIV_V2 = 1 << 28
 _NUMBER_STEP = 2
@@ -123,7 +124,7 @@ class Handshake:
                 # The kernel goes by what it was told first. We can go along where that promises
                 # less than we would, or has it drop more.
                 told = _in_our_words(connection.reply, connection.init, self._changes_alone)
-                if reply != told:
+                if reply != told or (self._changes_alone and _has_async_dio(connection.reply)):
                     raise GreetingError(
                         f"{self._mountpoint}: this version speaks to the kernel in another way "
                         "than the one that mounted it: unmount, then mount again"
@@ -167,7 +168,13 @@ def _in_our_words(reply: bytes, init: bytes, changes_alone: bool) -> bytes:
     The layer clears setuid and setgid by itself, so the kernel need not ask for the capabilities of
     a file that it knows to have no privileges before every write. A symlink's target never changes,
     so the kernel may keep it. And where nothing but the mount changes the tree, the kernel is not
-    to take each new mtime that its own writes have made for a reason to drop the file's pages."""
+    to take each new mtime that its own writes have made for a reason to drop the file's pages.
+
+    It then must drop them by itself where a write goes past them. It does so after a direct write
+    that it waits for, and not after one that it answers asynchronously (generic_file_direct_write;
+    fuse_direct_IO, fuse_aio_complete in fs/fuse/file.c): what somebody read in the midst of that
+    would stay for good. So it is told to wait for all of them. (With both left on, a file whose
+    mtime is set back right after such a write would still be read wrongly.)"""
     if len(reply) < _OUT_HEADER.size + _INIT_FLAGS.size:
         return reply  # a refusal
     _, offered = _INIT_FLAGS.unpack_from(init, _IN_HEADER_BYTES)
@@ -175,9 +182,16 @@ def _in_our_words(reply: bytes, init: bytes, changes_alone: bool) -> bytes:
     before, flags = _INIT_FLAGS.unpack_from(answer, _OUT_HEADER.size)
     flags |= offered & (_HANDLE_KILLPRIV_V2 | _CACHE_SYMLINKS)
     if changes_alone:
-        flags &= ~_AUTO_INVAL_DATA
+        flags &= ~(_AUTO_INVAL_DATA | _ASYNC_DIO)
     _INIT_FLAGS.pack_into(answer, _OUT_HEADER.size, before, flags)
     return bytes(answer)
+
+
+def _has_async_dio(reply: bytes) -> bool:
+    """Whether *reply*, which an earlier layer gave, lets the kernel answer direct writes
+    asynchronously."""
+    _, flags = _INIT_FLAGS.unpack_from(reply, _OUT_HEADER.size)
+    return bool(flags & _ASYNC_DIO)
 
 
 def _ask_something(mountpoint: Path) -> None:

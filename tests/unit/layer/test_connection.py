@@ -7,6 +7,7 @@ import pytest
 from fusejournal.layer.connection import _in_our_words
 
 _AUTO_INVAL_DATA, _CACHE_SYMLINKS, _HANDLE_KILLPRIV_V2 = 1 << 12, 1 << 23, 1 << 28
+_ASYNC_DIO = 1 << 15
 _OTHERS = 1 << 0 | 1 << 13
 
 
@@ -25,15 +26,15 @@ def answer(flags: int) -> bytes:
     ("offered", "changes_alone", "flags"),
     [
         (_HANDLE_KILLPRIV_V2 | _CACHE_SYMLINKS, True, _HANDLE_KILLPRIV_V2 | _CACHE_SYMLINKS),
-        (_HANDLE_KILLPRIV_V2, False, _HANDLE_KILLPRIV_V2 | _AUTO_INVAL_DATA),
+        (_HANDLE_KILLPRIV_V2, False, _HANDLE_KILLPRIV_V2 | _AUTO_INVAL_DATA | _ASYNC_DIO),
         (0, True, 0),
-        (0, False, _AUTO_INVAL_DATA),
+        (0, False, _AUTO_INVAL_DATA | _ASYNC_DIO),
     ],
 )
 def test_only_what_the_kernel_offers_is_promised(
     offered: int, changes_alone: bool, flags: int
 ) -> None:
-    reply = answer(_OTHERS | _AUTO_INVAL_DATA)
+    reply = answer(_OTHERS | _AUTO_INVAL_DATA | _ASYNC_DIO)
     said = _in_our_words(reply, greeting(offered | _OTHERS), changes_alone)
     assert said == answer(_OTHERS | flags)
 

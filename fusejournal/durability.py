@@ -19,7 +19,6 @@ import errno
 import logging
 import os
 import subprocess
-import sys
 import threading
 import time
 from bisect import bisect_left
@@ -38,6 +37,7 @@ from fusejournal.errors import JournalError
 from fusejournal.journal.format import FormatError
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END
+from fusejournal.process import DIRECTORY, python_module
 from fusejournal.types import Seq
 
 _TEND_PAUSE_SECONDS = 5.0
@@ -308,8 +308,9 @@ class Durability:
         """Whether that worked. It may fail, for a full disk or a damaged segment: an index is only
         a cache, and whoever reads the segment says what is wrong with it."""
         done = await trio.run_process(
-            [sys.executable, "-m", "fusejournal.journal.index", str(segment)],
+            python_module("fusejournal.journal.index", str(segment)),
             check=False,
+            cwd=DIRECTORY,
             stdin=subprocess.DEVNULL,
             capture_stdout=True,
             capture_stderr=True,

@@ -30,6 +30,7 @@ from typing import NamedTuple
 from fusejournal.backing.syscalls import handle_of, open_by_handle
 from fusejournal.errors import ExportError
 from fusejournal.layer.mount import device_of, mounts
+from fusejournal.process import DIRECTORY
 
 _COMMAND_SECONDS = 120.0
 _POLL_SECONDS = 0.05
@@ -80,6 +81,7 @@ def run(name: str, *arguments: str) -> tuple[int, list[str]]:
             errors="replace",
             timeout=_COMMAND_SECONDS,
             stdin=subprocess.DEVNULL,
+            cwd=DIRECTORY,
         )
     except subprocess.TimeoutExpired:
         raise ExportError(

@@ -19,7 +19,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -58,6 +58,7 @@ from fusejournal.marks import make_mark
 from fusejournal.mountspec import MountSpec, Reporter
 from fusejournal.opening import Opening, close_volume
 from fusejournal.page import StatusPage
+from fusejournal.process import file_bytes_max, python_module, shed_inheritance
 from fusejournal.replication.metrics import serve_metrics
 from fusejournal.replication.replication import Mirroring, Replication
 from fusejournal.state import (
@@ -85,6 +86,11 @@ class Stopped(FusejournalError):
 def serve(spec: MountSpec, reporter: Reporter) -> None:
     """Mount the volume and serve it until it is unmounted or told to stop. Raises
     FusejournalError."""
+    limits = shed_inheritance()
+    for line in limits:
+        reporter.warning(line)
+    if file_bytes_max() < 2 * spec.config.journal.segment_bytes:
+        raise MountError("files may not become large enough for a journal: see 'ulimit -f'")
     record = spec.state_dir / _CONNECTION
 
     def check() -> None:
@@ -102,14 +108,15 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
                 root_fd = mount.open_backing(spec.backing)
         else:
             was_dead, root_fd = False, taken.root_fd
-        node = Node(spec, state, reporter, root_fd, taken, was_dead)
+        node = Node(spec, state, reporter, root_fd, taken, was_dead, limits)
         try:
             trio.run(node.run)
         except BaseExceptionGroup as group:
             raise _cause(group) from group
         if node.is_restarting:
             pass_claim_on(state)
-            os.execv(sys.executable, [sys.executable, "-P", "-m", "fusejournal", *sys.argv[1:]])
+            command = python_module("fusejournal", *sys.argv[1:])
+            os.execv(command[0], command)
 
 
 class Node:
@@ -123,6 +130,7 @@ class Node:
         root_fd: int,
         taken: Connection | None,
         was_dead: bool,
+        degraded: Sequence[str] = (),
     ) -> None:
         """*root_fd*: of the backing. *was_dead*: a dead mount is there, for the node to replace."""
         self.is_restarting = False
@@ -162,6 +170,7 @@ class Node:
             self._marks,
             state.is_unborn,
         )
+        self._opening.degraded += degraded
         self._recaller: Recaller | None = None
         self._replication: Replication | None = None
         """None in a read-only mount."""

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 from importlib import resources
@@ -17,6 +18,7 @@ import click
 
 from fusejournal.cli import text
 from fusejournal.errors import FusejournalError, PrivilegeError, UsageError
+from fusejournal.process import DIRECTORY, python_module
 from fusejournal.state import all_volumes, unit_instance
 
 _OURS = "Written by 'fusejournal install"
@@ -47,6 +49,8 @@ def install(write: bool, root: Path, as_json: bool) -> None:
     """Print a systemd unit that mounts a volume at boot, and a helper for 'mount -t fusejournal',
     or write them to where they belong.
 
+    The files name this very program: it must lie where only root can write.
+
     With the unit, 'systemctl enable --now fusejournal@NAME' mounts the volume NAME, again if its
     layer should die, and before the NFS server starts. With the helper, fstab can have a line such
     as '/srv/data /srv/data fusejournal name=data,nosuid,nofail 0 0'. A volume needs one of them.
@@ -59,6 +63,15 @@ def install(write: bool, root: Path, as_json: bool) -> None:
     """
     files = _files(root)
     changed = [not file.is_there() for file in files]
+    weak = _others_can_change()
+    if weak is not None:
+        why = (
+            f"{weak}: others than root can change it, and the files would have root run what it "
+            "leads to at every boot"
+        )
+        if write and root.resolve() == Path("/"):
+            raise UsageError(f"{why}: install fusejournal where only root can write, first")
+        click.echo(f"fusejournal: warning: {why}", err=True)
     if write:
         for file in files:
             _check_ours(file.path)
@@ -110,7 +123,21 @@ def _program() -> list[str]:
     for script in (called, Path(sys.executable).with_name("fusejournal")):
         if script.name == "fusejournal" and script.is_file() and os.access(script, os.X_OK):
             return [str(script)]
-    return [sys.executable, "-P", "-m", "fusejournal"]
+    return python_module("fusejournal")
+
+
+def _others_can_change() -> Path | None:
+    """The first file or directory, of those that this program is loaded by way of, which others
+    than root can change or replace; None where there is none."""
+    for used in (Path(_program()[0]), Path(sys.executable), Path(__file__).parent.parent):
+        for path in (used, used.resolve()):
+            for one in (path, *path.parents):
+                found = one.lstat()
+                is_shared = not stat.S_ISLNK(found.st_mode) and found.st_mode & 0o022
+                # (In a sticky directory nobody else can replace what is root's.)
+                if found.st_uid != 0 or (is_shared and not found.st_mode & stat.S_ISVTX):
+                    return one
+    return None
 
 
 def _quoted(word: str) -> str:
@@ -160,7 +187,9 @@ def _reload(root: Path) -> bool:
     systemctl = shutil.which("systemctl")
     if root.resolve() != Path("/") or not Path("/run/systemd/system").is_dir() or not systemctl:
         return False
-    done = subprocess.run([systemctl, "daemon-reload"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [systemctl, "daemon-reload"], capture_output=True, text=True, check=False, cwd=DIRECTORY
+    )
     if done.returncode != 0:
         raise FusejournalError(
             f"the files are written, but 'systemctl daemon-reload' failed: {done.stderr.strip()}"

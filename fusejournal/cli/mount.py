@@ -23,6 +23,7 @@ from fusejournal.errors import (
     VolumeNotFoundError,
 )
 from fusejournal.mountspec import MountSpec, Reporter
+from fusejournal.process import DIRECTORY, python_module
 from fusejournal.state import VolumeState, find_volume, make_directory
 
 _REPORT_FD = "FUSEJOURNAL_REPORT_FD"
@@ -144,7 +145,10 @@ def mount(
             )
         if not foreground:
             mount_in_background(spec, asked)
-        elif _REPORT_FD in os.environ:
+            return
+        # As a restart is to begin again, in whichever directory.
+        sys.argv[1:] = _foreground_arguments(spec, asked)
+        if _REPORT_FD in os.environ:
             _serve_for_parent(spec)
         else:
             _set_up_log(spec)
@@ -205,11 +209,11 @@ def mount_in_background(spec: MountSpec, asked: MountOptions) -> None:
     read_fd, write_fd = os.pipe()
     with open(log_path, "ab") as log_file:
         child = subprocess.Popen(
-            _foreground_command(spec, asked),
+            python_module("fusejournal", *_foreground_arguments(spec, asked)),
             env={**os.environ, _REPORT_FD: str(write_fd)},
             pass_fds=[write_fd],
             # Neither the caller's directory nor its session is the layer's to hold.
-            cwd="/",
+            cwd=DIRECTORY,
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=log_file,
@@ -243,9 +247,7 @@ def mount_in_background(spec: MountSpec, asked: MountOptions) -> None:
     )
 
 
-def _foreground_command(spec: MountSpec, asked: MountOptions) -> list[str]:
-    # -P: what lies in the current directory is no module of ours.
-    command = [sys.executable, "-P", "-m", "fusejournal", "mount", "-f", f"--name={spec.name}"]
-    command.append(f"--state={spec.state_dir}")
-    command += asked.as_arguments()
-    return [*command, "--", str(spec.backing), str(spec.mountpoint)]
+def _foreground_arguments(spec: MountSpec, asked: MountOptions) -> list[str]:
+    arguments = ["mount", "-f", f"--name={spec.name}", f"--state={spec.state_dir}"]
+    arguments += asked.as_arguments()
+    return [*arguments, "--", str(spec.backing), str(spec.mountpoint)]

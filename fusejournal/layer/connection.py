@@ -31,7 +31,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ from typing import Any
 from fusejournal.errors import GreetingError, VolumeBusyError
 from fusejournal.layer import mount
 from fusejournal.layer.opens import new_table
+from fusejournal.process import DIRECTORY, python_module
 
 _IN_HEADER = struct.Struct("<IIQ")
 """Length, opcode, number ("unique"): the beginning of struct fuse_in_header."""
@@ -216,10 +216,11 @@ class Keeper:
         self._places = {"backing": str(backing), "mountpoint": str(mountpoint)}
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", _KEEPER,
-                 str(connection.fd), str(watched), str(hold_seconds)],
+                python_module(
+                    _KEEPER, str(connection.fd), str(watched), str(hold_seconds)
+                ),
                 pass_fds=(connection.fd, connection.root_fd, connection.table_fd, watched),
-                cwd="/",
+                cwd=DIRECTORY,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fusejournal.backing import syscalls
+from fusejournal.process import DIRECTORY, python_module
 from fusejournal.types import Fid
 
 _FID = struct.Struct("<Q")
@@ -55,10 +56,10 @@ class Recaller:
 
     def _start(self) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "fusejournal.layer.recall", str(self._mountpoint)],
+            python_module("fusejournal.layer.recall", str(self._mountpoint)),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            cwd="/",
+            cwd=DIRECTORY,
         )
         assert process.stdin is not None
         os.set_blocking(process.stdin.fileno(), False)

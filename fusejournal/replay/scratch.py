@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from fusejournal.errors import TargetError
+from fusejournal.process import DIRECTORY
 
 TREE = "tree"
 """In the scratch directory of a restore: what is being restored."""
@@ -289,7 +290,7 @@ class Scratch:
                 path = f"/proc/self/fd/{self.fd}/{name}"
                 subprocess.run(
                     ["rm", "-rf", "--one-file-system", "--", path],
-                    check=True, pass_fds=[self.fd], cwd="/",
+                    check=True, pass_fds=[self.fd], cwd=DIRECTORY,
                 )  # fmt: skip
             elif name == _CATALOG:
                 shutil.rmtree(name, dir_fd=self.fd)

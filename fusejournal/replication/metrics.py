@@ -17,7 +17,6 @@ import logging
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from itertools import accumulate
@@ -33,6 +32,7 @@ from prometheus_client.core import (
 
 from fusejournal.control import Command, serve_channel
 from fusejournal.errors import FusejournalError, UsageError
+from fusejournal.process import DIRECTORY, python_module
 from fusejournal.wire.address import parse_address
 
 log = logging.getLogger(__name__)
@@ -216,9 +216,9 @@ async def _run_server(listening: socket.socket, answer: Command) -> str:
         with theirs:
             fds = listening.fileno(), theirs.fileno()
             process = await trio.lowlevel.open_process(
-                [sys.executable, "-P", "-m", _SERVER, *map(str, fds)],
+                python_module(_SERVER, *map(str, fds)),
                 pass_fds=fds,
-                cwd="/",
+                cwd=DIRECTORY,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

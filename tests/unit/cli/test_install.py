@@ -100,6 +100,34 @@ def test_the_program_it_names_can_be_called(tmp_path: Path) -> None:
     assert shlex.split(start)[-4:] == ["mount", "-f", "--", "%i"]
 
 
+@pytest.mark.parametrize("weak", ["program", "directory", "symlink"])
+def test_a_program_that_others_can_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weak: str
+) -> None:
+    """It would be root's at the next boot: it is told, and not installed on this machine."""
+    home = tmp_path / "home"
+    home.mkdir()
+    program = home / "fusejournal"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    if weak == "program":
+        program.chmod(0o775)
+    elif weak == "directory":
+        os.chown(home, 1000, 1000)
+    else:
+        (tmp_path / "target").mkdir()
+        program.rename(tmp_path / "target" / "fusejournal")
+        program.symlink_to(tmp_path / "target" / "fusejournal")
+        os.lchown(program, 1000, 1000)
+    monkeypatch.setattr(sys, "argv", [str(program)])
+    told = home if weak == "directory" else program
+    result = CliRunner().invoke(install, ["--root", str(tmp_path / "image")])
+    assert f"warning: {told}: others than root can change it" in result.output
+    monkeypatch.setattr(module, "_write", lambda _: pytest.fail("it was written"))
+    with pytest.raises(UsageError, match=f"{told}: others than root can change it"):
+        run("--write")
+
+
 def test_a_program_without_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/__main__.py"])
     monkeypatch.setattr(sys, "executable", "/opt/odd place/100%/python")

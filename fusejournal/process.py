@@ -1,0 +1,72 @@
+"""Processes: what this one has inherited and must not depend on, and how others are started.
+
+A layer serves everybody, whoever started it: the limits, the umask and the signals of the shell
+that it was started from are not its users'. And nothing of ours is ever loaded out of the current
+directory, which may be a user's while root is at work.
+
+Source: setrlimit(2), umask(2), pthread_sigmask(3), signal(7); python(1) on -P.
+"""
+
+import os
+import resource
+import signal
+import sys
+from math import inf
+
+DIRECTORY = "/"
+"""Where processes are started in: the current directory is the caller's to hold, and may hold a
+program or a module of somebody else's."""
+
+_UMASK = 0o022
+_LIMITS = {
+    resource.RLIMIT_FSIZE: ("-f", "changes of files beyond {} bytes are refused (EFBIG)"),
+    resource.RLIMIT_CPU: ("-t", "it will be ended after {} s of processor time"),
+    resource.RLIMIT_AS: ("-v", "its memory is limited to {} bytes"),
+    resource.RLIMIT_DATA: ("-d", "its memory is limited to {} bytes"),
+}
+
+
+def python_module(module: str, *arguments: str) -> list[str]:
+    """The command line that runs *module* as a program of its own, by this interpreter; start it
+    in :data:`DIRECTORY`."""
+    # -P: what lies in the current directory is no module of ours.
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def shed_inheritance() -> list[str]:
+    """Raise limits that are a shell's and not the layer's, and leave its umask, its signals' mask
+    and its directory. Returns what could not be raised and what that means, a line each."""
+    os.chdir(DIRECTORY)
+    os.umask(_UMASK)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # Ignored, the end of a child could not be waited for.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    lines = []
+    for limit, (option, meaning) in _LIMITS.items():
+        left = _raise(limit)
+        if left != resource.RLIM_INFINITY:
+            lines.append(
+                f"{meaning.format(f'{left:,}')}: a limit of whoever started it, which could not be "
+                f"raised ('ulimit {option} unlimited', then mount again)"
+            )
+    return lines
+
+
+def file_bytes_max() -> float:
+    """How large a file may become that this process writes to."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return inf if soft == resource.RLIM_INFINITY else soft
+
+
+def _raise(limit: int) -> int:
+    """Raise *limit* as far as it goes; what it is then."""
+    soft, hard = resource.getrlimit(limit)
+    for highest in (resource.RLIM_INFINITY, hard):
+        if soft == resource.RLIM_INFINITY:
+            break
+        try:
+            resource.setrlimit(limit, (highest, highest))
+            soft = highest
+        except (OSError, ValueError):
+            continue
+    return soft

@@ -3,7 +3,8 @@
 ::
 
     STATE/peers.json    {"format": 1, "peers": [{name, address, certificate, paused, needs_copy,
-                        acked_seq, applied_seq, left_seq, left_at}, ...]}, mode 0600
+                        acked_seq, applied_seq, left_seq, left_at, away_seconds}, ...]},
+                        mode 0600
 
 Changes are made in memory at once; :meth:`PeerBook.save` writes the whole file, atomically and
 durably. A peer is a value that is replaced and never changed, so a thread may save while the event
@@ -50,7 +51,9 @@ class Peer:
     left_seq: Seq | None = None
     """Where the journal ended when it took something last; None while it does."""
     left_at: float | None = None
-    """When that was, in seconds since 1970."""
+    """When that was, in seconds since 1970, by the clock of then: only to be shown."""
+    away_seconds: float = 0.0
+    """For how long it has taken nothing since, counted while this node ran."""
 
 
 class PeerBook:
@@ -209,7 +212,7 @@ class PeerBook:
         was either. Raises UnknownPeerError."""
         peer = self.get(name)
         self._peers[name] = replace(
-            peer, paused=False, needs_copy=None, left_seq=None, left_at=None
+            peer, paused=False, needs_copy=None, left_seq=None, left_at=None, away_seconds=0.0
         )
         return peer.paused or peer.needs_copy is not None
 
@@ -222,13 +225,20 @@ class PeerBook:
         """The peer *name* takes what there is. In memory, until the next save. Raises
         UnknownPeerError."""
         if self.get(name).left_seq is not None:
-            self._note(name, left_seq=None, left_at=None)
+            self._note(name, left_seq=None, left_at=None, away_seconds=0.0)
 
     def note_left(self, name: str, seq: Seq, at: float) -> None:
         """The peer *name*, if it has not before, has gone *at* a time in seconds since 1970, when
         the journal ended with *seq*. In memory, until the next save. Raises UnknownPeerError."""
         if self.get(name).left_seq is None:
-            self._note(name, left_seq=seq, left_at=at)
+            self._note(name, left_seq=seq, left_at=at, away_seconds=0.0)
+
+    def note_away(self, name: str, seconds: float) -> None:
+        """The peer *name*, which has left, has taken nothing for *seconds* more. In memory, until
+        the next save. Raises UnknownPeerError."""
+        peer = self.get(name)
+        if peer.left_seq is not None:
+            self._note(name, away_seconds=peer.away_seconds + seconds)
 
     def note_acked(self, name: str, acked_seq: Seq, applied_seq: Seq) -> None:
         """The peer *name* has everything up to *acked_seq* on disk, and has applied everything up
@@ -311,6 +321,7 @@ def _raw(peer: Peer) -> dict[str, Any]:
         "applied_seq": peer.applied_seq,
         "left_seq": peer.left_seq,
         "left_at": peer.left_at,
+        "away_seconds": peer.away_seconds,
     }
 
 
@@ -341,7 +352,10 @@ _KINDS: Final = {
     "applied_seq": int,
     "left_seq": int | None,
     "left_at": float | None,
+    "away_seconds": float,
 }
+_LATER: Final = {"away_seconds": 0.0}
+"""What a book of the version before does not have."""
 
 
 def _parse_one(raw: Any) -> Peer:
@@ -349,7 +363,7 @@ def _parse_one(raw: Any) -> Peer:
     if unknown:
         raise ValueError(f"unknown key {unknown[0]!r:.100}")
     for key, kind in _KINDS.items():
-        value = raw[key]
+        value = raw[key] if key not in _LATER else raw.get(key, _LATER[key])
         is_seq = key.endswith("_seq") and value is not None
         if not isinstance(value, kind) or (is_seq and not _is_seq(value)):
             raise ValueError(f"peer {raw['name']!r:.80}: {key} cannot be {value!r:.80}")
@@ -364,6 +378,7 @@ def _parse_one(raw: Any) -> Peer:
         Seq(raw["applied_seq"]),
         raw["left_seq"],
         raw["left_at"],
+        raw.get("away_seconds", _LATER["away_seconds"]),
     )
 
 

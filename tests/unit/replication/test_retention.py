@@ -1,6 +1,7 @@
 """What is known of peers that take nothing, and how long the journal is kept for them: across
 restarts and deaths, too."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import trio
 
 from fusejournal.config import ReplicationConfig
 from fusejournal.replication import replication as replication_module
+from fusejournal.replication import retention as retention_module
 from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.replication.receiver import Receiver
+from fusejournal.types import Seq
 from fusejournal.wire.session import FAILED, FULL
 from tests.support.pairs import level, mirror_and_primary, peer_status, running, until
 from tests.support.volumes import OpenVolume, open_volume
@@ -143,3 +146,58 @@ async def test_nor_does_a_mirror_that_takes_nothing(
         assert says(primary, f"mirror {trouble}")()
         primary.create("large", b"x" * (2 << 20))
         await until("it is told", says(primary, "needs full copy"))
+
+
+async def test_a_clock_that_was_wrong_for_a_moment_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is at a boot without a battery: 1970 when the peer leaves, and then the truth."""
+    await known_and_away(tmp_path)
+    book = PeerBook.load(tmp_path / "primary" / "state")
+    book.note_here("east")
+    book.save()
+    monkeypatch.setattr(retention_module.time, "time", lambda: 100.0)
+    with open_volume(tmp_path / "primary") as primary:
+        mounted_alone(tmp_path, primary)
+        async with running(primary):
+            await until("it is noted", lambda: written(primary.directory).left_at == 100.0)
+            monkeypatch.undo()
+            primary.work(1, start=70)
+            shipper = primary.replication._shippers["east"][0]
+            assert shipper._retention.overdue() is None
+            assert not says(primary, "needs full copy")()
+
+
+async def test_days_are_counted_while_the_node_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over restarts, whatever the clock says."""
+    await known_and_away(tmp_path)
+    now = [0.0]
+    monkeypatch.setattr(retention_module, "_now", lambda: now[0])
+    monkeypatch.setattr(retention_module, "_NOTE_SECONDS", 0.0)
+    for day, state in ((16.0, "connecting"), (15.0, "needs full copy")):
+        now[0] = 0.0
+        with open_volume(tmp_path / "primary") as primary:
+            mounted_alone(tmp_path, primary, keep_days=30.0)
+            async with running(primary):
+                primary.work(1, start=int(day) * 100)
+                retention = primary.replication._shippers["east"][0]._retention
+                await until("it is counted", lambda: retention._since is not None)  # noqa: B023
+                least = written(primary.directory).away_seconds + day * 86000
+                now[0] = day * 86400.0
+                away = lambda: written(primary.directory).away_seconds  # noqa: E731
+                await until("it is noted", lambda: away() > least)  # noqa: B023
+                await until(f"it is {state}", says(primary, state))
+
+
+def test_a_book_of_the_version_before(tmp_path: Path) -> None:
+    book = PeerBook(tmp_path)
+    book.add("east", None)
+    book.note_left("east", Seq(7), 5.0)
+    book.save()
+    raw = json.loads(book.path.read_text())
+    for peer in raw["peers"]:
+        del peer["away_seconds"]
+    book.path.write_text(json.dumps(raw))
+    assert PeerBook.load(tmp_path).get("east") == book.get("east")

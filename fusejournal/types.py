@@ -49,6 +49,22 @@ class Position(NamedTuple):
     chain: int
 
 
+class Reign(NamedTuple):
+    """Who was primary when: the epoch, and the node that began it. ``node_id`` is 0 where it is not
+    known, as with nodes of a version that did not say it. Two reigns of one epoch cannot be."""
+
+    epoch: Epoch
+    node_id: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}/{self.node_id:016x}"
+
+    def is_rival(self, other: "Reign") -> bool:
+        """Whether *other* is of the same epoch, and another node's."""
+        known = self.node_id != 0 and other.node_id != 0
+        return known and self.epoch == other.epoch and self.node_id != other.node_id
+
+
 def clamp_time(time_ns: int) -> int:
     """The nearest time that every supported backing can hold."""
     return min(max(time_ns, TIME_MIN_NS), TIME_MAX_NS)

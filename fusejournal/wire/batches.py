@@ -31,7 +31,13 @@ def compress(content: bytes, level: int) -> tuple[str, bytes]:
 
 
 def batch_of(
-    stretch: Stretch, method: str, content: bytes, epoch: Epoch, applied_seq: Seq, head_seq: Seq
+    stretch: Stretch,
+    method: str,
+    content: bytes,
+    epoch: Epoch,
+    applied_seq: Seq,
+    head_seq: Seq,
+    reign_node: int = 0,
 ) -> Batch:
     """The message that ships *stretch*, whose content is *content* by *method*."""
     return Batch(
@@ -47,6 +53,7 @@ def batch_of(
         applied_seq,
         head_seq,
         content,
+        reign_node,
     )
 
 

@@ -13,10 +13,10 @@ offset  size  field
 16      ...   body: a msgpack array, the fields of the message's class below, in order
 ======  ====  ==================================================================================
 
-A BATCH's body is a 4-byte length, a msgpack array of that length, then the content as the array's
-``method`` says. What is wrong with bytes is told by the first of: length, type, checksum, msgpack,
-fields. Nothing is kept that is longer than its type allows, so whoever sends costs no more memory
-than that.
+A BATCH's body is a 4-byte length, a msgpack array of that length (all fields but the content), then
+the content as the array's ``method`` says. What is wrong with bytes is told by the first of:
+length, type, checksum, msgpack, fields. Nothing is kept that is longer than its type allows, so
+whoever sends costs no more memory than that.
 
 The checksum finds what TLS would, too, and what a plain connection does not. New fields are only
 ever added at the end, with a default; new types and meanings raise ``PROTOCOL_VERSION``.
@@ -54,7 +54,12 @@ _LIST_MAX: Final = 64
 class Hello(NamedTuple):
     """First message of whoever connected: who it is and what it has. ``purpose``: ``ship`` (batches
     will come) or ``fetch`` (batches are wanted). ``epoch``, ``seq`` and ``chain`` are its
-    position."""
+    position; ``epoch`` and ``reign_node`` the highest reign that it knows of, ``held_epoch`` is
+    that of the entries that it has applied.
+
+    ``node_id`` is what its key makes it, ``instance`` a number that it made at this start, and
+    ``before`` the one of the start before: two nodes with one key are two instances. Each is 0
+    where it is not said."""
 
     version: int
     uuid: bytes
@@ -63,11 +68,16 @@ class Hello(NamedTuple):
     epoch: Epoch
     seq: Seq
     chain: int
+    reign_node: int = 0
+    held_epoch: Epoch = Epoch(0)
+    node_id: int = 0
+    instance: int = 0
+    before: int = 0
 
 
 class Welcome(NamedTuple):
     """The answer: what the other has. ``uuid`` is empty where it has no journal yet and takes any
-    volume's."""
+    volume's. ``detail`` is something that the greeter should know, in words."""
 
     version: int
     uuid: bytes
@@ -76,13 +86,24 @@ class Welcome(NamedTuple):
     seq: Seq
     chain: int
     applied_seq: Seq
+    reign_node: int = 0
+    held_epoch: Epoch = Epoch(0)
+    node_id: int = 0
+    detail: str = ""
 
 
 class Refusal(NamedTuple):
-    """Why this goes no further: a word for programs, a sentence for people."""
+    """Why this goes no further: a word for programs, a sentence for people. Where it is a higher
+    reign, the rest says which, and what of it is held: the journal that ends with ``seq`` has
+    applied ``held_epoch``'s beginning."""
 
     code: str
     reason: str
+    epoch: Epoch = Epoch(0)
+    reign_node: int = 0
+    held_epoch: Epoch = Epoch(0)
+    seq: Seq = Seq(0)
+    chain: int = 0
 
 
 class AskChains(NamedTuple):
@@ -107,21 +128,26 @@ class Begin(NamedTuple):
     chain: int
     head_seq: Seq
     settled_seq: Seq
+    reign_node: int = 0
 
 
 class Diverged(NamedTuple):
-    """The two agree up to ``seq`` and no further."""
+    """The two agree up to ``seq`` and no further: the sender's chain there is ``chain``, and
+    ``next_chain`` after the entry that follows. Both are 0 where they are not said, and the latter
+    where the sender has no more."""
 
     seq: Seq
     head_seq: Seq
+    chain: int = 0
+    next_chain: int = 0
 
 
 class Batch(NamedTuple):
     """Consecutive frames as they lie in the segment that begins with ``segment_seq``, from
     ``offset`` on (0: with the segment's header). ``first_seq`` to ``last_seq`` are in it, after
-    ``chain_before``; ``epoch`` is the sender's. It has applied up to ``applied_seq``,
-    and its journal ends at ``head_seq``. ``method`` says how the content is stored (batches.py),
-    ``content_bytes`` how long it is."""
+    ``chain_before``; ``epoch`` and ``reign_node`` are the sender's. It has applied up to
+    ``applied_seq``, and its journal ends at ``head_seq``. ``method`` says how the content is stored
+    (batches.py), ``content_bytes`` how long it is."""
 
     epoch: Epoch
     first_seq: Seq
@@ -135,11 +161,13 @@ class Batch(NamedTuple):
     applied_seq: Seq
     head_seq: Seq
     content: bytes
+    reign_node: int = 0
 
 
 class Ack(NamedTuple):
     """The receiver's watermarks, which only grow, and how it is: ``state`` is ``ok``, ``full`` (no
-    space; it goes on by itself) or ``failed``; ``detail`` says it in words."""
+    space; it goes on by itself) or ``failed``; ``detail`` says it in words. Where all is well it is
+    empty, or something that the sender should know."""
 
     appended_seq: Seq
     durable_seq: Seq
@@ -221,10 +249,17 @@ _INTEGERS: Final = frozenset(
         "appended_seq",
         "durable_seq",
         "settled_seq",
+        "reign_node",
+        "held_epoch",
+        "node_id",
+        "instance",
+        "before",
+        "next_chain",
     }
 )
 _BYTES: Final = frozenset({"uuid", "content", "nonce", "proof"})
 _LISTS: Final = frozenset({"seqs", "chains"})
+_CONTENT_AT: Final = Batch._fields.index("content")
 
 _pack = msgpack.Packer(use_bin_type=True).pack
 
@@ -240,7 +275,7 @@ def encode_parts(message: Message) -> tuple[bytes, ...]:
     number = _NUMBERS[type(message)]
     body: tuple[bytes, ...]
     if isinstance(message, Batch):
-        meta = _pack(message[:-1])
+        meta = _pack(message[:_CONTENT_AT] + message[_CONTENT_AT + 1 :])
         body = (_META.pack(len(meta)) + meta, message.content)
     else:
         body = (_pack(tuple(message)),)
@@ -330,7 +365,8 @@ def _decode(cls: type[Message], body: memoryview) -> Message:
         )
         if type(fields) is not tuple:
             raise WireError(f"{cls.__name__}: not a list of fields")
-        message: Any = cls(*fields[: len(cls._fields) - len(content)], *content)
+        fields = fields[:_CONTENT_AT] + content + fields[_CONTENT_AT:] if content else fields
+        message: Any = cls(*fields[: len(cls._fields)])
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         raise WireError(f"{cls.__name__}: {error}") from None
     for name, value in zip(cls._fields, message, strict=True):

@@ -19,16 +19,24 @@ then the sink (``fetch``)::
                                     <-   ACK
     END                             ->                              of a fetch: that was all
 
-A batch that comes twice is acknowledged again. One that does not follow, or of a lower epoch than
+A batch that comes twice is acknowledged again. One that does not follow, or of a lower reign than
 was seen, ends the session with an error that names it; the connector comes back, and the
-positions are compared anew: nothing is ever resumed from what somebody remembers of the other."""
+positions are compared anew: nothing is ever resumed from what somebody remembers of the other.
+
+Reigns: every greeting, BEGIN and BATCH carries the sender's, an epoch and the node that began it. A
+lower epoch is refused (``fenced``), and so is the same epoch of another node: which of the two is
+right, no node can tell. Whoever is refused for a higher reign hears of it as a
+:class:`Claim`, and is bound by it where :func:`is_proven` says so.
+
+Instances: a node makes a number at each start, and says that of the start before, too. Two nodes
+that have one key, as a machine and its clone, are told apart by it (instances.py)."""
 
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from fusejournal.types import EPOCH_MAX, Epoch, Position, Seq
+from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
 from fusejournal.wire.frames import (
     PROTOCOL_VERSION,
     Ack,
@@ -44,7 +52,9 @@ from fusejournal.wire.frames import (
 
 SHIP, FETCH = "ship", "fetch"
 FENCED = "fenced"
-"""The code of a refusal: another node has become primary."""
+"""The code of a refusal: another node has become primary, or has begun the same epoch."""
+INSTANCE = "instance"
+"""The code of a refusal: two nodes with one key run at once."""
 VERSION = "version"
 """The code of a refusal: one side does not understand the other."""
 OK, FULL, FAILED = "ok", "full", "failed"
@@ -52,60 +62,111 @@ OK, FULL, FAILED = "ok", "full", "failed"
 _PROBES = 16
 
 
-class RefusedError(WireError):
-    """This goes no further, and would not the next time. ``code`` is a word for programs."""
+class Claim(NamedTuple):
+    """What a peer says of a reign: which it is, and where the peer's journal ends, which has
+    applied the beginning of ``held_epoch``."""
 
-    def __init__(self, code: str, reason: str) -> None:
+    reign: Reign
+    held_epoch: Epoch
+    seq: Seq
+    chain: int
+
+
+class RefusedError(WireError):
+    """This goes no further, and would not the next time. ``code`` is a word for programs. *claim*:
+    of a higher reign, where that is why."""
+
+    def __init__(self, code: str, reason: str, claim: Claim | None = None) -> None:
         self.code = code
         self.reason = reason
+        self.claim = claim
         super().__init__(reason)
 
     def message(self) -> Refusal:
         """What to tell the other side."""
-        return Refusal(self.code, self.reason)
+        claim = self.claim
+        if claim is None:
+            return Refusal(self.code, self.reason)
+        return Refusal(
+            self.code, self.reason, *claim.reign, claim.held_epoch, claim.seq, claim.chain
+        )
 
 
 class Me(NamedTuple):
-    """One side as it greets: its name, its volume (None: any), where its journal stands, and the
-    highest epoch that it has seen."""
+    """One side as it greets: its name, its volume (None: any), where its journal stands (by what it
+    has applied, as far as it is the epoch), the highest epoch that it goes by and who began that;
+    what its key makes it, and which instance of that it is."""
 
     node: str
     uuid: UUID | None
     position: Position
     fence: Epoch
     applied_seq: Seq
+    reign_node: int = 0
+    node_id: int = 0
+    instance: int = 0
+    before: int = 0
+
+    @property
+    def reign(self) -> Reign:
+        """What it says in all it sends, and holds all that comes against. (Entries that are held
+        and not applied yet are of no higher epoch than their sender's, which is the fence.)"""
+        return Reign(max(self.fence, self.position.epoch), self.reign_node)
+
+    @property
+    def claim(self) -> Claim:
+        """Its reign, and what it has of that."""
+        return Claim(self.reign, *self.position)
 
 
 def hello(me: Me, purpose: str) -> Hello:
     """The connector's greeting."""
     uuid = me.uuid.bytes if me.uuid is not None else b""
-    epoch = max(me.fence, me.position.epoch)
+    reign, position = me.reign, me.position
     return Hello(
-        PROTOCOL_VERSION, uuid, me.node, purpose, epoch, me.position.seq, me.position.chain
+        PROTOCOL_VERSION,
+        uuid,
+        me.node,
+        purpose,
+        reign.epoch,
+        position.seq,
+        position.chain,
+        reign.node_id,
+        position.epoch,
+        me.node_id,
+        me.instance,
+        me.before,
     )
 
 
-def welcome(me: Me, greeting: Hello, *, is_mirror: bool) -> Welcome:
-    """The listener's answer. Raises RefusedError."""
+def welcome(me: Me, greeting: Hello, *, is_mirror: bool, detail: str = "") -> Welcome:
+    """The listener's answer; *detail* is something that the greeter should know. Raises
+    RefusedError, WireError."""
     _check_same(me, greeting)
-    if greeting.purpose == SHIP:
-        if not is_mirror:
-            raise RefusedError(
-                "role", f"{me.node} is a primary and takes no entries: mount it with --role mirror"
-            )
-        if greeting.epoch < me.fence:
-            raise RefusedError(
-                FENCED,
-                f"{greeting.node} is of epoch {greeting.epoch}, and a primary of epoch {me.fence} "
-                "has come after it",
-            )
-    elif greeting.purpose != FETCH:
+    if greeting.purpose not in (SHIP, FETCH):
         raise WireError(f"a session for {greeting.purpose!r}")
+    is_shipping = greeting.purpose == SHIP
+    if is_shipping and not is_mirror:
+        raise RefusedError(
+            "role", f"{me.node} is a primary and takes no entries: mount it with --role mirror"
+        )
+    theirs = reign_of(greeting)
+    if is_shipping or theirs.epoch >= me.reign.epoch:
+        check_reign(me, theirs, greeting.node)
     uuid = me.uuid.bytes if me.uuid is not None else b""
-    position = me.position
-    epoch = max(me.fence, position.epoch)
+    reign, position = me.reign, me.position
     return Welcome(
-        PROTOCOL_VERSION, uuid, me.node, epoch, position.seq, position.chain, me.applied_seq
+        PROTOCOL_VERSION,
+        uuid,
+        me.node,
+        reign.epoch,
+        position.seq,
+        position.chain,
+        me.applied_seq,
+        reign.node_id,
+        position.epoch,
+        me.node_id,
+        detail,
     )
 
 
@@ -113,13 +174,72 @@ def check_welcome(me: Me, answer: Message | None, purpose: str) -> Welcome:
     """What came after the greeting. Raises RefusedError, WireError."""
     theirs: Welcome = expect(answer, Welcome)
     _check_same(me, theirs)
-    if theirs.epoch > max(me.fence, me.position.epoch):
+    mine, seen = me.reign, reign_of(theirs)
+    if seen.epoch > EPOCH_MAX:
+        raise _impossible(theirs.node, seen)
+    if seen.epoch > mine.epoch:
         raise RefusedError(
             FENCED,
-            f"{theirs.node} has seen a primary of epoch {theirs.epoch}, and this one is of "
-            f"{me.position.epoch}: this one is no primary any more",
+            f"{theirs.node} has seen a primary of epoch {seen.epoch}, and this one is of "
+            f"{mine.epoch}: this one is no primary any more",
+            claim_of(theirs),
         )
+    if mine.is_rival(seen):
+        raise _rival(mine, seen, theirs.node)
     return theirs
+
+
+def check_reign(me: Me, theirs: Reign, node: str) -> None:
+    """Raise RefusedError if *node*, which is of the reign *theirs*, may not ship to *me*; WireError
+    if there can be no such reign."""
+    mine = me.reign
+    if theirs.epoch > EPOCH_MAX:
+        raise _impossible(node, theirs)
+    if theirs.epoch < mine.epoch:
+        raise RefusedError(
+            FENCED,
+            f"{node} is of epoch {theirs.epoch}, and a primary of epoch {mine.epoch} has come "
+            "after it",
+            me.claim,
+        )
+    if mine.is_rival(theirs):
+        raise _rival(mine, theirs, node)
+
+
+def _impossible(node: str, reign: Reign) -> WireError:
+    return WireError(f"{node}: an epoch of {reign.epoch}, of which there cannot be so many")
+
+
+def _rival(mine: Reign, theirs: Reign, node: str) -> RefusedError:
+    return RefusedError(
+        FENCED,
+        f"two nodes have begun epoch {mine.epoch}: {node} goes by {theirs}, and this one by {mine}",
+    )
+
+
+def claim_of(message: Hello | Welcome) -> Claim:
+    """What who sent *message* says of the reign that it goes by."""
+    return Claim(reign_of(message), message.held_epoch, message.seq, message.chain)
+
+
+def is_proven(claim: Claim, mine: Reign, my_chain: int | None) -> bool:
+    """Whether a primary that reigns by *mine* is bound by a peer's *claim* of a higher reign, and
+    takes no change any more. *my_chain* is that of its own journal at the claim's seq, if it has
+    that.
+
+    A reign is there by its EPOCH entry alone: a number that was only heard of, or that cannot be,
+    binds nobody; nor does one that would have begun in what both journals have. (That a peer does
+    not make its whole journal up, this does not show: peers are paired.)"""
+    return (
+        mine.epoch < claim.reign.epoch <= EPOCH_MAX
+        and claim.held_epoch == claim.reign.epoch
+        and my_chain != claim.chain
+    )
+
+
+def reign_of(message: Hello | Welcome | Begin | Batch) -> Reign:
+    """The reign that the sender of *message* goes by."""
+    return Reign(message.epoch, message.reign_node)
 
 
 def position_of(greeting: Hello | Welcome) -> Position:
@@ -147,7 +267,9 @@ def expect(message: Message | None, *kinds: type[Message]) -> Any:
     if isinstance(message, kinds):
         return message
     if isinstance(message, Refusal):
-        raise RefusedError(message.code, message.reason)
+        reign = Reign(message.epoch, message.reign_node)
+        claim = Claim(reign, message.held_epoch, message.seq, message.chain)
+        raise RefusedError(message.code, message.reason, claim if message.epoch else None)
     if message is None:
         raise WireError("the other side closed the connection")
     raise WireError(f"{type(message).__name__} where it may not be")
@@ -193,12 +315,14 @@ class Comparison:
 
 class Sink:
     """The receiving side, from BEGIN on: which batches follow. Its place is (``seq``, ``chain``);
-    ``settled_seq`` is how far the source had applied: nothing beyond may be."""
+    ``settled_seq`` is how far the source had applied: nothing beyond may be. (``epoch``,
+    ``reign_node``) is the highest reign that it has seen."""
 
-    def __init__(self, position: Position, fence: Epoch) -> None:
+    def __init__(self, position: Position, fence: Epoch, reign_node: int = 0) -> None:
         self.seq = position.seq
         self.chain = position.chain
         self.epoch = fence
+        self.reign_node = reign_node
         self.settled_seq = Seq(0)
         self.source_head_seq = Seq(0)
 
@@ -206,13 +330,13 @@ class Sink:
         """The source begins. Raises WireError when it is not from here."""
         if (message.seq, message.chain) != (self.seq, self.chain):
             raise WireError(f"a beginning at {message.seq}, and this journal ends with {self.seq}")
-        self._check_epoch(message.epoch)
+        self._check_reign(reign_of(message))
         self.source_head_seq = message.head_seq
         self.settled_seq = min(message.settled_seq, self.seq)
 
     def take(self, batch: Batch) -> bool:
         """Whether *batch* is to be appended; False for one that has been. Raises WireError."""
-        self._check_epoch(batch.epoch)
+        self._check_reign(reign_of(batch))
         if not 0 < batch.first_seq <= batch.last_seq:
             raise WireError(f"a batch of entries {batch.first_seq} to {batch.last_seq}")
         if batch.applied_seq < batch.last_seq:
@@ -234,14 +358,22 @@ class Sink:
         # What ends a batch is settled there: an entry's VOID is in the same one.
         self.settled_seq = batch.last_seq
 
-    def _check_epoch(self, epoch: Epoch) -> None:
-        if epoch > EPOCH_MAX:
-            raise WireError(f"an epoch of {epoch}, of which there cannot be so many")
-        if epoch < self.epoch:
+    @property
+    def reign(self) -> Reign:
+        """The highest that it has seen."""
+        return Reign(self.epoch, self.reign_node)
+
+    def _check_reign(self, reign: Reign) -> None:
+        if reign.epoch > EPOCH_MAX:
+            raise _impossible("the sender", reign)
+        if reign.epoch < self.epoch:
             raise RefusedError(
-                FENCED, f"a sender of epoch {epoch}, and {self.epoch} has come after it"
+                FENCED, f"a sender of epoch {reign.epoch}, and {self.epoch} has come after it"
             )
-        self.epoch = epoch
+        if self.reign.is_rival(reign):
+            raise _rival(self.reign, reign, "the sender")
+        if reign.epoch > self.epoch or reign.node_id:
+            self.epoch, self.reign_node = reign
 
 
 class InFlight(NamedTuple):

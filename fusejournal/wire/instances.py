@@ -1,0 +1,105 @@
+"""Telling apart two nodes that have one key: a machine and its clone, or what was put back from a
+copy of it while it went on. Pure.
+
+A node makes a number at each start, and says in its greeting that of the start before, too. A
+mirror follows the one that it followed last, and the starts after that. Any other instance of the
+same node is a rival while the one that is followed is heard; it and the starts after it stay one
+until that was not heard for ``RIVAL_SECONDS``: then it is taken to be gone. Nodes that do not say
+which instance they are, as those of the version before, are not told apart."""
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from fusejournal.wire.frames import Hello
+
+RIVAL_SECONDS: Final = 600.0
+_RIVALS_MAX: Final = 16
+
+
+class Instance(NamedTuple):
+    """One start of a node, and where it calls from."""
+
+    node: str
+    node_id: int
+    number: int
+    before: int
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.number:016x} at {self.where}"
+
+
+def instance_of(greeting: Hello, where: str) -> Instance:
+    """Who sent *greeting*, from *where*."""
+    machine = where.rpartition(":")[0] or where  # its port is another each time
+    return Instance(greeting.node, greeting.node_id, greeting.instance, greeting.before, machine)
+
+
+@dataclass
+class _Seen:
+    instance: Instance
+    at: float
+
+
+class Instances:
+    """Which instance of a node a mirror follows, and which others of the same node it has met; see
+    the module. Times are in seconds by any clock."""
+
+    def __init__(self) -> None:
+        self.followed: Instance | None = None
+        self._heard_at = 0.0
+        self._rivals: dict[int, _Seen] = {}
+
+    def is_other(self, newcomer: Instance) -> bool:
+        """Whether *newcomer* is another instance of the node that is followed."""
+        followed = self.followed
+        return (
+            followed is not None
+            and 0 != newcomer.node_id == followed.node_id
+            and newcomer.number not in (0, followed.number)
+            and followed.number != 0
+        )
+
+    def is_rival(self, newcomer: Instance, now: float) -> bool:
+        """Whether *newcomer* is known to be another than the one followed, and the latter was heard
+        not long ago."""
+        if not self.is_other(newcomer) or now - self._heard_at > RIVAL_SECONDS:
+            return False
+        return newcomer.number in self._rivals or newcomer.before in self._rivals
+
+    def met(self, rival: Instance, now: float) -> bool:
+        """*rival* came while the one that is followed was there. Returns whether that is new."""
+        is_new = rival.number not in self._rivals
+        self._rivals.pop(rival.number, None)
+        self._rivals[rival.number] = _Seen(rival, now)
+        while len(self._rivals) > _RIVALS_MAX:
+            del self._rivals[next(iter(self._rivals))]
+        return is_new
+
+    def follow(self, instance: Instance, now: float) -> None:
+        """*instance* is followed from now on."""
+        self._rivals.pop(instance.number, None)
+        if self.followed is not None and instance.node_id != self.followed.node_id:
+            self._rivals.clear()
+        self.followed = instance
+        self._heard_at = now
+
+    def heard(self, now: float) -> None:
+        """The one that is followed has said something."""
+        self._heard_at = now
+
+    def describe(self, now: float) -> str | None:
+        """Says that one node runs twice, where it does, in words."""
+        seen = [one for one in self._rivals.values() if now - one.at <= RIVAL_SECONDS]
+        if not seen or self.followed is None:
+            return None
+        return describe_twice(self.followed, seen[-1].instance)
+
+
+def describe_twice(followed: Instance, rival: Instance) -> str:
+    """That one node runs twice, in words."""
+    return (
+        f"{rival.node} runs twice, with one key: instance {followed}, which is followed, and "
+        f"instance {rival}, which is refused: one is a copy of the other; stop that, and give it a "
+        "state of its own"
+    )

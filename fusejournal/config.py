@@ -124,6 +124,7 @@ class ReplicationConfig(_Section):
     keep_days: Annotated[float, Field(gt=0)] = 30.0
     take_back_seconds: Annotated[float, Field(ge=0, le=86400)] = 30.0
     without_peers: Literal["new-epoch", "wait"] = "new-epoch"
+    overrule: str | None = None
     peers: dict[str, str] = {}
 
 

@@ -69,6 +69,7 @@ from fusejournal.state import (
     remember_listen,
 )
 from fusejournal.types import Fid, Seq
+from fusejournal.wire.session import RefusedError
 
 log = logging.getLogger(__name__)
 
@@ -216,12 +217,8 @@ class Node:
         try:
             await trio.lowlevel.checkpoint()
             held_seq = Seq(0)
-            if self._opening.lost_machine and self._marks is None and self._replication is not None:
-                taken = await self._replication.take_back(
-                    self._opening.volume, self._reporter.warning
-                )
-                self._opening.degraded += taken.failures
-                held_seq = taken.held_seq
+            if self._marks is None and self._replication is not None:
+                held_seq = await self._ask_peers(self._replication)
             # In a thread, so that signals are heeded; nothing else uses the volume meanwhile.
             await trio.to_thread.run_sync(
                 self._opening.recover,
@@ -239,6 +236,25 @@ class Node:
             self._opening.volume.journal.sync()
             self._opening.volume.catalog.commit()
             raise
+
+    async def _ask_peers(self, replication: Replication) -> Seq:
+        """Hear from its peers whether this primary reigns, and what of its journal only they have.
+        Returns up to where entries are known to be applied. Raises RefusedError after the machine
+        was lost: what the backing should be, it then is not for this one to say."""
+        opening = self._opening
+        try:
+            taken = await replication.take_back(
+                opening.volume, self._reporter.warning, lost_machine=opening.lost_machine
+            )
+        except RefusedError as error:
+            if opening.lost_machine:
+                raise
+            opening.fenced = str(error)
+            self._reporter.warning(opening.fenced)
+            return Seq(0)
+        opening.degraded += taken.failures
+        opening.seen_epoch, opening.new_epoch = replication.fence.seen.epoch, taken.new_epoch
+        return taken.held_seq
 
     async def _serve(self) -> None:
         volume = self._opening.volume

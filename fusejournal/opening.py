@@ -103,6 +103,12 @@ class Opening:
         self._check: Callable[[], None] = lambda: None
         self.lost_machine = False
         """Whether entries may be gone that this volume had acknowledged."""
+        self.fenced: str | None = None
+        """Why a primary takes no change, as another reign has begun, in words."""
+        self.seen_epoch = Epoch(0)
+        """The highest that a primary has seen: one that it begins is beyond."""
+        self.new_epoch: str | None = None
+        """Why a primary is to begin an epoch, in words, if somebody has told."""
 
     def open(self, read_only: bool) -> None:
         """Open journal and catalog as they are. Raises FusejournalError, OSError."""
@@ -183,6 +189,11 @@ class Opening:
             self._marks.sync()
             if not self.is_unborn and not self._boot().is_this:
                 self.remember_boot()
+            return
+        if self.fenced is not None:
+            self.volume.fail(self.fenced)
+            if not catalog.imported:
+                self.degraded.append("the import was not finished: files that it lacks do not show")
             return
         self._begin()
         if not catalog.imported:
@@ -377,8 +388,10 @@ class Opening:
         volume = self.volume
         if volume.journal.head_seq == 0:
             volume.note(NewEpoch(Epoch(1), "a new volume"))
-        elif self.lost_machine:
-            volume.note(NewEpoch(Epoch(volume.journal.epoch + 1), "the machine was lost"))
+        elif (reason := self._new_epoch_reason()) is not None:
+            epoch = Epoch(max(volume.journal.epoch, self.seen_epoch) + 1)
+            volume.note(NewEpoch(epoch, reason))
+            volume.journal.sync()  # before anybody hears of it
         if not self._boot().is_this:
             volume.journal.sync()
             self.remember_boot()
@@ -390,6 +403,15 @@ class Opening:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 log.warning("%s: no space to write down that the volume is used", self._boot_file)
+
+    def _new_epoch_reason(self) -> str | None:
+        """Why an epoch begins here, where one does. Another boot is enough: this may be an older
+        copy of the volume, and what was made after it was copied has its fids."""
+        if self.lost_machine:
+            return "the machine was lost"
+        if self.new_epoch is not None:
+            return self.new_epoch
+        return None if self._boot().is_this else "another boot of the machine"
 
     def remember_boot(self) -> None:
         """Write down, durably, that the volume is used in this boot, and where its journal ends.

@@ -53,7 +53,7 @@ class StatusPage:
             "name": spec.name,
             "uuid": str(journal.uuid),
             "role": self._state.role,
-            "epoch": journal.epoch,
+            "epoch": replication.epoch if replication is not None else journal.epoch,
             "pid": os.getpid(),
             "backing": str(spec.backing),
             "mountpoint": str(spec.mountpoint),

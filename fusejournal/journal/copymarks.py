@@ -15,7 +15,8 @@ word       meaning
 2          ``settled_seq``: up to here the sender had applied: nothing beyond is ever applied
 3          ``durable_seq``: the copy is on disk up to here
 4          ``stopped_seq``: where an orderly stop left it, with everything on disk; 0 while it runs
-5          ``epoch``: the highest of any sender that was accepted
+5, 6       ``fence``: the highest reign that was seen, its epoch and its node
+7          ``instance``: a number made at the last start
 =========  =====================================================================================
 
 Setting one raises OSError: ENOSPC on a full disk, and the number is as it was. The event loop's
@@ -27,13 +28,14 @@ from pathlib import Path
 
 from fusejournal import storage
 from fusejournal.errors import JournalError
-from fusejournal.types import Epoch, Seq
+from fusejournal.types import Epoch, Reign, Seq
 
 _BYTES = 4096
 _MAGIC = int.from_bytes(b"\x89FJCOPY1", "little")
 _WORD = struct.Struct("<Q")
-_WORDS = 6
-_APPLYING, _SETTLED, _DURABLE, _STOPPED, _EPOCH = range(1, 6)
+_REIGN = struct.Struct("<QQ")
+_WORDS = 8
+_APPLYING, _SETTLED, _DURABLE, _STOPPED, _EPOCH, _NODE, _INSTANCE = range(1, 8)
 
 
 class CopyMarks:
@@ -100,13 +102,35 @@ class CopyMarks:
         self._set(_STOPPED, seq)
 
     @property
-    def epoch(self) -> Epoch:
+    def instance(self) -> int:
         """See the module."""
+        return int(self._words[_INSTANCE])
+
+    @instance.setter
+    def instance(self, number: int) -> None:
+        self._set(_INSTANCE, number)
+
+    @property
+    def epoch(self) -> Epoch:
+        """The fence's."""
         return Epoch(self._words[_EPOCH])
 
     @epoch.setter
     def epoch(self, epoch: Epoch) -> None:
-        self._set(_EPOCH, epoch)
+        self.fence = Reign(epoch, 0)
+
+    @property
+    def fence(self) -> Reign:
+        """See the module."""
+        return Reign(Epoch(self._words[_EPOCH]), self._words[_NODE])
+
+    @fence.setter
+    def fence(self, reign: Reign) -> None:
+        if reign != self.fence:
+            # Both at once: the one with the other's old value would be a reign that never was.
+            packed = _REIGN.pack(*reign)
+            storage.pwritev("marks.write", self._fd, (packed,), _EPOCH * _WORD.size)
+            self._words[_EPOCH], self._words[_NODE] = reign
 
 
 def _make(path: Path) -> None:

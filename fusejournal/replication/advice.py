@@ -3,7 +3,7 @@
 from typing import Final
 
 from fusejournal.errors import PeerLostError, PeerMistakenError, PeerRefusedError
-from fusejournal.wire.session import FENCED, RefusedError
+from fusejournal.wire.session import FENCED, INSTANCE, RefusedError
 
 COPY: Final = (
     "'fusejournal peer resume' lets it try again, while the journal still has what it lacks; else "
@@ -22,6 +22,8 @@ _BY_CODE: Final = {
     "full": FULL,
     "busy": "another node ships to it: check who is its primary",
     "copy": COPY,
+    INSTANCE: "stop the one that is a copy, and give it a state of its own",
+    "twice": "remove one of the two names: 'fusejournal peer remove'",
 }
 
 

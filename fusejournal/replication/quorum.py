@@ -1,7 +1,9 @@
 """How many mirrors have what: lets whoever waits for a flush also wait for N of them.
 
 When too few answer for ``mirrors_timeout_seconds``, the quorum is *degraded*: as configured, those
-who wait go on (until N mirrors are level again), or wait on. Both are said in the status.
+who wait go on (until N mirrors are level again), or wait on. Both are said in the status. A mirror
+that has lost something which it had acknowledged does not count before it has that again; and a
+primary that is fenced answers nobody who waits any more.
 
 Used from the event loop's thread. Cancelling a wait is harmless."""
 
@@ -34,6 +36,10 @@ class Quorum:
         self._head_seq = head_seq
         self._hurry = hurry
         self._acked: dict[str, Seq] = {}
+        self._owed: dict[str, Seq] = {}
+        """What mirrors had acknowledged that have less now."""
+        self._away: set[str] = set()
+        """Mirrors that are not connected."""
         self._changed = trio.Event()
         self._seq = Seq(0)
         self.waiting = 0
@@ -43,14 +49,35 @@ class Quorum:
         self._target: tuple[Seq, float] = Seq(0), 0.0
         """While degraded: where the journal ended, and when."""
         self._closed = False
+        self.is_fenced = False
+        """Whether no mirror takes anything from here any more."""
 
     @property
     def seq(self) -> Seq:
-        """Up to here N mirrors have everything on disk."""
+        """Up to here N mirrors have acknowledged everything."""
         return self._seq
+
+    @property
+    def present_seq(self) -> Seq:
+        """Up to here N mirrors that are connected have everything on disk."""
+        return self._nth([seq for peer, seq in self._acked.items() if peer not in self._away])
+
+    def left(self, peer: str) -> None:
+        """*peer* is not connected any more: what it has now, it says when it comes back."""
+        self._away.add(peer)
+
+    def lost(self, peer: str, seq: Seq) -> None:
+        """*peer*, which had acknowledged everything up to *seq*, has less now."""
+        self._owed[peer] = max(seq, self._owed.get(peer, Seq(0)))
+        self._acked.pop(peer, None)
+        self._count()
 
     def acked(self, peer: str, seq: Seq) -> None:
         """*peer* has everything up to *seq* on disk."""
+        self._away.discard(peer)
+        if seq < self._owed.get(peer, 0):
+            return
+        self._owed.pop(peer, None)
         if seq > self._acked.get(peer, 0):
             self._acked[peer] = seq
         elif self.degraded_since is None:
@@ -60,16 +87,22 @@ class Quorum:
     def forget(self, peer: str) -> None:
         """*peer* does not count any more."""
         self._acked.pop(peer, None)
+        self._owed.pop(peer, None)
+        self._away.discard(peer)
         self._count()
 
     def _count(self) -> None:
         if not self._mirrors:
             return
-        acked = sorted(self._acked.values(), reverse=True)
-        self._seq = acked[self._mirrors - 1] if len(acked) >= self._mirrors else Seq(0)
+        self._seq = self._nth(list(self._acked.values()))
         if self.degraded_since is not None:
             self._look_again()
         self._wake()
+
+    def _nth(self, seqs: list[Seq]) -> Seq:
+        """What as many as are wanted have."""
+        acked = sorted(seqs, reverse=True)
+        return acked[self._mirrors - 1] if 0 < self._mirrors <= len(acked) else Seq(0)
 
     def _look_again(self) -> None:
         """Count the mirrors again once they have everything, or are so near that nobody would have
@@ -94,7 +127,7 @@ class Quorum:
         return (
             not self._mirrors
             or self._seq >= seq
-            or (self.degraded_since is not None and not self._blocks)
+            or (self.degraded_since is not None and not self._blocks and not self.is_fenced)
         )
 
     def want(self, seq: Seq) -> None:
@@ -104,7 +137,8 @@ class Quorum:
 
     async def wait(self, seq: Seq) -> None:
         """Return when N mirrors have everything up to *seq*, or, as configured, when they are too
-        slow. Raises OSError EAGAIN when the node ends: whether they have it, the next can tell."""
+        slow. Raises OSError EAGAIN when the node ends: whether they have it, the next can tell;
+        EROFS when it is fenced: they will not have it from here."""
         if self.has(seq):
             return
         self._hurry()
@@ -120,6 +154,8 @@ class Quorum:
 
     async def _until(self, seq: Seq) -> None:
         while not self.has(seq):
+            if self.is_fenced:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
             if self._closed:
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             await self._changed.wait()
@@ -127,6 +163,11 @@ class Quorum:
     def close(self) -> None:
         """Let nobody wait any more."""
         self._closed = True
+        self._wake()
+
+    def fence(self) -> None:
+        """No mirror takes anything from here any more: let nobody wait for one."""
+        self.is_fenced = True
         self._wake()
 
     def _degrade(self) -> None:

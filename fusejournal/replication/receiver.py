@@ -2,10 +2,12 @@
 acknowledges them.
 
 One session at a time. A newer connection of the same peer takes the place of the older, which may
-be a link that is dead and does not know it yet; a second primary is refused. Checks come in this
-order: who it is, version and volume, epoch, whether another ships, position, checksum; then the
-frames are appended as they are, flushed, acknowledged, and left to the updater. Nothing of a batch
-counts before it is whole in the journal.
+be a link that is dead and does not know it yet, once the two journals were compared: who cannot
+ship to here ends nobody's session. A second primary is refused, and so is a second instance of the
+same one (wire/instances.py) while the first is heard. Checks come in this order: who it is, version
+and volume, reign, whether another ships, position, checksum; then the frames are appended as they
+are, flushed, acknowledged, and left to the updater. Nothing of a batch counts before it is whole in
+the journal. A reign that begins here is on the disk before anything of it is taken or answered.
 
 A journal without space is tried again for a while; then the session is refused, and so is every
 other until there is space for what did not fit: a connection that nobody reads would be cut in any
@@ -54,9 +56,11 @@ from fusejournal.wire.frames import (
     WireError,
     uuid_of,
 )
+from fusejournal.wire.instances import Instance, Instances, describe_twice, instance_of
 from fusejournal.wire.session import (
     FAILED,
     FULL,
+    INSTANCE,
     OK,
     Me,
     RefusedError,
@@ -73,6 +77,9 @@ _SMALL_BYTES = 128 << 10
 _ACK_PAUSE_SECONDS = 0.002
 _LIFE_SECONDS = 10.0
 """While a message takes longer to come, the sender hears of this side as often."""
+_SIGN_SECONDS = 7.0
+"""A sender that says nothing for longer, while another instance of it wants its place, has lost it:
+it pings every two seconds."""
 
 
 class Receiver:
@@ -97,6 +104,11 @@ class Receiver:
         self._session: trio.CancelScope | None = None
         self._session_peer: str | None = None
         self._session_over = trio.Event()
+        self._newcomer: tuple[str, trio.CancelScope] | None = None
+        """The peer that is being compared, perhaps beside a session."""
+        self._sign = trio.Event()
+        """Set when the sender says something."""
+        self._instances = Instances()
         self._news = trio.Event()
         self._ages = Ages()
         self._progress = Progress(self._ages)
@@ -181,14 +193,39 @@ class Receiver:
             if self._session is None:
                 self._refused(error)
             raise
-        await self._take_place(connection, greeting)
+        peer = connection.peer or greeting.node
+        self._check_peer(peer)
+        if self._newcomer is not None:
+            self._newcomer[1].cancel()
+        begin: Begin | None = None
+        newcomer = self._newcomer = peer, trio.CancelScope()
+        try:
+            with newcomer[1]:
+                begin = await self._admit(connection, greeting)
+        except* RefusedError as group:
+            if self._session is None:
+                self._refused(first_error(group))
+            raise
+        except* (FusejournalError, OSError, trio.TooSlowError) as group:
+            if self._session is None:
+                self._lost(greeting.node, first_error(group))
+        finally:
+            if self._newcomer is newcomer:
+                self._newcomer = None
+                if begin is None and self._session is None:
+                    self.where = None
+                    if self.state == "connecting":  # it was cut off
+                        self.state = "waiting for a primary"
+        if begin is None:
+            return
+        await self._take_place(peer)
         over = self._session_over = trio.Event()
         was_cut_short = True
         try:
             with trio.CancelScope() as self._session:
-                self._session_peer = connection.peer or greeting.node
+                self._session_peer = peer
                 try:
-                    await self._serve(connection, greeting)
+                    await self._serve(connection, greeting, begin)
                 except* RefusedError as group:
                     was_cut_short = False
                     self._refused(first_error(group))
@@ -212,13 +249,70 @@ class Receiver:
             raise RefusedError("unborn", f"{greeting.node} has no volume yet")
         return answer, uuid
 
-    async def _take_place(self, connection: Connection, greeting: Hello) -> None:
-        """Wait until the session before this one, if it is of the same peer, is over, and end it.
+    async def _admit(self, connection: Connection, greeting: Hello) -> Begin | None:
+        """Compare who has greeted, beside the session that goes on; what it begins with, or None
+        where the two have parted. Raises RefusedError, WireError."""
+        await self._check_instance(instance_of(greeting, connection.where))
+        if self._session is None:
+            self.primary, self.where = greeting.node, connection.where
+            self.state = "connecting"
+        self._check_space()
+        answer, _ = self._check(greeting)
+        await connection.send(answer)
+        return await self._compare(connection, greeting.node)
+
+    def _check_peer(self, peer: str) -> None:
+        """Raise RefusedError where another peer than *peer* ships to here, or is about to."""
+        other = self._session_peer if self._session is not None else peer
+        if other == peer and self._newcomer is not None:
+            other = self._newcomer[0]
+        if other != peer:
+            raise RefusedError("busy", f"already receives from {other}")
+
+    async def _check_instance(self, newcomer: Instance) -> None:
+        """Raise RefusedError where *newcomer* is another instance of the node that is followed, and
+        that is there, or was not long ago."""
+        instances = self._instances
+        if not instances.is_other(newcomer):
+            return
+        is_there = self._session is not None and await self._gives_a_sign()
+        now, followed = trio.current_time(), instances.followed
+        assert followed is not None
+        if is_there or instances.is_rival(newcomer, now):
+            words = describe_twice(followed, newcomer)
+            if instances.met(newcomer, now):
+                log.warning("%s", words)
+            self.news()
+            raise RefusedError(INSTANCE, words)
+
+    async def _gives_a_sign(self) -> bool:
+        """Whether the sender says something, now or soon."""
+        self._sign = trio.Event()
+        over = self._session_over
+        async with trio.open_nursery() as nursery:
+
+            async def give_up() -> None:
+                await over.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(give_up)
+            nursery.cancel_scope.deadline = trio.current_time() + _SIGN_SECONDS
+            await self._sign.wait()
+            nursery.cancel_scope.cancel()
+        return self._sign.is_set()
+
+    def _heard(self) -> None:
+        """The sender has said something, or is at it."""
+        self._heard_at = time.monotonic()
+        self._instances.heard(trio.current_time())
+        self._sign.set()
+
+    async def _take_place(self, peer: str) -> None:
+        """Wait until the session before this one, if it is of the same *peer*, is over, and end it.
         Raises RefusedError where it is another's."""
         while self._session is not None:
-            if self._session_peer != (connection.peer or greeting.node):
-                raise RefusedError("busy", f"already receives from {self._session_peer}")
-            log.info("%s has connected anew", greeting.node)
+            self._check_peer(peer)
+            log.info("%s has connected anew", peer)
             self._session.cancel()
             await self._session_over.wait()
 
@@ -233,22 +327,20 @@ class Receiver:
         if self.state not in ("diverged", "needs full copy"):
             self.state = "waiting for a primary"
 
-    async def _serve(self, connection: Connection, greeting: Hello) -> None:
-        self._check_space()
-        me = self._me()
-        answer, uuid = self._check(greeting)
+    async def _serve(self, connection: Connection, greeting: Hello, begin: Begin) -> None:
         self.primary, self.where = greeting.node, connection.where
         self.state = "connecting"
-        await connection.send(answer)
-        begin = await self._compare(connection)
-        if begin is None:
-            return
-        sink = Sink(me.position, me.fence)
+        me = self._me()
+        _, uuid = self._check(greeting)
+        sink = Sink(me.position, *me.reign)
         sink.begin(begin)
         connection.expect_batches()
         if me.uuid is None:
             self._be_born(uuid)
-        self._mark(sink, epoch=False)
+        if self._mark(sink):
+            # A lower reign must not come in any more, whatever happens to this machine.
+            await trio.to_thread.run_sync(self._marks.sync)
+        self._instances.follow(instance_of(greeting, connection.where), trio.current_time())
         self._updater.wake()
         self.source_head_seq = begin.head_seq
         self._ages.note(begin.head_seq)
@@ -260,7 +352,7 @@ class Receiver:
             await self._receive(connection, sink)
             nursery.cancel_scope.cancel()
 
-    async def _compare(self, connection: Connection) -> Begin | None:
+    async def _compare(self, connection: Connection, who: str) -> Begin | None:
         """Answer the sender's questions, until it begins; None when it will not."""
         journal = self._volume.journal
         while True:
@@ -271,23 +363,37 @@ class Receiver:
             if isinstance(message, Begin):
                 return message
             if isinstance(message, Diverged):
-                await self._diverged(message)
+                await self._diverged(message, who)
                 return None
             chains = ChainFinder(journal.directory, journal.uuid)
             await connection.send(Chains(await chains.at(message.seqs)))
 
-    async def _diverged(self, message: Diverged) -> None:
-        head_seq = self._volume.journal.head_seq
-        if not message.seq < head_seq:
-            raise WireError(f"parts at {message.seq}, and this journal ends with {head_seq}")
-        kept = await trio.to_thread.run_sync(
-            keep_extra, self._volume.journal.directory.parent, message.seq, head_seq
-        )
+    async def _diverged(self, message: Diverged, who: str) -> None:
+        """*message* is believed as far as it can be seen here: that the two agree where it says,
+        and not in the entry after it. Raises WireError, JournalDamagedError."""
+        journal = self._volume.journal
+        head_seq, seq = journal.head_seq, message.seq
+        if not seq < head_seq:
+            raise WireError(f"parts at {seq}, and this journal ends with {head_seq}")
+        chains = ChainFinder(journal.directory, journal.uuid)
+        mine, my_next = await chains.at((seq, Seq(seq + 1)))
+        if message.chain and mine is not None and message.chain != mine:
+            raise WireError(f"agrees up to {seq}, and this journal has another entry there")
+        if message.next_chain and message.next_chain == my_next:
+            raise WireError(f"parts at {seq}, and this journal has the same entry after it")
+        if self._session is not None:
+            log.warning("%s is refused: its journal parts from this one after %d", who, seq)
+            return
+        state_dir = journal.directory.parent
+        told = f"{who} has not the entries from {seq + 1} on that are here"
+        try:
+            kept = await trio.to_thread.run_sync(keep_extra, state_dir, seq, head_seq)
+        except OSError as error:
+            # They are in the journal as before: nothing of it is ever given up.
+            kept = journal.directory
+            told += f" (there is no copy of them: {error.strerror})"
         self.state = "diverged"
-        self.last_error = (
-            f"{self.primary} has not the entries from {message.seq + 1} on that are here: they are "
-            f"kept in {kept}, and nothing is taken from it"
-        )
+        self.last_error = f"{told}: they are kept in {kept}, and nothing is taken from it"
 
     async def _receive(self, connection: Connection, sink: Sink) -> None:
         while True:
@@ -295,7 +401,7 @@ class Receiver:
             if received is None:
                 self.state = "waiting for a primary"
                 return
-            self._heard_at = time.monotonic()
+            self._heard()
             message: Batch | Ping = expect(received, Batch, Ping)
             if isinstance(message, Batch):
                 await self._take(message, sink)
@@ -312,12 +418,13 @@ class Receiver:
                 return await connection.receive()
             if connection.bytes_received > received_bytes:
                 received_bytes, heard_at = connection.bytes_received, trio.current_time()
-                self._heard_at = time.monotonic()
+                self._heard()
                 self.news()
             elif trio.current_time() - heard_at > SILENCE_SECONDS:
                 raise trio.TooSlowError(f"no word for {SILENCE_SECONDS:g} s")
 
     async def _take(self, batch: Batch, sink: Sink) -> None:
+        before = sink.reign
         if not sink.take(batch):
             self.duplicates += 1
             return
@@ -325,9 +432,11 @@ class Receiver:
             stretch = await trio.to_thread.run_sync(stretch_of, batch)
         else:
             stretch = stretch_of(batch)
+        if sink.reign != before and self._mark(sink):
+            await trio.to_thread.run_sync(self._marks.sync)
         await self._append(stretch)
         sink.appended(batch)
-        self._mark(sink, epoch=True)
+        self._mark(sink)
         self.batches += 1
         self.received_bytes += len(batch.content)
         if self._durability.flush_if_quick() is None:
@@ -358,13 +467,15 @@ class Receiver:
                     self.news()
                 return
 
-    def _mark(self, sink: Sink, epoch: bool) -> None:
-        """Keep how far the sender had applied what is here. Raises RefusedError on a full disk: the
-        next session tells it again."""
+    def _mark(self, sink: Sink) -> bool:
+        """Keep the sender's reign, and how far it had applied what is here. Returns whether the
+        reign is another than before. Raises RefusedError on a full disk: the next session tells it
+        again."""
         marks = self._marks
+        before = marks.fence
         try:
-            if epoch:
-                marks.epoch = max(marks.epoch, sink.epoch)
+            if sink.reign != before and sink.epoch >= before.epoch:
+                marks.fence = sink.reign
             marks.settled_seq = max(marks.settled_seq, sink.settled_seq)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -372,6 +483,7 @@ class Receiver:
             self._full, self._lacking_bytes = f"no space left for the watermarks: {error}", 0
             self.news()
             raise RefusedError("full", self._full) from None
+        return marks.fence != before
 
     def _check_space(self) -> None:
         """Raises RefusedError while what did not fit does not fit yet."""
@@ -391,7 +503,19 @@ class Receiver:
         state, detail = self._trouble()
         if state == FULL:
             lines.append(f"takes nothing more for now: {detail}")
+        if (twice := self._instances.describe(trio.current_time())) is not None:
+            lines.append(twice)
         return lines
+
+    def twice(self, greeting: Hello, where: str) -> str:
+        """For *greeting*, of a node that begins: that another instance of it ships to here now, in
+        words; empty where none does."""
+        newcomer, followed = instance_of(greeting, where), self._instances.followed
+        if self._session is None or followed is None or not self._instances.is_other(newcomer):
+            return ""
+        if self._heard_at is None or time.monotonic() - self._heard_at > _SIGN_SECONDS:
+            return ""
+        return describe_twice(followed, newcomer)
 
     # -- acknowledging -----------------------------------------------------------------------------
 
@@ -409,6 +533,8 @@ class Receiver:
             applied_seq = self._updater.applied_seq
             durable_seq = self._durability.durable_seq
             state, detail = self._trouble()
+            if state == OK:
+                detail = self._instances.describe(trio.current_time()) or ""
             await connection.send(
                 Ack(self._volume.journal.head_seq, durable_seq, applied_seq, state, detail[:1000])
             )

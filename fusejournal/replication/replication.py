@@ -22,10 +22,12 @@ from fusejournal.control import Command
 from fusejournal.durability import Durability
 from fusejournal.errors import FusejournalError, PeerLostError, PeerRefusedError, UsageError
 from fusejournal.journal.copymarks import CopyMarks
+from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END
 from fusejournal.layer.remembered import Remembered
 from fusejournal.replication.ages import Ages
-from fusejournal.replication.comparing import first_error
+from fusejournal.replication.comparing import ChainFinder, first_error
+from fusejournal.replication.fence import Fence, node_id_of, parse_reign
 from fusejournal.replication.growth import Growth
 from fusejournal.replication.pairing_desk import PairingDesk
 from fusejournal.replication.peers import PeerBook
@@ -34,7 +36,7 @@ from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.shipper import Shipper, Shipping
 from fusejournal.replication.take_back import TakeBack, TakenBack, serve_fetch
 from fusejournal.replication.updater import Updater
-from fusejournal.types import Epoch, Seq
+from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.volume import Volume
 from fusejournal.wire.address import (
     Address,
@@ -47,7 +49,16 @@ from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.identity import Identity, load_or_make
 from fusejournal.wire.listener import serve
-from fusejournal.wire.session import FETCH, Me, RefusedError, expect
+from fusejournal.wire.session import (
+    FENCED,
+    FETCH,
+    Claim,
+    Me,
+    RefusedError,
+    claim_of,
+    expect,
+    is_proven,
+)
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +67,7 @@ _FAREWELL_SECONDS = 1.0
 _SAMPLE_SECONDS = 1.0
 _BOOK_SECONDS = 1.0
 _BACKLOG_SECONDS = 5.0
+_NOTE_SECONDS = 10.0
 _PRESSING_ENTRIES = 20_000
 """A mirror that is further behind applies before it tends its segments."""
 
@@ -102,6 +114,12 @@ class Replication:
         self._insecure = insecure
         self._node = node_name(name)
         self.identity: Identity = load_or_make(state_dir / "identity", self._node)
+        self._node_id = node_id_of(self.identity.fingerprint)
+        self.fence = Fence(
+            CopyMarks(state_dir / "marks"),
+            self._node_id,
+            parse_reign(config.overrule) if config.overrule is not None else None,
+        )
         self.book = PeerBook.load(state_dir)
         if self.book.merge({name: parse_remote(text) for name, text in config.peers.items()}):
             self.book.save()
@@ -135,6 +153,7 @@ class Replication:
             self._insecure,
             Ages(),
             Complaints(),
+            self._judge,
         )
         self._desk = PairingDesk(
             self.book,
@@ -149,6 +168,8 @@ class Replication:
             durability.quorum = self.quorum
         if mirroring is not None:
             self._attach_mirror(volume, durability, mirroring)
+        elif self.fence.words(volume.journal.epoch) is not None:
+            self.quorum.fence()
 
     def _attach_mirror(self, volume: Volume, durability: Durability, mirroring: Mirroring) -> None:
         marks = mirroring.marks
@@ -190,32 +211,92 @@ class Replication:
         volume, mirroring = self._volume, self._mirroring
         journal = volume.journal
         uuid = None if mirroring is not None and mirroring.is_unborn else journal.uuid
-        fence = mirroring.marks.epoch if mirroring is not None else Epoch(0)
-        fence = max(fence, journal.epoch)
-        return Me(self._node, uuid, journal.head, fence, volume.catalog.applied_seq)
+        # A primary goes by its own reign, whatever it has seen; a mirror by the highest.
+        reign = self.fence.own(journal.epoch) if mirroring is None else mirroring.marks.fence
+        if journal.epoch > reign.epoch:
+            reign = Reign(journal.epoch, 0)
+        return self._greeting(uuid, journal, reign, volume.catalog.applied_seq)
 
-    # -- taking back -------------------------------------------------------------------------------
-
-    async def take_back(self, volume: Volume, told: Callable[[str], None]) -> TakenBack:
-        """Before the volume is recovered, after its machine was lost: fetch what only the peers
-        have. Raises FusejournalError."""
-        journal = volume.journal
-        work = TakeBack(
-            journal,
-            lambda: Me(self._node, journal.uuid, journal.head, Epoch(0), journal.head_seq),
-            self._config,
-            self.identity,
-            self.book,
-            self._insecure,
-            told,
+    def _greeting(self, uuid: UUID | None, journal: Journal, reign: Reign, applied: Seq) -> Me:
+        fence = self.fence
+        return Me(
+            self._node,
+            uuid,
+            journal.head,
+            reign.epoch,
+            applied,
+            reign.node_id,
+            self._node_id,
+            fence.instance,
+            fence.before,
         )
-        return await work.run()
+
+    # -- asking peers ------------------------------------------------------------------------------
+
+    async def take_back(
+        self, volume: Volume, told: Callable[[str], None], *, lost_machine: bool = True
+    ) -> TakenBack:
+        """Before a primary's volume is recovered, or takes changes: ask its peers, and, after its
+        machine was lost, fetch what only they have. Raises RefusedError when it reigns no more,
+        and FusejournalError."""
+        journal = volume.journal
+        words = self.fence.words(journal.epoch)
+        if words is not None:
+            raise RefusedError(FENCED, words)
+        reason = self.fence.new_epoch_reason(journal.epoch)
+
+        def me() -> Me:
+            reign = self.fence.own(journal.epoch)
+            if self.fence.seen.epoch >= reign.epoch and reason is not None:
+                reign = Reign(self.fence.seen.epoch, 0)  # of what was overruled, nobody need say it
+            return self._greeting(journal.uuid, journal, reign, journal.head_seq)
+
+        async def bind(claim: Claim, peer: str) -> str | None:
+            return await self._bind(claim, peer, journal)
+
+        work = TakeBack(
+            journal, me, self._config, self.identity, self.book, self._insecure, told, bind
+        )
+        taken = await (work.run() if lost_machine else work.look_round())
+        return taken._replace(new_epoch=reason or taken.new_epoch)
+
+    async def _bind(self, claim: Claim, peer: str, journal: Journal) -> str | None:
+        """Remember what *peer* says of a higher reign than this primary's, if that is proven.
+        Returns why this node takes no change any more."""
+        mine = self.fence.own(journal.epoch)
+        (chain,) = await ChainFinder(journal.directory, journal.uuid).at((claim.seq,))
+        if not is_proven(claim, mine, chain):
+            log.warning(
+                "peer %s speaks of reign %s, and nothing there proves it: it does not count",
+                peer,
+                claim.reign,
+            )
+            return None
+        if claim.reign.epoch > self.fence.seen.epoch:
+            await trio.to_thread.run_sync(self.fence.note, claim.reign)
+        return self.fence.words(journal.epoch)
+
+    async def _judge(self, claim: Claim, peer: str) -> None:
+        """While it runs: take no change any more where *claim*, of *peer*, ends this reign."""
+        if self._mirroring is not None or self.quorum.is_fenced:
+            return
+        volume = self._volume
+        try:
+            words = await self._bind(claim, peer, volume.journal)
+        except OSError as error:  # it holds for this run at least
+            words = f"fenced by {claim.reign}, which cannot be written down: {error.strerror}"
+        if words is not None:
+            volume.fail(words)
+            self.quorum.fence()
+            self._peers_changed()
 
     # -- running -----------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled; *task_status* is told when the listener listens. Raises
         FusejournalError when it cannot."""
+        if self._mirroring is None and not self.quorum.is_fenced:
+            await trio.to_thread.run_sync(self.fence.reigns, self._volume.journal.epoch)
         try:
             async with trio.open_nursery() as self._nursery:
                 if self._listen is not None:
@@ -281,6 +362,9 @@ class Replication:
         if greeting.purpose == FETCH:
             await self._serve_source(connection, greeting)
         elif self.receiver is None:
+            claim = claim_of(greeting)
+            if claim.reign.epoch > self._volume.journal.epoch and connection.peer is not None:
+                await self._judge(claim, connection.peer)
             reason = f"{self._node} is a primary and takes no entries: mount it with --role mirror"
             raise RefusedError("role", reason)
         elif self._is_downstream(connection.peer):
@@ -308,6 +392,7 @@ class Replication:
                 upto_seq,
                 held_seq,
                 self._config.batch_bytes,
+                self.receiver.twice(greeting, connection.where) if self.receiver else "",
             )
         except* OSError as group:
             raise FusejournalError(f"{connection.where}: {first_error(group)}") from None
@@ -326,8 +411,13 @@ class Replication:
     async def _keep_book(self) -> None:
         """Save what is noted as peers come and go."""
         has_failed = False
+        noted_at = trio.current_time()
         while True:
             await trio.sleep(_BOOK_SECONDS)
+            if trio.current_time() - noted_at > _NOTE_SECONDS:
+                noted_at = trio.current_time()
+                for shipper, _ in self._shippers.values():
+                    shipper.note()
             if not self.book.is_unsaved:
                 continue
             try:
@@ -384,15 +474,22 @@ class Replication:
 
     # -- status ------------------------------------------------------------------------------------
 
+    @property
+    def epoch(self) -> Epoch:
+        """Of the reign that this node goes by. (On a mirror, its journal's follows applying.)"""
+        return self._me().reign.epoch
+
     def status(self) -> dict[str, Any]:
         """For the status page and the metrics."""
         told: dict[str, Any] = {
             "node": self._node,
+            "reign": str(self._me().reign),
+            "instance": f"{self.fence.instance:016x}",
             "listen": str(self._address) if self._address is not None else None,
             "insecure": self._insecure,
             "fingerprint": self.identity.fingerprint,
             "mirrors": self._config.mirrors,
-            "mirrors_seq": self.quorum.seq if self._config.mirrors else None,
+            "mirrors_seq": self.quorum.present_seq if self._config.mirrors else None,
             "mirrors_waiting": self.quorum.waiting,
             "peers": [shipper.status() for shipper, _ in self._shippers.values()],
         }

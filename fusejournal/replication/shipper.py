@@ -9,15 +9,19 @@ never the same twice; whatever was not acknowledged is sent again, from the posi
 itself tells. The pause is short again once a session was of some use, not because it began: a peer
 may break each.
 
+What a peer says of a higher reign is for the node to judge (replication.py). A peer that has less
+than it had acknowledged has lost that: it counts again when it is level with it. Two peers that are
+one node are one: the second is not shipped to.
+
 Reading and compressing a large batch is done in a thread, a small one at once: handing it over
 would take longer. Used from the event loop's thread."""
 
 import logging
 import random
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +57,15 @@ from fusejournal.volume import Volume
 from fusejournal.wire.batches import batch_of, compress
 from fusejournal.wire.complaints import Complaints
 from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import Ack, Begin, Diverged, Ping, Refusal, WireError
+from fusejournal.wire.frames import Ack, Begin, Diverged, Ping, Refusal, Welcome, WireError
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.session import (
     FAILED,
+    FENCED,
     FULL,
     OK,
     SHIP,
+    Claim,
     Me,
     RefusedError,
     Source,
@@ -101,6 +107,10 @@ class Shipping:
     insecure: bool
     ages: Ages
     complaints: Complaints
+    on_claim: Callable[[Claim, str], Awaitable[None]]
+    """Called with what a peer says of a higher reign, and the peer's name."""
+    nodes: dict[int, str] = field(default_factory=dict)
+    """Which node is shipped to now as which peer."""
 
     @property
     def directory(self) -> Path:
@@ -149,6 +159,10 @@ class Shipper:
         """What was complained of last, since a session worked."""
         self._is_gone = False
         """Whether what the peer lacks is not in the journal any more."""
+        self._owed_seq = Seq(0)
+        """What the peer had acknowledged, and has lost; 0 when it has it again."""
+        self.notice: str | None = None
+        """What the peer says that this side should know."""
 
     # -- status ------------------------------------------------------------------------------------
 
@@ -208,6 +222,7 @@ class Shipper:
             "errors": traffic.errors,
             "last_error": self.last_error,
             "advice": self.advice,
+            "notice": self.notice,
         }
 
     def word(self) -> str:
@@ -222,6 +237,13 @@ class Shipper:
         told = self.last_error or self.advice
         if self.state in _TROUBLES:
             return f"{self.state}: {told}"
+        if self.notice is not None:
+            return self.notice
+        if self._owed_seq:
+            return (
+                f"has lost entries that it had acknowledged, up to {self._owed_seq}, and has them "
+                f"up to {self.acked_seq}: it does not count before it has all of them again"
+            )
         away_seconds = trio.current_time() - self._away_since
         is_behind = self.applied_seq < self._shared.applied_seq
         if self.state == "connecting" and away_seconds > _AWAY_SECONDS and is_behind:
@@ -280,6 +302,10 @@ class Shipper:
                 await changed.wait()
             elif peer.address is None:
                 return
+            elif (failure := self._fenced) is not None:
+                self._say("refused", failure, advice.advice_on(RefusedError(FENCED, failure)))
+                self._retention.takes_nothing()
+                await changed.wait()
             elif not self._shared.volume.journal.head_seq:
                 self._say("connecting", None, "this mirror has nothing yet that it could ship on")
                 await self._shared.growth.beyond(Seq(0))
@@ -293,9 +319,14 @@ class Shipper:
                     await changed.wait()
                 self._retry_at = None
 
+    @property
+    def _fenced(self) -> str | None:
+        return self._shared.volume.failure if self._shared.quorum.is_fenced else None
+
     async def _try(self, peer: Peer, pause_seconds: float) -> float:
         """One session. Returns how long to wait before the next."""
         self._is_heard = refused = False
+        claim: Claim | None = None
         self._began_at, self._began_seq = trio.current_time(), self.acked_seq
         try:
             with trio.CancelScope() as self._session_scope:
@@ -306,7 +337,8 @@ class Shipper:
             refused = True
         except* RefusedError as group:
             error = first_error(group)
-            code = error.code if isinstance(error, RefusedError) else ""
+            assert isinstance(error, RefusedError)
+            code, claim = error.code, error.claim
             state = "mirror full" if code == "full" else "refused"
             self._failed(error, state)
             refused = code not in ("busy", "full")
@@ -319,6 +351,8 @@ class Shipper:
         finally:
             self._session_scope = None
             self._remember()
+        if claim is not None:
+            await self._shared.on_claim(claim, self.name)
         if refused:
             return _REFUSED_SECONDS
         if self._has_worked:
@@ -336,10 +370,17 @@ class Shipper:
         self._known = self.acked_seq, self.applied_seq
         if self._source is not None:
             self._source, self._away_since = None, trio.current_time()
+        self.notice = None
         self._progress.clear()
-        with suppress(UnknownPeerError):  # removed meanwhile
-            self._shared.book.note_acked(self.name, *self._known)
+        self._shared.quorum.left(self.name)
+        self.note()
         self._retention.takes_nothing()
+
+    def note(self) -> None:
+        """Have the book say what the peer has acknowledged, and so is held to."""
+        with suppress(UnknownPeerError):  # removed meanwhile
+            acked_seq = max(self.acked_seq, self._owed_seq)
+            self._shared.book.note_acked(self.name, acked_seq, self.applied_seq)
 
     def stopped(self, why: str) -> None:
         """It does not run any more."""
@@ -380,47 +421,92 @@ class Shipper:
             timeout_seconds=CONNECT_SECONDS,
         )
         async with connection:
-            seq = await self._agree(connection)
-            me = shared.me()
-            reader = StretchReader(shared.directory, shared.volume.journal.uuid)
-            try:
-                chain = await trio.to_thread.run_sync(reader.seek, seq)
-                settled_seq = await trio.to_thread.run_sync(
-                    reader.settled_seq, shared.volume.journal.end
-                )
-                head_seq = shared.applied_seq
-                self._progress.begin(head_seq)
-                await connection.send(Begin(me.position.epoch, seq, chain, head_seq, settled_seq))
-                self._source = Source(seq, shared.config.window_bytes)
-                self.traffic.sessions += 1
-                self.traffic.resent_entries += max(0, self._furthest - seq)
-                self._say("catching up", self.last_error, None)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._take_acks, connection, self._source)
-                    nursery.start_soon(self._ping, connection)
-                    await self._ship(connection, reader, self._source)
-            finally:
-                reader.close()
+            theirs = await self._greet(connection)
+            with self._alone(theirs):
+                await self._ship_over(connection, theirs)
 
-    async def _agree(self, connection: Connection) -> Seq:
-        """Greet, and find where the peer's journal ends in this one."""
+    @contextmanager
+    def _alone(self, theirs: Welcome) -> Iterator[None]:
+        """Ship to the node that answered under this one name. Raises RefusedError where it is
+        shipped to under another."""
+        nodes, node_id = self._shared.nodes, theirs.node_id
+        if (name := nodes.get(node_id)) is not None:
+            reason = f"{theirs.node} is shipped to as peer {name} already, and counts once"
+            raise RefusedError("twice", reason)
+        if node_id:
+            nodes[node_id] = self.name
+        try:
+            yield
+        finally:
+            nodes.pop(node_id, None)
+
+    async def _ship_over(self, connection: Connection, theirs: Welcome) -> None:
         shared = self._shared
+        seq = await self._agree(connection, theirs)
         me = shared.me()
+        reader = StretchReader(shared.directory, shared.volume.journal.uuid)
+        try:
+            chain = await trio.to_thread.run_sync(reader.seek, seq)
+            settled_seq = await trio.to_thread.run_sync(
+                reader.settled_seq, shared.volume.journal.end
+            )
+            head_seq = shared.applied_seq
+            self._progress.begin(head_seq)
+            reign = me.reign
+            await connection.send(
+                Begin(reign.epoch, seq, chain, head_seq, settled_seq, reign.node_id)
+            )
+            self._source = Source(seq, shared.config.window_bytes)
+            self.traffic.sessions += 1
+            self.traffic.resent_entries += max(0, self._furthest - seq)
+            self._say("catching up", self.last_error, None)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._take_acks, connection, self._source)
+                nursery.start_soon(self._ping, connection)
+                await self._ship(connection, reader, self._source)
+        finally:
+            reader.close()
+
+    async def _greet(self, connection: Connection) -> Welcome:
+        me = self._shared.me()
         with trio.fail_after(SILENCE_SECONDS):
             await connection.send(hello(me, SHIP))
-            theirs = check_welcome(me, await connection.receive(), SHIP)
+            return check_welcome(me, await connection.receive(), SHIP)
+
+    def _look_for_loss(self, theirs: Welcome) -> None:
+        """What the peer had acknowledged it is to have, or it does not count."""
+        shared = self._shared
+        promised_seq = min(max(self._known[0], self._owed_seq), shared.volume.journal.head_seq)
+        if theirs.seq >= promised_seq:
+            return
+        if not self._owed_seq:
+            log.warning(
+                "peer %s has entries up to %d, and had acknowledged them up to %d: it has lost the "
+                "rest, and does not count before it has that again",
+                self.name,
+                theirs.seq,
+                promised_seq,
+            )
+        self._owed_seq = promised_seq
+        shared.quorum.lost(self.name, promised_seq)
+
+    async def _agree(self, connection: Connection, theirs: Welcome) -> Seq:
+        """Find where the peer's journal ends in this one."""
+        shared = self._shared
         # Not only what is applied: after a loss, a mirror of this mirror may have more of it.
         head_seq = shared.volume.journal.head_seq
         chains = ChainFinder(shared.directory, shared.volume.journal.uuid)
         agreed_seq = await find_common(connection, chains, head_seq, position_of(theirs))
         if agreed_seq != theirs.seq:
-            await connection.send(Diverged(agreed_seq, head_seq))
+            chain, next_chain = await chains.at((agreed_seq, Seq(agreed_seq + 1)))
+            await connection.send(Diverged(agreed_seq, head_seq, chain or 0, next_chain or 0))
             raise DivergedError(theirs.node, agreed_seq, head_seq, theirs.seq)
         first = shared.volume.journal.reader.first_seq
         if agreed_seq + 1 < first:
             why = f"its next entry, {agreed_seq + 1}, is not in the journal any more"
             await connection.send(Refusal("copy", f"{why}: this mirror needs a full copy"))
             raise NoSuchSeqError(agreed_seq + 1, first, head_seq)
+        self._look_for_loss(theirs)
         return agreed_seq
 
     async def _take_acks(self, connection: Connection, source: Source) -> None:
@@ -433,20 +519,31 @@ class Shipper:
             if self._known != _NOTHING:
                 # A peer of this name may have been begun anew: what it has it says itself.
                 self._known = _NOTHING
-                self._shared.quorum.forget(self.name)
+                if not self._owed_seq:
+                    self._shared.quorum.forget(self.name)
             self._is_heard = True
+            if source.acked_seq >= self._owed_seq > 0:
+                log.warning("peer %s has what it had lost again, and counts", self.name)
+                self._owed_seq = Seq(0)
             if ack.state == OK:
                 self._retention.takes()
             else:
                 self._retention.takes_nothing()
             self._shared.quorum.acked(self.name, source.acked_seq)
             self._room.set()
+            self._take_notice(ack)
             if ack.state == FULL:
                 self._say("mirror full", ack.detail, advice.FULL)
             elif ack.state == FAILED:
                 self._say("mirror failed", ack.detail, advice.FAILED)
             elif self.state != "streaming":
                 self._say("streaming", None, None)
+
+    def _take_notice(self, ack: Ack) -> None:
+        notice = ack.detail if ack.state == OK and ack.detail else None
+        if notice is not None and notice != self.notice:
+            log.warning("peer %s: %s", self.name, notice)
+        self.notice = notice
 
     async def _ping(self, connection: Connection) -> None:
         while True:
@@ -491,13 +588,15 @@ class Shipper:
             method, content = await trio.to_thread.run_sync(compress, stretch.content, level)
         took = time.perf_counter() - began if level else 0.0
         shared = self._shared
+        reign = shared.me().reign
         batch = batch_of(
             stretch,
             method,
             content,
-            shared.volume.journal.epoch,
+            reign.epoch,
             shared.applied_seq,
             shared.volume.journal.head_seq,
+            reign.node_id,
         )
         blocked = connection.send_blocked_seconds
         source.sent(stretch.last_seq, size, trio.current_time())

@@ -1,6 +1,12 @@
-"""Taking entries back: a primary whose machine was lost may have lost entries that were
-acknowledged and not yet on its disk, while a mirror has them. Before it takes changes it asks its
-peers, and takes what comes after its own end from the one that has most.
+"""Asking the peers before a primary takes changes, and taking entries back.
+
+A primary whose machine was lost may have lost entries that were acknowledged and not yet on its
+disk, while a mirror has them. It takes what comes after its own end from the one that has most.
+
+Any other start asks, too, but once and briefly (:meth:`TakeBack.look_round`), for what only peers
+can know: that another reign has begun, that another instance of this node runs, or that this volume
+was put back from an older copy, for then they have more than it. Nothing is taken back then: an
+older copy may be what somebody wants; but a new epoch begins, so that no fid is given twice.
 
 The fetching side is a sink as a mirror is (wire/session.py); the other, :func:`serve_fetch`, is the
 source and ships what it has on its disk. The entries are appended byte for byte, so that journal
@@ -10,7 +16,7 @@ and mirror are the same again; recovery then makes the backing what the whole jo
 With no peer in reach it is as configured: go on without, as a new epoch, or wait."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -31,11 +37,12 @@ from fusejournal.types import Position, Seq
 from fusejournal.volume import Volume
 from fusejournal.wire.batches import RAW, batch_of, stretch_of
 from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import AskChains, Batch, Begin, Chains, Diverged, End, Hello
+from fusejournal.wire.frames import AskChains, Batch, Begin, Chains, Diverged, End, Hello, Welcome
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.session import (
     FENCED,
     FETCH,
+    Claim,
     Me,
     RefusedError,
     Sink,
@@ -50,6 +57,8 @@ from fusejournal.wire.transport import connect
 log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10.0
+_LOOK_SECONDS = 2.0
+"""For how long a start waits for peers that may be away."""
 _SILENCE_SECONDS = 60.0
 _PAUSE_SECONDS = 1.0
 _NOBODY = (
@@ -65,6 +74,8 @@ class TakenBack(NamedTuple):
     """What could not be done, a line each."""
     held_seq: Seq
     """Entries up to here are known to have been applied."""
+    new_epoch: str | None = None
+    """Why a new epoch is to begin, in words, where one is."""
 
 
 @dataclass
@@ -78,6 +89,9 @@ class TakeBack:
     book: PeerBook
     insecure: bool
     told: Callable[[str], None]
+    bind: Callable[[Claim, str], Awaitable[str | None]]
+    """Judges what a peer says of a higher reign. Returns why this node takes no change any more;
+    None where it does."""
     _fence: RefusedError | None = field(default=None, init=False)
     _held_seq: Seq = field(default=Seq(0), init=False)
 
@@ -103,6 +117,59 @@ class TakeBack:
                     failures.append(failure)
         return TakenBack(failures, self._held_seq)
 
+    async def look_round(self) -> TakenBack:
+        """Ask all peers once, as far as they answer soon. Raises RefusedError when another node is
+        primary now."""
+        peers = [peer for peer in self.book.list() if peer.address is not None]
+        answers: dict[str, Welcome] = {}
+        with trio.move_on_after(_LOOK_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for peer in peers:
+                    nursery.start_soon(self._ask_once, peer, answers, nursery.cancel_scope)
+        if self._fence is not None:
+            raise self._fence
+        told, new_epoch = [], None
+        head_seq, epoch = self.journal.head_seq, self.journal.epoch
+        for name, theirs in sorted(answers.items()):
+            if theirs.detail:
+                told.append(f"peer {name}: {theirs.detail}")
+            if theirs.seq > head_seq:
+                told.append(
+                    f"peer {name} has entries up to {theirs.seq}, and this journal ends with "
+                    f"{head_seq}: this volume was put back from an older copy; what it lacks is in "
+                    "the mirror's journal, and changes from now on part from that; if it is "
+                    f"wanted, stop this volume, and fetch it there ('fusejournal replay')"
+                )
+                if theirs.held_epoch in (0, epoch):
+                    new_epoch = f"peer {name} has entries that are not here"
+        for line in told:
+            log.error("%s", line)
+            self.told(line)
+        return TakenBack(told, Seq(0), new_epoch)
+
+    async def _ask_once(
+        self, peer: Peer, answers: dict[str, Welcome], everybody: trio.CancelScope
+    ) -> None:
+        try:
+            async with await self._connect(peer) as connection:
+                answers[peer.name] = await self._greet(connection)
+        except* (FusejournalError, OSError, trio.TooSlowError) as group:
+            error = first_error(group)
+            log.info("peer %s: %s", peer.name, error)
+            await self._heed(peer, error, everybody)
+
+    async def _heed(self, peer: Peer, error: BaseException, everybody: trio.CancelScope) -> bool:
+        """Whether *error*, from asking *peer*, speaks of a reign that ends this one."""
+        if not (isinstance(error, RefusedError) and error.code == FENCED):
+            return False
+        why = await self.bind(error.claim, peer.name) if error.claim is not None else None
+        if why is None:
+            self.told(f"peer {peer.name}: {error}: nothing there proves it, and it does not count")
+            return False
+        self._fence = RefusedError(FENCED, f"peer {peer.name}: {error}; {why}", error.claim)
+        everybody.cancel()
+        return True
+
     async def _ask_all(self, peers: list[Peer]) -> dict[str, Position]:
         """Where the journals of those who answer end; of all, or of those who do in time. Raises
         RefusedError."""
@@ -127,16 +194,13 @@ class TakeBack:
         while True:
             try:
                 async with await self._connect(peer) as connection:
-                    positions[peer.name] = await self._greet(connection)
+                    positions[peer.name] = position_of(await self._greet(connection))
                     return
             except* (FusejournalError, OSError, trio.TooSlowError) as group:
                 error = first_error(group)
             log.info("peer %s: %s", peer.name, error)
-            if isinstance(error, RefusedError) and error.code == FENCED:
-                self._fence = RefusedError(
-                    FENCED, f"peer {peer.name}: {error}; begin this one anew, as a mirror of it"
-                )
-                everybody.cancel()
+            if await self._heed(peer, error, everybody):
+                return
             await trio.sleep(_PAUSE_SECONDS)
 
     async def _fetch_from(self, peer: Peer, upto_seq: Seq) -> str | None:
@@ -181,11 +245,11 @@ class TakeBack:
             timeout_seconds=_CONNECT_SECONDS,
         )
 
-    async def _greet(self, connection: Connection) -> Position:
+    async def _greet(self, connection: Connection) -> Welcome:
         me = self.me()
         with trio.fail_after(_SILENCE_SECONDS):
             await connection.send(hello(me, FETCH))
-            return position_of(check_welcome(me, await connection.receive(), FETCH))
+            return check_welcome(me, await connection.receive(), FETCH)
 
     async def _fetch(self, peer: Peer, upto_seq: Seq) -> None:
         """Append what *peer* has more, which should be up to *upto_seq*."""
@@ -193,7 +257,8 @@ class TakeBack:
         chains = ChainFinder(journal.directory, journal.uuid)
         async with await self._connect(peer) as connection:
             await self._greet(connection)
-            sink = Sink(journal.head, journal.epoch)
+            me = self.me()
+            sink = Sink(journal.head, *me.reign)
             try:
                 while True:
                     with trio.fail_after(_SILENCE_SECONDS):
@@ -237,10 +302,13 @@ async def serve_fetch(
     upto_seq: Seq,
     held_seq: Seq,
     bytes_max: int,
+    detail: str = "",
 ) -> None:
     """The other side: ship what comes after the greeter's end, up to *upto_seq*; up to *held_seq*
-    it is known to have been applied. Raises WireError, JournalError."""
-    await connection.send(welcome(me, greeting, is_mirror=True))
+    it is known to have been applied. *detail* is what the greeter should know. Raises WireError,
+    JournalError."""
+    await connection.send(welcome(me, greeting, is_mirror=True, detail=detail))
+    reign = me.reign
     journal = volume.journal
     theirs = position_of(greeting)
     if upto_seq < theirs.seq:
@@ -255,13 +323,16 @@ async def serve_fetch(
     try:
         chain = await trio.to_thread.run_sync(reader.seek, agreed_seq)
         settled_seq = await trio.to_thread.run_sync(reader.settled_seq, journal.end)
-        await connection.send(Begin(me.position.epoch, agreed_seq, chain, upto_seq, settled_seq))
+        await connection.send(
+            Begin(reign.epoch, agreed_seq, chain, upto_seq, settled_seq, reign.node_id)
+        )
         while (
             stretch := await trio.to_thread.run_sync(reader.next, journal.end, upto_seq, bytes_max)
         ) is not None:
-            epoch = me.position.epoch
             await connection.send(
-                batch_of(stretch, RAW, stretch.content, epoch, upto_seq, upto_seq)
+                batch_of(
+                    stretch, RAW, stretch.content, reign.epoch, upto_seq, upto_seq, reign.node_id
+                )
             )
     finally:
         reader.close()

@@ -121,8 +121,13 @@ def test_a_mirror_that_is_ahead_and_then_has_another_history(tmp_path: Path) -> 
         primary.stop()
         disk.set_back()
 
-        # It was stopped in order, so nothing says that it lost anything.
+        # It was stopped in order, so nothing here says that it lost anything: the mirror does.
+        before = {path.name: path.lstat().st_ino for path in mirror.mountpoint.rglob("*")}
         primary.start()
+        assert primary.ask()["epoch"] == 2
+        assert any("put back from an older copy" in line for line in primary.ask()["degraded"])
+        (primary.mountpoint / "new").touch()
+        assert (primary.mountpoint / "new").lstat().st_ino not in before.values()
         status = primary.await_peer(mirror, "diverged")
         assert f"entries {common_seq + 1} to {mirror.head_seq()}" in status["last_error"]
         assert primary.ask()["degraded"]
@@ -226,14 +231,23 @@ def test_a_primary_with_no_peer_in_reach_begins_a_new_epoch(tmp_path: Path) -> N
         primary.kill()
         primary.detach()
         disk.set_back()
-        primary.start()
-        assert primary.ask()["epoch"] == 1
-        status = primary.await_peer(mirror, "refused")
-        assert "epoch 2" in status["last_error"]
-        assert "primary" in status["advice"]
-        write(primary, "too late")
-        primary.resume(mirror)
-        primary.await_peer(mirror, "refused")
+        for is_reachable in (True, False):  # what it has heard once it knows
+            if not is_reachable:
+                mirror.host.cut()
+            primary.start()
+            assert primary.ask()["epoch"] == 1
+            assert primary.ask()["state"] == "read-only"
+            told = "\n".join(primary.ask()["degraded"])
+            assert "fenced: epoch 2 has begun" in told
+            assert "begin this one anew" in told
+            status = primary.await_peer(mirror, "refused")
+            assert "epoch 2" in status["last_error"]
+            assert "primary" in status["advice"]
+            with pytest.raises(OSError, match="Read-only"):
+                write(primary, "too late")
+            assert (primary.mountpoint / "before").is_dir()
+            primary.stop()
+        mirror.host.mend()
         assert (mirror.head_seq(), digest_tree(mirror.mountpoint).digest) == (head_seq, digest)
 
 

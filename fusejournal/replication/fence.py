@@ -1,0 +1,111 @@
+"""Whether a primary still reigns: what it has seen of other reigns, kept on its own disk, so that
+it holds after a restart, and with no peer in reach.
+
+The highest reign that was seen is in the page of watermarks (journal/copymarks.py), the node's own
+included. A primary whose own is lower is *fenced*: it takes no change any more, until it begins
+anew as a mirror, or somebody overrules that one reign (``overrule`` in the configuration), which
+has it begin an epoch beyond. Whether a peer's word counts is decided in wire/session.py
+(``is_proven``).
+
+A node's id is made from its key: a node that got another key is another node, and begins an epoch
+of its own at its next start. Epoch 1 is nobody's: it began with the volume's UUID, so whoever is of
+it has a copy of that volume, and a comparison of the journals tells what is to be told.
+
+Used from the event loop's thread, but for what says that it blocks."""
+
+import secrets
+
+from fusejournal.errors import ConfigError
+from fusejournal.journal.copymarks import CopyMarks
+from fusejournal.types import EPOCH_MAX, Epoch, Reign
+
+_NUMBER_BITS = 64
+
+
+def node_id_of(fingerprint: str) -> int:
+    """The id of the node whose certificate has *fingerprint*: never 0, which means that it is not
+    known."""
+    return int(fingerprint.removeprefix("SHA256:")[:16], 16) or 1
+
+
+def parse_reign(text: str) -> Reign:
+    """The reign that :class:`Reign` prints as *text*. Raises ConfigError."""
+    epoch, _, node = text.partition("/")
+    try:
+        reign = Reign(Epoch(int(epoch, 10)), int(node, 16))
+        if 0 < reign.epoch <= EPOCH_MAX and 0 < reign.node_id < 1 << _NUMBER_BITS:
+            return reign
+    except ValueError:
+        pass
+    raise ConfigError(
+        f"overrule: {text!r} is no reign: an epoch and a node, as in 7/00c0ffee00c0ffee, as the "
+        "status of the fenced node has it"
+    )
+
+
+class Fence:
+    """See the module. *node_id* is this node's, *overruled* the reign that does not count here."""
+
+    def __init__(self, page: CopyMarks, node_id: int, overruled: Reign | None) -> None:
+        self._page = page
+        self._node_id = node_id
+        self._overruled = overruled
+        self.before = page.instance
+        """The number of this node's last start; 0 where there was none."""
+        self.instance = secrets.randbits(_NUMBER_BITS) or 1
+        """The number of this one."""
+        page.instance = self.instance
+
+    @property
+    def seen(self) -> Reign:
+        """The highest reign that was seen, this node's own included."""
+        return self._page.fence
+
+    def own(self, epoch: Epoch) -> Reign:
+        """The reign that this node goes by, whose journal is of *epoch*: as far as it knows who
+        began that. (Under another key, it was another.)"""
+        return self.seen if self.seen.epoch == epoch else Reign(epoch, 0)
+
+    def words(self, epoch: Epoch) -> str | None:
+        """Why this node, whose journal is of *epoch*, takes no change, and what to do; None where
+        it does."""
+        seen = self.seen
+        if seen.epoch <= epoch or seen == self._overruled:
+            return None
+        whose = (
+            "this node itself began it: its journal is an older copy, or a copy of it runs "
+            "elsewhere"
+            if seen.node_id == self._node_id
+            else "another node is primary"
+        )
+        return (
+            f"fenced: epoch {seen.epoch} has begun, and this journal is of epoch {epoch} "
+            f"({whose}); begin this one anew, as a mirror of the primary; or, if that reign is "
+            f'none, overrule it: overrule = "{seen}" under [replication], and mount again'
+        )
+
+    def new_epoch_reason(self, epoch: Epoch) -> str | None:
+        """Why this node, whose journal is of *epoch*, is to begin another; None where it need
+        not."""
+        if self.seen.epoch > epoch:
+            return f"reign {self.seen} was overruled" if self.words(epoch) is None else None
+        if self.seen.is_rival(Reign(epoch, self._node_id)):
+            return "this node has another key than before"
+        return None
+
+    def reigns(self, epoch: Epoch) -> None:
+        """This node reigns in *epoch* from now on; on disk when this returns. Blocks. Raises
+        OSError."""
+        reign = Reign(epoch, self._node_id if epoch > 1 else 0)
+        if reign != self.seen:
+            self.note(reign)
+
+    def note(self, reign: Reign) -> None:
+        """Remember that *reign* was seen: it is on disk when this returns. Blocks. Raises
+        OSError."""
+        self._page.fence = reign
+        self._page.sync()
+
+    def close(self) -> None:
+        """Close the page."""
+        self._page.close()

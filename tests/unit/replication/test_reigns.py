@@ -1,0 +1,569 @@
+"""Who reigns: what a primary hears of another reign, what it believes, and what it keeps of that;
+and what a mirror makes of two primaries, or of one that runs twice."""
+
+import errno
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from fusejournal import storage
+from fusejournal.config import ReplicationConfig
+from fusejournal.errors import ConfigError
+from fusejournal.journal.copymarks import CopyMarks
+from fusejournal.operations import NewEpoch
+from fusejournal.replication import receiver as receiver_module
+from fusejournal.replication import shipper as shipper_module
+from fusejournal.replication import take_back as take_back_module
+from fusejournal.replication.fence import node_id_of, parse_reign
+from fusejournal.replication.updater import Updater
+from fusejournal.types import EPOCH_MAX, Epoch, Reign, Seq
+from fusejournal.wire.connection import OPEN, READY, Connection, receive_exactly
+from fusejournal.wire.frames import Ack, Begin, Diverged, Message, Refusal, Welcome
+from fusejournal.wire.plain import CONNECTS, LISTENS, PROOF_BYTES, prove
+from fusejournal.wire.session import RefusedError
+from tests.support.losses import lose_machine
+from tests.support.pairs import (
+    level,
+    listens_at,
+    mirror_and_primary,
+    mirror_status,
+    peer_status,
+    running,
+    until,
+)
+from tests.support.volumes import OpenVolume, content, open_volume
+
+pytestmark = pytest.mark.mount
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipper_module, "_REFUSED_SECONDS", 0.2)
+    monkeypatch.setattr(shipper_module, "PING_SECONDS", 0.05)
+    monkeypatch.setattr(receiver_module, "_SIGN_SECONDS", 0.4)
+
+
+def reign_of(side: OpenVolume) -> Reign:
+    """The reign that *side* has seen."""
+    marks = CopyMarks(side.directory / "state" / "marks")
+    try:
+        return marks.fence
+    finally:
+        marks.close()
+
+
+def node_id(side: OpenVolume) -> int:
+    assert side.replication is not None
+    return node_id_of(side.replication.identity.fingerprint)
+
+
+def begin(side: OpenVolume) -> None:
+    for _ in side.opening.begin(read_only=False):
+        pass
+
+
+def degraded(side: OpenVolume) -> str:
+    assert side.replication is not None
+    return "\n".join(side.replication.degraded())
+
+
+async def follow(mirror: OpenVolume, primary: OpenVolume, epoch: int) -> None:
+    """Have *mirror*, which runs, follow *primary*, which begins *epoch*."""
+    primary.volume.note(NewEpoch(Epoch(epoch), "promoted"))
+    primary.work(2)
+    primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
+    async with running(primary):
+        await until("the mirror is level", level(primary, mirror))
+
+
+# -- a higher reign ------------------------------------------------------------------------------
+
+
+async def test_a_fenced_primary_takes_no_change(tmp_path: Path) -> None:
+    """While it runs, after a restart, and with no peer in reach; until somebody overrules it."""
+    with (
+        open_volume(tmp_path / "mirror", mirror=True) as mirror,
+        open_volume(tmp_path / "next") as successor,
+    ):
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror):
+            await follow(mirror, successor, 2)
+            uuid = successor.volume.journal.uuid
+            with open_volume(tmp_path / "primary", uuid=uuid, orderly=False) as primary:
+                config = ReplicationConfig(peers={"east": listens_at(mirror)}, mirrors=1)
+                primary.replicate(config)
+                caught: list[int | None] = []
+
+                async def wait() -> None:
+                    try:
+                        await primary.durability.wait(primary.create("one"))
+                    except OSError as error:
+                        caught.append(error.errno)
+
+                async with running(primary), trio.open_nursery() as nursery:
+                    nursery.start_soon(wait)
+                    await until("it is fenced", lambda: primary.volume.refusal is not None)
+                assert caught == [errno.EROFS]
+                with pytest.raises(OSError, match="Read-only") as refused:
+                    primary.create("two")
+                assert refused.value.errno == errno.EROFS
+                assert "fenced: epoch 2 has begun" in (primary.volume.failure or "")
+                assert "overrule" in (primary.volume.failure or "")
+                head_seq = primary.volume.journal.head_seq
+    reign = Reign(Epoch(2), node_id(successor))
+    assert reign_of(primary) == reign
+
+    for lost_machine in (False, True):  # and nobody is there
+        if lost_machine:
+            lose_machine(tmp_path / "primary" / "state", head_seq)
+        with open_volume(tmp_path / "primary", begin=False, orderly=False) as primary:
+            replication = primary.replicate(ReplicationConfig(peers={"east": "127.0.0.1:9"}))
+            with pytest.raises(RefusedError, match="epoch 2") as error:
+                await replication.take_back(
+                    primary.volume, lambda _: None, lost_machine=lost_machine
+                )
+            assert error.value.exit_code == 26
+            if not lost_machine:
+                primary.opening.fenced = str(error.value)
+                primary.opening.recover(read_only=False)
+                begin(primary)
+                with pytest.raises(OSError, match="Read-only"):
+                    primary.create("three")
+            assert primary.volume.journal.head_seq == head_seq
+
+    with open_volume(tmp_path / "primary", begin=False) as primary:
+        replication = primary.replicate(
+            ReplicationConfig(overrule=str(reign), take_back_seconds=0.1)
+        )
+        taken = await replication.take_back(primary.volume, lambda _: None)
+        assert "overruled" in (taken.new_epoch or "")
+        primary.opening.seen_epoch = replication.fence.seen.epoch
+        primary.opening.recover(read_only=False)
+        begin(primary)
+        assert primary.volume.journal.epoch == 3
+        primary.create("four")
+
+
+@pytest.mark.parametrize("text", ["", "7", "7/", "/7", "0/1", "7/0", f"{EPOCH_MAX + 1}/1", "x/y"])
+def test_what_is_no_reign(text: str) -> None:
+    with pytest.raises(ConfigError, match="no reign"):
+        parse_reign(text)
+
+
+class Liar:
+    """A peer that answers a greeting by *answer*, whoever greets."""
+
+    def __init__(self, answer: Message) -> None:
+        self._answer = answer
+
+    async def handle(self, stream: trio.SocketStream) -> None:
+        assert await receive_exactly(stream, len(OPEN)) == OPEN
+        expected = prove(CONNECTS, stream, is_listener=True)
+        assert await receive_exactly(stream, PROOF_BYTES) == expected
+        await stream.send_all(READY + prove(LISTENS, stream, is_listener=True))
+        async with Connection(stream, "primary", None) as connection:
+            await connection.receive()
+            await connection.send(self._answer)
+            with trio.move_on_after(0.2):
+                while await connection.receive() is not None:
+                    pass
+
+
+def _welcome(epoch: int, held: int, seq: int, chain: int) -> Welcome:
+    where = Epoch(epoch), Seq(seq), chain
+    return Welcome(1, b"", "liar", *where, Seq(0), 77, Epoch(held))
+
+
+@pytest.mark.parametrize("lost_machine", [False, True])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        _welcome(1 << 40, 1 << 40, 10**6, 1),
+        _welcome(EPOCH_MAX + 1, EPOCH_MAX + 1, 10**6, 1),
+        _welcome(9, 3, 10**6, 1),  # it has heard of it
+        _welcome(9, 9, 0, 0),  # of which its journal has nothing
+        Refusal("fenced", "go away"),
+        Refusal("fenced", "go away", Epoch(1 << 40), 77, Epoch(1 << 40), Seq(10**6), 1),
+        Refusal("fenced", "go away", Epoch(9), 77, Epoch(8), Seq(10**6), 1),
+    ],
+)
+async def test_a_word_that_nothing_proves_binds_nobody(
+    tmp_path: Path, answer: Message, lost_machine: bool
+) -> None:
+    with open_volume(tmp_path / "primary", orderly=not lost_machine) as primary:
+        primary.work(2)
+        head_seq = primary.volume.journal.head_seq
+    if lost_machine:
+        lose_machine(tmp_path / "primary" / "state", head_seq)
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    address = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+    config = ReplicationConfig(peers={"east": address}, take_back_seconds=0.3)
+    with open_volume(tmp_path / "primary", begin=False) as primary:
+        replication = primary.replicate(config)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, Liar(answer).handle, listeners)
+            await replication.take_back(primary.volume, lambda _: None, lost_machine=lost_machine)
+            primary.opening.recover(read_only=False)
+            begin(primary)
+            async with running(primary):
+                await until("it was told", lambda: peer_status(primary)["errors"] > 1)
+            nursery.cancel_scope.cancel()
+        primary.create("one")
+        assert reign_of(primary).epoch == primary.volume.journal.epoch == 1 + lost_machine
+
+
+async def test_a_peer_that_has_begun_the_same_epoch(tmp_path: Path) -> None:
+    """Neither gives in, for neither can know; nothing is shipped, and both say so."""
+    with (
+        open_volume(tmp_path / "mirror", mirror=True) as mirror,
+        open_volume(tmp_path / "next") as successor,
+        open_volume(tmp_path / "primary", uuid=successor.volume.journal.uuid) as primary,
+    ):
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror):
+            await follow(mirror, successor, 2)
+            before = content(mirror.journal_dir)
+            primary.volume.note(NewEpoch(Epoch(2), "crowned itself"))
+            primary.work(9)
+            primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
+            async with running(primary):
+                await until("it is refused", lambda: peer_status(primary)["state"] == "refused")
+                assert "two nodes have begun epoch 2" in peer_status(primary)["last_error"]
+                assert "two nodes have begun epoch 2" in degraded(mirror)
+                primary.create("goes on")
+            assert reign_of(mirror) == Reign(Epoch(2), node_id(successor))
+            assert content(mirror.journal_dir) == before
+
+
+async def test_a_reign_is_on_the_disk_before_anything_of_it_is_taken(tmp_path: Path) -> None:
+    order: list[str] = []
+    receive_next = Connection.receive
+
+    async def receive(connection: Connection) -> Message | None:
+        message = await receive_next(connection)
+        if isinstance(message, Begin | Ack):
+            order.append(type(message).__name__)
+        return message
+
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(1)
+        await until("the mirror is level", level(primary, mirror))
+        with open_volume(tmp_path / "next", uuid=primary.volume.journal.uuid) as successor:
+            assert reign_of(mirror) == Reign(Epoch(1), 0)
+    with (
+        open_volume(tmp_path / "mirror2", mirror=True) as mirror,
+        open_volume(tmp_path / "next") as successor,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        patch.setattr(Connection, "receive", receive)
+        storage.listen(lambda label: order.append(label) if label == "marks.sync" else None)
+        try:
+            async with running(mirror):
+                await follow(mirror, successor, 7)
+                assert reign_of(mirror) == Reign(Epoch(7), node_id(successor))
+        finally:
+            storage.listen(None)
+    relevant = order[order.index("Begin") :]
+    assert "marks.sync" in relevant[: relevant.index("Ack")]
+
+
+# -- what was acknowledged -----------------------------------------------------------------------
+
+
+async def test_applying_may_be_behind_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a mirror has acknowledged comes back, though it has not applied the epoch's beginning;
+    and it says which epoch it goes by."""
+    with open_volume(tmp_path / "mirror", mirror=True) as mirror:
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror):
+            peers = {"east": listens_at(mirror)}
+            with open_volume(tmp_path / "primary", orderly=False) as primary:
+                primary.work(3)
+                primary.replicate(ReplicationConfig(peers=peers))
+                async with running(primary):
+                    await until("the mirror is level", level(primary, mirror))
+                head_seq = primary.volume.journal.head_seq
+            monkeypatch.setattr(Updater, "_limit", lambda _: Seq(0))
+            lose_machine(tmp_path / "primary" / "state", head_seq)
+            with open_volume(tmp_path / "primary", orderly=False) as primary:
+                assert primary.volume.journal.epoch == 2
+                primary.work(3, start=10)
+                primary.replicate(ReplicationConfig(peers=peers))
+                last_seq = primary.volume.journal.head_seq
+                async with running(primary):
+                    await until("it has all", lambda: peer_status(primary)["acked_seq"] == last_seq)
+            assert mirror.volume.catalog.applied_seq == head_seq
+            assert mirror.volume.journal.epoch == 1
+            assert mirror.replication is not None
+            assert mirror.replication.epoch == 2
+            lose_machine(tmp_path / "primary" / "state", head_seq + 3)
+            with open_volume(tmp_path / "primary", begin=False) as primary:
+                assert primary.volume.journal.epoch == 2
+                replication = primary.replicate(ReplicationConfig(peers=peers))
+                with trio.fail_after(20):
+                    taken = await replication.take_back(primary.volume, lambda _: None)
+                assert taken.failures == []
+                assert primary.volume.journal.head_seq == last_seq
+                primary.opening.recover(read_only=False)
+                begin(primary)
+                assert primary.volume.journal.epoch == 3
+
+
+async def test_a_mirror_that_lost_what_it_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is noticed, and does not count before it is level with what it had acknowledged."""
+    with (
+        open_volume(tmp_path / "mirror", mirror=True) as mirror,
+        open_volume(tmp_path / "primary") as primary,
+    ):
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        config = {"mirrors": 1, "mirrors_timeout_seconds": 600.0}
+        async with running(mirror):
+            peers = {"east": listens_at(mirror)}
+            primary.replicate(ReplicationConfig(peers=peers, **config))
+            async with running(primary):
+                primary.work(3)
+                await until("the mirror is level", level(primary, mirror))
+                await until("it counts", lambda: mirrors_seq(primary) == head(primary))
+            assert mirrors_seq(primary) == 0  # nobody is there
+        acked_seq = head(primary)
+        address = peers["east"]
+    uuid = primary.volume.journal.uuid
+    # As put back from a copy that is older than anything.
+    shutil.rmtree(tmp_path / "mirror")
+    primary_again = open_volume(tmp_path / "primary")
+    with (
+        primary_again as primary,
+        open_volume(tmp_path / "mirror", mirror=True, uuid=uuid) as mirror,
+    ):
+        mirror.replicate(ReplicationConfig(), address)
+        primary.replicate(ReplicationConfig(peers=peers, **config))
+        acks = shipper_module.Shipper._take_acks
+        held = trio.Event()
+
+        async def take_acks(*arguments: object) -> None:
+            await held.wait()
+            await acks(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(shipper_module.Shipper, "_take_acks", take_acks)
+        async with running(mirror, primary):
+            await until("it is noticed", lambda: "has lost entries" in degraded(primary))
+            assert f"up to {acked_seq}" in degraded(primary)
+            assert mirrors_seq(primary) == 0
+            assert not primary.replication.quorum.has(Seq(1))  # type: ignore[union-attr]
+            held.set()
+            await until("it counts again", lambda: mirrors_seq(primary) >= acked_seq)
+            assert "has lost" not in degraded(primary)
+    assert "had acknowledged" in caplog.text
+
+
+def head(side: OpenVolume) -> Seq:
+    return side.volume.journal.head_seq
+
+
+def mirrors_seq(side: OpenVolume) -> int:
+    assert side.replication is not None
+    return int(side.replication.status()["mirrors_seq"])
+
+
+async def test_one_mirror_under_two_names_counts_once(tmp_path: Path) -> None:
+    with (
+        open_volume(tmp_path / "mirror", mirror=True) as mirror,
+        open_volume(tmp_path / "primary") as primary,
+    ):
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror):
+            port = listens_at(mirror).rpartition(":")[2]
+            peers = {"east": f"127.0.0.1:{port}", "west": f"localhost:{port}"}
+            primary.replicate(ReplicationConfig(peers=peers, mirrors=2))
+            async with running(primary):
+                primary.work(3)
+                assert primary.replication is not None
+                states: Callable[[], list[str]] = lambda: sorted(  # noqa: E731
+                    peer["state"] for peer in primary.replication.status()["peers"]
+                )
+                await until("one is refused", lambda: states() == ["refused", "streaming"])
+                await until("the mirror is level", level(primary, mirror))
+                assert "counts once" in degraded(primary)
+                assert mirrors_seq(primary) == 0
+
+                def sessions() -> list[int]:
+                    assert primary.replication is not None
+                    return [peer["sessions"] for peer in primary.replication.status()["peers"]]
+
+                before = sessions()
+                assert 0 in before
+                await trio.sleep(0.6)  # it is tried again, in vain, and disturbs nobody
+                assert sessions() == before
+
+
+# -- one node that runs twice --------------------------------------------------------------------
+
+
+def clone_identity(one: Path, other: Path) -> None:
+    """*other* has the key of *one*, as a clone of its machine has."""
+    (other / "state").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(other / "state" / "identity", ignore_errors=True)
+    shutil.copytree(one / "state" / "identity", other / "state" / "identity")
+
+
+async def test_a_clone_does_not_disturb_the_one_that_is_followed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All three say what is the matter, and nothing fills anybody's disk."""
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(3)
+        await until("the mirror is level", level(primary, mirror))
+        clone_identity(tmp_path / "primary", tmp_path / "clone")
+        uuid = primary.volume.journal.uuid
+        with open_volume(tmp_path / "clone", uuid=uuid) as clone:
+            clone.volume.note(NewEpoch(Epoch(5), "another boot of the machine"))
+            clone.work(9)
+            clone.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
+            assert clone.replication is not None
+            assert primary.replication is not None
+            clone.replication._node = primary.replication._node  # as its certificate makes it
+            assert node_id(clone) == node_id(primary)
+            async with running(clone):
+                await until("it is refused", lambda: peer_status(clone)["errors"] > 2)
+                primary.work(3, start=20)
+                await until("the mirror is level", level(primary, mirror))
+                await until("it is told", lambda: "runs twice" in degraded(primary))
+                assert "runs twice" in degraded(clone)
+                assert "runs twice" in degraded(mirror)
+                assert peer_status(primary)["sessions"] == 1
+                assert primary.volume.refusal is None
+                assert not list((tmp_path / "mirror" / "state").glob("diverged.*"))
+                assert reign_of(mirror).epoch == 1
+
+                # Nor does it when the one that is followed is away for a moment.
+                primary.replication.book.pause("east")
+                primary.replication._peers_changed()
+                await until("it is away", lambda: mirror_status(mirror)["address"] is None)
+                errors = peer_status(clone)["errors"]
+                await until("it is refused", lambda: peer_status(clone)["errors"] > errors + 1)
+                assert "runs twice" in degraded(clone)
+                primary.replication.book.resume("east")
+                primary.replication._peers_changed()
+                primary.work(1, start=30)
+                await until("the mirror is level", level(primary, mirror))
+    assert caplog.text.count("runs twice") < 12
+
+
+async def test_a_restart_is_no_clone(tmp_path: Path) -> None:
+    with open_volume(tmp_path / "mirror", mirror=True) as mirror:
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror):
+            for turn in range(3):
+                with open_volume(tmp_path / "primary", orderly=turn != 1) as primary:
+                    primary.work(1, start=turn * 10)
+                    peers = {"east": listens_at(mirror)}
+                    primary.replicate(ReplicationConfig(peers=peers))
+                    async with running(primary):
+                        await until("the mirror is level", level(primary, mirror))
+                        assert degraded(primary) == degraded(mirror) == ""
+
+
+async def test_a_clone_that_came_first_is_followed_and_named(tmp_path: Path) -> None:
+    """Which of the two is meant nobody can know then; the other hears why it is not taken."""
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(1)
+        await until("the mirror is level", level(primary, mirror))
+        assert mirror.replication is not None
+        assert mirror.replication.receiver is not None
+        await until("it streams", lambda: mirror_status(mirror)["state"] == "streaming")
+        instances = mirror.replication.receiver._instances
+        followed = instances.followed
+        assert followed is not None
+        # Another of its starts is followed by now.
+        instances.follow(followed._replace(number=followed.number ^ 1), trio.current_time())
+        primary.replication._shippers["east"][0]._session_scope.cancel()  # type: ignore[union-attr]
+        instances.met(followed, trio.current_time())
+        await until("it is told", lambda: "runs twice" in degraded(primary))
+
+
+async def test_what_a_sender_says_of_a_parting_is_looked_at(tmp_path: Path) -> None:
+    """A mirror keeps nothing aside for one whose word does not fit its own journal."""
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(2)
+        await until("the mirror is level", level(primary, mirror))
+        assert mirror.replication is not None
+        receiver = mirror.replication.receiver
+        assert receiver is not None
+        at = [frame.checksum for _, frame in primary.volume.journal.reader.frames(Seq(1), Seq(9))]
+        for message, match in (
+            (Diverged(Seq(5), Seq(9), at[3], 1), "another entry there"),
+            (Diverged(Seq(5), Seq(9), at[4], at[5]), "the same entry after it"),
+            (Diverged(Seq(10**6), Seq(9)), "ends with"),
+        ):
+            with pytest.raises(Exception, match=match):
+                await receiver._diverged(message, "primary")
+        assert not list((tmp_path / "mirror" / "state").glob("diverged.*"))
+
+
+# -- older copies --------------------------------------------------------------------------------
+
+
+async def test_a_peer_that_is_ahead_has_a_new_epoch_begin(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    with (
+        open_volume(tmp_path / "primary", begin=False) as primary,
+    ):
+        primary.opening.recover(read_only=False)
+        begin(primary)
+        head_seq = primary.volume.journal.head_seq
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    address = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+    answer = _welcome(1, 1, head_seq + 100, 1)._replace(reign_node=0)
+    for begun in (True, False):  # the second time it has
+        with open_volume(tmp_path / "primary", begin=False) as primary:
+            fid = primary.volume.new_fid()
+            replication = primary.replicate(ReplicationConfig(peers={"east": address}))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.serve_listeners, Liar(answer).handle, list(listeners))
+                taken = await replication.take_back(
+                    primary.volume, lambda _: None, lost_machine=False
+                )
+                nursery.cancel_scope.cancel()
+            (told,) = taken.failures
+            assert "put back from an older copy" in told
+            assert (taken.new_epoch is not None) == begun
+            primary.opening.new_epoch = taken.new_epoch
+            primary.opening.recover(read_only=False)
+            begin(primary)
+            assert primary.volume.journal.epoch == 2
+            if begun:
+                assert primary.volume.new_fid() > fid + 1000
+        listeners = await trio.open_tcp_listeners(int(address.rpartition(":")[2]), host="127.0.0.1")
+    for listener in listeners:
+        await listener.aclose()
+
+
+async def test_a_start_waits_for_nobody_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(take_back_module, "_LOOK_SECONDS", 0.3)
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")  # nobody answers there
+    address = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+    with open_volume(tmp_path / "primary") as primary:
+        for peers, seconds in (({"east": address}, 2.0), ({}, 0.05)):
+            replication = primary.replicate(ReplicationConfig(peers=peers))
+            if not peers:
+                replication.book.remove("east")
+            with trio.fail_after(seconds):
+                taken = await replication.take_back(
+                    primary.volume, lambda _: None, lost_machine=False
+                )
+            assert taken == ([], Seq(0), None)
+    for listener in listeners:
+        await listener.aclose()

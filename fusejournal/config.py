@@ -35,6 +35,8 @@ Sections and defaults::
     take_back_seconds = 30.0            # after the machine was lost, wait so long for peers that
                                         # may have entries which the journal lost,
     without_peers = "new-epoch"         # then go on without them; or "wait": until one answers
+    take_back = "signed"                # of those entries, what this node has signed (but of peers
+                                        # too old to keep signatures all); or "any"; or "never"
 
     [replication.peers]
     NAME = "ADDRESS:PORT"               # who the journal is shipped to; see 'peer' for more
@@ -124,6 +126,7 @@ class ReplicationConfig(_Section):
     keep_days: Annotated[float, Field(gt=0)] = 30.0
     take_back_seconds: Annotated[float, Field(ge=0, le=86400)] = 30.0
     without_peers: Literal["new-epoch", "wait"] = "new-epoch"
+    take_back: Literal["signed", "any", "never"] = "signed"
     overrule: str | None = None
     peers: dict[str, str] = {}
 

@@ -134,6 +134,9 @@ class Durability:
         """Segments with entries from here on stay as they are: somebody is about to read them."""
         self.is_pressed: Callable[[], bool] = lambda: False
         """Whether there is more urgent work than tending sealed segments."""
+        self.before_flush: Callable[[], None] = lambda: None
+        """Called in the thread that flushes the journal, before: makes durable what must not be
+        missing where the journal is there. May raise OSError."""
         self.on_flushed: Callable[[], None] = lambda: None
         """Called in the event loop after each flush."""
         self.waits = Waits()
@@ -187,6 +190,10 @@ class Durability:
 
     def _timed_sync(self) -> float:
         began = time.perf_counter()
+        try:
+            self.before_flush()
+        except OSError as error:
+            raise JournalError(str(error)) from error
         self._journal.sync()
         took = time.perf_counter() - began
         self.flush_seconds += took

@@ -3,8 +3,8 @@
 ::
 
     STATE/peers.json    {"format": 1, "peers": [{name, address, certificate, paused, needs_copy,
-                        acked_seq, applied_seq, left_seq, left_at, away_seconds}, ...]},
-                        mode 0600
+                        acked_seq, applied_seq, left_seq, left_at, away_seconds,
+                        keeps_signatures}, ...]}, mode 0600
 
 Changes are made in memory at once; :meth:`PeerBook.save` writes the whole file, atomically and
 durably. A peer is a value that is replaced and never changed, so a thread may save while the event
@@ -54,6 +54,9 @@ class Peer:
     """When that was, in seconds since 1970, by the clock of then: only to be shown."""
     away_seconds: float = 0.0
     """For how long it has taken nothing since, counted while this node ran."""
+    keeps_signatures: bool = False
+    """Whether it has ever said to keep signatures of what it is sent (wire/signatures.py). Then it
+    has to give them when it hands entries back."""
 
 
 class PeerBook:
@@ -247,6 +250,12 @@ class PeerBook:
         if (peer.acked_seq, peer.applied_seq) != (acked_seq, applied_seq):
             self._note(name, acked_seq=acked_seq, applied_seq=applied_seq)
 
+    def note_signatures(self, name: str) -> None:
+        """The peer *name* keeps signatures. In memory, until the next save. Raises
+        UnknownPeerError."""
+        if not self.get(name).keeps_signatures:
+            self._note(name, keeps_signatures=True)
+
     def _note(self, name: str, **changes: Any) -> None:
         self._peers[name] = replace(self._peers[name], **changes)
         self.is_unsaved = True
@@ -322,6 +331,7 @@ def _raw(peer: Peer) -> dict[str, Any]:
         "left_seq": peer.left_seq,
         "left_at": peer.left_at,
         "away_seconds": peer.away_seconds,
+        "keeps_signatures": peer.keeps_signatures,
     }
 
 
@@ -353,8 +363,9 @@ _KINDS: Final = {
     "left_seq": int | None,
     "left_at": float | None,
     "away_seconds": float,
+    "keeps_signatures": bool,
 }
-_LATER: Final = {"away_seconds": 0.0}
+_LATER: Final = {"away_seconds": 0.0, "keeps_signatures": False}
 """What a book of the version before does not have."""
 
 
@@ -378,7 +389,8 @@ def _parse_one(raw: Any) -> Peer:
         Seq(raw["applied_seq"]),
         raw["left_seq"],
         raw["left_at"],
-        raw.get("away_seconds", _LATER["away_seconds"]),
+        raw.get("away_seconds", 0.0),
+        raw.get("keeps_signatures", False),
     )
 
 

@@ -36,6 +36,7 @@ from fusejournal.replication.comparing import (
     first_error,
     keep_extra,
 )
+from fusejournal.replication.kept_signatures import KeptSignatures
 from fusejournal.replication.progress import Progress
 from fusejournal.replication.updater import Updater
 from fusejournal.types import Seq
@@ -94,6 +95,7 @@ class Receiver:
         updater: Updater,
         me: Callable[[], Me],
         be_born: Callable[[UUID], None],
+        signatures: KeptSignatures,
     ) -> None:
         self._volume = volume
         self._marks = marks
@@ -101,6 +103,7 @@ class Receiver:
         self._updater = updater
         self._me = me
         self._be_born = be_born
+        self._signatures = signatures
         self._session: trio.CancelScope | None = None
         self._session_peer: str | None = None
         self._session_over = trio.Event()
@@ -434,6 +437,7 @@ class Receiver:
             stretch = stretch_of(batch)
         if sink.reign != before and self._mark(sink):
             await trio.to_thread.run_sync(self._marks.sync)
+        self._keep_signature(batch)
         await self._append(stretch)
         sink.appended(batch)
         self._mark(sink)
@@ -442,6 +446,20 @@ class Receiver:
         if self._durability.flush_if_quick() is None:
             self._durability.want()
         await trio.lowlevel.checkpoint()
+
+    def _keep_signature(self, batch: Batch) -> None:
+        """Before the batch is appended, for what is acknowledged has its signature on the disk.
+        Raises RefusedError on a full disk (where files are not written in place)."""
+        if not batch.signature:
+            return
+        try:
+            self._signatures.keep(batch.last_seq, batch.signature)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._full, self._lacking_bytes = f"no space left for a signature: {error}", 0
+            self.news()
+            raise RefusedError("full", self._full) from None
 
     async def _append(self, stretch: Stretch) -> None:
         """Append *stretch*, if there is, or soon will be, space. Raises RefusedError when not."""
@@ -536,7 +554,14 @@ class Receiver:
             if state == OK:
                 detail = self._instances.describe(trio.current_time()) or ""
             await connection.send(
-                Ack(self._volume.journal.head_seq, durable_seq, applied_seq, state, detail[:1000])
+                Ack(
+                    self._volume.journal.head_seq,
+                    durable_seq,
+                    applied_seq,
+                    state,
+                    detail[:1000],
+                    self._signatures.durable_seq,
+                )
             )
             self._note_state(state)
             await trio.sleep(_ACK_PAUSE_SECONDS)

@@ -29,6 +29,7 @@ from fusejournal.replication.ages import Ages
 from fusejournal.replication.comparing import ChainFinder, first_error
 from fusejournal.replication.fence import Fence, node_id_of, parse_reign
 from fusejournal.replication.growth import Growth
+from fusejournal.replication.kept_signatures import KeptSignatures
 from fusejournal.replication.pairing_desk import PairingDesk
 from fusejournal.replication.peers import PeerBook
 from fusejournal.replication.quorum import Quorum
@@ -132,6 +133,7 @@ class Replication:
         self._inbound: dict[trio.CancelScope, str | None] = {}
         """Connections of others to here, with the name of the peer."""
         self._nursery: trio.Nursery | None = None
+        self._signatures: KeptSignatures | None = None
         self.receiver: Receiver | None = None
         self.updater: Updater | None = None
         self.quorum: Quorum
@@ -181,8 +183,10 @@ class Replication:
             mirroring.settle_to,
             lambda: receiver.news(),
         )
+        signatures = self._signatures = KeptSignatures(self._state_dir / "signatures")
+        durability.before_flush = signatures.sync
         receiver = self.receiver = Receiver(
-            volume, marks, durability, updater, self._me, self._be_born
+            volume, marks, durability, updater, self._me, self._be_born, signatures
         )
 
         def flushed() -> None:
@@ -312,6 +316,8 @@ class Replication:
                 task_status.started()
         finally:
             self._nursery = None
+            if self._signatures is not None:
+                self._signatures.close()
             try:
                 self.book.save()
             except FusejournalError as error:  # as a full disk is: it knows less the next time
@@ -392,6 +398,7 @@ class Replication:
                 upto_seq,
                 held_seq,
                 self._config.batch_bytes,
+                self._signatures.after(greeting.seq) if self._signatures is not None else [],
                 self.receiver.twice(greeting, connection.where) if self.receiver else "",
             )
         except* OSError as group:

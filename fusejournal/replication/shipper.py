@@ -74,6 +74,7 @@ from fusejournal.wire.session import (
     hello,
     position_of,
 )
+from fusejournal.wire.signatures import SegmentSigner, signing_key
 from fusejournal.wire.transport import connect
 
 log = logging.getLogger(__name__)
@@ -143,6 +144,7 @@ class Shipper:
         """When the last session ended."""
         self._compression = Compression(shipping.config.compress_level_max)
         self._room = trio.Event()
+        self._signer: SegmentSigner
         self._session_scope: trio.CancelScope | None = None
         self._changed = trio.Event()
         self._retention = Retention(name, shipping.volume, shipping.config, shipping.book)
@@ -445,6 +447,9 @@ class Shipper:
         seq = await self._agree(connection, theirs)
         me = shared.me()
         reader = StretchReader(shared.directory, shared.volume.journal.uuid)
+        self._signer = SegmentSigner(
+            signing_key(shared.identity), shared.volume.journal.uuid, shared.directory
+        )
         try:
             chain = await trio.to_thread.run_sync(reader.seek, seq)
             settled_seq = await trio.to_thread.run_sync(
@@ -525,6 +530,9 @@ class Shipper:
             if source.acked_seq >= self._owed_seq > 0:
                 log.warning("peer %s has what it had lost again, and counts", self.name)
                 self._owed_seq = Seq(0)
+            if ack.signed_seq:
+                with suppress(UnknownPeerError):  # removed meanwhile
+                    self._shared.book.note_signatures(self.name)
             if ack.state == OK:
                 self._retention.takes()
             else:
@@ -578,6 +586,11 @@ class Shipper:
             return reader.next(end, applied_seq, bytes_max)
         return await trio.to_thread.run_sync(reader.next, end, applied_seq, bytes_max)
 
+    async def _sign(self, stretch: Stretch) -> bytes:
+        if len(stretch.content) < _SMALL_BYTES and self._signer.follows(stretch):
+            return self._signer.sign(stretch)
+        return await trio.to_thread.run_sync(self._signer.sign, stretch)
+
     async def _send(self, connection: Connection, source: Source, stretch: Stretch) -> None:
         size = len(stretch.content)
         level = self._compression.level_for(size)
@@ -597,7 +610,7 @@ class Shipper:
             shared.applied_seq,
             shared.volume.journal.head_seq,
             reign.node_id,
-        )
+        )._replace(signature=await self._sign(stretch))
         blocked = connection.send_blocked_seconds
         source.sent(stretch.last_seq, size, trio.current_time())
         await connection.send(batch)

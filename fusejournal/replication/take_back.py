@@ -13,9 +13,15 @@ source and ships what it has on its disk. The entries are appended byte for byte
 and mirror are the same again; recovery then makes the backing what the whole journal says
 (reconciling/). A process that dies at it has so much more in its journal when it starts again.
 
-With no peer in reach it is as configured: go on without, as a new epoch, or wait."""
+With no peer in reach it is as configured: go on without, as a new epoch, or wait.
+
+A peer is believed only what this node itself has shipped to somebody: its own signatures, which
+peers keep (wire/signatures.py), have to vouch for what is taken back; so no mirror can write the
+history of its primary. What they do not vouch for is not taken, and said. One that never said to
+keep signatures is of the version before, and is believed."""
 
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -24,14 +30,17 @@ import trio
 
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import FusejournalError, JournalError, WireError
+from fusejournal.journal.format import FormatError
 from fusejournal.journal.journal import Journal
-from fusejournal.journal.stretches import StretchReader
+from fusejournal.journal.segment import BadFrameError
+from fusejournal.journal.stretches import Stretch, StretchReader, entries_in
 from fusejournal.replication.comparing import (
     ChainFinder,
     DivergedError,
     find_common,
     first_error,
 )
+from fusejournal.replication.kept_signatures import Kept
 from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.types import Position, Seq
 from fusejournal.volume import Volume
@@ -52,6 +61,7 @@ from fusejournal.wire.session import (
     position_of,
     welcome,
 )
+from fusejournal.wire.signatures import SegmentSigner, SignatureCheck, signing_key
 from fusejournal.wire.transport import connect
 
 log = logging.getLogger(__name__)
@@ -65,6 +75,10 @@ _NOBODY = (
     "the machine was lost, and no peer answered: entries that only they have are not here, and "
     "part their journals from this one"
 )
+
+
+class UnsignedError(FusejournalError):
+    """A peer hands back what this node has not signed."""
 
 
 class TakenBack(NamedTuple):
@@ -111,7 +125,12 @@ class TakeBack:
             if peer.name not in positions
         ]
         for name in sorted(positions, key=lambda name: positions[name].seq, reverse=True):
-            if positions[name].seq >= self.journal.head_seq:
+            if positions[name].seq > self.journal.head_seq and self.config.take_back == "never":
+                failures.append(
+                    f"peer {name} has entries up to {positions[name].seq}, and they are not taken "
+                    "back, as 'take_back' says"
+                )
+            elif positions[name].seq >= self.journal.head_seq:
                 failure = await self._fetch_from(self.book.get(name), positions[name].seq)
                 if failure is not None:
                     failures.append(failure)
@@ -227,7 +246,7 @@ class TakeBack:
                     f"{self.journal.head_seq + 1} on were not taken back"
                 )
             self.told(why)
-            if isinstance(error, DivergedError):
+            if isinstance(error, DivergedError | UnsignedError):
                 return why
             if self.journal.head_seq > before:
                 ends = trio.current_time() + self.config.take_back_seconds
@@ -259,6 +278,7 @@ class TakeBack:
             await self._greet(connection)
             me = self.me()
             sink = Sink(journal.head, *me.reign)
+            check = self._check(peer)
             try:
                 while True:
                     with trio.fail_after(_SILENCE_SECONDS):
@@ -272,7 +292,14 @@ class TakeBack:
                         connection.expect_batches()
                     elif isinstance(message, Batch):
                         if sink.take(message):
-                            journal.receive(await trio.to_thread.run_sync(stretch_of, message))
+                            stretch = await trio.to_thread.run_sync(_readable, message)
+                            good = [stretch]
+                            if check is not None:
+                                good = await trio.to_thread.run_sync(
+                                    check.take, stretch, message.signature
+                                )
+                            for one in good:
+                                journal.receive(one)
                             sink.appended(message)
                     elif isinstance(message, Diverged):
                         raise DivergedError(peer.name, message.seq, journal.head_seq, upto_seq)
@@ -282,8 +309,28 @@ class TakeBack:
                         break
             finally:
                 await self._keep()
+        if check is not None and check.held:
+            raise UnsignedError(
+                f"entries {check.held[0].first_seq} to {check.held[-1].last_seq} are not what this "
+                'node has shipped: nothing it has signed vouches for them (take_back = "any" '
+                "would take them all the same)"
+            )
         if journal.head_seq < upto_seq:
             raise WireError(f"it gave entries up to {journal.head_seq} only")
+
+    def _check(self, peer: Peer) -> SignatureCheck | None:
+        """What has to vouch for what *peer* hands back; None where nothing has to."""
+        if self.config.take_back == "any":
+            return None
+        if not peer.keeps_signatures:
+            self.told(
+                f"peer {peer.name} keeps no signatures, as the version before: it is believed"
+            )
+            return None
+        journal = self.journal
+        return SignatureCheck(
+            SegmentSigner(signing_key(self.identity), journal.uuid, journal.directory)
+        )
 
     async def _keep(self) -> None:
         """Make durable what has come, and let what this node appends be later."""
@@ -294,6 +341,17 @@ class TakeBack:
             journal.last_time_ns = last.time_ns
 
 
+def _readable(batch: Batch) -> Stretch:
+    """The stretch in *batch*, of which every entry can be read. Raises WireError."""
+    stretch = stretch_of(batch)
+    try:
+        for _ in entries_in(stretch):
+            pass
+    except (BadFrameError, FormatError) as error:
+        raise WireError(f"entries {batch.first_seq} to {batch.last_seq}: {error}") from None
+    return stretch
+
+
 async def serve_fetch(
     connection: Connection,
     greeting: Hello,
@@ -302,11 +360,12 @@ async def serve_fetch(
     upto_seq: Seq,
     held_seq: Seq,
     bytes_max: int,
+    signatures: list[Kept],
     detail: str = "",
 ) -> None:
     """The other side: ship what comes after the greeter's end, up to *upto_seq*; up to *held_seq*
-    it is known to have been applied. *detail* is what the greeter should know. Raises WireError,
-    JournalError."""
+    it is known to have been applied. Batches end where there is one of *signatures*, and have it
+    with them. *detail* is what the greeter should know. Raises WireError, JournalError."""
     await connection.send(welcome(me, greeting, is_mirror=True, detail=detail))
     reign = me.reign
     journal = volume.journal
@@ -326,13 +385,23 @@ async def serve_fetch(
         await connection.send(
             Begin(reign.epoch, agreed_seq, chain, upto_seq, settled_seq, reign.node_id)
         )
-        while (
-            stretch := await trio.to_thread.run_sync(reader.next, journal.end, upto_seq, bytes_max)
-        ) is not None:
+        waiting = deque(signatures)
+        while True:
+            while waiting and waiting[0].seq < reader.seq:
+                waiting.popleft()
+            to_seq = min(upto_seq, waiting[0].seq) if waiting else upto_seq
+            stretch = await trio.to_thread.run_sync(reader.next, journal.end, to_seq, bytes_max)
+            if stretch is None:
+                if to_seq == upto_seq:
+                    break
+                waiting.popleft()  # of another history: it would part an entry from its VOID
+                continue
+            is_signed = bool(waiting) and stretch.last_seq == waiting[0].seq
+            signature = waiting[0].signature if is_signed else b""
             await connection.send(
                 batch_of(
                     stretch, RAW, stretch.content, reign.epoch, upto_seq, upto_seq, reign.node_id
-                )
+                )._replace(signature=signature)
             )
     finally:
         reader.close()

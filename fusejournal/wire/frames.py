@@ -147,7 +147,8 @@ class Batch(NamedTuple):
     ``offset`` on (0: with the segment's header). ``first_seq`` to ``last_seq`` are in it, after
     ``chain_before``; ``epoch`` and ``reign_node`` are the sender's. It has applied up to
     ``applied_seq``, and its journal ends at ``head_seq``. ``method`` says how the content is stored
-    (batches.py), ``content_bytes`` how long it is."""
+    (batches.py), ``content_bytes`` how long it is. ``signature`` is that of who shipped it first
+    (signatures.py); empty where there is none."""
 
     epoch: Epoch
     first_seq: Seq
@@ -162,18 +163,21 @@ class Batch(NamedTuple):
     head_seq: Seq
     content: bytes
     reign_node: int = 0
+    signature: bytes = b""
 
 
 class Ack(NamedTuple):
     """The receiver's watermarks, which only grow, and how it is: ``state`` is ``ok``, ``full`` (no
     space; it goes on by itself) or ``failed``; ``detail`` says it in words. Where all is well it is
-    empty, or something that the sender should know."""
+    empty, or something that the sender should know. ``signed_seq``: of the batch that ends there
+    the signature is kept, on the disk; 0 where none is."""
 
     appended_seq: Seq
     durable_seq: Seq
     applied_seq: Seq
     state: str
     detail: str
+    signed_seq: Seq = Seq(0)
 
 
 class Ping(NamedTuple):
@@ -255,9 +259,11 @@ _INTEGERS: Final = frozenset(
         "instance",
         "before",
         "next_chain",
+        "signed_seq",
     }
 )
-_BYTES: Final = frozenset({"uuid", "content", "nonce", "proof"})
+_BYTES: Final = frozenset({"uuid", "content", "nonce", "proof", "signature"})
+_LENGTHS: Final = {"uuid": (0, 16), "signature": (0, 32)}
 _LISTS: Final = frozenset({"seqs", "chains"})
 _CONTENT_AT: Final = Batch._fields.index("content")
 
@@ -378,7 +384,7 @@ def _check(where: str, name: str, value: object) -> None:
     if name in _INTEGERS:
         good = type(value) is int and 0 <= value <= _NUMBER_MAX
     elif name in _BYTES:
-        good = type(value) is bytes and (name != "uuid" or len(value) in (0, 16))
+        good = type(value) is bytes and len(value) in _LENGTHS.get(name, (len(value),))
     elif name in _LISTS:
         good = type(value) is tuple and all(
             (type(one) is int and 0 <= one <= _NUMBER_MAX) or (one is None and name == "chains")

@@ -266,6 +266,8 @@ def test_a_sender_that_lies(workload: Workload, dice: random.Random, data: st.Da
             changed: Any = bytearray(before)
             changed[dice.randrange(len(changed))] ^= 1 << dice.randrange(8)
             changed = bytes(changed)
+        elif field == "signature":
+            changed = dice.randbytes(32)
         elif field == "method":
             changed = dice.choice(("raw", "zstd", "lzma", ""))
         elif dice.random() < 0.5:

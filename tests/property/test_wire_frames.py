@@ -47,6 +47,7 @@ def _fields(cls: type[Message]) -> st.SearchStrategy[Any]:
         "uuid": _UUIDS,
         "content": st.binary(max_size=300),
         "nonce": _BLOBS,
+        "signature": st.binary(min_size=32, max_size=32) | st.just(b""),
         "proof": _BLOBS,
         "seqs": _SEQS,
         "chains": st.lists(st.none() | _NUMBERS, max_size=5).map(tuple),

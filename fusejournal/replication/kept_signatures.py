@@ -1,0 +1,119 @@
+"""Signatures of batches that a mirror keeps for who made them (wire/signatures.py).
+
+::
+
+    STATE/signatures    ``_SLOTS`` slots of 64 bytes, written over in turn:
+
+======  ====  ==================================================================================
+offset  size  field
+======  ====  ==================================================================================
+0       8     seq of the batch's last entry
+8       8     number of the slot's writing, from 1
+16      32    signature
+48      8     zero
+56      8     xxh3-64 of bytes 0 to 55
+======  ====  ==================================================================================
+
+The file has its size from the beginning, so a full disk does not keep a signature out. One is
+written before its batch is appended, and durable before the batch counts as durable: ``sync`` comes
+before each flush of the journal. So what was acknowledged can be handed back with its signature.
+
+The event loop's thread writes; ``sync`` blocks, for a thread."""
+
+import os
+import struct
+import threading
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import xxhash
+
+from fusejournal import storage
+from fusejournal.errors import FusejournalError
+from fusejournal.types import Seq
+from fusejournal.wire.signatures import SIGNATURE_BYTES
+
+_SLOTS: Final = 8192
+_SLOT: Final = struct.Struct(f"<QQ{SIGNATURE_BYTES}sQ")
+_CHECK: Final = struct.Struct("<Q")
+_SLOT_BYTES: Final = 64
+assert _SLOT.size + _CHECK.size == _SLOT_BYTES
+
+
+class Kept(NamedTuple):
+    """One signature."""
+
+    seq: Seq
+    signature: bytes
+
+
+class KeptSignatures:
+    """See the module. Made if *path* is not there. Raises OSError, FusejournalError for a file that
+    is something else."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            _make(path)
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        content = os.pread(self._fd, _SLOTS * _SLOT_BYTES + 1, 0)
+        if len(content) != _SLOTS * _SLOT_BYTES:
+            os.close(self._fd)
+            raise FusejournalError(f"{path}: not the signatures that a mirror keeps: remove it")
+        slots = sorted(filter(None, (_decode(content, at) for at in range(_SLOTS))))
+        self._kept = {seq: signature for _, seq, signature in slots}
+        self._number = slots[-1][0] if slots else 0
+        self._newest_seq = Seq(0)
+        self._lock = threading.Lock()
+        self.durable_seq = Seq(0)
+        """The newest signature since this start that is on the disk is of this entry; 0: none."""
+
+    def close(self) -> None:
+        """Close the file; nothing more is written."""
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+    def keep(self, seq: Seq, signature: bytes) -> None:
+        """Keep *signature*, of the journal up to entry *seq*. Raises OSError."""
+        number = self._number + 1
+        slot = _SLOT.pack(seq, number, signature, 0)
+        slot += _CHECK.pack(xxhash.xxh3_64_intdigest(slot))
+        storage.pwritev("signatures.write", self._fd, (slot,), number % _SLOTS * _SLOT_BYTES)
+        self._number = number
+        self._kept.pop(seq, None)
+        self._kept[seq] = signature
+        if len(self._kept) > _SLOTS:
+            del self._kept[next(iter(self._kept))]
+        self._newest_seq = seq
+
+    def sync(self) -> None:
+        """Make all that are kept durable. Blocks. Raises OSError."""
+        with self._lock:
+            seq = self._newest_seq
+            if self._fd >= 0 and seq != self.durable_seq:
+                storage.fdatasync("signatures.sync", self._fd)
+                self.durable_seq = seq
+
+    def after(self, seq: Seq) -> list[Kept]:
+        """Those of entries after *seq*, in order."""
+        return [Kept(*one) for one in sorted(self._kept.items()) if one[0] > seq]
+
+
+def _decode(content: bytes, index: int) -> tuple[int, Seq, bytes] | None:
+    slot = content[index * _SLOT_BYTES : (index + 1) * _SLOT_BYTES]
+    (check,) = _CHECK.unpack_from(slot, _SLOT.size)
+    if check != xxhash.xxh3_64_intdigest(slot[: _SLOT.size]):
+        return None
+    seq, number, signature, _ = _SLOT.unpack_from(slot)
+    return (number, Seq(seq), signature) if number else None
+
+
+def _make(path: Path) -> None:
+    temporary = path.with_suffix(".new")
+    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(bytes(_SLOTS * _SLOT_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+    storage.rename("signatures.rename", temporary, path)
+    storage.fsync_directory("signatures.directory", path.parent)

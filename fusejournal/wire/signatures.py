@@ -1,0 +1,111 @@
+"""What a node says of the journal that it ships, so that it can tell later whether a peer hands
+back what it was given.
+
+A batch is signed by a keyed hash of the segment that it lies in, from the segment's first byte to
+the batch's last. The key is made of the node's own private key, and nobody else has it: a signature
+is of use only to who made it. (The chain in each frame finds damage, but anybody can make entries
+that have a wanted chain.) Peers keep signatures, and send them along when they hand entries back.
+A node that verifies one has the segment up to where the entries begin itself, so whatever it lost,
+one signature vouches for all that was lost of its segment up to there.
+
+:class:`SegmentSigner` blocks on the disk where it has to read what comes before a stretch.
+
+Source: RFC 7693 (BLAKE2), section 2.9: keyed hashing."""
+
+import hashlib
+import hmac
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+from fusejournal.errors import FusejournalError, WireError
+from fusejournal.journal.segment import SegmentReader, segment_path
+from fusejournal.journal.stretches import Stretch
+from fusejournal.types import Seq
+from fusejournal.wire.identity import Identity
+
+SIGNATURE_BYTES: Final = 32
+_READ_BYTES: Final = 1 << 20
+_UNSIGNED_BYTES_MAX: Final = 256 << 20
+"""Far more than one batch, and what a node can hold in memory."""
+
+
+def signing_key(identity: Identity) -> bytes:
+    """The key by which the node with *identity* signs. Raises FusejournalError."""
+    try:
+        private = identity.key_path.read_bytes()
+    except OSError as error:
+        raise FusejournalError(f"{identity.key_path}: cannot be read: {error.strerror}") from None
+    return hashlib.blake2b(private, digest_size=32, person=b"fusejournal key").digest()
+
+
+class SegmentSigner:
+    """Signs stretches of the journal in *directory*, quickly where each follows the one before."""
+
+    def __init__(self, key: bytes, uuid: UUID, directory: Path) -> None:
+        self._key = key
+        self._uuid = uuid
+        self._directory = directory
+        self._segment_seq = Seq(0)
+        self._offset = 0
+        self._hash = self._begin(Seq(0))
+
+    def follows(self, stretch: Stretch) -> bool:
+        """Whether nothing has to be read to sign *stretch*."""
+        at = self._segment_seq, self._offset
+        return stretch.offset == 0 or (stretch.segment_seq, stretch.offset) == at
+
+    def sign(self, stretch: Stretch) -> bytes:
+        """The signature of the segment of *stretch* up to its end. Raises OSError, FormatError,
+        BadFrameError where what comes before cannot be read."""
+        if stretch.offset == 0:
+            self._hash = self._begin(stretch.segment_seq)
+        elif not self.follows(stretch):
+            self._hash = self._begin(stretch.segment_seq)
+            self._read(stretch.segment_seq, stretch.offset)
+        self._hash.update(stretch.content)
+        self._segment_seq = stretch.segment_seq
+        self._offset = stretch.offset + len(stretch.content)
+        return self._hash.digest()
+
+    def _begin(self, segment_seq: Seq) -> "hashlib.blake2b":
+        about = self._uuid.bytes + segment_seq.to_bytes(8, "little")
+        return hashlib.blake2b(
+            about, digest_size=SIGNATURE_BYTES, key=self._key, person=b"fusejournal pos"
+        )
+
+    def _read(self, segment_seq: Seq, end: int) -> None:
+        with closing(SegmentReader(segment_path(self._directory, segment_seq))) as reader:
+            at = 0
+            while at < end and (part := reader.read_at(at, min(end - at, _READ_BYTES))):
+                self._hash.update(part)
+                at += len(part)
+
+
+class SignatureCheck:
+    """Lets stretches that a peer hands back through, once a signature vouches for them."""
+
+    def __init__(self, signer: SegmentSigner) -> None:
+        self._signer = signer
+        self._held: list[Stretch] = []
+        self._held_bytes = 0
+
+    @property
+    def held(self) -> list[Stretch]:
+        """What no signature vouches for yet."""
+        return self._held
+
+    def take(self, stretch: Stretch, signature: bytes) -> list[Stretch]:
+        """The stretches that are good now that *stretch*, the next, has come with *signature*
+        (empty: with none). Raises WireError when too much has none, and as the signer does."""
+        signed = self._signer.sign(stretch)
+        self._held.append(stretch)
+        self._held_bytes += len(stretch.content)
+        is_one_segment = self._held[0].segment_seq == stretch.segment_seq
+        if is_one_segment and hmac.compare_digest(signed, signature):
+            good, self._held, self._held_bytes = self._held, [], 0
+            return good
+        if self._held_bytes > _UNSIGNED_BYTES_MAX:
+            raise WireError(f"more than {_UNSIGNED_BYTES_MAX >> 20} MiB without a signature")
+        return []

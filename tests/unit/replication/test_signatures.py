@@ -1,0 +1,279 @@
+"""A mirror hands back what it was given, and nothing else is taken from it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import xxhash
+
+from fusejournal import storage
+from fusejournal.config import ReplicationConfig
+from fusejournal.journal.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES
+from fusejournal.journal.stretches import Stretch
+from fusejournal.operations import Create
+from fusejournal.replication import take_back as take_back_module
+from fusejournal.replication.kept_signatures import _SLOT_BYTES, _SLOTS, Kept, KeptSignatures
+from fusejournal.replication.peers import PeerBook
+from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import Batch, Message
+from tests.support.losses import lose_machine
+from tests.support.pairs import level, listens_at, peer_status, running, until
+from tests.support.volumes import SOMEBODY, OpenVolume, content, open_volume
+
+SIGNATURES = [bytes([number]) * 32 for number in range(256)]
+
+
+# -- where they are kept ---------------------------------------------------------------------------
+
+
+def test_they_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "signatures"
+    kept = KeptSignatures(path)
+    for number in range(1, 6):
+        kept.keep(Seq(number * 10), SIGNATURES[number])
+    assert kept.durable_seq == 0
+    kept.sync()
+    assert kept.durable_seq == 50
+    kept.close()
+    kept.sync()
+    assert path.stat().st_mode & 0o777 == 0o600
+    again = KeptSignatures(path)
+    assert again.after(Seq(20)) == [Kept(Seq(n * 10), SIGNATURES[n]) for n in (3, 4, 5)]
+    again.keep(Seq(30), SIGNATURES[9])  # another history from there
+    again.close()
+    once_more = KeptSignatures(path)
+    assert once_more.after(Seq(20))[0] == (30, SIGNATURES[9])
+    once_more.close()
+
+
+def test_a_torn_slot_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "signatures"
+    kept = KeptSignatures(path)
+    for number in (1, 2, 3):
+        kept.keep(Seq(number), SIGNATURES[number])
+    kept.close()
+    with open(path, "r+b") as file:
+        file.seek(2 * _SLOT_BYTES + 20)
+        file.write(b"torn")
+    again = KeptSignatures(path)
+    assert [one.seq for one in again.after(Seq(0))] == [1, 3]
+    again.close()
+
+
+def test_the_oldest_are_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "signatures"
+    kept = KeptSignatures(path)
+    for number in range(1, _SLOTS + 101):
+        kept.keep(Seq(number), SIGNATURES[number % 256])
+    assert len(kept.after(Seq(0))) == _SLOTS
+    kept.close()
+    again = KeptSignatures(path)
+    assert again.after(Seq(0)) == kept.after(Seq(0))
+    assert [one.seq for one in again.after(Seq(_SLOTS + 98))] == [_SLOTS + 99, _SLOTS + 100]
+    again.close()
+    assert path.stat().st_size == _SLOTS * _SLOT_BYTES
+
+
+# -- taking back -----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _lost(
+    tmp_path: Path, lost: int, **shipping: Any
+) -> AsyncIterator[tuple[OpenVolume, Seq, dict[str, bytes]]]:
+    """A mirror that is level, and whose primary has lost its last entries with its machine; where
+    the primary's journal ended, and what was in it."""
+    with open_volume(tmp_path / "mirror", mirror=True) as mirror:
+        mirror.replicate(ReplicationConfig(**shipping), "127.0.0.1:0")
+        async with running(mirror):
+            with open_volume(tmp_path / "primary", orderly=False) as primary:
+                primary.work(10)
+                primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}, **shipping))
+                async with running(primary):
+                    for start in (30, 50, 70):
+                        await until("the mirror is level", level(primary, mirror))
+                        primary.work(5, start=start)
+                    await until("the mirror is level", level(primary, mirror))
+                head_seq = primary.volume.journal.head_seq
+                before = content(primary.journal_dir)
+            lose_machine(tmp_path / "primary" / "state", head_seq - lost)
+            yield mirror, head_seq, before
+
+
+async def _taken(
+    tmp_path: Path, mirror: OpenVolume, **config: Any
+) -> tuple[Seq, list[str], dict[str, bytes]]:
+    """Where the primary's journal ends after it took entries back, what it could not, and what is
+    in it."""
+    with open_volume(tmp_path / "primary", begin=False, orderly=False) as primary:
+        replication = primary.replicate(
+            ReplicationConfig(peers={"east": listens_at(mirror)}, take_back_seconds=1.0, **config)
+        )
+        with trio.fail_after(60):
+            taken = await replication.take_back(primary.volume, lambda _: None)
+        return primary.volume.journal.head_seq, taken.failures, content(primary.journal_dir)
+
+
+def _forge(mirror: OpenVolume, count: int = 2) -> None:
+    """What a mirror's root may do to its own journal."""
+    journal = mirror.volume.journal
+    shell = Create(Fid(10_000), ROOT_FID, b"rootshell", 0o104755, 0, 0, 0, None)
+    for _ in range(count):
+        journal.append(shell, SOMEBODY, journal.last_time_ns + 1, lambda _: b"")
+    journal.sync()
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("lost", [1, 40, 150])
+async def test_what_was_forged_is_not_taken(tmp_path: Path, lost: int) -> None:
+    async with _lost(tmp_path, lost) as (mirror, head_seq, before):
+        _forge(mirror)
+        end, failures, now = await _taken(tmp_path, mirror)
+        assert end == head_seq
+        assert now == before
+        (told,) = failures
+        assert f"entries {head_seq + 1} to {head_seq + 2} are not what this node" in told
+
+
+@pytest.mark.mount
+async def test_nothing_lost_and_something_forged(tmp_path: Path) -> None:
+    async with _lost(tmp_path, 0) as (mirror, head_seq, before):
+        _forge(mirror)
+        end, (told,), now = await _taken(tmp_path, mirror)
+        assert (end, now) == (head_seq, before)
+        assert "signed" in told
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize(("take_back", "more"), [("any", 2), ("never", -40)])
+async def test_as_configured(tmp_path: Path, take_back: str, more: int) -> None:
+    async with _lost(tmp_path, 40) as (mirror, head_seq, _):
+        _forge(mirror)
+        end, failures, _ = await _taken(tmp_path, mirror, take_back=take_back)
+        assert end == head_seq + more
+        assert len(failures) == (take_back == "never")
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("batch_bytes", [4096, 1 << 20])
+async def test_what_was_changed_in_the_midst_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_bytes: int
+) -> None:
+    """The mirror makes the chain fit, and hands the true signatures back."""
+    receive = Connection.receive
+
+    async def lie(self: Connection) -> Message | None:
+        message = await receive(self)
+        if isinstance(message, Batch) and message.signature:
+            forged = bytearray(message.content)
+            forged[-1] ^= 1
+            return message._replace(content=bytes(forged))
+        return message
+
+    async with _lost(tmp_path, 40, batch_bytes=batch_bytes) as (mirror, head_seq, _):
+        monkeypatch.setattr(Connection, "receive", lie)
+        monkeypatch.setattr(take_back_module, "_readable", _unchecked)
+        end, failures, _ = await _taken(tmp_path, mirror)
+        assert end == head_seq - 40
+        assert len(failures) == 1
+
+
+def _unchecked(batch: Batch) -> Stretch:
+    return Stretch(
+        batch.segment_seq,
+        batch.offset,
+        batch.first_seq,
+        batch.last_seq,
+        batch.chain_before,
+        batch.chain,
+        batch.content,
+    )
+
+
+@pytest.mark.mount
+async def test_a_mirror_of_the_version_before_is_believed_until_it_signs(tmp_path: Path) -> None:
+    async with _lost(tmp_path, 40) as (mirror, head_seq, _):
+        assert mirror.replication is not None
+        mirror.replication._signatures = None  # as one that keeps none
+        end, failures, _ = await _taken(tmp_path, mirror)
+        assert end == head_seq - 40
+        assert len(failures) == 1
+        book = PeerBook.load(tmp_path / "primary" / "state")
+        assert book.get("east").keeps_signatures
+        book.remove("east")
+        book.save()
+        end, failures, _ = await _taken(tmp_path, mirror)
+        assert (end, failures) == (head_seq, [])
+
+
+@pytest.mark.mount
+async def test_what_cannot_be_read_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frames are good, and an entry in them is of no kind that there is."""
+    receive = Connection.receive
+
+    async def lie(self: Connection) -> Message | None:
+        message = await receive(self)
+        is_forged = isinstance(message, Batch) and message.first_seq > head_seq
+        return _of_no_kind(message) if is_forged else message
+
+    async with _lost(tmp_path, 5) as (mirror, head_seq, before):
+        _forge(mirror, 1)
+        monkeypatch.setattr(Connection, "receive", lie)
+        end, (told,), now = await _taken(tmp_path, mirror, take_back="any")
+        assert (end, now) == (head_seq, before)
+        assert "kind 99" in told
+
+
+def _of_no_kind(batch: Batch) -> Batch:
+    """A batch of one entry, whose kind is something else, and whose checksum is right."""
+    at = SEGMENT_HEADER_BYTES if batch.offset == 0 else 0
+    frame = bytearray(batch.content[at:])
+    frame[FRAME_HEADER_BYTES + 1] = 99  # the first of a list of at most 15
+    digest = xxhash.xxh3_64(frame[:24], seed=batch.chain_before)
+    digest.update(frame[FRAME_HEADER_BYTES:])
+    frame[24:32] = digest.intdigest().to_bytes(8, "little")
+    return batch._replace(content=batch.content[:at] + bytes(frame), chain=digest.intdigest())
+
+
+# -- durable before it is acknowledged -------------------------------------------------------------
+
+
+@pytest.mark.mount
+async def test_nothing_is_acknowledged_without_its_signature(tmp_path: Path) -> None:
+    reached: list[str] = []
+
+    def note(label: str) -> None:
+        if label in ("signatures.write", "signatures.sync", "journal.sync"):
+            reached.append(label)
+
+    with (
+        open_volume(tmp_path / "mirror", mirror=True) as mirror,
+        open_volume(tmp_path / "primary") as primary,
+    ):
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror):
+            primary.work(3)
+            primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
+            storage.listen(note)
+            try:
+                async with running(primary):
+                    await until("the mirror is level", level(primary, mirror))
+                    acked_seq = primary.volume.journal.head_seq
+                    status = lambda: peer_status(primary)  # noqa: E731
+                    await until("it is acked", lambda: status()["acked_seq"] == acked_seq)
+                    storage.listen(storage.PlannedFault("signatures.sync", 1, "EIO"))
+                    primary.work(3, start=10)
+                    await until("it has failed", lambda: mirror.volume.failure is not None)
+                    assert status()["acked_seq"] == acked_seq
+                    assert mirror.durability.durable_seq < mirror.volume.journal.head_seq
+            finally:
+                storage.listen(None)
+    first_written = reached.index("signatures.write")
+    later = reached[first_written:]
+    assert later.index("signatures.sync") < later.index("journal.sync")

@@ -287,7 +287,7 @@ class Node:
         self._first_seq = Seq(volume.catalog.applied_seq + 1)
         if self._taken is not None:
             self._start_keeper()  # from now on this one, whatever happens
-            self._stale = self._find_stale()
+            self._stale = self._find_stale(self._taken)
         # What is there by now stays: to look through it again and again for garbage would hold up
         # all requests for some 50 ms each time.
         gc.collect()
@@ -295,6 +295,8 @@ class Node:
         try:
             pyfuse3.init(self._handlers, f"/dev/fd/{handshake.fd}", set())
             await self._run_tasks(self._loop)
+            if self._is_leaving and self._keeper is not None:
+                self._keeper.all_is_answered()
         except BaseException as error:
             if isinstance(_cause(error), GreetingError):
                 # As after an upgrade of libfuse. Nobody can go on with that mount: make another.
@@ -360,7 +362,9 @@ class Node:
         except OSError as error:
             log.warning("NFSv4 clients may not see what has changed: %s", error)
 
-    def _find_stale(self) -> stale.Stale:
+    def _find_stale(self, taken: Connection) -> stale.Stale:
+        if taken.all_answered:
+            return stale.Stale(set(), set())
         reader = JournalReader(self._state.journal_dir, self._state.uuid)
         durable_seq = self._opening.volume.journal.durable_when_opened
         try:
@@ -420,18 +424,27 @@ class Node:
         await trio.to_thread.run_sync(os.statvfs, self._spec.mountpoint, abandon_on_cancel=True)
         mountpoint = self._spec.mountpoint
         if self._connection.taken_over:
-            # At once: whose request was lost is about to try again.
-            await trio.to_thread.run_sync(stale.drop, self._stale)
+            await self._drop_stale()
             await self._change_flags()
         else:
             mount.raise_read_ahead(mountpoint)
             for words in await trio.to_thread.run_sync(exports.refresh_after_mount, mountpoint):
                 log.warning("%s", words)
-        if self._wants_keeper():
-            self._start_keeper()
+        self._keep_if_wanted()
         self._live = True
         self._live_since = time.time()
         self._reporter.ready()
+
+    async def _drop_stale(self) -> None:
+        """At once: whose request was lost is about to try again."""
+        found = await trio.to_thread.run_sync(
+            stale.drop, self._stale, self._connection, self._spec.mountpoint
+        )
+        lookup = self._opening.volume.catalog.lookup
+        wrong = [
+            (parent, name) for parent, name, fid in found if (lookup(parent, name) or 0) != fid
+        ]
+        await trio.to_thread.run_sync(stale.forget, wrong)
 
     async def _change_flags(self) -> None:
         """Give a mount that was taken over the options that this process was started with."""
@@ -458,11 +471,17 @@ class Node:
         self._handlers.names_wait = durability in ("nfs", "strict")
         self._handlers.writes_wait = self._opening.volume.is_strict = durability == "strict"
 
-    def _wants_keeper(self) -> bool:
-        hold_seconds = self._spec.config.volume.hold_seconds
-        return self._keeper is None and (
-            self._connection.taken_over or (self._is_exported and hold_seconds > 0)
-        )
+    def _keep_if_wanted(self) -> None:
+        """Have a keeper beside this process while clients are to wait for the next one, should it
+        die: local callers alone are better told at once."""
+        if self._is_leaving:
+            return
+        is_wanted = self._is_exported and self._spec.config.volume.hold_seconds > 0
+        if is_wanted and self._keeper is None:
+            self._start_keeper()
+        elif not is_wanted and self._keeper is not None:
+            self._keeper.dismiss()
+            self._keeper = None
 
     def _start_keeper(self, at_least_seconds: float = 0.0) -> None:
         seconds = max(self._spec.config.volume.hold_seconds, at_least_seconds)
@@ -479,8 +498,8 @@ class Node:
 
     async def _exported(self, _: dict[str, Any]) -> dict[str, Any]:
         self._follow_exports()
-        if self._wants_keeper():
-            self._start_keeper()
+        if self._live:
+            self._keep_if_wanted()
         return {"durability": self._durability_mode}
 
     async def _restart(self, _: dict[str, Any]) -> dict[str, Any]:

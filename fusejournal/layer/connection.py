@@ -52,6 +52,10 @@ _AUTO_INVAL_DATA = 1 << 12
 _ASYNC_DIO = 1 << 15
 _CACHE_SYMLINKS = 1 << 23
 _HANDLE_KILLPRIV_V2 = 1 << 28
+_INVAL_ENTRY = struct.Struct("<QII")
+"""Parent, length of the name, flags: struct fuse_notify_inval_entry_out."""
+_NOTIFY_INVAL_ENTRY, _EXPIRE_ONLY = 3, 1
+_MINOR_EXPIRE = 38
 _NUMBER_STEP = 2
 _ANSWERED_MAX = 1 << 16
 """How many numbers back an unanswered request is looked for."""
@@ -79,6 +83,22 @@ class Connection:
     taken_over: bool = False
     keeper: int = -1
     """pidfd of the keeper that it was taken from."""
+    all_answered: bool = False
+    """Whether the process that it was taken from had answered all that it had read."""
+
+    @property
+    def can_expire(self) -> bool:
+        """Whether the kernel can be made to ask for a name anew without taking the name away, which
+        takes what is mounted there with it: from Linux 6.2 on."""
+        _, minor = struct.unpack_from("<II", self.init, _IN_HEADER_BYTES)
+        return bool(minor >= _MINOR_EXPIRE)
+
+    def expire(self, parent: int, name: bytes) -> None:
+        """Make it so. Blocks while a request on the directory *parent* is in progress. Raises
+        OSError ENOENT for a name that the kernel does not know."""
+        body = _INVAL_ENTRY.pack(parent, len(name), _EXPIRE_ONLY) + name + b"\0"
+        head = _OUT_HEADER.pack(_OUT_HEADER.size + len(body), _NOTIFY_INVAL_ENTRY, 0)
+        os.write(self.fd, head + body)
 
 
 def open_new(root_fd: int, mountpoint: Path, name: str, flags: frozenset[str]) -> Connection:
@@ -256,6 +276,12 @@ class Keeper:
         temporary.write_text(json.dumps(record))
         temporary.rename(self._record)
 
+    def all_is_answered(self) -> None:
+        """Write down for the next process that this one has answered all that it has read."""
+        with suppress(OSError):
+            pid = self._process.pid
+            _answered(self._record).write_text(_word(pid, _started(pid)))
+
     def is_alive(self) -> bool:
         """Whether it still runs."""
         return self._process.poll() is None
@@ -267,6 +293,27 @@ class Keeper:
         os.close(self._life)
         self._process.wait()
         self._record.unlink(missing_ok=True)
+        _answered(self._record).unlink(missing_ok=True)
+
+
+def _answered(record: Path) -> Path:
+    return record.with_suffix(".answered")
+
+
+def _word(pid: int, started: str) -> str:
+    return f"keeper {pid} of {started}"
+
+
+def _take_word(record: Path, told: dict[str, Any]) -> bool:
+    """Whether the process before had answered all, as it wrote beside *record* of its keeper; that
+    is taken away, for what comes now may go unanswered."""
+    path = _answered(record)
+    try:
+        return path.read_text() == _word(told["pid"], told["started"])
+    except (OSError, ValueError):
+        return False
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def take_over(record: Path, mountpoint: Path) -> Connection | None:
@@ -295,6 +342,7 @@ def take_over(record: Path, mountpoint: Path) -> Connection | None:
             bytes.fromhex(told["reply"]),
             taken_over=True,
             keeper=keeper,
+            all_answered=_take_word(record, told),
         )
     except (ValueError, KeyError, TypeError):
         return None

@@ -4,12 +4,18 @@ changed whose answer was lost. The kernel keeps both for long, for it is told of
 Such requests are among the last entries of the journal: those that could wait at once, and what
 was appended while they waited for a flush."""
 
+import errno
+import os
+from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import pyfuse3
 
+from fusejournal.backing import syscalls
 from fusejournal.journal.reader import JournalReader
+from fusejournal.layer.connection import Connection
 from fusejournal.layer.loop import TASKS
 from fusejournal.operations import (
     TOUCHED,
@@ -70,12 +76,53 @@ def changed_fids(operation: Operation) -> list[Fid]:
     return [operation[index] for index in _CHANGED[operation.kind]]  # type: ignore[misc]
 
 
-def drop(stale: Stale) -> None:
-    """Make the kernel forget *stale*. Blocks until no request on the directories concerned is in
-    progress: call it in a thread, while requests are served."""
+def drop(
+    stale: Stale, connection: Connection, mountpoint: Path
+) -> list[tuple[Fid, bytes, Fid]]:
+    """Make the kernel forget *stale*, or ask for it anew. Blocks until no request on the
+    directories concerned is in progress: call it in a thread, while requests are served.
+
+    To have a name forgotten takes away what is mounted there or below, and who works in such a
+    directory is nowhere. Where the kernel cannot be made to ask anew instead, names are left as
+    they are and returned, each with the fid that the kernel knows under it (0: none): the caller
+    passes those of them to :func:`forget` that are wrong."""
+    known = []
     for parent, name in stale.names:
         with suppress(OSError):  # it does not know it
-            pyfuse3.invalidate_entry(parent, name)
+            if connection.can_expire:
+                connection.expire(parent, name)
+            else:
+                known.append((parent, name, _known(mountpoint, parent, name)))
     for fid in stale.fids:
         with suppress(OSError):
             pyfuse3.invalidate_inode(fid)
+    return known
+
+
+def _known(mountpoint: Path, parent: Fid, name: bytes) -> Fid:
+    """What the kernel takes *name* for. Raises OSError for what does not need to be known: no such
+    directory, or a mountpoint, which can be neither removed nor renamed."""
+    root_fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = -1
+    try:
+        flags = os.O_PATH | os.O_DIRECTORY
+        directory = syscalls.open_by_handle(root_fd, syscalls.fuse_handle(parent), flags)
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if found.st_dev != os.fstat(root_fd).st_dev:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return Fid(found.st_ino)
+    except FileNotFoundError:
+        if directory < 0:
+            raise
+        return Fid(0)
+    finally:
+        os.close(root_fd)
+        if directory >= 0:
+            os.close(directory)
+
+
+def forget(names: Iterable[tuple[Fid, bytes]]) -> None:
+    """Take *names* from the kernel. Blocks as :func:`drop` does."""
+    for parent, name in names:
+        with suppress(OSError):
+            pyfuse3.invalidate_entry(parent, name)

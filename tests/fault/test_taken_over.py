@@ -29,8 +29,9 @@ pytestmark = pytest.mark.mount
 
 @pytest.fixture(params=["beside", "in place"])
 def held(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Layer]:
-    """A running layer whose mount is held, as an export's would be."""
+    """A running layer whose mount is held, as an export's is."""
     with Layer(tmp_path, in_place=request.param == "in place") as layer:
+        layer.export_to_nobody()
         layer.start()
         layer.run("restart", "volume")
         assert layer.ask()["held"]
@@ -128,6 +129,7 @@ def test_work_goes_on_through_kills(held: Layer, tmp_path: Path) -> None:
 
 def test_a_request_that_died_with_the_layer_is_answered(tmp_path: Path) -> None:
     with Layer(tmp_path) as layer:
+        layer.export_to_nobody()
         layer.start(fault="apply.mkdir:2:kill")
         (layer.mountpoint / "one").mkdir()
         layer.run("restart", "volume")  # the plan begins anew
@@ -208,6 +210,7 @@ def test_umount_command_on_a_held_mount(held: Layer) -> None:
 
 def test_nobody_is_held_for_longer_than_configured(tmp_path: Path) -> None:
     with Layer(tmp_path, config="[volume]\nhold_seconds = 0.5\n") as layer:
+        layer.export_to_nobody()
         layer.start()
         layer.run("restart", "volume")
         layer.kill()
@@ -323,6 +326,7 @@ def test_a_mount_that_is_taken_over_gets_its_new_options(held: Layer) -> None:
 
 
 def test_other_places_are_refused_while_a_mount_is_held(layer: Layer, tmp_path: Path) -> None:
+    layer.export_to_nobody()
     layer.start()
     layer.run("restart", "volume")
     (layer.mountpoint / "f").write_bytes(b"content")
@@ -366,3 +370,79 @@ def test_a_mount_by_another_libfuse_is_made_anew(held: Layer) -> None:
         os.pread(fd, 10, 0)
     os.close(fd)
     held.stop()
+
+
+def test_local_callers_do_not_wait_for_a_layer_that_died(layer: Layer) -> None:
+    """After a restart as before: only an export's clients are held."""
+    layer.start()
+    layer.run("restart", "volume")
+    assert not layer.ask()["held"]
+    assert not (layer.state / "connection").exists()
+    layer.kill()
+    with pytest.raises(OSError, match=r"not connected|aborted"):
+        os.listdir(layer.mountpoint)
+    layer.start()
+    layer.export_to_nobody()
+    layer.kill()
+    layer.start()
+    assert layer.ask()["held"]
+    Path(layer.environment["FUSEJOURNAL_NFS_ROOT"], "etc/exports").write_text("")
+    ask(layer.state, "exported")
+    assert not layer.ask()["held"]
+    layer.stop()
+
+
+@pytest.fixture(params=["expiring", "looking"])
+def nested(held: Layer, request: pytest.FixtureRequest) -> Iterator[Layer]:
+    """A tree in which something else is mounted, and in a directory of which somebody works; the
+    kernel can, or cannot, be made to ask anew for a name that it keeps."""
+    if request.param == "looking":
+        held.program = "tests.support.faulty:on_an_old_kernel"
+        held.kill()
+        held.start()
+    (held.mountpoint / "place").mkdir()
+    (held.mountpoint / "work").mkdir()
+    (held.mountpoint / "file").touch()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(held.mountpoint / "place")], check=True)
+    yield held
+    subprocess.run(["umount", "-l", str(held.mountpoint / "place")], check=False)
+
+
+@pytest.mark.parametrize("event", ["restart", "kill"])
+def test_what_is_mounted_inside_stays(nested: Layer, event: str) -> None:
+    place, work = nested.mountpoint / "place", nested.mountpoint / "work"
+    (place / "mine").write_text("on tmpfs")
+    worker = subprocess.Popen(
+        ["sh", "-c", "read _; exec pwd -P"],
+        cwd=work, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    if event == "restart":
+        nested.run("restart", "volume")
+    else:
+        nested.kill()
+        nested.start()
+    assert os.path.ismount(place)
+    assert (place / "mine").read_text() == "on tmpfs"
+    assert os.readlink(f"/proc/{worker.pid}/cwd") == str(work)
+    out, _ = worker.communicate("\n")
+    assert out.strip() == str(work)
+
+
+def test_a_lost_answer_is_not_remembered_wrongly(nested: Layer) -> None:
+    """A name that the layer moved and could not say so: the kernel still has it where it was."""
+    old, new = nested.mountpoint / "file", nested.mountpoint / "work" / "moved"
+    nested.kill()
+    nested.start(fault="apply.rename:1:kill")
+    fid = old.stat().st_ino
+
+    def move() -> None:
+        with suppress(OSError):
+            old.rename(new)
+
+    moving = threading.Thread(target=move)
+    moving.start()
+    assert nested.wait() == -signal.SIGKILL
+    nested.start()
+    moving.join(20)
+    assert new.stat().st_ino == fid
+    assert not old.exists()

@@ -1,4 +1,5 @@
-"""A layer that ends by a fault in one of its parts, when a test says so.
+"""Layers that are otherwise than they should: one ends by a fault in one of its parts, when a test
+says so.
 
 ``FAULTY`` in its environment names the part and the fault; the fault comes once there is a file
 ``fault`` in the layer's log's directory, which ``FAULTY_TRIGGER`` names."""
@@ -16,6 +17,7 @@ import trio
 from fusejournal.cli.main import main
 from fusejournal.durability import Durability
 from fusejournal.errors import JournalFailedError, RecoveryError
+from fusejournal.layer.connection import Connection
 from fusejournal.layer.handlers import Handlers
 from fusejournal.page import StatusPage
 
@@ -71,4 +73,10 @@ def ending() -> None:
         Handlers.statfs = statfs  # type: ignore[method-assign,assignment]
     else:
         raise ValueError(part)
+    main()
+
+
+def on_an_old_kernel() -> None:
+    """A program without the fault: a layer on a kernel that cannot expire a name."""
+    Connection.can_expire = property(lambda _: False)  # type: ignore[assignment,method-assign]
     main()

@@ -51,6 +51,13 @@ class Layer:
         release_kept(self.state / "connection")
         self.detach()
 
+    def export_to_nobody(self, options: str = "rw,async") -> None:
+        """Have it exported by a file that no NFS server reads."""
+        root = self.base / "nfs"
+        (root / "etc").mkdir(parents=True, exist_ok=True)
+        (root / "etc/exports").write_text(f"{self.mountpoint} 192.0.2.1({options})\n")
+        self.environment["FUSEJOURNAL_NFS_ROOT"] = str(root)
+
     def reconfigure(self, config: str) -> None:
         """Use this configuration, in TOML, from the next start."""
         self._config.write_text(config)

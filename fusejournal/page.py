@@ -92,6 +92,8 @@ class StatusPage:
         lines = list(self._opening.degraded)
         if volume.failure is not None:
             lines.append(f"read-only: {volume.failure}")
+        if not self._state.is_mirror and volume.refusal is None:
+            lines += volume.journal.clock.words(volume.journal.last_time_ns)
         if tasks.compression_failure is not None:
             lines.append(f"segments are not compressed: {tasks.compression_failure}")
         if volume.journal_full or tasks.full:

@@ -14,7 +14,6 @@ thread only."""
 import errno
 import logging
 import os
-import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 
@@ -177,7 +176,7 @@ class Volume:
         by a name."""
         if self.refusal is not None:
             raise OSError(self.refusal, os.strerror(self.refusal))
-        time_ns = time.time_ns()
+        time_ns = self.entry_time()
         self.applier.apply(operation, time_ns, data)
         self.tree.node(operation.fid).ctime_ns = time_ns
 
@@ -225,7 +224,7 @@ class Volume:
 
     def entry_time(self) -> int:
         """The next entry's time: now, but always later than the last entry's."""
-        return max(time.time_ns(), self.journal.last_time_ns + 1)
+        return self.journal.next_time()
 
     def settle(self, operation: TreeOperation, seq: Seq, time_ns: int, data: bytes) -> bool:
         """Recovery's end of :meth:`commit` for the entry that was in flight when the process died.

@@ -90,7 +90,7 @@ class Source:
         """The first seq at or after a time or mark. Raises NoSuchMomentError."""
         time_ns = parse_moment(text, self._now_ns)
         if time_ns is not None:
-            return self.lookup.seq_after(time_ns - 1)
+            return self._seq_after(time_ns - 1)
         return self._mark(text)
 
     def until(self, text: str) -> Seq:
@@ -98,7 +98,7 @@ class Source:
         NoSuchMomentError."""
         time_ns = parse_moment(text, self._now_ns)
         if time_ns is not None:
-            return self.lookup.seq_after(time_ns)
+            return self._seq_after(time_ns)
         return Seq(self._mark(text) + 1)
 
     def time(self, text: str) -> Seq:
@@ -107,14 +107,26 @@ class Source:
         time_ns = parse_moment(text, self._now_ns)
         if time_ns is None:
             raise NoSuchMomentError(f"{text!r} is no time (2026-01-31 14:00, '2 hours ago')")
-        if time_ns > self._now_ns:
+        if time_ns > max(self._now_ns, self._dated_ns):
             raise NoSuchMomentError(f"{text!r} is yet to come")
-        before_seq = self.lookup.seq_after(time_ns)
+        before_seq = self._seq_after(time_ns)
         if before_seq <= self.reader.first_seq:
             raise NoSuchMomentError(
                 f"{text!r} is before the journal: its first entry is {self.reader.first_seq}"
             )
         return before_seq
+
+    @cached_property
+    def _dated_ns(self) -> int:
+        """The date of the last entry, which is yet to come where the clock was put back since."""
+        last = next(self.reader.read(self.head_seq, Seq(self.head_seq + 1)), None)
+        return last.time_ns if last is not None else 0
+
+    def _seq_after(self, time_ns: int) -> Seq:
+        """The first seq after a time. One that is yet to come can only be an entry's date."""
+        if time_ns > self._now_ns:
+            return self.lookup.seq_dated_after(time_ns)
+        return self.lookup.seq_after(time_ns)
 
     def mark(self, name: str) -> Seq:
         """The end, half-open, of all up to a mark. Raises NoSuchMomentError."""

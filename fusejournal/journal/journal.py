@@ -18,10 +18,9 @@ import errno
 import itertools
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -33,6 +32,7 @@ from fusejournal.errors import (
     JournalFullError,
 )
 from fusejournal.journal import tail
+from fusejournal.journal.clock import EntryClock
 from fusejournal.journal.format import (
     DATA_BYTES_MAX,
     PAYLOAD_BYTES_MAX,
@@ -74,6 +74,7 @@ class Journal:
         self.head_seq = Seq(0)
         self.chain = 0
         self.last_time_ns = 0
+        self.clock = EntryClock()
         self.durable_seq = Seq(0)
         """Everything up to here is on disk."""
         self.durable_when_opened = Seq(0)
@@ -180,6 +181,10 @@ class Journal:
             found.last, fd, first_seq_of(found.last), found.end, self.options
         )
         self._sealed_bytes.pop(self._current.first_seq, None)
+        if not is_copy:
+            # What is damaged further back is told by whoever reads it.
+            with suppress(JournalDamagedError):
+                self.clock.lead_ns = self.reader.lead_ns(found.last)
 
     # -- appending ---------------------------------------------------------------------------------
 
@@ -187,6 +192,11 @@ class Journal:
     def head(self) -> Position:
         """Where the log stands."""
         return Position(self.epoch, self.head_seq, self.chain)
+
+    def next_time(self) -> int:
+        """The time for the entry that is appended next: now, but always later than the last
+        one's."""
+        return self.clock.next(self.last_time_ns)
 
     def append(
         self,
@@ -218,7 +228,9 @@ class Journal:
             current.end + need + _VOID_ROOM_BYTES > self.options.segment_bytes
             or self.head_seq - current.first_seq + 1 >= self.options.segment_entries
         )
-        if is_long and self._may_roll(current, kind):
+        if self.clock.begins_ns is not None and current.end == SEGMENT_HEADER_BYTES:
+            self._begin_anew(current)
+        elif (is_long or self.clock.begins_ns is not None) and self._may_roll(current, kind):
             rolled = self._roll(kind)
             if rolled is not None:
                 current = rolled
@@ -375,12 +387,26 @@ class Journal:
 
     def _next_header(self) -> SegmentHeader:
         return SegmentHeader(
-            self.uuid, self.epoch, Seq(self.head_seq + 1), self.chain, time.time_ns()
+            self.uuid,
+            self.epoch,
+            Seq(self.head_seq + 1),
+            self.chain,
+            self.clock.header_ns(self.last_time_ns),
         )
+
+    def _begin_anew(self, current: SegmentWriter) -> None:
+        """Give *current*, which has no entry yet, a header with the clock's time as it is now."""
+        header = self._next_header()
+        try:
+            current.write_header(header.encode())
+        except OSError as error:
+            raise self._fail(f"{current.path}: cannot be written: {error.strerror}") from error
+        self.clock.begun(header.time_ns, self.last_time_ns)
 
     def _begin_segment(self, header: SegmentHeader) -> SegmentWriter:
         with self._failing_for_good():
             writer = SegmentWriter.begin(self.directory, header, self.options)
+        self.clock.begun(header.time_ns, self.last_time_ns)
         self._names_made += 1
         return writer
 

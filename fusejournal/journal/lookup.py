@@ -414,23 +414,42 @@ class Lookup:
     # -- moments -----------------------------------------------------------------------------------
 
     def seq_after(self, time_ns: int) -> Seq:
-        """The first seq later than *time_ns*: asked with it as *before_seq*, the state at that
-        time."""
+        """The first seq later than *time_ns* by the clock: asked with it as *before_seq*, the state
+        at that time. Where the clock was put back, it said some times twice: the later is
+        meant."""
+        for at in reversed(range(len(self._paths))):
+            header, first = self.reader.beginning(self._paths[at])
+            begun_ns = header.time_ns
+            if first is not None:
+                begun_ns = min(begun_ns, first.time_ns)
+            if begun_ns <= time_ns:
+                return self._seq_after_in(at, time_ns + self.reader.lead_ns(self._paths[at]))
+        return self._starts[0] if self._starts else Seq(1)
+
+    def seq_dated_after(self, time_ns: int) -> Seq:
+        """The first seq whose entry is dated later than *time_ns*, which may be ahead of what the
+        clock said then."""
         low, high = 0, len(self._paths)
         while low < high:
             middle = (low + high) // 2
-            first = next(self.reader.read(self._starts[middle], END), None)
+            _, first = self.reader.beginning(self._paths[middle])
             if first is not None and first.time_ns <= time_ns:
                 low = middle + 1
             else:
                 high = middle
         if low == 0:
             return self._starts[0] if self._starts else Seq(1)
-        index = self.reader.index(self._paths[low - 1])
-        for entry in self.reader.read(index.point_before_time(time_ns).seq, END):
+        return self._seq_after_in(low - 1, time_ns)
+
+    def _seq_after_in(self, at: int, time_ns: int) -> Seq:
+        index = self.reader.index(self._paths[at])
+        if not index.entries:
+            return index.first_seq
+        end = Seq(index.last_seq + 1)
+        for entry in self.reader.read(index.point_before_time(time_ns).seq, end):
             if entry.time_ns > time_ns:
                 return entry.seq
-        return Seq(index.last_seq + 1)
+        return end
 
     def mark(self, name: str) -> Seq | None:
         """The newest MARK of *name*."""

@@ -15,7 +15,15 @@ from pathlib import Path
 from uuid import UUID
 
 from fusejournal.errors import JournalError
-from fusejournal.journal.format import Entry, FormatError, Frame, decode_entry
+from fusejournal.journal.clock import SLACK_NS, lead_ns
+from fusejournal.journal.format import (
+    SEGMENT_HEADER_BYTES,
+    Entry,
+    FormatError,
+    Frame,
+    SegmentHeader,
+    decode_entry,
+)
 from fusejournal.journal.index import SegmentIndex, build_index, load_index
 from fusejournal.journal.segment import (
     BadFrameError,
@@ -183,6 +191,33 @@ class JournalReader:
                 0, reader.header.first_seq, f"is of volume {uuid}, not {self.uuid}", torn=False
             )
         return reader
+
+    def beginning(self, path: Path) -> tuple[SegmentHeader, Entry | None]:
+        """The header and the first entry of segment *path*. Raises JournalDamagedError."""
+        try:
+            with self._open(path) as reader:
+                first = next(reader.frames(reader.start), None)
+                try:
+                    return reader.header, decode_entry(first) if first is not None else None
+                except FormatError as error:
+                    raise BadFrameError.undecodable(
+                        SEGMENT_HEADER_BYTES, reader.header.first_seq, error
+                    ) from None
+        except BadFrameError as bad:
+            if bad.torn and bad.offset == SEGMENT_HEADER_BYTES:
+                return reader.header, None
+            raise bad.in_segment(path) from None
+
+    def lead_ns(self, path: Path) -> int:
+        """How far the entries of segment *path* are ahead of what the clock said when they were
+        made (clock.py). Raises JournalDamagedError."""
+        header, first = self.beginning(path)
+        if first is not None and first.time_ns - header.time_ns <= SLACK_NS:
+            return 0
+        before = [one for one in self.segments() if first_seq_of(one) < header.first_seq]
+        if not before:
+            return 0
+        return lead_ns(header.time_ns, self.index(before[-1]).last_time_ns)
 
     # -- by index ----------------------------------------------------------------------------------
 

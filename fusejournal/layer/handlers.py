@@ -415,6 +415,8 @@ class Handlers(pyfuse3.Operations):
             clamp_time(attr.st_atime_ns) if fields.update_atime else None,
             clamp_time(attr.st_mtime_ns) if fields.update_mtime else None,
         )
+        if operation.mtime_ns is not None:
+            self.volume.journal.clock.touched(operation.mtime_ns)
         if any(value is not None for value in operation[1:]):
             self._change(operation, who)
         return self._attributes(inode)

@@ -17,8 +17,7 @@ def append(journal: Journal, count: int, operation: Operation, data: bytes) -> t
     before = journal.total_bytes
     begun = time.perf_counter()
     for _ in range(count):
-        time_ns = max(time.time_ns(), journal.last_time_ns + 1)
-        journal.append(operation, NOBODY_ASKED, time_ns, lambda _: b"some/path", data)
+        journal.append(operation, NOBODY_ASKED, journal.next_time(), lambda _: b"some/path", data)
     journal.sync()
     return time.perf_counter() - begun, journal.total_bytes - before
 

@@ -2,10 +2,12 @@
 and read again after every kind of stop."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
+from fusejournal.journal.clock import now_ns
 from fusejournal.replay.digest import digest_tree
 from fusejournal.state import load_state
 from fusejournal.types import TIME_MAX_NS, TIME_MIN_NS, clamp_time
@@ -104,3 +106,27 @@ def test_times_that_were_there_first(tmp_path: Path, kind: str) -> None:
             assert (layer.mountpoint / "stray").stat().st_mtime_ns == clamp_time(_TIMES[9])
             layer.stop()
             _check_replayed(layer, tmp_path / "target")
+
+
+def _await_tick() -> None:
+    """Until the clock that files have has moved on."""
+    before = now_ns()
+    while now_ns() == before:
+        time.sleep(0)
+
+
+def test_what_is_touched_and_what_is_written_are_in_order(tmp_path: Path) -> None:
+    """As make needs it: neither is older than what came before it."""
+    with Layer(tmp_path) as layer:
+        layer.start()
+        written, touched = layer.mountpoint / "written", layer.mountpoint / "touched"
+        touched.touch()
+        for number in range(200):
+            written.write_text(str(number))
+            os.utime(touched)
+            assert touched.stat().st_mtime_ns >= written.stat().st_mtime_ns, number
+            _await_tick()
+            os.utime(touched)
+            written.write_text("again")
+            assert written.stat().st_mtime_ns >= touched.stat().st_mtime_ns, number
+        layer.stop()

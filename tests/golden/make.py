@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 def main() -> None:
     with (
         tempfile.TemporaryDirectory() as name,
-        mock.patch("time.time_ns", return_value=1_700_000_000_000_000_000),
+        mock.patch("fusejournal.journal.clock.now_ns", return_value=1_700_000_000_000_000_000),
     ):
         journal = write_samples(Path(name))
         journal.close()

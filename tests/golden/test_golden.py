@@ -59,7 +59,7 @@ def test_times_after_2262_are_read(tmp_path: Path) -> None:
 
 
 def test_version_1_is_written(tmp_path: Path) -> None:
-    with mock.patch("time.time_ns", return_value=1_700_000_000_000_000_000):
+    with mock.patch("fusejournal.journal.clock.now_ns", return_value=1_700_000_000_000_000_000):
         write_samples(tmp_path).close()
     (path,) = list_segments(tmp_path)
     assert path.read_bytes() == _golden()

@@ -13,11 +13,11 @@ import pytest
 import trio
 
 from fusejournal import storage
-from fusejournal import volume as volume_module
 from fusejournal.backing.syscalls import handle_of
 from fusejournal.backing.tree import FID_XATTR, pack_tag
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import PeerLostError, RecoveryError
+from fusejournal.journal import clock
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.settled import settled
@@ -348,7 +348,7 @@ async def test_times_grow_though_the_clock_went_back(
                 await _ship_all(primary, mirror, address)
             lose_machine(tmp_path / "primary" / "state", head_seq - 6)
             with open_volume(tmp_path / "primary", begin=False) as primary:
-                monkeypatch.setattr(volume_module.time, "time_ns", lambda: 1)
+                monkeypatch.setattr(clock, "now_ns", lambda: 1)
                 await _begin(primary, peers={"east": address})
                 monkeypatch.undo()
                 entries = JournalReader(primary.journal_dir).read(Seq(1), Seq(1 << 40))

@@ -8,7 +8,11 @@ changed but for the fid: times, owners, modes stay.
 
 A walk that was stopped or killed begins again and passes over what the catalog has whole, so it
 reads only what it had not finished. Runs as a generator: between two items the caller may show
-progress, wait or stop."""
+progress, wait or stop.
+
+The same goes for what is found in the backing of a running volume. Others are served between two
+items then, and a piece of content is journaled an item after it was read: so nobody may get at a
+file that is ``unfinished``."""
 
 import errno
 import os
@@ -19,7 +23,7 @@ from typing import NamedTuple
 
 from fusejournal.backing import syscalls
 from fusejournal.backing.catalog_store import Node
-from fusejournal.backing.tree import FID_XATTR, Look
+from fusejournal.backing.tree import CASEFOLDED, FID_XATTR, Look
 from fusejournal.errors import BackingError
 from fusejournal.operations import Import, ImportData, ImportLink, Setattr, Setxattr
 from fusejournal.types import NOBODY_ASKED, ROOT_FID, Fid, clamp_time
@@ -45,6 +49,12 @@ class Importer:
         self._bytes = 0
         self.imported = 0
         """Names that were not known before."""
+        self.unfinished: set[Fid] = set()
+        """Files of whose content this process has journaled only a part."""
+        self.active: set[Fid] = set()
+        """Those among them that are being journaled."""
+        self._found_now = 0
+        self._was_whole = False
 
     def run(self) -> Iterator[ImportProgress]:
         """Import the whole backing. Raises BackingError (names the file), OSError ENOSPC when the
@@ -103,24 +113,30 @@ class Importer:
             yield from self._import_object(parent, name, look)
         yield self._progress()
 
-    def finish(self, fid: Fid) -> None:
+    def finish(self, fid: Fid) -> Iterator[ImportProgress]:
         """Journal the rest of the content of *fid*, whose import was interrupted, if there is any.
         Raises OSError ENOSPC when the journal is full."""
         node = self._volume.tree.node(fid)
         if not node.complete:
-            for _ in self._import_content(node):
-                pass
+            yield from self._import_content(node)
 
-    def import_now(self, parent: Fid, name: bytes) -> None:
-        """Import what somebody put into the backing of a running volume. What is interrupted is
-        finished when the file is opened, or at the next mount. Raises as :meth:`run`."""
-        whole = self._volume.catalog.imported
-        # Whoever put it there changed the directory's mtime with it.
-        mtime_ns = clamp_time(self._volume.tree.stat(parent).st_mtime_ns)
-        self._volume.commit(Setattr(parent, None, None, None, None, mtime_ns), NOBODY_ASKED)
-        for _ in self.import_name(parent, name):
-            pass
-        self._volume.catalog.imported = whole
+    def import_found(self, parent: Fid, name: bytes) -> Iterator[ImportProgress]:
+        """Import what was put into the backing of a running volume. Its name is known from the
+        first item on. What is interrupted stays ``unfinished``, for :meth:`finish` or the next
+        mount. Raises as :meth:`run`."""
+        catalog = self._volume.catalog
+        if not self._found_now:
+            self._was_whole = catalog.imported
+        self._found_now += 1
+        try:
+            # Whoever put it there changed the directory's mtime with it.
+            mtime_ns = clamp_time(self._volume.tree.stat(parent).st_mtime_ns)
+            self._volume.commit(Setattr(parent, None, None, None, None, mtime_ns), NOBODY_ASKED)
+            yield from self.import_name(parent, name)
+        finally:
+            self._found_now -= 1
+            if not self._found_now and not self.unfinished:
+                catalog.imported = self._was_whole
 
     def _import_object(self, parent: Fid, name: bytes, look: Look) -> Iterator[ImportProgress]:
         stat = look.stat
@@ -130,6 +146,8 @@ class Importer:
             dir_fd=self._volume.tree.descriptor(parent),
         )
         try:
+            if S_ISDIR(stat.st_mode):
+                self._check_case(parent, name)
             xattrs = _xattrs(syscalls.descriptor_path(fd))
             target = os.readlink(b"", dir_fd=fd) if S_ISLNK(stat.st_mode) else None
         finally:
@@ -158,7 +176,28 @@ class Importer:
         if not operation.complete:
             yield from self._import_content(self._volume.tree.node(operation.fid))
 
+    def _check_case(self, parent: Fid, name: bytes) -> None:
+        fd = os.open(
+            name,
+            os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC,
+            dir_fd=self._volume.tree.descriptor(parent),
+        )
+        try:
+            if syscalls.is_casefolded(fd):
+                raise BackingError(self._where(parent, name), CASEFOLDED)
+        finally:
+            os.close(fd)
+
     def _import_content(self, node: Node) -> Iterator[ImportProgress]:
+        self.unfinished.add(node.fid)
+        self.active.add(node.fid)
+        try:
+            yield from self._import_pieces(node)
+            self.unfinished.discard(node.fid)
+        finally:
+            self.active.discard(node.fid)
+
+    def _import_pieces(self, node: Node) -> Iterator[ImportProgress]:
         fd = self._volume.tree.descriptor(node.fid)
         stat = os.fstat(fd)
         mtime_ns = clamp_time(stat.st_mtime_ns)

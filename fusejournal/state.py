@@ -115,9 +115,9 @@ class VolumeState:
 
     def is_copy_of(self, other: "VolumeState") -> bool:
         """Whether this and *other* were made as one. (A mirror's UUID is its primary's.)"""
-        return (
-            self.directory != other.directory
-            and (self.uuid, self.created_ns) == (other.uuid, other.created_ns)
+        return self.directory != other.directory and (self.uuid, self.created_ns) == (
+            other.uuid,
+            other.created_ns,
         )
 
     def holder(self) -> dict[str, Any] | None:

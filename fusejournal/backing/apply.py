@@ -353,7 +353,11 @@ class Applier:
             exchanged = self._exchanged_mtimes(operation) if flags & RENAME_EXCHANGE else ()
             old, new = tree.pair(operation.parent, operation.new_parent)
             storage.reached("apply.rename")
-            syscalls.rename(old, operation.name, new, operation.new_name, flags)
+            names = (old, operation.name, new, operation.new_name)
+            if flags or operation.replaced:
+                syscalls.rename(*names, flags)
+            else:
+                _rename_onto_nothing(*names)
             for fid, mtime_ns in exchanged:
                 self._name_changed(fid, mtime_ns)
         self._name_changed(operation.parent, time_ns)
@@ -606,6 +610,25 @@ def _open(name: bytes, flags: int, directory: int) -> int:
     """Open the object that was made just now."""
     storage.reached("apply.open")
     return os.open(name, flags, dir_fd=directory)
+
+
+def _rename_onto_nothing(old_dir: int, old: bytes, new_dir: int, new: bytes) -> None:
+    """A rename whose entry replaces nothing: what is there all the same, no entry knows, so it must
+    not go. Raises FileExistsError."""
+    try:
+        syscalls.rename(old_dir, old, new_dir, new, RENAME_NOREPLACE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    else:
+        return
+    # There are file systems without this flag, for targets of a replay.
+    try:
+        os.stat(new, dir_fd=new_dir, follow_symlinks=False)
+    except FileNotFoundError:
+        syscalls.rename(old_dir, old, new_dir, new, 0)
+    else:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
 def _set_mode_and_mtime(fd: int, mode: int | None, mtime_ns: int) -> None:

@@ -146,6 +146,18 @@ def unlocked(fd: int) -> Iterator[None]:
         fcntl.ioctl(fd, _FS_IOC_SETFLAGS, flags.to_bytes(4, "little"))
 
 
+_FS_CASEFOLD_FL = 0x40000000
+
+
+def is_casefolded(fd: int) -> bool:
+    """Whether names in the directory that *fd* is open on are looked up without regard to case."""
+    try:
+        flags = fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(4))
+    except OSError:
+        return False  # a file system without flags has not this one either
+    return bool(int.from_bytes(flags, "little") & _FS_CASEFOLD_FL)
+
+
 def descriptor_path(fd: int) -> str:
     """A path that reaches *fd*'s file itself, for calls that take no O_PATH descriptor."""
     return f"/proc/self/fd/{fd}"

@@ -403,6 +403,12 @@ class Look:
         """The volume that the file belongs to; None for a file that is nobody's."""
 
 
+CASEFOLDED = (
+    "is casefolded (chattr +F), so that one name has many spellings, and a journal tells them "
+    "apart: use a directory without it"
+)
+
+
 def probe(root_fd: int, path: Path, read_only: bool) -> None:
     """Refuse a backing that lacks what a volume needs. Leaves nothing behind. Raises
     BackingError."""
@@ -413,6 +419,8 @@ def probe(root_fd: int, path: Path, read_only: bool) -> None:
         raise BackingError(
             path, f"its file system has no file handles ({error.strerror})"
         ) from None
+    if syscalls.is_casefolded(root_fd):
+        raise BackingError(path, CASEFOLDED)
     if read_only:
         return
     try:

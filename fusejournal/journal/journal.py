@@ -529,9 +529,7 @@ class Journal:
         self._sealed_bytes[first_seq_of(path)] = compressed.stat().st_size
 
 
-def _encode(
-    operation: Operation, who: Who, time_ns: int, paths: dict[Fid, bytes] | None
-) -> bytes:
+def _encode(operation: Operation, who: Who, time_ns: int, paths: dict[Fid, bytes] | None) -> bytes:
     """The payload of an entry. Raises OSError EINVAL where no reader would take it."""
     try:
         return encode_payload(operation, who, time_ns, paths)

@@ -14,11 +14,12 @@ Documentation/filesystems/nfs/exporting.rst."""
 import errno
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from stat import S_IFDIR, S_IFMT, S_IFREG, S_IMODE, S_ISGID, S_ISUID, S_IXGRP
 
 import pyfuse3
+import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
 
 from fusejournal.backing import syscalls
@@ -96,6 +97,8 @@ class Handlers(pyfuse3.Operations):
         """Of a mirror, whose tree changes without the kernel."""
         self.files = files
         self._forgotten: set[Fid] = set()
+        self._import_ended = trio.Event()
+        """Set, and made anew, whenever the import of a file that was found has ended."""
 
     # -- committing --------------------------------------------------------------------------------
 
@@ -135,7 +138,8 @@ class Handlers(pyfuse3.Operations):
 
     async def lookup(self, parent: Fid, name: bytes, ctx: RequestContext) -> EntryAttributes:
         """Also answers "." and ".." of any fid, which is how nfsd turns a handle back into a
-        file."""
+        file. What somebody put into the backing is journaled first; others are served meanwhile,
+        and cancelling leaves the rest to the next who asks for it."""
         try:
             entry = self._lookup(parent, name)
             if self.remembered is not None:
@@ -144,6 +148,12 @@ class Handlers(pyfuse3.Operations):
             return entry
         except FileNotFoundError as error:
             failure: Exception = error
+        except _UnfinishedError as unfinished:
+            try:
+                await self._finish_import(unfinished.fid)
+                return self._lookup(parent, name)
+            except Exception as error:
+                raise failing(error) from None
         except Exception as error:
             raise failing(error) from None
         try:
@@ -157,11 +167,35 @@ class Handlers(pyfuse3.Operations):
         except OSError:
             raise failing(failure) from None
         try:
-            log.warning("found in the backing, imported: %r in fid %d", name, parent)
-            self._importer.import_now(parent, name)
+            await self._import_found(parent, name)
             return self._lookup(parent, name)
         except Exception as error:
             raise failing(error) from None
+
+    async def _import_found(self, parent: Fid, name: bytes) -> None:
+        """Journal what somebody put into the backing. Raises as Importer.run."""
+        log.warning("found in the backing, imported: %r in fid %d", name, parent)
+        await self._run_import(self._importer.import_found(parent, name))
+
+    async def _finish_import(self, fid: Fid) -> None:
+        """Return when the content of *fid* is journaled: wait for who is at it, or do the rest.
+        Raises OSError."""
+        while fid in self._importer.unfinished:
+            if fid in self._importer.active:
+                self._loop.hand_over()
+                await self._import_ended.wait()
+            else:
+                await self._run_import(self._importer.finish(fid))
+
+    async def _run_import(self, steps: Iterator[object]) -> None:
+        """Take all *steps*, and let others be served between two."""
+        self._loop.hand_over()
+        try:
+            for _ in steps:
+                await trio.lowlevel.checkpoint()
+        finally:
+            ended, self._import_ended = self._import_ended, trio.Event()
+            ended.set()
 
     def _is_foreign(self, parent: Fid, name: bytes) -> bool:
         """Whether *name*, which the catalog does not know, is something that somebody put into the
@@ -176,6 +210,8 @@ class Handlers(pyfuse3.Operations):
 
     def _lookup(self, parent: Fid, name: bytes) -> EntryAttributes:
         if name in (b".", b".."):
+            if parent in self._importer.unfinished:
+                raise _UnfinishedError(parent)
             node = self._tree.node(parent)
             self._forgotten.discard(parent)
             return self._attributes(parent if name == b"." else node.parent)
@@ -184,6 +220,8 @@ class Handlers(pyfuse3.Operations):
         if fid is None:
             self._tree.node(parent)
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if fid in self._importer.unfinished:
+            raise _UnfinishedError(fid)
         node = self._tree.node(fid)
         try:
             stat = self._tree.stat_name(parent, name)
@@ -339,8 +377,7 @@ class Handlers(pyfuse3.Operations):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
         self.volume.commit(Rmdir(node.fid, parent, name), _who(ctx))
 
-    @changing
-    def rename(
+    async def rename(
         self,
         parent_old: Fid,
         name_old: bytes,
@@ -349,7 +386,33 @@ class Handlers(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        """Move a name, onto another one, or exchange two."""
+        """Move a name, onto another one, or exchange two. What somebody put into the backing under
+        the new name is journaled before it is replaced."""
+        names = (parent_old, name_old, parent_new, name_new)
+        try:
+            await self._rename(*names, flags, ctx)
+        except FUSEError as error:
+            is_known = self._catalog.lookup(parent_new, name_new) is not None
+            if error.errno != errno.EEXIST or flags or is_known:
+                raise
+        else:
+            return
+        try:
+            await self._import_found(parent_new, name_new)
+        except Exception as error:
+            raise failing(error) from None
+        await self._rename(*names, flags, ctx)
+
+    @changing
+    def _rename(
+        self,
+        parent_old: Fid,
+        name_old: bytes,
+        parent_new: Fid,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         _check_name(name_new)
@@ -439,14 +502,23 @@ class Handlers(pyfuse3.Operations):
         """Set an extended attribute (ACLs come this way too)."""
         if name == HIDDEN_XATTR:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        self._change(Setxattr(inode, name, value), _who(ctx))
-        if name == ACCESS_ACL_XATTR.encode():
-            # A local file system drops setgid when somebody outside the group sets the ACL
-            # (posix_acl_update_mode).
-            stat = self._tree.stat(inode)
-            if stat.st_mode & S_ISGID and not permissions.in_group(_who(ctx), stat.st_gid):
-                mode = S_IMODE(stat.st_mode) & ~S_ISGID
-                self._change(Setattr(inode, mode, None, None, None, None), _who(ctx))
+        who = _who(ctx)
+        mode = S_IMODE(self._tree.stat(inode).st_mode) if name in _ACL_XATTRS else 0
+        # A local file system drops setgid when somebody outside the group sets the ACL
+        # (posix_acl_update_mode). Before, for if it ends here, there is no setgid too many.
+        drops = (
+            name == ACCESS_ACL_XATTR.encode()
+            and mode & S_ISGID
+            and not permissions.in_group(who, self._tree.stat(inode).st_gid)
+        )
+        if drops:
+            self._change(Setattr(inode, mode & ~S_ISGID, None, None, None, None), who)
+        try:
+            self._change(Setxattr(inode, name, value), who)
+        except OSError:
+            if drops:
+                self._change(Setattr(inode, mode, None, None, None, None), who)
+            raise
 
     @changing
     def removexattr(self, inode: Fid, name: bytes, ctx: RequestContext) -> None:
@@ -474,7 +546,7 @@ class Handlers(pyfuse3.Operations):
         """Open a file; with O_TRUNC this is a change."""
         try:
             if self.volume.refusal is None:
-                self._importer.finish(inode)
+                await self._finish_import(inode)
             if flags & os.O_TRUNC:
                 mode = self._tree.stat(inode).st_mode
                 self._drop_capabilities(inode, _who(ctx))
@@ -563,7 +635,10 @@ class Handlers(pyfuse3.Operations):
         if start_id < _DOT_DOT_COOKIE and not self._list_dots(directory, start_id, token):
             return
         dir_fd = self._tree.descriptor(directory)
+        unfinished = self._importer.unfinished
         for name, fid, cookie in self._catalog.list(directory, max(start_id, _DOT_DOT_COOKIE)):
+            if fid in unfinished:
+                continue
             try:
                 stat = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
             except FileNotFoundError:
@@ -598,6 +673,14 @@ class Handlers(pyfuse3.Operations):
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Wait until the journal is durable up to the directory's last entry."""
         await self.wait(self._last_seq(Fid(fh)))
+
+
+class _UnfinishedError(Exception):
+    """The import of *fid* has not come to its end."""
+
+    def __init__(self, fid: Fid) -> None:
+        super().__init__(fid)
+        self.fid = fid
 
 
 def _who(ctx: RequestContext) -> Who:

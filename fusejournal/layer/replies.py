@@ -10,6 +10,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from pyfuse3 import EntryAttributes, FUSEError
 
+from fusejournal.errors import FusejournalError
 from fusejournal.types import Fid, Seq
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,9 @@ def failing(error: Exception) -> FUSEError:
         return error
     if isinstance(error, OSError):
         return FUSEError(error.errno or errno.EIO)
+    if isinstance(error, FusejournalError):
+        log.warning("refused: %s", error)
+        return FUSEError(errno.EIO)
     log.error("a request failed on a bug", exc_info=error)
     return FUSEError(errno.EIO)
 

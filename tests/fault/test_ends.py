@@ -58,9 +58,7 @@ def check_journal(layer: Layer, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("part", ["sampler", "durability", "request"])
-def test_a_fault_leaves_the_mount_dead(
-    layer: Layer, tmp_path: Path, part: str, fault: str
-) -> None:
+def test_a_fault_leaves_the_mount_dead(layer: Layer, tmp_path: Path, part: str, fault: str) -> None:
     trigger = tmp_path / "fault"
     layer.environment |= {"FAULTY": f"{part}:{fault}", "FAULTY_TRIGGER": str(trigger)}
     layer.program = "tests.support.faulty:ending"

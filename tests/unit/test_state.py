@@ -225,8 +225,9 @@ def test_a_copy_is_not_taken_for_the_volume(tmp_path: Path, state: str, copy: st
     assert copies_of(made) == [tmp_path / copy]
     with claim_volume(spec(tmp_path, state=state)) as again:
         assert again == made
-    with pytest.raises(UsageError, match="move the former away"), claim_volume(
-        spec(tmp_path, state=copy)
+    with (
+        pytest.raises(UsageError, match="move the former away"),
+        claim_volume(spec(tmp_path, state=copy)),
     ):
         pass
     assert find_volume(str(tmp_path / copy)).directory == tmp_path / copy  # to be read
@@ -270,8 +271,9 @@ def test_a_renamed_copy_is_not_used_beside_the_volume(tmp_path: Path) -> None:
         copy = _copy(made.directory, tmp_path / "states" / "two")
         known = json.loads((copy / "volume.json").read_text())
         (copy / "volume.json").write_text(json.dumps({**known, "name": "two"}))
-        with pytest.raises(UsageError, match="states/one"), claim_volume(
-            spec(tmp_path, "two", "states/two")
+        with (
+            pytest.raises(UsageError, match="states/one"),
+            claim_volume(spec(tmp_path, "two", "states/two")),
         ):
             pass
         assert copies_of(made) == [copy]
@@ -317,8 +319,9 @@ def test_a_state_directory_of_another_user(tmp_path: Path, whose: str, mode: int
     for text in ("one", str(made.directory), str(made.mountpoint)):
         with pytest.raises(FusejournalError, match=r"cannot tell|no volume"):
             find_volume(text)
-    with pytest.raises(FusejournalError, match="cannot tell"), claim_volume(
-        spec(tmp_path, state="elsewhere")
+    with (
+        pytest.raises(FusejournalError, match="cannot tell"),
+        claim_volume(spec(tmp_path, state="elsewhere")),
     ):
         pass
 
@@ -326,8 +329,9 @@ def test_a_state_directory_of_another_user(tmp_path: Path, whose: str, mode: int
 def test_a_new_volume_in_a_directory_of_another_user(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     os.chown(tmp_path / "elsewhere", 1000, 1000)
-    with pytest.raises(FusejournalError, match="another user's"), claim_volume(
-        spec(tmp_path, state="elsewhere")
+    with (
+        pytest.raises(FusejournalError, match="another user's"),
+        claim_volume(spec(tmp_path, state="elsewhere")),
     ):
         pass
     assert not list((tmp_path / "elsewhere").iterdir())

@@ -75,7 +75,7 @@ class CatalogSpoiltError(FusejournalError):
 
 def _open_environment(directory: Path) -> lmdb.Environment:
     return lmdb.open(
-        str(directory),
+        os.fsencode(directory),
         map_size=_MAP_BYTES,
         max_dbs=8,
         sync=False,

@@ -57,7 +57,7 @@ def diff(volume: str, seq1: int, seq2: int, path: str | None, as_json: bool) -> 
             if as_json:
                 text.echo_json(change.as_json())
             else:
-                click.echo(change.as_line())
+                text.echo(change.as_line())
 
 
 def _is_below(path: bytes | None, below: bytes) -> bool:

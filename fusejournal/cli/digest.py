@@ -63,7 +63,7 @@ def digest(source: str, within: str, as_json: bool) -> None:
         )
     else:
         place = text.name(name) + (f", /{text.name(path)}" if path else "")
-        click.echo(f"{found.digest}  {place}: {_counts(found)}")
+        text.echo(f"{found.digest}  {place}: {_counts(found)}")
 
 
 def _tree(source: str) -> tuple[bytes, Path]:

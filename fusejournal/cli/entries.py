@@ -116,9 +116,9 @@ def details(match: Match) -> str:
         case Kind.SETXATTR | Kind.REMOVEXATTR:
             return f"  {text.name(operation.name)}"
         case Kind.EPOCH:
-            return f"{operation.epoch}: {operation.reason}"
+            return f"{operation.epoch}: {text.line(operation.reason)}"
         case Kind.MARK:
-            return str(operation.name)
+            return text.line(operation.name)
     return ""
 
 

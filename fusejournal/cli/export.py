@@ -151,9 +151,9 @@ def _remove(state: VolumeState, as_json: bool) -> None:
     if as_json:
         text.echo_json({"name": state.name, "removed": removed, "left": [e.where for e in left]})
     elif not removed:
-        click.echo(f"volume {state.name} was not exported", err=True)
+        text.echo(f"volume {state.name} was not exported", err=True)
     for other in left:
-        click.echo(
+        text.echo(
             f"fusejournal: still exported to {other.client}: {other.where}: take it out there, "
             "then exportfs -ra",
             err=True,
@@ -165,13 +165,13 @@ def _mount_command(state: VolumeState) -> str:
 
 
 def _show(state: VolumeState, content: str, written: bool, warnings: list[str]) -> None:
-    click.echo(content, nl=False)
+    text.echo_lines(content)
     if written:
-        click.echo(f"# On a client: {_mount_command(state)}")
+        text.echo(f"# On a client: {_mount_command(state)}")
     else:
-        click.echo(f"# Put it into {exports.own_file(state.name)} and export it: --write")
+        text.echo(f"# Put it into {exports.own_file(state.name)} and export it: --write")
     for warning in warnings:
-        click.echo(f"fusejournal: {warning}", err=True)
+        text.echo(f"fusejournal: {warning}", err=True)
 
 
 def _report(

@@ -47,11 +47,11 @@ def history(volume: str, path: str, as_json: bool) -> None:
                 text.echo_json({**entries.as_json(step.match), "of": fid, "size": step.size})
             continue
         if number > 1:
-            click.echo()
-        click.secho(_title(raw, fid, times, number, len(tenures)), bold=True)
+            text.echo()
+        text.echo(_title(raw, fid, times, number, len(tenures)), bold=True)
         for step in life(lookup, fid):
             size = "" if step.size is None else text.size(step.size)
-            click.echo(f"{size:>10}  {entries.as_line(step.match)}")
+            text.echo(f"{size:>10}  {entries.as_line(step.match)}")
 
 
 class Step(NamedTuple):

@@ -71,7 +71,7 @@ def install(write: bool, root: Path, as_json: bool) -> None:
         )
         if write and root.resolve() == Path("/"):
             raise UsageError(f"{why}: install fusejournal where only root can write, first")
-        click.echo(f"fusejournal: warning: {why}", err=True)
+        text.echo(f"fusejournal: warning: {why}", err=True)
     if write:
         for file in files:
             _check_ours(file.path)
@@ -94,13 +94,13 @@ def install(write: bool, root: Path, as_json: bool) -> None:
         )
     elif write:
         for file, differs in zip(files, changed, strict=True):
-            click.echo(f"{file.path}: {'written' if differs else 'was up to date'}")
+            text.echo(f"{file.path}: {'written' if differs else 'was up to date'}")
         if reloaded:
-            click.echo("systemd: has read it")
+            text.echo("systemd: has read it")
         if root.resolve() == Path("/"):
-            click.echo(f"next: {_next_step()}")
+            text.echo(f"next: {_next_step()}")
     else:
-        click.echo("\n".join(f"# ---- {file.path}\n{file.content}" for file in files), nl=False)
+        text.echo_lines("\n".join(f"# ---- {file.path}\n{file.content}" for file in files))
 
 
 def _files(root: Path) -> tuple[_File, _File]:

@@ -88,12 +88,12 @@ def _verified(found: VerifyReport) -> dict[str, object]:
 
 def _show_verified(found: VerifyReport) -> None:
     for damage in found.damages:
-        click.secho(str(damage), fg="red")
+        text.echo(str(damage), fg="red")
     if found.unfinished:
-        click.echo(f"unfinished: {found.unfinished}")
+        text.echo(f"unfinished: {found.unfinished}")
     for path in found.useless_indexes:
-        click.echo(f"{path}: its index does not fit and is not used; delete the .fjx beside it")
-    click.echo(
+        text.echo(f"{path}: its index does not fit and is not used; delete the .fjx beside it")
+    text.echo(
         f"{'DAMAGED' if found.damages else 'sound'}: "
         f"{text.count(found.entries, 'entry', 'entries')} ({found.first_seq} to {found.last_seq}), "
         f"{text.size(found.bytes)} in {text.count(found.segments, 'segment')}"

@@ -103,9 +103,9 @@ def log(
                 sys.stdout.flush()
     elif follow or not sys.stdout.isatty():
         for match in matches:
-            click.echo(entries.as_line(match))
+            text.echo(entries.as_line(match))
     else:
-        click.echo_via_pager(entries.as_line(match) + "\n" for match in matches)
+        click.echo_via_pager(text.styled(entries.as_line(match)) + "\n" for match in matches)
 
 
 def _newest(

@@ -1,5 +1,6 @@
 """The command itself: the group, and what every command's errors end as."""
 
+import io
 import os
 import sys
 from importlib import import_module
@@ -7,6 +8,7 @@ from importlib import import_module
 import click
 
 from fusejournal import __version__, storage
+from fusejournal.cli import text
 from fusejournal.errors import FusejournalError, PrivilegeError
 
 _INTERRUPTED = 130
@@ -73,18 +75,24 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code."""
     storage.listen_to_environment()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A character that the terminal has not is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
     # Paths are followed directory by directory, and trees are deep at times.
     sys.setrecursionlimit(_STEPS_MAX)
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        text.echo_lines(shown.getvalue(), err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        print("fusejournal: interrupted", file=sys.stderr)
+        text.echo("fusejournal: interrupted", err=True)
         sys.exit(_INTERRUPTED)
     except FusejournalError as error:
-        print(f"fusejournal: {error}", file=sys.stderr)
+        text.echo(f"fusejournal: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # Whoever read our output has had enough; nothing is left to flush.
@@ -94,15 +102,15 @@ def main() -> None:
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         refused = isinstance(error, PermissionError)
         hint = " (try sudo)" if refused and os.geteuid() != 0 else ""
-        print(f"fusejournal: {where}{error.strerror or error}{hint}", file=sys.stderr)
+        text.echo(f"fusejournal: {where}{error.strerror or error}{hint}", err=True)
         sys.exit(PrivilegeError.exit_code if refused else 1)
     except Exception as error:
         if os.environ.get("FUSEJOURNAL_TRACEBACK"):
             raise
-        print(
+        text.echo(
             f"fusejournal: {type(error).__name__}: {error} "
             "(this is a bug; FUSEJOURNAL_TRACEBACK=1 shows where)",
-            file=sys.stderr,
+            err=True,
         )
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -37,4 +37,4 @@ def mark(volume: str, name: str, as_json: bool) -> None:
     if as_json:
         text.echo_json({"name": name, **marked})
     else:
-        click.echo(f'marked "{name}" at seq {marked["seq"]}')
+        text.echo(f'marked "{name}" at seq {marked["seq"]}')

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from fusejournal.cli.mount_options import MountOptions, known_spec, new_spec, replication_options
-from fusejournal.cli.reporters import ConsoleReporter, PipeReporter, sd_notify
+from fusejournal.cli.reporters import ConsoleReporter, LineFormatter, PipeReporter, sd_notify
 from fusejournal.errors import (
     FusejournalError,
     MountError,
@@ -174,11 +174,9 @@ def _find_known(volume: str) -> VolumeState:
 
 
 def _set_up_log(spec: MountSpec) -> None:
-    logging.basicConfig(
-        level=spec.config.log.level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=spec.config.log.level.upper(), handlers=[handler])
 
 
 def _serve(spec: MountSpec, reporter: Reporter) -> None:

@@ -16,7 +16,6 @@ import ctypes
 import os
 import re
 import select
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,6 +25,7 @@ from typing import Any
 
 import click
 
+from fusejournal.cli import text
 from fusejournal.cli.mount import mount_in_background
 from fusejournal.cli.mount_options import MountOptions, known_spec, mount_flags, new_spec
 from fusejournal.errors import FusejournalError, PrivilegeError, UsageError, VolumeNotFoundError
@@ -78,7 +78,7 @@ class _Helper(click.Command):
         try:
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
-            click.echo(f"mount.fusejournal: {error.format_message()}", err=True)
+            text.echo(f"mount.fusejournal: {error.format_message()}", err=True)
             raise click.exceptions.Exit(_USAGE) from None
 
 
@@ -141,12 +141,12 @@ def mount_helper(
             raise
         return _fail(f"{type(error).__name__}: {error} (this is a bug)", _BUG)
     if verbose:
-        click.echo(f"mount.fusejournal: {mountpoint}: {done}")
+        text.echo(f"mount.fusejournal: {mountpoint}: {done}")
     return 0
 
 
 def _fail(error: FusejournalError | str, code: int) -> int:
-    print(f"mount.fusejournal: {error}", file=sys.stderr)
+    text.echo(f"mount.fusejournal: {error}", err=True)
     return code
 
 

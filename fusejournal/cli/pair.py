@@ -55,12 +55,12 @@ def pair(volume: str, peer: str | None, code: str | None, as_json: bool) -> None
         text.echo_json(reply)
         return
     other = reply["peer"]
-    click.echo(f"paired with {name} at {address}: {other['fingerprint']}")
+    text.echo(f"paired with {name} at {address}: {other['fingerprint']}")
     if reply["node"] != name:
-        click.echo(f"it calls itself {reply['node']}")
-    click.echo(f"volume {state.name} is shipped to it from now on")
+        text.echo(f"it calls itself {reply['node']}")
+    text.echo(f"volume {state.name} is shipped to it from now on")
     if state.is_mirror:
-        click.echo(
+        text.echo(
             f"this is a mirror, and ships on what it has. If {name} is its primary, that is the "
             f"wrong way round: 'fusejournal peer remove' here and there, then 'fusejournal pair "
             f"{shlex.quote(state.name)}' here, and there what it shows",
@@ -83,7 +83,7 @@ def _open(state: VolumeState, as_json: bool) -> None:
     if ended["state"] != "paired":
         raise PairingError(_ENDED.get(ended["state"], ended["state"]))
     if not as_json:
-        click.echo(f"paired with {ended['peer']['name']}: {ended['peer']['fingerprint']}")
+        text.echo(f"paired with {ended['peer']['name']}: {ended['peer']['fingerprint']}")
 
 
 def _show(state: VolumeState, opened: dict[str, Any], as_json: bool) -> None:
@@ -91,17 +91,17 @@ def _show(state: VolumeState, opened: dict[str, Any], as_json: bool) -> None:
         text.echo_json(opened)
         return
     if not state.is_mirror:
-        click.echo(
+        text.echo(
             "this is a primary, and takes nothing from the node that uses the code. To ship to a "
             "mirror, have it give out the code, and use it here",
             err=True,
         )
-    click.echo(f"{'code':<12}{opened['code']}")
-    click.echo(f"{'this node':<12}{opened['node']}, {opened['fingerprint']}")
+    text.echo(f"{'code':<12}{opened['code']}")
+    text.echo(f"{'this node':<12}{opened['node']}, {opened['fingerprint']}")
     minutes = round(opened["seconds_left"] / 60)
-    click.echo(f"On the other node, within {minutes} minutes (there with its volume's name):")
-    click.echo(f"  {opened['command']}")
-    click.echo("waiting for it; Ctrl-C takes the code back", err=True)
+    text.echo(f"On the other node, within {minutes} minutes (there with its volume's name):")
+    text.echo(f"  {opened['command']}")
+    text.echo("waiting for it; Ctrl-C takes the code back", err=True)
 
 
 def _wait(state: VolumeState, number: int, quiet: bool) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _wait(state: VolumeState, number: int, quiet: bool) -> dict[str, Any]:
         now = ask(state.directory, "pair-state", id=number)
         forgotten = now["logged"] - len(now["log"])
         for line in [] if quiet else now["log"][max(0, shown - forgotten) :]:
-            click.echo(f"fusejournal: {line}", err=True)
+            text.echo(f"fusejournal: {line}", err=True)
         shown = now["logged"]
         if now["state"] != "waiting":
             return now

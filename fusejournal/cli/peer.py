@@ -54,9 +54,9 @@ def add(volume: str, peer: str, as_json: bool) -> None:
     if as_json:
         text.echo_json(reply)
         return
-    click.echo(f"peer {name} at {address}" + ("" if reply["added"] else ", as before"))
+    text.echo(f"peer {name} at {address}" + ("" if reply["added"] else ", as before"))
     if reply["peer"]["fingerprint"] is None and not reply.get("insecure"):
-        click.echo(
+        text.echo(
             f"not paired yet: 'fusejournal pair' on {name}, then here what it shows", err=True
         )
 
@@ -84,7 +84,7 @@ def remove(volume: str, name: str, as_json: bool) -> None:
     if as_json:
         text.echo_json(reply)
     else:
-        click.echo(f"peer {name} removed")
+        text.echo(f"peer {name} removed")
 
 
 @peer.command("list")
@@ -111,7 +111,7 @@ def list_command(volume: str, as_json: bool) -> None:
     if as_json:
         text.echo_json(reply)
     elif not reply["peers"]:
-        click.echo(f"volume {state.name} has no peers: see 'fusejournal pair --help'")
+        text.echo(f"volume {state.name} has no peers: see 'fusejournal pair --help'")
     else:
         _show(reply["peers"])
 
@@ -157,7 +157,7 @@ def _set_paused(state: VolumeState, name: str, paused: bool, as_json: bool) -> N
         text.echo_json(reply)
     else:
         words = "paused" if paused else "resumed"
-        click.echo(f"peer {name} {words}" if reply["changed"] else f"peer {name} was not changed")
+        text.echo(f"peer {name} {words}" if reply["changed"] else f"peer {name} was not changed")
 
 
 def _show(peers: list[dict[str, Any]]) -> None:
@@ -168,7 +168,7 @@ def _show(peers: list[dict[str, Any]]) -> None:
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
-        click.echo(
+        text.echo(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         )
 

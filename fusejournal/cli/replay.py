@@ -118,7 +118,7 @@ def replay(
         with watched("looking at the target", as_json) as progress:
             work.check_target(goal, progress)
         if goal.resumed and not as_json:
-            click.echo(f"going on after seq {goal.done_seq}", err=True)
+            text.echo(f"going on after seq {goal.done_seq}", err=True)
         ask = _Ask(source) if on_conflict == "ask" else None
         with watched("replaying", as_json) as progress:
             for result in work.run(goal, progress, ask=ask):
@@ -126,7 +126,7 @@ def replay(
                 if as_json:
                     text.echo_json(_as_json(result))
                 elif verbose or result.conflict is not None:
-                    click.echo(_as_line(result))
+                    text.echo(_as_line(result))
         goal.finish()
     _show_end(target, sums, as_json)
 
@@ -177,8 +177,8 @@ class _Ask:
     def __call__(self, conflict: Conflict, match: Match) -> bool:
         if self._all:
             return True
-        click.echo(entries.as_line(match))
-        click.echo(f"  {conflict}")
+        text.echo(entries.as_line(match))
+        text.echo(f"  {conflict}")
         answer = click.prompt(
             "skip it, skip all, or stop?",
             type=click.Choice(["skip", "all", "stop"]),
@@ -191,9 +191,9 @@ class _Ask:
 def show_conflicts(source: Source, plan: Plan) -> None:
     """The first conflicts, on stderr."""
     for conflict in plan.conflicts[:_CONFLICTS_SHOWN]:
-        click.echo(conflict_line(source, conflict), err=True)
+        text.echo(conflict_line(source, conflict), err=True)
     if plan.conflict_count > _CONFLICTS_SHOWN:
-        click.echo(f"and {plan.conflict_count - _CONFLICTS_SHOWN:,} more", err=True)
+        text.echo(f"and {plan.conflict_count - _CONFLICTS_SHOWN:,} more", err=True)
 
 
 def conflict_line(source: Source, conflict: Conflict) -> str:
@@ -224,7 +224,7 @@ def _show_plan(source: Source, plan: Plan, as_json: bool) -> None:
             }
         )
         return
-    click.echo(
+    text.echo(
         f"would carry out {text.count(plan.done, 'operation')}, leave out {plan.left_out:,}; "
         f"{plan.refused:,} were refused then; {text.count(plan.conflict_count, 'conflict')}"
     )
@@ -264,7 +264,7 @@ def _show_end(target: Path, sums: Plan, as_json: bool) -> None:
             }
         )
         return
-    click.echo(
+    text.echo(
         f"{text.name(os.fsencode(target))}: {text.count(sums.done, 'operation')} carried out, "
         f"{sums.conflict_count:,} skipped, {sums.refused:,} refused then as now"
     )

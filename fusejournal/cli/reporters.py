@@ -2,13 +2,13 @@
 started it."""
 
 import json
+import logging
 import os
 import socket
 import time
 from contextlib import suppress
 from typing import Any
 
-import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,7 +20,21 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from fusejournal.cli.text import echo, line
+
 _PLAIN_PERIOD_SECONDS = 5.0
+
+
+class LineFormatter(logging.Formatter):
+    """Formats a record as one line, whatever names are in it; a traceback follows line by line."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """See logging."""
+        return line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        """See logging."""
+        return "\n".join(map(line, super().formatException(ei).split("\n")))
 
 
 def sd_notify(message: str) -> None:
@@ -30,7 +44,8 @@ def sd_notify(message: str) -> None:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(OSError):
         sender.connect("\0" + address[1:] if address.startswith("@") else address)
-        sender.sendall(message.encode())
+        # A line each: a name could bring a message of its own otherwise.
+        sender.sendall(line(message).encode())
 
 
 class ConsoleReporter:
@@ -64,12 +79,12 @@ class ConsoleReporter:
         elif time.monotonic() > self._said + _PLAIN_PERIOD_SECONDS:
             self._said = time.monotonic()
             told = f"{stage}: {done} of {total if total is not None else '?'} {unit}"
-            click.echo(told, err=True)
+            echo(told, err=True)
             sd_notify(f"STATUS={told}")
 
     def warning(self, text: str) -> None:
         """See Reporter."""
-        click.echo(f"fusejournal: warning: {text}", err=True)
+        echo(f"fusejournal: warning: {text}", err=True)
 
     def ready(self) -> None:
         """See Reporter."""

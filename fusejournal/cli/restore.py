@@ -59,7 +59,7 @@ def restore_command(
     if as_json:
         text.echo_json({"target": str(done.path), "names": done.names, "as_of_seq": end - 1})
     else:
-        click.echo(f"restored {text.count(done.names, 'name')} as of seq {end - 1} to {done.path}")
+        text.echo(f"restored {text.count(done.names, 'name')} as of seq {end - 1} to {done.path}")
 
 
 def _end(

@@ -47,13 +47,13 @@ def show(volume: str, seq: int, with_data: bool, as_json: bool) -> None:
         text.echo_json(line)
         return
     if entry.seq != seq:
-        click.echo(f"entry {seq} is the refusal of entry {entry.seq}:")
-    click.echo(entries.as_line(match))
+        text.echo(f"entry {seq} is the refusal of entry {entry.seq}:")
+    text.echo(entries.as_line(match))
     for key, value in line.items():
-        click.echo(f"  {key:<14}{_value(key, value)}")
+        text.echo(f"  {key:<14}{_value(key, value)}")
     if with_data:
         for dumped in _hex_dump(bytes(entry.data), getattr(entry.operation, "offset", 0)):
-            click.echo(dumped)
+            text.echo(dumped)
 
 
 def _value(key: str, value: object) -> str:

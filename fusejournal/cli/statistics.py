@@ -4,8 +4,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-import click
-
 from fusejournal.cli import entries, text
 from fusejournal.journal.criteria import Match
 
@@ -121,22 +119,23 @@ def show_statistics(statistics: Statistics, as_json: bool) -> None:
     if as_json:
         text.echo_json(_as_json(statistics))
         return
-    click.echo(
+    text.echo(
         f"{text.count(statistics.entries, 'entry', 'entries')}, "
         f"{statistics.refused:,} refused; {text.size(statistics.bytes)} written, "
         f"{text.size(statistics.frame_bytes)} in the journal"
     )
     if statistics.first and statistics.last:
         for word, (seq, time_ns) in (("from", statistics.first), ("to", statistics.last)):
-            click.echo(f"{word:<5}{seq:>10}  {text.moment(time_ns)}")
+            text.echo(f"{word:<5}{seq:>10}  {text.moment(time_ns)}")
     for title, rows, name, limit in tables:
-        click.echo(f"\n{title}")
-        click.echo(f"{'ENTRIES':>12}  {'WRITTEN':>10}")
+        text.echo()
+        text.echo(title)
+        text.echo(f"{'ENTRIES':>12}  {'WRITTEN':>10}")
         for key, count, size in rows[:limit]:
             shown = "(others)" if key is None else name(key)
-            click.echo(f"{count:>12,}  {text.size(size):>10}  {shown}")
+            text.echo(f"{count:>12,}  {text.size(size):>10}  {shown}")
         if len(rows) > limit:
-            click.echo(f"{'':>24}  and {len(rows) - limit:,} more (--json has them)")
+            text.echo(f"{'':>24}  and {len(rows) - limit:,} more (--json has them)")
 
 
 def _path(path: bytes) -> str:

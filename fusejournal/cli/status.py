@@ -34,7 +34,7 @@ def status(volume: str | None, as_json: bool) -> None:
         if as_json:
             text.echo_json(reports)
         elif not reports:
-            click.echo("no volumes yet: 'fusejournal mount BACKING MOUNTPOINT' makes one")
+            text.echo("no volumes yet: 'fusejournal mount BACKING MOUNTPOINT' makes one")
         else:
             _show_all(reports)
         return
@@ -139,7 +139,7 @@ def _show_all(reports: list[dict[str, Any]]) -> None:
     rows += [_row(one) for one in reports]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
-        click.echo(
+        text.echo(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         )
 
@@ -273,9 +273,9 @@ def _show(one: dict[str, Any]) -> None:
     if one["replication"] is not None:
         lines += _replication(one["replication"])
     for key, value in lines:
-        click.echo(f"{key:<11} {value}")
+        text.echo(f"{key:<11} {value}")
     for key in ("degraded", "repairs"):
         for value in one[key]:
-            click.secho(f"{key:<12}{value}", fg="red" if key == "degraded" else "yellow")
+            text.echo(f"{key:<12}{value}", fg="red" if key == "degraded" else "yellow")
     if not one["degraded"]:
-        click.echo(f"{'health':<12}all is well")
+        text.echo(f"{'health':<12}all is well")

@@ -1,12 +1,19 @@
-"""How values are shown: one way for all commands."""
+"""How values are shown: one way for all commands; and the one way out.
+
+Names are whatever bytes users like, and reach people in paths, errors, warnings and status lines.
+All that a command prints goes through :func:`echo` or :func:`echo_json`: a call is one line, and
+what is not printable in it is escaped, so that no name can move the cursor, add a line or end one.
+What is not for a terminal goes through :func:`line`."""
 
 import json
+import re
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
 import click
 
+_STYLE = re.compile(r"(\x1b\[[0-9;]*m)")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -69,6 +76,33 @@ def name(raw: bytes) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def line(words: str) -> str:
+    """*words*, which may hold names (as Python makes them of bytes), as one line for people."""
+    if words.isprintable():
+        return words
+    return name(words.encode("utf-8", "surrogateescape"))
+
+
+def echo(
+    words: str = "", *, err: bool = False, fg: str | None = None, bold: bool | None = None
+) -> None:
+    """Print one line; ``click.style`` may have been used in it."""
+    click.secho(styled(words), err=err, fg=fg, bold=bold)
+
+
+def styled(words: str) -> str:
+    """As :func:`line`, of words in which ``click.style`` may have been used."""
+    if words.isprintable():
+        return words
+    return "".join(part if _STYLE.fullmatch(part) else line(part) for part in _STYLE.split(words))
+
+
+def echo_lines(words: str, *, err: bool = False) -> None:
+    """Print what consists of lines, each as :func:`echo` does."""
+    for one in words.removesuffix("\n").split("\n"):
+        echo(one, err=err)
 
 
 def exact(raw: bytes) -> str:

@@ -11,6 +11,7 @@ import click
 
 from fusejournal import exports, nfsd
 from fusejournal.asking import RemoteError, ask
+from fusejournal.cli import text
 from fusejournal.errors import FusejournalError, NotRunningError, UsageError, VolumeBusyError
 from fusejournal.layer import mount as mounts
 from fusejournal.layer.connection import release_kept
@@ -74,7 +75,7 @@ def umount(volume: str, lazy: bool, force: bool) -> None:
             release_kept(state.directory / "connection")
             if not _clear(state):
                 raise NotRunningError(f"volume {state.name} is not mounted") from None
-            click.echo(
+            text.echo(
                 f"{state.mountpoint}: its layer had died; took the dead mount away", err=True
             )
             return
@@ -233,4 +234,4 @@ def _try_to_stop(state: VolumeState) -> RemoteError | None:
 
 
 def _say(words: str) -> None:
-    click.echo(f"fusejournal: {words}", err=True)
+    text.echo(f"fusejournal: {words}", err=True)

@@ -106,12 +106,12 @@ def undo(
     if as_json:
         text.echo_json(_as_json(plan, actions, done))
     elif done is not None:
-        click.echo(
+        text.echo(
             f"done, as entries {done[0]} to {done[1]}; to take it back: "
             f"fusejournal undo {source.name} {done[0]}-{done[1]} --pid {os.getpid()}"
         )
     elif actions:
-        click.echo("nothing was written: --apply does it")
+        text.echo("nothing was written: --apply does it")
 
 
 def _tell_how_far(source: Source, state: VolumeState, plan: UndoPlan) -> None:
@@ -119,7 +119,7 @@ def _tell_how_far(source: Source, state: VolumeState, plan: UndoPlan) -> None:
     with suppress(FusejournalError):
         first, last = plan.head_seq + 1, ask(state.directory, "status")["head_seq"]
         if last >= first:
-            click.echo(
+            text.echo(
                 f"stopped half-way: entries {first} to {last} are done, files on their way lie in "
                 f"/.fusejournal-undo.*; to take that back: "
                 f"fusejournal undo {source.name} {first}-{last} --pid {os.getpid()} --apply",
@@ -165,19 +165,19 @@ def _show(source: Source, plan: UndoPlan, actions: list[Action], imports: int) -
         path = entries.shown_path(action.new_path or action.path)
         if action.what == "rename":
             path = f"{entries.shown_path(action.path)} -> {path}"
-        click.echo(f"{action.what:<11} {path}  (takes back seq {action.because_of})")
+        text.echo(f"{action.what:<11} {path}  (takes back seq {action.because_of})")
     if len(actions) > _SHOWN:
-        click.echo(f"and {len(actions) - _SHOWN:,} more (--json has them)")
+        text.echo(f"and {len(actions) - _SHOWN:,} more (--json has them)")
     for conflict in plan.conflicts[:_SHOWN]:
-        click.secho(f"in the way  {conflict_line(source, conflict)}", fg="red")
+        text.echo(f"in the way  {conflict_line(source, conflict)}", fg="red")
     if len(plan.conflicts) > _SHOWN:
-        click.echo(f"and {len(plan.conflicts) - _SHOWN:,} more in the way")
+        text.echo(f"and {len(plan.conflicts) - _SHOWN:,} more in the way")
     if imports:
-        click.echo(
+        text.echo(
             f"{text.count(imports, 'entry', 'entries')} of the import stay: that was there before"
         )
     kept = f", {plan.kept:,} stay, for later changes rely on them" if plan.kept else ""
-    click.echo(f"{text.count(len(plan.chosen), 'operation')} to take back{kept}")
+    text.echo(f"{text.count(len(plan.chosen), 'operation')} to take back{kept}")
 
 
 def _as_json(plan: UndoPlan, actions: list[Action], done: tuple[int, int] | None) -> dict[str, Any]:

@@ -454,7 +454,9 @@ class Lookup:
     def mark(self, name: str) -> Seq | None:
         """The newest MARK of *name*."""
         for span in self.segments(newest_first=True):
-            postings = self.index(span).of_name(Fid(0), name.encode())
+            postings = self.index(span).of_name(
+                Fid(0), name.encode("utf-8", "surrogateescape")
+            )
             numbers = [posting.number for posting in postings]
             found = [
                 entry.seq

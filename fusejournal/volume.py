@@ -19,8 +19,9 @@ from contextlib import nullcontext, suppress
 
 from fusejournal import storage
 from fusejournal.backing import syscalls
-from fusejournal.backing.apply import Applier, ApplyBrokenError, ShortWriteError
+from fusejournal.backing.apply import Applier, ApplyBrokenError, Made, ShortWriteError
 from fusejournal.backing.catalog import Catalog
+from fusejournal.backing.reserve import RootReserve
 from fusejournal.backing.tree import Tree
 from fusejournal.errors import JournalError, JournalFullError
 from fusejournal.journal.format import Entry
@@ -54,6 +55,7 @@ class Volume:
         self.catalog = catalog
         self.tree = tree
         self.applier = Applier(tree)
+        self._reserve = RootReserve(tree.root_fd)
         self.refusal: int | None = None
         """errno that every change gets (EROFS), or None while changes are taken."""
         self.failure: str | None = None
@@ -99,7 +101,7 @@ class Volume:
         try:
             if kind in _MAY_ORPHAN:
                 pinned = self._pin(operation)
-            made = self.applier.apply(operation, time_ns, data)
+            made = self._apply_for(who.uid, operation, time_ns, data)
         except ShortWriteError as error:
             self._void_rest(seq, operation, time_ns, error)
             raise
@@ -119,6 +121,14 @@ class Volume:
             self.tree.unpin(node)
         self.on_applied()
         return seq
+
+    def _apply_for(self, uid: int, operation: TreeOperation, time_ns: int, data: bytes) -> Made:
+        """Carry out *operation* for a user, who is to take no space that is kept back for root,
+        but to make some (a removal)."""
+        apply = self.applier.apply
+        if uid and self._reserve.is_near(len(data), time_ns) and operation.kind not in REMOVALS:
+            return syscalls.as_user(uid, apply, operation, time_ns, data)
+        return apply(operation, time_ns, data)
 
     def apply_received(self, entry: Entry, void: Void | None, settle: bool) -> None:
         """Carry out *entry*, which is in the journal because another node wrote it, with the *void*
@@ -171,13 +181,13 @@ class Volume:
         for node in nodes:
             self.tree.unpin(node)
 
-    def change_orphan(self, operation: DataOperation, data: bytes = b"") -> None:
+    def change_orphan(self, operation: DataOperation, who: Who, data: bytes = b"") -> None:
         """Change a file that has no name any more: not journaled, for nobody can ever see it again
         by a name."""
         if self.refusal is not None:
             raise OSError(self.refusal, os.strerror(self.refusal))
         time_ns = self.entry_time()
-        self.applier.apply(operation, time_ns, data)
+        self._apply_for(who.uid, operation, time_ns, data)
         self.tree.node(operation.fid).ctime_ns = time_ns
 
     def note(self, operation: ControlOperation) -> Seq:

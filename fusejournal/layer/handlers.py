@@ -105,7 +105,7 @@ class Handlers(pyfuse3.Operations):
     def _change(self, operation: DataOperation, who: Who, data: bytes = b"") -> None:
         """Commit a change of a file that may have lost its last name."""
         if self._tree.is_orphan(operation.fid):
-            self.volume.change_orphan(operation, data)
+            self.volume.change_orphan(operation, who, data)
         else:
             self.volume.commit(operation, who, data)
 

@@ -14,15 +14,15 @@ _MAKE = {
 
 
 @contextmanager
-def filesystem(kind: str, base: Path, name: str, size_mib: int) -> Iterator[Path]:
-    """A new file system of *kind* mounted at ``base/name``."""
+def filesystem(kind: str, base: Path, name: str, size_mib: int, *options: str) -> Iterator[Path]:
+    """A new file system of *kind*, made with *options*, mounted at ``base/name``."""
     mountpoint = base / name
     mountpoint.mkdir()
     if kind == "tmpfs":
         command = ["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", str(mountpoint)]
     else:
         image = base / f"{name}.img"
-        make(kind, image, size_mib)
+        make(kind, image, size_mib, *options)
         command = ["mount", "-o", "loop", str(image), str(mountpoint)]
     subprocess.run(command, check=True)
     try:
@@ -31,11 +31,11 @@ def filesystem(kind: str, base: Path, name: str, size_mib: int) -> Iterator[Path
         subprocess.run(["umount", "-l", str(mountpoint)], check=True)
 
 
-def make(kind: str, image: Path, size_mib: int) -> None:
-    """Make *image* a file with an empty file system of *kind*."""
+def make(kind: str, image: Path, size_mib: int, *options: str) -> None:
+    """Make *image* a file with an empty file system of *kind*, with *options*."""
     with open(image, "wb") as file:
         file.truncate(size_mib << 20)
-    subprocess.run([*_MAKE[kind], str(image)], check=True, capture_output=True)
+    subprocess.run([*_MAKE[kind], *options, str(image)], check=True, capture_output=True)
 
 
 def fill(path: Path, leave_bytes: int = 0) -> None:

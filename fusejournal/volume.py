@@ -186,9 +186,11 @@ class Volume:
         by a name."""
         if self.refusal is not None:
             raise OSError(self.refusal, os.strerror(self.refusal))
-        time_ns = self.entry_time()
+        node = self.tree.node(operation.fid)
+        # No entry keeps it apart from the change before.
+        time_ns = max(self.entry_time(), node.ctime_ns + 1)
         self._apply_for(who.uid, operation, time_ns, data)
-        self.tree.node(operation.fid).ctime_ns = time_ns
+        node.ctime_ns = time_ns
 
     def note(self, operation: ControlOperation) -> Seq:
         """Append an entry that changes no tree. Raises JournalError."""

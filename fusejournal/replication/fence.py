@@ -105,7 +105,3 @@ class Fence:
         OSError."""
         self._page.fence = reign
         self._page.sync()
-
-    def close(self) -> None:
-        """Close the page."""
-        self._page.close()

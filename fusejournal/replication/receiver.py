@@ -78,6 +78,8 @@ _SMALL_BYTES = 128 << 10
 _ACK_PAUSE_SECONDS = 0.002
 _LIFE_SECONDS = 10.0
 """While a message takes longer to come, the sender hears of this side as often."""
+_FRESH_SECONDS = 3.0
+"""A sender that was heard so long ago at most is there: a machine takes longer to start."""
 _SIGN_SECONDS = 7.0
 """A sender that says nothing for longer, while another instance of it wants its place, has lost it:
 it pings every two seconds."""
@@ -531,7 +533,7 @@ class Receiver:
         newcomer, followed = instance_of(greeting, where), self._instances.followed
         if self._session is None or followed is None or not self._instances.is_other(newcomer):
             return ""
-        if self._heard_at is None or time.monotonic() - self._heard_at > _SIGN_SECONDS:
+        if self._heard_at is None or time.monotonic() - self._heard_at > _FRESH_SECONDS:
             return ""
         return describe_twice(followed, newcomer)
 

@@ -292,7 +292,8 @@ class Replication:
         if words is not None:
             volume.fail(words)
             self.quorum.fence()
-            self._peers_changed()
+            for shipper, _ in self._shippers.values():
+                shipper.break_off()
 
     # -- running -----------------------------------------------------------------------------------
 
@@ -369,8 +370,8 @@ class Replication:
             await self._serve_source(connection, greeting)
         elif self.receiver is None:
             claim = claim_of(greeting)
-            if claim.reign.epoch > self._volume.journal.epoch and connection.peer is not None:
-                await self._judge(claim, connection.peer)
+            if claim.reign.epoch > self._volume.journal.epoch:
+                await self._judge(claim, connection.peer or greeting.node)
             reason = f"{self._node} is a primary and takes no entries: mount it with --role mirror"
             raise RefusedError("role", reason)
         elif self._is_downstream(connection.peer):

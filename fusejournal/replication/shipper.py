@@ -290,6 +290,11 @@ class Shipper:
         if self._session_scope is not None:
             self._session_scope.cancel()
 
+    def break_off(self) -> None:
+        """End the session, if one goes on, and see whether there is to be another."""
+        if self._session_scope is not None:
+            self._session_scope.cancel()
+
     async def run(self) -> None:
         """Ship until cancelled, or until the peer is removed."""
         pause_seconds = _PAUSE_SECONDS_MIN

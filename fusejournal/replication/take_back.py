@@ -107,6 +107,7 @@ class TakeBack:
     """Judges what a peer says of a higher reign. Returns why this node takes no change any more;
     None where it does."""
     _fence: RefusedError | None = field(default=None, init=False)
+    _notices: list[str] = field(default_factory=list, init=False)
     _held_seq: Seq = field(default=Seq(0), init=False)
 
     async def run(self) -> TakenBack:
@@ -118,7 +119,7 @@ class TakeBack:
         positions = await self._ask_all(peers)
         if not positions:
             return TakenBack([_NOBODY], Seq(0))
-        failures = [
+        failures = self._notices + [
             f"the machine was lost, and peer {peer.name} did not answer: entries that only it has "
             "are not here, and part its journal from this one"
             for peer in peers
@@ -213,7 +214,10 @@ class TakeBack:
         while True:
             try:
                 async with await self._connect(peer) as connection:
-                    positions[peer.name] = position_of(await self._greet(connection))
+                    theirs = await self._greet(connection)
+                    positions[peer.name] = position_of(theirs)
+                    if theirs.detail:
+                        self._notices.append(f"peer {peer.name}: {theirs.detail}")
                     return
             except* (FusejournalError, OSError, trio.TooSlowError) as group:
                 error = first_error(group)

@@ -20,7 +20,7 @@ from fusejournal.journal.settled import settled
 from fusejournal.journal.stretches import End, StretchReader
 from fusejournal.journal.writing import JournalOptions
 from fusejournal.replication.comparing import find_common
-from fusejournal.types import Epoch, Position, Seq
+from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
 from fusejournal.wire.batches import batch_of, compress, stretch_of
 from fusejournal.wire.frames import (
     Ack,
@@ -49,6 +49,7 @@ from fusejournal.wire.session import (
     expect,
     hello,
     position_of,
+    reign_of,
     welcome,
 )
 from tests.support.mirrors import unlike_journals
@@ -334,6 +335,60 @@ def test_greetings(one: Me, other: Me, purpose: str, is_mirror: bool) -> None:
         assert is_mirror
         mine = max(one.fence, one.position.epoch)
         assert mine >= max(other.fence, other.position.epoch)
+
+
+_REIGNS = st.builds(
+    Reign,
+    st.one_of(st.integers(1, 4), st.integers(0, 2 * EPOCH_MAX)),
+    st.sampled_from((0, 1, 2, 3)),
+)
+
+
+@settings(max_examples=300)
+@given(mine=_REIGNS, theirs=_REIGNS, path=st.sampled_from(("hello", "fetch", "begin", "batch")))
+def test_a_reign_is_judged_alike_on_every_path(mine: Reign, theirs: Reign, path: str) -> None:
+    """A lower one is refused, one that cannot be is an error, and so is the same epoch of another
+    node; who began an epoch, a node need not know."""
+    assume(mine.epoch <= EPOCH_MAX)
+    nothing = Position(Epoch(0), Seq(0), 0)
+    here = Me("here", UUID_OF_WORKLOADS, nothing, mine.epoch, Seq(0), mine.node_id)
+    there = Me("there", UUID_OF_WORKLOADS, nothing, theirs.epoch, Seq(0), theirs.node_id)
+    sink = Sink(nothing, *mine)
+    begin = Begin(theirs.epoch, Seq(0), 0, Seq(1), Seq(0), theirs.node_id)
+    batch = Batch(
+        *(theirs.epoch, Seq(1), Seq(1), 0, 1, Seq(1), 0, 0, "raw", Seq(1), Seq(1), b""),
+        reign_node=theirs.node_id,
+    )
+    error: WireError | None = None
+    try:
+        if path in ("hello", "fetch"):
+            greeting = hello(there, SHIP if path == "hello" else FETCH)
+            answer = welcome(here, greeting, is_mirror=True)
+            assert reign_of(answer) == mine
+        elif path == "begin":
+            sink.begin(begin)
+        else:
+            assert sink.take(batch)
+    except WireError as raised:
+        error = raised
+    rivals = 0 not in (mine.node_id, theirs.node_id) and mine.node_id != theirs.node_id
+    if theirs.epoch > EPOCH_MAX:
+        assert error is not None
+        assert not isinstance(error, RefusedError)
+    elif (theirs.epoch < mine.epoch and path != "fetch") or (theirs.epoch == mine.epoch and rivals):
+        assert isinstance(error, RefusedError)
+        assert error.code == "fenced"
+        assert "epoch" in error.reason
+    else:
+        assert error is None
+        if path in ("begin", "batch"):
+            known = theirs.node_id or (mine.node_id if theirs.epoch == mine.epoch else 0)
+            assert sink.reign == Reign(theirs.epoch, known)
+    # And what it is answered, it judges alike.
+    if mine.epoch > theirs.epoch or (mine.epoch == theirs.epoch and rivals):
+        with pytest.raises(RefusedError) as refused:
+            check_welcome(there, welcome(here, hello(here, FETCH), is_mirror=True), FETCH)
+        assert (refused.value.claim is not None) == (mine.epoch > theirs.epoch)
 
 
 # -- acknowledgements ----------------------------------------------------------------------------

@@ -567,3 +567,73 @@ async def test_a_start_waits_for_nobody_for_long(
             assert taken == ([], Seq(0), None)
     for listener in listeners:
         await listener.aclose()
+
+
+async def test_a_primary_hears_of_its_successor_by_its_greeting(tmp_path: Path) -> None:
+    """Which has been told to ship to it; and so it ships to nobody any more."""
+    with (
+        open_volume(tmp_path / "mirror", mirror=True) as mirror,
+        open_volume(tmp_path / "primary") as primary,
+        open_volume(tmp_path / "next", uuid=primary.volume.journal.uuid) as successor,
+    ):
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        successor.volume.note(NewEpoch(Epoch(2), "promoted"))
+        async with running(mirror):
+            peers = {"east": listens_at(mirror)}
+            primary.replicate(ReplicationConfig(peers=peers), "127.0.0.1:0")
+            async with running(primary):
+                primary.work(1)
+                await until("the mirror is level", level(primary, mirror))
+                successor.replicate(ReplicationConfig(peers={"old": listens_at(primary)}))
+                async with running(successor):
+                    await until("it is fenced", lambda: primary.volume.refusal == errno.EROFS)
+                    await until(
+                        "it ships no more",
+                        lambda: (
+                            not peer_status(primary)["batches_in_flight"]
+                            and peer_status(primary)["state"] == "refused"
+                        ),
+                    )
+                    assert "fenced" in peer_status(primary)["last_error"]
+                assert successor.volume.refusal is None
+    assert reign_of(primary) == Reign(Epoch(2), node_id(successor))
+
+
+async def test_a_clone_hears_at_its_start_that_it_is_one(tmp_path: Path) -> None:
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(3)
+        await until("the mirror is level", level(primary, mirror))
+        clone_identity(tmp_path / "primary", tmp_path / "clone")
+        uuid = primary.volume.journal.uuid
+        with open_volume(tmp_path / "clone", uuid=uuid) as clone:
+            replication = clone.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
+            await until("it streams", lambda: mirror_status(mirror)["state"] == "streaming")
+            for lost_machine in (False, True):
+                taken = await replication.take_back(
+                    clone.volume, lambda _: None, lost_machine=lost_machine
+                )
+                assert "runs twice" in "\n".join(taken.failures)
+
+
+async def test_who_has_parted_takes_nobodys_place(tmp_path: Path) -> None:
+    """Even one that does not say which instance it is, as a node of the version before: it is
+    compared beside the session that works."""
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(3)
+        await until("the mirror is level", level(primary, mirror))
+        uuid = primary.volume.journal.uuid
+        with open_volume(tmp_path / "other", uuid=uuid) as other:
+            other.work(9)
+            other.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
+            assert other.replication is not None
+            assert primary.replication is not None
+            other.replication._node = primary.replication._node
+            other.replication.fence.instance = 0
+            async with running(other):
+                await until("it has parted", lambda: peer_status(other)["errors"] > 2)
+                assert peer_status(other)["state"] == "diverged"
+                primary.work(3, start=20)
+                await until("the mirror is level", level(primary, mirror))
+            assert peer_status(primary)["sessions"] == 1
+            assert mirror_status(mirror)["state"] == "streaming"
+            assert not list((tmp_path / "mirror" / "state").glob("diverged.*"))

@@ -400,7 +400,6 @@ async def test_one_mirror_under_two_names_counts_once(tmp_path: Path) -> None:
                     return [peer["sessions"] for peer in primary.replication.status()["peers"]]
 
                 before = sessions()
-                assert 0 in before
                 await trio.sleep(0.6)  # it is tried again, in vain, and disturbs nobody
                 assert sessions() == before
 

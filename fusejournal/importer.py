@@ -30,6 +30,11 @@ from fusejournal.types import NOBODY_ASKED, ROOT_FID, Fid, clamp_time
 from fusejournal.volume import Volume
 
 PIECE_BYTES = 1 << 20
+_XATTRS_BYTES_MAX = 8 << 20
+_XATTR_HEAD_BYTES = 16
+
+Xattrs = tuple[tuple[bytes, bytes], ...]
+"""Names and values, by name."""
 
 
 class ImportProgress(NamedTuple):
@@ -88,6 +93,9 @@ class Importer:
         if known is not None:
             node = self._volume.tree.node(known)
             if not node.complete:
+                # It may have been stopped before them.
+                xattrs = _xattrs(self._volume.tree.xattr_target(node.fid))
+                self._journal_xattrs(node.fid, _divided(xattrs)[1])
                 yield from self._import_content(node)
             yield self._progress()
             return
@@ -148,7 +156,11 @@ class Importer:
         try:
             if S_ISDIR(stat.st_mode):
                 self._check_case(parent, name)
-            xattrs = _xattrs(syscalls.descriptor_path(fd))
+            xattrs, further = _divided(_xattrs(syscalls.descriptor_path(fd)))
+            mtime_ns = clamp_time(stat.st_mtime_ns)
+            if mtime_ns != stat.st_mtime_ns:
+                # A time that no other backing need hold: here, too, it is what the entry says.
+                syscalls.set_times(fd, None, mtime_ns)
             target = os.readlink(b"", dir_fd=fd) if S_ISLNK(stat.st_mode) else None
         finally:
             os.close(fd)
@@ -161,7 +173,7 @@ class Importer:
             gid=stat.st_gid,
             rdev=stat.st_rdev,
             size=stat.st_size if S_ISREG(stat.st_mode) else 0,
-            mtime_ns=clamp_time(stat.st_mtime_ns),
+            mtime_ns=mtime_ns,
             target=target,
             xattrs=xattrs,
             complete=not S_ISREG(stat.st_mode) or (stat.st_blocks == 0 and stat.st_size == 0),
@@ -173,8 +185,14 @@ class Importer:
                 self._where(parent, name),
                 "is immutable or append-only: 'chattr -i -a' it, then mount again",
             ) from None
+        self._journal_xattrs(operation.fid, further)
         if not operation.complete:
             yield from self._import_content(self._volume.tree.node(operation.fid))
+
+    def _journal_xattrs(self, fid: Fid, xattrs: Xattrs) -> None:
+        """Those that the object's own entry had no room for."""
+        for name, value in xattrs:
+            self._volume.commit(Setxattr(fid, name, value), NOBODY_ASKED)
 
     def _check_case(self, parent: Fid, name: bytes) -> None:
         fd = os.open(
@@ -260,7 +278,18 @@ class Importer:
         return self._path / os.fsdecode(directory) / os.fsdecode(name)
 
 
-def _xattrs(target: int | str) -> tuple[tuple[bytes, bytes], ...]:
+def _divided(xattrs: Xattrs) -> tuple[Xattrs, Xattrs]:
+    """As many as an entry can hold beside the rest of it, and the others: 65,536 bytes in each of
+    a thousand are more than that."""
+    total = 0
+    for number, (name, value) in enumerate(xattrs):
+        total += len(name) + len(value) + _XATTR_HEAD_BYTES
+        if total > _XATTRS_BYTES_MAX:
+            return xattrs[:number], xattrs[number:]
+    return xattrs, ()
+
+
+def _xattrs(target: int | str) -> Xattrs:
     """All xattrs but the layer's own, by name."""
     names = sorted(name for name in os.listxattr(target) if name != FID_XATTR)
     return tuple((os.fsencode(name), os.getxattr(target, name)) for name in names)

@@ -72,7 +72,7 @@ class CheckpointFile:
     def _write(self, content: bytes) -> None:
         fd = storage.open_with_reserve(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            storage.pwritev("checkpoint.write", fd, (content, _checksum(content)), 0)
+            storage.write_all("checkpoint.write", fd, content + _checksum(content), 0)
             storage.fdatasync("checkpoint.sync", fd)
         finally:
             os.close(fd)

@@ -392,7 +392,7 @@ def _load_or_make(spec: "MountSpec") -> VolumeState:
 
 def _write_holder(fd: int, holder: str) -> None:
     # Never cut: on a full disk the old content's block is all there is.
-    os.pwrite(fd, holder.encode().ljust(_HOLDER_BYTES), 0)
+    storage.write_all("state.holder", fd, holder.encode().ljust(_HOLDER_BYTES), 0)
 
 
 def _read_holder(fd: int) -> dict[str, Any]:

@@ -92,6 +92,21 @@ def pwritev(label: str, fd: int, buffers: Sequence[bytes | memoryview], offset: 
     return os.pwritev(fd, buffers, offset)
 
 
+def write_all(label: str, fd: int, data: bytes | memoryview, offset: int | None = None) -> None:
+    """Write all of *data*, at *offset* or, where that is None, where *fd* stands. A system call may
+    take less than it is given (a disk that is nearly full does, and says so only to the next call),
+    so it is called again for the rest. Raises OSError; some of *data* may be written then."""
+    written = 0
+    while written < len(data):
+        reached(label)
+        rest = data[written:] if written else data
+        count = os.write(fd, rest) if offset is None else os.pwrite(fd, rest, offset + written)
+        if not count:
+            # No progress and no error: to go on would be to go on for ever.
+            raise OSError(errno.EIO, "a write wrote nothing")
+        written += count
+
+
 def fdatasync(label: str, fd: int) -> None:
     """os.fdatasync. Blocks: call it in a thread."""
     reached(label)

@@ -585,10 +585,7 @@ class Applier:
         # It may be refused with some of it done: until the last piece is there, the content counts
         # for nothing.
         with capability_kept(fd):
-            written = 0
-            while written < len(data):
-                storage.reached("apply.write")
-                written += os.pwrite(fd, data[written:], operation.offset + written)
+            storage.write_all("apply.write", fd, data, operation.offset)
         storage.reached("apply.times")
         syscalls.set_times(fd, None, operation.mtime_ns)
         return _NOTHING_MADE

@@ -20,6 +20,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from fusejournal import storage
 from fusejournal.cli.text import echo, line
 
 _PLAIN_PERIOD_SECONDS = 5.0
@@ -145,4 +146,5 @@ class PipeReporter:
         """Send one message; a parent that is gone does not matter."""
         if self._fd >= 0:
             with suppress(OSError):
-                os.write(self._fd, json.dumps(message).encode() + b"\n")
+                line = json.dumps(message).encode() + b"\n"
+                storage.write_all("reporter.send", self._fd, line)

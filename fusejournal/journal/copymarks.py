@@ -62,7 +62,7 @@ class CopyMarks:
 
     def _set(self, word: int, number: int) -> None:
         if number != self._words[word]:
-            storage.pwritev("marks.write", self._fd, (_WORD.pack(number),), word * _WORD.size)
+            storage.write_all("marks.write", self._fd, _WORD.pack(number), word * _WORD.size)
             self._words[word] = number
 
     @property

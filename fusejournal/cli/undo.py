@@ -13,7 +13,8 @@ from fusejournal.cli.source import Source, open_source, parse_kinds, parse_range
 from fusejournal.errors import ConflictError, FusejournalError, PrivilegeError, UsageError
 from fusejournal.journal.criteria import Criteria
 from fusejournal.journal.reader import END
-from fusejournal.replay.undo import Action, Undo, UndoPlan
+from fusejournal.replay.select import NAME_TAKEN, Conflict
+from fusejournal.replay.undo import Action, OnConflict, Undo, UndoPlan
 from fusejournal.state import VolumeState
 
 _SHOWN = 40
@@ -31,10 +32,11 @@ _SHOWN = 40
 @click.option("--except", "without", multiple=True, metavar="SEQ|A-B", help="But not these.")
 @click.option(
     "--on-conflict",
-    type=click.Choice(["stop", "skip"]),
+    type=click.Choice(["stop", "skip", "aside"]),
     default="stop",
     show_default=True,
-    help="Where later changes rely on a chosen operation: do nothing at all, or leave that one.",
+    help="Where later changes rely on a chosen operation: do nothing at all, or leave that one. "
+    "aside: as stop, but what lost its name to another file comes back as NAME.undone-SEQ.",
 )
 @click.option("--dry-run", is_flag=True, help="Plan only; this is the default.")
 @click.option("--apply", "do_apply", is_flag=True, help="Do it.")
@@ -49,7 +51,7 @@ def undo(
     since: str | None,
     until: str | None,
     without: tuple[str, ...],
-    on_conflict: str,
+    on_conflict: OnConflict,
     dry_run: bool,
     do_apply: bool,
     as_json: bool,
@@ -59,13 +61,18 @@ def undo(
     Plans first: what comes back, what goes, and which later changes are in the way. Nothing is
     written without --apply; then it goes through the mounted volume, is in the journal like any
     other change, and can itself be undone. Removed files come back under a new fid, with content,
-    owner, mode, times and names as they were.
+    owner, mode, times and names as they were; where a name was taken since, --on-conflict aside
+    brings its file or directory back beside it, with all that was in it.
+
+    Exit code 22: later changes are in the way (of all that was chosen, with --on-conflict skip), or
+    somebody changed the same files meanwhile.
 
     \b
     Examples:
       fusejournal undo srv-data 4711-5022
       fusejournal undo srv-data 4711-5022 --apply
       fusejournal undo srv-data --uid 1001 --op unlink,rmdir --since 14:00 --apply
+      fusejournal undo srv-data --uid 1001 --op unlink,rmdir --on-conflict aside --apply
       fusejournal undo srv-data --path home/anna/thesis.odt --op write --since "10 minutes ago"
     """
     if not (seqs or paths or ops or uid is not None or pid is not None or since or until):
@@ -83,22 +90,30 @@ def undo(
         source.head_seq,
     )
     with watched("planning", as_json) as progress:
-        plan = work.plan(progress, skip=on_conflict == "skip")
+        plan = work.plan(progress, on_conflict=on_conflict)
     actions = list(work.actions(plan))
     if not as_json:
         _show(source, plan, actions, work.imports)
     if plan.conflicts:
         if as_json:
             text.echo_json(_as_json(plan, actions, None))
+        beside = ", aside" if any(_is_about_name(one) for one in plan.conflicts) else ""
         raise ConflictError(
             f"{text.count(len(plan.conflicts), 'later change')} in the way: choose others, take "
-            "those back too, or --on-conflict skip"
+            f"those back too, or --on-conflict skip{beside}"
+        )
+    if plan.kept and not plan.chosen:
+        if as_json:
+            text.echo_json(_as_json(plan, actions, None))
+        raise ConflictError(
+            f"nothing can be taken back: later changes rely on {_all_of(plan.kept)}; without "
+            "--on-conflict skip they are named"
         )
     done: tuple[int, int] | None = None
     if state is not None and actions:
         try:
             with watched("undoing", as_json) as progress:
-                work.carry_out(plan, state.mountpoint, state.directory, progress)
+                work.carry_out(plan, state.mountpoint, progress)
         except (OSError, FusejournalError, KeyboardInterrupt):
             _tell_how_far(source, state, plan)
             raise
@@ -112,6 +127,15 @@ def undo(
         )
     elif actions:
         text.echo("nothing was written: --apply does it")
+
+
+def _is_about_name(conflict: Conflict) -> bool:
+    """Whether what comes back could be beside its name instead."""
+    return conflict.reason == NAME_TAKEN
+
+
+def _all_of(count: int) -> str:
+    return "it" if count == 1 else f"all {count:,} of them"
 
 
 def _tell_how_far(source: Source, state: VolumeState, plan: UndoPlan) -> None:
@@ -165,7 +189,10 @@ def _show(source: Source, plan: UndoPlan, actions: list[Action], imports: int) -
         path = entries.shown_path(action.new_path or action.path)
         if action.what == "rename":
             path = f"{entries.shown_path(action.path)} -> {path}"
-        text.echo(f"{action.what:<11} {path}  (takes back seq {action.because_of})")
+        why = f"takes back seq {action.because_of}"
+        if action.taken_path is not None:
+            why = f"{entries.shown_path(action.taken_path)} is another file's by now; {why}"
+        text.echo(f"{action.what:<11} {path}  ({why})")
     if len(actions) > _SHOWN:
         text.echo(f"and {len(actions) - _SHOWN:,} more (--json has them)")
     for conflict in plan.conflicts[:_SHOWN]:
@@ -193,6 +220,7 @@ def _as_json(plan: UndoPlan, actions: list[Action], done: tuple[int, int] | None
                 "fid": one.fid,
                 "path": path(one.path),
                 "new_path": path(one.new_path),
+                "taken_path": path(one.taken_path),
                 "takes_back": one.because_of,
             }
             for one in actions

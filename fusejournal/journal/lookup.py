@@ -8,6 +8,7 @@ is known as far as later entries tell it."""
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from stat import S_IFDIR, S_IFLNK, S_IFMT
 from typing import NamedTuple
 
 from fusejournal.errors import JournalDamagedError
@@ -16,6 +17,7 @@ from fusejournal.journal.index import Posting, SegmentIndex
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import first_seq_of
 from fusejournal.operations import (
+    MAKERS,
     RENAME_EXCHANGE,
     Create,
     Import,
@@ -293,6 +295,46 @@ class Lookup:
                 if change.after == fid:
                     places[change.parent, change.name] = None
         return list(places)
+
+    def places_of_many(self, fids: Collection[Fid], before_seq: Seq) -> dict[Fid, list[Place]]:
+        """Every name of each of *fids*, the oldest first, read in one pass."""
+        places: dict[Fid, dict[Place, None]] = {fid: {} for fid in fids}
+        entries = self.entries_of_many(
+            fids,
+            before_seq,
+            lambda one: not one.is_parent and one.kind in NAME_KINDS and not one.refused,
+        )
+        for entry, _ in entries:
+            for change in name_changes(entry.operation):
+                place = change.parent, change.name
+                if change.before in places:
+                    places[change.before].pop(place, None)
+                if change.after in places:
+                    places[change.after][place] = None
+        return {fid: list(found) for fid, found in places.items()}
+
+    def types_of_many(self, fids: Collection[Fid]) -> dict[Fid, int]:
+        """The type bits of the mode that each of *fids* was made with, but for those whose making
+        is not in this journal."""
+        types: dict[Fid, int] = {}
+        for span in self.segments():
+            index = self.index(span)
+            imported = []
+            for fid in index.which_of(fids):
+                for posting in index.of_fid(fid):
+                    if posting.is_parent or posting.refused or posting.kind not in MAKERS:
+                        continue
+                    if posting.kind == Kind.MKDIR:
+                        types[fid] = S_IFDIR
+                    elif posting.kind == Kind.SYMLINK:
+                        types[fid] = S_IFLNK
+                    else:
+                        imported.append(posting.number)
+            for entry, _ in self.reader.pick(span.path, sorted(imported)):
+                operation = entry.operation
+                assert isinstance(operation, Create | Import)
+                types[operation.fid] = S_IFMT(operation.mode)
+        return types
 
     def has_links(self, fid: Fid) -> bool:
         """Whether *fid* ever got a further name."""

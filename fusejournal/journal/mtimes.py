@@ -3,7 +3,7 @@
 The table: data changes and its own making set a file's to the entry's time, a name made or removed
 in it a directory's; SETATTR and imports tell it; nothing else changes it."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
@@ -35,10 +35,15 @@ _OF_ITSELF = frozenset(
 _OF_DIRECTORY = NAME_KINDS - {Kind.IMPORT, Kind.IMPORT_LINK}
 
 
-def mtimes_before(lookup: Lookup, fids: Collection[Fid], before_seq: Seq) -> dict[Fid, int]:
+def mtimes_before(
+    lookup: Lookup,
+    fids: Collection[Fid],
+    before_seq: Seq,
+    counts: Callable[[Seq], bool] | None = None,
+) -> dict[Fid, int]:
     """The mtimes of *fids* before entry *before_seq*, in nanoseconds, but for those that no entry
-    here tells. Reads from there backwards, no further than it must, and each segment once. Raises
-    JournalDamagedError."""
+    here tells; of all entries, those for which *counts* holds (all). Reads from there backwards, no
+    further than it must, and each segment once. Raises JournalDamagedError."""
     found: dict[Fid, int] = {}
     left = set(fids)
     for span in lookup.segments(to_seq=before_seq, newest_first=True):
@@ -46,18 +51,27 @@ def mtimes_before(lookup: Lookup, fids: Collection[Fid], before_seq: Seq) -> dic
             break
         index = lookup.index(span)
         for fid in list(index.which_of(left)):
-            mtime_ns = _last_mtime(lookup, span, fid, before_seq)
+            mtime_ns = _last_mtime(lookup, span, fid, before_seq, counts)
             if mtime_ns is not None:
                 found[fid] = mtime_ns
                 left.discard(fid)
     return found
 
 
-def _last_mtime(lookup: Lookup, span: Span, fid: Fid, before_seq: Seq) -> int | None:
+def _last_mtime(
+    lookup: Lookup,
+    span: Span,
+    fid: Fid,
+    before_seq: Seq,
+    counts: Callable[[Seq], bool] | None,
+) -> int | None:
     """What the last entry of the segment that sets it sets it to."""
     index = lookup.index(span)
     for posting in reversed(list(index.of_fid(fid))):
-        if index.first_seq + posting.number >= before_seq or not _may_set(posting):
+        seq = Seq(index.first_seq + posting.number)
+        if seq >= before_seq or not _may_set(posting):
+            continue
+        if counts is not None and not counts(seq):
             continue
         for entry, void in lookup.reader.pick(span.path, [posting.number]):
             mtime_ns = _mtime_of(entry, void)

@@ -16,7 +16,7 @@ from fusejournal.journal.index import Posting
 from fusejournal.journal.lookup import Lookup
 from fusejournal.journal.mtimes import mtimes_before
 from fusejournal.operations import ImportData, Kind, Setattr, Truncate, Write
-from fusejournal.reconciling.states import ACLS, DATA_KINDS, State, lacks_maker
+from fusejournal.replay.states import ACLS, DATA_KINDS, State, lacks_maker
 from fusejournal.types import Fid, Seq
 from fusejournal.volume import Volume
 
@@ -73,7 +73,7 @@ class Contents:
                 os.ftruncate(fd, operation.size)
             else:
                 data = entry.data if void is None else entry.data[: void.written]
-                _write_all(fd, data, operation.offset)
+                storage.write_all("reconcile.write", fd, data, operation.offset)
             self._progress("writing contents", done, None, "entries")
         for fid in files:
             if fid in whole:
@@ -177,8 +177,3 @@ def _is_of_contents(posting: Posting) -> bool:
         return False
     return not posting.refused or posting.kind == Kind.WRITE
 
-
-def _write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
-    written = 0
-    while written < len(data):
-        written += os.pwrite(fd, data[written:], offset + written)

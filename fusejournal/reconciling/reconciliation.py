@@ -48,7 +48,8 @@ from fusejournal.operations import (
     Symlink,
 )
 from fusejournal.reconciling.contents import Contents, Progress
-from fusejournal.reconciling.states import (
+from fusejournal.reconciling.survey import Stray, Survey, staging_name
+from fusejournal.replay.states import (
     Maker,
     State,
     lacks_maker,
@@ -57,7 +58,6 @@ from fusejournal.reconciling.states import (
     target_of,
     type_of,
 )
-from fusejournal.reconciling.survey import Stray, Survey, staging_name
 from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.volume import Volume
 

@@ -17,7 +17,7 @@ from fusejournal.backing.catalog_store import COMMIT_CHANGES
 from fusejournal.backing.tree import Look
 from fusejournal.journal.lookup import Place
 from fusejournal.operations import Import
-from fusejournal.reconciling.states import Maker, rdev_of, target_of
+from fusejournal.replay.states import Maker, rdev_of, target_of
 from fusejournal.types import ROOT_FID, Fid
 from fusejournal.volume import Volume
 

@@ -2,17 +2,14 @@
 root: mode, owner and access ACL, as the operations would have left them."""
 
 import os
-import struct
 from stat import S_IMODE
 from typing import NamedTuple
 
 from fusejournal.backing import syscalls
 from fusejournal.backing.tree import ACCESS_ACL_XATTR
 from fusejournal.operations import Removexattr, Setattr, Setxattr
+from fusejournal.replay.acls import mode_of
 
-_ACL_HEAD_BYTES = 4
-_ACL_ENTRY = struct.Struct("<HHI")
-_ACL_OWNER, _ACL_GROUP, _ACL_MASK, _ACL_OTHERS = 0x01, 0x04, 0x10, 0x20
 ACCESS_ACL = ACCESS_ACL_XATTR.encode()
 
 
@@ -49,7 +46,7 @@ class RootAttributes(NamedTuple):
         if isinstance(operation, Removexattr):
             return self._replace(acl=None)
         return self._replace(
-            acl=operation.value, mode=self.mode & 0o7000 | _acl_mode(operation.value)
+            acl=operation.value, mode=self.mode & 0o7000 | mode_of(operation.value)
         )
 
     def set(self, fd: int) -> None:
@@ -58,11 +55,3 @@ class RootAttributes(NamedTuple):
         if self.acl is not None:
             os.setxattr(fd, ACCESS_ACL_XATTR, self.acl)
         os.fchmod(fd, self.mode)
-
-
-def _acl_mode(acl: bytes) -> int:
-    """The permission bits that go with an access ACL. Source: the kernel's
-    include/uapi/linux/posix_acl_xattr.h and posix_acl_equiv_mode()."""
-    rights = {tag: rights for tag, rights, _ in _ACL_ENTRY.iter_unpack(acl[_ACL_HEAD_BYTES:])}
-    group = rights.get(_ACL_MASK, rights.get(_ACL_GROUP, 0))
-    return int(rights.get(_ACL_OWNER, 0) << 6 | group << 3 | rights.get(_ACL_OTHERS, 0))

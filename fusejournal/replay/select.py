@@ -8,7 +8,11 @@ the left-out operation that made the difference.
 
 What an operation relies on: its files and directories exist; a name that it makes is free, a name
 that it takes away or moves stands for the same file; a directory that goes is empty and none moves
-below itself; an attribute that it removes is there. What a rename replaces may be missing."""
+below itself; an attribute that it removes is there. What a rename replaces may be missing.
+
+With *aside*, a name that an operation makes need not be free: what has it in T, and not in J, moves
+aside first, to a name of its own beside it (the undo of a removal, whose name was taken since). It
+moves back when the name is free at the end; see :meth:`Divergence.end_asides`."""
 
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
@@ -31,6 +35,11 @@ _FREELY_REMOVED = frozenset(
 )
 
 
+NAME_TAKEN = "another file has the name"
+
+_NAME_BYTES_MAX = 255
+
+
 class Questions(Protocol):
     """What has to be asked about the journal's own tree, seldom; *before_seq* is half-open."""
 
@@ -40,6 +49,10 @@ class Questions(Protocol):
 
     def has_xattr(self, fid: Fid, name: bytes, before_seq: Seq) -> bool:
         """Whether *fid* had the attribute."""
+        ...
+
+    def fid_of_name(self, place: Place, before_seq: Seq) -> Fid | None:
+        """What a name stood for."""
         ...
 
 
@@ -64,12 +77,24 @@ class _Name(NamedTuple):
     because_of: Seq
 
 
+class Aside(NamedTuple):
+    """A file of T that had to leave its name to another."""
+
+    place: Place
+    """The name it left."""
+    conflict: Conflict
+    """What it had to make room for, and because of which left-out operation it is there."""
+
+
 class Divergence:
     """Where T differs from J so far. Feed it every operation that held, in order: to
     :meth:`include` or to :meth:`leave_out`. Memory grows with the differences."""
 
-    def __init__(self, questions: Questions) -> None:
+    def __init__(self, questions: Questions, *, aside: bool = False) -> None:
         self._questions = questions
+        self._moves_aside = aside
+        self.asides: dict[Place, Aside] = {}
+        """What moved aside, by the name that it has now."""
         self.names: dict[Place, _Name] = {}
         """What a name stands for in T, where it is not what it stands for in J."""
         self.missing: dict[Fid, Seq] = {}
@@ -93,6 +118,9 @@ class Divergence:
             return conflict
         if isinstance(operation, Setxattr | Removexattr):
             self._xattrs.pop((operation.fid, operation.name), None)
+        if self._moves_aside:
+            for change in self._crowded(operation):
+                self._move_aside(change, seq)
         for change in name_changes(operation):
             self._agree(change)
         for change in name_changes(operation):
@@ -127,7 +155,9 @@ class Divergence:
                 continue
             if number == 1 and known.fid is None and not _is_exchange(operation):
                 continue  # nothing to replace any more
-            reason = "the name is missing" if known.fid is None else "another file has the name"
+            if self._moves_aside and change in self._crowded(operation):
+                continue
+            reason = "the name is missing" if known.fid is None else NAME_TAKEN
             return Conflict(seq, reason, known.because_of, change[:2])
         return self._directory_conflict(operation, seq) or self._xattr_conflict(operation, seq)
 
@@ -192,6 +222,75 @@ class Divergence:
         else:
             self._xattrs[key] = there, seq
 
+    # -- moving aside ------------------------------------------------------------------------------
+
+    def _crowded(self, operation: TreeOperation) -> Iterator[NameChange]:
+        """Of an operation's changes, those that make a name which T has for another file."""
+        if _is_exchange(operation):
+            return
+        for change in name_changes(operation):
+            known = self.names.get(change[:2])
+            if change.after is None or known is None:
+                continue
+            if known.fid is not None and known.fid != change.before:
+                yield change
+
+    def _move_aside(self, change: NameChange, seq: Seq) -> None:
+        """Give what has the name of *change* in T another one, beside it."""
+        place = change[:2]
+        held, because_of = self.names[place]
+        assert held is not None
+        number = 0
+        while True:
+            aside = place[0], aside_name(place[1], because_of, number)
+            if aside not in self.names and self._questions.fid_of_name(aside, seq) is None:
+                break
+            number += 1
+        left = self.asides.pop(place, None)
+        conflict = Conflict(seq, NAME_TAKEN, because_of, place)
+        self.asides[aside] = left or Aside(place, conflict)
+        self._move(place, aside, change.before)
+
+    def _move(self, place: Place, new: Place, in_j: Fid | None) -> None:
+        """Rename in T what has the name *place*, where J has *in_j*, to *new*, where J has
+        nothing."""
+        held, because_of = self.names[place]
+        assert held is not None
+        self._not_extra(held, place)
+        self._forget(place)
+        if in_j is not None:
+            self._set_name(place, _Name(None, because_of))
+        self._set_name(new, _Name(held, because_of))
+        self.extra.setdefault(held, set()).add(new)
+
+    def end_asides(self, before_seq: Seq) -> list[tuple[Place, Aside]]:
+        """At the end, before entry *before_seq*: move back what moved aside, where its name is free
+        by now. Returns what has to stay aside, by the names that it has."""
+        staying = []
+        for aside, (place, conflict) in list(self.asides.items()):
+            name = self.names.get(aside)
+            if name is None or name.fid is None:
+                continue  # it was taken away from there
+            in_j = self._questions.fid_of_name(place, before_seq)
+            in_t = self.names[place].fid if place in self.names else in_j
+            if in_t is not None:
+                staying.append((aside, Aside(place, conflict)))
+                continue
+            fid = name.fid
+            self._not_extra(fid, aside)
+            self._forget(aside)
+            self._forget(place)
+            if in_j == fid:
+                self._lost(fid, place)
+                continue
+            self._set_name(place, name)
+            self.extra.setdefault(fid, set()).add(place)
+        return staying
+
+    def _set_name(self, place: Place, name: _Name) -> None:
+        self.names[place] = name
+        self._in_directory.setdefault(place[0], set()).add(place)
+
     # -- names -------------------------------------------------------------------------------------
 
     def _in_t(self, change: NameChange) -> Fid | None:
@@ -217,8 +316,7 @@ class Divergence:
         self._forget(place)
         if change.after == held:
             return
-        self.names[place] = _Name(held, seq)
-        self._in_directory.setdefault(place[0], set()).add(place)
+        self._set_name(place, _Name(held, seq))
         if held is not None:
             self.extra.setdefault(held, set()).add(place)
         if change.after is not None:
@@ -268,6 +366,18 @@ class Divergence:
         """Every name that differs: what it stands for in T, and because of which operation."""
         for place, (fid, because_of) in self.names.items():
             yield place, fid, because_of
+
+
+def aside_name(name: bytes, because_of: Seq, number: int) -> bytes:
+    """What *name* is called aside, for the sake of entry *because_of*, at the *number*-th try."""
+    suffix = b".undone-%d" % because_of + (b".%d" % number if number else b"")
+    kept = name[: _NAME_BYTES_MAX - len(suffix)]
+    if len(kept) < len(name):
+        # No half character at the end.
+        while kept and kept[-1] & 0xC0 == 0x80:
+            kept = kept[:-1]
+        kept = kept[:-1] if kept and kept[-1] & 0xC0 == 0xC0 else kept
+    return kept + suffix
 
 
 def _is_exchange(operation: TreeOperation) -> bool:

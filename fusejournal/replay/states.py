@@ -3,7 +3,7 @@ their own entries, in one pass over the segments that have any."""
 
 from collections.abc import Collection
 from stat import S_IFDIR, S_IFLNK, S_IFMT
-from typing import Any
+from typing import Any, NamedTuple
 
 from fusejournal.backing.tree import ACCESS_ACL_XATTR, CAPABILITY_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.journal.format import Entry
@@ -25,13 +25,27 @@ from fusejournal.operations import (
     Void,
     Write,
 )
+from fusejournal.replay.acls import after_chmod, is_in_mode, mode_of
 from fusejournal.types import ROOT_FID, Fid, Seq
 
-ACLS = frozenset({ACCESS_ACL_XATTR.encode(), DEFAULT_ACL_XATTR.encode()})
+_ACCESS, _DEFAULT = ACCESS_ACL_XATTR.encode(), DEFAULT_ACL_XATTR.encode()
+ACLS = frozenset({_ACCESS, _DEFAULT})
+_EMPTY_ACL_BYTES = 4
+"""An ACL without entries is none: setting it takes away the one there is."""
 DATA_KINDS = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
 _KINDS = MAKERS | DATA_KINDS | {Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR}
 
 Maker = Create | Mkdir | Symlink | Import
+
+
+class Permissions(NamedTuple):
+    """What a file or directory grants."""
+
+    mode: int | None
+    """Without the type; None where no entry tells it, as of a symlink."""
+    acl: bytes | None
+    """None where the mode says it all."""
+    default_acl: bytes | None
 
 
 def target_of(maker: Maker) -> bytes | None:
@@ -129,6 +143,25 @@ class State:
             case Setxattr() | Removexattr():
                 self._take_xattr(operation)
 
+    def permissions(self) -> Permissions:
+        """Mode and ACLs after all steps."""
+        mode: int | None = None
+        acls: dict[bytes, bytes] = {}
+        for step in self.steps:
+            if isinstance(step, Setattr):
+                mode = step.mode
+                if mode is not None and _ACCESS in acls:
+                    acls[_ACCESS] = after_chmod(acls[_ACCESS], mode)
+            elif isinstance(step, Setxattr) and len(step.value) > _EMPTY_ACL_BYTES:
+                acls[step.name] = step.value
+                if step.name == _ACCESS:
+                    mode = (mode or 0) & 0o7000 | mode_of(step.value)
+                    if is_in_mode(step.value):
+                        del acls[_ACCESS]
+            elif isinstance(step, Setxattr | Removexattr):
+                acls.pop(step.name, None)
+        return Permissions(mode, acls.get(_ACCESS), acls.get(_DEFAULT))
+
     @property
     def _is_directory(self) -> bool:
         return type_of(self.maker) == S_IFDIR if self.maker is not None else self.fid == ROOT_FID
@@ -142,9 +175,9 @@ class State:
             self.xattrs = {name: value for name, value in operation.xattrs if name not in ACLS}
             acls = [(name, value) for name, value in operation.xattrs if name in ACLS]
         if isinstance(operation, Create | Mkdir) and operation.acl is not None:
-            acls.append((ACCESS_ACL_XATTR.encode(), operation.acl))
+            acls.append((_ACCESS, operation.acl))
         if isinstance(operation, Mkdir) and operation.default_acl is not None:
-            acls.append((DEFAULT_ACL_XATTR.encode(), operation.default_acl))
+            acls.append((_DEFAULT, operation.default_acl))
         self.steps = [Setxattr(self.fid, name, value) for name, value in acls]
         if target_of(operation) is None:
             self._take_mode(operation.mode & 0o7777)  # type: ignore[union-attr]
@@ -172,7 +205,7 @@ def read_states(
     Raises JournalDamagedError."""
     states = {fid: State(fid) for fid in fids}
     is_after = False
-    for entry, void in lookup.entries_of_many(fids, before_seq, _is_about):
+    for entry, void in lookup.entries_of_many(fids, before_seq, is_about):
         if entry.seq > checkpoint_seq and not is_after:
             is_after = True
             for state in states.values():
@@ -190,7 +223,8 @@ def lacks_maker(state: State) -> bool:
     return state.maker is None and state.fid != ROOT_FID
 
 
-def _is_about(posting: Posting) -> bool:
+def is_about(posting: Posting) -> bool:
+    """Whether an entry may change the state of the fid that it is posted for."""
     if posting.is_parent or posting.kind not in _KINDS:
         return False
     return not posting.refused or posting.kind == Kind.WRITE

@@ -159,7 +159,7 @@ def _undo_some(layer: Layer, seed: int, steps: int, share: int) -> None:
         return
     only = tuple(SeqRange(seq, Seq(seq + 1)) for seq in seqs)
     undo = Undo(lookup, Criteria(from_seq=Seq(first), only=only), head)
-    plan = undo.plan(_nothing, skip=True)
+    plan = undo.plan(_nothing, on_conflict="skip")
     list(undo.actions(plan))
     without = tuple(SeqRange(seq, Seq(seq + 1)) for seq in sorted(plan.chosen))
     others = Replay(lookup, Criteria(to_seq=Seq(head + 1), without=without))
@@ -168,7 +168,7 @@ def _undo_some(layer: Layer, seed: int, steps: int, share: int) -> None:
     with Target(wanted, {"test": seed}) as goal:
         assert [one for one in others.run(goal, _nothing) if one.conflict] == []
         goal.finish()
-    undo.carry_out(plan, layer.mountpoint, layer.state, _nothing)
+    undo.carry_out(plan, layer.mountpoint, _nothing)
     assert difference(image(layer.mountpoint), image(wanted)) == ""
     assert digest_tree(layer.mountpoint).digest == digest_tree(wanted).digest
 
@@ -177,7 +177,7 @@ def _undo_some(layer: Layer, seed: int, steps: int, share: int) -> None:
     again = Undo(Lookup(reader), Criteria(from_seq=Seq(head + 1)), after)
     plan = again.plan(_nothing)
     assert plan.conflicts == []
-    again.carry_out(plan, layer.mountpoint, layer.state, _nothing)
+    again.carry_out(plan, layer.mountpoint, _nothing)
     assert difference(image(layer.mountpoint), before) == ""
 
 

@@ -127,7 +127,9 @@ class Layer:
 
     def is_mounted(self) -> bool:
         """Whether something of ours is mounted at the mountpoint, alive or dead."""
-        return f" {self.mountpoint} fuse.fusejournal " in Path("/proc/mounts").read_text()
+        # Any process's mountpoint may have a name that is no UTF-8.
+        mounts = Path("/proc/mounts").read_bytes()
+        return b" %s fuse.fusejournal " % os.fsencode(self.mountpoint) in mounts
 
     def words(self) -> str:
         """What the layer had to say."""

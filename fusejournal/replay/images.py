@@ -1,0 +1,100 @@
+"""Images: files and directories as they were at a moment, attributes and content, folded from their
+own entries in memory; a content is where to find it in the journal, and small ones with it.
+
+The fold of files for a target directory (fold.py) carries operations out; this one carries out
+nothing, so that what is made from an image is made once, as it is to be."""
+
+from collections.abc import Callable, Collection, Iterator
+
+from fusejournal.errors import JournalError
+from fusejournal.journal.lookup import Lookup
+from fusejournal.operations import MAKERS, ImportData, Truncate, Write
+from fusejournal.replay.extents import Extents, read_extents
+from fusejournal.replay.states import State, is_about
+from fusejournal.replay.target import Progress
+from fusejournal.types import Fid, Seq
+
+_KEPT_BYTES_MAX = 1 << 20
+"""Of one file."""
+_ALL_KEPT_BYTES_MAX = 32 << 20
+"""Of all that are read together."""
+_PIECE_BYTES = 1 << 20
+
+
+class Image:
+    """One file or directory."""
+
+    __slots__ = ("data", "extents", "state")
+
+    def __init__(self, fid: Fid) -> None:
+        self.state = State(fid)
+        self.extents = Extents()
+        self.data: dict[Seq, tuple[int, bytes]] | None = {}
+        """Offset and bytes of each entry; None where that would be much."""
+
+    def pieces(self, lookup: Lookup) -> Iterator[tuple[int, bytes | memoryview]]:
+        """All of the content that is no hole, piece by piece with its offset. Raises
+        JournalDamagedError."""
+        if self.data is None:
+            yield from read_extents(lookup, list(self.extents))
+            return
+        begun, joined = 0, bytearray()
+        for start, end, seq in self.extents:
+            assert seq is not None
+            offset, data = self.data[seq]
+            if joined and (start != begun + len(joined) or len(joined) >= _PIECE_BYTES):
+                yield begun, bytes(joined)
+                joined.clear()
+            if not joined:
+                begun = start
+            joined += data[start - offset : end - offset]
+        if joined:
+            yield begun, bytes(joined)
+
+
+def read_images(
+    lookup: Lookup,
+    fids: Collection[Fid],
+    before_seq: Seq,
+    counts: Callable[[Seq], bool] | None,
+    progress: Progress,
+    *,
+    with_data: bool = False,
+) -> dict[Fid, Image]:
+    """The images of *fids* before entry *before_seq*: of all entries, those for which *counts*
+    holds (all), and their making in any case. Each segment is read once. Raises
+    JournalDamagedError."""
+    images = {fid: Image(fid) for fid in fids}
+    kept_bytes = 0
+    for entry, void in lookup.entries_of_many(fids, before_seq, is_about):
+        operation = entry.operation
+        progress(entry.seq, None)
+        if void is not None and not void.written:
+            continue
+        if counts is not None and operation.kind not in MAKERS and not counts(entry.seq):
+            continue
+        image = images[operation.fid]  # type: ignore[union-attr]
+        image.state.take(entry, void)
+        if not isinstance(operation, Write | Truncate | ImportData):
+            continue
+        length = len(entry.data) if void is None else void.written
+        image.extents.take(operation, entry.seq, length)
+        if image.data is not None and not isinstance(operation, Truncate):
+            kept_bytes += length
+            image.data[entry.seq] = operation.offset, bytes(entry.data[:length])
+            if (
+                not with_data
+                or image.state.written_bytes > _KEPT_BYTES_MAX
+                or kept_bytes > _ALL_KEPT_BYTES_MAX
+            ):
+                kept_bytes -= sum(len(data) for _, data in image.data.values())
+                image.data = None
+    return images
+
+
+def not_told(lookup: Lookup, fid: Fid) -> JournalError:
+    """The error for a file whose making is not in the journal."""
+    return JournalError(
+        f"fid {fid} was made before seq {lookup.reader.first_seq}, where the journal here begins: "
+        "what it was then is not known"
+    )

@@ -1,0 +1,696 @@
+"""Carrying an undo's plan out on the live volume, through the layer, as any user's changes go: so
+it is journaled, shipped, and can be undone itself.
+
+Users work on meanwhile. So nothing is reached by a path: directories and files are opened by their
+fid, which is the layer's file handle, and a descriptor is the file that the plan means or none.
+Only a name that is taken away must be found by name; it is moved into a directory that nobody else
+can enter first, looked at there, and moved back if it is not what was planned. A file's ctime on a
+volume is the time of its last entry: it tells, before each change, whether somebody else changed
+the file since the plan. What slips in between that look and the change is found in the journal at
+the end, and told.
+
+What comes back is made in that directory first, whole, and then gets its name: of a tree only the
+topmost directory, so that all of it is there at once.
+
+Source: open_by_handle_at(2), rename(2), linkat(2) (AT_EMPTY_PATH), fuse(4)."""
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count, islice
+from pathlib import Path
+from typing import NamedTuple
+
+from fusejournal import storage
+from fusejournal.backing import syscalls
+from fusejournal.backing.tree import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
+from fusejournal.errors import ConflictError
+from fusejournal.journal.lookup import Lookup, Place
+from fusejournal.journal.mtimes import mtimes_before
+from fusejournal.journal.reader import END
+from fusejournal.operations import RENAME_NOREPLACE, Mkdir
+from fusejournal.replay.extents import Extent, read_extents
+from fusejournal.replay.images import Image, not_told, read_images
+from fusejournal.replay.select import Divergence
+from fusejournal.replay.states import ACLS, State, rdev_of, target_of, type_of
+from fusejournal.replay.target import Progress
+from fusejournal.types import ROOT_FID, Fid, Seq, Who
+
+_DESCRIPTORS_MAX = 256
+_BATCH_FILES = 2048
+_COPY_BYTES = 1 << 20
+_FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_FLAGS_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_FLAGS_PATH = os.O_PATH | os.O_NOFOLLOW
+_FOR_EVER = 1 << 63
+
+
+def _ignore(_: str) -> None:
+    pass
+
+
+on_step: Callable[[str], None] = _ignore
+"""Called before each step that somebody else could come before; for tests."""
+
+
+class _Seen(NamedTuple):
+    """What of a file changes when somebody writes to it, and not when its name moves."""
+
+    ino: int
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> "_Seen":
+        size = 0 if stat.S_ISDIR(found.st_mode) else found.st_size
+        return cls(
+            found.st_ino, found.st_mode, found.st_uid, found.st_gid, size, found.st_mtime_ns
+        )
+
+
+class UndoExecutor:
+    """Carries out one plan: *divergence* tells names, *counts* which entries stay, *places* what
+    names the files concerned have after entry *head_seq*."""
+
+    def __init__(
+        self,
+        lookup: Lookup,
+        divergence: Divergence,
+        counts: Callable[[Seq], bool],
+        head_seq: Seq,
+        places: dict[Fid, list[Place]],
+        mountpoint: Path,
+        stack: ExitStack,
+    ) -> None:
+        self._lookup = lookup
+        self._counts = counts
+        self._head_seq = head_seq
+        self._end = Seq(head_seq + 1)
+        self._places = places
+        self._stack = stack
+        self._progress: Progress = lambda done, total: None
+        self._done = 0
+        self._wanted = {place: fid for place, fid, _ in divergence.changed_places()}
+        """What names are to stand for; None: nothing."""
+        self._now = {place: fid for fid, found in divergence.lacking.items() for place in found}
+        """What those of them that stand for something now stand for."""
+        self._new = {
+            fid for fid in self._wanted.values() if fid is not None and not self._is_there(fid)
+        }
+        """Files that are gone, and have to be made anew."""
+        self._types: dict[Fid, int] = {}
+        self._descriptors: OrderedDict[Fid, int] = OrderedDict()
+        self._made: dict[Fid, bytes] = {}
+        """Handles of new directories."""
+        stack.callback(self._close)
+        self._root = os.open(mountpoint, _FLAGS_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, self._root)
+        self._last_ns: dict[Fid, int] = {}
+        """The time of our own last change of files that were there."""
+        (head,) = lookup.reader.read(head_seq, self._end)
+        self._planned_ns = head.time_ns
+        self._numbers = count()
+
+    def _is_there(self, fid: Fid) -> bool:
+        return fid == ROOT_FID or bool(self._places.get(fid))
+
+    def run(
+        self, changed: Collection[Fid], with_content: Collection[Fid], progress: Progress
+    ) -> None:
+        """Everything: names, and then the content and attributes of the *changed* files, of which
+        those *with_content* have other content, too."""
+        self._progress = progress
+        self._types = self._lookup.types_of_many(self._new)
+        for fid in self._new:
+            if fid not in self._types:
+                raise not_told(self._lookup, fid)
+        times = self._wanted_times(changed)
+        self._check_all(changed)
+        self._stack.callback(os.umask, os.umask(0))
+        with self._private_directory():
+            staged = self._make_new()
+            self._stage_alive(staged)
+            self._remove()
+            self._put_in_place(staged)
+            self._rewrite_all(changed, set(with_content))
+        for fid, mtime_ns in times.items():
+            with self._guarded(fid):
+                syscalls.set_times(self._directory(fid), None, mtime_ns)
+        os.fsync(self._root)  # the journal's flush, and with it everything above
+        self._check_others()
+
+    def _step(self, step: str) -> None:
+        """Between two steps: Ctrl-C comes in here."""
+        self._done += 1
+        self._progress(self._done, None)
+        on_step(step)
+
+    # -- directories -------------------------------------------------------------------------------
+
+    def _directory(self, fid: Fid) -> int:
+        """A descriptor of directory *fid*, good for some time: not all can be open at once.
+        Raises ConflictError when it is gone."""
+        if fid == ROOT_FID:
+            return self._root
+        fd = self._descriptors.get(fid)
+        if fd is not None:
+            self._descriptors.move_to_end(fid)
+            return fd
+        return self._keep(fid, self._open(fid, _FLAGS_DIRECTORY))
+
+    def _open(self, fid: Fid, flags: int) -> int:
+        """Open a file of the volume that is there, or one that was made anew. Raises
+        ConflictError."""
+        handle = self._made.get(fid) or syscalls.fuse_handle(fid)
+        try:
+            return syscalls.open_by_handle(self._root, handle, flags)
+        except OSError as error:
+            if error.errno in (errno.ESTALE, errno.ENOTDIR, errno.ENOENT):
+                raise self._changed_meanwhile(fid) from error
+            raise
+
+    def _keep(self, fid: Fid, fd: int) -> int:
+        self._descriptors[fid] = fd
+        if len(self._descriptors) > _DESCRIPTORS_MAX:
+            os.close(self._descriptors.popitem(last=False)[1])
+        return fd
+
+    def _close(self) -> None:
+        for fd in self._descriptors.values():
+            os.close(fd)
+
+    @contextmanager
+    def _private_directory(self) -> Iterator[None]:
+        """A new hidden directory at the root, which nobody but root can enter, is there for the
+        length of the block. What is in it after a failure stays."""
+        for number in count():
+            name = b".fusejournal-undo.%d.%d" % (os.getpid(), number)
+            with suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=self._root)
+                break
+        self._staging_name = name
+        self._staging = os.open(name, _FLAGS_DIRECTORY | os.O_CLOEXEC, dir_fd=self._root)
+        self._stack.callback(os.close, self._staging)
+        # Nothing that is made in it shall inherit anything.
+        for key in (ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR):
+            try:
+                os.removexattr(self._staging, key)
+            except OSError as error:
+                if not syscalls.missing(error):
+                    raise
+        os.fchmod(self._staging, 0o700)
+        yield
+        os.rmdir(name, dir_fd=self._root)
+
+    def _wanted_times(self, changed: Collection[Fid]) -> dict[Fid, int]:
+        """The mtimes of all directories that are there and in which names change, as they are to
+        be; where the journal here does not tell, as they are."""
+        fids = {fid for fid in changed if self._is_directory(fid)}
+        fids |= {place[0] for place in self._wanted} - self._new
+        fids -= {fid for fid in self._now.values() if fid not in self._wanted.values()}
+        times = mtimes_before(self._lookup, fids, self._end, self._counts)
+        for fid in {*fids, ROOT_FID} - times.keys():
+            times[fid] = os.fstat(self._directory(fid)).st_mtime_ns
+        if ROOT_FID not in fids:
+            times[ROOT_FID] = os.fstat(self._root).st_mtime_ns
+        return times
+
+    def _is_directory(self, fid: Fid) -> bool:
+        """Of a file that is there. Raises ConflictError when it is gone."""
+        if fid not in self._types:
+            if fid == ROOT_FID:
+                self._types[fid] = stat.S_IFDIR
+            else:
+                with self._opened(fid, _FLAGS_PATH) as fd:
+                    self._types[fid] = stat.S_IFMT(os.fstat(fd).st_mode)
+        return self._types[fid] == stat.S_IFDIR
+
+    @contextmanager
+    def _opened(self, fid: Fid, flags: int) -> Iterator[int]:
+        fd = self._open(fid, flags)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    # -- whether somebody else was at it -----------------------------------------------------------
+
+    def _check(self, fid: Fid, found: os.stat_result) -> None:
+        """Raises ConflictError when somebody else changed *fid* since the plan, or since we did.
+        (A directory's ctime is also that of its names, which are looked at themselves.)"""
+        if stat.S_ISDIR(found.st_mode):
+            return
+        known = self._last_ns.get(fid)
+        if found.st_ctime_ns > self._planned_ns if known is None else found.st_ctime_ns != known:
+            raise self._changed_meanwhile(fid)
+
+    def _note(self, fid: Fid, fd: int) -> None:
+        """What was just changed was changed by us."""
+        self._last_ns[fid] = os.fstat(fd).st_ctime_ns
+
+    def _check_name(self, place: Place, fid: Fid) -> os.stat_result:
+        """Raises ConflictError when the name does not stand for *fid* any more, or that was
+        changed."""
+        try:
+            found = os.stat(place[1], dir_fd=self._directory(place[0]), follow_symlinks=False)
+        except FileNotFoundError:
+            raise self._name_changed(place) from None
+        if found.st_ino != fid:
+            raise self._name_changed(place)
+        self._check(fid, found)
+        return found
+
+    def _check_all(self, changed: Collection[Fid]) -> None:
+        """Before anything is written; each is looked at again when its turn comes."""
+        for place, fid in self._now.items():
+            self._step("check")
+            self._types[fid] = stat.S_IFMT(self._check_name(place, fid).st_mode)
+        for fid in changed:
+            self._step("check")
+            with self._opened(fid, _FLAGS_PATH) as fd:
+                self._check(fid, os.fstat(fd))
+        for place, wanted in self._wanted.items():
+            if wanted is None or place in self._now or place[0] in self._new:
+                continue
+            with suppress(FileNotFoundError):
+                os.stat(place[1], dir_fd=self._directory(place[0]), follow_symlinks=False)
+                raise self._name_taken(place)
+
+    @contextmanager
+    def _guarded(self, fid: Fid) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ESTALE, errno.ENOENT):
+                raise self._changed_meanwhile(fid) from error
+            raise
+
+    def _check_others(self) -> None:
+        """Look in the journal for changes that others made to files while we worked on them, in
+        the moment between a look and the change that followed. Raises ConflictError."""
+        if not self._last_ns:
+            return
+        ours: Who | None = None
+        found: dict[Fid, Seq] = {}
+        self._lookup.reader.look_again()
+        for entry in self._lookup.reader.read(self._end, END):
+            operation = entry.operation
+            if ours is None:
+                if isinstance(operation, Mkdir) and operation.name == self._staging_name:
+                    ours = entry.who
+                    if not ours.pid:
+                        return  # as a layer in a container sees all processes of its machine
+                continue
+            fid = getattr(operation, "fid", None)
+            if fid not in self._last_ns or entry.who.pid == ours.pid:
+                continue
+            if entry.time_ns <= self._last_ns[fid]:
+                found[fid] = entry.seq
+        for fid, seq in found.items():
+            raise ConflictError(
+                f"{self._shown(fid)}: somebody changed it at the very moment when it was taken "
+                f"back, as entry {seq}: look at it"
+            )
+
+    def _shown(self, fid: Fid) -> str:
+        path = self._lookup.path_before(fid, self._end)
+        return "/" + path.decode("utf-8", "backslashreplace") if path is not None else f"fid {fid}"
+
+    def _changed_meanwhile(self, fid: Fid) -> ConflictError:
+        return ConflictError(f"{self._shown(fid)}: somebody changed it since this was planned")
+
+    def _shown_name(self, place: Place) -> str:
+        path = self._lookup.join(*place, self._end)
+        return "/" + (path or b"?/" + place[1]).decode("utf-8", "backslashreplace")
+
+    def _name_changed(self, place: Place) -> ConflictError:
+        shown = self._shown_name(place)
+        return ConflictError(f"{shown}: somebody changed it since this was planned")
+
+    def _name_taken(self, place: Place) -> ConflictError:
+        shown = self._shown_name(place)
+        return ConflictError(f"{shown}: somebody took the name since this was planned")
+
+    # -- what comes back ---------------------------------------------------------------------------
+
+    def _make_new(self) -> dict[Place, bytes]:
+        """Make all that is gone: what has its place in a new directory there, and all else in the
+        private directory. Returns the names in that, by the places where they belong."""
+        inside: dict[Fid, list[tuple[bytes, Fid]]] = {}
+        staged: dict[Place, bytes] = {}
+        for place, fid in self._wanted.items():
+            if fid is None:
+                continue
+            if place[0] in self._new and fid in self._new:
+                inside.setdefault(place[0], []).append((place[1], fid))
+            elif fid in self._new:
+                staged[place] = self._name(fid)
+        directories: list[Fid] = []
+        files: list[tuple[Fid, bytes, Fid]] = []
+        # ROOT_FID stands for the private directory here.
+        level = [(ROOT_FID, name, self._wanted[place]) for place, name in staged.items()]
+        while level:
+            below: list[tuple[Fid, bytes, Fid | None]] = []
+            for parent, name, fid in level:
+                assert fid is not None
+                if self._types[fid] != stat.S_IFDIR:
+                    files.append((parent, name, fid))
+                    continue
+                self._step("mkdir")
+                self._make_directory(parent, name, fid)
+                directories.append(fid)
+                below += [(fid, child, one) for child, one in inside.get(fid, ())]
+            level = below
+        self._make_files(files)
+        self._finish_directories(directories)
+        return staged
+
+    def _name(self, fid: Fid) -> bytes:
+        """A new name for *fid* in the private directory."""
+        return b"%d.%d" % (fid, next(self._numbers))
+
+    def _parent(self, fid: Fid) -> int:
+        return self._staging if fid == ROOT_FID else self._directory(fid)
+
+    def _make_directory(self, parent: Fid, name: bytes, fid: Fid) -> None:
+        directory = self._parent(parent)
+        os.mkdir(name, 0o700, dir_fd=directory)
+        fd = os.open(name, _FLAGS_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+        self._made[fid] = syscalls.handle_of(fd)
+        self._keep(fid, fd)
+
+    def _finish_directories(self, fids: list[Fid]) -> None:
+        """Attributes, last, for what is made in a directory would inherit them and change its
+        mtime."""
+        times = mtimes_before(self._lookup, fids, self._end, self._counts)
+        for batch in _batches(fids):
+            images = self._images(batch)
+            for fid in batch:
+                self._step("attributes")
+                fd = self._directory(fid)
+                self._set_attributes(fd, images[fid].state)
+                if fid in times:
+                    syscalls.set_times(fd, None, times[fid])
+
+    def _images(self, fids: Collection[Fid], *, with_data: bool = False) -> dict[Fid, Image]:
+        """What files are to be. Raises JournalError."""
+        images = read_images(
+            self._lookup, fids, self._end, self._counts, self._progress, with_data=with_data
+        )
+        for fid, image in images.items():
+            if image.state.uid is None:
+                raise not_told(self._lookup, fid)
+        return images
+
+    def _make_files(self, files: list[tuple[Fid, bytes, Fid]]) -> None:
+        """Make files at (directory, name, fid); those with several places are linked."""
+        first: dict[Fid, tuple[Fid, bytes]] = {}
+        links: list[tuple[Fid, bytes, Fid]] = []
+        for parent, name, fid in files:
+            if fid in first:
+                links.append((parent, name, fid))
+            else:
+                first[fid] = parent, name
+        for batch in _batches(first):
+            images = self._images(batch, with_data=True)
+            for fid in batch:
+                self._step("make")
+                parent, name = first[fid]
+                self._make_file(images.pop(fid), self._parent(parent), name)
+        for parent, name, fid in links:
+            self._step("link")
+            there, known = first[fid]
+            os.link(
+                known, name, src_dir_fd=self._parent(there), dst_dir_fd=self._parent(parent),
+                follow_symlinks=False,
+            )  # fmt: skip
+
+    def _make_file(self, image: Image, directory: int, name: bytes) -> None:
+        """Make a file that is no directory, as *image* has it."""
+        state = image.state
+        assert state.maker is not None
+        kind, mode = type_of(state.maker), state.permissions().mode or 0
+        # The mode as far as it can be now: a later write or chown would clear the rest.
+        mode &= 0o777
+        target = target_of(state.maker)
+        if kind == stat.S_IFREG:
+            fd = os.open(name, _FLAGS_NEW, mode, dir_fd=directory)
+        else:
+            if target is not None:
+                os.symlink(target, name, dir_fd=directory)
+            else:
+                os.mknod(name, kind | mode, rdev_of(state.maker), dir_fd=directory)
+            fd = os.open(name, _FLAGS_PATH | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            if kind == stat.S_IFREG:
+                end = 0
+                for offset, data in image.pieces(self._lookup):
+                    self._step("write")
+                    storage.write_all("undo.write", fd, data, offset)
+                    end = max(end, offset + len(data))
+                if state.size != end:
+                    storage.ftruncate("undo.truncate", fd, state.size)
+            self._set_new_attributes(fd, state, mode)
+            assert state.mtime_ns is not None
+            syscalls.set_times(fd, None, state.mtime_ns)
+        finally:
+            os.close(fd)
+
+    def _set_new_attributes(self, fd: int, state: State, mode: int) -> None:
+        """Of a file made just now with *mode*, of which nothing needs to be asked."""
+        wanted = state.permissions()
+        if (state.uid, state.gid) != (os.geteuid(), os.getegid()):
+            assert state.uid is not None
+            assert state.gid is not None
+            syscalls.chown(fd, state.uid, state.gid)
+        path = syscalls.descriptor_path(fd)
+        if wanted.acl is not None:
+            os.setxattr(path, ACCESS_ACL_XATTR, wanted.acl)
+        if wanted.mode is not None and (wanted.mode != mode or wanted.acl is not None):
+            os.chmod(path, wanted.mode)
+        for key, value in state.xattrs.items():
+            os.setxattr(path, key, value)
+
+    # -- names -------------------------------------------------------------------------------------
+
+    def _stage_alive(self, staged: dict[Place, bytes]) -> None:
+        """Further names, in the private directory, for files that are there; directories move."""
+        for place, fid in self._wanted.items():
+            if fid is None or fid in self._new:
+                continue
+            self._step("stage")
+            staged[place] = name = self._name(fid)
+            if self._is_directory(fid):
+                old = next(one for one in self._places[fid])
+                self._move_away(old, fid, name)
+                self._now.pop(old, None)
+                continue
+            with self._opened(fid, _FLAGS_PATH) as fd:
+                self._check(fid, os.fstat(fd))
+                syscalls.link(fd, self._staging, name)
+                self._note(fid, fd)
+
+    def _move_away(self, place: Place, fid: Fid, name: bytes) -> None:
+        """Move what has the name *place*, which must be *fid* as it was planned, into the private
+        directory; if it turns out to be something else, move it back. Raises ConflictError."""
+        seen = _Seen.of(self._check_name(place, fid))
+        parent = self._directory(place[0])
+        on_step("move away")
+        try:
+            syscalls.rename(parent, place[1], self._staging, name, RENAME_NOREPLACE)
+        except FileNotFoundError:
+            raise self._name_changed(place) from None
+        found = os.stat(name, dir_fd=self._staging, follow_symlinks=False)
+        if _Seen.of(found) != seen and not (found.st_ino == fid and stat.S_ISDIR(found.st_mode)):
+            self._move_back(place, name)
+            raise self._name_changed(place)
+        if not stat.S_ISDIR(found.st_mode):
+            self._last_ns[fid] = found.st_ctime_ns
+
+    def _move_back(self, place: Place, name: bytes) -> None:
+        # If even that fails, the error says where it is.
+        syscalls.rename(
+            self._staging, name, self._directory(place[0]), place[1], RENAME_NOREPLACE
+        )
+
+    def _remove(self) -> None:
+        """Take names away. A directory goes with all that is in it, after a look that there is
+        nothing else."""
+        below: dict[Fid, dict[bytes, Fid]] = {}
+        for place, fid in self._now.items():
+            below.setdefault(place[0], {})[place[1]] = fid
+        doomed = set(self._now.values())
+        for place, fid in self._now.items():
+            if place[0] in doomed and self._is_directory(place[0]):
+                continue  # goes with that
+            self._step("remove")
+            name = self._name(fid)
+            self._move_away(place, fid, name)
+            if not self._is_directory(fid):
+                os.unlink(name, dir_fd=self._staging)
+                continue
+            try:
+                order = list(self._walk_doomed(fid, below))
+            except ConflictError:
+                self._move_back(place, name)
+                raise
+            for directory, child, one in reversed(order):
+                self._step("remove")
+                self._remove_one(self._directory(directory), child, one)
+            os.rmdir(name, dir_fd=self._staging)
+
+    def _walk_doomed(
+        self, top: Fid, below: dict[Fid, dict[bytes, Fid]]
+    ) -> Iterator[tuple[Fid, bytes, Fid]]:
+        """All names in directory *top*, what is in a directory after it. Raises ConflictError when
+        there are others than planned."""
+        todo = [top]
+        while todo:
+            directory = todo.pop()
+            expected = below.get(directory, {})
+            found = set(map(os.fsencode, os.listdir(self._directory(directory))))
+            for name in found ^ expected.keys():
+                raise self._name_changed((directory, name))
+            for name, fid in expected.items():
+                self._step("check")
+                self._check_name((directory, name), fid)
+                yield directory, name, fid
+                if self._is_directory(fid):
+                    todo.append(fid)
+
+    def _remove_one(self, directory: int, name: bytes, fid: Fid) -> None:
+        if self._is_directory(fid):
+            os.rmdir(name, dir_fd=directory)
+        else:
+            os.unlink(name, dir_fd=directory)
+            self._last_ns.setdefault(fid, _FOR_EVER)
+
+    def _put_in_place(self, staged: dict[Place, bytes]) -> None:
+        for place, name in staged.items():
+            self._step("put in place")
+            try:
+                syscalls.rename(
+                    self._staging, name, self._directory(place[0]), place[1], RENAME_NOREPLACE
+                )
+            except FileExistsError:
+                raise self._name_taken(place) from None
+            fid = self._wanted[place]
+            if fid in self._last_ns:
+                with self._opened(fid, _FLAGS_PATH) as fd:
+                    self._note(fid, fd)
+
+    # -- files that are there ----------------------------------------------------------------------
+
+    def _rewrite_all(self, changed: Collection[Fid], with_content: set[Fid]) -> None:
+        """Give files the content and attributes that they are to have."""
+        for batch in _batches(changed):
+            wanted = self._images(batch)
+            written = [fid for fid in batch if fid in with_content]
+            now = read_images(self._lookup, written, self._end, None, self._progress)
+            for fid in batch:
+                self._step("rewrite")
+                if self._is_directory(fid):
+                    self._set_attributes(self._directory(fid), wanted[fid].state)
+                    continue
+                kind = self._types[fid]
+                flags = os.O_RDWR if kind == stat.S_IFREG and fid in now else _FLAGS_PATH
+                with self._opened(fid, flags | os.O_NONBLOCK) as fd:
+                    self._check(fid, os.fstat(fd))
+                    if fid in now:
+                        self._rewrite(fid, fd, wanted[fid], now[fid])
+                    self._set_attributes(fd, wanted[fid].state, fid)
+
+    def _rewrite(self, fid: Fid, fd: int, wanted: Image, now: Image) -> None:
+        """Write what comes from other entries than it does now, and only where it differs: what is
+        a hole in both is not even read, however large it is."""
+        size = wanted.state.size
+        if os.fstat(fd).st_size > size:
+            self._change(fid, fd, lambda: storage.ftruncate("undo.truncate", fd, size))
+        unlike = list(wanted.extents.unlike(now.extents, size))
+        for offset, data in self._contents(unlike):
+            self._step("write")
+            if os.pread(fd, len(data), offset) != data:
+                self._change(
+                    fid, fd, lambda: storage.write_all("undo.write", fd, data, offset)  # noqa: B023
+                )
+        if os.fstat(fd).st_size != size:
+            self._change(fid, fd, lambda: storage.ftruncate("undo.truncate", fd, size))
+
+    def _contents(self, extents: list[Extent]) -> Iterator[tuple[int, bytes | memoryview]]:
+        yield from read_extents(self._lookup, [one for one in extents if one.seq is not None])
+        for start, end, seq in extents:
+            if seq is None:
+                for offset in range(start, end, _COPY_BYTES):
+                    yield offset, bytes(min(_COPY_BYTES, end - offset))
+
+    def _change(self, fid: Fid, fd: int, change: Callable[[], None]) -> None:
+        """Change a file that is there, if nobody else did. Raises ConflictError."""
+        on_step("change")
+        self._check(fid, os.fstat(fd))
+        on_step("between")
+        change()
+        self._note(fid, fd)
+
+    # -- attributes of what is there ---------------------------------------------------------------
+
+    def _set_attributes(self, fd: int, state: State, fid: Fid | None = None) -> None:
+        """Make owner, mode, xattrs and, but for a directory, the mtime what *state* has. *fd* is
+        open on a directory, or on *fid*."""
+        path = syscalls.descriptor_path(fd)
+        for change in self._attribute_changes(fd, path, state):
+            if fid is None:
+                change()
+            else:
+                self._change(fid, fd, change)
+
+    def _attribute_changes(
+        self, fd: int, path: str, state: State
+    ) -> Iterator[Callable[[], None]]:
+        found = os.fstat(fd)
+        uid, gid = state.uid, state.gid
+        assert uid is not None
+        assert gid is not None
+        if (found.st_uid, found.st_gid) != (uid, gid):
+            yield lambda: syscalls.chown(fd, uid, gid)
+        wanted, has = state.permissions(), _xattrs(path)
+        xattrs = dict(state.xattrs)
+        if wanted.acl is not None:
+            xattrs[_ACCESS] = wanted.acl
+        if wanted.default_acl is not None:
+            xattrs[_DEFAULT] = wanted.default_acl
+        # ACLs before the mode, for they bring one; a capability after the owner, who takes it away.
+        for key in sorted(has.keys() - xattrs.keys()):
+            yield lambda key=key: os.removexattr(path, key)  # type: ignore[misc]
+        for key in sorted(xattrs, key=lambda key: key not in ACLS):
+            value = xattrs[key]
+            if has.get(key) != value:
+                yield lambda key=key, value=value: os.setxattr(path, key, value)  # type: ignore[misc]
+        if wanted.mode is not None and stat.S_IMODE(os.fstat(fd).st_mode) != wanted.mode:
+            mode = wanted.mode
+            yield lambda: os.chmod(path, mode)
+        mtime_ns = state.mtime_ns
+        if not stat.S_ISDIR(found.st_mode) and os.fstat(fd).st_mtime_ns != mtime_ns:
+            yield lambda: syscalls.set_times(fd, None, mtime_ns)
+
+
+_ACCESS, _DEFAULT = ACCESS_ACL_XATTR.encode(), DEFAULT_ACL_XATTR.encode()
+
+
+def _batches(fids: Collection[Fid]) -> Iterator[list[Fid]]:
+    left = iter(fids)
+    while batch := list(islice(left, _BATCH_FILES)):
+        yield batch
+
+
+def _xattrs(path: str) -> dict[bytes, bytes]:
+    found = {}
+    for key in os.listxattr(path):
+        with suppress(OSError):
+            found[os.fsencode(key)] = os.getxattr(path, key)
+    return found

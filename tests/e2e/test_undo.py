@@ -1,0 +1,351 @@
+"""Undo on a live volume as users meet it: names taken since, others at work meanwhile, large files,
+journals without their beginning."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fusejournal.errors import ConflictError, JournalError
+from fusejournal.journal.criteria import Criteria
+from fusejournal.journal.lookup import Lookup
+from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.segment import list_segments
+from fusejournal.replay import undo_execute
+from fusejournal.replay.undo import Undo, UndoPlan
+from fusejournal.types import Seq
+from tests.support.layer import Layer
+from tests.support.trees import difference, image
+
+pytestmark = pytest.mark.mount
+
+_GIB = 1 << 30
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+@pytest.fixture
+def layer(tmp_path: Path) -> Iterator[Layer]:
+    with Layer(tmp_path) as layer:
+        layer.start()
+        yield layer
+        layer.stop()
+
+
+def _head(layer: Layer) -> int:
+    return int(layer.ask()["head_seq"])
+
+
+def _planned(layer: Layer, first: int) -> tuple[Undo, UndoPlan]:
+    lookup = Lookup(JournalReader(layer.state / "journal"))
+    undo = Undo(lookup, Criteria(from_seq=Seq(first)), Seq(_head(layer)))
+    return undo, undo.plan(_nothing)
+
+
+def _tree(base: Path) -> None:
+    (base / "sub").mkdir(parents=True)
+    (base / "f").write_text("precious")
+    (base / "sub/g").write_text("too")
+    os.utime(base / "sub", ns=(5, 5))
+
+
+# -- names that were taken since -------------------------------------------------------------------
+
+
+def test_a_tree_comes_back_beside_its_name(layer: Layer) -> None:
+    tree = layer.mountpoint / "project"
+    _tree(tree)
+    was = image(tree)
+    first = _head(layer) + 1
+    shutil.rmtree(tree)
+    removed = _head(layer)
+    tree.mkdir()
+    (tree / "new").write_text("somebody's")
+    chosen = (f"{first}-{removed}",)
+    unchanged = image(layer.mountpoint)
+
+    stopped = layer.run("undo", "volume", *chosen, "--apply", check=False)
+    assert stopped.returncode == 22
+    assert "aside" in stopped.stderr
+    skipped = layer.run("undo", "volume", *chosen, "--on-conflict", "skip", "--apply", check=False)
+    assert skipped.returncode == 22
+    assert "nothing can be taken back" in skipped.stderr
+    assert image(layer.mountpoint) == unchanged
+
+    planned = layer.run("undo", "volume", *chosen, "--on-conflict", "aside").stdout
+    assert f"/project.undone-{removed}/sub/g" in planned
+    assert "/project is another file's by now" in planned
+    done = layer.run("undo", "volume", *chosen, "--on-conflict", "aside", "--apply", "--json")
+    beside = layer.mountpoint / f"project.undone-{removed}"
+    assert difference(image(beside), was) == ""
+    assert (tree / "new").read_text() == "somebody's"
+    applied = json.loads(done.stdout)["applied"]
+    layer.run("undo", "volume", f"{applied['from_seq']}-{applied['to_seq']}", "--apply")
+    assert image(layer.mountpoint) == unchanged
+
+
+def test_a_tree_comes_back_to_its_name_once_that_is_free_again(layer: Layer) -> None:
+    tree = layer.mountpoint / "project"
+    _tree(tree)
+    was = image(tree)
+    first = _head(layer) + 1
+    shutil.rmtree(tree)
+    chosen = f"{first}-{_head(layer)}"
+    tree.mkdir()
+    (tree / "new").write_text("somebody's")
+    tree.rename(layer.mountpoint / "theirs")
+    layer.run("undo", "volume", chosen, "--apply")
+    assert difference(image(tree), was) == ""
+    assert (layer.mountpoint / "theirs/new").read_text() == "somebody's"
+
+
+def test_what_moved_away_goes_back_beside_a_taken_name(layer: Layer) -> None:
+    old, new = layer.mountpoint / ("n" * 250), layer.mountpoint / "moved"
+    old.write_text("one")
+    first = _head(layer) + 1
+    old.rename(new)
+    old.write_text("another")
+    other = layer.mountpoint / "other"
+    other.write_text("a third")
+    os.replace(other, old)
+    layer.run("undo", "volume", str(first), "--on-conflict", "aside", "--apply")
+    assert old.read_text() == "a third"
+    assert not new.exists()
+    suffix = f".undone-{first}"
+    assert (layer.mountpoint / ("n" * (255 - len(suffix)) + suffix)).read_text() == "one"
+
+
+# -- others at work meanwhile ----------------------------------------------------------------------
+
+
+def _at(step: str, monkeypatch: pytest.MonkeyPatch, deed: Callable[[], None]) -> None:
+    """Do *deed* in another process, once, when the undo is about to do *step*."""
+    done = False
+
+    def on_step(reached: str) -> None:
+        nonlocal done
+        if reached == step and not done:
+            done = True
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    deed()
+                    os._exit(0)
+                except BaseException:
+                    os._exit(1)
+            assert os.waitpid(pid, 0)[1] == 0
+
+    monkeypatch.setattr(undo_execute, "on_step", on_step)
+
+
+def test_another_file_under_the_name_is_not_touched(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, other = layer.mountpoint / "f", layer.mountpoint / "other"
+    file.write_text("original")
+    other.write_text("another's")
+    first = _head(layer) + 1
+    file.write_text("bad")
+    file.chmod(0o600)
+    undo, plan = _planned(layer, first)
+    before = other.stat()
+
+    def put_another_there() -> None:
+        os.rename(file, layer.mountpoint / "away")
+        os.rename(other, file)
+
+    _at("rewrite", monkeypatch, put_another_there)
+    with pytest.raises(ConflictError, match="changed it"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert file.read_text() == "another's"
+    assert (file.stat().st_mode, file.stat().st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+
+
+def test_what_is_appended_meanwhile_is_not_cut_off(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = layer.mountpoint / "f"
+    file.write_text("short")
+    first = _head(layer) + 1
+    file.write_text("bad, and longer")
+    undo, plan = _planned(layer, first)
+
+    def append() -> None:
+        with open(file, "a") as appended:
+            appended.write(" and a user's")
+
+    _at("change", monkeypatch, append)
+    with pytest.raises(ConflictError, match="changed it"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert file.read_text() == "bad, and longer and a user's"
+
+
+def test_what_comes_between_the_last_look_and_the_change_is_told(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = layer.mountpoint / "f"
+    file.write_text("short")
+    first = _head(layer) + 1
+    file.write_text("bad, and longer")
+    undo, plan = _planned(layer, first)
+
+    def append() -> None:
+        with open(file, "a") as appended:
+            appended.write(" and a user's")
+
+    _at("between", monkeypatch, append)
+    with pytest.raises(ConflictError, match="at the very moment"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+
+
+def test_a_name_that_another_file_got_is_not_removed(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _head(layer) + 1
+    made, other = layer.mountpoint / "made", layer.mountpoint / "other"
+    made.write_text("bad")
+    last = _head(layer)
+    other.write_text("another's")
+    lookup = Lookup(JournalReader(layer.state / "journal"))
+    undo = Undo(lookup, Criteria(from_seq=Seq(first), to_seq=Seq(last + 1)), Seq(_head(layer)))
+    plan = undo.plan(_nothing)
+    _at("move away", monkeypatch, lambda: os.replace(other, made))
+    with pytest.raises(ConflictError, match="changed it"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert made.read_text() == "another's"
+
+
+def test_a_directory_that_somebody_put_something_into_stays(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _head(layer) + 1
+    tree = layer.mountpoint / "made"
+    _tree(tree)
+    undo, plan = _planned(layer, first)
+    _at("move away", monkeypatch, lambda: (tree / "sub/theirs").write_text("theirs") and None)
+    with pytest.raises(ConflictError, match="theirs"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert (tree / "f").read_text() == "precious"
+    assert (tree / "sub/theirs").read_text() == "theirs"
+
+
+def test_a_name_taken_since_the_plan_is_left(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = layer.mountpoint / "f"
+    file.write_text("precious")
+    first = _head(layer) + 1
+    file.unlink()
+    undo, plan = _planned(layer, first)
+    _at("put in place", monkeypatch, lambda: file.write_text("theirs") and None)
+    with pytest.raises(ConflictError, match="took the name"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert file.read_text() == "theirs"
+    (staging,) = layer.mountpoint.glob(".fusejournal-undo.*")
+    assert [one.read_text() for one in staging.iterdir()] == ["precious"]
+
+
+# -- cost and interruption -------------------------------------------------------------------------
+
+
+def test_a_sparse_file_costs_what_was_changed(layer: Layer) -> None:
+    file = layer.mountpoint / "disk"
+    with open(file, "wb") as disk:
+        disk.truncate(1024 * _GIB)
+        os.pwrite(disk.fileno(), b"boot", 0)
+        os.pwrite(disk.fileno(), b"good", 500 * _GIB)
+        os.pwrite(disk.fileno(), b"end.", 1024 * _GIB - 4)
+    was = file.stat()
+    first = _head(layer) + 1
+    with open(file, "r+b") as disk:
+        os.pwrite(disk.fileno(), b"bad!", 500 * _GIB)
+        os.pwrite(disk.fileno(), b"where a hole was", 700 * _GIB)
+    layer.run("undo", "volume", f"{first}-{_head(layer)}", "--apply")
+    assert file.stat().st_size == was.st_size
+    assert file.stat().st_mtime_ns == was.st_mtime_ns
+    with open(file, "rb") as disk:
+        assert os.pread(disk.fileno(), 4, 500 * _GIB) == b"good"
+        assert os.pread(disk.fileno(), 16, 700 * _GIB) == bytes(16)
+    first = _head(layer) + 1
+    os.truncate(file, 2)
+    file.unlink()
+    layer.run("undo", "volume", f"{first}-{_head(layer)}", "--apply")
+    assert file.stat().st_size == was.st_size
+    assert (layer.backing / "disk").stat().st_blocks < 1000
+    with open(file, "rb") as disk:
+        found = [os.pread(disk.fileno(), 4, at * _GIB) for at in (0, 500, 700)]
+    assert found == [b"boot", b"good", bytes(4)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_can_be_stopped_within_one_file(layer: Layer, number: signal.Signals) -> None:
+    file = layer.mountpoint / "large"
+    piece = os.urandom(1 << 20)
+    with open(file, "wb") as large:
+        for _ in range(64):
+            large.write(piece)
+    first = _head(layer) + 1
+    with open(file, "r+b") as large:
+        large.write(bytes(64 << 20))
+    last = _head(layer)
+    process = subprocess.Popen(
+        layer.command("undo", "volume", f"{first}-{last}", "--apply"),
+        env=layer.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while _head(layer) < last + 3:
+        assert process.poll() is None
+    process.send_signal(number)
+    _, words = process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    assert "stopped half-way" in words
+    assert _head(layer) - last < last - first
+
+
+# -- a journal without its beginning ---------------------------------------------------------------
+
+
+def _pruned(tmp_path: Path) -> tuple[Layer, Path]:
+    layer = Layer(tmp_path, config="[journal]\nsegment_entries = 256\ncompress = false\n")
+    return layer, layer.state / "journal"
+
+
+def test_it_does_not_answer_with_less_than_it_was_asked(tmp_path: Path) -> None:
+    layer, journal = _pruned(tmp_path)
+    with layer:
+        layer.start()
+        old = layer.mountpoint / "old"
+        old.write_text("from before")
+        for number in range(200):
+            (layer.mountpoint / f"f{number}").write_text("x")
+        first = _head(layer) + 1
+        old.write_text("bad")
+        rewritten = _head(layer)
+        old.chmod(0o600)
+        os.setxattr(old, "user.k", b"v")
+        attributes = _head(layer)
+        old.unlink()
+        recent = _head(layer) + 1
+        (layer.mountpoint / "recent").write_text("known")
+        (layer.mountpoint / "recent").write_text("bad")
+        last = _head(layer)
+        copy = tmp_path / "copy"
+        shutil.copytree(journal, copy)
+        list_segments(copy)[0].unlink()
+        lookup = Lookup(JournalReader(copy))
+        assert not lookup.is_whole
+        for from_seq, to_seq in (
+            (first, rewritten), (rewritten + 1, attributes), (attributes + 1, attributes + 1),
+        ):  # fmt: skip
+            criteria = Criteria(from_seq=Seq(from_seq), to_seq=Seq(to_seq + 1))
+            with pytest.raises(JournalError, match="was made before seq"):
+                Undo(lookup, criteria, Seq(last)).plan(_nothing)
+        criteria = Criteria(from_seq=Seq(recent + 2), to_seq=Seq(last + 1))
+        undo = Undo(lookup, criteria, Seq(last))
+        undo.carry_out(undo.plan(_nothing), layer.mountpoint, _nothing)
+        assert (layer.mountpoint / "recent").read_text() == "known"
+        layer.stop()

@@ -129,7 +129,7 @@ class CopyMarks:
         if reign != self.fence:
             # Both at once: the one with the other's old value would be a reign that never was.
             packed = _REIGN.pack(*reign)
-            storage.pwritev("marks.write", self._fd, (packed,), _EPOCH * _WORD.size)
+            storage.write_all("marks.write", self._fd, packed, _EPOCH * _WORD.size)
             self._words[_EPOCH], self._words[_NODE] = reign
 
 

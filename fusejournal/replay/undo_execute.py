@@ -116,6 +116,7 @@ class UndoExecutor:
         (head,) = lookup.reader.read(head_seq, self._end)
         self._planned_ns = head.time_ns
         self._numbers = count()
+        self._new_times: dict[Fid, int] = {}
 
     def _is_there(self, fid: Fid) -> bool:
         return fid == ROOT_FID or bool(self._places.get(fid))
@@ -388,7 +389,7 @@ class UndoExecutor:
     def _finish_directories(self, fids: list[Fid]) -> None:
         """Attributes, last, for what is made in a directory would inherit them and change its
         mtime."""
-        times = mtimes_before(self._lookup, fids, self._end, self._counts)
+        self._new_times = times = mtimes_before(self._lookup, fids, self._end, self._counts)
         for batch in _batches(fids):
             images = self._images(batch)
             for fid in batch:
@@ -584,6 +585,9 @@ class UndoExecutor:
             if fid in self._last_ns:
                 with self._opened(fid, _FLAGS_PATH) as fd:
                     self._note(fid, fd)
+        # What was there before has changed the new directories that it was put into.
+        for fid in {place[0] for place in staged} & self._new_times.keys():
+            syscalls.set_times(self._directory(fid), None, self._new_times[fid])
 
     # -- files that are there ----------------------------------------------------------------------
 

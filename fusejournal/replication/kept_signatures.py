@@ -79,7 +79,7 @@ class KeptSignatures:
         number = self._number + 1
         slot = _SLOT.pack(seq, number, signature, 0)
         slot += _CHECK.pack(xxhash.xxh3_64_intdigest(slot))
-        storage.pwritev("signatures.write", self._fd, (slot,), number % _SLOTS * _SLOT_BYTES)
+        storage.write_all("signatures.write", self._fd, slot, number % _SLOTS * _SLOT_BYTES)
         self._number = number
         self._kept.pop(seq, None)
         self._kept[seq] = signature

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 from fusejournal.backing import syscalls
 
@@ -22,7 +23,7 @@ _MODES = (0o600, 0o644, 0o755, 0o4755, 0o2770)
 _EXCHANGE = 2
 
 
-class _Busy:
+class Busy:
     """Threads that do something over and over, and can be made to pause."""
 
     def __init__(self, threads: int, seed: int) -> None:
@@ -37,7 +38,7 @@ class _Busy:
         self.done = 0
         """How many calls have worked, about."""
 
-    def __enter__(self) -> "_Busy":
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         self.go_on()
@@ -85,7 +86,7 @@ class _Busy:
         raise NotImplementedError
 
 
-class Mischief(_Busy):
+class Mischief(Busy):
     """Changes below *root*; a call every *pause_seconds* or less often."""
 
     def __init__(self, root: Path, seed: int, pause_seconds: float = 0.0, threads: int = 2) -> None:
@@ -188,7 +189,7 @@ class Mischief(_Busy):
             os.close(fd)
 
 
-class Reading(_Busy):
+class Reading(Busy):
     """Reads all there is below *root*, so that the kernel remembers it."""
 
     def __init__(self, root: Path) -> None:

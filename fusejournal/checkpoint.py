@@ -12,13 +12,17 @@ import errno
 import os
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import xxhash
 
 from fusejournal import storage
-from fusejournal.types import Seq
+from fusejournal.journal.copymarks import CopyMarks
+from fusejournal.ties import BackingRoot
+from fusejournal.types import Position, Seq
 
 _CONTENT = struct.Struct("<Qq")
 _CHECKSUM = struct.Struct("<Q")
@@ -26,25 +30,29 @@ _CHECKSUM = struct.Struct("<Q")
 
 class Checkpoint(NamedTuple):
     """Everything up to ``seq`` is on the backing's disk; what came later changed the backing at
-    ``time_ns`` (Unix) or later."""
+    ``time_ns`` (Unix) or later. ``position``: where the journal ended when it was begun; None of
+    one that was read."""
 
     seq: Seq
     time_ns: int
+    position: Position | None = None
 
     @classmethod
-    def begin(cls, seq: Seq) -> "Checkpoint":
-        """One for now, when *seq* is the last entry that was applied; to be made."""
-        return cls(seq, time.time_ns())
+    def begin(cls, seq: Seq, position: Position) -> "Checkpoint":
+        """One for now, when *seq* is the last entry that was applied and *position* where the
+        journal ends; to be made."""
+        return cls(seq, time.time_ns(), position)
 
 
 NO_CHECKPOINT = Checkpoint(Seq(0), -(1 << 63))
 
 
 class CheckpointFile:
-    """The file at *path*."""
+    """The file at *path*; what else a checkpoint makes durable is in the *page* of watermarks."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, page: CopyMarks | None = None) -> None:
         self._path = path
+        self._page = page
 
     def load(self) -> Checkpoint:
         """What it says; ``NO_CHECKPOINT`` where there is none. Raises OSError."""
@@ -58,16 +66,19 @@ class CheckpointFile:
         seq, time_ns = _CONTENT.unpack_from(content)
         return Checkpoint(Seq(seq), time_ns)
 
-    def make(self, checkpoint: Checkpoint, root_fd: int) -> None:
-        """Flush the backing that *root_fd* is in, and write *checkpoint* down, up to which the
-        journal is on its disk; where that is full, what was written before stays. Blocks. Raises
-        OSError."""
-        storage.syncfs("checkpoint.syncfs", root_fd)
-        try:
-            self._write(_CONTENT.pack(*checkpoint))
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+    def make(self, checkpoint: Checkpoint, root: BackingRoot) -> None:
+        """Flush the backing whose *root* that is, which learns of it, and write *checkpoint* down,
+        up to which the journal is on its disk; where that is full, what was written before stays.
+        Blocks. Raises OSError."""
+        assert checkpoint.position is not None
+        rooted = root.try_mark(checkpoint.position)
+        storage.syncfs("checkpoint.syncfs", root.fd)
+        with suppress_full():
+            self._write(_CONTENT.pack(checkpoint.seq, checkpoint.time_ns))
+            if self._page is not None:
+                if rooted:
+                    self._page.rooted_seq = checkpoint.position.seq
+                self._page.sync()
 
     def _write(self, content: bytes) -> None:
         fd = storage.open_with_reserve(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
@@ -76,6 +87,16 @@ class CheckpointFile:
             storage.fdatasync("checkpoint.sync", fd)
         finally:
             os.close(fd)
+
+
+@contextmanager
+def suppress_full() -> Iterator[None]:
+    """Go on after the block where a full disk ends it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def _checksum(content: bytes) -> bytes:

@@ -23,6 +23,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -34,10 +35,12 @@ from fusejournal.backing.catalog_store import COMMIT_CHANGES
 from fusejournal.checkpoint import Checkpoint, CheckpointFile
 from fusejournal.config import JournalConfig
 from fusejournal.errors import JournalError
+from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.format import FormatError
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END
 from fusejournal.process import DIRECTORY, python_module
+from fusejournal.ties import BackingRoot
 from fusejournal.types import Seq
 
 _TEND_PAUSE_SECONDS = 5.0
@@ -102,17 +105,19 @@ class Durability:
         self,
         journal: Journal,
         catalog: Catalog,
-        root_fd: int,
+        root: BackingRoot,
         checkpoint: CheckpointFile,
         config: JournalConfig,
         fail: Callable[[str], None],
+        page: CopyMarks,
     ) -> None:
         self._journal = journal
         self._catalog = catalog
-        self._root_fd = root_fd
+        self._root = root
         self._checkpoint = checkpoint
         self._config = config
         self._fail = fail
+        self._page = page
         self._failed = False
         self._is_running = False
         """Not in a read-only mount, where there is nothing to wait for."""
@@ -170,7 +175,7 @@ class Durability:
             self._broken(f"the journal could not be flushed: {error}")
             return None
         self._in_place += 1
-        self.on_flushed()
+        self._note_flushed()
         return took
 
     def settle_at_once(self, seq: Seq) -> float | None:
@@ -245,6 +250,12 @@ class Durability:
                 self._broken(f"the journal could not be flushed: {error}")
         flushed, self._flushed = self._flushed, trio.Event()
         flushed.set()
+        self._note_flushed()
+
+    def _note_flushed(self) -> None:
+        # On a disk that is too full for it, the next flush tries again.
+        with suppress(OSError):
+            self._page.durable_seq = self._journal.durable_seq
         self.on_flushed()
 
     def commit_catalog(self) -> None:
@@ -261,7 +272,7 @@ class Durability:
 
     async def checkpoint(self) -> None:
         """Bring backing and catalog to disk up to what is applied now."""
-        checkpoint = Checkpoint.begin(self._catalog.applied_seq)
+        checkpoint = Checkpoint.begin(self._catalog.applied_seq, self._journal.head)
         if checkpoint.seq == self._catalog.checkpoint_seq or self._failed:
             return
         try:
@@ -269,7 +280,7 @@ class Durability:
             await self.flush()
             if self._failed:
                 return
-            await trio.to_thread.run_sync(self._checkpoint.make, checkpoint, self._root_fd)
+            await trio.to_thread.run_sync(self._checkpoint.make, checkpoint, self._root)
             self._catalog.checkpoint_seq = checkpoint.seq
             self.commit_catalog()
             await trio.to_thread.run_sync(self._catalog.sync)

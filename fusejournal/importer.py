@@ -30,11 +30,6 @@ from fusejournal.types import NOBODY_ASKED, ROOT_FID, Fid, clamp_time
 from fusejournal.volume import Volume
 
 PIECE_BYTES = 1 << 20
-_XATTRS_BYTES_MAX = 8 << 20
-_XATTR_HEAD_BYTES = 16
-
-Xattrs = tuple[tuple[bytes, bytes], ...]
-"""Names and values, by name."""
 
 
 class ImportProgress(NamedTuple):
@@ -45,11 +40,13 @@ class ImportProgress(NamedTuple):
 
 
 class Importer:
-    """Imports into *volume*. ``path`` is the backing's, for messages."""
+    """Imports into *volume*. ``path`` is the backing's, for messages. With *adopt* files are taken
+    that bear another volume's mark."""
 
-    def __init__(self, volume: Volume, path: Path) -> None:
+    def __init__(self, volume: Volume, path: Path, adopt: bool = False) -> None:
         self._volume = volume
         self._path = path
+        self._adopt = adopt
         self._names = 0
         self._bytes = 0
         self.imported = 0
@@ -93,9 +90,6 @@ class Importer:
         if known is not None:
             node = self._volume.tree.node(known)
             if not node.complete:
-                # It may have been stopped before them.
-                xattrs = _xattrs(self._volume.tree.xattr_target(node.fid))
-                self._journal_xattrs(node.fid, _divided(xattrs)[1])
                 yield from self._import_content(node)
             yield self._progress()
             return
@@ -107,15 +101,17 @@ class Importer:
                 self._where(parent, name),
                 "another file system is mounted here; a volume is one file system",
             )
-        if look.owner not in (None, self._volume.tree.uuid):
+        if look.owner not in (None, self._volume.tree.uuid) and not self._adopt:
             raise BackingError(
                 self._where(parent, name),
-                f"belongs to volume {look.owner}; if that one is no more, remove its mark: "
-                f"setfattr -h -x {FID_XATTR}",
+                f"belongs to volume {look.owner}; if that one is no more, mount with -o adopt, "
+                "which takes all files of other volumes as its own",
             )
         self.imported += 1
         node_of_tag = catalog.node(look.fid) if look.fid is not None else None
-        if node_of_tag is not None and not S_ISDIR(look.stat.st_mode):
+        # By the handle, not by the number alone: that may have been given twice.
+        is_link = node_of_tag is not None and node_of_tag.handle == look.handle
+        if node_of_tag is not None and is_link and not S_ISDIR(look.stat.st_mode):
             self._volume.adopt(ImportLink(node_of_tag.fid, parent, name))
         else:
             yield from self._import_object(parent, name, look)
@@ -156,11 +152,7 @@ class Importer:
         try:
             if S_ISDIR(stat.st_mode):
                 self._check_case(parent, name)
-            xattrs, further = _divided(_xattrs(syscalls.descriptor_path(fd)))
-            mtime_ns = clamp_time(stat.st_mtime_ns)
-            if mtime_ns != stat.st_mtime_ns:
-                # A time that no other backing need hold: here, too, it is what the entry says.
-                syscalls.set_times(fd, None, mtime_ns)
+            xattrs = _xattrs(syscalls.descriptor_path(fd))
             target = os.readlink(b"", dir_fd=fd) if S_ISLNK(stat.st_mode) else None
         finally:
             os.close(fd)
@@ -173,7 +165,7 @@ class Importer:
             gid=stat.st_gid,
             rdev=stat.st_rdev,
             size=stat.st_size if S_ISREG(stat.st_mode) else 0,
-            mtime_ns=mtime_ns,
+            mtime_ns=clamp_time(stat.st_mtime_ns),
             target=target,
             xattrs=xattrs,
             complete=not S_ISREG(stat.st_mode) or (stat.st_blocks == 0 and stat.st_size == 0),
@@ -185,14 +177,8 @@ class Importer:
                 self._where(parent, name),
                 "is immutable or append-only: 'chattr -i -a' it, then mount again",
             ) from None
-        self._journal_xattrs(operation.fid, further)
         if not operation.complete:
             yield from self._import_content(self._volume.tree.node(operation.fid))
-
-    def _journal_xattrs(self, fid: Fid, xattrs: Xattrs) -> None:
-        """Those that the object's own entry had no room for."""
-        for name, value in xattrs:
-            self._volume.commit(Setxattr(fid, name, value), NOBODY_ASKED)
 
     def _check_case(self, parent: Fid, name: bytes) -> None:
         fd = os.open(
@@ -278,18 +264,7 @@ class Importer:
         return self._path / os.fsdecode(directory) / os.fsdecode(name)
 
 
-def _divided(xattrs: Xattrs) -> tuple[Xattrs, Xattrs]:
-    """As many as an entry can hold beside the rest of it, and the others: 65,536 bytes in each of
-    a thousand are more than that."""
-    total = 0
-    for number, (name, value) in enumerate(xattrs):
-        total += len(name) + len(value) + _XATTR_HEAD_BYTES
-        if total > _XATTRS_BYTES_MAX:
-            return xattrs[:number], xattrs[number:]
-    return xattrs, ()
-
-
-def _xattrs(target: int | str) -> Xattrs:
+def _xattrs(target: int | str) -> tuple[tuple[bytes, bytes], ...]:
     """All xattrs but the layer's own, by name."""
     names = sorted(name for name in os.listxattr(target) if name != FID_XATTR)
     return tuple((os.fsencode(name), os.getxattr(target, name)) for name in names)

@@ -24,6 +24,8 @@ class MountSpec:
     mount_flags: frozenset[str]
     listen_asked: str | None = None
     """What the command line says of where to listen: that is remembered."""
+    adopt: bool = False
+    """Whether files that bear the mark of another volume, which is no more, become this one's."""
 
     @property
     def role(self) -> str | None:

@@ -56,7 +56,7 @@ from fusejournal.layer.recall import Recaller
 from fusejournal.layer.remembered import Remembered
 from fusejournal.marks import make_mark
 from fusejournal.mountspec import MountSpec, Reporter
-from fusejournal.opening import Opening, close_volume
+from fusejournal.opening import Opening
 from fusejournal.page import StatusPage
 from fusejournal.process import file_bytes_max, python_module, shed_inheritance
 from fusejournal.replication.metrics import serve_metrics
@@ -160,7 +160,8 @@ class Node:
             compress_level=config.compress_level,
         )
         self._root_fd = root_fd
-        self._marks = CopyMarks(state.marks) if state.is_mirror else None
+        page = CopyMarks(state.marks)
+        self._marks = page if state.is_mirror else None
         self._opening = Opening(
             spec.state_dir,
             state.uuid,
@@ -168,8 +169,10 @@ class Node:
             self._root_fd,
             options,
             reporter,
-            self._marks,
-            state.is_unborn,
+            page,
+            is_mirror=state.is_mirror,
+            is_unborn=state.is_unborn,
+            adopt=spec.adopt,
         )
         self._opening.degraded += degraded
         self._recaller: Recaller | None = None
@@ -262,10 +265,11 @@ class Node:
         self._durability = Durability(
             volume.journal,
             volume.catalog,
-            self._root_fd,
+            self._opening.root,
             self._opening.checkpoint,
             spec.config.journal,
             self._disk_failed,
+            self._opening.page,
         )
         volume.hold_back = lambda: self._durability.full
         self._page = StatusPage(
@@ -314,7 +318,7 @@ class Node:
             pyfuse3.close(unmount=False)
             if self._recaller is not None:
                 self._recaller.close()
-            close_volume(volume, self._opening.checkpoint, self._marks)
+            self._opening.close()
             if self._keeper is not None and not self._is_leaving:
                 self._keeper.dismiss()
             self._live = True

@@ -19,19 +19,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 from uuid import UUID
 
 from fusejournal import storage
 from fusejournal.backing import syscalls
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogSpoiltError
-from fusejournal.backing.tree import FID_XATTR, Tree, pack_tag, probe
-from fusejournal.checkpoint import NO_CHECKPOINT, Checkpoint, CheckpointFile
+from fusejournal.backing.tree import Tree, probe
+from fusejournal.checkpoint import NO_CHECKPOINT, Checkpoint, CheckpointFile, suppress_full
 from fusejournal.errors import (
     BackingError,
     JournalDamagedError,
     JournalError,
+    JournalFailedError,
     JournalFullError,
     RecoveryError,
 )
@@ -39,27 +40,31 @@ from fusejournal.importer import Importer, survey
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.format import Entry
 from fusejournal.journal.journal import Journal
+from fusejournal.journal.reader import END
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import Clean, NewEpoch
 from fusejournal.reconciling.reconciliation import Reconciliation
 from fusejournal.recovery import Recovery, describe_missing
-from fusejournal.types import ROOT_FID, Epoch, Seq
+from fusejournal.ties import BackingRoot, filesystem_instance, read_root_mark
+from fusejournal.types import ROOT_FID, Epoch, Position, Seq
 from fusejournal.volume import Volume
 
 log = logging.getLogger(__name__)
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_ROOT_TAG_BYTES = 16
+_BOOT_BYTES = 512
 _CHECKPOINT_SECONDS = 30.0
 
 
 class Boot(NamedTuple):
-    """When the volume was used last: whether in this boot of the machine, and where the journal
-    ended when it was opened then."""
+    """When the volume was used last: whether in this boot of the machine, and by this mounting of
+    its file systems, and where the journal ended when it was opened then."""
 
     is_this: bool
     began_seq: Seq
+    words: str = ""
+    """What is different now, where it is not this one."""
 
 
 class Watcher(Protocol):
@@ -81,12 +86,21 @@ class Opening:
         root_fd: int,
         options: JournalOptions,
         watcher: Watcher,
-        marks: CopyMarks | None = None,
+        page: CopyMarks,
+        *,
+        is_mirror: bool = False,
         is_unborn: bool = False,
+        adopt: bool = False,
     ) -> None:
-        """*marks*: of a mirror, whose journal is a copy. *is_unborn*: it has no journal yet, and
-        will be whichever volume's its primary is."""
-        self._marks = marks
+        """*page*: the node's watermarks; closed with the volume. *is_mirror*: the journal is a
+        copy. *is_unborn*: it has no journal yet, and will be whichever volume's its primary is.
+        *adopt*: files that bear another volume's mark are imported all the same."""
+        self.page = page
+        self._adopt = adopt
+        self._marks = page if is_mirror else None
+        self.root = BackingRoot(root_fd, uuid)
+        self._position: Position | None = None
+        """What the backing's root says of the journal."""
         self.is_unborn = is_unborn
         self._state_dir = state_dir
         self._uuid = uuid
@@ -95,7 +109,7 @@ class Opening:
         self._options = options
         self._watcher = watcher
         self._boot_file = state_dir / "boot"
-        self.checkpoint = CheckpointFile(state_dir / "checkpoint")
+        self.checkpoint = CheckpointFile(state_dir / "checkpoint", page)
         self.repairs: list[str] = []
         self.degraded: list[str] = []
         self.volume: Volume
@@ -128,14 +142,15 @@ class Opening:
             if self._marks is None
             else self._marks.stopped_seq == journal.head_seq
         )
-        self.lost_machine = not clean and not same_boot
-        if self.lost_machine:
+        self._check_ties(journal)
+        self.lost_machine = not clean and (not same_boot or self._has_lost_page(journal))
+        if self.lost_machine and catalog_dir.exists():
             # Its pages reached the disk in any order.
-            shutil.rmtree(catalog_dir, ignore_errors=True)
+            shutil.rmtree(catalog_dir)
         catalog = self._open_catalog(catalog_dir, journal)
         tree = Tree(self._root_fd, self._uuid, catalog, _descriptors_max())
         self.volume = Volume(journal, catalog, tree)
-        self.importer = Importer(self.volume, self._backing)
+        self.importer = Importer(self.volume, self._backing, self._adopt)
         if read_only:
             self.volume.refusal = errno.EROFS
 
@@ -214,61 +229,117 @@ class Opening:
     def _claim_backing(self, read_only: bool) -> None:
         """The root's own tag says which volume a backing belongs to; a new volume sets it before
         anything else."""
-        try:
-            tag = os.getxattr(self._root_fd, FID_XATTR)
-        except OSError as error:
-            if not syscalls.missing(error):
-                raise
-            if list_segments(self._state_dir / "journal"):
+        mark = read_root_mark(self._root_fd)
+        has_journal = bool(list_segments(self._state_dir / "journal"))
+        if mark is None or (self._adopt and not has_journal and mark.owner != self._uuid):
+            if has_journal:
                 raise BackingError(
                     self._backing,
                     f"is not this volume's backing (the journal in {self._state_dir} is another's)",
-                ) from None
+                )
             if read_only:
-                raise BackingError(
-                    self._backing, "has no journal yet: mount it once without -o ro"
-                ) from None
-            self._tag_root(self._uuid)
+                raise BackingError(self._backing, "has no journal yet: mount it once without -o ro")
+            self._mark_root(self._uuid)
             return
-        owner = tag[:_ROOT_TAG_BYTES]
-        if owner != self._uuid.bytes:
+        if mark.owner != self._uuid:
             raise BackingError(
                 self._backing,
-                f"belongs to volume {UUID(bytes=owner) if len(owner) == 16 else '?'}, not to "
-                f"{self._uuid} of {self._state_dir}; to begin anew, remove its mark: "
-                f"setfattr -x {FID_XATTR} {self._backing}",
+                f"belongs to volume {mark.owner or '?'}, not to {self._uuid} of "
+                f"{self._state_dir}; if that volume is no more, begin anew with its files: "
+                "mount with -o adopt and a new --state",
             )
+        if has_journal and not mark.is_original:
+            raise BackingError(
+                self._backing,
+                "is a copy of the volume's backing, whose files the journal knows as others: put "
+                "the original back; or make a tree from the journal with 'fusejournal restore'; or "
+                "begin anew with these files: mount them with -o adopt and a new --state",
+            )
+        self._position = mark.position
 
-    def _tag_root(self, uuid: UUID) -> None:
-        handle = syscalls.handle_of(self._root_fd)
-        os.setxattr(self._root_fd, FID_XATTR, pack_tag(uuid, ROOT_FID, handle))
+    def _check_ties(self, journal: Journal) -> None:
+        """State directory and backing must be of the same time. Raises RecoveryError."""
+        known, rooted_seq = self._position, self.page.rooted_seq
+        if journal.damage is not None:
+            return
+        if rooted_seq > (known.seq if known is not None else 0):
+            raise RecoveryError(
+                f"{self._backing}: is older than its journal: it is as of entry "
+                f"{known.seq if known is not None else 0} or later, and had been flushed as of "
+                f"{rooted_seq}; put the newer one back; or make a tree from the journal with "
+                "'fusejournal restore', and mount that with a new --state"
+            )
+        if known is None or known.seq == 0:
+            return
+        if known.seq > journal.head_seq:
+            self._is_of_another_time(known, f"ends with {journal.head_seq}")
+        for _, frame in journal.reader.frames(known.seq, Seq(known.seq + 1)):
+            if frame.checksum != known.chain:
+                self._is_of_another_time(known, "has another entry there")
+
+    def _is_of_another_time(self, known: Position, what: str) -> NoReturn:
+        raise RecoveryError(
+            f"{self._backing}: goes with a journal that has entry {known.seq}, and the one in "
+            f"{self._state_dir} {what}: that state directory is an older copy, or segments of it "
+            "are missing; put the newer one back; or begin anew with the files as they are: mount "
+            "them with -o adopt and a new --state"
+        )
+
+    def _has_lost_page(self, journal: Journal) -> bool:
+        """Whether the page of watermarks, which this volume had, is gone. What a mirror had applied
+        is unknown then."""
+        had_page = self._marks is not None or self._position is not None
+        if not (self.page.is_new and had_page and journal.head_seq):
+            return False
+        self.repairs.append("the page of watermarks was missing, and is made anew")
+        return self._marks is not None
+
+    def _mark_root(self, uuid: UUID) -> None:
+        self.root.uuid = uuid
+        self.root.mark()
         # The journal will be on disk long before the backing is: it must find its own again.
         storage.fsync("root.sync", self._root_fd)
 
     def be_born(self, uuid: UUID) -> None:
         """Become a mirror of volume *uuid*: the first primary has said which that is. Raises
         OSError."""
-        self._tag_root(uuid)
+        self._mark_root(uuid)
         self._uuid = self.volume.tree.uuid = uuid
         self.volume.journal.adopt(uuid)
         self.is_unborn = False
         self.remember_boot()
 
     def _boot(self) -> Boot:
-        boot_id = _BOOT_ID.read_text().strip()
+        now = self._this_boot()
         try:
             found = json.loads(self._boot_file.read_text())
-            return Boot(found["boot_id"] == boot_id, Seq(int(found.get("began_seq", 0))))
+            began_seq = Seq(int(found.get("began_seq", 0)))
+            if found["boot_id"] != now["boot_id"]:
+                return Boot(False, began_seq, "another boot of the machine")
+            if any(found.get(key, value) != value for key, value in now.items()):
+                return Boot(False, began_seq, "its disk went away and came back")
+            return Boot(True, began_seq)
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-            return Boot(False, Seq(0))
+            # Then nothing vouches for the end of the journal either.
+            return Boot(False, END, f"{self._boot_file} is missing or spoilt")
+
+    def _this_boot(self) -> dict[str, str]:
+        state_fd = os.open(self._state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return {
+                "boot_id": _BOOT_ID.read_text().strip(),
+                "state": filesystem_instance(state_fd),
+                "backing": filesystem_instance(self._root_fd),
+            }
+        finally:
+            os.close(state_fd)
 
     def _open_journal(self, read_only: bool, same_boot: bool) -> Journal:
         directory = self._state_dir / "journal"
         if not list_segments(directory):
             # (A mirror has its first segment only when the first entries have come.)
-            if self._boot_file.exists() and (
-                self._marks is None or self._marks.durable_seq or self._marks.applying_seq
-            ):
+            had_entries = bool(self._known_durable() or self._position)
+            if had_entries or (self._boot_file.exists() and self._marks is None):
                 raise JournalError(
                     f"{directory}: has no segments, but this volume had; restore them"
                 )
@@ -283,7 +354,7 @@ class Opening:
             if not read_only:
                 raise
             journal = self._open_existing(directory, same_boot, read_only)
-        on_disk = self._marks.durable_seq if self._marks is not None else 0
+        on_disk = self._known_durable()
         if on_disk > journal.head_seq and journal.damage is None:
             raise JournalDamagedError(
                 directory,
@@ -304,8 +375,12 @@ class Opening:
             unclean_machine=not same_boot,
             read_only=read_only,
             is_copy=self._marks is not None,
-            flushed=self._marks.durable_seq if self._marks is not None else None,
+            known_durable=self._known_durable(),
         )
+
+    def _known_durable(self) -> Seq:
+        """Up to where the journal is known to have been on disk, whatever is left of it."""
+        return max(self.page.durable_seq, self.checkpoint.load().seq)
 
     def _open_catalog(self, directory: Path, journal: Journal) -> Catalog:
         try:
@@ -346,14 +421,6 @@ class Opening:
     def _reconcile(self, before_seq: Seq, in_flight: Entry | None) -> list[bytes]:
         """After a lost machine. Returns what cannot be made anew. Raises RecoveryError,
         JournalDamagedError."""
-        root_fd = self._root_fd
-        if self.volume.tree.read_tag(root_fd, syscalls.handle_of(root_fd)) is None:
-            raise BackingError(
-                self._backing,
-                "is a copy of the volume's backing, and was not stopped in order: what of it the "
-                "journal has cannot be told; make a directory from the journal instead, with "
-                "'fusejournal replay'",
-            )
         checkpoint = self.checkpoint.load()
         if checkpoint.seq >= before_seq:
             checkpoint = NO_CHECKPOINT  # of entries that are not there any more
@@ -397,12 +464,7 @@ class Opening:
             self.remember_boot()
         elif volume.journal.ends_clean:
             # (A killed layer's journal says by itself that it was not stopped in order.)
-            try:
-                self.remember_boot()
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                log.warning("%s: no space to write down that the volume is used", self._boot_file)
+            self.remember_boot()
 
     def _new_epoch_reason(self) -> str | None:
         """Why an epoch begins here, where one does. Another boot is enough: this may be an older
@@ -411,31 +473,39 @@ class Opening:
             return "the machine was lost"
         if self.new_epoch is not None:
             return self.new_epoch
-        return None if self._boot().is_this else "another boot of the machine"
+        boot = self._boot()
+        return None if boot.is_this else boot.words
 
     def remember_boot(self) -> None:
         """Write down, durably, that the volume is used in this boot, and where its journal ends.
-        Raises OSError."""
-        self._write_boot(_BOOT_ID.read_text().strip())
+        Raises JournalFullError, OSError."""
+        try:
+            self._write_boot(self._this_boot())
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise JournalFullError(
+                f"{self._boot_file}: no space to write down that the volume is used: make space"
+            ) from None
 
     def doubt(self) -> None:
         """The disk has failed: what it was given may be lost, as after the loss of the machine, and
         so the next opening takes it."""
         try:
-            self._write_boot("none: the disk failed")
+            self._write_boot({"boot_id": "none: the disk failed"})
         except OSError as error:
             log.error("that the disk failed cannot be written down: %s", error)
 
-    def _write_boot(self, boot_id: str) -> None:
-        temporary = self._boot_file.with_suffix(".new")
-        boot = {"boot_id": boot_id, "began_seq": self.volume.journal.head_seq}
-        temporary.write_text(json.dumps(boot))
-        fd = os.open(temporary, os.O_RDONLY)
+    def _write_boot(self, boot: dict[str, str]) -> None:
+        """In place, and always as long: so a full disk has room for it."""
+        content = json.dumps({**boot, "began_seq": self.volume.journal.head_seq}).encode()
+        fd = os.open(self._boot_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            storage.pwritev("boot.write", fd, (content.ljust(_BOOT_BYTES),), 0)
+            storage.ftruncate("boot.truncate", fd, _BOOT_BYTES)
             storage.fsync("boot.sync", fd)
         finally:
             os.close(fd)
-        storage.rename("boot.rename", temporary, self._boot_file)
         storage.fsync_directory("boot.sync.directory", self._state_dir)
 
     def _import(self) -> Iterator[None]:
@@ -458,9 +528,61 @@ class Opening:
             catalog.commit()
 
     def _make_checkpoint(self) -> None:
-        checkpoint = Checkpoint.begin(self.volume.catalog.applied_seq)
-        self.volume.journal.sync()
-        self.checkpoint.make(checkpoint, self._root_fd)
+        journal = self.volume.journal
+        checkpoint = Checkpoint.begin(self.volume.catalog.applied_seq, journal.head)
+        journal.sync()
+        self.checkpoint.make(checkpoint, self.root)
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """An orderly stop, blocking: everything flushed, a CLEAN entry (or, of a mirror, whose
+        journal has no entry of its own, a word in its page), everything closed. A disk that fails
+        at it is remembered, as one that fails earlier. Raises FusejournalError, OSError."""
+        volume = self.volume
+        try:
+            self._finish()
+        except (OSError, JournalFailedError) as error:
+            if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                self.doubt()
+            raise
+        finally:
+            volume.catalog.close()
+            volume.tree.close()
+            volume.journal.close()
+            self.page.close()
+
+    def _finish(self) -> None:
+        volume, page = self.volume, self.page
+        journal, catalog = volume.journal, volume.catalog
+        is_mirror = self._marks is not None and volume.failure is None and journal.is_writable
+        if volume.refusal is not None and not is_mirror:
+            return
+        last = Checkpoint.begin(catalog.applied_seq, journal.head)
+        journal.sync()
+        try:
+            self.checkpoint.make(last, self.root)
+        except OSError:
+            self.doubt()  # whatever it says: what the kernel dropped is not there
+            raise
+        catalog.checkpoint_seq = catalog.applied_seq
+        catalog.commit()
+        catalog.sync()
+        if is_mirror:
+            # On a full disk it is no orderly stop, which the next start can do without.
+            with suppress(OSError):
+                page.durable_seq = page.stopped_seq = journal.head_seq
+                page.sync()
+            return
+        # Last, and not in the catalog any more: CLEAN says that the catalog is whole on disk.
+        volume.note(Clean())
+        journal.sync()
+        with suppress_full():
+            page.durable_seq = journal.durable_seq
+            if self.root.try_mark(journal.head):
+                storage.fsync("root.sync", self._root_fd)
+                page.rooted_seq = journal.head_seq
+            page.sync()
 
 
 @contextmanager
@@ -475,35 +597,6 @@ def _told_when_full(state_dir: Path) -> Iterator[None]:
             "make space or "
             "choose another --state, then mount again: it goes on where it stopped"
         ) from None
-
-
-def close_volume(
-    volume: Volume, checkpoint: CheckpointFile, marks: CopyMarks | None = None
-) -> None:
-    """An orderly stop, blocking: everything flushed, a CLEAN entry (or, of a mirror, whose journal
-    has no entry of its own, a word in its *marks*), everything closed. Raises FusejournalError."""
-    catalog = volume.catalog
-    is_mirror = marks is not None and volume.failure is None and volume.journal.is_writable
-    if volume.refusal is None or is_mirror:
-        last = Checkpoint.begin(catalog.applied_seq)
-        volume.journal.sync()
-        checkpoint.make(last, volume.tree.root_fd)
-        catalog.checkpoint_seq = catalog.applied_seq
-        catalog.commit()
-        catalog.sync()
-    if is_mirror and marks is not None:
-        # On a full disk it is no orderly stop, which the next start can do without.
-        with suppress(OSError):
-            marks.durable_seq = marks.stopped_seq = volume.journal.head_seq
-            marks.sync()
-        marks.close()
-    elif volume.refusal is None:
-        # Last, and not in the catalog any more: CLEAN says that the catalog is whole on disk.
-        volume.note(Clean())
-        volume.journal.sync()
-    catalog.close()
-    volume.tree.close()
-    volume.journal.close()
 
 
 def _descriptors_max() -> int:

@@ -8,7 +8,7 @@ A *handle* is what name_to_handle_at(2) gives, as bytes: its type (little-endian
 the file system's own bytes. It stays good for the life of the inode, through renames and restarts.
 
 Source: open_by_handle_at(2), utimensat(2), futimens(3), renameat2(2), fchownat(2), prctl(2),
-ioctl_iflags(2), capabilities(7).
+statx(2), ioctl_iflags(2), capabilities(7).
 """
 
 import ctypes
@@ -34,6 +34,10 @@ _FUSE_HANDLE = struct.Struct("<iIII")
 _FILEID_INO64_GEN = 0x81
 _TIMES = struct.Struct("<qqqq")
 _NANO = 10**9
+_STATX_BYTES = 256
+_STATX_MNT_ID = 0x1000
+_STATX_MNT_ID_UNIQUE = 0x4000
+_STATX_MNT_ID_AT = 144
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _name_to_handle_at = _libc.name_to_handle_at
@@ -60,6 +64,8 @@ _renameat2.argtypes = [
 ]
 _fchownat = _libc.fchownat
 _fchownat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, ctypes.c_int]
+_statx = _libc.statx
+_statx.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p]
 _linkat = _libc.linkat
 _linkat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
 
@@ -83,6 +89,15 @@ def handle_of(fd: int, name: bytes = b"") -> bytes:
         raise _fail()
     length = _HANDLE_HEAD.unpack_from(_handle_buffer)[0]
     return ctypes.string_at(_handle_address + 4, 4 + length)
+
+
+def mount_id(fd: int) -> int:
+    """The number of the mount that *fd* was opened in: never given twice in a boot where the kernel
+    has such numbers (6.8), else not while it is mounted. Raises OSError."""
+    buffer = ctypes.create_string_buffer(_STATX_BYTES)
+    if _statx(fd, b"", AT_EMPTY_PATH, _STATX_MNT_ID | _STATX_MNT_ID_UNIQUE, buffer) != 0:
+        raise _fail()
+    return int.from_bytes(buffer.raw[_STATX_MNT_ID_AT : _STATX_MNT_ID_AT + 8], "little")
 
 
 def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:

@@ -299,9 +299,11 @@ class Tree:
             if syscalls.missing(error):
                 return None
             raise
-        if len(value) < _TAG.size or value[_TAG.size :] != handle:
+        if len(value) < _TAG.size or not value.startswith(handle, _TAG.size):
             return None
         uuid, number = _TAG.unpack_from(value)
+        if number != ROOT_FID and len(value) != _TAG.size + len(handle):
+            return None
         return UUID(bytes=uuid), Fid(number)
 
     def look(self, parent: Fid, name: bytes) -> "Look | None":

@@ -61,7 +61,8 @@ _REPORT_FD = "FUSEJOURNAL_REPORT_FD"
     "options",
     multiple=True,
     metavar="OPT,...",
-    help="ro, nosuid, nodev, noexec; or rw, suid, dev, exec against the configuration's.",
+    help="ro, nosuid, nodev, noexec; or rw, suid, dev, exec against the configuration's; adopt: "
+    "take files that bear the mark of another volume, which is no more, as this new one's.",
 )
 @click.option(
     "--role",

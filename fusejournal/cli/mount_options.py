@@ -17,6 +17,7 @@ from fusejournal.state import VolumeState, check_name, default_name, state_root
 from fusejournal.wire.address import parse_peer
 
 _FLAGS = ("ro", "nosuid", "nodev", "noexec")
+_ADOPT = "adopt"
 _REVERSE = {"rw": "ro", "suid": "nosuid", "dev": "nodev", "exec": "noexec"}
 
 
@@ -117,6 +118,7 @@ def _spec(
         read_only="ro" in flags,
         mount_flags=flags - {"ro"},
         listen_asked=asked.changes.get("replication", {}).get("listen"),
+        adopt=_ADOPT in asked.words,
     )
 
 
@@ -140,10 +142,10 @@ def mount_flags(configured: Iterable[str], words: Iterable[str]) -> frozenset[st
             flags.add(word)
         elif word in _REVERSE:
             flags.discard(_REVERSE[word])
-        elif word != "defaults":
+        elif word not in ("defaults", _ADOPT):
             raise UsageError(
-                f"unknown mount option {word!r}: {', '.join(_FLAGS)} and "
-                f"{', '.join(_REVERSE)} are known"
+                f"unknown mount option {word!r}: {', '.join(_FLAGS)}, "
+                f"{', '.join(_REVERSE)} and {_ADOPT} are known"
             )
     return frozenset(flags)
 

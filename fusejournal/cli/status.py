@@ -15,6 +15,7 @@ from fusejournal.journal.journal import Journal
 from fusejournal.journal.writing import JournalOptions
 from fusejournal.layer.connection import is_held
 from fusejournal.state import VolumeState, all_volumes, copies_of, find_volume
+from fusejournal.types import Seq
 
 
 @click.command(short_help="How a volume is, or all of them.")
@@ -73,20 +74,22 @@ def _report_from_disk(state: VolumeState, condition: str, pid: int | None) -> di
     clean = True
     try:
         if any(state.journal_dir.glob("*.fj*")):
-            marks = CopyMarks(state.marks) if state.role == "mirror" else None
+            is_mirror = state.role == "mirror"
+            page = CopyMarks(state.marks) if state.marks.exists() else None
             journal = Journal.open(
                 state.journal_dir,
                 state.uuid,
                 JournalOptions(),
                 unclean_machine=False,
                 read_only=True,
-                is_copy=marks is not None,
-                flushed=marks.durable_seq if marks is not None else None,
+                is_copy=is_mirror,
+                known_durable=page.durable_seq if page is not None else Seq(0),
             )
             clean = journal.ends_clean
-            if marks is not None:
-                clean = marks.stopped_seq == journal.head_seq
-                marks.close()
+            if page is not None:
+                if is_mirror:
+                    clean = page.stopped_seq == journal.head_seq
+                page.close()
             if journal.damage is not None:
                 degraded.append(f"{journal.damage.verdict}: {journal.damage}")
             elif condition == "held":

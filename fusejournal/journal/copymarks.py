@@ -1,22 +1,29 @@
-"""The watermarks of a journal that is a copy: what its node must know after a kill and cannot read
-from the entries, for those tell of the node that wrote them.
+"""A node's page of watermarks: what it must know after a kill, or after its machine was lost, and
+cannot read from the entries. (Of a mirror, those tell of the node that wrote them; of a primary,
+the last of them may be gone.)
 
 One page, each number written by a pwrite of its own: it is in the kernel's hands when that returns,
 whole or not at all, so it outlives the process at any instruction. (Mapped memory would be
 cheaper by a microsecond an entry; but where a file system writes a page to a new place, a full disk
 would then end the process.) After the loss of the machine the page may be older than what it tells
-of, never newer: so ``durable_seq`` is then too low, which only means that more is fetched again.
+of, never newer: so ``durable_seq`` is then too low, which only means that less is known to have
+been on disk.
 
 =========  =====================================================================================
 word       meaning
 =========  =====================================================================================
 0          magic
 1          ``applying_seq``: all entries before it are applied; it may be, wholly, partly or not
+           (of a mirror)
 2          ``settled_seq``: up to here the sender had applied: nothing beyond is ever applied
-3          ``durable_seq``: the copy is on disk up to here
+           (of a mirror)
+3          ``durable_seq``: the journal is on disk up to here
 4          ``stopped_seq``: where an orderly stop left it, with everything on disk; 0 while it runs
+           (of a mirror)
 5, 6       ``fence``: the highest reign that was seen, its epoch and its node
 7          ``instance``: a number made at the last start
+8          ``rooted_seq``: the position that is kept with the backing's root (ties.py) has at least
+           this seq on the backing's disk
 =========  =====================================================================================
 
 Setting one raises OSError: ENOSPC on a full disk, and the number is as it was. The event loop's
@@ -34,8 +41,8 @@ _BYTES = 4096
 _MAGIC = int.from_bytes(b"\x89FJCOPY1", "little")
 _WORD = struct.Struct("<Q")
 _REIGN = struct.Struct("<QQ")
-_WORDS = 8
-_APPLYING, _SETTLED, _DURABLE, _STOPPED, _EPOCH, _NODE, _INSTANCE = range(1, 8)
+_WORDS = 9
+_APPLYING, _SETTLED, _DURABLE, _STOPPED, _EPOCH, _NODE, _INSTANCE, _ROOTED = range(1, 9)
 
 
 class CopyMarks:
@@ -43,13 +50,15 @@ class CopyMarks:
     OSError."""
 
     def __init__(self, path: Path) -> None:
-        if not path.exists():
+        self.is_new = not path.exists()
+        """Whether it was not there."""
+        if self.is_new:
             _make(path)
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         content = os.pread(self._fd, _BYTES + 1, 0)
         if len(content) != _BYTES or _WORD.unpack_from(content)[0] != _MAGIC:
             self.close()
-            raise JournalError(f"{path}: not the watermarks of a mirror")
+            raise JournalError(f"{path}: not the watermarks of a node")
         self._words = [word for (word,) in _WORD.iter_unpack(content[: _WORD.size * _WORDS])]
 
     def close(self) -> None:
@@ -91,6 +100,15 @@ class CopyMarks:
     @durable_seq.setter
     def durable_seq(self, seq: Seq) -> None:
         self._set(_DURABLE, seq)
+
+    @property
+    def rooted_seq(self) -> Seq:
+        """See the module."""
+        return Seq(self._words[_ROOTED])
+
+    @rooted_seq.setter
+    def rooted_seq(self, seq: Seq) -> None:
+        self._set(_ROOTED, seq)
 
     @property
     def stopped_seq(self) -> Seq:

@@ -128,7 +128,7 @@ class Journal:
         unclean_machine: bool,
         read_only: bool = False,
         is_copy: bool = False,
-        flushed: Seq | None = None,
+        known_durable: Seq = Seq(0),
     ) -> "Journal":
         """The journal in *directory*.
 
@@ -136,12 +136,15 @@ class Journal:
         *unclean_machine* (the machine went down since) anything bad above the flushed watermark
         counts as torn. Any other damage raises JournalDamagedError; with *read_only* nothing is
         changed and the journal ends before the damage, which is in ``damage``. One that *is_copy*
-        is received from elsewhere and begins no segment by itself; how much of it is on disk
-        here is *flushed*, for its frames tell only what was on the disk of who wrote them. Raises
-        JournalForeignError when the segments are another volume's."""
+        is received from elsewhere and begins no segment by itself, and its frames tell only what
+        was on the disk of the node that wrote them. *known_durable*: what was on disk here, as is
+        known from elsewhere. Raises JournalForeignError when the segments are another
+        volume's."""
         journal = cls(directory, uuid, options)
         journal.is_writable = not read_only
-        found = tail.examine(directory, uuid, unclean_machine, flushed)
+        found = tail.examine(
+            directory, uuid, unclean_machine, known_durable, follows_frames=not is_copy
+        )
         if found.damage is not None and not read_only:
             raise found.damage
         journal.damage = found.damage

@@ -235,12 +235,12 @@ class SegmentReader:
             return FRAME_HEADER_BYTES
 
     def _is_unfinished(self, offset: int) -> bool:
-        """Whether the bad frame at *offset* was begun and not finished, or not even begun: zeros
-        with something behind them."""
+        """Whether the bad frame at *offset* was begun and not finished. (Not so where zeros have
+        something behind them: a process fills pages in order.)"""
         if self._compressed is not None:
             return False
         if not any(os.pread(self._fd, FRAME_HEADER_BYTES, offset)):
-            return not self._is_blank(offset)
+            return self._is_blank(offset)
         end = offset + self._claimed_bytes(offset)
         return end > self.size or (self.size % SPACE_BYTES == 0 and self._is_blank(end - 1))
 

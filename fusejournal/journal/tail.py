@@ -6,19 +6,29 @@ unfinished. A lost machine leaves unflushed pages on disk in any order: the firs
 the flushed watermark ends the log, and it and all after it are saved aside. A bad frame at or
 below the watermark is damage, in either case.
 
-The flushed watermark is the highest that a good frame carries; of a journal that was received
-from elsewhere, it is what its node kept for itself. Segments before the one that holds
-it are durable and are not read here, but for their headers (``fusejournal journal verify`` reads
-every byte)."""
+The flushed watermark is the highest that a good frame carries, be it before the bad one or after
+it, or that is known from elsewhere: the node's page of watermarks, the checkpoint. (Frames that
+were received tell only of the node that wrote them.) A frame after the bad one counts as good where
+the next one is chained to it. Segments before the one that holds the watermark are durable and are
+not read here, but for their headers (``fusejournal journal verify`` reads every byte)."""
 
 import os
+import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
 from fusejournal import storage
 from fusejournal.errors import JournalDamagedError, JournalForeignError
-from fusejournal.journal.format import FormatError, decode_entry
+from fusejournal.journal.format import (
+    FRAME,
+    FormatError,
+    Frame,
+    decode_entry,
+    frame_bytes_at,
+    read_frame,
+)
 from fusejournal.journal.index import index_path
 from fusejournal.journal.segment import (
     COMPRESSED_SUFFIX,
@@ -31,6 +41,10 @@ from fusejournal.operations import Clean, NewEpoch
 from fusejournal.types import Epoch, Seq
 
 CUT_DIRECTORY = "cut"
+_SEQ_AT = 8
+"""Where a frame's header has its seq."""
+_FRAMES_LOST_MAX = 4096
+"""So many frames one after the other may have lost even their headers."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +86,18 @@ class Found:
 
 
 def examine(
-    directory: Path, uuid: UUID, unclean_machine: bool, flushed: Seq | None = None
+    directory: Path,
+    uuid: UUID,
+    unclean_machine: bool,
+    known_durable: Seq = Seq(0),
+    *,
+    follows_frames: bool = True,
 ) -> Found:
-    """Find the end of the journal in *directory*; changes nothing. *flushed* is the watermark where
-    the frames do not tell it, for they were written elsewhere. Raises JournalForeignError."""
+    """Find the end of the journal in *directory*; changes nothing. The watermark is *known_durable*
+    at least; frames tell more of it where it *follows_frames*, which were written here. Raises
+    JournalForeignError."""
     paths = list_segments(directory)
-    found = Found(flushed=flushed or Seq(0), follows_frames=flushed is None)
+    found = Found(flushed=known_durable, follows_frames=follows_frames)
     first = (
         _first_to_scan(paths, uuid, found) if unclean_machine else _newest_with_entries(paths, uuid)
     )
@@ -86,6 +106,8 @@ def examine(
         if bad is None:
             continue
         is_last = index == len(paths) - 1
+        if found.follows_frames and bad.seq > found.flushed:
+            found.flushed = max(found.flushed, _flushed_after(path, bad))
         # (What is compressed was on disk before: nothing of it can be torn.)
         may_cut = (
             bad.seq > found.flushed
@@ -98,6 +120,41 @@ def examine(
         else:
             found.damage = bad.in_segment(path)
         break
+    return found
+
+
+def _flushed_after(path: Path, bad: BadFrameError) -> Seq:
+    """The highest watermark in the frames of segment *path* after the *bad* one, 0 where there are
+    none: each of them proves itself by following the one before."""
+    if path.suffix == COMPRESSED_SUFFIX or bad.offset == 0:
+        return Seq(0)
+    with open(path, "rb") as file:
+        file.seek(bad.offset)
+        rest = file.read().rstrip(b"\0")
+    flushed, at, seq = Seq(0), 0, bad.seq
+    last_seq = bad.seq + _FRAMES_LOST_MAX
+    while seq < last_seq:
+        found = rest.find(seq.to_bytes(8, "little"), at + _SEQ_AT) - _SEQ_AT
+        frames = _frames_behind(rest, found, seq) if found >= at else []
+        seq = Seq(seq + 1)
+        if frames:
+            flushed = max(flushed, *(frame.flushed for frame in frames))
+            seq, at = Seq(frames[-1].seq + 1), frames[-1].offset + len(frames[-1].content)
+            last_seq = seq + _FRAMES_LOST_MAX
+    return flushed
+
+
+def _frames_behind(buffer: bytes, at: int, seq: Seq) -> list[Frame]:
+    """The frames after the one at *at*, whose seq is *seq*, as long as each follows the one before.
+    (The first itself cannot be checked.)"""
+    found: list[Frame] = []
+    view = memoryview(buffer)
+    with suppress(FormatError, struct.error):
+        chain = FRAME.unpack_from(buffer, at)[-1]
+        at += frame_bytes_at(buffer, at)
+        while (frame := read_frame(buffer, view, at, Seq(seq + 1), chain, at)) is not None:
+            found.append(frame)
+            seq, chain, at = frame.seq, frame.checksum, at + len(frame.content)
     return found
 
 

@@ -190,9 +190,6 @@ class Replication:
         )
 
         def flushed() -> None:
-            # Where that cannot be kept now, nothing is applied beyond it; the next flush tries.
-            with suppress(OSError):
-                marks.durable_seq = durability.durable_seq
             updater.wake()
             receiver.news()
 

@@ -59,14 +59,24 @@ def refused(layer: Layer) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("place", ["at the end", "after the blank"])
-def test_torn_tail_is_cut_off_and_kept(killed: Layer, place: str) -> None:
+def write_torn(path: Path, offset: int) -> None:
+    """A frame that was begun at *offset*."""
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(struct.pack("<IIQQQ", 40, 0, 99999, 0, 0) + b"begun")
+
+
+def test_something_after_the_blank_is_no_torn_tail(killed: Layer) -> None:
+    """A process that is killed fills pages in order."""
+    last = segments(killed)[-1]
+    write_torn(last, last.stat().st_size)
+    assert "damaged at byte" in refused(killed)
+
+
+def test_torn_tail_is_cut_off_and_kept(killed: Layer) -> None:
     last = segments(killed)[-1]
     whole = end(last)
-    torn = struct.pack("<IIQQQ", 40, 0, 99999, 0, 0) + b"begun"
-    with open(last, "r+b") as file:
-        file.seek(whole if place == "at the end" else last.stat().st_size)
-        file.write(torn)
+    write_torn(last, whole)
     before = last.read_bytes()
     killed.start()
     assert end(last) == whole

@@ -124,7 +124,7 @@ def starting_again(layer: Layer) -> None:
     """Kill it, and begin to start it again on a disk that is slow just then."""
     kill(layer)
     layer.start(fault="boot.sync:1:stall", wait=False)
-    wait_until(lambda: (layer.state / "boot.new").exists())
+    wait_until(lambda: json.loads((layer.state / "boot").read_text())["boot_id"] != "another")
 
 
 def test_nobody_gets_at_the_backing_while_the_next_layer_starts(layer: Layer) -> None:

@@ -142,7 +142,7 @@ CALLS = {
     "catalog.sync": (1,),
     "checkpoint.syncfs": (1,),
     "boot.sync": (1,),
-    "boot.rename": (1,),
+    "boot.write": (1,),
 }
 
 _CONFIG = """

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from fusejournal.backing.syscalls import handle_of
 from fusejournal.backing.tree import FID_XATTR, pack_tag
+from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.operations import (
     MAKERS,
     Clean,
@@ -49,6 +50,7 @@ def leave(volume: Path, workload: Workload, checkpoint: int, backing: int, end: 
     plain = bytes(care & 1 for care in workload.care)  # so that it can be cut anywhere
     replace(workload, care=plain).write(volume / "state" / "journal")
     tag_root(volume / "backing", UUID_OF_WORKLOADS)
+    CopyMarks(volume / "state" / "marks").close()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     (volume / "state" / "boot").write_text(json.dumps({"boot_id": boot}))
     with open_volume(volume, mirror=True, uuid=UUID_OF_WORKLOADS, orderly=False) as opened:

@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fusejournal import storage
+from fusejournal.checkpoint import CheckpointFile
+from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.index import index_path
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
+from fusejournal.ties import BackingRoot, read_root_mark
 from fusejournal.types import Seq
 
 
@@ -24,7 +27,24 @@ def lose_machine(state: Path, last_seq: int) -> None:
         if later > path:
             later.unlink()
     os.truncate(path, frame.offset + len(frame.content))
+    _forget_after(state, last_seq)
     begin_another_boot(state)
+
+
+def _forget_after(state: Path, last_seq: int) -> None:
+    """What else was written down of later entries had not reached a disk either."""
+    if CheckpointFile(state / "checkpoint").load().seq > last_seq:
+        (state / "checkpoint").unlink()
+    page = CopyMarks(state / "marks")
+    page.durable_seq = min(page.durable_seq, Seq(last_seq))
+    root_fd = os.open(state.parent / "backing", os.O_RDONLY | os.O_DIRECTORY)
+    mark = read_root_mark(root_fd)
+    if mark is not None and mark.position is not None and mark.position.seq > last_seq:
+        assert mark.owner is not None
+        BackingRoot(root_fd, mark.owner).mark()
+        page.rooted_seq = Seq(0)
+    os.close(root_fd)
+    page.close()
 
 
 def begin_another_boot(state: Path) -> None:

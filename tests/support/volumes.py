@@ -13,7 +13,7 @@ from fusejournal.durability import Durability
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.writing import JournalOptions
 from fusejournal.layer.remembered import Remembered
-from fusejournal.opening import Opening, close_volume
+from fusejournal.opening import Opening
 from fusejournal.operations import Create, Mkdir, Unlink, Write
 from fusejournal.replication.replication import Mirroring, Replication
 from fusejournal.types import ROOT_FID, Fid, Seq, Who
@@ -41,6 +41,8 @@ class OpenVolume:
     durability: Durability
     marks: CopyMarks | None
     replication: Replication | None = None
+    orderly: bool = True
+    """Whether it ends by an orderly stop, not as a killed process."""
 
     @property
     def backing(self) -> Path:
@@ -53,8 +55,10 @@ class OpenVolume:
     def make_checkpoint(self) -> None:
         """All that is applied is on the disk."""
         self.volume.journal.sync()
-        checkpoint = Checkpoint.begin(self.volume.catalog.applied_seq)
-        self.opening.checkpoint.make(checkpoint, self.volume.tree.root_fd)
+        journal = self.volume.journal
+        checkpoint = Checkpoint.begin(self.volume.catalog.applied_seq, journal.head)
+        self.opening.page.durable_seq = journal.durable_seq
+        self.opening.checkpoint.make(checkpoint, self.opening.root)
 
     def replicate(self, config: ReplicationConfig, listen: str | None = None) -> Replication:
         """Attach a replication that talks plainly over the loopback."""
@@ -134,7 +138,8 @@ def open_volume(
     known = state / "uuid"
     if uuid is None and known.exists():
         uuid = UUID(known.read_text())
-    marks = CopyMarks(state / "marks") if mirror else None
+    page = CopyMarks(state / "marks")
+    marks = page if mirror else None
     root_fd = os.open(backing, os.O_RDONLY | os.O_DIRECTORY)
     opening = Opening(
         state,
@@ -143,8 +148,9 @@ def open_volume(
         root_fd,
         options,
         Quiet(),
-        marks,
-        mirror and uuid is None,
+        page,
+        is_mirror=mirror,
+        is_unborn=mirror and uuid is None,
     )
     opening.open(read_only=False)
     if begin:
@@ -154,15 +160,16 @@ def open_volume(
     volume = opening.volume
     config = JournalConfig(compress=False)
     durability = Durability(
-        volume.journal, volume.catalog, root_fd, opening.checkpoint, config, volume.fail
+        volume.journal, volume.catalog, opening.root, opening.checkpoint, config, volume.fail, page
     )
+    opened = OpenVolume(directory, opening, volume, durability, marks, orderly=orderly)
     try:
-        yield OpenVolume(directory, opening, volume, durability, marks)
+        yield opened
     finally:
         if not opening.is_unborn:
             known.write_text(str(volume.journal.uuid))
-        if orderly:
-            close_volume(volume, opening.checkpoint, marks)
+        if opened.orderly:
+            opening.close()
         else:
             volume.catalog.close()
             volume.tree.close()

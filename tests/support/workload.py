@@ -494,7 +494,7 @@ class Workload:
         journal.close()
 
 
-class _Dice:
+class Dice:
     """Choices from a few bytes; the first of everything when they are used up."""
 
     def __init__(self, rolls: bytes) -> None:
@@ -511,7 +511,7 @@ class _Dice:
         return self.roll() >= 256 - chances
 
 
-class _Builder:
+class Builder:
     """Makes the next operation that is valid, or refused for a good reason."""
 
     def __init__(self, workload: Workload) -> None:
@@ -567,9 +567,15 @@ class _Builder:
         self.workload.steps.append(step)
         self.workload.models.append(self.model.copy())
 
+    def tree_operation(self, dice: Dice) -> "Made":
+        """The next operation that changes the tree, for a volume to carry out; None where *dice*
+        say otherwise."""
+        make = self.kinds[dice.roll()]
+        return None if make in (self.mark, self.restart) else make(dice)
+
     def command(self, rolls: bytes) -> None:
         """One operation by *rolls*."""
-        dice = _Dice(rolls)
+        dice = Dice(rolls)
         made = self.kinds[dice.roll()](dice)
         if made is None:
             return
@@ -583,7 +589,7 @@ class _Builder:
 
     def import_command(self, rolls: bytes) -> None:
         """Something that was there first."""
-        dice = _Dice(rolls)
+        dice = Dice(rolls)
         nobody = Who(0, 0, 0)
         what = dice.one_of((S_IFREG, S_IFDIR, S_IFLNK, S_IFIFO, 0))
         place = self._free(dice)
@@ -629,7 +635,7 @@ class _Builder:
         self.next_fid = Fid(self.next_fid + 1)
         return Fid(self.next_fid - 1)
 
-    def _free(self, dice: _Dice) -> Place | None:
+    def _free(self, dice: Dice) -> Place | None:
         """A name that is not taken."""
         directory, first = dice.one_of(self._files(S_IFDIR)), dice.roll()
         for number in range(len(NAMES)):
@@ -638,7 +644,7 @@ class _Builder:
                 return place
         return None
 
-    def _named(self, dice: _Dice, *, directories: bool) -> tuple[Place, Fid] | None:
+    def _named(self, dice: Dice, *, directories: bool) -> tuple[Place, Fid] | None:
         found = [
             (place, fid)
             for place, fid in self.model.names.items()
@@ -650,16 +656,16 @@ class _Builder:
 
     Made = tuple[Operation, bytes] | None
 
-    def mark(self, dice: _Dice) -> Made:
+    def mark(self, dice: Dice) -> Made:
         return Mark(dice.one_of(("noon", "before"))), b""
 
-    def restart(self, dice: _Dice) -> Made:
+    def restart(self, dice: Dice) -> Made:
         self.add(Clean(), Who(0, 0, 0), 1)
         self.epoch = Epoch(self.epoch + 1)
         self.next_fid = first_fid(self.epoch)
         return NewEpoch(self.epoch, "lost machine"), b""
 
-    def create(self, dice: _Dice) -> Made:
+    def create(self, dice: Dice) -> Made:
         place = self._free(dice)
         if place is None:
             return None
@@ -669,7 +675,7 @@ class _Builder:
         mode, acl, _ = self._new_mode(place[0], what | dice.one_of(_MODES))
         return Create(self._new_fid(), *place, mode, uid, uid, rdev, acl), b""
 
-    def mkdir(self, dice: _Dice) -> Made:
+    def mkdir(self, dice: Dice) -> Made:
         place = self._free(dice)
         if place is None:
             return None
@@ -682,22 +688,22 @@ class _Builder:
         directory = self.model.files[parent]
         return new_mode(mode, 0, directory.mode, dict(directory.xattrs).get(DEFAULT_ACL))
 
-    def symlink(self, dice: _Dice) -> Made:
+    def symlink(self, dice: Dice) -> Made:
         place = self._free(dice)
         if place is None:
             return None
         uid = dice.one_of(UIDS)
         return Symlink(self._new_fid(), *place, dice.one_of((b"x", b"\xfe/..")), uid, uid), b""
 
-    def link(self, dice: _Dice) -> Made:
+    def link(self, dice: Dice) -> Made:
         found, place = self._named(dice, directories=False), self._free(dice)
         return None if found is None or place is None else (Link(found[1], *place), b"")
 
-    def unlink(self, dice: _Dice) -> Made:
+    def unlink(self, dice: Dice) -> Made:
         found = self._named(dice, directories=False)
         return None if found is None else (Unlink(found[1], *found[0]), b"")
 
-    def rmdir(self, dice: _Dice) -> Made:
+    def rmdir(self, dice: Dice) -> Made:
         empty = self._empty()
         if empty and dice.maybe(200):
             place = dice.one_of(empty)
@@ -713,7 +719,7 @@ class _Builder:
             if self.model.is_directory(fid) and not self.model.children(fid)
         ]
 
-    def rename(self, dice: _Dice) -> Made:
+    def rename(self, dice: Dice) -> Made:
         found = self._named(dice, directories=dice.maybe(128))
         if found is None:
             return None
@@ -739,7 +745,7 @@ class _Builder:
                     operation = operation._replace(flags=RENAME_EXCHANGE)
         return operation, b""
 
-    def write(self, dice: _Dice) -> Made:
+    def write(self, dice: Dice) -> Made:
         files = self._files(S_IFREG)
         if not files:
             return None
@@ -750,7 +756,7 @@ class _Builder:
         mode = file.mode & ~0o6000 if file.mode & 0o6000 else None
         return Write(fid, offset, mode), data
 
-    def truncate(self, dice: _Dice) -> Made:
+    def truncate(self, dice: Dice) -> Made:
         files = self._files(S_IFREG)
         if not files:
             return None
@@ -759,7 +765,7 @@ class _Builder:
         cleared = mode & ~0o6000 if mode & 0o6000 else None
         return Truncate(fid, dice.one_of(_SIZES), cleared), b""
 
-    def setattr(self, dice: _Dice) -> Made:
+    def setattr(self, dice: Dice) -> Made:
         fid = dice.one_of(list(self.model.files))
         mode = dice.one_of((None, *_MODES))
         if self.model.files[fid].type == S_IFLNK:
@@ -770,7 +776,7 @@ class _Builder:
             mtime_ns = _TIMES_NS[0]
         return Setattr(fid, mode, uid, gid, dice.one_of((None, 5)), mtime_ns), b""
 
-    def setxattr(self, dice: _Dice) -> Made:
+    def setxattr(self, dice: Dice) -> Made:
         fid = dice.one_of(self._files(S_IFREG, S_IFDIR))
         name = dice.one_of((XATTRS[0], CAPABILITY, ACCESS_ACL, DEFAULT_ACL, XATTRS[1], CAPABILITY))
         if name == DEFAULT_ACL and not self.model.is_directory(fid):
@@ -778,7 +784,7 @@ class _Builder:
         values = {CAPABILITY: CAPABILITIES, ACCESS_ACL: _ACLS, DEFAULT_ACL: _ACLS}
         return Setxattr(fid, name, dice.one_of(values.get(name, (b"", b"1", b"\0\xff")))), b""
 
-    def removexattr(self, dice: _Dice) -> Made:
+    def removexattr(self, dice: Dice) -> Made:
         files = [fid for fid, file in self.model.files.items() if file.xattrs]
         if not files:
             return None
@@ -791,7 +797,7 @@ def make_workload(
 ) -> Workload:
     """The workload that these bytes stand for."""
     workload = Workload(segment_entries=segment_entries, care=care)
-    builder = _Builder(workload)
+    builder = Builder(workload)
     builder.begin()
     for rolls in imports:
         builder.import_command(rolls)

@@ -302,6 +302,7 @@ def _copy_tree(source: Path, target: Path, head_seq: int) -> None:
     uuid = UUID((source / "state" / "uuid").read_text())
     marks = CopyMarks(target / "state" / "marks")
     marks.durable_seq = Seq(head_seq)
+    marks.rooted_seq = Seq(0)
     marks.close()
     os.setxattr(
         target / "backing",

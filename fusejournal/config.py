@@ -108,6 +108,7 @@ class VolumeConfig(_Section):
     durability: Literal["async", "nfs", "strict"] | None = None
     hold_seconds: Annotated[float, Field(ge=0, le=86400)] = 60.0
     options: Annotated[tuple[MountFlag, ...], BeforeValidator(_freeze)] = ()
+    open_backing: bool = False
 
 
 class ReplicationConfig(_Section):

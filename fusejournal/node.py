@@ -31,6 +31,7 @@ from fusejournal.backing.syscalls import become_flusher, drop_resource_capabilit
 from fusejournal.control import serve_control
 from fusejournal.durability import Durability
 from fusejournal.errors import (
+    BackingError,
     FusejournalError,
     GreetingError,
     JournalError,
@@ -109,6 +110,10 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
                 root_fd = mount.open_backing(spec.backing)
         else:
             was_dead, root_fd = False, taken.root_fd
+        if (way := mount.way_around(spec.backing, spec.mountpoint)) is not None:
+            if not state.has_journal() and not spec.config.volume.open_backing:
+                raise BackingError(spec.backing, f"{way}; or take it as it is: --open-backing")
+            limits.append(f"the backing is open: {way}")
         node = Node(spec, state, reporter, root_fd, taken, was_dead, limits)
         try:
             trio.run(node.run)

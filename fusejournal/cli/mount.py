@@ -101,6 +101,11 @@ _REPORT_FD = "FUSEJOURNAL_REPORT_FD"
     help="What waits for the disk also waits for N mirrors' disks  [default: 0]",
 )
 @click.option(
+    "--open-backing",
+    is_flag=True,
+    help="Make a new volume even if others than root can reach BACKING around the layer.",
+)
+@click.option(
     "--metrics", metavar="ADDR:PORT", help="Where Prometheus reads metrics, on the loopback."
 )
 def mount(
@@ -115,7 +120,9 @@ def mount(
     """Mount a journaled layer over the directory BACKING at MOUNTPOINT; returns when it is live.
 
     Both may be the same directory: the layer then covers it in place. What BACKING already holds
-    is imported into the journal at the first mount. From then on leave BACKING itself alone.
+    is imported into the journal at the first mount. From then on leave BACKING itself alone: what
+    is done there is not journaled, on a mirror neither. So that its users have to, one of the
+    directories above it must be root's and closed to others (chmod 0700), unless it is covered.
 
     A VOLUME that was mounted before (its name, mountpoint or state directory) is mounted again
     where it was.

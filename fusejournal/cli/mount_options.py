@@ -38,7 +38,8 @@ class MountOptions:
         volume, replication, metrics = (
             self.changes.get(section, {}) for section in ("volume", "replication", "metrics")
         )
-        arguments += [f"--{key}={value}" for key, value in volume.items()]
+        for key, value in volume.items():
+            arguments.append("--open-backing" if key == "open_backing" else f"--{key}={value}")
         for key, value in replication.items():
             if key == "peers":
                 arguments += [f"--peer={name}={address}" for name, address in value.items()]
@@ -55,10 +56,13 @@ def replication_options(
     durability: str | None = None,
     mirrors: int | None = None,
     metrics: str | None = None,
+    open_backing: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """What these options change in the configuration. Raises UsageError."""
     told: dict[str, dict[str, Any]] = {
-        "volume": {"role": role, "durability": durability},
+        "volume": {
+            "role": role, "durability": durability, "open_backing": open_backing or None
+        },
         "replication": {
             "listen": listen,
             "insecure": insecure or None,

@@ -143,6 +143,46 @@ def check_places(backing: Path, mountpoint: Path, state_dir: Path) -> None:
         _check_unused(backing)
 
 
+def way_around(backing: Path, mountpoint: Path) -> str | None:
+    """Where others than root can reach the backing, which the layer would not see, and what to do
+    about it; None where nobody can. It is closed by any directory above it that is root's and that
+    others may not search, or by the layer's own mount over it. Every mount of its file system
+    is looked at, for the same directory may be below several."""
+    all_mounts = list(mounts())
+    above = [one for one in all_mounts if backing.is_relative_to(one.mountpoint)]
+    if mountpoint == backing:
+        above = [one for one in above if one.mountpoint != backing or one.type != FILESYSTEM_TYPE]
+    if not above:
+        return None
+    deepest = max(len(one.mountpoint.parts) for one in above)
+    own = [one for one in above if len(one.mountpoint.parts) == deepest][-1]
+    inside = Path(own.root) / backing.relative_to(own.mountpoint)
+    for one in all_mounts:
+        if one.device != own.device or not inside.is_relative_to(one.root):
+            continue
+        path = one.mountpoint / inside.relative_to(one.root)
+        if path != mountpoint and not _is_closed(path):
+            return (
+                f"others than root can reach it at {path}, around the layer: what they change "
+                "there is not journaled, and nosuid and nodev do not hold; make a directory above "
+                "it root's and closed to others (chmod 0700)"
+            )
+    return None
+
+
+def _is_closed(path: Path) -> bool:
+    """Whether only root can get to *path*, whatever its own mode is. (With an ACL, the group's bits
+    are the most that anybody but owner and others has.)"""
+    for directory in path.parents:
+        try:
+            found = directory.stat()
+        except OSError:
+            continue  # a dead mount on the way, which nobody passes
+        if found.st_uid == 0 and not found.st_mode & 0o011:
+            return True
+    return False
+
+
 def _check_unused(directory: Path) -> None:
     """Refuse to cover a tree in which somebody has files open: their descriptors would bypass the
     layer."""

@@ -57,7 +57,7 @@ class Node(Layer):
     def mount_arguments(self, *extra: str) -> list[str]:
         return [
             *("mount", str(self.backing), str(self.mountpoint), "--name", self.name),
-            *("--state", str(self.state), "--role", self._role),
+            *("--state", str(self.state), "--role", self._role, "--open-backing"),
             *("--listen", f"127.0.0.1:{self.port}", *extra),
         ]
 

@@ -44,7 +44,8 @@ class Volume:
             directory.mkdir(parents=True)
         (self.backing / "file").write_text("content")
         self.unit = f"fusejournal@{name}"
-        self.fusejournal("mount", self.backing, self.mountpoint, "--name", name)
+        places = (self.backing, self.mountpoint)
+        self.fusejournal("mount", *places, "--name", name, "--open-backing")
         self.unmount()
 
     def fusejournal(self, *command: str | Path) -> str:

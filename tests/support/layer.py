@@ -74,7 +74,7 @@ class Layer:
         """The arguments that mount this volume."""
         return [
             "mount", str(self.backing), str(self.mountpoint), "--name", "volume",
-            "--state", str(self.state), "--config", str(self._config), *extra,
+            "--state", str(self.state), "--config", str(self._config), "--open-backing", *extra,
         ]  # fmt: skip
 
     def start(

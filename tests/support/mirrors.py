@@ -63,7 +63,7 @@ class Node(Layer):
         return [
             *("mount", str(self.backing), str(self.mountpoint), "--name", self.name),
             *("--state", str(self.state), "--config", str(self._config), "--role", self.role),
-            *("--listen", f"{self.host.address}:{_PORT}", *extra),
+            *("--listen", f"{self.host.address}:{_PORT}", "--open-backing", *extra),
         ]
 
     def begin_anew(self) -> None:

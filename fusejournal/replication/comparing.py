@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 
 SILENCE_SECONDS = 60.0
 """A peer that says nothing for so long is gone. A throttled disk can block it for many seconds."""
+ASKED_MAX: Final = 64
+"""For more chains than this many times nobody has to ask (:class:`Comparison` needs about ten), and
+each answer costs reading in the journal."""
 _KEPT: Final = re.compile(r"diverged\.(\d{1,19})-(\d{1,19})")
 _SPARE_BYTES: Final = 16 << 20
 """What a copy leaves free for the journal itself."""

@@ -31,6 +31,7 @@ from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.stretches import Stretch
 from fusejournal.replication.ages import Ages
 from fusejournal.replication.comparing import (
+    ASKED_MAX,
     SILENCE_SECONDS,
     ChainFinder,
     first_error,
@@ -360,7 +361,7 @@ class Receiver:
     async def _compare(self, connection: Connection, who: str) -> Begin | None:
         """Answer the sender's questions, until it begins; None when it will not."""
         journal = self._volume.journal
-        while True:
+        for _ in range(ASKED_MAX):
             with trio.fail_after(SILENCE_SECONDS):
                 message: AskChains | Begin | Diverged = expect(
                     await connection.receive(), AskChains, Begin, Diverged
@@ -372,6 +373,7 @@ class Receiver:
                 return None
             chains = ChainFinder(journal.directory, journal.uuid)
             await connection.send(Chains(await chains.at(message.seqs)))
+        raise WireError(f"{who} asks for chains again and again")
 
     async def _diverged(self, message: Diverged, who: str) -> None:
         """*message* is believed as far as it can be seen here: that the two agree where it says,

@@ -35,6 +35,7 @@ from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment import BadFrameError
 from fusejournal.journal.stretches import Stretch, StretchReader, entries_in
 from fusejournal.replication.comparing import (
+    ASKED_MAX,
     ChainFinder,
     DivergedError,
     find_common,
@@ -282,7 +283,7 @@ class TakeBack:
             await self._greet(connection)
             me = self.me()
             sink = Sink(journal.head, *me.reign)
-            check = self._check(peer)
+            check, asked = self._check(peer), 0
             try:
                 while True:
                     with trio.fail_after(_SILENCE_SECONDS):
@@ -290,6 +291,9 @@ class TakeBack:
                             await connection.receive(), AskChains, Begin, Batch, Diverged, End
                         )
                     if isinstance(message, AskChains):
+                        asked += 1
+                        if asked > ASKED_MAX:
+                            raise WireError("it asks for chains again and again")
                         await connection.send(Chains(await chains.at(message.seqs)))
                     elif isinstance(message, Begin):
                         sink.begin(message)

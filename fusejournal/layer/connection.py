@@ -168,8 +168,12 @@ class Handshake:
         asking.start()
         poll = select.poll()
         poll.register(fd, select.POLLIN)
-        poll.poll()
-        request = os.read(fd, _REQUEST_BYTES_MAX)
+        request = b""
+        while not request:
+            poll.poll()
+            # One that is interrupted is taken back, and may be gone before it is read.
+            with suppress(BlockingIOError):
+                request = os.read(fd, _REQUEST_BYTES_MAX)
         _, _, number = _IN_HEADER.unpack_from(request)
         number &= ~1  # an interrupt has the number of what it interrupts, and one more
         for back in range(1, _ANSWERED_MAX):

@@ -37,7 +37,7 @@ from fusejournal.layer import permissions
 from fusejournal.layer.loop import RequestLoop
 from fusejournal.layer.opens import OpenFiles
 from fusejournal.layer.remembered import Remembered
-from fusejournal.layer.replies import changing, entry_of, failing, handler, writing
+from fusejournal.layer.replies import changing, entry_of, handler, waiting, writing
 from fusejournal.operations import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -63,6 +63,7 @@ log = logging.getLogger(__name__)
 
 _KEEP_ABSENT_SECONDS = 5.0
 _NAME_BYTES_MAX = 255
+_TRUSTED = b"trusted."
 _DOT_COOKIE, _DOT_DOT_COOKIE = 2, 3
 _ACL_XATTRS = frozenset((ACCESS_ACL_XATTR.encode(), DEFAULT_ACL_XATTR.encode()))
 
@@ -124,53 +125,47 @@ class Handlers(pyfuse3.Operations):
 
     async def wait(self, seq: Seq) -> None:
         """Wait until the journal is durable up to *seq*, on mirrors too where that is wanted;
-        others are served meanwhile."""
+        others are served meanwhile. Raises OSError EIO when it cannot be."""
         since = self._durability.settle_at_once(seq)
         if since is None:
             return
         self._loop.hand_over()
-        try:
-            await self._durability.wait(seq, since)
-        except OSError as error:
-            raise FUSEError(error.errno or errno.EIO) from None
+        await self._durability.wait(seq, since)
 
     # -- looking -----------------------------------------------------------------------------------
 
+    @waiting
     async def lookup(self, parent: Fid, name: bytes, ctx: RequestContext) -> EntryAttributes:
         """Also answers "." and ".." of any fid, which is how nfsd turns a handle back into a
         file. What somebody put into the backing is journaled first; others are served meanwhile,
         and cancelling leaves the rest to the next who asks for it."""
         try:
             entry = self._lookup(parent, name)
+        except FileNotFoundError:
             if self.remembered is not None:
-                self.remembered.looked_up(Fid(entry.st_ino))
-                entry.entry_timeout = 0.0
-            return entry
-        except FileNotFoundError as error:
-            failure: Exception = error
-        except _UnfinishedError as unfinished:
-            try:
-                await self._finish_import(unfinished.fid)
-                return self._lookup(parent, name)
-            except Exception as error:
-                raise failing(error) from None
-        except Exception as error:
-            raise failing(error) from None
-        try:
-            if self.remembered is not None:
-                raise failing(failure)  # a name may come at any time
-            if not self._is_foreign(parent, name):
+                raise  # a name may come at any time
+            if not self._shows_foreign(parent, name):
                 absent = EntryAttributes()
                 absent.st_ino = 0
                 absent.entry_timeout = _KEEP_ABSENT_SECONDS
                 return absent
-        except OSError:
-            raise failing(failure) from None
-        try:
             await self._import_found(parent, name)
             return self._lookup(parent, name)
-        except Exception as error:
-            raise failing(error) from None
+        except _UnfinishedError as unfinished:
+            await self._finish_import(unfinished.fid)
+            return self._lookup(parent, name)
+        if self.remembered is not None:
+            self.remembered.looked_up(Fid(entry.st_ino))
+            entry.entry_timeout = 0.0
+        return entry
+
+    def _shows_foreign(self, parent: Fid, name: bytes) -> bool:
+        """Whether *name* is to be found behind the layer. Raises OSError ENOENT where that cannot
+        be told."""
+        try:
+            return self._is_foreign(parent, name)
+        except OSError:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
 
     async def _import_found(self, parent: Fid, name: bytes) -> None:
         """Journal what somebody put into the backing. Raises as Importer.run."""
@@ -286,9 +281,12 @@ class Handlers(pyfuse3.Operations):
         for fid, times in inode_list:
             if self.remembered is not None:
                 self.remembered.forgotten(fid, times)
-            if self._tree.is_orphan(fid):
-                self._forgotten.add(fid)
-                self._drop_if_unused(fid)
+            try:
+                if self._tree.is_orphan(fid) and not _is_known(fid):
+                    self._forgotten.add(fid)
+                    self._drop_if_unused(fid)
+            except Exception:  # there is no reply to say it in
+                log.exception("fid %d, which nobody uses any more, is kept", fid)
 
     def _drop_if_unused(self, fid: Fid) -> None:
         """The kernel may forget an orphan before it says that the last open is over."""
@@ -377,6 +375,7 @@ class Handlers(pyfuse3.Operations):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
         self.volume.commit(Rmdir(node.fid, parent, name), _who(ctx))
 
+    @waiting
     async def rename(
         self,
         parent_old: Fid,
@@ -397,10 +396,7 @@ class Handlers(pyfuse3.Operations):
                 raise
         else:
             return
-        try:
-            await self._import_found(parent_new, name_new)
-        except Exception as error:
-            raise failing(error) from None
+        await self._import_found(parent_new, name_new)
         await self._rename(*names, flags, ctx)
 
     @changing
@@ -493,15 +489,24 @@ class Handlers(pyfuse3.Operations):
 
     @handler
     def listxattr(self, inode: Fid, ctx: RequestContext) -> list[bytes]:
-        """The names of all extended attributes."""
-        names = (os.fsencode(name) for name in os.listxattr(self._tree.xattr_target(inode)))
-        return [name for name in names if name != HIDDEN_XATTR]
+        """The names of all extended attributes; those for administrators are for them alone."""
+        found = map(os.fsencode, os.listxattr(self._tree.xattr_target(inode)))
+        names = [name for name in found if name != HIDDEN_XATTR]
+        if any(name.startswith(_TRUSTED) for name in names) and not permissions.is_admin(_who(ctx)):
+            names = [name for name in names if not name.startswith(_TRUSTED)]
+        return names
 
     @changing
     def setxattr(self, inode: Fid, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        """Set an extended attribute (ACLs come this way too)."""
+        """Set an extended attribute (ACLs come this way too).
+
+        The layer's own cannot be set, for what it says is true of one file in one place. Who copies
+        all attributes of a backing's files into the mount (the kernel lets only administrators)
+        is not troubled with that: no answer but success is one that rsync and tar go on from
+        without an error."""
         if name == HIDDEN_XATTR:
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            self._refuse_if_read_only()
+            return
         who = _who(ctx)
         mode = S_IMODE(self._tree.stat(inode).st_mode) if name in _ACL_XATTRS else 0
         # A local file system drops setgid when somebody outside the group sets the ACL
@@ -524,7 +529,7 @@ class Handlers(pyfuse3.Operations):
     def removexattr(self, inode: Fid, name: bytes, ctx: RequestContext) -> None:
         """Remove an extended attribute."""
         if name == HIDDEN_XATTR:
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         try:
             os.getxattr(self._tree.xattr_target(inode), name)
         except OSError as error:
@@ -542,24 +547,20 @@ class Handlers(pyfuse3.Operations):
         keep = self.remembered is None or self.remembered.opened(fid)
         return FileInfo(fh=handle, keep_cache=keep)
 
+    @waiting
     async def open(self, inode: Fid, flags: int, ctx: RequestContext) -> FileInfo:
         """Open a file; with O_TRUNC this is a change."""
-        try:
-            if self.volume.refusal is None:
-                await self._finish_import(inode)
-            if flags & os.O_TRUNC:
-                mode = self._tree.stat(inode).st_mode
-                self._drop_capabilities(inode, _who(ctx))
-                self._change(
-                    Truncate(inode, 0, permissions.after_truncation(mode, ctx.uid)), _who(ctx)
-                )
-            elif flags & os.O_ACCMODE == os.O_RDONLY:
-                self._tree.descriptor(inode)
-            else:
-                self._refuse_if_read_only()
-                self._tree.writable(inode)
-        except Exception as error:
-            raise failing(error) from None
+        if self.volume.refusal is None:
+            await self._finish_import(inode)
+        if flags & os.O_TRUNC:
+            mode = self._tree.stat(inode).st_mode
+            self._drop_capabilities(inode, _who(ctx))
+            self._change(Truncate(inode, 0, permissions.after_truncation(mode, ctx.uid)), _who(ctx))
+        elif flags & os.O_ACCMODE == os.O_RDONLY:
+            self._tree.descriptor(inode)
+        else:
+            self._refuse_if_read_only()
+            self._tree.writable(inode)
         if self.names_wait and flags & os.O_TRUNC:
             await self.wait(self.head_seq())
         return self._opened(inode, ctx)
@@ -597,9 +598,10 @@ class Handlers(pyfuse3.Operations):
             pyfuse3.invalidate_inode(fid, attr_only=True)
         return len(buf)
 
-    async def flush(self, fh: int) -> None:
+    @handler
+    def flush(self, fh: int) -> None:
         """A descriptor was closed; nothing is buffered here, and the kernel need not ask again."""
-        raise FUSEError(errno.ENOSYS)
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     @handler
     def release(self, fh: int) -> None:
@@ -608,6 +610,7 @@ class Handlers(pyfuse3.Operations):
         if not is_open:
             self._drop_if_unused(fid)
 
+    @waiting
     async def fsync(self, fh: int, datasync: bool) -> None:
         """Wait until the journal is durable up to the file's last entry."""
         await self.wait(self._last_seq(self.files[fh][0]))
@@ -625,7 +628,8 @@ class Handlers(pyfuse3.Operations):
         self._tree.node(inode)
         return inode
 
-    async def releasedir(self, fh: int) -> None:
+    @handler
+    def releasedir(self, fh: int) -> None:
         """Nothing to close."""
 
     @handler
@@ -670,6 +674,7 @@ class Handlers(pyfuse3.Operations):
         parent = node.parent if directory != ROOT_FID else ROOT_FID
         return bool(pyfuse3.readdir_reply(token, b"..", self._attributes(parent), _DOT_DOT_COOKIE))
 
+    @waiting
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Wait until the journal is durable up to the directory's last entry."""
         await self.wait(self._last_seq(Fid(fh)))
@@ -681,6 +686,17 @@ class _UnfinishedError(Exception):
     def __init__(self, fid: Fid) -> None:
         super().__init__(fid)
         self.fid = fid
+
+
+def _is_known(fid: Fid) -> bool:
+    """Whether the kernel has *fid* in memory. What it says to forget may be of an earlier time: it
+    lets requests pass that, and may have looked the file up again before it was removed. The
+    attributes alone, which it then asks for again: cannot block."""
+    try:
+        pyfuse3.invalidate_inode(fid, attr_only=True)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _who(ctx: RequestContext) -> Who:

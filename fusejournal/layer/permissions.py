@@ -9,6 +9,7 @@ Source: acl(5), inode(7), chmod(2), the kernel's fs/posix_acl.c (posix_acl_creat
 fs/attr.c (setattr_should_drop_sgid); the xattr format is include/uapi/linux/posix_acl_xattr.h: a
 version word 2, then entries of tag (16 bits), permissions (16), id (32), all little-endian."""
 
+import os
 import struct
 from collections.abc import Iterable
 from stat import S_IMODE, S_ISDIR, S_ISGID, S_ISUID, S_IXGRP
@@ -21,6 +22,7 @@ _ACL_ENTRY = struct.Struct("<HHI")
 
 _USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 _PF_KTHREAD = 0x00200000
+_CAP_SYS_ADMIN = 21
 
 
 class NewMode(NamedTuple):
@@ -102,6 +104,20 @@ def in_group(who: Who, gid: int) -> bool:
         or gid in _supplementary_groups(who.pid)
         or _is_of_kernel(who.pid)
     )
+
+
+def is_admin(who: Who) -> bool:
+    """Whether *who* has CAP_SYS_ADMIN over the machine, not only in a container of their own. Of a
+    process that cannot be seen from here, root has. Source: proc(5), /proc/pid/status, CapEff;
+    user_namespaces(7)."""
+    base = f"/proc/{who.pid}"
+    try:
+        with open(f"{base}/status", encoding="ascii", errors="replace") as status:
+            capabilities = next(line for line in status if line.startswith("CapEff:"))
+        same = os.readlink(f"{base}/ns/user") == os.readlink("/proc/self/ns/user")
+        return same and bool(int(capabilities.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
+    except (OSError, StopIteration):
+        return who.uid == 0
 
 
 def _supplementary_groups(pid: int) -> Iterable[int]:

@@ -1,4 +1,7 @@
-"""How ordinary methods become FUSE handlers, and what comes of their results and errors."""
+"""How methods become FUSE handlers, and what comes of their results and errors.
+
+All handlers are made here: any other error than pyfuse3's own would end the request loop, and with
+it the layer."""
 
 import errno
 import functools
@@ -65,6 +68,21 @@ def handler(
     return answer  # type: ignore[return-value]
 
 
+def waiting(
+    method: Callable[Concatenate[H, P], Awaitable[R]],
+) -> Callable[Concatenate[H, P], Awaitable[R]]:
+    """The same for one that waits by itself."""
+
+    @functools.wraps(method)
+    async def answer(self: H, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await method(self, *args, **kwargs)
+        except Exception as error:
+            raise failing(error) from None
+
+    return answer  # type: ignore[return-value]
+
+
 def _waiting(
     asks: Callable[[W], bool],
 ) -> Callable[[Callable[Concatenate[W, P], R]], Callable[Concatenate[W, P], Awaitable[R]]]:
@@ -78,10 +96,10 @@ def _waiting(
         async def answer(self: W, *args: P.args, **kwargs: P.kwargs) -> R:
             try:
                 reply = method(self, *args, **kwargs)
+                if asks(self):
+                    await self.wait(self.head_seq())
             except Exception as error:
                 raise failing(error) from None
-            if asks(self):
-                await self.wait(self.head_seq())
             return reply
 
         return answer  # type: ignore[return-value]

@@ -226,6 +226,23 @@ def test_unlinked_file_lives_while_it_is_open(root: Path, layer: Layer) -> None:
     assert layer.ask()["head_seq"] == entries + 1
 
 
+def test_unlinked_file_lives_while_the_kernel_knows_it(layer: Layer) -> None:
+    """Without being open to the layer, and whatever the kernel forgot before."""
+    layer.program = "tests.support.faulty:forgetting_late"
+    layer.start()
+    file = layer.mountpoint / "file"
+    file.write_bytes(b"content")
+    fd = os.open(file, os.O_PATH)
+    file.unlink()
+    assert os.fstat(fd).st_size == 7
+    with open(f"/proc/self/fd/{fd}", "rb") as again:
+        assert again.read() == b"content"
+    os.close(fd)
+    orphans = layer.backing.stat().st_dev, os.listdir(layer.backing)
+    assert orphans[1] == []
+    layer.stop()
+
+
 def test_replaced_file_lives_while_it_is_open(root: Path) -> None:
     (root / "old").write_text("old")
     (root / "new").write_text("new")
@@ -461,13 +478,34 @@ def test_extended_attributes(root: Path, layer: Layer) -> None:
     assert os.getxattr(file, "user.a") == b"1" * 2000
     assert sorted(os.listxattr(file)) == ["trusted.b", "user.a"]
     assert os.listxattr(root / "link", follow_symlinks=False) == ["trusted.c"]
+    with acting(SOMEBODY):
+        assert os.listxattr(file) == ["user.a"]
+        assert os.listxattr(root / "link", follow_symlinks=False) == []
     os.removexattr(file, "user.a")
     assert os.listxattr(file) == ["trusted.b"]
     # The layer's own is there in the backing, and nowhere else.
     assert "trusted.fusejournal" in os.listxattr(layer.backing / "file")
     refused(errno.ENODATA, lambda: os.getxattr(file, "trusted.fusejournal"))
-    refused(errno.EPERM, lambda: os.setxattr(file, "trusted.fusejournal", b"x"))
-    refused(errno.EPERM, lambda: os.removexattr(file, "trusted.fusejournal"))
+    refused(errno.ENODATA, lambda: os.removexattr(file, "trusted.fusejournal"))
+    with acting(SOMEBODY):
+        refused(errno.EPERM, lambda: os.setxattr(file, "trusted.fusejournal", b"x"))
+        refused(errno.EPERM, lambda: os.removexattr(file, "trusted.fusejournal"))
+
+
+def test_all_attributes_of_a_backing_can_be_copied(root: Path, layer: Layer) -> None:
+    """As rsync -X and cp -a do: the layer's own is not, and nobody is told an error."""
+    file, other = root / "file", root / "other"
+    file.write_text("x")
+    os.setxattr(file, "trusted.b", b"2")
+    other.write_text("x")
+    for name in os.listxattr(layer.backing / "file"):
+        os.setxattr(other, name, os.getxattr(layer.backing / "file", name))
+    assert os.listxattr(other) == ["trusted.b"]
+    tags = [
+        os.getxattr(layer.backing / name, "trusted.fusejournal") for name in ("file", "other")
+    ]
+    assert tags[0] != tags[1]
+    assert [e["name"] for e in layer.entries() if e["op"] == "setxattr"] == ["trusted.b"] * 2
 
 
 @pytest.mark.parametrize("how", ["write", "truncate", "open", "chown"])

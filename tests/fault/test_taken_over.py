@@ -446,3 +446,25 @@ def test_a_lost_answer_is_not_remembered_wrongly(nested: Layer) -> None:
     moving.join(20)
     assert new.stat().st_ino == fid
     assert not old.exists()
+
+
+def test_a_file_that_is_not_known_to_be_open(tmp_path: Path) -> None:
+    """More were open than can be kept: calls on the rest are refused, and the layer goes on."""
+    with Layer(tmp_path) as layer:
+        layer.program = "tests.support.faulty:with_a_small_table"
+        layer.export_to_nobody()
+        layer.start()
+        kept, unknown = (
+            os.open(layer.mountpoint / name, os.O_RDWR | os.O_CREAT) for name in ("a", "b")
+        )
+        os.close(os.dup(kept))  # as above
+        layer.kill()
+        layer.start()
+        for act in (os.fsync, os.fdatasync, lambda fd: os.write(fd, b"x")):
+            with pytest.raises(OSError, match="Stale"):
+                act(unknown)
+        os.write(kept, b"x")
+        os.fsync(kept)
+        for fd in (kept, unknown):
+            os.close(fd)
+        layer.stop()

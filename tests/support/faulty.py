@@ -17,9 +17,11 @@ import trio
 from fusejournal.cli.main import main
 from fusejournal.durability import Durability
 from fusejournal.errors import JournalFailedError, RecoveryError
+from fusejournal.layer import opens
 from fusejournal.layer.connection import Connection
 from fusejournal.layer.handlers import Handlers
 from fusejournal.page import StatusPage
+from fusejournal.types import Fid
 
 FAULTS: dict[str, Callable[[], BaseException]] = {
     "memory": MemoryError,
@@ -79,4 +81,26 @@ def ending() -> None:
 def on_an_old_kernel() -> None:
     """A program without the fault: a layer on a kernel that cannot expire a name."""
     Connection.can_expire = property(lambda _: False)  # type: ignore[assignment,method-assign]
+    main()
+
+
+def with_a_small_table() -> None:
+    """A layer that can keep one open file for the next."""
+    opens._SLOTS = 1
+    main()
+
+
+def forgetting_late() -> None:
+    """A layer that reads what the kernel has to say of an earlier time after a file is removed."""
+    unlink = Handlers.unlink
+
+    async def unlinking(
+        self: Handlers, parent: Fid, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> None:
+        fid = self.volume.catalog.lookup(parent, name)
+        await unlink(self, parent, name, ctx)
+        if fid is not None:
+            await self.forget([(fid, 1)])
+
+    Handlers.unlink = unlinking  # type: ignore[method-assign]
     main()

@@ -1,10 +1,15 @@
 """What the kernel is told in answer to its greeting."""
 
+import errno
+import os
+import socket
 import struct
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from fusejournal.layer.connection import _in_our_words
+from fusejournal.layer.connection import Connection, Handshake, _in_our_words
 
 _AUTO_INVAL_DATA, _CACHE_SYMLINKS, _HANDLE_KILLPRIV_V2 = 1 << 12, 1 << 23, 1 << 28
 _ASYNC_DIO = 1 << 15
@@ -37,6 +42,40 @@ def test_only_what_the_kernel_offers_is_promised(
     reply = answer(_OTHERS | _AUTO_INVAL_DATA | _ASYNC_DIO)
     said = _in_our_words(reply, greeting(offered | _OTHERS), changes_alone)
     assert said == answer(_OTHERS | flags)
+
+
+def test_requests_that_died_are_answered_though_one_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request that woke the layer was interrupted before it was read."""
+    kernel, fd = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    request = struct.pack("<IIQ", 40, 17, 20) + bytes(24)
+    kernel.send(request)
+    read = os.read
+    turns: list[int] = []
+
+    def interrupted(fd: int, size: int) -> bytes:
+        turns.append(size)
+        if len(turns) == 1:
+            raise BlockingIOError(errno.EAGAIN, "taken back")
+        return read(fd, size)
+
+    connection = Connection(fd.fileno(), -1, -1, "", greeting(0), answer(0), taken_over=True)
+    handshake = Handshake(connection, tmp_path, changes_alone=True)
+    try:
+        monkeypatch.setattr(os, "read", interrupted)
+        assert handshake._first_request() == request
+        kernel.setblocking(False)
+        answered = []
+        with suppress(BlockingIOError):
+            while True:
+                answered.append(struct.unpack("<IiQ", kernel.recv(64)))
+    finally:
+        os.close(handshake.fd)
+        handshake._ours.close()
+        kernel.close()
+        fd.close()
+    assert answered == [(16, -errno.EAGAIN, number) for number in range(18, 0, -2)]
 
 
 def test_a_refusal_is_passed_on() -> None:

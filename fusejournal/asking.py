@@ -43,7 +43,7 @@ def ask(state_dir: Path, command: str, **fields: Any) -> dict[str, Any]:
             raise FusejournalError(
                 f"the layer of {state_dir} went away: {error.strerror}"
             ) from None
-    if not line:
+    if not line.endswith(b"\n"):  # not even half an answer counts
         raise NotRunningError(f"the layer of {state_dir} ended")
     reply: dict[str, Any] = json.loads(line)
     if "error" in reply:

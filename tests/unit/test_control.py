@@ -62,6 +62,24 @@ async def test_nonsense_is_answered_or_dropped(
     assert (await trio.to_thread.run_sync(ask, tmp_path, "hello")) == {"hello": None}
 
 
+@pytest.mark.parametrize("said", [b"", b'{"hel', b'{"hello": 1}'])
+async def test_a_layer_that_dies_as_it_answers(tmp_path: Path, said: bytes) -> None:
+    with trio.socket.socket(trio.socket.AF_UNIX) as listening:
+        await listening.bind(str(tmp_path / "control.sock"))
+        listening.listen()
+
+        async def die() -> None:
+            connection, _ = await listening.accept()
+            with connection:
+                await connection.recv(1000)
+                await connection.send(said)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(die)
+            with pytest.raises(NotRunningError, match="ended"):
+                await trio.to_thread.run_sync(ask, tmp_path, "hello")
+
+
 def test_nobody_there(tmp_path: Path) -> None:
     with pytest.raises(NotRunningError):
         ask(tmp_path, "hello")

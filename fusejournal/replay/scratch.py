@@ -10,7 +10,8 @@ there at any moment, while root is at work. So:
 * The scratch directory is made with mkdir(2), never taken as found, unless it is gone on with:
   then it must be a directory of root's that nobody else can enter, on the file system of the
   directory that it is in. A user can make none that passes, and cannot look into one.
-* It is held by flock(2) on itself and used by its descriptor, so that it may be renamed meanwhile.
+* It is held by flock(2) on a file in it and used by its descriptor, so that it may be renamed
+  meanwhile.
   Only names that a scratch directory has are ever removed from it.
 
 Source: path_resolution(7), open(2), flock(2); the kernel's Documentation/admin-guide/sysctl/fs.rst
@@ -41,7 +42,8 @@ UNDO_PREFIX = "undo."
 """In a state directory: what an undo works in."""
 _PURPOSE = "purpose.json"
 _CATALOG = "catalog"
-_OWN_NAMES = frozenset({_PURPOSE, _CATALOG, "progress", "root.json", TREE})
+_LOCK = "lock"
+_OWN_NAMES = frozenset({_PURPOSE, _CATALOG, _LOCK, "progress", "root.json", TREE})
 _NEW = ".new"
 _NAME_BYTES_MAX = 200
 _SYMLINKS_MAX = 40
@@ -183,8 +185,9 @@ def _hidden(name: str, what: str) -> str:
 class Scratch:
     """A scratch directory, held. See the module."""
 
-    def __init__(self, fd: int, spot: Spot, name: str) -> None:
+    def __init__(self, fd: int, lock: int, spot: Spot, name: str) -> None:
         self.fd = fd
+        self._lock = lock
         self.name = name
         self.path = spot.path.parent / name
         """For messages only."""
@@ -213,14 +216,17 @@ class Scratch:
                     or not {one.removesuffix(_NEW) for one in os.listdir(fd)} <= _OWN_NAMES
                 ):
                     raise _not_ours(path)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise TargetError(spot.path, "another process is at work on it") from None
-                if _is_at(fd, spot.fd, name):
-                    return cls(os.dup(fd), spot, name)
-            finally:
+                lock = _lock(fd, spot.path)
+            except OSError as error:
                 os.close(fd)
+                raise TargetError(path, error.strerror or "cannot be used") from None
+            except TargetError:
+                os.close(fd)
+                raise
+            if _is_at(fd, spot.fd, name):
+                return cls(fd, lock, spot, name)
+            os.close(lock)
+            os.close(fd)
 
     @classmethod
     def make(cls, spot: Spot, what: str) -> "Scratch":
@@ -238,6 +244,7 @@ class Scratch:
 
     def close(self) -> None:
         """Let it go, for another process to go on with."""
+        os.close(self._lock)
         os.close(self.fd)
 
     @property
@@ -279,11 +286,11 @@ class Scratch:
         return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
 
     def empty(self, but: str = "") -> None:
-        """Remove all that is in it, *but* this. Raises OSError."""
+        """Remove all that is in it, *but* this and what it is held by. Raises OSError."""
         if self.read(_PURPOSE) is not None:
             os.unlink(_PURPOSE, dir_fd=self.fd)  # first: without it, nothing is gone on with
         for name in os.listdir(self.fd):
-            if name == but:
+            if name in (but, _LOCK):
                 continue
             if name == TREE:
                 # Not by Python: trees can be deeper than it recurses.
@@ -300,8 +307,26 @@ class Scratch:
     def remove(self, spot: Spot) -> None:
         """It has served: remove it, if it still is beside *spot*. Raises OSError."""
         self.empty()
+        os.unlink(_LOCK, dir_fd=self.fd)
         if _is_at(self.fd, spot.fd, self.name):
-            os.rmdir(self.name, dir_fd=spot.fd)
+            try:
+                os.rmdir(self.name, dir_fd=spot.fd)
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise  # (another process is about to begin in it)
+
+
+def _lock(directory: int, target: Path) -> int:
+    """A descriptor that holds the scratch directory against others. (A file in it, for a directory
+    cannot be locked on NFS.) Raises TargetError, OSError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(_LOCK, flags, 0o600, dir_fd=directory)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise TargetError(target, "another process is at work on it") from None
+    return fd
 
 
 def _is_at(fd: int, directory: int, name: str) -> bool:

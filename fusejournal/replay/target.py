@@ -328,7 +328,9 @@ class Target:
     def _kept_root(self) -> RootAttributes:
         kept = self._scratch.read(_ROOT_FILE)
         if kept is None:
-            raise OSError(errno.EIO, f"{_ROOT_FILE} cannot be read")
+            raise TargetError(
+                self.path, f"was begun by another version: delete it and {self._scratch.path}"
+            )
         acl = kept["acl"]
         return RootAttributes(
             kept["mode"], kept["uid"], kept["gid"], None if acl is None else bytes.fromhex(acl)
@@ -511,12 +513,11 @@ def _boot_id() -> str:
 
 def _open_root(spot: Spot, from_seq: int | None, scratch: Scratch | None) -> int:
     """A descriptor of the target at *spot*, made if it may be. Raises TargetError."""
-    path, is_new = spot.path, False
+    path = spot.path
     try:
         if from_seq == 1 and scratch is None:
             with suppress(FileExistsError):
                 os.mkdir(spot.name, 0o700, dir_fd=spot.fd)
-                is_new = True
         fd = spot.open_directory()
     except FileNotFoundError:
         if scratch is not None:
@@ -530,7 +531,8 @@ def _open_root(spot: Spot, from_seq: int | None, scratch: Scratch | None) -> int
         raise TargetError(path, "is no directory") from None
     except OSError as error:
         raise TargetError(path, error.strerror or "cannot be used") from None
-    if from_seq == 1 and scratch is None and not is_new and not _is_empty(fd):
+    # Also of one that was made just now: by its name there may be another by then.
+    if from_seq == 1 and scratch is None and not _is_empty(fd):
         os.close(fd)
         raise TargetError(path, "is not empty: a replay from seq 1 needs an empty directory")
     return fd

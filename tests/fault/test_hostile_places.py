@@ -335,6 +335,29 @@ def test_a_symlink_in_a_sticky_directory(place: Path) -> None:
     _check_unharmed(place)
 
 
+def test_one_at_a_time(place: Path) -> None:
+    target = place / "home" / "back"
+    criteria = Criteria(from_seq=Seq(1), to_seq=Seq(9))
+    with Target(target, {"test": 1}, from_seq=1) as goal:
+        steps = Replay(_lookup(place), criteria).run(goal, _nothing)
+        next(steps)
+        with pytest.raises(TargetError, match="another process is at work"):
+            _replay(place, target)
+        list(steps)
+        goal.finish()
+    assert os.listdir(place / "home") == ["back"]
+
+
+def test_what_an_earlier_version_has_left(place: Path) -> None:
+    """It kept nothing of the root directory."""
+    target = place / "home" / "back"
+    with Target(target, {"test": 1}, from_seq=1):
+        pass
+    (place / "home" / ".back.fusejournal-replay" / "root.json").unlink()
+    with pytest.raises(TargetError, match="begun by another version: delete"):
+        Target(target, {"test": 1}, from_seq=1)
+
+
 # -- what the root directory is to have at the end -------------------------------------------------
 
 _CHANGES: list[list[object]] = [

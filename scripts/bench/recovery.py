@@ -1,5 +1,6 @@
-"""What one gets out of a journal, and how quickly: verify beside xxhsum, replay beside cp -a, and
-dump, history and restore beside fixed limits; with the peak memory of each command.
+"""What one gets out of a journal, and how quickly: verify beside xxhsum, replay beside cp -a, undo
+of an rm -rf beside that, and dump, history and restore beside fixed limits; with the peak memory of
+each command.
 
 Two journals are made: one of a source tree (files of /usr) that ``cp -a`` wrote through a layer,
 and one of many small entries, with a few that belong together spread over all of it. Every command
@@ -56,6 +57,9 @@ _DUMP_MARK = 200_000
 _HISTORY_SECONDS = 1.0
 _RESTORE_SECONDS = 2.0
 _REPLAY_MARK = 0.5
+_UNDO_MARK = 3.0
+_UNDO_SPARSE_SECONDS = 2.0
+_UNDO_FILES_EACH = 100
 _RSS_MARK_MB = 300
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -407,6 +411,47 @@ def replay(runner: Runner, base: Path, layer: Layer, rounds: int) -> None:
          "equal" if same else "DIFFERENT", same)  # fmt: skip
 
 
+def undo(runner: Runner, layer: Layer, files: int) -> None:
+    """Undo of an rm -rf of *files* small files beside the rm itself."""
+    tree = layer.mountpoint / "tree"
+    for number in range(files):
+        directory = tree / str(number // _UNDO_FILES_EACH)
+        if number % _UNDO_FILES_EACH == 0:
+            directory.mkdir(parents=True)
+        (directory / str(number)).write_bytes(_LINE)
+    first = layer.ask()["head_seq"] + 1
+    rm = runner.run("rm", "-rf", tree).seconds
+    last = layer.ask()["head_seq"]
+    chosen = ("undo", layer.state, f"{first}-{last}")
+    planning = runner.fusejournal("undo, plan", *chosen, "--json").seconds
+    seconds = runner.fusejournal("undo", *chosen, "--apply", "--json").seconds
+    entries = layer.ask()["head_seq"] - last
+    back = sum(len(names) for _, _, names in os.walk(tree))
+    show(f"undo, {files:,} files", f"{seconds:.1f} s", f"rm -rf {rm:.1f} s",
+         f"{seconds / rm:.2f} (mark {_UNDO_MARK})",
+         seconds / rm <= _UNDO_MARK and back == files)  # fmt: skip
+    show("", f"{seconds / files * 1e3:.2f} ms/file", f"rm -rf {rm / files * 1e3:.2f} ms/file",
+         f"plan {planning:.1f} s, {entries / files:.2f} entries a file")  # fmt: skip
+
+
+def undo_sparse(runner: Runner, layer: Layer) -> None:
+    """Undo of a few bytes in a file of 1 TiB without much in it."""
+    path = layer.mountpoint / "disk"
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)
+        os.pwrite(file.fileno(), b"good", 1 << 39)
+    first = layer.ask()["head_seq"] + 1
+    with open(path, "r+b") as file:
+        os.pwrite(file.fileno(), b"bad!", 1 << 39)
+    chosen = f"{first}-{layer.ask()['head_seq']}"
+    ran = runner.fusejournal("undo", "undo", layer.state, chosen, "--apply", "--json")
+    with open(path, "rb") as file:
+        good = os.pread(file.fileno(), 4, 1 << 39) == b"good"
+    show("undo, 4 bytes of a sparse TiB", f"{ran.seconds:.2f} s", "content equal" if good else
+         "DIFFERS", f"mark {_UNDO_SPARSE_SECONDS} s",
+         good and ran.seconds <= _UNDO_SPARSE_SECONDS)  # fmt: skip
+
+
 def _with_flush(base: Path, work: Callable[..., Ran], *arguments: object) -> float:
     """Seconds for *work* with *arguments* and for getting it to disk; what was there before is
     flushed first."""
@@ -462,6 +507,17 @@ def _tree(base: Path, files: int, size: int, rounds: int) -> Runner:
     return runner
 
 
+def _undo(base: Path, files: int) -> Runner:
+    with Layer(base / "undone") as layer:
+        runner = Runner(base, layer.environment)
+        layer.start()
+        note(f"making {files:,} files through a layer")
+        undo(runner, layer, files)
+        undo_sparse(runner, layer)
+        layer.stop()
+    return runner
+
+
 def _pool() -> Any:
     """As many processes as CPUs. Forked, so that this one stays small: its memory would count as
     that of the commands it starts."""
@@ -490,8 +546,9 @@ def main() -> None:
     parser.add_argument("--entries", type=int, default=5_000_000, help="small entries")
     parser.add_argument("--files", type=int, default=60_000, help="files of the source tree")
     parser.add_argument("--megabytes", type=int, default=600, help="and its size, at most so")
+    parser.add_argument("--undone", type=int, default=100_000, help="files removed and undone")
     parser.add_argument("--rounds", type=int, default=3, help="of verify; of replay one less")
-    parser.add_argument("--only", choices=("small", "tree"), help="only one of the two journals")
+    parser.add_argument("--only", choices=("small", "tree", "undo"), help="only one of these")
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -500,11 +557,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fusejournal-bench.", dir=options.where) as name:
         base = Path(name)
         show("", "measured", "compared with", "ratio or limit")
-        if options.only != "tree":
+        if options.only in (None, "small"):
             memory(_small(base, options.entries // share, options.rounds))
-        if options.only != "small":
+        if options.only in (None, "tree"):
             size = options.megabytes * _MB // share
             memory(_tree(base, options.files // share, size, options.rounds))
+        if options.only in (None, "undo"):
+            memory(_undo(base, options.undone // share))
 
 
 if __name__ == "__main__":

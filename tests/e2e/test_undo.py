@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -349,3 +350,36 @@ def test_it_does_not_answer_with_less_than_it_was_asked(tmp_path: Path) -> None:
         undo.carry_out(undo.plan(_nothing), layer.mountpoint, _nothing)
         assert (layer.mountpoint / "recent").read_text() == "known"
         layer.stop()
+
+
+# -- a layer that sees nobody's pid ----------------------------------------------------------------
+
+
+def test_what_root_does_is_taken_back_where_the_layer_knows_no_pids(tmp_path: Path) -> None:
+    (tmp_path / "backing").mkdir(mode=0o751)
+    os.setxattr(tmp_path / "backing", "user.was", b"there")
+    (tmp_path / "backing/imported").write_text("was there first")
+    with Layer(tmp_path) as layer:
+        # As in a container: for it, processes of the machine have pid 0.
+        layer.prefix = ("unshare", "--pid", "--fork")
+        layer.start(wait=False)
+        deadline = time.monotonic() + 60
+        while not (layer.is_mounted() and (layer.mountpoint / "imported").exists()):
+            assert time.monotonic() < deadline, layer.words()
+            time.sleep(0.02)
+        tree = layer.mountpoint
+        was = image(tree)
+        first = _head(layer) + 1
+        os.chmod(tree, 0o700)
+        os.setxattr(tree, "user.was", b"changed")
+        os.utime(tree, ns=(5, 5))
+        os.chown(tree, 12, 13)
+        os.chmod(tree / "imported", 0o600)
+        os.setxattr(tree / "imported", "user.k", b"v")
+        assert {entry["pid"] for entry in layer.entries()[first - 1 :]} == {0}
+        done = layer.run("undo", "volume", "--since", "1 hour ago", "--apply", "--json")
+        assert json.loads(done.stdout)["chosen"] == 6
+        assert difference(image(tree), was) == ""
+        (pid,) = Path(f"/proc/{layer.pid}/task/{layer.pid}/children").read_text().split()
+        os.kill(int(pid), signal.SIGTERM)
+        assert layer.wait() == 0

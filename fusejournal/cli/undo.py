@@ -110,7 +110,7 @@ def undo(
             "--on-conflict skip they are named"
         )
     done: tuple[int, int] | None = None
-    if state is not None and actions:
+    if state is not None and plan.chosen:
         try:
             with watched("undoing", as_json) as progress:
                 work.carry_out(plan, state.mountpoint, progress)
@@ -125,7 +125,7 @@ def undo(
             f"done, as entries {done[0]} to {done[1]}; to take it back: "
             f"fusejournal undo {source.name} {done[0]}-{done[1]} --pid {os.getpid()}"
         )
-    elif actions:
+    elif plan.chosen:
         text.echo("nothing was written: --apply does it")
 
 

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from fusejournal.journal.criteria import Criteria, find, walk
 from fusejournal.journal.format import Entry
-from fusejournal.journal.lookup import Lookup, Place
+from fusejournal.journal.lookup import Lookup, Place, name_changes
 from fusejournal.journal.reader import END
 from fusejournal.operations import (
     Clean,
@@ -71,6 +71,8 @@ class UndoPlan:
     """Files with content or attributes that a chosen operation made, and one such operation."""
     content: set[Fid] = field(default_factory=set)
     """Those of them where it was content."""
+    directories: set[Fid] = field(default_factory=set)
+    """In which a chosen operation made or removed a name: their mtimes change back, too."""
     asides: dict[Place, Aside] = field(default_factory=dict)
     """What comes back beside its name, which was taken since, by the name that it gets."""
     kept: int = 0
@@ -232,10 +234,12 @@ class Undo:
         fids = plan.changed.keys() | plan.divergence.extra.keys()
         fids -= {ROOT_FID}
         check_told(self._lookup, fids)
+        fids |= plan.directories - {ROOT_FID}
         found = self._lookup.places_of_many(fids, Seq(self._head_seq + 1))
         self._known_places.update(found)
 
     def _note_change(self, plan: UndoPlan, operation: TreeOperation, seq: Seq) -> None:
+        plan.directories.update(change.parent for change in name_changes(operation))
         if operation.kind in _DATA or operation.kind in _ATTRIBUTES:
             plan.changed[operation.fid] = seq
             if operation.kind in _DATA:
@@ -319,7 +323,10 @@ class Undo:
                 mountpoint,
                 stack,
             )
-            hands.run(changed.keys(), plan.content & changed.keys(), progress)
+            directories = {
+                fid for fid in plan.directories if fid == ROOT_FID or self._places(fid)
+            }
+            hands.run(changed.keys(), plan.content & changed.keys(), directories, progress)
 
 
 def _is_all_of_root(operation: Setattr) -> bool:

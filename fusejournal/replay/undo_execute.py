@@ -74,6 +74,15 @@ class _Seen(NamedTuple):
         )
 
 
+class _Doomed(NamedTuple):
+    """A name to be removed: its directory, what it stands for, and what that is."""
+
+    directory: Fid
+    name: bytes
+    fid: Fid
+    found: os.stat_result
+
+
 class UndoExecutor:
     """Carries out one plan: *divergence* tells names, *counts* which entries stay, *places* what
     names the files concerned have after entry *head_seq*."""
@@ -122,16 +131,21 @@ class UndoExecutor:
         return fid == ROOT_FID or bool(self._places.get(fid))
 
     def run(
-        self, changed: Collection[Fid], with_content: Collection[Fid], progress: Progress
+        self,
+        changed: Collection[Fid],
+        with_content: Collection[Fid],
+        directories: Collection[Fid],
+        progress: Progress,
     ) -> None:
-        """Everything: names, and then the content and attributes of the *changed* files, of which
-        those *with_content* have other content, too."""
+        """Everything: names, then the content and attributes of the *changed* files, of which those
+        *with_content* have other content, too, and last the mtimes of *directories*, in which names
+        were changed."""
         self._progress = progress
         self._types = self._lookup.types_of_many(self._new)
         for fid in self._new:
             if fid not in self._types:
                 raise not_told(self._lookup, fid)
-        times = self._wanted_times(changed)
+        times = self._wanted_times({*changed, *directories})
         self._check_all(changed)
         self._stack.callback(os.umask, os.umask(0))
         with self._private_directory():
@@ -141,15 +155,21 @@ class UndoExecutor:
             self._put_in_place(staged)
             self._rewrite_all(changed, set(with_content))
         for fid, mtime_ns in times.items():
+            self._step("times")
             with self._guarded(fid):
-                syscalls.set_times(self._directory(fid), None, mtime_ns)
+                if os.fstat(self._directory(fid)).st_mtime_ns != mtime_ns:
+                    syscalls.set_times(self._directory(fid), None, mtime_ns)
         os.fsync(self._root)  # the journal's flush, and with it everything above
         self._check_others()
 
-    def _step(self, step: str) -> None:
-        """Between two steps: Ctrl-C comes in here."""
+    def _tick(self, _: int, __: int | None) -> None:
+        """While the journal is read."""
         self._done += 1
         self._progress(self._done, None)
+
+    def _step(self, step: str) -> None:
+        """Between two steps: Ctrl-C comes in here."""
+        self._tick(0, None)
         on_step(step)
 
     # -- directories -------------------------------------------------------------------------------
@@ -210,8 +230,8 @@ class UndoExecutor:
         os.rmdir(name, dir_fd=self._root)
 
     def _wanted_times(self, changed: Collection[Fid]) -> dict[Fid, int]:
-        """The mtimes of all directories that are there and in which names change, as they are to
-        be; where the journal here does not tell, as they are."""
+        """The mtimes, as they are to be, of all directories that are there and of which names or
+        something else (*changed*) changes; where the journal here does not tell, as they are."""
         fids = {fid for fid in changed if self._is_directory(fid)}
         fids |= {place[0] for place in self._wanted} - self._new
         fids -= {fid for fid in self._now.values() if fid not in self._wanted.values()}
@@ -402,7 +422,7 @@ class UndoExecutor:
     def _images(self, fids: Collection[Fid], *, with_data: bool = False) -> dict[Fid, Image]:
         """What files are to be. Raises JournalError."""
         images = read_images(
-            self._lookup, fids, self._end, self._counts, self._progress, with_data=with_data
+            self._lookup, fids, self._end, self._counts, self._tick, with_data=with_data
         )
         for fid, image in images.items():
             if image.state.uid is None:
@@ -497,9 +517,10 @@ class UndoExecutor:
                 syscalls.link(fd, self._staging, name)
                 self._note(fid, fd)
 
-    def _move_away(self, place: Place, fid: Fid, name: bytes) -> None:
+    def _move_away(self, place: Place, fid: Fid, name: bytes) -> os.stat_result:
         """Move what has the name *place*, which must be *fid* as it was planned, into the private
-        directory; if it turns out to be something else, move it back. Raises ConflictError."""
+        directory, and return what it is; if it turns out to be something else, move it back. Raises
+        ConflictError."""
         seen = _Seen.of(self._check_name(place, fid))
         parent = self._directory(place[0])
         on_step("move away")
@@ -513,6 +534,7 @@ class UndoExecutor:
             raise self._name_changed(place)
         if not stat.S_ISDIR(found.st_mode):
             self._last_ns[fid] = found.st_ctime_ns
+        return found
 
     def _move_back(self, place: Place, name: bytes) -> None:
         # If even that fails, the error says where it is.
@@ -532,23 +554,22 @@ class UndoExecutor:
                 continue  # goes with that
             self._step("remove")
             name = self._name(fid)
-            self._move_away(place, fid, name)
-            if not self._is_directory(fid):
-                os.unlink(name, dir_fd=self._staging)
-                continue
-            try:
-                order = list(self._walk_doomed(fid, below))
-            except ConflictError:
-                self._move_back(place, name)
-                raise
-            for directory, child, one in reversed(order):
+            found = self._move_away(place, fid, name)
+            order: list[_Doomed] = []
+            if self._is_directory(fid):
+                try:
+                    order = list(self._walk_doomed(fid, below))
+                except ConflictError:
+                    self._move_back(place, name)
+                    raise
+            for one in reversed(order):
                 self._step("remove")
-                self._remove_one(self._directory(directory), child, one)
-            os.rmdir(name, dir_fd=self._staging)
+                self._remove_one(self._directory(one.directory), one.name, one.fid, one.found)
+            self._remove_one(self._staging, name, fid, found)
 
     def _walk_doomed(
         self, top: Fid, below: dict[Fid, dict[bytes, Fid]]
-    ) -> Iterator[tuple[Fid, bytes, Fid]]:
+    ) -> Iterator[_Doomed]:
         """All names in directory *top*, what is in a directory after it. Raises ConflictError when
         there are others than planned."""
         todo = [top]
@@ -560,17 +581,20 @@ class UndoExecutor:
                 raise self._name_changed((directory, name))
             for name, fid in expected.items():
                 self._step("check")
-                self._check_name((directory, name), fid)
-                yield directory, name, fid
+                yield _Doomed(directory, name, fid, self._check_name((directory, name), fid))
                 if self._is_directory(fid):
                     todo.append(fid)
 
-    def _remove_one(self, directory: int, name: bytes, fid: Fid) -> None:
-        if self._is_directory(fid):
+    def _remove_one(
+        self, directory: int, name: bytes, fid: Fid, found: os.stat_result
+    ) -> None:
+        if stat.S_ISDIR(found.st_mode):
             os.rmdir(name, dir_fd=directory)
-        else:
-            os.unlink(name, dir_fd=directory)
-            self._last_ns.setdefault(fid, _FOR_EVER)
+            return
+        os.unlink(name, dir_fd=directory)
+        if found.st_nlink == 1:
+            # Whatever others write to it from here on is lost.
+            self._last_ns[fid] = _FOR_EVER
 
     def _put_in_place(self, staged: dict[Place, bytes]) -> None:
         for place, name in staged.items():
@@ -596,7 +620,7 @@ class UndoExecutor:
         for batch in _batches(changed):
             wanted = self._images(batch)
             written = [fid for fid in batch if fid in with_content]
-            now = read_images(self._lookup, written, self._end, None, self._progress)
+            now = read_images(self._lookup, written, self._end, None, self._tick)
             for fid in batch:
                 self._step("rewrite")
                 if self._is_directory(fid):

@@ -383,3 +383,15 @@ def test_what_root_does_is_taken_back_where_the_layer_knows_no_pids(tmp_path: Pa
         (pid,) = Path(f"/proc/{layer.pid}/task/{layer.pid}/children").read_text().split()
         os.kill(int(pid), signal.SIGTERM)
         assert layer.wait() == 0
+
+
+def test_what_came_and_went_leaves_no_time_behind(layer: Layer) -> None:
+    directory = layer.mountpoint / "d"
+    directory.mkdir()
+    os.utime(directory, ns=(5, 5))
+    was = image(layer.mountpoint)
+    first = _head(layer) + 1
+    (directory / "f").write_text("for a moment")
+    (directory / "f").unlink()
+    layer.run("undo", "volume", f"{first}-{_head(layer)}", "--apply")
+    assert difference(image(layer.mountpoint), was) == ""

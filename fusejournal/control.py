@@ -1,9 +1,13 @@
 """The control socket of a running layer: one JSON request a line, one JSON reply a line.
 
 The server's side, which runs in the node's nursery; asking.py is the other. A reply is the
-command's own object, or ``{"error": text, "exit_code": n}``. Only root can reach the socket.
+command's own object, or ``{"error": text, "exit_code": n}``. Only root can reach the socket; even so
+a script of root's that goes wrong costs the layer little. ``_ASKING_MAX`` connections may be asking
+at a time, of which the oldest makes room for a new one; ``_BUSY_MAX`` requests may be at work; who
+asks or reads too slowly is cut off; and a lack of descriptors only makes callers wait.
 """
 
+import errno
 import json
 import logging
 import os
@@ -22,6 +26,12 @@ Command = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 _LINE_BYTES_MAX = 64 << 10
 _REQUEST_SECONDS = 10.0
+_REPLY_SECONDS = 10.0
+_ASKING_MAX = 32
+_BUSY_MAX = 32
+_PAUSE_SECONDS = 0.1
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+"""What accept(2) fails with while the process or the machine lacks something."""
 
 
 async def serve_control(
@@ -37,10 +47,7 @@ async def serve_control(
         try:
             listening.listen()
             task_status.started()
-            async with trio.open_nursery() as nursery:
-                while True:
-                    connection, _ = await listening.accept()
-                    nursery.start_soon(_serve_one, trio.SocketStream(connection), commands)
+            await _Server(commands).run(listening)
         finally:
             with suppress(FileNotFoundError):
                 path.unlink()
@@ -56,15 +63,55 @@ async def _bind(listening: trio.socket.SocketType, path: Path) -> None:
     path.chmod(0o600)
 
 
-async def _serve_one(stream: trio.SocketStream, commands: Mapping[str, Command]) -> None:
-    async with stream:
+class _Server:
+    def __init__(self, commands: Mapping[str, Command]) -> None:
+        self._commands = commands
+        self._asking: dict[trio.CancelScope, None] = {}
+        """Of connections that have not asked yet, oldest first."""
+        self._busy = 0
+
+    async def run(self, listening: trio.socket.SocketType) -> None:
+        async with trio.open_nursery() as nursery:
+            while True:
+                try:
+                    connection, _ = await listening.accept()
+                except OSError as error:
+                    if error.errno not in EXHAUSTED:
+                        raise
+                    await trio.sleep(_PAUSE_SECONDS)
+                    continue
+                if len(self._asking) >= _ASKING_MAX:
+                    oldest = next(iter(self._asking))
+                    del self._asking[oldest]
+                    oldest.cancel()
+                scope = trio.CancelScope(deadline=trio.current_time() + _REQUEST_SECONDS)
+                self._asking[scope] = None
+                nursery.start_soon(self._serve_one, trio.SocketStream(connection), scope)
+
+    async def _serve_one(self, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+        async with stream:
+            try:
+                line = None
+                try:
+                    with scope:
+                        line = await _read_line(stream)
+                finally:
+                    self._asking.pop(scope, None)
+                if line is not None:
+                    reply = json.dumps(await self._reply(line)).encode() + b"\n"
+                    with trio.move_on_after(_REPLY_SECONDS):
+                        await stream.send_all(reply)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return  # a client that went away, or never asked, is its own affair
+
+    async def _reply(self, line: bytes) -> dict[str, Any]:
+        if self._busy >= _BUSY_MAX:
+            return {"error": f"{_BUSY_MAX} requests are at work already", "exit_code": 1}
+        self._busy += 1
         try:
-            with trio.fail_after(_REQUEST_SECONDS):
-                line = await _read_line(stream)
-            reply = await _answer(line, commands)
-            await stream.send_all(json.dumps(reply).encode() + b"\n")
-        except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError):
-            return  # a client that went away, or never asked, is its own affair
+            return await _answer(line, self._commands)
+        finally:
+            self._busy -= 1
 
 
 async def serve_channel(

@@ -30,6 +30,11 @@ from fusejournal.types import NOBODY_ASKED, ROOT_FID, Fid, clamp_time
 from fusejournal.volume import Volume
 
 PIECE_BYTES = 1 << 20
+_XATTRS_BYTES_MAX = 8 << 20
+_XATTR_HEAD_BYTES = 16
+
+Xattrs = tuple[tuple[bytes, bytes], ...]
+"""Names and values, by name."""
 
 
 class ImportProgress(NamedTuple):
@@ -90,6 +95,9 @@ class Importer:
         if known is not None:
             node = self._volume.tree.node(known)
             if not node.complete:
+                # It may have been stopped before them.
+                xattrs = _xattrs(self._volume.tree.xattr_target(node.fid))
+                self._journal_xattrs(node.fid, _divided(xattrs)[1])
                 yield from self._import_content(node)
             yield self._progress()
             return
@@ -152,7 +160,7 @@ class Importer:
         try:
             if S_ISDIR(stat.st_mode):
                 self._check_case(parent, name)
-            xattrs = _xattrs(syscalls.descriptor_path(fd))
+            xattrs, further = _divided(_xattrs(syscalls.descriptor_path(fd)))
             target = os.readlink(b"", dir_fd=fd) if S_ISLNK(stat.st_mode) else None
         finally:
             os.close(fd)
@@ -177,8 +185,14 @@ class Importer:
                 self._where(parent, name),
                 "is immutable or append-only: 'chattr -i -a' it, then mount again",
             ) from None
+        self._journal_xattrs(operation.fid, further)
         if not operation.complete:
             yield from self._import_content(self._volume.tree.node(operation.fid))
+
+    def _journal_xattrs(self, fid: Fid, xattrs: Xattrs) -> None:
+        """Those that the object's own entry had no room for."""
+        for name, value in xattrs:
+            self._volume.commit(Setxattr(fid, name, value), NOBODY_ASKED)
 
     def _check_case(self, parent: Fid, name: bytes) -> None:
         fd = os.open(
@@ -264,7 +278,18 @@ class Importer:
         return self._path / os.fsdecode(directory) / os.fsdecode(name)
 
 
-def _xattrs(target: int | str) -> tuple[tuple[bytes, bytes], ...]:
+def _divided(xattrs: Xattrs) -> tuple[Xattrs, Xattrs]:
+    """As many as an entry can hold beside the rest of it, and the others: 65,536 bytes in each of
+    a thousand are more than that."""
+    total = 0
+    for number, (name, value) in enumerate(xattrs):
+        total += len(name) + len(value) + _XATTR_HEAD_BYTES
+        if total > _XATTRS_BYTES_MAX:
+            return xattrs[:number], xattrs[number:]
+    return xattrs, ()
+
+
+def _xattrs(target: int | str) -> Xattrs:
     """All xattrs but the layer's own, by name."""
     names = sorted(name for name in os.listxattr(target) if name != FID_XATTR)
     return tuple((os.fsencode(name), os.getxattr(target, name)) for name in names)

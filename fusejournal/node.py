@@ -290,6 +290,10 @@ class Node:
             self._opening.importer,
             OpenFiles(connection.table_fd),
         )
+        files = self._handlers.files
+        volume.is_open = lambda fid: fid in files
+        if not spec.read_only:
+            volume.tree.take_over_orphans(files.fids())
         if self._replication is not None:
             self._replication.attach(volume, self._durability, self._mirroring())
         self._follow_exports()
@@ -323,6 +327,7 @@ class Node:
             pyfuse3.close(unmount=False)
             if self._recaller is not None:
                 self._recaller.close()
+            volume.tree.keeps_orphans = self._is_leaving
             self._opening.close()
             if self._keeper is not None and not self._is_leaving:
                 self._keeper.dismiss()

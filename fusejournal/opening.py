@@ -197,7 +197,7 @@ class Opening:
             if not catalog.imported and self._marks is None:
                 self.degraded.append("the import was not finished: files that it lacks do not show")
             return
-        self.volume.tree.remove_old_orphans()
+        self.volume.tree.find_hidden()
         if self._marks is not None:
             self.volume.refusal = errno.EROFS
             self._marks.stopped_seq = Seq(0)

@@ -68,6 +68,8 @@ class Volume:
         """Whether every entry is made durable before it is applied."""
         self.is_in_use: Callable[[Fid], bool] = lambda _: True
         """Whether the kernel may know a fid, or have it open."""
+        self.is_open: Callable[[Fid], bool] = lambda _: False
+        """Whether it has it open."""
         self.on_applied: Callable[[], None] = lambda: None
         """Called after each entry that was applied or refused."""
 
@@ -256,7 +258,7 @@ class Volume:
         """Keep the descriptor of a file whose last name the operation may take."""
         fids = self._orphaned(operation)
         for fid in fids:
-            self.tree.pin(fid)
+            self.tree.pin(fid, self.is_open(fid))
         return fids
 
     def _pin_used(self, operation: TreeOperation, settle: bool) -> list[Fid]:
@@ -266,7 +268,7 @@ class Volume:
             if self.is_in_use(fid):
                 # When settling, it may be gone already.
                 with suppress(OSError) if settle else nullcontext():
-                    self.tree.pin(fid)
+                    self.tree.pin(fid, self.is_open(fid))
                     pinned.append(fid)
         return pinned
 

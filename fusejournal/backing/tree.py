@@ -5,8 +5,9 @@ Owns the backing's root descriptor, a bounded cache of descriptors by fid, and t
 whose last name is gone while the kernel still knows them. An orphan cannot be opened again by its
 handle, so its descriptor is pinned until the kernel forgets the fid and no open file uses it. Users
 decide how many there are, so only so many are pinned: the others have a name in a hidden directory
-until then, and need no descriptor. (A directory cannot have two names. Those that were removed
-beyond that number can be used while their descriptor is in the cache, then they are ESTALE.)
+until then, and need no descriptor. So have files that are open: they outlive this process, for the
+next that takes over the mount. (A directory cannot have two names. Those that were removed beyond
+that number can be used while their descriptor is in the cache, then they are ESTALE.)
 
 One descriptor serves all users of a fid: a directory's is opened for reading, a regular file's for
 reading and writing (for reading alone where the backing refuses more), all others' with O_PATH.
@@ -23,10 +24,10 @@ import logging
 import os
 import struct
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from stat import S_IFDIR, S_IFLNK, S_IFREG
+from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
 from uuid import UUID
 
 from fusejournal import storage
@@ -34,7 +35,7 @@ from fusejournal.backing import syscalls
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import Node
 from fusejournal.errors import BackingError
-from fusejournal.types import ROOT_FID, TIME_MAX_NS, TIME_MIN_NS, Fid
+from fusejournal.types import ROOT_FID, TIME_MAX_NS, TIME_MIN_NS, Fid, Seq
 
 FID_XATTR = "trusted.fusejournal"
 HIDDEN_XATTR = FID_XATTR.encode()
@@ -73,6 +74,8 @@ class Tree:
         """Files with a name in the hidden directory."""
         self._hidden_fd = -1
         """That directory; -1 while there is none,"""
+        self.keeps_orphans = False
+        """Whether those with a name in it stay when this is closed, for the next process."""
         self._hidden_in = b""
         """and the name it has then."""
 
@@ -170,16 +173,19 @@ class Tree:
 
     # -- orphans -----------------------------------------------------------------------------------
 
-    def pin(self, fid: Fid) -> None:
+    def pin(self, fid: Fid, is_open: bool) -> None:
         """Before an operation that may take *fid*'s last name: make sure that the file stays.
         Raises OSError."""
         if fid in self._pinned or fid in self._hidden:
             return
         fd = self.descriptor(fid)
-        if len(self._pinned) > self._pinned_max:
+        is_full = len(self._pinned) > self._pinned_max
+        if is_full or (is_open and os.fstat(fd).st_nlink == 1):
             if self.node(fid).type != S_IFDIR:
                 self._hide(fid, fd)
-            return
+                return
+            if is_full:
+                return
         self._pinned[fid] = fd
         del self._descriptors[fid]
 
@@ -254,8 +260,8 @@ class Tree:
         with self._root_mtime_kept(), suppress(OSError):
             os.rmdir(self._hidden_in, dir_fd=self.root_fd)
 
-    def remove_old_orphans(self) -> None:
-        """Let go what a process that died had hidden. Raises OSError."""
+    def find_hidden(self) -> None:
+        """Know the hidden directory that the process before this one left. Raises OSError."""
         self._hidden_in = self.hidden_name()
         try:
             self._hidden_fd = os.open(self._hidden_in, _FLAGS_HIDDEN, dir_fd=self.root_fd)
@@ -263,10 +269,26 @@ class Tree:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 return
             raise
+
+    def take_over_orphans(self, is_open: Container[Fid]) -> None:
+        """Go on with the orphans of the process before this one, after :meth:`find_hidden`: those
+        among *is_open*; let the others go. Raises OSError."""
+        if self._hidden_fd < 0:
+            return
         for name in map(os.fsencode, os.listdir(self._hidden_fd)):
-            if name.endswith(_ORPHAN):
-                os.unlink(name, dir_fd=self._hidden_fd)
-        self._remove_hidden()
+            word = name.removesuffix(_ORPHAN)
+            if word == name:
+                continue
+            fid = Fid(int(word))
+            if fid in is_open and self.catalog.node(fid) is None:
+                look = self.look_in(self._hidden_fd, name)
+                if look is not None and look.fid == fid:
+                    self._orphans[fid] = _orphan(fid, look)
+                    self._hidden.add(fid)
+                    continue
+            os.unlink(name, dir_fd=self._hidden_fd)
+        if not self._hidden:
+            self._remove_hidden()
 
     @contextmanager
     def _root_mtime_kept(self) -> Iterator[None]:
@@ -369,8 +391,9 @@ class Tree:
         return os.readlink(b"", dir_fd=self.descriptor(fid))
 
     def close(self) -> None:
-        """Close every descriptor, the root's included. Orphans are no more."""
-        for fid in tuple(self._hidden):
+        """Close every descriptor, the root's included. Orphans are no more, unless they are
+        kept."""
+        for fid in () if self.keeps_orphans else tuple(self._hidden):
             self._reveal(fid)
         for fd in (*self._descriptors.values(), *self._pinned.values()):
             os.close(fd)
@@ -383,6 +406,12 @@ class Tree:
 
 def _hidden_name_of(fid: Fid) -> bytes:
     return b"%d" % fid + _ORPHAN
+
+
+def _orphan(fid: Fid, look: "Look") -> Node:
+    node = Node(fid, S_IFMT(look.stat.st_mode), look.stat.st_ctime_ns, Seq(0), Fid(0), 0)
+    node.handle, node.ino = look.handle, look.stat.st_ino
+    return node
 
 
 def pack_tag(uuid: UUID, fid: Fid, handle: bytes) -> bytes:

@@ -77,6 +77,10 @@ class OpenFiles:
         """Whether *fid* is open."""
         return fid in self._counts
 
+    def fids(self) -> set[Fid]:
+        """What is open, or may be: all that the process before this one left."""
+        return {*self._counts, *(fid for fid, _ in self._doubtful.values())}
+
     def add(self, fid: Fid, who: Who) -> int:
         """A new handle for *fid*, opened by *who*; :meth:`answered` follows."""
         if self._free:

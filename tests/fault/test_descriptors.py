@@ -13,6 +13,7 @@ import pytest
 from fusejournal import storage
 from fusejournal.operations import Write
 from fusejournal.state import load_state
+from fusejournal.types import ROOT_FID
 from tests.support import users
 from tests.support.descriptors import no_descriptors_left
 from tests.support.layer import Layer
@@ -114,11 +115,13 @@ def test_hidden_orphans_of_a_dead_process_go(tmp_path: Path) -> None:
         opened.create("before", b"x")
         fid = opened.create("gone", b"content")
         before = image(opened.backing)
-        opened.volume.tree.pin(fid)  # as a process that dies right before it unlinks
+        opened.volume.tree.pin(fid, is_open=False)  # as a process that dies right before it unlinks
         hidden = opened.volume.tree.hidden_name()
         assert os.listdir(opened.backing / os.fsdecode(hidden)) == [f"{fid}.orphan"]
         opened.volume.tree._hidden.clear()
     with open_volume(tmp_path) as opened:
+        assert opened.volume.tree.is_hidden(ROOT_FID, hidden)
+        opened.volume.tree.take_over_orphans(())
         assert not difference(image(opened.backing), before)
 
 

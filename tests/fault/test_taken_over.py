@@ -178,6 +178,36 @@ def test_open_files_keep_their_openers(held: Layer) -> None:
     held.stop()
 
 
+def test_open_files_without_a_name_outlive_the_layer(held: Layer) -> None:
+    """In a restart, and where it is killed; what is closed, or was not open, leaves nothing."""
+    fds = []
+    for number, keep in enumerate((True, True, False)):
+        path = held.mountpoint / f"f{number}"
+        fds.append(os.open(path, os.O_CREAT | os.O_RDWR))
+        os.write(fds[number], b"content %d" % number)
+        path.unlink()
+        if not keep:
+            os.close(os.dup(fds[number]))
+    # The kernel learns that a close need not be told: see above.
+    held.run("restart", "volume")
+    os.pwrite(fds[0], b"CONTENT", 0)
+    os.close(fds.pop())
+    held.kill()
+    held.start()
+    for number, fd in enumerate(fds):
+        wanted = b"content %d" % number if number else b"CONTENT 0"
+        assert os.pread(fd, 100, 0) == wanted
+        os.ftruncate(fd, 3)
+        assert os.fstat(fd).st_size == 3
+        assert os.fstat(fd).st_nlink == 0
+        os.close(fd)
+    assert os.listdir(held.mountpoint) == []
+    held.stop()
+    assert os.listdir(held.backing) == []
+    held.start()
+    held.stop()
+
+
 def test_a_stop_in_order_leaves_no_keeper(held: Layer) -> None:
     (pid,) = keepers(held)
     held.stop()

@@ -17,6 +17,7 @@ from fusejournal.types import ROOT_FID
 from tests.support import users
 from tests.support.descriptors import no_descriptors_left
 from tests.support.layer import Layer
+from tests.support.losses import lose_machine
 from tests.support.trees import difference, image, rebuild
 from tests.support.volumes import SMALL_SEGMENTS, SOMEBODY, open_volume
 
@@ -174,3 +175,23 @@ def test_the_journal_has_descriptors_of_its_own(tmp_path: Path) -> None:
                 opened.make_checkpoint()
         assert len(opened.volume.journal.sealed_segments()) >= 2
         assert opened.volume.failure is None
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["removal kept", "removal lost"])
+def test_orphans_of_a_lost_machine(tmp_path: Path, is_lost: bool) -> None:
+    """They are gone where the journal has their removal, and at home where it lost that."""
+    with open_volume(tmp_path, orderly=False) as opened:
+        opened.volume.is_open = lambda _: True
+        fid = opened.create("file", b"content")
+        before = image(opened.backing)
+        last_seq = opened.volume.journal.head_seq
+        opened.unlink(fid, "file")
+        if not is_lost:
+            before = {b".": {**image(opened.backing)[b"."]}}
+            last_seq = opened.volume.journal.head_seq
+        opened.volume.journal.sync()
+        opened.volume.tree.keeps_orphans = True
+    lose_machine(tmp_path / "state", last_seq)
+    with open_volume(tmp_path) as opened:
+        opened.volume.tree.take_over_orphans(())
+        assert not difference(image(opened.backing), before)

@@ -46,7 +46,6 @@ from fusejournal.errors import (
     VolumeBusyError,
     VolumeNotFoundError,
 )
-from fusejournal.replay.scratch import UNDO_PREFIX, remove_abandoned
 from fusejournal.types import NOWHERE
 
 if TYPE_CHECKING:
@@ -271,7 +270,6 @@ def claim_volume(
     make_directory(directory)
     with _hold(directory, spec.name, spec.mountpoint, check):
         _check_rightful(directory, spec.name)
-        remove_abandoned(UNDO_PREFIX, directory)
         yield _load_or_make(spec)
 
 

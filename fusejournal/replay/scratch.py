@@ -25,9 +25,7 @@ import os
 import shutil
 import stat
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,8 +36,6 @@ from fusejournal.process import DIRECTORY
 
 TREE = "tree"
 """In the scratch directory of a restore: what is being restored."""
-UNDO_PREFIX = "undo."
-"""In a state directory: what an undo works in."""
 _PURPOSE = "purpose.json"
 _CATALOG = "catalog"
 _LOCK = "lock"
@@ -344,42 +340,3 @@ def _not_ours(path: Path) -> TargetError:
         "is not what a replay or a restore of this version leaves (a directory of root's that "
         "nobody else can enter): look at it, and delete it",
     )
-
-
-# -- below the state directory ---------------------------------------------------------------------
-
-
-@contextmanager
-def temporary_directory(prefix: str, parent: Path) -> Iterator[Path]:
-    """A new directory in *parent*, held until the end of the block, which removes it. Raises
-    OSError."""
-    path, fd = _make_held(prefix, parent)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(fd)
-
-
-def _make_held(prefix: str, parent: Path) -> tuple[Path, int]:
-    while True:
-        path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        # Until it is held, remove_abandoned() may take it away.
-        with suppress(FileNotFoundError):
-            fd = os.open(path, _FLAGS_DIRECTORY)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            if path.exists():
-                return path, fd
-            os.close(fd)
-
-
-def remove_abandoned(prefix: str, parent: Path) -> None:
-    """Remove what processes that were killed have left of :func:`temporary_directory`."""
-    for path in parent.glob(f"{prefix}*"):
-        with suppress(OSError):
-            fd = os.open(path, _FLAGS_DIRECTORY)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(fd)

@@ -2,7 +2,6 @@
 every step of it: he sees nothing on its way, changes nothing of it, and nothing that root does
 lands anywhere else."""
 
-import errno
 import os
 import shutil
 import tempfile
@@ -30,7 +29,6 @@ from fusejournal.operations import (
 )
 from fusejournal.replay.replay import Replay
 from fusejournal.replay.restore import restore
-from fusejournal.replay.scratch import UNDO_PREFIX, remove_abandoned, temporary_directory
 from fusejournal.replay.target import Target
 from fusejournal.types import ROOT_FID, Epoch, Fid, Seq, Who
 from tests.support.users import SOMEBODY, acting
@@ -412,22 +410,3 @@ def _apply_plainly(path: Path, operation: object) -> None:
         )
         if operation.mode is not None:
             path.chmod(operation.mode)
-
-
-# -- below the state directory ---------------------------------------------------------------------
-
-
-def test_only_abandoned_directories_are_removed(place: Path) -> None:
-    with temporary_directory(UNDO_PREFIX, place) as held:
-        (place / f"{UNDO_PREFIX}left").mkdir()
-        (place / f"{UNDO_PREFIX}left" / "file").touch()
-        remove_abandoned(UNDO_PREFIX, place)
-        assert [path.name for path in place.glob(f"{UNDO_PREFIX}*")] == [held.name]
-    assert not list(place.glob(f"{UNDO_PREFIX}*"))
-
-
-def test_an_error_in_the_block_is_not_lost(place: Path) -> None:
-    with pytest.raises(FileNotFoundError) as caught, temporary_directory(UNDO_PREFIX, place):
-        raise FileNotFoundError(errno.ENOENT, "of the block")
-    assert caught.value.strerror == "of the block"
-    assert not list(place.glob(f"{UNDO_PREFIX}*"))

@@ -191,6 +191,7 @@ class Node:
                 state.listens_at(spec.config.replication.listen),
                 spec.config.replication.insecure,
                 state.is_mirror,
+                page,
             )
         self._durability: Durability
         self._page: StatusPage

@@ -48,7 +48,7 @@ _SPARE_BYTES: Final = 16 << 20
 class DivergedError(FusejournalError):
     """Two journals of one volume that are the same up to ``seq`` and no further."""
 
-    exit_code = 29
+    exit_code = 30
 
     def __init__(self, node: str, seq: Seq, my_head: Seq, their_head: Seq) -> None:
         self.node = node

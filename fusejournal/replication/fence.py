@@ -14,6 +14,7 @@ it has a copy of that volume, and a comparison of the journals tells what is to 
 Used from the event loop's thread, but for what says that it blocks."""
 
 import secrets
+from contextlib import suppress
 
 from fusejournal.errors import ConfigError
 from fusejournal.journal.copymarks import CopyMarks
@@ -54,7 +55,8 @@ class Fence:
         """The number of this node's last start; 0 where there was none."""
         self.instance = secrets.randbits(_NUMBER_BITS) or 1
         """The number of this one."""
-        page.instance = self.instance
+        with suppress(OSError):  # a full disk: the next start says the number of one before
+            page.instance = self.instance
 
     @property
     def seen(self) -> Reign:

@@ -93,7 +93,7 @@ class Mirroring:
 
 class Replication:
     """See the module. *listen* and *insecure*: where others connect to, and whether they may
-    without TLS."""
+    without TLS. *page*: the node's watermarks; opened here where it is not given."""
 
     def __init__(
         self,
@@ -103,6 +103,7 @@ class Replication:
         listen: str | None,
         insecure: bool,
         is_mirror: bool,
+        page: CopyMarks | None = None,
     ) -> None:
         if is_mirror and listen is None:
             raise UsageError(
@@ -117,7 +118,7 @@ class Replication:
         self.identity: Identity = load_or_make(state_dir / "identity", self._node)
         self._node_id = node_id_of(self.identity.fingerprint)
         self.fence = Fence(
-            CopyMarks(state_dir / "marks"),
+            page or CopyMarks(state_dir / "marks"),
             self._node_id,
             parse_reign(config.overrule) if config.overrule is not None else None,
         )
@@ -298,7 +299,10 @@ class Replication:
         """Run until cancelled; *task_status* is told when the listener listens. Raises
         FusejournalError when it cannot."""
         if self._mirroring is None and not self.quorum.is_fenced:
-            await trio.to_thread.run_sync(self.fence.reigns, self._volume.journal.epoch)
+            try:
+                await trio.to_thread.run_sync(self.fence.reigns, self._volume.journal.epoch)
+            except OSError as error:  # as a full disk is, where a page has another place each time
+                log.warning("that this node reigns is not written down: %s", error.strerror)
         try:
             async with trio.open_nursery() as self._nursery:
                 if self._listen is not None:

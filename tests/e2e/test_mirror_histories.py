@@ -17,6 +17,7 @@ import pytest
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.segment import SegmentReader, list_segments
 from fusejournal.replay.digest import digest_tree
+from fusejournal.types import Seq
 from tests.support.losses import begin_another_boot
 from tests.support.mirrors import Node, await_level, check_equal, started, wait_for
 from tests.support.network import network
@@ -163,6 +164,34 @@ def test_a_mirror_that_is_ahead_and_then_has_another_history(tmp_path: Path) -> 
         mirror.start()
         primary.resume(mirror)
         check_equal(primary, mirror)
+        head_seq, digest = mirror.head_seq(), digest_tree(mirror.mountpoint).digest
+
+        # The same older copy once more: the mirror knows of the later reign now.
+        primary.stop()
+        disk.set_back()
+        for is_reachable in (True, False):  # and what it has said is not forgotten
+            if not is_reachable:
+                mirror.host.cut()
+            primary.start()
+            check_fenced(primary, mirror)
+            primary.stop()
+        mirror.host.mend()
+        assert (mirror.head_seq(), digest_tree(mirror.mountpoint).digest) == (head_seq, digest)
+
+
+def check_fenced(primary: Node, mirror: Node) -> None:
+    """It can be read, takes no change, and says why, and what to do."""
+    status = primary.ask()
+    assert (status["epoch"], status["state"]) == (1, "read-only")
+    told = "\n".join(status["degraded"])
+    assert "fenced: epoch 2 has begun" in told
+    assert "begin this one anew" in told
+    shipping = primary.await_peer(mirror, "refused")
+    assert "epoch 2" in shipping["last_error"]
+    assert "primary" in shipping["advice"]
+    with pytest.raises(OSError, match="Read-only"):
+        write(primary, "too late")
+    assert (primary.mountpoint / "before").is_dir()
 
 
 # -- a lost machine ------------------------------------------------------------------------------
@@ -183,6 +212,9 @@ def test_a_primary_takes_back_what_it_lost(tmp_path: Path, backing: str) -> None
             primary.kill()
             primary.detach()
             cut_journal(primary, 15)
+            marks = CopyMarks(primary.state / "marks")
+            marks.durable_seq = min(marks.durable_seq, Seq(head_seq - 15))  # nor had been flushed
+            marks.close()
             begin_another_boot(primary.state)
         primary.start()
         assert digest_tree(primary.mountpoint).digest == digest
@@ -234,19 +266,10 @@ def test_a_primary_with_no_peer_in_reach_begins_a_new_epoch(tmp_path: Path) -> N
         for is_reachable in (True, False):  # what it has heard once it knows
             if not is_reachable:
                 mirror.host.cut()
-            primary.start()
-            assert primary.ask()["epoch"] == 1
-            assert primary.ask()["state"] == "read-only"
-            told = "\n".join(primary.ask()["degraded"])
-            assert "fenced: epoch 2 has begun" in told
-            assert "begin this one anew" in told
-            status = primary.await_peer(mirror, "refused")
-            assert "epoch 2" in status["last_error"]
-            assert "primary" in status["advice"]
-            with pytest.raises(OSError, match="Read-only"):
-                write(primary, "too late")
-            assert (primary.mountpoint / "before").is_dir()
-            primary.stop()
+            primary.start(wait=False)
+            assert primary.wait() == 26
+            assert "fenced: epoch 2 has begun" in primary.words()
+            assert "begin this one anew" in primary.words()
         mirror.host.mend()
         assert (mirror.head_seq(), digest_tree(mirror.mountpoint).digest) == (head_seq, digest)
 

@@ -1,10 +1,10 @@
 """The control socket of a running layer: one JSON request a line, one JSON reply a line.
 
 The server's side, which runs in the node's nursery; asking.py is the other. A reply is the
-command's own object, or ``{"error": text, "exit_code": n}``. Only root can reach the socket; even so
-a script of root's that goes wrong costs the layer little. ``_ASKING_MAX`` connections may be asking
-at a time, of which the oldest makes room for a new one; ``_BUSY_MAX`` requests may be at work; who
-asks or reads too slowly is cut off; and a lack of descriptors only makes callers wait.
+command's own object, or ``{"error": text, "exit_code": n}``. Only root can reach the socket; even
+so a script of root's that goes wrong costs the layer little. ``_ASKING_MAX`` connections may be
+asking at a time, of which the oldest makes room for a new one; ``_BUSY_MAX`` requests may be at
+work; who asks or reads too slowly is cut off; and a lack of descriptors only makes callers wait.
 """
 
 import errno
@@ -30,7 +30,7 @@ _REPLY_SECONDS = 10.0
 _ASKING_MAX = 32
 _BUSY_MAX = 32
 _PAUSE_SECONDS = 0.1
-EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 """What accept(2) fails with while the process or the machine lacks something."""
 
 
@@ -76,7 +76,7 @@ class _Server:
                 try:
                     connection, _ = await listening.accept()
                 except OSError as error:
-                    if error.errno not in EXHAUSTED:
+                    if error.errno not in _EXHAUSTED:
                         raise
                     await trio.sleep(_PAUSE_SECONDS)
                     continue

@@ -47,6 +47,7 @@ from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.seekable import compress_file
 from fusejournal.journal.segment import (
     COMPRESSED_SUFFIX,
+    PLAIN_SUFFIX,
     SPACE_BYTES,
     SegmentReader,
     first_seq_of,
@@ -97,7 +98,12 @@ class Journal:
         self._names_made = 0
         self._names_synced = 0
         self._sync_lock = threading.Lock()
+        self._sealed: dict[Seq, Path] = {}
+        """Segments that are written no more, in order, and what each occupies: listed once, for
+        there can be many, and kept up to date by the one who changes them."""
         self._sealed_bytes: dict[Seq, int] = {}
+        self._without_index: dict[Seq, None] = {}
+        """Those of them that may have no index."""
 
     # -- opening -----------------------------------------------------------------------------------
 
@@ -158,7 +164,7 @@ class Journal:
         journal.ends_clean = found.ends_clean
         journal.durable_seq = journal.durable_when_opened = found.flushed
         for path in list_segments(directory):
-            journal._sealed_bytes[first_seq_of(path)] = path.stat().st_size
+            journal._add_sealed(path, path.stat().st_size)
         if not read_only:
             journal._resume(found, is_copy)
         return journal
@@ -168,7 +174,9 @@ class Journal:
         with."""
         # What the last process wrote may still be in the page cache alone: the first flush covers
         # the sealed segments that do not end below the watermark, too.
-        paths = list_segments(self.directory)
+        paths = list(self._sealed.values())
+        for path in paths:
+            _remove_leftover(path)
         for path, following in itertools.pairwise(paths):
             _seal(path)
             last_seq = first_seq_of(following) - 1
@@ -183,7 +191,8 @@ class Journal:
         self._current = SegmentWriter(
             found.last, fd, first_seq_of(found.last), found.end, self.options
         )
-        self._sealed_bytes.pop(self._current.first_seq, None)
+        for known in (self._sealed, self._sealed_bytes, self._without_index):
+            known.pop(self._current.first_seq, None)
         if not is_copy:
             # What is damaged further back is told by whoever reads it.
             with suppress(JournalDamagedError):
@@ -385,8 +394,14 @@ class Journal:
             old.seal()
         # Before the next one is the current one: a flush beside us takes the current segment first
         # and the sealed ones after.
-        self._sealed_bytes[old.first_seq] = old.end
+        self._add_sealed(old.path, old.end)
         self._unsynced.append((old.path, old.fd))
+
+    def _add_sealed(self, path: Path, size: int) -> None:
+        first_seq = first_seq_of(path)
+        self._sealed[first_seq] = path
+        self._sealed_bytes[first_seq] = size
+        self._without_index[first_seq] = None
 
     def _next_header(self) -> SegmentHeader:
         return SegmentHeader(
@@ -506,13 +521,19 @@ class Journal:
         """Segments that are sealed and durable: those that can have an index and be
         compressed."""
         busy = {path for path, _ in list(self._unsynced)}  # a copy: a flush may run beside us
-        if self._current is not None:
-            busy.add(self._current.path)
-        return [path for path in list_segments(self.directory) if path not in busy]
+        return [path for path in self._sealed.values() if path not in busy]
 
     def without_index(self) -> list[Path]:
         """Sealed segments that have no sidecar index yet."""
-        return [path for path in self.sealed_segments() if not has_index(path)]
+        found = []
+        for path in self.sealed_segments() if self._without_index else ():
+            first_seq = first_seq_of(path)
+            if first_seq in self._without_index:
+                if has_index(path):
+                    del self._without_index[first_seq]
+                else:
+                    found.append(path)
+        return found
 
     def compressible(self, to_seq: Seq = END) -> list[Path]:
         """Sealed segments with entries before *to_seq* alone that are not compressed yet."""
@@ -529,7 +550,9 @@ class Journal:
         FormatError."""
         compressed = path.with_suffix(COMPRESSED_SUFFIX)
         compress_file(path, compressed, self.options.compress_level)
-        self._sealed_bytes[first_seq_of(path)] = compressed.stat().st_size
+        first_seq = first_seq_of(path)
+        self._sealed_bytes[first_seq] = compressed.stat().st_size
+        self._sealed[first_seq] = compressed
 
 
 def _encode(operation: Operation, who: Who, time_ns: int, paths: dict[Fid, bytes] | None) -> bytes:
@@ -538,6 +561,19 @@ def _encode(operation: Operation, who: Who, time_ns: int, paths: dict[Fid, bytes
         return encode_payload(operation, who, time_ns, paths)
     except FormatError as error:
         raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {error}") from None
+
+
+def _remove_leftover(path: Path) -> None:
+    """Remove the plain file of a compressed segment, where its compression was interrupted before
+    that was done. One that is not the same size is left alone. Raises OSError."""
+    if path.suffix != COMPRESSED_SUFFIX:
+        return
+    plain = path.with_suffix(PLAIN_SUFFIX)
+    if plain.exists():
+        with SegmentReader(path) as reader:
+            is_same = reader.size == plain.stat().st_size
+        if is_same:
+            storage.unlink("journal.compress.unlink", plain)
 
 
 def _seal(path: Path) -> None:

@@ -120,8 +120,8 @@ def compress_file(plain: Path, compressed: Path, level: int) -> None:
     """Write *compressed* from *plain*, durable and compared, then remove *plain*. Blocks: call it
     in a thread.
 
-    Killed at any step it leaves the plain file whole or the compressed one complete; both present
-    means: the plain one counts, and this is done again. Raises OSError, FormatError."""
+    Killed at any step it leaves the plain file whole or the compressed one complete, or both.
+    Raises OSError, FormatError."""
     temporary = compressed.with_suffix(".tmp")
     try:
         _compress(plain, temporary, level)

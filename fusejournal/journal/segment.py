@@ -1,7 +1,8 @@
 """Segment files: their names, and reading one, plain or compressed, frame by frame.
 
 A segment's name is its first seq in 20 digits, ``.fj`` plain or ``.fjz`` compressed (seekable.py).
-Where both are there the plain one counts: the compression was interrupted."""
+Where both are there the compressed one counts, if it is complete: it was compared before it got
+its name, and the plain one was to be removed, or is an old part of it in a copy."""
 
 import errno
 import os
@@ -30,6 +31,8 @@ PLAIN_SUFFIX = ".fj"
 COMPRESSED_SUFFIX = ".fjz"
 
 _NAME = re.compile(r"(\d{20})\.fjz?")
+_LISTED_BYTES = 16 << 10
+_DIRENT_BYTES = 28
 _WINDOW_BYTES = 256 << 10  # stays in the CPU's cache from the read to the hash
 _WINDOW_BYTES_FIRST = 64 << 10
 _PAGE_BYTES = 4096
@@ -79,13 +82,36 @@ def segment_path(directory: Path, first_seq: Seq, compressed: bool = False) -> P
 
 
 def list_segments(directory: Path) -> list[Path]:
-    """The segments in *directory* by first seq, the plain file where there are two."""
+    """The segments in *directory* by first seq, one file of each. They may be being compressed
+    meanwhile."""
+    names = _names_in(directory)
+    if sum(_DIRENT_BYTES + len(name) for name in names) > _LISTED_BYTES:
+        # It took several system calls, between which a segment can have gone from where they had
+        # not been yet to where they had: once more finds it.
+        names |= _names_in(directory)
     found: dict[str, Path] = {}
-    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
-        match = _NAME.fullmatch(path.name)
-        if match:
-            found.setdefault(match[1], path)  # ".fj" sorts before ".fjz"
-    return [found[key] for key in sorted(found)]
+    for name in sorted(names):
+        match = _NAME.fullmatch(name)
+        if match is None:
+            continue
+        path = directory / name
+        if match[1] not in found or _is_complete(path):  # ".fj" sorts before ".fjz"
+            found[match[1]] = path
+    return list(found.values())
+
+
+def _names_in(directory: Path) -> set[str]:
+    return set(os.listdir(directory)) if directory.is_dir() else set()
+
+
+def _is_complete(compressed: Path) -> bool:
+    """Whether a compressed segment has its seek table, which is written last."""
+    try:
+        with open(compressed, "rb", buffering=0) as file:
+            SeekableFile(file.fileno())
+    except (OSError, FormatError):
+        return False
+    return True
 
 
 def is_segment(path: Path) -> bool:

@@ -145,8 +145,11 @@ def test_average_weighs_the_first_values_alike() -> None:
 async def test_tending_outlives_a_lack_of_descriptors(
     tmp_path: Path, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What cannot be listed now is tried again; the layer goes on, and says so once."""
+    """What cannot be done now is tried again; the layer goes on, and says so once."""
     with open_volume(tmp_path) as opened:
+        opened.work(60)
+        opened.volume.journal.sync()
+        assert opened.volume.journal.without_index() != []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(opened.durability._tend_sealed_segments)
             await trio.testing.wait_all_tasks_blocked()

@@ -25,6 +25,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from stat import S_IFDIR, S_IFMT, S_IFREG, S_ISREG
 
 from fusejournal import storage
@@ -294,7 +295,7 @@ class Reconciliation:
         """See to what is not a file of the journal as it is now."""
         look = stray.look
         is_ours = look.fid is not None
-        was_removed = look.fid is not None and self._is_known(look.fid)
+        was_removed = look.fid in self._known_strays
         place = stray.parent, stray.name
         is_half_made = place == self._place_in_flight and self._may_be_in_flight(look)
         if is_half_made and isinstance(self._in_flight, Import):
@@ -312,13 +313,22 @@ class Reconciliation:
             elif in_the_way and stray.parent is not None:
                 self._put_aside(stray, directory, directory, stray.parent)
 
-    def _is_known(self, fid: Fid) -> bool:
-        """Whether entries that count name *fid*: so the journal knows that it is gone."""
-        return any(
-            self._lookup.index(span).first_seq + posting.number < self._before_seq
-            for span in self._lookup.segments(to_seq=self._before_seq)
-            for posting in self._lookup.index(span).of_fid(fid)
-        )
+    @cached_property
+    def _known_strays(self) -> set[Fid]:
+        """Those fids of strays that entries which count name: so the journal knows that they are
+        gone. Each segment's index is looked at once for all of them."""
+        lacking = {stray.look.fid for stray in self._survey.strays if stray.look.fid is not None}
+        known: set[Fid] = set()
+        for span in self._lookup.segments(to_seq=self._before_seq):
+            if not lacking:
+                break
+            index = self._lookup.index(span)
+            for fid in list(index.which_of(lacking)):
+                first = next(index.of_fid(fid))
+                if index.first_seq + first.number < self._before_seq:
+                    known.add(fid)
+                    lacking.discard(fid)
+        return known
 
     @property
     def _place_in_flight(self) -> Place | None:

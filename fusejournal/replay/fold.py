@@ -4,7 +4,7 @@ Where a replay carries out everything, a fold takes only the entries about the f
 found by the indexes, and makes each under the name that it had at the end. So it costs what those
 files' entries cost. It goes through the same applier."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from stat import S_ISDIR
 from typing import Any, NamedTuple
 
@@ -18,11 +18,11 @@ from fusejournal.operations import (
     Kind,
     Link,
     Mkdir,
+    Operation,
     Removexattr,
     Setattr,
     Setxattr,
     TreeOperation,
-    Void,
 )
 from fusejournal.replay.select import Divergence
 from fusejournal.replay.target import Progress, Target
@@ -83,21 +83,33 @@ class Fold:
 
     def is_directory(self, fid: Fid) -> bool:
         """Whether *fid* is one. Raises JournalError when the journal here lacks its making."""
-        known = self._is_directory.get(fid)
-        if known is None:
-            known = self._is_directory[fid] = self._look_whether_directory(fid)
-        return known
+        if fid not in self._is_directory:
+            self._look_whether_directories([fid])
+        return self._is_directory[fid]
 
-    def _look_whether_directory(self, fid: Fid) -> bool:
+    def _look_whether_directories(self, fids: Collection[Fid]) -> None:
+        """Find out for all of *fids* at once: each segment's index is looked at once."""
+        lacking = {fid for fid in fids if fid not in self._is_directory}
         for span in self._lookup.segments():
-            for posting in self._lookup.index(span).of_fid(fid):
-                if posting.kind in MAKERS and not posting.is_parent and not posting.refused:
-                    if posting.kind != Kind.IMPORT:
-                        return posting.kind == Kind.MKDIR
-                    for entry, _ in self._lookup.reader.pick(span.path, [posting.number]):
-                        operation = entry.operation
-                        return isinstance(operation, Import) and S_ISDIR(operation.mode)
-        raise self._unknown(fid)
+            if not lacking:
+                return
+            index = self._lookup.index(span)
+            imports: list[int] = []
+            for fid in list(index.which_of(lacking)):
+                for posting in index.of_fid(fid):
+                    if posting.kind in MAKERS and not posting.is_parent and not posting.refused:
+                        lacking.discard(fid)
+                        if posting.kind == Kind.IMPORT:
+                            imports.append(posting.number)
+                        else:
+                            self._is_directory[fid] = posting.kind == Kind.MKDIR
+                        break
+            for entry, _ in self._lookup.reader.pick(span.path, sorted(imports)):
+                if isinstance(entry.operation, Import):
+                    is_directory = S_ISDIR(entry.operation.mode)
+                    self._is_directory[entry.operation.fid] = is_directory
+        if lacking:
+            raise self._unknown(min(lacking))
 
     def _unknown(self, fid: Fid) -> JournalError:
         return JournalError(
@@ -107,45 +119,27 @@ class Fold:
 
     def directory(self, fid: Fid) -> Directory:
         """What directory *fid* was."""
-        names: dict[bytes, Fid] = {}
-        attributes: list[Step] = []
-        mtime_ns: int | None = None
-        made = fid == ROOT_FID
-        for entry, _ in self._held(fid, lambda one: one.kind in NAME_KINDS or one.kind in _DATA):
-            operation = entry.operation
-            counts = self._counts is None or self._counts(entry.seq)
-            if operation.kind in _DATA:
-                if counts:
-                    attributes.append(Step(operation, entry.time_ns))  # type: ignore[arg-type]
-                    if isinstance(operation, Setattr) and operation.mtime_ns is not None:
-                        mtime_ns = operation.mtime_ns
-                continue
-            changes = [change for change in name_changes(operation) if change.parent == fid]
-            for change in changes:
-                if change.after is None:
-                    names.pop(change.name, None)
-                else:
-                    names[change.name] = change.after
-            if changes and counts and operation.kind not in _KEEP_MTIME:
-                mtime_ns = entry.time_ns
-            if isinstance(operation, Mkdir | Import) and operation.fid == fid:
-                made = True
-                attributes.append(Step(operation, entry.time_ns))
-                is_new = isinstance(operation, Mkdir)
-                mtime_ns = entry.time_ns if is_new else operation.mtime_ns  # type: ignore[union-attr]
-        if not made:
-            raise self._unknown(fid)
-        if self._divergence is not None:
-            names = self._divergence.children(fid, names)
-        return Directory(names, attributes, mtime_ns)
+        return self._directories([fid])[fid]
 
-    def _held(
-        self, fid: Fid, wanted: Callable[[Posting], bool]
-    ) -> Iterator[tuple[Entry, Void | None]]:
-        """The entries that name *fid* and held, if only in part."""
-        for entry, void in self._lookup.entries_of(fid, self._before_seq, wanted=wanted):
+    def _directories(self, fids: Sequence[Fid]) -> dict[Fid, Directory]:
+        """What directories were: each segment is read once for all of them."""
+        found = {fid: _DirectoryFold(fid) for fid in fids}
+        entries = self._lookup.entries_of_many(found, self._before_seq, _is_about_a_directory)
+        for entry, void in entries:
             if void is None or void.written:
-                yield entry, void
+                counts = self._counts is None or self._counts(entry.seq)
+                for fid in _directories_of(entry.operation):
+                    if fid in found:
+                        found[fid].take(entry, counts)
+        directories = {}
+        for fid, one in found.items():
+            if not one.is_made:
+                raise self._unknown(fid)
+            names = one.names
+            if self._divergence is not None:
+                names = self._divergence.children(fid, names)
+            directories[fid] = Directory(names, one.attributes, one.mtime_ns)
+        return directories
 
     # -- making them -------------------------------------------------------------------------------
 
@@ -177,19 +171,26 @@ class Fold:
         """The steps that make directory *fid*, with what is below it, of the target's root."""
         directories: list[tuple[Fid, Directory]] = []
         files: dict[Fid, list[Place]] = {}
-        todo: list[tuple[Fid, Fid]] = [(fid, ROOT_FID)]
-        while todo:
-            one, there = todo.pop()
-            directory = self.directory(one)
-            for name, child in directory.children.items():
-                place = (there, name)
-                if self.is_directory(child):
-                    yield Step(_plain_directory(child, place), 0)
-                    todo.append((child, child))
-                else:
-                    files.setdefault(child, []).append(place)
-            directory.children.clear()
-            directories.append((there, directory))
+        # A level at a time, for the indexes are looked at once for all that is asked together.
+        level: list[tuple[Fid, Fid]] = [(fid, ROOT_FID)]
+        while level:
+            below: list[tuple[Fid, Fid]] = []
+            found = self._directories([one for one, _ in level])
+            self._look_whether_directories(
+                {child for directory in found.values() for child in directory.children.values()}
+            )
+            for one, there in level:
+                directory = found[one]
+                for name, child in directory.children.items():
+                    place = (there, name)
+                    if self.is_directory(child):
+                        yield Step(_plain_directory(child, place), 0)
+                        below.append((child, child))
+                    else:
+                        files.setdefault(child, []).append(place)
+                directory.children.clear()
+                directories.append((there, directory))
+            level = below
         yield from self._files(files)
         for child, places in files.items():
             for place in places[1:]:
@@ -212,6 +213,52 @@ class Fold:
                 yield Step(operation, step.time_ns)
         if directory.mtime_ns is not None:
             yield Step(Setattr(fid, None, None, None, None, directory.mtime_ns), 0)
+
+
+class _DirectoryFold:
+    """One directory, on the way through the entries that name it."""
+
+    def __init__(self, fid: Fid) -> None:
+        self.fid = fid
+        self.names: dict[bytes, Fid] = {}
+        self.attributes: list[Step] = []
+        self.mtime_ns: int | None = None
+        self.is_made = fid == ROOT_FID
+
+    def take(self, entry: Entry, counts: bool) -> None:
+        """Go on by *entry*, which held; but for names, only if it *counts*."""
+        operation = entry.operation
+        if operation.kind in _DATA:
+            if counts:
+                self.attributes.append(Step(operation, entry.time_ns))  # type: ignore[arg-type]
+                if isinstance(operation, Setattr) and operation.mtime_ns is not None:
+                    self.mtime_ns = operation.mtime_ns
+            return
+        changes = [change for change in name_changes(operation) if change.parent == self.fid]
+        for change in changes:
+            if change.after is None:
+                self.names.pop(change.name, None)
+            else:
+                self.names[change.name] = change.after
+        if changes and counts and operation.kind not in _KEEP_MTIME:
+            self.mtime_ns = entry.time_ns
+        if isinstance(operation, Mkdir | Import) and operation.fid == self.fid:
+            self.is_made = True
+            self.attributes.append(Step(operation, entry.time_ns))
+            is_new = isinstance(operation, Mkdir)
+            self.mtime_ns = entry.time_ns if is_new else operation.mtime_ns  # type: ignore[union-attr]
+
+
+def _is_about_a_directory(posting: Posting) -> bool:
+    return posting.kind in NAME_KINDS or posting.kind in _DATA
+
+
+def _directories_of(operation: Operation) -> set[Fid]:
+    """The fids that *operation* is about, as a directory or as that of names."""
+    fids = {change.parent for change in name_changes(operation)}
+    if operation.kind in _DATA or isinstance(operation, Mkdir | Import):
+        fids.add(operation.fid)  # type: ignore[union-attr]
+    return fids
 
 
 def _makes_a_file(posting: Posting) -> bool:

@@ -1,0 +1,60 @@
+"""Folding a directory: what it costs, however many names are in it."""
+
+from pathlib import Path
+
+import pytest
+
+from fusejournal.journal import reader as reader_module
+from fusejournal.journal.index import write_index
+from fusejournal.journal.journal import Journal
+from fusejournal.journal.lookup import Lookup
+from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.segment import list_segments
+from fusejournal.journal.writing import JournalOptions
+from fusejournal.operations import Create, Mkdir, Operation, Write
+from fusejournal.replay.fold import Fold
+from fusejournal.types import NOBODY_ASKED, ROOT_FID, Fid, Seq
+from tests.support.entries import UUID_OF_TESTS
+
+_FILES, _LEVELS = 200, 3
+
+
+def test_indexes_are_looked_at_once_a_level(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not once for each name, which shows where they do not all fit into memory."""
+    options = JournalOptions(segment_entries=25, preallocate_bytes=1 << 14, reserve_bytes=1 << 14)
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, options)
+
+    def append(operation: Operation, data: bytes = b"") -> None:
+        time_ns = journal.next_time()
+        journal.append(operation, NOBODY_ASKED, time_ns, lambda _: b"a", data)
+
+    above, fid = ROOT_FID, Fid(2)
+    for _ in range(_LEVELS):
+        directory = fid
+        append(Mkdir(directory, above, b"below", 0o755, 0, 0, None, None))
+        for number in range(_FILES):
+            fid = Fid(fid + 1)
+            append(Create(fid, directory, b"%d" % number, 0o100644, 0, 0, 0, None))
+            append(Write(fid, 0, None), b"content")
+        above, fid = directory, Fid(fid + 1)
+    journal.close()
+    segments = list_segments(tmp_path)
+    for path in segments:
+        write_index(path)
+    loads = []
+
+    def load_index(path: Path, reader: object) -> object:
+        loads.append(path)
+        return original(path, reader)  # type: ignore[arg-type]
+
+    original = reader_module.load_index
+    monkeypatch.setattr(reader_module, "load_index", load_index)
+    monkeypatch.setattr(reader_module, "_INDEX_BYTES_KEPT", 1)
+    fold = Fold(Lookup(JournalReader(tmp_path, UUID_OF_TESTS)), Seq(journal.head_seq + 1))
+    steps = list(fold.tree(ROOT_FID))
+    writes = [step for step in steps if isinstance(step.operation, Write)]
+    assert len(writes) == _FILES * _LEVELS
+    assert len(segments) > 40
+    assert len(loads) <= (2 * (_LEVELS + 1) + 2) * len(segments)

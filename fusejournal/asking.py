@@ -39,6 +39,8 @@ def ask(state_dir: Path, command: str, **fields: Any) -> dict[str, Any]:
                 line = lines.readline()
         except TimeoutError:
             raise FusejournalError(f"the layer of {state_dir} does not answer") from None
+        except (ConnectionResetError, BrokenPipeError):
+            raise NotRunningError(f"the layer of {state_dir} ended") from None
         except OSError as error:
             raise FusejournalError(
                 f"the layer of {state_dir} went away: {error.strerror}"

@@ -101,11 +101,11 @@ class PathPattern:
     """A path, what is below it and what it stood for; or a pattern: ``*`` and ``?`` stop at a
     slash, ``**`` does not; one without a slash is held against the last name of each path."""
 
-    def __init__(self, text: bytes, lookup: Lookup | None) -> None:
-        """*lookup*: to find a file by all its names, where there is one."""
+    def __init__(self, text: bytes, lookup: Lookup | None, *, is_glob: bool | None = None) -> None:
+        """*lookup*: to find a file by all its names, where there is one; and to tell by itself
+        whether *text* is a pattern, where that is not given as *is_glob*."""
         self.text = text = text.strip(b"/")
-        # A name can have such characters, too: what was there once is meant as it is.
-        self.is_glob = bool(_WILD.intersection(text)) and not (lookup and lookup.tenures(text))
+        self.is_glob = _is_glob(text, lookup) if is_glob is None else is_glob
         self._lookup = lookup
         self._tenures: dict[Fid, list[Tenure]] = {}
         self._match = _compile(text).fullmatch if self.is_glob else None
@@ -116,7 +116,7 @@ class PathPattern:
 
     def may_be_in(self, index: SegmentIndex) -> bool:
         """Whether a segment can have an entry that matches."""
-        if self._lookup is None:
+        if self._lookup is None or not self.text:
             return True
         if not self.is_glob:
             return any(map(index.has_fid, self._tenures)) or self._lookup.may_touch(
@@ -138,6 +138,11 @@ class PathPattern:
         if self._match is not None:
             return bool(self._match(path.rpartition(b"/")[2] if self._by_name else path))
         return not self.text or path == self.text or path.startswith(self.text + b"/")
+
+
+def _is_glob(text: bytes, lookup: Lookup | None) -> bool:
+    """A name can have such characters, too: what was there once is meant as it is."""
+    return bool(_WILD.intersection(text)) and not (lookup is not None and lookup.tenures(text))
 
 
 def _compile(pattern: bytes) -> re.Pattern[bytes]:
@@ -265,7 +270,12 @@ class Follower:
     def __init__(self, reader: JournalReader, criteria: Criteria, from_seq: Seq) -> None:
         self._reader = reader
         self._criteria = criteria
-        self._patterns = [PathPattern(path, None) for path in criteria.paths]
+        # By what the journal has so far alone: what will be there then is another matter.
+        lookup = Lookup(reader) if criteria.paths else None
+        self._patterns = [
+            PathPattern(path, None, is_glob=_is_glob(path.strip(b"/"), lookup))
+            for path in criteria.paths
+        ]
         self._next = from_seq
         self._tracker = PathTracker()
         self._segment = Seq(0)

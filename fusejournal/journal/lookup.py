@@ -9,7 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from stat import S_IFDIR, S_IFLNK, S_IFMT
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fusejournal.errors import JournalDamagedError
 from fusejournal.journal.format import Entry
@@ -53,6 +53,19 @@ NAME_KINDS = frozenset(
 
 Place = tuple[Fid, bytes]
 """A directory's fid and a name in it."""
+
+
+_NOWHERE = Fid(0)
+_Names = tuple[bytes, Any]
+"""A name, and those below it: None, or the same again."""
+
+
+def _joined(names: _Names | None) -> bytes:
+    found: list[bytes] = []
+    while names is not None:
+        name, names = names
+        found.append(name)
+    return b"/".join(found)
 
 
 class NameChange(NamedTuple):
@@ -352,10 +365,21 @@ class Lookup:
             return [b""]
         found = []
         for parent, name in self.places(fid, before_seq):
-            above = self.paths_of(parent, before_seq)
-            if above:
-                found.append(above[0] + b"/" + name if above[0] else name)
+            above = self._directory_path(parent, before_seq)
+            if above is not None:
+                found.append(above + b"/" + name if above else name)
         return found
+
+    def _directory_path(self, fid: Fid, before_seq: Seq) -> bytes | None:
+        """The path of a directory, which has one name. A loop, for trees can be deep."""
+        names: list[bytes] = []
+        while fid != ROOT_FID:
+            places = self.places(fid, before_seq)
+            if not places:
+                return None
+            fid, name = places[0]
+            names.append(name)
+        return b"/".join(reversed(names))
 
     def timeline(self, fid: Fid) -> list[tuple[Seq, bytes | None]]:
         """The paths of *fid* through time, with those that directories above gave it by moving:
@@ -369,26 +393,28 @@ class Lookup:
         self, fid: Fid, from_seq: Seq, to_seq: Seq
     ) -> Iterator[tuple[Seq, bytes | None]]:
         """:meth:`timeline` between two moments. It is a step for each directory above at that
-        time: over all time, two directories may well have been above each other."""
-        if fid == ROOT_FID:
-            yield from_seq, b""
-            return
-        moves = self._moves.get(fid)
-        if moves is None:
-            moves = self._moves[fid] = list(self._main_places(fid))
-        for number, (begun, place) in enumerate(moves):
-            first = max(begun, from_seq)
-            end = min(moves[number + 1][0] if number + 1 < len(moves) else END, to_seq)
-            if first >= end:
+        time: over all time, two directories may well have been above each other. A stack of what
+        is left to do, in order, for trees can be deep."""
+        todo: list[tuple[Seq, Seq, Fid, _Names | None]] = [(from_seq, to_seq, fid, None)]
+        while todo:
+            from_seq, to_seq, fid, below = todo.pop()
+            if fid in (ROOT_FID, _NOWHERE):
+                yield from_seq, _joined(below) if fid == ROOT_FID else None
                 continue
-            if place is None:
-                yield first, None
-                continue
-            for since, directory in self._paths_within(place[0], first, end):
-                path = None
-                if directory is not None:
-                    path = directory + b"/" + place[1] if directory else place[1]
-                yield since, path
+            moves = self._moves.get(fid)
+            if moves is None:
+                moves = self._moves[fid] = list(self._main_places(fid))
+            steps: list[tuple[Seq, Seq, Fid, _Names | None]] = []
+            for number, (begun, place) in enumerate(moves):
+                first = max(begun, from_seq)
+                end = min(moves[number + 1][0] if number + 1 < len(moves) else END, to_seq)
+                if first >= end:
+                    continue
+                if place is None:
+                    steps.append((first, end, _NOWHERE, None))
+                else:
+                    steps.append((first, end, place[0], (place[1], below)))
+            todo.extend(reversed(steps))
 
     def _main_places(self, fid: Fid) -> Iterator[tuple[Seq, Place | None]]:
         """The oldest name of *fid* from each seq on."""

@@ -143,3 +143,20 @@ async def test_a_lack_of_descriptors_only_makes_callers_wait(
     assert json.loads(await second.recv(1000)) == {"hello": None}
     second.close()
     await stream.aclose()
+
+
+async def test_a_layer_that_ends_while_it_is_asked_is_not_running(tmp_path: Path) -> None:
+    """Its end of the connection goes with the request unread: the kernel calls that a reset."""
+    with trio.socket.socket(trio.socket.AF_UNIX) as listening:
+        await listening.bind(str(tmp_path / "control.sock"))
+        listening.listen()
+
+        async def end() -> None:
+            connection, _ = await listening.accept()
+            await trio.lowlevel.wait_readable(connection)
+            connection.close()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end)
+            with pytest.raises(NotRunningError, match="ended"):
+                await trio.to_thread.run_sync(ask, tmp_path, "status")

@@ -1,18 +1,19 @@
 """What people ask for: patterns, ranges, and words for them."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from fusejournal.cli.source import open_source, parse_kinds, parse_path, parse_ranges
 from fusejournal.errors import JournalDamagedError, UsageError, VolumeNotFoundError
-from fusejournal.journal.criteria import Criteria, Follower, PathPattern, SeqRange, find
+from fusejournal.journal.criteria import Criteria, Follower, PathPattern, SeqRange, find, walk
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.lookup import Lookup
-from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.writing import JournalOptions
-from fusejournal.operations import Kind, Mkdir, Rmdir, Write
+from fusejournal.operations import Create, Kind, Mkdir, Operation, Rmdir, Write
 from fusejournal.types import NOBODY_ASKED, ROOT_FID, Fid, Seq
 from tests.support.entries import UUID_OF_TESTS
 
@@ -189,3 +190,72 @@ def test_sources(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("")
     with pytest.raises(UsageError, match="no segment"):
         open_source(str(tmp_path / "other"))
+
+
+def test_a_path_skips_no_segment_that_has_a_match(tmp_path: Path) -> None:
+    """Whatever the path: by the indexes comes what comes without them. Of most segments here no
+    entry names the root."""
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, JournalOptions(segment_entries=20))
+    inner, file = Fid(2), Fid(3)
+
+    def append(operation: Operation) -> None:
+        journal.append(operation, NOBODY_ASKED, journal.next_time(), paths.get)
+
+    paths: dict[Fid, bytes] = {ROOT_FID: b""}
+    append(Mkdir(inner, ROOT_FID, b"d", 0o755, 0, 0, None, None))
+    paths[inner] = b"d"
+    append(Create(file, inner, b"f[1]", 0o644, 0, 0, 0, None))
+    paths[file] = b"d/f[1]"
+    for number in range(300):
+        append(Write(file, number, None))
+    lookup = Lookup(journal.reader)
+    assert len(journal.reader.segments()) > 10
+    for path in (b"", b"d", b"d/f[1]", b"d/*", b"*", b"**", b"d/f1", b"f*", b"nothing", b"d/f?1?"):
+        criteria = Criteria(paths=(path,))
+        found = [match.entry.seq for match in find(lookup, criteria)]
+        expected = [match.entry.seq for match, is_meant in walk(lookup, criteria) if is_meant]
+        assert found == expected, path
+    assert len(list(find(lookup, Criteria(paths=(b"",))))) == 302
+
+
+def test_a_follower_takes_a_name_that_was_there_as_it_is(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, JournalOptions())
+
+    def make(fid: int, name: bytes) -> None:
+        operation = Create(Fid(fid), ROOT_FID, name, 0o644, 0, 0, 0, None)
+        journal.append(operation, NOBODY_ASKED, journal.next_time(), lambda _: b"")
+
+    make(2, b"report[1].txt")
+    make(3, b"report1.txt")
+    followers = [
+        Follower(JournalReader(tmp_path), Criteria(paths=(path,)), Seq(3))
+        for path in (b"report[1].txt", b"report[12].txt", b"report[9].txt")
+    ]
+    for seq, fid in enumerate((2, 3, 2), 3):
+        journal.append(
+            Write(Fid(fid), 0, None),
+            NOBODY_ASKED,
+            journal.next_time(),
+            lambda fid: {2: b"report[1].txt", 3: b"report1.txt"}.get(fid),
+        )
+        assert journal.head_seq == seq
+    found = [[match.entry.seq for match in one.new(journal.head_seq)] for one in followers]
+    assert found == [[3, 5], [4], []]
+
+
+def test_paths_of_a_tree_deeper_than_the_stack(tmp_path: Path) -> None:
+    depth = sys.getrecursionlimit() + 500
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, JournalOptions())
+    for number in range(depth):
+        fid = Fid(number + 2)
+        journal.append(
+            Mkdir(fid, Fid(number + 1), b"d", 0o755, 0, 0, None, None),
+            NOBODY_ASKED,
+            journal.next_time(),
+            lambda _: None,
+        )
+    lookup = Lookup(journal.reader)
+    path = b"/".join([b"d"] * depth)
+    assert lookup.paths_of(fid, END) == [path]
+    assert lookup.timeline(fid) == [(depth, path)]
+    assert lookup.path_before(fid, END) == path

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,81 @@ def test_backing(tmp_path: Path, kind: str) -> None:
         rebuild(layer.state, target, load_state(layer.state).uuid)
         assert not difference(image(target), image(layer.backing))
         assert (target / "sparse").stat().st_blocks * 512 < 1 << 20
+
+
+def _try_attributes(path: Path) -> list[object]:
+    """What becomes of large and of many attributes."""
+    path.write_bytes(b"x")
+    found: list[object] = []
+    for size in (1, 1000, 4000, 16_000, 65_536, 65_537):
+        try:
+            os.setxattr(path, "user.large", bytes(size))
+            found.append(len(os.getxattr(path, "user.large")))
+        except OSError as error:
+            found.append(error.errno)
+    with suppress(OSError):
+        os.removexattr(path, "user.large")
+    with suppress(OSError):
+        for number in range(1000):
+            os.setxattr(path, f"user.attribute{number:04}", b"value")
+    # The layer's own mark takes the place of a few where all share a block.
+    return [*found, len(os.listxattr(path)) // 8]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attributes_have_the_backing_s_limits(tmp_path: Path, kind: str) -> None:
+    with (
+        filesystem(kind, tmp_path, "disk", 512, *_OPTIONS.get(kind, ())) as disk,
+        Layer(tmp_path, backing=disk / "backing") as layer,
+    ):
+        layer.start()
+        assert _try_attributes(layer.mountpoint / "file") == _try_attributes(disk / "plain")
+        layer.stop()
+
+
+_OPTIONS = {"ext4": ("-b", "4096", "-I", "256")}
+
+
+@pytest.mark.parametrize("kind", ["xfs", "tmpfs"])
+def test_more_attributes_than_an_entry_can_hold(tmp_path: Path, kind: str) -> None:
+    with (
+        filesystem(kind, tmp_path, "disk", 512) as disk,
+        Layer(tmp_path, backing=disk / "backing") as layer,
+    ):
+        for name, content in (("empty", b""), ("file", b"content")):
+            (layer.backing / name).write_bytes(content)
+            for number in range(300 if name == "file" else 150):
+                os.setxattr(layer.backing / name, f"user.{number}", os.urandom(65_536))
+        before = image(layer.backing)
+        layer.start()
+        layer.stop()
+        target = disk / "rebuilt"
+        target.mkdir()
+        rebuild(layer.state, target, load_state(layer.state).uuid)
+        rebuilt = image(target)
+        assert not difference(rebuilt, image(layer.backing))
+        assert rebuilt[b"file"] == before[b"file"]
+
+
+def test_a_time_beyond_the_entries_range(tmp_path: Path) -> None:
+    """Where the backing holds more than entries do, it is made what its entry says."""
+    with (
+        filesystem("tmpfs", tmp_path, "disk", 64) as disk,
+        Layer(tmp_path, backing=disk / "backing") as layer,
+    ):
+        for number, name in enumerate(("file", "directory", "link")):
+            path = layer.backing / name
+            if name == "directory":
+                path.mkdir()
+            elif name == "link":
+                path.symlink_to("file")
+            else:
+                path.write_bytes(b"content")
+            os.system(f"touch -h -d '@{16_000_000_000 + number}' {path}")
+            assert path.lstat().st_mtime > 15.9e9
+        layer.start()
+        layer.stop()
+        target = disk / "rebuilt"
+        target.mkdir()
+        rebuild(layer.state, target, load_state(layer.state).uuid)
+        assert not difference(image(target), image(layer.backing))

@@ -235,7 +235,12 @@ class Recovery:
             directory = self._catalog.node(parent)
             if directory is None or not directory.handle:
                 continue
-            look = self._volume.tree.look(parent, name)
+            try:
+                look = self._volume.tree.look(parent, name)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+                continue  # the backing lacks the directory itself
             if look is not None and look.fid == node.fid:
                 node.handle = look.handle
                 node.ino = look.stat.st_ino

@@ -1,0 +1,450 @@
+"""A hypothesis state machine over the lives of a volume: it works, is refused by its disk, stops in
+order or not, loses its machine; an admin puts older copies of its state or its backing back, or
+mixes both up.
+
+There is no mount here, so that many lives can be lived; the code that opens, recovers, applies and
+closes is the product's own. A model in memory says what the tree is after each entry. Whatever was
+done, the next opening either refuses, in one line and with nothing changed, or it goes on; then
+
+- the backing is what the journal says, to the nanosecond, and no fid means two files;
+- a volume that reports neither a repair nor a degradation has exactly the tree and the head that
+  it had;
+- what the backing had is not gone: each content is in it still, or was kept aside.
+
+``FUSEJOURNAL_MODEL_LIVES`` says how many runs to make (20 by default)."""
+
+import errno
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+
+from fusejournal import storage
+from fusejournal.errors import FusejournalError
+from fusejournal.journal.reader import JournalReader
+from fusejournal.operations import ControlOperation, Void
+from fusejournal.types import Seq, Who
+from tests.support.losses import begin_another_boot, lose_machine
+from tests.support.trees import Image, difference, image
+from tests.support.volumes import OpenVolume, open_volume
+from tests.support.workload import Builder, Dice, Model, Refused, Workload
+
+_ASKED = "FUSEJOURNAL_MODEL_LIVES" in os.environ
+_EXAMPLES = int(os.environ.get("FUSEJOURNAL_MODEL_LIVES", "20"))
+_STEPS = 40
+_ROLLS = st.binary(min_size=12, max_size=12)
+_SEQ_MAX = Seq(1 << 40)
+
+
+def model_of(journal: Path) -> Model:
+    """The tree that the journal in *journal* means, by the model's rules alone."""
+    model = Model()
+    entries = [
+        (one.seq, one.operation, one.time_ns, bytes(one.data))
+        for one in JournalReader(journal).read(Seq(1), _SEQ_MAX)
+    ]
+    voids = {one[1].seq: one[1] for one in entries if isinstance(one[1], Void)}
+    for seq, operation, time_ns, data in entries:
+        if isinstance(operation, ControlOperation):
+            continue
+        void = voids.get(seq)
+        if void is None:
+            model.apply(operation, time_ns, data)
+        elif void.written:
+            model.apply(operation, time_ns, data[: void.written])
+    return model
+
+
+class Copies:
+    """Where an admin keeps copies of a volume's directories."""
+
+    def __init__(self, base: Path) -> None:
+        self._base = base
+        self._made = 0
+        self.found: list[Path] = []
+
+    def take(self, volume: Path) -> None:
+        """Keep state and backing as they are now."""
+        target = self._base / f"copy{self._made}"
+        self._made += 1
+        target.mkdir()
+        for name in ("state", "backing"):
+            _copy(volume / name, target / name)
+        self.found.append(target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    subprocess.run(["cp", "-a", str(source), str(target)], check=True)
+
+
+def _rsync(source: Path, target: Path) -> None:
+    command = ["rsync", "-aHAX", "--delete", f"{source}/", f"{target}/"]
+    subprocess.run(command, check=True)
+
+
+@contextmanager
+def refusing(label: str, number: int, count: int) -> Iterator[None]:
+    """The *count*'th storage call whose label begins with *label* fails with errno *number*."""
+    left = count
+
+    def listen(reached: str) -> None:
+        nonlocal left
+        if reached.startswith(label):
+            left -= 1
+            if left == 0:
+                raise OSError(number, os.strerror(number))
+
+    storage.listen(listen)
+    try:
+        yield
+    finally:
+        storage.listen(None)
+
+
+class Lives(RuleBasedStateMachine):
+    """See the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = Path(tempfile.mkdtemp(prefix="fusejournal-lives."))
+        self.base.chmod(0o755)
+        self.volume = self.base / "volume"
+        self.copies = Copies(self.base)
+        self.opened: OpenVolume | None = None
+        self._context: AbstractContextManager[OpenVolume] | None = None
+        self._builder = Builder(Workload())
+        self._owners: dict[int, int] = {}
+        self.other = self.base / "other"
+        with open_volume(self.other) as other:
+            other.work(3)
+        self._open(expect_quiet=False)
+
+    # -- opening and closing -----------------------------------------------------------------------
+
+    def _open(self, *, expect_quiet: bool) -> None:
+        """Open the volume; the tree must be what the journal says, and, where nothing is reported
+        or *expect_quiet*, what the model has. Raises FusejournalError."""
+        before = self._builder.model.image()
+        context = open_volume(self.volume)
+        opened = context.__enter__()
+        self._context, self.opened = context, opened
+        opened.volume.journal.sync()
+        reported = [*opened.opening.repairs, *opened.opening.degraded]
+        model = model_of(opened.journal_dir)
+        assert not (found := difference(image(opened.backing), model.image())), found
+        if expect_quiet or not (reported or opened.opening.lost_machine):
+            assert not reported, reported
+            assert not self._had_life() or not (found := difference(before, model.image())), found
+        self._builder.model = model
+
+    def _had_life(self) -> bool:
+        return (self.volume / "state" / "journal").exists() and len(self._builder.model.files) > 1
+
+    def _close(self, how: str) -> None:
+        assert self.opened is not None
+        assert self._context is not None
+        self.opened.orderly = how == "order"
+        context, self.opened, self._context = self._context, None, None
+        context.__exit__(None, None, None)
+
+    def _stopped(self) -> Image:
+        return image(self.volume / "backing")
+
+    # -- work --------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.opened is not None)
+    @rule(rolls=st.lists(_ROLLS, min_size=1, max_size=12))
+    def work(self, rolls: list[bytes]) -> None:
+        for one in rolls:
+            self._commit(one)
+
+    def _commit(self, rolls: bytes) -> bool:
+        """Do what *rolls* stand for, as the model does it. Whether it held."""
+        assert self.opened is not None
+        volume, builder = self.opened.volume, self._builder
+        builder.next_fid = volume.new_fid()
+        dice = Dice(rolls)
+        made = builder.tree_operation(dice)
+        if made is None:
+            return False
+        operation, data = made
+        uid = dice.one_of((0, 1000))
+        expected = builder.model.copy()
+        try:
+            expected.apply(operation, 0, data)
+            is_valid = True
+        except Refused:
+            is_valid = False
+        try:
+            volume.commit(operation, Who(uid, uid, 77), data)
+        except OSError:
+            return False
+        assert is_valid, operation
+        builder.model.apply(operation, volume.journal.last_time_ns, data)
+        return True
+
+    @precondition(lambda self: self.opened is not None)
+    @rule(
+        rolls=_ROLLS,
+        label=st.sampled_from(("apply.", "apply.", "apply.", "journal.append", "journal.falloc")),
+        number=st.sampled_from((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENOMEM)),
+        count=st.integers(1, 4),
+    )
+    def be_refused(self, rolls: bytes, label: str, number: int, count: int) -> None:
+        """One call of an operation fails, and nothing comes after it that could hide a trace."""
+        assert self.opened is not None
+        if label != "apply." and number not in (errno.ENOSPC, errno.EDQUOT):
+            number = errno.ENOSPC
+        with refusing(label, number, count):
+            self._commit(rolls)
+        if self.opened.volume.failure is None:
+            found = difference(image(self.opened.backing), self._builder.model.image())
+            assert not found, found
+            assert not (found := difference(model_of(self.opened.journal_dir).image(),
+                                            self._builder.model.image())), found  # fmt: skip
+        else:
+            # Half done, and said so: the next opening makes it whole, one way or the other.
+            self._close("kill")
+            self._open_after_failure()
+
+    def _open_after_failure(self) -> None:
+        context = open_volume(self.volume)
+        self._context, self.opened = context, context.__enter__()
+        model = model_of(self.opened.journal_dir)
+        assert not (found := difference(image(self.opened.backing), model.image())), found
+        self._builder.model = model
+
+    @precondition(lambda self: self.opened is not None)
+    @rule()
+    def checkpoint(self) -> None:
+        assert self.opened is not None
+        self.opened.make_checkpoint()
+
+    @precondition(lambda self: self.opened is not None)
+    @rule()
+    def commit_catalog(self) -> None:
+        assert self.opened is not None
+        self.opened.volume.catalog.commit()
+
+    # -- stops -------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.opened is not None)
+    @rule(how=st.sampled_from(("order", "order", "kill")))
+    def stop_and_open(self, how: str) -> None:
+        self._close(how)
+        self._open(expect_quiet=True)
+
+    @precondition(lambda self: self.opened is not None)
+    @rule()
+    def lose_catalog(self) -> None:
+        self._close("kill")
+        shutil.rmtree(self.volume / "state" / "catalog")
+        self._open(expect_quiet=False)
+
+    @precondition(lambda self: self.opened is not None)
+    @rule(seed=st.integers(0, 1 << 16))
+    def lose_the_machine(self, seed: int) -> None:
+        """Of the journal, what was flushed is left, or more; the backing is ahead of it."""
+        assert self.opened is not None
+        journal = self.opened.volume.journal
+        durable_seq, head_seq = journal.durable_seq, journal.head_seq
+        self._close("kill")
+        last_seq = random.Random(seed).randint(max(1, durable_seq), max(1, head_seq))
+        lose_machine(self.volume / "state", last_seq)
+        self._open(expect_quiet=False)
+        assert self.opened.volume.journal.head_seq > durable_seq
+
+    @precondition(lambda self: self.opened is not None)
+    @rule()
+    def boot_anew(self) -> None:
+        self._close("order")
+        begin_another_boot(self.volume / "state")
+        self._open(expect_quiet=True)
+
+    # -- what admins do ----------------------------------------------------------------------------
+
+    @precondition(lambda self: self.opened is not None)
+    @rule(how=st.sampled_from(("order", "order", "kill", "running")))
+    def copy(self, how: str) -> None:
+        """A copy of both directories, of a stopped volume or of one that runs."""
+        assert self.opened is not None
+        if len(self.copies.found) == 4:
+            shutil.rmtree(self.copies.found.pop(0))
+        if how == "running":
+            self.copies.take(self.volume)
+            return
+        self._close(how)
+        self.copies.take(self.volume)
+        self._open(expect_quiet=True)
+
+    @precondition(lambda self: self.opened is not None and self.copies.found)
+    @rule(
+        what=st.sampled_from(("state", "backing", "both", "rsync backing", "rsync state")),
+        which=st.integers(0, 3),
+        how=st.sampled_from(("order", "kill")),
+        other_boot=st.booleans(),
+    )
+    def put_back(self, what: str, which: int, how: str, other_boot: bool) -> None:
+        """An older copy comes in the place of what is there. It is refused, or nothing is lost."""
+        assert self.opened is not None
+        head_seq = self.opened.volume.journal.head_seq
+        self._close(how)
+        older = self.copies.found[which % len(self.copies.found)]
+        good = self.base / "good"
+        good.mkdir()
+        for name in ("state", "backing"):
+            if name not in what and what != "both":
+                _copy(self.volume / name, good / name)  # looked at, not moved: it stays in place
+            elif what.startswith("rsync"):
+                _copy(self.volume / name, good / name)
+                _rsync(older / name, self.volume / name)
+            else:
+                (self.volume / name).rename(good / name)
+                _copy(older / name, self.volume / name)
+        if other_boot:
+            begin_another_boot(self.volume / "state")
+        contents = contents_of(self.volume / "backing")
+        before = self._stopped()
+        is_older = _head_seq(older) != head_seq
+        refusal = ""
+        try:
+            self._open(expect_quiet=False)
+        except FusejournalError as error:
+            refusal = str(error)
+        if refusal:
+            assert "\n" not in refusal
+            assert not (found := difference(self._stopped(), before)), found
+            self._swap_back(good, what)
+            return
+        assert self.opened is not None
+        reported = [*self.opened.opening.repairs, *self.opened.opening.degraded]
+        assert reported or not is_older, (what, "an older copy was taken without a word")
+        kept = contents_of(self.volume)
+        assert contents <= kept, (what, reported)
+        shutil.rmtree(good)
+
+    def _swap_back(self, good: Path, what: str) -> None:
+        """The admin heeds the message: what was there comes back, and works."""
+        if what == "rsync backing":
+            self._begin_anew()  # what was overwritten in place cannot come back
+        else:
+            for name in ("state", "backing"):
+                if name in what or what == "both":
+                    shutil.rmtree(self.volume / name)
+                    (good / name).rename(self.volume / name)
+            self._open(expect_quiet=False)
+        shutil.rmtree(good)
+
+    @precondition(lambda self: self.opened is not None)
+    @rule(
+        which=st.integers(0, 30),
+        way=st.sampled_from(("missing", "empty", "half", "older", "another volume's")),
+        how=st.sampled_from(("order", "kill")),
+        other_boot=st.booleans(),
+    )
+    def spoil_a_file(self, which: int, way: str, how: str, other_boot: bool) -> None:
+        """One file of the state directory is not what it was: that is refused in words, or what is
+        reported comes with it, or nothing is different."""
+        assert self.opened is not None
+        head_seq = self.opened.volume.journal.head_seq
+        self._close(how)
+        state = self.volume / "state"
+        names = [
+            path.relative_to(state)
+            for path in sorted(state.rglob("*"))
+            if path.is_file() and path.name not in ("uuid", "lock.mdb")
+        ]
+        name = names[which % len(names)]
+        if other_boot and how == "order":
+            begin_another_boot(state)
+        whole = (state / name).read_bytes()
+        self._spoil(state / name, way, name)
+        before = self._stopped()
+        refusal = ""
+        expected = self._builder.model.image()
+        try:
+            self._open(expect_quiet=False)
+        except FusejournalError as error:
+            refusal = str(error)
+        if refusal:
+            assert "\n" not in refusal
+            assert not (found := difference(self._stopped(), before)), found
+            (state / name).write_bytes(whole)
+            self._open(expect_quiet=False)
+        assert self.opened is not None
+        # With the last entry of a killed process, a torn frame may go that it had not answered.
+        assert self.opened.volume.journal.head_seq >= head_seq, (name, way)
+        found = difference(image(self.opened.backing), expected)
+        assert not found, (name, way, found)
+
+    def _spoil(self, path: Path, way: str, name: Path) -> None:
+        content = path.read_bytes()
+        others = {
+            "older": self.copies.found[0] / "state" / name if self.copies.found else path,
+            "another volume's": self.other / "state" / name,
+        }
+        if way in others:
+            if others[way].exists():
+                path.write_bytes(others[way].read_bytes())
+        elif way == "missing":
+            path.unlink()
+        else:
+            path.write_bytes(content[: len(content) // 2] if way == "half" else b"")
+
+    def _begin_anew(self) -> None:
+        shutil.rmtree(self.volume)
+        self.copies.found.clear()
+        self._builder.model = Model()
+        self._open(expect_quiet=False)
+
+    def teardown(self) -> None:
+        try:
+            if self.opened is not None:
+                if self.opened.volume.failure is None:
+                    found = difference(image(self.opened.backing), self._builder.model.image())
+                    assert not found, found
+                self._close("order")
+        finally:
+            storage.listen(None)
+            if self.opened is not None:
+                self._close("kill")
+            shutil.rmtree(self.base)
+
+
+def _head_seq(volume: Path) -> Seq:
+    return JournalReader(volume / "state" / "journal").head()[0]
+
+
+def contents_of(root: Path) -> set[str]:
+    """The checksums of every file's content below *root*, but for empty ones."""
+    found = set()
+    for directory, _, files in os.walk(root):
+        for name in files:
+            path = Path(directory, name)
+            if path.is_file() and not path.is_symlink() and path.stat().st_size:
+                found.add(hashlib.sha256(path.read_bytes()).hexdigest())
+    return found
+
+
+def test_lives() -> None:
+    run_state_machine_as_test(
+        Lives,
+        settings=settings(
+            max_examples=_EXAMPLES,
+            stateful_step_count=_STEPS,
+            deadline=None,
+            derandomize=not _ASKED,
+            database=None,
+            phases=(Phase.generate, Phase.shrink) if _ASKED else (Phase.generate,),
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -46,7 +46,12 @@ from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import Clean, NewEpoch
 from fusejournal.reconciling.reconciliation import Reconciliation
 from fusejournal.recovery import Recovery, describe_missing
-from fusejournal.ties import BackingRoot, filesystem_instance, read_root_mark
+from fusejournal.ties import (
+    BackingRoot,
+    filesystem_instance,
+    holds_copies_alone,
+    read_root_mark,
+)
 from fusejournal.types import ROOT_FID, Epoch, Position, Seq
 from fusejournal.volume import Volume
 
@@ -248,7 +253,8 @@ class Opening:
                 f"{self._state_dir}; if that volume is no more, begin anew with its files: "
                 "mount with -o adopt and a new --state",
             )
-        if has_journal and not mark.is_original:
+        is_copy = not mark.is_original or holds_copies_alone(self._root_fd, self._uuid)
+        if has_journal and is_copy:
             raise BackingError(
                 self._backing,
                 "is a copy of the volume's backing, whose files the journal knows as others: put "
@@ -266,8 +272,11 @@ class Opening:
             raise RecoveryError(
                 f"{self._backing}: is older than its journal: it is as of entry "
                 f"{known.seq if known is not None else 0} or later, and had been flushed as of "
-                f"{rooted_seq}; put the newer one back; or make a tree from the journal with "
-                "'fusejournal restore', and mount that with a new --state"
+                f"{rooted_seq}; put the newer one back; or "
+                + self._way_out(
+                    "make a tree from the journal with 'fusejournal restore', and mount that with "
+                    "a new --state"
+                )
             )
         if known is None or known.seq == 0:
             return
@@ -281,9 +290,17 @@ class Opening:
         raise RecoveryError(
             f"{self._backing}: goes with a journal that has entry {known.seq}, and the one in "
             f"{self._state_dir} {what}: that state directory is an older copy, or segments of it "
-            "are missing; put the newer one back; or begin anew with the files as they are: mount "
-            "them with -o adopt and a new --state"
+            "are missing; put the newer one back; or "
+            + self._way_out(
+                "begin anew with the files as they are: mount them with -o adopt and a new --state"
+            )
         )
+
+    def _way_out(self, of_primary: str) -> str:
+        """What else can be done, by the volume's role."""
+        if self._marks is None:
+            return of_primary
+        return "begin this mirror anew, with an empty directory and a new --state"
 
     def _has_lost_page(self, journal: Journal) -> bool:
         """Whether the page of watermarks, which this volume had, is gone. What a mirror had applied
@@ -327,6 +344,7 @@ class Opening:
         state_fd = os.open(self._state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             return {
+                "volume": str(self._uuid),
                 "boot_id": _BOOT_ID.read_text().strip(),
                 "state": filesystem_instance(state_fd),
                 "backing": filesystem_instance(self._root_fd),
@@ -368,6 +386,8 @@ class Opening:
         return journal
 
     def _open_existing(self, directory: Path, same_boot: bool, read_only: bool) -> Journal:
+        # What the backing's root tells of, too, is nothing to be cut off.
+        rooted_seq = self._position.seq if self._position is not None else Seq(0)
         return Journal.open(
             directory,
             self._uuid,
@@ -375,7 +395,7 @@ class Opening:
             unclean_machine=not same_boot,
             read_only=read_only,
             is_copy=self._marks is not None,
-            known_durable=self._known_durable(),
+            known_durable=max(self._known_durable(), rooted_seq),
         )
 
     def _known_durable(self) -> Seq:
@@ -387,6 +407,12 @@ class Opening:
             catalog = Catalog(directory)
         except CatalogSpoiltError as error:
             self.repairs.append(f"the catalog was spoilt and is made anew ({error})")
+            shutil.rmtree(directory)
+            catalog = Catalog(directory)
+        root = catalog.node(ROOT_FID)
+        if root is not None and root.handle != syscalls.handle_of(self._root_fd):
+            self.repairs.append("the catalog was another backing's and is made anew")
+            catalog.close()
             shutil.rmtree(directory)
             catalog = Catalog(directory)
         if catalog.applied_seq > journal.head_seq and journal.damage is None:

@@ -29,6 +29,7 @@ import fcntl
 import os
 import struct
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
@@ -40,6 +41,9 @@ from fusejournal.types import ROOT_FID, Epoch, Position, Seq
 
 _POSITION = struct.Struct("<QQQ")
 _UUID_BYTES = 16
+_NAMES_LOOKED_AT = 256
+_INO32_GEN_BYTES = 12
+"""A handle's type, inode number and generation, as ext4 makes them."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _SYSFS = Path("/sys/fs")
 _BTRFS_IOC_FS_INFO = 0x8400941F
@@ -74,6 +78,39 @@ def read_root_mark(root_fd: int) -> RootMark | None:
         return RootMark(owner, not rest, None)
     epoch, seq, chain = _POSITION.unpack(rest)
     return RootMark(owner, True, Position(Epoch(epoch), Seq(seq), chain))
+
+
+def holds_copies_alone(root_fd: int, uuid: UUID) -> bool:
+    """Whether of the first names in the root, all that bear a mark of volume *uuid* have another
+    file's: then the tree was copied. (The roots of two file systems may have equal handles.) Raises
+    OSError."""
+    copies = 0
+    with os.scandir(root_fd) as entries:
+        names = [os.fsencode(entry.name) for entry in islice(entries, _NAMES_LOOKED_AT)]
+    for name in names:
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
+        try:
+            value = os.getxattr(syscalls.descriptor_path(fd), FID_XATTR)
+            if not value.startswith(uuid.bytes):
+                continue
+            handle = syscalls.handle_of(fd)
+            if value[len(pack_tag(uuid, ROOT_FID, b"")) :] == handle:
+                if _proves_its_disk(handle):
+                    return False
+                continue
+            copies += 1
+        except OSError as error:
+            if not syscalls.missing(error):
+                raise
+        finally:
+            os.close(fd)
+    return copies > 0
+
+
+def _proves_its_disk(handle: bytes) -> bool:
+    """Whether no other file system has a file with *handle*, but by chance: what mkfs has made
+    (lost+found) has the same one everywhere, of generation 0."""
+    return len(handle) != _INO32_GEN_BYTES or any(handle[-4:])
 
 
 class BackingRoot:

@@ -49,6 +49,7 @@ from fusejournal.journal.segment import (
     COMPRESSED_SUFFIX,
     PLAIN_SUFFIX,
     SPACE_BYTES,
+    BadFrameError,
     SegmentReader,
     first_seq_of,
     list_segments,
@@ -584,8 +585,11 @@ def _seal(path: Path) -> None:
     size = path.stat().st_size
     if size % SPACE_BYTES:
         return
-    with SegmentReader(path) as reader:
-        end = reader.check().offset
+    try:
+        with SegmentReader(path) as reader:
+            end = reader.check().offset
+    except BadFrameError as bad:
+        raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
     if end < size:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:

@@ -73,7 +73,7 @@ class EntryClock:
             self.begins_ns = now
             lead = lead_ns(now, last_ns)
         floor = now - _TICK_NS + lead
-        if not lead and floor < self._touched_ns <= now + _TICK_NS:
+        if not lead and floor < self._touched_ns <= time.time_ns():
             floor = self._touched_ns
         return max(floor, last_ns + 1)
 
@@ -91,8 +91,9 @@ class EntryClock:
 
     def touched(self, time_ns: int) -> None:
         """A file was given *time_ns*: perhaps what the kernel calls now."""
-        # (Since 6.13 what the kernel calls now can be ahead of its coarse clock, within the tick.)
-        if -_TICK_NS <= now_ns() - time_ns < _TOUCH_NS:
+        # (Since 6.13 what the kernel calls now can be ahead of its coarse clock, which a busy
+        # machine may move on late.)
+        if 0 <= time.time_ns() - time_ns < _TOUCH_NS:
             self._touched_ns = max(self._touched_ns, time_ns)
 
     def words(self, last_ns: int) -> list[str]:

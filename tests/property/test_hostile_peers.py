@@ -211,8 +211,16 @@ async def _each_session(
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_to_a_mirror(tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int) -> None:
+async def test_to_a_mirror(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+) -> None:
     """The journal stays a prefix of the true one, and the true primary finds it so."""
+    # It may come while the last liar is still there, and is not to wait long for another try.
+    for name in ("_PAUSE_SECONDS_MAX", "_REFUSED_SECONDS"):
+        monkeypatch.setattr(shipper_module, name, 0.2)
     with (
         open_volume(tmp_path / "mirror", mirror=True) as mirror,
         open_volume(tmp_path / "primary") as primary,

@@ -196,9 +196,7 @@ class Undo:
     def _after(self, entry: Entry) -> Iterator[Entry]:
         return self._lookup.reader.read(Seq(entry.seq + 1), END)
 
-    def _plan_with(
-        self, chosen: set[Seq], progress: Progress, on_conflict: OnConflict
-    ) -> UndoPlan:
+    def _plan_with(self, chosen: set[Seq], progress: Progress, on_conflict: OnConflict) -> UndoPlan:
         """One reading from the first chosen operation to the head."""
         divergence = Divergence(_Knowing(self._lookup), aside=True)
         plan = UndoPlan(set(chosen), divergence, self._head_seq)
@@ -323,9 +321,7 @@ class Undo:
                 mountpoint,
                 stack,
             )
-            directories = {
-                fid for fid in plan.directories if fid == ROOT_FID or self._places(fid)
-            }
+            directories = {fid for fid in plan.directories if fid == ROOT_FID or self._places(fid)}
             hands.run(changed.keys(), plan.content & changed.keys(), directories, progress)
 
 

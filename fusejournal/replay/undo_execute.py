@@ -32,10 +32,11 @@ from fusejournal.journal.lookup import Lookup, Place
 from fusejournal.journal.mtimes import mtimes_before
 from fusejournal.journal.reader import END
 from fusejournal.operations import RENAME_NOREPLACE, Mkdir
+from fusejournal.replay.attributes import attribute_changes, set_new_attributes
 from fusejournal.replay.extents import Extent, read_extents
 from fusejournal.replay.images import Image, not_told, read_images
 from fusejournal.replay.select import Divergence
-from fusejournal.replay.states import ACLS, State, rdev_of, target_of, type_of
+from fusejournal.replay.states import State, rdev_of, target_of, type_of
 from fusejournal.replay.target import Progress
 from fusejournal.types import ROOT_FID, Fid, Seq, Who
 
@@ -69,9 +70,7 @@ class _Seen(NamedTuple):
     @classmethod
     def of(cls, found: os.stat_result) -> "_Seen":
         size = 0 if stat.S_ISDIR(found.st_mode) else found.st_size
-        return cls(
-            found.st_ino, found.st_mode, found.st_uid, found.st_gid, size, found.st_mtime_ns
-        )
+        return cls(found.st_ino, found.st_mode, found.st_uid, found.st_gid, size, found.st_mtime_ns)
 
 
 class _Doomed(NamedTuple):
@@ -477,26 +476,11 @@ class UndoExecutor:
                     end = max(end, offset + len(data))
                 if state.size != end:
                     storage.ftruncate("undo.truncate", fd, state.size)
-            self._set_new_attributes(fd, state, mode)
+            set_new_attributes(fd, state, mode)
             assert state.mtime_ns is not None
             syscalls.set_times(fd, None, state.mtime_ns)
         finally:
             os.close(fd)
-
-    def _set_new_attributes(self, fd: int, state: State, mode: int) -> None:
-        """Of a file made just now with *mode*, of which nothing needs to be asked."""
-        wanted = state.permissions()
-        if (state.uid, state.gid) != (os.geteuid(), os.getegid()):
-            assert state.uid is not None
-            assert state.gid is not None
-            syscalls.chown(fd, state.uid, state.gid)
-        path = syscalls.descriptor_path(fd)
-        if wanted.acl is not None:
-            os.setxattr(path, ACCESS_ACL_XATTR, wanted.acl)
-        if wanted.mode is not None and (wanted.mode != mode or wanted.acl is not None):
-            os.chmod(path, wanted.mode)
-        for key, value in state.xattrs.items():
-            os.setxattr(path, key, value)
 
     # -- names -------------------------------------------------------------------------------------
 
@@ -538,9 +522,7 @@ class UndoExecutor:
 
     def _move_back(self, place: Place, name: bytes) -> None:
         # If even that fails, the error says where it is.
-        syscalls.rename(
-            self._staging, name, self._directory(place[0]), place[1], RENAME_NOREPLACE
-        )
+        syscalls.rename(self._staging, name, self._directory(place[0]), place[1], RENAME_NOREPLACE)
 
     def _remove(self) -> None:
         """Take names away. A directory goes with all that is in it, after a look that there is
@@ -567,9 +549,7 @@ class UndoExecutor:
                 self._remove_one(self._directory(one.directory), one.name, one.fid, one.found)
             self._remove_one(self._staging, name, fid, found)
 
-    def _walk_doomed(
-        self, top: Fid, below: dict[Fid, dict[bytes, Fid]]
-    ) -> Iterator[_Doomed]:
+    def _walk_doomed(self, top: Fid, below: dict[Fid, dict[bytes, Fid]]) -> Iterator[_Doomed]:
         """All names in directory *top*, what is in a directory after it. Raises ConflictError when
         there are others than planned."""
         todo = [top]
@@ -585,9 +565,7 @@ class UndoExecutor:
                 if self._is_directory(fid):
                     todo.append(fid)
 
-    def _remove_one(
-        self, directory: int, name: bytes, fid: Fid, found: os.stat_result
-    ) -> None:
+    def _remove_one(self, directory: int, name: bytes, fid: Fid, found: os.stat_result) -> None:
         if stat.S_ISDIR(found.st_mode):
             os.rmdir(name, dir_fd=directory)
             return
@@ -645,7 +623,9 @@ class UndoExecutor:
             self._step("write")
             if os.pread(fd, len(data), offset) != data:
                 self._change(
-                    fid, fd, lambda: storage.write_all("undo.write", fd, data, offset)  # noqa: B023
+                    fid,
+                    fd,
+                    lambda: storage.write_all("undo.write", fd, data, offset),  # noqa: B023
                 )
         if os.fstat(fd).st_size != size:
             self._change(fid, fd, lambda: storage.ftruncate("undo.truncate", fd, size))
@@ -670,55 +650,14 @@ class UndoExecutor:
     def _set_attributes(self, fd: int, state: State, fid: Fid | None = None) -> None:
         """Make owner, mode, xattrs and, but for a directory, the mtime what *state* has. *fd* is
         open on a directory, or on *fid*."""
-        path = syscalls.descriptor_path(fd)
-        for change in self._attribute_changes(fd, path, state):
+        for change in attribute_changes(fd, state):
             if fid is None:
                 change()
             else:
                 self._change(fid, fd, change)
-
-    def _attribute_changes(
-        self, fd: int, path: str, state: State
-    ) -> Iterator[Callable[[], None]]:
-        found = os.fstat(fd)
-        uid, gid = state.uid, state.gid
-        assert uid is not None
-        assert gid is not None
-        if (found.st_uid, found.st_gid) != (uid, gid):
-            yield lambda: syscalls.chown(fd, uid, gid)
-        wanted, has = state.permissions(), _xattrs(path)
-        xattrs = dict(state.xattrs)
-        if wanted.acl is not None:
-            xattrs[_ACCESS] = wanted.acl
-        if wanted.default_acl is not None:
-            xattrs[_DEFAULT] = wanted.default_acl
-        # ACLs before the mode, for they bring one; a capability after the owner, who takes it away.
-        for key in sorted(has.keys() - xattrs.keys()):
-            yield lambda key=key: os.removexattr(path, key)  # type: ignore[misc]
-        for key in sorted(xattrs, key=lambda key: key not in ACLS):
-            value = xattrs[key]
-            if has.get(key) != value:
-                yield lambda key=key, value=value: os.setxattr(path, key, value)  # type: ignore[misc]
-        if wanted.mode is not None and stat.S_IMODE(os.fstat(fd).st_mode) != wanted.mode:
-            mode = wanted.mode
-            yield lambda: os.chmod(path, mode)
-        mtime_ns = state.mtime_ns
-        if not stat.S_ISDIR(found.st_mode) and os.fstat(fd).st_mtime_ns != mtime_ns:
-            yield lambda: syscalls.set_times(fd, None, mtime_ns)
-
-
-_ACCESS, _DEFAULT = ACCESS_ACL_XATTR.encode(), DEFAULT_ACL_XATTR.encode()
 
 
 def _batches(fids: Collection[Fid]) -> Iterator[list[Fid]]:
     left = iter(fids)
     while batch := list(islice(left, _BATCH_FILES)):
         yield batch
-
-
-def _xattrs(path: str) -> dict[bytes, bytes]:
-    found = {}
-    for key in os.listxattr(path):
-        with suppress(OSError):
-            found[os.fsencode(key)] = os.getxattr(path, key)
-    return found

@@ -132,7 +132,10 @@ class _Worker:
         self._put(os.O_CREAT, self._choose.choice((0, 1 << 20, 5 << 20)))
 
     def _remove_tree(self) -> None:
-        shutil.rmtree(self.path())
+        path = self.path()
+        # A fifo would have rmtree wait for a writer.
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
 
     def _take_name(self) -> None:
         """Remove something, and make something else of that name."""

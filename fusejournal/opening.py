@@ -527,7 +527,7 @@ class Opening:
         content = json.dumps({**boot, "began_seq": self.volume.journal.head_seq}).encode()
         fd = os.open(self._boot_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            storage.pwritev("boot.write", fd, (content.ljust(_BOOT_BYTES),), 0)
+            storage.write_all("boot.write", fd, content.ljust(_BOOT_BYTES), 0)
             storage.ftruncate("boot.truncate", fd, _BOOT_BYTES)
             storage.fsync("boot.sync", fd)
         finally:

@@ -112,7 +112,7 @@ class JournalReader:
 
     def frames(self, from_seq: Seq, to_seq: Seq) -> Iterator[tuple[Path, Frame]]:
         """The frames in [from_seq, to_seq), each with its segment. Raises JournalDamagedError."""
-        paths = self.segments()
+        paths = self.segments() if from_seq < to_seq else []
         end: tuple[Seq, int] | None = None
         for index, path in enumerate(paths):
             if first_seq_of(path) >= to_seq:

@@ -222,7 +222,7 @@ class Tree:
     def hidden_name(self) -> bytes:
         """In the root: a directory for what is to have no name for anybody else, but must not go.
         The same until the volume's name for it is taken by a user."""
-        name = b".fusejournal.%s" % self.uuid.hex.encode()
+        name = _hidden_directory_of(self.uuid)
         while self.catalog.lookup(ROOT_FID, name) is not None:
             name += b"."
         return name
@@ -412,6 +412,38 @@ def _orphan(fid: Fid, look: "Look") -> Node:
     node = Node(fid, S_IFMT(look.stat.st_mode), look.stat.st_ctime_ns, Seq(0), Fid(0), 0)
     node.handle, node.ino = look.handle, look.stat.st_ino
     return node
+
+
+def without_hidden(root_fd: int, names: list[bytes]) -> list[bytes]:
+    """*names* of the directory that *root_fd* is open on, but for the hidden directory if that is
+    the root of a volume's backing. Raises OSError."""
+    try:
+        uuid = UUID(bytes=os.getxattr(root_fd, FID_XATTR)[:16])
+    except (OSError, ValueError):
+        return names
+    hidden = _hidden_directory_of(uuid)
+    return [
+        name
+        for name in names
+        if name.rstrip(b".") != hidden or _is_marked(root_fd, name)  # a user's, with that name
+    ]
+
+
+def _is_marked(directory: int, name: bytes) -> bool:
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        os.getxattr(syscalls.descriptor_path(fd), FID_XATTR)
+    except OSError as error:
+        if not syscalls.missing(error):
+            raise
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _hidden_directory_of(uuid: UUID) -> bytes:
+    return b".fusejournal.%s" % uuid.hex.encode()
 
 
 def pack_tag(uuid: UUID, fid: Fid, handle: bytes) -> bytes:

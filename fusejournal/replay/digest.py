@@ -58,7 +58,7 @@ from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S
 from typing import NamedTuple, NoReturn
 
 from fusejournal.backing import syscalls
-from fusejournal.backing.tree import HIDDEN_XATTR
+from fusejournal.backing.tree import HIDDEN_XATTR, without_hidden
 from fusejournal.errors import FusejournalError
 
 _VERSION = b"fusejournal tree digest 1\n"
@@ -239,6 +239,8 @@ class _Walk:
         self._emit(_record(fd, info, recorded))
         with os.scandir(fd) as listing:
             names = [os.fsencode(entry.name) for entry in listing]
+        if not self._levels:
+            names = without_hidden(fd, names)  # of a backing in use: what is no part of the tree
         names.sort(reverse=True)
         self._levels.append(_Level(name, info, names))
         before, self._fd = self._fd, fd

@@ -319,7 +319,8 @@ def test_a_new_mount_beneath_open_files(nfs: NfsServer, exported: Layer) -> None
 def test_odd_names(nfs: NfsServer, version: str, disk: Path, volume: Layer) -> None:
     mountpoint = volume.base / "a b#'c"
     mountpoint.mkdir()
-    volume.run("mount", str(volume.backing), str(mountpoint), "--name", "odd one")
+    places = (str(volume.backing), str(mountpoint))
+    volume.run("mount", *places, "--name", "odd one", "--open-backing")
     try:
         volume.run("export", "odd one", "127.0.0.1", "--write")
         with nfs.client(version, mountpoint, CLIENT) as client:

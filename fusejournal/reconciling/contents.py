@@ -16,6 +16,7 @@ from fusejournal.journal.index import Posting
 from fusejournal.journal.lookup import Lookup
 from fusejournal.journal.mtimes import mtimes_before
 from fusejournal.operations import ImportData, Kind, Setattr, Truncate, Write
+from fusejournal.reconciling.kept import KeptCopies
 from fusejournal.replay.states import ACLS, DATA_KINDS, State, lacks_maker
 from fusejournal.types import Fid, Seq
 from fusejournal.volume import Volume
@@ -36,9 +37,12 @@ class Contents:
         states: dict[Fid, State],
         before_seq: Seq,
         checkpoint_seq: Seq,
+        kept: KeptCopies,
         progress: Progress,
     ) -> None:
+        """*kept* gets to see each file before a byte of any is overwritten."""
         self._volume = volume
+        self._kept = kept
         self._lookup = lookup
         self._states = states
         self._before_seq = before_seq
@@ -57,6 +61,9 @@ class Contents:
         }
         half_imported = {fid for fid in self._states if self._is_half_imported(fid)}
         files |= half_imported
+        for fid in files - new:
+            self._kept.keep(fid)
+        self._kept.complete()
         emptied = set(new)
         for done, (entry, void) in enumerate(
             self._lookup.entries_of_many(files, self._before_seq, _is_of_contents)

@@ -49,6 +49,7 @@ from fusejournal.operations import (
     Symlink,
 )
 from fusejournal.reconciling.contents import Contents, Progress
+from fusejournal.reconciling.kept import KeptCopies
 from fusejournal.reconciling.survey import Stray, Survey, staging_name
 from fusejournal.replay.states import (
     Maker,
@@ -112,6 +113,7 @@ class Reconciliation:
         self._staging_fd = -1
         self._restless: set[Fid] = set()
         """Directories in which names were changed just now."""
+        self._kept = KeptCopies(volume)
         self._moved = 0
         self._removed = 0
         self.missing: list[bytes] = []
@@ -139,6 +141,7 @@ class Reconciliation:
             self._states,
             self._before_seq,
             self._checkpoint.seq,
+            self._kept,
             self._progress,
         )
         with self._staging():
@@ -161,7 +164,8 @@ class Reconciliation:
             (self._removed, "removed, as the journal says"),
         ]
         told = [f"{count:,} {what}" for count, what in said if count]
-        return [f"the machine was lost: of the backing's files {', '.join(told)}"] if told else []
+        lost = [f"the machine was lost: of the backing's files {', '.join(told)}"] if told else []
+        return lost + self._kept.report()
 
     # -- what is to be done ------------------------------------------------------------------------
 

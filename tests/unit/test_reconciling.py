@@ -13,7 +13,7 @@ from fusejournal.errors import BackingError
 from fusejournal.operations import Create, Rename, Setattr, Write
 from fusejournal.reconciling.survey import staging_name
 from fusejournal.types import ROOT_FID, Fid
-from tests.support.losses import begin_another_boot, lose_machine
+from tests.support.losses import Died, begin_another_boot, dying_at, lose_machine
 from tests.support.trees import difference, image, rebuild
 from tests.support.volumes import SOMEBODY, OpenVolume, open_volume
 
@@ -43,6 +43,29 @@ def test_a_file_that_was_replaced_by_an_operation_that_is_lost(tmp_path: Path) -
         catalog = volume.volume.catalog
         assert catalog.lookup(ROOT_FID, b"text") == fid
         assert catalog.lookup(ROOT_FID, b"text.not-journaled") is not None
+
+
+def test_what_is_newer_than_the_journal_is_kept_before_it_is_overwritten(tmp_path: Path) -> None:
+    """Once, however often the reconciliation is killed and begins again."""
+    with open_volume(tmp_path, orderly=False) as volume:
+        fid = volume.create("text", b"the journal's")
+        untouched = volume.create("other", b"as it is")
+        last_seq = volume.volume.journal.head_seq
+        volume.volume.commit(Write(fid, 0, None), SOMEBODY, b"what a day's work has come to")
+    lose_machine(tmp_path / "state", last_seq)
+    for death in range(1, 40):
+        try:
+            with dying_at("reconcile.", death) as left, open_volume(tmp_path) as volume:
+                assert left[0] > 0
+                break
+        except Died:
+            continue
+    assert death > 3
+    assert (tmp_path / "backing" / "text").read_bytes() == b"the journal's"
+    (kept,) = (tmp_path / "state" / "overwritten").glob("*/[0-9]*")
+    assert kept.name == str(fid) != str(untouched)
+    assert kept.read_bytes() == b"what a day's work has come to"
+    assert any(str(kept.parent) in told for told in volume.opening.repairs)
 
 
 def test_a_file_whose_making_is_lost_is_imported(tmp_path: Path) -> None:

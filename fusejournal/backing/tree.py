@@ -7,7 +7,9 @@ handle, so its descriptor is pinned until the kernel forgets the fid and no open
 decide how many there are, so only so many are pinned: the others have a name in a hidden directory
 until then, and need no descriptor. So have files that are open: they outlive this process, for the
 next that takes over the mount. (A directory cannot have two names. Those that were removed beyond
-that number can be used while their descriptor is in the cache, then they are ESTALE.)
+that number can be used while their descriptor is in the cache, then they are ESTALE. So can files
+that nobody has open, where there is no space for a hidden name; those that are open keep their
+descriptor then, and only beyond that number is the removal refused.)
 
 One descriptor serves all users of a fid: a directory's is opened for reading, a regular file's for
 reading and writing (for reading alone where the backing refuses more), all others' with O_PATH.
@@ -180,12 +182,19 @@ class Tree:
             return
         fd = self.descriptor(fid)
         is_full = len(self._pinned) > self._pinned_max
-        if is_full or (is_open and os.fstat(fd).st_nlink == 1):
-            if self.node(fid).type != S_IFDIR:
+        if (is_full or (is_open and os.fstat(fd).st_nlink == 1)) and self.node(
+            fid
+        ).type != S_IFDIR:
+            try:
                 self._hide(fid, fd)
+            except OSError:
+                # A removal needs no space, and is what makes some: it goes on without the name.
+                if is_full and is_open:
+                    raise
+            else:
                 return
-            if is_full:
-                return
+        if is_full:
+            return
         self._pinned[fid] = fd
         del self._descriptors[fid]
 
@@ -231,9 +240,14 @@ class Tree:
         """Give *fid*, open on *fd*, a name in the hidden directory. Raises OSError."""
         if self._hidden_fd < 0:
             self._hidden_fd = self._open_hidden()
-        storage.reached("orphan.link")
-        with suppress(FileExistsError):
-            syscalls.link(fd, self._hidden_fd, _hidden_name_of(fid))
+        try:
+            storage.reached("orphan.link")
+            with suppress(FileExistsError):
+                syscalls.link(fd, self._hidden_fd, _hidden_name_of(fid))
+        except OSError:
+            if not self._hidden:
+                self._remove_hidden()
+            raise
         self._hidden.add(fid)
 
     def _reveal(self, fid: Fid) -> None:
@@ -249,6 +263,7 @@ class Tree:
 
     def _open_hidden(self) -> int:
         name = self._hidden_in = self.hidden_name()
+        storage.reached("orphan.directory")
         with self._root_mtime_kept(), suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self.root_fd)
         return os.open(name, _FLAGS_HIDDEN, dir_fd=self.root_fd)

@@ -160,6 +160,49 @@ def test_no_descriptors_or_memory_refuse_one_change(
         opened.volume.journal.sync()
 
 
+@pytest.mark.parametrize("label", ["orphan.directory", "orphan.link"])
+@pytest.mark.parametrize("is_open", [False, True], ids=["closed", "open"])
+def test_a_full_disk_refuses_no_removal(tmp_path: Path, label: str, is_open: bool) -> None:
+    """There is no space for a hidden name: the file stays usable by its descriptor."""
+    with open_volume(tmp_path) as opened:
+        volume = opened.volume
+        volume.is_open = lambda _: is_open
+        if not is_open:
+            volume.tree._pinned_max = 0
+        fid = opened.create("file", b"content")
+        storage.listen(storage.PlannedFault(label, 1, "ENOSPC+"))
+        try:
+            opened.unlink(fid, "file")
+        finally:
+            storage.listen(None)
+        assert os.listdir(opened.backing) == []
+        assert volume.failure is None
+        assert volume.tree.is_orphan(fid)
+        assert os.pread(volume.tree.descriptor(fid), 99, 0) == b"content"
+        volume.tree.drop_orphan(fid)
+        with pytest.raises(OSError, match="Stale"):
+            volume.tree.descriptor(fid)
+
+
+def test_an_open_file_too_many_on_a_full_disk_is_not_removed(tmp_path: Path) -> None:
+    with open_volume(tmp_path) as opened:
+        volume = opened.volume
+        volume.is_open = lambda _: True
+        volume.tree._pinned_max = 0
+        fid = opened.create("file", b"content")
+        storage.listen(storage.PlannedFault("orphan.link", 1, "ENOSPC"))
+        try:
+            with pytest.raises(OSError, match="space"):
+                opened.unlink(fid, "file")
+        finally:
+            storage.listen(None)
+        assert os.listdir(opened.backing) == ["file"]
+        assert volume.failure is None
+        opened.unlink(fid, "file")
+        volume.tree.drop_orphan(fid)
+        assert os.listdir(opened.backing) == []
+
+
 _ONE_SEGMENT = bytes(SMALL_SEGMENTS.segment_bytes)
 
 

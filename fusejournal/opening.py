@@ -155,6 +155,8 @@ class Opening:
         catalog = self._open_catalog(catalog_dir, journal)
         tree = Tree(self._root_fd, self._uuid, catalog, _descriptors_max())
         self.volume = Volume(journal, catalog, tree)
+        # Whoever flushes it: the kernel tells of what it dropped once.
+        journal.on_flush_failed = self.doubt
         self.importer = Importer(self.volume, self._backing, self._adopt)
         if read_only:
             self.volume.refusal = errno.EROFS
@@ -557,7 +559,14 @@ class Opening:
         journal = self.volume.journal
         checkpoint = Checkpoint.begin(self.volume.catalog.applied_seq, journal.head)
         journal.sync()
-        self.checkpoint.make(checkpoint, self.root)
+        self._flush_backing(checkpoint)
+
+    def _flush_backing(self, checkpoint: Checkpoint) -> None:
+        try:
+            self.checkpoint.make(checkpoint, self.root)
+        except OSError:
+            self.doubt()  # whatever it says: what the kernel dropped is not there
+            raise
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -586,11 +595,7 @@ class Opening:
             return
         last = Checkpoint.begin(catalog.applied_seq, journal.head)
         journal.sync()
-        try:
-            self.checkpoint.make(last, self.root)
-        except OSError:
-            self.doubt()  # whatever it says: what the kernel dropped is not there
-            raise
+        self._flush_backing(last)
         catalog.checkpoint_seq = catalog.applied_seq
         catalog.commit()
         catalog.sync()

@@ -182,9 +182,7 @@ class Tree:
             return
         fd = self.descriptor(fid)
         is_full = len(self._pinned) > self._pinned_max
-        if (is_full or (is_open and os.fstat(fd).st_nlink == 1)) and self.node(
-            fid
-        ).type != S_IFDIR:
+        if (is_full or (is_open and os.fstat(fd).st_nlink == 1)) and self.node(fid).type != S_IFDIR:
             try:
                 self._hide(fid, fd)
             except OSError:

@@ -83,6 +83,8 @@ class Journal:
         """What the process before this one knew to be on disk."""
         self.ends_clean = False
         """Whether the last entry is a CLEAN."""
+        self.on_flush_failed: Callable[[], None] = lambda: None
+        """Called, in the thread that flushes, when the disk fails at it."""
         self.repairs: list[tail.Cut] = []
         self.damage: JournalDamagedError | None = None
         """What keeps a read-only opened journal from being whole."""
@@ -455,9 +457,9 @@ class Journal:
                 if names_made != self._names_synced:
                     storage.fsync_directory("journal.sync.directory", self.directory)
             except OSError as error:
-                raise self._fail(
-                    f"{self.directory}: cannot be flushed: {error.strerror}"
-                ) from error
+                failed = self._fail(f"{self.directory}: cannot be flushed: {error.strerror}")
+                self.on_flush_failed()
+                raise failed from error
             self._names_synced = names_made
             self._synced_end = end
             for _, fd in sealed:

@@ -3,6 +3,7 @@
 In each test something comes back older, as a copy, or in part. The start is then refused in one
 line and the backing is as it was; or what is there is made whole, and that is reported."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from fusejournal import storage
 from fusejournal.backing.syscalls import handle_of
 from fusejournal.backing.tree import FID_XATTR, pack_tag
-from fusejournal.errors import RecoveryError
+from fusejournal.errors import JournalFailedError, RecoveryError
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
@@ -265,6 +267,37 @@ def test_disk_that_fails_at_the_stop_is_remembered(ledger: Layer, call: str) -> 
     assert ledger.ask()["epoch"] == 2
     assert (ledger.mountpoint / "new").read_text() == "acknowledged"
     ledger.stop()
+
+
+@pytest.mark.parametrize("call", ["checkpoint.syncfs", "journal.sync"])
+def test_disk_that_fails_at_the_import_is_remembered(tmp_path: Path, call: str) -> None:
+    with open_volume(tmp_path, orderly=False) as opened:
+        opened.volume.catalog.imported = False
+        storage.listen(storage.PlannedFault(call, 1, "EIO"))
+        try:
+            with pytest.raises((OSError, JournalFailedError)):
+                for _ in opened.opening.begin(read_only=False):
+                    pass
+        finally:
+            storage.listen(None)
+    with open_volume(tmp_path) as opened:
+        assert opened.volume.journal.epoch == 2
+
+
+def test_disk_that_fails_under_a_strict_volume_is_remembered(tmp_path: Path) -> None:
+    """Though the process is killed before it has stopped."""
+    with open_volume(tmp_path, orderly=False) as opened:
+        opened.make_checkpoint()
+        opened.volume.is_strict = True
+        storage.listen(storage.PlannedFault("journal.sync", 1, "EIO"))
+        try:
+            with pytest.raises(OSError, match="flushed"):
+                opened.create("file")
+        finally:
+            storage.listen(None)
+        assert opened.volume.refusal == errno.EROFS
+    with open_volume(tmp_path) as opened:
+        assert opened.volume.journal.epoch == 2
 
 
 def test_full_disk_does_not_hide_that_the_volume_is_used(ledger: Layer) -> None:

@@ -329,10 +329,12 @@ class Node:
             if self._recaller is not None:
                 self._recaller.close()
             volume.tree.keeps_orphans = self._is_leaving
-            self._opening.close()
-            if self._keeper is not None and not self._is_leaving:
-                self._keeper.dismiss()
-            self._live = True
+            try:
+                self._opening.close()
+            finally:
+                if self._keeper is not None and not self._is_leaving:
+                    self._keeper.dismiss()
+                self._live = True
         if not (self._is_stopping or self._is_leaving) and self._is_mounted():
             raise MountError(f"{spec.mountpoint}: the kernel's connection to the layer was cut")
 

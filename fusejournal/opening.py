@@ -333,6 +333,8 @@ class Opening:
         try:
             found = json.loads(self._boot_file.read_text())
             began_seq = Seq(int(found.get("began_seq", 0)))
+            if found.get("volume", now["volume"]) != now["volume"]:
+                return Boot(False, END, f"{self._boot_file} is another volume's")
             if found["boot_id"] != now["boot_id"]:
                 return Boot(False, began_seq, "another boot of the machine")
             if any(found.get(key, value) != value for key, value in now.items()):

@@ -60,6 +60,7 @@ log = logging.getLogger(__name__)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _BOOT_BYTES = 512
 _CHECKPOINT_SECONDS = 30.0
+_PAGE_MISSED = "the page of watermarks was missing, and is made anew"
 
 
 class Boot(NamedTuple):
@@ -120,6 +121,7 @@ class Opening:
         self.volume: Volume
         self.importer: Importer
         self._check: Callable[[], None] = lambda: None
+        self._looks_only = False
         self.lost_machine = False
         """Whether entries may be gone that this volume had acknowledged."""
         self.fenced: str | None = None
@@ -159,6 +161,7 @@ class Opening:
         journal.on_flush_failed = self.doubt
         self.importer = Importer(self.volume, self._backing, self._adopt)
         if read_only:
+            self._looks_only = True
             self.volume.refusal = errno.EROFS
 
     def recover(
@@ -307,11 +310,17 @@ class Opening:
     def _has_lost_page(self, journal: Journal) -> bool:
         """Whether the page of watermarks, which this volume had, is gone. What a mirror had applied
         is unknown then."""
-        had_page = self._marks is not None or self._position is not None
-        if not (self.page.is_new and had_page and journal.head_seq):
+        if not journal.head_seq:
             return False
-        self.repairs.append("the page of watermarks was missing, and is made anew")
-        return self._marks is not None
+        if self._marks is None:
+            if self.page.is_new and self._position is not None:
+                self.repairs.append(_PAGE_MISSED)
+            return False
+        # It may have been made anew by a start that did not get through, or by one to look only.
+        if self.page.is_new or (self._position is not None and not self._marks.applying_seq):
+            self.repairs.append(_PAGE_MISSED)
+            return True
+        return False
 
     def _mark_root(self, uuid: UUID) -> None:
         self.root.uuid = uuid
@@ -593,7 +602,7 @@ class Opening:
         volume, page = self.volume, self.page
         journal, catalog = volume.journal, volume.catalog
         is_mirror = self._marks is not None and volume.failure is None and journal.is_writable
-        if volume.refusal is not None and not is_mirror:
+        if self._looks_only or (volume.refusal is not None and not is_mirror):
             return
         last = Checkpoint.begin(catalog.applied_seq, journal.head)
         journal.sync()

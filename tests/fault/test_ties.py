@@ -19,6 +19,7 @@ from fusejournal.errors import JournalFailedError, RecoveryError
 from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
+from fusejournal.opening import Opening
 from fusejournal.operations import ImportLink
 from fusejournal.ties import BackingRoot
 from fusejournal.types import ROOT_FID, Seq
@@ -26,8 +27,8 @@ from tests.support.layer import Layer
 from tests.support.losses import begin_another_boot
 from tests.support.mirrors import wait_for
 from tests.support.power import power_disk
-from tests.support.trees import image
-from tests.support.volumes import open_volume
+from tests.support.trees import difference, image
+from tests.support.volumes import SMALL_SEGMENTS, Quiet, open_volume
 
 pytestmark = pytest.mark.mount
 
@@ -329,6 +330,45 @@ def test_spoilt_boot_file_counts_as_a_lost_machine(ledger: Layer, content: bytes
     ledger.start()
     assert ledger.ask()["epoch"] == 2
     ledger.stop()
+
+
+@pytest.mark.parametrize("before", ["nothing", "a look", "a kill"])
+def test_lost_page_of_a_mirror_counts_until_it_is_made_whole(tmp_path: Path, before: str) -> None:
+    """A read-only mount makes the page anew as well, and so does a start that is killed."""
+    with open_volume(tmp_path / "primary", orderly=False) as primary:
+        primary.work(5)
+        primary.volume.journal.sync()
+        uuid, head_seq = primary.volume.journal.uuid, primary.volume.journal.head_seq
+    mirror, state = tmp_path / "mirror", tmp_path / "mirror" / "state"
+    shutil.copytree(primary.journal_dir, state / "journal")
+    (mirror / "backing").mkdir()
+    root_fd = os.open(mirror / "backing", os.O_RDONLY)
+    BackingRoot(root_fd, uuid).mark()
+    os.close(root_fd)
+    with open_volume(mirror, mirror=True, uuid=uuid, orderly=False) as opened:
+        opened.make_checkpoint()
+        opened.volume.catalog.commit()
+        assert opened.marks is not None
+        assert opened.marks.applying_seq == head_seq + 1
+    (state / "marks").unlink()
+    if before == "a look":
+        root_fd = os.open(mirror / "backing", os.O_RDONLY)
+        page = CopyMarks(state / "marks")
+        looking = Opening(
+            state, uuid, mirror / "backing", root_fd, SMALL_SEGMENTS, Quiet(), page, is_mirror=True
+        )
+        looking.open(read_only=True)
+        looking.recover(read_only=True)
+        looking.close()
+    elif before == "a kill":
+        with open_volume(mirror, mirror=True, uuid=uuid, orderly=False, begin=False):
+            pass
+    with open_volume(mirror, mirror=True, uuid=uuid) as opened:
+        assert opened.opening.lost_machine
+        assert opened.marks is not None
+        assert opened.marks.applying_seq == head_seq + 1
+        assert opened.volume.catalog.applied_seq == head_seq
+        assert not difference(image(opened.backing), image(primary.backing))
 
 
 # -- numbers ---------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ the next one is chained to it. Segments before the one that holds the watermark 
 not read here, but for their headers (``fusejournal journal verify`` reads every byte)."""
 
 import os
+import re
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from uuid import UUID
 from fusejournal import storage
 from fusejournal.errors import JournalDamagedError, JournalForeignError
 from fusejournal.journal.format import (
+    DATA_BYTES_MAX,
     FRAME,
     FormatError,
     Frame,
@@ -130,18 +132,36 @@ def _flushed_after(path: Path, bad: BadFrameError) -> Seq:
         return Seq(0)
     with open(path, "rb") as file:
         file.seek(bad.offset)
-        rest = file.read().rstrip(b"\0")
+        content = file.read()
+    # The space ahead of the end is zeros, but what the last frame wrote may end with some, too.
+    rest = content[: len(content.rstrip(b"\0")) + DATA_BYTES_MAX]
     flushed, at, seq = Seq(0), 0, bad.seq
-    last_seq = bad.seq + _FRAMES_LOST_MAX
-    while seq < last_seq:
-        found = rest.find(seq.to_bytes(8, "little"), at + _SEQ_AT) - _SEQ_AT
-        frames = _frames_behind(rest, found, seq) if found >= at else []
-        seq = Seq(seq + 1)
+    heads = _heads(seq)
+    while (match := heads.search(rest, at + _SEQ_AT + 1)) is not None:
+        found = match.start() - _SEQ_AT - 1
+        number = int.from_bytes(rest[found + _SEQ_AT : found + _SEQ_AT + 8], "little")
+        at = found + 1
+        if not seq <= number < seq + _FRAMES_LOST_MAX:
+            continue
+        frames = _frames_behind(rest, found, Seq(number))
         if frames:
             flushed = max(flushed, *(frame.flushed for frame in frames))
             seq, at = Seq(frames[-1].seq + 1), frames[-1].offset + len(frames[-1].content)
-            last_seq = seq + _FRAMES_LOST_MAX
+            heads = _heads(seq)
     return flushed
+
+
+def _heads(seq: Seq) -> re.Pattern[bytes]:
+    """What the headers of frames from *seq* on, and of not many more, have as seq, but for its
+    lowest byte: one pass finds them all, where the rest of a segment may be long."""
+    lows: dict[int, list[bytes]] = {}
+    for page in range(seq >> 8, (seq + _FRAMES_LOST_MAX - 1 >> 8) + 1):
+        lows.setdefault(page >> 8, []).append(re.escape(bytes((page & 0xFF,))))
+    parts = (
+        b"[%s]%s" % (b"".join(low), re.escape(high.to_bytes(6, "little")))
+        for high, low in lows.items()
+    )
+    return re.compile(b"|".join(parts))
 
 
 def _frames_behind(buffer: bytes, at: int, seq: Seq) -> list[Frame]:

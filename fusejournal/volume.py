@@ -117,7 +117,7 @@ class Volume:
             if isinstance(error, ApplyBrokenError):
                 raise OSError(errno.EIO, str(error)) from error
             raise
-        nodes = [self.tree.node(fid) for fid in pinned]
+        nodes = [self.tree.node(fid) for fid in pinned] if pinned else ()
         self._record(operation, seq, time_ns, made.handle, made.ino)
         for node in nodes:
             self.tree.unpin(node)

@@ -168,16 +168,20 @@ class Applier:
         fields = _NAMES_IN.get(kind)
         if fields is None:
             return self._methods[kind](operation, time_ns, data, settle)
-        stat = self._tree.stat
-        directories: list[Fid] = [operation[field] for field in fields]  # type: ignore[misc]
-        mtimes = [(directory, stat(directory).st_mtime_ns) for directory in directories]
+        descriptor = self._tree.descriptor
+        # One by one, for a list costs more than all of this.
+        first: Fid = operation[fields[0]]  # type: ignore[assignment]
+        last: Fid = operation[fields[-1]]  # type: ignore[assignment]
+        first_ns = last_ns = os.fstat(descriptor(first)).st_mtime_ns
+        if last != first:
+            last_ns = os.fstat(descriptor(last)).st_mtime_ns
         try:
             return self._methods[kind](operation, time_ns, data, settle)
         except OSError:
             # A name that was made and taken away again has changed its directory's mtime.
             with _OLD_MTIMES:
-                for directory, mtime_ns in mtimes:
-                    if stat(directory).st_mtime_ns != mtime_ns:
+                for directory, mtime_ns in ((first, first_ns), (last, last_ns)):
+                    if self._tree.stat(directory).st_mtime_ns != mtime_ns:
                         self._set_mtime(directory, mtime_ns)
             raise
 

@@ -66,7 +66,9 @@ class EntryClock:
     def next(self, last_ns: int) -> int:
         """The time of the next entry; *last_ns* is the last one's. Sets ``begins_ns``."""
         now = now_ns()
-        self._watch(now)
+        if not 0 <= now - self._seen_ns < SLACK_NS:
+            # (A leap is none within less: the other clock need not be asked for each entry.)
+            self._watch(now)
         lead = self.lead_ns
         self.begins_ns = None
         if self._is_apart(now, last_ns):

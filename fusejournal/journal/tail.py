@@ -8,25 +8,25 @@ below the watermark is damage, in either case.
 
 The flushed watermark is the highest that a good frame carries, be it before the bad one or after
 it, or that is known from elsewhere: the node's page of watermarks, the checkpoint. (Frames that
-were received tell only of the node that wrote them.) A frame after the bad one counts as good where
-the next one is chained to it. Segments before the one that holds the watermark are durable and are
-not read here, but for their headers (``fusejournal journal verify`` reads every byte)."""
+were received tell only of the node that wrote them.) A frame after the bad one counts where the
+bad one's header says that it begins, and follows its checksum. Segments before the one that holds
+the watermark are durable and are not read here, but for their headers (``fusejournal journal
+verify`` reads every byte)."""
 
 import os
-import re
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 from uuid import UUID
 
 from fusejournal import storage
 from fusejournal.errors import JournalDamagedError, JournalForeignError
 from fusejournal.journal.format import (
-    DATA_BYTES_MAX,
     FRAME,
+    FRAME_HEADER_BYTES,
     FormatError,
-    Frame,
     decode_entry,
     frame_bytes_at,
     read_frame,
@@ -43,10 +43,8 @@ from fusejournal.operations import Clean, NewEpoch
 from fusejournal.types import Epoch, Seq
 
 CUT_DIRECTORY = "cut"
-_SEQ_AT = 8
-"""Where a frame's header has its seq."""
-_FRAMES_LOST_MAX = 4096
-"""So many frames one after the other may have lost even their headers."""
+_CHECKSUM = struct.Struct("<Q")
+_CHECKSUM_AT = FRAME_HEADER_BYTES - _CHECKSUM.size
 
 
 @dataclass(frozen=True)
@@ -127,55 +125,37 @@ def examine(
 
 def _flushed_after(path: Path, bad: BadFrameError) -> Seq:
     """The highest watermark in the frames of segment *path* after the *bad* one, 0 where there are
-    none: each of them proves itself by following the one before."""
+    none: each is where the one before says that it ends, and follows its checksum.
+
+    Where a bad frame has lost its header, too, nothing after it is believed: what looks like frames
+    there may be what a user has written to a file."""
     if path.suffix == COMPRESSED_SUFFIX or bad.offset == 0:
         return Seq(0)
+    flushed, seq = Seq(0), bad.seq
     with open(path, "rb") as file:
-        file.seek(bad.offset)
-        content = file.read()
-    # The space ahead of the end is zeros, but what the last frame wrote may end with some, too.
-    rest = content[: len(content.rstrip(b"\0")) + DATA_BYTES_MAX]
-    flushed, at, seq = Seq(0), 0, bad.seq
-    heads = _heads(seq)
-    while (match := heads.search(rest, at + _SEQ_AT + 1)) is not None:
-        found = match.start() - _SEQ_AT - 1
-        number = int.from_bytes(rest[found + _SEQ_AT : found + _SEQ_AT + 8], "little")
-        at = found + 1
-        if not seq <= number < seq + _FRAMES_LOST_MAX:
-            continue
-        frames = _frames_behind(rest, found, Seq(number))
-        if frames:
-            flushed = max(flushed, *(frame.flushed for frame in frames))
-            seq, at = Seq(frames[-1].seq + 1), frames[-1].offset + len(frames[-1].content)
-            heads = _heads(seq)
+        offset = bad.offset
+        while (size := _claimed_bytes(file, offset, seq)) is not None:
+            (checksum,) = _CHECKSUM.unpack(os.pread(file.fileno(), 8, offset + _CHECKSUM_AT))
+            offset, seq = offset + size, Seq(seq + 1)
+            size = _claimed_bytes(file, offset, seq)
+            if size is None:
+                break
+            content = os.pread(file.fileno(), size, offset)
+            with suppress(FormatError):
+                frame = read_frame(content, memoryview(content), 0, seq, checksum, offset)
+                if frame is not None:
+                    flushed = max(flushed, frame.flushed)
     return flushed
 
 
-def _heads(seq: Seq) -> re.Pattern[bytes]:
-    """What the headers of frames from *seq* on, and of not many more, have as seq, but for its
-    lowest byte: one pass finds them all, where the rest of a segment may be long."""
-    lows: dict[int, list[bytes]] = {}
-    for page in range(seq >> 8, (seq + _FRAMES_LOST_MAX - 1 >> 8) + 1):
-        lows.setdefault(page >> 8, []).append(re.escape(bytes((page & 0xFF,))))
-    parts = (
-        b"[%s]%s" % (b"".join(low), re.escape(high.to_bytes(6, "little")))
-        for high, low in lows.items()
-    )
-    return re.compile(b"|".join(parts))
-
-
-def _frames_behind(buffer: bytes, at: int, seq: Seq) -> list[Frame]:
-    """The frames after the one at *at*, whose seq is *seq*, as long as each follows the one before.
-    (The first itself cannot be checked.)"""
-    found: list[Frame] = []
-    view = memoryview(buffer)
+def _claimed_bytes(file: BinaryIO, offset: int, seq: Seq) -> int | None:
+    """How long the frame at *offset* says that it is; None where there is no header of entry
+    *seq*."""
+    head = os.pread(file.fileno(), FRAME_HEADER_BYTES, offset)
     with suppress(FormatError, struct.error):
-        chain = FRAME.unpack_from(buffer, at)[-1]
-        at += frame_bytes_at(buffer, at)
-        while (frame := read_frame(buffer, view, at, Seq(seq + 1), chain, at)) is not None:
-            found.append(frame)
-            seq, chain, at = frame.seq, frame.checksum, at + len(frame.content)
-    return found
+        if FRAME.unpack_from(head)[2] == seq:
+            return frame_bytes_at(head, 0)
+    return None
 
 
 def _newest_with_entries(paths: list[Path], uuid: UUID) -> int:

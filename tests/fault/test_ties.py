@@ -93,9 +93,10 @@ def _spoil_sector(path: Path, offset: int) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("spoil", [_spoil_bit, _spoil_sector])
+@pytest.mark.parametrize(
+    ("spoil", "page"), [(_spoil_bit, "there"), (_spoil_sector, "there"), (_spoil_bit, "gone")]
+)
 @pytest.mark.parametrize("boot", ["this", "another"])
-@pytest.mark.parametrize("page", ["there", "gone"])
 def test_durable_entries_are_no_torn_tail(
     layer: Layer, spoil: Callable[[Path, int], None], boot: str, page: str
 ) -> None:

@@ -4,36 +4,56 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.journal.format import encode_frame, encode_payload
+from fusejournal.journal.format import FRAME_HEADER_BYTES, encode_frame, encode_payload
 from fusejournal.journal.segment import BadFrameError
 from fusejournal.journal.tail import _flushed_after
 from fusejournal.operations import Write
 from fusejournal.types import NOBODY_ASKED, Fid, Seq
 
 
-@pytest.mark.parametrize("first", [1, 90, 250, 23_805, 65_500, (1 << 32) - 20, (1 << 40) - 3])
+def frame(seq: int, data: bytes, flushed: int, chain: int) -> tuple[bytes, int]:
+    payload = encode_payload(Write(Fid(7), 0, None), NOBODY_ASKED, seq, None)
+    head, chain = encode_frame(payload, data, Seq(seq), Seq(flushed), chain)
+    return head + data, chain
+
+
+def flushed_after(path: Path, content: bytes, offset: int, seq: int) -> int:
+    path.write_bytes(content)
+    return _flushed_after(path, BadFrameError(offset, Seq(seq), "lost", torn=True))
+
+
+@pytest.mark.parametrize("first", [1, 250, (1 << 40) - 3])
 def test_watermarks_behind_lost_frames_are_found(tmp_path: Path, first: int) -> None:
-    """Whatever bytes a seq is made of, and though what is lost looks like a frame's beginning."""
-    content = bytearray(128)
-    starts, chain = [], 7
-    for seq in map(Seq, range(first, first + 100)):
-        payload = encode_payload(Write(Fid(7), 0, None), NOBODY_ASKED, seq, None)
-        data = bytes(300) + seq.to_bytes(8, "little") + bytes(30)
-        head, chain = encode_frame(payload, data, seq, Seq(seq - 1), chain)
-        starts.append(len(content))
-        content += head + data
     path = tmp_path / "1.fj"
+    content, starts, chain = bytearray(128), [], 7
+    for seq in range(first, first + 100):
+        whole, chain = frame(seq, bytes(300), seq - 1, chain)
+        starts.append(len(content))
+        content += whole
+    starts.append(len(content))
     for lost in (range(1), range(40), range(10, 11), range(90, 98)):
         spoilt = bytearray(content)
         for number in lost:
-            spoilt[starts[number] : starts[number + 1] - 340] = b"\xff" * (
-                starts[number + 1] - 340 - starts[number]
-            )
-        path.write_bytes(spoilt)
-        bad = BadFrameError(starts[lost[0]], Seq(first + lost[0]), "lost", torn=True)
-        assert _flushed_after(path, bad) == first + 98
-    spoilt = content[: starts[98]]
-    spoilt[starts[97] : starts[97] + 8] = b"\xff" * 8
-    path.write_bytes(spoilt)
-    bad = BadFrameError(starts[97], Seq(first + 97), "lost", torn=True)
-    assert _flushed_after(path, bad) == 0
+            begin, end = starts[number] + FRAME_HEADER_BYTES, starts[number + 1]
+            spoilt[begin:end] = b"\xff" * (end - begin)
+        assert flushed_after(path, spoilt, starts[lost[0]], first + lost[0]) == first + 98
+    spoilt = bytearray(content)
+    spoilt[starts[50] : starts[51]] = bytes(starts[51] - starts[50])
+    assert flushed_after(path, spoilt, starts[50], first + 50) == 0
+    end = content[: starts[98]]
+    end[-20:] = b"\xff" * 20
+    assert flushed_after(path, end, starts[97], first + 97) == 0
+
+
+def test_what_a_user_has_written_is_no_watermark(tmp_path: Path) -> None:
+    """A torn write whose data look like frames of the journal, wherever they are in it."""
+    forged, chain = b"", 99
+    for seq in range(11, 40):
+        one, chain = frame(seq, b"", seq + 1000, chain)
+        forged += one
+    for space in range(64):
+        torn, _ = frame(10, bytes(space) + forged + bytes(64), 3, 7)
+        for spoil in (FRAME_HEADER_BYTES + 3, 0):  # in its payload; or its header is lost, too
+            content = bytearray(bytes(128) + torn)
+            content[128 + spoil : 128 + spoil + 8] = b"\xff" * 8
+            assert flushed_after(tmp_path / "1.fj", content, 128, 10) == 0

@@ -171,6 +171,7 @@ def open_volume(
         if opened.orderly:
             opening.close()
         else:
+            page.close()
             volume.catalog.close()
             volume.tree.close()
             volume.journal.close()

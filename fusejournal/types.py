@@ -64,6 +64,13 @@ class Reign(NamedTuple):
         known = self.node_id != 0 and other.node_id != 0
         return known and self.epoch == other.epoch and self.node_id != other.node_id
 
+    def after(self, seen: "Reign") -> "Reign":
+        """The highest that is known when *seen* was seen after this one: whose it is, is not
+        forgotten for a node that does not say it."""
+        if seen.epoch == self.epoch:
+            return self if seen.node_id == 0 else seen
+        return max(self, seen, key=lambda reign: reign.epoch)
+
 
 def clamp_time(time_ns: int) -> int:
     """The nearest time that every supported backing can hold."""

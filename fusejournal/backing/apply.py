@@ -84,7 +84,7 @@ class ApplyBrokenError(FusejournalError):
     """An operation was half done and could not be taken back: journal and backing may disagree
     about it."""
 
-    exit_code = 15
+    exit_code = 31
 
 
 class ShortWriteError(OSError):

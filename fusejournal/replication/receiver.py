@@ -496,8 +496,7 @@ class Receiver:
         marks = self._marks
         before = marks.fence
         try:
-            if sink.reign != before and sink.epoch >= before.epoch:
-                marks.fence = sink.reign
+            marks.fence = before.after(sink.reign)
             marks.settled_seq = max(marks.settled_seq, sink.settled_seq)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -63,11 +63,14 @@ def _local_key() -> bytes:
             held = os.fstat(fd)
             if held.st_uid != os.geteuid() or held.st_mode & 0o077:
                 raise FusejournalError(f"{directory}: not a directory that is root's alone")
-            return _read_key(fd) or _make_key(fd)
+            key = _read_key(fd) or _make_key(fd)
         finally:
             os.close(fd)
     except OSError as error:
         raise FusejournalError(f"{directory}/local.key: {error.strerror}") from None
+    if not key:
+        raise FusejournalError(f"{directory}/local.key: not a key; delete it")
+    return key
 
 
 def _read_key(directory_fd: int) -> bytes:
@@ -77,7 +80,8 @@ def _read_key(directory_fd: int) -> bytes:
     except FileNotFoundError:
         return b""
     try:
-        return os.read(fd, _KEY_BYTES)
+        key = os.read(fd, _KEY_BYTES + 1)
+        return key if len(key) == _KEY_BYTES else b""
     finally:
         os.close(fd)
 

@@ -13,7 +13,7 @@ import trio
 from fusejournal.errors import FusejournalError, PeerRefusedError
 from fusejournal.wire.connection import CLOSED, OPEN, OPEN_UNPROVED, READY, Connection
 from fusejournal.wire.identity import Identity
-from fusejournal.wire.plain import PROOF_BYTES
+from fusejournal.wire.plain import PROOF_BYTES, _local_key
 from fusejournal.wire.transport import Address, connect, serve
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -157,6 +157,17 @@ async def test_a_key_that_others_could_have_is_none(
         spoil(run)
         with pytest.raises(FusejournalError, match="root's alone"):
             await _call(identities["b"], address)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 31, b"x" * 33])
+def test_what_is_no_key_proves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setenv("FUSEJOURNAL_RUN_ROOT", str(tmp_path / "run"))
+    (tmp_path / "run").mkdir(mode=0o700)
+    (tmp_path / "run" / "local.key").write_bytes(content)
+    with pytest.raises(FusejournalError, match="not a key"):
+        _local_key()
 
 
 def test_many_at_once_make_one_key(tmp_path: Path) -> None:

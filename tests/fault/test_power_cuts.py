@@ -54,6 +54,7 @@ def test_power_cuts(tmp_path: Path, kind: str) -> None:
     dice = random.Random(SEED)
     replayed = tmp_path / "replayed"
     with power_disk(tmp_path, kind) as disk, Layer(disk.mountpoint, config=_CONFIG) as layer:
+        disk.sync()
         layer.start()
         uuid = load_state(layer.state).uuid
         with Mischief(layer.mountpoint, SEED, pause_seconds=0.001) as work:
@@ -89,6 +90,7 @@ def test_power_cuts_with_a_mirror(tmp_path: Path, victim: str) -> None:
             Node(places["mirror"], net.host(), "mirror", _CONFIG) as mirror,
         ):
             primary.ships_to(mirror)
+            disk.sync()
             primary.start()
             mirror.start()
             lost = primary if victim == "primary" else mirror
@@ -106,3 +108,23 @@ def test_power_cuts_with_a_mirror(tmp_path: Path, victim: str) -> None:
                     work.go_on()
             primary.stop()
             mirror.stop()
+
+
+def test_mirror_is_lost_before_its_primary_has_spoken(tmp_path: Path) -> None:
+    """It has no record of its boot yet, and begins as if it had never run."""
+    with (
+        power_disk(tmp_path) as disk,
+        network() as net,
+        Node(tmp_path / "primary", net.host(), "primary", _CONFIG) as primary,
+        Node(disk.mountpoint / "mirror", net.host(), "mirror", _CONFIG) as mirror,
+    ):
+        primary.ships_to(mirror)
+        disk.sync()
+        mirror.start()
+        lose_machine(mirror, disk)
+        mirror.start()
+        primary.start()
+        (primary.mountpoint / "file").write_text("all that there is")
+        check_equal(primary, mirror)
+        primary.stop()
+        mirror.stop()

@@ -13,6 +13,7 @@ from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.index import index_path
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
+from fusejournal.state import load_state
 from fusejournal.ties import BackingRoot, read_root_mark
 from fusejournal.types import Seq
 
@@ -49,8 +50,14 @@ def _forget_after(state: Path, last_seq: int) -> None:
 
 def begin_another_boot(state: Path) -> None:
     """The volume was last used before the machine was booted."""
-    boot = json.loads((state / "boot").read_text())
-    (state / "boot").write_text(json.dumps({**boot, "boot_id": "the one before"}))
+    record = state / "boot"
+    if not record.exists():
+        # Without it every start counts as one in another boot. Only a mirror that has not heard
+        # from a primary yet may have none: whatever else has begun has made it durable.
+        assert load_state(state).is_unborn
+        return
+    boot = json.loads(record.read_text())
+    record.write_text(json.dumps({**boot, "boot_id": "the one before"}))
 
 
 class Died(BaseException):

@@ -158,3 +158,5 @@ def _make(path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     storage.rename("marks.rename", temporary, path)
+    # What is written to it later is flushed with fdatasync, which on ext4 leaves its name out.
+    storage.fsync_directory("marks.directory", path.parent)

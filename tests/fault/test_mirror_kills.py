@@ -42,7 +42,7 @@ MIRROR_CALLS = {
     "catalog": "catalog.commit:2 catalog.sync:1 checkpoint.syncfs:1 marks.sync:1",
 }
 BIRTH_CALLS = (
-    "marks.rename:1 boot.sync:1 boot.write:1 journal.create:1 journal.header:1 "
+    "marks.rename:1 marks.directory:1 boot.sync:1 boot.write:1 journal.create:1 journal.header:1 "
     "journal.fallocate:1 journal.append:1 journal.sync.directory:1 apply.*:1"
 )
 PRIMARY_CALLS = (

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import NewEpoch
 from fusejournal.state import load_state
-from fusejournal.types import Seq
+from fusejournal.types import Epoch, Reign, Seq
 from tests.support.layer import Layer
 from tests.support.mirrors import Node, check_equal
 from tests.support.mischief import Mischief
@@ -128,3 +129,21 @@ def test_mirror_is_lost_before_its_primary_has_spoken(tmp_path: Path) -> None:
         check_equal(primary, mirror)
         primary.stop()
         mirror.stop()
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_new_page_of_watermarks_is_on_the_disk_with_its_name(tmp_path: Path, kind: str) -> None:
+    """A fence that a lost machine forgets would be none."""
+    fence = Reign(Epoch(7), 5)
+    with power_disk(tmp_path, kind) as disk:
+        path = disk.mountpoint / "marks"
+        page = CopyMarks(path)
+        page.fence = fence
+        page.sync()
+        disk.cut()
+        page.close()
+        disk.come_back()
+        page = CopyMarks(path)
+        found = page.fence
+        page.close()
+        assert found == fence

@@ -1,22 +1,19 @@
 """fusejournal: a journaled FUSE layer beneath an NFS-exported directory.
 
-The map, from the bottom up; imports point down only:
+The map, from the bottom up; imports point down only, and rooms of one line do not import each
+other:
 
-- ``config``, ``errors``, ``types``, ``storage``: settings, the error tree, small values, labelled
-  storage calls
-- ``operations``: what an entry can say
-- ``journal``: the format, segments, append, flush, cut; ``reader``, the sidecar ``index``, what it
-  can be asked (``lookup``), entries by what is wanted (``criteria``), verify
-- ``backing``: handles, the catalog, the tree, and the applier, the only code that changes a tree
-- ``wire``: what two nodes say to each other: messages, identity, transport
-- ``replay``: replay of chosen operations, restore, undo, digest
-- ``volume``: the one ordered place where a change happens; ``recovery``, ``importer``,
-  ``durability``, ``opening``
-- ``layer``: the FUSE handlers, their loop, permissions, the mount itself
-- ``nfsd``, ``exports``: what the kernel's NFS server holds, and what is exported to whom
-- ``state``, ``control``, ``asking``: the state directory, the control socket and its client
-- ``marks``, ``page``, ``node``: named points, the status page, and one running volume
-- ``replication``: shipping the journal to mirrors, and applying it there
+- ``errors``, ``types``, ``address``, ``config``, ``operations``: the words that all rooms use
+- ``disk``: what is asked of the operating system
+- ``control``: the control socket of a running layer
+- ``journal``: the format, segments, append, flush, cut, read, verify
+- ``backing``: the catalog, the tree, and the applier, the only code that changes a tree;
+  ``history``: questions to a journal; ``wire``: what two nodes say to each other
+- ``volume``: the one ordered place where a change happens, its start, recovery and durability;
+  ``replay``: replay of chosen operations, restore, undo, digest
+- ``layer``: the FUSE handlers, their loop, the mount's connection; ``nfs``: exports and what the
+  kernel's NFS server holds; ``replication``: shipping the journal to mirrors, and applying it there
+- ``node``: one running volume, its state directory, status and metrics
 - ``cli``: one file a command
 """
 

@@ -33,16 +33,10 @@ from contextlib import contextmanager
 from stat import S_IFDIR, S_IFMT, S_IFREG, S_IMODE, S_ISDIR, S_ISLNK
 from typing import Any
 
-from fusejournal import storage
-from fusejournal.backing import syscalls
 from fusejournal.backing.catalog_store import Node
-from fusejournal.backing.tree import (
-    ACCESS_ACL_XATTR,
-    CAPABILITY_XATTR,
-    DEFAULT_ACL_XATTR,
-    Look,
-    Tree,
-)
+from fusejournal.backing.tree import Look, Tree
+from fusejournal.disk import calls, syscalls
+from fusejournal.disk.acls import ACCESS_ACL_XATTR, CAPABILITY_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import FusejournalError
 from fusejournal.operations import (
     RENAME_EXCHANGE,
@@ -194,7 +188,7 @@ class Applier:
         regular = S_IFMT(operation.mode) == S_IFREG
         fd = -1
         if self._made_before(operation, settle) is None:
-            storage.reached("apply.create")
+            calls.reached("apply.create")
             if regular:
                 fd = os.open(name, _FLAGS_NEW, S_IMODE(operation.mode), dir_fd=directory)
             else:
@@ -215,13 +209,13 @@ class Applier:
         directory = tree.descriptor(operation.parent)
         name = operation.name
         if self._made_before(operation, settle) is None:
-            storage.reached("apply.mkdir")
+            calls.reached("apply.mkdir")
             os.mkdir(name, S_IMODE(operation.mode), dir_fd=directory)
         fd = -1
         try:
             fd = _open(name, _FLAGS_DIRECTORY, directory)
             if operation.default_acl is not None:
-                storage.reached("apply.acl")
+                calls.reached("apply.acl")
                 os.setxattr(fd, DEFAULT_ACL_XATTR, operation.default_acl)
             made = self._finish(operation, fd, fd, time_ns)
         except OSError:
@@ -235,7 +229,7 @@ class Applier:
         directory = tree.descriptor(operation.parent)
         name = operation.name
         if self._made_before(operation, settle) is None:
-            storage.reached("apply.symlink")
+            calls.reached("apply.symlink")
             os.symlink(operation.target, name, dir_fd=directory)
         fd = -1
         try:
@@ -268,13 +262,13 @@ class Applier:
         tree = self._tree
         stat = os.fstat(fd)
         if (stat.st_uid, stat.st_gid) != (operation.uid, operation.gid):
-            storage.reached("apply.chown")
+            calls.reached("apply.chown")
             syscalls.chown(fd, operation.uid, operation.gid)
         if not isinstance(operation, Symlink):
             self._finish_mode(operation, path, stat)
-        storage.reached("apply.tag")
+        calls.reached("apply.tag")
         handle = tree.identify(operation.fid, fd, path)
-        storage.reached("apply.times")
+        calls.reached("apply.times")
         syscalls.set_times(fd, time_ns, time_ns)
         self._set_mtime(operation.parent, time_ns)
         return Made(handle, stat.st_ino)
@@ -284,7 +278,7 @@ class Applier:
     ) -> None:
         inherits = self._tree.default_acl(self._tree.node(operation.parent)) is not None
         if operation.acl is not None:
-            storage.reached("apply.acl")
+            calls.reached("apply.acl")
             os.setxattr(path, ACCESS_ACL_XATTR, operation.acl)
         elif inherits:
             _remove_if_there(path, ACCESS_ACL_XATTR)
@@ -297,7 +291,7 @@ class Applier:
             or inherits
             or (stat.st_uid, stat.st_gid) != (operation.uid, operation.gid)
         ):
-            storage.reached("apply.chmod")
+            calls.reached("apply.chmod")
             os.chmod(path, mode)
 
     def _take_away(self, directory: int, name: bytes, fd: int, remove: Callable[..., None]) -> None:
@@ -320,7 +314,7 @@ class Applier:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         if look is None:
             fd, directory = tree.pair(operation.fid, operation.parent)
-            storage.reached("apply.link")
+            calls.reached("apply.link")
             syscalls.link(fd, directory, operation.name)
         self._name_changed(operation.parent, time_ns)
         return _NOTHING_MADE
@@ -330,7 +324,7 @@ class Applier:
     def _unlink(self, operation: Unlink, time_ns: int, _: bytes, settle: bool) -> Made:
         if self._still_named(operation, settle):
             directory = self._tree.descriptor(operation.parent)
-            storage.reached("apply.unlink")
+            calls.reached("apply.unlink")
             os.unlink(operation.name, dir_fd=directory)
         self._name_changed(operation.parent, time_ns)
         return _NOTHING_MADE
@@ -338,7 +332,7 @@ class Applier:
     def _rmdir(self, operation: Rmdir, time_ns: int, _: bytes, settle: bool) -> Made:
         if self._still_named(operation, settle):
             directory = self._tree.descriptor(operation.parent)
-            storage.reached("apply.rmdir")
+            calls.reached("apply.rmdir")
             os.rmdir(operation.name, dir_fd=directory)
         self._name_changed(operation.parent, time_ns)
         return _NOTHING_MADE
@@ -356,7 +350,7 @@ class Applier:
             flags = operation.flags & (RENAME_EXCHANGE | RENAME_NOREPLACE)
             exchanged = self._exchanged_mtimes(operation) if flags & RENAME_EXCHANGE else ()
             old, new = tree.pair(operation.parent, operation.new_parent)
-            storage.reached("apply.rename")
+            calls.reached("apply.rename")
             names = (old, operation.name, new, operation.new_name)
             if flags or operation.replaced:
                 syscalls.rename(*names, flags)
@@ -383,7 +377,7 @@ class Applier:
             self._set_mtime(directory, time_ns)
 
     def _set_mtime(self, directory: Fid, time_ns: int) -> None:
-        storage.reached("apply.times.directory")
+        calls.reached("apply.times.directory")
         _must_set_mtime(self._tree.descriptor(directory), time_ns)
 
     # -- data and attributes -----------------------------------------------------------------------
@@ -400,7 +394,7 @@ class Applier:
         refusal: OSError | None = None
         try:
             while written < len(data):
-                storage.reached("apply.write")
+                calls.reached("apply.write")
                 written += os.pwrite(
                     fd, data[written:] if written else data, operation.offset + written
                 )
@@ -438,7 +432,7 @@ class Applier:
         mtime_ns = os.fstat(fd).st_mtime_ns
         capability = self._tree.capability(node, fd)
         try:
-            storage.reached("apply.truncate")
+            calls.reached("apply.truncate")
             os.ftruncate(fd, operation.size)
         except OSError:
             with _WRITE_REFUSED:
@@ -453,10 +447,10 @@ class Applier:
         _, mode, uid, gid, atime_ns, mtime_ns = operation
         fd = self._tree.descriptor(operation.fid)
         if uid is None and gid is None and atime_ns is None and mtime_ns is None:
-            storage.reached("apply.setattr")
+            calls.reached("apply.setattr")
             self._chmod(operation.fid, fd, mode)
         elif uid is None and gid is None and mode is None:
-            storage.reached("apply.setattr")
+            calls.reached("apply.setattr")
             syscalls.set_times(fd, atime_ns, mtime_ns)
         else:
             self._set_several(operation, fd)
@@ -496,7 +490,7 @@ class Applier:
         done: list[Callable[[], None]] = []
         try:
             for do, take_back in steps:
-                storage.reached("apply.setattr")
+                calls.reached("apply.setattr")
                 do()
                 done.append(take_back)
         except OSError:
@@ -514,13 +508,13 @@ class Applier:
             os.chmod(fd if is_open else syscalls.descriptor_path(fd), mode)
 
     def _setxattr(self, operation: Setxattr, _: int, __: bytes, ___: bool) -> Made:
-        storage.reached("apply.setxattr")
+        calls.reached("apply.setxattr")
         os.setxattr(self._tree.xattr_target(operation.fid), operation.name, operation.value)
         _forget_xattrs(self._tree.node(operation.fid))
         return _NOTHING_MADE
 
     def _removexattr(self, operation: Removexattr, _: int, __: bytes, settle: bool) -> Made:
-        storage.reached("apply.removexattr")
+        calls.reached("apply.removexattr")
         target = self._tree.xattr_target(operation.fid)
         if settle or operation.name == CAPABILITY_XATTR:
             # The kernel may have taken a capability away by itself.
@@ -541,7 +535,7 @@ class Applier:
         directory, name = tree.descriptor(operation.parent), operation.name
         kind = S_IFMT(operation.mode)
         if self._made_before(operation, settle) is None:
-            storage.reached("apply.import")
+            calls.reached("apply.import")
             if kind == S_IFDIR:
                 os.mkdir(name, 0o700, dir_fd=directory)
             elif operation.target is not None:
@@ -562,7 +556,7 @@ class Applier:
         """All that the new object has, but its name."""
         tree, path = self._tree, syscalls.descriptor_path(fd)
         kind = S_IFMT(operation.mode)
-        storage.reached("apply.chown")
+        calls.reached("apply.chown")
         syscalls.chown(fd, operation.uid, operation.gid)
         if kind == S_IFREG:
             os.truncate(path, operation.size)
@@ -572,12 +566,12 @@ class Applier:
             if kind == S_IFDIR:
                 _remove_if_there(path, DEFAULT_ACL_XATTR)
         for xattr, value in operation.xattrs:
-            storage.reached("apply.setxattr")
+            calls.reached("apply.setxattr")
             os.setxattr(path, xattr, value)
         if operation.target is None:
-            storage.reached("apply.chmod")
+            calls.reached("apply.chmod")
             os.chmod(path, S_IMODE(operation.mode))
-        storage.reached("apply.tag")
+        calls.reached("apply.tag")
         handle = tree.identify(operation.fid, fd, path)
         syscalls.set_times(fd, None, operation.mtime_ns)
         return Made(handle, os.fstat(fd).st_ino)
@@ -589,8 +583,8 @@ class Applier:
         # It may be refused with some of it done: until the last piece is there, the content counts
         # for nothing.
         with capability_kept(fd):
-            storage.write_all("apply.write", fd, data, operation.offset)
-        storage.reached("apply.times")
+            calls.write_all("apply.write", fd, data, operation.offset)
+        calls.reached("apply.times")
         syscalls.set_times(fd, None, operation.mtime_ns)
         return _NOTHING_MADE
 
@@ -609,7 +603,7 @@ class Applier:
 
 def _open(name: bytes, flags: int, directory: int) -> int:
     """Open the object that was made just now."""
-    storage.reached("apply.open")
+    calls.reached("apply.open")
     return os.open(name, flags, dir_fd=directory)
 
 
@@ -635,9 +629,9 @@ def _rename_onto_nothing(old_dir: int, old: bytes, new_dir: int, new: bytes) -> 
 def _set_mode_and_mtime(fd: int, mode: int | None, mtime_ns: int) -> None:
     """After a change of content: set the mode, where it changes, and the mtime of *fd*."""
     if mode is not None:
-        storage.reached("apply.chmod")
+        calls.reached("apply.chmod")
         os.fchmod(fd, mode)
-    storage.reached("apply.times")
+    calls.reached("apply.times")
     syscalls.set_times(fd, None, mtime_ns)
 
 

@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 import lmdb
 
-from fusejournal import storage
+from fusejournal.disk import calls
 from fusejournal.errors import FusejournalError
 from fusejournal.types import ROOT_FID, Epoch, Fid, Seq, first_fid
 
@@ -183,7 +183,7 @@ class CatalogStore:
             self._txn.put(flag.encode(), _U64.pack(getattr(self, flag)), db=self._meta_db)
         # Space first: an LMDB commit that fails takes the whole transaction with it.
         self._reserve()
-        storage.reached("catalog.commit")
+        calls.reached("catalog.commit")
         with _as_os_error():
             try:
                 self._txn.commit()
@@ -193,7 +193,7 @@ class CatalogStore:
 
     def sync(self) -> None:
         """Make all commits durable. Blocks: call it in a thread."""
-        storage.reached("catalog.sync")
+        calls.reached("catalog.sync")
         with _as_os_error():
             self._env.sync(True)
 
@@ -209,7 +209,7 @@ class CatalogStore:
             size = data.seek(0, os.SEEK_END)
             # LMDB writes every page it changes anew, but none twice.
             need = min(self.changes * _CHANGED_BYTES, size) + self.changes * _ADDED_BYTES
-            storage.fallocate("catalog.reserve", data.fileno(), size, _SPARE_BYTES + need)
+            calls.fallocate("catalog.reserve", data.fileno(), size, _SPARE_BYTES + need)
 
     def _meta(self, word: str) -> int:
         value = self._txn.get(word.encode(), db=self._meta_db)

@@ -32,18 +32,15 @@ from pathlib import Path
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
 from uuid import UUID
 
-from fusejournal import storage
-from fusejournal.backing import syscalls
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import Node
+from fusejournal.disk import calls, syscalls
+from fusejournal.disk.acls import CAPABILITY_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import BackingError
 from fusejournal.types import ROOT_FID, TIME_MAX_NS, TIME_MIN_NS, Fid, Seq
 
 FID_XATTR = "trusted.fusejournal"
 HIDDEN_XATTR = FID_XATTR.encode()
-DEFAULT_ACL_XATTR = "system.posix_acl_default"
-ACCESS_ACL_XATTR = "system.posix_acl_access"
-CAPABILITY_XATTR = b"security.capability"
 
 log = logging.getLogger(__name__)
 
@@ -239,7 +236,7 @@ class Tree:
         if self._hidden_fd < 0:
             self._hidden_fd = self._open_hidden()
         try:
-            storage.reached("orphan.link")
+            calls.reached("orphan.link")
             with suppress(FileExistsError):
                 syscalls.link(fd, self._hidden_fd, _hidden_name_of(fid))
         except OSError:
@@ -251,7 +248,7 @@ class Tree:
     def _reveal(self, fid: Fid) -> None:
         """Take that name away, and the directory with the last of them."""
         try:
-            storage.reached("orphan.unlink")
+            calls.reached("orphan.unlink")
             os.unlink(_hidden_name_of(fid), dir_fd=self._hidden_fd)
         except OSError as error:
             log.warning("fid %d keeps its place until the next mount: %s", fid, error)
@@ -261,7 +258,7 @@ class Tree:
 
     def _open_hidden(self) -> int:
         name = self._hidden_in = self.hidden_name()
-        storage.reached("orphan.directory")
+        calls.reached("orphan.directory")
         with self._root_mtime_kept(), suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self.root_fd)
         return os.open(name, _FLAGS_HIDDEN, dir_fd=self.root_fd)

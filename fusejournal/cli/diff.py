@@ -8,10 +8,10 @@ import click
 from fusejournal.cli import entries, text
 from fusejournal.cli.source import Source, open_source
 from fusejournal.errors import UsageError
+from fusejournal.history.lookup import Lookup, Place, name_changes
+from fusejournal.history.paths import PathTracker
 from fusejournal.journal.format import Entry
-from fusejournal.journal.lookup import Lookup, Place, name_changes
-from fusejournal.journal.paths import PathTracker
-from fusejournal.journal.settled import settled
+from fusejournal.journal.outcomes import settled
 from fusejournal.operations import MAKERS, RENAME_EXCHANGE, Kind, Rename, Void
 from fusejournal.types import Fid, Seq
 

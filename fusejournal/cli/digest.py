@@ -9,8 +9,9 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from fusejournal.asking import ask
 from fusejournal.cli import text
+from fusejournal.control.client import ask
+from fusejournal.disk import mounts as mounts
 from fusejournal.errors import (
     NotRunningError,
     PathNotFoundError,
@@ -18,9 +19,8 @@ from fusejournal.errors import (
     VolumeBusyError,
     VolumeNotFoundError,
 )
-from fusejournal.layer import mount as mounts
+from fusejournal.node.state_dir import VolumeState, find_volume
 from fusejournal.replay.digest import TreeDigest, digest_tree
-from fusejournal.state import VolumeState, find_volume
 
 _REDRAW_SECONDS = 0.1
 

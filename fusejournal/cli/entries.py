@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fusejournal.cli import text
-from fusejournal.journal.criteria import Match
+from fusejournal.history.query import Match
 from fusejournal.operations import Import, ImportData, Kind, Void, Write
 
 _COLOURS = {

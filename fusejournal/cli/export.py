@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from fusejournal import exports, nfsd
-from fusejournal.asking import RemoteError, ask
 from fusejournal.cli import text
+from fusejournal.control.client import RemoteError, ask
 from fusejournal.errors import (
     ExportError,
     NoNfsServerError,
@@ -19,7 +18,8 @@ from fusejournal.errors import (
     UsageError,
     VolumeNotFoundError,
 )
-from fusejournal.state import VolumeState, all_volumes, find_volume
+from fusejournal.nfs import exports, nfsd
+from fusejournal.node.state_dir import VolumeState, all_volumes, find_volume
 
 
 @click.command(short_help="Export a volume to NFS clients.")

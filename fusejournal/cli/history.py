@@ -9,9 +9,9 @@ import click
 from fusejournal.cli import entries, text
 from fusejournal.cli.source import open_source
 from fusejournal.errors import PathNotFoundError
-from fusejournal.journal.criteria import Match
+from fusejournal.history.lookup import Lookup, Tenure, name_changes
+from fusejournal.history.query import Match
 from fusejournal.journal.format import Entry
-from fusejournal.journal.lookup import Lookup, Tenure, name_changes
 from fusejournal.journal.reader import END
 from fusejournal.operations import Create, Import, ImportData, Kind, Rename, Truncate, Void, Write
 from fusejournal.types import Fid, Seq

@@ -13,12 +13,12 @@ from fusejournal.cli.progress import progress_bar
 from fusejournal.cli.source import open_sources
 from fusejournal.cli.statistics import Statistics, show_statistics
 from fusejournal.errors import JournalDamagedError
-from fusejournal.journal.criteria import Match, paths_of
+from fusejournal.history.paths import PathTracker
+from fusejournal.history.query import Match, paths_of
 from fusejournal.journal.format import Entry, FormatError, decode_entry
+from fusejournal.journal.outcomes import settled
 from fusejournal.journal.parallel import map_in_order
-from fusejournal.journal.paths import PathTracker
 from fusejournal.journal.segment import BadFrameError, SegmentReader, first_seq_of
-from fusejournal.journal.settled import settled
 from fusejournal.journal.verify import VerifyReport, verify
 from fusejournal.operations import OPERATIONS
 from fusejournal.types import Seq

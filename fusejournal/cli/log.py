@@ -12,7 +12,7 @@ from fusejournal.cli import entries, text
 from fusejournal.cli.source import Source, open_source, parse_kinds
 from fusejournal.cli.statistics import Statistics, show_statistics
 from fusejournal.errors import UsageError
-from fusejournal.journal.criteria import Criteria, Follower, Match, find
+from fusejournal.history.query import Criteria, Follower, Match, find
 from fusejournal.journal.reader import END
 from fusejournal.types import Seq
 

@@ -7,8 +7,9 @@ from importlib import import_module
 
 import click
 
-from fusejournal import __version__, storage
+from fusejournal import __version__
 from fusejournal.cli import text
+from fusejournal.disk import calls
 from fusejournal.errors import FusejournalError, PrivilegeError
 
 _INTERRUPTED = 130
@@ -74,7 +75,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code."""
-    storage.listen_to_environment()
+    calls.listen_to_environment()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A character that the terminal has not is no reason to fail.

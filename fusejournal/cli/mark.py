@@ -4,12 +4,12 @@ import time
 
 import click
 
-from fusejournal.asking import ask
 from fusejournal.cli import text
 from fusejournal.cli.moments import parse_moment
+from fusejournal.control.client import ask
 from fusejournal.errors import UsageError
-from fusejournal.marks import check_mark_name
-from fusejournal.state import find_volume
+from fusejournal.node.state_dir import find_volume
+from fusejournal.volume.marks import check_mark_name
 
 
 @click.command(short_help="Give the present point a name.")

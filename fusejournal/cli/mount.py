@@ -14,6 +14,7 @@ import click
 
 from fusejournal.cli.mount_options import MountOptions, known_spec, new_spec, replication_options
 from fusejournal.cli.reporters import ConsoleReporter, LineFormatter, PipeReporter, sd_notify
+from fusejournal.disk.process import DIRECTORY, python_module
 from fusejournal.errors import (
     FusejournalError,
     MountError,
@@ -22,9 +23,8 @@ from fusejournal.errors import (
     UsageError,
     VolumeNotFoundError,
 )
-from fusejournal.mountspec import MountSpec, Reporter
-from fusejournal.process import DIRECTORY, python_module
-from fusejournal.state import VolumeState, find_volume, make_directory
+from fusejournal.node.spec import MountSpec, Reporter
+from fusejournal.node.state_dir import VolumeState, find_volume, make_directory
 
 _REPORT_FD = "FUSEJOURNAL_REPORT_FD"
 
@@ -188,7 +188,7 @@ def _set_up_log(spec: MountSpec) -> None:
 
 
 def _serve(spec: MountSpec, reporter: Reporter) -> None:
-    from fusejournal.node import serve
+    from fusejournal.node.node import serve
 
     serve(spec, reporter)
 

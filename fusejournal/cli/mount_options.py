@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fusejournal.address import parse_peer
 from fusejournal.config import Config, find_config
+from fusejournal.disk.mounts import mounts
 from fusejournal.errors import UsageError
-from fusejournal.layer.mount import mounts
-from fusejournal.mountspec import MountSpec, load_checked
-from fusejournal.state import VolumeState, check_name, default_name, state_root
-from fusejournal.wire.address import parse_peer
+from fusejournal.node.spec import MountSpec, load_checked
+from fusejournal.node.state_dir import VolumeState, check_name, default_name, state_root
 
 _FLAGS = ("ro", "nosuid", "nodev", "noexec")
 _ADOPT = "adopt"

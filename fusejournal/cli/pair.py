@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import click
 
-from fusejournal.asking import ask
+from fusejournal.address import Address, parse_address, parse_peer
 from fusejournal.cli import text
+from fusejournal.control.client import ask
 from fusejournal.errors import FusejournalError, PairingError
-from fusejournal.state import VolumeState, find_volume
-from fusejournal.wire.address import Address, parse_address, parse_peer
+from fusejournal.node.state_dir import VolumeState, find_volume
 
 _POLL_SECONDS: Final = 0.5
 _EVERYWHERE: Final = frozenset({"", "0.0.0.0", "::"})

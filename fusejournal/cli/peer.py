@@ -4,12 +4,12 @@ from typing import Any
 
 import click
 
-from fusejournal.asking import ask
+from fusejournal.address import parse_peer
 from fusejournal.cli import text
+from fusejournal.control.client import ask
 from fusejournal.errors import NotRunningError
+from fusejournal.node.state_dir import VolumeState, find_volume, hold_volume
 from fusejournal.replication.peers import PeerBook, describe
-from fusejournal.state import VolumeState, find_volume, hold_volume
-from fusejournal.wire.address import parse_peer
 
 
 @click.group(short_help="The nodes that a volume is shipped to.")

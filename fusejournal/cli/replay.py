@@ -19,9 +19,9 @@ from fusejournal.cli.source import (
     parse_ranges,
 )
 from fusejournal.errors import ConflictError, UsageError
-from fusejournal.journal.criteria import Criteria, Match
+from fusejournal.history.query import Criteria, Match
+from fusejournal.replay.divergence import Conflict
 from fusejournal.replay.replay import ON_CONFLICT, Plan, Replay, Result
-from fusejournal.replay.select import Conflict
 from fusejournal.replay.target import Progress, Target, purpose_of
 from fusejournal.types import Seq
 

@@ -20,8 +20,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from fusejournal import storage
 from fusejournal.cli.text import echo, line
+from fusejournal.disk import calls
 
 _PLAIN_PERIOD_SECONDS = 5.0
 
@@ -147,4 +147,4 @@ class PipeReporter:
         if self._fd >= 0:
             with suppress(OSError):
                 line = json.dumps(message).encode() + b"\n"
-                storage.write_all("reporter.send", self._fd, line)
+                calls.write_all("reporter.send", self._fd, line)

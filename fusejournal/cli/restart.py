@@ -5,9 +5,9 @@ from contextlib import suppress
 
 import click
 
-from fusejournal.asking import ask
+from fusejournal.control.client import ask
 from fusejournal.errors import FusejournalError, NotRunningError
-from fusejournal.state import VolumeState, find_volume
+from fusejournal.node.state_dir import VolumeState, find_volume
 
 _POLL_SECONDS = 0.05
 

@@ -6,7 +6,7 @@ import click
 
 from fusejournal.cli import entries, text
 from fusejournal.cli.source import open_source
-from fusejournal.journal.criteria import Criteria, find
+from fusejournal.history.query import Criteria, find
 from fusejournal.types import Seq
 
 _HEX_BYTES = 16

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from fusejournal.asking import ask
 from fusejournal.cli import text as texts
 from fusejournal.cli.moments import parse_moment
+from fusejournal.control.client import ask
 from fusejournal.errors import (
     JournalError,
     NoSuchMomentError,
@@ -20,12 +20,12 @@ from fusejournal.errors import (
     UsageError,
     VolumeNotFoundError,
 )
-from fusejournal.journal.criteria import PathPattern, SeqRange
-from fusejournal.journal.lookup import Lookup
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.query import PathPattern, SeqRange
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import is_segment, list_segments
+from fusejournal.node.state_dir import VolumeState, find_volume
 from fusejournal.operations import Kind
-from fusejournal.state import VolumeState, find_volume
 from fusejournal.types import Seq
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")

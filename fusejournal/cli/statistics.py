@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fusejournal.cli import entries, text
-from fusejournal.journal.criteria import Match
+from fusejournal.history.query import Match
 
 _SHOWN = 15
 _HOURS_SHOWN = 48

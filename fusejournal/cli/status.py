@@ -6,15 +6,15 @@ from typing import Any
 
 import click
 
-from fusejournal.asking import ask
 from fusejournal.cli import text
+from fusejournal.control.client import ask
 from fusejournal.errors import JournalError, NotRunningError
-from fusejournal.exports import is_exported
-from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.journal import Journal
-from fusejournal.journal.writing import JournalOptions
+from fusejournal.journal.segment_writer import JournalOptions
+from fusejournal.journal.watermarks import CopyMarks
 from fusejournal.layer.connection import is_held
-from fusejournal.state import VolumeState, all_volumes, copies_of, find_volume
+from fusejournal.nfs.exports import is_exported
+from fusejournal.node.state_dir import VolumeState, all_volumes, copies_of, find_volume
 from fusejournal.types import Seq
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import click
 
-from fusejournal import exports, nfsd
-from fusejournal.asking import RemoteError, ask
 from fusejournal.cli import text
+from fusejournal.control.client import RemoteError, ask
+from fusejournal.disk import mounts as mounts
 from fusejournal.errors import FusejournalError, NotRunningError, UsageError, VolumeBusyError
-from fusejournal.layer import mount as mounts
 from fusejournal.layer.connection import release_kept
-from fusejournal.state import VolumeState, find_volume
+from fusejournal.nfs import exports, nfsd
+from fusejournal.node.state_dir import VolumeState, find_volume
 
 _ANSWER_SECONDS = 60.0
 _TOLD_SECONDS = 1.0

@@ -6,16 +6,16 @@ from typing import Any
 
 import click
 
-from fusejournal.asking import ask
 from fusejournal.cli import entries, text
 from fusejournal.cli.replay import conflict_line, watched
 from fusejournal.cli.source import Source, open_source, parse_kinds, parse_ranges
+from fusejournal.control.client import ask
 from fusejournal.errors import ConflictError, FusejournalError, PrivilegeError, UsageError
-from fusejournal.journal.criteria import Criteria
+from fusejournal.history.query import Criteria
 from fusejournal.journal.reader import END
-from fusejournal.replay.select import NAME_TAKEN, Conflict
-from fusejournal.replay.undo import Action, OnConflict, Undo, UndoPlan
-from fusejournal.state import VolumeState
+from fusejournal.node.state_dir import VolumeState
+from fusejournal.replay.divergence import NAME_TAKEN, Conflict
+from fusejournal.replay.undo_plan import Action, OnConflict, Undo, UndoPlan
 
 _SHOWN = 40
 

@@ -52,7 +52,7 @@ import msgpack
 import xxhash
 import zstandard
 
-from fusejournal import storage
+from fusejournal.disk import calls
 from fusejournal.errors import JournalDamagedError
 from fusejournal.journal.format import FRAME_HEADER_BYTES, FormatError, NewerFormatError
 from fusejournal.journal.segment import BadFrameError, Point, SegmentReader
@@ -402,11 +402,11 @@ def write_index(segment: Path) -> None:
     temporary = path.with_suffix(INDEX_SUFFIX + ".tmp")
     try:
         with open(temporary, "wb") as file:
-            storage.reached("index.write")
+            calls.reached("index.write")
             file.write(index.content)
             file.flush()
-            storage.fsync("index.sync", file.fileno())
-        storage.rename("index.rename", temporary, path)
+            calls.fsync("index.sync", file.fileno())
+        calls.rename("index.rename", temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import UUID
 
-from fusejournal import storage
+from fusejournal.disk import calls
 from fusejournal.errors import (
     JournalDamagedError,
     JournalFailedError,
@@ -42,6 +42,7 @@ from fusejournal.journal.format import (
     encode_frame,
     encode_payload,
 )
+from fusejournal.journal.frame_range import End, Stretch
 from fusejournal.journal.index import has_index
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.seekable import compress_file
@@ -54,8 +55,7 @@ from fusejournal.journal.segment import (
     first_seq_of,
     list_segments,
 )
-from fusejournal.journal.stretches import End, Stretch
-from fusejournal.journal.writing import ALWAYS, JournalOptions, SegmentWriter
+from fusejournal.journal.segment_writer import ALWAYS, JournalOptions, SegmentWriter
 from fusejournal.operations import MAKERS, REMOVALS, TOUCHED, Kind, NewEpoch, Operation, Rename
 from fusejournal.types import Epoch, Fid, Position, Seq, Who
 
@@ -451,11 +451,11 @@ class Journal:
             names_made = self._names_made
             try:
                 for _, fd in sealed:
-                    storage.fdatasync("journal.sync", fd)
+                    calls.fdatasync("journal.sync", fd)
                 if current is not None:
-                    storage.fdatasync("journal.sync", current.fd)
+                    calls.fdatasync("journal.sync", current.fd)
                 if names_made != self._names_synced:
-                    storage.fsync_directory("journal.sync.directory", self.directory)
+                    calls.fsync_directory("journal.sync.directory", self.directory)
             except OSError as error:
                 failed = self._fail(f"{self.directory}: cannot be flushed: {error.strerror}")
                 self.on_flush_failed()
@@ -576,7 +576,7 @@ def _remove_leftover(path: Path) -> None:
         with SegmentReader(path) as reader:
             is_same = reader.size == plain.stat().st_size
         if is_same:
-            storage.unlink("journal.compress.unlink", plain)
+            calls.unlink("journal.compress.unlink", plain)
 
 
 def _seal(path: Path) -> None:
@@ -595,7 +595,7 @@ def _seal(path: Path) -> None:
     if end < size:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            storage.ftruncate("journal.seal", fd, end)
-            storage.fsync("journal.seal.sync", fd)
+            calls.ftruncate("journal.seal", fd, end)
+            calls.fsync("journal.seal.sync", fd)
         finally:
             os.close(fd)

@@ -27,7 +27,7 @@ from pathlib import Path
 import xxhash
 import zstandard
 
-from fusejournal import storage
+from fusejournal.disk import calls
 from fusejournal.journal.format import FormatError
 
 BLOCK_BYTES = 256 << 10
@@ -129,9 +129,9 @@ def compress_file(plain: Path, compressed: Path, level: int) -> None:
         # Half a segment's worth of a disk that may be full.
         temporary.unlink(missing_ok=True)
         raise
-    storage.rename("journal.compress.rename", temporary, compressed)
-    storage.fsync_directory("journal.compress.directory", compressed.parent)
-    storage.unlink("journal.compress.unlink", plain)
+    calls.rename("journal.compress.rename", temporary, compressed)
+    calls.fsync_directory("journal.compress.directory", compressed.parent)
+    calls.unlink("journal.compress.unlink", plain)
 
 
 def _compress(plain: Path, temporary: Path, level: int) -> None:
@@ -142,14 +142,14 @@ def _compress(plain: Path, temporary: Path, level: int) -> None:
         while block := source.read(BLOCK_BYTES):
             digest.update(block)
             packed = compressor.compress(block)
-            storage.reached("journal.compress.write")
+            calls.reached("journal.compress.write")
             target.write(packed)
             table.append(_TABLE_ENTRY.pack(len(packed), len(block)))
         table_bytes = len(table) * _TABLE_ENTRY.size
         target.write(_TABLE_HEAD.pack(_SKIPPABLE_MAGIC, table_bytes + _FOOTER.size))
         target.write(b"".join(table) + _FOOTER.pack(len(table), 0, _SEEKABLE_MAGIC))
         target.flush()
-        storage.fsync("journal.compress.sync", target.fileno())
+        calls.fsync("journal.compress.sync", target.fileno())
     if _digest_of(temporary) != digest.digest():
         raise FormatError(f"{temporary}: what was compressed does not read back the same")
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import UUID
 
-from fusejournal import storage
+from fusejournal.disk import calls
 from fusejournal.errors import JournalDamagedError, JournalForeignError
 from fusejournal.journal.format import (
     FRAME,
@@ -248,9 +248,9 @@ def cut(directory: Path, where: Cut) -> None:
     for path in (where.segment, *where.after):
         index_path(path).unlink(missing_ok=True)
     for path in reversed(where.after):
-        storage.rename("journal.cut.rename", path, _free_name(aside, path.name))
+        calls.rename("journal.cut.rename", path, _free_name(aside, path.name))
     if where.offset == 0:
-        storage.rename("journal.cut.rename", where.segment, _free_name(aside, where.segment.name))
+        calls.rename("journal.cut.rename", where.segment, _free_name(aside, where.segment.name))
     else:
         saved = _free_name(aside, f"{where.segment.name}-{where.offset}")
         with open(where.segment, "r+b", buffering=0) as source, open(saved, "wb") as target:
@@ -258,11 +258,11 @@ def cut(directory: Path, where: Cut) -> None:
             while piece := source.read(1 << 20):
                 target.write(piece)
             target.flush()
-            storage.fsync("journal.cut.sync", target.fileno())
-            storage.ftruncate("journal.cut.truncate", source.fileno(), where.offset)
+            calls.fsync("journal.cut.sync", target.fileno())
+            calls.ftruncate("journal.cut.truncate", source.fileno(), where.offset)
             os.fsync(source.fileno())
-    storage.fsync_directory("journal.cut.directory", aside)
-    storage.fsync_directory("journal.cut.directory", directory)
+    calls.fsync_directory("journal.cut.directory", aside)
+    calls.fsync_directory("journal.cut.directory", directory)
 
 
 def _free_name(aside: Path, name: str) -> Path:

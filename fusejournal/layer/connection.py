@@ -2,12 +2,12 @@
 process to the next.
 
 A FUSE mount lives as long as its connection is open somewhere. For a volume that is exported, a
-*keeper* (keeper.py), a small process of its own, holds a second descriptor of it, one of the
-backing's directory, which an in-place mount covers, and one of the table of open files. When the
-layer dies, its callers' requests wait in the kernel for the layer's next process, which takes the
-descriptors from the keeper and goes on: no client is told anything, nfsd's caches and open files
-stay good, and nothing is mounted anew. The keeper gives up after some seconds; then the mount is
-dead, as without one.
+*keeper* (connection_holder.py), a small process of its own, holds a second descriptor of it, one of
+the backing's directory, which an in-place mount covers, and one of the table of open files. When
+the layer dies, its callers' requests wait in the kernel for the layer's next process, which takes
+the descriptors from the keeper and goes on: no client is told anything, nfsd's caches and open
+files stay good, and nothing is mounted anew. The keeper gives up after some seconds; then the mount
+is dead, as without one.
 
 libfuse cannot be given a connection that has been greeted already (INIT is sent once). So it gets
 one end of a socket first: there it finds the INIT that this module read from the kernel, now or
@@ -37,10 +37,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fusejournal.disk import mounts
+from fusejournal.disk.process import DIRECTORY, python_module
 from fusejournal.errors import GreetingError, VolumeBusyError
-from fusejournal.layer import mount
-from fusejournal.layer.opens import new_table
-from fusejournal.process import DIRECTORY, python_module
+from fusejournal.layer.open_files import new_table
 
 _IN_HEADER = struct.Struct("<IIQ")
 """Length, opcode, number ("unique"): the beginning of struct fuse_in_header."""
@@ -63,7 +63,7 @@ _REQUEST_BYTES_MAX = (1 << 20) + 65536
 _SOCKET_BYTES = 4 << 20
 _SO_SNDBUFFORCE = 32
 _SYS_PIDFD_GETFD = 438
-_KEEPER = "fusejournal.layer.keeper"
+_KEEPER = "fusejournal.layer.connection_holder"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -76,7 +76,7 @@ class Connection:
     fd: int
     root_fd: int
     table_fd: int
-    """Of the open files (opens.py)."""
+    """Of the open files (open_files.py)."""
     device: str
     init: bytes
     reply: bytes = b""
@@ -104,10 +104,10 @@ class Connection:
 def open_new(root_fd: int, mountpoint: Path, name: str, flags: frozenset[str]) -> Connection:
     """Mount a new file system at *mountpoint*. Raises MountError."""
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    mount.mount(fd, mountpoint, name, flags)
+    mounts.mount(fd, mountpoint, name, flags)
     init = os.read(fd, _REQUEST_BYTES_MAX)  # the mount has sent it
     os.set_blocking(fd, False)
-    return Connection(fd, root_fd, new_table(), mount.device_of(mountpoint), init)
+    return Connection(fd, root_fd, new_table(), mounts.device_of(mountpoint), init)
 
 
 class Handshake:
@@ -329,7 +329,7 @@ def take_over(record: Path, mountpoint: Path) -> Connection | None:
     told, keeper = known
     found: list[int] = []
     try:
-        if mount.device_of(mountpoint) != told["device"]:
+        if mounts.device_of(mountpoint) != told["device"]:
             return None
         for name in ("fd", "root_fd", "table_fd"):
             number = _libc.syscall(_SYS_PIDFD_GETFD, keeper, int(told[name]), 0)
@@ -369,7 +369,7 @@ def check_held(record: Path, name: str, backing: Path, mountpoint: Path) -> None
     os.close(keeper)
     held = Path(told.get("mountpoint", mountpoint))
     held_backing = Path(told.get("backing", backing))
-    if not any(m.mountpoint == held and m.device == told["device"] for m in mount.mounts()):
+    if not any(m.mountpoint == held and m.device == told["device"] for m in mounts.mounts()):
         return  # somebody took it away
     if (held_backing, held) != (backing, mountpoint):
         raise VolumeBusyError(
@@ -377,7 +377,7 @@ def check_held(record: Path, name: str, backing: Path, mountpoint: Path) -> None
             f"mount it so ('fusejournal mount {name}'), or end that first "
             f"('fusejournal umount {name}')"
         )
-    if mount.device_of(held) != told["device"]:
+    if mounts.device_of(held) != told["device"]:
         raise VolumeBusyError(
             f"{held}: something else is mounted over volume {name}, which waits for its next "
             "layer: unmount that first"

@@ -2,7 +2,7 @@
 
 Decorated methods are ordinary functions: they run from start to end without an await, so nothing
 else happens meanwhile. The few that wait are written out as coroutines, and hand the reader's role
-over first (see loop.py).
+over first (see request_loop.py).
 
 The kernel is told to keep attributes and names for long: nothing but this mount changes the tree.
 Its requests name files by fid, at any time after any eviction or restart, so every method works
@@ -22,22 +22,16 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
 
-from fusejournal.backing import syscalls
 from fusejournal.backing.apply import ShortWriteError
 from fusejournal.backing.catalog_store import Node
-from fusejournal.backing.tree import (
-    ACCESS_ACL_XATTR,
-    CAPABILITY_XATTR,
-    DEFAULT_ACL_XATTR,
-    HIDDEN_XATTR,
-)
-from fusejournal.durability import Durability
-from fusejournal.importer import Importer
+from fusejournal.backing.tree import HIDDEN_XATTR
+from fusejournal.disk import syscalls
+from fusejournal.disk.acls import ACCESS_ACL_XATTR, CAPABILITY_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.layer import permissions
-from fusejournal.layer.loop import RequestLoop
-from fusejournal.layer.opens import OpenFiles
-from fusejournal.layer.remembered import Remembered
+from fusejournal.layer.kernel_cache import Remembered
+from fusejournal.layer.open_files import OpenFiles
 from fusejournal.layer.replies import changing, entry_of, handler, waiting, writing
+from fusejournal.layer.request_loop import RequestLoop
 from fusejournal.operations import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -57,7 +51,9 @@ from fusejournal.operations import (
     Write,
 )
 from fusejournal.types import ROOT_FID, Fid, Seq, Who, clamp_time
-from fusejournal.volume import Volume
+from fusejournal.volume.durability import Durability
+from fusejournal.volume.importer import Importer
+from fusejournal.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 

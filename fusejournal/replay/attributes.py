@@ -5,9 +5,9 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from fusejournal.backing import syscalls
-from fusejournal.backing.tree import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
-from fusejournal.replay.states import ACLS, State
+from fusejournal.disk import syscalls
+from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
+from fusejournal.history.file_states import ACLS, State
 
 _ACCESS, _DEFAULT = ACCESS_ACL_XATTR.encode(), DEFAULT_ACL_XATTR.encode()
 

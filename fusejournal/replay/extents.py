@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fusejournal.journal.lookup import Lookup
+from fusejournal.history.lookup import Lookup
 from fusejournal.operations import ImportData, Truncate, Write
 from fusejournal.types import Seq
 

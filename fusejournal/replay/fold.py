@@ -9,9 +9,9 @@ from stat import S_ISDIR
 from typing import Any, NamedTuple
 
 from fusejournal.errors import JournalError, PathNotFoundError
+from fusejournal.history.lookup import NAME_KINDS, Lookup, Place, name_changes
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
-from fusejournal.journal.lookup import NAME_KINDS, Lookup, Place, name_changes
 from fusejournal.operations import (
     MAKERS,
     Import,
@@ -24,7 +24,7 @@ from fusejournal.operations import (
     Setxattr,
     TreeOperation,
 )
-from fusejournal.replay.select import Divergence
+from fusejournal.replay.divergence import Divergence
 from fusejournal.replay.target import Progress, Target
 from fusejournal.types import ROOT_FID, Fid, Seq
 

@@ -7,10 +7,10 @@ nothing, so that what is made from an image is made once, as it is to be."""
 from collections.abc import Callable, Collection, Iterator
 
 from fusejournal.errors import JournalError
-from fusejournal.journal.lookup import Lookup
+from fusejournal.history.file_states import State, is_about
+from fusejournal.history.lookup import Lookup
 from fusejournal.operations import MAKERS, ImportData, Truncate, Write
 from fusejournal.replay.extents import Extents, read_extents
-from fusejournal.replay.states import State, is_about
 from fusejournal.replay.target import Progress
 from fusejournal.types import Fid, Seq
 

@@ -1,8 +1,8 @@
 """Replay: a range of a journal's operations, all or chosen, carried out in order on a target.
 
 First the plan, which reads the range without writing anything: where operations are left out, it
-finds those that rely on them (select.py); where the range does not begin with the first entry, it
-looks whether the target has the files that the range is about. Then the operations. A stopped
+finds those that rely on them (divergence.py); where the range does not begin with the first entry,
+it looks whether the target has the files that the range is about. Then the operations. A stopped
 replay goes on with the same call."""
 
 from collections.abc import Callable, Iterator
@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 from fusejournal.errors import ConflictError, JournalError, TargetError
-from fusejournal.journal.criteria import Criteria, Match, walk
-from fusejournal.journal.lookup import NAME_KINDS, Lookup
-from fusejournal.journal.settled import settled
+from fusejournal.history.lookup import NAME_KINDS, Lookup
+from fusejournal.history.query import Criteria, Match, walk
+from fusejournal.journal.outcomes import settled
 from fusejournal.operations import (
     MAKERS,
     TOUCHED,
@@ -23,7 +23,7 @@ from fusejournal.operations import (
     TreeOperation,
     Void,
 )
-from fusejournal.replay.select import Conflict, Divergence
+from fusejournal.replay.divergence import Conflict, Divergence
 from fusejournal.replay.target import Progress, Target
 from fusejournal.types import ROOT_FID, Fid, Seq
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from stat import S_IFDIR, S_IFMT
 from typing import NamedTuple
 
-from fusejournal.backing import syscalls
 from fusejournal.backing.catalog import Catalog
+from fusejournal.disk import syscalls
 from fusejournal.errors import JournalError, PrivilegeError, TargetError
-from fusejournal.journal.criteria import Criteria
-from fusejournal.journal.lookup import Lookup
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.query import Criteria
 from fusejournal.operations import RENAME_NOREPLACE
 from fusejournal.replay.fold import Fold, carry_out, find_file
 from fusejournal.replay.replay import Replay

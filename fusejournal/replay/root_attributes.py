@@ -5,10 +5,9 @@ import os
 from stat import S_IMODE
 from typing import NamedTuple
 
-from fusejournal.backing import syscalls
-from fusejournal.backing.tree import ACCESS_ACL_XATTR
+from fusejournal.disk import syscalls
+from fusejournal.disk.acls import ACCESS_ACL_XATTR, mode_of
 from fusejournal.operations import Removexattr, Setattr, Setxattr
-from fusejournal.replay.acls import mode_of
 
 ACCESS_ACL = ACCESS_ACL_XATTR.encode()
 

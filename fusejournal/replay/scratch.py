@@ -31,8 +31,8 @@ from typing import Any, NamedTuple
 
 import xxhash
 
+from fusejournal.disk.process import DIRECTORY
 from fusejournal.errors import TargetError
-from fusejournal.process import DIRECTORY
 
 TREE = "tree"
 """In the scratch directory of a restore: what is being restored."""

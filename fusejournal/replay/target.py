@@ -25,12 +25,12 @@ from stat import S_IFDIR, S_IFMT, S_IFREG
 from typing import Any
 from uuid import UUID
 
-from fusejournal import storage
-from fusejournal.backing import syscalls
 from fusejournal.backing.apply import Applier, ApplyBrokenError, Made
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogSpoiltError, Node
-from fusejournal.backing.tree import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR, Look, Tree
+from fusejournal.backing.tree import Look, Tree
+from fusejournal.disk import calls, syscalls
+from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import (
     ConflictError,
     FusejournalError,
@@ -235,7 +235,7 @@ class Target:
             self._root.set(self._root_fd)
         except OSError as error:
             raise TargetError(self.path, error.strerror or "cannot be changed") from None
-        storage.syncfs("target.syncfs", self._root_fd)
+        calls.syncfs("target.syncfs", self._root_fd)
         self._is_finished = True
         if self._spot is not None:
             self._scratch.remove(self._spot)

@@ -24,19 +24,18 @@ from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from fusejournal import storage
-from fusejournal.backing import syscalls
-from fusejournal.backing.tree import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
+from fusejournal.disk import calls, syscalls
+from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import ConflictError
-from fusejournal.journal.lookup import Lookup, Place
-from fusejournal.journal.mtimes import mtimes_before
+from fusejournal.history.file_states import State, rdev_of, target_of, type_of
+from fusejournal.history.lookup import Lookup, Place
+from fusejournal.history.mtimes import mtimes_before
 from fusejournal.journal.reader import END
 from fusejournal.operations import RENAME_NOREPLACE, Mkdir
 from fusejournal.replay.attributes import attribute_changes, set_new_attributes
+from fusejournal.replay.divergence import Divergence
 from fusejournal.replay.extents import Extent, read_extents
 from fusejournal.replay.images import Image, not_told, read_images
-from fusejournal.replay.select import Divergence
-from fusejournal.replay.states import State, rdev_of, target_of, type_of
 from fusejournal.replay.target import Progress
 from fusejournal.types import ROOT_FID, Fid, Seq, Who
 
@@ -472,10 +471,10 @@ class UndoExecutor:
                 end = 0
                 for offset, data in image.pieces(self._lookup):
                     self._step("write")
-                    storage.write_all("undo.write", fd, data, offset)
+                    calls.write_all("undo.write", fd, data, offset)
                     end = max(end, offset + len(data))
                 if state.size != end:
-                    storage.ftruncate("undo.truncate", fd, state.size)
+                    calls.ftruncate("undo.truncate", fd, state.size)
             set_new_attributes(fd, state, mode)
             assert state.mtime_ns is not None
             syscalls.set_times(fd, None, state.mtime_ns)
@@ -617,7 +616,7 @@ class UndoExecutor:
         a hole in both is not even read, however large it is."""
         size = wanted.state.size
         if os.fstat(fd).st_size > size:
-            self._change(fid, fd, lambda: storage.ftruncate("undo.truncate", fd, size))
+            self._change(fid, fd, lambda: calls.ftruncate("undo.truncate", fd, size))
         unlike = list(wanted.extents.unlike(now.extents, size))
         for offset, data in self._contents(unlike):
             self._step("write")
@@ -625,10 +624,10 @@ class UndoExecutor:
                 self._change(
                     fid,
                     fd,
-                    lambda: storage.write_all("undo.write", fd, data, offset),  # noqa: B023
+                    lambda: calls.write_all("undo.write", fd, data, offset),  # noqa: B023
                 )
         if os.fstat(fd).st_size != size:
-            self._change(fid, fd, lambda: storage.ftruncate("undo.truncate", fd, size))
+            self._change(fid, fd, lambda: calls.ftruncate("undo.truncate", fd, size))
 
     def _contents(self, extents: list[Extent]) -> Iterator[tuple[int, bytes | memoryview]]:
         yield from read_extents(self._lookup, [one for one in extents if one.seq is not None])

@@ -1,7 +1,7 @@
 """Whether a primary still reigns: what it has seen of other reigns, kept on its own disk, so that
 it holds after a restart, and with no peer in reach.
 
-The highest reign that was seen is in the page of watermarks (journal/copymarks.py), the node's own
+The highest reign that was seen is in the page of watermarks (journal/watermarks.py), the node's own
 included. A primary whose own is lower is *fenced*: it takes no change any more, until it begins
 anew as a mirror, or somebody overrules that one reign (``overrule`` in the configuration), which
 has it begin an epoch beyond. Whether a peer's word counts is decided in wire/session.py
@@ -17,7 +17,7 @@ import secrets
 from contextlib import suppress
 
 from fusejournal.errors import ConfigError
-from fusejournal.journal.copymarks import CopyMarks
+from fusejournal.journal.watermarks import CopyMarks
 from fusejournal.types import EPOCH_MAX, Epoch, Reign
 
 _NUMBER_BITS = 64

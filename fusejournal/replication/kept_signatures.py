@@ -28,7 +28,7 @@ from typing import Final, NamedTuple
 
 import xxhash
 
-from fusejournal import storage
+from fusejournal.disk import calls
 from fusejournal.errors import FusejournalError
 from fusejournal.types import Seq
 from fusejournal.wire.signatures import SIGNATURE_BYTES
@@ -79,7 +79,7 @@ class KeptSignatures:
         number = self._number + 1
         slot = _SLOT.pack(seq, number, signature, 0)
         slot += _CHECK.pack(xxhash.xxh3_64_intdigest(slot))
-        storage.write_all("signatures.write", self._fd, slot, number % _SLOTS * _SLOT_BYTES)
+        calls.write_all("signatures.write", self._fd, slot, number % _SLOTS * _SLOT_BYTES)
         self._number = number
         self._kept.pop(seq, None)
         self._kept[seq] = signature
@@ -92,7 +92,7 @@ class KeptSignatures:
         with self._lock:
             seq = self._newest_seq
             if self._fd >= 0 and seq != self.durable_seq:
-                storage.fdatasync("signatures.sync", self._fd)
+                calls.fdatasync("signatures.sync", self._fd)
                 self.durable_seq = seq
 
     def after(self, seq: Seq) -> list[Kept]:
@@ -115,5 +115,5 @@ def _make(path: Path) -> None:
         file.write(bytes(_SLOTS * _SLOT_BYTES))
         file.flush()
         os.fsync(file.fileno())
-    storage.rename("signatures.rename", temporary, path)
-    storage.fsync_directory("signatures.directory", path.parent)
+    calls.rename("signatures.rename", temporary, path)
+    calls.fsync_directory("signatures.directory", path.parent)

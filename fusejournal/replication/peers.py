@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from fusejournal import storage
+from fusejournal.address import Address, check_peer_name, parse_remote
+from fusejournal.disk import calls
 from fusejournal.errors import FusejournalError, UnknownPeerError, UsageError
 from fusejournal.types import Seq
-from fusejournal.wire.address import Address, check_peer_name, parse_remote
 from fusejournal.wire.identity import fingerprint_of, normalize
 
 FILE: Final = "peers.json"
@@ -281,8 +281,8 @@ class PeerBook:
             temporary = self.path.with_name(f"{FILE}.new")
             try:
                 _write(temporary, json.dumps(raw, indent=2).encode())
-                storage.rename("peers.rename", temporary, self.path)
-                storage.fsync_directory("peers.directory", self.path.parent)
+                calls.rename("peers.rename", temporary, self.path)
+                calls.fsync_directory("peers.directory", self.path.parent)
             except OSError as error:
                 self.is_unsaved = True
                 with suppress(OSError):
@@ -313,10 +313,10 @@ def _write(path: Path, content: bytes) -> None:
         path.unlink()
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
-        storage.reached("peers.write")
+        calls.reached("peers.write")
         file.write(content)
         file.flush()
-        storage.fsync("peers.sync", fd)
+        calls.fsync("peers.sync", fd)
 
 
 def _raw(peer: Peer) -> dict[str, Any]:

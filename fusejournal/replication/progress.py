@@ -7,7 +7,7 @@ from collections import deque
 
 import trio
 
-from fusejournal.replication.ages import Ages
+from fusejournal.replication.lag import Ages
 from fusejournal.types import Seq
 
 _RATE_SECONDS = 10.0

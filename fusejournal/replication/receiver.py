@@ -25,12 +25,10 @@ from uuid import UUID
 
 import trio
 
-from fusejournal.durability import Durability
 from fusejournal.errors import FusejournalError, JournalFailedError, JournalFullError
-from fusejournal.journal.copymarks import CopyMarks
-from fusejournal.journal.stretches import Stretch
-from fusejournal.replication.ages import Ages
-from fusejournal.replication.comparing import (
+from fusejournal.journal.frame_range import Stretch
+from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.replication.common_ancestor import (
     ASKED_MAX,
     SILENCE_SECONDS,
     ChainFinder,
@@ -38,10 +36,12 @@ from fusejournal.replication.comparing import (
     keep_extra,
 )
 from fusejournal.replication.kept_signatures import KeptSignatures
+from fusejournal.replication.lag import Ages
+from fusejournal.replication.mirror_applier import Updater
 from fusejournal.replication.progress import Progress
-from fusejournal.replication.updater import Updater
 from fusejournal.types import Seq
-from fusejournal.volume import Volume
+from fusejournal.volume.durability import Durability
+from fusejournal.volume.volume import Volume
 from fusejournal.wire.batches import stretch_of
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import (

@@ -17,7 +17,7 @@ from fusejournal.config import ReplicationConfig
 from fusejournal.errors import FusejournalError, UnknownPeerError
 from fusejournal.replication.peers import PeerBook
 from fusejournal.types import Seq
-from fusejournal.volume import Volume
+from fusejournal.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 

@@ -35,10 +35,10 @@ from fusejournal.errors import (
     PeerRefusedError,
     UnknownPeerError,
 )
-from fusejournal.journal.stretches import Stretch, StretchReader
+from fusejournal.journal.frame_range import Stretch, StretchReader
 from fusejournal.replication import advice
-from fusejournal.replication.ages import Ages
-from fusejournal.replication.comparing import (
+from fusejournal.replication.append_notifier import Growth
+from fusejournal.replication.common_ancestor import (
     SILENCE_SECONDS,
     ChainFinder,
     DivergedError,
@@ -46,19 +46,19 @@ from fusejournal.replication.comparing import (
     first_error,
 )
 from fusejournal.replication.compression import Compression
-from fusejournal.replication.growth import Growth
+from fusejournal.replication.lag import Ages
 from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.replication.progress import Progress
 from fusejournal.replication.quorum import Quorum
 from fusejournal.replication.retention import Retention
 from fusejournal.replication.traffic import Traffic
 from fusejournal.types import Seq
-from fusejournal.volume import Volume
+from fusejournal.volume.volume import Volume
 from fusejournal.wire.batches import batch_of, compress
-from fusejournal.wire.complaints import Complaints
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Ack, Begin, Diverged, Ping, Refusal, Welcome, WireError
 from fusejournal.wire.identity import Identity
+from fusejournal.wire.log_limiter import Complaints
 from fusejournal.wire.session import (
     FAILED,
     FENCED,

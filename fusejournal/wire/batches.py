@@ -8,8 +8,8 @@ Source: RFC 8878 (Zstandard)."""
 import zstandard
 
 from fusejournal.journal.format import FormatError, NewerFormatError
+from fusejournal.journal.frame_range import STRETCH_BYTES_MAX, Stretch, check_stretch, entries_in
 from fusejournal.journal.segment import BadFrameError
-from fusejournal.journal.stretches import STRETCH_BYTES_MAX, Stretch, check_stretch, entries_in
 from fusejournal.types import Epoch, Seq
 from fusejournal.wire.frames import BATCH_CONTENT_BYTES_MAX, Batch, WireError
 from fusejournal.wire.session import VERSION, RefusedError

@@ -29,8 +29,8 @@ from typing import Final
 
 import trio
 
+from fusejournal.address import Address
 from fusejournal.errors import FusejournalError, PeerLostError, WireError
-from fusejournal.wire.address import Address
 from fusejournal.wire.frames import BATCH_BYTES_MAX, Decoder, Message, encode_parts
 from fusejournal.wire.identity import Identity
 

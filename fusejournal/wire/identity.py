@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fusejournal import storage
+from fusejournal.disk import calls
 from fusejournal.errors import FusejournalError
 
 _KEY: Final = "key.pem"
@@ -150,18 +150,18 @@ def _make(directory: Path, node: str) -> None:
     )
     _write(temporary / _KEY, plain_key, 0o600)
     _write(temporary / _CERTIFICATE, certificate, 0o644)
-    storage.fsync_directory("identity.directory", temporary)
-    storage.rename("identity.rename", temporary, directory)
-    storage.fsync_directory("identity.directory", directory.parent)
+    calls.fsync_directory("identity.directory", temporary)
+    calls.rename("identity.rename", temporary, directory)
+    calls.fsync_directory("identity.directory", directory.parent)
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with open(fd, "wb") as file:
-        storage.reached("identity.write")
+        calls.reached("identity.write")
         file.write(content)
         file.flush()
-        storage.fsync("identity.sync", fd)
+        calls.fsync("identity.sync", fd)
 
 
 def _sign(key: ec.EllipticCurvePrivateKey, node: str) -> x509.Certificate:

@@ -20,10 +20,9 @@ from typing import Final
 
 import trio
 
+from fusejournal.address import Address
 from fusejournal.errors import FusejournalError
-from fusejournal.wire.address import Address
 from fusejournal.wire.admission import Admission
-from fusejournal.wire.complaints import Complaints, network_of
 from fusejournal.wire.connection import (
     CLOSED,
     NO_PAIRING,
@@ -51,6 +50,7 @@ from fusejournal.wire.identity import (
     fingerprint_of,
     fingerprint_of_der,
 )
+from fusejournal.wire.log_limiter import Complaints, network_of
 from fusejournal.wire.plain import CONNECTS, LISTENS, PROOF_BYTES, is_local, prove
 
 _STRANGERS_MAX: Final = 64

@@ -37,12 +37,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final, NamedTuple
 
+from fusejournal.address import check_peer_name
 from fusejournal.errors import FusejournalError, PairingError, PeerLostError, UsageError, WireError
-from fusejournal.wire.address import check_peer_name
-from fusejournal.wire.complaints import network_of
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import PairOffer, Refusal
 from fusejournal.wire.identity import Identity, fingerprint_of, normalize
+from fusejournal.wire.log_limiter import network_of
 
 CODE_SECONDS: Final = 600.0
 TRIES_MAX: Final = 5

@@ -24,7 +24,7 @@ from typing import Final
 
 import trio
 
-from fusejournal import storage
+from fusejournal.disk import calls
 from fusejournal.errors import FusejournalError
 
 PROOF_BYTES: Final = 32
@@ -91,7 +91,7 @@ def _make_key(directory_fd: int) -> bytes:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     fd = os.open(name, flags, 0o600, dir_fd=directory_fd)
     try:
-        storage.write_all("local_key.write", fd, secrets.token_bytes(_KEY_BYTES))
+        calls.write_all("local_key.write", fd, secrets.token_bytes(_KEY_BYTES))
         with suppress(FileExistsError):  # another node was first
             os.link(name, "local.key", src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
     finally:

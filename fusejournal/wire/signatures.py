@@ -20,8 +20,8 @@ from typing import Final
 from uuid import UUID
 
 from fusejournal.errors import FusejournalError, WireError
+from fusejournal.journal.frame_range import Stretch
 from fusejournal.journal.segment import SegmentReader, segment_path
-from fusejournal.journal.stretches import Stretch
 from fusejournal.types import Seq
 from fusejournal.wire.identity import Identity
 

@@ -13,6 +13,8 @@ from typing import Final
 
 import trio
 
+from fusejournal.address import Address as Address
+from fusejournal.address import parse_address as parse_address
 from fusejournal.errors import (
     FusejournalError,
     PairingError,
@@ -21,8 +23,6 @@ from fusejournal.errors import (
     PeerRefusedError,
     WireError,
 )
-from fusejournal.wire.address import Address as Address
-from fusejournal.wire.address import parse_address as parse_address
 from fusejournal.wire.connection import (
     CLOSED,
     OPEN,

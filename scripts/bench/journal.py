@@ -7,7 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from fusejournal.journal.journal import Journal
-from fusejournal.journal.writing import JournalOptions
+from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Operation, Setattr, Write
 from fusejournal.types import NOBODY_ASKED, Fid, Seq
 

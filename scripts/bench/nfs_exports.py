@@ -135,12 +135,12 @@ def run_traced() -> None:
     so many seconds: a line of [start, seconds, name, whether the event loop was held up] each. If
     that is not everything, then of what happens in the background too, and at the end a line with
     count, seconds and longest of each name."""
-    from fusejournal import storage
     from fusejournal.backing.catalog import Catalog
     from fusejournal.cli.main import main as command_line
-    from fusejournal.durability import Durability
+    from fusejournal.disk import calls
     from fusejournal.journal.journal import Journal
     from fusejournal.layer.handlers import Handlers
+    from fusejournal.volume.durability import Durability
 
     seconds_min = float(os.environ[_TRACE_MIN])
     trace = open(os.environ[_TRACE], "w", encoding="utf-8", buffering=1 << 20)  # noqa: SIM115
@@ -175,7 +175,7 @@ def run_traced() -> None:
             try:
                 return method(*args, **kwargs)
             finally:
-                full = f"{label} {args[0]}" if owner is storage else label
+                full = f"{label} {args[0]}" if owner is calls else label
                 note(begun, full, threading.current_thread() is loop_thread)
 
         setattr(owner, name, waiting if inspect.iscoroutinefunction(method) else plain)
@@ -185,7 +185,7 @@ def run_traced() -> None:
             wrap(Handlers, name)
     if seconds_min:
         for owner, names in (
-            (storage, ("pwritev", "fdatasync", "fsync", "syncfs", "fallocate", "fsync_directory")),
+            (calls, ("pwritev", "fdatasync", "fsync", "syncfs", "fallocate", "fsync_directory")),
             (Journal, ("sync", "_roll", "compress_one")),
             (Catalog, ("commit", "sync")),
             (Durability, ("checkpoint", "_make_index")),

@@ -36,7 +36,7 @@ from uuid import uuid4
 from fusejournal.journal.index import has_index, write_index
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment import list_segments
-from fusejournal.journal.writing import JournalOptions
+from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import (
     Clean,
     Create,

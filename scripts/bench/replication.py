@@ -24,7 +24,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fusejournal.asking import ask
+from fusejournal.control.client import ask
 from tests.support.layer import Layer
 from tests.support.mirrors import know_each_other, wait_for
 

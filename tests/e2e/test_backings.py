@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.backing import syscalls
-from fusejournal.backing.syscalls import AT_FDCWD
+from fusejournal.disk import syscalls
+from fusejournal.disk.syscalls import AT_FDCWD
+from fusejournal.node.state_dir import load_state
 from fusejournal.operations import RENAME_EXCHANGE
-from fusejournal.state import load_state
 from tests.support.filesystems import KINDS, filesystem
 from tests.support.layer import Layer
 from tests.support.trees import difference, fids, image, rebuild

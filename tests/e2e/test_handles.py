@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.backing import syscalls
+from fusejournal.disk import syscalls
 from tests.support.layer import Layer
 
 pytestmark = pytest.mark.mount

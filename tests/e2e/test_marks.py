@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fusejournal.asking import RemoteError, ask
+from fusejournal.control.client import RemoteError, ask
 from fusejournal.errors import JournalError, JournalFailedError, JournalFullError, UsageError
 from tests.support.layer import Layer
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.state import load_state
+from fusejournal.node.state_dir import load_state
 from tests.support.mirrors import Node, check_equal, started, wait_for
 
 pytestmark = pytest.mark.mount

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.segment import SegmentReader, list_segments
+from fusejournal.journal.watermarks import CopyMarks
 from fusejournal.replay.digest import digest_tree
 from fusejournal.types import Seq
 from tests.support.losses import begin_another_boot

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.layer.mount import way_around
+from fusejournal.disk.mounts import way_around
 from tests.support.layer import Layer
 from tests.support.users import SOMEBODY, acting
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.backing import syscalls
+from fusejournal.disk import syscalls
 from tests.support.aio import DirectWriter
 from tests.support.layer import Layer
 

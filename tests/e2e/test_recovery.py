@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from fusejournal.errors import ConflictError
-from fusejournal.journal.criteria import Criteria
-from fusejournal.journal.lookup import Lookup
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.query import Criteria
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
-from fusejournal.replay.undo import Undo
+from fusejournal.replay.undo_plan import Undo
 from fusejournal.types import Seq
 from tests.support.layer import Layer
 from tests.support.users import acting

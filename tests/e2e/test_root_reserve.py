@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.state import load_state
+from fusejournal.node.state_dir import load_state
 from tests.support.filesystems import filesystem
 from tests.support.layer import Layer
 from tests.support.trees import difference, image, rebuild

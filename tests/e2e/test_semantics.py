@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.backing import syscalls
+from fusejournal.disk import syscalls
 from tests.support.layer import Layer
 from tests.support.trees import difference, image
 from tests.support.users import ANOTHER, SOMEBODY, acting

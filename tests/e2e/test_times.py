@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fusejournal.journal.clock import now_ns
+from fusejournal.node.state_dir import load_state
 from fusejournal.replay.digest import digest_tree
-from fusejournal.state import load_state
 from fusejournal.types import TIME_MAX_NS, TIME_MIN_NS, clamp_time
 from tests.support.filesystems import filesystem
 from tests.support.layer import Layer

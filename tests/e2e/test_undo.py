@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from fusejournal.errors import ConflictError, JournalError
-from fusejournal.journal.criteria import Criteria
-from fusejournal.journal.lookup import Lookup
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.query import Criteria
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
 from fusejournal.replay import undo_execute
-from fusejournal.replay.undo import Undo, UndoPlan
+from fusejournal.replay.undo_plan import Undo, UndoPlan
 from fusejournal.types import Seq
 from tests.support.layer import Layer
 from tests.support.trees import difference, image

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from fusejournal.disk.mounts import device_of
 from fusejournal.errors import MountError
-from fusejournal.layer.mount import device_of
+from fusejournal.node.state_dir import load_state
 from fusejournal.replay.digest import digest_tree
-from fusejournal.state import load_state
 from tests.support.faulty import FAULTS
 from tests.support.layer import Layer
 from tests.support.trees import rebuild

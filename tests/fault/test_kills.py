@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.backing import syscalls
-from fusejournal.state import load_state
+from fusejournal.disk import syscalls
+from fusejournal.node.state_dir import load_state
 from tests.support.layer import Layer
 from tests.support.trees import difference, fids, image, rebuild
 

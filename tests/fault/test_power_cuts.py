@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.node.state_dir import load_state
 from fusejournal.operations import NewEpoch
-from fusejournal.state import load_state
 from fusejournal.types import Epoch, Reign, Seq
 from tests.support.layer import Layer
 from tests.support.mirrors import Node, check_equal

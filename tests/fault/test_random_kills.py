@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.state import load_state
+from fusejournal.node.state_dir import load_state
 from tests.support.layer import Layer
 from tests.support.mischief import Busy, Mischief
 from tests.support.trees import difference, fids, image, rebuild

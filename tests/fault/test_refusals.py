@@ -12,10 +12,10 @@ from stat import S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG
 
 import pytest
 
-from fusejournal import storage
 from fusejournal.backing.apply import ShortWriteError
+from fusejournal.disk import calls
 from fusejournal.errors import FusejournalError
-from fusejournal.journal.settled import settled
+from fusejournal.journal.outcomes import settled
 from fusejournal.operations import (
     RENAME_EXCHANGE,
     Create,
@@ -175,7 +175,7 @@ def test_every_call_of_every_operation(tmp_path: Path, name: str, number: int) -
             )
             before = image(scene.opened.backing)
             fault = _FailAt(count, number)
-            storage.listen(fault)
+            calls.listen(fault)
             try:
                 scene.commit(operation, data)
             except (OSError, FusejournalError):
@@ -188,7 +188,7 @@ def test_every_call_of_every_operation(tmp_path: Path, name: str, number: int) -
                 is_done = not fault.label
                 assert is_done, fault.label
             finally:
-                storage.listen(None)
+                calls.listen(None)
     assert count > 1
 
 
@@ -264,12 +264,12 @@ def test_a_locked_directory_is_refused_alone(tmp_path: Path, flag: str) -> None:
                 assert scene.volume.failure is None, name
             # One that fails half-way is taken away even there.
             before = image(scene.opened.backing)
-            storage.listen(storage.PlannedFault("apply.tag", 1, "ENOSPC"))
+            calls.listen(calls.PlannedFault("apply.tag", 1, "ENOSPC"))
             try:
                 with pytest.raises(OSError, match=r"denied|permitted|planned"):
                     scene.opened.create("half", b"", scene.plain)
             finally:
-                storage.listen(None)
+                calls.listen(None)
             assert not difference(image(scene.opened.backing), before)
             assert scene.volume.failure is None
         scene.opened.create("new", b"", scene.plain)
@@ -293,12 +293,12 @@ def test_entries_of_refused_changes_have_no_effect_elsewhere(tmp_path: Path) -> 
     """A mirror applies nothing of what was refused."""
     with _scene(tmp_path / "live") as scene:
         for _, operation, data in list(scene.operations()):
-            storage.listen(_FailAt(1, errno.EDQUOT))
+            calls.listen(_FailAt(1, errno.EDQUOT))
             try:
                 with pytest.raises(OSError, match="quota"):
                     scene.commit(operation, data)
             finally:
-                storage.listen(None)
+                calls.listen(None)
         journal = scene.volume.journal
         journal.sync()
         uuid = journal.uuid
@@ -323,7 +323,7 @@ def test_settling_takes_what_was_written(tmp_path: Path, done: int) -> None:
         fd = scene.volume.tree.writable(scene.file)
         stat = os.fstat(fd)
         os.pwrite(fd, data[:done], 50)
-        storage.listen(storage.PlannedFault("apply.write", 1, "ENOSPC"))
+        calls.listen(calls.PlannedFault("apply.write", 1, "ENOSPC"))
         write = Write(scene.file, 50, 0o755)
         try:
             scene.volume.applier.apply(write, stat.st_mtime_ns + 1, data, settle=True)
@@ -333,7 +333,7 @@ def test_settling_takes_what_was_written(tmp_path: Path, done: int) -> None:
         except OSError:
             written = 0
         finally:
-            storage.listen(None)
+            calls.listen(None)
         assert written == done
         if not written:
             assert not difference(image(scene.opened.backing), before)

@@ -18,7 +18,7 @@ import pytest
 
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.segment import list_segments
-from fusejournal.journal.writing import JournalOptions
+from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Rename, Write
 from fusejournal.types import ROOT_FID
 from tests.support.filesystems import filesystem

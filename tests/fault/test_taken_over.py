@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.asking import ask
-from fusejournal.layer.mount import mounts
+from fusejournal.control.client import ask
+from fusejournal.disk.mounts import mounts
+from fusejournal.node.state_dir import load_state
 from fusejournal.replay.digest import digest_tree
-from fusejournal.state import load_state
 from tests.support.layer import Layer
 from tests.support.trees import rebuild
 from tests.support.users import acting
@@ -41,7 +41,10 @@ def held(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Layer]:
 def keepers(layer: Layer) -> list[int]:
     """The keepers that run, by pid. (There may be others on this machine.)"""
     found = subprocess.run(
-        ["pgrep", "-f", "fusejournal.layer.keeper"], capture_output=True, text=True, check=False
+        ["pgrep", "-f", "fusejournal.layer.connection_holder"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     record = layer.state / "connection"
     told = record.read_text() if record.exists() else ""

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal import storage
-from fusejournal.backing.syscalls import handle_of
+from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.backing.tree import FID_XATTR, pack_tag
+from fusejournal.disk import calls
+from fusejournal.disk.syscalls import handle_of
 from fusejournal.errors import JournalFailedError, RecoveryError
-from fusejournal.journal.copymarks import CopyMarks
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
-from fusejournal.opening import Opening
+from fusejournal.journal.watermarks import CopyMarks
 from fusejournal.operations import ImportLink
-from fusejournal.ties import BackingRoot
 from fusejournal.types import ROOT_FID, Seq
+from fusejournal.volume.startup import Opening
 from tests.support.layer import Layer
 from tests.support.losses import begin_another_boot
 from tests.support.mirrors import wait_for
@@ -275,13 +275,13 @@ def test_disk_that_fails_at_the_stop_is_remembered(ledger: Layer, call: str) -> 
 def test_disk_that_fails_at_the_import_is_remembered(tmp_path: Path, call: str) -> None:
     with open_volume(tmp_path, orderly=False) as opened:
         opened.volume.catalog.imported = False
-        storage.listen(storage.PlannedFault(call, 1, "EIO"))
+        calls.listen(calls.PlannedFault(call, 1, "EIO"))
         try:
             with pytest.raises((OSError, JournalFailedError)):
                 for _ in opened.opening.begin(read_only=False):
                     pass
         finally:
-            storage.listen(None)
+            calls.listen(None)
     with open_volume(tmp_path) as opened:
         assert opened.volume.journal.epoch == 2
 
@@ -291,12 +291,12 @@ def test_disk_that_fails_under_a_strict_volume_is_remembered(tmp_path: Path) -> 
     with open_volume(tmp_path, orderly=False) as opened:
         opened.make_checkpoint()
         opened.volume.is_strict = True
-        storage.listen(storage.PlannedFault("journal.sync", 1, "EIO"))
+        calls.listen(calls.PlannedFault("journal.sync", 1, "EIO"))
         try:
             with pytest.raises(OSError, match="flushed"):
                 opened.create("file")
         finally:
-            storage.listen(None)
+            calls.listen(None)
         assert opened.volume.refusal == errno.EROFS
     with open_volume(tmp_path) as opened:
         assert opened.volume.journal.epoch == 2

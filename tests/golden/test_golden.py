@@ -8,8 +8,8 @@ from fusejournal.journal.index import build_index
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END
 from fusejournal.journal.segment import SegmentReader, list_segments
+from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.verify import verify
-from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import Setattr
 from fusejournal.types import TIME_MAX_NS, TIME_MIN_NS, Seq, Who
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples

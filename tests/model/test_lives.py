@@ -28,7 +28,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from fusejournal import storage
+from fusejournal.disk import calls
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import ControlOperation, Void
@@ -103,11 +103,11 @@ def refusing(label: str, number: int, count: int) -> Iterator[None]:
             if left == 0:
                 raise OSError(number, os.strerror(number))
 
-    storage.listen(listen)
+    calls.listen(listen)
     try:
         yield
     finally:
-        storage.listen(None)
+        calls.listen(None)
 
 
 class Lives(RuleBasedStateMachine):
@@ -414,7 +414,7 @@ class Lives(RuleBasedStateMachine):
                     assert not found, found
                 self._close("order")
         finally:
-            storage.listen(None)
+            calls.listen(None)
             if self.opened is not None:
                 self._close("kill")
             shutil.rmtree(self.base)

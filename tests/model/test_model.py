@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from fusejournal.backing import syscalls
-from fusejournal.state import load_state
+from fusejournal.disk import syscalls
+from fusejournal.node.state_dir import load_state
 from tests.support.layer import Layer
 from tests.support.trees import difference, fids, image, rebuild
 from tests.support.workload import CAPABILITIES

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from fusejournal.node.state_dir import load_state
 from fusejournal.replay.digest import digest_tree
-from fusejournal.state import load_state
 from tests.nfs.conftest import DEVICES, Served
 from tests.support.guest.client import Person
 from tests.support.guest.server import NfsServer, drop_caches, make_disk, sh, wait_until

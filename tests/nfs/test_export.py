@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal import exports, nfsd
 from fusejournal.cli import umount as command
 from fusejournal.config import VolumeConfig
 from fusejournal.errors import VolumeBusyError
 from fusejournal.layer.connection import release_kept
-from fusejournal.state import load_state
+from fusejournal.nfs import exports, nfsd
+from fusejournal.node.state_dir import load_state
 from tests.support.guest import server
 from tests.support.guest.holder import Holder
 from tests.support.guest.server import NfsServer, drop_caches, sh, wait_until

@@ -116,7 +116,7 @@ def test_handles_outlive_a_dead_mount(served: Served) -> None:
     """The keeper is gone, too: clients get errors until the next layer is there, not after."""
     with holding(served) as holder:
         served.volume.kill()
-        subprocess.run(["pkill", "-9", "-f", "fusejournal.layer.keeper"], check=True)
+        subprocess.run(["pkill", "-9", "-f", "fusejournal.layer.connection_holder"], check=True)
         wait_until("the mount's death", lambda: holder.outcome("chmod", "file", 0o600) == "EIO")
         served.volume.start()
         assert "took a dead mount away" in served.volume.words()

@@ -9,8 +9,8 @@ import pytest
 import xxhash
 
 from fusejournal.journal.reader import JournalReader
+from fusejournal.node.state_dir import load_state
 from fusejournal.operations import Create, Write
-from fusejournal.state import load_state
 from fusejournal.types import Seq
 from tests.support.guest.client import Person, nfsd_counts
 from tests.support.guest.images import make_image

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END
 from fusejournal.journal.segment import list_segments
+from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.verify import verify
-from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import Create, Mark, Operation, Setattr, Write
 from fusejournal.types import TIME_MAX_NS, TIME_MIN_NS, Fid, Seq, Who
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, Sample, operations, whos

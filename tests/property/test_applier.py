@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusejournal import storage
+from fusejournal.disk import calls
+from fusejournal.journal.outcomes import settled
 from fusejournal.journal.reader import JournalReader
-from fusejournal.journal.settled import settled
 from fusejournal.operations import (
     ControlOperation,
     Removexattr,
@@ -78,7 +78,7 @@ def commit(live: OpenVolume, model: Model, step: Step) -> None:
         refused = planned
     before = image(live.backing)
     if planned:
-        storage.listen(storage.PlannedFault("apply.*", 1, "ENOSPC"))
+        calls.listen(calls.PlannedFault("apply.*", 1, "ENOSPC"))
     try:
         live.volume.commit(operation, step.who, step.data)
     except OSError:
@@ -90,7 +90,7 @@ def commit(live: OpenVolume, model: Model, step: Step) -> None:
         found = timeless(image(live.backing))
         assert not difference(found, timeless(model.image())), operation
     finally:
-        storage.listen(None)
+        calls.listen(None)
 
 
 @settings(max_examples=25)

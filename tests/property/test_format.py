@@ -21,8 +21,8 @@ from fusejournal.journal.format import (
 )
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment import BadFrameError, SegmentReader, list_segments
+from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.verify import verify
-from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import Operation
 from fusejournal.types import TIME_MIN_NS, Epoch, Fid, Seq, Who
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, operations, whos, write_samples

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import trio
 
+from fusejournal.address import parse_address
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import FusejournalError, PeerLostError
+from fusejournal.journal.frame_range import StretchReader
 from fusejournal.journal.reader import JournalReader
-from fusejournal.journal.stretches import StretchReader
 from fusejournal.replication import shipper as shipper_module
-from fusejournal.replication.comparing import ASKED_MAX
+from fusejournal.replication.common_ancestor import ASKED_MAX
 from fusejournal.types import Seq
-from fusejournal.wire.address import parse_address
 from fusejournal.wire.batches import batch_of, compress
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import (

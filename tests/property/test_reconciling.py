@@ -18,9 +18,9 @@ from uuid import UUID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusejournal.backing.syscalls import handle_of
 from fusejournal.backing.tree import FID_XATTR, pack_tag
-from fusejournal.journal.copymarks import CopyMarks
+from fusejournal.disk.syscalls import handle_of
+from fusejournal.journal.watermarks import CopyMarks
 from fusejournal.operations import (
     MAKERS,
     Clean,

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from fusejournal.journal.copymarks import CopyMarks
+from fusejournal.journal.watermarks import CopyMarks
 from fusejournal.replication.fence import Fence
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
 from fusejournal.wire.frames import Begin, Decoder, Message, Welcome, encode

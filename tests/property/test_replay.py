@@ -13,8 +13,8 @@ from typing import NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusejournal.journal.criteria import Criteria, SeqRange
-from fusejournal.journal.lookup import Lookup
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.query import Criteria, SeqRange
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import (
     RENAME_EXCHANGE,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from fusejournal.cli.diff import Change, compare
 from fusejournal.cli.source import Source
-from fusejournal.journal.criteria import Criteria, find
-from fusejournal.journal.lookup import Lookup
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.query import Criteria, find
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import RENAME_EXCHANGE, Kind, Link, Rename, Unlink, Void, Write
 from fusejournal.replay.restore import restore

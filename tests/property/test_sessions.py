@@ -14,12 +14,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fusejournal.errors import FusejournalError, WireError
+from fusejournal.journal.frame_range import End, StretchReader
 from fusejournal.journal.journal import Journal
+from fusejournal.journal.outcomes import settled
 from fusejournal.journal.reader import JournalReader
-from fusejournal.journal.settled import settled
-from fusejournal.journal.stretches import End, StretchReader
-from fusejournal.journal.writing import JournalOptions
-from fusejournal.replication.comparing import find_common
+from fusejournal.journal.segment_writer import JournalOptions
+from fusejournal.replication.common_ancestor import find_common
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
 from fusejournal.wire.batches import batch_of, compress, stretch_of
 from fusejournal.wire.frames import (

@@ -14,17 +14,17 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fusejournal.backing import syscalls
+from fusejournal.disk import syscalls
 from fusejournal.errors import ConflictError
-from fusejournal.journal.criteria import Criteria, SeqRange, find
-from fusejournal.journal.lookup import Lookup
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.query import Criteria, SeqRange, find
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import Kind
 from fusejournal.replay import undo_execute
 from fusejournal.replay.digest import digest_tree
 from fusejournal.replay.replay import Replay
 from fusejournal.replay.target import Target
-from fusejournal.replay.undo import OnConflict, Undo, UndoPlan
+from fusejournal.replay.undo_plan import OnConflict, Undo, UndoPlan
 from fusejournal.types import Seq
 from tests.support.layer import Layer
 from tests.support.trees import difference, image

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fusejournal.journal.format import encode_frame
 from fusejournal.journal.journal import Journal
-from fusejournal.journal.writing import JournalOptions
+from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import (
     OPERATIONS,
     Clean,

@@ -15,13 +15,13 @@ import pyfuse3
 import trio
 
 from fusejournal.cli.main import main
-from fusejournal.durability import Durability
 from fusejournal.errors import JournalFailedError, RecoveryError
-from fusejournal.layer import opens
+from fusejournal.layer import open_files
 from fusejournal.layer.connection import Connection
 from fusejournal.layer.handlers import Handlers
-from fusejournal.page import StatusPage
+from fusejournal.node.status import StatusPage
 from fusejournal.types import Fid
+from fusejournal.volume.durability import Durability
 
 FAULTS: dict[str, Callable[[], BaseException]] = {
     "memory": MemoryError,
@@ -86,7 +86,7 @@ def on_an_old_kernel() -> None:
 
 def with_a_small_table() -> None:
     """A layer that can keep one open file for the next."""
-    opens._SLOTS = 1
+    open_files._SLOTS = 1
     main()
 
 

@@ -121,7 +121,7 @@ class Layer:
 
     def ask(self) -> dict[str, Any]:
         """The running layer's status."""
-        from fusejournal.asking import ask
+        from fusejournal.control.client import ask
 
         return ask(self.state, "status")
 

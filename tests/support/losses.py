@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fusejournal import storage
-from fusejournal.checkpoint import CheckpointFile
-from fusejournal.journal.copymarks import CopyMarks
+from fusejournal.backing.root_mark import BackingRoot, read_root_mark
+from fusejournal.disk import calls
 from fusejournal.journal.index import index_path
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
-from fusejournal.state import load_state
-from fusejournal.ties import BackingRoot, read_root_mark
+from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.node.state_dir import load_state
 from fusejournal.types import Seq
+from fusejournal.volume.checkpoint import CheckpointFile
 
 
 def lose_machine(state: Path, last_seq: int) -> None:
@@ -76,8 +76,8 @@ def dying_at(label: str, count: int) -> Iterator[list[int]]:
             if left[0] == 0:
                 raise Died
 
-    storage.listen(listen)
+    calls.listen(listen)
     try:
         yield left
     finally:
-        storage.listen(None)
+        calls.listen(None)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from fusejournal.backing import syscalls
+from fusejournal.disk import syscalls
 
 _GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENODEV, errno.ESTALE, errno.EAGAIN}
 _GONE_PAUSE_SECONDS = 0.05

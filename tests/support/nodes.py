@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import trio
 
-from fusejournal.asking import ask
 from fusejournal.config import Config, VolumeConfig
-from fusejournal.control import serve_control
-from fusejournal.mountspec import MountSpec
-from fusejournal.replication.pairing_desk import PairingDesk
+from fusejournal.control.client import ask
+from fusejournal.control.server import serve_control
+from fusejournal.node.spec import MountSpec
+from fusejournal.node.state_dir import claim_volume
+from fusejournal.replication.peer_commands import PairingDesk
 from fusejournal.replication.peers import PeerBook
-from fusejournal.state import claim_volume
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.identity import Identity, load_or_make
 from fusejournal.wire.transport import Address, serve

@@ -9,8 +9,8 @@ from typing import Any
 from uuid import UUID
 
 from fusejournal.backing.tree import FID_XATTR
-from fusejournal.journal.criteria import Criteria
-from fusejournal.journal.lookup import Lookup
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.query import Criteria
 from fusejournal.journal.reader import JournalReader
 from fusejournal.replay.replay import Replay
 from fusejournal.replay.target import Target

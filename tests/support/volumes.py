@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from fusejournal.checkpoint import Checkpoint
 from fusejournal.config import JournalConfig, ReplicationConfig
-from fusejournal.durability import Durability
-from fusejournal.journal.copymarks import CopyMarks
-from fusejournal.journal.writing import JournalOptions
-from fusejournal.layer.remembered import Remembered
-from fusejournal.opening import Opening
+from fusejournal.journal.segment_writer import JournalOptions
+from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.layer.kernel_cache import Remembered
 from fusejournal.operations import Create, Mkdir, Unlink, Write
-from fusejournal.replication.replication import Mirroring, Replication
+from fusejournal.replication.supervisor import Mirroring, Replication
 from fusejournal.types import ROOT_FID, Fid, Seq, Who
-from fusejournal.volume import Volume
+from fusejournal.volume.checkpoint import Checkpoint
+from fusejournal.volume.durability import Durability
+from fusejournal.volume.startup import Opening
+from fusejournal.volume.volume import Volume
 
 SOMEBODY = Who(1000, 1000, 77)
 SMALL_SEGMENTS = JournalOptions(segment_bytes=1 << 17, segment_entries=300)

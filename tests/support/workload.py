@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from fusejournal.journal.index import write_index
 from fusejournal.journal.journal import Journal
-from fusejournal.journal.writing import JournalOptions
+from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.layer.permissions import NewMode, new_mode
 from fusejournal.operations import (
     RENAME_EXCHANGE,

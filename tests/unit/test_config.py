@@ -6,7 +6,7 @@ import pytest
 
 from fusejournal.config import Config, find_config, load_config
 from fusejournal.errors import ConfigError
-from fusejournal.mountspec import load_checked
+from fusejournal.node.spec import load_checked
 
 
 def load(tmp_path: Path, text: str) -> Config:

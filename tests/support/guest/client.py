@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from fusejournal.cli.entries import as_json
-from fusejournal.journal.criteria import Criteria, find
-from fusejournal.journal.lookup import Lookup
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.query import Criteria, find
 from fusejournal.journal.reader import JournalReader
-from fusejournal.state import load_state
+from fusejournal.node.state_dir import load_state
 from fusejournal.types import Seq
 from tests.support.layer import Layer
 

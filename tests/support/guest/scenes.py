@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fusejournal.backing import syscalls
+from fusejournal.disk import syscalls
 from tests.support.guest.client import Deeds
 from tests.support.guest.server import wait_until
 from tests.support.users import ANOTHER, SOMEBODY

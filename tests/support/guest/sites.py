@@ -5,8 +5,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from fusejournal.node.state_dir import load_state
 from fusejournal.replay.digest import digest_tree
-from fusejournal.state import load_state
 from tests.support.guest.server import NfsServer, exported
 from tests.support.layer import Layer
 from tests.support.trees import difference, image, rebuild

@@ -15,9 +15,9 @@ import trio
 import trio.testing
 
 from fusejournal.config import Config
-from fusejournal.mountspec import MountSpec
+from fusejournal.node.spec import MountSpec
+from fusejournal.node.state_dir import claim_volume
 from fusejournal.replication.peers import PeerBook
-from fusejournal.state import claim_volume
 from fusejournal.types import Seq
 from fusejournal.wire.frames import End
 from fusejournal.wire.transport import connect_for_pairing

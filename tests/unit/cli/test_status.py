@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from fusejournal.cli import status as module
 from fusejournal.cli.status import report, status
-from fusejournal.state import load_state
+from fusejournal.node.state_dir import load_state
 from tests.support.nodes import make_volume
 from tests.support.volumes import open_volume
 

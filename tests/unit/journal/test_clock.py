@@ -8,11 +8,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from fusejournal.history.lookup import Lookup
 from fusejournal.journal import clock
 from fusejournal.journal.journal import Journal
-from fusejournal.journal.lookup import Lookup
 from fusejournal.journal.reader import END, JournalReader
-from fusejournal.journal.writing import JournalOptions
+from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Clean, Void, Write
 from fusejournal.types import NOBODY_ASKED, Fid, Seq
 from tests.support.entries import UUID_OF_TESTS

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fusejournal.errors import JournalDamagedError
+from fusejournal.history.lookup import Lookup, name_changes
 from fusejournal.journal.format import FormatError
 from fusejournal.journal.index import (
     SegmentIndex,
@@ -18,11 +19,10 @@ from fusejournal.journal.index import (
     write_index,
 )
 from fusejournal.journal.journal import Journal
-from fusejournal.journal.lookup import Lookup, name_changes
+from fusejournal.journal.outcomes import settled
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import SegmentReader, list_segments
-from fusejournal.journal.settled import settled
-from fusejournal.journal.writing import JournalOptions
+from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Kind, Mark, Rename, Setattr, Void, Write
 from fusejournal.types import Fid, Seq, Who
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal import storage
+from fusejournal.disk import calls
 from fusejournal.errors import (
     JournalDamagedError,
     JournalFailedError,
     JournalForeignError,
     JournalFullError,
 )
+from fusejournal.history.paths import PathTracker
 from fusejournal.journal.journal import Journal
-from fusejournal.journal.paths import PathTracker
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import SegmentReader, list_segments
+from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.tail import examine
 from fusejournal.journal.verify import verify
-from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import Clean, Create, Operation, Setattr, Setxattr, Unlink, Void, Write
 from fusejournal.types import NOBODY_ASKED, Fid, Seq
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples
@@ -32,7 +32,7 @@ _SMALL = JournalOptions(segment_bytes=1 << 16, preallocate_bytes=1 << 14, reserv
 @pytest.fixture(autouse=True)
 def _no_fault_left() -> Iterator[None]:
     yield
-    storage.listen(None)
+    calls.listen(None)
 
 
 def append(journal: Journal, operation: Operation, data: bytes = b"") -> Seq:
@@ -123,14 +123,14 @@ def test_flushed_watermark_is_in_later_frames(tmp_path: Path) -> None:
 def test_full_disk_refuses_and_goes_on(tmp_path: Path, label: str) -> None:
     journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
     append(journal, Write(Fid(7), 0, None), b"one")
-    storage.listen(storage.PlannedFault(label, 1, "ENOSPC+"))
+    calls.listen(calls.PlannedFault(label, 1, "ENOSPC+"))
     assert append_until_full(journal, Write(Fid(7), 0, None), bytes(1000)) < 100
     head = journal.head
     if label == "journal.fallocate":
         # The reserve is for those who make space, and for what must be said.
         append(journal, Unlink(Fid(7), Fid(1), b"x"))
         append(journal, Void(journal.head_seq, errno.EIO, 0))
-    storage.listen(None)
+    calls.listen(None)
     append(journal, Write(Fid(7), 0, None), b"two")
     assert [entry.seq for entry in journal.reader.read(head.seq, Seq(head.seq + 2))] == [
         head.seq,
@@ -142,7 +142,7 @@ def test_full_disk_refuses_and_goes_on(tmp_path: Path, label: str) -> None:
 
 def test_reserve_is_enough_for_removals_but_not_without_end(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
-    storage.listen(storage.PlannedFault("journal.fallocate", 1, "ENOSPC+"))
+    calls.listen(calls.PlannedFault("journal.fallocate", 1, "ENOSPC+"))
     assert append_until_full(journal, Write(Fid(7), 0, None), bytes(1000)) < 100
     assert 50 < append_until_full(journal, Unlink(Fid(7), Fid(1), b"name")) < 10_000
     append(journal, Void(journal.head_seq, errno.EIO, 0))
@@ -168,7 +168,7 @@ def test_short_write_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_failing_disk_ends_it(tmp_path: Path, label: str) -> None:
     journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
     append(journal, Clean())
-    storage.listen(storage.PlannedFault(label, 1, "EIO"))
+    calls.listen(calls.PlannedFault(label, 1, "EIO"))
     act: Callable[[], object] = (
         journal.sync if "sync" in label else lambda: append(journal, Clean())
     )
@@ -317,7 +317,7 @@ def test_a_failed_compression_leaves_nothing_behind(tmp_path: Path) -> None:
     for _ in range(100):
         append(journal, Write(Fid(7), 0, None), bytes(3000))
     journal.sync()
-    storage.listen(storage.PlannedFault("journal.compress.sync", 1, "ENOSPC"))
+    calls.listen(calls.PlannedFault("journal.compress.sync", 1, "ENOSPC"))
     sealed = journal.sealed_segments()
     with pytest.raises(OSError, match="No space"):
         journal.compress_one(sealed[0])
@@ -397,10 +397,10 @@ def test_zeros_at_the_end_of_a_closed_segment_are_damage(tmp_path: Path) -> None
 def test_a_segment_that_was_not_sealed_is_sealed_later(tmp_path: Path) -> None:
     """The process died between making the next segment and giving the old one its size."""
     journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
-    storage.listen(storage.PlannedFault("journal.seal", 1, "EIO"))
+    calls.listen(calls.PlannedFault("journal.seal", 1, "EIO"))
     with pytest.raises(JournalFailedError):
         append_until_full(journal, Create(Fid(2), Fid(1), b"f", 0o100644, 0, 0, 0, None))
-    storage.listen(None)
+    calls.listen(None)
     old, new = list_segments(tmp_path)
     whole = old.read_bytes()
     assert whole.endswith(bytes(100))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal import storage
+from fusejournal.disk import calls
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import list_segments
+from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.verify import verify
-from fusejournal.journal.writing import JournalOptions
 from fusejournal.operations import Write
 from fusejournal.types import NOBODY_ASKED, Fid, Seq
 from tests.support.entries import UUID_OF_TESTS
@@ -23,7 +23,7 @@ _OPTIONS = JournalOptions(segment_entries=20, preallocate_bytes=1 << 14, reserve
 @pytest.fixture(autouse=True)
 def _no_fault_left() -> Iterator[None]:
     yield
-    storage.listen(None)
+    calls.listen(None)
 
 
 def _filled(directory: Path, count: int = 100) -> Journal:
@@ -107,10 +107,10 @@ def test_a_torn_compressed_segment_does_not_count(tmp_path: Path) -> None:
 def test_an_interrupted_compression_is_ended_by_the_next_start(tmp_path: Path) -> None:
     journal = _filled(tmp_path)
     path = journal.sealed_segments()[1]
-    storage.listen(storage.PlannedFault("journal.compress.unlink", 1, "EIO"))
+    calls.listen(calls.PlannedFault("journal.compress.unlink", 1, "EIO"))
     with pytest.raises(OSError, match="Input/output"):
         journal.compress_one(path)
-    storage.listen(None)
+    calls.listen(None)
     assert path.exists()
     assert path.with_suffix(".fjz").exists()
     journal.close()

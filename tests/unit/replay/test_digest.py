@@ -15,10 +15,11 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusejournal.backing.tree import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR, FID_XATTR
+from fusejournal.backing.tree import FID_XATTR
 from fusejournal.cli.digest import digest
+from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
+from fusejournal.disk.mounts import FILESYSTEM_TYPE, MountInfo
 from fusejournal.errors import NotRunningError, PathNotFoundError, UsageError, VolumeNotFoundError
-from fusejournal.layer.mount import FILESYSTEM_TYPE, MountInfo
 from fusejournal.replay.digest import TreeChangedError, digest_tree
 from tests.support.layer import Layer
 from tests.support.trees import image
@@ -500,6 +501,6 @@ def test_command_on_a_dead_mount(layer: Layer, monkeypatch: pytest.MonkeyPatch) 
     assert run(layer.mountpoint) == live
     # Over the backing itself, a dead mount hides the tree.
     covers = MountInfo("0:1", "/", layer.backing, FILESYSTEM_TYPE, "volume")
-    monkeypatch.setattr("fusejournal.layer.mount.mounts", lambda: iter([covers]))
+    monkeypatch.setattr("fusejournal.disk.mounts.mounts", lambda: iter([covers]))
     with pytest.raises(NotRunningError, match="fusejournal umount volume"):
         run("volume")

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from fusejournal.history.lookup import Lookup
 from fusejournal.journal import reader as reader_module
 from fusejournal.journal.index import write_index
 from fusejournal.journal.journal import Journal
-from fusejournal.journal.lookup import Lookup
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
-from fusejournal.journal.writing import JournalOptions
+from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Create, Mkdir, Operation, Write
 from fusejournal.replay.fold import Fold
 from fusejournal.types import NOBODY_ASKED, ROOT_FID, Fid, Seq

@@ -10,11 +10,11 @@ import pytest
 import trio
 import trio.testing
 
+from fusejournal.address import parse_address
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import PeerLostError
-from fusejournal.replication.replication import Replication
+from fusejournal.replication.supervisor import Replication
 from fusejournal.types import Epoch, Seq
-from fusejournal.wire.address import parse_address
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello, Message, Ping, Refusal
 from fusejournal.wire.identity import Identity, load_or_make

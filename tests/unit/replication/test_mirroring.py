@@ -13,16 +13,16 @@ from fusejournal.backing.apply import Applier
 from fusejournal.backing.catalog import Catalog
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import PeerLostError, PeerMistakenError, PeerRefusedError
+from fusejournal.journal.frame_range import Stretch, StretchReader
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import list_segments
-from fusejournal.journal.stretches import Stretch, StretchReader
 from fusejournal.replay.digest import digest_tree
-from fusejournal.replication import replication as replication_module
+from fusejournal.replication import mirror_applier as updater_module
 from fusejournal.replication import shipper as shipper_module
-from fusejournal.replication import updater as updater_module
+from fusejournal.replication import supervisor as replication_module
+from fusejournal.replication.mirror_applier import Updater
 from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.shipper import Shipper
-from fusejournal.replication.updater import Updater
 from fusejournal.types import Seq
 from fusejournal.wire.session import FAILED, FULL
 from tests.support.pairs import level as _level

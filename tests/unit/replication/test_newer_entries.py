@@ -7,11 +7,11 @@ import pytest
 
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import JournalVersionError
+from fusejournal.journal.frame_range import StretchReader
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END, JournalReader
-from fusejournal.journal.stretches import StretchReader
+from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.verify import verify
-from fusejournal.journal.writing import JournalOptions
 from fusejournal.types import Epoch, Seq
 from fusejournal.wire.batches import RAW, batch_of, stretch_of
 from fusejournal.wire.frames import WireError

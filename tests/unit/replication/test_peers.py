@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from fusejournal import storage
+from fusejournal.address import Address
+from fusejournal.disk import calls
 from fusejournal.errors import FusejournalError, UnknownPeerError, UsageError
 from fusejournal.replication.peers import Peer, PeerBook, describe
 from fusejournal.types import Seq
-from fusejournal.wire.address import Address
 from fusejournal.wire.identity import load_or_make
 from tests.support.certificates import bad_name
 
@@ -22,7 +22,7 @@ ATTIC = Address("2001:db8::7", 7733)
 @pytest.fixture(autouse=True)
 def _no_faults() -> Iterator[None]:
     yield
-    storage.listen(None)
+    calls.listen(None)
 
 
 @pytest.fixture
@@ -156,14 +156,14 @@ def test_a_disk_that_fails(tmp_path: Path) -> None:
     book = PeerBook(tmp_path)
     book.add("cellar", CELLAR)
     labels: list[str] = []
-    storage.listen(labels.append)
+    calls.listen(labels.append)
     book.save()
     book.add("attic", ATTIC)
     for number in range(1, len(labels) + 1):
-        storage.listen(storage.PlannedFault("peers.*", number, "ENOSPC"))
+        calls.listen(calls.PlannedFault("peers.*", number, "ENOSPC"))
         with pytest.raises(FusejournalError, match=f"^{book.path}: cannot be saved"):
             book.save()
-        storage.listen(None)
+        calls.listen(None)
         names = [peer.name for peer in PeerBook.load(tmp_path).list()]
         assert names == (["attic", "cellar"] if number == len(labels) else ["cellar"])
         assert [path.name for path in tmp_path.iterdir()] == ["peers.json"]

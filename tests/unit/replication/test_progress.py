@@ -4,7 +4,7 @@ import pytest
 import trio
 import trio.testing
 
-from fusejournal.replication.ages import Ages
+from fusejournal.replication.lag import Ages
 from fusejournal.replication.progress import Progress
 from fusejournal.types import Seq
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from fusejournal.address import parse_address
 from fusejournal.config import ReplicationConfig
 from fusejournal.replication import receiver as receiver_module
 from fusejournal.replication import shipper as shipper_module
-from fusejournal.wire.address import parse_address
 from tests.support.pairs import (
     level,
     listens_at,

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import trio
 
-from fusejournal import storage
 from fusejournal.config import ReplicationConfig
+from fusejournal.disk import calls
 from fusejournal.errors import ConfigError
-from fusejournal.journal.copymarks import CopyMarks
+from fusejournal.journal.watermarks import CopyMarks
 from fusejournal.operations import NewEpoch
+from fusejournal.replication import fetch_lost as take_back_module
 from fusejournal.replication import receiver as receiver_module
 from fusejournal.replication import shipper as shipper_module
-from fusejournal.replication import take_back as take_back_module
 from fusejournal.replication.fence import node_id_of, parse_reign
-from fusejournal.replication.updater import Updater
+from fusejournal.replication.mirror_applier import Updater
 from fusejournal.types import EPOCH_MAX, Epoch, Reign, Seq
 from fusejournal.wire.connection import OPEN, READY, Connection, receive_exactly
 from fusejournal.wire.frames import Ack, Begin, Diverged, Message, Refusal, Welcome
@@ -261,13 +261,13 @@ async def test_a_reign_is_on_the_disk_before_anything_of_it_is_taken(tmp_path: P
     ):
         mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
         patch.setattr(Connection, "receive", receive)
-        storage.listen(lambda label: order.append(label) if label == "marks.sync" else None)
+        calls.listen(lambda label: order.append(label) if label == "marks.sync" else None)
         try:
             async with running(mirror):
                 await follow(mirror, successor, 7)
                 assert reign_of(mirror) == Reign(Epoch(7), node_id(successor))
         finally:
-            storage.listen(None)
+            calls.listen(None)
     relevant = order[order.index("Begin") :]
     assert "marks.sync" in relevant[: relevant.index("Ack")]
 

@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from fusejournal.config import ReplicationConfig
-from fusejournal.replication import replication as replication_module
 from fusejournal.replication import retention as retention_module
+from fusejournal.replication import supervisor as replication_module
 from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.replication.receiver import Receiver
 from fusejournal.types import Seq

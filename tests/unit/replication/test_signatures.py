@@ -9,12 +9,12 @@ import pytest
 import trio
 import xxhash
 
-from fusejournal import storage
 from fusejournal.config import ReplicationConfig
+from fusejournal.disk import calls
 from fusejournal.journal.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES
-from fusejournal.journal.stretches import Stretch
+from fusejournal.journal.frame_range import Stretch
 from fusejournal.operations import Create
-from fusejournal.replication import take_back as take_back_module
+from fusejournal.replication import fetch_lost as take_back_module
 from fusejournal.replication.kept_signatures import _SLOT_BYTES, _SLOTS, Kept, KeptSignatures
 from fusejournal.replication.peers import PeerBook
 from fusejournal.types import ROOT_FID, Fid, Seq
@@ -260,20 +260,20 @@ async def test_nothing_is_acknowledged_without_its_signature(tmp_path: Path) -> 
         async with running(mirror):
             primary.work(3)
             primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-            storage.listen(note)
+            calls.listen(note)
             try:
                 async with running(primary):
                     await until("the mirror is level", level(primary, mirror))
                     acked_seq = primary.volume.journal.head_seq
                     status = lambda: peer_status(primary)  # noqa: E731
                     await until("it is acked", lambda: status()["acked_seq"] == acked_seq)
-                    storage.listen(storage.PlannedFault("signatures.sync", 1, "EIO"))
+                    calls.listen(calls.PlannedFault("signatures.sync", 1, "EIO"))
                     primary.work(3, start=10)
                     await until("it has failed", lambda: mirror.volume.failure is not None)
                     assert status()["acked_seq"] == acked_seq
                     assert mirror.durability.durable_seq < mirror.volume.journal.head_seq
             finally:
-                storage.listen(None)
+                calls.listen(None)
     first_written = reached.index("signatures.write")
     later = reached[first_written:]
     assert later.index("signatures.sync") < later.index("journal.sync")

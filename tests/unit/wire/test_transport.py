@@ -25,10 +25,10 @@ from fusejournal.errors import (
 )
 from fusejournal.types import Epoch, Seq
 from fusejournal.wire import transport
-from fusejournal.wire.complaints import WINDOW_SECONDS
 from fusejournal.wire.connection import OPEN, PAIR, READY, TLS, tls_context
 from fusejournal.wire.frames import CONTROL_BYTES_MAX, Batch, End, Message, Ping, Refusal, encode
 from fusejournal.wire.identity import Identity, trust
+from fusejournal.wire.log_limiter import WINDOW_SECONDS
 from fusejournal.wire.plain import CONNECTS, LISTENS, prove
 from fusejournal.wire.transport import Address, Connection, connect, connect_for_pairing, serve
 from tests.support.certificates import bad_name

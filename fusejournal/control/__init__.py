@@ -1,0 +1,1 @@
+"""The control socket of a running layer: its server and its client."""

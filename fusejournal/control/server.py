@@ -1,0 +1,150 @@
+"""The control socket of a running layer: one JSON request a line, one JSON reply a line.
+
+The server's side, which runs in the node's nursery; client.py is the other. A reply is the
+command's own object, or ``{"error": text, "exit_code": n}``. Only root can reach the socket; even
+so a script of root's that goes wrong costs the layer little. ``_ASKING_MAX`` connections may be
+asking at a time, of which the oldest makes room for a new one; ``_BUSY_MAX`` requests may be at
+work; who asks or reads too slowly is cut off; and a lack of descriptors only makes callers wait.
+"""
+
+import errno
+import json
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from fusejournal.errors import FusejournalError
+
+log = logging.getLogger(__name__)
+
+Command = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+_LINE_BYTES_MAX = 64 << 10
+_REQUEST_SECONDS = 10.0
+_REPLY_SECONDS = 10.0
+_ASKING_MAX = 32
+_BUSY_MAX = 32
+_PAUSE_SECONDS = 0.1
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+"""What accept(2) fails with while the process or the machine lacks something."""
+
+
+async def serve_control(
+    path: Path,
+    commands: Mapping[str, Command],
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve *commands* on the socket *path* until cancelled; the socket is removed then."""
+    with suppress(FileNotFoundError):
+        path.unlink()
+    with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM) as listening:
+        await _bind(listening, path)
+        try:
+            listening.listen()
+            task_status.started()
+            await _Server(commands).run(listening)
+        finally:
+            with suppress(FileNotFoundError):
+                path.unlink()
+
+
+async def _bind(listening: trio.socket.SocketType, path: Path) -> None:
+    # A socket's path may have 108 bytes; through the directory's descriptor any will do.
+    fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        await listening.bind(f"/proc/self/fd/{fd}/{path.name}")
+    finally:
+        os.close(fd)
+    path.chmod(0o600)
+
+
+class _Server:
+    def __init__(self, commands: Mapping[str, Command]) -> None:
+        self._commands = commands
+        self._asking: dict[trio.CancelScope, None] = {}
+        """Of connections that have not asked yet, oldest first."""
+        self._busy = 0
+
+    async def run(self, listening: trio.socket.SocketType) -> None:
+        async with trio.open_nursery() as nursery:
+            while True:
+                try:
+                    connection, _ = await listening.accept()
+                except OSError as error:
+                    if error.errno not in _EXHAUSTED:
+                        raise
+                    await trio.sleep(_PAUSE_SECONDS)
+                    continue
+                if len(self._asking) >= _ASKING_MAX:
+                    oldest = next(iter(self._asking))
+                    del self._asking[oldest]
+                    oldest.cancel()
+                scope = trio.CancelScope(deadline=trio.current_time() + _REQUEST_SECONDS)
+                self._asking[scope] = None
+                nursery.start_soon(self._serve_one, trio.SocketStream(connection), scope)
+
+    async def _serve_one(self, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+        async with stream:
+            try:
+                line = None
+                try:
+                    with scope:
+                        line = await _read_line(stream)
+                finally:
+                    self._asking.pop(scope, None)
+                if line is not None:
+                    reply = json.dumps(await self._reply(line)).encode() + b"\n"
+                    with trio.move_on_after(_REPLY_SECONDS):
+                        await stream.send_all(reply)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return  # a client that went away, or never asked, is its own affair
+
+    async def _reply(self, line: bytes) -> dict[str, Any]:
+        if self._busy >= _BUSY_MAX:
+            return {"error": f"{_BUSY_MAX} requests are at work already", "exit_code": 1}
+        self._busy += 1
+        try:
+            return await _answer(line, self._commands)
+        finally:
+            self._busy -= 1
+
+
+async def serve_channel(
+    stream: trio.SocketStream, commands: Mapping[str, Command], pause_seconds: float
+) -> None:
+    """Serve *commands* to a process that holds the other end of *stream*: one request after the
+    other, with a pause after each, until it closes its end. Raises trio.BrokenResourceError when
+    that is cut."""
+    while line := await _read_line(stream):
+        await stream.send_all(json.dumps(await _answer(line, commands)).encode() + b"\n")
+        await trio.sleep(pause_seconds)
+
+
+async def _read_line(stream: trio.SocketStream) -> bytes:
+    line = b""
+    while not line.endswith(b"\n") and len(line) < _LINE_BYTES_MAX:
+        part = await stream.receive_some(4096)
+        if not part:
+            break
+        line += part
+    return line
+
+
+async def _answer(line: bytes, commands: Mapping[str, Command]) -> dict[str, Any]:
+    try:
+        request = json.loads(line)
+        command = commands[request["command"]]
+    except (ValueError, KeyError, TypeError):
+        return {"error": "not a command this layer knows", "exit_code": 2}
+    try:
+        return await command(request)
+    except FusejournalError as error:
+        return {"error": str(error), "exit_code": error.exit_code}
+    except Exception as error:
+        log.exception("a command failed on a bug")
+        return {"error": f"the layer failed to do it: {error!r}", "exit_code": 1}

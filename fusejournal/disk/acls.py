@@ -1,0 +1,43 @@
+"""POSIX ACLs as the kernel keeps them: the names of their attributes, and how permission bits and
+an access ACL go together. Pure.
+
+An ACL is what the xattr holds: a version (32 bits), then entries of tag, rights (16 bits each) and
+id (32 bits), little-endian.
+
+Source: acl(5); the kernel's include/uapi/linux/posix_acl_xattr.h, and posix_acl_equiv_mode() and
+__posix_acl_chmod_masq() of its fs/posix_acl.c."""
+
+import struct
+
+ACCESS_ACL_XATTR = "system.posix_acl_access"
+DEFAULT_ACL_XATTR = "system.posix_acl_default"
+CAPABILITY_XATTR = b"security.capability"
+"""Of a file's capabilities (capabilities(7)), which are kept and cleared as ACLs are."""
+
+_HEAD_BYTES = 4
+_ENTRY = struct.Struct("<HHI")
+_OWNER, _GROUP, _MASK, _OTHERS = 0x01, 0x04, 0x10, 0x20
+_IN_MODE = frozenset({_OWNER, _GROUP, _OTHERS})
+
+
+def mode_of(acl: bytes) -> int:
+    """The permission bits that go with an access ACL: its owner's, its mask's (or its group's) and
+    others'."""
+    rights = {tag: rights for tag, rights, _ in _ENTRY.iter_unpack(acl[_HEAD_BYTES:])}
+    group = rights.get(_MASK, rights.get(_GROUP, 0))
+    return int(rights.get(_OWNER, 0) << 6 | group << 3 | rights.get(_OTHERS, 0))
+
+
+def after_chmod(acl: bytes, mode: int) -> bytes:
+    """What an access ACL becomes when the permission bits are set to *mode*."""
+    entries = list(_ENTRY.iter_unpack(acl[_HEAD_BYTES:]))
+    group = _MASK if any(tag == _MASK for tag, _, _ in entries) else _GROUP
+    wanted = {_OWNER: mode >> 6 & 7, group: mode >> 3 & 7, _OTHERS: mode & 7}
+    return acl[:_HEAD_BYTES] + b"".join(
+        _ENTRY.pack(tag, wanted.get(tag, rights), id_) for tag, rights, id_ in entries
+    )
+
+
+def is_in_mode(acl: bytes) -> bool:
+    """Whether an access ACL says no more than permission bits do: then only those are kept."""
+    return all(tag in _IN_MODE for tag, _, _ in _ENTRY.iter_unpack(acl[_HEAD_BYTES:]))

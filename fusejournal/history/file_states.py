@@ -1,0 +1,236 @@
+"""What files and directories are by the journal, but for their names and contents: folded from
+their own entries, in one pass over the segments that have any."""
+
+from collections.abc import Collection
+from stat import S_IFDIR, S_IFLNK, S_IFMT
+from typing import Any, NamedTuple
+
+from fusejournal.disk.acls import (
+    ACCESS_ACL_XATTR,
+    CAPABILITY_XATTR,
+    DEFAULT_ACL_XATTR,
+    after_chmod,
+    is_in_mode,
+    mode_of,
+)
+from fusejournal.history.lookup import Lookup
+from fusejournal.journal.format import Entry
+from fusejournal.journal.index import Posting
+from fusejournal.operations import (
+    MAKERS,
+    Create,
+    Import,
+    ImportData,
+    Kind,
+    Mkdir,
+    Removexattr,
+    Setattr,
+    Setxattr,
+    Symlink,
+    TreeOperation,
+    Truncate,
+    Void,
+    Write,
+)
+from fusejournal.types import ROOT_FID, Fid, Seq
+
+_ACCESS, _DEFAULT = ACCESS_ACL_XATTR.encode(), DEFAULT_ACL_XATTR.encode()
+ACLS = frozenset({_ACCESS, _DEFAULT})
+_EMPTY_ACL_BYTES = 4
+"""An ACL without entries is none: setting it takes away the one there is."""
+DATA_KINDS = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
+_KINDS = MAKERS | DATA_KINDS | {Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR}
+
+Maker = Create | Mkdir | Symlink | Import
+
+
+class Permissions(NamedTuple):
+    """What a file or directory grants."""
+
+    mode: int | None
+    """Without the type; None where no entry tells it, as of a symlink."""
+    acl: bytes | None
+    """None where the mode says it all."""
+    default_acl: bytes | None
+
+
+def target_of(maker: Maker) -> bytes | None:
+    """Of a symlink."""
+    return maker.target if isinstance(maker, Symlink | Import) else None
+
+
+def type_of(maker: Maker) -> int:
+    """The type bits of its mode."""
+    if isinstance(maker, Mkdir):
+        return S_IFDIR
+    return S_IFLNK if isinstance(maker, Symlink) else S_IFMT(maker.mode)
+
+
+def rdev_of(maker: Maker) -> int:
+    """Of a device; else 0."""
+    return maker.rdev if isinstance(maker, Create | Import) else 0
+
+
+class State:
+    """One file or directory."""
+
+    __slots__ = (
+        "fid",
+        "floor",
+        "gid",
+        "last_time_ns",
+        "made_seq",
+        "maker",
+        "mtime_ns",
+        "size",
+        "steps",
+        "uid",
+        "written_bytes",
+        "xattrs",
+    )
+
+    def __init__(self, fid: Fid) -> None:
+        self.fid = fid
+        self.maker: Maker | None = None
+        """What made it; None for the root, and where the journal here begins later."""
+        self.made_seq = Seq(0)
+        self.uid: int | None = None
+        self.gid: int | None = None
+        self.size = 0
+        """In bytes."""
+        self.floor = 0
+        """The least size that it had at the checkpoint or later."""
+        self.written_bytes = 0
+        """By all its entries together."""
+        self.last_time_ns = 0
+        """Of its last entry."""
+        self.mtime_ns: int | None = None
+        """Of a directory, as far as entries about itself tell: names made and removed in it change
+        it, too."""
+        self.steps: list[TreeOperation] = []
+        """How it came to its mode and ACLs, which change each other, in order."""
+        self.xattrs: dict[bytes, bytes] = {}
+        """All others."""
+
+    def take(self, entry: Entry, void: Void | None) -> None:
+        """Be what it is after *entry*, which held at least in part."""
+        operation: Any = entry.operation
+        self.last_time_ns = entry.time_ns
+        if isinstance(operation, Import | ImportData):
+            self.mtime_ns = operation.mtime_ns
+        elif isinstance(operation, Setattr):
+            self.mtime_ns = self.mtime_ns if operation.mtime_ns is None else operation.mtime_ns
+        elif not isinstance(operation, Setxattr | Removexattr):
+            self.mtime_ns = entry.time_ns
+        match operation:
+            case Create() | Mkdir() | Symlink() | Import():
+                self._take_maker(operation, entry.seq)
+            case Write() | ImportData():
+                length = void.written if void is not None else len(entry.data)
+                self.written_bytes += length
+                if length:
+                    self.size = max(self.size, operation.offset + length)
+                if isinstance(operation, Write):
+                    self._take_mode(operation.mode)
+                    if length:
+                        self.xattrs.pop(CAPABILITY_XATTR, None)
+            case Truncate():
+                self.size = operation.size
+                self.floor = min(self.floor, self.size)
+                self._take_mode(operation.mode)
+                self.xattrs.pop(CAPABILITY_XATTR, None)
+            case Setattr():
+                is_given_away = operation.uid is not None or operation.gid is not None
+                if is_given_away and not self._is_directory:
+                    self.xattrs.pop(CAPABILITY_XATTR, None)
+                self.uid = operation.uid if operation.uid is not None else self.uid
+                self.gid = operation.gid if operation.gid is not None else self.gid
+                self._take_mode(operation.mode)
+            case Setxattr() | Removexattr():
+                self._take_xattr(operation)
+
+    def permissions(self) -> Permissions:
+        """Mode and ACLs after all steps."""
+        mode: int | None = None
+        acls: dict[bytes, bytes] = {}
+        for step in self.steps:
+            if isinstance(step, Setattr):
+                mode = step.mode
+                if mode is not None and _ACCESS in acls:
+                    acls[_ACCESS] = after_chmod(acls[_ACCESS], mode)
+            elif isinstance(step, Setxattr) and len(step.value) > _EMPTY_ACL_BYTES:
+                acls[step.name] = step.value
+                if step.name == _ACCESS:
+                    mode = (mode or 0) & 0o7000 | mode_of(step.value)
+                    if is_in_mode(step.value):
+                        del acls[_ACCESS]
+            elif isinstance(step, Setxattr | Removexattr):
+                acls.pop(step.name, None)
+        return Permissions(mode, acls.get(_ACCESS), acls.get(_DEFAULT))
+
+    @property
+    def _is_directory(self) -> bool:
+        return type_of(self.maker) == S_IFDIR if self.maker is not None else self.fid == ROOT_FID
+
+    def _take_maker(self, operation: Maker, seq: Seq) -> None:
+        self.maker, self.made_seq = operation, seq
+        self.uid, self.gid = operation.uid, operation.gid
+        acls: list[tuple[bytes, bytes]] = []
+        if isinstance(operation, Import):
+            self.size = operation.size
+            self.xattrs = {name: value for name, value in operation.xattrs if name not in ACLS}
+            acls = [(name, value) for name, value in operation.xattrs if name in ACLS]
+        if isinstance(operation, Create | Mkdir) and operation.acl is not None:
+            acls.append((_ACCESS, operation.acl))
+        if isinstance(operation, Mkdir) and operation.default_acl is not None:
+            acls.append((_DEFAULT, operation.default_acl))
+        self.steps = [Setxattr(self.fid, name, value) for name, value in acls]
+        if target_of(operation) is None:
+            self._take_mode(operation.mode & 0o7777)  # type: ignore[union-attr]
+
+    def _take_mode(self, mode: int | None) -> None:
+        if mode is None:
+            return
+        if self.steps and isinstance(self.steps[-1], Setattr):
+            self.steps.pop()
+        self.steps.append(Setattr(self.fid, mode, None, None, None, None))
+
+    def _take_xattr(self, operation: Setxattr | Removexattr) -> None:
+        if operation.name in ACLS:
+            self.steps.append(operation)
+        elif isinstance(operation, Setxattr):
+            self.xattrs[operation.name] = operation.value
+        else:
+            self.xattrs.pop(operation.name, None)
+
+
+def read_states(
+    lookup: Lookup, fids: Collection[Fid], before_seq: Seq, checkpoint_seq: Seq
+) -> dict[Fid, State]:
+    """The states of *fids* before entry *before_seq*; their floors count from *checkpoint_seq* on.
+    Raises JournalDamagedError."""
+    states = {fid: State(fid) for fid in fids}
+    is_after = False
+    for entry, void in lookup.entries_of_many(fids, before_seq, is_about):
+        if entry.seq > checkpoint_seq and not is_after:
+            is_after = True
+            for state in states.values():
+                state.floor = state.size
+        if void is None or void.written:
+            states[entry.operation.fid].take(entry, void)  # type: ignore[union-attr]
+    if not is_after:
+        for state in states.values():
+            state.floor = state.size
+    return states
+
+
+def lacks_maker(state: State) -> bool:
+    """Whether the journal here does not tell what it was made as."""
+    return state.maker is None and state.fid != ROOT_FID
+
+
+def is_about(posting: Posting) -> bool:
+    """Whether an entry may change the state of the fid that it is posted for."""
+    if posting.is_parent or posting.kind not in _KINDS:
+        return False
+    return not posting.refused or posting.kind == Kind.WRITE

@@ -1,0 +1,105 @@
+"""The mtime that a file or directory had at a point of the journal, by the entries alone.
+
+The table: data changes and its own making set a file's to the entry's time, a name made or removed
+in it a directory's; SETATTR and imports tell it; nothing else changes it."""
+
+from collections.abc import Callable, Collection
+
+from fusejournal.history.lookup import NAME_KINDS, Lookup, Span
+from fusejournal.journal.format import Entry
+from fusejournal.journal.index import Posting
+from fusejournal.operations import (
+    RENAME_EXCHANGE,
+    Import,
+    ImportData,
+    ImportLink,
+    Kind,
+    Rename,
+    Setattr,
+    Void,
+)
+from fusejournal.types import Fid, Seq
+
+_OF_ITSELF = frozenset(
+    {
+        Kind.CREATE,
+        Kind.MKDIR,
+        Kind.SYMLINK,
+        Kind.WRITE,
+        Kind.TRUNCATE,
+        Kind.SETATTR,
+        Kind.IMPORT,
+        Kind.IMPORT_DATA,
+    }
+)
+_OF_DIRECTORY = NAME_KINDS - {Kind.IMPORT, Kind.IMPORT_LINK}
+
+
+def mtimes_before(
+    lookup: Lookup,
+    fids: Collection[Fid],
+    before_seq: Seq,
+    counts: Callable[[Seq], bool] | None = None,
+) -> dict[Fid, int]:
+    """The mtimes of *fids* before entry *before_seq*, in nanoseconds, but for those that no entry
+    here tells; of all entries, those for which *counts* holds (all). Reads from there backwards, no
+    further than it must, and each segment once. Raises JournalDamagedError."""
+    found: dict[Fid, int] = {}
+    left = set(fids)
+    for span in lookup.segments(to_seq=before_seq, newest_first=True):
+        if not left:
+            break
+        index = lookup.index(span)
+        for fid in list(index.which_of(left)):
+            mtime_ns = _last_mtime(lookup, span, fid, before_seq, counts)
+            if mtime_ns is not None:
+                found[fid] = mtime_ns
+                left.discard(fid)
+    return found
+
+
+def _last_mtime(
+    lookup: Lookup,
+    span: Span,
+    fid: Fid,
+    before_seq: Seq,
+    counts: Callable[[Seq], bool] | None,
+) -> int | None:
+    """What the last entry of the segment that sets it sets it to."""
+    index = lookup.index(span)
+    for posting in reversed(list(index.of_fid(fid))):
+        seq = Seq(index.first_seq + posting.number)
+        if seq >= before_seq or not _may_set(posting):
+            continue
+        if counts is not None and not counts(seq):
+            continue
+        for entry, void in lookup.reader.pick(span.path, [posting.number]):
+            mtime_ns = _mtime_of(entry, void)
+            if mtime_ns is not None:
+                return mtime_ns
+    return None
+
+
+def kept_mtimes(lookup: Lookup, entry: Entry) -> dict[Fid, int]:
+    """The mtimes that *entry*'s operation leaves as they were, but which whoever died in the midst
+    of it may have left otherwise. Raises JournalDamagedError."""
+    fids: tuple[Fid, ...] = ()
+    match entry.operation:
+        case Import() | ImportLink() as operation:
+            fids = (operation.parent,)
+        case Rename(flags=flags) as operation if flags & RENAME_EXCHANGE:
+            fids = operation.fid, operation.replaced
+    return mtimes_before(lookup, fids, entry.seq)
+
+
+def _may_set(posting: Posting) -> bool:
+    return posting.kind in (_OF_DIRECTORY if posting.is_parent else _OF_ITSELF)
+
+
+def _mtime_of(entry: Entry, void: Void | None) -> int | None:
+    if void is not None and not void.written:
+        return None
+    operation = entry.operation
+    if isinstance(operation, Setattr | Import | ImportData):
+        return operation.mtime_ns
+    return entry.time_ns

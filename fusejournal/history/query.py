@@ -1,0 +1,305 @@
+"""Which entries somebody asks for, and finding them: by seq, kind, caller and path. One way for
+``log``, ``stats``, ``replay`` and ``undo``."""
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fusejournal.errors import UsageError
+from fusejournal.history.lookup import Lookup, Span, Tenure
+from fusejournal.history.paths import PathTracker
+from fusejournal.journal.format import Entry
+from fusejournal.journal.index import SegmentIndex
+from fusejournal.journal.outcomes import settled
+from fusejournal.journal.reader import END, JournalReader
+from fusejournal.operations import Kind, Operation, Rename, Void
+from fusejournal.types import Fid, Seq
+
+_WILD = frozenset(b"*?[")
+
+
+class SeqRange(NamedTuple):
+    """The seqs in [from_seq, to_seq)."""
+
+    from_seq: Seq
+    to_seq: Seq
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """What an entry must be. Empty and None: anything. ``paths``: one of them, or what is below,
+    or what matches, if it is a pattern."""
+
+    from_seq: Seq = Seq(1)
+    to_seq: Seq = END
+    kinds: frozenset[Kind] = frozenset()
+    uid: int | None = None
+    pid: int | None = None
+    paths: tuple[bytes, ...] = ()
+    only: tuple[SeqRange, ...] = ()
+    without: tuple[SeqRange, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Ranges are kept in order and apart, to be searched quickly."""
+        object.__setattr__(self, "only", _merged(self.only))
+        object.__setattr__(self, "without", _merged(self.without))
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether anything but the range limits what is asked for."""
+        return bool(
+            self.kinds
+            or self.uid is not None
+            or self.pid is not None
+            or self.paths
+            or self.only
+            or self.without
+        )
+
+    def has(self, entry: Entry) -> bool:
+        """Whether *entry* is asked for, its path aside."""
+        seq = entry.seq
+        return (
+            self.from_seq <= seq < self.to_seq
+            and (not self.kinds or entry.operation.kind in self.kinds)
+            and (self.uid is None or entry.who.uid == self.uid)
+            and (self.pid is None or entry.who.pid == self.pid)
+            and (not self.only or _within(seq, self.only))
+            and not _within(seq, self.without)
+        )
+
+
+def _merged(ranges: Iterable[SeqRange]) -> tuple[SeqRange, ...]:
+    merged: list[SeqRange] = []
+    for one in sorted(ranges):
+        if merged and one.from_seq <= merged[-1].to_seq:
+            merged[-1] = SeqRange(merged[-1].from_seq, max(merged[-1].to_seq, one.to_seq))
+        else:
+            merged.append(one)
+    return tuple(merged)
+
+
+def _within(seq: Seq, ranges: tuple[SeqRange, ...]) -> bool:
+    """Whether one of *ranges*, merged, has *seq*."""
+    at = bisect_right(ranges, (seq, END)) - 1
+    return at >= 0 and seq < ranges[at].to_seq
+
+
+class Match(NamedTuple):
+    """An entry with its VOID (refused; or, with ``written``, cut short) and its paths at that time:
+    of a RENAME, the second is the new one."""
+
+    entry: Entry
+    void: Void | None
+    path: bytes | None
+    new_path: bytes | None
+
+
+class PathPattern:
+    """A path, what is below it and what it stood for; or a pattern: ``*`` and ``?`` stop at a
+    slash, ``**`` does not; one without a slash is held against the last name of each path."""
+
+    def __init__(self, text: bytes, lookup: Lookup | None, *, is_glob: bool | None = None) -> None:
+        """*lookup*: to find a file by all its names, where there is one; and to tell by itself
+        whether *text* is a pattern, where that is not given as *is_glob*."""
+        self.text = text = text.strip(b"/")
+        self.is_glob = _is_glob(text, lookup) if is_glob is None else is_glob
+        self._lookup = lookup
+        self._tenures: dict[Fid, list[Tenure]] = {}
+        self._match = _compile(text).fullmatch if self.is_glob else None
+        self._by_name = b"/" not in text
+        if not self.is_glob and lookup is not None:
+            for tenure in lookup.tenures(text):
+                self._tenures.setdefault(tenure.fid, []).append(tenure)
+
+    def may_be_in(self, index: SegmentIndex) -> bool:
+        """Whether a segment can have an entry that matches."""
+        if self._lookup is None or not self.text:
+            return True
+        if not self.is_glob:
+            return any(map(index.has_fid, self._tenures)) or self._lookup.may_touch(
+                index, self.text
+            )
+        fixed = b"/".join(_fixed_steps(self.text))
+        return not fixed or self._lookup.may_touch(index, fixed)
+
+    def matches(self, entry: Entry, *paths: bytes | None) -> bool:
+        """Whether *entry*, which is about *paths*, is meant."""
+        fid = getattr(entry.operation, "fid", None)
+        if fid in self._tenures and any(
+            one.from_seq <= entry.seq < one.to_seq for one in self._tenures[fid]
+        ):
+            return True
+        return any(self._is(path) for path in paths if path is not None)
+
+    def _is(self, path: bytes) -> bool:
+        if self._match is not None:
+            return bool(self._match(path.rpartition(b"/")[2] if self._by_name else path))
+        return not self.text or path == self.text or path.startswith(self.text + b"/")
+
+
+def _is_glob(text: bytes, lookup: Lookup | None) -> bool:
+    """A name can have such characters, too: what was there once is meant as it is."""
+    return bool(_WILD.intersection(text)) and not (lookup is not None and lookup.tenures(text))
+
+
+def _compile(pattern: bytes) -> re.Pattern[bytes]:
+    try:
+        return re.compile(_glob_to_regex(pattern), re.DOTALL)
+    except re.error as error:
+        shown = pattern.decode("utf-8", "backslashreplace")
+        raise UsageError(f"{shown!r} is no pattern: {error}") from None
+
+
+def _fixed_steps(pattern: bytes) -> Iterator[bytes]:
+    for step in pattern.split(b"/")[:-1]:
+        if _WILD.intersection(step):
+            return
+        yield step
+
+
+def _glob_to_regex(pattern: bytes) -> bytes:
+    regex, at = b"", 0
+    while at < len(pattern):
+        char = pattern[at : at + 1]
+        closing = pattern.find(b"]", at + 2)
+        if pattern[at : at + 3] == b"**/":
+            regex, at = regex + b"(?:.*/)?", at + 3
+        elif pattern[at : at + 2] == b"**":
+            regex, at = regex + b".*", at + 2
+        elif char == b"[" and closing > 0:
+            body = pattern[at + 1 : closing]
+            negated = b"^" if body[:1] in (b"!", b"^") else b""
+            body = body[1:] if negated else body
+            # Only a dash between two characters means a range.
+            body = negated + re.escape(body).replace(b"\\-", b"-")
+            regex, at = regex + b"[" + body + b"]", closing + 1
+        else:
+            simple = {b"*": b"[^/]*", b"?": b"[^/]"}
+            regex, at = regex + simple.get(char, re.escape(char)), at + 1
+    return regex
+
+
+def find(lookup: Lookup, criteria: Criteria, *, newest_first: bool = False) -> Iterator[Match]:
+    """The entries that *criteria* ask for, each with the paths it had. Reads only segments that
+    can have one. Raises JournalDamagedError."""
+    patterns = [PathPattern(path, lookup) for path in criteria.paths]
+    # Without anything else to go by, an index would only say that all may match.
+    by_index = bool(patterns or criteria.kinds or criteria.uid is not None)
+    first, end = criteria.from_seq, criteria.to_seq
+    if criteria.only:
+        first, end = max(first, criteria.only[0].from_seq), min(end, criteria.only[-1].to_seq)
+    spans = lookup.segments(first, end, newest_first=newest_first)
+    for span in spans:
+        if by_index and not _can_match(lookup.index(span), criteria, patterns):
+            continue
+        found = _find_in_segment(lookup, span, criteria, patterns)
+        yield from reversed(list(found)) if newest_first else found
+
+
+def _can_match(index: SegmentIndex, criteria: Criteria, patterns: Sequence[PathPattern]) -> bool:
+    return (
+        (not criteria.kinds or index.has_kind(sum(1 << kind for kind in criteria.kinds)))
+        and (criteria.uid is None or index.has_uid(criteria.uid))
+        and (not patterns or any(pattern.may_be_in(index) for pattern in patterns))
+    )
+
+
+def _find_in_segment(
+    lookup: Lookup, span: Span, criteria: Criteria, patterns: Sequence[PathPattern]
+) -> Iterator[Match]:
+    """A segment's matches."""
+    for match, is_meant in _walk_segment(lookup, span, criteria, patterns):
+        if is_meant:
+            yield match
+
+
+def _walk_segment(
+    lookup: Lookup, span: Span, criteria: Criteria, patterns: Sequence[PathPattern]
+) -> Iterator[tuple[Match, bool]]:
+    """A segment's entries in [from_seq, to_seq), each with whether it is meant. Paths are followed
+    from the segment's beginning, for it tells them all."""
+    end = Seq(min(span.end_seq, criteria.to_seq + 1))  # one more: it may be a VOID
+    tracker = PathTracker()
+    last_seq = Seq(span.first_seq - 1)
+    for entry, void in settled(lookup.reader.read(span.first_seq, end)):
+        last_seq = Seq(entry.seq + (void is not None))
+        tracker.learn(entry)
+        if criteria.from_seq <= entry.seq < criteria.to_seq:
+            found = paths_of(tracker, entry.operation)
+            is_meant = criteria.has(entry) and _is_meant(patterns, entry, *found)
+            yield Match(entry, void, *found), is_meant
+        if void is None:
+            tracker.follow(entry.operation)
+    if end == span.end_seq:
+        span.check_end(last_seq)
+
+
+def paths_of(tracker: PathTracker, operation: Operation) -> tuple[bytes | None, bytes | None]:
+    """The path that *operation* is about and, of a RENAME, the new one, where they are known."""
+    new_path = None
+    if isinstance(operation, Rename):
+        new_path = tracker.join(operation.new_parent, operation.new_name)
+    return tracker.path_of(operation), new_path
+
+
+def _is_meant(patterns: Sequence[PathPattern], entry: Entry, *paths: bytes | None) -> bool:
+    return not patterns or any(pattern.matches(entry, *paths) for pattern in patterns)
+
+
+def walk(lookup: Lookup, criteria: Criteria) -> Iterator[tuple[Match, bool]]:
+    """Every entry in [from_seq, to_seq) with whether *criteria* ask for it. Paths are only there
+    when the criteria need them. Raises JournalDamagedError."""
+    if not criteria.paths:
+        pairs = settled(lookup.reader.read(criteria.from_seq, Seq(criteria.to_seq + 1)))
+        is_partial = criteria.is_partial
+        for entry, void in pairs:
+            if entry.seq < criteria.to_seq:
+                yield Match(entry, void, None, None), not is_partial or criteria.has(entry)
+        return
+    patterns = [PathPattern(path, lookup) for path in criteria.paths]
+    for span in lookup.segments(criteria.from_seq, criteria.to_seq):
+        yield from _walk_segment(lookup, span, criteria, patterns)
+
+
+class Follower:
+    """Finds what is appended, again and again, without reading anything twice."""
+
+    def __init__(self, reader: JournalReader, criteria: Criteria, from_seq: Seq) -> None:
+        self._reader = reader
+        self._criteria = criteria
+        # By what the journal has so far alone: what will be there then is another matter.
+        lookup = Lookup(reader) if criteria.paths else None
+        self._patterns = [
+            PathPattern(path, None, is_glob=_is_glob(path.strip(b"/"), lookup))
+            for path in criteria.paths
+        ]
+        self._next = from_seq
+        self._tracker = PathTracker()
+        self._segment = Seq(0)
+
+    def new(self, head_seq: Seq) -> Iterator[Match]:
+        """The matches up to *head_seq*, which is settled. Raises JournalDamagedError."""
+        while self._next <= head_seq:
+            start = self._reader.segment_start(self._next)
+            begin = self._next
+            if start != self._segment:
+                self._segment, self._tracker = start, PathTracker()
+                begin = start
+            end = Seq(min(head_seq + 1, self._reader.segment_end(start)))
+            for entry, void in settled(self._reader.read(begin, end)):
+                self._tracker.learn(entry)
+                found = paths_of(self._tracker, entry.operation)
+                if (
+                    entry.seq >= self._next
+                    and self._criteria.has(entry)
+                    and (
+                        not self._patterns or any(p.matches(entry, *found) for p in self._patterns)
+                    )
+                ):
+                    yield Match(entry, void, *found)
+                if void is None:
+                    self._tracker.follow(entry.operation)
+            self._next = end

@@ -1,0 +1,195 @@
+"""The segment that is written: its file, its end, and the space ahead of it.
+
+A :class:`SegmentWriter` puts bytes at the end of one file, wholly or not at all. Space is allocated
+before it is needed, with a reserve that only some kinds of entries may use, so that a full disk
+refuses an entry before a byte of it is written. Where allocating is no promise (btrfs), a short
+append is cut off again.
+
+Full is JournalFullError, with nothing written, and so is a lack of descriptors or memory, which
+passes as well; any other error of the disk is JournalFailedError, after which nobody knows what the
+pages hold: the journal then writes no more.
+
+Owned by the journal (journal.py) and used from its thread. Source: fallocate(2), pwritev(2)."""
+
+import errno
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusejournal.disk import calls
+from fusejournal.errors import JournalError, JournalFailedError, JournalFullError
+from fusejournal.journal.format import SEGMENT_HEADER_BYTES, SegmentHeader
+from fusejournal.journal.segment import SPACE_BYTES, segment_path
+from fusejournal.operations import REMOVALS, Kind
+from fusejournal.types import Fid, Seq
+
+ALWAYS = frozenset({Kind.VOID, Kind.CLEAN})
+"""Entries that may use all of the reserve: those that end what was begun."""
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_PASSES = _NO_SPACE | calls.NO_MEANS
+_NO_END = 1 << 62
+
+
+@dataclass(frozen=True)
+class JournalOptions:
+    """Sizes in bytes. A segment is rolled at ``segment_bytes`` or ``segment_entries``, so that
+    reading the newest, which has no index yet, stays quick. ``reserve_bytes`` are kept back beyond
+    the end of the log; removals may use the half of them."""
+
+    segment_bytes: int = 64 << 20
+    segment_entries: int = 1 << 16
+    preallocate_bytes: int = 8 << 20
+    reserve_bytes: int = 1 << 20
+    compress: bool = True
+    compress_level: int = 3
+
+
+class SegmentWriter:
+    """See the module. *end*: where the segment *path*, open on *fd*, ends now."""
+
+    __slots__ = ("_allocated", "_is_begun", "_options", "end", "fd", "first_seq", "named", "path")
+
+    def __init__(
+        self, path: Path, fd: int, first_seq: Seq, end: int, options: JournalOptions
+    ) -> None:
+        self.path = path
+        self.fd = fd
+        self.first_seq = first_seq
+        self.end = end
+        self.named: set[Fid] = set()
+        """Fids whose path this segment tells."""
+        self._options = options
+        self._allocated = end
+        self._is_begun = True
+        """Whether it has its header: until then its size says that it has not."""
+
+    @classmethod
+    def begin(
+        cls, directory: Path, header: SegmentHeader, options: JournalOptions
+    ) -> "SegmentWriter":
+        """A new segment with *header*, and nothing else. Raises JournalFullError and leaves
+        nothing, JournalFailedError."""
+        path = segment_path(directory, header.first_seq)
+        calls.reached("journal.create")
+        try:
+            fd = calls.open_with_reserve(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            if error.errno in _PASSES:
+                raise _full(directory, error) from None
+            raise JournalFailedError(f"{path}: cannot be made: {error.strerror}") from error
+        writer = cls(path, fd, header.first_seq, SEGMENT_HEADER_BYTES, options)
+        writer._allocated = 0
+        writer._is_begun = False
+        try:
+            writer._take_space(0, options.reserve_bytes)
+            writer.write_header(header.encode())
+        except (JournalError, OSError) as error:
+            os.close(fd)
+            os.unlink(path)
+            if isinstance(error, OSError):
+                if error.errno not in _PASSES:
+                    raise JournalFailedError(
+                        f"{path}: cannot be written: {error.strerror}"
+                    ) from error
+                raise _full(directory, error) from None
+            raise
+        writer._is_begun = True
+        writer._extend()
+        return writer
+
+    def write_header(self, content: bytes) -> None:
+        """Write the header, or another in its place. Raises JournalFullError, OSError."""
+        if calls.pwritev("journal.header", self.fd, (content,), 0) != len(content):
+            raise _full(self.path.parent, _no_space())
+
+    def write(self, head: bytes, data: bytes | memoryview, kind: Kind) -> None:
+        """Put *head* and *data*, an entry of *kind*, at the end. Raises JournalFullError, with
+        nothing written; JournalFailedError."""
+        need = len(head) + len(data)
+        reserve = self._options.reserve_bytes
+        if self.end + need + reserve > self._allocated:
+            self._take_space(
+                need, 0 if kind in ALWAYS else reserve // 2 if kind in REMOVALS else reserve
+            )
+        try:
+            written = calls.pwritev(
+                "journal.append", self.fd, (head, data) if data else (head,), self.end
+            )
+        except OSError as error:
+            self._refuse(error)
+        else:
+            if written != need:
+                # Only a full disk writes less; the rest may tell, but what is there must go in any
+                # case.
+                self._refuse(_no_space())
+        self.end += need
+
+    def _refuse(self, error: OSError) -> None:
+        """Take back what a failed append may have written, and say so."""
+        if error.errno not in _PASSES:
+            raise JournalFailedError(f"{self.path}: cannot be written: {error.strerror}") from error
+        try:
+            calls.ftruncate("journal.truncate", self.fd, self.end)
+        except OSError as second:
+            raise JournalFailedError(
+                f"{self.path}: a short entry could not be cut off: {second.strerror}"
+            ) from second
+        self._allocated = self.end  # what was allocated went with it
+        raise _full(self.path.parent, error) from None
+
+    def _take_space(self, need: int, kept: int) -> None:
+        """Have blocks allocated for *need* bytes and the reserve beyond them, or at least for
+        *kept* bytes of it."""
+        target = self.end + need + self._options.reserve_bytes + self._options.preallocate_bytes
+        try:
+            calls.fallocate(
+                "journal.fallocate", self.fd, self._allocated, target - self._allocated
+            )
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                self._allocated = _NO_END  # no promises to be had here; a short append is cut off
+                return
+            if error.errno not in _PASSES:
+                raise JournalFailedError(
+                    f"{self.path}: cannot be extended: {error.strerror}"
+                ) from error
+            if self.end + need + kept > self._allocated:
+                raise _full(self.path.parent, error) from None
+        else:
+            self._allocated = target
+            if self._is_begun:
+                self._extend()
+
+    def _extend(self) -> None:
+        """Let the file's size run ahead of its end: a flush then has no new size to make durable,
+        which costs a file system a commit of its own."""
+        size = min(self._allocated, self._options.segment_bytes) // SPACE_BYTES * SPACE_BYTES
+        if size > self.end and self._allocated != _NO_END:
+            # A matter of speed only.
+            with suppress(OSError):
+                calls.ftruncate("journal.extend", self.fd, size)
+
+    def seal(self) -> None:
+        """Give back what was allocated beyond the end, for another segment follows. Raises
+        JournalFailedError."""
+        try:
+            calls.ftruncate("journal.seal", self.fd, self.end)
+        except OSError as error:
+            raise JournalFailedError(f"{self.path}: cannot be sealed: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Give back what was allocated, and close the file. Raises OSError."""
+        calls.ftruncate("journal.close", self.fd, self.end)
+        os.close(self.fd)
+
+
+def _no_space() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _full(directory: Path, error: OSError) -> JournalFullError:
+    if error.errno in calls.NO_MEANS:
+        return JournalFullError(f"{directory}: the journal got {error.strerror}", error.errno)
+    return JournalFullError(f"{directory}: no space left for the journal")

@@ -1,0 +1,162 @@
+"""A node's page of watermarks: what it must know after a kill, or after its machine was lost, and
+cannot read from the entries. (Of a mirror, those tell of the node that wrote them; of a primary,
+the last of them may be gone.)
+
+One page, each number written by a pwrite of its own: it is in the kernel's hands when that returns,
+whole or not at all, so it outlives the process at any instruction. (Mapped memory would be
+cheaper by a microsecond an entry; but where a file system writes a page to a new place, a full disk
+would then end the process.) After the loss of the machine the page may be older than what it tells
+of, never newer: so ``durable_seq`` is then too low, which only means that less is known to have
+been on disk.
+
+=========  =====================================================================================
+word       meaning
+=========  =====================================================================================
+0          magic
+1          ``applying_seq``: all entries before it are applied; it may be, wholly, partly or not
+           (of a mirror)
+2          ``settled_seq``: up to here the sender had applied: nothing beyond is ever applied
+           (of a mirror)
+3          ``durable_seq``: the journal is on disk up to here
+4          ``stopped_seq``: where an orderly stop left it, with everything on disk; 0 while it runs
+           (of a mirror)
+5, 6       ``fence``: the highest reign that was seen, its epoch and its node
+7          ``instance``: a number made at the last start
+8          ``rooted_seq``: the position that is kept with the backing's root (ties.py) has at least
+           this seq on the backing's disk
+=========  =====================================================================================
+
+Setting one raises OSError: ENOSPC on a full disk, and the number is as it was. The event loop's
+thread sets them; ``sync`` blocks, for a thread."""
+
+import os
+import struct
+from pathlib import Path
+
+from fusejournal.disk import calls
+from fusejournal.errors import JournalError
+from fusejournal.types import Epoch, Reign, Seq
+
+_BYTES = 4096
+_MAGIC = int.from_bytes(b"\x89FJCOPY1", "little")
+_WORD = struct.Struct("<Q")
+_REIGN = struct.Struct("<QQ")
+_WORDS = 9
+_APPLYING, _SETTLED, _DURABLE, _STOPPED, _EPOCH, _NODE, _INSTANCE, _ROOTED = range(1, 9)
+
+
+class CopyMarks:
+    """See the module. Made if *path* is not there. Raises JournalError when it is something else,
+    OSError."""
+
+    def __init__(self, path: Path) -> None:
+        self.is_new = not path.exists()
+        """Whether it was not there."""
+        if self.is_new:
+            _make(path)
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        content = os.pread(self._fd, _BYTES + 1, 0)
+        if len(content) != _BYTES or _WORD.unpack_from(content)[0] != _MAGIC:
+            self.close()
+            raise JournalError(f"{path}: not the watermarks of a node")
+        self._words = [word for (word,) in _WORD.iter_unpack(content[: _WORD.size * _WORDS])]
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def sync(self) -> None:
+        """Make all of them durable. Blocks. Raises OSError."""
+        calls.fdatasync("marks.sync", self._fd)
+
+    def _set(self, word: int, number: int) -> None:
+        if number != self._words[word]:
+            calls.write_all("marks.write", self._fd, _WORD.pack(number), word * _WORD.size)
+            self._words[word] = number
+
+    @property
+    def applying_seq(self) -> Seq:
+        """See the module."""
+        return Seq(self._words[_APPLYING])
+
+    @applying_seq.setter
+    def applying_seq(self, seq: Seq) -> None:
+        self._set(_APPLYING, seq)
+
+    @property
+    def settled_seq(self) -> Seq:
+        """See the module."""
+        return Seq(self._words[_SETTLED])
+
+    @settled_seq.setter
+    def settled_seq(self, seq: Seq) -> None:
+        self._set(_SETTLED, seq)
+
+    @property
+    def durable_seq(self) -> Seq:
+        """See the module."""
+        return Seq(self._words[_DURABLE])
+
+    @durable_seq.setter
+    def durable_seq(self, seq: Seq) -> None:
+        self._set(_DURABLE, seq)
+
+    @property
+    def rooted_seq(self) -> Seq:
+        """See the module."""
+        return Seq(self._words[_ROOTED])
+
+    @rooted_seq.setter
+    def rooted_seq(self, seq: Seq) -> None:
+        self._set(_ROOTED, seq)
+
+    @property
+    def stopped_seq(self) -> Seq:
+        """See the module."""
+        return Seq(self._words[_STOPPED])
+
+    @stopped_seq.setter
+    def stopped_seq(self, seq: Seq) -> None:
+        self._set(_STOPPED, seq)
+
+    @property
+    def instance(self) -> int:
+        """See the module."""
+        return int(self._words[_INSTANCE])
+
+    @instance.setter
+    def instance(self, number: int) -> None:
+        self._set(_INSTANCE, number)
+
+    @property
+    def epoch(self) -> Epoch:
+        """The fence's."""
+        return Epoch(self._words[_EPOCH])
+
+    @epoch.setter
+    def epoch(self, epoch: Epoch) -> None:
+        self.fence = Reign(epoch, 0)
+
+    @property
+    def fence(self) -> Reign:
+        """See the module."""
+        return Reign(Epoch(self._words[_EPOCH]), self._words[_NODE])
+
+    @fence.setter
+    def fence(self, reign: Reign) -> None:
+        if reign != self.fence:
+            # Both at once: the one with the other's old value would be a reign that never was.
+            packed = _REIGN.pack(*reign)
+            calls.write_all("marks.write", self._fd, packed, _EPOCH * _WORD.size)
+            self._words[_EPOCH], self._words[_NODE] = reign
+
+
+def _make(path: Path) -> None:
+    temporary = path.with_suffix(".new")
+    with open(temporary, "wb") as file:
+        file.write(_MAGIC.to_bytes(8, "little").ljust(_BYTES, b"\0"))
+        file.flush()
+        os.fsync(file.fileno())
+    calls.rename("marks.rename", temporary, path)
+    # What is written to it later is flushed with fdatasync, which on ext4 leaves its name out.
+    calls.fsync_directory("marks.directory", path.parent)

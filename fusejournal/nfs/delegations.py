@@ -1,0 +1,93 @@
+"""Recalling NFSv4 delegations of files of a mirror: a process beside the layer.
+
+The kernel's nfsd gives a client a delegation of a file it reads, and tells it when somebody wants
+to write: it takes a lease for that. Whoever tries to open the file for writing has the lease
+broken, also where the open is then refused. But that open is a request to the layer itself; if the
+layer dies before it answers, only a process that does not hold the mount's connection lets the
+kernel see that.
+
+    python -m fusejournal.nfs.delegations MOUNTPOINT    (fids come on its input, 8 bytes each)
+
+It ends with its input. Source: fs/open.c, do_dentry_open; fs/fuse/inode.c, fuse_encode_fh;
+fcntl(2), leases."""
+
+import errno
+import os
+import struct
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from fusejournal.disk import syscalls
+from fusejournal.disk.process import DIRECTORY, python_module
+from fusejournal.types import Fid
+
+_FID = struct.Struct("<Q")
+_READ_BYTES = 64 << 10
+_PENDING_MAX = 1 << 20
+
+
+class Recaller:
+    """Starts the process when it is first needed, and never waits for it."""
+
+    def __init__(self, mountpoint: Path) -> None:
+        self._mountpoint = mountpoint
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pending: set[Fid] = set()
+
+    def recall(self, fids: set[Fid]) -> None:
+        """Have delegations of *fids* given back, soon. Raises OSError when no process can be
+        started."""
+        self._pending |= fids
+        if self._process is None or self._process.poll() is not None:
+            self._process = self._start()
+        assert self._process.stdin is not None
+        while self._pending:
+            some = list(self._pending)[: _READ_BYTES // _FID.size // 2]
+            try:
+                # Less than a pipe takes at once, so it is all or nothing.
+                os.write(self._process.stdin.fileno(), b"".join(map(_FID.pack, some)))
+            except (BlockingIOError, BrokenPipeError):
+                break  # with the next ones
+            self._pending.difference_update(some)
+        if len(self._pending) > _PENDING_MAX:
+            self._pending.clear()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            python_module("fusejournal.nfs.delegations", str(self._mountpoint)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            cwd=DIRECTORY,
+        )
+        assert process.stdin is not None
+        os.set_blocking(process.stdin.fileno(), False)
+        return process
+
+    def close(self) -> None:
+        """Let the process end. (It may be waiting for this one.)"""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+
+
+def main(mountpoint: str) -> None:
+    """The process."""
+    while content := os.read(0, _READ_BYTES):
+        while len(content) % _FID.size:
+            content += os.read(0, _FID.size - len(content) % _FID.size)
+        try:
+            root = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTCONN, errno.EACCES):
+                return
+            raise
+        for (fid,) in _FID.iter_unpack(content):
+            with suppress(OSError):  # gone, no file, or refused, after the lease was broken
+                flags = os.O_WRONLY | os.O_NONBLOCK
+                os.close(syscalls.open_by_handle(root, syscalls.fuse_handle(fid), flags))
+        os.close(root)  # or an unmount would find it busy
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,282 @@
+"""The kernel's NFS server beneath an export: whether it runs, what it still holds of a mount, and
+how to make it let go.
+
+Nothing here changes what is exported (exports.py does). Blocks; for the command line, or a thread.
+
+What holds a mount once it is no longer exported:
+
+- nfsd's caches of exports and handles, until they are flushed. A flush marks everything up to this
+  second as old and clears it away; one more within the same second marks up to the next, and clears
+  nothing until that has come. So they are flushed only as often as they can be.
+- NFSv4 opens, locks, delegations and layouts, until the client gives them up. A delegation is only
+  a promise to ask: it is recalled by opening the file for writing.
+- NFSv3 locks, which lockd holds for clients; NFSv3 knows no opens.
+- nfsd's cache of open files, for some seconds.
+
+Source: nfsd(7), rpc.nfsd(8), the kernel's fs/nfsd/nfs4state.c (client_info_show,
+client_states_show), fs/locks.c (locks_show), net/sunrpc/cache.c (write_flush, cache_clean)."""
+
+import os
+import re
+import shutil
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from fusejournal.disk.mounts import device_of, mounts
+from fusejournal.disk.process import DIRECTORY
+from fusejournal.disk.syscalls import handle_of, open_by_handle
+from fusejournal.errors import ExportError
+
+_COMMAND_SECONDS = 120.0
+_POLL_SECONDS = 0.05
+_FILES_TOLD_MAX = 5
+_KINDS = {"deleg": "delegated", "layout": "laid out", "lock": "locked"}
+_STATE = re.compile(
+    r'^- 0x\w+: \{.*?type: (\w+),.*?superblock: "([0-9a-f]+):([0-9a-f]+):(\d+)"', re.MULTILINE
+)
+_LOCK = re.compile(r"^\d+: \S+ +\S+ +\S+ +(\d+) ([0-9a-f]+):([0-9a-f]+):(\d+) ", re.MULTILINE)
+_FIELD = re.compile(r'^(address|name|status|seconds from last renew): "?(.*?)"?$', re.MULTILINE)
+
+
+class Holder(NamedTuple):
+    """One thing that nfsd holds for a client on a mount: an ``open``, ``lock``, ``deleg`` or
+    ``layout`` of the file with this inode number."""
+
+    kind: str
+    inode: int
+    client: Path | None
+    """The client's directory in /proc/fs/nfsd/clients; None for NFSv3, where the kernel does not
+    tell."""
+
+
+def root() -> Path:
+    """What all paths of the NFS server's are below; tests set FUSEJOURNAL_NFS_ROOT."""
+    return Path(os.environ.get("FUSEJOURNAL_NFS_ROOT", "/"))
+
+
+def tool(name: str) -> str | None:
+    """Where the command *name* of the NFS server is, or None."""
+    base = root()
+    if base != Path("/"):
+        return shutil.which(name, path=str(base / "usr/sbin"))
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+def run(name: str, *arguments: str) -> tuple[int, list[str]]:
+    """Run the command *name*: its status and what it said. Raises ExportError where it is not
+    there or does not end."""
+    path = tool(name)
+    if path is None:
+        raise ExportError(f"{name} is not there: apt install nfs-kernel-server")
+    try:
+        done = subprocess.run(
+            (path, *arguments),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_COMMAND_SECONDS,
+            stdin=subprocess.DEVNULL,
+            cwd=DIRECTORY,
+        )
+    except subprocess.TimeoutExpired:
+        raise ExportError(
+            f"{name} {' '.join(arguments)} has not ended after {_COMMAND_SECONDS:g} s: "
+            "does the name service answer?"
+        ) from None
+    lines = (done.stdout + done.stderr).splitlines()
+    return done.returncode, [line.removeprefix(f"{name}: ").strip() for line in lines if line]
+
+
+def threads() -> int:
+    """How many threads nfsd has: 0 when it does not run."""
+    return int(_read("proc/fs/nfsd/threads").strip() or 0)
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return (root() / path).read_text(errors="surrogateescape")
+    except OSError:
+        return ""
+
+
+# -- caches ----------------------------------------------------------------------------------------
+
+
+def caches(mountpoint: Path) -> bool:
+    """Whether nfsd's cache of exports has *mountpoint*, old or not."""
+    path = "".join(f"\\{ord(char):03o}" if char in " \t\n\\" else char for char in str(mountpoint))
+    lines = _read("proc/net/rpc/nfsd.export/content").splitlines()
+    return any(line.removeprefix("# ").split("\t")[0] == path for line in lines)
+
+
+def flushes_in() -> float:
+    """In how many seconds a flush clears the caches."""
+    flushed = _read("proc/net/rpc/nfsd.export/flush").strip() or "0"
+    return max(0.0, int(flushed) + 1 - time.time())
+
+
+def flush() -> None:
+    """Flush the caches."""
+    run("exportfs", "-f")
+
+
+# -- holders ---------------------------------------------------------------------------------------
+
+
+def holders(mountpoint: Path) -> list[Holder]:
+    """What nfsd and lockd hold for clients of the mount at *mountpoint*."""
+    device = _number(device_of(mountpoint))
+    if device is None:
+        return []
+    found = [
+        Holder(kind, inode, client) for client, kind, where, inode in _states() if where == device
+    ]
+    for match in _LOCK.finditer(_read("proc/locks")):
+        pid, major, minor, inode = match.groups()
+        if (int(major, 16), int(minor, 16)) == device and _is_lockd(pid):
+            found.append(Holder("lock", int(inode), None))
+    return found
+
+
+def _number(device: str) -> tuple[int, int] | None:
+    major, _, minor = device.partition(":")
+    return (int(major), int(minor)) if minor else None
+
+
+def _is_lockd(pid: str) -> bool:
+    return _read(f"proc/{pid}/comm").strip() == "lockd"
+
+
+def _states() -> Iterator[tuple[Path, str, tuple[int, int], int]]:
+    """Client, kind, device and inode of all that NFSv4 clients have on any file system."""
+    base = root() / "proc/fs/nfsd/clients"
+    with suppress(OSError):
+        for client in sorted(base.iterdir()):
+            for match in _STATE.finditer(_read(client / "states")):
+                kind, major, minor, inode = match.groups()
+                yield client, kind, (int(major, 16), int(minor, 16)), int(inode)
+
+
+def has_lost_files() -> bool:
+    """Whether living NFSv4 clients have files open on a file system that is mounted no more: they
+    answer EIO until nfsd is restarted."""
+    known = {_number(mount.device) for mount in mounts()}
+    for line in _read("proc/1/mountinfo").splitlines():
+        known.add(_number(line.split()[2]))  # nfsd may have another's view
+    lost = {client for client, _, device, _ in _states() if device[0] == 0 and device not in known}
+    return any(_info(client).get("status") != "courtesy" for client in lost)
+
+
+def _info(client: Path) -> dict[str, str]:
+    return dict(_FIELD.findall(_read(client / "info")))
+
+
+def describe(found: list[Holder], mountpoint: Path) -> str:
+    """Who that is, in words for people: each client with its files below *mountpoint*."""
+    told = []
+    for client in sorted({holder.client for holder in found}, key=str):
+        files: dict[int, set[str]] = {}
+        for holder in found:
+            if holder.client == client:
+                files.setdefault(holder.inode, set()).add(_KINDS.get(holder.kind, holder.kind))
+        names = [
+            f"{_name(inode, mountpoint)} ({', '.join(sorted(kinds, reverse=True))})"
+            for inode, kinds in list(files.items())[:_FILES_TOLD_MAX]
+        ]
+        if len(files) > _FILES_TOLD_MAX:
+            names.append(f"{len(files) - _FILES_TOLD_MAX} more")
+        told.append(f"{_client(client)} has {', '.join(names)}")
+    return "; ".join(told)
+
+
+def _client(directory: Path | None) -> str:
+    if directory is None:
+        hosts = []
+        with suppress(OSError):
+            hosts = sorted(path.name for path in (root() / "var/lib/nfs/sm").iterdir())
+        return f"an NFSv3 client (out of {', '.join(hosts)})" if hosts else "an NFSv3 client"
+    fields = _info(directory)
+    address = fields.get("address", "?").rpartition(":")[0]
+    words = f"NFSv4 client {address} ({fields.get('name', '?')})"
+    if fields.get("status") == "courtesy":
+        words += f", silent for {fields.get('seconds from last renew', '?')} s,"
+    return words
+
+
+def _name(inode: int, mountpoint: Path) -> str:
+    try:
+        fd = _open(inode, mountpoint, os.O_PATH)
+    except OSError:
+        return f"inode {inode}"
+    try:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+    name = path.removeprefix(f"{mountpoint}/")
+    return name if name.isprintable() else repr(name)
+
+
+def _open(inode: int, mountpoint: Path, flags: int) -> int:
+    """Open a file of the layer by its inode number: it is the node id in the kernel's handle
+    (fs/fuse/inode.c, fuse_encode_fh)."""
+    mount_fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        own = handle_of(mount_fd)
+        handle = own[:4] + struct.pack("=II", inode >> 32, inode & 0xFFFFFFFF) + own[12:16]
+        return open_by_handle(mount_fd, handle, flags)
+    finally:
+        os.close(mount_fd)
+
+
+# -- letting go ------------------------------------------------------------------------------------
+
+
+def recall(mountpoint: Path, seconds: float) -> list[Holder]:
+    """Ask for all delegations back, and wait up to *seconds* for them; returns who still holds
+    what."""
+    found = holders(mountpoint)
+    for inode in {holder.inode for holder in found if holder.kind == "deleg"}:
+        with suppress(OSError):
+            os.close(_open(inode, mountpoint, os.O_WRONLY | os.O_NONBLOCK))
+    deadline = time.monotonic() + seconds
+    while any(holder.kind == "deleg" for holder in found) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        found = holders(mountpoint)
+    return found
+
+
+def take_away(mountpoint: Path) -> None:
+    """Take from the clients what they hold on *mountpoint*. An NFSv4 client that older kernels
+    (before 6.9) cannot be told to leave one file system loses what it has on the others, too, and
+    asks for it anew."""
+    unlock = root() / "proc/fs/nfsd/unlock_filesystem"
+    with suppress(OSError):
+        unlock.write_bytes(os.fsencode(mountpoint) + b"\n")
+    for client in {holder.client for holder in holders(mountpoint)}:
+        if client is not None:
+            with suppress(OSError):
+                (client / "ctl").write_text("expire\n")
+
+
+@contextmanager
+def stopped() -> Iterator[None]:
+    """Stop nfsd for the length of the block: all its clients wait. By rpc.nfsd also where systemd
+    started it, for that would stop mountd, too, and forget what was exported by hand."""
+    count = threads()
+    if count:
+        run("rpc.nfsd", "0")
+    try:
+        yield
+    finally:
+        if count:
+            code, words = run("rpc.nfsd", str(count))
+            if code or not threads():
+                raise ExportError(
+                    f"nfsd does not start again ({'; '.join(words) or 'no word'}): "
+                    "systemctl restart nfs-server"
+                )

@@ -1,0 +1,1 @@
+"""One running volume: its parts put together, its state directory, status and metrics."""

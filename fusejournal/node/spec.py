@@ -1,0 +1,66 @@
+"""What the command line asks of a node, and how the node talks back while it starts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from fusejournal.address import check_peer_name, parse_address, parse_remote
+from fusejournal.config import Config, load_config
+from fusejournal.errors import ConfigError, UsageError
+from fusejournal.types import NOWHERE
+
+
+@dataclass(frozen=True)
+class MountSpec:
+    """One mount. Paths are absolute and resolved; ``mount_flags`` out of nosuid, nodev, noexec."""
+
+    name: str
+    state_dir: Path
+    backing: Path
+    mountpoint: Path
+    config: Config
+    read_only: bool
+    mount_flags: frozenset[str]
+    listen_asked: str | None = None
+    """What the command line says of where to listen: that is remembered."""
+    adopt: bool = False
+    """Whether files that bear the mark of another volume, which is no more, become this one's."""
+
+    @property
+    def role(self) -> str | None:
+        """``primary`` or ``mirror``; None: whatever the volume is."""
+        return self.config.volume.role
+
+
+def load_checked(path: Path | None) -> Config:
+    """As :func:`load_config`, with all addresses looked at. Raises ConfigError."""
+    config = load_config(path)
+
+    def check(key: str, parse: Callable[[str], object], value: str) -> None:
+        try:
+            parse(value)
+        except UsageError as error:
+            raise ConfigError(f"{path}: {key}: {error}") from None
+
+    if config.replication.listen not in (None, NOWHERE):
+        check("replication.listen", parse_address, config.replication.listen)
+    if config.metrics.listen is not None:
+        check("metrics.listen", parse_address, config.metrics.listen)
+    for name, address in config.replication.peers.items():
+        check("replication.peers", check_peer_name, name)
+        check(f"replication.peers.{name}", parse_remote, address)
+    return config
+
+
+class Reporter(Protocol):
+    """Told by the node how its start goes."""
+
+    def progress(self, stage: str, done: int, total: int | None, unit: str) -> None:
+        """*done* of *total* (None: unknown) *unit*s of *stage*; called often."""
+
+    def warning(self, text: str) -> None:
+        """Something the admin should know, one line."""
+
+    def ready(self) -> None:
+        """The mount is live."""

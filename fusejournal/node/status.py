@@ -1,0 +1,114 @@
+"""The status page of a running volume: everything about it that people and scripts can ask for, and
+what is wrong with it, in words.
+
+Only reads. Used from the event loop's thread."""
+
+import os
+import shutil
+from collections import deque
+from typing import Any
+
+import trio
+
+from fusejournal.node.spec import MountSpec
+from fusejournal.node.state_dir import VolumeState
+from fusejournal.replication.supervisor import Replication
+from fusejournal.volume.durability import Durability
+from fusejournal.volume.startup import Opening
+
+_RATE_WINDOW_SECONDS = 10
+
+
+class StatusPage:
+    """See the module. *replication* is None in a read-only mount."""
+
+    def __init__(
+        self,
+        spec: MountSpec,
+        state: VolumeState,
+        opening: Opening,
+        durability: Durability,
+        replication: Replication | None,
+    ) -> None:
+        self._spec = spec
+        self._state = state
+        self._opening = opening
+        self._durability = durability
+        self._replication = replication
+        self._samples: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW_SECONDS)
+
+    def sample(self) -> None:
+        """Called about once a second, and before the first status."""
+        self._samples.append((trio.current_time(), self._opening.volume.journal.head_seq))
+
+    def status(
+        self, *, durability: str, exported: bool, held: bool, live_since: float | None
+    ) -> dict[str, Any]:
+        """The page, with what only the node knows: the mode of *durability*, whether the volume is
+        *exported*, whether its mount is *held* for another layer, and since when (Unix time) it is
+        live."""
+        volume, spec, tasks = self._opening.volume, self._spec, self._durability
+        journal, replication = volume.journal, self._replication
+        return {
+            "name": spec.name,
+            "uuid": str(journal.uuid),
+            "role": self._state.role,
+            "epoch": replication.epoch if replication is not None else journal.epoch,
+            "pid": os.getpid(),
+            "backing": str(spec.backing),
+            "mountpoint": str(spec.mountpoint),
+            "state": self._state_word(),
+            "durability": durability,
+            "exported": exported,
+            "held": held,
+            "live_since": live_since,
+            "head_seq": journal.head_seq,
+            "durable_seq": journal.durable_seq,
+            "checkpoint_seq": volume.catalog.checkpoint_seq,
+            "entries_per_second": self._rate(),
+            "journal_bytes": journal.total_bytes,
+            "segments": journal.segment_count,
+            "disk_free_bytes": shutil.disk_usage(spec.state_dir).free,
+            "backing_free_bytes": _free_bytes(volume.tree.root_fd),
+            "flush_seconds": round(tasks.flush_seconds, 6),
+            "flushes": tasks.flushes,
+            "waits": {
+                "bounds": tasks.waits.BOUNDS,
+                "counts": tasks.waits.counts,
+                "seconds": round(tasks.waits.seconds, 6),
+            },
+            "replication": replication.status() if replication is not None else None,
+            "degraded": self._degraded(),
+            "repairs": self._opening.repairs,
+        }
+
+    def _rate(self) -> float:
+        (first_time, first_seq), (last_time, last_seq) = self._samples[0], self._samples[-1]
+        seconds = last_time - first_time
+        return round((last_seq - first_seq) / seconds, 1) if seconds else 0.0
+
+    def _degraded(self) -> list[str]:
+        volume, tasks = self._opening.volume, self._durability
+        lines = list(self._opening.degraded)
+        if volume.failure is not None:
+            lines.append(f"read-only: {volume.failure}")
+        if not self._state.is_mirror and volume.refusal is None:
+            lines += volume.journal.clock.words(volume.journal.last_time_ns)
+        if tasks.compression_failure is not None:
+            lines.append(f"segments are not compressed: {tasks.compression_failure}")
+        if volume.journal_full or tasks.full:
+            lines.append(
+                f"no space under {self._spec.state_dir}: changes are refused until there is some"
+            )
+        return lines + (self._replication.degraded() if self._replication is not None else [])
+
+    def _state_word(self) -> str:
+        volume = self._opening.volume
+        if volume.failure is not None or volume.refusal is None:
+            return "read-only" if volume.refusal is not None else "running"
+        return "running" if self._state.is_mirror and self._replication else "read-only"
+
+
+def _free_bytes(fd: int) -> int:
+    space = os.fstatvfs(fd)
+    return space.f_bavail * space.f_frsize

@@ -1,0 +1,384 @@
+"""What becomes of a range of operations when some of them are left out. Pure, but for questions
+that it asks about the journal.
+
+The journal's operations all held on the journal's own tree, J. Replaying only some of them makes
+another tree, T. :class:`Divergence` keeps only where T differs from J: an operation on a name or
+file where they agree works as it did; one that relies on a difference cannot, and what it lacks is
+the left-out operation that made the difference.
+
+What an operation relies on: its files and directories exist; a name that it makes is free, a name
+that it takes away or moves stands for the same file; a directory that goes is empty and none moves
+below itself; an attribute that it removes is there. What a rename replaces may be missing.
+
+With *aside*, a name that an operation makes need not be free: what has it in T, and not in J, moves
+aside first, to a name of its own beside it (the undo of a removal, whose name was taken since). It
+moves back when the name is free at the end; see :meth:`Divergence.end_asides`."""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from fusejournal.history.lookup import NameChange, Place, name_changes
+from fusejournal.operations import (
+    MAKERS,
+    RENAME_EXCHANGE,
+    TOUCHED,
+    Removexattr,
+    Rename,
+    Rmdir,
+    Setxattr,
+    TreeOperation,
+)
+from fusejournal.types import ROOT_FID, Fid, Seq
+
+_FREELY_REMOVED = frozenset(
+    {b"system.posix_acl_access", b"system.posix_acl_default", b"security.capability"}
+)
+
+
+NAME_TAKEN = "another file has the name"
+
+_NAME_BYTES_MAX = 255
+
+
+class Questions(Protocol):
+    """What has to be asked about the journal's own tree, seldom; *before_seq* is half-open."""
+
+    def places(self, fid: Fid, before_seq: Seq) -> list[Place]:
+        """Every name of *fid*."""
+        ...
+
+    def has_xattr(self, fid: Fid, name: bytes, before_seq: Seq) -> bool:
+        """Whether *fid* had the attribute."""
+        ...
+
+    def fid_of_name(self, place: Place, before_seq: Seq) -> Fid | None:
+        """What a name stood for."""
+        ...
+
+
+class Conflict(NamedTuple):
+    """Why an operation cannot be carried out."""
+
+    seq: Seq
+    reason: str
+    because_of: Seq
+    """The left-out operation that it lacks."""
+    place: Place | None = None
+    """The name it is about, if it is about one."""
+
+    def __str__(self) -> str:
+        return f"seq {self.seq}: {self.reason}, because seq {self.because_of} is left out"
+
+
+class _Name(NamedTuple):
+    """A name of T that differs from J's."""
+
+    fid: Fid | None
+    because_of: Seq
+
+
+class Aside(NamedTuple):
+    """A file of T that had to leave its name to another."""
+
+    place: Place
+    """The name it left."""
+    conflict: Conflict
+    """What it had to make room for, and because of which left-out operation it is there."""
+
+
+class Divergence:
+    """Where T differs from J so far. Feed it every operation that held, in order: to
+    :meth:`include` or to :meth:`leave_out`. Memory grows with the differences."""
+
+    def __init__(self, questions: Questions, *, aside: bool = False) -> None:
+        self._questions = questions
+        self._moves_aside = aside
+        self.asides: dict[Place, Aside] = {}
+        """What moved aside, by the name that it has now."""
+        self.names: dict[Place, _Name] = {}
+        """What a name stands for in T, where it is not what it stands for in J."""
+        self.missing: dict[Fid, Seq] = {}
+        """Files that J has and T has not."""
+        self.extra: dict[Fid, set[Place]] = {}
+        """Names that a file has in T and not in J."""
+        self.lacking: dict[Fid, dict[Place, Seq]] = {}
+        """Names that a file has in J and not in T."""
+        self._in_directory: dict[Fid, set[Place]] = {}
+        self._xattrs: dict[tuple[Fid, bytes], tuple[bool, Seq]] = {}
+
+    # -- operations --------------------------------------------------------------------------------
+
+    def include(self, operation: TreeOperation, seq: Seq) -> Conflict | None:
+        """Carry out *operation*, which is entry *seq*; or say why that cannot be, and leave
+        everything as it is (then it has to be left out)."""
+        if not self._differs():
+            return None
+        conflict = self._find_conflict(operation, seq)
+        if conflict is not None:
+            return conflict
+        if isinstance(operation, Setxattr | Removexattr):
+            self._xattrs.pop((operation.fid, operation.name), None)
+        if self._moves_aside:
+            for change in self._crowded(operation):
+                self._move_aside(change, seq)
+        for change in name_changes(operation):
+            self._agree(change)
+        for change in name_changes(operation):
+            if change.before is not None:
+                self._check_alive(change.before, seq)
+        return None
+
+    def leave_out(self, operation: TreeOperation, seq: Seq) -> None:
+        """J carries out *operation*, T does not."""
+        if operation.kind in MAKERS:
+            self.missing[operation.fid] = seq
+        if isinstance(operation, Setxattr | Removexattr):
+            self._leave_out_xattr(operation, seq)
+        changes = name_changes(operation)
+        held = [self._in_t(change) for change in changes]
+        for change, fid in zip(changes, held, strict=True):
+            self._differ(change, fid, seq)
+
+    def _differs(self) -> bool:
+        return bool(self.names or self.missing or self._xattrs)
+
+    def _find_conflict(self, operation: TreeOperation, seq: Seq) -> Conflict | None:
+        for index in TOUCHED[operation.kind]:
+            fid: Fid = operation[index]  # type: ignore[assignment]
+            if fid in self.missing:
+                what = "its directory" if index in (1, 3) else "its file"
+                return Conflict(seq, f"{what} is missing", self.missing[fid])
+        changes = name_changes(operation)
+        for number, change in enumerate(changes):
+            known = self.names.get(change[:2])
+            if known is None or known.fid == change.before:
+                continue
+            if number == 1 and known.fid is None and not _is_exchange(operation):
+                continue  # nothing to replace any more
+            if self._moves_aside and change in self._crowded(operation):
+                continue
+            reason = "the name is missing" if known.fid is None else NAME_TAKEN
+            return Conflict(seq, reason, known.because_of, change[:2])
+        return self._directory_conflict(operation, seq) or self._xattr_conflict(operation, seq)
+
+    def _directory_conflict(self, operation: TreeOperation, seq: Seq) -> Conflict | None:
+        """A directory that goes must be empty; one that moves must not get below itself."""
+        gone = operation.fid if isinstance(operation, Rmdir) else None
+        if isinstance(operation, Rename):
+            change = name_changes(operation)[1]
+            if not _is_exchange(operation) and self._in_t(change) == operation.replaced:
+                gone = operation.replaced
+            if operation.parent != operation.new_parent:
+                looped = self._loop(operation.fid, operation.new_parent, seq)
+                if looped is None and _is_exchange(operation):
+                    looped = self._loop(operation.replaced, operation.parent, seq)
+                if looped is not None:
+                    return Conflict(seq, "the directory would get below itself", looped)
+        for place in self._in_directory.get(gone, ()) if gone is not None else ():
+            known = self.names[place]
+            if known.fid is not None:
+                return Conflict(seq, "the directory is not empty", known.because_of, place)
+        return None
+
+    def _loop(self, moved: Fid, into: Fid, seq: Seq) -> Seq | None:
+        """The left-out operation because of which *moved*, put into directory *into*, would get
+        below itself."""
+        if not self.extra:
+            return None
+        fid, because_of = into, None
+        while fid != ROOT_FID:
+            if fid == moved:
+                return because_of
+            place = next(iter(self.extra.get(fid, ())), None)
+            if place is not None:
+                because_of = self.names[place].because_of
+            else:
+                place = next(iter(self._questions.places(fid, seq)), None)
+            if place is None:
+                return None
+            fid = place[0]
+        return None
+
+    def _xattr_conflict(self, operation: TreeOperation, seq: Seq) -> Conflict | None:
+        if isinstance(operation, Removexattr):
+            there, because_of = self._xattrs.get((operation.fid, operation.name), (True, seq))
+            if not there:
+                return Conflict(seq, "the attribute is missing", because_of)
+        return None
+
+    def _leave_out_xattr(self, operation: Setxattr | Removexattr, seq: Seq) -> None:
+        if operation.name in _FREELY_REMOVED:
+            return  # removing one that is not there is no error
+        key = (operation.fid, operation.name)
+        known = self._xattrs.get(key)
+        there = (
+            known[0]
+            if known is not None
+            else isinstance(operation, Removexattr)
+            or self._questions.has_xattr(operation.fid, operation.name, seq)
+        )
+        if there == isinstance(operation, Setxattr):
+            self._xattrs.pop(key, None)
+        else:
+            self._xattrs[key] = there, seq
+
+    # -- moving aside ------------------------------------------------------------------------------
+
+    def _crowded(self, operation: TreeOperation) -> Iterator[NameChange]:
+        """Of an operation's changes, those that make a name which T has for another file."""
+        if _is_exchange(operation):
+            return
+        for change in name_changes(operation):
+            known = self.names.get(change[:2])
+            if change.after is None or known is None:
+                continue
+            if known.fid is not None and known.fid != change.before:
+                yield change
+
+    def _move_aside(self, change: NameChange, seq: Seq) -> None:
+        """Give what has the name of *change* in T another one, beside it."""
+        place = change[:2]
+        held, because_of = self.names[place]
+        assert held is not None
+        number = 0
+        while True:
+            aside = place[0], aside_name(place[1], because_of, number)
+            if aside not in self.names and self._questions.fid_of_name(aside, seq) is None:
+                break
+            number += 1
+        left = self.asides.pop(place, None)
+        conflict = Conflict(seq, NAME_TAKEN, because_of, place)
+        self.asides[aside] = left or Aside(place, conflict)
+        self._move(place, aside, change.before)
+
+    def _move(self, place: Place, new: Place, in_j: Fid | None) -> None:
+        """Rename in T what has the name *place*, where J has *in_j*, to *new*, where J has
+        nothing."""
+        held, because_of = self.names[place]
+        assert held is not None
+        self._not_extra(held, place)
+        self._forget(place)
+        if in_j is not None:
+            self._set_name(place, _Name(None, because_of))
+        self._set_name(new, _Name(held, because_of))
+        self.extra.setdefault(held, set()).add(new)
+
+    def end_asides(self, before_seq: Seq) -> list[tuple[Place, Aside]]:
+        """At the end, before entry *before_seq*: move back what moved aside, where its name is free
+        by now. Returns what has to stay aside, by the names that it has."""
+        staying = []
+        for aside, (place, conflict) in list(self.asides.items()):
+            name = self.names.get(aside)
+            if name is None or name.fid is None:
+                continue  # it was taken away from there
+            in_j = self._questions.fid_of_name(place, before_seq)
+            in_t = self.names[place].fid if place in self.names else in_j
+            if in_t is not None:
+                staying.append((aside, Aside(place, conflict)))
+                continue
+            fid = name.fid
+            self._not_extra(fid, aside)
+            self._forget(aside)
+            self._forget(place)
+            if in_j == fid:
+                self._lost(fid, place)
+                continue
+            self._set_name(place, name)
+            self.extra.setdefault(fid, set()).add(place)
+        return staying
+
+    def _set_name(self, place: Place, name: _Name) -> None:
+        self.names[place] = name
+        self._in_directory.setdefault(place[0], set()).add(place)
+
+    # -- names -------------------------------------------------------------------------------------
+
+    def _in_t(self, change: NameChange) -> Fid | None:
+        """What the name of *change* stands for in T, before it."""
+        known = self.names.get(change[:2])
+        return change.before if known is None else known.fid
+
+    def _agree(self, change: NameChange) -> None:
+        """T and J both do *change*: the name is the same in both from here."""
+        place = change[:2]
+        held = self._in_t(change)
+        if held != change.before:
+            self._lost(change.before, place)
+            self._not_extra(held, place)
+        self._forget(place)
+
+    def _differ(self, change: NameChange, held: Fid | None, seq: Seq) -> None:
+        """J does *change*, T, where the name stands for *held*, does not."""
+        place = change[:2]
+        if change.before != held:
+            self._lost(change.before, place)
+            self._not_extra(held, place)
+        self._forget(place)
+        if change.after == held:
+            return
+        self._set_name(place, _Name(held, seq))
+        if held is not None:
+            self.extra.setdefault(held, set()).add(place)
+        if change.after is not None:
+            self.lacking.setdefault(change.after, {})[place] = seq
+
+    def _lost(self, fid: Fid | None, place: Place) -> None:
+        if fid is not None and fid in self.lacking:
+            self.lacking[fid].pop(place, None)
+            if not self.lacking[fid]:
+                del self.lacking[fid]
+
+    def _not_extra(self, fid: Fid | None, place: Place) -> None:
+        if fid is not None and fid in self.extra:
+            self.extra[fid].discard(place)
+            if not self.extra[fid]:
+                del self.extra[fid]
+
+    def _forget(self, place: Place) -> None:
+        if self.names.pop(place, None) is not None:
+            below = self._in_directory[place[0]]
+            below.discard(place)
+            if not below:
+                del self._in_directory[place[0]]
+
+    def _check_alive(self, fid: Fid, seq: Seq) -> None:
+        """A file may lose in T the last name it has there, while J has others of it."""
+        lacking = self.lacking.get(fid)
+        if not lacking or fid in self.missing or self.extra.get(fid):
+            return
+        if set(self._questions.places(fid, Seq(seq + 1))) <= lacking.keys():
+            self.missing[fid] = max(lacking.values())
+
+    # -- results -----------------------------------------------------------------------------------
+
+    def children(self, directory: Fid, names: dict[bytes, Fid]) -> dict[bytes, Fid]:
+        """The names in *directory* in T, when J has *names*."""
+        found = dict(names)
+        for place in self._in_directory.get(directory, ()):
+            fid = self.names[place].fid
+            if fid is None:
+                found.pop(place[1], None)
+            else:
+                found[place[1]] = fid
+        return found
+
+    def changed_places(self) -> Iterator[tuple[Place, Fid | None, Seq]]:
+        """Every name that differs: what it stands for in T, and because of which operation."""
+        for place, (fid, because_of) in self.names.items():
+            yield place, fid, because_of
+
+
+def aside_name(name: bytes, because_of: Seq, number: int) -> bytes:
+    """What *name* is called aside, for the sake of entry *because_of*, at the *number*-th try."""
+    suffix = b".undone-%d" % because_of + (b".%d" % number if number else b"")
+    kept = name[: _NAME_BYTES_MAX - len(suffix)]
+    if len(kept) < len(name):
+        # No half character at the end.
+        while kept and kept[-1] & 0xC0 == 0x80:
+            kept = kept[:-1]
+        kept = kept[:-1] if kept and kept[-1] & 0xC0 == 0xC0 else kept
+    return kept + suffix
+
+
+def _is_exchange(operation: TreeOperation) -> bool:
+    return isinstance(operation, Rename) and bool(operation.flags & RENAME_EXCHANGE)

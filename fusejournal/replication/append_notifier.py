@@ -1,0 +1,74 @@
+"""Who waits for the journal to grow, and is told: the shippers.
+
+An entry costs two comparisons here. A shipper that has nothing to send waits for any entry beyond
+the last; then, for a batch's age at most, for a whole batch, or for somebody who is in a hurry.
+
+Used from the event loop's thread."""
+
+import trio
+
+from fusejournal.types import Seq
+from fusejournal.volume.volume import Volume
+
+_NEVER = 1 << 63
+
+
+class Growth:
+    """Watches *volume*. See the module."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._journal = volume.journal
+        self._catalog = volume.catalog
+        self._grown = trio.Event()
+        self._watched_seq = _NEVER
+        """Nobody waits for what is not beyond it."""
+        self._gathering: dict[trio.Event, int] = {}
+        self._least_bytes = _NEVER
+        self._hurried_seq = Seq(0)
+        """Up to here, everything is to be shipped at once."""
+        volume.on_applied = self._applied
+
+    @property
+    def bytes(self) -> int:
+        """What the journal has grown by since the volume was opened."""
+        return self._journal.appended_bytes
+
+    def _applied(self) -> None:
+        if self._catalog.applied_seq > self._watched_seq:
+            self._watched_seq = _NEVER
+            grown, self._grown = self._grown, trio.Event()
+            grown.set()
+        if self._journal.appended_bytes >= self._least_bytes:
+            self._wake(self._journal.appended_bytes)
+
+    def _wake(self, grown_bytes: int) -> None:
+        for event, least in list(self._gathering.items()):
+            if least <= grown_bytes:
+                del self._gathering[event]
+                event.set()
+        self._least_bytes = min(self._gathering.values(), default=_NEVER)
+
+    async def beyond(self, seq: Seq) -> None:
+        """Return when an entry after *seq* is applied."""
+        while self._catalog.applied_seq <= seq:
+            self._watched_seq = min(self._watched_seq, seq)
+            await self._grown.wait()
+
+    async def gather(self, grown_bytes: int, seconds: float, seq: Seq) -> None:
+        """Return when ``bytes`` is at least *grown_bytes*, after *seconds*, or when somebody
+        hurries who waits for *seq* or a later entry."""
+        if self._hurried_seq >= seq:
+            return
+        event = trio.Event()
+        self._gathering[event] = grown_bytes
+        self._least_bytes = min(self._least_bytes, grown_bytes)
+        try:
+            with trio.move_on_after(seconds):
+                await event.wait()
+        finally:
+            self._gathering.pop(event, None)
+
+    def hurry(self) -> None:
+        """What is there is wanted elsewhere now."""
+        self._hurried_seq = self._catalog.applied_seq
+        self._wake(_NEVER)

@@ -1,0 +1,416 @@
+"""Asking the peers before a primary takes changes, and taking entries back.
+
+A primary whose machine was lost may have lost entries that were acknowledged and not yet on its
+disk, while a mirror has them. It takes what comes after its own end from the one that has most.
+
+Any other start asks, too, but once and briefly (:meth:`TakeBack.look_round`), for what only peers
+can know: that another reign has begun, that another instance of this node runs, or that this volume
+was put back from an older copy, for then they have more than it. Nothing is taken back then: an
+older copy may be what somebody wants; but a new epoch begins, so that no fid is given twice.
+
+The fetching side is a sink as a mirror is (wire/session.py); the other, :func:`serve_fetch`, is the
+source and ships what it has on its disk. The entries are appended byte for byte, so that journal
+and mirror are the same again; recovery then makes the backing what the whole journal says
+(volume/reconcile/). A process that dies at it has so much more in its journal when it starts again.
+
+With no peer in reach it is as configured: go on without, as a new epoch, or wait.
+
+A peer is believed only what this node itself has shipped to somebody: its own signatures, which
+peers keep (wire/signatures.py), have to vouch for what is taken back; so no mirror can write the
+history of its primary. What they do not vouch for is not taken, and said. One that never said to
+keep signatures is of the version before, and is believed."""
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import trio
+
+from fusejournal.config import ReplicationConfig
+from fusejournal.errors import FusejournalError, JournalError, WireError
+from fusejournal.journal.format import FormatError
+from fusejournal.journal.frame_range import Stretch, StretchReader, entries_in
+from fusejournal.journal.journal import Journal
+from fusejournal.journal.segment import BadFrameError
+from fusejournal.replication.common_ancestor import (
+    ASKED_MAX,
+    ChainFinder,
+    DivergedError,
+    find_common,
+    first_error,
+)
+from fusejournal.replication.kept_signatures import Kept
+from fusejournal.replication.peers import Peer, PeerBook
+from fusejournal.types import Position, Seq
+from fusejournal.volume.volume import Volume
+from fusejournal.wire.batches import RAW, batch_of, stretch_of
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import AskChains, Batch, Begin, Chains, Diverged, End, Hello, Welcome
+from fusejournal.wire.identity import Identity
+from fusejournal.wire.session import (
+    FENCED,
+    FETCH,
+    Claim,
+    Me,
+    RefusedError,
+    Sink,
+    check_welcome,
+    expect,
+    hello,
+    position_of,
+    welcome,
+)
+from fusejournal.wire.signatures import SegmentSigner, SignatureCheck, signing_key
+from fusejournal.wire.transport import connect
+
+log = logging.getLogger(__name__)
+
+_CONNECT_SECONDS = 10.0
+_LOOK_SECONDS = 2.0
+"""For how long a start waits for peers that may be away."""
+_SILENCE_SECONDS = 60.0
+_PAUSE_SECONDS = 1.0
+_NOBODY = (
+    "the machine was lost, and no peer answered: entries that only they have are not here, and "
+    "part their journals from this one"
+)
+
+
+class UnsignedError(FusejournalError):
+    """A peer hands back what this node has not signed."""
+
+
+class TakenBack(NamedTuple):
+    """What came of it."""
+
+    failures: list[str]
+    """What could not be done, a line each."""
+    held_seq: Seq
+    """Entries up to here are known to have been applied."""
+    new_epoch: str | None = None
+    """Why a new epoch is to begin, in words, where one is."""
+
+
+@dataclass
+class TakeBack:
+    """One attempt; see the module. *told* is called with a line that says what happens."""
+
+    journal: Journal
+    me: Callable[[], Me]
+    config: ReplicationConfig
+    identity: Identity
+    book: PeerBook
+    insecure: bool
+    told: Callable[[str], None]
+    bind: Callable[[Claim, str], Awaitable[str | None]]
+    """Judges what a peer says of a higher reign. Returns why this node takes no change any more;
+    None where it does."""
+    _fence: RefusedError | None = field(default=None, init=False)
+    _notices: list[str] = field(default_factory=list, init=False)
+    _held_seq: Seq = field(default=Seq(0), init=False)
+
+    async def run(self) -> TakenBack:
+        """Bring into the journal what the peers have more. Raises JournalError when it cannot take
+        that: the next start goes on; RefusedError when another node is primary now."""
+        peers = [peer for peer in self.book.list() if peer.address is not None]
+        if not peers:
+            return TakenBack([], Seq(0))
+        positions = await self._ask_all(peers)
+        if not positions:
+            return TakenBack([_NOBODY], Seq(0))
+        failures = self._notices + [
+            f"the machine was lost, and peer {peer.name} did not answer: entries that only it has "
+            "are not here, and part its journal from this one"
+            for peer in peers
+            if peer.name not in positions
+        ]
+        for name in sorted(positions, key=lambda name: positions[name].seq, reverse=True):
+            if positions[name].seq > self.journal.head_seq and self.config.take_back == "never":
+                failures.append(
+                    f"peer {name} has entries up to {positions[name].seq}, and they are not taken "
+                    "back, as 'take_back' says"
+                )
+            elif positions[name].seq >= self.journal.head_seq:
+                failure = await self._fetch_from(self.book.get(name), positions[name].seq)
+                if failure is not None:
+                    failures.append(failure)
+        return TakenBack(failures, self._held_seq)
+
+    async def look_round(self) -> TakenBack:
+        """Ask all peers once, as far as they answer soon. Raises RefusedError when another node is
+        primary now."""
+        peers = [peer for peer in self.book.list() if peer.address is not None]
+        answers: dict[str, Welcome] = {}
+        with trio.move_on_after(_LOOK_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for peer in peers:
+                    nursery.start_soon(self._ask_once, peer, answers, nursery.cancel_scope)
+        if self._fence is not None:
+            raise self._fence
+        told, new_epoch = [], None
+        head_seq, epoch = self.journal.head_seq, self.journal.epoch
+        for name, theirs in sorted(answers.items()):
+            if theirs.detail:
+                told.append(f"peer {name}: {theirs.detail}")
+            if theirs.seq > head_seq:
+                told.append(
+                    f"peer {name} has entries up to {theirs.seq}, and this journal ends with "
+                    f"{head_seq}: this volume was put back from an older copy; what it lacks is in "
+                    "the mirror's journal, and changes from now on part from that; if it is "
+                    f"wanted, stop this volume, and fetch it there ('fusejournal replay')"
+                )
+                if theirs.held_epoch in (0, epoch):
+                    new_epoch = f"peer {name} has entries that are not here"
+        for line in told:
+            log.error("%s", line)
+            self.told(line)
+        return TakenBack(told, Seq(0), new_epoch)
+
+    async def _ask_once(
+        self, peer: Peer, answers: dict[str, Welcome], everybody: trio.CancelScope
+    ) -> None:
+        try:
+            async with await self._connect(peer) as connection:
+                answers[peer.name] = await self._greet(connection)
+        except* (FusejournalError, OSError, trio.TooSlowError) as group:
+            error = first_error(group)
+            log.info("peer %s: %s", peer.name, error)
+            await self._heed(peer, error, everybody)
+
+    async def _heed(self, peer: Peer, error: BaseException, everybody: trio.CancelScope) -> bool:
+        """Whether *error*, from asking *peer*, speaks of a reign that ends this one."""
+        if not (isinstance(error, RefusedError) and error.code == FENCED):
+            return False
+        why = await self.bind(error.claim, peer.name) if error.claim is not None else None
+        if why is None:
+            self.told(f"peer {peer.name}: {error}: nothing there proves it, and it does not count")
+            return False
+        self._fence = RefusedError(FENCED, f"peer {peer.name}: {error}; {why}", error.claim)
+        everybody.cancel()
+        return True
+
+    async def _ask_all(self, peers: list[Peer]) -> dict[str, Position]:
+        """Where the journals of those who answer end; of all, or of those who do in time. Raises
+        RefusedError."""
+        positions: dict[str, Position] = {}
+        waits = self.config.without_peers == "wait"
+        seconds = self.config.take_back_seconds
+        self.told(f"the machine was lost: asking {', '.join(peer.name for peer in peers)}")
+        while True:
+            with trio.move_on_after(seconds):
+                async with trio.open_nursery() as nursery:
+                    for peer in peers:
+                        nursery.start_soon(self._ask, peer, positions, nursery.cancel_scope)
+            if self._fence is not None:
+                raise self._fence
+            if positions or not waits:
+                return positions
+            self.told("no peer has answered yet: waiting for one, as 'without_peers' says")
+
+    async def _ask(
+        self, peer: Peer, positions: dict[str, Position], everybody: trio.CancelScope
+    ) -> None:
+        while True:
+            try:
+                async with await self._connect(peer) as connection:
+                    theirs = await self._greet(connection)
+                    positions[peer.name] = position_of(theirs)
+                    if theirs.detail:
+                        self._notices.append(f"peer {peer.name}: {theirs.detail}")
+                    return
+            except* (FusejournalError, OSError, trio.TooSlowError) as group:
+                error = first_error(group)
+            log.info("peer %s: %s", peer.name, error)
+            if await self._heed(peer, error, everybody):
+                return
+            await trio.sleep(_PAUSE_SECONDS)
+
+    async def _fetch_from(self, peer: Peer, upto_seq: Seq) -> str | None:
+        """Get what *peer* has more, again and again while that helps. Returns what went wrong."""
+        first_seq = self.journal.head_seq + 1
+        if first_seq <= upto_seq:
+            self.told(f"taking entries {first_seq} to {upto_seq} back from {peer.name}")
+        ends = trio.current_time() + self.config.take_back_seconds
+        while True:
+            before = self.journal.head_seq
+            try:
+                await self._fetch(peer, upto_seq)
+                if first_seq <= upto_seq:
+                    self.told(f"took entries back: the journal ends with {self.journal.head_seq}")
+                return None
+            except* JournalError:
+                raise
+            except* (FusejournalError, OSError, trio.TooSlowError) as group:
+                error = first_error(group)
+            why = f"peer {peer.name}: {error}"
+            if first_seq <= upto_seq:
+                why += (
+                    f": of entries {first_seq} to {upto_seq}, which it has, those from "
+                    f"{self.journal.head_seq + 1} on were not taken back"
+                )
+            self.told(why)
+            if isinstance(error, DivergedError | UnsignedError):
+                return why
+            if self.journal.head_seq > before:
+                ends = trio.current_time() + self.config.take_back_seconds
+            if trio.current_time() > ends and self.config.without_peers != "wait":
+                return why
+            await trio.sleep(_PAUSE_SECONDS)
+
+    async def _connect(self, peer: Peer) -> Connection:
+        assert peer.address is not None
+        return await connect(
+            peer.address,
+            self.identity,
+            peer.certificate,
+            insecure=self.insecure,
+            timeout_seconds=_CONNECT_SECONDS,
+        )
+
+    async def _greet(self, connection: Connection) -> Welcome:
+        me = self.me()
+        with trio.fail_after(_SILENCE_SECONDS):
+            await connection.send(hello(me, FETCH))
+            return check_welcome(me, await connection.receive(), FETCH)
+
+    async def _fetch(self, peer: Peer, upto_seq: Seq) -> None:
+        """Append what *peer* has more, which should be up to *upto_seq*."""
+        journal = self.journal
+        chains = ChainFinder(journal.directory, journal.uuid)
+        async with await self._connect(peer) as connection:
+            await self._greet(connection)
+            me = self.me()
+            sink = Sink(journal.head, *me.reign)
+            check, asked = self._check(peer), 0
+            try:
+                while True:
+                    with trio.fail_after(_SILENCE_SECONDS):
+                        message: AskChains | Begin | Batch | Diverged | End = expect(
+                            await connection.receive(), AskChains, Begin, Batch, Diverged, End
+                        )
+                    if isinstance(message, AskChains):
+                        asked += 1
+                        if asked > ASKED_MAX:
+                            raise WireError("it asks for chains again and again")
+                        await connection.send(Chains(await chains.at(message.seqs)))
+                    elif isinstance(message, Begin):
+                        sink.begin(message)
+                        connection.expect_batches()
+                    elif isinstance(message, Batch):
+                        if sink.take(message):
+                            stretch = await trio.to_thread.run_sync(_readable, message)
+                            good = [stretch]
+                            if check is not None:
+                                good = await trio.to_thread.run_sync(
+                                    check.take, stretch, message.signature
+                                )
+                            for one in good:
+                                journal.receive(one)
+                            sink.appended(message)
+                    elif isinstance(message, Diverged):
+                        raise DivergedError(peer.name, message.seq, journal.head_seq, upto_seq)
+                    else:
+                        if message.seq <= journal.head_seq:
+                            self._held_seq = max(self._held_seq, message.seq)
+                        break
+            finally:
+                await self._keep()
+        if check is not None and check.held:
+            raise UnsignedError(
+                f"entries {check.held[0].first_seq} to {check.held[-1].last_seq} are not what this "
+                'node has shipped: nothing it has signed vouches for them (take_back = "any" '
+                "would take them all the same)"
+            )
+        if journal.head_seq < upto_seq:
+            raise WireError(f"it gave entries up to {journal.head_seq} only")
+
+    def _check(self, peer: Peer) -> SignatureCheck | None:
+        """What has to vouch for what *peer* hands back; None where nothing has to."""
+        if self.config.take_back == "any":
+            return None
+        if not peer.keeps_signatures:
+            self.told(
+                f"peer {peer.name} keeps no signatures, as the version before: it is believed"
+            )
+            return None
+        journal = self.journal
+        return SignatureCheck(
+            SegmentSigner(signing_key(self.identity), journal.uuid, journal.directory)
+        )
+
+    async def _keep(self) -> None:
+        """Make durable what has come, and let what this node appends be later."""
+        journal = self.journal
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(journal.sync)
+        for last in journal.reader.read(journal.head_seq, Seq(journal.head_seq + 1)):
+            journal.last_time_ns = last.time_ns
+
+
+def _readable(batch: Batch) -> Stretch:
+    """The stretch in *batch*, of which every entry can be read. Raises WireError."""
+    stretch = stretch_of(batch)
+    try:
+        for _ in entries_in(stretch):
+            pass
+    except (BadFrameError, FormatError) as error:
+        raise WireError(f"entries {batch.first_seq} to {batch.last_seq}: {error}") from None
+    return stretch
+
+
+async def serve_fetch(
+    connection: Connection,
+    greeting: Hello,
+    me: Me,
+    volume: Volume,
+    upto_seq: Seq,
+    held_seq: Seq,
+    bytes_max: int,
+    signatures: list[Kept],
+    detail: str = "",
+) -> None:
+    """The other side: ship what comes after the greeter's end, up to *upto_seq*; up to *held_seq*
+    it is known to have been applied. Batches end where there is one of *signatures*, and have it
+    with them. *detail* is what the greeter should know. Raises WireError, JournalError."""
+    await connection.send(welcome(me, greeting, is_mirror=True, detail=detail))
+    reign = me.reign
+    journal = volume.journal
+    theirs = position_of(greeting)
+    if upto_seq < theirs.seq:
+        await connection.send(End(Seq(0)))
+        return
+    chains = ChainFinder(journal.directory, journal.uuid)
+    agreed_seq = await find_common(connection, chains, upto_seq, theirs)
+    if agreed_seq != theirs.seq:
+        await connection.send(Diverged(agreed_seq, upto_seq))
+        return
+    reader = StretchReader(journal.directory, journal.uuid)
+    try:
+        chain = await trio.to_thread.run_sync(reader.seek, agreed_seq)
+        settled_seq = await trio.to_thread.run_sync(reader.settled_seq, journal.end)
+        await connection.send(
+            Begin(reign.epoch, agreed_seq, chain, upto_seq, settled_seq, reign.node_id)
+        )
+        waiting = deque(signatures)
+        while True:
+            while waiting and waiting[0].seq < reader.seq:
+                waiting.popleft()
+            to_seq = min(upto_seq, waiting[0].seq) if waiting else upto_seq
+            stretch = await trio.to_thread.run_sync(reader.next, journal.end, to_seq, bytes_max)
+            if stretch is None:
+                if to_seq == upto_seq:
+                    break
+                waiting.popleft()  # of another history: it would part an entry from its VOID
+                continue
+            is_signed = bool(waiting) and stretch.last_seq == waiting[0].seq
+            signature = waiting[0].signature if is_signed else b""
+            await connection.send(
+                batch_of(
+                    stretch, RAW, stretch.content, reign.epoch, upto_seq, upto_seq, reign.node_id
+                )._replace(signature=signature)
+            )
+    finally:
+        reader.close()
+    await connection.send(End(held_seq))

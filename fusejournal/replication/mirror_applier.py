@@ -1,0 +1,174 @@
+"""The updater: applies on a mirror what was received, in order, through the mirror's own volume.
+
+It never goes beyond what is durable here, nor beyond what the sender had applied, and an entry is
+applied together with its VOID or not at all. Before each entry its seq is stored
+(journal/watermarks.py): the one thing that a process killed at any instruction leaves in doubt is
+that entry, and the next process settles it by looking, so that none is skipped and none done twice.
+
+A backing without space is tried again and again, and said; another refusal of an entry that held on
+the primary means that the backing is not what it should be: nothing more is applied then.
+
+After each entry the kernel is made to forget the attributes that it knows and that are not so any
+more (layer/kernel_cache.py).
+
+Runs as one task of the event loop; a slice is a few milliseconds, so that readers are served in
+between."""
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import trio
+
+from fusejournal.backing.apply import ShortWriteError
+from fusejournal.backing.catalog_store import COMMIT_CHANGES
+from fusejournal.errors import FusejournalError
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.mtimes import kept_mtimes
+from fusejournal.journal.format import Entry
+from fusejournal.journal.frame_range import StretchReader, entries_in
+from fusejournal.journal.outcomes import settled
+from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.segment import BadFrameError
+from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.operations import Void
+from fusejournal.types import Fid, Seq
+from fusejournal.volume.durability import Durability
+from fusejournal.volume.observer import ChangeObserver
+from fusejournal.volume.volume import Volume
+
+log = logging.getLogger(__name__)
+
+_SLICE_SECONDS = 0.004
+_STRETCH_BYTES = 256 << 10
+_FULL_PAUSE_SECONDS = 1.0
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Updater:
+    """See the module. *settle_to*: entries up to here may have been applied before, by a process
+    or machine that is gone. *on_progress* is called when ``applied_seq`` or ``trouble`` has
+    changed."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        marks: CopyMarks,
+        durability: Durability,
+        remembered: ChangeObserver,
+        settle_to: Seq,
+        on_progress: Callable[[], None],
+    ) -> None:
+        self._volume = volume
+        self._marks = marks
+        self._durability = durability
+        self._remembered = remembered
+        self._settle_to = settle_to
+        self._in_doubt = marks.applying_seq
+        self._on_progress = on_progress
+        self._more = trio.Event()
+        self.full: str | None = None
+        """Why nothing is applied for now, in words."""
+        self.failure: str | None = None
+        """Why nothing is applied any more, in words."""
+
+    @property
+    def applied_seq(self) -> Seq:
+        """The last entry that was applied."""
+        return self._volume.catalog.applied_seq
+
+    def wake(self) -> None:
+        """There may be more to apply."""
+        self._more.set()
+
+    async def run(self) -> None:
+        """Apply until cancelled, or until an entry cannot be applied."""
+        journal = self._volume.journal
+        reader: StretchReader | None = None
+        try:
+            while True:
+                if reader is None and journal.head_seq:  # it is born
+                    reader = StretchReader(journal.directory, journal.uuid)
+                if reader is None or not await self._apply_what_is_there(reader):
+                    await self._more.wait()
+                    self._more = trio.Event()
+        except Exception as error:
+            # Whatever it is: nothing more may be applied, and readers are still to be served.
+            if not isinstance(error, FusejournalError | BadFrameError | OSError):
+                log.exception("applying failed on a bug")
+            self.failure = f"entry {self.applied_seq + 1} cannot be applied: {error}"
+            self._volume.fail(self.failure)
+            self._on_progress()
+        finally:
+            if reader is not None:
+                reader.close()
+
+    def _limit(self) -> Seq:
+        return min(self._marks.settled_seq, self._marks.durable_seq)
+
+    async def _apply_what_is_there(self, reader: StretchReader) -> bool:
+        """Apply the next stretch up to the limit of now; whether there was any."""
+        limit = self._limit()
+        if self.applied_seq >= limit:
+            return False
+        if reader.seq != self.applied_seq + 1:
+            reader.seek(self.applied_seq)
+        stretch = reader.next_checked(self._volume.journal.end, limit, _STRETCH_BYTES)
+        if stretch is None:
+            return False
+        entries = settled(entries_in(stretch))
+        while await self._apply_slice(entries):
+            await trio.lowlevel.checkpoint()
+        return True
+
+    async def _apply_slice(self, entries: Iterator[tuple[Entry, Void | None]]) -> bool:
+        """Apply for a while; whether there may be more."""
+        ends = time.perf_counter() + _SLICE_SECONDS
+        more = False
+        for entry, void in entries:
+            await self._apply(entry, void)
+            if time.perf_counter() > ends:
+                more = True
+                break
+        if self._volume.catalog.changes > COMMIT_CHANGES:
+            self._durability.commit_catalog()
+            while self._durability.full:
+                await self._wait_for_space("no space for the catalog")
+                self._durability.commit_catalog()
+            self.full = None
+        self._remembered.recall()
+        self._on_progress()
+        return more
+
+    async def _apply(self, entry: Entry, void: Void | None) -> None:
+        settle = entry.seq <= self._settle_to
+        mtimes: dict[Fid, int] = {}
+        if entry.seq == self._in_doubt:
+            lookup = Lookup(JournalReader(self._volume.journal.directory))
+            mtimes = await trio.to_thread.run_sync(kept_mtimes, lookup, entry)
+        while True:
+            try:
+                self._marks.applying_seq = entry.seq
+                self._volume.apply_received(entry, void, settle)
+                break
+            except OSError as error:
+                if not (error.errno in _NO_SPACE or isinstance(error, ShortWriteError)):
+                    raise
+                why = os.strerror(error.errno or errno.ENOSPC)
+                await self._wait_for_space(f"no space to apply entry {entry.seq}: {why}")
+                settle = True
+        for fid, mtime_ns in mtimes.items():
+            self._volume.set_mtime(fid, mtime_ns)
+        if self.full is not None:
+            self.full = None
+            self._on_progress()
+        self._remembered.changed(entry.operation)
+
+    async def _wait_for_space(self, what: str) -> None:
+        if self.full is None:
+            self.full = what
+            log.warning("%s: waiting for space", what)
+            self._on_progress()
+        await trio.sleep(_FULL_PAUSE_SECONDS)

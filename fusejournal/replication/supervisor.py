@@ -1,0 +1,524 @@
+"""Replication of one running volume: listener, shippers, and on a mirror receiver and updater,
+wired together.
+
+Owns which of them run: a shipper for each peer that has an address, the listener where one is
+configured, receiver and updater on a mirror. A mirror with peers ships on what it has applied.
+Everything here is told to the rest of the node by :meth:`Replication.status` and the commands of
+the control socket."""
+
+import logging
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import trio
+
+from fusejournal.address import (
+    Address,
+    default_node_name,
+    parse_address,
+    parse_remote,
+)
+from fusejournal.config import ReplicationConfig
+from fusejournal.control.server import Command
+from fusejournal.errors import FusejournalError, PeerLostError, PeerRefusedError, UsageError
+from fusejournal.journal.journal import Journal
+from fusejournal.journal.reader import END
+from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.replication.append_notifier import Growth
+from fusejournal.replication.common_ancestor import ChainFinder, first_error
+from fusejournal.replication.fence import Fence, node_id_of, parse_reign
+from fusejournal.replication.fetch_lost import TakeBack, TakenBack, serve_fetch
+from fusejournal.replication.kept_signatures import KeptSignatures
+from fusejournal.replication.lag import Ages
+from fusejournal.replication.mirror_applier import Updater
+from fusejournal.replication.peer_commands import PairingDesk
+from fusejournal.replication.peers import PeerBook
+from fusejournal.replication.quorum import Quorum
+from fusejournal.replication.receiver import Receiver
+from fusejournal.replication.shipper import Shipper, Shipping
+from fusejournal.types import Epoch, Reign, Seq
+from fusejournal.volume.durability import Durability
+from fusejournal.volume.observer import ChangeObserver
+from fusejournal.volume.volume import Volume
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import Hello
+from fusejournal.wire.identity import Identity, load_or_make
+from fusejournal.wire.listener import serve
+from fusejournal.wire.log_limiter import Complaints
+from fusejournal.wire.session import (
+    FENCED,
+    FETCH,
+    Claim,
+    Me,
+    RefusedError,
+    claim_of,
+    expect,
+    is_proven,
+)
+
+log = logging.getLogger(__name__)
+
+_GREETING_SECONDS = 30.0
+_FAREWELL_SECONDS = 1.0
+_SAMPLE_SECONDS = 1.0
+_BOOK_SECONDS = 1.0
+_BACKLOG_SECONDS = 5.0
+_NOTE_SECONDS = 10.0
+_PRESSING_ENTRIES = 20_000
+"""A mirror that is further behind applies before it tends its segments."""
+
+
+def node_name(volume_name: str) -> str:
+    """How this node calls itself to others: the machine and the volume."""
+    machine = socket.gethostname().partition(".")[0]
+    return default_node_name(f"{machine}-{volume_name}")
+
+
+@dataclass
+class Mirroring:
+    """What only a mirror has."""
+
+    marks: CopyMarks
+    remembered: ChangeObserver
+    is_unborn: bool
+    settle_to: Seq
+    """Entries up to here may have been applied by who is gone."""
+    be_born: Callable[[UUID], None]
+
+
+class Replication:
+    """See the module. *listen* and *insecure*: where others connect to, and whether they may
+    without TLS. *page*: the node's watermarks; opened here where it is not given."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        name: str,
+        config: ReplicationConfig,
+        listen: str | None,
+        insecure: bool,
+        is_mirror: bool,
+        page: CopyMarks | None = None,
+    ) -> None:
+        if is_mirror and listen is None:
+            raise UsageError(
+                "a mirror is called by its primary, and must listen: --listen ADDR:PORT (or mount "
+                "it with -o ro, only to read it)"
+            )
+        self._state_dir = state_dir
+        self._config = config
+        self._listen = parse_address(listen) if listen is not None else None
+        self._insecure = insecure
+        self._node = node_name(name)
+        self.identity: Identity = load_or_make(state_dir / "identity", self._node)
+        self._node_id = node_id_of(self.identity.fingerprint)
+        self.fence = Fence(
+            page or CopyMarks(state_dir / "marks"),
+            self._node_id,
+            parse_reign(config.overrule) if config.overrule is not None else None,
+        )
+        self.book = PeerBook.load(state_dir)
+        if self.book.merge({name: parse_remote(text) for name, text in config.peers.items()}):
+            self.book.save()
+        self._address: Address | None = None
+        self._volume: Volume
+        self._mirroring: Mirroring | None = None
+        self._shipping: Shipping
+        self._shippers: dict[str, tuple[Shipper, trio.CancelScope]] = {}
+        self._desk: PairingDesk
+        self._inbound: dict[trio.CancelScope, str | None] = {}
+        """Connections of others to here, with the name of the peer."""
+        self._nursery: trio.Nursery | None = None
+        self._signatures: KeptSignatures | None = None
+        self.receiver: Receiver | None = None
+        self.updater: Updater | None = None
+        self.quorum: Quorum
+
+    def attach(self, volume: Volume, durability: Durability, mirroring: Mirroring | None) -> None:
+        """Give it the volume, once that is open."""
+        self._volume = volume
+        self._mirroring = mirroring
+        growth = Growth(volume)
+        self.quorum = Quorum(self._config, lambda: volume.catalog.applied_seq, growth.hurry)
+        self._shipping = Shipping(
+            volume,
+            self._me,
+            growth,
+            self.quorum,
+            self._config,
+            self.identity,
+            self.book,
+            self._insecure,
+            Ages(),
+            Complaints(),
+            self._judge,
+        )
+        self._desk = PairingDesk(
+            self.book,
+            self.identity,
+            self._node,
+            self._peers_changed,
+            lambda: self._address,
+            insecure=self._insecure,
+        )
+        durability.plain_from = self._plain_from
+        if self._config.mirrors and mirroring is None:
+            durability.quorum = self.quorum
+        if mirroring is not None:
+            self._attach_mirror(volume, durability, mirroring)
+        elif self.fence.words(volume.journal.epoch) is not None:
+            self.quorum.fence()
+
+    def _attach_mirror(self, volume: Volume, durability: Durability, mirroring: Mirroring) -> None:
+        marks = mirroring.marks
+        updater = self.updater = Updater(
+            volume,
+            marks,
+            durability,
+            mirroring.remembered,
+            mirroring.settle_to,
+            lambda: receiver.news(),
+        )
+        signatures = self._signatures = KeptSignatures(self._state_dir / "signatures")
+        durability.before_flush = signatures.sync
+        receiver = self.receiver = Receiver(
+            volume, marks, durability, updater, self._me, self._be_born, signatures
+        )
+
+        def flushed() -> None:
+            updater.wake()
+            receiver.news()
+
+        durability.on_flushed = flushed
+        durability.is_pressed = lambda: receiver.lag_entries > _PRESSING_ENTRIES
+
+    def _plain_from(self) -> Seq:
+        """What connected peers are about to be sent is not compressed just before."""
+        return min(
+            (shipper.next_seq for shipper, _ in self._shippers.values() if shipper.is_connected),
+            default=END,
+        )
+
+    def _be_born(self, uuid: UUID) -> None:
+        assert self._mirroring is not None
+        self._mirroring.be_born(uuid)
+        self._mirroring.is_unborn = False
+
+    def _me(self) -> Me:
+        volume, mirroring = self._volume, self._mirroring
+        journal = volume.journal
+        uuid = None if mirroring is not None and mirroring.is_unborn else journal.uuid
+        # A primary goes by its own reign, whatever it has seen; a mirror by the highest.
+        reign = self.fence.own(journal.epoch) if mirroring is None else mirroring.marks.fence
+        if journal.epoch > reign.epoch:
+            reign = Reign(journal.epoch, 0)
+        return self._greeting(uuid, journal, reign, volume.catalog.applied_seq)
+
+    def _greeting(self, uuid: UUID | None, journal: Journal, reign: Reign, applied: Seq) -> Me:
+        fence = self.fence
+        return Me(
+            self._node,
+            uuid,
+            journal.head,
+            reign.epoch,
+            applied,
+            reign.node_id,
+            self._node_id,
+            fence.instance,
+            fence.before,
+        )
+
+    # -- asking peers ------------------------------------------------------------------------------
+
+    async def take_back(
+        self, volume: Volume, told: Callable[[str], None], *, lost_machine: bool = True
+    ) -> TakenBack:
+        """Before a primary's volume is recovered, or takes changes: ask its peers, and, after its
+        machine was lost, fetch what only they have. Raises RefusedError when it reigns no more,
+        and FusejournalError."""
+        journal = volume.journal
+        words = self.fence.words(journal.epoch)
+        if words is not None:
+            raise RefusedError(FENCED, words)
+        reason = self.fence.new_epoch_reason(journal.epoch)
+
+        def me() -> Me:
+            reign = self.fence.own(journal.epoch)
+            if self.fence.seen.epoch >= reign.epoch and reason is not None:
+                reign = Reign(self.fence.seen.epoch, 0)  # of what was overruled, nobody need say it
+            return self._greeting(journal.uuid, journal, reign, journal.head_seq)
+
+        async def bind(claim: Claim, peer: str) -> str | None:
+            return await self._bind(claim, peer, journal)
+
+        work = TakeBack(
+            journal, me, self._config, self.identity, self.book, self._insecure, told, bind
+        )
+        taken = await (work.run() if lost_machine else work.look_round())
+        return taken._replace(new_epoch=reason or taken.new_epoch)
+
+    async def _bind(self, claim: Claim, peer: str, journal: Journal) -> str | None:
+        """Remember what *peer* says of a higher reign than this primary's, if that is proven.
+        Returns why this node takes no change any more."""
+        mine = self.fence.own(journal.epoch)
+        (chain,) = await ChainFinder(journal.directory, journal.uuid).at((claim.seq,))
+        if not is_proven(claim, mine, chain):
+            log.warning(
+                "peer %s speaks of reign %s, and nothing there proves it: it does not count",
+                peer,
+                claim.reign,
+            )
+            return None
+        if claim.reign.epoch > self.fence.seen.epoch:
+            await trio.to_thread.run_sync(self.fence.note, claim.reign)
+        return self.fence.words(journal.epoch)
+
+    async def _judge(self, claim: Claim, peer: str) -> None:
+        """While it runs: take no change any more where *claim*, of *peer*, ends this reign."""
+        if self._mirroring is not None or self.quorum.is_fenced:
+            return
+        volume = self._volume
+        try:
+            words = await self._bind(claim, peer, volume.journal)
+        except OSError as error:  # it holds for this run at least
+            words = f"fenced by {claim.reign}, which cannot be written down: {error.strerror}"
+        if words is not None:
+            volume.fail(words)
+            self.quorum.fence()
+            for shipper, _ in self._shippers.values():
+                shipper.break_off()
+
+    # -- running -----------------------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled; *task_status* is told when the listener listens. Raises
+        FusejournalError when it cannot."""
+        if self._mirroring is None and not self.quorum.is_fenced:
+            try:
+                await trio.to_thread.run_sync(self.fence.reigns, self._volume.journal.epoch)
+            except OSError as error:  # as a full disk is, where a page has another place each time
+                log.warning("that this node reigns is not written down: %s", error.strerror)
+        try:
+            async with trio.open_nursery() as self._nursery:
+                if self._listen is not None:
+                    self._address = await self._nursery.start(self._serve, self._listen)
+                if self.updater is not None:
+                    self._nursery.start_soon(self.updater.run)
+                    self.updater.wake()
+                self._nursery.start_soon(self._shipping.complaints.run)
+                self._nursery.start_soon(self._sample)
+                self._nursery.start_soon(self._keep_book)
+                self._nursery.start_soon(self._check_backlogs)
+                self._peers_changed()
+                task_status.started()
+        finally:
+            self._nursery = None
+            if self._signatures is not None:
+                self._signatures.close()
+            try:
+                self.book.save()
+            except FusejournalError as error:  # as a full disk is: it knows less the next time
+                log.warning("%s", error)
+
+    async def _serve(
+        self, address: Address, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        await serve(
+            address,
+            self.identity,
+            self.book.certificates,
+            insecure=self._insecure,
+            on_connection=self._greeted,
+            on_pairing=self._desk.on_pairing,
+            is_pairing_open=self._desk.is_open,
+            task_status=task_status,
+        )
+
+    async def _greeted(self, connection: Connection) -> None:
+        """Whoever connected says what it wants, and gets it. Raises FusejournalError for what the
+        listener is to complain of."""
+        with trio.CancelScope() as scope:
+            # Before anything is awaited: a peer that is removed is cut off, greeted or not.
+            self._inbound[scope] = connection.peer
+            try:
+                await self._greet(connection)
+            finally:
+                del self._inbound[scope]
+
+    async def _greet(self, connection: Connection) -> None:
+        try:
+            with trio.fail_after(_GREETING_SECONDS):
+                greeting = expect(await connection.receive(), Hello)
+        except trio.TooSlowError:
+            where, seconds = connection.where, _GREETING_SECONDS
+            raise PeerLostError(where, f"no greeting within {seconds:g} s") from None
+        try:
+            await self._serve_greeted(connection, greeting)
+        except* RefusedError as group:
+            error = first_error(group)
+            assert isinstance(error, RefusedError)
+            with trio.move_on_after(_FAREWELL_SECONDS), suppress(FusejournalError):
+                await connection.send(error.message())
+            raise PeerRefusedError(connection.where, f"refused: {error}") from None
+
+    async def _serve_greeted(self, connection: Connection, greeting: Hello) -> None:
+        if greeting.purpose == FETCH:
+            await self._serve_source(connection, greeting)
+        elif self.receiver is None:
+            claim = claim_of(greeting)
+            if claim.reign.epoch > self._volume.journal.epoch:
+                await self._judge(claim, connection.peer or greeting.node)
+            reason = f"{self._node} is a primary and takes no entries: mount it with --role mirror"
+            raise RefusedError("role", reason)
+        elif self._is_downstream(connection.peer):
+            reason = f"{connection.peer} is shipped to from here, and so cannot ship to here"
+            raise RefusedError("direction", reason)
+        else:
+            await self.receiver.serve(connection, greeting)
+
+    def _is_downstream(self, name: str | None) -> bool:
+        peer = self.book.find(name) if name is not None else None
+        return peer is not None and peer.address is not None
+
+    async def _serve_source(self, connection: Connection, greeting: Hello) -> None:
+        me = self._me()
+        upto_seq = held_seq = self._volume.catalog.applied_seq
+        if self._mirroring is not None:
+            upto_seq = self._volume.journal.head_seq
+            held_seq = self._mirroring.marks.settled_seq
+        try:
+            await serve_fetch(
+                connection,
+                greeting,
+                me,
+                self._volume,
+                upto_seq,
+                held_seq,
+                self._config.batch_bytes,
+                self._signatures.after(greeting.seq) if self._signatures is not None else [],
+                self.receiver.twice(greeting, connection.where) if self.receiver else "",
+            )
+        except* OSError as group:
+            raise FusejournalError(f"{connection.where}: {first_error(group)}") from None
+        except* trio.TooSlowError:
+            raise PeerLostError(connection.where, "said nothing for too long") from None
+
+    async def _sample(self) -> None:
+        while True:
+            self._shipping.ages.note(self._volume.catalog.applied_seq)
+            for shipper, _ in self._shippers.values():
+                shipper.sample()
+            if self.receiver is not None:
+                self.receiver.sample()
+            await trio.sleep(_SAMPLE_SECONDS)
+
+    async def _keep_book(self) -> None:
+        """Save what is noted as peers come and go."""
+        has_failed = False
+        noted_at = trio.current_time()
+        while True:
+            await trio.sleep(_BOOK_SECONDS)
+            if trio.current_time() - noted_at > _NOTE_SECONDS:
+                noted_at = trio.current_time()
+                for shipper, _ in self._shippers.values():
+                    shipper.note()
+            if not self.book.is_unsaved:
+                continue
+            try:
+                await trio.to_thread.run_sync(self.book.save)
+                has_failed = False
+            except FusejournalError as error:  # as a full disk is
+                if not has_failed:
+                    log.warning("%s", error)
+                has_failed = True
+
+    async def _check_backlogs(self) -> None:
+        while True:
+            await trio.sleep(_BACKLOG_SECONDS)
+            for shipper, _ in list(self._shippers.values()):
+                await shipper.check_backlog()
+
+    # -- peers -------------------------------------------------------------------------------------
+
+    def _peers_changed(self) -> None:
+        """Start shippers of new peers, end those of removed ones, tell the others to look again."""
+        if self._nursery is None:
+            return
+        certificates = self.book.certificates()
+        for scope, name in self._inbound.items():
+            if name is not None and name not in certificates:
+                scope.cancel()
+        peers = {peer.name: peer for peer in self.book.list() if peer.address is not None}
+        for name in list(self._shippers):
+            shipper, scope = self._shippers[name]
+            if name not in peers:
+                del self._shippers[name]
+                self.quorum.forget(name)
+                scope.cancel()
+            else:
+                shipper.look_again(peers[name])
+        for name in peers:
+            if name not in self._shippers:
+                shipper, scope = Shipper(name, self._shipping), trio.CancelScope()
+                self._shippers[name] = shipper, scope
+                self._nursery.start_soon(self._run_shipper, shipper, scope)
+
+    async def _run_shipper(self, shipper: Shipper, scope: trio.CancelScope) -> None:
+        with scope:
+            try:
+                await shipper.run()
+            except Exception:
+                # One peer is no reason to stop the others, or the volume.
+                log.exception("shipping to %s failed on a bug", shipper.name)
+                shipper.stopped("a bug stopped it: see the log; a new mount starts it again")
+
+    def commands(self) -> dict[str, Command]:
+        """What the control socket answers."""
+        return self._desk.commands()
+
+    # -- status ------------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> Epoch:
+        """Of the reign that this node goes by. (On a mirror, its journal's follows applying.)"""
+        return self._me().reign.epoch
+
+    def status(self) -> dict[str, Any]:
+        """For the status page and the metrics."""
+        told: dict[str, Any] = {
+            "node": self._node,
+            "reign": str(self._me().reign),
+            "instance": f"{self.fence.instance:016x}",
+            "listen": str(self._address) if self._address is not None else None,
+            "insecure": self._insecure,
+            "fingerprint": self.identity.fingerprint,
+            "mirrors": self._config.mirrors,
+            "mirrors_seq": self.quorum.present_seq if self._config.mirrors else None,
+            "mirrors_waiting": self.quorum.waiting,
+            "peers": [shipper.status() for shipper, _ in self._shippers.values()],
+        }
+        if self.receiver is not None:
+            told["mirror"] = self.receiver.status()
+        return told
+
+    def degraded(self) -> list[str]:
+        """What is wrong, a line each."""
+        lines = []
+        if (trouble := self.quorum.describe()) is not None:
+            lines.append(trouble)
+        lines += [
+            f"peer {shipper.name}: {trouble}"
+            for shipper, _ in self._shippers.values()
+            if (trouble := shipper.trouble()) is not None
+        ]
+        if self.receiver is not None:
+            lines += self.receiver.degraded()
+        mirrors = self._config.mirrors
+        if len(self._shippers) < mirrors and self._mirroring is None:
+            lines.append(f"waits for {mirrors} mirrors, and has {len(self._shippers)} peers")
+        return lines

@@ -1,0 +1,103 @@
+"""The checkpoint that a lost machine leaves: up to which entry the backing is known to be on disk.
+
+It cannot be in the catalog, whose pages reach the disk in any order. So it lies in a small file of
+its own (STATE/checkpoint), written only once the backing was flushed, and made durable at once: it
+may be older than what it tells of, never newer. One that was torn counts as none, which only means
+that more is looked at after the loss.
+
+Little-endian: seq (8 bytes), Unix time in nanoseconds when that was the last entry (8, signed),
+xxh3-64 of both."""
+
+import errno
+import os
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from fusejournal.backing.root_mark import BackingRoot
+from fusejournal.disk import calls
+from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.types import Position, Seq
+
+_CONTENT = struct.Struct("<Qq")
+_CHECKSUM = struct.Struct("<Q")
+
+
+class Checkpoint(NamedTuple):
+    """Everything up to ``seq`` is on the backing's disk; what came later changed the backing at
+    ``time_ns`` (Unix) or later. ``position``: where the journal ended when it was begun; None of
+    one that was read."""
+
+    seq: Seq
+    time_ns: int
+    position: Position | None = None
+
+    @classmethod
+    def begin(cls, seq: Seq, position: Position) -> "Checkpoint":
+        """One for now, when *seq* is the last entry that was applied and *position* where the
+        journal ends; to be made."""
+        return cls(seq, time.time_ns(), position)
+
+
+NO_CHECKPOINT = Checkpoint(Seq(0), -(1 << 63))
+
+
+class CheckpointFile:
+    """The file at *path*; what else a checkpoint makes durable is in the *page* of watermarks."""
+
+    def __init__(self, path: Path, page: CopyMarks | None = None) -> None:
+        self._path = path
+        self._page = page
+
+    def load(self) -> Checkpoint:
+        """What it says; ``NO_CHECKPOINT`` where there is none. Raises OSError."""
+        try:
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            return NO_CHECKPOINT
+        whole = _CONTENT.size + _CHECKSUM.size
+        if len(content) != whole or content[_CONTENT.size :] != _checksum(content[: _CONTENT.size]):
+            return NO_CHECKPOINT
+        seq, time_ns = _CONTENT.unpack_from(content)
+        return Checkpoint(Seq(seq), time_ns)
+
+    def make(self, checkpoint: Checkpoint, root: BackingRoot) -> None:
+        """Flush the backing whose *root* that is, which learns of it, and write *checkpoint* down,
+        up to which the journal is on its disk; where that is full, what was written before stays.
+        Blocks. Raises OSError."""
+        assert checkpoint.position is not None
+        rooted = root.try_mark(checkpoint.position)
+        calls.syncfs("checkpoint.syncfs", root.fd)
+        with suppress_full():
+            self._write(_CONTENT.pack(checkpoint.seq, checkpoint.time_ns))
+            if self._page is not None:
+                if rooted:
+                    self._page.rooted_seq = checkpoint.position.seq
+                self._page.sync()
+
+    def _write(self, content: bytes) -> None:
+        fd = calls.open_with_reserve(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            calls.write_all("checkpoint.write", fd, content + _checksum(content), 0)
+            calls.fdatasync("checkpoint.sync", fd)
+        finally:
+            os.close(fd)
+
+
+@contextmanager
+def suppress_full() -> Iterator[None]:
+    """Go on after the block where a full disk ends it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+
+
+def _checksum(content: bytes) -> bytes:
+    return _CHECKSUM.pack(xxhash.xxh3_64_intdigest(content))

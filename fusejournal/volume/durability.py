@@ -1,0 +1,372 @@
+"""Flushes and checkpoints: what makes the journal, and after it the backing, durable.
+
+Owns three background tasks of a running volume: the group flush (one fdatasync of the journal for
+all who wait, at least every ``flush_interval_seconds``), the checkpoint (syncfs of the backing,
+then the catalog) and the tending of sealed segments (index, compression). All disk waits happen in
+worker threads and processes; the event loop only wakes whom they concern.
+
+A disk that flushes faster than a thread can be woken (a battery behind it, or no flush at all) is
+flushed right where somebody waits. What counts is the average over many flushes, for what a slow
+one among them costs all others is to be less than what the rest save. Waking a thread is measured
+now and then for that, and is taken for a millisecond at most: what it takes when the loop is busy
+says nothing, and no disk that is slower than that holds the loop up.
+
+A flush or syncfs that fails is never retried as if nothing had been: it calls ``fail`` and the
+volume is read-only from there on, and everybody who waits gets EIO. Source: fsync(2), syncfs(2);
+the kernel reports a write error once."""
+
+import errno
+import logging
+import os
+import subprocess
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from fusejournal.backing.catalog import Catalog
+from fusejournal.backing.catalog_store import COMMIT_CHANGES
+from fusejournal.backing.root_mark import BackingRoot
+from fusejournal.config import JournalConfig
+from fusejournal.disk import calls
+from fusejournal.disk.process import DIRECTORY, python_module
+from fusejournal.errors import JournalError
+from fusejournal.journal.format import FormatError
+from fusejournal.journal.journal import Journal
+from fusejournal.journal.reader import END
+from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.types import Seq
+from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile
+
+_TEND_PAUSE_SECONDS = 5.0
+_FULL_PAUSE_SECONDS = 300.0
+_PASSES = frozenset({errno.ENOSPC, errno.EDQUOT}) | calls.NO_MEANS
+_HOP_SECONDS_MAX = 0.001
+_IN_PLACE_MAX = 256
+"""After so many flushes in place, one is left to a thread, to see what that takes now."""
+_AVERAGED = 64
+"""Over how many flushes what they take is averaged, by weights that fade."""
+
+log = logging.getLogger(__name__)
+
+
+class Waits:
+    """How long callers waited for what they asked to be durable: a histogram. ``counts`` has one
+    number for each of ``BOUNDS`` (seconds, inclusive), and one for all that took longer."""
+
+    BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(self.BOUNDS) + 1)
+        self.seconds = 0.0
+        """Of all together."""
+
+    def took(self, seconds: float) -> None:
+        """Somebody waited so long."""
+        self.counts[bisect_left(self.BOUNDS, seconds)] += 1
+        self.seconds += seconds
+
+
+class Average:
+    """A moving average, 0 before the first value; the first ones weigh alike."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+        self._count = 0
+
+    def add(self, value: float) -> None:
+        """Count *value* in."""
+        self._count = min(self._count + 1, _AVERAGED)
+        self.value += (value - self.value) / self._count
+
+
+class Quorum(Protocol):
+    """Those elsewhere who must have an entry, too, before it counts as durable."""
+
+    def has(self, seq: Seq) -> bool:
+        """Whether nobody need wait for *seq*."""
+
+    def want(self, seq: Seq) -> None:
+        """Somebody is going to wait for *seq*."""
+
+    async def wait(self, seq: Seq) -> None:
+        """Return when *seq* is there."""
+
+
+class Durability:
+    """See the module. ``durable_seq`` and ``checkpoint_seq`` only grow."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        catalog: Catalog,
+        root: BackingRoot,
+        checkpoint: CheckpointFile,
+        config: JournalConfig,
+        fail: Callable[[str], None],
+        page: CopyMarks,
+    ) -> None:
+        self._journal = journal
+        self._catalog = catalog
+        self._root = root
+        self._checkpoint = checkpoint
+        self._config = config
+        self._fail = fail
+        self._page = page
+        self._failed = False
+        self._is_running = False
+        """Not in a read-only mount, where there is nothing to wait for."""
+        self._wanted = trio.Event()
+        self._flushed = trio.Event()
+        self.compression_failure: str | None = None
+        """Why sealed segments are not compressed any more."""
+        self._flush_average = Average()
+        """What a flush takes, in seconds,"""
+        self._hop_average = Average()
+        """and what having it done by a thread takes beside."""
+        self._in_place = 0
+        """Flushes made in place since a thread made one."""
+        self._without_index: set[Path] = set()
+        self._compress_again_at = 0.0
+        self._tend_failure: str | None = None
+        self.quorum: Quorum | None = None
+        self.plain_from: Callable[[], Seq] = lambda: END
+        """Segments with entries from here on stay as they are: somebody is about to read them."""
+        self.is_pressed: Callable[[], bool] = lambda: False
+        """Whether there is more urgent work than tending sealed segments."""
+        self.before_flush: Callable[[], None] = lambda: None
+        """Called in the thread that flushes the journal, before: makes durable what must not be
+        missing where the journal is there. May raise OSError."""
+        self.on_flushed: Callable[[], None] = lambda: None
+        """Called in the event loop after each flush."""
+        self.waits = Waits()
+        self.flush_seconds = 0.0
+        """What all flushes so far have taken,"""
+        self.flushes = 0
+        """and how many there were."""
+        self.full = False
+        """Whether the catalog's disk has no space for what has to be committed."""
+
+    @property
+    def durable_seq(self) -> Seq:
+        """Everything up to this entry survives the loss of the machine."""
+        return self._journal.durable_seq
+
+    def flush_if_quick(self) -> float | None:
+        """Flush at once, in the event loop, if the disk has shown that this costs less than having
+        it done by a thread. All is durable then: returns what it took, in seconds; None if it was
+        not done."""
+        if (
+            not self._is_running
+            or self._failed
+            or self._flush_average.value >= self._hop_average.value
+            or self._in_place >= _IN_PLACE_MAX
+            or not self._journal.is_flush_small()
+        ):
+            return None
+        try:
+            took = self._timed_sync()
+        except JournalError as error:
+            self._broken(f"the journal could not be flushed: {error}")
+            return None
+        self._in_place += 1
+        self._note_flushed()
+        return took
+
+    def settle_at_once(self, seq: Seq) -> float | None:
+        """Make *seq* durable by a flush right here at the most. Returns None if that is enough;
+        else the ``time.perf_counter`` since when who wants it has waited, for :meth:`wait`."""
+        if self.quorum is not None:
+            self.quorum.want(seq)
+        took = 0.0 if self.durable_seq >= seq else self.flush_if_quick()
+        if took is None or (self.quorum is not None and not self.quorum.has(seq)):
+            return time.perf_counter() - (took or 0.0)
+        self.waits.took(took)
+        return None
+
+    def want(self) -> None:
+        """Have the journal flushed soon."""
+        self._wanted.set()
+
+    def _timed_sync(self) -> float:
+        began = time.perf_counter()
+        try:
+            self.before_flush()
+        except OSError as error:
+            raise JournalError(str(error)) from error
+        self._journal.sync()
+        took = time.perf_counter() - began
+        self.flush_seconds += took
+        self.flushes += 1
+        self._flush_average.add(took)
+        return took
+
+    async def wait(self, seq: Seq, since: float | None = None) -> None:
+        """Return when the journal is durable up to *seq*, here and where else it must be; who waits
+        has done so *since* then, or from now on. Raises OSError EIO when it cannot be. Cancelling
+        is harmless: the flush goes on for the others."""
+        began = time.perf_counter() if since is None else since
+        while self._is_running and self._journal.durable_seq < seq:
+            if self._failed:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            self._wanted.set()
+            await self._flushed.wait()
+        if self.quorum is not None:
+            await self.quorum.wait(seq)
+        self.waits.took(time.perf_counter() - began)
+
+    async def run(self) -> None:
+        """Run all background tasks until cancelled."""
+        self._is_running = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._flush_loop)
+            nursery.start_soon(self._checkpoint_loop)
+            nursery.start_soon(self._tend_sealed_segments)
+
+    async def _flush_loop(self) -> None:
+        while not self._failed:
+            with trio.move_on_after(self._config.flush_interval_seconds):
+                await self._wanted.wait()
+            self._wanted = trio.Event()
+            await self.flush()
+            if self._catalog.changes > COMMIT_CHANGES or self.full:
+                self.commit_catalog()
+
+    async def flush(self) -> None:
+        """Flush the journal once, up to its head now."""
+        if self._journal.durable_seq < self._journal.head_seq:
+            began = time.perf_counter()
+            try:
+                took = await trio.to_thread.run_sync(self._timed_sync)
+                hop = time.perf_counter() - began - took
+                self._hop_average.add(min(hop, _HOP_SECONDS_MAX))
+                self._in_place = 0
+            except JournalError as error:
+                self._broken(f"the journal could not be flushed: {error}")
+        flushed, self._flushed = self._flushed, trio.Event()
+        flushed.set()
+        self._note_flushed()
+
+    def _note_flushed(self) -> None:
+        # On a disk that is too full for it, the next flush tries again.
+        with suppress(OSError):
+            self._page.durable_seq = self._journal.durable_seq
+        self.on_flushed()
+
+    def commit_catalog(self) -> None:
+        """Commit the catalog to the page cache; a full disk is said in ``full`` and tried again
+        later."""
+        try:
+            self._catalog.commit()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                self._broken(f"the catalog could not be committed: {error}")
+            self.full = True
+        else:
+            self.full = False
+
+    async def checkpoint(self) -> None:
+        """Bring backing and catalog to disk up to what is applied now."""
+        checkpoint = Checkpoint.begin(self._catalog.applied_seq, self._journal.head)
+        if checkpoint.seq == self._catalog.checkpoint_seq or self._failed:
+            return
+        try:
+            # The journal first: the backing must never be ahead of it on disk.
+            await self.flush()
+            if self._failed:
+                return
+            await trio.to_thread.run_sync(self._checkpoint.make, checkpoint, self._root)
+            self._catalog.checkpoint_seq = checkpoint.seq
+            self.commit_catalog()
+            await trio.to_thread.run_sync(self._catalog.sync)
+        except OSError as error:
+            self._broken(f"the backing could not be flushed: {error}")
+
+    async def _checkpoint_loop(self) -> None:
+        while not self._failed:
+            await trio.sleep(self._config.checkpoint_interval_seconds)
+            await self.checkpoint()
+
+    async def _tend_sealed_segments(self) -> None:
+        """Give sealed segments their index, then compress them."""
+        failure: str | None
+        while not self._failed:
+            await trio.sleep(_TEND_PAUSE_SECONDS)
+            if self.is_pressed():
+                continue
+            try:
+                await self._tend_once()
+                failure = None
+            except* OSError as errors:
+                # Nothing is lost by it: it is tried again, and what writes the journal finds out
+                # for itself whether its disk has failed.
+                failure = str(errors.exceptions[0])
+            if failure is not None and failure != self._tend_failure:
+                log.warning("sealed segments are not tended for now: %s", failure)
+            self._tend_failure = failure
+
+    async def _tend_once(self) -> None:
+        for segment in self._journal.without_index():
+            # Tried once until the next mount: a damaged segment will not get better.
+            if segment not in self._without_index and not await self._make_index(segment):
+                self._without_index.add(segment)
+        if (
+            self._config.compress
+            and self.compression_failure is None
+            and time.monotonic() >= self._compress_again_at
+        ):
+            await self._compress()
+
+    async def _make_index(self, segment: Path) -> bool:
+        """Whether that worked. It may fail, for a full disk or a damaged segment: an index is only
+        a cache, and whoever reads the segment says what is wrong with it."""
+        done = await trio.run_process(
+            python_module("fusejournal.journal.index", str(segment)),
+            check=False,
+            cwd=DIRECTORY,
+            stdin=subprocess.DEVNULL,
+            capture_stdout=True,
+            capture_stderr=True,
+        )
+        if done.returncode != 0:
+            reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            log.info("no index for %s: %s", segment, reason)
+        return done.returncode == 0
+
+    async def _compress(self) -> None:
+        for segment in self._journal.compressible(self.plain_from()):
+            try:
+                await trio.to_thread.run_sync(_when_idle, self._journal.compress_one, segment)
+            except OSError as error:
+                if error.errno not in _PASSES:
+                    self.compression_failure = f"{segment}: {error.strerror}"
+                # A full disk passes, and the plain segment is as good.
+                self._compress_again_at = time.monotonic() + _FULL_PAUSE_SECONDS
+                return
+            except FormatError as error:
+                self.compression_failure = str(error)
+                return
+
+    def _broken(self, reason: str) -> None:
+        self._failed = True
+        self._fail(reason)
+        flushed, self._flushed = self._flushed, trio.Event()
+        flushed.set()
+
+
+def _when_idle(work: Callable[[Path], None], segment: Path) -> None:
+    """Do *work* on *segment* in this thread, which only gets what time others leave.
+
+    Source: setpriority(2): in Linux, threads have a priority each."""
+    thread = threading.get_native_id()
+    before = os.getpriority(os.PRIO_PROCESS, thread)
+    os.setpriority(os.PRIO_PROCESS, thread, 19)
+    try:
+        work(segment)
+    finally:
+        os.setpriority(os.PRIO_PROCESS, thread, before)

@@ -1,0 +1,83 @@
+"""Marks: points in the journal that somebody named.
+
+A mark is an entry like any other: it is refused where a change would be, and told only when it is
+on the disk."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fusejournal.errors import JournalError, JournalFailedError, JournalFullError, UsageError
+from fusejournal.operations import Mark
+from fusejournal.volume.durability import Durability
+from fusejournal.volume.volume import Volume
+
+_NAME_MAX = 128
+
+
+class MarkPlace(NamedTuple):
+    """The volume that a mark is made in, as messages name it."""
+
+    name: str
+    state_dir: Path
+    is_mirror: bool
+
+
+def check_mark_name(name: object) -> str:
+    """*name* if it can be a mark's. Raises UsageError.
+
+    What would read as a seq is refused, for a point in the journal is named by either. (The
+    command line also refuses what reads as a time.)"""
+    if (
+        not isinstance(name, str)
+        or not 1 <= len(name) <= _NAME_MAX
+        or not name.isprintable()
+        or name != name.strip()
+        or name.isdigit()
+    ):
+        raise UsageError(
+            f"{name!r} cannot be a mark's name: 1 to {_NAME_MAX} printable characters, "
+            "no blank at either end, not a number"
+        )
+    return name
+
+
+async def make_mark(
+    name: object, volume: Volume, durability: Durability, place: MarkPlace
+) -> dict[str, Any]:
+    """Make the mark *name*, and return its seq and time when it is durable. Raises
+    FusejournalError. Cancelled while it waits, it may have been made."""
+    name = check_mark_name(name)
+    # No await from here to the entry's time: another entry might come in between.
+    _check_takes_marks(volume, place)
+    try:
+        seq = volume.note(Mark(name))
+    except JournalFailedError as error:
+        volume.fail(str(error))
+        raise
+    time_ns = volume.journal.last_time_ns
+    try:
+        await durability.wait(seq)
+    except OSError:
+        raise JournalFailedError(
+            f"mark {name!r} is entry {seq}, but may not outlive the machine: {volume.failure}"
+        ) from None
+    return {"seq": seq, "time_ns": time_ns}
+
+
+def _check_takes_marks(volume: Volume, place: MarkPlace) -> None:
+    """Refuse a mark where a change would be refused. Raises FusejournalError."""
+    if volume.failure is not None:
+        raise JournalError(
+            f"volume {place.name} is read-only and takes no marks: {volume.failure}; "
+            "mend that and mount it again"
+        )
+    if place.is_mirror:
+        raise UsageError(
+            f"volume {place.name} is a mirror and takes no marks: make them on its primary"
+        )
+    if volume.refusal is not None or not volume.journal.is_writable:
+        raise UsageError(
+            f"volume {place.name} is mounted read-only and takes no marks: mount it without -o ro"
+        )
+    if volume.hold_back():
+        raise JournalFullError(f"{place.state_dir}: no space left for the catalog")

@@ -1,0 +1,1 @@
+"""Making the backing what the journal says after the loss of a machine."""

@@ -1,0 +1,186 @@
+"""Contents and attributes of files that a lost machine left in any state: made what entries say.
+
+Contents are written anew from all a file's entries. Where those come to much, the entries after the
+checkpoint are carried out again, in order, which leaves every byte as the last of them did,
+whichever of them the disk had."""
+
+import errno
+import os
+from collections.abc import Callable
+from stat import S_IFDIR, S_IFREG
+
+from fusejournal.backing.tree import FID_XATTR
+from fusejournal.disk import calls, syscalls
+from fusejournal.disk.acls import CAPABILITY_XATTR
+from fusejournal.history.file_states import ACLS, DATA_KINDS, State, lacks_maker
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.mtimes import mtimes_before
+from fusejournal.journal.index import Posting
+from fusejournal.operations import ImportData, Kind, Setattr, Truncate, Write
+from fusejournal.types import Fid, Seq
+from fusejournal.volume.reconcile.overwritten import KeptCopies
+from fusejournal.volume.volume import Volume
+
+Progress = Callable[[str, int, int | None, str], None]
+"""Called with the stage, how much is done, of how much (None: not known), and the unit."""
+
+_WHOLE_BYTES_MAX = 16 << 20
+
+
+class Contents:
+    """Of the files in *states*, which tell what they are before entry *before_seq*."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        lookup: Lookup,
+        states: dict[Fid, State],
+        before_seq: Seq,
+        checkpoint_seq: Seq,
+        kept: KeptCopies,
+        progress: Progress,
+    ) -> None:
+        """*kept* gets to see each file before a byte of any is overwritten."""
+        self._volume = volume
+        self._kept = kept
+        self._lookup = lookup
+        self._states = states
+        self._before_seq = before_seq
+        self._checkpoint_seq = checkpoint_seq
+        self._progress = progress
+
+    def write(self, new: set[Fid], overwritten: set[Fid]) -> None:
+        """Carry out what entries did to contents: all of them, or, where that is much, those after
+        the checkpoint. *new* are files that were made anew, and are empty; *overwritten* those of
+        which nothing is to be kept."""
+        files = {fid for fid in self._states if self._has_contents(fid)}
+        whole = {
+            fid
+            for fid in files
+            if fid in new or fid in overwritten or self._is_small(self._states[fid])
+        }
+        half_imported = {fid for fid in self._states if self._is_half_imported(fid)}
+        files |= half_imported
+        for fid in files - new:
+            self._kept.keep(fid)
+        self._kept.complete()
+        emptied = set(new)
+        for done, (entry, void) in enumerate(
+            self._lookup.entries_of_many(files, self._before_seq, _is_of_contents)
+        ):
+            operation = entry.operation
+            assert isinstance(operation, Write | Truncate | ImportData)
+            if operation.fid in whole:
+                self._empty(operation.fid, emptied)
+            elif entry.seq <= self._checkpoint_seq:
+                continue
+            fd = self._volume.tree.writable(operation.fid)
+            calls.reached("reconcile.write")
+            if isinstance(operation, Truncate):
+                os.ftruncate(fd, operation.size)
+            else:
+                data = entry.data if void is None else entry.data[: void.written]
+                calls.write_all("reconcile.write", fd, data, operation.offset)
+            self._progress("writing contents", done, None, "entries")
+        for fid in files:
+            if fid in whole:
+                self._empty(fid, emptied)
+            fd = self._volume.tree.writable(fid)
+            if os.fstat(fd).st_size != self._states[fid].size:
+                os.ftruncate(fd, self._states[fid].size)
+        for fid in half_imported:
+            # Their other attributes are as they were found; this one went with the first write.
+            capability = self._states[fid].xattrs.get(CAPABILITY_XATTR)
+            if capability is not None:
+                os.setxattr(self._volume.tree.writable(fid), CAPABILITY_XATTR, capability)
+
+    def _empty(self, fid: Fid, emptied: set[Fid]) -> None:
+        """Before its first byte is written. Who is killed from here on leaves a file that was just
+        changed, and so is written again."""
+        if fid not in emptied:
+            emptied.add(fid)
+            calls.reached("reconcile.empty")
+            os.ftruncate(self._volume.tree.writable(fid), 0)
+
+    def _has_contents(self, fid: Fid) -> bool:
+        """Whether it is a regular file that the journal has the whole content of."""
+        return self._is_there(fid) and self._volume.tree.node(fid).complete
+
+    def _is_half_imported(self, fid: Fid) -> bool:
+        """Whether its import had not come to its end, and the disk has less of it than there was:
+        then what the journal has of it is all there is."""
+        return (
+            self._is_there(fid)
+            and not self._volume.tree.node(fid).complete
+            and self._volume.tree.stat(fid).st_size < self._states[fid].size
+        )
+
+    def _is_there(self, fid: Fid) -> bool:
+        node = self._volume.tree.node(fid)
+        return node.type == S_IFREG and bool(node.handle) and not lacks_maker(self._states[fid])
+
+    def _is_small(self, state: State) -> bool:
+        return state.written_bytes <= _WHOLE_BYTES_MAX
+
+    # -- attributes --------------------------------------------------------------------------------
+
+    def set_attributes(self) -> None:
+        """Set what they should have, but for the times of directories. Raises OSError."""
+        for done, (fid, state) in enumerate(self._states.items()):
+            node = self._volume.tree.node(fid)
+            if not node.handle or lacks_maker(state) or not node.complete:
+                continue
+            if state.uid is None:
+                continue  # the root, which the journal does not tell of yet
+            self._set_attributes_of(state)
+            if node.type != S_IFDIR:
+                self._set_mtime(fid, state.mtime_ns)
+            self._progress("setting attributes", done, len(self._states), "files")
+
+    def _set_attributes_of(self, state: State) -> None:
+        apply, fid = self._volume.applier.apply, state.fid
+        stat = self._volume.tree.stat(fid)
+        if (stat.st_uid, stat.st_gid) != (state.uid, state.gid):
+            assert state.uid is not None
+            assert state.gid is not None
+            calls.reached("reconcile.chown")
+            syscalls.chown(self._volume.tree.descriptor(fid), state.uid, state.gid)
+        self._set_xattrs(state)
+        for step in state.steps:
+            apply(step, 0, b"", True)
+
+    def _set_xattrs(self, state: State) -> None:
+        """Set the xattrs that it should have, and remove all others, ACLs with them."""
+        target = self._volume.tree.xattr_target(state.fid)
+        names = {os.fsencode(name) for name in os.listxattr(target)} - {FID_XATTR.encode()}
+        for name in names - state.xattrs.keys():
+            calls.reached("reconcile.xattr")
+            try:
+                os.removexattr(target, name)
+            except OSError as error:
+                if name in ACLS or error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+                    raise
+                # A label that the kernel keeps for itself.
+        for name, value in state.xattrs.items():
+            if name not in names or os.getxattr(target, name) != value:
+                calls.reached("reconcile.xattr")
+                os.setxattr(target, name, value)
+
+    def _set_mtime(self, fid: Fid, mtime_ns: int | None) -> None:
+        if mtime_ns is not None:
+            self._volume.applier.apply(Setattr(fid, None, None, None, None, mtime_ns), 0, b"", True)
+
+    def set_directory_times(self, restless: set[Fid]) -> None:
+        """Last, for whatever was done to names changed them: also those of *restless*, directories
+        in which names were changed just now. Raises OSError."""
+        nodes = map(self._volume.catalog.node, restless | self._states.keys())
+        fids = {node.fid for node in nodes if node and node.handle and node.type == S_IFDIR}
+        for fid, mtime_ns in mtimes_before(self._lookup, fids, self._before_seq).items():
+            self._set_mtime(fid, mtime_ns)
+
+
+def _is_of_contents(posting: Posting) -> bool:
+    if posting.is_parent or posting.kind not in DATA_KINDS:
+        return False
+    return not posting.refused or posting.kind == Kind.WRITE
+

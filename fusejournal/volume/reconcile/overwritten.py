@@ -1,0 +1,156 @@
+"""What a reconciliation is about to overwrite although it is newer than all that the journal has: a
+copy of it is kept first.
+
+After the loss of the machine that is what an entry wrote which the journal lost; where the state
+directory is an older one than anybody noticed, it may be a day's work. The copies lie in
+STATE/overwritten/EPOCH-SEQ, named for where the journal ended, a file called FID for each; those of
+the last ``_KEPT_TIMES`` losses stay. Copies are made whole or not at all, sparse where the file is,
+and all of them before the first file is overwritten: a file ``complete`` says so to a
+reconciliation that begins again, for which those that it overwrote itself look newer.
+
+What is larger than ``_BYTES_MAX`` together, or than half of the space that is free, is not kept,
+and that is reported."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from fusejournal.disk import calls
+from fusejournal.types import Fid
+from fusejournal.volume.volume import Volume
+
+_DIRECTORY = "overwritten"
+_KEPT_TIMES = 4
+_BYTES_MAX = 4 << 30
+_PIECE_BYTES = 8 << 20
+_NEW = ".new"
+_COMPLETE = "complete"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class KeptCopies:
+    """The copies that the reconciliation of *volume* makes. See the module."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        journal = volume.journal
+        self._known_ns = journal.last_time_ns
+        self._above = journal.directory.parent / _DIRECTORY
+        self._directory = self._above / f"{journal.epoch}-{journal.head_seq}"
+        self._bytes = 0
+        self.kept: list[bytes] = []
+        """Paths of the files that were newer, those whose copy was made,"""
+        self.not_kept: list[bytes] = []
+        """and those for which there was no space."""
+
+    def keep(self, fid: Fid) -> None:
+        """Copy regular file *fid* if its content is newer than the journal. Raises OSError."""
+        path = self._volume.catalog.path(fid) or b"?"
+        target = self._directory / str(fid)
+        if target.exists():
+            self.kept.append(path)
+        if target.exists() or (self._directory / _COMPLETE).exists():
+            return
+        fd = self._volume.tree.descriptor(fid)
+        info = os.fstat(fd)
+        if info.st_mtime_ns <= self._known_ns or info.st_size == 0:
+            return
+        if self._has_space(info.st_blocks * 512) and self._copy(fd, info.st_size, target):
+            self.kept.append(path)
+        else:
+            self.not_kept.append(path)
+
+    def complete(self) -> None:
+        """All files have been seen by :meth:`keep`. Raises OSError."""
+        marker = self._directory / _COMPLETE
+        if marker.exists():
+            return
+        try:
+            self._make_directory()
+            calls.reached("reconcile.keep.complete")
+            marker.touch(mode=0o600)
+            calls.fsync_directory("reconcile.keep.directory", self._directory)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+
+    def report(self) -> list[str]:
+        """What was kept and what not, in words; nothing where nothing was newer."""
+        told = []
+        if self.kept:
+            told.append(
+                f"{len(self.kept):,} files had content that is newer than the journal, the first "
+                f"is {os.fsdecode(self.kept[0])!r}: it is kept in {self._directory}, by file id"
+            )
+        if self.not_kept:
+            told.append(
+                f"{len(self.not_kept):,} files had content that is newer than the journal, and no "
+                f"space to keep it, the first is {os.fsdecode(self.not_kept[0])!r}"
+            )
+        return told
+
+    def _has_space(self, size: int) -> bool:
+        above = os.statvfs(self._above.parent)
+        self._bytes += size
+        return self._bytes <= _BYTES_MAX and size <= above.f_bavail * above.f_frsize // 2
+
+    def _copy(self, fd: int, size: int, target: Path) -> bool:
+        """Whether there was space for it."""
+        new = target.with_name(target.name + _NEW)
+        copy = -1
+        try:
+            self._make_directory()
+            copy = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            for offset, length in _extents(fd, size):
+                _copy_extent(fd, copy, offset, length)
+            os.ftruncate(copy, size)
+            calls.fsync("reconcile.keep.sync", copy)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            new.unlink(missing_ok=True)
+            return False
+        finally:
+            if copy >= 0:
+                os.close(copy)
+        calls.rename("reconcile.keep.rename", new, target)
+        calls.fsync_directory("reconcile.keep.directory", self._directory)
+        return True
+
+    def _make_directory(self) -> None:
+        if self._directory.exists():
+            return
+        self._above.mkdir(mode=0o700, exist_ok=True)
+        older = sorted(self._above.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        for path in older[: 1 - _KEPT_TIMES]:
+            shutil.rmtree(path)
+        self._directory.mkdir(mode=0o700)
+        calls.fsync_directory("reconcile.keep.directory", self._above)
+
+
+def _extents(fd: int, size: int) -> list[tuple[int, int]]:
+    """The parts of the file that are no holes: offset and length, in bytes."""
+    found = []
+    offset = 0
+    while offset < size:
+        try:
+            offset = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            break
+        end = os.lseek(fd, offset, os.SEEK_HOLE)
+        found.append((offset, end - offset))
+        offset = end
+    return found
+
+
+def _copy_extent(source: int, target: int, offset: int, length: int) -> None:
+    end = offset + length
+    while offset < end:
+        data = os.pread(source, min(_PIECE_BYTES, end - offset), offset)
+        if not data:
+            return
+        calls.write_all("reconcile.keep", target, data, offset)
+        offset += len(data)

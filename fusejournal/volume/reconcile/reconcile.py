@@ -1,0 +1,463 @@
+"""Reconciliation: makes the backing that a lost machine left equal to the journal, by fid.
+
+Such a backing is up to date as of the last checkpoint; of what came later it has some pages and
+lacks others, in any order, and it may have effects of operations that the journal lost. So nothing
+is replayed over it. What the journal's entries come to is worked out, and the backing is made
+that: first the names, then contents, attributes, and directories' times, of every file that an
+entry after the checkpoint is about, and of every other whose inode has changed since.
+
+Names: whatever is not where it belongs is taken into a staging directory, and put where it
+belongs. What the journal has removed is removed. A file that is not there, or that an operation
+which the journal has lost cut short, is made anew from all its entries, and takes its place only
+when it is whole. What the journal does not know is not touched (the import will find it); where it
+is in the way, it is given another name. Contents are written anew from all a file's entries; where
+those come to much, the entries after the checkpoint are carried out again, in order, which leaves
+every byte as the last of them did, whichever of them the disk had.
+
+What is not found: an overwrite in place that the disk has and the journal lost, in the midst of
+such a large file. Inodes' change times are the machine's own clock's: if that was set back, later
+changes which the journal lost may be missed.
+
+Killed at any point, it is begun again from the start, and comes to the same. Runs before the mount
+is live; nothing else uses the volume meanwhile."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from stat import S_IFDIR, S_IFMT, S_IFREG, S_ISREG
+
+from fusejournal.backing.catalog_store import Node
+from fusejournal.backing.tree import FID_XATTR, Look
+from fusejournal.disk import calls, syscalls
+from fusejournal.history.file_states import (
+    Maker,
+    State,
+    lacks_maker,
+    rdev_of,
+    read_states,
+    target_of,
+    type_of,
+)
+from fusejournal.history.lookup import Lookup, Place
+from fusejournal.journal.outcomes import settled
+from fusejournal.operations import (
+    MAKERS,
+    TOUCHED,
+    ControlOperation,
+    Create,
+    Import,
+    ImportLink,
+    Link,
+    Mkdir,
+    Operation,
+    Rename,
+    Symlink,
+)
+from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.volume.checkpoint import Checkpoint
+from fusejournal.volume.reconcile.contents import Contents, Progress
+from fusejournal.volume.reconcile.overwritten import KeptCopies
+from fusejournal.volume.reconcile.survey import Stray, Survey, staging_name
+from fusejournal.volume.volume import Volume
+
+_CLOCK_SLACK_NS = 10**9
+_NEW, _LINK = b".new", b".link"
+_ASIDE = b".not-journaled"
+_NAME_BYTES_MAX = 255
+_PROGRESS_ENTRIES = 256
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
+
+
+class Reconciliation:
+    """Reconciles *volume*, whose catalog is what the journal says before entry *before_seq* and
+    knows no handles, from *checkpoint* on. *in_flight*: what the entry at *before_seq* may have
+    done, in part: its place is made free, for who settles it (an import's file stays there).
+    *may_be_ahead*: the backing may have what the journal lost, for entries were applied before they
+    were durable."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        checkpoint: Checkpoint,
+        before_seq: Seq,
+        in_flight: Operation | None,
+        may_be_ahead: bool,
+        progress: Progress,
+    ) -> None:
+        self._volume = volume
+        self._tree = volume.tree
+        self._catalog = volume.catalog
+        self._before_seq = before_seq
+        self._checkpoint = checkpoint
+        self._in_flight = in_flight
+        self._may_be_ahead = may_be_ahead
+        self._progress = progress
+        self._lookup = Lookup(volume.journal.reader)
+        self._made: dict[Fid, Maker] = {}
+        """What the entries after the checkpoint have made."""
+        self._survey = Survey(
+            volume,
+            checkpoint.time_ns - _CLOCK_SLACK_NS,
+            self._made,
+            lambda done: progress("surveying the backing", done, None, "names"),
+        )
+        self._states: dict[Fid, State] = {}
+        self._new: set[Fid] = set()
+        """Files that are made from all their entries."""
+        self._staged: dict[Fid, bytes] = {}
+        """What is in the staging directory, under which name."""
+        self._staging_name = staging_name(volume)
+        self._staging_fd = -1
+        self._restless: set[Fid] = set()
+        """Directories in which names were changed just now."""
+        self._kept = KeptCopies(volume)
+        self._moved = 0
+        self._removed = 0
+        self.missing: list[bytes] = []
+        """Paths that the journal does not have enough of to make them anew."""
+        self.aside: list[bytes] = []
+        """Paths of what was in the way, as they are now."""
+
+    def run(self) -> None:
+        """Raises RecoveryError, JournalDamagedError, OSError."""
+        touched = self._touched()
+        self._clear_staging()
+        self._survey.run()
+        touched |= self._survey.changed.keys()
+        lost = set(self._catalog.fids_without_handle())
+        self._states = read_states(
+            self._lookup,
+            {fid for fid in touched | lost if self._catalog.node(fid) is not None},
+            self._before_seq,
+            self._checkpoint.seq,
+        )
+        self._choose_new(lost)
+        contents = Contents(
+            self._volume,
+            self._lookup,
+            self._states,
+            self._before_seq,
+            self._checkpoint.seq,
+            self._kept,
+            self._progress,
+        )
+        with self._staging():
+            self._free_places()
+            self._make_new()
+            contents.write(self._new, self._overwritten())
+            if self._new:
+                # Whoever loses the machine again finds them whole, where they are.
+                calls.syncfs("reconcile.syncfs", self._tree.root_fd)
+            self._fill_places()
+        contents.set_attributes()
+        contents.set_directory_times(self._restless)
+
+    def report(self) -> list[str]:
+        """What was done, in words; nothing where nothing was to be."""
+        said = [
+            (len(self._states) - len(self._new), "brought up to date"),
+            (len(self._new), "made anew from the journal"),
+            (self._moved, "moved to where they belong"),
+            (self._removed, "removed, as the journal says"),
+        ]
+        told = [f"{count:,} {what}" for count, what in said if count]
+        lost = [f"the machine was lost: of the backing's files {', '.join(told)}"] if told else []
+        return lost + self._kept.report()
+
+    # -- what is to be done ------------------------------------------------------------------------
+
+    def _touched(self) -> set[Fid]:
+        """Files that entries after the checkpoint are about, and directories whose mtimes they
+        set."""
+        touched: set[Fid] = set()
+        first = Seq(self._checkpoint.seq + 1)
+        for entry, void in settled(self._volume.journal.reader.read(first, self._before_seq)):
+            operation = entry.operation
+            if isinstance(operation, ControlOperation) or (void is not None and not void.written):
+                continue
+            if operation.kind in MAKERS:
+                self._made[operation.fid] = operation  # type: ignore[assignment]
+            touched.add(operation.fid)
+            touched.update(operation[at] for at in TOUCHED[operation.kind])  # type: ignore[misc]
+            if entry.seq % _PROGRESS_ENTRIES == 0:
+                self._progress("reading", entry.seq - first, self._before_seq - first, "entries")
+        return touched
+
+    def _choose_new(self, lost: set[Fid]) -> None:
+        """Say which files are to be made anew: those that are *lost*, and those that are shorter
+        than they can be without an operation that the journal has not."""
+        for fid, state in self._states.items():
+            node = self._node(fid)
+            if fid not in lost and not self._is_cut_short(node, state):
+                continue
+            if lacks_maker(state) or not node.complete:
+                if fid in lost:
+                    self.missing.append(self._catalog.path(fid) or b"?")
+                continue
+            self._new.add(fid)
+            for place in self._catalog.places(node):
+                self._survey.lacking[place] = fid
+
+    def _is_cut_short(self, node: Node, state: State) -> bool:
+        return (
+            node.type == S_IFREG
+            and node.complete
+            and state.made_seq <= self._checkpoint.seq
+            and not lacks_maker(state)
+            and self._tree.stat(node.fid).st_size < state.floor
+        )
+
+    def _overwritten(self) -> set[Fid]:
+        """Files of whose contents the backing may have what no entry says: they had no fid, or
+        were changed after their last entry."""
+        changed = self._survey.changed
+        if not self._may_be_ahead:
+            return self._survey.adopted
+        return self._survey.adopted | {
+            fid
+            for fid, state in self._states.items()
+            if changed.get(fid, 0) > state.last_time_ns + _CLOCK_SLACK_NS
+        }
+
+    def _node(self, fid: Fid) -> Node:
+        node = self._catalog.node(fid)
+        assert node is not None, fid
+        return node
+
+    # -- the staging directory ---------------------------------------------------------------------
+
+    def _clear_staging(self) -> None:
+        """Remove what another attempt had begun to make."""
+        try:
+            fd = os.open(self._staging_name, _DIRECTORY, dir_fd=self._tree.root_fd)
+        except FileNotFoundError:
+            return
+        try:
+            for name in map(os.fsencode, os.listdir(fd)):
+                if name.endswith((_NEW, _LINK)):
+                    os.unlink(name, dir_fd=fd)
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def _staging(self) -> Iterator[None]:
+        """Have the staging directory, if there is need of it, and take it away in the end."""
+        root_fd = self._tree.root_fd
+        if self._survey.lacking or any(stray.fid is not None for stray in self._survey.strays):
+            with suppress(FileExistsError):
+                calls.reached("reconcile.staging")
+                os.mkdir(self._staging_name, 0o700, dir_fd=root_fd)
+            self._staging_fd = os.open(self._staging_name, _DIRECTORY, dir_fd=root_fd)
+        try:
+            yield
+            if self._staging_fd >= 0 or _exists(root_fd, self._staging_name):
+                calls.reached("reconcile.unstaging")
+                os.rmdir(self._staging_name, dir_fd=root_fd)
+                self._restless.add(ROOT_FID)
+        finally:
+            if self._staging_fd >= 0:
+                os.close(self._staging_fd)
+
+    # -- names -------------------------------------------------------------------------------------
+
+    def _free_places(self) -> None:
+        # What is in the staging directory first: to move another name of a file over that one would
+        # do nothing, rename(2).
+        for stray in sorted(self._survey.strays, key=lambda stray: not stray.in_staging):
+            if stray.fid is not None:
+                self._take_home(stray, stray.fid)
+        # Directories after what is in them.
+        for stray in reversed(self._survey.strays):
+            if stray.fid is None:
+                self._clear_away(stray)
+
+    def _take_home(self, stray: Stray, fid: Fid) -> None:
+        """Take a file of the journal from where it should not be."""
+        with self._directory(stray) as directory:
+            if fid in self._staged or fid in self._new or self._is_at_home(fid):
+                calls.reached("reconcile.unlink")
+                os.unlink(stray.name, dir_fd=directory)
+                self._removed += 1
+            elif stray.in_staging:
+                self._staged[fid] = stray.name
+            else:
+                name = b"%d" % fid
+                calls.reached("reconcile.take")
+                os.rename(stray.name, name, src_dir_fd=directory, dst_dir_fd=self._staging_fd)
+                self._staged[fid] = name
+                self._moved += 1
+
+    def _is_at_home(self, fid: Fid) -> bool:
+        return any(
+            place not in self._survey.lacking for place in self._catalog.places(self._node(fid))
+        )
+
+    def _clear_away(self, stray: Stray) -> None:
+        """See to what is not a file of the journal as it is now."""
+        look = stray.look
+        is_ours = look.fid is not None
+        was_removed = look.fid in self._known_strays
+        place = stray.parent, stray.name
+        is_half_made = place == self._place_in_flight and self._may_be_in_flight(look)
+        if is_half_made and isinstance(self._in_flight, Import):
+            return
+        is_empty = not (S_ISREG(look.stat.st_mode) and look.stat.st_size)
+        is_waste = was_removed or stray.in_staging or (is_half_made and is_empty)
+        in_the_way = place in self._survey.lacking or place == self._place_in_flight
+        with self._directory(stray) as directory:
+            if is_waste and self._remove(stray, directory):
+                return
+            if is_ours:
+                _forget_fid(directory, stray.name)
+            if stray.in_staging:
+                self._put_aside(stray, directory, self._tree.root_fd, ROOT_FID)
+            elif in_the_way and stray.parent is not None:
+                self._put_aside(stray, directory, directory, stray.parent)
+
+    @cached_property
+    def _known_strays(self) -> set[Fid]:
+        """Those fids of strays that entries which count name: so the journal knows that they are
+        gone. Each segment's index is looked at once for all of them."""
+        lacking = {stray.look.fid for stray in self._survey.strays if stray.look.fid is not None}
+        known: set[Fid] = set()
+        for span in self._lookup.segments(to_seq=self._before_seq):
+            if not lacking:
+                break
+            index = self._lookup.index(span)
+            for fid in list(index.which_of(lacking)):
+                first = next(index.of_fid(fid))
+                if index.first_seq + first.number < self._before_seq:
+                    known.add(fid)
+                    lacking.discard(fid)
+        return known
+
+    @property
+    def _place_in_flight(self) -> Place | None:
+        """The name that the entry in flight may have made."""
+        match self._in_flight:
+            case Create() | Mkdir() | Symlink() | Link() | Import() | ImportLink():
+                return self._in_flight.parent, self._in_flight.name
+            case Rename():
+                return self._in_flight.new_parent, self._in_flight.new_name
+        return None
+
+    def _may_be_in_flight(self, look: Look) -> bool:
+        """Whether the entry in flight may have made what was found at its place."""
+        operation = self._in_flight
+        match operation:
+            case Import():
+                return look.owner is None or look.fid == operation.fid
+            case Create() | Mkdir() | Symlink():
+                if look.owner is None:
+                    return S_IFMT(look.stat.st_mode) == type_of(operation)
+                return look.fid == operation.fid
+        return False
+
+    def _remove(self, stray: Stray, directory: int) -> bool:
+        """Whether it could be removed: not a directory with something in it that the journal does
+        not know."""
+        calls.reached("reconcile.unlink")
+        try:
+            (os.rmdir if stray.is_directory else os.unlink)(stray.name, dir_fd=directory)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return False
+        self._removed += 1
+        return True
+
+    def _put_aside(self, stray: Stray, directory: int, aside: int, parent: Fid) -> None:
+        """Give it another name in *parent*, which is open on *aside*."""
+        number = 0
+        while True:
+            ending = _ASIDE + (b"-%d" % number if number else b"")
+            name = stray.name[: _NAME_BYTES_MAX - len(ending)] + ending
+            if self._catalog.lookup(parent, name) is None and not _exists(aside, name):
+                break
+            number += 1
+        calls.reached("reconcile.aside")
+        os.rename(stray.name, name, src_dir_fd=directory, dst_dir_fd=aside)
+        above = self._catalog.path(parent) or b""
+        self.aside.append(above + b"/" + name if above else name)
+
+    @contextmanager
+    def _directory(self, stray: Stray) -> Iterator[int]:
+        """The directory that *stray* is in, whose names are about to change."""
+        if stray.parent is not None:
+            self._restless.add(stray.parent)
+        fd = syscalls.open_by_handle(self._tree.root_fd, stray.directory, _DIRECTORY)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _make_new(self) -> None:
+        """Make the files of which there is none, empty, in the staging directory."""
+        for done, fid in enumerate(self._new):
+            state, node = self._states[fid], self._node(fid)
+            name = b"%d" % fid
+            if node.type != S_IFDIR:
+                name += _NEW
+            calls.reached("reconcile.make")
+            self._make(name, state, node.type)
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._staging_fd)
+            try:
+                self._tree.forget_descriptor(fid)
+                node = self._node(fid)
+                calls.reached("reconcile.tag")
+                node.handle = self._tree.identify(fid, fd, syscalls.descriptor_path(fd))
+                node.ino = os.fstat(fd).st_ino
+                self._catalog.touch(node)
+            finally:
+                os.close(fd)
+            self._staged[fid] = name
+            self._progress("making files anew", done, len(self._new), "files")
+
+    def _make(self, name: bytes, state: State, type_: int) -> None:
+        assert state.maker is not None
+        target = target_of(state.maker)
+        if type_ == S_IFDIR:
+            os.mkdir(name, 0o700, dir_fd=self._staging_fd)
+        elif target is not None:
+            os.symlink(target, name, dir_fd=self._staging_fd)
+        else:
+            os.mknod(name, type_ | 0o600, rdev_of(state.maker), dir_fd=self._staging_fd)
+
+    def _fill_places(self) -> None:
+        """Put everything where it belongs."""
+        for (parent, name), fid in self._survey.lacking.items():
+            node = self._node(fid)
+            if not node.handle:
+                continue  # it is missing
+            self._restless.add(parent)
+            directory = self._tree.descriptor(parent)
+            staged = self._staged.pop(fid, None)
+            if staged is None:
+                # A name of a file that is made anew may still stand for the old one.
+                staged = b"%d" % fid + _LINK
+                fd, directory = self._tree.pair(fid, parent)
+                syscalls.link(fd, self._staging_fd, staged)
+            calls.reached("reconcile.place")
+            os.rename(staged, name, src_dir_fd=self._staging_fd, dst_dir_fd=directory)
+
+
+def _exists(directory: int, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _forget_fid(directory: int, name: bytes) -> None:
+    """Make it nobody's file: an import will give it a fid of its own."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        os.removexattr(syscalls.descriptor_path(fd), FID_XATTR)
+    except OSError as error:
+        if not syscalls.missing(error):  # gone by another of its names
+            raise
+    finally:
+        os.close(fd)

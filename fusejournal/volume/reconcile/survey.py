@@ -1,0 +1,180 @@
+"""A walk through the backing that a lost machine left, with the catalog beside it: which names are
+as they should be, which are not, which are missing, and what has changed since the checkpoint.
+
+It notes in the catalog the handle of each file that it finds by its fid, wherever that is. What
+lies without a fid where an entry after the checkpoint has made something of its kind is that, the
+fid had not come to the disk: it gets it now. Nothing else of the backing is changed."""
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from stat import S_IFLNK, S_IFMT, S_ISDIR
+from typing import NamedTuple
+
+from fusejournal.backing.catalog_store import COMMIT_CHANGES
+from fusejournal.backing.tree import Look
+from fusejournal.disk import calls, syscalls
+from fusejournal.history.file_states import Maker, rdev_of, target_of
+from fusejournal.history.lookup import Place
+from fusejournal.operations import Import
+from fusejournal.types import ROOT_FID, Fid
+from fusejournal.volume.volume import Volume
+
+
+def staging_name(volume: Volume) -> bytes:
+    """In the backing's root: where files are while their places are made free. The same for every
+    attempt, and no name of a file of the journal's."""
+    return volume.tree.hidden_name()
+
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
+_PROGRESS_NAMES = 1024
+
+
+class Stray(NamedTuple):
+    """A name in the backing that the journal does not have there."""
+
+    directory: bytes
+    """The handle of the directory that it is in."""
+    parent: Fid | None
+    """That one's fid; None for a directory that is itself not the journal's."""
+    name: bytes
+    look: Look
+    fid: Fid | None
+    """The file of the journal that it is; None for anything else."""
+    in_staging: bool
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is one."""
+        return S_ISDIR(self.look.stat.st_mode)
+
+
+class Survey:
+    """Surveys *volume*'s backing; *progress* is called with the number of names so far."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        since_ns: int,
+        made: Mapping[Fid, Maker],
+        progress: Callable[[int], None],
+    ) -> None:
+        """*made*: what the entries after the checkpoint have made."""
+        self._volume = volume
+        self._made = made
+        self._since_ns = since_ns
+        self._progress = progress
+        self._names = 0
+        self._staging = b""
+        self.strays: list[Stray] = []
+        """A directory's before those of what is in it."""
+        self.lacking: dict[Place, Fid] = {}
+        """Names of the journal that do not stand for their file in the backing."""
+        self.changed: dict[Fid, int] = {}
+        """Files of the journal whose inodes were changed at *since_ns* or later, and when."""
+        self.adopted: set[Fid] = set()
+        """Files that had no fid."""
+
+    def run(self) -> None:
+        """Raises OSError."""
+        catalog, tree = self._volume.catalog, self._volume.tree
+        self._staging = staging_name(self._volume)
+        pending: list[tuple[bytes, Fid | None, bool]] = [
+            (syscalls.handle_of(tree.root_fd), ROOT_FID, False)
+        ]
+        while pending:
+            handle, fid, is_staging = pending.pop()
+            fd = syscalls.open_by_handle(tree.root_fd, handle, _DIRECTORY)
+            try:
+                pending += self._directory(fd, handle, fid, is_staging)
+            finally:
+                os.close(fd)
+        for fid in catalog.fids_without_handle():
+            # Nothing is in a directory that is not there.
+            self.lacking.update({(fid, one.name): one.fid for one in catalog.list(fid, 0)})
+        catalog.lacks_handles = False
+
+    def _directory(
+        self, fd: int, handle: bytes, fid: Fid | None, is_staging: bool
+    ) -> list[tuple[bytes, Fid | None, bool]]:
+        """One directory. Returns those below it."""
+        catalog, tree = self._volume.catalog, self._volume.tree
+        expected = {}
+        if fid is not None:
+            expected = {one.name: one.fid for one in catalog.list(fid, 0)}
+            self._note_change(fid, os.fstat(fd))
+        below: list[tuple[bytes, Fid | None, bool]] = []
+        for name in map(os.fsencode, os.listdir(fd)):
+            look = tree.look_in(fd, name)
+            if look is None or look.stat.st_dev != tree.device:
+                continue
+            if fid == ROOT_FID and name == self._staging:
+                below.append((look.handle, None, True))
+                continue
+            known = self._known(look)
+            if known is None and name in expected:
+                known = self._adopted(look, fd, name, expected[name])
+            if S_ISDIR(look.stat.st_mode):
+                below.append((look.handle, known, False))
+            elif known is not None:
+                self._note_change(known, look.stat)
+            if known is not None and expected.get(name) == known:
+                del expected[name]
+            else:
+                self.strays.append(Stray(handle, fid, name, look, known, is_staging))
+            self._count()
+        if fid is not None:
+            self.lacking.update({(fid, name): missing for name, missing in expected.items()})
+        return below
+
+    def _known(self, look: Look) -> Fid | None:
+        """The fid of what was found, if it is a file of the journal's, and the first one with that
+        fid. Notes its handle."""
+        node = self._volume.catalog.node(look.fid) if look.fid is not None else None
+        if node is None or node.type != S_IFMT(look.stat.st_mode):
+            return None
+        if not node.handle:
+            node.handle, node.ino = look.handle, look.stat.st_ino
+            self._volume.catalog.touch(node)
+        return node.fid if node.handle == look.handle else None
+
+    def _adopted(self, look: Look, directory: int, name: bytes, expected: Fid) -> Fid | None:
+        """*expected* if what was found, which has no fid, is it, and has got its fid now. (What was
+        imported may have had one that the journal does not know any more.)"""
+        maker, node = self._made.get(expected), self._volume.catalog.node(expected)
+        if maker is None or node is None or node.handle:
+            return None
+        if look.owner is not None and (
+            not isinstance(maker, Import) or look.fid is None or self._volume.catalog.node(look.fid)
+        ):
+            return None
+        if node.type != S_IFMT(look.stat.st_mode) or rdev_of(maker) != look.stat.st_rdev:
+            return None
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            if node.type == S_IFLNK and os.readlink(b"", dir_fd=fd) != target_of(maker):
+                return None
+            calls.reached("reconcile.tag")
+            node.handle = self._volume.tree.identify(expected, fd, syscalls.descriptor_path(fd))
+            node.ino = look.stat.st_ino
+            self._volume.catalog.touch(node)
+        finally:
+            os.close(fd)
+        self.changed[expected] = look.stat.st_ctime_ns
+        self.adopted.add(expected)
+        return expected
+
+    def _note_change(self, fid: Fid, stat: os.stat_result) -> None:
+        if stat.st_ctime_ns >= self._since_ns:
+            self.changed[fid] = stat.st_ctime_ns
+
+    def _count(self) -> None:
+        self._names += 1
+        if self._names % _PROGRESS_NAMES == 0:
+            self._progress(self._names)
+        if self._names % COMMIT_CHANGES == 0:
+            # The catalog would keep all it was told in memory; on a full disk it has to.
+            self._volume.catalog.lacks_handles = True
+            with suppress(OSError):
+                self._volume.catalog.commit()

@@ -1,0 +1,294 @@
+"""Recovery after a killed process, and the rebuilding of a lost catalog: one and the same way.
+
+The kernel kept every page, so the backing has every entry but perhaps the last. The catalog stands
+at its last commit (or at nothing): the entries after it are recorded from the journal, the handles
+of the objects they made are found in the backing by fid, and the last entry, which alone may be
+undone or half done, is settled by looking: done, or done now, or VOID when the backing refuses it.
+
+After a lost machine, the backing is first made what the catalog says (volume/reconcile/).
+
+A mirror's backing is behind its journal by what was received and not yet applied; it keeps for
+itself how far it came (journal/watermarks.py). Entries before that one are recorded here, that one
+is settled by who goes on applying.
+
+Where there is much to record it is committed piece by piece, nodes without handles too, and the
+catalog says so until the handles are found: a recovery that is killed goes on from there. Runs
+before the mount is live; nothing else uses the volume meanwhile."""
+
+import errno
+import os
+from collections.abc import Callable, Iterable
+
+from fusejournal.backing.catalog_store import COMMIT_CHANGES, Node
+from fusejournal.backing.tree import Look
+from fusejournal.errors import JournalDamagedError, RecoveryError
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.mtimes import kept_mtimes
+from fusejournal.journal.format import Entry
+from fusejournal.journal.outcomes import settled
+from fusejournal.operations import (
+    MAKERS,
+    Clean,
+    ControlOperation,
+    Import,
+    ImportData,
+    ImportLink,
+    Mark,
+    NewEpoch,
+    Operation,
+    Rename,
+    Void,
+)
+from fusejournal.types import Fid, Seq
+from fusejournal.volume.volume import Volume
+
+Progress = Callable[[int, int], None]
+Reconcile = Callable[[Seq, Entry | None], list[bytes]]
+"""Called with the first entry that the catalog does not have, and that entry if it may be half
+done; returns the paths of what cannot be made anew."""
+
+_PROGRESS_ENTRIES = 1024
+
+
+class Recovery:
+    """Brings *volume*'s catalog from its last commit to the journal's head. See the module."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        past_damage: bool,
+        applying_seq: Seq | None = None,
+        reconcile: Reconcile | None = None,
+        held_seq: Seq = Seq(0),
+    ) -> None:
+        """*past_damage*: for a read-only mount, end before a damage rather than fail.
+        *applying_seq*: of a copied journal, the entry that may or may not be applied; none after
+        it is. *reconcile*: after a lost machine, makes the backing what the catalog says.
+        *held_seq*: entries up to here are known to be applied."""
+        self._volume = volume
+        self._past_damage = past_damage
+        self._catalog = volume.catalog
+        self._applying_seq = applying_seq
+        self._reconcile = reconcile
+        self._held_seq = held_seq
+        self._made: list[Fid] = []
+        self._in_flight: Entry | None = None
+        self.damage: JournalDamagedError | None = None
+        """Where the journal could not be read on."""
+        self.missing: list[bytes] = []
+        """Paths that the journal has and the backing has not: somebody changed the backing behind
+        the layer."""
+
+    def run(self, progress: Progress) -> int:
+        """Recover. Returns how many entries the catalog lacked. Raises RecoveryError,
+        JournalDamagedError, OSError."""
+        first = Seq(self._catalog.applied_seq + 1)
+        head = self._volume.journal.head_seq
+        if self._applying_seq is not None:
+            head = Seq(max(self._applying_seq, first) - 1)
+        try:
+            self._record_entries(first, head, progress)
+            if self._applying_seq is not None:
+                self._in_flight = self._entry(Seq(head + 1))
+        except JournalDamagedError as error:
+            if not self._past_damage:
+                raise
+            self.damage = error
+        if self._reconcile is not None:
+            self.missing += self._reconcile(Seq(self._catalog.applied_seq + 1), self._in_flight)
+            self._made.clear()
+        else:
+            self._find_handles()
+        if self._in_flight is not None and self._applying_seq is None:
+            self._settle(self._in_flight)
+            self._in_flight = None
+            self._find_handles()
+        self._commit()
+        return head - first + 1
+
+    def _entry(self, seq: Seq) -> Entry | None:
+        """Entry *seq* if there is one, and it changes the tree."""
+        if seq > self._volume.journal.head_seq:
+            return None
+        entry = next(iter(self._volume.journal.reader.read(seq, Seq(seq + 1))))
+        return None if isinstance(entry.operation, ControlOperation) else entry
+
+    def _commit(self) -> None:
+        if not self._volume.journal.is_writable:
+            return  # the last entry was not settled: this catalog is for reading only
+        try:
+            self._catalog.commit()
+        except OSError as error:
+            # On a full disk what is recorded stays in the transaction; the running volume tries
+            # again.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+
+    def _record_entries(self, first: Seq, head: Seq, progress: Progress) -> None:
+        catalog = self._catalog
+        for entry, void in settled(self._volume.journal.reader.read(first, Seq(head + 1))):
+            operation = entry.operation
+            if isinstance(operation, NewEpoch | Mark | Clean):
+                catalog.record_control(operation, entry.seq)
+            elif void is not None:
+                if void.written:
+                    self._record(operation, entry)
+                else:
+                    catalog.record_control(operation, entry.seq)
+                catalog.record_control(void, Seq(entry.seq + 1))
+            elif entry.seq == head and self._may_be_in_flight(entry):
+                self._in_flight = entry
+            else:
+                self._record(operation, entry)
+            if catalog.changes >= COMMIT_CHANGES:
+                catalog.lacks_handles = True
+                self._made.clear()
+                self._commit()
+            if entry.seq % _PROGRESS_ENTRIES == 0:
+                progress(entry.seq - first + 1, head - first + 1)
+
+    def _may_be_in_flight(self, entry: Entry) -> bool:
+        """Of the last entry. (An import's data and further names were there before it.)"""
+        return (
+            self._volume.journal.is_writable
+            and self._applying_seq is None
+            and entry.seq > self._held_seq
+            and not isinstance(entry.operation, ImportData | ImportLink)
+        )
+
+    def _record(self, operation: Operation, entry: Entry) -> None:
+        assert not isinstance(operation, NewEpoch | Mark | Clean | Void)
+        try:
+            self._catalog.record(operation, entry.seq, entry.time_ns)
+        except KeyError as error:
+            first_seq = self._volume.journal.reader.first_seq
+            raise RecoveryError(
+                f"entry {entry.seq} ({operation.kind.name}) does not fit the catalog ({error}): "
+                + (
+                    "delete the volume's catalog directory and mount again, to rebuild it from the "
+                    "journal"
+                    if first_seq == 1
+                    else f"it cannot be made anew without the entries before {first_seq}, which "
+                    "are not in the journal any more; restore their segments"
+                )
+            ) from None
+        if operation.kind in MAKERS:
+            self._made.append(operation.fid)
+
+    # -- handles -----------------------------------------------------------------------------------
+
+    def _find_handles(self) -> None:
+        """Find the backing's handle of every object that the recorded entries made and that still
+        has a name."""
+        lacking: Iterable[Fid] = self._made
+        if self._catalog.lacks_handles:
+            lacking = self._catalog.fids_without_handle()
+        left = []
+        for fid in lacking:
+            node = self._catalog.node(fid)
+            if node is None or self._find_handle(node):
+                continue
+            if self._is_in_flight(fid):
+                left.append(fid)
+            else:
+                self.missing.append(self._catalog.path(fid) or b"?")
+        self._made = left
+        self._catalog.lacks_handles = False
+
+    def _is_in_flight(self, fid: Fid) -> bool:
+        """Whether the entry in flight may have taken *fid*'s name away."""
+        if self._in_flight is None:
+            return False
+        operation = self._in_flight.operation
+        return fid in (getattr(operation, "fid", 0), getattr(operation, "replaced", 0))
+
+    def _find_handle(self, node: Node) -> bool:
+        """Find one handle, its directories' first: their depth has no bound, so without
+        recursion."""
+        wanted = [node.fid]
+        tried: set[Fid] = set()
+        while wanted:
+            fid = wanted[-1]
+            current = self._catalog.node(fid)
+            if current is None or current.handle or self._look_for(current):
+                wanted.pop()
+                continue
+            directories = [parent for parent, _ in self._places(current)]
+            lacking = [
+                parent
+                for parent in directories
+                if parent not in tried
+                and (directory := self._catalog.node(parent)) is not None
+                and not directory.handle
+            ]
+            tried.update(lacking)
+            if lacking:
+                wanted += lacking
+            else:
+                wanted.pop()
+        found = self._catalog.node(node.fid)
+        return found is not None and bool(found.handle)
+
+    def _look_for(self, node: Node) -> bool:
+        """Look for *node* in those of its directories that are found already."""
+        for parent, name in self._places(node):
+            directory = self._catalog.node(parent)
+            if directory is None or not directory.handle:
+                continue
+            try:
+                look = self._volume.tree.look(parent, name)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+                continue  # the backing lacks the directory itself
+            if look is not None and look.fid == node.fid:
+                node.handle = look.handle
+                node.ino = look.stat.st_ino
+                self._catalog.touch(node)
+                return True
+        return False
+
+    def _places(self, node: Node) -> list[tuple[Fid, bytes]]:
+        """Where *node* may be found: its names, and the name that the entry in flight may have
+        given it."""
+        places = list(self._catalog.places(node))
+        operation = self._in_flight.operation if self._in_flight is not None else None
+        if isinstance(operation, Rename) and operation.fid == node.fid:
+            places.append((operation.new_parent, operation.new_name))
+        elif isinstance(operation, Rename) and operation.replaced == node.fid:
+            places.append((operation.parent, operation.name))
+        return places
+
+    # -- the entry in flight -----------------------------------------------------------------------
+
+    def _settle(self, entry: Entry) -> None:
+        operation = entry.operation
+        assert not isinstance(operation, NewEpoch | Mark | Clean | Void)
+        if isinstance(operation, Import):
+            self._settle_import(operation, entry)
+        else:
+            mtimes = kept_mtimes(Lookup(self._volume.journal.reader), entry)
+            self._volume.settle(operation, entry.seq, entry.time_ns, bytes(entry.data))
+            for fid, mtime_ns in mtimes.items():
+                self._volume.set_mtime(fid, mtime_ns)
+
+    def _settle_import(self, operation: Import, entry: Entry) -> None:
+        look: Look | None = self._volume.tree.look(operation.parent, operation.name)
+        if look is None or look.fid not in (None, operation.fid):
+            self._volume.void(entry.seq, operation, errno.ENOENT if look is None else errno.EEXIST)
+            return
+        try:
+            self._volume.tag_imported(operation, look.handle)
+        except OSError as error:
+            self._volume.void(entry.seq, operation, error.errno or errno.EIO)
+            return
+        self._catalog.record(operation, entry.seq, entry.time_ns, look.handle, look.stat.st_ino)
+
+
+def describe_missing(missing: list[bytes]) -> str:
+    """One line about files that the journal has and the backing lacks."""
+    first = os.fsdecode(missing[0])
+    return (
+        f"{len(missing)} files of the journal are missing in the backing, the first is {first!r}: "
+        "something else has changed the backing directory"
+    )

@@ -1,0 +1,646 @@
+"""Opening a volume: from a state directory and a backing to a :class:`Volume` that is ready to be
+mounted.
+
+In order: the journal (cut or refused as it is found), the catalog, recovery of what the catalog
+lacks (after a lost machine, of what the backing lacks, too), a new epoch where one is due, the
+import of what the journal does not know. Nothing here waits for the network or serves anybody; a
+process killed at any point of it leaves a state that the next opening goes on from.
+
+Between :meth:`Opening.open` and :meth:`Opening.recover` a primary that has lost its machine may
+append what it gets back from others."""
+
+import errno
+import json
+import logging
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple, NoReturn, Protocol
+from uuid import UUID
+
+from fusejournal.backing.catalog import Catalog
+from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogSpoiltError
+from fusejournal.backing.root_mark import (
+    BackingRoot,
+    filesystem_instance,
+    holds_copies_alone,
+    read_root_mark,
+)
+from fusejournal.backing.tree import Tree, probe
+from fusejournal.disk import calls, syscalls
+from fusejournal.errors import (
+    BackingError,
+    JournalDamagedError,
+    JournalError,
+    JournalFailedError,
+    JournalFullError,
+    RecoveryError,
+)
+from fusejournal.journal.format import Entry
+from fusejournal.journal.journal import Journal
+from fusejournal.journal.reader import END
+from fusejournal.journal.segment import list_segments
+from fusejournal.journal.segment_writer import JournalOptions
+from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.operations import Clean, NewEpoch
+from fusejournal.types import ROOT_FID, Epoch, Position, Seq
+from fusejournal.volume.checkpoint import NO_CHECKPOINT, Checkpoint, CheckpointFile, suppress_full
+from fusejournal.volume.importer import Importer, survey
+from fusejournal.volume.reconcile.reconcile import Reconciliation
+from fusejournal.volume.recovery import Recovery, describe_missing
+from fusejournal.volume.volume import Volume
+
+log = logging.getLogger(__name__)
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_BOOT_BYTES = 512
+_CHECKPOINT_SECONDS = 30.0
+_PAGE_MISSED = "the page of watermarks was missing, and is made anew"
+
+
+class Boot(NamedTuple):
+    """When the volume was used last: whether in this boot of the machine, and by this mounting of
+    its file systems, and where the journal ended when it was opened then."""
+
+    is_this: bool
+    began_seq: Seq
+    words: str = ""
+    """What is different now, where it is not this one."""
+
+
+class Watcher(Protocol):
+    """Who wants to know how an opening goes; :class:`~fusejournal.node.spec.Reporter` is one."""
+
+    def progress(self, stage: str, done: int, total: int | None, unit: str) -> None: ...
+
+    def warning(self, text: str) -> None: ...
+
+
+class Opening:
+    """Opens one volume. ``degraded`` and ``repairs`` are for its status page, a line each."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        uuid: UUID,
+        backing: Path,
+        root_fd: int,
+        options: JournalOptions,
+        watcher: Watcher,
+        page: CopyMarks,
+        *,
+        is_mirror: bool = False,
+        is_unborn: bool = False,
+        adopt: bool = False,
+    ) -> None:
+        """*page*: the node's watermarks; closed with the volume. *is_mirror*: the journal is a
+        copy. *is_unborn*: it has no journal yet, and will be whichever volume's its primary is.
+        *adopt*: files that bear another volume's mark are imported all the same."""
+        self.page = page
+        self._adopt = adopt
+        self._marks = page if is_mirror else None
+        self.root = BackingRoot(root_fd, uuid)
+        self._position: Position | None = None
+        """What the backing's root says of the journal."""
+        self.is_unborn = is_unborn
+        self._state_dir = state_dir
+        self._uuid = uuid
+        self._backing = backing
+        self._root_fd = root_fd
+        self._options = options
+        self._watcher = watcher
+        self._boot_file = state_dir / "boot"
+        self.checkpoint = CheckpointFile(state_dir / "checkpoint", page)
+        self.repairs: list[str] = []
+        self.degraded: list[str] = []
+        self.volume: Volume
+        self.importer: Importer
+        self._check: Callable[[], None] = lambda: None
+        self._looks_only = False
+        self.lost_machine = False
+        """Whether entries may be gone that this volume had acknowledged."""
+        self.fenced: str | None = None
+        """Why a primary takes no change, as another reign has begun, in words."""
+        self.seen_epoch = Epoch(0)
+        """The highest that a primary has seen: one that it begins is beyond."""
+        self.new_epoch: str | None = None
+        """Why a primary is to begin an epoch, in words, if somebody has told."""
+
+    def open(self, read_only: bool) -> None:
+        """Open journal and catalog as they are. Raises FusejournalError, OSError."""
+        if not list_segments(self._state_dir / "journal"):
+            probe(self._root_fd, self._backing, read_only)
+        if self.is_unborn:
+            self._check_empty()
+        else:
+            self._claim_backing(read_only)
+        boot = self._boot()
+        same_boot = boot.is_this
+        journal = self._open_journal(read_only, same_boot)
+        catalog_dir = self._state_dir / "catalog"
+        # A CLEAN that was the last entry when it was opened again says nothing of what came then.
+        clean = journal.head_seq == 0 or (
+            journal.ends_clean and journal.head_seq > boot.began_seq
+            if self._marks is None
+            else self._marks.stopped_seq == journal.head_seq
+        )
+        self._check_ties(journal)
+        self.lost_machine = not clean and (not same_boot or self._has_lost_page(journal))
+        if self.lost_machine and catalog_dir.exists():
+            # Its pages reached the disk in any order.
+            shutil.rmtree(catalog_dir)
+        catalog = self._open_catalog(catalog_dir, journal)
+        tree = Tree(self._root_fd, self._uuid, catalog, _descriptors_max())
+        self.volume = Volume(journal, catalog, tree)
+        # Whoever flushes it: the kernel tells of what it dropped once.
+        journal.on_flush_failed = self.doubt
+        self.importer = Importer(self.volume, self._backing, self._adopt)
+        if read_only:
+            self._looks_only = True
+            self.volume.refusal = errno.EROFS
+
+    def recover(
+        self,
+        read_only: bool,
+        held_seq: Seq = Seq(0),
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Make catalog and backing what the journal says. *held_seq*: entries up to here are known
+        to be applied, for a mirror has them. *check* is called often, and may stop it by an
+        exception: the next opening goes on. Raises FusejournalError, OSError."""
+        marks = self._marks
+        self._check = check
+        if marks is None:
+            self._recover(read_only, None, held_seq)
+        elif read_only or not self.volume.journal.head_seq:
+            self._recover(read_only, marks.applying_seq, held_seq)
+        else:
+            self._settle_marks(marks)
+            applying_seq = marks.applying_seq
+            if self.lost_machine:
+                # How far the backing had come, nobody knows now: it is made what it should be.
+                applying_seq = Seq(marks.settled_seq + 1)
+            self._recover(read_only, applying_seq, held_seq)
+            marks.applying_seq = applying_seq
+
+    def _settle_marks(self, marks: CopyMarks) -> None:
+        """Only the last entry can be one that was refused, whose VOID did not come or is lost."""
+        head_seq, is_settled = self.volume.journal.reader.head()
+        if not is_settled and marks.settled_seq != head_seq:
+            head_seq = Seq(head_seq - 1)
+        marks.settled_seq = head_seq
+
+    def begin(self, read_only: bool) -> Iterator[None]:
+        """What comes before the volume takes changes; between two yields the caller may stop it.
+        Raises FusejournalError, OSError."""
+        catalog = self.volume.catalog
+        if read_only:
+            if self.lost_machine:
+                self.degraded.append(
+                    "the backing is as the lost machine left it: mount it once without -o ro"
+                )
+            if not catalog.imported and self._marks is None:
+                self.degraded.append("the import was not finished: files that it lacks do not show")
+            return
+        self.volume.tree.find_hidden()
+        if self._marks is not None:
+            self.volume.refusal = errno.EROFS
+            self._marks.stopped_seq = Seq(0)
+            self._marks.sync()
+            if not self.is_unborn and not self._boot().is_this:
+                self.remember_boot()
+            return
+        if self.fenced is not None:
+            self.volume.fail(self.fenced)
+            if not catalog.imported:
+                self.degraded.append("the import was not finished: files that it lacks do not show")
+            return
+        self._begin()
+        if not catalog.imported:
+            yield from self._import()
+
+    # -- steps -------------------------------------------------------------------------------------
+
+    def _check_empty(self) -> None:
+        """Nothing may be where a mirror is to begin."""
+        names = sorted(os.listdir(self._root_fd))
+        if names:
+            raise BackingError(
+                self._backing,
+                f"is not empty ({names[0]!r} is there), and a new mirror begins with nothing: "
+                "give it an empty directory, not the root of a file system",
+            )
+
+    def _claim_backing(self, read_only: bool) -> None:
+        """The root's own tag says which volume a backing belongs to; a new volume sets it before
+        anything else."""
+        mark = read_root_mark(self._root_fd)
+        has_journal = bool(list_segments(self._state_dir / "journal"))
+        if mark is None or (self._adopt and not has_journal and mark.owner != self._uuid):
+            if has_journal:
+                raise BackingError(
+                    self._backing,
+                    f"is not this volume's backing (the journal in {self._state_dir} is another's)",
+                )
+            if read_only:
+                raise BackingError(self._backing, "has no journal yet: mount it once without -o ro")
+            self._mark_root(self._uuid)
+            return
+        if mark.owner != self._uuid:
+            raise BackingError(
+                self._backing,
+                f"belongs to volume {mark.owner or '?'}, not to {self._uuid} of "
+                f"{self._state_dir}; if that volume is no more, begin anew with its files: "
+                "mount with -o adopt and a new --state",
+            )
+        is_copy = not mark.is_original or holds_copies_alone(self._root_fd, self._uuid)
+        if has_journal and is_copy:
+            raise BackingError(
+                self._backing,
+                "is a copy of the volume's backing, whose files the journal knows as others: put "
+                "the original back; or make a tree from the journal with 'fusejournal restore'; or "
+                "begin anew with these files: mount them with -o adopt and a new --state",
+            )
+        self._position = mark.position
+
+    def _check_ties(self, journal: Journal) -> None:
+        """State directory and backing must be of the same time. Raises RecoveryError."""
+        known, rooted_seq = self._position, self.page.rooted_seq
+        if journal.damage is not None:
+            return
+        if rooted_seq > (known.seq if known is not None else 0):
+            raise RecoveryError(
+                f"{self._backing}: is older than its journal: it is as of entry "
+                f"{known.seq if known is not None else 0} or later, and had been flushed as of "
+                f"{rooted_seq}; put the newer one back; or "
+                + self._way_out(
+                    "make a tree from the journal with 'fusejournal restore', and mount that with "
+                    "a new --state"
+                )
+            )
+        if known is None or known.seq == 0:
+            return
+        if known.seq > journal.head_seq:
+            self._is_of_another_time(known, f"ends with {journal.head_seq}")
+        for _, frame in journal.reader.frames(known.seq, Seq(known.seq + 1)):
+            if frame.checksum != known.chain:
+                self._is_of_another_time(known, "has another entry there")
+
+    def _is_of_another_time(self, known: Position, what: str) -> NoReturn:
+        raise RecoveryError(
+            f"{self._backing}: goes with a journal that has entry {known.seq}, and the one in "
+            f"{self._state_dir} {what}: that state directory is an older copy, or segments of it "
+            "are missing; put the newer one back; or "
+            + self._way_out(
+                "begin anew with the files as they are: mount them with -o adopt and a new --state"
+            )
+        )
+
+    def _way_out(self, of_primary: str) -> str:
+        """What else can be done, by the volume's role."""
+        if self._marks is None:
+            return of_primary
+        return "begin this mirror anew, with an empty directory and a new --state"
+
+    def _has_lost_page(self, journal: Journal) -> bool:
+        """Whether the page of watermarks, which this volume had, is gone. What a mirror had applied
+        is unknown then."""
+        if not journal.head_seq:
+            return False
+        if self._marks is None:
+            if self.page.is_new and self._position is not None:
+                self.repairs.append(_PAGE_MISSED)
+            return False
+        # It may have been made anew by a start that did not get through, or by one to look only.
+        if self.page.is_new or (self._position is not None and not self._marks.applying_seq):
+            self.repairs.append(_PAGE_MISSED)
+            return True
+        return False
+
+    def _mark_root(self, uuid: UUID) -> None:
+        self.root.uuid = uuid
+        self.root.mark()
+        # The journal will be on disk long before the backing is: it must find its own again.
+        calls.fsync("root.sync", self._root_fd)
+
+    def be_born(self, uuid: UUID) -> None:
+        """Become a mirror of volume *uuid*: the first primary has said which that is. Raises
+        OSError."""
+        self._mark_root(uuid)
+        self._uuid = self.volume.tree.uuid = uuid
+        self.volume.journal.adopt(uuid)
+        self.is_unborn = False
+        self.remember_boot()
+
+    def _boot(self) -> Boot:
+        now = self._this_boot()
+        try:
+            found = json.loads(self._boot_file.read_text())
+            began_seq = Seq(int(found.get("began_seq", 0)))
+            if found.get("volume", now["volume"]) != now["volume"]:
+                return Boot(False, END, f"{self._boot_file} is another volume's")
+            if found["boot_id"] != now["boot_id"]:
+                return Boot(False, began_seq, "another boot of the machine")
+            if any(found.get(key, value) != value for key, value in now.items()):
+                return Boot(False, began_seq, "its disk went away and came back")
+            return Boot(True, began_seq)
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            # Then nothing vouches for the end of the journal either.
+            return Boot(False, END, f"{self._boot_file} is missing or spoilt")
+
+    def _this_boot(self) -> dict[str, str]:
+        state_fd = os.open(self._state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return {
+                "volume": str(self._uuid),
+                "boot_id": _BOOT_ID.read_text().strip(),
+                "state": filesystem_instance(state_fd),
+                "backing": filesystem_instance(self._root_fd),
+            }
+        finally:
+            os.close(state_fd)
+
+    def _open_journal(self, read_only: bool, same_boot: bool) -> Journal:
+        directory = self._state_dir / "journal"
+        if not list_segments(directory):
+            # (A mirror has its first segment only when the first entries have come.)
+            had_entries = bool(self._known_durable() or self._position)
+            if had_entries or (self._boot_file.exists() and self._marks is None):
+                raise JournalError(
+                    f"{directory}: has no segments, but this volume had; restore them"
+                )
+            directory.mkdir(mode=0o700, exist_ok=True)
+            make = Journal.create if self._marks is None else Journal.expect
+            return make(directory, self._uuid, self._options)
+        # A killed layer is recovered for a read-only mount too, as file systems do. After a lost
+        # machine that would write under the old epoch, and damage forbids it: then nothing is.
+        try:
+            journal = self._open_existing(directory, same_boot, read_only and not same_boot)
+        except JournalDamagedError:
+            if not read_only:
+                raise
+            journal = self._open_existing(directory, same_boot, read_only)
+        on_disk = self._known_durable()
+        if on_disk > journal.head_seq and journal.damage is None:
+            raise JournalDamagedError(
+                directory,
+                0,
+                journal.head_seq + 1,
+                f"entries up to {on_disk} were on disk; segments are missing at the end",
+            )
+        self.repairs += [str(repair) for repair in journal.repairs]
+        if journal.damage is not None:
+            self.degraded.append(f"{journal.damage.verdict}: {journal.damage}")
+        return journal
+
+    def _open_existing(self, directory: Path, same_boot: bool, read_only: bool) -> Journal:
+        # What the backing's root tells of, too, is nothing to be cut off.
+        rooted_seq = self._position.seq if self._position is not None else Seq(0)
+        return Journal.open(
+            directory,
+            self._uuid,
+            self._options,
+            unclean_machine=not same_boot,
+            read_only=read_only,
+            is_copy=self._marks is not None,
+            known_durable=max(self._known_durable(), rooted_seq),
+        )
+
+    def _known_durable(self) -> Seq:
+        """Up to where the journal is known to have been on disk, whatever is left of it."""
+        return max(self.page.durable_seq, self.checkpoint.load().seq)
+
+    def _open_catalog(self, directory: Path, journal: Journal) -> Catalog:
+        try:
+            catalog = Catalog(directory)
+        except CatalogSpoiltError as error:
+            self.repairs.append(f"the catalog was spoilt and is made anew ({error})")
+            shutil.rmtree(directory)
+            catalog = Catalog(directory)
+        root = catalog.node(ROOT_FID)
+        if root is not None and root.handle != syscalls.handle_of(self._root_fd):
+            self.repairs.append("the catalog was another backing's and is made anew")
+            catalog.close()
+            shutil.rmtree(directory)
+            catalog = Catalog(directory)
+        if catalog.applied_seq > journal.head_seq and journal.damage is None:
+            # The end of the journal that the catalog has seen in this boot cannot have been torn.
+            known = catalog.applied_seq
+            catalog.close()
+            raise JournalDamagedError(
+                journal.directory,
+                0,
+                journal.head_seq + 1,
+                f"entries up to {known} were there; segments are missing at the end",
+            )
+        if catalog.node(ROOT_FID) is None:
+            stat = os.fstat(self._root_fd)
+            catalog.add_root(syscalls.handle_of(self._root_fd), stat.st_ino)
+        return catalog
+
+    def _recover(self, read_only: bool, applying_seq: Seq | None, held_seq: Seq) -> None:
+        reconcile = self._reconcile if self.lost_machine and not read_only else None
+        recovery = Recovery(self.volume, read_only, applying_seq, reconcile, held_seq)
+        recovery.run(lambda done, total: self._progress("recovering", done, total, "entries"))
+        if recovery.damage is not None:
+            self.degraded.append(f"{recovery.damage.verdict}: {recovery.damage}")
+        if recovery.missing:
+            self.degraded.append(describe_missing(recovery.missing))
+            self._watcher.warning(self.degraded[-1])
+
+    def _progress(self, stage: str, done: int, total: int | None, unit: str) -> None:
+        self._check()
+        self._watcher.progress(stage, done, total, unit)
+
+    def _reconcile(self, before_seq: Seq, in_flight: Entry | None) -> list[bytes]:
+        """After a lost machine. Returns what cannot be made anew. Raises RecoveryError,
+        JournalDamagedError."""
+        checkpoint = self.checkpoint.load()
+        if checkpoint.seq >= before_seq:
+            checkpoint = NO_CHECKPOINT  # of entries that are not there any more
+        work = Reconciliation(
+            self.volume,
+            checkpoint,
+            before_seq,
+            in_flight.operation if in_flight is not None else None,
+            self._marks is None,
+            self._progress,
+        )
+        try:
+            work.run()
+            # Before anything else is journaled: another loss would see it in the light of that.
+            self._make_checkpoint()
+        except OSError as error:
+            raise RecoveryError(
+                f"{self._backing}: cannot be made what the journal says after the machine was "
+                f"lost: {error.strerror}; mend that and mount again: it begins anew"
+            ) from error
+        self.repairs += work.report()
+        if work.aside:
+            first = os.fsdecode(work.aside[0])
+            self.degraded.append(
+                f"{len(work.aside)} files that the journal does not know were in the way of others "
+                f"and have another name now, the first is {first!r}: see whether they are wanted"
+            )
+        return work.missing
+
+    def _begin(self) -> None:
+        """Say in the journal that a reign begins where one does, and remember this boot."""
+        volume = self.volume
+        if volume.journal.head_seq == 0:
+            volume.note(NewEpoch(Epoch(1), "a new volume"))
+        elif (reason := self._new_epoch_reason()) is not None:
+            epoch = Epoch(max(volume.journal.epoch, self.seen_epoch) + 1)
+            volume.note(NewEpoch(epoch, reason))
+            volume.journal.sync()  # before anybody hears of it
+        if not self._boot().is_this:
+            volume.journal.sync()
+            self.remember_boot()
+        elif volume.journal.ends_clean:
+            # (A killed layer's journal says by itself that it was not stopped in order.)
+            self.remember_boot()
+
+    def _new_epoch_reason(self) -> str | None:
+        """Why an epoch begins here, where one does. Another boot is enough: this may be an older
+        copy of the volume, and what was made after it was copied has its fids."""
+        if self.lost_machine:
+            return "the machine was lost"
+        if self.new_epoch is not None:
+            return self.new_epoch
+        boot = self._boot()
+        return None if boot.is_this else boot.words
+
+    def remember_boot(self) -> None:
+        """Write down, durably, that the volume is used in this boot, and where its journal ends.
+        Raises JournalFullError, OSError."""
+        try:
+            self._write_boot(self._this_boot())
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise JournalFullError(
+                f"{self._boot_file}: no space to write down that the volume is used: make space"
+            ) from None
+
+    def doubt(self) -> None:
+        """The disk has failed: what it was given may be lost, as after the loss of the machine, and
+        so the next opening takes it."""
+        try:
+            self._write_boot({"boot_id": "none: the disk failed"})
+        except OSError as error:
+            log.error("that the disk failed cannot be written down: %s", error)
+
+    def _write_boot(self, boot: dict[str, str]) -> None:
+        """In place, and always as long: so a full disk has room for it."""
+        content = json.dumps({**boot, "began_seq": self.volume.journal.head_seq}).encode()
+        fd = os.open(self._boot_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            calls.write_all("boot.write", fd, content.ljust(_BOOT_BYTES), 0)
+            calls.ftruncate("boot.truncate", fd, _BOOT_BYTES)
+            calls.fsync("boot.sync", fd)
+        finally:
+            os.close(fd)
+        calls.fsync_directory("boot.sync.directory", self._state_dir)
+
+    def _import(self) -> Iterator[None]:
+        """Import what is in the backing. Yields between items."""
+        total = survey(self._root_fd)
+        catalog = self.volume.catalog
+        with _told_when_full(self._state_dir):
+            due = time.monotonic() + _CHECKPOINT_SECONDS
+            for done in self.importer.run():
+                self._watcher.progress("importing", done.bytes, total.bytes, "bytes")
+                if catalog.changes >= COMMIT_CHANGES:
+                    catalog.commit()
+                if time.monotonic() > due:
+                    self._make_checkpoint()
+                    due = time.monotonic() + _CHECKPOINT_SECONDS
+                yield
+            catalog.imported = True
+            # The fids must be on the files before anybody removes or renames one.
+            self._make_checkpoint()
+            catalog.commit()
+
+    def _make_checkpoint(self) -> None:
+        journal = self.volume.journal
+        checkpoint = Checkpoint.begin(self.volume.catalog.applied_seq, journal.head)
+        journal.sync()
+        self._flush_backing(checkpoint)
+
+    def _flush_backing(self, checkpoint: Checkpoint) -> None:
+        try:
+            self.checkpoint.make(checkpoint, self.root)
+        except OSError:
+            self.doubt()  # whatever it says: what the kernel dropped is not there
+            raise
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """An orderly stop, blocking: everything flushed, a CLEAN entry (or, of a mirror, whose
+        journal has no entry of its own, a word in its page), everything closed. A disk that fails
+        at it is remembered, as one that fails earlier. Raises FusejournalError, OSError."""
+        volume = self.volume
+        try:
+            self._finish()
+        except (OSError, JournalFailedError) as error:
+            if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                self.doubt()
+            raise
+        finally:
+            volume.catalog.close()
+            volume.tree.close()
+            volume.journal.close()
+            self.page.close()
+
+    def _finish(self) -> None:
+        volume, page = self.volume, self.page
+        journal, catalog = volume.journal, volume.catalog
+        is_mirror = self._marks is not None and volume.failure is None and journal.is_writable
+        if self._looks_only or (volume.refusal is not None and not is_mirror):
+            return
+        last = Checkpoint.begin(catalog.applied_seq, journal.head)
+        journal.sync()
+        self._flush_backing(last)
+        catalog.checkpoint_seq = catalog.applied_seq
+        catalog.commit()
+        catalog.sync()
+        if is_mirror:
+            # On a full disk it is no orderly stop, which the next start can do without.
+            with suppress(OSError):
+                page.durable_seq = page.stopped_seq = journal.head_seq
+                page.sync()
+            return
+        # Last, and not in the catalog any more: CLEAN says that the catalog is whole on disk.
+        volume.note(Clean())
+        journal.sync()
+        with suppress_full():
+            page.durable_seq = journal.durable_seq
+            if self.root.try_mark(journal.head):
+                calls.fsync("root.sync", self._root_fd)
+                page.rooted_seq = journal.head_seq
+            page.sync()
+
+
+@contextmanager
+def _told_when_full(state_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise JournalFullError(
+            f"{state_dir}: no space left for the import, which needs as much as the files hold; "
+            "make space or "
+            "choose another --state, then mount again: it goes on where it stopped"
+        ) from None
+
+
+def _descriptors_max() -> int:
+    """Half of what the process may open: the rest is for orphans, the journal and Python itself."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(64, min(soft // 2, 4096))

@@ -1,0 +1,332 @@
+"""The volume: journal, tree and catalog as one, and the one ordered place where a change happens.
+
+:meth:`Volume.commit` is the way of every change: append the entry, apply it to the backing, record
+it in the catalog; on a refusal, a VOID entry at once. There is no await in it, so the order of
+entries is the order of effects.
+
+What is on disk if the process dies in between: before the append, nothing; between append and
+apply, an entry that recovery settles by looking (the caller was told nothing); after apply, a
+change with its entry. The catalog may be behind at any time: recovery records what it lacks.
+
+Owns the decision whether changes are taken at all (``refusal``). Called from the event loop's
+thread only."""
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+
+from fusejournal.backing.apply import Applier, ApplyBrokenError, Made, ShortWriteError
+from fusejournal.backing.catalog import Catalog
+from fusejournal.backing.reserve import RootReserve
+from fusejournal.backing.tree import Tree
+from fusejournal.disk import calls, syscalls
+from fusejournal.errors import JournalError, JournalFullError
+from fusejournal.journal.format import Entry
+from fusejournal.journal.journal import Journal
+from fusejournal.operations import (
+    REMOVALS,
+    RENAME_EXCHANGE,
+    ControlOperation,
+    DataOperation,
+    Import,
+    ImportOperation,
+    Kind,
+    NewEpoch,
+    Rename,
+    TreeOperation,
+    Void,
+)
+from fusejournal.types import NOBODY_ASKED, Fid, Seq, Who, clamp_time
+
+log = logging.getLogger(__name__)
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_MAY_ORPHAN = REMOVALS | {Kind.RENAME}
+
+
+class Volume:
+    """See the module."""
+
+    def __init__(self, journal: Journal, catalog: Catalog, tree: Tree) -> None:
+        self.journal = journal
+        self.catalog = catalog
+        self.tree = tree
+        self.applier = Applier(tree)
+        self._reserve = RootReserve(tree.root_fd)
+        self.refusal: int | None = None
+        """errno that every change gets (EROFS), or None while changes are taken."""
+        self.failure: str | None = None
+        """Why the volume turned read-only, in words."""
+        self.journal_full = False
+        """Whether the newest change was refused for lack of space under the journal."""
+        self.hold_back: Callable[[], bool] = bool
+        """Asked before each change but a removal: True refuses it with ENOSPC."""
+        self.is_strict = False
+        """Whether every entry is made durable before it is applied."""
+        self.is_in_use: Callable[[Fid], bool] = lambda _: True
+        """Whether the kernel may know a fid, or have it open."""
+        self.is_open: Callable[[Fid], bool] = lambda _: False
+        """Whether it has it open."""
+        self.on_applied: Callable[[], None] = lambda: None
+        """Called after each entry that was applied or refused."""
+
+    def new_fid(self) -> Fid:
+        """The fid for the next new file. It counts as given only when an entry with it is
+        recorded."""
+        return self.catalog.next_fid
+
+    def fail(self, reason: str) -> None:
+        """Turn read-only for good, until the volume is mounted again."""
+        if self.failure is None:
+            self.failure = reason
+            self.refusal = errno.EROFS
+            log.critical("the volume is read-only from here: %s", reason)
+
+    def commit(self, operation: TreeOperation, who: Who, data: bytes = b"") -> Seq:
+        """Journal *operation* and carry it out. Returns its seq. Raises OSError: the backing's
+        refusal (with nothing done), EROFS, ENOSPC, or ShortWriteError when only the beginning of a
+        WRITE was taken."""
+        kind = operation.kind
+        if self.refusal is not None:
+            raise OSError(self.refusal, os.strerror(self.refusal))
+        if kind not in REMOVALS and self.hold_back():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        pinned: tuple[Fid, ...] = ()
+        # No await from here to the end: entry, effect (or VOID) and catalog belong together.
+        time_ns = self.entry_time()
+        seq = self._append(operation, who, time_ns, data)
+        if self.is_strict:
+            self._flush()
+        try:
+            if kind in _MAY_ORPHAN:
+                pinned = self._pin(operation)
+            made = self._apply_for(who.uid, operation, time_ns, data)
+        except ShortWriteError as error:
+            self._void_rest(seq, operation, time_ns, error)
+            raise
+        except OSError as error:
+            for fid in pinned:
+                self.tree.unpin(self.tree.node(fid))
+            self.void(seq, operation, error.errno or errno.EIO)
+            raise
+        except BaseException as error:
+            self.fail(f"entry {seq} ({kind.name}) is half done: {error}")
+            if isinstance(error, ApplyBrokenError):
+                raise OSError(errno.EIO, str(error)) from error
+            raise
+        nodes = [self.tree.node(fid) for fid in pinned] if pinned else ()
+        self._record(operation, seq, time_ns, made.handle, made.ino)
+        for node in nodes:
+            self.tree.unpin(node)
+        self.on_applied()
+        return seq
+
+    def _apply_for(self, uid: int, operation: TreeOperation, time_ns: int, data: bytes) -> Made:
+        """Carry out *operation* for a user, who is to take no space that is kept back for root,
+        but to make some (a removal)."""
+        apply = self.applier.apply
+        if uid and self._reserve.is_near(len(data), time_ns) and operation.kind not in REMOVALS:
+            return syscalls.as_user(uid, apply, operation, time_ns, data)
+        return apply(operation, time_ns, data)
+
+    def apply_received(self, entry: Entry, void: Void | None, settle: bool) -> None:
+        """Carry out *entry*, which is in the journal because another node wrote it, with the *void*
+        that follows it there. With *settle* it may have been done before, by a process that died.
+
+        Raises OSError: the backing's refusal, which is for now, for the entry held where it was
+        made; nothing was done, or the beginning of a WRITE, which can be written again. On
+        anything else the volume fails."""
+        operation, seq = entry.operation, entry.seq
+        self.journal.last_time_ns = entry.time_ns
+        if isinstance(operation, NewEpoch):
+            self.journal.epoch = operation.epoch
+        if isinstance(operation, ControlOperation):
+            self.catalog.record_control(operation, seq)
+        elif void is not None and not void.written:
+            self.catalog.record_control(operation, void.seq)
+        else:
+            data = entry.data[: void.written] if void is not None else entry.data
+            self._carry_out(operation, seq, entry.time_ns, data, settle)
+            if void is not None:
+                self.catalog.record_control(operation, void.seq)
+        if void is not None:
+            self.catalog.applied_seq = Seq(seq + 1)
+        self.on_applied()
+
+    def set_mtime(self, fid: Fid, mtime_ns: int) -> None:
+        """Give *fid* the mtime that entries say it has. Raises OSError."""
+        syscalls.set_times(self.tree.descriptor(fid), None, mtime_ns)
+
+    def _carry_out(
+        self,
+        operation: TreeOperation,
+        seq: Seq,
+        time_ns: int,
+        data: bytes | memoryview,
+        settle: bool,
+    ) -> None:
+        pinned = self._pin_used(operation, settle) if operation.kind in _MAY_ORPHAN else []
+        try:
+            made = self.applier.apply(operation, time_ns, data, settle)
+        except OSError:
+            for fid in pinned:
+                self.tree.unpin(self.tree.node(fid))
+            raise
+        except BaseException as error:
+            self.fail(f"entry {seq} ({operation.kind.name}) is half done: {error}")
+            raise
+        nodes = [self.tree.node(fid) for fid in pinned]
+        self._record(operation, seq, time_ns, made.handle, made.ino)
+        for node in nodes:
+            self.tree.unpin(node)
+
+    def change_orphan(self, operation: DataOperation, who: Who, data: bytes = b"") -> None:
+        """Change a file that has no name any more: not journaled, for nobody can ever see it again
+        by a name."""
+        if self.refusal is not None:
+            raise OSError(self.refusal, os.strerror(self.refusal))
+        node = self.tree.node(operation.fid)
+        # No entry keeps it apart from the change before.
+        time_ns = max(self.entry_time(), node.ctime_ns + 1)
+        self._apply_for(who.uid, operation, time_ns, data)
+        node.ctime_ns = time_ns
+
+    def note(self, operation: ControlOperation) -> Seq:
+        """Append an entry that changes no tree. Raises JournalError."""
+        seq = self.journal.append(operation, NOBODY_ASKED, self.entry_time(), self.catalog.path)
+        self.catalog.record_control(operation, seq)
+        self.on_applied()
+        return seq
+
+    def adopt(
+        self, operation: ImportOperation, handle: bytes = b"", ino: int = 0, data: bytes = b""
+    ) -> Seq:
+        """Journal something that is in the backing already; an IMPORT's object (with *handle*)
+        gets its fid. Raises OSError when the object cannot be tagged, with a VOID appended, or
+        when the journal is full."""
+        time_ns = self.entry_time()
+        seq = self._append(operation, NOBODY_ASKED, time_ns, data)
+        if isinstance(operation, Import):
+            try:
+                self.tag_imported(operation, handle)
+            except OSError as error:
+                self.void(seq, operation, error.errno or errno.EIO)
+                raise
+        self._record(operation, seq, time_ns, handle, ino)
+        self.on_applied()
+        return seq
+
+    def tag_imported(self, operation: Import, handle: bytes) -> None:
+        """Write the fid to the object that *operation* imports, leaving its times alone; but an
+        mtime that not every backing can hold becomes the one that is journaled."""
+        fd = os.open(
+            operation.name,
+            os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC,
+            dir_fd=self.tree.descriptor(operation.parent),
+        )
+        try:
+            calls.reached("import.tag")
+            self.tree.tag(syscalls.descriptor_path(fd), operation.fid, handle)
+            mtime_ns = os.fstat(fd).st_mtime_ns
+            if mtime_ns != clamp_time(mtime_ns):
+                syscalls.set_times(fd, None, clamp_time(mtime_ns))
+        finally:
+            os.close(fd)
+
+    def entry_time(self) -> int:
+        """The next entry's time: now, but always later than the last entry's."""
+        return self.journal.next_time()
+
+    def settle(self, operation: TreeOperation, seq: Seq, time_ns: int, data: bytes) -> bool:
+        """Recovery's end of :meth:`commit` for the entry that was in flight when the process died.
+        Returns whether the operation holds (else it is VOID now)."""
+        try:
+            made = self.applier.apply(operation, time_ns, data, settle=True)
+        except ShortWriteError as error:
+            self._void_rest(seq, operation, time_ns, error)
+            return True
+        except OSError as error:
+            self.void(seq, operation, error.errno or errno.EIO)
+            return False
+        self.catalog.record(operation, seq, time_ns, made.handle, made.ino)
+        return True
+
+    def _pin(self, operation: TreeOperation) -> tuple[Fid, ...]:
+        """Keep the descriptor of a file whose last name the operation may take."""
+        fids = self._orphaned(operation)
+        for fid in fids:
+            self.tree.pin(fid, self.is_open(fid))
+        return fids
+
+    def _pin_used(self, operation: TreeOperation, settle: bool) -> list[Fid]:
+        """The same on a mirror, where most files are not in use."""
+        pinned: list[Fid] = []
+        for fid in self._orphaned(operation):
+            if self.is_in_use(fid):
+                # When settling, it may be gone already.
+                with suppress(OSError) if settle else nullcontext():
+                    self.tree.pin(fid, self.is_open(fid))
+                    pinned.append(fid)
+        return pinned
+
+    def _orphaned(self, operation: TreeOperation) -> tuple[Fid, ...]:
+        """The file whose last name the operation may take, if it takes one."""
+        if not isinstance(operation, Rename):
+            return (operation.fid,)
+        if not operation.replaced or operation.flags & RENAME_EXCHANGE:
+            return ()
+        return (operation.replaced,)
+
+    def _flush(self) -> None:
+        """Make the entry just appended durable before it is applied. Raises OSError EIO; what then
+        becomes of the entry is for recovery to say, by looking."""
+        try:
+            self.journal.sync()
+        except JournalError as error:
+            self.fail(f"the journal could not be flushed: {error}")
+            raise OSError(errno.EIO, str(error)) from error
+
+    def _append(self, operation: TreeOperation, who: Who, time_ns: int, data: bytes) -> Seq:
+        try:
+            seq = self.journal.append(operation, who, time_ns, self.catalog.path, data)
+        except JournalFullError as error:
+            self.journal_full = error.errno in _FULL
+            raise OSError(error.errno, os.strerror(error.errno)) from None
+        except JournalError as error:
+            self.fail(str(error))
+            raise OSError(errno.EROFS, str(error)) from error
+        self.journal_full = False
+        return seq
+
+    def void(self, seq: Seq, operation: TreeOperation, number: int) -> None:
+        """Append the VOID of *operation*, the last entry, which was refused with errno *number*."""
+        self._append_void(Void(seq, number, 0))
+        self.catalog.record_control(operation, Seq(seq + 1))
+        self.on_applied()
+
+    def _void_rest(
+        self, seq: Seq, operation: TreeOperation, time_ns: int, error: ShortWriteError
+    ) -> None:
+        self._append_void(Void(seq, error.errno or errno.EIO, error.written))
+        self._record(operation, seq, time_ns, b"", 0)
+        self.catalog.record_control(operation, Seq(seq + 1))
+        self.on_applied()
+
+    def _append_void(self, void: Void) -> None:
+        try:
+            self.journal.append(void, NOBODY_ASKED, self.entry_time(), self.catalog.path)
+        except JournalError as error:
+            # Recovery will settle the entry by looking; until then nothing may follow it.
+            self.fail(f"the refusal of entry {void.seq} could not be journaled: {error}")
+            raise OSError(errno.EROFS, str(error)) from error
+
+    def _record(
+        self, operation: TreeOperation, seq: Seq, time_ns: int, handle: bytes, ino: int
+    ) -> None:
+        try:
+            self.catalog.record(operation, seq, time_ns, handle, ino)
+        except BaseException as error:
+            self.fail(f"the catalog contradicts entry {seq}: {error!r}")
+            raise

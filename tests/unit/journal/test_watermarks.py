@@ -1,0 +1,84 @@
+"""A mirror's watermarks outlive their process."""
+
+import errno
+import os
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from fusejournal.errors import JournalError
+from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.types import Epoch, Seq
+
+_BIG = (1 << 40) + 7
+
+
+def test_new_ones_are_zero(tmp_path: Path) -> None:
+    marks = CopyMarks(tmp_path / "marks")
+    assert marks.applying_seq == marks.settled_seq == marks.durable_seq == 0
+    assert marks.stopped_seq == marks.epoch == 0
+    marks.close()
+
+
+def test_they_outlive_a_killed_process(tmp_path: Path) -> None:
+    CopyMarks(tmp_path / "marks").close()
+    child = os.fork()
+    if not child:
+        marks = CopyMarks(tmp_path / "marks")
+        marks.applying_seq = Seq(_BIG)
+        marks.settled_seq = Seq(_BIG + 1)
+        marks.durable_seq = Seq(_BIG + 2)
+        marks.stopped_seq = Seq(_BIG + 3)
+        marks.epoch = Epoch(5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    marks = CopyMarks(tmp_path / "marks")
+    assert (marks.applying_seq, marks.settled_seq) == (_BIG, _BIG + 1)
+    assert (marks.durable_seq, marks.stopped_seq, marks.epoch) == (_BIG + 2, _BIG + 3, 5)
+    marks.sync()
+    marks.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"x" * 4096, bytes(4096), bytes(8192)])
+def test_anything_else_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "marks").write_bytes(content)
+    with pytest.raises(JournalError, match="not the watermarks"):
+        CopyMarks(tmp_path / "marks")
+
+
+def test_a_full_disk_refuses_and_harms_nothing(tmp_path: Path) -> None:
+    """On btrfs, which writes every page to a new place."""
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    disk.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(200 << 20)
+    subprocess.run(["mkfs.btrfs", "-q", "-f", image], check=True, capture_output=True)
+    subprocess.run(["mount", "-o", "loop", image, disk], check=True)
+    try:
+        marks = CopyMarks(disk / "marks")
+        marks.applying_seq = Seq(1)
+        marks.sync()
+        with open(disk / "fill", "wb", 0) as file, suppress(OSError):
+            while True:
+                file.write(os.urandom(1 << 16))
+        os.sync()
+        refusals = set()
+        for seq in range(2, 40):
+            try:
+                marks.applying_seq = Seq(seq)
+            except OSError as error:
+                refusals.add(error.errno)
+            marks.sync()
+        assert refusals == {errno.ENOSPC}
+        (disk / "fill").unlink()
+        os.sync()
+        marks.applying_seq = Seq(50)
+        marks.close()
+        marks = CopyMarks(disk / "marks")
+        assert marks.applying_seq == 50
+        marks.close()
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -1,0 +1,337 @@
+"""State directories: names, claims, finding."""
+
+import fcntl
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from fusejournal.config import Config, VolumeConfig
+from fusejournal.errors import FusejournalError, UsageError, VolumeBusyError, VolumeNotFoundError
+from fusejournal.node.spec import MountSpec
+from fusejournal.node.state_dir import (
+    VolumeState,
+    all_volumes,
+    check_name,
+    claim_volume,
+    copies_of,
+    default_name,
+    find_volume,
+    load_state,
+    unit_instance,
+)
+
+
+@pytest.fixture(autouse=True)
+def _roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(tmp_path / "states"))
+
+
+def spec(tmp_path: Path, name: str = "one", state: str = "states/one") -> MountSpec:
+    return MountSpec(
+        name,
+        tmp_path / state,
+        tmp_path / "backing",
+        tmp_path / "mount",
+        Config(),
+        False,
+        frozenset(),
+    )
+
+
+def test_default_names() -> None:
+    assert default_name(Path("/srv/data")) == "srv-data"
+    assert default_name(Path("/srv/my-data")) == "srv-my\\x2ddata"
+
+
+@pytest.mark.parametrize("name", ["", "a/b", ".x", "a\nb", "x" * 200])
+def test_bad_names(name: str) -> None:
+    with pytest.raises(UsageError):
+        check_name(name)
+
+
+def test_claim_is_exclusive_and_names_its_holder(tmp_path: Path) -> None:
+    with claim_volume(spec(tmp_path)) as state:
+        assert state.holder() is not None
+        with (
+            pytest.raises(VolumeBusyError, match=str(tmp_path / "mount")),
+            claim_volume(spec(tmp_path)),
+        ):
+            pass
+    assert state.holder() is None
+    with claim_volume(spec(tmp_path)) as again:
+        assert again == state
+
+
+def test_state_of_another_volume(tmp_path: Path) -> None:
+    with claim_volume(spec(tmp_path)):
+        pass
+    with pytest.raises(UsageError, match="one"), claim_volume(spec(tmp_path, "two")):
+        pass
+
+
+@pytest.mark.parametrize("state", ["states/one", "elsewhere"])
+def test_finding(tmp_path: Path, state: str) -> None:
+    with claim_volume(spec(tmp_path, state=state)) as made:
+        pass
+    for text in ("one", str(tmp_path / "mount"), str(tmp_path / state)):
+        assert find_volume(text) == made
+    with pytest.raises(VolumeNotFoundError, match="two"):
+        find_volume("two")
+
+
+def test_a_name_outlives_the_machine(tmp_path: Path) -> None:
+    """Nothing in /run is needed to find a volume whose state is elsewhere."""
+    with claim_volume(spec(tmp_path, state="elsewhere")) as made:
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere", "states"]
+    assert find_volume("one") == made
+
+
+def test_a_state_directory_that_went_away_is_named(tmp_path: Path) -> None:
+    with claim_volume(spec(tmp_path, state="elsewhere")):
+        pass
+    (tmp_path / "elsewhere").rename(tmp_path / "unmounted")
+    with pytest.raises(FusejournalError, match=r"elsewhere is not there") as caught:
+        find_volume("one")
+    assert not isinstance(caught.value, VolumeNotFoundError)
+    with claim_volume(spec(tmp_path, state="moved")):
+        pass
+    assert find_volume("one").directory == tmp_path / "moved"
+
+
+@pytest.mark.parametrize("state", ["states/one", "elsewhere"])
+def test_a_spoilt_state_is_told_by_name_too(tmp_path: Path, state: str) -> None:
+    with claim_volume(spec(tmp_path, state=state)):
+        pass
+    (tmp_path / state / "volume.json").write_text("{")
+    with pytest.raises(FusejournalError, match=r"volume\.json: cannot be read"):
+        find_volume("one")
+
+
+@pytest.mark.parametrize(
+    ("name", "instance"),
+    [
+        ("data", "data"),
+        ("my-data", "my-data"),  # the name as it is comes first
+        ("my-data", r"my\x2ddata"),
+        (r"srv-my\x2ddata", r"srv-my\x2ddata"),
+        ("my data", r"my\x20data"),
+        ("50% $x", r"50\x25\x20\x24x"),
+        ("gr\u00f6\u00dfe", r"gr\xc3\xb6\xc3\x9fe"),
+    ],
+)
+def test_names_of_units(tmp_path: Path, name: str, instance: str) -> None:
+    with claim_volume(spec(tmp_path, name)) as made:
+        pass
+    assert find_volume(instance) == made
+    assert find_volume(unit_instance(name)) == made
+
+
+def test_a_unit_called_after_the_mountpoint(tmp_path: Path) -> None:
+    with claim_volume(spec(tmp_path)) as made:
+        pass
+    assert find_volume(default_name(made.mountpoint)) == made
+    with claim_volume(spec(tmp_path, default_name(made.mountpoint), "states/two")) as other:
+        pass
+    assert find_volume(default_name(made.mountpoint)) == other  # a name comes first
+
+
+def test_who_only_looks_does_not_keep_a_layer_from_starting(tmp_path: Path) -> None:
+    with claim_volume(spec(tmp_path)):
+        pass
+    with open(tmp_path / "states" / "one" / "lock") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        timer = threading.Timer(0.03, fcntl.flock, (looking, fcntl.LOCK_UN))
+        timer.start()
+        with claim_volume(spec(tmp_path)) as state:
+            assert state.holder() is not None
+        timer.join()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": 9}', "\x00"])
+def test_spoilt_state(tmp_path: Path, content: str) -> None:
+    (tmp_path / "volume.json").write_text(content)
+    with pytest.raises(FusejournalError, match=r"volume\.json"):
+        load_state(tmp_path)
+
+
+def test_journal_without_identity_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "states" / "one" / "journal").mkdir(parents=True)
+    (tmp_path / "states" / "one" / "journal" / f"{1:020}.fj").touch()
+    with pytest.raises(FusejournalError, match=r"no volume\.json"), claim_volume(spec(tmp_path)):
+        pass
+
+
+def test_a_role_is_for_life_once_there_is_a_journal(tmp_path: Path) -> None:
+    def claim(role: str | None) -> VolumeState:
+        volume = {} if role is None else {"volume": VolumeConfig(role=role)}
+        config = Config().model_copy(update=volume)
+        places = tmp_path / "backing", tmp_path / "mount"
+        spec = MountSpec("one", tmp_path / "state", *places, config, False, frozenset())
+        with claim_volume(spec) as state:
+            return state
+
+    assert claim(None).role == "primary"
+    assert claim("mirror").is_unborn  # nothing had come of it
+    assert claim(None).role == "mirror"
+    (tmp_path / "state" / "journal").mkdir()
+    (tmp_path / "state" / "journal" / f"{1:020d}.fj").touch()
+    assert claim("mirror").role == "mirror"
+    with pytest.raises(UsageError, match="never changed"):
+        claim("primary")
+
+
+# -- copies of a state directory -------------------------------------------------------------------
+
+
+def _with_journal(made: VolumeState) -> VolumeState:
+    made.journal_dir.mkdir(exist_ok=True)
+    (made.journal_dir / "1.fj").touch()
+    return made
+
+
+def test_a_name_that_nothing_came_of_is_free(tmp_path: Path) -> None:
+    with claim_volume(spec(tmp_path)):
+        pass
+    with claim_volume(spec(tmp_path, state="elsewhere")) as made:
+        _with_journal(made)
+    assert find_volume("one") == made
+    _with_journal(load_state(tmp_path / "states" / "one"))
+    with pytest.raises(UsageError, match="may mean"):
+        find_volume("one")
+
+
+def _copy(directory: Path, to: Path) -> Path:
+    to.parent.mkdir(exist_ok=True)
+    shutil.copytree(directory, to)
+    to.chmod(0o700)
+    return to
+
+
+@pytest.mark.parametrize("state", ["states/one", "elsewhere"])
+@pytest.mark.parametrize("copy", ["states/a-backup", "states/z-backup", "states/one.old"])
+def test_a_copy_is_not_taken_for_the_volume(tmp_path: Path, state: str, copy: str) -> None:
+    """Whatever it is called, and wherever the volume's state is."""
+    with claim_volume(spec(tmp_path, state=state)) as made:
+        _with_journal(made)
+    _copy(made.directory, tmp_path / copy)
+    for text in ("one", str(made.mountpoint), default_name(made.mountpoint)):
+        assert find_volume(text) == made
+    assert all_volumes() == [made]
+    assert copies_of(made) == [tmp_path / copy]
+    with claim_volume(spec(tmp_path, state=state)) as again:
+        assert again == made
+    with (
+        pytest.raises(UsageError, match="move the former away"),
+        claim_volume(spec(tmp_path, state=copy)),
+    ):
+        pass
+    assert find_volume(str(tmp_path / copy)).directory == tmp_path / copy  # to be read
+
+
+def test_a_state_that_was_moved_by_copying(tmp_path: Path) -> None:
+    """Only once the former is away."""
+    with claim_volume(spec(tmp_path)) as made:
+        _with_journal(made)
+    new = _copy(made.directory, tmp_path / "new")
+    with pytest.raises(UsageError, match="states/one"), claim_volume(spec(tmp_path, state="new")):
+        pass
+    made.directory.rename(tmp_path / "former")
+    with claim_volume(spec(tmp_path, state="new")):
+        pass
+    assert find_volume("one").directory == new
+    # And back again.
+    new.rename(made.directory)
+    with claim_volume(spec(tmp_path)):
+        pass
+    assert find_volume("one") == made
+
+
+def test_names_in_doubt_are_refused(tmp_path: Path) -> None:
+    with claim_volume(spec(tmp_path)) as made:
+        _with_journal(made)
+    for name in ("copy1", "copy2"):
+        _copy(made.directory, tmp_path / "states" / name)
+    shutil.rmtree(made.directory)
+    for text in ("one", str(made.mountpoint)):
+        with pytest.raises(UsageError, match=r"copy1 \(volume one\) and .*copy2"):
+            find_volume(text)
+    assert len(all_volumes()) == 2
+    shutil.rmtree(tmp_path / "states" / "copy2")
+    assert find_volume("one").directory == tmp_path / "states" / "copy1"
+
+
+def test_a_renamed_copy_is_not_used_beside_the_volume(tmp_path: Path) -> None:
+    with claim_volume(spec(tmp_path)) as made:
+        _with_journal(made)
+        copy = _copy(made.directory, tmp_path / "states" / "two")
+        known = json.loads((copy / "volume.json").read_text())
+        (copy / "volume.json").write_text(json.dumps({**known, "name": "two"}))
+        with (
+            pytest.raises(UsageError, match="states/one"),
+            claim_volume(spec(tmp_path, "two", "states/two")),
+        ):
+            pass
+        assert copies_of(made) == [copy]
+    assert find_volume("two").directory == copy
+
+
+def test_a_mountpoint_that_two_volumes_had(tmp_path: Path) -> None:
+    """The one that is there now is meant; none, where neither is."""
+    with claim_volume(spec(tmp_path)) as one:
+        pass
+    with claim_volume(spec(tmp_path, "two", "states/two")) as two:
+        assert find_volume(str(two.mountpoint)) == two
+    with pytest.raises(UsageError, match="may mean"):
+        find_volume(str(one.mountpoint))
+
+
+# -- state directories that others made ------------------------------------------------------------
+
+
+def test_a_name_is_not_looked_for_in_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with claim_volume(spec(tmp_path, state="here/one")) as made:
+        _with_journal(made)
+    (tmp_path / "states" / ".elsewhere" / "one").unlink()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(VolumeNotFoundError):
+        find_volume("one")
+    assert find_volume("./one") == made
+
+
+@pytest.mark.parametrize("whose", ["directory", "volume.json"])
+@pytest.mark.parametrize("mode", [None, 0o777, 0o770])
+def test_a_state_directory_of_another_user(tmp_path: Path, whose: str, mode: int | None) -> None:
+    """Neither by path nor by a name that leads there; nor is it mounted."""
+    with claim_volume(spec(tmp_path, state="elsewhere")) as made:
+        _with_journal(made)
+    path = made.directory if whose == "directory" else made.directory / whose
+    if mode is None:
+        os.chown(path, 1000, 1000)
+    else:
+        path.chmod(mode)
+    for text in ("one", str(made.directory), str(made.mountpoint)):
+        with pytest.raises(FusejournalError, match=r"cannot tell|no volume"):
+            find_volume(text)
+    with (
+        pytest.raises(FusejournalError, match="cannot tell"),
+        claim_volume(spec(tmp_path, state="elsewhere")),
+    ):
+        pass
+
+
+def test_a_new_volume_in_a_directory_of_another_user(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    os.chown(tmp_path / "elsewhere", 1000, 1000)
+    with (
+        pytest.raises(FusejournalError, match="another user's"),
+        claim_volume(spec(tmp_path, state="elsewhere")),
+    ):
+        pass
+    assert not list((tmp_path / "elsewhere").iterdir())

@@ -1,0 +1,164 @@
+"""When the journal is flushed right where somebody waits, and when by a thread."""
+
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from fusejournal.config import ReplicationConfig
+from fusejournal.disk import calls
+from fusejournal.journal.segment_writer import JournalOptions
+from fusejournal.operations import Mark
+from fusejournal.replication.quorum import Quorum
+from fusejournal.volume.durability import Average
+from tests.support.descriptors import no_descriptors_left
+from tests.support.volumes import OpenVolume, open_volume
+
+
+@pytest.fixture
+def quick_disk() -> Iterator[Path]:
+    """A directory where a flush takes next to no time."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture(autouse=True)
+def _no_delay_left() -> Iterator[None]:
+    yield
+    calls.listen(None)
+
+
+@asynccontextmanager
+async def flushing(directory: Path) -> AsyncIterator[OpenVolume]:
+    """A volume with its background tasks; its journal rolls no segment, which would be for a thread
+    to flush."""
+    with open_volume(directory, options=JournalOptions()) as volume:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(volume.durability.run)
+            await trio.testing.wait_all_tasks_blocked()
+            yield volume
+            nursery.cancel_scope.cancel()
+
+
+def delay_flushes(seconds: float) -> None:
+    calls.listen(lambda label: time.sleep(seconds) if label == "journal.sync" else None)
+
+
+async def left_to_a_thread(volume: OpenVolume, at_most: int) -> int:
+    """How many flushes in a row, *at_most*, are not made in place."""
+    for count in range(at_most):
+        volume.volume.note(Mark(f"mark{count}"))
+        if volume.durability.flush_if_quick() is not None:
+            return count
+        await volume.durability.flush()
+    return at_most
+
+
+async def test_a_quick_disk_is_flushed_in_place(quick_disk: Path) -> None:
+    async with flushing(quick_disk) as volume:
+        assert await left_to_a_thread(volume, 1000) < 1000
+        assert volume.durability.durable_seq == volume.volume.journal.head_seq
+
+
+async def test_one_slow_flush_among_many_quick_ones_changes_little(quick_disk: Path) -> None:
+    async with flushing(quick_disk) as volume:
+        await left_to_a_thread(volume, 1000)
+        delay_flushes(0.005)
+        volume.volume.note(Mark("slow"))
+        await volume.durability.flush()
+        calls.listen(None)
+        assert await left_to_a_thread(volume, 1000) < 1000
+
+
+async def test_a_slow_disk_is_left_to_a_thread(quick_disk: Path) -> None:
+    delay_flushes(0.02)
+    async with flushing(quick_disk) as volume:
+        assert await left_to_a_thread(volume, 20) == 20
+
+
+@pytest.mark.parametrize("before", [0, 1, 64])
+async def test_a_busy_loop_is_no_reason_to_wait_for_a_slow_disk(
+    quick_disk: Path, before: int
+) -> None:
+    """While the loop is busy a thread's flush seems to take long beside the disk's own time."""
+    delay_flushes(0.005)
+    async with flushing(quick_disk) as volume:
+        await left_to_a_thread(volume, before)
+        volume.volume.note(Mark("while busy"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(volume.durability.flush)
+            await trio.testing.wait_all_tasks_blocked()
+            time.sleep(1.0)  # noqa: ASYNC251 - as a write to a throttled disk does
+        assert await left_to_a_thread(volume, 50) == 50
+
+
+async def test_waking_a_thread_is_measured_again(quick_disk: Path) -> None:
+    async with flushing(quick_disk) as volume:
+        await left_to_a_thread(volume, 1000)
+        in_place = 0
+        while await left_to_a_thread(volume, 1) == 0:
+            in_place += 1
+            assert in_place < 1000
+
+
+async def test_who_waits_for_mirrors_has_waited_for_the_flush_too(quick_disk: Path) -> None:
+    async with flushing(quick_disk) as volume:
+        await left_to_a_thread(volume, 1000)
+        durability, journal = volume.durability, volume.volume.journal
+        quorum = Quorum(ReplicationConfig(mirrors=1), lambda: journal.head_seq, lambda: None)
+        durability.quorum = quorum
+        seq = volume.volume.note(Mark("flushed here"))
+        delay_flushes(0.05)
+        since = durability.settle_at_once(seq)
+        assert since is not None
+        assert durability.durable_seq == seq
+        quorum.acked("mirror", seq)
+        await durability.wait(seq, since)
+        assert durability.waits.seconds >= 0.05
+
+
+async def test_a_disk_that_turns_slow_is_left_to_a_thread(quick_disk: Path) -> None:
+    async with flushing(quick_disk) as volume:
+        await left_to_a_thread(volume, 1000)
+        delay_flushes(0.1)
+        in_place = 0
+        while await left_to_a_thread(volume, 1) == 0:
+            in_place += 1
+        assert in_place < 5
+
+
+def test_average_weighs_the_first_values_alike() -> None:
+    average = Average()
+    for value in (3.0, 5.0, 7.0):
+        average.add(value)
+    assert average.value == pytest.approx(5.0)
+    for _ in range(1000):
+        average.add(1.0)
+    assert average.value == pytest.approx(1.0)
+
+
+async def test_tending_outlives_a_lack_of_descriptors(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What cannot be done now is tried again; the layer goes on, and says so once."""
+    with open_volume(tmp_path) as opened:
+        opened.work(60)
+        opened.volume.journal.sync()
+        assert opened.volume.journal.without_index() != []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(opened.durability._tend_sealed_segments)
+            await trio.testing.wait_all_tasks_blocked()
+            with no_descriptors_left():
+                await trio.sleep(21)
+            nursery.cancel_scope.cancel()
+        await opened.durability._tend_once()
+        assert opened.volume.journal.without_index() == []
+        assert opened.volume.failure is None
+    warnings = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("sealed segments are not tended for now: ")

@@ -1,0 +1,55 @@
+"""The ordered place: what is on disk, and in which order, when a change is made."""
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fusejournal.disk import calls
+from tests.support.volumes import open_volume
+
+pytestmark = pytest.mark.mount
+
+
+@pytest.fixture
+def labels() -> Iterator[list[str]]:
+    seen: list[str] = []
+    calls.listen(seen.append)
+    yield seen
+    calls.listen(None)
+
+
+def test_strict_flushes_before_it_applies(tmp_path: Path, labels: list[str]) -> None:
+    with open_volume(tmp_path) as opened:
+        opened.volume.is_strict = True
+        del labels[:]
+        opened.mkdir("directory")
+        steps = [label for label in labels if label.partition(".")[0] in ("journal", "apply")]
+        assert steps.index("journal.append") < steps.index("journal.sync")
+        assert steps.index("journal.sync") < steps.index("apply.mkdir")
+        assert opened.volume.journal.durable_seq == opened.volume.journal.head_seq
+        with pytest.raises(FileExistsError):
+            opened.mkdir("directory")
+        assert opened.volume.journal.head_seq == opened.volume.journal.durable_seq + 1  # the VOID
+
+
+def test_strict_applies_nothing_that_was_not_flushed(tmp_path: Path) -> None:
+    with open_volume(tmp_path) as opened:
+        opened.volume.is_strict = True
+        calls.listen(calls.PlannedFault("journal.sync", 1, "EIO"))
+        try:
+            with pytest.raises(OSError, match="flushed") as caught:
+                opened.mkdir("directory")
+        finally:
+            calls.listen(None)
+        assert caught.value.errno == errno.EIO
+        assert not (opened.backing / "directory").exists()
+        assert opened.volume.refusal == errno.EROFS
+
+
+def test_async_flushes_nothing_by_itself(tmp_path: Path, labels: list[str]) -> None:
+    with open_volume(tmp_path) as opened:
+        del labels[:]
+        opened.mkdir("directory")
+        assert "journal.sync" not in labels

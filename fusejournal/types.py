@@ -26,7 +26,7 @@ TIME_MAX_NS = (2**34 - 2**31 - 1) * 10**9
 narrowest: 1901 to 2446)."""
 
 
-class Who(NamedTuple):
+class Caller(NamedTuple):
     """The caller of an operation, as the kernel told it."""
 
     uid: int
@@ -37,7 +37,7 @@ class Who(NamedTuple):
 NOWHERE = "none"
 """Said instead of an address to listen at."""
 
-NOBODY_ASKED = Who(0, 0, 0)
+SYSTEM_CALLER = Caller(0, 0, 0)
 """The layer itself: import, recovery, marks."""
 
 

@@ -34,7 +34,7 @@ from stat import S_IFDIR, S_IFMT, S_IFREG, S_IMODE, S_ISDIR, S_ISLNK
 from typing import Any
 
 from fusejournal.backing.catalog_store import Node
-from fusejournal.backing.tree import Look, Tree
+from fusejournal.backing.tree import FoundEntry, Tree
 from fusejournal.disk import calls, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, CAPABILITY_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import FusejournalError
@@ -154,14 +154,14 @@ class Applier:
         operation: TreeOperation,
         time_ns: int,
         data: bytes | memoryview,
-        settle: bool = False,
+        redo: bool = False,
     ) -> Made:
         """Do *operation*, whose entry has *time_ns* and raw *data*. Raises OSError (refused,
         nothing done), ShortWriteError (a WRITE's beginning was done) or ApplyBrokenError."""
         kind = operation.kind
         fields = _NAMES_IN.get(kind)
         if fields is None:
-            return self._methods[kind](operation, time_ns, data, settle)
+            return self._methods[kind](operation, time_ns, data, redo)
         descriptor = self._tree.descriptor
         # One by one, for a list costs more than all of this.
         first: Fid = operation[fields[0]]  # type: ignore[assignment]
@@ -170,7 +170,7 @@ class Applier:
         if last != first:
             last_ns = os.fstat(descriptor(last)).st_mtime_ns
         try:
-            return self._methods[kind](operation, time_ns, data, settle)
+            return self._methods[kind](operation, time_ns, data, redo)
         except OSError:
             # A name that was made and taken away again has changed its directory's mtime.
             with _OLD_MTIMES:
@@ -181,13 +181,13 @@ class Applier:
 
     # -- names made --------------------------------------------------------------------------------
 
-    def _create(self, operation: Create, time_ns: int, _: bytes, settle: bool) -> Made:
+    def _create(self, operation: Create, time_ns: int, _: bytes, redo: bool) -> Made:
         tree = self._tree
         directory = tree.descriptor(operation.parent)
         name = operation.name
         regular = S_IFMT(operation.mode) == S_IFREG
         fd = -1
-        if self._made_before(operation, settle) is None:
+        if self._made_before(operation, redo) is None:
             calls.reached("apply.create")
             if regular:
                 fd = os.open(name, _FLAGS_NEW, S_IMODE(operation.mode), dir_fd=directory)
@@ -204,11 +204,11 @@ class Applier:
         tree.adopt(operation.fid, fd)
         return made
 
-    def _mkdir(self, operation: Mkdir, time_ns: int, _: bytes, settle: bool) -> Made:
+    def _mkdir(self, operation: Mkdir, time_ns: int, _: bytes, redo: bool) -> Made:
         tree = self._tree
         directory = tree.descriptor(operation.parent)
         name = operation.name
-        if self._made_before(operation, settle) is None:
+        if self._made_before(operation, redo) is None:
             calls.reached("apply.mkdir")
             os.mkdir(name, S_IMODE(operation.mode), dir_fd=directory)
         fd = -1
@@ -224,11 +224,11 @@ class Applier:
         tree.adopt(operation.fid, fd)
         return made
 
-    def _symlink(self, operation: Symlink, time_ns: int, _: bytes, settle: bool) -> Made:
+    def _symlink(self, operation: Symlink, time_ns: int, _: bytes, redo: bool) -> Made:
         tree = self._tree
         directory = tree.descriptor(operation.parent)
         name = operation.name
-        if self._made_before(operation, settle) is None:
+        if self._made_before(operation, redo) is None:
             calls.reached("apply.symlink")
             os.symlink(operation.target, name, dir_fd=directory)
         fd = -1
@@ -242,13 +242,13 @@ class Applier:
         return made
 
     def _made_before(
-        self, operation: Create | Mkdir | Symlink | Import, settle: bool
-    ) -> Look | None:
+        self, operation: Create | Mkdir | Symlink | Import, redo: bool
+    ) -> FoundEntry | None:
         """When settling: the object that this very operation made before its process died, or
         None."""
-        if not settle:
+        if not redo:
             return None
-        look = self._tree.look(operation.parent, operation.name)
+        look = self._tree.probe_name(operation.parent, operation.name)
         # A name without fid is the entry's own: the process died between making the name and
         # tagging the file.
         if look is None or look.fid in (None, operation.fid):
@@ -307,9 +307,9 @@ class Applier:
         except OSError as error:
             raise ApplyBrokenError(f"a half-made object could not be removed: {error}") from error
 
-    def _link(self, operation: Link, time_ns: int, _: bytes, settle: bool) -> Made:
+    def _link(self, operation: Link, time_ns: int, _: bytes, redo: bool) -> Made:
         tree = self._tree
-        look = tree.look(operation.parent, operation.name) if settle else None
+        look = tree.probe_name(operation.parent, operation.name) if redo else None
         if look is not None and look.fid != operation.fid:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         if look is None:
@@ -321,32 +321,32 @@ class Applier:
 
     # -- names removed and moved -------------------------------------------------------------------
 
-    def _unlink(self, operation: Unlink, time_ns: int, _: bytes, settle: bool) -> Made:
-        if self._still_named(operation, settle):
+    def _unlink(self, operation: Unlink, time_ns: int, _: bytes, redo: bool) -> Made:
+        if self._still_named(operation, redo):
             directory = self._tree.descriptor(operation.parent)
             calls.reached("apply.unlink")
             os.unlink(operation.name, dir_fd=directory)
         self._name_changed(operation.parent, time_ns)
         return _NOTHING_MADE
 
-    def _rmdir(self, operation: Rmdir, time_ns: int, _: bytes, settle: bool) -> Made:
-        if self._still_named(operation, settle):
+    def _rmdir(self, operation: Rmdir, time_ns: int, _: bytes, redo: bool) -> Made:
+        if self._still_named(operation, redo):
             directory = self._tree.descriptor(operation.parent)
             calls.reached("apply.rmdir")
             os.rmdir(operation.name, dir_fd=directory)
         self._name_changed(operation.parent, time_ns)
         return _NOTHING_MADE
 
-    def _still_named(self, operation: Unlink | Rmdir, settle: bool) -> bool:
-        if not settle:
+    def _still_named(self, operation: Unlink | Rmdir, redo: bool) -> bool:
+        if not redo:
             return True
-        look = self._tree.look(operation.parent, operation.name)
+        look = self._tree.probe_name(operation.parent, operation.name)
         return look is not None and look.fid == operation.fid
 
-    def _rename(self, operation: Rename, time_ns: int, _: bytes, settle: bool) -> Made:
+    def _rename(self, operation: Rename, time_ns: int, _: bytes, redo: bool) -> Made:
         tree = self._tree
-        look = tree.look(operation.parent, operation.name) if settle else None
-        if not settle or (look is not None and look.fid == operation.fid):
+        look = tree.probe_name(operation.parent, operation.name) if redo else None
+        if not redo or (look is not None and look.fid == operation.fid):
             flags = operation.flags & (RENAME_EXCHANGE | RENAME_NOREPLACE)
             exchanged = self._exchanged_mtimes(operation) if flags & RENAME_EXCHANGE else ()
             old, new = tree.pair(operation.parent, operation.new_parent)
@@ -382,15 +382,13 @@ class Applier:
 
     # -- data and attributes -----------------------------------------------------------------------
 
-    def _write(
-        self, operation: Write, time_ns: int, data: bytes | memoryview, settle: bool
-    ) -> Made:
+    def _write(self, operation: Write, time_ns: int, data: bytes | memoryview, redo: bool) -> Made:
         fd = self._tree.writable(operation.fid)
         node = self._tree.node(operation.fid)
         mtime_ns = os.fstat(fd).st_mtime_ns
         capability = self._tree.capability(node, fd)
         # What the process before this one wrote is not to be refused now.
-        written = _written_already(fd, data, operation.offset) if settle else 0
+        written = _written_already(fd, data, operation.offset) if redo else 0
         refusal: OSError | None = None
         try:
             while written < len(data):
@@ -513,10 +511,10 @@ class Applier:
         _forget_xattrs(self._tree.node(operation.fid))
         return _NOTHING_MADE
 
-    def _removexattr(self, operation: Removexattr, _: int, __: bytes, settle: bool) -> Made:
+    def _removexattr(self, operation: Removexattr, _: int, __: bytes, redo: bool) -> Made:
         calls.reached("apply.removexattr")
         target = self._tree.xattr_target(operation.fid)
-        if settle or operation.name == CAPABILITY_XATTR:
+        if redo or operation.name == CAPABILITY_XATTR:
             # The kernel may have taken a capability away by itself.
             _remove_if_there(target, operation.name)
         else:
@@ -526,15 +524,15 @@ class Applier:
 
     # -- what an import found, made anew elsewhere -------------------------------------------------
 
-    def _import(self, operation: Import, _: int, __: bytes, settle: bool) -> Made:
+    def _import(self, operation: Import, _: int, __: bytes, redo: bool) -> Made:
         with self._directory_mtime_kept(operation.parent):
-            return self._make_imported(operation, settle)
+            return self._make_imported(operation, redo)
 
-    def _make_imported(self, operation: Import, settle: bool) -> Made:
+    def _make_imported(self, operation: Import, redo: bool) -> Made:
         tree = self._tree
         directory, name = tree.descriptor(operation.parent), operation.name
         kind = S_IFMT(operation.mode)
-        if self._made_before(operation, settle) is None:
+        if self._made_before(operation, redo) is None:
             calls.reached("apply.import")
             if kind == S_IFDIR:
                 os.mkdir(name, 0o700, dir_fd=directory)
@@ -588,10 +586,10 @@ class Applier:
         syscalls.set_times(fd, None, operation.mtime_ns)
         return _NOTHING_MADE
 
-    def _import_link(self, operation: ImportLink, time_ns: int, data: bytes, settle: bool) -> Made:
+    def _import_link(self, operation: ImportLink, time_ns: int, data: bytes, redo: bool) -> Made:
         with self._directory_mtime_kept(operation.parent):
             link = Link(operation.fid, operation.parent, operation.name)
-            return self._link(link, time_ns, data, settle)
+            return self._link(link, time_ns, data, redo)
 
     @contextmanager
     def _directory_mtime_kept(self, directory: Fid) -> Iterator[None]:

@@ -338,12 +338,12 @@ class Tree:
             return None
         return UUID(bytes=uuid), Fid(number)
 
-    def look(self, parent: Fid, name: bytes) -> "Look | None":
+    def probe_name(self, parent: Fid, name: bytes) -> "FoundEntry | None":
         """What the backing itself has under *name* in *parent*, whatever the catalog says; None
         for nothing."""
         return self.look_in(self.descriptor(parent), name)
 
-    def look_in(self, directory: int, name: bytes) -> "Look | None":
+    def look_in(self, directory: int, name: bytes) -> "FoundEntry | None":
         """The same of a directory that is open on descriptor *directory*."""
         try:
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
@@ -352,7 +352,7 @@ class Tree:
         try:
             handle = syscalls.handle_of(fd)
             owner, number = self.read_tag(fd, handle) or (None, None)
-            return Look(os.fstat(fd), handle, number if owner == self.uuid else None, owner)
+            return FoundEntry(os.fstat(fd), handle, number if owner == self.uuid else None, owner)
         finally:
             os.close(fd)
 
@@ -418,7 +418,7 @@ def _hidden_name_of(fid: Fid) -> bytes:
     return b"%d" % fid + _ORPHAN
 
 
-def _orphan(fid: Fid, look: "Look") -> Node:
+def _orphan(fid: Fid, look: "FoundEntry") -> Node:
     node = Node(fid, S_IFMT(look.stat.st_mode), look.stat.st_ctime_ns, Seq(0), Fid(0), 0)
     node.handle, node.ino = look.handle, look.stat.st_ino
     return node
@@ -461,8 +461,8 @@ def pack_tag(uuid: UUID, fid: Fid, handle: bytes) -> bytes:
     return _TAG.pack(uuid.bytes, fid) + handle
 
 
-class Look:
-    """What :meth:`Tree.look` saw."""
+class FoundEntry:
+    """What :meth:`Tree.probe_name` saw."""
 
     __slots__ = ("fid", "handle", "owner", "stat")
 

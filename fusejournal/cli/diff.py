@@ -8,10 +8,10 @@ import click
 from fusejournal.cli import entries, text
 from fusejournal.cli.source import Source, open_source
 from fusejournal.errors import UsageError
-from fusejournal.history.lookup import Lookup, Place, name_changes
+from fusejournal.history.lookup import Dentry, Lookup, name_changes
 from fusejournal.history.paths import PathTracker
 from fusejournal.journal.format import Entry
-from fusejournal.journal.outcomes import settled
+from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.operations import MAKERS, RENAME_EXCHANGE, Kind, Rename, Void
 from fusejournal.types import Fid, Seq
 
@@ -130,7 +130,7 @@ class _Touched:
         self.entries = 0
         self.uids: tuple[int, ...] = ()
         self.content = self.attributes = False
-        self.names: dict[Place, tuple[bool, bool]] = {}
+        self.names: dict[Dentry, tuple[bool, bool]] = {}
         """Names of it that changed: whether it had them before, and has them now."""
 
 
@@ -139,7 +139,7 @@ def compare(source: Source, from_seq: Seq, to_seq: Seq) -> Iterator[Change]:
     of files they touch."""
     comparison = _Comparison(source.lookup, from_seq, to_seq)
     start = source.reader.segment_start(from_seq)
-    for entry, void in settled(source.reader.read(start, Seq(to_seq + 1))):
+    for entry, void in with_outcomes(source.reader.read(start, Seq(to_seq + 1))):
         if entry.seq < to_seq:
             comparison.take(entry, void)
     yield from comparison.result()
@@ -230,7 +230,7 @@ class _Comparison:
         for place in gained:
             yield _change(fid, touched, None, has[place], link=True)
 
-    def _places(self, fid: Fid, touched: _Touched) -> tuple[list[Place], list[Place]]:
+    def _places(self, fid: Fid, touched: _Touched) -> tuple[list[Dentry], list[Dentry]]:
         """All names of a file at both moments."""
         if not touched.made and self._lookup.has_links(fid):
             places = self._lookup.places

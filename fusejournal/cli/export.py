@@ -76,7 +76,7 @@ def export(
         raise UsageError(
             "name the clients: hosts, networks such as 192.168.1.0/24, or '*' for everybody"
         )
-    if state.is_unborn:
+    if state.is_uninitialized:
         raise ExportError(
             f"volume {state.name} is a mirror that no primary has called yet, and has no fsid: "
             "export it when its primary ships to it"

@@ -16,7 +16,7 @@ from fusejournal.errors import JournalDamagedError
 from fusejournal.history.paths import PathTracker
 from fusejournal.history.query import Match, paths_of
 from fusejournal.journal.format import Entry, FormatError, decode_entry
-from fusejournal.journal.outcomes import settled
+from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.journal.parallel import map_in_order
 from fusejournal.journal.segment import BadFrameError, SegmentReader, first_seq_of
 from fusejournal.journal.verify import VerifyReport, verify
@@ -238,7 +238,7 @@ def _segment_statistics(newest: Path, path: Path) -> tuple[Statistics, _Damage |
     tracker = PathTracker()
     try:
         with SegmentReader(path) as reader:
-            for entry, void in settled(map(decode_entry, reader.frames())):
+            for entry, void in with_outcomes(map(decode_entry, reader.frames())):
                 tracker.learn(entry)
                 found.add(Match(entry, void, *paths_of(tracker, entry.operation)))
                 if void is None:

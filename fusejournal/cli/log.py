@@ -130,5 +130,5 @@ def _follow(source: Source, criteria: Criteria, from_seq: Seq) -> Iterator[Match
     """What is appended from now on, as it becomes known whether it held."""
     follower = Follower(source.reader, criteria, from_seq)
     while True:
-        yield from follower.new(source.settled_head())
+        yield from follower.new(source.committed_head())
         time.sleep(_FOLLOW_PAUSE_SECONDS)

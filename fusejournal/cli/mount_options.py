@@ -60,9 +60,7 @@ def replication_options(
 ) -> dict[str, dict[str, Any]]:
     """What these options change in the configuration. Raises UsageError."""
     told: dict[str, dict[str, Any]] = {
-        "volume": {
-            "role": role, "durability": durability, "open_backing": open_backing or None
-        },
+        "volume": {"role": role, "durability": durability, "open_backing": open_backing or None},
         "replication": {
             "listen": listen,
             "insecure": insecure or None,

@@ -47,10 +47,10 @@ class Source:
 
     @cached_property
     def head_seq(self) -> Seq:
-        """:meth:`settled_head` at the first use."""
-        return self.settled_head()
+        """:meth:`committed_head` at the first use."""
+        return self.committed_head()
 
-    def settled_head(self) -> Seq:
+    def committed_head(self) -> Seq:
         """The last entry of which it is known whether it holds. Raises JournalDamagedError."""
         if self.state is not None:
             try:
@@ -58,8 +58,8 @@ class Source:
                 return self.reader.must_reach
             except NotRunningError:
                 pass
-        seq, settled = self.reader.head()
-        return seq if settled else Seq(seq - 1)
+        seq, has_outcome = self.reader.head()
+        return seq if has_outcome else Seq(seq - 1)
 
     def check_seq(self, seq: int) -> Seq:
         """*seq* if the journal has it. Raises NoSuchSeqError."""

@@ -11,7 +11,7 @@ from fusejournal.control.client import ask
 from fusejournal.errors import JournalError, NotRunningError
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment_writer import JournalOptions
-from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.layer.connection import is_held
 from fusejournal.nfs.exports import is_exported
 from fusejournal.node.state_dir import VolumeState, all_volumes, copies_of, find_volume
@@ -75,7 +75,7 @@ def _report_from_disk(state: VolumeState, condition: str, pid: int | None) -> di
     try:
         if any(state.journal_dir.glob("*.fj*")):
             is_mirror = state.role == "mirror"
-            page = CopyMarks(state.marks) if state.marks.exists() else None
+            page = WatermarkPage(state.marks) if state.marks.exists() else None
             journal = Journal.open(
                 state.journal_dir,
                 state.uuid,

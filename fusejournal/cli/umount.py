@@ -75,9 +75,7 @@ def umount(volume: str, lazy: bool, force: bool) -> None:
             release_kept(state.directory / "connection")
             if not _clear(state):
                 raise NotRunningError(f"volume {state.name} is not mounted") from None
-            text.echo(
-                f"{state.mountpoint}: its layer had died; took the dead mount away", err=True
-            )
+            text.echo(f"{state.mountpoint}: its layer had died; took the dead mount away", err=True)
             return
     if process is not None:
         # Its lock goes a moment before it does.

@@ -187,7 +187,7 @@ _PR_SET_IO_FLUSHER = 57
 _CAP_VERSION_3 = 0x20080522
 
 
-def become_flusher() -> None:
+def mark_thread_as_io_flusher() -> None:
     """Tell the kernel that this thread, and those it starts, clean other file systems' pages.
 
     It lets who writes wait while too many pages anywhere are dirty. Those of an NFS client on this

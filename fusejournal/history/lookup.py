@@ -51,7 +51,7 @@ NAME_KINDS = frozenset(
     }
 )
 
-Place = tuple[Fid, bytes]
+Dentry = tuple[Fid, bytes]
 """A directory's fid and a name in it."""
 
 
@@ -138,7 +138,7 @@ class Lookup:
         self.is_whole = bool(self._starts) and self._starts[0] == 1
         """Whether the journal begins with seq 1."""
         self._timelines: dict[Fid, list[tuple[Seq, bytes | None]]] = {}
-        self._moves: dict[Fid, list[tuple[Seq, Place | None]]] = {}
+        self._moves: dict[Fid, list[tuple[Seq, Dentry | None]]] = {}
 
     # -- entries -----------------------------------------------------------------------------------
 
@@ -189,7 +189,7 @@ class Lookup:
             yield from self.reader.pick(span.path, sorted(numbers))
 
     def _changes_of_name(
-        self, place: Place, from_seq: Seq, to_seq: Seq, *, newest_first: bool = False
+        self, place: Dentry, from_seq: Seq, to_seq: Seq, *, newest_first: bool = False
     ) -> Iterator[tuple[Seq, NameChange]]:
         """The changes of one name that held, in [from_seq, to_seq)."""
         for span in self.segments(from_seq, to_seq, newest_first=newest_first):
@@ -211,11 +211,11 @@ class Lookup:
 
     # -- names -------------------------------------------------------------------------------------
 
-    def fid_of_name(self, place: Place, before_seq: Seq) -> Fid | None:
+    def fid_of_name(self, place: Dentry, before_seq: Seq) -> Fid | None:
         """What a name stood for; as far as this journal has entries about it."""
         return self._known_fid(place, before_seq)[1]
 
-    def _known_fid(self, place: Place, before_seq: Seq) -> tuple[bool, Fid | None]:
+    def _known_fid(self, place: Dentry, before_seq: Seq) -> tuple[bool, Fid | None]:
         """Whether entries tell what a name stood for, and what that was."""
         for _, change in self._changes_of_name(place, Seq(1), before_seq, newest_first=True):
             return True, change.after
@@ -293,9 +293,9 @@ class Lookup:
                 if change.parent == directory:
                     yield change
 
-    def places(self, fid: Fid, before_seq: Seq) -> list[Place]:
+    def places(self, fid: Fid, before_seq: Seq) -> list[Dentry]:
         """Every name of *fid*, the oldest first."""
-        places: dict[Place, None] = {}
+        places: dict[Dentry, None] = {}
         entries = self.entries_of(
             fid,
             before_seq,
@@ -309,9 +309,9 @@ class Lookup:
                     places[change.parent, change.name] = None
         return list(places)
 
-    def places_of_many(self, fids: Collection[Fid], before_seq: Seq) -> dict[Fid, list[Place]]:
+    def places_of_many(self, fids: Collection[Fid], before_seq: Seq) -> dict[Fid, list[Dentry]]:
         """Every name of each of *fids*, the oldest first, read in one pass."""
-        places: dict[Fid, dict[Place, None]] = {fid: {} for fid in fids}
+        places: dict[Fid, dict[Dentry, None]] = {fid: {} for fid in fids}
         entries = self.entries_of_many(
             fids,
             before_seq,
@@ -416,10 +416,10 @@ class Lookup:
                     steps.append((first, end, place[0], (place[1], below)))
             todo.extend(reversed(steps))
 
-    def _main_places(self, fid: Fid) -> Iterator[tuple[Seq, Place | None]]:
+    def _main_places(self, fid: Fid) -> Iterator[tuple[Seq, Dentry | None]]:
         """The oldest name of *fid* from each seq on."""
-        places: dict[Place, None] = {}
-        shown: Place | None = None
+        places: dict[Dentry, None] = {}
+        shown: Dentry | None = None
         begun = False
         entries = self.entries_of(
             fid,
@@ -522,9 +522,7 @@ class Lookup:
     def mark(self, name: str) -> Seq | None:
         """The newest MARK of *name*."""
         for span in self.segments(newest_first=True):
-            postings = self.index(span).of_name(
-                Fid(0), name.encode("utf-8", "surrogateescape")
-            )
+            postings = self.index(span).of_name(Fid(0), name.encode("utf-8", "surrogateescape"))
             numbers = [posting.number for posting in postings]
             found = [
                 entry.seq

@@ -12,7 +12,7 @@ from fusejournal.history.lookup import Lookup, Span, Tenure
 from fusejournal.history.paths import PathTracker
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import SegmentIndex
-from fusejournal.journal.outcomes import settled
+from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.operations import Kind, Operation, Rename, Void
 from fusejournal.types import Fid, Seq
@@ -224,7 +224,7 @@ def _walk_segment(
     end = Seq(min(span.end_seq, criteria.to_seq + 1))  # one more: it may be a VOID
     tracker = PathTracker()
     last_seq = Seq(span.first_seq - 1)
-    for entry, void in settled(lookup.reader.read(span.first_seq, end)):
+    for entry, void in with_outcomes(lookup.reader.read(span.first_seq, end)):
         last_seq = Seq(entry.seq + (void is not None))
         tracker.learn(entry)
         if criteria.from_seq <= entry.seq < criteria.to_seq:
@@ -253,7 +253,7 @@ def walk(lookup: Lookup, criteria: Criteria) -> Iterator[tuple[Match, bool]]:
     """Every entry in [from_seq, to_seq) with whether *criteria* ask for it. Paths are only there
     when the criteria need them. Raises JournalDamagedError."""
     if not criteria.paths:
-        pairs = settled(lookup.reader.read(criteria.from_seq, Seq(criteria.to_seq + 1)))
+        pairs = with_outcomes(lookup.reader.read(criteria.from_seq, Seq(criteria.to_seq + 1)))
         is_partial = criteria.is_partial
         for entry, void in pairs:
             if entry.seq < criteria.to_seq:
@@ -289,7 +289,7 @@ class Follower:
                 self._segment, self._tracker = start, PathTracker()
                 begin = start
             end = Seq(min(head_seq + 1, self._reader.segment_end(start)))
-            for entry, void in settled(self._reader.read(begin, end)):
+            for entry, void in with_outcomes(self._reader.read(begin, end)):
                 self._tracker.learn(entry)
                 found = paths_of(self._tracker, entry.operation)
                 if (

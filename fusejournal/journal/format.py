@@ -64,7 +64,7 @@ from fusejournal.operations import (
     Setxattr,
     Symlink,
 )
-from fusejournal.types import EPOCH_MAX, TIME_MAX_NS, TIME_MIN_NS, Epoch, Fid, Seq, Who
+from fusejournal.types import EPOCH_MAX, TIME_MAX_NS, TIME_MIN_NS, Caller, Epoch, Fid, Seq
 
 FORMAT_VERSION: Final = 1
 SEGMENT_MAGIC: Final = b"\x89FJS\r\n\x1a\n"
@@ -148,7 +148,7 @@ class Entry(NamedTuple):
 
     seq: Seq
     time_ns: int
-    who: Who
+    who: Caller
     paths: dict[Fid, bytes] | None
     operation: Operation
     data: bytes | memoryview
@@ -174,7 +174,7 @@ class Frame(NamedTuple):
 
 
 def encode_payload(
-    operation: Operation, who: Who, time_ns: int, paths: dict[Fid, bytes] | None
+    operation: Operation, who: Caller, time_ns: int, paths: dict[Fid, bytes] | None
 ) -> bytes:
     """The msgpack payload of an entry. Raises FormatError where :func:`decode_payload` would."""
     fields = (int(operation.kind), time_ns, *who, paths, *operation)
@@ -321,7 +321,7 @@ def decode_entry(frame: Frame) -> Entry:
 
 def decode_payload(
     payload: bytes | memoryview,
-) -> tuple[int, Who, dict[Fid, bytes] | None, Operation]:
+) -> tuple[int, Caller, dict[Fid, bytes] | None, Operation]:
     """Time, caller, paths and operation of an entry's *payload*. Raises FormatError, and
     NewerFormatError where only its kind, or a field beyond the known ones, is not known."""
     try:
@@ -345,7 +345,7 @@ def decode_payload(
         except TypeError:
             raise FormatError(f"{cls.__name__} with {len(operation)} fields") from None
     _check(fields, operation)
-    return fields[1], _new(Who, fields[2:5]), fields[5], operation
+    return fields[1], _new(Caller, fields[2:5]), fields[5], operation
 
 
 def _check(fields: tuple[Any, ...], operation: Any) -> None:

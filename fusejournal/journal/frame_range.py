@@ -1,7 +1,8 @@
-"""Stretches: consecutive frames as they lie in a segment, read to be shipped and checked to be
+"""Frame ranges: consecutive frames as they lie in a segment, read to be shipped and checked to be
 received.
 
-A :class:`StretchReader` goes through a journal from a seq on. Where the end of the journal is known
+A :class:`FrameRangeReader` goes through a journal from a seq on. Where the end of the journal is
+known
 from who writes it and is near, it reads up to there and looks at nothing (who receives it does);
 further behind, or where that is asked for, it reads by size, checks every frame and the one after,
 and never ends a stretch between an entry and its VOID. A stretch that begins a segment has the
@@ -46,7 +47,7 @@ from fusejournal.types import Position, Seq
 
 _VOID_BYTES_MAX = 512
 
-STRETCH_BYTES_MAX = (
+FRAME_RANGE_BYTES_MAX = (
     SEGMENT_HEADER_BYTES + FRAME_HEADER_BYTES + PAYLOAD_BYTES_MAX + DATA_BYTES_MAX + _VOID_BYTES_MAX
 )
 """The largest entry, its VOID and a header; no stretch that was asked for with less is longer."""
@@ -63,7 +64,7 @@ class End(NamedTuple):
     position: Position
 
 
-class Stretch(NamedTuple):
+class FrameRange(NamedTuple):
     """Frames ``first_seq`` to ``last_seq``, both included, from ``offset`` of the segment that
     begins with ``segment_seq`` on; offset 0 means that its header comes first."""
 
@@ -76,35 +77,38 @@ class Stretch(NamedTuple):
     content: bytes
 
 
-def check_stretch(stretch: Stretch) -> None:
+def check_frame_range(frame_range: FrameRange) -> None:
     """Check every frame of *stretch*, its seqs, and that its chain leads from one end to the other.
     Raises FormatError."""
     at = 0
-    if stretch.offset == 0:
-        header = SegmentHeader.decode(stretch.content)
-        if (header.first_seq, header.chain_before) != (stretch.first_seq, stretch.chain_before):
+    if frame_range.offset == 0:
+        header = SegmentHeader.decode(frame_range.content)
+        if (header.first_seq, header.chain_before) != (
+            frame_range.first_seq,
+            frame_range.chain_before,
+        ):
             raise FormatError("the segment's header is not that of its first frame")
         at = SEGMENT_HEADER_BYTES
     end, seq, chain = skim_frames(
-        stretch.content,
-        memoryview(stretch.content),
-        stretch.first_seq,
-        stretch.chain_before,
+        frame_range.content,
+        memoryview(frame_range.content),
+        frame_range.first_seq,
+        frame_range.chain_before,
         at,
     )
-    if end != len(stretch.content):
+    if end != len(frame_range.content):
         raise FormatError(f"the frame of entry {seq} is not whole or not good")
-    if (seq - 1, chain) != (stretch.last_seq, stretch.chain):
-        raise FormatError(f"the frames end with entry {seq - 1}, not {stretch.last_seq}")
+    if (seq - 1, chain) != (frame_range.last_seq, frame_range.chain):
+        raise FormatError(f"the frames end with entry {seq - 1}, not {frame_range.last_seq}")
 
 
-def entries_in(stretch: Stretch) -> Iterator[Entry]:
-    """The entries of *stretch*, whose frames were checked (:func:`check_stretch`,
-    :meth:`StretchReader.next_checked`). Raises BadFrameError."""
-    view = memoryview(stretch.content)
-    at = SEGMENT_HEADER_BYTES if stretch.offset == 0 else 0
+def entries_in(frame_range: FrameRange) -> Iterator[Entry]:
+    """The entries of *stretch*, whose frames were checked (:func:`check_frame_range`,
+    :meth:`FrameRangeReader.next_checked`). Raises BadFrameError."""
+    view = memoryview(frame_range.content)
+    at = SEGMENT_HEADER_BYTES if frame_range.offset == 0 else 0
     while at < len(view):
-        offset = stretch.offset + at
+        offset = frame_range.offset + at
         frame = checked_frame(view, at, offset)
         try:
             entry = decode_entry(frame)
@@ -114,7 +118,7 @@ def entries_in(stretch: Stretch) -> Iterator[Entry]:
         at += entry.frame_bytes
 
 
-class StretchReader:
+class FrameRangeReader:
     """See the module. ``seq`` is that of the next frame, ``chain`` the checksum of the one before
     it."""
 
@@ -153,7 +157,7 @@ class StretchReader:
             return self.chain
         raise NoSuchSeqError(seq, starts[0], 0)
 
-    def settled_seq(self, end: End) -> Seq:
+    def committed_seq(self, end: End) -> Seq:
         """How far what was read is settled: up to the last entry, or the one before it where its
         VOID comes next. Raises JournalDamagedError, OSError."""
         last = Seq(self.seq - 1)
@@ -175,7 +179,7 @@ class StretchReader:
         """How much there is up to *end*, if it is in the segment that is open."""
         return end.offset - self._offset
 
-    def next(self, end: End, applied_seq: Seq, bytes_max: int) -> Stretch | None:
+    def next(self, end: End, applied_seq: Seq, bytes_max: int) -> FrameRange | None:
         """The stretch that comes next, of about *bytes_max* bytes at most; None when there is
         nothing up to *applied_seq*. It never ends between an entry and its VOID. *end* is where the
         journal ended when that was asked for. Raises JournalDamagedError, JournalError when its
@@ -194,7 +198,7 @@ class StretchReader:
             return self._advance(content, Seq(applied_seq + 1), end.position.chain)
         return self._walk(reader, end, Seq(applied_seq + 1), bytes_max)
 
-    def next_checked(self, end: End, applied_seq: Seq, bytes_max: int) -> Stretch | None:
+    def next_checked(self, end: End, applied_seq: Seq, bytes_max: int) -> FrameRange | None:
         """The same, but nothing is taken on trust: every frame of it is checked, and what follows
         it."""
         if self.seq > applied_seq:
@@ -204,7 +208,9 @@ class StretchReader:
             bytes_max = min(bytes_max, end.offset - self._offset)
         return self._walk(reader, end, Seq(applied_seq + 1), bytes_max)
 
-    def _walk(self, reader: SegmentReader, end: End, to_seq: Seq, bytes_max: int) -> Stretch | None:
+    def _walk(
+        self, reader: SegmentReader, end: End, to_seq: Seq, bytes_max: int
+    ) -> FrameRange | None:
         """The next stretch by size, each frame checked. None where an entry and its VOID come next,
         and the VOID is beyond."""
         begins = SEGMENT_HEADER_BYTES if self._offset == 0 else 0
@@ -261,8 +267,8 @@ class StretchReader:
     def _skim(self, content: bytes, begins: int, to_seq: Seq) -> tuple[int, Seq, int]:
         return skim_frames(content, memoryview(content), self.seq, self.chain, begins, to_seq)
 
-    def _advance(self, content: bytes, seq: Seq, chain: int) -> Stretch:
-        stretch = Stretch(
+    def _advance(self, content: bytes, seq: Seq, chain: int) -> FrameRange:
+        frame_range = FrameRange(
             self._segment_seq,
             self._offset,
             self.seq,
@@ -273,7 +279,7 @@ class StretchReader:
         )
         self._offset += len(content)
         self.seq, self.chain = seq, chain
-        return stretch
+        return frame_range
 
     def _at_segment(self) -> SegmentReader:
         """The segment that holds the next frame."""

@@ -42,7 +42,7 @@ from fusejournal.journal.format import (
     encode_frame,
     encode_payload,
 )
-from fusejournal.journal.frame_range import End, Stretch
+from fusejournal.journal.frame_range import End, FrameRange
 from fusejournal.journal.index import has_index
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.seekable import compress_file
@@ -57,7 +57,7 @@ from fusejournal.journal.segment import (
 )
 from fusejournal.journal.segment_writer import ALWAYS, JournalOptions, SegmentWriter
 from fusejournal.operations import MAKERS, REMOVALS, TOUCHED, Kind, NewEpoch, Operation, Rename
-from fusejournal.types import Epoch, Fid, Position, Seq, Who
+from fusejournal.types import Caller, Epoch, Fid, Position, Seq
 
 _VOID_ROOM_BYTES = 256
 _SMALL_FLUSH_BYTES = 64 << 10
@@ -216,7 +216,7 @@ class Journal:
     def append(
         self,
         operation: Operation,
-        who: Who,
+        who: Caller,
         time_ns: int,
         path_of: Callable[[Fid], bytes | None],
         data: bytes | memoryview = b"",
@@ -284,7 +284,7 @@ class Journal:
             return End(Seq(self.head_seq + 1), 0, self.head)
         return End(current.first_seq, current.end, self.head)
 
-    def receive(self, stretch: Stretch) -> None:
+    def receive(self, frame_range: FrameRange) -> None:
         """Append *stretch*, frames of another node's journal of the same volume that were checked,
         byte for byte, and begin a segment where it does. When this returns it is in the kernel's
         hands. (``epoch`` and ``last_time_ns`` follow when its entries are applied.)
@@ -293,28 +293,30 @@ class Journal:
         JournalFullError (the same), JournalFailedError (the journal is dead)."""
         if self._failure is not None:
             raise JournalFailedError(self._failure)
-        if (stretch.first_seq, stretch.chain_before) != (self.head_seq + 1, self.chain):
+        if (frame_range.first_seq, frame_range.chain_before) != (self.head_seq + 1, self.chain):
             raise JournalForeignError(
-                f"{self.directory}: entries from {stretch.first_seq} do not follow {self.head_seq}"
+                f"{self.directory}: the received range starts with entry {frame_range.first_seq}, "
+                f"but the journal ends with entry {self.head_seq}, or has another one there"
             )
         current = self._current
-        frames = memoryview(stretch.content)
-        if stretch.offset == 0:
+        frames = memoryview(frame_range.content)
+        if frame_range.offset == 0:
             frames = frames[SEGMENT_HEADER_BYTES:]
-            current = self._receive_header(bytes(stretch.content[:SEGMENT_HEADER_BYTES]))
-        elif current is None or (stretch.segment_seq, stretch.offset) != (
+            current = self._receive_header(bytes(frame_range.content[:SEGMENT_HEADER_BYTES]))
+        elif current is None or (frame_range.segment_seq, frame_range.offset) != (
             current.first_seq,
             current.end,
         ):
+            here = f"byte {current.end} of segment {current.first_seq}" if current else "no segment"
             raise JournalForeignError(
-                f"{self.directory}: byte {stretch.offset} of segment {stretch.segment_seq} is not "
-                "where this journal ends"
+                f"{self.directory}: the received range starts at byte {frame_range.offset} of "
+                f"segment {frame_range.segment_seq}, but the journal ends at {here}"
             )
         with self._failing_for_good():
             current.write(b"", frames, Kind.WRITE)
         self.appended_bytes += len(frames)
-        self.head_seq = stretch.last_seq
-        self.chain = stretch.chain
+        self.head_seq = frame_range.last_seq
+        self.chain = frame_range.chain
 
     def _receive_header(self, content: bytes) -> SegmentWriter:
         """Begin the segment whose header is *content*."""
@@ -558,7 +560,9 @@ class Journal:
         self._sealed[first_seq] = compressed
 
 
-def _encode(operation: Operation, who: Who, time_ns: int, paths: dict[Fid, bytes] | None) -> bytes:
+def _encode(
+    operation: Operation, who: Caller, time_ns: int, paths: dict[Fid, bytes] | None
+) -> bytes:
     """The payload of an entry. Raises OSError EINVAL where no reader would take it."""
     try:
         return encode_payload(operation, who, time_ns, paths)

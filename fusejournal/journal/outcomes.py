@@ -8,7 +8,7 @@ from fusejournal.journal.format import Entry
 from fusejournal.operations import Void
 
 
-def settled(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Void | None]]:
+def with_outcomes(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Void | None]]:
     """Each entry with the VOID that follows it, or None; VOID entries do not come by themselves.
 
     The last entry comes with None when no VOID follows: whether it holds is for the applied

@@ -246,9 +246,9 @@ class SegmentReader:
         """Whether what is at *offset* was there when this was asked last: else it may have been
         read while it was being written."""
         content = self.read_at(offset, self._claimed_bytes(offset))
-        settled = self._last_judged == (offset, content)
+        is_judged = self._last_judged == (offset, content)
         self._last_judged = offset, content
-        return settled
+        return is_judged
 
     def _claimed_bytes(self, offset: int) -> int:
         """How long the frame at *offset*, which may be of any bytes, says that it is."""

@@ -144,9 +144,7 @@ class SegmentWriter:
         *kept* bytes of it."""
         target = self.end + need + self._options.reserve_bytes + self._options.preallocate_bytes
         try:
-            calls.fallocate(
-                "journal.fallocate", self.fd, self._allocated, target - self._allocated
-            )
+            calls.fallocate("journal.fallocate", self.fd, self._allocated, target - self._allocated)
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
                 self._allocated = _NO_END  # no promises to be had here; a short append is cut off

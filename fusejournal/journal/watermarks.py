@@ -15,7 +15,7 @@ word       meaning
 0          magic
 1          ``applying_seq``: all entries before it are applied; it may be, wholly, partly or not
            (of a mirror)
-2          ``settled_seq``: up to here the sender had applied: nothing beyond is ever applied
+2          ``committed_seq``: up to here the sender had applied: nothing beyond is ever applied
            (of a mirror)
 3          ``durable_seq``: the journal is on disk up to here
 4          ``stopped_seq``: where an orderly stop left it, with everything on disk; 0 while it runs
@@ -45,7 +45,7 @@ _WORDS = 9
 _APPLYING, _SETTLED, _DURABLE, _STOPPED, _EPOCH, _NODE, _INSTANCE, _ROOTED = range(1, 9)
 
 
-class CopyMarks:
+class WatermarkPage:
     """See the module. Made if *path* is not there. Raises JournalError when it is something else,
     OSError."""
 
@@ -84,12 +84,12 @@ class CopyMarks:
         self._set(_APPLYING, seq)
 
     @property
-    def settled_seq(self) -> Seq:
+    def committed_seq(self) -> Seq:
         """See the module."""
         return Seq(self._words[_SETTLED])
 
-    @settled_seq.setter
-    def settled_seq(self, seq: Seq) -> None:
+    @committed_seq.setter
+    def committed_seq(self, seq: Seq) -> None:
         self._set(_SETTLED, seq)
 
     @property

@@ -223,7 +223,7 @@ def _ask_something(mountpoint: Path) -> None:
         os.statvfs(mountpoint)
 
 
-class Keeper:
+class ConnectionHolder:
     """The process that holds *connection* beside this one. :meth:`dismiss` it in an orderly end;
     without that it holds the connection for *hold_seconds* after this process has ended."""
 

@@ -28,7 +28,7 @@ from fusejournal.backing.tree import HIDDEN_XATTR
 from fusejournal.disk import syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, CAPABILITY_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.layer import permissions
-from fusejournal.layer.kernel_cache import Remembered
+from fusejournal.layer.kernel_cache import KernelCache
 from fusejournal.layer.open_files import OpenFiles
 from fusejournal.layer.replies import changing, entry_of, handler, waiting, writing
 from fusejournal.layer.request_loop import RequestLoop
@@ -50,7 +50,7 @@ from fusejournal.operations import (
     Unlink,
     Write,
 )
-from fusejournal.types import ROOT_FID, Fid, Seq, Who, clamp_time
+from fusejournal.types import ROOT_FID, Caller, Fid, Seq, clamp_time
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.importer import Importer
 from fusejournal.volume.volume import Volume
@@ -90,7 +90,7 @@ class Handlers(pyfuse3.Operations):
         """Whether changes of names and attributes are answered only when they are durable,"""
         self.writes_wait = False
         """and whether writes are."""
-        self.remembered: Remembered | None = None
+        self.kernel_cache: KernelCache | None = None
         """Of a mirror, whose tree changes without the kernel."""
         self.files = files
         self._forgotten: set[Fid] = set()
@@ -99,14 +99,14 @@ class Handlers(pyfuse3.Operations):
 
     # -- committing --------------------------------------------------------------------------------
 
-    def _change(self, operation: DataOperation, who: Who, data: bytes = b"") -> None:
+    def _change(self, operation: DataOperation, who: Caller, data: bytes = b"") -> None:
         """Commit a change of a file that may have lost its last name."""
         if self._tree.is_orphan(operation.fid):
             self.volume.change_orphan(operation, who, data)
         else:
             self.volume.commit(operation, who, data)
 
-    def _commit_name(self, operation: TreeOperation, parent: Fid, name: bytes, who: Who) -> None:
+    def _commit_name(self, operation: TreeOperation, parent: Fid, name: bytes, who: Caller) -> None:
         """Commit a change of *name*. A refusal for what the kernel should have known by itself says
         that it remembers the name wrongly, as it may after a layer died: it is told to forget."""
         try:
@@ -122,7 +122,7 @@ class Handlers(pyfuse3.Operations):
     async def wait(self, seq: Seq) -> None:
         """Wait until the journal is durable up to *seq*, on mirrors too where that is wanted;
         others are served meanwhile. Raises OSError EIO when it cannot be."""
-        since = self._durability.settle_at_once(seq)
+        since = self._durability.try_flush_inline(seq)
         if since is None:
             return
         self._loop.hand_over()
@@ -138,7 +138,7 @@ class Handlers(pyfuse3.Operations):
         try:
             entry = self._lookup(parent, name)
         except FileNotFoundError:
-            if self.remembered is not None:
+            if self.kernel_cache is not None:
                 raise  # a name may come at any time
             if not self._shows_foreign(parent, name):
                 absent = EntryAttributes()
@@ -150,8 +150,8 @@ class Handlers(pyfuse3.Operations):
         except _UnfinishedError as unfinished:
             await self._finish_import(unfinished.fid)
             return self._lookup(parent, name)
-        if self.remembered is not None:
-            self.remembered.looked_up(Fid(entry.st_ino))
+        if self.kernel_cache is not None:
+            self.kernel_cache.note_lookup(Fid(entry.st_ino))
             entry.entry_timeout = 0.0
         return entry
 
@@ -191,7 +191,7 @@ class Handlers(pyfuse3.Operations):
     def _is_foreign(self, parent: Fid, name: bytes) -> bool:
         """Whether *name*, which the catalog does not know, is something that somebody put into the
         backing. It is journaled first, then served: a read-only volume does not show it."""
-        if self.volume.refusal is not None or self._tree.is_hidden(parent, name):
+        if self.volume.write_errno is not None or self._tree.is_hidden(parent, name):
             return False
         try:
             self._tree.stat_name(parent, name)
@@ -275,8 +275,8 @@ class Handlers(pyfuse3.Operations):
         """The kernel has dropped these fids. Only orphans mind: everything else is found again by
         its fid."""
         for fid, times in inode_list:
-            if self.remembered is not None:
-                self.remembered.forgotten(fid, times)
+            if self.kernel_cache is not None:
+                self.kernel_cache.note_forget(fid, times)
             try:
                 if self._tree.is_orphan(fid) and not _is_known(fid):
                     self._forgotten.add(fid)
@@ -422,7 +422,7 @@ class Handlers(pyfuse3.Operations):
 
     # -- attributes --------------------------------------------------------------------------------
 
-    def _drop_capabilities(self, fid: Fid, who: Who) -> None:
+    def _drop_capabilities(self, fid: Fid, who: Caller) -> None:
         """Before a truncation or a new owner. Before a WRITE the kernel sees to it, by itself."""
         try:
             os.getxattr(self._tree.descriptor(fid), CAPABILITY_XATTR)
@@ -540,13 +540,13 @@ class Handlers(pyfuse3.Operations):
     def _opened(self, fid: Fid, ctx: RequestContext) -> FileInfo:
         handle = self.files.add(fid, _who(ctx))
         self._loop.when_answered(partial(self.files.answered, handle))
-        keep = self.remembered is None or self.remembered.opened(fid)
+        keep = self.kernel_cache is None or self.kernel_cache.opened(fid)
         return FileInfo(fh=handle, keep_cache=keep)
 
     @waiting
     async def open(self, inode: Fid, flags: int, ctx: RequestContext) -> FileInfo:
         """Open a file; with O_TRUNC this is a change."""
-        if self.volume.refusal is None:
+        if self.volume.write_errno is None:
             await self._finish_import(inode)
         if flags & os.O_TRUNC:
             mode = self._tree.stat(inode).st_mode
@@ -562,8 +562,8 @@ class Handlers(pyfuse3.Operations):
         return self._opened(inode, ctx)
 
     def _refuse_if_read_only(self) -> None:
-        if self.volume.refusal is not None:
-            raise OSError(self.volume.refusal, os.strerror(self.volume.refusal))
+        if self.volume.write_errno is not None:
+            raise OSError(self.volume.write_errno, os.strerror(self.volume.write_errno))
 
     @changing
     def create(
@@ -652,12 +652,12 @@ class Handlers(pyfuse3.Operations):
             if ctime_ns is None:
                 return
             entry = entry_of(fid, stat, ctime_ns)
-            if self.remembered is not None:
+            if self.kernel_cache is not None:
                 entry.entry_timeout = 0.0
             if not pyfuse3.readdir_reply(token, name, entry, cookie):
                 return
-            if self.remembered is not None:
-                self.remembered.looked_up(fid)
+            if self.kernel_cache is not None:
+                self.kernel_cache.note_lookup(fid)
 
     def _list_dots(self, directory: Fid, start_id: int, token: pyfuse3.ReaddirToken) -> bool:
         node = self._catalog.node(directory)
@@ -695,8 +695,8 @@ def _is_known(fid: Fid) -> bool:
     return True
 
 
-def _who(ctx: RequestContext) -> Who:
-    return Who(ctx.uid, ctx.gid, ctx.pid)
+def _who(ctx: RequestContext) -> Caller:
+    return Caller(ctx.uid, ctx.gid, ctx.pid)
 
 
 def _check_name(name: bytes) -> None:

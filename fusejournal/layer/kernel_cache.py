@@ -30,7 +30,7 @@ from fusejournal.types import ROOT_FID, Fid
 _CONTENT = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
 
 
-class Remembered:
+class KernelCache:
     """See the module. *recall* is given the fids of files whose content or attributes have
     changed. *everything*: the mount was taken over, and the kernel may know any fid."""
 
@@ -44,11 +44,11 @@ class Remembered:
 
     # -- what the kernel says ----------------------------------------------------------------------
 
-    def looked_up(self, fid: Fid) -> None:
+    def note_lookup(self, fid: Fid) -> None:
         """The kernel is told of *fid* once more."""
         self._lookups[fid] = self._lookups.get(fid, 0) + 1
 
-    def forgotten(self, fid: Fid, times: int) -> None:
+    def note_forget(self, fid: Fid, times: int) -> None:
         """The kernel has forgotten *fid* as often as it was told of it."""
         left = self._lookups.get(fid, 0) - times
         if left > 0:
@@ -64,7 +64,7 @@ class Remembered:
 
     # -- what has changed --------------------------------------------------------------------------
 
-    def changed(self, operation: Operation) -> None:
+    def invalidate(self, operation: Operation) -> None:
         """*operation* was applied."""
         for fid in changed_fids(operation):
             if self._everything or fid in self:

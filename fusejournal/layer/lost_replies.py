@@ -51,7 +51,7 @@ class Stale(NamedTuple):
     fids: set[Fid]
 
 
-def collect(journal: JournalReader, durable_seq: Seq, end: Seq) -> Stale:
+def find_unanswered(journal: JournalReader, durable_seq: Seq, end: Seq) -> Stale:
     """What the last entries of *journal* before *end* named and changed: at least those above
     *durable_seq*, for an answer may have waited for them to be durable. Raises
     JournalDamagedError."""
@@ -76,7 +76,7 @@ def changed_fids(operation: Operation) -> list[Fid]:
     return [operation[index] for index in _CHANGED[operation.kind]]  # type: ignore[misc]
 
 
-def drop(
+def invalidate(
     stale: Stale, connection: Connection, mountpoint: Path
 ) -> list[tuple[Fid, bytes, Fid]]:
     """Make the kernel forget *stale*, or ask for it anew. Blocks until no request on the

@@ -14,7 +14,7 @@ import mmap
 import os
 import struct
 
-from fusejournal.types import Fid, Who
+from fusejournal.types import Caller, Fid
 
 _SLOT = struct.Struct("<QIIqB7x")
 """Fid (0: free), uid, gid, pid of the opener, 1 once it is answered; the handle is the slot's
@@ -37,9 +37,9 @@ class OpenFiles:
 
     def __init__(self, fd: int) -> None:
         self._table = mmap.mmap(fd, _SLOTS * _SLOT.size)
-        self._files: dict[int, tuple[Fid, Who]] = {}
+        self._files: dict[int, tuple[Fid, Caller]] = {}
         self._counts: dict[Fid, int] = {}
-        self._doubtful: dict[int, tuple[Fid, Who]] = {}
+        self._doubtful: dict[int, tuple[Fid, Caller]] = {}
         self._free: list[int] = []
         self._next = 1
         self._load(fd)
@@ -53,15 +53,15 @@ class OpenFiles:
                 self._free += range(self._next, number + 1)
                 self._next = number + 2
                 if answered:
-                    self._keep(number + 1, Fid(fid), Who(*who))
+                    self._keep(number + 1, Fid(fid), Caller(*who))
                 else:
-                    self._doubtful[number + 1] = Fid(fid), Who(*who)
+                    self._doubtful[number + 1] = Fid(fid), Caller(*who)
 
-    def _keep(self, handle: int, fid: Fid, who: Who) -> None:
+    def _keep(self, handle: int, fid: Fid, who: Caller) -> None:
         self._files[handle] = fid, who
         self._counts[fid] = self._counts.get(fid, 0) + 1
 
-    def __getitem__(self, handle: int) -> tuple[Fid, Who]:
+    def __getitem__(self, handle: int) -> tuple[Fid, Caller]:
         """The file that *handle* is open on, and who opened it. Raises OSError ESTALE where that is
         not known: the process that opened it had no room to keep it."""
         try:
@@ -81,7 +81,7 @@ class OpenFiles:
         """What is open, or may be: all that the process before this one left."""
         return {*self._counts, *(fid for fid, _ in self._doubtful.values())}
 
-    def add(self, fid: Fid, who: Who) -> int:
+    def add(self, fid: Fid, who: Caller) -> int:
         """A new handle for *fid*, opened by *who*; :meth:`answered` follows."""
         if self._free:
             handle = self._free.pop()

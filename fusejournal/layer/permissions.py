@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from stat import S_IMODE, S_ISDIR, S_ISGID, S_ISUID, S_IXGRP
 from typing import NamedTuple
 
-from fusejournal.types import Who
+from fusejournal.types import Caller
 
 _VERSION = struct.Struct("<I")
 _ACL_ENTRY = struct.Struct("<HHI")
@@ -92,7 +92,7 @@ def after_truncation(mode: int, uid: int) -> int | None:
     return without_privileges(mode) if uid != 0 else None
 
 
-def in_group(who: Who, gid: int) -> bool:
+def in_group(who: Caller, gid: int) -> bool:
     """Whether *who* may give setgid of group *gid*: a member, or root.
 
     nfsd acts for a user whose further groups only the client's request tells, and the kernel does
@@ -106,7 +106,7 @@ def in_group(who: Who, gid: int) -> bool:
     )
 
 
-def is_admin(who: Who) -> bool:
+def is_admin(who: Caller) -> bool:
     """Whether *who* has CAP_SYS_ADMIN over the machine, not only in a container of their own. Of a
     process that cannot be seen from here, root has. Source: proc(5), /proc/pid/status, CapEff;
     user_namespaces(7)."""

@@ -29,7 +29,7 @@ import trio
 from fusejournal.control.server import serve_control
 from fusejournal.disk import calls, mounts
 from fusejournal.disk.process import file_bytes_max, python_module, shed_inheritance
-from fusejournal.disk.syscalls import become_flusher, drop_resource_capability
+from fusejournal.disk.syscalls import drop_resource_capability, mark_thread_as_io_flusher
 from fusejournal.errors import (
     BackingError,
     FusejournalError,
@@ -39,19 +39,19 @@ from fusejournal.errors import (
 )
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment_writer import JournalOptions
-from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.layer import lost_replies
 from fusejournal.layer.connection import (
     Connection,
+    ConnectionHolder,
     Handshake,
-    Keeper,
     check_held,
     open_new,
     release_kept,
     take_over,
 )
 from fusejournal.layer.handlers import Handlers
-from fusejournal.layer.kernel_cache import Remembered
+from fusejournal.layer.kernel_cache import KernelCache
 from fusejournal.layer.open_files import OpenFiles
 from fusejournal.layer.request_loop import RequestLoop
 from fusejournal.nfs import exports
@@ -60,8 +60,8 @@ from fusejournal.node.metrics import serve_metrics
 from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import (
     VolumeState,
-    be_born,
     claim_volume,
+    join_volume,
     pass_claim_on,
     remember_listen,
 )
@@ -70,7 +70,7 @@ from fusejournal.replication.supervisor import Mirroring, Replication
 from fusejournal.types import Fid, Seq
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.marks import MarkPlace, make_mark
-from fusejournal.volume.startup import Opening
+from fusejournal.volume.startup import VolumeStartup
 from fusejournal.wire.session import RefusedError
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class Node:
         """Whether a signal has asked for an orderly stop."""
         self._taken = taken
         self._was_dead = was_dead
-        self._keeper: Keeper | None = None
+        self._keeper: ConnectionHolder | None = None
         self._spec = spec
         self._state = state
         self._reporter = reporter
@@ -166,9 +166,9 @@ class Node:
             compress_level=config.compress_level,
         )
         self._root_fd = root_fd
-        page = CopyMarks(state.marks)
+        page = WatermarkPage(state.marks)
         self._marks = page if state.is_mirror else None
-        self._opening = Opening(
+        self._opening = VolumeStartup(
             spec.state_dir,
             state.uuid,
             spec.backing,
@@ -177,7 +177,7 @@ class Node:
             reporter,
             page,
             is_mirror=state.is_mirror,
-            is_unborn=state.is_unborn,
+            is_uninitialized=state.is_uninitialized,
             adopt=spec.adopt,
         )
         self._opening.degraded += degraded
@@ -205,7 +205,7 @@ class Node:
 
     async def run(self) -> None:
         """Open, mount, serve, close."""
-        become_flusher()
+        mark_thread_as_io_flusher()
         if self._marks is None:
             drop_resource_capability()  # (A mirror takes what its primary's quotas let in.)
         _, descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -240,7 +240,7 @@ class Node:
             self._opening.volume.journal.sync()
             raise
         try:
-            for _ in self._opening.begin(self._spec.read_only):
+            for _ in self._opening.start_epoch_and_import(self._spec.read_only):
                 await trio.lowlevel.checkpoint()
         except trio.Cancelled:
             self._opening.volume.journal.sync()
@@ -278,7 +278,7 @@ class Node:
             self._disk_failed,
             self._opening.page,
         )
-        volume.hold_back = lambda: self._durability.full
+        volume.must_refuse_growth = lambda: self._durability.full
         self._page = StatusPage(
             spec, self._state, self._opening, self._durability, self._replication
         )
@@ -351,7 +351,7 @@ class Node:
 
     def _disk_failed(self, reason: str) -> None:
         self._opening.volume.fail(reason)
-        self._opening.doubt()
+        self._opening.mark_unclean()
 
     def _mirroring(self) -> Mirroring | None:
         """What the replication of a mirror needs; None for a primary."""
@@ -359,17 +359,17 @@ class Node:
         if marks is None:
             return None
         self._recaller = Recaller(self._spec.mountpoint)
-        remembered = Remembered(self._recall, everything=self._connection.taken_over)
-        self._handlers.remembered = remembered
+        kernel_cache = KernelCache(self._recall, everything=self._connection.taken_over)
+        self._handlers.kernel_cache = kernel_cache
         files = self._handlers.files
-        volume.is_in_use = lambda fid: fid in remembered or fid in files
+        volume.is_in_use = lambda fid: fid in kernel_cache or fid in files
         return Mirroring(
-            marks, remembered, self._state.is_unborn, marks.applying_seq, self._be_born
+            marks, kernel_cache, self._state.is_uninitialized, marks.applying_seq, self._join_volume
         )
 
-    def _be_born(self, uuid: UUID) -> None:
-        self._opening.be_born(uuid)
-        self._state = be_born(self._state, uuid)
+    def _join_volume(self, uuid: UUID) -> None:
+        self._opening.join_volume(uuid)
+        self._state = join_volume(self._state, uuid)
 
     def _recall(self, fids: set[Fid]) -> None:
         """Have NFSv4 clients give back delegations of what has changed."""
@@ -386,7 +386,7 @@ class Node:
         reader = JournalReader(self._state.journal_dir, self._state.uuid)
         durable_seq = self._opening.volume.journal.durable_when_opened
         try:
-            return lost_replies.collect(reader, durable_seq, self._first_seq)
+            return lost_replies.find_unanswered(reader, durable_seq, self._first_seq)
         except JournalError as error:
             log.warning("the kernel may remember what is not so any more: %s", error)
             return lost_replies.Stale(set(), set())
@@ -456,7 +456,7 @@ class Node:
     async def _drop_stale(self) -> None:
         """At once: whose request was lost is about to try again."""
         found = await trio.to_thread.run_sync(
-            lost_replies.drop, self._stale, self._connection, self._spec.mountpoint
+            lost_replies.invalidate, self._stale, self._connection, self._spec.mountpoint
         )
         lookup = self._opening.volume.catalog.lookup
         wrong = [
@@ -504,7 +504,7 @@ class Node:
     def _start_keeper(self, at_least_seconds: float = 0.0) -> None:
         seconds = max(self._spec.config.volume.hold_seconds, at_least_seconds)
         try:
-            self._keeper = Keeper(
+            self._keeper = ConnectionHolder(
                 self._connection,
                 self._spec.state_dir / _CONNECTION,
                 seconds,

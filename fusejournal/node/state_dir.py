@@ -83,7 +83,7 @@ class VolumeState:
     mountpoint: Path
     created_ns: int
     role: str = "primary"
-    is_unborn: bool = False
+    is_uninitialized: bool = False
     """Whether a mirror has no journal yet: its UUID is to be its primary's."""
     listen: str | None = None
     """Where other nodes connect to, as a command line said last."""
@@ -174,7 +174,7 @@ def load_state(directory: Path) -> VolumeState:
             mountpoint=Path(raw["mountpoint"]),
             created_ns=int(raw["created_ns"]),
             role=str(raw["role"]),
-            is_unborn=bool(raw.get("is_unborn", False)),
+            is_uninitialized=bool(raw.get("is_uninitialized", False)),
             listen=raw.get("listen"),
         )
     except (FileNotFoundError, NotADirectoryError):
@@ -222,9 +222,9 @@ def make_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def be_born(state: VolumeState, uuid: UUID) -> VolumeState:
+def join_volume(state: VolumeState, uuid: UUID) -> VolumeState:
     """Write down that the new mirror *state* is one of volume *uuid* from now on."""
-    born = replace(state, uuid=uuid, is_unborn=False)
+    born = replace(state, uuid=uuid, is_uninitialized=False)
     _save_state(born)
     return born
 
@@ -347,7 +347,7 @@ def _load_or_make(spec: "MountSpec") -> VolumeState:
             raise UsageError(f"{directory} is the state of volume {state.name}, not of {spec.name}")
         if spec.role is not None and not state.has_journal():
             # Nothing came of the attempts before.
-            state = replace(state, role=spec.role, is_unborn=spec.role == "mirror")
+            state = replace(state, role=spec.role, is_uninitialized=spec.role == "mirror")
         if spec.role not in (None, state.role):
             raise UsageError(
                 f"volume {state.name} is a {state.role}, and a role is never changed by mounting: "
@@ -374,7 +374,7 @@ def _load_or_make(spec: "MountSpec") -> VolumeState:
             spec.mountpoint,
             time.time_ns(),
             role=spec.role or "primary",
-            is_unborn=spec.role == "mirror",
+            is_uninitialized=spec.role == "mirror",
         )
         _save_state(state)
     link = links_root() / spec.name

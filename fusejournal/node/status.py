@@ -14,7 +14,7 @@ from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.replication.supervisor import Replication
 from fusejournal.volume.durability import Durability
-from fusejournal.volume.startup import Opening
+from fusejournal.volume.startup import VolumeStartup
 
 _RATE_WINDOW_SECONDS = 10
 
@@ -26,7 +26,7 @@ class StatusPage:
         self,
         spec: MountSpec,
         state: VolumeState,
-        opening: Opening,
+        opening: VolumeStartup,
         durability: Durability,
         replication: Replication | None,
     ) -> None:
@@ -92,7 +92,7 @@ class StatusPage:
         lines = list(self._opening.degraded)
         if volume.failure is not None:
             lines.append(f"read-only: {volume.failure}")
-        if not self._state.is_mirror and volume.refusal is None:
+        if not self._state.is_mirror and volume.write_errno is None:
             lines += volume.journal.clock.words(volume.journal.last_time_ns)
         if tasks.compression_failure is not None:
             lines.append(f"segments are not compressed: {tasks.compression_failure}")
@@ -104,8 +104,8 @@ class StatusPage:
 
     def _state_word(self) -> str:
         volume = self._opening.volume
-        if volume.failure is not None or volume.refusal is None:
-            return "read-only" if volume.refusal is not None else "running"
+        if volume.failure is not None or volume.write_errno is None:
+            return "read-only" if volume.write_errno is not None else "running"
         return "running" if self._state.is_mirror and self._replication else "read-only"
 
 

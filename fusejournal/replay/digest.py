@@ -175,8 +175,8 @@ class _Walk:
                 self._read(names.pop(), self._fd)
             else:
                 self._leave()
-            self._settle(_AHEAD_FILES, _AHEAD_PIECES)
-        self._settle(0, 0)
+            self._drain(_AHEAD_FILES, _AHEAD_PIECES)
+        self._drain(0, 0)
         return TreeDigest(
             self._hash.hexdigest(),
             self._contents.entries,
@@ -275,7 +275,7 @@ class _Walk:
         else:
             self._hash.update(piece)
 
-    def _settle(self, files_max: int, pieces_max: int) -> None:
+    def _drain(self, files_max: int, pieces_max: int) -> None:
         """Hash the pieces that are ready, and wait for others until no more than so many are
         left."""
         while self._pending:

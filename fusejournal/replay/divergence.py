@@ -17,7 +17,7 @@ moves back when the name is free at the end; see :meth:`Divergence.end_asides`."
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from fusejournal.history.lookup import NameChange, Place, name_changes
+from fusejournal.history.lookup import Dentry, NameChange, name_changes
 from fusejournal.operations import (
     MAKERS,
     RENAME_EXCHANGE,
@@ -43,7 +43,7 @@ _NAME_BYTES_MAX = 255
 class Questions(Protocol):
     """What has to be asked about the journal's own tree, seldom; *before_seq* is half-open."""
 
-    def places(self, fid: Fid, before_seq: Seq) -> list[Place]:
+    def places(self, fid: Fid, before_seq: Seq) -> list[Dentry]:
         """Every name of *fid*."""
         ...
 
@@ -51,7 +51,7 @@ class Questions(Protocol):
         """Whether *fid* had the attribute."""
         ...
 
-    def fid_of_name(self, place: Place, before_seq: Seq) -> Fid | None:
+    def fid_of_name(self, place: Dentry, before_seq: Seq) -> Fid | None:
         """What a name stood for."""
         ...
 
@@ -63,7 +63,7 @@ class Conflict(NamedTuple):
     reason: str
     because_of: Seq
     """The left-out operation that it lacks."""
-    place: Place | None = None
+    place: Dentry | None = None
     """The name it is about, if it is about one."""
 
     def __str__(self) -> str:
@@ -80,7 +80,7 @@ class _Name(NamedTuple):
 class Aside(NamedTuple):
     """A file of T that had to leave its name to another."""
 
-    place: Place
+    place: Dentry
     """The name it left."""
     conflict: Conflict
     """What it had to make room for, and because of which left-out operation it is there."""
@@ -93,17 +93,17 @@ class Divergence:
     def __init__(self, questions: Questions, *, aside: bool = False) -> None:
         self._questions = questions
         self._moves_aside = aside
-        self.asides: dict[Place, Aside] = {}
+        self.asides: dict[Dentry, Aside] = {}
         """What moved aside, by the name that it has now."""
-        self.names: dict[Place, _Name] = {}
+        self.names: dict[Dentry, _Name] = {}
         """What a name stands for in T, where it is not what it stands for in J."""
         self.missing: dict[Fid, Seq] = {}
         """Files that J has and T has not."""
-        self.extra: dict[Fid, set[Place]] = {}
+        self.extra: dict[Fid, set[Dentry]] = {}
         """Names that a file has in T and not in J."""
-        self.lacking: dict[Fid, dict[Place, Seq]] = {}
+        self.lacking: dict[Fid, dict[Dentry, Seq]] = {}
         """Names that a file has in J and not in T."""
-        self._in_directory: dict[Fid, set[Place]] = {}
+        self._in_directory: dict[Fid, set[Dentry]] = {}
         self._xattrs: dict[tuple[Fid, bytes], tuple[bool, Seq]] = {}
 
     # -- operations --------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ class Divergence:
         self.asides[aside] = left or Aside(place, conflict)
         self._move(place, aside, change.before)
 
-    def _move(self, place: Place, new: Place, in_j: Fid | None) -> None:
+    def _move(self, place: Dentry, new: Dentry, in_j: Fid | None) -> None:
         """Rename in T what has the name *place*, where J has *in_j*, to *new*, where J has
         nothing."""
         held, because_of = self.names[place]
@@ -263,7 +263,7 @@ class Divergence:
         self._set_name(new, _Name(held, because_of))
         self.extra.setdefault(held, set()).add(new)
 
-    def end_asides(self, before_seq: Seq) -> list[tuple[Place, Aside]]:
+    def end_asides(self, before_seq: Seq) -> list[tuple[Dentry, Aside]]:
         """At the end, before entry *before_seq*: move back what moved aside, where its name is free
         by now. Returns what has to stay aside, by the names that it has."""
         staying = []
@@ -287,7 +287,7 @@ class Divergence:
             self.extra.setdefault(fid, set()).add(place)
         return staying
 
-    def _set_name(self, place: Place, name: _Name) -> None:
+    def _set_name(self, place: Dentry, name: _Name) -> None:
         self.names[place] = name
         self._in_directory.setdefault(place[0], set()).add(place)
 
@@ -322,19 +322,19 @@ class Divergence:
         if change.after is not None:
             self.lacking.setdefault(change.after, {})[place] = seq
 
-    def _lost(self, fid: Fid | None, place: Place) -> None:
+    def _lost(self, fid: Fid | None, place: Dentry) -> None:
         if fid is not None and fid in self.lacking:
             self.lacking[fid].pop(place, None)
             if not self.lacking[fid]:
                 del self.lacking[fid]
 
-    def _not_extra(self, fid: Fid | None, place: Place) -> None:
+    def _not_extra(self, fid: Fid | None, place: Dentry) -> None:
         if fid is not None and fid in self.extra:
             self.extra[fid].discard(place)
             if not self.extra[fid]:
                 del self.extra[fid]
 
-    def _forget(self, place: Place) -> None:
+    def _forget(self, place: Dentry) -> None:
         if self.names.pop(place, None) is not None:
             below = self._in_directory[place[0]]
             below.discard(place)
@@ -362,7 +362,7 @@ class Divergence:
                 found[place[1]] = fid
         return found
 
-    def changed_places(self) -> Iterator[tuple[Place, Fid | None, Seq]]:
+    def changed_places(self) -> Iterator[tuple[Dentry, Fid | None, Seq]]:
         """Every name that differs: what it stands for in T, and because of which operation."""
         for place, (fid, because_of) in self.names.items():
             yield place, fid, because_of

@@ -9,7 +9,7 @@ from stat import S_ISDIR
 from typing import Any, NamedTuple
 
 from fusejournal.errors import JournalError, PathNotFoundError
-from fusejournal.history.lookup import NAME_KINDS, Lookup, Place, name_changes
+from fusejournal.history.lookup import NAME_KINDS, Dentry, Lookup, name_changes
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
 from fusejournal.operations import (
@@ -143,11 +143,11 @@ class Fold:
 
     # -- making them -------------------------------------------------------------------------------
 
-    def file(self, fid: Fid, place: Place) -> Iterator[Step]:
+    def file(self, fid: Fid, place: Dentry) -> Iterator[Step]:
         """The steps that make *fid*, which is no directory, at *place*."""
         return self._files({fid: [place]})
 
-    def _files(self, places: dict[Fid, list[Place]]) -> Iterator[Step]:
+    def _files(self, places: dict[Fid, list[Dentry]]) -> Iterator[Step]:
         """The steps that make many files, each at its first place: all their entries, in order, so
         that each segment is read once."""
         made: set[Fid] = set()
@@ -170,7 +170,7 @@ class Fold:
     def tree(self, fid: Fid) -> Iterator[Step]:
         """The steps that make directory *fid*, with what is below it, of the target's root."""
         directories: list[tuple[Fid, Directory]] = []
-        files: dict[Fid, list[Place]] = {}
+        files: dict[Fid, list[Dentry]] = {}
         # A level at a time, for the indexes are looked at once for all that is asked together.
         level: list[tuple[Fid, Fid]] = [(fid, ROOT_FID)]
         while level:
@@ -199,7 +199,7 @@ class Fold:
         for there, directory in directories:
             yield from self._finish(there, directory)
 
-    def empty_directory(self, fid: Fid, place: Place) -> Iterator[Step]:
+    def empty_directory(self, fid: Fid, place: Dentry) -> Iterator[Step]:
         """The steps that make directory *fid*, without what is in it, at *place*."""
         # The target has a root of its own.
         there = fid if fid != ROOT_FID else _ROOT_ELSEWHERE
@@ -265,7 +265,7 @@ def _makes_a_file(posting: Posting) -> bool:
     return not posting.is_parent and (posting.kind in MAKERS or posting.kind in _DATA)
 
 
-def _plain_directory(fid: Fid, place: Place) -> Mkdir:
+def _plain_directory(fid: Fid, place: Dentry) -> Mkdir:
     return Mkdir(fid, *place, 0o700, 0, 0, None, None)
 
 

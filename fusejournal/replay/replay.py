@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from fusejournal.errors import ConflictError, JournalError, TargetError
 from fusejournal.history.lookup import NAME_KINDS, Lookup
 from fusejournal.history.query import Criteria, Match, walk
-from fusejournal.journal.outcomes import settled
+from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.operations import (
     MAKERS,
     TOUCHED,
@@ -157,7 +157,9 @@ class Replay:
         begin = max(target.catalog.applied_seq + 1, 1)
         if begin >= self._criteria.from_seq:
             return
-        for entry, void in settled(self._lookup.reader.read(Seq(begin), self._criteria.from_seq)):
+        for entry, void in with_outcomes(
+            self._lookup.reader.read(Seq(begin), self._criteria.from_seq)
+        ):
             operation = entry.operation
             if operation.kind in NAME_KINDS and void is None:
                 target.record(operation, entry.seq, entry.time_ns)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ from uuid import UUID
 from fusejournal.backing.apply import Applier, ApplyBrokenError, Made
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogSpoiltError, Node
-from fusejournal.backing.tree import Look, Tree
+from fusejournal.backing.tree import FoundEntry, Tree
 from fusejournal.disk import calls, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import (
@@ -105,7 +105,7 @@ class PlacedTree(Tree):
                 directory = fd
         return fd
 
-    def look(self, parent: Fid, name: bytes) -> Look | None:
+    def probe_name(self, parent: Fid, name: bytes) -> FoundEntry | None:
         """What is under *name* now, told by its inode number."""
         try:
             stat = self.stat_name(parent, name)
@@ -115,8 +115,8 @@ class PlacedTree(Tree):
         for fid in known:
             node = self.catalog.node(fid) if fid is not None else None
             if node is not None and node.ino == stat.st_ino:
-                return Look(stat, b"", fid, None)
-        return Look(stat, b"", None, None)
+                return FoundEntry(stat, b"", fid, None)
+        return FoundEntry(stat, b"", None, None)
 
 
 def _flags(type_: int) -> int:
@@ -383,18 +383,18 @@ class Target:
             # Done before the process died, after the catalog's last commit.
             self.record(operation, seq, time_ns)
             return
-        settle = seq == self._begun_seq
+        redo = seq == self._begun_seq
         try:
-            if settle:
+            if redo:
                 self._recall(operation)
             if self._has_unbound:
                 self._bind(operation)
-            if not settle and operation.kind in _NOTED:
+            if not redo and operation.kind in _NOTED:
                 self._note(operation)
             _PROGRESS.pack_into(self._progress, 0, self.done_seq, seq)
-            self.tree.settling = operation.fid if settle else None
+            self.tree.settling = operation.fid if redo else None
             now = self._postpone(operation)
-            made = Made() if now is None else self._applier.apply(now, time_ns, data, settle)
+            made = Made() if now is None else self._applier.apply(now, time_ns, data, redo)
         except (OSError, ApplyBrokenError) as error:
             self._begun_seq = seq  # it may be tried again by this very process
             raise self._error(operation, seq, error) from error

@@ -28,7 +28,7 @@ from fusejournal.disk import calls, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import ConflictError
 from fusejournal.history.file_states import State, rdev_of, target_of, type_of
-from fusejournal.history.lookup import Lookup, Place
+from fusejournal.history.lookup import Dentry, Lookup
 from fusejournal.history.mtimes import mtimes_before
 from fusejournal.journal.reader import END
 from fusejournal.operations import RENAME_NOREPLACE, Mkdir
@@ -37,7 +37,7 @@ from fusejournal.replay.divergence import Divergence
 from fusejournal.replay.extents import Extent, read_extents
 from fusejournal.replay.images import Image, not_told, read_images
 from fusejournal.replay.target import Progress
-from fusejournal.types import ROOT_FID, Fid, Seq, Who
+from fusejournal.types import ROOT_FID, Caller, Fid, Seq
 
 _DESCRIPTORS_MAX = 256
 _BATCH_FILES = 2048
@@ -91,7 +91,7 @@ class UndoExecutor:
         divergence: Divergence,
         counts: Callable[[Seq], bool],
         head_seq: Seq,
-        places: dict[Fid, list[Place]],
+        places: dict[Fid, list[Dentry]],
         mountpoint: Path,
         stack: ExitStack,
     ) -> None:
@@ -273,7 +273,7 @@ class UndoExecutor:
         """What was just changed was changed by us."""
         self._last_ns[fid] = os.fstat(fd).st_ctime_ns
 
-    def _check_name(self, place: Place, fid: Fid) -> os.stat_result:
+    def _check_name(self, place: Dentry, fid: Fid) -> os.stat_result:
         """Raises ConflictError when the name does not stand for *fid* any more, or that was
         changed."""
         try:
@@ -315,7 +315,7 @@ class UndoExecutor:
         the moment between a look and the change that followed. Raises ConflictError."""
         if not self._last_ns:
             return
-        ours: Who | None = None
+        ours: Caller | None = None
         found: dict[Fid, Seq] = {}
         self._lookup.reader.look_again()
         for entry in self._lookup.reader.read(self._end, END):
@@ -344,25 +344,25 @@ class UndoExecutor:
     def _changed_meanwhile(self, fid: Fid) -> ConflictError:
         return ConflictError(f"{self._shown(fid)}: somebody changed it since this was planned")
 
-    def _shown_name(self, place: Place) -> str:
+    def _shown_name(self, place: Dentry) -> str:
         path = self._lookup.join(*place, self._end)
         return "/" + (path or b"?/" + place[1]).decode("utf-8", "backslashreplace")
 
-    def _name_changed(self, place: Place) -> ConflictError:
+    def _name_changed(self, place: Dentry) -> ConflictError:
         shown = self._shown_name(place)
         return ConflictError(f"{shown}: somebody changed it since this was planned")
 
-    def _name_taken(self, place: Place) -> ConflictError:
+    def _name_taken(self, place: Dentry) -> ConflictError:
         shown = self._shown_name(place)
         return ConflictError(f"{shown}: somebody took the name since this was planned")
 
     # -- what comes back ---------------------------------------------------------------------------
 
-    def _make_new(self) -> dict[Place, bytes]:
+    def _make_new(self) -> dict[Dentry, bytes]:
         """Make all that is gone: what has its place in a new directory there, and all else in the
         private directory. Returns the names in that, by the places where they belong."""
         inside: dict[Fid, list[tuple[bytes, Fid]]] = {}
-        staged: dict[Place, bytes] = {}
+        staged: dict[Dentry, bytes] = {}
         for place, fid in self._wanted.items():
             if fid is None:
                 continue
@@ -483,7 +483,7 @@ class UndoExecutor:
 
     # -- names -------------------------------------------------------------------------------------
 
-    def _stage_alive(self, staged: dict[Place, bytes]) -> None:
+    def _stage_alive(self, staged: dict[Dentry, bytes]) -> None:
         """Further names, in the private directory, for files that are there; directories move."""
         for place, fid in self._wanted.items():
             if fid is None or fid in self._new:
@@ -500,7 +500,7 @@ class UndoExecutor:
                 syscalls.link(fd, self._staging, name)
                 self._note(fid, fd)
 
-    def _move_away(self, place: Place, fid: Fid, name: bytes) -> os.stat_result:
+    def _move_away(self, place: Dentry, fid: Fid, name: bytes) -> os.stat_result:
         """Move what has the name *place*, which must be *fid* as it was planned, into the private
         directory, and return what it is; if it turns out to be something else, move it back. Raises
         ConflictError."""
@@ -519,7 +519,7 @@ class UndoExecutor:
             self._last_ns[fid] = found.st_ctime_ns
         return found
 
-    def _move_back(self, place: Place, name: bytes) -> None:
+    def _move_back(self, place: Dentry, name: bytes) -> None:
         # If even that fails, the error says where it is.
         syscalls.rename(self._staging, name, self._directory(place[0]), place[1], RENAME_NOREPLACE)
 
@@ -573,7 +573,7 @@ class UndoExecutor:
             # Whatever others write to it from here on is lost.
             self._last_ns[fid] = _FOR_EVER
 
-    def _put_in_place(self, staged: dict[Place, bytes]) -> None:
+    def _put_in_place(self, staged: dict[Dentry, bytes]) -> None:
         for place, name in staged.items():
             self._step("put in place")
             try:

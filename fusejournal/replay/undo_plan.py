@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fusejournal.history.lookup import Lookup, Place, name_changes
+from fusejournal.history.lookup import Dentry, Lookup, name_changes
 from fusejournal.history.query import Criteria, find, walk
 from fusejournal.journal.format import Entry
 from fusejournal.journal.reader import END
@@ -35,7 +35,7 @@ from fusejournal.replay.divergence import Aside, Conflict, Divergence
 from fusejournal.replay.images import not_told
 from fusejournal.replay.target import Progress
 from fusejournal.replay.undo_execute import UndoExecutor
-from fusejournal.types import NOBODY_ASKED, ROOT_FID, Fid, Seq
+from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid, Seq
 
 _IMPORTS = frozenset({Kind.IMPORT, Kind.IMPORT_DATA, Kind.IMPORT_LINK})
 _DATA = frozenset({Kind.WRITE, Kind.TRUNCATE})
@@ -73,7 +73,7 @@ class UndoPlan:
     """Those of them where it was content."""
     directories: set[Fid] = field(default_factory=set)
     """In which a chosen operation made or removed a name: their mtimes change back, too."""
-    asides: dict[Place, Aside] = field(default_factory=dict)
+    asides: dict[Dentry, Aside] = field(default_factory=dict)
     """What comes back beside its name, which was taken since, by the name that it gets."""
     kept: int = 0
     """Chosen operations that are not taken back, for others are in the way."""
@@ -82,7 +82,7 @@ class UndoPlan:
         """Whether entry *seq* stays."""
         return seq not in self.chosen
 
-    def now(self) -> dict[Place, Fid]:
+    def now(self) -> dict[Dentry, Fid]:
         """What the names that are to change stand for now; nothing, where they are not in it."""
         return {place: fid for fid, places in self.divergence.lacking.items() for place in places}
 
@@ -93,7 +93,7 @@ class _Knowing:
     def __init__(self, lookup: Lookup) -> None:
         self._lookup = lookup
 
-    def places(self, fid: Fid, before_seq: Seq) -> list[Place]:
+    def places(self, fid: Fid, before_seq: Seq) -> list[Dentry]:
         """Every name of *fid*. Raises JournalError."""
         check_told(self._lookup, {fid})
         return self._lookup.places(fid, before_seq)
@@ -103,7 +103,7 @@ class _Knowing:
         check_told(self._lookup, {fid})
         return self._lookup.has_xattr(fid, name, before_seq)
 
-    def fid_of_name(self, place: Place, before_seq: Seq) -> Fid | None:
+    def fid_of_name(self, place: Dentry, before_seq: Seq) -> Fid | None:
         """What a name stood for."""
         return self._lookup.fid_of_name(place, before_seq)
 
@@ -125,7 +125,7 @@ class Undo:
         self._lookup = lookup
         self._criteria = replace(criteria, to_seq=Seq(min(criteria.to_seq, head_seq + 1)))
         self._head_seq = head_seq
-        self._known_places: dict[Fid, list[Place]] = {}
+        self._known_places: dict[Fid, list[Dentry]] = {}
         self.imports = 0
         """Chosen entries that tell what was there before the volume: they stay."""
 
@@ -172,7 +172,7 @@ class Undo:
         operation = entry.operation
         if operation.kind in _IMPORTS:
             return True
-        if entry.who != NOBODY_ASKED:
+        if entry.who != SYSTEM_CALLER:
             return False
         if isinstance(operation, Setattr):
             if _is_all_of_root(operation):
@@ -187,7 +187,7 @@ class Undo:
         if isinstance(operation, Setxattr) and operation.fid == ROOT_FID:
             for following in self._after(entry):
                 other = following.operation
-                if following.who != NOBODY_ASKED:
+                if following.who != SYSTEM_CALLER:
                     return False
                 if not isinstance(other, Setxattr) or other.fid != ROOT_FID:
                     return isinstance(other, Setattr) and _is_all_of_root(other)
@@ -269,7 +269,7 @@ class Undo:
             else:
                 yield Action("bring back", wanted, None, path, because_of, taken)
 
-    def _wanted_path(self, plan: UndoPlan, place: Place) -> bytes | None:
+    def _wanted_path(self, plan: UndoPlan, place: Dentry) -> bytes | None:
         """The path of a name in the tree that is wanted."""
         parts = [place[1]]
         fid = place[0]
@@ -296,7 +296,7 @@ class Undo:
             if is_there and fid not in plan.divergence.missing:
                 yield fid, seq
 
-    def _places(self, fid: Fid) -> list[Place]:
+    def _places(self, fid: Fid) -> list[Dentry]:
         """The names of *fid* as it is now."""
         known = self._known_places.get(fid)
         if known is None:

@@ -13,7 +13,7 @@ from fusejournal.volume.volume import Volume
 _NEVER = 1 << 63
 
 
-class Growth:
+class AppendNotifier:
     """Watches *volume*. See the module."""
 
     def __init__(self, volume: Volume) -> None:
@@ -48,13 +48,13 @@ class Growth:
                 event.set()
         self._least_bytes = min(self._gathering.values(), default=_NEVER)
 
-    async def beyond(self, seq: Seq) -> None:
+    async def wait_past(self, seq: Seq) -> None:
         """Return when an entry after *seq* is applied."""
         while self._catalog.applied_seq <= seq:
             self._watched_seq = min(self._watched_seq, seq)
             await self._grown.wait()
 
-    async def gather(self, grown_bytes: int, seconds: float, seq: Seq) -> None:
+    async def wait_for_batch(self, grown_bytes: int, seconds: float, seq: Seq) -> None:
         """Return when ``bytes`` is at least *grown_bytes*, after *seconds*, or when somebody
         hurries who waits for *seq* or a later entry."""
         if self._hurried_seq >= seq:
@@ -68,7 +68,7 @@ class Growth:
         finally:
             self._gathering.pop(event, None)
 
-    def hurry(self) -> None:
+    def expedite(self) -> None:
         """What is there is wanted elsewhere now."""
         self._hurried_seq = self._catalog.applied_seq
         self._wake(_NEVER)

@@ -17,7 +17,7 @@ import secrets
 from contextlib import suppress
 
 from fusejournal.errors import ConfigError
-from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.types import EPOCH_MAX, Epoch, Reign
 
 _NUMBER_BITS = 64
@@ -47,7 +47,7 @@ def parse_reign(text: str) -> Reign:
 class Fence:
     """See the module. *node_id* is this node's, *overruled* the reign that does not count here."""
 
-    def __init__(self, page: CopyMarks, node_id: int, overruled: Reign | None) -> None:
+    def __init__(self, page: WatermarkPage, node_id: int, overruled: Reign | None) -> None:
         self._page = page
         self._node_id = node_id
         self._overruled = overruled

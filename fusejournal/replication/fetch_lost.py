@@ -3,10 +3,10 @@
 A primary whose machine was lost may have lost entries that were acknowledged and not yet on its
 disk, while a mirror has them. It takes what comes after its own end from the one that has most.
 
-Any other start asks, too, but once and briefly (:meth:`TakeBack.look_round`), for what only peers
-can know: that another reign has begun, that another instance of this node runs, or that this volume
-was put back from an older copy, for then they have more than it. Nothing is taken back then: an
-older copy may be what somebody wants; but a new epoch begins, so that no fid is given twice.
+Any other start asks, too, but once and briefly (:meth:`LostEntryFetcher.look_round`), for what only
+peers can know: that another reign has begun, that another instance of this node runs, or that this
+volume was put back from an older copy, for then they have more than it. Nothing is taken back then:
+an older copy may be what somebody wants; but a new epoch begins, so that no fid is given twice.
 
 The fetching side is a sink as a mirror is (wire/session.py); the other, :func:`serve_fetch`, is the
 source and ships what it has on its disk. The entries are appended byte for byte, so that journal
@@ -31,7 +31,7 @@ import trio
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import FusejournalError, JournalError, WireError
 from fusejournal.journal.format import FormatError
-from fusejournal.journal.frame_range import Stretch, StretchReader, entries_in
+from fusejournal.journal.frame_range import FrameRange, FrameRangeReader, entries_in
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment import BadFrameError
 from fusejournal.replication.common_ancestor import (
@@ -45,7 +45,7 @@ from fusejournal.replication.kept_signatures import Kept
 from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.types import Position, Seq
 from fusejournal.volume.volume import Volume
-from fusejournal.wire.batches import RAW, batch_of, stretch_of
+from fusejournal.wire.batches import RAW, batch_of, frame_range_of
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import AskChains, Batch, Begin, Chains, Diverged, End, Hello, Welcome
 from fusejournal.wire.identity import Identity
@@ -53,7 +53,7 @@ from fusejournal.wire.session import (
     FENCED,
     FETCH,
     Claim,
-    Me,
+    HandshakeState,
     RefusedError,
     Sink,
     check_welcome,
@@ -94,11 +94,11 @@ class TakenBack(NamedTuple):
 
 
 @dataclass
-class TakeBack:
+class LostEntryFetcher:
     """One attempt; see the module. *told* is called with a line that says what happens."""
 
     journal: Journal
-    me: Callable[[], Me]
+    me: Callable[[], HandshakeState]
     config: ReplicationConfig
     identity: Identity
     book: PeerBook
@@ -300,11 +300,11 @@ class TakeBack:
                         connection.expect_batches()
                     elif isinstance(message, Batch):
                         if sink.take(message):
-                            stretch = await trio.to_thread.run_sync(_readable, message)
-                            good = [stretch]
+                            frame_range = await trio.to_thread.run_sync(_readable, message)
+                            good = [frame_range]
                             if check is not None:
                                 good = await trio.to_thread.run_sync(
-                                    check.take, stretch, message.signature
+                                    check.take, frame_range, message.signature
                                 )
                             for one in good:
                                 journal.receive(one)
@@ -349,21 +349,21 @@ class TakeBack:
             journal.last_time_ns = last.time_ns
 
 
-def _readable(batch: Batch) -> Stretch:
+def _readable(batch: Batch) -> FrameRange:
     """The stretch in *batch*, of which every entry can be read. Raises WireError."""
-    stretch = stretch_of(batch)
+    frame_range = frame_range_of(batch)
     try:
-        for _ in entries_in(stretch):
+        for _ in entries_in(frame_range):
             pass
     except (BadFrameError, FormatError) as error:
         raise WireError(f"entries {batch.first_seq} to {batch.last_seq}: {error}") from None
-    return stretch
+    return frame_range
 
 
 async def serve_fetch(
     connection: Connection,
     greeting: Hello,
-    me: Me,
+    me: HandshakeState,
     volume: Volume,
     upto_seq: Seq,
     held_seq: Seq,
@@ -386,29 +386,35 @@ async def serve_fetch(
     if agreed_seq != theirs.seq:
         await connection.send(Diverged(agreed_seq, upto_seq))
         return
-    reader = StretchReader(journal.directory, journal.uuid)
+    reader = FrameRangeReader(journal.directory, journal.uuid)
     try:
         chain = await trio.to_thread.run_sync(reader.seek, agreed_seq)
-        settled_seq = await trio.to_thread.run_sync(reader.settled_seq, journal.end)
+        committed_seq = await trio.to_thread.run_sync(reader.committed_seq, journal.end)
         await connection.send(
-            Begin(reign.epoch, agreed_seq, chain, upto_seq, settled_seq, reign.node_id)
+            Begin(reign.epoch, agreed_seq, chain, upto_seq, committed_seq, reign.node_id)
         )
         waiting = deque(signatures)
         while True:
             while waiting and waiting[0].seq < reader.seq:
                 waiting.popleft()
             to_seq = min(upto_seq, waiting[0].seq) if waiting else upto_seq
-            stretch = await trio.to_thread.run_sync(reader.next, journal.end, to_seq, bytes_max)
-            if stretch is None:
+            frame_range = await trio.to_thread.run_sync(reader.next, journal.end, to_seq, bytes_max)
+            if frame_range is None:
                 if to_seq == upto_seq:
                     break
                 waiting.popleft()  # of another history: it would part an entry from its VOID
                 continue
-            is_signed = bool(waiting) and stretch.last_seq == waiting[0].seq
+            is_signed = bool(waiting) and frame_range.last_seq == waiting[0].seq
             signature = waiting[0].signature if is_signed else b""
             await connection.send(
                 batch_of(
-                    stretch, RAW, stretch.content, reign.epoch, upto_seq, upto_seq, reign.node_id
+                    frame_range,
+                    RAW,
+                    frame_range.content,
+                    reign.epoch,
+                    upto_seq,
+                    upto_seq,
+                    reign.node_id,
                 )._replace(signature=signature)
             )
     finally:

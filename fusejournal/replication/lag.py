@@ -17,7 +17,7 @@ _NEAR = 1 / 500
 half as many notes are left, however long they were taken for."""
 
 
-class Ages:
+class LagMeter:
     """Notes where a journal ended when."""
 
     def __init__(self) -> None:

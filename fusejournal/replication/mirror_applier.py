@@ -28,11 +28,11 @@ from fusejournal.errors import FusejournalError
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import kept_mtimes
 from fusejournal.journal.format import Entry
-from fusejournal.journal.frame_range import StretchReader, entries_in
-from fusejournal.journal.outcomes import settled
+from fusejournal.journal.frame_range import FrameRangeReader, entries_in
+from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import BadFrameError
-from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.operations import Void
 from fusejournal.types import Fid, Seq
 from fusejournal.volume.durability import Durability
@@ -42,30 +42,30 @@ from fusejournal.volume.volume import Volume
 log = logging.getLogger(__name__)
 
 _SLICE_SECONDS = 0.004
-_STRETCH_BYTES = 256 << 10
+_FRAME_RANGE_BYTES = 256 << 10
 _FULL_PAUSE_SECONDS = 1.0
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-class Updater:
-    """See the module. *settle_to*: entries up to here may have been applied before, by a process
-    or machine that is gone. *on_progress* is called when ``applied_seq`` or ``trouble`` has
+class MirrorApplier:
+    """See the module. *redo_until_seq*: entries up to here may have been applied before, by a
+    process or machine that is gone. *on_progress* is called when ``applied_seq`` or ``trouble`` has
     changed."""
 
     def __init__(
         self,
         volume: Volume,
-        marks: CopyMarks,
+        marks: WatermarkPage,
         durability: Durability,
-        remembered: ChangeObserver,
-        settle_to: Seq,
+        kernel_cache: ChangeObserver,
+        redo_until_seq: Seq,
         on_progress: Callable[[], None],
     ) -> None:
         self._volume = volume
         self._marks = marks
         self._durability = durability
-        self._remembered = remembered
-        self._settle_to = settle_to
+        self._kernel_cache = kernel_cache
+        self._redo_until_seq = redo_until_seq
         self._in_doubt = marks.applying_seq
         self._on_progress = on_progress
         self._more = trio.Event()
@@ -86,11 +86,11 @@ class Updater:
     async def run(self) -> None:
         """Apply until cancelled, or until an entry cannot be applied."""
         journal = self._volume.journal
-        reader: StretchReader | None = None
+        reader: FrameRangeReader | None = None
         try:
             while True:
                 if reader is None and journal.head_seq:  # it is born
-                    reader = StretchReader(journal.directory, journal.uuid)
+                    reader = FrameRangeReader(journal.directory, journal.uuid)
                 if reader is None or not await self._apply_what_is_there(reader):
                     await self._more.wait()
                     self._more = trio.Event()
@@ -106,19 +106,19 @@ class Updater:
                 reader.close()
 
     def _limit(self) -> Seq:
-        return min(self._marks.settled_seq, self._marks.durable_seq)
+        return min(self._marks.committed_seq, self._marks.durable_seq)
 
-    async def _apply_what_is_there(self, reader: StretchReader) -> bool:
+    async def _apply_what_is_there(self, reader: FrameRangeReader) -> bool:
         """Apply the next stretch up to the limit of now; whether there was any."""
         limit = self._limit()
         if self.applied_seq >= limit:
             return False
         if reader.seq != self.applied_seq + 1:
             reader.seek(self.applied_seq)
-        stretch = reader.next_checked(self._volume.journal.end, limit, _STRETCH_BYTES)
-        if stretch is None:
+        frame_range = reader.next_checked(self._volume.journal.end, limit, _FRAME_RANGE_BYTES)
+        if frame_range is None:
             return False
-        entries = settled(entries_in(stretch))
+        entries = with_outcomes(entries_in(frame_range))
         while await self._apply_slice(entries):
             await trio.lowlevel.checkpoint()
         return True
@@ -138,12 +138,12 @@ class Updater:
                 await self._wait_for_space("no space for the catalog")
                 self._durability.commit_catalog()
             self.full = None
-        self._remembered.recall()
+        self._kernel_cache.recall()
         self._on_progress()
         return more
 
     async def _apply(self, entry: Entry, void: Void | None) -> None:
-        settle = entry.seq <= self._settle_to
+        redo = entry.seq <= self._redo_until_seq
         mtimes: dict[Fid, int] = {}
         if entry.seq == self._in_doubt:
             lookup = Lookup(JournalReader(self._volume.journal.directory))
@@ -151,20 +151,20 @@ class Updater:
         while True:
             try:
                 self._marks.applying_seq = entry.seq
-                self._volume.apply_received(entry, void, settle)
+                self._volume.apply_received(entry, void, redo)
                 break
             except OSError as error:
                 if not (error.errno in _NO_SPACE or isinstance(error, ShortWriteError)):
                     raise
                 why = os.strerror(error.errno or errno.ENOSPC)
                 await self._wait_for_space(f"no space to apply entry {entry.seq}: {why}")
-                settle = True
+                redo = True
         for fid, mtime_ns in mtimes.items():
             self._volume.set_mtime(fid, mtime_ns)
         if self.full is not None:
             self.full = None
             self._on_progress()
-        self._remembered.changed(entry.operation)
+        self._kernel_cache.invalidate(entry.operation)
 
     async def _wait_for_space(self, what: str) -> None:
         if self.full is None:

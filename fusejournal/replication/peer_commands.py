@@ -65,7 +65,7 @@ class _Opened:
         """Whether it was used up, and nobody was paired."""
 
 
-class PairingDesk:
+class PeerCommands:
     """See the module. *listening* gives the address where the node listens, None where it does
     not; *changed* is told, in the event loop, that the book has changed."""
 

@@ -26,8 +26,9 @@ from uuid import UUID
 import trio
 
 from fusejournal.errors import FusejournalError, JournalFailedError, JournalFullError
-from fusejournal.journal.frame_range import Stretch
-from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.journal.frame_range import FrameRange
+from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.replication.catch_up import CatchUpMeter
 from fusejournal.replication.common_ancestor import (
     ASKED_MAX,
     SILENCE_SECONDS,
@@ -36,13 +37,12 @@ from fusejournal.replication.common_ancestor import (
     keep_extra,
 )
 from fusejournal.replication.kept_signatures import KeptSignatures
-from fusejournal.replication.lag import Ages
-from fusejournal.replication.mirror_applier import Updater
-from fusejournal.replication.progress import Progress
+from fusejournal.replication.lag import LagMeter
+from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.types import Seq
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.volume import Volume
-from fusejournal.wire.batches import stretch_of
+from fusejournal.wire.batches import frame_range_of
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import (
     Ack,
@@ -64,7 +64,7 @@ from fusejournal.wire.session import (
     FULL,
     INSTANCE,
     OK,
-    Me,
+    HandshakeState,
     RefusedError,
     Sink,
     expect,
@@ -87,25 +87,25 @@ it pings every two seconds."""
 
 
 class Receiver:
-    """See the module. *be_born* makes a mirror that has no journal one of the volume that its first
-    primary names."""
+    """See the module. *join_volume* makes a mirror that has no journal one of the volume that its
+    first primary names."""
 
     def __init__(
         self,
         volume: Volume,
-        marks: CopyMarks,
+        marks: WatermarkPage,
         durability: Durability,
-        updater: Updater,
-        me: Callable[[], Me],
-        be_born: Callable[[UUID], None],
+        applier: MirrorApplier,
+        me: Callable[[], HandshakeState],
+        join_volume: Callable[[UUID], None],
         signatures: KeptSignatures,
     ) -> None:
         self._volume = volume
         self._marks = marks
         self._durability = durability
-        self._updater = updater
+        self._applier = applier
         self._me = me
-        self._be_born = be_born
+        self._join_volume = join_volume
         self._signatures = signatures
         self._session: trio.CancelScope | None = None
         self._session_peer: str | None = None
@@ -116,8 +116,8 @@ class Receiver:
         """Set when the sender says something."""
         self._instances = Instances()
         self._news = trio.Event()
-        self._ages = Ages()
-        self._progress = Progress(self._ages)
+        self._lag_meter = LagMeter()
+        self._progress = CatchUpMeter(self._lag_meter)
         self._full: str | None = None
         self._lacking_bytes = 0
         """What did not fit."""
@@ -142,11 +142,11 @@ class Receiver:
         return {
             "primary": self.primary,
             "address": self.where,
-            "state": self._word(),
+            "state": self._display_state(),
             "source_head_seq": max(self.source_head_seq, head_seq),
             "received_seq": head_seq,
             "durable_seq": self._durability.durable_seq,
-            "applied_seq": self._updater.applied_seq,
+            "applied_seq": self._applier.applied_seq,
             "lag_entries": self.lag_entries,
             "lag_seconds": round(self._lag_seconds(), 3),
             "entries_per_second": round(entries_rate, 1),
@@ -166,14 +166,14 @@ class Receiver:
     def lag_entries(self) -> int:
         """Entries of the primary that are not applied here, as far as it has told of them."""
         head_seq = max(self.source_head_seq, self._volume.journal.head_seq)
-        return head_seq - self._updater.applied_seq
+        return head_seq - self._applier.applied_seq
 
     def _lag_seconds(self) -> float:
-        return self._progress.lag_seconds(self._updater.applied_seq, self.source_head_seq)
+        return self._progress.lag_seconds(self._applier.applied_seq, self.source_head_seq)
 
-    def _word(self) -> str:
+    def _display_state(self) -> str:
         """The state; whether a session that works is catching up is seen by how far it is."""
-        applied_seq = self._updater.applied_seq
+        applied_seq = self._applier.applied_seq
         if self.state == "streaming" and self._progress.is_catching_up(
             applied_seq, self.source_head_seq
         ):
@@ -182,9 +182,9 @@ class Receiver:
 
     def sample(self) -> None:
         """Called about once a second."""
-        self._progress.sample(self._updater.applied_seq, self.received_bytes)
+        self._progress.sample(self._applier.applied_seq, self.received_bytes)
 
-    def news(self) -> None:
+    def notify(self) -> None:
         """A watermark has grown, or something else that the sender should know has changed."""
         self._news.set()
 
@@ -288,7 +288,7 @@ class Receiver:
             words = describe_twice(followed, newcomer)
             if instances.met(newcomer, now):
                 log.warning("%s", words)
-            self.news()
+            self.notify()
             raise RefusedError(INSTANCE, words)
 
     async def _gives_a_sign(self) -> bool:
@@ -342,17 +342,17 @@ class Receiver:
         sink.begin(begin)
         connection.expect_batches()
         if me.uuid is None:
-            self._be_born(uuid)
+            self._join_volume(uuid)
         if self._mark(sink):
             # A lower reign must not come in any more, whatever happens to this machine.
             await trio.to_thread.run_sync(self._marks.sync)
         self._instances.follow(instance_of(greeting, connection.where), trio.current_time())
-        self._updater.wake()
+        self._applier.wake()
         self.source_head_seq = begin.head_seq
-        self._ages.note(begin.head_seq)
+        self._lag_meter.note(begin.head_seq)
         self._progress.begin(begin.head_seq)
         self.state, self.last_error = "catching up", None
-        self.news()  # where it stands, the sender does not know
+        self.notify()  # where it stands, the sender does not know
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._acknowledge, connection)
             await self._receive(connection, sink)
@@ -413,8 +413,8 @@ class Receiver:
             if isinstance(message, Batch):
                 await self._take(message, sink)
             self.source_head_seq = max(self.source_head_seq, message.head_seq)
-            self._ages.note(self.source_head_seq)
-            self.news()
+            self._lag_meter.note(self.source_head_seq)
+            self.notify()
 
     async def _next(self, connection: Connection) -> Message | None:
         """The next message, which may take as long as it will while something comes. Raises
@@ -426,7 +426,7 @@ class Receiver:
             if connection.bytes_received > received_bytes:
                 received_bytes, heard_at = connection.bytes_received, trio.current_time()
                 self._heard()
-                self.news()
+                self.notify()
             elif trio.current_time() - heard_at > SILENCE_SECONDS:
                 raise trio.TooSlowError(f"no word for {SILENCE_SECONDS:g} s")
 
@@ -436,13 +436,13 @@ class Receiver:
             self.duplicates += 1
             return
         if batch.content_bytes > _SMALL_BYTES:
-            stretch = await trio.to_thread.run_sync(stretch_of, batch)
+            frame_range = await trio.to_thread.run_sync(frame_range_of, batch)
         else:
-            stretch = stretch_of(batch)
+            frame_range = frame_range_of(batch)
         if sink.reign != before and self._mark(sink):
             await trio.to_thread.run_sync(self._marks.sync)
         self._keep_signature(batch)
-        await self._append(stretch)
+        await self._append(frame_range)
         sink.appended(batch)
         self._mark(sink)
         self.batches += 1
@@ -462,21 +462,21 @@ class Receiver:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             self._full, self._lacking_bytes = f"no space left for a signature: {error}", 0
-            self.news()
+            self.notify()
             raise RefusedError("full", self._full) from None
 
-    async def _append(self, stretch: Stretch) -> None:
+    async def _append(self, frame_range: FrameRange) -> None:
         """Append *stretch*, if there is, or soon will be, space. Raises RefusedError when not."""
         ends = trio.current_time() + _FULL_PATIENCE_SECONDS
         while True:
             try:
-                self._volume.journal.receive(stretch)
+                self._volume.journal.receive(frame_range)
             except JournalFullError as error:
                 if self._full is None:
                     log.warning("%s: waiting for space", error)
                 self._full = str(error)
-                self._lacking_bytes = len(stretch.content)
-                self.news()
+                self._lacking_bytes = len(frame_range.content)
+                self.notify()
                 if trio.current_time() > ends:
                     raise RefusedError("full", self._full) from None
                 await trio.sleep(_FULL_PAUSE_SECONDS)
@@ -486,7 +486,7 @@ class Receiver:
             else:
                 if self._full is not None:
                     self._full = None
-                    self.news()
+                    self.notify()
                 return
 
     def _mark(self, sink: Sink) -> bool:
@@ -497,12 +497,12 @@ class Receiver:
         before = marks.fence
         try:
             marks.fence = before.after(sink.reign)
-            marks.settled_seq = max(marks.settled_seq, sink.settled_seq)
+            marks.committed_seq = max(marks.committed_seq, sink.committed_seq)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             self._full, self._lacking_bytes = f"no space left for the watermarks: {error}", 0
-            self.news()
+            self.notify()
             raise RefusedError("full", self._full) from None
         return marks.fence != before
 
@@ -541,17 +541,17 @@ class Receiver:
     # -- acknowledging -----------------------------------------------------------------------------
 
     def _trouble(self) -> tuple[str, str]:
-        failure = self._updater.failure or self._volume.failure
+        failure = self._applier.failure or self._volume.failure
         if failure is not None:
             return FAILED, failure
-        full = self._full or self._updater.full
+        full = self._full or self._applier.full
         return (FULL, full) if full is not None else (OK, "")
 
     async def _acknowledge(self, connection: Connection) -> None:
         while True:
             await self._news.wait()
             self._news = trio.Event()
-            applied_seq = self._updater.applied_seq
+            applied_seq = self._applier.applied_seq
             durable_seq = self._durability.durable_seq
             state, detail = self._trouble()
             if state == OK:

@@ -35,9 +35,10 @@ from fusejournal.errors import (
     PeerRefusedError,
     UnknownPeerError,
 )
-from fusejournal.journal.frame_range import Stretch, StretchReader
+from fusejournal.journal.frame_range import FrameRange, FrameRangeReader
 from fusejournal.replication import advice
-from fusejournal.replication.append_notifier import Growth
+from fusejournal.replication.append_notifier import AppendNotifier
+from fusejournal.replication.catch_up import CatchUpMeter
 from fusejournal.replication.common_ancestor import (
     SILENCE_SECONDS,
     ChainFinder,
@@ -46,9 +47,8 @@ from fusejournal.replication.common_ancestor import (
     first_error,
 )
 from fusejournal.replication.compression import Compression
-from fusejournal.replication.lag import Ages
+from fusejournal.replication.lag import LagMeter
 from fusejournal.replication.peers import Peer, PeerBook
-from fusejournal.replication.progress import Progress
 from fusejournal.replication.quorum import Quorum
 from fusejournal.replication.retention import Retention
 from fusejournal.replication.traffic import Traffic
@@ -58,7 +58,7 @@ from fusejournal.wire.batches import batch_of, compress
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Ack, Begin, Diverged, Ping, Refusal, Welcome, WireError
 from fusejournal.wire.identity import Identity
-from fusejournal.wire.log_limiter import Complaints
+from fusejournal.wire.log_limiter import LogLimiter
 from fusejournal.wire.session import (
     FAILED,
     FENCED,
@@ -66,7 +66,7 @@ from fusejournal.wire.session import (
     OK,
     SHIP,
     Claim,
-    Me,
+    HandshakeState,
     RefusedError,
     Source,
     check_welcome,
@@ -99,15 +99,15 @@ class Shipping:
     """What all shippers of a node share."""
 
     volume: Volume
-    me: Callable[[], Me]
-    growth: Growth
+    me: Callable[[], HandshakeState]
+    append_notifier: AppendNotifier
     quorum: Quorum
     config: ReplicationConfig
     identity: Identity
     book: PeerBook
     insecure: bool
-    ages: Ages
-    complaints: Complaints
+    lag_meter: LagMeter
+    log_limiter: LogLimiter
     on_claim: Callable[[Claim, str], Awaitable[None]]
     """Called with what a peer says of a higher reign, and the peer's name."""
     nodes: dict[int, str] = field(default_factory=dict)
@@ -130,7 +130,7 @@ class Shipper:
     def __init__(self, name: str, shipping: Shipping) -> None:
         self.name = name
         self.traffic = Traffic()
-        self._progress = Progress(shipping.ages)
+        self._progress = CatchUpMeter(shipping.lag_meter)
         self.state = "connecting"
         """In words: connecting, catching up, streaming, mirror full, mirror failed, paused,
         diverged, refused, needs full copy."""
@@ -203,7 +203,7 @@ class Shipper:
         return {
             "name": self.name,
             "address": str(peer.address) if peer is not None else None,
-            "state": self.word(),
+            "state": self.display_state(),
             "retry_in_seconds": self._retry_in(),
             "shipped_seq": self.shipped_seq,
             "acked_seq": self.acked_seq,
@@ -227,7 +227,7 @@ class Shipper:
             "notice": self.notice,
         }
 
-    def word(self) -> str:
+    def display_state(self) -> str:
         """The state; whether a session that works is catching up is seen by how far it is."""
         head_seq = self._shared.applied_seq
         if self.state == "streaming" and self._progress.is_catching_up(self.applied_seq, head_seq):
@@ -315,7 +315,7 @@ class Shipper:
                 await changed.wait()
             elif not self._shared.volume.journal.head_seq:
                 self._say("connecting", None, "this mirror has nothing yet that it could ship on")
-                await self._shared.growth.beyond(Seq(0))
+                await self._shared.append_notifier.wait_past(Seq(0))
             else:
                 self._is_gone = False
                 pause_seconds = await self._try(peer, pause_seconds)
@@ -399,7 +399,7 @@ class Shipper:
     def _failed(self, error: BaseException, state: str) -> None:
         told = str(error) or type(error).__name__
         if told != self._complaint or self._has_worked:
-            self._shared.complaints.peer(self.name, told)
+            self._shared.log_limiter.peer(self.name, told)
         self._complaint = told
         self.traffic.errors += 1
         self._say(state, told, advice.advice_on(error))
@@ -451,20 +451,20 @@ class Shipper:
         shared = self._shared
         seq = await self._agree(connection, theirs)
         me = shared.me()
-        reader = StretchReader(shared.directory, shared.volume.journal.uuid)
+        reader = FrameRangeReader(shared.directory, shared.volume.journal.uuid)
         self._signer = SegmentSigner(
             signing_key(shared.identity), shared.volume.journal.uuid, shared.directory
         )
         try:
             chain = await trio.to_thread.run_sync(reader.seek, seq)
-            settled_seq = await trio.to_thread.run_sync(
-                reader.settled_seq, shared.volume.journal.end
+            committed_seq = await trio.to_thread.run_sync(
+                reader.committed_seq, shared.volume.journal.end
             )
             head_seq = shared.applied_seq
             self._progress.begin(head_seq)
             reign = me.reign
             await connection.send(
-                Begin(reign.epoch, seq, chain, head_seq, settled_seq, reign.node_id)
+                Begin(reign.epoch, seq, chain, head_seq, committed_seq, reign.node_id)
             )
             self._source = Source(seq, shared.config.window_bytes)
             self.traffic.sessions += 1
@@ -564,25 +564,25 @@ class Shipper:
             shared = self._shared
             await connection.send(Ping(shared.applied_seq, shared.volume.journal.head_seq))
 
-    async def _ship(self, connection: Connection, reader: StretchReader, source: Source) -> None:
+    async def _ship(self, connection: Connection, reader: FrameRangeReader, source: Source) -> None:
         shared, config = self._shared, self._shared.config
         while True:
             while not source.has_room:
                 self._room = trio.Event()
                 await self._room.wait()
-            await shared.growth.beyond(Seq(reader.seq - 1))
-            shared.ages.note(shared.applied_seq)
+            await shared.append_notifier.wait_past(Seq(reader.seq - 1))
+            shared.lag_meter.note(shared.applied_seq)
             end = shared.volume.journal.end
             if reader.is_near(end, config.batch_bytes):
                 lacking = config.batch_bytes - reader.bytes_to(end)
-                await shared.growth.gather(
-                    shared.growth.bytes + lacking, config.batch_age_seconds, reader.seq
+                await shared.append_notifier.wait_for_batch(
+                    shared.append_notifier.bytes + lacking, config.batch_age_seconds, reader.seq
                 )
-            stretch = await self._read(reader)
-            if stretch is not None:
-                await self._send(connection, source, stretch)
+            frame_range = await self._read(reader)
+            if frame_range is not None:
+                await self._send(connection, source, frame_range)
 
-    async def _read(self, reader: StretchReader) -> Stretch | None:
+    async def _read(self, reader: FrameRangeReader) -> FrameRange | None:
         shared = self._shared
         end, applied_seq = shared.volume.journal.end, shared.applied_seq
         bytes_max = shared.config.batch_bytes
@@ -591,34 +591,34 @@ class Shipper:
             return reader.next(end, applied_seq, bytes_max)
         return await trio.to_thread.run_sync(reader.next, end, applied_seq, bytes_max)
 
-    async def _sign(self, stretch: Stretch) -> bytes:
-        if len(stretch.content) < _SMALL_BYTES and self._signer.follows(stretch):
-            return self._signer.sign(stretch)
-        return await trio.to_thread.run_sync(self._signer.sign, stretch)
+    async def _sign(self, frame_range: FrameRange) -> bytes:
+        if len(frame_range.content) < _SMALL_BYTES and self._signer.follows(frame_range):
+            return self._signer.sign(frame_range)
+        return await trio.to_thread.run_sync(self._signer.sign, frame_range)
 
-    async def _send(self, connection: Connection, source: Source, stretch: Stretch) -> None:
-        size = len(stretch.content)
+    async def _send(self, connection: Connection, source: Source, frame_range: FrameRange) -> None:
+        size = len(frame_range.content)
         level = self._compression.level_for(size)
         began = time.perf_counter()
         if size < _SMALL_BYTES or not level:
-            method, content = compress(stretch.content, level)
+            method, content = compress(frame_range.content, level)
         else:
-            method, content = await trio.to_thread.run_sync(compress, stretch.content, level)
+            method, content = await trio.to_thread.run_sync(compress, frame_range.content, level)
         took = time.perf_counter() - began if level else 0.0
         shared = self._shared
         reign = shared.me().reign
         batch = batch_of(
-            stretch,
+            frame_range,
             method,
             content,
             reign.epoch,
             shared.applied_seq,
             shared.volume.journal.head_seq,
             reign.node_id,
-        )._replace(signature=await self._sign(stretch))
+        )._replace(signature=await self._sign(frame_range))
         blocked = connection.send_blocked_seconds
-        source.sent(stretch.last_seq, size, trio.current_time())
+        source.sent(frame_range.last_seq, size, trio.current_time())
         await connection.send(batch)
         self._compression.took(size, len(content), took, connection.send_blocked_seconds - blocked)
-        self.traffic.sent(stretch.last_seq - stretch.first_seq + 1, size, len(content))
-        self._furthest = max(self._furthest, stretch.last_seq)
+        self.traffic.sent(frame_range.last_seq - frame_range.first_seq + 1, size, len(content))
+        self._furthest = max(self._furthest, frame_range.last_seq)

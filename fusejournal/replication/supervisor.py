@@ -28,15 +28,15 @@ from fusejournal.control.server import Command
 from fusejournal.errors import FusejournalError, PeerLostError, PeerRefusedError, UsageError
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END
-from fusejournal.journal.watermarks import CopyMarks
-from fusejournal.replication.append_notifier import Growth
+from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.replication.append_notifier import AppendNotifier
 from fusejournal.replication.common_ancestor import ChainFinder, first_error
 from fusejournal.replication.fence import Fence, node_id_of, parse_reign
-from fusejournal.replication.fetch_lost import TakeBack, TakenBack, serve_fetch
+from fusejournal.replication.fetch_lost import LostEntryFetcher, TakenBack, serve_fetch
 from fusejournal.replication.kept_signatures import KeptSignatures
-from fusejournal.replication.lag import Ages
-from fusejournal.replication.mirror_applier import Updater
-from fusejournal.replication.peer_commands import PairingDesk
+from fusejournal.replication.lag import LagMeter
+from fusejournal.replication.mirror_applier import MirrorApplier
+from fusejournal.replication.peer_commands import PeerCommands
 from fusejournal.replication.peers import PeerBook
 from fusejournal.replication.quorum import Quorum
 from fusejournal.replication.receiver import Receiver
@@ -49,12 +49,12 @@ from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.identity import Identity, load_or_make
 from fusejournal.wire.listener import serve
-from fusejournal.wire.log_limiter import Complaints
+from fusejournal.wire.log_limiter import LogLimiter
 from fusejournal.wire.session import (
     FENCED,
     FETCH,
     Claim,
-    Me,
+    HandshakeState,
     RefusedError,
     claim_of,
     expect,
@@ -83,12 +83,12 @@ def node_name(volume_name: str) -> str:
 class Mirroring:
     """What only a mirror has."""
 
-    marks: CopyMarks
-    remembered: ChangeObserver
-    is_unborn: bool
-    settle_to: Seq
+    marks: WatermarkPage
+    kernel_cache: ChangeObserver
+    is_uninitialized: bool
+    redo_until_seq: Seq
     """Entries up to here may have been applied by who is gone."""
-    be_born: Callable[[UUID], None]
+    join_volume: Callable[[UUID], None]
 
 
 class Replication:
@@ -103,7 +103,7 @@ class Replication:
         listen: str | None,
         insecure: bool,
         is_mirror: bool,
-        page: CopyMarks | None = None,
+        page: WatermarkPage | None = None,
     ) -> None:
         if is_mirror and listen is None:
             raise UsageError(
@@ -118,7 +118,7 @@ class Replication:
         self.identity: Identity = load_or_make(state_dir / "identity", self._node)
         self._node_id = node_id_of(self.identity.fingerprint)
         self.fence = Fence(
-            page or CopyMarks(state_dir / "marks"),
+            page or WatermarkPage(state_dir / "marks"),
             self._node_id,
             parse_reign(config.overrule) if config.overrule is not None else None,
         )
@@ -130,35 +130,37 @@ class Replication:
         self._mirroring: Mirroring | None = None
         self._shipping: Shipping
         self._shippers: dict[str, tuple[Shipper, trio.CancelScope]] = {}
-        self._desk: PairingDesk
+        self._desk: PeerCommands
         self._inbound: dict[trio.CancelScope, str | None] = {}
         """Connections of others to here, with the name of the peer."""
         self._nursery: trio.Nursery | None = None
         self._signatures: KeptSignatures | None = None
         self.receiver: Receiver | None = None
-        self.updater: Updater | None = None
+        self.applier: MirrorApplier | None = None
         self.quorum: Quorum
 
     def attach(self, volume: Volume, durability: Durability, mirroring: Mirroring | None) -> None:
         """Give it the volume, once that is open."""
         self._volume = volume
         self._mirroring = mirroring
-        growth = Growth(volume)
-        self.quorum = Quorum(self._config, lambda: volume.catalog.applied_seq, growth.hurry)
+        append_notifier = AppendNotifier(volume)
+        self.quorum = Quorum(
+            self._config, lambda: volume.catalog.applied_seq, append_notifier.expedite
+        )
         self._shipping = Shipping(
             volume,
             self._me,
-            growth,
+            append_notifier,
             self.quorum,
             self._config,
             self.identity,
             self.book,
             self._insecure,
-            Ages(),
-            Complaints(),
+            LagMeter(),
+            LogLimiter(),
             self._judge,
         )
-        self._desk = PairingDesk(
+        self._desk = PeerCommands(
             self.book,
             self.identity,
             self._node,
@@ -166,7 +168,7 @@ class Replication:
             lambda: self._address,
             insecure=self._insecure,
         )
-        durability.plain_from = self._plain_from
+        durability.keep_uncompressed_from = self._keep_uncompressed_from
         if self._config.mirrors and mirroring is None:
             durability.quorum = self.quorum
         if mirroring is not None:
@@ -176,52 +178,54 @@ class Replication:
 
     def _attach_mirror(self, volume: Volume, durability: Durability, mirroring: Mirroring) -> None:
         marks = mirroring.marks
-        updater = self.updater = Updater(
+        applier = self.applier = MirrorApplier(
             volume,
             marks,
             durability,
-            mirroring.remembered,
-            mirroring.settle_to,
-            lambda: receiver.news(),
+            mirroring.kernel_cache,
+            mirroring.redo_until_seq,
+            lambda: receiver.notify(),
         )
         signatures = self._signatures = KeptSignatures(self._state_dir / "signatures")
         durability.before_flush = signatures.sync
         receiver = self.receiver = Receiver(
-            volume, marks, durability, updater, self._me, self._be_born, signatures
+            volume, marks, durability, applier, self._me, self._join_volume, signatures
         )
 
         def flushed() -> None:
-            updater.wake()
-            receiver.news()
+            applier.wake()
+            receiver.notify()
 
         durability.on_flushed = flushed
-        durability.is_pressed = lambda: receiver.lag_entries > _PRESSING_ENTRIES
+        durability.has_backlog = lambda: receiver.lag_entries > _PRESSING_ENTRIES
 
-    def _plain_from(self) -> Seq:
+    def _keep_uncompressed_from(self) -> Seq:
         """What connected peers are about to be sent is not compressed just before."""
         return min(
             (shipper.next_seq for shipper, _ in self._shippers.values() if shipper.is_connected),
             default=END,
         )
 
-    def _be_born(self, uuid: UUID) -> None:
+    def _join_volume(self, uuid: UUID) -> None:
         assert self._mirroring is not None
-        self._mirroring.be_born(uuid)
-        self._mirroring.is_unborn = False
+        self._mirroring.join_volume(uuid)
+        self._mirroring.is_uninitialized = False
 
-    def _me(self) -> Me:
+    def _me(self) -> HandshakeState:
         volume, mirroring = self._volume, self._mirroring
         journal = volume.journal
-        uuid = None if mirroring is not None and mirroring.is_unborn else journal.uuid
+        uuid = None if mirroring is not None and mirroring.is_uninitialized else journal.uuid
         # A primary goes by its own reign, whatever it has seen; a mirror by the highest.
         reign = self.fence.own(journal.epoch) if mirroring is None else mirroring.marks.fence
         if journal.epoch > reign.epoch:
             reign = Reign(journal.epoch, 0)
         return self._greeting(uuid, journal, reign, volume.catalog.applied_seq)
 
-    def _greeting(self, uuid: UUID | None, journal: Journal, reign: Reign, applied: Seq) -> Me:
+    def _greeting(
+        self, uuid: UUID | None, journal: Journal, reign: Reign, applied: Seq
+    ) -> HandshakeState:
         fence = self.fence
-        return Me(
+        return HandshakeState(
             self._node,
             uuid,
             journal.head,
@@ -247,7 +251,7 @@ class Replication:
             raise RefusedError(FENCED, words)
         reason = self.fence.new_epoch_reason(journal.epoch)
 
-        def me() -> Me:
+        def me() -> HandshakeState:
             reign = self.fence.own(journal.epoch)
             if self.fence.seen.epoch >= reign.epoch and reason is not None:
                 reign = Reign(self.fence.seen.epoch, 0)  # of what was overruled, nobody need say it
@@ -256,7 +260,7 @@ class Replication:
         async def bind(claim: Claim, peer: str) -> str | None:
             return await self._bind(claim, peer, journal)
 
-        work = TakeBack(
+        work = LostEntryFetcher(
             journal, me, self._config, self.identity, self.book, self._insecure, told, bind
         )
         taken = await (work.run() if lost_machine else work.look_round())
@@ -307,10 +311,10 @@ class Replication:
             async with trio.open_nursery() as self._nursery:
                 if self._listen is not None:
                     self._address = await self._nursery.start(self._serve, self._listen)
-                if self.updater is not None:
-                    self._nursery.start_soon(self.updater.run)
-                    self.updater.wake()
-                self._nursery.start_soon(self._shipping.complaints.run)
+                if self.applier is not None:
+                    self._nursery.start_soon(self.applier.run)
+                    self.applier.wake()
+                self._nursery.start_soon(self._shipping.log_limiter.run)
                 self._nursery.start_soon(self._sample)
                 self._nursery.start_soon(self._keep_book)
                 self._nursery.start_soon(self._check_backlogs)
@@ -390,7 +394,7 @@ class Replication:
         upto_seq = held_seq = self._volume.catalog.applied_seq
         if self._mirroring is not None:
             upto_seq = self._volume.journal.head_seq
-            held_seq = self._mirroring.marks.settled_seq
+            held_seq = self._mirroring.marks.committed_seq
         try:
             await serve_fetch(
                 connection,
@@ -410,7 +414,7 @@ class Replication:
 
     async def _sample(self) -> None:
         while True:
-            self._shipping.ages.note(self._volume.catalog.applied_seq)
+            self._shipping.lag_meter.note(self._volume.catalog.applied_seq)
             for shipper, _ in self._shippers.values():
                 shipper.sample()
             if self.receiver is not None:

@@ -21,7 +21,7 @@ import xxhash
 
 from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.disk import calls
-from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.types import Position, Seq
 
 _CONTENT = struct.Struct("<Qq")
@@ -50,7 +50,7 @@ NO_CHECKPOINT = Checkpoint(Seq(0), -(1 << 63))
 class CheckpointFile:
     """The file at *path*; what else a checkpoint makes durable is in the *page* of watermarks."""
 
-    def __init__(self, path: Path, page: CopyMarks | None = None) -> None:
+    def __init__(self, path: Path, page: WatermarkPage | None = None) -> None:
         self._path = path
         self._page = page
 

@@ -39,7 +39,7 @@ from fusejournal.errors import JournalError
 from fusejournal.journal.format import FormatError
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END
-from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.types import Seq
 from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile
 
@@ -109,7 +109,7 @@ class Durability:
         checkpoint: CheckpointFile,
         config: JournalConfig,
         fail: Callable[[str], None],
-        page: CopyMarks,
+        page: WatermarkPage,
     ) -> None:
         self._journal = journal
         self._catalog = catalog
@@ -135,9 +135,9 @@ class Durability:
         self._compress_again_at = 0.0
         self._tend_failure: str | None = None
         self.quorum: Quorum | None = None
-        self.plain_from: Callable[[], Seq] = lambda: END
+        self.keep_uncompressed_from: Callable[[], Seq] = lambda: END
         """Segments with entries from here on stay as they are: somebody is about to read them."""
-        self.is_pressed: Callable[[], bool] = lambda: False
+        self.has_backlog: Callable[[], bool] = lambda: False
         """Whether there is more urgent work than tending sealed segments."""
         self.before_flush: Callable[[], None] = lambda: None
         """Called in the thread that flushes the journal, before: makes durable what must not be
@@ -178,7 +178,7 @@ class Durability:
         self._note_flushed()
         return took
 
-    def settle_at_once(self, seq: Seq) -> float | None:
+    def try_flush_inline(self, seq: Seq) -> float | None:
         """Make *seq* durable by a flush right here at the most. Returns None if that is enough;
         else the ``time.perf_counter`` since when who wants it has waited, for :meth:`wait`."""
         if self.quorum is not None:
@@ -297,7 +297,7 @@ class Durability:
         failure: str | None
         while not self._failed:
             await trio.sleep(_TEND_PAUSE_SECONDS)
-            if self.is_pressed():
+            if self.has_backlog():
                 continue
             try:
                 await self._tend_once()
@@ -339,7 +339,7 @@ class Durability:
         return done.returncode == 0
 
     async def _compress(self) -> None:
-        for segment in self._journal.compressible(self.plain_from()):
+        for segment in self._journal.compressible(self.keep_uncompressed_from()):
             try:
                 await trio.to_thread.run_sync(_when_idle, self._journal.compress_one, segment)
             except OSError as error:

@@ -22,11 +22,11 @@ from stat import S_IMODE, S_ISDIR, S_ISLNK, S_ISREG
 from typing import NamedTuple
 
 from fusejournal.backing.catalog_store import Node
-from fusejournal.backing.tree import CASEFOLDED, FID_XATTR, Look
+from fusejournal.backing.tree import CASEFOLDED, FID_XATTR, FoundEntry
 from fusejournal.disk import syscalls
 from fusejournal.errors import BackingError
 from fusejournal.operations import Import, ImportData, ImportLink, Setattr, Setxattr
-from fusejournal.types import NOBODY_ASKED, ROOT_FID, Fid, clamp_time
+from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid, clamp_time
 from fusejournal.volume.volume import Volume
 
 PIECE_BYTES = 1 << 20
@@ -101,7 +101,7 @@ class Importer:
                 yield from self._import_content(node)
             yield self._progress()
             return
-        look = self._volume.tree.look(parent, name)
+        look = self._volume.tree.probe_name(parent, name)
         if look is None:
             return
         if look.stat.st_dev != self._volume.tree.device:
@@ -143,14 +143,16 @@ class Importer:
         try:
             # Whoever put it there changed the directory's mtime with it.
             mtime_ns = clamp_time(self._volume.tree.stat(parent).st_mtime_ns)
-            self._volume.commit(Setattr(parent, None, None, None, None, mtime_ns), NOBODY_ASKED)
+            self._volume.commit(Setattr(parent, None, None, None, None, mtime_ns), SYSTEM_CALLER)
             yield from self.import_name(parent, name)
         finally:
             self._found_now -= 1
             if not self._found_now and not self.unfinished:
                 catalog.imported = self._was_whole
 
-    def _import_object(self, parent: Fid, name: bytes, look: Look) -> Iterator[ImportProgress]:
+    def _import_object(
+        self, parent: Fid, name: bytes, look: FoundEntry
+    ) -> Iterator[ImportProgress]:
         stat = look.stat
         fd = os.open(
             name,
@@ -192,7 +194,7 @@ class Importer:
     def _journal_xattrs(self, fid: Fid, xattrs: Xattrs) -> None:
         """Those that the object's own entry had no room for."""
         for name, value in xattrs:
-            self._volume.commit(Setxattr(fid, name, value), NOBODY_ASKED)
+            self._volume.commit(Setxattr(fid, name, value), SYSTEM_CALLER)
 
     def _check_case(self, parent: Fid, name: bytes) -> None:
         fd = os.open(
@@ -267,8 +269,8 @@ class Importer:
             clamp_time(stat.st_mtime_ns),
         )
         for name, value in _xattrs(self._volume.tree.root_fd):
-            self._volume.commit(Setxattr(ROOT_FID, name, value), NOBODY_ASKED)
-        self._volume.commit(attributes, NOBODY_ASKED)
+            self._volume.commit(Setxattr(ROOT_FID, name, value), SYSTEM_CALLER)
+        self._volume.commit(attributes, SYSTEM_CALLER)
 
     def _progress(self) -> ImportProgress:
         return ImportProgress(self._names, self._bytes)

@@ -75,9 +75,9 @@ def _check_takes_marks(volume: Volume, place: MarkPlace) -> None:
         raise UsageError(
             f"volume {place.name} is a mirror and takes no marks: make them on its primary"
         )
-    if volume.refusal is not None or not volume.journal.is_writable:
+    if volume.write_errno is not None or not volume.journal.is_writable:
         raise UsageError(
             f"volume {place.name} is mounted read-only and takes no marks: mount it without -o ro"
         )
-    if volume.hold_back():
+    if volume.must_refuse_growth():
         raise JournalFullError(f"{place.state_dir}: no space left for the catalog")

@@ -7,9 +7,9 @@ from fusejournal.operations import Operation
 
 class ChangeObserver(Protocol):
     """Learns of what was applied to a mirror, so that nobody goes on with what was true before;
-    :class:`~fusejournal.layer.kernel_cache.Remembered` is one."""
+    :class:`~fusejournal.layer.kernel_cache.KernelCache` is one."""
 
-    def changed(self, operation: Operation) -> None:
+    def invalidate(self, operation: Operation) -> None:
         """*operation* was applied. Called for each entry, in order."""
 
     def recall(self) -> None:

@@ -20,12 +20,12 @@ import os
 from collections.abc import Callable, Iterable
 
 from fusejournal.backing.catalog_store import COMMIT_CHANGES, Node
-from fusejournal.backing.tree import Look
+from fusejournal.backing.tree import FoundEntry
 from fusejournal.errors import JournalDamagedError, RecoveryError
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import kept_mtimes
 from fusejournal.journal.format import Entry
-from fusejournal.journal.outcomes import settled
+from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.operations import (
     MAKERS,
     Clean,
@@ -100,7 +100,7 @@ class Recovery:
         else:
             self._find_handles()
         if self._in_flight is not None and self._applying_seq is None:
-            self._settle(self._in_flight)
+            self._redo(self._in_flight)
             self._in_flight = None
             self._find_handles()
         self._commit()
@@ -126,7 +126,7 @@ class Recovery:
 
     def _record_entries(self, first: Seq, head: Seq, progress: Progress) -> None:
         catalog = self._catalog
-        for entry, void in settled(self._volume.journal.reader.read(first, Seq(head + 1))):
+        for entry, void in with_outcomes(self._volume.journal.reader.read(first, Seq(head + 1))):
             operation = entry.operation
             if isinstance(operation, NewEpoch | Mark | Clean):
                 catalog.record_control(operation, entry.seq)
@@ -236,7 +236,7 @@ class Recovery:
             if directory is None or not directory.handle:
                 continue
             try:
-                look = self._volume.tree.look(parent, name)
+                look = self._volume.tree.probe_name(parent, name)
             except OSError as error:
                 if error.errno != errno.ESTALE:
                     raise
@@ -261,19 +261,19 @@ class Recovery:
 
     # -- the entry in flight -----------------------------------------------------------------------
 
-    def _settle(self, entry: Entry) -> None:
+    def _redo(self, entry: Entry) -> None:
         operation = entry.operation
         assert not isinstance(operation, NewEpoch | Mark | Clean | Void)
         if isinstance(operation, Import):
             self._settle_import(operation, entry)
         else:
             mtimes = kept_mtimes(Lookup(self._volume.journal.reader), entry)
-            self._volume.settle(operation, entry.seq, entry.time_ns, bytes(entry.data))
+            self._volume.redo_last(operation, entry.seq, entry.time_ns, bytes(entry.data))
             for fid, mtime_ns in mtimes.items():
                 self._volume.set_mtime(fid, mtime_ns)
 
     def _settle_import(self, operation: Import, entry: Entry) -> None:
-        look: Look | None = self._volume.tree.look(operation.parent, operation.name)
+        look: FoundEntry | None = self._volume.tree.probe_name(operation.parent, operation.name)
         if look is None or look.fid not in (None, operation.fid):
             self._volume.void(entry.seq, operation, errno.ENOENT if look is None else errno.EEXIST)
             return

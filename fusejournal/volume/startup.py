@@ -6,8 +6,8 @@ lacks (after a lost machine, of what the backing lacks, too), a new epoch where 
 import of what the journal does not know. Nothing here waits for the network or serves anybody; a
 process killed at any point of it leaves a state that the next opening goes on from.
 
-Between :meth:`Opening.open` and :meth:`Opening.recover` a primary that has lost its machine may
-append what it gets back from others."""
+Between :meth:`VolumeStartup.open` and :meth:`VolumeStartup.recover` a primary that has lost its
+machine may append what it gets back from others."""
 
 import errno
 import json
@@ -45,7 +45,7 @@ from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.segment_writer import JournalOptions
-from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.operations import Clean, NewEpoch
 from fusejournal.types import ROOT_FID, Epoch, Position, Seq
 from fusejournal.volume.checkpoint import NO_CHECKPOINT, Checkpoint, CheckpointFile, suppress_full
@@ -80,7 +80,7 @@ class Watcher(Protocol):
     def warning(self, text: str) -> None: ...
 
 
-class Opening:
+class VolumeStartup:
     """Opens one volume. ``degraded`` and ``repairs`` are for its status page, a line each."""
 
     def __init__(
@@ -91,22 +91,22 @@ class Opening:
         root_fd: int,
         options: JournalOptions,
         watcher: Watcher,
-        page: CopyMarks,
+        page: WatermarkPage,
         *,
         is_mirror: bool = False,
-        is_unborn: bool = False,
+        is_uninitialized: bool = False,
         adopt: bool = False,
     ) -> None:
         """*page*: the node's watermarks; closed with the volume. *is_mirror*: the journal is a
-        copy. *is_unborn*: it has no journal yet, and will be whichever volume's its primary is.
-        *adopt*: files that bear another volume's mark are imported all the same."""
+        copy. *is_uninitialized*: it has no journal yet, and will be whichever volume's its primary
+        is. *adopt*: files that bear another volume's mark are imported all the same."""
         self.page = page
         self._adopt = adopt
         self._marks = page if is_mirror else None
         self.root = BackingRoot(root_fd, uuid)
         self._position: Position | None = None
         """What the backing's root says of the journal."""
-        self.is_unborn = is_unborn
+        self.is_uninitialized = is_uninitialized
         self._state_dir = state_dir
         self._uuid = uuid
         self._backing = backing
@@ -134,7 +134,7 @@ class Opening:
         """Open journal and catalog as they are. Raises FusejournalError, OSError."""
         if not list_segments(self._state_dir / "journal"):
             probe(self._root_fd, self._backing, read_only)
-        if self.is_unborn:
+        if self.is_uninitialized:
             self._check_empty()
         else:
             self._claim_backing(read_only)
@@ -157,11 +157,11 @@ class Opening:
         tree = Tree(self._root_fd, self._uuid, catalog, _descriptors_max())
         self.volume = Volume(journal, catalog, tree)
         # Whoever flushes it: the kernel tells of what it dropped once.
-        journal.on_flush_failed = self.doubt
+        journal.on_flush_failed = self.mark_unclean
         self.importer = Importer(self.volume, self._backing, self._adopt)
         if read_only:
             self._looks_only = True
-            self.volume.refusal = errno.EROFS
+            self.volume.write_errno = errno.EROFS
 
     def recover(
         self,
@@ -183,18 +183,18 @@ class Opening:
             applying_seq = marks.applying_seq
             if self.lost_machine:
                 # How far the backing had come, nobody knows now: it is made what it should be.
-                applying_seq = Seq(marks.settled_seq + 1)
+                applying_seq = Seq(marks.committed_seq + 1)
             self._recover(read_only, applying_seq, held_seq)
             marks.applying_seq = applying_seq
 
-    def _settle_marks(self, marks: CopyMarks) -> None:
+    def _settle_marks(self, marks: WatermarkPage) -> None:
         """Only the last entry can be one that was refused, whose VOID did not come or is lost."""
         head_seq, is_settled = self.volume.journal.reader.head()
-        if not is_settled and marks.settled_seq != head_seq:
+        if not is_settled and marks.committed_seq != head_seq:
             head_seq = Seq(head_seq - 1)
-        marks.settled_seq = head_seq
+        marks.committed_seq = head_seq
 
-    def begin(self, read_only: bool) -> Iterator[None]:
+    def start_epoch_and_import(self, read_only: bool) -> Iterator[None]:
         """What comes before the volume takes changes; between two yields the caller may stop it.
         Raises FusejournalError, OSError."""
         catalog = self.volume.catalog
@@ -208,10 +208,10 @@ class Opening:
             return
         self.volume.tree.find_hidden()
         if self._marks is not None:
-            self.volume.refusal = errno.EROFS
+            self.volume.write_errno = errno.EROFS
             self._marks.stopped_seq = Seq(0)
             self._marks.sync()
-            if not self.is_unborn and not self._boot().is_this:
+            if not self.is_uninitialized and not self._boot().is_this:
                 self.remember_boot()
             return
         if self.fenced is not None:
@@ -327,13 +327,13 @@ class Opening:
         # The journal will be on disk long before the backing is: it must find its own again.
         calls.fsync("root.sync", self._root_fd)
 
-    def be_born(self, uuid: UUID) -> None:
+    def join_volume(self, uuid: UUID) -> None:
         """Become a mirror of volume *uuid*: the first primary has said which that is. Raises
         OSError."""
         self._mark_root(uuid)
         self._uuid = self.volume.tree.uuid = uuid
         self.volume.journal.adopt(uuid)
-        self.is_unborn = False
+        self.is_uninitialized = False
         self.remember_boot()
 
     def _boot(self) -> Boot:
@@ -526,7 +526,7 @@ class Opening:
                 f"{self._boot_file}: no space to write down that the volume is used: make space"
             ) from None
 
-    def doubt(self) -> None:
+    def mark_unclean(self) -> None:
         """The disk has failed: what it was given may be lost, as after the loss of the machine, and
         so the next opening takes it."""
         try:
@@ -575,7 +575,7 @@ class Opening:
         try:
             self.checkpoint.make(checkpoint, self.root)
         except OSError:
-            self.doubt()  # whatever it says: what the kernel dropped is not there
+            self.mark_unclean()  # whatever it says: what the kernel dropped is not there
             raise
 
     # -- the end -----------------------------------------------------------------------------------
@@ -589,7 +589,7 @@ class Opening:
             self._finish()
         except (OSError, JournalFailedError) as error:
             if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                self.doubt()
+                self.mark_unclean()
             raise
         finally:
             volume.catalog.close()
@@ -601,7 +601,7 @@ class Opening:
         volume, page = self.volume, self.page
         journal, catalog = volume.journal, volume.catalog
         is_mirror = self._marks is not None and volume.failure is None and journal.is_writable
-        if self._looks_only or (volume.refusal is not None and not is_mirror):
+        if self._looks_only or (volume.write_errno is not None and not is_mirror):
             return
         last = Checkpoint.begin(catalog.applied_seq, journal.head)
         journal.sync()

@@ -8,7 +8,7 @@ What is on disk if the process dies in between: before the append, nothing; betw
 apply, an entry that recovery settles by looking (the caller was told nothing); after apply, a
 change with its entry. The catalog may be behind at any time: recovery records what it lacks.
 
-Owns the decision whether changes are taken at all (``refusal``). Called from the event loop's
+Owns the decision whether changes are taken at all (``write_errno``). Called from the event loop's
 thread only."""
 
 import errno
@@ -38,7 +38,7 @@ from fusejournal.operations import (
     TreeOperation,
     Void,
 )
-from fusejournal.types import NOBODY_ASKED, Fid, Seq, Who, clamp_time
+from fusejournal.types import SYSTEM_CALLER, Caller, Fid, Seq, clamp_time
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +55,13 @@ class Volume:
         self.tree = tree
         self.applier = Applier(tree)
         self._reserve = RootReserve(tree.root_fd)
-        self.refusal: int | None = None
+        self.write_errno: int | None = None
         """errno that every change gets (EROFS), or None while changes are taken."""
         self.failure: str | None = None
         """Why the volume turned read-only, in words."""
         self.journal_full = False
         """Whether the newest change was refused for lack of space under the journal."""
-        self.hold_back: Callable[[], bool] = bool
+        self.must_refuse_growth: Callable[[], bool] = bool
         """Asked before each change but a removal: True refuses it with ENOSPC."""
         self.is_strict = False
         """Whether every entry is made durable before it is applied."""
@@ -81,17 +81,17 @@ class Volume:
         """Turn read-only for good, until the volume is mounted again."""
         if self.failure is None:
             self.failure = reason
-            self.refusal = errno.EROFS
+            self.write_errno = errno.EROFS
             log.critical("the volume is read-only from here: %s", reason)
 
-    def commit(self, operation: TreeOperation, who: Who, data: bytes = b"") -> Seq:
+    def commit(self, operation: TreeOperation, who: Caller, data: bytes = b"") -> Seq:
         """Journal *operation* and carry it out. Returns its seq. Raises OSError: the backing's
         refusal (with nothing done), EROFS, ENOSPC, or ShortWriteError when only the beginning of a
         WRITE was taken."""
         kind = operation.kind
-        if self.refusal is not None:
-            raise OSError(self.refusal, os.strerror(self.refusal))
-        if kind not in REMOVALS and self.hold_back():
+        if self.write_errno is not None:
+            raise OSError(self.write_errno, os.strerror(self.write_errno))
+        if kind not in REMOVALS and self.must_refuse_growth():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         pinned: tuple[Fid, ...] = ()
         # No await from here to the end: entry, effect (or VOID) and catalog belong together.
@@ -131,7 +131,7 @@ class Volume:
             return syscalls.as_user(uid, apply, operation, time_ns, data)
         return apply(operation, time_ns, data)
 
-    def apply_received(self, entry: Entry, void: Void | None, settle: bool) -> None:
+    def apply_received(self, entry: Entry, void: Void | None, redo: bool) -> None:
         """Carry out *entry*, which is in the journal because another node wrote it, with the *void*
         that follows it there. With *settle* it may have been done before, by a process that died.
 
@@ -148,7 +148,7 @@ class Volume:
             self.catalog.record_control(operation, void.seq)
         else:
             data = entry.data[: void.written] if void is not None else entry.data
-            self._carry_out(operation, seq, entry.time_ns, data, settle)
+            self._carry_out(operation, seq, entry.time_ns, data, redo)
             if void is not None:
                 self.catalog.record_control(operation, void.seq)
         if void is not None:
@@ -165,11 +165,11 @@ class Volume:
         seq: Seq,
         time_ns: int,
         data: bytes | memoryview,
-        settle: bool,
+        redo: bool,
     ) -> None:
-        pinned = self._pin_used(operation, settle) if operation.kind in _MAY_ORPHAN else []
+        pinned = self._pin_used(operation, redo) if operation.kind in _MAY_ORPHAN else []
         try:
-            made = self.applier.apply(operation, time_ns, data, settle)
+            made = self.applier.apply(operation, time_ns, data, redo)
         except OSError:
             for fid in pinned:
                 self.tree.unpin(self.tree.node(fid))
@@ -182,11 +182,11 @@ class Volume:
         for node in nodes:
             self.tree.unpin(node)
 
-    def change_orphan(self, operation: DataOperation, who: Who, data: bytes = b"") -> None:
+    def change_orphan(self, operation: DataOperation, who: Caller, data: bytes = b"") -> None:
         """Change a file that has no name any more: not journaled, for nobody can ever see it again
         by a name."""
-        if self.refusal is not None:
-            raise OSError(self.refusal, os.strerror(self.refusal))
+        if self.write_errno is not None:
+            raise OSError(self.write_errno, os.strerror(self.write_errno))
         node = self.tree.node(operation.fid)
         # No entry keeps it apart from the change before.
         time_ns = max(self.entry_time(), node.ctime_ns + 1)
@@ -195,7 +195,7 @@ class Volume:
 
     def note(self, operation: ControlOperation) -> Seq:
         """Append an entry that changes no tree. Raises JournalError."""
-        seq = self.journal.append(operation, NOBODY_ASKED, self.entry_time(), self.catalog.path)
+        seq = self.journal.append(operation, SYSTEM_CALLER, self.entry_time(), self.catalog.path)
         self.catalog.record_control(operation, seq)
         self.on_applied()
         return seq
@@ -207,7 +207,7 @@ class Volume:
         gets its fid. Raises OSError when the object cannot be tagged, with a VOID appended, or
         when the journal is full."""
         time_ns = self.entry_time()
-        seq = self._append(operation, NOBODY_ASKED, time_ns, data)
+        seq = self._append(operation, SYSTEM_CALLER, time_ns, data)
         if isinstance(operation, Import):
             try:
                 self.tag_imported(operation, handle)
@@ -239,11 +239,11 @@ class Volume:
         """The next entry's time: now, but always later than the last entry's."""
         return self.journal.next_time()
 
-    def settle(self, operation: TreeOperation, seq: Seq, time_ns: int, data: bytes) -> bool:
+    def redo_last(self, operation: TreeOperation, seq: Seq, time_ns: int, data: bytes) -> bool:
         """Recovery's end of :meth:`commit` for the entry that was in flight when the process died.
         Returns whether the operation holds (else it is VOID now)."""
         try:
-            made = self.applier.apply(operation, time_ns, data, settle=True)
+            made = self.applier.apply(operation, time_ns, data, redo=True)
         except ShortWriteError as error:
             self._void_rest(seq, operation, time_ns, error)
             return True
@@ -260,13 +260,13 @@ class Volume:
             self.tree.pin(fid, self.is_open(fid))
         return fids
 
-    def _pin_used(self, operation: TreeOperation, settle: bool) -> list[Fid]:
+    def _pin_used(self, operation: TreeOperation, redo: bool) -> list[Fid]:
         """The same on a mirror, where most files are not in use."""
         pinned: list[Fid] = []
         for fid in self._orphaned(operation):
             if self.is_in_use(fid):
                 # When settling, it may be gone already.
-                with suppress(OSError) if settle else nullcontext():
+                with suppress(OSError) if redo else nullcontext():
                     self.tree.pin(fid, self.is_open(fid))
                     pinned.append(fid)
         return pinned
@@ -288,7 +288,7 @@ class Volume:
             self.fail(f"the journal could not be flushed: {error}")
             raise OSError(errno.EIO, str(error)) from error
 
-    def _append(self, operation: TreeOperation, who: Who, time_ns: int, data: bytes) -> Seq:
+    def _append(self, operation: TreeOperation, who: Caller, time_ns: int, data: bytes) -> Seq:
         try:
             seq = self.journal.append(operation, who, time_ns, self.catalog.path, data)
         except JournalFullError as error:
@@ -316,7 +316,7 @@ class Volume:
 
     def _append_void(self, void: Void) -> None:
         try:
-            self.journal.append(void, NOBODY_ASKED, self.entry_time(), self.catalog.path)
+            self.journal.append(void, SYSTEM_CALLER, self.entry_time(), self.catalog.path)
         except JournalError as error:
             # Recovery will settle the entry by looking; until then nothing may follow it.
             self.fail(f"the refusal of entry {void.seq} could not be journaled: {error}")

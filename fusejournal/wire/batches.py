@@ -8,13 +8,18 @@ Source: RFC 8878 (Zstandard)."""
 import zstandard
 
 from fusejournal.journal.format import FormatError, NewerFormatError
-from fusejournal.journal.frame_range import STRETCH_BYTES_MAX, Stretch, check_stretch, entries_in
+from fusejournal.journal.frame_range import (
+    FRAME_RANGE_BYTES_MAX,
+    FrameRange,
+    check_frame_range,
+    entries_in,
+)
 from fusejournal.journal.segment import BadFrameError
 from fusejournal.types import Epoch, Seq
 from fusejournal.wire.frames import BATCH_CONTENT_BYTES_MAX, Batch, WireError
 from fusejournal.wire.session import VERSION, RefusedError
 
-assert STRETCH_BYTES_MAX <= BATCH_CONTENT_BYTES_MAX
+assert FRAME_RANGE_BYTES_MAX <= BATCH_CONTENT_BYTES_MAX
 
 RAW, ZSTD = "raw", "zstd"
 
@@ -31,7 +36,7 @@ def compress(content: bytes, level: int) -> tuple[str, bytes]:
 
 
 def batch_of(
-    stretch: Stretch,
+    frame_range: FrameRange,
     method: str,
     content: bytes,
     epoch: Epoch,
@@ -42,13 +47,13 @@ def batch_of(
     """The message that ships *stretch*, whose content is *content* by *method*."""
     return Batch(
         epoch,
-        stretch.first_seq,
-        stretch.last_seq,
-        stretch.chain_before,
-        stretch.chain,
-        stretch.segment_seq,
-        stretch.offset,
-        len(stretch.content),
+        frame_range.first_seq,
+        frame_range.last_seq,
+        frame_range.chain_before,
+        frame_range.chain,
+        frame_range.segment_seq,
+        frame_range.offset,
+        len(frame_range.content),
         method,
         applied_seq,
         head_seq,
@@ -57,12 +62,12 @@ def batch_of(
     )
 
 
-def stretch_of(batch: Batch) -> Stretch:
+def frame_range_of(batch: Batch) -> FrameRange:
     """The stretch in *batch*, with every frame checked and every entry decoded, so that nothing is
     taken, and acknowledged, that cannot be read here. Raises WireError, and RefusedError where the
     sender is of a newer version."""
     content = _uncompress(batch)
-    stretch = Stretch(
+    frame_range = FrameRange(
         batch.segment_seq,
         batch.offset,
         batch.first_seq,
@@ -72,14 +77,14 @@ def stretch_of(batch: Batch) -> Stretch:
         content,
     )
     try:
-        check_stretch(stretch)
-        for _ in entries_in(stretch):
+        check_frame_range(frame_range)
+        for _ in entries_in(frame_range):
             pass
     except FormatError as error:
         raise _unreadable(error, f"entries {batch.first_seq} to {batch.last_seq}") from None
     except BadFrameError as bad:
         raise _unreadable(bad, f"entry {bad.seq}") from None
-    return stretch
+    return frame_range
 
 
 def _unreadable(error: FormatError | BadFrameError, what: str) -> WireError:

@@ -120,14 +120,14 @@ class Chains(NamedTuple):
 
 class Begin(NamedTuple):
     """The two agree up to ``seq``, whose chain is ``chain``: batches follow from there.
-    ``head_seq`` is where the sender's journal ends now. ``settled_seq`` is ``seq``, or one less
+    ``head_seq`` is where the sender's journal ends now. ``committed_seq`` is ``seq``, or one less
     where the sender's next entry says that entry ``seq`` was refused."""
 
     epoch: Epoch
     seq: Seq
     chain: int
     head_seq: Seq
-    settled_seq: Seq
+    committed_seq: Seq
     reign_node: int = 0
 
 
@@ -252,7 +252,7 @@ _INTEGERS: Final = frozenset(
         "applied_seq",
         "appended_seq",
         "durable_seq",
-        "settled_seq",
+        "committed_seq",
         "reign_node",
         "held_epoch",
         "node_id",

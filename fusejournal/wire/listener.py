@@ -50,7 +50,7 @@ from fusejournal.wire.identity import (
     fingerprint_of,
     fingerprint_of_der,
 )
-from fusejournal.wire.log_limiter import Complaints, network_of
+from fusejournal.wire.log_limiter import LogLimiter, network_of
 from fusejournal.wire.plain import CONNECTS, LISTENS, PROOF_BYTES, is_local, prove
 
 _STRANGERS_MAX: Final = 64
@@ -95,7 +95,7 @@ async def serve(
         )
         port = sockets[0].getsockname()[1]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(listening.complaints.run)
+            nursery.start_soon(listening.log_limiter.run)
             for one in sockets:
                 nursery.start_soon(listening.accept, trio.SocketListener(one), nursery)
             task_status.started(Address(address.host, port))
@@ -170,7 +170,7 @@ class _Listening:
         on_pairing: Handler,
         is_pairing_open: Callable[[], bool],
     ) -> None:
-        self.complaints = Complaints()
+        self.log_limiter = LogLimiter()
         self._admission = Admission()
         self._identity = identity
         self._known = known
@@ -191,7 +191,7 @@ class _Listening:
                 if error.errno not in _EXHAUSTED:
                     raise
                 # What is waiting keeps waiting; without a pause we would spin.
-                self.complaints.stranger(
+                self.log_limiter.stranger(
                     "anybody", "anybody", os.strerror(error.errno or 0).lower()
                 )
                 await trio.sleep(_PAUSE_SECONDS)
@@ -231,10 +231,10 @@ class _Listening:
                 self._strangers.pop(scope, None)
                 await self._run(connection, host)
         except _RefusedError as refused:
-            self.complaints.stranger(host, where, str(refused))
+            self.log_limiter.stranger(host, where, str(refused))
             await _part(stream, refused.farewell)
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
-            self.complaints.stranger(host, where, why(error))
+            self.log_limiter.stranger(host, where, why(error))
         except Exception as error:
             self._explain(host, where, None, error)
         finally:
@@ -245,11 +245,11 @@ class _Listening:
         """Log what ended a connection; our bugs, too, are no reason to end the server."""
         causes = list(_leaves(error))
         if not all(isinstance(cause, FusejournalError) for cause in causes):
-            self.complaints.bug(peer or where, error)
+            self.log_limiter.bug(peer or where, error)
         elif peer is not None:
-            self.complaints.peer(peer, str(causes[0]))
+            self.log_limiter.peer(peer, str(causes[0]))
         else:
-            self.complaints.stranger(host, where, str(causes[0]).removeprefix(f"{where}: "))
+            self.log_limiter.stranger(host, where, str(causes[0]).removeprefix(f"{where}: "))
 
     async def _run(self, connection: Connection, host: str) -> None:
         peer = connection.peer
@@ -345,7 +345,7 @@ class _Listening:
             context, unusable = context_for(ssl.Purpose.CLIENT_AUTH, self._identity, certificates)
             for name, certificate in known.items():
                 if certificate in unusable:
-                    self.complaints.peer(name, UNUSABLE)
+                    self.log_limiter.peer(name, UNUSABLE)
         tls = open_tls(stream, context, server_side=True)
         try:
             await tls.do_handshake()

@@ -27,7 +27,7 @@ class _Held:
     last: str = ""
 
 
-class Complaints:
+class LogLimiter:
     """The first complaint about somebody is logged at once, those that follow are counted and
     become one line at the end of a window. Windows grow up to an hour, until it has been quiet for
     a minute. What is kept is bounded: a network of IPv6 counts as one, and so do all strangers past

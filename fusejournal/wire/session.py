@@ -92,7 +92,7 @@ class RefusedError(WireError):
         )
 
 
-class Me(NamedTuple):
+class HandshakeState(NamedTuple):
     """One side as it greets: its name, its volume (None: any), where its journal stands (by what it
     has applied, as far as it is the epoch), the highest epoch that it goes by and who began that;
     what its key makes it, and which instance of that it is."""
@@ -119,7 +119,7 @@ class Me(NamedTuple):
         return Claim(self.reign, *self.position)
 
 
-def hello(me: Me, purpose: str) -> Hello:
+def hello(me: HandshakeState, purpose: str) -> Hello:
     """The connector's greeting."""
     uuid = me.uuid.bytes if me.uuid is not None else b""
     reign, position = me.reign, me.position
@@ -139,7 +139,7 @@ def hello(me: Me, purpose: str) -> Hello:
     )
 
 
-def welcome(me: Me, greeting: Hello, *, is_mirror: bool, detail: str = "") -> Welcome:
+def welcome(me: HandshakeState, greeting: Hello, *, is_mirror: bool, detail: str = "") -> Welcome:
     """The listener's answer; *detail* is something that the greeter should know. Raises
     RefusedError, WireError."""
     _check_same(me, greeting)
@@ -170,7 +170,7 @@ def welcome(me: Me, greeting: Hello, *, is_mirror: bool, detail: str = "") -> We
     )
 
 
-def check_welcome(me: Me, answer: Message | None, purpose: str) -> Welcome:
+def check_welcome(me: HandshakeState, answer: Message | None, purpose: str) -> Welcome:
     """What came after the greeting. Raises RefusedError, WireError."""
     theirs: Welcome = expect(answer, Welcome)
     _check_same(me, theirs)
@@ -189,7 +189,7 @@ def check_welcome(me: Me, answer: Message | None, purpose: str) -> Welcome:
     return theirs
 
 
-def check_reign(me: Me, theirs: Reign, node: str) -> None:
+def check_reign(me: HandshakeState, theirs: Reign, node: str) -> None:
     """Raise RefusedError if *node*, which is of the reign *theirs*, may not ship to *me*; WireError
     if there can be no such reign."""
     mine = me.reign
@@ -247,7 +247,7 @@ def position_of(greeting: Hello | Welcome) -> Position:
     return Position(greeting.epoch, greeting.seq, greeting.chain)
 
 
-def _check_same(me: Me, other: Hello | Welcome) -> None:
+def _check_same(me: HandshakeState, other: Hello | Welcome) -> None:
     if other.version != PROTOCOL_VERSION:
         raise RefusedError(
             VERSION,
@@ -315,7 +315,7 @@ class Comparison:
 
 class Sink:
     """The receiving side, from BEGIN on: which batches follow. Its place is (``seq``, ``chain``);
-    ``settled_seq`` is how far the source had applied: nothing beyond may be. (``epoch``,
+    ``committed_seq`` is how far the source had applied: nothing beyond may be. (``epoch``,
     ``reign_node``) is the highest reign that it has seen."""
 
     def __init__(self, position: Position, fence: Epoch, reign_node: int = 0) -> None:
@@ -323,7 +323,7 @@ class Sink:
         self.chain = position.chain
         self.epoch = fence
         self.reign_node = reign_node
-        self.settled_seq = Seq(0)
+        self.committed_seq = Seq(0)
         self.source_head_seq = Seq(0)
 
     def begin(self, message: Begin) -> None:
@@ -332,7 +332,7 @@ class Sink:
             raise WireError(f"a beginning at {message.seq}, and this journal ends with {self.seq}")
         self._check_reign(reign_of(message))
         self.source_head_seq = message.head_seq
-        self.settled_seq = min(message.settled_seq, self.seq)
+        self.committed_seq = min(message.committed_seq, self.seq)
 
     def take(self, batch: Batch) -> bool:
         """Whether *batch* is to be appended; False for one that has been. Raises WireError."""
@@ -356,7 +356,7 @@ class Sink:
         self.seq, self.chain = batch.last_seq, batch.chain
         self.source_head_seq = max(self.source_head_seq, batch.head_seq)
         # What ends a batch is settled there: an entry's VOID is in the same one.
-        self.settled_seq = batch.last_seq
+        self.committed_seq = batch.last_seq
 
     @property
     def reign(self) -> Reign:

@@ -20,7 +20,7 @@ from typing import Final
 from uuid import UUID
 
 from fusejournal.errors import FusejournalError, WireError
-from fusejournal.journal.frame_range import Stretch
+from fusejournal.journal.frame_range import FrameRange
 from fusejournal.journal.segment import SegmentReader, segment_path
 from fusejournal.types import Seq
 from fusejournal.wire.identity import Identity
@@ -51,22 +51,22 @@ class SegmentSigner:
         self._offset = 0
         self._hash = self._begin(Seq(0))
 
-    def follows(self, stretch: Stretch) -> bool:
+    def follows(self, frame_range: FrameRange) -> bool:
         """Whether nothing has to be read to sign *stretch*."""
         at = self._segment_seq, self._offset
-        return stretch.offset == 0 or (stretch.segment_seq, stretch.offset) == at
+        return frame_range.offset == 0 or (frame_range.segment_seq, frame_range.offset) == at
 
-    def sign(self, stretch: Stretch) -> bytes:
+    def sign(self, frame_range: FrameRange) -> bytes:
         """The signature of the segment of *stretch* up to its end. Raises OSError, FormatError,
         BadFrameError where what comes before cannot be read."""
-        if stretch.offset == 0:
-            self._hash = self._begin(stretch.segment_seq)
-        elif not self.follows(stretch):
-            self._hash = self._begin(stretch.segment_seq)
-            self._read(stretch.segment_seq, stretch.offset)
-        self._hash.update(stretch.content)
-        self._segment_seq = stretch.segment_seq
-        self._offset = stretch.offset + len(stretch.content)
+        if frame_range.offset == 0:
+            self._hash = self._begin(frame_range.segment_seq)
+        elif not self.follows(frame_range):
+            self._hash = self._begin(frame_range.segment_seq)
+            self._read(frame_range.segment_seq, frame_range.offset)
+        self._hash.update(frame_range.content)
+        self._segment_seq = frame_range.segment_seq
+        self._offset = frame_range.offset + len(frame_range.content)
         return self._hash.digest()
 
     def _begin(self, segment_seq: Seq) -> "hashlib.blake2b":
@@ -88,21 +88,21 @@ class SignatureCheck:
 
     def __init__(self, signer: SegmentSigner) -> None:
         self._signer = signer
-        self._held: list[Stretch] = []
+        self._held: list[FrameRange] = []
         self._held_bytes = 0
 
     @property
-    def held(self) -> list[Stretch]:
+    def held(self) -> list[FrameRange]:
         """What no signature vouches for yet."""
         return self._held
 
-    def take(self, stretch: Stretch, signature: bytes) -> list[Stretch]:
+    def take(self, frame_range: FrameRange, signature: bytes) -> list[FrameRange]:
         """The stretches that are good now that *stretch*, the next, has come with *signature*
         (empty: with none). Raises WireError when too much has none, and as the signer does."""
-        signed = self._signer.sign(stretch)
-        self._held.append(stretch)
-        self._held_bytes += len(stretch.content)
-        is_one_segment = self._held[0].segment_seq == stretch.segment_seq
+        signed = self._signer.sign(frame_range)
+        self._held.append(frame_range)
+        self._held_bytes += len(frame_range.content)
+        is_one_segment = self._held[0].segment_seq == frame_range.segment_seq
         if is_one_segment and hmac.compare_digest(signed, signature):
             good, self._held, self._held_bytes = self._held, [], 0
             return good

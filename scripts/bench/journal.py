@@ -9,7 +9,7 @@ from uuid import uuid4
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Operation, Setattr, Write
-from fusejournal.types import NOBODY_ASKED, Fid, Seq
+from fusejournal.types import SYSTEM_CALLER, Fid, Seq
 
 
 def append(journal: Journal, count: int, operation: Operation, data: bytes) -> tuple[float, int]:
@@ -17,7 +17,7 @@ def append(journal: Journal, count: int, operation: Operation, data: bytes) -> t
     before = journal.total_bytes
     begun = time.perf_counter()
     for _ in range(count):
-        journal.append(operation, NOBODY_ASKED, journal.next_time(), lambda _: b"some/path", data)
+        journal.append(operation, SYSTEM_CALLER, journal.next_time(), lambda _: b"some/path", data)
     journal.sync()
     return time.perf_counter() - begun, journal.total_bytes - before
 

@@ -28,7 +28,7 @@ _REST_SECONDS_MIN = 0.1
 _TRACE, _TRACE_MIN = "FUSEJOURNAL_BENCH_TRACE", "FUSEJOURNAL_BENCH_TRACE_MIN_SECONDS"
 
 
-class Place(NamedTuple):
+class Dentry(NamedTuple):
     """One directory of an export."""
 
     directory: str
@@ -46,11 +46,11 @@ class Exports(NamedTuple):
     rests: list[float]
     """Seconds for which :meth:`rest` had to wait."""
 
-    def place(self, side: str, version: str, name: str) -> Place:
+    def place(self, side: str, version: str, name: str) -> Dentry:
         """A directory of this name, which is made if need be."""
         mountpoint, asking = self.clients[side, version]
         (mountpoint / name).mkdir(exist_ok=True)
-        return Place(f"{mountpoint / name}", f"{asking / name}")
+        return Dentry(f"{mountpoint / name}", f"{asking / name}")
 
     def rest(self) -> None:
         """Wait until the layer has indexed and compressed what it has finished writing."""

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scripts.bench.nfs_exports import OUT, Exports, Place, exports
+from scripts.bench.nfs_exports import OUT, Dentry, Exports, exports
 from scripts.bench.nfs_mixed import list_and_stat, mixed
 from tests.support.guest.server import drop_caches
 
@@ -26,10 +26,10 @@ _TELL_SECONDS = 40
 
 # -- one operation each, on file *number* ----------------------------------------------------------
 
-Act = Callable[[Place, int], object]
+Act = Callable[[Dentry, int], object]
 
 
-def _open_and(place: Place, name: str, flags: int, *data: bytes, fsync: bool = False) -> None:
+def _open_and(place: Dentry, name: str, flags: int, *data: bytes, fsync: bool = False) -> None:
     fd = os.open(f"{place.directory}/{name}", flags, 0o644)
     for piece in data:
         os.write(fd, piece)
@@ -41,7 +41,7 @@ def _open_and(place: Place, name: str, flags: int, *data: bytes, fsync: bool = F
 _NEW, _OLD, _END = os.O_CREAT | os.O_WRONLY, os.O_WRONLY, os.O_WRONLY | os.O_APPEND
 
 
-def read_small(place: Place, number: int) -> None:
+def read_small(place: Dentry, number: int) -> None:
     fd = os.open(f"{place.directory}/f{number}", os.O_RDONLY)
     assert len(os.read(fd, 8192)) == len(SMALL)
     os.close(fd)
@@ -52,7 +52,7 @@ def write_large(mib: int) -> Act:
 
 
 def read_large(mib: int) -> Act:
-    def read(place: Place, _: int) -> None:
+    def read(place: Dentry, _: int) -> None:
         fd, size = os.open(f"{place.directory}/big{mib}", os.O_RDONLY), 0
         while count := len(os.read(fd, 1 << 20)):
             size += count
@@ -128,7 +128,7 @@ ACCOUNTED = [
 ]
 
 
-def _settle(found: Exports, step: Step) -> None:
+def _redo(found: Exports, step: Step) -> None:
     # What was done before would otherwise go on in somebody else's turn.
     found.rest()
     drop_caches() if step.cold else os.sync()
@@ -177,7 +177,7 @@ def _round(
     places = {side: found.place(side, version, name) for side in found.sides}
     for step in steps:
         for side, place in places.items():
-            _settle(found, step)
+            _redo(found, step)
             begun = time.monotonic()
             for number in range(1 if step.once else count):
                 step.act(place, number)
@@ -242,8 +242,8 @@ def _rpcs() -> int:
     )
 
 
-def _window(found: Exports, step: Step, place: Place, count: int) -> dict[str, Any]:
-    _settle(found, step)
+def _window(found: Exports, step: Step, place: Dentry, count: int) -> dict[str, Any]:
+    _redo(found, step)
     times, rpcs, begin = [], _rpcs(), time.monotonic()
     acts = 1 if step.once else count
     for number in range(acts):

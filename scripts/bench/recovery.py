@@ -48,7 +48,7 @@ from fusejournal.operations import (
     Unlink,
     Write,
 )
-from fusejournal.types import NOBODY_ASKED, ROOT_FID, Epoch, Fid, Who
+from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Caller, Epoch, Fid
 from tests.support.layer import Layer
 
 _MB = 10**6
@@ -118,7 +118,7 @@ LOG_PATH = "d0501/log"
 _BIG, _LOG = Fid(2), Fid(3)
 _FIRST_DIRECTORY = 10
 _FIRST_FILE = _FIRST_DIRECTORY + _DIRECTORIES
-_USER = Who(1000, 1000, 4711)
+_USER = Caller(1000, 1000, 4711)
 _LINE = b"forty bytes, as many as a short line has"
 assert len(_LINE) == 40
 
@@ -195,7 +195,7 @@ def make_journal(directory: str, count: int) -> int:
     time_ns = time.time_ns() - count * 10**6
     for operation, data in _all_entries(count):
         time_ns += 10**6
-        who = _USER if operation.kind < 16 else NOBODY_ASKED
+        who = _USER if operation.kind < 16 else SYSTEM_CALLER
         journal.append(operation, who, time_ns, _path_of, data)
     journal.sync()
     journal.close()
@@ -317,7 +317,7 @@ def verify(runner: Runner, what: str, directory: Path, rounds: int, mark: float 
     ours, theirs = [], []
     with tempfile.TemporaryDirectory() as tiny:
         journal = Journal.create(Path(tiny), uuid4(), JournalOptions())
-        journal.append(NewEpoch(Epoch(1), "one"), NOBODY_ASKED, time.time_ns(), _path_of)
+        journal.append(NewEpoch(Epoch(1), "one"), SYSTEM_CALLER, time.time_ns(), _path_of)
         journal.close()
         starts = [
             runner.fusejournal("start", "journal", "verify", tiny).seconds for _ in range(rounds)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fusejournal.journal.segment import SegmentReader, list_segments
-from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.replay.digest import digest_tree
 from fusejournal.types import Seq
 from tests.support.losses import begin_another_boot
@@ -212,7 +212,7 @@ def test_a_primary_takes_back_what_it_lost(tmp_path: Path, backing: str) -> None
             primary.kill()
             primary.detach()
             cut_journal(primary, 15)
-            marks = CopyMarks(primary.state / "marks")
+            marks = WatermarkPage(primary.state / "marks")
             marks.durable_seq = min(marks.durable_seq, Seq(head_seq - 15))  # nor had been flushed
             marks.close()
             begin_another_boot(primary.state)
@@ -297,16 +297,16 @@ def test_the_middle_of_a_chain_loses_its_machine(tmp_path: Path) -> None:
     with started(tmp_path, None, None, cascade=True) as (primary, middle, last):
         write(primary, "before")
         check_equal(primary, middle, last)
-        marks = CopyMarks(middle.state / "marks")
-        early_seq = marks.settled_seq
+        marks = WatermarkPage(middle.state / "marks")
+        early_seq = marks.committed_seq
         marks.close()
         for name in ("one", "two", "three"):
             write(primary, name)
         check_equal(primary, middle, last)
         middle.kill()
         middle.detach()
-        marks = CopyMarks(middle.state / "marks")
-        marks.settled_seq = marks.durable_seq = marks.applying_seq = early_seq
+        marks = WatermarkPage(middle.state / "marks")
+        marks.committed_seq = marks.durable_seq = marks.applying_seq = early_seq
         marks.close()
         begin_another_boot(middle.state)
         middle.start()

@@ -310,6 +310,6 @@ def test_attributes_are_those_of_the_layer(root: Path, layer: Layer) -> None:
             if not os.path.lexists(path):
                 continue
             seen += 1
-            remembered = attributes(path, _AS_REMEMBERED)
-            assert remembered == attributes(path, _ASKED_ANEW), (number, name)
+            kernel_cache = attributes(path, _AS_REMEMBERED)
+            assert kernel_cache == attributes(path, _ASKED_ANEW), (number, name)
         assert seen > 4

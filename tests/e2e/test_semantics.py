@@ -501,9 +501,7 @@ def test_all_attributes_of_a_backing_can_be_copied(root: Path, layer: Layer) -> 
     for name in os.listxattr(layer.backing / "file"):
         os.setxattr(other, name, os.getxattr(layer.backing / "file", name))
     assert os.listxattr(other) == ["trusted.b"]
-    tags = [
-        os.getxattr(layer.backing / name, "trusted.fusejournal") for name in ("file", "other")
-    ]
+    tags = [os.getxattr(layer.backing / name, "trusted.fusejournal") for name in ("file", "other")]
     assert tags[0] != tags[1]
     assert [e["name"] for e in layer.entries() if e["op"] == "setxattr"] == ["trusted.b"] * 2
 

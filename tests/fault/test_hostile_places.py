@@ -30,7 +30,7 @@ from fusejournal.operations import (
 from fusejournal.replay.replay import Replay
 from fusejournal.replay.restore import restore
 from fusejournal.replay.target import Target
-from fusejournal.types import ROOT_FID, Epoch, Fid, Seq, Who
+from fusejournal.types import ROOT_FID, Caller, Epoch, Fid, Seq
 from tests.support.users import SOMEBODY, acting
 from tests.support.workload import Model, Step, Workload
 
@@ -64,7 +64,7 @@ def _workload() -> Workload:
         (NewEpoch(Epoch(2), "end"), b""),
     ]
     for number, (operation, data) in enumerate(operations, 1):
-        step = Step(operation, Who(0, 0, 0), number, data)  # type: ignore[arg-type]
+        step = Step(operation, Caller(0, 0, 0), number, data)  # type: ignore[arg-type]
         step.apply_to(model)
         workload.steps.append(step)
         workload.models.append(model)

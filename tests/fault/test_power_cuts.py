@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fusejournal.journal.reader import JournalReader
-from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.node.state_dir import load_state
 from fusejournal.operations import NewEpoch
 from fusejournal.types import Epoch, Reign, Seq
@@ -137,13 +137,13 @@ def test_new_page_of_watermarks_is_on_the_disk_with_its_name(tmp_path: Path, kin
     fence = Reign(Epoch(7), 5)
     with power_disk(tmp_path, kind) as disk:
         path = disk.mountpoint / "marks"
-        page = CopyMarks(path)
+        page = WatermarkPage(path)
         page.fence = fence
         page.sync()
         disk.cut()
         page.close()
         disk.come_back()
-        page = CopyMarks(path)
+        page = WatermarkPage(path)
         found = page.fence
         page.close()
         assert found == fence

@@ -15,7 +15,7 @@ import pytest
 from fusejournal.backing.apply import ShortWriteError
 from fusejournal.disk import calls
 from fusejournal.errors import FusejournalError
-from fusejournal.journal.outcomes import settled
+from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.operations import (
     RENAME_EXCHANGE,
     Create,
@@ -303,8 +303,10 @@ def test_entries_of_refused_changes_have_no_effect_elsewhere(tmp_path: Path) -> 
         journal.sync()
         uuid = journal.uuid
         with open_volume(tmp_path / "mirror", mirror=True, uuid=uuid) as mirror:
-            for entry, void in settled(journal.reader.read(Seq(1), Seq(journal.head_seq + 1))):
-                mirror.volume.apply_received(entry, void, settle=False)
+            for entry, void in with_outcomes(
+                journal.reader.read(Seq(1), Seq(journal.head_seq + 1))
+            ):
+                mirror.volume.apply_received(entry, void, redo=False)
             assert not difference(image(mirror.backing), image(scene.opened.backing))
 
 
@@ -326,7 +328,7 @@ def test_settling_takes_what_was_written(tmp_path: Path, done: int) -> None:
         calls.listen(calls.PlannedFault("apply.write", 1, "ENOSPC"))
         write = Write(scene.file, 50, 0o755)
         try:
-            scene.volume.applier.apply(write, stat.st_mtime_ns + 1, data, settle=True)
+            scene.volume.applier.apply(write, stat.st_mtime_ns + 1, data, redo=True)
             written = 100
         except ShortWriteError as error:
             written = error.written

@@ -21,7 +21,7 @@ from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import Create, NewEpoch, Setattr, Write
 from fusejournal.replay.restore import restore
 from fusejournal.replay.target import scratch_of
-from fusejournal.types import ROOT_FID, Epoch, Fid, Seq, Who
+from fusejournal.types import ROOT_FID, Caller, Epoch, Fid, Seq
 from tests.support.filesystems import filesystem, fill
 from tests.support.workload import (
     Model,
@@ -306,12 +306,12 @@ def _as_workload(operations: Sequence[tuple[object, bytes]]) -> Workload:
     workload = Workload(segment_entries=5000)
     model = Model()
     for operation, data in operations:
-        step = Step(operation, Who(0, 0, 0), len(workload.steps) + 1, data)  # type: ignore[arg-type]
+        step = Step(operation, Caller(0, 0, 0), len(workload.steps) + 1, data)  # type: ignore[arg-type]
         step.apply_to(model)
         workload.steps.append(step)
         workload.models.append(model)
     # The newest entry of a journal that nobody runs may still be refused, for all one knows.
-    workload.steps.append(Step(NewEpoch(Epoch(2), "end"), Who(0, 0, 0), len(workload.steps) + 1))
+    workload.steps.append(Step(NewEpoch(Epoch(2), "end"), Caller(0, 0, 0), len(workload.steps) + 1))
     workload.models.append(model)
     return workload
 
@@ -357,7 +357,7 @@ def test_goes_on_only_with_the_same_options(base: Path) -> None:
 
 def test_conflict_writes_nothing(base: Path) -> None:
     workload = _files(3, b"")
-    workload.steps.insert(4, Step(Write(Fid(3), 0, None), Who(0, 0, 0), 0, b"x"))
+    workload.steps.insert(4, Step(Write(Fid(3), 0, None), Caller(0, 0, 0), 0, b"x"))
     workload.models.insert(4, workload.models[4])
     for number, step in enumerate(workload.steps):
         workload.steps[number] = step._replace(time_ns=number + 1)

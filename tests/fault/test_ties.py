@@ -19,10 +19,10 @@ from fusejournal.disk.syscalls import handle_of
 from fusejournal.errors import JournalFailedError, RecoveryError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
-from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.operations import ImportLink
 from fusejournal.types import ROOT_FID, Seq
-from fusejournal.volume.startup import Opening
+from fusejournal.volume.startup import VolumeStartup
 from tests.support.layer import Layer
 from tests.support.losses import begin_another_boot
 from tests.support.mirrors import wait_for
@@ -168,7 +168,7 @@ def test_state_that_went_on_elsewhere_is_refused(tmp_path: Path) -> None:
     # What the copy has to go on with, so that it can.
     BackingRoot(root_fd, uuid).mark()
     os.close(root_fd)
-    page = CopyMarks(tmp_path / "two" / "state" / "marks")
+    page = WatermarkPage(tmp_path / "two" / "state" / "marks")
     page.rooted_seq = Seq(0)
     page.close()
     with open_volume(tmp_path / "two") as two:
@@ -178,7 +178,7 @@ def test_state_that_went_on_elsewhere_is_refused(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "one" / "state")
     copy(tmp_path / "two" / "state", tmp_path / "one" / "state")
     before = image(tmp_path / "one" / "backing")
-    page = CopyMarks(tmp_path / "one" / "state" / "marks")
+    page = WatermarkPage(tmp_path / "one" / "state" / "marks")
     page.rooted_seq = Seq(0)
     page.close()
     with (
@@ -278,7 +278,7 @@ def test_disk_that_fails_at_the_import_is_remembered(tmp_path: Path, call: str) 
         calls.listen(calls.PlannedFault(call, 1, "EIO"))
         try:
             with pytest.raises((OSError, JournalFailedError)):
-                for _ in opened.opening.begin(read_only=False):
+                for _ in opened.opening.start_epoch_and_import(read_only=False):
                     pass
         finally:
             calls.listen(None)
@@ -297,7 +297,7 @@ def test_disk_that_fails_under_a_strict_volume_is_remembered(tmp_path: Path) -> 
                 opened.create("file")
         finally:
             calls.listen(None)
-        assert opened.volume.refusal == errno.EROFS
+        assert opened.volume.write_errno == errno.EROFS
     with open_volume(tmp_path) as opened:
         assert opened.volume.journal.epoch == 2
 
@@ -354,8 +354,8 @@ def test_lost_page_of_a_mirror_counts_until_it_is_made_whole(tmp_path: Path, bef
     (state / "marks").unlink()
     if before == "a look":
         root_fd = os.open(mirror / "backing", os.O_RDONLY)
-        page = CopyMarks(state / "marks")
-        looking = Opening(
+        page = WatermarkPage(state / "marks")
+        looking = VolumeStartup(
             state, uuid, mirror / "backing", root_fd, SMALL_SEGMENTS, Quiet(), page, is_mirror=True
         )
         looking.open(read_only=True)

@@ -11,7 +11,7 @@ from fusejournal.journal.segment import SegmentReader, list_segments
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.verify import verify
 from fusejournal.operations import Setattr
-from fusejournal.types import TIME_MAX_NS, TIME_MIN_NS, Seq, Who
+from fusejournal.types import TIME_MAX_NS, TIME_MIN_NS, Caller, Seq
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples
 
 _HERE = Path(__file__).parent
@@ -31,7 +31,7 @@ def test_version_1_is_read(tmp_path: Path) -> None:
     assert journal.ends_clean
     entries = list(journal.reader.read(Seq(1), Seq(journal.head_seq + 1)))
     assert [(entry.operation, bytes(entry.data)) for entry in entries] == list(SAMPLES)
-    assert {entry.who for entry in entries} == {Who(1000, 100, 4242)}
+    assert {entry.who for entry in entries} == {Caller(1000, 100, 4242)}
     assert [entry.time_ns for entry in entries] == [
         1_700_000_000_000_000_000 + entry.seq for entry in entries
     ]

@@ -32,7 +32,7 @@ from fusejournal.disk import calls
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import ControlOperation, Void
-from fusejournal.types import Seq, Who
+from fusejournal.types import Caller, Seq
 from tests.support.losses import begin_another_boot, lose_machine
 from tests.support.trees import Image, difference, image
 from tests.support.volumes import OpenVolume, open_volume
@@ -185,7 +185,7 @@ class Lives(RuleBasedStateMachine):
         except Refused:
             is_valid = False
         try:
-            volume.commit(operation, Who(uid, uid, 77), data)
+            volume.commit(operation, Caller(uid, uid, 77), data)
         except OSError:
             return False
         assert is_valid, operation

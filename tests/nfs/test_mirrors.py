@@ -31,7 +31,7 @@ class Mirrored(NamedTuple):
     mirror: Layer
     client: Path
 
-    def settle(self) -> None:
+    def catch_up(self) -> None:
         """Wait until the mirror has applied all that the primary has."""
         head_seq = self.primary.ask()["head_seq"]
         wait_until(
@@ -41,7 +41,7 @@ class Mirrored(NamedTuple):
 
     def sees(self, what: Callable[[], Any], expected: Any) -> None:
         """The client comes to see *expected*, within a moment after the mirror applied it."""
-        self.settle()
+        self.catch_up()
 
         def seen() -> bool:
             try:
@@ -158,12 +158,12 @@ def test_nobody_changes_a_mirror(mirrored: Mirrored) -> None:
     # (What the client asks first whether it may, the server says that it may not.)
     assert set(_refusals(client)) == {errno.EROFS, errno.EACCES}
     (primary.mountpoint / "first").chmod(0o777)
-    mirrored.settle()
+    mirrored.catch_up()
     with Person(SOMEBODY) as somebody:
         assert 0 not in somebody.ask(_refusals, mirror.mountpoint)
         assert 0 not in somebody.ask(_refusals, client)
     (primary.mountpoint / "first").chmod(0o644)
-    mirrored.settle()
+    mirrored.catch_up()
     assert digest_tree(mirror.backing).digest == before
     assert mirror.ask()["head_seq"] == head_seq + 2
 

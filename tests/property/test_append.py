@@ -11,7 +11,7 @@ from fusejournal.journal.segment import list_segments
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.verify import verify
 from fusejournal.operations import Create, Mark, Operation, Setattr, Write
-from fusejournal.types import TIME_MAX_NS, TIME_MIN_NS, Fid, Seq, Who
+from fusejournal.types import TIME_MAX_NS, TIME_MIN_NS, Caller, Fid, Seq
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, Sample, operations, whos
 
 _EDGES = [
@@ -64,7 +64,7 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Journal:
 
 
 def _appended(
-    journal: Journal, operation: Operation, who: Who, path: bytes, data: bytes = b""
+    journal: Journal, operation: Operation, who: Caller, path: bytes, data: bytes = b""
 ) -> bool:
     """Whether *operation* was taken: then it is read back as it was; else nothing has changed."""
     before = journal.end
@@ -84,19 +84,19 @@ def _appended(
 
 @given(
     operation=_odd_operations(),
-    who=whos() | st.builds(Who, _NUMBERS, _NUMBERS, _NUMBERS),
+    who=whos() | st.builds(Caller, _NUMBERS, _NUMBERS, _NUMBERS),
     path=_PATHS,
 )
 @settings(max_examples=600, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_is_appended_is_read(
-    journal: Journal, operation: Operation, who: Who, path: bytes
+    journal: Journal, operation: Operation, who: Caller, path: bytes
 ) -> None:
     _appended(journal, operation, who, path)
 
 
 @given(operation=operations(), who=whos(), path=st.sampled_from([b"", b"a", b"a/b"]))
 def test_every_good_operation_is_taken(
-    journal: Journal, operation: Operation, who: Who, path: bytes
+    journal: Journal, operation: Operation, who: Caller, path: bytes
 ) -> None:
     assert _appended(journal, operation, who, path)
 
@@ -112,18 +112,18 @@ def test_every_number_at_its_edges(journal: Journal, sample: Sample) -> None:
             for edge in _EDGES:
                 values = [*sample.operation[:at], edge, *sample.operation[at + 1 :]]
                 odd = type(sample.operation)(*values)  # type: ignore[arg-type]
-                _appended(journal, odd, Who(0, 0, 0), b"a")
+                _appended(journal, odd, Caller(0, 0, 0), b"a")
 
 
 def test_the_whole_range_of_times_is_taken(journal: Journal) -> None:
     for time_ns in (TIME_MIN_NS, -1, 0, 2**63 - 1, 2**63, TIME_MAX_NS):
         operation = Setattr(Fid(3), None, None, None, time_ns, time_ns)
-        assert _appended(journal, operation, Who(0, 0, 0), b"a")
+        assert _appended(journal, operation, Caller(0, 0, 0), b"a")
 
 
 def test_all_that_was_taken_is_sound_and_can_be_indexed(journal: Journal) -> None:
     """Run last: the journal has what the tests before left in it."""
-    assert _appended(journal, Mark("the end"), Who(0, 0, 0), b"")
+    assert _appended(journal, Mark("the end"), Caller(0, 0, 0), b"")
     paths = list_segments(journal.directory)
     for path in paths:
         assert journal.reader.index(path).entries > 0
@@ -133,6 +133,6 @@ def test_all_that_was_taken_is_sound_and_can_be_indexed(journal: Journal) -> Non
 
 def test_data_beyond_the_limit_is_refused(journal: Journal) -> None:
     data = bytes(16 << 20 | 1)
-    assert not _appended(journal, Write(Fid(3), 0, None), Who(0, 0, 0), b"a", data)
+    assert not _appended(journal, Write(Fid(3), 0, None), Caller(0, 0, 0), b"a", data)
     good = Create(Fid(3), Fid(1), b"n", 0o100600, 0, 0, 0, b"\0" * (16 << 20))
-    assert not _appended(journal, good, Who(0, 0, 0), b"a")
+    assert not _appended(journal, good, Caller(0, 0, 0), b"a")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusejournal.disk import calls
-from fusejournal.journal.outcomes import settled
+from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import (
     ControlOperation,
@@ -50,8 +50,8 @@ def check_copies(live: OpenVolume, base: Path) -> None:
     reader = JournalReader(live.journal_dir, live.volume.journal.uuid)
     with open_volume(base / "mirror", mirror=True, uuid=live.volume.journal.uuid) as mirror:
         entries = reader.read(Seq(1), Seq(live.volume.journal.head_seq + 1))
-        for entry, void in settled(entries):
-            mirror.volume.apply_received(entry, void, settle=False)
+        for entry, void in with_outcomes(entries):
+            mirror.volume.apply_received(entry, void, redo=False)
         assert not difference(image(mirror.backing), wanted), "mirror"
 
 

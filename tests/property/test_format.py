@@ -24,7 +24,7 @@ from fusejournal.journal.segment import BadFrameError, SegmentReader, list_segme
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.verify import verify
 from fusejournal.operations import Operation
-from fusejournal.types import TIME_MIN_NS, Epoch, Fid, Seq, Who
+from fusejournal.types import TIME_MIN_NS, Caller, Epoch, Fid, Seq
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, operations, whos, write_samples
 
 _U64 = st.integers(0, 2**64 - 1)
@@ -50,7 +50,7 @@ _TIMES = st.integers(-(2**63) + 1, 2**63 - 1)
 )
 def test_entry_round_trip(
     operation: Operation,
-    who: Who,
+    who: Caller,
     time_ns: int,
     paths: dict[Fid, bytes] | None,
     data: bytes,

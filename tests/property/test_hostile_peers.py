@@ -16,7 +16,7 @@ import trio
 from fusejournal.address import parse_address
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import FusejournalError, PeerLostError
-from fusejournal.journal.frame_range import StretchReader
+from fusejournal.journal.frame_range import FrameRangeReader
 from fusejournal.journal.reader import JournalReader
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication.common_ancestor import ASKED_MAX
@@ -143,13 +143,13 @@ class Liar:
 def _batches(true: OpenVolume, seq: Seq, dice: random.Random) -> Iterator[Batch]:
     """What follows entry *seq*."""
     journal = true.volume.journal
-    reader = StretchReader(true.journal_dir, journal.uuid)
+    reader = FrameRangeReader(true.journal_dir, journal.uuid)
     end, head_seq = journal.end, journal.head_seq
     try:
         reader.seek(seq)
-        while stretch := reader.next_checked(end, head_seq, dice.choice((600, 4000))):
-            method, data = compress(stretch.content, dice.choice((0, 1)))
-            yield batch_of(stretch, method, data, journal.epoch, head_seq, head_seq)
+        while frame_range := reader.next_checked(end, head_seq, dice.choice((600, 4000))):
+            method, data = compress(frame_range.content, dice.choice((0, 1)))
+            yield batch_of(frame_range, method, data, journal.epoch, head_seq, head_seq)
     finally:
         reader.close()
 
@@ -302,7 +302,7 @@ async def test_to_a_primary_that_listens(
             await _each_session(lambda: listens_at(primary), liar, 100, first)
             assert _peak_mib() - before_mib < 40
             assert _bugs(caplog) == []
-            assert primary.volume.refusal is None
+            assert primary.volume.write_errno is None
             assert content(primary.journal_dir) == before
             primary.work(1, start=50)
 
@@ -380,7 +380,7 @@ async def test_a_mirror_that_answers_anything(
             nursery.start_soon(ship)
         assert _bugs(caplog) == []
         assert content(primary.journal_dir) == before
-        assert primary.volume.refusal is None
+        assert primary.volume.write_errno is None
         assert replication.book.get("east").acked_seq <= primary.volume.journal.head_seq
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from fusejournal.backing.tree import FID_XATTR, pack_tag
 from fusejournal.disk.syscalls import handle_of
-from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.operations import (
     MAKERS,
     Clean,
@@ -50,7 +50,7 @@ def leave(volume: Path, workload: Workload, checkpoint: int, backing: int, end: 
     plain = bytes(care & 1 for care in workload.care)  # so that it can be cut anywhere
     replace(workload, care=plain).write(volume / "state" / "journal")
     tag_root(volume / "backing", UUID_OF_WORKLOADS)
-    CopyMarks(volume / "state" / "marks").close()
+    WatermarkPage(volume / "state" / "marks").close()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     (volume / "state" / "boot").write_text(json.dumps({"boot_id": boot}))
     with open_volume(volume, mirror=True, uuid=UUID_OF_WORKLOADS, orderly=False) as opened:
@@ -60,7 +60,7 @@ def leave(volume: Path, workload: Workload, checkpoint: int, backing: int, end: 
             if isinstance(entry.operation, ControlOperation):
                 opened.volume.catalog.record_control(entry.operation, entry.seq)
             else:
-                opened.volume.apply_received(entry, step.void, settle=False)
+                opened.volume.apply_received(entry, step.void, redo=False)
             if entry.seq == checkpoint:
                 opened.make_checkpoint()
     if not checkpoint:

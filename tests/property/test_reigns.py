@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.replication.fence import Fence
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
 from fusejournal.wire.frames import Begin, Decoder, Message, Welcome, encode
@@ -30,7 +30,7 @@ from fusejournal.wire.session import (
     FETCH,
     SHIP,
     Claim,
-    Me,
+    HandshakeState,
     RefusedError,
     Sink,
     WireError,
@@ -81,7 +81,7 @@ class Primary:
 
     def __init__(self, path: Path, node_id: int, journal: Journal) -> None:
         self.path, self.node_id, self.journal = path, node_id, journal
-        self._page = CopyMarks(path)
+        self._page = WatermarkPage(path)
         self.fence = Fence(self._page, node_id, None)
         self.is_fenced = self.fence.words(epoch_of(journal)) is not None
         self.followed_by: set[int] = set()
@@ -90,10 +90,10 @@ class Primary:
         self._page.close()
 
     @property
-    def me(self) -> Me:
+    def me(self) -> HandshakeState:
         epoch = epoch_of(self.journal)
         own, fence = self.fence.own(epoch), self.fence
-        return Me(
+        return HandshakeState(
             f"node{self.node_id}",
             UUID_OF_WORKLOADS,
             Position(epoch, Seq(len(self.journal)), chain_of(self.journal)),
@@ -125,9 +125,9 @@ class Mirror:
         self.session: Primary | None = None
 
     @property
-    def me(self) -> Me:
+    def me(self) -> HandshakeState:
         epoch = epoch_of(self.journal)
-        return Me(
+        return HandshakeState(
             self.name,
             UUID_OF_WORKLOADS,
             Position(epoch, Seq(len(self.journal)), chain_of(self.journal)),

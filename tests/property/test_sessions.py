@@ -14,14 +14,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fusejournal.errors import FusejournalError, WireError
-from fusejournal.journal.frame_range import End, StretchReader
+from fusejournal.journal.frame_range import End, FrameRangeReader
 from fusejournal.journal.journal import Journal
-from fusejournal.journal.outcomes import settled
+from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.replication.common_ancestor import find_common
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
-from fusejournal.wire.batches import batch_of, compress, stretch_of
+from fusejournal.wire.batches import batch_of, compress, frame_range_of
 from fusejournal.wire.frames import (
     Ack,
     AskChains,
@@ -41,7 +41,7 @@ from fusejournal.wire.session import (
     OK,
     SHIP,
     Comparison,
-    Me,
+    HandshakeState,
     RefusedError,
     Sink,
     Source,
@@ -68,12 +68,12 @@ def stream_of(directory: Path, dice: random.Random) -> list[Message]:
     head_seq, chain = JournalReader(directory, UUID_OF_WORKLOADS).head()
     end = End(Seq(head_seq + 1), 0, Position(_EPOCH, head_seq, chain))
     messages: list[Message] = [Begin(_EPOCH, Seq(0), 0, head_seq, Seq(0))]
-    reader = StretchReader(directory, UUID_OF_WORKLOADS)
+    reader = FrameRangeReader(directory, UUID_OF_WORKLOADS)
     try:
         reader.seek(Seq(0))
-        while stretch := reader.next(end, head_seq, dice.choice((512, 3000, 20_000))):
-            method, content = compress(stretch.content, dice.choice((0, 1, 3)))
-            messages.append(batch_of(stretch, method, content, _EPOCH, head_seq, head_seq))
+        while frame_range := reader.next(end, head_seq, dice.choice((512, 3000, 20_000))):
+            method, content = compress(frame_range.content, dice.choice((0, 1, 3)))
+            messages.append(batch_of(frame_range, method, content, _EPOCH, head_seq, head_seq))
             if dice.random() < 0.2:
                 messages.append(Ping(head_seq, head_seq))
     finally:
@@ -89,7 +89,7 @@ class Mirror:
         self.directory = directory
         self.journal = Journal.expect(directory, UUID_OF_WORKLOADS, _OPTIONS)
         self.fence = Epoch(0)
-        self.settled_seq = Seq(0)
+        self.committed_seq = Seq(0)
 
     def session(self) -> Callable[[Message], None]:
         """A new one; gives what takes its messages, which raises FusejournalError."""
@@ -104,9 +104,9 @@ class Mirror:
                 return
             received: Batch | Ping = expect(message, Batch, Ping)
             if isinstance(received, Batch) and sink.take(received):
-                self.journal.receive(stretch_of(received))
+                self.journal.receive(frame_range_of(received))
                 sink.appended(received)
-                self.settled_seq = max(self.settled_seq, sink.settled_seq)
+                self.committed_seq = max(self.committed_seq, sink.committed_seq)
             self.fence = sink.epoch
 
         return take
@@ -114,13 +114,15 @@ class Mirror:
     def check_prefix(self, source: Path) -> None:
         """What is here is what the source has, as far as it goes, and may be applied."""
         head_seq = self.journal.head_seq
-        assert self.settled_seq == head_seq
+        assert self.committed_seq == head_seq
         if not head_seq:
             return
         ours = JournalReader(self.directory, UUID_OF_WORKLOADS).read(Seq(1), Seq(head_seq + 1))
         theirs = JournalReader(source, UUID_OF_WORKLOADS).read(Seq(1), Seq(head_seq + 1))
         last = Seq(0)
-        for (entry, void), (other, other_void) in zip(settled(ours), settled(theirs), strict=True):
+        for (entry, void), (other, other_void) in zip(
+            with_outcomes(ours), with_outcomes(theirs), strict=True
+        ):
             assert (entry, void) == (other, other_void)
             last = entry.seq if void is None else Seq(entry.seq + 1)
         assert last == head_seq, "an entry and its VOID were parted"
@@ -234,15 +236,15 @@ def resumed(source: Path, position: Position, dice: random.Random) -> list[Messa
     """What a source sends to a sink at *position*, and first some that the sink has already."""
     batches = [message for message in stream_of(source, dice) if isinstance(message, Batch)]
     head_seq = batches[-1].head_seq
-    reader = StretchReader(source, UUID_OF_WORKLOADS)
+    reader = FrameRangeReader(source, UUID_OF_WORKLOADS)
     messages: list[Message] = [Begin(_EPOCH, position.seq, position.chain, head_seq, position.seq)]
     messages += [batch for batch in batches if batch.last_seq <= position.seq]
     try:
         assert reader.seek(position.seq) == position.chain
         end = End(Seq(head_seq + 1), 0, Position(_EPOCH, head_seq, batches[-1].chain))
-        while stretch := reader.next(end, head_seq, 2000):
+        while frame_range := reader.next(end, head_seq, 2000):
             messages.append(
-                batch_of(stretch, *compress(stretch.content, 1), _EPOCH, head_seq, head_seq)
+                batch_of(frame_range, *compress(frame_range.content, 1), _EPOCH, head_seq, head_seq)
             )
     finally:
         reader.close()
@@ -303,7 +305,7 @@ def test_a_lower_epoch_changes_nothing(workload: Workload, dice: random.Random, 
 
 _UUIDS = st.sampled_from((None, UUID_OF_WORKLOADS, type(UUID_OF_WORKLOADS)(int=7)))
 _MES = st.builds(
-    Me,
+    HandshakeState,
     st.sampled_from(("east", "west")),
     _UUIDS,
     st.builds(Position, st.integers(0, 4), st.integers(0, 50), st.integers(0, 3)),
@@ -313,7 +315,9 @@ _MES = st.builds(
 
 
 @given(one=_MES, other=_MES, purpose=st.sampled_from((SHIP, FETCH)), is_mirror=st.booleans())
-def test_greetings(one: Me, other: Me, purpose: str, is_mirror: bool) -> None:
+def test_greetings(
+    one: HandshakeState, other: HandshakeState, purpose: str, is_mirror: bool
+) -> None:
     """Who gets past them is of one volume, and no lower epoch ships to one that has seen a
     higher."""
     greeting = hello(one, purpose)
@@ -351,8 +355,10 @@ def test_a_reign_is_judged_alike_on_every_path(mine: Reign, theirs: Reign, path:
     node; who began an epoch, a node need not know."""
     assume(mine.epoch <= EPOCH_MAX)
     nothing = Position(Epoch(0), Seq(0), 0)
-    here = Me("here", UUID_OF_WORKLOADS, nothing, mine.epoch, Seq(0), mine.node_id)
-    there = Me("there", UUID_OF_WORKLOADS, nothing, theirs.epoch, Seq(0), theirs.node_id)
+    here = HandshakeState("here", UUID_OF_WORKLOADS, nothing, mine.epoch, Seq(0), mine.node_id)
+    there = HandshakeState(
+        "there", UUID_OF_WORKLOADS, nothing, theirs.epoch, Seq(0), theirs.node_id
+    )
     sink = Sink(nothing, *mine)
     begin = Begin(theirs.epoch, Seq(0), 0, Seq(1), Seq(0), theirs.node_id)
     batch = Batch(

@@ -34,7 +34,7 @@ from fusejournal.operations import (
     Void,
     Write,
 )
-from fusejournal.types import EPOCH_MAX, TIME_MAX_NS, TIME_MIN_NS, Epoch, Fid, Seq, Who
+from fusejournal.types import EPOCH_MAX, TIME_MAX_NS, TIME_MIN_NS, Caller, Epoch, Fid, Seq
 
 UUID_OF_TESTS = UUID("01234567-89ab-cdef-0123-456789abcdef")
 
@@ -79,9 +79,9 @@ def operations() -> st.SearchStrategy[Operation]:
     return st.sampled_from(sorted(OPERATIONS.values(), key=lambda cls: cls.__name__)).flatmap(of)
 
 
-def whos() -> st.SearchStrategy[Who]:
+def whos() -> st.SearchStrategy[Caller]:
     """Any caller."""
-    return st.builds(Who, _U32, _U32, _U32)
+    return st.builds(Caller, _U32, _U32, _U32)
 
 
 class Sample(NamedTuple):
@@ -125,7 +125,7 @@ def write_samples(
     for number, sample in enumerate(samples, 1):
         journal.append(
             sample.operation,
-            Who(1000, 100, 4242),
+            Caller(1000, 100, 4242),
             1_700_000_000_000_000_000 + number,
             lambda fid: b"" if fid == 1 else b"path/%d" % fid,
             sample.data,

@@ -12,7 +12,7 @@ from fusejournal.disk import calls
 from fusejournal.journal.index import index_path
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
-from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.node.state_dir import load_state
 from fusejournal.types import Seq
 from fusejournal.volume.checkpoint import CheckpointFile
@@ -36,7 +36,7 @@ def _forget_after(state: Path, last_seq: int) -> None:
     """What else was written down of later entries had not reached a disk either."""
     if CheckpointFile(state / "checkpoint").load().seq > last_seq:
         (state / "checkpoint").unlink()
-    page = CopyMarks(state / "marks")
+    page = WatermarkPage(state / "marks")
     page.durable_seq = min(page.durable_seq, Seq(last_seq))
     root_fd = os.open(state.parent / "backing", os.O_RDONLY | os.O_DIRECTORY)
     mark = read_root_mark(root_fd)
@@ -54,7 +54,7 @@ def begin_another_boot(state: Path) -> None:
     if not record.exists():
         # Without it every start counts as one in another boot. Only a mirror that has not heard
         # from a primary yet may have none: whatever else has begun has made it durable.
-        assert load_state(state).is_unborn
+        assert load_state(state).is_uninitialized
         return
     boot = json.loads(record.read_text())
     record.write_text(json.dumps({**boot, "boot_id": "the one before"}))

@@ -13,7 +13,7 @@ from fusejournal.control.client import ask
 from fusejournal.control.server import serve_control
 from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import claim_volume
-from fusejournal.replication.peer_commands import PairingDesk
+from fusejournal.replication.peer_commands import PeerCommands
 from fusejournal.replication.peers import PeerBook
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.identity import Identity, load_or_make
@@ -65,7 +65,7 @@ async def running_node(
         node.came.append(connection.peer)
         await connection.receive()
 
-    desk = PairingDesk(node.book, node.identity, name, changed, lambda: node.address)
+    desk = PeerCommands(node.book, node.identity, name, changed, lambda: node.address)
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_control, directory / "control.sock", desk.commands())
         if listens:

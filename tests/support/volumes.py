@@ -9,17 +9,17 @@ from uuid import UUID, uuid4
 
 from fusejournal.config import JournalConfig, ReplicationConfig
 from fusejournal.journal.segment_writer import JournalOptions
-from fusejournal.journal.watermarks import CopyMarks
-from fusejournal.layer.kernel_cache import Remembered
+from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.layer.kernel_cache import KernelCache
 from fusejournal.operations import Create, Mkdir, Unlink, Write
 from fusejournal.replication.supervisor import Mirroring, Replication
-from fusejournal.types import ROOT_FID, Fid, Seq, Who
+from fusejournal.types import ROOT_FID, Caller, Fid, Seq
 from fusejournal.volume.checkpoint import Checkpoint
 from fusejournal.volume.durability import Durability
-from fusejournal.volume.startup import Opening
+from fusejournal.volume.startup import VolumeStartup
 from fusejournal.volume.volume import Volume
 
-SOMEBODY = Who(1000, 1000, 77)
+SOMEBODY = Caller(1000, 1000, 77)
 SMALL_SEGMENTS = JournalOptions(segment_bytes=1 << 17, segment_entries=300)
 
 
@@ -36,10 +36,10 @@ class OpenVolume:
     """One open volume and what belongs to it."""
 
     directory: Path
-    opening: Opening
+    opening: VolumeStartup
     volume: Volume
     durability: Durability
-    marks: CopyMarks | None
+    marks: WatermarkPage | None
     replication: Replication | None = None
     orderly: bool = True
     """Whether it ends by an orderly stop, not as a killed process."""
@@ -72,14 +72,14 @@ class OpenVolume:
         )
         mirroring = None
         if self.marks is not None:
-            remembered = Remembered(lambda _: None, everything=False)
-            self.volume.is_in_use = lambda fid: fid in remembered
+            kernel_cache = KernelCache(lambda _: None, everything=False)
+            self.volume.is_in_use = lambda fid: fid in kernel_cache
             mirroring = Mirroring(
                 self.marks,
-                remembered,
-                self.opening.is_unborn,
+                kernel_cache,
+                self.opening.is_uninitialized,
                 self.marks.applying_seq,
-                self.opening.be_born,
+                self.opening.join_volume,
             )
         self.replication.attach(self.volume, self.durability, mirroring)
         return self.replication
@@ -138,10 +138,10 @@ def open_volume(
     known = state / "uuid"
     if uuid is None and known.exists():
         uuid = UUID(known.read_text())
-    page = CopyMarks(state / "marks")
+    page = WatermarkPage(state / "marks")
     marks = page if mirror else None
     root_fd = os.open(backing, os.O_RDONLY | os.O_DIRECTORY)
-    opening = Opening(
+    opening = VolumeStartup(
         state,
         uuid or uuid4(),
         backing,
@@ -150,12 +150,12 @@ def open_volume(
         Quiet(),
         page,
         is_mirror=mirror,
-        is_unborn=mirror and uuid is None,
+        is_uninitialized=mirror and uuid is None,
     )
     opening.open(read_only=False)
     if begin:
         opening.recover(read_only=False)
-        for _ in opening.begin(read_only=False):
+        for _ in opening.start_epoch_and_import(read_only=False):
             pass
     volume = opening.volume
     config = JournalConfig(compress=False)
@@ -166,7 +166,7 @@ def open_volume(
     try:
         yield opened
     finally:
-        if not opening.is_unborn:
+        if not opening.is_uninitialized:
             known.write_text(str(volume.journal.uuid))
         if opened.orderly:
             opening.close()

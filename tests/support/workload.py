@@ -51,7 +51,7 @@ from fusejournal.operations import (
     Void,
     Write,
 )
-from fusejournal.types import ROOT_FID, Epoch, Fid, Seq, Who, first_fid
+from fusejournal.types import ROOT_FID, Caller, Epoch, Fid, Seq, first_fid
 from tests.support.trees import Image, difference, image
 
 UUID_OF_WORKLOADS = UUID("89abcdef-0123-4567-89ab-cdef01234567")
@@ -74,7 +74,7 @@ _OFFSETS = (0, 0, 3, 4096, 70_000)
 _LENGTHS = (1, 7, 100, 3000)
 _FIRST_TIME_NS = 1_700_000_000_000_000_000
 
-Place = tuple[Fid, bytes]
+Dentry = tuple[Fid, bytes]
 Choice = TypeVar("Choice")
 
 
@@ -105,8 +105,8 @@ class Model:
 
     def __init__(self) -> None:
         self.files: dict[Fid, File] = {ROOT_FID: File(S_IFDIR, 0o755, 0, 0, 0)}
-        self.names: dict[Place, Fid] = {}
-        self._places: dict[Fid, list[Place]] | None = None
+        self.names: dict[Dentry, Fid] = {}
+        self._places: dict[Fid, list[Dentry]] | None = None
 
     def become(self, other: "Model") -> None:
         """Be what *other* is."""
@@ -120,7 +120,7 @@ class Model:
 
     # -- questions ---------------------------------------------------------------------------------
 
-    def places(self, fid: Fid) -> list[Place]:
+    def places(self, fid: Fid) -> list[Dentry]:
         """Every name of *fid*."""
         if self._places is None:
             self._places = {}
@@ -128,7 +128,7 @@ class Model:
                 self._places.setdefault(owner, []).append(place)
         return self._places.get(fid, [])
 
-    def path_of_place(self, place: Place) -> bytes:
+    def path_of_place(self, place: Dentry) -> bytes:
         """The path of a name."""
         above = self.path(place[0])
         assert above is not None
@@ -309,11 +309,11 @@ class Model:
         self._set(parent, mtime_ns=time_ns)
         self._set(new_parent, mtime_ns=time_ns)
 
-    def _put(self, place: Place, fid: Fid) -> None:
+    def _put(self, place: Dentry, fid: Fid) -> None:
         self.names[place] = fid
         self._places = None
 
-    def _cut(self, place: Place) -> None:
+    def _cut(self, place: Dentry) -> None:
         fid = self.names.pop(place)
         self._places = None
         if not self.places(fid):
@@ -427,7 +427,7 @@ class Step(NamedTuple):
     """One entry. ``void``: the one that follows it, if it was refused or cut short."""
 
     operation: Operation
-    who: Who
+    who: Caller
     time_ns: int
     data: bytes = b""
     void: Void | None = None
@@ -542,12 +542,12 @@ class Builder:
 
     def begin(self) -> None:
         """A volume's first entries."""
-        self.add(NewEpoch(self.epoch, "a new volume"), Who(0, 0, 0), 1)
+        self.add(NewEpoch(self.epoch, "a new volume"), Caller(0, 0, 0), 1)
         root = Setattr(ROOT_FID, 0o755, 0, 0, None, _TIMES_NS[3])
-        self.add(root, Who(0, 0, 0), 1)
+        self.add(root, Caller(0, 0, 0), 1)
 
     def add(
-        self, operation: Operation, who: Who, pause_ns: int, data: bytes = b"", cut: int = -1
+        self, operation: Operation, who: Caller, pause_ns: int, data: bytes = b"", cut: int = -1
     ) -> None:
         """Append *operation*. *cut*: it is refused, or of a WRITE only as much held."""
         self.time_ns += pause_ns
@@ -585,12 +585,12 @@ class Builder:
         if operation.kind < Kind.VOID and dice.maybe(20):
             short = isinstance(operation, Write) and len(data) > 1 and dice.maybe(128)
             cut = len(data) // 2 if short else 0
-        self.add(operation, Who(uid, uid, 77), dice.one_of((1, 1000, 10**9 + 1)), data, cut)
+        self.add(operation, Caller(uid, uid, 77), dice.one_of((1, 1000, 10**9 + 1)), data, cut)
 
     def import_command(self, rolls: bytes) -> None:
         """Something that was there first."""
         dice = Dice(rolls)
-        nobody = Who(0, 0, 0)
+        nobody = Caller(0, 0, 0)
         what = dice.one_of((S_IFREG, S_IFDIR, S_IFLNK, S_IFIFO, 0))
         place = self._free(dice)
         if place is None:
@@ -635,7 +635,7 @@ class Builder:
         self.next_fid = Fid(self.next_fid + 1)
         return Fid(self.next_fid - 1)
 
-    def _free(self, dice: Dice) -> Place | None:
+    def _free(self, dice: Dice) -> Dentry | None:
         """A name that is not taken."""
         directory, first = dice.one_of(self._files(S_IFDIR)), dice.roll()
         for number in range(len(NAMES)):
@@ -644,7 +644,7 @@ class Builder:
                 return place
         return None
 
-    def _named(self, dice: Dice, *, directories: bool) -> tuple[Place, Fid] | None:
+    def _named(self, dice: Dice, *, directories: bool) -> tuple[Dentry, Fid] | None:
         found = [
             (place, fid)
             for place, fid in self.model.names.items()
@@ -660,7 +660,7 @@ class Builder:
         return Mark(dice.one_of(("noon", "before"))), b""
 
     def restart(self, dice: Dice) -> Made:
-        self.add(Clean(), Who(0, 0, 0), 1)
+        self.add(Clean(), Caller(0, 0, 0), 1)
         self.epoch = Epoch(self.epoch + 1)
         self.next_fid = first_fid(self.epoch)
         return NewEpoch(self.epoch, "lost machine"), b""
@@ -711,7 +711,7 @@ class Builder:
         found = self._named(dice, directories=True)
         return None if found is None else (Rmdir(found[1], *found[0]), b"")
 
-    def _empty(self) -> list[Place]:
+    def _empty(self) -> list[Dentry]:
         """The names of empty directories."""
         return [
             place
@@ -803,7 +803,7 @@ def make_workload(
         builder.import_command(rolls)
     for rolls in commands:
         builder.command(rolls)
-    builder.add(Mark("end"), Who(0, 0, 0), 1)
+    builder.add(Mark("end"), Caller(0, 0, 0), 1)
     return workload
 
 
@@ -814,7 +814,7 @@ def workload_of(*operations: Operation, segment_entries: int = 10) -> Workload:
     root = Setattr(ROOT_FID, 0o755, 0, 0, None, 5)
     for operation in (NewEpoch(Epoch(1), "a new volume"), root, *operations):
         data = b"x" if isinstance(operation, Write) else b""
-        step = Step(operation, Who(0, 0, 0), len(workload.steps) + 1, data)
+        step = Step(operation, Caller(0, 0, 0), len(workload.steps) + 1, data)
         step.apply_to(model)
         workload.steps.append(step)
         workload.models.append(model.copy())

@@ -170,10 +170,10 @@ class Contents:
         if mtime_ns is not None:
             self._volume.applier.apply(Setattr(fid, None, None, None, None, mtime_ns), 0, b"", True)
 
-    def set_directory_times(self, restless: set[Fid]) -> None:
+    def set_directory_times(self, mtime_dirty_directories: set[Fid]) -> None:
         """Last, for whatever was done to names changed them: also those of *restless*, directories
         in which names were changed just now. Raises OSError."""
-        nodes = map(self._volume.catalog.node, restless | self._states.keys())
+        nodes = map(self._volume.catalog.node, mtime_dirty_directories | self._states.keys())
         fids = {node.fid for node in nodes if node and node.handle and node.type == S_IFDIR}
         for fid, mtime_ns in mtimes_before(self._lookup, fids, self._before_seq).items():
             self._set_mtime(fid, mtime_ns)
@@ -183,4 +183,3 @@ def _is_of_contents(posting: Posting) -> bool:
     if posting.is_parent or posting.kind not in DATA_KINDS:
         return False
     return not posting.refused or posting.kind == Kind.WRITE
-

@@ -29,7 +29,7 @@ from functools import cached_property
 from stat import S_IFDIR, S_IFMT, S_IFREG, S_ISREG
 
 from fusejournal.backing.catalog_store import Node
-from fusejournal.backing.tree import FID_XATTR, Look
+from fusejournal.backing.tree import FID_XATTR, FoundEntry
 from fusejournal.disk import calls, syscalls
 from fusejournal.history.file_states import (
     Maker,
@@ -40,8 +40,8 @@ from fusejournal.history.file_states import (
     target_of,
     type_of,
 )
-from fusejournal.history.lookup import Lookup, Place
-from fusejournal.journal.outcomes import settled
+from fusejournal.history.lookup import Dentry, Lookup
+from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.operations import (
     MAKERS,
     TOUCHED,
@@ -59,7 +59,7 @@ from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.volume.checkpoint import Checkpoint
 from fusejournal.volume.reconcile.contents import Contents, Progress
 from fusejournal.volume.reconcile.overwritten import KeptCopies
-from fusejournal.volume.reconcile.survey import Stray, Survey, staging_name
+from fusejournal.volume.reconcile.survey import Survey, UnexpectedName, staging_name
 from fusejournal.volume.volume import Volume
 
 _CLOCK_SLACK_NS = 10**9
@@ -110,7 +110,7 @@ class Reconciliation:
         """What is in the staging directory, under which name."""
         self._staging_name = staging_name(volume)
         self._staging_fd = -1
-        self._restless: set[Fid] = set()
+        self._mtime_dirty_directories: set[Fid] = set()
         """Directories in which names were changed just now."""
         self._kept = KeptCopies(volume)
         self._moved = 0
@@ -152,7 +152,7 @@ class Reconciliation:
                 calls.syncfs("reconcile.syncfs", self._tree.root_fd)
             self._fill_places()
         contents.set_attributes()
-        contents.set_directory_times(self._restless)
+        contents.set_directory_times(self._mtime_dirty_directories)
 
     def report(self) -> list[str]:
         """What was done, in words; nothing where nothing was to be."""
@@ -173,7 +173,7 @@ class Reconciliation:
         set."""
         touched: set[Fid] = set()
         first = Seq(self._checkpoint.seq + 1)
-        for entry, void in settled(self._volume.journal.reader.read(first, self._before_seq)):
+        for entry, void in with_outcomes(self._volume.journal.reader.read(first, self._before_seq)):
             operation = entry.operation
             if isinstance(operation, ControlOperation) or (void is not None and not void.written):
                 continue
@@ -198,7 +198,7 @@ class Reconciliation:
                 continue
             self._new.add(fid)
             for place in self._catalog.places(node):
-                self._survey.lacking[place] = fid
+                self._survey.missing_names[place] = fid
 
     def _is_cut_short(self, node: Node, state: State) -> bool:
         return (
@@ -214,8 +214,8 @@ class Reconciliation:
         were changed after their last entry."""
         changed = self._survey.changed
         if not self._may_be_ahead:
-            return self._survey.adopted
-        return self._survey.adopted | {
+            return self._survey.retagged
+        return self._survey.retagged | {
             fid
             for fid, state in self._states.items()
             if changed.get(fid, 0) > state.last_time_ns + _CLOCK_SLACK_NS
@@ -245,7 +245,9 @@ class Reconciliation:
     def _staging(self) -> Iterator[None]:
         """Have the staging directory, if there is need of it, and take it away in the end."""
         root_fd = self._tree.root_fd
-        if self._survey.lacking or any(stray.fid is not None for stray in self._survey.strays):
+        if self._survey.missing_names or any(
+            unexpected.fid is not None for unexpected in self._survey.unexpected_names
+        ):
             with suppress(FileExistsError):
                 calls.reached("reconcile.staging")
                 os.mkdir(self._staging_name, 0o700, dir_fd=root_fd)
@@ -255,7 +257,7 @@ class Reconciliation:
             if self._staging_fd >= 0 or _exists(root_fd, self._staging_name):
                 calls.reached("reconcile.unstaging")
                 os.rmdir(self._staging_name, dir_fd=root_fd)
-                self._restless.add(ROOT_FID)
+                self._mtime_dirty_directories.add(ROOT_FID)
         finally:
             if self._staging_fd >= 0:
                 os.close(self._staging_fd)
@@ -265,76 +267,83 @@ class Reconciliation:
     def _free_places(self) -> None:
         # What is in the staging directory first: to move another name of a file over that one would
         # do nothing, rename(2).
-        for stray in sorted(self._survey.strays, key=lambda stray: not stray.in_staging):
-            if stray.fid is not None:
-                self._take_home(stray, stray.fid)
+        for unexpected in sorted(
+            self._survey.unexpected_names, key=lambda unexpected: not unexpected.in_staging
+        ):
+            if unexpected.fid is not None:
+                self._take_home(unexpected, unexpected.fid)
         # Directories after what is in them.
-        for stray in reversed(self._survey.strays):
-            if stray.fid is None:
-                self._clear_away(stray)
+        for unexpected in reversed(self._survey.unexpected_names):
+            if unexpected.fid is None:
+                self._clear_away(unexpected)
 
-    def _take_home(self, stray: Stray, fid: Fid) -> None:
+    def _take_home(self, unexpected: UnexpectedName, fid: Fid) -> None:
         """Take a file of the journal from where it should not be."""
-        with self._directory(stray) as directory:
+        with self._directory(unexpected) as directory:
             if fid in self._staged or fid in self._new or self._is_at_home(fid):
                 calls.reached("reconcile.unlink")
-                os.unlink(stray.name, dir_fd=directory)
+                os.unlink(unexpected.name, dir_fd=directory)
                 self._removed += 1
-            elif stray.in_staging:
-                self._staged[fid] = stray.name
+            elif unexpected.in_staging:
+                self._staged[fid] = unexpected.name
             else:
                 name = b"%d" % fid
                 calls.reached("reconcile.take")
-                os.rename(stray.name, name, src_dir_fd=directory, dst_dir_fd=self._staging_fd)
+                os.rename(unexpected.name, name, src_dir_fd=directory, dst_dir_fd=self._staging_fd)
                 self._staged[fid] = name
                 self._moved += 1
 
     def _is_at_home(self, fid: Fid) -> bool:
         return any(
-            place not in self._survey.lacking for place in self._catalog.places(self._node(fid))
+            place not in self._survey.missing_names
+            for place in self._catalog.places(self._node(fid))
         )
 
-    def _clear_away(self, stray: Stray) -> None:
+    def _clear_away(self, unexpected: UnexpectedName) -> None:
         """See to what is not a file of the journal as it is now."""
-        look = stray.look
+        look = unexpected.look
         is_ours = look.fid is not None
         was_removed = look.fid in self._known_strays
-        place = stray.parent, stray.name
+        place = unexpected.parent, unexpected.name
         is_half_made = place == self._place_in_flight and self._may_be_in_flight(look)
         if is_half_made and isinstance(self._in_flight, Import):
             return
         is_empty = not (S_ISREG(look.stat.st_mode) and look.stat.st_size)
-        is_waste = was_removed or stray.in_staging or (is_half_made and is_empty)
-        in_the_way = place in self._survey.lacking or place == self._place_in_flight
-        with self._directory(stray) as directory:
-            if is_waste and self._remove(stray, directory):
+        is_waste = was_removed or unexpected.in_staging or (is_half_made and is_empty)
+        in_the_way = place in self._survey.missing_names or place == self._place_in_flight
+        with self._directory(unexpected) as directory:
+            if is_waste and self._remove(unexpected, directory):
                 return
             if is_ours:
-                _forget_fid(directory, stray.name)
-            if stray.in_staging:
-                self._put_aside(stray, directory, self._tree.root_fd, ROOT_FID)
-            elif in_the_way and stray.parent is not None:
-                self._put_aside(stray, directory, directory, stray.parent)
+                _forget_fid(directory, unexpected.name)
+            if unexpected.in_staging:
+                self._put_aside(unexpected, directory, self._tree.root_fd, ROOT_FID)
+            elif in_the_way and unexpected.parent is not None:
+                self._put_aside(unexpected, directory, directory, unexpected.parent)
 
     @cached_property
     def _known_strays(self) -> set[Fid]:
-        """Those fids of strays that entries which count name: so the journal knows that they are
-        gone. Each segment's index is looked at once for all of them."""
-        lacking = {stray.look.fid for stray in self._survey.strays if stray.look.fid is not None}
+        """Those fids of unexpected_names that entries which count name: so the journal knows that
+        they are gone. Each segment's index is looked at once for all of them."""
+        missing_names = {
+            unexpected.look.fid
+            for unexpected in self._survey.unexpected_names
+            if unexpected.look.fid is not None
+        }
         known: set[Fid] = set()
         for span in self._lookup.segments(to_seq=self._before_seq):
-            if not lacking:
+            if not missing_names:
                 break
             index = self._lookup.index(span)
-            for fid in list(index.which_of(lacking)):
+            for fid in list(index.which_of(missing_names)):
                 first = next(index.of_fid(fid))
                 if index.first_seq + first.number < self._before_seq:
                     known.add(fid)
-                    lacking.discard(fid)
+                    missing_names.discard(fid)
         return known
 
     @property
-    def _place_in_flight(self) -> Place | None:
+    def _place_in_flight(self) -> Dentry | None:
         """The name that the entry in flight may have made."""
         match self._in_flight:
             case Create() | Mkdir() | Symlink() | Link() | Import() | ImportLink():
@@ -343,7 +352,7 @@ class Reconciliation:
                 return self._in_flight.new_parent, self._in_flight.new_name
         return None
 
-    def _may_be_in_flight(self, look: Look) -> bool:
+    def _may_be_in_flight(self, look: FoundEntry) -> bool:
         """Whether the entry in flight may have made what was found at its place."""
         operation = self._in_flight
         match operation:
@@ -355,12 +364,12 @@ class Reconciliation:
                 return look.fid == operation.fid
         return False
 
-    def _remove(self, stray: Stray, directory: int) -> bool:
+    def _remove(self, unexpected: UnexpectedName, directory: int) -> bool:
         """Whether it could be removed: not a directory with something in it that the journal does
         not know."""
         calls.reached("reconcile.unlink")
         try:
-            (os.rmdir if stray.is_directory else os.unlink)(stray.name, dir_fd=directory)
+            (os.rmdir if unexpected.is_directory else os.unlink)(unexpected.name, dir_fd=directory)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
@@ -368,26 +377,28 @@ class Reconciliation:
         self._removed += 1
         return True
 
-    def _put_aside(self, stray: Stray, directory: int, aside: int, parent: Fid) -> None:
+    def _put_aside(
+        self, unexpected: UnexpectedName, directory: int, aside: int, parent: Fid
+    ) -> None:
         """Give it another name in *parent*, which is open on *aside*."""
         number = 0
         while True:
             ending = _ASIDE + (b"-%d" % number if number else b"")
-            name = stray.name[: _NAME_BYTES_MAX - len(ending)] + ending
+            name = unexpected.name[: _NAME_BYTES_MAX - len(ending)] + ending
             if self._catalog.lookup(parent, name) is None and not _exists(aside, name):
                 break
             number += 1
         calls.reached("reconcile.aside")
-        os.rename(stray.name, name, src_dir_fd=directory, dst_dir_fd=aside)
+        os.rename(unexpected.name, name, src_dir_fd=directory, dst_dir_fd=aside)
         above = self._catalog.path(parent) or b""
         self.aside.append(above + b"/" + name if above else name)
 
     @contextmanager
-    def _directory(self, stray: Stray) -> Iterator[int]:
-        """The directory that *stray* is in, whose names are about to change."""
-        if stray.parent is not None:
-            self._restless.add(stray.parent)
-        fd = syscalls.open_by_handle(self._tree.root_fd, stray.directory, _DIRECTORY)
+    def _directory(self, unexpected: UnexpectedName) -> Iterator[int]:
+        """The directory that *unexpected* is in, whose names are about to change."""
+        if unexpected.parent is not None:
+            self._mtime_dirty_directories.add(unexpected.parent)
+        fd = syscalls.open_by_handle(self._tree.root_fd, unexpected.directory, _DIRECTORY)
         try:
             yield fd
         finally:
@@ -427,11 +438,11 @@ class Reconciliation:
 
     def _fill_places(self) -> None:
         """Put everything where it belongs."""
-        for (parent, name), fid in self._survey.lacking.items():
+        for (parent, name), fid in self._survey.missing_names.items():
             node = self._node(fid)
             if not node.handle:
                 continue  # it is missing
-            self._restless.add(parent)
+            self._mtime_dirty_directories.add(parent)
             directory = self._tree.descriptor(parent)
             staged = self._staged.pop(fid, None)
             if staged is None:

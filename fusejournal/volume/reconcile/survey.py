@@ -12,10 +12,10 @@ from stat import S_IFLNK, S_IFMT, S_ISDIR
 from typing import NamedTuple
 
 from fusejournal.backing.catalog_store import COMMIT_CHANGES
-from fusejournal.backing.tree import Look
+from fusejournal.backing.tree import FoundEntry
 from fusejournal.disk import calls, syscalls
 from fusejournal.history.file_states import Maker, rdev_of, target_of
-from fusejournal.history.lookup import Place
+from fusejournal.history.lookup import Dentry
 from fusejournal.operations import Import
 from fusejournal.types import ROOT_FID, Fid
 from fusejournal.volume.volume import Volume
@@ -31,7 +31,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
 _PROGRESS_NAMES = 1024
 
 
-class Stray(NamedTuple):
+class UnexpectedName(NamedTuple):
     """A name in the backing that the journal does not have there."""
 
     directory: bytes
@@ -39,7 +39,7 @@ class Stray(NamedTuple):
     parent: Fid | None
     """That one's fid; None for a directory that is itself not the journal's."""
     name: bytes
-    look: Look
+    look: FoundEntry
     fid: Fid | None
     """The file of the journal that it is; None for anything else."""
     in_staging: bool
@@ -67,13 +67,13 @@ class Survey:
         self._progress = progress
         self._names = 0
         self._staging = b""
-        self.strays: list[Stray] = []
+        self.unexpected_names: list[UnexpectedName] = []
         """A directory's before those of what is in it."""
-        self.lacking: dict[Place, Fid] = {}
+        self.missing_names: dict[Dentry, Fid] = {}
         """Names of the journal that do not stand for their file in the backing."""
         self.changed: dict[Fid, int] = {}
         """Files of the journal whose inodes were changed at *since_ns* or later, and when."""
-        self.adopted: set[Fid] = set()
+        self.retagged: set[Fid] = set()
         """Files that had no fid."""
 
     def run(self) -> None:
@@ -92,7 +92,7 @@ class Survey:
                 os.close(fd)
         for fid in catalog.fids_without_handle():
             # Nothing is in a directory that is not there.
-            self.lacking.update({(fid, one.name): one.fid for one in catalog.list(fid, 0)})
+            self.missing_names.update({(fid, one.name): one.fid for one in catalog.list(fid, 0)})
         catalog.lacks_handles = False
 
     def _directory(
@@ -122,13 +122,15 @@ class Survey:
             if known is not None and expected.get(name) == known:
                 del expected[name]
             else:
-                self.strays.append(Stray(handle, fid, name, look, known, is_staging))
+                self.unexpected_names.append(
+                    UnexpectedName(handle, fid, name, look, known, is_staging)
+                )
             self._count()
         if fid is not None:
-            self.lacking.update({(fid, name): missing for name, missing in expected.items()})
+            self.missing_names.update({(fid, name): missing for name, missing in expected.items()})
         return below
 
-    def _known(self, look: Look) -> Fid | None:
+    def _known(self, look: FoundEntry) -> Fid | None:
         """The fid of what was found, if it is a file of the journal's, and the first one with that
         fid. Notes its handle."""
         node = self._volume.catalog.node(look.fid) if look.fid is not None else None
@@ -139,7 +141,7 @@ class Survey:
             self._volume.catalog.touch(node)
         return node.fid if node.handle == look.handle else None
 
-    def _adopted(self, look: Look, directory: int, name: bytes, expected: Fid) -> Fid | None:
+    def _adopted(self, look: FoundEntry, directory: int, name: bytes, expected: Fid) -> Fid | None:
         """*expected* if what was found, which has no fid, is it, and has got its fid now. (What was
         imported may have had one that the journal does not know any more.)"""
         maker, node = self._made.get(expected), self._volume.catalog.node(expected)
@@ -162,7 +164,7 @@ class Survey:
         finally:
             os.close(fd)
         self.changed[expected] = look.stat.st_ctime_ns
-        self.adopted.add(expected)
+        self.retagged.add(expected)
         return expected
 
     def _note_change(self, fid: Fid, stat: os.stat_result) -> None:

@@ -14,7 +14,7 @@ from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Create, Kind, Mkdir, Operation, Rmdir, Write
-from fusejournal.types import NOBODY_ASKED, ROOT_FID, Fid, Seq
+from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid, Seq
 from tests.support.entries import UUID_OF_TESTS
 
 
@@ -46,7 +46,7 @@ from tests.support.entries import UUID_OF_TESTS
 )
 def test_patterns(pattern: str, path: str, matches: bool, tmp_path: Path) -> None:
     journal = Journal.create(tmp_path, UUID_OF_TESTS, JournalOptions())
-    journal.append(Write(Fid(7), 0, None), NOBODY_ASKED, 1, lambda fid: path.encode(), b"x")
+    journal.append(Write(Fid(7), 0, None), SYSTEM_CALLER, 1, lambda fid: path.encode(), b"x")
     (entry,) = journal.reader.read(Seq(1), Seq(2))
     assert PathPattern(pattern.encode(), None).matches(entry, path.encode()) == matches
     # The same through the segment's index.
@@ -63,7 +63,7 @@ def test_a_name_that_looks_like_a_pattern_is_meant_as_it_is(tmp_path: Path) -> N
     journal = Journal.create(tmp_path, UUID_OF_TESTS, JournalOptions())
     for number, name in enumerate((b"a1.txt", b"a[1].txt"), 2):
         made = Mkdir(Fid(number), ROOT_FID, name, 0o755, 0, 0, None, None)
-        journal.append(made, NOBODY_ASKED, number, lambda fid: b"")
+        journal.append(made, SYSTEM_CALLER, number, lambda fid: b"")
     found = find(Lookup(journal.reader), Criteria(paths=(b"a[1].txt",)))
     assert [match.path for match in found] == [b"a[1].txt"]
 
@@ -104,7 +104,7 @@ def test_an_end_before_the_known_head_is_damage(tmp_path: Path) -> None:
 def test_what_is_gone_is_gone_in_a_part_of_a_journal(tmp_path: Path) -> None:
     journal = _directories(tmp_path, 300)
     gone = Rmdir(Fid(2), ROOT_FID, b"d1")
-    journal.append(gone, NOBODY_ASKED, 301, lambda fid: b"d1" if fid == 2 else b"")
+    journal.append(gone, SYSTEM_CALLER, 301, lambda fid: b"d1" if fid == 2 else b"")
     journal.close()
     list_segments(tmp_path)[0].unlink()
     lookup = Lookup(JournalReader(tmp_path))
@@ -144,7 +144,7 @@ def _append(journal: Journal, count: int) -> None:
         number = journal.head_seq + 1
         journal.append(
             Mkdir(Fid(number + 1), ROOT_FID, b"d%d" % number, 0o755, 0, 0, None, None),
-            NOBODY_ASKED,
+            SYSTEM_CALLER,
             number,
             lambda fid: b"",
         )
@@ -199,7 +199,7 @@ def test_a_path_skips_no_segment_that_has_a_match(tmp_path: Path) -> None:
     inner, file = Fid(2), Fid(3)
 
     def append(operation: Operation) -> None:
-        journal.append(operation, NOBODY_ASKED, journal.next_time(), paths.get)
+        journal.append(operation, SYSTEM_CALLER, journal.next_time(), paths.get)
 
     paths: dict[Fid, bytes] = {ROOT_FID: b""}
     append(Mkdir(inner, ROOT_FID, b"d", 0o755, 0, 0, None, None))
@@ -223,7 +223,7 @@ def test_a_follower_takes_a_name_that_was_there_as_it_is(tmp_path: Path) -> None
 
     def make(fid: int, name: bytes) -> None:
         operation = Create(Fid(fid), ROOT_FID, name, 0o644, 0, 0, 0, None)
-        journal.append(operation, NOBODY_ASKED, journal.next_time(), lambda _: b"")
+        journal.append(operation, SYSTEM_CALLER, journal.next_time(), lambda _: b"")
 
     make(2, b"report[1].txt")
     make(3, b"report1.txt")
@@ -234,7 +234,7 @@ def test_a_follower_takes_a_name_that_was_there_as_it_is(tmp_path: Path) -> None
     for seq, fid in enumerate((2, 3, 2), 3):
         journal.append(
             Write(Fid(fid), 0, None),
-            NOBODY_ASKED,
+            SYSTEM_CALLER,
             journal.next_time(),
             lambda fid: {2: b"report[1].txt", 3: b"report1.txt"}.get(fid),
         )
@@ -250,7 +250,7 @@ def test_paths_of_a_tree_deeper_than_the_stack(tmp_path: Path) -> None:
         fid = Fid(number + 2)
         journal.append(
             Mkdir(fid, Fid(number + 1), b"d", 0o755, 0, 0, None, None),
-            NOBODY_ASKED,
+            SYSTEM_CALLER,
             journal.next_time(),
             lambda _: None,
         )

@@ -14,7 +14,7 @@ from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Clean, Void, Write
-from fusejournal.types import NOBODY_ASKED, Fid, Seq
+from fusejournal.types import SYSTEM_CALLER, Fid, Seq
 from tests.support.entries import UUID_OF_TESTS
 from tests.support.volumes import open_volume
 
@@ -44,7 +44,7 @@ class _Made(NamedTuple):
 
 def _append(journal: Journal, count: int = 1) -> None:
     for _ in range(count):
-        journal.append(Write(Fid(3), 0, None), NOBODY_ASKED, journal.next_time(), lambda _: b"a")
+        journal.append(Write(Fid(3), 0, None), SYSTEM_CALLER, journal.next_time(), lambda _: b"a")
 
 
 def _expected(made: list[_Made], time_ns: int) -> Seq:
@@ -143,8 +143,8 @@ def test_a_void_follows_its_entry_whatever_the_clock_does(
         _append(journal)
         machine.now += leap * _HOUR
         void = Void(journal.head_seq, 28, 0)
-        journal.append(void, NOBODY_ASKED, journal.next_time(), lambda _: None)
-    journal.append(Clean(), NOBODY_ASKED, journal.next_time(), lambda _: None)
+        journal.append(void, SYSTEM_CALLER, journal.next_time(), lambda _: None)
+    journal.append(Clean(), SYSTEM_CALLER, journal.next_time(), lambda _: None)
     for path in journal.reader.segments():
         _, first = journal.reader.beginning(path)
         assert first is not None
@@ -189,11 +189,11 @@ def test_order_with_what_the_kernel_calls_now(tmp_path: Path) -> None:
         fid = opened.create("written", b"content")
         journal = opened.volume.journal
         for _ in range(300):
-            opened.volume.commit(Write(fid, 0, None), NOBODY_ASKED, b"x")
+            opened.volume.commit(Write(fid, 0, None), SYSTEM_CALLER, b"x")
             touched = clock.now_ns()
             assert opened.volume.tree.stat(fid).st_mtime_ns <= touched
             journal.clock.touched(touched)
-            opened.volume.commit(Write(fid, 0, None), NOBODY_ASKED, b"y")
+            opened.volume.commit(Write(fid, 0, None), SYSTEM_CALLER, b"y")
             assert opened.volume.tree.stat(fid).st_mtime_ns >= touched
             while clock.now_ns() == touched:
                 pass

@@ -19,12 +19,12 @@ from fusejournal.journal.index import (
     write_index,
 )
 from fusejournal.journal.journal import Journal
-from fusejournal.journal.outcomes import settled
+from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import SegmentReader, list_segments
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Kind, Mark, Rename, Setattr, Void, Write
-from fusejournal.types import Fid, Seq, Who
+from fusejournal.types import Caller, Fid, Seq
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples
 
 
@@ -45,7 +45,7 @@ def many(directory: Path, count: int, **options: int) -> Journal:
         time_ns = 10 * (number + 1)
         journal.append(
             Write(Fid(2 + number % 7), number, None),
-            Who(number % 3, 0, 0),
+            Caller(number % 3, 0, 0),
             time_ns,
             lambda fid: b"d/f%d" % fid,
             b"x" * (number % 50),
@@ -170,7 +170,7 @@ def test_segments_are_rolled_by_entries_but_never_before_a_void(tmp_path: Path) 
         operation = operations[(number - 1) % 2]
         if isinstance(operation, Void):
             operation = Void(Seq(number - 1), 28, 0)
-        journal.append(operation, Who(0, 0, 0), number, lambda fid: b"f")
+        journal.append(operation, Caller(0, 0, 0), number, lambda fid: b"f")
     journal.close()
     assert len(list_segments(tmp_path)) > 4
     for path in list_segments(tmp_path):
@@ -178,5 +178,5 @@ def test_segments_are_rolled_by_entries_but_never_before_a_void(tmp_path: Path) 
             index = build_index(reader)
         first = next(iter(JournalReader([path]).read(index.first_seq, Seq(index.first_seq + 1))))
         assert first.operation.kind != Kind.VOID
-    pairs = list(settled(JournalReader(tmp_path).read(Seq(1), Seq(21))))
+    pairs = list(with_outcomes(JournalReader(tmp_path).read(Seq(1), Seq(21))))
     assert all(void is not None for _, void in pairs)

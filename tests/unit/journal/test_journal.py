@@ -23,7 +23,7 @@ from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.tail import examine
 from fusejournal.journal.verify import verify
 from fusejournal.operations import Clean, Create, Operation, Setattr, Setxattr, Unlink, Void, Write
-from fusejournal.types import NOBODY_ASKED, Fid, Seq
+from fusejournal.types import SYSTEM_CALLER, Fid, Seq
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples
 
 _SMALL = JournalOptions(segment_bytes=1 << 16, preallocate_bytes=1 << 14, reserve_bytes=1 << 14)
@@ -37,7 +37,7 @@ def _no_fault_left() -> Iterator[None]:
 
 def append(journal: Journal, operation: Operation, data: bytes = b"") -> Seq:
     return journal.append(
-        operation, NOBODY_ASKED, journal.last_time_ns + 1, lambda fid: b"p%d" % fid, data
+        operation, SYSTEM_CALLER, journal.last_time_ns + 1, lambda fid: b"p%d" % fid, data
     )
 
 

@@ -14,7 +14,7 @@ from fusejournal.journal.segment import list_segments
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.verify import verify
 from fusejournal.operations import Write
-from fusejournal.types import NOBODY_ASKED, Fid, Seq
+from fusejournal.types import SYSTEM_CALLER, Fid, Seq
 from tests.support.entries import UUID_OF_TESTS
 
 _OPTIONS = JournalOptions(segment_entries=20, preallocate_bytes=1 << 14, reserve_bytes=1 << 14)
@@ -30,7 +30,7 @@ def _filled(directory: Path, count: int = 100) -> Journal:
     journal = Journal.create(directory, UUID_OF_TESTS, _OPTIONS)
     for _ in range(count):
         time_ns = journal.next_time()
-        journal.append(Write(Fid(3), 0, None), NOBODY_ASKED, time_ns, lambda _: b"a", b"x" * 300)
+        journal.append(Write(Fid(3), 0, None), SYSTEM_CALLER, time_ns, lambda _: b"a", b"x" * 300)
     journal.sync()
     return journal
 

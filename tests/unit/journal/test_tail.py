@@ -8,11 +8,11 @@ from fusejournal.journal.format import FRAME_HEADER_BYTES, encode_frame, encode_
 from fusejournal.journal.segment import BadFrameError
 from fusejournal.journal.tail import _flushed_after
 from fusejournal.operations import Write
-from fusejournal.types import NOBODY_ASKED, Fid, Seq
+from fusejournal.types import SYSTEM_CALLER, Fid, Seq
 
 
 def frame(seq: int, data: bytes, flushed: int, chain: int) -> tuple[bytes, int]:
-    payload = encode_payload(Write(Fid(7), 0, None), NOBODY_ASKED, seq, None)
+    payload = encode_payload(Write(Fid(7), 0, None), SYSTEM_CALLER, seq, None)
     head, chain = encode_frame(payload, data, Seq(seq), Seq(flushed), chain)
     return head + data, chain
 

@@ -10,33 +10,33 @@ from pathlib import Path
 import pytest
 
 from fusejournal.errors import JournalError
-from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.types import Epoch, Seq
 
 _BIG = (1 << 40) + 7
 
 
 def test_new_ones_are_zero(tmp_path: Path) -> None:
-    marks = CopyMarks(tmp_path / "marks")
-    assert marks.applying_seq == marks.settled_seq == marks.durable_seq == 0
+    marks = WatermarkPage(tmp_path / "marks")
+    assert marks.applying_seq == marks.committed_seq == marks.durable_seq == 0
     assert marks.stopped_seq == marks.epoch == 0
     marks.close()
 
 
 def test_they_outlive_a_killed_process(tmp_path: Path) -> None:
-    CopyMarks(tmp_path / "marks").close()
+    WatermarkPage(tmp_path / "marks").close()
     child = os.fork()
     if not child:
-        marks = CopyMarks(tmp_path / "marks")
+        marks = WatermarkPage(tmp_path / "marks")
         marks.applying_seq = Seq(_BIG)
-        marks.settled_seq = Seq(_BIG + 1)
+        marks.committed_seq = Seq(_BIG + 1)
         marks.durable_seq = Seq(_BIG + 2)
         marks.stopped_seq = Seq(_BIG + 3)
         marks.epoch = Epoch(5)
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
-    marks = CopyMarks(tmp_path / "marks")
-    assert (marks.applying_seq, marks.settled_seq) == (_BIG, _BIG + 1)
+    marks = WatermarkPage(tmp_path / "marks")
+    assert (marks.applying_seq, marks.committed_seq) == (_BIG, _BIG + 1)
     assert (marks.durable_seq, marks.stopped_seq, marks.epoch) == (_BIG + 2, _BIG + 3, 5)
     marks.sync()
     marks.close()
@@ -46,7 +46,7 @@ def test_they_outlive_a_killed_process(tmp_path: Path) -> None:
 def test_anything_else_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "marks").write_bytes(content)
     with pytest.raises(JournalError, match="not the watermarks"):
-        CopyMarks(tmp_path / "marks")
+        WatermarkPage(tmp_path / "marks")
 
 
 def test_a_full_disk_refuses_and_harms_nothing(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_full_disk_refuses_and_harms_nothing(tmp_path: Path) -> None:
     subprocess.run(["mkfs.btrfs", "-q", "-f", image], check=True, capture_output=True)
     subprocess.run(["mount", "-o", "loop", image, disk], check=True)
     try:
-        marks = CopyMarks(disk / "marks")
+        marks = WatermarkPage(disk / "marks")
         marks.applying_seq = Seq(1)
         marks.sync()
         with open(disk / "fill", "wb", 0) as file, suppress(OSError):
@@ -77,7 +77,7 @@ def test_a_full_disk_refuses_and_harms_nothing(tmp_path: Path) -> None:
         os.sync()
         marks.applying_seq = Seq(50)
         marks.close()
-        marks = CopyMarks(disk / "marks")
+        marks = WatermarkPage(disk / "marks")
         assert marks.applying_seq == 50
         marks.close()
     finally:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from fusejournal.layer.open_files import OpenFiles, new_table
-from fusejournal.types import Fid, Who
+from fusejournal.types import Caller, Fid
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def table() -> Iterator[int]:
 def test_handles_outlive_the_process(table: int) -> None:
     files = OpenFiles(table)
     dice = random.Random(1)
-    known: dict[int, tuple[Fid, Who]] = {}
+    known: dict[int, tuple[Fid, Caller]] = {}
     for _ in range(20):
         for _ in range(dice.randrange(300)):
             if known and dice.random() < 0.45:
@@ -31,7 +31,7 @@ def test_handles_outlive_the_process(table: int) -> None:
             else:
                 opened = (
                     Fid(dice.choice([1, 2, 1 << 40, (1 << 63) + 5])),
-                    Who(dice.choice([0, 1000, (1 << 32) - 2]), 100, dice.choice([0, 4711])),
+                    Caller(dice.choice([0, 1000, (1 << 32) - 2]), 100, dice.choice([0, 4711])),
                 )
                 handle = files.add(*opened)
                 assert handle not in known
@@ -45,7 +45,7 @@ def test_handles_outlive_the_process(table: int) -> None:
 
 def test_unknown_handles_are_stale(table: int) -> None:
     files = OpenFiles(table)
-    handle = files.add(Fid(5), Who(1, 2, 3))
+    handle = files.add(Fid(5), Caller(1, 2, 3))
     assert Fid(5) in files
     files.remove(handle)
     assert Fid(5) not in files
@@ -53,20 +53,20 @@ def test_unknown_handles_are_stale(table: int) -> None:
         files[handle]
     with pytest.raises(OSError, match="Stale"):
         files.remove(handle)
-    assert files.add(Fid(6), Who(1, 2, 3)) == handle  # and is given again
+    assert files.add(Fid(6), Caller(1, 2, 3)) == handle  # and is given again
 
 
 def test_a_handle_that_nobody_was_told_of_is_not_open(table: int) -> None:
     files = OpenFiles(table)
-    told, lost = (files.add(Fid(number), Who(1, 2, 3)) for number in (5, 6))
+    told, lost = (files.add(Fid(number), Caller(1, 2, 3)) for number in (5, 6))
     files.answered(told)
     assert Fid(6) in files
     files = OpenFiles(table)
     assert Fid(5) in files
     assert Fid(6) not in files
     # It is not given again, for its answer may have gone out at the very last moment.
-    assert files.add(Fid(7), Who(1, 2, 3)) not in (told, lost)
-    assert files[lost] == (Fid(6), Who(1, 2, 3))
+    assert files.add(Fid(7), Caller(1, 2, 3)) not in (told, lost)
+    assert files[lost] == (Fid(6), Caller(1, 2, 3))
     assert Fid(6) in files
     assert Fid(6) in OpenFiles(table)
     assert files.remove(lost) == (Fid(6), False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fusejournal.layer import permissions
-from fusejournal.types import Who
+from fusejournal.types import Caller
 
 
 def acl(*entries: tuple[int, int, int]) -> bytes:
@@ -80,6 +80,6 @@ def test_a_thread_of_the_kernel_is_trusted_with_groups() -> None:
         for process in Path("/proc").iterdir()
         if process.name.isdigit() and (process / "comm").read_text() == "kthreadd\n"
     )
-    assert permissions.in_group(Who(1000, 1000, kthreadd), 4711)
-    assert not permissions.in_group(Who(1000, 1000, os.getpid()), 4711)
-    assert not permissions.in_group(Who(1000, 1000, 0), 4711)
+    assert permissions.in_group(Caller(1000, 1000, kthreadd), 4711)
+    assert not permissions.in_group(Caller(1000, 1000, os.getpid()), 4711)
+    assert not permissions.in_group(Caller(1000, 1000, 0), 4711)

@@ -176,7 +176,7 @@ def test_a_role_is_for_life_once_there_is_a_journal(tmp_path: Path) -> None:
             return state
 
     assert claim(None).role == "primary"
-    assert claim("mirror").is_unborn  # nothing had come of it
+    assert claim("mirror").is_uninitialized  # nothing had come of it
     assert claim(None).role == "mirror"
     (tmp_path / "state" / "journal").mkdir()
     (tmp_path / "state" / "journal" / f"{1:020d}.fj").touch()

@@ -49,11 +49,11 @@ def make(root: Path) -> Path:
     os.setxattr(root / "symlink", "trusted.one", b"1", follow_symlinks=False)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(root / "socket"))
-    settle(root)
+    level_times(root)
     return root
 
 
-def settle(root: Path) -> None:
+def level_times(root: Path) -> None:
     """Give everything one and the same mtime."""
     for directory, directories, files in os.walk(root, topdown=False):
         for name in [*directories, *files, "."]:
@@ -128,7 +128,7 @@ def test_what_is_covered_changes_it(tmp_path: Path, what: str) -> None:
     root = make(tmp_path / "tree")
     before = digest_tree(root)
     CHANGES[what](root)
-    settle(root)
+    level_times(root)
     assert digest_tree(root).digest != before.digest
 
 
@@ -175,7 +175,7 @@ def test_what_is_not_covered_does_not(tmp_path: Path, what: str) -> None:
     before = digest_tree(root)
     UNCOVERED[what](root)
     if what != "atime":
-        settle(root)
+        level_times(root)
     assert digest_tree(root) == before
 
 
@@ -189,7 +189,7 @@ def test_which_names_are_one_file_counts(tmp_path: Path) -> None:
                 (root / name).write_bytes(b"content")
             else:
                 os.link(root / first, root / name)
-        settle(root)
+        level_times(root)
         found.add(digest_tree(root).digest)
     assert len(found) == 5
 
@@ -205,7 +205,7 @@ def test_order_of_creation_and_place_do_not_matter(tmp_path: Path) -> None:
         (tmp_path / root).mkdir(parents=True)
         for name in order:
             (tmp_path / root / os.fsdecode(name)).write_bytes(name)
-        settle(tmp_path / root)
+        level_times(tmp_path / root)
     assert digest_tree(tmp_path / "one") == digest_tree(tmp_path / "other/place")
 
 
@@ -215,7 +215,7 @@ def test_names_are_bytes(tmp_path: Path) -> None:
     for name in (b"\xff", b"\xfe", b"\xed\xb3\xbf", b"\n", "\U0001f600".encode()):
         os.mkdir(base + b"/" + name)
         (tmp_path / os.fsdecode(name) / os.fsdecode(name)).touch()
-        settle(tmp_path / os.fsdecode(name))
+        level_times(tmp_path / os.fsdecode(name))
         found.add(digest_tree(tmp_path / os.fsdecode(name)).digest)
     assert len(found) == 5
 
@@ -321,7 +321,7 @@ def test_a_tree_that_changes(tmp_path: Path, what: str) -> None:
     (root / "d" / "e").mkdir(parents=True)
     (root / "a").touch()
     (root / "b").write_bytes(b"content")
-    settle(root)
+    level_times(root)
     name, mishap = MISHAPS[what]
     # Entry 3 is b, once a is done; entry 5 is e, in d.
     when = 5 if "moved" in what else 3
@@ -412,7 +412,7 @@ def build(root: Path, plan: Plan) -> None:
             os.setxattr(path, "trusted.x", bytes(value), follow_symlinks=False)
         elif kind == "owner" and there:
             os.lchown(path, value, second)
-    settle(root)
+    level_times(root)
     for path, time_ns in times.items():
         os.utime(path, ns=(time_ns, time_ns), follow_symlinks=False)
 

@@ -13,7 +13,7 @@ from fusejournal.journal.segment import list_segments
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Create, Mkdir, Operation, Write
 from fusejournal.replay.fold import Fold
-from fusejournal.types import NOBODY_ASKED, ROOT_FID, Fid, Seq
+from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid, Seq
 from tests.support.entries import UUID_OF_TESTS
 
 _FILES, _LEVELS = 200, 3
@@ -28,7 +28,7 @@ def test_indexes_are_looked_at_once_a_level(
 
     def append(operation: Operation, data: bytes = b"") -> None:
         time_ns = journal.next_time()
-        journal.append(operation, NOBODY_ASKED, time_ns, lambda _: b"a", data)
+        journal.append(operation, SYSTEM_CALLER, time_ns, lambda _: b"a", data)
 
     above, fid = ROOT_FID, Fid(2)
     for _ in range(_LEVELS):

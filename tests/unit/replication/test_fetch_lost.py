@@ -18,9 +18,9 @@ from fusejournal.disk import calls
 from fusejournal.disk.syscalls import handle_of
 from fusejournal.errors import PeerLostError, RecoveryError
 from fusejournal.journal import clock
-from fusejournal.journal.outcomes import settled
+from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.journal.reader import JournalReader
-from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.operations import NewEpoch
 from fusejournal.replay.digest import digest_tree
 from fusejournal.types import ROOT_FID, Seq
@@ -72,7 +72,7 @@ async def _begin(primary: OpenVolume, **config: object) -> list[str]:
     with trio.fail_after(60):
         taken = await replication.take_back(primary.volume, lambda _: None)
     primary.opening.recover(read_only=False, held_seq=taken.held_seq)
-    for _ in primary.opening.begin(read_only=False):
+    for _ in primary.opening.start_epoch_and_import(read_only=False):
         pass
     return taken.failures
 
@@ -245,8 +245,8 @@ async def test_mirror_that_lost_its_machine_too_gives_all_it_has(tmp_path: Path,
                 await _ship_all(primary, mirror, address)
                 head_seq = primary.volume.journal.head_seq
         await mirror.durability.flush()
-    marks = CopyMarks(tmp_path / "mirror" / "state" / "marks")
-    marks.settled_seq = marks.durable_seq = marks.applying_seq = early_seq
+    marks = WatermarkPage(tmp_path / "mirror" / "state" / "marks")
+    marks.committed_seq = marks.durable_seq = marks.applying_seq = early_seq
     marks.close()
     begin_another_boot(tmp_path / "mirror" / "state")
     lose_machine(tmp_path / "primary" / "state", early_seq + 3)
@@ -300,7 +300,7 @@ def _copy_tree(source: Path, target: Path, head_seq: int) -> None:
     shutil.rmtree(target / "state" / "catalog")
     (target / "backing").mkdir()
     uuid = UUID((source / "state" / "uuid").read_text())
-    marks = CopyMarks(target / "state" / "marks")
+    marks = WatermarkPage(target / "state" / "marks")
     marks.durable_seq = Seq(head_seq)
     marks.rooted_seq = Seq(0)
     marks.close()
@@ -310,8 +310,10 @@ def _copy_tree(source: Path, target: Path, head_seq: int) -> None:
         pack_tag(uuid, ROOT_FID, handle_of(os.open(target / "backing", os.O_RDONLY))),
     )
     with open_volume(target, mirror=True, uuid=uuid, orderly=False) as copy:
-        for entry, void in settled(copy.volume.journal.reader.read(Seq(1), Seq(head_seq + 1))):
-            copy.volume.apply_received(entry, void, settle=False)
+        for entry, void in with_outcomes(
+            copy.volume.journal.reader.read(Seq(1), Seq(head_seq + 1))
+        ):
+            copy.volume.apply_received(entry, void, redo=False)
         copy.volume.catalog.commit()
     (target / "state" / "marks").unlink()
 

@@ -3,7 +3,7 @@
 import pytest
 
 from fusejournal.replication import lag as module
-from fusejournal.replication.lag import Ages
+from fusejournal.replication.lag import LagMeter
 from fusejournal.types import Seq
 
 
@@ -14,13 +14,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def _filled(clock: list[float]) -> Ages:
+def _filled(clock: list[float]) -> LagMeter:
     """Ten entries a second for ten seconds."""
-    ages = Ages()
+    lag_meter = LagMeter()
     for second in range(11):
         clock[0] = 1000.0 + second
-        ages.note(Seq(100 + 10 * second))
-    return ages
+        lag_meter.note(Seq(100 + 10 * second))
+    return lag_meter
 
 
 @pytest.mark.parametrize(
@@ -31,36 +31,36 @@ def test_lag(clock: list[float], seq: int, seconds: float) -> None:
 
 
 def test_idle_time_does_not_count(clock: list[float]) -> None:
-    ages = _filled(clock)
+    lag_meter = _filled(clock)
     clock[0] += 1000
-    ages.note(Seq(200))
+    lag_meter.note(Seq(200))
     clock[0] += 0.5
-    assert ages.lag(Seq(200), Seq(201)) == pytest.approx(0.5)
+    assert lag_meter.lag(Seq(200), Seq(201)) == pytest.approx(0.5)
 
 
 def test_nothing_is_known_at_first(clock: list[float]) -> None:
-    assert Ages().lag(Seq(3), Seq(10)) == 0.0
+    assert LagMeter().lag(Seq(3), Seq(10)) == 0.0
 
 
 def test_what_was_there_at_first_grows_old(clock: list[float]) -> None:
-    ages = Ages()
+    lag_meter = LagMeter()
     for _ in range(5):
-        ages.note(Seq(1000))
+        lag_meter.note(Seq(1000))
         clock[0] += 1
-    assert ages.lag(Seq(3), Seq(1000)) == pytest.approx(5)
-    ages.note(Seq(1001))
-    assert ages.lag(Seq(3), Seq(1001)) == pytest.approx(5)
-    assert ages.lag(Seq(1000), Seq(1001)) == pytest.approx(1)
+    assert lag_meter.lag(Seq(3), Seq(1000)) == pytest.approx(5)
+    lag_meter.note(Seq(1001))
+    assert lag_meter.lag(Seq(3), Seq(1001)) == pytest.approx(5)
+    assert lag_meter.lag(Seq(1000), Seq(1001)) == pytest.approx(1)
 
 
 def test_what_is_kept_is_bounded(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_NOTES_MAX", 200)
     monkeypatch.setattr(module, "_NEAR", 1 / 20)
-    ages = Ages()
+    lag_meter = LagMeter()
     for second in range(1000):
         clock[0] = 1000.0 + second
-        ages.note(Seq(second))
-    assert len(ages._seqs) == len(ages._times) <= 200
-    assert ages.lag(Seq(998), Seq(999)) == pytest.approx(1)
+        lag_meter.note(Seq(second))
+    assert len(lag_meter._seqs) == len(lag_meter._times) <= 200
+    assert lag_meter.lag(Seq(998), Seq(999)) == pytest.approx(1)
     for seq in range(0, 998, 7):
-        assert 999 - seq <= ages.lag(Seq(seq), Seq(999)) <= 1.2 * (999 - seq) + 1
+        assert 999 - seq <= lag_meter.lag(Seq(seq), Seq(999)) <= 1.2 * (999 - seq) + 1

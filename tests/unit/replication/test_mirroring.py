@@ -13,14 +13,14 @@ from fusejournal.backing.apply import Applier
 from fusejournal.backing.catalog import Catalog
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import PeerLostError, PeerMistakenError, PeerRefusedError
-from fusejournal.journal.frame_range import Stretch, StretchReader
+from fusejournal.journal.frame_range import FrameRange, FrameRangeReader
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import list_segments
 from fusejournal.replay.digest import digest_tree
 from fusejournal.replication import mirror_applier as updater_module
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication import supervisor as replication_module
-from fusejournal.replication.mirror_applier import Updater
+from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.shipper import Shipper
 from fusejournal.types import Seq
@@ -78,7 +78,7 @@ async def _received_and_not_applied(tmp_path: Path) -> None:
         open_volume(tmp_path / "primary") as primary,
     ):
         mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
-        mirror.replication.updater._limit = lambda: Seq(0)
+        mirror.replication.applier._limit = lambda: Seq(0)
         async with _running(mirror):
             primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             primary.work(12)
@@ -149,7 +149,7 @@ async def _apply_all(mirror: OpenVolume, commit_each: int) -> None:
 
     async def update(scope: trio.CancelScope) -> None:
         try:
-            await mirror.replication.updater.run()
+            await mirror.replication.applier.run()
         except _Died as error:
             died.append(error)
             scope.cancel()
@@ -176,7 +176,7 @@ async def test_nothing_is_applied_that_is_not_on_disk(tmp_path: Path) -> None:
             await nursery.start(primary.replication.run)
             journals = primary.volume.journal, mirror.volume.journal
             await _until("all is there", lambda: journals[0].head_seq == journals[1].head_seq)
-            mirror.replication.updater.wake()
+            mirror.replication.applier.wake()
             await trio.sleep(0.1)
             status = primary.replication.status()["peers"][0]
             assert (status["acked_seq"], status["applied_seq"]) == (0, 0)
@@ -194,9 +194,9 @@ async def test_mirror_that_ends_between_an_entry_and_its_void(tmp_path: Path) ->
         head_seq = primary.volume.journal.head_seq
         uuid = primary.volume.journal.uuid
         with open_volume(tmp_path / "mirror", mirror=True, uuid=uuid, orderly=False) as mirror:
-            reader = StretchReader(primary.journal_dir, uuid)
+            reader = FrameRangeReader(primary.journal_dir, uuid)
             reader.seek(Seq(head_seq - 1))
-            assert reader.settled_seq(primary.volume.journal.end) == head_seq - 2
+            assert reader.committed_seq(primary.volume.journal.end) == head_seq - 2
             reader.close()
             mirror.volume.journal.receive(_beginning(primary, Seq(head_seq - 1)))
     async with _idle_pair(tmp_path) as (primary, mirror):
@@ -207,11 +207,11 @@ async def test_mirror_that_ends_between_an_entry_and_its_void(tmp_path: Path) ->
         assert tree_digest(mirror.backing) == tree_digest(primary.backing)
 
 
-def _beginning(primary: OpenVolume, last_seq: Seq) -> Stretch:
+def _beginning(primary: OpenVolume, last_seq: Seq) -> FrameRange:
     """What a mirror has whose first segment was cut after entry *last_seq*."""
     *_, (path, frame) = JournalReader(primary.journal_dir).frames(Seq(1), Seq(last_seq + 1))
     content = path.read_bytes()[: frame.offset + len(frame.content)]
-    return Stretch(Seq(1), 0, Seq(1), last_seq, 0, frame.checksum, content)
+    return FrameRange(Seq(1), 0, Seq(1), last_seq, 0, frame.checksum, content)
 
 
 async def test_what_was_refused_is_not_applied_before_its_void_is_durable(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ async def test_what_was_refused_is_not_applied_before_its_void_is_durable(tmp_pa
             await nursery.start(primary.replication.run)
             head_seq = primary.volume.journal.head_seq
             await _until("all is there", lambda: mirror.volume.journal.head_seq == head_seq)
-            mirror.replication.updater.wake()
+            mirror.replication.applier.wake()
             await trio.sleep(0.1)
             assert applied(mirror) == refused_seq - 1
             assert not (mirror.backing / "behind").exists()
@@ -392,12 +392,12 @@ async def test_segments_stay_plain_until_they_are_sent(tmp_path: Path) -> None:
         status = lambda: primary.replication.status()["peers"][0]  # noqa: E731
         await _until("the primary knows", lambda: status()["lag_entries"] == 0)
         head_seq = primary.volume.journal.head_seq
-        assert primary.durability.plain_from() == head_seq + 1
+        assert primary.durability.keep_uncompressed_from() == head_seq + 1
         await primary.durability.flush()
-        sealed = primary.volume.journal.compressible(primary.durability.plain_from())
+        sealed = primary.volume.journal.compressible(primary.durability.keep_uncompressed_from())
         assert sealed == list_segments(primary.journal_dir)[:-1]
         assert primary.volume.journal.compressible(Seq(2)) == []
-    assert primary.durability.plain_from() == END
+    assert primary.durability.keep_uncompressed_from() == END
 
 
 # -- what the status says ------------------------------------------------------------------------
@@ -407,9 +407,9 @@ async def test_a_new_mirror_is_catching_up_until_it_has_what_there_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replication_module, "_SAMPLE_SECONDS", 0.02)
-    limit = Updater._limit
+    limit = MirrorApplier._limit
     upto = [0]
-    monkeypatch.setattr(Updater, "_limit", lambda self: min(limit(self), Seq(upto[0])))
+    monkeypatch.setattr(MirrorApplier, "_limit", lambda self: min(limit(self), Seq(upto[0])))
     with open_volume(tmp_path / "primary") as primary:
         primary.work(100)
     async with _pair(tmp_path) as (primary, mirror):
@@ -417,7 +417,7 @@ async def test_a_new_mirror_is_catching_up_until_it_has_what_there_was(
         journals = primary.volume.journal, mirror.volume.journal
         await _until("all is there", lambda: journals[0].head_seq == journals[1].head_seq)
         for upto[0] in range(100, head_seq - 200, 20):
-            mirror.replication.updater.wake()
+            mirror.replication.applier.wake()
             await _until("some", lambda: peer_status(primary)["applied_seq"] >= upto[0] - 1)
             await trio.sleep(0.03)
         for status in (peer_status(primary), mirror_status(mirror)):
@@ -426,7 +426,7 @@ async def test_a_new_mirror_is_catching_up_until_it_has_what_there_was(
             assert 0 < status["eta_seconds"] < 20
             assert 0.1 < status["lag_seconds"] < 20
         upto[0] = head_seq
-        mirror.replication.updater.wake()
+        mirror.replication.applier.wake()
         await _until("the primary says", lambda: peer_status(primary)["state"] == "streaming")
         assert mirror_status(mirror)["state"] == "streaming"
         assert mirror_status(mirror)["eta_seconds"] is None

@@ -7,13 +7,13 @@ import pytest
 
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import JournalVersionError
-from fusejournal.journal.frame_range import StretchReader
+from fusejournal.journal.frame_range import FrameRangeReader
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.verify import verify
 from fusejournal.types import Epoch, Seq
-from fusejournal.wire.batches import RAW, batch_of, stretch_of
+from fusejournal.wire.batches import RAW, batch_of, frame_range_of
 from fusejournal.wire.frames import WireError
 from fusejournal.wire.session import VERSION, RefusedError
 from tests.support.entries import (
@@ -30,13 +30,13 @@ from tests.support.volumes import applied, open_volume
 
 def _received(journal: Journal) -> None:
     """What a receiver does with a batch of the whole *journal*."""
-    reader = StretchReader(journal.directory, journal.uuid)
+    reader = FrameRangeReader(journal.directory, journal.uuid)
     reader.seek(Seq(0))
-    stretch = reader.next(journal.end, journal.head_seq, 1 << 20)
-    assert stretch is not None
-    assert stretch.last_seq == journal.head_seq
+    frame_range = reader.next(journal.end, journal.head_seq, 1 << 20)
+    assert frame_range is not None
+    assert frame_range.last_seq == journal.head_seq
     head = journal.head_seq
-    stretch_of(batch_of(stretch, RAW, stretch.content, Epoch(1), head, head))
+    frame_range_of(batch_of(frame_range, RAW, frame_range.content, Epoch(1), head, head))
 
 
 @pytest.mark.parametrize("fields", [NEWER_KIND, NEWER_FIELD])

@@ -13,13 +13,13 @@ import trio
 from fusejournal.config import ReplicationConfig
 from fusejournal.disk import calls
 from fusejournal.errors import ConfigError
-from fusejournal.journal.watermarks import CopyMarks
+from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.operations import NewEpoch
-from fusejournal.replication import fetch_lost as take_back_module
+from fusejournal.replication import fetch_lost as fetch_lost_module
 from fusejournal.replication import receiver as receiver_module
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication.fence import node_id_of, parse_reign
-from fusejournal.replication.mirror_applier import Updater
+from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.types import EPOCH_MAX, Epoch, Reign, Seq
 from fusejournal.wire.connection import OPEN, READY, Connection, receive_exactly
 from fusejournal.wire.frames import Ack, Begin, Diverged, Message, Refusal, Welcome
@@ -49,7 +49,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def reign_of(side: OpenVolume) -> Reign:
     """The reign that *side* has seen."""
-    marks = CopyMarks(side.directory / "state" / "marks")
+    marks = WatermarkPage(side.directory / "state" / "marks")
     try:
         return marks.fence
     finally:
@@ -62,7 +62,7 @@ def node_id(side: OpenVolume) -> int:
 
 
 def begin(side: OpenVolume) -> None:
-    for _ in side.opening.begin(read_only=False):
+    for _ in side.opening.start_epoch_and_import(read_only=False):
         pass
 
 
@@ -106,7 +106,7 @@ async def test_a_fenced_primary_takes_no_change(tmp_path: Path) -> None:
 
                 async with running(primary), trio.open_nursery() as nursery:
                     nursery.start_soon(wait)
-                    await until("it is fenced", lambda: primary.volume.refusal is not None)
+                    await until("it is fenced", lambda: primary.volume.write_errno is not None)
                 assert caught == [errno.EROFS]
                 with pytest.raises(OSError, match="Read-only") as refused:
                     primary.create("two")
@@ -290,7 +290,7 @@ async def test_applying_may_be_behind_an_epoch(
                 async with running(primary):
                     await until("the mirror is level", level(primary, mirror))
                 head_seq = primary.volume.journal.head_seq
-            monkeypatch.setattr(Updater, "_limit", lambda _: Seq(0))
+            monkeypatch.setattr(MirrorApplier, "_limit", lambda _: Seq(0))
             lose_machine(tmp_path / "primary" / "state", head_seq)
             with open_volume(tmp_path / "primary", orderly=False) as primary:
                 assert primary.volume.journal.epoch == 2
@@ -439,7 +439,7 @@ async def test_a_clone_does_not_disturb_the_one_that_is_followed(
                 assert "runs twice" in degraded(clone)
                 assert "runs twice" in degraded(mirror)
                 assert peer_status(primary)["sessions"] == 1
-                assert primary.volume.refusal is None
+                assert primary.volume.write_errno is None
                 assert not list((tmp_path / "mirror" / "state").glob("diverged.*"))
                 assert reign_of(mirror).epoch == 1
 
@@ -551,7 +551,7 @@ async def test_a_peer_that_is_ahead_has_a_new_epoch_begin(
 async def test_a_start_waits_for_nobody_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(take_back_module, "_LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(fetch_lost_module, "_LOOK_SECONDS", 0.3)
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")  # nobody answers there
     address = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
     with open_volume(tmp_path / "primary") as primary:
@@ -585,7 +585,7 @@ async def test_a_primary_hears_of_its_successor_by_its_greeting(tmp_path: Path) 
                 await until("the mirror is level", level(primary, mirror))
                 successor.replicate(ReplicationConfig(peers={"old": listens_at(primary)}))
                 async with running(successor):
-                    await until("it is fenced", lambda: primary.volume.refusal == errno.EROFS)
+                    await until("it is fenced", lambda: primary.volume.write_errno == errno.EROFS)
                     await until(
                         "it ships no more",
                         lambda: (
@@ -594,7 +594,7 @@ async def test_a_primary_hears_of_its_successor_by_its_greeting(tmp_path: Path) 
                         ),
                     )
                     assert "fenced" in peer_status(primary)["last_error"]
-                assert successor.volume.refusal is None
+                assert successor.volume.write_errno is None
     assert reign_of(primary) == Reign(Epoch(2), node_id(successor))
 
 

@@ -140,7 +140,7 @@ async def test_nor_does_a_mirror_that_takes_nothing(
         primary.work(3)
         await until("the mirror is level", level(primary, mirror))
         monkeypatch.setattr(Receiver, "_trouble", lambda _: (trouble, "trouble"))
-        mirror.replication.receiver.news()
+        mirror.replication.receiver.notify()
         await until("it is in trouble", says(primary, f"mirror {trouble}"))
         await trio.sleep(0.1)
         assert says(primary, f"mirror {trouble}")()

@@ -12,9 +12,9 @@ import xxhash
 from fusejournal.config import ReplicationConfig
 from fusejournal.disk import calls
 from fusejournal.journal.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES
-from fusejournal.journal.frame_range import Stretch
+from fusejournal.journal.frame_range import FrameRange
 from fusejournal.operations import Create
-from fusejournal.replication import fetch_lost as take_back_module
+from fusejournal.replication import fetch_lost as fetch_lost_module
 from fusejournal.replication.kept_signatures import _SLOT_BYTES, _SLOTS, Kept, KeptSignatures
 from fusejournal.replication.peers import PeerBook
 from fusejournal.types import ROOT_FID, Fid, Seq
@@ -176,14 +176,14 @@ async def test_what_was_changed_in_the_midst_is_not_taken(
 
     async with _lost(tmp_path, 40, batch_bytes=batch_bytes) as (mirror, head_seq, _):
         monkeypatch.setattr(Connection, "receive", lie)
-        monkeypatch.setattr(take_back_module, "_readable", _unchecked)
+        monkeypatch.setattr(fetch_lost_module, "_readable", _unchecked)
         end, failures, _ = await _taken(tmp_path, mirror)
         assert end == head_seq - 40
         assert len(failures) == 1
 
 
-def _unchecked(batch: Batch) -> Stretch:
-    return Stretch(
+def _unchecked(batch: Batch) -> FrameRange:
+    return FrameRange(
         batch.segment_seq,
         batch.offset,
         batch.first_seq,

@@ -114,7 +114,7 @@ async def test_who_waits_for_mirrors_has_waited_for_the_flush_too(quick_disk: Pa
         durability.quorum = quorum
         seq = volume.volume.note(Mark("flushed here"))
         delay_flushes(0.05)
-        since = durability.settle_at_once(seq)
+        since = durability.try_flush_inline(seq)
         assert since is not None
         assert durability.durable_seq == seq
         quorum.acked("mirror", seq)

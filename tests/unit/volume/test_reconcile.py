@@ -166,7 +166,7 @@ def test_a_second_loss_keeps_what_the_first_one_kept(tmp_path: Path) -> None:
     lose_machine(tmp_path / "state", last_seq)
     with open_volume(tmp_path, begin=False, orderly=False) as volume:
         volume.opening.recover(read_only=False)
-        next(volume.opening.begin(read_only=False))
+        next(volume.opening.start_epoch_and_import(read_only=False))
         assert volume.volume.journal.epoch == 2
     os.setxattr(thesis, FID_XATTR, tag)
     begin_another_boot(tmp_path / "state")
@@ -240,7 +240,7 @@ def test_an_import_under_way_of_a_file_that_the_disk_has_less_of(tmp_path: Path)
     big.write_bytes(b"x" * (5 << 20))
     with open_volume(tmp_path, begin=False, orderly=False) as volume:
         volume.opening.recover(read_only=False)
-        for _ in volume.opening.begin(read_only=False):
+        for _ in volume.opening.start_epoch_and_import(read_only=False):
             if volume.volume.journal.head_seq >= 5:
                 break
     os.truncate(big, 1 << 20)

@@ -45,7 +45,7 @@ def test_strict_applies_nothing_that_was_not_flushed(tmp_path: Path) -> None:
             calls.listen(None)
         assert caught.value.errno == errno.EIO
         assert not (opened.backing / "directory").exists()
-        assert opened.volume.refusal == errno.EROFS
+        assert opened.volume.write_errno == errno.EROFS
 
 
 def test_async_flushes_nothing_by_itself(tmp_path: Path, labels: list[str]) -> None:

@@ -7,7 +7,7 @@ from collections import deque
 
 import trio
 
-from fusejournal.replication.lag import Ages
+from fusejournal.replication.lag import LagMeter
 from fusejournal.types import Seq
 
 _RATE_SECONDS = 10.0
@@ -15,13 +15,13 @@ _LIVE_SECONDS = 3.0
 """Who is no further behind is up to date, but for what is on its way."""
 
 
-class Progress:
+class CatchUpMeter:
     """See the module. *ages* tells how old what is lacking is."""
 
-    def __init__(self, ages: Ages) -> None:
+    def __init__(self, lag_meter: LagMeter) -> None:
         self._goal_seq = Seq(0)
         """Where the journal ended when the session began."""
-        self._ages = ages
+        self._lag_meter = lag_meter
         self._samples: deque[tuple[float, Seq, int]] = deque()
 
     def begin(self, head_seq: Seq) -> None:
@@ -32,7 +32,7 @@ class Progress:
     def lag_seconds(self, applied_seq: Seq, head_seq: Seq) -> float:
         """For how long something has been lacking that is in the journal, which ends with
         *head_seq*."""
-        return self._ages.lag(applied_seq, head_seq)
+        return self._lag_meter.lag(applied_seq, head_seq)
 
     def is_catching_up(self, applied_seq: Seq, head_seq: Seq) -> bool:
         """Whether there is more to apply than what comes now."""

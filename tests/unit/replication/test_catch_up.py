@@ -4,12 +4,12 @@ import pytest
 import trio
 import trio.testing
 
-from fusejournal.replication.lag import Ages
-from fusejournal.replication.progress import Progress
+from fusejournal.replication.catch_up import CatchUpMeter
+from fusejournal.replication.lag import LagMeter
 from fusejournal.types import Seq
 
 
-async def _applies(progress: Progress, upto: int, start: int = 0) -> None:
+async def _applies(progress: CatchUpMeter, upto: int, start: int = 0) -> None:
     """A hundred entries of ten bytes a second."""
     for seq in range(start, upto + 1, 100):
         progress.sample(Seq(seq), 10 * seq)
@@ -17,7 +17,7 @@ async def _applies(progress: Progress, upto: int, start: int = 0) -> None:
 
 
 async def test_rate_and_time_to_go(autojump_clock: trio.testing.MockClock) -> None:
-    progress = Progress(Ages())
+    progress = CatchUpMeter(LagMeter())
     assert progress.rates() == (0.0, 0.0)
     assert progress.eta_seconds(500) is None
     await _applies(progress, 3000)
@@ -29,7 +29,7 @@ async def test_rate_and_time_to_go(autojump_clock: trio.testing.MockClock) -> No
 async def test_what_was_before_a_session_does_not_count(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    progress = Progress(Ages())
+    progress = CatchUpMeter(LagMeter())
     for _ in range(8):
         progress.sample(Seq(0), 0)
         await trio.sleep(1)

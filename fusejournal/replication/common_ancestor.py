@@ -28,10 +28,10 @@ from fusejournal.journal.segment import (
     first_seq_of,
     list_segments,
 )
-from fusejournal.types import Position, Seq
+from fusejournal.types import Position, Reign, Seq
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import AskChains, Chains
-from fusejournal.wire.session import Comparison, expect
+from fusejournal.wire.session import Claim, Comparison, expect, is_proven
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +106,17 @@ class ChainFinder:
         for _, frame in self._reader.frames(seq, Seq(seq + 1)):
             return frame.checksum
         return None
+
+
+async def is_bound_by(claim: Claim, mine: Reign, chains: ChainFinder) -> bool:
+    """Whether a node that goes by *mine*, and whose journal *chains* knows, is bound by *claim*
+    (:func:`is_proven`). A damaged place in that journal is no reason to go on: it counts as another
+    entry than the peer's."""
+    try:
+        (chain,) = await chains.at((claim.seq,))
+    except JournalDamagedError:
+        chain = None
+    return is_proven(claim, mine, chain)
 
 
 async def find_common(

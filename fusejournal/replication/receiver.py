@@ -7,7 +7,12 @@ ship to here ends nobody's session. A second primary is refused, and so is a sec
 same one (wire/instances.py) while the first is heard. Checks come in this order: who it is, version
 and volume, reign, whether another ships, position, checksum; then the frames are appended as they
 are, flushed, acknowledged, and left to the updater. Nothing of a batch counts before it is whole in
-the journal. A reign that begins here is on the disk before anything of it is taken or answered.
+the journal.
+
+A higher reign that somebody proves is on the disk before that is answered, and ends a session of a
+lower one at once, also where nothing can be taken from who speaks of it. One that the followed node
+itself is said to have begun may be that of a copy: it counts when the instance is let in, and then
+only where its journal may go on from this one.
 
 A journal without space is tried again for a while; then the session is refused, and so is every
 other until there is space for what did not fit: a connection that nobody reads would be cut in any
@@ -19,7 +24,8 @@ import errno
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -34,12 +40,13 @@ from fusejournal.replication.common_ancestor import (
     SILENCE_SECONDS,
     ChainFinder,
     first_error,
+    is_bound_by,
     keep_extra,
 )
 from fusejournal.replication.kept_signatures import KeptSignatures
 from fusejournal.replication.lag import LagMeter
 from fusejournal.replication.mirror_applier import MirrorApplier
-from fusejournal.types import Seq
+from fusejournal.types import Reign, Seq
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.volume import Volume
 from fusejournal.wire.batches import frame_range_of
@@ -64,9 +71,11 @@ from fusejournal.wire.session import (
     FULL,
     INSTANCE,
     OK,
+    Claim,
     HandshakeState,
     RefusedError,
     Sink,
+    claim_of,
     expect,
     welcome,
 )
@@ -115,6 +124,7 @@ class Receiver:
         self._sign = trio.Event()
         """Set when the sender says something."""
         self._instances = Instances()
+        self._heeding = trio.Lock()
         self._news = trio.Event()
         self._lag_meter = LagMeter()
         self._progress = CatchUpMeter(self._lag_meter)
@@ -259,6 +269,7 @@ class Receiver:
         """Compare who has greeted, beside the session that goes on; what it begins with, or None
         where the two have parted. Raises RefusedError, WireError."""
         await self._check_instance(instance_of(greeting, connection.where))
+        await self._heed(claim_of(greeting), connection.peer or greeting.node, is_let_in=True)
         if self._session is None:
             self.primary, self.where = greeting.node, connection.where
             self.state = "connecting"
@@ -266,6 +277,29 @@ class Receiver:
         answer, _ = self._check(greeting)
         await connection.send(answer)
         return await self._compare(connection, greeting.node)
+
+    async def heed(self, claim: Claim, peer: str) -> None:
+        """*peer* has told of a reign. When this returns, it is on the disk where it is higher than
+        the one that this mirror goes by, and proven; and nothing of a lower one is taken any more.
+        Cancelling leaves it undone, or done. Raises RefusedError on a full disk, OSError."""
+        await self._heed(claim, peer, is_let_in=False)
+
+    async def _heed(self, claim: Claim, peer: str, *, is_let_in: bool) -> None:
+        """As :meth:`heed`. *is_let_in*: which instance of its node *peer* is, was looked at."""
+        async with self._heeding:  # who tells of the same waits until it is on the disk
+            me, journal = self._me(), self._volume.journal
+            if me.uuid is None or claim.reign.epoch <= me.reign.epoch:
+                return
+            may_be_copy = self._instances.is_of_followed(claim.reign.node_id)
+            if may_be_copy and (not is_let_in or claim.seq <= journal.head_seq):
+                return
+            chains = ChainFinder(journal.directory, journal.uuid)
+            if not await is_bound_by(claim, me.reign, chains) or not self._raise(claim.reign):
+                return
+            log.warning("%s tells of reign %s: nothing of a lower is taken now", peer, claim.reign)
+            if self._session is not None:
+                self._session.cancel()
+            await trio.to_thread.run_sync(self._marks.sync)
 
     def _check_peer(self, peer: str) -> None:
         """Raise RefusedError where another peer than *peer* ships to here, or is about to."""
@@ -493,18 +527,28 @@ class Receiver:
         """Keep the sender's reign, and how far it had applied what is here. Returns whether the
         reign is another than before. Raises RefusedError on a full disk: the next session tells it
         again."""
-        marks = self._marks
-        before = marks.fence
-        try:
-            marks.fence = before.after(sink.reign)
+        marks, is_raised = self._marks, self._raise(sink.reign)
+        with self._refusing_when_full():
             marks.committed_seq = max(marks.committed_seq, sink.committed_seq)
+        return is_raised
+
+    def _raise(self, reign: Reign) -> bool:
+        """Keep *reign*, which was seen. Returns, and raises, as :meth:`_mark`."""
+        before = self._marks.fence
+        with self._refusing_when_full():
+            self._marks.fence = before.after(reign)
+        return self._marks.fence != before
+
+    @contextmanager
+    def _refusing_when_full(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             self._full, self._lacking_bytes = f"no space left for the watermarks: {error}", 0
             self.notify()
             raise RefusedError("full", self._full) from None
-        return marks.fence != before
 
     def _check_space(self) -> None:
         """Raises RefusedError while what did not fit does not fit yet."""

@@ -30,7 +30,7 @@ from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.replication.append_notifier import AppendNotifier
-from fusejournal.replication.common_ancestor import ChainFinder, first_error
+from fusejournal.replication.common_ancestor import ChainFinder, first_error, is_bound_by
 from fusejournal.replication.fence import Fence, node_id_of, parse_reign
 from fusejournal.replication.fetch_lost import LostEntryFetcher, TakenBack, serve_fetch
 from fusejournal.replication.kept_signatures import KeptSignatures
@@ -58,7 +58,7 @@ from fusejournal.wire.session import (
     RefusedError,
     claim_of,
     expect,
-    is_proven,
+    speaks_of_same,
 )
 
 log = logging.getLogger(__name__)
@@ -133,6 +133,7 @@ class Replication:
         self._desk: PeerCommands
         self._inbound: dict[trio.CancelScope, str | None] = {}
         """Connections of others to here, with the name of the peer."""
+        self._judging = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._signatures: KeptSignatures | None = None
         self.receiver: Receiver | None = None
@@ -158,7 +159,7 @@ class Replication:
             self._insecure,
             LagMeter(),
             LogLimiter(),
-            self._judge,
+            self._heed_refusal,
         )
         self._desk = PeerCommands(
             self.book,
@@ -270,8 +271,7 @@ class Replication:
         """Remember what *peer* says of a higher reign than this primary's, if that is proven.
         Returns why this node takes no change any more."""
         mine = self.fence.own(journal.epoch)
-        (chain,) = await ChainFinder(journal.directory, journal.uuid).at((claim.seq,))
-        if not is_proven(claim, mine, chain):
+        if not await is_bound_by(claim, mine, ChainFinder(journal.directory, journal.uuid)):
             log.warning(
                 "peer %s speaks of reign %s, and nothing there proves it: it does not count",
                 peer,
@@ -282,11 +282,37 @@ class Replication:
             await trio.to_thread.run_sync(self.fence.note, claim.reign)
         return self.fence.words(journal.epoch)
 
-    async def _judge(self, claim: Claim, peer: str) -> None:
-        """While it runs: take no change any more where *claim*, of *peer*, ends this reign."""
-        if self._mirroring is not None or self.quorum.is_fenced:
+    async def _heed(self, connection: Connection, greeting: Hello) -> None:
+        """Have what *greeting* proves of a higher reign on this node's disk before anything is
+        answered, whatever the greeting asks for. Raises FusejournalError where that cannot be."""
+        if not speaks_of_same(self._me(), greeting):
             return
+        try:
+            await self._judge(claim_of(greeting), connection.peer or greeting.node)
+        except OSError as error:
+            raise FusejournalError(f"{connection.where}: {error}") from None
+
+    async def _heed_refusal(self, claim: Claim, peer: str) -> None:
+        """The same for *claim*, with which *peer* refuses what this node ships."""
+        try:
+            await self._judge(claim, peer)
+        except (RefusedError, OSError) as error:
+            log.warning("reign %s, which peer %s has seen: %s", claim.reign, peer, error)
+
+    async def _judge(self, claim: Claim, peer: str) -> None:
+        """While it runs: take nothing any more, of callers or of a primary, where *claim*, of
+        *peer*, ends the reign that this node goes by. Raises RefusedError, OSError where that
+        cannot be written down on a mirror."""
+        if self.receiver is not None:
+            await self.receiver.heed(claim, peer)
+            return
+        async with self._judging:  # who tells of the same waits until it is on the disk
+            await self._judge_primary(claim, peer)
+
+    async def _judge_primary(self, claim: Claim, peer: str) -> None:
         volume = self._volume
+        if self.quorum.is_fenced or claim.reign.epoch <= volume.journal.epoch:
+            return
         try:
             words = await self._bind(claim, peer, volume.journal)
         except OSError as error:  # it holds for this run at least
@@ -371,12 +397,10 @@ class Replication:
             raise PeerRefusedError(connection.where, f"refused: {error}") from None
 
     async def _serve_greeted(self, connection: Connection, greeting: Hello) -> None:
+        await self._heed(connection, greeting)
         if greeting.purpose == FETCH:
             await self._serve_source(connection, greeting)
         elif self.receiver is None:
-            claim = claim_of(greeting)
-            if claim.reign.epoch > self._volume.journal.epoch:
-                await self._judge(claim, connection.peer or greeting.node)
             reason = f"{self._node} is a primary and takes no entries: mount it with --role mirror"
             raise RefusedError("role", reason)
         elif self._is_downstream(connection.peer):

@@ -55,10 +55,14 @@ class Instances:
         followed = self.followed
         return (
             followed is not None
-            and 0 != newcomer.node_id == followed.node_id
+            and self.is_of_followed(newcomer.node_id)
             and newcomer.number not in (0, followed.number)
             and followed.number != 0
         )
+
+    def is_of_followed(self, node_id: int) -> bool:
+        """Whether *node_id* is that of the node that is followed."""
+        return self.followed is not None and 0 != node_id == self.followed.node_id
 
     def is_rival(self, newcomer: Instance, now: float) -> bool:
         """Whether *newcomer* is known to be another than the one followed, and the latter was heard

@@ -25,8 +25,9 @@ positions are compared anew: nothing is ever resumed from what somebody remember
 
 Reigns: every greeting, BEGIN and BATCH carries the sender's, an epoch and the node that began it. A
 lower epoch is refused (``fenced``), and so is the same epoch of another node: which of the two is
-right, no node can tell. Whoever is refused for a higher reign hears of it as a
-:class:`Claim`, and is bound by it where :func:`is_proven` says so.
+right, no node can tell. A higher one comes to a node as a :class:`Claim`, in a greeting, its answer
+or a refusal. Where :func:`is_proven` says so the node is bound by it, and has it on its disk before
+it answers.
 
 Instances: a node makes a number at each start, and says that of the start before, too. Two nodes
 that have one key, as a machine and its clone, are told apart by it (instances.py)."""
@@ -235,6 +236,13 @@ def is_proven(claim: Claim, mine: Reign, my_chain: int | None) -> bool:
         and claim.held_epoch == claim.reign.epoch
         and my_chain != claim.chain
     )
+
+
+def speaks_of_same(me: HandshakeState, greeting: Hello) -> bool:
+    """Whether what *greeting* says of reigns is about the volume of *me*, and understood here. A
+    node that has no volume yet has seen no reign of any."""
+    theirs = uuid_of(greeting.uuid)
+    return greeting.version == PROTOCOL_VERSION and me.uuid is not None and me.uuid == theirs
 
 
 def reign_of(message: Hello | Welcome | Begin | Batch) -> Reign:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from fusejournal.address import parse_address
 from fusejournal.config import ReplicationConfig
 from fusejournal.disk import calls
 from fusejournal.errors import ConfigError
@@ -22,9 +23,11 @@ from fusejournal.replication.fence import node_id_of, parse_reign
 from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.types import EPOCH_MAX, Epoch, Reign, Seq
 from fusejournal.wire.connection import OPEN, READY, Connection, receive_exactly
-from fusejournal.wire.frames import Ack, Begin, Diverged, Message, Refusal, Welcome
+from fusejournal.wire.frames import Ack, Begin, Diverged, Hello, Message, Refusal, Welcome
+from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.plain import CONNECTS, LISTENS, PROOF_BYTES, prove
 from fusejournal.wire.session import RefusedError
+from fusejournal.wire.transport import connect
 from tests.support.losses import lose_machine
 from tests.support.pairs import (
     level,
@@ -270,6 +273,153 @@ async def test_a_reign_is_on_the_disk_before_anything_of_it_is_taken(tmp_path: P
             calls.listen(None)
     relevant = order[order.index("Begin") :]
     assert "marks.sync" in relevant[: relevant.index("Ack")]
+
+
+async def greet(listener: OpenVolume, hello: Hello) -> Message | None:
+    """What *listener*, which runs, answers to *hello*."""
+    identity = load_or_make(listener.directory / "greeter", "greeter")
+    address = parse_address(listens_at(listener))
+    async with await connect(
+        address, identity, None, insecure=True, timeout_seconds=10
+    ) as connection:
+        await connection.send(hello)
+        return await connection.receive()
+
+
+def higher(side: OpenVolume, purpose: str, seq: int) -> Hello:
+    """The greeting of a node that *side* has not heard of, and that reigns in epoch 7."""
+    uuid, epoch = side.volume.journal.uuid.bytes, Epoch(7)
+    return Hello(1, uuid, "next", purpose, epoch, Seq(seq), 1, 77, epoch, 77, 5)
+
+
+@pytest.mark.parametrize("purpose", ["ship", "fetch"])
+@pytest.mark.parametrize("is_busy", [False, True])
+async def test_a_mirror_has_a_higher_reign_on_its_disk_before_it_answers(
+    tmp_path: Path, purpose: str, is_busy: bool
+) -> None:
+    """Whatever the answer is, and though its journal parts from the greeter's."""
+    reached: list[str] = []
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(2)
+        await until("the mirror is level", level(primary, mirror))
+        await until("it streams", lambda: peer_status(primary)["state"] == "streaming")
+        if not is_busy:
+            primary.replication.book.pause("east")  # type: ignore[union-attr]
+            primary.replication._peers_changed()  # type: ignore[union-attr]
+            await until("it is away", lambda: mirror_status(mirror)["address"] is None)
+        hello = higher(mirror, purpose, 3)
+        calls.listen(reached.append)
+        try:
+            for untrue in (  # nothing proves these
+                hello._replace(held_epoch=Epoch(6)),
+                hello._replace(epoch=Epoch(EPOCH_MAX + 1), held_epoch=Epoch(EPOCH_MAX + 1)),
+                hello._replace(seq=Seq(0), chain=0),
+                hello._replace(uuid=bytes(15) + b"1"),
+                hello._replace(version=9),
+            ):
+                await greet(mirror, untrue)
+                assert reign_of(mirror).epoch == 1
+            reached.clear()
+            answer = await greet(mirror, hello)
+            assert "marks.sync" in reached
+        finally:
+            calls.listen(None)
+        assert reign_of(mirror) == Reign(Epoch(7), 77)
+        if purpose == "fetch" or not is_busy:
+            assert isinstance(answer, Welcome)
+        primary.create("more")
+        primary.replication.book.resume("east")  # type: ignore[union-attr]
+        primary.replication._peers_changed()  # type: ignore[union-attr]
+        await until("it is refused", lambda: peer_status(primary)["state"] == "refused")
+        assert "of epoch 7 has come after it" in peer_status(primary)["last_error"]
+        assert peer_status(primary)["acked_seq"] < primary.volume.journal.head_seq
+
+
+@pytest.mark.parametrize("purpose", ["ship", "fetch"])
+async def test_a_primary_has_a_higher_reign_on_its_disk_before_it_answers(
+    tmp_path: Path, purpose: str
+) -> None:
+    reached: list[str] = []
+    with open_volume(tmp_path / "primary") as primary:
+        primary.work(2)
+        primary.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(primary):
+            hello = higher(primary, purpose, 3)
+            await greet(primary, hello._replace(uuid=bytes(15) + b"1"))
+            await greet(primary, hello._replace(version=9))
+            assert primary.volume.write_errno is None
+            calls.listen(reached.append)
+            try:
+                await greet(primary, hello)
+                assert "marks.sync" in reached
+            finally:
+                calls.listen(None)
+            assert primary.volume.write_errno == errno.EROFS
+    assert reign_of(primary) == Reign(Epoch(7), 77)
+
+
+async def test_a_primary_of_another_volume_ends_no_reign(tmp_path: Path) -> None:
+    with (
+        open_volume(tmp_path / "primary") as primary,
+        open_volume(tmp_path / "other") as other,
+    ):
+        primary.replicate(ReplicationConfig(), "127.0.0.1:0")
+        other.volume.note(NewEpoch(Epoch(9), "another boot of the machine"))
+        async with running(primary):
+            other.replicate(ReplicationConfig(peers={"wrong": listens_at(primary)}))
+            async with running(other):
+                await until("it is refused", lambda: peer_status(other)["errors"] > 1)
+        assert primary.volume.write_errno is None
+    assert reign_of(primary).epoch == 1
+
+
+async def test_a_mirror_hears_of_a_reign_from_its_own_mirror(tmp_path: Path) -> None:
+    """Which follows the successor: the lower reign is nothing to either then."""
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(2)
+        await until("the mirror is level", level(primary, mirror))
+        uuid = primary.volume.journal.uuid
+        with (
+            open_volume(tmp_path / "below", mirror=True) as below,
+            open_volume(tmp_path / "next", uuid=uuid) as successor,
+        ):
+            below.replicate(ReplicationConfig(), "127.0.0.1:0")
+            async with running(below):
+                await follow(below, successor, 2)
+                replication = mirror.replication
+                assert replication is not None
+                replication.book.add("below", parse_address(listens_at(below)))
+                replication._peers_changed()
+                await until("it is refused", lambda: peer_status(mirror)["state"] == "refused")
+                await until("it has heard", lambda: reign_of(mirror).epoch == 2)
+        await until("its own is refused", lambda: peer_status(primary)["state"] == "refused")
+        assert primary.volume.write_errno is None  # nothing proves it to the primary
+    assert reign_of(mirror) == Reign(Epoch(2), node_id(successor))
+
+
+@pytest.mark.parametrize("purpose", ["ship", "fetch"])
+async def test_a_copy_of_the_followed_node_that_has_parted_ends_no_reign(
+    tmp_path: Path, purpose: str
+) -> None:
+    """Another boot has a copy of a machine begin an epoch; the one that it was copied from is away
+    for a moment just then."""
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(2)
+        await until("the mirror is level", level(primary, mirror))
+        await until("it streams", lambda: mirror_status(mirror)["state"] == "streaming")
+        primary.replication.book.pause("east")  # type: ignore[union-attr]
+        primary.replication._peers_changed()  # type: ignore[union-attr]
+        await until("it is away", lambda: mirror_status(mirror)["address"] is None)
+        hello = higher(mirror, purpose, 3)
+        answer = await greet(
+            mirror, hello._replace(reign_node=node_id(primary), node_id=node_id(primary))
+        )
+        assert isinstance(answer, Welcome)
+        assert reign_of(mirror).epoch == 1
+        primary.create("more")
+        primary.replication.book.resume("east")  # type: ignore[union-attr]
+        primary.replication._peers_changed()  # type: ignore[union-attr]
+        await until("the mirror is level", level(primary, mirror))
 
 
 # -- what was acknowledged -----------------------------------------------------------------------

@@ -9,7 +9,7 @@ process right there, as a power switch would.
 pattern) is reached, do *action*: ``kill``, ``stall`` (two seconds, as a slow disk does) or the name
 of an errno (``ENOSPC``, ``EIO``), these once; with a ``+`` behind it, from then on.
 
-Source: open(2), pwritev(2), fallocate(2), fdatasync(2), syncfs(2).
+Source: open(2), pwritev(2), fallocate(2), fdatasync(2), syncfs(2), statfs(2).
 """
 
 import ctypes
@@ -36,6 +36,10 @@ _STALL_SECONDS = 2.0
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _libc.syncfs.argtypes = [ctypes.c_int]
+_libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
+
+_STATFS_BYTES = 256
+_BTRFS_MAGIC = 0x9123683E
 
 
 def listen(listener: Callable[[str], None] | None) -> None:
@@ -132,6 +136,16 @@ def fallocate(label: str, fd: int, offset: int, length: int) -> None:
     reached(label)
     if _libc.fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, length) != 0:
         raise_errno()
+
+
+def frees_whole_extents_only(fd: int) -> bool:
+    """Whether the file system of *fd* keeps an allocated extent for as long as a part of it is
+    used, as btrfs does: to cut a file off gives the rest of its last one not back. Raises
+    OSError."""
+    buffer = ctypes.create_string_buffer(_STATFS_BYTES)
+    if _libc.fstatfs(fd, buffer) != 0:
+        raise_errno()
+    return ctypes.c_uint32.from_buffer(buffer).value == _BTRFS_MAGIC
 
 
 def ftruncate(label: str, fd: int, size: int) -> None:

@@ -3,7 +3,8 @@
 A :class:`SegmentWriter` puts bytes at the end of one file, wholly or not at all. Space is allocated
 before it is needed, with a reserve that only some kinds of entries may use, so that a full disk
 refuses an entry before a byte of it is written. Where allocating is no promise (btrfs), a short
-append is cut off again.
+append is cut off again. And where a file that is cut off keeps the whole of its last extent (btrfs,
+too), space is allocated in small pieces, an extent each, and only as far ahead as the reserve.
 
 Full is JournalFullError, with nothing written, and so is a lack of descriptors or memory, which
 passes as well; any other error of the disk is JournalFailedError, after which nobody knows what the
@@ -30,6 +31,10 @@ ALWAYS = frozenset({Kind.VOID, Kind.CLEAN})
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PASSES = _NO_SPACE | calls.NO_MEANS
 _NO_END = 1 << 62
+_PIECE_BYTES_MIN = 64 << 10
+_PIECES = 256
+"""In a segment whose space is allocated an extent at a time: about half a piece stays unused behind
+each segment and each restart, and smaller ones make writing slower."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,10 @@ class JournalOptions:
 class SegmentWriter:
     """See the module. *end*: where the segment *path*, open on *fd*, ends now."""
 
-    __slots__ = ("_allocated", "_is_begun", "_options", "end", "fd", "first_seq", "named", "path")
+    __slots__ = (
+        *("_allocated", "_in_pieces", "_is_begun", "_options"),
+        *("end", "fd", "first_seq", "named", "path"),
+    )
 
     def __init__(
         self, path: Path, fd: int, first_seq: Seq, end: int, options: JournalOptions
@@ -62,6 +70,7 @@ class SegmentWriter:
         """Fids whose path this segment tells."""
         self._options = options
         self._allocated = end
+        self._in_pieces = calls.frees_whole_extents_only(fd)
         self._is_begun = True
         """Whether it has its header: until then its size says that it has not."""
 
@@ -142,9 +151,12 @@ class SegmentWriter:
     def _take_space(self, need: int, kept: int) -> None:
         """Have blocks allocated for *need* bytes and the reserve beyond them, or at least for
         *kept* bytes of it."""
-        target = self.end + need + self._options.reserve_bytes + self._options.preallocate_bytes
+        target = self.end + need + self._options.reserve_bytes
+        if not self._in_pieces:
+            target += self._options.preallocate_bytes
         try:
-            calls.fallocate("journal.fallocate", self.fd, self._allocated, target - self._allocated)
+            while self._allocated < target:
+                self._allocate(target)
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
                 self._allocated = _NO_END  # no promises to be had here; a short append is cut off
@@ -156,9 +168,16 @@ class SegmentWriter:
             if self.end + need + kept > self._allocated:
                 raise _full(self.path.parent, error) from None
         else:
-            self._allocated = target
             if self._is_begun:
                 self._extend()
+
+    def _allocate(self, target: int) -> None:
+        """Have blocks allocated up to *target*, or for one piece on the way. Raises OSError."""
+        if self._in_pieces:
+            piece_bytes = max(_PIECE_BYTES_MIN, self._options.segment_bytes // _PIECES)
+            target = (self._allocated // piece_bytes + 1) * piece_bytes
+        calls.fallocate("journal.fallocate", self.fd, self._allocated, target - self._allocated)
+        self._allocated = target
 
     def _extend(self) -> None:
         """Let the file's size run ahead of its end: a flush then has no new size to make durable,

@@ -16,7 +16,8 @@ offset  size  field
 40      8     first seq: the seq of the first frame
 48      8     chain before: the checksum of the frame before the first, 0 for seq 1
 56      8     time the segment was begun, ns since 1970, signed
-64      56    zero
+64      16    handle key (handle_key.py), the same in all segments; zero: none
+80      40    zero
 120     8     xxh3-64 of bytes 0 to 119
 ======  ====  ==================================================================================
 
@@ -54,6 +55,7 @@ from uuid import UUID
 import msgpack
 import xxhash
 
+from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
 from fusejournal.operations import (
     OPERATIONS,
     Import,
@@ -71,7 +73,7 @@ SEGMENT_MAGIC: Final = b"\x89FJS\r\n\x1a\n"
 PAYLOAD_BYTES_MAX: Final = 16 << 20
 DATA_BYTES_MAX: Final = 16 << 20
 
-_SEGMENT: Final = struct.Struct("<8sH6x16sQQQq56x")
+_SEGMENT: Final = struct.Struct("<8sH6x16sQQQq16s40x")
 _CHECKSUM: Final = struct.Struct("<Q")
 SEGMENT_HEADER_BYTES: Final = 128
 assert _SEGMENT.size + _CHECKSUM.size == SEGMENT_HEADER_BYTES
@@ -109,6 +111,7 @@ class SegmentHeader(NamedTuple):
     first_seq: Seq
     chain_before: int
     time_ns: int
+    handle_key: HandleKey = NO_HANDLE_KEY
 
     def encode(self) -> bytes:
         """The header's 128 bytes."""
@@ -120,6 +123,7 @@ class SegmentHeader(NamedTuple):
             self.first_seq,
             self.chain_before,
             self.time_ns,
+            self.handle_key,
         )
         return head + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(head))
 
@@ -128,7 +132,7 @@ class SegmentHeader(NamedTuple):
         """The header in the first 128 bytes of *data*. Raises FormatError."""
         if len(data) < SEGMENT_HEADER_BYTES:
             raise FormatError(f"a header of {len(data)} bytes, {SEGMENT_HEADER_BYTES} are needed")
-        magic, version, uuid, epoch, first_seq, chain, time_ns = _SEGMENT.unpack_from(data)
+        magic, version, uuid, epoch, first_seq, chain, time_ns, key = _SEGMENT.unpack_from(data)
         if magic != SEGMENT_MAGIC:
             raise FormatError("not a journal segment")
         (checksum,) = _CHECKSUM.unpack_from(data, _SEGMENT.size)
@@ -140,7 +144,8 @@ class SegmentHeader(NamedTuple):
         # All bytes count, the unused ones too: a flipped one is damage.
         if xxhash.xxh3_64_intdigest(head) != checksum:
             raise FormatError("the header's checksum is wrong")
-        return cls(UUID(bytes=uuid), Epoch(epoch), Seq(first_seq), chain, time_ns)
+        handle_key = HandleKey(key) if any(key) else NO_HANDLE_KEY
+        return cls(UUID(bytes=uuid), Epoch(epoch), Seq(first_seq), chain, time_ns, handle_key)
 
 
 class Entry(NamedTuple):

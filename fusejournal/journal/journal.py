@@ -43,6 +43,7 @@ from fusejournal.journal.format import (
     encode_payload,
 )
 from fusejournal.journal.frame_range import End, FrameRange
+from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.index import has_index
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.seekable import compress_file
@@ -72,6 +73,9 @@ class Journal:
         self.options = options
         self.reader = JournalReader(directory, uuid)
         """Reads what was appended, up to the head."""
+        self.handle_key = NO_HANDLE_KEY
+        """What generations of fids are made with; a journal that is received from elsewhere has it
+        from its first segment on."""
         self.epoch = Epoch(0)
         self.head_seq = Seq(0)
         self.chain = 0
@@ -111,9 +115,17 @@ class Journal:
     # -- opening -----------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, directory: Path, uuid: UUID, options: JournalOptions) -> "Journal":
-        """A new, empty journal in *directory*. Raises JournalFullError, OSError."""
+    def create(
+        cls,
+        directory: Path,
+        uuid: UUID,
+        options: JournalOptions,
+        handle_key: HandleKey | None = None,
+    ) -> "Journal":
+        """A new, empty journal in *directory*; *handle_key* None makes a key. Raises
+        JournalFullError, OSError."""
         journal = cls(directory, uuid, options)
+        journal.handle_key = HandleKey.random() if handle_key is None else handle_key
         journal._current = journal._begin_segment(journal._next_header())
         return journal
 
@@ -168,6 +180,7 @@ class Journal:
         journal.durable_seq = journal.durable_when_opened = found.flushed
         for path in list_segments(directory):
             journal._add_sealed(path, path.stat().st_size)
+        journal.handle_key = journal.reader.handle_key()
         if not read_only:
             journal._resume(found, is_copy)
         return journal
@@ -188,6 +201,9 @@ class Journal:
         self._names_made += 1
         if found.last is None or found.last.suffix == COMPRESSED_SUFFIX:
             if not is_copy:
+                if not self.head_seq:
+                    # The one that was begun for the first entry did not get its header.
+                    self.handle_key = self.handle_key or HandleKey.random()
                 self._current = self._begin_segment(self._next_header())
             return
         fd = os.open(found.last, os.O_RDWR | os.O_CLOEXEC)
@@ -334,6 +350,13 @@ class Journal:
                 f"follow entry {self.head_seq} of {self.uuid}"
             )
         old = self._current
+        if not self._sealed and (old is None or old.first_seq == header.first_seq):
+            self.handle_key = header.handle_key
+        elif header.handle_key not in (self.handle_key, NO_HANDLE_KEY):
+            raise JournalForeignError(
+                f"{self.directory}: segment {header.first_seq} has another handle key than those "
+                "before it"
+            )
         if old is not None and old.first_seq == header.first_seq:
             # Whoever began it here died before the first entry: perhaps by another header.
             try:
@@ -415,6 +438,7 @@ class Journal:
             Seq(self.head_seq + 1),
             self.chain,
             self.clock.header_ns(self.last_time_ns),
+            self.handle_key,
         )
 
     def _begin_anew(self, current: SegmentWriter) -> None:

@@ -24,6 +24,7 @@ from fusejournal.journal.format import (
     SegmentHeader,
     decode_entry,
 )
+from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.index import SegmentIndex, build_index, load_index
 from fusejournal.journal.segment import (
     BadFrameError,
@@ -207,6 +208,20 @@ class JournalReader:
             if bad.torn and bad.offset == SEGMENT_HEADER_BYTES:
                 return reader.header, None
             raise bad.in_segment(path) from None
+
+    def handle_key(self) -> HandleKey:
+        """The volume's handle key: the newest segment's, or else, because a program that knew of
+        no keys may have begun that one, the oldest's. Raises OSError."""
+        paths = self.segments()
+        for path in (*paths[-1:], *paths):
+            try:
+                with self._open(path) as reader:
+                    handle_key = reader.header.handle_key
+            except BadFrameError:
+                continue  # it has its own ways of being reported
+            if handle_key or path != paths[-1]:
+                return handle_key
+        return NO_HANDLE_KEY
 
     def lead_ns(self, path: Path) -> int:
         """How far the entries of segment *path* are ahead of what the clock said when they were

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from unittest import mock
 
+import pytest
+
+from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.index import build_index
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END
@@ -12,6 +15,7 @@ from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.verify import verify
 from fusejournal.operations import Setattr
 from fusejournal.types import TIME_MAX_NS, TIME_MIN_NS, Caller, Seq
+from tests.golden.make import HANDLE_KEY
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples
 
 _HERE = Path(__file__).parent
@@ -22,13 +26,22 @@ def _golden(name: str = "journal-v1") -> bytes:
     return bytes.fromhex("".join(json.loads(text)["segment"]))
 
 
-def test_version_1_is_read(tmp_path: Path) -> None:
-    (tmp_path / "00000000000000000001.fj").write_bytes(_golden())
+_KEYS = pytest.mark.parametrize(
+    ("name", "handle_key"),
+    [("journal-v1", NO_HANDLE_KEY), ("journal-v1-handle-key", HANDLE_KEY)],
+)
+"""A program that knows of no handle keys writes the one, and passes over the other's."""
+
+
+@_KEYS
+def test_version_1_is_read(tmp_path: Path, name: str, handle_key: HandleKey) -> None:
+    (tmp_path / "00000000000000000001.fj").write_bytes(_golden(name))
     journal = Journal.open(
         tmp_path, UUID_OF_TESTS, JournalOptions(), unclean_machine=False, read_only=True
     )
     assert journal.damage is None
     assert journal.ends_clean
+    assert journal.handle_key == handle_key
     entries = list(journal.reader.read(Seq(1), Seq(journal.head_seq + 1)))
     assert [(entry.operation, bytes(entry.data)) for entry in entries] == list(SAMPLES)
     assert {entry.who for entry in entries} == {Caller(1000, 100, 4242)}
@@ -58,10 +71,11 @@ def test_times_after_2262_are_read(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_version_1_is_written(tmp_path: Path) -> None:
+@_KEYS
+def test_version_1_is_written(tmp_path: Path, name: str, handle_key: HandleKey) -> None:
     with mock.patch("fusejournal.journal.clock.now_ns", return_value=1_700_000_000_000_000_000):
-        write_samples(tmp_path).close()
+        write_samples(tmp_path, handle_key=handle_key).close()
     (path,) = list_segments(tmp_path)
-    assert path.read_bytes() == _golden()
+    assert path.read_bytes() == _golden(name)
     with SegmentReader(path) as reader:
         assert reader.header.time_ns == 1_700_000_000_000_000_000

@@ -7,8 +7,10 @@ from uuid import UUID
 import msgpack
 from hypothesis import strategies as st
 
-from fusejournal.journal.format import encode_frame
+from fusejournal.journal.format import SEGMENT_HEADER_BYTES, SegmentHeader, encode_frame
+from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.journal import Journal
+from fusejournal.journal.segment import PLAIN_SUFFIX, list_segments
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import (
     OPERATIONS,
@@ -118,10 +120,18 @@ SAMPLES = (
 
 
 def write_samples(
-    directory: Path, samples: tuple[Sample, ...] = SAMPLES, **options: int | bool
+    directory: Path,
+    samples: tuple[Sample, ...] = SAMPLES,
+    handle_key: HandleKey = NO_HANDLE_KEY,
+    **options: int | bool,
 ) -> Journal:
     """A journal in *directory* with *samples*, at fixed times, by a fixed caller."""
-    journal = Journal.create(directory, UUID_OF_TESTS, JournalOptions(**options))  # type: ignore[arg-type]
+    journal = Journal.create(
+        directory,
+        UUID_OF_TESTS,
+        JournalOptions(**options),  # type: ignore[arg-type]
+        handle_key,
+    )
     for number, sample in enumerate(samples, 1):
         journal.append(
             sample.operation,
@@ -131,6 +141,16 @@ def write_samples(
             sample.data,
         )
     return journal
+
+
+def without_handle_key(directory: Path) -> None:
+    """Make the closed journal in *directory* one of a program that knew of no handle keys."""
+    for path in list_segments(directory):
+        assert path.suffix == PLAIN_SUFFIX
+        with open(path, "r+b", buffering=0) as file:
+            header = SegmentHeader.decode(file.read(SEGMENT_HEADER_BYTES))
+            file.seek(0)
+            file.write(header._replace(handle_key=NO_HANDLE_KEY).encode())
 
 
 def append_payload(journal: Journal, *fields: object) -> Seq:

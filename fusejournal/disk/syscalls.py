@@ -111,9 +111,9 @@ def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
     return fd
 
 
-def fuse_handle(node_id: int) -> bytes:
-    """The handle that a FUSE mount's file *node_id* has, whose generation is 0."""
-    return _FUSE_HANDLE.pack(_FILEID_INO64_GEN, node_id >> 32, node_id & 0xFFFFFFFF, 0)
+def fuse_handle(node_id: int, generation: int) -> bytes:
+    """The handle that a FUSE mount's file *node_id* of *generation* has."""
+    return _FUSE_HANDLE.pack(_FILEID_INO64_GEN, node_id >> 32, node_id & 0xFFFFFFFF, generation)
 
 
 def set_times(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:

@@ -205,7 +205,7 @@ class Handlers(pyfuse3.Operations):
                 raise _UnfinishedError(parent)
             node = self._tree.node(parent)
             self._forgotten.discard(parent)
-            return self._attributes(parent if name == b"." else node.parent)
+            return self._entry(parent if name == b"." else node.parent)
         _check_name(name)
         fid = self._catalog.lookup(parent, name)
         if fid is None:
@@ -226,7 +226,17 @@ class Handlers(pyfuse3.Operations):
                 fid,
             )
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return entry_of(fid, stat, node.ctime_ns)
+        return self._with_generation(entry_of(fid, stat, node.ctime_ns))
+
+    def _with_generation(self, entry: EntryAttributes) -> EntryAttributes:
+        """*entry*, for a reply from which the kernel makes an inode: all of them must tell the same
+        generation of a fid, or the kernel takes it for another file's."""
+        entry.generation = self.volume.journal.handle_key.generation(Fid(entry.st_ino))
+        return entry
+
+    def _entry(self, fid: Fid) -> EntryAttributes:
+        """The reply that a name stands for *fid*."""
+        return self._with_generation(self._attributes(fid))
 
     def _attributes(self, fid: Fid) -> EntryAttributes:
         entry = entry_of(fid, self._tree.stat(fid), self._tree.node(fid).ctime_ns)
@@ -324,12 +334,12 @@ class Handlers(pyfuse3.Operations):
         self, parent: Fid, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         """A file of any kind but a directory."""
-        return self._attributes(self._make(parent, name, mode, rdev, ctx))
+        return self._entry(self._make(parent, name, mode, rdev, ctx))
 
     @changing
     def mkdir(self, parent: Fid, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         """A directory."""
-        return self._attributes(self._make(parent, name, S_IFDIR | S_IMODE(mode), 0, ctx))
+        return self._entry(self._make(parent, name, S_IFDIR | S_IMODE(mode), 0, ctx))
 
     @changing
     def symlink(
@@ -342,7 +352,7 @@ class Handlers(pyfuse3.Operations):
         fid = self.volume.new_fid()
         operation = Symlink(fid, parent, name, target, ctx.uid, gid)
         self._commit_name(operation, parent, name, _who(ctx))
-        return self._attributes(fid)
+        return self._entry(fid)
 
     @changing
     def link(
@@ -354,7 +364,7 @@ class Handlers(pyfuse3.Operations):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         operation = Link(inode, new_parent, new_name)
         self._commit_name(operation, new_parent, new_name, _who(ctx))
-        return self._attributes(inode)
+        return self._entry(inode)
 
     # -- removing and moving -----------------------------------------------------------------------
 
@@ -571,7 +581,7 @@ class Handlers(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         """Make a regular file and open it."""
         fid = self._make(parent, name, S_IFREG | S_IMODE(mode), 0, ctx)
-        return self._opened(fid, ctx), self._attributes(fid)
+        return self._opened(fid, ctx), self._entry(fid)
 
     @handler
     def read(self, fh: int, off: int, size: int) -> bytes:
@@ -651,7 +661,7 @@ class Handlers(pyfuse3.Operations):
             ctime_ns = self._catalog.change_time(fid)
             if ctime_ns is None:
                 return
-            entry = entry_of(fid, stat, ctime_ns)
+            entry = self._with_generation(entry_of(fid, stat, ctime_ns))
             if self.kernel_cache is not None:
                 entry.entry_timeout = 0.0
             if not pyfuse3.readdir_reply(token, name, entry, cookie):
@@ -664,11 +674,11 @@ class Handlers(pyfuse3.Operations):
         if node is None:
             return False  # removed while open: an empty listing, as everywhere
         if start_id < _DOT_COOKIE and not pyfuse3.readdir_reply(
-            token, b".", self._attributes(directory), _DOT_COOKIE
+            token, b".", self._entry(directory), _DOT_COOKIE
         ):
             return False
         parent = node.parent if directory != ROOT_FID else ROOT_FID
-        return bool(pyfuse3.readdir_reply(token, b"..", self._attributes(parent), _DOT_DOT_COOKIE))
+        return bool(pyfuse3.readdir_reply(token, b"..", self._entry(parent), _DOT_DOT_COOKIE))
 
     @waiting
     async def fsyncdir(self, fh: int, datasync: bool) -> None:

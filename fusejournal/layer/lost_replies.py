@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pyfuse3
 
 from fusejournal.disk import syscalls
+from fusejournal.journal.handle_key import HandleKey
 from fusejournal.journal.reader import JournalReader
 from fusejournal.layer.connection import Connection
 from fusejournal.layer.request_loop import TASKS
@@ -77,7 +78,7 @@ def changed_fids(operation: Operation) -> list[Fid]:
 
 
 def invalidate(
-    stale: Stale, connection: Connection, mountpoint: Path
+    stale: Stale, connection: Connection, mountpoint: Path, handle_key: HandleKey
 ) -> list[tuple[Fid, bytes, Fid]]:
     """Make the kernel forget *stale*, or ask for it anew. Blocks until no request on the
     directories concerned is in progress: call it in a thread, while requests are served.
@@ -92,21 +93,22 @@ def invalidate(
             if connection.can_expire:
                 connection.expire(parent, name)
             else:
-                known.append((parent, name, _known(mountpoint, parent, name)))
+                known.append((parent, name, _known(mountpoint, parent, name, handle_key)))
     for fid in stale.fids:
         with suppress(OSError):
             pyfuse3.invalidate_inode(fid)
     return known
 
 
-def _known(mountpoint: Path, parent: Fid, name: bytes) -> Fid:
+def _known(mountpoint: Path, parent: Fid, name: bytes, handle_key: HandleKey) -> Fid:
     """What the kernel takes *name* for. Raises OSError for what does not need to be known: no such
     directory, or a mountpoint, which can be neither removed nor renamed."""
     root_fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     directory = -1
     try:
         flags = os.O_PATH | os.O_DIRECTORY
-        directory = syscalls.open_by_handle(root_fd, syscalls.fuse_handle(parent), flags)
+        handle = syscalls.fuse_handle(parent, handle_key.generation(parent))
+        directory = syscalls.open_by_handle(root_fd, handle, flags)
         found = os.stat(name, dir_fd=directory, follow_symlinks=False)
         if found.st_dev != os.fstat(root_fd).st_dev:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))

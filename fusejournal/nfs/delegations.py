@@ -6,7 +6,9 @@ broken, also where the open is then refused. But that open is a request to the l
 layer dies before it answers, only a process that does not hold the mount's connection lets the
 kernel see that.
 
-    python -m fusejournal.nfs.delegations MOUNTPOINT    (fids come on its input, 8 bytes each)
+    python -m fusejournal.nfs.delegations MOUNTPOINT
+
+On its input come fids, each with its generation, in 12 bytes.
 
 It ends with its input. Source: fs/open.c, do_dentry_open; fs/fuse/inode.c, fuse_encode_fh;
 fcntl(2), leases."""
@@ -16,6 +18,7 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,16 +26,19 @@ from fusejournal.disk import syscalls
 from fusejournal.disk.process import DIRECTORY, python_module
 from fusejournal.types import Fid
 
-_FID = struct.Struct("<Q")
+_FILE = struct.Struct("<QI")
+"""Fid, generation."""
 _READ_BYTES = 64 << 10
 _PENDING_MAX = 1 << 20
 
 
 class Recaller:
-    """Starts the process when it is first needed, and never waits for it."""
+    """Starts the process when it is first needed, and never waits for it. *generation* tells a
+    fid's."""
 
-    def __init__(self, mountpoint: Path) -> None:
+    def __init__(self, mountpoint: Path, generation: Callable[[Fid], int]) -> None:
         self._mountpoint = mountpoint
+        self._generation = generation
         self._process: subprocess.Popen[bytes] | None = None
         self._pending: set[Fid] = set()
 
@@ -44,10 +50,11 @@ class Recaller:
             self._process = self._start()
         assert self._process.stdin is not None
         while self._pending:
-            some = list(self._pending)[: _READ_BYTES // _FID.size // 2]
+            some = list(self._pending)[: _READ_BYTES // _FILE.size // 2]
+            content = b"".join(_FILE.pack(fid, self._generation(fid)) for fid in some)
             try:
                 # Less than a pipe takes at once, so it is all or nothing.
-                os.write(self._process.stdin.fileno(), b"".join(map(_FID.pack, some)))
+                os.write(self._process.stdin.fileno(), content)
             except (BlockingIOError, BrokenPipeError):
                 break  # with the next ones
             self._pending.difference_update(some)
@@ -74,18 +81,19 @@ class Recaller:
 def main(mountpoint: str) -> None:
     """The process."""
     while content := os.read(0, _READ_BYTES):
-        while len(content) % _FID.size:
-            content += os.read(0, _FID.size - len(content) % _FID.size)
+        while len(content) % _FILE.size:
+            content += os.read(0, _FILE.size - len(content) % _FILE.size)
         try:
             root = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTCONN, errno.EACCES):
                 return
             raise
-        for (fid,) in _FID.iter_unpack(content):
+        for fid, generation in _FILE.iter_unpack(content):
             with suppress(OSError):  # gone, no file, or refused, after the lease was broken
                 flags = os.O_WRONLY | os.O_NONBLOCK
-                os.close(syscalls.open_by_handle(root, syscalls.fuse_handle(fid), flags))
+                handle = syscalls.fuse_handle(fid, generation)
+                os.close(syscalls.open_by_handle(root, handle, flags))
         os.close(root)  # or an unmount would find it busy
 
 

@@ -358,7 +358,9 @@ class Node:
         marks, volume = self._marks, self._opening.volume
         if marks is None:
             return None
-        self._recaller = Recaller(self._spec.mountpoint)
+        self._recaller = Recaller(
+            self._spec.mountpoint, lambda fid: volume.journal.handle_key.generation(fid)
+        )
         kernel_cache = KernelCache(self._recall, everything=self._connection.taken_over)
         self._handlers.kernel_cache = kernel_cache
         files = self._handlers.files
@@ -456,7 +458,11 @@ class Node:
     async def _drop_stale(self) -> None:
         """At once: whose request was lost is about to try again."""
         found = await trio.to_thread.run_sync(
-            lost_replies.invalidate, self._stale, self._connection, self._spec.mountpoint
+            lost_replies.invalidate,
+            self._stale,
+            self._connection,
+            self._spec.mountpoint,
+            self._opening.volume.journal.handle_key,
         )
         lookup = self._opening.volume.catalog.lookup
         wrong = [

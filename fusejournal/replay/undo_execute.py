@@ -96,6 +96,7 @@ class UndoExecutor:
         stack: ExitStack,
     ) -> None:
         self._lookup = lookup
+        self._handle_key = lookup.reader.handle_key()
         self._counts = counts
         self._head_seq = head_seq
         self._end = Seq(head_seq + 1)
@@ -186,7 +187,9 @@ class UndoExecutor:
     def _open(self, fid: Fid, flags: int) -> int:
         """Open a file of the volume that is there, or one that was made anew. Raises
         ConflictError."""
-        handle = self._made.get(fid) or syscalls.fuse_handle(fid)
+        handle = self._made.get(fid)
+        if handle is None:
+            handle = syscalls.fuse_handle(fid, self._handle_key.generation(fid))
         try:
             return syscalls.open_by_handle(self._root, handle, flags)
         except OSError as error:

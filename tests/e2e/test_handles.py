@@ -3,22 +3,21 @@
 import errno
 import os
 import shutil
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fusejournal.disk import syscalls
+from fusejournal.journal.handle_key import NO_HANDLE_KEY
+from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.segment import list_segments
+from tests.support.entries import without_handle_key
+from tests.support.handles import generation_of, handle_of, made_up
 from tests.support.layer import Layer
 
 pytestmark = pytest.mark.mount
-
-
-def handle_of(path: Path) -> bytes:
-    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
-    try:
-        return syscalls.handle_of(fd)
-    finally:
-        os.close(fd)
 
 
 def open_handle(layer: Layer, handle: bytes, flags: int = os.O_RDONLY) -> int:
@@ -79,6 +78,119 @@ def test_handles_outlive(layer: Layer, event: str) -> None:
         fd = open_handle(layer, handle, os.O_PATH)
         assert os.fstat(fd).st_ino == inodes[name]
         os.close(fd)
+    found = {name: handle_of(root / "moved" / name[2:]) for name in handles if name != "."}
+    assert found == {name: handles[name] for name in found}
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "evicted"])
+def test_no_handle_can_be_made_up(layer: Layer, cached: bool) -> None:
+    """Fids are numbers in a row. A client that may not enter a directory must not reach the files
+    in it by counting on from the handle of a file of its own."""
+    layer.start()
+    own, closed = layer.mountpoint / "own", layer.mountpoint / "closed"
+    own.write_text("public")
+    closed.mkdir(mode=0o700)
+    (closed / "secret").write_text("secret")
+    (closed / "secret").chmod(0o644)
+    handles = {path: handle_of(path) for path in (own, closed, closed / "secret")}
+    fids = {path: path.stat().st_ino for path in handles}
+    assert sorted(fids.values()) == list(range(fids[own], fids[own] + 3))
+    generations = {path: generation_of(handle) for path, handle in handles.items()}
+    assert len({0, *generations.values()}) == 4
+    for path in (closed, closed / "secret"):
+        distance = fids[path] - fids[own]
+        for guess in (0, 1, generations[own], generations[own] + distance, fids[path]):
+            if not cached:
+                drop_caches()
+            assert_stale(layer, made_up(handles[own], fids[path], guess))
+        # The right one would have been found, so nothing but the generation keeps it out.
+        fd = open_handle(layer, made_up(handles[own], fids[path], generations[path]), os.O_PATH)
+        assert os.fstat(fd).st_ino == fids[path]
+        os.close(fd)
+
+
+_MAKERS: dict[str, Callable[[Path], None]] = {
+    "create": lambda path: path.touch(),
+    "mkdir": lambda path: path.mkdir(),
+    "mknod": lambda path: os.mknod(path, stat.S_IFIFO | 0o600),
+    "symlink": lambda path: path.symlink_to("target"),
+}
+
+
+@pytest.mark.parametrize("maker", _MAKERS)
+def test_every_answer_tells_the_same_handle(layer: Layer, maker: str) -> None:
+    layer.start()
+    directory = layer.mountpoint / "directory"
+    directory.mkdir()
+    path = directory / "name"
+    _MAKERS[maker](path)
+    handle = handle_of(path)
+    assert generation_of(handle) != 0
+    if maker != "mkdir":
+        drop_caches()
+        os.link(path, directory / "another", follow_symlinks=False)
+        assert handle_of(directory / "another") == handle
+    # LOOKUP, and READDIRPLUS, of which the kernel makes inodes, too.
+    for look in (os.lstat, lambda path: os.listdir(path.parent)):
+        drop_caches()
+        look(path)
+        assert handle_of(path) == handle
+    # By LOOKUP of "." and "..": an inode that was made so is the one that names lead to.
+    directory_handle = handle_of(directory)
+    drop_caches()
+    fd = open_handle(layer, handle, os.O_PATH)
+    assert handle_of(path) == handle
+    assert handle_of(directory) == directory_handle
+    os.close(fd)
+
+
+def test_handles_of_a_volume_of_an_earlier_version(layer: Layer) -> None:
+    """Its journal has no key: the generation stays 0, in segments that are begun later, too."""
+    layer.reconfigure("[journal]\nsegment_entries = 256\n")
+    layer.start()
+    (layer.mountpoint / "old").write_text("old")
+    layer.stop()
+    without_handle_key(layer.state / "journal")
+    layer.start()
+    handle = handle_of(layer.mountpoint / "old")
+    assert generation_of(handle) == 0
+    for number in range(600):
+        (layer.mountpoint / f"{number}").touch()
+    assert len(list_segments(layer.state / "journal")) > 2
+    layer.kill()
+    shutil.rmtree(layer.state / "catalog")
+    layer.start()
+    assert read_handle(layer, handle) == b"old"
+    assert generation_of(handle_of(layer.mountpoint / "599")) == 0
+    assert JournalReader(layer.state / "journal").handle_key() == NO_HANDLE_KEY
+
+
+def test_nothing_prints_the_key(layer: Layer) -> None:
+    layer.start()
+    (layer.mountpoint / "file").write_text("content")
+    key = JournalReader(layer.state / "journal").handle_key()
+    assert len(key) == 16
+    segment = str(list_segments(layer.state / "journal")[0])
+    commands = [
+        ("journal", "dump", "volume"),
+        ("journal", "dump", "volume", "--json"),
+        ("journal", "dump", segment, "--json"),
+        ("journal", "verify", "volume", "--json"),
+        ("journal", "stats", "volume", "--json"),
+        ("log", "volume"),
+        ("log", "volume", "--json"),
+        ("show", "volume", "1"),
+        ("show", "volume", "1", "--json"),
+        ("status", "volume"),
+        ("status", "volume", "--json"),
+    ]
+    forms = [bytes(key), key.hex().encode(), repr(bytes(key))[2:-1].encode()]
+    for command in commands:
+        done = layer.run(*command)
+        shown = (done.stdout + done.stderr).encode("utf-8", "surrogateescape").lower()
+        assert shown
+        assert not any(form.lower() in shown for form in forms), command
+    assert not any(form in layer.words().encode() for form in forms)
 
 
 def test_handle_of_a_removed_file_is_stale(layer: Layer) -> None:

@@ -4,6 +4,7 @@ others, the same in everything, and nobody else changes it there."""
 import errno
 import mmap
 import os
+import shutil
 import signal
 import stat
 import time
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from fusejournal.disk import syscalls
 from tests.support import sources
 from tests.support.filesystems import filesystem, fill
+from tests.support.handles import generation_of, handle_of
 from tests.support.mirrors import Node, await_level, check_equal, started, wait_for
 from tests.support.network import Cable, network
 from tests.support.users import ANOTHER, SOMEBODY, acting
@@ -201,6 +204,29 @@ def changes(root: str) -> dict[str, Callable[[], object]]:
         "setxattr": lambda: os.setxattr(f"{root}/file", "user.two", b""),
         "removexattr": lambda: os.removexattr(f"{root}/file", "user.one"),
     }
+
+
+def test_a_handle_is_good_on_every_node(three: tuple[Node, Node, Node]) -> None:
+    """A client goes on with the handles that it has when the service moves to a mirror."""
+    primary, mirror, other = three
+    name = "handles/inner/file"
+    (primary.mountpoint / name).parent.mkdir(parents=True)
+    (primary.mountpoint / name).write_text("content")
+    await_level(primary, mirror, other)
+    other.kill()
+    shutil.rmtree(other.state / "catalog")
+    other.start()
+    handles = {path: handle_of(primary.mountpoint / path) for path in (name, "handles")}
+    assert 0 not in map(generation_of, handles.values())
+    for node in (mirror, other):
+        root = os.open(node.mountpoint, os.O_RDONLY)
+        fd = syscalls.open_by_handle(root, handles[name], os.O_RDONLY)
+        assert os.read(fd, 100) == b"content"
+        os.close(fd)
+        os.close(root)
+        assert {path: handle_of(node.mountpoint / path) for path in handles} == handles
+    shutil.rmtree(primary.mountpoint / "handles")
+    await_level(primary, mirror, other)
 
 
 def test_nobody_else_changes_a_mirror(three: tuple[Node, Node, Node]) -> None:

@@ -509,13 +509,13 @@ class Journal:
         )
 
     def close(self) -> None:
-        """Close the files. Flush first what is to last."""
+        """Close the files. Flush first what is to last. Raises OSError, with all of them closed."""
         with self._sync_lock:
-            if self._current is not None:
+            current, self._current = self._current, None
+            if current is not None:
                 for _, fd in self._unsynced:
                     os.close(fd)
-                self._current.close()
-                self._current = None
+                current.close()
 
     # -- sealed segments ---------------------------------------------------------------------------
 

@@ -197,9 +197,11 @@ class SegmentWriter:
             raise JournalFailedError(f"{self.path}: cannot be sealed: {error.strerror}") from error
 
     def close(self) -> None:
-        """Give back what was allocated, and close the file. Raises OSError."""
-        calls.ftruncate("journal.close", self.fd, self.end)
-        os.close(self.fd)
+        """Give back what was allocated, and close the file in any case. Raises OSError."""
+        try:
+            calls.ftruncate("journal.close", self.fd, self.end)
+        finally:
+            os.close(self.fd)
 
 
 def _no_space() -> OSError:

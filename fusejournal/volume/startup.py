@@ -17,7 +17,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn, Protocol
 from uuid import UUID
@@ -585,17 +585,16 @@ class VolumeStartup:
         journal has no entry of its own, a word in its page), everything closed. A disk that fails
         at it is remembered, as one that fails earlier. Raises FusejournalError, OSError."""
         volume = self.volume
-        try:
-            self._finish()
-        except (OSError, JournalFailedError) as error:
-            if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                self.mark_unclean()
-            raise
-        finally:
-            volume.catalog.close()
-            volume.tree.close()
-            volume.journal.close()
-            self.page.close()
+        # (All of them, whichever fails: what is still open would keep a file system in use.)
+        with ExitStack() as stack:
+            for one in (self.page, volume.journal, volume.tree, volume.catalog):
+                stack.callback(one.close)
+            try:
+                self._finish()
+            except (OSError, JournalFailedError) as error:
+                if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+                    self.mark_unclean()
+                raise
 
     def _finish(self) -> None:
         volume, page = self.volume, self.page

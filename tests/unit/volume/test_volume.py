@@ -1,12 +1,14 @@
 """The ordered place: what is on disk, and in which order, when a change is made."""
 
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fusejournal.disk import calls
+from fusejournal.errors import FusejournalError
 from tests.support.volumes import open_volume
 
 pytestmark = pytest.mark.mount
@@ -53,3 +55,34 @@ def test_async_flushes_nothing_by_itself(tmp_path: Path, labels: list[str]) -> N
         del labels[:]
         opened.mkdir("directory")
         assert "journal.sync" not in labels
+
+
+def _opened_below(directory: Path) -> list[str]:
+    paths = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            paths.append(os.readlink(f"/proc/self/fd/{name}"))
+        except FileNotFoundError:  # what listed them
+            continue
+    return [path for path in paths if path.startswith(str(directory))]
+
+
+@pytest.mark.parametrize("label", ["journal.close", "checkpoint.syncfs", "journal.sync"])
+def test_a_disk_that_fails_at_the_end_leaves_nothing_open(tmp_path: Path, label: str) -> None:
+    """Or its file system could not be unmounted while the process lives."""
+
+    def fail(reached: str) -> None:
+        if reached == label:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def live() -> None:
+        with open_volume(tmp_path) as opened:
+            opened.mkdir("directory")
+            calls.listen(fail)
+
+    try:
+        with pytest.raises((OSError, FusejournalError)):
+            live()
+    finally:
+        calls.listen(None)
+    assert _opened_below(tmp_path) == []

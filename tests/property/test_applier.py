@@ -10,8 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusejournal.disk import calls
-from fusejournal.journal.outcomes import with_outcomes
-from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import (
     ControlOperation,
     Removexattr,
@@ -20,9 +18,9 @@ from fusejournal.operations import (
     Truncate,
     Write,
 )
-from fusejournal.types import ROOT_FID, Fid, Seq
-from tests.support.trees import Image, difference, image, rebuild
-from tests.support.volumes import SOMEBODY, OpenVolume, open_volume
+from fusejournal.types import ROOT_FID, Fid
+from tests.support.trees import Image, difference, image
+from tests.support.volumes import SOMEBODY, OpenVolume, check_copies, open_volume
 from tests.support.workload import (
     CAPABILITIES,
     CAPABILITY,
@@ -37,22 +35,6 @@ from tests.support.workload import (
 )
 
 pytestmark = pytest.mark.mount
-
-
-def check_copies(live: OpenVolume, base: Path) -> None:
-    """Replay and a mirror come to the backing's tree."""
-    live.volume.journal.sync()
-    wanted = image(live.backing)
-    target = base / "replayed"
-    target.mkdir()
-    rebuild(live.directory / "state", target, live.volume.journal.uuid)
-    assert not difference(image(target), wanted), "replay"
-    reader = JournalReader(live.journal_dir, live.volume.journal.uuid)
-    with open_volume(base / "mirror", mirror=True, uuid=live.volume.journal.uuid) as mirror:
-        entries = reader.read(Seq(1), Seq(live.volume.journal.head_seq + 1))
-        for entry, void in with_outcomes(entries):
-            mirror.volume.apply_received(entry, void, redo=False)
-        assert not difference(image(mirror.backing), wanted), "mirror"
 
 
 def timeless(tree: Image) -> Image:

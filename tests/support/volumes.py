@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
 
 from fusejournal.config import JournalConfig, ReplicationConfig
+from fusejournal.journal.outcomes import with_outcomes
+from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.layer.kernel_cache import KernelCache
@@ -18,6 +20,7 @@ from fusejournal.volume.checkpoint import Checkpoint
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.startup import VolumeStartup
 from fusejournal.volume.volume import Volume
+from tests.support.trees import difference, image, rebuild
 
 SOMEBODY = Caller(1000, 1000, 77)
 SMALL_SEGMENTS = JournalOptions(segment_bytes=1 << 17, segment_entries=300)
@@ -46,7 +49,8 @@ class OpenVolume:
 
     @property
     def backing(self) -> Path:
-        return self.directory / "backing"
+        """Where it really is, for the directory may have a link to it."""
+        return (self.directory / "backing").resolve()
 
     @property
     def journal_dir(self) -> Path:
@@ -138,6 +142,10 @@ def open_volume(
     known = state / "uuid"
     if uuid is None and known.exists():
         uuid = UUID(known.read_text())
+    if uuid is None and not mirror:
+        uuid = uuid4()
+    if uuid is not None:
+        _note_uuid(known, uuid)
     page = WatermarkPage(state / "marks")
     marks = page if mirror else None
     root_fd = os.open(backing, os.O_RDONLY | os.O_DIRECTORY)
@@ -166,15 +174,29 @@ def open_volume(
     try:
         yield opened
     finally:
-        if not opening.is_uninitialized:
-            known.write_text(str(volume.journal.uuid))
-        if opened.orderly:
-            opening.close()
-        else:
-            page.close()
-            volume.catalog.close()
-            volume.tree.close()
-            volume.journal.close()
+        try:
+            if not opening.is_uninitialized:
+                _note_uuid(known, volume.journal.uuid)
+        finally:
+            if opened.orderly:
+                opening.close()
+            else:
+                with ExitStack() as stack:
+                    for one in (page, volume.journal, volume.tree, volume.catalog):
+                        stack.callback(one.close)
+
+
+def _note_uuid(path: Path, uuid: UUID) -> None:
+    """Write *uuid* to a file that the loss of a disk's cache leaves as it is."""
+    if path.exists() and path.read_text() == str(uuid):
+        return
+    with open(path, "w") as file:
+        file.write(str(uuid))
+        file.flush()
+        os.fsync(file.fileno())
+    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    os.fsync(fd)
+    os.close(fd)
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -184,3 +206,19 @@ def content(directory: Path) -> dict[str, bytes]:
 
 def applied(volume: OpenVolume) -> Seq:
     return volume.volume.catalog.applied_seq
+
+
+def check_copies(live: OpenVolume, base: Path) -> None:
+    """Replay and a mirror come to the backing's tree."""
+    live.volume.journal.sync()
+    wanted = image(live.backing)
+    target = base / "replayed"
+    target.mkdir()
+    rebuild(live.directory / "state", target, live.volume.journal.uuid)
+    assert not difference(image(target), wanted), "replay"
+    reader = JournalReader(live.journal_dir, live.volume.journal.uuid)
+    with open_volume(base / "mirror", mirror=True, uuid=live.volume.journal.uuid) as mirror:
+        entries = reader.read(Seq(1), Seq(live.volume.journal.head_seq + 1))
+        for entry, void in with_outcomes(entries):
+            mirror.volume.apply_received(entry, void, redo=False)
+        assert not difference(image(mirror.backing), wanted), "mirror"

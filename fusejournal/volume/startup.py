@@ -59,6 +59,14 @@ log = logging.getLogger(__name__)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _BOOT_BYTES = 512
 _CHECKPOINT_SECONDS = 30.0
+_IMPORT_NEEDS = (
+    "for the import, which needs as much as the files hold; make space or choose another --state, "
+    "then mount again: it goes on where it stopped"
+)
+_STOP_NEEDS = (
+    "to stop in order: nothing is lost, and the next start goes through the last entries again; "
+    "make space before it"
+)
 _PAGE_MISSED = "the page of watermarks was missing, and is made anew"
 
 
@@ -550,7 +558,7 @@ class VolumeStartup:
         """Import what is in the backing. Yields between items."""
         total = survey(self._root_fd)
         catalog = self.volume.catalog
-        with _told_when_full(self._state_dir):
+        with _told_when_full(self._state_dir, _IMPORT_NEEDS):
             due = time.monotonic() + _CHECKPOINT_SECONDS
             for done in self.importer.run():
                 self._watcher.progress("importing", done.bytes, total.bytes, "bytes")
@@ -606,7 +614,8 @@ class VolumeStartup:
         journal.sync()
         self._flush_backing(last)
         catalog.checkpoint_seq = catalog.applied_seq
-        catalog.commit()
+        with _told_when_full(self._state_dir, _STOP_NEEDS):
+            catalog.commit()
         catalog.sync()
         if is_mirror:
             # On a full disk it is no orderly stop, which the next start can do without.
@@ -615,7 +624,8 @@ class VolumeStartup:
                 page.sync()
             return
         # Last, and not in the catalog any more: CLEAN says that the catalog is whole on disk.
-        volume.note(Clean())
+        with _told_when_full(self._state_dir, _STOP_NEEDS):
+            volume.note(Clean())
         journal.sync()
         with suppress_full():
             page.durable_seq = journal.durable_seq
@@ -626,17 +636,14 @@ class VolumeStartup:
 
 
 @contextmanager
-def _told_when_full(state_dir: Path) -> Iterator[None]:
+def _told_when_full(state_dir: Path, words: str) -> Iterator[None]:
+    """Raises JournalFullError with *words* where the block finds the state's disk full."""
     try:
         yield
-    except OSError as error:
+    except (OSError, JournalFullError) as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise JournalFullError(
-            f"{state_dir}: no space left for the import, which needs as much as the files hold; "
-            "make space or "
-            "choose another --state, then mount again: it goes on where it stopped"
-        ) from None
+        raise JournalFullError(f"{state_dir}: no space left {words}") from None
 
 
 def _descriptors_max() -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fusejournal.disk import calls
-from fusejournal.errors import FusejournalError
+from fusejournal.errors import FusejournalError, JournalFullError
 from tests.support.volumes import open_volume
 
 pytestmark = pytest.mark.mount
@@ -86,3 +86,23 @@ def test_a_disk_that_fails_at_the_end_leaves_nothing_open(tmp_path: Path, label:
     finally:
         calls.listen(None)
     assert _opened_below(tmp_path) == []
+
+
+@pytest.mark.parametrize("label", ["catalog.reserve", "journal.append"])
+def test_a_stop_on_a_full_disk_says_where_and_loses_nothing(tmp_path: Path, label: str) -> None:
+    def live() -> None:
+        with open_volume(tmp_path) as opened:
+            opened.create("file", b"content")
+            calls.listen(calls.PlannedFault(label, 1, "ENOSPC+"))
+
+    with open_volume(tmp_path):
+        pass
+    try:
+        with pytest.raises(JournalFullError, match=f"^{tmp_path}/state: no space left") as caught:
+            live()
+    finally:
+        calls.listen(None)
+    assert "nothing is lost" in str(caught.value)
+    with open_volume(tmp_path) as opened:
+        assert (opened.backing / "file").read_bytes() == b"content"
+        assert opened.opening.repairs == opened.opening.degraded == []

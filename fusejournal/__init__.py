@@ -14,7 +14,8 @@ other:
 - ``layer``: the FUSE handlers, their loop, the mount's connection; ``nfs``: exports and what the
   kernel's NFS server holds; ``replication``: shipping the journal to mirrors, and applying it there
 - ``node``: one running volume, its state directory, status and metrics
-- ``cli``: one file a command
+- ``admin``: what can be asked for, as data: for the command line, agents and pages
+- ``cli``: one file a command: options, one call, print
 """
 
 __version__ = "0.1.0"

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import click
 
+from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.cli import entries, text
-from fusejournal.cli.source import Source, open_source
 from fusejournal.errors import UsageError
 from fusejournal.history.lookup import Dentry, Lookup, name_changes
 from fusejournal.history.paths import PathTracker
@@ -134,7 +134,7 @@ class _Touched:
         """Names of it that changed: whether it had them before, and has them now."""
 
 
-def compare(source: Source, from_seq: Seq, to_seq: Seq) -> Iterator[Change]:
+def compare(source: JournalSource, from_seq: Seq, to_seq: Seq) -> Iterator[Change]:
     """What the entries in [from_seq, to_seq) changed, taken together; memory grows with the number
     of files they touch."""
     comparison = _Comparison(source.lookup, from_seq, to_seq)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import click
 
+from fusejournal.admin.source import open_source
 from fusejournal.cli import entries, text
-from fusejournal.cli.source import open_source
 from fusejournal.errors import PathNotFoundError
 from fusejournal.history.lookup import Lookup, Tenure, name_changes
 from fusejournal.history.query import Match

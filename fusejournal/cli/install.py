@@ -141,7 +141,7 @@ def _others_can_change() -> Path | None:
 
 
 def _quoted(word: str) -> str:
-    """*word* for a command line in a unit whose ExecStart= begins with a colon. Source:
+    """*word* for a command line in a unit whose ExecStart= begins with a colon. JournalSource:
     systemd.service(5), "Command Lines"; systemd.unit(5), "Specifiers"."""
     word = word.replace("%", "%%")
     if re.fullmatch(r"[\w@%+=:,./-]+", word, re.ASCII):

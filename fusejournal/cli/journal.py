@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from fusejournal.admin.source import open_reader
 from fusejournal.cli import entries, text
 from fusejournal.cli.progress import progress_bar
-from fusejournal.cli.source import open_sources
 from fusejournal.cli.statistics import Statistics, show_statistics
 from fusejournal.errors import JournalDamagedError
 from fusejournal.history.paths import PathTracker
@@ -54,7 +54,7 @@ def verify_command(sources: tuple[str, ...], deep: bool, as_json: bool) -> None:
       fusejournal journal verify /backup/journal-copy
       fusejournal journal verify /backup/*.fjz --json
     """
-    _, reader = open_sources(sources)
+    reader = open_reader(sources)
     with progress_bar("verifying", quiet=as_json, in_bytes=True) as progress:
         found = verify(reader.segments(), reader.uuid, progress, deep=deep)
     if as_json:
@@ -115,7 +115,7 @@ def dump_command(sources: tuple[str, ...], as_json: bool) -> None:
       fusejournal journal dump srv-data --json | jq 'select(.op == "rename")'
       fusejournal journal dump /backup/00000000000000000001.fjz
     """
-    _, reader = open_sources(sources)
+    reader = open_reader(sources)
     paths = reader.segments()
     damaged: JournalDamagedError | None = None
     dumped = map_in_order(partial(_dump_segment, paths[-1], as_json), paths)
@@ -220,7 +220,7 @@ def stats_command(sources: tuple[str, ...], as_json: bool) -> None:
       fusejournal journal stats srv-data
       fusejournal journal stats srv-data --json | jq '.files[:3]'
     """
-    _, reader = open_sources(sources)
+    reader = open_reader(sources)
     paths = reader.segments()
     whole = Statistics()
     parts = map_in_order(partial(_segment_statistics, paths[-1]), paths)

@@ -8,12 +8,11 @@ from dataclasses import replace
 
 import click
 
+from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.cli import entries, text
-from fusejournal.cli.source import Source, open_source, parse_kinds
 from fusejournal.cli.statistics import Statistics, show_statistics
 from fusejournal.errors import UsageError
 from fusejournal.history.query import Criteria, Follower, Match, find
-from fusejournal.journal.reader import END
 from fusejournal.types import Seq
 
 _FOLLOW_PAUSE_SECONDS = 0.2
@@ -73,17 +72,17 @@ def log(
     if follow and (reverse or stat or until or to_seq):
         raise UsageError("--follow goes with none of --reverse, --stat, --until, --to-seq")
     source = open_source(volume)
-    chosen = source.path(path) if path else b""
-    if not follow:
-        source.check_path(chosen)
-        if from_seq:
-            source.check_seq(from_seq)
-    criteria = Criteria(
-        from_seq=Seq(max(from_seq or 1, source.since(since) if since else 1)),
-        to_seq=Seq(min(to_seq + 1 if to_seq else END, source.until(until) if until else END)),
-        kinds=parse_kinds(ops) if ops else frozenset(),
+    if not follow and from_seq:
+        source.check_seq(from_seq)
+    criteria = source.criteria(
+        from_seq=from_seq or 1,
+        to_seq=to_seq,
+        since=since,
+        until=until,
+        ops=ops,
         uid=uid,
-        paths=(chosen,) if chosen else (),
+        paths=(path,) if path else (),
+        check_paths=not follow,
     )
     matches = _newest(source, criteria, count, reverse)
     if stat:
@@ -109,7 +108,7 @@ def log(
 
 
 def _newest(
-    source: Source, criteria: Criteria, count: int | None, reverse: bool
+    source: JournalSource, criteria: Criteria, count: int | None, reverse: bool
 ) -> Iterator[Match]:
     """What matches; with *count* the newest of it. Keeps no more than a segment's in memory."""
     newest_first = find(source.lookup, criteria, newest_first=True)
@@ -126,7 +125,7 @@ def _newest(
     yield from find(source.lookup, criteria)
 
 
-def _follow(source: Source, criteria: Criteria, from_seq: Seq) -> Iterator[Match]:
+def _follow(source: JournalSource, criteria: Criteria, from_seq: Seq) -> Iterator[Match]:
     """What is appended from now on, as it becomes known whether it held."""
     follower = Follower(source.reader, criteria, from_seq)
     while True:

@@ -5,9 +5,9 @@ import time
 import click
 
 from fusejournal.cli import text
-from fusejournal.cli.moments import parse_moment
 from fusejournal.control.client import ask
 from fusejournal.errors import UsageError
+from fusejournal.history.moments import parse_moment
 from fusejournal.node.state_dir import find_volume
 from fusejournal.volume.marks import check_mark_name
 

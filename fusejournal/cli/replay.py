@@ -9,15 +9,10 @@ from typing import Any
 
 import click
 
+from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.cli import entries, text
 from fusejournal.cli.interrupts import orderly_interrupts
 from fusejournal.cli.progress import progress_bar
-from fusejournal.cli.source import (
-    Source,
-    open_source,
-    parse_kinds,
-    parse_ranges,
-)
 from fusejournal.errors import ConflictError, UsageError
 from fusejournal.history.query import Criteria, Match
 from fusejournal.replay.divergence import Conflict
@@ -90,14 +85,14 @@ def replay(
         raise UsageError(f"--to-seq {last} is before --from-seq {from_seq}")
     if on_conflict == "ask" and not sys.stdin.isatty():
         raise UsageError("--on-conflict ask needs a terminal: use skip or stop")
-    criteria = Criteria(
-        from_seq=Seq(from_seq),
-        to_seq=Seq(last + 1),
-        kinds=parse_kinds(ops) if ops else frozenset(),
+    criteria = source.criteria(
+        from_seq=from_seq,
+        to_seq=last,
+        ops=ops,
         uid=uid,
-        paths=tuple(source.check_path(source.path(path)) for path in paths),
-        only=parse_ranges(only),
-        without=parse_ranges(without),
+        paths=paths,
+        only=only,
+        without=without,
     )
     work = Replay(source.lookup, criteria)
     with watched("planning", as_json) as progress:
@@ -170,7 +165,7 @@ def _as_words(criteria: Criteria, on_conflict: str) -> dict[str, Any]:
 class _Ask:
     """Asks whether to skip an operation, or all of them."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: JournalSource) -> None:
         self._source = source
         self._all = False
 
@@ -188,7 +183,7 @@ class _Ask:
         return bool(answer != "stop")
 
 
-def show_conflicts(source: Source, plan: Plan) -> None:
+def show_conflicts(source: JournalSource, plan: Plan) -> None:
     """The first conflicts, on stderr."""
     for conflict in plan.conflicts[:_CONFLICTS_SHOWN]:
         text.echo(conflict_line(source, conflict), err=True)
@@ -196,7 +191,7 @@ def show_conflicts(source: Source, plan: Plan) -> None:
         text.echo(f"and {plan.conflict_count - _CONFLICTS_SHOWN:,} more", err=True)
 
 
-def conflict_line(source: Source, conflict: Conflict) -> str:
+def conflict_line(source: JournalSource, conflict: Conflict) -> str:
     """A conflict with the path it is about."""
     where = ""
     if conflict.place is not None:
@@ -209,7 +204,7 @@ def conflict_line(source: Source, conflict: Conflict) -> str:
     return f"seq {conflict.seq}: {where}{conflict.reason}; seq {conflict.because_of} is left out"
 
 
-def _show_plan(source: Source, plan: Plan, as_json: bool) -> None:
+def _show_plan(source: JournalSource, plan: Plan, as_json: bool) -> None:
     if as_json:
         text.echo_json(
             {

@@ -4,12 +4,10 @@ from pathlib import Path
 
 import click
 
+from fusejournal.admin.source import open_source
 from fusejournal.cli import text
 from fusejournal.cli.replay import watched
-from fusejournal.cli.source import Source, open_source
-from fusejournal.errors import UsageError
 from fusejournal.replay.restore import restore
-from fusejournal.types import Seq
 
 
 @click.command("restore", short_help="Bring back a tree, directory or file as it was.")
@@ -52,7 +50,9 @@ def restore_command(
       fusejournal restore srv-data home/anna --to-mark "before the upgrade" --target /restore/anna
     """
     source = open_source(volume)
-    end = _end(source, to_seq, before_seq, to_time, to_mark)
+    end = source.end_of(
+        to_seq=to_seq, before_seq=before_seq, to_time=to_time, to_mark=to_mark
+    )
     raw = source.path(path) if path else b""
     with watched("restoring", as_json) as progress:
         done = restore(source.lookup, raw, end, target, progress)
@@ -60,23 +60,3 @@ def restore_command(
         text.echo_json({"target": str(done.path), "names": done.names, "as_of_seq": end - 1})
     else:
         text.echo(f"restored {text.count(done.names, 'name')} as of seq {end - 1} to {done.path}")
-
-
-def _end(
-    source: Source,
-    to_seq: int | None,
-    before_seq: int | None,
-    to_time: str | None,
-    to_mark: str | None,
-) -> Seq:
-    """The seq before which it is to be. Raises UsageError, NoSuchSeqError, NoSuchMomentError."""
-    given = [one for one in (to_seq, before_seq, to_time, to_mark) if one is not None]
-    if len(given) != 1:
-        raise UsageError("give one of --to-seq, --before-seq, --to-time and --to-mark")
-    if to_seq is not None:
-        return Seq(source.check_seq(to_seq) + 1)
-    if before_seq is not None:
-        return source.check_seq(before_seq)
-    end = source.mark(to_mark) if to_mark is not None else source.time(to_time or "")
-    # What is not known to hold yet is not there yet.
-    return Seq(min(end, source.head_seq + 1))

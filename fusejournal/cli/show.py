@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import click
 
+from fusejournal.admin.source import open_source
 from fusejournal.cli import entries, text
-from fusejournal.cli.source import open_source
 from fusejournal.history.query import Criteria, find
 from fusejournal.types import Seq
 

@@ -6,13 +6,12 @@ from typing import Any
 
 import click
 
+from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.cli import entries, text
 from fusejournal.cli.replay import conflict_line, watched
-from fusejournal.cli.source import Source, open_source, parse_kinds, parse_ranges
 from fusejournal.control.client import ask
 from fusejournal.errors import ConflictError, FusejournalError, PrivilegeError, UsageError
-from fusejournal.history.query import Criteria
-from fusejournal.journal.reader import END
+from fusejournal.history.query import parse_ranges
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.replay.divergence import NAME_TAKEN, Conflict
 from fusejournal.replay.undo_plan import Action, OnConflict, Undo, UndoPlan
@@ -84,11 +83,18 @@ def undo(
         source.check_seq(one.from_seq)
         source.check_seq(one.to_seq - 1)
     state = _running(source) if do_apply else None
-    work = Undo(
-        source.lookup,
-        _criteria(source, seqs, paths, ops, uid, pid, since, until, without),
-        source.head_seq,
+    criteria = source.criteria(
+        from_seq=source.reader.first_seq,
+        since=since,
+        until=until,
+        ops=ops,
+        uid=uid,
+        pid=pid,
+        paths=paths,
+        only=seqs,
+        without=without,
     )
+    work = Undo(source.lookup, criteria, source.head_seq)
     with watched("planning", as_json) as progress:
         plan = work.plan(progress, on_conflict=on_conflict)
     actions = list(work.actions(plan))
@@ -138,7 +144,7 @@ def _all_of(count: int) -> str:
     return "it" if count == 1 else f"all {count:,} of them"
 
 
-def _tell_how_far(source: Source, state: VolumeState, plan: UndoPlan) -> None:
+def _tell_how_far(source: JournalSource, state: VolumeState, plan: UndoPlan) -> None:
     """After a failure: nothing is lost, and how to get back."""
     with suppress(FusejournalError):
         first, last = plan.head_seq + 1, ask(state.directory, "status")["head_seq"]
@@ -151,30 +157,7 @@ def _tell_how_far(source: Source, state: VolumeState, plan: UndoPlan) -> None:
             )
 
 
-def _criteria(
-    source: Source,
-    seqs: tuple[str, ...],
-    paths: tuple[str, ...],
-    ops: tuple[str, ...],
-    uid: int | None,
-    pid: int | None,
-    since: str | None,
-    until: str | None,
-    without: tuple[str, ...],
-) -> Criteria:
-    return Criteria(
-        from_seq=source.since(since) if since else source.reader.first_seq,
-        to_seq=source.until(until) if until else END,
-        kinds=parse_kinds(ops) if ops else frozenset(),
-        uid=uid,
-        pid=pid,
-        paths=tuple(source.check_path(source.path(path)) for path in paths),
-        only=parse_ranges(seqs),
-        without=parse_ranges(without),
-    )
-
-
-def _running(source: Source) -> VolumeState:
+def _running(source: JournalSource) -> VolumeState:
     """The running volume to work on. Raises UsageError, NotRunningError, PrivilegeError."""
     if source.state is None:
         raise UsageError(f"{source.name} is a copy of a journal: only a volume can be undone")
@@ -184,7 +167,7 @@ def _running(source: Source) -> VolumeState:
     return source.state
 
 
-def _show(source: Source, plan: UndoPlan, actions: list[Action], imports: int) -> None:
+def _show(source: JournalSource, plan: UndoPlan, actions: list[Action], imports: int) -> None:
     for action in actions[:_SHOWN]:
         path = entries.shown_path(action.new_path or action.path)
         if action.what == "rename":

@@ -1,5 +1,5 @@
-"""Which entries somebody asks for, and finding them: by seq, kind, caller and path. One way for
-``log``, ``stats``, ``replay`` and ``undo``."""
+"""Which entries a caller asks for, how people type that, and finding them: by seq, kind, caller and
+path. One way for ``log``, ``stats``, ``replay`` and ``undo``."""
 
 import re
 from bisect import bisect_right
@@ -18,6 +18,7 @@ from fusejournal.operations import Kind, Operation, Rename, Void
 from fusejournal.types import Fid, Seq
 
 _WILD = frozenset(b"*?[")
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 class SeqRange(NamedTuple):
@@ -303,3 +304,37 @@ class Follower:
                 if void is None:
                     self._tracker.follow(entry.operation)
             self._next = end
+
+
+def parse_ranges(texts: Sequence[str]) -> tuple[SeqRange, ...]:
+    """Parses ranges of seqs as people type them: ``7`` or ``7-12``, both ends included, or several
+    of them with commas. Raises UsageError."""
+    found = []
+    for text in (part.strip() for whole in texts for part in whole.split(",")):
+        match = _RANGE.fullmatch(text)
+        first = int(match[1]) if match else 0
+        last = int(match[2] or match[1]) if match else 0
+        if first < 1 or last < first:
+            raise UsageError(f"{text!r} is no seq or range of seqs (7, or 7-12)")
+        found.append(SeqRange(Seq(first), Seq(last + 1)))
+    return tuple(found)
+
+
+def parse_kinds(texts: Sequence[str]) -> frozenset[Kind]:
+    """Parses names of operations, or several of them with commas. Raises UsageError."""
+    found = set()
+    for word in (part.strip() for whole in texts for part in whole.split(",")):
+        try:
+            found.add(Kind[word.upper()])
+        except KeyError:
+            known = ", ".join(kind.name.lower() for kind in Kind)
+            raise UsageError(f"{word!r} is no operation; there are: {known}") from None
+    return frozenset(found)
+
+
+def parse_path(text: str) -> bytes:
+    """Parses a path in a volume, from its root. Raises UsageError."""
+    steps = [step for step in text.encode("utf-8", "surrogateescape").split(b"/") if step]
+    if b".." in steps:
+        raise UsageError(f"{text!r}: a path from the volume's root, without '..'")
+    return b"/".join(step for step in steps if step != b".")

@@ -36,7 +36,17 @@ from fusejournal.operations import (
     Void,
     Write,
 )
-from fusejournal.types import EPOCH_MAX, TIME_MAX_NS, TIME_MIN_NS, Caller, Epoch, Fid, Seq
+from fusejournal.types import (
+    EPOCH_MAX,
+    ROOT_FID,
+    SYSTEM_CALLER,
+    TIME_MAX_NS,
+    TIME_MIN_NS,
+    Caller,
+    Epoch,
+    Fid,
+    Seq,
+)
 
 UUID_OF_TESTS = UUID("01234567-89ab-cdef-0123-456789abcdef")
 
@@ -151,6 +161,25 @@ def without_handle_key(directory: Path) -> None:
             header = SegmentHeader.decode(file.read(SEGMENT_HEADER_BYTES))
             file.seek(0)
             file.write(header._replace(handle_key=NO_HANDLE_KEY).encode())
+
+
+def make_directories(directory: Path, count: int) -> Journal:
+    """A journal in *directory* in which entry N, N ns after 1970, makes the directory dN."""
+    journal = Journal.create(directory, UUID_OF_TESTS, JournalOptions(segment_entries=256))
+    append_directories(journal, count)
+    return journal
+
+
+def append_directories(journal: Journal, count: int) -> None:
+    """Append *count* entries, as those of :func:`make_directories`."""
+    for _ in range(count):
+        number = journal.head_seq + 1
+        journal.append(
+            Mkdir(Fid(number + 1), ROOT_FID, b"d%d" % number, 0o755, 0, 0, None, None),
+            SYSTEM_CALLER,
+            number,
+            lambda fid: b"",
+        )
 
 
 def append_payload(journal: Journal, *fields: object) -> Seq:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from fusejournal.admin.source import JournalSource
 from fusejournal.cli.diff import compare
-from fusejournal.cli.source import Source
 from fusejournal.operations import RENAME_EXCHANGE, Rename, Setattr
 from fusejournal.types import ROOT_FID, Seq
 from tests.support.volumes import SOMEBODY, open_volume
@@ -26,7 +26,7 @@ def test_directories_exchanged_above_a_file(tmp_path: Path, name: str) -> None:
             SOMEBODY,
         )
         opened.volume.commit(Setattr(files[name], 0o600, None, None, None, None), SOMEBODY)
-        source = Source("volume", opened.volume.journal.reader, None)
+        source = JournalSource("volume", opened.volume.journal.reader, None)
         to_seq = Seq(opened.volume.journal.head_seq + 1)
         (change,) = [one for one in compare(source, from_seq, to_seq) if one.fid == files[name]]
     other = {"left": "right", "right": "left"}[name]

@@ -5,17 +5,26 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.cli.source import open_source, parse_kinds, parse_path, parse_ranges
-from fusejournal.errors import JournalDamagedError, UsageError, VolumeNotFoundError
+from fusejournal.errors import JournalDamagedError, UsageError
 from fusejournal.history.lookup import Lookup
-from fusejournal.history.query import Criteria, Follower, PathPattern, SeqRange, find, walk
+from fusejournal.history.query import (
+    Criteria,
+    Follower,
+    PathPattern,
+    SeqRange,
+    find,
+    parse_kinds,
+    parse_path,
+    parse_ranges,
+    walk,
+)
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Create, Kind, Mkdir, Operation, Rmdir, Write
 from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid, Seq
-from tests.support.entries import UUID_OF_TESTS
+from tests.support.entries import UUID_OF_TESTS, append_directories, make_directories
 
 
 @pytest.mark.parametrize(
@@ -76,7 +85,7 @@ def test_ranges_are_merged() -> None:
 
 def test_an_unfinished_end_is_no_damage(tmp_path: Path) -> None:
     """A frame that is half there, and a segment that has not even its header."""
-    journal = _directories(tmp_path, 300)
+    journal = make_directories(tmp_path, 300)
     journal.close()
     newest = list_segments(tmp_path)[-1]
     newest.write_bytes(newest.read_bytes()[:-20])
@@ -90,7 +99,7 @@ def test_an_unfinished_end_is_no_damage(tmp_path: Path) -> None:
 
 
 def test_an_end_before_the_known_head_is_damage(tmp_path: Path) -> None:
-    journal = _directories(tmp_path, 300)
+    journal = make_directories(tmp_path, 300)
     journal.close()
     newest = list_segments(tmp_path)[-1]
     reopened = Journal.open(
@@ -102,7 +111,7 @@ def test_an_end_before_the_known_head_is_damage(tmp_path: Path) -> None:
 
 
 def test_what_is_gone_is_gone_in_a_part_of_a_journal(tmp_path: Path) -> None:
-    journal = _directories(tmp_path, 300)
+    journal = make_directories(tmp_path, 300)
     gone = Rmdir(Fid(2), ROOT_FID, b"d1")
     journal.append(gone, SYSTEM_CALLER, 301, lambda fid: b"d1" if fid == 2 else b"")
     journal.close()
@@ -133,35 +142,18 @@ def test_paths() -> None:
         parse_path("a/../b")
 
 
-def _directories(directory: Path, count: int) -> Journal:
-    journal = Journal.create(directory, UUID_OF_TESTS, JournalOptions(segment_entries=256))
-    _append(journal, count)
-    return journal
-
-
-def _append(journal: Journal, count: int) -> None:
-    for _ in range(count):
-        number = journal.head_seq + 1
-        journal.append(
-            Mkdir(Fid(number + 1), ROOT_FID, b"d%d" % number, 0o755, 0, 0, None, None),
-            SYSTEM_CALLER,
-            number,
-            lambda fid: b"",
-        )
-
-
 def test_a_follower_reads_each_entry_once(tmp_path: Path) -> None:
-    journal = _directories(tmp_path, 10)
+    journal = make_directories(tmp_path, 10)
     follower = Follower(JournalReader(tmp_path), Criteria(paths=(b"d*[13579]",)), Seq(5))
     seen: list[int] = []
     for more in (0, 3, 300, 1, 0, 600):
-        _append(journal, more)
+        append_directories(journal, more)
         seen += [match.entry.seq for match in follower.new(journal.head_seq)]
     assert seen == list(range(5, journal.head_seq + 1, 2))
 
 
 def test_newest_first(tmp_path: Path) -> None:
-    journal = _directories(tmp_path, 700)
+    journal = make_directories(tmp_path, 700)
     lookup = Lookup(journal.reader)
     forward = [match.entry.seq for match in find(lookup, Criteria())]
     assert forward == list(range(1, 701))
@@ -170,7 +162,7 @@ def test_newest_first(tmp_path: Path) -> None:
 
 
 def test_a_gap_between_segments_is_damage(tmp_path: Path) -> None:
-    _directories(tmp_path, 900).close()
+    make_directories(tmp_path, 900).close()
     list_segments(tmp_path)[1].unlink()
     lookup = Lookup(JournalReader(tmp_path))
     for criteria in (Criteria(), Criteria(uid=5), Criteria(paths=(b"d900",))):
@@ -178,18 +170,6 @@ def test_a_gap_between_segments_is_damage(tmp_path: Path) -> None:
             list(find(lookup, criteria))
     # But not for whom it does not concern.
     assert [m.entry.seq for m in find(lookup, Criteria(from_seq=Seq(800)))] == [*range(800, 901)]
-
-
-def test_sources(tmp_path: Path) -> None:
-    _directories(tmp_path, 300).close()
-    first = list_segments(tmp_path)[0]
-    assert open_source(str(first)).reader.segments() == [first]
-    assert len(open_source(str(tmp_path)).reader.segments()) == 2
-    with pytest.raises(VolumeNotFoundError):
-        open_source(str(tmp_path / "nothing"))
-    (tmp_path / "other").write_text("")
-    with pytest.raises(UsageError, match="no segment"):
-        open_source(str(tmp_path / "other"))
 
 
 def test_a_path_skips_no_segment_that_has_a_match(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Moments as people type them: pure, in whole nanoseconds, never by way of a rounded float.
+"""Moments as people type them, and the seqs that they mean in a journal.
 
-A float of seconds since 1970 is only good to some hundred nanoseconds, while two entries may lie
-one nanosecond apart.
+All is in whole nanoseconds, never by way of a rounded float: a float of seconds since 1970 is only
+good to some hundred nanoseconds, while two entries may lie one nanosecond apart.
 
 ============================================  ======================================================
 typed                                         means
@@ -20,7 +20,15 @@ Capitals do not matter. A local time that the clock shows twice is the first of 
 it leaps over is taken as if it had not leapt yet. Source: ISO 8601; PEP 495 (``fold``)."""
 
 import re
-from datetime import date, datetime, time, timedelta, timezone
+import time
+from collections.abc import Callable
+from datetime import date, datetime, timedelta, timezone
+from datetime import time as time_of_day
+from functools import cached_property
+
+from fusejournal.errors import NoSuchMomentError
+from fusejournal.history.lookup import Lookup
+from fusejournal.types import Seq
 
 _SECOND_NS = 10**9
 _DAY_SECONDS = 86_400
@@ -76,7 +84,7 @@ def _parse(words: str, now_ns: int) -> int | None:
 def _at(day: date, clock: re.Match[str], zone: timezone | None) -> int:
     """*day* at the time of day in *clock* (00:00 if it has none), in *zone* or locally."""
     hour, minute, second = (int(clock[name] or 0) for name in ("hour", "minute", "second"))
-    at = datetime.combine(day, time(hour, minute, second), zone)
+    at = datetime.combine(day, time_of_day(hour, minute, second), zone)
     # Whole seconds, which the float holds exactly. (astimezone would take a local time that the
     # clock leaps over for one before the leap.)
     return int(at.timestamp()) * _SECOND_NS + _fraction_ns(clock)
@@ -98,3 +106,82 @@ def _span_ns(span: str) -> int:
         int(number or 1) * _UNIT_SECONDS[unit[0].lower()]
         for number, unit in _SPAN_PARTS.findall(span)
     )
+
+
+class Moments:
+    """Finds the seqs that times and marks, as people type them, mean in one journal.
+
+    Args:
+        name: what the journal is called in errors.
+        lookup: answers about the journal.
+        head_seq: called, at most once, for the last entry with an outcome.
+
+    "Now" is when the object was made."""
+
+    def __init__(self, name: str, lookup: Lookup, head_seq: Callable[[], Seq]) -> None:
+        self._name = name
+        self._lookup = lookup
+        self._head_seq = head_seq
+        self._now_ns = time.time_ns()
+
+    def since(self, text: str) -> Seq:
+        """Returns the first seq at or after a time or mark. Raises NoSuchMomentError."""
+        time_ns = parse_moment(text, self._now_ns)
+        if time_ns is not None:
+            return self._seq_after(time_ns - 1)
+        return self._time_or_mark(text)
+
+    def until(self, text: str) -> Seq:
+        """Returns the first seq after a time or mark: the end, half-open, of all up to it. Raises
+        NoSuchMomentError."""
+        time_ns = parse_moment(text, self._now_ns)
+        if time_ns is not None:
+            return self._seq_after(time_ns)
+        return Seq(self._time_or_mark(text) + 1)
+
+    def at_time(self, text: str) -> Seq:
+        """Returns the end, half-open, of all up to a time, which must not be before the journal.
+        Raises NoSuchMomentError."""
+        time_ns = parse_moment(text, self._now_ns)
+        if time_ns is None:
+            raise NoSuchMomentError(f"{text!r} is no time (2026-01-31 14:00, '2 hours ago')")
+        if time_ns > max(self._now_ns, self._last_time_ns):
+            raise NoSuchMomentError(f"{text!r} is yet to come")
+        before_seq = self._seq_after(time_ns)
+        first_seq = self._lookup.reader.first_seq
+        if before_seq <= first_seq:
+            raise NoSuchMomentError(
+                f"{text!r} is before the journal: its first entry is {first_seq}"
+            )
+        return before_seq
+
+    def at_mark(self, name: str) -> Seq:
+        """Returns the end, half-open, of all up to a mark. Raises NoSuchMomentError."""
+        seq = self._lookup.mark(name)
+        if seq is None:
+            raise NoSuchMomentError(
+                f"{self._name} has no mark {name!r}; it has: fusejournal log {self._name} --op mark"
+            )
+        return Seq(seq + 1)
+
+    def _time_or_mark(self, text: str) -> Seq:
+        seq = self._lookup.mark(text)
+        if seq is None:
+            raise NoSuchMomentError(
+                f"{text!r} is neither a time (2026-01-31 14:00, '2 hours ago') nor a mark of "
+                f"{self._name}; its marks: fusejournal log {self._name} --op mark"
+            )
+        return seq
+
+    @cached_property
+    def _last_time_ns(self) -> int:
+        """The date of the last entry, which is yet to come where the clock was put back since."""
+        head_seq = self._head_seq()
+        last = next(self._lookup.reader.read(head_seq, Seq(head_seq + 1)), None)
+        return last.time_ns if last is not None else 0
+
+    def _seq_after(self, time_ns: int) -> Seq:
+        """The first seq after a time. One that is yet to come can only be an entry's date."""
+        if time_ns > self._now_ns:
+            return self._lookup.seq_dated_after(time_ns)
+        return self._lookup.seq_after(time_ns)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusejournal.cli.moments import parse_moment
+from fusejournal.history.moments import parse_moment
 
 S = 10**9
 M, H, D = 60 * S, 3600 * S, 86_400 * S

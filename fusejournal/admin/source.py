@@ -1,0 +1,197 @@
+"""The journals that can be read: a volume's, running or stopped, or a bare copy of segments."""
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from fusejournal.control.client import ask
+from fusejournal.errors import (
+    JournalError,
+    NoSuchSeqError,
+    NotRunningError,
+    PathNotFoundError,
+    UsageError,
+    VolumeNotFoundError,
+)
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.moments import Moments
+from fusejournal.history.query import Criteria, PathPattern, parse_kinds, parse_path, parse_ranges
+from fusejournal.journal.reader import END, JournalReader
+from fusejournal.journal.segment import is_segment, list_segments
+from fusejournal.node.state_dir import VolumeState, find_volume
+from fusejournal.types import Seq
+
+
+class JournalSource:
+    """A journal to read. ``state`` is the volume's, or None for a bare copy."""
+
+    def __init__(self, name: str, reader: JournalReader, state: VolumeState | None) -> None:
+        self.name = name
+        self.reader = reader
+        self.state = state
+
+    @cached_property
+    def lookup(self) -> Lookup:
+        """Answers about the journal as it is at the first use."""
+        return Lookup(self.reader)
+
+    @cached_property
+    def moments(self) -> Moments:
+        """The seqs of times and marks; "now" is the first use."""
+        return Moments(self.name, self.lookup, lambda: self.head_seq)
+
+    @cached_property
+    def head_seq(self) -> Seq:
+        """:meth:`committed_head` at the first use."""
+        return self.committed_head()
+
+    def committed_head(self) -> Seq:
+        """Returns the last seq whose outcome is known: applied, or refused by a VOID. Asks the
+        layer where one is running. Raises JournalDamagedError."""
+        if self.state is not None:
+            try:
+                self.reader.must_reach = Seq(ask(self.state.directory, "status")["head_seq"])
+                return self.reader.must_reach
+            except NotRunningError:
+                pass
+        seq, has_outcome = self.reader.head()
+        return seq if has_outcome else Seq(seq - 1)
+
+    def check_seq(self, seq: int) -> Seq:
+        """Returns *seq* if the journal has it. Raises NoSuchSeqError."""
+        first_seq = self.reader.first_seq
+        if not first_seq <= seq <= self.head_seq:
+            raise NoSuchSeqError(seq, first_seq, self.head_seq)
+        return Seq(seq)
+
+    def path(self, text: str) -> bytes:
+        """Parses a path in the volume as people type it: from the volume's root, or as it shows
+        where the volume is mounted. Raises UsageError."""
+        path = parse_path(text)
+        if self.state is not None and text.startswith("/"):
+            mountpoint = parse_path(str(self.state.mountpoint))
+            if path == mountpoint or path.startswith(mountpoint + b"/"):
+                path = path[len(mountpoint) + 1 :]
+        return path
+
+    def check_path(self, path: bytes) -> bytes:
+        """Returns *path* if it is a pattern, or was ever there. Raises PathNotFoundError."""
+        pattern = PathPattern(path, self.lookup)
+        if path and not pattern.is_glob and self.lookup.is_whole and not self.lookup.tenures(path):
+            raise PathNotFoundError(
+                "/" + os.fsdecode(path), f"never was in the journal of {self.name}"
+            )
+        return path
+
+    def criteria(
+        self,
+        *,
+        from_seq: int = 1,
+        to_seq: int | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        ops: Sequence[str] = (),
+        uid: int | None = None,
+        pid: int | None = None,
+        paths: Sequence[str] = (),
+        only: Sequence[str] = (),
+        without: Sequence[str] = (),
+        check_paths: bool = True,
+    ) -> Criteria:
+        """Returns what an entry must be, of words that people type. Raises UsageError,
+        NoSuchMomentError, PathNotFoundError.
+
+        Args:
+            from_seq, to_seq: the first entry, and the last.
+            since, until: times or marks, both ends included.
+            ops: names of operations, or several of them with commas.
+            uid, pid: of who asked for it.
+            paths: paths, or patterns of them.
+            only, without: seqs or ranges of seqs, both ends included.
+            check_paths: whether a path that never was is an error."""
+        found = [self.path(path) for path in paths]
+        for path in found if check_paths else ():
+            self.check_path(path)
+        return Criteria(
+            from_seq=Seq(max(from_seq, self.moments.since(since) if since else 1)),
+            to_seq=Seq(
+                min(to_seq + 1 if to_seq else END, self.moments.until(until) if until else END)
+            ),
+            kinds=parse_kinds(ops) if ops else frozenset(),
+            uid=uid,
+            pid=pid,
+            paths=tuple(path for path in found if path),
+            only=parse_ranges(only),
+            without=parse_ranges(without),
+        )
+
+    def end_of(
+        self,
+        *,
+        to_seq: int | None = None,
+        before_seq: int | None = None,
+        to_time: str | None = None,
+        to_mark: str | None = None,
+    ) -> Seq:
+        """Returns the end, half-open, of all entries up to a moment that the caller gives in
+        exactly one way. Raises UsageError, NoSuchSeqError, NoSuchMomentError.
+
+        Args:
+            to_seq: the last entry.
+            before_seq: the entry right after the last.
+            to_time: a time that people type, which must not be before the journal.
+            to_mark: the name of a mark."""
+        if sum(one is not None for one in (to_seq, before_seq, to_time, to_mark)) != 1:
+            raise UsageError("give one of --to-seq, --before-seq, --to-time and --to-mark")
+        if to_seq is not None:
+            return Seq(self.check_seq(to_seq) + 1)
+        if before_seq is not None:
+            return self.check_seq(before_seq)
+        moments = self.moments
+        end = moments.at_mark(to_mark) if to_mark is not None else moments.at_time(to_time or "")
+        # An entry whose outcome is not known is not there yet.
+        return Seq(min(end, self.head_seq + 1))
+
+
+def open_source(text: str) -> JournalSource:
+    """Opens the journal that *text* names: by a volume's name, mountpoint or state directory, a
+    directory with segments, or a segment file. Raises VolumeNotFoundError, JournalError."""
+    try:
+        state = find_volume(text)
+    except VolumeNotFoundError:
+        state = None
+    except PermissionError:
+        # A copy that the caller may read needs no right to look at the volumes here.
+        if not os.access(text, os.R_OK):
+            raise
+        state = None
+    if state is not None:
+        source = JournalSource(state.name, JournalReader(state.journal_dir, state.uuid), state)
+    else:
+        source = JournalSource(text, JournalReader(_find_segments([text])), None)
+    if not source.reader.segments():
+        raise JournalError(f"{source.name}: there is no journal yet")
+    return source
+
+
+def open_reader(texts: Sequence[str]) -> JournalReader:
+    """As :func:`open_source`, for one volume or any number of segments. Raises the same."""
+    if len(texts) == 1:
+        return open_source(texts[0]).reader
+    return JournalReader(_find_segments(texts))
+
+
+def _find_segments(texts: Sequence[str]) -> list[Path]:
+    found: list[Path] = []
+    for text in texts:
+        path = Path(text)
+        if path.is_dir():
+            found += list_segments(path) or list_segments(path / "journal")
+        elif path.is_file() and is_segment(path):
+            found.append(path)
+        elif path.exists():
+            raise UsageError(f"{text}: no segment (those are called SEQ.fj or SEQ.fjz)")
+    if not found:
+        raise VolumeNotFoundError(texts[0])
+    return found

@@ -172,18 +172,19 @@ def _newest_with_entries(paths: list[Path], uuid: UUID) -> int:
 
 
 def _first_to_scan(paths: list[Path], uuid: UUID, found: Found) -> int:
-    """The index of the segment that holds the first entry not known to be durable; sets
-    ``found.flushed``."""
-    for path in paths:
+    """The index of the segment that holds the first entry not known to be durable, or of one before
+    it where that one has lost its header; sets ``found.flushed``."""
+    have_header = []
+    for index, path in enumerate(paths):
         try:
             with _open(path, uuid) as reader:
+                have_header.append(index)
                 frame = next(reader.frames(), None)
         except BadFrameError:
             continue
         if frame is not None and found.follows_frames:
             found.flushed = max(found.flushed, frame.flushed)
-    starts = [first_seq_of(path) for path in paths]
-    return max((i for i, start in enumerate(starts) if start <= found.flushed + 1), default=0)
+    return max((i for i in have_header if first_seq_of(paths[i]) <= found.flushed + 1), default=0)
 
 
 def _open(path: Path, uuid: UUID) -> SegmentReader:

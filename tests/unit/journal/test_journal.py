@@ -99,6 +99,40 @@ def test_a_void_is_never_in_another_segment(tmp_path: Path) -> None:
     assert all(start % 2 == 1 for start in starts)
 
 
+@pytest.mark.parametrize("size", [0, 60, 4096])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_lost_header_behind_what_is_all_durable(
+    tmp_path: Path, size: int, read_only: bool
+) -> None:
+    """The machine was lost just after a segment was begun: all before it had been flushed, and of
+    the new one there is a name, or that and zeros."""
+    options = JournalOptions(segment_entries=4)
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, options)
+    for _ in range(10):
+        if journal.head_seq == 8:
+            journal.sync()
+        append(journal, Write(Fid(7), 0, None), b"data")
+    key, durable_seq = journal.handle_key, journal.durable_seq
+    assert durable_seq == 8
+    journal.close()
+    newest = list_segments(tmp_path)[-1]
+    newest.write_bytes(bytes(size))
+    opened = Journal.open(
+        tmp_path,
+        UUID_OF_TESTS,
+        options,
+        unclean_machine=True,
+        read_only=read_only,
+        known_durable=durable_seq,
+    )
+    assert (opened.head_seq, opened.handle_key, opened.damage) == (8, key, None)
+    assert [entry.seq for entry in opened.reader.read(Seq(1), Seq(9))] == list(range(1, 9))
+    if not read_only:
+        assert append(opened, Write(Fid(7), 0, None)) == 9
+        assert len(list_segments(tmp_path)) == 3
+        opened.close()
+
+
 def test_large_entry_gets_a_segment_of_its_own(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
     append(journal, Write(Fid(7), 0, None), b"a")

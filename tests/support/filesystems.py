@@ -15,13 +15,14 @@ _MAKE = {
 
 @contextmanager
 def filesystem(kind: str, base: Path, name: str, size_mib: int, *options: str) -> Iterator[Path]:
-    """A new file system of *kind*, made with *options*, mounted at ``base/name``."""
+    """A new file system of *kind*, made with *options*, mounted at ``base/name``. What was on it
+    stays, in ``base/NAME.img``, only where the block fails."""
     mountpoint = base / name
     mountpoint.mkdir()
+    image = base / f"{name}.img"
     if kind == "tmpfs":
         command = ["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", str(mountpoint)]
     else:
-        image = base / f"{name}.img"
         make(kind, image, size_mib, *options)
         command = ["mount", "-o", "loop", str(image), str(mountpoint)]
     subprocess.run(command, check=True)
@@ -29,6 +30,7 @@ def filesystem(kind: str, base: Path, name: str, size_mib: int, *options: str) -
         yield mountpoint
     finally:
         subprocess.run(["umount", "-l", str(mountpoint)], check=True)
+    image.unlink(missing_ok=True)
 
 
 def make(kind: str, image: Path, size_mib: int, *options: str) -> None:

@@ -75,7 +75,9 @@ def _report_from_disk(state: VolumeState, condition: str, pid: int | None) -> di
     try:
         if any(state.journal_dir.glob("*.fj*")):
             is_mirror = state.role == "mirror"
-            page = WatermarkPage(state.marks) if state.marks.exists() else None
+            page = None
+            if state.marks.exists():
+                page = WatermarkPage(state.marks, state.created_ns)
             journal = Journal.open(
                 state.journal_dir,
                 state.uuid,

@@ -24,6 +24,12 @@ word       meaning
 7          ``instance``: a number made at the last start
 8          ``rooted_seq``: the position that is kept with the backing's root (ties.py) has at least
            this seq on the backing's disk
+9          ``owner``: a number of the state directory that the page is of; 0 where it has none
+10         ``is_unconfirmed``: 1 from when the page is made until a start has got through with it
+11, 12     ``followed``: the instance of a node that was followed last, its node and its number (of
+           a mirror)
+13 to 28   ``rivals``: other instances of that node that have been met, the oldest first; 0 behind
+           the last (of a mirror)
 =========  =====================================================================================
 
 Setting one raises OSError: ENOSPC on a full disk, and the number is as it was. The event loop's
@@ -32,6 +38,7 @@ thread sets them; ``sync`` blocks, for a thread."""
 import os
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 from fusejournal.disk import calls
 from fusejournal.errors import JournalError
@@ -40,19 +47,28 @@ from fusejournal.types import Epoch, Reign, Seq
 _BYTES = 4096
 _MAGIC = int.from_bytes(b"\x89FJCOPY1", "little")
 _WORD = struct.Struct("<Q")
-_REIGN = struct.Struct("<QQ")
-_WORDS = 9
+_PAIR = struct.Struct("<QQ")
+RIVALS_MAX = 16
 _APPLYING, _SETTLED, _DURABLE, _STOPPED, _EPOCH, _NODE, _INSTANCE, _ROOTED = range(1, 9)
+_OWNER, _UNCONFIRMED, _FOLLOWED = 9, 10, 11
+_WORDS = _FOLLOWED + 2 + RIVALS_MAX
+_FOLLOWING = struct.Struct(f"<{2 + RIVALS_MAX}Q")
+
+
+class Following(NamedTuple):
+    """Which instance of which node a mirror follows, and which others of the same it has met."""
+
+    node_id: int = 0
+    number: int = 0
+    rivals: tuple[int, ...] = ()
 
 
 class WatermarkPage:
-    """See the module. Made if *path* is not there. Raises JournalError when it is something else,
-    OSError."""
+    """See the module. Made if *path* is not there. *owner*: a number of the state directory that it
+    is to be of; 0: of any. Raises JournalError when it is something else, or another's; OSError."""
 
-    def __init__(self, path: Path) -> None:
-        self.is_new = not path.exists()
-        """Whether it was not there."""
-        if self.is_new:
+    def __init__(self, path: Path, owner: int = 0) -> None:
+        if not path.exists():
             _make(path)
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         content = os.pread(self._fd, _BYTES + 1, 0)
@@ -60,6 +76,13 @@ class WatermarkPage:
             self.close()
             raise JournalError(f"{path}: not the watermarks of a node")
         self._words = [word for (word,) in _WORD.iter_unpack(content[: _WORD.size * _WORDS])]
+        self._wanted_owner = owner
+        if 0 != owner != self._words[_OWNER] != 0:
+            self.close()
+            raise JournalError(
+                f"{path}: the watermarks of another state directory: put this one's own back; if "
+                "they are gone, remove the file, and the next start looks the backing over"
+            )
 
     def close(self) -> None:
         """Close the file."""
@@ -73,6 +96,39 @@ class WatermarkPage:
         if number != self._words[word]:
             calls.write_all("marks.write", self._fd, _WORD.pack(number), word * _WORD.size)
             self._words[word] = number
+
+    def _set_together(self, first: int, packed: bytes) -> None:
+        """Set words that go together, from *first* on: with some old and some new ones they would
+        tell what never was."""
+        calls.write_all("marks.write", self._fd, packed, first * _WORD.size)
+        words = [word for (word,) in _WORD.iter_unpack(packed)]
+        self._words[first : first + len(words)] = words
+
+    @property
+    def is_unconfirmed(self) -> bool:
+        """Whether no start has got through since the page was made: what was in one before it, if
+        there was one, is lost."""
+        return bool(self._words[_UNCONFIRMED])
+
+    def confirm(self) -> None:
+        """A start has got through: from now on the page tells all that is to be known. Raises
+        OSError."""
+        owner = self._wanted_owner or self._words[_OWNER]
+        if self.is_unconfirmed or owner != self._words[_OWNER]:
+            self._set_together(_OWNER, _PAIR.pack(owner, 0))
+
+    @property
+    def following(self) -> Following:
+        """Words 11 to 28."""
+        node_id, number, *rivals = self._words[_FOLLOWED : _FOLLOWED + 2 + RIVALS_MAX]
+        return Following(node_id, number, tuple(filter(None, rivals)))
+
+    @following.setter
+    def following(self, following: Following) -> None:
+        if following != self.following:
+            node_id, number, rivals = following
+            words = [node_id, number, *rivals, *(0,) * (RIVALS_MAX - len(rivals))]
+            self._set_together(_FOLLOWED, _FOLLOWING.pack(*words))
 
     @property
     def applying_seq(self) -> Seq:
@@ -145,16 +201,15 @@ class WatermarkPage:
     @fence.setter
     def fence(self, reign: Reign) -> None:
         if reign != self.fence:
-            # Both at once: the one with the other's old value would be a reign that never was.
-            packed = _REIGN.pack(*reign)
-            calls.write_all("marks.write", self._fd, packed, _EPOCH * _WORD.size)
-            self._words[_EPOCH], self._words[_NODE] = reign
+            self._set_together(_EPOCH, _PAIR.pack(*reign))
 
 
 def _make(path: Path) -> None:
     temporary = path.with_suffix(".new")
     with open(temporary, "wb") as file:
-        file.write(_MAGIC.to_bytes(8, "little").ljust(_BYTES, b"\0"))
+        words = [_MAGIC, *(0,) * (_WORDS - 1)]
+        words[_UNCONFIRMED] = 1
+        file.write(b"".join(map(_WORD.pack, words)).ljust(_BYTES, b"\0"))
         file.flush()
         os.fsync(file.fileno())
     calls.rename("marks.rename", temporary, path)

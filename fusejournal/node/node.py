@@ -166,7 +166,7 @@ class Node:
             compress_level=config.compress_level,
         )
         self._root_fd = root_fd
-        page = WatermarkPage(state.marks)
+        page = WatermarkPage(state.marks, state.created_ns)
         self._marks = page if state.is_mirror else None
         self._opening = VolumeStartup(
             spec.state_dir,

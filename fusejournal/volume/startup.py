@@ -218,10 +218,13 @@ class VolumeStartup:
         if self._marks is not None:
             self.volume.write_errno = errno.EROFS
             self._marks.stopped_seq = Seq(0)
+            self._marks.confirm()
             self._marks.sync()
             if not self.is_uninitialized and not self._boot().is_this:
                 self.remember_boot()
             return
+        with suppress_full():
+            self.page.confirm()
         if self.fenced is not None:
             self.volume.fail(self.fenced)
             if not catalog.imported:
@@ -319,15 +322,10 @@ class VolumeStartup:
         is unknown then."""
         if not journal.head_seq:
             return False
-        if self._marks is None:
-            if self.page.is_new and self._position is not None:
-                self.repairs.append(_PAGE_MISSED)
-            return False
-        # It may have been made anew by a start that did not get through, or by one to look only.
-        if self.page.is_new or (self._position is not None and not self._marks.applying_seq):
-            self.repairs.append(_PAGE_MISSED)
-            return True
-        return False
+        if not self.page.is_unconfirmed or (self._marks is None and self._position is None):
+            return False  # (A primary of an older version had none.)
+        self.repairs.append(_PAGE_MISSED)
+        return self._marks is not None
 
     def _mark_root(self, uuid: UUID) -> None:
         self.root.uuid = uuid

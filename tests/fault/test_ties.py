@@ -333,9 +333,32 @@ def test_spoilt_boot_file_counts_as_a_lost_machine(ledger: Layer, content: bytes
     ledger.stop()
 
 
+@pytest.mark.parametrize("boot", ["this", "another"])
+def test_watermarks_of_another_state_directory_are_refused(
+    ledger: Layer, tmp_path: Path, boot: str
+) -> None:
+    """As of another mirror, which has the same volume and has been shipped as much, or more."""
+    with Layer(tmp_path / "other", config=_CONFIG) as other:
+        other.start()
+        other.stop()
+        shutil.copyfile(other.state / "marks", ledger.state / "marks")
+    if boot == "another":
+        begin_another_boot(ledger.state)
+    assert "the watermarks of another state directory" in refused(ledger, 10)
+    assert "of another state directory" in ledger.run("status", "volume", check=False).stdout
+    (ledger.state / "marks").unlink()
+    ledger.start()
+    assert (ledger.mountpoint / "ledger").read_text().startswith("version   29")
+    ledger.stop()
+
+
+@pytest.mark.parametrize("is_flushed", [True, False])
 @pytest.mark.parametrize("before", ["nothing", "a look", "a kill"])
-def test_lost_page_of_a_mirror_counts_until_it_is_made_whole(tmp_path: Path, before: str) -> None:
-    """A read-only mount makes the page anew as well, and so does a start that is killed."""
+def test_lost_page_of_a_mirror_counts_until_it_is_made_whole(
+    tmp_path: Path, before: str, is_flushed: bool
+) -> None:
+    """A read-only mount makes the page anew as well, and so does a start that is killed; also
+    before anything of the backing was flushed."""
     with open_volume(tmp_path / "primary", orderly=False) as primary:
         primary.work(5)
         primary.volume.journal.sync()
@@ -347,7 +370,8 @@ def test_lost_page_of_a_mirror_counts_until_it_is_made_whole(tmp_path: Path, bef
     BackingRoot(root_fd, uuid).mark()
     os.close(root_fd)
     with open_volume(mirror, mirror=True, uuid=uuid, orderly=False) as opened:
-        opened.make_checkpoint()
+        if is_flushed:
+            opened.make_checkpoint()
         opened.volume.catalog.commit()
         assert opened.marks is not None
         assert opened.marks.applying_seq == head_seq + 1

@@ -50,7 +50,9 @@ def leave(volume: Path, workload: Workload, checkpoint: int, backing: int, end: 
     plain = bytes(care & 1 for care in workload.care)  # so that it can be cut anywhere
     replace(workload, care=plain).write(volume / "state" / "journal")
     tag_root(volume / "backing", UUID_OF_WORKLOADS)
-    WatermarkPage(volume / "state" / "marks").close()
+    page = WatermarkPage(volume / "state" / "marks")
+    page.confirm()
+    page.close()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     (volume / "state" / "boot").write_text(json.dumps({"boot_id": boot}))
     with open_volume(volume, mirror=True, uuid=UUID_OF_WORKLOADS, orderly=False) as opened:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fusejournal.errors import JournalError
-from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.journal.watermarks import Following, WatermarkPage
 from fusejournal.types import Epoch, Seq
 
 _BIG = (1 << 40) + 7
@@ -33,13 +33,53 @@ def test_they_outlive_a_killed_process(tmp_path: Path) -> None:
         marks.durable_seq = Seq(_BIG + 2)
         marks.stopped_seq = Seq(_BIG + 3)
         marks.epoch = Epoch(5)
+        marks.following = Following(6, 7, (_BIG, 8))
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     marks = WatermarkPage(tmp_path / "marks")
     assert (marks.applying_seq, marks.committed_seq) == (_BIG, _BIG + 1)
     assert (marks.durable_seq, marks.stopped_seq, marks.epoch) == (_BIG + 2, _BIG + 3, 5)
+    assert marks.following == Following(6, 7, (_BIG, 8))
+    assert marks.is_unconfirmed
+    marks.following = Following(6, 8)
     marks.sync()
     marks.close()
+    marks = WatermarkPage(tmp_path / "marks")
+    assert marks.following == Following(6, 8)
+    marks.close()
+
+
+def test_they_say_whose_they_are(tmp_path: Path) -> None:
+    """And, where they were made anew, that nothing was known then, until a start got through."""
+    path = tmp_path / "marks"
+    for confirms in (False, True):
+        marks = WatermarkPage(path, 5)
+        assert marks.is_unconfirmed
+        if confirms:
+            marks.confirm()
+        marks.close()
+    marks = WatermarkPage(path, 5)
+    assert not marks.is_unconfirmed
+    marks.close()
+    before = path.read_bytes()
+    with pytest.raises(JournalError, match="another state directory"):
+        WatermarkPage(path, 6)
+    assert path.read_bytes() == before
+    WatermarkPage(path).close()
+
+
+def test_those_of_the_version_before_get_their_owner(tmp_path: Path) -> None:
+    words = [int.from_bytes(b"\x89FJCOPY1", "little"), 3, 2, 2]
+    content = b"".join(word.to_bytes(8, "little") for word in words).ljust(4096, b"\0")
+    (tmp_path / "marks").write_bytes(content)
+    marks = WatermarkPage(tmp_path / "marks", 5)
+    assert not marks.is_unconfirmed
+    assert marks.applying_seq == 3
+    assert marks.following == Following()
+    marks.confirm()
+    marks.close()
+    with pytest.raises(JournalError, match="another state directory"):
+        WatermarkPage(tmp_path / "marks", 6)
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"x" * 4096, bytes(4096), bytes(8192)])

@@ -123,7 +123,7 @@ class Receiver:
         """The peer that is being compared, perhaps beside a session."""
         self._sign = trio.Event()
         """Set when the sender says something."""
-        self._instances = Instances()
+        self._instances = Instances(marks.following, trio.current_time())
         self._heeding = trio.Lock()
         self._news = trio.Event()
         self._lag_meter = LagMeter()
@@ -323,7 +323,16 @@ class Receiver:
             if instances.met(newcomer, now):
                 log.warning("%s", words)
             self.notify()
+            await self._keep_following()
             raise RefusedError(INSTANCE, words)
+
+    async def _keep_following(self) -> None:
+        """Have on the disk which instance is followed, and which are not. Raises RefusedError on a
+        full disk, OSError."""
+        if self._instances.following != self._marks.following:
+            with self._refusing_when_full():
+                self._marks.following = self._instances.following
+            await trio.to_thread.run_sync(self._marks.sync)
 
     async def _gives_a_sign(self) -> bool:
         """Whether the sender says something, now or soon."""
@@ -381,6 +390,7 @@ class Receiver:
             # A lower reign must not come in any more, whatever happens to this machine.
             await trio.to_thread.run_sync(self._marks.sync)
         self._instances.follow(instance_of(greeting, connection.where), trio.current_time())
+        await self._keep_following()
         self._applier.wake()
         self.source_head_seq = begin.head_seq
         self._lag_meter.note(begin.head_seq)

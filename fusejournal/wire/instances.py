@@ -1,23 +1,25 @@
 """Telling apart two nodes that have one key: a machine and its clone, or what was put back from a
-copy of it while it went on. Pure.
+copy of it while it went on. Pure; what it has to know after a restart of the mirror is in
+:attr:`Instances.following`, for the caller to keep.
 
 A node makes a number at each start, and says in its greeting that of the start before, too. A
 mirror follows the one that it followed last, and the starts after that. Any other instance of the
 same node is a rival while the one that is followed is heard; it and the starts after it stay one
-until that was not heard for ``RIVAL_SECONDS``: then it is taken to be gone. Nodes that do not say
-which instance they are, as those of the version before, are not told apart."""
+until that was not heard for ``RIVAL_SECONDS``: then it is taken to be gone. After a restart of the
+mirror these seconds begin anew, because it cannot know what it missed. Nodes that do not say which
+instance they are, as those of the version before, are not told apart."""
 
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from fusejournal.journal.watermarks import RIVALS_MAX, Following
 from fusejournal.wire.frames import Hello
 
 RIVAL_SECONDS: Final = 600.0
-_RIVALS_MAX: Final = 16
 
 
 class Instance(NamedTuple):
-    """One start of a node, and where it calls from."""
+    """One start of a node, and where it calls from; empty where that is not known (any more)."""
 
     node: str
     node_id: int
@@ -26,7 +28,7 @@ class Instance(NamedTuple):
     where: str
 
     def __str__(self) -> str:
-        return f"{self.number:016x} at {self.where}"
+        return f"{self.number:016x}" + (f" at {self.where}" if self.where else "")
 
 
 def instance_of(greeting: Hello, where: str) -> Instance:
@@ -37,18 +39,29 @@ def instance_of(greeting: Hello, where: str) -> Instance:
 
 @dataclass
 class _Seen:
-    instance: Instance
+    instance: Instance | None
+    """None where it was met before the mirror's restart."""
     at: float
 
 
 class Instances:
     """Which instance of a node a mirror follows, and which others of the same node it has met; see
-    the module. Times are in seconds by any clock."""
+    the module. *known* is ``following`` of the process before. Times are in seconds by any
+    clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Following, now: float) -> None:
         self.followed: Instance | None = None
-        self._heard_at = 0.0
-        self._rivals: dict[int, _Seen] = {}
+        if known.number:
+            self.followed = Instance("", known.node_id, known.number, 0, "")
+        self._heard_at = now
+        self._rivals = {number: _Seen(None, now) for number in known.rivals}
+
+    @property
+    def following(self) -> Following:
+        """What is to be known after a restart."""
+        if self.followed is None:
+            return Following()
+        return Following(self.followed.node_id, self.followed.number, tuple(self._rivals))
 
     def is_other(self, newcomer: Instance) -> bool:
         """Whether *newcomer* is another instance of the node that is followed."""
@@ -73,10 +86,10 @@ class Instances:
 
     def met(self, rival: Instance, now: float) -> bool:
         """*rival* came while the one that is followed was there. Returns whether that is new."""
-        is_new = rival.number not in self._rivals
-        self._rivals.pop(rival.number, None)
+        before = self._rivals.pop(rival.number, None)
+        is_new = before is None or before.instance is None
         self._rivals[rival.number] = _Seen(rival, now)
-        while len(self._rivals) > _RIVALS_MAX:
+        while len(self._rivals) > RIVALS_MAX:
             del self._rivals[next(iter(self._rivals))]
         return is_new
 
@@ -94,10 +107,14 @@ class Instances:
 
     def describe(self, now: float) -> str | None:
         """Says that one node runs twice, where it does, in words."""
-        seen = [one for one in self._rivals.values() if now - one.at <= RIVAL_SECONDS]
+        seen = [
+            one.instance
+            for one in self._rivals.values()
+            if one.instance is not None and now - one.at <= RIVAL_SECONDS
+        ]
         if not seen or self.followed is None:
             return None
-        return describe_twice(self.followed, seen[-1].instance)
+        return describe_twice(self.followed, seen[-1])
 
 
 def describe_twice(followed: Instance, rival: Instance) -> str:

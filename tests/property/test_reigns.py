@@ -21,11 +21,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.journal.watermarks import Following, WatermarkPage
 from fusejournal.replication.fence import Fence
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
 from fusejournal.wire.frames import Begin, Decoder, Message, Welcome, encode
-from fusejournal.wire.instances import RIVAL_SECONDS, Instances, instance_of
+from fusejournal.wire.instances import RIVAL_SECONDS, Instance, Instances, instance_of
 from fusejournal.wire.session import (
     FETCH,
     SHIP,
@@ -121,7 +121,7 @@ class Mirror:
         self.name = name
         self.journal: Journal = ()
         self.fence = Reign(Epoch(0), 0)
-        self.instances = Instances()
+        self.instances = Instances(Following(), 0.0)
         self.session: Primary | None = None
 
     @property
@@ -271,6 +271,17 @@ class Reigns(RuleBasedStateMachine):
         for mirror in self.mirrors:
             if mirror.session is not None:
                 mirror.instances.heard(self.now)
+
+    @rule(at=_INDEXES)
+    def mirror_restarts(self, at: int) -> None:
+        mirror = self.mirrors[at % 2]
+        before = mirror.instances
+        mirror.instances, mirror.session = Instances(before.following, self.now), None
+        assert mirror.instances.following == before.following
+        for number in before.following.rivals:
+            rival = Instance("", before.following.node_id, number, 0, "")
+            assert mirror.instances.is_rival(rival, self.now)
+            assert mirror.instances.is_rival(rival._replace(number=1, before=number), self.now)
 
     @rule(at=_INDEXES)
     def link_breaks(self, at: int) -> None:

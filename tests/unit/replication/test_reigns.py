@@ -21,6 +21,7 @@ from fusejournal.replication import receiver as receiver_module
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication.fence import node_id_of, parse_reign
 from fusejournal.replication.mirror_applier import MirrorApplier
+from fusejournal.replication.supervisor import Replication
 from fusejournal.types import EPOCH_MAX, Epoch, Reign, Seq
 from fusejournal.wire.connection import OPEN, READY, Connection, receive_exactly
 from fusejournal.wire.frames import Ack, Begin, Diverged, Hello, Message, Refusal, Welcome
@@ -564,6 +565,12 @@ def clone_identity(one: Path, other: Path) -> None:
     shutil.copytree(one / "state" / "identity", other / "state" / "identity")
 
 
+def be_called_as(one: OpenVolume, replication: Replication) -> None:
+    """*replication* has the name of *one*, as its certificate makes it."""
+    assert one.replication is not None
+    replication._node = one.replication._node
+
+
 async def test_a_clone_does_not_disturb_the_one_that_is_followed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -576,10 +583,9 @@ async def test_a_clone_does_not_disturb_the_one_that_is_followed(
         with open_volume(tmp_path / "clone", uuid=uuid) as clone:
             clone.volume.note(NewEpoch(Epoch(5), "another boot of the machine"))
             clone.work(9)
-            clone.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-            assert clone.replication is not None
+            peers = ReplicationConfig(peers={"east": listens_at(mirror)})
+            be_called_as(primary, clone.replicate(peers))
             assert primary.replication is not None
-            clone.replication._node = primary.replication._node  # as its certificate makes it
             assert node_id(clone) == node_id(primary)
             async with running(clone):
                 await until("it is refused", lambda: peer_status(clone)["errors"] > 2)
@@ -619,6 +625,43 @@ async def test_a_restart_is_no_clone(tmp_path: Path) -> None:
                     async with running(primary):
                         await until("the mirror is level", level(primary, mirror))
                         assert degraded(primary) == degraded(mirror) == ""
+
+
+async def test_a_mirror_knows_a_clone_again_after_a_restart(tmp_path: Path) -> None:
+    """And the starts of the clone since; though the one that it followed is not there yet."""
+    with open_volume(tmp_path / "primary") as primary:
+        with open_volume(tmp_path / "mirror", mirror=True) as mirror:
+            mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+            async with running(mirror):
+                address = listens_at(mirror)
+                peers = ReplicationConfig(peers={"east": address})
+                primary.work(3)
+                primary.replicate(peers)
+                async with running(primary):
+                    await until("the mirror is level", level(primary, mirror))
+                    clone_identity(tmp_path / "primary", tmp_path / "clone")
+                    uuid = primary.volume.journal.uuid
+                    with open_volume(tmp_path / "clone", uuid=uuid) as clone:
+                        clone.work(9)
+                        be_called_as(primary, clone.replicate(peers))
+                        async with running(clone):
+                            refused = lambda: "runs twice" in degraded(clone)  # noqa: E731
+                            await until("it is refused", refused)
+        head_seq = primary.volume.journal.head_seq
+        with (
+            open_volume(tmp_path / "mirror", mirror=True) as mirror,
+            open_volume(tmp_path / "clone") as clone,
+        ):
+            be_called_as(primary, clone.replicate(peers))
+            mirror.replicate(ReplicationConfig(), address)
+            async with running(mirror, clone):
+                await until("it is refused", refused)
+                assert "runs twice" in degraded(mirror)
+                assert mirror.volume.journal.head_seq == head_seq
+                primary.replicate(peers)
+                async with running(primary):
+                    primary.work(1, start=20)
+                    await until("the mirror is level", level(primary, mirror))
 
 
 async def test_a_clone_that_came_first_is_followed_and_named(tmp_path: Path) -> None:

@@ -6,15 +6,17 @@
     STATE/lock           flock'ed by the running layer; holds its pid
     STATE/journal/       segments
     STATE/catalog/       the catalog, a cache
-    STATE/marks          a mirror's watermarks
+    STATE/checkpoint     up to where the backing itself is known to be on disk
+    STATE/marks          the node's page of watermarks
+    STATE/signatures     what a mirror keeps to vouch for entries that it hands back
     STATE/peers.json     other nodes: names, addresses, certificates
     STATE/identity/      this node's key and certificate
+    STATE/connection     who holds the kernel's connection to the mount
     STATE/diverged.*     what a mirror had and its primary had not
+    STATE/overwritten/   content that was newer than the journal after the loss of a machine
     STATE/control.sock   the running layer's control socket
     STATE/boot           the boot in which the volume was last begun
     STATE/log            what a layer in the background had to say
-    STATE/identity/      the node's key and certificate
-    STATE/peers.json     the peers it knows
 
 Volumes are found by name, mountpoint or state directory. Names lead to state directories below
 /var/lib/fusejournal or, for others, by a symlink in its directory ``.elsewhere``, which stays, so
@@ -105,7 +107,7 @@ class VolumeState:
 
     @property
     def marks(self) -> Path:
-        """A mirror's watermarks."""
+        """The node's page of watermarks."""
         return self.directory / "marks"
 
     def has_journal(self) -> bool:

@@ -62,10 +62,15 @@ class KeptSignatures:
         slots = sorted(filter(None, (_decode(content, at) for at in range(_SLOTS))))
         self._kept = {seq: signature for _, seq, signature in slots}
         self._number = slots[-1][0] if slots else 0
-        self._newest_seq = Seq(0)
+        self._newest = self._synced = (self._number, Seq(0))
+        """The last that was written since this start, and the last that is on the disk: the number
+        of its writing, and of which entry it is. (An entry's may be written anew.)"""
         self._lock = threading.Lock()
-        self.durable_seq = Seq(0)
+
+    @property
+    def durable_seq(self) -> Seq:
         """The newest signature since this start that is on the disk is of this entry; 0: none."""
+        return self._synced[1]
 
     def close(self) -> None:
         """Close the file; nothing more is written."""
@@ -85,15 +90,15 @@ class KeptSignatures:
         self._kept[seq] = signature
         if len(self._kept) > _SLOTS:
             del self._kept[next(iter(self._kept))]
-        self._newest_seq = seq
+        self._newest = number, seq
 
     def sync(self) -> None:
         """Make all that are kept durable. Blocks. Raises OSError."""
         with self._lock:
-            seq = self._newest_seq
-            if self._fd >= 0 and seq != self.durable_seq:
+            newest = self._newest
+            if self._fd >= 0 and newest != self._synced:
                 calls.fdatasync("signatures.sync", self._fd)
-                self.durable_seq = seq
+                self._synced = newest
 
     def after(self, seq: Seq) -> list[Kept]:
         """Those of entries after *seq*, in order."""

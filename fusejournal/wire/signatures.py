@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from fusejournal.errors import FusejournalError, WireError
+from fusejournal.errors import FusejournalError, JournalDamagedError, WireError
+from fusejournal.journal.format import FormatError
 from fusejournal.journal.frame_range import FrameRange
-from fusejournal.journal.segment import SegmentReader, segment_path
+from fusejournal.journal.segment import BadFrameError, SegmentReader, segment_path
 from fusejournal.types import Seq
 from fusejournal.wire.identity import Identity
 
@@ -52,18 +53,18 @@ class SegmentSigner:
         self._hash = self._begin(Seq(0))
 
     def follows(self, frame_range: FrameRange) -> bool:
-        """Whether nothing has to be read to sign *stretch*."""
+        """Whether nothing has to be read to sign *frame_range*."""
         at = self._segment_seq, self._offset
         return frame_range.offset == 0 or (frame_range.segment_seq, frame_range.offset) == at
 
     def sign(self, frame_range: FrameRange) -> bytes:
-        """The signature of the segment of *stretch* up to its end. Raises OSError, FormatError,
-        BadFrameError where what comes before cannot be read."""
+        """The signature of the segment of *frame_range* up to its end. Raises OSError, and
+        JournalDamagedError where what comes before cannot be read, or is not there; the next range
+        is signed as if this one had not been asked for."""
         if frame_range.offset == 0:
             self._hash = self._begin(frame_range.segment_seq)
         elif not self.follows(frame_range):
-            self._hash = self._begin(frame_range.segment_seq)
-            self._read(frame_range.segment_seq, frame_range.offset)
+            self._hash = self._hash_of(frame_range.segment_seq, frame_range.offset)
         self._hash.update(frame_range.content)
         self._segment_seq = frame_range.segment_seq
         self._offset = frame_range.offset + len(frame_range.content)
@@ -75,12 +76,23 @@ class SegmentSigner:
             about, digest_size=SIGNATURE_BYTES, key=self._key, person=b"fusejournal pos"
         )
 
-    def _read(self, segment_seq: Seq, end: int) -> None:
-        with closing(SegmentReader(segment_path(self._directory, segment_seq))) as reader:
-            at = 0
-            while at < end and (part := reader.read_at(at, min(end - at, _READ_BYTES))):
-                self._hash.update(part)
-                at += len(part)
+    def _hash_of(self, segment_seq: Seq, end: int) -> "hashlib.blake2b":
+        """The hash of the segment's bytes up to *end*. All of them have to be there: a signature
+        of fewer would vouch for nothing, and be kept and believed in all the same."""
+        path, at, hashed = segment_path(self._directory, segment_seq), 0, self._begin(segment_seq)
+        try:
+            with closing(SegmentReader(path)) as reader:
+                while at < end:
+                    part = reader.read_at(at, min(end - at, _READ_BYTES))
+                    if not part:
+                        raise FormatError(f"the segment ends at byte {at}, and has entries beyond")
+                    hashed.update(part)
+                    at += len(part)
+        except BadFrameError as bad:
+            raise bad.in_segment(path) from None
+        except FormatError as error:
+            raise JournalDamagedError(path, at, segment_seq, str(error)) from None
+        return hashed
 
 
 class SignatureCheck:
@@ -97,7 +109,7 @@ class SignatureCheck:
         return self._held
 
     def take(self, frame_range: FrameRange, signature: bytes) -> list[FrameRange]:
-        """The stretches that are good now that *stretch*, the next, has come with *signature*
+        """The stretches that are good now that *frame_range*, the next, has come with *signature*
         (empty: with none). Raises WireError when too much has none, and as the signer does."""
         signed = self._signer.sign(frame_range)
         self._held.append(frame_range)

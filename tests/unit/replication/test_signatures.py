@@ -1,9 +1,11 @@
 """A mirror hands back what it was given, and nothing else is taken from it."""
 
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import trio
@@ -11,8 +13,10 @@ import xxhash
 
 from fusejournal.config import ReplicationConfig
 from fusejournal.disk import calls
+from fusejournal.errors import JournalDamagedError
 from fusejournal.journal.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES
-from fusejournal.journal.frame_range import FrameRange
+from fusejournal.journal.frame_range import End, FrameRange, FrameRangeReader
+from fusejournal.journal.segment import list_segments
 from fusejournal.operations import Create
 from fusejournal.replication import fetch_lost as fetch_lost_module
 from fusejournal.replication.kept_signatures import _SLOT_BYTES, _SLOTS, Kept, KeptSignatures
@@ -20,6 +24,7 @@ from fusejournal.replication.peers import PeerBook
 from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Batch, Message
+from fusejournal.wire.signatures import SegmentSigner
 from tests.support.losses import lose_machine
 from tests.support.pairs import level, listens_at, peer_status, running, until
 from tests.support.volumes import SOMEBODY, OpenVolume, content, open_volume
@@ -50,6 +55,27 @@ def test_they_are_kept(tmp_path: Path) -> None:
     once_more.close()
 
 
+def test_one_that_is_kept_anew_is_made_durable_anew(tmp_path: Path) -> None:
+    """As where another primary ships the same entry, in another batch."""
+    kept, synced = KeptSignatures(tmp_path / "signatures"), 0
+
+    def note(label: str) -> None:
+        nonlocal synced
+        synced += label == "signatures.sync"
+
+    calls.listen(note)
+    try:
+        for number, expected in ((1, 1), (1, 2), (2, 3), (2, 4)):
+            kept.keep(Seq(number * 10), SIGNATURES[expected])
+            kept.sync()
+            kept.sync()
+            assert synced == expected
+            assert kept.durable_seq == number * 10
+    finally:
+        calls.listen(None)
+    kept.close()
+
+
 def test_a_torn_slot_is_none(tmp_path: Path) -> None:
     path = tmp_path / "signatures"
     kept = KeptSignatures(path)
@@ -76,6 +102,54 @@ def test_the_oldest_are_written_over(tmp_path: Path) -> None:
     assert [one.seq for one in again.after(Seq(_SLOTS + 98))] == [_SLOTS + 99, _SLOTS + 100]
     again.close()
     assert path.stat().st_size == _SLOTS * _SLOT_BYTES
+
+
+# -- making them ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_segment_that_is_too_short_is_not_signed(tmp_path: Path, compressed: bool) -> None:
+    """What is signed without what comes before would vouch for nothing later."""
+    directory = tmp_path / "state" / "journal"
+    with open_volume(tmp_path) as opened:
+        opened.work(60)
+        uuid, journal = opened.volume.journal.uuid, opened.volume.journal
+        if compressed:
+            journal.sync()
+            journal.compress_one(journal.compressible()[0])
+        ranges = list(_ranges(directory, uuid, journal.end))
+        first, second, third, *_ = ranges
+        _, other, *_ = (one for one in ranges if one.segment_seq != first.segment_seq)
+        signer, fresh = (SegmentSigner(b"key", uuid, directory) for _ in range(2))
+        signatures = [signer.sign(one) for one in ranges]
+        assert fresh.sign(second) == signatures[1]
+        path = list_segments(directory)[0]
+        if compressed:
+            content = bytearray(path.read_bytes())
+            content[40] ^= 1
+            path.write_bytes(content)
+        else:
+            os.truncate(path, second.offset - 1)
+        assert fresh.sign(third) == signatures[2]
+        with pytest.raises(JournalDamagedError, match=str(second.segment_seq)) as caught:
+            SegmentSigner(b"key", uuid, directory).sign(second)
+        assert caught.value.segment.stem == path.stem
+        # Nor does a refusal spoil what comes next.
+        at = ranges.index(other)
+        assert fresh.sign(other) == signatures[at]
+        with pytest.raises(JournalDamagedError):
+            fresh.sign(second)
+        assert fresh.sign(ranges[at + 1]) == signatures[at + 1]
+
+
+def _ranges(directory: Path, uuid: UUID, end: End) -> Iterator[FrameRange]:
+    reader = FrameRangeReader(directory, uuid)
+    try:
+        reader.seek(Seq(0))
+        while (found := reader.next(end, end.position.seq, 4096)) is not None:
+            yield found
+    finally:
+        reader.close()
 
 
 # -- taking back -----------------------------------------------------------------------------------

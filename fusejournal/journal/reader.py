@@ -142,6 +142,7 @@ class JournalReader:
     ) -> Generator[tuple[Path, Frame], None, tuple[Seq, int] | None]:
         """The frames of one segment, which must follow *before*, the last seq and chain of the
         segment before it. Returns its own last seq and chain, or None when *to_seq* was reached."""
+        frame: Frame | None = None
         try:
             with self._open(path) as reader:
                 head = reader.header
@@ -155,14 +156,21 @@ class JournalReader:
                         yield path, frame
                     end = frame.seq, frame.checksum
                     if frame.seq + 1 >= to_seq:
-                        after = frame.offset + len(frame.content)
-                        self._left = head.first_seq, Point(to_seq, after, frame.checksum)
+                        self._leave(path, frame)
                         return None
         except BadFrameError as bad:
             if last and bad.torn and bad.seq > self.must_reach:
+                self._leave(path, frame)
                 return None
             raise bad.in_segment(path) from None
+        self._leave(path, frame)
         return end
+
+    def _leave(self, path: Path, frame: Frame | None) -> None:
+        """Remember that reading ended in segment *path* with *frame*; None: before it began."""
+        if frame is not None:
+            after = Seq(frame.seq + 1), frame.offset + len(frame.content), frame.checksum
+            self._left = first_seq_of(path), Point(*after)
 
     def _begin(self, path: Path, reader: SegmentReader, from_seq: Seq) -> Point | None:
         """Where to begin reading for *from_seq*: where the last reading ended, or at a point of the

@@ -202,6 +202,10 @@ class ConflictError(FusejournalError):
     exit_code = 22
 
 
+class UndoOverlapError(ConflictError):
+    """An undo was carried out whole, but another process changed the same things at that moment."""
+
+
 class ExportError(FusejournalError):
     """An export that cannot be made, or unmade, as asked."""
 

@@ -10,7 +10,13 @@ from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.cli import entries, text
 from fusejournal.cli.replay import conflict_line, watched
 from fusejournal.control.client import ask
-from fusejournal.errors import ConflictError, FusejournalError, PrivilegeError, UsageError
+from fusejournal.errors import (
+    ConflictError,
+    FusejournalError,
+    PrivilegeError,
+    UndoOverlapError,
+    UsageError,
+)
 from fusejournal.history.query import parse_ranges
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.replay.divergence import NAME_TAKEN, Conflict
@@ -64,7 +70,8 @@ def undo(
     brings its file or directory back beside it, with all that was in it.
 
     Exit code 22: later changes are in the way (of all that was chosen, with --on-conflict skip), or
-    somebody changed the same files meanwhile.
+    another process changed the same things meanwhile. The undo then stops, and what it has done can
+    be taken back; where such a change came in the very moment of its own, it goes on and names it.
 
     \b
     Examples:
@@ -102,7 +109,7 @@ def undo(
         _show(source, plan, actions, work.imports)
     if plan.conflicts:
         if as_json:
-            text.echo_json(_as_json(plan, actions, None))
+            text.echo_json(_as_json(work, plan, actions, None))
         beside = ", aside" if any(_is_about_name(one) for one in plan.conflicts) else ""
         raise ConflictError(
             f"{text.count(len(plan.conflicts), 'later change')} in the way: choose others, take "
@@ -110,22 +117,26 @@ def undo(
         )
     if plan.kept and not plan.chosen:
         if as_json:
-            text.echo_json(_as_json(plan, actions, None))
+            text.echo_json(_as_json(work, plan, actions, None))
         raise ConflictError(
             f"nothing can be taken back: later changes rely on {_all_of(plan.kept)}; without "
             "--on-conflict skip they are named"
         )
     done: tuple[int, int] | None = None
+    overlapped: UndoOverlapError | None = None
     if state is not None and plan.chosen:
         try:
             with watched("undoing", as_json) as progress:
                 work.carry_out(plan, state.mountpoint, progress)
+        except UndoOverlapError as error:
+            overlapped = error
         except (OSError, FusejournalError, KeyboardInterrupt):
+            _show_overlaps(work, plan)
             _tell_how_far(source, state, plan)
             raise
         done = plan.head_seq + 1, ask(state.directory, "status")["head_seq"]
     if as_json:
-        text.echo_json(_as_json(plan, actions, done))
+        text.echo_json(_as_json(work, plan, actions, done))
     elif done is not None:
         text.echo(
             f"done, as entries {done[0]} to {done[1]}; to take it back: "
@@ -133,6 +144,9 @@ def undo(
         )
     elif plan.chosen:
         text.echo("nothing was written: --apply does it")
+    if overlapped is not None:
+        _show_overlaps(work, plan)
+        raise overlapped
 
 
 def _is_about_name(conflict: Conflict) -> bool:
@@ -142,6 +156,18 @@ def _is_about_name(conflict: Conflict) -> bool:
 
 def _all_of(count: int) -> str:
     return "it" if count == 1 else f"all {count:,} of them"
+
+
+def _show_overlaps(work: Undo, plan: UndoPlan) -> None:
+    """What others changed at the same moment as the undo did."""
+    for one in plan.overlaps[:_SHOWN]:
+        path = entries.shown_path(work.path_of(one))
+        text.echo(
+            f"overlaps    {path}: entry {one.seq} by pid {one.pid} came just before the undo's own",
+            err=True,
+        )
+    if len(plan.overlaps) > _SHOWN:
+        text.echo(f"and {len(plan.overlaps) - _SHOWN:,} more overlap", err=True)
 
 
 def _tell_how_far(source: JournalSource, state: VolumeState, plan: UndoPlan) -> None:
@@ -190,7 +216,9 @@ def _show(source: JournalSource, plan: UndoPlan, actions: list[Action], imports:
     text.echo(f"{text.count(len(plan.chosen), 'operation')} to take back{kept}")
 
 
-def _as_json(plan: UndoPlan, actions: list[Action], done: tuple[int, int] | None) -> dict[str, Any]:
+def _as_json(
+    work: Undo, plan: UndoPlan, actions: list[Action], done: tuple[int, int] | None
+) -> dict[str, Any]:
     def path(raw: bytes | None) -> str | None:
         return None if raw is None else text.exact(raw)
 
@@ -211,6 +239,10 @@ def _as_json(plan: UndoPlan, actions: list[Action], done: tuple[int, int] | None
         "conflicts": [
             {"seq": one.seq, "reason": one.reason, "because_of": one.because_of}
             for one in plan.conflicts
+        ],
+        "overlaps": [
+            {"seq": one.seq, "pid": one.pid, "path": path(work.path_of(one))}
+            for one in plan.overlaps
         ],
         "applied": (
             None if done is None else {"from_seq": done[0], "to_seq": done[1], "pid": os.getpid()}

@@ -3,9 +3,9 @@
 The table: data changes and its own making set a file's to the entry's time, a name made or removed
 in it a directory's; SETATTR and imports tell it; nothing else changes it."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
-from fusejournal.history.lookup import NAME_KINDS, Lookup, Span
+from fusejournal.history.lookup import NAME_KINDS, Lookup, Span, name_changes
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
 from fusejournal.operations import (
@@ -90,6 +90,17 @@ def kept_mtimes(lookup: Lookup, entry: Entry) -> dict[Fid, int]:
         case Rename(flags=flags) as operation if flags & RENAME_EXCHANGE:
             fids = operation.fid, operation.replaced
     return mtimes_before(lookup, fids, entry.seq)
+
+
+def directory_mtimes(entry: Entry) -> Iterator[tuple[Fid, int]]:
+    """The mtimes that *entry*, if it held, gave to directories that were there before it: the
+    fid and the time of each. (The fid of a SETATTR may be a file's.)"""
+    operation = entry.operation
+    if isinstance(operation, Setattr) and operation.mtime_ns is not None:
+        yield operation.fid, operation.mtime_ns
+    elif operation.kind in _OF_DIRECTORY:
+        for change in name_changes(operation):
+            yield change.parent, entry.time_ns
 
 
 def _may_set(posting: Posting) -> bool:

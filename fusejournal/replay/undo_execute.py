@@ -5,12 +5,15 @@ Users work on meanwhile. So nothing is reached by a path: directories and files 
 fid, which is the layer's file handle, and a descriptor is the file that the plan means or none.
 Only a name that is taken away must be found by name; it is moved into a directory that nobody else
 can enter first, looked at there, and moved back if it is not what was planned. A file's ctime on a
-volume is the time of its last entry: it tells, before each change, whether somebody else changed
-the file since the plan. What slips in between that look and the change is found in the journal at
-the end, and told.
+volume is the time of its last entry: it tells, before each change, whether another process changed
+the file since the plan. Of a directory, and of what slips in between that look and the change, the
+journal tells (undo_others.py).
 
 What comes back is made in that directory first, whole, and then gets its name: of a tree only the
 topmost directory, so that all of it is there at once.
+
+At whatever point it is stopped, nothing is lost: what is on its way lies in the private directory,
+and undoing its own entries gives back the tree as it was.
 
 Source: open_by_handle_at(2), rename(2), linkat(2) (AT_EMPTY_PATH), fuse(4)."""
 
@@ -30,14 +33,14 @@ from fusejournal.errors import ConflictError
 from fusejournal.history.file_states import State, rdev_of, target_of, type_of
 from fusejournal.history.lookup import Dentry, Lookup
 from fusejournal.history.mtimes import mtimes_before
-from fusejournal.journal.reader import END
-from fusejournal.operations import RENAME_NOREPLACE, Mkdir
+from fusejournal.operations import RENAME_NOREPLACE
 from fusejournal.replay.attributes import attribute_changes, set_new_attributes
 from fusejournal.replay.divergence import Divergence
 from fusejournal.replay.extents import Extent, read_extents
 from fusejournal.replay.images import Image, not_told, read_images
 from fusejournal.replay.target import Progress
-from fusejournal.types import ROOT_FID, Caller, Fid, Seq
+from fusejournal.replay.undo_others import OtherChanges, Overlap
+from fusejournal.types import ROOT_FID, Fid, Seq
 
 _DESCRIPTORS_MAX = 256
 _BATCH_FILES = 2048
@@ -45,7 +48,13 @@ _COPY_BYTES = 1 << 20
 _FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _FLAGS_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FLAGS_PATH = os.O_PATH | os.O_NOFOLLOW
-_FOR_EVER = 1 << 63
+_OF_OTHERS = frozenset(
+    {
+        errno.ENOENT, errno.ESTALE, errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR,
+        errno.ELOOP, errno.ENODATA,
+    }
+)  # fmt: skip
+"""How a call fails when another process has changed what it is about since the last look."""
 
 
 def _ignore(_: str) -> None:
@@ -73,12 +82,11 @@ class _Seen(NamedTuple):
 
 
 class _Doomed(NamedTuple):
-    """A name to be removed: its directory, what it stands for, and what that is."""
+    """A name to be removed: its directory, and what it stands for."""
 
     directory: Fid
     name: bytes
     fid: Fid
-    found: os.stat_result
 
 
 class UndoExecutor:
@@ -120,7 +128,8 @@ class UndoExecutor:
         self._root = os.open(mountpoint, _FLAGS_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, self._root)
         self._last_ns: dict[Fid, int] = {}
-        """The time of our own last change of files that were there."""
+        """The ctimes that our own last changes gave to files that were there."""
+        self._others: OtherChanges | None = None
         (head,) = lookup.reader.read(head_seq, self._end)
         self._planned_ns = head.time_ns
         self._numbers = count()
@@ -145,21 +154,22 @@ class UndoExecutor:
             if fid not in self._types:
                 raise not_told(self._lookup, fid)
         times = self._wanted_times({*changed, *directories})
+        self._others = self._watch(changed, times.keys())
         self._check_all(changed)
         self._stack.callback(os.umask, os.umask(0))
         with self._private_directory():
             staged = self._make_new()
             self._stage_alive(staged)
             self._remove()
-            self._put_in_place(staged)
+            times |= self._put_in_place(staged)
             self._rewrite_all(changed, set(with_content))
-        for fid, mtime_ns in times.items():
-            self._step("times")
-            with self._guarded(fid):
-                if os.fstat(self._directory(fid)).st_mtime_ns != mtime_ns:
-                    syscalls.set_times(self._directory(fid), None, mtime_ns)
+        self._set_times(times)
         os.fsync(self._root)  # the journal's flush, and with it everything above
-        self._check_others()
+
+    def overlaps(self) -> list[Overlap]:
+        """What other processes changed in the moment between a look at it and this undo's change;
+        to be asked at the end, however that came. Raises JournalDamagedError."""
+        return [] if self._others is None else self._others.overlaps()
 
     def _tick(self, _: int, __: int | None) -> None:
         """While the journal is read."""
@@ -227,7 +237,14 @@ class UndoExecutor:
                 if not syscalls.missing(error):
                     raise
         os.fchmod(self._staging, 0o700)
-        yield
+        assert self._others is not None
+        self._others.begin(Fid(os.fstat(self._staging).st_ino))
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):  # something is in it
+                os.rmdir(name, dir_fd=self._root)
+            raise
         os.rmdir(name, dir_fd=self._root)
 
     def _wanted_times(self, changed: Collection[Fid]) -> dict[Fid, int]:
@@ -261,16 +278,28 @@ class UndoExecutor:
         finally:
             os.close(fd)
 
-    # -- whether somebody else was at it -----------------------------------------------------------
+    # -- whether another process was at it ---------------------------------------------------------
+
+    def _watch(self, changed: Collection[Fid], directories: Collection[Fid]) -> OtherChanges:
+        fids = {*changed, *self._now.values(), *directories}
+        fids |= {fid for fid in self._wanted.values() if fid is not None} - self._new
+        return OtherChanges(
+            self._lookup.reader, self._end, fids, {*self._wanted, *self._now}, directories
+        )
 
     def _check(self, fid: Fid, found: os.stat_result) -> None:
-        """Raises ConflictError when somebody else changed *fid* since the plan, or since we did.
-        (A directory's ctime is also that of its names, which are looked at themselves.)"""
-        if stat.S_ISDIR(found.st_mode):
-            return
+        """Raises ConflictError when another process changed *fid* since the plan, or since we
+        did."""
         known = self._last_ns.get(fid)
-        if found.st_ctime_ns > self._planned_ns if known is None else found.st_ctime_ns != known:
-            raise self._changed_meanwhile(fid)
+        if found.st_ctime_ns == known or (known is None and found.st_ctime_ns <= self._planned_ns):
+            return
+        if stat.S_ISDIR(found.st_mode):
+            # It may be the time of a name in it: those are looked at themselves.
+            assert self._others is not None
+            self._others.look()
+            if not self._others.have_changed(fid):
+                return
+        raise self._changed_meanwhile(fid)
 
     def _note(self, fid: Fid, fd: int) -> None:
         """What was just changed was changed by us."""
@@ -305,40 +334,15 @@ class UndoExecutor:
                 raise self._name_taken(place)
 
     @contextmanager
-    def _guarded(self, fid: Fid) -> Iterator[None]:
+    def _guarded(self, conflict: Callable[[], ConflictError], *more: int) -> Iterator[None]:
+        """What fails inside as only another process can have made it fail (*more*: errnos for
+        which this is so here, too) raises *conflict*."""
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ESTALE, errno.ENOENT):
-                raise self._changed_meanwhile(fid) from error
+            if error.errno in _OF_OTHERS or error.errno in more:
+                raise conflict() from error
             raise
-
-    def _check_others(self) -> None:
-        """Look in the journal for changes that others made to files while we worked on them, in
-        the moment between a look and the change that followed. Raises ConflictError."""
-        if not self._last_ns:
-            return
-        ours: Caller | None = None
-        found: dict[Fid, Seq] = {}
-        self._lookup.reader.look_again()
-        for entry in self._lookup.reader.read(self._end, END):
-            operation = entry.operation
-            if ours is None:
-                if isinstance(operation, Mkdir) and operation.name == self._staging_name:
-                    ours = entry.who
-                    if not ours.pid:
-                        return  # as a layer in a container sees all processes of its machine
-                continue
-            fid = getattr(operation, "fid", None)
-            if fid not in self._last_ns or entry.who.pid == ours.pid:
-                continue
-            if entry.time_ns <= self._last_ns[fid]:
-                found[fid] = entry.seq
-        for fid, seq in found.items():
-            raise ConflictError(
-                f"{self._shown(fid)}: somebody changed it at the very moment when it was taken "
-                f"back, as entry {seq}: look at it"
-            )
 
     def _shown(self, fid: Fid) -> str:
         path = self._lookup.path_before(fid, self._end)
@@ -355,9 +359,19 @@ class UndoExecutor:
         shown = self._shown_name(place)
         return ConflictError(f"{shown}: somebody changed it since this was planned")
 
-    def _name_taken(self, place: Dentry) -> ConflictError:
+    def _name_taken(self, place: Dentry, staged: bytes | None = None) -> ConflictError:
+        where = "" if staged is None else f"; what is to have it is {self._shown_staged(staged)}"
         shown = self._shown_name(place)
-        return ConflictError(f"{shown}: somebody took the name since this was planned")
+        return ConflictError(f"{shown}: somebody took the name since this was planned{where}")
+
+    def _left_behind(self, place: Dentry, staged: bytes) -> ConflictError:
+        return ConflictError(
+            f"{self._shown_name(place)}: somebody changed it since this was planned; what was to "
+            f"go or to come is {self._shown_staged(staged)}"
+        )
+
+    def _shown_staged(self, name: bytes) -> str:
+        return os.fsdecode(b"/" + self._staging_name + b"/" + name)
 
     # -- what comes back ---------------------------------------------------------------------------
 
@@ -500,31 +514,36 @@ class UndoExecutor:
                 continue
             with self._opened(fid, _FLAGS_PATH) as fd:
                 self._check(fid, os.fstat(fd))
-                syscalls.link(fd, self._staging, name)
+                on_step("stage link")
+                with self._guarded(lambda: self._changed_meanwhile(fid)):  # noqa: B023
+                    syscalls.link(fd, self._staging, name)
                 self._note(fid, fd)
 
-    def _move_away(self, place: Dentry, fid: Fid, name: bytes) -> os.stat_result:
+    def _move_away(self, place: Dentry, fid: Fid, name: bytes) -> None:
         """Move what has the name *place*, which must be *fid* as it was planned, into the private
-        directory, and return what it is; if it turns out to be something else, move it back. Raises
-        ConflictError."""
+        directory; if it turns out to be something else, move it back. Raises ConflictError."""
         seen = _Seen.of(self._check_name(place, fid))
         parent = self._directory(place[0])
         on_step("move away")
-        try:
+        with self._guarded(lambda: self._name_changed(place)):
             syscalls.rename(parent, place[1], self._staging, name, RENAME_NOREPLACE)
-        except FileNotFoundError:
-            raise self._name_changed(place) from None
         found = os.stat(name, dir_fd=self._staging, follow_symlinks=False)
         if _Seen.of(found) != seen and not (found.st_ino == fid and stat.S_ISDIR(found.st_mode)):
-            self._move_back(place, name)
-            raise self._name_changed(place)
+            is_back = self._move_back(place, name)
+            raise self._name_changed(place) if is_back else self._left_behind(place, name)
         if not stat.S_ISDIR(found.st_mode):
             self._last_ns[fid] = found.st_ctime_ns
-        return found
 
-    def _move_back(self, place: Dentry, name: bytes) -> None:
-        # If even that fails, the error says where it is.
-        syscalls.rename(self._staging, name, self._directory(place[0]), place[1], RENAME_NOREPLACE)
+    def _move_back(self, place: Dentry, name: bytes) -> bool:
+        """Move *name* in the private directory back to *place*; returns whether that is free."""
+        on_step("move back")
+        try:
+            syscalls.rename(
+                self._staging, name, self._directory(place[0]), place[1], RENAME_NOREPLACE
+            )
+        except (OSError, ConflictError):
+            return False
+        return True
 
     def _remove(self) -> None:
         """Take names away. A directory goes with all that is in it, after a look that there is
@@ -538,18 +557,24 @@ class UndoExecutor:
                 continue  # goes with that
             self._step("remove")
             name = self._name(fid)
-            found = self._move_away(place, fid, name)
+            self._move_away(place, fid, name)
             order: list[_Doomed] = []
             if self._is_directory(fid):
                 try:
-                    order = list(self._walk_doomed(fid, below))
-                except ConflictError:
-                    self._move_back(place, name)
-                    raise
-            for one in reversed(order):
-                self._step("remove")
-                self._remove_one(self._directory(one.directory), one.name, one.fid, one.found)
-            self._remove_one(self._staging, name, fid, found)
+                    with self._guarded(lambda: self._name_changed(place)):  # noqa: B023
+                        order = list(self._walk_doomed(fid, below))
+                except BaseException as error:
+                    if self._move_back(place, name):
+                        raise
+                    raise self._left_behind(place, name) from error
+            try:
+                with self._guarded(lambda: self._name_changed(place)):  # noqa: B023
+                    for one in reversed(order):
+                        self._step("remove")
+                        self._remove_one(self._directory(one.directory), one)
+                    self._remove_one(self._staging, _Doomed(ROOT_FID, name, fid))
+            except ConflictError as error:
+                raise self._left_behind(place, name) from error
 
     def _walk_doomed(self, top: Fid, below: dict[Fid, dict[bytes, Fid]]) -> Iterator[_Doomed]:
         """All names in directory *top*, what is in a directory after it. Raises ConflictError when
@@ -563,35 +588,69 @@ class UndoExecutor:
                 raise self._name_changed((directory, name))
             for name, fid in expected.items():
                 self._step("check")
-                yield _Doomed(directory, name, fid, self._check_name((directory, name), fid))
+                self._check_name((directory, name), fid)
+                yield _Doomed(directory, name, fid)
                 if self._is_directory(fid):
                     todo.append(fid)
 
-    def _remove_one(self, directory: int, name: bytes, fid: Fid, found: os.stat_result) -> None:
-        if stat.S_ISDIR(found.st_mode):
-            os.rmdir(name, dir_fd=directory)
+    def _remove_one(self, directory: int, one: _Doomed) -> None:
+        if self._is_directory(one.fid):
+            on_step("rmdir")
+            os.rmdir(one.name, dir_fd=directory)
             return
-        os.unlink(name, dir_fd=directory)
-        if found.st_nlink == 1:
-            # Whatever others write to it from here on is lost.
-            self._last_ns[fid] = _FOR_EVER
+        found = os.stat(one.name, dir_fd=directory, follow_symlinks=False)
+        if found.st_ino != one.fid:
+            raise self._changed_meanwhile(one.fid)
+        self._check(one.fid, found)
+        on_step("unlink")
+        os.unlink(one.name, dir_fd=directory)
+        if found.st_nlink > 1:
+            # What it has other names for may yet be changed: this was us.
+            with suppress(ConflictError), self._opened(one.fid, _FLAGS_PATH) as fd:
+                self._note(one.fid, fd)
 
-    def _put_in_place(self, staged: dict[Dentry, bytes]) -> None:
+    def _put_in_place(self, staged: dict[Dentry, bytes]) -> dict[Fid, int]:
+        """Give what is staged its names. Returns the mtimes that new directories are to have again
+        after that, by their fids in the plan."""
+        filled = {place[0] for place in staged} & self._new_times.keys()
+        assert self._others is not None
+        self._others.watch_mtimes({Fid(os.fstat(self._directory(fid)).st_ino) for fid in filled})
         for place, name in staged.items():
             self._step("put in place")
-            try:
-                syscalls.rename(
-                    self._staging, name, self._directory(place[0]), place[1], RENAME_NOREPLACE
-                )
-            except FileExistsError:
-                raise self._name_taken(place) from None
+            # (A directory cannot get below itself.)
+            with self._guarded(lambda: self._left_behind(place, name), errno.EINVAL):  # noqa: B023
+                try:
+                    syscalls.rename(
+                        self._staging, name, self._directory(place[0]), place[1], RENAME_NOREPLACE
+                    )
+                except FileExistsError:
+                    raise self._name_taken(place, name) from None
             fid = self._wanted[place]
             if fid in self._last_ns:
-                with self._opened(fid, _FLAGS_PATH) as fd:
+                with suppress(ConflictError), self._opened(fid, _FLAGS_PATH) as fd:
                     self._note(fid, fd)
-        # What was there before has changed the new directories that it was put into.
-        for fid in {place[0] for place in staged} & self._new_times.keys():
-            syscalls.set_times(self._directory(fid), None, self._new_times[fid])
+        return {fid: self._new_times[fid] for fid in filled}
+
+    def _set_times(self, times: dict[Fid, int]) -> None:
+        """Set the mtimes of directories, but where other processes have set them since: what comes
+        between a look and the setting is looked at in a further round."""
+        assert self._others is not None
+        left = times
+        while left:
+            self._others.look()
+            done = {}
+            for fid, time_ns in left.items():
+                self._step("times")
+                # Where it is gone by now, nothing is to be done.
+                with suppress(ConflictError), self._guarded(lambda: self._changed_meanwhile(fid)):  # noqa: B023
+                    fd = self._directory(fid)
+                    found = os.fstat(fd)
+                    mtime_ns = self._others.mtime_ns(Fid(found.st_ino), time_ns)
+                    if found.st_mtime_ns != mtime_ns:
+                        on_step("set time")
+                        done[fid] = time_ns
+                        syscalls.set_times(fd, None, mtime_ns)
+            left = done
 
     # -- files that are there ----------------------------------------------------------------------
 
@@ -604,7 +663,9 @@ class UndoExecutor:
             for fid in batch:
                 self._step("rewrite")
                 if self._is_directory(fid):
-                    self._set_attributes(self._directory(fid), wanted[fid].state)
+                    fd = self._directory(fid)
+                    self._check(fid, os.fstat(fd))
+                    self._set_attributes(fd, wanted[fid].state, fid)
                     continue
                 kind = self._types[fid]
                 flags = os.O_RDWR if kind == stat.S_IFREG and fid in now else _FLAGS_PATH
@@ -640,18 +701,19 @@ class UndoExecutor:
                     yield offset, bytes(min(_COPY_BYTES, end - offset))
 
     def _change(self, fid: Fid, fd: int, change: Callable[[], None]) -> None:
-        """Change a file that is there, if nobody else did. Raises ConflictError."""
+        """Change a file that is there, if no other process did. Raises ConflictError."""
         on_step("change")
         self._check(fid, os.fstat(fd))
         on_step("between")
-        change()
+        with self._guarded(lambda: self._changed_meanwhile(fid)):
+            change()
         self._note(fid, fd)
 
     # -- attributes of what is there ---------------------------------------------------------------
 
     def _set_attributes(self, fd: int, state: State, fid: Fid | None = None) -> None:
         """Make owner, mode, xattrs and, but for a directory, the mtime what *state* has. *fd* is
-        open on a directory, or on *fid*."""
+        open on *fid*, or (None) on a directory that nobody else can reach yet."""
         for change in attribute_changes(fd, state):
             if fid is None:
                 change()

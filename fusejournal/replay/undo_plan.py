@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from fusejournal.errors import UndoOverlapError
 from fusejournal.history.lookup import Dentry, Lookup, name_changes
 from fusejournal.history.query import Criteria, find, walk
 from fusejournal.journal.format import Entry
@@ -35,6 +36,7 @@ from fusejournal.replay.divergence import Aside, Conflict, Divergence
 from fusejournal.replay.images import not_told
 from fusejournal.replay.target import Progress
 from fusejournal.replay.undo_execute import UndoExecutor
+from fusejournal.replay.undo_others import Overlap
 from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid, Seq
 
 _IMPORTS = frozenset({Kind.IMPORT, Kind.IMPORT_DATA, Kind.IMPORT_LINK})
@@ -77,6 +79,8 @@ class UndoPlan:
     """What comes back beside its name, which was taken since, by the name that it gets."""
     kept: int = 0
     """Chosen operations that are not taken back, for others are in the way."""
+    overlaps: list[Overlap] = field(default_factory=list)
+    """Found while it was carried out: what others changed at the same moment as the undo did."""
 
     def counts(self, seq: Seq) -> bool:
         """Whether entry *seq* stays."""
@@ -308,11 +312,15 @@ class Undo:
 
     def carry_out(self, plan: UndoPlan, mountpoint: Path, progress: Progress) -> None:
         """Do what *plan* says in the volume mounted at *mountpoint*; *progress* is called between
-        any two steps, and may raise. Raises ConflictError when the volume was changed meanwhile,
-        JournalError, OSError; what is done by then is in the journal and can be undone."""
+        any two steps, and may raise. What other processes changed at the very moment when this one
+        did is in the plan's ``overlaps`` afterwards, whatever was raised.
+
+        Raises UndoOverlapError when all is done but there are any, ConflictError when the volume
+        was changed meanwhile, JournalError, OSError; what is done by then is in the journal and
+        can be undone."""
         changed = dict(self._changed_files(plan))
         with ExitStack() as stack:
-            hands = UndoExecutor(
+            executor = UndoExecutor(
                 self._lookup,
                 plan.divergence,
                 plan.counts,
@@ -322,7 +330,26 @@ class Undo:
                 stack,
             )
             directories = {fid for fid in plan.directories if fid == ROOT_FID or self._places(fid)}
-            hands.run(changed.keys(), plan.content & changed.keys(), directories, progress)
+            try:
+                executor.run(changed.keys(), plan.content & changed.keys(), directories, progress)
+            finally:
+                plan.overlaps = executor.overlaps()
+        if plan.overlaps:
+            first, *more = plan.overlaps
+            path = self.path_of(first)
+            shown = "?" if path is None else "/" + path.decode("utf-8", "backslashreplace")
+            others = f", and {len(more):,} more like it" if more else ""
+            raise UndoOverlapError(
+                f"{shown}: somebody changed it at the very moment when it was taken back, as entry "
+                f"{first.seq}: look at it{others}"
+            )
+
+    def path_of(self, overlap: Overlap) -> bytes | None:
+        """The path, at the time of the plan, of what *overlap* is about."""
+        end = Seq(self._head_seq + 1)
+        if overlap.name is None:
+            return self._lookup.path_before(overlap.fid, end)
+        return self._lookup.join(overlap.fid, overlap.name, end)
 
 
 def _is_all_of_root(operation: Setattr) -> bool:

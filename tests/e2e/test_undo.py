@@ -1,5 +1,5 @@
-"""Undo on a live volume as users meet it: names taken since, others at work meanwhile, large files,
-journals without their beginning."""
+"""Undo on a live volume as users meet it: names taken since, large files, journals without their
+beginning."""
 
 import json
 import os
@@ -7,18 +7,17 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fusejournal.errors import ConflictError, JournalError
+from fusejournal.errors import JournalError
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.query import Criteria
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
-from fusejournal.replay import undo_execute
-from fusejournal.replay.undo_plan import Undo, UndoPlan
+from fusejournal.replay.undo_plan import Undo
 from fusejournal.types import Seq
 from tests.support.layer import Layer
 from tests.support.trees import difference, image
@@ -42,12 +41,6 @@ def layer(tmp_path: Path) -> Iterator[Layer]:
 
 def _head(layer: Layer) -> int:
     return int(layer.ask()["head_seq"])
-
-
-def _planned(layer: Layer, first: int) -> tuple[Undo, UndoPlan]:
-    lookup = Lookup(JournalReader(layer.state / "journal"))
-    undo = Undo(lookup, Criteria(from_seq=Seq(first)), Seq(_head(layer)))
-    return undo, undo.plan(_nothing)
 
 
 def _tree(base: Path) -> None:
@@ -121,134 +114,6 @@ def test_what_moved_away_goes_back_beside_a_taken_name(layer: Layer) -> None:
     assert not new.exists()
     suffix = f".undone-{first}"
     assert (layer.mountpoint / ("n" * (255 - len(suffix)) + suffix)).read_text() == "one"
-
-
-# -- others at work meanwhile ----------------------------------------------------------------------
-
-
-def _at(step: str, monkeypatch: pytest.MonkeyPatch, deed: Callable[[], None]) -> None:
-    """Do *deed* in another process, once, when the undo is about to do *step*."""
-    done = False
-
-    def on_step(reached: str) -> None:
-        nonlocal done
-        if reached == step and not done:
-            done = True
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    deed()
-                    os._exit(0)
-                except BaseException:
-                    os._exit(1)
-            assert os.waitpid(pid, 0)[1] == 0
-
-    monkeypatch.setattr(undo_execute, "on_step", on_step)
-
-
-def test_another_file_under_the_name_is_not_touched(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file, other = layer.mountpoint / "f", layer.mountpoint / "other"
-    file.write_text("original")
-    other.write_text("another's")
-    first = _head(layer) + 1
-    file.write_text("bad")
-    file.chmod(0o600)
-    undo, plan = _planned(layer, first)
-    before = other.stat()
-
-    def put_another_there() -> None:
-        os.rename(file, layer.mountpoint / "away")
-        os.rename(other, file)
-
-    _at("rewrite", monkeypatch, put_another_there)
-    with pytest.raises(ConflictError, match="changed it"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
-    assert file.read_text() == "another's"
-    assert (file.stat().st_mode, file.stat().st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
-
-
-def test_what_is_appended_meanwhile_is_not_cut_off(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = layer.mountpoint / "f"
-    file.write_text("short")
-    first = _head(layer) + 1
-    file.write_text("bad, and longer")
-    undo, plan = _planned(layer, first)
-
-    def append() -> None:
-        with open(file, "a") as appended:
-            appended.write(" and a user's")
-
-    _at("change", monkeypatch, append)
-    with pytest.raises(ConflictError, match="changed it"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
-    assert file.read_text() == "bad, and longer and a user's"
-
-
-def test_what_comes_between_the_last_look_and_the_change_is_told(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = layer.mountpoint / "f"
-    file.write_text("short")
-    first = _head(layer) + 1
-    file.write_text("bad, and longer")
-    undo, plan = _planned(layer, first)
-
-    def append() -> None:
-        with open(file, "a") as appended:
-            appended.write(" and a user's")
-
-    _at("between", monkeypatch, append)
-    with pytest.raises(ConflictError, match="at the very moment"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
-
-
-def test_a_name_that_another_file_got_is_not_removed(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = _head(layer) + 1
-    made, other = layer.mountpoint / "made", layer.mountpoint / "other"
-    made.write_text("bad")
-    last = _head(layer)
-    other.write_text("another's")
-    lookup = Lookup(JournalReader(layer.state / "journal"))
-    undo = Undo(lookup, Criteria(from_seq=Seq(first), to_seq=Seq(last + 1)), Seq(_head(layer)))
-    plan = undo.plan(_nothing)
-    _at("move away", monkeypatch, lambda: os.replace(other, made))
-    with pytest.raises(ConflictError, match="changed it"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
-    assert made.read_text() == "another's"
-
-
-def test_a_directory_that_somebody_put_something_into_stays(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = _head(layer) + 1
-    tree = layer.mountpoint / "made"
-    _tree(tree)
-    undo, plan = _planned(layer, first)
-    _at("move away", monkeypatch, lambda: (tree / "sub/theirs").write_text("theirs") and None)
-    with pytest.raises(ConflictError, match="theirs"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
-    assert (tree / "f").read_text() == "precious"
-    assert (tree / "sub/theirs").read_text() == "theirs"
-
-
-def test_a_name_taken_since_the_plan_is_left(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = layer.mountpoint / "f"
-    file.write_text("precious")
-    first = _head(layer) + 1
-    file.unlink()
-    undo, plan = _planned(layer, first)
-    _at("put in place", monkeypatch, lambda: file.write_text("theirs") and None)
-    with pytest.raises(ConflictError, match="took the name"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
-    assert file.read_text() == "theirs"
-    (staging,) = layer.mountpoint.glob(".fusejournal-undo.*")
-    assert [one.read_text() for one in staging.iterdir()] == ["precious"]
 
 
 # -- cost and interruption -------------------------------------------------------------------------

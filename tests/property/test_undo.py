@@ -206,6 +206,7 @@ def _work_and_choose(
     layer: Layer, choose: random.Random, steps: int, share: int
 ) -> tuple[Undo, Seq] | None:
     """Do *steps* things and take some of their entries to be undone; the undo, and the head."""
+    _clear(layer)
     worker = _Worker(layer.mountpoint, choose)
     first = layer.ask()["head_seq"] + 1
     for _ in range(steps):
@@ -223,6 +224,15 @@ def _work_and_choose(
     return Undo(lookup, Criteria(from_seq=Seq(first), only=only), head), head
 
 
+def _clear(layer: Layer) -> None:
+    """Remove what an example before has left, so that each can be done again by itself."""
+    for left in layer.mountpoint.iterdir():
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        elif left.name != "imported":
+            left.unlink()
+
+
 def _others(layer: Layer, plan: UndoPlan, head: Seq, also: frozenset[Seq]) -> Path | None:
     """The tree that all entries up to *head* give but those that *plan* takes back and *also*;
     None where they cannot all be carried out."""
@@ -238,9 +248,6 @@ def _others(layer: Layer, plan: UndoPlan, head: Seq, also: frozenset[Seq]) -> Pa
 
 @settings(
     max_examples=25,
-    # The same examples each time: one of some hundreds has shown an attribute that another process
-    # took away just then and that came back untold. It is not understood yet.
-    derandomize=True,
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -280,9 +287,7 @@ def _undo_beside_others(
     if not told and not plan.divergence.asides:
         wanted = _others(layer, plan, after, ours)
         if wanted is not None:
-            # What somebody put into a directory meanwhile does not count for its mtime.
-            found, expected = (image(one, times=False) for one in (layer.mountpoint, wanted))
-            assert difference(found, expected) == ""
+            assert difference(image(layer.mountpoint), image(wanted)) == ""
     for left in layer.mountpoint.glob(".fusejournal-undo.*"):
         assert told
         shutil.rmtree(left)

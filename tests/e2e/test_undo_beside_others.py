@@ -1,0 +1,580 @@
+"""Undo on a live volume that other processes change at the same time: what they do is kept, or
+named; nothing of theirs is overwritten in silence."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fusejournal.cli.main import main
+from fusejournal.errors import ConflictError, UndoOverlapError
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.query import Criteria
+from fusejournal.journal.reader import JournalReader
+from fusejournal.replay import undo_execute
+from fusejournal.replay.undo_plan import Undo, UndoPlan
+from fusejournal.types import Seq
+from tests.support.forked import Forked
+from tests.support.layer import Layer
+
+pytestmark = pytest.mark.mount
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+@pytest.fixture
+def layer(tmp_path: Path) -> Iterator[Layer]:
+    with Layer(tmp_path) as layer:
+        layer.start()
+        yield layer
+        layer.stop()
+
+
+def _head(layer: Layer) -> int:
+    return int(layer.ask()["head_seq"])
+
+
+def _planned(layer: Layer, first: int) -> tuple[Undo, UndoPlan]:
+    lookup = Lookup(JournalReader(layer.state / "journal"))
+    undo = Undo(lookup, Criteria(from_seq=Seq(first)), Seq(_head(layer)))
+    return undo, undo.plan(_nothing)
+
+
+def _tree(base: Path) -> None:
+    (base / "sub").mkdir(parents=True)
+    (base / "f").write_text("precious")
+    (base / "sub/g").write_text("too")
+    os.utime(base / "sub", ns=(5, 5))
+
+
+def _elsewhere(deed: Callable[[], None]) -> None:
+    """Do *deed* in another process."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            deed()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def _at(
+    step: str,
+    monkeypatch: pytest.MonkeyPatch,
+    deed: Callable[[], None],
+    then: Callable[[], None] | None = None,
+) -> None:
+    """Do *deed* in another process, once, when the undo is about to do *step*, and *then* here."""
+    done = False
+
+    def on_step(reached: str) -> None:
+        nonlocal done
+        if reached == step and not done:
+            done = True
+            _elsewhere(deed)
+            if then is not None:
+                then()
+
+    monkeypatch.setattr(undo_execute, "on_step", on_step)
+
+
+def test_another_file_under_the_name_is_not_touched(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, other = layer.mountpoint / "f", layer.mountpoint / "other"
+    file.write_text("original")
+    other.write_text("another's")
+    first = _head(layer) + 1
+    file.write_text("bad")
+    file.chmod(0o600)
+    undo, plan = _planned(layer, first)
+    before = other.stat()
+
+    def put_another_there() -> None:
+        os.rename(file, layer.mountpoint / "away")
+        os.rename(other, file)
+
+    _at("rewrite", monkeypatch, put_another_there)
+    with pytest.raises(ConflictError, match="changed it"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert file.read_text() == "another's"
+    assert (file.stat().st_mode, file.stat().st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+
+
+def test_what_is_appended_meanwhile_is_not_cut_off(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = layer.mountpoint / "f"
+    file.write_text("short")
+    first = _head(layer) + 1
+    file.write_text("bad, and longer")
+    undo, plan = _planned(layer, first)
+
+    def append() -> None:
+        with open(file, "a") as appended:
+            appended.write(" and a user's")
+
+    _at("change", monkeypatch, append)
+    with pytest.raises(ConflictError, match="changed it"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert file.read_text() == "bad, and longer and a user's"
+
+
+def test_what_comes_between_the_last_look_and_the_change_is_told(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = layer.mountpoint / "f"
+    file.write_text("short")
+    first = _head(layer) + 1
+    file.write_text("bad, and longer")
+    undo, plan = _planned(layer, first)
+
+    def append() -> None:
+        with open(file, "a") as appended:
+            appended.write(" and a user's")
+
+    _at("between", monkeypatch, append)
+    with pytest.raises(ConflictError, match="at the very moment"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+
+
+def test_a_name_that_another_file_got_is_not_removed(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _head(layer) + 1
+    made, other = layer.mountpoint / "made", layer.mountpoint / "other"
+    made.write_text("bad")
+    last = _head(layer)
+    other.write_text("another's")
+    lookup = Lookup(JournalReader(layer.state / "journal"))
+    undo = Undo(lookup, Criteria(from_seq=Seq(first), to_seq=Seq(last + 1)), Seq(_head(layer)))
+    plan = undo.plan(_nothing)
+    _at("move away", monkeypatch, lambda: os.replace(other, made))
+    with pytest.raises(ConflictError, match="changed it"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert made.read_text() == "another's"
+
+
+def test_a_directory_that_somebody_put_something_into_stays(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _head(layer) + 1
+    tree = layer.mountpoint / "made"
+    _tree(tree)
+    undo, plan = _planned(layer, first)
+    _at("move away", monkeypatch, lambda: (tree / "sub/theirs").write_text("theirs") and None)
+    with pytest.raises(ConflictError, match="theirs"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert (tree / "f").read_text() == "precious"
+    assert (tree / "sub/theirs").read_text() == "theirs"
+
+
+def test_a_name_taken_since_the_plan_is_left(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = layer.mountpoint / "f"
+    file.write_text("precious")
+    first = _head(layer) + 1
+    file.unlink()
+    undo, plan = _planned(layer, first)
+    _at("put in place", monkeypatch, lambda: file.write_text("theirs") and None)
+    with pytest.raises(ConflictError, match="took the name"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert file.read_text() == "theirs"
+    (staging,) = layer.mountpoint.glob(".fusejournal-undo.*")
+    assert [one.read_text() for one in staging.iterdir()] == ["precious"]
+
+
+# -- directories' attributes -----------------------------------------------------------------------
+
+_DEFAULT_ACL = (
+    b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x07\0\xe8\x03\0\0"
+    b"\x04\0\x05\0\xff\xff\xff\xff\x10\0\x07\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff"
+)
+
+
+@pytest.mark.parametrize("step", ["rewrite", "change"])
+@pytest.mark.parametrize(
+    "deed",
+    [
+        lambda path: os.removexattr(path, "user.k"),
+        lambda path: os.chmod(path, 0o701),
+        lambda path: os.chown(path, 1, 1),
+        lambda path: os.setxattr(path, "system.posix_acl_default", _DEFAULT_ACL),
+    ],
+    ids=["xattr", "mode", "owner", "acl"],
+)
+def test_what_another_gave_a_directory_is_left_to_it(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch, step: str, deed: Callable[[Path], None]
+) -> None:
+    directory = layer.mountpoint / "d"
+    directory.mkdir()
+    os.setxattr(directory, "user.k", b"good")
+    first = _head(layer) + 1
+    os.setxattr(directory, "user.k", b"bad")
+    directory.chmod(0o700)
+    (directory / "f").write_text("to go")
+    undo, plan = _planned(layer, first)
+    theirs: list[object] = []
+
+    def look() -> tuple[object, ...]:
+        found = directory.stat()
+        xattrs = {key: os.getxattr(directory, key) for key in os.listxattr(directory)}
+        return found.st_mode, found.st_uid, found.st_gid, xattrs
+
+    _at(step, monkeypatch, lambda: deed(directory), lambda: theirs.append(look()))
+    with pytest.raises(ConflictError, match="/d: somebody changed it since"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert [look()] == theirs
+
+
+def test_what_a_directory_got_at_the_last_moment_is_named(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = layer.mountpoint / "d"
+    directory.mkdir()
+    os.setxattr(directory, "user.k", b"good")
+    first = _head(layer) + 1
+    os.setxattr(directory, "user.k", b"bad")
+    undo, plan = _planned(layer, first)
+    _at("between", monkeypatch, lambda: os.removexattr(directory, "user.k"))
+    with pytest.raises(ConflictError, match=r"/d: .*at the very moment"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+
+
+def test_a_directory_in_which_others_make_names_is_changed_all_the_same(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = layer.mountpoint / "d"
+    directory.mkdir()
+    first = _head(layer) + 1
+    directory.chmod(0o700)
+    undo, plan = _planned(layer, first)
+    _at("change", monkeypatch, lambda: (directory / "theirs").write_text("theirs") and None)
+    undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert directory.stat().st_mode & 0o7777 == 0o755
+
+
+@pytest.mark.parametrize("step", ["rewrite", "times", "set time"])
+def test_a_directory_keeps_the_time_of_what_others_did_in_it(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    directory = layer.mountpoint / "d"
+    directory.mkdir()
+    first = _head(layer) + 1
+    (directory / "f").write_text("to go")
+    os.setxattr(directory, "user.k", b"to go")
+    undo, plan = _planned(layer, first)
+    theirs: list[int] = []
+    _at(
+        step,
+        monkeypatch,
+        lambda: (directory / "theirs").write_text("theirs") and None,
+        lambda: theirs.append(directory.stat().st_mtime_ns),
+    )
+    undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert os.listdir(directory) == ["theirs"]
+    assert [directory.stat().st_mtime_ns] == theirs
+
+
+def test_a_directory_that_came_back_keeps_the_time_of_what_others_did_in_it(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = layer.mountpoint / "d"
+    directory.mkdir()
+    (directory / "alive").write_text("moves")
+    first = _head(layer) + 1
+    (directory / "alive").rename(layer.mountpoint / "alive")
+    directory.rmdir()
+    undo, plan = _planned(layer, first)
+    theirs: list[int] = []
+
+    def put() -> None:
+        (directory / "theirs").write_text("theirs")
+
+    _at(
+        "times", monkeypatch, put, lambda: theirs.append(directory.stat().st_mtime_ns)
+    )
+    undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert sorted(os.listdir(directory)) == ["alive", "theirs"]
+    assert [directory.stat().st_mtime_ns] == theirs
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+def test_a_hard_link_goes_and_its_file_is_rewritten(layer: Layer) -> None:
+    file = layer.mountpoint / "f"
+    file.write_text("good")
+    first = _head(layer) + 1
+    os.link(file, layer.mountpoint / "link")
+    file.write_text("bad, and longer")
+    undo, plan = _planned(layer, first)
+    undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert os.listdir(layer.mountpoint) == ["f"]
+    assert file.read_text() == "good"
+
+
+def test_hard_links_in_a_directory_that_goes(layer: Layer) -> None:
+    file = layer.mountpoint / "f"
+    file.write_text("good")
+    first = _head(layer) + 1
+    made = layer.mountpoint / "made"
+    made.mkdir()
+    for name in ("a", "b"):
+        os.link(file, made / name)
+    (made / "x").write_text("to go")
+    os.link(made / "x", made / "y")
+    file.write_text("bad, and longer")
+    undo, plan = _planned(layer, first)
+    undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert os.listdir(layer.mountpoint) == ["f"]
+    assert file.read_text() == "good"
+
+
+def _made(layer: Layer) -> tuple[int, Undo, UndoPlan]:
+    """A directory with a file, a descriptor of it as another process can have, and the undo of its
+    making."""
+    first = _head(layer) + 1
+    made = layer.mountpoint / "made"
+    made.mkdir()
+    (made / "f").write_text("precious")
+    undo, plan = _planned(layer, first)
+    return os.open(made, os.O_RDONLY | os.O_DIRECTORY), undo, plan
+
+
+def test_what_takes_the_name_of_a_file_that_goes_is_named(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = layer.mountpoint / "other"
+    other.write_text("another's")
+    opened, undo, plan = _made(layer)
+    _at("unlink", monkeypatch, lambda: os.rename(other, "f", dst_dir_fd=opened))
+    with pytest.raises(ConflictError, match=r"/made/f: .*at the very moment"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    os.close(opened)
+
+
+def test_what_is_written_to_a_file_that_goes_is_named(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, undo, plan = _made(layer)
+
+    def write() -> None:
+        file = os.open("f", os.O_WRONLY, dir_fd=opened)
+        os.write(file, b"theirs")
+
+    _at("unlink", monkeypatch, write)
+    with pytest.raises(ConflictError, match=r"/made/f: .*at the very moment"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    os.close(opened)
+
+
+def test_a_further_name_for_a_file_that_goes_is_named(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, undo, plan = _made(layer)
+    kept = layer.mountpoint / "kept"
+    _at("unlink", monkeypatch, lambda: os.link("f", kept, src_dir_fd=opened))
+    with pytest.raises(ConflictError, match=r"/made/f: .*at the very moment"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert kept.read_text() == "precious"
+    os.close(opened)
+
+
+@pytest.mark.parametrize("step", ["unlink", "rmdir"])
+def test_what_is_put_into_a_directory_that_goes_stays(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    opened, undo, plan = _made(layer)
+
+    def put() -> None:
+        file = os.open("theirs", os.O_WRONLY | os.O_CREAT, dir_fd=opened)
+        os.write(file, b"theirs")
+
+    _at(step, monkeypatch, put)
+    with pytest.raises(ConflictError, match="/made: somebody changed it") as told:
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    os.close(opened)
+    (theirs,) = layer.mountpoint.glob(".fusejournal-undo.*/*/theirs")
+    assert theirs.read_text() == "theirs"
+    assert theirs.parent.name in str(told.value)
+
+
+def test_a_directory_that_is_gone_takes_nothing_back(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = layer.mountpoint / "d"
+    directory.mkdir()
+    (directory / "f").write_text("precious")
+    first = _head(layer) + 1
+    (directory / "f").unlink()
+    undo, plan = _planned(layer, first)
+    _at("put in place", monkeypatch, directory.rmdir)
+    with pytest.raises(ConflictError, match="/d"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    (staging,) = layer.mountpoint.glob(".fusejournal-undo.*")
+    assert [one.read_text() for one in staging.iterdir()] == ["precious"]
+
+
+def test_a_directory_does_not_get_below_itself(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved, place = layer.mountpoint / "moved", layer.mountpoint / "place"
+    place.mkdir()
+    (place / "d").mkdir()
+    first = _head(layer) + 1
+    (place / "d").rename(moved)
+    undo, plan = _planned(layer, first)
+    _at("move away", monkeypatch, lambda: os.rename(place, moved / "place"))
+    with pytest.raises(ConflictError, match="place/d"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    (found,) = layer.mountpoint.glob(".fusejournal-undo.*/*")
+    assert os.listdir(found) == ["place"]
+
+
+def test_what_cannot_go_back_to_its_name_is_named(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _head(layer) + 1
+    made = layer.mountpoint / "made"
+    made.write_text("bad")
+    undo, plan = _planned(layer, first)
+    done = []
+
+    def on_step(reached: str) -> None:
+        if reached == "move away" and not done:
+            _elsewhere(lambda: os.replace(other, made))
+        elif reached == "move back" and not done:
+            done.append(reached)
+            _elsewhere(lambda: made.write_text("a third's") and None)
+
+    other = layer.mountpoint / "other"
+    other.write_text("another's")
+    monkeypatch.setattr(undo_execute, "on_step", on_step)
+    with pytest.raises(ConflictError, match=r"/made: .*\.fusejournal-undo\."):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert made.read_text() == "a third's"
+    (found,) = layer.mountpoint.glob(".fusejournal-undo.*/*")
+    assert found.read_text() == "another's"
+
+
+def test_a_file_that_lost_its_last_name_is_not_staged(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = layer.mountpoint / "f"
+    file.write_text("x")
+    first = _head(layer) + 1
+    file.rename(layer.mountpoint / "g")
+    undo, plan = _planned(layer, first)
+    _at("stage link", monkeypatch, (layer.mountpoint / "g").unlink)
+    with pytest.raises(ConflictError, match="/g: somebody changed it"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert os.listdir(layer.mountpoint) == []
+
+
+# -- the report ------------------------------------------------------------------------------------
+
+
+def test_all_that_came_between_is_named(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [layer.mountpoint / name for name in "abc"]
+    for file in files:
+        file.write_text("good")
+    first = _head(layer) + 1
+    for file in files:
+        file.chmod(0o600)
+    undo, plan = _planned(layer, first)
+    left = files[:2]
+
+    def on_step(reached: str) -> None:
+        if reached == "between" and left:
+            _elsewhere(lambda: os.setxattr(left[0], "user.k", b"theirs"))
+            left.pop(0)
+
+    monkeypatch.setattr(undo_execute, "on_step", on_step)
+    with pytest.raises(UndoOverlapError, match=r"/a: .* and 1 more"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert [undo.path_of(one) for one in plan.overlaps] == [b"a", b"b"]
+    assert [oct(file.stat().st_mode & 0o777) for file in files] == ["0o644"] * 3
+
+
+def test_what_came_between_is_named_also_where_the_undo_stops(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [layer.mountpoint / name for name in "ab"]
+    for file in files:
+        file.write_text("good")
+    first = _head(layer) + 1
+    for file in files:
+        file.write_text("bad, and longer")
+    undo, plan = _planned(layer, first)
+
+    def append() -> None:
+        for file in files:
+            with file.open("a") as opened:
+                opened.write("x")
+
+    _at("between", monkeypatch, append)
+    with pytest.raises(ConflictError, match="/b: somebody changed it since"):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert [undo.path_of(one) for one in plan.overlaps] == [b"a"]
+
+
+def test_an_undo_that_stops_before_it_begins_leaves_nothing(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = layer.mountpoint / "f"
+    file.write_text("good")
+    first = _head(layer) + 1
+    file.write_text("bad, and longer")
+    undo, plan = _planned(layer, first)
+    _at("rewrite", monkeypatch, lambda: file.write_text("theirs") and None)
+    with pytest.raises(ConflictError):
+        undo.carry_out(plan, layer.mountpoint, _nothing)
+    assert os.listdir(layer.mountpoint) == ["f"]
+
+
+
+def change_beside_undo() -> None:
+    """The program, whose undo has another process give the file MEDDLED an attribute between its
+    first look and its first change."""
+    left = [os.environ["MEDDLED"]]
+
+    def on_step(reached: str) -> None:
+        if reached == "between" and left:
+            file = left.pop()
+            _elsewhere(lambda: os.setxattr(file, "user.k", b"theirs"))
+
+    undo_execute.on_step = on_step
+    main()
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_the_command_names_what_came_between(
+    layer: Layer, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    file = layer.mountpoint / "f"
+    file.write_text("good")
+    first = _head(layer) + 1
+    file.chmod(0o600)
+    command = Forked(
+        ["undo", "volume", str(first), "--apply", *options],
+        {**layer.environment, "MEDDLED": str(file)},
+        out=tmp_path / "out",
+        err=tmp_path / "err",
+        program=f"{__name__}:change_beside_undo",
+    )
+    assert command.wait(60) == 22
+    assert file.stat().st_mode & 0o777 == 0o644
+    (theirs,) = (entry["seq"] for entry in layer.entries() if entry["op"] == "setxattr")
+    out, err = (tmp_path / "out").read_text(), (tmp_path / "err").read_text()
+    assert f"overlaps    /f: entry {theirs} by pid" in err
+    if options:
+        done = json.loads(out)
+        assert [(one["seq"], one["path"]) for one in done["overlaps"]] == [(theirs, "f")]
+        assert done["applied"]["from_seq"] == first + 1
+    else:
+        assert "done, as entries" in out

@@ -1,22 +1,15 @@
 """``fusejournal diff``: what changed between two moments."""
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
-from fusejournal.admin.source import JournalSource, open_source
+from fusejournal.admin.source import open_source
 from fusejournal.cli import entries, text
 from fusejournal.errors import UsageError
-from fusejournal.history.lookup import Dentry, Lookup, name_changes
-from fusejournal.history.paths import PathTracker
-from fusejournal.journal.format import Entry
-from fusejournal.journal.outcomes import with_outcomes
-from fusejournal.operations import MAKERS, RENAME_EXCHANGE, Kind, Rename, Void
-from fusejournal.types import Fid, Seq
+from fusejournal.history.changes import Change, find_changes
+from fusejournal.types import Seq
 
-_CONTENT = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
-_ATTRIBUTES = frozenset({Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR})
 _WORDS = {
     "A": ("added", "green"),
     "D": ("removed", "red"),
@@ -52,204 +45,33 @@ def diff(volume: str, seq1: int, seq2: int, path: str | None, as_json: bool) -> 
         if seq:
             source.check_seq(seq)
     below = source.path(path) if path else b""
-    for change in sorted(compare(source, Seq(seq1 + 1), Seq(seq2 + 1)), key=Change.shown_path):
-        if not below or any(_is_below(one, below) for one in (change.old_path, change.new_path)):
-            if as_json:
-                text.echo_json(change.as_json())
-            else:
-                text.echo(change.as_line())
+    for change in find_changes(source.lookup, Seq(seq1 + 1), Seq(seq2 + 1), below):
+        if as_json:
+            text.echo_json(_as_json(change))
+        else:
+            text.echo(_as_line(change))
 
 
-def _is_below(path: bytes | None, below: bytes) -> bool:
-    return path is not None and (path == below or path.startswith(below + b"/"))
+def _as_line(change: Change) -> str:
+    letters = change.letters()
+    path = entries.shown_path(change.main_path())
+    if "R" in letters:
+        path = f"{entries.shown_path(change.old_path)} -> {path}"
+    users = ", ".join(map(entries.user, change.uids))
+    what = "hard link, " if change.link else ""
+    number = text.count(change.entries, "entry", "entries")
+    shown = click.style(f"{letters:<4}", _WORDS[letters[0]][1])
+    return f"{shown}{path}  ({what}{number} by {users})"
 
 
-class Change(NamedTuple):
-    """What became of one file, or of one further name of it (``link``)."""
-
-    fid: Fid
-    old_path: bytes | None
-    new_path: bytes | None
-    content: bool
-    attributes: bool
-    link: bool
-    entries: int
-    uids: tuple[int, ...]
-
-    def letters(self) -> str:
-        """A, D, R, M, P: those that hold."""
-        found = ""
-        if self.old_path is None:
-            return "A"
-        if self.new_path is None:
-            return "D"
-        found += "R" if self.old_path != self.new_path else ""
-        found += "M" if self.content else ""
-        return found + ("P" if self.attributes else "")
-
-    def shown_path(self) -> bytes:
-        """The path to sort by: the new one, if there is one."""
-        return self.new_path or self.old_path or b""
-
-    def as_line(self) -> str:
-        """For people."""
-        letters = self.letters()
-        path = entries.shown_path(self.shown_path())
-        if "R" in letters:
-            path = f"{entries.shown_path(self.old_path)} -> {path}"
-        users = ", ".join(map(entries.user, self.uids))
-        what = "hard link, " if self.link else ""
-        number = text.count(self.entries, "entry", "entries")
-        shown = click.style(f"{letters:<4}", _WORDS[letters[0]][1])
-        return f"{shown}{path}  ({what}{number} by {users})"
-
-    def as_json(self) -> dict[str, Any]:
-        """For scripts."""
-        letters = self.letters()
-        return {
-            "fid": self.fid,
-            "old_path": None if self.old_path is None else text.exact(self.old_path),
-            "new_path": None if self.new_path is None else text.exact(self.new_path),
-            **{word: letter in letters for letter, (word, _) in _WORDS.items()},
-            "hard_link": self.link,
-            "entries": self.entries,
-            "uids": list(self.uids),
-        }
-
-
-class _Touched:
-    """What happened to one fid so far."""
-
-    __slots__ = ("attributes", "content", "entries", "made", "moves", "names", "old_path", "uids")
-
-    def __init__(self, old_path: bytes | None, moves: int, made: bool) -> None:
-        self.old_path = old_path
-        self.moves = moves
-        """How many renames came before that path was seen."""
-        self.made = made
-        self.entries = 0
-        self.uids: tuple[int, ...] = ()
-        self.content = self.attributes = False
-        self.names: dict[Dentry, tuple[bool, bool]] = {}
-        """Names of it that changed: whether it had them before, and has them now."""
-
-
-def compare(source: JournalSource, from_seq: Seq, to_seq: Seq) -> Iterator[Change]:
-    """What the entries in [from_seq, to_seq) changed, taken together; memory grows with the number
-    of files they touch."""
-    comparison = _Comparison(source.lookup, from_seq, to_seq)
-    start = source.reader.segment_start(from_seq)
-    for entry, void in with_outcomes(source.reader.read(start, Seq(to_seq + 1))):
-        if entry.seq < to_seq:
-            comparison.take(entry, void)
-    yield from comparison.result()
-
-
-class _Comparison:
-    """Content and attributes are gathered by fid, names by what they stood for before and after.
-    Paths of what only changed inside are followed along; those of changed names are looked up at
-    both moments, a question for each directory."""
-
-    def __init__(self, lookup: Lookup, from_seq: Seq, to_seq: Seq) -> None:
-        self._lookup = lookup
-        self._from_seq = from_seq
-        self._to_seq = to_seq
-        self._tracker = PathTracker()
-        self._touched: dict[Fid, _Touched] = {}
-        self._moves: list[tuple[bytes, bytes, bool]] = []
-        """Old path, new path, and whether the two were exchanged."""
-
-    def take(self, entry: Entry, void: Void | None) -> None:
-        """Take in one entry, which counts if it is in the range."""
-        operation = entry.operation
-        self._tracker.learn(entry)
-        if void is not None and not void.written:
-            return
-        fid = getattr(operation, "fid", None)
-        if entry.seq >= self._from_seq and fid is not None:
-            self._note(entry, fid)
-        self._tracker.follow(operation)
-
-    def _note(self, entry: Entry, fid: Fid) -> None:
-        operation, kind = entry.operation, entry.operation.kind
-        touched = self._touch(entry, fid)
-        touched.content |= kind in _CONTENT
-        touched.attributes |= kind in _ATTRIBUTES
-        for change in name_changes(operation):
-            place = change[:2]
-            for one, has in ((change.before, False), (change.after, True)):
-                if one is not None:
-                    names = self._touched.get(one) or self._touch(entry, one)
-                    was, _ = names.names.get(place, (not has, has))
-                    names.names[place] = was, has
-        if isinstance(operation, Rename):
-            old = self._tracker.join(operation.parent, operation.name)
-            new = self._tracker.join(operation.new_parent, operation.new_name)
-            if old is not None and new is not None:
-                self._moves.append((old, new, bool(operation.flags & RENAME_EXCHANGE)))
-
-    def _touch(self, entry: Entry, fid: Fid) -> _Touched:
-        touched = self._touched.get(fid)
-        if touched is None:
-            made = entry.operation.kind in MAKERS
-            old_path = None if made else self._tracker.path(fid)
-            touched = self._touched[fid] = _Touched(old_path, len(self._moves), made)
-        touched.entries += 1
-        if entry.who.uid not in touched.uids:
-            touched.uids += (entry.who.uid,)
-        return touched
-
-    def result(self) -> Iterator[Change]:
-        """A change for each file that is not as it was."""
-        for fid, touched in self._touched.items():
-            if not touched.names:
-                if touched.content or touched.attributes:
-                    old = self._before(touched.old_path, touched.moves)
-                    yield _change(fid, touched, old, self._tracker.path(fid))
-                continue
-            yield from self._named(fid, touched)
-
-    def _named(self, fid: Fid, touched: _Touched) -> Iterator[Change]:
-        """The changes of a file some of whose names changed."""
-        old, new = self._places(fid, touched)
-        had = {place: self._lookup.join(*place, self._from_seq) for place in old}
-        has = {place: self._lookup.join(*place, self._to_seq) for place in new}
-        kept = [place for place in old if place in has]
-        lost = [place for place in old if place not in has]
-        gained = [place for place in new if place not in had]
-        first = kept[0] if kept else None
-        if first is not None:
-            if touched.content or touched.attributes:
-                yield _change(fid, touched, had[first], has[first])
-        elif lost or gained:
-            before = had[lost.pop(0)] if lost else None
-            after = has[gained.pop(0)] if gained else None
-            yield _change(fid, touched, before, after)
-        for place in lost:
-            yield _change(fid, touched, had[place], None, link=True)
-        for place in gained:
-            yield _change(fid, touched, None, has[place], link=True)
-
-    def _places(self, fid: Fid, touched: _Touched) -> tuple[list[Dentry], list[Dentry]]:
-        """All names of a file at both moments."""
-        if not touched.made and self._lookup.has_links(fid):
-            places = self._lookup.places
-            return places(fid, self._from_seq), places(fid, self._to_seq)
-        names = touched.names.items()
-        return [one for one, (was, _) in names if was], [one for one, (_, now) in names if now]
-
-    def _before(self, path: bytes | None, moves: int) -> bytes | None:
-        """What *path*, seen after so many renames, was called before them all."""
-        for old, new, exchanged in reversed(self._moves[:moves]):
-            if path is not None and _is_below(path, new):
-                path = old + path[len(new) :]
-            elif path is not None and exchanged and _is_below(path, old):
-                path = new + path[len(old) :]
-        return path
-
-
-def _change(
-    fid: Fid, touched: _Touched, old: bytes | None, new: bytes | None, link: bool = False
-) -> Change:
-    content, attributes = touched.content and not link, touched.attributes and not link
-    return Change(fid, old, new, content, attributes, link, touched.entries, touched.uids)
+def _as_json(change: Change) -> dict[str, Any]:
+    letters = change.letters()
+    return {
+        "fid": change.fid,
+        "old_path": None if change.old_path is None else text.exact(change.old_path),
+        "new_path": None if change.new_path is None else text.exact(change.new_path),
+        **{word: letter in letters for letter, (word, _) in _WORDS.items()},
+        "hard_link": change.link,
+        "entries": change.entries,
+        "uids": list(change.uids),
+    }

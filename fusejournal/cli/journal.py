@@ -11,17 +11,14 @@ import click
 from fusejournal.admin.source import open_reader
 from fusejournal.cli import entries, text
 from fusejournal.cli.progress import progress_bar
-from fusejournal.cli.statistics import Statistics, show_statistics
+from fusejournal.cli.statistics import show_statistics
 from fusejournal.errors import JournalDamagedError
-from fusejournal.history.paths import PathTracker
-from fusejournal.history.query import Match, paths_of
+from fusejournal.history.statistics import sum_segments
 from fusejournal.journal.format import Entry, FormatError, decode_entry
-from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.journal.parallel import map_in_order
 from fusejournal.journal.segment import BadFrameError, SegmentReader, first_seq_of
 from fusejournal.journal.verify import VerifyReport, verify
 from fusejournal.operations import OPERATIONS
-from fusejournal.types import Seq
 
 
 @click.group(short_help="Dump, sum up or verify the journal itself.")
@@ -121,34 +118,26 @@ def dump_command(sources: tuple[str, ...], as_json: bool) -> None:
     dumped = map_in_order(partial(_dump_segment, paths[-1], as_json), paths)
     for path, (lines, damage) in zip(paths, dumped, strict=True):
         sys.stdout.buffer.write(lines)
-        damaged = damaged or (BadFrameError(*damage).in_segment(path) if damage else None)
+        damaged = damaged or (damage.in_segment(path) if damage else None)
     sys.stdout.buffer.flush()
     if damaged is not None:
         raise damaged
 
 
-_Damage = tuple[int, Seq, str, bool, bool]
-
-
-def _told(bad: BadFrameError) -> _Damage:
-    """*bad*, to be told to another process."""
-    return bad.offset, bad.seq, bad.reason, bad.torn, bad.is_newer
-
-
-def _dump_segment(newest: Path, as_json: bool, path: Path) -> tuple[bytes, _Damage | None]:
+def _dump_segment(newest: Path, as_json: bool, path: Path) -> tuple[bytes, BadFrameError | None]:
     """The lines of one segment, and what is wrong with it."""
     lines: list[str] = []
     shown = _dumped_json if as_json else _dumped_line
-    damage: _Damage | None = None
+    damage: BadFrameError | None = None
     try:
         with SegmentReader(path) as reader:
             # What comes before damage stays in the list.
             lines.extend(shown(decode_entry(frame)) for frame in reader.frames())
     except BadFrameError as bad:
         if not (bad.torn and path == newest):
-            damage = _told(bad)
+            damage = bad
     except FormatError as error:
-        damage = _told(BadFrameError.undecodable(0, first_seq_of(path), error))
+        damage = BadFrameError.undecodable(0, first_seq_of(path), error)
     lines.append("")
     return "\n".join(lines).encode("utf-8", "backslashreplace"), damage
 
@@ -221,31 +210,6 @@ def stats_command(sources: tuple[str, ...], as_json: bool) -> None:
       fusejournal journal stats srv-data --json | jq '.files[:3]'
     """
     reader = open_reader(sources)
-    paths = reader.segments()
-    whole = Statistics()
-    parts = map_in_order(partial(_segment_statistics, paths[-1]), paths)
     with progress_bar("reading", quiet=as_json, in_bytes=False) as progress:
-        for number, (part, damage) in enumerate(parts, 1):
-            if damage is not None:
-                raise BadFrameError(*damage).in_segment(paths[number - 1])
-            whole.merge(part)
-            progress(number, len(paths))
-    show_statistics(whole, as_json)
-
-
-def _segment_statistics(newest: Path, path: Path) -> tuple[Statistics, _Damage | None]:
-    found = Statistics()
-    tracker = PathTracker()
-    try:
-        with SegmentReader(path) as reader:
-            for entry, void in with_outcomes(map(decode_entry, reader.frames())):
-                tracker.learn(entry)
-                found.add(Match(entry, void, *paths_of(tracker, entry.operation)))
-                if void is None:
-                    tracker.follow(entry.operation)
-    except BadFrameError as bad:
-        if not (bad.torn and path == newest):
-            return found, _told(bad)
-    except FormatError as error:
-        return found, _told(BadFrameError.undecodable(0, first_seq_of(path), error))
-    return found, None
+        found = sum_segments(reader.segments(), progress)
+    show_statistics(found, as_json)

@@ -10,9 +10,10 @@ import click
 
 from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.cli import entries, text
-from fusejournal.cli.statistics import Statistics, show_statistics
+from fusejournal.cli.statistics import show_statistics
 from fusejournal.errors import UsageError
 from fusejournal.history.query import Criteria, Follower, Match, find
+from fusejournal.history.statistics import sum_matches
 from fusejournal.types import Seq
 
 _FOLLOW_PAUSE_SECONDS = 0.2
@@ -86,10 +87,7 @@ def log(
     )
     matches = _newest(source, criteria, count, reverse)
     if stat:
-        statistics = Statistics()
-        for match in matches:
-            statistics.add(match)
-        show_statistics(statistics, as_json)
+        show_statistics(sum_matches(matches), as_json)
         return
     if follow:
         head_seq = source.head_seq

@@ -1,110 +1,13 @@
-"""Sums over entries: by operation, user, directory and hour, and the files written most."""
+"""The tables, or the JSON object, in which sums over entries are shown."""
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 from fusejournal.cli import entries, text
-from fusejournal.history.query import Match
+from fusejournal.history.statistics import Statistics
 
 _SHOWN = 15
 _HOURS_SHOWN = 48
-_KEPT = 50_000
-
-
-def _nothing() -> list[int]:
-    # No lambda, for tallies come from other processes.
-    return [0, 0]
-
-
-class Tally:
-    """Entries and bytes for each of many keys. With more keys than can be kept the smallest go
-    into one sum, so that memory is bounded."""
-
-    def __init__(self) -> None:
-        self._sums: defaultdict[Any, list[int]] = defaultdict(_nothing)
-        self.others = [0, 0]
-
-    def add(self, key: Any, size: int, count: int = 1) -> None:
-        """Count *count* entries of together *size* bytes for *key*."""
-        sums = self._sums[key]
-        sums[0] += count
-        sums[1] += size
-        if len(self._sums) > 2 * _KEPT:
-            self._drop_small()
-
-    def _drop_small(self) -> None:
-        ranked = sorted(self._sums, key=lambda key: self._sums[key][::-1], reverse=True)
-        for key in ranked[_KEPT:]:
-            entries_, bytes_ = self._sums.pop(key)
-            self.others[0] += entries_
-            self.others[1] += bytes_
-
-    def merge(self, other: "Tally") -> None:
-        """Add what *other* has."""
-        for key, (count, size) in other._sums.items():
-            self.add(key, size, count)
-        self.others = [one + two for one, two in zip(self.others, other.others, strict=True)]
-
-    def by_size(self) -> list[tuple[Any, int, int]]:
-        """(key, entries, bytes), the most bytes first; at the end, with the key None, what is not
-        kept apart."""
-        rows: list[tuple[Any, int, int]] = [(key, *sums) for key, sums in self._sums.items()]
-        rows.sort(key=lambda row: (row[2], row[1]), reverse=True)
-        if self.others[0]:
-            rows.append((None, self.others[0], self.others[1]))
-        return rows
-
-    def by_key(self) -> list[tuple[Any, int, int]]:
-        """(key, entries, bytes), by key."""
-        return sorted((key, *sums) for key, sums in self._sums.items())
-
-
-class Statistics:
-    """What some entries come to. Bytes are what the operations carry: written data."""
-
-    def __init__(self) -> None:
-        self.entries = 0
-        self.refused = 0
-        self.bytes = 0
-        self.frame_bytes = 0
-        self.first: tuple[int, int] | None = None
-        self.last: tuple[int, int] | None = None
-        self.operations = Tally()
-        self.users = Tally()
-        self.directories = Tally()
-        self.hours = Tally()
-        self.files = Tally()
-
-    def add(self, match: Match) -> None:
-        """Count one entry."""
-        entry, void, path, _ = match
-        size = len(entry.data)
-        self.entries += 1
-        self.refused += void is not None and not void.written
-        self.bytes += size
-        self.frame_bytes += entry.frame_bytes
-        moment = entry.seq, entry.time_ns
-        self.first = min(self.first or moment, moment)
-        self.last = max(self.last or moment, moment)
-        self.operations.add(entry.operation.kind.name.lower(), size)
-        self.users.add(entry.who.uid, size)
-        self.hours.add(entry.time_ns // (3600 * 10**9), size)
-        if path is not None:
-            self.directories.add(path.rpartition(b"/")[0], size)
-            if size:
-                self.files.add(path, size)
-
-    def merge(self, other: "Statistics") -> None:
-        """Add what *other*, of later entries, has."""
-        self.entries += other.entries
-        self.refused += other.refused
-        self.bytes += other.bytes
-        self.frame_bytes += other.frame_bytes
-        self.first = self.first or other.first
-        self.last = other.last or self.last
-        for name in ("operations", "users", "directories", "hours", "files"):
-            getattr(self, name).merge(getattr(other, name))
 
 
 def show_statistics(statistics: Statistics, as_json: bool) -> None:

@@ -56,6 +56,10 @@ class BadFrameError(Exception):
         self.torn = torn
         self.is_newer = is_newer
 
+    def __reduce__(self) -> tuple[type["BadFrameError"], tuple[int, Seq, str, bool, bool]]:
+        """Goes from one process to another with all its fields."""
+        return BadFrameError, (self.offset, self.seq, self.reason, self.torn, self.is_newer)
+
     @classmethod
     def undecodable(cls, offset: int, seq: Seq, error: FormatError) -> "BadFrameError":
         """What is at *offset* was checked, and is no entry (or header) because of *error*."""

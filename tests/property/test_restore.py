@@ -9,8 +9,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusejournal.admin.source import JournalSource
-from fusejournal.cli.diff import Change, compare
+from fusejournal.history.changes import Change, find_changes
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.query import Criteria, find
 from fusejournal.journal.reader import JournalReader
@@ -223,8 +222,7 @@ def test_diff(workload: Workload, moments: list[int]) -> None:
     old, new = workload.models[seq1], workload.models[seq2]
     steps = [step for step in workload.steps[seq1:seq2] if step.held]
     with _written(workload) as (_, lookup):
-        source = JournalSource("workload", lookup.reader, None)
-        changes = list(compare(source, Seq(seq1 + 1), Seq(seq2 + 1)))
+        changes = find_changes(lookup, Seq(seq1 + 1), Seq(seq2 + 1))
     files = [one for one in changes if not one.link]
     assert len({one.fid for one in files}) == len(files)
     by_fid = {one.fid: one for one in files}
@@ -293,8 +291,7 @@ _A, _B = Fid(2), Fid(3)
 
 def _diff(workload: Workload, seq1: int, seq2: int) -> list[tuple[str, bytes | None, bytes | None]]:
     with _written(workload) as (_, lookup):
-        source = JournalSource("workload", lookup.reader, None)
-        changes = list(compare(source, Seq(seq1 + 1), Seq(seq2 + 1)))
+        changes = find_changes(lookup, Seq(seq1 + 1), Seq(seq2 + 1))
     return sorted((one.letters(), one.old_path, one.new_path) for one in changes)
 
 

@@ -1,0 +1,193 @@
+"""The changes between two moments: for each file, what many entries come to when taken together.
+
+Content and attributes are gathered by fid, names by what they stood for before and after. Paths of
+files of which only the inside changed are followed along; those of changed names are looked up at
+both moments, a question for each directory."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from fusejournal.history.lookup import Dentry, Lookup, name_changes
+from fusejournal.history.paths import PathTracker
+from fusejournal.journal.format import Entry
+from fusejournal.journal.outcomes import with_outcomes
+from fusejournal.operations import MAKERS, RENAME_EXCHANGE, Kind, Rename, Void
+from fusejournal.types import Fid, Seq
+
+_CONTENT = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
+_ATTRIBUTES = frozenset({Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR})
+
+
+def _is_below(path: bytes | None, below: bytes) -> bool:
+    return path is not None and (path == below or path.startswith(below + b"/"))
+
+
+class Change(NamedTuple):
+    """The difference that entries made to one file, or to one further name of it (``link``)."""
+
+    fid: Fid
+    old_path: bytes | None
+    new_path: bytes | None
+    content: bool
+    attributes: bool
+    link: bool
+    entries: int
+    uids: tuple[int, ...]
+
+    def letters(self) -> str:
+        """Returns those that hold of A (added), D (removed), R (renamed), M (content was written),
+        P (attributes were set). The first two stand alone."""
+        found = ""
+        if self.old_path is None:
+            return "A"
+        if self.new_path is None:
+            return "D"
+        found += "R" if self.old_path != self.new_path else ""
+        found += "M" if self.content else ""
+        return found + ("P" if self.attributes else "")
+
+    def main_path(self) -> bytes:
+        """The new path, if there is one, or else the old one."""
+        return self.new_path or self.old_path or b""
+
+
+class _Touched:
+    """All that happened to one fid so far."""
+
+    __slots__ = ("attributes", "content", "entries", "made", "moves", "names", "old_path", "uids")
+
+    def __init__(self, old_path: bytes | None, moves: int, made: bool) -> None:
+        self.old_path = old_path
+        self.moves = moves
+        """How many renames came before that path was seen."""
+        self.made = made
+        self.entries = 0
+        self.uids: tuple[int, ...] = ()
+        self.content = self.attributes = False
+        self.names: dict[Dentry, tuple[bool, bool]] = {}
+        """Names of it that changed: whether it had them before, and has them now."""
+
+
+def find_changes(lookup: Lookup, from_seq: Seq, to_seq: Seq, below: bytes = b"") -> list[Change]:
+    """Returns what the entries in [from_seq, to_seq) changed, taken together, by path; memory grows
+    with the number of files they touch. With *below*, a path: only that and what is below it, by
+    the old or the new name. Raises JournalDamagedError."""
+    comparison = _Comparison(lookup, from_seq, to_seq)
+    start = lookup.reader.segment_start(from_seq)
+    for entry, void in with_outcomes(lookup.reader.read(start, Seq(to_seq + 1))):
+        if entry.seq < to_seq:
+            comparison.take(entry, void)
+    found = [
+        change
+        for change in comparison.result()
+        if not below or any(_is_below(one, below) for one in (change.old_path, change.new_path))
+    ]
+    return sorted(found, key=Change.main_path)
+
+
+class _Comparison:
+    """A comparison under way. See the module."""
+
+    def __init__(self, lookup: Lookup, from_seq: Seq, to_seq: Seq) -> None:
+        self._lookup = lookup
+        self._from_seq = from_seq
+        self._to_seq = to_seq
+        self._tracker = PathTracker()
+        self._touched: dict[Fid, _Touched] = {}
+        self._moves: list[tuple[bytes, bytes, bool]] = []
+        """Old path, new path, and whether the two were exchanged."""
+
+    def take(self, entry: Entry, void: Void | None) -> None:
+        """Take in one entry, which counts if it is in the range."""
+        operation = entry.operation
+        self._tracker.learn(entry)
+        if void is not None and not void.written:
+            return
+        fid = getattr(operation, "fid", None)
+        if entry.seq >= self._from_seq and fid is not None:
+            self._note(entry, fid)
+        self._tracker.follow(operation)
+
+    def _note(self, entry: Entry, fid: Fid) -> None:
+        operation, kind = entry.operation, entry.operation.kind
+        touched = self._touch(entry, fid)
+        touched.content |= kind in _CONTENT
+        touched.attributes |= kind in _ATTRIBUTES
+        for change in name_changes(operation):
+            place = change[:2]
+            for one, has in ((change.before, False), (change.after, True)):
+                if one is not None:
+                    names = self._touched.get(one) or self._touch(entry, one)
+                    was, _ = names.names.get(place, (not has, has))
+                    names.names[place] = was, has
+        if isinstance(operation, Rename):
+            old = self._tracker.join(operation.parent, operation.name)
+            new = self._tracker.join(operation.new_parent, operation.new_name)
+            if old is not None and new is not None:
+                self._moves.append((old, new, bool(operation.flags & RENAME_EXCHANGE)))
+
+    def _touch(self, entry: Entry, fid: Fid) -> _Touched:
+        touched = self._touched.get(fid)
+        if touched is None:
+            made = entry.operation.kind in MAKERS
+            old_path = None if made else self._tracker.path(fid)
+            touched = self._touched[fid] = _Touched(old_path, len(self._moves), made)
+        touched.entries += 1
+        if entry.who.uid not in touched.uids:
+            touched.uids += (entry.who.uid,)
+        return touched
+
+    def result(self) -> Iterator[Change]:
+        """A change for each file that is not as it was."""
+        for fid, touched in self._touched.items():
+            if not touched.names:
+                if touched.content or touched.attributes:
+                    old = self._before(touched.old_path, touched.moves)
+                    yield _change(fid, touched, old, self._tracker.path(fid))
+                continue
+            yield from self._named(fid, touched)
+
+    def _named(self, fid: Fid, touched: _Touched) -> Iterator[Change]:
+        """The changes of a file some of whose names changed."""
+        old, new = self._places(fid, touched)
+        had = {place: self._lookup.join(*place, self._from_seq) for place in old}
+        has = {place: self._lookup.join(*place, self._to_seq) for place in new}
+        kept = [place for place in old if place in has]
+        lost = [place for place in old if place not in has]
+        gained = [place for place in new if place not in had]
+        first = kept[0] if kept else None
+        if first is not None:
+            if touched.content or touched.attributes:
+                yield _change(fid, touched, had[first], has[first])
+        elif lost or gained:
+            before = had[lost.pop(0)] if lost else None
+            after = has[gained.pop(0)] if gained else None
+            yield _change(fid, touched, before, after)
+        for place in lost:
+            yield _change(fid, touched, had[place], None, link=True)
+        for place in gained:
+            yield _change(fid, touched, None, has[place], link=True)
+
+    def _places(self, fid: Fid, touched: _Touched) -> tuple[list[Dentry], list[Dentry]]:
+        """All names of a file at both moments."""
+        if not touched.made and self._lookup.has_links(fid):
+            places = self._lookup.places
+            return places(fid, self._from_seq), places(fid, self._to_seq)
+        names = touched.names.items()
+        return [one for one, (was, _) in names if was], [one for one, (_, now) in names if now]
+
+    def _before(self, path: bytes | None, moves: int) -> bytes | None:
+        """What *path*, seen after so many renames, was called before them all."""
+        for old, new, exchanged in reversed(self._moves[:moves]):
+            if path is not None and _is_below(path, new):
+                path = old + path[len(new) :]
+            elif path is not None and exchanged and _is_below(path, old):
+                path = new + path[len(old) :]
+        return path
+
+
+def _change(
+    fid: Fid, touched: _Touched, old: bytes | None, new: bytes | None, link: bool = False
+) -> Change:
+    content, attributes = touched.content and not link, touched.attributes and not link
+    return Change(fid, old, new, content, attributes, link, touched.entries, touched.uids)

@@ -1,0 +1,85 @@
+"""One file's life: every entry about it, under all its names, and its size after each."""
+
+import heapq
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from fusejournal.history.lookup import Lookup, Tenure, name_changes
+from fusejournal.history.query import Match
+from fusejournal.journal.format import Entry
+from fusejournal.operations import Create, Import, ImportData, Kind, Rename, Truncate, Void, Write
+from fusejournal.types import Fid, Seq
+
+
+class LifeEntry(NamedTuple):
+    """One entry of a life, and the file's size after it; None for what has none."""
+
+    match: Match
+    size: int | None
+
+
+class Life(NamedTuple):
+    """A file that had the path asked for, and when it had it."""
+
+    fid: Fid
+    tenures: tuple[Tenure, ...]
+
+
+def find_lives(lookup: Lookup, path: bytes) -> list[Life]:
+    """Returns all files that *path* ever stood for, in the order in which they first had it. Raises
+    JournalDamagedError."""
+    tenures: dict[Fid, list[Tenure]] = {}
+    for tenure in lookup.tenures(path):
+        tenures.setdefault(tenure.fid, []).append(tenure)
+    return [Life(fid, tuple(times)) for fid, times in tenures.items()]
+
+
+def read_life(lookup: Lookup, fid: Fid) -> Iterator[LifeEntry]:
+    """Yields every entry about *fid*, and the renames of directories above it, in order, as they
+    are read. Raises JournalDamagedError."""
+    size: int | None = None
+    pairs = heapq.merge(
+        lookup.entries_of(fid), _moves_above(lookup, fid), key=lambda pair: pair[0].seq
+    )
+    for entry, void in pairs:
+        if void is None or void.written:
+            size = _size_after(entry, void, size)
+        yield LifeEntry(Match(entry, void, *_paths(lookup, fid, entry)), size)
+
+
+def _paths(lookup: Lookup, fid: Fid, entry: Entry) -> tuple[bytes | None, bytes | None]:
+    """The path of *fid* that *entry* is about, and where it moved it."""
+    operation = entry.operation
+    if isinstance(operation, Rename) and fid not in (operation.fid, operation.replaced):
+        return lookup.path_before(fid, entry.seq), lookup.path_before(fid, Seq(entry.seq + 1))
+    changes = name_changes(operation)
+    if not changes:
+        return lookup.path_before(fid, entry.seq), None
+    found = [lookup.join(change.parent, change.name, entry.seq) for change in changes]
+    return found[0], found[1] if len(found) > 1 else None
+
+
+def _size_after(entry: Entry, void: Void | None, size: int | None) -> int | None:
+    match entry.operation:
+        case Create():
+            return 0
+        case Import(size=imported, target=None):
+            return imported
+        case Truncate(size=new):
+            return new
+        case Write(offset=offset) | ImportData(offset=offset):
+            taken = len(entry.data) if void is None else void.written
+            return max(size or 0, offset + taken)
+    return size
+
+
+def _moves_above(lookup: Lookup, fid: Fid) -> Iterator[tuple[Entry, Void | None]]:
+    """The renames of directories that gave *fid* another path."""
+    own = {
+        entry.seq for entry, _ in lookup.entries_of(fid, wanted=lambda one: one.kind == Kind.RENAME)
+    }
+    for seq, _ in lookup.timeline(fid):
+        if seq and seq not in own:
+            for entry in lookup.reader.read(seq, Seq(seq + 1)):
+                if isinstance(entry.operation, Rename) and entry.operation.fid != fid:
+                    yield entry, None

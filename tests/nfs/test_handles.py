@@ -2,6 +2,7 @@
 directories, through everything that drops the kernel's inodes or the layer itself."""
 
 import os
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from fusejournal.disk import syscalls
 from tests.nfs.conftest import Served
 from tests.support.guest.holder import Holder
 from tests.support.guest.server import drop_caches, sh, wait_until
+from tests.support.handles import generation_of, handle_of, made_up
 
 pytestmark = pytest.mark.guest
 
@@ -181,3 +184,35 @@ def test_a_removed_file_outlives_the_layer_while_it_is_open(served: Served) -> N
         served.volume.start()
         drop_caches()
         stale_when_closed(served, holder)
+
+
+@pytest.mark.parametrize("version", ["3", "4.2"])
+def test_no_client_makes_up_a_handle(served: Served, version: str) -> None:
+    """nfsd asks a handle for no directory above it, and fids are numbers in a row: what keeps a
+    client from a file in a directory that is closed to it is the generation alone."""
+    own, secret = served.client / "own", served.volume.mountpoint / "closed" / "secret"
+    own.write_bytes(b"own")
+    secret.parent.mkdir(mode=0o700)
+    secret.write_bytes(b"secret")
+    known, wanted = (handle_of(path) for path in (served.volume.mountpoint / "own", secret))
+    fids = own.stat().st_ino, secret.stat().st_ino
+    handle = handle_of(own)
+    assert handle.count(known[4:]) == 1, "the server's handle is in the client's"
+
+    def read(generation: int) -> bytes:
+        # The client's own part has the file's number, too.
+        numbers = [struct.pack("<II", *divmod(fid, 1 << 32)) for fid in fids]
+        forged = handle.replace(known[4:], made_up(known, fids[1], generation)[4:])
+        forged = forged.replace(*numbers)
+        root = os.open(served.client, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fd = syscalls.open_by_handle(root, forged, os.O_RDONLY)
+        finally:
+            os.close(root)
+        with open(fd, "rb") as file:
+            return file.read()
+
+    for guess in (0, 1, generation_of(known), generation_of(wanted) ^ 1):
+        with pytest.raises(OSError, match="Stale file handle"):
+            read(guess)
+    assert read(generation_of(wanted)) == b"secret"

@@ -50,9 +50,7 @@ def restore_command(
       fusejournal restore srv-data home/anna --to-mark "before the upgrade" --target /restore/anna
     """
     source = open_source(volume)
-    end = source.end_of(
-        to_seq=to_seq, before_seq=before_seq, to_time=to_time, to_mark=to_mark
-    )
+    end = source.end_of(to_seq=to_seq, before_seq=before_seq, to_time=to_time, to_mark=to_mark)
     raw = source.path(path) if path else b""
     with watched("restoring", as_json) as progress:
         done = restore(source.lookup, raw, end, target, progress)

@@ -256,7 +256,7 @@ class Runner:
                 process.returncode = -signal.SIGKILL
                 raise
             if process.returncode != 0:
-                raise SystemExit(f"{process.args}: ended with {process.returncode}")
+                raise SystemExit(f"{process.args!r}: ended with {process.returncode}")
             output.seek(0)
             return Ran(seconds, rss_mb, output.read())
 

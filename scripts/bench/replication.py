@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,12 +120,12 @@ def operations(directory: str) -> Iterator[Callable[[], object]]:
     while True:
         name, renamed = f"{directory}/f{number}", f"{directory}/g{number}"
         old = f"{directory}/g{number - FILES}"
-        yield lambda name=name: os.mknod(name, 0o100644)
-        yield lambda name=name: write(name, SMALL)
-        yield lambda name=name: os.chmod(name, 0o600)
-        yield lambda name=name, renamed=renamed: os.rename(name, renamed)
+        yield partial(os.mknod, name, 0o100644)
+        yield partial(write, name, SMALL)
+        yield partial(os.chmod, name, 0o600)
+        yield partial(os.rename, name, renamed)
         if number >= FILES:
-            yield lambda old=old: os.unlink(old)
+            yield partial(os.unlink, old)
         number += 1
 
 

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_fsync_waits_for_the_mirror_and_holds_up_nobody(tmp_path: Path) -> None:
         for path in files:
             path.write_text("not on the mirror yet")
         seq = primary.head_seq()
-        waiting = [Call(lambda path=path: fsync(path)) for path in files]
+        waiting = [Call(partial(fsync, path)) for path in files]
         await_waiting(primary, 3)
         # Others work on. (Not on these files: the kernel holds their inodes' locks meanwhile.)
         for n in range(50):

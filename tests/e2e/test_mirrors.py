@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -312,7 +313,9 @@ def test_a_full_mirror_goes_on_when_there_is_space(tmp_path: Path, what: str) ->
         filesystem("tmpfs", tmp_path, "disk", 96) as disk,
         Node(tmp_path / "primary", net.host(), "primary") as primary,
     ):
-        places = {"state": disk / "state"} if what == "journal" else {"backing": disk / "backing"}
+        places: dict[str, Any] = (
+            {"state": disk / "state"} if what == "journal" else {"backing": disk / "backing"}
+        )
         with Node(tmp_path / "mirror", net.host(), "mirror", **places) as mirror:
             primary.ships_to(mirror)
             primary.start()

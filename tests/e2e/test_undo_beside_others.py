@@ -51,7 +51,7 @@ def _tree(base: Path) -> None:
     os.utime(base / "sub", ns=(5, 5))
 
 
-def _elsewhere(deed: Callable[[], None]) -> None:
+def _elsewhere(deed: Callable[[], object]) -> None:
     """Do *deed* in another process."""
     pid = os.fork()
     if pid == 0:
@@ -66,8 +66,8 @@ def _elsewhere(deed: Callable[[], None]) -> None:
 def _at(
     step: str,
     monkeypatch: pytest.MonkeyPatch,
-    deed: Callable[[], None],
-    then: Callable[[], None] | None = None,
+    deed: Callable[[], object],
+    then: Callable[[], object] | None = None,
 ) -> None:
     """Do *deed* in another process, once, when the undo is about to do *step*, and *then* here."""
     done = False
@@ -167,7 +167,7 @@ def test_a_directory_that_somebody_put_something_into_stays(
     tree = layer.mountpoint / "made"
     _tree(tree)
     undo, plan = _planned(layer, first)
-    _at("move away", monkeypatch, lambda: (tree / "sub/theirs").write_text("theirs") and None)
+    _at("move away", monkeypatch, lambda: (tree / "sub/theirs").write_text("theirs"))
     with pytest.raises(ConflictError, match="theirs"):
         undo.carry_out(plan, layer.mountpoint, _nothing)
     assert (tree / "f").read_text() == "precious"
@@ -180,7 +180,7 @@ def test_a_name_taken_since_the_plan_is_left(layer: Layer, monkeypatch: pytest.M
     first = _head(layer) + 1
     file.unlink()
     undo, plan = _planned(layer, first)
-    _at("put in place", monkeypatch, lambda: file.write_text("theirs") and None)
+    _at("put in place", monkeypatch, lambda: file.write_text("theirs"))
     with pytest.raises(ConflictError, match="took the name"):
         undo.carry_out(plan, layer.mountpoint, _nothing)
     assert file.read_text() == "theirs"
@@ -253,7 +253,7 @@ def test_a_directory_in_which_others_make_names_is_changed_all_the_same(
     first = _head(layer) + 1
     directory.chmod(0o700)
     undo, plan = _planned(layer, first)
-    _at("change", monkeypatch, lambda: (directory / "theirs").write_text("theirs") and None)
+    _at("change", monkeypatch, lambda: (directory / "theirs").write_text("theirs"))
     undo.carry_out(plan, layer.mountpoint, _nothing)
     assert directory.stat().st_mode & 0o7777 == 0o755
 
@@ -295,9 +295,7 @@ def test_a_directory_that_came_back_keeps_the_time_of_what_others_did_in_it(
     def put() -> None:
         (directory / "theirs").write_text("theirs")
 
-    _at(
-        "times", monkeypatch, put, lambda: theirs.append(directory.stat().st_mtime_ns)
-    )
+    _at("times", monkeypatch, put, lambda: theirs.append(directory.stat().st_mtime_ns))
     undo.carry_out(plan, layer.mountpoint, _nothing)
     assert sorted(os.listdir(directory)) == ["alive", "theirs"]
     assert [directory.stat().st_mtime_ns] == theirs
@@ -443,14 +441,14 @@ def test_what_cannot_go_back_to_its_name_is_named(
     made = layer.mountpoint / "made"
     made.write_text("bad")
     undo, plan = _planned(layer, first)
-    done = []
+    done: list[str] = []
 
     def on_step(reached: str) -> None:
         if reached == "move away" and not done:
             _elsewhere(lambda: os.replace(other, made))
         elif reached == "move back" and not done:
             done.append(reached)
-            _elsewhere(lambda: made.write_text("a third's") and None)
+            _elsewhere(lambda: made.write_text("a third's"))
 
     other = layer.mountpoint / "other"
     other.write_text("another's")
@@ -531,11 +529,10 @@ def test_an_undo_that_stops_before_it_begins_leaves_nothing(
     first = _head(layer) + 1
     file.write_text("bad, and longer")
     undo, plan = _planned(layer, first)
-    _at("rewrite", monkeypatch, lambda: file.write_text("theirs") and None)
+    _at("rewrite", monkeypatch, lambda: file.write_text("theirs"))
     with pytest.raises(ConflictError):
         undo.carry_out(plan, layer.mountpoint, _nothing)
     assert os.listdir(layer.mountpoint) == ["f"]
-
 
 
 def change_beside_undo() -> None:

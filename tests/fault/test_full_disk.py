@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -188,7 +189,7 @@ def test_backing_refuses(layer: Layer, tmp_path: Path, label: str, number: str) 
     layer.start()
     layer.stop()
     layer.start(fault=f"{label}:2:{number}")
-    failures = [_errno_of(lambda step=step: step(str(layer.mountpoint))) for step in steps()]
+    failures = [_errno_of(partial(step, str(layer.mountpoint))) for step in steps()]
     status = layer.ask()
     if label != "catalog.reserve":
         assert any(failures)

@@ -81,34 +81,40 @@ def _exchange(one: str, other: str) -> None:
 
 def steps() -> Iterator[Step]:
     """The workload: every kind of operation, twice, on names that matter to the next ones."""
-    for n in range(3):
-        yield lambda r, n=n: os.mkdir(f"{r}/d{n}", 0o2755)
-        yield lambda r, n=n: os.mknod(f"{r}/d{n}/f", stat.S_IFREG | 0o640)
-        yield lambda r, n=n: os.chown(f"{r}/d{n}", 1000, 1000)
-        yield lambda r, n=n: _create_as(1000, f"{r}/d{n}", "mine")
-        yield lambda r, n=n: _write(f"{r}/d{n}/f", b"one" * 2000)
-        yield lambda r, n=n: os.link(f"{r}/d{n}/f", f"{r}/hard{n}")
-        yield lambda r, n=n: os.symlink("target", f"{r}/d{n}/s")
-        yield lambda r, n=n: os.mkfifo(f"{r}/d{n}/fifo")
-        yield lambda r, n=n: os.chmod(f"{r}/hard{n}", 0o4755)
-        yield lambda r, n=n: _write(f"{r}/hard{n}", b"x", 9000)
-        yield lambda r, n=n: os.chown(f"{r}/hard{n}", 5, 6)
-        yield lambda r, n=n: os.chmod(f"{r}/hard{n}", 0o4755)
-        yield lambda r, n=n: _write_as_root(f"{r}/hard{n}", b"y" * 40_000)
-        yield lambda r, n=n: os.utime(f"{r}/hard{n}", ns=(10**18, 10**18 + 7))
-        yield lambda r, n=n: os.setxattr(f"{r}/d{n}", "user.key", b"value%d" % n)
-        yield lambda r, n=n: os.truncate(f"{r}/hard{n}", 100)
-        yield lambda r, n=n: _fsync(f"{r}/hard{n}")
-        yield lambda r, n=n: os.rename(f"{r}/d{n}", f"{r}/e{n}")
-        yield lambda r, n=n: os.mknod(f"{r}/victim{n}", stat.S_IFREG | 0o600)
-        yield lambda r, n=n: os.rename(f"{r}/e{n}/s", f"{r}/victim{n}")
-        yield lambda r, n=n: _exchange(f"{r}/e{n}", f"{r}/victim{n}")
-        yield lambda r, n=n: _open_truncate(f"{r}/hard{n}")
-        yield lambda r, n=n: os.unlink(f"{r}/victim{n}/f")
-        yield lambda r, n=n: os.removexattr(f"{r}/victim{n}", "user.key")
-        yield lambda r, n=n: os.mkdir(f"{r}/victim{n}/sub")
-        yield lambda r, n=n: os.rmdir(f"{r}/victim{n}/sub")
-        yield lambda r, n=n: os.unlink(f"{r}/hard{n}")
+    for number in range(3):
+        yield from _round(number)
+
+
+def _round(n: int) -> tuple[Step, ...]:
+    return (
+        lambda r: os.mkdir(f"{r}/d{n}", 0o2755),
+        lambda r: os.mknod(f"{r}/d{n}/f", stat.S_IFREG | 0o640),
+        lambda r: os.chown(f"{r}/d{n}", 1000, 1000),
+        lambda r: _create_as(1000, f"{r}/d{n}", "mine"),
+        lambda r: _write(f"{r}/d{n}/f", b"one" * 2000),
+        lambda r: os.link(f"{r}/d{n}/f", f"{r}/hard{n}"),
+        lambda r: os.symlink("target", f"{r}/d{n}/s"),
+        lambda r: os.mkfifo(f"{r}/d{n}/fifo"),
+        lambda r: os.chmod(f"{r}/hard{n}", 0o4755),
+        lambda r: _write(f"{r}/hard{n}", b"x", 9000),
+        lambda r: os.chown(f"{r}/hard{n}", 5, 6),
+        lambda r: os.chmod(f"{r}/hard{n}", 0o4755),
+        lambda r: _write_as_root(f"{r}/hard{n}", b"y" * 40_000),
+        lambda r: os.utime(f"{r}/hard{n}", ns=(10**18, 10**18 + 7)),
+        lambda r: os.setxattr(f"{r}/d{n}", "user.key", b"value%d" % n),
+        lambda r: os.truncate(f"{r}/hard{n}", 100),
+        lambda r: _fsync(f"{r}/hard{n}"),
+        lambda r: os.rename(f"{r}/d{n}", f"{r}/e{n}"),
+        lambda r: os.mknod(f"{r}/victim{n}", stat.S_IFREG | 0o600),
+        lambda r: os.rename(f"{r}/e{n}/s", f"{r}/victim{n}"),
+        lambda r: _exchange(f"{r}/e{n}", f"{r}/victim{n}"),
+        lambda r: _open_truncate(f"{r}/hard{n}"),
+        lambda r: os.unlink(f"{r}/victim{n}/f"),
+        lambda r: os.removexattr(f"{r}/victim{n}", "user.key"),
+        lambda r: os.mkdir(f"{r}/victim{n}/sub"),
+        lambda r: os.rmdir(f"{r}/victim{n}/sub"),
+        lambda r: os.unlink(f"{r}/hard{n}"),
+    )
 
 
 CALLS = {

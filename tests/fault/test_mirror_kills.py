@@ -64,6 +64,12 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Node]
         yield primary, mirror
 
 
+def await_death(victim: Node, call: str) -> None:
+    """Wait until *victim* has died at *call*."""
+    wait_for(lambda: not victim.is_alive(), lambda: (call, victim.words()))
+    assert victim.wait() == -signal.SIGKILL, call
+
+
 def kill_at(calls: str, victim: Node, primary: Node) -> None:
     """Stop *victim*; then let it die at each of *calls*, while somebody works."""
     victim.stop()
@@ -71,8 +77,7 @@ def kill_at(calls: str, victim: Node, primary: Node) -> None:
         for call in calls.split():
             victim.detach()
             victim.start(fault=f"{call}:kill")
-            wait_for(lambda: not victim.is_alive(), lambda call=call: call)
-            assert victim.wait() == -signal.SIGKILL, call
+            await_death(victim, call)
         revive(victim)
         work.pause()
 
@@ -98,8 +103,7 @@ def test_new_mirror_killed_at_calls(both: tuple[Node, Node]) -> None:
         mirror.detach()
         mirror.start(fault=f"{call}:kill")
         primary.resume(mirror)  # which it would try later and later
-        wait_for(lambda: not mirror.is_alive(), lambda call=call: (call, mirror.words()))
-        assert mirror.wait() == -signal.SIGKILL, call
+        await_death(mirror, call)
     revive(mirror)
     check_equal(primary, mirror)
 

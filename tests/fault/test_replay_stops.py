@@ -173,7 +173,14 @@ def test_killed_command(base: Path) -> None:
     """The same by the command itself and the environment."""
     workload = _random_workload(100)
     workload.write(base / "journal")
-    command = [sys.executable, "-m", "fusejournal", "replay", base / "journal", base / "target"]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "fusejournal",
+        "replay",
+        base / "journal",
+        base / "target",
+    ]
     for count in (1, 5, 20, 40):
         environment = {**os.environ, "FUSEJOURNAL_FAULT": f"apply.*:{count}:kill"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -268,7 +275,14 @@ def test_full_target(base: Path) -> None:
     with filesystem("tmpfs", base, "disk", 16) as disk:
         target = disk / "target"
         (base / "target").symlink_to(target)
-        command = [sys.executable, "-m", "fusejournal", "replay", base / "journal", target]
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "fusejournal",
+            "replay",
+            base / "journal",
+            target,
+        ]
         fill(disk / "ballast", leave_bytes=2 << 20)
         refusals = 0
         while True:

@@ -20,7 +20,7 @@ from fusejournal.errors import FusejournalError
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Rename, Write
-from fusejournal.types import ROOT_FID
+from fusejournal.types import ROOT_FID, Fid
 from tests.support.filesystems import filesystem
 from tests.support.losses import begin_another_boot
 from tests.support.trees import Image, difference, image, rebuild
@@ -70,7 +70,7 @@ def in_child(work: Callable[[], Any]) -> Any:
     return done
 
 
-def _write(volume: OpenVolume, fid: int, data: bytes) -> None:
+def _write(volume: OpenVolume, fid: Fid, data: bytes) -> None:
     volume.volume.commit(Write(fid, 0, None), SOMEBODY, data)
 
 
@@ -115,7 +115,9 @@ class Case:
             one.work(12, 100)
             one.create("today", b"made today")
             one.unlink(gone, "gone")
-            one.volume.commit(Rename(moved, root, b"old-name", root, b"new-name", 0, 0), SOMEBODY)
+            one.volume.commit(
+                Rename(moved, root, b"old-name", root, b"new-name", 0, Fid(0)), SOMEBODY
+            )
             for number in range(30):
                 _write(one, ledger, b"version %d" % number * 50)
             one.make_checkpoint()

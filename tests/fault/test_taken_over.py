@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -96,13 +97,13 @@ def work(root: Path, worker: int, stop: threading.Event) -> None:
         path = root / f"{worker}-{number}"
         other = root / f"{worker}-{number}.moved"
         data = dice.randbytes(dice.randrange(1, 9000))
-        patiently(lambda path=path: path.mkdir(), done=(errno.EEXIST,))
-        patiently(lambda path=path, data=data: (path / "f").write_bytes(data), done=())
-        patiently(lambda path=path, other=other: path.rename(other), done=(errno.ENOENT,))
-        patiently(lambda other=other, data=data: check(other / "f", data), done=())
+        patiently(path.mkdir, done=(errno.EEXIST,))
+        patiently(partial((path / "f").write_bytes, data), done=())
+        patiently(partial(path.rename, other), done=(errno.ENOENT,))
+        patiently(partial(check, other / "f", data), done=())
         if number % 3:
-            patiently(lambda other=other: (other / "f").unlink(), done=(errno.ENOENT,))
-            patiently(lambda other=other: other.rmdir(), done=(errno.ENOENT,))
+            patiently((other / "f").unlink, done=(errno.ENOENT,))
+            patiently(other.rmdir, done=(errno.ENOENT,))
         number += 1
 
 

@@ -179,7 +179,9 @@ class DiskLives(Lives):
         self._close_somehow(how)
         self.disks[side].mount()
         self._open(expect_quiet=False)
-        assert self.opened.volume.journal.head_seq >= answered_seq
+        opened = self.opened
+        assert opened is not None
+        assert opened.volume.journal.head_seq >= answered_seq
 
     @precondition(lambda self: self.opened is not None)
     @rule(side=_SIDES, how=st.sampled_from(("kill", "order")))

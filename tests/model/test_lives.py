@@ -23,7 +23,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import cast
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -197,7 +196,7 @@ class Lives(RuleBasedStateMachine):
             return None
         operation, data = made
         uid = dice.one_of((0, 1000))
-        return cast("TreeOperation", operation), Caller(uid, uid, 77), data
+        return operation, Caller(uid, uid, 77), data
 
     def _commit(self, rolls: bytes) -> bool:
         """Do what *rolls* stand for, as the model does it. Whether it held."""

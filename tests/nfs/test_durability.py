@@ -202,6 +202,10 @@ def written_and_synced(path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["3", "4.2"])
+def _await_entry_after(seq: int, volume: Layer) -> None:
+    wait_until("its entry", lambda: volume.ask()["head_seq"] > seq)
+
+
 def test_no_answer_comes_before_the_flush(served: Served) -> None:
     """On a disk that takes two seconds for each."""
     volume, client = served
@@ -216,7 +220,7 @@ def test_no_answer_comes_before_the_flush(served: Served) -> None:
         ):
             before = volume.ask()["head_seq"]
             person.begin(*change)
-            wait_until("its entry", lambda before=before: volume.ask()["head_seq"] > before)
+            _await_entry_after(before, volume)
             begun = time.monotonic()
             while True:
                 is_answered = not person.is_busy()

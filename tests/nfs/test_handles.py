@@ -201,9 +201,9 @@ def test_no_client_makes_up_a_handle(served: Served, version: str) -> None:
 
     def read(generation: int) -> bytes:
         # The client's own part has the file's number, too.
-        numbers = [struct.pack("<II", *divmod(fid, 1 << 32)) for fid in fids]
+        here, there = (struct.pack("<II", *divmod(fid, 1 << 32)) for fid in fids)
         forged = handle.replace(known[4:], made_up(known, fids[1], generation)[4:])
-        forged = forged.replace(*numbers)
+        forged = forged.replace(here, there)
         root = os.open(served.client, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fd = syscalls.open_by_handle(root, forged, os.O_RDONLY)

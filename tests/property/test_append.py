@@ -48,7 +48,7 @@ def _value_like(field: object) -> st.SearchStrategy[object]:
 def _odd_operations(draw: st.DrawFn) -> Operation:
     """A good operation with one or two fields made odd."""
     operation = draw(operations())
-    values = list(operation)
+    values: list[object] = list(operation)
     for _ in range(min(len(values), draw(st.integers(1, 2)))):
         at = draw(st.integers(0, len(values) - 1))
         like = draw(st.booleans())
@@ -111,7 +111,7 @@ def test_every_number_at_its_edges(journal: Journal, sample: Sample) -> None:
         if isinstance(value, int):
             for edge in _EDGES:
                 values = [*sample.operation[:at], edge, *sample.operation[at + 1 :]]
-                odd = type(sample.operation)(*values)  # type: ignore[arg-type]
+                odd = type(sample.operation)(*values)
                 _appended(journal, odd, Caller(0, 0, 0), b"a")
 
 

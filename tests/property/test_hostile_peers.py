@@ -77,24 +77,21 @@ class Liar:
         dice, head = self.dice, self._head
         seq = Seq(dice.choice((0, head.seq, dice.randrange(head.seq + 1))))
         chain, epoch = self._chains[seq], head.epoch
-        made: Message = dice.choice(
-            (
-                self.hello(dice.choice((SHIP, FETCH))),
-                Welcome(1, self._uuid.bytes, "liar", epoch, seq, chain, seq),
-                Refusal(dice.choice(("full", "copy", "busy", "role", "x")), "no"),
-                AskChains(
-                    tuple(Seq(dice.randrange(head.seq + 9)) for _ in range(dice.randrange(9)))
-                ),
-                Chains(tuple(dice.choice((None, chain, 5)) for _ in range(dice.randrange(20)))),
-                Begin(epoch, seq, chain, head.seq, seq),
-                Diverged(seq, head.seq),
-                *[dice.choice(self._batches)] * 4,
-                Ack(seq, seq, seq, dice.choice(("ok", "full", "failed")), "detail"),
-                Ping(seq, head.seq),
-                End(seq),
-                PairOffer("liar", "certificate", bytes(32), b""),
-            )
+        any_one: tuple[Message, ...] = (
+            self.hello(dice.choice((SHIP, FETCH))),
+            Welcome(1, self._uuid.bytes, "liar", epoch, seq, chain, seq),
+            Refusal(dice.choice(("full", "copy", "busy", "role", "x")), "no"),
+            AskChains(tuple(Seq(dice.randrange(head.seq + 9)) for _ in range(dice.randrange(9)))),
+            Chains(tuple(dice.choice((None, chain, 5)) for _ in range(dice.randrange(20)))),
+            Begin(epoch, seq, chain, head.seq, seq),
+            Diverged(seq, head.seq),
+            *[dice.choice(self._batches)] * 4,
+            Ack(seq, seq, seq, dice.choice(("ok", "full", "failed")), "detail"),
+            Ping(seq, head.seq),
+            End(seq),
+            PairOffer("liar", "certificate", bytes(32), b""),
         )
+        made = dice.choice(any_one)
         return self.changed(made) if dice.random() < 0.5 else made
 
     def hello(self, purpose: str) -> Hello:
@@ -124,7 +121,7 @@ class Liar:
             value = bytes(value)
         else:
             value = tuple(dice.choice(_NUMBERS) for _ in range(dice.choice((0, 1, 64))))
-        return message._replace(**{field: value})  # type: ignore[arg-type]
+        return message._replace(**{field: value})
 
     def sequence(self, first: Message | None = None) -> list[Message]:
         """What is said in one session: mostly a true beginning and some that follows, then

@@ -21,6 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from fusejournal.errors import WireError
 from fusejournal.journal.watermarks import Following, WatermarkPage
 from fusejournal.replication.fence import Fence
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
@@ -33,7 +34,6 @@ from fusejournal.wire.session import (
     HandshakeState,
     RefusedError,
     Sink,
-    WireError,
     check_welcome,
     hello,
     is_proven,
@@ -362,6 +362,6 @@ class Reigns(RuleBasedStateMachine):
 
 
 def test_reigns() -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Reigns, settings=settings(max_examples=300, stateful_step_count=40, deadline=None)
     )

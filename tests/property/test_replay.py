@@ -201,7 +201,7 @@ def _names(operation: Operation) -> set[object]:
 
 def _places(operation: Operation) -> set[object]:
     """The names that an operation names."""
-    found = set()
+    found: set[object] = set()
     for parent, name in (("parent", "name"), ("new_parent", "new_name")):
         if hasattr(operation, parent):
             found.add((getattr(operation, parent), getattr(operation, name)))

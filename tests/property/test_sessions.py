@@ -421,8 +421,8 @@ def test_acknowledgements(start: int, steps: list[int | Ack], window: int) -> No
             try:
                 source.acked(step)
             except WireError:
-                after = source.applied_seq, source.acked_seq, source.appended_seq
-                assert after == before[:3]
+                now = source.applied_seq, source.acked_seq, source.appended_seq
+                assert now == before[:3]
                 continue
         after = source.applied_seq, source.acked_seq, source.appended_seq, source.shipped_seq
         assert all(new >= old for new, old in zip(after, before, strict=True))

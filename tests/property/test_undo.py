@@ -270,7 +270,7 @@ def _undo_beside_others(
             pid = os.fork()
             if pid == 0:
                 with suppress(BaseException):
-                    for _ in range(3):
+                    for _round in range(3):
                         _Worker(layer.mountpoint, choose).work()
                 os._exit(0)
             os.waitpid(pid, 0)

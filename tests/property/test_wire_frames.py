@@ -228,8 +228,8 @@ def test_nothing_too_long_is_waited_for(number: int, limit: int) -> None:
 
 
 def test_a_number_that_is_no_number() -> None:
-    (good,) = Decoder().feed(encode(Ping(1, 2)))
-    assert good == Ping(1, 2)
+    (good,) = Decoder().feed(encode(Ping(Seq(1), Seq(2))))
+    assert good == Ping(Seq(1), Seq(2))
     for bad in (-1, True, 1.0, "1", None):
         found, error, _ = decoded([forged(10, msgpack.packb([1, bad]))])
         assert found == []

@@ -86,7 +86,7 @@ def operations() -> st.SearchStrategy[Operation]:
         fields = {name: _BY_FIELD[name] for name in cls._fields}
         if cls is Mark:
             fields["name"] = st.text(max_size=20)
-        return st.builds(cls, **fields)  # type: ignore[arg-type]
+        return st.builds(cls, **fields)
 
     return st.sampled_from(sorted(OPERATIONS.values(), key=lambda cls: cls.__name__)).flatmap(of)
 

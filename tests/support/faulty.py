@@ -72,7 +72,7 @@ def ending() -> None:
             return await original(self, ctx)
 
         original = Handlers.statfs
-        Handlers.statfs = statfs  # type: ignore[method-assign,assignment]
+        Handlers.statfs = statfs  # type: ignore[method-assign]
     else:
         raise ValueError(part)
     main()

@@ -9,7 +9,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fusejournal.layer.connection import release_kept
 from tests.support.forked import PROGRAM, Forked, run
@@ -43,7 +43,7 @@ class Layer:
             "FUSEJOURNAL_STATE_ROOT": str(base / "states"),
         }
 
-    def __enter__(self) -> "Layer":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -79,7 +79,7 @@ class Layer:
 
     def start(
         self, *extra: str, fault: str = "", wait: bool = True, seconds: float = _START_SECONDS
-    ) -> "Layer":
+    ) -> Self:
         """Mount in the foreground of a child process; returns when it is live, or has died of
         *fault*. Raises TimeoutError after *seconds*."""
         environment = {**self.environment, "FUSEJOURNAL_FAULT": fault}
@@ -100,7 +100,7 @@ class Layer:
             )
         return self.await_live(seconds, may_die=bool(fault)) if wait else self
 
-    def await_live(self, seconds: float = _START_SECONDS, *, may_die: bool = False) -> "Layer":
+    def await_live(self, seconds: float = _START_SECONDS, *, may_die: bool = False) -> Self:
         """Return when it is live, or, if it may, has died. Raises TimeoutError after *seconds*."""
         assert self._process is not None
         deadline = time.monotonic() + seconds

@@ -17,7 +17,6 @@ async def running(*sides: OpenVolume) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
         for side in sides:
             nursery.start_soon(side.durability.run)
-            assert side.replication is not None
             await nursery.start(side.replication.run)
         yield
         nursery.cancel_scope.cancel()
@@ -25,7 +24,7 @@ async def running(*sides: OpenVolume) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def mirror_and_primary(
-    tmp_path: Path, **config: object
+    tmp_path: Path, **config: Any
 ) -> AsyncIterator[tuple[OpenVolume, OpenVolume]]:
     """A primary that ships to a mirror; both run."""
     with (
@@ -41,7 +40,6 @@ async def mirror_and_primary(
 
 def listens_at(side: OpenVolume) -> str:
     """The address of a side that runs."""
-    assert side.replication is not None
     return str(side.replication.status()["listen"])
 
 
@@ -60,13 +58,12 @@ def level(primary: OpenVolume, mirror: OpenVolume) -> Callable[[], bool]:
 
 def peer_status(volume: OpenVolume) -> dict[str, Any]:
     """How shipping to the one peer goes."""
-    assert volume.replication is not None
+    status: dict[str, Any]
     (status,) = volume.replication.status()["peers"]
     return status
 
 
 def mirror_status(volume: OpenVolume) -> dict[str, Any]:
     """How receiving goes."""
-    assert volume.replication is not None
     status: dict[str, Any] = volume.replication.status()["mirror"]
     return status

@@ -14,6 +14,8 @@ from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.layer.kernel_cache import KernelCache
 from fusejournal.operations import Create, Mkdir, Unlink, Write
+from fusejournal.replication.mirror_applier import MirrorApplier
+from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.supervisor import Mirroring, Replication
 from fusejournal.types import ROOT_FID, Caller, Fid, Seq
 from fusejournal.volume.checkpoint import Checkpoint
@@ -43,7 +45,7 @@ class OpenVolume:
     volume: Volume
     durability: Durability
     marks: WatermarkPage | None
-    replication: Replication | None = None
+    _replication: Replication | None = None
     orderly: bool = True
     """Whether it ends by an orderly stop, not as a killed process."""
 
@@ -56,6 +58,24 @@ class OpenVolume:
     def journal_dir(self) -> Path:
         return self.directory / "state" / "journal"
 
+    @property
+    def replication(self) -> Replication:
+        """What :meth:`replicate` attached."""
+        assert self._replication is not None
+        return self._replication
+
+    @property
+    def applier(self) -> MirrorApplier:
+        """A mirror's applier."""
+        assert self.replication.applier is not None
+        return self.replication.applier
+
+    @property
+    def receiver(self) -> Receiver:
+        """A mirror's receiver."""
+        assert self.replication.receiver is not None
+        return self.replication.receiver
+
     def make_checkpoint(self) -> None:
         """All that is applied is on the disk."""
         self.volume.journal.sync()
@@ -66,7 +86,7 @@ class OpenVolume:
 
     def replicate(self, config: ReplicationConfig, listen: str | None = None) -> Replication:
         """Attach a replication that talks plainly over the loopback."""
-        self.replication = Replication(
+        replication = self._replication = Replication(
             self.directory / "state",
             self.directory.name,
             config,
@@ -85,8 +105,8 @@ class OpenVolume:
                 self.marks.applying_seq,
                 self.opening.join_volume,
             )
-        self.replication.attach(self.volume, self.durability, mirroring)
-        return self.replication
+        replication.attach(self.volume, self.durability, mirroring)
+        return replication
 
     # -- changes -----------------------------------------------------------------------------------
 

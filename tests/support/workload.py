@@ -29,6 +29,7 @@ from fusejournal.operations import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     Clean,
+    ControlOperation,
     Create,
     Import,
     ImportData,
@@ -567,11 +568,16 @@ class Builder:
         self.workload.steps.append(step)
         self.workload.models.append(self.model.copy())
 
-    def tree_operation(self, dice: Dice) -> "Made":
+    def tree_operation(self, dice: Dice) -> tuple[TreeOperation, bytes] | None:
         """The next operation that changes the tree, for a volume to carry out; None where *dice*
         say otherwise."""
         make = self.kinds[dice.roll()]
-        return None if make in (self.mark, self.restart) else make(dice)
+        made = None if make in (self.mark, self.restart) else make(dice)
+        if made is None:
+            return None
+        operation, data = made
+        assert not isinstance(operation, ControlOperation)
+        return operation, data
 
     def command(self, rolls: bytes) -> None:
         """One operation by *rolls*."""

@@ -103,8 +103,8 @@ def names(do: Deeds) -> None:
     do.unlink("missing")
     do.unlink("d/moved")
     do.look("d/hard")
-    for name in (b"\xff\xfe\x80", "ä ö ü".encode(), b"new\nline", b"x" * 255, b"x" * 256, b"..."):
-        do.create(name, content=name)
+    for odd in (b"\xff\xfe\x80", "ä ö ü".encode(), b"new\nline", b"x" * 255, b"x" * 256, b"..."):
+        do.create(odd, content=odd)
     deep = "deep"
     for _ in range(12):
         do.mkdir(deep)
@@ -159,7 +159,7 @@ def attributes(do: Deeds) -> None:
         do.look("times/file")
         do.look("times")
     do.changes.append(("link", "linked"))
-    for change in (
+    changes: tuple[Callable[[], object], ...] = (
         lambda: do.create("times/new"),
         lambda: do.link("times/file", "times/again"),
         lambda: do.rename("times/new", "times/newer"),
@@ -168,9 +168,10 @@ def attributes(do: Deeds) -> None:
         lambda: do.rename("times/sub", "sub"),
         lambda: do.symlink("x", "times/soft"),
         lambda: do.mknod("times/fifo", stat.S_IFIFO | 0o600),
-    ):
+    )
+    for act in changes:
         _date(do, "times")
-        change()
+        act()
         do.look("times")
     for act in (
         lambda: do.ask("touch -m", _touch, do.at("times/file"), "-m"),

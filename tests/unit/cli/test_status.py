@@ -35,7 +35,7 @@ def test_a_mirror_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(tmp_path))
     make_volume(tmp_path / "one", "one", "mirror")
     stopped = report(load_state(tmp_path / "one"))
-    replication = {"listen": None, "mirrors": 0, "mirror": MIRROR, "peers": []}
+    replication: dict[str, object] = {"listen": None, "mirrors": 0, "mirror": MIRROR, "peers": []}
     monkeypatch.setattr(module, "report", lambda _: stopped | {"replication": replication})
     shown = CliRunner().invoke(status, ["one"]).output
     assert "vm-data at 10.0.0.1:7710, heard 1 s ago: catching up, 1 min 30 s to go" in shown

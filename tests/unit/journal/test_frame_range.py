@@ -3,6 +3,7 @@ stretch, and none ends between an entry and its VOID."""
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -34,7 +35,7 @@ def _fill(journal: Journal, rounds: int) -> None:
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
+def journal(tmp_path: Path) -> Iterator[Journal]:
     (tmp_path / "journal").mkdir()
     journal = Journal.create(tmp_path / "journal", UUID, OPTIONS)
     journal.append(NewEpoch(Epoch(1), "test"), SYSTEM_CALLER, 1, lambda _: b"")
@@ -90,7 +91,7 @@ def test_go_on_from_anywhere(journal: Journal, after: int) -> None:
         frame.seq: frame.checksum
         for _, frame in journal.reader.frames(Seq(1), Seq(journal.head_seq + 1))
     }
-    assert reader.seek(Seq(after)) == chains.get(after, 0)
+    assert reader.seek(Seq(after)) == chains.get(Seq(after), 0)
     frame_range = reader.next(journal.end, journal.head_seq, 1)
     reader.close()
     assert (frame_range is None) == (after == journal.head_seq)
@@ -104,7 +105,7 @@ def test_segment_rolled_between_two_stretches(journal: Journal) -> None:
         assert reader.next(journal.end, journal.head_seq, 1 << 20) is None
         before = journal.head_seq
         _fill(journal, 100)
-        seen = []
+        seen: list[int] = []
         while frame_range := reader.next(journal.end, journal.head_seq, 1 << 20):
             check_frame_range(frame_range)
             seen += range(frame_range.first_seq, frame_range.last_seq + 1)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def samples(tmp_path: Path) -> Path:
     return path
 
 
-def many(directory: Path, count: int, **options: int) -> Journal:
+def many(directory: Path, count: int, **options: Any) -> Journal:
     """A journal of *count* entries in several segments."""
     journal = Journal.create(directory, UUID_OF_TESTS, JournalOptions(**options))
     for number in range(count):
@@ -61,13 +62,13 @@ def test_it_says_what_the_segment_says(samples: Path) -> None:
     assert (index.first_seq, index.last_seq, index.entries) == (1, len(SAMPLES), len(SAMPLES))
     assert (index.first_time_ns, index.last_time_ns) == (entries[0].time_ns, entries[-1].time_ns)
     assert index.kinds == sum(1 << kind for kind in {e.operation.kind for e in entries})
-    about: dict[int, set[int]] = defaultdict(set)
+    about: dict[Fid, set[int]] = defaultdict(set)
     named: dict[tuple[int, bytes], set[int]] = defaultdict(set)
     refused = {e.operation.seq for e in entries if isinstance(e.operation, Void)}
     for number, entry in enumerate(entries):
         operation = entry.operation
-        if hasattr(operation, "fid"):
-            about[operation.fid].add(number)
+        if (fid := getattr(operation, "fid", None)) is not None:
+            about[fid].add(number)
         if isinstance(operation, Rename) and operation.replaced:
             about[operation.replaced].add(number)
         for change in name_changes(operation):

@@ -1,5 +1,6 @@
 """Which segments a directory has while they are compressed, and where one has two files."""
 
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -127,7 +128,7 @@ def test_a_long_journal_is_not_listed_again_and_again(
 ) -> None:
     """What is asked every few seconds in the event loop costs what is new alone."""
     journal = _filled(tmp_path)
-    from fusejournal.journal import index, segment
+    from fusejournal.journal import index
 
     for path in journal.without_index():
         index.write_index(path)
@@ -136,7 +137,7 @@ def test_a_long_journal_is_not_listed_again_and_again(
     def listed(_: object) -> None:
         raise AssertionError("listed")
 
-    monkeypatch.setattr(segment.os, "listdir", listed)
+    monkeypatch.setattr(os, "listdir", listed)
     monkeypatch.setattr(Path, "stat", listed)
     assert journal.without_index() == []
     assert len(journal.compressible()) == len(journal.sealed_segments()) == 4

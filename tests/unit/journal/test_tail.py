@@ -17,7 +17,7 @@ def frame(seq: int, data: bytes, flushed: int, chain: int) -> tuple[bytes, int]:
     return head + data, chain
 
 
-def flushed_after(path: Path, content: bytes, offset: int, seq: int) -> int:
+def flushed_after(path: Path, content: bytes | bytearray, offset: int, seq: int) -> int:
     path.write_bytes(content)
     return _flushed_after(path, BadFrameError(offset, Seq(seq), "lost", torn=True))
 
@@ -25,7 +25,8 @@ def flushed_after(path: Path, content: bytes, offset: int, seq: int) -> int:
 @pytest.mark.parametrize("first", [1, 250, (1 << 40) - 3])
 def test_watermarks_behind_lost_frames_are_found(tmp_path: Path, first: int) -> None:
     path = tmp_path / "1.fj"
-    content, starts, chain = bytearray(128), [], 7
+    content, chain = bytearray(128), 7
+    starts: list[int] = []
     for seq in range(first, first + 100):
         whole, chain = frame(seq, bytes(300), seq - 1, chain)
         starts.append(len(content))
@@ -40,9 +41,9 @@ def test_watermarks_behind_lost_frames_are_found(tmp_path: Path, first: int) -> 
     spoilt = bytearray(content)
     spoilt[starts[50] : starts[51]] = bytes(starts[51] - starts[50])
     assert flushed_after(path, spoilt, starts[50], first + 50) == 0
-    end = content[: starts[98]]
-    end[-20:] = b"\xff" * 20
-    assert flushed_after(path, end, starts[97], first + 97) == 0
+    cut = content[: starts[98]]
+    cut[-20:] = b"\xff" * 20
+    assert flushed_after(path, cut, starts[97], first + 97) == 0
 
 
 def test_what_a_user_has_written_is_no_watermark(tmp_path: Path) -> None:

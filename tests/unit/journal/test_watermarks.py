@@ -19,7 +19,8 @@ _BIG = (1 << 40) + 7
 def test_new_ones_are_zero(tmp_path: Path) -> None:
     marks = WatermarkPage(tmp_path / "marks")
     assert marks.applying_seq == marks.committed_seq == marks.durable_seq == 0
-    assert marks.stopped_seq == marks.epoch == 0
+    assert marks.stopped_seq == 0
+    assert marks.epoch == 0
     marks.close()
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -167,9 +168,8 @@ def test_journal_without_identity_is_not_taken_over(tmp_path: Path) -> None:
 
 
 def test_a_role_is_for_life_once_there_is_a_journal(tmp_path: Path) -> None:
-    def claim(role: str | None) -> VolumeState:
-        volume = {} if role is None else {"volume": VolumeConfig(role=role)}
-        config = Config().model_copy(update=volume)
+    def claim(role: Literal["primary", "mirror"] | None) -> VolumeState:
+        config = Config(volume=VolumeConfig(role=role))
         places = tmp_path / "backing", tmp_path / "mount"
         spec = MountSpec("one", tmp_path / "state", *places, config, False, frozenset())
         with claim_volume(spec) as state:

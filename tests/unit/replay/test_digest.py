@@ -304,11 +304,16 @@ def at(root: Path, entries: int, act: Callable[[], object]) -> Callable[[int, in
     return progress
 
 
+def _link_instead(path: Path, target: str) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
 MISHAPS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "file vanishes": ("b", lambda root: (root / "b").unlink()),
     "becomes a symlink": (
         "",
-        lambda root: ((root / "b").unlink(), (root / "b").symlink_to("a")),
+        lambda root: _link_instead(root / "b", "a"),
     ),
     "directory gets a file": ("", lambda root: (root / "new").touch()),
     "directory is moved": ("", lambda root: (root / "d").rename(root.parent / "moved")),

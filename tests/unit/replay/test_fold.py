@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from fusejournal.history.lookup import Lookup
+from fusejournal.journal import index
 from fusejournal.journal import reader as reader_module
 from fusejournal.journal.index import write_index
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import JournalReader
-from fusejournal.journal.segment import list_segments
+from fusejournal.journal.segment import SegmentReader, list_segments
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Create, Mkdir, Operation, Write
 from fusejournal.replay.fold import Fold
@@ -43,13 +44,12 @@ def test_indexes_are_looked_at_once_a_level(
     segments = list_segments(tmp_path)
     for path in segments:
         write_index(path)
-    loads = []
+    loads: list[Path] = []
 
-    def load_index(path: Path, reader: object) -> object:
+    def load_index(path: Path, reader: SegmentReader) -> index.SegmentIndex | None:
         loads.append(path)
-        return original(path, reader)  # type: ignore[arg-type]
+        return index.load_index(path, reader)
 
-    original = reader_module.load_index
     monkeypatch.setattr(reader_module, "load_index", load_index)
     monkeypatch.setattr(reader_module, "_INDEX_BYTES_KEPT", 1)
     fold = Fold(Lookup(JournalReader(tmp_path, UUID_OF_TESTS)), Seq(journal.head_seq + 1))

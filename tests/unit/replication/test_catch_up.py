@@ -21,7 +21,7 @@ async def test_rate_and_time_to_go(autojump_clock: trio.testing.MockClock) -> No
     assert progress.rates() == (0.0, 0.0)
     assert progress.eta_seconds(500) is None
     await _applies(progress, 3000)
-    assert progress.rates() == (pytest.approx(100), pytest.approx(1000))
+    assert progress.rates() == pytest.approx((100, 1000))
     assert progress.eta_seconds(500) == pytest.approx(5)
     assert progress.eta_seconds(0) is None
 

@@ -10,7 +10,6 @@ import pytest
 
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import first_seq_of, list_segments
-from fusejournal.replication import common_ancestor
 from fusejournal.replication.common_ancestor import ChainFinder, find_common, keep_extra
 from fusejournal.types import Epoch, Position, Seq
 from tests.support.losses import Died, dying_at
@@ -122,7 +121,7 @@ def test_nothing_is_kept_where_there_is_no_space(
         state, journal = tmp_path / "one" / "state", one.volume.journal
         one.work(100)
         full = shutil.disk_usage(state)._replace(free=1 << 20)
-        monkeypatch.setattr(common_ancestor.shutil, "disk_usage", lambda _: full)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
         with pytest.raises(OSError, match="No space"):
             keep_extra(state, Seq(5), journal.head_seq)
         assert not list(state.glob("*diverged.*"))

@@ -65,7 +65,7 @@ def _epochs(volume: OpenVolume) -> list[tuple[int, int]]:
     ]
 
 
-async def _begin(primary: OpenVolume, **config: object) -> list[str]:
+async def _begin(primary: OpenVolume, **config: Any) -> list[str]:
     """What a node does when it opens a volume after its machine was lost."""
     assert primary.opening.lost_machine
     replication = primary.replicate(ReplicationConfig(**config))

@@ -1,5 +1,7 @@
 """A lag in seconds is the age of the first entry that is lacking."""
 
+import time
+
 import pytest
 
 from fusejournal.replication import lag as module
@@ -10,7 +12,7 @@ from fusejournal.types import Seq
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 

@@ -5,6 +5,7 @@ import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -78,7 +79,7 @@ async def _received_and_not_applied(tmp_path: Path) -> None:
         open_volume(tmp_path / "primary") as primary,
     ):
         mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
-        mirror.replication.applier._limit = lambda: Seq(0)
+        mirror.applier._limit = lambda: Seq(0)  # type: ignore[method-assign]
         async with _running(mirror):
             primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             primary.work(12)
@@ -102,7 +103,7 @@ async def test_killed_anywhere_while_it_applies(
     apply = Applier.apply
     left = [0]
 
-    def dying(self: Applier, *args: object, **kwargs: object) -> object:
+    def dying(self: Applier, *args: Any, **kwargs: Any) -> object:
         left[0] -= 1
         if left[0] == 0:
             raise _Died
@@ -149,7 +150,7 @@ async def _apply_all(mirror: OpenVolume, commit_each: int) -> None:
 
     async def update(scope: trio.CancelScope) -> None:
         try:
-            await mirror.replication.applier.run()
+            await mirror.applier.run()
         except _Died as error:
             died.append(error)
             scope.cancel()
@@ -176,7 +177,7 @@ async def test_nothing_is_applied_that_is_not_on_disk(tmp_path: Path) -> None:
             await nursery.start(primary.replication.run)
             journals = primary.volume.journal, mirror.volume.journal
             await _until("all is there", lambda: journals[0].head_seq == journals[1].head_seq)
-            mirror.replication.applier.wake()
+            mirror.applier.wake()
             await trio.sleep(0.1)
             status = primary.replication.status()["peers"][0]
             assert (status["acked_seq"], status["applied_seq"]) == (0, 0)
@@ -239,7 +240,7 @@ async def test_what_was_refused_is_not_applied_before_its_void_is_durable(tmp_pa
             await nursery.start(primary.replication.run)
             head_seq = primary.volume.journal.head_seq
             await _until("all is there", lambda: mirror.volume.journal.head_seq == head_seq)
-            mirror.replication.applier.wake()
+            mirror.applier.wake()
             await trio.sleep(0.1)
             assert applied(mirror) == refused_seq - 1
             assert not (mirror.backing / "behind").exists()
@@ -417,7 +418,7 @@ async def test_a_new_mirror_is_catching_up_until_it_has_what_there_was(
         journals = primary.volume.journal, mirror.volume.journal
         await _until("all is there", lambda: journals[0].head_seq == journals[1].head_seq)
         for upto[0] in range(100, head_seq - 200, 20):
-            mirror.replication.applier.wake()
+            mirror.applier.wake()
             await _until("some", lambda: peer_status(primary)["applied_seq"] >= upto[0] - 1)
             await trio.sleep(0.03)
         for status in (peer_status(primary), mirror_status(mirror)):
@@ -426,7 +427,7 @@ async def test_a_new_mirror_is_catching_up_until_it_has_what_there_was(
             assert 0 < status["eta_seconds"] < 20
             assert 0.1 < status["lag_seconds"] < 20
         upto[0] = head_seq
-        mirror.replication.applier.wake()
+        mirror.applier.wake()
         await _until("the primary says", lambda: peer_status(primary)["state"] == "streaming")
         assert mirror_status(mirror)["state"] == "streaming"
         assert mirror_status(mirror)["eta_seconds"] is None

@@ -1,6 +1,7 @@
 """Waiting for mirrors: how many count, and what happens when they do not answer."""
 
 import errno
+from typing import Any
 
 import pytest
 import trio
@@ -18,7 +19,7 @@ class _Hurry:
         self.times += 1
 
 
-def _quorum(head: int = 100, hurry: _Hurry | None = None, **config: object) -> Quorum:
+def _quorum(head: int = 100, hurry: _Hurry | None = None, **config: Any) -> Quorum:
     settings = ReplicationConfig(**{"mirrors": 1, "mirrors_timeout_seconds": 10.0, **config})
     return Quorum(settings, lambda: Seq(head), hurry or _Hurry())
 

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -61,7 +62,6 @@ def reign_of(side: OpenVolume) -> Reign:
 
 
 def node_id(side: OpenVolume) -> int:
-    assert side.replication is not None
     return node_id_of(side.replication.identity.fingerprint)
 
 
@@ -71,7 +71,6 @@ def begin(side: OpenVolume) -> None:
 
 
 def degraded(side: OpenVolume) -> str:
-    assert side.replication is not None
     return "\n".join(side.replication.degraded())
 
 
@@ -104,7 +103,8 @@ async def test_a_fenced_primary_takes_no_change(tmp_path: Path) -> None:
 
                 async def wait() -> None:
                     try:
-                        await primary.durability.wait(primary.create("one"))
+                        primary.create("one")
+                        await primary.durability.wait(head(primary))
                     except OSError as error:
                         caught.append(error.errno)
 
@@ -305,8 +305,8 @@ async def test_a_mirror_has_a_higher_reign_on_its_disk_before_it_answers(
         await until("the mirror is level", level(primary, mirror))
         await until("it streams", lambda: peer_status(primary)["state"] == "streaming")
         if not is_busy:
-            primary.replication.book.pause("east")  # type: ignore[union-attr]
-            primary.replication._peers_changed()  # type: ignore[union-attr]
+            primary.replication.book.pause("east")
+            primary.replication._peers_changed()
             await until("it is away", lambda: mirror_status(mirror)["address"] is None)
         hello = higher(mirror, purpose, 3)
         calls.listen(reached.append)
@@ -329,8 +329,8 @@ async def test_a_mirror_has_a_higher_reign_on_its_disk_before_it_answers(
         if purpose == "fetch" or not is_busy:
             assert isinstance(answer, Welcome)
         primary.create("more")
-        primary.replication.book.resume("east")  # type: ignore[union-attr]
-        primary.replication._peers_changed()  # type: ignore[union-attr]
+        primary.replication.book.resume("east")
+        primary.replication._peers_changed()
         await until("it is refused", lambda: peer_status(primary)["state"] == "refused")
         assert "of epoch 7 has come after it" in peer_status(primary)["last_error"]
         assert peer_status(primary)["acked_seq"] < primary.volume.journal.head_seq
@@ -408,8 +408,8 @@ async def test_a_copy_of_the_followed_node_that_has_parted_ends_no_reign(
         primary.work(2)
         await until("the mirror is level", level(primary, mirror))
         await until("it streams", lambda: mirror_status(mirror)["state"] == "streaming")
-        primary.replication.book.pause("east")  # type: ignore[union-attr]
-        primary.replication._peers_changed()  # type: ignore[union-attr]
+        primary.replication.book.pause("east")
+        primary.replication._peers_changed()
         await until("it is away", lambda: mirror_status(mirror)["address"] is None)
         hello = higher(mirror, purpose, 3)
         answer = await greet(
@@ -418,8 +418,8 @@ async def test_a_copy_of_the_followed_node_that_has_parted_ends_no_reign(
         assert isinstance(answer, Welcome)
         assert reign_of(mirror).epoch == 1
         primary.create("more")
-        primary.replication.book.resume("east")  # type: ignore[union-attr]
-        primary.replication._peers_changed()  # type: ignore[union-attr]
+        primary.replication.book.resume("east")
+        primary.replication._peers_changed()
         await until("the mirror is level", level(primary, mirror))
 
 
@@ -452,7 +452,6 @@ async def test_applying_may_be_behind_an_epoch(
                     await until("it has all", lambda: peer_status(primary)["acked_seq"] == last_seq)
             assert mirror.volume.catalog.applied_seq == head_seq
             assert mirror.volume.journal.epoch == 1
-            assert mirror.replication is not None
             assert mirror.replication.epoch == 2
             lose_machine(tmp_path / "primary" / "state", head_seq + 3)
             with open_volume(tmp_path / "primary", begin=False) as primary:
@@ -476,7 +475,7 @@ async def test_a_mirror_that_lost_what_it_acknowledged(
         open_volume(tmp_path / "primary") as primary,
     ):
         mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
-        config = {"mirrors": 1, "mirrors_timeout_seconds": 600.0}
+        config: dict[str, Any] = {"mirrors": 1, "mirrors_timeout_seconds": 600.0}
         async with running(mirror):
             peers = {"east": listens_at(mirror)}
             primary.replicate(ReplicationConfig(peers=peers, **config))
@@ -509,7 +508,7 @@ async def test_a_mirror_that_lost_what_it_acknowledged(
             await until("it is noticed", lambda: "has lost entries" in degraded(primary))
             assert f"up to {acked_seq}" in degraded(primary)
             assert mirrors_seq(primary) == 0
-            assert not primary.replication.quorum.has(Seq(1))  # type: ignore[union-attr]
+            assert not primary.replication.quorum.has(Seq(1))
             held.set()
             await until("it counts again", lambda: mirrors_seq(primary) >= acked_seq)
             assert "has lost" not in degraded(primary)
@@ -521,7 +520,6 @@ def head(side: OpenVolume) -> Seq:
 
 
 def mirrors_seq(side: OpenVolume) -> int:
-    assert side.replication is not None
     return int(side.replication.status()["mirrors_seq"])
 
 
@@ -537,7 +535,6 @@ async def test_one_mirror_under_two_names_counts_once(tmp_path: Path) -> None:
             primary.replicate(ReplicationConfig(peers=peers, mirrors=2))
             async with running(primary):
                 primary.work(3)
-                assert primary.replication is not None
                 states: Callable[[], list[str]] = lambda: sorted(  # noqa: E731
                     peer["state"] for peer in primary.replication.status()["peers"]
                 )
@@ -547,7 +544,6 @@ async def test_one_mirror_under_two_names_counts_once(tmp_path: Path) -> None:
                 assert mirrors_seq(primary) == 0
 
                 def sessions() -> list[int]:
-                    assert primary.replication is not None
                     return [peer["sessions"] for peer in primary.replication.status()["peers"]]
 
                 before = sessions()
@@ -567,7 +563,6 @@ def clone_identity(one: Path, other: Path) -> None:
 
 def be_called_as(one: OpenVolume, replication: Replication) -> None:
     """*replication* has the name of *one*, as its certificate makes it."""
-    assert one.replication is not None
     replication._node = one.replication._node
 
 
@@ -585,7 +580,6 @@ async def test_a_clone_does_not_disturb_the_one_that_is_followed(
             clone.work(9)
             peers = ReplicationConfig(peers={"east": listens_at(mirror)})
             be_called_as(primary, clone.replicate(peers))
-            assert primary.replication is not None
             assert node_id(clone) == node_id(primary)
             async with running(clone):
                 await until("it is refused", lambda: peer_status(clone)["errors"] > 2)
@@ -669,15 +663,15 @@ async def test_a_clone_that_came_first_is_followed_and_named(tmp_path: Path) -> 
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(1)
         await until("the mirror is level", level(primary, mirror))
-        assert mirror.replication is not None
-        assert mirror.replication.receiver is not None
         await until("it streams", lambda: mirror_status(mirror)["state"] == "streaming")
-        instances = mirror.replication.receiver._instances
+        instances = mirror.receiver._instances
         followed = instances.followed
         assert followed is not None
         # Another of its starts is followed by now.
         instances.follow(followed._replace(number=followed.number ^ 1), trio.current_time())
-        primary.replication._shippers["east"][0]._session_scope.cancel()  # type: ignore[union-attr]
+        session_scope = primary.replication._shippers["east"][0]._session_scope
+        assert session_scope is not None
+        session_scope.cancel()
         instances.met(followed, trio.current_time())
         await until("it is told", lambda: "runs twice" in degraded(primary))
 
@@ -687,8 +681,7 @@ async def test_what_a_sender_says_of_a_parting_is_looked_at(tmp_path: Path) -> N
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(2)
         await until("the mirror is level", level(primary, mirror))
-        assert mirror.replication is not None
-        receiver = mirror.replication.receiver
+        receiver = mirror.receiver
         assert receiver is not None
         at = [frame.checksum for _, frame in primary.volume.journal.reader.frames(Seq(1), Seq(9))]
         for message, match in (
@@ -817,8 +810,6 @@ async def test_who_has_parted_takes_nobodys_place(tmp_path: Path) -> None:
         with open_volume(tmp_path / "other", uuid=uuid) as other:
             other.work(9)
             other.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-            assert other.replication is not None
-            assert primary.replication is not None
             other.replication._node = primary.replication._node
             other.replication.fence.instance = 0
             async with running(other):

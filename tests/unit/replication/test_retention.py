@@ -2,6 +2,7 @@
 restarts and deaths, too."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ async def test_nor_does_a_mirror_that_takes_nothing(
         primary.work(3)
         await until("the mirror is level", level(primary, mirror))
         monkeypatch.setattr(Receiver, "_trouble", lambda _: (trouble, "trouble"))
-        mirror.replication.receiver.notify()
+        mirror.receiver.notify()
         await until("it is in trouble", says(primary, f"mirror {trouble}"))
         await trio.sleep(0.1)
         assert says(primary, f"mirror {trouble}")()
@@ -156,7 +157,7 @@ async def test_a_clock_that_was_wrong_for_a_moment_ends_nothing(
     book = PeerBook.load(tmp_path / "primary" / "state")
     book.note_here("east")
     book.save()
-    monkeypatch.setattr(retention_module.time, "time", lambda: 100.0)
+    monkeypatch.setattr(time, "time", lambda: 100.0)
     with open_volume(tmp_path / "primary") as primary:
         mounted_alone(tmp_path, primary)
         async with running(primary):

@@ -15,7 +15,7 @@ from fusejournal.errors import FusejournalError, PairingError, PeerLostError, Us
 from fusejournal.types import Seq
 from fusejournal.wire import pairing
 from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import End, PairOffer, Refusal
+from fusejournal.wire.frames import End, Message, PairOffer, Refusal
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.pairing import (
     CODE_SECONDS,
@@ -115,9 +115,14 @@ def test_a_proof_is_of_one_exchange_and_one_role() -> None:
     proofs = {proof_of(key, CONNECTS, theirs, own), proof_of(key, LISTENS, theirs, own)}
     proofs.add(proof_of(parse_code(OTHER), CONNECTS, theirs, own))
     proofs.add(proof_of(key, CONNECTS, own, theirs))
-    for field, value in (("node", "x"), ("certificate", "x"), ("nonce", bytes(32))):
-        proofs.add(proof_of(key, CONNECTS, theirs._replace(**{field: value}), own))
-        proofs.add(proof_of(key, CONNECTS, theirs, own._replace(**{field: value})))
+    others: tuple[dict[str, Any], ...] = (
+        {"node": "x"},
+        {"certificate": "x"},
+        {"nonce": bytes(32)},
+    )
+    for other in others:
+        proofs.add(proof_of(key, CONNECTS, theirs._replace(**other), own))
+        proofs.add(proof_of(key, CONNECTS, theirs, own._replace(**other)))
     # The same bytes, cut otherwise.
     shifted = theirs._replace(node="bc", certificate="ert b")
     proofs.add(proof_of(key, CONNECTS, shifted, own))
@@ -286,18 +291,14 @@ async def test_second_offers_that_are_not_as_the_first(
         right = own._replace(proof=proof_of(parse_code(CODE), CONNECTS, own, theirs))
         if change == "end":
             return
-        await connection.send(
-            End(Seq(1))
-            if change == "type"
-            else right._replace(
-                **{
-                    "nonce": {"nonce": bytes(31) + b"1"},
-                    "node": {"node": "c"},
-                    "certificate": {"certificate": identities["c"].certificate},
-                    "proof": {"proof": b""},
-                }[change]
-            )
-        )
+        wrong: dict[str, Message] = {
+            "type": End(Seq(1)),
+            "nonce": right._replace(nonce=bytes(31) + b"1"),
+            "node": right._replace(node="c"),
+            "certificate": right._replace(certificate=identities["c"].certificate),
+            "proof": right._replace(proof=b""),
+        }
+        await connection.send(wrong[change])
 
     await sides.run(connect)
     assert isinstance(sides.listened, WireError)

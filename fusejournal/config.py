@@ -10,6 +10,8 @@ Sections and defaults::
     hold_seconds = 60.0                 # how long an exported volume's callers wait for a new layer
                                         # when theirs has died; 0: not at all
     options = []                        # of the mount: "ro", "nosuid", "nodev", "noexec"
+    open_backing = false                # make a volume even if others than root
+                                        # can reach its backing around the layer
 
     [journal]
     segment_bytes = "64MiB"             # a segment is sealed at this size,
@@ -37,6 +39,8 @@ Sections and defaults::
     without_peers = "new-epoch"         # then go on without them; or "wait": until one answers
     take_back = "signed"                # of those entries, what this node has signed (but of peers
                                         # too old to keep signatures all); or "any"; or "never"
+    # overrule = "7/00c0ffee00c0ffee"   # a reign that is none, as 'status' of a fenced primary
+                                        # has it
 
     [replication.peers]
     NAME = "ADDRESS:PORT"               # who the journal is shipped to; see 'peer' for more

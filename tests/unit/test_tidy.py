@@ -1,0 +1,329 @@
+"""The house is kept: what its pages say of the code is so, and names, sizes and words keep their
+bounds. Each list of exceptions here may only shrink."""
+
+import ast
+import importlib
+import pkgutil
+import re
+import subprocess
+import tomllib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from textwrap import dedent
+from typing import Any, NamedTuple
+
+import pytest
+from pydantic import BaseModel
+
+import fusejournal
+from fusejournal import config as config_module
+from fusejournal.config import Config
+from fusejournal.errors import FusejournalError
+
+_PACKAGE = Path(fusejournal.__file__).parent
+_TOP = _PACKAGE.parent
+
+_MODULE_LINES_MAX = 500
+_FUNCTION_LINES_MAX = 70
+
+_LARGE_MODULES = {
+    "apply": 750,
+    "tree": 550,
+    "lookup": 600,
+    "journal": 700,
+    "handlers": 750,
+    "node": 650,
+    "state_dir": 600,
+    "target": 600,
+    "undo_execute": 800,
+    "receiver": 700,
+    "shipper": 650,
+    "supervisor": 600,
+    "startup": 700,
+}
+"""Modules that are longer, by their last name, and how long each may be."""
+
+_LONG_FUNCTIONS = {
+    "export: export": 80,
+    "replay: replay": 90,
+    "undo: undo": 110,
+    "index: build_index": 90,
+    "node: __init__": 80,
+    "node: _serve": 80,
+}
+"""Functions that are longer, by the module's last name and their own, and how long each may be."""
+
+_HEADLESS = re.compile(
+    r"(What|Whatever|Whether|Who|Whoever|Whom|Whose|How|Where|Wherever|Which|When|Of|See|As)\b"
+)
+_HEADLESS_MAX = {
+    "address": 5,
+    "admin": 5,
+    "backing": 35,
+    "cli": 35,
+    "config": 10,
+    "control": 5,
+    "disk": 20,
+    "errors": 5,
+    "history": 35,
+    "journal": 75,
+    "layer": 40,
+    "nfs": 20,
+    "node": 35,
+    "operations": 5,
+    "replay": 85,
+    "replication": 95,
+    "types": 5,
+    "volume": 45,
+    "wire": 60,
+}
+"""How many docstrings of a room may begin with a clause that has no head."""
+
+_SHARED_LABELS = {
+    "apply.acl": 2,
+    "apply.chmod": 3,
+    "apply.chown": 2,
+    "apply.setattr": 3,
+    "apply.setxattr": 2,
+    "apply.tag": 2,
+    "apply.times": 3,
+    "apply.write": 2,
+    "diverged.directory": 2,
+    "diverged.rename": 2,
+    "diverged.sync": 2,
+    "identity.directory": 2,
+    "journal.compress.unlink": 2,
+    "journal.cut.directory": 2,
+    "journal.cut.rename": 2,
+    "journal.seal": 2,
+    "journal.sync": 2,
+    "marks.write": 2,
+    "reconcile.keep.directory": 3,
+    "reconcile.tag": 2,
+    "reconcile.unlink": 2,
+    "reconcile.write": 2,
+    "reconcile.xattr": 2,
+    "root.sync": 2,
+    "undo.truncate": 3,
+    "undo.write": 2,
+}
+"""Labels of storage calls that stand at more than one call, and at how many."""
+
+
+class Module(NamedTuple):
+    """One module of the package. ``name`` is its path below it, without the suffix."""
+
+    name: str
+    text: str
+    tree: ast.Module
+
+    @property
+    def room(self) -> str:
+        """The package that it lies in, or itself."""
+        return self.name.partition("/")[0]
+
+    @property
+    def last_name(self) -> str:
+        """Its own name, which stays when it moves to another room."""
+        return self.name.rpartition("/")[2]
+
+
+@cache
+def _modules() -> tuple[Module, ...]:
+    found = []
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        text = path.read_text()
+        name = str(path.relative_to(_PACKAGE).with_suffix(""))
+        found.append(Module(name, text, ast.parse(text)))
+    return tuple(found)
+
+
+def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def _over(sizes: dict[str, int], limit: int, exceptions: dict[str, int]) -> list[str]:
+    """What is too large."""
+    return [
+        f"{name}: {size}, and {exceptions.get(name, limit)} are allowed"
+        for name, size in sizes.items()
+        if size > exceptions.get(name, limit)
+    ]
+
+
+# -- the map and the pages -------------------------------------------------------------------------
+
+
+def _is_named(name: str, text: str) -> bool:
+    return re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text) is not None
+
+
+def test_the_map_names_every_room() -> None:
+    page = _PACKAGE / "ARCHITECTURE.md"
+    text = page.read_text() if page.exists() else fusejournal.__doc__ or ""
+    rooms = {module.room for module in _modules()} - {"__init__", "__main__"}
+    assert [room for room in sorted(rooms) if not _is_named(room, text)] == []
+    if page.exists():
+        names = {module.last_name for module in _modules()}
+        names -= {"__init__", "__main__"}
+        assert [name for name in sorted(names) if not _is_named(name, text)] == []
+
+
+def _errors() -> Iterator[type[FusejournalError]]:
+    """Every error there is, those that no other test imports too."""
+    for module in pkgutil.walk_packages([str(_PACKAGE)], "fusejournal."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    left: list[type[FusejournalError]] = [FusejournalError]
+    while left:
+        found = left.pop()
+        yield found
+        left += found.__subclasses__()
+
+
+def test_exit_codes_are_unique_and_listed() -> None:
+    codes: dict[int, list[str]] = defaultdict(list)
+    for error in _errors():
+        if "exit_code" in vars(error) and error.__module__.startswith("fusejournal."):
+            codes[error.exit_code].append(error.__name__)
+    assert {code: names for code, names in codes.items() if len(names) > 1} == {}
+    manual = (_PACKAGE / "MANUAL.md").read_text()
+    section = manual.partition("## Exit codes")[2].partition("\n## ")[0]
+    listed = [int(number) for number in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)]
+    assert listed == sorted({0, *codes})
+
+
+def _configuration_blocks() -> Iterator[tuple[str, str]]:
+    """Where a whole configuration is shown, and what it is."""
+    yield "config.py", config_module.__doc__ or ""
+    for path in (_TOP / "README.md", _PACKAGE / "MANUAL.md"):
+        yield path.name, path.read_text()
+
+
+def _block_in(text: str) -> str:
+    """The indented or fenced block of all sections; empty if there is none."""
+    match = re.search(
+        r"^( *)\[volume\]\n(?:\1.*\n|\n)*?\1\[log\]\n(?:\1[^\[\s].*\n?)+", text, re.MULTILINE
+    )
+    return dedent(match[0]) if match else ""
+
+
+def test_the_configuration_that_is_shown_is_the_default() -> None:
+    shown = 0
+    for where, text in _configuration_blocks():
+        block = _block_in(text)
+        if not block:
+            continue
+        shown += 1
+        # What has no value of its own, and cannot have one that does nothing, stands in a comment.
+        block = re.sub(r"^# (\w+ = .*)", r"\1", block, flags=re.MULTILINE)
+        raw = tomllib.loads(block.replace("NAME =", "name ="))
+        Config.model_validate(raw)
+        for section, field in Config.model_fields.items():
+            defaults: Any = field.default
+            assert isinstance(defaults, BaseModel)
+            assert set(raw[section]) == set(type(defaults).model_fields), f"{where}: [{section}]"
+            loaded = type(defaults).model_validate(raw[section])
+            for key in type(defaults).model_fields:
+                default = getattr(defaults, key)
+                if default is not None and default != {}:
+                    assert getattr(loaded, key) == default, f"{where}: {section}.{key}"
+    assert shown >= 2
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+def test_class_names_are_unique() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for module in _modules():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(module.name)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def _labels(module: Module) -> Iterator[str]:
+    """The labels of storage calls in *module*: first arguments to functions of the modules that
+    take one."""
+    for node in ast.walk(module.tree):
+        if not (isinstance(node, ast.Call) and node.args):
+            continue
+        first = node.args[0]
+        if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+            is_labelled = node.func.value.id in ("calls", "io", "failpoints")
+        else:
+            is_labelled = isinstance(node.func, ast.Name) and node.func.id in (
+                *("reached", "pwritev", "fsync", "fdatasync", "syncfs", "fsync_directory"),
+                *("write_all", "write_atomically", "ftruncate", "fallocate"),
+            )
+        if is_labelled and isinstance(first, ast.Constant) and isinstance(first.value, str):
+            yield first.value
+
+
+def test_a_label_stands_for_one_call() -> None:
+    labels = Counter(label for module in _modules() for label in _labels(module))
+    assert len(labels) > 50
+    assert _over(dict(labels), 1, _SHARED_LABELS) == []
+
+
+# -- sizes -----------------------------------------------------------------------------------------
+
+
+def test_modules_are_short() -> None:
+    sizes: dict[str, int] = defaultdict(int)
+    for module in _modules():
+        sizes[module.last_name] = max(sizes[module.last_name], module.text.count("\n"))
+    assert _over(sizes, _MODULE_LINES_MAX, _LARGE_MODULES) == []
+
+
+def test_functions_are_short() -> None:
+    sizes: dict[str, int] = {}
+    for module in _modules():
+        for node in _functions(module.tree):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            name = f"{module.last_name}: {node.name}"
+            sizes[name] = max(length, sizes.get(name, 0))
+    assert _over(sizes, _FUNCTION_LINES_MAX, _LONG_FUNCTIONS) == []
+
+
+# -- words -----------------------------------------------------------------------------------------
+
+
+def _docstrings(tree: ast.Module) -> Iterator[str]:
+    """Those of the module, its classes and functions, and those beneath constants and fields."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if docstring := ast.get_docstring(node):
+                yield docstring
+            for above, node_below in zip(node.body, node.body[1:], strict=False):
+                if isinstance(above, ast.Assign | ast.AnnAssign):
+                    match node_below:
+                        case ast.Expr(value=ast.Constant(value=str() as text)):
+                            yield text
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
+    counts: Counter[str] = Counter()
+    for module in _modules():
+        counts[module.room] += sum(
+            _HEADLESS.match(text) is not None for text in _docstrings(module.tree)
+        )
+    assert _over(dict(counts), 0, _HEADLESS_MAX) == []
+
+
+def test_nothing_is_left_for_later() -> None:
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=_TOP, capture_output=True, text=True)
+    if listing.returncode != 0:
+        pytest.skip("this is no checkout")
+    later = re.compile(rb"\b(TO" + rb"DO|FIX" + rb"ME|XX" + rb"X)\b")
+    found = []
+    for name in listing.stdout.split("\0"):
+        path = _TOP / name
+        if path.is_file() and later.search(path.read_bytes()):
+            found.append(name)
+    assert found == []

@@ -33,7 +33,7 @@ from contextlib import contextmanager
 from stat import S_IFDIR, S_IFMT, S_IFREG, S_IMODE, S_ISDIR, S_ISLNK
 from typing import Any
 
-from fusejournal.backing.catalog_store import Node
+from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.tree import FoundEntry, Tree
 from fusejournal.disk import calls, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, CAPABILITY_XATTR, DEFAULT_ACL_XATTR
@@ -672,7 +672,7 @@ def capability_kept(fd: int) -> Iterator[None]:
             os.setxattr(fd, CAPABILITY_XATTR, capability)
 
 
-def _forget_xattrs(node: Node) -> None:
+def _forget_xattrs(node: CatalogNode) -> None:
     """An attribute of *node* was changed: forget what was read of ACLs and capability."""
     node.default_acl = None
     node.capability = None

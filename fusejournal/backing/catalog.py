@@ -16,7 +16,7 @@ from pathlib import Path
 from stat import S_IFDIR, S_IFLNK, S_IFMT
 from typing import Any
 
-from fusejournal.backing.catalog_store import CatalogStore, Node
+from fusejournal.backing.catalog_store import CatalogNode, CatalogStore
 from fusejournal.operations import (
     DATA_KINDS,
     MAKERS,
@@ -79,7 +79,7 @@ class Catalog(CatalogStore):
         self.applied_seq = seq
         self.changes += 1
 
-    def _touched(self, fid: Fid, seq: Seq, time_ns: int) -> Node:
+    def _touched(self, fid: Fid, seq: Seq, time_ns: int) -> CatalogNode:
         node = self._nodes.get(fid) or self.node(fid)
         if node is None:
             raise KeyError(fid)
@@ -128,7 +128,7 @@ class Catalog(CatalogStore):
             type_ = S_IFLNK
         else:
             type_ = S_IFMT(operation.mode)
-        node = Node(operation.fid, type_, time_ns, seq, Fid(0), 0)
+        node = CatalogNode(operation.fid, type_, time_ns, seq, Fid(0), 0)
         node.handle = handle
         node.ino = ino
         node.complete = not isinstance(operation, Import) or operation.complete

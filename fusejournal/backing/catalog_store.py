@@ -86,7 +86,7 @@ def _open_environment(directory: Path) -> lmdb.Environment:
     )
 
 
-class Node:
+class CatalogNode:
     """One file of the volume as the catalog knows it. Change it only through the catalog, then
     ``touch`` it."""
 
@@ -156,8 +156,8 @@ class CatalogStore:
         self._links_db = self._env.open_db(b"links")
         self._meta_db = self._env.open_db(b"meta")
         self._txn = self._env.begin(write=True)
-        self._nodes: dict[Fid, Node] = {}
-        self._dirty: dict[Fid, Node] = {}
+        self._nodes: dict[Fid, CatalogNode] = {}
+        self._dirty: dict[Fid, CatalogNode] = {}
         self.changes = 0
         """Entries recorded since the last commit."""
         self.applied_seq = Seq(self._meta("applied"))
@@ -217,7 +217,7 @@ class CatalogStore:
 
     # -- nodes -------------------------------------------------------------------------------------
 
-    def node(self, fid: Fid) -> Node | None:
+    def node(self, fid: Fid) -> CatalogNode | None:
         """The node of *fid*, or None when no name has it any more (or ever had)."""
         node = self._nodes.get(fid)
         if node is not None:
@@ -226,7 +226,7 @@ class CatalogStore:
         if value is None:
             return None
         type_, flags, ctime_ns, last_seq, parent, cookie, ino = _NODE.unpack_from(value)
-        node = Node(fid, type_, ctime_ns, last_seq, parent, cookie)
+        node = CatalogNode(fid, type_, ctime_ns, last_seq, parent, cookie)
         node.ino = ino
         node.complete = bool(flags & _FLAG_COMPLETE)
         node.handle = value[_NODE.size :]
@@ -242,22 +242,22 @@ class CatalogStore:
         value = self._txn.get(_U64.pack(fid), db=self._nodes_db)
         return None if value is None else int(_NODE.unpack_from(value)[2])
 
-    def touch(self, node: Node) -> None:
+    def touch(self, node: CatalogNode) -> None:
         """Say that *node* was changed and must reach the next commit."""
         self._dirty[node.fid] = node
 
     def add_root(self, handle: bytes, ino: int) -> None:
         """Enter the root directory of a new volume."""
-        root = Node(ROOT_FID, S_IFDIR, 0, Seq(0), ROOT_FID, 0)
+        root = CatalogNode(ROOT_FID, S_IFDIR, 0, Seq(0), ROOT_FID, 0)
         root.handle = handle
         root.ino = ino
         self._add(root)
 
-    def _add(self, node: Node) -> None:
+    def _add(self, node: CatalogNode) -> None:
         self._remember(node)
         self._dirty[node.fid] = node
 
-    def _remember(self, node: Node) -> None:
+    def _remember(self, node: CatalogNode) -> None:
         if len(self._nodes) >= _NODES_CACHED:
             self._flush_nodes()
             for fid in list(self._nodes)[: _NODES_CACHED // 2]:
@@ -321,7 +321,7 @@ class CatalogStore:
         """Whether no name is left in *parent*."""
         return next(self.list(parent, 0), None) is None
 
-    def place(self, node: Node) -> tuple[Fid, bytes] | None:
+    def place(self, node: CatalogNode) -> tuple[Fid, bytes] | None:
         """A (parent, name) of *node*, or None when it has none (or is the root)."""
         value = self._txn.get(_PAIR.pack(node.parent, node.cookie), db=self._order_db)
         return None if value is None else (node.parent, value[8:])
@@ -341,7 +341,7 @@ class CatalogStore:
             length += len(name) + 1
         return b"/".join(reversed(parts))
 
-    def places(self, node: Node) -> Iterator[tuple[Fid, bytes]]:
+    def places(self, node: CatalogNode) -> Iterator[tuple[Fid, bytes]]:
         """Every (parent, name) of *node*. The catalog must not change meanwhile."""
         for parent, cookie in ((node.parent, node.cookie), *self._extra_places(node.fid)):
             value = self._txn.get(_PAIR.pack(parent, cookie), db=self._order_db)
@@ -358,7 +358,7 @@ class CatalogStore:
                     _, parent, cookie = _TRIPLE.unpack(key)
                     yield Fid(parent), cookie
 
-    def _add_name(self, node: Node, parent: Fid, name: bytes, cookie: int) -> None:
+    def _add_name(self, node: CatalogNode, parent: Fid, name: bytes, cookie: int) -> None:
         self._put_name(node, parent, name, cookie)
         if node.parent:
             self._txn.put(_TRIPLE.pack(node.fid, parent, cookie), b"", db=self._links_db)
@@ -366,11 +366,11 @@ class CatalogStore:
             node.parent = parent
             node.cookie = cookie
 
-    def _put_name(self, node: Node, parent: Fid, name: bytes, cookie: int) -> None:
+    def _put_name(self, node: CatalogNode, parent: Fid, name: bytes, cookie: int) -> None:
         self._txn.put(_U64.pack(parent) + name, _PAIR.pack(node.fid, cookie), db=self._names_db)
         self._txn.put(_PAIR.pack(parent, cookie), _U64.pack(node.fid) + name, db=self._order_db)
 
-    def _remove_name(self, node: Node, parent: Fid, name: bytes) -> int:
+    def _remove_name(self, node: CatalogNode, parent: Fid, name: bytes) -> int:
         """Take a name away; the node gets another of its names as its own place, or parent 0.
         Returns the cookie."""
         value = self._txn.pop(_U64.pack(parent) + name, db=self._names_db)
@@ -389,7 +389,7 @@ class CatalogStore:
 
     def _move_name(
         self,
-        node: Node,
+        node: CatalogNode,
         parent: Fid,
         name: bytes,
         new_parent: Fid,

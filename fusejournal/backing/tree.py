@@ -33,7 +33,7 @@ from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
 from uuid import UUID
 
 from fusejournal.backing.catalog import Catalog
-from fusejournal.backing.catalog_store import Node
+from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.disk import calls, syscalls
 from fusejournal.disk.acls import CAPABILITY_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import BackingError
@@ -66,7 +66,7 @@ class Tree:
         """By use: the newest last."""
         self._descriptors_max = descriptors_max
         self._read_only: set[Fid] = set()
-        self._orphans: dict[Fid, Node] = {}
+        self._orphans: dict[Fid, CatalogNode] = {}
         self._pinned: dict[Fid, int] = {ROOT_FID: root_fd}
         self._pinned_max = descriptors_max // 2
         self._hidden: set[Fid] = set()
@@ -80,7 +80,7 @@ class Tree:
 
     # -- nodes -------------------------------------------------------------------------------------
 
-    def node(self, fid: Fid) -> Node:
+    def node(self, fid: Fid) -> CatalogNode:
         """The node of *fid*, orphans included. Raises OSError ESTALE when the file is gone."""
         node = self.catalog.node(fid) or self._orphans.get(fid)
         if node is None:
@@ -149,7 +149,7 @@ class Tree:
             self._read_only.discard(fid)
             os.close(fd)
 
-    def _open(self, node: Node) -> int:
+    def _open(self, node: CatalogNode) -> int:
         if not node.handle:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         if node.type == S_IFDIR:
@@ -193,7 +193,7 @@ class Tree:
         self._pinned[fid] = fd
         del self._descriptors[fid]
 
-    def unpin(self, node: Node) -> None:
+    def unpin(self, node: CatalogNode) -> None:
         """After the operation: an orphan now, or, where a name is left, a file like any other."""
         if self.catalog.node(node.fid) is None:
             self._orphans[node.fid] = node
@@ -364,7 +364,7 @@ class Tree:
 
     # -- attributes --------------------------------------------------------------------------------
 
-    def default_acl(self, node: Node) -> bytes | None:
+    def default_acl(self, node: CatalogNode) -> bytes | None:
         """The default ACL of directory *node*, in the xattr's own format, or None."""
         if node.default_acl is None:
             try:
@@ -375,7 +375,7 @@ class Tree:
                 node.default_acl = b""
         return node.default_acl or None
 
-    def capability(self, node: Node, fd: int) -> bytes | None:
+    def capability(self, node: CatalogNode, fd: int) -> bytes | None:
         """The file capability of regular file *node*, which is open on *fd*, in the xattr's own
         format, or None."""
         if node.capability is None:
@@ -418,8 +418,8 @@ def _hidden_name_of(fid: Fid) -> bytes:
     return b"%d" % fid + _ORPHAN
 
 
-def _orphan(fid: Fid, look: "FoundEntry") -> Node:
-    node = Node(fid, S_IFMT(look.stat.st_mode), look.stat.st_ctime_ns, Seq(0), Fid(0), 0)
+def _orphan(fid: Fid, look: "FoundEntry") -> CatalogNode:
+    node = CatalogNode(fid, S_IFMT(look.stat.st_mode), look.stat.st_ctime_ns, Seq(0), Fid(0), 0)
     node.handle, node.ino = look.handle, look.stat.st_ino
     return node
 

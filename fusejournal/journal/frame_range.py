@@ -55,7 +55,7 @@ FRAME_RANGE_BYTES_MAX = (
 _WINDOW_BYTES_MIN = 512
 
 
-class End(NamedTuple):
+class JournalEnd(NamedTuple):
     """Where a journal ends: ``offset`` of the segment that begins with ``segment_seq``, after the
     entry at ``position``."""
 
@@ -157,7 +157,7 @@ class FrameRangeReader:
             return self.chain
         raise NoSuchSeqError(seq, starts[0], 0)
 
-    def committed_seq(self, end: End) -> Seq:
+    def committed_seq(self, end: JournalEnd) -> Seq:
         """How far what was read is settled: up to the last entry, or the one before it where its
         VOID comes next. Raises JournalDamagedError, OSError."""
         last = Seq(self.seq - 1)
@@ -166,7 +166,7 @@ class FrameRangeReader:
         void = self._void_at(self._at_segment(), self._offset, self.seq, self.chain)
         return last if void is None else Seq(last - 1)
 
-    def is_near(self, end: End, bytes_max: int) -> bool:
+    def is_near(self, end: JournalEnd, bytes_max: int) -> bool:
         """Whether all up to *end* is at most *bytes_max*, and in the segment that is open: then
         reading it takes next to no time."""
         return (
@@ -175,11 +175,11 @@ class FrameRangeReader:
             and self.bytes_to(end) <= bytes_max
         )
 
-    def bytes_to(self, end: End) -> int:
+    def bytes_to(self, end: JournalEnd) -> int:
         """How much there is up to *end*, if it is in the segment that is open."""
         return end.offset - self._offset
 
-    def next(self, end: End, applied_seq: Seq, bytes_max: int) -> FrameRange | None:
+    def next(self, end: JournalEnd, applied_seq: Seq, bytes_max: int) -> FrameRange | None:
         """The stretch that comes next, of about *bytes_max* bytes at most; None when there is
         nothing up to *applied_seq*. It never ends between an entry and its VOID. *end* is where the
         journal ended when that was asked for. Raises JournalDamagedError, JournalError when its
@@ -198,7 +198,7 @@ class FrameRangeReader:
             return self._advance(content, Seq(applied_seq + 1), end.position.chain)
         return self._walk(reader, end, Seq(applied_seq + 1), bytes_max)
 
-    def next_checked(self, end: End, applied_seq: Seq, bytes_max: int) -> FrameRange | None:
+    def next_checked(self, end: JournalEnd, applied_seq: Seq, bytes_max: int) -> FrameRange | None:
         """The same, but nothing is taken on trust: every frame of it is checked, and what follows
         it."""
         if self.seq > applied_seq:
@@ -209,7 +209,7 @@ class FrameRangeReader:
         return self._walk(reader, end, Seq(applied_seq + 1), bytes_max)
 
     def _walk(
-        self, reader: SegmentReader, end: End, to_seq: Seq, bytes_max: int
+        self, reader: SegmentReader, end: JournalEnd, to_seq: Seq, bytes_max: int
     ) -> FrameRange | None:
         """The next stretch by size, each frame checked. None where an entry and its VOID come next,
         and the VOID is beyond."""

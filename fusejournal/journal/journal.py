@@ -42,7 +42,7 @@ from fusejournal.journal.format import (
     encode_frame,
     encode_payload,
 )
-from fusejournal.journal.frame_range import End, FrameRange
+from fusejournal.journal.frame_range import FrameRange, JournalEnd
 from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.index import has_index
 from fusejournal.journal.reader import END, JournalReader
@@ -293,12 +293,12 @@ class Journal:
         return seq
 
     @property
-    def end(self) -> End:
+    def end(self) -> JournalEnd:
         """Where the next frame will be."""
         current = self._current
         if current is None:
-            return End(Seq(self.head_seq + 1), 0, self.head)
-        return End(current.first_seq, current.end, self.head)
+            return JournalEnd(Seq(self.head_seq + 1), 0, self.head)
+        return JournalEnd(current.first_seq, current.end, self.head)
 
     def receive(self, frame_range: FrameRange) -> None:
         """Append *stretch*, frames of another node's journal of the same volume that were checked,

@@ -69,7 +69,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass
-class Connection:
+class KernelConnection:
     """A mounted file system's connection. ``init`` is the kernel's greeting, ``reply`` our answer
     (empty until there is one); ``taken_over``: another process answered it before."""
 
@@ -101,20 +101,22 @@ class Connection:
         os.write(self.fd, head + body)
 
 
-def open_new(root_fd: int, mountpoint: Path, name: str, flags: frozenset[str]) -> Connection:
+def open_new(root_fd: int, mountpoint: Path, name: str, flags: frozenset[str]) -> KernelConnection:
     """Mount a new file system at *mountpoint*. Raises MountError."""
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     mounts.mount(fd, mountpoint, name, flags)
     init = os.read(fd, _REQUEST_BYTES_MAX)  # the mount has sent it
     os.set_blocking(fd, False)
-    return Connection(fd, root_fd, new_table(), mounts.device_of(mountpoint), init)
+    return KernelConnection(fd, root_fd, new_table(), mounts.device_of(mountpoint), init)
 
 
 class Handshake:
     """libfuse's way to *connection*. Give it ``fd``, and call :meth:`proceed` before each of its
     first reads. *changes_alone*: only the mount changes the tree."""
 
-    def __init__(self, connection: Connection, mountpoint: Path, *, changes_alone: bool) -> None:
+    def __init__(
+        self, connection: KernelConnection, mountpoint: Path, *, changes_alone: bool
+    ) -> None:
         self._connection = connection
         self._changes_alone = changes_alone
         self._mountpoint = mountpoint
@@ -229,7 +231,7 @@ class ConnectionHolder:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: KernelConnection,
         record: Path,
         hold_seconds: float,
         backing: Path,
@@ -263,7 +265,7 @@ class ConnectionHolder:
             os.close(connection.keeper)
             connection.keeper = -1
 
-    def _write(self, connection: Connection) -> None:
+    def _write(self, connection: KernelConnection) -> None:
         pid = self._process.pid
         record = {
             "pid": pid,
@@ -320,7 +322,7 @@ def _take_word(record: Path, told: dict[str, Any]) -> bool:
         path.unlink(missing_ok=True)
 
 
-def take_over(record: Path, mountpoint: Path) -> Connection | None:
+def take_over(record: Path, mountpoint: Path) -> KernelConnection | None:
     """The connection of the mount at *mountpoint* from the keeper that *record* tells of; None
     when there is none to be had. Only for who holds the volume's lock."""
     known = _find(record)
@@ -337,7 +339,7 @@ def take_over(record: Path, mountpoint: Path) -> Connection | None:
                 return None
             found.append(number)
         fd, root_fd, table_fd = found
-        connection = Connection(
+        connection = KernelConnection(
             fd,
             root_fd,
             table_fd,

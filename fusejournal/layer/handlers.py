@@ -23,7 +23,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
 
 from fusejournal.backing.apply import ShortWriteError
-from fusejournal.backing.catalog_store import Node
+from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.tree import HIDDEN_XATTR
 from fusejournal.disk import syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, CAPABILITY_XATTR, DEFAULT_ACL_XATTR
@@ -243,7 +243,7 @@ class Handlers(pyfuse3.Operations):
         entry.st_nlink -= self._tree.hidden_links(fid)
         return entry
 
-    def _child(self, parent: Fid, name: bytes) -> Node:
+    def _child(self, parent: Fid, name: bytes) -> CatalogNode:
         """The node under *name*. Raises OSError ENOENT."""
         _check_name(name)
         fid = self._catalog.lookup(parent, name)

@@ -16,7 +16,7 @@ import pyfuse3
 from fusejournal.disk import syscalls
 from fusejournal.journal.handle_key import HandleKey
 from fusejournal.journal.reader import JournalReader
-from fusejournal.layer.connection import Connection
+from fusejournal.layer.connection import KernelConnection
 from fusejournal.layer.request_loop import TASKS
 from fusejournal.operations import (
     TOUCHED,
@@ -78,7 +78,7 @@ def changed_fids(operation: Operation) -> list[Fid]:
 
 
 def invalidate(
-    stale: Stale, connection: Connection, mountpoint: Path, handle_key: HandleKey
+    stale: Stale, connection: KernelConnection, mountpoint: Path, handle_key: HandleKey
 ) -> list[tuple[Fid, bytes, Fid]]:
     """Make the kernel forget *stale*, or ask for it anew. Blocks until no request on the
     directories concerned is in progress: call it in a thread, while requests are served.

@@ -42,9 +42,9 @@ from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.layer import lost_replies
 from fusejournal.layer.connection import (
-    Connection,
     ConnectionHolder,
     Handshake,
+    KernelConnection,
     check_held,
     open_new,
     release_kept,
@@ -135,7 +135,7 @@ class Node:
         state: VolumeState,
         reporter: Reporter,
         root_fd: int,
-        taken: Connection | None,
+        taken: KernelConnection | None,
         was_dead: bool,
         degraded: Sequence[str] = (),
     ) -> None:
@@ -198,7 +198,7 @@ class Node:
         self._page: StatusPage
         self._handlers: Handlers
         self._loop: RequestLoop
-        self._connection: Connection
+        self._connection: KernelConnection
         self._stale: lost_replies.Stale
         self._first_seq = Seq(1)
         """Of what this process appends once it serves."""
@@ -382,7 +382,7 @@ class Node:
         except OSError as error:
             log.warning("NFSv4 clients may not see what has changed: %s", error)
 
-    def _find_stale(self, taken: Connection) -> lost_replies.Stale:
+    def _find_stale(self, taken: KernelConnection) -> lost_replies.Stale:
         if taken.all_answered:
             return lost_replies.Stale(set(), set())
         reader = JournalReader(self._state.journal_dir, self._state.uuid)
@@ -393,7 +393,7 @@ class Node:
             log.warning("the kernel may remember what is not so any more: %s", error)
             return lost_replies.Stale(set(), set())
 
-    def _connect(self) -> Connection:
+    def _connect(self) -> KernelConnection:
         if self._taken is not None:
             return self._taken
         spec = self._spec

@@ -27,7 +27,7 @@ from uuid import UUID
 
 from fusejournal.backing.apply import Applier, ApplyBrokenError, Made
 from fusejournal.backing.catalog import Catalog
-from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogSpoiltError, Node
+from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogNode, CatalogSpoiltError
 from fusejournal.backing.tree import FoundEntry, Tree
 from fusejournal.disk import calls, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
@@ -81,9 +81,9 @@ class PlacedTree(Tree):
         """Nothing is written to the file: its name is enough."""
         return b""
 
-    def _open(self, node: Node) -> int:
+    def _open(self, node: CatalogNode) -> int:
         # From the nearest directory above that is open already; a loop, for trees can be deep.
-        steps: list[tuple[Node, bytes]] = []
+        steps: list[tuple[CatalogNode, bytes]] = []
         above = node
         while above.fid not in self._pinned and above.fid not in self._descriptors:
             place = self.catalog.place(above)

@@ -85,7 +85,7 @@ class Average:
         self.value += (value - self.value) / self._count
 
 
-class Quorum(Protocol):
+class RemoteDurability(Protocol):
     """Those elsewhere who must have an entry, too, before it counts as durable."""
 
     def has(self, seq: Seq) -> bool:
@@ -134,7 +134,7 @@ class Durability:
         self._without_index: set[Path] = set()
         self._compress_again_at = 0.0
         self._tend_failure: str | None = None
-        self.quorum: Quorum | None = None
+        self.quorum: RemoteDurability | None = None
         self.keep_uncompressed_from: Callable[[], Seq] = lambda: END
         """Segments with entries from here on stay as they are: somebody is about to read them."""
         self.has_backlog: Callable[[], bool] = lambda: False

@@ -21,7 +21,7 @@ from pathlib import Path
 from stat import S_IMODE, S_ISDIR, S_ISLNK, S_ISREG
 from typing import NamedTuple
 
-from fusejournal.backing.catalog_store import Node
+from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.tree import CASEFOLDED, FID_XATTR, FoundEntry
 from fusejournal.disk import syscalls
 from fusejournal.errors import BackingError
@@ -208,7 +208,7 @@ class Importer:
         finally:
             os.close(fd)
 
-    def _import_content(self, node: Node) -> Iterator[ImportProgress]:
+    def _import_content(self, node: CatalogNode) -> Iterator[ImportProgress]:
         self.unfinished.add(node.fid)
         self.active.add(node.fid)
         try:
@@ -217,7 +217,7 @@ class Importer:
         finally:
             self.active.discard(node.fid)
 
-    def _import_pieces(self, node: Node) -> Iterator[ImportProgress]:
+    def _import_pieces(self, node: CatalogNode) -> Iterator[ImportProgress]:
         fd = self._volume.tree.descriptor(node.fid)
         stat = os.fstat(fd)
         mtime_ns = clamp_time(stat.st_mtime_ns)

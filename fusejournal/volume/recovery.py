@@ -19,7 +19,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable
 
-from fusejournal.backing.catalog_store import COMMIT_CHANGES, Node
+from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogNode
 from fusejournal.backing.tree import FoundEntry
 from fusejournal.errors import JournalDamagedError, RecoveryError
 from fusejournal.history.lookup import Lookup
@@ -202,7 +202,7 @@ class Recovery:
         operation = self._in_flight.operation
         return fid in (getattr(operation, "fid", 0), getattr(operation, "replaced", 0))
 
-    def _find_handle(self, node: Node) -> bool:
+    def _find_handle(self, node: CatalogNode) -> bool:
         """Find one handle, its directories' first: their depth has no bound, so without
         recursion."""
         wanted = [node.fid]
@@ -229,7 +229,7 @@ class Recovery:
         found = self._catalog.node(node.fid)
         return found is not None and bool(found.handle)
 
-    def _look_for(self, node: Node) -> bool:
+    def _look_for(self, node: CatalogNode) -> bool:
         """Look for *node* in those of its directories that are found already."""
         for parent, name in self._places(node):
             directory = self._catalog.node(parent)
@@ -248,7 +248,7 @@ class Recovery:
                 return True
         return False
 
-    def _places(self, node: Node) -> list[tuple[Fid, bytes]]:
+    def _places(self, node: CatalogNode) -> list[tuple[Fid, bytes]]:
         """Where *node* may be found: its names, and the name that the entry in flight may have
         given it."""
         places = list(self._catalog.places(node))

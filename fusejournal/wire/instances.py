@@ -38,7 +38,7 @@ def instance_of(greeting: Hello, where: str) -> Instance:
 
 
 @dataclass
-class _Seen:
+class _Rival:
     instance: Instance | None
     """None where it was met before the mirror's restart."""
     at: float
@@ -54,7 +54,7 @@ class Instances:
         if known.number:
             self.followed = Instance("", known.node_id, known.number, 0, "")
         self._heard_at = now
-        self._rivals = {number: _Seen(None, now) for number in known.rivals}
+        self._rivals = {number: _Rival(None, now) for number in known.rivals}
 
     @property
     def following(self) -> Following:
@@ -88,7 +88,7 @@ class Instances:
         """*rival* came while the one that is followed was there. Returns whether that is new."""
         before = self._rivals.pop(rival.number, None)
         is_new = before is None or before.instance is None
-        self._rivals[rival.number] = _Seen(rival, now)
+        self._rivals[rival.number] = _Rival(rival, now)
         while len(self._rivals) > RIVALS_MAX:
             del self._rivals[next(iter(self._rivals))]
         return is_new

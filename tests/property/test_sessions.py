@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fusejournal.errors import FusejournalError, WireError
-from fusejournal.journal.frame_range import End, FrameRangeReader
+from fusejournal.journal.frame_range import FrameRangeReader, JournalEnd
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.journal.reader import JournalReader
@@ -66,7 +66,7 @@ _START = Position(Epoch(0), Seq(0), 0)
 def stream_of(directory: Path, dice: random.Random) -> list[Message]:
     """What a source sends of the journal in *directory*, in batches of any size."""
     head_seq, chain = JournalReader(directory, UUID_OF_WORKLOADS).head()
-    end = End(Seq(head_seq + 1), 0, Position(_EPOCH, head_seq, chain))
+    end = JournalEnd(Seq(head_seq + 1), 0, Position(_EPOCH, head_seq, chain))
     messages: list[Message] = [Begin(_EPOCH, Seq(0), 0, head_seq, Seq(0))]
     reader = FrameRangeReader(directory, UUID_OF_WORKLOADS)
     try:
@@ -241,7 +241,7 @@ def resumed(source: Path, position: Position, dice: random.Random) -> list[Messa
     messages += [batch for batch in batches if batch.last_seq <= position.seq]
     try:
         assert reader.seek(position.seq) == position.chain
-        end = End(Seq(head_seq + 1), 0, Position(_EPOCH, head_seq, batches[-1].chain))
+        end = JournalEnd(Seq(head_seq + 1), 0, Position(_EPOCH, head_seq, batches[-1].chain))
         while frame_range := reader.next(end, head_seq, 2000):
             messages.append(
                 batch_of(frame_range, *compress(frame_range.content, 1), _EPOCH, head_seq, head_seq)

@@ -17,7 +17,7 @@ import trio
 from fusejournal.cli.main import main
 from fusejournal.errors import JournalFailedError, RecoveryError
 from fusejournal.layer import open_files
-from fusejournal.layer.connection import Connection
+from fusejournal.layer.connection import KernelConnection
 from fusejournal.layer.handlers import Handlers
 from fusejournal.node.status import StatusPage
 from fusejournal.types import Fid
@@ -80,7 +80,7 @@ def ending() -> None:
 
 def on_an_old_kernel() -> None:
     """A program without the fault: a layer on a kernel that cannot expire a name."""
-    Connection.can_expire = property(lambda _: False)  # type: ignore[assignment,method-assign]
+    KernelConnection.can_expire = property(lambda _: False)  # type: ignore[assignment,method-assign]
     main()
 
 

@@ -28,7 +28,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from stat import S_IFDIR, S_IFMT, S_IFREG, S_ISREG
 
-from fusejournal.backing.catalog_store import Node
+from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.tree import FID_XATTR, FoundEntry
 from fusejournal.disk import calls, syscalls
 from fusejournal.history.file_states import (
@@ -200,7 +200,7 @@ class Reconciliation:
             for place in self._catalog.places(node):
                 self._survey.missing_names[place] = fid
 
-    def _is_cut_short(self, node: Node, state: State) -> bool:
+    def _is_cut_short(self, node: CatalogNode, state: State) -> bool:
         return (
             node.type == S_IFREG
             and node.complete
@@ -221,7 +221,7 @@ class Reconciliation:
             if changed.get(fid, 0) > state.last_time_ns + _CLOCK_SLACK_NS
         }
 
-    def _node(self, fid: Fid) -> Node:
+    def _node(self, fid: Fid) -> CatalogNode:
         node = self._catalog.node(fid)
         assert node is not None, fid
         return node

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.layer.connection import Connection, Handshake, _in_our_words
+from fusejournal.layer.connection import Handshake, KernelConnection, _in_our_words
 
 _AUTO_INVAL_DATA, _CACHE_SYMLINKS, _HANDLE_KILLPRIV_V2 = 1 << 12, 1 << 23, 1 << 28
 _ASYNC_DIO = 1 << 15
@@ -60,7 +60,7 @@ def test_requests_that_died_are_answered_though_one_is_taken_back(
             raise BlockingIOError(errno.EAGAIN, "taken back")
         return read(fd, size)
 
-    connection = Connection(fd.fileno(), -1, -1, "", greeting(0), answer(0), taken_over=True)
+    connection = KernelConnection(fd.fileno(), -1, -1, "", greeting(0), answer(0), taken_over=True)
     handshake = Handshake(connection, tmp_path, changes_alone=True)
     try:
         monkeypatch.setattr(os, "read", interrupted)

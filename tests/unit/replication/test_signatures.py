@@ -15,7 +15,7 @@ from fusejournal.config import ReplicationConfig
 from fusejournal.disk import calls
 from fusejournal.errors import JournalDamagedError
 from fusejournal.journal.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES
-from fusejournal.journal.frame_range import End, FrameRange, FrameRangeReader
+from fusejournal.journal.frame_range import FrameRange, FrameRangeReader, JournalEnd
 from fusejournal.journal.segment import list_segments
 from fusejournal.operations import Create
 from fusejournal.replication import fetch_lost as fetch_lost_module
@@ -142,7 +142,7 @@ def test_a_segment_that_is_too_short_is_not_signed(tmp_path: Path, compressed: b
         assert fresh.sign(ranges[at + 1]) == signatures[at + 1]
 
 
-def _ranges(directory: Path, uuid: UUID, end: End) -> Iterator[FrameRange]:
+def _ranges(directory: Path, uuid: UUID, end: JournalEnd) -> Iterator[FrameRange]:
     reader = FrameRangeReader(directory, uuid)
     try:
         reader.seek(Seq(0))

@@ -17,5 +17,3 @@ other:
 - ``admin``: what can be asked for, as data: for the command line, agents and pages
 - ``cli``: one file a command: options, one call, print
 """
-
-__version__ = "0.1.0"

@@ -7,7 +7,6 @@ from importlib import import_module
 
 import click
 
-from fusejournal import __version__
 from fusejournal.cli import text
 from fusejournal.disk import calls
 from fusejournal.errors import FusejournalError, PrivilegeError
@@ -57,7 +56,7 @@ class _Commands(click.Group):
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(__version__, message="fusejournal %(version)s")
+@click.version_option(package_name="fusejournal", message="fusejournal %(version)s")
 def cli() -> None:
     """Journal every change of a directory: mount a layer over it, see who did what, lose nothing.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fusejournal.node import state_dir
-from tests.support.mirrors import check_equal, started
+from tests.support.mirrors import check_equal, nodes
 
 pytestmark = pytest.mark.mount
 
@@ -27,7 +27,10 @@ def test_each_file_is_listed_once() -> None:
 
 def test_what_a_run_writes_is_what_is_listed(tmp_path: Path) -> None:
     written: set[str] = set()
-    with started(tmp_path, None) as (primary, mirror):
+    with nodes(tmp_path, None) as (primary, mirror):
+        primary.export_to_nobody()  # so that its connection is held
+        primary.start()
+        mirror.start()
         (primary.mountpoint / "file").write_text("content")
         check_equal(primary, mirror)
         for node in (primary, mirror):

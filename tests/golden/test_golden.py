@@ -15,7 +15,7 @@ from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.verify import verify
 from fusejournal.operations import Setattr
 from fusejournal.types import TIME_MAX_NS, TIME_MIN_NS, Caller, Seq
-from tests.golden.make import HANDLE_KEY
+from tests.golden.samples import HANDLE_KEY
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples
 
 _HERE = Path(__file__).parent

@@ -1,0 +1,262 @@
+"""What the golden files hold: a sample of each format and message, made by the program itself.
+
+Each maker returns what is written to ``NAME.json``. Where a format has a random part, or leaves its
+writer a choice, the golden file is only read, and never compared with what is written today."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+from uuid import UUID
+
+from fusejournal.address import Address
+from fusejournal.backing.root_mark import BackingRoot
+from fusejournal.backing.tree import pack_tag
+from fusejournal.disk import syscalls
+from fusejournal.journal.format import FORMAT_VERSION
+from fusejournal.journal.handle_key import HANDLE_KEY_BYTES, NO_HANDLE_KEY, HandleKey
+from fusejournal.journal.index import index_path, write_index
+from fusejournal.journal.seekable import compress_file
+from fusejournal.journal.segment import list_segments
+from fusejournal.journal.watermarks import Following, WatermarkPage
+from fusejournal.replication.kept_signatures import KeptSignatures
+from fusejournal.replication.peers import Peer, PeerBook
+from fusejournal.types import Epoch, Fid, Position, Reign, Seq
+from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile
+from fusejournal.wire.frames import (
+    Ack,
+    AskChains,
+    Batch,
+    Begin,
+    Chains,
+    Diverged,
+    End,
+    Hello,
+    Message,
+    PairOffer,
+    Ping,
+    Refusal,
+    Welcome,
+    encode,
+)
+from fusejournal.wire.identity import load_or_make
+from tests.support.entries import write_samples
+
+HERE = Path(__file__).parent
+UUID_OF_GOLDENS = UUID("01234567-89ab-cdef-0123-456789abcdef")
+HANDLE_KEY = HandleKey(range(HANDLE_KEY_BYTES))
+"""The handle key of the golden journal that has one."""
+NOW_NS = 1_700_000_000_000_000_000
+_ROW_BYTES = 32
+
+
+def to_rows(content: bytes) -> list[str]:
+    """*content* in hexadecimal, a line for 32 bytes; zeros at its end are left out."""
+    content = content.rstrip(b"\0")
+    return [content[at : at + _ROW_BYTES].hex() for at in range(0, len(content), _ROW_BYTES)]
+
+
+def from_rows(rows: list[str], length: int = 0) -> bytes:
+    """The content that :func:`to_rows` was given; *length* says how long it was."""
+    return bytes.fromhex("".join(rows)).ljust(length, b"\0")
+
+
+def golden(name: str) -> Any:
+    """What is in the golden file *name*."""
+    return json.loads((HERE / f"{name}.json").read_text())
+
+
+# -- the journal -----------------------------------------------------------------------------------
+
+
+def _segment(directory: Path, handle_key: HandleKey = NO_HANDLE_KEY) -> Path:
+    with mock.patch("fusejournal.journal.clock.now_ns", return_value=NOW_NS):
+        write_samples(directory, handle_key=handle_key).close()
+    (path,) = list_segments(directory)
+    return path
+
+
+def make_journal(directory: Path, handle_key: HandleKey = NO_HANDLE_KEY) -> object:
+    """A segment with an entry of each kind."""
+    content = _segment(directory, handle_key).read_bytes()
+    return {"segment": [content[at : at + 32].hex() for at in range(0, len(content), 32)]}
+
+
+def make_index(directory: Path) -> object:
+    """The sidecar index of the segment in ``journal-v1``."""
+    path = _segment(directory)
+    write_index(path)
+    content = index_path(path).read_bytes()
+    return {"bytes": len(content), "content": to_rows(content)}
+
+
+def make_seekable(directory: Path) -> object:
+    """The same segment, compressed, in as many blocks as it has."""
+    path = _segment(directory)
+    compressed = path.with_suffix(".fjz")
+    compress_file(path, compressed, 3)
+    content = compressed.read_bytes()
+    return {"bytes": len(content), "content": to_rows(content)}
+
+
+# -- the state directory ---------------------------------------------------------------------------
+
+WATERMARKS = {
+    "owner": 0x1111,
+    "applying_seq": 101,
+    "committed_seq": 102,
+    "durable_seq": 103,
+    "stopped_seq": 104,
+    "rooted_seq": 105,
+    "instance": 0x00C0FFEE,
+    "fence": [7, 0xFEED],
+    "followed": [0xBEEF, 0xABCD, [1, 2, 3]],
+}
+"""What the page of watermarks says."""
+
+CHECKPOINT = Checkpoint(Seq(4711), NOW_NS, Position(Epoch(2), Seq(4711), 0x123456789ABCDEF0))
+SIGNATURES = ((Seq(10), bytes(range(32))), (Seq(25), bytes(range(32, 64))))
+
+
+def make_watermarks(directory: Path) -> object:
+    """The page of watermarks, with another number in each word."""
+    page = WatermarkPage(directory / "page", WATERMARKS["owner"])  # type: ignore[arg-type]
+    page.confirm()
+    page.applying_seq, page.committed_seq = Seq(101), Seq(102)
+    page.durable_seq, page.stopped_seq, page.rooted_seq = Seq(103), Seq(104), Seq(105)
+    page.instance = 0x00C0FFEE
+    page.fence = Reign(Epoch(7), 0xFEED)
+    page.following = Following(0xBEEF, 0xABCD, (1, 2, 3))
+    page.close()
+    content = (directory / "page").read_bytes()
+    return {"says": WATERMARKS, "bytes": len(content), "content": to_rows(content)}
+
+
+def make_checkpoint(directory: Path) -> object:
+    """The file of the checkpoint, and what the backing's root then has behind its handle."""
+    root_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        root = BackingRoot(root_fd, UUID_OF_GOLDENS)
+        CheckpointFile(directory / "checkpoint").make(CHECKPOINT, root)
+        mark = os.getxattr(root_fd, "trusted.fusejournal")
+        handle = syscalls.handle_of(root_fd)
+    finally:
+        os.close(root_fd)
+    before, found, position = mark.partition(handle)
+    assert found
+    assert before == pack_tag(UUID_OF_GOLDENS, Fid(1), b"")
+    return {
+        "checkpoint": (directory / "checkpoint").read_bytes().hex(),
+        "root_mark": [before.hex(), "HANDLE", position.hex()],
+    }
+
+
+def make_signatures(directory: Path) -> object:
+    """The file of kept signatures: its slots that are not empty."""
+    kept = KeptSignatures(directory / "signatures")
+    for seq, signature in SIGNATURES:
+        kept.keep(seq, signature)
+    kept.close()
+    content = (directory / "signatures").read_bytes()
+    slots = {at // 64: content[at : at + 64].hex() for at in range(0, len(content), 64)}
+    return {
+        "bytes": len(content),
+        "slots": {number: slot for number, slot in slots.items() if slot.strip("0")},
+    }
+
+
+def peers(certificate: str) -> tuple[Peer, ...]:
+    """A peer with every field, and one with none."""
+    east = Peer("east", Address("10.0.0.2", 7710), certificate, True, "it was away for 31 days")
+    far = replace(east, acked_seq=Seq(10), applied_seq=Seq(9), left_seq=Seq(12), left_at=17.5e8)
+    return replace(far, away_seconds=86_400.25, keeps_signatures=True), Peer("west")
+
+
+def make_peers(directory: Path) -> object:
+    """The book of peers."""
+    book = PeerBook(directory)
+    certificate = "".join(golden("identity-v1")["cert.pem"])
+    book._peers = {peer.name: peer for peer in peers(certificate)}
+    book.save()
+    return json.loads(book.path.read_text())
+
+
+def make_identity(directory: Path) -> object:
+    """A node's key, which is nobody's, and its certificate. Random."""
+    identity = load_or_make(directory / "identity", "golden")
+    return {
+        "fingerprint": identity.fingerprint,
+        "key.pem": identity.key_path.read_text().splitlines(keepends=True),
+        "cert.pem": identity.certificate_path.read_text().splitlines(keepends=True),
+    }
+
+
+# -- messages --------------------------------------------------------------------------------------
+
+MESSAGES: tuple[Message, ...] = (
+    Hello(
+        *(1, UUID_OF_GOLDENS.bytes, "primary", "ship", Epoch(2), Seq(4711), 0x1111),
+        *(0x2222, Epoch(2), 0x3333, 0x4444, 0x5555),
+    ),
+    Welcome(
+        *(1, b"", "mirror", Epoch(1), Seq(4700), 0x6666, Seq(4699)),
+        *(0x2222, Epoch(1), 0x7777, "runs twice"),
+    ),
+    Refusal("fenced", "epoch 3 has begun", Epoch(3), 0x8888, Epoch(3), Seq(5000), 0x9999),
+    AskChains((Seq(1), Seq(1000), Seq(1 << 40))),
+    Chains((0, 2**64 - 1, None)),
+    Begin(Epoch(2), Seq(4700), 0x6666, Seq(4711), Seq(4699), 0x2222),
+    Diverged(Seq(4600), Seq(4711), 0xAAAA, 0xBBBB),
+    Batch(
+        *(Epoch(2), Seq(4701), Seq(4703), 0x6666, 0xCCCC, Seq(4097), 8192, 7, "raw"),
+        *(Seq(4711), Seq(4712), b"content", 0x2222, bytes(range(32))),
+    ),
+    Ack(Seq(4703), Seq(4702), Seq(4701), "full", "no space left", Seq(4700)),
+    Ping(Seq(4711), Seq(4712)),
+    End(Seq(4712)),
+    PairOffer("n\xf6de", "-----BEGIN CERTIFICATE-----\n", bytes(range(32)), b"\xff" * 32),
+)
+
+
+def make_wire(_: Path) -> object:
+    """Each message: its type's number, its fields' names, and its bytes."""
+    return {
+        type(message).__name__: {
+            "fields": list(message._fields),
+            "bytes": len(encode(message)),
+            "content": to_rows(encode(message)),
+        }
+        for message in MESSAGES
+    }
+
+
+class Golden(NamedTuple):
+    """How a golden file is made; ``is_compared``: what is written today must be the same."""
+
+    make: Callable[[Path], object]
+    is_compared: bool = True
+
+
+GOLDENS = {
+    "identity-v1": Golden(make_identity, is_compared=False),
+    f"journal-v{FORMAT_VERSION}": Golden(make_journal),
+    f"journal-v{FORMAT_VERSION}-handle-key": Golden(partial(make_journal, handle_key=HANDLE_KEY)),
+    "index-v1": Golden(make_index),
+    "seekable-v1": Golden(make_seekable, is_compared=False),  # another zstd packs otherwise
+    "watermarks-v1": Golden(make_watermarks),
+    "checkpoint-v1": Golden(make_checkpoint),
+    "signatures-v1": Golden(make_signatures),
+    "peers-v1": Golden(make_peers),
+    "wire-v1": Golden(make_wire),
+}
+
+
+def make(name: str) -> object:
+    """Make what the golden file *name* is to hold."""
+    with tempfile.TemporaryDirectory() as directory:
+        return GOLDENS[name].make(Path(directory))

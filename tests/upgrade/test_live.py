@@ -1,0 +1,56 @@
+"""A pair is upgraded from the release before, one node after the other, in either order."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support.mirrors import Node, check_equal, nodes
+from tests.upgrade.releases import CONFIG, NoHistoryError, program_of, run_release, unpack, work
+
+pytestmark = pytest.mark.mount
+
+_RELEASE = "0.1.0"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The release's."""
+    try:
+        return unpack(_RELEASE, tmp_path_factory.mktemp("release") / "program")
+    except NoHistoryError as error:
+        pytest.skip(str(error))
+
+
+def upgrade(node: Node, how: str) -> None:
+    """End the release's program on *node* and start today's."""
+    if how == "stop":
+        node.stop()
+    else:
+        node.kill()
+        assert node.wait() == -signal.SIGKILL
+        node.detach()
+    run_release(node, None)
+    node.start()
+
+
+@pytest.mark.parametrize(("first", "how"), [("mirror", "kill"), ("primary", "stop")])
+def test_a_pair_is_upgraded(tmp_path: Path, program: Path, first: str, how: str) -> None:
+    with nodes(tmp_path, None, config=CONFIG) as (primary, mirror):
+        for node in (primary, mirror):
+            run_release(node, program)
+            node.start()
+        work(primary.mountpoint)
+        check_equal(primary, mirror)
+        assert program_of(primary) == program_of(mirror) == program
+        order = [primary, mirror] if first == "primary" else [mirror, primary]
+        for number, node in enumerate(order):
+            (primary.mountpoint / f"before {number}").write_text("on its way")
+            upgrade(node, how)
+            (primary.mountpoint / f"after {number}").write_text("by one or the other")
+            (primary.mountpoint / "d" / "file").write_text(f"changed {number} times")
+            primary.resume(mirror)
+            check_equal(primary, mirror)
+        assert program not in (program_of(primary), program_of(mirror))
+        for node in (primary, mirror):
+            node.stop()

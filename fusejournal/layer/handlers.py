@@ -14,7 +14,8 @@ Documentation/filesystems/nfs/exporting.rst."""
 import errno
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from stat import S_IFDIR, S_IFMT, S_IFREG, S_IMODE, S_ISGID, S_ISUID, S_IXGRP
 
@@ -127,6 +128,30 @@ class Handlers(pyfuse3.Operations):
             return
         self._loop.hand_over()
         await self._durability.wait(seq, since)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether who is to wait needs a place first (:meth:`place`), which takes a moment."""
+        return self._durability.quorum is not None
+
+    @asynccontextmanager
+    async def place(self, uid: int) -> AsyncIterator[None]:
+        """Have a place among those who wait for mirrors, for a caller with *uid*: before anything
+        is done, because what is done cannot be refused. Others are served meanwhile. Raises OSError
+        EAGAIN where there is none, and none will be soon."""
+        quorum = self._durability.quorum
+        if quorum is not None and not quorum.try_enter(uid):
+            self._loop.hand_over()
+            await quorum.enter(uid)
+        try:
+            yield
+        finally:
+            if quorum is not None:
+                quorum.leave(uid)
+
+    def opener(self, handle: int) -> int:
+        """The uid of who opened *handle*. Raises OSError ESTALE."""
+        return self.files[handle][1].uid
 
     # -- looking -----------------------------------------------------------------------------------
 
@@ -558,6 +583,15 @@ class Handlers(pyfuse3.Operations):
         """Open a file; with O_TRUNC this is a change."""
         if self.volume.write_errno is None:
             await self._finish_import(inode)
+        if flags & os.O_TRUNC and self.names_wait:
+            async with self.place(ctx.uid):
+                self._open(inode, flags, ctx)
+                await self.wait(self.head_seq())
+        else:
+            self._open(inode, flags, ctx)
+        return self._opened(inode, ctx)
+
+    def _open(self, inode: Fid, flags: int, ctx: RequestContext) -> None:
         if flags & os.O_TRUNC:
             mode = self._tree.stat(inode).st_mode
             self._drop_capabilities(inode, _who(ctx))
@@ -567,9 +601,6 @@ class Handlers(pyfuse3.Operations):
         else:
             self._refuse_if_read_only()
             self._tree.writable(inode)
-        if self.names_wait and flags & os.O_TRUNC:
-            await self.wait(self.head_seq())
-        return self._opened(inode, ctx)
 
     def _refuse_if_read_only(self) -> None:
         if self.volume.write_errno is not None:
@@ -619,7 +650,9 @@ class Handlers(pyfuse3.Operations):
     @waiting
     async def fsync(self, fh: int, datasync: bool) -> None:
         """Wait until the journal is durable up to the file's last entry."""
-        await self.wait(self._last_seq(self.files[fh][0]))
+        fid, who = self.files[fh]
+        async with self.place(who.uid):
+            await self.wait(self._last_seq(fid))
 
     def _last_seq(self, fid: Fid) -> Seq:
         node = self._catalog.node(fid)

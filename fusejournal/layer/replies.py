@@ -9,7 +9,8 @@ import logging
 import operator
 import os
 from collections.abc import Awaitable, Callable
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from pyfuse3 import EntryAttributes, FUSEError
 
@@ -26,6 +27,16 @@ class Waiter(Protocol):
 
     names_wait: bool
     writes_wait: bool
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether who is to wait needs a place first."""
+
+    def place(self, uid: int) -> AbstractAsyncContextManager[None]:
+        """Have one, for a caller with *uid*."""
+
+    def opener(self, handle: int) -> int:
+        """The uid of who opened *handle*."""
 
     def head_seq(self) -> Seq:
         """The last entry."""
@@ -85,22 +96,30 @@ def waiting(
 
 def _waiting(
     asks: Callable[[W], bool],
+    whose: Callable[[W, tuple[Any, ...]], int],
 ) -> Callable[[Callable[Concatenate[W, P], R]], Callable[Concatenate[W, P], Awaitable[R]]]:
     """The same for changes, whose reply waits until what was just committed is durable if the
-    object *asks* for that."""
+    object *asks* for that. *whose* tells by the arguments who has asked, as a uid."""
 
     def decorate(
         method: Callable[Concatenate[W, P], R],
     ) -> Callable[Concatenate[W, P], Awaitable[R]]:
+        async def change(self: W, *args: P.args, **kwargs: P.kwargs) -> R:
+            reply = method(self, *args, **kwargs)
+            await self.wait(self.head_seq())
+            return reply
+
         @functools.wraps(method)
         async def answer(self: W, *args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                reply = method(self, *args, **kwargs)
-                if asks(self):
-                    await self.wait(self.head_seq())
+                if not asks(self):
+                    return method(self, *args, **kwargs)
+                if not self.is_crowded:
+                    return await change(self, *args, **kwargs)
+                async with self.place(whose(self, args)):
+                    return await change(self, *args, **kwargs)
             except Exception as error:
                 raise failing(error) from None
-            return reply
 
         return answer  # type: ignore[return-value]
 
@@ -112,14 +131,24 @@ def changing(
 ) -> Callable[Concatenate[W, P], Awaitable[R]]:
     """Make a handler of a change of names and attributes: it waits in the durability modes ``nfs``
     and ``strict``."""
-    return _waiting(_NAMES_WAIT)(method)
+    return _waiting(_NAMES_WAIT, _caller)(method)
 
 
 def writing(
     method: Callable[Concatenate[W, P], R],
 ) -> Callable[Concatenate[W, P], Awaitable[R]]:
     """Make a handler of a change of content: it waits in the durability mode ``strict`` alone."""
-    return _waiting(_WRITES_WAIT)(method)
+    return _waiting(_WRITES_WAIT, _opener)(method)
+
+
+def _caller(_: W, args: tuple[Any, ...]) -> int:
+    """Of a request that says who makes it."""
+    return int(args[-1].uid)
+
+
+def _opener(waiter: W, args: tuple[Any, ...]) -> int:
+    """Of one that says only by which handle."""
+    return waiter.opener(args[0])
 
 
 _NAMES_WAIT = operator.attrgetter("names_wait")

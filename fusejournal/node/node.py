@@ -53,7 +53,7 @@ from fusejournal.layer.connection import (
 from fusejournal.layer.handlers import Handlers
 from fusejournal.layer.kernel_cache import KernelCache
 from fusejournal.layer.open_files import OpenFiles
-from fusejournal.layer.request_loop import RequestLoop
+from fusejournal.layer.request_loop import TASKS, RequestLoop
 from fusejournal.nfs import exports
 from fusejournal.nfs.delegations import Recaller
 from fusejournal.node.metrics import serve_metrics
@@ -66,6 +66,7 @@ from fusejournal.node.state_dir import (
     remember_listen,
 )
 from fusejournal.node.status import StatusPage
+from fusejournal.replication.quorum import PLACES
 from fusejournal.replication.supervisor import Mirroring, Replication
 from fusejournal.types import Fid, Seq
 from fusejournal.volume.durability import Durability
@@ -74,6 +75,8 @@ from fusejournal.volume.startup import VolumeStartup
 from fusejournal.wire.session import RefusedError
 
 log = logging.getLogger(__name__)
+
+assert PLACES <= TASKS - 64, "who waits for mirrors leaves room for other requests"
 
 _RESTART_SECONDS = 60.0
 _CONNECTION = "connection"

@@ -5,12 +5,21 @@ who wait go on (until N mirrors are level again), or wait on. Both are said in t
 that has lost something which it had acknowledged does not count before it has that again; and a
 primary that is fenced answers nobody who waits any more.
 
+Who is going to wait has a *place* first, of which there are ``PLACES`` and for each user as many as
+are left to all others, so that one who takes all there are leaves some to everybody else. A caller
+without one waits in line, with nothing done yet. While mirrors answer, the line moves on; when they
+have not for a while, it is refused, because whoever stands in it keeps the layer from reading the
+next request.
+
 Used from the event loop's thread. Cancelling a wait is harmless."""
 
 import errno
 import logging
+import math
 import os
+from collections import Counter
 from collections.abc import Callable
+from typing import Final
 
 import trio
 
@@ -18,6 +27,13 @@ from fusejournal.config import ReplicationConfig
 from fusejournal.types import Seq
 
 log = logging.getLogger(__name__)
+
+PLACES: Final = 448
+"""How many callers may wait at once."""
+_BLOCKED_SECONDS: Final = 1.0
+_SLOW_SECONDS: Final = 12.0
+"""How long the line waits for mirrors that do not answer: where whoever has a place waits on for
+ever; and where nobody waits any more after a while, which is less by default."""
 
 
 class Quorum:
@@ -44,6 +60,14 @@ class Quorum:
         self._seq = Seq(0)
         self.waiting = 0
         """How many wait now."""
+        self._placed: Counter[int] = Counter()
+        """How many places each user has."""
+        self._in_line = 0
+        self._moved = trio.Event()
+        """Set, and made anew, when who stands in line is to look again."""
+        self._patience_seconds = _BLOCKED_SECONDS if self._blocks else _SLOW_SECONDS
+        self._answered_at = 0.0
+        """When the mirrors were known to answer, by trio's clock; while somebody waits."""
         self.degraded_since: float | None = None
         """By trio's clock."""
         self._target: tuple[Seq, float] = Seq(0), 0.0
@@ -94,7 +118,9 @@ class Quorum:
     def _count(self) -> None:
         if not self._mirrors:
             return
-        self._seq = self._nth(list(self._acked.values()))
+        before, self._seq = self._seq, self._nth(list(self._acked.values()))
+        if self._seq > before and self.waiting:
+            self._answered_at = trio.current_time()
         if self.degraded_since is not None:
             self._look_again()
         self._wake()
@@ -121,6 +147,43 @@ class Quorum:
     def _wake(self) -> None:
         changed, self._changed = self._changed, trio.Event()
         changed.set()
+        self._move_on()
+
+    def _move_on(self) -> None:
+        if self._in_line:
+            moved, self._moved = self._moved, trio.Event()
+            moved.set()
+
+    def try_enter(self, uid: int) -> bool:
+        """Take a place for a caller with *uid*, who may be about to wait; :meth:`leave` follows.
+        Returns False where there is none for it now."""
+        if self._placed[uid] >= PLACES - self._placed.total():
+            return False
+        self._placed[uid] += 1
+        return True
+
+    async def enter(self, uid: int) -> None:
+        """Take a place when there is one. Raises OSError EAGAIN when the mirrors do not answer, or
+        the node ends; EROFS when it is fenced. Cancelling leaves the line."""
+        self._in_line += 1
+        try:
+            while not self.try_enter(uid):
+                self._check_open()
+                with trio.move_on_at(self._answered_at + self._patience_seconds) as waiting:
+                    if not self.waiting:
+                        waiting.deadline = math.inf  # it is the disk here that takes its time
+                    await self._moved.wait()
+                if waiting.cancelled_caught:
+                    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        finally:
+            self._in_line -= 1
+
+    def leave(self, uid: int) -> None:
+        """Give the place of a caller with *uid* back."""
+        self._placed[uid] -= 1
+        if not self._placed[uid]:
+            del self._placed[uid]
+        self._move_on()
 
     def has(self, seq: Seq) -> bool:
         """Whether nobody need wait for *seq*."""
@@ -142,6 +205,9 @@ class Quorum:
         if self.has(seq):
             return
         self._hurry()
+        if not self.waiting:
+            self._answered_at = trio.current_time()
+            self._move_on()
         self.waiting += 1
         try:
             with trio.move_on_after(self._timeout_seconds):
@@ -154,11 +220,14 @@ class Quorum:
 
     async def _until(self, seq: Seq) -> None:
         while not self.has(seq):
-            if self.is_fenced:
-                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-            if self._closed:
-                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            self._check_open()
             await self._changed.wait()
+
+    def _check_open(self) -> None:
+        if self.is_fenced:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if self._closed:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def close(self) -> None:
         """Let nobody wait any more."""

@@ -97,6 +97,15 @@ class RemoteDurability(Protocol):
     async def wait(self, seq: Seq) -> None:
         """Return when *seq* is there."""
 
+    def try_enter(self, uid: int) -> bool:
+        """Take a place for a caller with *uid*, who is about to wait, if there is one."""
+
+    async def enter(self, uid: int) -> None:
+        """Take one when there is."""
+
+    def leave(self, uid: int) -> None:
+        """Give it back."""
+
 
 class Durability:
     """See the module. ``durable_seq`` and ``checkpoint_seq`` only grow."""

@@ -4,6 +4,8 @@ wants."""
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from fusejournal.node.state_dir import load_state
+from fusejournal.replication.quorum import PLACES
 from tests.support.mirrors import Node, check_equal, started, wait_for
 
 pytestmark = pytest.mark.mount
@@ -52,6 +55,16 @@ def fsync(path: Path) -> None:
         os.close(fd)
 
 
+def write(path: Path) -> None:
+    """Write something, and have it durable."""
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.write(fd, b"more")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 @contextmanager
 def two(
     base: Path, seconds: float, then: str, durability: str = "async"
@@ -64,6 +77,107 @@ def two(
             yield primary, mirror
         finally:
             mirror.host.mend()
+
+
+_GREEDY = """
+import errno, os, sys, threading
+threading.stack_size(65536)
+directory, report, act, number = *sys.argv[1:4], int(sys.argv[4])
+os.chdir(directory)
+results, writing = [], threading.Lock()
+
+def take(name):
+    try:
+        if act == "mkdir":
+            os.mkdir(name + ".d/new")  # (One directory takes one change at a time.)
+        else:
+            os.pwrite(files[name], b"x", 0)
+            os.fsync(files[name])
+        results.append("answered")
+    except OSError as error:
+        results.append(errno.errorcode[error.errno])
+    with writing, open(report, "w") as file:
+        file.write(" ".join(results))
+
+names = [f"g{n}" for n in range(number)]
+files = {name: os.open(name, os.O_RDWR | os.O_CREAT, 0o644) for name in names}
+for name in names:
+    os.mkdir(name + ".d")
+print("ready", flush=True)
+input()
+threads = [threading.Thread(target=take, args=(name,)) for name in names]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+_NOBODY = 65534
+_CALLERS = 600
+"""More than the layer serves at once."""
+
+
+@contextmanager
+def greedy(
+    directory: Path, report: Path, act: str, mirror: Node
+) -> Iterator[subprocess.Popen[str]]:
+    """A user without privileges who is about to *act* in *directory*, many times at once."""
+    for path in (report.parent, *report.parent.parents):
+        if path.owner() == "root" and not path.stat().st_mode & 1:
+            path.chmod(path.stat().st_mode | 0o011)
+    directory.chmod(0o777)
+    report.touch()
+    os.chown(report, _NOBODY, _NOBODY)
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", _GREEDY, directory, report, act, str(_CALLERS)],
+        user=_NOBODY,
+        group=_NOBODY,
+        extra_groups=[],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        try:
+            yield process
+        except BaseException:
+            mirror.host.mend()  # or its calls would never end
+            raise
+
+
+@pytest.mark.parametrize(("durability", "act"), [("async", "fsync"), ("nfs", "mkdir")])
+def test_who_takes_all_places_leaves_some_to_others(
+    tmp_path: Path, durability: str, act: str
+) -> None:
+    """One user's calls that wait for a mirror, which is away, keep nobody else from the mount, nor
+    from waiting, too; and what is refused has not been done."""
+    report = tmp_path / "report"
+    with two(tmp_path, 600, "block", durability) as (primary, mirror):
+        root = primary.mountpoint
+        with greedy(root, report, act, mirror) as process:
+            mirror.host.cut()
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            half = PLACES // 2
+            refused = ["EAGAIN"] * (_CALLERS - half)
+            wait_for(lambda: report.read_text().split() == refused, report.read_text)
+            assert primary.ask()["replication"]["mirrors_waiting"] == half
+            for _ in range(20):
+                reading = Call(lambda: (root / "file").read_text())
+                listing = Call(lambda: os.listdir(root))
+                reading.await_end()
+                listing.await_end()
+            mine = Call(lambda: write(root / "file") if act == "fsync" else os.mkdir(root / "mine"))
+            await_waiting(primary, half + 1)
+            assert mine.is_alive()
+            mirror.host.mend()
+            mine.await_end()
+            assert process.wait(30) == 0
+        assert sorted(report.read_text().split()) == [*refused, *["answered"] * half]
+        if act == "mkdir":
+            assert len(list(root.glob("*.d/new"))) == half
+        check_equal(primary, mirror)
 
 
 def await_waiting(node: Node, number: int) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from fusejournal.config import ReplicationConfig
-from fusejournal.replication.quorum import Quorum
+from fusejournal.replication.quorum import PLACES, Quorum
 from fusejournal.types import Seq
 
 
@@ -186,3 +187,116 @@ async def test_an_acknowledgement_that_says_nothing_new_lets_them_be_counted_aga
     head[0] = 80
     quorum.acked("a", Seq(70))
     assert quorum.describe() is None
+
+
+# -- places ----------------------------------------------------------------------------------------
+
+
+class _Callers:
+    """Callers who wait for entry 7, and what became of them."""
+
+    def __init__(self, quorum: Quorum, nursery: trio.Nursery) -> None:
+        self._quorum = quorum
+        self._nursery = nursery
+        self.answered = 0
+        self.refused: list[int | None] = []
+
+    async def come(self, uid: int, number: int) -> None:
+        for _ in range(number):
+            self._nursery.start_soon(self._call, uid)
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def _call(self, uid: int) -> None:
+        try:
+            if not self._quorum.try_enter(uid):
+                await self._quorum.enter(uid)
+            try:
+                await self._quorum.wait(Seq(7))
+            finally:
+                self._quorum.leave(uid)
+        except OSError as error:
+            self.refused.append(error.errno)
+        else:
+            self.answered += 1
+
+
+async def test_nobody_takes_all_places(autojump_clock: trio.testing.MockClock) -> None:
+    quorum = _quorum(on_timeout="block")
+    async with trio.open_nursery() as nursery:
+        greedy, other = (_Callers(quorum, nursery) for _ in range(2))
+        await greedy.come(1000, 500)
+        half = PLACES // 2
+        assert quorum.waiting == half
+        await other.come(1001, 5)
+        assert quorum.waiting == half + 5  # nobody is in his way
+        await trio.sleep(0.9)
+        assert greedy.refused == []
+        await trio.sleep(0.2)
+        assert greedy.refused == [errno.EAGAIN] * (500 - half)
+        await trio.sleep(1000)
+        await greedy.come(1000, 100)  # at once by now
+        assert len(greedy.refused) == 600 - half
+        await other.come(1001, 5)
+        assert quorum.waiting == half + 10
+        quorum.acked("a", Seq(7))
+        await trio.testing.wait_all_tasks_blocked()
+        assert (greedy.answered, other.answered, other.refused) == (half, 10, [])
+        assert quorum.waiting == 0
+        assert quorum.try_enter(1000)
+
+
+async def test_the_line_moves_on_while_mirrors_answer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    quorum = _quorum(on_timeout="block", head=0)
+    async with trio.open_nursery() as nursery:
+        callers = _Callers(quorum, nursery)
+        await callers.come(1000, 500)
+        for seq in range(1, 7):
+            await trio.sleep(0.9)
+            quorum.acked("a", Seq(seq))
+        assert callers.refused == []
+        quorum.acked("a", Seq(7))
+    assert callers.answered == 500
+
+
+async def test_whoever_stands_in_line_goes_on_when_nobody_waits_any_more(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    quorum = _quorum()
+    async with trio.open_nursery() as nursery:
+        callers = _Callers(quorum, nursery)
+        await callers.come(1000, 500)
+    assert (callers.answered, callers.refused) == (500, [])
+    assert trio.current_time() == pytest.approx(10, abs=0.1)
+
+
+async def test_a_disk_that_takes_its_time_refuses_nobody(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Callers have places before they wait for mirrors, too."""
+    quorum = _quorum(on_timeout="block")
+    places = 0
+    while quorum.try_enter(1000):
+        places += 1
+    async with trio.open_nursery() as nursery:
+        callers = _Callers(quorum, nursery)
+        await callers.come(1000, 1)
+        await trio.sleep(1000)
+        assert callers.refused == []
+        quorum.acked("a", Seq(7))
+        quorum.leave(1000)
+    assert callers.answered == 1
+
+
+@pytest.mark.parametrize(("end", "number"), [("close", errno.EAGAIN), ("fence", errno.EROFS)])
+async def test_the_line_ends_with_the_node(
+    autojump_clock: trio.testing.MockClock, end: str, number: int
+) -> None:
+    quorum = _quorum(on_timeout="block")
+    async with trio.open_nursery() as nursery:
+        callers = _Callers(quorum, nursery)
+        await callers.come(1000, 500)
+        getattr(quorum, end)()
+    assert callers.refused == [number] * 500
+    assert trio.current_time() < 1

@@ -266,7 +266,7 @@ class Node:
             self._reporter.warning(opening.fenced)
             return Seq(0)
         opening.degraded += taken.failures
-        opening.seen_epoch, opening.new_epoch = replication.fence.seen.epoch, taken.new_epoch
+        opening.seen_epoch, opening.new_epoch = replication.fence.highest_epoch, taken.new_epoch
         return taken.held_seq
 
     async def _serve(self) -> None:

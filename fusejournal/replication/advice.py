@@ -18,7 +18,8 @@ _BY_CODE: Final = {
     "role": "check its address, or mount it with --role mirror",
     "direction": "on it: 'fusejournal peer remove VOLUME NAME', with the name that it has for this "
     "node; then 'fusejournal pair' on it, and here what it shows",
-    FENCED: "another node has become primary: stop this one, or bring it back as a mirror",
+    FENCED: "another node has become primary: stop this one, or bring it back as a mirror; or, if "
+    "that reign is none, overrule it: 'overrule' under [replication]",
     "full": FULL,
     "busy": "another node ships to it: check who is its primary",
     "copy": COPY,

@@ -4,8 +4,9 @@ it holds after a restart, and with no peer in reach.
 The highest reign that was seen is in the page of watermarks (journal/watermarks.py), the node's own
 included. A primary whose own is lower is *fenced*: it takes no change any more, until it begins
 anew as a mirror, or somebody overrules that one reign (``overrule`` in the configuration), which
-has it begin an epoch beyond. Whether a peer's word counts is decided in wire/session.py
-(``is_proven``).
+has it begin an epoch beyond. So does a reign that is overruled and binds this node by no proof: a
+mirror that goes by it would never take anything from here again. Whether a peer's word counts is
+decided in wire/session.py (``is_proven``).
 
 A node's id is made from its key: a node that got another key is another node, and begins an epoch
 of its own at its next start. Epoch 1 is nobody's: it began with the volume's UUID, so whoever is of
@@ -63,6 +64,12 @@ class Fence:
         """The highest reign that was seen, this node's own included."""
         return self._page.fence
 
+    @property
+    def highest_epoch(self) -> Epoch:
+        """What an epoch that begins here is to be beyond."""
+        overruled = self._overruled
+        return max(self.seen.epoch, overruled.epoch if overruled is not None else Epoch(0))
+
     def own(self, epoch: Epoch) -> Reign:
         """The reign that this node goes by, whose journal is of *epoch*: as far as it knows who
         began that. (Under another key, it was another.)"""
@@ -91,6 +98,8 @@ class Fence:
         not."""
         if self.seen.epoch > epoch:
             return f"reign {self.seen} was overruled" if self.words(epoch) is None else None
+        if self.highest_epoch > epoch:
+            return f"reign {self._overruled} was overruled"
         if self.seen.is_rival(Reign(epoch, self._node_id)):
             return "this node has another key than before"
         return None

@@ -254,8 +254,9 @@ class Replication:
 
         def me() -> HandshakeState:
             reign = self.fence.own(journal.epoch)
-            if self.fence.seen.epoch >= reign.epoch and reason is not None:
-                reign = Reign(self.fence.seen.epoch, 0)  # of what was overruled, nobody need say it
+            if self.fence.highest_epoch >= reign.epoch and reason is not None:
+                # Of what was overruled, nobody need say it.
+                reign = Reign(self.fence.highest_epoch, 0)
             return self._greeting(journal.uuid, journal, reign, journal.head_seq)
 
         async def bind(claim: Claim, peer: str) -> str | None:

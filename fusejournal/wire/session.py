@@ -182,7 +182,7 @@ def check_welcome(me: HandshakeState, answer: Message | None, purpose: str) -> W
         raise RefusedError(
             FENCED,
             f"{theirs.node} has seen a primary of epoch {seen.epoch}, and this one is of "
-            f"{mine.epoch}: this one is no primary any more",
+            f"{mine.epoch}: this one is no primary any more (reign {seen})",
             claim_of(theirs),
         )
     if mine.is_rival(seen):
@@ -200,7 +200,7 @@ def check_reign(me: HandshakeState, theirs: Reign, node: str) -> None:
         raise RefusedError(
             FENCED,
             f"{node} is of epoch {theirs.epoch}, and a primary of epoch {mine.epoch} has come "
-            "after it",
+            f"after it (reign {mine})",
             me.claim,
         )
     if mine.is_rival(theirs):

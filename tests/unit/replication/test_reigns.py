@@ -145,11 +145,47 @@ async def test_a_fenced_primary_takes_no_change(tmp_path: Path) -> None:
         )
         taken = await replication.take_back(primary.volume, lambda _: None)
         assert "overruled" in (taken.new_epoch or "")
-        primary.opening.seen_epoch = replication.fence.seen.epoch
+        primary.opening.seen_epoch = replication.fence.highest_epoch
         primary.opening.recover(read_only=False)
         begin(primary)
         assert primary.volume.journal.epoch == 3
         primary.create("four")
+
+
+async def test_a_reign_that_only_a_mirror_knows_can_be_overruled(tmp_path: Path) -> None:
+    """Nothing proves it to the primary, which it does not fence; and the mirror takes nothing of a
+    lower one, though nobody reigns in it."""
+    with open_volume(tmp_path / "mirror", mirror=True) as mirror:
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror):
+            peers = {"east": listens_at(mirror)}
+            with open_volume(tmp_path / "primary") as primary:
+                primary.work(2)
+                primary.replicate(ReplicationConfig(peers=peers))
+                async with running(primary):
+                    await until("the mirror is level", level(primary, mirror))
+                    await greet(mirror, higher(mirror, "ship", 3))
+                    await until("it is refused", lambda: peer_status(primary)["state"] == "refused")
+                    assert "overrule" in peer_status(primary)["advice"]
+                    assert str(reign_of(mirror)) in peer_status(primary)["last_error"]
+                    assert primary.volume.write_errno is None
+            overruled = ReplicationConfig(peers=peers, overrule=str(reign_of(mirror)))
+            for _ in range(2):  # it is left in the configuration
+                with open_volume(tmp_path / "primary", begin=False) as primary:
+                    replication = primary.replicate(overruled)
+                    taken = await replication.take_back(
+                        primary.volume, lambda _: None, lost_machine=False
+                    )
+                    assert taken.failures == []
+                    primary.opening.seen_epoch = replication.fence.highest_epoch
+                    primary.opening.new_epoch = taken.new_epoch
+                    primary.opening.recover(read_only=False)
+                    begin(primary)
+                    assert primary.volume.journal.epoch == 8
+                    async with running(primary):
+                        primary.create(f"file{primary.volume.journal.head_seq}")
+                        await until("the mirror is level", level(primary, mirror))
+    assert reign_of(mirror) == Reign(Epoch(8), node_id(primary))
 
 
 @pytest.mark.parametrize("text", ["", "7", "7/", "/7", "0/1", "7/0", f"{EPOCH_MAX + 1}/1", "x/y"])

@@ -131,7 +131,7 @@ class Handlers(pyfuse3.Operations):
 
     @property
     def is_crowded(self) -> bool:
-        """Whether who is to wait needs a place first (:meth:`place`), which takes a moment."""
+        """Tells whether who is to wait needs a place first (:meth:`place`)."""
         return self._durability.quorum is not None
 
     @asynccontextmanager

@@ -109,9 +109,9 @@ class ChainFinder:
 
 
 async def is_bound_by(claim: Claim, mine: Reign, chains: ChainFinder) -> bool:
-    """Whether a node that goes by *mine*, and whose journal *chains* knows, is bound by *claim*
-    (:func:`is_proven`). A damaged place in that journal is no reason to go on: it counts as another
-    entry than the peer's."""
+    """Tells whether a node that goes by *mine*, and whose journal *chains* knows, is bound by
+    *claim* (:func:`is_proven`). A damaged place in that journal is no reason to go on: it counts as
+    another entry than the peer's."""
     try:
         (chain,) = await chains.at((claim.seq,))
     except JournalDamagedError:

@@ -66,7 +66,7 @@ class Fence:
 
     @property
     def highest_epoch(self) -> Epoch:
-        """What an epoch that begins here is to be beyond."""
+        """The epoch that one which begins here has to be beyond."""
         overruled = self._overruled
         return max(self.seen.epoch, overruled.epoch if overruled is not None else Epoch(0))
 

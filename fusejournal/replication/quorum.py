@@ -29,11 +29,11 @@ from fusejournal.types import Seq
 log = logging.getLogger(__name__)
 
 PLACES: Final = 448
-"""How many callers may wait at once."""
+"""Callers that may wait at once."""
 _BLOCKED_SECONDS: Final = 1.0
 _SLOW_SECONDS: Final = 12.0
-"""How long the line waits for mirrors that do not answer: where whoever has a place waits on for
-ever; and where nobody waits any more after a while, which is less by default."""
+"""The line waits so long for mirrors that do not answer: where a caller with a place waits on for
+ever; and where it goes on without them after a while, which is less by default."""
 
 
 class Quorum:
@@ -61,7 +61,7 @@ class Quorum:
         self.waiting = 0
         """How many wait now."""
         self._placed: Counter[int] = Counter()
-        """How many places each user has."""
+        """Places that each user has."""
         self._in_line = 0
         self._moved = trio.Event()
         """Set, and made anew, when who stands in line is to look again."""

@@ -74,7 +74,7 @@ class Instances:
         )
 
     def is_of_followed(self, node_id: int) -> bool:
-        """Whether *node_id* is that of the node that is followed."""
+        """Tells whether *node_id* is that of the node that is followed."""
         return self.followed is not None and 0 != node_id == self.followed.node_id
 
     def is_rival(self, newcomer: Instance, now: float) -> bool:

@@ -239,8 +239,8 @@ def is_proven(claim: Claim, mine: Reign, my_chain: int | None) -> bool:
 
 
 def speaks_of_same(me: HandshakeState, greeting: Hello) -> bool:
-    """Whether what *greeting* says of reigns is about the volume of *me*, and understood here. A
-    node that has no volume yet has seen no reign of any."""
+    """Tells whether what *greeting* says of reigns is about the volume of *me*, and understood
+    here. A node that has no volume yet has seen no reign of any."""
     theirs = uuid_of(greeting.uuid)
     return greeting.version == PROTOCOL_VERSION and me.uuid is not None and me.uuid == theirs
 

@@ -34,6 +34,7 @@ _COMMANDS = {
     "digest": "digest:digest",
     "journal": "journal:journal",
     "install": "install:install",
+    "completion": "completion:completion",
     "mount-helper": "mount_helper:mount_helper",
 }
 

@@ -235,6 +235,14 @@ def test_the_configuration_that_is_shown_is_the_default() -> None:
     assert shown >= 2
 
 
+def test_the_version_is_said_once() -> None:
+    project = tomllib.loads((_TOP / "pyproject.toml").read_text())["project"]
+    newest = re.search(r"^## (\S+)", (_TOP / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == project["version"]
+    assert [module.name for module in _modules() if project["version"] in module.text] == []
+
+
 # -- names -----------------------------------------------------------------------------------------
 
 

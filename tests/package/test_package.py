@@ -1,0 +1,122 @@
+"""The wheel and the Debian package are built, installed where nothing else is, and put to work."""
+
+import os
+import platform
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.mount
+
+_TOP = Path(__file__).parent.parent.parent
+
+_WORK = r"""
+set -eu
+mkdir -p "$1/data"
+echo precious >"$1/data/file"
+fusejournal mount "$1/data" "$1/data" --name packaged
+echo draft >"$1/data/report"
+rm "$1/data/file"
+fusejournal log packaged -n 20 | grep unlink
+fusejournal undo packaged --op unlink --since "10 minutes ago" --apply
+grep precious "$1/data/file"
+fusejournal restart packaged
+grep draft "$1/data/report"
+fusejournal status packaged
+fusejournal journal verify packaged
+fusejournal umount packaged
+test ! -e "$1/data/.fusejournal"
+"""
+"""What the quickstart does: a tree is there first, a change is logged and taken back."""
+
+_IN_CHROOT = rf"""
+set -eu
+mount -t proc proc /proc
+mount -t tmpfs tmpfs /run
+[ -e /dev/fuse ] || mknod /dev/fuse c 10 229
+cat >/work <<'END'
+{_WORK}
+END
+sh /work /srv
+mount -t fusejournal /srv/data /srv/data -o name=packaged
+grep precious /srv/data/file
+fusejournal umount packaged
+dpkg --verify fusejournal
+bash -c '. /usr/share/bash-completion/completions/fusejournal; complete -p fusejournal'
+dpkg -r fusejournal
+test ! -e /usr/lib/fusejournal
+"""
+
+
+def _run(*command: str | Path, **environment: str) -> str:
+    done = subprocess.run(
+        command,
+        env={**os.environ, **environment},
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where both are."""
+    directory = tmp_path_factory.mktemp("package")
+    _run(_TOP / "scripts" / "package", directory)
+    return directory
+
+
+@pytest.fixture
+def version() -> str:
+    project = tomllib.loads((_TOP / "pyproject.toml").read_text())["project"]
+    return str(project["version"])
+
+
+def test_the_wheel(built: Path, tmp_path: Path, version: str) -> None:
+    (wheel,) = built.glob("*.whl")
+    _run("/usr/bin/python3", "-m", "venv", tmp_path / "clean")
+    bin_directory = tmp_path / "clean" / "bin"
+    _run(bin_directory / "pip", "install", "-q", "--disable-pip-version-check", wheel)
+    environment = {
+        "PATH": f"{bin_directory}:{os.environ['PATH']}",
+        "FUSEJOURNAL_STATE_ROOT": str(tmp_path / "states"),
+    }
+    assert _run("fusejournal", "--version", **environment) == f"fusejournal {version}\n"
+    _run("sh", "-c", _WORK, "sh", tmp_path, **environment)
+
+
+def test_the_debian_package(built: Path, tmp_path: Path, version: str) -> None:
+    """As apt installs it, with what it depends on, into a system that has nothing else."""
+    (package,) = built.glob("*.deb")
+    root = tmp_path / "root"
+    _run(
+        *("mmdebstrap", "--quiet", "--variant=minbase", "--aptopt=Acquire::Languages none"),
+        f"--customize-hook=copy-in {package} /",
+        "--customize-hook=chroot $1 apt-get install -y -qq --no-install-recommends "
+        f"/{package.name}",
+        *(platform.freedesktop_os_release()["VERSION_CODENAME"], root),
+    )
+    assert _run("chroot", root, "fusejournal", "--version") == f"fusejournal {version}\n"
+    isolated = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "chroot", root)
+    _run(*isolated, "sh", "-c", _IN_CHROOT, PATH="/usr/sbin:/usr/bin:/sbin:/bin")
+
+
+def test_the_man_pages(built: Path, tmp_path: Path, version: str) -> None:
+    (package,) = built.glob("*.deb")
+    _run("dpkg-deb", "-x", package, tmp_path)
+    directory = tmp_path / "usr/share/man/man1"
+    _run("gzip", "-d", *directory.iterdir())
+    pages = sorted(directory.iterdir())
+    assert len(pages) > 20
+    assert _run("mandoc", "-T", "lint", "-W", "warning", *pages) == ""
+    shown = {page.name: _run("mandoc", "-T", "ascii", "-O", "width=100", page) for page in pages}
+    assert f"fusejournal {version}" in shown["fusejournal.1"]
+    assert "EXIT STATUS" in re.sub(r".\x08", "", shown["fusejournal.1"])
+    assert "undo srv-data 4711-5022 --apply" in shown["fusejournal-undo.1"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from fusejournal.control.client import ask
+from fusejournal.admin.live import live_status
 from fusejournal.errors import (
     JournalError,
     NoSuchSeqError,
@@ -51,7 +51,7 @@ class JournalSource:
         layer where one is running. Raises JournalDamagedError."""
         if self.state is not None:
             try:
-                self.reader.must_reach = Seq(ask(self.state.directory, "status")["head_seq"])
+                self.reader.must_reach = Seq(live_status(self.state).head_seq or 0)
                 return self.reader.must_reach
             except NotRunningError:
                 pass

@@ -17,7 +17,7 @@ import logging
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_address
 from itertools import accumulate
 from typing import Any, Final
@@ -34,6 +34,8 @@ from fusejournal.address import parse_address
 from fusejournal.control.server import Command, serve_channel
 from fusejournal.disk.process import DIRECTORY, python_module
 from fusejournal.errors import FusejournalError, UsageError
+from fusejournal.node.volume_status import FlushWaits, VolumeStatus
+from fusejournal.replication.status import MirrorStatus, PeerStatus
 
 log = logging.getLogger(__name__)
 
@@ -96,42 +98,42 @@ STATES = (
 )
 
 
-def samples(status: dict[str, Any]) -> Iterator[Metric]:
-    """The metrics that *status* holds."""
-    volume = status["name"]
+def samples(status: VolumeStatus) -> Iterator[Metric]:
+    """Yields the metrics that *status*, of a running layer, holds."""
+    volume = status.name
     for key, text in _NODE_GAUGES.items():
-        yield _gauge(f"fusejournal_{key}", text, ["volume"], [([volume], status[key])])
+        yield _gauge(f"fusejournal_{key}", text, ["volume"], [([volume], getattr(status, key))])
     flushes = CounterMetricFamily(
         "fusejournal_flush_seconds", "What flushes of the journal took", labels=["volume"]
     )
-    flushes.add_metric([volume], status["flush_seconds"])
+    flushes.add_metric([volume], status.flush_seconds or 0.0)
     yield flushes
     count = CounterMetricFamily("fusejournal_flushes", "Flushes of the journal", labels=["volume"])
-    count.add_metric([volume], status["flushes"])
+    count.add_metric([volume], status.flushes or 0)
     yield count
-    yield _waits(volume, status["waits"])
+    if status.waits is not None:
+        yield _waits(volume, status.waits)
     yield _gauge(
         "fusejournal_degraded",
         "What is wrong with the volume: how many lines status has for it",
         ["volume"],
-        [([volume], len(status["degraded"]))],
+        [([volume], len(status.degraded))],
     )
-    replication = status.get("replication")
-    if replication is not None:
-        yield from _peers(volume, replication["peers"])
-        if "mirror" in replication:
-            yield from _mirror(volume, replication["mirror"])
+    if status.replication is not None:
+        yield from _peers(volume, status.replication.peers)
+        if status.replication.mirror is not None:
+            yield from _mirror(volume, status.replication.mirror)
 
 
-def _waits(volume: str, waits: dict[str, Any]) -> Metric:
+def _waits(volume: str, waits: FlushWaits) -> Metric:
     family = HistogramMetricFamily(
         "fusejournal_fsync_seconds",
         "How long callers waited for the disk, and for mirrors where they wait for those",
         labels=["volume"],
     )
-    bounds = [*map(str, waits["bounds"]), "+Inf"]
-    buckets = list(zip(bounds, accumulate(waits["counts"]), strict=True))
-    family.add_metric([volume], buckets, waits["seconds"])
+    bounds = [*map(str, waits.bounds), "+Inf"]
+    buckets = list(zip(bounds, accumulate(waits.counts), strict=True))
+    family.add_metric([volume], buckets, waits.seconds)
     return family
 
 
@@ -142,40 +144,41 @@ def _gauge(name: str, text: str, labels: list[str], samples: list[tuple[list[str
     return family
 
 
-def _peers(volume: str, peers: list[dict[str, Any]]) -> Iterator[Metric]:
+def _peers(volume: str, peers: Sequence[PeerStatus]) -> Iterator[Metric]:
     labels = ["volume", "peer"]
     for key, text in _PEER_GAUGES.items():
-        samples = [([volume, peer["name"]], peer[key]) for peer in peers]
+        samples = [([volume, peer.name], getattr(peer, key)) for peer in peers]
         yield _gauge(f"fusejournal_peer_{key}", text, labels, samples)
     for key, text in _PEER_COUNTERS.items():
         counter = CounterMetricFamily(f"fusejournal_peer_{key}", text, labels=labels)
         for peer in peers:
-            counter.add_metric([volume, peer["name"]], peer[key])
+            counter.add_metric([volume, peer.name], getattr(peer, key))
         yield counter
     states = GaugeMetricFamily(
         "fusejournal_peer_state", "1 for the state a peer is in", labels=[*labels, "state"]
     )
     for peer in peers:
         for state in STATES:
-            states.add_metric([volume, peer["name"], state], float(peer["state"] == state))
+            states.add_metric([volume, peer.name, state], float(peer.state == state))
     yield states
 
 
-def _mirror(volume: str, mirror: dict[str, Any]) -> Iterator[Metric]:
+def _mirror(volume: str, mirror: MirrorStatus) -> Iterator[Metric]:
     for key, text in _MIRROR_GAUGES.items():
-        yield _gauge(f"fusejournal_mirror_{key}", text, ["volume"], [([volume], mirror[key])])
+        samples = [([volume], getattr(mirror, key))]
+        yield _gauge(f"fusejournal_mirror_{key}", text, ["volume"], samples)
     for key, text in _MIRROR_COUNTERS.items():
         counter = CounterMetricFamily(f"fusejournal_mirror_{key}", text, labels=["volume"])
-        counter.add_metric([volume], mirror[key])
+        counter.add_metric([volume], getattr(mirror, key))
         yield counter
 
 
-async def serve_metrics(listen: str, status: Callable[[], dict[str, Any]]) -> None:
+async def serve_metrics(listen: str, status: Callable[[], VolumeStatus]) -> None:
     """Serve until cancelled, which ends the process that does. Raises UsageError for an address
     that is not local, FusejournalError when nothing can listen there."""
 
     async def answer(_: dict[str, Any]) -> dict[str, Any]:
-        return status()
+        return status().to_json()
 
     with _listen(listen) as listening:
         pause_seconds = _PAUSE_SECONDS_MIN

@@ -25,6 +25,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from fusejournal.node.metrics import samples
+from fusejournal.node.volume_status import VolumeStatus
 
 _CONNECTIONS_MAX: Final = 32
 _SECONDS: Final = 5.0
@@ -38,7 +39,7 @@ _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 class _Page(Collector):
     """One scrape."""
 
-    def __init__(self, status: dict[str, Any]) -> None:
+    def __init__(self, status: VolumeStatus) -> None:
         self._status = status
 
     def collect(self) -> Iterator[Metric]:
@@ -67,7 +68,7 @@ class _Channel:
                     await self._replies.send(bytes(line))
                     line.clear()
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> VolumeStatus:
         """The layer's status now. Raises trio.EndOfChannel, trio.BrokenResourceError when it has
         ended. A caller that is cancelled waits for what it asked: the next reply is another's."""
         async with self._asking:
@@ -75,7 +76,7 @@ class _Channel:
             with trio.CancelScope(shield=True):
                 await self._stream.send_all(b'{"command": "status"}\n')
                 reply = json.loads(await self._receive.receive())
-            return reply
+            return VolumeStatus.from_json(reply)
 
 
 async def serve(listening: socket.socket, channel: socket.socket) -> None:

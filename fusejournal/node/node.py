@@ -66,6 +66,7 @@ from fusejournal.node.state_dir import (
     remember_listen,
 )
 from fusejournal.node.status import StatusPage
+from fusejournal.node.volume_status import VolumeStatus
 from fusejournal.replication.quorum import PLACES
 from fusejournal.replication.supervisor import Mirroring, Replication
 from fusejournal.types import Fid, Seq
@@ -596,10 +597,10 @@ class Node:
                 await self._exported({})
 
     async def _status(self, _: dict[str, Any]) -> dict[str, Any]:
-        return self.status()
+        return self.status().to_json()
 
-    def status(self) -> dict[str, Any]:
-        """What the status page and the metrics tell."""
+    def status(self) -> VolumeStatus:
+        """Returns the status of the volume now."""
         return self._page.status(
             durability=self._durability_mode,
             exported=self._is_exported,

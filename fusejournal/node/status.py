@@ -6,12 +6,12 @@ Only reads. Used from the event loop's thread."""
 import os
 import shutil
 from collections import deque
-from typing import Any
 
 import trio
 
 from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import VolumeState
+from fusejournal.node.volume_status import FlushWaits, VolumeStatus
 from fusejournal.replication.supervisor import Replication
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.startup import VolumeStartup
@@ -43,44 +43,44 @@ class StatusPage:
 
     def status(
         self, *, durability: str, exported: bool, held: bool, live_since: float | None
-    ) -> dict[str, Any]:
+    ) -> VolumeStatus:
         """The page, with what only the node knows: the mode of *durability*, whether the volume is
         *exported*, whether its mount is *held* for another layer, and since when (Unix time) it is
         live."""
         volume, spec, tasks = self._opening.volume, self._spec, self._durability
         journal, replication = volume.journal, self._replication
-        return {
-            "name": spec.name,
-            "uuid": str(journal.uuid),
-            "role": self._state.role,
-            "epoch": replication.epoch if replication is not None else journal.epoch,
-            "pid": os.getpid(),
-            "backing": str(spec.backing),
-            "mountpoint": str(spec.mountpoint),
-            "state": self._state_word(),
-            "durability": durability,
-            "exported": exported,
-            "held": held,
-            "live_since": live_since,
-            "head_seq": journal.head_seq,
-            "durable_seq": journal.durable_seq,
-            "checkpoint_seq": volume.catalog.checkpoint_seq,
-            "entries_per_second": self._rate(),
-            "journal_bytes": journal.total_bytes,
-            "segments": journal.segment_count,
-            "disk_free_bytes": shutil.disk_usage(spec.state_dir).free,
-            "backing_free_bytes": _free_bytes(volume.tree.root_fd),
-            "flush_seconds": round(tasks.flush_seconds, 6),
-            "flushes": tasks.flushes,
-            "waits": {
-                "bounds": tasks.waits.BOUNDS,
-                "counts": tasks.waits.counts,
-                "seconds": round(tasks.waits.seconds, 6),
-            },
-            "replication": replication.status() if replication is not None else None,
-            "degraded": self._degraded(),
-            "repairs": self._opening.repairs,
-        }
+        return VolumeStatus(
+            name=spec.name,
+            uuid=str(journal.uuid),
+            role=self._state.role,
+            epoch=replication.epoch if replication is not None else journal.epoch,
+            pid=os.getpid(),
+            backing=str(spec.backing),
+            mountpoint=str(spec.mountpoint),
+            state=self._state_word(),
+            durability=durability,
+            exported=exported,
+            held=held,
+            live_since=live_since,
+            head_seq=journal.head_seq,
+            durable_seq=journal.durable_seq,
+            checkpoint_seq=volume.catalog.checkpoint_seq,
+            entries_per_second=self._rate(),
+            journal_bytes=journal.total_bytes,
+            segments=journal.segment_count,
+            disk_free_bytes=shutil.disk_usage(spec.state_dir).free,
+            backing_free_bytes=_free_bytes(volume.tree.root_fd),
+            flush_seconds=round(tasks.flush_seconds, 6),
+            flushes=tasks.flushes,
+            waits=FlushWaits(
+                bounds=tasks.waits.BOUNDS,
+                counts=tuple(tasks.waits.counts),
+                seconds=round(tasks.waits.seconds, 6),
+            ),
+            replication=replication.status() if replication is not None else None,
+            degraded=tuple(self._degraded()),
+            repairs=tuple(self._opening.repairs),
+        )
 
     def _rate(self) -> float:
         (first_time, first_seq), (last_time, last_seq) = self._samples[0], self._samples[-1]

@@ -26,7 +26,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 from uuid import UUID
 
 import trio
@@ -46,6 +45,7 @@ from fusejournal.replication.common_ancestor import (
 from fusejournal.replication.kept_signatures import KeptSignatures
 from fusejournal.replication.lag import LagMeter
 from fusejournal.replication.mirror_applier import MirrorApplier
+from fusejournal.replication.status import MirrorStatus
 from fusejournal.types import Reign, Seq
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.volume import Volume
@@ -145,32 +145,32 @@ class Receiver:
         self.duplicates = 0
         self._heard_at: float | None = None
 
-    def status(self) -> dict[str, Any]:
-        """For the status page."""
+    def status(self) -> MirrorStatus:
+        """Returns how receiving goes."""
         head_seq = self._volume.journal.head_seq
         entries_rate, bytes_rate = self._progress.rates()
-        return {
-            "primary": self.primary,
-            "address": self.where,
-            "state": self._display_state(),
-            "source_head_seq": max(self.source_head_seq, head_seq),
-            "received_seq": head_seq,
-            "durable_seq": self._durability.durable_seq,
-            "applied_seq": self._applier.applied_seq,
-            "lag_entries": self.lag_entries,
-            "lag_seconds": round(self._lag_seconds(), 3),
-            "entries_per_second": round(entries_rate, 1),
-            "bytes_per_second": round(bytes_rate),
-            "eta_seconds": self._progress.eta_seconds(self.lag_entries),
-            "heard_seconds_ago": (
+        return MirrorStatus(
+            primary=self.primary,
+            address=self.where,
+            state=self._display_state(),
+            source_head_seq=max(self.source_head_seq, head_seq),
+            received_seq=head_seq,
+            durable_seq=self._durability.durable_seq,
+            applied_seq=self._applier.applied_seq,
+            lag_entries=self.lag_entries,
+            lag_seconds=round(self._lag_seconds(), 3),
+            entries_per_second=round(entries_rate, 1),
+            bytes_per_second=round(bytes_rate),
+            eta_seconds=self._progress.eta_seconds(self.lag_entries),
+            heard_seconds_ago=(
                 round(time.monotonic() - self._heard_at, 1) if self._heard_at is not None else None
             ),
-            "received_bytes": self.received_bytes,
-            "batches": self.batches,
-            "duplicates": self.duplicates,
-            "last_error": self.last_error,
-            "trouble": self._trouble()[1] or None,
-        }
+            received_bytes=self.received_bytes,
+            batches=self.batches,
+            duplicates=self.duplicates,
+            last_error=self.last_error,
+            trouble=self._trouble()[1] or None,
+        )
 
     @property
     def lag_entries(self) -> int:

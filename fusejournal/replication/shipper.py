@@ -23,7 +23,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import trio
 
@@ -51,6 +50,7 @@ from fusejournal.replication.lag import LagMeter
 from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.replication.quorum import Quorum
 from fusejournal.replication.retention import Retention
+from fusejournal.replication.status import PeerStatus
 from fusejournal.replication.traffic import Traffic
 from fusejournal.types import Seq
 from fusejournal.volume.volume import Volume
@@ -193,39 +193,39 @@ class Shipper:
         """What is to be sent next."""
         return Seq(self.shipped_seq + 1)
 
-    def status(self) -> dict[str, Any]:
-        """For the status page and the metrics."""
+    def status(self) -> PeerStatus:
+        """Returns how shipping to the peer goes."""
         head_seq = self._shared.applied_seq
         lag_entries = head_seq - self.applied_seq
         entries_rate, bytes_rate = self._progress.rates()
         peer = self._peer()
         traffic = self.traffic
-        return {
-            "name": self.name,
-            "address": str(peer.address) if peer is not None else None,
-            "state": self.display_state(),
-            "retry_in_seconds": self._retry_in(),
-            "shipped_seq": self.shipped_seq,
-            "acked_seq": self.acked_seq,
-            "applied_seq": self.applied_seq,
-            "lag_entries": lag_entries,
-            "lag_bytes": self.lag_bytes(),
-            "lag_seconds": round(self._lag_seconds(), 3),
-            "entries_per_second": round(entries_rate, 1),
-            "bytes_per_second": round(bytes_rate),
-            "eta_seconds": self._progress.eta_seconds(lag_entries),
-            "batches": traffic.batches,
-            "batches_in_flight": self._source.batches_in_flight if self._source else 0,
-            "content_bytes": traffic.content_bytes,
-            "sent_bytes": traffic.sent_bytes,
-            "compress_level": self._compression.level,
-            "resent_entries": traffic.resent_entries,
-            "sessions": traffic.sessions,
-            "errors": traffic.errors,
-            "last_error": self.last_error,
-            "advice": self.advice,
-            "notice": self.notice,
-        }
+        return PeerStatus(
+            name=self.name,
+            address=str(peer.address) if peer is not None else None,
+            state=self.display_state(),
+            retry_in_seconds=self._retry_in(),
+            shipped_seq=self.shipped_seq,
+            acked_seq=self.acked_seq,
+            applied_seq=self.applied_seq,
+            lag_entries=lag_entries,
+            lag_bytes=self.lag_bytes(),
+            lag_seconds=round(self._lag_seconds(), 3),
+            entries_per_second=round(entries_rate, 1),
+            bytes_per_second=round(bytes_rate),
+            eta_seconds=self._progress.eta_seconds(lag_entries),
+            batches=traffic.batches,
+            batches_in_flight=self._source.batches_in_flight if self._source else 0,
+            content_bytes=traffic.content_bytes,
+            sent_bytes=traffic.sent_bytes,
+            compress_level=self._compression.level,
+            resent_entries=traffic.resent_entries,
+            sessions=traffic.sessions,
+            errors=traffic.errors,
+            last_error=self.last_error,
+            advice=self.advice,
+            notice=self.notice,
+        )
 
     def display_state(self) -> str:
         """The state; whether a session that works is catching up is seen by how far it is."""

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import trio
@@ -41,6 +40,7 @@ from fusejournal.replication.peers import PeerBook
 from fusejournal.replication.quorum import Quorum
 from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.shipper import Shipper, Shipping
+from fusejournal.replication.status import ReplicationStatus
 from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.observer import ChangeObserver
@@ -517,23 +517,21 @@ class Replication:
         """Of the reign that this node goes by. (On a mirror, its journal's follows applying.)"""
         return self._me().reign.epoch
 
-    def status(self) -> dict[str, Any]:
-        """For the status page and the metrics."""
-        told: dict[str, Any] = {
-            "node": self._node,
-            "reign": str(self._me().reign),
-            "instance": f"{self.fence.instance:016x}",
-            "listen": str(self._address) if self._address is not None else None,
-            "insecure": self._insecure,
-            "fingerprint": self.identity.fingerprint,
-            "mirrors": self._config.mirrors,
-            "mirrors_seq": self.quorum.present_seq if self._config.mirrors else None,
-            "mirrors_waiting": self.quorum.waiting,
-            "peers": [shipper.status() for shipper, _ in self._shippers.values()],
-        }
-        if self.receiver is not None:
-            told["mirror"] = self.receiver.status()
-        return told
+    def status(self) -> ReplicationStatus:
+        """Returns this node's place among others."""
+        return ReplicationStatus(
+            node=self._node,
+            reign=str(self._me().reign),
+            instance=f"{self.fence.instance:016x}",
+            listen=str(self._address) if self._address is not None else None,
+            insecure=self._insecure,
+            fingerprint=self.identity.fingerprint,
+            mirrors=self._config.mirrors,
+            mirrors_seq=self.quorum.present_seq if self._config.mirrors else None,
+            mirrors_waiting=self.quorum.waiting,
+            peers=tuple(shipper.status() for shipper, _ in self._shippers.values()),
+            mirror=self.receiver.status() if self.receiver is not None else None,
+        )
 
     def degraded(self) -> list[str]:
         """What is wrong, a line each."""

@@ -45,6 +45,7 @@ from fusejournal.wire.frames import (
     encode,
 )
 from fusejournal.wire.identity import load_or_make
+from tests.golden.statuses import STATUSES
 from tests.support.entries import write_samples
 
 HERE = Path(__file__).parent
@@ -235,6 +236,11 @@ def make_wire(_: Path) -> object:
     }
 
 
+def make_status(_: Path) -> object:
+    """The JSON objects of a primary's status, a mirror's, and that of a volume that is stopped."""
+    return {name: status.to_json() for name, status in STATUSES.items()}
+
+
 class Golden(NamedTuple):
     """How a golden file is made; ``is_compared``: what is written today must be the same."""
 
@@ -247,6 +253,7 @@ GOLDENS = {
     f"journal-v{FORMAT_VERSION}": Golden(make_journal),
     f"journal-v{FORMAT_VERSION}-handle-key": Golden(partial(make_journal, handle_key=HANDLE_KEY)),
     "index-v1": Golden(make_index),
+    "status-v1": Golden(make_status),
     "seekable-v1": Golden(make_seekable, is_compared=False),  # another zstd packs otherwise
     "watermarks-v1": Golden(make_watermarks),
     "checkpoint-v1": Golden(make_checkpoint),

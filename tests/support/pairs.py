@@ -8,6 +8,7 @@ from typing import Any
 import trio
 
 from fusejournal.config import ReplicationConfig
+from fusejournal.replication.status import MirrorStatus, PeerStatus
 from tests.support.volumes import OpenVolume, applied, open_volume
 
 
@@ -40,7 +41,7 @@ async def mirror_and_primary(
 
 def listens_at(side: OpenVolume) -> str:
     """The address of a side that runs."""
-    return str(side.replication.status()["listen"])
+    return str(side.replication.status().listen)
 
 
 async def until(what: str, condition: Callable[[], bool]) -> None:
@@ -56,14 +57,14 @@ def level(primary: OpenVolume, mirror: OpenVolume) -> Callable[[], bool]:
     return lambda: applied(mirror) == primary.volume.journal.head_seq
 
 
-def peer_status(volume: OpenVolume) -> dict[str, Any]:
+def peer_status(volume: OpenVolume) -> PeerStatus:
     """How shipping to the one peer goes."""
-    status: dict[str, Any]
-    (status,) = volume.replication.status()["peers"]
+    (status,) = volume.replication.status().peers
     return status
 
 
-def mirror_status(volume: OpenVolume) -> dict[str, Any]:
+def mirror_status(volume: OpenVolume) -> MirrorStatus:
     """How receiving goes."""
-    status: dict[str, Any] = volume.replication.status()["mirror"]
+    status = volume.replication.status().mirror
+    assert status is not None
     return status

@@ -40,7 +40,7 @@ async def _serving(mirror: OpenVolume) -> AsyncIterator[str]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(mirror.durability.run)
         await nursery.start(mirror.replication.run)
-        yield str(mirror.replication.status()["listen"])
+        yield str(mirror.replication.status().listen)
         nursery.cancel_scope.cancel()
 
 
@@ -176,7 +176,7 @@ async def test_link_that_is_cut_in_the_midst(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(mirror.durability.run)
             await nursery.start(mirror.replication.run)
-            address = str(mirror.replication.status()["listen"])
+            address = str(mirror.replication.status().listen)
             with open_volume(tmp_path / "primary", orderly=False) as primary:
                 primary.work(40)
                 head_seq = primary.volume.journal.head_seq

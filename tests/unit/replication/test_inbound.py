@@ -33,7 +33,7 @@ class _Mirror:
 
     async def call(self, name: str) -> Connection:
         """As the peer *name*, and let in."""
-        address = parse_address(str(self.replication.status()["listen"]))
+        address = parse_address(str(self.replication.status().listen))
         known = self.replication.identity.certificate
         return await connect(address, self.peers[name], known, insecure=False, timeout_seconds=10)
 

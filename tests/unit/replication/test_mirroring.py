@@ -49,10 +49,10 @@ async def test_mirror_ends_with_the_same_journal_and_tree(tmp_path: Path) -> Non
         assert content(mirror.journal_dir) == content(primary.journal_dir)
         assert len(content(primary.journal_dir)) > 3
         assert tree_digest(mirror.backing) == tree_digest(primary.backing)
-        status = lambda: primary.replication.status()["peers"][0]  # noqa: E731
-        await _until("the primary knows", lambda: status()["lag_entries"] == 0)
-        assert status()["state"] == "streaming"
-        assert status()["acked_seq"] == primary.volume.journal.head_seq
+        status = lambda: primary.replication.status().peers[0]  # noqa: E731
+        await _until("the primary knows", lambda: status().lag_entries == 0)
+        assert status().state == "streaming"
+        assert status().acked_seq == primary.volume.journal.head_seq
 
 
 async def test_what_was_there_first_is_caught_up(tmp_path: Path) -> None:
@@ -179,8 +179,8 @@ async def test_nothing_is_applied_that_is_not_on_disk(tmp_path: Path) -> None:
             await _until("all is there", lambda: journals[0].head_seq == journals[1].head_seq)
             mirror.applier.wake()
             await trio.sleep(0.1)
-            status = primary.replication.status()["peers"][0]
-            assert (status["acked_seq"], status["applied_seq"]) == (0, 0)
+            status = primary.replication.status().peers[0]
+            assert (status.acked_seq, status.applied_seq) == (0, 0)
             assert applied(mirror) == 0
             assert list(mirror.backing.iterdir()) == []
             await mirror.durability.flush()
@@ -272,9 +272,9 @@ async def test_second_primary_is_refused(tmp_path: Path) -> None:
             other.work(3)
             other.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             async with _running(other):
-                status = lambda: other.replication.status()["peers"][0]  # noqa: E731
-                await _until("it is refused", lambda: status()["state"] == "refused")
-                assert "already receives from" in status()["last_error"]
+                status = lambda: other.replication.status().peers[0]  # noqa: E731
+                await _until("it is refused", lambda: status().state == "refused")
+                assert "already receives from" in (status().last_error or "")
 
 
 async def test_primary_of_another_volume_is_refused(tmp_path: Path) -> None:
@@ -290,9 +290,9 @@ async def test_primary_of_another_volume_is_refused(tmp_path: Path) -> None:
         async with _running(mirror):
             other.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             async with _running(other):
-                status = lambda: other.replication.status()["peers"][0]  # noqa: E731
-                await _until("it is refused", lambda: status()["state"] == "refused")
-                assert "is of volume" in status()["last_error"]
+                status = lambda: other.replication.status().peers[0]  # noqa: E731
+                await _until("it is refused", lambda: status().state == "refused")
+                assert "is of volume" in (status().last_error or "")
         assert tree_digest(mirror.backing) == tree_digest(tmp_path / "primary" / "backing")
 
 
@@ -305,8 +305,8 @@ async def test_primary_takes_no_entries(tmp_path: Path) -> None:
         async with _running(one):
             other.replicate(ReplicationConfig(peers={"east": listens_at(one)}))
             async with _running(other):
-                status = lambda: other.replication.status()["peers"][0]  # noqa: E731
-                await _until("it is refused", lambda: status()["state"] == "refused")
+                status = lambda: other.replication.status().peers[0]  # noqa: E731
+                await _until("it is refused", lambda: status().state == "refused")
 
 
 async def test_mirror_that_has_more_is_not_touched(tmp_path: Path) -> None:
@@ -323,16 +323,14 @@ async def test_mirror_that_has_more_is_not_touched(tmp_path: Path) -> None:
             async with _running(mirror):
                 old.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
                 async with _running(old):
-                    status = lambda: old.replication.status()["peers"][0]  # noqa: E731
-                    await _until("they part", lambda: status()["state"] == "diverged")
-                    theirs = mirror.replication.status()["mirror"]
+                    status = lambda: old.replication.status().peers[0]  # noqa: E731
+                    await _until("they part", lambda: status().state == "diverged")
                     await _until(
-                        "the mirror says so",
-                        lambda: mirror.replication.status()["mirror"]["state"] == "diverged",
+                        "the mirror says so", lambda: mirror_status(mirror).state == "diverged"
                     )
-                    theirs = mirror.replication.status()["mirror"]
-                    assert "part after entry 0" in status()["last_error"]
-                    assert "from 1 on" in theirs["last_error"]
+                    theirs = mirror_status(mirror)
+                    assert "part after entry 0" in (status().last_error or "")
+                    assert "from 1 on" in (theirs.last_error or "")
                     assert mirror.volume.journal.head_seq > head_seq
     assert content(tmp_path / "mirror" / "state" / "journal") == before
     (kept,) = (tmp_path / "mirror" / "state").glob("diverged.*")
@@ -378,11 +376,11 @@ async def test_mirror_whose_next_entry_is_gone_needs_a_full_copy(tmp_path: Path)
             segment.unlink()
     before = content(tmp_path / "mirror" / "state" / "journal")
     async with _pair(tmp_path) as (primary, mirror):
-        status = lambda: primary.replication.status()["peers"][0]  # noqa: E731
-        await _until("the primary says so", lambda: status()["state"] == "needs full copy")
-        theirs = lambda: mirror.replication.status()["mirror"]  # noqa: E731
-        await _until("the mirror says so", lambda: theirs()["state"] == "needs full copy")
-        assert "not in the journal any more" in theirs()["last_error"]
+        status = lambda: primary.replication.status().peers[0]  # noqa: E731
+        await _until("the primary says so", lambda: status().state == "needs full copy")
+        theirs = lambda: mirror_status(mirror)  # noqa: E731
+        await _until("the mirror says so", lambda: theirs().state == "needs full copy")
+        assert "not in the journal any more" in (theirs().last_error or "")
     assert content(tmp_path / "mirror" / "state" / "journal") == before
 
 
@@ -390,8 +388,8 @@ async def test_segments_stay_plain_until_they_are_sent(tmp_path: Path) -> None:
     async with _pair(tmp_path) as (primary, mirror):
         primary.work(100)
         await _until("the mirror is level", _level(primary, mirror))
-        status = lambda: primary.replication.status()["peers"][0]  # noqa: E731
-        await _until("the primary knows", lambda: status()["lag_entries"] == 0)
+        status = lambda: primary.replication.status().peers[0]  # noqa: E731
+        await _until("the primary knows", lambda: status().lag_entries == 0)
         head_seq = primary.volume.journal.head_seq
         assert primary.durability.keep_uncompressed_from() == head_seq + 1
         await primary.durability.flush()
@@ -419,18 +417,18 @@ async def test_a_new_mirror_is_catching_up_until_it_has_what_there_was(
         await _until("all is there", lambda: journals[0].head_seq == journals[1].head_seq)
         for upto[0] in range(100, head_seq - 200, 20):
             mirror.applier.wake()
-            await _until("some", lambda: peer_status(primary)["applied_seq"] >= upto[0] - 1)
+            await _until("some", lambda: peer_status(primary).applied_seq >= upto[0] - 1)
             await trio.sleep(0.03)
         for status in (peer_status(primary), mirror_status(mirror)):
-            assert status["state"] == "catching up"
-            assert status["entries_per_second"] > 0
-            assert 0 < status["eta_seconds"] < 20
-            assert 0.1 < status["lag_seconds"] < 20
+            assert status.state == "catching up"
+            assert status.entries_per_second > 0
+            assert 0 < (status.eta_seconds or 0) < 20
+            assert 0.1 < status.lag_seconds < 20
         upto[0] = head_seq
         mirror.applier.wake()
-        await _until("the primary says", lambda: peer_status(primary)["state"] == "streaming")
-        assert mirror_status(mirror)["state"] == "streaming"
-        assert mirror_status(mirror)["eta_seconds"] is None
+        await _until("the primary says", lambda: peer_status(primary).state == "streaming")
+        assert mirror_status(mirror).state == "streaming"
+        assert mirror_status(mirror).eta_seconds is None
 
 
 @asynccontextmanager
@@ -463,10 +461,10 @@ async def test_a_peer_that_will_not_talk_is_said_to_refuse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, advice: str
 ) -> None:
     async with _in_vain(tmp_path, monkeypatch, error) as primary:
-        await _until("it has tried", lambda: peer_status(primary)["last_error"] is not None)
+        await _until("it has tried", lambda: peer_status(primary).last_error is not None)
         status = peer_status(primary)
-        assert (status["state"], status["last_error"]) == ("refused", str(error))
-        assert advice in status["advice"]
+        assert (status.state, status.last_error) == ("refused", str(error))
+        assert advice in (status.advice or "")
         assert primary.replication.degraded() == [f"peer east: refused: {error}"]
 
 
@@ -475,9 +473,9 @@ async def test_a_peer_out_of_reach_is_told_after_a_while(
 ) -> None:
     error = PeerLostError("192.0.2.7:7710", "connection refused")
     async with _in_vain(tmp_path, monkeypatch, error) as primary:
-        await _until("it has tried", lambda: peer_status(primary)["last_error"] is not None)
-        assert peer_status(primary)["state"] == "connecting"
-        assert "is it mounted?" in peer_status(primary)["advice"]
+        await _until("it has tried", lambda: peer_status(primary).last_error is not None)
+        assert peer_status(primary).state == "connecting"
+        assert "is it mounted?" in (peer_status(primary).advice or "")
         assert primary.replication.degraded() == []
         monkeypatch.setattr(shipper_module, "_AWAY_SECONDS", 0.05)
         await _until("it is told", lambda: primary.replication.degraded() != [])
@@ -522,7 +520,7 @@ async def test_a_catalog_that_had_no_space_for_a_moment(
         await _until("the mirror is level", _level(primary, mirror))
         is_full[0] = True
         primary.mkdir("two")
-        await _until("the primary knows", lambda: peer_status(primary)["state"] == "mirror full")
+        await _until("the primary knows", lambda: peer_status(primary).state == "mirror full")
         is_full[0] = False
-        await _until("it is over", lambda: peer_status(primary)["state"] == "streaming")
-        assert mirror_status(mirror)["trouble"] is None
+        await _until("it is over", lambda: peer_status(primary).state == "streaming")
+        assert mirror_status(mirror).trouble is None

@@ -135,10 +135,10 @@ async def test_a_mirror_acknowledges_nothing_that_it_cannot_read(tmp_path: Path)
                     seq = append_payload(primary.volume.journal, *NEWER_KIND)
                     primary.volume.catalog.applied_seq = seq
                     primary.volume.on_applied()
-                    await until("refused", lambda: mirror_status(mirror)["state"] == "refused")
+                    await until("refused", lambda: mirror_status(mirror).state == "refused")
                     assert "newer version" in str(mirror_status(mirror))
-                    await until("told", lambda: peer_status(primary)["acked_seq"] >= known)
-                    assert peer_status(primary)["acked_seq"] == known
+                    await until("told", lambda: peer_status(primary).acked_seq >= known)
+                    assert peer_status(primary).acked_seq == known
                     assert mirror.volume.failure is None
         # The mirror mounts again, and goes on when it is of the newer version.
         with open_volume(

@@ -165,9 +165,9 @@ async def test_a_reign_that_only_a_mirror_knows_can_be_overruled(tmp_path: Path)
                 async with running(primary):
                     await until("the mirror is level", level(primary, mirror))
                     await greet(mirror, higher(mirror, "ship", 3))
-                    await until("it is refused", lambda: peer_status(primary)["state"] == "refused")
-                    assert "overrule" in peer_status(primary)["advice"]
-                    assert str(reign_of(mirror)) in peer_status(primary)["last_error"]
+                    await until("it is refused", lambda: peer_status(primary).state == "refused")
+                    assert "overrule" in (peer_status(primary).advice or "")
+                    assert str(reign_of(mirror)) in (peer_status(primary).last_error or "")
                     assert primary.volume.write_errno is None
             overruled = ReplicationConfig(peers=peers, overrule=str(reign_of(mirror)))
             for _ in range(2):  # it is left in the configuration
@@ -250,7 +250,7 @@ async def test_a_word_that_nothing_proves_binds_nobody(
             primary.opening.recover(read_only=False)
             begin(primary)
             async with running(primary):
-                await until("it was told", lambda: peer_status(primary)["errors"] > 1)
+                await until("it was told", lambda: peer_status(primary).errors > 1)
             nursery.cancel_scope.cancel()
         primary.create("one")
         assert reign_of(primary).epoch == primary.volume.journal.epoch == 1 + lost_machine
@@ -271,8 +271,8 @@ async def test_a_peer_that_has_begun_the_same_epoch(tmp_path: Path) -> None:
             primary.work(9)
             primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             async with running(primary):
-                await until("it is refused", lambda: peer_status(primary)["state"] == "refused")
-                assert "two nodes have begun epoch 2" in peer_status(primary)["last_error"]
+                await until("it is refused", lambda: peer_status(primary).state == "refused")
+                assert "two nodes have begun epoch 2" in (peer_status(primary).last_error or "")
                 assert "two nodes have begun epoch 2" in degraded(mirror)
                 primary.create("goes on")
             assert reign_of(mirror) == Reign(Epoch(2), node_id(successor))
@@ -339,11 +339,11 @@ async def test_a_mirror_has_a_higher_reign_on_its_disk_before_it_answers(
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(2)
         await until("the mirror is level", level(primary, mirror))
-        await until("it streams", lambda: peer_status(primary)["state"] == "streaming")
+        await until("it streams", lambda: peer_status(primary).state == "streaming")
         if not is_busy:
             primary.replication.book.pause("east")
             primary.replication._peers_changed()
-            await until("it is away", lambda: mirror_status(mirror)["address"] is None)
+            await until("it is away", lambda: mirror_status(mirror).address is None)
         hello = higher(mirror, purpose, 3)
         calls.listen(reached.append)
         try:
@@ -367,9 +367,9 @@ async def test_a_mirror_has_a_higher_reign_on_its_disk_before_it_answers(
         primary.create("more")
         primary.replication.book.resume("east")
         primary.replication._peers_changed()
-        await until("it is refused", lambda: peer_status(primary)["state"] == "refused")
-        assert "of epoch 7 has come after it" in peer_status(primary)["last_error"]
-        assert peer_status(primary)["acked_seq"] < primary.volume.journal.head_seq
+        await until("it is refused", lambda: peer_status(primary).state == "refused")
+        assert "of epoch 7 has come after it" in (peer_status(primary).last_error or "")
+        assert peer_status(primary).acked_seq < primary.volume.journal.head_seq
 
 
 @pytest.mark.parametrize("purpose", ["ship", "fetch"])
@@ -405,7 +405,7 @@ async def test_a_primary_of_another_volume_ends_no_reign(tmp_path: Path) -> None
         async with running(primary):
             other.replicate(ReplicationConfig(peers={"wrong": listens_at(primary)}))
             async with running(other):
-                await until("it is refused", lambda: peer_status(other)["errors"] > 1)
+                await until("it is refused", lambda: peer_status(other).errors > 1)
         assert primary.volume.write_errno is None
     assert reign_of(primary).epoch == 1
 
@@ -427,9 +427,9 @@ async def test_a_mirror_hears_of_a_reign_from_its_own_mirror(tmp_path: Path) -> 
                 assert replication is not None
                 replication.book.add("below", parse_address(listens_at(below)))
                 replication._peers_changed()
-                await until("it is refused", lambda: peer_status(mirror)["state"] == "refused")
+                await until("it is refused", lambda: peer_status(mirror).state == "refused")
                 await until("it has heard", lambda: reign_of(mirror).epoch == 2)
-        await until("its own is refused", lambda: peer_status(primary)["state"] == "refused")
+        await until("its own is refused", lambda: peer_status(primary).state == "refused")
         assert primary.volume.write_errno is None  # nothing proves it to the primary
     assert reign_of(mirror) == Reign(Epoch(2), node_id(successor))
 
@@ -443,10 +443,10 @@ async def test_a_copy_of_the_followed_node_that_has_parted_ends_no_reign(
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(2)
         await until("the mirror is level", level(primary, mirror))
-        await until("it streams", lambda: mirror_status(mirror)["state"] == "streaming")
+        await until("it streams", lambda: mirror_status(mirror).state == "streaming")
         primary.replication.book.pause("east")
         primary.replication._peers_changed()
-        await until("it is away", lambda: mirror_status(mirror)["address"] is None)
+        await until("it is away", lambda: mirror_status(mirror).address is None)
         hello = higher(mirror, purpose, 3)
         answer = await greet(
             mirror, hello._replace(reign_node=node_id(primary), node_id=node_id(primary))
@@ -485,7 +485,7 @@ async def test_applying_may_be_behind_an_epoch(
                 primary.replicate(ReplicationConfig(peers=peers))
                 last_seq = primary.volume.journal.head_seq
                 async with running(primary):
-                    await until("it has all", lambda: peer_status(primary)["acked_seq"] == last_seq)
+                    await until("it has all", lambda: peer_status(primary).acked_seq == last_seq)
             assert mirror.volume.catalog.applied_seq == head_seq
             assert mirror.volume.journal.epoch == 1
             assert mirror.replication.epoch == 2
@@ -556,7 +556,9 @@ def head(side: OpenVolume) -> Seq:
 
 
 def mirrors_seq(side: OpenVolume) -> int:
-    return int(side.replication.status()["mirrors_seq"])
+    seq = side.replication.status().mirrors_seq
+    assert seq is not None
+    return seq
 
 
 async def test_one_mirror_under_two_names_counts_once(tmp_path: Path) -> None:
@@ -572,7 +574,7 @@ async def test_one_mirror_under_two_names_counts_once(tmp_path: Path) -> None:
             async with running(primary):
                 primary.work(3)
                 states: Callable[[], list[str]] = lambda: sorted(  # noqa: E731
-                    peer["state"] for peer in primary.replication.status()["peers"]
+                    peer.state for peer in primary.replication.status().peers
                 )
                 await until("one is refused", lambda: states() == ["refused", "streaming"])
                 await until("the mirror is level", level(primary, mirror))
@@ -580,7 +582,7 @@ async def test_one_mirror_under_two_names_counts_once(tmp_path: Path) -> None:
                 assert mirrors_seq(primary) == 0
 
                 def sessions() -> list[int]:
-                    return [peer["sessions"] for peer in primary.replication.status()["peers"]]
+                    return [peer.sessions for peer in primary.replication.status().peers]
 
                 before = sessions()
                 await trio.sleep(0.6)  # it is tried again, in vain, and disturbs nobody
@@ -618,13 +620,13 @@ async def test_a_clone_does_not_disturb_the_one_that_is_followed(
             be_called_as(primary, clone.replicate(peers))
             assert node_id(clone) == node_id(primary)
             async with running(clone):
-                await until("it is refused", lambda: peer_status(clone)["errors"] > 2)
+                await until("it is refused", lambda: peer_status(clone).errors > 2)
                 primary.work(3, start=20)
                 await until("the mirror is level", level(primary, mirror))
                 await until("it is told", lambda: "runs twice" in degraded(primary))
                 assert "runs twice" in degraded(clone)
                 assert "runs twice" in degraded(mirror)
-                assert peer_status(primary)["sessions"] == 1
+                assert peer_status(primary).sessions == 1
                 assert primary.volume.write_errno is None
                 assert not list((tmp_path / "mirror" / "state").glob("diverged.*"))
                 assert reign_of(mirror).epoch == 1
@@ -632,9 +634,9 @@ async def test_a_clone_does_not_disturb_the_one_that_is_followed(
                 # Nor does it when the one that is followed is away for a moment.
                 primary.replication.book.pause("east")
                 primary.replication._peers_changed()
-                await until("it is away", lambda: mirror_status(mirror)["address"] is None)
-                errors = peer_status(clone)["errors"]
-                await until("it is refused", lambda: peer_status(clone)["errors"] > errors + 1)
+                await until("it is away", lambda: mirror_status(mirror).address is None)
+                errors = peer_status(clone).errors
+                await until("it is refused", lambda: peer_status(clone).errors > errors + 1)
                 assert "runs twice" in degraded(clone)
                 primary.replication.book.resume("east")
                 primary.replication._peers_changed()
@@ -699,7 +701,7 @@ async def test_a_clone_that_came_first_is_followed_and_named(tmp_path: Path) -> 
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(1)
         await until("the mirror is level", level(primary, mirror))
-        await until("it streams", lambda: mirror_status(mirror)["state"] == "streaming")
+        await until("it streams", lambda: mirror_status(mirror).state == "streaming")
         instances = mirror.receiver._instances
         followed = instances.followed
         assert followed is not None
@@ -811,11 +813,11 @@ async def test_a_primary_hears_of_its_successor_by_its_greeting(tmp_path: Path) 
                     await until(
                         "it ships no more",
                         lambda: (
-                            not peer_status(primary)["batches_in_flight"]
-                            and peer_status(primary)["state"] == "refused"
+                            not peer_status(primary).batches_in_flight
+                            and peer_status(primary).state == "refused"
                         ),
                     )
-                    assert "fenced" in peer_status(primary)["last_error"]
+                    assert "fenced" in (peer_status(primary).last_error or "")
                 assert successor.volume.write_errno is None
     assert reign_of(primary) == Reign(Epoch(2), node_id(successor))
 
@@ -828,7 +830,7 @@ async def test_a_clone_hears_at_its_start_that_it_is_one(tmp_path: Path) -> None
         uuid = primary.volume.journal.uuid
         with open_volume(tmp_path / "clone", uuid=uuid) as clone:
             replication = clone.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-            await until("it streams", lambda: mirror_status(mirror)["state"] == "streaming")
+            await until("it streams", lambda: mirror_status(mirror).state == "streaming")
             for lost_machine in (False, True):
                 taken = await replication.take_back(
                     clone.volume, lambda _: None, lost_machine=lost_machine
@@ -849,10 +851,10 @@ async def test_who_has_parted_takes_nobodys_place(tmp_path: Path) -> None:
             other.replication._node = primary.replication._node
             other.replication.fence.instance = 0
             async with running(other):
-                await until("it has parted", lambda: peer_status(other)["errors"] > 2)
-                assert peer_status(other)["state"] == "diverged"
+                await until("it has parted", lambda: peer_status(other).errors > 2)
+                assert peer_status(other).state == "diverged"
                 primary.work(3, start=20)
                 await until("the mirror is level", level(primary, mirror))
-            assert peer_status(primary)["sessions"] == 1
-            assert mirror_status(mirror)["state"] == "streaming"
+            assert peer_status(primary).sessions == 1
+            assert mirror_status(mirror).state == "streaming"
             assert not list((tmp_path / "mirror" / "state").glob("diverged.*"))

@@ -1,0 +1,114 @@
+"""The status of volumes: as their layers have it, or else of what is on disk."""
+
+import os
+import shutil
+from dataclasses import replace
+
+from fusejournal.admin.live import live_status
+from fusejournal.errors import JournalError, NotRunningError
+from fusejournal.journal.journal import Journal
+from fusejournal.journal.segment_writer import JournalOptions
+from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.layer.connection import is_held
+from fusejournal.nfs.exports import is_exported
+from fusejournal.node.state_dir import VolumeState, all_volumes, copies_of
+from fusejournal.node.volume_status import VolumeStatus
+from fusejournal.types import Seq
+
+
+def volume_status(state: VolumeState) -> VolumeStatus:
+    """Returns the status of a volume, and, among what is wrong with it, what here looks like the
+    same volume. Never touches the mountpoint. Raises FusejournalError."""
+    found = _status(state)
+    copies = (
+        f"{copy} has a copy of its state: keep it somewhere else" for copy in copies_of(state)
+    )
+    return replace(found, degraded=(*found.degraded, *copies))
+
+
+def all_statuses() -> list[VolumeStatus]:
+    """Returns :func:`volume_status` of all volumes, by name."""
+    return [volume_status(state) for state in all_volumes()]
+
+
+def _status(state: VolumeState) -> VolumeStatus:
+    try:
+        return live_status(state)
+    except NotRunningError:
+        holder = state.holder()
+        if holder is None and is_held(state.directory / "connection"):
+            return _status_from_disk(state, "held", None)
+        return _status_from_disk(
+            state, "starting" if holder else "stopped", holder.get("pid") if holder else None
+        )
+
+
+def _status_from_disk(state: VolumeState, condition: str, pid: int | None) -> VolumeStatus:
+    degraded: list[str] = []
+    journal = None
+    clean = True
+    try:
+        if any(state.journal_dir.glob("*.fj*")):
+            is_mirror = state.role == "mirror"
+            page = None
+            if state.marks.exists():
+                page = WatermarkPage(state.marks, state.created_ns)
+            journal = Journal.open(
+                state.journal_dir,
+                state.uuid,
+                JournalOptions(),
+                unclean_machine=False,
+                read_only=True,
+                is_copy=is_mirror,
+                known_durable=page.durable_seq if page is not None else Seq(0),
+            )
+            clean = journal.ends_clean
+            if page is not None:
+                if is_mirror:
+                    clean = page.stopped_seq == journal.head_seq
+                page.close()
+            if journal.damage is not None:
+                degraded.append(f"{journal.damage.verdict}: {journal.damage}")
+            elif condition == "held":
+                degraded.append(
+                    f"its layer died, and its users wait: 'fusejournal mount {state.name}' goes on"
+                )
+            elif not clean and condition == "stopped":
+                degraded.append("was not stopped in order; the next mount recovers it")
+    except (JournalError, OSError) as error:
+        degraded.append(str(error))
+    found = VolumeStatus(
+        name=state.name,
+        uuid=str(state.uuid),
+        role=state.role,
+        pid=pid,
+        backing=str(state.backing),
+        mountpoint=str(state.mountpoint),
+        state=condition,
+        exported=is_exported(state.mountpoint),
+        held=condition == "held",
+        disk_free_bytes=shutil.disk_usage(state.directory).free,
+        backing_free_bytes=_free(state),
+        degraded=tuple(degraded),
+    )
+    if journal is None:
+        return found
+    return replace(
+        found,
+        epoch=journal.epoch,
+        head_seq=journal.head_seq,
+        durable_seq=journal.head_seq if clean else journal.durable_seq,
+        checkpoint_seq=journal.head_seq if clean and not state.is_mirror else None,
+        journal_bytes=journal.total_bytes,
+        segments=journal.segment_count,
+    )
+
+
+def _free(state: VolumeState) -> int | None:
+    if state.backing == state.mountpoint:
+        return None  # under a dead mount there is no way to ask
+    try:
+        space = os.statvfs(state.backing)
+    except OSError:
+        return None
+    return space.f_bavail * space.f_frsize

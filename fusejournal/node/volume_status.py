@@ -1,0 +1,72 @@
+"""The state of a volume as people, scripts and metrics read it: values, and no work.
+
+It is made by the volume's layer (status.py), or, where none is running, of what is on disk
+(admin/status.py). Imports little, because each process that shows it loads it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fusejournal.control.reply import Reply
+from fusejournal.replication.status import ReplicationStatus
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlushWaits(Reply):
+    """A histogram of how long callers waited for the disk, and for mirrors where they wait for
+    those."""
+
+    bounds: tuple[float, ...]
+    """Upper bounds in seconds; the last bucket has none."""
+    counts: tuple[int, ...]
+    seconds: float
+    """All waits together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeStatus(Reply):
+    """All there is to know of a volume. Fields with a default are those that only a running layer
+    can fill, or only a journal that can be read; those of flushes have no key in JSON where no
+    layer is running."""
+
+    OMITTED: ClassVar[frozenset[str]] = frozenset({"flush_seconds", "flushes", "waits"})
+    NESTED: ClassVar[Mapping[str, type[Reply]]] = {
+        "waits": FlushWaits,
+        "replication": ReplicationStatus,
+    }
+
+    name: str
+    uuid: str
+    role: str
+    epoch: int | None = None
+    """That of the reign that the node goes by."""
+    pid: int | None = None
+    backing: str
+    mountpoint: str
+    state: str
+    """In a word: running, read-only; or without a layer starting, stopped, held."""
+    durability: str | None = None
+    """The mode that is in force."""
+    exported: bool
+    held: bool
+    """True where the mount outlives its layer, for another layer to take it over."""
+    live_since: float | None = None
+    """In seconds since 1970; None before the mount is live."""
+    head_seq: int | None = None
+    durable_seq: int | None = None
+    checkpoint_seq: int | None = None
+    entries_per_second: float = 0.0
+    journal_bytes: int = 0
+    segments: int = 0
+    disk_free_bytes: int
+    """Space left under the state directory."""
+    backing_free_bytes: int | None = None
+    flush_seconds: float | None = None
+    flushes: int | None = None
+    waits: FlushWaits | None = None
+    replication: ReplicationStatus | None = None
+    """None in a read-only mount."""
+    degraded: tuple[str, ...] = ()
+    """All that is wrong, a line each."""
+    repairs: tuple[str, ...] = ()
+    """All that the start has mended, a line each."""

@@ -1,0 +1,47 @@
+"""The status of volumes that nobody has mounted."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fusejournal.admin.status import all_statuses, volume_status
+from fusejournal.cli.status import status
+from fusejournal.node.state_dir import load_state
+from tests.support.nodes import make_volume
+from tests.support.volumes import open_volume
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("orderly", [True, False])
+def test_all_is_durable_after_an_orderly_stop(tmp_path: Path, orderly: bool) -> None:
+    make_volume(tmp_path / "one" / "state", "one")
+    state = load_state(tmp_path / "one" / "state")
+    with open_volume(tmp_path / "one", uuid=state.uuid, orderly=orderly) as volume:
+        volume.work(3)
+    told = volume_status(state)
+    assert (told.durable_seq == told.head_seq) is orderly
+    assert told.head_seq is not None
+    assert told.head_seq > 10
+
+
+def test_a_copy_of_the_state_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(tmp_path))
+    make_volume(tmp_path / "one", "one")
+    assert volume_status(load_state(tmp_path / "one")).degraded == ()
+    shutil.copytree(tmp_path / "one", tmp_path / "backup-of-one")
+    shown = CliRunner().invoke(status, []).output.splitlines()
+    assert len(shown) == 2
+    assert f"{tmp_path / 'backup-of-one'} has a copy of its state" in shown[1]
+    (one,) = all_statuses()
+    assert (one.name, one.state, one.role) == ("one", "stopped", "primary")
+    assert str(tmp_path / "backup-of-one") in one.degraded[0]
+
+
+def test_nothing_is_known_of_a_journal_that_is_not_there(tmp_path: Path) -> None:
+    make_volume(tmp_path / "one", "one")
+    found = volume_status(load_state(tmp_path / "one"))
+    assert (found.head_seq, found.epoch, found.journal_bytes, found.pid) == (None, None, 0, None)
+    assert found.replication is None
+    assert "flushes" not in found.to_json()

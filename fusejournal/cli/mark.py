@@ -1,15 +1,10 @@
 """``fusejournal mark``."""
 
-import time
-
 import click
 
+from fusejournal.admin.mark import set_mark
 from fusejournal.cli import text
-from fusejournal.control.client import ask
-from fusejournal.errors import UsageError
-from fusejournal.history.moments import parse_moment
 from fusejournal.node.state_dir import find_volume
-from fusejournal.volume.marks import check_mark_name
 
 
 @click.command(short_help="Give the present point a name.")
@@ -28,13 +23,8 @@ def mark(volume: str, name: str, as_json: bool) -> None:
       fusejournal mark srv-data before-upgrade
       fusejournal mark /srv/data "release 2.1" --json
     """
-    check_mark_name(name)
-    if parse_moment(name, time.time_ns()) is not None:
-        raise UsageError(
-            f"{name!r} cannot be a mark's name, for it reads as a time: choose another"
-        )
-    marked = ask(find_volume(volume).directory, "mark", name=name)
+    marked = set_mark(find_volume(volume), name)
     if as_json:
-        text.echo_json({"name": name, **marked})
+        text.echo_json(marked.to_json())
     else:
-        text.echo(f'marked "{name}" at seq {marked["seq"]}')
+        text.echo(f'marked "{name}" at seq {marked.seq}')

@@ -1,26 +1,21 @@
 """``fusejournal pair``."""
 
 import shlex
-import socket
-import time
 from contextlib import suppress
-from typing import Any, Final
 
 import click
 
-from fusejournal.address import Address, parse_address, parse_peer
+from fusejournal.address import parse_peer
+from fusejournal.admin.pair import (
+    PairingCode,
+    await_pairing,
+    close_pairing,
+    open_pairing,
+    pair_with,
+)
 from fusejournal.cli import text
-from fusejournal.control.client import ask
-from fusejournal.errors import FusejournalError, PairingError
+from fusejournal.errors import FusejournalError
 from fusejournal.node.state_dir import VolumeState, find_volume
-
-_POLL_SECONDS: Final = 0.5
-_EVERYWHERE: Final = frozenset({"", "0.0.0.0", "::"})
-_ENDED: Final = {
-    "failed": "the code was right, but the two were not paired",
-    "expired": "nobody used the code in time: make a new one",
-    "closed": "the code was taken back",
-}
 
 
 @click.command(short_help="Make two nodes known to each other.")
@@ -50,14 +45,13 @@ def pair(volume: str, peer: str | None, code: str | None, as_json: bool) -> None
     state = find_volume(volume)
     if code is None:
         code = str(click.prompt("code", err=True))
-    reply = ask(state.directory, "pair-with", name=name, address=str(address), code=code)
+    paired = pair_with(state, name, address, code)
     if as_json:
-        text.echo_json(reply)
+        text.echo_json(paired.to_json())
         return
-    other = reply["peer"]
-    text.echo(f"paired with {name} at {address}: {other['fingerprint']}")
-    if reply["node"] != name:
-        text.echo(f"it calls itself {reply['node']}")
+    text.echo(f"paired with {name} at {address}: {paired.peer.fingerprint}")
+    if paired.node != name:
+        text.echo(f"it calls itself {paired.node}")
     text.echo(f"volume {state.name} is shipped to it from now on")
     if state.is_mirror:
         text.echo(
@@ -69,26 +63,28 @@ def pair(volume: str, peer: str | None, code: str | None, as_json: bool) -> None
 
 
 def _open(state: VolumeState, as_json: bool) -> None:
-    opened = ask(state.directory, "pair-open")
-    opened["command"] = _command(state, opened)
+    opened = open_pairing(state)
     try:
         _show(state, opened, as_json)
-        ended = _wait(state, opened["id"], as_json)
+        ended = await_pairing(state, opened.id, (lambda _: None) if as_json else _tell_try)
     except KeyboardInterrupt:
         with suppress(FusejournalError):
-            ask(state.directory, "pair-close", id=opened["id"])
+            close_pairing(state, opened.id)
         raise
     if as_json:
-        text.echo_json(ended)
-    if ended["state"] != "paired":
-        raise PairingError(_ENDED.get(ended["state"], ended["state"]))
+        text.echo_json(ended.to_json())
+    peer = ended.paired()
     if not as_json:
-        text.echo(f"paired with {ended['peer']['name']}: {ended['peer']['fingerprint']}")
+        text.echo(f"paired with {peer.name}: {peer.fingerprint}")
 
 
-def _show(state: VolumeState, opened: dict[str, Any], as_json: bool) -> None:
+def _tell_try(line: str) -> None:
+    text.echo(f"fusejournal: {line}", err=True)
+
+
+def _show(state: VolumeState, opened: PairingCode, as_json: bool) -> None:
     if as_json:
-        text.echo_json(opened)
+        text.echo_json(opened.to_json())
         return
     if not state.is_mirror:
         text.echo(
@@ -96,30 +92,9 @@ def _show(state: VolumeState, opened: dict[str, Any], as_json: bool) -> None:
             "mirror, have it give out the code, and use it here",
             err=True,
         )
-    text.echo(f"{'code':<12}{opened['code']}")
-    text.echo(f"{'this node':<12}{opened['node']}, {opened['fingerprint']}")
-    minutes = round(opened["seconds_left"] / 60)
+    text.echo(f"{'code':<12}{opened.code}")
+    text.echo(f"{'this node':<12}{opened.node}, {opened.fingerprint}")
+    minutes = round(opened.seconds_left / 60)
     text.echo(f"On the other node, within {minutes} minutes (there with its volume's name):")
-    text.echo(f"  {opened['command']}")
+    text.echo(f"  {opened.command}")
     text.echo("waiting for it; Ctrl-C takes the code back", err=True)
-
-
-def _wait(state: VolumeState, number: int, quiet: bool) -> dict[str, Any]:
-    """What became of the code; what happens until then is shown."""
-    shown = 0
-    while True:
-        now = ask(state.directory, "pair-state", id=number)
-        forgotten = now["logged"] - len(now["log"])
-        for line in [] if quiet else now["log"][max(0, shown - forgotten) :]:
-            text.echo(f"fusejournal: {line}", err=True)
-        shown = now["logged"]
-        if now["state"] != "waiting":
-            return now
-        time.sleep(_POLL_SECONDS)
-
-
-def _command(state: VolumeState, opened: dict[str, Any]) -> str:
-    listen = parse_address(opened["listen"])
-    host = socket.gethostname() if listen.host in _EVERYWHERE else listen.host
-    where = f"{opened['node']}={Address(host, listen.port)}"
-    return f"fusejournal pair {shlex.quote(state.name)} {shlex.quote(where)} {opened['code']}"

@@ -1,15 +1,19 @@
 """``fusejournal peer``: the mirrors that a volume is shipped to, or that ship to it."""
 
-from typing import Any
-
 import click
 
 from fusejournal.address import parse_peer
+from fusejournal.admin.peers import (
+    PeerChanged,
+    add_peer,
+    list_peers,
+    pause_peer,
+    remove_peer,
+    resume_peer,
+)
 from fusejournal.cli import text
-from fusejournal.control.client import ask
-from fusejournal.errors import NotRunningError
-from fusejournal.node.state_dir import VolumeState, find_volume, hold_volume
-from fusejournal.replication.peers import PeerBook, describe
+from fusejournal.node.state_dir import find_volume
+from fusejournal.replication.status import PeerInfo
 
 
 @click.group(short_help="The nodes that a volume is shipped to.")
@@ -42,20 +46,12 @@ def add(volume: str, peer: str, as_json: bool) -> None:
       fusejournal peer add srv-data cellar=[2001:db8::7]:7710
     """
     name, address = parse_peer(peer)
-    state = find_volume(volume)
-    try:
-        reply = ask(state.directory, "peer-add", name=name, address=str(address))
-    except NotRunningError:
-        with hold_volume(state):
-            book = PeerBook.load(state.directory)
-            added = book.add(name, address)
-            book.save()
-        reply = {"added": added, "peer": describe(book.get(name))}
+    reply = add_peer(find_volume(volume), name, address)
     if as_json:
-        text.echo_json(reply)
+        text.echo_json(reply.to_json())
         return
-    text.echo(f"peer {name} at {address}" + ("" if reply["added"] else ", as before"))
-    if reply["peer"]["fingerprint"] is None and not reply.get("insecure"):
+    text.echo(f"peer {name} at {address}" + ("" if reply.added else ", as before"))
+    if reply.peer.fingerprint is None and not reply.insecure:
         text.echo(
             f"not paired yet: 'fusejournal pair' on {name}, then here what it shows", err=True
         )
@@ -72,17 +68,9 @@ def remove(volume: str, name: str, as_json: bool) -> None:
     Example:
       fusejournal peer remove srv-data cellar
     """
-    state = find_volume(volume)
-    try:
-        reply = ask(state.directory, "peer-remove", name=name)
-    except NotRunningError:
-        with hold_volume(state):
-            book = PeerBook.load(state.directory)
-            reply = {"peer": describe(book.get(name))}
-            book.remove(name)
-            book.save()
+    reply = remove_peer(find_volume(volume), name)
     if as_json:
-        text.echo_json(reply)
+        text.echo_json(reply.to_json())
     else:
         text.echo(f"peer {name} removed")
 
@@ -99,21 +87,13 @@ def list_command(volume: str, as_json: bool) -> None:
       fusejournal peer list srv-data --json
     """
     state = find_volume(volume)
-    try:
-        reply = ask(state.directory, "peer-list")
-    except NotRunningError:
-        book = PeerBook.load(state.directory)
-        reply = {
-            "node": None,
-            "fingerprint": None,
-            "peers": [describe(one) for one in book.list()],
-        }
+    reply = list_peers(state)
     if as_json:
-        text.echo_json(reply)
-    elif not reply["peers"]:
+        text.echo_json(reply.to_json())
+    elif not reply.peers:
         text.echo(f"volume {state.name} has no peers: see 'fusejournal pair --help'")
     else:
-        _show(reply["peers"])
+        _show(reply.peers)
 
 
 @peer.command()
@@ -127,7 +107,7 @@ def pause(volume: str, name: str, as_json: bool) -> None:
     Example:
       fusejournal peer pause srv-data cellar
     """
-    _set_paused(find_volume(volume), name, True, as_json)
+    _tell_change(pause_peer(find_volume(volume), name), name, "paused", as_json)
 
 
 @peer.command()
@@ -141,29 +121,20 @@ def resume(volume: str, name: str, as_json: bool) -> None:
     Example:
       fusejournal peer resume srv-data cellar
     """
-    _set_paused(find_volume(volume), name, False, as_json)
+    _tell_change(resume_peer(find_volume(volume), name), name, "resumed", as_json)
 
 
-def _set_paused(state: VolumeState, name: str, paused: bool, as_json: bool) -> None:
-    try:
-        reply = ask(state.directory, "peer-pause" if paused else "peer-resume", name=name)
-    except NotRunningError:
-        with hold_volume(state):
-            book = PeerBook.load(state.directory)
-            changed = book.pause(name) if paused else book.resume(name)
-            book.save()
-        reply = {"changed": changed, "peer": describe(book.get(name))}
+def _tell_change(reply: PeerChanged, name: str, words: str, as_json: bool) -> None:
     if as_json:
-        text.echo_json(reply)
+        text.echo_json(reply.to_json())
     else:
-        words = "paused" if paused else "resumed"
-        text.echo(f"peer {name} {words}" if reply["changed"] else f"peer {name} was not changed")
+        text.echo(f"peer {name} {words}" if reply.changed else f"peer {name} was not changed")
 
 
-def _show(peers: list[dict[str, Any]]) -> None:
+def _show(peers: tuple[PeerInfo, ...]) -> None:
     rows = [("PEER", "ADDRESS", "STATE", "FINGERPRINT")]
     rows += [
-        (one["name"], one["address"] or "connects to us", _state(one), one["fingerprint"] or "-")
+        (one.name, one.address or "connects to us", _state(one), one.fingerprint or "-")
         for one in peers
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -173,10 +144,10 @@ def _show(peers: list[dict[str, Any]]) -> None:
         )
 
 
-def _state(one: dict[str, Any]) -> str:
-    words = [] if one["fingerprint"] else ["not paired"]
-    if one["paused"]:
+def _state(one: PeerInfo) -> str:
+    words = [] if one.fingerprint else ["not paired"]
+    if one.paused:
         words.append("paused")
-    if one["needs_copy"]:
-        words.append(f"needs a full copy: {one['needs_copy']}")
+    if one.needs_copy:
+        words.append(f"needs a full copy: {one.needs_copy}")
     return "; ".join(words) or "paired"

@@ -108,30 +108,30 @@ class PeerCommands:
     async def _add(self, request: dict[str, Any]) -> dict[str, Any]:
         name, address = _name(request), parse_remote(_text(request, "address"))
         added = await self._change(name, lambda: self._book.add(name, address))
-        peer = describe(self._book.get(name))
+        peer = describe(self._book.get(name)).to_json()
         return {"added": added, "insecure": self._insecure, "peer": peer}
 
     async def _remove(self, request: dict[str, Any]) -> dict[str, Any]:
         peer = self._book.get(_name(request))
         await self._change(peer.name, lambda: self._book.remove(peer.name))
-        return {"peer": describe(peer)}
+        return {"peer": describe(peer).to_json()}
 
     async def _list(self, _: dict[str, Any]) -> dict[str, Any]:
         return {
             "node": self._node,
             "fingerprint": self._identity.fingerprint,
-            "peers": [describe(peer) for peer in self._book.list()],
+            "peers": [describe(peer).to_json() for peer in self._book.list()],
         }
 
     async def _pause(self, request: dict[str, Any]) -> dict[str, Any]:
         name = _name(request)
         changed = await self._change(name, lambda: self._book.pause(name))
-        return {"changed": changed, "peer": describe(self._book.get(name))}
+        return {"changed": changed, "peer": describe(self._book.get(name)).to_json()}
 
     async def _resume(self, request: dict[str, Any]) -> dict[str, Any]:
         name = _name(request)
         changed = await self._change(name, lambda: self._book.resume(name))
-        return {"changed": changed, "peer": describe(self._book.get(name))}
+        return {"changed": changed, "peer": describe(self._book.get(name)).to_json()}
 
     async def _change(self, name: str, change: Callable[[], bool | None]) -> bool:
         """Make a change to the peer *name*, save it, and tell. Not cancelled half-way: what is on
@@ -196,7 +196,7 @@ class PeerCommands:
             # Between the right proof and the saved book it is not done yet.
             peer = self._book.find(opened.peer) if opened.peer is not None else None
             if peer is not None:
-                reply |= {"state": "paired", "peer": describe(peer)}
+                reply |= {"state": "paired", "peer": describe(peer).to_json()}
             else:
                 reply["state"] = "failed" if opened.has_failed else "waiting"
         return reply
@@ -254,7 +254,7 @@ class PeerCommands:
         except trio.TooSlowError:
             raise PeerLostError(str(address), f"not paired within {_PAIR_SECONDS:g} s") from None
         await self._keep(name, address, paired)
-        return {"peer": describe(self._book.get(name)), "node": paired.node}
+        return {"peer": describe(self._book.get(name)).to_json(), "node": paired.node}
 
     async def _keep(self, name: str, address: Address | None, paired: Paired) -> None:
         def change() -> None:

@@ -23,6 +23,7 @@ from typing import Any, Final
 from fusejournal.address import Address, check_peer_name, parse_remote
 from fusejournal.disk import calls
 from fusejournal.errors import FusejournalError, UnknownPeerError, UsageError
+from fusejournal.replication.status import PeerInfo
 from fusejournal.types import Seq
 from fusejournal.wire.identity import fingerprint_of, normalize
 
@@ -290,16 +291,16 @@ class PeerBook:
                 raise FusejournalError(f"{self.path}: cannot be saved: {error.strerror}") from None
 
 
-def describe(peer: Peer) -> dict[str, Any]:
-    """A peer as commands show it."""
-    return {
-        "name": peer.name,
-        "address": None if peer.address is None else str(peer.address),
-        "fingerprint": None if peer.certificate is None else fingerprint_of(peer.certificate),
-        "paused": peer.paused,
-        "needs_copy": peer.needs_copy,
-        "acked_seq": peer.acked_seq,
-    }
+def describe(peer: Peer) -> PeerInfo:
+    """Returns a peer as commands show it."""
+    return PeerInfo(
+        name=peer.name,
+        address=None if peer.address is None else str(peer.address),
+        fingerprint=None if peer.certificate is None else fingerprint_of(peer.certificate),
+        paused=peer.paused,
+        needs_copy=peer.needs_copy,
+        acked_seq=peer.acked_seq,
+    )
 
 
 def _at_another(peer: Peer) -> UsageError:

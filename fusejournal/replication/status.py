@@ -10,6 +10,21 @@ from fusejournal.control.reply import Reply
 
 
 @dataclass(frozen=True, kw_only=True)
+class PeerInfo(Reply):
+    """The facts that a node keeps about a peer, mounted or not."""
+
+    name: str
+    address: str | None
+    """The address that it listens at; None for one that only connects to this node."""
+    fingerprint: str | None
+    """That of its certificate; None until the two are paired."""
+    paused: bool
+    needs_copy: str | None
+    """The reason why the journal alone does not bring it up to date any more."""
+    acked_seq: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class PeerStatus(Reply):
     """Shipping to one peer. Counts are since the node began."""
 

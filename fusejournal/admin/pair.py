@@ -1,0 +1,107 @@
+"""Pairing two nodes that are both mounted: one gives out a code, and the other uses it."""
+
+import shlex
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from fusejournal.address import Address, parse_address
+from fusejournal.control.client import ask
+from fusejournal.control.reply import Reply
+from fusejournal.errors import PairingError
+from fusejournal.node.state_dir import VolumeState
+from fusejournal.replication.status import PeerInfo
+
+_POLL_SECONDS: Final = 0.5
+_EVERYWHERE: Final = frozenset({"", "0.0.0.0", "::"})
+_ENDED: Final = {
+    "failed": "the code was right, but the two were not paired",
+    "expired": "nobody used the code in time: make a new one",
+    "closed": "the code was taken back",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairingCode(Reply):
+    """A code that was given out, with the command that uses it on the other node."""
+
+    id: int
+    code: str
+    node: str
+    fingerprint: str
+    listen: str
+    seconds_left: float
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairingState(Reply):
+    """The state of a code: ``waiting``, ``paired``, ``failed``, ``expired`` or ``closed``."""
+
+    OMITTED: ClassVar[frozenset[str]] = frozenset({"peer"})
+    NESTED: ClassVar[Mapping[str, type[Reply]]] = {"peer": PeerInfo}
+
+    state: str
+    seconds_left: float
+    wrong_tries: int
+    log: tuple[str, ...]
+    """The last lines about what was tried."""
+    logged: int
+    """The number of all lines there were."""
+    peer: PeerInfo | None = None
+
+    def paired(self) -> PeerInfo:
+        """Returns the peer that was paired. Raises PairingError where none was."""
+        if self.state != "paired" or self.peer is None:
+            raise PairingError(_ENDED.get(self.state, self.state))
+        return self.peer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedWith(Reply):
+    """The outcome of using a code: the peer, and what it calls itself."""
+
+    NESTED: ClassVar[Mapping[str, type[Reply]]] = {"peer": PeerInfo}
+
+    peer: PeerInfo
+    node: str
+
+
+def open_pairing(state: VolumeState) -> PairingCode:
+    """Gives out a code, which is good once and for ten minutes; an earlier one is taken back.
+    Raises NotRunningError, UsageError where the node does not listen."""
+    opened = ask(state.directory, "pair-open")
+    listen = parse_address(opened["listen"])
+    host = socket.gethostname() if listen.host in _EVERYWHERE else listen.host
+    where = f"{opened['node']}={Address(host, listen.port)}"
+    command = f"fusejournal pair {shlex.quote(state.name)} {shlex.quote(where)} {opened['code']}"
+    return PairingCode.from_json({**opened, "command": command})
+
+
+def await_pairing(state: VolumeState, number: int, tried: Callable[[str], None]) -> PairingState:
+    """Waits until the code *number* (``PairingCode.id``) is used or good no more, and returns its
+    last state; *tried* is called with a line about each try. Raises NotRunningError."""
+    shown = 0
+    while True:
+        now = PairingState.from_json(ask(state.directory, "pair-state", id=number))
+        forgotten = now.logged - len(now.log)
+        for line in now.log[max(0, shown - forgotten) :]:
+            tried(line)
+        shown = now.logged
+        if now.state != "waiting":
+            return now
+        time.sleep(_POLL_SECONDS)
+
+
+def close_pairing(state: VolumeState, number: int) -> PairingState:
+    """Takes the code *number* back. Raises NotRunningError."""
+    return PairingState.from_json(ask(state.directory, "pair-close", id=number))
+
+
+def pair_with(state: VolumeState, name: str, address: Address, code: str) -> PairedWith:
+    """Pairs with the node that listens at *address* and gave out *code*; the volume is shipped to
+    it from then on, as to the peer *name*. Raises NotRunningError, PairingError, WireError."""
+    reply = ask(state.directory, "pair-with", name=name, address=str(address), code=code)
+    return PairedWith.from_json(reply)

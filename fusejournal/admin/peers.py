@@ -1,0 +1,118 @@
+"""The peers of a volume, mounted or not: a running layer is asked; else their file is changed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fusejournal.address import Address
+from fusejournal.control.client import ask
+from fusejournal.control.reply import Reply
+from fusejournal.errors import NotRunningError
+from fusejournal.node.state_dir import VolumeState, hold_volume
+from fusejournal.replication.peers import PeerBook, describe
+from fusejournal.replication.status import PeerInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerAdded(Reply):
+    """The outcome of :func:`add_peer`."""
+
+    OMITTED: ClassVar[frozenset[str]] = frozenset({"insecure"})
+    NESTED: ClassVar[Mapping[str, type[Reply]]] = {"peer": PeerInfo}
+
+    added: bool
+    """False where all was so before."""
+    insecure: bool | None = None
+    """True where the layer ships without TLS, and needs no pairing; None where none runs."""
+    peer: PeerInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerRemoved(Reply):
+    """The outcome of :func:`remove_peer`: the peer as it was."""
+
+    NESTED: ClassVar[Mapping[str, type[Reply]]] = {"peer": PeerInfo}
+
+    peer: PeerInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerChanged(Reply):
+    """The outcome of :func:`pause_peer` and :func:`resume_peer`."""
+
+    NESTED: ClassVar[Mapping[str, type[Reply]]] = {"peer": PeerInfo}
+
+    changed: bool
+    peer: PeerInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerList(Reply):
+    """This node, which only a running layer tells, and its peers by name."""
+
+    NESTED: ClassVar[Mapping[str, type[Reply]]] = {"peers": PeerInfo}
+
+    node: str | None = None
+    fingerprint: str | None = None
+    peers: tuple[PeerInfo, ...]
+
+
+def add_peer(state: VolumeState, name: str, address: Address) -> PeerAdded:
+    """Ships the volume to the node that listens at *address*, and calls it *name*. Raises
+    UsageError, VolumeBusyError, FusejournalError."""
+    try:
+        reply = ask(state.directory, "peer-add", name=name, address=str(address))
+        return PeerAdded.from_json(reply)
+    except NotRunningError:
+        with hold_volume(state):
+            book = PeerBook.load(state.directory)
+            added = book.add(name, address)
+            book.save()
+        return PeerAdded(added=added, peer=describe(book.get(name)))
+
+
+def remove_peer(state: VolumeState, name: str) -> PeerRemoved:
+    """Forgets a peer and its certificate. Raises UnknownPeerError, VolumeBusyError,
+    FusejournalError."""
+    try:
+        return PeerRemoved.from_json(ask(state.directory, "peer-remove", name=name))
+    except NotRunningError:
+        with hold_volume(state):
+            book = PeerBook.load(state.directory)
+            removed = describe(book.get(name))
+            book.remove(name)
+            book.save()
+        return PeerRemoved(peer=removed)
+
+
+def list_peers(state: VolumeState) -> PeerList:
+    """Returns the peers. Raises FusejournalError."""
+    try:
+        return PeerList.from_json(ask(state.directory, "peer-list"))
+    except NotRunningError:
+        book = PeerBook.load(state.directory)
+        return PeerList(peers=tuple(describe(one) for one in book.list()))
+
+
+def pause_peer(state: VolumeState, name: str) -> PeerChanged:
+    """Ships nothing to a peer until :func:`resume_peer`. Raises UnknownPeerError, UsageError,
+    VolumeBusyError, FusejournalError."""
+    return _set_paused(state, name, True)
+
+
+def resume_peer(state: VolumeState, name: str) -> PeerChanged:
+    """Ends the pause of a peer, and tries again what was thought to need a full copy. Raises
+    UnknownPeerError, VolumeBusyError, FusejournalError."""
+    return _set_paused(state, name, False)
+
+
+def _set_paused(state: VolumeState, name: str, paused: bool) -> PeerChanged:
+    try:
+        reply = ask(state.directory, "peer-pause" if paused else "peer-resume", name=name)
+        return PeerChanged.from_json(reply)
+    except NotRunningError:
+        with hold_volume(state):
+            book = PeerBook.load(state.directory)
+            changed = book.pause(name) if paused else book.resume(name)
+            book.save()
+        return PeerChanged(changed=changed, peer=describe(book.get(name)))

@@ -178,14 +178,16 @@ def load_config(path: Path | None) -> Config:
         return Config.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: too deep") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{path}: unknown key {where!r}{_nearest(first['loc'])}") from None
         raise ConfigError(f"{path}: {where}: {first['msg'].removeprefix(_OUR_WORDS)}") from None
+    except ValueError as error:  # not UTF-8, no TOML, or a number of too many digits
+        raise ConfigError(f"{path}: not TOML: {error}") from None
 
 
 def _nearest(location: tuple[int | str, ...]) -> str:

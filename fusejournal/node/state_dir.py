@@ -159,6 +159,13 @@ def check_name(name: str) -> str:
     return name
 
 
+_UNREADABLE = (
+    *(ValueError, KeyError, TypeError, AttributeError),
+    *(OverflowError, RecursionError),  # of an infinite number, and of lists in lists
+)
+"""What JSON that is not as it was written ends in."""
+
+
 def load_state(directory: Path) -> VolumeState:
     """The volume in *directory*. Raises VolumeNotFoundError, FusejournalError when the file is
     spoilt or not to be trusted."""
@@ -181,7 +188,7 @@ def load_state(directory: Path) -> VolumeState:
         )
     except (FileNotFoundError, NotADirectoryError):
         raise VolumeNotFoundError(str(directory)) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise FusejournalError(f"{path}: cannot be read: {error}") from None
 
 

@@ -1,0 +1,8 @@
+"""The order of the property tests."""
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is known to be hard comes before what chance brings."""
+    items.sort(key=lambda item: "test_corpus" not in item.nodeid)

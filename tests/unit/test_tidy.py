@@ -77,7 +77,7 @@ _HEADLESS_MAX = {
     "replication": 95,
     "types": 5,
     "volume": 45,
-    "wire": 60,
+    "wire": 55,
 }
 """How many docstrings of a room may begin with a clause that has no head."""
 

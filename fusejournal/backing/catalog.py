@@ -49,6 +49,9 @@ class Catalog(CatalogStore):
     def __init__(self, directory: Path) -> None:
         """Raises CatalogSpoiltError when what is there is no catalog."""
         super().__init__(directory)
+        self.is_full = False
+        """True while the catalog's disk has no space for what has to be committed. Set by who
+        commits; while it holds, changes that are no removals are refused."""
         self._recorders: dict[Kind, Callable[[Any, Seq, int, bytes, int], None]] = {
             **dict.fromkeys(DATA_KINDS, self._record_data),
             **dict.fromkeys(MAKERS, self._record_made),

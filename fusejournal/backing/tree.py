@@ -73,8 +73,6 @@ class Tree:
         """Files with a name in the hidden directory."""
         self._hidden_fd = -1
         """That directory; -1 while there is none,"""
-        self.keeps_orphans = False
-        """Whether those with a name in it stay when this is closed, for the next process."""
         self._hidden_in = b""
         """and the name it has then."""
 
@@ -400,10 +398,10 @@ class Tree:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return os.readlink(b"", dir_fd=self.descriptor(fid))
 
-    def close(self) -> None:
-        """Close every descriptor, the root's included. Orphans are no more, unless they are
-        kept."""
-        for fid in () if self.keeps_orphans else tuple(self._hidden):
+    def close(self, *, keep_orphans: bool = False) -> None:
+        """Close every descriptor, the root's included. Orphans are no more; with *keep_orphans*
+        those with a hidden name stay, for the next process."""
+        for fid in () if keep_orphans else tuple(self._hidden):
             self._reveal(fid)
         for fd in (*self._descriptors.values(), *self._pinned.values()):
             os.close(fd)

@@ -67,10 +67,18 @@ _SMALL_FLUSH_BYTES = 64 << 10
 class Journal:
     """See the module. Make one with :meth:`create` or :meth:`open`."""
 
-    def __init__(self, directory: Path, uuid: UUID, options: JournalOptions) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        uuid: UUID,
+        options: JournalOptions,
+        on_flush_failed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """*on_flush_failed* is called, in the thread that flushes, when the disk fails at it."""
         self.directory = directory
         self.uuid = uuid
         self.options = options
+        self._on_flush_failed = on_flush_failed
         self.reader = JournalReader(directory, uuid)
         """Reads what was appended, up to the head."""
         self.handle_key = NO_HANDLE_KEY
@@ -87,8 +95,6 @@ class Journal:
         """What the process before this one knew to be on disk."""
         self.ends_clean = False
         """Whether the last entry is a CLEAN."""
-        self.on_flush_failed: Callable[[], None] = lambda: None
-        """Called, in the thread that flushes, when the disk fails at it."""
         self.repairs: list[tail.Cut] = []
         self.damage: JournalDamagedError | None = None
         """What keeps a read-only opened journal from being whole."""
@@ -121,18 +127,25 @@ class Journal:
         uuid: UUID,
         options: JournalOptions,
         handle_key: HandleKey | None = None,
+        on_flush_failed: Callable[[], None] = lambda: None,
     ) -> "Journal":
         """A new, empty journal in *directory*; *handle_key* None makes a key. Raises
         JournalFullError, OSError."""
-        journal = cls(directory, uuid, options)
+        journal = cls(directory, uuid, options, on_flush_failed)
         journal.handle_key = HandleKey.random() if handle_key is None else handle_key
         journal._current = journal._begin_segment(journal._next_header())
         return journal
 
     @classmethod
-    def expect(cls, directory: Path, uuid: UUID, options: JournalOptions) -> "Journal":
+    def expect(
+        cls,
+        directory: Path,
+        uuid: UUID,
+        options: JournalOptions,
+        on_flush_failed: Callable[[], None] = lambda: None,
+    ) -> "Journal":
         """A journal in *directory* that has no segment yet: the first one will be received."""
-        return cls(directory, uuid, options)
+        return cls(directory, uuid, options, on_flush_failed)
 
     def adopt(self, uuid: UUID) -> None:
         """Become the journal of volume *uuid*, while there is nothing in it."""
@@ -145,6 +158,7 @@ class Journal:
         directory: Path,
         uuid: UUID,
         options: JournalOptions,
+        on_flush_failed: Callable[[], None] = lambda: None,
         *,
         unclean_machine: bool,
         read_only: bool = False,
@@ -161,7 +175,7 @@ class Journal:
         was on the disk of the node that wrote them. *known_durable*: what was on disk here, as is
         known from elsewhere. Raises JournalForeignError when the segments are another
         volume's."""
-        journal = cls(directory, uuid, options)
+        journal = cls(directory, uuid, options, on_flush_failed)
         journal.is_writable = not read_only
         found = tail.examine(
             directory, uuid, unclean_machine, known_durable, follows_frames=not is_copy
@@ -484,7 +498,7 @@ class Journal:
                     calls.fsync_directory("journal.sync.directory", self.directory)
             except OSError as error:
                 failed = self._fail(f"{self.directory}: cannot be flushed: {error.strerror}")
-                self.on_flush_failed()
+                self._on_flush_failed()
                 raise failed from error
             self._names_synced = names_made
             self._synced_end = end

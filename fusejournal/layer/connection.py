@@ -40,7 +40,6 @@ from typing import Any
 from fusejournal.disk import mounts
 from fusejournal.disk.process import DIRECTORY, python_module
 from fusejournal.errors import GreetingError, VolumeBusyError
-from fusejournal.layer.open_files import new_table
 
 _IN_HEADER = struct.Struct("<IIQ")
 """Length, opcode, number ("unique"): the beginning of struct fuse_in_header."""
@@ -101,13 +100,16 @@ class KernelConnection:
         os.write(self.fd, head + body)
 
 
-def open_new(root_fd: int, mountpoint: Path, name: str, flags: frozenset[str]) -> KernelConnection:
-    """Mount a new file system at *mountpoint*. Raises MountError."""
+def open_new(
+    root_fd: int, table_fd: int, mountpoint: Path, name: str, flags: frozenset[str]
+) -> KernelConnection:
+    """Mount a new file system at *mountpoint*, whose open files are to be in the empty table
+    *table_fd*. Raises MountError."""
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     mounts.mount(fd, mountpoint, name, flags)
     init = os.read(fd, _REQUEST_BYTES_MAX)  # the mount has sent it
     os.set_blocking(fd, False)
-    return KernelConnection(fd, root_fd, new_table(), mounts.device_of(mountpoint), init)
+    return KernelConnection(fd, root_fd, table_fd, mounts.device_of(mountpoint), init)
 
 
 class Handshake:

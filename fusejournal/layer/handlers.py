@@ -55,6 +55,7 @@ from fusejournal.types import ROOT_FID, Caller, Fid, Seq, clamp_time
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.importer import Importer
 from fusejournal.volume.volume import Volume
+from fusejournal.volume.wait_policy import WaitPolicy
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,10 @@ class Handlers(pyfuse3.Operations):
         loop: RequestLoop,
         importer: Importer,
         files: OpenFiles,
+        policy: WaitPolicy,
+        kernel_cache: KernelCache | None = None,
     ) -> None:
+        """*kernel_cache*: of a mirror, whose tree changes without the kernel."""
         super().__init__()
         self.volume = volume
         self._catalog = volume.catalog
@@ -87,12 +91,8 @@ class Handlers(pyfuse3.Operations):
         self._durability = durability
         self._loop = loop
         self._importer = importer
-        self.names_wait = False
-        """Whether changes of names and attributes are answered only when they are durable,"""
-        self.writes_wait = False
-        """and whether writes are."""
-        self.kernel_cache: KernelCache | None = None
-        """Of a mirror, whose tree changes without the kernel."""
+        self.policy = policy
+        self._kernel_cache = kernel_cache
         self.files = files
         self._forgotten: set[Fid] = set()
         self._import_ended = trio.Event()
@@ -132,14 +132,14 @@ class Handlers(pyfuse3.Operations):
     @property
     def is_crowded(self) -> bool:
         """Tells whether who is to wait needs a place first (:meth:`place`)."""
-        return self._durability.quorum is not None
+        return self._durability.hooks.quorum is not None
 
     @asynccontextmanager
     async def place(self, uid: int) -> AsyncIterator[None]:
         """Have a place among those who wait for mirrors, for a caller with *uid*: before anything
         is done, because what is done cannot be refused. Others are served meanwhile. Raises OSError
         EAGAIN where there is none, and none will be soon."""
-        quorum = self._durability.quorum
+        quorum = self._durability.hooks.quorum
         if quorum is not None and not quorum.try_enter(uid):
             self._loop.hand_over()
             await quorum.enter(uid)
@@ -163,7 +163,7 @@ class Handlers(pyfuse3.Operations):
         try:
             entry = self._lookup(parent, name)
         except FileNotFoundError:
-            if self.kernel_cache is not None:
+            if self._kernel_cache is not None:
                 raise  # a name may come at any time
             if not self._shows_foreign(parent, name):
                 absent = EntryAttributes()
@@ -175,8 +175,8 @@ class Handlers(pyfuse3.Operations):
         except _UnfinishedError as unfinished:
             await self._finish_import(unfinished.fid)
             return self._lookup(parent, name)
-        if self.kernel_cache is not None:
-            self.kernel_cache.note_lookup(Fid(entry.st_ino))
+        if self._kernel_cache is not None:
+            self._kernel_cache.note_lookup(Fid(entry.st_ino))
             entry.entry_timeout = 0.0
         return entry
 
@@ -310,8 +310,8 @@ class Handlers(pyfuse3.Operations):
         """The kernel has dropped these fids. Only orphans mind: everything else is found again by
         its fid."""
         for fid, times in inode_list:
-            if self.kernel_cache is not None:
-                self.kernel_cache.note_forget(fid, times)
+            if self._kernel_cache is not None:
+                self._kernel_cache.note_forget(fid, times)
             try:
                 if self._tree.is_orphan(fid) and not _is_known(fid):
                     self._forgotten.add(fid)
@@ -575,7 +575,7 @@ class Handlers(pyfuse3.Operations):
     def _opened(self, fid: Fid, ctx: RequestContext) -> FileInfo:
         handle = self.files.add(fid, _who(ctx))
         self._loop.when_answered(partial(self.files.answered, handle))
-        keep = self.kernel_cache is None or self.kernel_cache.opened(fid)
+        keep = self._kernel_cache is None or self._kernel_cache.opened(fid)
         return FileInfo(fh=handle, keep_cache=keep)
 
     @waiting
@@ -583,7 +583,7 @@ class Handlers(pyfuse3.Operations):
         """Open a file; with O_TRUNC this is a change."""
         if self.volume.write_errno is None:
             await self._finish_import(inode)
-        if flags & os.O_TRUNC and self.names_wait:
+        if flags & os.O_TRUNC and self.policy.names_wait:
             async with self.place(ctx.uid):
                 self._open(inode, flags, ctx)
                 await self.wait(self.head_seq())
@@ -695,12 +695,12 @@ class Handlers(pyfuse3.Operations):
             if ctime_ns is None:
                 return
             entry = self._with_generation(entry_of(fid, stat, ctime_ns))
-            if self.kernel_cache is not None:
+            if self._kernel_cache is not None:
                 entry.entry_timeout = 0.0
             if not pyfuse3.readdir_reply(token, name, entry, cookie):
                 return
-            if self.kernel_cache is not None:
-                self.kernel_cache.note_lookup(fid)
+            if self._kernel_cache is not None:
+                self._kernel_cache.note_lookup(fid)
 
     def _list_dots(self, directory: Fid, start_id: int, token: pyfuse3.ReaddirToken) -> bool:
         node = self._catalog.node(directory)

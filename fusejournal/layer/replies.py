@@ -16,6 +16,7 @@ from pyfuse3 import EntryAttributes, FUSEError
 
 from fusejournal.errors import FusejournalError
 from fusejournal.types import Fid, Seq
+from fusejournal.volume.wait_policy import WaitPolicy
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +26,7 @@ _KEEP_SECONDS = 3600.0
 class Waiter(Protocol):
     """What :func:`changing` needs of the object whose methods it wraps."""
 
-    names_wait: bool
-    writes_wait: bool
+    policy: WaitPolicy
 
     @property
     def is_crowded(self) -> bool:
@@ -151,8 +151,8 @@ def _opener(waiter: W, args: tuple[Any, ...]) -> int:
     return waiter.opener(args[0])
 
 
-_NAMES_WAIT = operator.attrgetter("names_wait")
-_WRITES_WAIT = operator.attrgetter("writes_wait")
+_NAMES_WAIT = operator.attrgetter("policy.names_wait")
+_WRITES_WAIT = operator.attrgetter("policy.writes_wait")
 
 
 def entry_of(fid: Fid, stat: os.stat_result, ctime_ns: int) -> EntryAttributes:

@@ -34,28 +34,22 @@ from fusejournal.errors import (
     BackingError,
     FusejournalError,
     GreetingError,
-    JournalError,
     MountError,
 )
 from fusejournal.journal.reader import JournalReader
-from fusejournal.journal.segment_writer import JournalOptions
-from fusejournal.journal.watermarks import WatermarkPage
-from fusejournal.layer import lost_replies
 from fusejournal.layer.connection import (
-    ConnectionHolder,
     Handshake,
     KernelConnection,
     check_held,
-    open_new,
     release_kept,
     take_over,
 )
 from fusejournal.layer.handlers import Handlers
-from fusejournal.layer.kernel_cache import KernelCache
-from fusejournal.layer.open_files import OpenFiles
+from fusejournal.layer.open_files import new_table
 from fusejournal.layer.request_loop import TASKS, RequestLoop
 from fusejournal.nfs import exports
 from fusejournal.nfs.delegations import Recaller
+from fusejournal.node.assemble import ServingParts, assemble_serving, assemble_start
 from fusejournal.node.metrics import serve_metrics
 from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import (
@@ -66,22 +60,17 @@ from fusejournal.node.state_dir import (
     remember_listen,
 )
 from fusejournal.node.status import StatusPage
+from fusejournal.node.takeover import VolumeMount, connection_record
 from fusejournal.node.volume_status import VolumeStatus
 from fusejournal.replication.quorum import PLACES
-from fusejournal.replication.supervisor import Mirroring, Replication
+from fusejournal.replication.supervisor import Replication
 from fusejournal.types import Fid, Seq
-from fusejournal.volume.durability import Durability
 from fusejournal.volume.marks import MarkPlace, make_mark
-from fusejournal.volume.startup import VolumeStartup
 from fusejournal.wire.session import RefusedError
 
 log = logging.getLogger(__name__)
 
 assert PLACES <= TASKS - 64, "who waits for mirrors leaves room for other requests"
-
-_RESTART_SECONDS = 60.0
-_CONNECTION = "connection"
-"""In the state directory: who holds the connection."""
 
 
 class Stopped(FusejournalError):
@@ -98,7 +87,7 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
         reporter.warning(line)
     if file_bytes_max() < 2 * spec.config.journal.segment_bytes:
         raise MountError("files may not become large enough for a journal: see 'ulimit -f'")
-    record = spec.state_dir / _CONNECTION
+    record = connection_record(spec.state_dir)
 
     def check() -> None:
         check_held(record, spec.name, spec.backing, spec.mountpoint)
@@ -147,70 +136,42 @@ class Node:
         self.is_restarting = False
         """Whether the process is to begin again, with the mount left as it is."""
         self._is_leaving = False
-        """Whether the mount is left to the keeper, for another process to take over."""
+        """Whether the mount is left to its holder, for another process to take over."""
+        self._was_served = False
+        """Whether a mount was made or taken over, and has ended in order."""
         self._is_stopping = False
         """Whether a signal has asked for an orderly stop."""
-        self._taken = taken
-        self._was_dead = was_dead
-        self._keeper: ConnectionHolder | None = None
         self._spec = spec
         self._state = state
         self._reporter = reporter
-        self._live = False
         self._live_since: float | None = None
-        """Unix time."""
-        self._is_exported = False
-        self._durability_mode = "async"
-        self._exports_stamp: tuple[int, ...] = ()
-        config = spec.config.journal
-        options = JournalOptions(
-            segment_bytes=config.segment_bytes,
-            segment_entries=config.segment_entries,
-            compress=config.compress,
-            compress_level=config.compress_level,
+        """Unix time; None until the mount is live."""
+        self._recaller = Recaller(
+            spec.mountpoint,
+            lambda fid: self._opening.volume.journal.handle_key.generation(fid),
         )
-        self._root_fd = root_fd
-        page = WatermarkPage(state.marks, state.created_ns)
-        self._marks = page if state.is_mirror else None
-        self._opening = VolumeStartup(
-            spec.state_dir,
-            state.uuid,
-            spec.backing,
-            self._root_fd,
-            options,
+        table_fd = new_table() if taken is None else taken.table_fd
+        self._mount = VolumeMount(spec, root_fd, table_fd, taken, was_dead)
+        self._start = assemble_start(
+            spec,
+            state,
             reporter,
-            page,
-            is_mirror=state.is_mirror,
-            is_uninitialized=state.is_uninitialized,
-            adopt=spec.adopt,
+            root_fd,
+            table_fd,
+            is_taken_over=taken is not None,
+            recall=self._recall,
         )
+        self._opening = self._start.startup
         self._opening.degraded += degraded
-        self._recaller: Recaller | None = None
-        self._replication: Replication | None = None
-        """None in a read-only mount."""
-        if not spec.read_only:
-            self._replication = Replication(
-                spec.state_dir,
-                spec.name,
-                spec.config.replication,
-                state.listens_at(spec.config.replication.listen),
-                spec.config.replication.insecure,
-                state.is_mirror,
-                page,
-            )
-        self._durability: Durability
-        self._page: StatusPage
-        self._handlers: Handlers
-        self._loop: RequestLoop
-        self._connection: KernelConnection
-        self._stale: lost_replies.Stale
-        self._first_seq = Seq(1)
-        """Of what this process appends once it serves."""
+        self._replication = self._start.replication
+        self._exports = self._start.exports
+        self._loop: RequestLoop | None = None
+        """While requests are served."""
 
     async def run(self) -> None:
         """Open, mount, serve, close."""
         mark_thread_as_io_flusher()
-        if self._marks is None:
+        if not self._state.is_mirror:
             drop_resource_capability()  # (A mirror takes what its primary's quotas let in.)
         _, descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors_max, descriptors_max))
@@ -221,8 +182,8 @@ class Node:
                 await self._open()
                 await self._serve()
                 nursery.cancel_scope.cancel()
-        if not self._live:
-            if self._was_dead:
+        if not self._was_served:
+            if self._mount.was_dead:
                 mounts.clear_dead_mount(self._spec.mountpoint)
             raise Stopped("stopped before the mount was live; mounting again goes on from here")
 
@@ -231,7 +192,7 @@ class Node:
         try:
             await trio.lowlevel.checkpoint()
             held_seq = Seq(0)
-            if self._marks is None and self._replication is not None:
+            if not self._state.is_mirror and self._replication is not None:
                 held_seq = await self._ask_peers(self._replication)
             # In a thread, so that signals are heeded; nothing else uses the volume meanwhile.
             await trio.to_thread.run_sync(
@@ -271,51 +232,41 @@ class Node:
         return taken.held_seq
 
     async def _serve(self) -> None:
-        volume = self._opening.volume
-        spec = self._spec
-        self._durability = Durability(
-            volume.journal,
-            volume.catalog,
-            self._opening.root,
-            self._opening.checkpoint,
-            spec.config.journal,
-            self._disk_failed,
-            self._opening.page,
+        spec, start, volume = self._spec, self._start, self._opening.volume
+        parts = assemble_serving(
+            spec, self._state, start, fail=self._disk_failed, join_volume=self._join_volume
         )
-        volume.must_refuse_growth = lambda: self._durability.full
-        self._page = StatusPage(
-            spec, self._state, self._opening, self._durability, self._replication
-        )
-        self._connection = connection = self._connect()
+        connection = self._mount.connect()
         handshake = Handshake(connection, spec.mountpoint, changes_alone=not self._state.is_mirror)
-        self._loop = RequestLoop(handshake)
-        self._handlers = Handlers(
+        loop = self._loop = RequestLoop(handshake)
+        handlers = Handlers(
             volume,
-            self._durability,
-            self._loop,
+            parts.durability,
+            loop,
             self._opening.importer,
-            OpenFiles(connection.table_fd),
+            start.files,
+            start.policy,
+            start.kernel_cache,
         )
-        files = self._handlers.files
-        volume.is_open = lambda fid: fid in files
         if not spec.read_only:
-            volume.tree.take_over_orphans(files.fids())
-        if self._replication is not None:
-            self._replication.attach(volume, self._durability, self._mirroring())
-        self._follow_exports()
-        self._first_seq = Seq(volume.catalog.applied_seq + 1)
-        if self._taken is not None:
-            self._start_keeper()  # from now on this one, whatever happens
-            self._stale = self._find_stale(self._taken)
+            volume.tree.take_over_orphans(start.files.fids())
+        self._exports.follow()
+        if self._mount.is_taken_over:
+            self._mount.hold()  # from now on by this one, whatever happens
+            self._mount.find_unanswered(
+                JournalReader(self._state.journal_dir, self._state.uuid),
+                volume.journal.durable_when_opened,
+                Seq(volume.catalog.applied_seq + 1),
+            )
         # What is there by now stays: to look through it again and again for garbage would hold up
         # all requests for some 50 ms each time.
         gc.collect()
         gc.freeze()
         try:
-            pyfuse3.init(self._handlers, f"/dev/fd/{handshake.fd}", set())
-            await self._run_tasks(self._loop)
-            if self._is_leaving and self._keeper is not None:
-                self._keeper.all_is_answered()
+            pyfuse3.init(handlers, f"/dev/fd/{handshake.fd}", set())
+            await self._run_tasks(loop, parts)
+            if self._is_leaving:
+                self._mount.note_all_answered()
         except BaseException as error:
             if isinstance(_cause(error), GreetingError):
                 # As after an upgrade of libfuse. Nobody can go on with that mount: make another.
@@ -324,54 +275,41 @@ class Node:
                 return
             if not self._is_stopping:
                 # A fault is no reason to cut callers off: the next layer may do better.
-                self._is_leaving = self._keeper is not None
+                self._is_leaving = self._mount.is_held
             raise
         finally:
-            if not self._is_leaving and (self._is_stopping or not self._has_users):
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(mounts.take_away, spec.mountpoint)
-            pyfuse3.close(unmount=False)
-            if self._recaller is not None:
-                self._recaller.close()
-            volume.tree.keeps_orphans = self._is_leaving
-            try:
-                self._opening.close()
-            finally:
-                if self._keeper is not None and not self._is_leaving:
-                    self._keeper.dismiss()
-                self._live = True
-        if not (self._is_stopping or self._is_leaving) and self._is_mounted():
+            self._was_served = True
+            await self._close_mount()
+        if not (self._is_stopping or self._is_leaving) and self._mount.is_there():
             raise MountError(f"{spec.mountpoint}: the kernel's connection to the layer was cut")
+
+    async def _close_mount(self) -> None:
+        """Take the mount away, unless it is left to another process, and close the volume."""
+        if not self._is_leaving and (self._is_stopping or not self._has_users):
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(mounts.take_away, self._spec.mountpoint)
+        pyfuse3.close(unmount=False)
+        self._recaller.close()
+        try:
+            self._opening.close(keep_orphans=self._is_leaving)
+        finally:
+            if not self._is_leaving:
+                self._mount.let_go()
 
     @property
     def _has_users(self) -> bool:
-        """Whether somebody may have been told that the mount is live. Unless a stop is asked for it
+        """Whether a caller may have been told that the mount is live. Unless a stop is asked for it
         then never goes without its layer: when that ends it is dead, and nobody gets past it to
         what a mount in place covers."""
-        return self._live or self._was_dead or self._taken is not None
+        return self._is_live or self._mount.was_dead or self._mount.is_taken_over
 
-    def _is_mounted(self) -> bool:
-        return mounts.device_of(self._spec.mountpoint) == self._connection.device
+    @property
+    def _is_live(self) -> bool:
+        return self._live_since is not None
 
     def _disk_failed(self, reason: str) -> None:
         self._opening.volume.fail(reason)
         self._opening.mark_unclean()
-
-    def _mirroring(self) -> Mirroring | None:
-        """What the replication of a mirror needs; None for a primary."""
-        marks, volume = self._marks, self._opening.volume
-        if marks is None:
-            return None
-        self._recaller = Recaller(
-            self._spec.mountpoint, lambda fid: volume.journal.handle_key.generation(fid)
-        )
-        kernel_cache = KernelCache(self._recall, everything=self._connection.taken_over)
-        self._handlers.kernel_cache = kernel_cache
-        files = self._handlers.files
-        volume.is_in_use = lambda fid: fid in kernel_cache or fid in files
-        return Mirroring(
-            marks, kernel_cache, self._state.is_uninitialized, marks.applying_seq, self._join_volume
-        )
 
     def _join_volume(self, uuid: UUID) -> None:
         self._opening.join_volume(uuid)
@@ -379,54 +317,43 @@ class Node:
 
     def _recall(self, fids: set[Fid]) -> None:
         """Have NFSv4 clients give back delegations of what has changed."""
-        if not self._is_exported or self._recaller is None:
+        if not self._exports.is_exported:
             return
         try:
             self._recaller.recall(fids)
         except OSError as error:
             log.warning("NFSv4 clients may not see what has changed: %s", error)
 
-    def _find_stale(self, taken: KernelConnection) -> lost_replies.Stale:
-        if taken.all_answered:
-            return lost_replies.Stale(set(), set())
-        reader = JournalReader(self._state.journal_dir, self._state.uuid)
-        durable_seq = self._opening.volume.journal.durable_when_opened
-        try:
-            return lost_replies.find_unanswered(reader, durable_seq, self._first_seq)
-        except JournalError as error:
-            log.warning("the kernel may remember what is not so any more: %s", error)
-            return lost_replies.Stale(set(), set())
+    async def _run_tasks(self, loop: RequestLoop, parts: ServingParts) -> None:
+        def status() -> VolumeStatus:
+            return self._status(parts.status)
 
-    def _connect(self) -> KernelConnection:
-        if self._taken is not None:
-            return self._taken
-        spec = self._spec
-        if self._was_dead:
-            mounts.clear_dead_mount(spec.mountpoint)
-        return open_new(self._root_fd, spec.mountpoint, spec.name, self._mount_flags)
+        async def tell_status(_: dict[str, Any]) -> dict[str, Any]:
+            return status().to_json()
 
-    @property
-    def _mount_flags(self) -> frozenset[str]:
-        return self._spec.mount_flags | ({"ro"} if self._spec.read_only else frozenset())
+        async def mark(request: dict[str, Any]) -> dict[str, Any]:
+            state = self._state
+            place = MarkPlace(state.name, state.directory, state.is_mirror)
+            volume = self._opening.volume
+            return await make_mark(request.get("name"), volume, parts.durability, place)
 
-    async def _run_tasks(self, loop: RequestLoop) -> None:
         commands: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
-            "status": self._status,
+            "status": tell_status,
             "stop": self._stop,
-            "mark": self._mark,
+            "mark": mark,
             "restart": self._restart,
             "exported": self._exported,
         }
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._sample)
+            nursery.start_soon(self._sample, parts.status)
             if not self._spec.read_only:
-                nursery.start_soon(self._durability.run)
+                nursery.start_soon(parts.durability.run)
             if self._replication is not None:
                 commands |= self._replication.commands()
                 await nursery.start(self._replication.run)
                 self._remember_listen()
             if (listen := self._spec.config.metrics.listen) is not None:
-                nursery.start_soon(serve_metrics, listen, self.status)
+                nursery.start_soon(serve_metrics, listen, status)
             await nursery.start(serve_control, self._spec.state_dir / "control.sock", commands)
             nursery.start_soon(self._say_ready)
             await loop.run()
@@ -447,100 +374,40 @@ class Node:
         # live.
         await trio.to_thread.run_sync(os.statvfs, self._spec.mountpoint, abandon_on_cancel=True)
         mountpoint = self._spec.mountpoint
-        if self._connection.taken_over:
-            await self._drop_stale()
-            await self._change_flags()
+        if self._mount.is_taken_over:
+            volume = self._opening.volume
+            await self._mount.invalidate_unanswered(
+                volume.catalog.lookup, volume.journal.handle_key
+            )
+            try:
+                await self._mount.give_flags()
+            except OSError as error:
+                words = f"the mount's options stay as they were: {error.strerror}"
+                self._opening.degraded.append(words)
+                self._reporter.warning(words)
         else:
             mounts.raise_read_ahead(mountpoint)
             for words in await trio.to_thread.run_sync(exports.refresh_after_mount, mountpoint):
                 log.warning("%s", words)
-        self._keep_if_wanted()
-        self._live = True
+        self._hold_if_wanted()
         self._live_since = time.time()
         self._reporter.ready()
 
-    async def _drop_stale(self) -> None:
-        """At once: whose request was lost is about to try again."""
-        found = await trio.to_thread.run_sync(
-            lost_replies.invalidate,
-            self._stale,
-            self._connection,
-            self._spec.mountpoint,
-            self._opening.volume.journal.handle_key,
-        )
-        lookup = self._opening.volume.catalog.lookup
-        wrong = [
-            (parent, name) for parent, name, fid in found if (lookup(parent, name) or 0) != fid
-        ]
-        await trio.to_thread.run_sync(lost_replies.forget, wrong)
-
-    async def _change_flags(self) -> None:
-        """Give a mount that was taken over the options that this process was started with."""
-        try:
-            await trio.to_thread.run_sync(
-                mounts.change_flags, self._spec.mountpoint, self._mount_flags
-            )
-        except OSError as error:
-            words = f"the mount's options stay as they were: {error.strerror}"
-            self._opening.degraded.append(words)
-            self._reporter.warning(words)
-
     # -- exports -----------------------------------------------------------------------------------
 
-    def _follow_exports(self) -> None:
-        """What depends on whether the volume is exported, as it is now."""
-        mountpoint = self._spec.mountpoint
-        self._exports_stamp = exports.stamp()
-        self._is_exported = exports.is_exported(mountpoint)
-        durability = self._spec.config.volume.durability
-        if durability is None:
-            durability = "nfs" if exports.waits(mountpoint) else "async"
-        self._durability_mode = durability
-        self._handlers.names_wait = durability in ("nfs", "strict")
-        self._handlers.writes_wait = self._opening.volume.is_strict = durability == "strict"
-
-    def _keep_if_wanted(self) -> None:
-        """Have a keeper beside this process while clients are to wait for the next one, should it
-        die: local callers alone are better told at once."""
-        if self._is_leaving:
-            return
-        is_wanted = self._is_exported and self._spec.config.volume.hold_seconds > 0
-        if is_wanted and self._keeper is None:
-            self._start_keeper()
-        elif not is_wanted and self._keeper is not None:
-            self._keeper.dismiss()
-            self._keeper = None
-
-    def _start_keeper(self, at_least_seconds: float = 0.0) -> None:
-        seconds = max(self._spec.config.volume.hold_seconds, at_least_seconds)
-        try:
-            self._keeper = ConnectionHolder(
-                self._connection,
-                self._spec.state_dir / _CONNECTION,
-                seconds,
-                self._spec.backing,
-                self._spec.mountpoint,
-            )
-        except OSError as error:
-            log.warning("if this layer dies, its mount dies with it: %s", error)
+    def _hold_if_wanted(self) -> None:
+        if not self._is_leaving:
+            self._mount.hold_if(self._exports.wants_holder)
 
     async def _exported(self, _: dict[str, Any]) -> dict[str, Any]:
-        self._follow_exports()
-        if self._live:
-            self._keep_if_wanted()
-        return {"durability": self._durability_mode}
+        self._exports.follow()
+        if self._is_live:
+            self._hold_if_wanted()
+        return {"durability": self._start.policy.mode}
 
     async def _restart(self, _: dict[str, Any]) -> dict[str, Any]:
         """End without unmounting; the reply tells the pid that the new program has, too."""
-        if self._keeper is not None and (
-            not self._keeper.is_alive() or self._spec.config.volume.hold_seconds < _RESTART_SECONDS
-        ):
-            self._keeper.dismiss()
-            self._keeper = None
-        if self._keeper is None:
-            self._start_keeper(at_least_seconds=_RESTART_SECONDS)
-        if self._keeper is None:
-            raise MountError(f"{self._spec.mountpoint}: the mount cannot be kept: see the log")
+        self._mount.hold_for_restart()
         self.is_restarting = self._is_leaving = True
         self._leave()
         return {"pid": os.getpid()}
@@ -561,18 +428,15 @@ class Node:
 
     def _leave(self) -> None:
         """End the loop, when what was asked is answered."""
-        self._let_callers_go()
-        self._loop.leave()
-
-    def _let_callers_go(self) -> None:
-        """Nobody waits for mirrors any more."""
         if self._replication is not None:
-            self._replication.quorum.close()
+            self._replication.quorum.close()  # nobody waits for mirrors any more
+        if self._loop is not None:
+            self._loop.leave()
 
     def _has_clients(self) -> bool:
         """Whether NFS clients would get errors if the mount went now. Then a SIGTERM, which may be
-        half of a restart, leaves it to the keeper; at shutdown the NFS server has ended before."""
-        return self._keeper is not None and exports.is_served(self._spec.mountpoint)
+        half of a restart, leaves it to its holder; at shutdown the NFS server has ended before."""
+        return self._mount.is_held and exports.is_served(self._spec.mountpoint)
 
     async def _stop(self, request: dict[str, Any]) -> dict[str, Any]:
         lazy = bool(request.get("lazy"))
@@ -582,29 +446,21 @@ class Node:
             self._leave()
         return {"ok": True}
 
-    async def _mark(self, request: dict[str, Any]) -> dict[str, Any]:
-        state = self._state
-        place = MarkPlace(state.name, state.directory, state.is_mirror)
-        return await make_mark(request.get("name"), self._opening.volume, self._durability, place)
-
     # -- status ------------------------------------------------------------------------------------
 
-    async def _sample(self) -> None:
+    async def _sample(self, page: StatusPage) -> None:
         while True:
-            self._page.sample()
+            page.sample()
             await trio.sleep(1)
-            if self._live and exports.stamp() != self._exports_stamp:
+            if self._is_live and self._exports.has_changed():
                 await self._exported({})
 
-    async def _status(self, _: dict[str, Any]) -> dict[str, Any]:
-        return self.status().to_json()
-
-    def status(self) -> VolumeStatus:
+    def _status(self, page: StatusPage) -> VolumeStatus:
         """Returns the status of the volume now."""
-        return self._page.status(
-            durability=self._durability_mode,
-            exported=self._is_exported,
-            held=self._keeper is not None,
+        return page.status(
+            durability=self._start.policy.mode,
+            exported=self._exports.is_exported,
+            held=self._mount.is_held,
             live_since=self._live_since,
         )
 

@@ -8,17 +8,15 @@ Used from the event loop's thread."""
 import trio
 
 from fusejournal.types import Seq
-from fusejournal.volume.volume import Volume
 
 _NEVER = 1 << 63
 
 
 class AppendNotifier:
-    """Watches *volume*. See the module."""
+    """See the module. Learns of entries as its volume's observer does (volume/observer.py)."""
 
-    def __init__(self, volume: Volume) -> None:
-        self._journal = volume.journal
-        self._catalog = volume.catalog
+    def __init__(self) -> None:
+        self._applied_seq = Seq(0)
         self._grown = trio.Event()
         self._watched_seq = _NEVER
         """Nobody waits for what is not beyond it."""
@@ -26,20 +24,18 @@ class AppendNotifier:
         self._least_bytes = _NEVER
         self._hurried_seq = Seq(0)
         """Up to here, everything is to be shipped at once."""
-        volume.on_applied = self._applied
-
-    @property
-    def bytes(self) -> int:
+        self.bytes = 0
         """What the journal has grown by since the volume was opened."""
-        return self._journal.appended_bytes
 
-    def _applied(self) -> None:
-        if self._catalog.applied_seq > self._watched_seq:
+    def entry_applied(self, applied_seq: Seq, appended_bytes: int) -> None:
+        """Everything up to *applied_seq* is there; the journal has grown by *appended_bytes*."""
+        self._applied_seq, self.bytes = applied_seq, appended_bytes
+        if applied_seq > self._watched_seq:
             self._watched_seq = _NEVER
             grown, self._grown = self._grown, trio.Event()
             grown.set()
-        if self._journal.appended_bytes >= self._least_bytes:
-            self._wake(self._journal.appended_bytes)
+        if appended_bytes >= self._least_bytes:
+            self._wake(appended_bytes)
 
     def _wake(self, grown_bytes: int) -> None:
         for event, least in list(self._gathering.items()):
@@ -50,7 +46,7 @@ class AppendNotifier:
 
     async def wait_past(self, seq: Seq) -> None:
         """Return when an entry after *seq* is applied."""
-        while self._catalog.applied_seq <= seq:
+        while self._applied_seq <= seq:
             self._watched_seq = min(self._watched_seq, seq)
             await self._grown.wait()
 
@@ -70,5 +66,5 @@ class AppendNotifier:
 
     def expedite(self) -> None:
         """What is there is wanted elsewhere now."""
-        self._hurried_seq = self._catalog.applied_seq
+        self._hurried_seq = self._applied_seq
         self._wake(_NEVER)

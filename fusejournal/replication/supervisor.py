@@ -42,7 +42,7 @@ from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.shipper import Shipper, Shipping
 from fusejournal.replication.status import ReplicationStatus
 from fusejournal.types import Epoch, Reign, Seq
-from fusejournal.volume.durability import Durability
+from fusejournal.volume.durability import Durability, FlushHooks
 from fusejournal.volume.observer import ChangeObserver
 from fusejournal.volume.volume import Volume
 from fusejournal.wire.connection import Connection
@@ -125,6 +125,8 @@ class Replication:
         self.book = PeerBook.load(state_dir)
         if self.book.merge({name: parse_remote(text) for name, text in config.peers.items()}):
             self.book.save()
+        self.append_notifier = AppendNotifier()
+        """Learns of each entry of the volume."""
         self._address: Address | None = None
         self._volume: Volume
         self._mirroring: Mirroring | None = None
@@ -140,11 +142,18 @@ class Replication:
         self.applier: MirrorApplier | None = None
         self.quorum: Quorum
 
-    def attach(self, volume: Volume, durability: Durability, mirroring: Mirroring | None) -> None:
-        """Give it the volume, once that is open."""
+    def attach(
+        self,
+        volume: Volume,
+        mirroring: Mirroring | None,
+        make_durability: Callable[[FlushHooks], Durability],
+    ) -> Durability:
+        """Give it the volume, once that is open; *mirroring* is a mirror's. Returns what
+        *make_durability* has made with the hooks of replication."""
         self._volume = volume
         self._mirroring = mirroring
-        append_notifier = AppendNotifier(volume)
+        append_notifier = self.append_notifier
+        append_notifier.entry_applied(volume.catalog.applied_seq, volume.journal.appended_bytes)
         self.quorum = Quorum(
             self._config, lambda: volume.catalog.applied_seq, append_notifier.expedite
         )
@@ -169,16 +178,36 @@ class Replication:
             lambda: self._address,
             insecure=self._insecure,
         )
-        durability.keep_uncompressed_from = self._keep_uncompressed_from
-        if self._config.mirrors and mirroring is None:
-            durability.quorum = self.quorum
         if mirroring is not None:
-            self._attach_mirror(volume, durability, mirroring)
-        elif self.fence.words(volume.journal.epoch) is not None:
+            return self._attach_mirror(volume, mirroring, make_durability)
+        if self.fence.words(volume.journal.epoch) is not None:
             self.quorum.fence()
+        return make_durability(
+            FlushHooks(self.quorum if self._config.mirrors else None, self._keep_uncompressed_from)
+        )
 
-    def _attach_mirror(self, volume: Volume, durability: Durability, mirroring: Mirroring) -> None:
+    def _attach_mirror(
+        self,
+        volume: Volume,
+        mirroring: Mirroring,
+        make_durability: Callable[[FlushHooks], Durability],
+    ) -> Durability:
         marks = mirroring.marks
+        signatures = self._signatures = KeptSignatures(self._state_dir / "signatures")
+
+        def flushed() -> None:
+            applier.wake()
+            receiver.notify()
+
+        durability = make_durability(
+            FlushHooks(
+                None,
+                self._keep_uncompressed_from,
+                lambda: receiver.lag_entries > _PRESSING_ENTRIES,
+                signatures.sync,
+                flushed,
+            )
+        )
         applier = self.applier = MirrorApplier(
             volume,
             marks,
@@ -187,18 +216,10 @@ class Replication:
             mirroring.redo_until_seq,
             lambda: receiver.notify(),
         )
-        signatures = self._signatures = KeptSignatures(self._state_dir / "signatures")
-        durability.before_flush = signatures.sync
         receiver = self.receiver = Receiver(
             volume, marks, durability, applier, self._me, self._join_volume, signatures
         )
-
-        def flushed() -> None:
-            applier.wake()
-            receiver.notify()
-
-        durability.on_flushed = flushed
-        durability.has_backlog = lambda: receiver.lag_entries > _PRESSING_ENTRIES
+        return durability
 
     def _keep_uncompressed_from(self) -> Seq:
         """What connected peers are about to be sent is not compressed just before."""

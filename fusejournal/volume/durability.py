@@ -24,6 +24,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -107,6 +108,22 @@ class RemoteDurability(Protocol):
         """Give it back."""
 
 
+@dataclass(frozen=True)
+class FlushHooks:
+    """What replication has to do with flushes; without any, nothing."""
+
+    quorum: RemoteDurability | None = None
+    keep_uncompressed_from: Callable[[], Seq] = lambda: END
+    """Segments with entries from here on stay as they are: a peer is about to read them."""
+    has_backlog: Callable[[], bool] = lambda: False
+    """True while there is more urgent work than tending sealed segments."""
+    before_flush: Callable[[], None] = lambda: None
+    """Called in the thread that flushes the journal, before: makes durable what must not be
+    missing where the journal is there. May raise OSError."""
+    on_flushed: Callable[[], None] = lambda: None
+    """Called in the event loop after each flush."""
+
+
 class Durability:
     """See the module. ``durable_seq`` and ``checkpoint_seq`` only grow."""
 
@@ -119,7 +136,10 @@ class Durability:
         config: JournalConfig,
         fail: Callable[[str], None],
         page: WatermarkPage,
+        hooks: "FlushHooks | None" = None,
     ) -> None:
+        """*fail* turns the volume read-only, with the reason in words."""
+        self.hooks = hooks or FlushHooks()
         self._journal = journal
         self._catalog = catalog
         self._root = root
@@ -143,23 +163,16 @@ class Durability:
         self._without_index: set[Path] = set()
         self._compress_again_at = 0.0
         self._tend_failure: str | None = None
-        self.quorum: RemoteDurability | None = None
-        self.keep_uncompressed_from: Callable[[], Seq] = lambda: END
-        """Segments with entries from here on stay as they are: somebody is about to read them."""
-        self.has_backlog: Callable[[], bool] = lambda: False
-        """Whether there is more urgent work than tending sealed segments."""
-        self.before_flush: Callable[[], None] = lambda: None
-        """Called in the thread that flushes the journal, before: makes durable what must not be
-        missing where the journal is there. May raise OSError."""
-        self.on_flushed: Callable[[], None] = lambda: None
-        """Called in the event loop after each flush."""
         self.waits = Waits()
         self.flush_seconds = 0.0
         """What all flushes so far have taken,"""
         self.flushes = 0
         """and how many there were."""
-        self.full = False
-        """Whether the catalog's disk has no space for what has to be committed."""
+
+    @property
+    def full(self) -> bool:
+        """True while the catalog's disk has no space for what has to be committed."""
+        return self._catalog.is_full
 
     @property
     def durable_seq(self) -> Seq:
@@ -190,10 +203,10 @@ class Durability:
     def try_flush_inline(self, seq: Seq) -> float | None:
         """Make *seq* durable by a flush right here at the most. Returns None if that is enough;
         else the ``time.perf_counter`` since when who wants it has waited, for :meth:`wait`."""
-        if self.quorum is not None:
-            self.quorum.want(seq)
+        if self.hooks.quorum is not None:
+            self.hooks.quorum.want(seq)
         took = 0.0 if self.durable_seq >= seq else self.flush_if_quick()
-        if took is None or (self.quorum is not None and not self.quorum.has(seq)):
+        if took is None or (self.hooks.quorum is not None and not self.hooks.quorum.has(seq)):
             return time.perf_counter() - (took or 0.0)
         self.waits.took(took)
         return None
@@ -205,7 +218,7 @@ class Durability:
     def _timed_sync(self) -> float:
         began = time.perf_counter()
         try:
-            self.before_flush()
+            self.hooks.before_flush()
         except OSError as error:
             raise JournalError(str(error)) from error
         self._journal.sync()
@@ -225,8 +238,8 @@ class Durability:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             self._wanted.set()
             await self._flushed.wait()
-        if self.quorum is not None:
-            await self.quorum.wait(seq)
+        if self.hooks.quorum is not None:
+            await self.hooks.quorum.wait(seq)
         self.waits.took(time.perf_counter() - began)
 
     async def run(self) -> None:
@@ -265,7 +278,7 @@ class Durability:
         # On a disk that is too full for it, the next flush tries again.
         with suppress(OSError):
             self._page.durable_seq = self._journal.durable_seq
-        self.on_flushed()
+        self.hooks.on_flushed()
 
     def commit_catalog(self) -> None:
         """Commit the catalog to the page cache; a full disk is said in ``full`` and tried again
@@ -275,9 +288,9 @@ class Durability:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 self._broken(f"the catalog could not be committed: {error}")
-            self.full = True
+            self._catalog.is_full = True
         else:
-            self.full = False
+            self._catalog.is_full = False
 
     async def checkpoint(self) -> None:
         """Bring backing and catalog to disk up to what is applied now."""
@@ -306,7 +319,7 @@ class Durability:
         failure: str | None
         while not self._failed:
             await trio.sleep(_TEND_PAUSE_SECONDS)
-            if self.has_backlog():
+            if self.hooks.has_backlog():
                 continue
             try:
                 await self._tend_once()
@@ -348,7 +361,7 @@ class Durability:
         return done.returncode == 0
 
     async def _compress(self) -> None:
-        for segment in self._journal.compressible(self.keep_uncompressed_from()):
+        for segment in self._journal.compressible(self.hooks.keep_uncompressed_from()):
             try:
                 await trio.to_thread.run_sync(_when_idle, self._journal.compress_one, segment)
             except OSError as error:

@@ -1,12 +1,42 @@
-"""The seam between a volume and the layer that shows it: what a mirror's applier tells."""
+"""The seams between a volume and those who show it: each is given to a constructor, and learns what
+happens without being asked for.
+
+Only protocols and their empty implementations are here. Called from the event loop's thread."""
 
 from typing import Protocol
 
 from fusejournal.operations import Operation
+from fusejournal.types import Fid, Seq
+
+
+class VolumeObserver(Protocol):
+    """Knows how a volume is used, and learns of each entry."""
+
+    def entry_applied(self, applied_seq: Seq, appended_bytes: int) -> None:
+        """Everything up to *applied_seq* was applied or refused; the journal has grown by
+        *appended_bytes* since it was opened. Called after each entry."""
+
+    def is_in_use(self, fid: Fid) -> bool:
+        """True if the kernel may know *fid*, or have it open."""
+
+    def is_open(self, fid: Fid) -> bool:
+        """True if the kernel has *fid* open."""
+
+
+class Unobserved:
+    """The observer of a volume that nobody is served from: every fid may be in use."""
+
+    def entry_applied(self, applied_seq: Seq, appended_bytes: int) -> None: ...
+
+    def is_in_use(self, fid: Fid) -> bool:
+        return True
+
+    def is_open(self, fid: Fid) -> bool:
+        return False
 
 
 class ChangeObserver(Protocol):
-    """Learns of what was applied to a mirror, so that nobody goes on with what was true before;
+    """Learns of what was applied to a mirror, so that no reader goes on with what was true before;
     :class:`~fusejournal.layer.kernel_cache.KernelCache` is one."""
 
     def invalidate(self, operation: Operation) -> None:

@@ -50,9 +50,11 @@ from fusejournal.operations import Clean, NewEpoch
 from fusejournal.types import ROOT_FID, Epoch, Position, Seq
 from fusejournal.volume.checkpoint import NO_CHECKPOINT, Checkpoint, CheckpointFile, suppress_full
 from fusejournal.volume.importer import Importer, survey
+from fusejournal.volume.observer import VolumeObserver
 from fusejournal.volume.reconcile.reconcile import Reconciliation
 from fusejournal.volume.recovery import Recovery, describe_missing
 from fusejournal.volume.volume import Volume
+from fusejournal.volume.wait_policy import WaitPolicy
 
 log = logging.getLogger(__name__)
 
@@ -104,10 +106,15 @@ class VolumeStartup:
         is_mirror: bool = False,
         is_uninitialized: bool = False,
         adopt: bool = False,
+        observer: VolumeObserver | None = None,
+        policy: WaitPolicy | None = None,
     ) -> None:
         """*page*: the node's watermarks; closed with the volume. *is_mirror*: the journal is a
         copy. *is_uninitialized*: it has no journal yet, and will be whichever volume's its primary
-        is. *adopt*: files that bear another volume's mark are imported all the same."""
+        is. *adopt*: files that bear another volume's mark are imported all the same. *observer*,
+        *policy*: of the volume."""
+        self._observer = observer
+        self._policy = policy
         self.page = page
         self._adopt = adopt
         self._marks = page if is_mirror else None
@@ -163,9 +170,7 @@ class VolumeStartup:
             shutil.rmtree(catalog_dir)
         catalog = self._open_catalog(catalog_dir, journal)
         tree = Tree(self._root_fd, self._uuid, catalog, _descriptors_max())
-        self.volume = Volume(journal, catalog, tree)
-        # Whoever flushes it: the kernel tells of what it dropped once.
-        journal.on_flush_failed = self.mark_unclean
+        self.volume = Volume(journal, catalog, tree, self._observer, self._policy)
         self.importer = Importer(self.volume, self._backing, self._adopt)
         if read_only:
             self._looks_only = True
@@ -381,7 +386,8 @@ class VolumeStartup:
                 )
             directory.mkdir(mode=0o700, exist_ok=True)
             make = Journal.create if self._marks is None else Journal.expect
-            return make(directory, self._uuid, self._options)
+            # Whoever flushes it: the kernel tells of what it dropped once.
+            return make(directory, self._uuid, self._options, on_flush_failed=self.mark_unclean)
         # A killed layer is recovered for a read-only mount too, as file systems do. After a lost
         # machine that would write under the old epoch, and damage forbids it: then nothing is.
         try:
@@ -410,6 +416,7 @@ class VolumeStartup:
             directory,
             self._uuid,
             self._options,
+            self.mark_unclean,
             unclean_machine=not same_boot,
             read_only=read_only,
             is_copy=self._marks is not None,
@@ -586,15 +593,18 @@ class VolumeStartup:
 
     # -- the end -----------------------------------------------------------------------------------
 
-    def close(self) -> None:
+    def close(self, *, keep_orphans: bool = False) -> None:
         """An orderly stop, blocking: everything flushed, a CLEAN entry (or, of a mirror, whose
         journal has no entry of its own, a word in its page), everything closed. A disk that fails
-        at it is remembered, as one that fails earlier. Raises FusejournalError, OSError."""
+        at it is remembered, as one that fails earlier. *keep_orphans*: open files without a name
+        stay, for the next process. Raises FusejournalError, OSError."""
         volume = self.volume
         # (All of them, whichever fails: what is still open would keep a file system in use.)
         with ExitStack() as stack:
-            for one in (self.page, volume.journal, volume.tree, volume.catalog):
-                stack.callback(one.close)
+            stack.callback(self.page.close)
+            stack.callback(volume.journal.close)
+            stack.callback(volume.tree.close, keep_orphans=keep_orphans)
+            stack.callback(volume.catalog.close)
             try:
                 self._finish()
             except (OSError, JournalFailedError) as error:

@@ -14,7 +14,6 @@ thread only."""
 import errno
 import logging
 import os
-from collections.abc import Callable
 from contextlib import nullcontext, suppress
 
 from fusejournal.backing.apply import Applier, ApplyBrokenError, Made, ShortWriteError
@@ -39,6 +38,8 @@ from fusejournal.operations import (
     Void,
 )
 from fusejournal.types import SYSTEM_CALLER, Caller, Fid, Seq, clamp_time
+from fusejournal.volume.observer import Unobserved, VolumeObserver
+from fusejournal.volume.wait_policy import WaitPolicy
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,17 @@ _MAY_ORPHAN = REMOVALS | {Kind.RENAME}
 class Volume:
     """See the module."""
 
-    def __init__(self, journal: Journal, catalog: Catalog, tree: Tree) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        catalog: Catalog,
+        tree: Tree,
+        observer: VolumeObserver | None = None,
+        policy: WaitPolicy | None = None,
+    ) -> None:
+        """*observer* knows how the volume is used; *policy* is what changes wait for."""
+        self._observer = observer or Unobserved()
+        self._policy = policy or WaitPolicy()
         self.journal = journal
         self.catalog = catalog
         self.tree = tree
@@ -61,16 +72,10 @@ class Volume:
         """Why the volume turned read-only, in words."""
         self.journal_full = False
         """Whether the newest change was refused for lack of space under the journal."""
-        self.must_refuse_growth: Callable[[], bool] = bool
-        """Asked before each change but a removal: True refuses it with ENOSPC."""
-        self.is_strict = False
-        """Whether every entry is made durable before it is applied."""
-        self.is_in_use: Callable[[Fid], bool] = lambda _: True
-        """Whether the kernel may know a fid, or have it open."""
-        self.is_open: Callable[[Fid], bool] = lambda _: False
-        """Whether it has it open."""
-        self.on_applied: Callable[[], None] = lambda: None
-        """Called after each entry that was applied or refused."""
+
+    def must_refuse_growth(self) -> bool:
+        """True while a change that is no removal would be refused with ENOSPC."""
+        return self.catalog.is_full
 
     def new_fid(self) -> Fid:
         """The fid for the next new file. It counts as given only when an entry with it is
@@ -91,13 +96,13 @@ class Volume:
         kind = operation.kind
         if self.write_errno is not None:
             raise OSError(self.write_errno, os.strerror(self.write_errno))
-        if kind not in REMOVALS and self.must_refuse_growth():
+        if kind not in REMOVALS and self.catalog.is_full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         pinned: tuple[Fid, ...] = ()
         # No await from here to the end: entry, effect (or VOID) and catalog belong together.
         time_ns = self.entry_time()
         seq = self._append(operation, who, time_ns, data)
-        if self.is_strict:
+        if self._policy.is_strict:
             self._flush()
         try:
             if kind in _MAY_ORPHAN:
@@ -120,7 +125,7 @@ class Volume:
         self._record(operation, seq, time_ns, made.handle, made.ino)
         for node in nodes:
             self.tree.unpin(node)
-        self.on_applied()
+        self._observer.entry_applied(self.catalog.applied_seq, self.journal.appended_bytes)
         return seq
 
     def _apply_for(self, uid: int, operation: TreeOperation, time_ns: int, data: bytes) -> Made:
@@ -153,7 +158,7 @@ class Volume:
                 self.catalog.record_control(operation, void.seq)
         if void is not None:
             self.catalog.applied_seq = Seq(seq + 1)
-        self.on_applied()
+        self._observer.entry_applied(self.catalog.applied_seq, self.journal.appended_bytes)
 
     def set_mtime(self, fid: Fid, mtime_ns: int) -> None:
         """Give *fid* the mtime that entries say it has. Raises OSError."""
@@ -197,7 +202,7 @@ class Volume:
         """Append an entry that changes no tree. Raises JournalError."""
         seq = self.journal.append(operation, SYSTEM_CALLER, self.entry_time(), self.catalog.path)
         self.catalog.record_control(operation, seq)
-        self.on_applied()
+        self._observer.entry_applied(self.catalog.applied_seq, self.journal.appended_bytes)
         return seq
 
     def adopt(
@@ -215,7 +220,7 @@ class Volume:
                 self.void(seq, operation, error.errno or errno.EIO)
                 raise
         self._record(operation, seq, time_ns, handle, ino)
-        self.on_applied()
+        self._observer.entry_applied(self.catalog.applied_seq, self.journal.appended_bytes)
         return seq
 
     def tag_imported(self, operation: Import, handle: bytes) -> None:
@@ -257,17 +262,17 @@ class Volume:
         """Keep the descriptor of a file whose last name the operation may take."""
         fids = self._orphaned(operation)
         for fid in fids:
-            self.tree.pin(fid, self.is_open(fid))
+            self.tree.pin(fid, self._observer.is_open(fid))
         return fids
 
     def _pin_used(self, operation: TreeOperation, redo: bool) -> list[Fid]:
         """The same on a mirror, where most files are not in use."""
         pinned: list[Fid] = []
         for fid in self._orphaned(operation):
-            if self.is_in_use(fid):
+            if self._observer.is_in_use(fid):
                 # When settling, it may be gone already.
                 with suppress(OSError) if redo else nullcontext():
-                    self.tree.pin(fid, self.is_open(fid))
+                    self.tree.pin(fid, self._observer.is_open(fid))
                     pinned.append(fid)
         return pinned
 
@@ -304,7 +309,7 @@ class Volume:
         """Append the VOID of *operation*, the last entry, which was refused with errno *number*."""
         self._append_void(Void(seq, number, 0))
         self.catalog.record_control(operation, Seq(seq + 1))
-        self.on_applied()
+        self._observer.entry_applied(self.catalog.applied_seq, self.journal.appended_bytes)
 
     def _void_rest(
         self, seq: Seq, operation: TreeOperation, time_ns: int, error: ShortWriteError
@@ -312,7 +317,7 @@ class Volume:
         self._append_void(Void(seq, error.errno or errno.EIO, error.written))
         self._record(operation, seq, time_ns, b"", 0)
         self.catalog.record_control(operation, Seq(seq + 1))
-        self.on_applied()
+        self._observer.entry_applied(self.catalog.applied_seq, self.journal.appended_bytes)
 
     def _append_void(self, void: Void) -> None:
         try:

@@ -166,7 +166,7 @@ def test_a_full_disk_refuses_no_removal(tmp_path: Path, label: str, is_open: boo
     """There is no space for a hidden name: the file stays usable by its descriptor."""
     with open_volume(tmp_path) as opened:
         volume = opened.volume
-        volume.is_open = lambda _: is_open
+        opened.usage.everything_is_open = is_open
         if not is_open:
             volume.tree._pinned_max = 0
         fid = opened.create("file", b"content")
@@ -187,7 +187,7 @@ def test_a_full_disk_refuses_no_removal(tmp_path: Path, label: str, is_open: boo
 def test_an_open_file_too_many_on_a_full_disk_is_not_removed(tmp_path: Path) -> None:
     with open_volume(tmp_path) as opened:
         volume = opened.volume
-        volume.is_open = lambda _: True
+        opened.usage.everything_is_open = True
         volume.tree._pinned_max = 0
         fid = opened.create("file", b"content")
         calls.listen(calls.PlannedFault("orphan.link", 1, "ENOSPC"))
@@ -224,7 +224,7 @@ def test_the_journal_has_descriptors_of_its_own(tmp_path: Path) -> None:
 def test_orphans_of_a_lost_machine(tmp_path: Path, is_lost: bool) -> None:
     """They are gone where the journal has their removal, and at home where it lost that."""
     with open_volume(tmp_path, orderly=False) as opened:
-        opened.volume.is_open = lambda _: True
+        opened.usage.everything_is_open = True
         fid = opened.create("file", b"content")
         before = image(opened.backing)
         last_seq = opened.volume.journal.head_seq
@@ -233,7 +233,7 @@ def test_orphans_of_a_lost_machine(tmp_path: Path, is_lost: bool) -> None:
             before = {b".": {**image(opened.backing)[b"."]}}
             last_seq = opened.volume.journal.head_seq
         opened.volume.journal.sync()
-        opened.volume.tree.keeps_orphans = True
+        opened.keep_orphans = True
     lose_machine(tmp_path / "state", last_seq)
     with open_volume(tmp_path) as opened:
         opened.volume.tree.take_over_orphans(())

@@ -290,7 +290,7 @@ def test_disk_that_fails_under_a_strict_volume_is_remembered(tmp_path: Path) -> 
     """Though the process is killed before it has stopped."""
     with open_volume(tmp_path, orderly=False) as opened:
         opened.make_checkpoint()
-        opened.volume.is_strict = True
+        opened.policy.set("strict")
         calls.listen(calls.PlannedFault("journal.sync", 1, "EIO"))
         try:
             with pytest.raises(OSError, match="flushed"):

@@ -1,9 +1,9 @@
 """Volumes without a mount: opened in the test's own process, on real directories."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -19,9 +19,11 @@ from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.supervisor import Mirroring, Replication
 from fusejournal.types import ROOT_FID, Caller, Fid, Seq
 from fusejournal.volume.checkpoint import Checkpoint
-from fusejournal.volume.durability import Durability
+from fusejournal.volume.durability import Durability, FlushHooks
+from fusejournal.volume.observer import Unobserved
 from fusejournal.volume.startup import VolumeStartup
 from fusejournal.volume.volume import Volume
+from fusejournal.volume.wait_policy import WaitPolicy
 from tests.support.trees import difference, image, rebuild
 
 SOMEBODY = Caller(1000, 1000, 77)
@@ -37,15 +39,38 @@ class Quiet:
 
 
 @dataclass
+class Usage(Unobserved):
+    """How a volume is used, as a test has it; and what its entries set off."""
+
+    everything_is_open: bool = False
+    kernel_cache: KernelCache | None = None
+    on_applied: list[Callable[[Seq, int], None]] = field(default_factory=list)
+
+    def entry_applied(self, applied_seq: Seq, appended_bytes: int) -> None:
+        for call in self.on_applied:
+            call(applied_seq, appended_bytes)
+
+    def is_in_use(self, fid: Fid) -> bool:
+        return self.kernel_cache is None or fid in self.kernel_cache
+
+    def is_open(self, fid: Fid) -> bool:
+        return self.everything_is_open
+
+
+@dataclass
 class OpenVolume:
     """One open volume and what belongs to it."""
 
     directory: Path
     opening: VolumeStartup
     volume: Volume
-    durability: Durability
     marks: WatermarkPage | None
+    usage: Usage
+    policy: WaitPolicy
+    durability: Durability = field(init=False)
     _replication: Replication | None = None
+    keep_orphans: bool = False
+    """Whether the hidden names of open files are left by a killed process."""
     orderly: bool = True
     """Whether it ends by an orderly stop, not as a killed process."""
 
@@ -96,8 +121,7 @@ class OpenVolume:
         )
         mirroring = None
         if self.marks is not None:
-            kernel_cache = KernelCache(lambda _: None, everything=False)
-            self.volume.is_in_use = lambda fid: fid in kernel_cache
+            kernel_cache = self.usage.kernel_cache = KernelCache(lambda _: None, everything=False)
             mirroring = Mirroring(
                 self.marks,
                 kernel_cache,
@@ -105,8 +129,23 @@ class OpenVolume:
                 self.marks.applying_seq,
                 self.opening.join_volume,
             )
-        replication.attach(self.volume, self.durability, mirroring)
+        self.usage.on_applied.append(replication.append_notifier.entry_applied)
+        self.durability = replication.attach(self.volume, mirroring, self.make_durability)
         return replication
+
+    def make_durability(self, hooks: FlushHooks) -> Durability:
+        """Its flushes, with *hooks*."""
+        opening, volume = self.opening, self.volume
+        return Durability(
+            volume.journal,
+            volume.catalog,
+            opening.root,
+            opening.checkpoint,
+            JournalConfig(compress=False),
+            volume.fail,
+            opening.page,
+            hooks,
+        )
 
     # -- changes -----------------------------------------------------------------------------------
 
@@ -169,6 +208,7 @@ def open_volume(
     page = WatermarkPage(state / "marks")
     marks = page if mirror else None
     root_fd = os.open(backing, os.O_RDONLY | os.O_DIRECTORY)
+    usage, policy = Usage(), WaitPolicy()
     opening = VolumeStartup(
         state,
         uuid or uuid4(),
@@ -179,6 +219,8 @@ def open_volume(
         page,
         is_mirror=mirror,
         is_uninitialized=mirror and uuid is None,
+        observer=usage,
+        policy=policy,
     )
     opening.open(read_only=False)
     if begin:
@@ -186,11 +228,8 @@ def open_volume(
         for _ in opening.start_epoch_and_import(read_only=False):
             pass
     volume = opening.volume
-    config = JournalConfig(compress=False)
-    durability = Durability(
-        volume.journal, volume.catalog, opening.root, opening.checkpoint, config, volume.fail, page
-    )
-    opened = OpenVolume(directory, opening, volume, durability, marks, orderly=orderly)
+    opened = OpenVolume(directory, opening, volume, marks, usage, policy, orderly=orderly)
+    opened.durability = opened.make_durability(FlushHooks())
     try:
         yield opened
     finally:
@@ -202,8 +241,10 @@ def open_volume(
                 opening.close()
             else:
                 with ExitStack() as stack:
-                    for one in (page, volume.journal, volume.tree, volume.catalog):
-                        stack.callback(one.close)
+                    stack.callback(page.close)
+                    stack.callback(volume.journal.close)
+                    stack.callback(volume.tree.close, keep_orphans=opened.keep_orphans)
+                    stack.callback(volume.catalog.close)
 
 
 def _note_uuid(path: Path, uuid: UUID) -> None:

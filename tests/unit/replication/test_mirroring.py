@@ -137,15 +137,14 @@ async def _apply_all(mirror: OpenVolume, commit_each: int) -> None:
     """Let the mirror's updater run until it has applied everything, or dies of it."""
     mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
     volume = mirror.volume
-    after, count = volume.on_applied, [0]
+    count = [0]
 
-    def commit_now_and_then() -> None:
-        after()
+    def commit_now_and_then(*_: int) -> None:
         count[0] += 1
         if commit_each and count[0] % commit_each == 0:
             volume.catalog.commit()
 
-    volume.on_applied = commit_now_and_then
+    mirror.usage.on_applied.append(commit_now_and_then)
     died: list[_Died] = []
 
     async def update(scope: trio.CancelScope) -> None:
@@ -391,12 +390,14 @@ async def test_segments_stay_plain_until_they_are_sent(tmp_path: Path) -> None:
         status = lambda: primary.replication.status().peers[0]  # noqa: E731
         await _until("the primary knows", lambda: status().lag_entries == 0)
         head_seq = primary.volume.journal.head_seq
-        assert primary.durability.keep_uncompressed_from() == head_seq + 1
+        assert primary.durability.hooks.keep_uncompressed_from() == head_seq + 1
         await primary.durability.flush()
-        sealed = primary.volume.journal.compressible(primary.durability.keep_uncompressed_from())
+        sealed = primary.volume.journal.compressible(
+            primary.durability.hooks.keep_uncompressed_from()
+        )
         assert sealed == list_segments(primary.journal_dir)[:-1]
         assert primary.volume.journal.compressible(Seq(2)) == []
-    assert primary.durability.keep_uncompressed_from() == END
+    assert primary.durability.hooks.keep_uncompressed_from() == END
 
 
 # -- what the status says ------------------------------------------------------------------------

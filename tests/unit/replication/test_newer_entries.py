@@ -134,7 +134,7 @@ async def test_a_mirror_acknowledges_nothing_that_it_cannot_read(tmp_path: Path)
                     known = primary.volume.journal.head_seq
                     seq = append_payload(primary.volume.journal, *NEWER_KIND)
                     primary.volume.catalog.applied_seq = seq
-                    primary.volume.on_applied()
+                    primary.usage.entry_applied(seq, primary.volume.journal.appended_bytes)
                     await until("refused", lambda: mirror_status(mirror).state == "refused")
                     assert "newer version" in str(mirror_status(mirror))
                     await until("told", lambda: peer_status(primary).acked_seq >= known)

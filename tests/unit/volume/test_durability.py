@@ -14,7 +14,6 @@ from fusejournal.config import ReplicationConfig
 from fusejournal.disk import calls
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Mark
-from fusejournal.replication.quorum import Quorum
 from fusejournal.volume.durability import Average
 from tests.support.descriptors import no_descriptors_left
 from tests.support.volumes import OpenVolume, open_volume
@@ -34,10 +33,12 @@ def _no_delay_left() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def flushing(directory: Path) -> AsyncIterator[OpenVolume]:
+async def flushing(directory: Path, mirrors: int = 0) -> AsyncIterator[OpenVolume]:
     """A volume with its background tasks; its journal rolls no segment, which would be for a thread
-    to flush."""
+    to flush. What waits for it also waits for so many *mirrors*."""
     with open_volume(directory, options=JournalOptions()) as volume:
+        if mirrors:
+            volume.replicate(ReplicationConfig(mirrors=mirrors))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(volume.durability.run)
             await trio.testing.wait_all_tasks_blocked()
@@ -107,17 +108,16 @@ async def test_waking_a_thread_is_measured_again(quick_disk: Path) -> None:
 
 
 async def test_who_waits_for_mirrors_has_waited_for_the_flush_too(quick_disk: Path) -> None:
-    async with flushing(quick_disk) as volume:
+    async with flushing(quick_disk, mirrors=1) as volume:
         await left_to_a_thread(volume, 1000)
-        durability, journal = volume.durability, volume.volume.journal
-        quorum = Quorum(ReplicationConfig(mirrors=1), lambda: journal.head_seq, lambda: None)
-        durability.quorum = quorum
+        durability, replication = volume.durability, volume.replication
+        assert replication is not None
         seq = volume.volume.note(Mark("flushed here"))
         delay_flushes(0.05)
         since = durability.try_flush_inline(seq)
         assert since is not None
         assert durability.durable_seq == seq
-        quorum.acked("mirror", seq)
+        replication.quorum.acked("mirror", seq)
         await durability.wait(seq, since)
         assert durability.waits.seconds >= 0.05
 

@@ -24,7 +24,7 @@ def labels() -> Iterator[list[str]]:
 
 def test_strict_flushes_before_it_applies(tmp_path: Path, labels: list[str]) -> None:
     with open_volume(tmp_path) as opened:
-        opened.volume.is_strict = True
+        opened.policy.set("strict")
         del labels[:]
         opened.mkdir("directory")
         steps = [label for label in labels if label.partition(".")[0] in ("journal", "apply")]
@@ -38,7 +38,7 @@ def test_strict_flushes_before_it_applies(tmp_path: Path, labels: list[str]) -> 
 
 def test_strict_applies_nothing_that_was_not_flushed(tmp_path: Path) -> None:
     with open_volume(tmp_path) as opened:
-        opened.volume.is_strict = True
+        opened.policy.set("strict")
         calls.listen(calls.PlannedFault("journal.sync", 1, "EIO"))
         try:
             with pytest.raises(OSError, match="flushed") as caught:

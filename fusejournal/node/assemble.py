@@ -1,0 +1,182 @@
+"""Puts the parts of a running volume together, from the bottom up.
+
+Twice, because between the two the volume is opened: :class:`StartParts` are there before, and
+:class:`ServingParts` stand on the open volume. Each part gets what it needs in its constructor, and
+nothing of this module is kept anywhere: parts can be made again in the same process, for the same
+volume after they were closed, or for another one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+from fusejournal.config import JournalConfig
+from fusejournal.journal.segment_writer import JournalOptions
+from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.layer.kernel_cache import KernelCache
+from fusejournal.layer.open_files import OpenFiles
+from fusejournal.node.export_watch import ExportWatch
+from fusejournal.node.spec import MountSpec, Reporter
+from fusejournal.node.state_dir import VolumeState
+from fusejournal.node.status import StatusPage
+from fusejournal.replication.append_notifier import AppendNotifier
+from fusejournal.replication.supervisor import Mirroring, Replication
+from fusejournal.types import Fid, Seq
+from fusejournal.volume.durability import Durability, FlushHooks
+from fusejournal.volume.startup import VolumeStartup
+from fusejournal.volume.wait_policy import WaitPolicy
+
+
+class NodeObserver:
+    """Tells the volume how the layer uses it, and the shippers what the volume has applied."""
+
+    def __init__(
+        self,
+        files: OpenFiles,
+        kernel_cache: KernelCache | None,
+        append_notifier: AppendNotifier | None,
+    ) -> None:
+        self._files = files
+        self._kernel_cache = kernel_cache
+        self._append_notifier = append_notifier
+
+    def entry_applied(self, applied_seq: Seq, appended_bytes: int) -> None:
+        """Wake the shippers that wait for it."""
+        if self._append_notifier is not None:
+            self._append_notifier.entry_applied(applied_seq, appended_bytes)
+
+    def is_in_use(self, fid: Fid) -> bool:
+        """True if the kernel may know *fid*: on a primary, any."""
+        return self._kernel_cache is None or fid in self._kernel_cache or fid in self._files
+
+    def is_open(self, fid: Fid) -> bool:
+        """True if the kernel has *fid* open."""
+        return fid in self._files
+
+
+@dataclass(frozen=True)
+class StartParts:
+    """What is there before the volume is open. ``replication`` is None in a read-only mount,
+    ``kernel_cache`` there and on a primary."""
+
+    page: WatermarkPage
+    files: OpenFiles
+    policy: WaitPolicy
+    exports: ExportWatch
+    kernel_cache: KernelCache | None
+    replication: Replication | None
+    startup: VolumeStartup
+
+
+@dataclass(frozen=True)
+class ServingParts:
+    """What stands on an open volume, beside the layer itself."""
+
+    durability: Durability
+    status: StatusPage
+
+
+def journal_options(config: JournalConfig) -> JournalOptions:
+    """The journal's options as *config* has them."""
+    return JournalOptions(
+        segment_bytes=config.segment_bytes,
+        segment_entries=config.segment_entries,
+        compress=config.compress,
+        compress_level=config.compress_level,
+    )
+
+
+def assemble_start(
+    spec: MountSpec,
+    state: VolumeState,
+    reporter: Reporter,
+    root_fd: int,
+    table_fd: int,
+    *,
+    is_taken_over: bool,
+    recall: Callable[[set[Fid]], None],
+) -> StartParts:
+    """Make the parts that open the volume.
+
+    Args:
+        root_fd: of the backing; the startup closes it.
+        table_fd: of the table of open files, of this mount or of the process before.
+        is_taken_over: the kernel may know any fid from that process.
+        recall: has delegations of these files given back.
+
+    Raises FusejournalError: a state directory or configuration that cannot be.
+    """
+    page = WatermarkPage(state.marks, state.created_ns)
+    files = OpenFiles(table_fd)
+    policy = WaitPolicy()
+    kernel_cache = None
+    if state.is_mirror and not spec.read_only:
+        kernel_cache = KernelCache(recall, everything=is_taken_over)
+    replication = None
+    if not spec.read_only:
+        replication = Replication(
+            spec.state_dir,
+            spec.name,
+            spec.config.replication,
+            state.listens_at(spec.config.replication.listen),
+            spec.config.replication.insecure,
+            state.is_mirror,
+            page,
+        )
+    notifier = replication.append_notifier if replication is not None else None
+    startup = VolumeStartup(
+        spec.state_dir,
+        state.uuid,
+        spec.backing,
+        root_fd,
+        journal_options(spec.config.journal),
+        reporter,
+        page,
+        is_mirror=state.is_mirror,
+        is_uninitialized=state.is_uninitialized,
+        adopt=spec.adopt,
+        observer=NodeObserver(files, kernel_cache, notifier),
+        policy=policy,
+    )
+    return StartParts(
+        page, files, policy, ExportWatch(spec, policy), kernel_cache, replication, startup
+    )
+
+
+def assemble_serving(
+    spec: MountSpec,
+    state: VolumeState,
+    start: StartParts,
+    *,
+    fail: Callable[[str], None],
+    join_volume: Callable[[UUID], None],
+) -> ServingParts:
+    """Make the parts that stand on the volume, once *start* has opened it. *fail* turns it
+    read-only; *join_volume* makes a mirror without a journal one of that volume."""
+    startup, volume = start.startup, start.startup.volume
+
+    def make_durability(hooks: FlushHooks) -> Durability:
+        return Durability(
+            volume.journal,
+            volume.catalog,
+            startup.root,
+            startup.checkpoint,
+            spec.config.journal,
+            fail,
+            start.page,
+            hooks,
+        )
+
+    if start.replication is None:
+        durability = make_durability(FlushHooks())
+    else:
+        mirroring = None
+        if start.kernel_cache is not None:
+            mirroring = Mirroring(
+                start.page,
+                start.kernel_cache,
+                state.is_uninitialized,
+                start.page.applying_seq,
+                join_volume,
+            )
+        durability = start.replication.attach(volume, mirroring, make_durability)
+    return ServingParts(durability, StatusPage(spec, state, startup, durability, start.replication))

@@ -1,0 +1,117 @@
+"""A node's parts are put together from a specification alone, and can be made again in the same
+process, with another role."""
+
+import errno
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fusejournal.backing.root_mark import BackingRoot
+from fusejournal.config import Config
+from fusejournal.layer.open_files import new_table
+from fusejournal.node.assemble import ServingParts, StartParts, assemble_serving, assemble_start
+from fusejournal.node.spec import MountSpec
+from fusejournal.node.state_dir import VolumeState, claim_volume
+from fusejournal.operations import Mkdir
+from fusejournal.types import ROOT_FID
+from tests.support.volumes import SOMEBODY
+
+
+class Silent:
+    """A reporter that nobody reads."""
+
+    def progress(self, stage: str, done: int, total: int | None, unit: str) -> None: ...
+
+    def warning(self, text: str) -> None: ...
+
+    def ready(self) -> None: ...
+
+
+def _spec(base: Path, role: str) -> MountSpec:
+    backing = base / "backing"
+    backing.mkdir(exist_ok=True)
+    config = Config.model_validate(
+        {"volume": {"role": role}, "replication": {"listen": "127.0.0.1:0", "insecure": True}}
+    )
+    return MountSpec("vol", base / "state", backing, backing, config, False, frozenset())
+
+
+def _assemble(spec: MountSpec, state: VolumeState) -> tuple[StartParts, ServingParts]:
+    root_fd = os.open(spec.backing, os.O_RDONLY | os.O_DIRECTORY)
+    start = assemble_start(
+        spec,
+        state,
+        Silent(),
+        root_fd,
+        new_table(),
+        is_taken_over=False,
+        recall=lambda _: None,
+    )
+    startup = start.startup
+    startup.open(read_only=False)
+    startup.recover(read_only=False)
+    for _ in startup.start_epoch_and_import(read_only=False):
+        pass
+    serving = assemble_serving(
+        spec, state, start, fail=startup.volume.fail, join_volume=startup.join_volume
+    )
+    return start, serving
+
+
+def _make_directory(start: StartParts, name: bytes) -> None:
+    volume = start.startup.volume
+    made = Mkdir(volume.new_fid(), ROOT_FID, name, 0o755, 0, 0, None, None)
+    volume.commit(made, SOMEBODY)
+
+
+async def test_parts_are_made_twice_in_one_process(tmp_path: Path) -> None:
+    spec = _spec(tmp_path, "primary")
+    for number in (1, 2):
+        with claim_volume(spec) as state:
+            start, serving = _assemble(spec, state)
+            assert start.kernel_cache is None
+            assert start.startup.volume.write_errno is None
+            _make_directory(start, b"made %d" % number)
+            assert serving.durability.durable_seq <= start.startup.volume.journal.head_seq
+            start.startup.close()
+    assert sorted(os.listdir(spec.backing)) == ["made 1", "made 2"]
+
+
+async def test_a_mirrors_parts_are_swapped_for_a_primarys(tmp_path: Path) -> None:
+    """No role is changed here, only parts: those of the other role stand on the same directories,
+    in the same process, and go on where the first ended."""
+    primary = tmp_path / "primary"
+    primary.mkdir()
+    with claim_volume(_spec(primary, "primary")) as state:
+        start, _ = _assemble(_spec(primary, "primary"), state)
+        _make_directory(start, b"shipped")
+        start.startup.close()
+    spec = _spec(tmp_path, "mirror")
+    with claim_volume(spec) as fresh:
+        mirror = replace(fresh, uuid=state.uuid, is_uninitialized=False)
+        shutil.copytree(state.journal_dir, mirror.journal_dir)
+        root_fd = os.open(spec.backing, os.O_RDONLY | os.O_DIRECTORY)
+        BackingRoot(root_fd, state.uuid).mark()
+        os.close(root_fd)
+        start, _ = _assemble(spec, mirror)
+        volume = start.startup.volume
+        assert start.kernel_cache is not None
+        assert volume.write_errno == errno.EROFS
+        head_seq = volume.journal.head_seq
+        assert (volume.catalog.applied_seq, os.listdir(spec.backing)) == (head_seq, ["shipped"])
+        with pytest.raises(OSError, match="Read-only"):
+            _make_directory(start, b"refused")
+        start.startup.close()
+
+        start, serving = _assemble(spec, replace(mirror, role="primary"))
+        volume = start.startup.volume
+        assert start.kernel_cache is None
+        assert volume.write_errno is None
+        assert volume.journal.head_seq > head_seq
+        _make_directory(start, b"made")
+        assert serving.durability.try_flush_inline(volume.journal.head_seq) is not None
+        start.startup.close()
+    assert sorted(os.listdir(spec.backing)) == ["made", "shipped"]

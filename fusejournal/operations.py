@@ -19,6 +19,8 @@ SYMLINK        entry                       parent: entry
 LINK           unchanged                   parent: entry
 UNLINK RMDIR   unchanged                   parent: entry
 RENAME         unchanged                   parent and new_parent: entry
+WHITEOUT       unchanged; the             parent and new_parent: entry
+               whiteout's: entry
 WRITE          entry                       unchanged
 TRUNCATE       entry                       unchanged
 SETATTR        mtime_ns where given        unchanged
@@ -39,12 +41,14 @@ time of the last entry that touched the fid: the fid itself in every row above, 
 in rows that set their mtime."""
 
 from enum import IntEnum
+from stat import S_IFCHR, S_IFMT
 from typing import NamedTuple
 
 from fusejournal.types import Epoch, Fid, Seq
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
 
 
 class Kind(IntEnum):
@@ -69,6 +73,7 @@ class Kind(IntEnum):
     EPOCH = 17
     MARK = 18
     CLEAN = 19
+    WHITEOUT = 20
 
 
 class Create(NamedTuple):
@@ -179,6 +184,44 @@ class Rename(NamedTuple):
     def kind(self) -> Kind:
         """The entry's kind."""
         return Kind.RENAME
+
+
+class Whiteout(NamedTuple):
+    """A rename that leaves a *whiteout* under the old name, a character device 0/0 by which an
+    overlay knows that the name is gone (RENAME_WHITEOUT): ``fid`` moves as in Rename, and
+    ``whiteout`` is the new device's fid; ``mode``, with the type, ``uid``, ``gid`` and ``acl`` are
+    the device's, as in Create. A kind of its own, so that readers of earlier versions see that it
+    is new to them."""
+
+    fid: Fid
+    parent: Fid
+    name: bytes
+    new_parent: Fid
+    new_name: bytes
+    flags: int
+    replaced: Fid
+    whiteout: Fid
+    mode: int
+    uid: int
+    gid: int
+    acl: bytes | None
+
+    @property
+    def kind(self) -> Kind:
+        """The entry's kind."""
+        return Kind.WHITEOUT
+
+    def can_be(self) -> bool:
+        """Whether it makes a device, and asks for what can be asked together."""
+        has_attributes = None not in (self.mode, self.uid, self.gid)
+        is_asked = self.flags & (RENAME_WHITEOUT | RENAME_EXCHANGE) == RENAME_WHITEOUT
+        return has_attributes and S_IFMT(self.mode) == S_IFCHR and is_asked
+
+    @property
+    def making(self) -> Create:
+        """The making of the whiteout, as an operation of its own."""
+        mode, uid, gid, acl = self[-4:]
+        return Create(self.whiteout, self.parent, self.name, mode, uid, gid, 0, acl)
 
 
 class Write(NamedTuple):
@@ -351,7 +394,8 @@ class Clean(NamedTuple):
 NameOperation = Create | Mkdir | Symlink | Link | Unlink | Rmdir
 DataOperation = Write | Truncate | Setattr | Setxattr | Removexattr
 ImportOperation = Import | ImportData | ImportLink
-TreeOperation = NameOperation | Rename | DataOperation | ImportOperation
+Moving = Rename | Whiteout
+TreeOperation = NameOperation | Moving | DataOperation | ImportOperation
 ControlOperation = Void | NewEpoch | Mark | Clean
 Operation = TreeOperation | ControlOperation
 
@@ -375,6 +419,7 @@ OPERATIONS: dict[Kind, type[Operation]] = {
     Kind.EPOCH: NewEpoch,
     Kind.MARK: Mark,
     Kind.CLEAN: Clean,
+    Kind.WHITEOUT: Whiteout,
 }
 
 REMOVALS = frozenset({Kind.UNLINK, Kind.RMDIR})
@@ -384,13 +429,16 @@ DATA_KINDS = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.SETATTR, Kind.SETXATTR, 
 """The kinds of a DataOperation: what changes one file and no name."""
 
 MAKERS = frozenset({Kind.CREATE, Kind.MKDIR, Kind.SYMLINK, Kind.IMPORT})
-"""Operations that give a new fid."""
+"""Operations that are about a new fid alone. (A WHITEOUT gives one, too: see :func:`made_by`.)"""
+
+MOVES = frozenset({Kind.RENAME, Kind.WHITEOUT})
+"""The kinds of a Moving: what gives a file another name."""
 
 
 TOUCHED: dict[Kind, tuple[int, ...]] = {
     **dict.fromkeys(MAKERS, (1,)),
     **dict.fromkeys((Kind.LINK, Kind.UNLINK, Kind.RMDIR, Kind.IMPORT_LINK), (0, 1)),
-    Kind.RENAME: (0, 1, 3),
+    **dict.fromkeys(MOVES, (0, 1, 3)),
     **dict.fromkeys((*DATA_KINDS, Kind.IMPORT_DATA), (0,)),
     **dict.fromkeys((Kind.VOID, Kind.EPOCH, Kind.MARK, Kind.CLEAN), ()),
 }
@@ -399,3 +447,10 @@ able to tell.
 
 A new object's path follows from its parent's and its name, so it is the parent that is listed.
 """
+
+
+def made_by(operation: Operation) -> Create | Mkdir | Symlink | Import | None:
+    """The making of a new fid in *operation*, or None."""
+    if isinstance(operation, Create | Mkdir | Symlink | Import):
+        return operation
+    return operation.making if isinstance(operation, Whiteout) else None

@@ -33,12 +33,14 @@ from contextlib import contextmanager
 from stat import S_IFDIR, S_IFMT, S_IFREG, S_IMODE, S_ISDIR, S_ISLNK
 from typing import Any
 
+from fusejournal.backing.apply_whiteout import WhiteoutSteps
 from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.tree import FoundEntry, Tree
 from fusejournal.disk import calls, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, CAPABILITY_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import FusejournalError
 from fusejournal.operations import (
+    MOVES,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     Create,
@@ -57,6 +59,7 @@ from fusejournal.operations import (
     TreeOperation,
     Truncate,
     Unlink,
+    Whiteout,
     Write,
 )
 from fusejournal.types import Fid
@@ -64,7 +67,7 @@ from fusejournal.types import Fid
 _NAMES_IN: dict[Kind, tuple[int, ...]] = {
     **dict.fromkeys((Kind.CREATE, Kind.MKDIR, Kind.SYMLINK, Kind.LINK), (1,)),
     **dict.fromkeys((Kind.UNLINK, Kind.RMDIR, Kind.IMPORT, Kind.IMPORT_LINK), (1,)),
-    Kind.RENAME: (1, 3),
+    **dict.fromkeys(MOVES, (1, 3)),
 }
 """Which fields of an operation are the directories in which it makes or removes names."""
 
@@ -123,6 +126,7 @@ _DIRECTORY_MTIME = _MustWork("the mtime of a directory")
 _OLD_MTIMES = _MustWork("the mtime of a directory after a refusal")
 _WRITE_END = _MustWork("mode and mtime after a write")
 _WRITE_REFUSED = _MustWork("what a refused write or truncation changed")
+_WHITEOUT_REFUSED = _MustWork("the names after a refused whiteout")
 _TRUNCATION = _MustWork("mode and mtime after a truncation")
 
 
@@ -139,6 +143,7 @@ class Applier:
             Kind.UNLINK: self._unlink,
             Kind.RMDIR: self._rmdir,
             Kind.RENAME: self._rename,
+            Kind.WHITEOUT: self._whiteout,
             Kind.WRITE: self._write,
             Kind.TRUNCATE: self._truncate,
             Kind.SETATTR: self._setattr,
@@ -259,24 +264,36 @@ class Applier:
         self, operation: Create | Mkdir | Symlink, fd: int, path: int | str, time_ns: int
     ) -> Made:
         """Owner, ACL, mode, identity and times of a new object; then its directory's mtime."""
+        inherits = self._tree.default_acl(self._tree.node(operation.parent)) is not None
+        made = self._finish_object(operation, fd, path, time_ns, inherits)
+        self._set_mtime(operation.parent, time_ns)
+        return made
+
+    def _finish_object(
+        self,
+        operation: Create | Mkdir | Symlink,
+        fd: int,
+        path: int | str,
+        time_ns: int,
+        inherits: bool,
+    ) -> Made:
+        """All that a new object has, but its name; *inherits*: it may have ACLs already."""
         tree = self._tree
         stat = os.fstat(fd)
         if (stat.st_uid, stat.st_gid) != (operation.uid, operation.gid):
             calls.reached("apply.chown")
             syscalls.chown(fd, operation.uid, operation.gid)
         if not isinstance(operation, Symlink):
-            self._finish_mode(operation, path, stat)
+            self._finish_mode(operation, path, stat, inherits)
         calls.reached("apply.tag")
         handle = tree.identify(operation.fid, fd, path)
         calls.reached("apply.times")
         syscalls.set_times(fd, time_ns, time_ns)
-        self._set_mtime(operation.parent, time_ns)
         return Made(handle, stat.st_ino)
 
     def _finish_mode(
-        self, operation: Create | Mkdir, path: int | str, stat: os.stat_result
+        self, operation: Create | Mkdir, path: int | str, stat: os.stat_result, inherits: bool
     ) -> None:
-        inherits = self._tree.default_acl(self._tree.node(operation.parent)) is not None
         if operation.acl is not None:
             calls.reached("apply.acl")
             os.setxattr(path, ACCESS_ACL_XATTR, operation.acl)
@@ -355,7 +372,7 @@ class Applier:
             if flags or operation.replaced:
                 syscalls.rename(*names, flags)
             else:
-                _rename_onto_nothing(*names)
+                syscalls.rename_onto_nothing(*names)
             for fid, mtime_ns in exchanged:
                 self._name_changed(fid, mtime_ns)
         self._name_changed(operation.parent, time_ns)
@@ -370,6 +387,44 @@ class Applier:
             return []
         stats = ((fid, self._tree.stat(fid)) for fid in (operation.fid, operation.replaced))
         return [(fid, stat.st_mtime_ns) for fid, stat in stats if S_ISDIR(stat.st_mode)]
+
+    def _whiteout(self, operation: Whiteout, time_ns: int, _: bytes, redo: bool) -> Made:
+        with self._tree.staging() as staging:
+            steps = WhiteoutSteps(
+                self._tree,
+                operation,
+                staging,
+                lambda name: self._make_whiteout(operation.making, staging, name, time_ns),
+            )
+            try:
+                made = Made(*steps.run(redo))
+            except OSError:
+                with _WHITEOUT_REFUSED:
+                    steps.take_back()
+                raise
+        if operation.fid in steps.mtimes:
+            self._name_changed(operation.fid, steps.mtimes[operation.fid])
+        self._name_changed(operation.parent, time_ns)
+        if operation.new_parent != operation.parent:
+            self._name_changed(operation.new_parent, time_ns)
+        return made
+
+    def _make_whiteout(
+        self, making: Create, directory: int, name: bytes, time_ns: int
+    ) -> tuple[bytes, int]:
+        """Make the device *name* in *directory*, which is not its own."""
+        calls.reached("apply.whiteout.make")
+        os.mknod(name, making.mode, making.rdev, dir_fd=directory)
+        fd = -1
+        try:
+            fd = _open(name, _FLAGS_PATH, directory)
+            path = syscalls.descriptor_path(fd)
+            made = self._finish_object(making, fd, path, time_ns, inherits=True)
+        except OSError:
+            self._take_away(directory, name, fd, os.unlink)
+            raise
+        os.close(fd)
+        return made.handle, made.ino
 
     def _name_changed(self, directory: Fid, time_ns: int) -> None:
         """The operation is done but for the mtime of *directory*."""
@@ -603,25 +658,6 @@ def _open(name: bytes, flags: int, directory: int) -> int:
     """Open the object that was made just now."""
     calls.reached("apply.open")
     return os.open(name, flags, dir_fd=directory)
-
-
-def _rename_onto_nothing(old_dir: int, old: bytes, new_dir: int, new: bytes) -> None:
-    """A rename whose entry replaces nothing: what is there all the same, no entry knows, so it must
-    not go. Raises FileExistsError."""
-    try:
-        syscalls.rename(old_dir, old, new_dir, new, RENAME_NOREPLACE)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    else:
-        return
-    # There are file systems without this flag, for targets of a replay.
-    try:
-        os.stat(new, dir_fd=new_dir, follow_symlinks=False)
-    except FileNotFoundError:
-        syscalls.rename(old_dir, old, new_dir, new, 0)
-    else:
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
 def _set_mode_and_mtime(fd: int, mode: int | None, mtime_ns: int) -> None:

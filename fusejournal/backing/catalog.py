@@ -30,13 +30,15 @@ from fusejournal.operations import (
     Kind,
     Link,
     Mkdir,
+    Moving,
     NewEpoch,
     Operation,
-    Rename,
     Rmdir,
     Symlink,
     TreeOperation,
     Unlink,
+    Whiteout,
+    made_by,
 )
 from fusejournal.types import Fid, Seq, first_fid
 
@@ -57,6 +59,7 @@ class Catalog(CatalogStore):
             **dict.fromkeys(MAKERS, self._record_made),
             **dict.fromkeys(REMOVALS, self._record_removed),
             Kind.RENAME: self._record_rename,
+            Kind.WHITEOUT: self._record_whiteout,
             Kind.LINK: self._record_link,
             Kind.IMPORT_LINK: self._record_link,
             Kind.IMPORT_DATA: self._record_imported_data,
@@ -77,8 +80,8 @@ class Catalog(CatalogStore):
         refused operation's fid is never given again either."""
         if isinstance(operation, NewEpoch):
             self.next_fid = max(self.next_fid, first_fid(operation.epoch))
-        elif operation.kind in MAKERS:
-            self.next_fid = max(self.next_fid, Fid(operation.fid + 1))  # type: ignore[union-attr]
+        elif (making := made_by(operation)) is not None:
+            self.next_fid = max(self.next_fid, Fid(making.fid + 1))
         self.applied_seq = seq
         self.changes += 1
 
@@ -142,7 +145,7 @@ class Catalog(CatalogStore):
         self.next_fid = max(self.next_fid, Fid(operation.fid + 1))
         self._touched(operation.parent, seq, time_ns)
 
-    def _record_rename(self, operation: Rename, seq: Seq, time_ns: int, _: bytes, __: int) -> None:
+    def _record_rename(self, operation: Moving, seq: Seq, time_ns: int, _: bytes, __: int) -> None:
         parent, name = operation.parent, operation.name
         new_parent, new_name = operation.new_parent, operation.new_name
         node = self._touched(operation.fid, seq, time_ns)
@@ -168,6 +171,12 @@ class Catalog(CatalogStore):
         for changed in (node, other):
             if changed is not None and changed.parent:
                 self._add(changed)
+
+    def _record_whiteout(
+        self, operation: Whiteout, seq: Seq, time_ns: int, handle: bytes, ino: int
+    ) -> None:
+        self._record_rename(operation, seq, time_ns, b"", 0)
+        self._record_made(operation.making, seq, time_ns, handle, ino)
 
 
 def _cookie(seq: Seq) -> int:

@@ -254,12 +254,28 @@ class Tree:
         if not self._hidden:
             self._remove_hidden()
 
+    @contextmanager
+    def staging(self) -> Iterator[int]:
+        """The hidden directory, open on the descriptor given, for what has no place of its own for
+        a moment. Raises OSError."""
+        is_there = self._hidden_fd >= 0
+        if not is_there:
+            self._hidden_fd = self._open_hidden()
+        try:
+            yield self._hidden_fd
+        finally:
+            if not is_there:
+                self._remove_hidden()
+
     def _open_hidden(self) -> int:
         name = self._hidden_in = self.hidden_name()
         calls.reached("orphan.directory")
         with self._root_mtime_kept(), suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self.root_fd)
-        return os.open(name, _FLAGS_HIDDEN, dir_fd=self.root_fd)
+        fd = os.open(name, _FLAGS_HIDDEN, dir_fd=self.root_fd)
+        if os.fstat(fd).st_uid != 0:
+            os.fchown(fd, 0, 0)  # made in the name of a user
+        return fd
 
     def _remove_hidden(self) -> None:
         os.close(self._hidden_fd)

@@ -10,12 +10,12 @@ import click
 
 from fusejournal.cli import text
 from fusejournal.history.query import Match
-from fusejournal.operations import Import, ImportData, Kind, Void, Write
+from fusejournal.operations import MOVES, Import, ImportData, Kind, Void, Write
 
 _COLOURS = {
     **dict.fromkeys((Kind.CREATE, Kind.MKDIR, Kind.SYMLINK, Kind.LINK), "green"),
     **dict.fromkeys((Kind.UNLINK, Kind.RMDIR), "red"),
-    Kind.RENAME: "yellow",
+    **dict.fromkeys(MOVES, "yellow"),
     **dict.fromkeys((Kind.WRITE, Kind.TRUNCATE), "cyan"),
     **dict.fromkeys((Kind.EPOCH, Kind.MARK, Kind.CLEAN), "magenta"),
 }
@@ -39,7 +39,7 @@ def as_json(match: Match) -> dict[str, Any]:
         line[f"new_{key}" if key in ("uid", "gid") else key] = plain(value)
     if isinstance(operation, Write | ImportData):
         line["bytes"] = len(entry.data)
-    if operation.kind == Kind.RENAME:
+    if operation.kind in MOVES:
         line["new_path"] = None if new_path is None else text.exact(new_path)
     if void is not None:
         line["refused"] = errno_name(void)
@@ -105,6 +105,8 @@ def details(match: Match) -> str:
         case Kind.RENAME:
             how = "<->" if operation.flags & 2 else "->"
             return f"  {how} {shown_path(new_path)}"
+        case Kind.WHITEOUT:
+            return f"  -> {shown_path(new_path)}, leaving a whiteout"
         case Kind.SYMLINK:
             return f"  -> {text.name(operation.target)}"
         case Kind.CREATE | Kind.MKDIR:

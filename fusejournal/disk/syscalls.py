@@ -29,6 +29,7 @@ AT_EMPTY_PATH = 0x1000
 
 _HANDLE_BYTES_MAX = 128
 _UTIME_OMIT = (1 << 30) - 2
+_RENAME_NOREPLACE = 1
 _HANDLE_HEAD = struct.Struct("<Ii")
 _FUSE_HANDLE = struct.Struct("<iIII")
 _FILEID_INO64_GEN = 0x81
@@ -138,6 +139,25 @@ def rename(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> No
     """renameat2(2) between two directory descriptors."""
     if _renameat2(old_dir, old, new_dir, new, flags) != 0:
         raise _fail()
+
+
+def rename_onto_nothing(old_dir: int, old: bytes, new_dir: int, new: bytes) -> None:
+    """Renames to a name that nothing has. Raises FileExistsError for what is there all the same,
+    and OSError."""
+    try:
+        rename(old_dir, old, new_dir, new, _RENAME_NOREPLACE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    else:
+        return
+    # There are file systems without this flag, for targets of a replay.
+    try:
+        os.stat(new, dir_fd=new_dir, follow_symlinks=False)
+    except FileNotFoundError:
+        rename(old_dir, old, new_dir, new, 0)
+    else:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
 def link(fd: int, new_dir: int, name: bytes) -> None:

@@ -11,7 +11,7 @@ from fusejournal.history.lookup import Dentry, Lookup, name_changes
 from fusejournal.history.paths import PathTracker
 from fusejournal.journal.format import Entry
 from fusejournal.journal.outcomes import with_outcomes
-from fusejournal.operations import MAKERS, RENAME_EXCHANGE, Kind, Rename, Void
+from fusejournal.operations import RENAME_EXCHANGE, Kind, Moving, Void, made_by
 from fusejournal.types import Fid, Seq
 
 _CONTENT = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
@@ -120,7 +120,7 @@ class _Comparison:
                     names = self._touched.get(one) or self._touch(entry, one)
                     was, _ = names.names.get(place, (not has, has))
                     names.names[place] = was, has
-        if isinstance(operation, Rename):
+        if isinstance(operation, Moving):
             old = self._tracker.join(operation.parent, operation.name)
             new = self._tracker.join(operation.new_parent, operation.new_name)
             if old is not None and new is not None:
@@ -129,7 +129,8 @@ class _Comparison:
     def _touch(self, entry: Entry, fid: Fid) -> _Touched:
         touched = self._touched.get(fid)
         if touched is None:
-            made = entry.operation.kind in MAKERS
+            making = made_by(entry.operation)
+            made = making is not None and making.fid == fid
             old_path = None if made else self._tracker.path(fid)
             touched = self._touched[fid] = _Touched(old_path, len(self._moves), made)
         touched.entries += 1

@@ -31,6 +31,7 @@ from fusejournal.operations import (
     Truncate,
     Void,
     Write,
+    made_by,
 )
 from fusejournal.types import ROOT_FID, Fid, Seq
 
@@ -114,7 +115,7 @@ class State:
 
     def take(self, entry: Entry, void: Void | None) -> None:
         """Be what it is after *entry*, which held at least in part."""
-        operation: Any = entry.operation
+        operation: Any = made_by(entry.operation) or entry.operation
         self.last_time_ns = entry.time_ns
         if isinstance(operation, Import | ImportData):
             self.mtime_ns = operation.mtime_ns
@@ -217,11 +218,18 @@ def read_states(
             for state in states.values():
                 state.floor = state.size
         if void is None or void.written:
-            states[entry.operation.fid].take(entry, void)  # type: ignore[union-attr]
+            states[fid_of(entry)].take(entry, void)
     if not is_after:
         for state in states.values():
             state.floor = state.size
     return states
+
+
+def fid_of(entry: Entry) -> Fid:
+    """The file whose state *entry*, one that :func:`is_about` holds for, changes."""
+    operation: Any = made_by(entry.operation) or entry.operation
+    fid: Fid = operation.fid
+    return fid
 
 
 def lacks_maker(state: State) -> bool:

@@ -7,7 +7,17 @@ from typing import NamedTuple
 from fusejournal.history.lookup import Lookup, Tenure, name_changes
 from fusejournal.history.query import Match
 from fusejournal.journal.format import Entry
-from fusejournal.operations import Create, Import, ImportData, Kind, Rename, Truncate, Void, Write
+from fusejournal.operations import (
+    MOVES,
+    Create,
+    Import,
+    ImportData,
+    Moving,
+    Truncate,
+    Void,
+    Whiteout,
+    Write,
+)
 from fusejournal.types import Fid, Seq
 
 
@@ -50,7 +60,9 @@ def read_life(lookup: Lookup, fid: Fid) -> Iterator[LifeEntry]:
 def _paths(lookup: Lookup, fid: Fid, entry: Entry) -> tuple[bytes | None, bytes | None]:
     """The path of *fid* that *entry* is about, and where it moved it."""
     operation = entry.operation
-    if isinstance(operation, Rename) and fid not in (operation.fid, operation.replaced):
+    if isinstance(operation, Whiteout) and fid == operation.whiteout:
+        return lookup.join(operation.parent, operation.name, entry.seq), None
+    if isinstance(operation, Moving) and fid not in (operation.fid, operation.replaced):
         return lookup.path_before(fid, entry.seq), lookup.path_before(fid, Seq(entry.seq + 1))
     changes = name_changes(operation)
     if not changes:
@@ -75,11 +87,9 @@ def _size_after(entry: Entry, void: Void | None, size: int | None) -> int | None
 
 def _moves_above(lookup: Lookup, fid: Fid) -> Iterator[tuple[Entry, Void | None]]:
     """The renames of directories that gave *fid* another path."""
-    own = {
-        entry.seq for entry, _ in lookup.entries_of(fid, wanted=lambda one: one.kind == Kind.RENAME)
-    }
+    own = {entry.seq for entry, _ in lookup.entries_of(fid, wanted=lambda one: one.kind in MOVES)}
     for seq, _ in lookup.timeline(fid):
         if seq and seq not in own:
             for entry in lookup.reader.read(seq, Seq(seq + 1)):
-                if isinstance(entry.operation, Rename) and entry.operation.fid != fid:
+                if isinstance(entry.operation, Moving) and entry.operation.fid != fid:
                     yield entry, None

@@ -18,6 +18,7 @@ from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import first_seq_of
 from fusejournal.operations import (
     MAKERS,
+    MOVES,
     RENAME_EXCHANGE,
     Create,
     Import,
@@ -34,6 +35,8 @@ from fusejournal.operations import (
     Symlink,
     Unlink,
     Void,
+    Whiteout,
+    made_by,
 )
 from fusejournal.types import ROOT_FID, Fid, Seq
 
@@ -45,7 +48,7 @@ NAME_KINDS = frozenset(
         Kind.LINK,
         Kind.UNLINK,
         Kind.RMDIR,
-        Kind.RENAME,
+        *MOVES,
         Kind.IMPORT,
         Kind.IMPORT_LINK,
     }
@@ -84,10 +87,14 @@ def name_changes(operation: Operation) -> list[NameChange]:
             return [NameChange(operation.parent, operation.name, None, operation.fid)]
         case Unlink() | Rmdir():
             return [NameChange(operation.parent, operation.name, operation.fid, None)]
-        case Rename():
-            exchanged = operation.replaced if operation.flags & RENAME_EXCHANGE else None
+        case Rename() | Whiteout():
+            left: Fid | None = None
+            if isinstance(operation, Whiteout):
+                left = operation.whiteout
+            elif operation.flags & RENAME_EXCHANGE:
+                left = operation.replaced
             return [
-                NameChange(operation.parent, operation.name, operation.fid, exchanged),
+                NameChange(operation.parent, operation.name, operation.fid, left),
                 NameChange(
                     operation.new_parent,
                     operation.new_name,
@@ -332,7 +339,7 @@ class Lookup:
         types: dict[Fid, int] = {}
         for span in self.segments():
             index = self.index(span)
-            imported = []
+            others = []
             for fid in index.which_of(fids):
                 for posting in index.of_fid(fid):
                     if posting.is_parent or posting.refused or posting.kind not in MAKERS:
@@ -342,11 +349,11 @@ class Lookup:
                     elif posting.kind == Kind.SYMLINK:
                         types[fid] = S_IFLNK
                     else:
-                        imported.append(posting.number)
-            for entry, _ in self.reader.pick(span.path, sorted(imported)):
-                operation = entry.operation
-                assert isinstance(operation, Create | Import)
-                types[operation.fid] = S_IFMT(operation.mode)
+                        others.append(posting.number)
+            for entry, _ in self.reader.pick(span.path, sorted(others)):
+                making = made_by(entry.operation)
+                assert isinstance(making, Create | Import)
+                types[making.fid] = S_IFMT(making.mode)
         return types
 
     def has_links(self, fid: Fid) -> bool:

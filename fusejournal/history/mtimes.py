@@ -17,6 +17,7 @@ from fusejournal.operations import (
     Rename,
     Setattr,
     Void,
+    Whiteout,
 )
 from fusejournal.types import Fid, Seq
 
@@ -89,6 +90,8 @@ def kept_mtimes(lookup: Lookup, entry: Entry) -> dict[Fid, int]:
             fids = (operation.parent,)
         case Rename(flags=flags) as operation if flags & RENAME_EXCHANGE:
             fids = operation.fid, operation.replaced
+        case Whiteout() as operation if operation.replaced:
+            fids = (operation.fid,)  # it is done by exchanges
     return mtimes_before(lookup, fids, entry.seq)
 
 

@@ -14,11 +14,13 @@ from fusejournal.operations import (
     ImportLink,
     Link,
     Mkdir,
+    Moving,
     Operation,
     Rename,
     Rmdir,
     Symlink,
     Unlink,
+    Whiteout,
 )
 from fusejournal.types import ROOT_FID, Fid
 
@@ -89,7 +91,7 @@ class PathTracker:
         in."""
         if isinstance(
             operation,
-            Create | Mkdir | Symlink | Link | Unlink | Rmdir | Rename | Import | ImportLink,
+            Create | Mkdir | Symlink | Link | Unlink | Rmdir | Moving | Import | ImportLink,
         ):
             return self.join(operation.parent, operation.name)
         fid = getattr(operation, "fid", None)
@@ -118,6 +120,9 @@ class PathTracker:
                 self._add(operation.fid, operation.parent, operation.name)
             case Rename():
                 self._move(operation)
+            case Whiteout():
+                self._move(operation)
+                self._add(operation.whiteout, operation.parent, operation.name)
             case Unlink() | Rmdir():
                 self._drop(operation.fid, operation.parent, operation.name)
 
@@ -131,7 +136,7 @@ class PathTracker:
         if directory is not None:
             self._attach(fid, directory.child(name))
 
-    def _move(self, rename: Rename) -> None:
+    def _move(self, rename: Moving) -> None:
         old = self._find(rename.fid, rename.parent, rename.name)
         other: _Place | None = None
         if rename.replaced:

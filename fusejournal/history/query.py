@@ -14,7 +14,7 @@ from fusejournal.journal.format import Entry
 from fusejournal.journal.index import SegmentIndex
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.journal.reader import END, JournalReader
-from fusejournal.operations import Kind, Operation, Rename, Void
+from fusejournal.operations import Kind, Moving, Operation, Void
 from fusejournal.types import Fid, Seq
 
 _WILD = frozenset(b"*?[")
@@ -90,7 +90,7 @@ def _within(seq: Seq, ranges: tuple[SeqRange, ...]) -> bool:
 
 class Match(NamedTuple):
     """An entry with its VOID (refused; or, with ``written``, cut short) and its paths at that time:
-    of a RENAME, the second is the new one."""
+    of a RENAME or WHITEOUT, the second is the new one."""
 
     entry: Entry
     void: Void | None
@@ -239,9 +239,10 @@ def _walk_segment(
 
 
 def paths_of(tracker: PathTracker, operation: Operation) -> tuple[bytes | None, bytes | None]:
-    """The path that *operation* is about and, of a RENAME, the new one, where they are known."""
+    """The path that *operation* is about and, where it moves that, the new one, if they are
+    known."""
     new_path = None
-    if isinstance(operation, Rename):
+    if isinstance(operation, Moving):
         new_path = tracker.join(operation.new_parent, operation.new_name)
     return tracker.path_of(operation), new_path
 

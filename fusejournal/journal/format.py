@@ -65,6 +65,7 @@ from fusejournal.operations import (
     Removexattr,
     Setxattr,
     Symlink,
+    Whiteout,
 )
 from fusejournal.types import EPOCH_MAX, TIME_MAX_NS, TIME_MIN_NS, Caller, Epoch, Fid, Seq
 
@@ -389,31 +390,26 @@ def _check(fields: tuple[Any, ...], operation: Any) -> None:
 # Which types each kind's fields may have, from the annotations, so that later code need not doubt
 # them.
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {
-    "fid": (int,),
-    "parent": (int,),
+    **dict.fromkeys(
+        (
+            *("fid", "parent", "new_parent", "replaced", "whiteout", "rdev", "flags"),
+            *("offset", "size", "seq", "errno", "written", "epoch"),
+        ),
+        (int,),
+    ),
     "name": (bytes,),
     "mode": (int, type(None)),
     "uid": (int, type(None)),
     "gid": (int, type(None)),
-    "rdev": (int,),
     "acl": (bytes, type(None)),
     "default_acl": (bytes, type(None)),
     "target": (bytes, type(None)),
-    "new_parent": (int,),
     "new_name": (bytes,),
-    "flags": (int,),
-    "replaced": (int,),
-    "offset": (int,),
-    "size": (int,),
     "atime_ns": (int, type(None)),
     "mtime_ns": (int, type(None)),
     "value": (bytes,),
     "xattrs": (tuple,),
     "complete": (bool,),
-    "seq": (int,),
-    "errno": (int,),
-    "written": (int,),
-    "epoch": (int,),
     "reason": (str,),
 }
 
@@ -423,7 +419,7 @@ _ID_MAX: Final = 2**32 - 1
 _KIND_MAX: Final = 63
 """Kinds that may come yet: an index's mask of kinds has as many bits."""
 _LIMITS: Final[dict[str, tuple[int, int]]] = {
-    **dict.fromkeys(("fid", "parent", "new_parent"), (1, _NUMBER_MAX)),
+    **dict.fromkeys(("fid", "parent", "new_parent", "whiteout"), (1, _NUMBER_MAX)),
     **dict.fromkeys(("uid", "gid", "rdev", "flags"), (0, _ID_MAX)),
     **dict.fromkeys(("atime_ns", "mtime_ns"), (TIME_MIN_NS, TIME_MAX_NS)),
     "mode": (0, 0o177777),
@@ -438,7 +434,7 @@ _NO_NAMES: Final = frozenset({b"", b".", b".."})
 _FILE_NAMES: Final = frozenset({"name", "new_name"})
 _NO_FILE_NAMES: Final = frozenset({Kind.SETXATTR, Kind.REMOVEXATTR, Kind.MARK})
 _CHECKED_FURTHER: Final = frozenset(
-    map(int, (Kind.SETXATTR, Kind.REMOVEXATTR, Kind.IMPORT, Kind.SYMLINK))
+    map(int, (Kind.SETXATTR, Kind.REMOVEXATTR, Kind.IMPORT, Kind.SYMLINK, Kind.WHITEOUT))
 )
 
 # By kind, so that an entry is checked without a look at its class: the class, the type signatures
@@ -481,6 +477,9 @@ def _check_further(operation: Operation) -> None:
         _check_xattr_name(operation.name)
     elif isinstance(operation, Symlink):
         _check_target(operation.target)
+    elif isinstance(operation, Whiteout):
+        if not operation.can_be():
+            raise FormatError("a whiteout that cannot be")
     elif isinstance(operation, Import):
         for pair in operation.xattrs:
             if type(pair) is not tuple or tuple(map(type, pair)) != (bytes, bytes):

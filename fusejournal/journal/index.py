@@ -34,7 +34,8 @@ paths           zstd of msgpack            [[path, fid, entry number], ...] as t
 ==============  =========================  ====================================================
 
 A posting is the entry's number in the segment << 8, its kind << 2, 2 where a VOID follows it, 1
-where the fid is only the directory of the name (else: what the entry is about).
+where the fid is only the directory of the name (else: what the entry is about). The whiteout that a
+WHITEOUT leaves has a posting of kind CREATE.
 """
 
 import os
@@ -43,7 +44,7 @@ import sys
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -90,6 +91,8 @@ _NAMED: Final = frozenset(
     )
 )
 _RENAME: Final = int(Kind.RENAME)
+_WHITEOUT: Final = int(Kind.WHITEOUT)
+_CREATE: Final = int(Kind.CREATE)
 _VOID: Final = int(Kind.VOID)
 _MARK: Final = int(Kind.MARK)
 _OPERATION_AT: Final = 6
@@ -264,14 +267,18 @@ class _Builder:
             self.by_fid[parent].append(posting | 1)
             self.by_name[name_key(parent, name)].append(posting)
         elif kind == _RENAME:
-            self._add_rename(fields, posting)
+            self._add_rename(fields[_OPERATION_AT:], posting)
+        elif kind == _WHITEOUT:
+            *moving, whiteout, _, _, _, _ = fields[_OPERATION_AT:]
+            self._add_rename(moving, posting)
+            self.by_fid[whiteout].append(number << 8 | _CREATE << 2 | refused << 1)
         elif kind == _MARK:
             self.by_name[name_key(Fid(0), fields[_OPERATION_AT].encode())].append(posting)
         elif len(fields) > _OPERATION_AT and kind < _VOID:
             self.by_fid[fields[_OPERATION_AT]].append(posting)
 
-    def _add_rename(self, fields: tuple[Any, ...], posting: int) -> None:
-        fid, parent, name, new_parent, new_name, _, replaced = fields[_OPERATION_AT:]
+    def _add_rename(self, fields: Sequence[Any], posting: int) -> None:
+        fid, parent, name, new_parent, new_name, _, replaced = fields
         self.by_fid[fid].append(posting)
         if replaced and replaced != fid:
             self.by_fid[replaced].append(posting)

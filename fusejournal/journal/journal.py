@@ -57,7 +57,16 @@ from fusejournal.journal.segment import (
     list_segments,
 )
 from fusejournal.journal.segment_writer import ALWAYS, JournalOptions, SegmentWriter
-from fusejournal.operations import MAKERS, REMOVALS, TOUCHED, Kind, NewEpoch, Operation, Rename
+from fusejournal.operations import (
+    MAKERS,
+    REMOVALS,
+    TOUCHED,
+    Kind,
+    NewEpoch,
+    Operation,
+    Rename,
+    Whiteout,
+)
 from fusejournal.types import Caller, Epoch, Fid, Position, Seq
 
 _VOID_ROOM_BYTES = 256
@@ -300,6 +309,9 @@ class Journal:
             current.named.discard(operation[0])  # type: ignore[misc]
         elif isinstance(operation, Rename):
             current.named.discard(operation.replaced)
+        elif isinstance(operation, Whiteout):
+            current.named.discard(operation.replaced)
+            current.named.add(operation.whiteout)
         if kind in MAKERS:
             current.named.add(operation[0])  # type: ignore[arg-type, misc]
         elif isinstance(operation, NewEpoch):

@@ -34,7 +34,7 @@ from fusejournal.journal.segment import (
     is_just_begun,
     list_segments,
 )
-from fusejournal.operations import Kind, Void
+from fusejournal.operations import ControlOperation, Void
 from fusejournal.types import Seq
 
 _INDEX_BYTES_KEPT = 96 << 20
@@ -94,7 +94,8 @@ class JournalReader:
                     raise bad.in_segment(path) from None
             if last is not None:
                 try:
-                    return last.seq, decode_entry(last).operation.kind >= Kind.VOID
+                    operation = decode_entry(last).operation
+                    return last.seq, isinstance(operation, ControlOperation)
                 except FormatError as error:
                     undecodable = BadFrameError.undecodable(last.offset, last.seq, error)
                     raise undecodable.in_segment(path) from None

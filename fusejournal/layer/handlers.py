@@ -17,7 +17,7 @@ import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from stat import S_IFDIR, S_IFMT, S_IFREG, S_IMODE, S_ISGID, S_ISUID, S_IXGRP
+from stat import S_IFCHR, S_IFDIR, S_IFMT, S_IFREG, S_IMODE, S_ISGID, S_ISUID
 
 import pyfuse3
 import trio
@@ -36,10 +36,12 @@ from fusejournal.layer.request_loop import RequestLoop
 from fusejournal.operations import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
+    RENAME_WHITEOUT,
     Create,
     DataOperation,
     Link,
     Mkdir,
+    Moving,
     Removexattr,
     Rename,
     Rmdir,
@@ -49,6 +51,7 @@ from fusejournal.operations import (
     TreeOperation,
     Truncate,
     Unlink,
+    Whiteout,
     Write,
 )
 from fusejournal.types import ROOT_FID, Caller, Fid, Seq, clamp_time
@@ -332,19 +335,7 @@ class Handlers(pyfuse3.Operations):
         setgid."""
         _check_name(name)
         volume = self.volume
-        directory = self._tree.node(parent)
-        parent_stat = self._tree.stat(parent)
-        gid = permissions.new_group(ctx.gid, parent_stat.st_mode, parent_stat.st_gid)
-        if (
-            mode & S_ISGID
-            and S_IFMT(mode) != S_IFDIR
-            and mode & S_IXGRP
-            and not permissions.in_group(_who(ctx), gid)
-        ):
-            mode &= ~S_ISGID
-        new = permissions.new_mode(
-            mode, ctx.umask, parent_stat.st_mode, self._tree.default_acl(directory)
-        )
+        gid, new = self._inherit(parent, mode, ctx)
         fid = volume.new_fid()
         operation: Create | Mkdir
         if S_IFMT(mode) == S_IFDIR:
@@ -353,6 +344,14 @@ class Handlers(pyfuse3.Operations):
             operation = Create(fid, parent, name, new.mode, ctx.uid, gid, rdev, new.acl)
         self._commit_name(operation, parent, name, _who(ctx))
         return fid
+
+    def _inherit(
+        self, parent: Fid, mode: int, ctx: RequestContext
+    ) -> tuple[int, permissions.NewMode]:
+        """Group, mode and ACLs of what is made in *parent* with *mode*."""
+        stat, node = self._tree.stat(parent), self._tree.node(parent)
+        default_acl = self._tree.default_acl(node)
+        return permissions.inherited(mode, ctx.umask, _who(ctx), stat, default_acl)
 
     @changing
     def mknod(
@@ -423,7 +422,7 @@ class Handlers(pyfuse3.Operations):
             await self._rename(*names, flags, ctx)
         except FUSEError as error:
             is_known = self._catalog.lookup(parent_new, name_new) is not None
-            if error.errno != errno.EEXIST or flags or is_known:
+            if error.errno != errno.EEXIST or flags & ~RENAME_WHITEOUT or is_known:
                 raise
         else:
             return
@@ -440,7 +439,7 @@ class Handlers(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         _check_name(name_new)
         node = self._child(parent_old, name_old)
@@ -451,9 +450,13 @@ class Handlers(pyfuse3.Operations):
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         if replaced == node.fid:
             return  # two names of one file: rename(2) leaves both
-        self.volume.commit(
-            Rename(node.fid, parent_old, name_old, parent_new, name_new, flags, replaced), _who(ctx)
-        )
+        operation: Moving
+        operation = Rename(node.fid, parent_old, name_old, parent_new, name_new, flags, replaced)
+        if flags & RENAME_WHITEOUT:
+            gid, new = self._inherit(parent_old, S_IFCHR, ctx)
+            fid = self.volume.new_fid()
+            operation = Whiteout(*operation, fid, new.mode, ctx.uid, gid, new.acl)
+        self.volume.commit(operation, _who(ctx))
 
     # -- attributes --------------------------------------------------------------------------------
 

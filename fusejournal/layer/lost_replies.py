@@ -19,15 +19,15 @@ from fusejournal.journal.reader import JournalReader
 from fusejournal.layer.connection import KernelConnection
 from fusejournal.layer.request_loop import TASKS
 from fusejournal.operations import (
+    MOVES,
     TOUCHED,
     Create,
     Import,
     ImportLink,
-    Kind,
     Link,
     Mkdir,
+    Moving,
     Operation,
-    Rename,
     Rmdir,
     Symlink,
     Unlink,
@@ -38,11 +38,11 @@ _ENTRIES_MAX = 1 << 16
 _ENTRIES = 4 * TASKS
 """How many entries back to look. A request makes up to three, and VOIDs lie between."""
 
-_CHANGED = {**TOUCHED, Kind.RENAME: (0, 1, 3, 6)}
+_CHANGED = {**TOUCHED, **dict.fromkeys(MOVES, (0, 1, 3, 6))}
 """Which fields of an operation are fids whose attributes it changes: those it touches, and the file
 that a rename replaces."""
 
-_NAMING = Create | Mkdir | Symlink | Link | Unlink | Rmdir | Rename | Import | ImportLink
+_NAMING = Create | Mkdir | Symlink | Link | Unlink | Rmdir | Moving | Import | ImportLink
 
 
 class Stale(NamedTuple):
@@ -67,7 +67,7 @@ def add_changed(stale: Stale, operation: Operation) -> None:
     """Add to *stale* what *operation* has changed."""
     if isinstance(operation, _NAMING):
         stale.names.add((operation.parent, operation.name))
-    if isinstance(operation, Rename):
+    if isinstance(operation, Moving):
         stale.names.add((operation.new_parent, operation.new_name))
     stale.fids.update(changed_fids(operation))
 

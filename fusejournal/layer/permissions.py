@@ -72,6 +72,17 @@ def new_group(caller_gid: int, parent_mode: int, parent_gid: int) -> int:
     return parent_gid if parent_mode & S_ISGID else caller_gid
 
 
+def inherited(
+    mode: int, umask: int, who: Caller, parent: os.stat_result, default_acl: bytes | None
+) -> tuple[int, NewMode]:
+    """Group, mode and ACLs of an object that *who* makes with *mode* in the directory *parent*,
+    which has *default_acl*."""
+    gid = new_group(who.gid, parent.st_mode, parent.st_gid)
+    if mode & S_ISGID and not S_ISDIR(mode) and mode & S_IXGRP and not in_group(who, gid):
+        mode &= ~S_ISGID
+    return gid, new_mode(mode, umask, parent.st_mode, default_acl)
+
+
 def without_privileges(mode: int) -> int | None:
     """The permission bits of a regular file after setuid and setgid were cleared, or None where
     nothing changes.

@@ -19,14 +19,15 @@ from typing import NamedTuple, Protocol
 
 from fusejournal.history.lookup import Dentry, NameChange, name_changes
 from fusejournal.operations import (
-    MAKERS,
     RENAME_EXCHANGE,
     TOUCHED,
+    Moving,
     Removexattr,
     Rename,
     Rmdir,
     Setxattr,
     TreeOperation,
+    made_by,
 )
 from fusejournal.types import ROOT_FID, Fid, Seq
 
@@ -130,8 +131,8 @@ class Divergence:
 
     def leave_out(self, operation: TreeOperation, seq: Seq) -> None:
         """J carries out *operation*, T does not."""
-        if operation.kind in MAKERS:
-            self.missing[operation.fid] = seq
+        if (making := made_by(operation)) is not None:
+            self.missing[making.fid] = seq
         if isinstance(operation, Setxattr | Removexattr):
             self._leave_out_xattr(operation, seq)
         changes = name_changes(operation)
@@ -164,7 +165,7 @@ class Divergence:
     def _directory_conflict(self, operation: TreeOperation, seq: Seq) -> Conflict | None:
         """A directory that goes must be empty; one that moves must not get below itself."""
         gone = operation.fid if isinstance(operation, Rmdir) else None
-        if isinstance(operation, Rename):
+        if isinstance(operation, Moving):
             change = name_changes(operation)[1]
             if not _is_exchange(operation) and self._in_t(change) == operation.replaced:
                 gone = operation.replaced
@@ -230,7 +231,7 @@ class Divergence:
             return
         for change in name_changes(operation):
             known = self.names.get(change[:2])
-            if change.after is None or known is None:
+            if change.after is None or change.before == operation.fid or known is None:
                 continue
             if known.fid is not None and known.fid != change.before:
                 yield change

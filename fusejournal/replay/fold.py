@@ -23,6 +23,7 @@ from fusejournal.operations import (
     Setattr,
     Setxattr,
     TreeOperation,
+    made_by,
 )
 from fusejournal.replay.divergence import Divergence
 from fusejournal.replay.target import Progress, Target
@@ -153,10 +154,10 @@ class Fold:
         made: set[Fid] = set()
         for entry, void in self._lookup.entries_of_many(places, self._before_seq, _makes_a_file):
             operation: Any = entry.operation
-            if operation.kind in MAKERS:
-                made.add(operation.fid)
-                parent, name = places[operation.fid][0]
-                operation = operation._replace(parent=parent, name=name)
+            if (making := made_by(operation)) is not None:
+                made.add(making.fid)
+                parent, name = places[making.fid][0]
+                operation = making._replace(parent=parent, name=name)
             elif self._counts is not None and not self._counts(entry.seq):
                 continue
             elif operation.fid not in made:

@@ -7,9 +7,9 @@ nothing, so that what is made from an image is made once, as it is to be."""
 from collections.abc import Callable, Collection, Iterator
 
 from fusejournal.errors import JournalError
-from fusejournal.history.file_states import State, is_about
+from fusejournal.history.file_states import State, fid_of, is_about
 from fusejournal.history.lookup import Lookup
-from fusejournal.operations import MAKERS, ImportData, Truncate, Write
+from fusejournal.operations import ImportData, Truncate, Write, made_by
 from fusejournal.replay.extents import Extents, read_extents
 from fusejournal.replay.target import Progress
 from fusejournal.types import Fid, Seq
@@ -71,9 +71,9 @@ def read_images(
         progress(entry.seq, None)
         if void is not None and not void.written:
             continue
-        if counts is not None and operation.kind not in MAKERS and not counts(entry.seq):
+        if counts is not None and made_by(operation) is None and not counts(entry.seq):
             continue
-        image = images[operation.fid]  # type: ignore[union-attr]
+        image = images[fid_of(entry)]
         image.state.take(entry, void)
         if not isinstance(operation, Write | Truncate | ImportData):
             continue

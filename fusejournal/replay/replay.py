@@ -14,14 +14,14 @@ from fusejournal.history.lookup import NAME_KINDS, Lookup
 from fusejournal.history.query import Criteria, Match, walk
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.operations import (
-    MAKERS,
     TOUCHED,
     Clean,
     Mark,
+    Moving,
     NewEpoch,
-    Rename,
     TreeOperation,
     Void,
+    made_by,
 )
 from fusejournal.replay.divergence import Conflict, Divergence
 from fusejournal.replay.target import Progress, Target
@@ -130,10 +130,10 @@ class Replay:
             operation, void = match.entry.operation, match.void
             if isinstance(operation, Void | NewEpoch | Mark | Clean) or not _holds(void):
                 continue
-            if operation.kind in MAKERS:
-                seen.add(operation.fid)
+            if (making := made_by(operation)) is not None:
+                seen.add(making.fid)
             fids: list[Any] = [operation[index] for index in TOUCHED[operation.kind]]
-            if isinstance(operation, Rename) and operation.replaced:
+            if isinstance(operation, Moving) and operation.replaced:
                 fids.append(operation.replaced)
             for fid in fids if chosen else ():
                 if fid not in seen:

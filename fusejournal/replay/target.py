@@ -39,12 +39,13 @@ from fusejournal.errors import (
     TargetFullError,
 )
 from fusejournal.operations import (
+    MOVES,
     RENAME_EXCHANGE,
     TOUCHED,
     Kind,
+    Moving,
     Operation,
     Removexattr,
-    Rename,
     Setattr,
     Setxattr,
     TreeOperation,
@@ -60,7 +61,7 @@ _ROOT_FILE = "root.json"
 _PROGRESS = struct.Struct("<QQ")
 _BEFORE = struct.Struct("<QQQ")
 _MTIME_KEPT = frozenset({Kind.IMPORT, Kind.IMPORT_LINK})
-_NOTED = _MTIME_KEPT | {Kind.LINK, Kind.UNLINK, Kind.RMDIR, Kind.RENAME}
+_NOTED = _MTIME_KEPT | {Kind.LINK, Kind.UNLINK, Kind.RMDIR} | MOVES
 """Operations of which only a look at inode numbers or times tells whether they were done."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _REFUSED = frozenset({errno.EPERM, errno.EACCES})
@@ -74,8 +75,8 @@ class PlacedTree(Tree):
 
     def __init__(self, root_fd: int, catalog: Catalog, descriptors_max: int) -> None:
         super().__init__(root_fd, UUID(int=0), catalog, descriptors_max)
-        self.settling: Fid | None = None
-        """The fid of the operation that may have been done already."""
+        self.settling: tuple[Fid, ...] = ()
+        """The fids that the operation, which may have been done already, moves or makes."""
 
     def identify(self, fid: Fid, fd: int, path: int | str) -> bytes:
         """Nothing is written to the file: its name is enough."""
@@ -111,7 +112,7 @@ class PlacedTree(Tree):
             stat = self.stat_name(parent, name)
         except FileNotFoundError:
             return None
-        known = (self.catalog.lookup(parent, name), self.settling)
+        known = (self.catalog.lookup(parent, name), *self.settling)
         for fid in known:
             node = self.catalog.node(fid) if fid is not None else None
             if node is not None and node.ino == stat.st_ino:
@@ -375,7 +376,7 @@ class Target:
     ) -> None:
         """Carry out one operation. Raises ConflictError, TargetFullError, PrivilegeError,
         TargetError; the operation is then not done, and may be tried again."""
-        if isinstance(operation, Rename) and not operation.flags & RENAME_EXCHANGE:
+        if isinstance(operation, Moving) and not operation.flags & RENAME_EXCHANGE:
             # What it replaced in the journal's own tree may be missing here.
             there = self.catalog.lookup(operation.new_parent, operation.new_name)
             operation = operation._replace(replaced=there or Fid(0))
@@ -392,7 +393,7 @@ class Target:
             if not redo and operation.kind in _NOTED:
                 self._note(operation)
             _PROGRESS.pack_into(self._progress, 0, self.done_seq, seq)
-            self.tree.settling = operation.fid if redo else None
+            self.tree.settling = _moved_by(operation) if redo else ()
             now = self._postpone(operation)
             made = Made() if now is None else self._applier.apply(now, time_ns, data, redo)
         except (OSError, ApplyBrokenError) as error:
@@ -401,7 +402,7 @@ class Target:
         self.catalog.record(operation, seq, time_ns, made.handle, made.ino)
         if self.catalog.node(operation.fid) is None:
             self.tree.forget_descriptor(operation.fid)
-        if isinstance(operation, Rename) and self.catalog.node(operation.replaced) is None:
+        if isinstance(operation, Moving) and self.catalog.node(operation.replaced) is None:
             self.tree.forget_descriptor(operation.replaced)
         self.done_seq = seq
         _PROGRESS.pack_into(self._progress, 0, seq, seq)
@@ -423,7 +424,7 @@ class Target:
         """Keep what it takes to tell, after a kill, whether the operation was done: the inode
         numbers of what it is about, and the mtime of a directory that is to keep it."""
         node = self.catalog.node(operation.fid)
-        other = self.catalog.node(operation.replaced) if isinstance(operation, Rename) else None
+        other = self.catalog.node(operation.replaced) if isinstance(operation, Moving) else None
         mtime_ns = 0
         if operation.kind in _MTIME_KEPT:
             stat = self.tree.stat(operation.parent)  # type: ignore[union-attr]
@@ -454,7 +455,7 @@ class Target:
         known yet. Raises OSError."""
         for index in TOUCHED[operation.kind]:
             self.bind(operation[index])  # type: ignore[arg-type]
-        if isinstance(operation, Rename) and operation.replaced:
+        if isinstance(operation, Moving) and operation.replaced:
             self.bind(operation.replaced)
 
     def bind(self, fid: Fid) -> None:
@@ -505,6 +506,13 @@ class Target:
         else:
             path = self.catalog.path(operation.fid)  # type: ignore[union-attr]
         return os.fsdecode(os.path.join(os.fsencode(self.path), path or b"?"))
+
+
+def _moved_by(operation: TreeOperation) -> tuple[Fid, ...]:
+    """The file that *operation* is about, and the one that a Moving replaces."""
+    if isinstance(operation, Moving):
+        return operation.fid, operation.replaced
+    return (operation.fid,)
 
 
 def _boot_id() -> str:

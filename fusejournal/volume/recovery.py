@@ -27,17 +27,17 @@ from fusejournal.history.mtimes import kept_mtimes
 from fusejournal.journal.format import Entry
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.operations import (
-    MAKERS,
     Clean,
     ControlOperation,
     Import,
     ImportData,
     ImportLink,
     Mark,
+    Moving,
     NewEpoch,
     Operation,
-    Rename,
     Void,
+    made_by,
 )
 from fusejournal.types import Fid, Seq
 from fusejournal.volume.volume import Volume
@@ -172,8 +172,8 @@ class Recovery:
                     "are not in the journal any more; restore their segments"
                 )
             ) from None
-        if operation.kind in MAKERS:
-            self._made.append(operation.fid)
+        if (making := made_by(operation)) is not None:
+            self._made.append(making.fid)
 
     # -- handles -----------------------------------------------------------------------------------
 
@@ -253,9 +253,9 @@ class Recovery:
         given it."""
         places = list(self._catalog.places(node))
         operation = self._in_flight.operation if self._in_flight is not None else None
-        if isinstance(operation, Rename) and operation.fid == node.fid:
+        if isinstance(operation, Moving) and operation.fid == node.fid:
             places.append((operation.new_parent, operation.new_name))
-        elif isinstance(operation, Rename) and operation.replaced == node.fid:
+        elif isinstance(operation, Moving) and operation.replaced == node.fid:
             places.append((operation.parent, operation.name))
         return places
 

@@ -25,15 +25,15 @@ from fusejournal.errors import JournalError, JournalFullError
 from fusejournal.journal.format import Entry
 from fusejournal.journal.journal import Journal
 from fusejournal.operations import (
+    MOVES,
     REMOVALS,
     RENAME_EXCHANGE,
     ControlOperation,
     DataOperation,
     Import,
     ImportOperation,
-    Kind,
+    Moving,
     NewEpoch,
-    Rename,
     TreeOperation,
     Void,
 )
@@ -44,7 +44,7 @@ from fusejournal.volume.wait_policy import WaitPolicy
 log = logging.getLogger(__name__)
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_MAY_ORPHAN = REMOVALS | {Kind.RENAME}
+_MAY_ORPHAN = REMOVALS | MOVES
 
 
 class Volume:
@@ -278,7 +278,7 @@ class Volume:
 
     def _orphaned(self, operation: TreeOperation) -> tuple[Fid, ...]:
         """The file whose last name the operation may take, if it takes one."""
-        if not isinstance(operation, Rename):
+        if not isinstance(operation, Moving):
             return (operation.fid,)
         if not operation.replaced or operation.flags & RENAME_EXCHANGE:
             return ()

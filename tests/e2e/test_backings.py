@@ -10,7 +10,7 @@ import pytest
 from fusejournal.disk import syscalls
 from fusejournal.disk.syscalls import AT_FDCWD
 from fusejournal.node.state_dir import load_state
-from fusejournal.operations import RENAME_EXCHANGE
+from fusejournal.operations import RENAME_EXCHANGE, RENAME_WHITEOUT
 from tests.support.filesystems import KINDS, filesystem
 from tests.support.layer import Layer
 from tests.support.trees import difference, fids, image, rebuild
@@ -47,6 +47,11 @@ def _work(root: Path) -> None:
     os.rename(root / "one", root / "synced" / "moved")
     exchanged = [os.fsencode(root / path) for path in ("two/src", "copy/src")]
     syscalls.rename(AT_FDCWD, exchanged[0], AT_FDCWD, exchanged[1], RENAME_EXCHANGE)
+    for path in ("two/replacing/below", "copy/replaced", "copy/src/alone"):
+        (root / path).mkdir(parents=True)
+    for old, new in (("two/replacing", "copy/replaced"), ("copy/src/alone", "two/alone")):
+        paths = os.fsencode(root / old), os.fsencode(root / new)
+        syscalls.rename(AT_FDCWD, paths[0], AT_FDCWD, paths[1], RENAME_WHITEOUT)
     os.link(root / "db", root / "two" / "hard")
     os.symlink("../db", root / "two" / "soft")
     with open(root / "sparse", "wb") as file:

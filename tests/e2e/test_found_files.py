@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from fusejournal.disk import syscalls
 from fusejournal.node.state_dir import load_state
+from fusejournal.operations import RENAME_WHITEOUT
 from tests.support.layer import Layer
 from tests.support.trees import difference, image, rebuild
 
@@ -86,16 +88,21 @@ def test_others_are_served_while_a_large_file_is_imported(layer: Layer, tmp_path
     _check(layer, tmp_path / "rebuilt")
 
 
-def test_what_a_rename_replaces_is_journaled_first(layer: Layer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [0, RENAME_WHITEOUT])
+def test_what_a_rename_replaces_is_journaled_first(
+    layer: Layer, tmp_path: Path, flags: int
+) -> None:
     layer.start()
     root = layer.mountpoint
     (root / "new").write_bytes(b"new")
     assert not (root / "kept").exists()  # and so the kernel will not ask again at once
     (layer.backing / "kept").write_bytes(b"put there behind the layer")
-    os.rename(root / "new", root / "kept")
+    here, paths = syscalls.AT_FDCWD, (os.fsencode(root / "new"), os.fsencode(root / "kept"))
+    syscalls.rename(here, paths[0], here, paths[1], flags)
     assert (root / "kept").read_bytes() == b"new"
+    assert (root / "new").is_char_device() == bool(flags)
     operations = [entry["op"] for entry in layer.entries()]
-    assert operations[-3:] == ["import", "import_data", "rename"]
+    assert operations[-3:] == ["import", "import_data", "whiteout" if flags else "rename"]
     _check(layer, tmp_path / "rebuilt")
 
 

@@ -17,13 +17,13 @@ import pytest
 
 from fusejournal.disk import syscalls
 from fusejournal.node.state_dir import load_state
+from fusejournal.operations import RENAME_EXCHANGE, RENAME_WHITEOUT
 from tests.support.layer import Layer
 from tests.support.trees import difference, fids, image, rebuild
 
 pytestmark = pytest.mark.mount
 
 _GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENODEV}
-_EXCHANGE = 2
 
 Step = Callable[[str], object]
 
@@ -74,9 +74,13 @@ def _fsync(path: str) -> None:
 
 
 def _exchange(one: str, other: str) -> None:
-    syscalls.rename(
-        syscalls.AT_FDCWD, os.fsencode(one), syscalls.AT_FDCWD, os.fsencode(other), _EXCHANGE
-    )
+    here = syscalls.AT_FDCWD
+    syscalls.rename(here, os.fsencode(one), here, os.fsencode(other), RENAME_EXCHANGE)
+
+
+def _leave_whiteout(old: str, new: str) -> None:
+    here = syscalls.AT_FDCWD
+    syscalls.rename(here, os.fsencode(old), here, os.fsencode(new), RENAME_WHITEOUT)
 
 
 def steps() -> Iterator[Step]:
@@ -109,6 +113,11 @@ def _round(n: int) -> tuple[Step, ...]:
         lambda r: os.rename(f"{r}/e{n}/s", f"{r}/victim{n}"),
         lambda r: _exchange(f"{r}/e{n}", f"{r}/victim{n}"),
         lambda r: _open_truncate(f"{r}/hard{n}"),
+        lambda r: _leave_whiteout(f"{r}/hard{n}", f"{r}/moved{n}"),
+        lambda r: _leave_whiteout(f"{r}/moved{n}", f"{r}/hard{n}"),
+        lambda r: os.mkdir(f"{r}/replaced{n}"),
+        lambda r: os.mkdir(f"{r}/replacing{n}"),
+        lambda r: _leave_whiteout(f"{r}/replacing{n}", f"{r}/replaced{n}"),
         lambda r: os.unlink(f"{r}/victim{n}/f"),
         lambda r: os.removexattr(f"{r}/victim{n}", "user.key"),
         lambda r: os.mkdir(f"{r}/victim{n}/sub"),
@@ -131,6 +140,10 @@ CALLS = {
     "apply.unlink": (1, 2),
     "apply.rmdir": (1,),
     "apply.rename": (1, 2, 3),
+    "apply.whiteout.make": (1, 2, 3),
+    "apply.whiteout.move": (1, 2, 3),
+    "apply.whiteout.leave": (1, 2, 3),
+    "apply.whiteout.remove": (1, 2),
     "apply.write": (1, 2),
     "apply.truncate": (1,),
     "apply.setattr": (1, 2, 4),

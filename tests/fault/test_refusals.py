@@ -18,6 +18,7 @@ from fusejournal.errors import FusejournalError
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.operations import (
     RENAME_EXCHANGE,
+    RENAME_WHITEOUT,
     Create,
     Import,
     ImportLink,
@@ -32,6 +33,7 @@ from fusejournal.operations import (
     TreeOperation,
     Truncate,
     Unlink,
+    Whiteout,
     Write,
 )
 from fusejournal.types import ROOT_FID, Fid, Seq
@@ -121,6 +123,14 @@ class Scene:
             Rename(file, ROOT_FID, b"file", plain, b"gone", RENAME_EXCHANGE, self.gone),
             b"",
         )
+        whiteout = (fid, S_IFCHR, 7, 8, None)
+        moved = Rename(file, ROOT_FID, b"file", plain, b"new", RENAME_WHITEOUT, Fid(0))
+        yield "whiteout", Whiteout(*moved, *whiteout), b""
+        replacing = moved._replace(new_name=b"other", replaced=self.other)
+        yield "whiteout and replace", Whiteout(*replacing, *whiteout), b""
+        replacing = replacing._replace(fid=strict, name=b"strict")
+        replacing = replacing._replace(new_name=b"gone", replaced=self.gone)
+        yield "whiteout of a directory", Whiteout(*replacing, *whiteout[:-1], _ACL), b""
         yield "write", Write(file, 100, 0o755), b"x" * 100
         yield "truncate", Truncate(file, 3, 0o755), b""
         yield "setattr", Setattr(file, 0o4755, 8, 9, 5, 6), b""

@@ -46,7 +46,7 @@ from fusejournal.wire.frames import (
 )
 from fusejournal.wire.identity import load_or_make
 from tests.golden.statuses import STATUSES
-from tests.support.entries import write_samples
+from tests.support.entries import SAMPLES, WHITEOUTS, Sample, write_samples
 
 HERE = Path(__file__).parent
 UUID_OF_GOLDENS = UUID("01234567-89ab-cdef-0123-456789abcdef")
@@ -75,16 +75,24 @@ def golden(name: str) -> Any:
 # -- the journal -----------------------------------------------------------------------------------
 
 
-def _segment(directory: Path, handle_key: HandleKey = NO_HANDLE_KEY) -> Path:
+def _segment(
+    directory: Path,
+    handle_key: HandleKey = NO_HANDLE_KEY,
+    samples: tuple[Sample, ...] = SAMPLES,
+) -> Path:
     with mock.patch("fusejournal.journal.clock.now_ns", return_value=NOW_NS):
-        write_samples(directory, handle_key=handle_key).close()
+        write_samples(directory, samples, handle_key).close()
     (path,) = list_segments(directory)
     return path
 
 
-def make_journal(directory: Path, handle_key: HandleKey = NO_HANDLE_KEY) -> object:
-    """A segment with an entry of each kind."""
-    content = _segment(directory, handle_key).read_bytes()
+def make_journal(
+    directory: Path,
+    handle_key: HandleKey = NO_HANDLE_KEY,
+    samples: tuple[Sample, ...] = SAMPLES,
+) -> object:
+    """A segment with an entry of each kind that there was from the beginning, or with *samples*."""
+    content = _segment(directory, handle_key, samples).read_bytes()
     return {"segment": [content[at : at + 32].hex() for at in range(0, len(content), 32)]}
 
 
@@ -252,6 +260,7 @@ GOLDENS = {
     "identity-v1": Golden(make_identity, is_compared=False),
     f"journal-v{FORMAT_VERSION}": Golden(make_journal),
     f"journal-v{FORMAT_VERSION}-handle-key": Golden(partial(make_journal, handle_key=HANDLE_KEY)),
+    f"journal-v{FORMAT_VERSION}-whiteouts": Golden(partial(make_journal, samples=WHITEOUTS)),
     "index-v1": Golden(make_index),
     "status-v1": Golden(make_status),
     "seekable-v1": Golden(make_seekable, is_compared=False),  # another zstd packs otherwise

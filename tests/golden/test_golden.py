@@ -9,14 +9,14 @@ import pytest
 from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.index import build_index
 from fusejournal.journal.journal import Journal
-from fusejournal.journal.reader import END
+from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import SegmentReader, list_segments
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.verify import verify
-from fusejournal.operations import Setattr
-from fusejournal.types import TIME_MAX_NS, TIME_MIN_NS, Caller, Seq
+from fusejournal.operations import Kind, Setattr
+from fusejournal.types import TIME_MAX_NS, TIME_MIN_NS, Caller, Fid, Seq
 from tests.golden.samples import HANDLE_KEY
-from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples
+from tests.support.entries import SAMPLES, UUID_OF_TESTS, WHITEOUTS, write_samples
 
 _HERE = Path(__file__).parent
 
@@ -52,6 +52,27 @@ def test_version_1_is_read(tmp_path: Path, name: str, handle_key: HandleKey) -> 
     assert entries[5].paths is None  # its directory was made in this segment
 
 
+def test_whiteouts_are_read_and_written(tmp_path: Path) -> None:
+    golden = _golden("journal-v1-whiteouts")
+    with mock.patch("fusejournal.journal.clock.now_ns", return_value=1_700_000_000_000_000_000):
+        write_samples(tmp_path, WHITEOUTS).close()
+    (path,) = list_segments(tmp_path)
+    assert path.read_bytes() == golden
+    journal = Journal.open(
+        tmp_path, UUID_OF_TESTS, JournalOptions(), unclean_machine=False, read_only=True
+    )
+    entries = list(journal.reader.read(Seq(1), END))
+    assert [(entry.operation, bytes(entry.data)) for entry in entries] == list(WHITEOUTS)
+    assert [type(entry.operation) for entry in entries] == [type(one[0]) for one in WHITEOUTS]
+    with SegmentReader(path) as reader:
+        index = build_index(reader)
+    # The whiteout itself is made; the file moves; what a second whiteout replaces is the first.
+    assert [Kind(one.kind).name for one in index.of_fid(Fid(3))] == ["CREATE", "WHITEOUT"]
+    assert [Kind(one.kind).name for one in index.of_fid(Fid(2))] == [
+        "CREATE", "WHITEOUT", "WHITEOUT",
+    ]  # fmt: skip
+
+
 def test_times_after_2262_are_read(tmp_path: Path) -> None:
     """They were written for as long as the layer has been there, and not always read."""
     (tmp_path / "00000000000000000001.fj").write_bytes(_golden("journal-v1-late-times"))
@@ -79,3 +100,8 @@ def test_version_1_is_written(tmp_path: Path, name: str, handle_key: HandleKey) 
     assert path.read_bytes() == _golden(name)
     with SegmentReader(path) as reader:
         assert reader.header.time_ns == 1_700_000_000_000_000_000
+
+
+def test_a_void_may_follow_a_whiteout(tmp_path: Path) -> None:
+    write_samples(tmp_path, WHITEOUTS[:3]).close()
+    assert JournalReader(tmp_path, UUID_OF_TESTS).head() == (Seq(3), False)

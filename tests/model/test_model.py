@@ -138,7 +138,7 @@ class Twins(RuleBasedStateMachine):
     def rmdir(self, path: bytes, uid: int) -> None:
         self.both(lambda root: os.rmdir(root + path), uid)
 
-    @rule(old=PATHS, new=PATHS, uid=CALLERS, flags=st.sampled_from((0, 0, 0, 1, 2)))
+    @rule(old=PATHS, new=PATHS, uid=CALLERS, flags=st.sampled_from((0, 0, 0, 1, 2, 4, 4)))
     def rename(self, old: bytes, new: bytes, uid: int, flags: int) -> None:
         here = syscalls.AT_FDCWD
         self.both(lambda root: syscalls.rename(here, root + old, here, root + new, flags), uid)

@@ -223,6 +223,13 @@ def test_a_block_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
         (3, 3, 1, b"l", b"a\0b", 0, 0),
         (11, 5, b"", b"value"),
         (18, b"bytes"),
+        (20, 5, 1, b"a", 1, b"b", 4, 0, 0, 0o020000, 0, 0, None),
+        (20, 5, 1, b"a", 1, b"..", 4, 0, 6, 0o020000, 0, 0, None),
+        (20, 5, 1, b"a", 1, b"b", 4, 0, 6, 0o100600, 0, 0, None),
+        (20, 5, 1, b"a", 1, b"b", 4, 0, 6, None, 0, 0, None),
+        (20, 5, 1, b"a", 1, b"b", 4, 0, 6, 0o020000, None, 0, None),
+        (20, 5, 1, b"a", 1, b"b", 0, 0, 6, 0o020000, 0, 0, None),
+        (20, 5, 1, b"a", 1, b"b", 6, 7, 6, 0o020000, 0, 0, None),
     ],
 )
 def test_well_formed_nonsense_is_refused(fields: tuple[object, ...]) -> None:

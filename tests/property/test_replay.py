@@ -20,6 +20,7 @@ from fusejournal.operations import (
     RENAME_EXCHANGE,
     Kind,
     Link,
+    Moving,
     Operation,
     Removexattr,
     Rename,
@@ -127,7 +128,7 @@ def _selections(draw: st.DrawFn) -> Criteria:
             first = draw(seqs)
             criteria = replace(criteria, only=(SeqRange(Seq(first), Seq(1001)), *draw(ranges)))
         elif what == "kinds":
-            kinds = draw(st.sets(st.sampled_from(list(Kind)[:15]), max_size=3))
+            kinds = draw(st.sets(st.sampled_from([*list(Kind)[:15], Kind.WHITEOUT]), max_size=3))
             criteria = replace(criteria, kinds=frozenset(Kind) - kinds)
         else:
             criteria = replace(criteria, uid=draw(st.sampled_from(UIDS)))
@@ -195,7 +196,7 @@ def _is_chosen(criteria: Criteria, seq: int, step: Step) -> bool:
 def _names(operation: Operation) -> set[object]:
     """The files that an operation names."""
     above = {getattr(operation, field, None) for field in ("parent", "new_parent")} - {ROOT_FID}
-    files = {getattr(operation, field, None) for field in ("fid", "replaced")}
+    files = {getattr(operation, field, None) for field in ("fid", "replaced", "whiteout")}
     return (above | files) - {None, 0}
 
 
@@ -222,7 +223,7 @@ def _check_selection(workload: Workload, criteria: Criteria) -> _Expected:
             one = workload.steps[conflict.seq - 1].operation
             other = workload.steps[conflict.because_of - 1].operation
             # Of a loop, the cause is a move of a directory on the way.
-            is_loop = conflict.reason.endswith("below itself") and isinstance(other, Rename)
+            is_loop = conflict.reason.endswith("below itself") and isinstance(other, Moving)
             assert is_loop or _names(one) & _names(other) or _places(one) & _places(other), conflict
         if criteria.from_seq > 1:
             _replay(lookup, Criteria(to_seq=criteria.from_seq), base / "target")

@@ -13,7 +13,7 @@ from fusejournal.history.changes import Change, find_changes
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.query import Criteria, find
 from fusejournal.journal.reader import JournalReader
-from fusejournal.operations import RENAME_EXCHANGE, Kind, Link, Rename, Unlink, Void, Write
+from fusejournal.operations import RENAME_EXCHANGE, Kind, Link, Moving, Rename, Unlink, Void, Write
 from fusejournal.replay.restore import restore
 from fusejournal.types import ROOT_FID, Fid, Seq
 from tests.support.trees import difference, image
@@ -177,7 +177,7 @@ def _is_about(workload: Workload, seq: Seq, path: bytes) -> tuple[bool, bool]:
     parent, name = getattr(operation, "parent", None), getattr(operation, "name", None)
     if parent is not None and name is not None:
         paths = {before.path_of_place((parent, name))}
-        if isinstance(operation, Rename):
+        if isinstance(operation, Moving):
             paths.add(before.path_of_place((operation.new_parent, operation.new_name)))
         is_below = any(_is_below(one, path) for one in paths)
         return is_below, is_below

@@ -19,7 +19,7 @@ from fusejournal.errors import ConflictError
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.query import Criteria, SeqRange, find
 from fusejournal.journal.reader import JournalReader
-from fusejournal.operations import Kind
+from fusejournal.operations import RENAME_WHITEOUT, Kind
 from fusejournal.replay import undo_execute
 from fusejournal.replay.digest import digest_tree
 from fusejournal.replay.replay import Replay
@@ -55,7 +55,8 @@ class _Worker:
         """One thing."""
         kinds: list[Callable[[], object]] = [
             self._write, self._write, self._append, self._mkdir, self._mkdir, self._remove,
-            self._rename, self._exchange, self._link, self._symlink, self._fifo, self._chmod,
+            self._rename, self._exchange, self._leave_whiteout, self._leave_whiteout,
+            self._link, self._symlink, self._fifo, self._chmod,
             self._chown, self._set_xattr, self._remove_xattr, self._truncate, self._times,
             self._default_acl, self._default_acl, self._capability, self._sparse, self._sparse,
             self._remove_tree, self._take_name,
@@ -92,6 +93,11 @@ class _Worker:
 
     def _rename(self) -> None:
         os.rename(self.path(), self.path())
+
+    def _leave_whiteout(self) -> None:
+        paths = os.fsencode(self.path()), os.fsencode(self.path())
+        here = syscalls.AT_FDCWD
+        syscalls.rename(here, paths[0], here, paths[1], RENAME_WHITEOUT)
 
     def _exchange(self) -> None:
         here = syscalls.AT_FDCWD

@@ -1,6 +1,7 @@
 """Hypothesis strategies for journal entries, and a small journal with every kind of entry."""
 
 from pathlib import Path
+from stat import S_IFCHR
 from typing import NamedTuple
 from uuid import UUID
 
@@ -14,6 +15,8 @@ from fusejournal.journal.segment import PLAIN_SUFFIX, list_segments
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import (
     OPERATIONS,
+    RENAME_NOREPLACE,
+    RENAME_WHITEOUT,
     Clean,
     Create,
     Import,
@@ -34,6 +37,7 @@ from fusejournal.operations import (
     Truncate,
     Unlink,
     Void,
+    Whiteout,
     Write,
 )
 from fusejournal.types import (
@@ -59,7 +63,7 @@ _NAMES = st.binary(min_size=1, max_size=40).filter(
 _TIMES = st.integers(TIME_MIN_NS, TIME_MAX_NS)
 _TARGETS = st.binary(min_size=1, max_size=100).filter(lambda target: b"\0" not in target)
 _BY_FIELD: dict[str, st.SearchStrategy[object]] = {
-    **dict.fromkeys(("fid", "parent", "new_parent"), _FIDS),
+    **dict.fromkeys(("fid", "parent", "new_parent", "whiteout"), _FIDS),
     **dict.fromkeys(("replaced", "offset", "size", "seq"), _U63),
     **dict.fromkeys(("uid", "gid", "rdev", "flags", "written"), _U32),
     "errno": st.integers(0, 2**31 - 1),
@@ -86,6 +90,9 @@ def operations() -> st.SearchStrategy[Operation]:
         fields = {name: _BY_FIELD[name] for name in cls._fields}
         if cls is Mark:
             fields["name"] = st.text(max_size=20)
+        elif cls is Whiteout:
+            fields["flags"] = st.sampled_from((RENAME_WHITEOUT, RENAME_WHITEOUT | RENAME_NOREPLACE))
+            fields["mode"] = st.integers(S_IFCHR, S_IFCHR | 0o7777)
         return st.builds(cls, **fields)
 
     return st.sampled_from(sorted(OPERATIONS.values(), key=lambda cls: cls.__name__)).flatmap(of)
@@ -127,6 +134,17 @@ SAMPLES = (
     Sample(Mark("before the rm")),
     Sample(Clean()),
 )
+
+WHITEOUTS = (
+    Sample(NewEpoch(Epoch(1), "a new volume")),
+    Sample(Create(Fid(2), Fid(1), b"f", 0o100600, 1000, 1000, 0, None)),
+    Sample(Whiteout(Fid(2), Fid(1), b"f", Fid(1), b"g", 4, Fid(0), Fid(3), S_IFCHR, 7, 8, None)),
+    Sample(
+        Whiteout(Fid(2), Fid(1), b"g", Fid(1), b"f", 4, Fid(3), Fid(4), S_IFCHR, 0, 0, b"\2\0\0\0")
+    ),
+    Sample(Clean()),
+)
+"""Entries of a kind that came later."""
 
 
 def write_samples(

@@ -28,13 +28,13 @@ from fusejournal.layer.permissions import NewMode, new_mode
 from fusejournal.operations import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
+    RENAME_WHITEOUT,
     Clean,
     ControlOperation,
     Create,
     Import,
     ImportData,
     ImportLink,
-    Kind,
     Link,
     Mark,
     Mkdir,
@@ -50,6 +50,7 @@ from fusejournal.operations import (
     Truncate,
     Unlink,
     Void,
+    Whiteout,
     Write,
 )
 from fusejournal.types import ROOT_FID, Caller, Epoch, Fid, Seq, first_fid
@@ -241,6 +242,9 @@ class Model:
                 self._set(operation.parent, mtime_ns=time_ns)
             case Rename():
                 self._rename(operation, time_ns)
+            case Whiteout():
+                self._rename(Rename(*operation[:7]), time_ns)
+                self.apply(operation.making, time_ns)
             case Write() | Truncate() | Setattr() | Setxattr() | Removexattr() | ImportData():
                 self._check_there(operation.fid)
                 self._change(operation, time_ns, data)
@@ -436,7 +440,7 @@ class Step(NamedTuple):
     @property
     def held(self) -> bool:
         """Whether it changed the tree, if only in part."""
-        is_tree = self.operation.kind < Kind.VOID
+        is_tree = not isinstance(self.operation, ControlOperation)
         return is_tree and (self.void is None or self.void.written > 0)
 
     def apply_to(self, model: Model) -> None:
@@ -588,7 +592,7 @@ class Builder:
         operation, data = made
         uid = dice.one_of(UIDS)
         cut = -1
-        if operation.kind < Kind.VOID and dice.maybe(20):
+        if not isinstance(operation, ControlOperation) and dice.maybe(20):
             short = isinstance(operation, Write) and len(data) > 1 and dice.maybe(128)
             cut = len(data) // 2 if short else 0
         self.add(operation, Caller(uid, uid, 77), dice.one_of((1, 1000, 10**9 + 1)), data, cut)
@@ -749,7 +753,16 @@ class Builder:
                 # Rather something that works; now and then as it is.
                 if refused.errno == errno.ENOTEMPTY or dice.maybe(200):
                     operation = operation._replace(flags=RENAME_EXCHANGE)
+        if not operation.flags & RENAME_EXCHANGE and dice.maybe(80):
+            return self._whiteout(operation, dice), b""
         return operation, b""
+
+    def _whiteout(self, rename: Rename, dice: Dice) -> Whiteout:
+        """The same, leaving a whiteout."""
+        uid = dice.one_of(UIDS)
+        mode, acl, _ = self._new_mode(rename.parent, S_IFCHR)
+        moving = rename._replace(flags=rename.flags | RENAME_WHITEOUT)
+        return Whiteout(*moving, self._new_fid(), mode, uid, uid, acl)
 
     def write(self, dice: Dice) -> Made:
         files = self._files(S_IFREG)

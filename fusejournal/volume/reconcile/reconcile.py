@@ -43,7 +43,6 @@ from fusejournal.history.file_states import (
 from fusejournal.history.lookup import Dentry, Lookup
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.operations import (
-    MAKERS,
     TOUCHED,
     ControlOperation,
     Create,
@@ -54,6 +53,8 @@ from fusejournal.operations import (
     Operation,
     Rename,
     Symlink,
+    Whiteout,
+    made_by,
 )
 from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.volume.checkpoint import Checkpoint
@@ -177,8 +178,9 @@ class Reconciliation:
             operation = entry.operation
             if isinstance(operation, ControlOperation) or (void is not None and not void.written):
                 continue
-            if operation.kind in MAKERS:
-                self._made[operation.fid] = operation  # type: ignore[assignment]
+            if (making := made_by(operation)) is not None:
+                self._made[making.fid] = making
+                touched.add(making.fid)
             touched.add(operation.fid)
             touched.update(operation[at] for at in TOUCHED[operation.kind])  # type: ignore[misc]
             if entry.seq % _PROGRESS_ENTRIES == 0:
@@ -305,12 +307,12 @@ class Reconciliation:
         is_ours = look.fid is not None
         was_removed = look.fid in self._known_strays
         place = unexpected.parent, unexpected.name
-        is_half_made = place == self._place_in_flight and self._may_be_in_flight(look)
+        is_half_made = place in self._places_in_flight and self._may_be_in_flight(look)
         if is_half_made and isinstance(self._in_flight, Import):
             return
         is_empty = not (S_ISREG(look.stat.st_mode) and look.stat.st_size)
         is_waste = was_removed or unexpected.in_staging or (is_half_made and is_empty)
-        in_the_way = place in self._survey.missing_names or place == self._place_in_flight
+        in_the_way = place in self._survey.missing_names or place in self._places_in_flight
         with self._directory(unexpected) as directory:
             if is_waste and self._remove(unexpected, directory):
                 return
@@ -343,25 +345,28 @@ class Reconciliation:
         return known
 
     @property
-    def _place_in_flight(self) -> Dentry | None:
-        """The name that the entry in flight may have made."""
+    def _places_in_flight(self) -> list[Dentry]:
+        """The names that the entry in flight may have made."""
         match self._in_flight:
             case Create() | Mkdir() | Symlink() | Link() | Import() | ImportLink():
-                return self._in_flight.parent, self._in_flight.name
+                return [(self._in_flight.parent, self._in_flight.name)]
             case Rename():
-                return self._in_flight.new_parent, self._in_flight.new_name
-        return None
+                return [(self._in_flight.new_parent, self._in_flight.new_name)]
+            case Whiteout() as moving:
+                return [(moving.parent, moving.name), (moving.new_parent, moving.new_name)]
+        return []
 
     def _may_be_in_flight(self, look: FoundEntry) -> bool:
         """Whether the entry in flight may have made what was found at its place."""
-        operation = self._in_flight
-        match operation:
-            case Import():
+        match self._in_flight:
+            case Import() as operation:
                 return look.owner is None or look.fid == operation.fid
-            case Create() | Mkdir() | Symlink():
+            case Create() | Mkdir() | Symlink() as operation:
                 if look.owner is None:
                     return S_IFMT(look.stat.st_mode) == type_of(operation)
                 return look.fid == operation.fid
+            case Whiteout() as operation:
+                return look.fid == operation.whiteout  # it has its fid before its name
         return False
 
     def _remove(self, unexpected: UnexpectedName, directory: int) -> bool:

@@ -125,6 +125,7 @@ class Receiver:
         """Set when the sender says something."""
         self._instances = Instances(marks.following, trio.current_time())
         self._heeding = trio.Lock()
+        self._keeping_aside = trio.Lock()
         self._news = trio.Event()
         self._lag_meter = LagMeter()
         self._progress = CatchUpMeter(self._lag_meter)
@@ -438,7 +439,9 @@ class Receiver:
         state_dir = journal.directory.parent
         told = f"{who} has not the entries from {seq + 1} on that are here"
         try:
-            kept = await trio.to_thread.run_sync(keep_extra, state_dir, seq, head_seq)
+            # One at a time: a copy is not cancelled, and who has parted comes again before it ends.
+            async with self._keeping_aside:
+                kept = await trio.to_thread.run_sync(keep_extra, state_dir, seq, head_seq)
         except OSError as error:
             # They are in the journal as before: nothing of it is ever given up.
             kept = journal.directory

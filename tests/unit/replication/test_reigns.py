@@ -4,6 +4,7 @@ and what a mirror makes of two primaries, or of one that runs twice."""
 import errno
 import logging
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fusejournal.address import parse_address
 from fusejournal.config import ReplicationConfig
 from fusejournal.disk import calls
 from fusejournal.errors import ConfigError
+from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.operations import NewEpoch
 from fusejournal.replication import fetch_lost as fetch_lost_module
@@ -858,3 +860,40 @@ async def test_who_has_parted_takes_nobodys_place(tmp_path: Path) -> None:
             assert peer_status(primary).sessions == 1
             assert mirror_status(mirror).state == "streaming"
             assert not list((tmp_path / "mirror" / "state").glob("diverged.*"))
+
+
+async def test_what_has_parted_is_kept_by_one_at_a_time(tmp_path: Path) -> None:
+    """Who has parted comes again and again, and keeping its entries aside may take longer."""
+    going_on = threading.Event()
+    keeping: list[int] = []
+
+    def wait(label: str) -> None:
+        if label == "diverged.copy":
+            keeping.append(threading.get_ident())
+            going_on.wait(20)
+
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(3)
+        await until("the mirror is level", level(primary, mirror))
+        primary.replication.book.pause("east")
+        primary.replication._peers_changed()
+        await until("it is away", lambda: mirror_status(mirror)["address"] is None)
+        uuid, state_dir = primary.volume.journal.uuid, tmp_path / "mirror" / "state"
+        with open_volume(tmp_path / "other", uuid=uuid) as other:
+            other.work(9)
+            other.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
+            calls.listen(wait)
+            try:
+                async with running(other):
+                    await until("it comes again", lambda: peer_status(other)["errors"] > 1)
+                    assert len(keeping) == 1
+                    going_on.set()
+                    told = lambda: mirror_status(mirror)["last_error"] or ""  # noqa: E731
+                    await until("they are kept", lambda: "they are kept in" in told())
+            finally:
+                going_on.set()
+                calls.listen(None)
+        (kept,) = state_dir.glob("*diverged*")
+        assert str(kept) in told()
+        entries = list(JournalReader(kept).read(Seq(1), Seq(1 << 40)))
+        assert len(entries) == mirror.volume.journal.head_seq

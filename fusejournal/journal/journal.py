@@ -485,9 +485,9 @@ class Journal:
 
     # -- flushing ----------------------------------------------------------------------------------
 
-    def sync(self) -> Seq:
-        """Make everything appended so far durable; returns the seq up to which that is. Blocks:
-        call it in a thread.
+    def sync(self, upto_seq: Seq = END) -> Seq:
+        """Make everything appended so far durable, and count it as that up to *upto_seq*; returns
+        the seq up to which that is. Blocks: call it in a thread.
 
         Raises JournalFailedError; the journal is dead then, and nothing is tried again.
         """
@@ -496,7 +496,7 @@ class Journal:
                 raise JournalFailedError(self._failure)
             # The head first, then the current segment, then the sealed ones: a roll meanwhile
             # loses none of them.
-            seq = self.head_seq
+            seq = min(self.head_seq, upto_seq)
             current = self._current
             end = current.end if current is not None else 0
             sealed = list(self._unsynced)

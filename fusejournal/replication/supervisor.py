@@ -371,6 +371,10 @@ class Replication:
         finally:
             self._nursery = None
             if self._signatures is not None:
+                try:
+                    self._signatures.sync()  # the journal is about to be
+                except OSError as error:
+                    log.warning("signatures are not on the disk: %s", error.strerror)
                 self._signatures.close()
             try:
                 self.book.save()

@@ -217,11 +217,13 @@ class Durability:
 
     def _timed_sync(self) -> float:
         began = time.perf_counter()
+        # What is appended from here on has nothing made durable before it: the next flush's.
+        head_seq = self._journal.head_seq
         try:
             self.hooks.before_flush()
         except OSError as error:
             raise JournalError(str(error)) from error
-        self._journal.sync()
+        self._journal.sync(head_seq)
         took = time.perf_counter() - began
         self.flush_seconds += took
         self.flushes += 1

@@ -14,6 +14,7 @@ from fusejournal.config import ReplicationConfig
 from fusejournal.disk import calls
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Mark
+from fusejournal.types import Seq
 from fusejournal.volume.durability import Average
 from tests.support.descriptors import no_descriptors_left
 from tests.support.volumes import OpenVolume, open_volume
@@ -130,6 +131,26 @@ async def test_a_disk_that_turns_slow_is_left_to_a_thread(quick_disk: Path) -> N
         while await left_to_a_thread(volume, 1) == 0:
             in_place += 1
         assert in_place < 5
+
+
+async def test_what_comes_while_a_flush_is_prepared_is_the_next_ones(tmp_path: Path) -> None:
+    """Nothing counts as durable whose signature, or whatever else belongs to it, may not be."""
+    async with flushing(tmp_path) as volume:
+        durability, journal = volume.durability, volume.volume.journal
+        seq = volume.volume.note(Mark("before"))
+        meanwhile: list[Seq] = []
+
+        def prepare() -> None:
+            if not meanwhile:
+                meanwhile.append(volume.volume.note(Mark("meanwhile")))
+
+        durability.before_flush = prepare
+        await durability.flush()
+        assert durability.durable_seq == seq
+        assert meanwhile == [seq + 1] == [journal.head_seq]
+        with trio.fail_after(5):
+            await durability.wait(journal.head_seq)
+        assert durability.durable_seq == seq + 1
 
 
 def test_average_weighs_the_first_values_alike() -> None:

@@ -105,6 +105,11 @@ class WatermarkPage:
         self._words[first : first + len(words)] = words
 
     @property
+    def owner(self) -> int:
+        """The number of the state directory that the page is of; 0 where it has none."""
+        return self._wanted_owner or self._words[_OWNER]
+
+    @property
     def is_unconfirmed(self) -> bool:
         """Whether no start has got through since the page was made: what was in one before it, if
         there was one, is lost."""
@@ -113,9 +118,8 @@ class WatermarkPage:
     def confirm(self) -> None:
         """A start has got through: from now on the page tells all that is to be known. Raises
         OSError."""
-        owner = self._wanted_owner or self._words[_OWNER]
-        if self.is_unconfirmed or owner != self._words[_OWNER]:
-            self._set_together(_OWNER, _PAIR.pack(owner, 0))
+        if self.is_unconfirmed or self.owner != self._words[_OWNER]:
+            self._set_together(_OWNER, _PAIR.pack(self.owner, 0))
 
     @property
     def following(self) -> Following:

@@ -2,11 +2,13 @@
 
 It cannot be in the catalog, whose pages reach the disk in any order. So it lies in a small file of
 its own (STATE/checkpoint), written only once the backing was flushed, and made durable at once: it
-may be older than what it tells of, never newer. One that was torn counts as none, which only means
-that more is looked at after the loss.
+may be older than what it tells of, never newer. One that was torn counts as none, and so does one
+of another state directory, which would tell of another backing; that only means that more is looked
+at after the loss.
 
 Little-endian: seq (8 bytes), Unix time in nanoseconds when that was the last entry (8, signed),
-xxh3-64 of both."""
+xxh3-64 of both, seeded with the number of the state directory (journal/watermarks.py; of an older
+version, with 0)."""
 
 import errno
 import os
@@ -60,11 +62,18 @@ class CheckpointFile:
             content = self._path.read_bytes()
         except FileNotFoundError:
             return NO_CHECKPOINT
-        whole = _CONTENT.size + _CHECKSUM.size
-        if len(content) != whole or content[_CONTENT.size :] != _checksum(content[: _CONTENT.size]):
+        words, checksum = content[: _CONTENT.size], content[_CONTENT.size :]
+        if len(words) != _CONTENT.size or checksum not in (
+            _checksum(words, self._owner),
+            _checksum(words, 0),
+        ):
             return NO_CHECKPOINT
-        seq, time_ns = _CONTENT.unpack_from(content)
+        seq, time_ns = _CONTENT.unpack(words)
         return Checkpoint(Seq(seq), time_ns)
+
+    @property
+    def _owner(self) -> int:
+        return self._page.owner if self._page is not None else 0
 
     def make(self, checkpoint: Checkpoint, root: BackingRoot) -> None:
         """Flush the backing whose *root* that is, which learns of it, and write *checkpoint* down,
@@ -83,7 +92,7 @@ class CheckpointFile:
     def _write(self, content: bytes) -> None:
         fd = calls.open_with_reserve(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            calls.write_all("checkpoint.write", fd, content + _checksum(content), 0)
+            calls.write_all("checkpoint.write", fd, content + _checksum(content, self._owner), 0)
             calls.fdatasync("checkpoint.sync", fd)
         finally:
             os.close(fd)
@@ -99,5 +108,5 @@ def suppress_full() -> Iterator[None]:
             raise
 
 
-def _checksum(content: bytes) -> bytes:
-    return _CHECKSUM.pack(xxhash.xxh3_64_intdigest(content))
+def _checksum(content: bytes, owner: int) -> bytes:
+    return _CHECKSUM.pack(xxhash.xxh3_64_intdigest(content, seed=owner))

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -21,7 +22,8 @@ from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.operations import ImportLink
-from fusejournal.types import ROOT_FID, Seq
+from fusejournal.types import ROOT_FID, Epoch, Position, Seq
+from fusejournal.volume.checkpoint import NO_CHECKPOINT, Checkpoint, CheckpointFile
 from fusejournal.volume.startup import VolumeStartup
 from tests.support.layer import Layer
 from tests.support.losses import begin_another_boot
@@ -350,6 +352,24 @@ def test_watermarks_of_another_state_directory_are_refused(
     ledger.start()
     assert (ledger.mountpoint / "ledger").read_text().startswith("version   29")
     ledger.stop()
+
+
+def test_checkpoint_of_another_state_directory_counts_as_none(tmp_path: Path) -> None:
+    """It would tell up to where another mirror's backing was flushed."""
+    page = WatermarkPage(tmp_path / "marks", 5)
+    other = WatermarkPage(tmp_path / "other", 6)
+    checkpoint = Checkpoint(Seq(7), 8, Position(Epoch(1), Seq(9), 10))
+    root_fd = os.open(tmp_path, os.O_RDONLY)
+    root = BackingRoot(root_fd, UUID(int=1))
+    root.mark()
+    CheckpointFile(tmp_path / "checkpoint", page).make(checkpoint, root)
+    assert CheckpointFile(tmp_path / "checkpoint", page).load().seq == 7
+    assert CheckpointFile(tmp_path / "checkpoint", other).load() == NO_CHECKPOINT
+    CheckpointFile(tmp_path / "checkpoint").make(checkpoint, root)  # as the version before
+    assert CheckpointFile(tmp_path / "checkpoint", page).load().seq == 7
+    os.close(root_fd)
+    page.close()
+    other.close()
 
 
 @pytest.mark.parametrize("is_flushed", [True, False])

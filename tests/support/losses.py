@@ -34,9 +34,9 @@ def lose_machine(state: Path, last_seq: int) -> None:
 
 def _forget_after(state: Path, last_seq: int) -> None:
     """What else was written down of later entries had not reached a disk either."""
-    if CheckpointFile(state / "checkpoint").load().seq > last_seq:
-        (state / "checkpoint").unlink()
     page = WatermarkPage(state / "marks")
+    if CheckpointFile(state / "checkpoint", page).load().seq > last_seq:
+        (state / "checkpoint").unlink()
     page.durable_seq = min(page.durable_seq, Seq(last_seq))
     root_fd = os.open(state.parent / "backing", os.O_RDONLY | os.O_DIRECTORY)
     mark = read_root_mark(root_fd)

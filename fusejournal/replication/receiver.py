@@ -300,6 +300,8 @@ class Receiver:
             log.warning("%s tells of reign %s: nothing of a lower is taken now", peer, claim.reign)
             if self._session is not None:
                 self._session.cancel()
+            if self._newcomer is not None and not is_let_in:  # (else that is *peer* itself)
+                self._newcomer[1].cancel()
             await trio.to_thread.run_sync(self._marks.sync)
 
     def _check_peer(self, peer: str) -> None:

@@ -374,6 +374,30 @@ async def test_a_mirror_has_a_higher_reign_on_its_disk_before_it_answers(
         assert peer_status(primary).acked_seq < primary.volume.journal.head_seq
 
 
+async def test_a_higher_reign_waits_for_no_lower_one_that_is_compared(tmp_path: Path) -> None:
+    """Which may take its time to answer."""
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(2)
+        await until("the mirror is level", level(primary, mirror))
+        assert primary.replication is not None
+        primary.replication.book.pause("east")
+        primary.replication._peers_changed()
+        await until("it is away", lambda: mirror_status(mirror)["address"] is None)
+        hello = higher(mirror, "ship", 3)
+        lower = hello._replace(node="slow", epoch=Epoch(1), held_epoch=Epoch(1), reign_node=0)
+        identity = load_or_make(tmp_path / "slow", "slow")
+        address = parse_address(listens_at(mirror))
+        async with await connect(
+            address, identity, None, insecure=True, timeout_seconds=10
+        ) as connection:
+            await connection.send(lower)
+            assert isinstance(await connection.receive(), Welcome)
+            answers = [await greet(mirror, hello) for _ in range(2)]  # it is cut off by the first
+            assert isinstance(answers[1], Welcome)
+            assert await connection.receive() is None
+        assert reign_of(mirror) == Reign(Epoch(7), 77)
+
+
 @pytest.mark.parametrize("purpose", ["ship", "fetch"])
 async def test_a_primary_has_a_higher_reign_on_its_disk_before_it_answers(
     tmp_path: Path, purpose: str

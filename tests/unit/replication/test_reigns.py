@@ -382,7 +382,7 @@ async def test_a_higher_reign_waits_for_no_lower_one_that_is_compared(tmp_path: 
         assert primary.replication is not None
         primary.replication.book.pause("east")
         primary.replication._peers_changed()
-        await until("it is away", lambda: mirror_status(mirror)["address"] is None)
+        await until("it is away", lambda: mirror_status(mirror).address is None)
         hello = higher(mirror, "ship", 3)
         lower = hello._replace(node="slow", epoch=Epoch(1), held_epoch=Epoch(1), reign_node=0)
         identity = load_or_make(tmp_path / "slow", "slow")
@@ -901,7 +901,7 @@ async def test_what_has_parted_is_kept_by_one_at_a_time(tmp_path: Path) -> None:
         await until("the mirror is level", level(primary, mirror))
         primary.replication.book.pause("east")
         primary.replication._peers_changed()
-        await until("it is away", lambda: mirror_status(mirror)["address"] is None)
+        await until("it is away", lambda: mirror_status(mirror).address is None)
         uuid, state_dir = primary.volume.journal.uuid, tmp_path / "mirror" / "state"
         with open_volume(tmp_path / "other", uuid=uuid) as other:
             other.work(9)
@@ -909,10 +909,10 @@ async def test_what_has_parted_is_kept_by_one_at_a_time(tmp_path: Path) -> None:
             calls.listen(wait)
             try:
                 async with running(other):
-                    await until("it comes again", lambda: peer_status(other)["errors"] > 1)
+                    await until("it comes again", lambda: peer_status(other).errors > 1)
                     assert len(keeping) == 1
                     going_on.set()
-                    told = lambda: mirror_status(mirror)["last_error"] or ""  # noqa: E731
+                    told = lambda: mirror_status(mirror).last_error or ""  # noqa: E731
                     await until("they are kept", lambda: "they are kept in" in told())
             finally:
                 going_on.set()

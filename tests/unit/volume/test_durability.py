@@ -15,7 +15,7 @@ from fusejournal.disk import calls
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Mark
 from fusejournal.types import Seq
-from fusejournal.volume.durability import Average
+from fusejournal.volume.durability import Average, FlushHooks
 from tests.support.descriptors import no_descriptors_left
 from tests.support.volumes import OpenVolume, open_volume
 
@@ -144,7 +144,7 @@ async def test_what_comes_while_a_flush_is_prepared_is_the_next_ones(tmp_path: P
             if not meanwhile:
                 meanwhile.append(volume.volume.note(Mark("meanwhile")))
 
-        durability.before_flush = prepare
+        durability.hooks = FlushHooks(before_flush=prepare)
         await durability.flush()
         assert durability.durable_seq == seq
         assert meanwhile == [seq + 1] == [journal.head_seq]

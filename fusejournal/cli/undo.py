@@ -1,6 +1,8 @@
 """``fusejournal undo``: take operations back in a running volume."""
 
 import os
+import shlex
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -17,10 +19,10 @@ from fusejournal.errors import (
     UndoOverlapError,
     UsageError,
 )
-from fusejournal.history.query import parse_ranges
+from fusejournal.history.query import Criteria, find, parse_ranges
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.replay.divergence import NAME_TAKEN, Conflict
-from fusejournal.replay.undo_plan import Action, OnConflict, Undo, UndoPlan
+from fusejournal.replay.undo_plan import Action, OnConflict, Undo, UndoPlan, begun_undos
 
 _SHOWN = 40
 
@@ -43,6 +45,15 @@ _SHOWN = 40
     help="Where later changes rely on a chosen operation: do nothing at all, or leave that one. "
     "aside: as stop, but what lost its name to another file comes back as NAME.undone-SEQ.",
 )
+@click.option(
+    "--resume",
+    "resumed",
+    type=click.IntRange(min=1),
+    multiple=True,
+    metavar="PID",
+    help="Go on with an undo of the same that was stopped: what process PID did in it counts as "
+    "chosen, too.",
+)
 @click.option("--dry-run", is_flag=True, help="Plan only; this is the default.")
 @click.option("--apply", "do_apply", is_flag=True, help="Do it.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
@@ -57,6 +68,7 @@ def undo(
     until: str | None,
     without: tuple[str, ...],
     on_conflict: OnConflict,
+    resumed: tuple[int, ...],
     dry_run: bool,
     do_apply: bool,
     as_json: bool,
@@ -101,7 +113,8 @@ def undo(
         only=seqs,
         without=without,
     )
-    work = Undo(source.lookup, criteria, source.head_seq)
+    unfinished = _done_by(source, resumed)
+    work = Undo(source.lookup, criteria, source.head_seq, unfinished=unfinished)
     with watched("planning", as_json) as progress:
         plan = work.plan(progress, on_conflict=on_conflict)
     actions = list(work.actions(plan))
@@ -113,7 +126,7 @@ def undo(
         beside = ", aside" if any(_is_about_name(one) for one in plan.conflicts) else ""
         raise ConflictError(
             f"{text.count(len(plan.conflicts), 'later change')} in the way: choose others, take "
-            f"those back too, or --on-conflict skip{beside}"
+            f"those back too, or --on-conflict skip{beside}{_undos_in_the_way(source, plan)}"
         )
     if plan.kept and not plan.chosen:
         if as_json:
@@ -154,12 +167,34 @@ def _is_about_name(conflict: Conflict) -> bool:
     return conflict.reason == NAME_TAKEN
 
 
+def _done_by(source: JournalSource, pids: tuple[int, ...]) -> list[Criteria]:
+    """Finds what the undos of processes have done. Raises UsageError."""
+    begun = begun_undos(source.lookup) if pids else {}
+    for pid in pids:
+        if pid not in begun:
+            raise UsageError(f"{source.name}: process {pid} has begun no undo here")
+    return [begun[pid] for pid in pids]
+
+
+def _undos_in_the_way(source: JournalSource, plan: UndoPlan) -> str:
+    """Names the undos whose changes are in the way, and how to go on with them."""
+    seqs = {conflict.seq for conflict in plan.conflicts}
+    found = [
+        f"--resume {pid}"
+        for pid, done in sorted(begun_undos(source.lookup).items())
+        if any(match.entry.seq in seqs for match in find(source.lookup, done))
+    ]
+    if not found:
+        return ""
+    return f"; some are an undo's: if that was of the same and was stopped, {' '.join(found)}"
+
+
 def _all_of(count: int) -> str:
     return "it" if count == 1 else f"all {count:,} of them"
 
 
 def _show_overlaps(work: Undo, plan: UndoPlan) -> None:
-    """What others changed at the same moment as the undo did."""
+    """Shows what others changed at the same moment as the undo did."""
     for one in plan.overlaps[:_SHOWN]:
         path = entries.shown_path(work.path_of(one))
         text.echo(
@@ -178,7 +213,8 @@ def _tell_how_far(source: JournalSource, state: VolumeState, plan: UndoPlan) -> 
             text.echo(
                 f"stopped half-way: entries {first} to {last} are done, files on their way lie in "
                 f"/.fusejournal-undo.*; to take that back: "
-                f"fusejournal undo {source.name} {first}-{last} --pid {os.getpid()} --apply",
+                f"fusejournal undo {source.name} {first}-{last} --pid {os.getpid()} --apply; to go "
+                f"on: {shlex.join(['fusejournal', *sys.argv[1:]])} --resume {os.getpid()}",
                 err=True,
             )
 

@@ -19,6 +19,7 @@ Source: open_by_handle_at(2), rename(2), linkat(2) (AT_EMPTY_PATH), fuse(4)."""
 
 import errno
 import os
+import re
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
@@ -42,6 +43,7 @@ from fusejournal.replay.target import Progress
 from fusejournal.replay.undo_others import OtherChanges, Overlap
 from fusejournal.types import ROOT_FID, Fid, Seq
 
+_PRIVATE_NAME = re.compile(rb"\.fusejournal-undo\.(\d+)\.\d+")
 _DESCRIPTORS_MAX = 256
 _BATCH_FILES = 2048
 _COPY_BYTES = 1 << 20
@@ -63,6 +65,12 @@ def _ignore(_: str) -> None:
 
 on_step: Callable[[str], None] = _ignore
 """Called before each step that somebody else could come before; for tests."""
+
+
+def pid_of_private(name: bytes) -> int | None:
+    """The process whose undo made the private directory *name* at the root; None if it is none."""
+    found = _PRIVATE_NAME.fullmatch(name)
+    return None if found is None else int(found[1])
 
 
 class _Seen(NamedTuple):

@@ -9,9 +9,10 @@ directory goes with it, for places are by fid. undo_execute.py carries the plan 
 A journal that has lost its beginning is asked nothing that only the beginning could tell: that
 raises JournalError."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -26,6 +27,7 @@ from fusejournal.operations import (
     ImportLink,
     Kind,
     Mark,
+    Mkdir,
     NewEpoch,
     Setattr,
     Setxattr,
@@ -35,7 +37,7 @@ from fusejournal.operations import (
 from fusejournal.replay.divergence import Aside, Conflict, Divergence
 from fusejournal.replay.images import not_told
 from fusejournal.replay.target import Progress
-from fusejournal.replay.undo_execute import UndoExecutor
+from fusejournal.replay.undo_execute import UndoExecutor, pid_of_private
 from fusejournal.replay.undo_others import Overlap
 from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid, Seq
 
@@ -122,12 +124,41 @@ def check_told(lookup: Lookup, fids: set[Fid]) -> None:
             raise not_told(lookup, fid)
 
 
+def begun_undos(lookup: Lookup) -> dict[int, Criteria]:
+    """The processes that have begun an undo, and for each what chooses all that it has done from
+    its last one on. Raises JournalDamagedError."""
+    found: dict[int, Criteria] = {}
+    made = lookup.entries_of(
+        ROOT_FID,
+        wanted=lambda one: one.is_parent and one.kind == Kind.MKDIR and not one.refused,
+    )
+    for entry, _ in made:
+        assert isinstance(entry.operation, Mkdir)
+        pid = pid_of_private(entry.operation.name)
+        # (A layer in a container knows no pids: there it would be what anybody did.)
+        if pid is not None and entry.who.pid:
+            found[pid] = Criteria(from_seq=entry.seq, pid=entry.who.pid)
+    return found
+
+
 class Undo:
     """Taking back what *criteria* choose. See the module."""
 
-    def __init__(self, lookup: Lookup, criteria: Criteria, head_seq: Seq) -> None:
+    def __init__(
+        self,
+        lookup: Lookup,
+        criteria: Criteria,
+        head_seq: Seq,
+        *,
+        unfinished: Sequence[Criteria] = (),
+    ) -> None:
+        """*unfinished*: what undos of the same have done that were stopped (:func:`begun_undos`).
+        It is taken back in the same course, which leaves what they would have left."""
         self._lookup = lookup
-        self._criteria = replace(criteria, to_seq=Seq(min(criteria.to_seq, head_seq + 1)))
+        self._criteria = [
+            replace(one, to_seq=Seq(min(one.to_seq, head_seq + 1)))
+            for one in (criteria, *unfinished)
+        ]
         self._head_seq = head_seq
         self._known_places: dict[Fid, list[Dentry]] = {}
         self.imports = 0
@@ -154,7 +185,8 @@ class Undo:
     def _choose(self, progress: Progress) -> set[Seq]:
         chosen: set[Seq] = set()
         self.imports = 0
-        for entry, void, _, _ in find(self._lookup, self._criteria):
+        matches = (find(self._lookup, one) for one in self._criteria)
+        for entry, void, _, _ in chain.from_iterable(matches):
             progress(entry.seq, None)
             operation = entry.operation
             if isinstance(operation, Void | NewEpoch | Mark | Clean):

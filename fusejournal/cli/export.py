@@ -1,25 +1,13 @@
 """``fusejournal export``."""
 
 import os
-import shlex
-import socket
-from pathlib import Path
-from typing import Any
 
 import click
 
+from fusejournal.admin.export import ExportResult, export_volume, find_exportable, remove_export
 from fusejournal.cli import text
-from fusejournal.control.client import RemoteError, ask
-from fusejournal.errors import (
-    ExportError,
-    NoNfsServerError,
-    NotRunningError,
-    PrivilegeError,
-    UsageError,
-    VolumeNotFoundError,
-)
-from fusejournal.nfs import exports, nfsd
-from fusejournal.node.state_dir import VolumeState, all_volumes, find_volume
+from fusejournal.errors import PrivilegeError, UsageError
+from fusejournal.node.state_dir import VolumeState
 
 
 @click.command(short_help="Export a volume to NFS clients.")
@@ -64,7 +52,7 @@ def export(
       fusejournal export /srv/data '*.example.org' --ro --option sec=krb5p --write
       fusejournal export srv-data --remove
     """
-    state = _find(volume)
+    state = find_exportable(volume)
     if (write or remove) and os.geteuid() != 0:
         raise PrivilegeError("exporting needs root: try sudo")
     if remove:
@@ -72,82 +60,25 @@ def export(
             raise UsageError("--remove takes the whole export away: it goes with VOLUME alone")
         _remove(state, as_json)
         return
-    if not clients:
-        raise UsageError(
-            "name the clients: hosts, networks such as 192.168.1.0/24, or '*' for everybody"
-        )
-    if state.is_uninitialized:
-        raise ExportError(
-            f"volume {state.name} is a mirror that no primary has called yet, and has no fsid: "
-            "export it when its primary ships to it"
-        )
-    clients = tuple(dict.fromkeys(exports.check_client(client) for client in clients))
-    words = [word for option in further for word in option.split(",") if word]
-    options = exports.choose_options(
-        state.uuid,
-        read_only=read_only or state.is_mirror,
+    found = export_volume(
+        state,
+        clients,
+        read_only=read_only,
         durable=not is_async,
         root_squash=not no_root_squash,
-        further=words,
+        further=further,
+        write=write,
     )
-    exports.check_conflicts(state.name, state.mountpoint, state.uuid)
-    content = exports.compose(state.name, state.mountpoint, clients, options)
-    warnings: list[str] = []
-    missing = None
-    if write:
-        try:
-            warnings += exports.install(state.name, state.mountpoint, content)
-        except NoNfsServerError as error:
-            missing = error
-        _tell_layer(state, warnings)
-    elif nfsd.tool("exportfs") is None:
-        missing = NoNfsServerError("no NFS server here: apt install nfs-kernel-server")
-    if missing is None and not nfsd.threads():
-        warnings.append("nfsd does not run: systemctl start nfs-server")
     if as_json:
-        line = exports.compose_line(state.mountpoint, clients, options)
-        text.echo_json(_report(state, clients, options, line, write, warnings))
+        text.echo_json(found.report.to_json())
     else:
-        _show(state, content, write, warnings)
-    if missing is not None:
-        raise missing
-
-
-def _find(volume: str) -> VolumeState:
-    try:
-        return find_volume(volume)
-    except VolumeNotFoundError:
-        path = Path(os.path.abspath(volume))
-        resolved = path.parent.resolve() / path.name
-        for state in all_volumes():
-            if path.is_relative_to(state.mountpoint) or resolved.is_relative_to(state.mountpoint):
-                raise ExportError(
-                    f"{volume} is inside volume {state.name}, which is exported as a whole: "
-                    f"fusejournal export {shlex.quote(state.name)} CLIENT...; "
-                    f"clients can mount SERVER:{path} from that (NFSv3 and v4)"
-                ) from None
-        raise
-
-
-def _tell_layer(state: VolumeState, warnings: list[str]) -> None:
-    """Let a running layer see that its volume is exported, or is no more."""
-    try:
-        ask(state.directory, "exported")
-    except NotRunningError:
-        warnings.append(
-            f"volume {state.name} is not mounted, and not exported until it is: "
-            f"fusejournal mount {shlex.quote(state.name)}"
-        )
-    except RemoteError as error:
-        warnings.append(f"the layer does not know of the export yet: {error}")
+        _show(found)
+    if found.missing is not None:
+        raise found.missing
 
 
 def _remove(state: VolumeState, as_json: bool) -> None:
-    try:
-        removed = exports.remove(state.name, state.mountpoint)
-    finally:
-        _tell_layer(state, [])
-    left = exports.find(state.mountpoint)
+    removed, left = remove_export(state)
     if as_json:
         text.echo_json({"name": state.name, "removed": removed, "left": [e.where for e in left]})
     elif not removed:
@@ -160,38 +91,12 @@ def _remove(state: VolumeState, as_json: bool) -> None:
         )
 
 
-def _mount_command(state: VolumeState) -> str:
-    return f"mount -t nfs {shlex.quote(f'{socket.gethostname()}:{state.mountpoint}')} /mnt"
-
-
-def _show(state: VolumeState, content: str, written: bool, warnings: list[str]) -> None:
-    text.echo_lines(content)
-    if written:
-        text.echo(f"# On a client: {_mount_command(state)}")
+def _show(found: ExportResult) -> None:
+    report = found.report
+    text.echo_lines(found.content)
+    if report.written:
+        text.echo(f"# On a client: {report.mount}")
     else:
-        text.echo(f"# Put it into {exports.own_file(state.name)} and export it: --write")
-    for warning in warnings:
+        text.echo(f"# Put it into {report.file} and export it: --write")
+    for warning in report.warnings:
         text.echo(f"fusejournal: {warning}", err=True)
-
-
-def _report(
-    state: VolumeState,
-    clients: tuple[str, ...],
-    options: list[tuple[str, str]],
-    line: str,
-    written: bool,
-    warnings: list[str],
-) -> dict[str, Any]:
-    return {
-        "name": state.name,
-        "path": str(state.mountpoint),
-        "fsid": str(state.uuid),
-        "clients": list(clients),
-        "options": [{"option": option, "why": why} for option, why in options],
-        "line": line,
-        "file": str(exports.own_file(state.name)),
-        "written": written,
-        "nfsd_threads": nfsd.threads(),
-        "mount": _mount_command(state),
-        "warnings": warnings,
-    }

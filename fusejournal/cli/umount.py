@@ -1,29 +1,13 @@
 """``fusejournal umount``."""
 
-import os
-import select
 import sys
-import time
-from contextlib import suppress
-from pathlib import Path
 
 import click
 
+from fusejournal.admin.stop import stop_volume
 from fusejournal.cli import text
-from fusejournal.control.client import RemoteError, ask
-from fusejournal.disk import mounts as mounts
-from fusejournal.errors import FusejournalError, NotRunningError, UsageError, VolumeBusyError
-from fusejournal.layer.connection import release_kept
-from fusejournal.nfs import exports, nfsd
-from fusejournal.node.state_dir import VolumeState, find_volume
-
-_ANSWER_SECONDS = 60.0
-_TOLD_SECONDS = 1.0
-_RECALL_SECONDS = 5.0
-_LET_GO_SECONDS = 15.0
-"""nfsd's cache of open files is looked through every 2 s, and lets go of what it finds unused
-twice; some more for a slow machine."""
-_POLL_SECONDS = 0.25
+from fusejournal.errors import UsageError
+from fusejournal.node.state_dir import find_volume
 
 
 @click.command(short_help="Stop a volume, in order.")
@@ -58,178 +42,16 @@ def umount(volume: str, lazy: bool, force: bool) -> None:
     if lazy and force:
         raise UsageError("--lazy and --force are two ways: choose one")
     state = find_volume(volume)
-    process = _await_answer(state)
-    try:
-        if exports.is_served(state.mountpoint):
-            _stop_served(state, lazy, force)
-        else:
-            ask(state.directory, "stop", lazy=lazy)
-    except NotRunningError:
-        if state.holder() is None:
-            if mounts.device_of(state.mountpoint):
-                # First, else nfsd would wait for the layer to hear of the files that it closes.
-                release_kept(state.directory / "connection")
-                exports.unexport(state.mountpoint)
-            elif process is not None:
-                return  # it had done what it was asked for before it could say so
-            release_kept(state.directory / "connection")
-            if not _clear(state):
-                raise NotRunningError(f"volume {state.name} is not mounted") from None
-            text.echo(f"{state.mountpoint}: its layer had died; took the dead mount away", err=True)
-            return
-    if process is not None:
-        # Its lock goes a moment before it does.
-        select.select((process,), (), ())
+    if stop_volume(state, _Reporter(), lazy=lazy, force=force).was_dead:
+        text.echo(f"{state.mountpoint}: its layer had died; took the dead mount away", err=True)
 
 
-def _await_answer(state: VolumeState) -> int | None:
-    """Wait for a layer that is still starting, or about to end; a descriptor that becomes readable
-    when its process ends, or None when no process has the volume. Raises VolumeBusyError when that
-    takes long."""
-    begun = time.monotonic()
-    process: int | None = None
-    told = False
-    while (holder := state.holder()) is not None:
-        pid = holder.get("pid", 0)
-        try:
-            process = os.pidfd_open(pid)
-        except (OSError, TypeError):
-            time.sleep(_POLL_SECONDS)  # it has ended, or is about to say who it is
-        else:
-            with suppress(NotRunningError):
-                ask(state.directory, "status")
-                return process
-            select.select((process,), (), (), _POLL_SECONDS)
-        waited = time.monotonic() - begun
-        if waited > _ANSWER_SECONDS:
-            raise VolumeBusyError(
-                f"process {pid} has volume {state.name} and does not answer yet, as when it is "
-                f"importing or recovering: wait for it, or end it ('kill {pid}': the next mount "
-                "goes on from there)"
-            )
-        if waited > _TOLD_SECONDS and not told:
-            _say(f"waiting for process {pid}, which is starting or ending")
-            told = True
-    return process
+class _Reporter:
+    """Says on stderr what goes on; why it waits, on a terminal alone."""
 
+    def notice(self, words: str) -> None:
+        text.echo(f"fusejournal: {words}", err=True)
 
-def _clear(state: VolumeState) -> bool:
-    try:
-        return mounts.clear_dead_mount(state.mountpoint)
-    except OSError as error:
-        raise FusejournalError(f"{state.mountpoint}: {error.strerror}") from None
-
-
-# -- exported volumes ------------------------------------------------------------------------------
-
-
-def _stop_served(state: VolumeState, lazy: bool, force: bool) -> None:
-    """Unexport and stop; if that cannot be done, all is exported as it was. Raises
-    VolumeBusyError naming who holds it, NotRunningError."""
-    mountpoint = state.mountpoint
-    ask(state.directory, "status")  # before anything is touched: only a living layer can end
-    if not lazy:
-        _check_unheld(state, force)
-    taken = exports.unexport(mountpoint)
-    try:
-        if lazy:
-            ask(state.directory, "stop", lazy=True)
-        elif force:
-            _stop_by_force(state)
-        else:
-            _stop_in_time(state)
-    except BaseException:
-        if mounts.device_of(mountpoint):
-            exports.put_back(taken)
-        raise
-
-
-def _check_unheld(state: VolumeState, force: bool) -> None:
-    """Refuse while somebody uses it: local users, and clients if they are not to be forced."""
-    mountpoint = state.mountpoint
-    for other in mounts.mounts():
-        if other.mountpoint != mountpoint and other.mountpoint.is_relative_to(mountpoint):
-            raise VolumeBusyError(
-                f"{other.mountpoint} is mounted inside {mountpoint}: unmount that first"
-            )
-    if users := _local_users(mountpoint):
-        raise VolumeBusyError(
-            f"{mountpoint} is in use by {', '.join(users[:5])}: stop that, or use --lazy"
-        )
-    found = nfsd.recall(mountpoint, 0 if force else _RECALL_SECONDS)
-    if found and not force:
-        raise VolumeBusyError(
-            f"{mountpoint}: {nfsd.describe(found, mountpoint)}: "
-            "close it or unmount there, or use --force, which takes it from them"
-        )
-    if found:
-        _say(f"{mountpoint}: taken away: {nfsd.describe(found, mountpoint)}")
-
-
-def _local_users(mountpoint: Path) -> list[str]:
-    """Who has files open on the mount itself: for a volume in place the layer and its keeper have
-    the directory below it open, by the same name."""
-    major, _, minor = mounts.device_of(mountpoint).partition(":")
-    if not minor:
-        return []
-    device = os.makedev(int(major), int(minor))
-    return [user for user in mounts.users(mountpoint) if device in _devices(user.split()[0])]
-
-
-def _devices(pid: str) -> set[int]:
-    links = [Path("/proc", pid, name) for name in ("cwd", "root", "exe")]
-    with suppress(OSError):
-        links += Path("/proc", pid, "fd").iterdir()
-    found = set()
-    for link in links:
-        with suppress(OSError):
-            found.add(link.stat().st_dev)
-    return found
-
-
-def _stop_in_time(state: VolumeState) -> None:
-    """Stop as soon as nfsd lets go."""
-    deadline = time.monotonic() + _LET_GO_SECONDS + nfsd.flushes_in()
-    told = False
-    while (refusal := _try_to_stop(state)) is not None:
-        if time.monotonic() > deadline:
-            found = nfsd.holders(state.mountpoint)
-            who = f" ({nfsd.describe(found, state.mountpoint)})" if found else ""
-            raise VolumeBusyError(
-                f"{refusal}{who}; it is exported as before; --force takes it from clients "
-                "and restarts nfsd"
-            )
-        if not told and sys.stderr.isatty():
-            _say(f"waiting for nfsd to let go of {state.mountpoint}")
-            told = True
-        if nfsd.caches(state.mountpoint) and not nfsd.flushes_in():
-            nfsd.flush()
-        time.sleep(_POLL_SECONDS)
-
-
-def _stop_by_force(state: VolumeState) -> None:
-    """Stop whatever clients hold."""
-    nfsd.take_away(state.mountpoint)
-    try:
-        _stop_in_time(state)
-    except VolumeBusyError:
-        _say("restarting nfsd, which still holds it")
-        with nfsd.stopped():
-            refusal = _try_to_stop(state)
-        if refusal is not None:
-            raise VolumeBusyError(f"{refusal} (with nfsd stopped, too)") from None
-
-
-def _try_to_stop(state: VolumeState) -> RemoteError | None:
-    """None when the layer is stopping, else why it does not."""
-    try:
-        ask(state.directory, "stop")
-    except RemoteError as error:
-        if error.exit_code != VolumeBusyError.exit_code:
-            raise
-        return error
-    return None
-
-
-def _say(words: str) -> None:
-    text.echo(f"fusejournal: {words}", err=True)
+    def waiting(self, words: str) -> None:
+        if sys.stderr.isatty():
+            self.notice(words)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fusejournal.admin import stop
 from fusejournal.cli import umount as command
 from fusejournal.config import VolumeConfig
 from fusejournal.errors import VolumeBusyError
@@ -237,7 +238,7 @@ def test_what_cannot_be_unmounted_is_exported_as_before(
     """A file that is mapped keeps the mount, but nobody has it open."""
     before = ETAB.read_text()
     monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", exported.environment["FUSEJOURNAL_STATE_ROOT"])
-    monkeypatch.setattr(command, "_LET_GO_SECONDS", 1.0)
+    monkeypatch.setattr(stop, "_LET_GO_SECONDS", 1.0)
     inside = exported.mountpoint / "inside"
     inside.mkdir()
     sh("mount", "-t", "tmpfs", "tmpfs", inside)

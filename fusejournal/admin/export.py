@@ -1,0 +1,181 @@
+"""Exports of a volume to NFS clients."""
+
+import os
+import shlex
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from fusejournal.control.client import RemoteError, ask
+from fusejournal.control.reply import Reply
+from fusejournal.errors import (
+    ExportError,
+    NoNfsServerError,
+    NotRunningError,
+    UsageError,
+    VolumeNotFoundError,
+)
+from fusejournal.nfs import exports, nfsd
+from fusejournal.node.state_dir import VolumeState, all_volumes, find_volume
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOption(Reply):
+    """One option of exports(5), and why it is there."""
+
+    option: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport(Reply):
+    """An export as it is written, or could be. ``fsid`` is the volume's UUID."""
+
+    NESTED: ClassVar[Mapping[str, type[Reply]]] = {"options": ExportOption}
+
+    name: str
+    path: str
+    fsid: str
+    clients: tuple[str, ...]
+    options: tuple[ExportOption, ...]
+    line: str
+    """The line of exports(5)."""
+    file: str
+    """The file that it is written to."""
+    written: bool
+    nfsd_threads: int
+    mount: str
+    """The command that mounts it on a client."""
+    warnings: tuple[str, ...]
+
+
+class ExportResult(NamedTuple):
+    """The outcome of :func:`export_volume`."""
+
+    report: ExportReport
+    content: str
+    """The whole file, with comments."""
+    missing: NoNfsServerError | None
+    """The lack of an NFS server: the file may be written, but nothing is exported."""
+
+
+class ExportRemoved(NamedTuple):
+    """The outcome of :func:`remove_export`."""
+
+    removed: bool
+    """False where the volume was not exported."""
+    left: list[exports.Export]
+    """Exports that other files make."""
+
+
+def find_exportable(volume: str) -> VolumeState:
+    """Finds a volume as :func:`find_volume` does. Raises ExportError for a directory inside one,
+    because a volume is exported as a whole; VolumeNotFoundError."""
+    try:
+        return find_volume(volume)
+    except VolumeNotFoundError:
+        path = Path(os.path.abspath(volume))
+        resolved = path.parent.resolve() / path.name
+        for state in all_volumes():
+            if path.is_relative_to(state.mountpoint) or resolved.is_relative_to(state.mountpoint):
+                raise ExportError(
+                    f"{volume} is inside volume {state.name}, which is exported as a whole: "
+                    f"fusejournal export {shlex.quote(state.name)} CLIENT...; "
+                    f"clients can mount SERVER:{path} from that (NFSv3 and v4)"
+                ) from None
+        raise
+
+
+def export_volume(
+    state: VolumeState,
+    clients: Sequence[str],
+    *,
+    read_only: bool = False,
+    durable: bool = True,
+    root_squash: bool = True,
+    further: Sequence[str] = (),
+    write: bool = False,
+) -> ExportResult:
+    """Composes the export of a volume, and with *write* makes it.
+
+    Args:
+        clients: hosts, addresses, networks, wildcards, @netgroups.
+        read_only: clients only read; those of a mirror do so in any case.
+        durable: changes are answered when they are safe from a crash.
+        root_squash: a client's root is nobody here.
+        further: options of exports(5), or several of them with commas.
+        write: writes it to /etc/exports.d, in place of what was there, and exports it now.
+
+    Raises UsageError, ExportError, ExportConflictError, OSError."""
+    if not clients:
+        raise UsageError(
+            "name the clients: hosts, networks such as 192.168.1.0/24, or '*' for everybody"
+        )
+    if state.is_uninitialized:
+        raise ExportError(
+            f"volume {state.name} is a mirror that no primary has called yet, and has no fsid: "
+            "export it when its primary ships to it"
+        )
+    clients = tuple(dict.fromkeys(exports.check_client(client) for client in clients))
+    words = [word for option in further for word in option.split(",") if word]
+    options = exports.choose_options(
+        state.uuid,
+        read_only=read_only or state.is_mirror,
+        durable=durable,
+        root_squash=root_squash,
+        further=words,
+    )
+    exports.check_conflicts(state.name, state.mountpoint, state.uuid)
+    content = exports.compose(state.name, state.mountpoint, clients, options)
+    warnings: list[str] = []
+    missing = None
+    if write:
+        try:
+            warnings += exports.install(state.name, state.mountpoint, content)
+        except NoNfsServerError as error:
+            missing = error
+        _tell_layer(state, warnings)
+    elif nfsd.tool("exportfs") is None:
+        missing = NoNfsServerError("no NFS server here: apt install nfs-kernel-server")
+    if missing is None and not nfsd.threads():
+        warnings.append("nfsd does not run: systemctl start nfs-server")
+    where = shlex.quote(f"{socket.gethostname()}:{state.mountpoint}")
+    report = ExportReport(
+        name=state.name,
+        path=str(state.mountpoint),
+        fsid=str(state.uuid),
+        clients=clients,
+        options=tuple(ExportOption(option=option, why=why) for option, why in options),
+        line=exports.compose_line(state.mountpoint, clients, options),
+        file=str(exports.own_file(state.name)),
+        written=write,
+        nfsd_threads=nfsd.threads(),
+        mount=f"mount -t nfs {where} /mnt",
+        warnings=tuple(warnings),
+    )
+    return ExportResult(report, content, missing)
+
+
+def remove_export(state: VolumeState) -> ExportRemoved:
+    """Takes a volume's file of exports away, and unexports it now. Raises NoNfsServerError,
+    OSError."""
+    try:
+        removed = exports.remove(state.name, state.mountpoint)
+    finally:
+        _tell_layer(state, [])
+    return ExportRemoved(removed, exports.find(state.mountpoint))
+
+
+def _tell_layer(state: VolumeState, warnings: list[str]) -> None:
+    """Let a running layer see that its volume is exported, or is no more."""
+    try:
+        ask(state.directory, "exported")
+    except NotRunningError:
+        warnings.append(
+            f"volume {state.name} is not mounted, and not exported until it is: "
+            f"fusejournal mount {shlex.quote(state.name)}"
+        )
+    except RemoteError as error:
+        warnings.append(f"the layer does not know of the export yet: {error}")

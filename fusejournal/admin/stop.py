@@ -1,0 +1,228 @@
+"""The orderly end of a running volume, exported or not."""
+
+import os
+import select
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from fusejournal.admin.live import live_status
+from fusejournal.control.client import RemoteError, ask
+from fusejournal.disk import mounts as mounts
+from fusejournal.errors import FusejournalError, NotRunningError, UsageError, VolumeBusyError
+from fusejournal.layer.connection import release_kept
+from fusejournal.nfs import exports, nfsd
+from fusejournal.node.state_dir import VolumeState
+
+_ANSWER_SECONDS = 60.0
+_TOLD_SECONDS = 1.0
+_RECALL_SECONDS = 5.0
+_LET_GO_SECONDS = 15.0
+"""nfsd's cache of open files is looked through every 2 s, and lets go of what it finds unused
+twice; some more for a slow machine."""
+_POLL_SECONDS = 0.25
+
+
+class StopReporter(Protocol):
+    """Hears of what goes on meanwhile, a line each."""
+
+    def notice(self, words: str) -> None:
+        """A step that the admin should know of."""
+
+    def waiting(self, words: str) -> None:
+        """A reason to wait, for who looks on."""
+
+
+class StopResult(NamedTuple):
+    """The outcome of :func:`stop_volume`. ``was_dead``: the layer had died before, and its dead
+    mount was taken away."""
+
+    was_dead: bool
+
+
+def stop_volume(
+    state: VolumeState, reporter: StopReporter, *, lazy: bool = False, force: bool = False
+) -> StopResult:
+    """Unmounts a volume in order, and returns when its layer has ended. An exported volume is
+    unexported first; where that cannot be done, all is exported as it was.
+
+    Args:
+        lazy: takes the mount away even if it is in use.
+        force: takes from NFS clients what they have open or locked, and restarts nfsd if need be.
+
+    Raises VolumeBusyError naming who holds it, NotRunningError where it is not mounted, UsageError
+    for lazy and force together."""
+    if lazy and force:
+        raise UsageError("--lazy and --force are two ways: choose one")
+    process = _await_answer(state, reporter)
+    try:
+        if exports.is_served(state.mountpoint):
+            _stop_served(state, lazy, force, reporter)
+        else:
+            ask(state.directory, "stop", lazy=lazy)
+    except NotRunningError:
+        if state.holder() is None:
+            if mounts.device_of(state.mountpoint):
+                # First, else nfsd would wait for the layer to hear of the files that it closes.
+                release_kept(state.directory / "connection")
+                exports.unexport(state.mountpoint)
+            elif process is not None:
+                return StopResult(False)  # it had done it before it could say so
+            release_kept(state.directory / "connection")
+            if not _clear(state):
+                raise NotRunningError(f"volume {state.name} is not mounted") from None
+            return StopResult(True)
+    if process is not None:
+        # Its lock goes a moment before it does.
+        select.select((process,), (), ())
+    return StopResult(False)
+
+
+def _await_answer(state: VolumeState, reporter: StopReporter) -> int | None:
+    """Wait for a layer that is still starting, or about to end; a descriptor that becomes readable
+    when its process ends, or None when no process has the volume. Raises VolumeBusyError when that
+    takes long."""
+    begun = time.monotonic()
+    process: int | None = None
+    told = False
+    while (holder := state.holder()) is not None:
+        pid = holder.get("pid", 0)
+        try:
+            process = os.pidfd_open(pid)
+        except (OSError, TypeError):
+            time.sleep(_POLL_SECONDS)  # it has ended, or is about to say who it is
+        else:
+            with suppress(NotRunningError):
+                live_status(state)
+                return process
+            select.select((process,), (), (), _POLL_SECONDS)
+        waited = time.monotonic() - begun
+        if waited > _ANSWER_SECONDS:
+            raise VolumeBusyError(
+                f"process {pid} has volume {state.name} and does not answer yet, as when it is "
+                f"importing or recovering: wait for it, or end it ('kill {pid}': the next mount "
+                "goes on from there)"
+            )
+        if waited > _TOLD_SECONDS and not told:
+            reporter.notice(f"waiting for process {pid}, which is starting or ending")
+            told = True
+    return process
+
+
+def _clear(state: VolumeState) -> bool:
+    try:
+        return mounts.clear_dead_mount(state.mountpoint)
+    except OSError as error:
+        raise FusejournalError(f"{state.mountpoint}: {error.strerror}") from None
+
+
+# -- exported volumes ------------------------------------------------------------------------------
+
+
+def _stop_served(state: VolumeState, lazy: bool, force: bool, reporter: StopReporter) -> None:
+    """Unexport and stop; if that cannot be done, all is exported as it was. Raises
+    VolumeBusyError naming who holds it, NotRunningError."""
+    mountpoint = state.mountpoint
+    live_status(state)  # before anything is touched: only a living layer can end
+    if not lazy:
+        _check_unheld(state, force, reporter)
+    taken = exports.unexport(mountpoint)
+    try:
+        if lazy:
+            ask(state.directory, "stop", lazy=True)
+        elif force:
+            _stop_by_force(state, reporter)
+        else:
+            _stop_in_time(state, reporter)
+    except BaseException:
+        if mounts.device_of(mountpoint):
+            exports.put_back(taken)
+        raise
+
+
+def _check_unheld(state: VolumeState, force: bool, reporter: StopReporter) -> None:
+    """Refuse while somebody uses it: local users, and clients if they are not to be forced."""
+    mountpoint = state.mountpoint
+    for other in mounts.mounts():
+        if other.mountpoint != mountpoint and other.mountpoint.is_relative_to(mountpoint):
+            raise VolumeBusyError(
+                f"{other.mountpoint} is mounted inside {mountpoint}: unmount that first"
+            )
+    if users := _local_users(mountpoint):
+        raise VolumeBusyError(
+            f"{mountpoint} is in use by {', '.join(users[:5])}: stop that, or use --lazy"
+        )
+    found = nfsd.recall(mountpoint, 0 if force else _RECALL_SECONDS)
+    if found and not force:
+        raise VolumeBusyError(
+            f"{mountpoint}: {nfsd.describe(found, mountpoint)}: "
+            "close it or unmount there, or use --force, which takes it from them"
+        )
+    if found:
+        reporter.notice(f"{mountpoint}: taken away: {nfsd.describe(found, mountpoint)}")
+
+
+def _local_users(mountpoint: Path) -> list[str]:
+    """Who has files open on the mount itself: for a volume in place the layer and its keeper have
+    the directory below it open, by the same name."""
+    major, _, minor = mounts.device_of(mountpoint).partition(":")
+    if not minor:
+        return []
+    device = os.makedev(int(major), int(minor))
+    return [user for user in mounts.users(mountpoint) if device in _devices(user.split()[0])]
+
+
+def _devices(pid: str) -> set[int]:
+    links = [Path("/proc", pid, name) for name in ("cwd", "root", "exe")]
+    with suppress(OSError):
+        links += Path("/proc", pid, "fd").iterdir()
+    found = set()
+    for link in links:
+        with suppress(OSError):
+            found.add(link.stat().st_dev)
+    return found
+
+
+def _stop_in_time(state: VolumeState, reporter: StopReporter) -> None:
+    """Stop as soon as nfsd lets go."""
+    deadline = time.monotonic() + _LET_GO_SECONDS + nfsd.flushes_in()
+    told = False
+    while (refusal := _try_to_stop(state)) is not None:
+        if time.monotonic() > deadline:
+            found = nfsd.holders(state.mountpoint)
+            who = f" ({nfsd.describe(found, state.mountpoint)})" if found else ""
+            raise VolumeBusyError(
+                f"{refusal}{who}; it is exported as before; --force takes it from clients "
+                "and restarts nfsd"
+            )
+        if not told:
+            reporter.waiting(f"waiting for nfsd to let go of {state.mountpoint}")
+            told = True
+        if nfsd.caches(state.mountpoint) and not nfsd.flushes_in():
+            nfsd.flush()
+        time.sleep(_POLL_SECONDS)
+
+
+def _stop_by_force(state: VolumeState, reporter: StopReporter) -> None:
+    """Stop whatever clients hold."""
+    nfsd.take_away(state.mountpoint)
+    try:
+        _stop_in_time(state, reporter)
+    except VolumeBusyError:
+        reporter.notice("restarting nfsd, which still holds it")
+        with nfsd.stopped():
+            refusal = _try_to_stop(state)
+        if refusal is not None:
+            raise VolumeBusyError(f"{refusal} (with nfsd stopped, too)") from None
+
+
+def _try_to_stop(state: VolumeState) -> RemoteError | None:
+    """The layer's refusal to stop; None when it is stopping."""
+    try:
+        ask(state.directory, "stop")
+    except RemoteError as error:
+        if error.exit_code != VolumeBusyError.exit_code:
+            raise
+        return error
+    return None

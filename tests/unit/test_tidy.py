@@ -146,13 +146,22 @@ def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef
             yield node
 
 
-def _over(sizes: dict[str, int], limit: int, exceptions: dict[str, int]) -> list[str]:
-    """What is too large."""
-    return [
+def _over(
+    sizes: dict[str, int], limit: int, exceptions: dict[str, int], slack: int = 0
+) -> list[str]:
+    """What is too large; and which exception is not needed, or by more than *slack* too large."""
+    found = [
         f"{name}: {size}, and {exceptions.get(name, limit)} are allowed"
         for name, size in sizes.items()
         if size > exceptions.get(name, limit)
     ]
+    for name, ceiling in exceptions.items():
+        size = sizes.get(name, 0)
+        if size <= limit:
+            found.append(f"{name}: {size}: take it off the list of exceptions")
+        elif size + slack < ceiling:
+            found.append(f"{name}: {size}: lower the ceiling of {ceiling}")
+    return found
 
 
 # -- the map and the pages -------------------------------------------------------------------------
@@ -286,7 +295,7 @@ def test_modules_are_short() -> None:
     sizes: dict[str, int] = defaultdict(int)
     for module in _modules():
         sizes[module.last_name] = max(sizes[module.last_name], module.text.count("\n"))
-    assert _over(sizes, _MODULE_LINES_MAX, _LARGE_MODULES) == []
+    assert _over(sizes, _MODULE_LINES_MAX, _LARGE_MODULES, slack=100) == []
 
 
 def test_functions_are_short() -> None:
@@ -296,7 +305,7 @@ def test_functions_are_short() -> None:
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             name = f"{module.last_name}: {node.name}"
             sizes[name] = max(length, sizes.get(name, 0))
-    assert _over(sizes, _FUNCTION_LINES_MAX, _LONG_FUNCTIONS) == []
+    assert _over(sizes, _FUNCTION_LINES_MAX, _LONG_FUNCTIONS, slack=20) == []
 
 
 # -- words -----------------------------------------------------------------------------------------
@@ -321,7 +330,7 @@ def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
         counts[module.room] += sum(
             _HEADLESS.match(text) is not None for text in _docstrings(module.tree)
         )
-    assert _over(dict(counts), 0, _HEADLESS_MAX) == []
+    assert _over(dict(counts), 0, _HEADLESS_MAX, slack=10) == []
 
 
 def test_nothing_is_left_for_later() -> None:

@@ -11,6 +11,8 @@ from fusejournal.admin.live import live_status
 from fusejournal.control.client import RemoteError, ask
 from fusejournal.disk import mounts as mounts
 from fusejournal.errors import FusejournalError, NotRunningError, UsageError, VolumeBusyError
+from fusejournal.journal.handle_key import HandleKey
+from fusejournal.journal.reader import JournalReader
 from fusejournal.layer.connection import release_kept
 from fusejournal.nfs import exports, nfsd
 from fusejournal.node.state_dir import VolumeState
@@ -153,14 +155,19 @@ def _check_unheld(state: VolumeState, force: bool, reporter: StopReporter) -> No
         raise VolumeBusyError(
             f"{mountpoint} is in use by {', '.join(users[:5])}: stop that, or use --lazy"
         )
-    found = nfsd.recall(mountpoint, 0 if force else _RECALL_SECONDS)
+    handle_key = _handle_key(state)
+    found = nfsd.recall(mountpoint, handle_key, 0 if force else _RECALL_SECONDS)
     if found and not force:
         raise VolumeBusyError(
-            f"{mountpoint}: {nfsd.describe(found, mountpoint)}: "
+            f"{mountpoint}: {nfsd.describe(found, mountpoint, handle_key)}: "
             "close it or unmount there, or use --force, which takes it from them"
         )
     if found:
-        reporter.notice(f"{mountpoint}: taken away: {nfsd.describe(found, mountpoint)}")
+        reporter.notice(f"{mountpoint}: taken away: {nfsd.describe(found, mountpoint, handle_key)}")
+
+
+def _handle_key(state: VolumeState) -> HandleKey:
+    return JournalReader(state.journal_dir, state.uuid).handle_key()
 
 
 def _local_users(mountpoint: Path) -> list[str]:
@@ -191,7 +198,9 @@ def _stop_in_time(state: VolumeState, reporter: StopReporter) -> None:
     while (refusal := _try_to_stop(state)) is not None:
         if time.monotonic() > deadline:
             found = nfsd.holders(state.mountpoint)
-            who = f" ({nfsd.describe(found, state.mountpoint)})" if found else ""
+            who = (
+                f" ({nfsd.describe(found, state.mountpoint, _handle_key(state))})" if found else ""
+            )
             raise VolumeBusyError(
                 f"{refusal}{who}; it is exported as before; --force takes it from clients "
                 "and restarts nfsd"

@@ -19,7 +19,6 @@ client_states_show), fs/locks.c (locks_show), net/sunrpc/cache.c (write_flush, c
 import os
 import re
 import shutil
-import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -29,8 +28,10 @@ from typing import NamedTuple
 
 from fusejournal.disk.mounts import device_of, mounts
 from fusejournal.disk.process import DIRECTORY
-from fusejournal.disk.syscalls import handle_of, open_by_handle
+from fusejournal.disk.syscalls import fuse_handle, open_by_handle
 from fusejournal.errors import ExportError
+from fusejournal.journal.handle_key import HandleKey
+from fusejournal.types import Fid
 
 _COMMAND_SECONDS = 120.0
 _POLL_SECONDS = 0.05
@@ -176,7 +177,7 @@ def _info(client: Path) -> dict[str, str]:
     return dict(_FIELD.findall(_read(client / "info")))
 
 
-def describe(found: list[Holder], mountpoint: Path) -> str:
+def describe(found: list[Holder], mountpoint: Path, handle_key: HandleKey) -> str:
     """Who that is, in words for people: each client with its files below *mountpoint*."""
     told = []
     for client in sorted({holder.client for holder in found}, key=str):
@@ -185,7 +186,7 @@ def describe(found: list[Holder], mountpoint: Path) -> str:
             if holder.client == client:
                 files.setdefault(holder.inode, set()).add(_KINDS.get(holder.kind, holder.kind))
         names = [
-            f"{_name(inode, mountpoint)} ({', '.join(sorted(kinds, reverse=True))})"
+            f"{_name(inode, mountpoint, handle_key)} ({', '.join(sorted(kinds, reverse=True))})"
             for inode, kinds in list(files.items())[:_FILES_TOLD_MAX]
         ]
         if len(files) > _FILES_TOLD_MAX:
@@ -208,9 +209,9 @@ def _client(directory: Path | None) -> str:
     return words
 
 
-def _name(inode: int, mountpoint: Path) -> str:
+def _name(inode: int, mountpoint: Path, handle_key: HandleKey) -> str:
     try:
-        fd = _open(inode, mountpoint, os.O_PATH)
+        fd = _open(inode, mountpoint, handle_key, os.O_PATH)
     except OSError:
         return f"inode {inode}"
     try:
@@ -221,13 +222,12 @@ def _name(inode: int, mountpoint: Path) -> str:
     return name if name.isprintable() else repr(name)
 
 
-def _open(inode: int, mountpoint: Path, flags: int) -> int:
-    """Open a file of the layer by its inode number: it is the node id in the kernel's handle
-    (fs/fuse/inode.c, fuse_encode_fh)."""
+def _open(inode: int, mountpoint: Path, handle_key: HandleKey, flags: int) -> int:
+    """Open a file of the layer by its inode number, which is the node id in the kernel's handle;
+    the volume's key has its generation (fs/fuse/inode.c, fuse_encode_fh)."""
     mount_fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        own = handle_of(mount_fd)
-        handle = own[:4] + struct.pack("=II", inode >> 32, inode & 0xFFFFFFFF) + own[12:16]
+        handle = fuse_handle(inode, handle_key.generation(Fid(inode)))
         return open_by_handle(mount_fd, handle, flags)
     finally:
         os.close(mount_fd)
@@ -236,13 +236,13 @@ def _open(inode: int, mountpoint: Path, flags: int) -> int:
 # -- letting go ------------------------------------------------------------------------------------
 
 
-def recall(mountpoint: Path, seconds: float) -> list[Holder]:
-    """Ask for all delegations back, and wait up to *seconds* for them; returns who still holds
-    what."""
+def recall(mountpoint: Path, handle_key: HandleKey, seconds: float) -> list[Holder]:
+    """Ask for all delegations of the volume with *handle_key* back, and wait up to *seconds* for
+    them; returns who still holds what."""
     found = holders(mountpoint)
     for inode in {holder.inode for holder in found if holder.kind == "deleg"}:
         with suppress(OSError):
-            os.close(_open(inode, mountpoint, os.O_WRONLY | os.O_NONBLOCK))
+            os.close(_open(inode, mountpoint, handle_key, os.O_WRONLY | os.O_NONBLOCK))
     deadline = time.monotonic() + seconds
     while any(holder.kind == "deleg" for holder in found) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)

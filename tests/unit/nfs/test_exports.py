@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from fusejournal.errors import ExportConflictError, ExportError, NoNfsServerError, UsageError
+from fusejournal.journal.handle_key import NO_HANDLE_KEY
 from fusejournal.nfs import exports, nfsd
 
 UUID_1 = UUID("15e1aa09-516b-4cab-926f-e0e3020e2a5b")
@@ -339,7 +340,7 @@ def test_holders(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
     (server / "var/lib/nfs/sm").mkdir()
     (server / "var/lib/nfs/sm/c1").touch()
-    assert nfsd.describe(found, HERE) == (
+    assert nfsd.describe(found, HERE, NO_HANDLE_KEY) == (
         "NFSv4 client [2001:db8::1] (Linux NFSv4.2 c), silent for 312 s, "
         "has inode 4 (open, locked); an NFSv3 client (out of c1) has inode 9 (locked)"
     )

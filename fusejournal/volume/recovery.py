@@ -148,12 +148,15 @@ class Recovery:
                 progress(entry.seq - first + 1, head - first + 1)
 
     def _may_be_in_flight(self, entry: Entry) -> bool:
-        """Of the last entry. (An import's data and further names were there before it.)"""
+        """Of the last entry. (An import's data and further names were there before it. So was the
+        object itself, and where the machine was lost it may have been changed since, by entries
+        that are lost: reconciliation gives it its fid, and makes it what the import found.)"""
         return (
             self._volume.journal.is_writable
             and self._applying_seq is None
             and entry.seq > self._held_seq
             and not isinstance(entry.operation, ImportData | ImportLink)
+            and not (isinstance(entry.operation, Import) and self._reconcile is not None)
         )
 
     def _record(self, operation: Operation, entry: Entry) -> None:

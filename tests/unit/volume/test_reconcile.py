@@ -10,12 +10,12 @@ import pytest
 from fusejournal.backing.tree import FID_XATTR
 from fusejournal.disk import calls
 from fusejournal.errors import BackingError
-from fusejournal.operations import Create, Rename, Setattr, Write
-from fusejournal.types import ROOT_FID, Fid
+from fusejournal.operations import Create, Import, Rename, Setattr, Write
+from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.volume.reconcile.survey import staging_name
 from tests.support.losses import Died, begin_another_boot, dying_at, lose_machine
 from tests.support.trees import difference, image, rebuild
-from tests.support.volumes import SOMEBODY, OpenVolume, open_volume
+from tests.support.volumes import SOMEBODY, OpenVolume, check_copies, open_volume
 
 pytestmark = pytest.mark.mount
 
@@ -273,3 +273,24 @@ def test_names_like_that_of_the_staging_directory(tmp_path: Path) -> None:
         assert not staging.exists()
         (found,) = volume.backing.rglob("kept")
         assert "not-journaled" in str(found)
+
+
+def test_a_file_that_was_changed_right_after_its_import(tmp_path: Path) -> None:
+    """The import is the last entry that the machine's loss has left: the file is what it was then,
+    what came to it since is kept."""
+    (tmp_path / "backing").mkdir()
+    (tmp_path / "backing" / "found").touch()
+    with open_volume(tmp_path, orderly=False) as opened:
+        volume = opened.volume
+        imported_seq = volume.journal.head_seq
+        (entry,) = volume.journal.reader.read(imported_seq, Seq(imported_seq + 1))
+        assert isinstance(entry.operation, Import)
+        fid = entry.operation.fid
+        volume.commit(Write(fid, 0, None), SOMEBODY, b"later")
+    lose_machine(tmp_path / "state", imported_seq)
+    with open_volume(tmp_path) as opened:
+        assert opened.volume.catalog.lookup(ROOT_FID, b"found") == fid
+        check_copies(opened, tmp_path)
+        assert any("newer than the journal" in line for line in opened.opening.repairs)
+        (kept,) = (tmp_path / "state" / "overwritten").glob(f"*/{fid}")
+        assert kept.read_bytes() == b"later"

@@ -9,6 +9,7 @@ give the backing's tree, to the nanosecond.
 
 import errno
 import os
+import resource
 import shutil
 import stat
 import struct
@@ -26,6 +27,7 @@ from fusejournal.disk import syscalls
 from fusejournal.node.state_dir import load_state
 from tests.support.layer import Layer
 from tests.support.trees import difference, fids, image, rebuild
+from tests.support.users import enter_namespace, in_process
 from tests.support.workload import CAPABILITIES
 
 pytestmark = pytest.mark.mount
@@ -43,6 +45,9 @@ OFFSETS = st.sampled_from((0, 10, 4096, 100_000))
 CALLERS = st.sampled_from((0, 0, _USER))
 XATTRS = st.sampled_from(("user.one", "user.two", "trusted.three"))
 HELD = st.integers(0, 3)
+_IN_A_LIMITED_SHELL = (
+    *("sh", "-c", 'ulimit -S -f 20 && ulimit -S -n 100 && umask 0777 && exec "$@"', "sh"),
+)
 
 
 def _content(length: int, seed: int) -> bytes:
@@ -56,6 +61,14 @@ def _acl(user: int, mask: int) -> bytes:
         struct.pack("<HHI", tag, permissions, number & 0xFFFFFFFF)
         for tag, permissions, number in entries
     )
+
+
+def _answer(deed: Callable[[], object]) -> object:
+    """What *deed* returns, or the name of its error."""
+    try:
+        return deed()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
 
 
 @contextmanager
@@ -84,6 +97,7 @@ class Twins(RuleBasedStateMachine):
         self.layer = Layer(self.base)
         self.plain = self.base / "plain"
         self.plain.mkdir()
+        (self.base / "elsewhere").mkdir()
         for root in (self.layer.backing, self.plain):
             root.chmod(0o777)
         self.roots = [os.fsencode(self.layer.backing), os.fsencode(self.plain)]
@@ -102,6 +116,19 @@ class Twins(RuleBasedStateMachine):
                 results.append(errno.errorcode[error.errno or 0])
         assert results[0] == results[1]
 
+    def write_to(self, fd: int, data: bytes, offset: int | None = None) -> int:
+        """Write *data*, where *fd* stands without an *offset*. In the plain directory root's writes
+        then clear setuid and setgid, too, as everybody's do in a layer."""
+        count = os.write(fd, data) if offset is None else os.pwrite(fd, data, offset)
+        info = os.fstat(fd)
+        is_twin = info.st_dev == self.plain.stat().st_dev and self.layer.is_alive()
+        if count and is_twin and os.geteuid() == 0:
+            mode = stat.S_IMODE(info.st_mode)
+            setgid = stat.S_ISGID if mode & stat.S_IXGRP else 0
+            if mode & (stat.S_ISUID | setgid):
+                os.fchmod(fd, mode & ~(stat.S_ISUID | setgid))
+        return count
+
     # -- names -------------------------------------------------------------------------------------
 
     @rule(
@@ -116,7 +143,7 @@ class Twins(RuleBasedStateMachine):
         def act(root: bytes) -> int:
             fd = os.open(root + path, os.O_CREAT | os.O_RDWR | os.O_NONBLOCK | extra, mode)
             try:
-                return os.write(fd, _content(size, mode))
+                return self.write_to(fd, _content(size, mode))
             finally:
                 os.close(fd)
 
@@ -167,7 +194,7 @@ class Twins(RuleBasedStateMachine):
         def act(root: bytes) -> int:
             fd = os.open(root + path, os.O_WRONLY | os.O_NONBLOCK)
             try:
-                return os.pwrite(fd, _content(size, seed), offset)
+                return self.write_to(fd, _content(size, seed), offset)
             finally:
                 os.close(fd)
 
@@ -212,7 +239,7 @@ class Twins(RuleBasedStateMachine):
 
     @rule(slot=HELD, offset=OFFSETS, size=SIZES)
     def write_held(self, slot: int, offset: int, size: int) -> None:
-        self.both_held(slot, lambda fd: os.pwrite(fd, _content(size, slot), offset))
+        self.both_held(slot, lambda fd: self.write_to(fd, _content(size, slot), offset))
 
     @rule(slot=HELD)
     def read_held(self, slot: int) -> None:
@@ -287,6 +314,91 @@ class Twins(RuleBasedStateMachine):
     def set_capability(self, path: bytes, uid: int, value: bytes) -> None:
         self.both(lambda root: os.setxattr(root + path, "security.capability", value), uid)
 
+    # -- users with limits, and with namespaces of their own ---------------------------------------
+
+    def both_in_process(
+        self, uid: int, act: Callable[[bytes], object], limits: dict[int, int] | None = None
+    ) -> None:
+        """As :meth:`both`, in a process that is limited."""
+        self.both(lambda root: in_process(uid, lambda: act(root), limits))
+
+    @rule(
+        path=PATHS,
+        uid=CALLERS,
+        limit=st.sampled_from((0, 50, 5000, 200_000)),
+        offset=OFFSETS,
+        size=SIZES,
+        how=st.sampled_from(("write", "append", "truncate")),
+    )
+    def write_limited(
+        self, path: bytes, uid: int, limit: int, offset: int, size: int, how: str
+    ) -> None:
+        """With a limit on the size of files: up to it is written, beyond it nothing."""
+
+        def act(root: bytes) -> int:
+            append = os.O_APPEND if how == "append" else 0
+            fd = os.open(root + path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | append, 0o666)
+            try:
+                if how == "truncate":
+                    os.ftruncate(fd, offset + size)
+                    return 0
+                return self.write_to(fd, _content(size, limit & 0xFF), offset)
+            finally:
+                os.close(fd)
+
+        self.both_in_process(uid, act, {resource.RLIMIT_FSIZE: limit})
+
+    @rule(path=PATHS, uid=CALLERS, names=st.integers(1, 12))
+    def open_limited(self, path: bytes, uid: int, names: int) -> None:
+        """With few descriptors: what was made when they ran out is there."""
+
+        def act(root: bytes) -> list[bytes]:
+            made = []
+            for number in range(names):
+                name = path + b"%d" % number
+                flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+                try:
+                    os.open(root + name, flags, 0o644)
+                except OSError as error:
+                    made.append(errno.errorcode[error.errno or 0].encode())
+                else:
+                    made.append(name)
+            return made
+
+        highest = max(map(int, os.listdir("/proc/self/fd")))
+        self.both_in_process(uid, act, {resource.RLIMIT_NOFILE: highest + 6})
+
+    @rule(path=PATHS, uid=CALLERS, read_only=st.booleans(), value=st.sampled_from(CAPABILITIES))
+    def be_root_of_a_namespace(self, path: bytes, uid: int, read_only: bool, value: bytes) -> None:
+        """Who sees the tree in a mount namespace of its own, and is root there, may as much as
+        without."""
+        target = self.base / "elsewhere"
+
+        def act(root: bytes) -> list[object]:
+            enter_namespace(root, target, read_only=read_only)
+            inside = os.fsencode(target) + b"/" + path
+
+            def create() -> None:
+                os.close(os.open(inside, os.O_CREAT | os.O_WRONLY | os.O_NONBLOCK, 0o666))
+
+            deeds: tuple[Callable[[], object], ...] = (
+                create,
+                lambda: os.chown(inside, 0, 0),
+                lambda: os.chown(inside, 1, 1),
+                lambda: os.chmod(inside, 0o4755),
+                lambda: os.setxattr(inside, "trusted.three", b"1"),
+                lambda: os.setxattr(inside, "user.one", b"inside"),
+                lambda: os.setxattr(inside, "security.capability", value),
+                lambda: os.getxattr(inside, "security.capability"),
+                lambda: os.mknod(inside + b"n", stat.S_IFCHR | 0o600, 259),
+                lambda: os.mkdir(inside + b"d", 0o700),
+                lambda: os.rename(inside + b"d", inside + b"e"),
+                lambda: os.lstat(inside).st_uid,
+            )
+            return [_answer(deed) for deed in deeds]
+
+        self.both_in_process(uid, act)
+
     # -- looking -----------------------------------------------------------------------------------
 
     @rule(path=PATHS, uid=CALLERS)
@@ -305,9 +417,14 @@ class Twins(RuleBasedStateMachine):
     # -- stops -------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.steps_since_stop >= _STEPS_BETWEEN_STOPS)
-    @rule(how=st.sampled_from(("kill", "kill", "stop", "lose catalog")))
-    def stop_and_mount(self, how: str) -> None:
+    @rule(
+        how=st.sampled_from(("kill", "kill", "stop", "lose catalog")),
+        is_limited=st.sampled_from((False, False, True)),
+    )
+    def stop_and_mount(self, how: str, is_limited: bool) -> None:
+        """*is_limited*: the mount is made in a shell whose limits are not to be the users'."""
         self.steps_since_stop = 0
+        self.layer.prefix = _IN_A_LIMITED_SHELL if is_limited else ()
         for slot in tuple(self.held):
             self.let_go(slot)
         if self.roots[0] == os.fsencode(self.layer.backing):

@@ -109,14 +109,16 @@ class OpenVolume:
         self.opening.page.durable_seq = journal.durable_seq
         self.opening.checkpoint.make(checkpoint, self.opening.root)
 
-    def replicate(self, config: ReplicationConfig, listen: str | None = None) -> Replication:
-        """Attach a replication that talks plainly over the loopback."""
+    def replicate(
+        self, config: ReplicationConfig, listen: str | None = None, *, insecure: bool = True
+    ) -> Replication:
+        """Attach a replication that talks over the loopback, plainly if it may be *insecure*."""
         replication = self._replication = Replication(
             self.directory / "state",
             self.directory.name,
             config,
             listen,
-            insecure=True,
+            insecure=insecure,
             is_mirror=self.marks is not None,
         )
         mirroring = None

@@ -1,0 +1,360 @@
+"""A hypothesis state machine over a primary and its mirror, between which somebody lies: it plays
+either side, says what was true once or nearly is, or sits on the line and changes, loses and
+repeats what passes. Both volumes are stopped in order and killed, too.
+
+Whatever was said, the mirror's journal is a beginning of the primary's, byte for byte, and its
+backing what that means; the primary's own is what it was; nothing of it is a bug of theirs; and the
+true ones find each other again: then journal, mirror and replay are what the primary's backing is.
+
+``FUSEJOURNAL_MODEL_LIVES`` says how many runs to make (8 by default)."""
+
+import logging
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+
+from fusejournal.address import Address, parse_address
+from fusejournal.config import ReplicationConfig
+from fusejournal.errors import FusejournalError
+from fusejournal.operations import TreeOperation
+from fusejournal.replication import shipper
+from fusejournal.replication.peers import PeerBook
+from fusejournal.replication.supervisor import node_name
+from fusejournal.types import Caller
+from fusejournal.wire.frames import Hello
+from fusejournal.wire.identity import load_or_make
+from fusejournal.wire.session import FETCH, SHIP
+from tests.model.test_lives import model_of
+from tests.support.liar import Liar, answering, each_session
+from tests.support.pairs import level, listens_at, running, until
+from tests.support.trees import difference, image
+from tests.support.volumes import OpenVolume, check_copies, content, open_volume
+from tests.support.workload import Builder, Dice, Workload
+
+pytestmark = pytest.mark.mount
+
+_ASKED = "FUSEJOURNAL_MODEL_LIVES" in os.environ
+_ROLLS = st.binary(min_size=12, max_size=12)
+_SEEDS = st.integers(0, 1 << 16)
+_IN_ORDER = st.booleans()
+_LIES_SECONDS = 0.3
+_CHUNK_BYTES = 1 << 16
+_HANDSHAKE_PIECES = 4
+_RECORD_HEAD_BYTES = 5
+"""Of TLS: with another length in it, who reads waits for long."""
+
+
+class Bugs(logging.Handler):
+    """What was logged as a bug."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info or "bug" in record.getMessage():
+            self.found.append(f"{record.getMessage()} {record.exc_info and record.exc_info[1]!r}")
+
+
+class Line:
+    """A line to *address* on which not all is well: *wrongs* times a piece of what passes is
+    changed, said twice, said again later, or lost, wholly or in part, with the connection; then it
+    works."""
+
+    def __init__(self, address: str, seed: int, wrongs: int) -> None:
+        self._address = parse_address(address)
+        self._dice = random.Random(seed)
+        self._left = wrongs
+        self._passed: list[bytes] = []
+
+    @asynccontextmanager
+    async def laid(self) -> AsyncIterator[str]:
+        """The address of its near end, until the block ends."""
+        async with trio.open_nursery() as nursery:
+            (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, self._carry, [listener])
+            port = listener.socket.getsockname()[1]
+            yield str(Address("127.0.0.1", port))
+            nursery.cancel_scope.cancel()
+
+    async def _carry(self, near: trio.SocketStream) -> None:
+        try:
+            far = await trio.open_tcp_stream(self._address.host, self._address.port)
+        except OSError:
+            await near.aclose()
+            return
+        async with near, far, trio.open_nursery() as nursery:
+            for one, other in ((near, far), (far, near)):
+                nursery.start_soon(self._pass_on, one, other, nursery.cancel_scope)
+
+    async def _pass_on(
+        self, one: trio.SocketStream, other: trio.SocketStream, scope: trio.CancelScope
+    ) -> None:
+        passed = 0
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while piece := await one.receive_some(_CHUNK_BYTES):
+                self._passed.append(piece)
+                passed += 1
+                wrong = self._wrong() if passed > _HANDSHAKE_PIECES else ""
+                for said in self._changed(piece, wrong):
+                    await other.send_all(said)
+                if wrong in ("lose", "cut"):
+                    break
+        scope.cancel()
+
+    def _wrong(self) -> str:
+        """What is to be wrong with the next piece."""
+        if not self._left or self._dice.random() < 0.4:
+            return ""
+        self._left -= 1
+        return self._dice.choice(("flip", "flip", "flip", "lose", "twice", "again", "cut"))
+
+    def _changed(self, piece: bytes, wrong: str) -> list[bytes]:
+        """What is said in the place of *piece*."""
+        dice = self._dice
+        match wrong:
+            case "flip":
+                changed = bytearray(piece)
+                for _ in range(dice.choice((1, 1, 8))):
+                    at = dice.randrange(min(_RECORD_HEAD_BYTES, len(piece) - 1), len(piece))
+                    changed[at] ^= 1 << dice.randrange(8)
+                return [bytes(changed)]
+            case "lose":
+                return []
+            case "twice":
+                return [piece, piece]
+            case "again":
+                return [piece, dice.choice(self._passed)]
+            case "cut":
+                return [piece[: dice.randrange(len(piece))]]
+        return [piece]
+
+
+class Peers(RuleBasedStateMachine):
+    """See the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = Path(tempfile.mkdtemp(prefix="fusejournal-peers."))
+        self.base.chmod(0o755)
+        self._builder = Builder(Workload())
+        self._stack = ExitStack()
+        self.bugs = Bugs()
+        logger = logging.getLogger("fusejournal")
+        logger.addHandler(self.bugs)
+        self._stack.callback(logger.removeHandler, self.bugs)
+        self._open()
+        trio.run(self._ship)
+
+    # -- the two -----------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self._volumes = ExitStack()
+        self.mirror, self.primary = (
+            self._volumes.enter_context(open_volume(self.base / name, mirror=name == "mirror"))
+            for name in ("mirror", "primary")
+        )
+        self._builder.model = model_of(self.primary.journal_dir)
+        self._check()
+
+    def _check(self) -> None:
+        """What must hold at any time."""
+        assert self.bugs.found == []
+        for side in (self.mirror, self.primary):
+            assert side.volume.failure is None
+        true, copy = content(self.primary.journal_dir), content(self.mirror.journal_dir)
+        assert all(true.get(name, b"").startswith(segment) for name, segment in copy.items())
+        assert not (found := self._unlike_model()), found
+
+    def _unlike_model(self) -> str:
+        """How the primary's backing is not what it has answered."""
+        return difference(image(self.primary.backing), self._builder.model.image())
+
+    @rule(primary_in_order=_IN_ORDER, mirror_in_order=_IN_ORDER)
+    def stop_and_open(self, primary_in_order: bool, mirror_in_order: bool) -> None:
+        before = self._builder.model.image()
+        self.primary.orderly, self.mirror.orderly = primary_in_order, mirror_in_order
+        self._volumes.close()
+        self._open()
+        assert not (found := difference(before, self._builder.model.image())), found
+
+    @rule(rolls=st.lists(_ROLLS, min_size=1, max_size=12))
+    def work(self, rolls: list[bytes]) -> None:
+        volume, builder = self.primary.volume, self._builder
+        for one in rolls:
+            builder.next_fid = volume.new_fid()
+            made = builder.tree_operation(Dice(one))
+            if made is None or not isinstance(made[0], TreeOperation):
+                continue
+            with suppress(OSError):
+                volume.commit(made[0], Caller(1000, 1000, 77), made[1])
+                builder.model.apply(made[0], volume.journal.last_time_ns, made[1])
+
+    # -- what is true ------------------------------------------------------------------------------
+
+    def _listening(self, side: OpenVolume) -> None:
+        self._forget_peers()
+        side.replicate(ReplicationConfig(), "127.0.0.1:0")
+
+    async def _ship(self) -> None:
+        """The true ones come level."""
+        self._listening(self.mirror)
+        async with running(self.mirror):
+            await self._come_level(listens_at(self.mirror))
+
+    async def _come_level(self, address: str) -> None:
+        self.primary.replicate(ReplicationConfig(peers={"east": address}))
+        async with running(self.primary):
+            await until("the mirror is level", level(self.primary, self.mirror))
+
+    def _know(self, name: str, other: str, address: Address | None) -> None:
+        """Pair *name* with *other*, which it reaches at *address* (None: not at all)."""
+        identity = load_or_make(self.base / other / "state" / "identity", node_name(other))
+        book = PeerBook.load(self.base / name / "state")
+        book.pair(other, address, identity.certificate)
+        book.save()
+
+    def _forget_peers(self) -> None:
+        """There is no pair any more."""
+        for name in ("mirror", "primary"):
+            (self.base / name / "state" / "peers.json").unlink(missing_ok=True)
+
+    def _check_level(self) -> None:
+        self._check()
+        assert content(self.primary.journal_dir) == content(self.mirror.journal_dir)
+        assert not (found := difference(image(self.mirror.backing), self._model())), found
+
+    def _model(self) -> dict[bytes, dict[str, object]]:
+        return self._builder.model.image()
+
+    @rule()
+    def ship(self) -> None:
+        trio.run(self._ship)
+        self._check_level()
+
+    # -- what is not -------------------------------------------------------------------------------
+
+    @rule(seed=_SEEDS, is_level=st.booleans())
+    def lie_to_the_mirror(self, seed: int, is_level: bool) -> None:
+        """Somebody says that it is the primary; *is_level*: the primary comes after it."""
+        liar = Liar(self.primary, seed)
+
+        def greeting() -> Hello:
+            hello, head = liar.hello(liar.dice.choice((SHIP, SHIP, FETCH))), self.mirror.volume
+            if liar.dice.random() < 0.7:
+                return hello._replace(seq=head.journal.head_seq, chain=head.journal.chain)
+            return hello
+
+        async def lie() -> None:
+            self._listening(self.mirror)
+            async with running(self.mirror):
+                await each_session(lambda: listens_at(self.mirror), liar, 3, greeting)
+                if is_level:
+                    await self._come_level(listens_at(self.mirror))
+
+        trio.run(lie)
+        if is_level:
+            self._check_level()
+        self._check()
+
+    @rule(seed=_SEEDS)
+    def lie_to_the_primary(self, seed: int) -> None:
+        """Somebody calls it, and says that it is a primary or lost its entries."""
+        liar = Liar(self.primary, seed)
+        before = content(self.primary.journal_dir)
+
+        async def lie() -> None:
+            self._listening(self.primary)
+            async with running(self.primary):
+                first = partial(liar.hello, liar.dice.choice((SHIP, FETCH)))
+                await each_session(lambda: listens_at(self.primary), liar, 3, first)
+
+        trio.run(lie)
+        self._check()
+        assert content(self.primary.journal_dir) == before
+        assert self.primary.volume.write_errno is None
+
+    @rule(seed=_SEEDS)
+    def answer_with_lies(self, seed: int) -> None:
+        """Somebody says that it is the mirror."""
+        liar = Liar(self.primary, seed)
+        before = content(self.primary.journal_dir)
+
+        async def lie() -> None:
+            self._forget_peers()
+            async with trio.open_nursery() as nursery:
+                with trio.fail_after(30):
+                    address = await nursery.start(answering, self.base, liar, 2)
+                    peers = {"west": str(address)}
+                    replication = self.primary.replicate(ReplicationConfig(peers=peers))
+                    async with running(self.primary):
+                        await trio.sleep(_LIES_SECONDS)
+                acked_seq = replication.book.get("west").acked_seq
+                assert acked_seq <= self.primary.volume.journal.head_seq
+                nursery.cancel_scope.cancel()
+
+        trio.run(lie)
+        self._check()
+        assert content(self.primary.journal_dir) == before
+        assert self.primary.volume.write_errno is None
+
+    @rule(seed=_SEEDS, wrongs=st.sampled_from((1, 2, 5)), rolls=st.lists(_ROLLS, max_size=8))
+    def ship_over_a_bad_line(self, seed: int, wrongs: int, rolls: list[bytes]) -> None:
+        self.work(rolls)
+
+        async def ship() -> None:
+            self._forget_peers()
+            self._know("mirror", "primary", None)
+            self.mirror.replicate(ReplicationConfig(), "127.0.0.1:0", insecure=False)
+            async with (
+                running(self.mirror),
+                Line(listens_at(self.mirror), seed, wrongs).laid() as address,
+            ):
+                self._know("primary", "mirror", parse_address(address))
+                self.primary.replicate(ReplicationConfig(), insecure=False)
+                async with running(self.primary):
+                    await until("the mirror is level", level(self.primary, self.mirror))
+
+        trio.run(ship)
+        self._check_level()
+
+    def teardown(self) -> None:
+        try:
+            trio.run(self._ship)
+            self._check_level()
+            copies = self.base / "copies"
+            copies.mkdir()
+            check_copies(self.primary, copies)
+        finally:
+            with suppress(FusejournalError, OSError):
+                self._volumes.close()
+            self._stack.close()
+            shutil.rmtree(self.base)
+
+
+def test_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_PAUSE_SECONDS_MIN", "_PAUSE_SECONDS_MAX", "_REFUSED_SECONDS"):
+        monkeypatch.setattr(shipper, name, 0.02)
+    run_state_machine_as_test(
+        Peers,
+        settings=settings(
+            max_examples=int(os.environ.get("FUSEJOURNAL_MODEL_LIVES", "8")),
+            stateful_step_count=15,
+            deadline=None,
+            derandomize=not _ASKED,
+            database=None,
+            phases=(Phase.generate, Phase.shrink) if _ASKED else (Phase.generate,),
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -31,13 +31,13 @@ class SmallDisk:
         """Whether space was taken and not given back."""
         mountpoint.mkdir()
         make("ext4", image, size_mib, *options)
-        self._device = _said("losetup", "--find", "--show", str(image)).strip()
+        self.device = _said("losetup", "--find", "--show", str(image)).strip()
         self.mount()
         self._number = os.stat(mountpoint).st_dev
 
     def mount(self, options: str = "rw") -> None:
         """Mount it."""
-        _said("mount", "-o", options, self._device, str(self.mountpoint))
+        _said("mount", "-o", options, self.device, str(self.mountpoint))
 
     def unmount(self, *, lazily: bool = False) -> None:
         """Unmount it; *lazily*: whoever has something of it open keeps that. Raises
@@ -65,7 +65,7 @@ class SmallDisk:
         """It is gone for good."""
         with suppress(subprocess.CalledProcessError):
             self.unmount(lazily=True)
-        _said("losetup", "--detach", self._device)
+        _said("losetup", "--detach", self.device)
 
     # -- space -------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from uuid import UUID
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -465,17 +466,19 @@ class Lives(RuleBasedStateMachine):
         self._builder.model = Model()
         self._open(expect_quiet=False)
 
-    def _check_copies(self, opened: OpenVolume) -> None:
-        check_copies(opened, self.base)
+    def _check_copies(self, uuid: UUID) -> None:
+        """Replay and a mirror come to what the volume has come to, which is closed."""
+        check_copies(self.volume, uuid, self.base)
 
     def teardown(self) -> None:
         try:
             if self.opened is not None:
-                if self.opened.volume.failure is None:
-                    self._check_as_modelled()
-                    self._have_room()
-                    self._check_copies(self.opened)
+                volume = self.opened.volume
+                self._check_as_modelled()
+                self._have_room()
                 self._close("order")
+                if volume.failure is None:
+                    self._check_copies(volume.journal.uuid)
         finally:
             calls.listen(None)
             if self.opened is not None:

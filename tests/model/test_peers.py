@@ -335,7 +335,7 @@ class Peers(RuleBasedStateMachine):
             self._check_level()
             copies = self.base / "copies"
             copies.mkdir()
-            check_copies(self.primary, copies)
+            check_copies(self.base / "primary", self.primary.volume.journal.uuid, copies)
         finally:
             with suppress(FusejournalError, OSError):
                 self._volumes.close()

@@ -83,7 +83,7 @@ def test_backing_replay_and_mirror_are_one_tree(workload: Workload) -> None:
         for step in workload.steps:
             if not isinstance(step.operation, ControlOperation):
                 commit(live, model, step)
-        check_copies(live, base)
+        check_copies(live.directory, live.volume.journal.uuid, base)
 
 
 # -- what was there before the volume --------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_imported_capabilities(changes: list[tuple[str, str]]) -> None:
                 if what in ("write", "truncate") and path in ("d", "fifo"):
                     continue
                 live.volume.commit(_operation(fid, what), SOMEBODY, b"x" * (what == "write"))
-            check_copies(live, base)
+            check_copies(live.directory, live.volume.journal.uuid, base)
 
 
 def _fid_at(live: OpenVolume, path: str) -> Fid:

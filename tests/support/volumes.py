@@ -271,17 +271,16 @@ def applied(volume: OpenVolume) -> Seq:
     return volume.volume.catalog.applied_seq
 
 
-def check_copies(live: OpenVolume, base: Path) -> None:
-    """Replay and a mirror come to the backing's tree."""
-    live.volume.journal.sync()
-    wanted = image(live.backing)
+def check_copies(volume: Path, uuid: UUID, base: Path) -> None:
+    """Replay and a mirror come to the tree of the backing in *volume*; they are made in *base*."""
+    wanted = image((volume / "backing").resolve())
     target = base / "replayed"
     target.mkdir()
-    rebuild(live.directory / "state", target, live.volume.journal.uuid)
+    rebuild(volume / "state", target, uuid)
     assert not difference(image(target), wanted), "replay"
-    reader = JournalReader(live.journal_dir, live.volume.journal.uuid)
-    with open_volume(base / "mirror", mirror=True, uuid=live.volume.journal.uuid) as mirror:
-        entries = reader.read(Seq(1), Seq(live.volume.journal.head_seq + 1))
-        for entry, void in with_outcomes(entries):
+    reader = JournalReader(volume / "state" / "journal", uuid)
+    head_seq, _ = reader.head()
+    with open_volume(base / "mirror", mirror=True, uuid=uuid) as mirror:
+        for entry, void in with_outcomes(reader.read(Seq(1), Seq(head_seq + 1))):
             mirror.volume.apply_received(entry, void, redo=False)
         assert not difference(image(mirror.backing), wanted), "mirror"

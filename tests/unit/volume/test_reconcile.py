@@ -290,7 +290,7 @@ def test_a_file_that_was_changed_right_after_its_import(tmp_path: Path) -> None:
     lose_machine(tmp_path / "state", imported_seq)
     with open_volume(tmp_path) as opened:
         assert opened.volume.catalog.lookup(ROOT_FID, b"found") == fid
-        check_copies(opened, tmp_path)
+        check_copies(tmp_path, opened.volume.journal.uuid, tmp_path)
         assert any("newer than the journal" in line for line in opened.opening.repairs)
         (kept,) = (tmp_path / "state" / "overwritten").glob(f"*/{fid}")
         assert kept.read_bytes() == b"later"

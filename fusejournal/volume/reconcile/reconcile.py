@@ -15,14 +15,16 @@ those come to much, the entries after the checkpoint are carried out again, in o
 every byte as the last of them did, whichever of them the disk had.
 
 What is not found: an overwrite in place that the disk has and the journal lost, in the midst of
-such a large file. Inodes' change times are the machine's own clock's: if that was set back, later
-changes which the journal lost may be missed.
+such a large file. Inodes' change times are the machine's own clock's: where that is behind the
+checkpoint, every file is looked at; where it was set back and has caught up since, changes which
+the journal lost may be missed.
 
 Killed at any point, it is begun again from the start, and comes to the same. Runs before the mount
 is live; nothing else uses the volume meanwhile."""
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -57,7 +59,7 @@ from fusejournal.operations import (
     made_by,
 )
 from fusejournal.types import ROOT_FID, Fid, Seq
-from fusejournal.volume.checkpoint import Checkpoint
+from fusejournal.volume.checkpoint import NO_CHECKPOINT, Checkpoint
 from fusejournal.volume.reconcile.contents import Contents, Progress
 from fusejournal.volume.reconcile.overwritten import KeptCopies
 from fusejournal.volume.reconcile.survey import Survey, UnexpectedName, staging_name
@@ -100,7 +102,7 @@ class Reconciliation:
         """What the entries after the checkpoint have made."""
         self._survey = Survey(
             volume,
-            checkpoint.time_ns - _CLOCK_SLACK_NS,
+            _since_ns(checkpoint),
             self._made,
             lambda done: progress("surveying the backing", done, None, "names"),
         )
@@ -457,6 +459,13 @@ class Reconciliation:
                 syscalls.link(fd, self._staging_fd, staged)
             calls.reached("reconcile.place")
             os.rename(staged, name, src_dir_fd=self._staging_fd, dst_dir_fd=directory)
+
+
+def _since_ns(checkpoint: Checkpoint) -> int:
+    """From which change time on an inode may have been changed after *checkpoint*."""
+    since_ns = checkpoint.time_ns - _CLOCK_SLACK_NS
+    # By a clock that was set back since, what came later may bear any time.
+    return since_ns if since_ns <= time.time_ns() else NO_CHECKPOINT.time_ns
 
 
 def _exists(directory: int, name: bytes) -> bool:

@@ -12,6 +12,7 @@ from fusejournal.disk import calls
 from fusejournal.errors import BackingError
 from fusejournal.operations import Create, Import, Rename, Setattr, Write
 from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.volume.checkpoint import Checkpoint
 from fusejournal.volume.reconcile.survey import staging_name
 from tests.support.losses import Died, begin_another_boot, dying_at, lose_machine
 from tests.support.trees import difference, image, rebuild
@@ -294,3 +295,20 @@ def test_a_file_that_was_changed_right_after_its_import(tmp_path: Path) -> None:
         assert any("newer than the journal" in line for line in opened.opening.repairs)
         (kept,) = (tmp_path / "state" / "overwritten").glob(f"*/{fid}")
         assert kept.read_bytes() == b"later"
+
+
+def test_a_clock_that_was_put_back_since_the_checkpoint(tmp_path: Path) -> None:
+    """It tells nothing of what was changed after that, so all there is is looked at."""
+    with open_volume(tmp_path, orderly=False) as opened:
+        fid = opened.create("file", b"the journal's")
+        opened.volume.journal.sync()
+        checkpoint = Checkpoint.begin(opened.volume.catalog.applied_seq, opened.volume.journal.head)
+        ahead = checkpoint._replace(time_ns=checkpoint.time_ns + 3600 * 10**9)
+        opened.opening.checkpoint.make(ahead, opened.opening.root)
+        opened.create("other")
+        last_seq = opened.volume.journal.head_seq
+        opened.volume.commit(Write(fid, 100, None), SOMEBODY, b"what is lost")
+        opened.volume.commit(Setattr(fid, 0o4711, None, None, None, 5), SOMEBODY)
+    lose_machine(tmp_path / "state", last_seq)
+    with open_volume(tmp_path) as opened:
+        check_copies(tmp_path, opened.volume.journal.uuid, tmp_path)

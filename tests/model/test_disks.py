@@ -20,6 +20,7 @@ from fusejournal.types import Seq
 from tests.model.test_lives import Lives, live
 from tests.support.disks import SmallDisk
 from tests.support.trees import difference
+from tests.support.users import own_mounts
 from tests.support.workload import workspace
 
 pytestmark = pytest.mark.mount
@@ -200,4 +201,5 @@ class DiskLives(Lives):
 
 
 def test_lives_on_small_disks() -> None:
-    live(DiskLives, 12)
+    with own_mounts():
+        live(DiskLives, 12)

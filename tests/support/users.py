@@ -36,6 +36,7 @@ def acting(
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
 _PR_SET_DUMPABLE = 4
 _MS_BIND, _MS_REMOUNT, _MS_RDONLY = 4096, 32, 1
+_MS_REC, _MS_PRIVATE = 1 << 14, 1 << 18
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -89,6 +90,22 @@ def enter_namespace(source: bytes, target: Path, *, read_only: bool = False) -> 
     _mount(source, target, _MS_BIND)
     if read_only:
         _mount(b"none", target, _MS_BIND | _MS_REMOUNT | _MS_RDONLY)
+
+
+@contextmanager
+def own_mounts() -> Iterator[None]:
+    """What this thread mounts inside is its own and its children's: another process that makes a
+    namespace meanwhile would else keep it in use, though it is unmounted here."""
+    directory = os.getcwd()
+    before = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    _checked(_libc.unshare(_CLONE_NEWNS))
+    try:
+        _mount(b"none", Path("/"), _MS_REC | _MS_PRIVATE)
+        yield
+    finally:
+        _checked(_libc.setns(before, _CLONE_NEWNS))
+        os.close(before)
+        os.chdir(directory)
 
 
 def _mount(source: bytes, target: Path, flags: int) -> None:

@@ -12,6 +12,7 @@ gets what the guest leaves, and at last ``ended``: why it ended."""
 
 import importlib
 import json
+import os
 import shutil
 import sys
 import threading
@@ -26,6 +27,7 @@ INSIDE = "FUSEJOURNAL_GUEST"
 """Set in the guest's environment."""
 
 _LIMIT_SECONDS = 900
+_ASKING = "FUSEJOURNAL_MODEL_"
 _DISKS_MIB = (8192, 4096, 4096)
 _AT_ONCE = 2
 """Guests on a processor."""
@@ -34,6 +36,11 @@ _MEMORY_MIB = 4096
 _POLL_SECONDS = 0.5
 
 _stopping = threading.Event()
+
+
+def _asked() -> dict[str, str]:
+    """What the environment asks of tests."""
+    return {name: word for name, word in os.environ.items() if name.startswith(_ASKING)}
 
 
 def _boot(run: dict[str, Any], cpu: int) -> str:
@@ -49,7 +56,12 @@ def _boot(run: dict[str, Any], cpu: int) -> str:
             (out / "prepared").mkdir()
             images = getattr(importlib.import_module(module), function)(out / "prepared")
         with Guest(
-            command, out, disk_mib=_DISKS_MIB, images=images, cpu=cpu, environment={INSIDE: "1"}
+            command,
+            out,
+            disk_mib=_DISKS_MIB,
+            images=images,
+            cpu=cpu,
+            environment={INSIDE: "1", **_asked()},
         ) as guest:
             limit = time.monotonic() + _LIMIT_SECONDS
             while guest.is_alive() and time.monotonic() < limit and not _stopping.is_set():

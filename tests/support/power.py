@@ -24,7 +24,10 @@ class PowerDisk:
         self._mount()
 
     def _mount(self) -> None:
-        subprocess.run(["mount", "-o", "loop", str(self._image), str(self.mountpoint)], check=True)
+        # A process in a mount namespace of its own may hold what was mounted here before, and XFS
+        # mounts no two with one UUID.
+        options = "loop,nouuid" if self._kind == "xfs" else "loop"
+        subprocess.run(["mount", "-o", options, str(self._image), str(self.mountpoint)], check=True)
 
     def sync(self) -> None:
         """Have on the disk all that is there by now: what a test has put there by itself, such as a

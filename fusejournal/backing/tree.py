@@ -299,7 +299,7 @@ class Tree:
         among *is_open*; let the others go. Raises OSError."""
         if self._hidden_fd < 0:
             return
-        for name in map(os.fsencode, os.listdir(self._hidden_fd)):
+        for name in syscalls.list_directory(self._hidden_fd):
             word = name.removesuffix(_ORPHAN)
             if word == name:
                 continue
@@ -372,7 +372,7 @@ class Tree:
 
     def names(self, parent: Fid) -> Iterator[bytes]:
         """The names that the backing itself has in *parent*."""
-        for name in map(os.fsencode, os.listdir(self.descriptor(parent))):
+        for name in syscalls.list_directory(self.descriptor(parent)):
             if not self.is_hidden(parent, name):
                 yield name
 

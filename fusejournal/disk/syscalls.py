@@ -92,6 +92,16 @@ def handle_of(fd: int, name: bytes = b"") -> bytes:
     return ctypes.string_at(_handle_address + 4, 4 + length)
 
 
+def list_directory(fd: int) -> list[bytes]:
+    """The names in directory *fd* as they are now. Raises OSError.
+
+    On btrfs a descriptor lists the names up to the last one that was there when it was opened, or
+    was put back to its beginning: os.listdir alone, on one that is kept, misses what came after.
+    """
+    os.lseek(fd, 0, os.SEEK_SET)
+    return [os.fsencode(name) for name in os.listdir(fd)]
+
+
 def mount_id(fd: int) -> int:
     """The number of the mount that *fd* was opened in: never given twice in a boot where the kernel
     has such numbers (6.8), else not while it is mounted. Raises OSError."""

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import xxhash
 
+from fusejournal.disk import syscalls
 from fusejournal.disk.process import DIRECTORY
 from fusejournal.errors import TargetError
 
@@ -285,7 +286,7 @@ class Scratch:
         """Remove all that is in it, *but* this and what it is held by. Raises OSError."""
         if self.read(_PURPOSE) is not None:
             os.unlink(_PURPOSE, dir_fd=self.fd)  # first: without it, nothing is gone on with
-        for name in os.listdir(self.fd):
+        for name in map(os.fsdecode, syscalls.list_directory(self.fd)):
             if name in (but, _LOCK):
                 continue
             if name == TREE:

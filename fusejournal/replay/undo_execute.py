@@ -591,7 +591,7 @@ class UndoExecutor:
         while todo:
             directory = todo.pop()
             expected = below.get(directory, {})
-            found = set(map(os.fsencode, os.listdir(self._directory(directory))))
+            found = set(syscalls.list_directory(self._directory(directory)))
             for name in found ^ expected.keys():
                 raise self._name_changed((directory, name))
             for name, fid in expected.items():

@@ -243,7 +243,7 @@ class VolumeStartup:
 
     def _check_empty(self) -> None:
         """Nothing may be where a mirror is to begin."""
-        names = sorted(os.listdir(self._root_fd))
+        names = sorted(map(os.fsdecode, syscalls.list_directory(self._root_fd)))
         if names:
             raise BackingError(
                 self._backing,

@@ -239,7 +239,7 @@ class Reconciliation:
         except FileNotFoundError:
             return
         try:
-            for name in map(os.fsencode, os.listdir(fd)):
+            for name in syscalls.list_directory(fd):
                 if name.endswith((_NEW, _LINK)):
                     os.unlink(name, dir_fd=fd)
         finally:

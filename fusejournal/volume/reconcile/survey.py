@@ -105,7 +105,7 @@ class Survey:
             expected = {one.name: one.fid for one in catalog.list(fid, 0)}
             self._note_change(fid, os.fstat(fd))
         below: list[tuple[bytes, Fid | None, bool]] = []
-        for name in map(os.fsencode, os.listdir(fd)):
+        for name in syscalls.list_directory(fd):
             look = tree.look_in(fd, name)
             if look is None or look.stat.st_dev != tree.device:
                 continue

@@ -342,7 +342,7 @@ def test_rename_flags(root: Path) -> None:
     refused(errno.EINVAL, lambda: os.rename(one, one / "below"))
     one.rmdir()
     one.write_text("one again")
-    refused(errno.EINVAL, lambda: syscalls.rename(*paths, 4))
+    refused(errno.EINVAL, lambda: syscalls.rename(*paths, 8))
 
 
 def test_hard_links(root: Path) -> None:

@@ -14,7 +14,9 @@ It ends with its input. Source: fs/open.c, do_dentry_open; fs/fuse/inode.c, fuse
 fcntl(2), leases."""
 
 import errno
+import itertools
 import os
+import select
 import struct
 import subprocess
 import sys
@@ -50,10 +52,11 @@ class Recaller:
             self._process = self._start()
         assert self._process.stdin is not None
         while self._pending:
-            some = list(self._pending)[: _READ_BYTES // _FILE.size // 2]
+            some = list(itertools.islice(self._pending, select.PIPE_BUF // _FILE.size))
             content = b"".join(_FILE.pack(fid, self._generation(fid)) for fid in some)
             try:
-                # Less than a pipe takes at once, so it is all or nothing.
+                # No more than PIPE_BUF, so it is all or nothing (pipe(7)): half a record would put
+                # all that follow out of step.
                 os.write(self._process.stdin.fileno(), content)
             except (BlockingIOError, BrokenPipeError):
                 break  # with the next ones

@@ -1,0 +1,44 @@
+"""What is to be recalled reaches the process that does it whole, however slowly that reads."""
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from fusejournal.nfs.delegations import Recaller
+from fusejournal.types import Fid
+
+_RECORD = struct.Struct("<QI")
+
+
+class _Reader:
+    """A process that reads when the test does."""
+
+    def __init__(self) -> None:
+        self.fd, writing = os.pipe()
+        os.set_blocking(writing, False)
+        self.stdin = open(writing, "wb", buffering=0)  # noqa: SIM115
+
+    def poll(self) -> None:
+        return None
+
+
+def test_a_full_pipe_takes_whole_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = _Reader()
+    monkeypatch.setattr(Recaller, "_start", lambda _: reader)
+    recaller = Recaller(tmp_path, lambda fid: fid & 0xFFFF)
+    content = b""
+    for first in range(0, 60_000, 20_000):
+        recaller.recall({Fid(fid) for fid in range(first, first + 20_000)})
+        content += os.read(reader.fd, 7_000)  # no whole number of records
+    while recaller._pending:
+        content += os.read(reader.fd, 1 << 20)
+        recaller.recall(set())
+    recaller.close()
+    while more := os.read(reader.fd, 1 << 20):
+        content += more
+    os.close(reader.fd)
+    records = list(_RECORD.iter_unpack(content))
+    assert {fid for fid, _ in records} == set(range(60_000))
+    assert all(generation == fid & 0xFFFF for fid, generation in records)

@@ -89,6 +89,13 @@ class CheckpointFile:
                     self._page.rooted_seq = checkpoint.position.seq
                 self._page.sync()
 
+    def forget_time(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Write *checkpoint* down without its time: any file may have changed since. Blocks. Raises
+        OSError."""
+        timeless = checkpoint._replace(time_ns=NO_CHECKPOINT.time_ns)
+        self._write(_CONTENT.pack(timeless.seq, timeless.time_ns))
+        return timeless
+
     def _write(self, content: bytes) -> None:
         fd = calls.open_with_reserve(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:

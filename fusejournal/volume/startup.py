@@ -475,6 +475,10 @@ class VolumeStartup:
         checkpoint = self.checkpoint.load()
         if checkpoint.seq >= before_seq:
             checkpoint = NO_CHECKPOINT  # of entries that are not there any more
+        elif checkpoint.time_ns > time.time_ns():
+            # Before a byte is written: what is cut off in the midst under this clock, another start
+            # could not tell by its change times once the clock is right again.
+            checkpoint = self.checkpoint.forget_time(checkpoint)
         work = Reconciliation(
             self.volume,
             checkpoint,

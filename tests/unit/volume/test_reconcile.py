@@ -312,3 +312,31 @@ def test_a_clock_that_was_put_back_since_the_checkpoint(tmp_path: Path) -> None:
     lose_machine(tmp_path / "state", last_seq)
     with open_volume(tmp_path) as opened:
         check_copies(tmp_path, opened.volume.journal.uuid, tmp_path)
+
+
+@pytest.mark.parametrize("death", [1, 2, 3])
+def test_a_reconciliation_is_cut_off_while_the_clock_is_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: int
+) -> None:
+    """What it had begun to write anew is found by the next start, whose clock is right again."""
+    with open_volume(tmp_path, orderly=False) as opened:
+        for number in range(3):
+            opened.create(f"old{number}", b"the journal's")
+        opened.volume.journal.sync()
+        checkpoint = Checkpoint.begin(opened.volume.catalog.applied_seq, opened.volume.journal.head)
+        ahead = checkpoint._replace(time_ns=checkpoint.time_ns + 3600 * 10**9)
+        opened.opening.checkpoint.make(ahead, opened.opening.root)
+        opened.create("other", b"x")
+        last_seq = opened.volume.journal.head_seq
+    lose_machine(tmp_path / "state", last_seq)
+    with (
+        pytest.raises(Died),
+        dying_at("reconcile.write", death),
+        open_volume(tmp_path),
+    ):
+        pass
+    now_ns = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns() + 7200 * 10**9)
+    with open_volume(tmp_path) as opened:
+        contents = [(opened.backing / f"old{number}").read_bytes() for number in range(3)]
+        assert contents == [b"the journal's"] * 3

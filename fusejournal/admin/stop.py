@@ -11,7 +11,7 @@ from fusejournal.admin.live import live_status
 from fusejournal.control.client import RemoteError, ask
 from fusejournal.disk import mounts as mounts
 from fusejournal.errors import FusejournalError, NotRunningError, UsageError, VolumeBusyError
-from fusejournal.journal.handle_key import HandleKey
+from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.reader import JournalReader
 from fusejournal.layer.connection import release_kept
 from fusejournal.nfs import exports, nfsd
@@ -167,7 +167,12 @@ def _check_unheld(state: VolumeState, force: bool, reporter: StopReporter) -> No
 
 
 def _handle_key(state: VolumeState) -> HandleKey:
-    return JournalReader(state.journal_dir, state.uuid).handle_key()
+    """The volume's; none where its journal's disk fails, which keeps nobody from stopping it: files
+    are then named by their inode numbers."""
+    try:
+        return JournalReader(state.journal_dir, state.uuid).handle_key()
+    except (OSError, FusejournalError):
+        return NO_HANDLE_KEY
 
 
 def _local_users(mountpoint: Path) -> list[str]:

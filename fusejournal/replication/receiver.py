@@ -285,6 +285,12 @@ class Receiver:
         Cancelling leaves it undone, or done. Raises RefusedError on a full disk, OSError."""
         await self._heed(claim, peer, is_let_in=False)
 
+    async def _sync_marks(self) -> None:
+        """Have the watermarks on the disk. Cancelling waits for that: what was raised in memory
+        would not be looked at again. Raises OSError."""
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._marks.sync)
+
     async def _heed(self, claim: Claim, peer: str, *, is_let_in: bool) -> None:
         """As :meth:`heed`. *is_let_in*: which instance of its node *peer* is, was looked at."""
         async with self._heeding:  # who tells of the same waits until it is on the disk
@@ -302,7 +308,7 @@ class Receiver:
                 self._session.cancel()
             if self._newcomer is not None and not is_let_in:  # (else that is *peer* itself)
                 self._newcomer[1].cancel()
-            await trio.to_thread.run_sync(self._marks.sync)
+            await self._sync_marks()
 
     def _check_peer(self, peer: str) -> None:
         """Raise RefusedError where another peer than *peer* ships to here, or is about to."""
@@ -335,7 +341,7 @@ class Receiver:
         if self._instances.following != self._marks.following:
             with self._refusing_when_full():
                 self._marks.following = self._instances.following
-            await trio.to_thread.run_sync(self._marks.sync)
+            await self._sync_marks()
 
     async def _gives_a_sign(self) -> bool:
         """Whether the sender says something, now or soon."""
@@ -391,7 +397,7 @@ class Receiver:
             self._join_volume(uuid)
         if self._mark(sink):
             # A lower reign must not come in any more, whatever happens to this machine.
-            await trio.to_thread.run_sync(self._marks.sync)
+            await self._sync_marks()
         self._instances.follow(instance_of(greeting, connection.where), trio.current_time())
         await self._keep_following()
         self._applier.wake()
@@ -489,7 +495,7 @@ class Receiver:
         else:
             frame_range = frame_range_of(batch)
         if sink.reign != before and self._mark(sink):
-            await trio.to_thread.run_sync(self._marks.sync)
+            await self._sync_marks()
         self._keep_signature(batch)
         await self._append(frame_range)
         sink.appended(batch)

@@ -29,7 +29,7 @@ from fusejournal.backing.tree import HIDDEN_XATTR
 from fusejournal.disk import syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, CAPABILITY_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.layer import permissions
-from fusejournal.layer.kernel_cache import KernelCache
+from fusejournal.layer.kernel_cache import KernelCache, is_known
 from fusejournal.layer.open_files import OpenFiles
 from fusejournal.layer.replies import changing, entry_of, handler, waiting, writing
 from fusejournal.layer.request_loop import RequestLoop
@@ -63,6 +63,8 @@ from fusejournal.volume.wait_policy import WaitPolicy
 log = logging.getLogger(__name__)
 
 _KEEP_ABSENT_SECONDS = 5.0
+_DIRECTORY_READERS = -1
+"""The uid that all who have a directory open go by: of a directory it is not known who did."""
 _NAME_BYTES_MAX = 255
 _TRUSTED = b"trusted."
 _DOT_COOKIE, _DOT_DOT_COOKIE = 2, 3
@@ -316,7 +318,7 @@ class Handlers(pyfuse3.Operations):
             if self._kernel_cache is not None:
                 self._kernel_cache.note_forget(fid, times)
             try:
-                if self._tree.is_orphan(fid) and not _is_known(fid):
+                if self._tree.is_orphan(fid) and not is_known(fid):
                     self._forgotten.add(fid)
                     self._drop_if_unused(fid)
             except Exception:  # there is no reply to say it in
@@ -654,8 +656,11 @@ class Handlers(pyfuse3.Operations):
     async def fsync(self, fh: int, datasync: bool) -> None:
         """Wait until the journal is durable up to the file's last entry."""
         fid, who = self.files[fh]
+        seq = self._last_seq(fid)
+        if self._durability.is_durable(seq):
+            return  # without a place: none may be left
         async with self.place(who.uid):
-            await self.wait(self._last_seq(fid))
+            await self.wait(seq)
 
     def _last_seq(self, fid: Fid) -> Seq:
         node = self._catalog.node(fid)
@@ -719,7 +724,8 @@ class Handlers(pyfuse3.Operations):
     @waiting
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Wait until the journal is durable up to the directory's last entry."""
-        await self.wait(self._last_seq(Fid(fh)))
+        async with self.place(_DIRECTORY_READERS):
+            await self.wait(self._last_seq(Fid(fh)))
 
 
 class _UnfinishedError(Exception):
@@ -728,17 +734,6 @@ class _UnfinishedError(Exception):
     def __init__(self, fid: Fid) -> None:
         super().__init__(fid)
         self.fid = fid
-
-
-def _is_known(fid: Fid) -> bool:
-    """Whether the kernel has *fid* in memory. What it says to forget may be of an earlier time: it
-    lets requests pass that, and may have looked the file up again before it was removed. The
-    attributes alone, which it then asks for again: cannot block."""
-    try:
-        pyfuse3.invalidate_inode(fid, attr_only=True)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _who(ctx: RequestContext) -> Caller:

@@ -88,3 +88,14 @@ class KernelCache:
         if self._changed:
             changed, self._changed = self._changed, set()
             self._recall(changed)
+
+
+def is_known(fid: Fid) -> bool:
+    """Returns True if the kernel has *fid* in memory. What it says to forget may be of an earlier
+    time: it lets requests pass that, and may have looked the file up again before it was removed.
+    The attributes alone, which it then asks for again: cannot block."""
+    try:
+        pyfuse3.invalidate_inode(fid, attr_only=True)
+    except FileNotFoundError:
+        return False
+    return True

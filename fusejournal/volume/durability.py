@@ -211,6 +211,11 @@ class Durability:
         self.waits.took(took)
         return None
 
+    def is_durable(self, seq: Seq) -> bool:
+        """True if *seq* is durable here and where else it must be: nothing is to be waited for."""
+        quorum = self.hooks.quorum
+        return self.durable_seq >= seq and (quorum is None or quorum.has(seq))
+
     def want(self) -> None:
         """Have the journal flushed soon."""
         self._wanted.set()

@@ -1,5 +1,6 @@
 """Running out of descriptors."""
 
+import gc
 import os
 import resource
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ _LIMIT = 256
 @contextmanager
 def no_descriptors_left() -> Iterator[None]:
     """What is inside can open nothing: this process has as many open as it may."""
+    gc.collect()  # or what earlier tests left would make room in the midst
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     held: list[int] = []
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, _LIMIT), hard))

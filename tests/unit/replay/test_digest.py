@@ -290,7 +290,7 @@ def test_a_deep_tree(deep: Path) -> None:
     found = digest_tree(deep)
     assert found[1:] == (DEEP, 0, DEEP, 0)
     assert digest_tree(deep) == found
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # what earlier tests left may be collected
 
 
 def at(root: Path, entries: int, act: Callable[[], object]) -> Callable[[int, int], None]:
@@ -334,7 +334,7 @@ def test_a_tree_that_changes(tmp_path: Path, what: str) -> None:
     with pytest.raises(TreeChangedError, match=f"^{root / name}") as caught:
         digest_tree(root, at(root, when, lambda: mishap(root)))
     assert caught.value.exit_code == 18
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # what earlier tests left may be collected
 
 
 @pytest.mark.parametrize("size", [1000, LARGE])
@@ -360,7 +360,7 @@ def test_a_file_that_changes(tmp_path: Path, size: int, change: int) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(TreeChangedError, match=f"^{path}: changed"):
         digest_tree(tmp_path, progress)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # what earlier tests left may be collected
 
 
 def test_a_root_that_is_not_there(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from typing import Any
 from fusejournal.backing.apply_whiteout import WhiteoutSteps
 from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.tree import FoundEntry, Tree
-from fusejournal.disk import calls, syscalls
+from fusejournal.disk import calls, failpoints, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, CAPABILITY_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import FusejournalError
 from fusejournal.operations import (
@@ -193,7 +193,7 @@ class Applier:
         regular = S_IFMT(operation.mode) == S_IFREG
         fd = -1
         if self._made_before(operation, redo) is None:
-            calls.reached("apply.create")
+            failpoints.reached("apply.create")
             if regular:
                 fd = os.open(name, _FLAGS_NEW, S_IMODE(operation.mode), dir_fd=directory)
             else:
@@ -214,13 +214,13 @@ class Applier:
         directory = tree.descriptor(operation.parent)
         name = operation.name
         if self._made_before(operation, redo) is None:
-            calls.reached("apply.mkdir")
+            failpoints.reached("apply.mkdir")
             os.mkdir(name, S_IMODE(operation.mode), dir_fd=directory)
         fd = -1
         try:
             fd = _open(name, _FLAGS_DIRECTORY, directory)
             if operation.default_acl is not None:
-                calls.reached("apply.acl")
+                failpoints.reached("apply.acl")
                 os.setxattr(fd, DEFAULT_ACL_XATTR, operation.default_acl)
             made = self._finish(operation, fd, fd, time_ns)
         except OSError:
@@ -234,7 +234,7 @@ class Applier:
         directory = tree.descriptor(operation.parent)
         name = operation.name
         if self._made_before(operation, redo) is None:
-            calls.reached("apply.symlink")
+            failpoints.reached("apply.symlink")
             os.symlink(operation.target, name, dir_fd=directory)
         fd = -1
         try:
@@ -281,13 +281,13 @@ class Applier:
         tree = self._tree
         stat = os.fstat(fd)
         if (stat.st_uid, stat.st_gid) != (operation.uid, operation.gid):
-            calls.reached("apply.chown")
+            failpoints.reached("apply.chown")
             syscalls.chown(fd, operation.uid, operation.gid)
         if not isinstance(operation, Symlink):
             self._finish_mode(operation, path, stat, inherits)
-        calls.reached("apply.tag")
+        failpoints.reached("apply.tag")
         handle = tree.identify(operation.fid, fd, path)
-        calls.reached("apply.times")
+        failpoints.reached("apply.times")
         syscalls.set_times(fd, time_ns, time_ns)
         return Made(handle, stat.st_ino)
 
@@ -295,7 +295,7 @@ class Applier:
         self, operation: Create | Mkdir, path: int | str, stat: os.stat_result, inherits: bool
     ) -> None:
         if operation.acl is not None:
-            calls.reached("apply.acl")
+            failpoints.reached("apply.acl")
             os.setxattr(path, ACCESS_ACL_XATTR, operation.acl)
         elif inherits:
             _remove_if_there(path, ACCESS_ACL_XATTR)
@@ -308,7 +308,7 @@ class Applier:
             or inherits
             or (stat.st_uid, stat.st_gid) != (operation.uid, operation.gid)
         ):
-            calls.reached("apply.chmod")
+            failpoints.reached("apply.chmod")
             os.chmod(path, mode)
 
     def _take_away(self, directory: int, name: bytes, fd: int, remove: Callable[..., None]) -> None:
@@ -331,7 +331,7 @@ class Applier:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         if look is None:
             fd, directory = tree.pair(operation.fid, operation.parent)
-            calls.reached("apply.link")
+            failpoints.reached("apply.link")
             syscalls.link(fd, directory, operation.name)
         self._name_changed(operation.parent, time_ns)
         return _NOTHING_MADE
@@ -341,7 +341,7 @@ class Applier:
     def _unlink(self, operation: Unlink, time_ns: int, _: bytes, redo: bool) -> Made:
         if self._still_named(operation, redo):
             directory = self._tree.descriptor(operation.parent)
-            calls.reached("apply.unlink")
+            failpoints.reached("apply.unlink")
             os.unlink(operation.name, dir_fd=directory)
         self._name_changed(operation.parent, time_ns)
         return _NOTHING_MADE
@@ -349,7 +349,7 @@ class Applier:
     def _rmdir(self, operation: Rmdir, time_ns: int, _: bytes, redo: bool) -> Made:
         if self._still_named(operation, redo):
             directory = self._tree.descriptor(operation.parent)
-            calls.reached("apply.rmdir")
+            failpoints.reached("apply.rmdir")
             os.rmdir(operation.name, dir_fd=directory)
         self._name_changed(operation.parent, time_ns)
         return _NOTHING_MADE
@@ -367,7 +367,7 @@ class Applier:
             flags = operation.flags & (RENAME_EXCHANGE | RENAME_NOREPLACE)
             exchanged = self._exchanged_mtimes(operation) if flags & RENAME_EXCHANGE else ()
             old, new = tree.pair(operation.parent, operation.new_parent)
-            calls.reached("apply.rename")
+            failpoints.reached("apply.rename")
             names = (old, operation.name, new, operation.new_name)
             if flags or operation.replaced:
                 syscalls.rename(*names, flags)
@@ -413,7 +413,7 @@ class Applier:
         self, making: Create, directory: int, name: bytes, time_ns: int
     ) -> tuple[bytes, int]:
         """Make the device *name* in *directory*, which is not its own."""
-        calls.reached("apply.whiteout.make")
+        failpoints.reached("apply.whiteout.make")
         os.mknod(name, making.mode, making.rdev, dir_fd=directory)
         fd = -1
         try:
@@ -432,7 +432,7 @@ class Applier:
             self._set_mtime(directory, time_ns)
 
     def _set_mtime(self, directory: Fid, time_ns: int) -> None:
-        calls.reached("apply.times.directory")
+        failpoints.reached("apply.times.directory")
         _must_set_mtime(self._tree.descriptor(directory), time_ns)
 
     # -- data and attributes -----------------------------------------------------------------------
@@ -447,7 +447,7 @@ class Applier:
         refusal: OSError | None = None
         try:
             while written < len(data):
-                calls.reached("apply.write")
+                failpoints.reached("apply.write")
                 written += os.pwrite(
                     fd, data[written:] if written else data, operation.offset + written
                 )
@@ -485,7 +485,7 @@ class Applier:
         mtime_ns = os.fstat(fd).st_mtime_ns
         capability = self._tree.capability(node, fd)
         try:
-            calls.reached("apply.truncate")
+            failpoints.reached("apply.truncate")
             os.ftruncate(fd, operation.size)
         except OSError:
             with _WRITE_REFUSED:
@@ -500,10 +500,10 @@ class Applier:
         _, mode, uid, gid, atime_ns, mtime_ns = operation
         fd = self._tree.descriptor(operation.fid)
         if uid is None and gid is None and atime_ns is None and mtime_ns is None:
-            calls.reached("apply.setattr")
+            failpoints.reached("apply.setattr")
             self._chmod(operation.fid, fd, mode)
         elif uid is None and gid is None and mode is None:
-            calls.reached("apply.setattr")
+            failpoints.reached("apply.setattr")
             syscalls.set_times(fd, atime_ns, mtime_ns)
         else:
             self._set_several(operation, fd)
@@ -543,7 +543,7 @@ class Applier:
         done: list[Callable[[], None]] = []
         try:
             for do, take_back in steps:
-                calls.reached("apply.setattr")
+                failpoints.reached("apply.setattr")
                 do()
                 done.append(take_back)
         except OSError:
@@ -561,13 +561,13 @@ class Applier:
             os.chmod(fd if is_open else syscalls.descriptor_path(fd), mode)
 
     def _setxattr(self, operation: Setxattr, _: int, __: bytes, ___: bool) -> Made:
-        calls.reached("apply.setxattr")
+        failpoints.reached("apply.setxattr")
         os.setxattr(self._tree.xattr_target(operation.fid), operation.name, operation.value)
         _forget_xattrs(self._tree.node(operation.fid))
         return _NOTHING_MADE
 
     def _removexattr(self, operation: Removexattr, _: int, __: bytes, redo: bool) -> Made:
-        calls.reached("apply.removexattr")
+        failpoints.reached("apply.removexattr")
         target = self._tree.xattr_target(operation.fid)
         if redo or operation.name == CAPABILITY_XATTR:
             # The kernel may have taken a capability away by itself.
@@ -588,7 +588,7 @@ class Applier:
         directory, name = tree.descriptor(operation.parent), operation.name
         kind = S_IFMT(operation.mode)
         if self._made_before(operation, redo) is None:
-            calls.reached("apply.import")
+            failpoints.reached("apply.import")
             if kind == S_IFDIR:
                 os.mkdir(name, 0o700, dir_fd=directory)
             elif operation.target is not None:
@@ -609,7 +609,7 @@ class Applier:
         """All that the new object has, but its name."""
         tree, path = self._tree, syscalls.descriptor_path(fd)
         kind = S_IFMT(operation.mode)
-        calls.reached("apply.chown")
+        failpoints.reached("apply.chown")
         syscalls.chown(fd, operation.uid, operation.gid)
         if kind == S_IFREG:
             os.truncate(path, operation.size)
@@ -619,12 +619,12 @@ class Applier:
             if kind == S_IFDIR:
                 _remove_if_there(path, DEFAULT_ACL_XATTR)
         for xattr, value in operation.xattrs:
-            calls.reached("apply.setxattr")
+            failpoints.reached("apply.setxattr")
             os.setxattr(path, xattr, value)
         if operation.target is None:
-            calls.reached("apply.chmod")
+            failpoints.reached("apply.chmod")
             os.chmod(path, S_IMODE(operation.mode))
-        calls.reached("apply.tag")
+        failpoints.reached("apply.tag")
         handle = tree.identify(operation.fid, fd, path)
         syscalls.set_times(fd, None, operation.mtime_ns)
         return Made(handle, os.fstat(fd).st_ino)
@@ -637,7 +637,7 @@ class Applier:
         # for nothing.
         with capability_kept(fd):
             calls.write_all("apply.write", fd, data, operation.offset)
-        calls.reached("apply.times")
+        failpoints.reached("apply.times")
         syscalls.set_times(fd, None, operation.mtime_ns)
         return _NOTHING_MADE
 
@@ -656,16 +656,16 @@ class Applier:
 
 def _open(name: bytes, flags: int, directory: int) -> int:
     """Open the object that was made just now."""
-    calls.reached("apply.open")
+    failpoints.reached("apply.open")
     return os.open(name, flags, dir_fd=directory)
 
 
 def _set_mode_and_mtime(fd: int, mode: int | None, mtime_ns: int) -> None:
     """After a change of content: set the mode, where it changes, and the mtime of *fd*."""
     if mode is not None:
-        calls.reached("apply.chmod")
+        failpoints.reached("apply.chmod")
         os.fchmod(fd, mode)
-    calls.reached("apply.times")
+    failpoints.reached("apply.times")
     syscalls.set_times(fd, None, mtime_ns)
 
 

@@ -19,7 +19,7 @@ from contextlib import nullcontext, suppress
 from stat import S_IFDIR
 
 from fusejournal.backing.tree import Tree
-from fusejournal.disk import calls, syscalls
+from fusejournal.disk import failpoints, syscalls
 from fusejournal.operations import RENAME_EXCHANGE, Whiteout
 from fusejournal.types import Fid
 
@@ -106,7 +106,7 @@ class WhiteoutSteps:
     def _move(self) -> None:
         operation = self._operation
         old, new = self._tree.pair(operation.parent, operation.new_parent)
-        calls.reached("apply.whiteout.move")
+        failpoints.reached("apply.whiteout.move")
         self._rename(old, operation.name, new, operation.new_name)
 
     def _move_back(self) -> None:
@@ -116,7 +116,7 @@ class WhiteoutSteps:
 
     def _leave(self) -> None:
         directory = self._tree.descriptor(self._operation.parent)
-        calls.reached("apply.whiteout.leave")
+        failpoints.reached("apply.whiteout.leave")
         self._rename(self._staging_fd, self._spare, directory, self._operation.name)
 
     def _leave_back(self) -> None:
@@ -131,7 +131,7 @@ class WhiteoutSteps:
 
     def _remove_replaced(self, redo: bool) -> None:
         is_directory = self._tree.node(self._operation.replaced).type == S_IFDIR
-        calls.reached("apply.whiteout.remove")
+        failpoints.reached("apply.whiteout.remove")
         with suppress(FileNotFoundError) if redo else nullcontext():
             (os.rmdir if is_directory else os.unlink)(self._spare, dir_fd=self._staging_fd)
 

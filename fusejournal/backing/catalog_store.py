@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 import lmdb
 
-from fusejournal.disk import calls
+from fusejournal.disk import calls, failpoints
 from fusejournal.errors import FusejournalError
 from fusejournal.types import ROOT_FID, Epoch, Fid, Seq, first_fid
 
@@ -183,7 +183,7 @@ class CatalogStore:
             self._txn.put(flag.encode(), _U64.pack(getattr(self, flag)), db=self._meta_db)
         # Space first: an LMDB commit that fails takes the whole transaction with it.
         self._reserve()
-        calls.reached("catalog.commit")
+        failpoints.reached("catalog.commit")
         with _as_os_error():
             try:
                 self._txn.commit()
@@ -193,7 +193,7 @@ class CatalogStore:
 
     def sync(self) -> None:
         """Make all commits durable. Blocks: call it in a thread."""
-        calls.reached("catalog.sync")
+        failpoints.reached("catalog.sync")
         with _as_os_error():
             self._env.sync(True)
 

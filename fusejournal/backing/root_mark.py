@@ -35,7 +35,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from fusejournal.backing.tree import FID_XATTR, pack_tag
-from fusejournal.disk import calls, syscalls
+from fusejournal.disk import failpoints, syscalls
 from fusejournal.types import ROOT_FID, Epoch, Position, Seq
 
 _POSITION = struct.Struct("<QQQ")
@@ -127,7 +127,7 @@ class BackingRoot:
         value = pack_tag(self.uuid, ROOT_FID, self._handle)
         if position is not None:
             value += _POSITION.pack(*position)
-        calls.reached("root.mark")
+        failpoints.reached("root.mark")
         os.setxattr(self.fd, FID_XATTR, value)
 
     def try_mark(self, position: Position) -> bool:

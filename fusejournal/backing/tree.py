@@ -34,7 +34,7 @@ from uuid import UUID
 
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import CatalogNode
-from fusejournal.disk import calls, syscalls
+from fusejournal.disk import failpoints, syscalls
 from fusejournal.disk.acls import CAPABILITY_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import BackingError
 from fusejournal.types import ROOT_FID, TIME_MAX_NS, TIME_MIN_NS, Fid, Seq
@@ -234,7 +234,7 @@ class Tree:
         if self._hidden_fd < 0:
             self._hidden_fd = self._open_hidden()
         try:
-            calls.reached("orphan.link")
+            failpoints.reached("orphan.link")
             with suppress(FileExistsError):
                 syscalls.link(fd, self._hidden_fd, _hidden_name_of(fid))
         except OSError:
@@ -246,7 +246,7 @@ class Tree:
     def _reveal(self, fid: Fid) -> None:
         """Take that name away, and the directory with the last of them."""
         try:
-            calls.reached("orphan.unlink")
+            failpoints.reached("orphan.unlink")
             os.unlink(_hidden_name_of(fid), dir_fd=self._hidden_fd)
         except OSError as error:
             log.warning("fid %d keeps its place until the next mount: %s", fid, error)
@@ -269,7 +269,7 @@ class Tree:
 
     def _open_hidden(self) -> int:
         name = self._hidden_in = self.hidden_name()
-        calls.reached("orphan.directory")
+        failpoints.reached("orphan.directory")
         with self._root_mtime_kept(), suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self.root_fd)
         fd = os.open(name, _FLAGS_HIDDEN, dir_fd=self.root_fd)

@@ -8,7 +8,7 @@ from importlib import import_module
 import click
 
 from fusejournal.cli import text
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError, PrivilegeError
 
 _INTERRUPTED = 130
@@ -75,7 +75,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code."""
-    calls.listen_to_environment()
+    failpoints.listen_to_environment()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A character that the terminal has not is no reason to fail.

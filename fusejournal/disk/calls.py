@@ -1,13 +1,7 @@
 """Labelled storage calls: every call that decides what is on disk goes through here.
 
-Each function does one system call and first reports its label to :func:`reached`. In production
-nothing listens and the report costs one global look-up. A test (or ``FUSEJOURNAL_FAULT`` in the
-environment of a command) can plan a fault for a label: fail it with an errno, or kill the
-process right there, as a power switch would.
-
-``FUSEJOURNAL_FAULT="label:count:action"``: at the *count*-th time that *label* (an ``fnmatch``
-pattern) is reached, do *action*: ``kill``, ``stall`` (two seconds, as a slow disk does) or the name
-of an errno (``ENOSPC``, ``EIO``), these once; with a ``+`` behind it, from then on.
+Each function does one system call and reports its label to :func:`failpoints.reached` just before,
+so that a test can fail it, or end the process there.
 
 Source: open(2), pwritev(2), fallocate(2), fdatasync(2), syncfs(2), statfs(2).
 """
@@ -15,13 +9,10 @@ Source: open(2), pwritev(2), fallocate(2), fdatasync(2), syncfs(2), statfs(2).
 import ctypes
 import errno
 import os
-import signal
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from fnmatch import fnmatchcase
 
-_listener: Callable[[str], None] | None = None
+from fusejournal.disk.failpoints import reached
 
 FALLOC_FL_KEEP_SIZE = 1
 NO_MEANS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -30,8 +21,6 @@ NO_MEANS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _RESERVED = 8
 _reserve: list[int] = []
 """Descriptors kept back for :func:`open_with_reserve`."""
-
-_STALL_SECONDS = 2.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -42,57 +31,9 @@ _STATFS_BYTES = 256
 _BTRFS_MAGIC = 0x9123683E
 
 
-def listen(listener: Callable[[str], None] | None) -> None:
-    """Call *listener* with each label reached; it may raise OSError or end the process. None
-    stops."""
-    global _listener
-    _listener = listener
-
-
-def reached(label: str) -> None:
-    """Say that the call named *label* comes next. Raises what the planned fault raises."""
-    if _listener is not None:
-        _listener(label)
-
-
-class PlannedFault:
-    """One fault at the *count*-th call whose label matches *pattern*: see the module's
-    docstring."""
-
-    def __init__(self, pattern: str, count: int, action: str) -> None:
-        self.pattern = pattern
-        self.left = count
-        self.repeat = action.endswith("+")
-        self.action = action.rstrip("+")
-        self.errno = getattr(errno, self.action, None)
-        if self.errno is None and self.action not in ("kill", "stall"):
-            raise ValueError(f"no action {action!r}")
-
-    def __call__(self, label: str) -> None:
-        if not fnmatchcase(label, self.pattern):
-            return
-        self.left -= 1
-        if self.left > 0 or (self.left < 0 and not self.repeat):
-            return
-        if self.errno is not None:
-            raise OSError(self.errno, f"{os.strerror(self.errno)} (planned at {label})")
-        if self.action == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(_STALL_SECONDS)
-
-
-def listen_to_environment() -> None:
-    """Plan the fault that ``FUSEJOURNAL_FAULT`` names, if it is set (only tests set it)."""
-    plan = os.environ.get("FUSEJOURNAL_FAULT")
-    if plan:
-        pattern, count, action = plan.split(":")
-        listen(PlannedFault(pattern, int(count), action))
-
-
 def pwritev(label: str, fd: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
     """os.pwritev; may write less than asked, as the system call may."""
-    if _listener is not None:
-        _listener(label)
+    reached(label)
     return os.pwritev(fd, buffers, offset)
 
 

@@ -53,7 +53,7 @@ import msgpack
 import xxhash
 import zstandard
 
-from fusejournal.disk import calls
+from fusejournal.disk import calls, failpoints
 from fusejournal.errors import JournalDamagedError
 from fusejournal.journal.format import FRAME_HEADER_BYTES, FormatError, NewerFormatError
 from fusejournal.journal.segment import BadFrameError, Point, SegmentReader
@@ -409,7 +409,7 @@ def write_index(segment: Path) -> None:
     temporary = path.with_suffix(INDEX_SUFFIX + ".tmp")
     try:
         with open(temporary, "wb") as file:
-            calls.reached("index.write")
+            failpoints.reached("index.write")
             file.write(index.content)
             file.flush()
             calls.fsync("index.sync", file.fileno())

@@ -27,7 +27,7 @@ from pathlib import Path
 import xxhash
 import zstandard
 
-from fusejournal.disk import calls
+from fusejournal.disk import calls, failpoints
 from fusejournal.journal.format import FormatError
 
 BLOCK_BYTES = 256 << 10
@@ -142,7 +142,7 @@ def _compress(plain: Path, temporary: Path, level: int) -> None:
         while block := source.read(BLOCK_BYTES):
             digest.update(block)
             packed = compressor.compress(block)
-            calls.reached("journal.compress.write")
+            failpoints.reached("journal.compress.write")
             target.write(packed)
             table.append(_TABLE_ENTRY.pack(len(packed), len(block)))
         table_bytes = len(table) * _TABLE_ENTRY.size

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusejournal.disk import calls
+from fusejournal.disk import calls, failpoints
 from fusejournal.errors import JournalError, JournalFailedError, JournalFullError
 from fusejournal.journal.format import SEGMENT_HEADER_BYTES, SegmentHeader
 from fusejournal.journal.segment import SPACE_BYTES, segment_path
@@ -81,7 +81,7 @@ class SegmentWriter:
         """A new segment with *header*, and nothing else. Raises JournalFullError and leaves
         nothing, JournalFailedError."""
         path = segment_path(directory, header.first_seq)
-        calls.reached("journal.create")
+        failpoints.reached("journal.create")
         try:
             fd = calls.open_with_reserve(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import trio
 
-from fusejournal.disk import calls
+from fusejournal.disk import calls, failpoints
 from fusejournal.errors import FusejournalError, JournalDamagedError, JournalError
 from fusejournal.journal.format import SEGMENT_HEADER_BYTES
 from fusejournal.journal.reader import JournalReader
@@ -235,7 +235,7 @@ def _fill(directory: Path, journal: JournalReader, first_seq: Seq, span: _Span |
     starts = [first_seq_of(path) for path in paths]
     first = max((n for n, start in enumerate(starts) if start <= first_seq), default=0)
     for path in paths[first:]:
-        calls.reached("diverged.copy")
+        failpoints.reached("diverged.copy")
         if path not in (paths[first], paths[-1]):
             _link(path, directory)
         elif span is None or first_seq_of(path) > span.segment_seq:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fusejournal.address import Address, check_peer_name, parse_remote
-from fusejournal.disk import calls
+from fusejournal.disk import calls, failpoints
 from fusejournal.errors import FusejournalError, UnknownPeerError, UsageError
 from fusejournal.replication.status import PeerInfo
 from fusejournal.types import Seq
@@ -314,7 +314,7 @@ def _write(path: Path, content: bytes) -> None:
         path.unlink()
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
-        calls.reached("peers.write")
+        failpoints.reached("peers.write")
         file.write(content)
         file.flush()
         calls.fsync("peers.sync", fd)

@@ -20,7 +20,7 @@ from fusejournal.backing.apply import Applier, ApplyBrokenError, Made, ShortWrit
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.reserve import RootReserve
 from fusejournal.backing.tree import Tree
-from fusejournal.disk import calls, syscalls
+from fusejournal.disk import failpoints, syscalls
 from fusejournal.errors import JournalError, JournalFullError
 from fusejournal.journal.format import Entry
 from fusejournal.journal.journal import Journal
@@ -232,7 +232,7 @@ class Volume:
             dir_fd=self.tree.descriptor(operation.parent),
         )
         try:
-            calls.reached("import.tag")
+            failpoints.reached("import.tag")
             self.tree.tag(syscalls.descriptor_path(fd), operation.fid, handle)
             mtime_ns = os.fstat(fd).st_mtime_ns
             if mtime_ns != clamp_time(mtime_ns):

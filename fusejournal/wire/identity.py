@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fusejournal.disk import calls
+from fusejournal.disk import calls, failpoints
 from fusejournal.errors import FusejournalError
 
 _KEY: Final = "key.pem"
@@ -158,7 +158,7 @@ def _make(directory: Path, node: str) -> None:
 def _write(path: Path, content: bytes, mode: int) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with open(fd, "wb") as file:
-        calls.reached("identity.write")
+        failpoints.reached("identity.write")
         file.write(content)
         file.flush()
         calls.fsync("identity.sync", fd)

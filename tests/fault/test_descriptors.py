@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.disk import calls
+from fusejournal.disk import calls, failpoints
 from fusejournal.node.state_dir import load_state
 from fusejournal.operations import Write
 from fusejournal.types import ROOT_FID
@@ -136,8 +136,8 @@ def test_no_descriptors_or_memory_refuse_one_change(
     with open_volume(tmp_path) as opened:
         opened.volume.tree._pinned_max = 0
         before = image(opened.backing)
-        fault = calls.PlannedFault(label, 1, number)
-        calls.listen(fault)
+        fault = failpoints.PlannedFault(label, 1, number)
+        failpoints.listen(fault)
         refused: list[int | None] = []
         made = 0
         try:
@@ -151,7 +151,7 @@ def test_no_descriptors_or_memory_refuse_one_change(
                 made += 1
                 assert made < 500, "never reached"
         finally:
-            calls.listen(None)
+            failpoints.listen(None)
         # Or none: with space ahead, or for a removal, the journal goes on where it is.
         assert refused in ([getattr(errno, number)], [])
         assert opened.volume.failure is None
@@ -170,11 +170,11 @@ def test_a_full_disk_refuses_no_removal(tmp_path: Path, label: str, is_open: boo
         if not is_open:
             volume.tree._pinned_max = 0
         fid = opened.create("file", b"content")
-        calls.listen(calls.PlannedFault(label, 1, "ENOSPC+"))
+        failpoints.listen(failpoints.PlannedFault(label, 1, "ENOSPC+"))
         try:
             opened.unlink(fid, "file")
         finally:
-            calls.listen(None)
+            failpoints.listen(None)
         assert os.listdir(opened.backing) == []
         assert volume.failure is None
         assert volume.tree.is_orphan(fid)
@@ -190,12 +190,12 @@ def test_an_open_file_too_many_on_a_full_disk_is_not_removed(tmp_path: Path) -> 
         opened.usage.everything_is_open = True
         volume.tree._pinned_max = 0
         fid = opened.create("file", b"content")
-        calls.listen(calls.PlannedFault("orphan.link", 1, "ENOSPC"))
+        failpoints.listen(failpoints.PlannedFault("orphan.link", 1, "ENOSPC"))
         try:
             with pytest.raises(OSError, match="space"):
                 opened.unlink(fid, "file")
         finally:
-            calls.listen(None)
+            failpoints.listen(None)
         assert os.listdir(opened.backing) == ["file"]
         assert volume.failure is None
         opened.unlink(fid, "file")

@@ -12,7 +12,7 @@ from stat import S_IFREG, S_IMODE
 
 import pytest
 
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError, TargetError
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.query import Criteria
@@ -131,7 +131,7 @@ def place() -> Iterator[Path]:
         _workload().write(base / "journal")
         yield base
     finally:
-        calls.listen(None)
+        failpoints.listen(None)
         shutil.rmtree(base)
 
 
@@ -154,7 +154,7 @@ def _replay(place: Path, target: Path, from_seq: int = 1, to_seq: int = 8) -> No
 
 def _replay_rest(place: Path, target: Path) -> None:
     """On a target that an earlier replay left open to all."""
-    calls.listen(None)
+    failpoints.listen(None)
     _replay(place, target, to_seq=5)
     user = _User(target.parent, place / "roots")
     user("")
@@ -189,9 +189,9 @@ def _check_unharmed(place: Path) -> None:
 @pytest.mark.parametrize("way", _WAYS)
 def test_nobody_sees_a_tree_on_its_way(place: Path, way: str) -> None:
     user = _User(place / "home", place / "roots")
-    calls.listen(user)
+    failpoints.listen(user)
     _WAYS[way](place, place / "home" / "back")
-    calls.listen(None)
+    failpoints.listen(None)
     assert user.reached == set()
     assert not list((place / "home").rglob("planted"))
     assert os.listdir(place / "home") == ["back"]
@@ -211,7 +211,7 @@ def test_an_empty_directory_of_a_user_is_closed_meanwhile(place: Path) -> None:
             os.symlink(place / "roots", "planted", dir_fd=held)
             user.reached.add("by his descriptor")
 
-    calls.listen(act)
+    failpoints.listen(act)
     _replay(place, target)
     os.close(held)
     assert user.reached == set()
@@ -222,7 +222,7 @@ def test_a_replay_that_goes_on_closes_what_is_there(place: Path) -> None:
     target = place / "home" / "back"
     _replay_rest(place, target)
     user = _User(place / "home", place / "roots")
-    calls.listen(user)
+    failpoints.listen(user)
     _replay(place, target, from_seq=6)
     assert user.reached == set()
     assert S_IMODE((target / "d").stat().st_mode) == 0o700
@@ -248,7 +248,7 @@ def test_another_file_under_a_name_is_not_touched(place: Path) -> None:
     with Target(target, {"test": "rest"}) as goal:
         work.check_target(goal, _nothing)
         goal.tree.forget_descriptor(_OPEN_FILE)
-        calls.listen(act)
+        failpoints.listen(act)
         os.rename(place / "home" / "his", "f", dst_dir_fd=held)
         with pytest.raises(FusejournalError, match="not as the journal had it"):
             list(work.run(goal, _nothing))
@@ -267,10 +267,10 @@ def test_names_that_are_taken_meanwhile(place: Path, way: str, turn: int) -> Non
         lambda name=name: user.swap(name)  # type: ignore[misc]
         for name in ("back", *_HIDDEN)
     ]
-    calls.listen(user)
+    failpoints.listen(user)
     with suppress(FusejournalError, OSError):
         _WAYS[way](place, home / "back")
-    calls.listen(None)
+    failpoints.listen(None)
     assert user.reached == set()
     _check_unharmed(place)
 

@@ -13,7 +13,7 @@ from stat import S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG
 import pytest
 
 from fusejournal.backing.apply import ShortWriteError
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.operations import (
@@ -185,7 +185,7 @@ def test_every_call_of_every_operation(tmp_path: Path, name: str, number: int) -
             )
             before = image(scene.opened.backing)
             fault = _FailAt(count, number)
-            calls.listen(fault)
+            failpoints.listen(fault)
             try:
                 scene.commit(operation, data)
             except (OSError, FusejournalError):
@@ -198,7 +198,7 @@ def test_every_call_of_every_operation(tmp_path: Path, name: str, number: int) -
                 is_done = not fault.label
                 assert is_done, fault.label
             finally:
-                calls.listen(None)
+                failpoints.listen(None)
     assert count > 1
 
 
@@ -274,12 +274,12 @@ def test_a_locked_directory_is_refused_alone(tmp_path: Path, flag: str) -> None:
                 assert scene.volume.failure is None, name
             # One that fails half-way is taken away even there.
             before = image(scene.opened.backing)
-            calls.listen(calls.PlannedFault("apply.tag", 1, "ENOSPC"))
+            failpoints.listen(failpoints.PlannedFault("apply.tag", 1, "ENOSPC"))
             try:
                 with pytest.raises(OSError, match=r"denied|permitted|planned"):
                     scene.opened.create("half", b"", scene.plain)
             finally:
-                calls.listen(None)
+                failpoints.listen(None)
             assert not difference(image(scene.opened.backing), before)
             assert scene.volume.failure is None
         scene.opened.create("new", b"", scene.plain)
@@ -303,12 +303,12 @@ def test_entries_of_refused_changes_have_no_effect_elsewhere(tmp_path: Path) -> 
     """A mirror applies nothing of what was refused."""
     with _scene(tmp_path / "live") as scene:
         for _, operation, data in list(scene.operations()):
-            calls.listen(_FailAt(1, errno.EDQUOT))
+            failpoints.listen(_FailAt(1, errno.EDQUOT))
             try:
                 with pytest.raises(OSError, match="quota"):
                     scene.commit(operation, data)
             finally:
-                calls.listen(None)
+                failpoints.listen(None)
         journal = scene.volume.journal
         journal.sync()
         uuid = journal.uuid
@@ -335,7 +335,7 @@ def test_settling_takes_what_was_written(tmp_path: Path, done: int) -> None:
         fd = scene.volume.tree.writable(scene.file)
         stat = os.fstat(fd)
         os.pwrite(fd, data[:done], 50)
-        calls.listen(calls.PlannedFault("apply.write", 1, "ENOSPC"))
+        failpoints.listen(failpoints.PlannedFault("apply.write", 1, "ENOSPC"))
         write = Write(scene.file, 50, 0o755)
         try:
             scene.volume.applier.apply(write, stat.st_mtime_ns + 1, data, redo=True)
@@ -345,7 +345,7 @@ def test_settling_takes_what_was_written(tmp_path: Path, done: int) -> None:
         except OSError:
             written = 0
         finally:
-            calls.listen(None)
+            failpoints.listen(None)
         assert written == done
         if not written:
             assert not difference(image(scene.opened.backing), before)

@@ -15,7 +15,7 @@ from stat import S_IFREG
 import pytest
 
 from fusejournal.cli.main import main
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.history.lookup import Lookup
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import Create, NewEpoch, Setattr, Write
@@ -95,7 +95,7 @@ def _replay(base: Path, *options: str, listener: Callable[[str], None] | None = 
             os.dup2(words, 1)
             os.dup2(words, 2)
             sys.stdout = sys.stderr = open(words, "w", errors="backslashreplace")  # noqa: SIM115
-            calls.listen(listener)
+            failpoints.listen(listener)
             sys.argv = ["fusejournal", "replay", str(base / "journal"), str(base / "target")]
             sys.argv += options
             main()
@@ -413,7 +413,7 @@ def _restore_in_a_child(base: Path, path: bytes, listener: Callable[[str], None]
     if child == 0:
         code = 99
         try:
-            calls.listen(listener)
+            failpoints.listen(listener)
             lookup = Lookup(JournalReader(base / "journal"))
             end = Seq(lookup.reader.head()[0] + 1)
             restore(lookup, path, end, base / "target", lambda done, total: None)

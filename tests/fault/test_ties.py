@@ -15,7 +15,7 @@ import pytest
 
 from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.backing.tree import FID_XATTR, pack_tag
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.disk.syscalls import handle_of
 from fusejournal.errors import JournalFailedError, RecoveryError
 from fusejournal.journal.reader import JournalReader
@@ -277,13 +277,13 @@ def test_disk_that_fails_at_the_stop_is_remembered(ledger: Layer, call: str) -> 
 def test_disk_that_fails_at_the_import_is_remembered(tmp_path: Path, call: str) -> None:
     with open_volume(tmp_path, orderly=False) as opened:
         opened.volume.catalog.imported = False
-        calls.listen(calls.PlannedFault(call, 1, "EIO"))
+        failpoints.listen(failpoints.PlannedFault(call, 1, "EIO"))
         try:
             with pytest.raises((OSError, JournalFailedError)):
                 for _ in opened.opening.start_epoch_and_import(read_only=False):
                     pass
         finally:
-            calls.listen(None)
+            failpoints.listen(None)
     with open_volume(tmp_path) as opened:
         assert opened.volume.journal.epoch == 2
 
@@ -293,12 +293,12 @@ def test_disk_that_fails_under_a_strict_volume_is_remembered(tmp_path: Path) -> 
     with open_volume(tmp_path, orderly=False) as opened:
         opened.make_checkpoint()
         opened.policy.set("strict")
-        calls.listen(calls.PlannedFault("journal.sync", 1, "EIO"))
+        failpoints.listen(failpoints.PlannedFault("journal.sync", 1, "EIO"))
         try:
             with pytest.raises(OSError, match="flushed"):
                 opened.create("file")
         finally:
-            calls.listen(None)
+            failpoints.listen(None)
         assert opened.volume.write_errno == errno.EROFS
     with open_volume(tmp_path) as opened:
         assert opened.volume.journal.epoch == 2

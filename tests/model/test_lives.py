@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from fusejournal.backing.apply import ShortWriteError
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import ControlOperation, TreeOperation, Void
@@ -111,11 +111,11 @@ def refusing(label: str, number: int, count: int) -> Iterator[None]:
             if left == 0:
                 raise OSError(number, os.strerror(number))
 
-    calls.listen(listen)
+    failpoints.listen(listen)
     try:
         yield
     finally:
-        calls.listen(None)
+        failpoints.listen(None)
 
 
 class Lives(RuleBasedStateMachine):
@@ -484,7 +484,7 @@ class Lives(RuleBasedStateMachine):
                 if volume.failure is None:
                     self._check_copies(volume.journal.uuid)
         finally:
-            calls.listen(None)
+            failpoints.listen(None)
             if self.opened is not None:
                 with suppress(OSError):
                     self._close("kill")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.operations import (
     ControlOperation,
     Removexattr,
@@ -60,7 +60,7 @@ def commit(live: OpenVolume, model: Model, step: Step) -> None:
         refused = planned
     before = image(live.backing)
     if planned:
-        calls.listen(calls.PlannedFault("apply.*", 1, "ENOSPC"))
+        failpoints.listen(failpoints.PlannedFault("apply.*", 1, "ENOSPC"))
     try:
         live.volume.commit(operation, step.who, step.data)
     except OSError:
@@ -72,7 +72,7 @@ def commit(live: OpenVolume, model: Model, step: Step) -> None:
         found = timeless(image(live.backing))
         assert not difference(found, timeless(model.image())), operation
     finally:
-        calls.listen(None)
+        failpoints.listen(None)
 
 
 @settings(max_examples=25)

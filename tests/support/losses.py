@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fusejournal.backing.root_mark import BackingRoot, read_root_mark
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.journal.index import index_path
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
@@ -76,8 +76,8 @@ def dying_at(label: str, count: int) -> Iterator[list[int]]:
             if left[0] == 0:
                 raise Died
 
-    calls.listen(listen)
+    failpoints.listen(listen)
     try:
         yield left
     finally:
-        calls.listen(None)
+        failpoints.listen(None)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from stat import S_IFDIR, S_IFREG
 
 from fusejournal.backing.tree import FID_XATTR
-from fusejournal.disk import calls, syscalls
+from fusejournal.disk import calls, failpoints, syscalls
 from fusejournal.disk.acls import CAPABILITY_XATTR
 from fusejournal.history.file_states import ACLS, DATA_KINDS, State, lacks_maker
 from fusejournal.history.lookup import Lookup
@@ -75,7 +75,7 @@ class Contents:
             elif entry.seq <= self._checkpoint_seq:
                 continue
             fd = self._volume.tree.writable(operation.fid)
-            calls.reached("reconcile.write")
+            failpoints.reached("reconcile.write")
             if isinstance(operation, Truncate):
                 os.ftruncate(fd, operation.size)
             else:
@@ -99,7 +99,7 @@ class Contents:
         changed, and so is written again."""
         if fid not in emptied:
             emptied.add(fid)
-            calls.reached("reconcile.empty")
+            failpoints.reached("reconcile.empty")
             os.ftruncate(self._volume.tree.writable(fid), 0)
 
     def _has_contents(self, fid: Fid) -> bool:
@@ -143,7 +143,7 @@ class Contents:
         if (stat.st_uid, stat.st_gid) != (state.uid, state.gid):
             assert state.uid is not None
             assert state.gid is not None
-            calls.reached("reconcile.chown")
+            failpoints.reached("reconcile.chown")
             syscalls.chown(self._volume.tree.descriptor(fid), state.uid, state.gid)
         self._set_xattrs(state)
         for step in state.steps:
@@ -154,7 +154,7 @@ class Contents:
         target = self._volume.tree.xattr_target(state.fid)
         names = {os.fsencode(name) for name in os.listxattr(target)} - {FID_XATTR.encode()}
         for name in names - state.xattrs.keys():
-            calls.reached("reconcile.xattr")
+            failpoints.reached("reconcile.xattr")
             try:
                 os.removexattr(target, name)
             except OSError as error:
@@ -163,7 +163,7 @@ class Contents:
                 # A label that the kernel keeps for itself.
         for name, value in state.xattrs.items():
             if name not in names or os.getxattr(target, name) != value:
-                calls.reached("reconcile.xattr")
+                failpoints.reached("reconcile.xattr")
                 os.setxattr(target, name, value)
 
     def _set_mtime(self, fid: Fid, mtime_ns: int | None) -> None:

@@ -16,7 +16,7 @@ import os
 import shutil
 from pathlib import Path
 
-from fusejournal.disk import calls
+from fusejournal.disk import calls, failpoints
 from fusejournal.types import Fid
 from fusejournal.volume.volume import Volume
 
@@ -68,7 +68,7 @@ class KeptCopies:
             return
         try:
             self._make_directory()
-            calls.reached("reconcile.keep.complete")
+            failpoints.reached("reconcile.keep.complete")
             marker.touch(mode=0o600)
             calls.fsync_directory("reconcile.keep.directory", self._directory)
         except OSError as error:

@@ -32,7 +32,7 @@ from stat import S_IFDIR, S_IFMT, S_IFREG, S_ISREG
 
 from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.tree import FID_XATTR, FoundEntry
-from fusejournal.disk import calls, syscalls
+from fusejournal.disk import calls, failpoints, syscalls
 from fusejournal.history.file_states import (
     Maker,
     State,
@@ -253,13 +253,13 @@ class Reconciliation:
             unexpected.fid is not None for unexpected in self._survey.unexpected_names
         ):
             with suppress(FileExistsError):
-                calls.reached("reconcile.staging")
+                failpoints.reached("reconcile.staging")
                 os.mkdir(self._staging_name, 0o700, dir_fd=root_fd)
             self._staging_fd = os.open(self._staging_name, _DIRECTORY, dir_fd=root_fd)
         try:
             yield
             if self._staging_fd >= 0 or _exists(root_fd, self._staging_name):
-                calls.reached("reconcile.unstaging")
+                failpoints.reached("reconcile.unstaging")
                 os.rmdir(self._staging_name, dir_fd=root_fd)
                 self._mtime_dirty_directories.add(ROOT_FID)
         finally:
@@ -285,14 +285,14 @@ class Reconciliation:
         """Take a file of the journal from where it should not be."""
         with self._directory(unexpected) as directory:
             if fid in self._staged or fid in self._new or self._is_at_home(fid):
-                calls.reached("reconcile.unlink")
+                failpoints.reached("reconcile.unlink")
                 os.unlink(unexpected.name, dir_fd=directory)
                 self._removed += 1
             elif unexpected.in_staging:
                 self._staged[fid] = unexpected.name
             else:
                 name = b"%d" % fid
-                calls.reached("reconcile.take")
+                failpoints.reached("reconcile.take")
                 os.rename(unexpected.name, name, src_dir_fd=directory, dst_dir_fd=self._staging_fd)
                 self._staged[fid] = name
                 self._moved += 1
@@ -374,7 +374,7 @@ class Reconciliation:
     def _remove(self, unexpected: UnexpectedName, directory: int) -> bool:
         """Whether it could be removed: not a directory with something in it that the journal does
         not know."""
-        calls.reached("reconcile.unlink")
+        failpoints.reached("reconcile.unlink")
         try:
             (os.rmdir if unexpected.is_directory else os.unlink)(unexpected.name, dir_fd=directory)
         except OSError as error:
@@ -395,7 +395,7 @@ class Reconciliation:
             if self._catalog.lookup(parent, name) is None and not _exists(aside, name):
                 break
             number += 1
-        calls.reached("reconcile.aside")
+        failpoints.reached("reconcile.aside")
         os.rename(unexpected.name, name, src_dir_fd=directory, dst_dir_fd=aside)
         above = self._catalog.path(parent) or b""
         self.aside.append(above + b"/" + name if above else name)
@@ -418,13 +418,13 @@ class Reconciliation:
             name = b"%d" % fid
             if node.type != S_IFDIR:
                 name += _NEW
-            calls.reached("reconcile.make")
+            failpoints.reached("reconcile.make")
             self._make(name, state, node.type)
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._staging_fd)
             try:
                 self._tree.forget_descriptor(fid)
                 node = self._node(fid)
-                calls.reached("reconcile.tag")
+                failpoints.reached("reconcile.tag")
                 node.handle = self._tree.identify(fid, fd, syscalls.descriptor_path(fd))
                 node.ino = os.fstat(fd).st_ino
                 self._catalog.touch(node)
@@ -457,7 +457,7 @@ class Reconciliation:
                 staged = b"%d" % fid + _LINK
                 fd, directory = self._tree.pair(fid, parent)
                 syscalls.link(fd, self._staging_fd, staged)
-            calls.reached("reconcile.place")
+            failpoints.reached("reconcile.place")
             os.rename(staged, name, src_dir_fd=self._staging_fd, dst_dir_fd=directory)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from fusejournal.backing.catalog_store import COMMIT_CHANGES
 from fusejournal.backing.tree import FoundEntry
-from fusejournal.disk import calls, syscalls
+from fusejournal.disk import failpoints, syscalls
 from fusejournal.history.file_states import Maker, rdev_of, target_of
 from fusejournal.history.lookup import Dentry
 from fusejournal.operations import Import
@@ -157,7 +157,7 @@ class Survey:
         try:
             if node.type == S_IFLNK and os.readlink(b"", dir_fd=fd) != target_of(maker):
                 return None
-            calls.reached("reconcile.tag")
+            failpoints.reached("reconcile.tag")
             node.handle = self._volume.tree.identify(expected, fd, syscalls.descriptor_path(fd))
             node.ino = look.stat.st_ino
             self._volume.catalog.touch(node)

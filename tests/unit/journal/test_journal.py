@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.errors import (
     JournalDamagedError,
     JournalFailedError,
@@ -32,7 +32,7 @@ _SMALL = JournalOptions(segment_bytes=1 << 16, preallocate_bytes=1 << 14, reserv
 @pytest.fixture(autouse=True)
 def _no_fault_left() -> Iterator[None]:
     yield
-    calls.listen(None)
+    failpoints.listen(None)
 
 
 def append(journal: Journal, operation: Operation, data: bytes = b"") -> Seq:
@@ -157,14 +157,14 @@ def test_flushed_watermark_is_in_later_frames(tmp_path: Path) -> None:
 def test_full_disk_refuses_and_goes_on(tmp_path: Path, label: str) -> None:
     journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
     append(journal, Write(Fid(7), 0, None), b"one")
-    calls.listen(calls.PlannedFault(label, 1, "ENOSPC+"))
+    failpoints.listen(failpoints.PlannedFault(label, 1, "ENOSPC+"))
     assert append_until_full(journal, Write(Fid(7), 0, None), bytes(1000)) < 100
     head = journal.head
     if label == "journal.fallocate":
         # The reserve is for those who make space, and for what must be said.
         append(journal, Unlink(Fid(7), Fid(1), b"x"))
         append(journal, Void(journal.head_seq, errno.EIO, 0))
-    calls.listen(None)
+    failpoints.listen(None)
     append(journal, Write(Fid(7), 0, None), b"two")
     assert [entry.seq for entry in journal.reader.read(head.seq, Seq(head.seq + 2))] == [
         head.seq,
@@ -176,7 +176,7 @@ def test_full_disk_refuses_and_goes_on(tmp_path: Path, label: str) -> None:
 
 def test_reserve_is_enough_for_removals_but_not_without_end(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
-    calls.listen(calls.PlannedFault("journal.fallocate", 1, "ENOSPC+"))
+    failpoints.listen(failpoints.PlannedFault("journal.fallocate", 1, "ENOSPC+"))
     assert append_until_full(journal, Write(Fid(7), 0, None), bytes(1000)) < 100
     assert 50 < append_until_full(journal, Unlink(Fid(7), Fid(1), b"name")) < 10_000
     append(journal, Void(journal.head_seq, errno.EIO, 0))
@@ -202,7 +202,7 @@ def test_short_write_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_failing_disk_ends_it(tmp_path: Path, label: str) -> None:
     journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
     append(journal, Clean())
-    calls.listen(calls.PlannedFault(label, 1, "EIO"))
+    failpoints.listen(failpoints.PlannedFault(label, 1, "EIO"))
     act: Callable[[], object] = (
         journal.sync if "sync" in label else lambda: append(journal, Clean())
     )
@@ -351,7 +351,7 @@ def test_a_failed_compression_leaves_nothing_behind(tmp_path: Path) -> None:
     for _ in range(100):
         append(journal, Write(Fid(7), 0, None), bytes(3000))
     journal.sync()
-    calls.listen(calls.PlannedFault("journal.compress.sync", 1, "ENOSPC"))
+    failpoints.listen(failpoints.PlannedFault("journal.compress.sync", 1, "ENOSPC"))
     sealed = journal.sealed_segments()
     with pytest.raises(OSError, match="No space"):
         journal.compress_one(sealed[0])
@@ -431,10 +431,10 @@ def test_zeros_at_the_end_of_a_closed_segment_are_damage(tmp_path: Path) -> None
 def test_a_segment_that_was_not_sealed_is_sealed_later(tmp_path: Path) -> None:
     """The process died between making the next segment and giving the old one its size."""
     journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)
-    calls.listen(calls.PlannedFault("journal.seal", 1, "EIO"))
+    failpoints.listen(failpoints.PlannedFault("journal.seal", 1, "EIO"))
     with pytest.raises(JournalFailedError):
         append_until_full(journal, Create(Fid(2), Fid(1), b"f", 0o100644, 0, 0, 0, None))
-    calls.listen(None)
+    failpoints.listen(None)
     old, new = list_segments(tmp_path)
     whole = old.read_bytes()
     assert whole.endswith(bytes(100))

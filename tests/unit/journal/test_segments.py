@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import list_segments
@@ -24,7 +24,7 @@ _OPTIONS = JournalOptions(segment_entries=20, preallocate_bytes=1 << 14, reserve
 @pytest.fixture(autouse=True)
 def _no_fault_left() -> Iterator[None]:
     yield
-    calls.listen(None)
+    failpoints.listen(None)
 
 
 def _filled(directory: Path, count: int = 100) -> Journal:
@@ -108,10 +108,10 @@ def test_a_torn_compressed_segment_does_not_count(tmp_path: Path) -> None:
 def test_an_interrupted_compression_is_ended_by_the_next_start(tmp_path: Path) -> None:
     journal = _filled(tmp_path)
     path = journal.sealed_segments()[1]
-    calls.listen(calls.PlannedFault("journal.compress.unlink", 1, "EIO"))
+    failpoints.listen(failpoints.PlannedFault("journal.compress.unlink", 1, "EIO"))
     with pytest.raises(OSError, match="Input/output"):
         journal.compress_one(path)
-    calls.listen(None)
+    failpoints.listen(None)
     assert path.exists()
     assert path.with_suffix(".fjz").exists()
     journal.close()

@@ -14,7 +14,7 @@ import trio
 
 from fusejournal.backing.tree import FID_XATTR, pack_tag
 from fusejournal.config import ReplicationConfig
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.disk.syscalls import handle_of
 from fusejournal.errors import PeerLostError, RecoveryError
 from fusejournal.journal import clock
@@ -326,7 +326,7 @@ async def test_full_backing_stops_the_start_and_nothing_is_lost(tmp_path: Path) 
                 head_seq = primary.volume.journal.head_seq
                 await _ship_all(primary, mirror, address)
             lose_machine(tmp_path / "primary" / "state", head_seq - 20)
-            calls.listen(calls.PlannedFault("reconcile.write", 2, "ENOSPC"))
+            failpoints.listen(failpoints.PlannedFault("reconcile.write", 2, "ENOSPC"))
             try:
                 with (
                     open_volume(tmp_path / "primary", begin=False, orderly=False) as primary,
@@ -334,7 +334,7 @@ async def test_full_backing_stops_the_start_and_nothing_is_lost(tmp_path: Path) 
                 ):
                     await _begin(primary, peers={"east": address})
             finally:
-                calls.listen(None)
+                failpoints.listen(None)
             with open_volume(tmp_path / "primary", begin=False) as primary:
                 assert await _begin(primary, peers={"east": address}) == []
             assert digest_tree(mirror.backing).digest == digest_tree(primary.backing).digest

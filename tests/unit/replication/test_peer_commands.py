@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from fusejournal.control.client import RemoteError
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.replication.peers import PeerBook
 from fusejournal.wire.pairing import CODE_SECONDS
 from fusejournal.wire.transport import connect
@@ -20,7 +20,7 @@ from tests.support.nodes import running_node
 def _places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(tmp_path))
     yield
-    calls.listen(None)
+    failpoints.listen(None)
 
 
 async def test_peers_come_and_go(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ async def test_what_cannot_be_saved_is_not_so(tmp_path: Path) -> None:
     async with running_node(tmp_path / "a", "a", listens=False) as node:
         await node.ask("peer-add", name="cellar", address="192.0.2.7:7733")
         before = node.book.list()
-        calls.listen(calls.PlannedFault("peers.write", 1, "ENOSPC+"))
+        failpoints.listen(failpoints.PlannedFault("peers.write", 1, "ENOSPC+"))
         for command, name in (
             ("peer-add", "x"),
             ("peer-remove", "cellar"),
@@ -151,7 +151,7 @@ async def test_names_that_are_taken(tmp_path: Path) -> None:
 async def test_a_book_that_cannot_be_saved_while_pairing(tmp_path: Path) -> None:
     async with running_node(tmp_path / "a", "a") as a, running_node(tmp_path / "b", "b") as b:
         opened = await a.ask("pair-open")
-        calls.listen(calls.PlannedFault("peers.write", 1, "ENOSPC"))
+        failpoints.listen(failpoints.PlannedFault("peers.write", 1, "ENOSPC"))
         with pytest.raises(RemoteError, match="cannot be saved"):
             await b.ask("pair-with", name="a", address=str(a.address), code=opened["code"])
         assert (await a.ask("pair-state", id=opened["id"]))["state"] == "failed"

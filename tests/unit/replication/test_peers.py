@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fusejournal.address import Address
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError, UnknownPeerError, UsageError
 from fusejournal.replication.peers import Peer, PeerBook, describe
 from fusejournal.types import Seq
@@ -22,7 +22,7 @@ ATTIC = Address("2001:db8::7", 7733)
 @pytest.fixture(autouse=True)
 def _no_faults() -> Iterator[None]:
     yield
-    calls.listen(None)
+    failpoints.listen(None)
 
 
 @pytest.fixture
@@ -156,14 +156,14 @@ def test_a_disk_that_fails(tmp_path: Path) -> None:
     book = PeerBook(tmp_path)
     book.add("cellar", CELLAR)
     labels: list[str] = []
-    calls.listen(labels.append)
+    failpoints.listen(labels.append)
     book.save()
     book.add("attic", ATTIC)
     for number in range(1, len(labels) + 1):
-        calls.listen(calls.PlannedFault("peers.*", number, "ENOSPC"))
+        failpoints.listen(failpoints.PlannedFault("peers.*", number, "ENOSPC"))
         with pytest.raises(FusejournalError, match=f"^{book.path}: cannot be saved"):
             book.save()
-        calls.listen(None)
+        failpoints.listen(None)
         names = [peer.name for peer in PeerBook.load(tmp_path).list()]
         assert names == (["attic", "cellar"] if number == len(labels) else ["cellar"])
         assert [path.name for path in tmp_path.iterdir()] == ["peers.json"]

@@ -14,7 +14,7 @@ import trio
 
 from fusejournal.address import parse_address
 from fusejournal.config import ReplicationConfig
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.errors import ConfigError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.watermarks import WatermarkPage
@@ -303,13 +303,13 @@ async def test_a_reign_is_on_the_disk_before_anything_of_it_is_taken(tmp_path: P
     ):
         mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
         patch.setattr(Connection, "receive", receive)
-        calls.listen(lambda label: order.append(label) if label == "marks.sync" else None)
+        failpoints.listen(lambda label: order.append(label) if label == "marks.sync" else None)
         try:
             async with running(mirror):
                 await follow(mirror, successor, 7)
                 assert reign_of(mirror) == Reign(Epoch(7), node_id(successor))
         finally:
-            calls.listen(None)
+            failpoints.listen(None)
     relevant = order[order.index("Begin") :]
     assert "marks.sync" in relevant[: relevant.index("Ack")]
 
@@ -347,7 +347,7 @@ async def test_a_mirror_has_a_higher_reign_on_its_disk_before_it_answers(
             primary.replication._peers_changed()
             await until("it is away", lambda: mirror_status(mirror).address is None)
         hello = higher(mirror, purpose, 3)
-        calls.listen(reached.append)
+        failpoints.listen(reached.append)
         try:
             for untrue in (  # nothing proves these
                 hello._replace(held_epoch=Epoch(6)),
@@ -362,7 +362,7 @@ async def test_a_mirror_has_a_higher_reign_on_its_disk_before_it_answers(
             answer = await greet(mirror, hello)
             assert "marks.sync" in reached
         finally:
-            calls.listen(None)
+            failpoints.listen(None)
         assert reign_of(mirror) == Reign(Epoch(7), 77)
         if purpose == "fetch" or not is_busy:
             assert isinstance(answer, Welcome)
@@ -411,12 +411,12 @@ async def test_a_primary_has_a_higher_reign_on_its_disk_before_it_answers(
             await greet(primary, hello._replace(uuid=bytes(15) + b"1"))
             await greet(primary, hello._replace(version=9))
             assert primary.volume.write_errno is None
-            calls.listen(reached.append)
+            failpoints.listen(reached.append)
             try:
                 await greet(primary, hello)
                 assert "marks.sync" in reached
             finally:
-                calls.listen(None)
+                failpoints.listen(None)
             assert primary.volume.write_errno == errno.EROFS
     assert reign_of(primary) == Reign(Epoch(7), 77)
 
@@ -906,7 +906,7 @@ async def test_what_has_parted_is_kept_by_one_at_a_time(tmp_path: Path) -> None:
         with open_volume(tmp_path / "other", uuid=uuid) as other:
             other.work(9)
             other.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-            calls.listen(wait)
+            failpoints.listen(wait)
             try:
                 async with running(other):
                     await until("it comes again", lambda: peer_status(other).errors > 1)
@@ -916,7 +916,7 @@ async def test_what_has_parted_is_kept_by_one_at_a_time(tmp_path: Path) -> None:
                     await until("they are kept", lambda: "they are kept in" in told())
             finally:
                 going_on.set()
-                calls.listen(None)
+                failpoints.listen(None)
         (kept,) = state_dir.glob("*diverged*")
         assert str(kept) in told()
         entries = list(JournalReader(kept).read(Seq(1), Seq(1 << 40)))

@@ -12,7 +12,7 @@ import trio
 import xxhash
 
 from fusejournal.config import ReplicationConfig
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.errors import JournalDamagedError
 from fusejournal.journal.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES
 from fusejournal.journal.frame_range import FrameRange, FrameRangeReader, JournalEnd
@@ -63,7 +63,7 @@ def test_one_that_is_kept_anew_is_made_durable_anew(tmp_path: Path) -> None:
         nonlocal synced
         synced += label == "signatures.sync"
 
-    calls.listen(note)
+    failpoints.listen(note)
     try:
         for number, expected in ((1, 1), (1, 2), (2, 3), (2, 4)):
             kept.keep(Seq(number * 10), SIGNATURES[expected])
@@ -72,7 +72,7 @@ def test_one_that_is_kept_anew_is_made_durable_anew(tmp_path: Path) -> None:
             assert synced == expected
             assert kept.durable_seq == number * 10
     finally:
-        calls.listen(None)
+        failpoints.listen(None)
     kept.close()
 
 
@@ -334,20 +334,20 @@ async def test_nothing_is_acknowledged_without_its_signature(tmp_path: Path) -> 
         async with running(mirror):
             primary.work(3)
             primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-            calls.listen(note)
+            failpoints.listen(note)
             try:
                 async with running(primary):
                     await until("the mirror is level", level(primary, mirror))
                     acked_seq = primary.volume.journal.head_seq
                     status = lambda: peer_status(primary)  # noqa: E731
                     await until("it is acked", lambda: status().acked_seq == acked_seq)
-                    calls.listen(calls.PlannedFault("signatures.sync", 1, "EIO"))
+                    failpoints.listen(failpoints.PlannedFault("signatures.sync", 1, "EIO"))
                     primary.work(3, start=10)
                     await until("it has failed", lambda: mirror.volume.failure is not None)
                     assert status().acked_seq == acked_seq
                     assert mirror.durability.durable_seq < mirror.volume.journal.head_seq
             finally:
-                calls.listen(None)
+                failpoints.listen(None)
     first_written = reached.index("signatures.write")
     later = reached[first_written:]
     assert later.index("signatures.sync") < later.index("journal.sync")

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from fusejournal.config import ReplicationConfig
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Mark
 from fusejournal.types import Seq
@@ -30,7 +30,7 @@ def quick_disk() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _no_delay_left() -> Iterator[None]:
     yield
-    calls.listen(None)
+    failpoints.listen(None)
 
 
 @asynccontextmanager
@@ -48,7 +48,7 @@ async def flushing(directory: Path, mirrors: int = 0) -> AsyncIterator[OpenVolum
 
 
 def delay_flushes(seconds: float) -> None:
-    calls.listen(lambda label: time.sleep(seconds) if label == "journal.sync" else None)
+    failpoints.listen(lambda label: time.sleep(seconds) if label == "journal.sync" else None)
 
 
 async def left_to_a_thread(volume: OpenVolume, at_most: int) -> int:
@@ -73,7 +73,7 @@ async def test_one_slow_flush_among_many_quick_ones_changes_little(quick_disk: P
         delay_flushes(0.005)
         volume.volume.note(Mark("slow"))
         await volume.durability.flush()
-        calls.listen(None)
+        failpoints.listen(None)
         assert await left_to_a_thread(volume, 1000) < 1000
 
 

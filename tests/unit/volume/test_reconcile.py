@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fusejournal.backing.tree import FID_XATTR
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.errors import BackingError
 from fusejournal.operations import Create, Import, Rename, Setattr, Write
 from fusejournal.types import ROOT_FID, Fid, Seq
@@ -185,12 +185,12 @@ def test_a_file_made_anew_is_on_the_disk_before_it_has_its_name(tmp_path: Path) 
     (volume.backing / "file").unlink()
     begin_another_boot(tmp_path / "state")
     reached: list[str] = []
-    calls.listen(reached.append)
+    failpoints.listen(reached.append)
     try:
         with open_volume(tmp_path):
             assert (volume.backing / "file").read_bytes() == b"content"
     finally:
-        calls.listen(None)
+        failpoints.listen(None)
     steps = [label for label in reached if label.startswith(("reconcile.", "checkpoint."))]
     order = [steps.index(f"reconcile.{step}") for step in ("write", "syncfs", "place")]
     assert order == sorted(order)
@@ -217,12 +217,12 @@ async def test_what_changes_while_the_journal_is_flushed_is_after_the_checkpoint
     with open_volume(tmp_path) as volume:
         volume.create("file")
         seconds = [0.2]
-        calls.listen(lambda label: time.sleep(seconds.pop()) if seconds else None)
+        failpoints.listen(lambda label: time.sleep(seconds.pop()) if seconds else None)
         begun_ns = time.time_ns()
         try:
             await volume.durability.checkpoint()
         finally:
-            calls.listen(None)
+            failpoints.listen(None)
         assert time.time_ns() - begun_ns > 200_000_000
         assert volume.opening.checkpoint.load().time_ns < begun_ns + 100_000_000
 

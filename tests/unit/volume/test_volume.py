@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError, JournalFullError
 from tests.support.volumes import open_volume
 
@@ -17,9 +17,9 @@ pytestmark = pytest.mark.mount
 @pytest.fixture
 def labels() -> Iterator[list[str]]:
     seen: list[str] = []
-    calls.listen(seen.append)
+    failpoints.listen(seen.append)
     yield seen
-    calls.listen(None)
+    failpoints.listen(None)
 
 
 def test_strict_flushes_before_it_applies(tmp_path: Path, labels: list[str]) -> None:
@@ -39,12 +39,12 @@ def test_strict_flushes_before_it_applies(tmp_path: Path, labels: list[str]) -> 
 def test_strict_applies_nothing_that_was_not_flushed(tmp_path: Path) -> None:
     with open_volume(tmp_path) as opened:
         opened.policy.set("strict")
-        calls.listen(calls.PlannedFault("journal.sync", 1, "EIO"))
+        failpoints.listen(failpoints.PlannedFault("journal.sync", 1, "EIO"))
         try:
             with pytest.raises(OSError, match="flushed") as caught:
                 opened.mkdir("directory")
         finally:
-            calls.listen(None)
+            failpoints.listen(None)
         assert caught.value.errno == errno.EIO
         assert not (opened.backing / "directory").exists()
         assert opened.volume.write_errno == errno.EROFS
@@ -78,13 +78,13 @@ def test_a_disk_that_fails_at_the_end_leaves_nothing_open(tmp_path: Path, label:
     def live() -> None:
         with open_volume(tmp_path) as opened:
             opened.mkdir("directory")
-            calls.listen(fail)
+            failpoints.listen(fail)
 
     try:
         with pytest.raises((OSError, FusejournalError)):
             live()
     finally:
-        calls.listen(None)
+        failpoints.listen(None)
     assert _opened_below(tmp_path) == []
 
 
@@ -93,7 +93,7 @@ def test_a_stop_on_a_full_disk_says_where_and_loses_nothing(tmp_path: Path, labe
     def live() -> None:
         with open_volume(tmp_path) as opened:
             opened.create("file", b"content")
-            calls.listen(calls.PlannedFault(label, 1, "ENOSPC+"))
+            failpoints.listen(failpoints.PlannedFault(label, 1, "ENOSPC+"))
 
     with open_volume(tmp_path):
         pass
@@ -101,7 +101,7 @@ def test_a_stop_on_a_full_disk_says_where_and_loses_nothing(tmp_path: Path, labe
         with pytest.raises(JournalFullError, match=f"^{tmp_path}/state: no space left") as caught:
             live()
     finally:
-        calls.listen(None)
+        failpoints.listen(None)
     assert "nothing is lost" in str(caught.value)
     with open_volume(tmp_path) as opened:
         assert (opened.backing / "file").read_bytes() == b"content"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError
 from fusejournal.wire.connection import tls_context
 from fusejournal.wire.identity import Identity, fingerprint_of, load_or_make, normalize, trust
@@ -20,7 +20,7 @@ from tests.support.certificates import bad_name, bad_version
 @pytest.fixture(autouse=True)
 def _no_faults() -> Iterator[None]:
     yield
-    calls.listen(None)
+    failpoints.listen(None)
 
 
 def test_it_is_made_once(tmp_path: Path) -> None:
@@ -62,16 +62,16 @@ def test_any_name_will_do(tmp_path: Path, node: str) -> None:
 def test_failed_anywhere_it_is_made_anew(tmp_path: Path) -> None:
     """Each call fails once; what a start leaves behind never harms the next one."""
     labels: list[str] = []
-    calls.listen(labels.append)
+    failpoints.listen(labels.append)
     load_or_make(tmp_path / "counted", "one")
     assert len(labels) == 7
     for number in range(1, len(labels) + 1):
         directory = tmp_path / f"{number}" / "identity"
         directory.parent.mkdir()
-        calls.listen(calls.PlannedFault("identity.*", number, "EIO"))
+        failpoints.listen(failpoints.PlannedFault("identity.*", number, "EIO"))
         with pytest.raises(OSError, match="planned"):
             load_or_make(directory, "one")
-        calls.listen(None)
+        failpoints.listen(None)
         assert not directory.exists() or number == len(labels)
         made = load_or_make(directory, "one")
         assert load_or_make(directory, "one") == made
@@ -81,9 +81,9 @@ def test_failed_anywhere_it_is_made_anew(tmp_path: Path) -> None:
 MAKE = """
 import sys
 from pathlib import Path
-from fusejournal.disk import calls
+from fusejournal.disk import failpoints
 from fusejournal.wire.identity import load_or_make
-calls.listen_to_environment()
+failpoints.listen_to_environment()
 load_or_make(Path(sys.argv[1]), "one")
 """
 

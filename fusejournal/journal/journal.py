@@ -1,8 +1,8 @@
 """The journal of one volume: append, flush, roll. The only code that writes segments (reader.py
 reads them).
 
-:meth:`Journal.append` and everything else but ``sync`` and ``compress_one`` belong to the event
-loop's thread; those two block and run in worker threads beside it. An appended frame is in the
+:meth:`Journal.append` and everything else but ``sync`` belong to the event loop's thread; that
+one blocks and runs in a worker thread beside it. An appended frame is in the
 kernel's hands when ``append`` returns (one pwritev, no buffer of our own), so it outlives this
 process; ``sync`` makes it outlive the machine.
 
@@ -15,10 +15,8 @@ A segment is rolled before an entry, never between an entry and its VOID. Source
 pwritev(2), fdatasync(2)."""
 
 import errno
-import itertools
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,29 +42,11 @@ from fusejournal.journal.format import (
 )
 from fusejournal.journal.frame_range import FrameRange, JournalEnd
 from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
-from fusejournal.journal.index import has_index
 from fusejournal.journal.reader import END, JournalReader
-from fusejournal.journal.seekable import compress_file
-from fusejournal.journal.segment import (
-    COMPRESSED_SUFFIX,
-    PLAIN_SUFFIX,
-    SPACE_BYTES,
-    BadFrameError,
-    SegmentReader,
-    first_seq_of,
-    list_segments,
-)
+from fusejournal.journal.sealed_segments import SealedSegments, share_from
+from fusejournal.journal.segment import COMPRESSED_SUFFIX, first_seq_of
 from fusejournal.journal.segment_writer import ALWAYS, JournalOptions, SegmentWriter
-from fusejournal.operations import (
-    MAKERS,
-    REMOVALS,
-    TOUCHED,
-    Kind,
-    NewEpoch,
-    Operation,
-    Rename,
-    Whiteout,
-)
+from fusejournal.operations import REMOVALS, Kind, NewEpoch, Operation
 from fusejournal.types import Caller, Epoch, Fid, Position, Seq
 
 _VOID_ROOM_BYTES = 256
@@ -74,7 +54,8 @@ _SMALL_FLUSH_BYTES = 64 << 10
 
 
 class Journal:
-    """See the module. Make one with :meth:`create` or :meth:`open`."""
+    """See the module. Make one with :meth:`create` or :meth:`open`; by itself the constructor makes
+    one that has no segment yet, because it will receive its first."""
 
     def __init__(
         self,
@@ -91,8 +72,7 @@ class Journal:
         self.reader = JournalReader(directory, uuid)
         """Reads what was appended, up to the head."""
         self.handle_key = NO_HANDLE_KEY
-        """What generations of fids are made with; a journal that is received from elsewhere has it
-        from its first segment on."""
+        """Makes the generations of fids; one that is received has it from its first segment on."""
         self.epoch = Epoch(0)
         self.head_seq = Seq(0)
         self.chain = 0
@@ -113,19 +93,13 @@ class Journal:
         """What was appended since it was opened."""
         self._current: SegmentWriter | None = None
         self._failure: str | None = None
-        # Shared with the thread that flushes: only the loop's appends on the right and counts up,
-        # only the flush takes from the left and catches up.
-        self._unsynced: deque[tuple[Path, int]] = deque()
+        self.sealed = SealedSegments(options.compress_level)
+        """Segments that are written no more."""
+        # Shared with the thread that flushes: only the loop counts up, only the flush catches up.
         self._synced_end = 0
         self._names_made = 0
         self._names_synced = 0
         self._sync_lock = threading.Lock()
-        self._sealed: dict[Seq, Path] = {}
-        """Segments that are written no more, in order, and what each occupies: listed once, for
-        there can be many, and kept up to date by the one who changes them."""
-        self._sealed_bytes: dict[Seq, int] = {}
-        self._without_index: dict[Seq, None] = {}
-        """Those of them that may have no index."""
 
     # -- opening -----------------------------------------------------------------------------------
 
@@ -144,17 +118,6 @@ class Journal:
         journal.handle_key = HandleKey.random() if handle_key is None else handle_key
         journal._current = journal._begin_segment(journal._next_header())
         return journal
-
-    @classmethod
-    def expect(
-        cls,
-        directory: Path,
-        uuid: UUID,
-        options: JournalOptions,
-        on_flush_failed: Callable[[], None] = lambda: None,
-    ) -> "Journal":
-        """A journal in *directory* that has no segment yet: the first one will be received."""
-        return cls(directory, uuid, options, on_flush_failed)
 
     def adopt(self, uuid: UUID) -> None:
         """Become the journal of volume *uuid*, while there is nothing in it."""
@@ -201,8 +164,7 @@ class Journal:
         journal.last_time_ns = found.last_time_ns
         journal.ends_clean = found.ends_clean
         journal.durable_seq = journal.durable_when_opened = found.flushed
-        for path in list_segments(directory):
-            journal._add_sealed(path, path.stat().st_size)
+        journal.sealed.read_directory(directory, Seq(found.head_seq + 1))
         journal.handle_key = journal.reader.handle_key()
         if not read_only:
             journal._resume(found, is_copy)
@@ -211,16 +173,7 @@ class Journal:
     def _resume(self, found: tail.Found, is_copy: bool) -> None:
         """Go on writing where the newest segment ends, or begin one where there is none to go on
         with."""
-        # What the last process wrote may still be in the page cache alone: the first flush covers
-        # the sealed segments that do not end below the watermark, too.
-        paths = list(self._sealed.values())
-        for path in paths:
-            _remove_leftover(path)
-        for path, following in itertools.pairwise(paths):
-            _seal(path)
-            last_seq = first_seq_of(following) - 1
-            if path.suffix != COMPRESSED_SUFFIX and last_seq > self.durable_seq:
-                self._unsynced.append((path, os.open(path, os.O_RDWR | os.O_CLOEXEC)))
+        self.sealed.mend(self.durable_seq)
         self._names_made += 1
         if found.last is None or found.last.suffix == COMPRESSED_SUFFIX:
             if not is_copy:
@@ -233,8 +186,7 @@ class Journal:
         self._current = SegmentWriter(
             found.last, fd, first_seq_of(found.last), found.end, self.options
         )
-        for known in (self._sealed, self._sealed_bytes, self._without_index):
-            known.pop(self._current.first_seq, None)
+        self.sealed.remove_last()
         if not is_copy:
             # What is damaged further back is told by whoever reads it.
             with suppress(JournalDamagedError):
@@ -273,7 +225,7 @@ class Journal:
         current = self._current
         assert current is not None, "the journal is open for reading only"
         assert time_ns > self.last_time_ns, "entry times must grow"
-        paths = self._paths(current, operation, path_of)
+        paths = current.paths_to_tell(operation, path_of)
         payload = _encode(operation, who, time_ns, paths)
         if len(payload) > PAYLOAD_BYTES_MAX or len(data) > DATA_BYTES_MAX:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))  # no reader would take it
@@ -282,13 +234,14 @@ class Journal:
             current.end + need + _VOID_ROOM_BYTES > self.options.segment_bytes
             or self.head_seq - current.first_seq + 1 >= self.options.segment_entries
         )
-        if self.clock.begins_ns is not None and current.end == SEGMENT_HEADER_BYTES:
+        is_empty = current.end == SEGMENT_HEADER_BYTES
+        if self.clock.begins_ns is not None and is_empty:
             self._begin_anew(current)
-        elif (is_long or self.clock.begins_ns is not None) and self._may_roll(current, kind):
+        elif (is_long or self.clock.begins_ns is not None) and not is_empty and kind != Kind.VOID:
             rolled = self._roll(kind)
             if rolled is not None:
                 current = rolled
-                paths = self._paths(current, operation, path_of)
+                paths = current.paths_to_tell(operation, path_of)
                 payload = _encode(operation, who, time_ns, paths)
                 need = len(payload) + len(data) + 32
         seq = Seq(self.head_seq + 1)
@@ -302,19 +255,8 @@ class Journal:
         self.head_seq = seq
         self.chain = chain
         self.last_time_ns = time_ns
-        if paths:
-            current.named.update(paths)
-        if kind in REMOVALS:
-            # It may have further names, of which this segment does not know.
-            current.named.discard(operation[0])  # type: ignore[misc]
-        elif isinstance(operation, Rename):
-            current.named.discard(operation.replaced)
-        elif isinstance(operation, Whiteout):
-            current.named.discard(operation.replaced)
-            current.named.add(operation.whiteout)
-        if kind in MAKERS:
-            current.named.add(operation[0])  # type: ignore[arg-type, misc]
-        elif isinstance(operation, NewEpoch):
+        current.note_named(operation, paths)
+        if isinstance(operation, NewEpoch):
             self.epoch = operation.epoch
         return seq
 
@@ -376,7 +318,7 @@ class Journal:
                 f"follow entry {self.head_seq} of {self.uuid}"
             )
         old = self._current
-        if not self._sealed and (old is None or old.first_seq == header.first_seq):
+        if not self.sealed and (old is None or old.first_seq == header.first_seq):
             self.handle_key = header.handle_key
         elif header.handle_key not in (self.handle_key, NO_HANDLE_KEY):
             raise JournalForeignError(
@@ -385,30 +327,13 @@ class Journal:
             )
         if old is not None and old.first_seq == header.first_seq:
             # Whoever began it here died before the first entry: perhaps by another header.
-            try:
-                old.write_header(content)
-            except OSError as error:
-                raise self._fail(f"{old.path}: cannot be written: {error.strerror}") from error
+            self._replace_header(old, content)
             return old
         new = self._begin_segment(header)
         if old is not None:
             self._seal(old)
         self._current = new
         return new
-
-    def _paths(
-        self, current: SegmentWriter, operation: Operation, path_of: Callable[[Fid], bytes | None]
-    ) -> dict[Fid, bytes] | None:
-        """The paths that this segment has not told yet."""
-        paths: dict[Fid, bytes] | None = None
-        for index in TOUCHED[operation.kind]:
-            fid: Fid = operation[index]  # type: ignore[assignment]
-            if fid not in current.named:
-                path = path_of(fid)
-                if path is not None:
-                    paths = paths or {}
-                    paths[fid] = path
-        return paths
 
     @contextmanager
     def _failing_for_good(self) -> Iterator[None]:
@@ -424,9 +349,6 @@ class Journal:
         return JournalFailedError(reason)
 
     # -- rolling -----------------------------------------------------------------------------------
-
-    def _may_roll(self, current: SegmentWriter, kind: Kind) -> bool:
-        return kind != Kind.VOID and current.end > SEGMENT_HEADER_BYTES
 
     def _roll(self, kind: Kind) -> SegmentWriter | None:
         """Seal the current segment and begin the next; None when there is no space and *kind* may
@@ -448,14 +370,8 @@ class Journal:
             old.seal()
         # Before the next one is the current one: a flush beside us takes the current segment first
         # and the sealed ones after.
-        self._add_sealed(old.path, old.end)
-        self._unsynced.append((old.path, old.fd))
-
-    def _add_sealed(self, path: Path, size: int) -> None:
-        first_seq = first_seq_of(path)
-        self._sealed[first_seq] = path
-        self._sealed_bytes[first_seq] = size
-        self._without_index[first_seq] = None
+        self.sealed.add(old.path, old.end, Seq(self.head_seq + 1))
+        self.sealed.unflushed.append((old.path, old.fd))
 
     def _next_header(self) -> SegmentHeader:
         return SegmentHeader(
@@ -470,11 +386,14 @@ class Journal:
     def _begin_anew(self, current: SegmentWriter) -> None:
         """Give *current*, which has no entry yet, a header with the clock's time as it is now."""
         header = self._next_header()
+        self._replace_header(current, header.encode())
+        self.clock.begun(header.time_ns, self.last_time_ns)
+
+    def _replace_header(self, current: SegmentWriter, content: bytes) -> None:
         try:
-            current.write_header(header.encode())
+            current.write_header(content)
         except OSError as error:
             raise self._fail(f"{current.path}: cannot be written: {error.strerror}") from error
-        self.clock.begun(header.time_ns, self.last_time_ns)
 
     def _begin_segment(self, header: SegmentHeader) -> SegmentWriter:
         with self._failing_for_good():
@@ -499,7 +418,7 @@ class Journal:
             seq = min(self.head_seq, upto_seq)
             current = self._current
             end = current.end if current is not None else 0
-            sealed = list(self._unsynced)
+            sealed = list(self.sealed.unflushed)
             names_made = self._names_made
             try:
                 for _, fd in sealed:
@@ -517,7 +436,7 @@ class Journal:
             for _, fd in sealed:
                 # If it was sealed meanwhile there may be more in it: next time.
                 if current is None or fd != current.fd:
-                    self._unsynced.popleft()
+                    self.sealed.unflushed.popleft()
                     os.close(fd)
             self.durable_seq = max(self.durable_seq, seq)
             return self.durable_seq
@@ -528,7 +447,7 @@ class Journal:
         current = self._current
         return (
             current is not None
-            and not self._unsynced
+            and not self.sealed.unflushed
             and self._names_made == self._names_synced
             and current.end - self._synced_end <= _SMALL_FLUSH_BYTES
             and not self._sync_lock.locked()
@@ -539,75 +458,29 @@ class Journal:
         with self._sync_lock:
             current, self._current = self._current, None
             if current is not None:
-                for _, fd in self._unsynced:
+                for _, fd in self.sealed.unflushed:
                     os.close(fd)
                 current.close()
 
-    # -- sealed segments ---------------------------------------------------------------------------
+    # -- sizes -------------------------------------------------------------------------------------
 
     @property
     def segment_count(self) -> int:
-        """How many segments there are."""
-        return len(self._sealed_bytes) + (self._current is not None)
+        """The number of segments, with the one that is written."""
+        return len(self.sealed) + (self._current is not None)
 
     @property
     def total_bytes(self) -> int:
         """What the segments occupy."""
-        return sum(self._sealed_bytes.values()) + (
-            self._current.end if self._current is not None else 0
-        )
+        return self.sealed.total_bytes + (self._current.end if self._current is not None else 0)
 
     def bytes_from(self, seq: Seq) -> int:
         """About how much of what the segments occupy is entries from *seq* on."""
         current = self._current
-        total = 0
-        next_seq, size = Seq(self.head_seq + 1), current.end if current is not None else 0
-        starts = [(current.first_seq, size)] if current is not None else []
-        starts += sorted(self._sealed_bytes.items(), reverse=True)
-        for first_seq, size in starts:
-            if first_seq <= seq:
-                share = (next_seq - seq) / max(1, next_seq - first_seq)
-                return total + int(size * min(1.0, max(0.0, share)))
-            total += size
-            next_seq = first_seq
-        return total
-
-    def sealed_segments(self) -> list[Path]:
-        """Segments that are sealed and durable: those that can have an index and be
-        compressed."""
-        busy = {path for path, _ in list(self._unsynced)}  # a copy: a flush may run beside us
-        return [path for path in self._sealed.values() if path not in busy]
-
-    def without_index(self) -> list[Path]:
-        """Sealed segments that have no sidecar index yet."""
-        found = []
-        for path in self.sealed_segments() if self._without_index else ():
-            first_seq = first_seq_of(path)
-            if first_seq in self._without_index:
-                if has_index(path):
-                    del self._without_index[first_seq]
-                else:
-                    found.append(path)
-        return found
-
-    def compressible(self, to_seq: Seq = END) -> list[Path]:
-        """Sealed segments with entries before *to_seq* alone that are not compressed yet."""
-        sealed = self.sealed_segments()
-        ends = [first_seq_of(path) for path in sealed[1:]] + [Seq(self.head_seq + 1)]
-        return [
-            path
-            for path, end in zip(sealed, ends, strict=False)
-            if path.suffix != COMPRESSED_SUFFIX and end <= to_seq
-        ]
-
-    def compress_one(self, path: Path) -> None:
-        """Compress a sealed segment in place. Blocks: call it in a thread. Raises OSError,
-        FormatError."""
-        compressed = path.with_suffix(COMPRESSED_SUFFIX)
-        compress_file(path, compressed, self.options.compress_level)
-        first_seq = first_seq_of(path)
-        self._sealed_bytes[first_seq] = compressed.stat().st_size
-        self._sealed[first_seq] = compressed
+        if current is None:
+            return self.sealed.bytes_from(seq)
+        total = share_from(seq, current.first_seq, Seq(self.head_seq + 1), current.end)
+        return total if current.first_seq <= seq else total + self.sealed.bytes_from(seq)
 
 
 def _encode(
@@ -618,38 +491,3 @@ def _encode(
         return encode_payload(operation, who, time_ns, paths)
     except FormatError as error:
         raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {error}") from None
-
-
-def _remove_leftover(path: Path) -> None:
-    """Remove the plain file of a compressed segment, where its compression was interrupted before
-    that was done. One that is not the same size is left alone. Raises OSError."""
-    if path.suffix != COMPRESSED_SUFFIX:
-        return
-    plain = path.with_suffix(PLAIN_SUFFIX)
-    if plain.exists():
-        with SegmentReader(path) as reader:
-            is_same = reader.size == plain.stat().st_size
-        if is_same:
-            calls.unlink("journal.compress.unlink", plain)
-
-
-def _seal(path: Path) -> None:
-    """Give a segment that another follows its exact size: its writer died, or its machine, before
-    that was done. Raises OSError."""
-    if path.suffix == COMPRESSED_SUFFIX:
-        return
-    size = path.stat().st_size
-    if size % SPACE_BYTES:
-        return
-    try:
-        with SegmentReader(path) as reader:
-            end = reader.check().offset
-    except BadFrameError as bad:
-        raise JournalDamagedError(path, bad.offset, bad.seq, bad.reason) from None
-    if end < size:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            calls.ftruncate("journal.seal", fd, end)
-            calls.fsync("journal.seal.sync", fd)
-        finally:
-            os.close(fd)

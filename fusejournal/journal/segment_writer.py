@@ -14,6 +14,7 @@ Owned by the journal (journal.py) and used from its thread. Source: fallocate(2)
 
 import errno
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from fusejournal.disk import calls, failpoints
 from fusejournal.errors import JournalError, JournalFailedError, JournalFullError
 from fusejournal.journal.format import SEGMENT_HEADER_BYTES, SegmentHeader
 from fusejournal.journal.segment import SPACE_BYTES, segment_path
-from fusejournal.operations import REMOVALS, Kind
+from fusejournal.operations import MAKERS, REMOVALS, TOUCHED, Kind, Operation, Rename, Whiteout
 from fusejournal.types import Fid, Seq
 
 ALWAYS = frozenset({Kind.VOID, Kind.CLEAN})
@@ -55,8 +56,8 @@ class SegmentWriter:
     """See the module. *end*: where the segment *path*, open on *fd*, ends now."""
 
     __slots__ = (
-        *("_allocated", "_in_pieces", "_is_begun", "_options"),
-        *("end", "fd", "first_seq", "named", "path"),
+        *("_allocated", "_in_pieces", "_is_begun", "_named", "_options"),
+        *("end", "fd", "first_seq", "path"),
     )
 
     def __init__(
@@ -66,7 +67,7 @@ class SegmentWriter:
         self.fd = fd
         self.first_seq = first_seq
         self.end = end
-        self.named: set[Fid] = set()
+        self._named: set[Fid] = set()
         """Fids whose path this segment tells."""
         self._options = options
         self._allocated = end
@@ -187,6 +188,41 @@ class SegmentWriter:
             # A matter of speed only.
             with suppress(OSError):
                 calls.ftruncate("journal.extend", self.fd, size)
+
+    # -- paths -------------------------------------------------------------------------------------
+
+    def paths_to_tell(
+        self, operation: Operation, path_of: Callable[[Fid], bytes | None]
+    ) -> dict[Fid, bytes] | None:
+        """The paths of the files that *operation* touches, but for those that this segment tells
+        already. *path_of* tells a fid's path as it is now."""
+        paths: dict[Fid, bytes] | None = None
+        for index in TOUCHED[operation.kind]:
+            fid: Fid = operation[index]  # type: ignore[assignment]
+            if fid not in self._named:
+                path = path_of(fid)
+                if path is not None:
+                    paths = paths or {}
+                    paths[fid] = path
+        return paths
+
+    def note_named(self, operation: Operation, paths: dict[Fid, bytes] | None) -> None:
+        """Note what the entry of *operation*, which was written with *paths*, tells."""
+        named, kind = self._named, operation.kind
+        if paths:
+            named.update(paths)
+        if kind in REMOVALS:
+            # It may have further names, of which this segment does not know.
+            named.discard(operation[0])  # type: ignore[misc]
+        elif isinstance(operation, Rename):
+            named.discard(operation.replaced)
+        elif isinstance(operation, Whiteout):
+            named.discard(operation.replaced)
+            named.add(operation.whiteout)
+        if kind in MAKERS:
+            named.add(operation[0])  # type: ignore[arg-type, misc]
+
+    # -- the end -----------------------------------------------------------------------------------
 
     def seal(self) -> None:
         """Give back what was allocated beyond the end, for another segment follows. Raises

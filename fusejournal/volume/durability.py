@@ -340,7 +340,7 @@ class Durability:
             self._tend_failure = failure
 
     async def _tend_once(self) -> None:
-        for segment in self._journal.without_index():
+        for segment in self._journal.sealed.without_index():
             # Tried once until the next mount: a damaged segment will not get better.
             if segment not in self._without_index and not await self._make_index(segment):
                 self._without_index.add(segment)
@@ -368,9 +368,9 @@ class Durability:
         return done.returncode == 0
 
     async def _compress(self) -> None:
-        for segment in self._journal.compressible(self.hooks.keep_uncompressed_from()):
+        for segment in self._journal.sealed.compressible(self.hooks.keep_uncompressed_from()):
             try:
-                await trio.to_thread.run_sync(_when_idle, self._journal.compress_one, segment)
+                await trio.to_thread.run_sync(_when_idle, self._journal.sealed.compress, segment)
             except OSError as error:
                 if error.errno not in _PASSES:
                     self.compression_failure = f"{segment}: {error.strerror}"

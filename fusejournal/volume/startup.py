@@ -385,7 +385,7 @@ class VolumeStartup:
                     f"{directory}: has no segments, but this volume had; restore them"
                 )
             directory.mkdir(mode=0o700, exist_ok=True)
-            make = Journal.create if self._marks is None else Journal.expect
+            make = Journal.create if self._marks is None else Journal
             # Whoever flushes it: the kernel tells of what it dropped once.
             return make(directory, self._uuid, self._options, on_flush_failed=self.mark_unclean)
         # A killed layer is recovered for a read-only mount too, as file systems do. After a lost

@@ -139,6 +139,7 @@ def run_traced() -> None:
     from fusejournal.cli.main import main as command_line
     from fusejournal.disk import calls
     from fusejournal.journal.journal import Journal
+    from fusejournal.journal.sealed_segments import SealedSegments
     from fusejournal.layer.handlers import Handlers
     from fusejournal.volume.durability import Durability
 
@@ -186,7 +187,8 @@ def run_traced() -> None:
     if seconds_min:
         for owner, names in (
             (calls, ("pwritev", "fdatasync", "fsync", "syncfs", "fallocate", "fsync_directory")),
-            (Journal, ("sync", "_roll", "compress_one")),
+            (Journal, ("sync", "_roll")),
+            (SealedSegments, ("compress",)),
             (Catalog, ("commit", "sync")),
             (Durability, ("checkpoint", "_make_index")),
         ):

@@ -216,7 +216,7 @@ def test_the_journal_has_descriptors_of_its_own(tmp_path: Path) -> None:
             for _ in range(3):
                 opened.volume.commit(Write(fid, 0, None), SOMEBODY, _ONE_SEGMENT)
                 opened.make_checkpoint()
-        assert len(opened.volume.journal.sealed_segments()) >= 2
+        assert len(opened.volume.journal.sealed.durable()) >= 2
         assert opened.volume.failure is None
 
 

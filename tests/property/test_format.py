@@ -125,7 +125,7 @@ def test_every_flipped_byte_is_found(tmp_path: Path, compressed: bool) -> None:
     journal.close()
     (path,) = list_segments(tmp_path)
     if compressed:
-        journal.compress_one(path)
+        journal.sealed.compress(path)
         (path,) = list_segments(tmp_path)
     missed = _damages(path, compressed)
     if compressed:

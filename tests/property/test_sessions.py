@@ -87,7 +87,7 @@ class Mirror:
     def __init__(self, directory: Path) -> None:
         directory.mkdir()
         self.directory = directory
-        self.journal = Journal.expect(directory, UUID_OF_WORKLOADS, _OPTIONS)
+        self.journal = Journal(directory, UUID_OF_WORKLOADS, _OPTIONS)
         self.fence = Epoch(0)
         self.committed_seq = Seq(0)
 

@@ -490,12 +490,12 @@ class Workload:
                 step.operation, step.who, step.time_ns, self.models[number].path, step.data
             )
         journal.sync()
-        for number, path in enumerate(journal.sealed_segments()):
+        for number, path in enumerate(journal.sealed.durable()):
             care = self.care[number % len(self.care)]
             if care & 1:
                 write_index(path)
             if care & 2:
-                journal.compress_one(path)
+                journal.sealed.compress(path)
         journal.close()
 
 

@@ -32,7 +32,6 @@ _LARGE_MODULES = {
     "apply": 750,
     "tree": 550,
     "lookup": 600,
-    "journal": 700,
     "handlers": 750,
     "state_dir": 600,
     "target": 600,

@@ -61,7 +61,7 @@ def _content(directory: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("bytes_max", [1, 100, 5000, 1 << 20])
 def test_copy_made_of_stretches(journal: Journal, tmp_path: Path, bytes_max: int) -> None:
     (tmp_path / "copy").mkdir()
-    copy = Journal.expect(tmp_path / "copy", UUID, OPTIONS)
+    copy = Journal(tmp_path / "copy", UUID, OPTIONS)
     for frame_range in _frame_ranges(journal, 0, bytes_max):
         check_frame_range(frame_range)
         copy.receive(frame_range)
@@ -126,10 +126,10 @@ def test_nothing_beyond_what_is_applied(journal: Journal) -> None:
 def test_compressed_segments(journal: Journal, tmp_path: Path) -> None:
     plain = _content(journal.directory)
     journal.sync()
-    for path in journal.compressible():
-        journal.compress_one(path)
+    for path in journal.sealed.compressible():
+        journal.sealed.compress(path)
     (tmp_path / "copy").mkdir()
-    copy = Journal.expect(tmp_path / "copy", UUID, OPTIONS)
+    copy = Journal(tmp_path / "copy", UUID, OPTIONS)
     for frame_range in _frame_ranges(journal, 0, 3000):
         copy.receive(frame_range)
     assert _content(copy.directory) == plain
@@ -171,7 +171,7 @@ def test_flipped_bits_in_a_stretch(journal: Journal) -> None:
 
 def test_what_does_not_follow_is_refused(journal: Journal, tmp_path: Path) -> None:
     (tmp_path / "copy").mkdir()
-    copy = Journal.expect(tmp_path / "copy", UUID, OPTIONS)
+    copy = Journal(tmp_path / "copy", UUID, OPTIONS)
     first, second, third, *_ = _frame_ranges(journal, 0, 600)
     for wrong in (second, first._replace(chain_before=1), third):
         with pytest.raises(JournalForeignError):
@@ -182,7 +182,7 @@ def test_what_does_not_follow_is_refused(journal: Journal, tmp_path: Path) -> No
             copy.receive(wrong)
     copy.receive(second)
     assert copy.head_seq == second.last_seq
-    other = Journal.expect(tmp_path, uuid4(), OPTIONS)
+    other = Journal(tmp_path, uuid4(), OPTIONS)
     with pytest.raises(JournalForeignError):
         other.receive(first)
     copy.close()

@@ -173,7 +173,7 @@ def _with_key(frame_range: FrameRange, key: HandleKey) -> FrameRange:
 def test_a_copy_has_its_sources_key(tmp_path: Path) -> None:
     key = _made(tmp_path / "source")
     (tmp_path / "copy").mkdir()
-    copy = Journal.expect(tmp_path / "copy", UUID_OF_TESTS, _OPTIONS)
+    copy = Journal(tmp_path / "copy", UUID_OF_TESTS, _OPTIONS)
     assert copy.handle_key == NO_HANDLE_KEY
     for frame_range in _frame_ranges(tmp_path / "source"):
         copy.receive(frame_range)
@@ -189,7 +189,7 @@ def test_no_segment_brings_another_key(tmp_path: Path) -> None:
     """Whoever hands entries back could have the handles of all clients go stale by it."""
     key = _made(tmp_path / "source")
     (tmp_path / "copy").mkdir()
-    copy = Journal.expect(tmp_path / "copy", UUID_OF_TESTS, _OPTIONS)
+    copy = Journal(tmp_path / "copy", UUID_OF_TESTS, _OPTIONS)
     ranges = _frame_ranges(tmp_path / "source")
     second = next(number for number, one in enumerate(ranges[1:], 1) if one.offset == 0)
     for frame_range in ranges[:second]:

@@ -115,8 +115,8 @@ def test_points_lead_to_every_entry(tmp_path: Path) -> None:
 def test_a_pick_checks_what_it_reads(tmp_path: Path, compressed: bool) -> None:
     journal = many(tmp_path, 2000, segment_entries=500)
     if compressed:
-        for path in journal.compressible():
-            journal.compress_one(path)
+        for path in journal.sealed.compressible():
+            journal.sealed.compress(path)
     first = list_segments(tmp_path)[0]
     write_index(first)
     assert [e.seq for e, _ in JournalReader(tmp_path).pick(first, [444])] == [445]

@@ -221,11 +221,11 @@ def test_compressed_segments_read_the_same(tmp_path: Path) -> None:
         append(journal, Write(Fid(7), number, None), b"%d" % number * 300)
     journal.sync()
     before = [(entry.seq, bytes(entry.data)) for entry in journal.reader.read(Seq(1), Seq(201))]
-    sealed = journal.sealed_segments()
+    sealed = journal.sealed.durable()
     assert len(sealed) == len(list_segments(tmp_path)) - 1
     for path in sealed:
-        journal.compress_one(path)
-    assert journal.compressible() == []
+        journal.sealed.compress(path)
+    assert journal.sealed.compressible() == []
     assert [path.suffix for path in list_segments(tmp_path)][:-1] == [".fjz"] * len(sealed)
     assert [(e.seq, bytes(e.data)) for e in journal.reader.read(Seq(1), Seq(201))] == before
     assert [entry.seq for entry in journal.reader.read(Seq(90), Seq(95))] == [90, 91, 92, 93, 94]
@@ -308,7 +308,7 @@ def test_flushing_beside_appending_misses_no_segment(tmp_path: Path) -> None:
     paths = list_segments(tmp_path)
     assert len(paths) > 50
     assert {path.stat().st_ino for path in paths} <= set(flushed)
-    assert len(journal.sealed_segments()) == len(paths) - 1
+    assert len(journal.sealed.durable()) == len(paths) - 1
 
 
 def test_after_a_kill_sealed_segments_are_flushed_before_they_count(tmp_path: Path) -> None:
@@ -352,11 +352,11 @@ def test_a_failed_compression_leaves_nothing_behind(tmp_path: Path) -> None:
         append(journal, Write(Fid(7), 0, None), bytes(3000))
     journal.sync()
     failpoints.listen(failpoints.PlannedFault("journal.compress.sync", 1, "ENOSPC"))
-    sealed = journal.sealed_segments()
+    sealed = journal.sealed.durable()
     with pytest.raises(OSError, match="No space"):
-        journal.compress_one(sealed[0])
+        journal.sealed.compress(sealed[0])
     assert not list(tmp_path.glob("*.tmp"))
-    assert journal.sealed_segments() == sealed
+    assert journal.sealed.durable() == sealed
 
 
 def test_the_space_ahead_of_the_end_is_not_damage(tmp_path: Path) -> None:
@@ -441,7 +441,7 @@ def test_a_segment_that_was_not_sealed_is_sealed_later(tmp_path: Path) -> None:
     again = reopen(tmp_path)
     assert old.read_bytes() == whole.rstrip(b"\0")
     again.sync()
-    again.compress_one(old)
+    again.sealed.compress(old)
     again.close()
     assert not verify(list_segments(tmp_path), None, lambda done, total: None).damages
     lost = reopen(tmp_path, unclean_machine=True)

@@ -76,10 +76,10 @@ def test_a_whole_segment_counts_and_not_an_old_part_of_it(tmp_path: Path) -> Non
     (tmp_path / "journal").mkdir()
     journal = _filled(tmp_path / "journal")
     copy = tmp_path / "copy"
-    parts = journal.sealed_segments()[1:3]
+    parts = journal.sealed.durable()[1:3]
     content = [path.read_bytes() for path in parts]
-    for path in journal.compressible():
-        journal.compress_one(path)
+    for path in journal.sealed.compressible():
+        journal.sealed.compress(path)
     journal.close()
     shutil.copytree(journal.directory, copy)
     for path, whole, cut in zip(parts, content, (0.5, 0.0), strict=True):
@@ -94,9 +94,9 @@ def test_a_whole_segment_counts_and_not_an_old_part_of_it(tmp_path: Path) -> Non
 
 def test_a_torn_compressed_segment_does_not_count(tmp_path: Path) -> None:
     journal = _filled(tmp_path)
-    path = journal.sealed_segments()[1]
+    path = journal.sealed.durable()[1]
     plain = path.read_bytes()
-    journal.compress_one(path)
+    journal.sealed.compress(path)
     journal.close()
     compressed = path.with_suffix(".fjz")
     compressed.write_bytes(compressed.read_bytes()[:-20])
@@ -107,10 +107,10 @@ def test_a_torn_compressed_segment_does_not_count(tmp_path: Path) -> None:
 
 def test_an_interrupted_compression_is_ended_by_the_next_start(tmp_path: Path) -> None:
     journal = _filled(tmp_path)
-    path = journal.sealed_segments()[1]
+    path = journal.sealed.durable()[1]
     failpoints.listen(failpoints.PlannedFault("journal.compress.unlink", 1, "EIO"))
     with pytest.raises(OSError, match="Input/output"):
-        journal.compress_one(path)
+        journal.sealed.compress(path)
     failpoints.listen(None)
     assert path.exists()
     assert path.with_suffix(".fjz").exists()
@@ -118,7 +118,7 @@ def test_an_interrupted_compression_is_ended_by_the_next_start(tmp_path: Path) -
     _check_whole(tmp_path)
     again = Journal.open(tmp_path, UUID_OF_TESTS, _OPTIONS, unclean_machine=False)
     assert not path.exists()
-    assert path not in again.compressible()
+    assert path not in again.sealed.compressible()
     again.close()
     _check_whole(tmp_path)
 
@@ -130,16 +130,16 @@ def test_a_long_journal_is_not_listed_again_and_again(
     journal = _filled(tmp_path)
     from fusejournal.journal import index
 
-    for path in journal.without_index():
+    for path in journal.sealed.without_index():
         index.write_index(path)
-    assert journal.without_index() == []
+    assert journal.sealed.without_index() == []
 
     def listed(_: object) -> None:
         raise AssertionError("listed")
 
     monkeypatch.setattr(os, "listdir", listed)
     monkeypatch.setattr(Path, "stat", listed)
-    assert journal.without_index() == []
-    assert len(journal.compressible()) == len(journal.sealed_segments()) == 4
+    assert journal.sealed.without_index() == []
+    assert len(journal.sealed.compressible()) == len(journal.sealed.durable()) == 4
     monkeypatch.undo()
     journal.close()

@@ -74,8 +74,8 @@ def test_what_parted_is_kept_once_and_grows(tmp_path: Path, compress: bool) -> N
             one.work(40, start=100 + 40 * turn)
             if compress:
                 journal.sync()
-                for path in journal.compressible()[:-1]:
-                    journal.compress_one(path)
+                for path in journal.sealed.compressible()[:-1]:
+                    journal.sealed.compress(path)
             kept = keep_extra(state, agreed_seq, journal.head_seq)
             assert list(state.glob("*diverged.*")) == [kept]
             assert kept.name == f"diverged.{agreed_seq + 1}-{journal.head_seq}"

@@ -392,11 +392,11 @@ async def test_segments_stay_plain_until_they_are_sent(tmp_path: Path) -> None:
         head_seq = primary.volume.journal.head_seq
         assert primary.durability.hooks.keep_uncompressed_from() == head_seq + 1
         await primary.durability.flush()
-        sealed = primary.volume.journal.compressible(
+        sealed = primary.volume.journal.sealed.compressible(
             primary.durability.hooks.keep_uncompressed_from()
         )
         assert sealed == list_segments(primary.journal_dir)[:-1]
-        assert primary.volume.journal.compressible(Seq(2)) == []
+        assert primary.volume.journal.sealed.compressible(Seq(2)) == []
     assert primary.durability.hooks.keep_uncompressed_from() == END
 
 

@@ -116,7 +116,7 @@ def test_a_segment_that_is_too_short_is_not_signed(tmp_path: Path, compressed: b
         uuid, journal = opened.volume.journal.uuid, opened.volume.journal
         if compressed:
             journal.sync()
-            journal.compress_one(journal.compressible()[0])
+            journal.sealed.compress(journal.sealed.compressible()[0])
         ranges = list(_ranges(directory, uuid, journal.end))
         first, second, third, *_ = ranges
         _, other, *_ = (one for one in ranges if one.segment_seq != first.segment_seq)

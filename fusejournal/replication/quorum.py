@@ -5,11 +5,12 @@ who wait go on (until N mirrors are level again), or wait on. Both are said in t
 that has lost something which it had acknowledged does not count before it has that again; and a
 primary that is fenced answers nobody who waits any more.
 
-Who is going to wait has a *place* first, of which there are ``PLACES`` and for each user as many as
-are left to all others, so that one who takes all there are leaves some to everybody else. A caller
-without one waits in line, with nothing done yet. While mirrors answer, the line moves on; when they
-have not for a while, it is refused, because whoever stands in it keeps the layer from reading the
-next request.
+Who is going to wait has a *place* first, of which there are ``PLACES``. ``FIRST_PLACES`` of them
+are only for users who have none; of the rest, each user may have as many as are left to all others.
+So one who takes all there are leaves some to everybody else, and a group of users who do leave each
+other user one. A caller without a place waits in line, with nothing done yet. While mirrors answer,
+the line moves on; when they have not for a while, it is refused, because whoever stands in it keeps
+the layer from reading the next request.
 
 Used from the event loop's thread. Cancelling a wait is harmless."""
 
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 PLACES: Final = 448
 """Callers that may wait at once."""
+FIRST_PLACES: Final = 64
+"""Of these, so many are kept for users of whom nobody waits."""
 _BLOCKED_SECONDS: Final = 1.0
 _SLOW_SECONDS: Final = 12.0
 """The line waits so long for mirrors that do not answer: where a caller with a place waits on for
@@ -157,7 +160,10 @@ class Quorum:
     def try_enter(self, uid: int) -> bool:
         """Take a place for a caller with *uid*, who may be about to wait; :meth:`leave` follows.
         Returns False where there is none for it now."""
-        if self._placed[uid] >= PLACES - self._placed.total():
+        left = PLACES - self._placed.total()
+        if uid in self._placed:
+            left -= FIRST_PLACES
+        if self._placed[uid] >= left:
             return False
         self._placed[uid] += 1
         return True

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fusejournal.node.state_dir import load_state
-from fusejournal.replication.quorum import PLACES
+from fusejournal.replication.quorum import FIRST_PLACES, PLACES
 from tests.support.mirrors import Node, check_equal, started, wait_for
 
 pytestmark = pytest.mark.mount
@@ -159,7 +159,7 @@ def test_who_takes_all_places_leaves_some_to_others(
             assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
-            half = PLACES // 2
+            half = (PLACES - FIRST_PLACES) // 2
             refused = ["EAGAIN"] * (_CALLERS - half)
             wait_for(lambda: report.read_text().split() == refused, report.read_text)
             assert primary.ask()["replication"]["mirrors_waiting"] == half

@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from fusejournal.config import ReplicationConfig
-from fusejournal.replication.quorum import PLACES, Quorum
+from fusejournal.replication.quorum import FIRST_PLACES, PLACES, Quorum
 from fusejournal.types import Seq
 
 
@@ -225,7 +225,7 @@ async def test_nobody_takes_all_places(autojump_clock: trio.testing.MockClock) -
     async with trio.open_nursery() as nursery:
         greedy, other = (_Callers(quorum, nursery) for _ in range(2))
         await greedy.come(1000, 500)
-        half = PLACES // 2
+        half = (PLACES - FIRST_PLACES) // 2
         assert quorum.waiting == half
         await other.come(1001, 5)
         assert quorum.waiting == half + 5  # nobody is in his way
@@ -243,6 +243,25 @@ async def test_nobody_takes_all_places(autojump_clock: trio.testing.MockClock) -
         assert (greedy.answered, other.answered, other.refused) == (half, 10, [])
         assert quorum.waiting == 0
         assert quorum.try_enter(1000)
+
+
+async def test_a_group_of_users_leaves_each_other_user_a_place(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Each of the group takes all that one may; then comes everybody else."""
+    quorum = _quorum(on_timeout="block")
+    async with trio.open_nursery() as nursery:
+        group, others = (_Callers(quorum, nursery) for _ in range(2))
+        for uid in range(1000, 1020):
+            await group.come(uid, 300)
+        for uid in range(2000, 2050):
+            await others.come(uid, 1)
+        await trio.sleep(1000)
+        assert others.refused == []
+        assert quorum.waiting == PLACES - FIRST_PLACES + 50 + len(range(1009, 1020))
+        quorum.acked("a", Seq(7))
+        await trio.testing.wait_all_tasks_blocked()
+        assert others.answered == 50
 
 
 async def test_the_line_moves_on_while_mirrors_answer(

@@ -33,8 +33,10 @@ word       meaning
 =========  =====================================================================================
 
 Setting one raises OSError: ENOSPC on a full disk, and the number is as it was. The event loop's
-thread sets them; ``sync`` blocks, for a thread."""
+thread sets them; ``sync`` blocks, for a thread. After one that failed every later one fails, too,
+because the kernel drops what it could not write, and tells of that once (fsync(2))."""
 
+import errno
 import os
 import struct
 from pathlib import Path
@@ -71,6 +73,7 @@ class WatermarkPage:
         if not path.exists():
             _make(path)
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._has_failed = False
         content = os.pread(self._fd, _BYTES + 1, 0)
         if len(content) != _BYTES or _WORD.unpack_from(content)[0] != _MAGIC:
             self.close()
@@ -89,8 +92,14 @@ class WatermarkPage:
         os.close(self._fd)
 
     def sync(self) -> None:
-        """Make all of them durable. Blocks. Raises OSError."""
-        calls.fdatasync("marks.sync", self._fd)
+        """Make all of them durable. Blocks. Raises OSError, and from then on EIO."""
+        if self._has_failed:
+            raise OSError(errno.EIO, "an earlier flush of it failed")
+        try:
+            calls.fdatasync("marks.sync", self._fd)
+        except OSError:
+            self._has_failed = True
+            raise
 
     def _set(self, word: int, number: int) -> None:
         if number != self._words[word]:

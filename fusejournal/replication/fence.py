@@ -12,9 +12,10 @@ A node's id is made from its key: a node that got another key is another node, a
 of its own at its next start. Epoch 1 is nobody's: it began with the volume's UUID, so whoever is of
 it has a copy of that volume, and a comparison of the journals tells what is to be told.
 
-Used from the event loop's thread, but for what says that it blocks."""
+Used from the event loop's thread."""
 
 import secrets
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from fusejournal.errors import ConfigError
@@ -58,6 +59,10 @@ class Fence:
         """The number of this one."""
         with suppress(OSError):  # a full disk: the next start says the number of one before
             page.instance = self.instance
+        self._on_disk: Reign | None = None
+        """What is known to be on the disk of :attr:`seen`: nothing yet, because an earlier process
+        may have died, or failed, between the writing and the flush. (The instance, which lies in
+        the same block, has the next flush write that again.)"""
 
     @property
     def seen(self) -> Reign:
@@ -105,14 +110,19 @@ class Fence:
         return None
 
     def reigns(self, epoch: Epoch) -> None:
-        """This node reigns in *epoch* from now on; on disk when this returns. Blocks. Raises
-        OSError."""
-        reign = Reign(epoch, self._node_id if epoch > 1 else 0)
-        if reign != self.seen:
-            self.note(reign)
+        """Write down that this node reigns in *epoch* from now on. Raises OSError."""
+        self._page.fence = Reign(epoch, self._node_id if epoch > 1 else 0)
 
-    def note(self, reign: Reign) -> None:
-        """Remember that *reign* was seen: it is on disk when this returns. Blocks. Raises
-        OSError."""
-        self._page.fence = reign
-        self._page.sync()
+    def note(self, reign: Reign) -> bool:
+        """Write down that *reign* was seen, which then outlives the process. Returns True if that
+        raises what is known. Raises OSError: then all is as before."""
+        before = self.seen
+        self._page.fence = before.after(reign)
+        return self.seen != before
+
+    async def make_durable(self, flush: Callable[[], Awaitable[None]]) -> None:
+        """Return when what was seen is on the disk, by *flush* of the page where that is needed.
+        Raises what that raises."""
+        while (seen := self.seen) != self._on_disk:
+            await flush()
+            self._on_disk = seen

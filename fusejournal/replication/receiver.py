@@ -42,6 +42,7 @@ from fusejournal.replication.common_ancestor import (
     is_bound_by,
     keep_extra,
 )
+from fusejournal.replication.fence import Fence
 from fusejournal.replication.kept_signatures import KeptSignatures
 from fusejournal.replication.lag import LagMeter
 from fusejournal.replication.mirror_applier import MirrorApplier
@@ -103,6 +104,7 @@ class Receiver:
         self,
         volume: Volume,
         marks: WatermarkPage,
+        fence: Fence,
         durability: Durability,
         applier: MirrorApplier,
         me: Callable[[], HandshakeState],
@@ -111,6 +113,7 @@ class Receiver:
     ) -> None:
         self._volume = volume
         self._marks = marks
+        self._fence = fence
         self._durability = durability
         self._applier = applier
         self._me = me
@@ -282,33 +285,32 @@ class Receiver:
     async def heed(self, claim: Claim, peer: str) -> None:
         """*peer* has told of a reign. When this returns, it is on the disk where it is higher than
         the one that this mirror goes by, and proven; and nothing of a lower one is taken any more.
-        Cancelling leaves it undone, or done. Raises RefusedError on a full disk, OSError."""
+        Cancelling leaves it undone, or done. Raises RefusedError on a full disk, OSError where the
+        journal cannot be read, JournalFailedError where the flush failed."""
         await self._heed(claim, peer, is_let_in=False)
-
-    async def _sync_marks(self) -> None:
-        """Have the watermarks on the disk. Cancelling waits for that: what was raised in memory
-        would not be looked at again. Raises OSError."""
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._marks.sync)
 
     async def _heed(self, claim: Claim, peer: str, *, is_let_in: bool) -> None:
         """As :meth:`heed`. *is_let_in*: which instance of its node *peer* is, was looked at."""
         async with self._heeding:  # who tells of the same waits until it is on the disk
-            me, journal = self._me(), self._volume.journal
-            if me.uuid is None or claim.reign.epoch <= me.reign.epoch:
-                return
-            may_be_copy = self._instances.is_of_followed(claim.reign.node_id)
-            if may_be_copy and (not is_let_in or claim.seq <= journal.head_seq):
-                return
-            chains = ChainFinder(journal.directory, journal.uuid)
-            if not await is_bound_by(claim, me.reign, chains) or not self._raise(claim.reign):
-                return
-            log.warning("%s tells of reign %s: nothing of a lower is taken now", peer, claim.reign)
-            if self._session is not None:
-                self._session.cancel()
-            if self._newcomer is not None and not is_let_in:  # (else that is *peer* itself)
-                self._newcomer[1].cancel()
-            await self._sync_marks()
+            if await self._ends_reign(claim, is_let_in=is_let_in) and self._raise(claim.reign):
+                log.warning(
+                    "%s tells of reign %s: nothing of a lower is taken now", peer, claim.reign
+                )
+                if self._session is not None:
+                    self._session.cancel()
+                if self._newcomer is not None and not is_let_in:  # (else that is *peer* itself)
+                    self._newcomer[1].cancel()
+            await self._fence.make_durable(self._durability.flush_watermarks)
+
+    async def _ends_reign(self, claim: Claim, *, is_let_in: bool) -> bool:
+        """Returns True if *claim* is of a higher reign than this mirror goes by, and proven."""
+        me, journal = self._me(), self._volume.journal
+        if me.uuid is None or claim.reign.epoch <= me.reign.epoch:
+            return False
+        may_be_copy = self._instances.is_of_followed(claim.reign.node_id)
+        if may_be_copy and (not is_let_in or claim.seq <= journal.head_seq):
+            return False
+        return await is_bound_by(claim, me.reign, ChainFinder(journal.directory, journal.uuid))
 
     def _check_peer(self, peer: str) -> None:
         """Raise RefusedError where another peer than *peer* ships to here, or is about to."""
@@ -341,7 +343,7 @@ class Receiver:
         if self._instances.following != self._marks.following:
             with self._refusing_when_full():
                 self._marks.following = self._instances.following
-            await self._sync_marks()
+            await self._durability.flush_watermarks()
 
     async def _gives_a_sign(self) -> bool:
         """Whether the sender says something, now or soon."""
@@ -395,9 +397,9 @@ class Receiver:
         connection.expect_batches()
         if me.uuid is None:
             self._join_volume(uuid)
-        if self._mark(sink):
-            # A lower reign must not come in any more, whatever happens to this machine.
-            await self._sync_marks()
+        self._mark(sink)
+        # A lower reign must not come in any more, whatever happens to this machine.
+        await self._fence.make_durable(self._durability.flush_watermarks)
         self._instances.follow(instance_of(greeting, connection.where), trio.current_time())
         await self._keep_following()
         self._applier.wake()
@@ -486,7 +488,6 @@ class Receiver:
                 raise trio.TooSlowError(f"no word for {SILENCE_SECONDS:g} s")
 
     async def _take(self, batch: Batch, sink: Sink) -> None:
-        before = sink.reign
         if not sink.take(batch):
             self.duplicates += 1
             return
@@ -494,8 +495,8 @@ class Receiver:
             frame_range = await trio.to_thread.run_sync(frame_range_of, batch)
         else:
             frame_range = frame_range_of(batch)
-        if sink.reign != before and self._mark(sink):
-            await self._sync_marks()
+        self._raise(sink.reign)
+        await self._fence.make_durable(self._durability.flush_watermarks)
         self._keep_signature(batch)
         await self._append(frame_range)
         sink.appended(batch)
@@ -544,21 +545,18 @@ class Receiver:
                     self.notify()
                 return
 
-    def _mark(self, sink: Sink) -> bool:
-        """Keep the sender's reign, and how far it had applied what is here. Returns whether the
-        reign is another than before. Raises RefusedError on a full disk: the next session tells it
-        again."""
-        marks, is_raised = self._marks, self._raise(sink.reign)
+    def _mark(self, sink: Sink) -> None:
+        """Keep the sender's reign, and how far it had applied what is here. Raises RefusedError on
+        a full disk: the next session tells it again."""
+        self._raise(sink.reign)
         with self._refusing_when_full():
-            marks.committed_seq = max(marks.committed_seq, sink.committed_seq)
-        return is_raised
+            self._marks.committed_seq = max(self._marks.committed_seq, sink.committed_seq)
 
     def _raise(self, reign: Reign) -> bool:
-        """Keep *reign*, which was seen. Returns, and raises, as :meth:`_mark`."""
-        before = self._marks.fence
+        """Keep *reign*, which was seen. Returns True if it is another than before. Raises as
+        :meth:`_mark`."""
         with self._refusing_when_full():
-            self._marks.fence = before.after(reign)
-        return self._marks.fence != before
+            return self._fence.note(reign)
 
     @contextmanager
     def _refusing_when_full(self) -> Iterator[None]:

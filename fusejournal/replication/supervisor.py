@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -24,12 +25,19 @@ from fusejournal.address import (
 )
 from fusejournal.config import ReplicationConfig
 from fusejournal.control.server import Command
-from fusejournal.errors import FusejournalError, PeerLostError, PeerRefusedError, UsageError
+from fusejournal.errors import (
+    FusejournalError,
+    JournalFailedError,
+    PeerLostError,
+    PeerRefusedError,
+    UsageError,
+)
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.replication.append_notifier import AppendNotifier
-from fusejournal.replication.common_ancestor import ChainFinder, first_error, is_bound_by
+from fusejournal.replication.claims import PrimaryClaims, is_binding
+from fusejournal.replication.common_ancestor import first_error
 from fusejournal.replication.fence import Fence, node_id_of, parse_reign
 from fusejournal.replication.fetch_lost import LostEntryFetcher, TakenBack, serve_fetch
 from fusejournal.replication.kept_signatures import KeptSignatures
@@ -93,7 +101,7 @@ class Mirroring:
 
 class Replication:
     """See the module. *listen* and *insecure*: where others connect to, and whether they may
-    without TLS. *page*: the node's watermarks; opened here where it is not given."""
+    without TLS. *page*: the node's watermarks."""
 
     def __init__(
         self,
@@ -103,7 +111,7 @@ class Replication:
         listen: str | None,
         insecure: bool,
         is_mirror: bool,
-        page: WatermarkPage | None = None,
+        page: WatermarkPage,
     ) -> None:
         if is_mirror and listen is None:
             raise UsageError(
@@ -117,8 +125,9 @@ class Replication:
         self._node = node_name(name)
         self.identity: Identity = load_or_make(state_dir / "identity", self._node)
         self._node_id = node_id_of(self.identity.fingerprint)
+        self._page = page
         self.fence = Fence(
-            page or WatermarkPage(state_dir / "marks"),
+            page,
             self._node_id,
             parse_reign(config.overrule) if config.overrule is not None else None,
         )
@@ -135,7 +144,8 @@ class Replication:
         self._desk: PeerCommands
         self._inbound: dict[trio.CancelScope, str | None] = {}
         """Connections of others to here, with the name of the peer."""
-        self._judging = trio.Lock()
+        self._claims: PrimaryClaims
+        self._durability: Durability
         self._nursery: trio.Nursery | None = None
         self._signatures: KeptSignatures | None = None
         self.receiver: Receiver | None = None
@@ -179,12 +189,17 @@ class Replication:
             insecure=self._insecure,
         )
         if mirroring is not None:
-            return self._attach_mirror(volume, mirroring, make_durability)
+            self._durability = self._attach_mirror(volume, mirroring, make_durability)
+            return self._durability
         if self.fence.words(volume.journal.epoch) is not None:
             self.quorum.fence()
-        return make_durability(
+        self._durability = make_durability(
             FlushHooks(self.quorum if self._config.mirrors else None, self._keep_uncompressed_from)
         )
+        self._claims = PrimaryClaims(
+            self.fence, volume, self.quorum, self._durability, self._break_off
+        )
+        return self._durability
 
     def _attach_mirror(
         self,
@@ -217,7 +232,14 @@ class Replication:
             lambda: receiver.notify(),
         )
         receiver = self.receiver = Receiver(
-            volume, marks, durability, applier, self._me, self._join_volume, signatures
+            volume,
+            marks,
+            self.fence,
+            durability,
+            applier,
+            self._me,
+            self._join_volume,
+            signatures,
         )
         return durability
 
@@ -238,7 +260,7 @@ class Replication:
         journal = volume.journal
         uuid = None if mirroring is not None and mirroring.is_uninitialized else journal.uuid
         # A primary goes by its own reign, whatever it has seen; a mirror by the highest.
-        reign = self.fence.own(journal.epoch) if mirroring is None else mirroring.marks.fence
+        reign = self.fence.own(journal.epoch) if mirroring is None else self.fence.seen
         if journal.epoch > reign.epoch:
             reign = Reign(journal.epoch, 0)
         return self._greeting(uuid, journal, reign, volume.catalog.applied_seq)
@@ -281,28 +303,19 @@ class Replication:
             return self._greeting(journal.uuid, journal, reign, journal.head_seq)
 
         async def bind(claim: Claim, peer: str) -> str | None:
-            return await self._bind(claim, peer, journal)
+            fence = self.fence
+            if not await is_binding(claim, peer, fence, journal):
+                return None
+            if claim.reign.epoch > fence.seen.epoch:
+                fence.note(claim.reign)
+            await fence.make_durable(partial(trio.to_thread.run_sync, self._page.sync))
+            return fence.words(journal.epoch)
 
         work = LostEntryFetcher(
             journal, me, self._config, self.identity, self.book, self._insecure, told, bind
         )
         taken = await (work.run() if lost_machine else work.look_round())
         return taken._replace(new_epoch=reason or taken.new_epoch)
-
-    async def _bind(self, claim: Claim, peer: str, journal: Journal) -> str | None:
-        """Remember what *peer* says of a higher reign than this primary's, if that is proven.
-        Returns why this node takes no change any more."""
-        mine = self.fence.own(journal.epoch)
-        if not await is_bound_by(claim, mine, ChainFinder(journal.directory, journal.uuid)):
-            log.warning(
-                "peer %s speaks of reign %s, and nothing there proves it: it does not count",
-                peer,
-                claim.reign,
-            )
-            return None
-        if claim.reign.epoch > self.fence.seen.epoch:
-            await trio.to_thread.run_sync(self.fence.note, claim.reign)
-        return self.fence.words(journal.epoch)
 
     async def _heed(self, connection: Connection, greeting: Hello) -> None:
         """Have what *greeting* proves of a higher reign on this node's disk before anything is
@@ -311,6 +324,8 @@ class Replication:
             return
         try:
             await self._judge(claim_of(greeting), connection.peer or greeting.node)
+        except JournalFailedError as error:
+            raise RefusedError("failed", f"{self._node}: {error}") from None
         except OSError as error:
             raise FusejournalError(f"{connection.where}: {error}") from None
 
@@ -318,32 +333,21 @@ class Replication:
         """The same for *claim*, with which *peer* refuses what this node ships."""
         try:
             await self._judge(claim, peer)
-        except (RefusedError, OSError) as error:
+        except (RefusedError, JournalFailedError, OSError) as error:
             log.warning("reign %s, which peer %s has seen: %s", claim.reign, peer, error)
 
     async def _judge(self, claim: Claim, peer: str) -> None:
         """While it runs: take nothing any more, of callers or of a primary, where *claim*, of
-        *peer*, ends the reign that this node goes by. Raises RefusedError, OSError where that
-        cannot be written down on a mirror."""
+        *peer*, ends the reign that this node goes by. What it has seen is on the disk when this
+        returns. Raises RefusedError, OSError, JournalFailedError."""
         if self.receiver is not None:
             await self.receiver.heed(claim, peer)
-            return
-        async with self._judging:  # who tells of the same waits until it is on the disk
-            await self._judge_primary(claim, peer)
+        else:
+            await self._claims.heed(claim, peer)
 
-    async def _judge_primary(self, claim: Claim, peer: str) -> None:
-        volume = self._volume
-        if self.quorum.is_fenced or claim.reign.epoch <= volume.journal.epoch:
-            return
-        try:
-            words = await self._bind(claim, peer, volume.journal)
-        except OSError as error:  # it holds for this run at least
-            words = f"fenced by {claim.reign}, which cannot be written down: {error.strerror}"
-        if words is not None:
-            volume.fail(words)
-            self.quorum.fence()
-            for shipper, _ in self._shippers.values():
-                shipper.break_off()
+    def _break_off(self) -> None:
+        for shipper, _ in self._shippers.values():
+            shipper.break_off()
 
     # -- running -----------------------------------------------------------------------------------
 
@@ -352,9 +356,11 @@ class Replication:
         FusejournalError when it cannot."""
         if self._mirroring is None and not self.quorum.is_fenced:
             try:
-                await trio.to_thread.run_sync(self.fence.reigns, self._volume.journal.epoch)
+                self.fence.reigns(self._volume.journal.epoch)
             except OSError as error:  # as a full disk is, where a page has another place each time
                 log.warning("that this node reigns is not written down: %s", error.strerror)
+            with suppress(JournalFailedError):  # (The volume is read-only then, and says why.)
+                await self.fence.make_durable(self._durability.flush_watermarks)
         try:
             async with trio.open_nursery() as self._nursery:
                 if self._listen is not None:

@@ -36,7 +36,7 @@ from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.config import JournalConfig
 from fusejournal.disk import calls
 from fusejournal.disk.process import DIRECTORY, python_module
-from fusejournal.errors import JournalError
+from fusejournal.errors import JournalError, JournalFailedError
 from fusejournal.journal.format import FormatError
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END
@@ -194,7 +194,7 @@ class Durability:
         try:
             took = self._timed_sync()
         except JournalError as error:
-            self._broken(f"the journal could not be flushed: {error}")
+            self.disk_failed(f"the journal could not be flushed: {error}")
             return None
         self._in_place += 1
         self._note_flushed()
@@ -276,7 +276,7 @@ class Durability:
                 self._hop_average.add(min(hop, _HOP_SECONDS_MAX))
                 self._in_place = 0
             except JournalError as error:
-                self._broken(f"the journal could not be flushed: {error}")
+                self.disk_failed(f"the journal could not be flushed: {error}")
         flushed, self._flushed = self._flushed, trio.Event()
         flushed.set()
         self._note_flushed()
@@ -287,6 +287,17 @@ class Durability:
             self._page.durable_seq = self._journal.durable_seq
         self.hooks.on_flushed()
 
+    async def flush_watermarks(self) -> None:
+        """Flush the page of watermarks. Cancelling waits for that: what was raised in memory would
+        not be looked at again. Raises JournalFailedError, and has the volume fail."""
+        with trio.CancelScope(shield=True):
+            try:
+                await trio.to_thread.run_sync(self._page.sync)
+            except OSError as error:
+                reason = f"the page of watermarks could not be flushed: {error}"
+                self.disk_failed(reason)
+                raise JournalFailedError(reason) from error
+
     def commit_catalog(self) -> None:
         """Commit the catalog to the page cache; a full disk is said in ``full`` and tried again
         later."""
@@ -294,7 +305,7 @@ class Durability:
             self._catalog.commit()
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                self._broken(f"the catalog could not be committed: {error}")
+                self.disk_failed(f"the catalog could not be committed: {error}")
             self._catalog.is_full = True
         else:
             self._catalog.is_full = False
@@ -314,7 +325,7 @@ class Durability:
             self.commit_catalog()
             await trio.to_thread.run_sync(self._catalog.sync)
         except OSError as error:
-            self._broken(f"the backing could not be flushed: {error}")
+            self.disk_failed(f"the backing could not be flushed: {error}")
 
     async def _checkpoint_loop(self) -> None:
         while not self._failed:
@@ -381,7 +392,8 @@ class Durability:
                 self.compression_failure = str(error)
                 return
 
-    def _broken(self, reason: str) -> None:
+    def disk_failed(self, reason: str) -> None:
+        """A flush has failed, for *reason*: the volume is read-only, and whoever waits gets EIO."""
         self._failed = True
         self._fail(reason)
         flushed, self._flushed = self._flushed, trio.Event()

@@ -120,6 +120,7 @@ class OpenVolume:
             listen,
             insecure=insecure,
             is_mirror=self.marks is not None,
+            page=self.opening.page,
         )
         mirroring = None
         if self.marks is not None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import trio
@@ -22,6 +23,7 @@ from fusejournal.operations import NewEpoch
 from fusejournal.replication import fetch_lost as fetch_lost_module
 from fusejournal.replication import receiver as receiver_module
 from fusejournal.replication import shipper as shipper_module
+from fusejournal.replication.common_ancestor import ChainFinder
 from fusejournal.replication.fence import node_id_of, parse_reign
 from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.replication.supervisor import Replication
@@ -419,6 +421,85 @@ async def test_a_primary_has_a_higher_reign_on_its_disk_before_it_answers(
                 failpoints.listen(None)
             assert primary.volume.write_errno == errno.EROFS
     assert reign_of(primary) == Reign(Epoch(7), 77)
+
+
+async def test_a_fenced_primary_writes_a_still_higher_reign_down(tmp_path: Path) -> None:
+    """Whoever asks it then hears of no other, and a restart goes by it."""
+    reached: list[str] = []
+    with open_volume(tmp_path / "primary") as primary:
+        primary.work(2)
+        primary.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(primary):
+            hello = higher(primary, "fetch", 3)
+            await greet(primary, hello)
+            assert primary.volume.write_errno == errno.EROFS
+            failpoints.listen(reached.append)
+            try:
+                await greet(
+                    primary, hello._replace(epoch=Epoch(9), held_epoch=Epoch(9), reign_node=99)
+                )
+                assert "marks.sync" in reached
+            finally:
+                failpoints.listen(None)
+    assert reign_of(primary) == Reign(Epoch(9), 99)
+
+
+@pytest.mark.parametrize("role", ["primary", "mirror"])
+async def test_a_journal_that_cannot_be_read_just_now_proves_nothing(
+    tmp_path: Path, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever claims a reign is not answered, and heard when it comes again."""
+    with open_volume(tmp_path / role, mirror=role == "mirror", uuid=UUID(int=7)) as side:
+        if role == "primary":
+            side.work(2)
+        side.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(side):
+            hello = higher(side, "fetch", 3)
+            with monkeypatch.context() as patch:
+
+                def look(*_: object) -> None:
+                    raise OSError(errno.EMFILE, "no descriptor is left")
+
+                patch.setattr(ChainFinder, "_look", look)
+                assert await greet(side, hello) is None
+            assert side.volume.failure is None
+            assert not side.replication.quorum.is_fenced
+            await greet(side, hello)
+            assert reign_of(side).epoch == 7
+            assert side.replication.quorum.is_fenced == (role == "primary")
+
+
+@pytest.mark.parametrize("purpose", ["ship", "fetch"])
+@pytest.mark.parametrize("role", ["primary", "mirror"])
+async def test_a_page_that_cannot_be_flushed_ends_the_volume(
+    tmp_path: Path, role: str, purpose: str
+) -> None:
+    """What was raised in it may be lost with the machine, and no later flush tells: so nobody gets
+    an answer that goes by it, the second time neither."""
+    left = [1]
+
+    def fail_once(label: str) -> None:
+        if label == "marks.sync" and left:
+            left.pop()
+            raise OSError(errno.EIO, "planned")
+
+    with open_volume(tmp_path / role, mirror=role == "mirror", uuid=UUID(int=7)) as side:
+        if role == "primary":
+            side.work(2)
+        side.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(side):
+            hello = higher(side, purpose, 3)
+            failpoints.listen(fail_once)
+            try:
+                answers = [await greet(side, hello) for _ in range(2)]
+            finally:
+                failpoints.listen(None)
+            assert not left
+            for answer in answers:
+                assert isinstance(answer, Refusal)
+                assert answer.code == "failed"
+            assert side.volume.failure is not None
+            assert side.volume.write_errno == errno.EROFS
 
 
 async def test_a_primary_of_another_volume_ends_no_reign(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ file that is ``unfinished``."""
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from stat import S_IMODE, S_ISDIR, S_ISLNK, S_ISREG
 from typing import NamedTuple
@@ -32,6 +32,8 @@ from fusejournal.volume.volume import Volume
 PIECE_BYTES = 1 << 20
 _XATTRS_BYTES_MAX = 8 << 20
 _XATTR_HEAD_BYTES = 16
+_XATTR_BYTES_MAX = (1 << 16) + 255
+"""Of one, name and value: xattr(7)."""
 
 Xattrs = tuple[tuple[bytes, bytes], ...]
 """Names and values, by name."""
@@ -285,10 +287,20 @@ def _divided(xattrs: Xattrs) -> tuple[Xattrs, Xattrs]:
     a thousand are more than that."""
     total = 0
     for number, (name, value) in enumerate(xattrs):
-        total += len(name) + len(value) + _XATTR_HEAD_BYTES
+        total += _bytes_of(name, value)
         if total > _XATTRS_BYTES_MAX:
             return xattrs[:number], xattrs[number:]
     return xattrs, ()
+
+
+def fits_one_entry(xattrs: Mapping[bytes, bytes]) -> bool:
+    """Whether an IMPORT with *xattrs* had room for any further one, and so has all of them."""
+    total = sum(_bytes_of(name, value) for name, value in xattrs.items())
+    return total + _XATTR_BYTES_MAX + _XATTR_HEAD_BYTES <= _XATTRS_BYTES_MAX
+
+
+def _bytes_of(name: bytes, value: bytes) -> int:
+    return len(name) + len(value) + _XATTR_HEAD_BYTES
 
 
 def _xattrs(target: int | str) -> Xattrs:

@@ -45,7 +45,8 @@ from fusejournal.volume.volume import Volume
 Progress = Callable[[int, int], None]
 Reconcile = Callable[[Seq, Entry | None], list[bytes]]
 """Called with the first entry that the catalog does not have, and that entry if it may be half
-done; returns the paths of what cannot be made anew."""
+done; returns the paths of what cannot be made anew. Records that entry if it is an import's whose
+file it has found, and leaves all others to recovery."""
 
 _PROGRESS_ENTRIES = 1024
 
@@ -97,6 +98,8 @@ class Recovery:
         if self._reconcile is not None:
             self.missing += self._reconcile(Seq(self._catalog.applied_seq + 1), self._in_flight)
             self._made.clear()
+            if self._in_flight is not None and self._catalog.applied_seq >= self._in_flight.seq:
+                self._in_flight = None  # an import whose file was found
         else:
             self._find_handles()
         if self._in_flight is not None and self._applying_seq is None:
@@ -148,15 +151,12 @@ class Recovery:
                 progress(entry.seq - first + 1, head - first + 1)
 
     def _may_be_in_flight(self, entry: Entry) -> bool:
-        """Of the last entry. (An import's data and further names were there before it. So was the
-        object itself, and where the machine was lost it may have been changed since, by entries
-        that are lost: reconciliation gives it its fid, and makes it what the import found.)"""
+        """Of the last entry. (An import's data and further names were there before it.)"""
         return (
             self._volume.journal.is_writable
             and self._applying_seq is None
             and entry.seq > self._held_seq
             and not isinstance(entry.operation, ImportData | ImportLink)
-            and not (isinstance(entry.operation, Import) and self._reconcile is not None)
         )
 
     def _record(self, operation: Operation, entry: Entry) -> None:
@@ -276,7 +276,10 @@ class Recovery:
                 self._volume.set_mtime(fid, mtime_ns)
 
     def _settle_import(self, operation: Import, entry: Entry) -> None:
-        look: FoundEntry | None = self._volume.tree.probe_name(operation.parent, operation.name)
+        look: FoundEntry | None = None
+        if self._reconcile is None:
+            look = self._volume.tree.probe_name(operation.parent, operation.name)
+        # (Else the survey of the whole backing has looked for it already.)
         if look is None or look.fid not in (None, operation.fid):
             self._volume.void(entry.seq, operation, errno.ENOENT if look is None else errno.EEXIST)
             return

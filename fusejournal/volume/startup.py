@@ -457,6 +457,9 @@ class VolumeStartup:
 
     def _recover(self, read_only: bool, applying_seq: Seq | None, held_seq: Seq) -> None:
         reconcile = self._reconcile if self.lost_machine and not read_only else None
+        checkpoint_seq = self.checkpoint.load().seq
+        if checkpoint_seq <= self.volume.journal.head_seq:
+            held_seq = max(held_seq, checkpoint_seq)
         recovery = Recovery(self.volume, read_only, applying_seq, reconcile, held_seq)
         recovery.run(lambda done, total: self._progress("recovering", done, total, "entries"))
         if recovery.damage is not None:
@@ -483,7 +486,7 @@ class VolumeStartup:
             self.volume,
             checkpoint,
             before_seq,
-            in_flight.operation if in_flight is not None else None,
+            in_flight,
             self._marks is None,
             self._progress,
         )
@@ -502,6 +505,12 @@ class VolumeStartup:
             self.degraded.append(
                 f"{len(work.aside)} files that the journal does not know were in the way of others "
                 f"and have another name now, the first is {first!r}: see whether they are wanted"
+            )
+        if work.in_part and self._marks is None:
+            self.degraded.append(
+                f"{len(work.in_part)} files were lost before their import had come to its end, the "
+                f"first is {os.fsdecode(work.in_part[0])!r}: what the journal does not have of "
+                "them is zeros now; put them there again"
             )
         return work.missing
 

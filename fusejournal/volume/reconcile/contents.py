@@ -11,13 +11,13 @@ from stat import S_IFDIR, S_IFREG
 
 from fusejournal.backing.tree import FID_XATTR
 from fusejournal.disk import calls, failpoints, syscalls
-from fusejournal.disk.acls import CAPABILITY_XATTR
 from fusejournal.history.file_states import ACLS, DATA_KINDS, State, lacks_maker
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import mtimes_before
 from fusejournal.journal.index import Posting
 from fusejournal.operations import ImportData, Kind, Setattr, Truncate, Write
 from fusejournal.types import Fid, Seq
+from fusejournal.volume.importer import fits_one_entry
 from fusejournal.volume.reconcile.overwritten import KeptCopies
 from fusejournal.volume.volume import Volume
 
@@ -61,6 +61,7 @@ class Contents:
         }
         half_imported = {fid for fid in self._states if self._is_half_imported(fid)}
         files |= half_imported
+        whole |= half_imported & new
         for fid in files - new:
             self._kept.keep(fid)
         self._kept.complete()
@@ -88,11 +89,6 @@ class Contents:
             fd = self._volume.tree.writable(fid)
             if os.fstat(fd).st_size != self._states[fid].size:
                 os.ftruncate(fd, self._states[fid].size)
-        for fid in half_imported:
-            # Their other attributes are as they were found; this one went with the first write.
-            capability = self._states[fid].xattrs.get(CAPABILITY_XATTR)
-            if capability is not None:
-                os.setxattr(self._volume.tree.writable(fid), CAPABILITY_XATTR, capability)
 
     def _empty(self, fid: Fid, emptied: set[Fid]) -> None:
         """Before its first byte is written. Who is killed from here on leaves a file that was just
@@ -124,16 +120,17 @@ class Contents:
 
     # -- attributes --------------------------------------------------------------------------------
 
-    def set_attributes(self) -> None:
-        """Set what they should have, but for the times of directories. Raises OSError."""
+    def set_attributes(self, new: set[Fid]) -> None:
+        """Set what they should have, but for the times of directories, and of a file whose import
+        has yet to take what is there (unless it is *new*). Raises OSError."""
         for done, (fid, state) in enumerate(self._states.items()):
             node = self._volume.tree.node(fid)
-            if not node.handle or lacks_maker(state) or not node.complete:
+            if not node.handle or lacks_maker(state):
                 continue
             if state.uid is None:
                 continue  # the root, which the journal does not tell of yet
             self._set_attributes_of(state)
-            if node.type != S_IFDIR:
+            if node.type != S_IFDIR and (node.complete or fid in new):
                 self._set_mtime(fid, state.mtime_ns)
             self._progress("setting attributes", done, len(self._states), "files")
 
@@ -150,10 +147,12 @@ class Contents:
             apply(step, 0, b"", True)
 
     def _set_xattrs(self, state: State) -> None:
-        """Set the xattrs that it should have, and remove all others, ACLs with them."""
+        """Set the xattrs that it should have, and remove all others, ACLs with them (but not those
+        that its import has yet to journal)."""
         target = self._volume.tree.xattr_target(state.fid)
         names = {os.fsencode(name) for name in os.listxattr(target)} - {FID_XATTR.encode()}
-        for name in names - state.xattrs.keys():
+        is_whole = self._volume.tree.node(state.fid).complete or fits_one_entry(state.xattrs)
+        for name in names - state.xattrs.keys() if is_whole else ():
             failpoints.reached("reconcile.xattr")
             try:
                 os.removexattr(target, name)

@@ -43,6 +43,7 @@ from fusejournal.history.file_states import (
     type_of,
 )
 from fusejournal.history.lookup import Dentry, Lookup
+from fusejournal.journal.format import Entry
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.operations import (
     TOUCHED,
@@ -76,16 +77,16 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
 class Reconciliation:
     """Reconciles *volume*, whose catalog is what the journal says before entry *before_seq* and
     knows no handles, from *checkpoint* on. *in_flight*: what the entry at *before_seq* may have
-    done, in part: its place is made free, for who settles it (an import's file stays there).
-    *may_be_ahead*: the backing may have what the journal lost, for entries were applied before they
-    were durable."""
+    done, in part: its place is made free, for who settles it. *may_be_ahead*: the backing may have
+    what the journal lost, for entries were applied before they were durable; an import in flight
+    is settled here then. (Else it was made, as any other file is, and stays where it is.)"""
 
     def __init__(
         self,
         volume: Volume,
         checkpoint: Checkpoint,
         before_seq: Seq,
-        in_flight: Operation | None,
+        in_flight: Entry | None,
         may_be_ahead: bool,
         progress: Progress,
     ) -> None:
@@ -94,7 +95,12 @@ class Reconciliation:
         self._catalog = volume.catalog
         self._before_seq = before_seq
         self._checkpoint = checkpoint
-        self._in_flight = in_flight
+        self._in_flight: Operation | None = None
+        last_import: Entry | None = None
+        if in_flight is not None and may_be_ahead and isinstance(in_flight.operation, Import):
+            last_import = in_flight
+        elif in_flight is not None:
+            self._in_flight = in_flight.operation
         self._may_be_ahead = may_be_ahead
         self._progress = progress
         self._lookup = Lookup(volume.journal.reader)
@@ -105,6 +111,7 @@ class Reconciliation:
             _since_ns(checkpoint),
             self._made,
             lambda done: progress("surveying the backing", done, None, "names"),
+            last_import,
         )
         self._states: dict[Fid, State] = {}
         self._new: set[Fid] = set()
@@ -122,12 +129,15 @@ class Reconciliation:
         """Paths that the journal does not have enough of to make them anew."""
         self.aside: list[bytes] = []
         """Paths of what was in the way, as they are now."""
+        self.in_part: list[bytes] = []
+        """Paths of what is made anew though its import had not come to its end."""
 
     def run(self) -> None:
         """Raises RecoveryError, JournalDamagedError, OSError."""
         touched = self._touched()
         self._clear_staging()
         self._survey.run()
+        self._before_seq = Seq(self._catalog.applied_seq + 1)
         touched |= self._survey.changed.keys()
         lost = set(self._catalog.fids_without_handle())
         self._states = read_states(
@@ -154,7 +164,7 @@ class Reconciliation:
                 # Whoever loses the machine again finds them whole, where they are.
                 calls.syncfs("reconcile.syncfs", self._tree.root_fd)
             self._fill_places()
-        contents.set_attributes()
+        contents.set_attributes(self._new)
         contents.set_directory_times(self._mtime_dirty_directories)
 
     def report(self) -> list[str]:
@@ -196,10 +206,12 @@ class Reconciliation:
             node = self._node(fid)
             if fid not in lost and not self._is_cut_short(node, state):
                 continue
-            if lacks_maker(state) or not node.complete:
+            if lacks_maker(state):
                 if fid in lost:
                     self.missing.append(self._catalog.path(fid) or b"?")
                 continue
+            if not node.complete:
+                self.in_part.append(self._catalog.path(fid) or b"?")
             self._new.add(fid)
             for place in self._catalog.places(node):
                 self._survey.missing_names[place] = fid

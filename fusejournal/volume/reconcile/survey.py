@@ -3,7 +3,11 @@ as they should be, which are not, which are missing, and what has changed since 
 
 It notes in the catalog the handle of each file that it finds by its fid, wherever that is. What
 lies without a fid where an entry after the checkpoint has made something of its kind is that, the
-fid had not come to the disk: it gets it now. Nothing else of the backing is changed."""
+fid had not come to the disk: it gets it now. Nothing else of the backing is changed.
+
+An import as the last entry holds if the survey finds what it found, wherever that is now: only then
+it is recorded in the catalog. (It was there before its entry, so it may be changed, moved or gone
+by what the journal lost, or have never come to the disk.)"""
 
 import os
 from collections.abc import Callable, Mapping
@@ -14,8 +18,9 @@ from typing import NamedTuple
 from fusejournal.backing.catalog_store import COMMIT_CHANGES
 from fusejournal.backing.tree import FoundEntry
 from fusejournal.disk import failpoints, syscalls
-from fusejournal.history.file_states import Maker, rdev_of, target_of
+from fusejournal.history.file_states import Maker, rdev_of, target_of, type_of
 from fusejournal.history.lookup import Dentry
+from fusejournal.journal.format import Entry
 from fusejournal.operations import Import
 from fusejournal.types import ROOT_FID, Fid
 from fusejournal.volume.volume import Volume
@@ -59,10 +64,13 @@ class Survey:
         since_ns: int,
         made: Mapping[Fid, Maker],
         progress: Callable[[int], None],
+        last_import: Entry | None,
     ) -> None:
-        """*made*: what the entries after the checkpoint have made."""
+        """*made*: what the entries after the checkpoint have made. *last_import*: the last entry,
+        if that is an import, which the catalog lacks."""
         self._volume = volume
         self._made = made
+        self._last_import = last_import
         self._since_ns = since_ns
         self._progress = progress
         self._names = 0
@@ -93,6 +101,8 @@ class Survey:
         for fid in catalog.fids_without_handle():
             # Nothing is in a directory that is not there.
             self.missing_names.update({(fid, one.name): one.fid for one in catalog.list(fid, 0)})
+        if self._last_import is not None:
+            self._settle_import(self._last_import)
         catalog.lacks_handles = False
 
     def _directory(
@@ -142,21 +152,14 @@ class Survey:
         return node.fid if node.handle == look.handle else None
 
     def _adopted(self, look: FoundEntry, directory: int, name: bytes, expected: Fid) -> Fid | None:
-        """*expected* if what was found, which has no fid, is it, and has got its fid now. (What was
-        imported may have had one that the journal does not know any more.)"""
+        """*expected* if what was found, which has no fid, is it, and has got its fid now."""
         maker, node = self._made.get(expected), self._volume.catalog.node(expected)
         if maker is None or node is None or node.handle:
             return None
-        if look.owner is not None and (
-            not isinstance(maker, Import) or look.fid is None or self._volume.catalog.node(look.fid)
-        ):
-            return None
-        if node.type != S_IFMT(look.stat.st_mode) or rdev_of(maker) != look.stat.st_rdev:
+        if not self._may_be_made_by(maker, look, directory, name):
             return None
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         try:
-            if node.type == S_IFLNK and os.readlink(b"", dir_fd=fd) != target_of(maker):
-                return None
             failpoints.reached("reconcile.tag")
             node.handle = self._volume.tree.identify(expected, fd, syscalls.descriptor_path(fd))
             node.ino = look.stat.st_ino
@@ -166,6 +169,54 @@ class Survey:
         self.changed[expected] = look.stat.st_ctime_ns
         self.retagged.add(expected)
         return expected
+
+    def _may_be_made_by(self, maker: Maker, look: FoundEntry, directory: int, name: bytes) -> bool:
+        """Whether what was found is nobody's, and what *maker* makes. (What was imported may have
+        had a fid that the journal does not know any more, or another volume's.)"""
+        if look.owner is not None and (
+            not isinstance(maker, Import)
+            or (look.fid is not None and self._volume.catalog.node(look.fid) is not None)
+        ):
+            return False
+        if type_of(maker) != S_IFMT(look.stat.st_mode) or rdev_of(maker) != look.stat.st_rdev:
+            return False
+        return type_of(maker) != S_IFLNK or os.readlink(name, dir_fd=directory) == target_of(maker)
+
+    def _settle_import(self, entry: Entry) -> None:
+        """Record it if what it found is there: with its fid, wherever that is, or without one in
+        its place."""
+        operation, names = entry.operation, self.unexpected_names
+        assert isinstance(operation, Import)
+        type_, home = S_IFMT(operation.mode), (operation.parent, operation.name)
+        found = [
+            look
+            for _, _, _, look, _, _ in names
+            if look.fid == operation.fid and type_ == S_IFMT(look.stat.st_mode)
+        ]
+        if not found:
+            found = [one.look for one in names if (one.parent, one.name) == home]
+            if not found or not self._is_taken(operation, found[0]):
+                return
+        look = found[0]
+        self._volume.catalog.record(
+            operation, entry.seq, entry.time_ns, look.handle, look.stat.st_ino
+        )
+        self.changed[operation.fid] = look.stat.st_ctime_ns
+        others = [one for one in names if one.look.handle != look.handle]
+        its = [one for one in names if one.look.handle == look.handle]
+        away = [one._replace(fid=operation.fid) for one in its if (one.parent, one.name) != home]
+        if len(away) == len(its):
+            self.missing_names[home] = operation.fid
+        self.unexpected_names = others + away
+
+    def _is_taken(self, operation: Import, look: FoundEntry) -> bool:
+        """Whether *look*, in its place, may be what it found, and has got its fid now."""
+        directory = self._volume.tree.descriptor(operation.parent)
+        if not self._may_be_made_by(operation, look, directory, operation.name):
+            return False
+        self._volume.tag_imported(operation, look.handle)
+        self.retagged.add(operation.fid)
+        return True
 
     def _note_change(self, fid: Fid, stat: os.stat_result) -> None:
         if stat.st_ctime_ns >= self._since_ns:

@@ -188,7 +188,7 @@ def _set_up_log(spec: MountSpec) -> None:
 
 
 def _serve(spec: MountSpec, reporter: Reporter) -> None:
-    from fusejournal.node.node import serve
+    from fusejournal.node.start import serve
 
     serve(spec, reporter)
 

@@ -1,9 +1,10 @@
 """Puts the parts of a running volume together, from the bottom up.
 
-Twice, because between the two the volume is opened: :class:`StartParts` are there before, and
-:class:`ServingParts` stand on the open volume. Each part gets what it needs in its constructor, and
-nothing of this module is kept anywhere: parts can be made again in the same process, for the same
-volume after they were closed, or for another one."""
+In three steps, because things happen between them: :class:`StartParts` are there before the volume
+is open, :class:`ServingParts` stand on the open volume, and :class:`LayerParts` on its mount. Each
+part gets what it needs in its constructor, and nothing of this module is kept anywhere: parts can
+be made again in the same process, for the same volume after they were closed, or for another
+one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +13,12 @@ from uuid import UUID
 from fusejournal.config import JournalConfig
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.layer.connection import Handshake, KernelConnection
+from fusejournal.layer.handlers import Handlers
 from fusejournal.layer.kernel_cache import KernelCache
 from fusejournal.layer.open_files import OpenFiles
+from fusejournal.layer.request_loop import RequestLoop
+from fusejournal.nfs.delegations import Recaller
 from fusejournal.node.export_watch import ExportWatch
 from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import VolumeState
@@ -75,6 +80,15 @@ class ServingParts:
     status: StatusPage
 
 
+@dataclass(frozen=True)
+class LayerParts:
+    """The layer over an open volume, with a connection to the kernel."""
+
+    handshake: Handshake
+    loop: RequestLoop
+    handlers: Handlers
+
+
 def journal_options(config: JournalConfig) -> JournalOptions:
     """The journal's options as *config* has them."""
     return JournalOptions(
@@ -93,7 +107,6 @@ def assemble_start(
     table_fd: int,
     *,
     is_taken_over: bool,
-    recall: Callable[[set[Fid]], None],
 ) -> StartParts:
     """Make the parts that open the volume.
 
@@ -101,16 +114,19 @@ def assemble_start(
         root_fd: of the backing; the startup closes it.
         table_fd: of the table of open files, of this mount or of the process before.
         is_taken_over: the kernel may know any fid from that process.
-        recall: has delegations of these files given back.
 
     Raises FusejournalError: a state directory or configuration that cannot be.
     """
     page = WatermarkPage(state.marks, state.created_ns)
     files = OpenFiles(table_fd)
     policy = WaitPolicy()
+    recaller = Recaller(
+        spec.mountpoint, lambda fid: startup.volume.journal.handle_key.generation(fid)
+    )
+    exports = ExportWatch(spec, policy, recaller)
     kernel_cache = None
     if state.is_mirror and not spec.read_only:
-        kernel_cache = KernelCache(recall, everything=is_taken_over)
+        kernel_cache = KernelCache(exports.recall, everything=is_taken_over)
     replication = None
     if not spec.read_only:
         replication = Replication(
@@ -137,9 +153,7 @@ def assemble_start(
         observer=NodeObserver(files, kernel_cache, notifier),
         policy=policy,
     )
-    return StartParts(
-        page, files, policy, ExportWatch(spec, policy), kernel_cache, replication, startup
-    )
+    return StartParts(page, files, policy, exports, kernel_cache, replication, startup)
 
 
 def assemble_serving(
@@ -180,3 +194,25 @@ def assemble_serving(
             )
         durability = start.replication.attach(volume, mirroring, make_durability)
     return ServingParts(durability, StatusPage(spec, state, startup, durability, start.replication))
+
+
+def assemble_layer(
+    spec: MountSpec,
+    state: VolumeState,
+    start: StartParts,
+    serving: ServingParts,
+    connection: KernelConnection,
+) -> LayerParts:
+    """Make the layer that serves the volume over *connection*."""
+    handshake = Handshake(connection, spec.mountpoint, changes_alone=not state.is_mirror)
+    loop = RequestLoop(handshake)
+    handlers = Handlers(
+        start.startup.volume,
+        serving.durability,
+        loop,
+        start.startup.importer,
+        start.files,
+        start.policy,
+        start.kernel_cache,
+    )
+    return LayerParts(handshake, loop, handlers)

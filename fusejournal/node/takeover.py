@@ -44,8 +44,8 @@ class VolumeMount:
         was_dead: bool,
     ) -> None:
         self._spec = spec
-        self._root_fd = root_fd
-        self._table_fd = table_fd
+        self.root_fd = root_fd
+        self.table_fd = table_fd
         self._taken = taken
         self.was_dead = was_dead
         self._connection: KernelConnection | None = taken
@@ -75,7 +75,7 @@ class VolumeMount:
             if self.was_dead:
                 mounts.clear_dead_mount(spec.mountpoint)
             self._connection = open_new(
-                self._root_fd, self._table_fd, spec.mountpoint, spec.name, self._flags
+                self.root_fd, self.table_fd, spec.mountpoint, spec.name, self._flags
             )
         return self._connection
 

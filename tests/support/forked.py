@@ -22,7 +22,7 @@ import fusejournal.cli
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
-        "fusejournal.node.node",
+        "fusejournal.node.start",
         "tests.support.forked",
         *(
             f"fusejournal.cli.{module.name}"

@@ -48,7 +48,6 @@ def _assemble(spec: MountSpec, state: VolumeState) -> tuple[StartParts, ServingP
         root_fd,
         new_table(),
         is_taken_over=False,
-        recall=lambda _: None,
     )
     startup = start.startup
     startup.open(read_only=False)

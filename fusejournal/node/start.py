@@ -1,0 +1,240 @@
+"""The start of a node, on one page: :func:`serve` from the lock to the last flush, and the steps
+between, in the order in which they come.
+
+1. The lock and the state directory: nobody else runs this volume; whose it is, and in which role.
+2. The places: the mount of a layer that has died is taken over, or the backing is opened before
+   anything covers it.
+3. The parts that open a volume (assemble.py).
+4. The journal with its end, and the catalog; whether they and the backing go together.
+5. The peers: whether this primary still reigns, and what only they have of its journal.
+6. Recovery: catalog and backing become what the journal says.
+7. An epoch where one is due; the import of what the journal does not know.
+8. The parts that serve the open volume, the mount, and the layer over it.
+9. Serving, until the volume is unmounted or told to stop (node.py); then everything closes.
+
+A change of role passes here, too: steps 3 to 8, with other parts. One process runs one volume,
+because pyfuse3 mounts one file system a process. A process killed at any step leaves a state that
+the next start goes on from. Signals reach the steps only through trio, as a cancellation, from step
+4 on."""
+
+import gc
+import os
+import resource
+import signal
+import sys
+
+import trio
+
+from fusejournal.disk import calls, mounts
+from fusejournal.disk.process import file_bytes_max, python_module, shed_inheritance
+from fusejournal.disk.syscalls import drop_resource_capability, mark_thread_as_io_flusher
+from fusejournal.errors import BackingError, FusejournalError, MountError
+from fusejournal.journal.reader import JournalReader
+from fusejournal.layer.connection import check_held, release_kept, take_over
+from fusejournal.layer.open_files import new_table
+from fusejournal.node.assemble import (
+    StartParts,
+    assemble_layer,
+    assemble_serving,
+    assemble_start,
+)
+from fusejournal.node.node import Node, cause_of
+from fusejournal.node.spec import MountSpec, Reporter
+from fusejournal.node.state_dir import VolumeState, claim_volume, pass_claim_on
+from fusejournal.node.takeover import VolumeMount, connection_record
+from fusejournal.types import Seq
+from fusejournal.wire.session import RefusedError
+
+
+class Stopped(FusejournalError):
+    """A signal ended the process before the mount was live."""
+
+    exit_code = 130
+
+
+def serve(spec: MountSpec, reporter: Reporter) -> None:
+    """Mount the volume and serve it until it is unmounted or told to stop.
+
+    A restart on command ends without unmounting: this process begins again with the program as it
+    is installed by then. Raises FusejournalError."""
+    degraded = _check_process(spec, reporter)
+    record = connection_record(spec.state_dir)
+
+    def check() -> None:
+        check_held(record, spec.name, spec.backing, spec.mountpoint)
+
+    with claim_volume(spec, check) as state:
+        mount = _take_place(spec, reporter)
+        degraded += _check_ways_around(spec, state)
+        parts = assemble_start(
+            spec,
+            state,
+            reporter,
+            mount.root_fd,
+            mount.table_fd,
+            is_taken_over=mount.is_taken_over,
+        )
+        parts.startup.degraded += degraded
+        node = Node(spec, state, reporter, mount, parts)
+        try:
+            trio.run(_run, spec, state, reporter, mount, parts, node)
+        except BaseExceptionGroup as group:
+            raise cause_of(group) from group
+        if node.is_restarting:
+            pass_claim_on(state)
+            command = python_module("fusejournal", *sys.argv[1:])
+            os.execv(command[0], command)
+
+
+async def _run(
+    spec: MountSpec,
+    state: VolumeState,
+    reporter: Reporter,
+    mount: VolumeMount,
+    parts: StartParts,
+    node: Node,
+) -> None:
+    """Go through the steps from the opening of the journal on. Raises Stopped where a signal came
+    before the mount was made."""
+    _prepare_thread(state)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.watch_signals, signals, nursery.cancel_scope)
+            await _open_volume(spec, state, reporter, parts)
+            serving = assemble_serving(
+                spec, state, parts, fail=node.disk_failed, join_volume=node.join_volume
+            )
+            layer = assemble_layer(spec, state, parts, serving, mount.connect())
+            _take_over(spec, state, mount, parts)
+            await node.serve(layer, serving)
+            nursery.cancel_scope.cancel()
+    if not node.was_served:
+        if mount.was_dead:
+            mounts.clear_dead_mount(spec.mountpoint)
+        raise Stopped("stopped before the mount was live; mounting again goes on from here")
+
+
+# -- the process and its places --------------------------------------------------------------------
+
+
+def _check_process(spec: MountSpec, reporter: Reporter) -> list[str]:
+    """Shed what the process has inherited, and return what of its limits stays narrow, a line
+    each. Raises MountError where a journal is impossible."""
+    limits = shed_inheritance()
+    for line in limits:
+        reporter.warning(line)
+    if file_bytes_max() < 2 * spec.config.journal.segment_bytes:
+        raise MountError("files may not become large enough for a journal: see 'ulimit -f'")
+    return limits
+
+
+def _take_place(spec: MountSpec, reporter: Reporter) -> VolumeMount:
+    """Take over the mount of a layer that has died, or check the places and open the backing, which
+    nothing covers. Raises FusejournalError."""
+    record = connection_record(spec.state_dir)
+    taken = take_over(record, spec.mountpoint)
+    if taken is not None:
+        return VolumeMount(spec, taken.root_fd, taken.table_fd, taken, was_dead=False)
+    release_kept(record)
+    # Nobody but the layer may be there: the mount of a layer that was killed still is.
+    with mounts.uncovered(spec.mountpoint, spec.name) as was_dead:
+        if was_dead:
+            reporter.warning(f"{spec.mountpoint}: took a dead mount away")
+        mounts.check_places(spec.backing, spec.mountpoint, spec.state_dir)
+        root_fd = mounts.open_backing(spec.backing)
+    return VolumeMount(spec, root_fd, new_table(), None, was_dead)
+
+
+def _check_ways_around(spec: MountSpec, state: VolumeState) -> list[str]:
+    """Whether others than root reach the backing around the layer: an error for a new volume,
+    unless it is asked for, and a line of what is degraded for others."""
+    way = mounts.way_around(spec.backing, spec.mountpoint)
+    if way is None:
+        return []
+    if not state.has_journal() and not spec.config.volume.open_backing:
+        raise BackingError(spec.backing, f"{way}; or take it as it is: --open-backing")
+    return [f"the backing is open: {way}"]
+
+
+def _prepare_thread(state: VolumeState) -> None:
+    """Give the thread of the event loop, and those that it starts, what a layer needs."""
+    mark_thread_as_io_flusher()
+    if not state.is_mirror:
+        drop_resource_capability()  # (A mirror takes what its primary's quotas let in.)
+    _, descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors_max, descriptors_max))
+    calls.keep_reserve()
+
+
+# -- the volume ------------------------------------------------------------------------------------
+
+
+async def _open_volume(
+    spec: MountSpec, state: VolumeState, reporter: Reporter, parts: StartParts
+) -> None:
+    """Bring the volume from what is on disk to where it can be mounted. Cancelled, it leaves what
+    it has done so far on disk. Raises FusejournalError, OSError."""
+    startup = parts.startup
+    startup.open(spec.read_only)
+    try:
+        await trio.lowlevel.checkpoint()
+        held_seq = await _ask_peers(state, reporter, parts)
+        # In a thread, so that signals are heeded; nothing else uses the volume meanwhile.
+        await trio.to_thread.run_sync(
+            startup.recover, spec.read_only, held_seq, trio.from_thread.check_cancelled
+        )
+    except trio.Cancelled:
+        startup.volume.journal.sync()
+        raise
+    try:
+        for _ in startup.start_epoch_and_import(spec.read_only):
+            await trio.lowlevel.checkpoint()
+    except trio.Cancelled:
+        startup.volume.journal.sync()
+        startup.volume.catalog.commit()
+        raise
+
+
+async def _ask_peers(state: VolumeState, reporter: Reporter, parts: StartParts) -> Seq:
+    """Ask its peers whether this primary reigns, and for what only they have of its journal.
+    Returns the seq up to which entries are known to be applied. Raises RefusedError after the
+    machine was lost, because then it is not for this node to say what the backing should be."""
+    startup, replication = parts.startup, parts.replication
+    if state.is_mirror or replication is None:
+        return Seq(0)
+    try:
+        taken = await replication.take_back(
+            startup.volume, reporter.warning, lost_machine=startup.lost_machine
+        )
+    except RefusedError as error:
+        if startup.lost_machine:
+            raise
+        startup.fenced = str(error)
+        reporter.warning(startup.fenced)
+        return Seq(0)
+    startup.degraded += taken.failures
+    startup.seen_epoch, startup.new_epoch = replication.fence.highest_epoch, taken.new_epoch
+    return taken.held_seq
+
+
+# -- the mount -------------------------------------------------------------------------------------
+
+
+def _take_over(spec: MountSpec, state: VolumeState, mount: VolumeMount, parts: StartParts) -> None:
+    """Take over what the layer before this one has left: open files without a name, and a mount
+    whose kernel may remember what is not so any more. Before the first request is read."""
+    volume = parts.startup.volume
+    if not spec.read_only:
+        volume.tree.take_over_orphans(parts.files.fids())
+    parts.exports.follow()
+    if mount.is_taken_over:
+        mount.hold()  # from now on by this one, whatever happens
+        mount.find_unanswered(
+            JournalReader(state.journal_dir, state.uuid),
+            volume.journal.durable_when_opened,
+            Seq(volume.catalog.applied_seq + 1),
+        )
+    # What is there by now stays: to look through it again and again for garbage would hold up all
+    # requests for some 50 ms each time.
+    gc.collect()
+    gc.freeze()

@@ -204,7 +204,10 @@ async def _ask_peers(state: VolumeState, reporter: Reporter, parts: StartParts) 
         return Seq(0)
     try:
         taken = await replication.take_back(
-            startup.volume, reporter.warning, lost_machine=startup.lost_machine
+            startup.volume,
+            reporter.warning,
+            lost_machine=startup.lost_machine,
+            lost_page=startup.lost_page,
         )
     except RefusedError as error:
         if startup.lost_machine:
@@ -213,6 +216,9 @@ async def _ask_peers(state: VolumeState, reporter: Reporter, parts: StartParts) 
         reporter.warning(startup.fenced)
         return Seq(0)
     startup.degraded += taken.failures
+    startup.fenced = taken.fenced
+    if taken.fenced is not None:
+        reporter.warning(taken.fenced)
     startup.seen_epoch, startup.new_epoch = replication.fence.highest_epoch, taken.new_epoch
     return taken.held_seq
 

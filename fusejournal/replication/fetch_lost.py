@@ -91,6 +91,8 @@ class TakenBack(NamedTuple):
     """Entries up to here are known to have been applied."""
     new_epoch: str | None = None
     """Why a new epoch is to begin, in words, where one is."""
+    fenced: str | None = None
+    """Why no change may be taken, in words, where none may."""
 
 
 @dataclass
@@ -110,11 +112,20 @@ class LostEntryFetcher:
     _fence: RefusedError | None = field(default=None, init=False)
     _notices: list[str] = field(default_factory=list, init=False)
     _held_seq: Seq = field(default=Seq(0), init=False)
+    _heard: set[str] = field(default_factory=set, init=False)
+
+    @property
+    def unheard(self) -> list[str]:
+        """The peers that have not said what they know of reigns."""
+        return [peer.name for peer in self._peers() if peer.name not in self._heard]
+
+    def _peers(self) -> list[Peer]:
+        return [peer for peer in self.book.list() if peer.address is not None]
 
     async def run(self) -> TakenBack:
         """Bring into the journal what the peers have more. Raises JournalError when it cannot take
         that: the next start goes on; RefusedError when another node is primary now."""
-        peers = [peer for peer in self.book.list() if peer.address is not None]
+        peers = self._peers()
         if not peers:
             return TakenBack([], Seq(0))
         positions = await self._ask_all(peers)
@@ -138,12 +149,12 @@ class LostEntryFetcher:
                     failures.append(failure)
         return TakenBack(failures, self._held_seq)
 
-    async def look_round(self) -> TakenBack:
-        """Ask all peers once, as far as they answer soon. Raises RefusedError when another node is
-        primary now."""
-        peers = [peer for peer in self.book.list() if peer.address is not None]
+    async def look_round(self, seconds: float | None = None) -> TakenBack:
+        """Ask all peers once, as far as they answer soon, or within *seconds*. Raises RefusedError
+        when another node is primary now."""
+        peers = self._peers()
         answers: dict[str, Welcome] = {}
-        with trio.move_on_after(_LOOK_SECONDS):
+        with trio.move_on_after(_LOOK_SECONDS if seconds is None else seconds):
             async with trio.open_nursery() as nursery:
                 for peer in peers:
                     nursery.start_soon(self._ask_once, peer, answers, nursery.cancel_scope)
@@ -174,13 +185,16 @@ class LostEntryFetcher:
         try:
             async with await self._connect(peer) as connection:
                 answers[peer.name] = await self._greet(connection)
+                self._heard.add(peer.name)
         except* (FusejournalError, OSError, trio.TooSlowError) as group:
             error = first_error(group)
             log.info("peer %s: %s", peer.name, error)
             await self._heed(peer, error, everybody)
 
     async def _heed(self, peer: Peer, error: BaseException, everybody: trio.CancelScope) -> bool:
-        """Whether *error*, from asking *peer*, speaks of a reign that ends this one."""
+        """Returns True if *error*, from asking *peer*, speaks of a reign that ends this one."""
+        if isinstance(error, RefusedError):
+            self._heard.add(peer.name)
         if not (isinstance(error, RefusedError) and error.code == FENCED):
             return False
         why = await self.bind(error.claim, peer.name) if error.claim is not None else None
@@ -217,6 +231,7 @@ class LostEntryFetcher:
                 async with await self._connect(peer) as connection:
                     theirs = await self._greet(connection)
                     positions[peer.name] = position_of(theirs)
+                    self._heard.add(peer.name)
                     if theirs.detail:
                         self._notices.append(f"peer {peer.name}: {theirs.detail}")
                     return

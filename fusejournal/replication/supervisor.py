@@ -81,6 +81,13 @@ _PRESSING_ENTRIES = 20_000
 """A mirror that is further behind applies before it tends its segments."""
 
 
+_LOST_PAGE = (
+    "the page of watermarks is missing, which would tell whether another node reigns, and these "
+    "peers did not answer: {}; mount again when they do, or remove ('fusejournal peer remove') "
+    "those that are no more"
+)
+
+
 def node_name(volume_name: str) -> str:
     """How this node calls itself to others: the machine and the volume."""
     machine = socket.gethostname().partition(".")[0]
@@ -284,11 +291,17 @@ class Replication:
     # -- asking peers ------------------------------------------------------------------------------
 
     async def take_back(
-        self, volume: Volume, told: Callable[[str], None], *, lost_machine: bool = True
+        self,
+        volume: Volume,
+        told: Callable[[str], None],
+        *,
+        lost_machine: bool = True,
+        lost_page: bool = False,
     ) -> TakenBack:
         """Before a primary's volume is recovered, or takes changes: ask its peers, and, after its
-        machine was lost, fetch what only they have. Raises RefusedError when it reigns no more,
-        and FusejournalError."""
+        machine was lost, fetch what only they have. With a *lost_page* no change may be taken
+        before all have answered, because nothing else tells whether another reigns. Raises
+        RefusedError when it reigns no more, and FusejournalError."""
         journal = volume.journal
         words = self.fence.words(journal.epoch)
         if words is not None:
@@ -314,7 +327,12 @@ class Replication:
         work = LostEntryFetcher(
             journal, me, self._config, self.identity, self.book, self._insecure, told, bind
         )
-        taken = await (work.run() if lost_machine else work.look_round())
+        if lost_machine:
+            taken = await work.run()
+        else:
+            taken = await work.look_round(self._config.take_back_seconds if lost_page else None)
+        if lost_page and work.unheard:
+            taken = taken._replace(fenced=_LOST_PAGE.format(", ".join(work.unheard)))
         return taken._replace(new_epoch=reason or taken.new_epoch)
 
     async def _heed(self, connection: Connection, greeting: Hello) -> None:

@@ -138,8 +138,10 @@ class VolumeStartup:
         self._looks_only = False
         self.lost_machine = False
         """Whether entries may be gone that this volume had acknowledged."""
+        self.lost_page = False
+        """True if the page of watermarks is missing, with what it knew of other reigns."""
         self.fenced: str | None = None
-        """Why a primary takes no change, as another reign has begun, in words."""
+        """Why a primary takes no change, as another reign has begun, or may have, in words."""
         self.seen_epoch = Epoch(0)
         """The highest that a primary has seen: one that it begins is beyond."""
         self.new_epoch: str | None = None
@@ -164,7 +166,9 @@ class VolumeStartup:
             else self._marks.stopped_seq == journal.head_seq
         )
         self._check_ties(journal)
-        self.lost_machine = not clean and (not same_boot or self._has_lost_page(journal))
+        self.lost_page = self._has_lost_page(journal)
+        lost_progress = self.lost_page and self._marks is not None
+        self.lost_machine = not clean and (not same_boot or lost_progress)
         if self.lost_machine and catalog_dir.exists():
             # Its pages reached the disk in any order.
             shutil.rmtree(catalog_dir)
@@ -228,13 +232,13 @@ class VolumeStartup:
             if not self.is_uninitialized and not self._boot().is_this:
                 self.remember_boot()
             return
-        with suppress_full():
-            self.page.confirm()
         if self.fenced is not None:
             self.volume.fail(self.fenced)
             if not catalog.imported:
                 self.degraded.append("the import was not finished: files that it lacks do not show")
             return
+        with suppress_full():
+            self.page.confirm()
         self._begin()
         if not catalog.imported:
             yield from self._import()
@@ -323,14 +327,14 @@ class VolumeStartup:
         return "begin this mirror anew, with an empty directory and a new --state"
 
     def _has_lost_page(self, journal: Journal) -> bool:
-        """Whether the page of watermarks, which this volume had, is gone. What a mirror had applied
-        is unknown then."""
+        """Returns True if the page of watermarks, which this volume had, is gone. What a mirror had
+        applied is unknown then, and whether a primary still reigns."""
         if not journal.head_seq:
             return False
         if not self.page.is_unconfirmed or (self._marks is None and self._position is None):
             return False  # (A primary of an older version had none.)
         self.repairs.append(_PAGE_MISSED)
-        return self._marks is not None
+        return True
 
     def _mark_root(self, uuid: UUID) -> None:
         self.root.uuid = uuid

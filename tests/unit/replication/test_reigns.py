@@ -502,6 +502,53 @@ async def test_a_page_that_cannot_be_flushed_ends_the_volume(
             assert side.volume.write_errno == errno.EROFS
 
 
+@pytest.mark.parametrize("lost_machine", [False, True])
+async def test_a_primary_that_lost_its_page_asks_all_peers_first(
+    tmp_path: Path, lost_machine: bool
+) -> None:
+    """What it knew of another reign may be gone: until all have answered, it takes no change."""
+
+    async def start(primary: OpenVolume) -> str | None:
+        opening = primary.opening
+        taken = await primary.replication.take_back(
+            primary.volume,
+            lambda _: None,
+            lost_machine=opening.lost_machine,
+            lost_page=opening.lost_page,
+        )
+        opening.fenced = taken.fenced
+        opening.recover(read_only=False)
+        begin(primary)
+        return taken.fenced
+
+    with open_volume(tmp_path / "mirror", mirror=True) as mirror:
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror):
+            peers = {"east": listens_at(mirror), "west": "127.0.0.1:9"}
+            with open_volume(tmp_path / "primary", orderly=not lost_machine) as primary:
+                primary.work(2)
+                primary.replicate(ReplicationConfig(peers=peers))
+                async with running(primary):
+                    await until("the mirror is level", level(primary, mirror))
+                head_seq = head(primary)
+            if lost_machine:
+                lose_machine(tmp_path / "primary" / "state", head_seq)
+            (tmp_path / "primary" / "state" / "marks").unlink()
+            for _ in range(2):
+                with open_volume(tmp_path / "primary", begin=False) as primary:
+                    primary.replicate(ReplicationConfig(peers=peers, take_back_seconds=0.3))
+                    assert "did not answer: west;" in (await start(primary) or "")
+                    with pytest.raises(OSError, match="Read-only"):
+                        primary.create("one")
+            for _ in range(2):
+                with open_volume(tmp_path / "primary", begin=False) as primary:
+                    primary.replicate(
+                        ReplicationConfig(peers={"east": peers["east"]}, take_back_seconds=5)
+                    ).book.remove("west")
+                    assert await start(primary) is None
+                    primary.create(f"file{head(primary)}")
+
+
 async def test_a_primary_of_another_volume_ends_no_reign(tmp_path: Path) -> None:
     with (
         open_volume(tmp_path / "primary") as primary,
@@ -894,7 +941,7 @@ async def test_a_start_waits_for_nobody_for_long(
                 taken = await replication.take_back(
                     primary.volume, lambda _: None, lost_machine=False
                 )
-            assert taken == ([], Seq(0), None)
+            assert taken == ([], Seq(0), None, None)
     for listener in listeners:
         await listener.aclose()
 

@@ -10,7 +10,6 @@ Between :meth:`VolumeStartup.open` and :meth:`VolumeStartup.recover` a primary t
 machine may append what it gets back from others."""
 
 import errno
-import json
 import logging
 import os
 import resource
@@ -19,21 +18,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, NoReturn, Protocol
+from typing import Protocol
 from uuid import UUID
 
-from fusejournal.backing.catalog import Catalog
-from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogSpoiltError
-from fusejournal.backing.root_mark import (
-    BackingRoot,
-    filesystem_instance,
-    holds_copies_alone,
-    read_root_mark,
-)
+from fusejournal.backing.catalog_store import COMMIT_CHANGES
+from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.backing.tree import Tree, probe
-from fusejournal.disk import calls, syscalls
+from fusejournal.disk import calls
 from fusejournal.errors import (
-    BackingError,
     JournalDamagedError,
     JournalError,
     JournalFailedError,
@@ -42,24 +34,23 @@ from fusejournal.errors import (
 )
 from fusejournal.journal.format import Entry
 from fusejournal.journal.journal import Journal
-from fusejournal.journal.reader import END
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.operations import Clean, NewEpoch
-from fusejournal.types import ROOT_FID, Epoch, Position, Seq
+from fusejournal.types import Epoch, Seq
+from fusejournal.volume.boot_record import BootRecord
 from fusejournal.volume.checkpoint import NO_CHECKPOINT, Checkpoint, CheckpointFile, suppress_full
 from fusejournal.volume.importer import Importer, survey
 from fusejournal.volume.observer import VolumeObserver
 from fusejournal.volume.reconcile.reconcile import Reconciliation
 from fusejournal.volume.recovery import Recovery, describe_missing
+from fusejournal.volume.ties import BackingTies, open_catalog
 from fusejournal.volume.volume import Volume
 from fusejournal.volume.wait_policy import WaitPolicy
 
 log = logging.getLogger(__name__)
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_BOOT_BYTES = 512
 _CHECKPOINT_SECONDS = 30.0
 _IMPORT_NEEDS = (
     "for the import, which needs as much as the files hold; make space or choose another --state, "
@@ -70,16 +61,6 @@ _STOP_NEEDS = (
     "make space before it"
 )
 _PAGE_MISSED = "the page of watermarks was missing, and is made anew"
-
-
-class Boot(NamedTuple):
-    """When the volume was used last: whether in this boot of the machine, and by this mounting of
-    its file systems, and where the journal ended when it was opened then."""
-
-    is_this: bool
-    began_seq: Seq
-    words: str = ""
-    """What is different now, where it is not this one."""
 
 
 class Watcher(Protocol):
@@ -119,8 +100,9 @@ class VolumeStartup:
         self._adopt = adopt
         self._marks = page if is_mirror else None
         self.root = BackingRoot(root_fd, uuid)
-        self._position: Position | None = None
-        """What the backing's root says of the journal."""
+        self._ties = BackingTies(
+            state_dir, backing, self.root, page, is_mirror=is_mirror, adopt=adopt
+        )
         self.is_uninitialized = is_uninitialized
         self._state_dir = state_dir
         self._uuid = uuid
@@ -128,7 +110,7 @@ class VolumeStartup:
         self._root_fd = root_fd
         self._options = options
         self._watcher = watcher
-        self._boot_file = state_dir / "boot"
+        self._boot = BootRecord(state_dir, self.root)
         self.checkpoint = CheckpointFile(state_dir / "checkpoint", page)
         self.repairs: list[str] = []
         self.degraded: list[str] = []
@@ -152,10 +134,10 @@ class VolumeStartup:
         if not list_segments(self._state_dir / "journal"):
             probe(self._root_fd, self._backing, read_only)
         if self.is_uninitialized:
-            self._check_empty()
+            self._ties.check_empty()
         else:
-            self._claim_backing(read_only)
-        boot = self._boot()
+            self._ties.claim(read_only)
+        boot = self._boot.read()
         same_boot = boot.is_this
         journal = self._open_journal(read_only, same_boot)
         catalog_dir = self._state_dir / "catalog"
@@ -165,14 +147,16 @@ class VolumeStartup:
             if self._marks is None
             else self._marks.stopped_seq == journal.head_seq
         )
-        self._check_ties(journal)
-        self.lost_page = self._has_lost_page(journal)
+        self._ties.check(journal)
+        self.lost_page = self._ties.has_lost_page(journal)
+        if self.lost_page:
+            self.repairs.append(_PAGE_MISSED)
         lost_progress = self.lost_page and self._marks is not None
         self.lost_machine = not clean and (not same_boot or lost_progress)
         if self.lost_machine and catalog_dir.exists():
             # Its pages reached the disk in any order.
             shutil.rmtree(catalog_dir)
-        catalog = self._open_catalog(catalog_dir, journal)
+        catalog = open_catalog(catalog_dir, self._root_fd, journal, self.repairs)
         tree = Tree(self._root_fd, self._uuid, catalog, _descriptors_max())
         self.volume = Volume(journal, catalog, tree, self._observer, self._policy)
         self.importer = Importer(self.volume, self._backing, self._adopt)
@@ -229,8 +213,8 @@ class VolumeStartup:
             self._marks.stopped_seq = Seq(0)
             self._marks.confirm()
             self._marks.sync()
-            if not self.is_uninitialized and not self._boot().is_this:
-                self.remember_boot()
+            if not self.is_uninitialized and not self._boot.read().is_this:
+                self._boot.remember(self.volume.journal.head_seq)
             return
         if self.fenced is not None:
             self.volume.fail(self.fenced)
@@ -245,146 +229,21 @@ class VolumeStartup:
 
     # -- steps -------------------------------------------------------------------------------------
 
-    def _check_empty(self) -> None:
-        """Nothing may be where a mirror is to begin."""
-        names = sorted(map(os.fsdecode, syscalls.list_directory(self._root_fd)))
-        if names:
-            raise BackingError(
-                self._backing,
-                f"is not empty ({names[0]!r} is there), and a new mirror begins with nothing: "
-                "give it an empty directory, not the root of a file system",
-            )
-
-    def _claim_backing(self, read_only: bool) -> None:
-        """The root's own tag says which volume a backing belongs to; a new volume sets it before
-        anything else."""
-        mark = read_root_mark(self._root_fd)
-        has_journal = bool(list_segments(self._state_dir / "journal"))
-        if mark is None or (self._adopt and not has_journal and mark.owner != self._uuid):
-            if has_journal:
-                raise BackingError(
-                    self._backing,
-                    f"is not this volume's backing (the journal in {self._state_dir} is another's)",
-                )
-            if read_only:
-                raise BackingError(self._backing, "has no journal yet: mount it once without -o ro")
-            self._mark_root(self._uuid)
-            return
-        if mark.owner != self._uuid:
-            raise BackingError(
-                self._backing,
-                f"belongs to volume {mark.owner or '?'}, not to {self._uuid} of "
-                f"{self._state_dir}; if that volume is no more, begin anew with its files: "
-                "mount with -o adopt and a new --state",
-            )
-        is_copy = not mark.is_original or holds_copies_alone(self._root_fd, self._uuid)
-        if has_journal and is_copy:
-            raise BackingError(
-                self._backing,
-                "is a copy of the volume's backing, whose files the journal knows as others: put "
-                "the original back; or make a tree from the journal with 'fusejournal restore'; or "
-                "begin anew with these files: mount them with -o adopt and a new --state",
-            )
-        self._position = mark.position
-
-    def _check_ties(self, journal: Journal) -> None:
-        """State directory and backing must be of the same time. Raises RecoveryError."""
-        known, rooted_seq = self._position, self.page.rooted_seq
-        if journal.damage is not None:
-            return
-        if rooted_seq > (known.seq if known is not None else 0):
-            raise RecoveryError(
-                f"{self._backing}: is older than its journal: it is as of entry "
-                f"{known.seq if known is not None else 0} or later, and had been flushed as of "
-                f"{rooted_seq}; put the newer one back; or "
-                + self._way_out(
-                    "make a tree from the journal with 'fusejournal restore', and mount that with "
-                    "a new --state"
-                )
-            )
-        if known is None or known.seq == 0:
-            return
-        if known.seq > journal.head_seq:
-            self._is_of_another_time(known, f"ends with {journal.head_seq}")
-        for _, frame in journal.reader.frames(known.seq, Seq(known.seq + 1)):
-            if frame.checksum != known.chain:
-                self._is_of_another_time(known, "has another entry there")
-
-    def _is_of_another_time(self, known: Position, what: str) -> NoReturn:
-        raise RecoveryError(
-            f"{self._backing}: goes with a journal that has entry {known.seq}, and the one in "
-            f"{self._state_dir} {what}: that state directory is an older copy, or segments of it "
-            "are missing; put the newer one back; or "
-            + self._way_out(
-                "begin anew with the files as they are: mount them with -o adopt and a new --state"
-            )
-        )
-
-    def _way_out(self, of_primary: str) -> str:
-        """What else can be done, by the volume's role."""
-        if self._marks is None:
-            return of_primary
-        return "begin this mirror anew, with an empty directory and a new --state"
-
-    def _has_lost_page(self, journal: Journal) -> bool:
-        """Returns True if the page of watermarks, which this volume had, is gone. What a mirror had
-        applied is unknown then, and whether a primary still reigns."""
-        if not journal.head_seq:
-            return False
-        if not self.page.is_unconfirmed or (self._marks is None and self._position is None):
-            return False  # (A primary of an older version had none.)
-        self.repairs.append(_PAGE_MISSED)
-        return True
-
-    def _mark_root(self, uuid: UUID) -> None:
-        self.root.uuid = uuid
-        self.root.mark()
-        # The journal will be on disk long before the backing is: it must find its own again.
-        calls.fsync("root.sync", self._root_fd)
-
     def join_volume(self, uuid: UUID) -> None:
         """Become a mirror of volume *uuid*: the first primary has said which that is. Raises
         OSError."""
-        self._mark_root(uuid)
+        self._ties.mark_root(uuid)
         self._uuid = self.volume.tree.uuid = uuid
         self.volume.journal.adopt(uuid)
         self.is_uninitialized = False
-        self.remember_boot()
-
-    def _boot(self) -> Boot:
-        now = self._this_boot()
-        try:
-            found = json.loads(self._boot_file.read_text())
-            began_seq = Seq(int(found.get("began_seq", 0)))
-            if found.get("volume", now["volume"]) != now["volume"]:
-                return Boot(False, END, f"{self._boot_file} is another volume's")
-            if found["boot_id"] != now["boot_id"]:
-                return Boot(False, began_seq, "another boot of the machine")
-            if any(found.get(key, value) != value for key, value in now.items()):
-                return Boot(False, began_seq, "its disk went away and came back")
-            return Boot(True, began_seq)
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-            # Then nothing vouches for the end of the journal either.
-            return Boot(False, END, f"{self._boot_file} is missing or spoilt")
-
-    def _this_boot(self) -> dict[str, str]:
-        state_fd = os.open(self._state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            return {
-                "volume": str(self._uuid),
-                "boot_id": _BOOT_ID.read_text().strip(),
-                "state": filesystem_instance(state_fd),
-                "backing": filesystem_instance(self._root_fd),
-            }
-        finally:
-            os.close(state_fd)
+        self._boot.remember(self.volume.journal.head_seq)
 
     def _open_journal(self, read_only: bool, same_boot: bool) -> Journal:
         directory = self._state_dir / "journal"
         if not list_segments(directory):
             # (A mirror has its first segment only when the first entries have come.)
-            had_entries = bool(self._known_durable() or self._position)
-            if had_entries or (self._boot_file.exists() and self._marks is None):
+            had_entries = bool(self._known_durable() or self._ties.position)
+            if had_entries or (self._boot.exists() and self._marks is None):
                 raise JournalError(
                     f"{directory}: has no segments, but this volume had; restore them"
                 )
@@ -415,7 +274,7 @@ class VolumeStartup:
 
     def _open_existing(self, directory: Path, same_boot: bool, read_only: bool) -> Journal:
         # What the backing's root tells of, too, is nothing to be cut off.
-        rooted_seq = self._position.seq if self._position is not None else Seq(0)
+        rooted_seq = self._ties.position.seq if self._ties.position is not None else Seq(0)
         return Journal.open(
             directory,
             self._uuid,
@@ -430,34 +289,6 @@ class VolumeStartup:
     def _known_durable(self) -> Seq:
         """Up to where the journal is known to have been on disk, whatever is left of it."""
         return max(self.page.durable_seq, self.checkpoint.load().seq)
-
-    def _open_catalog(self, directory: Path, journal: Journal) -> Catalog:
-        try:
-            catalog = Catalog(directory)
-        except CatalogSpoiltError as error:
-            self.repairs.append(f"the catalog was spoilt and is made anew ({error})")
-            shutil.rmtree(directory)
-            catalog = Catalog(directory)
-        root = catalog.node(ROOT_FID)
-        if root is not None and root.handle != syscalls.handle_of(self._root_fd):
-            self.repairs.append("the catalog was another backing's and is made anew")
-            catalog.close()
-            shutil.rmtree(directory)
-            catalog = Catalog(directory)
-        if catalog.applied_seq > journal.head_seq and journal.damage is None:
-            # The end of the journal that the catalog has seen in this boot cannot have been torn.
-            known = catalog.applied_seq
-            catalog.close()
-            raise JournalDamagedError(
-                journal.directory,
-                0,
-                journal.head_seq + 1,
-                f"entries up to {known} were there; segments are missing at the end",
-            )
-        if catalog.node(ROOT_FID) is None:
-            stat = os.fstat(self._root_fd)
-            catalog.add_root(syscalls.handle_of(self._root_fd), stat.st_ino)
-        return catalog
 
     def _recover(self, read_only: bool, applying_seq: Seq | None, held_seq: Seq) -> None:
         reconcile = self._reconcile if self.lost_machine and not read_only else None
@@ -527,12 +358,12 @@ class VolumeStartup:
             epoch = Epoch(max(volume.journal.epoch, self.seen_epoch) + 1)
             volume.note(NewEpoch(epoch, reason))
             volume.journal.sync()  # before anybody hears of it
-        if not self._boot().is_this:
+        if not self._boot.read().is_this:
             volume.journal.sync()
-            self.remember_boot()
+            self._boot.remember(self.volume.journal.head_seq)
         elif volume.journal.ends_clean:
             # (A killed layer's journal says by itself that it was not stopped in order.)
-            self.remember_boot()
+            self._boot.remember(self.volume.journal.head_seq)
 
     def _new_epoch_reason(self) -> str | None:
         """Why an epoch begins here, where one does. Another boot is enough: this may be an older
@@ -541,40 +372,12 @@ class VolumeStartup:
             return "the machine was lost"
         if self.new_epoch is not None:
             return self.new_epoch
-        boot = self._boot()
+        boot = self._boot.read()
         return None if boot.is_this else boot.words
 
-    def remember_boot(self) -> None:
-        """Write down, durably, that the volume is used in this boot, and where its journal ends.
-        Raises JournalFullError, OSError."""
-        try:
-            self._write_boot(self._this_boot())
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise JournalFullError(
-                f"{self._boot_file}: no space to write down that the volume is used: make space"
-            ) from None
-
     def mark_unclean(self) -> None:
-        """The disk has failed: what it was given may be lost, as after the loss of the machine, and
-        so the next opening takes it."""
-        try:
-            self._write_boot({"boot_id": "none: the disk failed"})
-        except OSError as error:
-            log.error("that the disk failed cannot be written down: %s", error)
-
-    def _write_boot(self, boot: dict[str, str]) -> None:
-        """In place, and always as long: so a full disk has room for it."""
-        content = json.dumps({**boot, "began_seq": self.volume.journal.head_seq}).encode()
-        fd = os.open(self._boot_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            calls.write_all("boot.write", fd, content.ljust(_BOOT_BYTES), 0)
-            calls.ftruncate("boot.truncate", fd, _BOOT_BYTES)
-            calls.fsync("boot.sync", fd)
-        finally:
-            os.close(fd)
-        calls.fsync_directory("boot.sync.directory", self._state_dir)
+        """Have the next opening take what the disks were given for lost, because one has failed."""
+        self._boot.mark_unclean(self.volume.journal.head_seq)
 
     def _import(self) -> Iterator[None]:
         """Import what is in the backing. Yields between items."""

@@ -39,7 +39,6 @@ _LARGE_MODULES = {
     "receiver": 700,
     "shipper": 650,
     "supervisor": 600,
-    "startup": 700,
 }
 """Modules that are longer, by their last name, and how long each may be."""
 

@@ -18,7 +18,8 @@ from fusejournal.errors import (
     VolumeNotFoundError,
 )
 from fusejournal.nfs import exports, nfsd
-from fusejournal.node.state_dir import VolumeState, all_volumes, find_volume
+from fusejournal.node.registry import all_volumes, find_volume
+from fusejournal.node.state_dir import VolumeState
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from fusejournal.history.moments import Moments
 from fusejournal.history.query import Criteria, PathPattern, parse_kinds, parse_path, parse_ranges
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import is_segment, list_segments
-from fusejournal.node.state_dir import VolumeState, find_volume
+from fusejournal.node.registry import find_volume
+from fusejournal.node.state_dir import VolumeState
 from fusejournal.types import Seq
 
 

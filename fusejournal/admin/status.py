@@ -11,7 +11,8 @@ from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.layer.connection import is_held
 from fusejournal.nfs.exports import is_exported
-from fusejournal.node.state_dir import VolumeState, all_volumes, copies_of
+from fusejournal.node.registry import all_volumes, copies_of
+from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.volume_status import VolumeStatus
 from fusejournal.types import Seq
 

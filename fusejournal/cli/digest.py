@@ -19,7 +19,8 @@ from fusejournal.errors import (
     VolumeBusyError,
     VolumeNotFoundError,
 )
-from fusejournal.node.state_dir import VolumeState, find_volume
+from fusejournal.node.registry import find_volume
+from fusejournal.node.state_dir import VolumeState
 from fusejournal.replay.digest import TreeDigest, digest_tree
 
 _REDRAW_SECONDS = 0.1

@@ -19,7 +19,7 @@ import click
 from fusejournal.cli import text
 from fusejournal.disk.process import DIRECTORY, python_module
 from fusejournal.errors import FusejournalError, PrivilegeError, UsageError
-from fusejournal.node.state_dir import all_volumes, unit_instance
+from fusejournal.node.registry import all_volumes, unit_instance
 
 _OURS = "Written by 'fusejournal install"
 _MARK = f"{_OURS} --write', which replaces it."

@@ -4,7 +4,7 @@ import click
 
 from fusejournal.admin.mark import set_mark
 from fusejournal.cli import text
-from fusejournal.node.state_dir import find_volume
+from fusejournal.node.registry import find_volume
 
 
 @click.command(short_help="Give the present point a name.")

@@ -23,8 +23,9 @@ from fusejournal.errors import (
     UsageError,
     VolumeNotFoundError,
 )
+from fusejournal.node.registry import find_volume
 from fusejournal.node.spec import MountSpec, Reporter
-from fusejournal.node.state_dir import VolumeState, find_volume, make_directory
+from fusejournal.node.state_dir import VolumeState, make_directory
 
 _REPORT_FD = "FUSEJOURNAL_REPORT_FD"
 

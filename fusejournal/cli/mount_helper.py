@@ -30,8 +30,9 @@ from fusejournal.cli.mount import mount_in_background
 from fusejournal.cli.mount_options import MountOptions, known_spec, mount_flags, new_spec
 from fusejournal.disk import mounts as mounts
 from fusejournal.errors import FusejournalError, PrivilegeError, UsageError, VolumeNotFoundError
+from fusejournal.node.registry import find_volume
 from fusejournal.node.spec import MountSpec
-from fusejournal.node.state_dir import find_volume, load_state
+from fusejournal.node.state_dir import load_state
 
 _USAGE, _BUG, _INTERRUPTED, _FAILED = 1, 4, 8, 32
 

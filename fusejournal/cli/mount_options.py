@@ -13,8 +13,9 @@ from fusejournal.address import parse_peer
 from fusejournal.config import Config, find_config
 from fusejournal.disk.mounts import mounts
 from fusejournal.errors import UsageError
+from fusejournal.node.registry import check_name, default_name, state_root
 from fusejournal.node.spec import MountSpec, load_checked
-from fusejournal.node.state_dir import VolumeState, check_name, default_name, state_root
+from fusejournal.node.state_dir import VolumeState
 
 _FLAGS = ("ro", "nosuid", "nodev", "noexec")
 _ADOPT = "adopt"

@@ -15,7 +15,8 @@ from fusejournal.admin.pair import (
 )
 from fusejournal.cli import text
 from fusejournal.errors import FusejournalError
-from fusejournal.node.state_dir import VolumeState, find_volume
+from fusejournal.node.registry import find_volume
+from fusejournal.node.state_dir import VolumeState
 
 
 @click.command(short_help="Make two nodes known to each other.")

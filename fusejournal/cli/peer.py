@@ -12,7 +12,7 @@ from fusejournal.admin.peers import (
     resume_peer,
 )
 from fusejournal.cli import text
-from fusejournal.node.state_dir import find_volume
+from fusejournal.node.registry import find_volume
 from fusejournal.replication.status import PeerInfo
 
 

@@ -3,7 +3,7 @@
 import click
 
 from fusejournal.admin.restart import restart_volume
-from fusejournal.node.state_dir import find_volume
+from fusejournal.node.registry import find_volume
 
 
 @click.command(short_help="Begin anew with the installed program, beneath all users.")

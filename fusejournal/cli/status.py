@@ -4,7 +4,7 @@ import click
 
 from fusejournal.admin.status import all_statuses, volume_status
 from fusejournal.cli import text
-from fusejournal.node.state_dir import find_volume
+from fusejournal.node.registry import find_volume
 from fusejournal.node.volume_status import VolumeStatus
 from fusejournal.replication.status import MirrorStatus, PeerStatus, ReplicationStatus
 

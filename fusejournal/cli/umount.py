@@ -7,7 +7,7 @@ import click
 from fusejournal.admin.stop import stop_volume
 from fusejournal.cli import text
 from fusejournal.errors import UsageError
-from fusejournal.node.state_dir import find_volume
+from fusejournal.node.registry import find_volume
 
 
 @click.command(short_help="Stop a volume, in order.")

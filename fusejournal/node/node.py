@@ -34,11 +34,7 @@ from fusejournal.nfs import exports
 from fusejournal.node.assemble import LayerParts, ServingParts, StartParts
 from fusejournal.node.metrics import serve_metrics
 from fusejournal.node.spec import MountSpec, Reporter
-from fusejournal.node.state_dir import (
-    VolumeState,
-    join_volume,
-    remember_listen,
-)
+from fusejournal.node.state_dir import VolumeState, join_volume, remember_listen
 from fusejournal.node.status import StatusPage
 from fusejournal.node.takeover import VolumeMount
 from fusejournal.node.volume_status import VolumeStatus

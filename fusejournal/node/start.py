@@ -32,15 +32,17 @@ from fusejournal.errors import BackingError, FusejournalError, MountError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.layer.connection import check_held, release_kept, take_over
 from fusejournal.layer.open_files import new_table
+from fusejournal.node import lock
 from fusejournal.node.assemble import (
     StartParts,
     assemble_layer,
     assemble_serving,
     assemble_start,
 )
+from fusejournal.node.claim import claim_volume
 from fusejournal.node.node import Node, cause_of
 from fusejournal.node.spec import MountSpec, Reporter
-from fusejournal.node.state_dir import VolumeState, claim_volume, pass_claim_on
+from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.takeover import VolumeMount, connection_record
 from fusejournal.types import Seq
 from fusejournal.wire.session import RefusedError
@@ -81,7 +83,7 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
         except BaseExceptionGroup as group:
             raise cause_of(group) from group
         if node.is_restarting:
-            pass_claim_on(state)
+            lock.pass_on(state.directory)
             command = python_module("fusejournal", *sys.argv[1:])
             os.execv(command[0], command)
 

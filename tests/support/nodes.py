@@ -11,8 +11,8 @@ import trio
 from fusejournal.config import Config, VolumeConfig
 from fusejournal.control.client import ask
 from fusejournal.control.server import serve_control
+from fusejournal.node.claim import claim_volume
 from fusejournal.node.spec import MountSpec
-from fusejournal.node.state_dir import claim_volume
 from fusejournal.replication.peer_commands import PeerCommands
 from fusejournal.replication.peers import PeerBook
 from fusejournal.wire.connection import Connection

@@ -33,7 +33,6 @@ _LARGE_MODULES = {
     "tree": 550,
     "lookup": 600,
     "handlers": 750,
-    "state_dir": 600,
     "target": 600,
     "undo_execute": 800,
     "receiver": 700,

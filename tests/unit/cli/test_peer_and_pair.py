@@ -15,8 +15,8 @@ import trio
 import trio.testing
 
 from fusejournal.config import Config
+from fusejournal.node.claim import claim_volume
 from fusejournal.node.spec import MountSpec
-from fusejournal.node.state_dir import claim_volume
 from fusejournal.replication.peers import PeerBook
 from fusejournal.types import Seq
 from fusejournal.wire.frames import End

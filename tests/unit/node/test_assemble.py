@@ -13,8 +13,9 @@ from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.config import Config
 from fusejournal.layer.open_files import new_table
 from fusejournal.node.assemble import ServingParts, StartParts, assemble_serving, assemble_start
+from fusejournal.node.claim import claim_volume
 from fusejournal.node.spec import MountSpec
-from fusejournal.node.state_dir import VolumeState, claim_volume
+from fusejournal.node.state_dir import VolumeState
 from fusejournal.operations import Mkdir
 from fusejournal.types import ROOT_FID
 from tests.support.volumes import SOMEBODY

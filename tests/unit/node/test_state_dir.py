@@ -12,18 +12,17 @@ import pytest
 
 from fusejournal.config import Config, VolumeConfig
 from fusejournal.errors import FusejournalError, UsageError, VolumeBusyError, VolumeNotFoundError
-from fusejournal.node.spec import MountSpec
-from fusejournal.node.state_dir import (
-    VolumeState,
+from fusejournal.node.claim import claim_volume
+from fusejournal.node.registry import (
     all_volumes,
     check_name,
-    claim_volume,
     copies_of,
     default_name,
     find_volume,
-    load_state,
     unit_instance,
 )
+from fusejournal.node.spec import MountSpec
+from fusejournal.node.state_dir import VolumeState, load_state
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,112 @@
+"""The lock of a state directory: flock'ed by the process that has the volume, with a word in it of
+who that is.
+
+Whoever only asks who holds it has the lock for a moment, too. A program that takes this one's place
+by execv(2) inherits it, so that nobody gets in between. Source: flock(2)."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fusejournal.disk import calls
+from fusejournal.errors import VolumeBusyError
+
+_HOLDER_BYTES = 512
+_LOCK_ATTEMPTS = 10
+_LOCK_PAUSE_SECONDS = 0.01
+_LOCK_FD = "FUSEJOURNAL_LOCK_FD"
+"""In the environment of a program that takes this one's place: where it finds the lock."""
+
+_claims: dict[Path, int] = {}
+
+
+@contextmanager
+def hold(directory: Path, name: str, mountpoint: Path, check: Callable[[], None]) -> Iterator[None]:
+    """Hold the volume *name* in *directory* until the end of the block; *check* is called when
+    nobody else holds it, before anything is changed. Raises VolumeBusyError naming the holder, and
+    what *check* raises."""
+    fd = _inherited_lock(directory)
+    if fd is None:
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if not _lock(fd):
+            holder = _read_holder(fd)
+            raise VolumeBusyError(
+                f"volume {name} is held by process {holder.get('pid', '?')}, "
+                f"mounted at {holder.get('mountpoint', '?')}"
+            )
+        check()
+        _claims[directory] = fd
+        holding = {"pid": os.getpid(), "name": name, "mountpoint": str(mountpoint)}
+        _write_holder(fd, json.dumps(holding))
+        yield
+        _write_holder(fd, "")
+    finally:
+        if _claims.get(directory) == fd:
+            del _claims[directory]
+        os.close(fd)
+
+
+def pass_on(directory: Path) -> None:
+    """Let the lock of *directory* go to the program that is about to take this one's place by
+    execv(2): its :func:`hold` finds it, and nobody gets in between."""
+    fd = _claims[directory]
+    os.set_inheritable(fd, True)
+    os.environ[_LOCK_FD] = str(fd)
+
+
+def _inherited_lock(directory: Path) -> int | None:
+    """The lock that :func:`pass_on` left, if it is this directory's."""
+    try:
+        fd = int(os.environ.pop(_LOCK_FD, ""))
+        os.set_inheritable(fd, False)
+        if os.path.samestat(os.fstat(fd), os.stat(directory / "lock")):
+            return fd
+    except (ValueError, OSError):
+        pass
+    return None
+
+
+def _lock(fd: int) -> bool:
+    """Whether *fd* could be locked, at once or after those who only look."""
+    for attempt in range(_LOCK_ATTEMPTS):
+        if attempt:
+            time.sleep(_LOCK_PAUSE_SECONDS)
+        with suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
+
+
+def holder_of(directory: Path) -> dict[str, Any] | None:
+    """Who holds the volume in *directory* now: pid, name, mountpoint; None when nobody does."""
+    try:
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _read_holder(fd)
+    else:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _write_holder(fd: int, holder: str) -> None:
+    # Never cut: on a full disk the old content's block is all there is.
+    calls.write_all("state.holder", fd, holder.encode().ljust(_HOLDER_BYTES), 0)
+
+
+def _read_holder(fd: int) -> dict[str, Any]:
+    try:
+        holder = json.loads(os.pread(fd, 65536, 0))
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}

@@ -7,7 +7,8 @@ both moments, a question for each directory."""
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fusejournal.history.lookup import Dentry, Lookup, name_changes
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.name_changes import Dentry, name_changes
 from fusejournal.history.paths import PathTracker
 from fusejournal.journal.format import Entry
 from fusejournal.journal.outcomes import with_outcomes

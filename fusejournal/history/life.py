@@ -4,7 +4,8 @@ import heapq
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fusejournal.history.lookup import Lookup, Tenure, name_changes
+from fusejournal.history.lookup import Lookup, Tenure
+from fusejournal.history.name_changes import name_changes
 from fusejournal.history.query import Match
 from fusejournal.journal.format import Entry
 from fusejournal.operations import (

@@ -9,100 +9,27 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from stat import S_IFDIR, S_IFLNK, S_IFMT
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fusejournal.errors import JournalDamagedError
+from fusejournal.history.name_changes import NAME_KINDS, Dentry, NameChange, name_changes
+from fusejournal.history.timeline import Moves, moves_in, paths_of
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting, SegmentIndex
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import first_seq_of
 from fusejournal.operations import (
     MAKERS,
-    MOVES,
-    RENAME_EXCHANGE,
     Create,
     Import,
-    ImportLink,
     Kind,
-    Link,
     Mark,
-    Mkdir,
-    Operation,
     Removexattr,
-    Rename,
-    Rmdir,
     Setxattr,
-    Symlink,
-    Unlink,
     Void,
-    Whiteout,
     made_by,
 )
 from fusejournal.types import ROOT_FID, Fid, Seq
-
-NAME_KINDS = frozenset(
-    {
-        Kind.CREATE,
-        Kind.MKDIR,
-        Kind.SYMLINK,
-        Kind.LINK,
-        Kind.UNLINK,
-        Kind.RMDIR,
-        *MOVES,
-        Kind.IMPORT,
-        Kind.IMPORT_LINK,
-    }
-)
-
-Dentry = tuple[Fid, bytes]
-"""A directory's fid and a name in it."""
-
-
-_NOWHERE = Fid(0)
-_Names = tuple[bytes, Any]
-"""A name, and those below it: None, or the same again."""
-
-
-def _joined(names: _Names | None) -> bytes:
-    found: list[bytes] = []
-    while names is not None:
-        name, names = names
-        found.append(name)
-    return b"/".join(found)
-
-
-class NameChange(NamedTuple):
-    """What an operation did to one name: the fid it stood for before and after (None: nothing)."""
-
-    parent: Fid
-    name: bytes
-    before: Fid | None
-    after: Fid | None
-
-
-def name_changes(operation: Operation) -> list[NameChange]:
-    """What *operation*, if it held, did to names."""
-    match operation:
-        case Create() | Mkdir() | Symlink() | Import() | Link() | ImportLink():
-            return [NameChange(operation.parent, operation.name, None, operation.fid)]
-        case Unlink() | Rmdir():
-            return [NameChange(operation.parent, operation.name, operation.fid, None)]
-        case Rename() | Whiteout():
-            left: Fid | None = None
-            if isinstance(operation, Whiteout):
-                left = operation.whiteout
-            elif operation.flags & RENAME_EXCHANGE:
-                left = operation.replaced
-            return [
-                NameChange(operation.parent, operation.name, operation.fid, left),
-                NameChange(
-                    operation.new_parent,
-                    operation.new_name,
-                    operation.replaced or None,
-                    operation.fid,
-                ),
-            ]
-    return []
 
 
 class Tenure(NamedTuple):
@@ -145,7 +72,7 @@ class Lookup:
         self.is_whole = bool(self._starts) and self._starts[0] == 1
         """Whether the journal begins with seq 1."""
         self._timelines: dict[Fid, list[tuple[Seq, bytes | None]]] = {}
-        self._moves: dict[Fid, list[tuple[Seq, Dentry | None]]] = {}
+        self._moves: dict[Fid, Moves] = {}
 
     # -- entries -----------------------------------------------------------------------------------
 
@@ -393,65 +320,18 @@ class Lookup:
         from each seq (after that entry) on, the path of its oldest name; None without one."""
         known = self._timelines.get(fid)
         if known is None:
-            known = self._timelines[fid] = list(self._paths_within(fid, Seq(0), END))
+            known = self._timelines[fid] = list(paths_of(fid, self._moves_of))
         return known
 
-    def _paths_within(
-        self, fid: Fid, from_seq: Seq, to_seq: Seq
-    ) -> Iterator[tuple[Seq, bytes | None]]:
-        """:meth:`timeline` between two moments. It is a step for each directory above at that
-        time: over all time, two directories may well have been above each other. A stack of what
-        is left to do, in order, for trees can be deep."""
-        todo: list[tuple[Seq, Seq, Fid, _Names | None]] = [(from_seq, to_seq, fid, None)]
-        while todo:
-            from_seq, to_seq, fid, below = todo.pop()
-            if fid in (ROOT_FID, _NOWHERE):
-                yield from_seq, _joined(below) if fid == ROOT_FID else None
-                continue
-            moves = self._moves.get(fid)
-            if moves is None:
-                moves = self._moves[fid] = list(self._main_places(fid))
-            steps: list[tuple[Seq, Seq, Fid, _Names | None]] = []
-            for number, (begun, place) in enumerate(moves):
-                first = max(begun, from_seq)
-                end = min(moves[number + 1][0] if number + 1 < len(moves) else END, to_seq)
-                if first >= end:
-                    continue
-                if place is None:
-                    steps.append((first, end, _NOWHERE, None))
-                else:
-                    steps.append((first, end, place[0], (place[1], below)))
-            todo.extend(reversed(steps))
-
-    def _main_places(self, fid: Fid) -> Iterator[tuple[Seq, Dentry | None]]:
-        """The oldest name of *fid* from each seq on."""
-        places: dict[Dentry, None] = {}
-        shown: Dentry | None = None
-        begun = False
-        entries = self.entries_of(
-            fid,
-            wanted=lambda one: not one.is_parent and one.kind in NAME_KINDS and not one.refused,
-        )
-        for entry, _ in entries:
-            gone = [one for one in name_changes(entry.operation) if one.before == fid]
-            got = [one for one in name_changes(entry.operation) if one.after == fid]
-            if gone and not begun:
-                begun, shown = True, (gone[0].parent, gone[0].name)
-                yield Seq(0), shown  # its making is not in this journal
-                places[shown] = None
-            if gone and got:
-                # A name that moves keeps its rank.
-                old, new = (gone[0].parent, gone[0].name), (got[0].parent, got[0].name)
-                places = {new if place == old else place: None for place in places}
-            else:
-                for change in gone:
-                    places.pop((change.parent, change.name), None)
-                for change in got:
-                    places[change.parent, change.name] = None
-            first = next(iter(places), None)
-            if first != shown or not begun:
-                begun, shown = True, first
-                yield entry.seq, first
+    def _moves_of(self, fid: Fid) -> Moves:
+        moves = self._moves.get(fid)
+        if moves is None:
+            entries = self.entries_of(
+                fid,
+                wanted=lambda one: not one.is_parent and one.kind in NAME_KINDS and not one.refused,
+            )
+            moves = self._moves[fid] = list(moves_in(fid, entries))
+        return moves
 
     def path_before(self, fid: Fid, seq: Seq) -> bytes | None:
         """The path of *fid* just before entry *seq*, or that it got by it; None if it is not

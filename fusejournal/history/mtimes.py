@@ -5,7 +5,8 @@ in it a directory's; SETATTR and imports tell it; nothing else changes it."""
 
 from collections.abc import Callable, Collection, Iterator
 
-from fusejournal.history.lookup import NAME_KINDS, Lookup, Span, name_changes
+from fusejournal.history.lookup import Lookup, Span
+from fusejournal.history.name_changes import NAME_KINDS, name_changes
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
 from fusejournal.operations import (

@@ -17,7 +17,7 @@ moves back when the name is free at the end; see :meth:`Divergence.end_asides`."
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from fusejournal.history.lookup import Dentry, NameChange, name_changes
+from fusejournal.history.name_changes import Dentry, NameChange, name_changes
 from fusejournal.operations import (
     RENAME_EXCHANGE,
     TOUCHED,

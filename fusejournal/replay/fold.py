@@ -9,7 +9,8 @@ from stat import S_ISDIR
 from typing import Any, NamedTuple
 
 from fusejournal.errors import JournalError, PathNotFoundError
-from fusejournal.history.lookup import NAME_KINDS, Dentry, Lookup, name_changes
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.name_changes import NAME_KINDS, Dentry, name_changes
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
 from fusejournal.operations import (

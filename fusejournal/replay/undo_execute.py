@@ -32,8 +32,9 @@ from fusejournal.disk import calls, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import ConflictError
 from fusejournal.history.file_states import State, rdev_of, target_of, type_of
-from fusejournal.history.lookup import Dentry, Lookup
+from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import mtimes_before
+from fusejournal.history.name_changes import Dentry
 from fusejournal.operations import RENAME_NOREPLACE
 from fusejournal.replay.attributes import attribute_changes, set_new_attributes
 from fusejournal.replay.divergence import Divergence

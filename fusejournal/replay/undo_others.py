@@ -15,8 +15,8 @@ from collections.abc import Collection, Iterable, Iterator
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
-from fusejournal.history.lookup import Dentry, name_changes
 from fusejournal.history.mtimes import directory_mtimes
+from fusejournal.history.name_changes import Dentry, name_changes
 from fusejournal.journal.format import Entry
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.operations import DATA_KINDS, REMOVALS, Mkdir, Setattr, Void

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from fusejournal.errors import UndoOverlapError
-from fusejournal.history.lookup import Dentry, Lookup, name_changes
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.name_changes import Dentry, name_changes
 from fusejournal.history.query import Criteria, find, walk
 from fusejournal.journal.format import Entry
 from fusejournal.journal.reader import END

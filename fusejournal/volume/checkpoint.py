@@ -26,6 +26,9 @@ from fusejournal.disk import calls
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.types import Position, Seq
 
+CLOCK_SLACK_NS = 10**9
+"""A change time this much before a moment may be of a change after it."""
+
 _CONTENT = struct.Struct("<Qq")
 _CHECKSUM = struct.Struct("<Q")
 
@@ -44,6 +47,13 @@ class Checkpoint(NamedTuple):
         """One for now, when *seq* is the last entry that was applied and *position* where the
         journal ends; to be made."""
         return cls(seq, time.time_ns(), position)
+
+    @property
+    def since_ns(self) -> int:
+        """The change time from which on an inode may have been changed after it."""
+        since_ns = self.time_ns - CLOCK_SLACK_NS
+        # By a clock that was set back since, what came later may bear any time.
+        return since_ns if since_ns <= time.time_ns() else NO_CHECKPOINT.time_ns
 
 
 NO_CHECKPOINT = Checkpoint(Seq(0), -(1 << 63))

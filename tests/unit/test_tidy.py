@@ -31,7 +31,6 @@ _FUNCTION_LINES_MAX = 70
 _LARGE_MODULES = {
     "apply": 750,
     "tree": 550,
-    "lookup": 600,
     "handlers": 750,
     "target": 600,
     "undo_execute": 800,

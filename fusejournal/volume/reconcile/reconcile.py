@@ -24,7 +24,6 @@ is live; nothing else uses the volume meanwhile."""
 
 import errno
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -42,7 +41,8 @@ from fusejournal.history.file_states import (
     target_of,
     type_of,
 )
-from fusejournal.history.lookup import Dentry, Lookup
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.name_changes import Dentry
 from fusejournal.journal.format import Entry
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.operations import (
@@ -60,13 +60,12 @@ from fusejournal.operations import (
     made_by,
 )
 from fusejournal.types import ROOT_FID, Fid, Seq
-from fusejournal.volume.checkpoint import NO_CHECKPOINT, Checkpoint
+from fusejournal.volume.checkpoint import CLOCK_SLACK_NS, Checkpoint
 from fusejournal.volume.reconcile.contents import Contents, Progress
 from fusejournal.volume.reconcile.overwritten import KeptCopies
 from fusejournal.volume.reconcile.survey import Survey, UnexpectedName, staging_name
 from fusejournal.volume.volume import Volume
 
-_CLOCK_SLACK_NS = 10**9
 _NEW, _LINK = b".new", b".link"
 _ASIDE = b".not-journaled"
 _NAME_BYTES_MAX = 255
@@ -108,7 +107,7 @@ class Reconciliation:
         """What the entries after the checkpoint have made."""
         self._survey = Survey(
             volume,
-            _since_ns(checkpoint),
+            checkpoint.since_ns,
             self._made,
             lambda done: progress("surveying the backing", done, None, "names"),
             last_import,
@@ -234,7 +233,7 @@ class Reconciliation:
         return self._survey.retagged | {
             fid
             for fid, state in self._states.items()
-            if changed.get(fid, 0) > state.last_time_ns + _CLOCK_SLACK_NS
+            if changed.get(fid, 0) > state.last_time_ns + CLOCK_SLACK_NS
         }
 
     def _node(self, fid: Fid) -> CatalogNode:
@@ -471,13 +470,6 @@ class Reconciliation:
                 syscalls.link(fd, self._staging_fd, staged)
             failpoints.reached("reconcile.place")
             os.rename(staged, name, src_dir_fd=self._staging_fd, dst_dir_fd=directory)
-
-
-def _since_ns(checkpoint: Checkpoint) -> int:
-    """From which change time on an inode may have been changed after *checkpoint*."""
-    since_ns = checkpoint.time_ns - _CLOCK_SLACK_NS
-    # By a clock that was set back since, what came later may bear any time.
-    return since_ns if since_ns <= time.time_ns() else NO_CHECKPOINT.time_ns
 
 
 def _exists(directory: int, name: bytes) -> bool:

@@ -19,7 +19,7 @@ from fusejournal.backing.catalog_store import COMMIT_CHANGES
 from fusejournal.backing.tree import FoundEntry
 from fusejournal.disk import failpoints, syscalls
 from fusejournal.history.file_states import Maker, rdev_of, target_of, type_of
-from fusejournal.history.lookup import Dentry
+from fusejournal.history.name_changes import Dentry
 from fusejournal.journal.format import Entry
 from fusejournal.operations import Import
 from fusejournal.types import ROOT_FID, Fid

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from fusejournal.errors import JournalDamagedError
-from fusejournal.history.lookup import Lookup, name_changes
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.name_changes import name_changes
 from fusejournal.journal.format import FormatError
 from fusejournal.journal.index import (
     SegmentIndex,

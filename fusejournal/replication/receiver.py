@@ -402,6 +402,7 @@ class Receiver:
         await self._fence.make_durable(self._durability.flush_watermarks)
         self._instances.follow(instance_of(greeting, connection.where), trio.current_time())
         await self._keep_following()
+        self._heard()  # it has, by what it began with
         self._applier.wake()
         self.source_head_seq = begin.head_seq
         self._lag_meter.note(begin.head_seq)

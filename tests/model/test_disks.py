@@ -69,8 +69,10 @@ class DiskLives(Lives):
 
     def _close(self, how: str) -> None:
         """On a full disk it may be no orderly stop."""
+        self.has_stopped = False
         with suppress(JournalFullError) if self._is_full() else nullcontext():
             super()._close(how)
+            self.has_stopped = True
 
     def _open(self, *, expect_quiet: bool) -> None:
         """On a full disk it may be refused; with space it works."""
@@ -86,8 +88,10 @@ class DiskLives(Lives):
         if refusal:
             assert "\n" not in refusal
             assert "space" in refusal, refusal
-            if expect_quiet:  # else something may have been mended already
+            if expect_quiet:
                 assert not (found := difference(self._stopped(), before)), found
+            else:  # what was mended by then was reported by a start that was refused
+                self.is_blind = True
             self._close_all()
             self._have_room()
             super()._open(expect_quiet=False)

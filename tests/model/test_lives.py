@@ -131,6 +131,8 @@ class Lives(RuleBasedStateMachine):
         self.opened: OpenVolume | None = None
         self.is_blind = False
         """Whether changes were made that the model has not seen."""
+        self.has_stopped = True
+        """Whether the last stop in order was one."""
         self._context: AbstractContextManager[OpenVolume] | None = None
         self._builder = Builder(Workload())
         self._owners: dict[int, int] = {}
@@ -292,7 +294,7 @@ class Lives(RuleBasedStateMachine):
     @rule()
     def commit_catalog(self) -> None:
         assert self.opened is not None
-        self.opened.volume.catalog.commit()
+        self.opened.durability.commit_catalog()
 
     # -- stops -------------------------------------------------------------------------------------
 
@@ -327,7 +329,7 @@ class Lives(RuleBasedStateMachine):
     def boot_anew(self) -> None:
         self._close("order")
         begin_another_boot(self.volume / "state")
-        self._open(expect_quiet=True)
+        self._open(expect_quiet=self.has_stopped)
 
     # -- what admins do ----------------------------------------------------------------------------
 

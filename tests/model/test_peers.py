@@ -1,10 +1,14 @@
 """A hypothesis state machine over a primary and its mirror, between which somebody lies: it plays
 either side, says what was true once or nearly is, or sits on the line and changes, loses and
-repeats what passes. Both volumes are stopped in order and killed, too.
+repeats what passes. Both volumes are stopped in order and killed, too; the primary's machine is
+lost, with all that was not on its disk, and cloned.
 
 Whatever was said, the mirror's journal is a beginning of the primary's, byte for byte, and its
 backing what that means; the primary's own is what it was; nothing of it is a bug of theirs; and the
 true ones find each other again: then journal, mirror and replay are what the primary's backing is.
+After a loss the primary's journal is a beginning of what it was, and has what was on the disk, and
+all that the mirror had where it can be reached, whoever else answers. Of a machine and its clone
+one is followed, and the other neither ships nor, where an epoch has begun, takes a change.
 
 ``FUSEJOURNAL_MODEL_LIVES`` says how many runs to make (8 by default)."""
 
@@ -27,28 +31,34 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from fusejournal.address import Address, parse_address
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import FusejournalError
-from fusejournal.operations import TreeOperation
-from fusejournal.replication import shipper
+from fusejournal.journal.reader import JournalReader
+from fusejournal.operations import NewEpoch, TreeOperation
+from fusejournal.replication import fetch_lost, shipper
 from fusejournal.replication.peers import PeerBook
 from fusejournal.replication.supervisor import node_name
-from fusejournal.types import Caller
+from fusejournal.types import Caller, Seq
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.identity import load_or_make
-from fusejournal.wire.session import FETCH, SHIP
+from fusejournal.wire.session import FETCH, SHIP, RefusedError
 from tests.model.test_lives import model_of
+from tests.support.disks import SmallDisk
 from tests.support.liar import Liar, answering, each_session
-from tests.support.pairs import level, listens_at, running, until
+from tests.support.pairs import level, listens_at, mirror_status, peer_status, running, until
 from tests.support.trees import difference, image
+from tests.support.users import own_mounts
 from tests.support.volumes import OpenVolume, check_copies, content, open_volume
-from tests.support.workload import Builder, Dice, Workload
+from tests.support.workload import Builder, Dice, Workload, workspace
 
 pytestmark = pytest.mark.mount
 
 _ASKED = "FUSEJOURNAL_MODEL_LIVES" in os.environ
 _ROLLS = st.binary(min_size=12, max_size=12)
+_WORK = st.lists(_ROLLS, min_size=1, max_size=12)
 _SEEDS = st.integers(0, 1 << 16)
 _IN_ORDER = st.booleans()
 _LIES_SECONDS = 0.3
+_ASKING_SECONDS = 2.0
+_SEQ_MAX = Seq(1 << 40)
 _CHUNK_BYTES = 1 << 16
 _HANDSHAKE_PIECES = 4
 _RECORD_HEAD_BYTES = 5
@@ -150,6 +160,13 @@ class Peers(RuleBasedStateMachine):
         self.base.chmod(0o755)
         self._builder = Builder(Workload())
         self._stack = ExitStack()
+        self._images = self._stack.enter_context(workspace())
+        self._clones = 0
+        self.disk = SmallDisk(self._images / "disk", self.base / "disk", 96)
+        """The primary's."""
+        self._unsigned_seq = Seq(0)
+        """Up to here the mirror's journal may have come from somebody else."""
+        self._volumes: dict[str, ExitStack] = {}
         self.bugs = Bugs()
         logger = logging.getLogger("fusejournal")
         logger.addHandler(self.bugs)
@@ -159,12 +176,16 @@ class Peers(RuleBasedStateMachine):
 
     # -- the two -----------------------------------------------------------------------------------
 
+    def _place(self, name: str) -> Path:
+        return (self.base if name == "mirror" else self.disk.mountpoint) / name
+
+    def _enter(self, name: str, place: Path | None = None, *, begin: bool = True) -> OpenVolume:
+        stack = self._volumes[name] = ExitStack()
+        volume = open_volume(place or self._place(name), mirror=name == "mirror", begin=begin)
+        return stack.enter_context(volume)
+
     def _open(self) -> None:
-        self._volumes = ExitStack()
-        self.mirror, self.primary = (
-            self._volumes.enter_context(open_volume(self.base / name, mirror=name == "mirror"))
-            for name in ("mirror", "primary")
-        )
+        self.mirror, self.primary = self._enter("mirror"), self._enter("primary")
         self._builder.model = model_of(self.primary.journal_dir)
         self._check()
 
@@ -185,11 +206,12 @@ class Peers(RuleBasedStateMachine):
     def stop_and_open(self, primary_in_order: bool, mirror_in_order: bool) -> None:
         before = self._builder.model.image()
         self.primary.orderly, self.mirror.orderly = primary_in_order, mirror_in_order
-        self._volumes.close()
+        for name in ("primary", "mirror"):
+            self._volumes[name].close()
         self._open()
         assert not (found := difference(before, self._builder.model.image())), found
 
-    @rule(rolls=st.lists(_ROLLS, min_size=1, max_size=12))
+    @rule(rolls=_WORK)
     def work(self, rolls: list[bytes]) -> None:
         volume, builder = self.primary.volume, self._builder
         for one in rolls:
@@ -220,15 +242,15 @@ class Peers(RuleBasedStateMachine):
 
     def _know(self, name: str, other: str, address: Address | None) -> None:
         """Pair *name* with *other*, which it reaches at *address* (None: not at all)."""
-        identity = load_or_make(self.base / other / "state" / "identity", node_name(other))
-        book = PeerBook.load(self.base / name / "state")
+        identity = load_or_make(self._place(other) / "state" / "identity", node_name(other))
+        book = PeerBook.load(self._place(name) / "state")
         book.pair(other, address, identity.certificate)
         book.save()
 
     def _forget_peers(self) -> None:
         """There is no pair any more."""
         for name in ("mirror", "primary"):
-            (self.base / name / "state" / "peers.json").unlink(missing_ok=True)
+            (self._place(name) / "state" / "peers.json").unlink(missing_ok=True)
 
     def _check_level(self) -> None:
         self._check()
@@ -258,8 +280,11 @@ class Peers(RuleBasedStateMachine):
 
         async def lie() -> None:
             self._listening(self.mirror)
+            head_seq = self.mirror.volume.journal.head_seq
             async with running(self.mirror):
                 await each_session(lambda: listens_at(self.mirror), liar, 3, greeting)
+                if self.mirror.volume.journal.head_seq > head_seq:
+                    self._unsigned_seq = self.mirror.volume.journal.head_seq
                 if is_level:
                     await self._come_level(listens_at(self.mirror))
 
@@ -329,16 +354,213 @@ class Peers(RuleBasedStateMachine):
         trio.run(ship)
         self._check_level()
 
+    # -- machines that are lost --------------------------------------------------------------------
+
+    def _end(self, name: str, *, in_order: bool = False) -> None:
+        """The volume ends, also where its disk is gone."""
+        opened = self.mirror if name == "mirror" else self.primary
+        opened.orderly = in_order
+        with suppress(FusejournalError, OSError):
+            self._volumes[name].close()
+
+    def _chains(self) -> list[int]:
+        """The checksum of each entry of the primary, by seq."""
+        reader = JournalReader(self.primary.journal_dir)
+        return [0, *(frame.checksum for _, frame in reader.frames(Seq(1), _SEQ_MAX))]
+
+    async def _begin(self, side: OpenVolume, peers: dict[str, str]) -> str:
+        """What a node does with the volume that it has opened: asks *peers*, all of which have kept
+        signatures, and begins. Returns what went wrong. Raises RefusedError after a loss."""
+        opening = side.opening
+        book = PeerBook(side.directory / "state")
+        for name, address in peers.items():
+            book.add(name, parse_address(address))
+            book.note_signatures(name)
+        book.save()
+        replication = side.replicate(ReplicationConfig(take_back_seconds=_ASKING_SECONDS))
+        words, held_seq = "", Seq(0)
+        try:
+            taken = await replication.take_back(
+                side.volume, lambda _: None, lost_machine=opening.lost_machine
+            )
+        except RefusedError as error:
+            if opening.lost_machine:
+                raise
+            words = opening.fenced = str(error)
+        else:
+            opening.seen_epoch, opening.new_epoch = replication.fence.highest_epoch, taken.new_epoch
+            words, held_seq = "; ".join(taken.failures), taken.held_seq
+        opening.recover(read_only=False, held_seq=held_seq)
+        for _ in opening.start_epoch_and_import(read_only=False):
+            pass
+        return words
+
+    @rule(
+        seed=_SEEDS,
+        rolls=_WORK,
+        ships=st.booleans(),
+        there=st.sampled_from((("mirror",), ("mirror",), ("liar", "mirror"), ("liar",), ())),
+    )
+    def lose_the_machine(
+        self, seed: int, rolls: list[bytes], ships: bool, there: tuple[str, ...]
+    ) -> None:
+        """The primary's; when it starts again, it reaches those who are *there*."""
+        self.work(rolls)
+        if ships:
+            trio.run(self._ship)
+        liar, before = Liar(self.primary, seed), self._chains()
+        durable_seq = self.primary.volume.journal.durable_seq
+        mirror_seq = self.mirror.volume.journal.head_seq
+        self.disk.lose()
+        self._end("primary")
+        self.disk.close_all()
+        self.disk.come_back()
+        self.primary = self._enter("primary", begin=False)
+        assert self.primary.opening.lost_machine
+        trio.run(self._begin_after_loss, liar, there)
+        epoch_seq = self._last_epoch_seq()
+        assert self._chains()[:epoch_seq] == before[:epoch_seq]
+        assert epoch_seq > durable_seq
+        if "mirror" in there and self._unsigned_seq <= durable_seq:
+            assert epoch_seq > mirror_seq
+        self._builder.model = model_of(self.primary.journal_dir)
+        if epoch_seq <= mirror_seq:
+            trio.run(self._part)
+            self._begin_the_mirror_anew()
+        self._check()
+
+    async def _begin_after_loss(self, liar: Liar, there: tuple[str, ...]) -> None:
+        self._listening(self.mirror)
+        peers = {}
+        async with running(self.mirror), trio.open_nursery() as nursery:
+            if "mirror" in there:
+                peers["east"] = listens_at(self.mirror)
+            if "liar" in there:
+                peers["west"] = str(await nursery.start(answering, self.base, liar, 9))
+            await self._begin(self.primary, peers)
+            nursery.cancel_scope.cancel()
+
+    def _last_epoch_seq(self) -> Seq:
+        """The entry with which the present epoch begins."""
+        entries = JournalReader(self.primary.journal_dir).read(Seq(1), _SEQ_MAX)
+        return [entry.seq for entry in entries if isinstance(entry.operation, NewEpoch)][-1]
+
+    async def _part(self) -> None:
+        """The mirror has entries that the primary lost: both say so, and it keeps them."""
+        self._listening(self.mirror)
+        async with running(self.mirror):
+            peers = {"east": listens_at(self.mirror)}
+            self.primary.replicate(ReplicationConfig(peers=peers))
+            async with running(self.primary):
+                await until("one hears", lambda: peer_status(self.primary).state == "diverged")
+                await until("the other", lambda: mirror_status(self.mirror).state == "diverged")
+        (kept,) = (self.mirror.directory / "state").glob("diverged.*")
+        *_, (_, last) = JournalReader(kept).frames(Seq(1), _SEQ_MAX)
+        assert last.checksum == self.mirror.volume.journal.chain
+
+    def _begin_the_mirror_anew(self) -> None:
+        """As both have said."""
+        self._end("mirror", in_order=True)
+        shutil.rmtree(self._place("mirror"))
+        self.mirror = self._enter("mirror")
+        self._unsigned_seq = Seq(0)
+
+    # -- machines that are cloned ------------------------------------------------------------------
+
+    @rule(
+        rolls=_WORK,
+        is_flushed=st.booleans(),
+        is_there=st.booleans(),
+        in_order=_IN_ORDER,
+    )
+    def clone(self, rolls: list[bytes], is_flushed: bool, is_there: bool, in_order: bool) -> None:
+        """The primary's machine, while it runs; the clone starts while that *is_there* or in its
+        place."""
+        trio.run(self._ship)
+        if is_flushed or self._unsigned_seq > self.primary.volume.journal.durable_seq:
+            self.disk.flush()
+        self._clones += 1
+        name = f"clone{self._clones}"
+        disk = self.disk.clone(self._images / name, self.base / name)
+        try:
+            if is_there:
+                trio.run(self._clone_beside, disk.mountpoint / "primary", rolls)
+            else:
+                trio.run(self._clone_instead, disk, rolls, in_order)
+        finally:
+            if self.disk is not disk:
+                disk.close_all()
+                disk.remove()
+        assert not list((self.mirror.directory / "state").glob("diverged.*"))
+        self._check()
+
+    async def _clone_beside(self, place: Path, rolls: list[bytes]) -> None:
+        """It is refused, by name, also when it comes again; nobody else is troubled by it."""
+        self._listening(self.mirror)
+        async with running(self.mirror):
+            address = listens_at(self.mirror)
+            self.primary.replicate(ReplicationConfig(peers={"east": address}))
+            async with running(self.primary):
+                await until("it streams", lambda: mirror_status(self.mirror).state == "streaming")
+                clone = self._enter("clone", place, begin=False)
+                assert "runs twice" in await self._begin(clone, {"east": address})
+                clone.work(2, start=10**6 * self._clones)
+                await self._be_refused(clone)
+                self.work(rolls)
+                await until("the mirror is level", level(self.primary, self.mirror))
+                assert peer_status(self.primary).sessions == 1
+            clone.orderly = False
+            self._volumes["clone"].close()
+            clone = self._enter("clone", place, begin=False)
+            await self._begin(clone, {"east": address})
+            await self._be_refused(clone)
+            self._volumes["clone"].close()
+
+    async def _be_refused(self, clone: OpenVolume) -> None:
+        async with running(clone):
+            await until("it is refused", lambda: "runs twice" in str(peer_status(clone).last_error))
+            assert peer_status(clone).state == "refused"
+
+    async def _clone_instead(self, disk: SmallDisk, rolls: list[bytes], in_order: bool) -> None:
+        """It is followed; the other one is fenced when it comes back, and stays so."""
+        self.work(rolls)
+        original, before = self.primary.directory, image(self.primary.backing)
+        self._end("primary", in_order=in_order)
+        self._listening(self.mirror)
+        async with running(self.mirror):
+            address = listens_at(self.mirror)
+            clone = self._enter("clone", disk.mountpoint / "primary", begin=False)
+            await self._begin(clone, {"east": address})
+            clone.work(2, start=10**6 * self._clones)
+            async with running(clone):
+                await until("the mirror is level", level(clone, self.mirror))
+            for peers in ({"east": address}, {}):
+                self.primary = self._enter("primary", original, begin=False)
+                assert "fenced" in await self._begin(self.primary, peers)
+                assert self.primary.volume.write_errno is not None
+                with pytest.raises(OSError, match="Read-only"):
+                    self.primary.mkdir("of a copy")
+                self._end("primary")
+                assert not (found := difference(image(original / "backing"), before)), found
+        self.disk.close_all()
+        self.disk.remove()
+        self.disk, self.primary = disk, clone
+        self._volumes["primary"] = self._volumes.pop("clone")
+        self._builder.model = model_of(clone.journal_dir)
+
     def teardown(self) -> None:
         try:
             trio.run(self._ship)
             self._check_level()
             copies = self.base / "copies"
             copies.mkdir()
-            check_copies(self.base / "primary", self.primary.volume.journal.uuid, copies)
+            check_copies(self._place("primary"), self.primary.volume.journal.uuid, copies)
         finally:
-            with suppress(FusejournalError, OSError):
-                self._volumes.close()
+            for stack in self._volumes.values():
+                with suppress(FusejournalError, OSError):
+                    stack.close()
+            self.disk.close_all()
+            self.disk.remove()
             self._stack.close()
             shutil.rmtree(self.base)
 
@@ -346,15 +568,17 @@ class Peers(RuleBasedStateMachine):
 def test_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_PAUSE_SECONDS_MIN", "_PAUSE_SECONDS_MAX", "_REFUSED_SECONDS"):
         monkeypatch.setattr(shipper, name, 0.02)
-    run_state_machine_as_test(
-        Peers,
-        settings=settings(
-            max_examples=int(os.environ.get("FUSEJOURNAL_MODEL_LIVES", "8")),
-            stateful_step_count=15,
-            deadline=None,
-            derandomize=not _ASKED,
-            database=None,
-            phases=(Phase.generate, Phase.shrink) if _ASKED else (Phase.generate,),
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    monkeypatch.setattr(fetch_lost, "_PAUSE_SECONDS", 0.05)
+    with own_mounts():
+        run_state_machine_as_test(
+            Peers,
+            settings=settings(
+                max_examples=int(os.environ.get("FUSEJOURNAL_MODEL_LIVES", "8")),
+                stateful_step_count=15,
+                deadline=None,
+                derandomize=not _ASKED,
+                database=None,
+                phases=(Phase.generate, Phase.shrink) if _ASKED else (Phase.generate,),
+                suppress_health_check=list(HealthCheck),
+            ),
+        )

@@ -22,15 +22,17 @@ _BLOCK_BYTES = 4096
 
 
 class SmallDisk:
-    """An ext4 of *size_mib*, made with *options* in the file *image*, to be mounted at
-    *mountpoint*."""
+    """An ext4 of *size_mib*, made with *options* in the file *image*, or as *image* has it already,
+    to be mounted at *mountpoint*."""
 
     def __init__(self, image: Path, mountpoint: Path, size_mib: int, *options: str) -> None:
         self.mountpoint = mountpoint
         self.is_full = False
         """Whether space was taken and not given back."""
+        self._image = image
         mountpoint.mkdir()
-        make("ext4", image, size_mib, *options)
+        if not image.exists():
+            make("ext4", image, size_mib, *options)
         self.device = _said("losetup", "--find", "--show", str(image)).strip()
         self.mount()
         self._number = os.stat(mountpoint).st_dev
@@ -61,11 +63,18 @@ class SmallDisk:
         self.unmount()
         self.mount()
 
+    def clone(self, image: Path, mountpoint: Path) -> "SmallDisk":
+        """Another one, with what is on this one now, as of a machine that is cloned while it
+        runs: what was not written to it yet is lost to the clone."""
+        _said("cp", "--sparse=always", str(self._image), str(image))
+        return SmallDisk(image, mountpoint, 0)
+
     def remove(self) -> None:
         """It is gone for good."""
         with suppress(subprocess.CalledProcessError):
             self.unmount(lazily=True)
         _said("losetup", "--detach", self.device)
+        self._image.unlink()
 
     # -- space -------------------------------------------------------------------------------------
 

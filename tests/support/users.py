@@ -6,6 +6,7 @@ import ctypes
 import os
 import pickle
 import resource
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ def acting(
         os.umask(old_umask)
 
 
+_THREADS = "/proc/self/task"
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
 _PR_SET_DUMPABLE = 4
 _MS_BIND, _MS_REMOUNT, _MS_RDONLY = 4096, 32, 1
@@ -95,14 +97,17 @@ def enter_namespace(source: bytes, target: Path, *, read_only: bool = False) -> 
 @contextmanager
 def own_mounts() -> Iterator[None]:
     """What this thread mounts inside is its own and its children's: another process that makes a
-    namespace meanwhile would else keep it in use, though it is unmounted here."""
-    directory = os.getcwd()
+    namespace meanwhile would else keep it in use, though it is unmounted here. Ends only when the
+    threads have ended that were begun inside."""
+    directory, threads = os.getcwd(), set(os.listdir(_THREADS))
     before = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     _checked(_libc.unshare(_CLONE_NEWNS))
     try:
         _mount(b"none", Path("/"), _MS_REC | _MS_PRIVATE)
         yield
     finally:
+        while set(os.listdir(_THREADS)) - threads:  # trio keeps its own for ten seconds
+            time.sleep(0.05)
         _checked(_libc.setns(before, _CLONE_NEWNS))
         os.close(before)
         os.chdir(directory)

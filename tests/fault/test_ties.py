@@ -12,12 +12,14 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+import trio
 
 from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.backing.tree import FID_XATTR, pack_tag
+from fusejournal.config import ReplicationConfig
 from fusejournal.disk import failpoints
 from fusejournal.disk.syscalls import handle_of
-from fusejournal.errors import JournalFailedError, RecoveryError
+from fusejournal.errors import BackingError, JournalFailedError, RecoveryError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.watermarks import WatermarkPage
@@ -28,9 +30,10 @@ from fusejournal.volume.startup import VolumeStartup
 from tests.support.layer import Layer
 from tests.support.losses import begin_another_boot
 from tests.support.mirrors import wait_for
+from tests.support.pairs import level, listens_at, running, until
 from tests.support.power import power_disk
 from tests.support.trees import difference, image
-from tests.support.volumes import SMALL_SEGMENTS, Quiet, open_volume
+from tests.support.volumes import SMALL_SEGMENTS, OpenVolume, Quiet, open_volume
 
 pytestmark = pytest.mark.mount
 
@@ -212,6 +215,64 @@ def test_backing_from_a_backup_is_refused(ledger: Layer) -> None:
     command = ["rsync", "-aHAX", "--delete", f"{backup}/", f"{ledger.backing}/"]
     subprocess.run(command, check=True)
     assert "is older than its journal" in refused(ledger, 15)
+
+
+@pytest.fixture
+def mirror_with_a_past(tmp_path: Path) -> Path:
+    """A mirror that was stopped in order, and in ``older`` what it was some entries before."""
+    mirror = tmp_path / "mirror"
+    with open_volume(tmp_path / "primary") as primary:
+        primary.work(5)
+        trio.run(_ship, primary, mirror)
+        copy(mirror, tmp_path / "older")
+        primary.work(5, start=10)
+        trio.run(_ship, primary, mirror)
+        assert not difference(image(mirror / "backing"), image(primary.backing))
+    return mirror
+
+
+async def _ship(primary: OpenVolume, directory: Path) -> None:
+    with open_volume(directory, mirror=True) as mirror:
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror):
+            primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
+            async with running(primary):
+                await until("the mirror is level", level(primary, mirror))
+
+
+@pytest.mark.parametrize("boot", ["this", "another"])
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("state", "is an older copy"),
+        ("backing", "is older than its journal"),
+        ("a copied backing", "is a copy of the volume's backing"),
+    ],
+)
+def test_mirror_of_different_days_is_refused(
+    mirror_with_a_past: Path, what: str, words: str, boot: str
+) -> None:
+    mirror = mirror_with_a_past
+    older = mirror.with_name("older")
+    if what == "state":
+        shutil.rmtree(mirror / "state")
+        copy(older / "state", mirror / "state")
+    elif what == "backing":
+        command = ["rsync", "-aHAX", "--delete", f"{older}/backing/", f"{mirror}/backing/"]
+        subprocess.run(command, check=True)
+    else:
+        (mirror / "backing").rename(mirror / "original")
+        copy(mirror / "original", mirror / "backing")
+    if boot == "another":
+        begin_another_boot(mirror / "state")
+    before = image(mirror / "backing")
+    with (
+        pytest.raises((RecoveryError, BackingError), match=words) as refusal,
+        open_volume(mirror, mirror=True),
+    ):
+        pass
+    assert "\n" not in str(refusal.value)
+    assert not difference(image(mirror / "backing"), before)
 
 
 @pytest.mark.parametrize("kept", ["state", "nothing"])

@@ -1,5 +1,7 @@
 """When the journal is flushed right where somebody waits, and when by a thread."""
 
+import errno
+import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -10,12 +12,12 @@ import pytest
 import trio
 import trio.testing
 
-from fusejournal.config import ReplicationConfig
+from fusejournal.config import JournalConfig, ReplicationConfig
 from fusejournal.disk import failpoints
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Mark
 from fusejournal.types import Seq
-from fusejournal.volume.durability import Average, FlushHooks
+from fusejournal.volume.durability import Average, Durability, FlushHooks
 from tests.support.descriptors import no_descriptors_left
 from tests.support.volumes import OpenVolume, open_volume
 
@@ -183,3 +185,42 @@ async def test_tending_outlives_a_lack_of_descriptors(
     warnings = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
     assert len(warnings) == 1
     assert warnings[0].startswith("sealed segments are not tended for now: ")
+
+
+async def test_a_full_disk_is_not_asked_again_and_again_to_hold_a_compressed_segment(
+    tmp_path: Path,
+) -> None:
+    """Compressing costs as much each time, and the plain segment is as good."""
+    tried = 0
+
+    def full(label: str) -> None:
+        nonlocal tried
+        if label == "journal.compress.write":
+            tried += 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with open_volume(tmp_path) as opened:
+        opened.work(60)
+        opened.volume.journal.sync()
+        opening, volume = opened.opening, opened.volume
+        durability = Durability(
+            volume.journal,
+            volume.catalog,
+            opening.root,
+            opening.checkpoint,
+            JournalConfig(compress=True),
+            volume.fail,
+            opening.page,
+            FlushHooks(),
+        )
+        before = len(volume.journal.compressible())
+        failpoints.listen(full)
+        for _ in range(3):
+            await durability._tend_once()
+        assert tried == 1
+        assert durability.compression_failure is None
+        assert volume.failure is None
+        failpoints.listen(None)
+        durability._compress_again_at = 0.0  # some minutes later
+        await durability._tend_once()
+        assert len(volume.journal.compressible()) < before

@@ -22,6 +22,7 @@ import errno
 import os
 import select
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -66,7 +67,10 @@ class RequestLoop:
         self._fd = fd = handshake.fd
         self._parked = trio.CancelScope()
         self._reader: trio.lowlevel.Task | None = None
-        self._spare = trio.lowlevel.ParkingLot()
+        self._spare: deque[trio.lowlevel.Task] = deque()
+        """Tasks with nothing to do: those that never had, then the others, the last at the end."""
+        self._readers: set[trio.lowlevel.Task] = set()
+        """Tasks that have read a request."""
         self._closed = False
         self._slice_ends_ns = 0
         self._unclocked = 0
@@ -115,7 +119,7 @@ class RequestLoop:
         self._waiting.add(task)
         if self._reader is task:
             self._reader = None
-            self._spare.unpark()
+            self._give_role()
 
     def when_answered(self, act: Callable[[], None]) -> None:
         """Call *act* once the reply to the calling handler's request has gone to the kernel."""
@@ -131,9 +135,31 @@ class RequestLoop:
                 return False
             if self._reader is None:
                 self._reader = task
+                self._readers.add(task)
             else:
-                await self._spare.park()
+                await self._be_spare(task)
         return await self._read_role()
+
+    async def _be_spare(self, task: trio.lowlevel.Task) -> None:
+        """Return when the calling *task* is to be the reader, or all is over."""
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._spare.remove(task)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        if task in self._readers:
+            self._spare.append(task)
+        else:
+            self._spare.appendleft(task)
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _give_role(self) -> None:
+        """Make a spare task the reader, if there is one: the last one that was, because each keeps
+        a buffer for its requests, of a megabyte where it has met a large one."""
+        if self._spare:
+            self._reader = self._spare.pop()
+            self._readers.add(self._reader)
+            trio.lowlevel.reschedule(self._reader)
 
     async def _read_role(self) -> bool:
         """As the reader: return True when a request is there, False when the loop is to end."""
@@ -197,7 +223,8 @@ class RequestLoop:
     def _close(self) -> None:
         self._closed = True
         self._reader = None
-        self._spare.unpark_all()
+        while self._spare:
+            trio.lowlevel.reschedule(self._spare.pop())
 
 
 def _events_fd() -> int:

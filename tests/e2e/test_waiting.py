@@ -100,3 +100,32 @@ def test_requests_that_come_now_and_then_leave_room_for_all_else(layer: Layer) -
         worker.join()
     assert sorted(counts)[len(counts) // 2] < 10, counts
     layer.stop()
+
+
+def test_memory_is_that_of_requests_at_once(layer: Layer) -> None:
+    """Each task keeps a buffer for requests: two callers who take turns must not go through all
+    the tasks that there are."""
+    layer.start()
+    pid = layer.ask()["pid"]
+    before = _anonymous_mib(pid)
+
+    def work(name: str) -> None:
+        fd = os.open(layer.mountpoint / name, os.O_CREAT | os.O_WRONLY)
+        for _ in range(200):
+            os.pwrite(fd, bytes(1 << 20), 0)
+            os.fsync(fd)
+        os.close(fd)
+
+    workers = [threading.Thread(target=work, args=(name,)) for name in ("a", "b")]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert _anonymous_mib(pid) < before + 50
+    layer.stop()
+
+
+def _anonymous_mib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("RssAnon:")]
+    return int(line.split()[1]) >> 10

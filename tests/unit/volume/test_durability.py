@@ -213,7 +213,7 @@ async def test_a_full_disk_is_not_asked_again_and_again_to_hold_a_compressed_seg
             opening.page,
             FlushHooks(),
         )
-        before = len(volume.journal.compressible())
+        before = len(volume.journal.sealed.compressible())
         failpoints.listen(full)
         for _ in range(3):
             await durability._tend_once()
@@ -223,4 +223,4 @@ async def test_a_full_disk_is_not_asked_again_and_again_to_hold_a_compressed_seg
         failpoints.listen(None)
         durability._compress_again_at = 0.0  # some minutes later
         await durability._tend_once()
-        assert len(volume.journal.compressible()) < before
+        assert len(volume.journal.sealed.compressible()) < before

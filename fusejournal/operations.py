@@ -7,29 +7,26 @@ Each class is a NamedTuple whose fields, in order, are also the tail of the entr
 number is never given anew.
 
 ``fid`` is the file an operation is about, ``parent`` the directory of a name; names, targets and
-xattr values are bytes.
+xattr values are bytes. Each class has ``touched_fids``: the files and directories that it is about
+and that existed before it, whose paths its entry must be able to tell. (A new object's path follows
+from its parent's; the file that a rename replaces is in ``replaced`` alone.)
 
 What an operation does to mtimes is part of its meaning; ``entry`` is the entry's own time:
 
-=============  ==========================  =======================================
-operation      mtime of ``fid``            mtime of directories
-=============  ==========================  =======================================
-CREATE MKDIR   entry                       parent: entry
-SYMLINK        entry                       parent: entry
-LINK           unchanged                   parent: entry
-UNLINK RMDIR   unchanged                   parent: entry
-RENAME         unchanged                   parent and new_parent: entry
-WHITEOUT       unchanged; the             parent and new_parent: entry
-               whiteout's: entry
-WRITE          entry                       unchanged
-TRUNCATE       entry                       unchanged
-SETATTR        mtime_ns where given        unchanged
-SET/REMOVE-    unchanged                   unchanged
-XATTR
-IMPORT         mtime_ns                    unchanged
-IMPORT_DATA    mtime_ns                    unchanged
-IMPORT_LINK    unchanged                   unchanged
-=============  ==========================  =======================================
+====================  ==========================  =============================
+operation             mtime of ``fid``            mtime of directories
+====================  ==========================  =============================
+CREATE MKDIR SYMLINK  entry                       parent: entry
+LINK                  unchanged                   parent: entry
+UNLINK RMDIR          unchanged                   parent: entry
+RENAME                unchanged                   parent and new_parent: entry
+WHITEOUT              unchanged; device's: entry  parent and new_parent: entry
+WRITE TRUNCATE        entry                       unchanged
+SETATTR               mtime_ns where given        unchanged
+SET-, REMOVEXATTR     unchanged                   unchanged
+IMPORT IMPORT_DATA    mtime_ns                    unchanged
+IMPORT_LINK           unchanged                   unchanged
+====================  ==========================  =============================
 
 What takes a file capability (security.capability) away is part of the meaning, too, as it is part
 of a local file system's: a WRITE of at least one byte, a TRUNCATE, and a SETATTR of owner or group
@@ -91,8 +88,11 @@ class Create(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.CREATE
+
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return (self.parent,)
 
 
 class Mkdir(NamedTuple):
@@ -109,8 +109,11 @@ class Mkdir(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.MKDIR
+
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return (self.parent,)
 
 
 class Symlink(NamedTuple):
@@ -125,8 +128,11 @@ class Symlink(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.SYMLINK
+
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return (self.parent,)
 
 
 class Link(NamedTuple):
@@ -138,8 +144,11 @@ class Link(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.LINK
+
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return self.fid, self.parent
 
 
 class Unlink(NamedTuple):
@@ -151,8 +160,11 @@ class Unlink(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.UNLINK
+
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return self.fid, self.parent
 
 
 class Rmdir(NamedTuple):
@@ -164,8 +176,11 @@ class Rmdir(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.RMDIR
+
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return self.fid, self.parent
 
 
 class Rename(NamedTuple):
@@ -182,8 +197,11 @@ class Rename(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.RENAME
+
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return self.fid, self.parent, self.new_parent
 
 
 class Whiteout(NamedTuple):
@@ -208,14 +226,17 @@ class Whiteout(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.WHITEOUT
+
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return self.fid, self.parent, self.new_parent
 
     def can_be(self) -> bool:
         """Whether it makes a device, and asks for what can be asked together."""
-        has_attributes = None not in (self.mode, self.uid, self.gid)
         is_asked = self.flags & (RENAME_WHITEOUT | RENAME_EXCHANGE) == RENAME_WHITEOUT
-        return has_attributes and S_IFMT(self.mode) == S_IFCHR and is_asked
+        is_whole = None not in (self.mode, self.uid, self.gid)
+        return is_asked and is_whole and S_IFMT(self.mode) == S_IFCHR
 
     @property
     def making(self) -> Create:
@@ -234,8 +255,11 @@ class Write(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.WRITE
+
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return (self.fid,)
 
 
 class Truncate(NamedTuple):
@@ -247,8 +271,11 @@ class Truncate(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.TRUNCATE
+
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return (self.fid,)
 
 
 class Setattr(NamedTuple):
@@ -263,8 +290,11 @@ class Setattr(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.SETATTR
+
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return (self.fid,)
 
 
 class Setxattr(NamedTuple):
@@ -277,8 +307,11 @@ class Setxattr(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.SETXATTR
+
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return (self.fid,)
 
 
 class Removexattr(NamedTuple):
@@ -289,8 +322,11 @@ class Removexattr(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.REMOVEXATTR
+
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return (self.fid,)
 
 
 class Import(NamedTuple):
@@ -313,8 +349,11 @@ class Import(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.IMPORT
+
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return (self.parent,)
 
 
 class ImportData(NamedTuple):
@@ -328,8 +367,11 @@ class ImportData(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.IMPORT_DATA
+
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return (self.fid,)
 
 
 class ImportLink(NamedTuple):
@@ -341,13 +383,15 @@ class ImportLink(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.IMPORT_LINK
+
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return self.fid, self.parent
 
 
 class Void(NamedTuple):
-    """The entry before this one, ``seq``, was refused with ``errno``; of a WRITE, the first
-    ``written`` bytes held."""
+    """Entry ``seq``, just before, was refused with ``errno``; of a WRITE ``written`` bytes held."""
 
     seq: Seq
     errno: int
@@ -355,8 +399,11 @@ class Void(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.VOID
+
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return ()
 
 
 class NewEpoch(NamedTuple):
@@ -367,8 +414,11 @@ class NewEpoch(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.EPOCH
+
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return ()
 
 
 class Mark(NamedTuple):
@@ -378,8 +428,11 @@ class Mark(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.MARK
+
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return ()
 
 
 class Clean(NamedTuple):
@@ -387,11 +440,16 @@ class Clean(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The entry's kind."""
         return Kind.CLEAN
 
+    @property
+    def touched_fids(self) -> tuple[Fid, ...]:
+        return ()
 
-NameOperation = Create | Mkdir | Symlink | Link | Unlink | Rmdir
+
+Making = Create | Mkdir | Symlink | Import
+Removal = Unlink | Rmdir
+NameOperation = Create | Mkdir | Symlink | Link | Removal
 DataOperation = Write | Truncate | Setattr | Setxattr | Removexattr
 ImportOperation = Import | ImportData | ImportLink
 Moving = Rename | Whiteout
@@ -435,22 +493,8 @@ MOVES = frozenset({Kind.RENAME, Kind.WHITEOUT})
 """The kinds of a Moving: what gives a file another name."""
 
 
-TOUCHED: dict[Kind, tuple[int, ...]] = {
-    **dict.fromkeys(MAKERS, (1,)),
-    **dict.fromkeys((Kind.LINK, Kind.UNLINK, Kind.RMDIR, Kind.IMPORT_LINK), (0, 1)),
-    **dict.fromkeys(MOVES, (0, 1, 3)),
-    **dict.fromkeys((*DATA_KINDS, Kind.IMPORT_DATA), (0,)),
-    **dict.fromkeys((Kind.VOID, Kind.EPOCH, Kind.MARK, Kind.CLEAN), ()),
-}
-"""Which fields of an operation are fids that existed before it and whose path its entry must be
-able to tell.
-
-A new object's path follows from its parent's and its name, so it is the parent that is listed.
-"""
-
-
-def made_by(operation: Operation) -> Create | Mkdir | Symlink | Import | None:
-    """The making of a new fid in *operation*, or None."""
-    if isinstance(operation, Create | Mkdir | Symlink | Import):
+def made_by(operation: Operation) -> Making | None:
+    """Returns the making of a new fid in *operation*, or None."""
+    if isinstance(operation, Making):
         return operation
     return operation.making if isinstance(operation, Whiteout) else None

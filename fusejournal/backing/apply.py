@@ -49,7 +49,9 @@ from fusejournal.operations import (
     ImportLink,
     Kind,
     Link,
+    Making,
     Mkdir,
+    Removal,
     Removexattr,
     Rename,
     Rmdir,
@@ -246,9 +248,7 @@ class Applier:
         tree.adopt(operation.fid, fd)
         return made
 
-    def _made_before(
-        self, operation: Create | Mkdir | Symlink | Import, redo: bool
-    ) -> FoundEntry | None:
+    def _made_before(self, operation: Making, redo: bool) -> FoundEntry | None:
         """When settling: the object that this very operation made before its process died, or
         None."""
         if not redo:
@@ -354,7 +354,7 @@ class Applier:
         self._name_changed(operation.parent, time_ns)
         return _NOTHING_MADE
 
-    def _still_named(self, operation: Unlink | Rmdir, redo: bool) -> bool:
+    def _still_named(self, operation: Removal, redo: bool) -> bool:
         if not redo:
             return True
         look = self._tree.probe_name(operation.parent, operation.name)

@@ -22,21 +22,20 @@ from fusejournal.operations import (
     MAKERS,
     REMOVALS,
     RENAME_EXCHANGE,
-    Create,
     DataOperation,
     Import,
     ImportData,
     ImportLink,
     Kind,
     Link,
+    Making,
     Mkdir,
     Moving,
     NewEpoch,
     Operation,
-    Rmdir,
+    Removal,
     Symlink,
     TreeOperation,
-    Unlink,
     Whiteout,
     made_by,
 )
@@ -107,7 +106,7 @@ class Catalog(CatalogStore):
         self._touched(operation.parent, seq, time_ns)
 
     def _record_removed(
-        self, operation: Unlink | Rmdir, seq: Seq, time_ns: int, _: bytes, __: int
+        self, operation: Removal, seq: Seq, time_ns: int, _: bytes, __: int
     ) -> None:
         node = self._touched(operation.fid, seq, time_ns)
         self._remove_name(node, operation.parent, operation.name)
@@ -122,7 +121,7 @@ class Catalog(CatalogStore):
 
     def _record_made(
         self,
-        operation: Create | Mkdir | Symlink | Import,
+        operation: Making,
         seq: Seq,
         time_ns: int,
         handle: bytes,

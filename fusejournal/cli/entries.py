@@ -23,7 +23,7 @@ _COLOURS = {
 
 def as_json(match: Match) -> dict[str, Any]:
     """The JSON object of an entry; a refused one has ``refused``, its errno's name."""
-    entry, void, path, new_path = match
+    entry, (_, void), path, new_path = match
     operation = entry.operation
     line: dict[str, Any] = {
         "seq": entry.seq,
@@ -77,7 +77,7 @@ def shown_path(path: bytes | None) -> str:
 
 def as_line(match: Match) -> str:
     """One line for people: seq, time, who, what, path, details."""
-    entry, void, path, _ = match
+    entry, (held, void), path, _ = match
     operation = entry.operation
     # What is about no file has no path either.
     about = "" if operation.kind in (Kind.EPOCH, Kind.MARK, Kind.CLEAN) else shown_path(path)
@@ -86,20 +86,21 @@ def as_line(match: Match) -> str:
         f"{entry.seq:>8}  {text.moment(entry.time_ns)}  {user(entry.who.uid):<10} "
         f"{name} {about}{details(match)}"
     )
-    if void is not None and not void.written:
+    if void is not None and not held:
         line += click.style(f"  refused: {errno_name(void)}", "red")
     return line.rstrip()
 
 
 def details(match: Match) -> str:
     """What the operation did, beyond its path; begins with two blanks, or is empty."""
-    entry, void, _, new_path = match
+    entry, outcome, _, new_path = match
     operation: Any = entry.operation
     match operation.kind:
         case Kind.WRITE | Kind.IMPORT_DATA:
-            taken = void.written if void is not None else len(entry.data)
-            cut = f" of {len(entry.data)}, then {errno_name(void)}" if void and taken else ""
-            return f"  {taken if taken else len(entry.data)} bytes{cut} at {operation.offset}"
+            size, void = f"{len(entry.data)} bytes", outcome.void
+            if outcome.held and void is not None:
+                size = f"{void.written} bytes of {len(entry.data)}, then {errno_name(void)}"
+            return f"  {size} at {operation.offset}"
         case Kind.TRUNCATE:
             return f"  to {operation.size} bytes"
         case Kind.RENAME:

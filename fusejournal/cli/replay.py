@@ -230,7 +230,7 @@ def _as_json(result: Result) -> dict[str, Any]:
     line: dict[str, Any] = {
         "seq": result.match.entry.seq,
         "op": result.match.entry.operation.kind.name.lower(),
-        "result": result.outcome,
+        "result": result.verdict,
     }
     if result.conflict is not None:
         line["reason"] = result.conflict.reason
@@ -245,7 +245,7 @@ def _as_line(result: Result) -> str:
         if (result.conflict)
         else ""
     )
-    return f"{entry.seq:>8}  {entry.operation.kind.name.lower():<11} {result.outcome}{why}"
+    return f"{entry.seq:>8}  {entry.operation.kind.name.lower():<11} {result.verdict}{why}"
 
 
 def _show_end(target: Path, sums: Plan, as_json: bool) -> None:

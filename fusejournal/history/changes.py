@@ -11,8 +11,8 @@ from fusejournal.history.lookup import Lookup
 from fusejournal.history.name_changes import Dentry, name_changes
 from fusejournal.history.paths import PathTracker
 from fusejournal.journal.format import Entry
-from fusejournal.journal.outcomes import with_outcomes
-from fusejournal.operations import RENAME_EXCHANGE, Kind, Moving, Void, made_by
+from fusejournal.journal.outcomes import Outcome, with_outcomes
+from fusejournal.operations import RENAME_EXCHANGE, Kind, Moving, made_by
 from fusejournal.types import Fid, Seq
 
 _CONTENT = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
@@ -75,9 +75,9 @@ def find_changes(lookup: Lookup, from_seq: Seq, to_seq: Seq, below: bytes = b"")
     the old or the new name. Raises JournalDamagedError."""
     comparison = _Comparison(lookup, from_seq, to_seq)
     start = lookup.reader.segment_start(from_seq)
-    for entry, void in with_outcomes(lookup.reader.read(start, Seq(to_seq + 1))):
+    for entry, outcome in with_outcomes(lookup.reader.read(start, Seq(to_seq + 1))):
         if entry.seq < to_seq:
-            comparison.take(entry, void)
+            comparison.take(entry, outcome)
     found = [
         change
         for change in comparison.result()
@@ -98,11 +98,11 @@ class _Comparison:
         self._moves: list[tuple[bytes, bytes, bool]] = []
         """Old path, new path, and whether the two were exchanged."""
 
-    def take(self, entry: Entry, void: Void | None) -> None:
+    def take(self, entry: Entry, outcome: Outcome) -> None:
         """Take in one entry, which counts if it is in the range."""
         operation = entry.operation
         self._tracker.learn(entry)
-        if void is not None and not void.written:
+        if not outcome.held:
             return
         fid = getattr(operation, "fid", None)
         if entry.seq >= self._from_seq and fid is not None:

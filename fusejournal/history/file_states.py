@@ -16,12 +16,14 @@ from fusejournal.disk.acls import (
 from fusejournal.history.lookup import Lookup
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
+from fusejournal.journal.outcomes import Outcome
 from fusejournal.operations import (
     MAKERS,
     Create,
     Import,
     ImportData,
     Kind,
+    Making,
     Mkdir,
     Removexattr,
     Setattr,
@@ -29,7 +31,6 @@ from fusejournal.operations import (
     Symlink,
     TreeOperation,
     Truncate,
-    Void,
     Write,
     made_by,
 )
@@ -42,8 +43,6 @@ _EMPTY_ACL_BYTES = 4
 DATA_KINDS = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
 _KINDS = MAKERS | DATA_KINDS | {Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR}
 
-Maker = Create | Mkdir | Symlink | Import
-
 
 class Permissions(NamedTuple):
     """What a file or directory grants."""
@@ -55,19 +54,19 @@ class Permissions(NamedTuple):
     default_acl: bytes | None
 
 
-def target_of(maker: Maker) -> bytes | None:
+def target_of(maker: Making) -> bytes | None:
     """Of a symlink."""
     return maker.target if isinstance(maker, Symlink | Import) else None
 
 
-def type_of(maker: Maker) -> int:
+def type_of(maker: Making) -> int:
     """The type bits of its mode."""
     if isinstance(maker, Mkdir):
         return S_IFDIR
     return S_IFLNK if isinstance(maker, Symlink) else S_IFMT(maker.mode)
 
 
-def rdev_of(maker: Maker) -> int:
+def rdev_of(maker: Making) -> int:
     """Of a device; else 0."""
     return maker.rdev if isinstance(maker, Create | Import) else 0
 
@@ -92,7 +91,7 @@ class State:
 
     def __init__(self, fid: Fid) -> None:
         self.fid = fid
-        self.maker: Maker | None = None
+        self.maker: Making | None = None
         """What made it; None for the root, and where the journal here begins later."""
         self.made_seq = Seq(0)
         self.uid: int | None = None
@@ -113,7 +112,7 @@ class State:
         self.xattrs: dict[bytes, bytes] = {}
         """All others."""
 
-    def take(self, entry: Entry, void: Void | None) -> None:
+    def take(self, entry: Entry, outcome: Outcome) -> None:
         """Be what it is after *entry*, which held at least in part."""
         operation: Any = made_by(entry.operation) or entry.operation
         self.last_time_ns = entry.time_ns
@@ -127,7 +126,7 @@ class State:
             case Create() | Mkdir() | Symlink() | Import():
                 self._take_maker(operation, entry.seq)
             case Write() | ImportData():
-                length = void.written if void is not None else len(entry.data)
+                length = len(outcome.data_of(entry))
                 self.written_bytes += length
                 if length:
                     self.size = max(self.size, operation.offset + length)
@@ -173,7 +172,7 @@ class State:
     def _is_directory(self) -> bool:
         return type_of(self.maker) == S_IFDIR if self.maker is not None else self.fid == ROOT_FID
 
-    def _take_maker(self, operation: Maker, seq: Seq) -> None:
+    def _take_maker(self, operation: Making, seq: Seq) -> None:
         self.maker, self.made_seq = operation, seq
         self.uid, self.gid = operation.uid, operation.gid
         acls: list[tuple[bytes, bytes]] = []
@@ -186,8 +185,8 @@ class State:
         if isinstance(operation, Mkdir) and operation.default_acl is not None:
             acls.append((_DEFAULT, operation.default_acl))
         self.steps = [Setxattr(self.fid, name, value) for name, value in acls]
-        if target_of(operation) is None:
-            self._take_mode(operation.mode & 0o7777)  # type: ignore[union-attr]
+        if not isinstance(operation, Symlink) and target_of(operation) is None:
+            self._take_mode(operation.mode & 0o7777)
 
     def _take_mode(self, mode: int | None) -> None:
         if mode is None:
@@ -212,13 +211,13 @@ def read_states(
     Raises JournalDamagedError."""
     states = {fid: State(fid) for fid in fids}
     is_after = False
-    for entry, void in lookup.entries_of_many(fids, before_seq, is_about):
+    for entry, outcome in lookup.entries_of_many(fids, before_seq, is_about):
         if entry.seq > checkpoint_seq and not is_after:
             is_after = True
             for state in states.values():
                 state.floor = state.size
-        if void is None or void.written:
-            states[fid_of(entry)].take(entry, void)
+        if outcome.held:
+            states[fid_of(entry)].take(entry, outcome)
     if not is_after:
         for state in states.values():
             state.floor = state.size

@@ -8,6 +8,7 @@ from fusejournal.history.lookup import Lookup, Tenure
 from fusejournal.history.name_changes import name_changes
 from fusejournal.history.query import Match
 from fusejournal.journal.format import Entry
+from fusejournal.journal.outcomes import HELD, Outcome
 from fusejournal.operations import (
     MOVES,
     Create,
@@ -15,7 +16,6 @@ from fusejournal.operations import (
     ImportData,
     Moving,
     Truncate,
-    Void,
     Whiteout,
     Write,
 )
@@ -52,10 +52,10 @@ def read_life(lookup: Lookup, fid: Fid) -> Iterator[LifeEntry]:
     pairs = heapq.merge(
         lookup.entries_of(fid), _moves_above(lookup, fid), key=lambda pair: pair[0].seq
     )
-    for entry, void in pairs:
-        if void is None or void.written:
-            size = _size_after(entry, void, size)
-        yield LifeEntry(Match(entry, void, *_paths(lookup, fid, entry)), size)
+    for entry, outcome in pairs:
+        if outcome.held:
+            size = _size_after(entry, outcome, size)
+        yield LifeEntry(Match(entry, outcome, *_paths(lookup, fid, entry)), size)
 
 
 def _paths(lookup: Lookup, fid: Fid, entry: Entry) -> tuple[bytes | None, bytes | None]:
@@ -72,7 +72,7 @@ def _paths(lookup: Lookup, fid: Fid, entry: Entry) -> tuple[bytes | None, bytes 
     return found[0], found[1] if len(found) > 1 else None
 
 
-def _size_after(entry: Entry, void: Void | None, size: int | None) -> int | None:
+def _size_after(entry: Entry, outcome: Outcome, size: int | None) -> int | None:
     match entry.operation:
         case Create():
             return 0
@@ -81,16 +81,15 @@ def _size_after(entry: Entry, void: Void | None, size: int | None) -> int | None
         case Truncate(size=new):
             return new
         case Write(offset=offset) | ImportData(offset=offset):
-            taken = len(entry.data) if void is None else void.written
-            return max(size or 0, offset + taken)
+            return max(size or 0, offset + len(outcome.data_of(entry)))
     return size
 
 
-def _moves_above(lookup: Lookup, fid: Fid) -> Iterator[tuple[Entry, Void | None]]:
+def _moves_above(lookup: Lookup, fid: Fid) -> Iterator[tuple[Entry, Outcome]]:
     """The renames of directories that gave *fid* another path."""
     own = {entry.seq for entry, _ in lookup.entries_of(fid, wanted=lambda one: one.kind in MOVES)}
     for seq, _ in lookup.timeline(fid):
         if seq and seq not in own:
             for entry in lookup.reader.read(seq, Seq(seq + 1)):
                 if isinstance(entry.operation, Moving) and entry.operation.fid != fid:
-                    yield entry, None
+                    yield entry, HELD

@@ -16,6 +16,7 @@ from fusejournal.history.name_changes import NAME_KINDS, Dentry, NameChange, nam
 from fusejournal.history.timeline import Moves, moves_in, paths_of
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting, SegmentIndex
+from fusejournal.journal.outcomes import Outcome
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import first_seq_of
 from fusejournal.operations import (
@@ -26,7 +27,6 @@ from fusejournal.operations import (
     Mark,
     Removexattr,
     Setxattr,
-    Void,
     made_by,
 )
 from fusejournal.types import ROOT_FID, Fid, Seq
@@ -94,7 +94,7 @@ class Lookup:
 
     def entries_of(
         self, fid: Fid, before_seq: Seq = END, *, wanted: Callable[[Posting], bool] | None = None
-    ) -> Iterator[tuple[Entry, Void | None]]:
+    ) -> Iterator[tuple[Entry, Outcome]]:
         """The entries below *before_seq* that are about *fid*, in order; with *wanted*, those of
         all that name it (as a directory, too) for which it holds."""
         for span in self.segments(to_seq=before_seq):
@@ -109,7 +109,7 @@ class Lookup:
 
     def entries_of_many(
         self, fids: Collection[Fid], before_seq: Seq, wanted: Callable[[Posting], bool]
-    ) -> Iterator[tuple[Entry, Void | None]]:
+    ) -> Iterator[tuple[Entry, Outcome]]:
         """The entries below *before_seq* that name any of *fids* and for which *wanted* holds, in
         order: each segment is read once."""
         for span in self.segments(to_seq=before_seq):

@@ -9,6 +9,7 @@ from fusejournal.history.lookup import Lookup, Span
 from fusejournal.history.name_changes import NAME_KINDS, name_changes
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
+from fusejournal.journal.outcomes import Outcome
 from fusejournal.operations import (
     RENAME_EXCHANGE,
     Import,
@@ -17,7 +18,6 @@ from fusejournal.operations import (
     Kind,
     Rename,
     Setattr,
-    Void,
     Whiteout,
 )
 from fusejournal.types import Fid, Seq
@@ -75,8 +75,8 @@ def _last_mtime(
             continue
         if counts is not None and not counts(seq):
             continue
-        for entry, void in lookup.reader.pick(span.path, [posting.number]):
-            mtime_ns = _mtime_of(entry, void)
+        for entry, outcome in lookup.reader.pick(span.path, [posting.number]):
+            mtime_ns = _mtime_of(entry, outcome)
             if mtime_ns is not None:
                 return mtime_ns
     return None
@@ -111,8 +111,8 @@ def _may_set(posting: Posting) -> bool:
     return posting.kind in (_OF_DIRECTORY if posting.is_parent else _OF_ITSELF)
 
 
-def _mtime_of(entry: Entry, void: Void | None) -> int | None:
-    if void is not None and not void.written:
+def _mtime_of(entry: Entry, outcome: Outcome) -> int | None:
+    if not outcome.held:
         return None
     operation = entry.operation
     if isinstance(operation, Setattr | Import | ImportData):

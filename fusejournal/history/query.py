@@ -12,9 +12,9 @@ from fusejournal.history.lookup import Lookup, Span, Tenure
 from fusejournal.history.paths import PathTracker
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import SegmentIndex
-from fusejournal.journal.outcomes import with_outcomes
+from fusejournal.journal.outcomes import Outcome, with_outcomes
 from fusejournal.journal.reader import END, JournalReader
-from fusejournal.operations import Kind, Moving, Operation, Void
+from fusejournal.operations import Kind, Moving, Operation
 from fusejournal.types import Fid, Seq
 
 _WILD = frozenset(b"*?[")
@@ -89,11 +89,11 @@ def _within(seq: Seq, ranges: tuple[SeqRange, ...]) -> bool:
 
 
 class Match(NamedTuple):
-    """An entry with its VOID (refused; or, with ``written``, cut short) and its paths at that time:
-    of a RENAME or WHITEOUT, the second is the new one."""
+    """An entry with its outcome and its paths at that time: of a RENAME or WHITEOUT, the second is
+    the new one."""
 
     entry: Entry
-    void: Void | None
+    outcome: Outcome
     path: bytes | None
     new_path: bytes | None
 
@@ -225,14 +225,14 @@ def _walk_segment(
     end = Seq(min(span.end_seq, criteria.to_seq + 1))  # one more: it may be a VOID
     tracker = PathTracker()
     last_seq = Seq(span.first_seq - 1)
-    for entry, void in with_outcomes(lookup.reader.read(span.first_seq, end)):
-        last_seq = Seq(entry.seq + (void is not None))
+    for entry, outcome in with_outcomes(lookup.reader.read(span.first_seq, end)):
+        last_seq = Seq(entry.seq + (outcome.void is not None))
         tracker.learn(entry)
         if criteria.from_seq <= entry.seq < criteria.to_seq:
             found = paths_of(tracker, entry.operation)
             is_meant = criteria.has(entry) and _is_meant(patterns, entry, *found)
-            yield Match(entry, void, *found), is_meant
-        if void is None:
+            yield Match(entry, outcome, *found), is_meant
+        if outcome.held:
             tracker.follow(entry.operation)
     if end == span.end_seq:
         span.check_end(last_seq)
@@ -257,9 +257,9 @@ def walk(lookup: Lookup, criteria: Criteria) -> Iterator[tuple[Match, bool]]:
     if not criteria.paths:
         pairs = with_outcomes(lookup.reader.read(criteria.from_seq, Seq(criteria.to_seq + 1)))
         is_partial = criteria.is_partial
-        for entry, void in pairs:
+        for entry, outcome in pairs:
             if entry.seq < criteria.to_seq:
-                yield Match(entry, void, None, None), not is_partial or criteria.has(entry)
+                yield Match(entry, outcome, None, None), not is_partial or criteria.has(entry)
         return
     patterns = [PathPattern(path, lookup) for path in criteria.paths]
     for span in lookup.segments(criteria.from_seq, criteria.to_seq):
@@ -291,7 +291,7 @@ class Follower:
                 self._segment, self._tracker = start, PathTracker()
                 begin = start
             end = Seq(min(head_seq + 1, self._reader.segment_end(start)))
-            for entry, void in with_outcomes(self._reader.read(begin, end)):
+            for entry, outcome in with_outcomes(self._reader.read(begin, end)):
                 self._tracker.learn(entry)
                 found = paths_of(self._tracker, entry.operation)
                 if (
@@ -301,8 +301,8 @@ class Follower:
                         not self._patterns or any(p.matches(entry, *found) for p in self._patterns)
                     )
                 ):
-                    yield Match(entry, void, *found)
-                if void is None:
+                    yield Match(entry, outcome, *found)
+                if outcome.held:
                     self._tracker.follow(entry.operation)
             self._next = end
 

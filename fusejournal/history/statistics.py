@@ -82,10 +82,10 @@ class Statistics:
 
     def add(self, match: Match) -> None:
         """Count one entry."""
-        entry, void, path, _ = match
+        entry, outcome, path, _ = match
         size = len(entry.data)
         self.entries += 1
-        self.refused += void is not None and not void.written
+        self.refused += not outcome.held
         self.bytes += size
         self.frame_bytes += entry.frame_bytes
         moment = entry.seq, entry.time_ns
@@ -136,10 +136,10 @@ def _sum_segment(newest: Path, path: Path) -> tuple[Statistics, BadFrameError | 
     tracker = PathTracker()
     try:
         with SegmentReader(path) as reader:
-            for entry, void in with_outcomes(map(decode_entry, reader.frames())):
+            for entry, outcome in with_outcomes(map(decode_entry, reader.frames())):
                 tracker.learn(entry)
-                found.add(Match(entry, void, *paths_of(tracker, entry.operation)))
-                if void is None:
+                found.add(Match(entry, outcome, *paths_of(tracker, entry.operation)))
+                if outcome.held:
                     tracker.follow(entry.operation)
     except BadFrameError as bad:
         if not (bad.torn and path == newest):

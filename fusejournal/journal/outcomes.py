@@ -1,34 +1,57 @@
-"""Which entries held: pairs each entry with the VOID that follows it. Pure; used by recovery, log
-and replay."""
+"""Outcomes: which entries held, told by the VOID that follows an entry that did not. Pure; used by
+recovery, queries and replay alike."""
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from fusejournal.errors import RecoveryError
 from fusejournal.journal.format import Entry
 from fusejournal.operations import Void
 
 
-def with_outcomes(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Void | None]]:
-    """Each entry with the VOID that follows it, or None; VOID entries do not come by themselves.
+class Outcome(NamedTuple):
+    """An entry's outcome. *held*: it is to be carried out, wholly or, a WRITE that was cut short,
+    as far as *void* says; *void* is the entry that follows it if it was refused or cut short."""
 
-    The last entry comes with None when no VOID follows: whether it holds is for the applied
+    held: bool
+    void: Void | None
+
+    @classmethod
+    def of(cls, void: Void | None) -> "Outcome":
+        """The outcome of an entry that *void* follows, or nothing about it."""
+        return HELD if void is None else cls(void.written > 0, void)
+
+    def data_of(self, entry: Entry) -> bytes | memoryview:
+        """The data of *entry*, whose outcome this is, that held."""
+        return entry.data if self.void is None else entry.data[: self.void.written]
+
+
+HELD = Outcome(True, None)
+"""The outcome of nearly every entry: one object, because making one for each costs a tenth of
+reading it."""
+
+
+def with_outcomes(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Outcome]]:
+    """Pairs each entry with its outcome; VOID entries do not come by themselves.
+
+    The last entry comes as one that held when no VOID follows: whether it does is for the applied
     watermark to say. A leading VOID belongs to an entry before the range and is passed over.
     Raises RecoveryError on a VOID that names another entry than the one before it."""
-    held: Entry | None = None
+    last: Entry | None = None
     first = True
     for entry in entries:
         if isinstance(entry.operation, Void):
-            if held is not None and held.seq == entry.operation.seq:
-                yield held, entry.operation
+            if last is not None and last.seq == entry.operation.seq:
+                yield last, Outcome.of(entry.operation)
             elif not first:
                 raise RecoveryError(
                     f"entry {entry.seq} voids {entry.operation.seq}, which is not before it"
                 )
-            held = None
+            last = None
         else:
-            if held is not None:
-                yield held, None
-            held = entry
+            if last is not None:
+                yield last, HELD
+            last = entry
         first = False
-    if held is not None:
-        yield held, None
+    if last is not None:
+        yield last, HELD

@@ -26,6 +26,7 @@ from fusejournal.journal.format import (
 )
 from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.index import SegmentIndex, build_index, load_index
+from fusejournal.journal.outcomes import HELD, Outcome
 from fusejournal.journal.segment import (
     BadFrameError,
     Point,
@@ -280,8 +281,8 @@ class JournalReader:
             _, dropped = self._indexes.popitem(last=False)
             self._index_bytes -= len(dropped.content)
 
-    def pick(self, path: Path, numbers: Iterable[int]) -> Iterator[tuple[Entry, Void | None]]:
-        """The entries with *numbers* (growing) of segment *path*, each with its VOID. Reads from
+    def pick(self, path: Path, numbers: Iterable[int]) -> Iterator[tuple[Entry, Outcome]]:
+        """The entries with *numbers* (growing) of segment *path*, with their outcomes. Reads from
         the index's point before each. Raises JournalDamagedError."""
         index = self.index(path)
         numbers = list(numbers)
@@ -303,7 +304,7 @@ class JournalReader:
                         return
                     entry = decode_entry(at)
                     at = self._following(path, frames, index)
-                    yield entry, _void_of(entry, at)
+                    yield entry, _outcome_of(entry, at)
         except BadFrameError as bad:
             raise bad.in_segment(path) from None
         except FormatError as error:
@@ -321,9 +322,9 @@ class JournalReader:
             raise
 
 
-def _void_of(entry: Entry, following: Frame | None) -> Void | None:
+def _outcome_of(entry: Entry, following: Frame | None) -> Outcome:
     if following is not None:
         operation = decode_entry(following).operation
         if isinstance(operation, Void) and operation.seq == entry.seq:
-            return operation
-    return None
+            return Outcome.of(operation)
+    return HELD

@@ -23,7 +23,7 @@ from fusejournal.disk import calls, failpoints
 from fusejournal.errors import JournalError, JournalFailedError, JournalFullError
 from fusejournal.journal.format import SEGMENT_HEADER_BYTES, SegmentHeader
 from fusejournal.journal.segment import SPACE_BYTES, segment_path
-from fusejournal.operations import MAKERS, REMOVALS, TOUCHED, Kind, Operation, Rename, Whiteout
+from fusejournal.operations import REMOVALS, Kind, Moving, Operation, Removal, made_by
 from fusejournal.types import Fid, Seq
 
 ALWAYS = frozenset({Kind.VOID, Kind.CLEAN})
@@ -197,8 +197,7 @@ class SegmentWriter:
         """The paths of the files that *operation* touches, but for those that this segment tells
         already. *path_of* tells a fid's path as it is now."""
         paths: dict[Fid, bytes] | None = None
-        for index in TOUCHED[operation.kind]:
-            fid: Fid = operation[index]  # type: ignore[assignment]
+        for fid in operation.touched_fids:
             if fid not in self._named:
                 path = path_of(fid)
                 if path is not None:
@@ -208,19 +207,16 @@ class SegmentWriter:
 
     def note_named(self, operation: Operation, paths: dict[Fid, bytes] | None) -> None:
         """Note what the entry of *operation*, which was written with *paths*, tells."""
-        named, kind = self._named, operation.kind
+        named = self._named
         if paths:
             named.update(paths)
-        if kind in REMOVALS:
+        if isinstance(operation, Removal):
             # It may have further names, of which this segment does not know.
-            named.discard(operation[0])  # type: ignore[misc]
-        elif isinstance(operation, Rename):
+            named.discard(operation.fid)
+        elif isinstance(operation, Moving):
             named.discard(operation.replaced)
-        elif isinstance(operation, Whiteout):
-            named.discard(operation.replaced)
-            named.add(operation.whiteout)
-        if kind in MAKERS:
-            named.add(operation[0])  # type: ignore[arg-type, misc]
+        if (making := made_by(operation)) is not None:
+            named.add(making.fid)
 
     # -- the end -----------------------------------------------------------------------------------
 

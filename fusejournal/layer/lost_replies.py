@@ -19,8 +19,6 @@ from fusejournal.journal.reader import JournalReader
 from fusejournal.layer.connection import KernelConnection
 from fusejournal.layer.request_loop import TASKS
 from fusejournal.operations import (
-    MOVES,
-    TOUCHED,
     Create,
     Import,
     ImportLink,
@@ -37,10 +35,6 @@ from fusejournal.types import Fid, Seq
 _ENTRIES_MAX = 1 << 16
 _ENTRIES = 4 * TASKS
 """How many entries back to look. A request makes up to three, and VOIDs lie between."""
-
-_CHANGED = {**TOUCHED, **dict.fromkeys(MOVES, (0, 1, 3, 6))}
-"""Which fields of an operation are fids whose attributes it changes: those it touches, and the file
-that a rename replaces."""
 
 _NAMING = Create | Mkdir | Symlink | Link | Unlink | Rmdir | Moving | Import | ImportLink
 
@@ -72,9 +66,11 @@ def add_changed(stale: Stale, operation: Operation) -> None:
     stale.fids.update(changed_fids(operation))
 
 
-def changed_fids(operation: Operation) -> list[Fid]:
+def changed_fids(operation: Operation) -> tuple[Fid, ...]:
     """The files and directories whose attributes *operation* has changed, the new one not."""
-    return [operation[index] for index in _CHANGED[operation.kind]]  # type: ignore[misc]
+    if isinstance(operation, Moving) and operation.replaced:
+        return *operation.touched_fids, operation.replaced
+    return operation.touched_fids
 
 
 def invalidate(

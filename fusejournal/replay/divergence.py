@@ -20,7 +20,6 @@ from typing import NamedTuple, Protocol
 from fusejournal.history.name_changes import Dentry, NameChange, name_changes
 from fusejournal.operations import (
     RENAME_EXCHANGE,
-    TOUCHED,
     Moving,
     Removexattr,
     Rename,
@@ -144,10 +143,9 @@ class Divergence:
         return bool(self.names or self.missing or self._xattrs)
 
     def _find_conflict(self, operation: TreeOperation, seq: Seq) -> Conflict | None:
-        for index in TOUCHED[operation.kind]:
-            fid: Fid = operation[index]  # type: ignore[assignment]
+        for fid in operation.touched_fids:
             if fid in self.missing:
-                what = "its directory" if index in (1, 3) else "its file"
+                what = "its file" if fid == operation.fid else "its directory"
                 return Conflict(seq, f"{what} is missing", self.missing[fid])
         changes = name_changes(operation)
         for number, change in enumerate(changes):

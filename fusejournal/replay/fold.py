@@ -127,8 +127,8 @@ class Fold:
         """What directories were: each segment is read once for all of them."""
         found = {fid: _DirectoryFold(fid) for fid in fids}
         entries = self._lookup.entries_of_many(found, self._before_seq, _is_about_a_directory)
-        for entry, void in entries:
-            if void is None or void.written:
+        for entry, outcome in entries:
+            if outcome.held:
                 counts = self._counts is None or self._counts(entry.seq)
                 for fid in _directories_of(entry.operation):
                     if fid in found:
@@ -153,7 +153,8 @@ class Fold:
         """The steps that make many files, each at its first place: all their entries, in order, so
         that each segment is read once."""
         made: set[Fid] = set()
-        for entry, void in self._lookup.entries_of_many(places, self._before_seq, _makes_a_file):
+        entries = self._lookup.entries_of_many(places, self._before_seq, _makes_a_file)
+        for entry, outcome in entries:
             operation: Any = entry.operation
             if (making := made_by(operation)) is not None:
                 made.add(making.fid)
@@ -163,9 +164,8 @@ class Fold:
                 continue
             elif operation.fid not in made:
                 raise self._unknown(operation.fid)
-            data = entry.data if void is None else entry.data[: void.written]
-            if void is None or void.written:
-                yield Step(operation, entry.time_ns, data)
+            if outcome.held:
+                yield Step(operation, entry.time_ns, outcome.data_of(entry))
         if len(made) < len(places):
             raise self._unknown(next(fid for fid in places if fid not in made))
 

@@ -66,28 +66,28 @@ def read_images(
     JournalDamagedError."""
     images = {fid: Image(fid) for fid in fids}
     kept_bytes = 0
-    for entry, void in lookup.entries_of_many(fids, before_seq, is_about):
+    for entry, outcome in lookup.entries_of_many(fids, before_seq, is_about):
         operation = entry.operation
         progress(entry.seq, None)
-        if void is not None and not void.written:
+        if not outcome.held:
             continue
         if counts is not None and made_by(operation) is None and not counts(entry.seq):
             continue
         image = images[fid_of(entry)]
-        image.state.take(entry, void)
+        image.state.take(entry, outcome)
         if not isinstance(operation, Write | Truncate | ImportData):
             continue
-        length = len(entry.data) if void is None else void.written
-        image.extents.take(operation, entry.seq, length)
+        data = outcome.data_of(entry)
+        image.extents.take(operation, entry.seq, len(data))
         if image.data is not None and not isinstance(operation, Truncate):
-            kept_bytes += length
-            image.data[entry.seq] = operation.offset, bytes(entry.data[:length])
+            kept_bytes += len(data)
+            image.data[entry.seq] = operation.offset, bytes(data)
             if (
                 not with_data
                 or image.state.written_bytes > _KEPT_BYTES_MAX
                 or kept_bytes > _ALL_KEPT_BYTES_MAX
             ):
-                kept_bytes -= sum(len(data) for _, data in image.data.values())
+                kept_bytes -= sum(len(kept) for _, kept in image.data.values())
                 image.data = None
     return images
 

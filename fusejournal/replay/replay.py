@@ -7,7 +7,7 @@ replay goes on with the same call."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 from fusejournal.errors import ConflictError, JournalError, TargetError
 from fusejournal.history.lookup import Lookup
@@ -15,20 +15,15 @@ from fusejournal.history.name_changes import NAME_KINDS
 from fusejournal.history.query import Criteria, Match, walk
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.operations import (
-    TOUCHED,
-    Clean,
-    Mark,
+    ControlOperation,
     Moving,
-    NewEpoch,
-    TreeOperation,
-    Void,
     made_by,
 )
 from fusejournal.replay.divergence import Conflict, Divergence
 from fusejournal.replay.target import Progress, Target
 from fusejournal.types import ROOT_FID, Fid, Seq
 
-Outcome = Literal["done", "skipped", "refused"]
+Verdict = Literal["done", "skipped", "refused"]
 """``refused``: the file system refused it then, so there is nothing to do."""
 
 OnConflict = Literal["stop", "skip", "ask"]
@@ -41,7 +36,7 @@ class Result(NamedTuple):
     """What became of one chosen operation."""
 
     match: Match
-    outcome: Outcome
+    verdict: Verdict
     conflict: Conflict | None
 
 
@@ -63,9 +58,9 @@ class Plan:
 
     def count(self, result: Result) -> None:
         """Add one result."""
-        if result.outcome == "done":
+        if result.verdict == "done":
             self.done += 1
-        elif result.outcome == "refused":
+        elif result.verdict == "refused":
             self.refused += 1
         elif result.conflict is not None:
             if len(self.conflicts) < _CONFLICTS_KEPT:
@@ -113,10 +108,10 @@ class Replay:
         for result in self._results(target, progress):
             if result is None:
                 continue
-            if result.outcome == "skipped" and result.conflict is not None:
+            if result.verdict == "skipped" and result.conflict is not None:
                 if ask is not None and not ask(result.conflict, result.match):
                     raise ConflictError(str(result.conflict))
-            elif result.outcome == "done":
+            elif result.verdict == "done":
                 _apply(target, result.match)
             yield result
 
@@ -128,14 +123,14 @@ class Replay:
             return
         seen: set[Fid] = {ROOT_FID}
         for match, chosen in walk(self._lookup, self._criteria):
-            operation, void = match.entry.operation, match.void
-            if isinstance(operation, Void | NewEpoch | Mark | Clean) or not _holds(void):
+            operation = match.entry.operation
+            if isinstance(operation, ControlOperation) or not match.outcome.held:
                 continue
             if (making := made_by(operation)) is not None:
                 seen.add(making.fid)
-            fids: list[Any] = [operation[index] for index in TOUCHED[operation.kind]]
+            fids = operation.touched_fids
             if isinstance(operation, Moving) and operation.replaced:
-                fids.append(operation.replaced)
+                fids += (operation.replaced,)
             for fid in fids if chosen else ():
                 if fid not in seen:
                     seen.add(fid)
@@ -158,12 +153,13 @@ class Replay:
         begin = max(target.catalog.applied_seq + 1, 1)
         if begin >= self._criteria.from_seq:
             return
-        for entry, void in with_outcomes(
-            self._lookup.reader.read(Seq(begin), self._criteria.from_seq)
-        ):
+        entries = self._lookup.reader.read(Seq(begin), self._criteria.from_seq)
+        for entry, outcome in with_outcomes(entries):
             operation = entry.operation
-            if operation.kind in NAME_KINDS and void is None:
-                target.record(operation, entry.seq, entry.time_ns)  # type: ignore[arg-type]
+            if not isinstance(operation, ControlOperation) and (
+                outcome.held and operation.kind in NAME_KINDS
+            ):
+                target.record(operation, entry.seq, entry.time_ns)
             progress(entry.seq, None)
 
     def _results(self, target: Target | None, progress: Progress) -> Iterator[Result | None]:
@@ -175,12 +171,12 @@ class Replay:
         self._left_out = 0
         total = criteria.to_seq - criteria.from_seq
         for match, chosen in walk(self._lookup, criteria):
-            entry, void, _, _ = match
+            entry, outcome, _, _ = match
             operation = entry.operation
             progress(entry.seq - criteria.from_seq, total)
-            if isinstance(operation, Void | NewEpoch | Mark | Clean):
+            if isinstance(operation, ControlOperation):
                 continue
-            if not _holds(void):
+            if not outcome.held:
                 if chosen and entry.seq > resumed:
                     yield Result(match, "refused", None)
                 continue
@@ -192,14 +188,7 @@ class Replay:
                 yield Result(match, "done" if conflict is None else "skipped", conflict)
 
 
-def _holds(void: Void | None) -> bool:
-    return void is None or void.written > 0
-
-
 def _apply(target: Target, match: Match) -> None:
-    entry, void, _, _ = match
-    data = entry.data
-    if void is not None:
-        data = data[: void.written]
-    operation: TreeOperation = entry.operation  # type: ignore[assignment]
-    target.apply(operation, entry.seq, entry.time_ns, data)
+    entry = match.entry
+    assert not isinstance(entry.operation, ControlOperation)
+    target.apply(entry.operation, entry.seq, entry.time_ns, match.outcome.data_of(entry))

@@ -41,7 +41,6 @@ from fusejournal.errors import (
 from fusejournal.operations import (
     MOVES,
     RENAME_EXCHANGE,
-    TOUCHED,
     Kind,
     Moving,
     Operation,
@@ -453,8 +452,8 @@ class Target:
     def _bind(self, operation: TreeOperation) -> None:
         """Make sure of the files that were in the target before: their inode numbers are not
         known yet. Raises OSError."""
-        for index in TOUCHED[operation.kind]:
-            self.bind(operation[index])  # type: ignore[arg-type]
+        for fid in operation.touched_fids:
+            self.bind(fid)
         if isinstance(operation, Moving) and operation.replaced:
             self.bind(operation.replaced)
 

@@ -23,17 +23,14 @@ from fusejournal.history.query import Criteria, find, walk
 from fusejournal.journal.format import Entry
 from fusejournal.journal.reader import END
 from fusejournal.operations import (
-    Clean,
+    ControlOperation,
     Import,
     ImportLink,
     Kind,
-    Mark,
     Mkdir,
-    NewEpoch,
     Setattr,
     Setxattr,
     TreeOperation,
-    Void,
 )
 from fusejournal.replay.divergence import Aside, Conflict, Divergence
 from fusejournal.replay.images import not_told
@@ -187,15 +184,15 @@ class Undo:
         chosen: set[Seq] = set()
         self.imports = 0
         matches = (find(self._lookup, one) for one in self._criteria)
-        for entry, void, _, _ in chain.from_iterable(matches):
+        for entry, outcome, _, _ in chain.from_iterable(matches):
             progress(entry.seq, None)
             operation = entry.operation
-            if isinstance(operation, Void | NewEpoch | Mark | Clean):
+            if isinstance(operation, ControlOperation):
                 continue
             if self._is_of_import(entry):
                 self.imports += 1
                 continue
-            if void is None or void.written:
+            if outcome.held:
                 chosen.add(entry.seq)
         return chosen
 
@@ -241,12 +238,10 @@ class Undo:
             return plan
         first = min(chosen)
         whole = Criteria(from_seq=first, to_seq=Seq(self._head_seq + 1))
-        for (entry, void, _, _), _ in walk(self._lookup, whole):
+        for (entry, outcome, _, _), _ in walk(self._lookup, whole):
             operation, seq = entry.operation, entry.seq
             progress(seq - first, self._head_seq - first)
-            if isinstance(operation, Void | NewEpoch | Mark | Clean):
-                continue
-            if void is not None and not void.written:
+            if isinstance(operation, ControlOperation) or not outcome.held:
                 continue
             conflict = None
             if seq in chosen:

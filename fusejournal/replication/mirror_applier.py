@@ -29,11 +29,10 @@ from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import kept_mtimes
 from fusejournal.journal.format import Entry
 from fusejournal.journal.frame_range import FrameRangeReader, entries_in
-from fusejournal.journal.outcomes import with_outcomes
+from fusejournal.journal.outcomes import Outcome, with_outcomes
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import BadFrameError
 from fusejournal.journal.watermarks import WatermarkPage
-from fusejournal.operations import Void
 from fusejournal.types import Fid, Seq
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.observer import ChangeObserver
@@ -123,12 +122,12 @@ class MirrorApplier:
             await trio.lowlevel.checkpoint()
         return True
 
-    async def _apply_slice(self, entries: Iterator[tuple[Entry, Void | None]]) -> bool:
+    async def _apply_slice(self, entries: Iterator[tuple[Entry, Outcome]]) -> bool:
         """Apply for a while; whether there may be more."""
         ends = time.perf_counter() + _SLICE_SECONDS
         more = False
-        for entry, void in entries:
-            await self._apply(entry, void)
+        for entry, outcome in entries:
+            await self._apply(entry, outcome)
             if time.perf_counter() > ends:
                 more = True
                 break
@@ -142,7 +141,7 @@ class MirrorApplier:
         self._on_progress()
         return more
 
-    async def _apply(self, entry: Entry, void: Void | None) -> None:
+    async def _apply(self, entry: Entry, outcome: Outcome) -> None:
         redo = entry.seq <= self._redo_until_seq
         mtimes: dict[Fid, int] = {}
         if entry.seq == self._in_doubt:
@@ -151,7 +150,7 @@ class MirrorApplier:
         while True:
             try:
                 self._marks.applying_seq = entry.seq
-                self._volume.apply_received(entry, void, redo)
+                self._volume.apply_received(entry, outcome, redo)
                 break
             except OSError as error:
                 if not (error.errno in _NO_SPACE or isinstance(error, ShortWriteError)):

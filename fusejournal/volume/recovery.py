@@ -129,12 +129,13 @@ class Recovery:
 
     def _record_entries(self, first: Seq, head: Seq, progress: Progress) -> None:
         catalog = self._catalog
-        for entry, void in with_outcomes(self._volume.journal.reader.read(first, Seq(head + 1))):
+        entries = self._volume.journal.reader.read(first, Seq(head + 1))
+        for entry, (held, void) in with_outcomes(entries):
             operation = entry.operation
             if isinstance(operation, NewEpoch | Mark | Clean):
                 catalog.record_control(operation, entry.seq)
             elif void is not None:
-                if void.written:
+                if held:
                     self._record(operation, entry)
                 else:
                     catalog.record_control(operation, entry.seq)

@@ -14,7 +14,6 @@ thread only."""
 import errno
 import logging
 import os
-from contextlib import nullcontext, suppress
 
 from fusejournal.backing.apply import Applier, ApplyBrokenError, Made, ShortWriteError
 from fusejournal.backing.catalog import Catalog
@@ -24,6 +23,7 @@ from fusejournal.disk import failpoints, syscalls
 from fusejournal.errors import JournalError, JournalFullError
 from fusejournal.journal.format import Entry
 from fusejournal.journal.journal import Journal
+from fusejournal.journal.outcomes import Outcome
 from fusejournal.operations import (
     MOVES,
     REMOVALS,
@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MAY_ORPHAN = REMOVALS | MOVES
+_NONE = Fid(0)
 
 
 class Volume:
@@ -98,71 +99,24 @@ class Volume:
             raise OSError(self.write_errno, os.strerror(self.write_errno))
         if kind not in REMOVALS and self.catalog.is_full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        pinned: tuple[Fid, ...] = ()
         # No await from here to the end: entry, effect (or VOID) and catalog belong together.
         time_ns = self.entry_time()
         seq = self._append(operation, who, time_ns, data)
         if self._policy.is_strict:
             self._flush()
+        orphan = _orphan_of(operation) if kind in _MAY_ORPHAN else _NONE
         try:
-            if kind in _MAY_ORPHAN:
-                pinned = self._pin(operation)
-            made = self._apply_for(who.uid, operation, time_ns, data)
+            self._carry_out(operation, seq, time_ns, data, orphan, uid=who.uid)
         except ShortWriteError as error:
             self._void_rest(seq, operation, time_ns, error)
             raise
         except OSError as error:
-            for fid in pinned:
-                self.tree.unpin(self.tree.node(fid))
             self.void(seq, operation, error.errno or errno.EIO)
             raise
-        except BaseException as error:
-            self.fail(f"entry {seq} ({kind.name}) is half done: {error}")
-            if isinstance(error, ApplyBrokenError):
-                raise OSError(errno.EIO, str(error)) from error
-            raise
-        nodes = [self.tree.node(fid) for fid in pinned] if pinned else ()
-        self._record(operation, seq, time_ns, made.handle, made.ino)
-        for node in nodes:
-            self.tree.unpin(node)
+        except ApplyBrokenError as error:
+            raise OSError(errno.EIO, str(error)) from error
         self._observer.entry_applied(self.catalog.applied_seq, self.journal.appended_bytes)
         return seq
-
-    def _apply_for(self, uid: int, operation: TreeOperation, time_ns: int, data: bytes) -> Made:
-        """Carry out *operation* for a user, who is to take no space that is kept back for root,
-        but to make some (a removal)."""
-        apply = self.applier.apply
-        if uid and self._reserve.is_near(len(data), time_ns) and operation.kind not in REMOVALS:
-            return syscalls.as_user(uid, apply, operation, time_ns, data)
-        return apply(operation, time_ns, data)
-
-    def apply_received(self, entry: Entry, void: Void | None, redo: bool) -> None:
-        """Carry out *entry*, which is in the journal because another node wrote it, with the *void*
-        that follows it there. With *settle* it may have been done before, by a process that died.
-
-        Raises OSError: the backing's refusal, which is for now, for the entry held where it was
-        made; nothing was done, or the beginning of a WRITE, which can be written again. On
-        anything else the volume fails."""
-        operation, seq = entry.operation, entry.seq
-        self.journal.last_time_ns = entry.time_ns
-        if isinstance(operation, NewEpoch):
-            self.journal.epoch = operation.epoch
-        if isinstance(operation, ControlOperation):
-            self.catalog.record_control(operation, seq)
-        elif void is not None and not void.written:
-            self.catalog.record_control(operation, void.seq)
-        else:
-            data = entry.data[: void.written] if void is not None else entry.data
-            self._carry_out(operation, seq, entry.time_ns, data, redo)
-            if void is not None:
-                self.catalog.record_control(operation, void.seq)
-        if void is not None:
-            self.catalog.applied_seq = Seq(seq + 1)
-        self._observer.entry_applied(self.catalog.applied_seq, self.journal.appended_bytes)
-
-    def set_mtime(self, fid: Fid, mtime_ns: int) -> None:
-        """Give *fid* the mtime that entries say it has. Raises OSError."""
-        syscalls.set_times(self.tree.descriptor(fid), None, mtime_ns)
 
     def _carry_out(
         self,
@@ -170,22 +124,87 @@ class Volume:
         seq: Seq,
         time_ns: int,
         data: bytes | memoryview,
-        redo: bool,
+        orphan: Fid,
+        *,
+        uid: int = 0,
+        redo: bool = False,
     ) -> None:
-        pinned = self._pin_used(operation, redo) if operation.kind in _MAY_ORPHAN else []
+        """Pin, apply, record, unpin: entry *seq* comes to its effect, for user *uid*. *orphan*: the
+        file to pin, because the operation may take its last name and it is in use; or 0. With
+        *redo* all may be done already.
+
+        Raises OSError: the backing's refusal, with nothing done or recorded, or ShortWriteError.
+        On anything else the volume fails."""
+        is_pinned = False
         try:
-            made = self.applier.apply(operation, time_ns, data, redo)
+            if orphan:
+                is_pinned = self._pin(orphan, redo)
+            made = self._apply_for(uid, operation, time_ns, data, redo)
         except OSError:
-            for fid in pinned:
-                self.tree.unpin(self.tree.node(fid))
+            if is_pinned:
+                self.tree.unpin(self.tree.node(orphan))
             raise
         except BaseException as error:
             self.fail(f"entry {seq} ({operation.kind.name}) is half done: {error}")
             raise
-        nodes = [self.tree.node(fid) for fid in pinned]
+        if not is_pinned:
+            self._record(operation, seq, time_ns, made.handle, made.ino)
+            return
+        node = self.tree.node(orphan)  # while it is known
         self._record(operation, seq, time_ns, made.handle, made.ino)
-        for node in nodes:
-            self.tree.unpin(node)
+        self.tree.unpin(node)
+
+    def _pin(self, fid: Fid, redo: bool) -> bool:
+        """Keep the descriptor of *fid*. Returns False where it is gone already. Raises OSError."""
+        try:
+            self.tree.pin(fid, self._observer.is_open(fid))
+        except OSError:
+            if not redo:
+                raise
+            return False
+        return True
+
+    def _apply_for(
+        self,
+        uid: int,
+        operation: TreeOperation,
+        time_ns: int,
+        data: bytes | memoryview,
+        redo: bool = False,
+    ) -> Made:
+        """Carry out *operation* for a user, who is to take no space that is kept back for root,
+        but to make some (a removal)."""
+        apply = self.applier.apply
+        if uid and self._reserve.is_near(len(data), time_ns) and operation.kind not in REMOVALS:
+            return syscalls.as_user(uid, apply, operation, time_ns, data)
+        return apply(operation, time_ns, data, redo)
+
+    def apply_received(self, entry: Entry, outcome: Outcome, redo: bool) -> None:
+        """Carry out *entry*, which is in the journal because another node wrote it, and has its
+        *outcome* there. With *redo* it may have been done before, by a process that died.
+
+        Raises OSError: the backing's refusal, which is for now, for the entry held where it was
+        made; nothing was done, or the beginning of a WRITE, which can be written again. On
+        anything else the volume fails."""
+        operation, seq, void = entry.operation, entry.seq, outcome.void
+        self.journal.last_time_ns = entry.time_ns
+        if isinstance(operation, NewEpoch):
+            self.journal.epoch = operation.epoch
+        if isinstance(operation, ControlOperation):
+            self.catalog.record_control(operation, seq)
+        elif outcome.held:
+            orphan = _orphan_of(operation) if operation.kind in _MAY_ORPHAN else _NONE
+            if orphan and not self._observer.is_in_use(orphan):
+                orphan = _NONE
+            data = outcome.data_of(entry)
+            self._carry_out(operation, seq, entry.time_ns, data, orphan, redo=redo)
+        if void is not None:
+            self.catalog.record_control(operation, Seq(seq + 1))
+        self._observer.entry_applied(self.catalog.applied_seq, self.journal.appended_bytes)
+
+    def set_mtime(self, fid: Fid, mtime_ns: int) -> None:
+        """Give *fid* the mtime that entries say it has. Raises OSError."""
+        syscalls.set_times(self.tree.descriptor(fid), None, mtime_ns)
 
     def change_orphan(self, operation: DataOperation, who: Caller, data: bytes = b"") -> None:
         """Change a file that has no name any more: not journaled, for nobody can ever see it again
@@ -248,41 +267,13 @@ class Volume:
         """Recovery's end of :meth:`commit` for the entry that was in flight when the process died.
         Returns whether the operation holds (else it is VOID now)."""
         try:
-            made = self.applier.apply(operation, time_ns, data, redo=True)
+            self._carry_out(operation, seq, time_ns, data, _NONE, redo=True)
         except ShortWriteError as error:
             self._void_rest(seq, operation, time_ns, error)
-            return True
         except OSError as error:
             self.void(seq, operation, error.errno or errno.EIO)
             return False
-        self.catalog.record(operation, seq, time_ns, made.handle, made.ino)
         return True
-
-    def _pin(self, operation: TreeOperation) -> tuple[Fid, ...]:
-        """Keep the descriptor of a file whose last name the operation may take."""
-        fids = self._orphaned(operation)
-        for fid in fids:
-            self.tree.pin(fid, self._observer.is_open(fid))
-        return fids
-
-    def _pin_used(self, operation: TreeOperation, redo: bool) -> list[Fid]:
-        """The same on a mirror, where most files are not in use."""
-        pinned: list[Fid] = []
-        for fid in self._orphaned(operation):
-            if self._observer.is_in_use(fid):
-                # When settling, it may be gone already.
-                with suppress(OSError) if redo else nullcontext():
-                    self.tree.pin(fid, self._observer.is_open(fid))
-                    pinned.append(fid)
-        return pinned
-
-    def _orphaned(self, operation: TreeOperation) -> tuple[Fid, ...]:
-        """The file whose last name the operation may take, if it takes one."""
-        if not isinstance(operation, Moving):
-            return (operation.fid,)
-        if not operation.replaced or operation.flags & RENAME_EXCHANGE:
-            return ()
-        return (operation.replaced,)
 
     def _flush(self) -> None:
         """Make the entry just appended durable before it is applied. Raises OSError EIO; what then
@@ -335,3 +326,10 @@ class Volume:
         except BaseException as error:
             self.fail(f"the catalog contradicts entry {seq}: {error!r}")
             raise
+
+
+def _orphan_of(operation: TreeOperation) -> Fid:
+    """The file whose last name *operation*, a removal or a move, may take; or 0."""
+    if not isinstance(operation, Moving):
+        return operation.fid
+    return _NONE if operation.flags & RENAME_EXCHANGE else operation.replaced

@@ -313,10 +313,10 @@ def test_entries_of_refused_changes_have_no_effect_elsewhere(tmp_path: Path) -> 
         journal.sync()
         uuid = journal.uuid
         with open_volume(tmp_path / "mirror", mirror=True, uuid=uuid) as mirror:
-            for entry, void in with_outcomes(
+            for entry, outcome in with_outcomes(
                 journal.reader.read(Seq(1), Seq(journal.head_seq + 1))
             ):
-                mirror.volume.apply_received(entry, void, redo=False)
+                mirror.volume.apply_received(entry, outcome, redo=False)
             assert not difference(image(mirror.backing), image(scene.opened.backing))
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from fusejournal.backing.tree import FID_XATTR, pack_tag
 from fusejournal.disk.syscalls import handle_of
+from fusejournal.journal.outcomes import Outcome
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.operations import (
     Clean,
@@ -70,7 +71,7 @@ def leave(volume: Path, workload: Workload, checkpoint: int, backing: int, end: 
             if isinstance(entry.operation, ControlOperation):
                 opened.volume.catalog.record_control(entry.operation, entry.seq)
             else:
-                opened.volume.apply_received(entry, step.void, redo=False)
+                opened.volume.apply_received(entry, Outcome.of(step.void), redo=False)
             if entry.seq == checkpoint:
                 opened.make_checkpoint()
     if not checkpoint:

@@ -84,8 +84,8 @@ def test_all(workload: Workload) -> None:
         results = _replay(lookup, criteria, base / "target")
         assert not unlike(base / "target", workload.head)
         held = [seq for seq, step in enumerate(workload.steps, 1) if step.held]
-        assert [one.match.entry.seq for one in results if one.outcome == "done"] == held
-        assert not [one for one in results if one.outcome == "skipped"]
+        assert [one.match.entry.seq for one in results if one.verdict == "done"] == held
+        assert not [one for one in results if one.verdict == "skipped"]
 
 
 @settings(max_examples=40)
@@ -228,7 +228,7 @@ def _check_selection(workload: Workload, criteria: Criteria) -> _Expected:
         if criteria.from_seq > 1:
             _replay(lookup, Criteria(to_seq=criteria.from_seq), base / "target")
         results = _replay(lookup, criteria, base / "target")
-        assert [one.match.entry.seq for one in results if one.outcome == "done"] == expected.done
+        assert [one.match.entry.seq for one in results if one.verdict == "done"] == expected.done
         assert not unlike(base / "target", expected.tree)
     return expected
 

@@ -201,7 +201,7 @@ def test_log_by_kind_caller_and_range(workload: Workload, moments: list[int]) ->
             Criteria(from_seq=first, to_seq=last),
             Criteria(from_seq=first, to_seq=last, kinds=frozenset({kind}), uid=uid),
         ):
-            found = [(one.entry.seq, one.void) for one in find(lookup, criteria)]
+            found = [(one.entry.seq, one.outcome.void) for one in find(lookup, criteria)]
             assert found == [
                 (seq, step.void)
                 for seq, step in enumerate(workload.steps, 1)

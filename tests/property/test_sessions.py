@@ -120,11 +120,11 @@ class Mirror:
         ours = JournalReader(self.directory, UUID_OF_WORKLOADS).read(Seq(1), Seq(head_seq + 1))
         theirs = JournalReader(source, UUID_OF_WORKLOADS).read(Seq(1), Seq(head_seq + 1))
         last = Seq(0)
-        for (entry, void), (other, other_void) in zip(
+        for (entry, outcome), (other, other_outcome) in zip(
             with_outcomes(ours), with_outcomes(theirs), strict=True
         ):
-            assert (entry, void) == (other, other_void)
-            last = entry.seq if void is None else Seq(entry.seq + 1)
+            assert (entry, outcome) == (other, other_outcome)
+            last = entry.seq if outcome.void is None else Seq(entry.seq + 1)
         assert last == head_seq, "an entry and its VOID were parted"
 
 

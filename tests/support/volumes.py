@@ -282,6 +282,6 @@ def check_copies(volume: Path, uuid: UUID, base: Path) -> None:
     reader = JournalReader(volume / "state" / "journal", uuid)
     head_seq, _ = reader.head()
     with open_volume(base / "mirror", mirror=True, uuid=uuid) as mirror:
-        for entry, void in with_outcomes(reader.read(Seq(1), Seq(head_seq + 1))):
-            mirror.volume.apply_received(entry, void, redo=False)
+        for entry, outcome in with_outcomes(reader.read(Seq(1), Seq(head_seq + 1))):
+            mirror.volume.apply_received(entry, outcome, redo=False)
         assert not difference(image(mirror.backing), wanted), "mirror"

@@ -66,7 +66,7 @@ class Contents:
             self._kept.keep(fid)
         self._kept.complete()
         emptied = set(new)
-        for done, (entry, void) in enumerate(
+        for done, (entry, outcome) in enumerate(
             self._lookup.entries_of_many(files, self._before_seq, _is_of_contents)
         ):
             operation = entry.operation
@@ -80,7 +80,7 @@ class Contents:
             if isinstance(operation, Truncate):
                 os.ftruncate(fd, operation.size)
             else:
-                data = entry.data if void is None else entry.data[: void.written]
+                data = outcome.data_of(entry)
                 calls.write_all("reconcile.write", fd, data, operation.offset)
             self._progress("writing contents", done, None, "entries")
         for fid in files:

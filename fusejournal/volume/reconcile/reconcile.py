@@ -33,7 +33,6 @@ from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.tree import FID_XATTR, FoundEntry
 from fusejournal.disk import calls, failpoints, syscalls
 from fusejournal.history.file_states import (
-    Maker,
     State,
     lacks_maker,
     rdev_of,
@@ -46,12 +45,12 @@ from fusejournal.history.name_changes import Dentry
 from fusejournal.journal.format import Entry
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.operations import (
-    TOUCHED,
     ControlOperation,
     Create,
     Import,
     ImportLink,
     Link,
+    Making,
     Mkdir,
     Operation,
     Rename,
@@ -103,7 +102,7 @@ class Reconciliation:
         self._may_be_ahead = may_be_ahead
         self._progress = progress
         self._lookup = Lookup(volume.journal.reader)
-        self._made: dict[Fid, Maker] = {}
+        self._made: dict[Fid, Making] = {}
         """What the entries after the checkpoint have made."""
         self._survey = Survey(
             volume,
@@ -185,15 +184,16 @@ class Reconciliation:
         set."""
         touched: set[Fid] = set()
         first = Seq(self._checkpoint.seq + 1)
-        for entry, void in with_outcomes(self._volume.journal.reader.read(first, self._before_seq)):
+        entries = self._volume.journal.reader.read(first, self._before_seq)
+        for entry, outcome in with_outcomes(entries):
             operation = entry.operation
-            if isinstance(operation, ControlOperation) or (void is not None and not void.written):
+            if isinstance(operation, ControlOperation) or not outcome.held:
                 continue
             if (making := made_by(operation)) is not None:
                 self._made[making.fid] = making
                 touched.add(making.fid)
             touched.add(operation.fid)
-            touched.update(operation[at] for at in TOUCHED[operation.kind])  # type: ignore[misc]
+            touched.update(operation.touched_fids)
             if entry.seq % _PROGRESS_ENTRIES == 0:
                 self._progress("reading", entry.seq - first, self._before_seq - first, "entries")
         return touched

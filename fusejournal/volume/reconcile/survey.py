@@ -18,10 +18,10 @@ from typing import NamedTuple
 from fusejournal.backing.catalog_store import COMMIT_CHANGES
 from fusejournal.backing.tree import FoundEntry
 from fusejournal.disk import failpoints, syscalls
-from fusejournal.history.file_states import Maker, rdev_of, target_of, type_of
+from fusejournal.history.file_states import rdev_of, target_of, type_of
 from fusejournal.history.name_changes import Dentry
 from fusejournal.journal.format import Entry
-from fusejournal.operations import Import
+from fusejournal.operations import Import, Making
 from fusejournal.types import ROOT_FID, Fid
 from fusejournal.volume.volume import Volume
 
@@ -62,7 +62,7 @@ class Survey:
         self,
         volume: Volume,
         since_ns: int,
-        made: Mapping[Fid, Maker],
+        made: Mapping[Fid, Making],
         progress: Callable[[int], None],
         last_import: Entry | None,
     ) -> None:
@@ -170,7 +170,7 @@ class Survey:
         self.retagged.add(expected)
         return expected
 
-    def _may_be_made_by(self, maker: Maker, look: FoundEntry, directory: int, name: bytes) -> bool:
+    def _may_be_made_by(self, maker: Making, look: FoundEntry, directory: int, name: bytes) -> bool:
         """Whether what was found is nobody's, and what *maker* makes. (What was imported may have
         had a fid that the journal does not know any more, or another volume's.)"""
         if look.owner is not None and (

@@ -21,7 +21,7 @@ from fusejournal.journal.index import (
     write_index,
 )
 from fusejournal.journal.journal import Journal
-from fusejournal.journal.outcomes import with_outcomes
+from fusejournal.journal.outcomes import HELD, with_outcomes
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import SegmentReader, list_segments
 from fusejournal.journal.segment_writer import JournalOptions
@@ -100,8 +100,8 @@ def test_points_lead_to_every_entry(tmp_path: Path) -> None:
     write_index(path)
     reader = JournalReader(tmp_path)
     for number in (0, 1, 31, 32, 33, 250, 499):
-        ((entry, void),) = reader.pick(path, [number])
-        assert (entry.seq, void) == (number + 1, None)
+        ((entry, outcome),) = reader.pick(path, [number])
+        assert (entry.seq, outcome) == (number + 1, HELD)
     assert [e.seq for e, _ in reader.pick(path, [3, 4, 400, 401])] == [4, 5, 401, 402]
     assert [e.seq for e in reader.read(Seq(333), Seq(336))] == [333, 334, 335]
     lookup = Lookup(reader)
@@ -181,4 +181,4 @@ def test_segments_are_rolled_by_entries_but_never_before_a_void(tmp_path: Path) 
         first = next(iter(JournalReader([path]).read(index.first_seq, Seq(index.first_seq + 1))))
         assert first.operation.kind != Kind.VOID
     pairs = list(with_outcomes(JournalReader(tmp_path).read(Seq(1), Seq(21))))
-    assert all(void is not None for _, void in pairs)
+    assert all(outcome.void is not None for _, outcome in pairs)

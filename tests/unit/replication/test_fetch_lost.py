@@ -310,10 +310,10 @@ def _copy_tree(source: Path, target: Path, head_seq: int) -> None:
         pack_tag(uuid, ROOT_FID, handle_of(os.open(target / "backing", os.O_RDONLY))),
     )
     with open_volume(target, mirror=True, uuid=uuid, orderly=False) as copy:
-        for entry, void in with_outcomes(
+        for entry, outcome in with_outcomes(
             copy.volume.journal.reader.read(Seq(1), Seq(head_seq + 1))
         ):
-            copy.volume.apply_received(entry, void, redo=False)
+            copy.volume.apply_received(entry, outcome, redo=False)
         copy.volume.catalog.commit()
     (target / "state" / "marks").unlink()
 

@@ -86,7 +86,7 @@ def test_gone_and_its_import_is_the_last_entry(tmp_path: Path, kind: str) -> Non
         assert not (volume.backing / "found").exists()
         volume.create("found", b"another")
         outcomes = with_outcomes(volume.volume.journal.reader.read(Seq(1), END))
-        (void,) = (void for entry, void in outcomes if isinstance(entry.operation, Import))
+        (void,) = (one.void for entry, one in outcomes if isinstance(entry.operation, Import))
         assert void is not None
         assert void.errno == errno.ENOENT
 
@@ -110,7 +110,7 @@ def test_its_fid_had_not_come_to_the_disk(tmp_path: Path, kind: str) -> None:
     with started(tmp_path) as volume:
         assert volume.volume.catalog.lookup(ROOT_FID, b"found") is not None
         outcomes = with_outcomes(volume.volume.journal.reader.read(Seq(1), END))
-        (void,) = (void for entry, void in outcomes if isinstance(entry.operation, Import))
+        (void,) = (one.void for entry, one in outcomes if isinstance(entry.operation, Import))
         assert void is None
 
 

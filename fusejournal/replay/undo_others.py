@@ -46,22 +46,13 @@ _Thing = tuple[Fid, bytes | _Aspect]
 
 
 class OtherChanges:
-    """Changes since entry *from_seq*, as far as they are about *fids* and *places*, and to the
-    mtimes of *directories*."""
+    """Changes since entry *from_seq*, as far as they are about what is watched."""
 
-    def __init__(
-        self,
-        reader: JournalReader,
-        from_seq: Seq,
-        fids: Collection[Fid],
-        places: Iterable[Dentry],
-        directories: Collection[Fid],
-    ) -> None:
+    def __init__(self, reader: JournalReader, from_seq: Seq) -> None:
         self._reader = reader
         self._next_seq = from_seq
-        self._things: set[_Thing] = {(fid, aspect) for fid in fids for aspect in _Aspect}
-        self._things.update(places)
-        self._directories = set(directories)
+        self._things: set[_Thing] = set()
+        self._directories: set[Fid] = set()
         self._our_directory: Fid | None = None
         self._our_pid: int | None = None
         self._theirs: dict[_Thing, Entry] = {}
@@ -77,6 +68,11 @@ class OtherChanges:
         has made just now. Raises JournalDamagedError."""
         self._our_directory = our_directory
         self.look()
+
+    def watch(self, fids: Iterable[Fid], places: Iterable[Dentry]) -> None:
+        """From the next look on, take notice of changes of *fids* and *places*."""
+        self._things.update((fid, aspect) for fid in fids for aspect in _Aspect)
+        self._things.update(places)
 
     def watch_mtimes(self, directories: Collection[Fid]) -> None:
         """From the next look on, take notice of what others do to the mtimes of *directories*,

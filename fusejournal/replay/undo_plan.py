@@ -35,7 +35,8 @@ from fusejournal.operations import (
 from fusejournal.replay.divergence import Aside, Conflict, Divergence
 from fusejournal.replay.images import not_told
 from fusejournal.replay.target import Progress
-from fusejournal.replay.undo_execute import UndoExecutor, pid_of_private
+from fusejournal.replay.undo_execute import UndoExecutor
+from fusejournal.replay.undo_files import pid_of_private
 from fusejournal.replay.undo_others import Overlap
 from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid, Seq
 
@@ -355,11 +356,12 @@ class Undo:
                 plan.head_seq,
                 self._known_places,
                 mountpoint,
+                progress,
                 stack,
             )
             directories = {fid for fid in plan.directories if fid == ROOT_FID or self._places(fid)}
             try:
-                executor.run(changed.keys(), plan.content & changed.keys(), directories, progress)
+                executor.run(changed.keys(), plan.content & changed.keys(), directories)
             finally:
                 plan.overlaps = executor.overlaps()
         if plan.overlaps:

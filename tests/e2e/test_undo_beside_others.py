@@ -13,7 +13,7 @@ from fusejournal.errors import ConflictError, UndoOverlapError
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.query import Criteria
 from fusejournal.journal.reader import JournalReader
-from fusejournal.replay import undo_execute
+from fusejournal.replay import undo_files
 from fusejournal.replay.undo_plan import Undo, UndoPlan
 from fusejournal.types import Seq
 from tests.support.forked import Forked
@@ -80,7 +80,7 @@ def _at(
             if then is not None:
                 then()
 
-    monkeypatch.setattr(undo_execute, "on_step", on_step)
+    monkeypatch.setattr(undo_files, "on_step", on_step)
 
 
 def test_another_file_under_the_name_is_not_touched(
@@ -452,7 +452,7 @@ def test_what_cannot_go_back_to_its_name_is_named(
 
     other = layer.mountpoint / "other"
     other.write_text("another's")
-    monkeypatch.setattr(undo_execute, "on_step", on_step)
+    monkeypatch.setattr(undo_files, "on_step", on_step)
     with pytest.raises(ConflictError, match=r"/made: .*\.fusejournal-undo\."):
         undo.carry_out(plan, layer.mountpoint, _nothing)
     assert made.read_text() == "a third's"
@@ -492,7 +492,7 @@ def test_all_that_came_between_is_named(layer: Layer, monkeypatch: pytest.Monkey
             _elsewhere(lambda: os.setxattr(left[0], "user.k", b"theirs"))
             left.pop(0)
 
-    monkeypatch.setattr(undo_execute, "on_step", on_step)
+    monkeypatch.setattr(undo_files, "on_step", on_step)
     with pytest.raises(UndoOverlapError, match=r"/a: .* and 1 more"):
         undo.carry_out(plan, layer.mountpoint, _nothing)
     assert [undo.path_of(one) for one in plan.overlaps] == [b"a", b"b"]
@@ -545,7 +545,7 @@ def change_beside_undo() -> None:
             file = left.pop()
             _elsewhere(lambda: os.setxattr(file, "user.k", b"theirs"))
 
-    undo_execute.on_step = on_step
+    undo_files.on_step = on_step
     main()
 
 

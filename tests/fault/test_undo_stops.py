@@ -20,7 +20,7 @@ from fusejournal.history.lookup import Lookup
 from fusejournal.history.query import Criteria
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import RENAME_EXCHANGE
-from fusejournal.replay import attributes, undo_execute
+from fusejournal.replay import attributes, undo_execute, undo_files, undo_make
 from fusejournal.replay.undo_plan import Undo
 from fusejournal.types import Seq
 from tests.support.forked import Forked
@@ -31,6 +31,7 @@ pytestmark = pytest.mark.mount
 
 KILLS = int(os.environ.get("FUSEJOURNAL_TEST_KILLS", "12"))
 SEED = int(os.environ.get("FUSEJOURNAL_TEST_SEED", "1"))
+_MODULES = (undo_execute, undo_files, undo_make, attributes, syscalls, calls)
 _DEFAULT_ACL = (
     b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x07\0\xe8\x03\0\0"
     b"\x04\0\x05\0\xff\xff\xff\xff\x10\0\x07\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff"
@@ -112,7 +113,7 @@ def _profiled(work: Callable[[], None], kill_at: int) -> int:
     """Do *work*, and kill this process at call number *kill_at* of those by which an undo changes
     files and names, or at the return from it; the number of them all."""
     reached = 0
-    files = {module.__file__ for module in (undo_execute, attributes, syscalls, calls)}
+    files = {module.__file__ for module in _MODULES}
 
     def note(frame: FrameType, _: str, __: object) -> None:
         nonlocal reached
@@ -173,7 +174,7 @@ def die_in_undo() -> None:
         if reached == "put in place":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    undo_execute.on_step = on_step
+    undo_files.on_step = on_step
     main()
 
 
@@ -237,5 +238,5 @@ def interrupt_in_undo() -> None:
         if not left:
             os.kill(os.getpid(), signal.SIGINT)
 
-    undo_execute.on_step = on_step
+    undo_files.on_step = on_step
     main()

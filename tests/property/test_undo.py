@@ -20,7 +20,7 @@ from fusejournal.history.lookup import Lookup
 from fusejournal.history.query import Criteria, SeqRange, find
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import RENAME_WHITEOUT, Kind
-from fusejournal.replay import undo_execute
+from fusejournal.replay import undo_files
 from fusejournal.replay.digest import digest_tree
 from fusejournal.replay.replay import Replay
 from fusejournal.replay.target import Target
@@ -281,7 +281,7 @@ def _undo_beside_others(
                 os._exit(0)
             os.waitpid(pid, 0)
 
-    monkeypatch.setattr(undo_execute, "on_step", meddle)
+    monkeypatch.setattr(undo_files, "on_step", meddle)
     told = False
     try:
         undo.carry_out(plan, layer.mountpoint, _nothing)

@@ -33,7 +33,6 @@ _LARGE_MODULES = {
     "tree": 550,
     "handlers": 750,
     "target": 600,
-    "undo_execute": 800,
     "receiver": 700,
     "shipper": 650,
     "supervisor": 600,
@@ -98,8 +97,6 @@ _SHARED_LABELS = {
     "reconcile.write": 2,
     "reconcile.xattr": 2,
     "root.sync": 2,
-    "undo.truncate": 3,
-    "undo.write": 2,
 }
 """Labels of storage calls that stand at more than one call, and at how many."""
 

@@ -177,7 +177,8 @@ def open_source(text: str) -> JournalSource:
 
 
 def open_reader(texts: Sequence[str]) -> JournalReader:
-    """As :func:`open_source`, for one volume or any number of segments. Raises the same."""
+    """Opens the journal of one volume or of any number of segments, as :func:`open_source` does.
+    Raises the same."""
     if len(texts) == 1:
         return open_source(texts[0]).reader
     return JournalReader(_find_segments(texts))

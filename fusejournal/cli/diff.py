@@ -1,7 +1,5 @@
 """``fusejournal diff``: what changed between two moments."""
 
-from typing import Any
-
 import click
 
 from fusejournal.admin.source import open_source
@@ -10,13 +8,7 @@ from fusejournal.errors import UsageError
 from fusejournal.history.changes import Change, find_changes
 from fusejournal.types import Seq
 
-_WORDS = {
-    "A": ("added", "green"),
-    "D": ("removed", "red"),
-    "R": ("renamed", "yellow"),
-    "M": ("content", "cyan"),
-    "P": ("attributes", None),
-}
+_COLOURS = {"A": "green", "D": "red", "R": "yellow", "M": "cyan"}
 
 
 @click.command(short_help="What changed between two moments.")
@@ -47,7 +39,7 @@ def diff(volume: str, seq1: int, seq2: int, path: str | None, as_json: bool) -> 
     below = source.path(path) if path else b""
     for change in find_changes(source.lookup, Seq(seq1 + 1), Seq(seq2 + 1), below):
         if as_json:
-            text.echo_json(_as_json(change))
+            text.echo_json(change.to_json())
         else:
             text.echo(_as_line(change))
 
@@ -60,18 +52,5 @@ def _as_line(change: Change) -> str:
     users = ", ".join(map(entries.user, change.uids))
     what = "hard link, " if change.link else ""
     number = text.count(change.entries, "entry", "entries")
-    shown = click.style(f"{letters:<4}", _WORDS[letters[0]][1])
+    shown = click.style(f"{letters:<4}", _COLOURS.get(letters[0]))
     return f"{shown}{path}  ({what}{number} by {users})"
-
-
-def _as_json(change: Change) -> dict[str, Any]:
-    letters = change.letters()
-    return {
-        "fid": change.fid,
-        "old_path": None if change.old_path is None else text.exact(change.old_path),
-        "new_path": None if change.new_path is None else text.exact(change.new_path),
-        **{word: letter in letters for letter, (word, _) in _WORDS.items()},
-        "hard_link": change.link,
-        "entries": change.entries,
-        "uids": list(change.uids),
-    }

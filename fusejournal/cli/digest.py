@@ -1,7 +1,5 @@
 """``fusejournal digest``: one number for a whole tree."""
 
-import os
-import stat
 import time
 from pathlib import Path
 
@@ -9,18 +7,9 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from fusejournal.admin.digest import find_tree
 from fusejournal.cli import text
-from fusejournal.control.client import ask
-from fusejournal.disk import mounts as mounts
-from fusejournal.errors import (
-    NotRunningError,
-    PathNotFoundError,
-    UsageError,
-    VolumeBusyError,
-    VolumeNotFoundError,
-)
-from fusejournal.node.registry import find_volume
-from fusejournal.node.state_dir import VolumeState
+from fusejournal.history.json_values import exact
 from fusejournal.replay.digest import TreeDigest, digest_tree
 
 _REDRAW_SECONDS = 0.1
@@ -52,79 +41,15 @@ def digest(source: str, within: str, as_json: bool) -> None:
       fusejournal digest /srv/data --path home/ann/thesis.tex
       fusejournal digest /restored/data --json
     """
-    name, root = _tree(source)
-    parts = _parts(within)
-    found = _digest(_inside(root, parts), quiet=as_json)
-    path = b"/".join(parts)
+    name, place, path = find_tree(source, within)
+    found = _digest(place, quiet=as_json)
     if as_json:
         counts = found._asdict()
         del counts["digest"]
-        text.echo_json(
-            {"digest": found.digest, "of": text.exact(name), "path": text.exact(path), **counts}
-        )
+        text.echo_json({"digest": found.digest, "of": exact(name), "path": exact(path), **counts})
     else:
-        place = text.name(name) + (f", /{text.name(path)}" if path else "")
-        text.echo(f"{found.digest}  {place}: {_counts(found)}")
-
-
-def _tree(source: str) -> tuple[bytes, Path]:
-    """What to call the tree that *source* means, and where to read it."""
-    # The volumes first: the path may be a dead mount, which must not be touched.
-    try:
-        state = find_volume(source)
-    except VolumeNotFoundError:
-        # Only what is in a tree is not followed; which tree it is, a symlink may say.
-        root = Path(os.path.realpath(source))
-        if not root.exists():
-            raise
-        return os.fsencode(root), root
-    return os.fsencode(state.name), _place(state)
-
-
-def _place(state: VolumeState) -> Path:
-    """Where the tree of a volume can be read now."""
-    try:
-        ask(state.directory, "status")
-    except NotRunningError:
-        holder = state.holder()
-        if holder is not None:
-            raise VolumeBusyError(
-                f"volume {state.name} is being mounted or unmounted by process "
-                f"{holder.get('pid', '?')}; try again when it is done"
-            ) from None
-        if any(
-            one.mountpoint == state.backing and one.type == mounts.FILESYSTEM_TYPE
-            for one in mounts.mounts()
-        ):
-            raise NotRunningError(
-                f"volume {state.name}: its layer has died and its mount still covers the backing; "
-                f"'fusejournal umount {state.name}' takes it away"
-            ) from None
-        return state.backing
-    return state.mountpoint
-
-
-def _parts(within: str) -> list[bytes]:
-    parts = [part for part in os.fsencode(within).split(b"/") if part not in (b"", b".")]
-    if b".." in parts:
-        raise UsageError(f"--path {within!r}: '..' leads out of the tree; give the path without it")
-    return parts
-
-
-def _inside(root: Path, parts: list[bytes]) -> Path:
-    """The file at *parts* below *root*. No symlink is followed on the way: it could lead out of the
-    tree. Raises PathNotFoundError."""
-    path = os.fsencode(root)
-    mode = stat.S_IFDIR
-    for part in parts:
-        path = os.path.join(path, part)
-        try:
-            mode = os.lstat(path).st_mode if stat.S_ISDIR(mode) else 0
-        except FileNotFoundError:
-            mode = 0
-        if not mode:
-            raise PathNotFoundError(text.name(b"/".join(parts)), f"no such file in {root}")
-    return Path(os.fsdecode(path))
+        shown = text.name(name) + (f", /{text.name(path)}" if path else "")
+        text.echo(f"{found.digest}  {shown}: {_counts(found)}")
 
 
 def _digest(root: Path, quiet: bool) -> TreeDigest:

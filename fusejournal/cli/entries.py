@@ -1,7 +1,5 @@
-"""How an entry is shown: as a line for people, as a JSON object for scripts, with all its
-fields."""
+"""Entries as lines for people."""
 
-import errno
 import pwd
 from functools import cache
 from typing import Any
@@ -9,8 +7,9 @@ from typing import Any
 import click
 
 from fusejournal.cli import text
+from fusejournal.history.json_values import errno_name
 from fusejournal.history.query import Match
-from fusejournal.operations import MOVES, Import, ImportData, Kind, Void, Write
+from fusejournal.operations import MOVES, Import, Kind
 
 _COLOURS = {
     **dict.fromkeys((Kind.CREATE, Kind.MKDIR, Kind.SYMLINK, Kind.LINK), "green"),
@@ -19,46 +18,6 @@ _COLOURS = {
     **dict.fromkeys((Kind.WRITE, Kind.TRUNCATE), "cyan"),
     **dict.fromkeys((Kind.EPOCH, Kind.MARK, Kind.CLEAN), "magenta"),
 }
-
-
-def as_json(match: Match) -> dict[str, Any]:
-    """The JSON object of an entry; a refused one has ``refused``, its errno's name."""
-    entry, (_, void), path, new_path = match
-    operation = entry.operation
-    line: dict[str, Any] = {
-        "seq": entry.seq,
-        "time": text.utc(entry.time_ns),
-        "time_ns": entry.time_ns,
-        "op": operation.kind.name.lower(),
-        **entry.who._asdict(),
-        "fid": None,
-        "path": None if path is None else text.exact(path),
-    }
-    for key, value in zip(operation._fields, operation, strict=True):
-        # A file's owner is not the caller: both are told.
-        line[f"new_{key}" if key in ("uid", "gid") else key] = plain(value)
-    if isinstance(operation, Write | ImportData):
-        line["bytes"] = len(entry.data)
-    if operation.kind in MOVES:
-        line["new_path"] = None if new_path is None else text.exact(new_path)
-    if void is not None:
-        line["refused"] = errno_name(void)
-        line["written"] = void.written
-    return line
-
-
-def plain(value: Any) -> Any:
-    """A field's value for JSON."""
-    if isinstance(value, bytes):
-        return text.exact(value)
-    if isinstance(value, tuple):
-        return [plain(part) for part in value]
-    return value
-
-
-def errno_name(void: Void) -> str:
-    """Why an entry was refused: ENOSPC."""
-    return errno.errorcode.get(void.errno, str(void.errno))
 
 
 @cache

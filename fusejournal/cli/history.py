@@ -5,6 +5,7 @@ import click
 from fusejournal.admin.source import open_source
 from fusejournal.cli import entries, text
 from fusejournal.errors import PathNotFoundError
+from fusejournal.history.json_values import match_to_json
 from fusejournal.history.life import Life, find_lives, read_life
 from fusejournal.journal.reader import END
 
@@ -33,7 +34,7 @@ def history(volume: str, path: str, as_json: bool) -> None:
     for number, life in enumerate(lives, 1):
         if as_json:
             for step in read_life(source.lookup, life.fid):
-                text.echo_json({**entries.as_json(step.match), "of": life.fid, "size": step.size})
+                text.echo_json({**match_to_json(step.match), "of": life.fid, "size": step.size})
             continue
         if number > 1:
             text.echo()

@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from fusejournal.admin.source import open_reader
-from fusejournal.cli import entries, text
+from fusejournal.cli import text
 from fusejournal.cli.progress import progress_bar
 from fusejournal.cli.statistics import show_statistics
 from fusejournal.errors import JournalDamagedError
+from fusejournal.history.json_values import frame_to_json, utc
 from fusejournal.history.statistics import sum_segments
 from fusejournal.journal.format import Entry, FormatError, decode_entry
 from fusejournal.journal.parallel import map_in_order
@@ -142,11 +143,15 @@ def _dump_segment(newest: Path, as_json: bool, path: Path) -> tuple[bytes, BadFr
     return "\n".join(lines).encode("utf-8", "backslashreplace"), damage
 
 
+def _dumped_json(entry: Entry) -> str:
+    return json.dumps(frame_to_json(entry))
+
+
 def _dumped_line(entry: Entry) -> str:
     seq, time_ns, who, paths, operation, data, flushed, chain, offset, frame_bytes = entry
     words = [value if type(value) is int else _word(value) for value in operation]
     line: str = _LAYOUTS[type(operation)] % (
-        seq, offset, frame_bytes, text.utc(time_ns), *who, *words, flushed, chain
+        seq, offset, frame_bytes, utc(time_ns), *who, *words, flushed, chain
     )  # fmt: skip
     if len(data):
         line += f" data={len(data)}"
@@ -172,29 +177,6 @@ def _word(value: Any) -> str:
     if type(value) is tuple:
         return "[" + ",".join(f"{text.name(key)}={part.hex()}" for key, part in value) + "]"
     return str(value)
-
-
-def _dumped_json(entry: Entry) -> str:
-    operation = entry.operation
-    line = {
-        "seq": entry.seq,
-        "offset": entry.offset,
-        "frame_bytes": entry.frame_bytes,
-        "time_ns": entry.time_ns,
-        "uid": entry.who.uid,
-        "gid": entry.who.gid,
-        "pid": entry.who.pid,
-        "op": operation.kind.name.lower(),
-        "fields": {
-            key: entries.plain(value)
-            for key, value in zip(operation._fields, operation, strict=True)
-        },
-        "data_bytes": len(entry.data),
-        "paths": {str(fid): text.exact(path) for fid, path in (entry.paths or {}).items()},
-        "flushed": entry.flushed,
-        "chain": f"{entry.chain:016x}",
-    }
-    return json.dumps(line)
 
 
 @journal.command("stats")

@@ -12,6 +12,7 @@ from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.cli import entries, text
 from fusejournal.cli.statistics import show_statistics
 from fusejournal.errors import UsageError
+from fusejournal.history.json_values import match_to_json
 from fusejournal.history.query import Criteria, Follower, Match, find
 from fusejournal.history.statistics import sum_matches
 from fusejournal.types import Seq
@@ -95,7 +96,7 @@ def log(
         matches = itertools.chain(shown, _follow(source, criteria, Seq(head_seq + 1)))
     if as_json:
         for match in matches:
-            text.echo_json(entries.as_json(match))
+            text.echo_json(match_to_json(match))
             if follow:
                 sys.stdout.flush()
     elif follow or not sys.stdout.isatty():

@@ -5,20 +5,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 
-from fusejournal.admin.source import JournalSource, open_source
+from fusejournal.admin.replay import ReplayRequest, conflict_path
+from fusejournal.admin.source import JournalSource
 from fusejournal.cli import entries, text
 from fusejournal.cli.interrupts import orderly_interrupts
 from fusejournal.cli.progress import progress_bar
 from fusejournal.errors import ConflictError, UsageError
-from fusejournal.history.query import Criteria, Match
+from fusejournal.history.query import Match
 from fusejournal.replay.divergence import Conflict
-from fusejournal.replay.replay import ON_CONFLICT, Plan, Replay, Result
-from fusejournal.replay.target import Progress, Target, purpose_of
-from fusejournal.types import Seq
+from fusejournal.replay.replay import ON_CONFLICT, OnConflict, Plan, Result
+from fusejournal.replay.target import Progress
 
 _CONFLICTS_SHOWN = 20
 _BAR_STEP = 1024
@@ -56,7 +55,7 @@ def replay(
     without: tuple[str, ...],
     only: tuple[str, ...],
     dry_run: bool,
-    on_conflict: str,
+    on_conflict: OnConflict,
     verbose: bool,
     as_json: bool,
 ) -> None:
@@ -77,53 +76,41 @@ def replay(
       fusejournal replay srv-data /restore/data --except 4711-4720 --on-conflict skip
       fusejournal replay srv-data /restore/data --from-seq 5001 --to-seq 6000
     """
-    target = Path(os.path.abspath(target))
-    source = open_source(volume)
-    last = source.check_seq(to_seq) if to_seq else _begun_to_seq(target) or source.head_seq
-    source.check_seq(from_seq)
-    if last < from_seq:
-        raise UsageError(f"--to-seq {last} is before --from-seq {from_seq}")
     if on_conflict == "ask" and not sys.stdin.isatty():
         raise UsageError("--on-conflict ask needs a terminal: use skip or stop")
-    criteria = source.criteria(
+    request = ReplayRequest(
+        volume,
+        target,
         from_seq=from_seq,
-        to_seq=last,
+        to_seq=to_seq,
+        paths=paths,
         ops=ops,
         uid=uid,
-        paths=paths,
-        only=only,
         without=without,
+        only=only,
+        on_conflict=on_conflict,
     )
-    work = Replay(source.lookup, criteria)
     with watched("planning", as_json) as progress:
-        plan = work.plan(progress) if criteria.is_partial or dry_run else None
+        plan = request.plan(progress, whole=dry_run)
     if dry_run:
-        assert plan is not None
-        _show_plan(source, plan, as_json)
+        _show_plan(request, plan, as_json)
         return
-    if plan is not None and plan.conflicts and on_conflict == "stop":
-        show_conflicts(source, plan)
-        raise ConflictError(
-            f"{text.count(plan.conflict_count, 'operation')} cannot be carried out, nothing was "
-            "written: choose others, or --on-conflict skip"
-        )
-    purpose = {"volume": str(source.reader.uuid), "replay": _as_words(criteria, on_conflict)}
-    sums = Plan()
-    with Target(target, purpose, from_seq=from_seq) as goal:
+    try:
+        request.check(plan)
+    except ConflictError:
+        _show_conflicts(request, plan)
+        raise
+    with request.open_target() as goal:
         with watched("looking at the target", as_json) as progress:
-            work.check_target(goal, progress)
+            request.check_target(goal, progress)
         if goal.resumed and not as_json:
             text.echo(f"going on after seq {goal.done_seq}", err=True)
-        ask = _Ask(source) if on_conflict == "ask" else None
+        ask = _Ask() if on_conflict == "ask" else None
         with watched("replaying", as_json) as progress:
-            for result in work.run(goal, progress, ask=ask):
-                sums.count(result)
-                if as_json:
-                    text.echo_json(_as_json(result))
-                elif verbose or result.conflict is not None:
-                    text.echo(_as_line(result))
+            for result in request.run(goal, progress, ask):
+                _show_result(result, verbose, as_json)
         goal.finish()
-    _show_end(target, sums, as_json)
+    _show_end(request, as_json)
 
 
 @contextmanager
@@ -142,31 +129,10 @@ def watched(title: str, quiet: bool) -> Iterator[Progress]:
         yield progress
 
 
-def _begun_to_seq(target: Path) -> Seq | None:
-    """The last seq of an unfinished replay: the newest of that time, where it was not given."""
-    begun = (purpose_of(target) or {}).get("replay")
-    return Seq(begun["to_seq"] - 1) if isinstance(begun, dict) else None
-
-
-def _as_words(criteria: Criteria, on_conflict: str) -> dict[str, Any]:
-    """The options that a stopped replay must be gone on with."""
-    return {
-        "from_seq": criteria.from_seq,
-        "to_seq": criteria.to_seq,
-        "op": sorted(kind.name for kind in criteria.kinds),
-        "uid": criteria.uid,
-        "path": [text.exact(path) for path in criteria.paths],
-        "only": [list(one) for one in criteria.only],
-        "except": [list(one) for one in criteria.without],
-        "on_conflict": on_conflict,
-    }
-
-
 class _Ask:
     """Asks whether to skip an operation, or all of them."""
 
-    def __init__(self, source: JournalSource) -> None:
-        self._source = source
+    def __init__(self) -> None:
         self._all = False
 
     def __call__(self, conflict: Conflict, match: Match) -> bool:
@@ -183,59 +149,38 @@ class _Ask:
         return bool(answer != "stop")
 
 
-def show_conflicts(source: JournalSource, plan: Plan) -> None:
+def _show_conflicts(request: ReplayRequest, plan: Plan) -> None:
     """The first conflicts, on stderr."""
     for conflict in plan.conflicts[:_CONFLICTS_SHOWN]:
-        text.echo(conflict_line(source, conflict), err=True)
+        text.echo(conflict_line(request.source, conflict), err=True)
     if plan.conflict_count > _CONFLICTS_SHOWN:
         text.echo(f"and {plan.conflict_count - _CONFLICTS_SHOWN:,} more", err=True)
 
 
 def conflict_line(source: JournalSource, conflict: Conflict) -> str:
     """A conflict with the path it is about."""
-    where = ""
-    if conflict.place is not None:
-        where = entries.shown_path(source.lookup.join(*conflict.place, conflict.seq)) + ": "
-    else:
-        for entry in source.reader.read(conflict.seq, Seq(conflict.seq + 1)):
-            fid = getattr(entry.operation, "fid", None)
-            path = source.lookup.path_before(fid, conflict.seq) if fid else None
-            where = f"{entry.operation.kind.name.lower()} {entries.shown_path(path)}: "
-    return f"seq {conflict.seq}: {where}{conflict.reason}; seq {conflict.because_of} is left out"
+    word, path = conflict_path(source, conflict)
+    where = f"{word} {entries.shown_path(path)}".lstrip()
+    reason = f"{conflict.reason}; seq {conflict.because_of} is left out"
+    return f"seq {conflict.seq}: {where}: {reason}"
 
 
-def _show_plan(source: JournalSource, plan: Plan, as_json: bool) -> None:
+def _show_plan(request: ReplayRequest, plan: Plan, as_json: bool) -> None:
     if as_json:
-        text.echo_json(
-            {
-                "would_do": plan.done,
-                "left_out": plan.left_out,
-                "refused": plan.refused,
-                "conflict_count": plan.conflict_count,
-                "conflicts": [
-                    {"seq": one.seq, "reason": one.reason, "because_of": one.because_of}
-                    for one in plan.conflicts
-                ],
-            }
-        )
+        text.echo_json(plan.to_json())
         return
     text.echo(
         f"would carry out {text.count(plan.done, 'operation')}, leave out {plan.left_out:,}; "
         f"{plan.refused:,} were refused then; {text.count(plan.conflict_count, 'conflict')}"
     )
-    show_conflicts(source, plan)
+    _show_conflicts(request, plan)
 
 
-def _as_json(result: Result) -> dict[str, Any]:
-    line: dict[str, Any] = {
-        "seq": result.match.entry.seq,
-        "op": result.match.entry.operation.kind.name.lower(),
-        "result": result.verdict,
-    }
-    if result.conflict is not None:
-        line["reason"] = result.conflict.reason
-        line["because_of"] = result.conflict.because_of
-    return line
+def _show_result(result: Result, verbose: bool, as_json: bool) -> None:
+    if as_json:
+        text.echo_json(result.to_json())
+    elif verbose or result.conflict is not None:
+        text.echo(_as_line(result))
 
 
 def _as_line(result: Result) -> str:
@@ -248,18 +193,12 @@ def _as_line(result: Result) -> str:
     return f"{entry.seq:>8}  {entry.operation.kind.name.lower():<11} {result.verdict}{why}"
 
 
-def _show_end(target: Path, sums: Plan, as_json: bool) -> None:
+def _show_end(request: ReplayRequest, as_json: bool) -> None:
     if as_json:
-        text.echo_json(
-            {
-                "target": os.fspath(target),
-                "done": sums.done,
-                "skipped": sums.conflict_count,
-                "refused": sums.refused,
-            }
-        )
+        text.echo_json(request.to_json())
         return
+    sums = request.sums
     text.echo(
-        f"{text.name(os.fsencode(target))}: {text.count(sums.done, 'operation')} carried out, "
-        f"{sums.conflict_count:,} skipped, {sums.refused:,} refused then as now"
+        f"{text.name(os.fsencode(request.target_path))}: {text.count(sums.done, 'operation')} "
+        f"carried out, {sums.conflict_count:,} skipped, {sums.refused:,} refused then as now"
     )

@@ -20,7 +20,7 @@ def show_statistics(statistics: Statistics, as_json: bool) -> None:
         ("largest writers", statistics.files.by_size(), _path, _SHOWN),
     ]
     if as_json:
-        text.echo_json(_as_json(statistics))
+        text.echo_json(statistics.to_json())
         return
     text.echo(
         f"{text.count(statistics.entries, 'entry', 'entries')}, "
@@ -47,26 +47,3 @@ def _path(path: bytes) -> str:
 
 def _hour(hour: int) -> str:
     return text.moment(hour * 3600 * 10**9)[:16].replace("T", " ")
-
-
-def _as_json(statistics: Statistics) -> dict[str, Any]:
-    def rows(key: str, found: list[tuple[Any, int, int]]) -> list[dict[str, Any]]:
-        return [
-            {key: text.exact(one) if isinstance(one, bytes) else one, "entries": n, "bytes": size}
-            for one, n, size in found
-        ]
-
-    hours = [(text.utc(hour * 3600 * 10**9), n, b) for hour, n, b in statistics.hours.by_key()]
-    return {
-        "entries": statistics.entries,
-        "refused": statistics.refused,
-        "bytes": statistics.bytes,
-        "frame_bytes": statistics.frame_bytes,
-        "first_seq": statistics.first[0] if statistics.first else None,
-        "last_seq": statistics.last[0] if statistics.last else None,
-        "operations": rows("op", statistics.operations.by_size()),
-        "users": rows("uid", statistics.users.by_size()),
-        "directories": rows("path", statistics.directories.by_size()),
-        "hours": rows("hour", hours),
-        "files": rows("path", statistics.files.by_size()),
-    }

@@ -59,17 +59,6 @@ def _local_second(seconds: int) -> tuple[str, str]:
     return local[:19], local[19:]
 
 
-def utc(time_ns: int) -> str:
-    """A time as ISO 8601 in UTC, to the nanosecond."""
-    seconds, nanoseconds = divmod(time_ns, 10**9)
-    return f"{_utc_second(seconds)}.{nanoseconds:09d}+00:00"
-
-
-@lru_cache(maxsize=256)
-def _utc_second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat()[:19]
-
-
 def name(raw: bytes) -> str:
     """A file name or path for people: what is not printable UTF-8 is escaped."""
     text = raw.decode("utf-8", "backslashreplace")
@@ -103,12 +92,6 @@ def echo_lines(words: str, *, err: bool = False) -> None:
     """Print what consists of lines, each as :func:`echo` does."""
     for one in words.removesuffix("\n").split("\n"):
         echo(one, err=err)
-
-
-def exact(raw: bytes) -> str:
-    """A file name or path for scripts: bytes that are not UTF-8 become lone surrogates (U+DC80 to
-    U+DCFF), as Python's ``os.fsdecode`` makes them, so that the bytes can be had again."""
-    return raw.decode("utf-8", "surrogateescape")
 
 
 def echo_json(value: Any) -> None:

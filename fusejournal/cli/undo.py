@@ -1,28 +1,21 @@
 """``fusejournal undo``: take operations back in a running volume."""
 
-import os
 import shlex
 import sys
 from contextlib import suppress
-from typing import Any
 
 import click
 
-from fusejournal.admin.source import JournalSource, open_source
+from fusejournal.admin.undo import DoneEntries, PlannedUndo, UndoRequest
 from fusejournal.cli import entries, text
 from fusejournal.cli.replay import conflict_line, watched
-from fusejournal.control.client import ask
 from fusejournal.errors import (
     ConflictError,
     FusejournalError,
-    PrivilegeError,
     UndoOverlapError,
     UsageError,
 )
-from fusejournal.history.query import Criteria, find, parse_ranges
-from fusejournal.node.state_dir import VolumeState
-from fusejournal.replay.divergence import NAME_TAKEN, Conflict
-from fusejournal.replay.undo_plan import Action, OnConflict, Undo, UndoPlan, begun_undos
+from fusejournal.replay.undo_plan import OnConflict
 
 _SHOWN = 40
 
@@ -93,143 +86,98 @@ def undo(
       fusejournal undo srv-data --uid 1001 --op unlink,rmdir --on-conflict aside --apply
       fusejournal undo srv-data --path home/anna/thesis.odt --op write --since "10 minutes ago"
     """
-    if not (seqs or paths or ops or uid is not None or pid is not None or since or until):
-        raise UsageError("say which: seqs, or --path, --op, --uid, --pid, --since, --until")
     if dry_run and do_apply:
         raise UsageError("--dry-run or --apply, not both")
-    source = open_source(volume)
-    for one in parse_ranges(seqs):
-        source.check_seq(one.from_seq)
-        source.check_seq(one.to_seq - 1)
-    state = _running(source) if do_apply else None
-    criteria = source.criteria(
-        from_seq=source.reader.first_seq,
-        since=since,
-        until=until,
+    request = UndoRequest(
+        volume,
+        seqs,
+        paths=paths,
         ops=ops,
         uid=uid,
         pid=pid,
-        paths=paths,
-        only=seqs,
+        since=since,
+        until=until,
         without=without,
+        resumed=resumed,
+        do_apply=do_apply,
     )
-    unfinished = _done_by(source, resumed)
-    work = Undo(source.lookup, criteria, source.head_seq, unfinished=unfinished)
     with watched("planning", as_json) as progress:
-        plan = work.plan(progress, on_conflict=on_conflict)
-    actions = list(work.actions(plan))
+        planned = request.plan(progress, on_conflict)
     if not as_json:
-        _show(source, plan, actions, work.imports)
-    if plan.conflicts:
-        if as_json:
-            text.echo_json(_as_json(work, plan, actions, None))
-        beside = ", aside" if any(_is_about_name(one) for one in plan.conflicts) else ""
-        raise ConflictError(
-            f"{text.count(len(plan.conflicts), 'later change')} in the way: choose others, take "
-            f"those back too, or --on-conflict skip{beside}{_undos_in_the_way(source, plan)}"
-        )
-    if plan.kept and not plan.chosen:
-        if as_json:
-            text.echo_json(_as_json(work, plan, actions, None))
-        raise ConflictError(
-            f"nothing can be taken back: later changes rely on {_all_of(plan.kept)}; without "
-            "--on-conflict skip they are named"
-        )
-    done: tuple[int, int] | None = None
+        _show(planned)
+    _check(planned, as_json)
+    done: DoneEntries | None = None
     overlapped: UndoOverlapError | None = None
-    if state is not None and plan.chosen:
-        try:
-            with watched("undoing", as_json) as progress:
-                work.carry_out(plan, state.mountpoint, progress)
-        except UndoOverlapError as error:
-            overlapped = error
-        except (OSError, FusejournalError, KeyboardInterrupt):
-            _show_overlaps(work, plan)
-            _tell_how_far(source, state, plan)
-            raise
-        done = plan.head_seq + 1, ask(state.directory, "status")["head_seq"]
+    if do_apply and planned.plan.chosen:
+        overlapped = _carry_out(planned, as_json)
+        done = planned.done()
     if as_json:
-        text.echo_json(_as_json(work, plan, actions, done))
-    elif done is not None:
-        text.echo(
-            f"done, as entries {done[0]} to {done[1]}; to take it back: "
-            f"fusejournal undo {source.name} {done[0]}-{done[1]} --pid {os.getpid()}"
-        )
-    elif plan.chosen:
-        text.echo("nothing was written: --apply does it")
+        text.echo_json(planned.to_json(done))
+    else:
+        _show_end(planned, done)
     if overlapped is not None:
-        _show_overlaps(work, plan)
+        _show_overlaps(planned)
         raise overlapped
 
 
-def _is_about_name(conflict: Conflict) -> bool:
-    """Whether what comes back could be beside its name instead."""
-    return conflict.reason == NAME_TAKEN
+def _check(planned: PlannedUndo, as_json: bool) -> None:
+    try:
+        planned.check()
+    except ConflictError:
+        if as_json:
+            text.echo_json(planned.to_json(None))
+        raise
 
 
-def _done_by(source: JournalSource, pids: tuple[int, ...]) -> list[Criteria]:
-    """Finds what the undos of processes have done. Raises UsageError."""
-    begun = begun_undos(source.lookup) if pids else {}
-    for pid in pids:
-        if pid not in begun:
-            raise UsageError(f"{source.name}: process {pid} has begun no undo here")
-    return [begun[pid] for pid in pids]
+def _carry_out(planned: PlannedUndo, as_json: bool) -> UndoOverlapError | None:
+    try:
+        with watched("undoing", as_json) as progress:
+            return planned.carry_out(progress)
+    except (OSError, FusejournalError, KeyboardInterrupt):
+        _show_overlaps(planned)
+        _tell_how_far(planned)
+        raise
 
 
-def _undos_in_the_way(source: JournalSource, plan: UndoPlan) -> str:
-    """Names the undos whose changes are in the way, and how to go on with them."""
-    seqs = {conflict.seq for conflict in plan.conflicts}
-    found = [
-        f"--resume {pid}"
-        for pid, done in sorted(begun_undos(source.lookup).items())
-        if any(match.entry.seq in seqs for match in find(source.lookup, done))
-    ]
-    if not found:
-        return ""
-    return f"; some are an undo's: if that was of the same and was stopped, {' '.join(found)}"
-
-
-def _all_of(count: int) -> str:
-    return "it" if count == 1 else f"all {count:,} of them"
-
-
-def _show_overlaps(work: Undo, plan: UndoPlan) -> None:
-    """Shows what others changed at the same moment as the undo did."""
-    for one in plan.overlaps[:_SHOWN]:
-        path = entries.shown_path(work.path_of(one))
+def _show_end(planned: PlannedUndo, done: DoneEntries | None) -> None:
+    if done is not None:
         text.echo(
-            f"overlaps    {path}: entry {one.seq} by pid {one.pid} came just before the undo's own",
+            f"done, as entries {done.from_seq} to {done.to_seq}; to take it back: "
+            f"fusejournal undo {planned.source.name} {done.from_seq}-{done.to_seq} --pid {done.pid}"
+        )
+    elif planned.plan.chosen:
+        text.echo("nothing was written: --apply does it")
+
+
+def _show_overlaps(planned: PlannedUndo) -> None:
+    """Shows what others changed at the same moment as the undo did."""
+    found = planned.overlap_paths()
+    for path, seq, pid in found[:_SHOWN]:
+        text.echo(
+            f"overlaps    {entries.shown_path(path)}: entry {seq} by pid {pid} came just before "
+            "the undo's own",
             err=True,
         )
-    if len(plan.overlaps) > _SHOWN:
-        text.echo(f"and {len(plan.overlaps) - _SHOWN:,} more overlap", err=True)
+    if len(found) > _SHOWN:
+        text.echo(f"and {len(found) - _SHOWN:,} more overlap", err=True)
 
 
-def _tell_how_far(source: JournalSource, state: VolumeState, plan: UndoPlan) -> None:
-    """After a failure: nothing is lost, and how to get back."""
+def _tell_how_far(planned: PlannedUndo) -> None:
+    """Shows after a failure that nothing is lost, and how to get back."""
     with suppress(FusejournalError):
-        first, last = plan.head_seq + 1, ask(state.directory, "status")["head_seq"]
+        first, last, pid = planned.done()
         if last >= first:
             text.echo(
                 f"stopped half-way: entries {first} to {last} are done, files on their way lie in "
                 f"/.fusejournal-undo.*; to take that back: "
-                f"fusejournal undo {source.name} {first}-{last} --pid {os.getpid()} --apply; to go "
-                f"on: {shlex.join(['fusejournal', *sys.argv[1:]])} --resume {os.getpid()}",
+                f"fusejournal undo {planned.source.name} {first}-{last} --pid {pid} --apply; to go "
+                f"on: {shlex.join(['fusejournal', *sys.argv[1:]])} --resume {pid}",
                 err=True,
             )
 
 
-def _running(source: JournalSource) -> VolumeState:
-    """The running volume to work on. Raises UsageError, NotRunningError, PrivilegeError."""
-    if source.state is None:
-        raise UsageError(f"{source.name} is a copy of a journal: only a volume can be undone")
-    if os.geteuid() != 0:
-        raise PrivilegeError("undoing needs root: try sudo")
-    ask(source.state.directory, "status")
-    return source.state
-
-
-def _show(source: JournalSource, plan: UndoPlan, actions: list[Action], imports: int) -> None:
+def _show(planned: PlannedUndo) -> None:
+    plan, actions, imports = planned.plan, planned.actions, planned.imports
     for action in actions[:_SHOWN]:
         path = entries.shown_path(action.new_path or action.path)
         if action.what == "rename":
@@ -241,7 +189,7 @@ def _show(source: JournalSource, plan: UndoPlan, actions: list[Action], imports:
     if len(actions) > _SHOWN:
         text.echo(f"and {len(actions) - _SHOWN:,} more (--json has them)")
     for conflict in plan.conflicts[:_SHOWN]:
-        text.echo(f"in the way  {conflict_line(source, conflict)}", fg="red")
+        text.echo(f"in the way  {conflict_line(planned.source, conflict)}", fg="red")
     if len(plan.conflicts) > _SHOWN:
         text.echo(f"and {len(plan.conflicts) - _SHOWN:,} more in the way")
     if imports:
@@ -250,37 +198,3 @@ def _show(source: JournalSource, plan: UndoPlan, actions: list[Action], imports:
         )
     kept = f", {plan.kept:,} stay, for later changes rely on them" if plan.kept else ""
     text.echo(f"{text.count(len(plan.chosen), 'operation')} to take back{kept}")
-
-
-def _as_json(
-    work: Undo, plan: UndoPlan, actions: list[Action], done: tuple[int, int] | None
-) -> dict[str, Any]:
-    def path(raw: bytes | None) -> str | None:
-        return None if raw is None else text.exact(raw)
-
-    return {
-        "chosen": len(plan.chosen),
-        "kept": plan.kept,
-        "actions": [
-            {
-                "action": one.what,
-                "fid": one.fid,
-                "path": path(one.path),
-                "new_path": path(one.new_path),
-                "taken_path": path(one.taken_path),
-                "takes_back": one.because_of,
-            }
-            for one in actions
-        ],
-        "conflicts": [
-            {"seq": one.seq, "reason": one.reason, "because_of": one.because_of}
-            for one in plan.conflicts
-        ],
-        "overlaps": [
-            {"seq": one.seq, "pid": one.pid, "path": path(work.path_of(one))}
-            for one in plan.overlaps
-        ],
-        "applied": (
-            None if done is None else {"from_seq": done[0], "to_seq": done[1], "pid": os.getpid()}
-        ),
-    }

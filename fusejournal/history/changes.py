@@ -5,8 +5,9 @@ files of which only the inside changed are followed along; those of changed name
 both moments, a question for each directory."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from fusejournal.history.json_values import exact_or_none
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.name_changes import Dentry, name_changes
 from fusejournal.history.paths import PathTracker
@@ -16,6 +17,7 @@ from fusejournal.operations import RENAME_EXCHANGE, Kind, Moving, made_by
 from fusejournal.types import Fid, Seq
 
 _CONTENT = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
+_WORDS = {"A": "added", "D": "removed", "R": "renamed", "M": "content", "P": "attributes"}
 _ATTRIBUTES = frozenset({Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR})
 
 
@@ -50,6 +52,19 @@ class Change(NamedTuple):
     def main_path(self) -> bytes:
         """The new path, if there is one, or else the old one."""
         return self.new_path or self.old_path or b""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what ``diff --json`` prints."""
+        letters = self.letters()
+        return {
+            "fid": self.fid,
+            "old_path": exact_or_none(self.old_path),
+            "new_path": exact_or_none(self.new_path),
+            **{word: letter in letters for letter, word in _WORDS.items()},
+            "hard_link": self.link,
+            "entries": self.entries,
+            "uids": list(self.uids),
+        }
 
 
 class _Touched:

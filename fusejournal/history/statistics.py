@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fusejournal.history.json_values import exact, utc
 from fusejournal.history.paths import PathTracker
 from fusejournal.history.query import Match, paths_of
 from fusejournal.journal.format import FormatError, decode_entry
@@ -109,6 +110,30 @@ class Statistics:
         self.last = other.last or self.last
         for name in ("operations", "users", "directories", "hours", "files"):
             getattr(self, name).merge(getattr(other, name))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what ``journal stats --json`` prints."""
+        hours = [(utc(hour * 3600 * 10**9), n, size) for hour, n, size in self.hours.by_key()]
+        return {
+            "entries": self.entries,
+            "refused": self.refused,
+            "bytes": self.bytes,
+            "frame_bytes": self.frame_bytes,
+            "first_seq": self.first[0] if self.first else None,
+            "last_seq": self.last[0] if self.last else None,
+            "operations": _rows("op", self.operations.by_size()),
+            "users": _rows("uid", self.users.by_size()),
+            "directories": _rows("path", self.directories.by_size()),
+            "hours": _rows("hour", hours),
+            "files": _rows("path", self.files.by_size()),
+        }
+
+
+def _rows(key: str, found: list[tuple[Any, int, int]]) -> list[dict[str, Any]]:
+    return [
+        {key: exact(one) if isinstance(one, bytes) else one, "entries": n, "bytes": size}
+        for one, n, size in found
+    ]
 
 
 def sum_matches(matches: Iterable[Match]) -> Statistics:

@@ -15,7 +15,7 @@ aside first, to a name of its own beside it (the undo of a removal, whose name w
 moves back when the name is free at the end; see :meth:`Divergence.end_asides`."""
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fusejournal.history.name_changes import Dentry, NameChange, name_changes
 from fusejournal.operations import (
@@ -65,6 +65,10 @@ class Conflict(NamedTuple):
     """The left-out operation that it lacks."""
     place: Dentry | None = None
     """The name it is about, if it is about one."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what commands print with --json."""
+        return {"seq": self.seq, "reason": self.reason, "because_of": self.because_of}
 
     def __str__(self) -> str:
         return f"seq {self.seq}: {self.reason}, because seq {self.because_of} is left out"

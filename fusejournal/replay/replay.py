@@ -7,7 +7,7 @@ replay goes on with the same call."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from fusejournal.errors import ConflictError, JournalError, TargetError
 from fusejournal.history.lookup import Lookup
@@ -39,6 +39,19 @@ class Result(NamedTuple):
     verdict: Verdict
     conflict: Conflict | None
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns what ``replay --json`` prints of it."""
+        entry = self.match.entry
+        line = {
+            "seq": entry.seq,
+            "op": entry.operation.kind.name.lower(),
+            "result": self.verdict,
+        }
+        if self.conflict is not None:
+            line["reason"] = self.conflict.reason
+            line["because_of"] = self.conflict.because_of
+        return line
+
 
 @dataclass
 class Plan:
@@ -55,6 +68,16 @@ class Plan:
     def conflict_count(self) -> int:
         """How many operations cannot be carried out."""
         return len(self.conflicts) + self.more_conflicts
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what ``replay --dry-run --json`` prints."""
+        return {
+            "would_do": self.done,
+            "left_out": self.left_out,
+            "refused": self.refused,
+            "conflict_count": self.conflict_count,
+            "conflicts": [one.to_json() for one in self.conflicts],
+        }
 
     def count(self, result: Result) -> None:
         """Add one result."""

@@ -40,8 +40,6 @@ _LARGE_MODULES = {
 """Modules that are longer, by their last name, and how long each may be."""
 
 _LONG_FUNCTIONS = {
-    "replay: replay": 90,
-    "undo: undo": 110,
     "index: build_index": 90,
 }
 """Functions that are longer, by the module's last name and their own, and how long each may be."""
@@ -51,7 +49,6 @@ _HEADLESS = re.compile(
 )
 _HEADLESS_MAX = {
     "address": 5,
-    "admin": 5,
     "backing": 35,
     "cli": 35,
     "config": 10,

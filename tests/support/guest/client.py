@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusejournal.cli.entries import as_json
+from fusejournal.history.json_values import match_to_json
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.query import Criteria, find
 from fusejournal.journal.reader import JournalReader
@@ -228,7 +228,7 @@ def entries(layer: Layer, after_seq: int) -> list[dict[str, Any]]:
     """The entries after *after_seq* as ``fusejournal log --json`` tells them, without the cost of
     starting it, and with the client's own names for removed files replaced by ``.nfs``."""
     reader = JournalReader(layer.state / "journal", load_state(layer.state).uuid)
-    found = [as_json(match) for match in find(Lookup(reader), Criteria(Seq(after_seq + 1)))]
+    found = [match_to_json(match) for match in find(Lookup(reader), Criteria(Seq(after_seq + 1)))]
     for entry in found:
         for key in ("path", "new_path"):
             if entry.get(key) is not None:

@@ -1,0 +1,196 @@
+"""The work of ``undo``: plans which operations to take back in a volume, and has its layer do it.
+The CLI shows what is returned here."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from fusejournal.admin.live import live_status
+from fusejournal.admin.source import JournalSource, open_source
+from fusejournal.errors import (
+    ConflictError,
+    PrivilegeError,
+    UndoOverlapError,
+    UsageError,
+)
+from fusejournal.history.json_values import exact_or_none
+from fusejournal.history.query import Criteria, find, parse_ranges
+from fusejournal.node.state_dir import VolumeState
+from fusejournal.replay.divergence import NAME_TAKEN
+from fusejournal.replay.target import Progress
+from fusejournal.replay.undo_plan import Action, OnConflict, Undo, UndoPlan, begun_undos
+from fusejournal.types import Seq
+
+
+class DoneEntries(NamedTuple):
+    """The entries that an undo made, both ends included, with those of others between; none where
+    the last is below the first."""
+
+    from_seq: Seq
+    to_seq: Seq
+    pid: int
+
+
+class PlannedUndo:
+    """An undo that was planned, and can be carried out."""
+
+    def __init__(
+        self, source: JournalSource, state: VolumeState | None, work: Undo, plan: UndoPlan
+    ) -> None:
+        self.source = source
+        self.plan = plan
+        self.actions: list[Action] = list(work.actions(plan))
+        self.imports = work.imports
+        """Chosen entries that tell what was there before the volume: they stay."""
+        self._state = state
+        self._work = work
+
+    def check(self) -> None:
+        """Raises ConflictError where nothing can be done: later changes are in the way, or all
+        that was chosen has to stay."""
+        plan = self.plan
+        if plan.conflicts:
+            count = len(plan.conflicts)
+            beside = ", aside" if any(one.reason == NAME_TAKEN for one in plan.conflicts) else ""
+            raise ConflictError(
+                f"{count:,} later change{'s' if count > 1 else ''} in the way: choose others, take "
+                f"those back too, or --on-conflict skip{beside}{self._undos_in_the_way()}"
+            )
+        if plan.kept and not plan.chosen:
+            kept = "it" if plan.kept == 1 else f"all {plan.kept:,} of them"
+            raise ConflictError(
+                f"nothing can be taken back: later changes rely on {kept}; without "
+                "--on-conflict skip they are named"
+            )
+
+    def carry_out(self, progress: Progress) -> UndoOverlapError | None:
+        """Have it done. Returns the error that is to be raised in the end where all is done, but
+        other processes changed the same things at the same moment. Raises ConflictError,
+        JournalError, OSError, and what *progress* raises: :meth:`done` tells what is done then."""
+        assert self._state is not None
+        try:
+            self._work.carry_out(self.plan, self._state.mountpoint, progress)
+        except UndoOverlapError as error:
+            return error
+        return None
+
+    def done(self) -> DoneEntries:
+        """Returns the entries that it has made so far. Raises NotRunningError."""
+        assert self._state is not None
+        last = live_status(self._state).head_seq or 0
+        return DoneEntries(Seq(self.plan.head_seq + 1), Seq(last), os.getpid())
+
+    def overlap_paths(self) -> list[tuple[bytes | None, Seq, int]]:
+        """Returns what others changed at the same moment: the path, their entry and their pid."""
+        return [(self._work.path_of(one), one.seq, one.pid) for one in self.plan.overlaps]
+
+    def to_json(self, done: DoneEntries | None) -> dict[str, Any]:
+        """Returns what ``undo --json`` prints."""
+        return {
+            "chosen": len(self.plan.chosen),
+            "kept": self.plan.kept,
+            "actions": [
+                {
+                    "action": one.what,
+                    "fid": one.fid,
+                    "path": exact_or_none(one.path),
+                    "new_path": exact_or_none(one.new_path),
+                    "taken_path": exact_or_none(one.taken_path),
+                    "takes_back": one.because_of,
+                }
+                for one in self.actions
+            ],
+            "conflicts": [one.to_json() for one in self.plan.conflicts],
+            "overlaps": [
+                {"seq": seq, "pid": pid, "path": exact_or_none(path)}
+                for path, seq, pid in self.overlap_paths()
+            ],
+            "applied": None if done is None else done._asdict(),
+        }
+
+    def _undos_in_the_way(self) -> str:
+        """Names the undos whose changes are in the way, and how to go on with them."""
+        lookup = self.source.lookup
+        seqs = {conflict.seq for conflict in self.plan.conflicts}
+        found = [
+            f"--resume {pid}"
+            for pid, done in sorted(begun_undos(lookup).items())
+            if any(match.entry.seq in seqs for match in find(lookup, done))
+        ]
+        if not found:
+            return ""
+        return f"; some are an undo's: if that was of the same and was stopped, {' '.join(found)}"
+
+
+class UndoRequest:
+    """An undo that an admin asks for, checked."""
+
+    def __init__(
+        self,
+        volume: str,
+        seqs: Sequence[str],
+        *,
+        paths: Sequence[str] = (),
+        ops: Sequence[str] = (),
+        uid: int | None = None,
+        pid: int | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        without: Sequence[str] = (),
+        resumed: Sequence[int] = (),
+        do_apply: bool,
+    ) -> None:
+        """Raises UsageError, VolumeNotFoundError, NoSuchSeqError, NoSuchMomentError,
+        PathNotFoundError, NotRunningError, PrivilegeError, JournalError.
+
+        Args:
+            volume: its name, mountpoint or state directory; to plan alone, a copy of its journal.
+            seqs: seqs or ranges of them, both ends included.
+            paths, ops, uid, pid, since, until, without: as in :meth:`JournalSource.criteria`.
+            resumed: processes whose stopped undos are gone on with.
+            do_apply: whether it is to be carried out, which takes a running volume and root."""
+        if not (seqs or paths or ops or uid is not None or pid is not None or since or until):
+            raise UsageError("say which: seqs, or --path, --op, --uid, --pid, --since, --until")
+        self._source = source = open_source(volume)
+        for one in parse_ranges(seqs):
+            source.check_seq(one.from_seq)
+            source.check_seq(one.to_seq - 1)
+        self._state = _running(source) if do_apply else None
+        criteria = source.criteria(
+            from_seq=source.reader.first_seq,
+            since=since,
+            until=until,
+            ops=ops,
+            uid=uid,
+            pid=pid,
+            paths=paths,
+            only=seqs,
+            without=without,
+        )
+        self._work = Undo(
+            source.lookup, criteria, source.head_seq, unfinished=_done_by(source, resumed)
+        )
+
+    def plan(self, progress: Progress, on_conflict: OnConflict) -> PlannedUndo:
+        """Find out what it comes to. Raises JournalError, JournalDamagedError."""
+        plan = self._work.plan(progress, on_conflict=on_conflict)
+        return PlannedUndo(self._source, self._state, self._work, plan)
+
+
+def _running(source: JournalSource) -> VolumeState:
+    """The running volume to work on. Raises UsageError, NotRunningError, PrivilegeError."""
+    if source.state is None:
+        raise UsageError(f"{source.name} is a copy of a journal: only a volume can be undone")
+    if os.geteuid() != 0:
+        raise PrivilegeError("undoing needs root: try sudo")
+    live_status(source.state)
+    return source.state
+
+
+def _done_by(source: JournalSource, pids: Sequence[int]) -> list[Criteria]:
+    """Finds what the undos of processes have done. Raises UsageError."""
+    begun = begun_undos(source.lookup) if pids else {}
+    for pid in pids:
+        if pid not in begun:
+            raise UsageError(f"{source.name}: process {pid} has begun no undo here")
+    return [begun[pid] for pid in pids]

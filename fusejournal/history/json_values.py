@@ -1,0 +1,95 @@
+"""Entries as values for JSON: one form for every command, page and script that shows them. Pure."""
+
+import errno
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+from fusejournal.history.query import Match
+from fusejournal.journal.format import Entry
+from fusejournal.operations import MOVES, ImportData, Void, Write
+
+
+def exact(raw: bytes) -> str:
+    """Returns a file name or path for scripts: bytes that are not UTF-8 become lone surrogates
+    (U+DC80 to U+DCFF), as Python's ``os.fsdecode`` makes them, so that the bytes can be had
+    again."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def exact_or_none(raw: bytes | None) -> str | None:
+    """The same, of what may not be known."""
+    return None if raw is None else exact(raw)
+
+
+def utc(time_ns: int) -> str:
+    """Returns a time as ISO 8601 in UTC, to the nanosecond."""
+    seconds, nanoseconds = divmod(time_ns, 10**9)
+    return f"{_utc_second(seconds)}.{nanoseconds:09d}+00:00"
+
+
+@lru_cache(maxsize=256)
+def _utc_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[:19]
+
+
+def errno_name(void: Void) -> str:
+    """Returns why an entry was refused: ENOSPC."""
+    return errno.errorcode.get(void.errno, str(void.errno))
+
+
+def match_to_json(match: Match) -> dict[str, Any]:
+    """Returns an entry with its paths; a refused one has ``refused``, its errno's name."""
+    entry, (_, void), path, new_path = match
+    operation = entry.operation
+    line: dict[str, Any] = {
+        "seq": entry.seq,
+        "time": utc(entry.time_ns),
+        "time_ns": entry.time_ns,
+        "op": operation.kind.name.lower(),
+        **entry.who._asdict(),
+        "fid": None,
+        "path": exact_or_none(path),
+    }
+    for key, value in zip(operation._fields, operation, strict=True):
+        # A file's owner is not the caller: both are told.
+        line[f"new_{key}" if key in ("uid", "gid") else key] = _plain(value)
+    if isinstance(operation, Write | ImportData):
+        line["bytes"] = len(entry.data)
+    if operation.kind in MOVES:
+        line["new_path"] = exact_or_none(new_path)
+    if void is not None:
+        line["refused"] = errno_name(void)
+        line["written"] = void.written
+    return line
+
+
+def frame_to_json(entry: Entry) -> dict[str, Any]:
+    """Returns an entry as it lies in its segment, with the paths that it tells."""
+    operation = entry.operation
+    return {
+        "seq": entry.seq,
+        "offset": entry.offset,
+        "frame_bytes": entry.frame_bytes,
+        "time_ns": entry.time_ns,
+        "uid": entry.who.uid,
+        "gid": entry.who.gid,
+        "pid": entry.who.pid,
+        "op": operation.kind.name.lower(),
+        "fields": {
+            key: _plain(value) for key, value in zip(operation._fields, operation, strict=True)
+        },
+        "data_bytes": len(entry.data),
+        "paths": {str(fid): exact(path) for fid, path in (entry.paths or {}).items()},
+        "flushed": entry.flushed,
+        "chain": f"{entry.chain:016x}",
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Returns a field's value."""
+    if isinstance(value, bytes):
+        return exact(value)
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return value

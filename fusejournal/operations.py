@@ -49,7 +49,7 @@ RENAME_WHITEOUT = 4
 
 
 class Kind(IntEnum):
-    """What an entry does. The numbers are in every journal ever written."""
+    """The kinds of entries. The numbers are in every journal ever written."""
 
     CREATE = 1
     MKDIR = 2
@@ -233,7 +233,7 @@ class Whiteout(NamedTuple):
         return self.fid, self.parent, self.new_parent
 
     def can_be(self) -> bool:
-        """Whether it makes a device, and asks for what can be asked together."""
+        """Returns whether it makes a device, and asks for what can be asked together."""
         is_asked = self.flags & (RENAME_WHITEOUT | RENAME_EXCHANGE) == RENAME_WHITEOUT
         is_whole = None not in (self.mode, self.uid, self.gid)
         return is_asked and is_whole and S_IFMT(self.mode) == S_IFCHR
@@ -422,7 +422,7 @@ class NewEpoch(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A point in the journal that somebody named."""
+    """A point in the journal that an admin named."""
 
     name: str
 

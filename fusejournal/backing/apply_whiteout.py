@@ -43,8 +43,8 @@ class WhiteoutSteps:
         self._spare = b"%d.whiteout" % operation.whiteout
         """In the hidden directory: the whiteout, later the replaced file."""
         self.mtimes: dict[Fid, int] = {}
-        """Of the directories among the moved and the replaced file, where the steps may change
-        them: the caller sets the moved one's when all is done."""
+        """The mtimes of the directories among the moved and the replaced file, where the steps may
+        change them: the caller sets the moved one's when all is done."""
         self._take_backs: list[Callable[[], None]] = []
 
     def run(self, redo: bool) -> tuple[bytes, int]:
@@ -80,7 +80,7 @@ class WhiteoutSteps:
             syscalls.set_times(self._tree.descriptor(fid), None, mtime_ns)
 
     def _find_done(self) -> tuple[bool, tuple[bytes, int] | None]:
-        """Whether the file has moved, and what the whiteout is if it has the old name."""
+        """Returns whether the file has moved, and the whiteout if that has the old name."""
         operation = self._operation
         found = self._tree.probe_name(operation.parent, operation.name)
         if found is None or (operation.replaced and found.fid == operation.replaced):

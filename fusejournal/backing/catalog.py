@@ -45,7 +45,7 @@ _COOKIE_BASE = 4
 
 
 class Catalog(CatalogStore):
-    """See the module."""
+    """A catalog in *directory*. See the module."""
 
     def __init__(self, directory: Path) -> None:
         """Raises CatalogSpoiltError when what is there is no catalog."""

@@ -1,4 +1,4 @@
-"""Where the catalog is kept: nodes by fid, names by directory, and each directory in the order of
+"""The store of the catalog: nodes by fid, names by directory, and each directory in the order of
 its cookies, in an LMDB environment, with a bounded cache of nodes before it.
 
 Every change happens in one long write transaction, committed by :meth:`CatalogStore.commit`
@@ -120,9 +120,9 @@ class CatalogNode:
         self.complete = True
         """False while an imported file's content is not wholly in the journal."""
         self.default_acl: bytes | None = None
-        """Of a directory: its default ACL, empty for none, None when not yet read. Not stored."""
+        """A directory's default ACL: empty for none, None when not yet read. Not stored."""
         self.capability: bytes | None = None
-        """Of a regular file: its security.capability, in the same way."""
+        """A regular file's security.capability, in the same way."""
 
 
 class DirectoryEntry(NamedTuple):
@@ -134,8 +134,8 @@ class DirectoryEntry(NamedTuple):
 
 
 class CatalogStore:
-    """See the module. ``applied_seq`` is the last entry recorded; ``checkpoint_seq`` the last one
-    known on disk."""
+    """A store in a directory of its own. ``applied_seq`` is the last entry recorded;
+    ``checkpoint_seq`` the last one known on disk."""
 
     def __init__(self, directory: Path) -> None:
         """Raises CatalogSpoiltError when what is there is no catalog."""
@@ -163,9 +163,9 @@ class CatalogStore:
         self.applied_seq = Seq(self._meta("applied"))
         self.checkpoint_seq = Seq(self._meta("checkpoint"))
         self.imported = bool(self._meta("imported"))
-        """Whether everything that was in the backing first is in the journal."""
+        """True if everything that was in the backing first is in the journal."""
         self.lacks_handles = bool(self._meta("lacks_handles"))
-        """Whether nodes were committed whose backing handles are still to be found."""
+        """True if nodes were committed whose backing handles are still to be found."""
         self.next_fid = Fid(self._meta("next_fid") or first_fid(Epoch(1)))
 
     # -- transactions ------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ class CatalogStore:
                 )
 
     def is_empty(self, parent: Fid) -> bool:
-        """Whether no name is left in *parent*."""
+        """Returns whether no name is left in *parent*."""
         return next(self.list(parent, 0), None) is None
 
     def place(self, node: CatalogNode) -> tuple[Fid, bytes] | None:

@@ -18,16 +18,17 @@ _CHANGE_BYTES = 64 << 10
 
 
 class RootReserve:
-    """Of the file system that *root_fd* is on."""
+    """The reserve of the file system that *root_fd* is on."""
 
     def __init__(self, root_fd: int) -> None:
         self._root_fd = root_fd
         self._left_bytes = 0
-        """What may be taken before asking again."""
+        """Bytes that may be taken before asking again."""
         self._ask_ns = 0
 
     def is_near(self, size: int, time_ns: int) -> bool:
-        """Whether a change that writes *size* bytes, at *time_ns*, may come near the reserve."""
+        """Returns whether a change that writes *size* bytes, at *time_ns*, may come near the
+        reserve."""
         self._left_bytes -= size + _CHANGE_BYTES
         if self._left_bytes < 0 or not 0 <= self._ask_ns - time_ns <= _ASK_AGAIN_NS:
             space = os.fstatvfs(self._root_fd)

@@ -1,5 +1,5 @@
-"""What ties a volume's backing, its state directory and its journal together, so that a copied,
-older or newer one of them is seen before a byte is written.
+"""The mark that ties a volume's backing, its state directory and its journal together, so that a
+copied, older or newer one of them is seen before a byte is written.
 
 The backing's root has the mark that every file has (backing/tree.py), and behind it the *position*
 of the journal at the last checkpoint: entries up to there were durable in the journal before it was
@@ -50,7 +50,7 @@ _BTRFS_INFO_BYTES = 1024
 
 
 class RootMark(NamedTuple):
-    """What the root of a backing says: whose it is, whether it is the root that was marked and no
+    """The words of a backing's root: whose it is, whether it is the root that was marked and no
     copy of it, and up to where the journal was at the last checkpoint (None: it does not say)."""
 
     owner: UUID | None
@@ -80,9 +80,9 @@ def read_root_mark(root_fd: int) -> RootMark | None:
 
 
 def holds_copies_alone(root_fd: int, uuid: UUID) -> bool:
-    """Whether of the first names in the root, all that bear a mark of volume *uuid* have another
-    file's: then the tree was copied. (The roots of two file systems may have equal handles.) Raises
-    OSError."""
+    """Returns whether, of the first names in the root, all that bear a mark of volume *uuid* have
+    another file's: then the tree was copied. (The roots of two file systems may have equal
+    handles.) Raises OSError."""
     copies = 0
     with os.scandir(root_fd) as entries:
         names = [os.fsencode(entry.name) for entry in islice(entries, _NAMES_LOOKED_AT)]
@@ -107,8 +107,8 @@ def holds_copies_alone(root_fd: int, uuid: UUID) -> bool:
 
 
 def _proves_its_disk(handle: bytes) -> bool:
-    """Whether no other file system has a file with *handle*, but by chance: what mkfs has made
-    (lost+found) has the same one everywhere, of generation 0."""
+    """Returns whether no other file system has a file with *handle*, but by chance: what mkfs has
+    made (lost+found) has the same one everywhere, of generation 0."""
     return len(handle) != _INO32_GEN_BYTES or any(handle[-4:])
 
 
@@ -131,7 +131,8 @@ class BackingRoot:
         os.setxattr(self.fd, FID_XATTR, value)
 
     def try_mark(self, position: Position) -> bool:
-        """As :meth:`mark`; False, and all is as it was, where the disk is full."""
+        """Does what :meth:`mark` does; returns False, with all as it was, where the disk is
+        full."""
         try:
             self.mark(position)
         except OSError as error:
@@ -142,8 +143,8 @@ class BackingRoot:
 
 
 def filesystem_instance(fd: int) -> str:
-    """Which mounting of its file system the file is in that *fd* is open on: another string when it
-    was mounted anew since, in this boot of the machine. Raises OSError."""
+    """Returns which mounting of its file system the file is in that *fd* is open on: another string
+    when it was mounted anew since, in this boot of the machine. Raises OSError."""
     device = os.fstat(fd).st_dev
     name = f"{os.major(device)}:{os.minor(device)}"
     block = Path("/sys/dev/block") / name

@@ -1,1 +1,1 @@
-"""What one gets out of the journal: replay, restore, undo, digest."""
+"""Trees and files made from the journal: replay, restore, undo, digest."""

@@ -30,8 +30,8 @@ def set_new_attributes(fd: int, state: State, mode: int) -> None:
 
 
 def attribute_changes(fd: int, state: State) -> Iterator[Callable[[], None]]:
-    """What it takes to make owner, mode, xattrs and, but for a directory, the mtime of a file what
-    *state* has: each is to be called before the next is asked for. *fd* may be an O_PATH
+    """Yields the calls that make owner, mode, xattrs and, but for a directory, the mtime of a file
+    what *state* has: each is to be called before the next is asked for. *fd* may be an O_PATH
     descriptor. Raises OSError."""
     path = syscalls.descriptor_path(fd)
     found = os.fstat(fd)

@@ -32,7 +32,7 @@ major and minor (u32 each); D: the records of what is in it, and ``.``. A ``.`` 
 A ``=`` has kind and name and then only the number (u64) of the record that has the file's first
 name: the root is record 0, and every record but ``.`` is counted.
 
-SHA-256 is used because digests serve to tell whether somebody has tampered with a tree; on
+SHA-256 is used because digests serve to tell whether a tree was tampered with; on
 processors with instructions for it, it is also the fastest of hashlib (measured here, in MiB/s:
 sha256 1359, blake2b 598, sha512 592).
 
@@ -83,17 +83,19 @@ _NANO = 10**9
 _FLAGS_COMMON = os.O_NOFOLLOW | os.O_CLOEXEC
 _FLAGS_READ = _FLAGS_COMMON | os.O_RDONLY | os.O_NONBLOCK
 _FLAGS = {S_IFDIR: _FLAGS_READ | os.O_DIRECTORY, S_IFREG: _FLAGS_READ}
-"""How each type is opened; all others with O_PATH, for to open a device can do something to it."""
+"""Flags by which each type is opened; all others with O_PATH, for to open a device can do something
+to it."""
 _VANISHED = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ELOOP, errno.ENODATA})
-"""What the kernel says of a name that was there a moment ago and is now gone or another thing."""
+"""Errors that the kernel gives for a name that was there a moment ago and is now gone or another
+thing."""
 
 _CHUNK_BYTES = 1 << 20
 _LARGE_BYTES = 256 << 10
 """From this size on it pays to hand a file to another thread."""
 _AHEAD_FILES = 64
 _AHEAD_PIECES = 4096
-"""How far, in files and in pieces of records, the walk may be ahead of the oldest file that is
-still being hashed."""
+"""The distance, in files and in pieces of records, that the walk may be ahead of the oldest file
+that is still being hashed."""
 
 
 class TreeChangedError(FusejournalError):
@@ -377,8 +379,8 @@ def _open(name: bytes, directory: int | None, flags: int) -> int:
 
 
 def _changed(fd: int, before: os.stat_result) -> bool:
-    """Whether *fd* is open on another file than *before* is of, or that one has changed since. A
-    directory's size is no sign: some file systems let it follow late."""
+    """Returns whether *fd* is open on another file than *before* is of, or that one has changed
+    since. A directory's size is no sign: some file systems let it follow late."""
     now = os.fstat(fd)
     return (now.st_dev, now.st_ino, now.st_mtime_ns) != (
         before.st_dev,
@@ -397,7 +399,7 @@ def _blob(data: bytes) -> bytes:
 
 
 def _record(fd: int, info: os.stat_result, name: bytes) -> bytes:
-    """What records of all kinds begin with."""
+    """The beginning of records of all kinds."""
     # An O_PATH descriptor takes no xattr calls; what it is open on does.
     target = fd if S_IFMT(info.st_mode) in _FLAGS else syscalls.descriptor_path(fd)
     xattrs = _xattrs(target)
@@ -428,7 +430,7 @@ def _xattrs(target: int | str) -> list[bytes]:
 
 
 def _special(fd: int, info: os.stat_result) -> bytes:
-    """What only symlinks and devices have."""
+    """The part that only symlinks and devices have."""
     if _is(info, S_IFLNK):
         return _blob(os.readlink(b"", dir_fd=fd))
     if _is(info, S_IFBLK) or _is(info, S_IFCHR):

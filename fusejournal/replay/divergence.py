@@ -1,5 +1,5 @@
-"""What becomes of a range of operations when some of them are left out. Pure, but for questions
-that it asks about the journal.
+"""The effect of a range of operations when some of them are left out. Pure, but for questions that
+it asks about the journal.
 
 The journal's operations all held on the journal's own tree, J. Replaying only some of them makes
 another tree, T. :class:`Divergence` keeps only where T differs from J: an operation on a name or
@@ -41,18 +41,19 @@ _NAME_BYTES_MAX = 255
 
 
 class Questions(Protocol):
-    """What has to be asked about the journal's own tree, seldom; *before_seq* is half-open."""
+    """Questions that have to be asked about the journal's own tree, seldom; *before_seq* is
+    half-open."""
 
     def places(self, fid: Fid, before_seq: Seq) -> list[Dentry]:
         """Every name of *fid*."""
         ...
 
     def has_xattr(self, fid: Fid, name: bytes, before_seq: Seq) -> bool:
-        """Whether *fid* had the attribute."""
+        """Returns whether *fid* had the attribute."""
         ...
 
     def fid_of_name(self, place: Dentry, before_seq: Seq) -> Fid | None:
-        """What a name stood for."""
+        """Returns what a name stood for."""
         ...
 
 
@@ -87,20 +88,21 @@ class Aside(NamedTuple):
     place: Dentry
     """The name it left."""
     conflict: Conflict
-    """What it had to make room for, and because of which left-out operation it is there."""
+    """The conflict: what it had to make room for, and because of which left-out operation that is
+    there."""
 
 
 class Divergence:
-    """Where T differs from J so far. Feed it every operation that held, in order: to
+    """The differences of T from J so far. Feed it every operation that held, in order: to
     :meth:`include` or to :meth:`leave_out`. Memory grows with the differences."""
 
     def __init__(self, questions: Questions, *, aside: bool = False) -> None:
         self._questions = questions
         self._moves_aside = aside
         self.asides: dict[Dentry, Aside] = {}
-        """What moved aside, by the name that it has now."""
+        """Files that moved aside, by the names that they have now."""
         self.names: dict[Dentry, _Name] = {}
-        """What a name stands for in T, where it is not what it stands for in J."""
+        """The files that names stand for in T, where those are not what they stand for in J."""
         self.missing: dict[Fid, Seq] = {}
         """Files that J has and T has not."""
         self.extra: dict[Fid, set[Dentry]] = {}
@@ -228,7 +230,7 @@ class Divergence:
     # -- moving aside ------------------------------------------------------------------------------
 
     def _crowded(self, operation: TreeOperation) -> Iterator[NameChange]:
-        """Of an operation's changes, those that make a name which T has for another file."""
+        """The changes of an operation that make a name which T has for another file."""
         if _is_exchange(operation):
             return
         for change in name_changes(operation):
@@ -297,7 +299,7 @@ class Divergence:
     # -- names -------------------------------------------------------------------------------------
 
     def _in_t(self, change: NameChange) -> Fid | None:
-        """What the name of *change* stands for in T, before it."""
+        """Returns what the name of *change* stands for in T, before it."""
         known = self.names.get(change[:2])
         return change.before if known is None else known.fid
 
@@ -372,7 +374,8 @@ class Divergence:
 
 
 def aside_name(name: bytes, because_of: Seq, number: int) -> bytes:
-    """What *name* is called aside, for the sake of entry *because_of*, at the *number*-th try."""
+    """Returns what *name* is called aside, for the sake of entry *because_of*, at the *number*-th
+    try."""
     suffix = b".undone-%d" % because_of + (b".%d" % number if number else b"")
     kept = name[: _NAME_BYTES_MAX - len(suffix)]
     if len(kept) < len(name):

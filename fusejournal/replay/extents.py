@@ -1,4 +1,5 @@
-"""Which entry wrote which bytes of a file last: its content as ranges, holes left out.
+"""Extents: a file's content as ranges of bytes, each with the entry that wrote it last; holes are
+left out.
 
 Costs what a file's entries cost, whatever its size: a terabyte with nothing in it is no range at
 all. All ranges are half-open, in bytes."""
@@ -62,7 +63,8 @@ class Extents:
         return map(Extent, self._starts, self._ends, self._seqs)
 
     def unlike(self, other: "Extents", size: int) -> Iterator[Extent]:
-        """Where this, of which only *size* bytes count, comes from elsewhere than *other* does."""
+        """Yields the ranges where this, of which only *size* bytes count, comes from elsewhere than
+        *other* does."""
         mine, theirs = self._edges(), other._edges()
         changes = sorted(
             [(at, 0, seq) for at, seq in mine] + [(at, 1, seq) for at, seq in theirs],
@@ -78,7 +80,7 @@ class Extents:
         # Behind the last edge both are nothing.
 
     def _edges(self) -> Iterator[tuple[int, Seq | None]]:
-        """Where something begins, and what."""
+        """A place where something begins, and what does."""
         before = 0
         for start, end, seq in self:
             if start > before:

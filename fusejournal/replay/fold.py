@@ -56,11 +56,11 @@ class Step(NamedTuple):
 
 
 class Directory(NamedTuple):
-    """What a directory was at a moment."""
+    """A directory as it was at a moment."""
 
     children: dict[bytes, Fid]
     attributes: list[Step]
-    """How it came to its mode, owner and xattrs, in order, from its making on."""
+    """The steps by which it came to its mode, owner and xattrs, in order, from its making on."""
     mtime_ns: int | None
 
 
@@ -84,7 +84,8 @@ class Fold:
     # -- what they were ----------------------------------------------------------------------------
 
     def is_directory(self, fid: Fid) -> bool:
-        """Whether *fid* is one. Raises JournalError when the journal here lacks its making."""
+        """Returns whether *fid* is one. Raises JournalError when the journal here lacks its
+        making."""
         if fid not in self._is_directory:
             self._look_whether_directories([fid])
         return self._is_directory[fid]
@@ -120,11 +121,11 @@ class Fold:
         )
 
     def directory(self, fid: Fid) -> Directory:
-        """What directory *fid* was."""
+        """Returns what directory *fid* was."""
         return self._directories([fid])[fid]
 
     def _directories(self, fids: Sequence[Fid]) -> dict[Fid, Directory]:
-        """What directories were: each segment is read once for all of them."""
+        """Returns what directories were: each segment is read once for all of them."""
         found = {fid: _DirectoryFold(fid) for fid in fids}
         entries = self._lookup.entries_of_many(found, self._before_seq, _is_about_a_directory)
         for entry, outcome in entries:
@@ -272,7 +273,7 @@ def _plain_directory(fid: Fid, place: Dentry) -> Mkdir:
 
 
 def _as_attributes(fid: Fid, operation: TreeOperation) -> Iterator[TreeOperation]:
-    """What *operation* did to a directory's attributes, as operations on *fid*."""
+    """Yields what *operation* did to a directory's attributes, as operations on *fid*."""
     match operation:
         case Mkdir():
             yield Setattr(fid, operation.mode & 0o7777, operation.uid, operation.gid, None, None)
@@ -300,7 +301,7 @@ def carry_out(
 
 
 def find_file(lookup: Lookup, path: bytes, before_seq: Seq) -> Fid:
-    """What *path* stood for. Raises PathNotFoundError."""
+    """Returns what *path* stood for. Raises PathNotFoundError."""
     fid = lookup.fid_at(path, before_seq)
     if fid is None:
         shown = "/" + path.decode("utf-8", "backslashreplace")

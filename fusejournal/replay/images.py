@@ -15,9 +15,9 @@ from fusejournal.replay.target import Progress
 from fusejournal.types import Fid, Seq
 
 _KEPT_BYTES_MAX = 1 << 20
-"""Of one file."""
+"""The most that is kept of one file."""
 _ALL_KEPT_BYTES_MAX = 32 << 20
-"""Of all that are read together."""
+"""The most that is kept of all that are read together."""
 _PIECE_BYTES = 1 << 20
 
 

@@ -33,7 +33,7 @@ _CONFLICTS_KEPT = 1000
 
 
 class Result(NamedTuple):
-    """What became of one chosen operation."""
+    """The fate of one chosen operation."""
 
     match: Match
     verdict: Verdict
@@ -55,7 +55,7 @@ class Result(NamedTuple):
 
 @dataclass
 class Plan:
-    """What a replay would do: counts of operations, and the first conflicts."""
+    """The extent of a replay: counts of operations, and the first conflicts."""
 
     done: int = 0
     left_out: int = 0
@@ -66,7 +66,7 @@ class Plan:
 
     @property
     def conflict_count(self) -> int:
-        """How many operations cannot be carried out."""
+        """The number of operations that cannot be carried out."""
         return len(self.conflicts) + self.more_conflicts
 
     def to_json(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Replay:
     """One replay of what *criteria* choose, whose ``from_seq`` and ``to_seq`` are its range."""
 
     def __init__(self, lookup: Lookup, criteria: Criteria) -> None:
-        """Raises JournalError when the journal lacks its beginning, without which nobody knows
+        """Raises JournalError when the journal lacks its beginning, without which it is not known
         which file in the target is which."""
         self._lookup = lookup
         self._criteria = criteria
@@ -107,7 +107,7 @@ class Replay:
             )
 
     def plan(self, progress: Progress) -> Plan:
-        """What would be done, by the journal alone. Raises JournalDamagedError."""
+        """Returns what would be done, by the journal alone. Raises JournalDamagedError."""
         plan = Plan()
         for result in self._results(None, progress):
             plan.count(result) if result is not None else None
@@ -186,7 +186,7 @@ class Replay:
             progress(entry.seq, None)
 
     def _results(self, target: Target | None, progress: Progress) -> Iterator[Result | None]:
-        """What is to become of each chosen operation; None for one that was dealt with in an
+        """Yields what is to become of each chosen operation; None for one that was dealt with in an
         earlier run."""
         criteria = self._criteria
         divergence = Divergence(self._lookup)

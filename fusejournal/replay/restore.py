@@ -26,7 +26,8 @@ _RESTORE = "fusejournal-restore"
 
 
 class Restored(NamedTuple):
-    """What was restored: names, and where the file or directory asked for is."""
+    """The result of a restore: the number of names, and where the file or directory asked for
+    is."""
 
     names: int
     path: Path

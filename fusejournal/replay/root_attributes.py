@@ -1,5 +1,5 @@
-"""What the root directory of a target is to have at the end, while it is still closed to all but
-root: mode, owner and access ACL, as the operations would have left them."""
+"""The attributes that the root directory of a target is to have at the end, while it is still
+closed to all but root: mode, owner and access ACL, as the operations would have left them."""
 
 import os
 from stat import S_IMODE
@@ -13,8 +13,9 @@ ACCESS_ACL = ACCESS_ACL_XATTR.encode()
 
 
 class RootAttributes(NamedTuple):
-    """What the target's root directory is to have at the end. Changes as the kernel's own do: an
-    ACL brings the permission bits, which are its owner's, its mask's and others'."""
+    """The attributes that the target's root directory is to have at the end. Changes as the
+    kernel's own do: an ACL brings the permission bits, which are its owner's, its mask's and
+    others'."""
 
     mode: int
     uid: int
@@ -23,7 +24,7 @@ class RootAttributes(NamedTuple):
 
     @classmethod
     def of(cls, fd: int) -> "RootAttributes":
-        """What the directory has that *fd* is open on. Raises OSError."""
+        """Returns those of the directory that *fd* is open on. Raises OSError."""
         found = os.fstat(fd)
         try:
             acl = os.getxattr(fd, ACCESS_ACL_XATTR)
@@ -34,7 +35,7 @@ class RootAttributes(NamedTuple):
         return cls(S_IMODE(found.st_mode), found.st_uid, found.st_gid, acl)
 
     def after(self, operation: Setattr | Setxattr | Removexattr) -> "RootAttributes":
-        """What it is to have after *operation*, too."""
+        """Returns those it is to have after *operation*, too."""
         if isinstance(operation, Setattr):
             return RootAttributes(
                 self.mode if operation.mode is None else operation.mode,

@@ -53,7 +53,7 @@ class Spot:
 
     def __init__(self, fd: int, name: str, path: Path) -> None:
         self.fd = fd
-        """Of the directory; it cannot be read, only worked in."""
+        """A descriptor of the directory; it cannot be read, only worked in."""
         self.name = name
         self.path = path
         """Without symlinks; for messages only."""
@@ -65,7 +65,7 @@ class Spot:
         os.close(self.fd)
 
     def is_there(self) -> bool:
-        """Whether the directory has the name."""
+        """True if the directory has the name."""
         try:
             os.stat(self.name, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -163,7 +163,7 @@ def _is_mine(found: os.stat_result) -> bool:
 
 
 def _is_roots_alone(found: os.stat_result) -> bool:
-    """Whether no other user can replace what root has put into this directory."""
+    """Returns whether no other user can replace what root has put into this directory."""
     is_shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     return _is_mine(found) and (not is_shared or bool(found.st_mode & stat.S_ISVTX))
 
@@ -251,7 +251,7 @@ class Scratch:
 
     @property
     def purpose(self) -> dict[str, Any] | None:
-        """What was begun here, or None."""
+        """The purpose of what was begun here, or None."""
         return self.read(_PURPOSE)
 
     @purpose.setter
@@ -259,7 +259,7 @@ class Scratch:
         self.write(_PURPOSE, purpose)
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """What :meth:`write` wrote, or None where there is nothing of the kind."""
+        """Returns what :meth:`write` wrote, or None where there is nothing of the kind."""
         try:
             fd = self.open(name, os.O_RDONLY)
         except OSError:
@@ -327,7 +327,7 @@ def _lock(directory: int, target: Path) -> int:
 
 
 def _is_at(fd: int, directory: int, name: str) -> bool:
-    """Whether *name* in *directory* stands for what *fd* is open on."""
+    """Returns whether *name* in *directory* stands for what *fd* is open on."""
     try:
         found = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:

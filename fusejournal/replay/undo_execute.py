@@ -3,7 +3,7 @@ it is journaled, shipped, and can be undone itself.
 
 Users work on meanwhile. So nothing is reached by a path, and each thing is looked at before it is
 changed (undo_files.py). Only a name that is taken away must be found by name; it is moved into a
-directory that nobody else can enter first, looked at there, and moved back if it is not what was
+directory that only root can enter first, looked at there, and moved back if it is not what was
 planned. What comes back is made in that directory (undo_make.py), and then gets its name. What
 slips in between a look and a change, the journal tells (undo_others.py).
 
@@ -42,7 +42,8 @@ _COPY_BYTES = 1 << 20
 
 
 class _Seen(NamedTuple):
-    """What of a file changes when somebody writes to it, and not when its name moves."""
+    """The part of a file's attributes that changes when a process writes to it, and not when its
+    name moves."""
 
     ino: int
     mode: int
@@ -87,9 +88,9 @@ class UndoExecutor:
         self._places = places
         self._stack = stack
         self._wanted = {place: fid for place, fid, _ in divergence.changed_places()}
-        """What names are to stand for; None: nothing."""
+        """The files that names are to stand for; None: nothing."""
         self._now = {place: fid for fid, found in divergence.lacking.items() for place in found}
-        """What those of them that stand for something now stand for."""
+        """The files that names which are to go or change stand for now."""
         self._new = {
             fid for fid in self._wanted.values() if fid is not None and not self._is_there(fid)
         }
@@ -387,7 +388,7 @@ class UndoExecutor:
 
     def _set_attributes(self, fd: int, state: State, fid: Fid | None = None) -> None:
         """Make owner, mode, xattrs and, but for a directory, the mtime what *state* has. *fd* is
-        open on *fid*, or (None) on a directory that nobody else can reach yet."""
+        open on *fid*, or (None) on a directory that no other process can reach yet."""
         for change in attribute_changes(fd, state):
             if fid is None:
                 change()

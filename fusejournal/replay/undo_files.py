@@ -38,7 +38,7 @@ _OF_OTHERS = frozenset(
         errno.ELOOP, errno.ENODATA,
     }
 )  # fmt: skip
-"""How a call fails when another process has changed what it is about since the last look."""
+"""Errors of a call when another process has changed what it is about since the last look."""
 
 
 def _ignore(_: str) -> None:
@@ -46,7 +46,7 @@ def _ignore(_: str) -> None:
 
 
 on_step: Callable[[str], None] = _ignore
-"""Called before each step that somebody else could come before; for tests."""
+"""Called before each step that another process could come before; for tests."""
 
 
 def pid_of_private(name: bytes) -> int | None:
@@ -168,7 +168,7 @@ class UndoFiles:
 
     @contextmanager
     def private_directory(self) -> Iterator[None]:
-        """A new hidden directory at the root, which nobody but root can enter, is there for the
+        """A new hidden directory at the root, which only root can enter, is there for the
         length of the block. What is in it after a failure stays."""
         for number in count():
             name = b".fusejournal-undo.%d.%d" % (os.getpid(), number)
@@ -236,8 +236,8 @@ class UndoFiles:
 
     @contextmanager
     def guarded(self, conflict: Callable[[], ConflictError], *more: int) -> Iterator[None]:
-        """What fails inside as only another process can have made it fail (*more*: errnos for
-        which this is so here, too) raises *conflict*."""
+        """Raises *conflict* where the block fails as only another process can have made it fail
+        (*more*: errnos for which this is so here, too)."""
         try:
             yield
         except OSError as error:

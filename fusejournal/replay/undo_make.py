@@ -1,6 +1,6 @@
-"""What an undo brings back: files that are gone, made anew in its private directory, whole, before
-they get their names. Of a tree only the topmost directory is to be moved then, so that all of it
-is there at once."""
+"""The making of what an undo brings back: files that are gone, made anew in its private directory,
+whole, before they get their names. Of a tree only the topmost directory is to be moved then, so
+that all of it is there at once."""
 
 import os
 import stat
@@ -34,7 +34,7 @@ class UndoMaker:
         self._end = end
         self._numbers = count()
         self.mtimes: dict[Fid, int] = {}
-        """What new directories are to have, by their fids in the plan."""
+        """The mtimes that new directories are to have, by their fids in the plan."""
 
     def make(self, wanted: dict[Dentry, Fid | None], new: set[Fid]) -> dict[Dentry, bytes]:
         """Make all that is gone: what has its place in a new directory there, and all else in the
@@ -96,7 +96,7 @@ class UndoMaker:
                     syscalls.set_times(fd, None, times[fid])
 
     def images(self, fids: Collection[Fid], *, with_data: bool = False) -> dict[Fid, Image]:
-        """What files are to be. Raises JournalError."""
+        """Returns what files are to be. Raises JournalError."""
         images = read_images(
             self._lookup, fids, self._end, self._counts, self._files.tick, with_data=with_data
         )

@@ -1,4 +1,4 @@
-"""What other processes change in a volume while an undo works in it, by the journal.
+"""The changes of other processes in a volume while an undo works in it, by the journal.
 
 The journal's order is the order of effects, and each entry names its process. So it tells two
 things for certain: before a change, whether another process has changed the same thing since the
@@ -38,11 +38,11 @@ class _Aspect(Enum):
     CONTENT = auto()
     """The content and attributes of a file."""
     NAMES = auto()
-    """Which names it has."""
+    """The names that it has."""
 
 
 _Thing = tuple[Fid, bytes | _Aspect]
-"""What can be changed: an aspect of a file, or what a name in a directory stands for."""
+"""A thing that can be changed: an aspect of a file, or what a name in a directory stands for."""
 
 
 class OtherChanges:
@@ -61,7 +61,7 @@ class OtherChanges:
         """Our own last one."""
         self._mtimes: dict[Fid, int] = {}
         self._taken: list[tuple[dict[Any, Any], Any, Any]] = []
-        """What the last entry has changed in these, for the VOID that may follow it."""
+        """The last entry's changes in these, for the VOID that may follow it."""
 
     def begin(self, our_directory: Fid) -> None:
         """Learn who this process is in the journal, from the making of *our_directory*, which it
@@ -86,7 +86,8 @@ class OtherChanges:
             self._take(entry)
 
     def have_changed(self, fid: Fid) -> bool:
-        """Whether others have changed content or attributes of *fid*, as of the last look."""
+        """Returns whether others have changed content or attributes of *fid*, as of the last
+        look."""
         return (fid, _Aspect.CONTENT) in self._theirs
 
     def mtime_ns(self, directory: Fid, otherwise_ns: int) -> int:
@@ -95,8 +96,8 @@ class OtherChanges:
         return self._mtimes.get(directory, otherwise_ns)
 
     def overlaps(self) -> list[Overlap]:
-        """What others changed before this process last changed it, in the order of the journal.
-        Raises JournalDamagedError."""
+        """Returns what others changed before this process last changed it, in the order of the
+        journal. Raises JournalDamagedError."""
         self.look()
         found = {
             Overlap(entry.seq, entry.who.pid, fid, None if isinstance(which, _Aspect) else which)
@@ -149,8 +150,8 @@ class OtherChanges:
                     yield fid, _Aspect.NAMES
 
     def _relied_on(self, entry: Entry) -> Iterator[_Thing]:
-        """What nobody else may have changed when this process makes *entry*: of a file that it
-        gives another name, the name alone; of one that it removes, all."""
+        """Yields what no other process may have changed when this one makes *entry*: of a file that
+        it gives another name, the name alone; of one that it removes, all."""
         operation: Any = entry.operation
         if operation.kind in DATA_KINDS and not self._is_time_of_directory(operation):
             yield operation.fid, _Aspect.CONTENT

@@ -58,12 +58,12 @@ class Action(NamedTuple):
     because_of: Seq
     """A chosen operation that it takes back."""
     taken_path: bytes | None = None
-    """What comes back would have this path, if another file did not have it by now."""
+    """The path that what comes back would have, if another file did not have it by now."""
 
 
 @dataclass
 class UndoPlan:
-    """What is to be done, and what is in the way."""
+    """A plan: what is to be done, and what is in the way."""
 
     chosen: set[Seq]
     divergence: Divergence
@@ -77,18 +77,19 @@ class UndoPlan:
     directories: set[Fid] = field(default_factory=set)
     """In which a chosen operation made or removed a name: their mtimes change back, too."""
     asides: dict[Dentry, Aside] = field(default_factory=dict)
-    """What comes back beside its name, which was taken since, by the name that it gets."""
+    """Files that come back beside their names, which were taken since, by the names they get."""
     kept: int = 0
     """Chosen operations that are not taken back, for others are in the way."""
     overlaps: list[Overlap] = field(default_factory=list)
     """Found while it was carried out: what others changed at the same moment as the undo did."""
 
     def counts(self, seq: Seq) -> bool:
-        """Whether entry *seq* stays."""
+        """Returns whether entry *seq* stays."""
         return seq not in self.chosen
 
     def now(self) -> dict[Dentry, Fid]:
-        """What the names that are to change stand for now; nothing, where they are not in it."""
+        """Returns what the names that are to change stand for now; those that stand for nothing are
+        not in it."""
         return {place: fid for fid, places in self.divergence.lacking.items() for place in places}
 
 
@@ -104,12 +105,12 @@ class _Knowing:
         return self._lookup.places(fid, before_seq)
 
     def has_xattr(self, fid: Fid, name: bytes, before_seq: Seq) -> bool:
-        """Whether *fid* had the attribute. Raises JournalError."""
+        """Returns whether *fid* had the attribute. Raises JournalError."""
         check_told(self._lookup, {fid})
         return self._lookup.has_xattr(fid, name, before_seq)
 
     def fid_of_name(self, place: Dentry, before_seq: Seq) -> Fid | None:
-        """What a name stood for."""
+        """Returns what a name stood for."""
         return self._lookup.fid_of_name(place, before_seq)
 
 
@@ -166,10 +167,10 @@ class Undo:
     # -- planning ----------------------------------------------------------------------------------
 
     def plan(self, progress: Progress, *, on_conflict: OnConflict = "stop") -> UndoPlan:
-        """What taking them back comes to. With ``skip``, chosen operations that others rely on
-        stay, and so on until nothing is in the way; with ``aside``, what lost its name to another
-        since comes back beside it. Raises JournalDamagedError, and JournalError where the journal
-        lacks what it takes to know."""
+        """Returns what taking them back comes to. With ``skip``, chosen operations that others rely
+        on stay, and so on until nothing is in the way; with ``aside``, what lost its name to
+        another since comes back beside it. Raises JournalDamagedError, and JournalError where the
+        journal lacks what it takes to know."""
         chosen = self._choose(progress)
         count = len(chosen)
         while True:
@@ -198,7 +199,7 @@ class Undo:
         return chosen
 
     def _is_of_import(self, entry: Entry) -> bool:
-        """Whether *entry* only tells what was there before the volume, or behind the layer.
+        """Returns whether *entry* only tells what was there before the volume, or behind the layer.
 
         The layer asks for that itself; but so, it seems, do processes that it cannot see (from a
         container, those of the machine have pid 0). The import is told by its form: the root's
@@ -277,7 +278,7 @@ class Undo:
                 plan.content.add(operation.fid)
 
     def actions(self, plan: UndoPlan) -> Iterator[Action]:
-        """What *plan* does, a line each, by path."""
+        """Yields what *plan* does, an action each, by path."""
         found = [*self._name_actions(plan), *self._content_actions(plan)]
         yield from sorted(found, key=lambda action: action.new_path or action.path or b"")
 

@@ -49,7 +49,7 @@ _HEADLESS = re.compile(
 )
 _HEADLESS_MAX = {
     "address": 5,
-    "backing": 35,
+    "backing": 15,
     "cli": 35,
     "config": 10,
     "control": 5,
@@ -60,8 +60,7 @@ _HEADLESS_MAX = {
     "layer": 40,
     "nfs": 20,
     "node": 35,
-    "operations": 5,
-    "replay": 85,
+    "replay": 10,
     "replication": 95,
     "types": 5,
     "volume": 45,

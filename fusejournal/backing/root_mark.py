@@ -1,7 +1,7 @@
 """The mark that ties a volume's backing, its state directory and its journal together, so that a
 copied, older or newer one of them is seen before a byte is written.
 
-The backing's root has the mark that every file has (backing/tree.py), and behind it the *position*
+The backing's root has the mark that every file has (fid_tag.py), and behind it the *position*
 of the journal at the last checkpoint: entries up to there were durable in the journal before it was
 written. So a journal that ends before it, or has another chain there, is not the one that this
 backing goes with: the state directory is older, or was copied and went on elsewhere. The other way
@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
-from fusejournal.backing.tree import FID_XATTR, pack_tag
+from fusejournal.backing.fid_tag import FID_XATTR, pack_tag
 from fusejournal.disk import failpoints, syscalls
 from fusejournal.types import ROOT_FID, Epoch, Position, Seq
 

@@ -15,37 +15,29 @@ One descriptor serves all users of a fid: a directory's is opened for reading, a
 reading and writing (for reading alone where the backing refuses more), all others' with O_PATH.
 Permissions are the kernel's matter, not the descriptor's.
 
-The fid is kept with the file in ``trusted.fusejournal``: the volume's UUID, the fid, the backing
-handle. A copy of the attribute is told by a handle that is not its file's.
-
-Called from the event loop's thread only. Source: open_by_handle_at(2), xattr(7).
+Called from the event loop's thread only. Source: open_by_handle_at(2).
 """
 
 import errno
 import logging
 import os
-import struct
 from collections import OrderedDict
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
 from uuid import UUID
 
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import CatalogNode
+from fusejournal.backing.fid_tag import FID_XATTR, pack_tag, read_tag
+from fusejournal.backing.hidden_directory import hidden_directory_of
 from fusejournal.disk import failpoints, syscalls
 from fusejournal.disk.acls import CAPABILITY_XATTR, DEFAULT_ACL_XATTR
-from fusejournal.errors import BackingError
-from fusejournal.types import ROOT_FID, TIME_MAX_NS, TIME_MIN_NS, Fid, Seq
-
-FID_XATTR = "trusted.fusejournal"
-HIDDEN_XATTR = FID_XATTR.encode()
+from fusejournal.types import ROOT_FID, Fid, Seq
 
 log = logging.getLogger(__name__)
 
 _ORPHAN = b".orphan"
-_TAG = struct.Struct("<16sQ")
 _FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
 _FLAGS_HIDDEN = _FLAGS_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FLAGS_FILE = os.O_RDWR | os.O_NOATIME | os.O_NONBLOCK | os.O_LARGEFILE
@@ -224,7 +216,7 @@ class Tree:
     def hidden_name(self) -> bytes:
         """In the root: a directory for what is to have no name for anybody else, but must not go.
         The same until the volume's name for it is taken by a user."""
-        name = _hidden_directory_of(self.uuid)
+        name = hidden_directory_of(self.uuid)
         while self.catalog.lookup(ROOT_FID, name) is not None:
             name += b"."
         return name
@@ -336,22 +328,6 @@ class Tree:
         """Write the fid to the file itself; *target* is a descriptor or a /proc/self/fd path."""
         os.setxattr(target, FID_XATTR, pack_tag(self.uuid, fid, handle))
 
-    def read_tag(self, fd: int, handle: bytes) -> tuple[UUID, Fid] | None:
-        """Volume and fid kept with the file that O_PATH descriptor *fd* is open on, whose handle is
-        *handle*; None where it has none, or one that was copied from another file."""
-        try:
-            value = os.getxattr(syscalls.descriptor_path(fd), FID_XATTR)
-        except OSError as error:
-            if syscalls.missing(error):
-                return None
-            raise
-        if len(value) < _TAG.size or not value.startswith(handle, _TAG.size):
-            return None
-        uuid, number = _TAG.unpack_from(value)
-        if number != ROOT_FID and len(value) != _TAG.size + len(handle):
-            return None
-        return UUID(bytes=uuid), Fid(number)
-
     def probe_name(self, parent: Fid, name: bytes) -> "FoundEntry | None":
         """What the backing itself has under *name* in *parent*, whatever the catalog says; None
         for nothing."""
@@ -365,7 +341,7 @@ class Tree:
             return None
         try:
             handle = syscalls.handle_of(fd)
-            owner, number = self.read_tag(fd, handle) or (None, None)
+            owner, number = read_tag(fd, handle) or (None, None)
             return FoundEntry(os.fstat(fd), handle, number if owner == self.uuid else None, owner)
         finally:
             os.close(fd)
@@ -438,43 +414,6 @@ def _orphan(fid: Fid, look: "FoundEntry") -> CatalogNode:
     return node
 
 
-def without_hidden(root_fd: int, names: list[bytes]) -> list[bytes]:
-    """*names* of the directory that *root_fd* is open on, but for the hidden directory if that is
-    the root of a volume's backing. Raises OSError."""
-    try:
-        uuid = UUID(bytes=os.getxattr(root_fd, FID_XATTR)[:16])
-    except (OSError, ValueError):
-        return names
-    hidden = _hidden_directory_of(uuid)
-    return [
-        name
-        for name in names
-        if name.rstrip(b".") != hidden or _is_marked(root_fd, name)  # a user's, with that name
-    ]
-
-
-def _is_marked(directory: int, name: bytes) -> bool:
-    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        os.getxattr(syscalls.descriptor_path(fd), FID_XATTR)
-    except OSError as error:
-        if not syscalls.missing(error):
-            raise
-        return False
-    finally:
-        os.close(fd)
-    return True
-
-
-def _hidden_directory_of(uuid: UUID) -> bytes:
-    return b".fusejournal.%s" % uuid.hex.encode()
-
-
-def pack_tag(uuid: UUID, fid: Fid, handle: bytes) -> bytes:
-    """The value of the attribute that keeps *fid* with its file."""
-    return _TAG.pack(uuid.bytes, fid) + handle
-
-
 class FoundEntry:
     """What :meth:`Tree.probe_name` saw."""
 
@@ -488,48 +427,3 @@ class FoundEntry:
         self.fid = fid
         self.owner = owner
         """The volume that the file belongs to; None for a file that is nobody's."""
-
-
-CASEFOLDED = (
-    "is casefolded (chattr +F), so that one name has many spellings, and a journal tells them "
-    "apart: use a directory without it"
-)
-
-
-def probe(root_fd: int, path: Path, read_only: bool) -> None:
-    """Refuse a backing that lacks what a volume needs. Leaves nothing behind. Raises
-    BackingError."""
-    try:
-        handle = syscalls.handle_of(root_fd)
-        os.close(syscalls.open_by_handle(root_fd, handle, os.O_RDONLY | os.O_DIRECTORY))
-    except OSError as error:
-        raise BackingError(
-            path, f"its file system has no file handles ({error.strerror})"
-        ) from None
-    if syscalls.is_casefolded(root_fd):
-        raise BackingError(path, CASEFOLDED)
-    if read_only:
-        return
-    try:
-        # Without a name: the directory's mtime is a user's, too.
-        fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=root_fd)
-    except OSError as error:
-        raise BackingError(path, f"cannot be written ({error.strerror})") from None
-    try:
-        try:
-            os.setxattr(fd, FID_XATTR, b"probe")
-        except OSError as error:
-            raise BackingError(
-                path, f"its file system has no trusted xattrs ({error.strerror})"
-            ) from None
-        for time_ns in _PROBE_TIMES_NS:
-            os.utime(fd, ns=(time_ns, time_ns))
-            if os.fstat(fd).st_mtime_ns != time_ns:
-                raise BackingError(
-                    path, "its file system does not keep nanosecond times from 1901 to 2446"
-                )
-    finally:
-        os.close(fd)
-
-
-_PROBE_TIMES_NS = (1_700_000_000_123_456_789, TIME_MIN_NS, TIME_MAX_NS)

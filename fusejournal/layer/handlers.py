@@ -25,7 +25,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Statvf
 
 from fusejournal.backing.apply import ShortWriteError
 from fusejournal.backing.catalog_store import CatalogNode
-from fusejournal.backing.tree import HIDDEN_XATTR
+from fusejournal.backing.fid_tag import HIDDEN_XATTR
 from fusejournal.disk import syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, CAPABILITY_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.layer import permissions

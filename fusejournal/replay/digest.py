@@ -57,7 +57,8 @@ from pathlib import Path
 from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
 from typing import NamedTuple, NoReturn
 
-from fusejournal.backing.tree import HIDDEN_XATTR, without_hidden
+from fusejournal.backing.fid_tag import HIDDEN_XATTR
+from fusejournal.backing.hidden_directory import without_hidden
 from fusejournal.disk import syscalls
 from fusejournal.errors import FusejournalError
 

@@ -22,8 +22,9 @@ from typing import Protocol
 from uuid import UUID
 
 from fusejournal.backing.catalog_store import COMMIT_CHANGES
+from fusejournal.backing.probe import probe
 from fusejournal.backing.root_mark import BackingRoot
-from fusejournal.backing.tree import Tree, probe
+from fusejournal.backing.tree import Tree
 from fusejournal.disk import calls
 from fusejournal.errors import (
     JournalDamagedError,

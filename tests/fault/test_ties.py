@@ -14,8 +14,8 @@ from uuid import UUID
 import pytest
 import trio
 
+from fusejournal.backing.fid_tag import FID_XATTR, pack_tag
 from fusejournal.backing.root_mark import BackingRoot
-from fusejournal.backing.tree import FID_XATTR, pack_tag
 from fusejournal.config import ReplicationConfig
 from fusejournal.disk import failpoints
 from fusejournal.disk.syscalls import handle_of

@@ -15,8 +15,8 @@ from unittest import mock
 from uuid import UUID
 
 from fusejournal.address import Address
+from fusejournal.backing.fid_tag import pack_tag
 from fusejournal.backing.root_mark import BackingRoot
-from fusejournal.backing.tree import pack_tag
 from fusejournal.disk import syscalls
 from fusejournal.journal.format import FORMAT_VERSION
 from fusejournal.journal.handle_key import HANDLE_KEY_BYTES, NO_HANDLE_KEY, HandleKey

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fusejournal.backing.fid_tag import FID_XATTR
 from fusejournal.backing.root_mark import read_root_mark
-from fusejournal.backing.tree import FID_XATTR
 from fusejournal.disk import syscalls
 from fusejournal.errors import WireError
 from fusejournal.journal.index import build_index, index_path, load_index

@@ -18,7 +18,7 @@ from uuid import UUID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusejournal.backing.tree import FID_XATTR, pack_tag
+from fusejournal.backing.fid_tag import FID_XATTR, pack_tag
 from fusejournal.disk.syscalls import handle_of
 from fusejournal.journal.outcomes import Outcome
 from fusejournal.journal.watermarks import WatermarkPage

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from fusejournal.backing.tree import FID_XATTR
+from fusejournal.backing.fid_tag import FID_XATTR
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.query import Criteria
 from fusejournal.journal.reader import JournalReader

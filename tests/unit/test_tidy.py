@@ -30,7 +30,6 @@ _FUNCTION_LINES_MAX = 70
 
 _LARGE_MODULES = {
     "apply": 750,
-    "tree": 550,
     "handlers": 750,
     "target": 600,
     "receiver": 700,

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fusejournal.backing.tree import FID_XATTR
+from fusejournal.backing.fid_tag import FID_XATTR
 from fusejournal.disk import syscalls
 from tests.golden.samples import from_rows, to_rows
 from tests.support.mirrors import Node

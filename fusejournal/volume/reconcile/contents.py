@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from stat import S_IFDIR, S_IFREG
 
-from fusejournal.backing.tree import FID_XATTR
+from fusejournal.backing.fid_tag import FID_XATTR
 from fusejournal.disk import calls, failpoints, syscalls
 from fusejournal.history.file_states import ACLS, DATA_KINDS, State, lacks_maker
 from fusejournal.history.lookup import Lookup

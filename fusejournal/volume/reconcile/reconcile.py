@@ -30,7 +30,8 @@ from functools import cached_property
 from stat import S_IFDIR, S_IFMT, S_IFREG, S_ISREG
 
 from fusejournal.backing.catalog_store import CatalogNode
-from fusejournal.backing.tree import FID_XATTR, FoundEntry
+from fusejournal.backing.fid_tag import remove_tag
+from fusejournal.backing.tree import FoundEntry
 from fusejournal.disk import calls, failpoints, syscalls
 from fusejournal.history.file_states import (
     State,
@@ -330,7 +331,7 @@ class Reconciliation:
             if is_waste and self._remove(unexpected, directory):
                 return
             if is_ours:
-                _forget_fid(directory, unexpected.name)
+                remove_tag(directory, unexpected.name)
             if unexpected.in_staging:
                 self._put_aside(unexpected, directory, self._tree.root_fd, ROOT_FID)
             elif in_the_way and unexpected.parent is not None:
@@ -478,15 +479,3 @@ def _exists(directory: int, name: bytes) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _forget_fid(directory: int, name: bytes) -> None:
-    """Make it nobody's file: an import will give it a fid of its own."""
-    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        os.removexattr(syscalls.descriptor_path(fd), FID_XATTR)
-    except OSError as error:
-        if not syscalls.missing(error):  # gone by another of its names
-            raise
-    finally:
-        os.close(fd)

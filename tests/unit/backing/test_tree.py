@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fusejournal.backing.tree import probe
+from fusejournal.backing.probe import probe
 from fusejournal.errors import BackingError
 from fusejournal.types import ROOT_FID
 from tests.support.volumes import open_volume

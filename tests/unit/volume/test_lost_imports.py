@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.backing.tree import FID_XATTR
+from fusejournal.backing.fid_tag import FID_XATTR
 from fusejournal.journal.frame_range import FrameRange
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.journal.reader import END, JournalReader

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.backing.tree import FID_XATTR
+from fusejournal.backing.fid_tag import FID_XATTR
 from fusejournal.disk import failpoints
 from fusejournal.errors import BackingError
 from fusejournal.operations import Create, Import, Rename, Setattr, Write

@@ -1,0 +1,51 @@
+"""The tag by which a fid is kept with its file: the xattr ``trusted.fusejournal``, hidden from
+users.
+
+It has the volume's UUID, the fid and the backing handle. A copy of the attribute is told by a
+handle that is not its file's. (The root's has more behind it: root_mark.py.) Source: xattr(7)."""
+
+import os
+import struct
+from uuid import UUID
+
+from fusejournal.disk import syscalls
+from fusejournal.types import ROOT_FID, Fid
+
+FID_XATTR = "trusted.fusejournal"
+HIDDEN_XATTR = FID_XATTR.encode()
+
+_TAG = struct.Struct("<16sQ")
+
+
+def pack_tag(uuid: UUID, fid: Fid, handle: bytes) -> bytes:
+    """The value of the attribute that keeps *fid* with its file."""
+    return _TAG.pack(uuid.bytes, fid) + handle
+
+
+def read_tag(fd: int, handle: bytes) -> tuple[UUID, Fid] | None:
+    """Returns volume and fid kept with the file that O_PATH descriptor *fd* is open on, whose
+    handle is *handle*; None where it has none, or one that was copied from another file."""
+    try:
+        value = os.getxattr(syscalls.descriptor_path(fd), FID_XATTR)
+    except OSError as error:
+        if syscalls.missing(error):
+            return None
+        raise
+    if len(value) < _TAG.size or not value.startswith(handle, _TAG.size):
+        return None
+    uuid, number = _TAG.unpack_from(value)
+    if number != ROOT_FID and len(value) != _TAG.size + len(handle):
+        return None
+    return UUID(bytes=uuid), Fid(number)
+
+
+def remove_tag(directory: int, name: bytes) -> None:
+    """Makes *name* no volume's file: an import will give it a fid of its own. Raises OSError."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        os.removexattr(syscalls.descriptor_path(fd), FID_XATTR)
+    except OSError as error:
+        if not syscalls.missing(error):  # gone by another of its names
+            raise
+    finally:
+        os.close(fd)

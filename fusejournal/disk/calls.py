@@ -95,10 +95,15 @@ def ftruncate(label: str, fd: int, size: int) -> None:
     os.ftruncate(fd, size)
 
 
-def rename(label: str, old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
-    """os.rename."""
+def rename(
+    label: str,
+    old: str | os.PathLike[str],
+    new: str | os.PathLike[str],
+    dir_fd: int | None = None,
+) -> None:
+    """os.rename, within the directory of *dir_fd* where there is one."""
     reached(label)
-    os.rename(old, new)
+    os.rename(old, new, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
 
 
 def unlink(label: str, path: str | os.PathLike[str]) -> None:

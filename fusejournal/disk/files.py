@@ -1,0 +1,121 @@
+"""The one way in which a small file is replaced: a new one beside it, then a rename.
+
+Whoever reads the path finds the old content or the new, whole, at every instruction at which the
+writer may end. What a replacement must outlive is said by each caller (:class:`Outlives`).
+
+The new file is called as the old one with ``.new`` behind it. One that a killed writer left is
+taken over by the next. Two writers of one path, in one process or two, wait for each other: the
+new file is locked (flock(2)) from before it is emptied until after it has its name.
+
+Each step has a failpoint: LABEL.write (with :func:`write_atomically`), LABEL.sync, LABEL.rename,
+LABEL.directory. All functions block.
+
+Source: rename(2), fsync(2), flock(2), open(2) on O_NOFOLLOW."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from enum import Enum, auto
+from pathlib import Path
+
+from fusejournal.disk import calls
+
+_SUFFIX = ".new"
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Outlives(Enum):
+    """What may end without the replacement being lost or cut."""
+
+    PROCESS = auto()
+    """The process: the kernel has it, and nothing waits for the disk."""
+    MACHINE = auto()
+    """The machine: content and name are on the disk when the write returns."""
+
+
+def write_atomically(
+    label: str,
+    path: str | os.PathLike[str],
+    content: bytes,
+    outlives: Outlives,
+    *,
+    mode: int = 0o600,
+    dir_fd: int | None = None,
+) -> None:
+    """Replace the file at *path*, or make it, with *content* and *mode*. *dir_fd*: a descriptor of
+    the directory that *path* is relative to. Raises OSError: the file is as before then, or, where
+    only the directory's flush failed, already the new one."""
+    with replacing(label, path, outlives, mode=mode, dir_fd=dir_fd) as fd:
+        calls.write_all(f"{label}.write", fd, content)
+
+
+@contextmanager
+def replacing(
+    label: str,
+    path: str | os.PathLike[str],
+    outlives: Outlives,
+    *,
+    mode: int = 0o600,
+    dir_fd: int | None = None,
+) -> Iterator[int]:
+    """Yields the descriptor of an empty file, to be read and written, that replaces the one at
+    *path* at the end of the block; a block that raises leaves all as it was. Otherwise as
+    :func:`write_atomically`."""
+    new = os.fspath(path) + _SUFFIX
+    fd = _open_alone(new, dir_fd)
+    try:
+        try:
+            os.fchmod(fd, mode)
+            yield fd
+            if outlives is Outlives.MACHINE:
+                calls.fsync(f"{label}.sync", fd)
+            calls.rename(f"{label}.rename", new, path, dir_fd)
+        except BaseException:
+            # Half of it may be the rest of a full disk.
+            with suppress(OSError):
+                os.unlink(new, dir_fd=dir_fd)
+            raise
+    finally:
+        os.close(fd)
+    if outlives is Outlives.MACHINE:
+        if dir_fd is None:
+            calls.fsync_directory(f"{label}.directory", Path(path).parent)
+        else:
+            calls.fsync(f"{label}.directory", dir_fd)
+
+
+def write_new(label: str, path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Make the file *path*, which must not be there, with *content* on the disk; its name is, once
+    its directory is flushed. Failpoints: LABEL.write, LABEL.sync. Raises OSError; half of it may be
+    there then."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        calls.write_all(f"{label}.write", fd, content)
+        calls.fsync(f"{label}.sync", fd)
+    finally:
+        os.close(fd)
+
+
+def _open_alone(new: str, dir_fd: int | None) -> int:
+    """Returns the descriptor of an empty file *new* that no other writer has."""
+    while True:
+        fd = os.open(new, _FLAGS, 0o600, dir_fd=dir_fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            # The writer before has renamed it, or removed it, while this one waited.
+            if _is_called(fd, new, dir_fd):
+                os.ftruncate(fd, 0)
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _is_called(fd: int, name: str, dir_fd: int | None) -> bool:
+    try:
+        found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(fd))

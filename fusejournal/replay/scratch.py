@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from fusejournal.disk import syscalls
+from fusejournal.disk.files import NEW_SUFFIX, Outlives, write_atomically
 from fusejournal.disk.process import DIRECTORY
 from fusejournal.errors import TargetError
 
@@ -41,7 +42,6 @@ _PURPOSE = "purpose.json"
 _CATALOG = "catalog"
 _LOCK = "lock"
 _OWN_NAMES = frozenset({_PURPOSE, _CATALOG, _LOCK, "progress", "root.json", TREE})
-_NEW = ".new"
 _NAME_BYTES_MAX = 200
 _SYMLINKS_MAX = 40
 _FLAGS_WAY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -210,7 +210,7 @@ class Scratch:
                     not _is_mine(found)
                     or found.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
                     or found.st_dev != above.st_dev
-                    or not {one.removesuffix(_NEW) for one in os.listdir(fd)} <= _OWN_NAMES
+                    or not {one.removesuffix(NEW_SUFFIX) for one in os.listdir(fd)} <= _OWN_NAMES
                 ):
                     raise _not_ours(path)
                 lock = _lock(fd, spot.path)
@@ -272,11 +272,8 @@ class Scratch:
     def write(self, name: str, value: dict[str, Any]) -> None:
         """Replace file *name* in one step, as far as a process that is killed goes. Raises
         OSError."""
-        with suppress(FileNotFoundError):
-            os.unlink(name + _NEW, dir_fd=self.fd)
-        with open(self.open(name + _NEW, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w") as file:
-            json.dump(value, file)
-        os.rename(name + _NEW, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        content = json.dumps(value).encode()
+        write_atomically("scratch", name, content, Outlives.PROCESS, dir_fd=self.fd)
 
     def open(self, name: str, flags: int) -> int:
         """A descriptor of file *name* in it. Raises OSError."""

@@ -201,17 +201,19 @@ class Target:
                 self._root_fd = os.open(TREE, _FLAGS_DIRECTORY, dir_fd=scratch.fd)
                 stack.callback(os.close, self._root_fd)
             self.resumed = self._claim(purpose)
-            self._open_catalog(stack)
             with open(self._scratch.open(_PROGRESS_FILE, os.O_RDWR), "r+b") as file:
                 self._progress = mmap.mmap(file.fileno(), mmap.PAGESIZE)
             stack.callback(self._progress.close)
+            self.done_seq, self._begun_seq = map(Seq, _PROGRESS.unpack_from(self._progress))
+            if from_seq == 1 and not self._begun_seq:
+                self._check_still_empty()
+            self._open_catalog(stack)
             self._open = stack.pop_all()
         self.tree = PlacedTree(os.dup(self._root_fd), self.catalog, _DESCRIPTORS_MAX)
         self._open.callback(self.tree.close)
         self._applier = Applier(self.tree)
         self._has_unbound = self.resumed
         """Whether the catalog may have files whose inode numbers are not known."""
-        self.done_seq, self._begun_seq = map(Seq, _PROGRESS.unpack_from(self._progress))
 
     def __enter__(self) -> "Target":
         return self
@@ -305,6 +307,19 @@ class Target:
             )
 
     # -- the root directory ------------------------------------------------------------------------
+
+    def _check_still_empty(self) -> None:
+        """Raises TargetError, with all as it was before, if its owner has made a name in it between
+        the first look and when it was closed to him."""
+        if _is_empty(self._root_fd):
+            return
+        assert self._spot is not None
+        try:
+            self._root.set(self._root_fd)
+            self._scratch.remove(self._spot)
+        except OSError as error:
+            raise TargetError(self.path, error.strerror or "cannot be changed") from None
+        raise _not_empty(self.path)
 
     def _shut_root(self) -> None:
         """Let nobody but root enter. Raises OSError."""
@@ -541,8 +556,12 @@ def _open_root(spot: Spot, from_seq: int | None, scratch: Scratch | None) -> int
     # Also of one that was made just now: by its name there may be another by then.
     if from_seq == 1 and scratch is None and not _is_empty(fd):
         os.close(fd)
-        raise TargetError(path, "is not empty: a replay from seq 1 needs an empty directory")
+        raise _not_empty(path)
     return fd
+
+
+def _not_empty(path: Path) -> TargetError:
+    return TargetError(path, "is not empty: a replay from seq 1 needs an empty directory")
 
 
 def _is_empty(fd: int) -> bool:

@@ -206,6 +206,8 @@ def test_an_empty_directory_of_a_user_is_closed_meanwhile(place: Path) -> None:
     user = _User(place / "home", place / "roots")
 
     def act(label: str) -> None:
+        if label.startswith("scratch."):
+            return  # the replay has not begun
         user(label)
         with acting(SOMEBODY), suppress(PermissionError):
             os.symlink(place / "roots", "planted", dir_fd=held)
@@ -218,11 +220,48 @@ def test_an_empty_directory_of_a_user_is_closed_meanwhile(place: Path) -> None:
     assert (target.stat().st_uid, S_IMODE(target.stat().st_mode)) == (0, 0o755)
 
 
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_a_name_made_just_before_it_is_closed_is_seen(
+    place: Path, monkeypatch: pytest.MonkeyPatch, is_stopped: bool
+) -> None:
+    """Also by a replay that goes on with one that was stopped between the two."""
+    target = place / "home" / "back"
+    with acting(SOMEBODY):
+        target.mkdir(mode=0o755)
+
+    def act(label: str) -> None:
+        if label.startswith("scratch.") and not (target / "planted").is_symlink():
+            with acting(SOMEBODY):
+                os.symlink(place / "roots", target / "planted")
+
+    failpoints.listen(act)
+    if is_stopped:
+        with monkeypatch.context() as patch:
+            patch.setattr(Target, "_check_still_empty", _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                _replay(place, target)
+    with pytest.raises(TargetError, match="is not empty"):
+        _replay(place, target)
+    assert os.listdir(place / "home") == ["back"]
+    assert os.listdir(target) == ["planted"]
+    assert (target.stat().st_uid, S_IMODE(target.stat().st_mode)) == (SOMEBODY, 0o755)
+    _check_unharmed(place)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_replay_that_goes_on_closes_what_is_there(place: Path) -> None:
     target = place / "home" / "back"
     _replay_rest(place, target)
     user = _User(place / "home", place / "roots")
-    failpoints.listen(user)
+
+    def act(label: str) -> None:
+        if not label.startswith("scratch."):  # before, it is open to him, as it was left
+            user(label)
+
+    failpoints.listen(act)
     _replay(place, target, from_seq=6)
     assert user.reached == set()
     assert S_IMODE((target / "d").stat().st_mode) == 0o700

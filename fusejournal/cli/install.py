@@ -17,6 +17,7 @@ from typing import NamedTuple
 import click
 
 from fusejournal.cli import text
+from fusejournal.disk.files import Outlives, write_atomically
 from fusejournal.disk.process import DIRECTORY, python_module
 from fusejournal.errors import FusejournalError, PrivilegeError, UsageError
 from fusejournal.node.registry import all_volumes, unit_instance
@@ -169,17 +170,8 @@ def _check_ours(path: Path) -> None:
 
 def _write(file: _File) -> None:
     file.path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.path.with_name(f".{file.path.name}.new")
-    temporary.unlink(missing_ok=True)
-    try:
-        with open(temporary, "x", encoding="utf-8") as target:
-            target.write(file.content)
-            os.fchmod(target.fileno(), file.mode)
-            target.flush()
-            os.fsync(target.fileno())
-        temporary.rename(file.path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = file.content.encode()
+    write_atomically("install", file.path, content, Outlives.MACHINE, mode=file.mode)
 
 
 def _reload(root: Path) -> bool:

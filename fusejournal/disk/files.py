@@ -21,7 +21,8 @@ from pathlib import Path
 
 from fusejournal.disk import calls
 
-_SUFFIX = ".new"
+NEW_SUFFIX = ".new"
+"""Behind a file's name: the name of the one that is to replace it."""
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -62,7 +63,7 @@ def replacing(
     """Yields the descriptor of an empty file, to be read and written, that replaces the one at
     *path* at the end of the block; a block that raises leaves all as it was. Otherwise as
     :func:`write_atomically`."""
-    new = os.fspath(path) + _SUFFIX
+    new = os.fspath(path) + NEW_SUFFIX
     fd = _open_alone(new, dir_fd)
     try:
         try:
@@ -83,6 +84,16 @@ def replacing(
             calls.fsync_directory(f"{label}.directory", Path(path).parent)
         else:
             calls.fsync(f"{label}.directory", dir_fd)
+
+
+def remove(label: str, path: Path) -> None:
+    """Remove the file *path* for good: its name does not come back after the loss of the machine.
+    It may be gone already, and its directory too. Failpoints: LABEL.unlink, LABEL.directory. Raises
+    OSError."""
+    with suppress(FileNotFoundError):
+        calls.unlink(f"{label}.unlink", path)
+    with suppress(FileNotFoundError):
+        calls.fsync_directory(f"{label}.directory", path.parent)
 
 
 def write_new(label: str, path: Path, content: bytes, *, mode: int = 0o600) -> None:

@@ -53,7 +53,7 @@ import msgpack
 import xxhash
 import zstandard
 
-from fusejournal.disk import calls, failpoints
+from fusejournal.disk.files import Outlives, write_atomically
 from fusejournal.errors import JournalDamagedError
 from fusejournal.journal.format import FRAME_HEADER_BYTES, FormatError, NewerFormatError
 from fusejournal.journal.segment import BadFrameError, Point, SegmentReader
@@ -405,18 +405,7 @@ def write_index(segment: Path) -> None:
     """Make the sidecar of *segment*, which is sealed. Blocks. Raises OSError, BadFrameError."""
     with SegmentReader(segment) as reader:
         index = build_index(reader)
-    path = index_path(segment)
-    temporary = path.with_suffix(INDEX_SUFFIX + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            failpoints.reached("index.write")
-            file.write(index.content)
-            file.flush()
-            calls.fsync("index.sync", file.fileno())
-        calls.rename("index.rename", temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically("index", index_path(segment), index.content, Outlives.MACHINE)
 
 
 def has_index(segment: Path) -> bool:

@@ -28,6 +28,7 @@ import xxhash
 import zstandard
 
 from fusejournal.disk import calls, failpoints
+from fusejournal.disk.files import Outlives, replacing
 from fusejournal.journal.format import FormatError
 
 BLOCK_BYTES = 256 << 10
@@ -122,23 +123,16 @@ def compress_file(plain: Path, compressed: Path, level: int) -> None:
 
     Killed at any step it leaves the plain file whole or the compressed one complete, or both.
     Raises OSError, FormatError."""
-    temporary = compressed.with_suffix(".tmp")
-    try:
-        _compress(plain, temporary, level)
-    except BaseException:
-        # Half a segment's worth of a disk that may be full.
-        temporary.unlink(missing_ok=True)
-        raise
-    calls.rename("journal.compress.rename", temporary, compressed)
-    calls.fsync_directory("journal.compress.directory", compressed.parent)
+    with replacing("journal.compress", compressed, Outlives.MACHINE) as fd:
+        _compress(plain, fd, level)
     calls.unlink("journal.compress.unlink", plain)
 
 
-def _compress(plain: Path, temporary: Path, level: int) -> None:
+def _compress(plain: Path, target_fd: int, level: int) -> None:
     compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
     table: list[bytes] = []
     digest = xxhash.xxh3_128()
-    with open(plain, "rb", buffering=0) as source, open(temporary, "wb") as target:
+    with open(plain, "rb", buffering=0) as source, open(target_fd, "wb", closefd=False) as target:
         while block := source.read(BLOCK_BYTES):
             digest.update(block)
             packed = compressor.compress(block)
@@ -148,16 +142,13 @@ def _compress(plain: Path, temporary: Path, level: int) -> None:
         table_bytes = len(table) * _TABLE_ENTRY.size
         target.write(_TABLE_HEAD.pack(_SKIPPABLE_MAGIC, table_bytes + _FOOTER.size))
         target.write(b"".join(table) + _FOOTER.pack(len(table), 0, _SEEKABLE_MAGIC))
-        target.flush()
-        calls.fsync("journal.compress.sync", target.fileno())
-    if _digest_of(temporary) != digest.digest():
-        raise FormatError(f"{temporary}: what was compressed does not read back the same")
+    if _digest_of(target_fd) != digest.digest():
+        raise FormatError(f"{plain}: what was compressed does not read back the same")
 
 
-def _digest_of(path: Path) -> bytes:
+def _digest_of(fd: int) -> bytes:
     digest = xxhash.xxh3_128()
-    with open(path, "rb", buffering=0) as source:
-        content = SeekableFile(source.fileno())
-        for offset in range(0, content.size, BLOCK_BYTES):
-            digest.update(content.read_at(offset, BLOCK_BYTES))
+    content = SeekableFile(fd)
+    for offset in range(0, content.size, BLOCK_BYTES):
+        digest.update(content.read_at(offset, BLOCK_BYTES))
     return digest.digest()

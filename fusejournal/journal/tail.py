@@ -22,6 +22,7 @@ from typing import BinaryIO
 from uuid import UUID
 
 from fusejournal.disk import calls
+from fusejournal.disk.files import Outlives, replacing
 from fusejournal.errors import JournalDamagedError, JournalForeignError
 from fusejournal.journal.format import (
     FRAME,
@@ -248,21 +249,19 @@ def cut(directory: Path, where: Cut) -> None:
     aside.mkdir(mode=0o700, exist_ok=True)
     for path in (where.segment, *where.after):
         index_path(path).unlink(missing_ok=True)
-    for path in reversed(where.after):
+    whole = where.after if where.offset else (where.segment, *where.after)
+    for path in reversed(whole):
         calls.rename("journal.cut.rename", path, _free_name(aside, path.name))
-    if where.offset == 0:
-        calls.rename("journal.cut.rename", where.segment, _free_name(aside, where.segment.name))
-    else:
+    if where.offset:
         saved = _free_name(aside, f"{where.segment.name}-{where.offset}")
-        with open(where.segment, "r+b", buffering=0) as source, open(saved, "wb") as target:
+        with open(where.segment, "r+b", buffering=0) as source:
             source.seek(where.offset)
-            while piece := source.read(1 << 20):
-                target.write(piece)
-            target.flush()
-            calls.fsync("journal.cut.sync", target.fileno())
+            with replacing("journal.cut.save", saved, Outlives.MACHINE) as target:
+                while piece := source.read(1 << 20):
+                    calls.write_all("journal.cut.save.write", target, piece)
             calls.ftruncate("journal.cut.truncate", source.fileno(), where.offset)
-            os.fsync(source.fileno())
-    calls.fsync_directory("journal.cut.directory", aside)
+            calls.fsync("journal.cut.sync", source.fileno())
+    calls.fsync_directory("journal.cut.aside", aside)
     calls.fsync_directory("journal.cut.directory", directory)
 
 

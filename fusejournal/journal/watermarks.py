@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fusejournal.disk import calls
+from fusejournal.disk.files import Outlives, write_atomically
 from fusejournal.errors import JournalError
 from fusejournal.types import Epoch, Reign, Seq
 
@@ -96,20 +97,19 @@ class WatermarkPage:
         if self._has_failed:
             raise OSError(errno.EIO, "an earlier flush of it failed")
         try:
-            calls.fdatasync("marks.sync", self._fd)
+            calls.fdatasync("watermarks.sync", self._fd)
         except OSError:
             self._has_failed = True
             raise
 
     def _set(self, word: int, number: int) -> None:
         if number != self._words[word]:
-            calls.write_all("marks.write", self._fd, _WORD.pack(number), word * _WORD.size)
-            self._words[word] = number
+            self._set_together(word, _WORD.pack(number))
 
     def _set_together(self, first: int, packed: bytes) -> None:
         """Set words that go together, from *first* on: with some old and some new ones they would
         tell what never was."""
-        calls.write_all("marks.write", self._fd, packed, first * _WORD.size)
+        calls.write_all("watermarks.write", self._fd, packed, first * _WORD.size)
         words = [word for (word,) in _WORD.iter_unpack(packed)]
         self._words[first : first + len(words)] = words
 
@@ -218,13 +218,8 @@ class WatermarkPage:
 
 
 def _make(path: Path) -> None:
-    temporary = path.with_suffix(".new")
-    with open(temporary, "wb") as file:
-        words = [_MAGIC, *(0,) * (_WORDS - 1)]
-        words[_UNCONFIRMED] = 1
-        file.write(b"".join(map(_WORD.pack, words)).ljust(_BYTES, b"\0"))
-        file.flush()
-        os.fsync(file.fileno())
-    calls.rename("marks.rename", temporary, path)
+    words = [_MAGIC, *(0,) * (_WORDS - 1)]
+    words[_UNCONFIRMED] = 1
+    content = b"".join(map(_WORD.pack, words)).ljust(_BYTES, b"\0")
     # What is written to it later is flushed with fdatasync, which on ext4 leaves its name out.
-    calls.fsync_directory("marks.directory", path.parent)
+    write_atomically("watermarks.make", path, content, Outlives.MACHINE)

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from fusejournal.disk import mounts
+from fusejournal.disk.files import Outlives, write_atomically
 from fusejournal.disk.process import DIRECTORY, python_module
 from fusejournal.errors import GreetingError, VolumeBusyError
 
@@ -280,9 +281,8 @@ class ConnectionHolder:
             "reply": connection.reply.hex(),
             **self._places,
         }
-        temporary = self._record.with_suffix(".new")
-        temporary.write_text(json.dumps(record))
-        temporary.rename(self._record)
+        content = json.dumps(record).encode()
+        write_atomically("connection", self._record, content, Outlives.PROCESS)
 
     def all_is_answered(self) -> None:
         """Write down for the next process that this one has answered all that it has read."""

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from fusejournal.disk import files
+from fusejournal.disk.files import Outlives, write_atomically
 from fusejournal.disk.mounts import mounts
 from fusejournal.errors import (
     ExportConflictError,
@@ -364,7 +366,7 @@ def install(name: str, mountpoint: Path, text: str) -> list[str]:
     words = _read_anew(dropping=mountpoint)
     if not any(export.path == mountpoint for export in active()):
         if before is None:
-            own.unlink()
+            _remove(own)
         else:
             _write(own, before)
         _read_anew(dropping=mountpoint)
@@ -375,13 +377,12 @@ def install(name: str, mountpoint: Path, text: str) -> list[str]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.chmod(0o644)
-    temporary.rename(path)
+    write_atomically("exports", path, content, Outlives.MACHINE, mode=0o644)
+
+
+def _remove(path: Path) -> None:
+    # Else what is exported no more might be again when the machine was lost.
+    files.remove("exports.remove", path)
 
 
 def remove(name: str, mountpoint: Path) -> bool:
@@ -389,7 +390,7 @@ def remove(name: str, mountpoint: Path) -> bool:
     there was any. Raises NoNfsServerError, the file being removed."""
     own = own_file(name)
     was = own.exists()
-    own.unlink(missing_ok=True)
+    _remove(own)
     if nfsd.tool("exportfs") is None and not was:
         return False
     _check_installed()

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, TextIO
 from uuid import UUID
 
-from fusejournal.disk import calls
+from fusejournal.disk.files import Outlives, write_atomically
 from fusejournal.errors import (
     FusejournalError,
     UntrustedStateError,
@@ -190,10 +190,5 @@ def save_state(state: VolumeState) -> None:
         for key, value in asdict(state).items()
     }
     del raw["directory"]
-    temporary = state.directory / "volume.json.new"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump({"format": _FORMAT, **raw}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(state.directory / "volume.json")
-    calls.fsync_directory("state.directory", state.directory)
+    content = json.dumps({"format": _FORMAT, **raw}, indent=2).encode()
+    write_atomically("state", state.directory / "volume.json", content, Outlives.MACHINE)

@@ -29,6 +29,7 @@ from typing import Final, NamedTuple
 import xxhash
 
 from fusejournal.disk import calls
+from fusejournal.disk.files import Outlives, write_atomically
 from fusejournal.errors import FusejournalError
 from fusejournal.types import Seq
 from fusejournal.wire.signatures import SIGNATURE_BYTES
@@ -53,7 +54,8 @@ class KeptSignatures:
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
-            _make(path)
+            nothing = bytes(_SLOTS * _SLOT_BYTES)
+            write_atomically("signatures.make", path, nothing, Outlives.MACHINE)
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         content = os.pread(self._fd, _SLOTS * _SLOT_BYTES + 1, 0)
         if len(content) != _SLOTS * _SLOT_BYTES:
@@ -112,13 +114,3 @@ def _decode(content: bytes, index: int) -> tuple[int, Seq, bytes] | None:
         return None
     seq, number, signature, _ = _SLOT.unpack_from(slot)
     return (number, Seq(seq), signature) if number else None
-
-
-def _make(path: Path) -> None:
-    temporary = path.with_suffix(".new")
-    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(bytes(_SLOTS * _SLOT_BYTES))
-        file.flush()
-        os.fsync(file.fileno())
-    calls.rename("signatures.rename", temporary, path)
-    calls.fsync_directory("signatures.directory", path.parent)

@@ -12,16 +12,14 @@ loop goes on. Only whoever holds the volume may change the book."""
 
 import difflib
 import json
-import os
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from fusejournal.address import Address, check_peer_name, parse_remote
-from fusejournal.disk import calls, failpoints
+from fusejournal.disk.files import Outlives, write_atomically
 from fusejournal.errors import FusejournalError, UnknownPeerError, UsageError
 from fusejournal.replication.status import PeerInfo
 from fusejournal.types import Seq
@@ -279,15 +277,11 @@ class PeerBook:
         with self._saving:
             self.is_unsaved = False  # what comes from here on may be in the file or not
             raw = {"format": _FORMAT, "peers": [_raw(peer) for peer in self.list()]}
-            temporary = self.path.with_name(f"{FILE}.new")
+            content = json.dumps(raw, indent=2).encode()
             try:
-                _write(temporary, json.dumps(raw, indent=2).encode())
-                calls.rename("peers.rename", temporary, self.path)
-                calls.fsync_directory("peers.directory", self.path.parent)
+                write_atomically("peers", self.path, content, Outlives.MACHINE)
             except OSError as error:
                 self.is_unsaved = True
-                with suppress(OSError):
-                    temporary.unlink()
                 raise FusejournalError(f"{self.path}: cannot be saved: {error.strerror}") from None
 
 
@@ -307,17 +301,6 @@ def _at_another(peer: Peer) -> UsageError:
     return UsageError(
         f"peer {peer.name!r} is at {peer.address} already: remove it first, or use another name"
     )
-
-
-def _write(path: Path, content: bytes) -> None:
-    with suppress(FileNotFoundError):
-        path.unlink()
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        failpoints.reached("peers.write")
-        file.write(content)
-        file.flush()
-        calls.fsync("peers.sync", fd)
 
 
 def _raw(peer: Peer) -> dict[str, Any]:

@@ -17,7 +17,6 @@ anchor.
 Source: RFC 5280, sections 4.1.2.5 and 4.2.1."""
 
 import hashlib
-import os
 import shutil
 import ssl
 from dataclasses import dataclass
@@ -32,7 +31,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fusejournal.disk import calls, failpoints
+from fusejournal.disk import calls
+from fusejournal.disk.files import write_new
 from fusejournal.errors import FusejournalError
 
 _KEY: Final = "key.pem"
@@ -148,20 +148,11 @@ def _make(directory: Path, node: str) -> None:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    _write(temporary / _KEY, plain_key, 0o600)
-    _write(temporary / _CERTIFICATE, certificate, 0o644)
-    calls.fsync_directory("identity.directory", temporary)
+    write_new("identity.key", temporary / _KEY, plain_key)
+    write_new("identity.certificate", temporary / _CERTIFICATE, certificate, mode=0o644)
+    calls.fsync_directory("identity.new.directory", temporary)
     calls.rename("identity.rename", temporary, directory)
     calls.fsync_directory("identity.directory", directory.parent)
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with open(fd, "wb") as file:
-        failpoints.reached("identity.write")
-        file.write(content)
-        file.flush()
-        calls.fsync("identity.sync", fd)
 
 
 def _sign(key: ec.EllipticCurvePrivateKey, node: str) -> x509.Certificate:

@@ -39,11 +39,12 @@ MIRROR_CALLS = {
     "apply.times:3",
     "journal": "journal.append:3 journal.fallocate:1 journal.header:1 journal.create:1 "
     "journal.seal:1 journal.sync:4 journal.sync.directory:1",
-    "catalog": "catalog.commit:2 catalog.sync:1 checkpoint.syncfs:1 marks.sync:1",
+    "catalog": "catalog.commit:2 catalog.sync:1 checkpoint.syncfs:1 watermarks.sync:1",
 }
 BIRTH_CALLS = (
-    "marks.rename:1 marks.directory:1 boot.sync:1 boot.write:1 journal.create:1 journal.header:1 "
-    "journal.fallocate:1 journal.append:1 journal.sync.directory:1 apply.*:1"
+    "watermarks.make.rename:1 watermarks.make.directory:1 boot.sync:1 boot.write:1 "
+    "journal.create:1 journal.header:1 journal.fallocate:1 journal.append:1 "
+    "journal.sync.directory:1 apply.*:1"
 )
 PRIMARY_CALLS = (
     "journal.append:30 apply.write:5 apply.rename:3 apply.times.directory:7 journal.header:2 "

@@ -79,14 +79,9 @@ _SHARED_LABELS = {
     "diverged.directory": 2,
     "diverged.rename": 2,
     "diverged.sync": 2,
-    "identity.directory": 2,
     "journal.compress.unlink": 2,
-    "journal.cut.directory": 2,
-    "journal.cut.rename": 2,
     "journal.seal": 2,
     "journal.sync": 2,
-    "marks.write": 2,
-    "reconcile.keep.directory": 3,
     "reconcile.tag": 2,
     "reconcile.unlink": 2,
     "reconcile.write": 2,
@@ -248,22 +243,38 @@ def test_class_names_are_unique() -> None:
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
+_LABELLED = frozenset(
+    (
+        *("reached", "pwritev", "write_all", "fsync", "fdatasync", "syncfs", "fsync_directory"),
+        *("ftruncate", "fallocate", "rename", "unlink"),
+    )
+)
+_LABELLED_STEPS = {
+    "write_atomically": ("write", "sync", "rename", "directory"),
+    "replacing": ("sync", "rename", "directory"),
+    "write_new": ("write", "sync"),
+    "remove": ("unlink", "directory"),
+}
+"""What :mod:`fusejournal.disk.files` does under one label."""
+
+
 def _labels(module: Module) -> Iterator[str]:
     """The labels of storage calls in *module*: first arguments to functions of the modules that
     take one."""
     for node in ast.walk(module.tree):
         if not (isinstance(node, ast.Call) and node.args):
             continue
-        first = node.args[0]
-        if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
-            is_labelled = node.func.value.id in ("calls", "io", "failpoints")
-        else:
-            is_labelled = isinstance(node.func, ast.Name) and node.func.id in (
-                *("reached", "pwritev", "fsync", "fdatasync", "syncfs", "fsync_directory"),
-                *("write_all", "write_atomically", "ftruncate", "fallocate"),
-            )
-        if is_labelled and isinstance(first, ast.Constant) and isinstance(first.value, str):
-            yield first.value
+        match node.func:
+            case ast.Name(id=name):
+                is_labelled = name in _LABELLED or name in _LABELLED_STEPS
+            case ast.Attribute(value=ast.Name(id="calls" | "failpoints" | "files"), attr=name):
+                is_labelled = True
+            case _:
+                continue
+        match node.args[0]:
+            case ast.Constant(value=str() as label) if is_labelled:
+                for step in _LABELLED_STEPS.get(name, ("",)):
+                    yield f"{label}.{step}".rstrip(".")
 
 
 def test_a_label_stands_for_one_call() -> None:

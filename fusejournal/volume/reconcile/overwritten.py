@@ -17,6 +17,7 @@ import shutil
 from pathlib import Path
 
 from fusejournal.disk import calls, failpoints
+from fusejournal.disk.files import Outlives, replacing
 from fusejournal.types import Fid
 from fusejournal.volume.volume import Volume
 
@@ -24,7 +25,6 @@ _DIRECTORY = "overwritten"
 _KEPT_TIMES = 4
 _BYTES_MAX = 4 << 30
 _PIECE_BYTES = 8 << 20
-_NEW = ".new"
 _COMPLETE = "complete"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -70,7 +70,7 @@ class KeptCopies:
             self._make_directory()
             failpoints.reached("reconcile.keep.complete")
             marker.touch(mode=0o600)
-            calls.fsync_directory("reconcile.keep.directory", self._directory)
+            calls.fsync_directory("reconcile.keep.complete.directory", self._directory)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
@@ -97,25 +97,16 @@ class KeptCopies:
 
     def _copy(self, fd: int, size: int, target: Path) -> bool:
         """Whether there was space for it."""
-        new = target.with_name(target.name + _NEW)
-        copy = -1
         try:
             self._make_directory()
-            copy = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            for offset, length in _extents(fd, size):
-                _copy_extent(fd, copy, offset, length)
-            os.ftruncate(copy, size)
-            calls.fsync("reconcile.keep.sync", copy)
+            with replacing("reconcile.keep", target, Outlives.MACHINE) as copy:
+                for offset, length in _extents(fd, size):
+                    _copy_extent(fd, copy, offset, length)
+                os.ftruncate(copy, size)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            new.unlink(missing_ok=True)
             return False
-        finally:
-            if copy >= 0:
-                os.close(copy)
-        calls.rename("reconcile.keep.rename", new, target)
-        calls.fsync_directory("reconcile.keep.directory", self._directory)
         return True
 
     def _make_directory(self) -> None:
@@ -126,7 +117,7 @@ class KeptCopies:
         for path in older[: 1 - _KEPT_TIMES]:
             shutil.rmtree(path)
         self._directory.mkdir(mode=0o700)
-        calls.fsync_directory("reconcile.keep.directory", self._above)
+        calls.fsync_directory("reconcile.keep.make.directory", self._above)
 
 
 def _extents(fd: int, size: int) -> list[tuple[int, int]]:
@@ -152,5 +143,5 @@ def _copy_extent(source: int, target: int, offset: int, length: int) -> None:
         data = os.pread(source, min(_PIECE_BYTES, end - offset), offset)
         if not data:
             return
-        calls.write_all("reconcile.keep", target, data, offset)
+        calls.write_all("reconcile.keep.write", target, data, offset)
         offset += len(data)

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from fusejournal.cli import install as module
 from fusejournal.cli.install import install
+from fusejournal.disk import failpoints
 from fusejournal.errors import PrivilegeError, UsageError
 
 UNIT = Path("etc/systemd/system/fusejournal@.service")
@@ -50,6 +51,17 @@ def test_what_it_writes(tmp_path: Path) -> None:
         assert "@MARK@" not in path.read_text()
         assert list(path.parent.iterdir()) == [path]  # nothing temporary is left
     assert written(tmp_path) == dict.fromkeys(map(str, paths), False)
+
+
+def test_what_it_writes_is_on_the_disk_with_its_name(tmp_path: Path) -> None:
+    labels: list[str] = []
+    failpoints.listen(labels.append)
+    try:
+        run("--write", "--root", tmp_path)
+    finally:
+        failpoints.listen(None)
+    steps = ["install.write", "install.sync", "install.rename", "install.directory"]
+    assert labels == steps * 2
 
 
 def test_it_replaces_its_own_older_files(tmp_path: Path) -> None:

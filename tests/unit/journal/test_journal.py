@@ -355,7 +355,7 @@ def test_a_failed_compression_leaves_nothing_behind(tmp_path: Path) -> None:
     sealed = journal.sealed.durable()
     with pytest.raises(OSError, match="No space"):
         journal.sealed.compress(sealed[0])
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob("*.new"))
     assert journal.sealed.durable() == sealed
 
 

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 
+from fusejournal.disk import failpoints
 from fusejournal.errors import ExportConflictError, ExportError, NoNfsServerError, UsageError
 from fusejournal.journal.handle_key import NO_HANDLE_KEY
 from fusejournal.nfs import exports, nfsd
@@ -258,6 +259,23 @@ def test_install_that_exports_nothing_changes_nothing(server: Path) -> None:
     assert exports.own_file("data").read_bytes() == before
     assert [one.client for one in exports.active()] == ["h"]
     assert exports.install("data", HERE, compose("h", "unknown")) == ["Failed to resolve unknown"]
+
+
+def test_what_is_exported_and_what_not_is_on_the_disk(server: Path) -> None:
+    labels: list[str] = []
+    failpoints.listen(labels.append)
+    try:
+        exports.install("data", HERE, compose("h"))
+        steps = ["exports.write", "exports.sync", "exports.rename", "exports.directory"]
+        assert labels == steps
+        exports.remove("data", HERE)
+        assert labels[len(steps) :] == ["exports.remove.unlink", "exports.remove.directory"]
+        with pytest.raises(ExportError):
+            exports.install("data", HERE, compose("unknown"))
+        assert labels[-1] == "exports.remove.directory"
+    finally:
+        failpoints.listen(None)
+    assert list(exports.own_file("data").parent.iterdir()) == []
 
 
 def test_install_leaves_a_file_of_somebody_else(server: Path) -> None:

@@ -305,7 +305,7 @@ async def test_a_reign_is_on_the_disk_before_anything_of_it_is_taken(tmp_path: P
     ):
         mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
         patch.setattr(Connection, "receive", receive)
-        failpoints.listen(lambda label: order.append(label) if label == "marks.sync" else None)
+        failpoints.listen(lambda label: order.append(label) if label == "watermarks.sync" else None)
         try:
             async with running(mirror):
                 await follow(mirror, successor, 7)
@@ -313,7 +313,7 @@ async def test_a_reign_is_on_the_disk_before_anything_of_it_is_taken(tmp_path: P
         finally:
             failpoints.listen(None)
     relevant = order[order.index("Begin") :]
-    assert "marks.sync" in relevant[: relevant.index("Ack")]
+    assert "watermarks.sync" in relevant[: relevant.index("Ack")]
 
 
 async def greet(listener: OpenVolume, hello: Hello) -> Message | None:
@@ -362,7 +362,7 @@ async def test_a_mirror_has_a_higher_reign_on_its_disk_before_it_answers(
                 assert reign_of(mirror).epoch == 1
             reached.clear()
             answer = await greet(mirror, hello)
-            assert "marks.sync" in reached
+            assert "watermarks.sync" in reached
         finally:
             failpoints.listen(None)
         assert reign_of(mirror) == Reign(Epoch(7), 77)
@@ -416,7 +416,7 @@ async def test_a_primary_has_a_higher_reign_on_its_disk_before_it_answers(
             failpoints.listen(reached.append)
             try:
                 await greet(primary, hello)
-                assert "marks.sync" in reached
+                assert "watermarks.sync" in reached
             finally:
                 failpoints.listen(None)
             assert primary.volume.write_errno == errno.EROFS
@@ -438,7 +438,7 @@ async def test_a_fenced_primary_writes_a_still_higher_reign_down(tmp_path: Path)
                 await greet(
                     primary, hello._replace(epoch=Epoch(9), held_epoch=Epoch(9), reign_node=99)
                 )
-                assert "marks.sync" in reached
+                assert "watermarks.sync" in reached
             finally:
                 failpoints.listen(None)
     assert reign_of(primary) == Reign(Epoch(9), 99)
@@ -479,7 +479,7 @@ async def test_a_page_that_cannot_be_flushed_ends_the_volume(
     left = [1]
 
     def fail_once(label: str) -> None:
-        if label == "marks.sync" and left:
+        if label == "watermarks.sync" and left:
             left.pop()
             raise OSError(errno.EIO, "planned")
 

@@ -20,6 +20,7 @@ before each flush of the journal. So what was acknowledged can be handed back wi
 
 The event loop's thread writes; ``sync`` blocks, for a thread."""
 
+import errno
 import os
 import struct
 import threading
@@ -67,6 +68,7 @@ class KeptSignatures:
         self._newest = self._synced = (self._number, Seq(0))
         """The last that was written since this start, and the last that is on the disk: the number
         of its writing, and of which entry it is. (An entry's may be written anew.)"""
+        self._has_failed = False
         self._lock = threading.Lock()
 
     @property
@@ -95,12 +97,20 @@ class KeptSignatures:
         self._newest = number, seq
 
     def sync(self) -> None:
-        """Make all that are kept durable. Blocks. Raises OSError."""
+        """Make all that are kept durable. Blocks. Raises OSError, and from then on EIO: the kernel
+        reports a write error once."""
         with self._lock:
             newest = self._newest
-            if self._fd >= 0 and newest != self._synced:
+            if self._fd < 0 or newest == self._synced:
+                return
+            if self._has_failed:
+                raise OSError(errno.EIO, "an earlier flush of the signatures failed")
+            try:
                 calls.fdatasync("signatures.sync", self._fd)
-                self._synced = newest
+            except OSError:
+                self._has_failed = True
+                raise
+            self._synced = newest
 
     def after(self, seq: Seq) -> list[Kept]:
         """Those of entries after *seq*, in order."""

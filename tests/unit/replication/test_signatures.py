@@ -76,6 +76,21 @@ def test_one_that_is_kept_anew_is_made_durable_anew(tmp_path: Path) -> None:
     kept.close()
 
 
+def test_a_flush_that_failed_is_not_made_good_by_the_next(tmp_path: Path) -> None:
+    """The kernel reports a write error once, and then takes the pages for clean."""
+    kept = KeptSignatures(tmp_path / "signatures")
+    kept.keep(Seq(10), SIGNATURES[1])
+    failpoints.listen(failpoints.PlannedFault("signatures.sync", 1, "EIO"))
+    try:
+        for _ in range(2):
+            with pytest.raises(OSError, match=r"Input/output|earlier flush"):
+                kept.sync()
+            assert kept.durable_seq == 0
+    finally:
+        failpoints.listen(None)
+    kept.close()
+
+
 def test_a_torn_slot_is_none(tmp_path: Path) -> None:
     path = tmp_path / "signatures"
     kept = KeptSignatures(path)

@@ -35,6 +35,7 @@ from fusejournal.control.server import Command, serve_channel
 from fusejournal.disk.process import DIRECTORY, python_module
 from fusejournal.errors import FusejournalError, UsageError
 from fusejournal.node.volume_status import FlushWaits, VolumeStatus
+from fusejournal.replication.states import PeerState
 from fusejournal.replication.status import MirrorStatus, PeerStatus
 
 log = logging.getLogger(__name__)
@@ -85,17 +86,6 @@ _MIRROR_COUNTERS = {
     "batches": "Batches received",
     "duplicates": "Batches received that were here already",
 }
-STATES = (
-    "connecting",
-    "catching up",
-    "streaming",
-    "mirror full",
-    "mirror failed",
-    "paused",
-    "diverged",
-    "refused",
-    "needs full copy",
-)
 
 
 def samples(status: VolumeStatus) -> Iterator[Metric]:
@@ -158,7 +148,7 @@ def _peers(volume: str, peers: Sequence[PeerStatus]) -> Iterator[Metric]:
         "fusejournal_peer_state", "1 for the state a peer is in", labels=[*labels, "state"]
     )
     for peer in peers:
-        for state in STATES:
+        for state in PeerState:
             states.add_metric([volume, peer.name, state], float(peer.state == state))
     yield states
 

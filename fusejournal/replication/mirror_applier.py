@@ -18,7 +18,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import trio
 
@@ -33,6 +33,7 @@ from fusejournal.journal.outcomes import Outcome, with_outcomes
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import BadFrameError
 from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.replication.wakeup import Wakeup
 from fusejournal.types import Fid, Seq
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.observer import ChangeObserver
@@ -48,7 +49,7 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 class MirrorApplier:
     """See the module. *redo_until_seq*: entries up to here may have been applied before, by a
-    process or machine that is gone. *on_progress* is called when ``applied_seq`` or ``trouble`` has
+    process or machine that is gone. *news* is set when ``applied_seq``, ``full`` or ``failure`` has
     changed."""
 
     def __init__(
@@ -58,7 +59,7 @@ class MirrorApplier:
         durability: Durability,
         kernel_cache: ChangeObserver,
         redo_until_seq: Seq,
-        on_progress: Callable[[], None],
+        news: Wakeup,
     ) -> None:
         self._volume = volume
         self._marks = marks
@@ -66,8 +67,8 @@ class MirrorApplier:
         self._kernel_cache = kernel_cache
         self._redo_until_seq = redo_until_seq
         self._in_doubt = marks.applying_seq
-        self._on_progress = on_progress
-        self._more = trio.Event()
+        self._news = news
+        self._more = Wakeup()
         self.full: str | None = None
         """Why nothing is applied for now, in words."""
         self.failure: str | None = None
@@ -92,14 +93,13 @@ class MirrorApplier:
                     reader = FrameRangeReader(journal.directory, journal.uuid)
                 if reader is None or not await self._apply_what_is_there(reader):
                     await self._more.wait()
-                    self._more = trio.Event()
         except Exception as error:
             # Whatever it is: nothing more may be applied, and readers are still to be served.
             if not isinstance(error, FusejournalError | BadFrameError | OSError):
                 log.exception("applying failed on a bug")
             self.failure = f"entry {self.applied_seq + 1} cannot be applied: {error}"
             self._volume.fail(self.failure)
-            self._on_progress()
+            self._news.set()
         finally:
             if reader is not None:
                 reader.close()
@@ -138,7 +138,7 @@ class MirrorApplier:
                 self._durability.commit_catalog()
             self.full = None
         self._kernel_cache.recall()
-        self._on_progress()
+        self._news.set()
         return more
 
     async def _apply(self, entry: Entry, outcome: Outcome) -> None:
@@ -162,12 +162,12 @@ class MirrorApplier:
             self._volume.set_mtime(fid, mtime_ns)
         if self.full is not None:
             self.full = None
-            self._on_progress()
+            self._news.set()
         self._kernel_cache.invalidate(entry.operation)
 
     async def _wait_for_space(self, what: str) -> None:
         if self.full is None:
             self.full = what
             log.warning("%s: waiting for space", what)
-            self._on_progress()
+            self._news.set()
         await trio.sleep(_FULL_PAUSE_SECONDS)

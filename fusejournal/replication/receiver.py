@@ -6,34 +6,22 @@ be a link that is dead and does not know it yet, once the two journals were comp
 ship to here ends nobody's session. A second primary is refused, and so is a second instance of the
 same one (wire/instances.py) while the first is heard. Checks come in this order: who it is, version
 and volume, reign, whether another ships, position, checksum; then the frames are appended as they
-are, flushed, acknowledged, and left to the updater. Nothing of a batch counts before it is whole in
-the journal.
+are, flushed, acknowledged, and left to the applier (receive_session.py).
 
 A higher reign that somebody proves is on the disk before that is answered, and ends a session of a
 lower one at once, also where nothing can be taken from who speaks of it. One that the followed node
 itself is said to have begun may be that of a copy: it counts when the instance is let in, and then
 only where its journal may go on from this one.
 
-A journal without space is tried again for a while; then the session is refused, and so is every
-other until there is space for what did not fit: a connection that nobody reads would be cut in any
-case.
+Used from the event loop's thread."""
 
-Used from the event loop's thread; large batches are checked in a thread of their own."""
-
-import errno
 import logging
-import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from uuid import UUID
 
 import trio
 
-from fusejournal.errors import FusejournalError, JournalFailedError, JournalFullError
-from fusejournal.journal.frame_range import FrameRange
-from fusejournal.journal.watermarks import WatermarkPage
-from fusejournal.replication.catch_up import CatchUpMeter
+from fusejournal.errors import FusejournalError
 from fusejournal.replication.common_ancestor import (
     ASKED_MAX,
     SILENCE_SECONDS,
@@ -42,36 +30,25 @@ from fusejournal.replication.common_ancestor import (
     is_bound_by,
     keep_extra,
 )
-from fusejournal.replication.fence import Fence
-from fusejournal.replication.kept_signatures import KeptSignatures
-from fusejournal.replication.lag import LagMeter
-from fusejournal.replication.mirror_applier import MirrorApplier
+from fusejournal.replication.receive_session import ReceiveSession, Receiving, follow_flushes
+from fusejournal.replication.states import MirrorEvent, MirrorState
 from fusejournal.replication.status import MirrorStatus
-from fusejournal.types import Reign, Seq
-from fusejournal.volume.durability import Durability
-from fusejournal.volume.volume import Volume
-from fusejournal.wire.batches import frame_range_of
+from fusejournal.types import Seq
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import (
-    Ack,
     AskChains,
-    Batch,
     Begin,
     Chains,
     Diverged,
     Hello,
-    Message,
-    Ping,
     Welcome,
     WireError,
     uuid_of,
 )
-from fusejournal.wire.instances import Instance, Instances, describe_twice, instance_of
+from fusejournal.wire.instances import Instance, describe_twice, instance_of
 from fusejournal.wire.session import (
-    FAILED,
     FULL,
     INSTANCE,
-    OK,
     Claim,
     HandshakeState,
     RefusedError,
@@ -83,17 +60,14 @@ from fusejournal.wire.session import (
 
 log = logging.getLogger(__name__)
 
-_FULL_PAUSE_SECONDS = 1.0
-_FULL_PATIENCE_SECONDS = 5.0
-_SMALL_BYTES = 128 << 10
-_ACK_PAUSE_SECONDS = 0.002
-_LIFE_SECONDS = 10.0
-"""While a message takes longer to come, the sender hears of this side as often."""
 _FRESH_SECONDS = 3.0
 """A sender that was heard so long ago at most is there: a machine takes longer to start."""
 _SIGN_SECONDS = 7.0
 """A sender that says nothing for longer, while another instance of it wants its place, has lost it:
 it pings every two seconds."""
+_REFUSED = {FULL: MirrorEvent.REFUSED_FULL, "copy": MirrorEvent.REFUSED_COPY}
+"""The events of refusals by their codes, but for REFUSED."""
+_PARTED = frozenset({MirrorState.DIVERGED, MirrorState.REFUSED, MirrorState.NEEDS_COPY})
 
 
 class Receiver:
@@ -102,23 +76,19 @@ class Receiver:
 
     def __init__(
         self,
-        volume: Volume,
-        marks: WatermarkPage,
-        fence: Fence,
-        durability: Durability,
-        applier: MirrorApplier,
+        receiving: Receiving,
         me: Callable[[], HandshakeState],
         join_volume: Callable[[UUID], None],
-        signatures: KeptSignatures,
     ) -> None:
-        self._volume = volume
-        self._marks = marks
-        self._fence = fence
-        self._durability = durability
-        self._applier = applier
+        self._shared = receiving
+        self._record = receiving.record
+        self._volume = receiving.volume
+        self._marks = receiving.marks
+        self._fence = receiving.fence
+        self._durability = receiving.durability
+        self._instances = receiving.instances
         self._me = me
         self._join_volume = join_volume
-        self._signatures = signatures
         self._session: trio.CancelScope | None = None
         self._session_peer: str | None = None
         self._session_over = trio.Event()
@@ -126,81 +96,20 @@ class Receiver:
         """The peer that is being compared, perhaps beside a session."""
         self._sign = trio.Event()
         """Set when the sender says something."""
-        self._instances = Instances(marks.following, trio.current_time())
         self._heeding = trio.Lock()
         self._keeping_aside = trio.Lock()
-        self._news = trio.Event()
-        self._lag_meter = LagMeter()
-        self._progress = CatchUpMeter(self._lag_meter)
-        self._full: str | None = None
-        self._lacking_bytes = 0
-        """What did not fit."""
-        self.primary: str | None = None
-        """The node that sends, or sent last."""
-        self.where: str | None = None
-        """Its address; None while it is not connected."""
-        self.state = "waiting for a primary"
-        """In words, as the shipper's."""
-        self.source_head_seq = Seq(0)
-        """Where the primary's journal ends, as far as it has said."""
-        self.last_error: str | None = None
-        self.received_bytes = 0
-        self.batches = 0
-        self.duplicates = 0
-        self._heard_at: float | None = None
 
     def status(self) -> MirrorStatus:
         """Returns how receiving goes."""
-        head_seq = self._volume.journal.head_seq
-        entries_rate, bytes_rate = self._progress.rates()
-        return MirrorStatus(
-            primary=self.primary,
-            address=self.where,
-            state=self._display_state(),
-            source_head_seq=max(self.source_head_seq, head_seq),
-            received_seq=head_seq,
-            durable_seq=self._durability.durable_seq,
-            applied_seq=self._applier.applied_seq,
-            lag_entries=self.lag_entries,
-            lag_seconds=round(self._lag_seconds(), 3),
-            entries_per_second=round(entries_rate, 1),
-            bytes_per_second=round(bytes_rate),
-            eta_seconds=self._progress.eta_seconds(self.lag_entries),
-            heard_seconds_ago=(
-                round(time.monotonic() - self._heard_at, 1) if self._heard_at is not None else None
-            ),
-            received_bytes=self.received_bytes,
-            batches=self.batches,
-            duplicates=self.duplicates,
-            last_error=self.last_error,
-            trouble=self._trouble()[1] or None,
-        )
-
-    @property
-    def lag_entries(self) -> int:
-        """Entries of the primary that are not applied here, as far as it has told of them."""
-        head_seq = max(self.source_head_seq, self._volume.journal.head_seq)
-        return head_seq - self._applier.applied_seq
-
-    def _lag_seconds(self) -> float:
-        return self._progress.lag_seconds(self._applier.applied_seq, self.source_head_seq)
-
-    def _display_state(self) -> str:
-        """The state; whether a session that works is catching up is seen by how far it is."""
-        applied_seq = self._applier.applied_seq
-        if self.state == "streaming" and self._progress.is_catching_up(
-            applied_seq, self.source_head_seq
-        ):
-            return "catching up"
-        return self.state
+        return self._record.status(self._shared.trouble()[1] or None)
 
     def sample(self) -> None:
         """Called about once a second."""
-        self._progress.sample(self._applier.applied_seq, self.received_bytes)
+        self._record.sample()
 
-    def notify(self) -> None:
-        """A watermark has grown, or something else that the sender should know has changed."""
-        self._news.set()
+    async def run(self) -> None:
+        """Have what sessions have appended applied and acknowledged, until cancelled."""
+        await follow_flushes(self._shared)
 
     # -- sessions ----------------------------------------------------------------------------------
 
@@ -233,30 +142,30 @@ class Receiver:
             if self._newcomer is newcomer:
                 self._newcomer = None
                 if begin is None and self._session is None:
-                    self.where = None
-                    if self.state == "connecting":  # it was cut off
-                        self.state = "waiting for a primary"
+                    self._record.where = None
+                    self._record.note(MirrorEvent.NOT_BEGUN)
         if begin is None:
             return
         await self._take_place(peer)
         over = self._session_over = trio.Event()
-        was_cut_short = True
+        has_ended = False
+        """True once it is noted why."""
         try:
             with trio.CancelScope() as self._session:
                 self._session_peer = peer
                 try:
                     await self._serve(connection, greeting, begin)
                 except* RefusedError as group:
-                    was_cut_short = False
                     self._refused(first_error(group))
+                    has_ended = True
                     raise
                 except* (FusejournalError, OSError, trio.TooSlowError) as group:
                     self._lost(greeting.node, first_error(group))
-                was_cut_short = False
+                    has_ended = True
         finally:
-            if was_cut_short:
-                self.state = "waiting for a primary"
-            self.where = None
+            if not has_ended:
+                self._record.note(MirrorEvent.ENDED)
+            self._record.where = None
             self._session = None
             over.set()
 
@@ -275,9 +184,8 @@ class Receiver:
         await self._check_instance(instance_of(greeting, connection.where))
         await self._heed(claim_of(greeting), connection.peer or greeting.node, is_let_in=True)
         if self._session is None:
-            self.primary, self.where = greeting.node, connection.where
-            self.state = "connecting"
-        self._check_space()
+            self._record.connect(greeting.node, connection.where)
+        self._shared.space.check()
         answer, _ = self._check(greeting)
         await connection.send(answer)
         return await self._compare(connection, greeting.node)
@@ -292,7 +200,8 @@ class Receiver:
     async def _heed(self, claim: Claim, peer: str, *, is_let_in: bool) -> None:
         """As :meth:`heed`. *is_let_in*: which instance of its node *peer* is, was looked at."""
         async with self._heeding:  # who tells of the same waits until it is on the disk
-            if await self._ends_reign(claim, is_let_in=is_let_in) and self._raise(claim.reign):
+            ends = await self._ends_reign(claim, is_let_in=is_let_in)
+            if ends and self._shared.raise_fence(claim.reign):
                 log.warning(
                     "%s tells of reign %s: nothing of a lower is taken now", peer, claim.reign
                 )
@@ -333,7 +242,7 @@ class Receiver:
             words = describe_twice(followed, newcomer)
             if instances.met(newcomer, now):
                 log.warning("%s", words)
-            self.notify()
+            self._shared.news.set()
             await self._keep_following()
             raise RefusedError(INSTANCE, words)
 
@@ -341,7 +250,7 @@ class Receiver:
         """Have on the disk which instance is followed, and which are not. Raises RefusedError on a
         full disk, OSError."""
         if self._instances.following != self._marks.following:
-            with self._refusing_when_full():
+            with self._shared.space.refusing_without("the watermarks"):
                 self._marks.following = self._instances.following
             await self._durability.flush_watermarks()
 
@@ -363,7 +272,7 @@ class Receiver:
 
     def _heard(self) -> None:
         """The sender has said something, or is at it."""
-        self._heard_at = time.monotonic()
+        self._record.heard()
         self._instances.heard(trio.current_time())
         self._sign.set()
 
@@ -378,18 +287,17 @@ class Receiver:
 
     def _refused(self, error: BaseException) -> None:
         code = error.code if isinstance(error, RefusedError) else ""
-        self.state = {"full": "mirror full", "copy": "needs full copy"}.get(code, "refused")
-        self.last_error = str(error)
+        self._record.note(_REFUSED.get(code, MirrorEvent.REFUSED))
+        self._record.last_error = str(error)
 
     def _lost(self, node: str, error: BaseException) -> None:
-        self.last_error = str(error) or type(error).__name__
-        log.info("%s: %s", node, self.last_error)
-        if self.state not in ("diverged", "needs full copy"):
-            self.state = "waiting for a primary"
+        self._record.last_error = str(error) or type(error).__name__
+        log.info("%s: %s", node, self._record.last_error)
+        self._record.note(MirrorEvent.LOST)
 
     async def _serve(self, connection: Connection, greeting: Hello, begin: Begin) -> None:
-        self.primary, self.where = greeting.node, connection.where
-        self.state = "connecting"
+        shared = self._shared
+        self._record.connect(greeting.node, connection.where)
         me = self._me()
         _, uuid = self._check(greeting)
         sink = Sink(me.position, *me.reign)
@@ -397,22 +305,17 @@ class Receiver:
         connection.expect_batches()
         if me.uuid is None:
             self._join_volume(uuid)
-        self._mark(sink)
         # A lower reign must not come in any more, whatever happens to this machine.
+        shared.raise_fence(sink.reign)
+        shared.note_committed(sink)
         await self._fence.make_durable(self._durability.flush_watermarks)
         self._instances.follow(instance_of(greeting, connection.where), trio.current_time())
         await self._keep_following()
         self._heard()  # it has, by what it began with
-        self._applier.wake()
-        self.source_head_seq = begin.head_seq
-        self._lag_meter.note(begin.head_seq)
-        self._progress.begin(begin.head_seq)
-        self.state, self.last_error = "catching up", None
-        self.notify()  # where it stands, the sender does not know
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._acknowledge, connection)
-            await self._receive(connection, sink)
-            nursery.cancel_scope.cancel()
+        shared.applier.wake()
+        self._record.begin(begin.head_seq)
+        shared.news.set()  # where it stands, the sender does not know
+        await ReceiveSession(connection, sink, shared, self._heard).run()
 
     async def _compare(self, connection: Connection, who: str) -> Begin | None:
         """Answer the sender's questions, until it begins; None when it will not."""
@@ -457,135 +360,15 @@ class Receiver:
             # They are in the journal as before: nothing of it is ever given up.
             kept = journal.directory
             told += f" (there is no copy of them: {error.strerror})"
-        self.state = "diverged"
-        self.last_error = f"{told}: they are kept in {kept}, and nothing is taken from it"
-
-    async def _receive(self, connection: Connection, sink: Sink) -> None:
-        while True:
-            received = await self._next(connection)
-            if received is None:
-                self.state = "waiting for a primary"
-                return
-            self._heard()
-            message: Batch | Ping = expect(received, Batch, Ping)
-            if isinstance(message, Batch):
-                await self._take(message, sink)
-            self.source_head_seq = max(self.source_head_seq, message.head_seq)
-            self._lag_meter.note(self.source_head_seq)
-            self.notify()
-
-    async def _next(self, connection: Connection) -> Message | None:
-        """The next message, which may take as long as it will while something comes. Raises
-        trio.TooSlowError when nothing does."""
-        received_bytes, heard_at = connection.bytes_received, trio.current_time()
-        while True:
-            with trio.move_on_after(_LIFE_SECONDS):
-                return await connection.receive()
-            if connection.bytes_received > received_bytes:
-                received_bytes, heard_at = connection.bytes_received, trio.current_time()
-                self._heard()
-                self.notify()
-            elif trio.current_time() - heard_at > SILENCE_SECONDS:
-                raise trio.TooSlowError(f"no word for {SILENCE_SECONDS:g} s")
-
-    async def _take(self, batch: Batch, sink: Sink) -> None:
-        if not sink.take(batch):
-            self.duplicates += 1
-            return
-        if batch.content_bytes > _SMALL_BYTES:
-            frame_range = await trio.to_thread.run_sync(frame_range_of, batch)
-        else:
-            frame_range = frame_range_of(batch)
-        self._raise(sink.reign)
-        await self._fence.make_durable(self._durability.flush_watermarks)
-        self._keep_signature(batch)
-        await self._append(frame_range)
-        sink.appended(batch)
-        self._mark(sink)
-        self.batches += 1
-        self.received_bytes += len(batch.content)
-        if self._durability.flush_if_quick() is None:
-            self._durability.want()
-        await trio.lowlevel.checkpoint()
-
-    def _keep_signature(self, batch: Batch) -> None:
-        """Before the batch is appended, for what is acknowledged has its signature on the disk.
-        Raises RefusedError on a full disk (where files are not written in place)."""
-        if not batch.signature:
-            return
-        try:
-            self._signatures.keep(batch.last_seq, batch.signature)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            self._full, self._lacking_bytes = f"no space left for a signature: {error}", 0
-            self.notify()
-            raise RefusedError("full", self._full) from None
-
-    async def _append(self, frame_range: FrameRange) -> None:
-        """Append *stretch*, if there is, or soon will be, space. Raises RefusedError when not."""
-        ends = trio.current_time() + _FULL_PATIENCE_SECONDS
-        while True:
-            try:
-                self._volume.journal.receive(frame_range)
-            except JournalFullError as error:
-                if self._full is None:
-                    log.warning("%s: waiting for space", error)
-                self._full = str(error)
-                self._lacking_bytes = len(frame_range.content)
-                self.notify()
-                if trio.current_time() > ends:
-                    raise RefusedError("full", self._full) from None
-                await trio.sleep(_FULL_PAUSE_SECONDS)
-            except JournalFailedError as error:
-                self._volume.fail(str(error))
-                raise
-            else:
-                if self._full is not None:
-                    self._full = None
-                    self.notify()
-                return
-
-    def _mark(self, sink: Sink) -> None:
-        """Keep the sender's reign, and how far it had applied what is here. Raises RefusedError on
-        a full disk: the next session tells it again."""
-        self._raise(sink.reign)
-        with self._refusing_when_full():
-            self._marks.committed_seq = max(self._marks.committed_seq, sink.committed_seq)
-
-    def _raise(self, reign: Reign) -> bool:
-        """Keep *reign*, which was seen. Returns True if it is another than before. Raises as
-        :meth:`_mark`."""
-        with self._refusing_when_full():
-            return self._fence.note(reign)
-
-    @contextmanager
-    def _refusing_when_full(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            self._full, self._lacking_bytes = f"no space left for the watermarks: {error}", 0
-            self.notify()
-            raise RefusedError("full", self._full) from None
-
-    def _check_space(self) -> None:
-        """Raises RefusedError while what did not fit does not fit yet."""
-        if self._full is None:
-            return
-        options = self._volume.journal.options
-        need = self._lacking_bytes + options.reserve_bytes + options.preallocate_bytes
-        if shutil.disk_usage(self._volume.journal.directory).free < need:
-            raise RefusedError("full", self._full)
-        self._full = None
+        self._record.note(MirrorEvent.PARTED)
+        self._record.last_error = f"{told}: they are kept in {kept}, and nothing is taken from it"
 
     def degraded(self) -> list[str]:
         """What is wrong here, a line each; but for a volume that has failed, which says so."""
-        lines = []
-        if self.state in ("diverged", "refused", "needs full copy"):
-            lines.append(f"primary {self.primary}: {self.state}: {self.last_error}")
-        state, detail = self._trouble()
+        lines, record = [], self._record
+        if record.state in _PARTED:
+            lines.append(f"primary {record.primary}: {record.state}: {record.last_error}")
+        state, detail = self._shared.trouble()
         if state == FULL:
             lines.append(f"takes nothing more for now: {detail}")
         if (twice := self._instances.describe(trio.current_time())) is not None:
@@ -598,45 +381,7 @@ class Receiver:
         newcomer, followed = instance_of(greeting, where), self._instances.followed
         if self._session is None or followed is None or not self._instances.is_other(newcomer):
             return ""
-        if self._heard_at is None or time.monotonic() - self._heard_at > _FRESH_SECONDS:
+        heard_seconds_ago = self._record.heard_seconds_ago
+        if heard_seconds_ago is None or heard_seconds_ago > _FRESH_SECONDS:
             return ""
         return describe_twice(followed, newcomer)
-
-    # -- acknowledging -----------------------------------------------------------------------------
-
-    def _trouble(self) -> tuple[str, str]:
-        failure = self._applier.failure or self._volume.failure
-        if failure is not None:
-            return FAILED, failure
-        full = self._full or self._applier.full
-        return (FULL, full) if full is not None else (OK, "")
-
-    async def _acknowledge(self, connection: Connection) -> None:
-        while True:
-            await self._news.wait()
-            self._news = trio.Event()
-            applied_seq = self._applier.applied_seq
-            durable_seq = self._durability.durable_seq
-            state, detail = self._trouble()
-            if state == OK:
-                detail = self._instances.describe(trio.current_time()) or ""
-            await connection.send(
-                Ack(
-                    self._volume.journal.head_seq,
-                    durable_seq,
-                    applied_seq,
-                    state,
-                    detail[:1000],
-                    self._signatures.durable_seq,
-                )
-            )
-            self._note_state(state)
-            await trio.sleep(_ACK_PAUSE_SECONDS)
-
-    def _note_state(self, state: str) -> None:
-        if state == FULL:
-            self.state = "mirror full"
-        elif state == FAILED:
-            self.state = "mirror failed"
-        else:
-            self.state = "streaming"

@@ -43,12 +43,17 @@ from fusejournal.replication.fetch_lost import LostEntryFetcher, TakenBack, serv
 from fusejournal.replication.kept_signatures import KeptSignatures
 from fusejournal.replication.lag import LagMeter
 from fusejournal.replication.mirror_applier import MirrorApplier
+from fusejournal.replication.mirror_space import MirrorSpace
 from fusejournal.replication.peer_commands import PeerCommands
 from fusejournal.replication.peers import PeerBook
+from fusejournal.replication.primary_record import PrimaryRecord
 from fusejournal.replication.quorum import Quorum
+from fusejournal.replication.receive_session import Receiving
 from fusejournal.replication.receiver import Receiver
-from fusejournal.replication.shipper import Shipper, Shipping
+from fusejournal.replication.shipper import Shipper
+from fusejournal.replication.shipping import Shipping
 from fusejournal.replication.status import ReplicationStatus
+from fusejournal.replication.wakeup import Wakeup
 from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.volume.durability import Durability, FlushHooks
 from fusejournal.volume.observer import ChangeObserver
@@ -56,6 +61,7 @@ from fusejournal.volume.volume import Volume
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.identity import Identity, load_or_make
+from fusejournal.wire.instances import Instances
 from fusejournal.wire.listener import serve
 from fusejournal.wire.log_limiter import LogLimiter
 from fusejournal.wire.session import (
@@ -214,46 +220,47 @@ class Replication:
         mirroring: Mirroring,
         make_durability: Callable[[FlushHooks], Durability],
     ) -> Durability:
-        marks = mirroring.marks
         signatures = self._signatures = KeptSignatures(self._state_dir / "signatures")
-
-        def flushed() -> None:
-            applier.wake()
-            receiver.notify()
-
+        record, news = PrimaryRecord(volume), Wakeup()
         durability = make_durability(
             FlushHooks(
                 None,
                 self._keep_uncompressed_from,
-                lambda: receiver.lag_entries > _PRESSING_ENTRIES,
+                lambda: record.lag_entries > _PRESSING_ENTRIES,
                 signatures.sync,
-                flushed,
             )
         )
         applier = self.applier = MirrorApplier(
             volume,
-            marks,
+            mirroring.marks,
             durability,
             mirroring.kernel_cache,
             mirroring.redo_until_seq,
-            lambda: receiver.notify(),
+            news,
         )
-        receiver = self.receiver = Receiver(
+        receiving = Receiving(
             volume,
-            marks,
+            mirroring.marks,
             self.fence,
             durability,
             applier,
-            self._me,
-            self._join_volume,
             signatures,
+            MirrorSpace(volume.journal, news),
+            record,
+            Instances(mirroring.marks.following, trio.current_time()),
+            news,
         )
+        self.receiver = Receiver(receiving, self._me, self._join_volume)
         return durability
 
     def _keep_uncompressed_from(self) -> Seq:
         """What connected peers are about to be sent is not compressed just before."""
         return min(
-            (shipper.next_seq for shipper, _ in self._shippers.values() if shipper.is_connected),
+            (
+                shipper.record.next_seq
+                for shipper, _ in self._shippers.values()
+                if shipper.record.is_connected
+            ),
             default=END,
         )
 
@@ -383,7 +390,8 @@ class Replication:
             async with trio.open_nursery() as self._nursery:
                 if self._listen is not None:
                     self._address = await self._nursery.start(self._serve, self._listen)
-                if self.applier is not None:
+                if self.applier is not None and self.receiver is not None:
+                    self._nursery.start_soon(self.receiver.run)
                     self._nursery.start_soon(self.applier.run)
                     self.applier.wake()
                 self._nursery.start_soon(self._shipping.log_limiter.run)
@@ -490,7 +498,7 @@ class Replication:
         while True:
             self._shipping.lag_meter.note(self._volume.catalog.applied_seq)
             for shipper, _ in self._shippers.values():
-                shipper.sample()
+                shipper.record.sample()
             if self.receiver is not None:
                 self.receiver.sample()
             await trio.sleep(_SAMPLE_SECONDS)
@@ -504,7 +512,7 @@ class Replication:
             if trio.current_time() - noted_at > _NOTE_SECONDS:
                 noted_at = trio.current_time()
                 for shipper, _ in self._shippers.values():
-                    shipper.note()
+                    shipper.record.save()
             if not self.book.is_unsaved:
                 continue
             try:
@@ -578,7 +586,7 @@ class Replication:
             mirrors=self._config.mirrors,
             mirrors_seq=self.quorum.present_seq if self._config.mirrors else None,
             mirrors_waiting=self.quorum.waiting,
-            peers=tuple(shipper.status() for shipper, _ in self._shippers.values()),
+            peers=tuple(shipper.record.status() for shipper, _ in self._shippers.values()),
             mirror=self.receiver.status() if self.receiver is not None else None,
         )
 
@@ -590,7 +598,7 @@ class Replication:
         lines += [
             f"peer {shipper.name}: {trouble}"
             for shipper, _ in self._shippers.values()
-            if (trouble := shipper.trouble()) is not None
+            if (trouble := shipper.record.trouble()) is not None
         ]
         if self.receiver is not None:
             lines += self.receiver.degraded()

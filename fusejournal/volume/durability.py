@@ -120,8 +120,6 @@ class FlushHooks:
     before_flush: Callable[[], None] = lambda: None
     """Called in the thread that flushes the journal, before: makes durable what must not be
     missing where the journal is there. May raise OSError."""
-    on_flushed: Callable[[], None] = lambda: None
-    """Called in the event loop after each flush."""
 
 
 class Durability:
@@ -277,15 +275,17 @@ class Durability:
                 self._in_place = 0
             except JournalError as error:
                 self.disk_failed(f"the journal could not be flushed: {error}")
-        flushed, self._flushed = self._flushed, trio.Event()
-        flushed.set()
         self._note_flushed()
 
     def _note_flushed(self) -> None:
         # On a disk that is too full for it, the next flush tries again.
         with suppress(OSError):
             self._page.durable_seq = self._journal.durable_seq
-        self.hooks.on_flushed()
+        self._wake()
+
+    async def next_flush(self) -> None:
+        """Return after the next flush, or when one has failed. Cancelling is harmless."""
+        await self._flushed.wait()
 
     async def flush_watermarks(self) -> None:
         """Flush the page of watermarks. Cancelling waits for that: what was raised in memory would
@@ -396,6 +396,9 @@ class Durability:
         """A flush has failed, for *reason*: the volume is read-only, and whoever waits gets EIO."""
         self._failed = True
         self._fail(reason)
+        self._wake()
+
+    def _wake(self) -> None:
         flushed, self._flushed = self._flushed, trio.Event()
         flushed.set()
 

@@ -19,11 +19,12 @@ from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import list_segments
 from fusejournal.replay.digest import digest_tree
 from fusejournal.replication import mirror_applier as updater_module
+from fusejournal.replication import peer_record as peer_record_module
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication import supervisor as replication_module
 from fusejournal.replication.mirror_applier import MirrorApplier
-from fusejournal.replication.receiver import Receiver
-from fusejournal.replication.shipper import Shipper
+from fusejournal.replication.receive_session import Receiving
+from fusejournal.replication.ship_session import ShipSession
 from fusejournal.types import Seq
 from fusejournal.wire.session import FAILED, FULL
 from tests.support.pairs import level as _level
@@ -253,7 +254,7 @@ async def test_what_was_refused_is_not_applied_before_its_void_is_durable(tmp_pa
 async def _idle_pair(tmp_path: Path) -> AsyncIterator[tuple[OpenVolume, OpenVolume]]:
     """A pair whose primary begins a session and then sends nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Shipper, "_ship", _ship_nothing)
+        patch.setattr(ShipSession, "_ship", _ship_nothing)
         async with _pair(tmp_path) as both:
             yield both
 
@@ -478,7 +479,7 @@ async def test_a_peer_out_of_reach_is_told_after_a_while(
         assert peer_status(primary).state == "connecting"
         assert "is it mounted?" in (peer_status(primary).advice or "")
         assert primary.replication.degraded() == []
-        monkeypatch.setattr(shipper_module, "_AWAY_SECONDS", 0.05)
+        monkeypatch.setattr(peer_record_module, "_AWAY_SECONDS", 0.05)
         await _until("it is told", lambda: primary.replication.degraded() != [])
         (line,) = primary.replication.degraded()
         assert "peer east: out of reach for" in line
@@ -489,7 +490,7 @@ async def test_a_peer_out_of_reach_is_told_after_a_while(
 async def test_a_mirror_in_trouble_is_no_health(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
-    monkeypatch.setattr(Receiver, "_trouble", lambda _: (word, "trouble"))
+    monkeypatch.setattr(Receiving, "trouble", lambda _: (word, "trouble"))
     async with _pair(tmp_path) as (primary, mirror):
         primary.work(3)
         await _until(

@@ -10,8 +10,8 @@ import trio
 
 from fusejournal.address import parse_address
 from fusejournal.config import ReplicationConfig
-from fusejournal.replication import receiver as receiver_module
-from fusejournal.replication import shipper as shipper_module
+from fusejournal.replication import receive_session as receive_session_module
+from fusejournal.replication import ship_session as ship_session_module
 from tests.support.pairs import (
     level,
     listens_at,
@@ -110,9 +110,9 @@ async def _slow_link(to: str) -> AsyncIterator[tuple[_Link, str]]:
 async def test_a_batch_may_take_longer_than_a_silence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (receiver_module, shipper_module):
+    for module in (receive_session_module, ship_session_module):
         monkeypatch.setattr(module, "SILENCE_SECONDS", 0.8)
-    monkeypatch.setattr(receiver_module, "_LIFE_SECONDS", 0.2, raising=False)
+    monkeypatch.setattr(receive_session_module, "_LIFE_SECONDS", 0.2)
     with (
         open_volume(tmp_path / "mirror", mirror=True) as mirror,
         open_volume(tmp_path / "primary") as primary,

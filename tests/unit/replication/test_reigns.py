@@ -22,6 +22,7 @@ from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.operations import NewEpoch
 from fusejournal.replication import fetch_lost as fetch_lost_module
 from fusejournal.replication import receiver as receiver_module
+from fusejournal.replication import ship_session as ship_session_module
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication.common_ancestor import ChainFinder
 from fusejournal.replication.fence import node_id_of, parse_reign
@@ -52,7 +53,7 @@ pytestmark = pytest.mark.mount
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipper_module, "_REFUSED_SECONDS", 0.2)
-    monkeypatch.setattr(shipper_module, "PING_SECONDS", 0.05)
+    monkeypatch.setattr(ship_session_module, "PING_SECONDS", 0.05)
     monkeypatch.setattr(receiver_module, "_SIGN_SECONDS", 0.4)
 
 
@@ -686,14 +687,14 @@ async def test_a_mirror_that_lost_what_it_acknowledged(
     ):
         mirror.replicate(ReplicationConfig(), address)
         primary.replicate(ReplicationConfig(peers=peers, **config))
-        acks = shipper_module.Shipper._take_acks
+        acks = ship_session_module.ShipSession._take_acks
         held = trio.Event()
 
         async def take_acks(*arguments: object) -> None:
             await held.wait()
             await acks(*arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(shipper_module.Shipper, "_take_acks", take_acks)
+        monkeypatch.setattr(ship_session_module.ShipSession, "_take_acks", take_acks)
         async with running(mirror, primary):
             await until("it is noticed", lambda: "has lost entries" in degraded(primary))
             assert f"up to {acked_seq}" in degraded(primary)

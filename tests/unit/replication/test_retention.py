@@ -14,7 +14,7 @@ from fusejournal.config import ReplicationConfig
 from fusejournal.replication import retention as retention_module
 from fusejournal.replication import supervisor as replication_module
 from fusejournal.replication.peers import Peer, PeerBook
-from fusejournal.replication.receiver import Receiver
+from fusejournal.replication.receive_session import Receiving
 from fusejournal.types import Seq
 from fusejournal.wire.session import FAILED, FULL
 from tests.support.pairs import level, mirror_and_primary, peer_status, running, until
@@ -140,8 +140,8 @@ async def test_nor_does_a_mirror_that_takes_nothing(
     async with mirror_and_primary(tmp_path, keep_bytes=1 << 20) as (primary, mirror):
         primary.work(3)
         await until("the mirror is level", level(primary, mirror))
-        monkeypatch.setattr(Receiver, "_trouble", lambda _: (trouble, "trouble"))
-        mirror.receiver.notify()
+        monkeypatch.setattr(Receiving, "trouble", lambda _: (trouble, "trouble"))
+        mirror.receiver._shared.news.set()
         await until("it is in trouble", says(primary, f"mirror {trouble}"))
         await trio.sleep(0.1)
         assert says(primary, f"mirror {trouble}")()

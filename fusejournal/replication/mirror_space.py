@@ -1,0 +1,58 @@
+"""What does not fit on a mirror's disk: a batch, a signature, a watermark.
+
+Sessions are refused until there is space for it, because a connection that nobody reads would be
+cut in any case. Used from the event loop's thread."""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fusejournal.journal.journal import Journal
+from fusejournal.replication.wakeup import Wakeup
+from fusejournal.wire.session import RefusedError
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class MirrorSpace:
+    """Space for *journal*; *news* is set when ``full`` has changed."""
+
+    def __init__(self, journal: Journal, news: Wakeup) -> None:
+        self._journal = journal
+        self._news = news
+        self.full: str | None = None
+        """Why nothing more is taken for now, in words."""
+        self._lacking_bytes = 0
+
+    def lacks(self, why: str, lacking_bytes: int) -> RefusedError:
+        """Note that so many bytes do not fit. Returns what the sender is refused with."""
+        self.full, self._lacking_bytes = why, lacking_bytes
+        self._news.set()
+        return RefusedError("full", why)
+
+    def suffices(self) -> None:
+        """Note that what came last has fitted."""
+        if self.full is not None:
+            self.full = None
+            self._news.set()
+
+    def check(self) -> None:
+        """Raise RefusedError while what did not fit does not fit yet."""
+        if self.full is None:
+            return
+        options = self._journal.options
+        need = self._lacking_bytes + options.reserve_bytes + options.preallocate_bytes
+        if shutil.disk_usage(self._journal.directory).free < need:
+            raise RefusedError("full", self.full)
+        self.full = None
+
+    @contextmanager
+    def refusing_without(self, what: str) -> Iterator[None]:
+        """Raise RefusedError where the block, which writes *what*, finds the disk full."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+            raise self.lacks(f"no space left for {what}: {error}", 0) from None

@@ -1,0 +1,229 @@
+"""One session of a receiver: the way of a batch from the connection into the journal, to the disk
+and to the applier, and the acknowledgement.
+
+Read it from the top: a batch comes; it is checked, its reign is on the disk, its signature is kept,
+it is appended, it is noted how far the primary had applied it, and it is flushed; then the applier
+is woken; then it is acknowledged. Nothing of a batch counts before it is whole in the journal.
+Several are on this way at once, because the next comes while the last is flushed.
+
+A journal without space is tried again for a while; then the session is refused, and so is every
+other until there is space for what did not fit.
+
+Used from the event loop's thread; large batches are checked in a thread of their own."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from fusejournal.errors import JournalFailedError, JournalFullError
+from fusejournal.journal.frame_range import FrameRange
+from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.replication.common_ancestor import SILENCE_SECONDS
+from fusejournal.replication.fence import Fence
+from fusejournal.replication.kept_signatures import KeptSignatures
+from fusejournal.replication.mirror_applier import MirrorApplier
+from fusejournal.replication.mirror_space import MirrorSpace
+from fusejournal.replication.primary_record import PrimaryRecord
+from fusejournal.replication.states import MirrorEvent
+from fusejournal.replication.wakeup import Wakeup
+from fusejournal.types import Reign
+from fusejournal.volume.durability import Durability
+from fusejournal.volume.volume import Volume
+from fusejournal.wire.batches import frame_range_of
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import Ack, Batch, Message, Ping
+from fusejournal.wire.instances import Instances
+from fusejournal.wire.session import FAILED, FULL, OK, Sink, expect
+
+log = logging.getLogger(__name__)
+
+_FULL_PAUSE_SECONDS = 1.0
+_FULL_PATIENCE_SECONDS = 5.0
+_SMALL_BYTES = 128 << 10
+_ACK_PAUSE_SECONDS = 0.002
+_LIFE_SECONDS = 10.0
+"""While a message takes longer to come, the sender hears of this side as often."""
+_ACKED = {
+    OK: MirrorEvent.ACKED,
+    FULL: MirrorEvent.ACKED_FULL,
+    FAILED: MirrorEvent.ACKED_FAILED,
+}
+
+
+@dataclass(frozen=True)
+class Receiving:
+    """What all sessions of a mirror share."""
+
+    volume: Volume
+    marks: WatermarkPage
+    fence: Fence
+    durability: Durability
+    applier: MirrorApplier
+    signatures: KeptSignatures
+    space: MirrorSpace
+    record: PrimaryRecord
+    instances: Instances
+    news: Wakeup
+    """Set when the sender should know of a change here."""
+
+    def trouble(self) -> tuple[str, str]:
+        """Returns the state of an ACK, and what is wrong in words."""
+        failure = self.applier.failure or self.volume.failure
+        if failure is not None:
+            return FAILED, failure
+        full = self.space.full or self.applier.full
+        return (FULL, full) if full is not None else (OK, "")
+
+    def raise_fence(self, reign: Reign) -> bool:
+        """Write down *reign*, which was seen. Returns True if it is another than before. Raises
+        RefusedError on a full disk: the next session tells it again."""
+        with self.space.refusing_without("the watermarks"):
+            return self.fence.note(reign)
+
+    def note_committed(self, sink: Sink) -> None:
+        """Write down how far the sender had applied what is here. Raises RefusedError on a full
+        disk."""
+        with self.space.refusing_without("the watermarks"):
+            self.marks.committed_seq = max(self.marks.committed_seq, sink.committed_seq)
+
+
+class ReceiveSession:
+    """Receives over *connection* what follows in *sink*. *on_heard* is called when the sender has
+    said something, or is at it."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        sink: Sink,
+        receiving: Receiving,
+        on_heard: Callable[[], None],
+    ) -> None:
+        self._connection = connection
+        self._sink = sink
+        self._receiving = receiving
+        self._on_heard = on_heard
+
+    async def run(self) -> None:
+        """Receive until the sender ends it. Cancelling ends the session; what was appended stays.
+        Raises RefusedError, WireError, FusejournalError, OSError, trio.TooSlowError."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(acknowledge, self._connection, self._receiving)
+            await self._receive()
+            nursery.cancel_scope.cancel()
+
+    # -- 1. it comes -------------------------------------------------------------------------------
+
+    async def _receive(self) -> None:
+        record = self._receiving.record
+        while (received := await self._next()) is not None:
+            self._on_heard()
+            message: Batch | Ping = expect(received, Batch, Ping)
+            if isinstance(message, Batch):
+                await self._take(message)
+            record.heard_of(message.head_seq)
+            self._receiving.news.set()
+
+    async def _next(self) -> Message | None:
+        """Returns the next message, which may take as long as it will while something comes; None
+        at the end. Raises trio.TooSlowError when nothing does."""
+        connection = self._connection
+        received_bytes, heard_at = connection.bytes_received, trio.current_time()
+        while True:
+            with trio.move_on_after(_LIFE_SECONDS):
+                return await connection.receive()
+            if connection.bytes_received > received_bytes:
+                received_bytes, heard_at = connection.bytes_received, trio.current_time()
+                self._on_heard()
+                self._receiving.news.set()
+            elif trio.current_time() - heard_at > SILENCE_SECONDS:
+                raise trio.TooSlowError(f"no word for {SILENCE_SECONDS:g} s")
+
+    # -- 2. it is checked, appended, flushed -------------------------------------------------------
+
+    async def _take(self, batch: Batch) -> None:
+        """Bring *batch* into the journal, and have that flushed. Cancelled, it is in the journal
+        wholly or not at all. Raises as :meth:`run`."""
+        mirror, record, sink = self._receiving, self._receiving.record, self._sink
+        if not sink.take(batch):
+            record.duplicates += 1
+            return
+        if batch.content_bytes > _SMALL_BYTES:
+            frame_range = await trio.to_thread.run_sync(frame_range_of, batch)
+        else:
+            frame_range = frame_range_of(batch)
+        mirror.raise_fence(sink.reign)
+        await mirror.fence.make_durable(mirror.durability.flush_watermarks)
+        if batch.signature:
+            # Before the batch, because what is acknowledged has its signature on the disk. (A full
+            # disk refuses that only where files are not written in place.)
+            with mirror.space.refusing_without("a signature"):
+                mirror.signatures.keep(batch.last_seq, batch.signature)
+        await self._append(frame_range)
+        sink.appended(batch)
+        mirror.note_committed(sink)
+        record.batches += 1
+        record.received_bytes += len(batch.content)
+        if mirror.durability.flush_if_quick() is None:
+            mirror.durability.want()
+        await trio.lowlevel.checkpoint()
+
+    async def _append(self, frame_range: FrameRange) -> None:
+        """Append *frame_range*, if there is, or soon will be, space. Raises RefusedError when
+        not."""
+        mirror = self._receiving
+        ends = trio.current_time() + _FULL_PATIENCE_SECONDS
+        while True:
+            try:
+                mirror.volume.journal.receive(frame_range)
+            except JournalFullError as error:
+                if mirror.space.full is None:
+                    log.warning("%s: waiting for space", error)
+                refusal = mirror.space.lacks(str(error), len(frame_range.content))
+                if trio.current_time() > ends:
+                    raise refusal from None
+                await trio.sleep(_FULL_PAUSE_SECONDS)
+            except JournalFailedError as error:
+                mirror.volume.fail(str(error))
+                raise
+            else:
+                mirror.space.suffices()
+                return
+
+
+# -- 3. it is on the disk, whoever had that flushed, and whether or not the session goes on --------
+
+
+async def follow_flushes(receiving: Receiving) -> None:
+    """After each flush, have what is durable applied and acknowledged, until cancelled."""
+    while True:
+        await receiving.durability.next_flush()
+        receiving.applier.wake()
+        receiving.news.set()
+
+
+# -- 4. it is acknowledged -------------------------------------------------------------------------
+
+
+async def acknowledge(connection: Connection, receiving: Receiving) -> None:
+    """Tell the sender over *connection* of each change here, until cancelled."""
+    while True:
+        await receiving.news.wait()
+        applied_seq = receiving.applier.applied_seq
+        durable_seq = receiving.durability.durable_seq
+        state, detail = receiving.trouble()
+        if state == OK:
+            detail = receiving.instances.describe(trio.current_time()) or ""
+        await connection.send(
+            Ack(
+                receiving.volume.journal.head_seq,
+                durable_seq,
+                applied_seq,
+                state,
+                detail[:1000],
+                receiving.signatures.durable_seq,
+            )
+        )
+        receiving.record.note(_ACKED[state])
+        await trio.sleep(_ACK_PAUSE_SECONDS)

@@ -1,0 +1,218 @@
+"""One session of a shipper: greet, compare positions, then batches as the journal grows and
+acknowledgements as they come, several batches in flight.
+
+Frames are read as they lie in the segments, after they were applied, so a slow or dead peer costs
+nobody anything but the disk that its backlog takes. Whatever was not acknowledged is sent again in
+the next session, from the position that the peer itself tells. Two peers that are one node are one:
+the second is not shipped to.
+
+Reading and compressing a large batch is done in a thread, a small one at once, because handing it
+over would take longer. Used from the event loop's thread."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+
+from fusejournal.errors import NoSuchSeqError
+from fusejournal.journal.frame_range import FrameRange, FrameRangeReader
+from fusejournal.replication.common_ancestor import (
+    SILENCE_SECONDS,
+    ChainFinder,
+    DivergedError,
+    find_common,
+)
+from fusejournal.replication.peer_record import PeerRecord
+from fusejournal.replication.retention import Retention
+from fusejournal.replication.shipping import Shipping
+from fusejournal.types import Seq
+from fusejournal.wire.batches import batch_of, compress
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import Ack, Begin, Diverged, Ping, Refusal, Welcome, WireError
+from fusejournal.wire.session import (
+    OK,
+    SHIP,
+    RefusedError,
+    Source,
+    check_welcome,
+    expect,
+    hello,
+    position_of,
+)
+from fusejournal.wire.signatures import SegmentSigner, signing_key
+
+PING_SECONDS = 2.0
+_SMALL_BYTES = 64 << 10
+
+
+class ShipSession:
+    """Ships over *connection*, until that ends."""
+
+    def __init__(
+        self, connection: Connection, record: PeerRecord, shipping: Shipping, retention: Retention
+    ) -> None:
+        self._connection = connection
+        self._record = record
+        self._shared = shipping
+        self._retention = retention
+        self._signer = SegmentSigner(
+            signing_key(shipping.identity), shipping.volume.journal.uuid, shipping.directory
+        )
+        self._room = trio.Event()
+
+    async def run(self) -> None:
+        """Ship until the connection or the session ends. Cancelling ends the session. Raises
+        RefusedError, DivergedError, NoSuchSeqError where the peer lacks what is gone, WireError,
+        FusejournalError, OSError, trio.TooSlowError."""
+        theirs = await self._greet()
+        with self._alone(theirs):
+            await self._ship_from(await self._agree(theirs))
+
+    # -- before the first batch --------------------------------------------------------------------
+
+    async def _greet(self) -> Welcome:
+        me = self._shared.me()
+        with trio.fail_after(SILENCE_SECONDS):
+            await self._connection.send(hello(me, SHIP))
+            return check_welcome(me, await self._connection.receive(), SHIP)
+
+    @contextmanager
+    def _alone(self, theirs: Welcome) -> Iterator[None]:
+        """Ship to the node that answered under this one name. Raises RefusedError where it is
+        shipped to under another."""
+        nodes, node_id = self._shared.nodes, theirs.node_id
+        if (name := nodes.get(node_id)) is not None:
+            reason = f"{theirs.node} is shipped to as peer {name} already, and counts once"
+            raise RefusedError("twice", reason)
+        if node_id:
+            nodes[node_id] = self._record.name
+        try:
+            yield
+        finally:
+            nodes.pop(node_id, None)
+
+    async def _agree(self, theirs: Welcome) -> Seq:
+        """Find where the peer's journal ends in this one."""
+        shared, connection = self._shared, self._connection
+        # Not only what is applied: after a loss, a mirror of this mirror may have more of it.
+        head_seq = shared.volume.journal.head_seq
+        chains = ChainFinder(shared.directory, shared.volume.journal.uuid)
+        agreed_seq = await find_common(connection, chains, head_seq, position_of(theirs))
+        if agreed_seq != theirs.seq:
+            chain, next_chain = await chains.at((agreed_seq, Seq(agreed_seq + 1)))
+            await connection.send(Diverged(agreed_seq, head_seq, chain or 0, next_chain or 0))
+            raise DivergedError(theirs.node, agreed_seq, head_seq, theirs.seq)
+        first = shared.volume.journal.reader.first_seq
+        if agreed_seq + 1 < first:
+            why = f"its next entry, {agreed_seq + 1}, is not in the journal any more"
+            await connection.send(Refusal("copy", f"{why}: this mirror needs a full copy"))
+            raise NoSuchSeqError(agreed_seq + 1, first, head_seq)
+        self._record.look_for_loss(theirs.seq)
+        return agreed_seq
+
+    async def _ship_from(self, seq: Seq) -> None:
+        """Begin after entry *seq*."""
+        shared, connection = self._shared, self._connection
+        reign = shared.me().reign
+        reader = FrameRangeReader(shared.directory, shared.volume.journal.uuid)
+        try:
+            chain = await trio.to_thread.run_sync(reader.seek, seq)
+            committed_seq = await trio.to_thread.run_sync(
+                reader.committed_seq, shared.volume.journal.end
+            )
+            head_seq = shared.applied_seq
+            await connection.send(
+                Begin(reign.epoch, seq, chain, head_seq, committed_seq, reign.node_id)
+            )
+            source = Source(seq, shared.config.window_bytes)
+            self._record.begin(source, head_seq)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._take_acks, source)
+                nursery.start_soon(self._ping)
+                await self._ship(reader, source)
+        finally:
+            reader.close()
+
+    # -- batches -----------------------------------------------------------------------------------
+
+    async def _ship(self, reader: FrameRangeReader, source: Source) -> None:
+        shared, config = self._shared, self._shared.config
+        while True:
+            while not source.has_room:
+                self._room = trio.Event()
+                await self._room.wait()
+            await shared.append_notifier.wait_past(Seq(reader.seq - 1))
+            shared.lag_meter.note(shared.applied_seq)
+            end = shared.volume.journal.end
+            if reader.is_near(end, config.batch_bytes):
+                lacking = config.batch_bytes - reader.bytes_to(end)
+                await shared.append_notifier.wait_for_batch(
+                    shared.append_notifier.bytes + lacking, config.batch_age_seconds, reader.seq
+                )
+            frame_range = await self._read(reader)
+            if frame_range is not None:
+                await self._send(source, frame_range)
+
+    async def _read(self, reader: FrameRangeReader) -> FrameRange | None:
+        shared = self._shared
+        end, applied_seq = shared.volume.journal.end, shared.applied_seq
+        bytes_max = shared.config.batch_bytes
+        if reader.is_near(end, _SMALL_BYTES):
+            await trio.lowlevel.checkpoint()
+            return reader.next(end, applied_seq, bytes_max)
+        return await trio.to_thread.run_sync(reader.next, end, applied_seq, bytes_max)
+
+    async def _send(self, source: Source, frame_range: FrameRange) -> None:
+        shared, record, connection = self._shared, self._record, self._connection
+        size = len(frame_range.content)
+        level = record.compression.level_for(size)
+        began = time.perf_counter()
+        if size < _SMALL_BYTES or not level:
+            method, content = compress(frame_range.content, level)
+        else:
+            method, content = await trio.to_thread.run_sync(compress, frame_range.content, level)
+        took = time.perf_counter() - began if level else 0.0
+        reign = shared.me().reign
+        batch = batch_of(
+            frame_range,
+            method,
+            content,
+            reign.epoch,
+            shared.applied_seq,
+            shared.volume.journal.head_seq,
+            reign.node_id,
+        )._replace(signature=await self._sign(frame_range))
+        blocked = connection.send_blocked_seconds
+        source.sent(frame_range.last_seq, size, trio.current_time())
+        await connection.send(batch)
+        blocked_seconds = connection.send_blocked_seconds - blocked
+        record.compression.took(size, len(content), took, blocked_seconds)
+        record.sent(frame_range.first_seq, frame_range.last_seq, size, len(content))
+
+    async def _sign(self, frame_range: FrameRange) -> bytes:
+        if len(frame_range.content) < _SMALL_BYTES and self._signer.follows(frame_range):
+            return self._signer.sign(frame_range)
+        return await trio.to_thread.run_sync(self._signer.sign, frame_range)
+
+    # -- beside them -------------------------------------------------------------------------------
+
+    async def _take_acks(self, source: Source) -> None:
+        while True:
+            with trio.move_on_after(SILENCE_SECONDS) as waiting:
+                ack: Ack = expect(await self._connection.receive(), Ack)
+            if waiting.cancelled_caught:
+                raise WireError(f"{self._connection.where}: no word for {SILENCE_SECONDS:g} s")
+            source.acked(ack)
+            if ack.state == OK:
+                self._retention.takes()
+            else:
+                self._retention.takes_nothing()
+            self._record.acked(ack, source)
+            self._room.set()
+
+    async def _ping(self) -> None:
+        while True:
+            await trio.sleep(PING_SECONDS)
+            shared = self._shared
+            await self._connection.send(Ping(shared.applied_seq, shared.volume.journal.head_seq))

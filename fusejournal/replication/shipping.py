@@ -1,0 +1,46 @@
+"""What all shippers of a node share."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fusejournal.config import ReplicationConfig
+from fusejournal.replication.append_notifier import AppendNotifier
+from fusejournal.replication.lag import LagMeter
+from fusejournal.replication.peers import PeerBook
+from fusejournal.replication.quorum import Quorum
+from fusejournal.types import Seq
+from fusejournal.volume.volume import Volume
+from fusejournal.wire.identity import Identity
+from fusejournal.wire.log_limiter import LogLimiter
+from fusejournal.wire.session import Claim, HandshakeState
+
+
+@dataclass
+class Shipping:
+    """The volume, the node and its configuration, as shippers need them."""
+
+    volume: Volume
+    me: Callable[[], HandshakeState]
+    append_notifier: AppendNotifier
+    quorum: Quorum
+    config: ReplicationConfig
+    identity: Identity
+    book: PeerBook
+    insecure: bool
+    lag_meter: LagMeter
+    log_limiter: LogLimiter
+    on_claim: Callable[[Claim, str], Awaitable[None]]
+    """Called with what a peer says of a higher reign, and the peer's name."""
+    nodes: dict[int, str] = field(default_factory=dict)
+    """The peers that are shipped to now, by the nodes that they are."""
+
+    @property
+    def directory(self) -> Path:
+        """The journal's directory."""
+        return self.volume.journal.directory
+
+    @property
+    def applied_seq(self) -> Seq:
+        """Up to here entries may be shipped."""
+        return self.volume.catalog.applied_seq

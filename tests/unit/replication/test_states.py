@@ -1,0 +1,59 @@
+"""The states of peers and mirrors: what each is good for, and which events it knows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from fusejournal.replication.states import (
+    MIRROR_TRANSITIONS,
+    PEER_TRANSITIONS,
+    MirrorEvent,
+    MirrorState,
+    PeerEvent,
+    PeerState,
+    diagram,
+)
+
+TABLES: list[tuple[Any, Any, Any]] = [
+    (PEER_TRANSITIONS, PeerState, PeerEvent),
+    (MIRROR_TRANSITIONS, MirrorState, MirrorEvent),
+]
+
+
+@pytest.mark.parametrize(("table", "states", "events"), TABLES, ids=["peer", "mirror"])
+def test_every_state_is_reached_and_every_event_moves_something(
+    table: Mapping[Any, Mapping[Any, Any]], states: Any, events: Any
+) -> None:
+    assert list(table) == list(states)
+    reached, left = set(), [next(iter(states))]
+    while left:
+        state = left.pop()
+        if state not in reached:
+            reached.add(state)
+            left += table[state].values()
+    assert reached == set(states)
+    for event in events:
+        assert any(row.get(event, state) is not state for state, row in table.items()), event
+
+
+def test_a_session_knows_all_acknowledgements() -> None:
+    """From its beginning to its end."""
+    for table, states, kinds in TABLES:
+        events = (kinds.ACKED, kinds.ACKED_FULL, kinds.ACKED_FAILED)
+        within = {row[event] for row in table.values() for event in events if event in row}
+        within.add(states.CATCHING_UP)
+        assert all(event in table[state] for state in within for event in events)
+
+
+def test_a_session_can_begin_wherever_one_is_tried() -> None:
+    for row in PEER_TRANSITIONS.values():
+        assert PeerEvent.BEGAN in PEER_TRANSITIONS[row[PeerEvent.TRIED]]
+    for greeted in MIRROR_TRANSITIONS.values():
+        assert MirrorEvent.BEGAN in MIRROR_TRANSITIONS[greeted[MirrorEvent.GREETED]]
+
+
+def test_a_diagram_has_each_arrow_once() -> None:
+    for lines in (diagram(PEER_TRANSITIONS), diagram(MIRROR_TRANSITIONS)):
+        arrows = [line for line in lines.splitlines() if " --> " in line]
+        assert len({line.partition(" : ")[0] for line in arrows}) == len(arrows)

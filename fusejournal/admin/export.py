@@ -20,6 +20,7 @@ from fusejournal.errors import (
 from fusejournal.nfs import exports, nfsd
 from fusejournal.node.registry import all_volumes, find_volume
 from fusejournal.node.state_dir import VolumeState
+from fusejournal.roles.role import Role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ def export_volume(
         raise UsageError(
             "name the clients: hosts, networks such as 192.168.1.0/24, or '*' for everybody"
         )
-    if state.is_uninitialized:
+    if state.role is Role.UNINITIALIZED:
         raise ExportError(
             f"volume {state.name} is a mirror that no primary has called yet, and has no fsid: "
             "export it when its primary ships to it"

@@ -50,7 +50,7 @@ def _status_from_disk(state: VolumeState, condition: str, pid: int | None) -> Vo
     clean = True
     try:
         if any(state.journal_dir.glob("*.fj*")):
-            is_mirror = state.role == "mirror"
+            is_mirror = state.is_mirror
             page = None
             if state.marks.exists():
                 page = WatermarkPage(state.marks, state.created_ns)
@@ -81,7 +81,7 @@ def _status_from_disk(state: VolumeState, condition: str, pid: int | None) -> Vo
     found = VolumeStatus(
         name=state.name,
         uuid=str(state.uuid),
-        role=state.role,
+        role=state.role_word,
         pid=pid,
         backing=str(state.backing),
         mountpoint=str(state.mountpoint),

@@ -25,6 +25,7 @@ from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.status import StatusPage
 from fusejournal.replication.append_notifier import AppendNotifier
 from fusejournal.replication.supervisor import Mirroring, Replication
+from fusejournal.roles.role import Event, Role
 from fusejournal.types import Fid, Seq
 from fusejournal.volume.durability import Durability, FlushHooks
 from fusejournal.volume.startup import VolumeStartup
@@ -60,9 +61,10 @@ class NodeObserver:
 
 @dataclass(frozen=True)
 class StartParts:
-    """What is there before the volume is open. ``replication`` is None in a read-only mount,
-    ``kernel_cache`` there and on a primary."""
+    """What is there before the volume is open. ``role`` is that of this run; ``replication`` is
+    None for a reader, ``kernel_cache`` unless it takes batches."""
 
+    role: Role
     page: WatermarkPage
     files: OpenFiles
     policy: WaitPolicy
@@ -124,11 +126,12 @@ def assemble_start(
         spec.mountpoint, lambda fid: startup.volume.journal.handle_key.generation(fid)
     )
     exports = ExportWatch(spec, policy, recaller)
+    role = state.role.after(Event.OPENED_TO_READ) if spec.read_only else state.role
     kernel_cache = None
-    if state.is_mirror and not spec.read_only:
+    if role.takes_batches:
         kernel_cache = KernelCache(exports.recall, everything=is_taken_over)
     replication = None
-    if not spec.read_only:
+    if role.replicates:
         replication = Replication(
             spec.state_dir,
             spec.name,
@@ -148,12 +151,12 @@ def assemble_start(
         reporter,
         page,
         is_mirror=state.is_mirror,
-        is_uninitialized=state.is_uninitialized,
+        is_uninitialized=state.role is Role.UNINITIALIZED,
         adopt=spec.adopt,
         observer=NodeObserver(files, kernel_cache, notifier),
         policy=policy,
     )
-    return StartParts(page, files, policy, exports, kernel_cache, replication, startup)
+    return StartParts(role, page, files, policy, exports, kernel_cache, replication, startup)
 
 
 def assemble_serving(
@@ -188,12 +191,14 @@ def assemble_serving(
             mirroring = Mirroring(
                 start.page,
                 start.kernel_cache,
-                state.is_uninitialized,
+                start.role is Role.UNINITIALIZED,
                 start.page.applying_seq,
                 join_volume,
             )
         durability = start.replication.attach(volume, mirroring, make_durability)
-    return ServingParts(durability, StatusPage(spec, state, startup, durability, start.replication))
+    return ServingParts(
+        durability, StatusPage(spec, state, start.role, startup, durability, start.replication)
+    )
 
 
 def assemble_layer(

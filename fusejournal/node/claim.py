@@ -49,13 +49,12 @@ def _load_or_make(spec: "MountSpec") -> VolumeState:
         state = known = load_state(directory)
         if state.name != spec.name:
             raise UsageError(f"{directory} is the state of volume {state.name}, not of {spec.name}")
-        if spec.role is not None and not state.has_journal():
-            # Nothing came of the attempts before.
-            state = replace(state, role=spec.role, is_uninitialized=spec.role == "mirror")
-        if spec.role not in (None, state.role):
+        if not state.has_journal():
+            state = state.called(spec.role)  # nothing came of the attempts before
+        if spec.role not in (None, state.role_word):
             raise UsageError(
-                f"volume {state.name} is a {state.role}, and a role is never changed by mounting: "
-                "leave --role out, or use another --state for another volume"
+                f"volume {state.name} is a {state.role_word}, and a role is never changed by "
+                "mounting: leave --role out, or use another --state for another volume"
             )
         state = replace(
             state,
@@ -77,9 +76,7 @@ def _load_or_make(spec: "MountSpec") -> VolumeState:
             spec.backing,
             spec.mountpoint,
             time.time_ns(),
-            role=spec.role or "primary",
-            is_uninitialized=spec.role == "mirror",
-        )
+        ).called(spec.role)
         save_state(state)
     link = links_root() / spec.name
     if directory == state_root() / spec.name:

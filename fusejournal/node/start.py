@@ -102,7 +102,7 @@ async def _run(
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.watch_signals, signals, nursery.cancel_scope)
-            await _open_volume(spec, state, reporter, parts)
+            await _open_volume(spec, reporter, parts)
             serving = assemble_serving(
                 spec, state, parts, fail=node.disk_failed, join_volume=node.join_volume
             )
@@ -171,16 +171,14 @@ def _prepare_thread(state: VolumeState) -> None:
 # -- the volume ------------------------------------------------------------------------------------
 
 
-async def _open_volume(
-    spec: MountSpec, state: VolumeState, reporter: Reporter, parts: StartParts
-) -> None:
+async def _open_volume(spec: MountSpec, reporter: Reporter, parts: StartParts) -> None:
     """Bring the volume from what is on disk to where it can be mounted. Cancelled, it leaves what
     it has done so far on disk. Raises FusejournalError, OSError."""
     startup = parts.startup
     startup.open(spec.read_only)
     try:
         await trio.lowlevel.checkpoint()
-        held_seq = await _ask_peers(state, reporter, parts)
+        held_seq = await _ask_peers(reporter, parts)
         # In a thread, so that signals are heeded; nothing else uses the volume meanwhile.
         await trio.to_thread.run_sync(
             startup.recover, spec.read_only, held_seq, trio.from_thread.check_cancelled
@@ -197,12 +195,12 @@ async def _open_volume(
         raise
 
 
-async def _ask_peers(state: VolumeState, reporter: Reporter, parts: StartParts) -> Seq:
+async def _ask_peers(reporter: Reporter, parts: StartParts) -> Seq:
     """Ask its peers whether this primary reigns, and for what only they have of its journal.
     Returns the seq up to which entries are known to be applied. Raises RefusedError after the
     machine was lost, because then it is not for this node to say what the backing should be."""
     startup, replication = parts.startup, parts.replication
-    if state.is_mirror or replication is None:
+    if replication is None or not parts.role.takes_changes:
         return Seq(0)
     try:
         taken = await replication.take_back(

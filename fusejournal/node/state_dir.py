@@ -36,6 +36,7 @@ from fusejournal.errors import (
     VolumeNotFoundError,
 )
 from fusejournal.node.lock import holder_of
+from fusejournal.roles.role import NEW, Event, Role
 from fusejournal.types import NOWHERE
 
 _FORMAT = 1
@@ -51,9 +52,7 @@ class VolumeState:
     backing: Path
     mountpoint: Path
     created_ns: int
-    role: str = "primary"
-    is_uninitialized: bool = False
-    """Whether a mirror has no journal yet: its UUID is to be its primary's."""
+    role: Role = NEW
     listen: str | None = None
     """Where other nodes connect to, as a command line said last."""
 
@@ -70,7 +69,20 @@ class VolumeState:
     @property
     def is_mirror(self) -> bool:
         """Whether its changes come from a primary, and from nobody else."""
-        return self.role == "mirror"
+        return self.role.takes_batches
+
+    @property
+    def role_word(self) -> str:
+        """The role as an admin knows it: primary or mirror."""
+        return "mirror" if self.is_mirror else "primary"
+
+    def called(self, word: str | None) -> "VolumeState":
+        """The same as a person calls it, with *word* for a role, while it has no entry; None: no
+        word was given."""
+        if word is None:
+            return self
+        event = Event.CALLED_MIRROR if word == "mirror" else Event.CALLED_PRIMARY
+        return replace(self, role=self.role.after(event))
 
     @property
     def marks(self) -> Path:
@@ -116,14 +128,21 @@ def load_state(directory: Path) -> VolumeState:
             backing=Path(raw["backing"]),
             mountpoint=Path(raw["mountpoint"]),
             created_ns=int(raw["created_ns"]),
-            role=str(raw["role"]),
-            is_uninitialized=bool(raw.get("is_uninitialized", False)),
+            role=_read_role(raw),
             listen=raw.get("listen"),
         )
     except (FileNotFoundError, NotADirectoryError):
         raise VolumeNotFoundError(str(directory)) from None
     except _UNREADABLE as error:
         raise FusejournalError(f"{path}: cannot be read: {error}") from None
+
+
+def _read_role(raw: dict[str, Any]) -> Role:
+    """Raises KeyError, ValueError."""
+    role = Role(raw["role"])
+    if role not in (Role.PRIMARY, Role.MIRROR):
+        raise ValueError(f"{role.value!r} is no role")
+    return Role.UNINITIALIZED if raw.get("is_uninitialized") else role
 
 
 def _open_trusted(directory: Path) -> TextIO:
@@ -167,9 +186,9 @@ def make_directory(directory: Path) -> None:
 
 def join_volume(state: VolumeState, uuid: UUID) -> VolumeState:
     """Write down that the new mirror *state* is one of volume *uuid* from now on."""
-    born = replace(state, uuid=uuid, is_uninitialized=False)
-    save_state(born)
-    return born
+    joined = replace(state, uuid=uuid, role=state.role.after(Event.JOINED))
+    save_state(joined)
+    return joined
 
 
 def remember_listen(state: VolumeState, asked: str) -> VolumeState:
@@ -190,5 +209,7 @@ def save_state(state: VolumeState) -> None:
         for key, value in asdict(state).items()
     }
     del raw["directory"]
+    raw["role"] = state.role_word
+    raw["is_uninitialized"] = state.role is Role.UNINITIALIZED
     content = json.dumps({"format": _FORMAT, **raw}, indent=2).encode()
     write_atomically("state", state.directory / "volume.json", content, Outlives.MACHINE)

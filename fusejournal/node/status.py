@@ -13,6 +13,7 @@ from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.volume_status import FlushWaits, VolumeStatus
 from fusejournal.replication.supervisor import Replication
+from fusejournal.roles.role import Role
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.startup import VolumeStartup
 
@@ -20,18 +21,20 @@ _RATE_WINDOW_SECONDS = 10
 
 
 class StatusPage:
-    """See the module. *replication* is None in a read-only mount."""
+    """The page of one run, in the *role* of that. *replication* is None for a reader."""
 
     def __init__(
         self,
         spec: MountSpec,
         state: VolumeState,
+        role: Role,
         opening: VolumeStartup,
         durability: Durability,
         replication: Replication | None,
     ) -> None:
         self._spec = spec
         self._state = state
+        self._role = role
         self._opening = opening
         self._durability = durability
         self._replication = replication
@@ -52,7 +55,7 @@ class StatusPage:
         return VolumeStatus(
             name=spec.name,
             uuid=str(journal.uuid),
-            role=self._state.role,
+            role=self._state.role_word,
             epoch=replication.epoch if replication is not None else journal.epoch,
             pid=os.getpid(),
             backing=str(spec.backing),
@@ -106,7 +109,7 @@ class StatusPage:
         volume = self._opening.volume
         if volume.failure is not None or volume.write_errno is None:
             return "read-only" if volume.write_errno is not None else "running"
-        return "running" if self._state.is_mirror and self._replication else "read-only"
+        return "running" if self._role.takes_batches else "read-only"
 
 
 def _free_bytes(fd: int) -> int:

@@ -18,9 +18,9 @@ import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from fusejournal.errors import ConfigError
+from fusejournal.election.lease import Lease
 from fusejournal.journal.watermarks import WatermarkPage
-from fusejournal.types import EPOCH_MAX, Epoch, Reign
+from fusejournal.types import Epoch, Reign
 
 _NUMBER_BITS = 64
 
@@ -31,28 +31,13 @@ def node_id_of(fingerprint: str) -> int:
     return int(fingerprint.removeprefix("SHA256:")[:16], 16) or 1
 
 
-def parse_reign(text: str) -> Reign:
-    """The reign that :class:`Reign` prints as *text*. Raises ConfigError."""
-    epoch, _, node = text.partition("/")
-    try:
-        reign = Reign(Epoch(int(epoch, 10)), int(node, 16))
-        if 0 < reign.epoch <= EPOCH_MAX and 0 < reign.node_id < 1 << _NUMBER_BITS:
-            return reign
-    except ValueError:
-        pass
-    raise ConfigError(
-        f"overrule: {text!r} is no reign: an epoch and a node, as in 7/00c0ffee00c0ffee, as the "
-        "status of the fenced node has it"
-    )
-
-
 class Fence:
-    """See the module. *node_id* is this node's, *overruled* the reign that does not count here."""
+    """See the module. *node_id* is this node's, *lease* says which reign does not count here."""
 
-    def __init__(self, page: WatermarkPage, node_id: int, overruled: Reign | None) -> None:
+    def __init__(self, page: WatermarkPage, node_id: int, lease: Lease) -> None:
         self._page = page
         self._node_id = node_id
-        self._overruled = overruled
+        self._lease = lease
         self.before = page.instance
         """The number of this node's last start; 0 where there was none."""
         self.instance = secrets.randbits(_NUMBER_BITS) or 1
@@ -72,8 +57,8 @@ class Fence:
     @property
     def highest_epoch(self) -> Epoch:
         """The epoch that one which begins here has to be beyond."""
-        overruled = self._overruled
-        return max(self.seen.epoch, overruled.epoch if overruled is not None else Epoch(0))
+        ended = self._lease.ended()
+        return max(self.seen.epoch, ended.epoch if ended is not None else Epoch(0))
 
     def own(self, epoch: Epoch) -> Reign:
         """The reign that this node goes by, whose journal is of *epoch*: as far as it knows who
@@ -84,7 +69,7 @@ class Fence:
         """Why this node, whose journal is of *epoch*, takes no change, and what to do; None where
         it does."""
         seen = self.seen
-        if seen.epoch <= epoch or seen == self._overruled:
+        if seen.epoch <= epoch or seen == self._lease.ended():
             return None
         whose = (
             "this node itself began it: its journal is an older copy, or a copy of it runs "
@@ -104,7 +89,7 @@ class Fence:
         if self.seen.epoch > epoch:
             return f"reign {self.seen} was overruled" if self.words(epoch) is None else None
         if self.highest_epoch > epoch:
-            return f"reign {self._overruled} was overruled"
+            return f"reign {self._lease.ended()} was overruled"
         if self.seen.is_rival(Reign(epoch, self._node_id)):
             return "this node has another key than before"
         return None

@@ -17,14 +17,10 @@ from uuid import UUID
 
 import trio
 
-from fusejournal.address import (
-    Address,
-    default_node_name,
-    parse_address,
-    parse_remote,
-)
+from fusejournal.address import Address, default_node_name, parse_address, parse_remote
 from fusejournal.config import ReplicationConfig
 from fusejournal.control.server import Command
+from fusejournal.election.static import PersonsWord
 from fusejournal.errors import (
     FusejournalError,
     JournalFailedError,
@@ -38,7 +34,7 @@ from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.replication.append_notifier import AppendNotifier
 from fusejournal.replication.claims import PrimaryClaims, is_binding
 from fusejournal.replication.common_ancestor import first_error
-from fusejournal.replication.fence import Fence, node_id_of, parse_reign
+from fusejournal.replication.fence import Fence, node_id_of
 from fusejournal.replication.fetch_lost import LostEntryFetcher, TakenBack, serve_fetch
 from fusejournal.replication.kept_signatures import KeptSignatures
 from fusejournal.replication.lag import LagMeter
@@ -142,7 +138,7 @@ class Replication:
         self.fence = Fence(
             page,
             self._node_id,
-            parse_reign(config.overrule) if config.overrule is not None else None,
+            PersonsWord(config.overrule),
         )
         self.book = PeerBook.load(state_dir)
         if self.book.merge({name: parse_remote(text) for name, text in config.peers.items()}):

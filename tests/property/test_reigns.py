@@ -21,6 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from fusejournal.election.static import PersonsWord
 from fusejournal.errors import WireError
 from fusejournal.journal.watermarks import Following, WatermarkPage
 from fusejournal.replication.fence import Fence
@@ -82,7 +83,7 @@ class Primary:
     def __init__(self, path: Path, node_id: int, journal: Journal) -> None:
         self.path, self.node_id, self.journal = path, node_id, journal
         self._page = WatermarkPage(path)
-        self.fence = Fence(self._page, node_id, None)
+        self.fence = Fence(self._page, node_id, PersonsWord(None))
         self.is_fenced = self.fence.words(epoch_of(journal)) is not None
         self.followed_by: set[int] = set()
 

@@ -14,6 +14,7 @@ from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.node.state_dir import load_state
+from fusejournal.roles.role import Role
 from fusejournal.types import Seq
 from fusejournal.volume.checkpoint import CheckpointFile
 
@@ -54,7 +55,7 @@ def begin_another_boot(state: Path) -> None:
     if not record.exists():
         # Without it every start counts as one in another boot. Only a mirror that has not heard
         # from a primary yet may have none: whatever else has begun has made it durable.
-        assert load_state(state).is_uninitialized
+        assert load_state(state).role is Role.UNINITIALIZED
         return
     boot = json.loads(record.read_text())
     record.write_text(json.dumps({**boot, "boot_id": "the one before"}))

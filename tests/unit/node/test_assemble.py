@@ -17,6 +17,7 @@ from fusejournal.node.claim import claim_volume
 from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.operations import Mkdir
+from fusejournal.roles.role import Role
 from fusejournal.types import ROOT_FID
 from tests.support.volumes import SOMEBODY
 
@@ -91,7 +92,7 @@ async def test_a_mirrors_parts_are_swapped_for_a_primarys(tmp_path: Path) -> Non
         start.startup.close()
     spec = _spec(tmp_path, "mirror")
     with claim_volume(spec) as fresh:
-        mirror = replace(fresh, uuid=state.uuid, is_uninitialized=False)
+        mirror = replace(fresh, uuid=state.uuid, role=Role.MIRROR)
         shutil.copytree(state.journal_dir, mirror.journal_dir)
         root_fd = os.open(spec.backing, os.O_RDONLY | os.O_DIRECTORY)
         BackingRoot(root_fd, state.uuid).mark()
@@ -106,7 +107,7 @@ async def test_a_mirrors_parts_are_swapped_for_a_primarys(tmp_path: Path) -> Non
             _make_directory(start, b"refused")
         start.startup.close()
 
-        start, serving = _assemble(spec, replace(mirror, role="primary"))
+        start, serving = _assemble(spec, replace(mirror, role=Role.PRIMARY))
         volume = start.startup.volume
         assert start.kernel_cache is None
         assert volume.write_errno is None

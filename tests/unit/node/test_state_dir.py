@@ -23,6 +23,7 @@ from fusejournal.node.registry import (
 )
 from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import VolumeState, load_state
+from fusejournal.roles.role import Role
 
 
 @pytest.fixture(autouse=True)
@@ -174,12 +175,12 @@ def test_a_role_is_for_life_once_there_is_a_journal(tmp_path: Path) -> None:
         with claim_volume(spec) as state:
             return state
 
-    assert claim(None).role == "primary"
-    assert claim("mirror").is_uninitialized  # nothing had come of it
-    assert claim(None).role == "mirror"
+    assert claim(None).role is Role.PRIMARY
+    assert claim("mirror").role is Role.UNINITIALIZED  # nothing had come of it
+    assert claim(None).role is Role.UNINITIALIZED
     (tmp_path / "state" / "journal").mkdir()
     (tmp_path / "state" / "journal" / f"{1:020d}.fj").touch()
-    assert claim("mirror").role == "mirror"
+    assert claim("mirror").role_word == "mirror"
     with pytest.raises(UsageError, match="never changed"):
         claim("primary")
 

@@ -151,13 +151,13 @@ class VolumeStartup:
         self._ties.check(journal)
         self.lost_page = self._ties.has_lost_page(journal)
         if self.lost_page:
-            self.repairs.append(_PAGE_MISSED)
+            self._repaired(_PAGE_MISSED)
         lost_progress = self.lost_page and self._marks is not None
         self.lost_machine = not clean and (not same_boot or lost_progress)
         if self.lost_machine and catalog_dir.exists():
             # Its pages reached the disk in any order.
             shutil.rmtree(catalog_dir)
-        catalog = open_catalog(catalog_dir, self._root_fd, journal, self.repairs)
+        catalog = open_catalog(catalog_dir, self._root_fd, journal, self._repaired)
         tree = Tree(self._root_fd, self._uuid, catalog, _descriptors_max())
         self.volume = Volume(journal, catalog, tree, self._observer, self._policy)
         self.importer = Importer(self.volume, self._backing, self._adopt)
@@ -228,6 +228,12 @@ class VolumeStartup:
         if not catalog.imported:
             yield from self._import()
 
+    def _repaired(self, what: str) -> None:
+        """Keep *what* for the status page, and log it, because this start may be refused or killed
+        yet, and the next one finds nothing to repair."""
+        self.repairs.append(what)
+        log.warning("%s", what)
+
     # -- steps -------------------------------------------------------------------------------------
 
     def join_volume(self, uuid: UUID) -> None:
@@ -268,7 +274,8 @@ class VolumeStartup:
                 journal.head_seq + 1,
                 f"entries up to {on_disk} were on disk; segments are missing at the end",
             )
-        self.repairs += [str(repair) for repair in journal.repairs]
+        for repair in journal.repairs:
+            self._repaired(str(repair))
         if journal.damage is not None:
             self.degraded.append(f"{journal.damage.verdict}: {journal.damage}")
         return journal
@@ -335,7 +342,8 @@ class VolumeStartup:
                 f"{self._backing}: cannot be made what the journal says after the machine was "
                 f"lost: {error.strerror}; mend that and mount again: it begins anew"
             ) from error
-        self.repairs += work.report()
+        for repair in work.report():
+            self._repaired(repair)
         if work.aside:
             first = os.fsdecode(work.aside[0])
             self.degraded.append(

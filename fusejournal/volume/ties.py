@@ -6,6 +6,7 @@ Used once, by the start, in its order: :meth:`BackingTies.claim`, then, with the
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 from uuid import UUID
@@ -143,19 +144,21 @@ class BackingTies:
         return self._is_mirror or self.position is not None
 
 
-def open_catalog(directory: Path, root_fd: int, journal: Journal, repairs: list[str]) -> Catalog:
+def open_catalog(
+    directory: Path, root_fd: int, journal: Journal, repaired: Callable[[str], None]
+) -> Catalog:
     """The catalog in *directory* of the backing that *root_fd* is open on, made anew where it is
-    spoilt or another backing's, which is added to *repairs*. Raises JournalDamagedError where it
+    spoilt or another backing's, which *repaired* is told. Raises JournalDamagedError where it
     knows of entries that *journal* has lost; OSError."""
     try:
         catalog = Catalog(directory)
     except CatalogSpoiltError as error:
-        repairs.append(f"the catalog was spoilt and is made anew ({error})")
+        repaired(f"the catalog was spoilt and is made anew ({error})")
         shutil.rmtree(directory)
         catalog = Catalog(directory)
     root = catalog.node(ROOT_FID)
     if root is not None and root.handle != syscalls.handle_of(root_fd):
-        repairs.append("the catalog was another backing's and is made anew")
+        repaired("the catalog was another backing's and is made anew")
         catalog.close()
         shutil.rmtree(directory)
         catalog = Catalog(directory)

@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.journal.segment import SegmentReader
+from fusejournal.disk import failpoints
+from fusejournal.errors import JournalFullError
+from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.segment import SegmentReader, list_segments
+from fusejournal.types import Seq
 from tests.support.layer import Layer
+from tests.support.losses import begin_another_boot
+from tests.support.volumes import open_volume
 
 pytestmark = pytest.mark.mount
 
@@ -299,3 +305,29 @@ def test_fsync_of_a_read_only_mount_returns(killed: Layer) -> None:
     fd = os.open(killed.mountpoint / "f59", os.O_RDONLY)
     os.fsync(fd)
     os.close(fd)
+
+
+def test_what_a_refused_start_has_repaired_is_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The start after it has nothing to repair any more."""
+    with open_volume(tmp_path, orderly=False) as opened:
+        opened.work(3)
+        opened.make_checkpoint()
+        opened.work(3, start=10)
+        head_seq = opened.volume.journal.head_seq
+    (path,) = list_segments(tmp_path / "state" / "journal")
+    *_, (_, frame) = JournalReader(tmp_path / "state" / "journal").frames(Seq(1), head_seq)
+    with open(path, "r+b") as file:
+        file.seek(frame.offset)
+        file.write(bytes(len(frame.content)))
+    begin_another_boot(tmp_path / "state")
+    failpoints.listen(failpoints.PlannedFault("boot.write", 1, "ENOSPC"))
+    try:
+        with pytest.raises(JournalFullError), open_volume(tmp_path):
+            pass
+    finally:
+        failpoints.listen(None)
+    assert "torn tail cut off" in caplog.text
+    with open_volume(tmp_path) as opened:
+        assert not any("torn tail" in line for line in opened.opening.repairs)

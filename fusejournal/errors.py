@@ -281,3 +281,10 @@ class UnknownPeerError(FusejournalError):
     def __init__(self, name: str, hint: str = "") -> None:
         self.name = name
         super().__init__(f"no peer {name!r}{hint}")
+
+
+class ApplyBrokenError(FusejournalError):
+    """An operation was half done and could not be taken back: journal and backing may disagree
+    about it."""
+
+    exit_code = 31

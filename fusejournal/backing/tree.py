@@ -33,6 +33,7 @@ from fusejournal.backing.fid_tag import FID_XATTR, pack_tag, read_tag
 from fusejournal.backing.hidden_directory import hidden_directory_of
 from fusejournal.disk import failpoints, syscalls
 from fusejournal.disk.acls import CAPABILITY_XATTR, DEFAULT_ACL_XATTR
+from fusejournal.errors import ApplyBrokenError
 from fusejournal.types import ROOT_FID, Fid, Seq
 
 log = logging.getLogger(__name__)
@@ -64,9 +65,9 @@ class Tree:
         self._hidden: set[Fid] = set()
         """Files with a name in the hidden directory."""
         self._hidden_fd = -1
-        """That directory; -1 while there is none,"""
+        """That directory; -1 while it is not open."""
         self._hidden_in = b""
-        """and the name it has then."""
+        """The name that it has while it is there; else empty."""
 
     # -- nodes -------------------------------------------------------------------------------------
 
@@ -164,7 +165,7 @@ class Tree:
 
     def pin(self, fid: Fid, is_open: bool) -> None:
         """Before an operation that may take *fid*'s last name: make sure that the file stays.
-        Raises OSError."""
+        Raises OSError, ApplyBrokenError."""
         if fid in self._pinned or fid in self._hidden:
             return
         fd = self.descriptor(fid)
@@ -184,7 +185,8 @@ class Tree:
         del self._descriptors[fid]
 
     def unpin(self, node: CatalogNode) -> None:
-        """After the operation: an orphan now, or, where a name is left, a file like any other."""
+        """After the operation: an orphan now, or, where a name is left, a file like any other.
+        Raises ApplyBrokenError."""
         if self.catalog.node(node.fid) is None:
             self._orphans[node.fid] = node
         elif node.fid in self._hidden:
@@ -193,7 +195,8 @@ class Tree:
             self._keep(node.fid, self._pinned.pop(node.fid))
 
     def drop_orphan(self, fid: Fid) -> None:
-        """The kernel has forgotten *fid* and nobody has it open: let an orphan go for good."""
+        """The kernel has forgotten *fid* and nobody has it open: let an orphan go for good. Raises
+        ApplyBrokenError."""
         if self._orphans.pop(fid, None) is None:
             return
         fd = self._pinned.pop(fid, -1)
@@ -211,7 +214,7 @@ class Tree:
 
     def is_hidden(self, parent: Fid, name: bytes) -> bool:
         """Whether *name* in *parent* is the hidden directory, which is no part of the tree."""
-        return self._hidden_fd >= 0 and parent == ROOT_FID and name == self._hidden_in
+        return name == self._hidden_in and parent == ROOT_FID
 
     def hidden_name(self) -> bytes:
         """In the root: a directory for what is to have no name for anybody else, but must not go.
@@ -222,7 +225,8 @@ class Tree:
         return name
 
     def _hide(self, fid: Fid, fd: int) -> None:
-        """Give *fid*, open on *fd*, a name in the hidden directory. Raises OSError."""
+        """Give *fid*, open on *fd*, a name in the hidden directory. Raises OSError,
+        ApplyBrokenError."""
         if self._hidden_fd < 0:
             self._hidden_fd = self._open_hidden()
         try:
@@ -249,42 +253,58 @@ class Tree:
     @contextmanager
     def staging(self) -> Iterator[int]:
         """The hidden directory, open on the descriptor given, for what has no place of its own for
-        a moment. Raises OSError."""
-        is_there = self._hidden_fd >= 0
-        if not is_there:
+        a moment. Raises OSError before anything is done, ApplyBrokenError."""
+        if self._hidden_fd < 0:
             self._hidden_fd = self._open_hidden()
         try:
             yield self._hidden_fd
         finally:
-            if not is_there:
+            if not self._hidden:
                 self._remove_hidden()
 
     def _open_hidden(self) -> int:
-        name = self._hidden_in = self.hidden_name()
+        name = self.hidden_name()
         failpoints.reached("orphan.directory")
-        with self._root_mtime_kept(), suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=self.root_fd)
+        with self._root_mtime_kept():
+            with suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=self.root_fd)
+            self._hidden_in = name
         fd = os.open(name, _FLAGS_HIDDEN, dir_fd=self.root_fd)
         if os.fstat(fd).st_uid != 0:
             os.fchown(fd, 0, 0)  # made in the name of a user
         return fd
 
     def _remove_hidden(self) -> None:
+        """Take the hidden directory away if nothing is in it. One that cannot be removed stays, out
+        of sight, until the next who leaves it, or the next mount. Raises ApplyBrokenError."""
+        try:
+            with self._root_mtime_kept():
+                failpoints.reached("orphan.leave")
+                os.rmdir(self._hidden_in, dir_fd=self.root_fd)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            # (Reconciliation uses it too, and may have left something in it for the next attempt;
+            # or the process before this one has.)
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                log.warning("the hidden directory is not removed now: %s", error)
+            return
         os.close(self._hidden_fd)
         self._hidden_fd = -1
-        # Reconciliation uses it too, and may have left something in it for the next attempt.
-        with self._root_mtime_kept(), suppress(OSError):
-            os.rmdir(self._hidden_in, dir_fd=self.root_fd)
+        self._hidden_in = b""
 
     def find_hidden(self) -> None:
         """Know the hidden directory that the process before this one left. Raises OSError."""
-        self._hidden_in = self.hidden_name()
+        if self._hidden_fd >= 0:
+            return  # recovery has met it
+        name = self.hidden_name()
         try:
-            self._hidden_fd = os.open(self._hidden_in, _FLAGS_HIDDEN, dir_fd=self.root_fd)
+            self._hidden_fd = os.open(name, _FLAGS_HIDDEN, dir_fd=self.root_fd)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 return
             raise
+        self._hidden_in = name
 
     def take_over_orphans(self, is_open: Container[Fid]) -> None:
         """Go on with the orphans of the process before this one, after :meth:`find_hidden`: those
@@ -308,12 +328,20 @@ class Tree:
 
     @contextmanager
     def _root_mtime_kept(self) -> Iterator[None]:
+        """What is inside leaves the root's mtime, which is a user's, as it is. Raises
+        ApplyBrokenError where that cannot be had."""
         mtime_ns = os.fstat(self.root_fd).st_mtime_ns
         try:
             yield
         finally:
             if os.fstat(self.root_fd).st_mtime_ns != mtime_ns:
-                syscalls.set_times(self.root_fd, None, mtime_ns)
+                try:
+                    failpoints.reached("orphan.times")
+                    syscalls.set_times(self.root_fd, None, mtime_ns)
+                except OSError as error:
+                    raise ApplyBrokenError(
+                        f"the mtime of the root could not be set back: {error}"
+                    ) from error
 
     # -- identity with the file --------------------------------------------------------------------
 
@@ -393,15 +421,20 @@ class Tree:
     def close(self, *, keep_orphans: bool = False) -> None:
         """Close every descriptor, the root's included. Orphans are no more; with *keep_orphans*
         those with a hidden name stay, for the next process."""
-        for fid in () if keep_orphans else tuple(self._hidden):
-            self._reveal(fid)
-        for fd in (*self._descriptors.values(), *self._pinned.values()):
-            os.close(fd)
-        self._descriptors.clear()
-        self._pinned.clear()
-        if self._hidden_fd >= 0:
-            os.close(self._hidden_fd)
-            self._hidden_fd = -1
+        try:
+            if not keep_orphans and self._hidden_fd >= 0:
+                for fid in tuple(self._hidden):
+                    self._reveal(fid)
+                if self._hidden_fd >= 0:
+                    self._remove_hidden()  # which had failed once
+        finally:
+            for fd in (*self._descriptors.values(), *self._pinned.values()):
+                os.close(fd)
+            self._descriptors.clear()
+            self._pinned.clear()
+            if self._hidden_fd >= 0:
+                os.close(self._hidden_fd)
+                self._hidden_fd = -1
 
 
 def _hidden_name_of(fid: Fid) -> bytes:

@@ -328,7 +328,7 @@ class Handlers(pyfuse3.Operations):
         """The kernel may forget an orphan before it says that the last open is over."""
         if fid in self._forgotten and fid not in self.files:
             self._forgotten.discard(fid)
-            self._tree.drop_orphan(fid)
+            self.volume.drop_orphan(fid)
 
     # -- making ------------------------------------------------------------------------------------
 

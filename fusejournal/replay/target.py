@@ -25,13 +25,14 @@ from stat import S_IFDIR, S_IFMT, S_IFREG
 from typing import Any
 from uuid import UUID
 
-from fusejournal.backing.apply import Applier, ApplyBrokenError, Made
+from fusejournal.backing.apply import Applier, Made
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogNode, CatalogSpoiltError
 from fusejournal.backing.tree import FoundEntry, Tree
 from fusejournal.disk import calls, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import (
+    ApplyBrokenError,
     ConflictError,
     FusejournalError,
     PrivilegeError,

@@ -15,12 +15,13 @@ import errno
 import logging
 import os
 
-from fusejournal.backing.apply import Applier, ApplyBrokenError, Made, ShortWriteError
+from fusejournal.backing.apply import Applier, Made, ShortWriteError
 from fusejournal.backing.catalog import Catalog
+from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.reserve import RootReserve
 from fusejournal.backing.tree import Tree
 from fusejournal.disk import failpoints, syscalls
-from fusejournal.errors import JournalError, JournalFullError
+from fusejournal.errors import ApplyBrokenError, JournalError, JournalFullError
 from fusejournal.journal.format import Entry
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.outcomes import Outcome
@@ -142,7 +143,7 @@ class Volume:
             made = self._apply_for(uid, operation, time_ns, data, redo)
         except OSError:
             if is_pinned:
-                self.tree.unpin(self.tree.node(orphan))
+                self._unpin(self.tree.node(orphan))
             raise
         except BaseException as error:
             self.fail(f"entry {seq} ({operation.kind.name}) is half done: {error}")
@@ -152,7 +153,14 @@ class Volume:
             return
         node = self.tree.node(orphan)  # while it is known
         self._record(operation, seq, time_ns, made.handle, made.ino)
-        self.tree.unpin(node)
+        self._unpin(node)
+
+    def _unpin(self, node: CatalogNode) -> None:
+        """After the operation, which is done, or to be voided, whatever comes of this."""
+        try:
+            self.tree.unpin(node)
+        except ApplyBrokenError as error:
+            self.fail(str(error))
 
     def _pin(self, fid: Fid, redo: bool) -> bool:
         """Keep the descriptor of *fid*. Returns False where it is gone already. Raises OSError."""
@@ -216,6 +224,13 @@ class Volume:
         time_ns = max(self.entry_time(), node.ctime_ns + 1)
         self._apply_for(who.uid, operation, time_ns, data)
         node.ctime_ns = time_ns
+
+    def drop_orphan(self, fid: Fid) -> None:
+        """The kernel has forgotten *fid* and nobody has it open: let an orphan go for good."""
+        try:
+            self.tree.drop_orphan(fid)
+        except ApplyBrokenError as error:
+            self.fail(str(error))
 
     def note(self, operation: ControlOperation) -> Seq:
         """Append an entry that changes no tree. Raises JournalError."""

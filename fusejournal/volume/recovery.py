@@ -23,7 +23,7 @@ from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogNode
 from fusejournal.backing.tree import FoundEntry
 from fusejournal.errors import JournalDamagedError, RecoveryError
 from fusejournal.history.lookup import Lookup
-from fusejournal.history.mtimes import kept_mtimes
+from fusejournal.history.mtimes import kept_mtimes, mtimes_before
 from fusejournal.journal.format import Entry
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.operations import (
@@ -39,7 +39,7 @@ from fusejournal.operations import (
     Void,
     made_by,
 )
-from fusejournal.types import Fid, Seq
+from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.volume.volume import Volume
 
 Progress = Callable[[int, int], None]
@@ -106,6 +106,8 @@ class Recovery:
             self._redo(self._in_flight)
             self._in_flight = None
             self._find_handles()
+        if self._volume.journal.is_writable and not self._volume.journal.ends_clean:
+            self._restore_root_mtime()
         self._commit()
         return head - first + 1
 
@@ -115,6 +117,17 @@ class Recovery:
             return None
         entry = next(iter(self._volume.journal.reader.read(seq, Seq(seq + 1))))
         return None if isinstance(entry.operation, ControlOperation) else entry
+
+    def _restore_root_mtime(self) -> None:
+        """What died while it made or removed the hidden directory has left it changed."""
+        root = self._catalog.node(ROOT_FID)
+        mtime_ns = self._volume.tree.stat(ROOT_FID).st_mtime_ns
+        if root is None or mtime_ns == root.ctime_ns:
+            return  # as its last entry has set it, most likely: the journal need not be asked
+        before_seq = Seq(self._catalog.applied_seq + 1)
+        known = mtimes_before(Lookup(self._volume.journal.reader), {ROOT_FID}, before_seq)
+        if known.get(ROOT_FID, mtime_ns) != mtime_ns:
+            self._volume.set_mtime(ROOT_FID, known[ROOT_FID])
 
     def _commit(self) -> None:
         if not self._volume.journal.is_writable:

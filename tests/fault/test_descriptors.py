@@ -6,20 +6,23 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from stat import S_IFCHR
 
 import pytest
 
 from fusejournal.disk import calls, failpoints
 from fusejournal.node.state_dir import load_state
-from fusejournal.operations import Write
-from fusejournal.types import ROOT_FID
+from fusejournal.operations import RENAME_WHITEOUT, Rename, Setattr, Whiteout, Write
+from fusejournal.types import ROOT_FID, Fid
 from tests.support import users
 from tests.support.descriptors import no_descriptors_left
 from tests.support.layer import Layer
-from tests.support.losses import lose_machine
+from tests.support.losses import Died, dying_at, lose_machine
 from tests.support.trees import difference, image, rebuild
-from tests.support.volumes import SMALL_SEGMENTS, SOMEBODY, open_volume
+from tests.support.volumes import SMALL_SEGMENTS, SOMEBODY, OpenVolume, check_copies, open_volume
 
 pytestmark = pytest.mark.mount
 
@@ -201,6 +204,37 @@ def test_an_open_file_too_many_on_a_full_disk_is_not_removed(tmp_path: Path) -> 
         opened.unlink(fid, "file")
         volume.tree.drop_orphan(fid)
         assert os.listdir(opened.backing) == []
+
+
+def _remove_open_file(opened: OpenVolume, directory: Fid, fid: Fid) -> None:
+    opened.usage.everything_is_open = True
+    opened.unlink(fid, "file", directory)
+    opened.volume.drop_orphan(fid)
+
+
+def _leave_whiteout(opened: OpenVolume, directory: Fid, fid: Fid) -> None:
+    moved = Rename(fid, directory, b"file", directory, b"moved", RENAME_WHITEOUT, Fid(0))
+    made = (opened.volume.new_fid(), S_IFCHR, 0, 0, None)
+    opened.volume.commit(Whiteout(*moved, *made), SOMEBODY)
+
+
+@pytest.mark.parametrize("change", [_remove_open_file, _leave_whiteout])
+@pytest.mark.parametrize("death", range(1, 8))
+def test_killed_at_each_step_of_a_hidden_name(
+    tmp_path: Path, change: Callable[[OpenVolume, Fid, Fid], None], death: int
+) -> None:
+    """The root, in which the hidden directory is made and removed, keeps its mtime."""
+    with open_volume(tmp_path, orderly=False) as opened:
+        opened.keep_orphans = True
+        directory = opened.mkdir("directory")
+        fid = opened.create("file", b"content", directory)
+        opened.volume.commit(Setattr(ROOT_FID, None, None, None, None, 10**18), SOMEBODY)
+        with suppress(Died), dying_at("orphan.", death):
+            change(opened, directory, fid)
+        opened.volume.catalog.commit()
+    with open_volume(tmp_path) as opened:
+        opened.volume.tree.take_over_orphans(())
+        check_copies(tmp_path, opened.volume.journal.uuid, tmp_path)
 
 
 _ONE_SEGMENT = bytes(SMALL_SEGMENTS.segment_bytes)

@@ -8,6 +8,14 @@ import errno
 from pathlib import Path
 
 
+def printable(raw: bytes) -> str:
+    """Returns a file name or path as a message shows it: what is not printable UTF-8 is escaped."""
+    text = raw.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 class FusejournalError(Exception):
     """Base of the tree. ``exit_code`` is the process's status when it reaches the command line."""
 

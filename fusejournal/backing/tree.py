@@ -24,6 +24,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
 from uuid import UUID
 
@@ -31,6 +32,7 @@ from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.fid_tag import FID_XATTR, pack_tag, read_tag
 from fusejournal.backing.hidden_directory import hidden_directory_of
+from fusejournal.backing.limits import BackingLimits, probe_limits
 from fusejournal.disk import failpoints, syscalls
 from fusejournal.disk.acls import CAPABILITY_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import ApplyBrokenError
@@ -68,6 +70,11 @@ class Tree:
         """That directory; -1 while it is not open."""
         self._hidden_in = b""
         """The name that it has while it is there; else empty."""
+
+    @cached_property
+    def limits(self) -> BackingLimits:
+        """The limits of the backing's file system, found out when they are first asked for."""
+        return probe_limits(self.root_fd)
 
     # -- nodes -------------------------------------------------------------------------------------
 

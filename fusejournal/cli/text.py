@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+from fusejournal.errors import printable
+
 _STYLE = re.compile(r"(\x1b\[[0-9;]*m)")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -61,10 +63,7 @@ def _local_second(seconds: int) -> tuple[str, str]:
 
 def name(raw: bytes) -> str:
     """A file name or path for people: what is not printable UTF-8 is escaped."""
-    text = raw.decode("utf-8", "backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return printable(raw)
 
 
 def line(words: str) -> str:

@@ -28,7 +28,7 @@ _libc.syncfs.argtypes = [ctypes.c_int]
 _libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
 
 _STATFS_BYTES = 256
-_BTRFS_MAGIC = 0x9123683E
+BTRFS_MAGIC = 0x9123683E
 
 
 def pwritev(label: str, fd: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
@@ -83,10 +83,16 @@ def frees_whole_extents_only(fd: int) -> bool:
     """Whether the file system of *fd* keeps an allocated extent for as long as a part of it is
     used, as btrfs does: to cut a file off gives the rest of its last one not back. Raises
     OSError."""
+    return filesystem_magic(fd) == BTRFS_MAGIC
+
+
+def filesystem_magic(fd: int) -> int:
+    """Returns the number that tells of which kind the file system of *fd* is (statfs(2)). Raises
+    OSError."""
     buffer = ctypes.create_string_buffer(_STATFS_BYTES)
     if _libc.fstatfs(fd, buffer) != 0:
         raise_errno()
-    return ctypes.c_uint32.from_buffer(buffer).value == _BTRFS_MAGIC
+    return ctypes.c_uint32.from_buffer(buffer).value
 
 
 def ftruncate(label: str, fd: int, size: int) -> None:

@@ -1,12 +1,15 @@
-"""The updater: applies on a mirror what was received, in order, through the mirror's own volume.
+"""The mirror applier: applies on a mirror what was received, in order, through the mirror's own
+volume.
 
 It never goes beyond what is durable here, nor beyond what the sender had applied, and an entry is
 applied together with its VOID or not at all. Before each entry its seq is stored
 (journal/watermarks.py): the one thing that a process killed at any instruction leaves in doubt is
 that entry, and the next process settles it by looking, so that none is skipped and none done twice.
 
-A backing without space is tried again and again, and said; another refusal of an entry that held on
-the primary means that the backing is not what it should be: nothing more is applied then.
+A backing without space is tried again and again, and reported. An entry that the backing's file
+system cannot hold at all (backing/limits.py), and any other refusal of what held on the primary,
+end applying: the entry stays the next one, is named with its path, and is tried again by the next
+mount.
 
 After each entry the kernel is made to forget the attributes that it knows and that are not so any
 more (layer/kernel_cache.py).
@@ -22,9 +25,9 @@ from collections.abc import Iterator
 
 import trio
 
-from fusejournal.backing.apply import ShortWriteError
 from fusejournal.backing.catalog_store import COMMIT_CHANGES
-from fusejournal.errors import FusejournalError
+from fusejournal.backing.limits import limit_met
+from fusejournal.errors import FusejournalError, printable
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import kept_mtimes
 from fusejournal.journal.format import Entry
@@ -33,6 +36,7 @@ from fusejournal.journal.outcomes import Outcome, with_outcomes
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import BadFrameError
 from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.operations import ControlOperation, Moving, TreeOperation
 from fusejournal.replication.wakeup import Wakeup
 from fusejournal.types import Fid, Seq
 from fusejournal.volume.durability import Durability
@@ -45,12 +49,32 @@ _SLICE_SECONDS = 0.004
 _FRAME_RANGE_BYTES = 256 << 10
 _FULL_PAUSE_SECONDS = 1.0
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+_PATH_CHARACTERS_MAX = 300
+"""What messages show of a path, from its end."""
+_LIMIT_ADVICE = (
+    "nothing after it is applied; give this mirror an empty backing, on a file system that holds "
+    "it, and an empty state"
+)
+
+
+class EntryRefusedError(FusejournalError):
+    """The backing refuses an entry that held on the primary."""
+
+    def __init__(self, seq: Seq, kind: str, path: str, reason: str) -> None:
+        self.seq = seq
+        self.path = path
+        self.reason = reason
+        super().__init__(f"entry {seq} ({kind} of {path}) cannot be applied: {reason}")
 
 
 class MirrorApplier:
-    """See the module. *redo_until_seq*: entries up to here may have been applied before, by a
-    process or machine that is gone. *news* is set when ``applied_seq``, ``full`` or ``failure`` has
-    changed."""
+    """Applies received entries.
+
+    Args:
+        redo_until_seq: entries up to here may have been applied before, by a process or machine
+            that is gone.
+        news: set when ``applied_seq``, ``full`` or ``failure`` has changed.
+    """
 
     def __init__(
         self,
@@ -97,7 +121,9 @@ class MirrorApplier:
             # Whatever it is: nothing more may be applied, and readers are still to be served.
             if not isinstance(error, FusejournalError | BadFrameError | OSError):
                 log.exception("applying failed on a bug")
-            self.failure = f"entry {self.applied_seq + 1} cannot be applied: {error}"
+            self.failure = str(error)
+            if not isinstance(error, EntryRefusedError):
+                self.failure = f"entry {self.applied_seq + 1} cannot be applied: {error}"
             self._volume.fail(self.failure)
             self._news.set()
         finally:
@@ -147,23 +173,62 @@ class MirrorApplier:
         if entry.seq == self._in_doubt:
             lookup = Lookup(JournalReader(self._volume.journal.directory))
             mtimes = await trio.to_thread.run_sync(kept_mtimes, lookup, entry)
+        is_limit_met = False
         while True:
             try:
                 self._marks.applying_seq = entry.seq
                 self._volume.apply_received(entry, outcome, redo)
                 break
             except OSError as error:
-                if not (error.errno in _NO_SPACE or isinstance(error, ShortWriteError)):
-                    raise
-                why = os.strerror(error.errno or errno.ENOSPC)
+                number, redo = error.errno or errno.EIO, True
+            limit = self._limit_met(entry, outcome, number)
+            if limit is not None:
+                # Tried once more, because space that came in between looks like a limit.
+                if is_limit_met:
+                    reason = "this backing's file system has no place for it"
+                    raise self._refused(entry, f"{reason}: {limit}; {_LIMIT_ADVICE}")
+                is_limit_met = True
+            elif number in _NO_SPACE:
+                why = os.strerror(number)
                 await self._wait_for_space(f"no space to apply entry {entry.seq}: {why}")
-                redo = True
+            else:
+                raise self._refused(entry, os.strerror(number))
         for fid, mtime_ns in mtimes.items():
             self._volume.set_mtime(fid, mtime_ns)
         if self.full is not None:
             self.full = None
             self._news.set()
         self._kernel_cache.invalidate(entry.operation)
+
+    def _limit_met(self, entry: Entry, outcome: Outcome, number: int) -> str | None:
+        """The limit of the backing that *entry* was refused for with errno *number*, in words."""
+        tree, operation = self._volume.tree, entry.operation
+        if isinstance(operation, ControlOperation):
+            return None
+        size = len(outcome.data_of(entry))
+        return limit_met(operation, number, size, tree.root_fd, tree.limits)
+
+    def _refused(self, entry: Entry, reason: str) -> EntryRefusedError:
+        operation = entry.operation
+        assert not isinstance(operation, ControlOperation)
+        return EntryRefusedError(entry.seq, operation.kind.name, self._path_of(operation), reason)
+
+    def _path_of(self, operation: TreeOperation) -> str:
+        """The place where *operation* was to be done, for a message."""
+        path, parent = self._volume.catalog.path, getattr(operation, "parent", None)
+        name: bytes = getattr(operation, "name", b"")
+        if parent is None or isinstance(operation, Moving):
+            found = path(operation.fid)
+        elif (above := path(parent)) is None:
+            found = None
+        else:
+            found = b"/".join(filter(None, (above, name)))
+        if found is None:
+            return f"fid {operation.fid}"
+        shown = printable(found)
+        if len(shown) > _PATH_CHARACTERS_MAX:
+            shown = "..." + shown[-_PATH_CHARACTERS_MAX:]
+        return f"'/{shown}'"
 
     async def _wait_for_space(self, what: str) -> None:
         if self.full is None:

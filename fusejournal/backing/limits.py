@@ -21,7 +21,7 @@ from dataclasses import astuple, dataclass, fields
 from typing import Final
 
 from fusejournal.control.reply import Reply
-from fusejournal.disk import calls
+from fusejournal.disk import calls, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import printable
 from fusejournal.operations import (
@@ -50,8 +50,8 @@ _LINKS: Final = {
     _TMPFS_MAGIC: NO_LIMIT,
 }
 _MARK: Final = "trusted.fusejournal"
-_MARK_BYTES: Final = 64
-"""About what the attribute takes that each file of a volume has."""
+"""The attribute that each file of a volume has: a head, and the file's handle."""
+_MARK_HEAD_BYTES: Final = 24
 _VALUE: Final = "trusted.fusejournal-probe"
 _REST_BYTES: Final = 256
 _REST_COUNT: Final = 16
@@ -185,7 +185,8 @@ def _seeks(fd: int, size: int) -> bool:
 
 def _probe_xattrs(fd: int) -> tuple[int | None, int | None]:
     """The largest value that new file *fd* takes, and about what it takes in all."""
-    if not _takes(fd, _MARK, _MARK_BYTES) or not _takes(fd, _VALUE, _REST_BYTES):
+    mark_bytes = _MARK_HEAD_BYTES + len(syscalls.handle_of(fd))
+    if not _takes(fd, _MARK, mark_bytes) or not _takes(fd, _VALUE, _REST_BYTES):
         return None, None  # for lack of space, or of such attributes
     value_bytes = _largest(_XATTR_BYTES_MAX, lambda size: _takes(fd, _VALUE, size))
     _takes(fd, _VALUE, value_bytes)

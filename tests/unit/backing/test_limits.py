@@ -10,6 +10,7 @@ import pytest
 
 from fusejournal.backing import limits as module
 from fusejournal.backing.limits import NO_LIMIT, BackingLimits, limit_met, probe_limits
+from fusejournal.disk import syscalls
 from fusejournal.operations import (
     Create,
     Import,
@@ -70,7 +71,7 @@ def test_each_limit_is_the_last_that_holds(
         assert _refused(os.symlink, target, root / "another") == "ENAMETOOLONG"
         (root / ("n" * (limits.name_bytes or 0))).touch()
         assert _refused((root / ("n" * ((limits.name_bytes or 0) + 1))).touch) == "ENAMETOOLONG"
-        os.setxattr(file, "trusted.fusejournal", b"x" * 64)
+        os.setxattr(file, "trusted.fusejournal", b"x" * (24 + len(syscalls.handle_of(fd))))
         value = limits.xattr_value_bytes or 0
         os.setxattr(file, "trusted.fusejournal-probe", b"x" * value)
         larger = b"x" * (value + 1)
@@ -133,10 +134,10 @@ def test_which_limit_was_met(tmp_path: Path) -> None:
             "one link too many, and a file may have 65,000": met(
                 Link(fid, Fid(1), b"l"), errno.EMLINK
             ),
-            "extended attribute user.\\n of 5,000 bytes, and one may have 3,9": met(
+            "extended attribute user.\\n of 5,000 bytes, and one may have 4,0": met(
                 Setxattr(fid, b"user.\n", big), errno.ENOSPC
             ),
-            "extended attributes of more than 3,9": met(
+            "extended attributes of more than 4,0": met(
                 Setxattr(fid, b"user.x", b"x" * 3000), errno.ENOSPC
             ),
             "extended attribute user.x of 5,000 bytes": met(imported, errno.ENOSPC),

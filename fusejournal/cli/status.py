@@ -143,6 +143,7 @@ def _peer(peer: PeerStatus) -> list[tuple[str, str]]:
         lines.append(("", f"last error: {peer.last_error}"))
     if peer.advice:
         lines.append(("", f"what to do: {peer.advice}"))
+    lines += [("", f"note: {note}") for note in peer.notes]
     return lines
 
 
@@ -170,6 +171,8 @@ def _show(one: VolumeStatus) -> None:
         ),
         ("disk left", f"{text.size(one.disk_free_bytes)} for the journal"),
     ]
+    if one.limits is not None:
+        lines.append(("holds", ", ".join(one.limits.describe())))
     if one.replication is not None:
         lines += _replication(one.replication)
     for key, value in lines:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fusejournal.backing.limits import BackingLimits
 from fusejournal.control.reply import Reply
 from fusejournal.replication.status import ReplicationStatus
 
@@ -32,6 +33,7 @@ class VolumeStatus(Reply):
     OMITTED: ClassVar[frozenset[str]] = frozenset({"flush_seconds", "flushes", "waits"})
     NESTED: ClassVar[Mapping[str, type[Reply]]] = {
         "waits": FlushWaits,
+        "limits": BackingLimits,
         "replication": ReplicationStatus,
     }
 
@@ -61,6 +63,8 @@ class VolumeStatus(Reply):
     disk_free_bytes: int
     """Space left under the state directory."""
     backing_free_bytes: int | None = None
+    limits: BackingLimits | None = None
+    """Those of the backing's file system; None where no layer is running."""
     flush_seconds: float | None = None
     flushes: int | None = None
     waits: FlushWaits | None = None

@@ -12,6 +12,7 @@ from fusejournal.errors import UnknownPeerError
 from fusejournal.replication import advice
 from fusejournal.replication.catch_up import CatchUpMeter
 from fusejournal.replication.compression import Compression
+from fusejournal.replication.peer_facts import PeerFacts
 from fusejournal.replication.peers import Peer
 from fusejournal.replication.shipping import Shipping
 from fusejournal.replication.states import PEER_TRANSITIONS, PeerEvent, PeerState
@@ -56,6 +57,8 @@ class PeerRecord:
         """Advice about the error."""
         self.notice: str | None = None
         """A notice of the peer, which this side should know."""
+        self.facts = PeerFacts()
+        """Those of the peer's last greeting."""
         self.retry_at: float | None = None
         """The time of the next attempt by trio's clock, while it is waited for."""
         self.is_heard = False
@@ -120,6 +123,13 @@ class PeerRecord:
         """Note *event*, which *error* and *what_to_do* explain to people."""
         self.state = PEER_TRANSITIONS[self.state][event]
         self.last_error, self.advice = error, what_to_do
+
+    def greeted(self, facts: PeerFacts) -> None:
+        """Note the *facts* of the peer's greeting, and log those that are new and matter."""
+        for note in facts.notes:
+            if note not in self.facts.notes:
+                log.warning("peer %s: %s", self.name, note)
+        self.facts = facts
 
     def begin(self, source: Source, head_seq: Seq) -> None:
         """Note that a session ships from *source*, which has entries up to *head_seq* to ship."""
@@ -236,6 +246,9 @@ class PeerRecord:
             last_error=self.last_error,
             advice=self.advice,
             notice=self.notice,
+            protocol_version=self.facts.protocol_version,
+            limits=self.facts.limits,
+            notes=self.facts.notes,
         )
 
     def display_state(self) -> str:

@@ -23,6 +23,7 @@ from fusejournal.replication.common_ancestor import (
     DivergedError,
     find_common,
 )
+from fusejournal.replication.peer_facts import facts_of
 from fusejournal.replication.peer_record import PeerRecord
 from fusejournal.replication.retention import Retention
 from fusejournal.replication.shipping import Shipping
@@ -75,7 +76,9 @@ class ShipSession:
         me = self._shared.me()
         with trio.fail_after(SILENCE_SECONDS):
             await self._connection.send(hello(me, SHIP))
-            return check_welcome(me, await self._connection.receive(), SHIP)
+            theirs = check_welcome(me, await self._connection.receive(), SHIP)
+        self._record.greeted(facts_of(theirs, me))
+        return theirs
 
     @contextmanager
     def _alone(self, theirs: Welcome) -> Iterator[None]:

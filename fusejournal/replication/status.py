@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fusejournal.backing.limits import BackingLimits
 from fusejournal.control.reply import Reply
 
 
@@ -27,6 +28,8 @@ class PeerInfo(Reply):
 @dataclass(frozen=True, kw_only=True)
 class PeerStatus(Reply):
     """Shipping to one peer. Counts are since the node began."""
+
+    NESTED: ClassVar[Mapping[str, type[Reply]]] = {"limits": BackingLimits}
 
     name: str
     address: str | None
@@ -58,6 +61,12 @@ class PeerStatus(Reply):
     """Advice about the error."""
     notice: str | None
     """A notice of the peer, which this side should know."""
+    protocol_version: int | None = None
+    """The version that the two speak; None before they have."""
+    limits: BackingLimits | None = None
+    """Those of the peer's backing; None where it has not told them."""
+    notes: tuple[str, ...] = ()
+    """Facts about the peer that are no fault yet, a line each."""
 
 
 @dataclass(frozen=True, kw_only=True)

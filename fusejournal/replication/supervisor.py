@@ -266,14 +266,14 @@ class Replication:
         self._mirroring.is_uninitialized = False
 
     def _me(self) -> HandshakeState:
-        volume, mirroring = self._volume, self._mirroring
-        journal = volume.journal
+        volume, journal, mirroring = self._volume, self._volume.journal, self._mirroring
         uuid = None if mirroring is not None and mirroring.is_uninitialized else journal.uuid
         # A primary goes by its own reign, whatever it has seen; a mirror by the highest.
         reign = self.fence.own(journal.epoch) if mirroring is None else self.fence.seen
         if journal.epoch > reign.epoch:
             reign = Reign(journal.epoch, 0)
-        return self._greeting(uuid, journal, reign, volume.catalog.applied_seq)
+        me = self._greeting(uuid, journal, reign, volume.catalog.applied_seq)
+        return me._replace(limits=volume.tree.limits.to_wire())
 
     def _greeting(
         self, uuid: UUID | None, journal: Journal, reign: Reign, applied: Seq

@@ -19,7 +19,8 @@ length, type, checksum, msgpack, fields. Nothing is kept that is longer than its
 whoever sends costs no more memory than that.
 
 The checksum finds what TLS would, too, and what a plain connection does not. New fields are only
-ever added at the end, with a default; new types and meanings raise ``PROTOCOL_VERSION``.
+ever added at the end, with a default, and a reader leaves out those that it does not know; new
+types and meanings raise ``PROTOCOL_VERSION`` (versions.py).
 
 Source: the xxHash and msgpack specifications."""
 
@@ -35,6 +36,9 @@ from fusejournal.errors import WireError as WireError
 from fusejournal.types import Epoch, Seq
 
 PROTOCOL_VERSION: Final = 1
+"""The newest version that this program speaks,"""
+PROTOCOL_VERSION_OLDEST: Final = 1
+"""and the oldest."""
 CONTROL_BYTES_MAX: Final = 64 << 10
 BATCH_CONTENT_BYTES_MAX: Final = 36 << 20
 """The largest frame a journal can hold, and a segment header."""
@@ -58,8 +62,11 @@ class Hello(NamedTuple):
     that of the entries that it has applied.
 
     ``node_id`` is what its key makes it, ``instance`` a number that it made at this start, and
-    ``before`` the one of the start before: two nodes with one key are two instances. Each is 0
-    where it is not said."""
+    ``before`` the one of the start before: two nodes with one key are two instances.
+
+    ``version`` is the oldest version of the protocol that it speaks, ``newest_version`` the newest;
+    it reads journals up to ``journal_format``, and entries up to the kind ``newest_kind``
+    (versions.py). Each field with a default is 0 where it is not told."""
 
     version: int
     uuid: bytes
@@ -73,11 +80,16 @@ class Hello(NamedTuple):
     node_id: int = 0
     instance: int = 0
     before: int = 0
+    newest_version: int = 0
+    journal_format: int = 0
+    newest_kind: int = 0
 
 
 class Welcome(NamedTuple):
     """The answer: what the other has. ``uuid`` is empty where it has no journal yet and takes any
-    volume's. ``detail`` is something that the greeter should know, in words."""
+    volume's. ``detail`` is something that the greeter should know, in words. Versions are as in
+    HELLO. ``limits`` are those of its backing's file system, in the order of the fields of
+    ``BackingLimits`` (backing/limits.py), each 0 where it is not known."""
 
     version: int
     uuid: bytes
@@ -90,6 +102,10 @@ class Welcome(NamedTuple):
     held_epoch: Epoch = Epoch(0)
     node_id: int = 0
     detail: str = ""
+    newest_version: int = 0
+    journal_format: int = 0
+    newest_kind: int = 0
+    limits: tuple[int, ...] = ()
 
 
 class Refusal(NamedTuple):
@@ -260,11 +276,14 @@ _INTEGERS: Final = frozenset(
         "before",
         "next_chain",
         "signed_seq",
+        "newest_version",
+        "journal_format",
+        "newest_kind",
     }
 )
 _BYTES: Final = frozenset({"uuid", "content", "nonce", "proof", "signature"})
 _LENGTHS: Final = {"uuid": (0, 16), "signature": (0, 32)}
-_LISTS: Final = frozenset({"seqs", "chains"})
+_LISTS: Final = frozenset({"seqs", "chains", "limits"})
 _CONTENT_AT: Final = Batch._fields.index("content")
 
 _pack = msgpack.Packer(use_bin_type=True).pack

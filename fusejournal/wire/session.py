@@ -39,7 +39,6 @@ from uuid import UUID
 
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
 from fusejournal.wire.frames import (
-    PROTOCOL_VERSION,
     Ack,
     Batch,
     Begin,
@@ -49,6 +48,13 @@ from fusejournal.wire.frames import (
     Welcome,
     WireError,
     uuid_of,
+)
+from fusejournal.wire.versions import (
+    OWN_VERSIONS,
+    Versions,
+    common_version,
+    no_common_version,
+    versions_of,
 )
 
 SHIP, FETCH = "ship", "fetch"
@@ -96,7 +102,8 @@ class RefusedError(WireError):
 class HandshakeState(NamedTuple):
     """One side as it greets: its name, its volume (None: any), where its journal stands (by what it
     has applied, as far as it is the epoch), the highest epoch that it goes by and who began that;
-    what its key makes it, and which instance of that it is."""
+    what its key makes it, and which instance of that it is; the limits of its backing, as WELCOME
+    gives them, and the versions that it speaks and reads."""
 
     node: str
     uuid: UUID | None
@@ -107,6 +114,8 @@ class HandshakeState(NamedTuple):
     node_id: int = 0
     instance: int = 0
     before: int = 0
+    limits: tuple[int, ...] = ()
+    versions: Versions = OWN_VERSIONS
 
     @property
     def reign(self) -> Reign:
@@ -123,9 +132,9 @@ class HandshakeState(NamedTuple):
 def hello(me: HandshakeState, purpose: str) -> Hello:
     """The connector's greeting."""
     uuid = me.uuid.bytes if me.uuid is not None else b""
-    reign, position = me.reign, me.position
+    reign, position, versions = me.reign, me.position, me.versions
     return Hello(
-        PROTOCOL_VERSION,
+        versions.oldest,
         uuid,
         me.node,
         purpose,
@@ -137,6 +146,7 @@ def hello(me: HandshakeState, purpose: str) -> Hello:
         me.node_id,
         me.instance,
         me.before,
+        *versions[1:],
     )
 
 
@@ -155,9 +165,9 @@ def welcome(me: HandshakeState, greeting: Hello, *, is_mirror: bool, detail: str
     if is_shipping or theirs.epoch >= me.reign.epoch:
         check_reign(me, theirs, greeting.node)
     uuid = me.uuid.bytes if me.uuid is not None else b""
-    reign, position = me.reign, me.position
+    reign, position, versions = me.reign, me.position, me.versions
     return Welcome(
-        PROTOCOL_VERSION,
+        versions.oldest,
         uuid,
         me.node,
         reign.epoch,
@@ -168,6 +178,8 @@ def welcome(me: HandshakeState, greeting: Hello, *, is_mirror: bool, detail: str
         position.epoch,
         me.node_id,
         detail,
+        *versions[1:],
+        me.limits,
     )
 
 
@@ -241,8 +253,9 @@ def is_proven(claim: Claim, mine: Reign, my_chain: int | None) -> bool:
 def speaks_of_same(me: HandshakeState, greeting: Hello) -> bool:
     """Tells whether what *greeting* says of reigns is about the volume of *me*, and understood
     here. A node that has no volume yet has seen no reign of any."""
-    theirs = uuid_of(greeting.uuid)
-    return greeting.version == PROTOCOL_VERSION and me.uuid is not None and me.uuid == theirs
+    if common_version(me.versions, versions_of(greeting)) is None:
+        return False
+    return me.uuid is not None and me.uuid == uuid_of(greeting.uuid)
 
 
 def reign_of(message: Hello | Welcome | Begin | Batch) -> Reign:
@@ -256,12 +269,10 @@ def position_of(greeting: Hello | Welcome) -> Position:
 
 
 def _check_same(me: HandshakeState, other: Hello | Welcome) -> None:
-    if other.version != PROTOCOL_VERSION:
-        raise RefusedError(
-            VERSION,
-            f"{other.node} speaks version {other.version} and {me.node} {PROTOCOL_VERSION}: "
-            "upgrade the older one",
-        )
+    versions = versions_of(other)
+    if common_version(me.versions, versions) is None:
+        words = no_common_version(me.versions, me.node, versions, other.node)
+        raise RefusedError(VERSION, words)
     theirs = uuid_of(other.uuid)
     if me.uuid is not None and theirs is not None and me.uuid != theirs:
         raise RefusedError(

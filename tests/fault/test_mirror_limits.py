@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.backing.tree import FID_XATTR
+from fusejournal.backing.fid_tag import FID_XATTR
 from fusejournal.config import ReplicationConfig
 from fusejournal.operations import (
     Link,
@@ -236,3 +236,44 @@ async def test_one_link_too_many(tmp_path: Path) -> None:
                 told = str(mirror.volume.failure)
                 assert "(LINK of '/d/64999') cannot be applied" in told
                 assert "one link too many, and a file may have 65,000" in told
+
+
+async def test_the_primary_is_warned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, and not of limits that are equal or higher."""
+    with _pair(tmp_path, "xfs", "ext4") as (primary, mirror):
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror):
+            primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
+            async with running(primary):
+                primary.work(1)
+                await until("level", level(primary, mirror))
+                status = peer_status(primary)
+                (note,) = status.notes
+                assert note == (
+                    "its backing's file system holds less than the one here: "
+                    "files up to 16 TiB, here up to 8 EiB; "
+                    "an extended attribute up to 4,024 bytes, here up to 65,536 bytes; "
+                    "all of one file's up to 4,024 bytes, here up to any number; "
+                    "links to a file up to 65,000, here up to 2,147,483,647; "
+                    "an entry that it cannot hold stops it"
+                )
+                assert status.limits == mirror.volume.tree.limits
+                assert status.protocol_version == 1
+                assert primary.replication.degraded() == []
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [f"peer east: {note}"]
+
+
+async def test_there_is_no_warning_where_all_fits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with _pair(tmp_path, "ext4", "ext4") as (primary, mirror):
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror):
+            primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
+            async with running(primary):
+                primary.work(1)
+                await until("level", level(primary, mirror))
+                assert peer_status(primary).notes == ()
+                assert peer_status(primary).limits == primary.volume.tree.limits
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []

@@ -211,10 +211,14 @@ MESSAGES: tuple[Message, ...] = (
     Hello(
         *(1, UUID_OF_GOLDENS.bytes, "primary", "ship", Epoch(2), Seq(4711), 0x1111),
         *(0x2222, Epoch(2), 0x3333, 0x4444, 0x5555),
+        newest_version=1,
+        journal_format=1,
+        newest_kind=20,
     ),
     Welcome(
         *(1, b"", "mirror", Epoch(1), Seq(4700), 0x6666, Seq(4699)),
-        *(0x2222, Epoch(1), 0x7777, "runs twice"),
+        *(0x2222, Epoch(1), 0x7777, "runs twice", 1, 1, 20),
+        ((16 << 40) - 4096, 4036, 4036, 4095, 255, 65_000),
     ),
     Refusal("fenced", "epoch 3 has begun", Epoch(3), 0x8888, Epoch(3), Seq(5000), 0x9999),
     AskChains((Seq(1), Seq(1000), Seq(1 << 40))),

@@ -1,5 +1,6 @@
 """Statuses with every field filled, whose JSON objects are kept in status-v1.json."""
 
+from fusejournal.backing.limits import BackingLimits
 from fusejournal.node.volume_status import FlushWaits, VolumeStatus
 from fusejournal.replication.status import MirrorStatus, PeerStatus, ReplicationStatus
 
@@ -28,6 +29,9 @@ PEER = PeerStatus(
     last_error="10.0.0.2:7710: it ended",
     advice="is it mounted?",
     notice=None,
+    protocol_version=1,
+    limits=BackingLimits((16 << 40) - 4096, 4036, 4036, 4095, 255, 65_000),
+    notes=("its backing's file system holds less than the one here",),
 )
 MIRROR = MirrorStatus(
     primary="vm-data",
@@ -82,6 +86,7 @@ PRIMARY = VolumeStatus(
     segments=16,
     disk_free_bytes=1 << 40,
     backing_free_bytes=1 << 41,
+    limits=BackingLimits(2**63 - 1, 65_536, None, 1023, 255, 2**31 - 1),
     flush_seconds=0.5,
     flushes=100,
     waits=FlushWaits(bounds=(0.001, 1.0), counts=(90, 9, 1), seconds=2.5),

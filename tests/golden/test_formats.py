@@ -14,13 +14,15 @@ from fusejournal.journal.index import build_index, index_path, load_index
 from fusejournal.journal.seekable import SeekableFile
 from fusejournal.journal.segment import SegmentReader
 from fusejournal.journal.watermarks import Following, WatermarkPage
+from fusejournal.operations import Kind
 from fusejournal.replication.kept_signatures import Kept, KeptSignatures
 from fusejournal.replication.peers import PeerBook
 from fusejournal.types import Epoch, Fid, Reign, Seq
 from fusejournal.volume.checkpoint import CheckpointFile
 from fusejournal.wire import frames
-from fusejournal.wire.frames import Decoder, Message, encode
+from fusejournal.wire.frames import Decoder, Hello, Message, Welcome, encode
 from fusejournal.wire.identity import load_or_make
+from fusejournal.wire.versions import Versions, versions_of
 from tests.golden.samples import (
     CHECKPOINT,
     GOLDENS,
@@ -154,6 +156,20 @@ def test_every_message_is_read(sample: Message) -> None:
     decoder.bytes_max = frames.BATCH_BYTES_MAX
     assert list(decoder.feed(content)) == [sample]
     assert encode(sample) == content
+
+
+@pytest.mark.parametrize("kind", [Hello, Welcome])
+def test_the_greetings_of_0_1_0_are_read(kind: type[Hello | Welcome]) -> None:
+    """They say nothing of versions and limits; all else is as ever, and comes first."""
+    found = golden("release-0.1.0-greetings")[kind.__name__]
+    (sample,) = (message for message in MESSAGES if isinstance(message, kind))
+    (read,) = Decoder().feed(from_rows(found["content"], found["bytes"]))
+    assert isinstance(read, kind)
+    known = len(found["fields"])
+    assert read._fields[:known] == tuple(found["fields"])
+    assert read[:known] == sample[:known]
+    assert not any(read[known:])
+    assert versions_of(read) == Versions(1, 1, 1, Kind.CLEAN)
 
 
 def test_messages_in_a_row_are_read_wherever_they_are_cut() -> None:

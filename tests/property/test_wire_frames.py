@@ -50,6 +50,7 @@ def _fields(cls: type[Message]) -> st.SearchStrategy[Any]:
         "signature": st.binary(min_size=32, max_size=32) | st.just(b""),
         "proof": _BLOBS,
         "seqs": _SEQS,
+        "limits": _SEQS,
         "chains": st.lists(st.none() | _NUMBERS, max_size=5).map(tuple),
         "certificate": st.text(max_size=60),
     }

@@ -27,11 +27,9 @@ from tests.support.filesystems import KINDS, filesystem, fill
 
 pytestmark = pytest.mark.mount
 
-_VARIANTS = [
-    *((kind, ()) for kind in KINDS),
-    ("ext4", ("-b", "1024")),
-    ("ext4", ("-O", "ea_inode")),
-]
+_SMALL_BLOCKS = ("ext4", ("-b", "1024"))
+_LARGE_XATTRS = ("ext4", ("-O", "ea_inode"))
+_VARIANTS = [*((kind, ()) for kind in KINDS), _SMALL_BLOCKS, _LARGE_XATTRS]
 
 
 @contextmanager

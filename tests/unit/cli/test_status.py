@@ -10,7 +10,7 @@ from fusejournal.admin.status import volume_status
 from fusejournal.cli import status as module
 from fusejournal.cli.status import status
 from fusejournal.node.state_dir import load_state
-from tests.golden.statuses import MIRROR, PEER, REPLICATION
+from tests.golden.statuses import MIRROR, PEER, PRIMARY, REPLICATION
 from tests.support.nodes import make_volume
 
 
@@ -18,7 +18,8 @@ def test_a_mirror_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(tmp_path))
     make_volume(tmp_path / "one", "one", "mirror")
     stopped = volume_status(load_state(tmp_path / "one"))
-    running = replace(stopped, replication=replace(REPLICATION, mirror=MIRROR, peers=(PEER,)))
+    replication = replace(REPLICATION, mirror=MIRROR, peers=(PEER,))
+    running = replace(stopped, replication=replication, limits=PRIMARY.limits)
     monkeypatch.setattr(module, "volume_status", lambda _: running)
     shown = CliRunner().invoke(status, ["one"]).output
     assert "vm-data at 10.0.0.1:7710, heard 1 s ago: catching up, 1 min 30 s to go" in shown
@@ -28,3 +29,9 @@ def test_a_mirror_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "peer east   10.0.0.2:7710: connecting, tries again in 1.5 s" in shown
     assert "last error: 10.0.0.2:7710: it ended" in shown
     assert "what to do: is it mounted?" in shown
+    assert "note: its backing's file system holds less than the one here" in shown
+    assert (
+        "holds       files up to 8 EiB, an extended attribute up to 65,536 bytes, "
+        "all of one file's up to an unknown number, symlinks up to 1,023 bytes, "
+        "names up to 255 bytes, links to a file up to 2,147,483,647"
+    ) in shown

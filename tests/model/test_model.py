@@ -121,7 +121,9 @@ class Twins(RuleBasedStateMachine):
         then clear setuid and setgid, too, as everybody's do in a layer."""
         count = os.write(fd, data) if offset is None else os.pwrite(fd, data, offset)
         info = os.fstat(fd)
-        is_twin = info.st_dev == self.plain.stat().st_dev and self.layer.is_alive()
+        # (Not whether the layer lives: of that, a process that was forked here knows nothing.)
+        has_layer = self.roots[0] == os.fsencode(self.layer.mountpoint)
+        is_twin = info.st_dev == self.plain.stat().st_dev and has_layer
         if count and is_twin and os.geteuid() == 0:
             mode = stat.S_IMODE(info.st_mode)
             setgid = stat.S_ISGID if mode & stat.S_IXGRP else 0

@@ -17,6 +17,7 @@ Used from the event loop's thread."""
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from uuid import UUID
 
 import trio
@@ -376,10 +377,17 @@ class Receiver:
         return lines
 
     def twice(self, greeting: Hello, where: str) -> str:
-        """For *greeting*, of a node that begins: that another instance of it ships to here now, in
-        words; empty where none does."""
-        newcomer, followed = instance_of(greeting, where), self._instances.followed
-        if self._session is None or followed is None or not self._instances.is_other(newcomer):
+        """For *greeting*, of a node that begins: that another instance of it ships to here now, or
+        that it is a further start of one that was refused, in words; empty where neither is so."""
+        instances, now = self._instances, trio.current_time()
+        newcomer, followed = instance_of(greeting, where), instances.followed
+        if followed is not None and instances.is_rival(newcomer, now):
+            # It may end before it ships, and its next start tells of this one alone.
+            instances.met(newcomer, now)
+            with suppress(OSError):  # a full disk: until this process ends
+                self._marks.following = instances.following
+            return describe_twice(followed, newcomer)
+        if self._session is None or followed is None or not instances.is_other(newcomer):
             return ""
         heard_seconds_ago = self._record.heard_seconds_ago
         if heard_seconds_ago is None or heard_seconds_ago > _FRESH_SECONDS:

@@ -844,6 +844,32 @@ async def test_a_mirror_knows_a_clone_again_after_a_restart(tmp_path: Path) -> N
                     await until("the mirror is level", level(primary, mirror))
 
 
+async def test_a_mirror_knows_a_clone_again_that_only_asked(tmp_path: Path) -> None:
+    """As one does that is killed while it starts: the start after that tells of that one alone."""
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(3)
+        await until("the mirror is level", level(primary, mirror))
+        clone_identity(tmp_path / "primary", tmp_path / "clone")
+        uuid, head_seq = primary.volume.journal.uuid, primary.volume.journal.head_seq
+        peers = ReplicationConfig(peers={"east": listens_at(mirror)})
+        with open_volume(tmp_path / "clone", uuid=uuid) as clone:
+            clone.work(9)
+            be_called_as(primary, clone.replicate(peers))
+            async with running(clone):
+                await until("it is refused", lambda: "runs twice" in degraded(clone))
+            primary.replication.book.pause("east")
+            primary.replication._peers_changed()
+            await until("it is away", lambda: mirror_status(mirror).address is None)
+            for _ in range(2):
+                replication = clone.replicate(peers)
+                taken = await replication.take_back(clone.volume, lambda _: None)
+                assert "runs twice" in "\n".join(taken.failures)
+            be_called_as(primary, clone.replicate(peers))
+            async with running(clone):
+                await until("it is refused", lambda: "runs twice" in degraded(clone))
+                assert mirror.volume.journal.head_seq == head_seq
+
+
 async def test_a_clone_that_came_first_is_followed_and_named(tmp_path: Path) -> None:
     """Which of the two is meant nobody can know then; the other hears why it is not taken."""
     async with mirror_and_primary(tmp_path) as (primary, mirror):

@@ -5,6 +5,7 @@ what, where and what to do next. The message is made from typed fields so that a
 (``--json``) can read them too."""
 
 import errno
+import os
 from pathlib import Path
 
 
@@ -296,3 +297,11 @@ class ApplyBrokenError(FusejournalError):
     about it."""
 
     exit_code = 31
+
+
+class ShortWriteError(OSError):
+    """The backing took only the first ``written`` bytes of a WRITE."""
+
+    def __init__(self, number: int, written: int) -> None:
+        super().__init__(number, os.strerror(number))
+        self.written = written

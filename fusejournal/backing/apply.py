@@ -38,7 +38,7 @@ from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.tree import FoundEntry, Tree
 from fusejournal.disk import calls, failpoints, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, CAPABILITY_XATTR, DEFAULT_ACL_XATTR
-from fusejournal.errors import ApplyBrokenError
+from fusejournal.errors import ApplyBrokenError, ShortWriteError
 from fusejournal.operations import (
     MOVES,
     RENAME_EXCHANGE,
@@ -77,14 +77,6 @@ _FLAGS_NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOATIME | os.O_NONBLOCK |
 _FLAGS_MADE = _FLAGS_NEW & ~(os.O_CREAT | os.O_EXCL) | os.O_NOFOLLOW
 _FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC
 _FLAGS_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class ShortWriteError(OSError):
-    """The backing took only the first ``written`` bytes of a WRITE."""
-
-    def __init__(self, number: int, written: int) -> None:
-        super().__init__(number, os.strerror(number))
-        self.written = written
 
 
 class Made:

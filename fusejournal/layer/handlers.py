@@ -23,11 +23,11 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
 
-from fusejournal.backing.apply import ShortWriteError
 from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.fid_tag import HIDDEN_XATTR
 from fusejournal.disk import syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, CAPABILITY_XATTR, DEFAULT_ACL_XATTR
+from fusejournal.errors import ShortWriteError
 from fusejournal.layer import permissions
 from fusejournal.layer.kernel_cache import KernelCache, is_known
 from fusejournal.layer.open_files import OpenFiles

@@ -15,13 +15,13 @@ import errno
 import logging
 import os
 
-from fusejournal.backing.apply import Applier, Made, ShortWriteError
+from fusejournal.backing.apply import Applier, Made
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.reserve import RootReserve
 from fusejournal.backing.tree import Tree
 from fusejournal.disk import failpoints, syscalls
-from fusejournal.errors import ApplyBrokenError, JournalError, JournalFullError
+from fusejournal.errors import ApplyBrokenError, JournalError, JournalFullError, ShortWriteError
 from fusejournal.journal.format import Entry
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.outcomes import Outcome

@@ -12,9 +12,8 @@ from stat import S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG
 
 import pytest
 
-from fusejournal.backing.apply import ShortWriteError
 from fusejournal.disk import failpoints
-from fusejournal.errors import FusejournalError
+from fusejournal.errors import FusejournalError, ShortWriteError
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.journal.reader import END
 from fusejournal.operations import (

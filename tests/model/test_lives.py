@@ -29,9 +29,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from fusejournal.backing.apply import ShortWriteError
 from fusejournal.disk import failpoints
-from fusejournal.errors import FusejournalError
+from fusejournal.errors import FusejournalError, ShortWriteError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import ControlOperation, TreeOperation, Void
 from fusejournal.types import Caller, Seq

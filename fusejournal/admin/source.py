@@ -1,7 +1,9 @@
 """The journals that can be read: a volume's, running or stopped, or a bare copy of segments."""
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,12 +18,23 @@ from fusejournal.errors import (
 )
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.moments import Moments
-from fusejournal.history.query import Criteria, PathPattern, parse_kinds, parse_path, parse_ranges
+from fusejournal.history.query import (
+    Criteria,
+    Follower,
+    Match,
+    PathPattern,
+    find_newest,
+    parse_kinds,
+    parse_path,
+    parse_ranges,
+)
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import is_segment, list_segments
 from fusejournal.node.registry import find_volume
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.types import Seq
+
+_FOLLOW_PAUSE_SECONDS = 0.2
 
 
 class JournalSource:
@@ -126,6 +139,17 @@ class JournalSource:
             only=parse_ranges(only),
             without=parse_ranges(without),
         )
+
+    def follow(self, criteria: Criteria, count: int | None) -> Iterator[Match]:
+        """Returns what *criteria* ask for, with *count* only the newest so many of what is there,
+        then what is appended, as it becomes known whether it held; without an end. Raises
+        JournalDamagedError."""
+        end = Seq(self.head_seq + 1)
+        yield from find_newest(self.lookup, replace(criteria, to_seq=end), count)
+        follower = Follower(self.reader, criteria, end)
+        while True:
+            yield from follower.new(self.committed_head())
+            time.sleep(_FOLLOW_PAUSE_SECONDS)
 
     def end_of(
         self,

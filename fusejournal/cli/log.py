@@ -1,23 +1,16 @@
 """``fusejournal log``: who did what, when, to which file."""
 
-import itertools
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import replace
 
 import click
 
-from fusejournal.admin.source import JournalSource, open_source
+from fusejournal.admin.source import open_source
 from fusejournal.cli import entries, text
 from fusejournal.cli.statistics import show_statistics
 from fusejournal.errors import UsageError
 from fusejournal.history.json_values import match_to_json
-from fusejournal.history.query import Criteria, Follower, Match, find
+from fusejournal.history.query import find_newest
 from fusejournal.history.statistics import sum_matches
-from fusejournal.types import Seq
-
-_FOLLOW_PAUSE_SECONDS = 0.2
 
 
 @click.command(short_help="Who did what, when, to which file.")
@@ -86,14 +79,12 @@ def log(
         paths=(path,) if path else (),
         check_paths=not follow,
     )
-    matches = _newest(source, criteria, count, reverse)
+    matches = find_newest(source.lookup, criteria, count, newest_first=reverse)
     if stat:
         show_statistics(sum_matches(matches), as_json)
         return
     if follow:
-        head_seq = source.head_seq
-        shown = _newest(source, replace(criteria, to_seq=Seq(head_seq + 1)), count, False)
-        matches = itertools.chain(shown, _follow(source, criteria, Seq(head_seq + 1)))
+        matches = source.follow(criteria, count)
     if as_json:
         for match in matches:
             text.echo_json(match_to_json(match))
@@ -104,29 +95,3 @@ def log(
             text.echo(entries.as_line(match))
     else:
         click.echo_via_pager(text.styled(entries.as_line(match)) + "\n" for match in matches)
-
-
-def _newest(
-    source: JournalSource, criteria: Criteria, count: int | None, reverse: bool
-) -> Iterator[Match]:
-    """What matches; with *count* the newest of it. Keeps no more than a segment's in memory."""
-    newest_first = find(source.lookup, criteria, newest_first=True)
-    if reverse:
-        yield from itertools.islice(newest_first, count)
-        return
-    if count is not None:
-        seq = None
-        for match in itertools.islice(newest_first, count):
-            seq = match.entry.seq
-        if seq is None:
-            return
-        criteria = replace(criteria, from_seq=seq)
-    yield from find(source.lookup, criteria)
-
-
-def _follow(source: JournalSource, criteria: Criteria, from_seq: Seq) -> Iterator[Match]:
-    """What is appended from now on, as it becomes known whether it held."""
-    follower = Follower(source.reader, criteria, from_seq)
-    while True:
-        yield from follower.new(source.committed_head())
-        time.sleep(_FOLLOW_PAUSE_SECONDS)

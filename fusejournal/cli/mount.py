@@ -1,23 +1,24 @@
 """``fusejournal mount``: in the foreground, or in a process of its own that says when it is
-ready. The process that waits for it never loads the node."""
+ready."""
 
-import json
 import logging
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fusejournal.cli.mount_options import MountOptions, known_spec, new_spec, replication_options
-from fusejournal.cli.reporters import ConsoleReporter, LineFormatter, PipeReporter, sd_notify
-from fusejournal.disk.process import DIRECTORY, python_module
+from fusejournal.admin.mount_options import MountOptions, known_spec, new_spec, replication_options
+from fusejournal.admin.start import (
+    foreground_arguments,
+    has_parent,
+    reporting_to_parent,
+    start_volume,
+)
+from fusejournal.cli.reporters import ConsoleReporter, LineFormatter, sd_notify
 from fusejournal.errors import (
     FusejournalError,
-    MountError,
     PrivilegeError,
     UntrustedStateError,
     UsageError,
@@ -25,9 +26,7 @@ from fusejournal.errors import (
 )
 from fusejournal.node.registry import find_volume
 from fusejournal.node.spec import MountSpec, Reporter
-from fusejournal.node.state_dir import VolumeState, make_directory
-
-_REPORT_FD = "FUSEJOURNAL_REPORT_FD"
+from fusejournal.node.state_dir import VolumeState
 
 
 @click.command(short_help="Put a journaled layer over a directory.")
@@ -153,16 +152,14 @@ def mount(
                 f"--name and --state need BACKING and MOUNTPOINT, not {str(places[0])!r} alone"
             )
         if not foreground:
-            mount_in_background(spec, asked)
+            with ConsoleReporter() as reporter:
+                start_volume(spec, asked, reporter)
             return
         # As a restart is to begin again, in whichever directory.
-        sys.argv[1:] = _foreground_arguments(spec, asked)
-        if _REPORT_FD in os.environ:
-            _serve_for_parent(spec)
-        else:
+        sys.argv[1:] = foreground_arguments(spec, asked)
+        with reporting_to_parent() if has_parent() else ConsoleReporter() as reports:
             _set_up_log(spec)
-            with ConsoleReporter() as reporter:
-                _serve(spec, reporter)
+            _serve(spec, reports)
     except FusejournalError as error:
         if foreground:
             sd_notify(f"STATUS={error}")
@@ -192,69 +189,3 @@ def _serve(spec: MountSpec, reporter: Reporter) -> None:
     from fusejournal.node.start import serve
 
     serve(spec, reporter)
-
-
-def _serve_for_parent(spec: MountSpec) -> None:
-    reporter = PipeReporter(int(os.environ.pop(_REPORT_FD)))
-    _set_up_log(spec)
-    try:
-        _serve(spec, reporter)
-    except FusejournalError as error:
-        reporter.send({"error": str(error), "exit_code": error.exit_code})
-        raise
-    except OSError as error:
-        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        reporter.send({"error": f"{where}{error.strerror or error}", "exit_code": 1})
-        raise
-
-
-def mount_in_background(spec: MountSpec, asked: MountOptions) -> None:
-    """Make the mount *spec*, which came of what was *asked*, in a process of its own; returns when
-    it is live, having followed what that reports. Raises FusejournalError."""
-    make_directory(spec.state_dir)
-    log_path = spec.state_dir / "log"
-    read_fd, write_fd = os.pipe()
-    with open(log_path, "ab") as log_file:
-        child = subprocess.Popen(
-            python_module("fusejournal", *_foreground_arguments(spec, asked)),
-            env={**os.environ, _REPORT_FD: str(write_fd)},
-            pass_fds=[write_fd],
-            # Neither the caller's directory nor its session is the layer's to hold.
-            cwd=DIRECTORY,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=log_file,
-            stderr=log_file,
-        )
-    os.close(write_fd)
-    try:
-        with ConsoleReporter() as reporter, open(read_fd, encoding="utf-8") as reports:
-            for line in reports:
-                report = json.loads(line)
-                if "progress" in report:
-                    reporter.progress(*report["progress"])
-                elif "warning" in report:
-                    reporter.warning(report["warning"])
-                elif "error" in report:
-                    child.wait()
-                    failure = FusejournalError(report["error"])
-                    failure.exit_code = report["exit_code"]
-                    raise failure
-                elif "ready" in report:
-                    return
-    except KeyboardInterrupt:
-        child.send_signal(signal.SIGTERM)
-        child.wait()
-        raise
-    child.wait()
-    lines = log_path.read_text(errors="replace").strip().splitlines()
-    raise MountError(
-        f"the layer ended with status {child.returncode}: "
-        f"{lines[-1] if lines else 'no word'} (see {log_path})"
-    )
-
-
-def _foreground_arguments(spec: MountSpec, asked: MountOptions) -> list[str]:
-    arguments = ["mount", "-f", f"--name={spec.name}", f"--state={spec.state_dir}"]
-    arguments += asked.as_arguments()
-    return [*arguments, "--", str(spec.backing), str(spec.mountpoint)]

@@ -15,21 +15,18 @@ Source: mount(8), "EXTERNAL HELPERS", "EXIT STATUS" and "FILESYSTEM-INDEPENDENT 
 import ctypes
 import os
 import re
-import select
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import click
 
+from fusejournal.admin.mount_options import MountOptions, known_spec, mount_flags, new_spec
+from fusejournal.admin.start import start_unless_live
 from fusejournal.cli import text
-from fusejournal.cli.mount import mount_in_background
-from fusejournal.cli.mount_options import MountOptions, known_spec, mount_flags, new_spec
+from fusejournal.cli.reporters import ConsoleReporter
 from fusejournal.disk import mounts as mounts
-from fusejournal.errors import FusejournalError, PrivilegeError, UsageError, VolumeNotFoundError
+from fusejournal.errors import FusejournalError, PrivilegeError, UsageError
 from fusejournal.node.registry import find_volume
 from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import load_state
@@ -46,7 +43,6 @@ _IGNORED = frozenset(
 """Words that say nothing to a layer, or what it does anyway: it keeps no access times. (What
 ``user`` implies, nosuid and so on, mount(8) adds itself.)"""
 _IGNORED_WITH_VALUE = re.compile(r"[xX]-.*|(comment|user|uhelper)=.*")
-_STOP_SECONDS = 60.0
 _CLONE_NEWNS = 0x00020000
 
 
@@ -129,7 +125,9 @@ def mount_helper(
     except FusejournalError as error:
         return _fail(error, _USAGE)
     try:
-        done = _mount(source, mountpoint, chosen)
+        spec = _spec(source, mountpoint, chosen)
+        with ConsoleReporter() as reporter:
+            is_new = start_unless_live(spec, chosen.asked, reporter)
     except FusejournalError as error:
         return _fail(error, _FAILED)
     except OSError as error:
@@ -142,6 +140,7 @@ def mount_helper(
             raise
         return _fail(f"{type(error).__name__}: {error} (this is a bug)", _BUG)
     if verbose:
+        done = f"mounted, volume {spec.name}" if is_new else "was mounted already"
         text.echo(f"mount.fusejournal: {mountpoint}: {done}")
     return 0
 
@@ -199,18 +198,6 @@ def _enter(namespace: str) -> None:
         raise UsageError(f"namespace {namespace}: {error.strerror}") from None
 
 
-def _mount(source: str, mountpoint: Path, chosen: _Options) -> str:
-    """Returns what was done, in words. Raises FusejournalError."""
-    spec = _spec(source, mountpoint, chosen)
-    if _is_live(spec):
-        return "was mounted already"
-    _await_stop(spec)
-    if _is_live(spec):
-        return "was mounted already"
-    mount_in_background(spec, chosen.asked)
-    return f"mounted, volume {spec.name}"
-
-
 def _spec(source: str, mountpoint: Path, chosen: _Options) -> MountSpec:
     kind, colon, name = source.partition(":")
     if kind != "fusejournal" or not colon:
@@ -221,35 +208,3 @@ def _spec(source: str, mountpoint: Path, chosen: _Options) -> MountSpec:
     if volume.name != name:
         raise UsageError(f"{volume.directory} is the state of volume {volume.name}, not of {name}")
     return known_spec(volume, mountpoint, chosen.asked)
-
-
-def _holder(spec: MountSpec) -> dict[str, Any]:
-    """What the layer that has this volume says of itself; empty when none has it."""
-    with suppress(VolumeNotFoundError):
-        return load_state(spec.state_dir).holder() or {}
-    return {}
-
-
-def _is_live(spec: MountSpec) -> bool:
-    """Whether this very volume is mounted there by a layer that lives. Does not touch the mount,
-    which may hang."""
-    return _holder(spec).get("mountpoint") == str(spec.mountpoint) and any(
-        one.mountpoint == spec.mountpoint and one.type == mounts.FILESYSTEM_TYPE
-        for one in mounts.mounts()
-    )
-
-
-def _await_stop(spec: MountSpec) -> None:
-    """Wait for a layer whose mount was taken away to end, for as long as that may take; one that
-    is only starting may get its mount meanwhile."""
-    deadline = time.monotonic() + _STOP_SECONDS
-    try:
-        process = os.pidfd_open(_holder(spec)["pid"])
-    except (KeyError, ProcessLookupError):
-        return
-    try:
-        while not _is_live(spec) and time.monotonic() < deadline:
-            if select.select([process], [], [], 0.2)[0]:
-                return
-    finally:
-        os.close(process)

@@ -1,7 +1,5 @@
-"""How a layer that starts says how far it is: on the console, to systemd, or to the process that
-started it."""
+"""Shows how far the start of a layer is: on the console, and to systemd."""
 
-import json
 import logging
 import os
 import socket
@@ -21,7 +19,6 @@ from rich.progress import (
 )
 
 from fusejournal.cli.text import echo, line
-from fusejournal.disk import calls
 
 _PLAIN_PERIOD_SECONDS = 5.0
 
@@ -116,35 +113,3 @@ def _bar(unit: str, console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
     )
-
-
-class PipeReporter:
-    """The background process's side: JSON lines to the process that started it, until it is
-    ready."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._sent = 0.0
-
-    def progress(self, stage: str, done: int, total: int | None, unit: str) -> None:
-        """See Reporter; ten times a second are enough."""
-        if time.monotonic() > self._sent + 0.1:
-            self._sent = time.monotonic()
-            self.send({"progress": [stage, done, total, unit]})
-
-    def warning(self, text: str) -> None:
-        """See Reporter."""
-        self.send({"warning": text})
-
-    def ready(self) -> None:
-        """See Reporter. Nobody reads from here on."""
-        self.send({"ready": True})
-        os.close(self._fd)
-        self._fd = -1
-
-    def send(self, message: dict[str, Any]) -> None:
-        """Send one message; a parent that is gone does not matter."""
-        if self._fd >= 0:
-            with suppress(OSError):
-                line = json.dumps(message).encode() + b"\n"
-                calls.write_all("reporter.send", self._fd, line)

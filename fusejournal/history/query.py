@@ -1,10 +1,11 @@
 """Which entries a caller asks for, how people type that, and finding them: by seq, kind, caller and
 path. One way for ``log``, ``stats``, ``replay`` and ``undo``."""
 
+import itertools
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from fusejournal.errors import UsageError
@@ -198,6 +199,25 @@ def find(lookup: Lookup, criteria: Criteria, *, newest_first: bool = False) -> I
             continue
         found = _find_in_segment(lookup, span, criteria, patterns)
         yield from reversed(list(found)) if newest_first else found
+
+
+def find_newest(
+    lookup: Lookup, criteria: Criteria, count: int | None, *, newest_first: bool = False
+) -> Iterator[Match]:
+    """As :func:`find`, but with *count* only the newest so many. Keeps no more than a segment's in
+    memory."""
+    matches = find(lookup, criteria, newest_first=True)
+    if newest_first:
+        yield from itertools.islice(matches, count)
+        return
+    if count is not None:
+        seq = None
+        for match in itertools.islice(matches, count):
+            seq = match.entry.seq
+        if seq is None:
+            return
+        criteria = replace(criteria, from_seq=seq)
+    yield from find(lookup, criteria)
 
 
 def _can_match(index: SegmentIndex, criteria: Criteria, patterns: Sequence[PathPattern]) -> bool:

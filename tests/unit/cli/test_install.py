@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from fusejournal.cli import install as module
+from fusejournal.admin import install as module
 from fusejournal.cli.install import install
 from fusejournal.disk import failpoints
 from fusejournal.errors import PrivilegeError, UsageError

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from fusejournal.admin.mount_options import MountOptions, mount_flags, new_spec, replication_options
 from fusejournal.cli import mount_helper as helper
-from fusejournal.cli.mount_options import MountOptions, mount_flags, new_spec, replication_options
 from fusejournal.errors import UsageError
 
 

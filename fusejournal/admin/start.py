@@ -1,0 +1,186 @@
+"""Starts a volume's layer: in a process of its own, which reports to the one that waits for it how
+far it is. Both ends of that pipe are here; the process that waits never loads the node.
+
+A report is a line of JSON: progress, a warning, an error with its exit code, or that the mount is
+live, which is the last."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from fusejournal.admin.mount_options import MountOptions
+from fusejournal.disk import calls, mounts
+from fusejournal.disk.process import DIRECTORY, python_module
+from fusejournal.errors import FusejournalError, MountError, VolumeNotFoundError
+from fusejournal.node.spec import MountSpec, Reporter
+from fusejournal.node.state_dir import load_state, make_directory
+
+_REPORT_FD = "FUSEJOURNAL_REPORT_FD"
+"""In the environment of a layer's process: where it reports to."""
+_REPORT_SECONDS = 0.1
+_STOP_SECONDS = 60.0
+
+
+# -- the process that waits ------------------------------------------------------------------------
+
+
+def foreground_arguments(spec: MountSpec, asked: MountOptions) -> list[str]:
+    """The command line of the layer's process for the mount *spec*, which came of what was
+    *asked*: the same in whichever directory."""
+    arguments = ["mount", "-f", f"--name={spec.name}", f"--state={spec.state_dir}"]
+    arguments += asked.as_arguments()
+    return [*arguments, "--", str(spec.backing), str(spec.mountpoint)]
+
+
+def start_volume(spec: MountSpec, asked: MountOptions, reporter: Reporter) -> None:
+    """Make the mount *spec*, which came of what was *asked*, in a process of its own; return when
+    it is live, with *reporter* told meanwhile how far it is. KeyboardInterrupt stops it. Raises
+    FusejournalError, as the process reported it."""
+    make_directory(spec.state_dir)
+    log_path = spec.state_dir / "log"
+    read_fd, write_fd = os.pipe()
+    with open(log_path, "ab") as log_file:
+        child = subprocess.Popen(
+            python_module("fusejournal", *foreground_arguments(spec, asked)),
+            env={**os.environ, _REPORT_FD: str(write_fd)},
+            pass_fds=[write_fd],
+            # Neither the caller's directory nor its session is the layer's to hold.
+            cwd=DIRECTORY,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=log_file,
+        )
+    os.close(write_fd)
+    try:
+        with open(read_fd, encoding="utf-8") as reports:
+            for line in reports:
+                report = json.loads(line)
+                if "progress" in report:
+                    reporter.progress(*report["progress"])
+                elif "warning" in report:
+                    reporter.warning(report["warning"])
+                elif "error" in report:
+                    child.wait()
+                    failure = FusejournalError(report["error"])
+                    failure.exit_code = report["exit_code"]
+                    raise failure
+                elif "ready" in report:
+                    return
+    except KeyboardInterrupt:
+        child.send_signal(signal.SIGTERM)
+        child.wait()
+        raise
+    child.wait()
+    lines = log_path.read_text(errors="replace").strip().splitlines()
+    raise MountError(
+        f"the layer ended with status {child.returncode}: "
+        f"{lines[-1] if lines else 'no word'} (see {log_path})"
+    )
+
+
+def start_unless_live(spec: MountSpec, asked: MountOptions, reporter: Reporter) -> bool:
+    """As :func:`start_volume`, but where the volume is mounted there already; a layer whose mount
+    was taken away is waited for. Returns False where nothing was done. Raises FusejournalError."""
+    if is_live(spec):
+        return False
+    _await_stop(spec)
+    if is_live(spec):
+        return False
+    start_volume(spec, asked, reporter)
+    return True
+
+
+def is_live(spec: MountSpec) -> bool:
+    """Tells if this very volume is mounted there by a layer that lives. Does not touch the mount,
+    which may hang."""
+    return _holder(spec).get("mountpoint") == str(spec.mountpoint) and any(
+        one.mountpoint == spec.mountpoint and one.type == mounts.FILESYSTEM_TYPE
+        for one in mounts.mounts()
+    )
+
+
+def _holder(spec: MountSpec) -> dict[str, Any]:
+    """What the layer that has this volume says of itself; empty when none has it."""
+    with suppress(VolumeNotFoundError):
+        return load_state(spec.state_dir).holder() or {}
+    return {}
+
+
+def _await_stop(spec: MountSpec) -> None:
+    """Wait for a layer whose mount was taken away to end, for as long as that may take; one that
+    is only starting may get its mount meanwhile."""
+    deadline = time.monotonic() + _STOP_SECONDS
+    try:
+        process = os.pidfd_open(_holder(spec)["pid"])
+    except (KeyError, ProcessLookupError):
+        return
+    try:
+        while not is_live(spec) and time.monotonic() < deadline:
+            if select.select([process], [], [], 0.2)[0]:
+                return
+    finally:
+        os.close(process)
+
+
+# -- the layer's process ---------------------------------------------------------------------------
+
+
+class PipeReporter:
+    """Reports through a pipe, until the mount is live; a reader that is gone does not matter."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._sent = 0.0
+
+    def progress(self, stage: str, done: int, total: int | None, unit: str) -> None:
+        """Report progress; not more often than ten times a second."""
+        if time.monotonic() > self._sent + _REPORT_SECONDS:
+            self._sent = time.monotonic()
+            self._send({"progress": [stage, done, total, unit]})
+
+    def warning(self, text: str) -> None:
+        """Report a warning."""
+        self._send({"warning": text})
+
+    def error(self, text: str, exit_code: int) -> None:
+        """Report what ends the process."""
+        self._send({"error": text, "exit_code": exit_code})
+
+    def ready(self) -> None:
+        """Report that the mount is live. Nobody reads from here on."""
+        self._send({"ready": True})
+        os.close(self._fd)
+        self._fd = -1
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._fd >= 0:
+            with suppress(OSError):
+                line = json.dumps(message).encode() + b"\n"
+                calls.write_all("reporter.send", self._fd, line)
+
+
+def has_parent() -> bool:
+    """True if :func:`start_volume` began this process, and waits for its reports."""
+    return _REPORT_FD in os.environ
+
+
+@contextmanager
+def reporting_to_parent() -> Iterator[Reporter]:
+    """A reporter to the process that waits; an error that ends the block is reported, too."""
+    reporter = PipeReporter(int(os.environ.pop(_REPORT_FD)))
+    try:
+        yield reporter
+    except FusejournalError as error:
+        reporter.error(str(error), error.exit_code)
+        raise
+    except OSError as error:
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        reporter.error(f"{where}{error.strerror or error}", 1)
+        raise

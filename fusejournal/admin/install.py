@@ -45,7 +45,7 @@ class Installation(NamedTuple):
     reloaded: bool = False
     """True if systemd has read its units anew."""
     next_step: str | None = None
-    """What to type next, where the root is this machine's."""
+    """The command to type next, where the root is this machine's."""
 
     def to_json(self) -> dict[str, object]:
         """The values by the keys that scripts read."""
@@ -99,7 +99,7 @@ def _text(name: str, program: str) -> str:
 
 
 def _program() -> list[str]:
-    """How to call this very program from anywhere."""
+    """Returns the words that call this very program from anywhere."""
     called = Path(os.path.abspath(sys.argv[0]))
     for script in (called, Path(sys.executable).with_name("fusejournal")):
         if script.name == "fusejournal" and script.is_file() and os.access(script, os.X_OK):

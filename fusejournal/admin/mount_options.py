@@ -1,5 +1,5 @@
-"""What the user asked of a mount, by options, places and configuration file: made into the mount's
-specification. Shared by ``fusejournal mount`` and the mount helper."""
+"""Makes a mount's specification of what the user asked for, by options, places and configuration
+file. Shared by ``fusejournal mount`` and the mount helper."""
 
 import json
 import os
@@ -24,8 +24,8 @@ _REVERSE = {"rw": "ro", "suid": "nosuid", "dev": "nodev", "exec": "noexec"}
 
 @dataclass(frozen=True)
 class MountOptions:
-    """What the user asked for beside the places: a configuration file, the words of -o, and what is
-    to be otherwise than the file says (section, key and value)."""
+    """The user's wishes beside the places: a configuration file, the words of -o, and what is to be
+    otherwise than the file says (section, key and value)."""
 
     config: Path | None = None
     words: Sequence[str] = ()
@@ -59,7 +59,7 @@ def replication_options(
     metrics: str | None = None,
     open_backing: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """What these options change in the configuration. Raises UsageError."""
+    """Returns what these options change in the configuration. Raises UsageError."""
     told: dict[str, dict[str, Any]] = {
         "volume": {"role": role, "durability": durability, "open_backing": open_backing or None},
         "replication": {
@@ -137,8 +137,8 @@ def _changed(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config
 
 
 def mount_flags(configured: Iterable[str], words: Iterable[str]) -> frozenset[str]:
-    """What the *configured* options and the *words* of -o come to: each word adds a flag or
-    reverses it, the last one wins. Raises UsageError for a word that is not known."""
+    """Returns the flags that the *configured* options and the *words* of -o come to: each word adds
+    a flag or reverses it, the last one wins. Raises UsageError for a word that is not known."""
     flags = set(configured)
     for word in words:
         if word in _FLAGS:

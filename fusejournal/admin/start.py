@@ -86,8 +86,9 @@ def start_volume(spec: MountSpec, asked: MountOptions, reporter: Reporter) -> No
 
 
 def start_unless_live(spec: MountSpec, asked: MountOptions, reporter: Reporter) -> bool:
-    """As :func:`start_volume`, but where the volume is mounted there already; a layer whose mount
-    was taken away is waited for. Returns False where nothing was done. Raises FusejournalError."""
+    """Does what :func:`start_volume` does, unless the volume is mounted there already; waits for a
+    layer whose mount was taken away. Returns False where nothing was done. Raises
+    FusejournalError."""
     if is_live(spec):
         return False
     _await_stop(spec)
@@ -107,7 +108,8 @@ def is_live(spec: MountSpec) -> bool:
 
 
 def _holder(spec: MountSpec) -> dict[str, Any]:
-    """What the layer that has this volume says of itself; empty when none has it."""
+    """Returns the word that the layer which has this volume left in its lock; empty when none has
+    it."""
     with suppress(VolumeNotFoundError):
         return load_state(spec.state_dir).holder() or {}
     return {}

@@ -6,7 +6,7 @@ from click.shell_completion import get_completion_class
 from fusejournal.cli import text
 
 _VARIABLE = "_FUSEJOURNAL_COMPLETE"
-"""What click looks at, of a program called ``fusejournal``."""
+"""The variable that click looks at, in a program called ``fusejournal``."""
 
 
 @click.command(short_help="Print what a shell needs to complete commands.")

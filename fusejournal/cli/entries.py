@@ -51,7 +51,7 @@ def as_line(match: Match) -> str:
 
 
 def details(match: Match) -> str:
-    """What the operation did, beyond its path; begins with two blanks, or is empty."""
+    """Returns what the operation did, beyond its path; begins with two blanks, or is empty."""
     entry, outcome, _, new_path = match
     operation: Any = entry.operation
     match operation.kind:

@@ -48,7 +48,7 @@ _CLONE_NEWNS = 0x00020000
 
 @dataclass
 class _Options:
-    """What of mount(8)'s -o is for the volume."""
+    """The part of mount(8)'s -o that is for the volume."""
 
     name: str | None = None
     state: Path | None = None
@@ -71,7 +71,7 @@ class _Helper(click.Command):
         parent: click.Context | None = None,
         **extra: object,
     ) -> click.Context:
-        """See click."""
+        """End a wrong command line with mount(8)'s code for it."""
         try:
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:

@@ -27,11 +27,11 @@ class LineFormatter(logging.Formatter):
     """Formats a record as one line, whatever names are in it; a traceback follows line by line."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """See logging."""
+        """Returns the record as one line, whatever names are in it."""
         return line(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:
-        """See logging."""
+        """Returns the traceback, each of its lines as one."""
         return "\n".join(map(line, super().formatException(ei).split("\n")))
 
 
@@ -63,7 +63,7 @@ class ConsoleReporter:
         self._end_stage()
 
     def progress(self, stage: str, done: int, total: int | None, unit: str) -> None:
-        """See Reporter."""
+        """Show progress: on a terminal at once, elsewhere now and then."""
         if stage != self._stage:
             self._end_stage()
             self._stage = stage
@@ -81,11 +81,11 @@ class ConsoleReporter:
             sd_notify(f"STATUS={told}")
 
     def warning(self, text: str) -> None:
-        """See Reporter."""
+        """Print a warning."""
         echo(f"fusejournal: warning: {text}", err=True)
 
     def ready(self) -> None:
-        """See Reporter."""
+        """End the bar, and tell systemd."""
         self._end_stage()
         sd_notify("READY=1")
 

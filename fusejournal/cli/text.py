@@ -1,4 +1,4 @@
-"""How values are shown: one way for all commands; and the one way out.
+"""Shows values, in one way for all commands; and the one way out.
 
 Names are whatever bytes users like, and reach people in paths, errors, warnings and status lines.
 All that a command prints goes through :func:`echo` or :func:`echo_json`: a call is one line, and
@@ -81,7 +81,7 @@ def echo(
 
 
 def styled(words: str) -> str:
-    """As :func:`line`, of words in which ``click.style`` may have been used."""
+    """Does what :func:`line` does, for words in which ``click.style`` may have been used."""
     if words.isprintable():
         return words
     return "".join(part if _STYLE.fullmatch(part) else line(part) for part in _STYLE.split(words))

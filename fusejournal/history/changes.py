@@ -75,7 +75,7 @@ class _Touched:
     def __init__(self, old_path: bytes | None, moves: int, made: bool) -> None:
         self.old_path = old_path
         self.moves = moves
-        """How many renames came before that path was seen."""
+        """The number of renames that came before that path was seen."""
         self.made = made
         self.entries = 0
         self.uids: tuple[int, ...] = ()
@@ -194,7 +194,7 @@ class _Comparison:
         return [one for one, (was, _) in names if was], [one for one, (_, now) in names if now]
 
     def _before(self, path: bytes | None, moves: int) -> bytes | None:
-        """What *path*, seen after so many renames, was called before them all."""
+        """Returns the name of *path*, seen after so many renames, before them all."""
         for old, new, exchanged in reversed(self._moves[:moves]):
             if path is not None and _is_below(path, new):
                 path = old + path[len(new) :]

@@ -1,4 +1,4 @@
-"""What files and directories are by the journal, but for their names and contents: folded from
+"""The states of files and directories by the journal, but for their names and contents: folded from
 their own entries, in one pass over the segments that have any."""
 
 from collections.abc import Collection
@@ -45,7 +45,7 @@ _KINDS = MAKERS | DATA_KINDS | {Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR}
 
 
 class Permissions(NamedTuple):
-    """What a file or directory grants."""
+    """The permissions that a file or directory grants."""
 
     mode: int | None
     """Without the type; None where no entry tells it, as of a symlink."""
@@ -55,7 +55,7 @@ class Permissions(NamedTuple):
 
 
 def target_of(maker: Making) -> bytes | None:
-    """Of a symlink."""
+    """Returns the target of a symlink."""
     return maker.target if isinstance(maker, Symlink | Import) else None
 
 
@@ -67,7 +67,7 @@ def type_of(maker: Making) -> int:
 
 
 def rdev_of(maker: Making) -> int:
-    """Of a device; else 0."""
+    """Returns the number of a device; else 0."""
     return maker.rdev if isinstance(maker, Create | Import) else 0
 
 
@@ -92,7 +92,8 @@ class State:
     def __init__(self, fid: Fid) -> None:
         self.fid = fid
         self.maker: Making | None = None
-        """What made it; None for the root, and where the journal here begins later."""
+        """The operation that made it; None for the root, and where the journal here begins
+        later."""
         self.made_seq = Seq(0)
         self.uid: int | None = None
         self.gid: int | None = None
@@ -103,12 +104,12 @@ class State:
         self.written_bytes = 0
         """By all its entries together."""
         self.last_time_ns = 0
-        """Of its last entry."""
+        """The time of its last entry."""
         self.mtime_ns: int | None = None
-        """Of a directory, as far as entries about itself tell: names made and removed in it change
-        it, too."""
+        """The mtime; of a directory, as far as entries about itself tell: names made and removed in
+        it change it, too."""
         self.steps: list[TreeOperation] = []
-        """How it came to its mode and ACLs, which change each other, in order."""
+        """The steps to its mode and ACLs, which change each other, in order."""
         self.xattrs: dict[bytes, bytes] = {}
         """All others."""
 
@@ -232,12 +233,12 @@ def fid_of(entry: Entry) -> Fid:
 
 
 def lacks_maker(state: State) -> bool:
-    """Whether the journal here does not tell what it was made as."""
+    """Returns True if the journal here does not tell what it was made as."""
     return state.maker is None and state.fid != ROOT_FID
 
 
 def is_about(posting: Posting) -> bool:
-    """Whether an entry may change the state of the fid that it is posted for."""
+    """Returns True if an entry may change the state of the fid that it is posted for."""
     if posting.is_parent or posting.kind not in _KINDS:
         return False
     return not posting.refused or posting.kind == Kind.WRITE

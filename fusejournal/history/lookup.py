@@ -70,7 +70,7 @@ class Lookup:
         self._paths = reader.segments()
         self._starts = [first_seq_of(path) for path in self._paths]
         self.is_whole = bool(self._starts) and self._starts[0] == 1
-        """Whether the journal begins with seq 1."""
+        """True if the journal begins with seq 1."""
         self._timelines: dict[Fid, list[tuple[Seq, bytes | None]]] = {}
         self._moves: dict[Fid, Moves] = {}
 
@@ -146,11 +146,11 @@ class Lookup:
     # -- names -------------------------------------------------------------------------------------
 
     def fid_of_name(self, place: Dentry, before_seq: Seq) -> Fid | None:
-        """What a name stood for; as far as this journal has entries about it."""
+        """Returns the fid that a name stood for; as far as this journal has entries about it."""
         return self._known_fid(place, before_seq)[1]
 
     def _known_fid(self, place: Dentry, before_seq: Seq) -> tuple[bool, Fid | None]:
-        """Whether entries tell what a name stood for, and what that was."""
+        """Returns whether entries tell what a name stood for, and what that was."""
         for _, change in self._changes_of_name(place, Seq(1), before_seq, newest_first=True):
             return True, change.after
         if not self.is_whole:
@@ -159,7 +159,7 @@ class Lookup:
         return self.is_whole, None
 
     def fid_at(self, path: bytes, before_seq: Seq) -> Fid | None:
-        """What *path* (relative to the root, ``b""``) stood for."""
+        """Returns the fid that *path* (relative to the root, ``b""``) stood for."""
         fid = ROOT_FID
         walked = b""
         for name in path.split(b"/") if path else ():
@@ -172,7 +172,8 @@ class Lookup:
         return fid
 
     def _told(self, path: bytes) -> Fid | None:
-        """Where the journal lacks its beginning: the fid that some entry says had *path*."""
+        """Returns the fid that some entry says had *path*, where the journal lacks its
+        beginning."""
         if self.is_whole:
             return None
         for span in self.segments():
@@ -216,7 +217,7 @@ class Lookup:
         return names
 
     def changes_in(self, directory: Fid, before_seq: Seq) -> Iterator[NameChange]:
-        """What was done to names in *directory*, in order."""
+        """Returns the changes of names in *directory*, in order."""
         entries = self.entries_of(
             directory,
             before_seq,
@@ -284,7 +285,7 @@ class Lookup:
         return types
 
     def has_links(self, fid: Fid) -> bool:
-        """Whether *fid* ever got a further name."""
+        """Returns True if *fid* ever got a further name."""
         links = (Kind.LINK, Kind.IMPORT_LINK)
         return not self.is_whole or any(
             posting.kind in links and not posting.is_parent
@@ -350,7 +351,7 @@ class Lookup:
         return above + b"/" + name if above else name
 
     def has_xattr(self, fid: Fid, name: bytes, before_seq: Seq) -> bool:
-        """Whether *fid* had the extended attribute *name* (no ACL)."""
+        """Returns True if *fid* had the extended attribute *name* (no ACL)."""
         has = False
         kinds = (Kind.SETXATTR, Kind.REMOVEXATTR, Kind.IMPORT)
         entries = self.entries_of(
@@ -421,8 +422,8 @@ class Lookup:
         return None
 
     def may_touch(self, index: SegmentIndex, path: bytes) -> bool:
-        """Whether a segment can have an entry about *path* or something below it: one of them, or
-        the directory where a name on the way to it was changed, is told in it."""
+        """Returns True if a segment can have an entry about *path* or something below it: one of
+        them, or the directory where a name on the way to it was changed, is told in it."""
         told = index.told_paths()
         at = bisect_left(told, (path,))
         if at < len(told) and (told[at].path == path or told[at].path.startswith(path + b"/")):

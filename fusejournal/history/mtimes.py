@@ -67,7 +67,7 @@ def _last_mtime(
     before_seq: Seq,
     counts: Callable[[Seq], bool] | None,
 ) -> int | None:
-    """What the last entry of the segment that sets it sets it to."""
+    """Returns the time to which the last entry of the segment that sets it sets it."""
     index = lookup.index(span)
     for posting in reversed(list(index.of_fid(fid))):
         seq = Seq(index.first_seq + posting.number)

@@ -39,7 +39,8 @@ Dentry = tuple[Fid, bytes]
 
 
 class NameChange(NamedTuple):
-    """What an operation did to one name: the fid it stood for before and after (None: nothing)."""
+    """A change of one name by an operation: the fid it stood for before and after (None:
+    nothing)."""
 
     parent: Fid
     name: bytes
@@ -48,7 +49,7 @@ class NameChange(NamedTuple):
 
 
 def name_changes(operation: Operation) -> list[NameChange]:
-    """What *operation*, if it held, did to names."""
+    """Returns what *operation*, if it held, did to names."""
     match operation:
         case Create() | Mkdir() | Symlink() | Import() | Link() | ImportLink():
             return [NameChange(operation.parent, operation.name, None, operation.fid)]

@@ -1,5 +1,4 @@
-"""Which path a fid had at each moment, followed along the entries. Pure; for everything that shows
-entries to people.
+"""Follows the path of each fid along the entries. Pure; used where entries are shown to people.
 
 Feed it entries in order, from a segment's beginning at least: a segment tells the path of every
 fid it touches for the first time, and names made, moved and removed since follow from the entries

@@ -1,5 +1,5 @@
-"""Which entries a caller asks for, how people type that, and finding them: by seq, kind, caller and
-path. One way for ``log``, ``stats``, ``replay`` and ``undo``."""
+"""The criteria of entries, how people type them, and finding what meets them: by seq, kind, caller
+and path. One way for ``log``, ``stats``, ``replay`` and ``undo``."""
 
 import itertools
 import re
@@ -31,7 +31,7 @@ class SeqRange(NamedTuple):
 
 @dataclass(frozen=True)
 class Criteria:
-    """What an entry must be. Empty and None: anything. ``paths``: one of them, or what is below,
+    """The criteria of an entry. Empty and None: anything. ``paths``: one of them, or what is below,
     or what matches, if it is a pattern."""
 
     from_seq: Seq = Seq(1)
@@ -50,7 +50,7 @@ class Criteria:
 
     @property
     def is_partial(self) -> bool:
-        """Whether anything but the range limits what is asked for."""
+        """True if anything but the range limits what is asked for."""
         return bool(
             self.kinds
             or self.uid is not None
@@ -61,7 +61,7 @@ class Criteria:
         )
 
     def has(self, entry: Entry) -> bool:
-        """Whether *entry* is asked for, its path aside."""
+        """Returns True if *entry* is asked for, its path aside."""
         seq = entry.seq
         return (
             self.from_seq <= seq < self.to_seq
@@ -84,7 +84,7 @@ def _merged(ranges: Iterable[SeqRange]) -> tuple[SeqRange, ...]:
 
 
 def _within(seq: Seq, ranges: tuple[SeqRange, ...]) -> bool:
-    """Whether one of *ranges*, merged, has *seq*."""
+    """Returns True if one of *ranges*, merged, has *seq*."""
     at = bisect_right(ranges, (seq, END)) - 1
     return at >= 0 and seq < ranges[at].to_seq
 
@@ -117,7 +117,7 @@ class PathPattern:
                 self._tenures.setdefault(tenure.fid, []).append(tenure)
 
     def may_be_in(self, index: SegmentIndex) -> bool:
-        """Whether a segment can have an entry that matches."""
+        """Returns True if a segment can have an entry that matches."""
         if self._lookup is None or not self.text:
             return True
         if not self.is_glob:
@@ -128,7 +128,7 @@ class PathPattern:
         return not fixed or self._lookup.may_touch(index, fixed)
 
     def matches(self, entry: Entry, *paths: bytes | None) -> bool:
-        """Whether *entry*, which is about *paths*, is meant."""
+        """Returns True if *entry*, which is about *paths*, is meant."""
         fid = getattr(entry.operation, "fid", None)
         if fid in self._tenures and any(
             one.from_seq <= entry.seq < one.to_seq for one in self._tenures[fid]
@@ -204,8 +204,8 @@ def find(lookup: Lookup, criteria: Criteria, *, newest_first: bool = False) -> I
 def find_newest(
     lookup: Lookup, criteria: Criteria, count: int | None, *, newest_first: bool = False
 ) -> Iterator[Match]:
-    """As :func:`find`, but with *count* only the newest so many. Keeps no more than a segment's in
-    memory."""
+    """Does what :func:`find` does, but with *count* only for the newest so many. Keeps no more than
+    a segment's in memory."""
     matches = find(lookup, criteria, newest_first=True)
     if newest_first:
         yield from itertools.islice(matches, count)

@@ -66,7 +66,7 @@ class Tally:
 
 
 class Statistics:
-    """What some entries come to. Bytes are what the operations carry: written data."""
+    """Sums over some entries. Bytes are what the operations carry: written data."""
 
     def __init__(self) -> None:
         self.entries = 0

@@ -60,7 +60,7 @@ class Export:
 
     @property
     def sync(self) -> bool:
-        """Whether nfsd answers a change only when it is durable: the default."""
+        """True if nfsd answers a change only when it is durable: the default."""
         return [o for o in self.options if o in ("sync", "async")][-1:] != ["async"]
 
     @property
@@ -74,8 +74,8 @@ class Export:
         return None
 
     def reaches(self, mountpoint: Path) -> bool:
-        """Whether clients of it see what is mounted at *mountpoint*: at its own path, inside it, or
-        above it where it crosses mounts."""
+        """Returns True if clients of it see what is mounted at *mountpoint*: at its own path,
+        inside it, or above it where it crosses mounts."""
         if self.path.is_relative_to(mountpoint):
             return True
         crosses = [o for o in self.options if o in ("crossmnt", "nocrossmnt")][-1:] == ["crossmnt"]
@@ -155,7 +155,7 @@ def _read(file: Path) -> list[Export]:
 
 
 def configured() -> list[Export]:
-    """What the files say, in the order in which exportfs reads them."""
+    """Returns the exports in the files, in the order in which exportfs reads them."""
     etc = nfsd.root() / "etc"
     found = _read(etc / "exports")
     for file in sorted((etc / "exports.d").glob("[!.]*.exports")):
@@ -164,7 +164,7 @@ def configured() -> list[Export]:
 
 
 def active() -> list[Export]:
-    """What is exported now."""
+    """Returns the exports that are in force now."""
     return _read(_etab())
 
 
@@ -183,13 +183,14 @@ def _reaching(mountpoint: Path) -> list[Export]:
 
 
 def is_exported(mountpoint: Path) -> bool:
-    """Whether *mountpoint*, a part of it, or a directory above it by way of ``crossmnt``, is
-    exported to anybody, or will be when nfsd runs."""
+    """Returns True if *mountpoint*, a part of it, or a directory above it by way of ``crossmnt``,
+    is exported to anybody, or will be when nfsd runs."""
     return bool(_reaching(mountpoint))
 
 
 def waits(mountpoint: Path) -> bool:
-    """Whether a client of *mountpoint* is promised that changes are durable when answered."""
+    """Returns True if a client of *mountpoint* is promised that changes are durable when
+    answered."""
     return any(export.sync for export in _reaching(mountpoint))
 
 
@@ -206,7 +207,7 @@ def stamp() -> tuple[int, ...]:
 
 
 def is_served(mountpoint: Path) -> bool:
-    """Whether nfsd may hold the mount at *mountpoint*: it is exported now, or was."""
+    """Returns True if nfsd may hold the mount at *mountpoint*: it is exported now, or was."""
     return bool(_active_below(mountpoint)) or (
         nfsd.threads() > 0 and (nfsd.caches(mountpoint) or bool(nfsd.holders(mountpoint)))
     )
@@ -334,7 +335,8 @@ def check_conflicts(name: str, mountpoint: Path, uuid: UUID) -> None:
 
 
 def _is_inside(path: Path, mountpoint: Path) -> bool:
-    """Whether *path* is in the file system at *mountpoint*, and not in one mounted inside it."""
+    """Returns True if *path* is in the file system at *mountpoint*, and not in one mounted inside
+    it."""
     return path.is_relative_to(mountpoint) and not any(
         path.is_relative_to(mount.mountpoint)
         for mount in mounts()

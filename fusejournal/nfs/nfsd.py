@@ -56,12 +56,13 @@ class Holder(NamedTuple):
 
 
 def root() -> Path:
-    """What all paths of the NFS server's are below; tests set FUSEJOURNAL_NFS_ROOT."""
+    """Returns the directory that all paths of the NFS server's are below; tests set
+    FUSEJOURNAL_NFS_ROOT."""
     return Path(os.environ.get("FUSEJOURNAL_NFS_ROOT", "/"))
 
 
 def tool(name: str) -> str | None:
-    """Where the command *name* of the NFS server is, or None."""
+    """Returns the path of the NFS server's command *name*, or None."""
     base = root()
     if base != Path("/"):
         return shutil.which(name, path=str(base / "usr/sbin"))
@@ -94,7 +95,7 @@ def run(name: str, *arguments: str) -> tuple[int, list[str]]:
 
 
 def threads() -> int:
-    """How many threads nfsd has: 0 when it does not run."""
+    """Returns the number of nfsd's threads: 0 when it does not run."""
     return int(_read("proc/fs/nfsd/threads").strip() or 0)
 
 
@@ -109,7 +110,7 @@ def _read(path: str | Path) -> str:
 
 
 def caches(mountpoint: Path) -> bool:
-    """Whether nfsd's cache of exports has *mountpoint*, old or not."""
+    """Returns True if nfsd's cache of exports has *mountpoint*, old or not."""
     path = "".join(f"\\{ord(char):03o}" if char in " \t\n\\" else char for char in str(mountpoint))
     lines = _read("proc/net/rpc/nfsd.export/content").splitlines()
     return any(line.removeprefix("# ").split("\t")[0] == path for line in lines)
@@ -130,7 +131,7 @@ def flush() -> None:
 
 
 def holders(mountpoint: Path) -> list[Holder]:
-    """What nfsd and lockd hold for clients of the mount at *mountpoint*."""
+    """Returns what nfsd and lockd hold for clients of the mount at *mountpoint*."""
     device = _number(device_of(mountpoint))
     if device is None:
         return []
@@ -164,8 +165,8 @@ def _states() -> Iterator[tuple[Path, str, tuple[int, int], int]]:
 
 
 def has_lost_files() -> bool:
-    """Whether living NFSv4 clients have files open on a file system that is mounted no more: they
-    answer EIO until nfsd is restarted."""
+    """Returns True if living NFSv4 clients have files open on a file system that is mounted no
+    more: they answer EIO until nfsd is restarted."""
     known = {_number(mount.device) for mount in mounts()}
     for line in _read("proc/1/mountinfo").splitlines():
         known.add(_number(line.split()[2]))  # nfsd may have another's view
@@ -178,7 +179,7 @@ def _info(client: Path) -> dict[str, str]:
 
 
 def describe(found: list[Holder], mountpoint: Path, handle_key: HandleKey) -> str:
-    """Who that is, in words for people: each client with its files below *mountpoint*."""
+    """Returns in words for people who that is: each client with its files below *mountpoint*."""
     told = []
     for client in sorted({holder.client for holder in found}, key=str):
         files: dict[int, set[str]] = {}

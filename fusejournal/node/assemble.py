@@ -61,8 +61,8 @@ class NodeObserver:
 
 @dataclass(frozen=True)
 class StartParts:
-    """What is there before the volume is open. ``role`` is that of this run; ``replication`` is
-    None for a reader, ``kernel_cache`` unless it takes batches."""
+    """The parts that are there before the volume is open. ``role`` is that of this run;
+    ``replication`` is None for a reader, ``kernel_cache`` unless it takes batches."""
 
     role: Role
     page: WatermarkPage
@@ -76,7 +76,7 @@ class StartParts:
 
 @dataclass(frozen=True)
 class ServingParts:
-    """What stands on an open volume, beside the layer itself."""
+    """The parts that stand on an open volume, beside the layer itself."""
 
     durability: Durability
     status: StatusPage

@@ -73,7 +73,7 @@ def _inherited_lock(directory: Path) -> int | None:
 
 
 def _lock(fd: int) -> bool:
-    """Whether *fd* could be locked, at once or after those who only look."""
+    """Returns True if *fd* could be locked, at once or after those who only look."""
     for attempt in range(_LOCK_ATTEMPTS):
         if attempt:
             time.sleep(_LOCK_PAUSE_SECONDS)
@@ -84,7 +84,8 @@ def _lock(fd: int) -> bool:
 
 
 def holder_of(directory: Path) -> dict[str, Any] | None:
-    """Who holds the volume in *directory* now: pid, name, mountpoint; None when nobody does."""
+    """Returns the holder of the volume in *directory*: pid, name, mountpoint; None when there is
+    none."""
     try:
         fd = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -43,7 +43,7 @@ class _Page(Collector):
         self._status = status
 
     def collect(self) -> Iterator[Metric]:
-        """See the base."""
+        """Yield the metrics of all volumes, as the base class asks for them."""
         return samples(self._status)
 
 

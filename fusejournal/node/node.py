@@ -58,13 +58,13 @@ class Node:
         parts: StartParts,
     ) -> None:
         self.is_restarting = False
-        """Whether the process is to begin again, with the mount left as it is."""
+        """True if the process is to begin again, with the mount left as it is."""
         self.was_served = False
-        """Whether a mount was made or taken over, and has ended in order."""
+        """True if a mount was made or taken over, and has ended in order."""
         self._is_leaving = False
-        """Whether the mount is left to its holder, for another process to take over."""
+        """True if the mount is left to its holder, for another process to take over."""
         self._is_stopping = False
-        """Whether a signal has asked for an orderly stop."""
+        """True if a signal has asked for an orderly stop."""
         self._spec = spec
         self._state = state
         self._reporter = reporter
@@ -120,8 +120,8 @@ class Node:
 
     @property
     def _has_users(self) -> bool:
-        """Whether a caller may have been told that the mount is live. Unless a stop is asked for it
-        then never goes without its layer: when that ends it is dead, and nobody gets past it to
+        """True if a caller may have heard that the mount is live. Unless a stop is asked for it
+        then never goes without its layer: when that ends it is dead, and nothing gets past it to
         what a mount in place covers."""
         return self._is_live or self._mount.was_dead or self._mount.is_taken_over
 
@@ -251,7 +251,7 @@ class Node:
             self._loop.leave()
 
     def _has_clients(self) -> bool:
-        """Whether NFS clients would get errors if the mount went now. Then a SIGTERM, which may be
+        """True if NFS clients would get errors if the mount went now. Then a SIGTERM, which may be
         half of a restart, leaves it to its holder; at shutdown the NFS server has ended before."""
         return self._mount.is_held and exports.is_served(self._spec.mountpoint)
 
@@ -283,8 +283,8 @@ class Node:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """What ended the process, out of the groups that nurseries wrap it in: an error of ours before
-    any other."""
+    """Returns the error that ended the process, out of the groups that nurseries wrap it in: one of
+    ours before any other."""
     if not isinstance(error, BaseExceptionGroup):
         return error
     causes = [cause_of(one) for one in error.exceptions]

@@ -1,4 +1,4 @@
-"""Where volumes are found: by name, mountpoint or state directory.
+"""Finds volumes: by name, mountpoint or state directory.
 
 Names lead to state directories below /var/lib/fusejournal or, for others, by a symlink in its
 directory ``.elsewhere``, which stays, so that a name is enough to mount the volume again when the
@@ -19,13 +19,13 @@ _NAME_MAX = 128
 
 
 def state_root() -> Path:
-    """Where the state of volumes lies by default."""
+    """Returns the directory of volumes' states, by default."""
     return Path(os.environ.get("FUSEJOURNAL_STATE_ROOT", "/var/lib/fusejournal"))
 
 
 def links_root() -> Path:
-    """Where names of volumes with a state directory elsewhere are kept. No volume's name begins
-    with a dot."""
+    """Returns the directory of the names of volumes with a state directory elsewhere. No volume's
+    name begins with a dot."""
     return state_root() / ".elsewhere"
 
 
@@ -74,8 +74,8 @@ def check_rightful(directory: Path, name: str) -> None:
 
 
 def _known_states() -> list[VolumeState]:
-    """What every state directory says that lies below the root of states or that a symlink there
-    leads to, each once."""
+    """Returns the states of all state directories that lie below the root of states or that a
+    symlink there leads to, each once."""
     found: dict[Path, VolumeState] = {}
     for root in (state_root(), links_root()):
         if root.is_dir():
@@ -179,7 +179,7 @@ def _unescape(instance: str) -> str:
 
 
 def unit_instance(name: str) -> str:
-    """What comes between ``fusejournal@`` and ``.service`` for the volume *name*."""
+    """Returns the part between ``fusejournal@`` and ``.service`` for the volume *name*."""
     if re.fullmatch(r"[A-Za-z0-9:_.\\-]+", name):
         return name
     return "".join(

@@ -1,4 +1,5 @@
-"""What the command line asks of a node, and how the node talks back while it starts."""
+"""The specification of a mount, which the command line gives to a node, and the reports that the
+node gives back while it starts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,9 +24,9 @@ class MountSpec:
     read_only: bool
     mount_flags: frozenset[str]
     listen_asked: str | None = None
-    """What the command line says of where to listen: that is remembered."""
+    """The place to listen at, as the command line says: that is remembered."""
     adopt: bool = False
-    """Whether files that bear the mark of another volume, which is no more, become this one's."""
+    """True if files that bear the mark of another volume, which is no more, become this one's."""
 
     @property
     def role(self) -> str | None:
@@ -34,7 +35,7 @@ class MountSpec:
 
 
 def load_checked(path: Path | None) -> Config:
-    """As :func:`load_config`, with all addresses looked at. Raises ConfigError."""
+    """Does what :func:`load_config` does, and looks at all addresses. Raises ConfigError."""
     config = load_config(path)
 
     def check(key: str, parse: Callable[[str], object], value: str) -> None:

@@ -148,7 +148,7 @@ def _take_place(spec: MountSpec, reporter: Reporter) -> VolumeMount:
 
 
 def _check_ways_around(spec: MountSpec, state: VolumeState) -> list[str]:
-    """Whether others than root reach the backing around the layer: an error for a new volume,
+    """Check if others than root reach the backing around the layer: an error for a new volume,
     unless it is asked for, and a line of what is degraded for others."""
     way = mounts.way_around(spec.backing, spec.mountpoint)
     if way is None:

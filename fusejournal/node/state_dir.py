@@ -44,7 +44,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class VolumeState:
-    """What volume.json says, and where it was read."""
+    """The content of volume.json, and the place where it was read."""
 
     directory: Path
     uuid: UUID
@@ -54,10 +54,11 @@ class VolumeState:
     created_ns: int
     role: Role = NEW
     listen: str | None = None
-    """Where other nodes connect to, as a command line said last."""
+    """The place where other nodes connect to, as a command line said last."""
 
     def listens_at(self, configured: str | None) -> str | None:
-        """Where other nodes connect to: as *configured*, or else as remembered; None: nowhere."""
+        """Returns the place where other nodes connect to: as *configured*, or else as remembered;
+        None: nowhere."""
         listen = self.listen if configured is None else configured
         return None if listen == NOWHERE else listen
 
@@ -68,7 +69,7 @@ class VolumeState:
 
     @property
     def is_mirror(self) -> bool:
-        """Whether its changes come from a primary, and from nobody else."""
+        """True if its changes come from a primary, and from nobody else."""
         return self.role.takes_batches
 
     @property
@@ -90,18 +91,18 @@ class VolumeState:
         return self.directory / "marks"
 
     def has_journal(self) -> bool:
-        """Whether it ever had an entry."""
+        """Returns True if it ever had an entry."""
         return any(self.journal_dir.glob("*.fj*"))
 
     def is_copy_of(self, other: "VolumeState") -> bool:
-        """Whether this and *other* were made as one. (A mirror's UUID is its primary's.)"""
+        """Returns True if this and *other* were made as one. (A mirror's UUID is its primary's.)"""
         return self.directory != other.directory and (self.uuid, self.created_ns) == (
             other.uuid,
             other.created_ns,
         )
 
     def holder(self) -> dict[str, Any] | None:
-        """Who holds the volume now: pid, name, mountpoint; None when nobody does."""
+        """Returns the holder of the volume: pid, name, mountpoint; None when there is none."""
         return holder_of(self.directory)
 
 
@@ -109,7 +110,7 @@ _UNREADABLE = (
     *(ValueError, KeyError, TypeError, AttributeError),
     *(OverflowError, RecursionError),  # of an infinite number, and of lists in lists
 )
-"""What JSON that is not as it was written ends in."""
+"""The errors in which JSON that is not as it was written ends."""
 
 
 def load_state(directory: Path) -> VolumeState:

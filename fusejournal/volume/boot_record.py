@@ -27,13 +27,13 @@ _BYTES = 512
 
 
 class Boot(NamedTuple):
-    """What the record says: whether the last use was in this boot and by this mounting of the file
+    """The last use by the record: whether it was in this boot and by this mounting of the file
     systems, and the head seq when the volume was opened then."""
 
     is_this: bool
     began_seq: Seq
     words: str = ""
-    """What is different now, where it is not this one."""
+    """The difference to now, where it is not this one."""
 
 
 class BootRecord:

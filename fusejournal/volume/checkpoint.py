@@ -67,7 +67,7 @@ class CheckpointFile:
         self._page = page
 
     def load(self) -> Checkpoint:
-        """What it says; ``NO_CHECKPOINT`` where there is none. Raises OSError."""
+        """Read the file; ``NO_CHECKPOINT`` where there is none. Raises OSError."""
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:

@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 
 
 class Waits:
-    """How long callers waited for what they asked to be durable: a histogram. ``counts`` has one
+    """A histogram of how long callers waited for what they asked to be durable. ``counts`` has one
     number for each of ``BOUNDS`` (seconds, inclusive), and one for all that took longer."""
 
     BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -65,7 +65,7 @@ class Waits:
     def __init__(self) -> None:
         self.counts = [0] * (len(self.BOUNDS) + 1)
         self.seconds = 0.0
-        """Of all together."""
+        """All of them together."""
 
     def took(self, seconds: float) -> None:
         """Somebody waited so long."""
@@ -90,7 +90,7 @@ class RemoteDurability(Protocol):
     """Those elsewhere who must have an entry, too, before it counts as durable."""
 
     def has(self, seq: Seq) -> bool:
-        """Whether nobody need wait for *seq*."""
+        """True if nothing need wait for *seq*."""
 
     def want(self, seq: Seq) -> None:
         """Somebody is going to wait for *seq*."""
@@ -110,7 +110,7 @@ class RemoteDurability(Protocol):
 
 @dataclass(frozen=True)
 class FlushHooks:
-    """What replication has to do with flushes; without any, nothing."""
+    """The part that replication has in flushes; by default, none."""
 
     quorum: RemoteDurability | None = None
     keep_uncompressed_from: Callable[[], Seq] = lambda: END
@@ -123,7 +123,8 @@ class FlushHooks:
 
 
 class Durability:
-    """See the module. ``durable_seq`` and ``checkpoint_seq`` only grow."""
+    """The flushes, the checkpoint and the sealed segments of one volume. ``durable_seq`` and
+    ``checkpoint_seq`` only grow."""
 
     def __init__(
         self,
@@ -153,7 +154,7 @@ class Durability:
         self.compression_failure: str | None = None
         """Why sealed segments are not compressed any more."""
         self._flush_average = Average()
-        """What a flush takes, in seconds,"""
+        """Seconds that a flush takes,"""
         self._hop_average = Average()
         """and what having it done by a thread takes beside."""
         self._in_place = 0
@@ -163,7 +164,7 @@ class Durability:
         self._tend_failure: str | None = None
         self.waits = Waits()
         self.flush_seconds = 0.0
-        """What all flushes so far have taken,"""
+        """The time of all flushes so far,"""
         self.flushes = 0
         """and how many there were."""
 
@@ -363,8 +364,8 @@ class Durability:
             await self._compress()
 
     async def _make_index(self, segment: Path) -> bool:
-        """Whether that worked. It may fail, for a full disk or a damaged segment: an index is only
-        a cache, and whoever reads the segment says what is wrong with it."""
+        """Returns True if that worked. It may fail, because of a full disk or a damaged segment: an
+        index is only a cache, and a reader of the segment reports what is wrong with it."""
         done = await trio.run_process(
             python_module("fusejournal.journal.index", str(segment)),
             check=False,

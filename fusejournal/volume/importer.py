@@ -35,14 +35,14 @@ PIECE_BYTES = 1 << 20
 _XATTRS_BYTES_MAX = 8 << 20
 _XATTR_HEAD_BYTES = 16
 _XATTR_BYTES_MAX = (1 << 16) + 255
-"""Of one, name and value: xattr(7)."""
+"""The limit of one, name and value: xattr(7)."""
 
 Xattrs = tuple[tuple[bytes, bytes], ...]
 """Names and values, by name."""
 
 
 class ImportProgress(NamedTuple):
-    """How far the walk is: names seen and bytes of content journaled."""
+    """The progress of the walk: names seen and bytes of content journaled."""
 
     names: int
     bytes: int
@@ -81,8 +81,8 @@ class Importer:
                     pending.append(fid)
 
     def _names_in(self, directory: Fid) -> list[bytes]:
-        """What the backing has in *directory*; nothing where it lacks the directory itself, which
-        recovery has told."""
+        """Returns the names in *directory* of the backing; none where it lacks the directory
+        itself, which recovery has reported."""
         try:
             return sorted(self._volume.tree.names(directory))
         except OSError as error:
@@ -285,8 +285,8 @@ class Importer:
 
 
 def _divided(xattrs: Xattrs) -> tuple[Xattrs, Xattrs]:
-    """As many as an entry can hold beside the rest of it, and the others: 65,536 bytes in each of
-    a thousand are more than that."""
+    """Returns as many as an entry can hold beside the rest of it, and the others: 65,536 bytes in
+    each of a thousand are more than that."""
     total = 0
     for number, (name, value) in enumerate(xattrs):
         total += _bytes_of(name, value)
@@ -296,7 +296,7 @@ def _divided(xattrs: Xattrs) -> tuple[Xattrs, Xattrs]:
 
 
 def fits_one_entry(xattrs: Mapping[bytes, bytes]) -> bool:
-    """Whether an IMPORT with *xattrs* had room for any further one, and so has all of them."""
+    """True if an IMPORT with *xattrs* had room for any further one, and so has all of them."""
     total = sum(_bytes_of(name, value) for name, value in xattrs.items())
     return total + _XATTR_BYTES_MAX + _XATTR_HEAD_BYTES <= _XATTRS_BYTES_MAX
 

@@ -75,7 +75,7 @@ class Recovery:
         self._made: list[Fid] = []
         self._in_flight: Entry | None = None
         self.damage: JournalDamagedError | None = None
-        """Where the journal could not be read on."""
+        """The place where the journal could not be read on."""
         self.missing: list[bytes] = []
         """Paths that the journal has and the backing has not: somebody changed the backing behind
         the layer."""
@@ -119,7 +119,8 @@ class Recovery:
         return None if isinstance(entry.operation, ControlOperation) else entry
 
     def _restore_root_mtime(self) -> None:
-        """What died while it made or removed the hidden directory has left it changed."""
+        """Set it anew, because a process that died while it made or removed the hidden directory
+        has left it changed."""
         root = self._catalog.node(ROOT_FID)
         mtime_ns = self._volume.tree.stat(ROOT_FID).st_mtime_ns
         if root is None or mtime_ns == root.ctime_ns:
@@ -165,7 +166,8 @@ class Recovery:
                 progress(entry.seq - first + 1, head - first + 1)
 
     def _may_be_in_flight(self, entry: Entry) -> bool:
-        """Of the last entry. (An import's data and further names were there before it.)"""
+        """True if the last entry may not have been applied. (An import's data and further names
+        were there before it.)"""
         return (
             self._volume.journal.is_writable
             and self._applying_seq is None
@@ -213,7 +215,7 @@ class Recovery:
         self._catalog.lacks_handles = False
 
     def _is_in_flight(self, fid: Fid) -> bool:
-        """Whether the entry in flight may have taken *fid*'s name away."""
+        """True if the entry in flight may have taken *fid*'s name away."""
         if self._in_flight is None:
             return False
         operation = self._in_flight.operation
@@ -266,8 +268,8 @@ class Recovery:
         return False
 
     def _places(self, node: CatalogNode) -> list[tuple[Fid, bytes]]:
-        """Where *node* may be found: its names, and the name that the entry in flight may have
-        given it."""
+        """Returns the places where *node* may be found: its names, and the name that the entry in
+        flight may have given it."""
         places = list(self._catalog.places(node))
         operation = self._in_flight.operation if self._in_flight is not None else None
         if isinstance(operation, Moving) and operation.fid == node.fid:

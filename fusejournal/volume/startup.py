@@ -65,7 +65,8 @@ _PAGE_MISSED = "the page of watermarks was missing, and is made anew"
 
 
 class Watcher(Protocol):
-    """Who wants to know how an opening goes; :class:`~fusejournal.node.spec.Reporter` is one."""
+    """The one to whom an opening reports how it goes; :class:`~fusejournal.node.spec.Reporter` is
+    one."""
 
     def progress(self, stage: str, done: int, total: int | None, unit: str) -> None: ...
 
@@ -120,7 +121,7 @@ class VolumeStartup:
         self._check: Callable[[], None] = lambda: None
         self._looks_only = False
         self.lost_machine = False
-        """Whether entries may be gone that this volume had acknowledged."""
+        """True if entries may be gone that this volume had acknowledged."""
         self.lost_page = False
         """True if the page of watermarks is missing, with what it knew of other reigns."""
         self.fenced: str | None = None
@@ -197,7 +198,7 @@ class VolumeStartup:
         marks.committed_seq = head_seq
 
     def start_epoch_and_import(self, read_only: bool) -> Iterator[None]:
-        """What comes before the volume takes changes; between two yields the caller may stop it.
+        """Do what comes before the volume takes changes; between two yields the caller may stop it.
         Raises FusejournalError, OSError."""
         catalog = self.volume.catalog
         if read_only:

@@ -44,7 +44,7 @@ class BackingTies:
         self._is_mirror = is_mirror
         self._adopt = adopt
         self.position: Position | None = None
-        """What the backing's root says of the journal, once it is claimed."""
+        """The position that the backing's root has of the journal, once it is claimed."""
 
     def check_empty(self) -> None:
         """Raise BackingError where there is something at the place of a new mirror."""
@@ -130,7 +130,7 @@ class BackingTies:
         )
 
     def _way_out(self, of_primary: str) -> str:
-        """What else can be done, by the volume's role."""
+        """Returns the other way out, by the volume's role."""
         if not self._is_mirror:
             return of_primary
         return "begin this mirror anew, with an empty directory and a new --state"

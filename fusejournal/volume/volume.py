@@ -50,7 +50,7 @@ _NONE = Fid(0)
 
 
 class Volume:
-    """See the module."""
+    """The one ordered place of a volume: see the module."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Volume:
         self.failure: str | None = None
         """Why the volume turned read-only, in words."""
         self.journal_full = False
-        """Whether the newest change was refused for lack of space under the journal."""
+        """True if the newest change was refused because of lack of space under the journal."""
 
     def must_refuse_growth(self) -> bool:
         """True while a change that is no removal would be refused with ENOSPC."""

@@ -1,4 +1,4 @@
-"""What a change waits for before its caller is answered: the volume's durability mode.
+"""The durability mode of a volume: what a change waits for before its caller is answered.
 
 One object that volume and layer read at each change and that the node alone sets, because the mode
 may follow whether the volume is exported. Belongs to the event loop."""

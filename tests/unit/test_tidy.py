@@ -48,20 +48,15 @@ _HEADLESS = re.compile(
 _HEADLESS_MAX = {
     "address": 5,
     "backing": 15,
-    "cli": 35,
     "config": 10,
     "control": 5,
     "disk": 20,
     "errors": 5,
-    "history": 35,
     "journal": 75,
     "layer": 40,
-    "nfs": 20,
-    "node": 35,
     "replay": 10,
     "replication": 80,
     "types": 5,
-    "volume": 45,
     "wire": 55,
 }
 """How many docstrings of a room may begin with a clause that has no head."""

@@ -28,7 +28,7 @@ _WHOLE_BYTES_MAX = 16 << 20
 
 
 class Contents:
-    """Of the files in *states*, which tell what they are before entry *before_seq*."""
+    """The contents of the files in *states*, which say what they are before entry *before_seq*."""
 
     def __init__(
         self,
@@ -99,11 +99,11 @@ class Contents:
             os.ftruncate(self._volume.tree.writable(fid), 0)
 
     def _has_contents(self, fid: Fid) -> bool:
-        """Whether it is a regular file that the journal has the whole content of."""
+        """True if it is a regular file that the journal has the whole content of."""
         return self._is_there(fid) and self._volume.tree.node(fid).complete
 
     def _is_half_imported(self, fid: Fid) -> bool:
-        """Whether its import had not come to its end, and the disk has less of it than there was:
+        """True if its import had not come to its end, and the disk has less of it than there was:
         then what the journal has of it is all there is."""
         return (
             self._is_there(fid)

@@ -1,5 +1,5 @@
-"""What a reconciliation is about to overwrite although it is newer than all that the journal has: a
-copy of it is kept first.
+"""Keeps a copy of what a reconciliation is about to overwrite although it is newer than all that
+the journal has.
 
 After the loss of the machine that is what an entry wrote which the journal lost; where the state
 directory is an older one than anybody noticed, it may be a day's work. The copies lie in
@@ -76,7 +76,7 @@ class KeptCopies:
                 raise
 
     def report(self) -> list[str]:
-        """What was kept and what not, in words; nothing where nothing was newer."""
+        """Returns what was kept and what not, in words; nothing where nothing was newer."""
         told = []
         if self.kept:
             told.append(
@@ -96,7 +96,7 @@ class KeptCopies:
         return self._bytes <= _BYTES_MAX and size <= above.f_bavail * above.f_frsize // 2
 
     def _copy(self, fd: int, size: int, target: Path) -> bool:
-        """Whether there was space for it."""
+        """Returns False where there was no space for it."""
         try:
             self._make_directory()
             with replacing("reconcile.keep", target, Outlives.MACHINE) as copy:

@@ -104,7 +104,7 @@ class Reconciliation:
         self._progress = progress
         self._lookup = Lookup(volume.journal.reader)
         self._made: dict[Fid, Making] = {}
-        """What the entries after the checkpoint have made."""
+        """Makers among the entries after the checkpoint."""
         self._survey = Survey(
             volume,
             checkpoint.since_ns,
@@ -116,7 +116,7 @@ class Reconciliation:
         self._new: set[Fid] = set()
         """Files that are made from all their entries."""
         self._staged: dict[Fid, bytes] = {}
-        """What is in the staging directory, under which name."""
+        """Names in the staging directory."""
         self._staging_name = staging_name(volume)
         self._staging_fd = -1
         self._mtime_dirty_directories: set[Fid] = set()
@@ -167,7 +167,7 @@ class Reconciliation:
         contents.set_directory_times(self._mtime_dirty_directories)
 
     def report(self) -> list[str]:
-        """What was done, in words; nothing where nothing was to be."""
+        """Returns what was done, in words; nothing where nothing was to be."""
         said = [
             (len(self._states) - len(self._new), "brought up to date"),
             (len(self._new), "made anew from the journal"),
@@ -316,7 +316,7 @@ class Reconciliation:
         )
 
     def _clear_away(self, unexpected: UnexpectedName) -> None:
-        """See to what is not a file of the journal as it is now."""
+        """Move or remove what is not a file of the journal as it is now."""
         look = unexpected.look
         is_ours = look.fid is not None
         was_removed = look.fid in self._known_strays
@@ -371,7 +371,7 @@ class Reconciliation:
         return []
 
     def _may_be_in_flight(self, look: FoundEntry) -> bool:
-        """Whether the entry in flight may have made what was found at its place."""
+        """True if the entry in flight may have made what was found at its place."""
         match self._in_flight:
             case Import() as operation:
                 return look.owner is None or look.fid == operation.fid
@@ -384,8 +384,8 @@ class Reconciliation:
         return False
 
     def _remove(self, unexpected: UnexpectedName, directory: int) -> bool:
-        """Whether it could be removed: not a directory with something in it that the journal does
-        not know."""
+        """Returns False where it could not be removed: a directory with something in it that the
+        journal does not know."""
         failpoints.reached("reconcile.unlink")
         try:
             (os.rmdir if unexpected.is_directory else os.unlink)(unexpected.name, dir_fd=directory)

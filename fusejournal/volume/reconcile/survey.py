@@ -51,7 +51,7 @@ class UnexpectedName(NamedTuple):
 
     @property
     def is_directory(self) -> bool:
-        """Whether it is one."""
+        """True if it is a directory."""
         return S_ISDIR(self.look.stat.st_mode)
 
 
@@ -171,7 +171,7 @@ class Survey:
         return expected
 
     def _may_be_made_by(self, maker: Making, look: FoundEntry, directory: int, name: bytes) -> bool:
-        """Whether what was found is nobody's, and what *maker* makes. (What was imported may have
+        """True if what was found has no fid, and is what *maker* makes. (What was imported may have
         had a fid that the journal does not know any more, or another volume's.)"""
         if look.owner is not None and (
             not isinstance(maker, Import)
@@ -210,7 +210,7 @@ class Survey:
         self.unexpected_names = others + away
 
     def _is_taken(self, operation: Import, look: FoundEntry) -> bool:
-        """Whether *look*, in its place, may be what it found, and has got its fid now."""
+        """Returns True if *look*, in its place, may be what it found, and has got its fid now."""
         directory = self._volume.tree.descriptor(operation.parent)
         if not self._may_be_made_by(operation, look, directory, operation.name):
             return False

@@ -219,7 +219,7 @@ def _check_done(scene: Scene, operation: TreeOperation) -> None:
     assert scene.volume.failure is None
     entries = list(with_outcomes(journal.reader.read(Seq(1), END)))
     assert entries[-1][0].operation == operation
-    assert entries[-1][1] is None
+    assert entries[-1][1].held
     for fid in (operation.fid, getattr(operation, "replaced", Fid(0))):
         if tree.is_orphan(fid):
             scene.volume.drop_orphan(fid)

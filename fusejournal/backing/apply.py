@@ -385,6 +385,8 @@ class Applier:
                 made = Made(*steps.run(redo))
             except OSError:
                 with _WHITEOUT_REFUSED:
+                    if steps.has_replaced:
+                        raise
                     steps.take_back()
                 raise
         if operation.fid in steps.mtimes:

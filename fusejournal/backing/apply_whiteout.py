@@ -5,7 +5,9 @@ The whiteout is made in the hidden directory first, whole and with its fid, beca
 what a full disk or a quota refuses. The names follow: the file moves, then the whiteout takes its
 old name. Where the file replaces another they exchange their names, then the whiteout and the
 replaced file do, which is then removed from the hidden directory: exchanges need no space and can
-be taken back, and what rename(2) would have refused is refused by the removal.
+be taken back, and what rename(2) would have refused is refused by the removal. Where the file
+system has no exchanges, as that of a replay's target may, the file replaces the other at once: from
+there on the steps can only be gone on with.
 
 The backing's own RENAME_WHITEOUT is of no use: it makes a device without fid, owner and times,
 which could be refused when the replaced file is gone already.
@@ -45,12 +47,14 @@ class WhiteoutSteps:
         self.mtimes: dict[Fid, int] = {}
         """The mtimes of the directories among the moved and the replaced file, where the steps may
         change them: the caller sets the moved one's when all is done."""
+        self.has_replaced = False
+        """True once the replaced file is gone: nothing can be taken back any more."""
         self._take_backs: list[Callable[[], None]] = []
 
     def run(self, redo: bool) -> tuple[bytes, int]:
         """Do all steps; with *redo*, those that a process that died has left. Returns the
         whiteout's handle and inode number. Raises OSError: :meth:`take_back` is then to be
-        called."""
+        called, unless ``has_replaced``."""
         operation = self._operation
         is_moved, made = self._find_done() if redo else (False, None)
         is_left = made is not None
@@ -68,7 +72,7 @@ class WhiteoutSteps:
         if not is_left:
             self._leave()
         self._take_backs.append(self._leave_back)
-        if operation.replaced:
+        if operation.replaced and not self.has_replaced:
             self._remove_replaced(redo)
         return made
 
@@ -83,7 +87,10 @@ class WhiteoutSteps:
         """Returns whether the file has moved, and the whiteout if that has the old name."""
         operation = self._operation
         found = self._tree.probe_name(operation.parent, operation.name)
-        if found is None or (operation.replaced and found.fid == operation.replaced):
+        if found is None:
+            self.has_replaced = bool(operation.replaced)  # for an exchange leaves both names
+            return True, None
+        if operation.replaced and found.fid == operation.replaced:
             return True, None
         if found.fid == operation.fid:
             return False, None
@@ -107,7 +114,13 @@ class WhiteoutSteps:
         operation = self._operation
         old, new = self._tree.pair(operation.parent, operation.new_parent)
         failpoints.reached("apply.whiteout.move")
-        self._rename(old, operation.name, new, operation.new_name)
+        try:
+            self._rename(old, operation.name, new, operation.new_name)
+        except OSError as error:
+            if not operation.replaced or error.errno != errno.EINVAL:
+                raise
+            syscalls.rename(old, operation.name, new, operation.new_name, 0)
+            self.has_replaced = True
 
     def _move_back(self) -> None:
         operation = self._operation
@@ -124,7 +137,7 @@ class WhiteoutSteps:
         self._rename(directory, self._operation.name, self._staging_fd, self._spare)
 
     def _rename(self, old_dir: int, old: bytes, new_dir: int, new: bytes) -> None:
-        if self._operation.replaced:
+        if self._operation.replaced and not self.has_replaced:
             syscalls.rename(old_dir, old, new_dir, new, RENAME_EXCHANGE)
         else:
             syscalls.rename_onto_nothing(old_dir, old, new_dir, new)

@@ -335,7 +335,7 @@ class Tree:
 
     @contextmanager
     def _root_mtime_kept(self) -> Iterator[None]:
-        """What is inside leaves the root's mtime, which is a user's, as it is. Raises
+        """Keep the root's mtime, which is a user's, as it is before the block. Raises
         ApplyBrokenError where that cannot be had."""
         mtime_ns = os.fstat(self.root_fd).st_mtime_ns
         try:

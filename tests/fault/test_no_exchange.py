@@ -1,0 +1,147 @@
+"""A file system that cannot exchange two names (RENAME_EXCHANGE), nor rename onto nothing alone
+(RENAME_NOREPLACE), as NFS and older ones: a target or a mirror on it takes a whiteout that replaces
+a file all the same, or says in one line what it cannot."""
+
+import errno
+import os
+from pathlib import Path
+from stat import S_IFCHR
+from uuid import UUID
+
+import pytest
+
+from fusejournal.disk import failpoints, syscalls
+from fusejournal.errors import FusejournalError, TargetError
+from fusejournal.journal.outcomes import with_outcomes
+from fusejournal.journal.reader import END
+from fusejournal.operations import RENAME_EXCHANGE, RENAME_WHITEOUT, Rename, Whiteout
+from fusejournal.types import ROOT_FID, Fid, Seq
+from tests.support.losses import Died, dying_at
+from tests.support.trees import difference, image, rebuild
+from tests.support.volumes import SOMEBODY, OpenVolume, open_volume
+
+pytestmark = pytest.mark.mount
+
+_FLAGS_UNKNOWN = RENAME_EXCHANGE | 1
+
+
+@pytest.fixture
+def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file system here is without these flags: the system call is as it is there."""
+    rename = syscalls._renameat2
+
+    def refusing(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> int:
+        if flags & _FLAGS_UNKNOWN:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return int(rename(old_dir, old, new_dir, new, flags))
+
+    monkeypatch.setattr(syscalls, "_renameat2", refusing)
+
+
+def _leave_whiteout(opened: OpenVolume, fid: Fid, old: bytes, new: bytes, replaced: Fid) -> None:
+    moved = Rename(fid, ROOT_FID, old, ROOT_FID, new, RENAME_WHITEOUT, replaced)
+    made = (opened.volume.new_fid(), S_IFCHR, 7, 8, None)
+    opened.volume.commit(Whiteout(*moved, *made), SOMEBODY)
+
+
+def _replacing(opened: OpenVolume) -> None:
+    """A file and a directory, each in the place of another."""
+    files = [opened.create(name, name.encode()) for name in ("one", "two")]
+    directories = [opened.mkdir(name) for name in ("three", "four")]
+    opened.create("inner", b"inner", directories[0])
+    _leave_whiteout(opened, files[0], b"one", b"two", files[1])
+    _leave_whiteout(opened, directories[0], b"three", b"four", directories[1])
+
+
+def _source(directory: Path) -> UUID:
+    with open_volume(directory) as opened:
+        _replacing(opened)
+        return opened.volume.journal.uuid
+
+
+@pytest.mark.usefixtures("no_exchange")
+def test_a_whiteout_that_replaces(tmp_path: Path) -> None:
+    with open_volume(tmp_path) as opened:
+        _replacing(opened)
+        spare = opened.mkdir("spare")
+        four = opened.volume.catalog.lookup(ROOT_FID, b"four")
+        assert four is not None
+        with pytest.raises(OSError, match="Directory not empty"):
+            _leave_whiteout(opened, spare, b"spare", b"four", four)
+        assert opened.volume.failure is None
+        assert sorted(os.listdir(opened.backing)) == ["four", "one", "spare", "three", "two"]
+        (tmp_path / "target").mkdir()
+        rebuild(tmp_path / "state", tmp_path / "target", opened.volume.journal.uuid)
+        assert not difference(image(tmp_path / "target"), image(opened.backing))
+
+
+def test_a_target_is_killed_or_refused_at_each_step(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """It goes on where it was."""
+    uuid = _source(tmp_path)
+    request.getfixturevalue("no_exchange")
+    number = 0
+    was_stopped = True
+    while was_stopped:
+        number += 1
+        target = tmp_path / f"target{number}"
+        target.mkdir()
+        was_stopped, is_done = False, False
+        for fault in (Died(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), None):
+            if is_done:
+                break
+            count = [number]
+
+            def listen(
+                label: str, count: list[int] = count, fault: BaseException | None = fault
+            ) -> None:
+                count[0] -= label.startswith("apply.")
+                if label.startswith("apply.") and count[0] == 0 and fault is not None:
+                    raise fault
+
+            failpoints.listen(listen)
+            try:
+                rebuild(tmp_path / "state", target, uuid)
+                is_done = True
+            except (Died, FusejournalError):
+                was_stopped = True
+            finally:
+                failpoints.listen(None)
+        assert is_done
+        assert not difference(image(target), image(tmp_path / "backing")), number
+    assert number > 20
+
+
+def test_a_mirror_is_killed_at_each_step(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    uuid = _source(tmp_path / "primary")
+    request.getfixturevalue("no_exchange")
+    for death in range(1, 30):
+        with open_volume(tmp_path / "primary") as primary:
+            entries = list(with_outcomes(primary.volume.journal.reader.read(Seq(1), END)))
+        copy = tmp_path / f"mirror{death}"
+        with open_volume(copy, mirror=True, uuid=uuid) as mirror:
+            for entry, outcome in entries:
+                died = False
+                if isinstance(entry.operation, Whiteout):
+                    with dying_at("apply.", death):
+                        try:
+                            mirror.volume.apply_received(entry, outcome, redo=False)
+                        except Died:
+                            died = True
+                    mirror.volume.write_errno = mirror.volume.failure = None
+                if died or not isinstance(entry.operation, Whiteout):
+                    mirror.volume.apply_received(entry, outcome, redo=died)
+            assert not difference(image(mirror.backing), image(tmp_path / "primary" / "backing"))
+
+
+def test_an_exchange_says_why_it_cannot_be(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    with open_volume(tmp_path) as opened:
+        files = [opened.create(name, name.encode()) for name in ("one", "two")]
+        names = (files[0], ROOT_FID, b"one", ROOT_FID, b"two", RENAME_EXCHANGE, files[1])
+        opened.volume.commit(Rename(*names), SOMEBODY)
+        uuid = opened.volume.journal.uuid
+    request.getfixturevalue("no_exchange")
+    (tmp_path / "target").mkdir()
+    with pytest.raises(TargetError, match="cannot exchange two names"):
+        rebuild(tmp_path / "state", tmp_path / "target", uuid)

@@ -481,7 +481,7 @@ OPERATIONS: dict[Kind, type[Operation]] = {
 }
 
 REMOVALS = frozenset({Kind.UNLINK, Kind.RMDIR})
-"""Operations that may use the journal's reserve, for they are what makes space."""
+"""Operations that may use the journal's reserve: what makes space (as some TRUNCATEs do)."""
 
 DATA_KINDS = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR})
 """The kinds of a DataOperation: what changes one file and no name."""

@@ -211,9 +211,11 @@ class Journal:
         time_ns: int,
         path_of: Callable[[Fid], bytes | None],
         data: bytes | memoryview = b"",
+        *,
+        makes_space: bool = False,
     ) -> Seq:
         """Append one entry; when this returns it is in the kernel's hands. *path_of* tells a fid's
-        path as it is now.
+        path as it is now. One that *makes_space*, as each removal does, may use the reserve.
 
         What no reader would take is refused, with nothing written: OSError EFBIG where the entry is
         larger than the format allows, EINVAL where a field cannot be what it is. Raises also
@@ -222,6 +224,7 @@ class Journal:
         if self._failure is not None:
             raise JournalFailedError(self._failure)
         kind = operation.kind
+        makes_space = makes_space or kind in REMOVALS
         current = self._current
         assert current is not None, "the journal is open for reading only"
         assert time_ns > self.last_time_ns, "entry times must grow"
@@ -238,7 +241,7 @@ class Journal:
         if self.clock.begins_ns is not None and is_empty:
             self._begin_anew(current)
         elif (is_long or self.clock.begins_ns is not None) and not is_empty and kind != Kind.VOID:
-            rolled = self._roll(kind)
+            rolled = self._roll(may_stay=makes_space or kind in ALWAYS)
             if rolled is not None:
                 current = rolled
                 paths = current.paths_to_tell(operation, path_of)
@@ -247,7 +250,7 @@ class Journal:
         seq = Seq(self.head_seq + 1)
         head, chain = encode_frame(payload, data, seq, self.durable_seq, self.chain)
         try:
-            current.write(head, data, kind)
+            current.write(head, data, kind, makes_space=makes_space)
         except JournalFailedError as error:
             self._failure = str(error)
             raise
@@ -350,15 +353,15 @@ class Journal:
 
     # -- rolling -----------------------------------------------------------------------------------
 
-    def _roll(self, kind: Kind) -> SegmentWriter | None:
-        """Seal the current segment and begin the next; None when there is no space and *kind* may
-        go on in the old."""
+    def _roll(self, *, may_stay: bool) -> SegmentWriter | None:
+        """Seal the current segment and begin the next; None when there is no space, and the entry
+        *may_stay* in the old."""
         old = self._current
         assert old is not None
         try:
             new = self._begin_segment(self._next_header())
         except JournalFullError:
-            if kind in ALWAYS or kind in REMOVALS:
+            if may_stay:
                 return None
             raise
         self._seal(old)

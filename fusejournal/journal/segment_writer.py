@@ -23,7 +23,7 @@ from fusejournal.disk import calls, failpoints
 from fusejournal.errors import JournalError, JournalFailedError, JournalFullError
 from fusejournal.journal.format import SEGMENT_HEADER_BYTES, SegmentHeader
 from fusejournal.journal.segment import SPACE_BYTES, segment_path
-from fusejournal.operations import REMOVALS, Kind, Moving, Operation, Removal, made_by
+from fusejournal.operations import Kind, Moving, Operation, Removal, made_by
 from fusejournal.types import Fid, Seq
 
 ALWAYS = frozenset({Kind.VOID, Kind.CLEAN})
@@ -42,7 +42,7 @@ each segment and each restart, and smaller ones make writing slower."""
 class JournalOptions:
     """Sizes in bytes. A segment is rolled at ``segment_bytes`` or ``segment_entries``, so that
     reading the newest, which has no index yet, stays quick. ``reserve_bytes`` are kept back beyond
-    the end of the log; removals may use the half of them."""
+    the end of the log; what makes space may use the half of them."""
 
     segment_bytes: int = 64 << 20
     segment_entries: int = 1 << 16
@@ -114,15 +114,16 @@ class SegmentWriter:
         if calls.pwritev("journal.header", self.fd, (content,), 0) != len(content):
             raise _full(self.path.parent, _no_space())
 
-    def write(self, head: bytes, data: bytes | memoryview, kind: Kind) -> None:
-        """Put *head* and *data*, an entry of *kind*, at the end. Raises JournalFullError, with
-        nothing written; JournalFailedError."""
+    def write(
+        self, head: bytes, data: bytes | memoryview, kind: Kind, *, makes_space: bool = False
+    ) -> None:
+        """Put *head* and *data*, an entry of *kind*, at the end; one that *makes_space* may use a
+        half of the reserve. Raises JournalFullError, with nothing written; JournalFailedError."""
         need = len(head) + len(data)
         reserve = self._options.reserve_bytes
         if self.end + need + reserve > self._allocated:
-            self._take_space(
-                need, 0 if kind in ALWAYS else reserve // 2 if kind in REMOVALS else reserve
-            )
+            kept = 0 if kind in ALWAYS else reserve // 2 if makes_space else reserve
+            self._take_space(need, kept)
         try:
             written = calls.pwritev(
                 "journal.append", self.fd, (head, data) if data else (head,), self.end

@@ -36,6 +36,7 @@ from fusejournal.operations import (
     Moving,
     NewEpoch,
     TreeOperation,
+    Truncate,
     Void,
 )
 from fusejournal.types import SYSTEM_CALLER, Caller, Fid, Seq, clamp_time
@@ -98,11 +99,13 @@ class Volume:
         kind = operation.kind
         if self.write_errno is not None:
             raise OSError(self.write_errno, os.strerror(self.write_errno))
-        if kind not in REMOVALS and self.catalog.is_full:
+        is_cut = isinstance(operation, Truncate) and self._shrinks(operation)
+        makes_space = is_cut or kind in REMOVALS
+        if not makes_space and self.catalog.is_full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         # No await from here to the end: entry, effect (or VOID) and catalog belong together.
         time_ns = self.entry_time()
-        seq = self._append(operation, who, time_ns, data)
+        seq = self._append(operation, who, time_ns, data, makes_space=makes_space)
         if self._policy.is_strict:
             self._flush()
         orphan = _orphan_of(operation) if kind in _MAY_ORPHAN else _NONE
@@ -299,9 +302,24 @@ class Volume:
             self.fail(f"the journal could not be flushed: {error}")
             raise OSError(errno.EIO, str(error)) from error
 
-    def _append(self, operation: TreeOperation, who: Caller, time_ns: int, data: bytes) -> Seq:
+    def _shrinks(self, operation: Truncate) -> bool:
+        """Tells whether a file is to be shorter than it is. That makes space, and can be done but
+        once, because on a full disk the file does not grow again."""
+        return operation.size < self.tree.stat(operation.fid).st_size
+
+    def _append(
+        self,
+        operation: TreeOperation,
+        who: Caller,
+        time_ns: int,
+        data: bytes,
+        *,
+        makes_space: bool = False,
+    ) -> Seq:
         try:
-            seq = self.journal.append(operation, who, time_ns, self.catalog.path, data)
+            seq = self.journal.append(
+                operation, who, time_ns, self.catalog.path, data, makes_space=makes_space
+            )
         except JournalFullError as error:
             self.journal_full = error.errno in _FULL
             raise OSError(error.errno, os.strerror(error.errno)) from None

@@ -91,6 +91,8 @@ def test_journal_is_full(tmp_path: Path, kind: str) -> None:
         layer.start()
         root = layer.mountpoint
         (root / "there").write_text("there")
+        for name in ("cut", "emptied"):
+            (root / name).write_text("what takes space")
         for number in range(50):
             (root / f"f{number}").touch()
         fill(disk / "ballast")
@@ -109,6 +111,9 @@ def test_journal_is_full(tmp_path: Path, kind: str) -> None:
                 _eventually((root / f"f{number}").unlink)
             else:
                 (root / f"f{number}").unlink()
+        _eventually(partial(os.truncate, root / "cut", 4))
+        _eventually(lambda: os.close(os.open(root / "emptied", os.O_WRONLY | os.O_TRUNC)))
+        assert kind == "btrfs" or _errno_of(partial(os.truncate, root / "cut", 5)) == _FULL
         fd = os.open(root / "there", os.O_RDONLY)
         os.fsync(fd)
         os.close(fd)

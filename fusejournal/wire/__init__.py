@@ -1,1 +1,1 @@
-"""What two nodes say to each other: messages as bytes, the session's rules, the transport."""
+"""Messages between two nodes as bytes, the session's rules, and the transport."""

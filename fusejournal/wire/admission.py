@@ -1,10 +1,12 @@
-"""Which strangers get a place, and when: those who connect decide how many they are, but neither
-what that costs nor who else is kept out.
+"""Admission of strangers: connections that no peer is known to be behind yet. Strangers decide how
+many they are, but neither what that costs nor who else is kept out.
 
-A network (complaints.py: an address of IPv4, a /64 of IPv6) is *trusted* once somebody there has
-proved to be a peer. Strangers who are too many are cut off, those of trusted networks last. Every
-handshake takes a token: of its network, and, unless that is trusted, of all the others together.
-One that is not there yet is waited for, if not for long. Pure: times are given in."""
+A network (log_limiter.py: an address of IPv4, a /64 of IPv6) is *trusted* once a peer has proved
+itself from there. Strangers that are too many are cut off, those of trusted networks last. Every
+handshake takes a token of its network's bucket and, unless the network is trusted, one of the
+bucket that all the others share. A token that is not there yet is waited for, if not for long.
+
+Pure: times are given in, in seconds by any clock."""
 
 import random
 from collections import Counter, OrderedDict
@@ -30,23 +32,23 @@ class Bucket:
         self._interval = 1.0 / per_second
         self._ahead = (burst - 1) * self._interval
         self._next = float("-inf")
-        """When the next token would come, were there none to spare."""
+        """The time at which the next token would come, were there none to spare."""
 
     def delay(self, now: float) -> float:
-        """How long the next token is to be waited for."""
+        """Returns how long the next token is to be waited for."""
         return max(0.0, self._next - now)
 
     def take(self, now: float) -> None:
-        """Take the next token."""
+        """Takes the next token."""
         self._next = max(self._next, now - self._ahead) + self._interval
 
     def is_full(self, now: float) -> bool:
-        """Whether it is as good as new."""
+        """Tells whether the bucket is as good as new."""
         return self._next <= now - self._ahead
 
 
 class Admission:
-    """See the module."""
+    """Decides which connections get a handshake, and which lose their place."""
 
     def __init__(self) -> None:
         self._total = Bucket(_TOTAL_PER_SECOND, _TOTAL_BURST)
@@ -54,15 +56,15 @@ class Admission:
         self._trusted: OrderedDict[str, None] = OrderedDict()
 
     def trust(self, network: str) -> None:
-        """A peer was found there."""
+        """Notes that a peer has proved itself from *network*."""
         self._trusted[network] = None
         self._trusted.move_to_end(network)
         if len(self._trusted) > _TRUSTED_MAX:
             self._trusted.popitem(last=False)
 
     def take(self, network: str, now: float) -> float | None:
-        """A token for a handshake with *network*: returns how many seconds to wait before it; None
-        if there are too many already."""
+        """Takes a token for a handshake with *network*. Returns how many seconds to wait before the
+        handshake; None, with no token taken, where there are too many already."""
         buckets = [self._bucket(network, now)]
         if network not in self._trusted:
             buckets.append(self._total)
@@ -83,9 +85,10 @@ class Admission:
         return self._networks.setdefault(network, Bucket(_NETWORK_PER_SECOND, _NETWORK_BURST))
 
     def choose(self, places: dict[Place, str]) -> Place:
-        """Whose place of *places*, which tell the network of each, oldest first, goes to another:
-        the oldest of the network that has most, so that no network takes others' places; where
-        each has one, any: a slow one would always be the oldest."""
+        """Chooses the connection that makes room. *places* has the network of each, oldest first.
+
+        It is the oldest one of the network that has most, so that no network takes the places of
+        others; where each has one, any, because a slow one would always be the oldest."""
         strange = {place: one for place, one in places.items() if one not in self._trusted}
         candidates = strange or places
         ((network, count),) = Counter(candidates.values()).most_common(1)

@@ -1,4 +1,4 @@
-"""The content of a batch: a stretch of the journal, compressed or as it is, and back. Pure.
+"""The content of a batch: a range of frames, compressed or as it is, and back. Pure.
 
 ``method`` is ``raw`` or ``zstd`` (one frame, with its content size). Nothing is uncompressed to
 more than the batch says, and no batch may say more than ``BATCH_CONTENT_BYTES_MAX``.
@@ -27,7 +27,8 @@ _SMALL_BYTES = 256
 
 
 def compress(content: bytes, level: int) -> tuple[str, bytes]:
-    """*content* by zstd at *level*, or as it is where that gains nothing (or *level* is 0)."""
+    """Returns method and content: by zstd at *level*, or as it is where that gains nothing (or
+    *level* is 0)."""
     if level and len(content) > _SMALL_BYTES:
         compressed = zstandard.ZstdCompressor(level=level).compress(content)
         if len(compressed) < len(content):
@@ -44,7 +45,7 @@ def batch_of(
     head_seq: Seq,
     reign_node: int = 0,
 ) -> Batch:
-    """The message that ships *stretch*, whose content is *content* by *method*."""
+    """Returns the message that ships *frame_range*, whose content is *content* by *method*."""
     return Batch(
         epoch,
         frame_range.first_seq,
@@ -63,8 +64,8 @@ def batch_of(
 
 
 def frame_range_of(batch: Batch) -> FrameRange:
-    """The stretch in *batch*, with every frame checked and every entry decoded, so that nothing is
-    taken, and acknowledged, that cannot be read here. Raises WireError, and RefusedError where the
+    """Returns the frames in *batch*, each checked and its entry decoded, so that nothing is taken
+    and acknowledged that cannot be read here. Raises WireError, and RefusedError where the
     sender is of a newer version."""
     content = _uncompress(batch)
     frame_range = FrameRange(

@@ -1,14 +1,14 @@
 """One connection to a peer: messages over a trio stream, encrypted or not; and TLS as nodes use it.
 
-A connection begins with 8 bytes in plain from whoever connects, which choose what follows; then,
-on what they chose, with 8 bytes from whoever listens:
+A connection begins with 8 bytes in plain from the connector, which choose what follows; then, on
+what they chose, with 8 bytes from the listener:
 
 ==============  ==================================================================================
 ``FJTLS1\\r\\n``   TLS 1.3; each shows its certificate, and the other has to know it
-``FJPAIR1\\n``    TLS 1.3 without certificates that anybody knows, for pairing.py alone
+``FJPAIR1\\n``    TLS 1.3 with certificates that are not known yet, for pairing.py alone
 ``FJOPEN2\\n``    nothing: both ends on this machine's loopback, and both allow it; each proves to
                 be root (plain.py)
-``FJREADY\\n``    the listener's answer: go on. In TLS 1.3 whoever connects ends its handshake
+``FJREADY\\n``    the listener's answer: go on. In TLS 1.3 the connector ends its handshake
                 before its certificate is looked at; only this says that it was taken
 ``FJCLOSED``    the listener's answer to ``FJOPEN2``, in plain: not here
 ==============  ==================================================================================
@@ -39,7 +39,7 @@ TLS: Final = b"FJTLS1\r\n"
 PAIR: Final = b"FJPAIR1\n"
 OPEN: Final = b"FJOPEN2\n"
 OPEN_UNPROVED: Final = b"FJOPEN1\n"
-"""What an older version sends, and gets refused."""
+"""The preamble of an older version, which is refused."""
 READY: Final = b"FJREADY\n"
 CLOSED: Final = b"FJCLOSED"
 assert {len(one) for one in (TLS, PAIR, OPEN, OPEN_UNPROVED, READY, CLOSED)} == {PREAMBLE_BYTES}
@@ -48,13 +48,13 @@ NO_PAIRING: Final = b"\x15\x03\x03\x00\x02\x02\x31"
 a handshake that it has not begun (RFC 8446, section 6)."""
 
 _PIECE_BYTES: Final = 256 << 10
-"""What is encrypted at once: the loop serves others in between, and no more is copied."""
+"""The most that is encrypted at once: the loop serves others in between, and no more is copied."""
 _RECEIVE_BYTES: Final = 64 << 10
 _LINGER_SECONDS: Final = 1.0
 _CLOSE_SECONDS: Final = 2.0
 _LOST_SECONDS: Final = 30
-"""How long what was sent may go unanswered by the other kernel. It may not take up anything new for
-as long either (seen: Linux counts a full receive window, too), so a receiver keeps reading."""
+"""The time that sent bytes may go unanswered by the other kernel. It may not take up anything new
+for as long either (seen: Linux counts a full receive window, too), so a receiver keeps reading."""
 _KEEPALIVE: Final = (
     (socket.TCP_KEEPIDLE, 10),
     (socket.TCP_KEEPINTVL, 5),
@@ -70,19 +70,20 @@ class LingeringStream(trio.abc.Stream):
         self._stream = stream
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """As the stream's."""
+        """Sends, as the stream does."""
         await self._stream.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
-        """As the stream's."""
+        """Waits, as the stream does."""
         await self._stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """As the stream's."""
+        """Receives, as the stream does."""
         return await self._stream.receive_some(max_bytes)
 
     async def aclose(self) -> None:
-        """Say that nothing more comes, wait a moment for the other to have read it, and close."""
+        """Ends the sending, waits a moment for the other end to have read everything, and closes.
+        Cancelling closes at once."""
         try:
             with trio.move_on_after(_LINGER_SECONDS):
                 await self._stream.send_eof()
@@ -95,7 +96,7 @@ class LingeringStream(trio.abc.Stream):
 
 
 class Connection:
-    """Messages to and from one peer. See the module."""
+    """Messages to and from one peer, over *stream*, which it closes."""
 
     def __init__(self, stream: trio.abc.Stream, where: str, peer: str | None) -> None:
         self.peer = peer
@@ -103,7 +104,7 @@ class Connection:
         self.where = where
         """The other end: host and port."""
         self.bytes_sent = 0
-        """Of messages, before encryption."""
+        """Bytes of messages, before encryption."""
         self.bytes_received = 0
         self._stream = stream
         self._decoder = Decoder()
@@ -126,17 +127,18 @@ class Connection:
 
     @property
     def send_blocked_seconds(self) -> float:
-        """How long senders have waited for the link, this moment included."""
+        """The time that senders have waited for the link, this moment included."""
         since = self._blocked_since
         return self._blocked_seconds + (trio.current_time() - since if since is not None else 0.0)
 
     def expect_batches(self) -> None:
-        """Batches come from now on. Until this is called nothing large is taken, whoever it is."""
+        """Lets batches in from now on. Until this is called, nothing large is taken from any
+        peer."""
         self._decoder.bytes_max = BATCH_BYTES_MAX
 
     async def receive(self) -> Message | None:
-        """The next message; None when the other end has ended the connection in order. One task at
-        a time; cancelling loses nothing. Raises WireError for bytes that are no message,
+        """Returns the next message; None when the other end has ended the connection in order. One
+        task at a time; cancelling loses nothing. Raises WireError for bytes that are no message,
         PeerLostError when the connection broke."""
         while True:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -158,8 +160,8 @@ class Connection:
             self._decoded = self._decoder.feed(data)
 
     async def send(self, *messages: Message) -> None:
-        """Send *messages*, one right after the other. Any task may. Returns when they are in the
-        kernel's hands; a send that is cancelled half-way ends the connection. Raises
+        """Sends *messages*, one right after the other. Any task may call it. Returns when they are
+        in the kernel's hands; cancelling half-way leaves the connection of no use. Raises
         PeerLostError."""
         async with self._sending:
             if self._is_send_broken:
@@ -178,14 +180,14 @@ class Connection:
             self._is_send_broken = False
 
     async def aclose(self) -> None:
-        """End the connection: in order where the other end plays its part within a moment, by force
-        otherwise or when cancelled."""
+        """Ends the connection: in order where the other end plays its part within a moment, by
+        force otherwise or when cancelled."""
         with trio.move_on_after(_CLOSE_SECONDS):
             await self._stream.aclose()
 
 
 def _pieces(messages: Iterable[Message]) -> Iterator[bytes | memoryview]:
-    """The bytes of *messages*: small ones together, large ones in slices, uncopied."""
+    """Gives the bytes of *messages*: small ones together, large ones in slices, uncopied."""
     small: list[bytes] = []
     small_bytes = 0
     for message in messages:
@@ -207,7 +209,8 @@ def _pieces(messages: Iterable[Message]) -> Iterator[bytes | memoryview]:
 
 
 async def receive_exactly(stream: trio.abc.Stream, length: int) -> bytes:
-    """The next *length* bytes, or fewer where the stream ends. Raises trio.BrokenResourceError."""
+    """Returns the next *length* bytes, or fewer where the stream ends. Cancelling loses those that
+    came. Raises trio.BrokenResourceError."""
     data = b""
     while len(data) < length:
         part = await stream.receive_some(length - len(data))
@@ -218,7 +221,7 @@ async def receive_exactly(stream: trio.abc.Stream, length: int) -> bytes:
 
 
 def why(error: BaseException) -> str:
-    """What ended a connection, in words."""
+    """Returns why a connection ended, in words."""
     cause = error if isinstance(error, OSError) else error.__cause__
     if isinstance(error, trio.ClosedResourceError):
         return "the connection was closed on this side"
@@ -238,7 +241,8 @@ def why(error: BaseException) -> str:
 
 
 def set_options(stream: trio.SocketStream) -> None:
-    """Send at once, and notice a peer that is gone. Raises OSError for a socket that is dead."""
+    """Has *stream* send at once, and notice a peer that is gone. Raises OSError for a socket that
+    is dead."""
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _KEEPALIVE:
@@ -247,12 +251,13 @@ def set_options(stream: trio.SocketStream) -> None:
 
 
 def remote(stream: trio.SocketStream) -> Address:
-    """The other end. Raises OSError when it is gone."""
+    """Returns the address of the other end. Raises OSError when it is gone."""
     name = stream.socket.getpeername()
-    return Address(str(_ip(name[0])), name[1])
+    return Address(str(unmapped_ip(name[0])), name[1])
 
 
-def _ip(host: str) -> IPv4Address | IPv6Address:
+def unmapped_ip(host: str) -> IPv4Address | IPv6Address:
+    """Returns the IP address *host*, as one of IPv4 where it is one that is mapped to IPv6."""
     ip = ip_address(host)
     return ip.ipv4_mapped or ip if isinstance(ip, IPv6Address) else ip
 
@@ -261,9 +266,10 @@ def _ip(host: str) -> IPv4Address | IPv6Address:
 
 
 def tls_context(purpose: ssl.Purpose, identity: Identity, *, is_verified: bool) -> ssl.SSLContext:
-    """TLS 1.3 for whoever connects (``SERVER_AUTH``) or listens (``CLIENT_AUTH``). *is_verified*:
-    the other end has to show a certificate that :func:`fusejournal.wire.identity.trust` was told
-    of, each its own anchor; otherwise it may be anybody, for pairing.
+    """Makes a TLS 1.3 context of the connector (``SERVER_AUTH``) or the listener
+    (``CLIENT_AUTH``). *is_verified*: the other end has to show a certificate that
+    :func:`fusejournal.wire.identity.trust` has added, each its own anchor; otherwise it may be any
+    node, for pairing.
 
     No session is ever resumed: each connection proves anew who it is. Raises FusejournalError when
     the identity's files are gone."""
@@ -290,15 +296,16 @@ TlsStream = trio.SSLStream[LingeringStream]
 
 
 def open_tls(stream: trio.SocketStream, context: ssl.SSLContext, server_side: bool) -> TlsStream:
-    """TLS over *stream*, not begun yet."""
+    """Returns TLS over *stream*, not begun yet."""
     return trio.SSLStream(LingeringStream(stream), context, server_side=server_side)
 
 
 def peer_certificate(stream: TlsStream) -> bytes:
-    """The other end's certificate (DER) after a handshake; empty if it showed none."""
+    """Returns the other end's certificate (DER) after a handshake; empty if it showed none."""
     return stream.getpeercert(binary_form=True) or b""
 
 
 def unsent(stream: TlsStream) -> bytes:
-    """What tells the other end why its handshake failed: trio leaves the alert unsent."""
+    """Returns the alert that tells the other end why its handshake failed: trio leaves it
+    unsent."""
     return stream._outgoing.read()

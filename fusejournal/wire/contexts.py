@@ -14,7 +14,8 @@ _KEPT: Final = 128
 
 @lru_cache(_KEPT)
 def context_for_pairing(purpose: ssl.Purpose, identity: Identity) -> ssl.SSLContext:
-    """For a connection with anybody. Raises FusejournalError when the identity's files are gone."""
+    """Returns the context for a connection with a node that is not known yet. Raises
+    FusejournalError when the identity's files are gone."""
     return tls_context(purpose, identity, is_verified=False)
 
 
@@ -22,8 +23,9 @@ def context_for_pairing(purpose: ssl.Purpose, identity: Identity) -> ssl.SSLCont
 def context_for(
     purpose: ssl.Purpose, identity: Identity, certificates: tuple[str, ...]
 ) -> tuple[ssl.SSLContext, frozenset[str]]:
-    """For a connection with who has one of *certificates* (PEM), and those of them that TLS cannot
-    use. Raises FusejournalError when the identity's files are gone."""
+    """Returns the context for a connection with a node that has one of *certificates* (PEM), and
+    those of them that TLS cannot use. Raises FusejournalError when the identity's files are
+    gone."""
     context = tls_context(purpose, identity, is_verified=True)
     unusable = frozenset(one for one in certificates if not trust(context, one))
     return context, unusable

@@ -14,9 +14,9 @@ offset  size  field
 ======  ====  ==================================================================================
 
 A BATCH's body is a 4-byte length, a msgpack array of that length (all fields but the content), then
-the content as the array's ``method`` says. What is wrong with bytes is told by the first of:
-length, type, checksum, msgpack, fields. Nothing is kept that is longer than its type allows, so
-whoever sends costs no more memory than that.
+the content as the array's ``method`` says. Bytes are checked in this order: type, length, checksum,
+msgpack, fields; the error names the first that is wrong. Nothing is kept that is longer than its
+type allows, so no sender costs more memory than that.
 
 The checksum finds what TLS would, too, and what a plain connection does not. New fields are only
 ever added at the end, with a default, and a reader leaves out those that it does not know; new
@@ -56,7 +56,7 @@ _LIST_MAX: Final = 64
 
 
 class Hello(NamedTuple):
-    """First message of whoever connected: who it is and what it has. ``purpose``: ``ship`` (batches
+    """The connector's greeting: who it is and what it has. ``purpose``: ``ship`` (batches
     will come) or ``fetch`` (batches are wanted). ``epoch``, ``seq`` and ``chain`` are its
     position; ``epoch`` and ``reign_node`` the highest reign that it knows of, ``held_epoch`` is
     that of the entries that it has applied.
@@ -86,8 +86,8 @@ class Hello(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """The answer: what the other has. ``uuid`` is empty where it has no journal yet and takes any
-    volume's. ``detail`` is something that the greeter should know, in words. Versions are as in
+    """The listener's answer: what it has. ``uuid`` is empty where it has no journal yet and takes
+    any volume's. ``detail`` is something that the greeter should know, in words. Versions are as in
     HELLO. ``limits`` are those of its backing's file system, in the order of the fields of
     ``BackingLimits`` (backing/limits.py), each 0 where it is not known."""
 
@@ -109,9 +109,9 @@ class Welcome(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why this goes no further: a word for programs, a sentence for people. Where it is a higher
-    reign, the rest says which, and what of it is held: the journal that ends with ``seq`` has
-    applied ``held_epoch``'s beginning."""
+    """The reason why a session goes no further: ``code`` for programs, ``reason`` for people. Where
+    that is a higher reign, the rest says which, and what of it is held: the journal that ends with
+    ``seq`` has applied ``held_epoch``'s beginning."""
 
     code: str
     reason: str
@@ -123,19 +123,20 @@ class Refusal(NamedTuple):
 
 
 class AskChains(NamedTuple):
-    """What are your chain checksums at these seqs?"""
+    """The source's question for the sink's chain checksums at ``seqs``."""
 
     seqs: tuple[Seq, ...]
 
 
 class Chains(NamedTuple):
-    """They are, in the same order; None where the journal does not reach."""
+    """The answer: the checksums in the same order; None where the sink's journal does not reach."""
 
     chains: tuple[int | None, ...]
 
 
 class Begin(NamedTuple):
-    """The two agree up to ``seq``, whose chain is ``chain``: batches follow from there.
+    """The source begins: the two journals agree up to ``seq``, whose chain is ``chain``, and
+    batches follow from there.
     ``head_seq`` is where the sender's journal ends now. ``committed_seq`` is ``seq``, or one less
     where the sender's next entry says that entry ``seq`` was refused."""
 
@@ -148,9 +149,9 @@ class Begin(NamedTuple):
 
 
 class Diverged(NamedTuple):
-    """The two agree up to ``seq`` and no further: the sender's chain there is ``chain``, and
-    ``next_chain`` after the entry that follows. Both are 0 where they are not said, and the latter
-    where the sender has no more."""
+    """The two journals agree up to ``seq`` and no further: the sender's chain there is ``chain``,
+    and ``next_chain`` after the entry that follows. Both are 0 where they are not told, and the
+    latter where the sender has no more."""
 
     seq: Seq
     head_seq: Seq
@@ -183,8 +184,8 @@ class Batch(NamedTuple):
 
 
 class Ack(NamedTuple):
-    """The receiver's watermarks, which only grow, and how it is: ``state`` is ``ok``, ``full`` (no
-    space; it goes on by itself) or ``failed``; ``detail`` says it in words. Where all is well it is
+    """The sink's watermarks, which only grow, and its state: ``ok``, ``full`` (no space; it goes on
+    by itself) or ``failed``; ``detail`` says it in words. Where all is well it is
     empty, or something that the sender should know. ``signed_seq``: of the batch that ends there
     the signature is kept, on the disk; 0 where none is."""
 
@@ -197,14 +198,14 @@ class Ack(NamedTuple):
 
 
 class Ping(NamedTuple):
-    """The sender is alive and its journal ends at ``head_seq``; an ACK answers it."""
+    """The source is alive, and its journal ends at ``head_seq``; an ACK answers it."""
 
     applied_seq: Seq
     head_seq: Seq
 
 
 class End(NamedTuple):
-    """Nothing more comes: what was to be fetched has been sent. Up to ``seq`` it is known to have
+    """The end of a fetch: all that was wanted has been sent. Up to ``seq`` it is known to have
     been applied; the last entry may be one that was refused, and its VOID lost."""
 
     seq: Seq
@@ -290,13 +291,13 @@ _pack = msgpack.Packer(use_bin_type=True).pack
 
 
 def encode(message: Message) -> bytes:
-    """The bytes of *message*."""
+    """Returns the bytes of *message*."""
     return b"".join(encode_parts(message))
 
 
 def encode_parts(message: Message) -> tuple[bytes, ...]:
-    """The bytes of *message* in parts to be sent one after the other, so that a batch's content
-    need not be copied."""
+    """Returns the bytes of *message* in parts to be sent one after the other, so that a batch's
+    content need not be copied."""
     number = _NUMBERS[type(message)]
     body: tuple[bytes, ...]
     if isinstance(message, Batch):
@@ -316,13 +317,13 @@ class Decoder:
 
     def __init__(self) -> None:
         self.bytes_max = CONTROL_BYTES_MAX
-        """A longer message is an error. ``BATCH_BYTES_MAX`` where batches are expected: nobody else
-        is trusted with as much."""
+        """A longer message is an error. ``BATCH_BYTES_MAX`` where batches are expected: no other
+        sender is trusted with as much."""
         self._buffer = bytearray()
         self._failed = False
 
     def feed(self, data: bytes | bytearray) -> Iterator[Message]:
-        """The messages that are whole with *data*. Raises WireError."""
+        """Gives the messages that are whole with *data*. Raises WireError."""
         if self._failed:
             return
         self._buffer += data
@@ -331,7 +332,7 @@ class Decoder:
                 message = self._next()
             except WireError:
                 self._failed = True
-                # Not cleared, for the error's traceback still looks into it.
+                # Not cleared, because the error's traceback still looks into it.
                 self._buffer = bytearray()
                 raise
             if message is None:
@@ -340,7 +341,7 @@ class Decoder:
 
     @property
     def is_between(self) -> bool:
-        """Whether what was fed ends with a whole message."""
+        """True if what was fed ends with a whole message."""
         return not self._buffer
 
     def _next(self) -> Message | None:
@@ -418,5 +419,5 @@ def _check(where: str, name: str, value: object) -> None:
 
 
 def uuid_of(data: bytes) -> UUID | None:
-    """The UUID in a message's field, None for an empty one."""
+    """Returns the UUID in a message's field, None for an empty one."""
     return UUID(bytes=data) if data else None

@@ -1,4 +1,4 @@
-"""Who a node is: a key of its own and a certificate that it signed itself.
+"""The identity of a node: a key of its own and a certificate that it signed itself.
 
 ::
 
@@ -7,12 +7,12 @@
 
 Both are made at the node's first start in ``identity.new``, flushed, and appear at once by a
 rename: a node that is killed half-way makes them anew, and a key without its certificate is damage.
-Whoever holds the volume may call this; it blocks.
+Only the process that holds the volume may call this; it blocks.
 
 Peers know each other by the SHA-256 of the certificate, as ``openssl x509 -fingerprint -sha256``
-shows it. So the certificate never ends, for a wrong clock must not part two nodes, and it can sign
-no other. The extensions are those that OpenSSL's strict checks ask of a certificate that is its own
-anchor.
+shows it. So the certificate never ends, because a wrong clock must not part two nodes, and it can
+sign no other. The extensions are those that OpenSSL's strict checks ask of a certificate that is
+its own anchor.
 
 Source: RFC 5280, sections 4.1.2.5 and 4.2.1."""
 
@@ -43,12 +43,12 @@ _VALID_FROM: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _VALID_UNTIL: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 """RFC 5280's date for a certificate that has no end."""
 UNUSABLE: Final = "TLS cannot use its certificate: remove the peer and pair anew"
-"""Of a peer that :func:`trust` could not take."""
+"""The fault of a peer that :func:`trust` could not take."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A node's certificate, and where ``ssl`` finds it with its key."""
+    """A node's certificate, and the files in which ``ssl`` finds it with its key."""
 
     certificate: str
     """PEM."""
@@ -58,8 +58,8 @@ class Identity:
 
 
 def load_or_make(directory: Path, node: str) -> Identity:
-    """The identity in *directory*, made for *node* if there is none. Raises FusejournalError for
-    files that cannot be used, OSError where they cannot be written."""
+    """Returns the identity in *directory*, made for *node* if there is none. Raises
+    FusejournalError for files that cannot be used, OSError where they cannot be written."""
     if not directory.exists() or not any(directory.iterdir()):
         _make(directory, node)
     return _load(directory)
@@ -67,18 +67,18 @@ def load_or_make(directory: Path, node: str) -> Identity:
 
 @lru_cache(1024)
 def fingerprint_of(pem: str) -> str:
-    """How the certificate *pem* is known. Raises ValueError."""
+    """Returns the fingerprint of the certificate *pem*. Raises ValueError."""
     return fingerprint_of_der(_parse(pem).public_bytes(serialization.Encoding.DER))
 
 
 def fingerprint_of_der(der: bytes) -> str:
-    """How the certificate with these bytes is known."""
+    """Returns the fingerprint of the certificate with these bytes."""
     return f"SHA256:{hashlib.sha256(der).hexdigest()}"
 
 
 def normalize(pem: str) -> str:
-    """The one certificate in *pem* and nothing besides, and good for TLS: there is more that one
-    library reads and the other does not. Raises ValueError."""
+    """Returns the one certificate in *pem*, in the one form that both libraries read, where it is
+    good for TLS. Raises ValueError for anything else."""
     certificate = _parse(pem).public_bytes(serialization.Encoding.PEM).decode("ascii")
     if not trust(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate):
         raise ValueError("a certificate that TLS cannot use")
@@ -86,7 +86,7 @@ def normalize(pem: str) -> str:
 
 
 def trust(context: ssl.SSLContext, certificate: str) -> bool:
-    """Let *context* accept who has *certificate* (PEM). Returns whether it can."""
+    """Lets *context* accept the node that has *certificate* (PEM). Returns whether it can."""
     try:
         context.load_verify_locations(cadata=certificate)
     except ssl.SSLError:

@@ -1,13 +1,14 @@
-"""Telling apart two nodes that have one key: a machine and its clone, or what was put back from a
-copy of it while it went on. Pure; what it has to know after a restart of the mirror is in
-:attr:`Instances.following`, for the caller to keep.
+"""Tells apart two nodes that have one key: a machine and its clone, or a restored snapshot beside
+the machine that it was taken of.
 
-A node makes a number at each start, and says in its greeting that of the start before, too. A
-mirror follows the one that it followed last, and the starts after that. Any other instance of the
-same node is a rival while the one that is followed is heard; it and the starts after it stay one
-until that was not heard for ``RIVAL_SECONDS``: then it is taken to be gone. After a restart of the
-mirror these seconds begin anew, because it cannot know what it missed. Nodes that do not say which
-instance they are, as those of the version before, are not told apart."""
+A node makes a number at each start, and gives that of the start before in its greeting, too. A
+mirror follows the instance that it followed last, and the starts after that. Any other instance of
+the same node is a rival while the followed one is heard; it and the starts after it stay rivals
+until the followed one was not heard for ``RIVAL_SECONDS``, and so is taken to be gone. After a
+restart of the mirror these seconds begin anew, because it cannot know what it missed. Nodes that
+do not give their instance, as early ones, are not told apart.
+
+Pure. The caller keeps :attr:`Instances.following` on disk, for the mirror's next start."""
 
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -19,7 +20,8 @@ RIVAL_SECONDS: Final = 600.0
 
 
 class Instance(NamedTuple):
-    """One start of a node, and where it calls from; empty where that is not known (any more)."""
+    """One start of a node. ``where`` is the address that it calls from; empty where that is not
+    known (any more)."""
 
     node: str
     node_id: int
@@ -32,7 +34,7 @@ class Instance(NamedTuple):
 
 
 def instance_of(greeting: Hello, where: str) -> Instance:
-    """Who sent *greeting*, from *where*."""
+    """Returns the instance that sent *greeting*, from *where*."""
     machine = where.rpartition(":")[0] or where  # its port is another each time
     return Instance(greeting.node, greeting.node_id, greeting.instance, greeting.before, machine)
 
@@ -45,9 +47,8 @@ class _Rival:
 
 
 class Instances:
-    """Which instance of a node a mirror follows, and which others of the same node it has met; see
-    the module. *known* is ``following`` of the process before. Times are in seconds by any
-    clock."""
+    """Remembers which instance of a node a mirror follows, and which others of the same node it
+    has met. *known* is ``following`` of the process before. Times are in seconds by any clock."""
 
     def __init__(self, known: Following, now: float) -> None:
         self.followed: Instance | None = None
@@ -58,13 +59,13 @@ class Instances:
 
     @property
     def following(self) -> Following:
-        """What is to be known after a restart."""
+        """The state that the mirror needs after a restart."""
         if self.followed is None:
             return Following()
         return Following(self.followed.node_id, self.followed.number, tuple(self._rivals))
 
     def is_other(self, newcomer: Instance) -> bool:
-        """Whether *newcomer* is another instance of the node that is followed."""
+        """Tells whether *newcomer* is another instance of the node that is followed."""
         followed = self.followed
         return (
             followed is not None
@@ -78,14 +79,14 @@ class Instances:
         return self.followed is not None and 0 != node_id == self.followed.node_id
 
     def is_rival(self, newcomer: Instance, now: float) -> bool:
-        """Whether *newcomer* is known to be another than the one followed, and the latter was heard
-        not long ago."""
+        """Tells whether *newcomer* is known to be another instance than the followed one, and the
+        latter was heard not long ago."""
         if not self.is_other(newcomer) or now - self._heard_at > RIVAL_SECONDS:
             return False
         return newcomer.number in self._rivals or newcomer.before in self._rivals
 
     def met(self, rival: Instance, now: float) -> bool:
-        """*rival* came while the one that is followed was there. Returns whether that is new."""
+        """Notes that *rival* came while the followed one was there. Returns whether that is new."""
         before = self._rivals.pop(rival.number, None)
         is_new = before is None or before.instance is None
         self._rivals[rival.number] = _Rival(rival, now)
@@ -94,7 +95,7 @@ class Instances:
         return is_new
 
     def follow(self, instance: Instance, now: float) -> None:
-        """*instance* is followed from now on."""
+        """Notes that *instance* is followed from now on."""
         self._rivals.pop(instance.number, None)
         if self.followed is not None and instance.node_id != self.followed.node_id:
             self._rivals.clear()
@@ -102,11 +103,11 @@ class Instances:
         self._heard_at = now
 
     def heard(self, now: float) -> None:
-        """The one that is followed has said something."""
+        """Notes that the followed instance has sent something."""
         self._heard_at = now
 
     def describe(self, now: float) -> str | None:
-        """Says that one node runs twice, where it does, in words."""
+        """Returns that one node runs twice, in words; None where none was seen to."""
         seen = [
             one.instance
             for one in self._rivals.values()
@@ -118,7 +119,7 @@ class Instances:
 
 
 def describe_twice(followed: Instance, rival: Instance) -> str:
-    """That one node runs twice, in words."""
+    """Returns that one node runs twice, and what to do, in words."""
     return (
         f"{rival.node} runs twice, with one key: instance {followed}, which is followed, and "
         f"instance {rival}, which is refused: one is a copy of the other; stop that, and give it a "

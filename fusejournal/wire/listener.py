@@ -1,10 +1,11 @@
-"""Where peers connect: accepts, finds out who it is, and hands the connection on.
+"""The listener: accepts connections, finds out which peer each is from, and hands it on.
 
-Whoever is not known costs little, whatever it does: at most ``_STRANGERS_MAX`` connections at a
-time, of which one makes room for a new one, and so many handshakes a second (admission.py, which
-says whose); ten seconds to say who it is; a few KiB each; and a line in the log, or one for many
-(complaints.py). TLS contexts are there already (contexts.py), and there is no handshake for pairing
-while no code is open. Nothing of that ends the server, nor does a handler that fails.
+A stranger, of which no peer is known yet, costs little, whatever it does: there are at most
+``_STRANGERS_MAX`` at a time, of which one makes room for a new one, and so many handshakes a second
+(admission.py decides whose); each has ten seconds to prove who it is, a few KiB, and a line in the
+log, or one for many (log_limiter.py). TLS contexts are there already (contexts.py), and there is no
+handshake for pairing while no code is open. No stranger ends the server, nor does a handler that
+fails.
 
 One task per connection, in the nursery of :func:`serve`."""
 
@@ -77,17 +78,21 @@ async def serve(
     is_pairing_open: Callable[[], bool] = lambda: True,
     task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Listen on *address* until cancelled, and then cancel what was begun. *task_status* gets the
-    address with the port that was really taken.
+    """Listens on *address* until cancelled, and then cancels what was begun.
 
-    *known* gives name and certificate (PEM) of each peer; it is asked for every connection.
-    *on_connection* runs for each peer that is known, and, with *insecure*, for root's own nodes
-    that come unencrypted over the loopback (plain.py); *on_pairing* for whoever wants to be paired
-    while *is_pairing_open*, and is cancelled after half a minute. Both may use the connection until
-    they return; it is closed then. A peer that *known* does not give any more when *on_connection*
-    begins is not let in.
+    Args:
+        known: gives name and certificate (PEM) of each peer; asked for every connection. A peer
+            that it does not give any more when *on_connection* would begin is not let in.
+        insecure: root's own nodes may come unencrypted over the loopback (plain.py).
+        on_connection: runs for each known peer, and for those nodes.
+        on_pairing: runs for each stranger that wants to pair while *is_pairing_open*; cancelled
+            after half a minute.
+        task_status: gets the address, with the port that was really taken.
 
-    Raises FusejournalError when nothing can listen there."""
+    Resource handling: both handlers may use the connection until they return; it is closed then.
+
+    Error handling: what a handler raises ends its connection, and is logged. Raises
+    FusejournalError when nothing can listen on *address*."""
     sockets = await _listen(address)
     try:
         listening = _Listening(
@@ -151,7 +156,7 @@ def _why_not(error: OSError | UnicodeError) -> str:
 
 
 class _RefusedError(Exception):
-    """Why a stranger is not let in, and the bytes that tell it so."""
+    """A stranger is not let in, for *reason*; *farewell* are the bytes that tell it so."""
 
     def __init__(self, reason: str, farewell: bytes = b"") -> None:
         self.farewell = farewell
@@ -159,7 +164,7 @@ class _RefusedError(Exception):
 
 
 class _Listening:
-    """What the accepting tasks of one server share."""
+    """The state that the accepting tasks of one server share."""
 
     def __init__(
         self,
@@ -179,11 +184,11 @@ class _Listening:
         self._on_pairing = on_pairing
         self._is_pairing_open = is_pairing_open
         self._strangers: dict[trio.CancelScope, str] = {}
-        """Of connections that nobody is known to be behind yet, oldest first, and their hosts."""
+        """Connections of which no peer is known yet, oldest first, and their networks."""
         self._connections: Counter[str | None] = Counter()
 
     async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
-        """Accept until cancelled."""
+        """Accepts until cancelled."""
         while True:
             try:
                 stream = await listener.accept()
@@ -192,7 +197,7 @@ class _Listening:
                     raise
                 # What is waiting keeps waiting; without a pause we would spin.
                 self.log_limiter.stranger(
-                    "anybody", "anybody", os.strerror(error.errno or 0).lower()
+                    "any address", "any address", os.strerror(error.errno or 0).lower()
                 )
                 await trio.sleep(_PAUSE_SECONDS)
                 continue
@@ -207,7 +212,7 @@ class _Listening:
             nursery.start_soon(self._handle, stream, address, scope)
 
     def _make_room(self) -> None:
-        """Cut a stranger off if there are too many."""
+        """Cuts a stranger off if there are too many."""
         if len(self._strangers) > _STRANGERS_MAX:
             chosen = self._admission.choose(self._strangers)
             del self._strangers[chosen]
@@ -242,7 +247,7 @@ class _Listening:
             stream.socket.close()
 
     def _explain(self, host: str, where: str, peer: str | None, error: Exception) -> None:
-        """Log what ended a connection; our bugs, too, are no reason to end the server."""
+        """Logs what ended a connection; our bugs, too, are no reason to end the server."""
         causes = list(_leaves(error))
         if not all(isinstance(cause, FusejournalError) for cause in causes):
             self.log_limiter.bug(peer or where, error)
@@ -273,8 +278,8 @@ class _Listening:
     async def _admit(
         self, stream: trio.SocketStream, where: str, scope: trio.CancelScope
     ) -> Connection | None:
-        """The connection with a peer that is known; None when it was for pairing, which is done
-        then. Raises _RefusedError."""
+        """Returns the connection with a peer that is known; None when it was for pairing, which is
+        done then. Raises _RefusedError."""
         set_options(stream)
         preamble = await receive_exactly(stream, PREAMBLE_BYTES)
         if preamble == TLS:
@@ -331,7 +336,8 @@ class _Listening:
     async def _handshake(
         self, stream: trio.SocketStream, known: Mapping[str, str] | None
     ) -> TlsStream:
-        """TLS with one of the *known*, or with anybody. Raises _RefusedError."""
+        """Begins TLS with one of the *known*, or, where that is None, with any node. Raises
+        _RefusedError."""
         network = network_of(remote(stream).host)
         delay_seconds = self._admission.take(network, trio.current_time())
         if delay_seconds is None:
@@ -360,7 +366,7 @@ class _Listening:
 
 
 async def _part(stream: trio.SocketStream, farewell: bytes) -> None:
-    """Send the last words and close, both within a moment."""
+    """Sends the last words and closes, both within a moment."""
     with trio.move_on_after(_FAREWELL_SECONDS), suppress(trio.BrokenResourceError):
         if farewell:
             await stream.send_all(farewell)

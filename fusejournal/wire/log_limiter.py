@@ -1,4 +1,6 @@
-"""What strangers and peers do wrong, in few lines of the log, however often they do it."""
+"""Logs what strangers and peers do wrong, in few lines, however often they do it.
+
+Used from the event loop's thread, by the listener and all shippers of a node."""
 
 import logging
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ log = logging.getLogger(__name__)
 WINDOW_SECONDS: Final = 10.0
 _WINDOW_SECONDS_MAX: Final = 3600.0
 _QUIET_SECONDS: Final = 60.0
-"""Longer than who is refused waits before it comes back."""
+"""Longer than a refused peer waits before it comes back."""
 _NETWORKS_MAX: Final = 1024
 _OTHERS: Final = "connections from other addresses"
 _BUGS: Final = "connections that failed on a bug"
@@ -28,16 +30,16 @@ class _Held:
 
 
 class LogLimiter:
-    """The first complaint about somebody is logged at once, those that follow are counted and
-    become one line at the end of a window. Windows grow up to an hour, until it has been quiet for
-    a minute. What is kept is bounded: a network of IPv6 counts as one, and so do all strangers past
-    the first so many. All but :meth:`run` return at once."""
+    """Logs the first fault of a source at once; those that follow are counted, and become one line
+    at the end of a window. A source is a network, or a peer. Windows grow up to an hour, until the
+    source has been quiet for a minute. The memory is bounded: a /64 of IPv6 is one source, and so
+    are all networks past the first thousand. All methods but :meth:`run` return at once."""
 
     def __init__(self) -> None:
         self._held: dict[str, _Held] = {}
 
     def stranger(self, host: str, where: str, reason: str) -> None:
-        """Complain that *where*, which is at the IP address *host*, did *reason*."""
+        """Logs that the connection from *where*, at the IP address *host*, failed for *reason*."""
         whose = f"connections from {network_of(host)}"
         if whose not in self._held and len(self._held) >= _NETWORKS_MAX:
             whose = _OTHERS
@@ -45,12 +47,12 @@ class LogLimiter:
             log.warning("connection from %s: %s", where, reason)
 
     def peer(self, name: str, reason: str) -> None:
-        """Complain that the peer *name* did *reason*."""
+        """Logs that the connection with peer *name* failed for *reason*."""
         if self._is_first(f"peer {name}", reason):
             log.warning("peer %s: %s", name, reason)
 
     def bug(self, who: str, error: Exception) -> None:
-        """Complain of *error*, by which a connection with *who* ended, and which is our own."""
+        """Logs *error*, a fault of this program, which ended a connection with *who*."""
         if self._is_first(_BUGS, f"{who}: {type(error).__name__}"):
             log.error("the connection with %s failed on a bug", who, exc_info=error)
 
@@ -66,7 +68,8 @@ class LogLimiter:
         return False
 
     async def run(self) -> None:
-        """Say at the end of each window what was held back. Runs until cancelled."""
+        """Logs at the end of each window how many lines were held back. Runs until cancelled, and
+        then drops those of windows that have not ended."""
         while True:
             await trio.sleep(WINDOW_SECONDS)
             self._flush(trio.current_time())
@@ -84,7 +87,7 @@ class LogLimiter:
 
 
 def network_of(host: str) -> str:
-    """What counts as one and the same stranger: an address of IPv4, a /64 of IPv6."""
+    """Returns the network that counts as one source: the address of IPv4, the /64 of IPv6."""
     try:
         ip = ip_address(host)
     except ValueError:

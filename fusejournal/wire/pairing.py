@@ -1,28 +1,28 @@
 """Pairing: two nodes that do not know each other exchange certificates by a one-time code.
 
-Who administers both reads the code on the one that listens and types it on the other. Each message
-is a PairOffer with its sender's name, certificate and nonce::
+The admin of both reads the code on the one that listens and types it on the other. Each message is
+a PairOffer with its sender's name, certificate and nonce::
 
-    connects  ->  listens    an empty proof
+    connector ->  listener   an empty proof
               <-             an empty proof
-              ->             the proof of who connects
-              <-             the proof of who listens
+              ->             the connector's proof
+              <-             the listener's proof
 
 A proof is HMAC-SHA256, keyed with the code, over the role, both nonces, both names and both
 certificates (:func:`proof_of`). So
 
-- who does not know the code can make neither proof, and has one guess for each connection, of
-  ``TRIES_MAX`` from each network; those of others do not count, or anybody could keep two nodes
-  from being paired, and at 80 bits no number of guesses is of use;
+- a stranger that does not know the code can make neither proof, and has one guess for each
+  connection, of ``TRIES_MAX`` from each network; those of other networks do not count, or any
+  stranger could keep two nodes from being paired, and at 80 bits no number of guesses is of use;
 - a proof that was seen is of no use again: both nonces are new each time, and the role keeps one
   end's proof from being sent back to it;
 - someone in the middle (nothing is known yet that TLS could verify) can pass the messages on, but
   change no certificate in them. What it sees would let it try codes by itself, and there are 2**80.
   That is why the code is random and this long, and why nothing slower than one HMAC is needed.
 
-The listener keeps the other's certificate before it sends its own proof: whoever believes that the
-two are paired is right. If its proof is lost, the listener knows one peer too many, who proved that
-it has the code.
+The listener keeps the other's certificate before it sends its own proof, so a connector that takes
+the two for paired is right. If that proof is lost, the listener knows one peer too many, which
+proved that it has the code.
 
 Pure but for :func:`answer` and :func:`ask`, which talk over a connection.
 
@@ -59,7 +59,7 @@ LISTENS: Final = b"listens"
 
 
 class Paired(NamedTuple):
-    """The other node, as it proved to be."""
+    """The other node, by what it proved."""
 
     node: str
     certificate: str
@@ -70,14 +70,14 @@ class Paired(NamedTuple):
 
 
 def new_code() -> str:
-    """A code of 80 random bits, as people read it: ``7K3M-Q0ZV-...``."""
+    """Returns a code of 80 random bits, as people read it: ``7K3M-Q0ZV-...``."""
     code = "".join(secrets.choice(_ALPHABET) for _ in range(_CODE_CHARS))
     return "-".join(code[at : at + _GROUP] for at in range(0, _CODE_CHARS, _GROUP))
 
 
 def parse_code(text: str) -> str:
-    """The code that *text* means, however it is grouped and whatever its case; what looks alike is
-    the same. Raises UsageError."""
+    """Returns the code that *text* means, however it is grouped and whatever its case; characters
+    that look alike are the same. Raises UsageError."""
     code = text.upper().translate(_READ_AS)
     if len(code) != _CODE_CHARS or not set(code) <= set(_ALPHABET):
         raise UsageError(
@@ -100,19 +100,19 @@ class OpenCode:
 
     @property
     def wrong_tries(self) -> int:
-        """Of all networks together."""
+        """The wrong tries of all networks together."""
         return self._wrong_tries.total()
 
     def tries_left(self, network: str) -> int:
-        """How often *network* may still be wrong."""
+        """Returns how many wrong tries *network* has left."""
         return TRIES_MAX - self._wrong_tries[network]
 
     def seconds_left(self, now: float) -> float:
-        """How long it can still be used."""
+        """Returns how long the code can still be used."""
         return max(0.0, self._until - now)
 
     def state(self, now: float) -> str:
-        """``waiting``, ``used``, ``closed`` or ``expired``."""
+        """Returns ``waiting``, ``used``, ``closed`` or ``expired``."""
         if self.is_used:
             return "used"
         if self._is_closed:
@@ -120,13 +120,13 @@ class OpenCode:
         return "expired" if now >= self._until else "waiting"
 
     def close(self) -> None:
-        """Take it back."""
+        """Takes the code back."""
         self._is_closed = True
 
     def try_proof(self, offer: PairOffer, own: PairOffer, network: str, now: float) -> bool:
-        """Whether whoever connected from *network* proves to know the code, which is then used up.
-        A wrong proof counts. Nothing is right for a code that is not waiting, or from where too
-        much was wrong."""
+        """Tells whether *offer*, from *network*, proves that its sender knows the code, which is
+        used up then. A wrong proof counts as a try. No proof is right for a code that is not
+        waiting, or from a network without tries left."""
         if self.state(now) != "waiting" or self.tries_left(network) <= 0:
             return False
         expected = proof_of(self._code, CONNECTS, offer, own)
@@ -137,13 +137,14 @@ class OpenCode:
         return True
 
     def prove(self, offer: PairOffer, own: PairOffer) -> bytes:
-        """The listener's own proof."""
+        """Returns the listener's own proof."""
         return proof_of(self._code, LISTENS, offer, own)
 
 
 def proof_of(code: str, role: bytes, connects: PairOffer, listens: PairOffer) -> bytes:
-    """What only who knows *code* can say, as *role*, about these two offers (their proofs aside).
-    Each part is preceded by its length, so that no two lists of parts are the same bytes."""
+    """Returns the proof that only a node that knows *code* can make, as *role*, about these two
+    offers (their proofs aside). Each part is preceded by its length, so that no two lists of parts
+    are the same bytes."""
     parts = [_PURPOSE, role]
     for offer in (connects, listens):
         parts += [offer.nonce, offer.node.encode(), offer.certificate.encode()]
@@ -162,10 +163,12 @@ async def answer(
     now: Callable[[], float],
     keep: Callable[[Paired], Awaitable[None]],
 ) -> None:
-    """The listener's side: have whoever connected prove that it knows *code* (None: no pairing is
-    open), *keep* its certificate, and prove the same. *keep* may raise FusejournalError. One that
-    ends before it said anything is no error (it may have come to look at our certificate). Raises
-    PairingError, WireError, whoever is at the other end having been told."""
+    """Pairs as the listener: has the connector prove that it knows *code* (None: no pairing is
+    open), has *keep* keep its certificate, and proves the same.
+
+    *keep* may raise FusejournalError. A connector that leaves before its first message is no error
+    (it may have come to look at our certificate). Cancelling may leave a certificate kept, and the
+    connector without the proof. Raises PairingError and WireError, once the connector was told."""
     first = await connection.receive()
     if first is None:
         return
@@ -202,10 +205,12 @@ async def ask(
     identity: Identity,
     accept: Callable[[Paired], None],
 ) -> Paired:
-    """The side of who connects: prove to know *code*, and have the listener prove it. *accept* is
-    called before, with what the listener only claims to be as yet, and may raise PairingError
-    before the code is used up on it. Raises UsageError for a text that is no code, PairingError
-    when refused or when the listener does not know the code, WireError."""
+    """Pairs as the connector: proves that it knows *code*, and has the listener prove the same.
+
+    *accept* is called before, with what the listener only claims to be as yet, and may raise
+    PairingError before the code is used up on it. Cancelling may leave this node's certificate kept
+    on the listener. Raises UsageError for a text that is no code, PairingError when refused or when
+    the listener does not know the code, WireError."""
     code = parse_code(code)
     own = _offer(node, identity)
     await connection.send(own)
@@ -216,7 +221,7 @@ async def ask(
     theirs = _check_answer(connection, await connection.receive(), theirs)
     if not hmac.compare_digest(proof_of(code, LISTENS, own, theirs), theirs.proof):
         raise PairingError(
-            f"{connection.where}: it does not know the code: another node, or somebody in the "
+            f"{connection.where}: it does not know the code: another node, or one in the "
             "middle; check the address and make a new code"
         )
     return claimed
@@ -227,7 +232,7 @@ def _offer(node: str, identity: Identity) -> PairOffer:
 
 
 async def _refuse(connection: Connection, code: str, reason: str) -> PairingError:
-    """Tell the other end, and say so here, too."""
+    """Tells the other end *reason*, and returns the error that says the same here."""
     with suppress(PeerLostError):
         await connection.send(Refusal(code, reason))
     return PairingError(f"{connection.where}: pairing refused: {reason}")
@@ -242,8 +247,8 @@ def _check_answer(connection: Connection, message: object, before: PairOffer | N
 
 
 def _check_offer(message: object, before: PairOffer | None) -> PairOffer:
-    """*message* if it is an offer that can be: the first one without a proof, the second one as the
-    first but with one. Raises WireError."""
+    """Returns *message* if it is an offer that can be: the first one without a proof, the second
+    one as the first but with one. Raises WireError."""
     if not isinstance(message, PairOffer):
         raise WireError(f"pairing: not an offer but {type(message).__name__}")
     if before is not None:

@@ -1,15 +1,15 @@
 """Connections without TLS: for two nodes of one machine, which root has told to do without.
 
-The ends prove to each other that they run as root of this machine, and that nobody is in between.
-Whoever connects sends ``OPEN`` and its proof, and gets ``READY`` and the listener's. A proof is
+The ends prove to each other that they run as root of this machine, with no relay in between. The
+connector sends ``OPEN`` and its proof, and gets ``READY`` and the listener's. A proof is
 HMAC-SHA256 over its role and both ends' addresses, as its maker sees them, keyed with what only
 root can read in ``/run/fusejournal/local.key``. So
 
 - another user, who may connect to the port or listen on it, can make no proof;
 - one that relays has other addresses towards each end, and the proofs do not fit;
-- a tunnel (``ssh -L``), whoever dug it, has other addresses, too, and another machine another key.
+- a tunnel (``ssh -L``) has other addresses, too, and another machine another key.
 
-A proof is of no use later: only who holds both addresses' ports could use it again.
+A proof is of no use later, because only a process that holds both ends' ports could use it again.
 
 Blocks only on ``/run``, which is memory. Source: RFC 2104."""
 
@@ -18,7 +18,6 @@ import hmac
 import os
 import secrets
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +25,7 @@ import trio
 
 from fusejournal.disk import calls
 from fusejournal.errors import FusejournalError
+from fusejournal.wire.connection import unmapped_ip
 
 PROOF_BYTES: Final = 32
 CONNECTS: Final = b"fusejournal plain connects "
@@ -34,23 +34,18 @@ _KEY_BYTES: Final = 32
 
 
 def prove(role: bytes, stream: trio.SocketStream, *, is_listener: bool) -> bytes:
-    """The proof of *role*, made or expected at this end of *stream*. Raises FusejournalError where
-    the key cannot be had, OSError when the other end is gone."""
+    """Returns the proof of *role*, made or expected at this end of *stream*. Raises
+    FusejournalError where the key cannot be had, OSError when the other end is gone."""
     own, other = stream.socket.getsockname(), stream.socket.getpeername()
     connects, listens = (other, own) if is_listener else (own, other)
-    ends = " ".join(f"{_plain_ip(end[0])} {end[1]}" for end in (connects, listens))
+    ends = " ".join(f"{unmapped_ip(end[0])} {end[1]}" for end in (connects, listens))
     return hmac.new(_local_key(), role + ends.encode(), hashlib.sha256).digest()
 
 
 def is_local(stream: trio.SocketStream) -> bool:
-    """Whether both ends have loopback addresses. Raises OSError when the other is gone."""
+    """Tells whether both ends have loopback addresses. Raises OSError when the other is gone."""
     ends = (stream.socket.getsockname(), stream.socket.getpeername())
-    return all(_plain_ip(end[0]).is_loopback for end in ends)
-
-
-def _plain_ip(host: str) -> IPv4Address | IPv6Address:
-    ip = ip_address(host)
-    return ip.ipv4_mapped or ip if isinstance(ip, IPv6Address) else ip
+    return all(unmapped_ip(end[0]).is_loopback for end in ends)
 
 
 def _local_key() -> bytes:
@@ -74,7 +69,7 @@ def _local_key() -> bytes:
 
 
 def _read_key(directory_fd: int) -> bytes:
-    """Empty where there is none, or half of one."""
+    """The key; empty where there is none, or half of one."""
     try:
         fd = os.open("local.key", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
     except FileNotFoundError:

@@ -1,5 +1,5 @@
-"""The rules of a session: what may be said when, and what follows from it. Pure: no sockets, no
-journal; whoever has these gives messages in, and does what comes out.
+"""The rules of a session: which message may come when, and what follows from it. Pure: no sockets
+and no journal; the caller gives messages in, and carries out what is returned.
 
 One side, the *source*, has the journal; the other, the *sink*, gets it. Mostly the source has
 connected (``ship``); a primary that lost entries with its machine connects to fetch them, and is
@@ -21,16 +21,18 @@ then the sink (``fetch``)::
 
 A batch that comes twice is acknowledged again. One that does not follow, or of a lower reign than
 was seen, ends the session with an error that names it; the connector comes back, and the
-positions are compared anew: nothing is ever resumed from what somebody remembers of the other.
+positions are compared anew: nothing is ever resumed from what one side remembers of the other.
 
 Reigns: every greeting, BEGIN and BATCH carries the sender's, an epoch and the node that began it. A
-lower epoch is refused (``fenced``), and so is the same epoch of another node: which of the two is
-right, no node can tell. A higher one comes to a node as a :class:`Claim`, in a greeting, its answer
-or a refusal. Where :func:`is_proven` says so the node is bound by it, and has it on its disk before
-it answers.
+lower epoch is refused (``fenced``), and so is the same epoch of another node, because no node can
+know which of the two is right. A higher one comes to a node as a :class:`Claim`, in a greeting, its
+answer or a refusal. Where :func:`is_proven` says so the node is bound by it, and has it on its disk
+before it answers.
 
-Instances: a node makes a number at each start, and says that of the start before, too. Two nodes
-that have one key, as a machine and its clone, are told apart by it (instances.py)."""
+Instances: a node makes a number at each start, and gives that of the start before, too. Two nodes
+that have one key, as a machine and its clone, are told apart by it (instances.py).
+
+Versions: a session speaks the newest version that both sides do (versions.py)."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -70,7 +72,7 @@ _PROBES = 16
 
 
 class Claim(NamedTuple):
-    """What a peer says of a reign: which it is, and where the peer's journal ends, which has
+    """A peer's word about a reign: which it is, and the end of the peer's journal, which has
     applied the beginning of ``held_epoch``."""
 
     reign: Reign
@@ -80,8 +82,8 @@ class Claim(NamedTuple):
 
 
 class RefusedError(WireError):
-    """This goes no further, and would not the next time. ``code`` is a word for programs. *claim*:
-    of a higher reign, where that is why."""
+    """A session goes no further, and would not the next time. ``code`` is for programs. *claim*:
+    of a higher reign, where that is the reason."""
 
     def __init__(self, code: str, reason: str, claim: Claim | None = None) -> None:
         self.code = code
@@ -90,7 +92,7 @@ class RefusedError(WireError):
         super().__init__(reason)
 
     def message(self) -> Refusal:
-        """What to tell the other side."""
+        """Returns the refusal that tells the other side."""
         claim = self.claim
         if claim is None:
             return Refusal(self.code, self.reason)
@@ -119,18 +121,19 @@ class HandshakeState(NamedTuple):
 
     @property
     def reign(self) -> Reign:
-        """What it says in all it sends, and holds all that comes against. (Entries that are held
-        and not applied yet are of no higher epoch than their sender's, which is the fence.)"""
+        """The reign that goes into each message, and that each message is held against. (Entries
+        that are held and not applied yet are of no higher epoch than their sender's, which is the
+        fence.)"""
         return Reign(max(self.fence, self.position.epoch), self.reign_node)
 
     @property
     def claim(self) -> Claim:
-        """Its reign, and what it has of that."""
+        """The node's reign, and what it has of that."""
         return Claim(self.reign, *self.position)
 
 
 def hello(me: HandshakeState, purpose: str) -> Hello:
-    """The connector's greeting."""
+    """Returns the connector's greeting."""
     uuid = me.uuid.bytes if me.uuid is not None else b""
     reign, position, versions = me.reign, me.position, me.versions
     return Hello(
@@ -151,7 +154,7 @@ def hello(me: HandshakeState, purpose: str) -> Hello:
 
 
 def welcome(me: HandshakeState, greeting: Hello, *, is_mirror: bool, detail: str = "") -> Welcome:
-    """The listener's answer; *detail* is something that the greeter should know. Raises
+    """Returns the listener's answer; *detail* is something that the connector should know. Raises
     RefusedError, WireError."""
     _check_same(me, greeting)
     if greeting.purpose not in (SHIP, FETCH):
@@ -184,7 +187,8 @@ def welcome(me: HandshakeState, greeting: Hello, *, is_mirror: bool, detail: str
 
 
 def check_welcome(me: HandshakeState, answer: Message | None, purpose: str) -> Welcome:
-    """What came after the greeting. Raises RefusedError, WireError."""
+    """Returns *answer*, which came after the greeting, if the session may go on. Raises
+    RefusedError, WireError."""
     theirs: Welcome = expect(answer, Welcome)
     _check_same(me, theirs)
     mine, seen = me.reign, reign_of(theirs)
@@ -203,8 +207,8 @@ def check_welcome(me: HandshakeState, answer: Message | None, purpose: str) -> W
 
 
 def check_reign(me: HandshakeState, theirs: Reign, node: str) -> None:
-    """Raise RefusedError if *node*, which is of the reign *theirs*, may not ship to *me*; WireError
-    if there can be no such reign."""
+    """Raises RefusedError if *node*, which is of the reign *theirs*, may not ship to *me*;
+    WireError if there can be no such reign."""
     mine = me.reign
     if theirs.epoch > EPOCH_MAX:
         raise _impossible(node, theirs)
@@ -231,17 +235,17 @@ def _rival(mine: Reign, theirs: Reign, node: str) -> RefusedError:
 
 
 def claim_of(message: Hello | Welcome) -> Claim:
-    """What who sent *message* says of the reign that it goes by."""
+    """Returns the claim of the sender of *message*: the reign that it goes by."""
     return Claim(reign_of(message), message.held_epoch, message.seq, message.chain)
 
 
 def is_proven(claim: Claim, mine: Reign, my_chain: int | None) -> bool:
-    """Whether a primary that reigns by *mine* is bound by a peer's *claim* of a higher reign, and
-    takes no change any more. *my_chain* is that of its own journal at the claim's seq, if it has
-    that.
+    """Tells whether a primary that reigns by *mine* is bound by a peer's *claim* of a higher reign,
+    and takes no change any more. *my_chain* is that of its own journal at the claim's seq, if it
+    has that.
 
     A reign is there by its EPOCH entry alone: a number that was only heard of, or that cannot be,
-    binds nobody; nor does one that would have begun in what both journals have. (That a peer does
+    binds no node; nor does one that would have begun in what both journals have. (That a peer does
     not make its whole journal up, this does not show: peers are paired.)"""
     return (
         mine.epoch < claim.reign.epoch <= EPOCH_MAX
@@ -251,20 +255,20 @@ def is_proven(claim: Claim, mine: Reign, my_chain: int | None) -> bool:
 
 
 def speaks_of_same(me: HandshakeState, greeting: Hello) -> bool:
-    """Tells whether what *greeting* says of reigns is about the volume of *me*, and understood
-    here. A node that has no volume yet has seen no reign of any."""
+    """Tells whether the reigns in *greeting* are those of the volume of *me*, and understood here.
+    A node that has no volume yet has seen no reign of any."""
     if common_version(me.versions, versions_of(greeting)) is None:
         return False
     return me.uuid is not None and me.uuid == uuid_of(greeting.uuid)
 
 
 def reign_of(message: Hello | Welcome | Begin | Batch) -> Reign:
-    """The reign that the sender of *message* goes by."""
+    """Returns the reign that the sender of *message* goes by."""
     return Reign(message.epoch, message.reign_node)
 
 
 def position_of(greeting: Hello | Welcome) -> Position:
-    """Where the journal of who sent *greeting* ends."""
+    """Returns the position at which the journal of the sender of *greeting* ends."""
     return Position(greeting.epoch, greeting.seq, greeting.chain)
 
 
@@ -281,8 +285,8 @@ def _check_same(me: HandshakeState, other: Hello | Welcome) -> None:
 
 
 def expect(message: Message | None, *kinds: type[Message]) -> Any:
-    """*message* if it is of one of *kinds*, which the caller names again as its type. Raises
-    RefusedError for a refusal, WireError for anything else."""
+    """Returns *message* if it is of one of *kinds*, which the caller names again as its type.
+    Raises RefusedError for a refusal, WireError for anything else."""
     if isinstance(message, kinds):
         return message
     if isinstance(message, Refusal):
@@ -306,11 +310,11 @@ class Comparison:
 
     @property
     def is_over(self) -> bool:
-        """Whether the last common entry is ``agreed_seq``."""
+        """True if the last common entry is ``agreed_seq``."""
         return self.differ_seq - self.agreed_seq <= 1
 
     def probes(self) -> tuple[Seq, ...]:
-        """Seqs to compare next, growing."""
+        """Returns the seqs to compare next, growing."""
         low, between = self.agreed_seq, self.differ_seq - self.agreed_seq
         steps = {low + between * step // (_PROBES + 1) for step in range(1, _PROBES + 1)}
         return tuple(Seq(seq) for seq in sorted(steps | {low + 1}) if low < seq < self.differ_seq)
@@ -318,7 +322,7 @@ class Comparison:
     def told(
         self, seqs: Sequence[Seq], mine: Sequence[int | None], theirs: Sequence[int | None]
     ) -> None:
-        """The chains of both at *seqs*. Raises WireError when they make no sense."""
+        """Takes the chains of both at *seqs*. Raises WireError when they make no sense."""
         if len(theirs) != len(seqs):
             raise WireError(f"{len(theirs)} chains for {len(seqs)} seqs")
         for seq, one, other in zip(seqs, mine, theirs, strict=True):
@@ -333,9 +337,9 @@ class Comparison:
 
 
 class Sink:
-    """The receiving side, from BEGIN on: which batches follow. Its place is (``seq``, ``chain``);
-    ``committed_seq`` is how far the source had applied: nothing beyond may be. (``epoch``,
-    ``reign_node``) is the highest reign that it has seen."""
+    """The receiving side, from BEGIN on: decides which batches follow. Its place is (``seq``,
+    ``chain``); ``committed_seq`` is how far the source had applied: nothing beyond may be.
+    (``epoch``, ``reign_node``) is the highest reign that it has seen."""
 
     def __init__(self, position: Position, fence: Epoch, reign_node: int = 0) -> None:
         self.seq = position.seq
@@ -346,7 +350,7 @@ class Sink:
         self.source_head_seq = Seq(0)
 
     def begin(self, message: Begin) -> None:
-        """The source begins. Raises WireError when it is not from here."""
+        """Takes the BEGIN of the source. Raises WireError when it is not from here."""
         if (message.seq, message.chain) != (self.seq, self.chain):
             raise WireError(f"a beginning at {message.seq}, and this journal ends with {self.seq}")
         self._check_reign(reign_of(message))
@@ -354,7 +358,8 @@ class Sink:
         self.committed_seq = min(message.committed_seq, self.seq)
 
     def take(self, batch: Batch) -> bool:
-        """Whether *batch* is to be appended; False for one that has been. Raises WireError."""
+        """Tells whether *batch* is to be appended; False for one that has been. Raises
+        WireError."""
         self._check_reign(reign_of(batch))
         if not 0 < batch.first_seq <= batch.last_seq:
             raise WireError(f"a batch of entries {batch.first_seq} to {batch.last_seq}")
@@ -371,15 +376,15 @@ class Sink:
         return True
 
     def appended(self, batch: Batch) -> None:
-        """*batch* is in the journal."""
+        """Notes that *batch* is in the journal."""
         self.seq, self.chain = batch.last_seq, batch.chain
         self.source_head_seq = max(self.source_head_seq, batch.head_seq)
-        # What ends a batch is settled there: an entry's VOID is in the same one.
+        # A batch's last entry is known to have held: an entry's VOID is in the same batch.
         self.committed_seq = batch.last_seq
 
     @property
     def reign(self) -> Reign:
-        """The highest that it has seen."""
+        """The highest reign that it has seen."""
         return Reign(self.epoch, self.reign_node)
 
     def _check_reign(self, reign: Reign) -> None:
@@ -404,8 +409,8 @@ class InFlight(NamedTuple):
 
 
 class Source:
-    """The sending side, from BEGIN on: what is in flight, and what the sink has. All seqs only
-    grow; times are in seconds by any clock."""
+    """The sending side, from BEGIN on: knows what is in flight, and what the sink has. All seqs
+    only grow; times are in seconds by any clock."""
 
     def __init__(self, seq: Seq, window_bytes: int) -> None:
         self.shipped_seq = seq
@@ -420,22 +425,22 @@ class Source:
 
     @property
     def has_room(self) -> bool:
-        """Whether another batch may be sent."""
+        """True if another batch may be sent."""
         return self.state == OK and self.in_flight_bytes < self._window_bytes
 
     @property
     def batches_in_flight(self) -> int:
-        """How many batches are not acknowledged."""
+        """The number of batches that are not acknowledged."""
         return len(self._in_flight)
 
     def sent(self, last_seq: Seq, size: int, now: float) -> None:
-        """A batch of *size* bytes, up to *last_seq*, was sent."""
+        """Notes that a batch of *size* bytes, up to *last_seq*, was sent."""
         self._in_flight.append(InFlight(last_seq, size, now))
         self.in_flight_bytes += size
         self.shipped_seq = last_seq
 
     def acked(self, ack: Ack) -> None:
-        """Raises WireError for an acknowledgement of what was never sent."""
+        """Takes *ack*. Raises WireError where it acknowledges what was never sent, or cannot be."""
         if not ack.applied_seq <= ack.durable_seq <= ack.appended_seq <= self.shipped_seq:
             raise WireError(
                 f"acknowledges {ack.appended_seq}, {ack.durable_seq}, {ack.applied_seq}, and "

@@ -1,14 +1,13 @@
-"""What a node says of the journal that it ships, so that it can tell later whether a peer hands
-back what it was given.
+"""Signatures by which a node finds out later whether a peer hands back what it was given.
 
 A batch is signed by a keyed hash of the segment that it lies in, from the segment's first byte to
-the batch's last. The key is made of the node's own private key, and nobody else has it: a signature
-is of use only to who made it. (The chain in each frame finds damage, but anybody can make entries
-that have a wanted chain.) Peers keep signatures, and send them along when they hand entries back.
-A node that verifies one has the segment up to where the entries begin itself, so whatever it lost,
-one signature vouches for all that was lost of its segment up to there.
+the batch's last. The key is made of the node's own private key, which no other node has, so only
+the node that made a signature can use it. (The chain in each frame finds damage, but any node can
+make entries that have a wanted chain.) Peers keep signatures, and send them along when they hand
+entries back. A node that verifies one has the segment up to where the entries begin itself, so
+whatever it lost, one signature vouches for all that was lost of its segment up to there.
 
-:class:`SegmentSigner` blocks on the disk where it has to read what comes before a stretch.
+:class:`SegmentSigner` blocks on the disk where it has to read what comes before a range.
 
 Source: RFC 7693 (BLAKE2), section 2.9: keyed hashing."""
 
@@ -33,7 +32,7 @@ _UNSIGNED_BYTES_MAX: Final = 256 << 20
 
 
 def signing_key(identity: Identity) -> bytes:
-    """The key by which the node with *identity* signs. Raises FusejournalError."""
+    """Returns the key by which the node with *identity* signs. Raises FusejournalError."""
     try:
         private = identity.key_path.read_bytes()
     except OSError as error:
@@ -42,7 +41,7 @@ def signing_key(identity: Identity) -> bytes:
 
 
 class SegmentSigner:
-    """Signs stretches of the journal in *directory*, quickly where each follows the one before."""
+    """Signs ranges of the journal in *directory*, quickly where each follows the one before."""
 
     def __init__(self, key: bytes, uuid: UUID, directory: Path) -> None:
         self._key = key
@@ -53,14 +52,14 @@ class SegmentSigner:
         self._hash = self._begin(Seq(0))
 
     def follows(self, frame_range: FrameRange) -> bool:
-        """Whether nothing has to be read to sign *frame_range*."""
+        """Tells whether *frame_range* can be signed without reading."""
         at = self._segment_seq, self._offset
         return frame_range.offset == 0 or (frame_range.segment_seq, frame_range.offset) == at
 
     def sign(self, frame_range: FrameRange) -> bytes:
-        """The signature of the segment of *frame_range* up to its end. Raises OSError, and
-        JournalDamagedError where what comes before cannot be read, or is not there; the next range
-        is signed as if this one had not been asked for."""
+        """Returns the signature of the segment of *frame_range* up to the range's end. Raises
+        OSError, and JournalDamagedError where what comes before cannot be read, or is not there;
+        the next range is signed as if this one had not been asked for."""
         if frame_range.offset == 0:
             self._hash = self._begin(frame_range.segment_seq)
         elif not self.follows(frame_range):
@@ -96,7 +95,7 @@ class SegmentSigner:
 
 
 class SignatureCheck:
-    """Lets stretches that a peer hands back through, once a signature vouches for them."""
+    """Lets ranges that a peer hands back through, once a signature vouches for them."""
 
     def __init__(self, signer: SegmentSigner) -> None:
         self._signer = signer
@@ -105,12 +104,13 @@ class SignatureCheck:
 
     @property
     def held(self) -> list[FrameRange]:
-        """What no signature vouches for yet."""
+        """The ranges that no signature vouches for yet."""
         return self._held
 
     def take(self, frame_range: FrameRange, signature: bytes) -> list[FrameRange]:
-        """The stretches that are good now that *frame_range*, the next, has come with *signature*
-        (empty: with none). Raises WireError when too much has none, and as the signer does."""
+        """Returns the ranges that are good now that *frame_range*, the next, has come with
+        *signature* (empty: with none). Raises WireError when too much has none, and as the signer
+        does."""
         signed = self._signer.sign(frame_range)
         self._held.append(frame_range)
         self._held_bytes += len(frame_range.content)

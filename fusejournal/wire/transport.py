@@ -1,7 +1,7 @@
-"""Between two nodes: connect, and serve whoever connects; messages, over TLS 1.3.
+"""Connects to peers, over TLS 1.3 or, on one machine, without.
 
-The way in: :func:`connect` here, :func:`serve` in listener.py; what both give is a
-:class:`Connection` (connection.py, which also says how one begins)."""
+:func:`connect` is one way to a :class:`Connection`, :func:`serve` (listener.py) the other;
+connection.py has the bytes that one begins with. Used from the event loop's thread."""
 
 import hmac
 import os
@@ -51,7 +51,7 @@ from fusejournal.wire.plain import CONNECTS, LISTENS, PROOF_BYTES, is_local, pro
 
 _LOOK_SECONDS: Final = 5.0
 _UNKNOWN: Final = ("UNKNOWN_CA", "CERTIFICATE", "ACCESS_DENIED")
-"""In the names of alerts by which a peer says that it does not know us."""
+"""Parts of the names of alerts by which a peer says that it does not know us."""
 
 
 async def connect(
@@ -62,9 +62,9 @@ async def connect(
     insecure: bool,
     timeout_seconds: float,
 ) -> Connection:
-    """A connection to the peer at *address* that has *certificate* (PEM). Without one, and with
-    *insecure*, it is not encrypted, and both ends are root's on one loopback. Its ``peer`` is None:
-    the caller knows whom it called. Cancelling leaves nothing behind.
+    """Returns a connection to the peer at *address* that has *certificate* (PEM). Without one, and
+    with *insecure*, it is not encrypted, and both ends are root's on one loopback. Its ``peer`` is
+    None: the caller knows whom it called. Cancelling leaves nothing behind.
 
     Raises PeerLostError (refused, not to be reached, too slow, cut), PeerMistakenError (another
     certificate), PeerRefusedError (does not know us, or takes nothing unencrypted), WireError (no
@@ -87,8 +87,9 @@ async def connect(
 async def connect_for_pairing(
     address: Address, identity: Identity, *, timeout_seconds: float
 ) -> Connection:
-    """A connection to whoever listens at *address*, to pair with it (pairing.py): nobody has proved
-    anything yet. Raises as :func:`connect`."""
+    """Returns a connection to the node that listens at *address*, to pair with it (pairing.py):
+    neither end has proved anything yet. Cancelling leaves nothing behind. Raises as
+    :func:`connect`."""
     where = str(address)
     async with _within(where, timeout_seconds):
         stream = await _open(address)
@@ -125,7 +126,7 @@ async def _open(address: Address) -> trio.SocketStream:
 
 
 def _why_not(error: BaseException) -> str:
-    """Why no connection was made; trio wraps up what each address of the host had to say."""
+    """Returns why no connection was made; trio wraps up the error of each address of the host."""
     if isinstance(error, socket.gaierror | UnicodeError):
         return "no such host"
     while isinstance(error, BaseExceptionGroup):
@@ -192,8 +193,8 @@ async def _handshake(
     identity: Identity,
     certificate: str | None,
 ) -> TlsStream:
-    """TLS with whoever has *certificate*, or with anybody. Raises SSLCertVerificationError for
-    another one."""
+    """Begins TLS with the node that has *certificate*, or, where that is None, with any. Raises
+    SSLCertVerificationError for another one."""
     if certificate is None:
         context = context_for_pairing(ssl.Purpose.SERVER_AUTH, identity)
     else:
@@ -232,8 +233,8 @@ async def _await_ready(tls: TlsStream, where: str, identity: Identity) -> None:
 
 
 async def _look(address: Address, identity: Identity) -> str:
-    """The fingerprint of whoever is at *address*, to be named in an error; empty if it cannot be
-    had. Python hides the certificate that failed, so it is asked for once more."""
+    """Returns the fingerprint of the node at *address*, to be named in an error; empty if it cannot
+    be had. Python hides the certificate that failed, so it is asked for once more."""
     found = ""
     with trio.move_on_after(_LOOK_SECONDS), suppress(FusejournalError):
         stream = await _open(address)

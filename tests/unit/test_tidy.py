@@ -57,7 +57,6 @@ _HEADLESS_MAX = {
     "replay": 10,
     "replication": 80,
     "types": 5,
-    "wire": 55,
 }
 """How many docstrings of a room may begin with a clause that has no head."""
 

@@ -289,13 +289,28 @@ class _Builder:
         self.by_name[name_key(new_parent, new_name)].append(posting)
 
 
+class _Points:
+    """Collects the sparse points of a segment: a number of an entry, its offset, the chain before
+    it, its time."""
+
+    def __init__(self) -> None:
+        self.numbers, self.offsets = array("I"), array("Q")
+        self.chains, self.times = array("Q"), array("q")
+
+    def add(self, number: int, offset: int, chain: int, time_ns: int) -> None:
+        """Take in the point at entry *number*."""
+        self.numbers.append(number)
+        self.offsets.append(offset)
+        self.chains.append(chain)
+        self.times.append(time_ns)
+
+
 def build_index(reader: SegmentReader, *, allow_torn: bool = False) -> SegmentIndex:
     """The index of a segment, from reading all of it; every frame is checked. With *allow_torn* a
     frame that is not whole ends it (an append under way). Raises BadFrameError."""
     start = reader.start
     builder = _Builder()
-    point_numbers, point_offsets = array("I"), array("Q")
-    point_chains, point_times = array("Q"), array("q")
+    points = _Points()
     number, chain, end, last_time = -1, start.chain_before, start.offset, 0
     point_at = -_POINT_BYTES
     held: tuple[Any, ...] | None = None
@@ -312,10 +327,7 @@ def build_index(reader: SegmentReader, *, allow_torn: bool = False) -> SegmentIn
                 held = fields
                 if number % _POINT_ENTRIES == 0 or offset - point_at >= _POINT_BYTES:
                     point_at = offset
-                    point_numbers.append(number)
-                    point_offsets.append(offset)
-                    point_chains.append(chain)
-                    point_times.append(fields[1])
+                    points.add(number, offset, chain, fields[1])
                 last_time = fields[1]
             except (ValueError, TypeError, IndexError, OverflowError, AttributeError) as error:
                 raise _no_entry(offset, frame.seq, error) from None
@@ -333,13 +345,6 @@ def build_index(reader: SegmentReader, *, allow_torn: bool = False) -> SegmentIn
         raise _no_entry(end, Seq(start.seq + number), error) from None
     if number >= _ENTRIES_MAX:
         raise BadFrameError(end, reader.header.first_seq, "too many entries", torn=False)
-    paths = zstandard.compress(msgpack.packb(sorted(builder.told)), 3)
-    try:
-        fids, fid_starts, fid_postings = _flatten(builder.by_fid)
-        names, name_starts, name_postings = _flatten(builder.by_name)
-        uids = array("Q", sorted(builder.uids))
-    except OverflowError:
-        raise BadFrameError(end, start.seq, "a fid or uid that cannot be", torn=False) from None
     head = _HEADER.pack(
         _MAGIC,
         _VERSION,
@@ -348,13 +353,25 @@ def build_index(reader: SegmentReader, *, allow_torn: bool = False) -> SegmentIn
         start.chain_before,
         number + 1,
         chain,
-        point_times[0] if point_times else 0,
+        points.times[0] if points.times else 0,
         last_time,
         end,
         builder.kinds,
     )
+    try:
+        return SegmentIndex(_packed(head, points, builder))
+    except OverflowError:
+        raise BadFrameError(end, start.seq, "a fid or uid that cannot be", torn=False) from None
+
+
+def _packed(head: bytes, points: _Points, builder: _Builder) -> bytes:
+    """The content of an index whose header is *head*. Raises OverflowError."""
+    paths = zstandard.compress(msgpack.packb(sorted(builder.told)), 3)
+    fids, fid_starts, fid_postings = _flatten(builder.by_fid)
+    names, name_starts, name_postings = _flatten(builder.by_name)
+    uids = array("Q", sorted(builder.uids))
     counts = _COUNTS.pack(
-        len(point_numbers),
+        len(points.numbers),
         len(fids),
         len(fid_postings),
         len(names),
@@ -363,11 +380,11 @@ def build_index(reader: SegmentReader, *, allow_torn: bool = False) -> SegmentIn
         len(paths),
     )
     sections = (
-        point_offsets, point_chains, point_times, fids, names, uids, point_numbers,
+        points.offsets, points.chains, points.times, fids, names, uids, points.numbers,
         fid_starts, fid_postings, name_starts, name_postings,
     )  # fmt: skip
     body = b"".join((head, counts, *(section.tobytes() for section in sections), paths))
-    return SegmentIndex(body + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(body)))
+    return body + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(body))
 
 
 def _no_entry(offset: int, seq: Seq, error: Exception) -> BadFrameError:

@@ -44,21 +44,20 @@ def _boot_ns() -> int:
 
 
 def lead_ns(header_time_ns: int, last_time_ns: int) -> int:
-    """How far the entries of a segment are ahead of the clock, which said *header_time_ns* when it
-    was begun; the entry before it is of *last_time_ns*."""
+    """Returns how far the entries of a segment are ahead of the clock, which said *header_time_ns*
+    when it was begun; the entry before it is of *last_time_ns*."""
     lead = last_time_ns + 1 - header_time_ns
     return lead if lead > SLACK_NS else 0
 
 
 class EntryClock:
-    """See the module."""
+    """The clock of a journal's entries: see the module."""
 
     def __init__(self) -> None:
         self.lead_ns = 0
-        """How far the current segment's entries are ahead of the clock."""
+        """The time that the current segment's entries are ahead of the clock."""
         self.begins_ns: int | None = None
-        """What the clock said where the next entry is to begin a segment, with a lead of its
-        own."""
+        """The clock's time where the next entry is to begin a segment, with a lead of its own."""
         self._touched_ns = 0
         self._seen_ns = self._seen_boot_ns = 0
         self._leapt_ns = self._leapt_boot_ns = 0
@@ -80,8 +79,8 @@ class EntryClock:
         return max(floor, last_ns + 1)
 
     def header_ns(self, last_ns: int) -> int:
-        """What the header of a segment that begins now has to say, for the lead to be the one with
-        which the next entry's time was made."""
+        """Returns the time for the header of a segment that begins now, so that the lead is the one
+        with which the next entry's time was made."""
         if self.begins_ns is not None:
             return self.begins_ns
         return last_ns + 1 - self.lead_ns if self.lead_ns else now_ns()
@@ -99,7 +98,7 @@ class EntryClock:
             self._touched_ns = max(self._touched_ns, time_ns)
 
     def words(self, last_ns: int) -> list[str]:
-        """What is wrong with the clock, for people; *last_ns* is the last entry's time."""
+        """Returns what is wrong with the clock, for people; *last_ns* is the last entry's time."""
         now = now_ns()
         if last_ns - now > SLACK_NS:
             return [
@@ -115,7 +114,7 @@ class EntryClock:
         return []
 
     def _is_apart(self, now: int, last_ns: int) -> bool:
-        """Whether the lead is not what it should be any more."""
+        """True if the lead is not what it should be any more."""
         ahead = last_ns + 1 - now
         if ahead - self.lead_ns > SLACK_NS:
             return True

@@ -162,7 +162,7 @@ class Entry(NamedTuple):
     chain: int
     """The frame's checksum: the chain up to and including this entry."""
     offset: int
-    """Where the frame begins in the uncompressed segment."""
+    """The place where the frame begins in the uncompressed segment."""
     frame_bytes: int
 
 
@@ -173,7 +173,7 @@ class Frame(NamedTuple):
     flushed: Seq
     checksum: int
     offset: int
-    """Where it begins in the uncompressed segment."""
+    """The place where it begins in the uncompressed segment."""
     payload_bytes: int
     content: memoryview
     """The frame from its header on."""
@@ -295,7 +295,8 @@ def kind_of(frame: Frame) -> Kind | None:
 
 
 def _is_path(path: bytes) -> bool:
-    """Whether *path* is one from the volume's root (empty: the root itself) by names alone."""
+    """Returns True if *path* is one from the volume's root (empty: the root itself) by names
+    alone."""
     return not path or (b"\0" not in path and not _NO_NAMES.intersection(path.split(b"/")))
 
 
@@ -355,9 +356,9 @@ def decode_payload(
 
 
 def _check(fields: tuple[Any, ...], operation: Any) -> None:
-    """Whether an entry, as its payload has it and with its *operation*, is one that this program
-    reads and carries out. Asked for what is written and for what is read alike, so that nothing
-    can be written that is not read. Raises FormatError."""
+    """Check that an entry, as its payload has it and with its *operation*, is one that this program
+    reads and carries out. Asked for what is written and for what is read alike, so that nothing can
+    be written that is not read. Raises FormatError."""
     kind, time_ns, uid, gid, pid, paths = fields[:_PREFIX_FIELDS]
     # What types the fields have is looked up as a whole, for most entries look like others.
     types = tuple(map(type, fields))

@@ -56,7 +56,7 @@ _WINDOW_BYTES_MIN = 512
 
 
 class JournalEnd(NamedTuple):
-    """Where a journal ends: ``offset`` of the segment that begins with ``segment_seq``, after the
+    """The end of a journal: ``offset`` of the segment that begins with ``segment_seq``, after the
     entry at ``position``."""
 
     segment_seq: Seq
@@ -119,8 +119,8 @@ def entries_in(frame_range: FrameRange) -> Iterator[Entry]:
 
 
 class FrameRangeReader:
-    """See the module. ``seq`` is that of the next frame, ``chain`` the checksum of the one before
-    it."""
+    """Reads ranges one after the other. ``seq`` is that of the next frame, ``chain`` the checksum
+    of the one before it."""
 
     def __init__(self, directory: Path, uuid: UUID) -> None:
         self._directory = directory
@@ -158,8 +158,8 @@ class FrameRangeReader:
         raise NoSuchSeqError(seq, starts[0], 0)
 
     def committed_seq(self, end: JournalEnd) -> Seq:
-        """How far what was read is settled: up to the last entry, or the one before it where its
-        VOID comes next. Raises JournalDamagedError, OSError."""
+        """The last seq of what was read whose outcome is known: the last entry's, or the one's
+        before it where its VOID comes next. Raises JournalDamagedError, OSError."""
         last = Seq(self.seq - 1)
         if self.seq > end.position.seq or not last or not self._offset:
             return last
@@ -167,8 +167,8 @@ class FrameRangeReader:
         return last if void is None else Seq(last - 1)
 
     def is_near(self, end: JournalEnd, bytes_max: int) -> bool:
-        """Whether all up to *end* is at most *bytes_max*, and in the segment that is open: then
-        reading it takes next to no time."""
+        """Returns True if all up to *end* is at most *bytes_max*, and in the segment that is open:
+        then reading it takes next to no time."""
         return (
             self._reader is not None
             and self._segment_seq == end.segment_seq
@@ -176,7 +176,7 @@ class FrameRangeReader:
         )
 
     def bytes_to(self, end: JournalEnd) -> int:
-        """How much there is up to *end*, if it is in the segment that is open."""
+        """Returns the number of bytes up to *end*, if it is in the segment that is open."""
         return end.offset - self._offset
 
     def next(self, end: JournalEnd, applied_seq: Seq, bytes_max: int) -> FrameRange | None:

@@ -100,7 +100,7 @@ _KINDS_END: Final = max(Kind) + 1
 
 
 class Posting(NamedTuple):
-    """Where an entry is, and what it is."""
+    """An entry as an index has it: its place, and what it is."""
 
     number: int
     kind: int
@@ -119,7 +119,7 @@ class ToldPath(NamedTuple):
 
 
 def name_key(parent: Fid, name: bytes) -> int:
-    """What stands for *name* in directory *parent*."""
+    """Returns the key that stands for *name* in directory *parent*."""
     return xxhash.xxh3_64_intdigest(name, parent)
 
 
@@ -129,7 +129,8 @@ def index_path(segment: Path) -> Path:
 
 
 class SegmentIndex:
-    """What one segment has. Made by :func:`build_index` or :func:`load_index`; never changes."""
+    """The index of one segment. Made by :func:`build_index` or :func:`load_index`; never
+    changes."""
 
     def __init__(self, content: bytes) -> None:
         """Raises FormatError when *content* is no index."""
@@ -177,16 +178,16 @@ class SegmentIndex:
         return Seq(self.first_seq + self.entries - 1)
 
     def has_kind(self, kinds: int) -> bool:
-        """Whether an entry of one of *kinds*, a bit mask, is in the segment."""
+        """Returns True if an entry of one of *kinds*, a bit mask, is in the segment."""
         return bool(self.kinds & kinds)
 
     def has_uid(self, uid: int) -> bool:
-        """Whether *uid* asked for an entry of the segment."""
+        """Returns True if *uid* asked for an entry of the segment."""
         at = bisect_left(self._uids, uid)
         return at < len(self._uids) and self._uids[at] == uid
 
     def has_fid(self, fid: Fid) -> bool:
-        """Whether an entry names *fid*."""
+        """Returns True if an entry names *fid*."""
         at = bisect_left(self._fids, fid)
         return at < len(self._fids) and self._fids[at] == fid
 
@@ -426,7 +427,7 @@ def write_index(segment: Path) -> None:
 
 
 def has_index(segment: Path) -> bool:
-    """Whether there is a file that should be the sidecar of *segment*."""
+    """Returns True if there is a file that should be the sidecar of *segment*."""
     return os.path.exists(index_path(segment))
 
 

@@ -54,8 +54,8 @@ _SMALL_FLUSH_BYTES = 64 << 10
 
 
 class Journal:
-    """See the module. Make one with :meth:`create` or :meth:`open`; by itself the constructor makes
-    one that has no segment yet, because it will receive its first."""
+    """The one object that writes segments. Make one with :meth:`create` or :meth:`open`; by itself
+    the constructor makes one that has no segment yet, because it will receive its first."""
 
     def __init__(
         self,
@@ -81,16 +81,16 @@ class Journal:
         self.durable_seq = Seq(0)
         """Everything up to here is on disk."""
         self.durable_when_opened = Seq(0)
-        """What the process before this one knew to be on disk."""
+        """The durable seq that the process before this one knew of."""
         self.ends_clean = False
-        """Whether the last entry is a CLEAN."""
+        """True if the last entry is a CLEAN."""
         self.repairs: list[tail.Cut] = []
         self.damage: JournalDamagedError | None = None
-        """What keeps a read-only opened journal from being whole."""
+        """The damage that keeps a read-only opened journal from being whole."""
         self.is_writable = True
-        """Whether entries can be appended: False when it was opened for reading only."""
+        """True if entries can be appended: False when it was opened for reading only."""
         self.appended_bytes = 0
-        """What was appended since it was opened."""
+        """The bytes that were appended since it was opened."""
         self._current: SegmentWriter | None = None
         self._failure: str | None = None
         self.sealed = SealedSegments(options.compress_level)
@@ -196,7 +196,7 @@ class Journal:
 
     @property
     def head(self) -> Position:
-        """Where the log stands."""
+        """The position of the log."""
         return Position(self.epoch, self.head_seq, self.chain)
 
     def next_time(self) -> int:
@@ -265,7 +265,7 @@ class Journal:
 
     @property
     def end(self) -> JournalEnd:
-        """Where the next frame will be."""
+        """The place of the next frame."""
         current = self._current
         if current is None:
             return JournalEnd(Seq(self.head_seq + 1), 0, self.head)
@@ -445,8 +445,8 @@ class Journal:
             return self.durable_seq
 
     def is_flush_small(self) -> bool:
-        """Whether a flush now would write little, and to the current segment alone, and no other
-        flush runs."""
+        """Returns True if a flush now would write little, and to the current segment alone, and no
+        other flush runs."""
         current = self._current
         return (
             current is not None
@@ -474,7 +474,7 @@ class Journal:
 
     @property
     def total_bytes(self) -> int:
-        """What the segments occupy."""
+        """The bytes that the segments occupy."""
         return self.sealed.total_bytes + (self._current.end if self._current is not None else 0)
 
     def bytes_from(self, seq: Seq) -> int:

@@ -44,7 +44,7 @@ END = Seq(1 << 62)
 
 
 class JournalReader:
-    """See the module. Not for use by two threads at a time."""
+    """The one reader of a journal. Not for use by two threads at a time."""
 
     def __init__(self, source: Path | Sequence[Path], uuid: UUID | None = None) -> None:
         """*source*: a directory of segments, or segment files. *uuid* None takes any volume's, if
@@ -175,8 +175,8 @@ class JournalReader:
             self._left = first_seq_of(path), Point(*after)
 
     def _begin(self, path: Path, reader: SegmentReader, from_seq: Seq) -> Point | None:
-        """Where to begin reading for *from_seq*: where the last reading ended, or at a point of the
-        index, if there is one."""
+        """Returns where to begin reading for *from_seq*: where the last reading ended, or at a
+        point of the index, if there is one."""
         first_seq = reader.header.first_seq
         if from_seq <= first_seq:
             return None
@@ -234,8 +234,8 @@ class JournalReader:
         return NO_HANDLE_KEY
 
     def lead_ns(self, path: Path) -> int:
-        """How far the entries of segment *path* are ahead of what the clock said when they were
-        made (clock.py). Raises JournalDamagedError."""
+        """Returns how far the entries of segment *path* are ahead of what the clock said when they
+        were made (clock.py). Raises JournalDamagedError."""
         header, first = self.beginning(path)
         if first is not None and first.time_ns - header.time_ns <= SLACK_NS:
             return 0

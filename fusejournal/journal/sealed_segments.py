@@ -36,7 +36,7 @@ class SealedSegment:
 
     path: Path
     size: int
-    """What it occupies, in bytes."""
+    """The bytes that it occupies."""
     end_seq: Seq
 
     @property
@@ -46,7 +46,7 @@ class SealedSegment:
 
 
 class SealedSegments:
-    """See the module. *compress_level* is zstd's."""
+    """The list of them. *compress_level* is zstd's."""
 
     def __init__(self, compress_level: int) -> None:
         self._compress_level = compress_level
@@ -97,7 +97,7 @@ class SealedSegments:
 
     @property
     def total_bytes(self) -> int:
-        """What they occupy."""
+        """The bytes that they occupy."""
         return sum(segment.size for segment in self._segments.values())
 
     def bytes_from(self, seq: Seq) -> int:

@@ -86,8 +86,8 @@ class SeekableFile:
 
 
 def _read_table(fd: int) -> tuple[list[int], list[int], int]:
-    """Where each block begins, uncompressed and compressed (with the end of the last), and the
-    uncompressed size."""
+    """Returns where each block begins, uncompressed and compressed (with the end of the last), and
+    the uncompressed size."""
     file_bytes = os.fstat(fd).st_size
     footer = os.pread(fd, _FOOTER.size, max(0, file_bytes - _FOOTER.size))
     if len(footer) < _FOOTER.size:

@@ -42,9 +42,9 @@ has its exact size, and zeros at its end are damage."""
 
 
 class BadFrameError(Exception):
-    """Where a segment stops being readable. ``torn``: it just ends in the middle of a frame, or
-    in the space ahead of its end, which was zeros. ``is_newer``: all is whole, and a later version
-    of this program can read it."""
+    """The place where a segment stops being readable. ``torn``: it just ends in the middle of a
+    frame, or in the space ahead of its end, which was zeros. ``is_newer``: all is whole, and a
+    later version of this program can read it."""
 
     def __init__(
         self, offset: int, seq: Seq, reason: str, torn: bool, is_newer: bool = False
@@ -62,11 +62,12 @@ class BadFrameError(Exception):
 
     @classmethod
     def undecodable(cls, offset: int, seq: Seq, error: FormatError) -> "BadFrameError":
-        """What is at *offset* was checked, and is no entry (or header) because of *error*."""
+        """The error for content at *offset* that was checked, and is no entry (or header) because
+        of *error*."""
         return cls(offset, seq, str(error), False, isinstance(error, NewerFormatError))
 
     def in_segment(self, path: Path | str) -> JournalDamagedError:
-        """What users see of it, in segment *path*."""
+        """The error that users see of it, in segment *path*."""
         error = JournalVersionError if self.is_newer else JournalDamagedError
         return error(path, self.offset, self.seq, self.reason)
 
@@ -109,7 +110,7 @@ def _names_in(directory: Path) -> set[str]:
 
 
 def _is_complete(compressed: Path) -> bool:
-    """Whether a compressed segment has its seek table, which is written last."""
+    """Returns True if a compressed segment has its seek table, which is written last."""
     try:
         with open(compressed, "rb", buffering=0) as file:
             SeekableFile(file.fileno())
@@ -119,13 +120,13 @@ def _is_complete(compressed: Path) -> bool:
 
 
 def is_segment(path: Path) -> bool:
-    """Whether *path* is called as a segment is."""
+    """Returns True if *path* is called as a segment is."""
     return _NAME.fullmatch(path.name) is not None
 
 
 def is_just_begun(path: Path) -> bool:
-    """Whether the plain segment *path* has not even its header: it is being made, or its maker
-    died."""
+    """Returns True if the plain segment *path* has not even its header: it is being made, or its
+    maker died."""
     try:
         return path.suffix == PLAIN_SUFFIX and path.stat().st_size < SEGMENT_HEADER_BYTES
     except FileNotFoundError:
@@ -150,7 +151,7 @@ class SegmentReader:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.path = path
         self._last_judged: tuple[int, bytes] | None = None
-        """Where a bad frame was found last, and its bytes."""
+        """The place where a bad frame was found last, and its bytes."""
         try:
             self._compressed = SeekableFile(self._fd) if path.suffix == COMPRESSED_SUFFIX else None
             self.header = SegmentHeader.decode(self.read_at(0, SEGMENT_HEADER_BYTES))
@@ -190,7 +191,7 @@ class SegmentReader:
 
     @property
     def start(self) -> Point:
-        """Where the first entry is."""
+        """The point of the first entry."""
         return Point(self.header.first_seq, SEGMENT_HEADER_BYTES, self.header.chain_before)
 
     def frames(self, start: Point | None = None) -> Iterator[Frame]:
@@ -237,8 +238,8 @@ class SegmentReader:
             chain = frame.checksum
 
     def _is_end(self, offset: int) -> bool:
-        """Whether the entries end at *offset*, before space that was left ahead; or did a moment
-        ago, if zeros there have become something else."""
+        """Returns True if the entries end at *offset*, before space that was left ahead; or did a
+        moment ago, if zeros there have become something else."""
         if self._compressed is not None or self.size % SPACE_BYTES:
             return False
         head = os.pread(self._fd, FRAME_HEADER_BYTES, offset)
@@ -247,15 +248,15 @@ class SegmentReader:
         return self._is_blank(offset) or any(os.pread(self._fd, FRAME_HEADER_BYTES, offset))
 
     def _is_settled(self, offset: int) -> bool:
-        """Whether what is at *offset* was there when this was asked last: else it may have been
-        read while it was being written."""
+        """Returns True if what is at *offset* was there when this was asked last: else it may have
+        been read while it was being written."""
         content = self.read_at(offset, self._claimed_bytes(offset))
         is_judged = self._last_judged == (offset, content)
         self._last_judged = offset, content
         return is_judged
 
     def _claimed_bytes(self, offset: int) -> int:
-        """How long the frame at *offset*, which may be of any bytes, says that it is."""
+        """Returns the length that the frame at *offset*, which may be of any bytes, says it has."""
         head = self.read_at(offset, FRAME_HEADER_BYTES)
         if len(head) < FRAME_HEADER_BYTES:
             return FRAME_HEADER_BYTES
@@ -265,8 +266,8 @@ class SegmentReader:
             return FRAME_HEADER_BYTES
 
     def _is_unfinished(self, offset: int) -> bool:
-        """Whether the bad frame at *offset* was begun and not finished. (Not so where zeros have
-        something behind them: a process fills pages in order.)"""
+        """Returns True if the bad frame at *offset* was begun and not finished. (Not so where zeros
+        have something behind them: a process fills pages in order.)"""
         if self._compressed is not None:
             return False
         if not any(os.pread(self._fd, FRAME_HEADER_BYTES, offset)):
@@ -275,7 +276,7 @@ class SegmentReader:
         return end > self.size or (self.size % SPACE_BYTES == 0 and self._is_blank(end - 1))
 
     def _is_blank(self, offset: int) -> bool:
-        """Whether there are only zeros from *offset* on."""
+        """Returns True if there are only zeros from *offset* on."""
         length = _PAGE_BYTES - offset % _PAGE_BYTES
         while piece := os.pread(self._fd, length, offset):
             if piece.count(0) != len(piece):
@@ -310,7 +311,8 @@ class SegmentReader:
             point = _after(frame_there)
 
     def _skim(self, point: Point) -> Point:
-        """Where the frames from *point* on, read quickly, are not good or not whole any more."""
+        """Returns the place where the frames from *point* on, read quickly, are not good or not
+        whole any more."""
         seq, offset, chain = point
         while True:
             try:

@@ -53,7 +53,7 @@ class JournalOptions:
 
 
 class SegmentWriter:
-    """See the module. *end*: where the segment *path*, open on *fd*, ends now."""
+    """The segment *path*, open on *fd*, which ends at *end* now."""
 
     __slots__ = (
         *("_allocated", "_in_pieces", "_is_begun", "_named", "_options"),
@@ -73,7 +73,7 @@ class SegmentWriter:
         self._allocated = end
         self._in_pieces = calls.frees_whole_extents_only(fd)
         self._is_begun = True
-        """Whether it has its header: until then its size says that it has not."""
+        """True if it has its header: until then its size says that it has not."""
 
     @classmethod
     def begin(

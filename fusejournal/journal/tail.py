@@ -69,8 +69,8 @@ class Cut:
 
 @dataclass
 class Found:
-    """What :func:`examine` found: where the good part of the journal ends, and what is wrong after
-    it."""
+    """The findings of :func:`examine`: where the good part of the journal ends, and what is wrong
+    after it."""
 
     last: Path | None = None
     end: int = 0
@@ -81,7 +81,7 @@ class Found:
     ends_clean: bool = False
     flushed: Seq = Seq(0)
     follows_frames: bool = True
-    """Whether the frames tell what is flushed."""
+    """True if the frames tell what is flushed."""
     cut: Cut | None = None
     damage: JournalDamagedError | None = None
 
@@ -150,8 +150,8 @@ def _flushed_after(path: Path, bad: BadFrameError) -> Seq:
 
 
 def _claimed_bytes(file: BinaryIO, offset: int, seq: Seq) -> int | None:
-    """How long the frame at *offset* says that it is; None where there is no header of entry
-    *seq*."""
+    """Returns the length that the frame at *offset* says it has; None where there is no header of
+    entry *seq*."""
     head = os.pread(file.fileno(), FRAME_HEADER_BYTES, offset)
     with suppress(FormatError, struct.error):
         if FRAME.unpack_from(head)[2] == seq:

@@ -21,12 +21,12 @@ from fusejournal.types import Seq
 
 @dataclass
 class VerifyReport:
-    """What was read, and what is wrong with it."""
+    """A report of what was read, and what is wrong with it."""
 
     segments: int = 0
     entries: int = 0
     bytes: int = 0
-    """Of the segments, uncompressed."""
+    """The size of the segments, uncompressed."""
     first_seq: Seq = Seq(0)
     last_seq: Seq = Seq(0)
     unfinished: str | None = None
@@ -38,7 +38,7 @@ class VerifyReport:
 
 
 class _Part(NamedTuple):
-    """What one segment is like. ``bad``: offset, seq, reason, torn, newer."""
+    """The findings in one segment. ``bad``: offset, seq, reason, torn, newer."""
 
     header: SegmentHeader | None
     entries: int

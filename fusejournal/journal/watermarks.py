@@ -59,7 +59,8 @@ _FOLLOWING = struct.Struct(f"<{2 + RIVALS_MAX}Q")
 
 
 class Following(NamedTuple):
-    """Which instance of which node a mirror follows, and which others of the same it has met."""
+    """The instance, and its node, that a mirror follows, and the others of the same that it has
+    met."""
 
     node_id: int = 0
     number: int = 0
@@ -67,8 +68,9 @@ class Following(NamedTuple):
 
 
 class WatermarkPage:
-    """See the module. Made if *path* is not there. *owner*: a number of the state directory that it
-    is to be of; 0: of any. Raises JournalError when it is something else, or another's; OSError."""
+    """The page of one node. Made if *path* is not there. *owner*: a number of the state directory
+    that it is to be of; 0: of any. Raises JournalError when it is something else, or another's;
+    OSError."""
 
     def __init__(self, path: Path, owner: int = 0) -> None:
         if not path.exists():
@@ -120,7 +122,7 @@ class WatermarkPage:
 
     @property
     def is_unconfirmed(self) -> bool:
-        """Whether no start has got through since the page was made: what was in one before it, if
+        """True if no start has got through since the page was made: what was in one before it, if
         there was one, is lost."""
         return bool(self._words[_UNCONFIRMED])
 
@@ -145,7 +147,7 @@ class WatermarkPage:
 
     @property
     def applying_seq(self) -> Seq:
-        """See the module."""
+        """The entry that a mirror may be applying: all before it are applied."""
         return Seq(self._words[_APPLYING])
 
     @applying_seq.setter
@@ -154,7 +156,7 @@ class WatermarkPage:
 
     @property
     def committed_seq(self) -> Seq:
-        """See the module."""
+        """The seq up to which a mirror's sender had applied."""
         return Seq(self._words[_SETTLED])
 
     @committed_seq.setter
@@ -163,7 +165,7 @@ class WatermarkPage:
 
     @property
     def durable_seq(self) -> Seq:
-        """See the module."""
+        """The seq up to which the journal is on this node's disk."""
         return Seq(self._words[_DURABLE])
 
     @durable_seq.setter
@@ -172,7 +174,7 @@ class WatermarkPage:
 
     @property
     def rooted_seq(self) -> Seq:
-        """See the module."""
+        """The seq of the position that the backing's root has on its disk."""
         return Seq(self._words[_ROOTED])
 
     @rooted_seq.setter
@@ -181,7 +183,7 @@ class WatermarkPage:
 
     @property
     def stopped_seq(self) -> Seq:
-        """See the module."""
+        """The seq where an orderly stop left a mirror; 0 while it runs."""
         return Seq(self._words[_STOPPED])
 
     @stopped_seq.setter
@@ -190,7 +192,7 @@ class WatermarkPage:
 
     @property
     def instance(self) -> int:
-        """See the module."""
+        """The number of this node's last start."""
         return int(self._words[_INSTANCE])
 
     @instance.setter
@@ -208,7 +210,7 @@ class WatermarkPage:
 
     @property
     def fence(self) -> Reign:
-        """See the module."""
+        """The highest reign that was seen."""
         return Reign(Epoch(self._words[_EPOCH]), self._words[_NODE])
 
     @fence.setter

@@ -50,7 +50,6 @@ _HEADLESS_MAX = {
     "control": 5,
     "disk": 20,
     "errors": 5,
-    "journal": 75,
     "layer": 40,
     "replay": 10,
     "replication": 80,

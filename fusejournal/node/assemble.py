@@ -24,6 +24,7 @@ from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.status import StatusPage
 from fusejournal.replication.append_notifier import AppendNotifier
+from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.supervisor import Mirroring, Replication
 from fusejournal.roles.role import Event, Role
 from fusejournal.types import Fid, Seq
@@ -39,7 +40,7 @@ class NodeObserver:
         self,
         files: OpenFiles,
         kernel_cache: KernelCache | None,
-        append_notifier: AppendNotifier | None,
+        append_notifier: AppendNotifier,
     ) -> None:
         self._files = files
         self._kernel_cache = kernel_cache
@@ -47,8 +48,7 @@ class NodeObserver:
 
     def entry_applied(self, applied_seq: Seq, appended_bytes: int) -> None:
         """Wake the shippers that wait for it."""
-        if self._append_notifier is not None:
-            self._append_notifier.entry_applied(applied_seq, appended_bytes)
+        self._append_notifier.entry_applied(applied_seq, appended_bytes)
 
     def is_in_use(self, fid: Fid) -> bool:
         """True if the kernel may know *fid*: on a primary, any."""
@@ -61,8 +61,8 @@ class NodeObserver:
 
 @dataclass(frozen=True)
 class StartParts:
-    """The parts that are there before the volume is open. ``role`` is that of this run;
-    ``replication`` is None for a reader, ``kernel_cache`` unless it takes batches."""
+    """The parts that are there before the volume is open. ``role`` is that of this run; ``local``
+    is None for a reader, ``kernel_cache`` unless it takes batches."""
 
     role: Role
     page: WatermarkPage
@@ -70,7 +70,8 @@ class StartParts:
     policy: WaitPolicy
     exports: ExportWatch
     kernel_cache: KernelCache | None
-    replication: Replication | None
+    local: LocalNode | None
+    append_notifier: AppendNotifier
     startup: VolumeStartup
 
 
@@ -78,6 +79,7 @@ class StartParts:
 class ServingParts:
     """The parts that stand on an open volume, beside the layer itself."""
 
+    replication: Replication | None
     durability: Durability
     status: StatusPage
 
@@ -130,9 +132,9 @@ def assemble_start(
     kernel_cache = None
     if role.takes_batches:
         kernel_cache = KernelCache(exports.recall, everything=is_taken_over)
-    replication = None
+    local = None
     if role.replicates:
-        replication = Replication(
+        local = LocalNode(
             spec.state_dir,
             spec.name,
             spec.config.replication,
@@ -141,7 +143,7 @@ def assemble_start(
             state.is_mirror,
             page,
         )
-    notifier = replication.append_notifier if replication is not None else None
+    append_notifier = AppendNotifier()
     startup = VolumeStartup(
         spec.state_dir,
         state.uuid,
@@ -153,10 +155,12 @@ def assemble_start(
         is_mirror=state.is_mirror,
         is_uninitialized=state.role is Role.UNINITIALIZED,
         adopt=spec.adopt,
-        observer=NodeObserver(files, kernel_cache, notifier),
+        observer=NodeObserver(files, kernel_cache, append_notifier),
         policy=policy,
     )
-    return StartParts(role, page, files, policy, exports, kernel_cache, replication, startup)
+    return StartParts(
+        role, page, files, policy, exports, kernel_cache, local, append_notifier, startup
+    )
 
 
 def assemble_serving(
@@ -183,7 +187,8 @@ def assemble_serving(
             hooks,
         )
 
-    if start.replication is None:
+    replication = None
+    if start.local is None:
         durability = make_durability(FlushHooks())
     else:
         mirroring = None
@@ -195,10 +200,12 @@ def assemble_serving(
                 start.page.applying_seq,
                 join_volume,
             )
-        durability = start.replication.attach(volume, mirroring, make_durability)
-    return ServingParts(
-        durability, StatusPage(spec, state, start.role, startup, durability, start.replication)
-    )
+        replication = Replication(
+            start.local, volume, start.append_notifier, mirroring, make_durability
+        )
+        durability = replication.durability
+    status = StatusPage(spec, state, start.role, startup, durability, replication)
+    return ServingParts(replication, durability, status)
 
 
 def assemble_layer(

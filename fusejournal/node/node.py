@@ -39,6 +39,7 @@ from fusejournal.node.status import StatusPage
 from fusejournal.node.takeover import VolumeMount
 from fusejournal.node.volume_status import VolumeStatus
 from fusejournal.replication.quorum import PLACES
+from fusejournal.replication.supervisor import Replication
 from fusejournal.volume.marks import MarkPlace, make_mark
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,8 @@ class Node:
         """Unix time; None until the mount is live."""
         self._mount = mount
         self._opening = parts.startup
-        self._replication = parts.replication
+        self._replication: Replication | None = None
+        """While requests are served, but for a read-only mount."""
         self._exports = parts.exports
         self._policy = parts.policy
         self._loop: RequestLoop | None = None
@@ -81,7 +83,7 @@ class Node:
     async def serve(self, layer: LayerParts, parts: ServingParts) -> None:
         """Serve the volume until it is unmounted or left, then close it. Cancelled, it takes the
         mount away first. Raises FusejournalError."""
-        self._loop = layer.loop
+        self._loop, self._replication = layer.loop, parts.replication
         try:
             pyfuse3.init(layer.handlers, f"/dev/fd/{layer.handshake.fd}", set())
             await self._run_tasks(layer.loop, parts)

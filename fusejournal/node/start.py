@@ -44,6 +44,7 @@ from fusejournal.node.node import Node, cause_of
 from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.takeover import VolumeMount, connection_record
+from fusejournal.replication.inquiry import ask_peers
 from fusejournal.types import Seq
 from fusejournal.wire.session import RefusedError
 
@@ -199,12 +200,13 @@ async def _ask_peers(reporter: Reporter, parts: StartParts) -> Seq:
     """Ask its peers whether this primary reigns, and for what only they have of its journal.
     Returns the seq up to which entries are known to be applied. Raises RefusedError after the
     machine was lost, because then it is not for this node to say what the backing should be."""
-    startup, replication = parts.startup, parts.replication
-    if replication is None or not parts.role.takes_changes:
+    startup, local = parts.startup, parts.local
+    if local is None or not parts.role.takes_changes:
         return Seq(0)
     try:
-        taken = await replication.take_back(
-            startup.volume,
+        taken = await ask_peers(
+            local,
+            startup.volume.journal,
             reporter.warning,
             lost_machine=startup.lost_machine,
             lost_page=startup.lost_page,
@@ -219,7 +221,7 @@ async def _ask_peers(reporter: Reporter, parts: StartParts) -> Seq:
     startup.fenced = taken.fenced
     if taken.fenced is not None:
         reporter.warning(taken.fenced)
-    startup.seen_epoch, startup.new_epoch = replication.fence.highest_epoch, taken.new_epoch
+    startup.seen_epoch, startup.new_epoch = local.fence.highest_epoch, taken.new_epoch
     return taken.held_seq
 
 

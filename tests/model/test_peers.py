@@ -34,8 +34,9 @@ from fusejournal.errors import FusejournalError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import NewEpoch, TreeOperation
 from fusejournal.replication import fetch_lost, shipper
+from fusejournal.replication.inquiry import ask_peers
+from fusejournal.replication.local_node import node_name
 from fusejournal.replication.peers import PeerBook
-from fusejournal.replication.supervisor import node_name
 from fusejournal.types import Caller, Seq
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.identity import load_or_make
@@ -325,7 +326,7 @@ class Peers(RuleBasedStateMachine):
                     replication = self.primary.replicate(ReplicationConfig(peers=peers))
                     async with running(self.primary):
                         await trio.sleep(_LIES_SECONDS)
-                acked_seq = replication.book.get("west").acked_seq
+                acked_seq = replication.local.book.get("west").acked_seq
                 assert acked_seq <= self.primary.volume.journal.head_seq
                 nursery.cancel_scope.cancel()
 
@@ -380,15 +381,21 @@ class Peers(RuleBasedStateMachine):
         replication = side.replicate(ReplicationConfig(take_back_seconds=_ASKING_SECONDS))
         words, held_seq = "", Seq(0)
         try:
-            taken = await replication.take_back(
-                side.volume, lambda _: None, lost_machine=opening.lost_machine
+            taken = await ask_peers(
+                replication.local,
+                side.volume.journal,
+                lambda _: None,
+                lost_machine=opening.lost_machine,
             )
         except RefusedError as error:
             if opening.lost_machine:
                 raise
             words = opening.fenced = str(error)
         else:
-            opening.seen_epoch, opening.new_epoch = replication.fence.highest_epoch, taken.new_epoch
+            opening.seen_epoch, opening.new_epoch = (
+                replication.local.fence.highest_epoch,
+                taken.new_epoch,
+            )
             words, held_seq = "; ".join(taken.failures), taken.held_seq
         opening.recover(read_only=False, held_seq=held_seq)
         for _ in opening.start_epoch_and_import(read_only=False):

@@ -16,6 +16,7 @@ from fusejournal.config import ReplicationConfig
 from fusejournal.errors import FusejournalError, PeerLostError
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication.common_ancestor import ASKED_MAX
+from fusejournal.replication.inquiry import ask_peers
 from fusejournal.types import Seq
 from fusejournal.wire.frames import (
     AskChains,
@@ -175,14 +176,14 @@ async def test_a_mirror_that_answers_anything(
                 async with running(primary):
                     while True:
                         await trio.sleep(0.05)
-                        replication.book.resume("east")
+                        replication.local.book.resume("east")
                         replication._peers_changed()
 
             nursery.start_soon(ship)
         assert _bugs(caplog) == []
         assert content(primary.journal_dir) == before
         assert primary.volume.write_errno is None
-        assert replication.book.get("east").acked_seq <= primary.volume.journal.head_seq
+        assert replication.local.book.get("east").acked_seq <= primary.volume.journal.head_seq
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -202,10 +203,10 @@ async def test_what_is_taken_back_from_who_says_anything(
             replication = primary.replicate(
                 ReplicationConfig(peers={"east": str(address)}, take_back_seconds=0.2)
             )
-            replication.book.note_signatures("east")
+            replication.local.book.note_signatures("east")
             for _ in range(8):
                 with suppress(FusejournalError):
-                    await replication.take_back(primary.volume, lambda _: None)
+                    await ask_peers(replication.local, primary.volume.journal, lambda _: None)
                 assert content(primary.journal_dir) == before, "nothing of it was signed"
             nursery.cancel_scope.cancel()
         assert _bugs(caplog) == []

@@ -14,8 +14,8 @@ from fusejournal.errors import FusejournalError
 from fusejournal.journal.segment import SegmentReader, first_seq_of, list_segments
 from fusejournal.node.state_dir import load_state
 from fusejournal.replay.digest import digest_tree
+from fusejournal.replication.local_node import node_name
 from fusejournal.replication.peers import PeerBook
-from fusejournal.replication.supervisor import node_name
 from fusejournal.wire.identity import load_or_make
 from tests.support.layer import Layer
 from tests.support.network import Cable, Host, Network, network

@@ -14,6 +14,8 @@ from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.layer.kernel_cache import KernelCache
 from fusejournal.operations import Create, Mkdir, Unlink, Write
+from fusejournal.replication.append_notifier import AppendNotifier
+from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.supervisor import Mirroring, Replication
@@ -113,7 +115,7 @@ class OpenVolume:
         self, config: ReplicationConfig, listen: str | None = None, *, insecure: bool = True
     ) -> Replication:
         """Attach a replication that talks over the loopback, plainly if it may be *insecure*."""
-        replication = self._replication = Replication(
+        local = LocalNode(
             self.directory / "state",
             self.directory.name,
             config,
@@ -132,8 +134,12 @@ class OpenVolume:
                 self.marks.applying_seq,
                 self.opening.join_volume,
             )
-        self.usage.on_applied.append(replication.append_notifier.entry_applied)
-        self.durability = replication.attach(self.volume, mirroring, self.make_durability)
+        append_notifier = AppendNotifier()
+        self.usage.on_applied.append(append_notifier.entry_applied)
+        replication = self._replication = Replication(
+            local, self.volume, append_notifier, mirroring, self.make_durability
+        )
+        self.durability = replication.durability
         return replication
 
     def make_durability(self, hooks: FlushHooks) -> Durability:

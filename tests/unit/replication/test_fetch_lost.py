@@ -23,6 +23,7 @@ from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.operations import NewEpoch
 from fusejournal.replay.digest import digest_tree
+from fusejournal.replication.inquiry import ask_peers
 from fusejournal.types import ROOT_FID, Seq
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Batch, Message
@@ -70,7 +71,7 @@ async def _begin(primary: OpenVolume, **config: Any) -> list[str]:
     assert primary.opening.lost_machine
     replication = primary.replicate(ReplicationConfig(**config))
     with trio.fail_after(60):
-        taken = await replication.take_back(primary.volume, lambda _: None)
+        taken = await ask_peers(replication.local, primary.volume.journal, lambda _: None)
     primary.opening.recover(read_only=False, held_seq=taken.held_seq)
     for _ in primary.opening.start_epoch_and_import(read_only=False):
         pass

@@ -34,7 +34,7 @@ class _Mirror:
     async def call(self, name: str) -> Connection:
         """As the peer *name*, and let in."""
         address = parse_address(str(self.replication.status().listen))
-        known = self.replication.identity.certificate
+        known = self.replication.local.identity.certificate
         return await connect(address, self.peers[name], known, insecure=False, timeout_seconds=10)
 
 
@@ -45,7 +45,7 @@ async def _mirror(directory: Path) -> AsyncIterator[_Mirror]:
         replication = volume.replicate(ReplicationConfig(), "127.0.0.1:0")
         peers = {name: load_or_make(directory / name, name) for name in ("east", "west")}
         for name, identity in peers.items():
-            replication.book.pair(name, None, identity.certificate)
+            replication.local.book.pair(name, None, identity.certificate)
         async with trio.open_nursery() as nursery:
             await nursery.start(replication.run)
             yield _Mirror(replication, peers)

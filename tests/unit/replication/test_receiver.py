@@ -52,8 +52,10 @@ async def test_nodes_that_were_paired_the_wrong_way_round(tmp_path: Path) -> Non
         here = mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
         async with running(mirror):
             there = primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-            there.book.set_certificate("east", here.identity.certificate)
-            here.book.pair("prim", parse_address("127.0.0.1:9"), there.identity.certificate)
+            there.local.book.set_certificate("east", here.local.identity.certificate)
+            here.local.book.pair(
+                "prim", parse_address("127.0.0.1:9"), there.local.identity.certificate
+            )
             async with running(primary):
                 await until("it is refused", lambda: peer_status(primary).state == "refused")
                 assert "prim is shipped to from here" in (peer_status(primary).last_error or "")
@@ -65,8 +67,8 @@ async def test_a_primary_that_is_not_known_any_more_is_waited_for(tmp_path: Path
         primary.work(3)
         await until("the mirror is level", level(primary, mirror))
         await until("it streams", lambda: mirror_status(mirror).state == "streaming")
-        (scope,) = mirror.replication._inbound
-        primary.replication.book.pause("east")  # so that it does not come back
+        (scope,) = mirror.replication._inbound._connections
+        primary.replication.local.book.pause("east")  # so that it does not come back
         scope.cancel()
         await until("it is over", lambda: mirror_status(mirror).address is None)
         assert mirror_status(mirror).state == "waiting for a primary"
@@ -123,8 +125,8 @@ async def test_a_batch_may_take_longer_than_a_silence(
             there = primary.replicate(
                 ReplicationConfig(peers={"east": address}, compress_level_max=1)
             )
-            there.book.set_certificate("east", here.identity.certificate)
-            here.book.pair("prim", None, there.identity.certificate)
+            there.local.book.set_certificate("east", here.local.identity.certificate)
+            here.local.book.pair("prim", None, there.local.identity.certificate)
             async with running(primary):
                 await until("the mirror is level", level(primary, mirror))
                 status = lambda: peer_status(primary)  # noqa: E731

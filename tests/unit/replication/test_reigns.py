@@ -25,6 +25,7 @@ from fusejournal.replication import ship_session as ship_session_module
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication.common_ancestor import ChainFinder
 from fusejournal.replication.fence import node_id_of
+from fusejournal.replication.inquiry import ask_peers
 from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.replication.supervisor import Replication
 from fusejournal.types import EPOCH_MAX, Epoch, Reign, Seq
@@ -66,7 +67,7 @@ def reign_of(side: OpenVolume) -> Reign:
 
 
 def node_id(side: OpenVolume) -> int:
-    return node_id_of(side.replication.identity.fingerprint)
+    return node_id_of(side.replication.local.identity.fingerprint)
 
 
 def begin(side: OpenVolume) -> None:
@@ -131,8 +132,11 @@ async def test_a_fenced_primary_takes_no_change(tmp_path: Path) -> None:
         with open_volume(tmp_path / "primary", begin=False, orderly=False) as primary:
             replication = primary.replicate(ReplicationConfig(peers={"east": "127.0.0.1:9"}))
             with pytest.raises(RefusedError, match="epoch 2") as error:
-                await replication.take_back(
-                    primary.volume, lambda _: None, lost_machine=lost_machine
+                await ask_peers(
+                    replication.local,
+                    primary.volume.journal,
+                    lambda _: None,
+                    lost_machine=lost_machine,
                 )
             assert error.value.exit_code == 26
             if not lost_machine:
@@ -147,9 +151,9 @@ async def test_a_fenced_primary_takes_no_change(tmp_path: Path) -> None:
         replication = primary.replicate(
             ReplicationConfig(overrule=str(reign), take_back_seconds=0.1)
         )
-        taken = await replication.take_back(primary.volume, lambda _: None)
+        taken = await ask_peers(replication.local, primary.volume.journal, lambda _: None)
         assert "overruled" in (taken.new_epoch or "")
-        primary.opening.seen_epoch = replication.fence.highest_epoch
+        primary.opening.seen_epoch = replication.local.fence.highest_epoch
         primary.opening.recover(read_only=False)
         begin(primary)
         assert primary.volume.journal.epoch == 3
@@ -177,11 +181,14 @@ async def test_a_reign_that_only_a_mirror_knows_can_be_overruled(tmp_path: Path)
             for _ in range(2):  # it is left in the configuration
                 with open_volume(tmp_path / "primary", begin=False) as primary:
                     replication = primary.replicate(overruled)
-                    taken = await replication.take_back(
-                        primary.volume, lambda _: None, lost_machine=False
+                    taken = await ask_peers(
+                        replication.local,
+                        primary.volume.journal,
+                        lambda _: None,
+                        lost_machine=False,
                     )
                     assert taken.failures == []
-                    primary.opening.seen_epoch = replication.fence.highest_epoch
+                    primary.opening.seen_epoch = replication.local.fence.highest_epoch
                     primary.opening.new_epoch = taken.new_epoch
                     primary.opening.recover(read_only=False)
                     begin(primary)
@@ -244,7 +251,9 @@ async def test_a_word_that_nothing_proves_binds_nobody(
         replication = primary.replicate(config)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, Liar(answer).handle, listeners)
-            await replication.take_back(primary.volume, lambda _: None, lost_machine=lost_machine)
+            await ask_peers(
+                replication.local, primary.volume.journal, lambda _: None, lost_machine=lost_machine
+            )
             primary.opening.recover(read_only=False)
             begin(primary)
             async with running(primary):
@@ -339,7 +348,7 @@ async def test_a_mirror_has_a_higher_reign_on_its_disk_before_it_answers(
         await until("the mirror is level", level(primary, mirror))
         await until("it streams", lambda: peer_status(primary).state == "streaming")
         if not is_busy:
-            primary.replication.book.pause("east")
+            primary.replication.local.book.pause("east")
             primary.replication._peers_changed()
             await until("it is away", lambda: mirror_status(mirror).address is None)
         hello = higher(mirror, purpose, 3)
@@ -363,7 +372,7 @@ async def test_a_mirror_has_a_higher_reign_on_its_disk_before_it_answers(
         if purpose == "fetch" or not is_busy:
             assert isinstance(answer, Welcome)
         primary.create("more")
-        primary.replication.book.resume("east")
+        primary.replication.local.book.resume("east")
         primary.replication._peers_changed()
         await until("it is refused", lambda: peer_status(primary).state == "refused")
         assert "of epoch 7 has come after it" in (peer_status(primary).last_error or "")
@@ -376,7 +385,7 @@ async def test_a_higher_reign_waits_for_no_lower_one_that_is_compared(tmp_path: 
         primary.work(2)
         await until("the mirror is level", level(primary, mirror))
         assert primary.replication is not None
-        primary.replication.book.pause("east")
+        primary.replication.local.book.pause("east")
         primary.replication._peers_changed()
         await until("it is away", lambda: mirror_status(mirror).address is None)
         hello = higher(mirror, "ship", 3)
@@ -504,8 +513,9 @@ async def test_a_primary_that_lost_its_page_asks_all_peers_first(
 
     async def start(primary: OpenVolume) -> str | None:
         opening = primary.opening
-        taken = await primary.replication.take_back(
-            primary.volume,
+        taken = await ask_peers(
+            primary.replication.local,
+            primary.volume.journal,
             lambda _: None,
             lost_machine=opening.lost_machine,
             lost_page=opening.lost_page,
@@ -538,7 +548,7 @@ async def test_a_primary_that_lost_its_page_asks_all_peers_first(
                 with open_volume(tmp_path / "primary", begin=False) as primary:
                     primary.replicate(
                         ReplicationConfig(peers={"east": peers["east"]}, take_back_seconds=5)
-                    ).book.remove("west")
+                    ).local.book.remove("west")
                     assert await start(primary) is None
                     primary.create(f"file{head(primary)}")
 
@@ -573,7 +583,7 @@ async def test_a_mirror_hears_of_a_reign_from_its_own_mirror(tmp_path: Path) -> 
                 await follow(below, successor, 2)
                 replication = mirror.replication
                 assert replication is not None
-                replication.book.add("below", parse_address(listens_at(below)))
+                replication.local.book.add("below", parse_address(listens_at(below)))
                 replication._peers_changed()
                 await until("it is refused", lambda: peer_status(mirror).state == "refused")
                 await until("it has heard", lambda: reign_of(mirror).epoch == 2)
@@ -592,7 +602,7 @@ async def test_a_copy_of_the_followed_node_that_has_parted_ends_no_reign(
         primary.work(2)
         await until("the mirror is level", level(primary, mirror))
         await until("it streams", lambda: mirror_status(mirror).state == "streaming")
-        primary.replication.book.pause("east")
+        primary.replication.local.book.pause("east")
         primary.replication._peers_changed()
         await until("it is away", lambda: mirror_status(mirror).address is None)
         hello = higher(mirror, purpose, 3)
@@ -602,7 +612,7 @@ async def test_a_copy_of_the_followed_node_that_has_parted_ends_no_reign(
         assert isinstance(answer, Welcome)
         assert reign_of(mirror).epoch == 1
         primary.create("more")
-        primary.replication.book.resume("east")
+        primary.replication.local.book.resume("east")
         primary.replication._peers_changed()
         await until("the mirror is level", level(primary, mirror))
 
@@ -642,7 +652,9 @@ async def test_applying_may_be_behind_an_epoch(
                 assert primary.volume.journal.epoch == 2
                 replication = primary.replicate(ReplicationConfig(peers=peers))
                 with trio.fail_after(20):
-                    taken = await replication.take_back(primary.volume, lambda _: None)
+                    taken = await ask_peers(
+                        replication.local, primary.volume.journal, lambda _: None
+                    )
                 assert taken.failures == []
                 assert primary.volume.journal.head_seq == last_seq
                 primary.opening.recover(read_only=False)
@@ -749,7 +761,7 @@ def clone_identity(one: Path, other: Path) -> None:
 
 def be_called_as(one: OpenVolume, replication: Replication) -> None:
     """*replication* has the name of *one*, as its certificate makes it."""
-    replication._node = one.replication._node
+    replication.local.name = one.replication.local.name
 
 
 async def test_a_clone_does_not_disturb_the_one_that_is_followed(
@@ -780,13 +792,13 @@ async def test_a_clone_does_not_disturb_the_one_that_is_followed(
                 assert reign_of(mirror).epoch == 1
 
                 # Nor does it when the one that is followed is away for a moment.
-                primary.replication.book.pause("east")
+                primary.replication.local.book.pause("east")
                 primary.replication._peers_changed()
                 await until("it is away", lambda: mirror_status(mirror).address is None)
                 errors = peer_status(clone).errors
                 await until("it is refused", lambda: peer_status(clone).errors > errors + 1)
                 assert "runs twice" in degraded(clone)
-                primary.replication.book.resume("east")
+                primary.replication.local.book.resume("east")
                 primary.replication._peers_changed()
                 primary.work(1, start=30)
                 await until("the mirror is level", level(primary, mirror))
@@ -857,12 +869,12 @@ async def test_a_mirror_knows_a_clone_again_that_only_asked(tmp_path: Path) -> N
             be_called_as(primary, clone.replicate(peers))
             async with running(clone):
                 await until("it is refused", lambda: "runs twice" in degraded(clone))
-            primary.replication.book.pause("east")
+            primary.replication.local.book.pause("east")
             primary.replication._peers_changed()
             await until("it is away", lambda: mirror_status(mirror).address is None)
             for _ in range(2):
                 replication = clone.replicate(peers)
-                taken = await replication.take_back(clone.volume, lambda _: None)
+                taken = await ask_peers(replication.local, clone.volume.journal, lambda _: None)
                 assert "runs twice" in "\n".join(taken.failures)
             be_called_as(primary, clone.replicate(peers))
             async with running(clone):
@@ -928,8 +940,8 @@ async def test_a_peer_that_is_ahead_has_a_new_epoch_begin(
             replication = primary.replicate(ReplicationConfig(peers={"east": address}))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.serve_listeners, Liar(answer).handle, list(listeners))
-                taken = await replication.take_back(
-                    primary.volume, lambda _: None, lost_machine=False
+                taken = await ask_peers(
+                    replication.local, primary.volume.journal, lambda _: None, lost_machine=False
                 )
                 nursery.cancel_scope.cancel()
             (told,) = taken.failures
@@ -956,10 +968,10 @@ async def test_a_start_waits_for_nobody_for_long(
         for peers, seconds in (({"east": address}, 2.0), ({}, 0.05)):
             replication = primary.replicate(ReplicationConfig(peers=peers))
             if not peers:
-                replication.book.remove("east")
+                replication.local.book.remove("east")
             with trio.fail_after(seconds):
-                taken = await replication.take_back(
-                    primary.volume, lambda _: None, lost_machine=False
+                taken = await ask_peers(
+                    replication.local, primary.volume.journal, lambda _: None, lost_machine=False
                 )
             assert taken == ([], Seq(0), None, None)
     for listener in listeners:
@@ -1006,8 +1018,11 @@ async def test_a_clone_hears_at_its_start_that_it_is_one(tmp_path: Path) -> None
             replication = clone.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             await until("it streams", lambda: mirror_status(mirror).state == "streaming")
             for lost_machine in (False, True):
-                taken = await replication.take_back(
-                    clone.volume, lambda _: None, lost_machine=lost_machine
+                taken = await ask_peers(
+                    replication.local,
+                    clone.volume.journal,
+                    lambda _: None,
+                    lost_machine=lost_machine,
                 )
                 assert "runs twice" in "\n".join(taken.failures)
 
@@ -1022,8 +1037,8 @@ async def test_who_has_parted_takes_nobodys_place(tmp_path: Path) -> None:
         with open_volume(tmp_path / "other", uuid=uuid) as other:
             other.work(9)
             other.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-            other.replication._node = primary.replication._node
-            other.replication.fence.instance = 0
+            other.replication.local.name = primary.replication.local.name
+            other.replication.local.fence.instance = 0
             async with running(other):
                 await until("it has parted", lambda: peer_status(other).errors > 2)
                 assert peer_status(other).state == "diverged"
@@ -1047,7 +1062,7 @@ async def test_what_has_parted_is_kept_by_one_at_a_time(tmp_path: Path) -> None:
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(3)
         await until("the mirror is level", level(primary, mirror))
-        primary.replication.book.pause("east")
+        primary.replication.local.book.pause("east")
         primary.replication._peers_changed()
         await until("it is away", lambda: mirror_status(mirror).address is None)
         uuid, state_dir = primary.volume.journal.uuid, tmp_path / "mirror" / "state"

@@ -57,7 +57,7 @@ async def test_watermarks_outlive_the_process(tmp_path: Path, paused: bool) -> N
     with open_volume(tmp_path / "primary") as primary:
         mounted_alone(tmp_path, primary)
         if paused:
-            primary.replication.book.pause("east")
+            primary.replication.local.book.pause("east")
         async with running(primary):
             status = peer_status(primary)
             assert (status.acked_seq, status.applied_seq) == (head_seq, head_seq)
@@ -108,7 +108,7 @@ async def test_a_peer_that_is_being_removed_acknowledges_to_nobody(tmp_path: Pat
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(3)
         await until("it is here", says(primary, "streaming"))
-        book = primary.replication.book
+        book = primary.replication.local.book
         peer = book.get("east")
         book.remove("east")  # and the file is not saved yet
         primary.work(3, start=10)
@@ -126,7 +126,7 @@ async def test_a_pause_does_not_keep_the_journal_for_ever(tmp_path: Path) -> Non
     async with mirror_and_primary(tmp_path, keep_bytes=1 << 20) as (primary, mirror):
         primary.work(3)
         await until("the mirror is level", level(primary, mirror))
-        primary.replication.book.pause("east")
+        primary.replication.local.book.pause("east")
         primary.replication._peers_changed()
         await until("it is paused", says(primary, "paused"))
         primary.create("large", b"x" * (2 << 20))

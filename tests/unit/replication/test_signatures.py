@@ -19,6 +19,7 @@ from fusejournal.journal.frame_range import FrameRange, FrameRangeReader, Journa
 from fusejournal.journal.segment import list_segments
 from fusejournal.operations import Create
 from fusejournal.replication import fetch_lost as fetch_lost_module
+from fusejournal.replication.inquiry import ask_peers
 from fusejournal.replication.kept_signatures import _SLOT_BYTES, _SLOTS, Kept, KeptSignatures
 from fusejournal.replication.peers import PeerBook
 from fusejournal.types import ROOT_FID, Fid, Seq
@@ -203,7 +204,7 @@ async def _taken(
             ReplicationConfig(peers={"east": listens_at(mirror)}, take_back_seconds=1.0, **config)
         )
         with trio.fail_after(60):
-            taken = await replication.take_back(primary.volume, lambda _: None)
+            taken = await ask_peers(replication.local, primary.volume.journal, lambda _: None)
         return primary.volume.journal.head_seq, taken.failures, content(primary.journal_dir)
 
 
@@ -284,9 +285,11 @@ def _unchecked(batch: Batch) -> FrameRange:
 
 
 @pytest.mark.mount
-async def test_a_mirror_of_the_version_before_is_believed_until_it_signs(tmp_path: Path) -> None:
+async def test_a_mirror_of_the_version_before_is_believed_until_it_signs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with _lost(tmp_path, 40) as (mirror, head_seq, _):
-        mirror.replication._signatures = None  # as one that keeps none
+        monkeypatch.setattr(KeptSignatures, "after", lambda *_: [])  # as one that keeps none
         end, failures, _ = await _taken(tmp_path, mirror)
         assert end == head_seq - 40
         assert len(failures) == 1

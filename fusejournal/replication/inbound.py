@@ -1,0 +1,153 @@
+"""Peers that connect to this node: each says what it wants, and gets it, once what it claims of a
+higher reign is judged.
+
+Used from the event loop's thread, by one task a connection."""
+
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+
+import trio
+
+from fusejournal.errors import (
+    FusejournalError,
+    JournalFailedError,
+    PeerLostError,
+    PeerRefusedError,
+)
+from fusejournal.replication.common_ancestor import first_error
+from fusejournal.replication.fetch_lost import serve_fetch
+from fusejournal.replication.kept_signatures import KeptSignatures
+from fusejournal.replication.local_node import LocalNode
+from fusejournal.replication.receiver import Receiver
+from fusejournal.types import Seq
+from fusejournal.volume.volume import Volume
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import Hello
+from fusejournal.wire.session import (
+    FETCH,
+    Claim,
+    HandshakeState,
+    RefusedError,
+    claim_of,
+    expect,
+    speaks_of_same,
+)
+
+_GREETING_SECONDS = 30.0
+_FAREWELL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class MirrorSide:
+    """The parts of a mirror that peers get at."""
+
+    receiver: Receiver
+    signatures: KeptSignatures
+    committed_seq: Callable[[], Seq]
+    """Returns how far the primary is known to have applied."""
+
+
+class Inbound:
+    """Serves those who connect to *local*; *mirror* is None on a primary. *heed* judges a claim,
+    and returns when what was seen of reigns is on the disk."""
+
+    def __init__(
+        self,
+        local: LocalNode,
+        volume: Volume,
+        me: Callable[[], HandshakeState],
+        heed: Callable[[Claim, str], Awaitable[None]],
+        mirror: MirrorSide | None,
+    ) -> None:
+        self._local = local
+        self._volume = volume
+        self._me = me
+        self._heed_claim = heed
+        self._mirror = mirror
+        self._connections: dict[trio.CancelScope, str | None] = {}
+        """Each with the name of the peer."""
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Cut off the peers that have a name which is not among *names*."""
+        for scope, name in self._connections.items():
+            if name is not None and name not in names:
+                scope.cancel()
+
+    async def serve(self, connection: Connection) -> None:
+        """Hear what the peer wants, and do that. Cancelling cuts it off. Raises FusejournalError
+        for the listener to log."""
+        with trio.CancelScope() as scope:
+            # Before anything is awaited: a peer that is removed is cut off, greeted or not.
+            self._connections[scope] = connection.peer
+            try:
+                await self._greet(connection)
+            finally:
+                del self._connections[scope]
+
+    async def _greet(self, connection: Connection) -> None:
+        try:
+            with trio.fail_after(_GREETING_SECONDS):
+                greeting = expect(await connection.receive(), Hello)
+        except trio.TooSlowError:
+            where, seconds = connection.where, _GREETING_SECONDS
+            raise PeerLostError(where, f"no greeting within {seconds:g} s") from None
+        try:
+            await self._serve_greeted(connection, greeting)
+        except* RefusedError as group:
+            error = first_error(group)
+            assert isinstance(error, RefusedError)
+            with trio.move_on_after(_FAREWELL_SECONDS), suppress(FusejournalError):
+                await connection.send(error.message())
+            raise PeerRefusedError(connection.where, f"refused: {error}") from None
+
+    async def _serve_greeted(self, connection: Connection, greeting: Hello) -> None:
+        await self._heed(connection, greeting)
+        if greeting.purpose == FETCH:
+            await self._serve_source(connection, greeting)
+        elif self._mirror is None:
+            name = self._local.name
+            reason = f"{name} is a primary and takes no entries: mount it with --role mirror"
+            raise RefusedError("role", reason)
+        elif self._is_downstream(connection.peer):
+            reason = f"{connection.peer} is shipped to from here, and so cannot ship to here"
+            raise RefusedError("direction", reason)
+        else:
+            await self._mirror.receiver.serve(connection, greeting)
+
+    async def _heed(self, connection: Connection, greeting: Hello) -> None:
+        """Have what *greeting* proves of a higher reign on this node's disk before anything is
+        answered, whatever the greeting asks for. Raises RefusedError where the disk failed, and
+        FusejournalError where the claim cannot be judged."""
+        if not speaks_of_same(self._me(), greeting):
+            return
+        try:
+            await self._heed_claim(claim_of(greeting), connection.peer or greeting.node)
+        except JournalFailedError as error:
+            raise RefusedError("failed", f"{self._local.name}: {error}") from None
+        except OSError as error:
+            raise FusejournalError(f"{connection.where}: {error}") from None
+
+    def _is_downstream(self, name: str | None) -> bool:
+        peer = self._local.book.find(name) if name is not None else None
+        return peer is not None and peer.address is not None
+
+    async def _serve_source(self, connection: Connection, greeting: Hello) -> None:
+        mirror, journal = self._mirror, self._volume.journal
+        applied_seq = self._volume.catalog.applied_seq
+        try:
+            await serve_fetch(
+                connection,
+                greeting,
+                self._me(),
+                self._volume,
+                journal.head_seq if mirror else applied_seq,
+                mirror.committed_seq() if mirror else applied_seq,
+                self._local.config.batch_bytes,
+                mirror.signatures.after(greeting.seq) if mirror else [],
+                mirror.receiver.twice(greeting, connection.where) if mirror else "",
+            )
+        except* OSError as group:
+            raise FusejournalError(f"{connection.where}: {first_error(group)}") from None
+        except* trio.TooSlowError:
+            raise PeerLostError(connection.where, "said nothing for too long") from None

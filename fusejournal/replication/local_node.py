@@ -1,0 +1,84 @@
+"""This node among others, mounted volume or not: its name and key, where it listens, the peers and
+the reigns that it knows."""
+
+import socket
+from pathlib import Path
+from uuid import UUID
+
+from fusejournal.address import default_node_name, parse_address, parse_remote
+from fusejournal.config import ReplicationConfig
+from fusejournal.election.static import PersonsWord
+from fusejournal.errors import UsageError
+from fusejournal.journal.journal import Journal
+from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.replication.fence import Fence, node_id_of
+from fusejournal.replication.peers import PeerBook
+from fusejournal.types import Reign, Seq
+from fusejournal.wire.identity import Identity, load_or_make
+from fusejournal.wire.session import HandshakeState
+
+
+def node_name(volume_name: str) -> str:
+    """Returns the name of this node for others, of the machine and the volume."""
+    machine = socket.gethostname().partition(".")[0]
+    return default_node_name(f"{machine}-{volume_name}")
+
+
+class LocalNode:
+    """The node of the volume *name*.
+
+    Args:
+        listen: the address that others connect to, as text; None: there is none.
+        insecure: others may connect, and are connected to, without TLS.
+        page: the node's watermarks.
+
+    Raises UsageError, ConfigError and other FusejournalErrors, OSError."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        name: str,
+        config: ReplicationConfig,
+        listen: str | None,
+        insecure: bool,
+        is_mirror: bool,
+        page: WatermarkPage,
+    ) -> None:
+        if is_mirror and listen is None:
+            raise UsageError(
+                "a mirror is called by its primary, and must listen: --listen ADDR:PORT (or mount "
+                "it with -o ro, only to read it)"
+            )
+        self.state_dir = state_dir
+        self.config = config
+        self.listen = parse_address(listen) if listen is not None else None
+        self.insecure = insecure
+        self.name = node_name(name)
+        self.identity: Identity = load_or_make(state_dir / "identity", self.name)
+        self.node_id = node_id_of(self.identity.fingerprint)
+        self.page = page
+        self.fence = Fence(
+            page,
+            self.node_id,
+            PersonsWord(config.overrule),
+        )
+        self.book = PeerBook.load(state_dir)
+        if self.book.merge({name: parse_remote(text) for name, text in config.peers.items()}):
+            self.book.save()
+
+    def greeting(
+        self, uuid: UUID | None, journal: Journal, reign: Reign, applied: Seq
+    ) -> HandshakeState:
+        """Returns what it says of itself: of the volume *uuid* (None: any), by *reign*, with what
+        is *applied* of *journal*."""
+        return HandshakeState(
+            self.name,
+            uuid,
+            journal.head,
+            reign.epoch,
+            applied,
+            reign.node_id,
+            self.node_id,
+            self.fence.instance,
+            self.fence.before,
+        )

@@ -12,7 +12,7 @@ from fusejournal.admin.source import open_reader
 from fusejournal.cli import text
 from fusejournal.cli.progress import progress_bar
 from fusejournal.cli.statistics import show_statistics
-from fusejournal.errors import JournalDamagedError
+from fusejournal.errors import JournalDamagedError, JournalVersionError
 from fusejournal.history.json_values import frame_to_json, utc
 from fusejournal.history.statistics import sum_segments
 from fusejournal.journal.format import Entry, FormatError, decode_entry
@@ -42,7 +42,8 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object (d
 @click.option("--deep", is_flag=True, help="Decode every entry, too: finds forgeries; slower.")
 @_JSON
 def verify_command(sources: tuple[str, ...], deep: bool, as_json: bool) -> None:
-    """Check every byte of a journal and the chain through it; exit code 11 if anything is wrong.
+    """Check every byte of a journal and the chain through it; exit code 11 if anything is wrong,
+    29 if all that is wrong is that a newer version wrote it.
 
     Works on a running volume too: an entry being written just then is no damage.
 
@@ -59,8 +60,8 @@ def verify_command(sources: tuple[str, ...], deep: bool, as_json: bool) -> None:
         text.echo_json(_verified(found))
     else:
         _show_verified(found)
-    if found.damages:
-        raise click.exceptions.Exit(JournalDamagedError.exit_code)
+    if (worst := found.worst) is not None:
+        raise click.exceptions.Exit(worst.exit_code)
 
 
 def _verified(found: VerifyReport) -> dict[str, object]:
@@ -78,6 +79,7 @@ def _verified(found: VerifyReport) -> dict[str, object]:
                 "offset": one.offset,
                 "seq": one.seq,
                 "reason": one.reason,
+                "is_newer": isinstance(one, JournalVersionError),
             }
             for one in found.damages
         ],
@@ -91,8 +93,12 @@ def _show_verified(found: VerifyReport) -> None:
         text.echo(f"unfinished: {found.unfinished}")
     for path in found.useless_indexes:
         text.echo(f"{path}: its index does not fit and is not used; delete the .fjx beside it")
+    verdict = "sound"
+    if (worst := found.worst) is not None:
+        is_newer = isinstance(worst, JournalVersionError)
+        verdict = "of a newer version" if is_newer else "DAMAGED"
     text.echo(
-        f"{'DAMAGED' if found.damages else 'sound'}: "
+        f"{verdict}: "
         f"{text.count(found.entries, 'entry', 'entries')} ({found.first_seq} to {found.last_seq}), "
         f"{text.size(found.bytes)} in {text.count(found.segments, 'segment')}"
     )

@@ -23,6 +23,11 @@ from fusejournal.disk import calls
 
 NEW_SUFFIX = ".new"
 """Behind a file's name: the name of the one that is to replace it."""
+UNREADABLE_JSON = (
+    *(ValueError, KeyError, TypeError, AttributeError),
+    *(OverflowError, RecursionError),  # of an infinite number, and of lists in lists
+)
+"""The errors in which JSON that is not as it was written ends."""
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -84,6 +89,19 @@ def replacing(
             calls.fsync_directory(f"{label}.directory", Path(path).parent)
         else:
             calls.fsync(f"{label}.directory", dir_fd)
+
+
+def make_directories(label: str, path: Path, *, mode: int = 0o700) -> None:
+    """Make the directory *path* with *mode*, and those above it that are missing: their names are
+    on the disk when this returns. Those that are there stay as they are. Failpoint: LABEL. Raises
+    OSError."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for one in reversed(missing):
+        one.mkdir(mode=mode, exist_ok=True)
+        calls.fsync_directory(label, one.parent)
 
 
 def remove(label: str, path: Path) -> None:

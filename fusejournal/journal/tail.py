@@ -22,7 +22,7 @@ from typing import BinaryIO
 from uuid import UUID
 
 from fusejournal.disk import calls
-from fusejournal.disk.files import Outlives, replacing
+from fusejournal.disk.files import Outlives, make_directories, replacing
 from fusejournal.errors import JournalDamagedError, JournalForeignError
 from fusejournal.journal.format import (
     FRAME,
@@ -246,7 +246,7 @@ def cut(directory: Path, where: Cut) -> None:
     """Carry out *where*: what goes is first saved, durably, under the journal's ``cut`` directory.
     Raises OSError."""
     aside = directory / CUT_DIRECTORY
-    aside.mkdir(mode=0o700, exist_ok=True)
+    make_directories("journal.cut.make", aside)
     for path in (where.segment, *where.after):
         index_path(path).unlink(missing_ok=True)
     whole = where.after if where.offset else (where.segment, *where.after)
@@ -254,15 +254,19 @@ def cut(directory: Path, where: Cut) -> None:
         calls.rename("journal.cut.rename", path, _free_name(aside, path.name))
     if where.offset:
         saved = _free_name(aside, f"{where.segment.name}-{where.offset}")
-        with open(where.segment, "r+b", buffering=0) as source:
+        with open(where.segment, "rb", buffering=0) as source:
             source.seek(where.offset)
             with replacing("journal.cut.save", saved, Outlives.MACHINE) as target:
                 while piece := source.read(1 << 20):
                     calls.write_all("journal.cut.save.write", target, piece)
+    else:
+        calls.fsync_directory("journal.cut.aside", aside)
+    calls.fsync_directory("journal.cut.directory", directory)
+    if where.offset:
+        # Only now, because what goes is on the disk with its name.
+        with open(where.segment, "r+b", buffering=0) as source:
             calls.ftruncate("journal.cut.truncate", source.fileno(), where.offset)
             calls.fsync("journal.cut.sync", source.fileno())
-    calls.fsync_directory("journal.cut.aside", aside)
-    calls.fsync_directory("journal.cut.directory", directory)
 
 
 def _free_name(aside: Path, name: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
-from fusejournal.errors import JournalDamagedError
+from fusejournal.errors import JournalDamagedError, JournalVersionError
 from fusejournal.journal.format import SegmentHeader
 from fusejournal.journal.index import has_index, load_index
 from fusejournal.journal.parallel import map_in_order
@@ -35,6 +35,12 @@ class VerifyReport:
     damages: list[JournalDamagedError] = field(default_factory=list)
     useless_indexes: list[Path] = field(default_factory=list)
     """Segments whose sidecar index does not fit; it is only a cache."""
+
+    @property
+    def worst(self) -> JournalDamagedError | None:
+        """The first damage, before what only a newer version can read."""
+        newer = JournalVersionError
+        return min(self.damages, key=lambda one: isinstance(one, newer), default=None)
 
 
 class _Part(NamedTuple):

@@ -35,10 +35,10 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from fusejournal.disk import mounts
-from fusejournal.disk.files import Outlives, write_atomically
+from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.disk.process import DIRECTORY, python_module
 from fusejournal.errors import GreetingError, VolumeBusyError
 
@@ -63,6 +63,8 @@ _REQUEST_BYTES_MAX = (1 << 20) + 65536
 _SOCKET_BYTES = 4 << 20
 _SO_SNDBUFFORCE = 32
 _SYS_PIDFD_GETFD = 438
+_NUMBER_MAX = 1 << 31
+"""Of processes and descriptors."""
 _KEEPER = "fusejournal.layer.connection_holder"
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -312,12 +314,46 @@ def _word(pid: int, started: str) -> str:
     return f"keeper {pid} of {started}"
 
 
-def _take_word(record: Path, told: dict[str, Any]) -> bool:
+class _Told(NamedTuple):
+    """A keeper by its record. The places are None where an older version wrote it."""
+
+    pid: int
+    started: str
+    fd: int
+    root_fd: int
+    table_fd: int
+    device: str
+    init: bytes
+    reply: bytes
+    backing: Path | None
+    mountpoint: Path | None
+
+
+def _read(record: Path) -> _Told | None:
+    """The keeper by *record*; None where that is not there, or not as it was written."""
+    try:
+        told = json.loads(record.read_text())
+        numbers = [int(told[key]) for key in ("pid", "fd", "root_fd", "table_fd")]
+        if not all(0 <= number < _NUMBER_MAX for number in numbers):
+            return None
+        pid, fd, root_fd, table_fd = numbers
+        backing, mountpoint = (
+            None if (place := told.get(key)) is None else Path(place)
+            for key in ("backing", "mountpoint")
+        )
+        init, reply = (bytes.fromhex(told[key]) for key in ("init", "reply"))
+        started, device = str(told["started"]), str(told["device"])
+        return _Told(pid, started, fd, root_fd, table_fd, device, init, reply, backing, mountpoint)
+    except (OSError, *UNREADABLE_JSON):
+        return None
+
+
+def _take_word(record: Path, told: _Told) -> bool:
     """Whether the process before had answered all, as it wrote beside *record* of its keeper; that
     is taken away, for what comes now may go unanswered."""
     path = _answered(record)
     try:
-        return path.read_text() == _word(told["pid"], told["started"])
+        return path.read_text() == _word(told.pid, told.started)
     except (OSError, ValueError):
         return False
     finally:
@@ -333,28 +369,25 @@ def take_over(record: Path, mountpoint: Path) -> KernelConnection | None:
     told, keeper = known
     found: list[int] = []
     try:
-        if mounts.device_of(mountpoint) != told["device"]:
+        if mounts.device_of(mountpoint) != told.device:
             return None
-        for name in ("fd", "root_fd", "table_fd"):
-            number = _libc.syscall(_SYS_PIDFD_GETFD, keeper, int(told[name]), 0)
-            if number < 0:
+        for number in (told.fd, told.root_fd, told.table_fd):
+            descriptor = _libc.syscall(_SYS_PIDFD_GETFD, keeper, number, 0)
+            if descriptor < 0:
                 return None
-            found.append(number)
+            found.append(descriptor)
         fd, root_fd, table_fd = found
         connection = KernelConnection(
             fd,
             root_fd,
             table_fd,
-            told["device"],
-            bytes.fromhex(told["init"]),
-            bytes.fromhex(told["reply"]),
+            told.device,
+            told.init,
+            told.reply,
             taken_over=True,
             keeper=keeper,
             all_answered=_take_word(record, told),
         )
-    except (ValueError, KeyError, TypeError):
-        return None
-    else:
         keeper, found = -1, []
         return connection
     finally:
@@ -371,9 +404,8 @@ def check_held(record: Path, name: str, backing: Path, mountpoint: Path) -> None
         return
     told, keeper = known
     os.close(keeper)
-    held = Path(told.get("mountpoint", mountpoint))
-    held_backing = Path(told.get("backing", backing))
-    if not any(m.mountpoint == held and m.device == told["device"] for m in mounts.mounts()):
+    held, held_backing = told.mountpoint or mountpoint, told.backing or backing
+    if not any(m.mountpoint == held and m.device == told.device for m in mounts.mounts()):
         return  # somebody took it away
     if (held_backing, held) != (backing, mountpoint):
         raise VolumeBusyError(
@@ -381,7 +413,7 @@ def check_held(record: Path, name: str, backing: Path, mountpoint: Path) -> None
             f"mount it so ('fusejournal mount {name}'), or end that first "
             f"('fusejournal umount {name}')"
         )
-    if mounts.device_of(held) != told["device"]:
+    if mounts.device_of(held) != told.device:
         raise VolumeBusyError(
             f"{held}: something else is mounted over volume {name}, which waits for its next "
             "layer: unmount that first"
@@ -410,15 +442,16 @@ def release_kept(record: Path) -> None:
     record.unlink(missing_ok=True)
 
 
-def _find(record: Path) -> tuple[dict[str, Any], int] | None:
+def _find(record: Path) -> tuple[_Told, int] | None:
     """What *record* tells, and a pidfd of its keeper; None where that does not run any more."""
-    try:
-        told = json.loads(record.read_text())
-        pid = int(told["pid"])
-        keeper = os.pidfd_open(pid)
-    except (OSError, ValueError, KeyError, TypeError):
+    told = _read(record)
+    if told is None:
         return None
-    if _started(pid) == told.get("started") and _KEEPER in _command_line(pid):
+    try:
+        keeper = os.pidfd_open(told.pid)
+    except OSError:
+        return None
+    if _started(told.pid) == told.started and _KEEPER in _command_line(told.pid):
         return told, keeper
     os.close(keeper)
     return None

@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from fusejournal.disk import calls
+from fusejournal.disk.files import make_directories
 from fusejournal.errors import FusejournalError, UsageError
 from fusejournal.node.lock import hold
 from fusejournal.node.registry import check_rightful, links_root, state_root
@@ -82,8 +84,9 @@ def _load_or_make(spec: "MountSpec") -> VolumeState:
     if directory == state_root() / spec.name:
         link.unlink(missing_ok=True)
     else:
-        link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directories("state.links.make", link.parent)
         if not link.is_symlink() or link.readlink() != directory:
             link.unlink(missing_ok=True)
             link.symlink_to(directory)
+            calls.fsync_directory("state.link", link.parent)
     return state

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fusejournal.disk import calls
+from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.errors import VolumeBusyError
 
 _HOLDER_BYTES = 512
@@ -108,6 +109,6 @@ def _write_holder(fd: int, holder: str) -> None:
 def _read_holder(fd: int) -> dict[str, Any]:
     try:
         holder = json.loads(os.pread(fd, 65536, 0))
-    except ValueError:
+    except UNREADABLE_JSON:
         return {}
     return holder if isinstance(holder, dict) else {}

@@ -29,7 +29,12 @@ from pathlib import Path
 from typing import Any, TextIO
 from uuid import UUID
 
-from fusejournal.disk.files import Outlives, write_atomically
+from fusejournal.disk.files import (
+    UNREADABLE_JSON,
+    Outlives,
+    make_directories,
+    write_atomically,
+)
 from fusejournal.errors import (
     FusejournalError,
     UntrustedStateError,
@@ -106,13 +111,6 @@ class VolumeState:
         return holder_of(self.directory)
 
 
-_UNREADABLE = (
-    *(ValueError, KeyError, TypeError, AttributeError),
-    *(OverflowError, RecursionError),  # of an infinite number, and of lists in lists
-)
-"""The errors in which JSON that is not as it was written ends."""
-
-
 def load_state(directory: Path) -> VolumeState:
     """The volume in *directory*. Raises VolumeNotFoundError, FusejournalError when the file is
     spoilt or not to be trusted."""
@@ -134,7 +132,7 @@ def load_state(directory: Path) -> VolumeState:
         )
     except (FileNotFoundError, NotADirectoryError):
         raise VolumeNotFoundError(str(directory)) from None
-    except _UNREADABLE as error:
+    except UNREADABLE_JSON as error:
         raise FusejournalError(f"{path}: cannot be read: {error}") from None
 
 
@@ -177,7 +175,7 @@ def _check_trusted(fd: int, path: Path) -> None:
 
 def make_directory(directory: Path) -> None:
     """Make the state directory, if it is not there. Raises OSError, UntrustedStateError."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directories("state.directory.make", directory)
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _check_trusted(fd, directory)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from fusejournal.backing.root_mark import BackingRoot, filesystem_instance
 from fusejournal.disk import calls
+from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.errors import JournalFullError
 from fusejournal.journal.reader import END
 from fusejournal.types import Seq
@@ -62,7 +63,7 @@ class BootRecord:
             if any(found.get(key, value) != value for key, value in now.items()):
                 return Boot(False, began_seq, "its disk went away and came back")
             return Boot(True, began_seq)
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        except (FileNotFoundError, *UNREADABLE_JSON):
             # Then nothing vouches for the end of the journal either.
             return Boot(False, END, f"{self._path} is missing or spoilt")
 

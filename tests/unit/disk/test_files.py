@@ -15,7 +15,13 @@ from pathlib import Path
 import pytest
 
 from fusejournal.disk import failpoints
-from fusejournal.disk.files import Outlives, replacing, write_atomically, write_new
+from fusejournal.disk.files import (
+    Outlives,
+    make_directories,
+    replacing,
+    write_atomically,
+    write_new,
+)
 
 STEPS = ["one.write", "one.sync", "one.rename", "one.directory"]
 
@@ -185,3 +191,17 @@ def test_a_new_file_is_written_where_nothing_is(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         write_new("one", tmp_path / "file", b"other")
     assert (tmp_path / "file").read_bytes() == b"content"
+
+
+def test_directories_are_on_the_disk_with_those_above(tmp_path: Path) -> None:
+    flushed: list[str] = []
+    failpoints.listen(flushed.append)
+    make_directories("one", tmp_path / "a" / "b" / "c", mode=0o750)
+    assert flushed == ["one"] * 3
+    assert (tmp_path / "a").stat().st_mode & 0o7777 == 0o750
+    make_directories("one", tmp_path / "a" / "b" / "c", mode=0o700)
+    assert flushed == ["one"] * 3
+    (tmp_path / "file").touch()
+    for taken in ("file", "file/below"):
+        with pytest.raises(FileExistsError):
+            make_directories("one", tmp_path / taken)

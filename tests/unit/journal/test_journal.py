@@ -258,8 +258,16 @@ def test_after_a_lost_machine_the_first_bad_frame_above_the_watermark_ends_it(
     with pytest.raises(JournalDamagedError, match="seq 60"):
         # A killed process cannot have left that.
         list(reopen(tmp_path, read_only=True).reader.read(Seq(1), Seq(101)))
+    steps: list[str] = []
+    failpoints.listen(steps.append)
     opened = reopen(tmp_path, unclean_machine=True)
+    failpoints.listen(None)
     assert opened.head_seq == 59
+    # Nothing goes before it is set aside for good: its directory, it, and its name in that.
+    cutting = [step for step in steps if step.startswith("journal.cut.") and "write" not in step]
+    assert cutting.index("journal.cut.make") == 0
+    kept = ["save.sync", "save.rename", "save.directory", "directory", "truncate", "sync"]
+    assert cutting[-6:] == [f"journal.cut.{step}" for step in kept]
     (cut,) = opened.repairs
     assert cut.seq == 60
     assert len(cut.after) >= 1

@@ -1,15 +1,28 @@
 """What the kernel is told in answer to its greeting."""
 
 import errno
+import json
 import os
 import socket
 import struct
+import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from fusejournal.layer.connection import Handshake, KernelConnection, _in_our_words
+from fusejournal.disk.process import python_module
+from fusejournal.layer.connection import (
+    Handshake,
+    KernelConnection,
+    _in_our_words,
+    _started,
+    check_held,
+    is_held,
+    release_kept,
+    take_over,
+)
 
 _AUTO_INVAL_DATA, _CACHE_SYMLINKS, _HANDLE_KILLPRIV_V2 = 1 << 12, 1 << 23, 1 << 28
 _ASYNC_DIO = 1 << 15
@@ -93,3 +106,65 @@ def test_an_earlier_answer_that_promises_less_will_do() -> None:
     of_a_primary = _in_our_words(earlier, init, True)
     now = _in_our_words(answer(_OTHERS | _AUTO_INVAL_DATA), init, False)
     assert _in_our_words(of_a_primary, init, False) != now
+
+
+_SPOILT: tuple[object, ...] = (
+    None,
+    [],
+    {},
+    "x",
+    7,
+    -1,
+    1 << 70,
+    1.5,
+    float("inf"),
+    float("nan"),
+    True,
+    ["x"],
+)
+
+
+@pytest.mark.parametrize(
+    "key", [None, *["pid", "started", "fd", "root_fd", "table_fd", "device", "init", "reply"]]
+)
+def test_spoilt_record_of_a_keeper_is_none(tmp_path: Path, key: str | None) -> None:
+    """Whatever it says, nobody is taken for the keeper, and nobody ends of it."""
+    watched, life = os.pipe()
+    command = python_module("fusejournal.layer.connection_holder", "0", str(watched), "1")
+    keeper = subprocess.Popen(command, pass_fds=(watched,), stdin=subprocess.DEVNULL)
+    record = tmp_path / "connection"
+    told = {
+        "pid": keeper.pid,
+        "started": _started(keeper.pid),
+        **dict.fromkeys(("fd", "root_fd", "table_fd"), 0),
+        "device": "0:1",
+        "init": "00",
+        "reply": "00",
+        "backing": str(tmp_path),
+        "mountpoint": str(tmp_path),
+    }
+    try:
+        record.write_text(json.dumps(told))
+        deadline = time.monotonic() + 20
+        while not is_held(record):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        spoilt = [json.dumps(value if key is None else {**told, key: value}) for value in _SPOILT]
+        nested = "[" * 100_000
+        for text in (*spoilt, *(() if key else ("", "\0", nested, json.dumps(told)[:-9]))):
+            record.write_text(text)
+            assert take_over(record, tmp_path) is None
+            check_held(record, "volume", tmp_path, tmp_path)
+        for place in ("backing", "mountpoint"):
+            for value in _SPOILT:
+                record.write_text(json.dumps({**told, place: value}))
+                assert take_over(record, tmp_path) is None
+                check_held(record, "volume", tmp_path, tmp_path)
+        record.write_bytes(b"\xff\xfe")
+        release_kept(record)
+        assert keeper.poll() is None
+    finally:
+        keeper.kill()
+        keeper.wait()
+        os.close(watched)
+        os.close(life)

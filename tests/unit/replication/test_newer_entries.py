@@ -1,12 +1,16 @@
 """Entries that a mirror, or a primary that takes entries back, cannot read: none of them is taken,
 none acknowledged, and what was taken before stays usable."""
 
+import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from fusejournal.cli.journal import journal as journal_group
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import JournalVersionError
+from fusejournal.journal.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES
 from fusejournal.journal.frame_range import FrameRangeReader
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END, JournalReader
@@ -146,3 +150,28 @@ async def test_a_mirror_acknowledges_nothing_that_it_cannot_read(tmp_path: Path)
         ) as again:
             assert applied(again) == known
             assert again.volume.failure is None
+
+
+@pytest.mark.parametrize("fields", [NEWER_KIND, NEWER_FIELD])
+def test_verify_tells_a_newer_version_from_damage(
+    tmp_path: Path, fields: tuple[object, ...]
+) -> None:
+    journal = write_samples(tmp_path)
+    append_payload(journal, *fields)
+    journal.close()
+    verify_it = ["verify", "--deep", str(tmp_path)]
+    found = CliRunner().invoke(journal_group, verify_it)
+    assert found.exit_code == 29
+    assert "DAMAGED" not in found.output
+    assert found.output.splitlines()[-1].startswith("of a newer version: ")
+    (told,) = json.loads(CliRunner().invoke(journal_group, [*verify_it, "--json"]).output)[
+        "damages"
+    ]
+    assert told["is_newer"] is True
+    (path,) = tmp_path.glob("*.fj")
+    content = bytearray(path.read_bytes())
+    content[SEGMENT_HEADER_BYTES + FRAME_HEADER_BYTES] ^= 1
+    path.write_bytes(content)
+    found = CliRunner().invoke(journal_group, verify_it)
+    assert found.exit_code == 11
+    assert found.output.splitlines()[-1].startswith("DAMAGED: ")

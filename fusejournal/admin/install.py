@@ -115,7 +115,7 @@ def _others_can_change() -> Path | None:
             for one in (path, *path.parents):
                 found = one.lstat()
                 is_shared = not stat.S_ISLNK(found.st_mode) and found.st_mode & 0o022
-                # (In a sticky directory nobody else can replace what is root's.)
+                # (In a sticky directory no other user can replace what is root's.)
                 if found.st_uid != 0 or (is_shared and not found.st_mode & stat.S_ISVTX):
                     return one
     return None

@@ -154,7 +154,7 @@ def mount_flags(configured: Iterable[str], words: Iterable[str]) -> frozenset[st
 
 
 def _resolve(path: Path) -> Path:
-    """Absolute, without symlinks; the last part is not touched, for a dead mount may be there."""
+    """Absolute, without symlinks; the last part is not touched: a dead mount may be there."""
     path = Path(os.path.abspath(path))
     if path.parent == path:
         return path

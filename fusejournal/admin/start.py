@@ -156,7 +156,7 @@ class PipeReporter:
         self._send({"error": text, "exit_code": exit_code})
 
     def ready(self) -> None:
-        """Report that the mount is live. Nobody reads from here on."""
+        """Report that the mount is live. The pipe has no reader from here on."""
         self._send({"ready": True})
         os.close(self._fd)
         self._fd = -1

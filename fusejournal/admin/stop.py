@@ -144,7 +144,7 @@ def _stop_served(state: VolumeState, lazy: bool, force: bool, reporter: StopRepo
 
 
 def _check_unheld(state: VolumeState, force: bool, reporter: StopReporter) -> None:
-    """Refuse while somebody uses it: local users, and clients if they are not to be forced."""
+    """Refuse while it is in use: local users, and clients if they are not to be forced."""
     mountpoint = state.mountpoint
     for other in mounts.mounts():
         if other.mountpoint != mountpoint and other.mountpoint.is_relative_to(mountpoint):
@@ -167,7 +167,7 @@ def _check_unheld(state: VolumeState, force: bool, reporter: StopReporter) -> No
 
 
 def _handle_key(state: VolumeState) -> HandleKey:
-    """The volume's; none where its journal's disk fails, which keeps nobody from stopping it: files
+    """The volume's; none where its journal's disk fails, which is no obstacle to stopping it: files
     are then named by their inode numbers."""
     try:
         return JournalReader(state.journal_dir, state.uuid).handle_key()

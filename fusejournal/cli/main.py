@@ -96,7 +96,7 @@ def main() -> None:
         text.echo(f"fusejournal: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # Whoever read our output has had enough; nothing is left to flush.
+        # The reader of our output has had enough; nothing is left to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:

@@ -14,7 +14,7 @@ def progress_bar(
     if quiet or not sys.stderr.isatty():
         yield lambda done, total: None
         return
-    # Only here, for a command that shows none should not wait for it to load.
+    # Only here: a command that shows none should not wait for it to load.
     from rich import progress
     from rich.console import Console
 

@@ -306,7 +306,7 @@ class Lookup:
         return found
 
     def _directory_path(self, fid: Fid, before_seq: Seq) -> bytes | None:
-        """The path of a directory, which has one name. A loop, for trees can be deep."""
+        """The path of a directory, which has one name. A loop, because trees can be deep."""
         names: list[bytes] = []
         while fid != ROOT_FID:
             places = self.places(fid, before_seq)

@@ -83,8 +83,8 @@ def _last_mtime(
 
 
 def kept_mtimes(lookup: Lookup, entry: Entry) -> dict[Fid, int]:
-    """The mtimes that *entry*'s operation leaves as they were, but which whoever died in the midst
-    of it may have left otherwise. Raises JournalDamagedError."""
+    """The mtimes that *entry*'s operation leaves as they were, but which a process that died in the
+    midst of it may have left otherwise. Raises JournalDamagedError."""
     fids: tuple[Fid, ...] = ()
     match entry.operation:
         case Import() | ImportLink() as operation:

@@ -241,7 +241,7 @@ def _walk_segment(
     lookup: Lookup, span: Span, criteria: Criteria, patterns: Sequence[PathPattern]
 ) -> Iterator[tuple[Match, bool]]:
     """A segment's entries in [from_seq, to_seq), each with whether it is meant. Paths are followed
-    from the segment's beginning, for it tells them all."""
+    from the segment's beginning, because it has them all."""
     end = Seq(min(span.end_seq, criteria.to_seq + 1))  # one more: it may be a VOID
     tracker = PathTracker()
     last_seq = Seq(span.first_seq - 1)

@@ -10,7 +10,7 @@ many nanoseconds as there were entries.)
 
 Times grow strictly, so a clock that was put back cannot be followed at once. Entries then keep a
 constant distance ahead of it, the *lead*, and with that they begin a segment: its header has the
-clock's time, so whoever reads the segment can tell the lead (:func:`lead_ns`), and find entries by
+clock's time, so a reader of the segment can tell the lead (:func:`lead_ns`), and find entries by
 what the clock said when they were made. The lead shrinks whenever nothing is journaled for a
 while, and is gone when the clock has caught up.
 

@@ -24,7 +24,7 @@ _GENERATION_BYTES: Final = 4
 
 class HandleKey(bytes):
     """A volume's key, of HANDLE_KEY_BYTES, or none (:data:`NO_HANDLE_KEY`, which is false). It does
-    not show itself to whoever prints it."""
+    not show itself where it is printed."""
 
     __slots__ = ()
 

@@ -9,7 +9,7 @@ process; ``sync`` makes it outlive the machine.
 Space is taken ahead of the end, and a reserve of it kept: an entry that does not fit is refused
 before a byte of it is written, while VOID and CLEAN entries, and removals within limits, still
 find room. An error of the disk itself ends the journal's life: every later append fails, for
-nobody knows what the pages hold.
+it is unknown what the pages hold.
 
 A segment is rolled before an entry, never between an entry and its VOID. Source: fallocate(2),
 pwritev(2), fdatasync(2)."""
@@ -188,7 +188,7 @@ class Journal:
         )
         self.sealed.remove_last()
         if not is_copy:
-            # What is damaged further back is told by whoever reads it.
+            # What is damaged further back is reported by its readers.
             with suppress(JournalDamagedError):
                 self.clock.lead_ns = self.reader.lead_ns(found.last)
 
@@ -329,7 +329,7 @@ class Journal:
                 "before it"
             )
         if old is not None and old.first_seq == header.first_seq:
-            # Whoever began it here died before the first entry: perhaps by another header.
+            # The process that began it here died before the first entry: perhaps by another header.
             self._replace_header(old, content)
             return old
         new = self._begin_segment(header)

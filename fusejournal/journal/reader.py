@@ -1,6 +1,6 @@
 """Reading a journal: the one reader for recovery, the command line, replay and shipping.
 
-A :class:`JournalReader` reads the segments of one directory, or some segment files that somebody
+A :class:`JournalReader` reads the segments of one directory, or some segment files that a caller
 copied; a layer may be appending meanwhile. Every frame that is read is checked, and chained to the
 one before, or to the point of an index where reading began; the chain is followed from one
 segment to the next. It changes nothing and holds no file open between calls.
@@ -81,9 +81,8 @@ class JournalReader:
         return first_seq_of(paths[0])
 
     def head(self) -> tuple[Seq, bool]:
-        """The last seq, and whether it is settled: whether it holds is known without asking
-        anybody, for it is no operation that a VOID could still follow. Raises
-        JournalDamagedError."""
+        """The last seq, and whether its outcome is known from the journal alone, because it is no
+        operation that a VOID could still follow. Raises JournalDamagedError."""
         for path in reversed(self.segments()):
             last: Frame | None = None
             try:

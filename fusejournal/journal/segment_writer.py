@@ -7,8 +7,8 @@ append is cut off again. And where a file that is cut off keeps the whole of its
 too), space is allocated in small pieces, an extent each, and only as far ahead as the reserve.
 
 Full is JournalFullError, with nothing written, and so is a lack of descriptors or memory, which
-passes as well; any other error of the disk is JournalFailedError, after which nobody knows what the
-pages hold: the journal then writes no more.
+passes as well; any other error of the disk is JournalFailedError, after which it is unknown what
+the pages hold: the journal then writes no more.
 
 Owned by the journal (journal.py) and used from its thread. Source: fallocate(2), pwritev(2)."""
 

@@ -1,7 +1,7 @@
 """Recalling NFSv4 delegations of files of a mirror: a process beside the layer.
 
-The kernel's nfsd gives a client a delegation of a file it reads, and tells it when somebody wants
-to write: it takes a lease for that. Whoever tries to open the file for writing has the lease
+The kernel's nfsd gives a client a delegation of a file it reads, and tells it when another wants
+to write: it takes a lease for that. An attempt to open the file for writing has the lease
 broken, also where the open is then refused. But that open is a request to the layer itself; if the
 layer dies before it answers, only a process that does not hold the mount's connection lets the
 kernel see that.

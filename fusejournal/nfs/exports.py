@@ -4,7 +4,7 @@ Knows /etc/exports, /etc/exports.d/*.exports and /var/lib/nfs/etab, which holds 
 now, by a file or by hand. Changes them only by exportfs, and writes one file a volume,
 exports.d/fusejournal-NAME.exports. What the kernel does with them is in nfsd.py.
 
-Exports are told apart by their path as it is written; no path is touched, for a mount may hang.
+Exports are told apart by their path as it is written; no path is touched, because a mount may hang.
 Blocks; for the command line, or a thread.
 
 Source: exports(5), exportfs(8); nfs-utils' support/nfs/exports.c and xio.c for quoting (double
@@ -184,7 +184,7 @@ def _reaching(mountpoint: Path) -> list[Export]:
 
 def is_exported(mountpoint: Path) -> bool:
     """Returns True if *mountpoint*, a part of it, or a directory above it by way of ``crossmnt``,
-    is exported to anybody, or will be when nfsd runs."""
+    is exported to any client, or will be when nfsd runs."""
     return bool(_reaching(mountpoint))
 
 

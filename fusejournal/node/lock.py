@@ -1,8 +1,8 @@
 """The lock of a state directory: flock'ed by the process that has the volume, with a word in it of
 who that is.
 
-Whoever only asks who holds it has the lock for a moment, too. A program that takes this one's place
-by execv(2) inherits it, so that nobody gets in between. Source: flock(2)."""
+A process that only asks who holds it has the lock for a moment, too. A program that takes this
+one's place by execv(2) inherits it, so that no other gets in between. Source: flock(2)."""
 
 import fcntl
 import json
@@ -55,7 +55,7 @@ def hold(directory: Path, name: str, mountpoint: Path, check: Callable[[], None]
 
 def pass_on(directory: Path) -> None:
     """Let the lock of *directory* go to the program that is about to take this one's place by
-    execv(2): its :func:`hold` finds it, and nobody gets in between."""
+    execv(2): its :func:`hold` finds it, and no other gets in between."""
     fd = _claims[directory]
     os.set_inheritable(fd, True)
     os.environ[_LOCK_FD] = str(fd)

@@ -1,4 +1,4 @@
-"""Metrics in Prometheus' text format, on a local address, for whoever is on this machine.
+"""Metrics in Prometheus' text format, on a local address, for all on this machine.
 
 The server is a process of its own (metrics_server.py), because any user may connect to it: it has
 no privileges, and takes no descriptor, thread or memory of the layer. It inherits the listening

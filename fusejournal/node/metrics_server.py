@@ -2,7 +2,7 @@
 
 ``python -P -m fusejournal.node.metrics_server LISTENING_FD CHANNEL_FD``
 
-Whoever is on the machine may connect. At most ``_CONNECTIONS_MAX`` connections are held, each for
+All on the machine may connect. At most ``_CONNECTIONS_MAX`` connections are held, each for
 ``_SECONDS`` from its first byte to its last; the oldest makes room for a new one. Only what is
 needed of HTTP is understood: any GET is answered with all metrics, and the connection ends.
 
@@ -159,7 +159,7 @@ def _reply(status: str, kind: str, body: bytes, fields: str = "") -> bytes:
 
 
 def give_up_powers() -> None:
-    """Become nobody, for good. Raises OSError."""
+    """Become the user nobody, for good. Raises OSError."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (_DESCRIPTORS_MAX, _DESCRIPTORS_MAX))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if os.geteuid() == 0:

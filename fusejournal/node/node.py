@@ -72,7 +72,7 @@ class Node:
         self._live_since: float | None = None
         """Unix time; None until the mount is live."""
         self._mount = mount
-        self._opening = parts.startup
+        self._startup = parts.startup
         self._replication: Replication | None = None
         """While requests are served, but for a read-only mount."""
         self._exports = parts.exports
@@ -91,7 +91,7 @@ class Node:
                 self._mount.note_all_answered()
         except BaseException as error:
             if isinstance(cause_of(error), GreetingError):
-                # As after an upgrade of libfuse. Nobody can go on with that mount: make another.
+                # As after an upgrade of libfuse. No layer can go on with that mount: make another.
                 log.warning("mounting anew, open files are lost: %s", cause_of(error))
                 self.is_restarting = True
                 return
@@ -115,7 +115,7 @@ class Node:
         pyfuse3.close(unmount=False)
         self._exports.close()
         try:
-            self._opening.close(keep_orphans=self._is_leaving)
+            self._startup.close(keep_orphans=self._is_leaving)
         finally:
             if not self._is_leaving:
                 self._mount.let_go()
@@ -133,12 +133,12 @@ class Node:
 
     def disk_failed(self, reason: str) -> None:
         """Turn the volume read-only, because a disk has failed, and remember it."""
-        self._opening.volume.fail(reason)
-        self._opening.mark_unclean()
+        self._startup.volume.fail(reason)
+        self._startup.mark_unclean()
 
     def join_volume(self, uuid: UUID) -> None:
         """Make this mirror, which has no journal yet, one of volume *uuid*. Raises OSError."""
-        self._opening.join_volume(uuid)
+        self._startup.join_volume(uuid)
         self._state = join_volume(self._state, uuid)
 
     async def _run_tasks(self, loop: RequestLoop, parts: ServingParts) -> None:
@@ -151,7 +151,7 @@ class Node:
         async def mark(request: dict[str, Any]) -> dict[str, Any]:
             state = self._state
             place = MarkPlace(state.name, state.directory, state.is_mirror)
-            volume = self._opening.volume
+            volume = self._startup.volume
             return await make_mark(request.get("name"), volume, parts.durability, place)
 
         commands: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
@@ -192,7 +192,7 @@ class Node:
         await trio.to_thread.run_sync(os.statvfs, self._spec.mountpoint, abandon_on_cancel=True)
         mountpoint = self._spec.mountpoint
         if self._mount.is_taken_over:
-            volume = self._opening.volume
+            volume = self._startup.volume
             await self._mount.invalidate_unanswered(
                 volume.catalog.lookup, volume.journal.handle_key
             )
@@ -200,7 +200,7 @@ class Node:
                 await self._mount.give_flags()
             except OSError as error:
                 words = f"the mount's options stay as they were: {error.strerror}"
-                self._opening.degraded.append(words)
+                self._startup.degraded.append(words)
                 self._reporter.warning(words)
         else:
             mounts.raise_read_ahead(mountpoint)
@@ -248,7 +248,7 @@ class Node:
     def _leave(self) -> None:
         """End the loop, when what was asked is answered."""
         if self._replication is not None:
-            self._replication.quorum.close()  # nobody waits for mirrors any more
+            self._replication.quorum.close()  # no caller waits for mirrors any more
         if self._loop is not None:
             self._loop.leave()
 

@@ -1,7 +1,8 @@
 """The start of a node, on one page: :func:`serve` from the lock to the last flush, and the steps
 between, in the order in which they come.
 
-1. The lock and the state directory: nobody else runs this volume; whose it is, and in which role.
+1. The lock and the state directory: no other process runs this volume; which one it is, in which
+   role.
 2. The places: the mount of a layer that has died is taken over, or the backing is opened before
    anything covers it.
 3. The parts that open a volume (assemble.py).
@@ -139,7 +140,7 @@ def _take_place(spec: MountSpec, reporter: Reporter) -> VolumeMount:
     if taken is not None:
         return VolumeMount(spec, taken.root_fd, taken.table_fd, taken, was_dead=False)
     release_kept(record)
-    # Nobody but the layer may be there: the mount of a layer that was killed still is.
+    # Only the layer may be there: the mount of a layer that was killed still is.
     with mounts.uncovered(spec.mountpoint, spec.name) as was_dead:
         if was_dead:
             reporter.warning(f"{spec.mountpoint}: took a dead mount away")

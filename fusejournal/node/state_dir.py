@@ -18,7 +18,7 @@
     STATE/boot           the boot in which the volume was last begun
     STATE/log            what a layer in the background had to say
 
-A state directory is root's (or the caller's), and nobody else can write to it: whoever can, has
+A state directory is root's (or the caller's), and no other user can write to it: one who can, has
 root mount what he likes. Nothing here ever touches a mountpoint, which may be dead and hang or
 fail. Where volumes are found is in registry.py, who has one in lock.py."""
 

@@ -28,21 +28,21 @@ class StatusPage:
         spec: MountSpec,
         state: VolumeState,
         role: Role,
-        opening: VolumeStartup,
+        startup: VolumeStartup,
         durability: Durability,
         replication: Replication | None,
     ) -> None:
         self._spec = spec
         self._state = state
         self._role = role
-        self._opening = opening
+        self._startup = startup
         self._durability = durability
         self._replication = replication
         self._samples: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW_SECONDS)
 
     def sample(self) -> None:
         """Called about once a second, and before the first status."""
-        self._samples.append((trio.current_time(), self._opening.volume.journal.head_seq))
+        self._samples.append((trio.current_time(), self._startup.volume.journal.head_seq))
 
     def status(
         self, *, durability: str, exported: bool, held: bool, live_since: float | None
@@ -50,7 +50,7 @@ class StatusPage:
         """The page, with what only the node knows: the mode of *durability*, whether the volume is
         *exported*, whether its mount is *held* for another layer, and since when (Unix time) it is
         live."""
-        volume, spec, tasks = self._opening.volume, self._spec, self._durability
+        volume, spec, tasks = self._startup.volume, self._spec, self._durability
         journal, replication = volume.journal, self._replication
         return VolumeStatus(
             name=spec.name,
@@ -83,7 +83,7 @@ class StatusPage:
             ),
             replication=replication.status() if replication is not None else None,
             degraded=tuple(self._degraded()),
-            repairs=tuple(self._opening.repairs),
+            repairs=tuple(self._startup.repairs),
         )
 
     def _rate(self) -> float:
@@ -92,8 +92,8 @@ class StatusPage:
         return round((last_seq - first_seq) / seconds, 1) if seconds else 0.0
 
     def _degraded(self) -> list[str]:
-        volume, tasks = self._opening.volume, self._durability
-        lines = list(self._opening.degraded)
+        volume, tasks = self._startup.volume, self._durability
+        lines = list(self._startup.degraded)
         if volume.failure is not None:
             lines.append(f"read-only: {volume.failure}")
         if not self._state.is_mirror and volume.write_errno is None:
@@ -107,7 +107,7 @@ class StatusPage:
         return lines + (self._replication.degraded() if self._replication is not None else [])
 
     def _state_word(self) -> str:
-        volume = self._opening.volume
+        volume = self._startup.volume
         if volume.failure is not None or volume.write_errno is None:
             return "read-only" if volume.write_errno is not None else "running"
         return "running" if self._role.takes_batches else "read-only"

@@ -6,7 +6,7 @@ then the catalog) and the tending of sealed segments (index, compression). All d
 worker threads and processes; the event loop only wakes whom they concern.
 
 A disk that flushes faster than a thread can be woken (a battery behind it, or no flush at all) is
-flushed right where somebody waits. What counts is the average over many flushes, for what a slow
+flushed right where a caller waits. What counts is the average over many flushes, for what a slow
 one among them costs all others is to be less than what the rest save. Waking a thread is measured
 now and then for that, and is taken for a millisecond at most: what it takes when the loop is busy
 says nothing, and no disk that is slower than that holds the loop up.
@@ -68,7 +68,7 @@ class Waits:
         """All of them together."""
 
     def took(self, seconds: float) -> None:
-        """Somebody waited so long."""
+        """Count a caller that waited so long."""
         self.counts[bisect_left(self.BOUNDS, seconds)] += 1
         self.seconds += seconds
 
@@ -93,7 +93,7 @@ class RemoteDurability(Protocol):
         """True if nothing need wait for *seq*."""
 
     def want(self, seq: Seq) -> None:
-        """Somebody is going to wait for *seq*."""
+        """Note that a caller is going to wait for *seq*."""
 
     async def wait(self, seq: Seq) -> None:
         """Return when *seq* is there."""
@@ -394,7 +394,7 @@ class Durability:
                 return
 
     def disk_failed(self, reason: str) -> None:
-        """A flush has failed, for *reason*: the volume is read-only, and whoever waits gets EIO."""
+        """A flush has failed, for *reason*: the volume is read-only, and who waits gets EIO."""
         self._failed = True
         self._fail(reason)
         self._wake()

@@ -145,7 +145,7 @@ class Importer:
             self._was_whole = catalog.imported
         self._found_now += 1
         try:
-            # Whoever put it there changed the directory's mtime with it.
+            # The one who put it there changed the directory's mtime with it.
             mtime_ns = clamp_time(self._volume.tree.stat(parent).st_mtime_ns)
             self._volume.commit(Setattr(parent, None, None, None, None, mtime_ns), SYSTEM_CALLER)
             yield from self.import_name(parent, name)

@@ -1,4 +1,4 @@
-"""Marks: points in the journal that somebody named.
+"""Marks: points in the journal that an admin named.
 
 A mark is an entry like any other: it is refused where a change would be, and told only when it is
 on the disk."""
@@ -25,7 +25,7 @@ class MarkPlace(NamedTuple):
 def check_mark_name(name: object) -> str:
     """*name* if it can be a mark's. Raises UsageError.
 
-    What would read as a seq is refused, for a point in the journal is named by either. (The
+    What would read as a seq is refused, because either names a point in the journal. (The
     command line also refuses what reads as a time.)"""
     if (
         not isinstance(name, str)

@@ -24,7 +24,7 @@ class VolumeObserver(Protocol):
 
 
 class Unobserved:
-    """The observer of a volume that nobody is served from: every fid may be in use."""
+    """The observer of a volume that serves no caller: every fid may be in use."""
 
     def entry_applied(self, applied_seq: Seq, appended_bytes: int) -> None: ...
 

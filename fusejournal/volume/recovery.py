@@ -77,7 +77,7 @@ class Recovery:
         self.damage: JournalDamagedError | None = None
         """The place where the journal could not be read on."""
         self.missing: list[bytes] = []
-        """Paths that the journal has and the backing has not: somebody changed the backing behind
+        """Paths that the journal has and the backing has not: it was changed behind
         the layer."""
 
     def run(self, progress: Progress) -> int:

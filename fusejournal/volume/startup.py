@@ -1,10 +1,10 @@
-"""Opening a volume: from a state directory and a backing to a :class:`Volume` that is ready to be
+"""Opens a volume: from a state directory and a backing to a :class:`Volume` that is ready to be
 mounted.
 
 In order: the journal (cut or refused as it is found), the catalog, recovery of what the catalog
 lacks (after a lost machine, of what the backing lacks, too), a new epoch where one is due, the
-import of what the journal does not know. Nothing here waits for the network or serves anybody; a
-process killed at any point of it leaves a state that the next opening goes on from.
+import of what the journal does not know. Nothing here waits for the network or serves callers; a
+process killed at any point of it leaves a state that the next one goes on from.
 
 Between :meth:`VolumeStartup.open` and :meth:`VolumeStartup.recover` a primary that has lost its
 machine may append what it gets back from others."""
@@ -129,7 +129,7 @@ class VolumeStartup:
         self.seen_epoch = Epoch(0)
         """The highest that a primary has seen: one that it begins is beyond."""
         self.new_epoch: str | None = None
-        """Why a primary is to begin an epoch, in words, if somebody has told."""
+        """The reason why a primary is to begin an epoch, in words, if there is one."""
 
     def open(self, read_only: bool) -> None:
         """Open journal and catalog as they are. Raises FusejournalError, OSError."""
@@ -173,7 +173,7 @@ class VolumeStartup:
         check: Callable[[], None] = lambda: None,
     ) -> None:
         """Make catalog and backing what the journal says. *held_seq*: entries up to here are known
-        to be applied, for a mirror has them. *check* is called often, and may stop it by an
+        to be applied, because a mirror has them. *check* is called often, and may stop it by an
         exception: the next opening goes on. Raises FusejournalError, OSError."""
         marks = self._marks
         self._check = check
@@ -182,18 +182,18 @@ class VolumeStartup:
         elif read_only or not self.volume.journal.head_seq:
             self._recover(read_only, marks.applying_seq, held_seq)
         else:
-            self._settle_marks(marks)
+            self._set_committed_seq(marks)
             applying_seq = marks.applying_seq
             if self.lost_machine:
-                # How far the backing had come, nobody knows now: it is made what it should be.
+                # How far the backing had come is unknown now: it is made what it should be.
                 applying_seq = Seq(marks.committed_seq + 1)
             self._recover(read_only, applying_seq, held_seq)
             marks.applying_seq = applying_seq
 
-    def _settle_marks(self, marks: WatermarkPage) -> None:
+    def _set_committed_seq(self, marks: WatermarkPage) -> None:
         """Only the last entry can be one that was refused, whose VOID did not come or is lost."""
-        head_seq, is_settled = self.volume.journal.reader.head()
-        if not is_settled and marks.committed_seq != head_seq:
+        head_seq, has_outcome = self.volume.journal.reader.head()
+        if not has_outcome and marks.committed_seq != head_seq:
             head_seq = Seq(head_seq - 1)
         marks.committed_seq = head_seq
 
@@ -257,7 +257,7 @@ class VolumeStartup:
                 )
             directory.mkdir(mode=0o700, exist_ok=True)
             make = Journal.create if self._marks is None else Journal
-            # Whoever flushes it: the kernel tells of what it dropped once.
+            # Whichever thread flushes it: the kernel reports only once what it dropped.
             return make(directory, self._uuid, self._options, on_flush_failed=self.mark_unclean)
         # A killed layer is recovered for a read-only mount too, as file systems do. After a lost
         # machine that would write under the old epoch, and damage forbids it: then nothing is.
@@ -367,7 +367,7 @@ class VolumeStartup:
         elif (reason := self._new_epoch_reason()) is not None:
             epoch = Epoch(max(volume.journal.epoch, self.seen_epoch) + 1)
             volume.note(NewEpoch(epoch, reason))
-            volume.journal.sync()  # before anybody hears of it
+            volume.journal.sync()  # before a peer hears of it
         if not self._boot.read().is_this:
             volume.journal.sync()
             self._boot.remember(self.volume.journal.head_seq)
@@ -404,7 +404,7 @@ class VolumeStartup:
                     due = time.monotonic() + _CHECKPOINT_SECONDS
                 yield
             catalog.imported = True
-            # The fids must be on the files before anybody removes or renames one.
+            # The fids must be on the files before a caller removes or renames one.
             self._make_checkpoint()
             catalog.commit()
 

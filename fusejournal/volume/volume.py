@@ -218,7 +218,7 @@ class Volume:
         syscalls.set_times(self.tree.descriptor(fid), None, mtime_ns)
 
     def change_orphan(self, operation: DataOperation, who: Caller, data: bytes = b"") -> None:
-        """Change a file that has no name any more: not journaled, for nobody can ever see it again
+        """Change a file that has no name any more: not journaled, because no one sees it again
         by a name."""
         if self.write_errno is not None:
             raise OSError(self.write_errno, os.strerror(self.write_errno))
@@ -229,7 +229,7 @@ class Volume:
         node.ctime_ns = time_ns
 
     def drop_orphan(self, fid: Fid) -> None:
-        """The kernel has forgotten *fid* and nobody has it open: let an orphan go for good."""
+        """The kernel has forgotten *fid* and has it open no more: let an orphan go for good."""
         try:
             self.tree.drop_orphan(fid)
         except ApplyBrokenError as error:

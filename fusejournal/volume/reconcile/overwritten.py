@@ -2,7 +2,7 @@
 the journal has.
 
 After the loss of the machine that is what an entry wrote which the journal lost; where the state
-directory is an older one than anybody noticed, it may be a day's work. The copies lie in
+directory is an older one than was noticed, it may be a day's work. The copies lie in
 STATE/overwritten/EPOCH-SEQ, named for where the journal ended, a file called FID for each; those of
 the last ``_KEPT_TIMES`` losses stay. Copies are made whole or not at all, sparse where the file is,
 and all of them before the first file is overwritten: a file ``complete`` says so to a

@@ -160,7 +160,7 @@ class Reconciliation:
             self._make_new()
             contents.write(self._new, self._overwritten())
             if self._new:
-                # Whoever loses the machine again finds them whole, where they are.
+                # After another loss of the machine they are whole, where they are.
                 calls.syncfs("reconcile.syncfs", self._tree.root_fd)
             self._fill_places()
         contents.set_attributes(self._new)

@@ -67,10 +67,10 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
     def check() -> None:
         check_held(record, spec.name, spec.backing, spec.mountpoint)
 
-    with claim_volume(spec, check) as state:
-        mount = _take_place(spec, reporter)
+    with claim_volume(spec, check) as state:  # step 1
+        mount = _take_place(spec, reporter)  # step 2
         degraded += _check_ways_around(spec, state)
-        parts = assemble_start(
+        parts = assemble_start(  # step 3
             spec,
             state,
             reporter,
@@ -104,13 +104,13 @@ async def _run(
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.watch_signals, signals, nursery.cancel_scope)
-            await _open_volume(spec, reporter, parts)
-            serving = assemble_serving(
+            await _open_volume(spec, reporter, parts)  # steps 4 to 7
+            serving = assemble_serving(  # step 8
                 spec, state, parts, fail=node.disk_failed, join_volume=node.join_volume
             )
             layer = assemble_layer(spec, state, parts, serving, mount.connect())
             _take_over(spec, state, mount, parts)
-            await node.serve(layer, serving)
+            await node.serve(layer, serving)  # step 9
             nursery.cancel_scope.cancel()
     if not node.was_served:
         if mount.was_dead:
@@ -177,11 +177,11 @@ async def _open_volume(spec: MountSpec, reporter: Reporter, parts: StartParts) -
     """Bring the volume from what is on disk to where it can be mounted. Cancelled, it leaves what
     it has done so far on disk. Raises FusejournalError, OSError."""
     startup = parts.startup
-    startup.open(spec.read_only)
+    startup.open(spec.read_only)  # step 4
     try:
         await trio.lowlevel.checkpoint()
-        held_seq = await _ask_peers(reporter, parts)
-        # In a thread, so that signals are heeded; nothing else uses the volume meanwhile.
+        held_seq = await _ask_peers(reporter, parts)  # step 5
+        # Step 6, in a thread, so that signals are heeded; nothing else uses the volume meanwhile.
         await trio.to_thread.run_sync(
             startup.recover, spec.read_only, held_seq, trio.from_thread.check_cancelled
         )
@@ -189,7 +189,7 @@ async def _open_volume(spec: MountSpec, reporter: Reporter, parts: StartParts) -
         startup.volume.journal.sync()
         raise
     try:
-        for _ in startup.start_epoch_and_import(spec.read_only):
+        for _ in startup.start_epoch_and_import(spec.read_only):  # step 7
             await trio.lowlevel.checkpoint()
     except trio.Cancelled:
         startup.volume.journal.sync()

@@ -1,4 +1,4 @@
-"""What to do about a peer that is not shipped to, in words. Pure."""
+"""Advice about a peer that is not shipped to, in words. Pure."""
 
 from typing import Final
 
@@ -29,7 +29,7 @@ _BY_CODE: Final = {
 
 
 def advice_on(error: BaseException) -> str | None:
-    """What to do where a session ended with *error*, or could not be had."""
+    """Returns what to do where a session ended with *error*, or could not be had."""
     if isinstance(error, RefusedError):
         return _BY_CODE.get(error.code)
     if isinstance(error, PeerMistakenError):

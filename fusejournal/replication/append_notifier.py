@@ -1,7 +1,7 @@
-"""Who waits for the journal to grow, and is told: the shippers.
+"""Wakes the shippers, which wait for the journal to grow.
 
 An entry costs two comparisons here. A shipper that has nothing to send waits for any entry beyond
-the last; then, for a batch's age at most, for a whole batch, or for somebody who is in a hurry.
+the last; then, for a batch's age at most, for a whole batch, or until a caller waits for a mirror.
 
 Used from the event loop's thread."""
 
@@ -13,19 +13,19 @@ _NEVER = 1 << 63
 
 
 class AppendNotifier:
-    """See the module. Learns of entries as its volume's observer does (volume/observer.py)."""
+    """Learns of entries as its volume's observer does (volume/observer.py)."""
 
     def __init__(self) -> None:
         self._applied_seq = Seq(0)
         self._grown = trio.Event()
         self._watched_seq = _NEVER
-        """Nobody waits for what is not beyond it."""
+        """No shipper waits for an entry that is not beyond it."""
         self._gathering: dict[trio.Event, int] = {}
         self._least_bytes = _NEVER
         self._hurried_seq = Seq(0)
         """Up to here, everything is to be shipped at once."""
         self.bytes = 0
-        """What the journal has grown by since the volume was opened."""
+        """The bytes that the journal has grown by since the volume was opened."""
 
     def entry_applied(self, applied_seq: Seq, appended_bytes: int) -> None:
         """Everything up to *applied_seq* is there; the journal has grown by *appended_bytes*."""
@@ -45,14 +45,14 @@ class AppendNotifier:
         self._least_bytes = min(self._gathering.values(), default=_NEVER)
 
     async def wait_past(self, seq: Seq) -> None:
-        """Return when an entry after *seq* is applied."""
+        """Return when an entry after *seq* is applied. Cancelling is harmless."""
         while self._applied_seq <= seq:
             self._watched_seq = min(self._watched_seq, seq)
             await self._grown.wait()
 
     async def wait_for_batch(self, grown_bytes: int, seconds: float, seq: Seq) -> None:
-        """Return when ``bytes`` is at least *grown_bytes*, after *seconds*, or when somebody
-        hurries who waits for *seq* or a later entry."""
+        """Return when ``bytes`` is at least *grown_bytes*, after *seconds*, or when
+        :meth:`expedite` is called for *seq* or a later entry. Cancelling is harmless."""
         if self._hurried_seq >= seq:
             return
         event = trio.Event()
@@ -65,6 +65,6 @@ class AppendNotifier:
             self._gathering.pop(event, None)
 
     def expedite(self) -> None:
-        """What is there is wanted elsewhere now."""
+        """Have the shippers send at once what is there, because a caller waits for a mirror."""
         self._hurried_seq = self._applied_seq
         self._wake(_NEVER)

@@ -1,5 +1,5 @@
-"""How somebody who applies a journal gets on: how fast, how far behind in time, and whether it is
-catching up. The same on both sides of a session.
+"""The progress of a node that applies a journal: how fast it is, how far behind in time, and
+whether it is catching up. The same on both sides of a session.
 
 Used from the event loop's thread."""
 
@@ -12,15 +12,15 @@ from fusejournal.types import Seq
 
 _RATE_SECONDS = 10.0
 _LIVE_SECONDS = 3.0
-"""Who is no further behind is up to date, but for what is on its way."""
+"""A node that is no further behind is up to date, but for what is on its way."""
 
 
 class CatchUpMeter:
-    """See the module. *ages* tells how old what is lacking is."""
+    """Measures the progress of one node; *lag_meter* knows how old entries are."""
 
     def __init__(self, lag_meter: LagMeter) -> None:
         self._goal_seq = Seq(0)
-        """Where the journal ended when the session began."""
+        """The end of the journal when the session began."""
         self._lag_meter = lag_meter
         self._samples: deque[tuple[float, Seq, int]] = deque()
 
@@ -35,7 +35,7 @@ class CatchUpMeter:
         return self._lag_meter.lag(applied_seq, head_seq)
 
     def is_catching_up(self, applied_seq: Seq, head_seq: Seq) -> bool:
-        """Whether there is more to apply than what comes now."""
+        """Returns True if there is more to apply than what comes now."""
         return applied_seq < self._goal_seq or (
             self.lag_seconds(applied_seq, head_seq) > _LIVE_SECONDS
         )
@@ -60,6 +60,7 @@ class CatchUpMeter:
         return (last_seq - seq) / seconds, (last_size - size) / seconds
 
     def eta_seconds(self, lag_entries: int) -> float | None:
-        """When so many entries will be applied, at this rate; None where that cannot be told."""
+        """Returns when so many entries will be applied, at this rate; None where that is not
+        known."""
         entries_rate, _ = self.rates()
         return round(lag_entries / entries_rate, 1) if entries_rate and lag_entries else None

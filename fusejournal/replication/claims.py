@@ -1,8 +1,8 @@
-"""What peers claim of higher reigns, as a primary hears it.
+"""Claims of peers that a higher reign has begun, as a primary hears them.
 
 A claim counts where the journals of the two prove it (``is_proven`` of wire/session.py). Then it is
-on this node's disk, in the page of watermarks, before anybody is answered, also where the primary
-is fenced already. What a mirror hears is for its receiver to judge.
+on this node's disk, in the page of watermarks, before any peer is answered, also where the primary
+is fenced already. A mirror's receiver judges what that hears.
 
 Used from the event loop's thread."""
 

@@ -1,4 +1,4 @@
-"""Where two journals of one volume agree: the source's side and the sink's of that part of a
+"""Finds where two journals of one volume agree: the source's side and the sink's of that part of a
 session (wire/session.py), and what is kept of a sink's entries that its source does not have.
 
 Reading chains blocks on the disk, and so is done in threads."""
@@ -42,7 +42,7 @@ ASKED_MAX: Final = 64
 each answer costs reading in the journal."""
 _KEPT: Final = re.compile(r"diverged\.(\d{1,19})-(\d{1,19})")
 _SPARE_BYTES: Final = 16 << 20
-"""What a copy leaves free for the journal itself."""
+"""Space that a copy leaves free for the journal itself."""
 
 
 class DivergedError(FusejournalError):
@@ -66,7 +66,7 @@ class DivergedError(FusejournalError):
 
 
 def first_error(error: BaseException) -> BaseException:
-    """What a group of errors, out of a nursery, began with."""
+    """Returns what a group of errors, out of a nursery, began with."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
@@ -122,8 +122,8 @@ async def is_bound_by(claim: Claim, mine: Reign, chains: ChainFinder) -> bool:
 async def find_common(
     connection: Connection, chains: ChainFinder, my_head: Seq, theirs: Position
 ) -> Seq:
-    """As the source: the last seq at which both journals are the same. Raises WireError,
-    JournalDamagedError."""
+    """Returns, as the source, the last seq at which both journals are the same. Cancelling ends the
+    comparison. Raises WireError, JournalDamagedError."""
     seq = min(theirs.seq, my_head)
     if theirs.seq <= my_head:
         (mine,) = await chains.at((seq,))
@@ -198,8 +198,8 @@ def keep_extra(state_dir: Path, agreed_seq: Seq, head_seq: Seq) -> Path:
 
 
 class _Span(NamedTuple):
-    """What a directory keeps of the history that the journal has: its first entry that is not in
-    the other's, its last, and where that ends in which segment."""
+    """The part of the journal's history that a directory keeps: its first entry that is not in the
+    other's, its last, and where that ends in which segment."""
 
     first_seq: Seq
     head_seq: Seq
@@ -212,7 +212,7 @@ def _kept(state_dir: Path) -> list[Path]:
 
 
 def _span(path: Path, journal: JournalReader) -> _Span | None:
-    """What *path* keeps; None where that is not of *journal*'s history."""
+    """Returns what *path* keeps; None where that is not of *journal*'s history."""
     name = _KEPT.fullmatch(path.name)
     assert name is not None
     first_seq, head_seq = Seq(int(name[1])), Seq(int(name[2]))
@@ -279,7 +279,7 @@ def _copy(path: Path, target: Path, begin: int) -> None:
 
 
 def _end_of(path: Path) -> int:
-    """How much of the segment *path* is more than space ahead of its end."""
+    """Returns how much of the segment *path* is more than space ahead of its end."""
     if path.suffix == COMPRESSED_SUFFIX:
         return path.stat().st_size
     end = SEGMENT_HEADER_BYTES

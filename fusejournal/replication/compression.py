@@ -1,4 +1,4 @@
-"""Which zstd level a link gets: the one at which compressing and sending take about as long.
+"""Chooses the zstd level of a link: the one at which compressing and sending take about as long.
 
 Where senders wait for the link, a higher level makes less to send; where the link is faster than
 the compression, a lower one does, down to none at all for large batches, which then go as they are.

@@ -1,5 +1,5 @@
-"""Whether a primary still reigns: what it has seen of other reigns, kept on its own disk, so that
-it holds after a restart, and with no peer in reach.
+"""Knows whether a primary still reigns: by what it has seen of other reigns, kept on its own disk,
+so that it holds after a restart, and with no peer in reach.
 
 The highest reign that was seen is in the page of watermarks (journal/watermarks.py), the node's own
 included. A primary whose own is lower is *fenced*: it takes no change any more, until it begins
@@ -32,7 +32,7 @@ def node_id_of(fingerprint: str) -> int:
 
 
 class Fence:
-    """See the module. *node_id* is this node's, *lease* says which reign does not count here."""
+    """The fence of the node *node_id*; *lease* names the reign that does not count here."""
 
     def __init__(self, page: WatermarkPage, node_id: int, lease: Lease) -> None:
         self._page = page
@@ -45,9 +45,9 @@ class Fence:
         with suppress(OSError):  # a full disk: the next start says the number of one before
             page.instance = self.instance
         self._on_disk: Reign | None = None
-        """What is known to be on the disk of :attr:`seen`: nothing yet, because an earlier process
-        may have died, or failed, between the writing and the flush. (The instance, which lies in
-        the same block, has the next flush write that again.)"""
+        """The part of :attr:`seen` that is known to be on the disk: nothing yet, because an earlier
+        process may have died, or failed, between the writing and the flush. (The instance, which
+        lies in the same block, has the next flush write that again.)"""
 
     @property
     def seen(self) -> Reign:

@@ -83,10 +83,10 @@ class UnsignedError(FusejournalError):
 
 
 class TakenBack(NamedTuple):
-    """What came of it."""
+    """The outcome of asking peers."""
 
     failures: list[str]
-    """What could not be done, a line each."""
+    """Things that could not be done, a line each."""
     held_seq: Seq
     """Entries up to here are known to have been applied."""
     new_epoch: str | None = None
@@ -206,8 +206,8 @@ class LostEntryFetcher:
         return True
 
     async def _ask_all(self, peers: list[Peer]) -> dict[str, Position]:
-        """Where the journals of those who answer end; of all, or of those who do in time. Raises
-        RefusedError."""
+        """Returns where the journals end of those who answer: of all, or of those who do in time.
+        Raises RefusedError."""
         positions: dict[str, Position] = {}
         waits = self.config.without_peers == "wait"
         seconds = self.config.take_back_seconds
@@ -342,7 +342,7 @@ class LostEntryFetcher:
             raise WireError(f"it gave entries up to {journal.head_seq} only")
 
     def _check(self, peer: Peer) -> SignatureCheck | None:
-        """What has to vouch for what *peer* hands back; None where nothing has to."""
+        """Returns what has to vouch for what *peer* hands back; None where nothing has to."""
         if self.config.take_back == "any":
             return None
         if not peer.keeps_signatures:
@@ -365,7 +365,7 @@ class LostEntryFetcher:
 
 
 def _readable(batch: Batch) -> FrameRange:
-    """The stretch in *batch*, of which every entry can be read. Raises WireError."""
+    """Returns the range in *batch*, of which every entry can be read. Raises WireError."""
     frame_range = frame_range_of(batch)
     try:
         for _ in entries_in(frame_range):

@@ -50,8 +50,8 @@ class Kept(NamedTuple):
 
 
 class KeptSignatures:
-    """See the module. Made if *path* is not there. Raises OSError, FusejournalError for a file that
-    is something else."""
+    """The file *path*, made if it is not there. Raises OSError, FusejournalError for a file that is
+    something else."""
 
     def __init__(self, path: Path) -> None:
         if not path.exists():

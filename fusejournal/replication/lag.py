@@ -1,8 +1,8 @@
-"""How old entries are: since when the journal has had them, as far as this process has seen.
+"""Estimates the age of entries: how long the journal has had them, as far as this process has seen.
 
-A lag in seconds is the age of the first entry that somebody lacks. It is by the monotonic clock, so
-that a clock that is set makes nobody late; and it is an upper bound, for notes are taken now and
-then.
+A lag in seconds is the age of the first entry that a node lacks. It is by the monotonic clock, so
+that a clock that is set makes no node late; and it is an upper bound, because notes are taken now
+and then.
 
 Used from the event loop's thread."""
 
@@ -13,8 +13,8 @@ from fusejournal.types import Seq
 
 _NOTES_MAX = 20_000
 _NEAR = 1 / 500
-"""What two notes may differ by, as a part of their age, and one of them is enough. So fewer than
-half as many notes are left, however long they were taken for."""
+"""Two notes that differ by less, as a part of their age, can be one. So fewer than half as many
+notes are left, however long they were taken for."""
 
 
 class LagMeter:
@@ -24,7 +24,7 @@ class LagMeter:
         self._seqs: list[Seq] = []
         self._times: list[float] = []
         self._began: float | None = None
-        """What the first note found may be as old as this, or older."""
+        """The time of the first note: what that found may be as old as this, or older."""
 
     def note(self, head_seq: Seq) -> None:
         """The journal ends with *head_seq* now."""
@@ -50,8 +50,8 @@ class LagMeter:
         self._times = [times[at] for at in reversed(kept)]
 
     def lag(self, seq: Seq, head_seq: Seq) -> float:
-        """For how many seconds somebody who has everything up to *seq* has lacked something of a
-        journal that ends with *head_seq*."""
+        """Returns for how many seconds a node that has everything up to *seq* has lacked something
+        of a journal that ends with *head_seq*."""
         if seq >= head_seq or self._began is None:
             return 0.0
         # The first that is lacking came after the last note that does not go beyond *seq*.

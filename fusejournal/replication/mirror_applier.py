@@ -50,7 +50,7 @@ _FRAME_RANGE_BYTES = 256 << 10
 _FULL_PAUSE_SECONDS = 1.0
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _PATH_CHARACTERS_MAX = 300
-"""What messages show of a path, from its end."""
+"""Messages show so much of a path, from its end."""
 _LIMIT_ADVICE = (
     "nothing after it is applied; give this mirror an empty backing, on a file system that holds "
     "it, and an empty state"
@@ -134,7 +134,7 @@ class MirrorApplier:
         return min(self._marks.committed_seq, self._marks.durable_seq)
 
     async def _apply_what_is_there(self, reader: FrameRangeReader) -> bool:
-        """Apply the next stretch up to the limit of now; whether there was any."""
+        """Apply the next range up to the limit of now. Returns True if there was any."""
         limit = self._limit()
         if self.applied_seq >= limit:
             return False
@@ -149,7 +149,7 @@ class MirrorApplier:
         return True
 
     async def _apply_slice(self, entries: Iterator[tuple[Entry, Outcome]]) -> bool:
-        """Apply for a while; whether there may be more."""
+        """Apply for a while. Returns True if there may be more."""
         ends = time.perf_counter() + _SLICE_SECONDS
         more = False
         for entry, outcome in entries:

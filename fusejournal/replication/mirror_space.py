@@ -1,4 +1,4 @@
-"""What does not fit on a mirror's disk: a batch, a signature, a watermark.
+"""Space on a mirror's disk for what does not fit: a batch, a signature, a watermark.
 
 Sessions are refused until there is space for it, because a connection that nobody reads would be
 cut in any case. Used from the event loop's thread."""

@@ -1,4 +1,4 @@
-"""What an admin may ask of a running node about its peers: the control commands behind
+"""Answers what an admin asks of a running node about its peers: the control commands behind
 ``fusejournal peer`` and ``fusejournal pair``.
 
 ========================  ==========================================================================
@@ -60,14 +60,14 @@ class _Opened:
         self.logged = 0
         """Lines in all."""
         self.peer: str | None = None
-        """Who was paired by it."""
+        """The peer that was paired by it."""
         self.has_failed = False
-        """Whether it was used up, and nobody was paired."""
+        """True if it was used up, and no peer was paired."""
 
 
 class PeerCommands:
-    """See the module. *listening* gives the address where the node listens, None where it does
-    not; *changed* is told, in the event loop, that the book has changed."""
+    """The commands of one node. *listening* returns the address where it listens, None where it
+    does not; *changed* is called, in the event loop, when the book has changed."""
 
     def __init__(
         self,
@@ -207,12 +207,12 @@ class PeerCommands:
         return await self._state(request)
 
     def is_open(self) -> bool:
-        """Whether a code waits to be used."""
+        """Returns True if a code waits to be used."""
         opened = self._opened
         return opened is not None and opened.code.state(trio.current_time()) == "waiting"
 
     async def on_pairing(self, connection: Connection) -> None:
-        """Whoever connected to be paired (for :func:`fusejournal.wire.transport.serve`). Raises
+        """Pair the node that connected (for :func:`fusejournal.wire.transport.serve`). Raises
         PairingError, WireError, to be logged."""
         opened = self._opened
 

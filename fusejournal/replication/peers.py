@@ -37,24 +37,25 @@ class Peer:
 
     name: str
     address: Address | None = None
-    """Where it listens; None for one that only connects to us."""
+    """The address where it listens; None for one that only connects to this node."""
     certificate: str | None = None
     """PEM; None until the two are paired."""
     paused: bool = False
     needs_copy: str | None = None
     """Why the journal alone does not bring it up to date any more; None where it does."""
     acked_seq: Seq = Seq(0)
-    """What it is known to have on disk. May be behind the truth: it is saved now and then."""
+    """It is known to have everything up to here on disk. May be behind the truth: it is saved now
+    and then."""
     applied_seq: Seq = Seq(0)
-    """What it is known to have applied; in the same way."""
+    """It is known to have applied everything up to here; in the same way."""
     left_seq: Seq | None = None
-    """Where the journal ended when it took something last; None while it does."""
+    """The end of the journal when it took something last; None while it does."""
     left_at: float | None = None
-    """When that was, in seconds since 1970, by the clock of then: only to be shown."""
+    """The time of that, in seconds since 1970, by the clock of then: only to be shown."""
     away_seconds: float = 0.0
     """For how long it has taken nothing since, counted while this node ran."""
     keeps_signatures: bool = False
-    """Whether it has ever said to keep signatures of what it is sent (wire/signatures.py). Then it
+    """True if it has ever said to keep signatures of what it is sent (wire/signatures.py). Then it
     has to give them when it hands entries back."""
 
 
@@ -65,7 +66,7 @@ class PeerBook:
         """An empty book for the state directory *directory*; nothing is read."""
         self.path = directory / FILE
         self.is_unsaved = False
-        """Whether something was noted in memory that the file does not have."""
+        """True if something was noted in memory that the file does not have."""
         self._peers: dict[str, Peer] = {}
         self._saving = threading.Lock()
 
@@ -350,7 +351,7 @@ _KINDS: Final = {
     "keeps_signatures": bool,
 }
 _LATER: Final = {"away_seconds": 0.0, "keeps_signatures": False}
-"""What a book of the version before does not have."""
+"""Fields that a book of the version before does not have."""
 
 
 def _parse_one(raw: Any) -> Peer:

@@ -1,4 +1,5 @@
-"""How many mirrors have what: lets whoever waits for a flush also wait for N of them.
+"""Tracks the seq that each mirror has acknowledged: a caller that waits for a flush can also wait
+until N mirrors have the entry.
 
 When too few answer for ``mirrors_timeout_seconds``, the quorum is *degraded*: as configured, those
 who wait go on (until N mirrors are level again), or wait on. Both are said in the status. A mirror
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 PLACES: Final = 448
 """Callers that may wait at once."""
 FIRST_PLACES: Final = 64
-"""Of these, so many are kept for users of whom nobody waits."""
+"""So many of these are kept for users of whom no caller waits."""
 _BLOCKED_SECONDS: Final = 1.0
 _SLOW_SECONDS: Final = 12.0
 """The line waits so long for mirrors that do not answer: where a caller with a place waits on for
@@ -40,8 +41,8 @@ ever; and where it goes on without them after a while, which is less by default.
 
 
 class Quorum:
-    """See the module. *head_seq* tells where the journal ends, *hurry* has entries shipped at
-    once."""
+    """The quorum of one primary. *head_seq* returns where the journal ends, *hurry* has entries
+    shipped at once."""
 
     def __init__(
         self,
@@ -56,13 +57,13 @@ class Quorum:
         self._hurry = hurry
         self._acked: dict[str, Seq] = {}
         self._owed: dict[str, Seq] = {}
-        """What mirrors had acknowledged that have less now."""
+        """The seqs that mirrors had acknowledged which have less now."""
         self._away: set[str] = set()
         """Mirrors that are not connected."""
         self._changed = trio.Event()
         self._seq = Seq(0)
         self.waiting = 0
-        """How many wait now."""
+        """The number of callers that wait now."""
         self._placed: Counter[int] = Counter()
         """Places that each user has."""
         self._in_line = 0
@@ -70,14 +71,14 @@ class Quorum:
         """Set, and made anew, when who stands in line is to look again."""
         self._patience_seconds = _BLOCKED_SECONDS if self._blocks else _SLOW_SECONDS
         self._answered_at = 0.0
-        """When the mirrors were known to answer, by trio's clock; while somebody waits."""
+        """The time when the mirrors were known to answer, by trio's clock; while a caller waits."""
         self.degraded_since: float | None = None
         """By trio's clock."""
         self._target: tuple[Seq, float] = Seq(0), 0.0
         """While degraded: where the journal ended, and when."""
         self._closed = False
         self.is_fenced = False
-        """Whether no mirror takes anything from here any more."""
+        """True if no mirror takes anything from here any more."""
 
     @property
     def seq(self) -> Seq:
@@ -129,7 +130,7 @@ class Quorum:
         self._wake()
 
     def _nth(self, seqs: list[Seq]) -> Seq:
-        """What as many as are wanted have."""
+        """Returns the highest that as many as are wanted have."""
         acked = sorted(seqs, reverse=True)
         return acked[self._mirrors - 1] if 0 < self._mirrors <= len(acked) else Seq(0)
 
@@ -192,7 +193,7 @@ class Quorum:
         self._move_on()
 
     def has(self, seq: Seq) -> bool:
-        """Whether nobody need wait for *seq*."""
+        """Returns True if no caller need wait for *seq*."""
         return (
             not self._mirrors
             or self._seq >= seq
@@ -258,7 +259,7 @@ class Quorum:
             self._wake()
 
     def describe(self) -> str | None:
-        """What is wrong, in words, or None."""
+        """Returns what is wrong, in words, or None."""
         if self.degraded_since is None:
             return None
         seconds = trio.current_time() - self.degraded_since

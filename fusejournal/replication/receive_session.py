@@ -54,7 +54,7 @@ _ACKED = {
 
 @dataclass(frozen=True)
 class Receiving:
-    """What all sessions of a mirror share."""
+    """The parts of a mirror that all its sessions share."""
 
     volume: Volume
     marks: WatermarkPage

@@ -3,7 +3,7 @@ acknowledges them.
 
 One session at a time. A newer connection of the same peer takes the place of the older, which may
 be a link that is dead and does not know it yet, once the two journals were compared: who cannot
-ship to here ends nobody's session. A second primary is refused, and so is a second instance of the
+ship to here ends no session. A second primary is refused, and so is a second instance of the
 same one (wire/instances.py) while the first is heard. Checks come in this order: who it is, version
 and volume, reign, whether another ships, position, checksum; then the frames are appended as they
 are, flushed, acknowledged, and left to the applier (receive_session.py).
@@ -72,8 +72,8 @@ _PARTED = frozenset({MirrorState.DIVERGED, MirrorState.REFUSED, MirrorState.NEED
 
 
 class Receiver:
-    """See the module. *join_volume* makes a mirror that has no journal one of the volume that its
-    first primary names."""
+    """Receives for one mirror. *join_volume* makes one that has no journal a mirror of the volume
+    that its first primary names."""
 
     def __init__(
         self,
@@ -115,8 +115,8 @@ class Receiver:
     # -- sessions ----------------------------------------------------------------------------------
 
     async def serve(self, connection: Connection, greeting: Hello) -> None:
-        """One session, whose sender has greeted. Raises RefusedError, which is for it to be told,
-        and WireError."""
+        """Serve one session, whose sender has greeted. Cancelling ends it. Raises RefusedError,
+        which the sender is to hear, and WireError."""
         try:
             self._check(greeting)
         except WireError as error:
@@ -171,8 +171,8 @@ class Receiver:
             over.set()
 
     def _check(self, greeting: Hello) -> tuple[Welcome, UUID]:
-        """What to answer who may ship to here at all, and the volume of both. Raises RefusedError,
-        WireError."""
+        """Returns the answer to a sender that may ship to here at all, and the volume of both.
+        Raises RefusedError, WireError."""
         answer = welcome(self._me(), greeting, is_mirror=True)
         uuid = uuid_of(greeting.uuid)
         if uuid is None:
@@ -199,7 +199,7 @@ class Receiver:
         await self._heed(claim, peer, is_let_in=False)
 
     async def _heed(self, claim: Claim, peer: str, *, is_let_in: bool) -> None:
-        """As :meth:`heed`. *is_let_in*: which instance of its node *peer* is, was looked at."""
+        """Do :meth:`heed`. *is_let_in*: the instance of its node that *peer* is, was looked at."""
         async with self._heeding:  # who tells of the same waits until it is on the disk
             ends = await self._ends_reign(claim, is_let_in=is_let_in)
             if ends and self._shared.raise_fence(claim.reign):
@@ -256,7 +256,7 @@ class Receiver:
             await self._durability.flush_watermarks()
 
     async def _gives_a_sign(self) -> bool:
-        """Whether the sender says something, now or soon."""
+        """Returns True if the sender says something, now or soon."""
         self._sign = trio.Event()
         over = self._session_over
         async with trio.open_nursery() as nursery:
@@ -365,7 +365,8 @@ class Receiver:
         self._record.last_error = f"{told}: they are kept in {kept}, and nothing is taken from it"
 
     def degraded(self) -> list[str]:
-        """What is wrong here, a line each; but for a volume that has failed, which says so."""
+        """Returns what is wrong here, a line each; but for a volume that has failed, which says
+        so."""
         lines, record = [], self._record
         if record.state in _PARTED:
             lines.append(f"primary {record.primary}: {record.state}: {record.last_error}")

@@ -1,4 +1,4 @@
-"""What the journal keeps for a peer that takes nothing: since when, and up to which limit.
+"""Keeps the journal for a peer that takes nothing: notes since when, and up to which limit.
 
 A peer that has gone, that is paused, and one that is here and takes nothing, as a full mirror, are
 the same here. What is noted is in the book of peers, and so outlives the process.
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _DAY_SECONDS = 86400.0
 _NOTE_SECONDS = 60.0
-"""What is counted is noted as often, and then saved."""
+"""The count is noted as often, and then saved."""
 
 
 def _now() -> float:
@@ -32,7 +32,7 @@ def _now() -> float:
 
 
 class Retention:
-    """Of the journal of *volume*, for the peer *name*. See the module."""
+    """The retention of the journal of *volume*, for the peer *name*."""
 
     def __init__(
         self, name: str, volume: Volume, config: ReplicationConfig, book: PeerBook
@@ -58,8 +58,8 @@ class Retention:
             self._book.note_left(self._name, self._volume.catalog.applied_seq, time.time())
 
     def overdue(self) -> str | None:
-        """Why the journal alone is not to bring the peer up to date any more; None where it is, or
-        where that is known."""
+        """Returns why the journal alone is not to bring the peer up to date any more; None where it
+        is, or where that is known."""
         peer = self._book.find(self._name)
         if peer is None or peer.needs_copy or peer.left_seq is None:
             return None

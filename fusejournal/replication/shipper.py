@@ -162,7 +162,7 @@ class Shipper:
 
     @property
     def _has_worked(self) -> bool:
-        """Whether this session was of use."""
+        """True if this session was of use."""
         has_lasted = trio.current_time() - self._began_at >= _LASTING_SECONDS
         return self.record.acked_seq > self._began_seq or (self.record.is_heard and has_lasted)
 

@@ -1,4 +1,4 @@
-"""What all shippers of a node share."""
+"""The parts of a node that all its shippers share."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field

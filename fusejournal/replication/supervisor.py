@@ -331,14 +331,15 @@ class Replication:
                 shipper.stopped("a bug stopped it: see the log; a new mount starts it again")
 
     def commands(self) -> dict[str, Command]:
-        """What the control socket answers."""
+        """Returns the commands that the control socket answers."""
         return self._desk.commands()
 
     # -- status ------------------------------------------------------------------------------------
 
     @property
     def epoch(self) -> Epoch:
-        """Of the reign that this node goes by. (On a mirror, its journal's follows applying.)"""
+        """The epoch of the reign that this node goes by. (On a mirror, its journal's follows
+        applying.)"""
         return self._me().reign.epoch
 
     def status(self) -> ReplicationStatus:
@@ -358,7 +359,7 @@ class Replication:
         )
 
     def degraded(self) -> list[str]:
-        """What is wrong, a line each."""
+        """Returns what is wrong, a line each."""
         lines = []
         if (trouble := self.quorum.describe()) is not None:
             lines.append(trouble)

@@ -1,4 +1,4 @@
-"""What was shipped to one peer since the node began.
+"""Counts of what was shipped to one peer since the node began.
 
 Used from the event loop's thread."""
 
@@ -12,7 +12,7 @@ class Traffic:
     batches: int = 0
     entries: int = 0
     content_bytes: int = 0
-    """Of entries, before compression,"""
+    """The size of entries, before compression,"""
     sent_bytes: int = 0
     """and after."""
     resent_entries: int = 0

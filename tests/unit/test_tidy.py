@@ -51,7 +51,6 @@ _HEADLESS_MAX = {
     "errors": 5,
     "layer": 40,
     "replay": 10,
-    "replication": 80,
     "types": 5,
 }
 """How many docstrings of a room may begin with a clause that has no head."""

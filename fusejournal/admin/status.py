@@ -52,8 +52,8 @@ def _status_from_disk(state: VolumeState, condition: str, pid: int | None) -> Vo
         if any(state.journal_dir.glob("*.fj*")):
             is_mirror = state.is_mirror
             page = None
-            if state.marks.exists():
-                page = WatermarkPage(state.marks, state.created_ns)
+            if state.watermarks.exists():
+                page = WatermarkPage(state.watermarks, state.created_ns)
             journal = Journal.open(
                 state.journal_dir,
                 state.uuid,

@@ -121,7 +121,7 @@ def assemble_start(
 
     Raises FusejournalError: a state directory or configuration that cannot be.
     """
-    page = WatermarkPage(state.marks, state.created_ns)
+    page = WatermarkPage(state.watermarks, state.created_ns)
     files = OpenFiles(table_fd)
     policy = WaitPolicy()
     recaller = Recaller(

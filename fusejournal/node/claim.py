@@ -15,7 +15,13 @@ from fusejournal.disk.files import make_directories
 from fusejournal.errors import FusejournalError, UsageError
 from fusejournal.node.lock import hold
 from fusejournal.node.registry import check_rightful, links_root, state_root
-from fusejournal.node.state_dir import VolumeState, load_state, make_directory, save_state
+from fusejournal.node.state_dir import (
+    VolumeState,
+    load_state,
+    make_directory,
+    save_state,
+    take_over,
+)
 
 if TYPE_CHECKING:
     # Configuration takes its time to load, and only who mounts needs it.
@@ -63,8 +69,7 @@ def _load_or_make(spec: "MountSpec") -> VolumeState:
             backing=spec.backing,
             mountpoint=spec.mountpoint,
         )
-        if state != known:
-            save_state(state)
+        take_over(state, known)
     else:
         if any((directory / "journal").glob("*.fj*")):
             raise FusejournalError(

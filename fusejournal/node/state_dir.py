@@ -7,7 +7,7 @@
     STATE/journal/       segments
     STATE/catalog/       the catalog, a cache
     STATE/checkpoint     up to where the backing itself is known to be on disk
-    STATE/marks          the node's page of watermarks
+    STATE/watermarks     the node's page of watermarks
     STATE/signatures     what a mirror keeps to vouch for entries that it hands back
     STATE/peers.json     other nodes: names, addresses, certificates
     STATE/identity/      this node's key and certificate
@@ -20,7 +20,12 @@
 
 A state directory is root's (or the caller's), and no other user can write to it: one who can, has
 root mount what he likes. Nothing here ever touches a mountpoint, which may be dead and hang or
-fail. Where volumes are found is in registry.py, who has one in lock.py."""
+fail. Where volumes are found is in registry.py, who has one in lock.py.
+
+Until format 2 the page of watermarks was called ``marks``. An older version of the program would
+not find it by its name of today: it would make an empty one, and so forget which reign it must not
+fall behind. So the directory is first of the new format, which an older version refuses, durably;
+then the page gets its new name (:func:`take_over`)."""
 
 import json
 import os
@@ -29,6 +34,7 @@ from pathlib import Path
 from typing import Any, TextIO
 from uuid import UUID
 
+from fusejournal.disk import calls
 from fusejournal.disk.files import (
     UNREADABLE_JSON,
     Outlives,
@@ -37,6 +43,7 @@ from fusejournal.disk.files import (
 )
 from fusejournal.errors import (
     FusejournalError,
+    JournalError,
     UntrustedStateError,
     VolumeNotFoundError,
 )
@@ -44,7 +51,11 @@ from fusejournal.node.lock import holder_of
 from fusejournal.roles.role import NEW, Event, Role
 from fusejournal.types import NOWHERE
 
-_FORMAT = 1
+_FORMAT = 2
+_FORMATS = (1, _FORMAT)
+_PAGE = "watermarks"
+_PAGE_BEFORE = "marks"
+"""As it was called in format 1."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +102,11 @@ class VolumeState:
         return replace(self, role=self.role.after(event))
 
     @property
-    def marks(self) -> Path:
-        """The node's page of watermarks."""
-        return self.directory / "marks"
+    def watermarks(self) -> Path:
+        """The node's page of watermarks; under its name of before where no layer of this version
+        has been at work yet."""
+        page, before = self.directory / _PAGE, self.directory / _PAGE_BEFORE
+        return before if before.exists() and not page.exists() else page
 
     def has_journal(self) -> bool:
         """Returns True if it ever had an entry."""
@@ -118,7 +131,7 @@ def load_state(directory: Path) -> VolumeState:
     try:
         with _open_trusted(directory) as file:
             raw = json.load(file)
-        if raw.pop("format") != _FORMAT:
+        if raw.pop("format") not in _FORMATS:
             raise FusejournalError(f"{path}: written by another version of fusejournal")
         return VolumeState(
             directory=directory,
@@ -141,7 +154,9 @@ def _read_role(raw: dict[str, Any]) -> Role:
     role = Role(raw["role"])
     if role not in (Role.PRIMARY, Role.MIRROR):
         raise ValueError(f"{role.value!r} is no role")
-    return Role.UNINITIALIZED if raw.get("is_uninitialized") else role
+    # (0.1.0 had another word for it.)
+    is_uninitialized = raw.get("is_uninitialized", raw.get("is_unborn", False))
+    return Role.UNINITIALIZED if is_uninitialized else role
 
 
 def _open_trusted(directory: Path) -> TextIO:
@@ -199,6 +214,29 @@ def remember_listen(state: VolumeState, asked: str) -> VolumeState:
     remembering = replace(state, listen=listen)
     save_state(remembering)
     return remembering
+
+
+def take_over(state: VolumeState, known: VolumeState) -> None:
+    """Have the state directory say *state*, where it said *known*, and all in it be as this version
+    has it; only for who holds the volume. Killed at any step, it is done by the next call. Raises
+    OSError, JournalError."""
+    directory = state.directory
+    page, before = directory / _PAGE, directory / _PAGE_BEFORE
+    if before.exists() and page.exists():
+        raise JournalError(
+            f"{before}: an older version of fusejournal was at work beside {page}: move away which "
+            "of the two is not this state's, or both, and the next start looks the backing over"
+        )
+    if state != known or _format_of(directory) != _FORMAT:
+        save_state(state)
+    if before.exists():
+        calls.rename("state.watermarks.rename", before, page)
+        calls.fsync_directory("state.watermarks.directory", directory)
+
+
+def _format_of(directory: Path) -> int:
+    with _open_trusted(directory) as file:
+        return int(json.load(file)["format"])
 
 
 def save_state(state: VolumeState) -> None:

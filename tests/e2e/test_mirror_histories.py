@@ -212,7 +212,7 @@ def test_a_primary_takes_back_what_it_lost(tmp_path: Path, backing: str) -> None
             primary.kill()
             primary.detach()
             cut_journal(primary, 15)
-            marks = WatermarkPage(primary.state / "marks")
+            marks = WatermarkPage(primary.state / "watermarks")
             marks.durable_seq = min(marks.durable_seq, Seq(head_seq - 15))  # nor had been flushed
             marks.close()
             begin_another_boot(primary.state)
@@ -297,7 +297,7 @@ def test_the_middle_of_a_chain_loses_its_machine(tmp_path: Path) -> None:
     with started(tmp_path, None, None, cascade=True) as (primary, middle, last):
         write(primary, "before")
         check_equal(primary, middle, last)
-        marks = WatermarkPage(middle.state / "marks")
+        marks = WatermarkPage(middle.state / "watermarks")
         early_seq = marks.committed_seq
         marks.close()
         for name in ("one", "two", "three"):
@@ -305,7 +305,7 @@ def test_the_middle_of_a_chain_loses_its_machine(tmp_path: Path) -> None:
         check_equal(primary, middle, last)
         middle.kill()
         middle.detach()
-        marks = WatermarkPage(middle.state / "marks")
+        marks = WatermarkPage(middle.state / "watermarks")
         marks.committed_seq = marks.durable_seq = marks.applying_seq = early_seq
         marks.close()
         begin_another_boot(middle.state)

@@ -136,7 +136,7 @@ def test_new_page_of_watermarks_is_on_the_disk_with_its_name(tmp_path: Path, kin
     """A fence that a lost machine forgets would be none."""
     fence = Reign(Epoch(7), 5)
     with power_disk(tmp_path, kind) as disk:
-        path = disk.mountpoint / "marks"
+        path = disk.mountpoint / "watermarks"
         page = WatermarkPage(path)
         page.fence = fence
         page.sync()

@@ -110,7 +110,7 @@ def test_durable_entries_are_no_torn_tail(
     rewrite(layer, 0, 40)
     layer.kill()
     if page == "gone":  # then the frames behind tell
-        (layer.state / "marks").unlink()
+        (layer.state / "watermarks").unlink()
         (layer.state / "checkpoint").unlink()
     (path,) = list_segments(layer.state / "journal")
     *_, (_, frame) = JournalReader(layer.state / "journal").frames(Seq(1), Seq(24))
@@ -173,7 +173,7 @@ def test_state_that_went_on_elsewhere_is_refused(tmp_path: Path) -> None:
     # What the copy has to go on with, so that it can.
     BackingRoot(root_fd, uuid).mark()
     os.close(root_fd)
-    page = WatermarkPage(tmp_path / "two" / "state" / "marks")
+    page = WatermarkPage(tmp_path / "two" / "state" / "watermarks")
     page.rooted_seq = Seq(0)
     page.close()
     with open_volume(tmp_path / "two") as two:
@@ -183,7 +183,7 @@ def test_state_that_went_on_elsewhere_is_refused(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "one" / "state")
     copy(tmp_path / "two" / "state", tmp_path / "one" / "state")
     before = image(tmp_path / "one" / "backing")
-    page = WatermarkPage(tmp_path / "one" / "state" / "marks")
+    page = WatermarkPage(tmp_path / "one" / "state" / "watermarks")
     page.rooted_seq = Seq(0)
     page.close()
     with (
@@ -404,12 +404,12 @@ def test_watermarks_of_another_state_directory_are_refused(
     with Layer(tmp_path / "other", config=_CONFIG) as other:
         other.start()
         other.stop()
-        shutil.copyfile(other.state / "marks", ledger.state / "marks")
+        shutil.copyfile(other.state / "watermarks", ledger.state / "watermarks")
     if boot == "another":
         begin_another_boot(ledger.state)
     assert "the watermarks of another state directory" in refused(ledger, 10)
     assert "of another state directory" in ledger.run("status", "volume", check=False).stdout
-    (ledger.state / "marks").unlink()
+    (ledger.state / "watermarks").unlink()
     ledger.start()
     assert (ledger.mountpoint / "ledger").read_text().startswith("version   29")
     ledger.stop()
@@ -417,7 +417,7 @@ def test_watermarks_of_another_state_directory_are_refused(
 
 def test_checkpoint_of_another_state_directory_counts_as_none(tmp_path: Path) -> None:
     """It would tell up to where another mirror's backing was flushed."""
-    page = WatermarkPage(tmp_path / "marks", 5)
+    page = WatermarkPage(tmp_path / "watermarks", 5)
     other = WatermarkPage(tmp_path / "other", 6)
     checkpoint = Checkpoint(Seq(7), 8, Position(Epoch(1), Seq(9), 10))
     root_fd = os.open(tmp_path, os.O_RDONLY)
@@ -456,10 +456,10 @@ def test_lost_page_of_a_mirror_counts_until_it_is_made_whole(
         opened.volume.catalog.commit()
         assert opened.marks is not None
         assert opened.marks.applying_seq == head_seq + 1
-    (state / "marks").unlink()
+    (state / "watermarks").unlink()
     if before == "a look":
         root_fd = os.open(mirror / "backing", os.O_RDONLY)
-        page = WatermarkPage(state / "marks")
+        page = WatermarkPage(state / "watermarks")
         looking = VolumeStartup(
             state, uuid, mirror / "backing", root_fd, SMALL_SEGMENTS, Quiet(), page, is_mirror=True
         )

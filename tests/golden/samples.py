@@ -24,8 +24,10 @@ from fusejournal.journal.index import index_path, write_index
 from fusejournal.journal.seekable import compress_file
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.watermarks import Following, WatermarkPage
+from fusejournal.node.state_dir import VolumeState, save_state
 from fusejournal.replication.kept_signatures import KeptSignatures
 from fusejournal.replication.peers import Peer, PeerBook
+from fusejournal.roles.role import Role
 from fusejournal.types import Epoch, Fid, Position, Reign, Seq
 from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile
 from fusejournal.wire.frames import (
@@ -186,6 +188,19 @@ def peers(certificate: str) -> tuple[Peer, ...]:
     return replace(far, away_seconds=86_400.25, keeps_signatures=True), Peer("west")
 
 
+def volume(directory: Path) -> VolumeState:
+    """A new mirror's state in *directory*, with a value of its own in each field."""
+    places = Path("/srv/backing"), Path("/srv/data")
+    said = Role.UNINITIALIZED, "10.0.0.2:7710"
+    return VolumeState(directory, UUID_OF_GOLDENS, "srv-data", *places, NOW_NS, *said)
+
+
+def make_volume(directory: Path) -> object:
+    """Which volume a state directory is of."""
+    save_state(volume(directory))
+    return json.loads((directory / "volume.json").read_text())
+
+
 def make_peers(directory: Path) -> object:
     """The book of peers."""
     book = PeerBook(directory)
@@ -272,6 +287,7 @@ GOLDENS = {
     "checkpoint-v1": Golden(make_checkpoint),
     "signatures-v1": Golden(make_signatures),
     "peers-v1": Golden(make_peers),
+    "volume-v2": Golden(make_volume),
     "wire-v1": Golden(make_wire),
 }
 

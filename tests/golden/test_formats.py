@@ -14,6 +14,7 @@ from fusejournal.journal.index import build_index, index_path, load_index
 from fusejournal.journal.seekable import SeekableFile
 from fusejournal.journal.segment import SegmentReader
 from fusejournal.journal.watermarks import Following, WatermarkPage
+from fusejournal.node.state_dir import load_state
 from fusejournal.operations import Kind
 from fusejournal.replication.kept_signatures import Kept, KeptSignatures
 from fusejournal.replication.peers import PeerBook
@@ -34,6 +35,7 @@ from tests.golden.samples import (
     golden,
     make,
     peers,
+    volume,
 )
 
 _SEGMENT = "00000000000000000001.fj"
@@ -141,6 +143,11 @@ def test_the_peers_are_read(tmp_path: Path) -> None:
     (tmp_path / "peers.json").write_text(json.dumps(golden("peers-v1")))
     certificate = "".join(golden("identity-v1")["cert.pem"])
     assert tuple(PeerBook.load(tmp_path).list()) == peers(certificate)
+
+
+def test_the_volume_is_read(tmp_path: Path) -> None:
+    (tmp_path / "volume.json").write_text(json.dumps(golden("volume-v2")))
+    assert load_state(tmp_path) == volume(tmp_path)
 
 
 def test_every_message_has_a_sample() -> None:

@@ -59,7 +59,7 @@ def leave(volume: Path, workload: Workload, checkpoint: int, backing: int, end: 
     plain = bytes(care & 1 for care in workload.care)  # so that it can be cut anywhere
     replace(workload, care=plain).write(volume / "state" / "journal")
     tag_root(volume / "backing", UUID_OF_WORKLOADS)
-    page = WatermarkPage(volume / "state" / "marks")
+    page = WatermarkPage(volume / "state" / "watermarks")
     page.confirm()
     page.close()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -76,7 +76,7 @@ def leave(volume: Path, workload: Workload, checkpoint: int, backing: int, end: 
                 opened.make_checkpoint()
     if not checkpoint:
         (volume / "state" / "checkpoint").unlink(missing_ok=True)
-    (volume / "state" / "marks").unlink()
+    (volume / "state" / "watermarks").unlink()
     lose_machine(volume / "state", end)
 
 

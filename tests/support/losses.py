@@ -35,7 +35,7 @@ def lose_machine(state: Path, last_seq: int) -> None:
 
 def _forget_after(state: Path, last_seq: int) -> None:
     """What else was written down of later entries had not reached a disk either."""
-    page = WatermarkPage(state / "marks")
+    page = WatermarkPage(state / "watermarks")
     if CheckpointFile(state / "checkpoint", page).load().seq > last_seq:
         (state / "checkpoint").unlink()
     page.durable_seq = min(page.durable_seq, Seq(last_seq))

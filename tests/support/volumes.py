@@ -214,7 +214,7 @@ def open_volume(
         uuid = uuid4()
     if uuid is not None:
         _note_uuid(known, uuid)
-    page = WatermarkPage(state / "marks")
+    page = WatermarkPage(state / "watermarks")
     marks = page if mirror else None
     root_fd = os.open(backing, os.O_RDONLY | os.O_DIRECTORY)
     usage, policy = Usage(), WaitPolicy()

@@ -54,3 +54,42 @@ def test_a_pair_is_upgraded(tmp_path: Path, program: Path, first: str, how: str)
         assert program not in (program_of(primary), program_of(mirror))
         for node in (primary, mirror):
             node.stop()
+
+
+def test_the_release_refuses_what_this_version_has_mounted(tmp_path: Path, program: Path) -> None:
+    """It would find no page of watermarks, and forget which reign it must not fall behind."""
+    with nodes(tmp_path, None, config=CONFIG) as (primary, mirror):
+        for node in (primary, mirror):
+            run_release(node, program)
+            node.start()
+        work(primary.mountpoint)
+        check_equal(primary, mirror)
+        for node in (primary, mirror):
+            upgrade(node, "stop")
+            node.stop()
+            kept = {path.name for path in node.state.iterdir()}
+            assert "watermarks" in kept
+            assert "marks" not in kept
+            run_release(node, program)
+            refused = node.run(*node.mount_arguments(), check=False)
+            assert refused.returncode == 1
+            assert "volume.json: written by another version of fusejournal" in refused.stderr
+            assert {path.name for path in node.state.iterdir()} == kept
+            run_release(node, None)
+        for node in (mirror, primary):
+            node.start()
+        check_equal(primary, mirror)
+        for node in (primary, mirror):
+            node.stop()
+
+
+def test_a_mirror_that_has_heard_from_nobody_is_upgraded(tmp_path: Path, program: Path) -> None:
+    with nodes(tmp_path, None, config=CONFIG) as (primary, mirror):
+        run_release(mirror, program)
+        mirror.start()
+        upgrade(mirror, "stop")
+        primary.start()
+        work(primary.mountpoint)
+        check_equal(primary, mirror)
+        for node in (primary, mirror):
+            node.stop()

@@ -246,7 +246,7 @@ async def test_mirror_that_lost_its_machine_too_gives_all_it_has(tmp_path: Path,
                 await _ship_all(primary, mirror, address)
                 head_seq = primary.volume.journal.head_seq
         await mirror.durability.flush()
-    marks = WatermarkPage(tmp_path / "mirror" / "state" / "marks")
+    marks = WatermarkPage(tmp_path / "mirror" / "state" / "watermarks")
     marks.committed_seq = marks.durable_seq = marks.applying_seq = early_seq
     marks.close()
     begin_another_boot(tmp_path / "mirror" / "state")
@@ -301,7 +301,7 @@ def _copy_tree(source: Path, target: Path, head_seq: int) -> None:
     shutil.rmtree(target / "state" / "catalog")
     (target / "backing").mkdir()
     uuid = UUID((source / "state" / "uuid").read_text())
-    marks = WatermarkPage(target / "state" / "marks")
+    marks = WatermarkPage(target / "state" / "watermarks")
     marks.durable_seq = Seq(head_seq)
     marks.rooted_seq = Seq(0)
     marks.close()
@@ -316,7 +316,7 @@ def _copy_tree(source: Path, target: Path, head_seq: int) -> None:
         ):
             copy.volume.apply_received(entry, outcome, redo=False)
         copy.volume.catalog.commit()
-    (target / "state" / "marks").unlink()
+    (target / "state" / "watermarks").unlink()
 
 
 async def test_full_backing_stops_the_start_and_nothing_is_lost(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def reign_of(side: OpenVolume) -> Reign:
     """The reign that *side* has seen."""
-    marks = WatermarkPage(side.directory / "state" / "marks")
+    marks = WatermarkPage(side.directory / "state" / "watermarks")
     try:
         return marks.fence
     finally:
@@ -537,7 +537,7 @@ async def test_a_primary_that_lost_its_page_asks_all_peers_first(
                 head_seq = head(primary)
             if lost_machine:
                 lose_machine(tmp_path / "primary" / "state", head_seq)
-            (tmp_path / "primary" / "state" / "marks").unlink()
+            (tmp_path / "primary" / "state" / "watermarks").unlink()
             for _ in range(2):
                 with open_volume(tmp_path / "primary", begin=False) as primary:
                     primary.replicate(ReplicationConfig(peers=peers, take_back_seconds=0.3))

@@ -20,6 +20,9 @@ the same fid."""
 EPOCH_MAX = 1 << (63 - EPOCH_SHIFT)
 """So that every fid is a positive 64-bit number."""
 
+NAME_BYTES_MAX = 255
+"""How long a name in a directory can be: the kernel's NAME_MAX."""
+
 TIME_MIN_NS = -(2**31 - 1) * 10**9
 TIME_MAX_NS = (2**34 - 2**31 - 1) * 10**9
 """Times every supported backing holds to the nanosecond (ext4 with 256-byte inodes is the

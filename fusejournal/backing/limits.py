@@ -255,7 +255,7 @@ def _xattrs_of(operation: TreeOperation) -> list[tuple[bytes, int]]:
         (ACCESS_ACL_XATTR, getattr(operation, "acl", None)),
         (DEFAULT_ACL_XATTR, getattr(operation, "default_acl", None)),
     )
-    return [(name.encode(), len(acl)) for name, acl in acls if acl is not None]
+    return [(name, len(acl)) for name, acl in acls if acl is not None]
 
 
 def _xattr_limit_met(operation: TreeOperation, root_fd: int) -> str | None:

@@ -24,7 +24,6 @@ been lost without the machine: a disk that went away and came back is mounted an
 Source: xattr(7), statx(2), sysfs(5): a directory there gets another inode number each time it is
 made, and a file system's is made by mounting it."""
 
-import errno
 import fcntl
 import os
 import struct
@@ -36,6 +35,7 @@ from uuid import UUID
 
 from fusejournal.backing.fid_tag import FID_XATTR, pack_tag
 from fusejournal.disk import failpoints, syscalls
+from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.types import ROOT_FID, Epoch, Position, Seq
 
 _POSITION = struct.Struct("<QQQ")
@@ -43,7 +43,6 @@ _UUID_BYTES = 16
 _NAMES_LOOKED_AT = 256
 _INO32_GEN_BYTES = 12
 """A handle's type, inode number and generation, as ext4 makes them."""
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _SYSFS = Path("/sys/fs")
 _BTRFS_IOC_FS_INFO = 0x8400941F
 _BTRFS_INFO_BYTES = 1024
@@ -136,7 +135,7 @@ class BackingRoot:
         try:
             self.mark(position)
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in NO_SPACE:
                 raise
             return False
         return True

@@ -9,8 +9,8 @@ __posix_acl_chmod_masq() of its fs/posix_acl.c."""
 
 import struct
 
-ACCESS_ACL_XATTR = "system.posix_acl_access"
-DEFAULT_ACL_XATTR = "system.posix_acl_default"
+ACCESS_ACL_XATTR = b"system.posix_acl_access"
+DEFAULT_ACL_XATTR = b"system.posix_acl_default"
 CAPABILITY_XATTR = b"security.capability"
 """Of a file's capabilities (capabilities(7)), which are kept and cleared as ACLs are."""
 

@@ -12,11 +12,10 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 
+from fusejournal.disk.errnos import NO_MEANS
 from fusejournal.disk.failpoints import reached
 
 FALLOC_FL_KEEP_SIZE = 1
-NO_MEANS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""What a call fails with that has nothing to do with the disk, and works again later."""
 
 _RESERVED = 8
 _reserve: list[int] = []

@@ -36,8 +36,7 @@ from fusejournal.operations import (
 )
 from fusejournal.types import ROOT_FID, Fid, Seq
 
-_ACCESS, _DEFAULT = ACCESS_ACL_XATTR.encode(), DEFAULT_ACL_XATTR.encode()
-ACLS = frozenset({_ACCESS, _DEFAULT})
+ACLS = frozenset({ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR})
 _EMPTY_ACL_BYTES = 4
 """An ACL without entries is none: setting it takes away the one there is."""
 DATA_KINDS = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
@@ -157,17 +156,17 @@ class State:
         for step in self.steps:
             if isinstance(step, Setattr):
                 mode = step.mode
-                if mode is not None and _ACCESS in acls:
-                    acls[_ACCESS] = after_chmod(acls[_ACCESS], mode)
+                if mode is not None and ACCESS_ACL_XATTR in acls:
+                    acls[ACCESS_ACL_XATTR] = after_chmod(acls[ACCESS_ACL_XATTR], mode)
             elif isinstance(step, Setxattr) and len(step.value) > _EMPTY_ACL_BYTES:
                 acls[step.name] = step.value
-                if step.name == _ACCESS:
+                if step.name == ACCESS_ACL_XATTR:
                     mode = (mode or 0) & 0o7000 | mode_of(step.value)
                     if is_in_mode(step.value):
-                        del acls[_ACCESS]
+                        del acls[ACCESS_ACL_XATTR]
             elif isinstance(step, Setxattr | Removexattr):
                 acls.pop(step.name, None)
-        return Permissions(mode, acls.get(_ACCESS), acls.get(_DEFAULT))
+        return Permissions(mode, acls.get(ACCESS_ACL_XATTR), acls.get(DEFAULT_ACL_XATTR))
 
     @property
     def _is_directory(self) -> bool:
@@ -182,9 +181,9 @@ class State:
             self.xattrs = {name: value for name, value in operation.xattrs if name not in ACLS}
             acls = [(name, value) for name, value in operation.xattrs if name in ACLS]
         if isinstance(operation, Create | Mkdir) and operation.acl is not None:
-            acls.append((_ACCESS, operation.acl))
+            acls.append((ACCESS_ACL_XATTR, operation.acl))
         if isinstance(operation, Mkdir) and operation.default_acl is not None:
-            acls.append((_DEFAULT, operation.default_acl))
+            acls.append((DEFAULT_ACL_XATTR, operation.default_acl))
         self.steps = [Setxattr(self.fid, name, value) for name, value in acls]
         if not isinstance(operation, Symlink) and target_of(operation) is None:
             self._take_mode(operation.mode & 0o7777)

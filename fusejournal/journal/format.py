@@ -38,15 +38,12 @@ offset  size  field
 
 Payload: ``[kind, time_ns, uid, gid, pid, paths, *operation]``, where *operation* is the fields of
 the class of that kind in ``operations.py``, in order; trailing fields that have defaults may be
-missing. ``paths`` is nil or a map of fid to path (bytes, relative to the root, as it was before
-the entry): every fid the operation touches that this segment has not named before, so that one
-segment can be read alone.
+missing. ``paths`` is nil or a map of fid to path (bytes, relative to the root, before the entry):
+every fid the operation touches that this segment has not named yet, so that it can be read alone.
 
-The checksums form a chain: two journals with the same checksum at the same seq are the same up to
-there.
+The checksums form a chain: two journals with one checksum at one seq are the same up to there.
 
-Source: the xxHash and msgpack specifications.
-"""
+Source: the xxHash and msgpack specifications."""
 
 import struct
 from typing import Any, Final, NamedTuple
@@ -67,7 +64,16 @@ from fusejournal.operations import (
     Symlink,
     Whiteout,
 )
-from fusejournal.types import EPOCH_MAX, TIME_MAX_NS, TIME_MIN_NS, Caller, Epoch, Fid, Seq
+from fusejournal.types import (
+    EPOCH_MAX,
+    NAME_BYTES_MAX,
+    TIME_MAX_NS,
+    TIME_MIN_NS,
+    Caller,
+    Epoch,
+    Fid,
+    Seq,
+)
 
 FORMAT_VERSION: Final = 1
 SEGMENT_MAGIC: Final = b"\x89FJS\r\n\x1a\n"
@@ -295,18 +301,13 @@ def kind_of(frame: Frame) -> Kind | None:
 
 
 def _is_path(path: bytes) -> bool:
-    """Returns True if *path* is one from the volume's root (empty: the root itself) by names
-    alone."""
+    """Returns True if *path* leads by names alone from the volume's root (empty: the root)."""
     return not path or (b"\0" not in path and not _NO_NAMES.intersection(path.split(b"/")))
 
 
 def _is_name(name: bytes) -> bool:
-    return (
-        b"/" not in name
-        and name not in _NO_NAMES
-        and b"\0" not in name
-        and len(name) <= _NAME_BYTES_MAX
-    )
+    is_one = name not in _NO_NAMES and len(name) <= NAME_BYTES_MAX
+    return is_one and b"/" not in name and b"\0" not in name
 
 
 _COPIED_BYTES_MAX: Final = 2048
@@ -430,7 +431,6 @@ _LIMITS: Final[dict[str, tuple[int, int]]] = {
 """The least and the most that a number can be, where that is not 0 and ``_NUMBER_MAX``: what the
 system calls that carry the operation out take."""
 _TARGET_BYTES_MAX: Final = 4095
-_NAME_BYTES_MAX: Final = 255
 _NO_NAMES: Final = frozenset({b"", b".", b".."})
 _FILE_NAMES: Final = frozenset({"name", "new_name"})
 _NO_FILE_NAMES: Final = frozenset({Kind.SETXATTR, Kind.REMOVEXATTR, Kind.MARK})
@@ -491,7 +491,7 @@ def _check_further(operation: Operation) -> None:
 
 
 def _check_xattr_name(name: bytes) -> None:
-    if not 0 < len(name) <= _NAME_BYTES_MAX or b"\0" in name:
+    if not 0 < len(name) <= NAME_BYTES_MAX or b"\0" in name:
         raise FormatError(f"{name!r} cannot be an attribute's name")
 
 

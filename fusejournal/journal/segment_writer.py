@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusejournal.disk import calls, failpoints
+from fusejournal.disk.errnos import CANNOT_GROW, NO_MEANS
 from fusejournal.errors import JournalError, JournalFailedError, JournalFullError
 from fusejournal.journal.format import SEGMENT_HEADER_BYTES, SegmentHeader
 from fusejournal.journal.segment import SPACE_BYTES, segment_path
@@ -29,8 +30,7 @@ from fusejournal.types import Fid, Seq
 ALWAYS = frozenset({Kind.VOID, Kind.CLEAN})
 """Entries that may use all of the reserve: those that end what was begun."""
 
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_PASSES = _NO_SPACE | calls.NO_MEANS
+_PASSES = CANNOT_GROW | NO_MEANS
 _NO_END = 1 << 62
 _PIECE_BYTES_MIN = 64 << 10
 _PIECES = 256
@@ -242,6 +242,6 @@ def _no_space() -> OSError:
 
 
 def _full(directory: Path, error: OSError) -> JournalFullError:
-    if error.errno in calls.NO_MEANS:
+    if error.errno in NO_MEANS:
         return JournalFullError(f"{directory}: the journal got {error.strerror}", error.errno)
     return JournalFullError(f"{directory}: no space left for the journal")

@@ -54,7 +54,7 @@ from fusejournal.operations import (
     Whiteout,
     Write,
 )
-from fusejournal.types import ROOT_FID, Caller, Fid, Seq, clamp_time
+from fusejournal.types import NAME_BYTES_MAX, ROOT_FID, Caller, Fid, Seq, clamp_time
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.importer import Importer
 from fusejournal.volume.volume import Volume
@@ -65,10 +65,9 @@ log = logging.getLogger(__name__)
 _KEEP_ABSENT_SECONDS = 5.0
 _DIRECTORY_READERS = -1
 """The uid that all who have a directory open go by: of a directory it is not known who did."""
-_NAME_BYTES_MAX = 255
 _TRUSTED = b"trusted."
 _DOT_COOKIE, _DOT_DOT_COOKIE = 2, 3
-_ACL_XATTRS = frozenset((ACCESS_ACL_XATTR.encode(), DEFAULT_ACL_XATTR.encode()))
+_ACL_XATTRS = frozenset((ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR))
 
 
 class Handlers(pyfuse3.Operations):
@@ -308,7 +307,7 @@ class Handlers(pyfuse3.Operations):
             "f_favail",
         ):
             setattr(reply, field, getattr(space, field))
-        reply.f_namemax = _NAME_BYTES_MAX
+        reply.f_namemax = NAME_BYTES_MAX
         return reply
 
     async def forget(self, inode_list: Sequence[tuple[Fid, int]]) -> None:
@@ -548,7 +547,7 @@ class Handlers(pyfuse3.Operations):
         # A local file system drops setgid when somebody outside the group sets the ACL
         # (posix_acl_update_mode). Before, for if it ends here, there is no setgid too many.
         drops = (
-            name == ACCESS_ACL_XATTR.encode()
+            name == ACCESS_ACL_XATTR
             and mode & S_ISGID
             and not permissions.in_group(who, self._tree.stat(inode).st_gid)
         )
@@ -741,5 +740,5 @@ def _who(ctx: RequestContext) -> Caller:
 
 
 def _check_name(name: bytes) -> None:
-    if len(name) > _NAME_BYTES_MAX:
+    if len(name) > NAME_BYTES_MAX:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))

@@ -55,7 +55,7 @@ _FORMAT = 2
 _FORMATS = (1, _FORMAT)
 _PAGE = "watermarks"
 _PAGE_BEFORE = "marks"
-"""As it was called in format 1."""
+"""Its name in format 1."""
 
 
 @dataclass(frozen=True)

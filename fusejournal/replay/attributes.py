@@ -9,8 +9,6 @@ from fusejournal.disk import syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.history.file_states import ACLS, State
 
-_ACCESS, _DEFAULT = ACCESS_ACL_XATTR.encode(), DEFAULT_ACL_XATTR.encode()
-
 
 def set_new_attributes(fd: int, state: State, mode: int) -> None:
     """Set owner, mode and xattrs of a file that this process made just now with *mode*, of which
@@ -43,9 +41,9 @@ def attribute_changes(fd: int, state: State) -> Iterator[Callable[[], None]]:
     wanted, has = state.permissions(), _xattrs(path)
     xattrs = dict(state.xattrs)
     if wanted.acl is not None:
-        xattrs[_ACCESS] = wanted.acl
+        xattrs[ACCESS_ACL_XATTR] = wanted.acl
     if wanted.default_acl is not None:
-        xattrs[_DEFAULT] = wanted.default_acl
+        xattrs[DEFAULT_ACL_XATTR] = wanted.default_acl
     # ACLs before the mode, for they bring one; a capability after the owner, who takes it away.
     for key in sorted(has.keys() - xattrs.keys()):
         yield lambda key=key: os.removexattr(path, key)  # type: ignore[misc]

@@ -17,6 +17,7 @@ moves back when the name is free at the end; see :meth:`Divergence.end_asides`."
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
+from fusejournal.disk.acls import ACCESS_ACL_XATTR, CAPABILITY_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.history.name_changes import Dentry, NameChange, name_changes
 from fusejournal.operations import (
     RENAME_EXCHANGE,
@@ -28,16 +29,12 @@ from fusejournal.operations import (
     TreeOperation,
     made_by,
 )
-from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.types import NAME_BYTES_MAX, ROOT_FID, Fid, Seq
 
-_FREELY_REMOVED = frozenset(
-    {b"system.posix_acl_access", b"system.posix_acl_default", b"security.capability"}
-)
+_FREELY_REMOVED = frozenset({ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR, CAPABILITY_XATTR})
 
 
 NAME_TAKEN = "another file has the name"
-
-_NAME_BYTES_MAX = 255
 
 
 class Questions(Protocol):
@@ -377,7 +374,7 @@ def aside_name(name: bytes, because_of: Seq, number: int) -> bytes:
     """Returns what *name* is called aside, for the sake of entry *because_of*, at the *number*-th
     try."""
     suffix = b".undone-%d" % because_of + (b".%d" % number if number else b"")
-    kept = name[: _NAME_BYTES_MAX - len(suffix)]
+    kept = name[: NAME_BYTES_MAX - len(suffix)]
     if len(kept) < len(name):
         # No half character at the end.
         while kept and kept[-1] & 0xC0 == 0x80:

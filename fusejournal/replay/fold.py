@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from stat import S_ISDIR
 from typing import Any, NamedTuple
 
+from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import JournalError, PathNotFoundError
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.name_changes import NAME_KINDS, Dentry, name_changes
@@ -42,9 +43,6 @@ _DATA = frozenset(
 )
 _ROOT_ELSEWHERE = Fid(1 << 62)
 _KEEP_MTIME = frozenset({Kind.IMPORT, Kind.IMPORT_LINK})
-
-ACCESS_ACL = b"system.posix_acl_access"
-DEFAULT_ACL = b"system.posix_acl_default"
 
 
 class Step(NamedTuple):
@@ -277,7 +275,10 @@ def _as_attributes(fid: Fid, operation: TreeOperation) -> Iterator[TreeOperation
     match operation:
         case Mkdir():
             yield Setattr(fid, operation.mode & 0o7777, operation.uid, operation.gid, None, None)
-            for name, acl in ((ACCESS_ACL, operation.acl), (DEFAULT_ACL, operation.default_acl)):
+            for name, acl in (
+                (ACCESS_ACL_XATTR, operation.acl),
+                (DEFAULT_ACL_XATTR, operation.default_acl),
+            ):
                 if acl is not None:
                     yield Setxattr(fid, name, acl)
             yield Setattr(fid, operation.mode & 0o7777, None, None, None, None)

@@ -9,8 +9,6 @@ from fusejournal.disk import syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, mode_of
 from fusejournal.operations import Removexattr, Setattr, Setxattr
 
-ACCESS_ACL = ACCESS_ACL_XATTR.encode()
-
 
 class RootAttributes(NamedTuple):
     """The attributes that the target's root directory is to have at the end. Changes as the

@@ -31,6 +31,8 @@ from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogNode, Catal
 from fusejournal.backing.tree import FoundEntry, Tree
 from fusejournal.disk import calls, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
+from fusejournal.disk.boot import boot_id
+from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.errors import (
     ApplyBrokenError,
     ConflictError,
@@ -50,7 +52,7 @@ from fusejournal.operations import (
     Setxattr,
     TreeOperation,
 )
-from fusejournal.replay.root_attributes import ACCESS_ACL, RootAttributes
+from fusejournal.replay.root_attributes import RootAttributes
 from fusejournal.replay.scratch import TREE, Scratch, Spot, beside, find_spot
 from fusejournal.types import ROOT_FID, Fid, Seq, clamp_time, time_to_word, word_to_time
 
@@ -63,7 +65,6 @@ _BEFORE = struct.Struct("<QQQ")
 _MTIME_KEPT = frozenset({Kind.IMPORT, Kind.IMPORT_LINK})
 _NOTED = _MTIME_KEPT | {Kind.LINK, Kind.UNLINK, Kind.RMDIR} | MOVES
 """Operations of which only a look at inode numbers or times tells whether they were done."""
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _REFUSED = frozenset({errno.EPERM, errno.EACCES})
 _FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FLAGS_FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -162,7 +163,7 @@ def _full_purpose(root_fd: int, purpose: dict[str, Any]) -> dict[str, Any]:
     with suppress(OSError):
         # An inode number is given again; a handle has a generation, too.
         root += " " + syscalls.handle_of(root_fd).hex()
-    return {**purpose, "boot": _boot_id(), "root": root}
+    return {**purpose, "boot": boot_id(), "root": root}
 
 
 class Target:
@@ -363,7 +364,7 @@ class Target:
                     return None
                 return Setattr(fid, None, None, None, atime_ns, mtime_ns)
             case Setxattr() | Removexattr() if operation.fid == ROOT_FID:
-                if operation.name == ACCESS_ACL:
+                if operation.name == ACCESS_ACL_XATTR:
                     self._keep_root(self._root.after(operation))
                     return None
         return operation
@@ -431,7 +432,7 @@ class Target:
                 raise self._scratch_error(error) from None
 
     def _scratch_error(self, error: OSError) -> TargetError:
-        if error.errno in _FULL:
+        if error.errno in NO_SPACE:
             return TargetFullError(self.path, "no space left beside it; run the same again")
         return TargetError(self._scratch.path, error.strerror or "cannot be written")
 
@@ -496,7 +497,7 @@ class Target:
         number = getattr(cause, "errno", None) or errno.EIO
         path = self.where(operation)
         reason = os.strerror(number)
-        if number in _FULL:
+        if number in NO_SPACE:
             return TargetFullError(
                 self.path, f"no space left at seq {seq} ({path}); make some and run the same again"
             )
@@ -555,10 +556,6 @@ def _moved_by(operation: TreeOperation) -> tuple[Fid, ...]:
     if isinstance(operation, Moving):
         return operation.fid, operation.replaced
     return (operation.fid,)
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _open_root(spot: Spot, from_seq: int | None, scratch: Scratch | None) -> int:

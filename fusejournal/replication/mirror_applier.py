@@ -27,6 +27,7 @@ import trio
 
 from fusejournal.backing.catalog_store import COMMIT_CHANGES
 from fusejournal.backing.limits import limit_met
+from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.errors import FusejournalError, printable
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import kept_mtimes
@@ -48,7 +49,6 @@ log = logging.getLogger(__name__)
 _SLICE_SECONDS = 0.004
 _FRAME_RANGE_BYTES = 256 << 10
 _FULL_PAUSE_SECONDS = 1.0
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _PATH_CHARACTERS_MAX = 300
 """Messages show so much of a path, from its end."""
 _LIMIT_ADVICE = (
@@ -188,7 +188,7 @@ class MirrorApplier:
                     reason = "this backing's file system has no place for it"
                     raise self._refused(entry, f"{reason}: {limit}; {_LIMIT_ADVICE}")
                 is_limit_met = True
-            elif number in _NO_SPACE:
+            elif number in NO_SPACE:
                 why = os.strerror(number)
                 await self._wait_for_space(f"no space to apply entry {entry.seq}: {why}")
             else:

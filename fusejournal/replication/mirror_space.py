@@ -3,16 +3,14 @@
 Sessions are refused until there is space for it, because a connection that nobody reads would be
 cut in any case. Used from the event loop's thread."""
 
-import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.journal.journal import Journal
 from fusejournal.replication.wakeup import Wakeup
 from fusejournal.wire.session import RefusedError
-
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class MirrorSpace:
@@ -53,6 +51,6 @@ class MirrorSpace:
         try:
             yield
         except OSError as error:
-            if error.errno not in _NO_SPACE:
+            if error.errno not in NO_SPACE:
                 raise
             raise self.lacks(f"no space left for {what}: {error}", 0) from None

@@ -7,7 +7,6 @@ record that is missing or spoilt vouches for nothing.
 
 Used by the start and the end of a volume, and by the thread that sees a disk fail."""
 
-import errno
 import json
 import logging
 import os
@@ -16,6 +15,8 @@ from typing import NamedTuple
 
 from fusejournal.backing.root_mark import BackingRoot, filesystem_instance
 from fusejournal.disk import calls
+from fusejournal.disk.boot import boot_id
+from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.errors import JournalFullError
 from fusejournal.journal.reader import END
@@ -23,7 +24,6 @@ from fusejournal.types import Seq
 
 log = logging.getLogger(__name__)
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _BYTES = 512
 
 
@@ -72,7 +72,7 @@ class BootRecord:
         try:
             return {
                 "volume": str(self._root.uuid),
-                "boot_id": _BOOT_ID.read_text().strip(),
+                "boot_id": boot_id(),
                 "state": filesystem_instance(state_fd),
                 "backing": filesystem_instance(self._root.fd),
             }
@@ -85,7 +85,7 @@ class BootRecord:
         try:
             self._write(self._now(), head_seq)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in NO_SPACE:
                 raise
             raise JournalFullError(
                 f"{self._path}: no space to write down that the volume is used: make space"

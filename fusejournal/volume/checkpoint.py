@@ -10,7 +10,6 @@ Little-endian: seq (8 bytes), Unix time in nanoseconds when that was the last en
 xxh3-64 of both, seeded with the number of the state directory (journal/watermarks.py; of an older
 version, with 0)."""
 
-import errno
 import os
 import struct
 import time
@@ -23,6 +22,7 @@ import xxhash
 
 from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.disk import calls
+from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.types import Position, Seq
 
@@ -121,7 +121,7 @@ def suppress_full() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_SPACE:
             raise
 
 

@@ -34,7 +34,7 @@ from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import COMMIT_CHANGES
 from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.config import JournalConfig
-from fusejournal.disk import calls
+from fusejournal.disk.errnos import NO_MEANS, NO_SPACE
 from fusejournal.disk.process import DIRECTORY, python_module
 from fusejournal.errors import JournalError, JournalFailedError
 from fusejournal.journal.format import FormatError
@@ -46,7 +46,7 @@ from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile
 
 _TEND_PAUSE_SECONDS = 5.0
 _FULL_PAUSE_SECONDS = 300.0
-_PASSES = frozenset({errno.ENOSPC, errno.EDQUOT}) | calls.NO_MEANS
+_PASSES = NO_SPACE | NO_MEANS
 _HOP_SECONDS_MAX = 0.001
 _IN_PLACE_MAX = 256
 """After so many flushes in place, one is left to a thread, to see what that takes now."""
@@ -305,7 +305,7 @@ class Durability:
         try:
             self._catalog.commit()
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in NO_SPACE:
                 self.disk_failed(f"the catalog could not be committed: {error}")
             self._catalog.is_full = True
         else:

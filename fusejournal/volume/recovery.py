@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 
 from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogNode
 from fusejournal.backing.tree import FoundEntry
+from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.errors import JournalDamagedError, RecoveryError
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import kept_mtimes, mtimes_before
@@ -138,7 +139,7 @@ class Recovery:
         except OSError as error:
             # On a full disk what is recorded stays in the transaction; the running volume tries
             # again.
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in NO_SPACE:
                 raise
 
     def _record_entries(self, first: Seq, head: Seq, progress: Progress) -> None:

@@ -26,6 +26,7 @@ from fusejournal.backing.probe import probe
 from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.backing.tree import Tree
 from fusejournal.disk import calls
+from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.errors import (
     JournalDamagedError,
     JournalError,
@@ -438,7 +439,7 @@ class VolumeStartup:
             try:
                 self._finish()
             except (OSError, JournalFailedError) as error:
-                if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+                if getattr(error, "errno", None) not in NO_SPACE:
                     self.mark_unclean()
                 raise
 
@@ -479,7 +480,7 @@ def _told_when_full(state_dir: Path, words: str) -> Iterator[None]:
     try:
         yield
     except (OSError, JournalFullError) as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_SPACE:
             raise
         raise JournalFullError(f"{state_dir}: no space left {words}") from None
 

@@ -21,6 +21,7 @@ from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.reserve import RootReserve
 from fusejournal.backing.tree import Tree
 from fusejournal.disk import failpoints, syscalls
+from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.errors import ApplyBrokenError, JournalError, JournalFullError, ShortWriteError
 from fusejournal.journal.format import Entry
 from fusejournal.journal.journal import Journal
@@ -45,7 +46,6 @@ from fusejournal.volume.wait_policy import WaitPolicy
 
 log = logging.getLogger(__name__)
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MAY_ORPHAN = REMOVALS | MOVES
 _NONE = Fid(0)
 
@@ -321,7 +321,7 @@ class Volume:
                 operation, who, time_ns, self.catalog.path, data, makes_space=makes_space
             )
         except JournalFullError as error:
-            self.journal_full = error.errno in _FULL
+            self.journal_full = error.errno in NO_SPACE
             raise OSError(error.errno, os.strerror(error.errno)) from None
         except JournalError as error:
             self.fail(str(error))

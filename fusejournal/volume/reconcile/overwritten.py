@@ -17,6 +17,7 @@ import shutil
 from pathlib import Path
 
 from fusejournal.disk import calls, failpoints
+from fusejournal.disk.errnos import CANNOT_GROW
 from fusejournal.disk.files import Outlives, replacing
 from fusejournal.types import Fid
 from fusejournal.volume.volume import Volume
@@ -26,7 +27,6 @@ _KEPT_TIMES = 4
 _BYTES_MAX = 4 << 30
 _PIECE_BYTES = 8 << 20
 _COMPLETE = "complete"
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class KeptCopies:
@@ -72,7 +72,7 @@ class KeptCopies:
             marker.touch(mode=0o600)
             calls.fsync_directory("reconcile.keep.complete.directory", self._directory)
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in CANNOT_GROW:
                 raise
 
     def report(self) -> list[str]:
@@ -104,7 +104,7 @@ class KeptCopies:
                     _copy_extent(fd, copy, offset, length)
                 os.ftruncate(copy, size)
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in CANNOT_GROW:
                 raise
             return False
         return True

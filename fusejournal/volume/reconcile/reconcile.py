@@ -59,7 +59,7 @@ from fusejournal.operations import (
     Whiteout,
     made_by,
 )
-from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.types import NAME_BYTES_MAX, ROOT_FID, Fid, Seq
 from fusejournal.volume.checkpoint import CLOCK_SLACK_NS, Checkpoint
 from fusejournal.volume.reconcile.contents import Contents, Progress
 from fusejournal.volume.reconcile.overwritten import KeptCopies
@@ -68,7 +68,6 @@ from fusejournal.volume.volume import Volume
 
 _NEW, _LINK = b".new", b".link"
 _ASIDE = b".not-journaled"
-_NAME_BYTES_MAX = 255
 _PROGRESS_ENTRIES = 256
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
 
@@ -403,7 +402,7 @@ class Reconciliation:
         number = 0
         while True:
             ending = _ASIDE + (b"-%d" % number if number else b"")
-            name = unexpected.name[: _NAME_BYTES_MAX - len(ending)] + ending
+            name = unexpected.name[: NAME_BYTES_MAX - len(ending)] + ending
             if self._catalog.lookup(parent, name) is None and not _exists(aside, name):
                 break
             number += 1

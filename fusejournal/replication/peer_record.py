@@ -128,7 +128,7 @@ class PeerRecord:
         """Note the *facts* of the peer's greeting, and log those that are new and matter."""
         for note in facts.notes:
             if note not in self.facts.notes:
-                log.warning("peer %s: %s", self.name, note)
+                self._shared.log_limiter.note(self.name, note)
         self.facts = facts
 
     def begin(self, source: Source, head_seq: Seq) -> None:
@@ -171,7 +171,7 @@ class PeerRecord:
     def _take_notice(self, ack: Ack) -> None:
         notice = ack.detail if ack.state == OK and ack.detail else None
         if notice is not None and notice != self.notice:
-            log.warning("peer %s: %s", self.name, notice)
+            self._shared.log_limiter.note(self.name, notice)
         self.notice = notice
 
     def look_for_loss(self, their_seq: Seq) -> None:

@@ -51,6 +51,12 @@ class LogLimiter:
         if self._is_first(f"peer {name}", reason):
             log.warning("peer %s: %s", name, reason)
 
+    def note(self, name: str, words: str) -> None:
+        """Logs *words*, which the peer *name* said of itself and may say otherwise at any time.
+        They are a source of their own, so that no fault of the peer keeps the first one back."""
+        if self._is_first(f"notes of peer {name}", words):
+            log.warning("peer %s: %s", name, words)
+
     def bug(self, who: str, error: Exception) -> None:
         """Logs *error*, a fault of this program, which ended a connection with *who*."""
         if self._is_first(_BUGS, f"{who}: {type(error).__name__}"):

@@ -176,7 +176,7 @@ async def answer(
     if code is None or code.state(now()) != "waiting" or code.tries_left(network) <= 0:
         # Before anything of it is parsed: strangers may say whatever they like.
         raise await _refuse(connection, "closed", "no pairing is open here")
-    theirs = _check_offer(first, None)
+    theirs = check_offer(first, None)
     own = _offer(node, identity)
     await connection.send(own)
     second = await connection.receive()
@@ -184,7 +184,7 @@ async def answer(
         raise PeerLostError(
             connection.where, f"{theirs.node} left before it was paired; why, it says"
         )
-    theirs = _check_offer(second, theirs)
+    theirs = check_offer(second, theirs)
     # No await from here to the check: of two at once only one may use the code.
     if not code.try_proof(theirs, own, network, now()):
         is_last = code.tries_left(network) <= 0
@@ -243,10 +243,10 @@ def _check_answer(connection: Connection, message: object, before: PairOffer | N
         raise PairingError(f"{connection.where}: pairing refused: {message.reason}")
     if message is None:
         raise PeerLostError(connection.where, "ended the connection while pairing")
-    return _check_offer(message, before)
+    return check_offer(message, before)
 
 
-def _check_offer(message: object, before: PairOffer | None) -> PairOffer:
+def check_offer(message: object, before: PairOffer | None) -> PairOffer:
     """Returns *message* if it is an offer that can be: the first one without a proof, the second
     one as the first but with one. Raises WireError."""
     if not isinstance(message, PairOffer):

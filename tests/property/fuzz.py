@@ -5,18 +5,32 @@ import random
 import sys
 import time
 from typing import Any
+from uuid import UUID
 
+import msgpack
+
+from fusejournal.wire.frames import HEADER_BYTES
 from tests.golden.samples import from_rows, golden
 from tests.property.corpus import Input, inputs, keep
 from tests.support.decoders import outcome_of
 
 _ODD = (0, 1, 0x7F, 0x80, 0xC0, 0xC4, 0xDD, 0xDF, 0xFF)
 _PIECES_MAX = 6
+_ODD_VALUES: tuple[Any, ...] = (
+    *(None, True, -1, 0, 1, 2, 9, 10, 20, 1 << 32, 1 << 40, 1 << 63, (1 << 64) - 1, 0.5, "", "x"),
+    *("ship", "fetch", "ok", "raw", "zstd", "a\nb", "\x1b[2J", "\u202e", "x" * 4096, b"", b"x"),
+    *(bytes(16), bytes(32), (UUID(int=5)).bytes, [], [1], [None], [[1]], [1 << 63] * 64, [1] * 65),
+    *({}, {1: 2}),
+)
+"""What a field may be, or never."""
 
 
 def seeds(name: str) -> list[bytes]:
     """What is changed: everything good and bad that is known of the decoder *name*."""
     found = [one.data for one in inputs(name)]
+    if name == "message":
+        goldens = map(_rows, golden("wire-v1").values())
+        return found + [one[4:5] + one[HEADER_BYTES:] for one in goldens]
     whole: dict[str, Any] = {
         "wire": lambda: b"".join(_rows(one) for one in golden("wire-v1").values()),
         "segment": lambda: from_rows(golden("journal-v1")["segment"]),
@@ -57,6 +71,17 @@ def changed(dice: random.Random, data: bytes, others: list[bytes]) -> bytes:
     return bytes(found)
 
 
+def with_odd_field(dice: random.Random, data: bytes) -> bytes:
+    """Message *data* with another value in one field, if its body is an array."""
+    try:
+        fields = msgpack.unpackb(data[1:])
+        fields[dice.randrange(len(fields))] = dice.choice(_ODD_VALUES)
+    except (ValueError, TypeError, msgpack.UnpackException):
+        return data
+    packed: bytes = msgpack.packb(fields)
+    return data[:1] + packed
+
+
 def main() -> None:
     """Look for so many seconds; each failure is kept, and printed."""
     name = sys.argv[1]
@@ -65,7 +90,11 @@ def main() -> None:
     known, tries, failures = seeds(name), 0, set()
     while time.monotonic() < until:
         tries += 1
-        data = changed(dice, dice.choice(known), known)
+        data = dice.choice(known)
+        if name == "message" and dice.random() < 0.7:
+            data = with_odd_field(dice, data)
+        else:
+            data = changed(dice, data, known)
         try:
             outcome_of(name, data)
         except Exception as error:

@@ -5,6 +5,7 @@ memory that stays, or changes what the two had agreed on."""
 import gc
 import resource
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,24 @@ import pytest
 import trio
 
 from fusejournal.address import parse_address
+from fusejournal.backing.limits import BackingLimits
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import FusejournalError, PeerLostError
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication.common_ancestor import ASKED_MAX
 from fusejournal.replication.inquiry import ask_peers
 from fusejournal.types import Seq
+from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import (
+    Ack,
     AskChains,
     Hello,
     Welcome,
     encode,
 )
+from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.session import FETCH, SHIP
-from fusejournal.wire.transport import Address, connect
+from fusejournal.wire.transport import Address, connect, serve
 from tests.support.liar import Liar, answering, each_session
 from tests.support.losses import lose_machine
 from tests.support.pairs import level, listens_at, running, until
@@ -35,7 +40,13 @@ pytestmark = pytest.mark.mount
 
 
 def _bugs(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the log says of bugs, and whatever is not one line."""
     found = [
+        repr(record.getMessage())
+        for record in caplog.records
+        if not record.getMessage().isprintable()
+    ]
+    found += [
         f"{record.getMessage()}\n{record.exc_info and record.exc_info[1]!r}"
         for record in caplog.records
         if record.exc_info or "bug" in record.getMessage()
@@ -184,6 +195,55 @@ async def test_a_mirror_that_answers_anything(
         assert content(primary.journal_dir) == before
         assert primary.volume.write_errno is None
         assert replication.local.book.get("east").acked_seq <= primary.volume.journal.head_seq
+
+
+async def test_a_mirror_that_says_something_else_each_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of itself, in each greeting and acknowledgement: the log has few lines of it."""
+    for name in ("_PAUSE_SECONDS_MIN", "_PAUSE_SECONDS_MAX", "_REFUSED_SECONDS"):
+        monkeypatch.setattr(shipper_module, name, 0.005)
+    sessions, said = 0, 0
+    with open_volume(tmp_path / "primary") as primary:
+        primary.work(1)
+        head, uuid = primary.volume.journal.head, primary.volume.journal.uuid.bytes
+
+        async def answer(connection: Connection) -> None:
+            nonlocal sessions, said
+            sessions += 1
+            limits = (sessions, *BackingLimits(1, 2, 3, 4, 5, 6).to_wire(), 1 << 63)
+            first = Welcome(1, uuid, "liar", head.epoch, head.seq, head.chain, head.seq)
+            with suppress(FusejournalError):
+                await connection.receive()
+                await connection.send(first._replace(limits=limits, newest_kind=sessions % 20))
+                await connection.receive()
+                for number in range(200):
+                    said += 1
+                    words = f"{sessions}: {number}"
+                    await connection.send(Ack(head.seq, head.seq, head.seq, "ok", words))
+
+        async with trio.open_nursery() as nursery:
+            identity = load_or_make(tmp_path / "liar", "liar")
+            listening = partial(
+                serve,
+                Address("127.0.0.1", 0),
+                identity,
+                dict,
+                insecure=True,
+                on_connection=answer,
+                on_pairing=answer,
+            )
+            address = await nursery.start(listening)
+            replication = primary.replicate(ReplicationConfig(peers={"east": str(address)}))
+            async with running(primary):
+                await until("enough was said", lambda: sessions > 10)
+            nursery.cancel_scope.cancel()
+        (status,) = replication.status().peers
+        assert all(note.isprintable() for note in status.notes)
+    assert said > 1000
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(lines) < 10, lines
+    assert _bugs(caplog) == []
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

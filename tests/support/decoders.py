@@ -1,11 +1,15 @@
 """Everything that takes bytes of a disk or a peer, by name, with what it may raise."""
 
 import os
+import struct
 import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
+from uuid import UUID
+
+import xxhash
 
 from fusejournal.config import load_config
 from fusejournal.errors import FusejournalError
@@ -16,13 +20,40 @@ from fusejournal.journal.segment import BadFrameError, SegmentReader
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.node.state_dir import load_state
 from fusejournal.replication.kept_signatures import KeptSignatures
+from fusejournal.replication.peer_facts import facts_of
 from fusejournal.replication.peers import PeerBook
-from fusejournal.types import Fid, Seq
+from fusejournal.types import Epoch, Fid, Position, Seq
 from fusejournal.volume.checkpoint import CheckpointFile
 from fusejournal.wire.batches import frame_range_of
-from fusejournal.wire.frames import BATCH_BYTES_MAX, Batch, Decoder, Message
+from fusejournal.wire.frames import (
+    BATCH_BYTES_MAX,
+    Ack,
+    Batch,
+    Begin,
+    Chains,
+    Decoder,
+    Hello,
+    Message,
+    PairOffer,
+    Refusal,
+    Welcome,
+    encode,
+)
 from fusejournal.wire.identity import normalize
-from fusejournal.wire.session import RefusedError
+from fusejournal.wire.instances import instance_of
+from fusejournal.wire.pairing import check_offer
+from fusejournal.wire.session import (
+    SHIP,
+    Comparison,
+    HandshakeState,
+    RefusedError,
+    Sink,
+    Source,
+    check_welcome,
+    expect,
+    speaks_of_same,
+    welcome,
+)
 
 _SEGMENT = "00000000000000000001"
 
@@ -43,6 +74,56 @@ def _wire(data: bytes, _: Path) -> list[Message]:
         if isinstance(message, Batch):
             frame_range_of(message)
     return found
+
+
+def _message(data: bytes, _: Path) -> list[Message]:
+    """One message, whose type is the first byte, with a checksum that is right; and what a node
+    makes of it in a session."""
+    number, body = data[:1], data[1:]
+    head = struct.pack("<IHH", len(body), number[0] if number else 0, 0)
+    checksum = xxhash.xxh3_64_intdigest(head + body)
+    decoder = Decoder()
+    decoder.bytes_max = BATCH_BYTES_MAX
+    found = list(decoder.feed(head + struct.pack("<Q", checksum) + body))
+    for message in found:
+        _use(message)
+    return found
+
+
+_ME = HandshakeState(
+    "me", UUID(int=5), Position(Epoch(2), Seq(9), 99), Epoch(2), Seq(9), 7, limits=(9, 9, 9)
+)
+
+
+def _use(message: Message) -> None:
+    match message:
+        case Hello():
+            assert instance_of(message, "192.0.2.1:7").where == "192.0.2.1"
+            speaks_of_same(_ME, message)
+            encode(welcome(_ME, message, is_mirror=True))
+        case Welcome():
+            facts = facts_of(check_welcome(_ME, message, SHIP), _ME)
+            assert all(note.isprintable() for note in facts.notes)
+        case Refusal():
+            try:
+                expect(message, Welcome)
+            except RefusedError as error:
+                encode(error.message())
+                raise
+        case Begin():
+            Sink(_ME.position, *_ME.reign).begin(message)
+        case Batch():
+            Sink(_ME.position, *_ME.reign).take(message)
+            frame_range_of(message)
+        case Chains():
+            seqs = tuple(Seq(seq) for seq in range(1, 6))
+            Comparison(Seq(0), Seq(9)).told(seqs, (1, 2, None, 4, 5), message.chains)
+        case Ack():
+            Source(Seq(9), 1 << 20).acked(message)
+        case PairOffer():
+            check_offer(message, None)
+        case _:
+            encode(message)
 
 
 def _payload(data: bytes, _: Path) -> object:
@@ -112,6 +193,7 @@ def _certificate(data: bytes, _: Path) -> str:
 
 DECODERS = {
     "wire": Decoding(_wire, (FusejournalError, RefusedError)),
+    "message": Decoding(_message, (FusejournalError,)),
     "payload": Decoding(_payload, (FormatError,)),
     "segment": Decoding(_segment, (BadFrameError,)),
     "index": Decoding(_index, (FormatError,)),
@@ -127,12 +209,15 @@ DECODERS = {
 
 
 def outcome_of(name: str, data: bytes) -> str:
-    """The name of the error that *data* is refused with, or "read". Raises what it must not."""
+    """The name of the error that *data* is refused with, in one line, or "read". Raises what it
+    must not."""
     decoding = DECODERS[name]
     with tempfile.TemporaryDirectory(prefix="decode.") as directory:
         os.chmod(directory, 0o700)
         try:
             decoding.decode(data, Path(directory))
         except decoding.errors as error:
+            if not str(error).isprintable():
+                raise ValueError(f"not one line: {error}") from error
             return type(error).__name__
     return "read"

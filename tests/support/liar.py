@@ -67,7 +67,7 @@ class Liar:
         chain, epoch = self._chains[seq], head.epoch
         any_one: tuple[Message, ...] = (
             self.hello(dice.choice((SHIP, FETCH))),
-            Welcome(1, self._uuid.bytes, "liar", epoch, seq, chain, seq),
+            self.welcome(seq),
             Refusal(dice.choice(("full", "copy", "busy", "role", "x")), "no"),
             AskChains(tuple(Seq(dice.randrange(head.seq + 9)) for _ in range(dice.randrange(9)))),
             Chains(tuple(dice.choice((None, chain, 5)) for _ in range(dice.randrange(20)))),
@@ -85,7 +85,26 @@ class Liar:
     def hello(self, purpose: str) -> Hello:
         """A greeting from anywhere in the true journal."""
         seq = Seq(self.dice.randrange(self._head.seq + 1))
-        return Hello(1, self._uuid.bytes, "liar", purpose, self._head.epoch, seq, self._chains[seq])
+        chain, epoch = self._chains[seq], self._head.epoch
+        greeting = Hello(1, self._uuid.bytes, "liar", purpose, epoch, seq, chain)
+        return greeting._replace(**self._versions())
+
+    def welcome(self, seq: Seq) -> Welcome:
+        """The answer of a node whose journal ends with *seq*, as the true one has it."""
+        chain, epoch = self._chains[seq], self._head.epoch
+        answer = Welcome(1, self._uuid.bytes, "liar", epoch, seq, chain, seq)
+        count = self.dice.choice((0, 0, 1, 6, 7))
+        limits = tuple(self.dice.choice((0, 255, 1 << 44, *_NUMBERS)) for _ in range(count))
+        return answer._replace(**self._versions(), limits=limits)
+
+    def _versions(self) -> dict[str, Any]:
+        """Those of any node that speaks version 1."""
+        dice = self.dice
+        return {
+            "newest_version": dice.choice((0, 1, 2, _NUMBERS[-1])),
+            "journal_format": dice.choice((0, 1, 2)),
+            "newest_kind": dice.choice((0, 19, 20, 21)),
+        }
 
     def changed(self, message: Message) -> Message:
         """With another value in a field."""
@@ -194,9 +213,7 @@ async def answering(
         messages = liar.sequence(None)
         if liar.dice.random() < 0.8:
             seq = Seq(liar.dice.randrange(liar._head.seq + 1))
-            chain, head = liar._chains[seq], liar._head
-            uuid = liar._uuid.bytes
-            messages.insert(0, Welcome(1, uuid, "liar", head.epoch, seq, chain, seq))
+            messages.insert(0, liar.welcome(seq))
         with suppress(FusejournalError):
             await connection.receive()
         await _say(connection, messages)

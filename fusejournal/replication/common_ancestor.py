@@ -80,12 +80,12 @@ class ChainFinder:
         self._reader = JournalReader(directory, uuid)
 
     async def at(self, seqs: Sequence[Seq]) -> tuple[int | None, ...]:
-        """The chains at *seqs*, None where there is no such entry (any more). Raises
-        JournalDamagedError."""
+        """Returns the chains at *seqs*, None where there is no such entry (any more). Cancelling is
+        harmless. Raises JournalDamagedError, OSError."""
         return await trio.to_thread.run_sync(self._look, tuple(seqs))
 
     async def first_seq(self) -> Seq:
-        """The first entry that there is."""
+        """Returns the seq of the first entry that there is. Cancelling is harmless."""
         return await trio.to_thread.run_sync(lambda: self._reader.first_seq)
 
     def _look(self, seqs: Sequence[Seq]) -> tuple[int | None, ...]:
@@ -110,8 +110,8 @@ class ChainFinder:
 
 async def is_bound_by(claim: Claim, mine: Reign, chains: ChainFinder) -> bool:
     """Tells whether a node that goes by *mine*, and whose journal *chains* knows, is bound by
-    *claim* (:func:`is_proven`). A damaged place in that journal is no reason to go on: it counts as
-    another entry than the peer's."""
+    *claim* (:func:`is_proven`). Cancelling is harmless. A damaged place in that journal is no
+    reason to go on: it counts as another entry than the peer's."""
     try:
         (chain,) = await chains.at((claim.seq,))
     except JournalDamagedError:

@@ -107,7 +107,8 @@ class Fence:
 
     async def make_durable(self, flush: Callable[[], Awaitable[None]]) -> None:
         """Return when what was seen is on the disk, by *flush* of the page where that is needed.
-        Raises what that raises."""
+        Cancelling does as it does to *flush*, and a flush that ends is noted. Raises what *flush*
+        raises."""
         while (seen := self.seen) != self._on_disk:
             await flush()
             self._on_disk = seen

@@ -123,8 +123,9 @@ class LostEntryFetcher:
         return [peer for peer in self.book.list() if peer.address is not None]
 
     async def run(self) -> TakenBack:
-        """Bring into the journal what the peers have more. Raises JournalError when it cannot take
-        that: the next start goes on; RefusedError when another node is primary now."""
+        """Bring into the journal what the peers have more. Cancelled, it leaves there what has
+        come, durable. Raises JournalError when it cannot take that: the next start goes on;
+        RefusedError when another node is primary now."""
         peers = self._peers()
         if not peers:
             return TakenBack([], Seq(0))
@@ -150,8 +151,8 @@ class LostEntryFetcher:
         return TakenBack(failures, self._held_seq)
 
     async def look_round(self, seconds: float | None = None) -> TakenBack:
-        """Ask all peers once, as far as they answer soon, or within *seconds*. Raises RefusedError
-        when another node is primary now."""
+        """Ask all peers once, as far as they answer soon, or within *seconds*. Cancelling is
+        harmless. Raises RefusedError when another node is primary now."""
         peers = self._peers()
         answers: dict[str, Welcome] = {}
         with trio.move_on_after(_LOOK_SECONDS if seconds is None else seconds):
@@ -386,9 +387,10 @@ async def serve_fetch(
     signatures: list[Kept],
     detail: str = "",
 ) -> None:
-    """The other side: ship what comes after the greeter's end, up to *upto_seq*; up to *held_seq*
-    it is known to have been applied. Batches end where there is one of *signatures*, and have it
-    with them. *detail* is what the greeter should know. Raises WireError, JournalError."""
+    """Ship, as the other side, what comes after the greeter's end, up to *upto_seq*; up to
+    *held_seq* it is known to have been applied. Batches end where there is one of *signatures*, and
+    have it with them. *detail* is what the greeter should know. Cancelling ends the session. Raises
+    WireError, JournalError."""
     await connection.send(welcome(me, greeting, is_mirror=True, detail=detail))
     reign = me.reign
     journal = volume.journal

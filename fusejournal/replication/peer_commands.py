@@ -212,8 +212,8 @@ class PeerCommands:
         return opened is not None and opened.code.state(trio.current_time()) == "waiting"
 
     async def on_pairing(self, connection: Connection) -> None:
-        """Pair the node that connected (for :func:`fusejournal.wire.transport.serve`). Raises
-        PairingError, WireError, to be logged."""
+        """Pair the node that connected (for :func:`fusejournal.wire.transport.serve`). Cancelling
+        ends that. Raises PairingError, WireError, to be logged."""
         opened = self._opened
 
         async def keep(paired: Paired) -> None:

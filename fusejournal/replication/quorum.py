@@ -207,8 +207,8 @@ class Quorum:
 
     async def wait(self, seq: Seq) -> None:
         """Return when N mirrors have everything up to *seq*, or, as configured, when they are too
-        slow. Raises OSError EAGAIN when the node ends: whether they have it, the next can tell;
-        EROFS when it is fenced: they will not have it from here."""
+        slow. Cancelling is harmless. Raises OSError EAGAIN when the node ends: whether they have
+        it, the next can tell; EROFS when it is fenced: they will not have it from here."""
         if self.has(seq):
             return
         self._hurry()

@@ -87,7 +87,8 @@ class Retention:
         return unnoted_seconds
 
     async def end(self, why: str) -> None:
-        """The peer needs a full copy."""
+        """Note that the peer needs a full copy, for the reason *why*. Cancelled, the book may not
+        be saved yet, and is later."""
         log.error("peer %s needs a full copy: %s", self._name, why)
         try:
             self._book.set_needs_copy(self._name, why)

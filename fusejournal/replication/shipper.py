@@ -179,8 +179,8 @@ class Shipper:
         self.record.note(event, told, advice.advice_on(error))
 
     async def check_backlog(self) -> None:
-        """A peer that takes nothing for too long is told so, rather than left to wait for ever.
-        Called now and then."""
+        """Have a peer that has taken nothing for too long need a full copy, rather than wait for
+        ever. Called now and then. Cancelling is as for :meth:`Retention.end`."""
         why = self._retention.overdue()
         if why is not None:
             await self._retention.end(why)

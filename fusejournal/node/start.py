@@ -47,6 +47,7 @@ from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.takeover import VolumeMount, connection_record
 from fusejournal.replication.inquiry import ask_peers
 from fusejournal.types import Seq
+from fusejournal.volume.startup import UNOPPOSED, Standing
 from fusejournal.wire.session import RefusedError
 
 
@@ -180,16 +181,16 @@ async def _open_volume(spec: MountSpec, reporter: Reporter, parts: StartParts) -
     startup.open(spec.read_only)  # step 4
     try:
         await trio.lowlevel.checkpoint()
-        held_seq = await _ask_peers(reporter, parts)  # step 5
+        standing = await _ask_peers(reporter, parts)  # step 5
         # Step 6, in a thread, so that signals are heeded; nothing else uses the volume meanwhile.
         await trio.to_thread.run_sync(
-            startup.recover, spec.read_only, held_seq, trio.from_thread.check_cancelled
+            startup.recover, spec.read_only, standing.held_seq, trio.from_thread.check_cancelled
         )
     except trio.Cancelled:
         startup.volume.journal.sync()
         raise
     try:
-        for _ in startup.start_epoch_and_import(spec.read_only):  # step 7
+        for _ in startup.start_epoch_and_import(spec.read_only, standing):  # step 7
             await trio.lowlevel.checkpoint()
     except trio.Cancelled:
         startup.volume.journal.sync()
@@ -197,13 +198,13 @@ async def _open_volume(spec: MountSpec, reporter: Reporter, parts: StartParts) -
         raise
 
 
-async def _ask_peers(reporter: Reporter, parts: StartParts) -> Seq:
+async def _ask_peers(reporter: Reporter, parts: StartParts) -> Standing:
     """Ask its peers whether this primary reigns, and for what only they have of its journal.
-    Returns the seq up to which entries are known to be applied. Raises RefusedError after the
-    machine was lost, because then it is not for this node to say what the backing should be."""
+    Raises RefusedError after the machine was lost, because then it is not for this node to say what
+    the backing should be."""
     startup, local = parts.startup, parts.local
     if local is None or not parts.role.takes_changes:
-        return Seq(0)
+        return UNOPPOSED
     try:
         taken = await ask_peers(
             local,
@@ -215,15 +216,12 @@ async def _ask_peers(reporter: Reporter, parts: StartParts) -> Seq:
     except RefusedError as error:
         if startup.lost_machine:
             raise
-        startup.fenced = str(error)
-        reporter.warning(startup.fenced)
-        return Seq(0)
+        reporter.warning(str(error))
+        return Standing(fenced=str(error))
     startup.degraded += taken.failures
-    startup.fenced = taken.fenced
     if taken.fenced is not None:
         reporter.warning(taken.fenced)
-    startup.seen_epoch, startup.new_epoch = local.fence.highest_epoch, taken.new_epoch
-    return taken.held_seq
+    return Standing(taken.fenced, local.fence.highest_epoch, taken.new_epoch, taken.held_seq)
 
 
 # -- the mount -------------------------------------------------------------------------------------

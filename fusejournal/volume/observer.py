@@ -44,3 +44,12 @@ class ChangeObserver(Protocol):
 
     def recall(self) -> None:
         """Have delegations of what has changed given back. Called after a slice of entries."""
+
+
+class Watcher(Protocol):
+    """The one to whom an opening reports how it goes; :class:`~fusejournal.node.spec.Reporter` is
+    one."""
+
+    def progress(self, stage: str, done: int, total: int | None, unit: str) -> None: ...
+
+    def warning(self, text: str) -> None: ...

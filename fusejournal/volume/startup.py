@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple
 from uuid import UUID
 
 from fusejournal.backing.catalog_store import COMMIT_CHANGES
@@ -44,7 +44,7 @@ from fusejournal.types import Epoch, Seq
 from fusejournal.volume.boot_record import BootRecord
 from fusejournal.volume.checkpoint import NO_CHECKPOINT, Checkpoint, CheckpointFile, suppress_full
 from fusejournal.volume.importer import Importer, survey
-from fusejournal.volume.observer import VolumeObserver
+from fusejournal.volume.observer import VolumeObserver, Watcher
 from fusejournal.volume.reconcile.reconcile import Reconciliation
 from fusejournal.volume.recovery import Recovery, describe_missing
 from fusejournal.volume.ties import BackingTies, open_catalog
@@ -65,13 +65,21 @@ _STOP_NEEDS = (
 _PAGE_MISSED = "the page of watermarks was missing, and is made anew"
 
 
-class Watcher(Protocol):
-    """The one to whom an opening reports how it goes; :class:`~fusejournal.node.spec.Reporter` is
-    one."""
+class Standing(NamedTuple):
+    """The standing of a primary before it takes changes, by what its peers and its own page say. By
+    default nothing is against it."""
 
-    def progress(self, stage: str, done: int, total: int | None, unit: str) -> None: ...
+    fenced: str | None = None
+    """The reason why it takes no change, in words: another reign has begun."""
+    seen_epoch: Epoch = Epoch(0)
+    """The highest that it has seen: one that it begins is beyond."""
+    new_epoch: str | None = None
+    """The reason why it is to begin an epoch, in words."""
+    held_seq: Seq = Seq(0)
+    """The seq up to which entries are known to be applied, because a mirror has them."""
 
-    def warning(self, text: str) -> None: ...
+
+UNOPPOSED = Standing()
 
 
 class VolumeStartup:
@@ -125,12 +133,6 @@ class VolumeStartup:
         """True if entries may be gone that this volume had acknowledged."""
         self.lost_page = False
         """True if the page of watermarks is missing, with what it knew of other reigns."""
-        self.fenced: str | None = None
-        """Why a primary takes no change, as another reign has begun, or may have, in words."""
-        self.seen_epoch = Epoch(0)
-        """The highest that a primary has seen: one that it begins is beyond."""
-        self.new_epoch: str | None = None
-        """The reason why a primary is to begin an epoch, in words, if there is one."""
 
     def open(self, read_only: bool) -> None:
         """Open journal and catalog as they are. Raises FusejournalError, OSError."""
@@ -198,7 +200,9 @@ class VolumeStartup:
             head_seq = Seq(head_seq - 1)
         marks.committed_seq = head_seq
 
-    def start_epoch_and_import(self, read_only: bool) -> Iterator[None]:
+    def start_epoch_and_import(
+        self, read_only: bool, standing: Standing = UNOPPOSED
+    ) -> Iterator[None]:
         """Do what comes before the volume takes changes; between two yields the caller may stop it.
         Raises FusejournalError, OSError."""
         catalog = self.volume.catalog
@@ -219,14 +223,14 @@ class VolumeStartup:
             if not self.is_uninitialized and not self._boot.read().is_this:
                 self._boot.remember(self.volume.journal.head_seq)
             return
-        if self.fenced is not None:
-            self.volume.fail(self.fenced)
+        if standing.fenced is not None:
+            self.volume.fail(standing.fenced)
             if not catalog.imported:
                 self.degraded.append("the import was not finished: files that it lacks do not show")
             return
         with suppress_full():
             self.page.confirm()
-        self._begin()
+        self._begin(standing)
         if not catalog.imported:
             yield from self._import()
 
@@ -360,13 +364,13 @@ class VolumeStartup:
             )
         return work.missing
 
-    def _begin(self) -> None:
+    def _begin(self, standing: Standing) -> None:
         """Say in the journal that a reign begins where one does, and remember this boot."""
         volume = self.volume
         if volume.journal.head_seq == 0:
             volume.note(NewEpoch(Epoch(1), "a new volume"))
-        elif (reason := self._new_epoch_reason()) is not None:
-            epoch = Epoch(max(volume.journal.epoch, self.seen_epoch) + 1)
+        elif (reason := self._new_epoch_reason(standing)) is not None:
+            epoch = Epoch(max(volume.journal.epoch, standing.seen_epoch) + 1)
             volume.note(NewEpoch(epoch, reason))
             volume.journal.sync()  # before a peer hears of it
         if not self._boot.read().is_this:
@@ -376,13 +380,13 @@ class VolumeStartup:
             # (A killed layer's journal says by itself that it was not stopped in order.)
             self._boot.remember(self.volume.journal.head_seq)
 
-    def _new_epoch_reason(self) -> str | None:
+    def _new_epoch_reason(self, standing: Standing) -> str | None:
         """Why an epoch begins here, where one does. Another boot is enough: this may be an older
         copy of the volume, and what was made after it was copied has its fids."""
         if self.lost_machine:
             return "the machine was lost"
-        if self.new_epoch is not None:
-            return self.new_epoch
+        if standing.new_epoch is not None:
+            return standing.new_epoch
         boot = self._boot.read()
         return None if boot.is_this else boot.words
 

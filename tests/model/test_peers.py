@@ -38,6 +38,7 @@ from fusejournal.replication.inquiry import ask_peers
 from fusejournal.replication.local_node import node_name
 from fusejournal.replication.peers import PeerBook
 from fusejournal.types import Caller, Seq
+from fusejournal.volume.startup import Standing
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.session import FETCH, SHIP, RefusedError
@@ -379,7 +380,6 @@ class Peers(RuleBasedStateMachine):
             book.note_signatures(name)
         book.save()
         replication = side.replicate(ReplicationConfig(take_back_seconds=_ASKING_SECONDS))
-        words, held_seq = "", Seq(0)
         try:
             taken = await ask_peers(
                 replication.local,
@@ -390,15 +390,13 @@ class Peers(RuleBasedStateMachine):
         except RefusedError as error:
             if opening.lost_machine:
                 raise
-            words = opening.fenced = str(error)
+            words, standing = str(error), Standing(fenced=str(error))
         else:
-            opening.seen_epoch, opening.new_epoch = (
-                replication.local.fence.highest_epoch,
-                taken.new_epoch,
-            )
-            words, held_seq = "; ".join(taken.failures), taken.held_seq
-        opening.recover(read_only=False, held_seq=held_seq)
-        for _ in opening.start_epoch_and_import(read_only=False):
+            words = "; ".join(taken.failures)
+            highest = replication.local.fence.highest_epoch
+            standing = Standing(None, highest, taken.new_epoch, taken.held_seq)
+        opening.recover(read_only=False, held_seq=standing.held_seq)
+        for _ in opening.start_epoch_and_import(read_only=False, standing=standing):
             pass
         return words
 

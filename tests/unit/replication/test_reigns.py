@@ -29,6 +29,7 @@ from fusejournal.replication.inquiry import ask_peers
 from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.replication.supervisor import Replication
 from fusejournal.types import EPOCH_MAX, Epoch, Reign, Seq
+from fusejournal.volume.startup import UNOPPOSED, Standing
 from fusejournal.wire.connection import OPEN, READY, Connection, receive_exactly
 from fusejournal.wire.frames import Ack, Begin, Diverged, Hello, Message, Refusal, Welcome
 from fusejournal.wire.identity import load_or_make
@@ -70,8 +71,8 @@ def node_id(side: OpenVolume) -> int:
     return node_id_of(side.replication.local.identity.fingerprint)
 
 
-def begin(side: OpenVolume) -> None:
-    for _ in side.opening.start_epoch_and_import(read_only=False):
+def begin(side: OpenVolume, standing: Standing = UNOPPOSED) -> None:
+    for _ in side.opening.start_epoch_and_import(read_only=False, standing=standing):
         pass
 
 
@@ -140,9 +141,8 @@ async def test_a_fenced_primary_takes_no_change(tmp_path: Path) -> None:
                 )
             assert error.value.exit_code == 26
             if not lost_machine:
-                primary.opening.fenced = str(error.value)
                 primary.opening.recover(read_only=False)
-                begin(primary)
+                begin(primary, Standing(fenced=str(error.value)))
                 with pytest.raises(OSError, match="Read-only"):
                     primary.create("three")
             assert primary.volume.journal.head_seq == head_seq
@@ -153,9 +153,8 @@ async def test_a_fenced_primary_takes_no_change(tmp_path: Path) -> None:
         )
         taken = await ask_peers(replication.local, primary.volume.journal, lambda _: None)
         assert "overruled" in (taken.new_epoch or "")
-        primary.opening.seen_epoch = replication.local.fence.highest_epoch
         primary.opening.recover(read_only=False)
-        begin(primary)
+        begin(primary, Standing(seen_epoch=replication.local.fence.highest_epoch))
         assert primary.volume.journal.epoch == 3
         primary.create("four")
 
@@ -188,10 +187,9 @@ async def test_a_reign_that_only_a_mirror_knows_can_be_overruled(tmp_path: Path)
                         lost_machine=False,
                     )
                     assert taken.failures == []
-                    primary.opening.seen_epoch = replication.local.fence.highest_epoch
-                    primary.opening.new_epoch = taken.new_epoch
                     primary.opening.recover(read_only=False)
-                    begin(primary)
+                    highest = replication.local.fence.highest_epoch
+                    begin(primary, Standing(seen_epoch=highest, new_epoch=taken.new_epoch))
                     assert primary.volume.journal.epoch == 8
                     async with running(primary):
                         primary.create(f"file{primary.volume.journal.head_seq}")
@@ -520,9 +518,8 @@ async def test_a_primary_that_lost_its_page_asks_all_peers_first(
             lost_machine=opening.lost_machine,
             lost_page=opening.lost_page,
         )
-        opening.fenced = taken.fenced
         opening.recover(read_only=False)
-        begin(primary)
+        begin(primary, Standing(fenced=taken.fenced))
         return taken.fenced
 
     with open_volume(tmp_path / "mirror", mirror=True) as mirror:
@@ -947,9 +944,8 @@ async def test_a_peer_that_is_ahead_has_a_new_epoch_begin(
             (told,) = taken.failures
             assert "put back from an older copy" in told
             assert (taken.new_epoch is not None) == begun
-            primary.opening.new_epoch = taken.new_epoch
             primary.opening.recover(read_only=False)
-            begin(primary)
+            begin(primary, Standing(new_epoch=taken.new_epoch))
             assert primary.volume.journal.epoch == 2
             if begun:
                 assert primary.volume.new_fid() > fid + 1000

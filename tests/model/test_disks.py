@@ -67,6 +67,10 @@ class DiskLives(Lives):
         for disk in self.disks.values():
             disk.make_space()
 
+    def _flush(self) -> None:
+        for disk in self.disks.values():
+            disk.flush()
+
     def _close(self, how: str) -> None:
         """On a full disk it may be no orderly stop."""
         self.has_stopped = False

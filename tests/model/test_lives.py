@@ -85,10 +85,6 @@ class Copies:
 
 def _copy(source: Path, target: Path) -> None:
     subprocess.run(["cp", "-a", str(source), str(target)], check=True)
-    if (target / "uuid").exists():
-        # Without its name a volume is none: an admin who has just copied it waits for that.
-        with open(target / "uuid", "rb") as file:
-            os.fsync(file.fileno())
 
 
 def _rsync(source: Path, target: Path) -> None:
@@ -149,6 +145,9 @@ class Lives(RuleBasedStateMachine):
 
     def _have_room(self) -> None:
         """An admin is about to copy something."""
+
+    def _flush(self) -> None:
+        """An admin has changed something, and waits until that is on the disk."""
 
     # -- opening and closing -----------------------------------------------------------------------
 
@@ -371,6 +370,7 @@ class Lives(RuleBasedStateMachine):
                 _copy(older / name, place)
         if other_boot:
             begin_another_boot(self.volume / "state")
+        self._flush()
         contents = contents_of(self.places["backing"])
         before = self._stopped()
         # (Where all that came after was refused, nothing tells the older one, nor needs to.)
@@ -403,6 +403,7 @@ class Lives(RuleBasedStateMachine):
                 if _good(place).exists():
                     shutil.rmtree(place)
                     _good(place).rename(place)
+            self._flush()
             self._open(expect_quiet=False)
 
     @precondition(lambda self: self.opened is not None)
@@ -430,6 +431,7 @@ class Lives(RuleBasedStateMachine):
             begin_another_boot(state)
         whole = (state / name).read_bytes()
         self._spoil(state / name, way, name)
+        self._flush()
         before = self._stopped()
         refusal = ""
         expected = self._builder.model.image()
@@ -441,6 +443,7 @@ class Lives(RuleBasedStateMachine):
             assert "\n" not in refusal
             assert not (found := difference(self._stopped(), before)), found
             (state / name).write_bytes(whole)
+            self._flush()
             self._open(expect_quiet=False)
         assert self.opened is not None
         # With the last entry of a killed process, a torn frame may go that it had not answered.

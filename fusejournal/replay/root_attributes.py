@@ -3,7 +3,7 @@ closed to all but root: mode, owner and access ACL, as the operations would have
 
 import os
 from stat import S_IMODE
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fusejournal.disk import syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, mode_of
@@ -31,6 +31,17 @@ class RootAttributes(NamedTuple):
                 raise
             acl = None
         return cls(S_IMODE(found.st_mode), found.st_uid, found.st_gid, acl)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns them for :meth:`from_json`."""
+        return {**self._asdict(), "acl": None if self.acl is None else self.acl.hex()}
+
+    @classmethod
+    def from_json(cls, kept: dict[str, Any]) -> "RootAttributes":
+        """Returns what :meth:`to_json` was asked of."""
+        acl = kept["acl"]
+        acl = None if acl is None else bytes.fromhex(acl)
+        return cls(kept["mode"], kept["uid"], kept["gid"], acl)
 
     def after(self, operation: Setattr | Setxattr | Removexattr) -> "RootAttributes":
         """Returns those it is to have after *operation*, too."""

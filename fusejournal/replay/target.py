@@ -1,34 +1,28 @@
 """A target: a plain directory that operations are applied to, by the same applier as the layer's.
 
-Files are found by their names, not by handles or marks, so any file system that takes the
-operations will do, and nothing is left with the files. Which fid has which names is in a catalog
-in a scratch directory beside the target.
+Files are found by their names (placed_tree.py), so any file system that takes the operations will
+do, and nothing is left with the files. Which fid has which names is in a catalog in a scratch
+directory beside the target.
 
-While it is worked on, the target belongs to root and nobody else can enter it, so that what it
-holds on its way through history is nobody's to see or to touch: what the journal says of the root
-directory's own mode, owner and ACL is kept in the scratch directory, and set at the end. Every file
-is opened below the target's own descriptor, no symlink followed, and must have the inode number
-that it was made with.
+While it is worked on, the target belongs to root and only root can enter it, because what it holds
+on its way through history is not for users to see or to touch: what the journal says of the root
+directory's own mode, owner and ACL is kept in the scratch directory, and set at the end.
 
 A target can be left half-way and gone on with: the scratch directory keeps the catalog, what is
-being done, and the last seq that was carried out, in a page shared with the kernel, so that even a
-killed process leaves it right. The one entry that was in flight then is settled by looking."""
+being done, and the last seq that was carried out (progress_page.py). The one entry that was in
+flight when a process died is redone after a look at what it has done."""
 
 import errno
-import mmap
 import os
-import struct
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from stat import S_IFDIR, S_IFMT, S_IFREG
+from stat import S_IFMT
 from typing import Any
-from uuid import UUID
 
 from fusejournal.backing.apply import Applier, Made
 from fusejournal.backing.catalog import Catalog
-from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogNode, CatalogSpoiltError
-from fusejournal.backing.tree import FoundEntry, Tree
+from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogSpoiltError
 from fusejournal.disk import calls, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.disk.boot import boot_id
@@ -52,79 +46,22 @@ from fusejournal.operations import (
     Setxattr,
     TreeOperation,
 )
+from fusejournal.replay.placed_tree import PlacedTree
+from fusejournal.replay.progress_page import ProgressPage
 from fusejournal.replay.root_attributes import RootAttributes
 from fusejournal.replay.scratch import TREE, Scratch, Spot, beside, find_spot
-from fusejournal.types import ROOT_FID, Fid, Seq, clamp_time, time_to_word, word_to_time
+from fusejournal.replay.target_root import is_empty, not_empty, open_root
+from fusejournal.types import ROOT_FID, Fid, Seq, clamp_time
 
 _DESCRIPTORS_MAX = 512
 _REPLAY = "fusejournal-replay"
 _PROGRESS_FILE = "progress"
 _ROOT_FILE = "root.json"
-_PROGRESS = struct.Struct("<QQ")
-_BEFORE = struct.Struct("<QQQ")
 _MTIME_KEPT = frozenset({Kind.IMPORT, Kind.IMPORT_LINK})
 _NOTED = _MTIME_KEPT | {Kind.LINK, Kind.UNLINK, Kind.RMDIR} | MOVES
 """Operations of which only a look at inode numbers or times tells whether they were done."""
 _REFUSED = frozenset({errno.EPERM, errno.EACCES})
 _FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FLAGS_FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_FLAGS_OTHER = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class PlacedTree(Tree):
-    """A tree whose files are opened by a name that the catalog knows for them."""
-
-    def __init__(self, root_fd: int, catalog: Catalog, descriptors_max: int) -> None:
-        super().__init__(root_fd, UUID(int=0), catalog, descriptors_max)
-        self.settling: tuple[Fid, ...] = ()
-        """The fids that the operation, which may have been done already, moves or makes."""
-
-    def identify(self, fid: Fid, fd: int, path: int | str) -> bytes:
-        """Nothing is written to the file: its name is enough."""
-        return b""
-
-    def _open(self, node: CatalogNode) -> int:
-        # From the nearest directory above that is open already; a loop, for trees can be deep.
-        steps: list[tuple[CatalogNode, bytes]] = []
-        above = node
-        while above.fid not in self._pinned and above.fid not in self._descriptors:
-            place = self.catalog.place(above)
-            if place is None:
-                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-            steps.append((above, place[1]))
-            above = self.node(place[0])
-        directory = self._pinned.get(above.fid, -1)
-        if directory < 0:
-            directory = self._descriptors[above.fid]
-        fd = -1
-        for step, name in reversed(steps):
-            fd = os.open(name, _flags(step.type), dir_fd=directory)
-            if step.ino and os.fstat(fd).st_ino != step.ino:
-                os.close(fd)  # (who has a directory open from before may still make names in it)
-                raise OSError(errno.ESTALE, "another file is there")
-            if step is not node:
-                self._keep(step.fid, fd)
-                directory = fd
-        return fd
-
-    def probe_name(self, parent: Fid, name: bytes) -> FoundEntry | None:
-        """What is under *name* now, told by its inode number."""
-        try:
-            stat = self.stat_name(parent, name)
-        except FileNotFoundError:
-            return None
-        known = (self.catalog.lookup(parent, name), *self.settling)
-        for fid in known:
-            node = self.catalog.node(fid) if fid is not None else None
-            if node is not None and node.ino == stat.st_ino:
-                return FoundEntry(stat, b"", fid, None)
-        return FoundEntry(stat, b"", None, None)
-
-
-def _flags(type_: int) -> int:
-    if type_ == S_IFDIR:
-        return _FLAGS_DIRECTORY
-    return _FLAGS_FILE if type_ == S_IFREG else _FLAGS_OTHER
 
 
 def scratch_of(target: Path) -> Path:
@@ -133,7 +70,7 @@ def scratch_of(target: Path) -> Path:
 
 
 def purpose_of(target: Path) -> dict[str, Any] | None:
-    """What *target* was begun for and is not finished with, or None."""
+    """Returns what *target* was begun for and is not finished with, or None."""
     with suppress(TargetError), find_spot(target) as spot:
         scratch = Scratch.find(spot, _REPLAY)
         if scratch is not None:
@@ -145,7 +82,7 @@ def purpose_of(target: Path) -> dict[str, Any] | None:
 
 
 def can_go_on(scratch: Scratch, purpose: dict[str, Any]) -> bool:
-    """Whether the tree in *scratch* was begun for *purpose*, and can be gone on with."""
+    """Returns whether the tree in *scratch* was begun for *purpose*, and can be gone on with."""
     try:
         fd = os.open(TREE, _FLAGS_DIRECTORY, dir_fd=scratch.fd)
     except OSError:
@@ -167,7 +104,7 @@ def _full_purpose(root_fd: int, purpose: dict[str, Any]) -> dict[str, Any]:
 
 
 class Target:
-    """See the module. Use as a context manager; :meth:`finish` when all is done."""
+    """A target that is worked on. Use as a context manager; :meth:`finish` when all is done."""
 
     def __init__(
         self,
@@ -191,7 +128,7 @@ class Target:
                 found = Scratch.find(self._spot, _REPLAY)
                 if found is not None:
                     stack.callback(found.close)
-                self._root_fd = _open_root(self._spot, from_seq, found)
+                self._root_fd = open_root(self._spot, from_seq, found)
                 stack.callback(os.close, self._root_fd)
                 self._scratch = found or Scratch.make(self._spot, _REPLAY)
                 if found is None:
@@ -203,10 +140,9 @@ class Target:
                 self._root_fd = os.open(TREE, _FLAGS_DIRECTORY, dir_fd=scratch.fd)
                 stack.callback(os.close, self._root_fd)
             self.resumed = self._claim(purpose)
-            with open(self._scratch.open(_PROGRESS_FILE, os.O_RDWR), "r+b") as file:
-                self._progress = mmap.mmap(file.fileno(), mmap.PAGESIZE)
-            stack.callback(self._progress.close)
-            self.done_seq, self._begun_seq = map(Seq, _PROGRESS.unpack_from(self._progress))
+            self._page = ProgressPage(self._scratch.open(_PROGRESS_FILE, os.O_RDWR))
+            stack.callback(self._page.close)
+            self.done_seq, self._begun_seq = self._page.read()
             if from_seq == 1 and not self._begun_seq:
                 self._check_still_empty()
             self._open_catalog(stack)
@@ -215,7 +151,7 @@ class Target:
         self._open.callback(self.tree.close)
         self._applier = Applier(self.tree)
         self._has_unbound = self.resumed
-        """Whether the catalog may have files whose inode numbers are not known."""
+        """True if the catalog may have files whose inode numbers are not known."""
 
     def __enter__(self) -> "Target":
         return self
@@ -251,7 +187,7 @@ class Target:
         self._scratch.remove(spot)
 
     def _claim(self, purpose: dict[str, Any]) -> bool:
-        """Whether this goes on with what was begun earlier."""
+        """Returns whether this goes on with what was begun earlier."""
         scratch = self._scratch
         wanted = _full_purpose(self._root_fd, purpose)
         self._is_finished = False
@@ -263,8 +199,8 @@ class Target:
                 scratch.empty(but=TREE)
                 progress = scratch.open(_PROGRESS_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
                 with open(progress, "wb") as file:
-                    file.write(bytes(mmap.PAGESIZE))
-                self._write_root(RootAttributes.of(self._root_fd))
+                    file.write(ProgressPage.EMPTY)
+                scratch.write(_ROOT_FILE, RootAttributes.of(self._root_fd).to_json())
                 scratch.purpose = wanted
             self._root: RootAttributes = self._kept_root()
             self._shut_root()
@@ -313,7 +249,7 @@ class Target:
     def _check_still_empty(self) -> None:
         """Raises TargetError, with all as it was before, if its owner has made a name in it between
         the first look and when it was closed to him."""
-        if _is_empty(self._root_fd):
+        if is_empty(self._root_fd):
             return
         assert self._spot is not None
         try:
@@ -321,7 +257,7 @@ class Target:
             self._scratch.remove(self._spot)
         except OSError as error:
             raise TargetError(self.path, error.strerror or "cannot be changed") from None
-        raise _not_empty(self.path)
+        raise not_empty(self.path)
 
     def _shut_root(self) -> None:
         """Let nobody but root enter. Raises OSError."""
@@ -335,12 +271,8 @@ class Target:
 
     def _keep_root(self, root: RootAttributes) -> None:
         """Write down what the root is to have at the end. Raises OSError."""
-        self._write_root(root)
+        self._scratch.write(_ROOT_FILE, root.to_json())
         self._root = root
-
-    def _write_root(self, root: RootAttributes) -> None:
-        acl = None if root.acl is None else root.acl.hex()
-        self._scratch.write(_ROOT_FILE, {**root._asdict(), "acl": acl})
 
     def _kept_root(self) -> RootAttributes:
         kept = self._scratch.read(_ROOT_FILE)
@@ -348,10 +280,7 @@ class Target:
             raise TargetError(
                 self.path, f"was begun by another version: delete it and {self._scratch.path}"
             )
-        acl = kept["acl"]
-        return RootAttributes(
-            kept["mode"], kept["uid"], kept["gid"], None if acl is None else bytes.fromhex(acl)
-        )
+        return RootAttributes.from_json(kept)
 
     def _postpone(self, operation: TreeOperation) -> TreeOperation | None:
         """Keep what *operation* does to the root's mode, owner and ACL for the end; what is left of
@@ -408,8 +337,8 @@ class Target:
                 self._bind(operation)
             if not redo and operation.kind in _NOTED:
                 self._note(operation)
-            _PROGRESS.pack_into(self._progress, 0, self.done_seq, seq)
-            self.tree.settling = _moved_by(operation) if redo else ()
+            self._page.write(self.done_seq, seq)
+            self.tree.redone = _moved_by(operation) if redo else ()
             now = self._postpone(operation)
             made = Made() if now is None else self._applier.apply(now, time_ns, data, redo)
         except (OSError, ApplyBrokenError) as error:
@@ -421,7 +350,7 @@ class Target:
         if isinstance(operation, Moving) and self.catalog.node(operation.replaced) is None:
             self.tree.forget_descriptor(operation.replaced)
         self.done_seq = seq
-        _PROGRESS.pack_into(self._progress, 0, seq, seq)
+        self._page.write(seq, seq)
         self._commit_in_time()
 
     def _commit_in_time(self) -> None:
@@ -445,16 +374,16 @@ class Target:
         if operation.kind in _MTIME_KEPT:
             stat = self.tree.stat(operation.parent)  # type: ignore[union-attr]
             mtime_ns = clamp_time(stat.st_mtime_ns)
-        inos = (one.ino if one is not None else 0 for one in (node, other))
-        _BEFORE.pack_into(self._progress, _PROGRESS.size, *inos, time_to_word(mtime_ns))
+        ino, other_ino = (one.ino if one is not None else 0 for one in (node, other))
+        self._page.note(ino, other_ino, mtime_ns)
 
     def _recall(self, operation: TreeOperation) -> None:
-        """Before an operation is settled: what :meth:`_note` kept. Its names may be others by now,
+        """Before an operation is redone: what :meth:`_note` kept. Its names may be others by now,
         so the inode numbers cannot be had from them. Raises OSError."""
         self._has_unbound = True
         if operation.kind not in _NOTED:
             return
-        *inos, word = _BEFORE.unpack_from(self._progress, _PROGRESS.size)
+        *inos, mtime_ns = self._page.recall()
         fids = (operation.fid, getattr(operation, "replaced", Fid(0)))
         for fid, ino in zip(fids, inos, strict=True):
             node = self.catalog.node(fid)
@@ -464,7 +393,7 @@ class Target:
         if operation.kind in _MTIME_KEPT:
             directory: Fid = operation.parent  # type: ignore[union-attr]
             self.bind(directory)
-            syscalls.set_times(self.tree.descriptor(directory), None, word_to_time(word))
+            syscalls.set_times(self.tree.descriptor(directory), None, mtime_ns)
 
     def _bind(self, operation: TreeOperation) -> None:
         """Make sure of the files that were in the target before: their inode numbers are not
@@ -492,7 +421,7 @@ class Target:
     def _error(
         self, operation: TreeOperation, seq: Seq, error: OSError | ApplyBrokenError
     ) -> FusejournalError:
-        """What an operation's failure is for the user."""
+        """Returns the error that an operation's failure is for the user."""
         cause = error if isinstance(error, OSError) else error.__cause__
         number = getattr(cause, "errno", None) or errno.EIO
         path = self.where(operation)
@@ -556,42 +485,6 @@ def _moved_by(operation: TreeOperation) -> tuple[Fid, ...]:
     if isinstance(operation, Moving):
         return operation.fid, operation.replaced
     return (operation.fid,)
-
-
-def _open_root(spot: Spot, from_seq: int | None, scratch: Scratch | None) -> int:
-    """A descriptor of the target at *spot*, made if it may be. Raises TargetError."""
-    path = spot.path
-    try:
-        if from_seq == 1 and scratch is None:
-            with suppress(FileExistsError):
-                os.mkdir(spot.name, 0o700, dir_fd=spot.fd)
-        fd = spot.open_directory()
-    except FileNotFoundError:
-        if scratch is not None:
-            reason = f"is not there any more: to begin again, delete {scratch.path}"
-        elif from_seq is not None:
-            reason = f"does not exist: it must hold the tree as of seq {from_seq - 1}"
-        else:
-            reason = "does not exist"
-        raise TargetError(path, reason) from None
-    except NotADirectoryError:
-        raise TargetError(path, "is no directory") from None
-    except OSError as error:
-        raise TargetError(path, error.strerror or "cannot be used") from None
-    # Also of one that was made just now: by its name there may be another by then.
-    if from_seq == 1 and scratch is None and not _is_empty(fd):
-        os.close(fd)
-        raise _not_empty(path)
-    return fd
-
-
-def _not_empty(path: Path) -> TargetError:
-    return TargetError(path, "is not empty: a replay from seq 1 needs an empty directory")
-
-
-def _is_empty(fd: int) -> bool:
-    """Whether the directory holds nothing (``lost+found`` of a new file system aside)."""
-    return all(name == "lost+found" for name in os.listdir(fd))
 
 
 Progress = Callable[[int, int | None], None]

@@ -32,7 +32,6 @@ _FUNCTION_LINES_MAX = 70
 _LARGE_MODULES = {
     "apply": 750,
     "handlers": 750,
-    "target": 600,
 }
 """Modules that are longer, by their last name, and how long each may be."""
 
@@ -50,7 +49,6 @@ _HEADLESS_MAX = {
     "disk": 20,
     "errors": 5,
     "layer": 40,
-    "replay": 10,
     "types": 5,
 }
 """How many docstrings of a room may begin with a clause that has no head."""

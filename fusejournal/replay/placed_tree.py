@@ -1,0 +1,73 @@
+"""The tree of a target: files are found by their names, not by handles or tags, and each must have
+the inode number that it was made with. Every file is opened below the target's own descriptor, no
+symlink followed."""
+
+import errno
+import os
+from stat import S_IFDIR, S_IFREG
+from uuid import UUID
+
+from fusejournal.backing.catalog import Catalog
+from fusejournal.backing.catalog_store import CatalogNode
+from fusejournal.backing.tree import FoundEntry, Tree
+from fusejournal.types import Fid
+
+_FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FLAGS_FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FLAGS_OTHER = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class PlacedTree(Tree):
+    """A tree whose files are opened by a name that the catalog knows for them."""
+
+    def __init__(self, root_fd: int, catalog: Catalog, descriptors_max: int) -> None:
+        super().__init__(root_fd, UUID(int=0), catalog, descriptors_max)
+        self.redone: tuple[Fid, ...] = ()
+        """The fids that an operation moves or makes which may have been done already."""
+
+    def identify(self, fid: Fid, fd: int, path: int | str) -> bytes:
+        """Writes nothing to the file: its name is enough."""
+        return b""
+
+    def _open(self, node: CatalogNode) -> int:
+        # From the nearest directory above that is open already; a loop, for trees can be deep.
+        steps: list[tuple[CatalogNode, bytes]] = []
+        above = node
+        while above.fid not in self._pinned and above.fid not in self._descriptors:
+            place = self.catalog.place(above)
+            if place is None:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            steps.append((above, place[1]))
+            above = self.node(place[0])
+        directory = self._pinned.get(above.fid, -1)
+        if directory < 0:
+            directory = self._descriptors[above.fid]
+        fd = -1
+        for step, name in reversed(steps):
+            fd = os.open(name, _flags(step.type), dir_fd=directory)
+            if step.ino and os.fstat(fd).st_ino != step.ino:
+                os.close(fd)  # (who has a directory open from before may still make names in it)
+                raise OSError(errno.ESTALE, "another file is there")
+            if step is not node:
+                self._keep(step.fid, fd)
+                directory = fd
+        return fd
+
+    def probe_name(self, parent: Fid, name: bytes) -> FoundEntry | None:
+        """Returns what is under *name* now, told by its inode number."""
+        try:
+            stat = self.stat_name(parent, name)
+        except FileNotFoundError:
+            return None
+        known = (self.catalog.lookup(parent, name), *self.redone)
+        for fid in known:
+            node = self.catalog.node(fid) if fid is not None else None
+            if node is not None and node.ino == stat.st_ino:
+                return FoundEntry(stat, b"", fid, None)
+        return FoundEntry(stat, b"", None, None)
+
+
+def _flags(type_: int) -> int:
+    if type_ == S_IFDIR:
+        return _FLAGS_DIRECTORY
+    return _FLAGS_FILE if type_ == S_IFREG else _FLAGS_OTHER

@@ -20,7 +20,8 @@ from pathlib import Path
 from stat import S_IFMT
 from typing import Any
 
-from fusejournal.backing.apply import Applier, Made
+from fusejournal.backing.apply import Applier
+from fusejournal.backing.apply_results import Made
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogSpoiltError
 from fusejournal.disk import calls, syscalls

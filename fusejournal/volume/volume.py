@@ -15,7 +15,8 @@ import errno
 import logging
 import os
 
-from fusejournal.backing.apply import Applier, Made
+from fusejournal.backing.apply import Applier
+from fusejournal.backing.apply_results import Made
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.reserve import RootReserve

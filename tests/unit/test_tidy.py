@@ -30,7 +30,6 @@ _MODULE_LINES_MAX = 500
 _FUNCTION_LINES_MAX = 70
 
 _LARGE_MODULES = {
-    "apply": 750,
     "handlers": 750,
 }
 """Modules that are longer, by their last name, and how long each may be."""

@@ -101,10 +101,10 @@ class DataApplier:
         _, mode, uid, gid, atime_ns, mtime_ns = operation
         fd = self._tree.descriptor(operation.fid)
         if uid is None and gid is None and atime_ns is None and mtime_ns is None:
-            failpoints.reached("apply.setattr")
+            failpoints.reached("apply.setattr.mode")
             self._chmod(operation.fid, fd, mode)
         elif uid is None and gid is None and mode is None:
-            failpoints.reached("apply.setattr")
+            failpoints.reached("apply.setattr.times")
             syscalls.set_times(fd, atime_ns, mtime_ns)
         else:
             self._set_several(operation, fd)
@@ -184,9 +184,9 @@ class DataApplier:
 def _set_mode_and_mtime(fd: int, mode: int | None, mtime_ns: int) -> None:
     """After a change of content: set the mode, where it changes, and the mtime of *fd*."""
     if mode is not None:
-        failpoints.reached("apply.chmod")
+        failpoints.reached("apply.write.mode")
         os.fchmod(fd, mode)
-    failpoints.reached("apply.times")
+    failpoints.reached("apply.write.times")
     syscalls.set_times(fd, None, mtime_ns)
 
 

@@ -58,7 +58,7 @@ class ImportApplier:
         """All that the new object has, but its name."""
         tree, path = self._tree, syscalls.descriptor_path(fd)
         kind = S_IFMT(operation.mode)
-        failpoints.reached("apply.chown")
+        failpoints.reached("apply.import.chown")
         syscalls.chown(fd, operation.uid, operation.gid)
         if kind == S_IFREG:
             os.truncate(path, operation.size)
@@ -68,12 +68,12 @@ class ImportApplier:
             if kind == S_IFDIR:
                 remove_if_there(path, DEFAULT_ACL_XATTR)
         for xattr, value in operation.xattrs:
-            failpoints.reached("apply.setxattr")
+            failpoints.reached("apply.import.xattr")
             os.setxattr(path, xattr, value)
         if operation.target is None:
-            failpoints.reached("apply.chmod")
+            failpoints.reached("apply.import.chmod")
             os.chmod(path, S_IMODE(operation.mode))
-        failpoints.reached("apply.tag")
+        failpoints.reached("apply.import.tag")
         handle = tree.identify(operation.fid, fd, path)
         syscalls.set_times(fd, None, operation.mtime_ns)
         return Made(handle, os.fstat(fd).st_ino)
@@ -84,8 +84,8 @@ class ImportApplier:
         # It may be refused with some of it done: until the last piece is there, the content counts
         # for nothing.
         with capability_kept(fd):
-            calls.write_all("apply.write", fd, data, operation.offset)
-        failpoints.reached("apply.times")
+            calls.write_all("apply.import.write", fd, data, operation.offset)
+        failpoints.reached("apply.import.times")
         syscalls.set_times(fd, None, operation.mtime_ns)
         return NOTHING_MADE
 

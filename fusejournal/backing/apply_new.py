@@ -62,7 +62,7 @@ class ObjectMaker:
         try:
             fd = open_made(name, _FLAGS_DIRECTORY, directory)
             if operation.default_acl is not None:
-                failpoints.reached("apply.acl")
+                failpoints.reached("apply.acl.default")
                 os.setxattr(fd, DEFAULT_ACL_XATTR, operation.default_acl)
             made = self._finish(operation, fd, fd, time_ns)
         except OSError:

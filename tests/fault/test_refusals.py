@@ -50,7 +50,9 @@ from tests.support.workload import (
 pytestmark = pytest.mark.mount
 
 _ACL = make_acl(7, 6, 5, 4, 1)
-_MUST_WORK = frozenset({"apply.times.directory", "apply.times", "apply.chmod", "orphan.times"})
+_MUST_WORK = frozenset(
+    {"apply.times.directory", "apply.write.times", "apply.write.mode", "orphan.times"}
+)
 """Labels of calls that come when an operation is done but for them: a failure stops the volume."""
 _MAY_FAIL = frozenset({"orphan.directory", "orphan.link", "orphan.unlink", "orphan.leave"})
 """Labels of calls that an operation can do without."""

@@ -53,14 +53,6 @@ _HEADLESS_MAX = {
 """How many docstrings of a room may begin with a clause that has no head."""
 
 _SHARED_LABELS = {
-    "apply.acl": 2,
-    "apply.chmod": 3,
-    "apply.chown": 2,
-    "apply.setattr": 3,
-    "apply.setxattr": 2,
-    "apply.tag": 2,
-    "apply.times": 3,
-    "apply.write": 2,
     "diverged.directory": 2,
     "diverged.rename": 2,
     "diverged.sync": 2,

@@ -34,7 +34,7 @@ from fusejournal.operations import (
 )
 
 NO_LIMIT: Final = 2**63 - 1
-"""What stands for a limit that no file meets; of files' sizes it is the kernel's own."""
+"""A number for a limit that no file meets; of files' sizes it is the kernel's own."""
 
 _XATTR_BYTES_MAX: Final = 64 << 10
 """The kernel's own limit of one value (XATTR_SIZE_MAX)."""
@@ -220,9 +220,9 @@ def _symlink_bytes(magic: int, block_bytes: int) -> int | None:
 def limit_met(
     operation: TreeOperation, number: int, size: int, root_fd: int, limits: BackingLimits
 ) -> str | None:
-    """Which limit the backing refused *operation* for with errno *number*, in words; None where it
-    was for another reason, such as a full disk. *size*: bytes of the entry's data. Tries a value
-    that was refused on a file without a name, so it may take a millisecond."""
+    """Returns which limit the backing refused *operation* for with errno *number*, in words; None
+    where it was for another reason, such as a full disk. *size*: bytes of the entry's data. Tries a
+    value that was refused on a file without a name, so it may take a millisecond."""
     if number == errno.EFBIG:
         end = _end_of(operation, size)
         return f"{end:,} bytes, and a file may have {_amount('file_bytes', limits.file_bytes)}"

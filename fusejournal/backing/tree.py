@@ -49,8 +49,8 @@ _REFUSALS = frozenset({errno.EPERM, errno.EROFS, errno.ETXTBSY, errno.EACCES})
 
 
 class Tree:
-    """See the module. ``descriptors_max`` bounds the descriptors held beside the pinned ones, and
-    half as many are pinned at the most."""
+    """A tree of open files. ``descriptors_max`` bounds the descriptors held beside the pinned ones,
+    and half as many are pinned at the most."""
 
     def __init__(self, root_fd: int, uuid: UUID, catalog: Catalog, descriptors_max: int) -> None:
         self.root_fd = root_fd
@@ -86,7 +86,7 @@ class Tree:
         return node
 
     def is_orphan(self, fid: Fid) -> bool:
-        """Whether *fid* has lost its last name: changes to it are no longer journaled."""
+        """Returns whether *fid* has lost its last name: changes to it are no longer journaled."""
         return fid in self._orphans
 
     def stat(self, fid: Fid) -> os.stat_result:
@@ -202,7 +202,7 @@ class Tree:
             self._keep(node.fid, self._pinned.pop(node.fid))
 
     def drop_orphan(self, fid: Fid) -> None:
-        """The kernel has forgotten *fid* and nobody has it open: let an orphan go for good. Raises
+        """Lets an orphan go for good that the kernel has forgotten and no process has open. Raises
         ApplyBrokenError."""
         if self._orphans.pop(fid, None) is None:
             return
@@ -216,11 +216,12 @@ class Tree:
             self._reveal(fid)
 
     def hidden_links(self, fid: Fid) -> int:
-        """How many of *fid*'s names are nobody's but ours: 1 or 0."""
+        """Returns how many of *fid*'s names are in the hidden directory: 1 or 0."""
         return int(fid in self._hidden)
 
     def is_hidden(self, parent: Fid, name: bytes) -> bool:
-        """Whether *name* in *parent* is the hidden directory, which is no part of the tree."""
+        """Returns whether *name* in *parent* is the hidden directory, which is no part of the
+        tree."""
         return name == self._hidden_in and parent == ROOT_FID
 
     def hidden_name(self) -> bytes:
@@ -364,8 +365,8 @@ class Tree:
         os.setxattr(target, FID_XATTR, pack_tag(self.uuid, fid, handle))
 
     def probe_name(self, parent: Fid, name: bytes) -> "FoundEntry | None":
-        """What the backing itself has under *name* in *parent*, whatever the catalog says; None
-        for nothing."""
+        """Returns what the backing itself has under *name* in *parent*, whatever the catalog says;
+        None for nothing."""
         return self.look_in(self.descriptor(parent), name)
 
     def look_in(self, directory: int, name: bytes) -> "FoundEntry | None":
@@ -413,7 +414,7 @@ class Tree:
         return node.capability or None
 
     def xattr_target(self, fid: Fid) -> int | str:
-        """What to give to os.getxattr and the like for *fid*."""
+        """Returns what to give to os.getxattr and the like for *fid*."""
         fd = self.descriptor(fid)
         if self.node(fid).type in (S_IFDIR, S_IFREG):
             return fd
@@ -455,7 +456,7 @@ def _orphan(fid: Fid, look: "FoundEntry") -> CatalogNode:
 
 
 class FoundEntry:
-    """What :meth:`Tree.probe_name` saw."""
+    """An answer of :meth:`Tree.probe_name`."""
 
     __slots__ = ("fid", "handle", "owner", "stat")
 
@@ -466,4 +467,4 @@ class FoundEntry:
         self.handle = handle
         self.fid = fid
         self.owner = owner
-        """The volume that the file belongs to; None for a file that is nobody's."""
+        """The volume that the file belongs to, or None."""

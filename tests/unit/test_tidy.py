@@ -42,7 +42,6 @@ _HEADLESS = re.compile(
 )
 _HEADLESS_MAX = {
     "address": 5,
-    "backing": 15,
     "config": 10,
     "control": 5,
     "disk": 20,

@@ -449,7 +449,7 @@ class Target:
         )
 
     def _can_exchange(self) -> bool:
-        """Whether the file system of target and scratch directory exchanges names."""
+        """Returns whether the file system of target and scratch directory exchanges names."""
         names = [os.fsencode(self._scratch.path / name) for name in ("one", "other")]
         try:
             for name in names:

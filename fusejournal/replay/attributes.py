@@ -4,6 +4,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 
 from fusejournal.disk import syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
@@ -46,11 +47,11 @@ def attribute_changes(fd: int, state: State) -> Iterator[Callable[[], None]]:
         xattrs[DEFAULT_ACL_XATTR] = wanted.default_acl
     # ACLs before the mode, for they bring one; a capability after the owner, who takes it away.
     for key in sorted(has.keys() - xattrs.keys()):
-        yield lambda key=key: os.removexattr(path, key)  # type: ignore[misc]
+        yield partial(os.removexattr, path, key)
     for key in sorted(xattrs, key=lambda key: key not in ACLS):
         value = xattrs[key]
         if has.get(key) != value:
-            yield lambda key=key, value=value: os.setxattr(path, key, value)  # type: ignore[misc]
+            yield partial(os.setxattr, path, key, value)
     if wanted.mode is not None and stat.S_IMODE(os.fstat(fd).st_mode) != wanted.mode:
         mode = wanted.mode
         yield lambda: os.chmod(path, mode)

@@ -15,8 +15,11 @@ from fusejournal.history.name_changes import NAME_KINDS, Dentry, name_changes
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
 from fusejournal.operations import (
+    DATA_KINDS,
     MAKERS,
+    DataOperation,
     Import,
+    ImportData,
     Kind,
     Link,
     Mkdir,
@@ -31,16 +34,9 @@ from fusejournal.replay.divergence import Divergence
 from fusejournal.replay.target import Progress, Target
 from fusejournal.types import ROOT_FID, Fid, Seq
 
-_DATA = frozenset(
-    {
-        Kind.WRITE,
-        Kind.TRUNCATE,
-        Kind.SETATTR,
-        Kind.SETXATTR,
-        Kind.REMOVEXATTR,
-        Kind.IMPORT_DATA,
-    }
-)
+_OF_ONE_FILE = DataOperation | ImportData
+_DATA = DATA_KINDS | {Kind.IMPORT_DATA}
+"""The kinds of those."""
 _ROOT_ELSEWHERE = Fid(1 << 62)
 _KEEP_MTIME = frozenset({Kind.IMPORT, Kind.IMPORT_LINK})
 
@@ -229,9 +225,9 @@ class _DirectoryFold:
     def take(self, entry: Entry, counts: bool) -> None:
         """Go on by *entry*, which held; but for names, only if it *counts*."""
         operation = entry.operation
-        if operation.kind in _DATA:
+        if isinstance(operation, _OF_ONE_FILE):
             if counts:
-                self.attributes.append(Step(operation, entry.time_ns))  # type: ignore[arg-type]
+                self.attributes.append(Step(operation, entry.time_ns))
                 if isinstance(operation, Setattr) and operation.mtime_ns is not None:
                     self.mtime_ns = operation.mtime_ns
             return
@@ -246,8 +242,7 @@ class _DirectoryFold:
         if isinstance(operation, Mkdir | Import) and operation.fid == self.fid:
             self.is_made = True
             self.attributes.append(Step(operation, entry.time_ns))
-            is_new = isinstance(operation, Mkdir)
-            self.mtime_ns = entry.time_ns if is_new else operation.mtime_ns  # type: ignore[union-attr]
+            self.mtime_ns = operation.mtime_ns if isinstance(operation, Import) else entry.time_ns
 
 
 def _is_about_a_directory(posting: Posting) -> bool:
@@ -257,8 +252,8 @@ def _is_about_a_directory(posting: Posting) -> bool:
 def _directories_of(operation: Operation) -> set[Fid]:
     """The fids that *operation* is about, as a directory or as that of names."""
     fids = {change.parent for change in name_changes(operation)}
-    if operation.kind in _DATA or isinstance(operation, Mkdir | Import):
-        fids.add(operation.fid)  # type: ignore[union-attr]
+    if isinstance(operation, _OF_ONE_FILE | Mkdir | Import):
+        fids.add(operation.fid)
     return fids
 
 

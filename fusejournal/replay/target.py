@@ -38,10 +38,14 @@ from fusejournal.errors import (
 )
 from fusejournal.operations import (
     MOVES,
+    REMOVALS,
     RENAME_EXCHANGE,
+    DataOperation,
+    Import,
+    ImportData,
+    ImportLink,
     Kind,
     Moving,
-    Operation,
     Removexattr,
     Setattr,
     Setxattr,
@@ -58,8 +62,8 @@ _DESCRIPTORS_MAX = 512
 _REPLAY = "fusejournal-replay"
 _PROGRESS_FILE = "progress"
 _ROOT_FILE = "root.json"
-_MTIME_KEPT = frozenset({Kind.IMPORT, Kind.IMPORT_LINK})
-_NOTED = _MTIME_KEPT | {Kind.LINK, Kind.UNLINK, Kind.RMDIR} | MOVES
+_MTIME_KEPT = Import | ImportLink
+_NOTED = MOVES | REMOVALS | {Kind.IMPORT, Kind.IMPORT_LINK, Kind.LINK}
 """Operations of which only a look at inode numbers or times tells whether they were done."""
 _REFUSED = frozenset({errno.EPERM, errno.EACCES})
 _FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -372,8 +376,8 @@ class Target:
         node = self.catalog.node(operation.fid)
         other = self.catalog.node(operation.replaced) if isinstance(operation, Moving) else None
         mtime_ns = 0
-        if operation.kind in _MTIME_KEPT:
-            stat = self.tree.stat(operation.parent)  # type: ignore[union-attr]
+        if isinstance(operation, _MTIME_KEPT):
+            stat = self.tree.stat(operation.parent)
             mtime_ns = clamp_time(stat.st_mtime_ns)
         ino, other_ino = (one.ino if one is not None else 0 for one in (node, other))
         self._page.note(ino, other_ino, mtime_ns)
@@ -391,8 +395,8 @@ class Target:
             if node is not None and ino:
                 node.ino = ino
                 self.catalog.touch(node)
-        if operation.kind in _MTIME_KEPT:
-            directory: Fid = operation.parent  # type: ignore[union-attr]
+        if isinstance(operation, _MTIME_KEPT):
+            directory = operation.parent
             self.bind(directory)
             syscalls.set_times(self.tree.descriptor(directory), None, mtime_ns)
 
@@ -425,7 +429,7 @@ class Target:
         """Returns the error that an operation's failure is for the user."""
         cause = error if isinstance(error, OSError) else error.__cause__
         number = getattr(cause, "errno", None) or errno.EIO
-        path = self.where(operation)
+        path = self._where(operation)
         reason = os.strerror(number)
         if number in NO_SPACE:
             return TargetFullError(
@@ -465,15 +469,13 @@ class Target:
                     os.rmdir(name)
         return True
 
-    def where(self, operation: Operation) -> str:
+    def _where(self, operation: TreeOperation) -> str:
         """The path in the target that *operation* is about, for messages."""
-        parent = getattr(operation, "parent", None)
-        if parent is not None:
-            directory = self.catalog.path(parent)
-            name: Any = operation.name  # type: ignore[union-attr]
-            path = None if directory is None else os.path.join(directory, name)
+        if isinstance(operation, DataOperation | ImportData):
+            path = self.catalog.path(operation.fid)
         else:
-            path = self.catalog.path(operation.fid)  # type: ignore[union-attr]
+            directory = self.catalog.path(operation.parent)
+            path = None if directory is None else os.path.join(directory, operation.name)
         return os.fsdecode(os.path.join(os.fsencode(self.path), path or b"?"))
 
 

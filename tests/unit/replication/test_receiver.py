@@ -1,9 +1,11 @@
 """Who may ship to a mirror, and what its status says when nobody does any more."""
 
 import random
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -21,7 +23,7 @@ from tests.support.pairs import (
     running,
     until,
 )
-from tests.support.volumes import open_volume
+from tests.support.volumes import applied, open_volume
 
 pytestmark = pytest.mark.mount
 
@@ -138,3 +140,29 @@ async def test_a_batch_may_take_longer_than_a_silence(
                     lambda: mirror_status(mirror).state == "waiting for a primary",
                 )
                 assert "no word" in (mirror_status(mirror).last_error or "")
+
+
+async def test_what_was_appended_is_applied_though_its_session_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flush that a session asked for may end after it."""
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(1)
+        await until("the mirror is level", level(primary, mirror))
+        sync, may_flush = mirror.volume.journal.sync, threading.Event()
+
+        def slow_sync(*arguments: Any) -> None:
+            assert may_flush.wait(20)
+            sync(*arguments)
+
+        monkeypatch.setattr(mirror.volume.journal, "sync", slow_sync)
+        monkeypatch.setattr(mirror.durability, "flush_if_quick", lambda: None)
+        head_seq = applied(mirror)
+        primary.create("one")
+        await until("it is there", lambda: mirror.volume.journal.head_seq > head_seq)
+        primary.replication.local.book.pause("east")
+        primary.replication._peers_changed()
+        await until("it is over", lambda: mirror_status(mirror).address is None)
+        assert applied(mirror) == head_seq
+        may_flush.set()
+        await until("the mirror is level", level(primary, mirror))

@@ -22,7 +22,7 @@ class AppendNotifier:
         """No shipper waits for an entry that is not beyond it."""
         self._gathering: dict[trio.Event, int] = {}
         self._least_bytes = _NEVER
-        self._hurried_seq = Seq(0)
+        self._expedited_seq = Seq(0)
         """Up to here, everything is to be shipped at once."""
         self.bytes = 0
         """The bytes that the journal has grown by since the volume was opened."""
@@ -53,7 +53,7 @@ class AppendNotifier:
     async def wait_for_batch(self, grown_bytes: int, seconds: float, seq: Seq) -> None:
         """Return when ``bytes`` is at least *grown_bytes*, after *seconds*, or when
         :meth:`expedite` is called for *seq* or a later entry. Cancelling is harmless."""
-        if self._hurried_seq >= seq:
+        if self._expedited_seq >= seq:
             return
         event = trio.Event()
         self._gathering[event] = grown_bytes
@@ -66,5 +66,5 @@ class AppendNotifier:
 
     def expedite(self) -> None:
         """Have the shippers send at once what is there, because a caller waits for a mirror."""
-        self._hurried_seq = self._applied_seq
+        self._expedited_seq = self._applied_seq
         self._wake(_NEVER)

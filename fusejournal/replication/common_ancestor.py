@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 SILENCE_SECONDS = 60.0
 """A peer that says nothing for so long is gone. A throttled disk can block it for many seconds."""
 ASKED_MAX: Final = 64
-"""For more chains than this many times nobody has to ask (:class:`Comparison` needs about ten), and
-each answer costs reading in the journal."""
+"""For more chains than this many times no source has to ask (:class:`Comparison` needs about ten),
+and each answer costs reading in the journal."""
 _KEPT: Final = re.compile(r"diverged\.(\d{1,19})-(\d{1,19})")
 _SPARE_BYTES: Final = 16 << 20
 """Space that a copy leaves free for the journal itself."""
@@ -160,7 +160,7 @@ def keep_extra(state_dir: Path, agreed_seq: Seq, head_seq: Seq) -> Path:
 
     What parted once is kept once: a directory that has the beginning of it grows by what is new.
     The first segment and the newest are copied, the others are links to the journal's own, which
-    nobody changes; so it takes little space, and none that is not there. Blocks. Raises OSError
+    no one changes; so it takes little space, and none that is not there. Blocks. Raises OSError
     (ENOSPC when there is not enough space, with all as before), JournalDamagedError."""
     journal = JournalReader(state_dir / "journal")
     known = {path: span for path in _kept(state_dir) if (span := _span(path, journal)) is not None}

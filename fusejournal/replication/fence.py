@@ -3,14 +3,14 @@ so that it holds after a restart, and with no peer in reach.
 
 The highest reign that was seen is in the page of watermarks (journal/watermarks.py), the node's own
 included. A primary whose own is lower is *fenced*: it takes no change any more, until it begins
-anew as a mirror, or somebody overrules that one reign (``overrule`` in the configuration), which
+anew as a mirror, or an admin overrules that one reign (``overrule`` in the configuration), which
 has it begin an epoch beyond. So does a reign that is overruled and binds this node by no proof: a
 mirror that goes by it would never take anything from here again. Whether a peer's word counts is
 decided in wire/session.py (``is_proven``).
 
 A node's id is made from its key: a node that got another key is another node, and begins an epoch
-of its own at its next start. Epoch 1 is nobody's: it began with the volume's UUID, so whoever is of
-it has a copy of that volume, and a comparison of the journals tells what is to be told.
+of its own at its next start. Epoch 1 has no node: it began with the volume's UUID, so a node that
+is of it has a copy of that volume, and a comparison of the journals tells what is to be told.
 
 Used from the event loop's thread."""
 

@@ -6,7 +6,7 @@ disk, while a mirror has them. It takes what comes after its own end from the on
 Any other start asks, too, but once and briefly (:meth:`LostEntryFetcher.look_round`), for what only
 peers can know: that another reign has begun, that another instance of this node runs, or that this
 volume was put back from an older copy, for then they have more than it. Nothing is taken back then:
-an older copy may be what somebody wants; but a new epoch begins, so that no fid is given twice.
+an older copy may be what the admin wants; but a new epoch begins, so that no fid is given twice.
 
 The fetching side is a sink as a mirror is (wire/session.py); the other, :func:`serve_fetch`, is the
 source and ships what it has on its disk. The entries are appended byte for byte, so that journal
@@ -15,7 +15,7 @@ and mirror are the same again; recovery then makes the backing what the whole jo
 
 With no peer in reach it is as configured: go on without, as a new epoch, or wait.
 
-A peer is believed only what this node itself has shipped to somebody: its own signatures, which
+A peer is believed only what this node itself has shipped to a peer: its own signatures, which
 peers keep (wire/signatures.py), have to vouch for what is taken back; so no mirror can write the
 history of its primary. What they do not vouch for is not taken, and said. One that never said to
 keep signatures is of the version before, and is believed."""
@@ -97,7 +97,7 @@ class TakenBack(NamedTuple):
 
 @dataclass
 class LostEntryFetcher:
-    """One attempt; see the module. *told* is called with a line that says what happens."""
+    """One attempt; see the module. *report* is called with a line that says what happens."""
 
     journal: Journal
     me: Callable[[], HandshakeState]
@@ -105,7 +105,7 @@ class LostEntryFetcher:
     identity: Identity
     book: PeerBook
     insecure: bool
-    told: Callable[[str], None]
+    report: Callable[[str], None]
     bind: Callable[[Claim, str], Awaitable[str | None]]
     """Judges what a peer says of a higher reign. Returns why this node takes no change any more;
     None where it does."""
@@ -161,13 +161,13 @@ class LostEntryFetcher:
                     nursery.start_soon(self._ask_once, peer, answers, nursery.cancel_scope)
         if self._fence is not None:
             raise self._fence
-        told, new_epoch = [], None
+        lines, new_epoch = [], None
         head_seq, epoch = self.journal.head_seq, self.journal.epoch
         for name, theirs in sorted(answers.items()):
             if theirs.detail:
-                told.append(f"peer {name}: {theirs.detail}")
+                lines.append(f"peer {name}: {theirs.detail}")
             if theirs.seq > head_seq:
-                told.append(
+                lines.append(
                     f"peer {name} has entries up to {theirs.seq}, and this journal ends with "
                     f"{head_seq}: this volume was put back from an older copy; what it lacks is in "
                     "the mirror's journal, and changes from now on part from that; if it is "
@@ -175,10 +175,10 @@ class LostEntryFetcher:
                 )
                 if theirs.held_epoch in (0, epoch):
                     new_epoch = f"peer {name} has entries that are not here"
-        for line in told:
+        for line in lines:
             log.error("%s", line)
-            self.told(line)
-        return TakenBack(told, Seq(0), new_epoch)
+            self.report(line)
+        return TakenBack(lines, Seq(0), new_epoch)
 
     async def _ask_once(
         self, peer: Peer, answers: dict[str, Welcome], everybody: trio.CancelScope
@@ -200,7 +200,9 @@ class LostEntryFetcher:
             return False
         why = await self.bind(error.claim, peer.name) if error.claim is not None else None
         if why is None:
-            self.told(f"peer {peer.name}: {error}: nothing there proves it, and it does not count")
+            self.report(
+                f"peer {peer.name}: {error}: nothing there proves it, and it does not count"
+            )
             return False
         self._fence = RefusedError(FENCED, f"peer {peer.name}: {error}; {why}", error.claim)
         everybody.cancel()
@@ -212,7 +214,7 @@ class LostEntryFetcher:
         positions: dict[str, Position] = {}
         waits = self.config.without_peers == "wait"
         seconds = self.config.take_back_seconds
-        self.told(f"the machine was lost: asking {', '.join(peer.name for peer in peers)}")
+        self.report(f"the machine was lost: asking {', '.join(peer.name for peer in peers)}")
         while True:
             with trio.move_on_after(seconds):
                 async with trio.open_nursery() as nursery:
@@ -222,7 +224,7 @@ class LostEntryFetcher:
                 raise self._fence
             if positions or not waits:
                 return positions
-            self.told("no peer has answered yet: waiting for one, as 'without_peers' says")
+            self.report("no peer has answered yet: waiting for one, as 'without_peers' says")
 
     async def _ask(
         self, peer: Peer, positions: dict[str, Position], everybody: trio.CancelScope
@@ -247,14 +249,14 @@ class LostEntryFetcher:
         """Get what *peer* has more, again and again while that helps. Returns what went wrong."""
         first_seq = self.journal.head_seq + 1
         if first_seq <= upto_seq:
-            self.told(f"taking entries {first_seq} to {upto_seq} back from {peer.name}")
+            self.report(f"taking entries {first_seq} to {upto_seq} back from {peer.name}")
         ends = trio.current_time() + self.config.take_back_seconds
         while True:
             before = self.journal.head_seq
             try:
                 await self._fetch(peer, upto_seq)
                 if first_seq <= upto_seq:
-                    self.told(f"took entries back: the journal ends with {self.journal.head_seq}")
+                    self.report(f"took entries back: the journal ends with {self.journal.head_seq}")
                 return None
             except* JournalError:
                 raise
@@ -266,7 +268,7 @@ class LostEntryFetcher:
                     f": of entries {first_seq} to {upto_seq}, which it has, those from "
                     f"{self.journal.head_seq + 1} on were not taken back"
                 )
-            self.told(why)
+            self.report(why)
             if isinstance(error, DivergedError | UnsignedError):
                 return why
             if self.journal.head_seq > before:
@@ -347,7 +349,7 @@ class LostEntryFetcher:
         if self.config.take_back == "any":
             return None
         if not peer.keeps_signatures:
-            self.told(
+            self.report(
                 f"peer {peer.name} keeps no signatures, as the version before: it is believed"
             )
             return None

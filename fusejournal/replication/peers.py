@@ -199,8 +199,8 @@ class PeerBook:
         del self._peers[self.get(name).name]
 
     def pause(self, name: str) -> bool:
-        """Ship nothing to the peer *name* until told to. Returns whether it was not so before.
-        Raises UnknownPeerError; UsageError for one that nothing is shipped to."""
+        """Ship nothing to the peer *name* until :meth:`resume`. Returns True if it was not so
+        before. Raises UnknownPeerError; UsageError for one that nothing is shipped to."""
         peer = self.get(name)
         if peer.address is None:
             raise UsageError(

@@ -4,14 +4,14 @@ until N mirrors have the entry.
 When too few answer for ``mirrors_timeout_seconds``, the quorum is *degraded*: as configured, those
 who wait go on (until N mirrors are level again), or wait on. Both are said in the status. A mirror
 that has lost something which it had acknowledged does not count before it has that again; and a
-primary that is fenced answers nobody who waits any more.
+primary that is fenced answers no caller that waits any more.
 
 Who is going to wait has a *place* first, of which there are ``PLACES``. ``FIRST_PLACES`` of them
 are only for users who have none; of the rest, each user may have as many as are left to all others.
 So one who takes all there are leaves some to everybody else, and a group of users who do leave each
 other user one. A caller without a place waits in line, with nothing done yet. While mirrors answer,
-the line moves on; when they have not for a while, it is refused, because whoever stands in it keeps
-the layer from reading the next request.
+the line moves on; when they have not for a while, it is refused, because a caller that stands in it
+keeps the layer from reading the next request.
 
 Used from the event loop's thread. Cancelling a wait is harmless."""
 
@@ -41,20 +41,20 @@ ever; and where it goes on without them after a while, which is less by default.
 
 
 class Quorum:
-    """The quorum of one primary. *head_seq* returns where the journal ends, *hurry* has entries
+    """The quorum of one primary. *head_seq* returns where the journal ends, *expedite* has entries
     shipped at once."""
 
     def __init__(
         self,
         config: ReplicationConfig,
         head_seq: Callable[[], Seq],
-        hurry: Callable[[], None],
+        expedite: Callable[[], None],
     ) -> None:
         self._mirrors = config.mirrors
         self._timeout_seconds = config.mirrors_timeout_seconds
         self._blocks = config.on_timeout == "block"
         self._head_seq = head_seq
-        self._hurry = hurry
+        self._expedite = expedite
         self._acked: dict[str, Seq] = {}
         self._owed: dict[str, Seq] = {}
         """The seqs that mirrors had acknowledged which have less now."""
@@ -135,8 +135,8 @@ class Quorum:
         return acked[self._mirrors - 1] if 0 < self._mirrors <= len(acked) else Seq(0)
 
     def _look_again(self) -> None:
-        """Count the mirrors again once they have everything, or are so near that nobody would have
-        to wait too long."""
+        """Count the mirrors again once they have everything, or are so near that no caller would
+        have to wait too long."""
         target_seq, since = self._target
         head_seq = self._head_seq()
         if self._seq < target_seq:
@@ -201,9 +201,9 @@ class Quorum:
         )
 
     def want(self, seq: Seq) -> None:
-        """Somebody is going to wait for *seq*: have it shipped at once."""
+        """Have *seq*, which a caller is going to wait for, shipped at once."""
         if not self.has(seq):
-            self._hurry()
+            self._expedite()
 
     async def wait(self, seq: Seq) -> None:
         """Return when N mirrors have everything up to *seq*, or, as configured, when they are too
@@ -211,7 +211,7 @@ class Quorum:
         it, the next can tell; EROFS when it is fenced: they will not have it from here."""
         if self.has(seq):
             return
-        self._hurry()
+        self._expedite()
         if not self.waiting:
             self._answered_at = trio.current_time()
             self._move_on()
@@ -237,12 +237,12 @@ class Quorum:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def close(self) -> None:
-        """Let nobody wait any more."""
+        """End all waits, because the node ends."""
         self._closed = True
         self._wake()
 
     def fence(self) -> None:
-        """No mirror takes anything from here any more: let nobody wait for one."""
+        """End all waits, because no mirror takes anything from here any more."""
         self.is_fenced = True
         self._wake()
 

@@ -8,7 +8,7 @@ same one (wire/instances.py) while the first is heard. Checks come in this order
 and volume, reign, whether another ships, position, checksum; then the frames are appended as they
 are, flushed, acknowledged, and left to the applier (receive_session.py).
 
-A higher reign that somebody proves is on the disk before that is answered, and ends a session of a
+A higher reign that a peer proves is on the disk before that is answered, and ends a session of a
 lower one at once, also where nothing can be taken from who speaks of it. One that the followed node
 itself is said to have begun may be that of a copy: it counts when the instance is let in, and then
 only where its journal may go on from this one.
@@ -192,7 +192,7 @@ class Receiver:
         return await self._compare(connection, greeting.node)
 
     async def heed(self, claim: Claim, peer: str) -> None:
-        """*peer* has told of a reign. When this returns, it is on the disk where it is higher than
+        """Hear of a reign from *peer*. When this returns, it is on the disk where it is higher than
         the one that this mirror goes by, and proven; and nothing of a lower one is taken any more.
         Cancelling leaves it undone, or done. Raises RefusedError on a full disk, OSError where the
         journal cannot be read, JournalFailedError where the flush failed."""
@@ -352,7 +352,7 @@ class Receiver:
             log.warning("%s is refused: its journal parts from this one after %d", who, seq)
             return
         state_dir = journal.directory.parent
-        told = f"{who} has not the entries from {seq + 1} on that are here"
+        reason = f"{who} has not the entries from {seq + 1} on that are here"
         try:
             # One at a time: a copy is not cancelled, and who has parted comes again before it ends.
             async with self._keeping_aside:
@@ -360,9 +360,9 @@ class Receiver:
         except OSError as error:
             # They are in the journal as before: nothing of it is ever given up.
             kept = journal.directory
-            told += f" (there is no copy of them: {error.strerror})"
+            reason += f" (there is no copy of them: {error.strerror})"
         self._record.note(MirrorEvent.PARTED)
-        self._record.last_error = f"{told}: they are kept in {kept}, and nothing is taken from it"
+        self._record.last_error = f"{reason}: they are kept in {kept}, and nothing is taken from it"
 
     def degraded(self) -> list[str]:
         """Returns what is wrong here, a line each; but for a volume that has failed, which says

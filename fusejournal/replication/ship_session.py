@@ -2,7 +2,7 @@
 acknowledgements as they come, several batches in flight.
 
 Frames are read as they lie in the segments, after they were applied, so a slow or dead peer costs
-nobody anything but the disk that its backlog takes. Whatever was not acknowledged is sent again in
+nothing but the disk that its backlog takes. Whatever was not acknowledged is sent again in
 the next session, from the position that the peer itself tells. Two peers that are one node are one:
 the second is not shipped to.
 

@@ -49,10 +49,10 @@ class Shipper:
         self._session_scope: trio.CancelScope | None = None
         self._changed = trio.Event()
         peer = shipping.book.get(name)
-        self._told = peer.address, peer.certificate, peer.paused, peer.needs_copy
+        self._last_known = peer.address, peer.certificate, peer.paused, peer.needs_copy
         self._began_at, self._began_seq = 0.0, Seq(0)
         """The beginning of this session, and the seq that the peer was known to have then."""
-        self._complaint: str | None = None
+        self._logged_error: str | None = None
         """The last error that was logged, since a session worked."""
         self._is_gone = False
         """True if what the peer lacks is not in the journal any more."""
@@ -60,10 +60,10 @@ class Shipper:
     def look_again(self, peer: Peer) -> None:
         """Compare what the book says of *peer*, this one, with what it said before. A session goes
         on if that is the same; but a shipper that waits to try again does so at once."""
-        told = peer.address, peer.certificate, peer.paused, peer.needs_copy
-        if told == self._told and self.record.retry_at is None:
+        known = peer.address, peer.certificate, peer.paused, peer.needs_copy
+        if known == self._last_known and self.record.retry_at is None:
             return
-        self._told = told
+        self._last_known = known
         changed, self._changed = self._changed, trio.Event()
         changed.set()
         if self._session_scope is not None:
@@ -171,12 +171,12 @@ class Shipper:
         self.record.note(PeerEvent.REFUSED, why, None)
 
     def _failed(self, error: BaseException, event: PeerEvent) -> None:
-        told = str(error) or type(error).__name__
-        if told != self._complaint or self._has_worked:
-            self._shared.log_limiter.peer(self.name, told)
-        self._complaint = told
+        reason = str(error) or type(error).__name__
+        if reason != self._logged_error or self._has_worked:
+            self._shared.log_limiter.peer(self.name, reason)
+        self._logged_error = reason
         self.record.traffic.errors += 1
-        self.record.note(event, told, advice.advice_on(error))
+        self.record.note(event, reason, advice.advice_on(error))
 
     async def check_backlog(self) -> None:
         """Have a peer that has taken nothing for too long need a full copy, rather than wait for

@@ -113,7 +113,7 @@ class Replication:
             LogLimiter(),
             self._heed_refusal,
         )
-        self._desk = PeerCommands(
+        self._peer_commands = PeerCommands(
             local.book,
             local.identity,
             local.name,
@@ -259,8 +259,8 @@ class Replication:
             self.local.book.certificates,
             insecure=self.local.insecure,
             on_connection=self._inbound.serve,
-            on_pairing=self._desk.on_pairing,
-            is_pairing_open=self._desk.is_open,
+            on_pairing=self._peer_commands.on_pairing,
+            is_pairing_open=self._peer_commands.is_open,
             task_status=task_status,
         )
 
@@ -332,7 +332,7 @@ class Replication:
 
     def commands(self) -> dict[str, Command]:
         """Returns the commands that the control socket answers."""
-        return self._desk.commands()
+        return self._peer_commands.commands()
 
     # -- status ------------------------------------------------------------------------------------
 

@@ -18,10 +18,10 @@ from fusejournal.journal.frame_range import FrameRange, FrameRangeReader
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import list_segments
 from fusejournal.replay.digest import digest_tree
-from fusejournal.replication import mirror_applier as updater_module
+from fusejournal.replication import mirror_applier as mirror_applier_module
 from fusejournal.replication import peer_record as peer_record_module
 from fusejournal.replication import shipper as shipper_module
-from fusejournal.replication import supervisor as replication_module
+from fusejournal.replication import supervisor as supervisor_module
 from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.replication.receive_session import Receiving
 from fusejournal.replication.ship_session import ShipSession
@@ -407,7 +407,7 @@ async def test_segments_stay_plain_until_they_are_sent(tmp_path: Path) -> None:
 async def test_a_new_mirror_is_catching_up_until_it_has_what_there_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replication_module, "_SAMPLE_SECONDS", 0.02)
+    monkeypatch.setattr(supervisor_module, "_SAMPLE_SECONDS", 0.02)
     limit = MirrorApplier._limit
     upto = [0]
     monkeypatch.setattr(MirrorApplier, "_limit", lambda self: min(limit(self), Seq(upto[0])))
@@ -505,8 +505,8 @@ async def test_a_catalog_that_had_no_space_for_a_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With nothing more to apply, nobody says that it is full once it is not."""
-    monkeypatch.setattr(updater_module, "COMMIT_CHANGES", 0)
-    monkeypatch.setattr(updater_module, "_FULL_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(mirror_applier_module, "COMMIT_CHANGES", 0)
+    monkeypatch.setattr(mirror_applier_module, "_FULL_PAUSE_SECONDS", 0.02)
     is_full = [False]
     commit = Catalog.commit
     async with _pair(tmp_path) as (primary, mirror):

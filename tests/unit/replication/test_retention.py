@@ -12,7 +12,7 @@ import trio
 
 from fusejournal.config import ReplicationConfig
 from fusejournal.replication import retention as retention_module
-from fusejournal.replication import supervisor as replication_module
+from fusejournal.replication import supervisor as supervisor_module
 from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.replication.receive_session import Receiving
 from fusejournal.types import Seq
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.mount
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replication_module, "_BOOK_SECONDS", 0.02)
-    monkeypatch.setattr(replication_module, "_BACKLOG_SECONDS", 0.02)
+    monkeypatch.setattr(supervisor_module, "_BOOK_SECONDS", 0.02)
+    monkeypatch.setattr(supervisor_module, "_BACKLOG_SECONDS", 0.02)
 
 
 def written(directory: Path) -> Peer:

@@ -8,7 +8,9 @@ Source: open(2), pwritev(2), fallocate(2), fdatasync(2), syncfs(2), statfs(2).
 
 import ctypes
 import errno
+import fcntl
 import os
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -26,6 +28,11 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 _libc.syncfs.argtypes = [ctypes.c_int]
 _libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
 
+_FS_IOC_FIEMAP = 0xC020660B
+_FIEMAP = struct.Struct("<QQIIII")
+_FIEMAP_EXTENT = struct.Struct("<QQQ32x")
+_FIEMAP_LENGTH_MAX = (1 << 64) - 1
+_EXTENTS = 32
 _STATFS_BYTES = 256
 BTRFS_MAGIC = 0x9123683E
 
@@ -76,6 +83,31 @@ def fallocate(label: str, fd: int, offset: int, length: int) -> None:
     reached(label)
     if _libc.fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, length) != 0:
         raise_errno()
+
+
+def allocated_to(fd: int, offset: int) -> int:
+    """Where the blocks end that the file has without a gap from *offset* on, in bytes, beyond its
+    size too; *offset* where the file system does not tell.
+
+    Source: the kernel's Documentation/filesystems/fiemap.rst."""
+    end = offset
+    request = bytearray(_FIEMAP.size + _EXTENTS * _FIEMAP_EXTENT.size)
+    while True:
+        _FIEMAP.pack_into(request, 0, end, _FIEMAP_LENGTH_MAX - end, 0, 0, _EXTENTS, 0)
+        try:
+            fcntl.ioctl(fd, _FS_IOC_FIEMAP, request)
+        except OSError:
+            return end
+        found = _FIEMAP.unpack_from(request)[3]
+        before = end
+        for number in range(found):
+            at = _FIEMAP.size + number * _FIEMAP_EXTENT.size
+            begin, _, length = _FIEMAP_EXTENT.unpack_from(request, at)
+            if begin > end:
+                return end
+            end = max(end, begin + length)
+        if end == before:
+            return end
 
 
 def frees_whole_extents_only(fd: int) -> bool:

@@ -2,9 +2,10 @@
 
 A :class:`SegmentWriter` puts bytes at the end of one file, wholly or not at all. Space is allocated
 before it is needed, with a reserve that only some kinds of entries may use, so that a full disk
-refuses an entry before a byte of it is written. Where allocating is no promise (btrfs), a short
-append is cut off again. And where a file that is cut off keeps the whole of its last extent (btrfs,
-too), space is allocated in small pieces, an extent each, and only as far ahead as the reserve.
+refuses an entry before a byte of it is written; a closed segment keeps it, for the next start.
+Where allocating is no promise (btrfs), a short append is cut off again. And where a file that is
+cut off keeps the whole of its last extent (btrfs, too), space is allocated in small pieces, an
+extent each, and only as far ahead as the reserve.
 
 Full is JournalFullError, with nothing written, and so is a lack of descriptors or memory, which
 passes as well; any other error of the disk is JournalFailedError, after which it is unknown what
@@ -27,12 +28,15 @@ from fusejournal.journal.segment import SPACE_BYTES, segment_path
 from fusejournal.operations import Kind, Moving, Operation, Removal, made_by
 from fusejournal.types import Fid, Seq
 
-ALWAYS = frozenset({Kind.VOID, Kind.CLEAN})
-"""Entries that may use all of the reserve: those that end what was begun."""
+ALWAYS = frozenset({Kind.VOID, Kind.CLEAN, Kind.EPOCH})
+"""Entries that may use all of the reserve: those that end what was begun, and the one without which
+a volume does not start, so that nothing could be removed either."""
 
 _PASSES = CANNOT_GROW | NO_MEANS
 _NO_END = 1 << 62
 _PIECE_BYTES_MIN = 64 << 10
+_KEPT_BYTES = 128 << 10
+"""Allocated at a time when a segment is closed: some of the reserve is better than none."""
 _PIECES = 256
 """In a segment whose space is allocated an extent at a time: about half a piece stays unused behind
 each segment and each restart, and smaller ones make writing slower."""
@@ -70,7 +74,8 @@ class SegmentWriter:
         self._named: set[Fid] = set()
         """Fids whose path this segment tells."""
         self._options = options
-        self._allocated = end
+        self._allocated = calls.allocated_to(fd, end)
+        """Also what the process before this one has left."""
         self._in_pieces = calls.frees_whole_extents_only(fd)
         self._is_begun = True
         """True if it has its header: until then its size says that it has not."""
@@ -230,9 +235,17 @@ class SegmentWriter:
             raise JournalFailedError(f"{self.path}: cannot be sealed: {error.strerror}") from error
 
     def close(self) -> None:
-        """Give back what was allocated, and close the file in any case. Raises OSError."""
+        """Give back what was allocated but for the reserve, which a start on a full disk needs, and
+        close the file in any case. Raises OSError."""
+        goal = self.end + self._options.reserve_bytes
         try:
+            if os.fstat(self.fd).st_size == self.end and self._allocated <= goal:
+                return  # what is given back on a full disk may not be had again
             calls.ftruncate("journal.close", self.fd, self.end)
+            self._allocated = self.end
+            with suppress(OSError):
+                while self._allocated < goal:
+                    self._allocate(min(goal, self._allocated + _KEPT_BYTES))
         finally:
             os.close(self.fd)
 

@@ -1,0 +1,76 @@
+"""A start on a disk that is full: what an orderly stop has kept lets it go through, and removals,
+which make space, work. (Btrfs promises nothing: it takes space anew for a block that it has.)"""
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from fusejournal.errors import JournalFullError
+from fusejournal.journal.journal import Journal
+from fusejournal.journal.segment_writer import JournalOptions
+from fusejournal.operations import Clean, Operation, Unlink, Write
+from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid
+from tests.support.entries import UUID_OF_TESTS
+from tests.support.filesystems import filesystem, fill
+from tests.support.losses import begin_another_boot
+from tests.support.volumes import OpenVolume, open_volume
+
+pytestmark = pytest.mark.mount
+
+_FILES = 60
+
+
+def _append(journal: Journal, operation: Operation, data: bytes = b"") -> None:
+    time_ns = journal.last_time_ns + 1
+    journal.append(operation, SYSTEM_CALLER, time_ns, lambda _: b"file", data)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_the_reserve_is_there_after_an_orderly_stop(tmp_path: Path, kind: str) -> None:
+    with filesystem(kind, tmp_path, "disk", 400) as disk:
+        place = disk / "journal"
+        place.mkdir()
+        journal = Journal.create(place, UUID_OF_TESTS, JournalOptions())
+        _append(journal, Write(Fid(7), 0, None), bytes(5000))
+        journal.sync()
+        journal.close()
+        fill(disk / "filler")
+        for _ in range(3):
+            journal = Journal.open(place, UUID_OF_TESTS, JournalOptions(), unclean_machine=False)
+            with suppress(JournalFullError):
+                while True:
+                    _append(journal, Write(Fid(7), 0, None), bytes(500_000))
+            for _ in range(100):
+                _append(journal, Unlink(Fid(7), ROOT_FID, b"file"))
+            _append(journal, Clean())
+            journal.sync()
+            journal.close()
+            with suppress(OSError):  # not even a name more
+                fill(disk / "more")
+
+
+def _fid(volume: OpenVolume, name: str) -> Fid:
+    fid = volume.volume.catalog.lookup(ROOT_FID, name.encode())
+    assert fid is not None
+    return fid
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+@pytest.mark.parametrize("boot", ["the same", "another"])
+def test_removals_work_after_an_orderly_stop(tmp_path: Path, kind: str, boot: str) -> None:
+    with filesystem(kind, tmp_path, "disk", 400) as disk:
+        with open_volume(disk, options=JournalOptions()) as volume:
+            for number in range(_FILES):
+                volume.create(f"file{number}", bytes(200_000))
+        fill(disk / "filler")
+        if boot == "another":
+            begin_another_boot(disk / "state")
+        with open_volume(disk, options=JournalOptions()) as volume:
+            with pytest.raises(OSError, match="space"):
+                volume.create("new", bytes(2_000_000))
+            for number in range(_FILES):
+                fid = _fid(volume, f"file{number}")
+                volume.unlink(fid, f"file{number}")
+                volume.volume.drop_orphan(fid)
+            volume.orderly = False  # XFS takes its time to give back what was removed

@@ -23,6 +23,7 @@ from fusejournal.history.query import (
     Follower,
     Match,
     PathPattern,
+    find,
     find_newest,
     parse_kinds,
     parse_path,
@@ -78,6 +79,13 @@ class JournalSource:
         if not first_seq <= seq <= self.head_seq:
             raise NoSuchSeqError(seq, first_seq, self.head_seq)
         return Seq(seq)
+
+    def entry(self, seq: int) -> Match:
+        """Returns the entry *seq* with its paths; of a VOID, the entry that it refused. Raises
+        NoSuchSeqError, JournalDamagedError."""
+        end = Seq(self.check_seq(seq) + 1)
+        criteria = Criteria(from_seq=Seq(max(1, seq - 1)), to_seq=end)
+        return [found for found in find(self.lookup, criteria) if found.entry.seq < end][-1]
 
     def path(self, text: str) -> bytes:
         """Parses a path in the volume as people type it: from the volume's root, or as it shows

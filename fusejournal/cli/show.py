@@ -7,8 +7,6 @@ import click
 from fusejournal.admin.source import open_source
 from fusejournal.cli import entries, text
 from fusejournal.history.json_values import match_to_json
-from fusejournal.history.query import Criteria, find
-from fusejournal.types import Seq
 
 _HEX_BYTES = 16
 
@@ -28,10 +26,7 @@ def show(volume: str, seq: int, with_data: bool, as_json: bool) -> None:
       fusejournal show srv-data 4711 --json | jq .path
     """
     source = open_source(volume)
-    source.check_seq(seq)
-    # A VOID is shown with what it refused.
-    criteria = Criteria(from_seq=Seq(max(1, seq - 1)), to_seq=Seq(seq + 1))
-    match = [found for found in find(source.lookup, criteria) if found.entry.seq <= seq][-1]
+    match = source.entry(seq)
     line = match_to_json(match)
     entry = match.entry
     line.update(

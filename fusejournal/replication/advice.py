@@ -12,7 +12,7 @@ COPY: Final = (
 FULL: Final = "make space there: it goes on by itself"
 FAILED: Final = "see the mirror's own status and log"
 _BY_CODE: Final = {
-    "version": "upgrade the older of the two",
+    "version": "upgrade the node that it names",
     "volume": "this is another volume's mirror: check its address",
     "unborn": "it has nothing yet that it could ship on",
     "role": "check its address, or mount it with --role mirror",

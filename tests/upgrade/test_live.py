@@ -1,16 +1,23 @@
 """A pair is upgraded from the release before, one node after the other, in either order."""
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
+from fusejournal.disk import syscalls
+from fusejournal.disk.syscalls import AT_FDCWD
+from fusejournal.operations import RENAME_WHITEOUT
 from tests.support.mirrors import Node, check_equal, nodes
 from tests.upgrade.releases import CONFIG, NoHistoryError, program_of, run_release, unpack, work
 
 pytestmark = pytest.mark.mount
 
 _RELEASE = "0.1.0"
+_OLDER = (
+    "is of an older version, and reads entries up to kind 19, of 20: upgrade it before one comes"
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +58,12 @@ def test_a_pair_is_upgraded(tmp_path: Path, program: Path, first: str, how: str)
             (primary.mountpoint / "d" / "file").write_text(f"changed {number} times")
             primary.resume(mirror)
             check_equal(primary, mirror)
+            if program_of(primary) != program:
+                told = primary.peer(mirror)
+                is_old = program_of(mirror) == program
+                assert told["protocol_version"] == 1
+                assert told["notes"] == ([_OLDER] if is_old else [])
+                assert told["limits"] == (None if is_old else primary.ask()["limits"])
         assert program not in (program_of(primary), program_of(mirror))
         for node in (primary, mirror):
             node.stop()
@@ -74,7 +87,8 @@ def test_the_release_refuses_what_this_version_has_mounted(tmp_path: Path, progr
             refused = node.run(*node.mount_arguments(), check=False)
             assert refused.returncode == 1
             assert "volume.json: written by another version of fusejournal" in refused.stderr
-            assert {path.name for path in node.state.iterdir()} == kept
+            # (It may begin a log, to say so.)
+            assert {path.name for path in node.state.iterdir()} - kept <= {"log"}
             run_release(node, None)
         for node in (mirror, primary):
             node.start()
@@ -91,5 +105,29 @@ def test_a_mirror_that_has_heard_from_nobody_is_upgraded(tmp_path: Path, program
         primary.start()
         work(primary.mountpoint)
         check_equal(primary, mirror)
+        for node in (primary, mirror):
+            node.stop()
+
+
+def test_an_older_mirror_stops_before_what_it_cannot_read(tmp_path: Path, program: Path) -> None:
+    """It is no damage there, and goes on once it is upgraded."""
+    with nodes(tmp_path, None, config=CONFIG) as (primary, mirror):
+        for node in (primary, mirror):
+            run_release(node, program)
+            node.start()
+        (primary.mountpoint / "file").write_text("known to both")
+        check_equal(primary, mirror)
+        upgrade(primary, "stop")
+        names = [os.fsencode(primary.mountpoint / name) for name in ("file", "moved")]
+        syscalls.rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_WHITEOUT)
+        told = primary.await_peer(mirror, "refused")
+        assert "made by a newer version of fusejournal" in told["last_error"]
+        assert told["advice"] == "upgrade the node that it names"
+        assert told["notes"] == [_OLDER]
+        assert (mirror.mountpoint / "file").read_text() == "known to both"
+        upgrade(mirror, "stop")
+        primary.resume(mirror)
+        check_equal(primary, mirror)
+        assert (mirror.mountpoint / "moved").read_text() == "known to both"
         for node in (primary, mirror):
             node.stop()

@@ -13,6 +13,7 @@ from fusejournal.types import Epoch, Seq
 from fusejournal.wire.connection import OPEN, READY, Connection, receive_exactly
 from fusejournal.wire.frames import Ack, Batch, Welcome
 from fusejournal.wire.plain import CONNECTS, LISTENS, PROOF_BYTES, prove
+from fusejournal.wire.versions import OWN_VERSIONS
 from tests.support.volumes import OpenVolume, open_volume
 
 pytestmark = pytest.mark.mount
@@ -59,7 +60,8 @@ class _Broken:
         await stream.send_all(READY + prove(LISTENS, stream, is_listener=True))
         async with Connection(stream, "primary", None) as connection:
             await connection.receive()
-            await connection.send(Welcome(1, b"", "broken", Epoch(0), Seq(0), 0, Seq(0)))
+            answer = Welcome(1, b"", "broken", Epoch(0), Seq(0), 0, Seq(0))
+            await connection.send(answer._replace(newest_kind=OWN_VERSIONS.newest_kind))
             await connection.receive()
             await connection.send(NOTHING)
             await self._ending(stream, connection, self.sessions)

@@ -28,7 +28,7 @@ import trio
 from fusejournal.backing.catalog_store import COMMIT_CHANGES
 from fusejournal.backing.limits import limit_met
 from fusejournal.disk.errnos import NO_SPACE
-from fusejournal.errors import FusejournalError, printable
+from fusejournal.errors import FusejournalError
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import kept_mtimes
 from fusejournal.journal.format import Entry
@@ -37,11 +37,12 @@ from fusejournal.journal.outcomes import Outcome, with_outcomes
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import BadFrameError
 from fusejournal.journal.watermarks import WatermarkPage
-from fusejournal.operations import ControlOperation, Moving, TreeOperation
+from fusejournal.operations import ControlOperation
 from fusejournal.replication.wakeup import Wakeup
 from fusejournal.types import Fid, Seq
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.observer import ChangeObserver
+from fusejournal.volume.refusals import path_of
 from fusejournal.volume.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -49,8 +50,6 @@ log = logging.getLogger(__name__)
 _SLICE_SECONDS = 0.004
 _FRAME_RANGE_BYTES = 256 << 10
 _FULL_PAUSE_SECONDS = 1.0
-_PATH_CHARACTERS_MAX = 300
-"""Messages show so much of a path, from its end."""
 _LIMIT_ADVICE = (
     "nothing after it is applied; give this mirror an empty backing, on a file system that holds "
     "it, and an empty state"
@@ -211,24 +210,8 @@ class MirrorApplier:
     def _refused(self, entry: Entry, reason: str) -> EntryRefusedError:
         operation = entry.operation
         assert not isinstance(operation, ControlOperation)
-        return EntryRefusedError(entry.seq, operation.kind.name, self._path_of(operation), reason)
-
-    def _path_of(self, operation: TreeOperation) -> str:
-        """The place where *operation* was to be done, for a message."""
-        path, parent = self._volume.catalog.path, getattr(operation, "parent", None)
-        name: bytes = getattr(operation, "name", b"")
-        if parent is None or isinstance(operation, Moving):
-            found = path(operation.fid)
-        elif (above := path(parent)) is None:
-            found = None
-        else:
-            found = b"/".join(filter(None, (above, name)))
-        if found is None:
-            return f"fid {operation.fid}"
-        shown = printable(found)
-        if len(shown) > _PATH_CHARACTERS_MAX:
-            shown = "..." + shown[-_PATH_CHARACTERS_MAX:]
-        return f"'/{shown}'"
+        path = path_of(self._volume.catalog, operation)
+        return EntryRefusedError(entry.seq, operation.kind.name, path, reason)
 
     async def _wait_for_space(self, what: str) -> None:
         if self.full is None:

@@ -10,6 +10,7 @@ import pytest
 
 from fusejournal.backing.fid_tag import FID_XATTR
 from fusejournal.config import ReplicationConfig
+from fusejournal.errors import RecoveryError
 from fusejournal.operations import (
     Link,
     Mkdir,
@@ -18,8 +19,8 @@ from fusejournal.operations import (
     Truncate,
     Write,
 )
-from fusejournal.types import Fid
 from tests.support.filesystems import filesystem, fill
+from tests.support.losses import begin_another_boot
 from tests.support.pairs import level, listens_at, mirror_status, peer_status, running, until
 from tests.support.volumes import SOMEBODY, OpenVolume, applied, open_volume
 
@@ -75,13 +76,6 @@ def _inherits(primary: OpenVolume) -> None:
     directory, fid = primary.mkdir("d"), primary.volume.new_fid()
     made = Mkdir(fid, directory, b"file", 0o40770, 0, 0, acl, None)
     primary.volume.commit(made, SOMEBODY)
-
-
-def _links(primary: OpenVolume) -> None:
-    directory = primary.mkdir("d")
-    fid = primary.create("file", b"x", directory)
-    for number in range(65_000):
-        primary.volume.commit(Link(fid, directory, b"%d" % number), SOMEBODY)
 
 
 @contextmanager
@@ -196,6 +190,40 @@ async def test_the_next_mount_tries_again(tmp_path: Path) -> None:
     assert told[0] == told[1]
 
 
+@pytest.mark.parametrize(
+    ("sink", "change", "words"),
+    [
+        ("ext4", _sets(5000), "extended attribute user.big of 5,000 bytes, and one may have 4,024"),
+        ("ext4", _grows, "109,951,162,777,600 bytes, and a file may have 16 TiB"),
+        ("ext4", _writes_far, "17,592,186,040,325 bytes, and a file may have 16 TiB"),
+        ("xfs", _points_far, "a symlink to 1,024 bytes, and one may have 1,023 bytes"),
+    ],
+    ids=["value", "size", "write", "symlink"],
+)
+async def test_after_a_system_crash_the_start_names_it_too(
+    tmp_path: Path, sink: str, change: Callable[[OpenVolume], None], words: str
+) -> None:
+    """There, what was received is carried out before the mount is live."""
+    with _disks(tmp_path, "btrfs", sink), open_volume(tmp_path / "primary") as primary:
+        with open_volume(tmp_path / "mirror", mirror=True, orderly=False) as mirror:
+            mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+            async with running(mirror):
+                primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
+                async with running(primary):
+                    change(primary)
+                    await until("stopped", lambda: mirror.volume.failure is not None)
+        begin_another_boot(tmp_path / "mirror" / "state")
+        uuid = primary.volume.journal.uuid
+        for _ in range(2):
+            with (
+                pytest.raises(RecoveryError) as caught,
+                open_volume(tmp_path / "mirror", mirror=True, uuid=uuid, orderly=False),
+            ):
+                pass
+            assert f"'/d/file': the file system has no place for {words}" in str(caught.value)
+            assert str(caught.value).isprintable()
+
+
 async def test_a_full_disk_is_no_limit(tmp_path: Path) -> None:
     """As long as it is full, an attribute that fits waits for space."""
     with _pair(tmp_path, "xfs", "ext4") as (primary, mirror):
@@ -226,15 +254,21 @@ async def test_a_full_disk_is_no_limit(tmp_path: Path) -> None:
 
 async def test_one_link_too_many(tmp_path: Path) -> None:
     with _pair(tmp_path, "xfs", "ext4") as (primary, mirror):
-        _links(primary)
-        assert primary.volume.tree.stat(Fid(3)).st_nlink == 65_001
         mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
         async with running(mirror):
             primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             async with running(primary):
+                directory = primary.mkdir("d")
+                fid = primary.create("file", b"x", directory)
+                await until("level", level(primary, mirror))
+                elsewhere = mirror.backing.parent / "elsewhere"
+                elsewhere.mkdir()
+                for number in range(64_999):
+                    os.link(mirror.backing / "d" / "file", elsewhere / f"{number}")
+                primary.volume.commit(Link(fid, directory, b"last"), SOMEBODY)
                 await until("stopped", lambda: peer_status(primary).state == "mirror failed")
                 told = str(mirror.volume.failure)
-                assert "(LINK of '/d/64999') cannot be applied" in told
+                assert "(LINK of '/d/last') cannot be applied" in told
                 assert "one link too many, and a file may have 65,000" in told
 
 

@@ -15,10 +15,11 @@ from fusejournal.history.file_states import ACLS, DATA_KINDS, State, lacks_maker
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import mtimes_before
 from fusejournal.journal.index import Posting
-from fusejournal.operations import ImportData, Kind, Setattr, Truncate, Write
+from fusejournal.operations import ImportData, Kind, Setattr, Setxattr, Truncate, Write
 from fusejournal.types import Fid, Seq
 from fusejournal.volume.importer import fits_one_entry
 from fusejournal.volume.reconcile.overwritten import KeptCopies
+from fusejournal.volume.refusals import named
 from fusejournal.volume.volume import Volume
 
 Progress = Callable[[str, int, int | None, str], None]
@@ -77,18 +78,21 @@ class Contents:
                 continue
             fd = self._volume.tree.writable(operation.fid)
             failpoints.reached("reconcile.write")
-            if isinstance(operation, Truncate):
-                os.ftruncate(fd, operation.size)
-            else:
-                data = outcome.data_of(entry)
-                calls.write_all("reconcile.write", fd, data, operation.offset)
+            data = outcome.data_of(entry)
+            with named(self._volume, operation, len(data)):
+                if isinstance(operation, Truncate):
+                    os.ftruncate(fd, operation.size)
+                else:
+                    calls.write_all("reconcile.write", fd, data, operation.offset)
             self._progress("writing contents", done, None, "entries")
         for fid in files:
             if fid in whole:
                 self._empty(fid, emptied)
             fd = self._volume.tree.writable(fid)
             if os.fstat(fd).st_size != self._states[fid].size:
-                os.ftruncate(fd, self._states[fid].size)
+                size = self._states[fid].size
+                with named(self._volume, Truncate(fid, size, None)):
+                    os.ftruncate(fd, size)
 
     def _empty(self, fid: Fid, emptied: set[Fid]) -> None:
         """Before its first byte is written. Who is killed from here on leaves a file that was just
@@ -163,7 +167,8 @@ class Contents:
         for name, value in state.xattrs.items():
             if name not in names or os.getxattr(target, name) != value:
                 failpoints.reached("reconcile.xattr")
-                os.setxattr(target, name, value)
+                with named(self._volume, Setxattr(state.fid, name, value)):
+                    os.setxattr(target, name, value)
 
     def _set_mtime(self, fid: Fid, mtime_ns: int | None) -> None:
         if mtime_ns is not None:

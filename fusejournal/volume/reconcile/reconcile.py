@@ -64,6 +64,7 @@ from fusejournal.volume.checkpoint import CLOCK_SLACK_NS, Checkpoint
 from fusejournal.volume.reconcile.contents import Contents, Progress
 from fusejournal.volume.reconcile.overwritten import KeptCopies
 from fusejournal.volume.reconcile.survey import Survey, UnexpectedName, staging_name
+from fusejournal.volume.refusals import named
 from fusejournal.volume.volume import Volume
 
 _NEW, _LINK = b".new", b".link"
@@ -430,7 +431,9 @@ class Reconciliation:
             if node.type != S_IFDIR:
                 name += _NEW
             failpoints.reached("reconcile.make")
-            self._make(name, state, node.type)
+            assert state.maker is not None
+            with named(self._volume, state.maker):
+                self._make(name, state.maker, node.type)
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._staging_fd)
             try:
                 self._tree.forget_descriptor(fid)
@@ -444,15 +447,14 @@ class Reconciliation:
             self._staged[fid] = name
             self._progress("making files anew", done, len(self._new), "files")
 
-    def _make(self, name: bytes, state: State, type_: int) -> None:
-        assert state.maker is not None
-        target = target_of(state.maker)
+    def _make(self, name: bytes, maker: Making, type_: int) -> None:
+        target = target_of(maker)
         if type_ == S_IFDIR:
             os.mkdir(name, 0o700, dir_fd=self._staging_fd)
         elif target is not None:
             os.symlink(target, name, dir_fd=self._staging_fd)
         else:
-            os.mknod(name, type_ | 0o600, rdev_of(state.maker), dir_fd=self._staging_fd)
+            os.mknod(name, type_ | 0o600, rdev_of(maker), dir_fd=self._staging_fd)
 
     def _fill_places(self) -> None:
         """Put everything where it belongs."""
@@ -467,7 +469,8 @@ class Reconciliation:
                 # A name of a file that is made anew may still stand for the old one.
                 staged = b"%d" % fid + _LINK
                 fd, directory = self._tree.pair(fid, parent)
-                syscalls.link(fd, self._staging_fd, staged)
+                with named(self._volume, Link(fid, parent, name)):
+                    syscalls.link(fd, self._staging_fd, staged)
             failpoints.reached("reconcile.place")
             os.rename(staged, name, src_dir_fd=self._staging_fd, dst_dir_fd=directory)
 

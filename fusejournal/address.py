@@ -1,4 +1,5 @@
-"""Where a node listens or is reached, and what a peer may be called, as people write them. Pure."""
+"""Addresses at which a node listens or is reached, and names of peers, as people write them.
+Pure."""
 
 import re
 from ipaddress import ip_address
@@ -22,8 +23,8 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def is_same(self, other: "Address") -> bool:
-        """Whether *other* is the same place, however it is written. What names stand for is not
-        looked up."""
+        """Returns True if *other* is the same place, however it is written. Names are not looked
+        up."""
         return self.port == other.port and _plain(self.host) == _plain(other.host)
 
 
@@ -35,8 +36,8 @@ def _plain(host: str) -> str:
 
 
 def parse_address(text: str) -> Address:
-    """The address that *text* means: ``HOST:PORT``, ``[IPv6]:PORT``, or ``:PORT`` to listen on
-    every address. Raises UsageError."""
+    """Returns the address that *text* means: ``HOST:PORT``, ``[IPv6]:PORT``, or ``:PORT`` to listen
+    on every address. Raises UsageError."""
     host, colon, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -57,8 +58,8 @@ def parse_address(text: str) -> Address:
 
 
 def parse_remote(text: str) -> Address:
-    """The address that *text* means, where one can be reached: with a host, and a port that is not
-    0. Raises UsageError."""
+    """Returns the address that *text* means, where one can be reached: with a host, and a port that
+    is not 0. Raises UsageError."""
     address = parse_address(text)
     if not address.host or not address.port:
         raise UsageError(f"{text!r} is no address to connect to: it needs a host and a port")
@@ -66,7 +67,7 @@ def parse_remote(text: str) -> Address:
 
 
 def check_peer_name(name: object) -> str:
-    """*name* if it can be a peer's. Raises UsageError."""
+    """Returns *name* if it can be a peer's. Raises UsageError."""
     if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > _NAME_CHARS_MAX:
         raise UsageError(
             f"{name!r:.100} cannot be a peer's name: 1 to {_NAME_CHARS_MAX} letters, digits, '.', "
@@ -76,14 +77,14 @@ def check_peer_name(name: object) -> str:
 
 
 def default_node_name(hostname: str) -> str:
-    """What the node on the machine *hostname* is called unless somebody says otherwise: a name that
-    other nodes can give it as their peer."""
+    """Returns the name of the node on the machine *hostname* unless an admin gives another: one by
+    which other nodes can have it as their peer."""
     short = re.sub(r"[^A-Za-z0-9_-]", "-", hostname.partition(".")[0]).lstrip("-")
     return short[:_NAME_CHARS_MAX] or "node"
 
 
 def parse_peer(text: str) -> tuple[str, Address]:
-    """The peer that *text*, ``NAME=ADDR:PORT``, means. Raises UsageError."""
+    """Returns the peer that *text*, ``NAME=ADDR:PORT``, means. Raises UsageError."""
     name, equals, address = text.partition("=")
     if not equals:
         raise UsageError(f"{text!r} is no peer: NAME=ADDR:PORT")

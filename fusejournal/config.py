@@ -66,7 +66,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from fusejournal.errors import ConfigError
 
 _OUR_WORDS = "Value error, "
-"""What pydantic puts before the message of a ValueError."""
+"""The words that pydantic puts before the message of a ValueError."""
 
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
@@ -88,7 +88,7 @@ class _Section(BaseModel):
 
 
 class JournalConfig(_Section):
-    """How the journal is written and kept."""
+    """The journal: how it is written and kept."""
 
     segment_bytes: Annotated[Bytes, Field(ge=1 << 16, le=4 << 30)] = 64 << 20
     segment_entries: Annotated[int, Field(ge=256, le=1 << 22)] = 1 << 16
@@ -106,7 +106,7 @@ MountFlag = Literal["ro", "nosuid", "nodev", "noexec"]
 
 
 class VolumeConfig(_Section):
-    """What callers may rely on, and how the volume is mounted unless the command line says more."""
+    """The promises to callers, and the mount, unless the command line adds to it."""
 
     role: Literal["primary", "mirror"] | None = None
     durability: Literal["async", "nfs", "strict"] | None = None
@@ -116,7 +116,7 @@ class VolumeConfig(_Section):
 
 
 class ReplicationConfig(_Section):
-    """Who the journal is shipped to, from whom it is taken, and how."""
+    """The peers that the journal is shipped to and taken from, and how."""
 
     listen: str | None = None
     insecure: bool = False
@@ -137,7 +137,7 @@ class ReplicationConfig(_Section):
 
 
 class MetricsConfig(_Section):
-    """Where the metrics can be read."""
+    """The address at which the metrics can be read."""
 
     listen: str | None = None
 
@@ -159,18 +159,19 @@ class Config(_Section):
 
 
 def config_root() -> Path:
-    """Where the configurations of volumes lie."""
+    """Returns the directory of the configurations of volumes."""
     return Path(os.environ.get("FUSEJOURNAL_CONFIG_ROOT", "/etc/fusejournal"))
 
 
 def find_config(name: str) -> Path | None:
-    """The configuration of the volume *name* where nobody named a file, if there is one."""
+    """Returns the configuration file of the volume *name* where no other was named, if there is
+    one."""
     path = config_root() / f"{name}.toml"
     return path if os.path.lexists(path) else None
 
 
 def load_config(path: Path | None) -> Config:
-    """The configuration in *path*, or the defaults; addresses are not looked at. Raises
+    """Returns the configuration in *path*, or the defaults; addresses are not looked at. Raises
     ConfigError, one line naming what is wrong."""
     if path is None:
         return Config()
@@ -191,7 +192,7 @@ def load_config(path: Path | None) -> Config:
 
 
 def _nearest(location: tuple[int | str, ...]) -> str:
-    """A hint at the known key that is most like the unknown one."""
+    """Returns a hint at the known key that is most like the unknown one."""
     known = []
     for name, field in Config.model_fields.items():
         known.append(name)

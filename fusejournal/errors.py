@@ -46,7 +46,7 @@ class VolumeNotFoundError(FusejournalError):
 
 
 class UntrustedStateError(VolumeNotFoundError):
-    """A state directory that another user may have written: it says nothing of a volume."""
+    """A state directory that another user may have written: it is no evidence of a volume."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(str(path))
@@ -103,7 +103,7 @@ class JournalDamagedError(JournalError):
 
     exit_code = 11
     verdict = "the journal is damaged"
-    """What that means for the journal, in a few words."""
+    """The meaning for the journal, in a few words."""
 
     def __init__(self, segment: Path | str, offset: int, seq: int, reason: str) -> None:
         self.segment = Path(segment)
@@ -137,7 +137,7 @@ class JournalForeignError(JournalError):
 
 
 class JournalFullError(JournalError):
-    """No space for the next entry, or no descriptor or memory for it (``errno`` tells); nothing was
+    """No space for the next entry, or no descriptor or memory for it (see ``errno``); nothing was
     written. The caller gets that errno."""
 
     exit_code = 13
@@ -239,7 +239,7 @@ class NoNfsServerError(ExportError):
 
 
 class WireError(FusejournalError):
-    """A peer said something that cannot be. The connection ends; nothing of it was believed."""
+    """A peer sent something that cannot be. The connection ends; nothing of it was believed."""
 
     exit_code = 26
 
@@ -263,8 +263,8 @@ class PeerRefusedError(WireError):
 
 
 class PeerMistakenError(PeerRefusedError):
-    """Whoever answers is not the peer that was paired. ``found`` is empty where it did not say
-    who it is."""
+    """The node that answers is not the peer that was paired. ``found`` is empty if it did not
+    identify itself."""
 
     def __init__(self, where: str, expected: str, found: str) -> None:
         self.expected = expected

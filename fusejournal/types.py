@@ -21,7 +21,7 @@ EPOCH_MAX = 1 << (63 - EPOCH_SHIFT)
 """So that every fid is a positive 64-bit number."""
 
 NAME_BYTES_MAX = 255
-"""How long a name in a directory can be: the kernel's NAME_MAX."""
+"""The longest name in a directory: the kernel's NAME_MAX."""
 
 TIME_MIN_NS = -(2**31 - 1) * 10**9
 TIME_MAX_NS = (2**34 - 2**31 - 1) * 10**9
@@ -30,7 +30,7 @@ narrowest: 1901 to 2446)."""
 
 
 class Caller(NamedTuple):
-    """The caller of an operation, as the kernel told it."""
+    """The caller of an operation, as the kernel reports it."""
 
     uid: int
     gid: int
@@ -38,14 +38,14 @@ class Caller(NamedTuple):
 
 
 NOWHERE = "none"
-"""Said instead of an address to listen at."""
+"""The word for no address to listen at."""
 
 SYSTEM_CALLER = Caller(0, 0, 0)
 """The layer itself: import, recovery, marks."""
 
 
 class Position(NamedTuple):
-    """Where a log stands. Two logs of one volume with equal positions are equal up to there."""
+    """A point in a log. Two logs of one volume with equal positions are equal up to there."""
 
     epoch: Epoch
     seq: Seq
@@ -53,8 +53,8 @@ class Position(NamedTuple):
 
 
 class Reign(NamedTuple):
-    """Who was primary when: the epoch, and the node that began it. ``node_id`` is 0 where it is not
-    known, as with nodes of a version that did not say it. Two reigns of one epoch cannot be."""
+    """A time with one primary: the epoch, and the node that began it. ``node_id`` is 0 if it is not
+    known, as with nodes of a version that did not send it. Two reigns of one epoch cannot be."""
 
     epoch: Epoch
     node_id: int
@@ -63,30 +63,30 @@ class Reign(NamedTuple):
         return f"{self.epoch}/{self.node_id:016x}"
 
     def is_rival(self, other: "Reign") -> bool:
-        """Whether *other* is of the same epoch, and another node's."""
+        """Returns True if *other* is of the same epoch, and another node's."""
         known = self.node_id != 0 and other.node_id != 0
         return known and self.epoch == other.epoch and self.node_id != other.node_id
 
     def after(self, seen: "Reign") -> "Reign":
-        """The highest that is known when *seen* was seen after this one: whose it is, is not
-        forgotten for a node that does not say it."""
+        """Returns the highest that is known when *seen* was seen after this one. Whose it is, is
+        not forgotten because of a node that does not send it."""
         if seen.epoch == self.epoch:
             return self if seen.node_id == 0 else seen
         return max(self, seen, key=lambda reign: reign.epoch)
 
 
 def clamp_time(time_ns: int) -> int:
-    """The nearest time that every supported backing can hold."""
+    """Returns the nearest time that every supported backing can hold."""
     return min(max(time_ns, TIME_MIN_NS), TIME_MAX_NS)
 
 
 def time_to_word(time_ns: int) -> int:
-    """A time that every supported backing can hold, in 64 bits."""
+    """Returns a time that every supported backing can hold, in 64 bits."""
     return time_ns & (1 << 64) - 1
 
 
 def word_to_time(word: int) -> int:
-    """The time that :func:`time_to_word` made *word* of."""
+    """Returns the time that :func:`time_to_word` made *word* of."""
     return word if word <= TIME_MAX_NS else word - (1 << 64)
 
 
@@ -94,5 +94,5 @@ assert time_to_word(TIME_MIN_NS) > TIME_MAX_NS
 
 
 def first_fid(epoch: Epoch) -> Fid:
-    """The first fid that *epoch* may give to a new file."""
+    """Returns the first fid that *epoch* may give to a new file."""
     return Fid(((epoch - 1) << EPOCH_SHIFT) + 2)

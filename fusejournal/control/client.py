@@ -12,7 +12,7 @@ _REPLY_SECONDS = 60.0
 
 
 class RemoteError(FusejournalError):
-    """What the layer answered instead of a reply, with its own exit code."""
+    """An error that the layer answered instead of a reply, with its exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -20,7 +20,7 @@ class RemoteError(FusejournalError):
 
 
 def ask(state_dir: Path, command: str, **fields: Any) -> dict[str, Any]:
-    """Ask the layer of the volume in *state_dir*. Raises NotRunningError, RemoteError."""
+    """Asks the layer of the volume in *state_dir*. Raises NotRunningError, RemoteError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(_REPLY_SECONDS)
         try:

@@ -31,7 +31,7 @@ _ASKING_MAX = 32
 _BUSY_MAX = 32
 _PAUSE_SECONDS = 0.1
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-"""What accept(2) fails with while the process or the machine lacks something."""
+"""The errors of accept(2) while the process or the machine lacks something."""
 
 
 async def serve_control(
@@ -39,7 +39,7 @@ async def serve_control(
     commands: Mapping[str, Command],
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve *commands* on the socket *path* until cancelled; the socket is removed then."""
+    """Serves *commands* on the socket *path* until cancelled; the socket is removed then."""
     with suppress(FileNotFoundError):
         path.unlink()
     with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM) as listening:
@@ -67,7 +67,7 @@ class _Server:
     def __init__(self, commands: Mapping[str, Command]) -> None:
         self._commands = commands
         self._asking: dict[trio.CancelScope, None] = {}
-        """Of connections that have not asked yet, oldest first."""
+        """The scopes of connections that have not asked yet, oldest first."""
         self._busy = 0
 
     async def run(self, listening: trio.socket.SocketType) -> None:
@@ -117,7 +117,7 @@ class _Server:
 async def serve_channel(
     stream: trio.SocketStream, commands: Mapping[str, Command], pause_seconds: float
 ) -> None:
-    """Serve *commands* to a process that holds the other end of *stream*: one request after the
+    """Serves *commands* to a process that holds the other end of *stream*: one request after the
     other, with a pause after each, until it closes its end. Raises trio.BrokenResourceError when
     that is cut."""
     while line := await _read_line(stream):

@@ -1,2 +1,2 @@
-"""What is asked of the operating system: labelled storage calls, file handles, mounts, ACLs,
-processes."""
+"""The operating system as this program uses it: labelled storage calls and files, file handles,
+mounts, ACLs, processes."""

@@ -12,7 +12,7 @@ import struct
 ACCESS_ACL_XATTR = b"system.posix_acl_access"
 DEFAULT_ACL_XATTR = b"system.posix_acl_default"
 CAPABILITY_XATTR = b"security.capability"
-"""Of a file's capabilities (capabilities(7)), which are kept and cleared as ACLs are."""
+"""The attribute of a file's capabilities (capabilities(7)), which are kept and cleared as ACLs."""
 
 _HEAD_BYTES = 4
 _ENTRY = struct.Struct("<HHI")
@@ -21,15 +21,15 @@ _IN_MODE = frozenset({_OWNER, _GROUP, _OTHERS})
 
 
 def mode_of(acl: bytes) -> int:
-    """The permission bits that go with an access ACL: its owner's, its mask's (or its group's) and
-    others'."""
+    """Returns the permission bits that go with an access ACL: its owner's, its mask's (or its
+    group's) and others'."""
     rights = {tag: rights for tag, rights, _ in _ENTRY.iter_unpack(acl[_HEAD_BYTES:])}
     group = rights.get(_MASK, rights.get(_GROUP, 0))
     return int(rights.get(_OWNER, 0) << 6 | group << 3 | rights.get(_OTHERS, 0))
 
 
 def after_chmod(acl: bytes, mode: int) -> bytes:
-    """What an access ACL becomes when the permission bits are set to *mode*."""
+    """Returns an access ACL as it becomes when the permission bits are set to *mode*."""
     entries = list(_ENTRY.iter_unpack(acl[_HEAD_BYTES:]))
     group = _MASK if any(tag == _MASK for tag, _, _ in entries) else _GROUP
     wanted = {_OWNER: mode >> 6 & 7, group: mode >> 3 & 7, _OTHERS: mode & 7}
@@ -39,5 +39,6 @@ def after_chmod(acl: bytes, mode: int) -> bytes:
 
 
 def is_in_mode(acl: bytes) -> bool:
-    """Whether an access ACL says no more than permission bits do: then only those are kept."""
+    """Returns True if an access ACL grants no more than permission bits can: only those are
+    kept."""
     return all(tag in _IN_MODE for tag, _, _ in _ENTRY.iter_unpack(acl[_HEAD_BYTES:]))

@@ -6,5 +6,6 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boot_id() -> str:
-    """A name for this boot of the machine, which no other has had or will have. Raises OSError."""
+    """Returns a name for this boot of the machine, which no other has had or will have. Raises
+    OSError."""
     return _BOOT_ID.read_text().strip()

@@ -44,9 +44,10 @@ def pwritev(label: str, fd: int, buffers: Sequence[bytes | memoryview], offset: 
 
 
 def write_all(label: str, fd: int, data: bytes | memoryview, offset: int | None = None) -> None:
-    """Write all of *data*, at *offset* or, where that is None, where *fd* stands. A system call may
-    take less than it is given (a disk that is nearly full does, and says so only to the next call),
-    so it is called again for the rest. Raises OSError; some of *data* may be written then."""
+    """Writes all of *data*, at *offset* or, where that is None, where *fd* stands. A system call
+    may take less than it is given (a disk that is nearly full does, and reports it only to the next
+    call), so it is called again for the rest. Raises OSError; some of *data* may be written
+    then."""
     written = 0
     while written < len(data):
         reached(label)
@@ -78,7 +79,7 @@ def syncfs(label: str, fd: int) -> None:
 
 
 def fallocate(label: str, fd: int, offset: int, length: int) -> None:
-    """Reserve blocks for [offset, offset + length) without changing the file's size. Raises
+    """Reserves blocks for [offset, offset + length) without changing the file's size. Raises
     OSError."""
     reached(label)
     if _libc.fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, length) != 0:
@@ -111,14 +112,14 @@ def allocated_to(fd: int, offset: int) -> int:
 
 
 def frees_whole_extents_only(fd: int) -> bool:
-    """Whether the file system of *fd* keeps an allocated extent for as long as a part of it is
-    used, as btrfs does: to cut a file off gives the rest of its last one not back. Raises
+    """Returns True if the file system of *fd* keeps an allocated extent for as long as a part of it
+    is used, as btrfs does: cutting a file off does not give the rest of its last one back. Raises
     OSError."""
     return filesystem_magic(fd) == BTRFS_MAGIC
 
 
 def filesystem_magic(fd: int) -> int:
-    """Returns the number that tells of which kind the file system of *fd* is (statfs(2)). Raises
+    """Returns the number of the kind of file system that *fd* is on (statfs(2)). Raises
     OSError."""
     buffer = ctypes.create_string_buffer(_STATFS_BYTES)
     if _libc.fstatfs(fd, buffer) != 0:
@@ -150,7 +151,7 @@ def unlink(label: str, path: str | os.PathLike[str]) -> None:
 
 
 def keep_reserve() -> None:
-    """Have descriptors kept back, for journal and checkpoints: whatever else uses them up, those go
+    """Keeps descriptors back, for journal and checkpoints: whatever else uses them up, those go
     on. As many as there are to be had."""
     with suppress(OSError):
         while len(_reserve) < _RESERVED:
@@ -172,7 +173,7 @@ def open_with_reserve(path: str | os.PathLike[str], flags: int, mode: int = 0o77
 
 
 def fsync_directory(label: str, path: str | os.PathLike[str]) -> None:
-    """Make the names in directory *path* durable. Blocks: call it in a thread."""
+    """Makes the names in directory *path* durable. Blocks: call it in a thread."""
     fd = open_with_reserve(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fsync(label, fd)
@@ -181,6 +182,6 @@ def fsync_directory(label: str, path: str | os.PathLike[str]) -> None:
 
 
 def raise_errno() -> None:
-    """Raise the OSError for ctypes' copy of errno."""
+    """Raises the OSError for ctypes' copy of errno."""
     number = ctypes.get_errno()
     raise OSError(number, os.strerror(number))

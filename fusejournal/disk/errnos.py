@@ -1,4 +1,4 @@
-"""Errnos in groups, each with one meaning for whoever gets them."""
+"""Errnos in groups, each with one meaning for the caller that gets them."""
 
 import errno
 

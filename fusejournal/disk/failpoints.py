@@ -61,7 +61,7 @@ class PlannedFault:
 
 
 def listen_to_environment() -> None:
-    """Plan the fault that ``FUSEJOURNAL_FAULT`` names, if it is set (only tests set it)."""
+    """Plans the fault that ``FUSEJOURNAL_FAULT`` names, if it is set (only tests set it)."""
     plan = os.environ.get("FUSEJOURNAL_FAULT")
     if plan:
         pattern, count, action = plan.split(":")

@@ -1,7 +1,7 @@
 """The one way in which a small file is replaced: a new one beside it, then a rename.
 
-Whoever reads the path finds the old content or the new, whole, at every instruction at which the
-writer may end. What a replacement must outlive is said by each caller (:class:`Outlives`).
+A reader of the path finds the old content or the new, whole, at every instruction at which the
+writer may end. Each caller chooses what the replacement must outlive (:class:`Outlives`).
 
 The new file is called as the old one with ``.new`` behind it. One that a killed writer left is
 taken over by the next. Two writers of one path, in one process or two, wait for each other: the
@@ -32,7 +32,7 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Outlives(Enum):
-    """What may end without the replacement being lost or cut."""
+    """Ends of the writer that a replacement survives, whole."""
 
     PROCESS = auto()
     """The process: the kernel has it, and nothing waits for the disk."""
@@ -49,9 +49,9 @@ def write_atomically(
     mode: int = 0o600,
     dir_fd: int | None = None,
 ) -> None:
-    """Replace the file at *path*, or make it, with *content* and *mode*. *dir_fd*: a descriptor of
-    the directory that *path* is relative to. Raises OSError: the file is as before then, or, where
-    only the directory's flush failed, already the new one."""
+    """Replaces the file at *path*, or makes it, with *content* and *mode*. *dir_fd*: a descriptor
+    of the directory that *path* is relative to. Raises OSError: the file is as before then, or,
+    where only the directory's flush failed, already the new one."""
     with replacing(label, path, outlives, mode=mode, dir_fd=dir_fd) as fd:
         calls.write_all(f"{label}.write", fd, content)
 
@@ -92,7 +92,7 @@ def replacing(
 
 
 def make_directories(label: str, path: Path, *, mode: int = 0o700) -> None:
-    """Make the directory *path* with *mode*, and those above it that are missing: their names are
+    """Makes the directory *path* with *mode*, and those above it that are missing: their names are
     on the disk when this returns. Those that are there stay as they are. Failpoint: LABEL. Raises
     OSError."""
     missing = []
@@ -105,7 +105,7 @@ def make_directories(label: str, path: Path, *, mode: int = 0o700) -> None:
 
 
 def remove(label: str, path: Path) -> None:
-    """Remove the file *path* for good: its name does not come back after the loss of the machine.
+    """Removes the file *path* for good: its name does not come back after the loss of the machine.
     It may be gone already, and its directory too. Failpoints: LABEL.unlink, LABEL.directory. Raises
     OSError."""
     with suppress(FileNotFoundError):
@@ -115,7 +115,7 @@ def remove(label: str, path: Path) -> None:
 
 
 def write_new(label: str, path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Make the file *path*, which must not be there, with *content* on the disk; its name is, once
+    """Makes the file *path*, which must not be there, with *content* on the disk; its name is, once
     its directory is flushed. Failpoints: LABEL.write, LABEL.sync. Raises OSError; half of it may be
     there then."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)

@@ -42,11 +42,11 @@ class MountInfo(NamedTuple):
     type: str
     source: str
     options: frozenset[str] = frozenset()
-    """Of the mount and of the file system."""
+    """The flags of the mount and of its file system."""
 
 
 def mounts() -> Iterator[MountInfo]:
-    """All mounts of this process's namespace, in the order in which they were made."""
+    """Yields all mounts of this process's namespace, in the order in which they were made."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             fields, _, rest = line.partition(" - ")
@@ -67,14 +67,14 @@ def _unescape(text: str) -> str:
 
 
 def device_of(mountpoint: Path) -> str:
-    """The device number of the mount at *mountpoint*, as "major:minor"; empty where there is none,
-    or one that is not ours on top."""
+    """Returns the device number of the mount at *mountpoint*, as "major:minor"; empty where there
+    is none, or one that is not ours on top."""
     found = [m for m in mounts() if m.mountpoint == mountpoint]
     return found[-1].device if found and found[-1].type == FILESYSTEM_TYPE else ""
 
 
 def clear_dead_mount(mountpoint: Path) -> bool:
-    """Take a mount of ours whose process has died off *mountpoint*. Returns whether there was one.
+    """Takes a mount of ours whose process has died off *mountpoint*. Returns whether there was one.
     Raises VolumeBusyError when a living one is there."""
     cleared = False
     while any(m.mountpoint == mountpoint and m.type == FILESYSTEM_TYPE for m in mounts()):
@@ -109,7 +109,7 @@ def uncovered(mountpoint: Path, name: str) -> Iterator[bool]:
 
 
 def open_backing(backing: Path) -> int:
-    """A descriptor of the backing directory, good for as long as it is kept. Raises
+    """Returns a descriptor of the backing directory, good for as long as it is kept. Raises
     BackingError."""
     try:
         return os.open(backing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -118,7 +118,7 @@ def open_backing(backing: Path) -> int:
 
 
 def check_places(backing: Path, mountpoint: Path, state_dir: Path) -> None:
-    """Refuse places that cannot work together. All three are absolute and resolved. Raises
+    """Refuses places that cannot work together. All three are absolute and resolved. Raises
     BackingError, UsageError, VolumeBusyError."""
     if not mountpoint.is_dir():
         # (Another code than a wrong command's: its disk may be late.)
@@ -144,10 +144,10 @@ def check_places(backing: Path, mountpoint: Path, state_dir: Path) -> None:
 
 
 def way_around(backing: Path, mountpoint: Path) -> str | None:
-    """Where others than root can reach the backing, which the layer would not see, and what to do
-    about it; None where nobody can. It is closed by any directory above it that is root's and that
-    others may not search, or by the layer's own mount over it. Every mount of its file system
-    is looked at, for the same directory may be below several."""
+    """Returns a place at which users other than root can reach the backing, unseen by the layer,
+    and what to do about it; None if there is none. The backing is closed by any directory above it
+    that is root's and that others may not search, or by the layer's own mount over it. Every mount
+    of its file system is looked at, because the same directory may be below several."""
     all_mounts = list(mounts())
     above = [one for one in all_mounts if backing.is_relative_to(one.mountpoint)]
     if mountpoint == backing:
@@ -171,8 +171,8 @@ def way_around(backing: Path, mountpoint: Path) -> str | None:
 
 
 def _is_closed(path: Path) -> bool:
-    """Whether only root can get to *path*, whatever its own mode is. (With an ACL, the group's bits
-    are the most that anybody but owner and others has.)"""
+    """Returns True if only root can get to *path*, whatever its own mode is. (With an ACL, the
+    group's bits are the most that any user but owner and others has.)"""
     for directory in path.parents:
         try:
             found = directory.stat()
@@ -184,7 +184,7 @@ def _is_closed(path: Path) -> bool:
 
 
 def _check_unused(directory: Path) -> None:
-    """Refuse to cover a tree in which somebody has files open: their descriptors would bypass the
+    """Refuses to cover a tree in which a process has files open: their descriptors would bypass the
     layer."""
     for process in Path("/proc").iterdir():
         if not process.name.isdigit() or int(process.name) == os.getpid():
@@ -220,7 +220,7 @@ def _process_name(process: Path) -> str:
 
 
 def mount(fuse_fd: int, mountpoint: Path, name: str, flags: frozenset[str]) -> None:
-    """Mount the file system served on *fuse_fd* over *mountpoint*; *flags* out of ro, nosuid,
+    """Mounts the file system served on *fuse_fd* over *mountpoint*; *flags* out of ro, nosuid,
     nodev, noexec. Raises MountError."""
     bits = _MS_POSIXACL
     for flag in flags:
@@ -240,9 +240,9 @@ def mount(fuse_fd: int, mountpoint: Path, name: str, flags: frozenset[str]) -> N
 
 
 def change_flags(mountpoint: Path, flags: frozenset[str]) -> None:
-    """Give the mount at *mountpoint* these *flags* and no other of ro, nosuid, nodev, noexec.
+    """Gives the mount at *mountpoint* these *flags* and no other of ro, nosuid, nodev, noexec.
     Blocks, and may make the kernel send requests to the layer: never call it in the event loop's
-    thread. Raises OSError EBUSY where ``ro`` is asked for and somebody has files open to write."""
+    thread. Raises OSError EBUSY where ``ro`` is asked for and a process has files open to write."""
     found = [m for m in mounts() if m.mountpoint == mountpoint and m.type == FILESYSTEM_TYPE]
     before = found[-1].options & _FLAGS.keys() if found else flags
     if before == flags:
@@ -258,7 +258,7 @@ def change_flags(mountpoint: Path, flags: frozenset[str]) -> None:
 
 
 def unmount(mountpoint: Path, lazy: bool) -> None:
-    """Take the topmost mount off *mountpoint*. Blocks, and makes the kernel send requests to the
+    """Takes the topmost mount off *mountpoint*. Blocks, and makes the kernel send requests to the
     layer: never call it in the event loop's thread. Raises OSError EBUSY while something uses it
     and not *lazy*."""
     if _libc.umount2(os.fsencode(mountpoint), _MNT_DETACH if lazy else 0) != 0:
@@ -267,8 +267,8 @@ def unmount(mountpoint: Path, lazy: bool) -> None:
 
 
 def unmount_unused(mountpoint: Path, lazy: bool) -> None:
-    """The same for whoever asks for it. Raises VolumeBusyError, which says who uses the mount, and
-    MountError."""
+    """Unmounts for an admin. Raises VolumeBusyError, which names the processes that use the mount,
+    and MountError."""
     try:
         unmount(mountpoint, lazy)
     except OSError as error:
@@ -284,14 +284,14 @@ def unmount_unused(mountpoint: Path, lazy: bool) -> None:
 
 
 def take_away(mountpoint: Path) -> None:
-    """Unmount the layer's mount, if it still is there. Users who still have files open are cut off,
-    as when a server stops. Blocks as :func:`unmount` does. Raises MountError."""
+    """Unmounts the layer's mount, if it still is there. Users who still have files open are cut
+    off, as when a server stops. Blocks as :func:`unmount` does. Raises MountError."""
     if any(m.mountpoint == mountpoint and m.type == FILESYSTEM_TYPE for m in mounts()):
         unmount_unused(mountpoint, lazy=True)
 
 
 def users(mountpoint: Path) -> list[str]:
-    """Who has files open on the mount, as "pid (name)"."""
+    """Returns the processes that have files open on the mount, as "pid (name)"."""
     found = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit() and int(process.name) != os.getpid():
@@ -302,7 +302,7 @@ def users(mountpoint: Path) -> list[str]:
 
 
 def raise_read_ahead(mountpoint: Path) -> None:
-    """Let the kernel read ahead as much as one request can carry: its default is an eighth of
+    """Lets the kernel read ahead as much as one request can carry: its default is an eighth of
     that."""
     for entry in mounts():
         if entry.mountpoint == mountpoint and entry.type == FILESYSTEM_TYPE:

@@ -1,6 +1,6 @@
 """Processes: what this one has inherited and must not depend on, and how others are started.
 
-A layer serves everybody, whoever started it: the limits, the umask and the signals of the shell
+A layer serves all users, whichever started it: the limits, the umask and the signals of the shell
 that it was started from are not its users'. And nothing of ours is ever loaded out of the current
 directory, which may be a user's while root is at work.
 
@@ -14,8 +14,8 @@ import sys
 from math import inf
 
 DIRECTORY = "/"
-"""Where processes are started in: the current directory is the caller's to hold, and may hold a
-program or a module of somebody else's."""
+"""The directory that processes are started in: the current one is the caller's to hold, and may
+hold another user's program or module."""
 
 _UMASK = 0o022
 _LIMITS = {
@@ -27,14 +27,14 @@ _LIMITS = {
 
 
 def python_module(module: str, *arguments: str) -> list[str]:
-    """The command line that runs *module* as a program of its own, by this interpreter; start it
-    in :data:`DIRECTORY`."""
+    """Returns the command line that runs *module* as a program of its own, by this interpreter;
+    start it in :data:`DIRECTORY`."""
     # -P: what lies in the current directory is no module of ours.
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def shed_inheritance() -> list[str]:
-    """Raise limits that are a shell's and not the layer's, and leave its umask, its signals' mask
+    """Raises limits that are a shell's and not the layer's, and leaves its umask, its signals' mask
     and its directory. Returns what could not be raised and what that means, a line each."""
     os.chdir(DIRECTORY)
     os.umask(_UMASK)
@@ -46,20 +46,20 @@ def shed_inheritance() -> list[str]:
         left = _raise(limit)
         if left != resource.RLIM_INFINITY:
             lines.append(
-                f"{meaning.format(f'{left:,}')}: a limit of whoever started it, which could not be "
-                f"raised ('ulimit {option} unlimited', then mount again)"
+                f"{meaning.format(f'{left:,}')}: a limit of the shell it was started from, which "
+                f"could not be raised ('ulimit {option} unlimited', then mount again)"
             )
     return lines
 
 
 def file_bytes_max() -> float:
-    """How large a file may become that this process writes to."""
+    """Returns the size up to which this process may write files, in bytes."""
     soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     return inf if soft == resource.RLIM_INFINITY else soft
 
 
 def _raise(limit: int) -> int:
-    """Raise *limit* as far as it goes; what it is then."""
+    """Raises *limit* as far as it goes, and returns it."""
     soft, hard = resource.getrlimit(limit)
     for highest in (resource.RLIM_INFINITY, hard):
         if soft == resource.RLIM_INFINITY:

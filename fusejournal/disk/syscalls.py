@@ -82,8 +82,8 @@ def _fail() -> OSError:
 
 
 def handle_of(fd: int, name: bytes = b"") -> bytes:
-    """The handle of *name* in directory *fd* (not followed), or of *fd* itself when *name* is
-    empty."""
+    """Returns the handle of *name* in directory *fd* (not followed), or of *fd* itself when *name*
+    is empty."""
     _HANDLE_HEAD.pack_into(_handle_buffer, 0, _HANDLE_BYTES_MAX, 0)
     flags = 0 if name else AT_EMPTY_PATH
     if _name_to_handle_at(fd, name, _handle_address, _mount_id_address, flags) != 0:
@@ -93,7 +93,7 @@ def handle_of(fd: int, name: bytes = b"") -> bytes:
 
 
 def list_directory(fd: int) -> list[bytes]:
-    """The names in directory *fd* as they are now. Raises OSError.
+    """Returns the names in directory *fd* as they are now. Raises OSError.
 
     On btrfs a descriptor lists the names up to the last one that was there when it was opened, or
     was put back to its beginning: os.listdir alone, on one that is kept, misses what came after.
@@ -103,8 +103,8 @@ def list_directory(fd: int) -> list[bytes]:
 
 
 def mount_id(fd: int) -> int:
-    """The number of the mount that *fd* was opened in: never given twice in a boot where the kernel
-    has such numbers (6.8), else not while it is mounted. Raises OSError."""
+    """Returns the number of the mount that *fd* was opened in: never given twice in a boot where
+    the kernel has such numbers (6.8), else not while it is mounted. Raises OSError."""
     buffer = ctypes.create_string_buffer(_STATX_BYTES)
     if _statx(fd, b"", AT_EMPTY_PATH, _STATX_MNT_ID | _STATX_MNT_ID_UNIQUE, buffer) != 0:
         raise _fail()
@@ -112,8 +112,8 @@ def mount_id(fd: int) -> int:
 
 
 def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
-    """A new descriptor of the file that *handle* names, on the file system of *mount_fd*. ESTALE
-    when it is gone."""
+    """Returns a new descriptor of the file that *handle* names, on the file system of *mount_fd*.
+    ESTALE when it is gone."""
     fd: int = _open_by_handle_at(
         mount_fd, (len(handle) - 4).to_bytes(4, "little") + handle, flags | os.O_CLOEXEC
     )
@@ -123,12 +123,12 @@ def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
 
 
 def fuse_handle(node_id: int, generation: int) -> bytes:
-    """The handle that a FUSE mount's file *node_id* of *generation* has."""
+    """Returns the handle that a FUSE mount's file *node_id* of *generation* has."""
     return _FUSE_HANDLE.pack(_FILEID_INO64_GEN, node_id >> 32, node_id & 0xFFFFFFFF, generation)
 
 
 def set_times(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
-    """Set the given times of *fd*, which may be an O_PATH descriptor; None leaves one as it is."""
+    """Sets the given times of *fd*, which may be an O_PATH descriptor; None leaves one as it is."""
     asec, ansec = (0, _UTIME_OMIT) if atime_ns is None else divmod(atime_ns, _NANO)
     msec, mnsec = (0, _UTIME_OMIT) if mtime_ns is None else divmod(mtime_ns, _NANO)
     times = _TIMES.pack(asec, ansec, msec, mnsec)
@@ -140,7 +140,7 @@ def set_times(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
 
 
 def chown(fd: int, uid: int, gid: int) -> None:
-    """Set owner and group of *fd*, which may be an O_PATH descriptor of a symlink."""
+    """Sets owner and group of *fd*, which may be an O_PATH descriptor of a symlink."""
     if _fchownat(fd, b"", uid, gid, AT_EMPTY_PATH) != 0:
         raise _fail()
 
@@ -171,7 +171,7 @@ def rename_onto_nothing(old_dir: int, old: bytes, new_dir: int, new: bytes) -> N
 
 
 def link(fd: int, new_dir: int, name: bytes) -> None:
-    """Give the file that *fd* is open on (O_PATH will do) a further name."""
+    """Gives the file that *fd* is open on (O_PATH will do) a further name."""
     if _linkat(fd, b"", new_dir, name, AT_EMPTY_PATH) != 0:
         raise _fail()
 
@@ -182,9 +182,9 @@ _FLAGS_LOCKED = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
 
 @contextmanager
 def unlocked(fd: int) -> Iterator[None]:
-    """What is inside finds the file or directory that *fd* is open on neither immutable nor
-    append-only. Raises OSError: PermissionError where it is neither anyway. (Who is killed inside
-    leaves it so.)"""
+    """Makes the file or directory that *fd* is open on neither immutable nor append-only until the
+    end of the block. Raises OSError: PermissionError if it is neither already. (A process that is
+    killed inside leaves it so.)"""
     flags = int.from_bytes(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(4)), "little")
     if not flags & _FLAGS_LOCKED:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
@@ -199,7 +199,7 @@ _FS_CASEFOLD_FL = 0x40000000
 
 
 def is_casefolded(fd: int) -> bool:
-    """Whether names in the directory that *fd* is open on are looked up without regard to case."""
+    """Returns True if names in the directory of *fd* are looked up without regard to case."""
     try:
         flags = fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(4))
     except OSError:
@@ -208,7 +208,7 @@ def is_casefolded(fd: int) -> bool:
 
 
 def descriptor_path(fd: int) -> str:
-    """A path that reaches *fd*'s file itself, for calls that take no O_PATH descriptor."""
+    """Returns a path that reaches *fd*'s file itself, for calls that take no O_PATH descriptor."""
     return f"/proc/self/fd/{fd}"
 
 
@@ -218,7 +218,8 @@ _CAP_VERSION_3 = 0x20080522
 
 
 def mark_thread_as_io_flusher() -> None:
-    """Tell the kernel that this thread, and those it starts, clean other file systems' pages.
+    """Declares to the kernel that this thread, and those it starts, clean other file systems'
+    pages.
 
     It lets who writes wait while too many pages anywhere are dirty. Those of an NFS client on this
     machine wait for the layer, which must not wait for them in turn (seen: half a minute, until
@@ -230,7 +231,7 @@ def mark_thread_as_io_flusher() -> None:
 
 
 def drop_resource_capability() -> None:
-    """Give up CAP_SYS_RESOURCE for this thread and those it starts: with it, writes go past the
+    """Gives up CAP_SYS_RESOURCE for this thread and those it starts: with it, writes go past the
     quotas of the files' owners, and past what a file system keeps back. (ext4 gives that to root's
     file-system uid as well: see :func:`as_user`.)"""
     header = struct.pack("<Ii", _CAP_VERSION_3, 0)
@@ -248,9 +249,9 @@ _NO_SETUID_FIXUP = 1 << 2
 
 
 def as_user(uid: int, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Do *call* in this thread with the file-system uid *uid* and all capabilities, so that it may
-    what it may, but takes no space that is kept back for root. Where the process may not do that,
-    it is done as it is."""
+    """Does *call* in this thread with the file-system uid *uid* and all capabilities, so that it
+    may what it may, but takes no space that is kept back for root. Where the process may not do
+    that, it is done as it is."""
     bits = _libc.prctl(_PR_GET_SECUREBITS)
     if bits < 0 or _libc.prctl(_PR_SET_SECUREBITS, bits | _NO_SETUID_FIXUP) != 0:
         return call(*args, **kwargs)
@@ -264,5 +265,6 @@ def as_user(uid: int, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -
 
 
 def missing(error: OSError) -> bool:
-    """Whether an xattr call failed only because the attribute, or support for it, is not there."""
+    """Returns True if an xattr call failed only because the attribute, or support for it, is not
+    there."""
     return error.errno in (errno.ENODATA, errno.EOPNOTSUPP)

@@ -41,13 +41,7 @@ _HEADLESS = re.compile(
     r"(What|Whatever|Whether|Who|Whoever|Whom|Whose|How|Where|Wherever|Which|When|Of|See|As)\b"
 )
 _HEADLESS_MAX = {
-    "address": 5,
-    "config": 10,
-    "control": 5,
-    "disk": 20,
-    "errors": 5,
     "layer": 40,
-    "types": 5,
 }
 """How many docstrings of a room may begin with a clause that has no head."""
 

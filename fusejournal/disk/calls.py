@@ -87,8 +87,8 @@ def fallocate(label: str, fd: int, offset: int, length: int) -> None:
 
 
 def allocated_to(fd: int, offset: int) -> int:
-    """Where the blocks end that the file has without a gap from *offset* on, in bytes, beyond its
-    size too; *offset* where the file system does not tell.
+    """Returns the end of the blocks that the file has without a gap from *offset* on, in bytes,
+    beyond its size too; *offset* if the file system does not report it.
 
     Source: the kernel's Documentation/filesystems/fiemap.rst."""
     end = offset

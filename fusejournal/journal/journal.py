@@ -424,10 +424,9 @@ class Journal:
             sealed = list(self.sealed.unflushed)
             names_made = self._names_made
             try:
-                for _, fd in sealed:
+                written = [fd for _, fd in sealed] + ([current.fd] if current is not None else [])
+                for fd in written:
                     calls.fdatasync("journal.sync", fd)
-                if current is not None:
-                    calls.fdatasync("journal.sync", current.fd)
                 if names_made != self._names_synced:
                     calls.fsync_directory("journal.sync.directory", self.directory)
             except OSError as error:

@@ -171,7 +171,7 @@ def _remove_leftover(segment: SealedSegment) -> None:
         with SegmentReader(segment.path) as reader:
             is_same = reader.size == plain.stat().st_size
         if is_same:
-            calls.unlink("journal.compress.unlink", plain)
+            calls.unlink("journal.compress.leftover", plain)
 
 
 def _cut_to_size(segment: SealedSegment) -> None:
@@ -187,8 +187,8 @@ def _cut_to_size(segment: SealedSegment) -> None:
     if end < segment.size:
         fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            calls.ftruncate("journal.seal", fd, end)
-            calls.fsync("journal.seal.sync", fd)
+            calls.ftruncate("journal.reseal", fd, end)
+            calls.fsync("journal.reseal.sync", fd)
         finally:
             os.close(fd)
         segment.size = end

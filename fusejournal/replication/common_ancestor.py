@@ -180,7 +180,7 @@ def keep_extra(state_dir: Path, agreed_seq: Seq, head_seq: Seq) -> Path:
         if grown is None:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
-    calls.fsync_directory("diverged.directory", temporary)
+    calls.fsync_directory("diverged.new.directory", temporary)
     calls.rename("diverged.rename", temporary, directory)
     calls.fsync_directory("diverged.directory", state_dir)
     for path in known:
@@ -255,9 +255,9 @@ def _link(path: Path, directory: Path) -> None:
         return
     temporary = directory / f".{path.name}.new"
     with open(path, "rb") as source:
-        calls.fsync("diverged.sync", source.fileno())
+        calls.fsync("diverged.link.sync", source.fileno())
     os.link(path, temporary)
-    calls.rename("diverged.rename", temporary, twin)
+    calls.rename("diverged.link.rename", temporary, twin)
     if path.suffix == COMPRESSED_SUFFIX:
         twin.with_suffix(PLAIN_SUFFIX).unlink(missing_ok=True)
 
@@ -275,7 +275,7 @@ def _copy(path: Path, target: Path, begin: int) -> None:
             copy.write(piece)
             begin += len(piece)
         copy.flush()
-        calls.fsync("diverged.sync", copy.fileno())
+        calls.fsync("diverged.copy.sync", copy.fileno())
 
 
 def _end_of(path: Path) -> int:

@@ -94,7 +94,7 @@ class BackingTies:
         self._root.uuid = uuid
         self._root.mark()
         # The journal will be on disk long before the backing is: it must find its own again.
-        calls.fsync("root.sync", self._root.fd)
+        calls.fsync("root.mark.sync", self._root.fd)
 
     def check(self, journal: Journal) -> None:
         """Raise RecoveryError unless state directory and backing are of the same time."""

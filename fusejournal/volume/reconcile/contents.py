@@ -77,10 +77,10 @@ class Contents:
             elif entry.seq <= self._checkpoint_seq:
                 continue
             fd = self._volume.tree.writable(operation.fid)
-            failpoints.reached("reconcile.write")
             data = outcome.data_of(entry)
             with named(self._volume, operation, len(data)):
                 if isinstance(operation, Truncate):
+                    failpoints.reached("reconcile.truncate")
                     os.ftruncate(fd, operation.size)
                 else:
                     calls.write_all("reconcile.write", fd, data, operation.offset)
@@ -157,7 +157,7 @@ class Contents:
         names = {os.fsencode(name) for name in os.listxattr(target)} - {FID_XATTR.encode()}
         is_whole = self._volume.tree.node(state.fid).complete or fits_one_entry(state.xattrs)
         for name in names - state.xattrs.keys() if is_whole else ():
-            failpoints.reached("reconcile.xattr")
+            failpoints.reached("reconcile.removexattr")
             try:
                 os.removexattr(target, name)
             except OSError as error:
@@ -166,7 +166,7 @@ class Contents:
                 # A label that the kernel keeps for itself.
         for name, value in state.xattrs.items():
             if name not in names or os.getxattr(target, name) != value:
-                failpoints.reached("reconcile.xattr")
+                failpoints.reached("reconcile.setxattr")
                 with named(self._volume, Setxattr(state.fid, name, value)):
                     os.setxattr(target, name, value)
 

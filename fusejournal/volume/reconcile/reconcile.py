@@ -297,7 +297,7 @@ class Reconciliation:
         """Take a file of the journal from where it should not be."""
         with self._directory(unexpected) as directory:
             if fid in self._staged or fid in self._new or self._is_at_home(fid):
-                failpoints.reached("reconcile.unlink")
+                failpoints.reached("reconcile.unlink.extra")
                 os.unlink(unexpected.name, dir_fd=directory)
                 self._removed += 1
             elif unexpected.in_staging:

@@ -160,7 +160,7 @@ class Survey:
             return None
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         try:
-            failpoints.reached("reconcile.tag")
+            failpoints.reached("reconcile.retag")
             node.handle = self._volume.tree.identify(expected, fd, syscalls.descriptor_path(fd))
             node.ino = look.stat.st_ino
             self._volume.catalog.touch(node)

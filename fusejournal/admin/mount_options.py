@@ -11,6 +11,7 @@ from typing import Any
 
 from fusejournal.address import parse_peer
 from fusejournal.config import Config, find_config
+from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.disk.mounts import mounts
 from fusejournal.errors import UsageError
 from fusejournal.node.registry import check_name, default_name, state_root
@@ -169,6 +170,6 @@ def _resolve(path: Path) -> Path:
 
 
 def _name_in(state: Path) -> str | None:
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, *UNREADABLE_JSON):
         return str(json.loads((state / "volume.json").read_text())["name"])
     return None

@@ -18,6 +18,7 @@ from typing import Any
 
 import trio
 
+from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.errors import FusejournalError
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ async def _answer(line: bytes, commands: Mapping[str, Command]) -> dict[str, Any
     try:
         request = json.loads(line)
         command = commands[request["command"]]
-    except (ValueError, KeyError, TypeError):
+    except UNREADABLE_JSON:
         return {"error": "not a command this layer knows", "exit_code": 2}
     try:
         return await command(request)

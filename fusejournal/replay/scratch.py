@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from fusejournal.disk import syscalls
-from fusejournal.disk.files import NEW_SUFFIX, Outlives, write_atomically
+from fusejournal.disk.files import NEW_SUFFIX, UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.disk.process import DIRECTORY
 from fusejournal.errors import TargetError
 
@@ -264,7 +264,7 @@ class Scratch:
             fd = self.open(name, os.O_RDONLY)
         except OSError:
             return None
-        with open(fd, encoding="utf-8") as file, suppress(ValueError):
+        with open(fd, encoding="utf-8") as file, suppress(*UNREADABLE_JSON):
             found = json.load(file)
             return found if isinstance(found, dict) else None
         return None

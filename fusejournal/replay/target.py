@@ -28,6 +28,7 @@ from fusejournal.disk import calls, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.disk.boot import boot_id
 from fusejournal.disk.errnos import NO_SPACE
+from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.errors import (
     ApplyBrokenError,
     ConflictError,
@@ -280,12 +281,12 @@ class Target:
         self._root = root
 
     def _kept_root(self) -> RootAttributes:
-        kept = self._scratch.read(_ROOT_FILE)
-        if kept is None:
+        try:
+            return RootAttributes.from_json(self._scratch.read(_ROOT_FILE) or {})
+        except UNREADABLE_JSON:
             raise TargetError(
                 self.path, f"was begun by another version: delete it and {self._scratch.path}"
-            )
-        return RootAttributes.from_json(kept)
+            ) from None
 
     def _postpone(self, operation: TreeOperation) -> TreeOperation | None:
         """Keep what *operation* does to the root's mode, owner and ACL for the end; what is left of

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fusejournal.address import Address, check_peer_name, parse_remote
-from fusejournal.disk.files import Outlives, write_atomically
+from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.errors import FusejournalError, UnknownPeerError, UsageError
 from fusejournal.replication.status import PeerInfo
 from fusejournal.types import Seq
@@ -84,7 +84,7 @@ class PeerBook:
             raise FusejournalError(f"{book.path}: {error.strerror}") from None
         try:
             peers = _parse(json.loads(content))
-        except (ValueError, KeyError, TypeError, UsageError, RecursionError) as error:
+        except (UsageError, *UNREADABLE_JSON) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise FusejournalError(
                 f"{book.path}: cannot be used: {what}; mend it, or remove it and pair all peers "

@@ -395,6 +395,16 @@ def test_what_an_earlier_version_has_left(place: Path) -> None:
         Target(target, {"test": 1}, from_seq=1)
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"acl": 5}', '{"acl": "x"}', "[" * 99_999])
+def test_a_spoilt_file_beside_the_target(place: Path, text: str) -> None:
+    target = place / "home" / "back"
+    with Target(target, {"test": 1}, from_seq=1):
+        pass
+    (place / "home" / ".back.fusejournal-replay" / "root.json").write_text(text)
+    with pytest.raises(TargetError, match="begun by another version: delete"):
+        Target(target, {"test": 1}, from_seq=1)
+
+
 # -- what the root directory is to have at the end -------------------------------------------------
 
 _CHANGES: list[list[object]] = [

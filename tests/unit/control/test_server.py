@@ -48,7 +48,9 @@ async def test_commands(nursery: trio.Nursery, tmp_path: Path) -> None:
     assert (tmp_path / "control.sock").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("sent", [b"\n", b"[]\n", b"{}\n", b"\xff\n", b"x" * 70_000, b""])
+@pytest.mark.parametrize(
+    "sent", [b"\n", b"[]\n", b"{}\n", b"\xff\n", b"x" * 70_000, b"[" * 60_000 + b"\n", b""]
+)
 async def test_nonsense_is_answered_or_dropped(
     nursery: trio.Nursery, tmp_path: Path, sent: bytes
 ) -> None:

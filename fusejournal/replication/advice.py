@@ -3,14 +3,14 @@
 from typing import Final
 
 from fusejournal.errors import PeerLostError, PeerMistakenError, PeerRefusedError
-from fusejournal.wire.session import FENCED, INSTANCE, RefusedError
+from fusejournal.wire.session import FAILED, FENCED, INSTANCE, RefusedError
 
 COPY: Final = (
     "'fusejournal peer resume' lets it try again, while the journal still has what it lacks; else "
     "give it an empty backing and state"
 )
 FULL: Final = "make space there: it goes on by itself"
-FAILED: Final = "see the mirror's own status and log"
+MIRROR_FAILED: Final = "see the mirror's own status and log"
 _BY_CODE: Final = {
     "version": "upgrade the node that it names",
     "volume": "this is another volume's mirror: check its address",
@@ -24,6 +24,7 @@ _BY_CODE: Final = {
     "busy": "another node ships to it: check who is its primary",
     "copy": COPY,
     INSTANCE: "stop the one that is a copy, and give it a state of its own",
+    FAILED: "see that node's own status and log: its disk has failed",
     "twice": "remove one of the two names: 'fusejournal peer remove'",
 }
 

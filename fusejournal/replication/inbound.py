@@ -25,6 +25,7 @@ from fusejournal.volume.volume import Volume
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.session import (
+    FAILED,
     FETCH,
     Claim,
     HandshakeState,
@@ -124,7 +125,7 @@ class Inbound:
         try:
             await self._heed_claim(claim_of(greeting), connection.peer or greeting.node)
         except JournalFailedError as error:
-            raise RefusedError("failed", f"{self._local.name}: {error}") from None
+            raise RefusedError(FAILED, f"{self._local.name}: {error}") from None
         except OSError as error:
             raise FusejournalError(f"{connection.where}: {error}") from None
 

@@ -164,7 +164,7 @@ class PeerRecord:
         if ack.state == FULL:
             self.note(_ACKED[FULL], ack.detail, advice.FULL)
         elif ack.state == FAILED:
-            self.note(_ACKED[FAILED], ack.detail, advice.FAILED)
+            self.note(_ACKED[FAILED], ack.detail, advice.MIRROR_FAILED)
         elif self.state is not PeerState.STREAMING:
             self.note(_ACKED[OK], None, None)
 

@@ -152,14 +152,19 @@ class PipeReporter:
         self._send({"warning": text})
 
     def error(self, text: str, exit_code: int) -> None:
-        """Report what ends the process."""
+        """Report what ends the process. Nothing is reported after it."""
         self._send({"error": text, "exit_code": exit_code})
+        self._close()
 
     def ready(self) -> None:
         """Report that the mount is live. The pipe has no reader from here on."""
         self._send({"ready": True})
-        os.close(self._fd)
-        self._fd = -1
+        self._close()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._fd >= 0:

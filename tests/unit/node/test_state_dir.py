@@ -22,7 +22,7 @@ from fusejournal.node.registry import (
     unit_instance,
 )
 from fusejournal.node.spec import MountSpec
-from fusejournal.node.state_dir import VolumeState, load_state
+from fusejournal.node.state_dir import VolumeState, load_state, save_state
 from fusejournal.roles.role import Role
 
 
@@ -183,6 +183,39 @@ def test_a_role_is_for_life_once_there_is_a_journal(tmp_path: Path) -> None:
     assert claim("mirror").role_word == "mirror"
     with pytest.raises(UsageError, match="never changed"):
         claim("primary")
+
+
+@pytest.mark.parametrize(
+    ("words", "role"),
+    [
+        ({"role": "primary", "is_uninitialized": False}, Role.PRIMARY),
+        ({"role": "mirror", "is_uninitialized": True}, Role.UNINITIALIZED),
+        ({"role": "mirror", "is_uninitialized": False}, Role.MIRROR),
+        ({"role": "mirror"}, Role.MIRROR),  # of a version that did not say it
+    ],
+)
+def test_a_role_is_written_in_two_words(
+    tmp_path: Path, words: dict[str, object], role: Role
+) -> None:
+    with claim_volume(spec(tmp_path)) as state:
+        path = state.directory / "volume.json"
+    content = json.loads(path.read_text())
+    del content["role"], content["is_uninitialized"]
+    path.write_text(json.dumps({**content, **words}))
+    found = load_state(state.directory)
+    assert found.role is role
+    save_state(found)
+    saved = json.loads(path.read_text())
+    assert {key: saved[key] for key in words} == words
+
+
+@pytest.mark.parametrize("role", ["reader", "uninitialized", "", None, 7])
+def test_what_is_no_role_is_refused(tmp_path: Path, role: object) -> None:
+    with claim_volume(spec(tmp_path)) as state:
+        path = state.directory / "volume.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "role": role}))
+    with pytest.raises(FusejournalError, match="cannot be read"):
+        load_state(state.directory)
 
 
 # -- copies of a state directory -------------------------------------------------------------------

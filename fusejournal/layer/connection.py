@@ -9,10 +9,11 @@ the descriptors from the keeper and goes on: no client is told anything, nfsd's 
 files stay good, and nothing is mounted anew. The keeper gives up after some seconds; then the mount
 is dead, as without one.
 
-libfuse cannot be given a connection that has been greeted already (INIT is sent once). So it gets
-one end of a socket first: there it finds the INIT that this module read from the kernel, now or
-when the connection was new, and answers it; after that the connection takes the socket's place
-under the same descriptor number.
+libfuse answers the kernel's INIT, through pyfuse3, and nothing else: requests are read and answered
+by the request loop. It cannot be given a connection that has been greeted already (INIT is sent
+once). So it gets one end of a socket: there it finds the INIT that this module read from the
+kernel, now or when the connection was new, and answers it; after that the connection takes the
+socket's place under the same descriptor number, where pyfuse3 sends its notifications.
 
 A request that the dead process had read and not answered would wait for ever. All such requests
 are answered with EAGAIN, which nfsd passes on as "try again later", by going through the numbers
@@ -37,6 +38,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import pyfuse3
+import trio
+
 from fusejournal.disk import mounts
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.disk.process import DIRECTORY, python_module
@@ -48,6 +52,8 @@ _OUT_HEADER = struct.Struct("<IiQ")
 _IN_HEADER_BYTES = 40
 _INIT_FLAGS = struct.Struct("<12sI")
 """Versions and read-ahead, then the flags: the beginning of fuse_init_in and fuse_init_out."""
+_INIT_MAX_WRITE = struct.Struct("<20sI")
+"""Versions, read-ahead, flags, bounds of the background; then the largest write."""
 _AUTO_INVAL_DATA = 1 << 12
 _ASYNC_DIO = 1 << 15
 _CACHE_SYMLINKS = 1 << 23
@@ -58,13 +64,11 @@ _NOTIFY_INVAL_ENTRY, _EXPIRE_ONLY = 3, 1
 _MINOR_EXPIRE = 38
 _NUMBER_STEP = 2
 _ANSWERED_MAX = 1 << 16
-"""How many numbers back an unanswered request is looked for."""
-_REQUEST_BYTES_MAX = (1 << 20) + 65536
-_SOCKET_BYTES = 4 << 20
-_SO_SNDBUFFORCE = 32
+_REQUEST_HEAD_BYTES_MAX = 1 << 17
+"""All of a WRITE but its data; an attribute with its name is smaller, too."""
+_REQUEST_BYTES_MAX = (1 << 20) + _REQUEST_HEAD_BYTES_MAX
 _SYS_PIDFD_GETFD = 438
 _NUMBER_MAX = 1 << 31
-"""Of processes and descriptors."""
 _KEEPER = "fusejournal.layer.connection_holder"
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -78,7 +82,7 @@ class KernelConnection:
     fd: int
     root_fd: int
     table_fd: int
-    """Of the open files (open_files.py)."""
+    """The table of open files (open_files.py)."""
     device: str
     init: bytes
     reply: bytes = b""
@@ -86,11 +90,11 @@ class KernelConnection:
     keeper: int = -1
     """pidfd of the keeper that it was taken from."""
     all_answered: bool = False
-    """Whether the process that it was taken from had answered all that it had read."""
+    """True if the process that it was taken from had answered all that it had read."""
 
     @property
     def can_expire(self) -> bool:
-        """Whether the kernel can be made to ask for a name anew without taking the name away, which
+        """True if the kernel can be made to ask for a name anew without taking the name away, which
         takes what is mounted there with it: from Linux 6.2 on."""
         _, minor = struct.unpack_from("<II", self.init, _IN_HEADER_BYTES)
         return bool(minor >= _MINOR_EXPIRE)
@@ -115,9 +119,18 @@ def open_new(
     return KernelConnection(fd, root_fd, table_fd, mounts.device_of(mountpoint), init)
 
 
+class _Greeting(pyfuse3.Operations):
+    """Tells libfuse what to promise the kernel."""
+
+    enable_acl = True
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+
+
 class Handshake:
-    """libfuse's way to *connection*. Give it ``fd``, and call :meth:`proceed` before each of its
-    first reads. *changes_alone*: only the mount changes the tree."""
+    """libfuse's way to *connection*: see the module. After :meth:`greet` the connection is open as
+    ``fd``, too, and pyfuse3 can send notifications until :meth:`close`. *changes_alone*: only the
+    mount changes the tree."""
 
     def __init__(
         self, connection: KernelConnection, mountpoint: Path, *, changes_alone: bool
@@ -125,48 +138,61 @@ class Handshake:
         self._connection = connection
         self._changes_alone = changes_alone
         self._mountpoint = mountpoint
-        self._read = 0
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for end in (ours, theirs):
-            try:
-                end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BYTES)
-            except PermissionError:  # without CAP_NET_ADMIN: what the system allows
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
         ours.setblocking(False)
         self._ours = ours
+        self._is_open = False
         self.fd = theirs.detach()
-        ours.send(connection.init)
 
-    def proceed(self) -> bool:
-        """Whether it is done, and ``fd`` is the connection itself. Raises GreetingError when this
-        process answers otherwise than the one that the connection was opened by."""
-        self._read += 1
-        if self._read == 1:
-            return False
+    @property
+    def init_flags(self) -> int:
+        """The flags of INIT that the kernel was told."""
+        return int(_INIT_FLAGS.unpack_from(self._connection.reply, _OUT_HEADER.size)[1])
+
+    @property
+    def request_bytes_max(self) -> int:
+        """The room that the kernel wants for the largest request."""
+        reply = self._connection.reply
+        _, write_bytes_max = _INIT_MAX_WRITE.unpack_from(reply, _OUT_HEADER.size)
+        return int(write_bytes_max) + _REQUEST_HEAD_BYTES_MAX
+
+    async def greet(self) -> bytes:
+        """Have INIT answered. Returns the first request of a connection that was taken over, else
+        nothing. Raises GreetingError when this process answers otherwise than the one that the
+        connection was opened by. Cancelling leaves the kernel without an answer."""
         connection = self._connection
-        if self._read == 2:
+        pyfuse3.init(_Greeting(), f"/dev/fd/{self.fd}", set())
+        self._is_open = True
+        self._ours.send(connection.init)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pyfuse3.main, 1, 1)
+            await trio.lowlevel.wait_readable(self._ours)
             reply = self._ours.recv(_REQUEST_BYTES_MAX)
-            reply = _in_our_words(reply, connection.init, self._changes_alone)
-            if connection.taken_over:
-                # The kernel goes by what it was told first. We can go along where that promises
-                # less than we would, or has it drop more.
-                told = _in_our_words(connection.reply, connection.init, self._changes_alone)
-                if reply != told or (self._changes_alone and _has_async_dio(connection.reply)):
-                    raise GreetingError(
-                        f"{self._mountpoint}: this version speaks to the kernel in another way "
-                        "than the one that mounted it: unmount, then mount again"
-                    )
-                self._ours.send(self._first_request())
-                return False
+            pyfuse3.terminate()
+        self._ours.close()
+        reply = _in_our_words(reply, connection.init, self._changes_alone)
+        first_request = b""
+        if connection.taken_over:
+            # The kernel goes by what it was told first. We can go along where that promises
+            # less than we would, or has it drop more.
+            told = _in_our_words(connection.reply, connection.init, self._changes_alone)
+            if reply != told or (self._changes_alone and _has_async_dio(connection.reply)):
+                raise GreetingError(
+                    f"{self._mountpoint}: this version speaks to the kernel in another way "
+                    "than the one that mounted it: unmount, then mount again"
+                )
+            first_request = self._first_request()
+        else:
             connection.reply = reply
             os.write(connection.fd, reply)
-        else:
-            # The answer to the first request; if it takes its time it goes to the connection.
-            with suppress(BlockingIOError):
-                os.write(connection.fd, self._ours.recv(_SOCKET_BYTES))
         os.dup2(connection.fd, self.fd, inheritable=False)
-        self._ours.close()
-        return True
+        return first_request
+
+    def close(self) -> None:
+        """Let libfuse and its descriptor go; the mount stays."""
+        if self._is_open:
+            self._is_open = False
+            pyfuse3.close(unmount=False)
 
     def _first_request(self) -> bytes:
         """The next request, and an answer for all that the dead process left behind."""
@@ -219,8 +245,7 @@ def _in_our_words(reply: bytes, init: bytes, changes_alone: bool) -> bytes:
 
 
 def _has_async_dio(reply: bytes) -> bool:
-    """Whether *reply*, which an earlier layer gave, lets the kernel answer direct writes
-    asynchronously."""
+    """Returns True if *reply* lets the kernel answer direct writes asynchronously."""
     _, flags = _INIT_FLAGS.unpack_from(reply, _OUT_HEADER.size)
     return bool(flags & _ASYNC_DIO)
 
@@ -293,7 +318,7 @@ class ConnectionHolder:
             _answered(self._record).write_text(_word(pid, _started(pid)))
 
     def is_alive(self) -> bool:
-        """Whether it still runs."""
+        """Returns True while it runs."""
         return self._process.poll() is None
 
     def dismiss(self) -> None:
@@ -349,8 +374,8 @@ def _read(record: Path) -> _Told | None:
 
 
 def _take_word(record: Path, told: _Told) -> bool:
-    """Whether the process before had answered all, as it wrote beside *record* of its keeper; that
-    is taken away, for what comes now may go unanswered."""
+    """Returns True if the process before had answered all, as it wrote beside *record* of its
+    keeper; that is taken away, because what comes now may go unanswered."""
     path = _answered(record)
     try:
         return path.read_text() == _word(told.pid, told.started)
@@ -421,7 +446,7 @@ def check_held(record: Path, name: str, backing: Path, mountpoint: Path) -> None
 
 
 def is_held(record: Path) -> bool:
-    """Whether the keeper that *record* tells of still runs."""
+    """Returns True if the keeper that *record* tells of still runs."""
     known = _find(record)
     if known is None:
         return False
@@ -443,7 +468,7 @@ def release_kept(record: Path) -> None:
 
 
 def _find(record: Path) -> tuple[_Told, int] | None:
-    """What *record* tells, and a pidfd of its keeper; None where that does not run any more."""
+    """Reads *record*, and opens a pidfd of its keeper; None where that does not run any more."""
     told = _read(record)
     if told is None:
         return None
@@ -458,8 +483,8 @@ def _find(record: Path) -> tuple[_Told, int] | None:
 
 
 def _started(pid: int) -> str:
-    """When the process was started: with the pid this is one process for as long as the machine
-    runs. Source: proc(5), /proc/pid/stat, field 22."""
+    """The time at which the process was started: with the pid this is one process for as long as
+    the machine runs. Source: proc(5), /proc/pid/stat, field 22."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

@@ -1,4 +1,4 @@
-"""What the kernel remembers of a mirror's tree, and what of it is not so any more.
+"""Keeps account of what the kernel remembers of a mirror's tree, and drops what is out of date.
 
 The kernel is told to keep attributes for long, for all changes come through the mount. On a mirror
 they do not: the updater tells each here, right after it is applied. Of what the kernel knows (it
@@ -31,8 +31,8 @@ _CONTENT = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
 
 
 class KernelCache:
-    """See the module. *recall* is given the fids of files whose content or attributes have
-    changed. *everything*: the mount was taken over, and the kernel may know any fid."""
+    """The account of one mount. *recall* is given the fids of files whose content or attributes
+    have changed. *everything*: the mount was taken over, and the kernel may know any fid."""
 
     def __init__(self, recall: Callable[[set[Fid]], None], everything: bool) -> None:
         self._recall = recall
@@ -58,8 +58,8 @@ class KernelCache:
             self._spoilt.discard(fid)
 
     def __contains__(self, fid: object) -> bool:
-        """Whether the kernel was told of *fid* by this process, and will say when it forgets it.
-        (It knows the root without ever asking.)"""
+        """Returns True if the kernel was told of *fid* by this process, and will say when it
+        forgets it. (It knows the root without ever asking.)"""
         return fid in self._lookups or fid == ROOT_FID
 
     # -- what has changed --------------------------------------------------------------------------

@@ -1,5 +1,6 @@
-"""What the kernel may remember wrongly after a layer died: names and attributes that a request
-changed whose answer was lost. The kernel keeps both for long, for it is told of every change.
+"""Finds what the kernel may remember wrongly after a layer died: names and attributes that a
+request changed whose answer was lost. The kernel keeps both for long, for it is told of every
+change.
 
 Such requests are among the last entries of the journal: those that could wait at once, and what
 was appended while they waited for a flush."""
@@ -17,7 +18,7 @@ from fusejournal.disk import syscalls
 from fusejournal.journal.handle_key import HandleKey
 from fusejournal.journal.reader import JournalReader
 from fusejournal.layer.connection import KernelConnection
-from fusejournal.layer.request_loop import TASKS
+from fusejournal.layer.replies import WAITING_MAX
 from fusejournal.operations import (
     Create,
     Import,
@@ -33,8 +34,8 @@ from fusejournal.operations import (
 from fusejournal.types import Fid, Seq
 
 _ENTRIES_MAX = 1 << 16
-_ENTRIES = 4 * TASKS
-"""How many entries back to look. A request makes up to three, and VOIDs lie between."""
+_ENTRIES = 4 * WAITING_MAX
+"""The number of entries to look through. A request makes up to three, and VOIDs lie between."""
 
 _NAMING = Create | Mkdir | Symlink | Link | Unlink | Rmdir | Moving | Import | ImportLink
 
@@ -47,8 +48,8 @@ class Stale(NamedTuple):
 
 
 def find_unanswered(journal: JournalReader, durable_seq: Seq, end: Seq) -> Stale:
-    """What the last entries of *journal* before *end* named and changed: at least those above
-    *durable_seq*, for an answer may have waited for them to be durable. Raises
+    """Collects what the last entries of *journal* before *end* named and changed: at least those
+    above *durable_seq*, for an answer may have waited for them to be durable. Raises
     JournalDamagedError."""
     stale = Stale(set(), set())
     first = max(1, min(end - _ENTRIES, durable_seq + 1), end - _ENTRIES_MAX)
@@ -97,8 +98,8 @@ def invalidate(
 
 
 def _known(mountpoint: Path, parent: Fid, name: bytes, handle_key: HandleKey) -> Fid:
-    """What the kernel takes *name* for. Raises OSError for what does not need to be known: no such
-    directory, or a mountpoint, which can be neither removed nor renamed."""
+    """Asks the kernel what it takes *name* for. Raises OSError for what does not need to be known:
+    no such directory, or a mountpoint, which can be neither removed nor renamed."""
     root_fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     directory = -1
     try:

@@ -33,7 +33,7 @@ def new_table() -> int:
 
 
 class OpenFiles:
-    """What is open by the table *fd*. A handle is free again when it was released."""
+    """The open files by the table *fd*. A handle is free again when it was released."""
 
     def __init__(self, fd: int) -> None:
         self._table = mmap.mmap(fd, _SLOTS * _SLOT.size)
@@ -74,11 +74,11 @@ class OpenFiles:
         return self._files[handle]
 
     def __contains__(self, fid: Fid) -> bool:
-        """Whether *fid* is open."""
+        """Returns True if *fid* is open."""
         return fid in self._counts
 
     def fids(self) -> set[Fid]:
-        """What is open, or may be: all that the process before this one left."""
+        """The files that are open, or may be: all that the process before this one left."""
         return {*self._counts, *(fid for fid, _ in self._doubtful.values())}
 
     def add(self, fid: Fid, who: Caller) -> int:

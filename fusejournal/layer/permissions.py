@@ -1,4 +1,4 @@
-"""What becomes of modes, owners and ACLs: the results that an operation's entry holds. Pure
+"""Works out modes, owners and ACLs: the results that an operation's entry holds. Pure
 functions.
 
 The kernel checks permissions itself (``default_permissions``) but leaves to the layer what a local
@@ -104,7 +104,7 @@ def after_truncation(mode: int, uid: int) -> int | None:
 
 
 def in_group(who: Caller, gid: int) -> bool:
-    """Whether *who* may give setgid of group *gid*: a member, or root.
+    """Returns True if *who* may give setgid of group *gid*: a member, or root.
 
     nfsd acts for a user whose further groups only the client's request tells, and the kernel does
     not pass them on. It asks for nothing, though, that it would refuse this user by itself: its own
@@ -118,9 +118,9 @@ def in_group(who: Caller, gid: int) -> bool:
 
 
 def is_admin(who: Caller) -> bool:
-    """Whether *who* has CAP_SYS_ADMIN over the machine, not only in a container of their own. Of a
-    process that cannot be seen from here, root has. Source: proc(5), /proc/pid/status, CapEff;
-    user_namespaces(7)."""
+    """Returns True if *who* has CAP_SYS_ADMIN over the machine, not only in a container of their
+    own. Of a process that cannot be seen from here, root has. Source: proc(5), /proc/pid/status,
+    CapEff; user_namespaces(7)."""
     base = f"/proc/{who.pid}"
     try:
         with open(f"{base}/status", encoding="ascii", errors="replace") as status:
@@ -144,8 +144,8 @@ def _supplementary_groups(pid: int) -> Iterable[int]:
 
 
 def _is_of_kernel(pid: int) -> bool:
-    """Whether process *pid* is a thread of the kernel's own. Source: proc(5), /proc/pid/stat, field
-    9; include/linux/sched.h."""
+    """Returns True if process *pid* is a thread of the kernel's own. Source: proc(5),
+    /proc/pid/stat, field 9; include/linux/sched.h."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
             return bool(int(stat.read().rpartition(")")[2].split()[6]) & _PF_KTHREAD)

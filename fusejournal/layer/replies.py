@@ -1,176 +1,169 @@
-"""How methods become FUSE handlers, and what comes of their results and errors.
+"""Makes replies of what calls return and raise: at once, or when what they wait for has come.
 
-All handlers are made here: any other error than pyfuse3's own would end the request loop, and with
-it the layer."""
+A call gives the reply's body; None, where the kernel expects no reply; or a coroutine whose result
+is the body. A coroutine is made only where there is something to wait for: what it returns is sent
+by a task of its own (request_loop.py), and others are served meanwhile. So an ordinary call costs
+no task, and from its start to its end nothing else happens.
+
+Owns what a change waits for before its caller is answered (wait_policy.py), and before it is done:
+where mirrors are waited for, it needs a place among those who wait, because what is done cannot be
+refused any more."""
 
 import errno
 import functools
 import logging
-import operator
-import os
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar
 
-from pyfuse3 import EntryAttributes, FUSEError
+from pyfuse3 import FUSEError
 
 from fusejournal.errors import FusejournalError
-from fusejournal.types import Fid, Seq
+from fusejournal.layer.kernel_protocol import Data, MalformedRequestError
+from fusejournal.types import Caller, Fid, Seq
+from fusejournal.volume.durability import Durability
 from fusejournal.volume.wait_policy import WaitPolicy
 
 log = logging.getLogger(__name__)
 
-_KEEP_SECONDS = 3600.0
+WAITING_MAX: Final = 512
+"""The number of replies that can wait at once, for a flush or for mirrors, before the mount
+does."""
+
+
+class OpenReply(NamedTuple):
+    """A body that says that something is open, and what is to be done once the kernel has it."""
+
+    body: bytes
+    sent: Callable[[], None]
+
+
+Body: TypeAlias = bytes | OpenReply
+Answer: TypeAlias = Body | Coroutine[Any, Any, Body]
+DONE = b""
+"""The reply that says no more than that it is done."""
+
+
+def errno_of(error: Exception) -> int:
+    """The errno that a caller gets for an exception out of a call."""
+    if isinstance(error, FUSEError):
+        return int(error.errno)
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO
+    if isinstance(error, MalformedRequestError):
+        log.error("a request of the kernel makes no sense: %s", error)
+    elif isinstance(error, FusejournalError):
+        log.warning("refused: %s", error)
+    else:
+        log.error("a request failed on a bug", exc_info=error)
+    return errno.EIO
+
+
+async def settled(answer: Answer) -> Body:
+    """The reply that *answer* is, or comes to. Cancelling does what it does in the call."""
+    return await answer if isinstance(answer, Coroutine) else answer
+
+
+class ReplyWaits:
+    """Waits for what was changed to be durable, here and on mirrors. *head_seq* is the journal's
+    last entry now."""
+
+    def __init__(self, durability: Durability, head_seq: Callable[[], Seq]) -> None:
+        self._durability = durability
+        self._head_seq = head_seq
+
+    def change(self, uid: int, act: Callable[[], Body]) -> Answer:
+        """Do *act* for a caller with *uid*, and reply when what it changed is durable. Raises
+        OSError, also out of the coroutine: EAGAIN, with nothing done, where there is no place and
+        none will be soon; EIO where it cannot be durable."""
+        if self._durability.hooks.quorum is not None:
+            return self._change_in_place(uid, act)
+        body = act()
+        return self._when_durable(self._head_seq(), body)
+
+    def until_durable(self, uid: int, seq: Seq) -> Answer:
+        """Reply when the journal is durable up to *seq*. Raises as :meth:`change`."""
+        if self._durability.is_durable(seq):
+            return DONE  # without a place: none may be left
+        if self._durability.hooks.quorum is not None:
+            return self._wait_in_place(uid, seq)
+        return self._when_durable(seq, DONE)
+
+    def _when_durable(self, seq: Seq, body: Body) -> Answer:
+        since = self._durability.try_flush_inline(seq)
+        return body if since is None else self._wait(seq, since, body)
+
+    async def _wait(self, seq: Seq, since: float, body: Body) -> Body:
+        """Cancelling is harmless: the flush goes on for others."""
+        await self._durability.wait(seq, since)
+        return body
+
+    async def _change_in_place(self, uid: int, act: Callable[[], Body]) -> Body:
+        """Cancelling before there is a place leaves *act* undone."""
+        async with self._place(uid):
+            body = act()
+            return await settled(self._when_durable(self._head_seq(), body))
+
+    async def _wait_in_place(self, uid: int, seq: Seq) -> Body:
+        async with self._place(uid):
+            return await settled(self._when_durable(seq, DONE))
+
+    @asynccontextmanager
+    async def _place(self, uid: int) -> AsyncIterator[None]:
+        """Have a place among those who wait for mirrors, for a caller with *uid*. Raises OSError
+        EAGAIN where there is none, and none will be soon."""
+        quorum = self._durability.hooks.quorum
+        assert quorum is not None
+        if not quorum.try_enter(uid):
+            await quorum.enter(uid)
+        try:
+            yield
+        finally:
+            quorum.leave(uid)
 
 
 class Waiter(Protocol):
-    """What :func:`changing` needs of the object whose methods it wraps."""
+    """The object whose methods :func:`changing` and :func:`writing` wrap."""
 
     policy: WaitPolicy
+    waits: ReplyWaits
 
-    @property
-    def is_crowded(self) -> bool:
-        """Whether who is to wait needs a place first."""
-
-    def place(self, uid: int) -> AbstractAsyncContextManager[None]:
-        """Have one, for a caller with *uid*."""
-
-    def opener(self, handle: int) -> int:
-        """The uid of who opened *handle*."""
-
-    def head_seq(self) -> Seq:
-        """The last entry."""
-
-    async def wait(self, seq: Seq) -> None:
-        """Return when the journal is durable up to *seq*."""
+    def opener(self, handle: int) -> Caller:
+        """The caller who opened *handle*. Raises OSError ESTALE."""
 
 
 P = ParamSpec("P")
-R = TypeVar("R")
-H = TypeVar("H")
 W = TypeVar("W", bound=Waiter)
 
 
-def failing(error: Exception) -> FUSEError:
-    """The reply for an exception out of a handler."""
-    if isinstance(error, FUSEError):
-        return error
-    if isinstance(error, OSError):
-        return FUSEError(error.errno or errno.EIO)
-    if isinstance(error, FusejournalError):
-        log.warning("refused: %s", error)
-        return FUSEError(errno.EIO)
-    log.error("a request failed on a bug", exc_info=error)
-    return FUSEError(errno.EIO)
-
-
-def handler(
-    method: Callable[Concatenate[H, P], R],
-) -> Callable[Concatenate[H, P], Awaitable[R]]:
-    """Make a FUSE handler of an ordinary method; its OSErrors become the reply."""
-
-    @functools.wraps(method)
-    async def answer(self: H, *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return method(self, *args, **kwargs)
-        except Exception as error:
-            raise failing(error) from None
-
-    return answer  # type: ignore[return-value]
-
-
-def waiting(
-    method: Callable[Concatenate[H, P], Awaitable[R]],
-) -> Callable[Concatenate[H, P], Awaitable[R]]:
-    """The same for one that waits by itself."""
-
-    @functools.wraps(method)
-    async def answer(self: H, *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return await method(self, *args, **kwargs)
-        except Exception as error:
-            raise failing(error) from None
-
-    return answer  # type: ignore[return-value]
-
-
-def _waiting(
-    asks: Callable[[W], bool],
-    whose: Callable[[W, tuple[Any, ...]], int],
-) -> Callable[[Callable[Concatenate[W, P], R]], Callable[Concatenate[W, P], Awaitable[R]]]:
-    """The same for changes, whose reply waits until what was just committed is durable if the
-    object *asks* for that. *whose* tells by the arguments who has asked, as a uid."""
-
-    def decorate(
-        method: Callable[Concatenate[W, P], R],
-    ) -> Callable[Concatenate[W, P], Awaitable[R]]:
-        async def change(self: W, *args: P.args, **kwargs: P.kwargs) -> R:
-            reply = method(self, *args, **kwargs)
-            await self.wait(self.head_seq())
-            return reply
-
-        @functools.wraps(method)
-        async def answer(self: W, *args: P.args, **kwargs: P.kwargs) -> R:
-            try:
-                if not asks(self):
-                    return method(self, *args, **kwargs)
-                if not self.is_crowded:
-                    return await change(self, *args, **kwargs)
-                async with self.place(whose(self, args)):
-                    return await change(self, *args, **kwargs)
-            except Exception as error:
-                raise failing(error) from None
-
-        return answer  # type: ignore[return-value]
-
-    return decorate
-
-
 def changing(
-    method: Callable[Concatenate[W, P], R],
-) -> Callable[Concatenate[W, P], Awaitable[R]]:
-    """Make a handler of a change of names and attributes: it waits in the durability modes ``nfs``
-    and ``strict``."""
-    return _waiting(_NAMES_WAIT, _caller)(method)
+    method: Callable[Concatenate[W, Caller, P], Body],
+) -> Callable[Concatenate[W, Caller, P], Answer]:
+    """Make a call of a change of names and attributes: its reply waits in the durability modes
+    ``nfs`` and ``strict``."""
+
+    @functools.wraps(method)
+    def answer(self: W, who: Caller, /, *args: P.args, **kwargs: P.kwargs) -> Answer:
+        if not self.policy.names_wait:
+            return method(self, who, *args, **kwargs)
+        return self.waits.change(who.uid, partial(method, self, who, *args, **kwargs))
+
+    return answer
 
 
 def writing(
-    method: Callable[Concatenate[W, P], R],
-) -> Callable[Concatenate[W, P], Awaitable[R]]:
-    """Make a handler of a change of content: it waits in the durability mode ``strict`` alone."""
-    return _waiting(_WRITES_WAIT, _opener)(method)
+    method: Callable[[W, Caller, Fid, int, int, Data], Body],
+) -> Callable[[W, Caller, Fid, int, int, Data], Answer]:
+    """Make a call of a change of content: its reply waits in the durability mode ``strict`` alone,
+    and on account of who opened the file, because a WRITE may come from anybody."""
 
+    @functools.wraps(method)
+    def answer(self: W, who: Caller, fid: Fid, handle: int, offset: int, data: Data) -> Answer:
+        if not self.policy.writes_wait:
+            return method(self, who, fid, handle, offset, data)
+        # It may be done later, when *data* lies elsewhere.
+        act = partial(method, self, who, fid, handle, offset, bytes(data))
+        return self.waits.change(self.opener(handle).uid, act)
 
-def _caller(_: W, args: tuple[Any, ...]) -> int:
-    """Of a request that says who makes it."""
-    return int(args[-1].uid)
-
-
-def _opener(waiter: W, args: tuple[Any, ...]) -> int:
-    """Of one that says only by which handle."""
-    return waiter.opener(args[0])
-
-
-_NAMES_WAIT = operator.attrgetter("policy.names_wait")
-_WRITES_WAIT = operator.attrgetter("policy.writes_wait")
-
-
-def entry_of(fid: Fid, stat: os.stat_result, ctime_ns: int) -> EntryAttributes:
-    """The reply that tells *fid*'s attributes. The kernel may keep them: only this mount changes
-    the tree."""
-    entry = EntryAttributes()
-    entry.st_ino = fid
-    entry.entry_timeout = _KEEP_SECONDS
-    entry.attr_timeout = _KEEP_SECONDS
-    entry.st_mode = stat.st_mode
-    entry.st_nlink = stat.st_nlink
-    entry.st_uid = stat.st_uid
-    entry.st_gid = stat.st_gid
-    entry.st_rdev = stat.st_rdev
-    entry.st_size = stat.st_size
-    entry.st_blocks = stat.st_blocks
-    entry.st_blksize = stat.st_blksize
-    entry.st_atime_ns = stat.st_atime_ns
-    entry.st_mtime_ns = stat.st_mtime_ns
-    entry.st_ctime_ns = ctime_ns
-    return entry
+    return answer

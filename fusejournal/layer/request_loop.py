@@ -1,47 +1,57 @@
-"""The request loop: a cheaper way to wait for requests than pyfuse3's own.
+"""The request loop: reads the kernel's requests, has them answered, and writes the replies.
 
-pyfuse3 runs tasks that each wait for the FUSE descriptor, read one request, run its handler,
-reply. Parking in trio for every request costs more than most requests do (two epoll_wait and an
-epoll_ctl), and starting and ending tasks costs again. Here one task, the *reader*, keeps the role
-for as long as its handlers do not wait. It waits in three steps, each dearer to wake from and
-cheaper to stay in: it asks the descriptor again and again for some microseconds (only while
-requests do come that fast: going to sleep and waking up costs more than most requests), then
-sleeps in poll(2), then parks in trio. It does not sleep while other tasks can go on, and is woken
-by what they wait for: trio's own descriptor is polled, too, and its next deadline heeded. A
-handler that has to wait (for a flush) says so first with
-:meth:`RequestLoop.hand_over`; a spare task then becomes the reader, and waits in trio alone until
-nobody else does.
+One task, the *reader*, reads one request after another from the device, which libfuse has greeted
+(connection.py). Most are answered on the spot. A call that has to wait (for a flush, for mirrors,
+for an import) becomes a task of its own with its reply, and the reader goes on; only so many may
+wait at once.
 
-Rules for handlers: no await but after ``hand_over``. Order comes from code without awaits, not
-from a single task.
+To park in trio for every request would cost more than most requests do (two epoll_wait and an
+epoll_ctl). So the reader sleeps in poll(2), on the device and on trio's own descriptor together,
+and no longer than until trio's next deadline; when there is something to do for other tasks it
+gives them their turn, at the latest when it has read for a slice of time. Only where no request has
+come for some milliseconds it parks in trio.
 
-Owns the replacement of two of pyfuse3's module functions, once a process (pyfuse3 mounts one file
-system a process)."""
+Rules for calls: no await but in the coroutine that a call returns when it has to wait. Order comes
+from code without awaits.
+
+Source: fs/fuse/dev.c (fuse_dev_do_read, fuse_dev_do_write)."""
 
 import errno
+import logging
 import os
 import select
+import struct
 import time
-from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
-import pyfuse3
 import trio
 
 from fusejournal.layer.connection import Handshake
+from fusejournal.layer.handlers import Handlers
+from fusejournal.layer.kernel_protocol import (
+    EXTENSION_BYTES,
+    IN_HEADER,
+    OUT_HEADER,
+    UNANSWERED,
+    Data,
+    MalformedRequestError,
+    encode_error,
+    request_kinds,
+)
+from fusejournal.layer.replies import WAITING_MAX, Answer, Body, OpenReply, errno_of
+from fusejournal.types import Caller
 
-TASKS = 512
-"""How many requests can wait at once, for a flush or for mirrors, before the mount does."""
+log = logging.getLogger(__name__)
 
-_SPIN_NS = 50_000
-_CAN_SPIN = len(os.sched_getaffinity(0)) > 1
-"""With one processor, whoever is to send the next request waits for us meanwhile."""
-_SLEEP_NS = 10_000_000
-_SLICE_NS = 2_000_000
-_UNCLOCKED_MAX = 16
-"""The clock is asked once in so many requests: where that is a system call, it costs as much as
-an answer from memory does."""
+_IDLE_NS: Final = 10_000_000
+_SLICE_NS: Final = 2_000_000
+_COPIED_BYTES_MAX: Final = 512
+"""Up to so many bytes a request is cheaper to decode from a copy."""
+_JOINED_BYTES_MAX: Final = 4096
+"""Up to so many bytes a reply is cheaper to write as one piece."""
+_TAKEN_BACK: Final = frozenset((errno.ENOENT, errno.EINTR, errno.EAGAIN))
+"""Errors of a read: the request that poll saw was interrupted before it was read."""
 
 
 class _Runnable(trio.abc.Instrument):
@@ -59,175 +69,182 @@ class _Runnable(trio.abc.Instrument):
 
 
 class RequestLoop:
-    """Serves the session on the *handshake*'s descriptor."""
+    """Answers the requests of the *handshake*'s connection by *handlers*."""
 
-    def __init__(self, handshake: Handshake) -> None:
-        self._handshake: Handshake | None = handshake
-        """None when it is over."""
-        self._fd = fd = handshake.fd
-        self._parked = trio.CancelScope()
-        self._reader: trio.lowlevel.Task | None = None
-        self._spare: deque[trio.lowlevel.Task] = deque()
-        """Tasks with nothing to do: those that never had, then the others, the last at the end."""
-        self._readers: set[trio.lowlevel.Task] = set()
-        """Tasks that have read a request."""
-        self._closed = False
-        self._slice_ends_ns = 0
-        self._unclocked = 0
-        self._spin = False
-        """Whether the last request came soon enough for spinning to be worth it."""
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        self._poll = poll.poll
-        self._poll_all = select.poll()
-        """For requests and for what other tasks wait for."""
-        self._poll_all.register(fd, select.POLLIN)
+    def __init__(self, handshake: Handshake, handlers: Handlers) -> None:
+        self._handshake = handshake
+        self._handlers = handlers
+        self._fd = -1
+        self._calls: dict[
+            int, tuple[Callable[[Data], tuple[Any, ...]], Callable[..., Answer | None]]
+        ] = {}
+        self._nursery: trio.Nursery | None = None
         self._runnable = _Runnable()
-        self._waiting: set[trio.lowlevel.Task] = set()
-        """Tasks whose handlers wait for something."""
-        self._when_answered: dict[trio.lowlevel.Task, Callable[[], None]] = {}
+        self._is_closed = False
+        self._parked = trio.CancelScope()
+        self._waiting = 0
+        """Requests that wait now."""
+        self._has_room = trio.Event()
+        """Set, and made anew, when one of them waits no more."""
 
     async def run(self) -> None:
-        """Serve requests until the file system is unmounted or :meth:`leave` is called."""
-        original: Callable[..., Any] = pyfuse3._session_loop  # type: ignore[attr-defined]
-        self._poll_all.register(_events_fd(), select.POLLIN)
+        """Serve requests until the file system is unmounted or :meth:`leave` is called, and those
+        that wait are answered. Raises GreetingError. Cancelling leaves unanswered who waits."""
+        first_request = await self._handshake.greet()
+        self._fd = self._handshake.fd
+        self._calls = {
+            opcode: (kind.decode, getattr(self._handlers, kind.call))
+            for opcode, kind in request_kinds(self._handshake.init_flags).items()
+        }
         trio.lowlevel.add_instrument(self._runnable)
-
-        async def session_loop(nursery: trio.Nursery, min_tasks: int, max_tasks: int) -> None:
-            while True:
-                try:
-                    await original(nursery, min_tasks, max_tasks)
-                except OSError as error:
-                    # The request that poll saw was interrupted and taken back before it was read.
-                    if error.errno != errno.EAGAIN:
-                        raise
-                else:
-                    break
-            self._close()
-
-        pyfuse3._session_loop = session_loop  # type: ignore[attr-defined]
-        pyfuse3._wait_fuse_readable = self._wait_readable  # type: ignore[attr-defined]
         try:
-            await pyfuse3.main(min_tasks=TASKS, max_tasks=TASKS)
+            async with trio.open_nursery() as self._nursery:
+                if first_request:
+                    self._serve(first_request)
+                await self._read_requests()
         finally:
             trio.lowlevel.remove_instrument(self._runnable)
-            pyfuse3._session_loop = original  # type: ignore[attr-defined]
-
-    def hand_over(self) -> None:
-        """Let another task read requests: the calling handler is about to wait."""
-        task = trio.lowlevel.current_task()
-        self._waiting.add(task)
-        if self._reader is task:
-            self._reader = None
-            self._give_role()
-
-    def when_answered(self, act: Callable[[], None]) -> None:
-        """Call *act* once the reply to the calling handler's request has gone to the kernel."""
-        self._when_answered[trio.lowlevel.current_task()] = act
-
-    async def _wait_readable(self) -> bool:
-        task = trio.lowlevel.current_task()
-        self._waiting.discard(task)
-        if self._when_answered and (act := self._when_answered.pop(task, None)) is not None:
-            act()
-        while self._reader is not task:
-            if self._closed:
-                return False
-            if self._reader is None:
-                self._reader = task
-                self._readers.add(task)
-            else:
-                await self._be_spare(task)
-        return await self._read_role()
-
-    async def _be_spare(self, task: trio.lowlevel.Task) -> None:
-        """Return when the calling *task* is to be the reader, or all is over."""
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._spare.remove(task)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        if task in self._readers:
-            self._spare.append(task)
-        else:
-            self._spare.appendleft(task)
-        await trio.lowlevel.wait_task_rescheduled(abort)
-
-    def _give_role(self) -> None:
-        """Make a spare task the reader, if there is one: the last one that was, because each keeps
-        a buffer for its requests, of a megabyte where it has met a large one."""
-        if self._spare:
-            self._reader = self._spare.pop()
-            self._readers.add(self._reader)
-            trio.lowlevel.reschedule(self._reader)
-
-    async def _read_role(self) -> bool:
-        """As the reader: return True when a request is there, False when the loop is to end."""
-        if self._handshake is not None and self._handshake.proceed():
-            self._handshake = None
-        self._unclocked += 1
-        if self._unclocked > _UNCLOCKED_MAX:
-            self._unclocked = 0
-            if time.monotonic_ns() > self._slice_ends_ns:
-                # Timers, flushes and the control socket want their turn too.
-                await trio.lowlevel.checkpoint()
-                self._slice_ends_ns = time.monotonic_ns() + _SLICE_NS
-        if not self._closed and not self._waiting and await self._comes_soon():
-            return True
-        while not self._closed:
-            try:
-                with trio.CancelScope() as self._parked:
-                    await trio.lowlevel.wait_readable(self._fd)
-            except trio.ClosedResourceError:
-                break
-            if not self._closed and self._poll(0):
-                self._unclocked = _UNCLOCKED_MAX
-                self._slice_ends_ns = time.monotonic_ns() + _SLICE_NS
-                return True
-        self._close()
-        return False
-
-    async def _comes_soon(self) -> bool:
-        """Wait a moment for a request; False when none came."""
-        poll = self._poll
-        if poll(0):
-            return True
-        now_ns = time.monotonic_ns()
-        spin_until_ns = now_ns + _SPIN_NS
-        sleep_until_ns = now_ns + _SLEEP_NS
-        if _CAN_SPIN and self._spin:
-            while time.monotonic_ns() < spin_until_ns:
-                if poll(0):
-                    return True
-        found = False
-        while not found and not self._closed and time.monotonic_ns() < sleep_until_ns:
-            seconds = 0.0
-            if not self._runnable.tasks:
-                seconds = trio.lowlevel.current_statistics().seconds_to_next_deadline
-            if seconds > 0:
-                milliseconds = (sleep_until_ns - time.monotonic_ns()) / 1e6
-                ready = self._poll_all.poll(max(0, min(milliseconds, 1000 * seconds)))
-                found = any(fd == self._fd for fd, _ in ready)
-            if not found:
-                await trio.lowlevel.checkpoint()
-                self._slice_ends_ns = time.monotonic_ns() + _SLICE_NS
-                found = not self._closed and bool(poll(0))
-        self._spin = time.monotonic_ns() < spin_until_ns
-        return found
 
     def leave(self) -> None:
         """Read no more requests; :meth:`run` returns when those that were read are answered."""
-        self._close()
+        self._is_closed = True
         self._parked.cancel()
 
-    def _close(self) -> None:
-        self._closed = True
-        self._reader = None
-        while self._spare:
-            trio.lowlevel.reschedule(self._spare.pop())
+    # -- reading -----------------------------------------------------------------------------------
+
+    async def _read_requests(self) -> None:
+        fd, clock, runnable = self._fd, time.monotonic_ns, self._runnable.tasks
+        buffer = bytearray(self._handshake.request_bytes_max)
+        view, buffers = memoryview(buffer), (buffer,)
+        waiter = select.poll()
+        for descriptor in (fd, _events_fd()):
+            waiter.register(descriptor, select.POLLIN)
+        poll = waiter.poll
+        has_request = has_event = False
+        turn = _Turn(clock())
+        while not self._is_closed:
+            now_ns = clock()
+            is_due = has_event or bool(runnable) or now_ns >= turn.deadline_ns
+            if is_due and (not has_request or now_ns >= turn.ends_ns):
+                await trio.lowlevel.checkpoint()
+                turn, has_request, has_event = _Turn(clock()), True, False
+                continue
+            sleep_ns = 0 if is_due else min(_IDLE_NS, turn.deadline_ns - now_ns)
+            has_request = False
+            for descriptor, _ in poll(sleep_ns / 1e6):
+                if descriptor == fd:
+                    has_request = True
+                else:
+                    has_event = True
+            if has_request:
+                try:
+                    size = os.readv(fd, buffers)
+                except OSError as error:
+                    if error.errno in _TAKEN_BACK:
+                        continue
+                    if error.errno == errno.ENODEV:
+                        return  # unmounted
+                    raise
+                self._serve(view[:size].tobytes() if size <= _COPIED_BYTES_MAX else view[:size])
+                if self._waiting >= WAITING_MAX:
+                    await self._has_room.wait()
+            elif sleep_ns == _IDLE_NS and not has_event:
+                await self._park()
+                turn, has_request = _Turn(clock()), True
+
+    async def _park(self) -> None:
+        """Wait for a request in trio, as long as it takes, or for :meth:`leave`."""
+        with trio.CancelScope() as self._parked:
+            await trio.lowlevel.wait_readable(self._fd)
+
+    # -- answering ---------------------------------------------------------------------------------
+
+    def _serve(self, data: Data) -> None:
+        """Answer the request *data*, or have it answered."""
+        try:
+            length, opcode, number, fid, uid, gid, pid, extensions, _ = IN_HEADER.unpack_from(data)
+        except struct.error:
+            log.error("a request of the kernel makes no sense: it has %d bytes", len(data))
+            return
+        try:
+            if length != len(data):
+                raise MalformedRequestError(f"it says {length} bytes and has {len(data)}")
+            if extensions:
+                data = data[: length - extensions * EXTENSION_BYTES]
+            decode, call = self._calls[opcode]
+            try:
+                arguments = decode(data)
+            except struct.error as error:
+                raise MalformedRequestError(f"opcode {opcode}: {error}") from error
+            answer = call(Caller(uid, gid, pid), fid, *arguments)
+        except Exception as error:
+            self._refuse(opcode, number, error)
+            return
+        if answer.__class__ is bytes:
+            self._write(number, answer)
+        elif isinstance(answer, Coroutine):
+            assert self._nursery is not None
+            self._waiting += 1
+            self._nursery.start_soon(self._finish, opcode, number, answer)
+        elif answer is not None:
+            self._reply(number, answer)
+
+    async def _finish(self, opcode: int, number: int, answer: Coroutine[Any, Any, Body]) -> None:
+        """Reply when *answer* has come to its end. Cancelling leaves the request unanswered."""
+        try:
+            body = await answer
+        except Exception as error:
+            self._refuse(opcode, number, error)
+        else:
+            self._reply(number, body)
+        finally:
+            self._waiting -= 1
+            has_room, self._has_room = self._has_room, trio.Event()
+            has_room.set()
+
+    def _refuse(self, opcode: int, number: int, error: Exception) -> None:
+        """Answer request *number* with the errno of *error*, if it is of a kind to be answered."""
+        if isinstance(error, KeyError) and opcode not in self._calls:
+            refusal = errno.ENOSYS
+        else:
+            refusal = errno_of(error)
+        if opcode not in UNANSWERED:
+            self._send((encode_error(number, refusal),))
+
+    def _reply(self, number: int, body: Body) -> None:
+        if isinstance(body, OpenReply):
+            self._write(number, body.body)
+            body.sent()
+        else:
+            self._write(number, body)
+
+    def _write(self, number: int, body: bytes) -> None:
+        head = OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, number)
+        self._send((head + body,) if len(body) <= _JOINED_BYTES_MAX else (head, body))
+
+    def _send(self, parts: tuple[bytes, ...]) -> None:
+        try:
+            os.writev(self._fd, parts)
+        except OSError as error:
+            # Nobody waits for it any more, or the mount is gone.
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                log.error("a reply was not taken: %s", error)
+
+
+class _Turn:
+    """A stretch of time in which the reader reads, from *now_ns* on: up to ``ends_ns`` though
+    others are to run, and up to ``deadline_ns``, when the next timer is due, in any case."""
+
+    __slots__ = ("deadline_ns", "ends_ns")
+
+    def __init__(self, now_ns: int) -> None:
+        left_seconds = trio.lowlevel.current_statistics().seconds_to_next_deadline
+        self.deadline_ns = now_ns + left_seconds * 1e9
+        self.ends_ns = now_ns + _SLICE_NS
 
 
 def _events_fd() -> int:
-    """The descriptor that is readable when something that a task waits for has happened."""
+    """The descriptor that is readable when something that a task waits for has happened. (trio has
+    no public name for it.)"""
     runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner
     return int(runner.io_manager._epoll.fileno())

@@ -90,7 +90,6 @@ class LayerParts:
 
     handshake: Handshake
     loop: RequestLoop
-    handlers: Handlers
 
 
 def journal_options(config: JournalConfig) -> JournalOptions:
@@ -217,14 +216,12 @@ def assemble_layer(
 ) -> LayerParts:
     """Make the layer that serves the volume over *connection*."""
     handshake = Handshake(connection, spec.mountpoint, changes_alone=not state.is_mirror)
-    loop = RequestLoop(handshake)
     handlers = Handlers(
         start.startup.volume,
         serving.durability,
-        loop,
         start.startup.importer,
         start.files,
         start.policy,
         start.kernel_cache,
     )
-    return LayerParts(handshake, loop, handlers)
+    return LayerParts(handshake, RequestLoop(handshake, handlers))

@@ -19,7 +19,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
-import pyfuse3
 import trio
 
 from fusejournal.control.server import serve_control
@@ -29,7 +28,9 @@ from fusejournal.errors import (
     GreetingError,
     MountError,
 )
-from fusejournal.layer.request_loop import TASKS, RequestLoop
+from fusejournal.layer.connection import Handshake
+from fusejournal.layer.replies import WAITING_MAX
+from fusejournal.layer.request_loop import RequestLoop
 from fusejournal.nfs import exports
 from fusejournal.node.assemble import LayerParts, ServingParts, StartParts
 from fusejournal.node.metrics import serve_metrics
@@ -44,7 +45,7 @@ from fusejournal.volume.marks import MarkPlace, make_mark
 
 log = logging.getLogger(__name__)
 
-assert PLACES <= TASKS - 64, "who waits for mirrors leaves room for other requests"
+assert PLACES <= WAITING_MAX - 64, "who waits for mirrors leaves room for other requests"
 
 
 class Node:
@@ -85,7 +86,6 @@ class Node:
         mount away first. Raises FusejournalError."""
         self._loop, self._replication = layer.loop, parts.replication
         try:
-            pyfuse3.init(layer.handlers, f"/dev/fd/{layer.handshake.fd}", set())
             await self._run_tasks(layer.loop, parts)
             if self._is_leaving:
                 self._mount.note_all_answered()
@@ -101,18 +101,18 @@ class Node:
             raise
         finally:
             self.was_served = True
-            await self._close_mount()
+            await self._close_mount(layer.handshake)
         if not (self._is_stopping or self._is_leaving) and self._mount.is_there():
             raise MountError(
                 f"{self._spec.mountpoint}: the kernel's connection to the layer was cut"
             )
 
-    async def _close_mount(self) -> None:
+    async def _close_mount(self, handshake: Handshake) -> None:
         """Take the mount away, unless it is left to another process, and close the volume."""
         if not self._is_leaving and (self._is_stopping or not self._has_users):
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(mounts.take_away, self._spec.mountpoint)
-        pyfuse3.close(unmount=False)
+        handshake.close()
         self._exports.close()
         try:
             self._startup.close(keep_orphans=self._is_leaving)

@@ -93,7 +93,7 @@ class Volume:
             self.write_errno = errno.EROFS
             log.critical("the volume is read-only from here: %s", reason)
 
-    def commit(self, operation: TreeOperation, who: Caller, data: bytes = b"") -> Seq:
+    def commit(self, operation: TreeOperation, who: Caller, data: bytes | memoryview = b"") -> Seq:
         """Journal *operation* and carry it out. Returns its seq. Raises OSError: the backing's
         refusal (with nothing done), EROFS, ENOSPC, or ShortWriteError when only the beginning of a
         WRITE was taken."""
@@ -218,7 +218,9 @@ class Volume:
         """Give *fid* the mtime that entries say it has. Raises OSError."""
         syscalls.set_times(self.tree.descriptor(fid), None, mtime_ns)
 
-    def change_orphan(self, operation: DataOperation, who: Caller, data: bytes = b"") -> None:
+    def change_orphan(
+        self, operation: DataOperation, who: Caller, data: bytes | memoryview = b""
+    ) -> None:
         """Change a file that has no name any more: not journaled, because no one sees it again
         by a name."""
         if self.write_errno is not None:
@@ -313,7 +315,7 @@ class Volume:
         operation: TreeOperation,
         who: Caller,
         time_ns: int,
-        data: bytes,
+        data: bytes | memoryview,
         *,
         makes_space: bool = False,
     ) -> Seq:

@@ -1,23 +1,30 @@
 """The layer beside bindfs (a C passthrough) and the backing itself: the same operations in turn.
 
-Every round runs each operation on each place, one place after the other, so that a slow moment of
-the machine hits all of them. The table shows medians over the rounds and, of the layer, the ratio
-to bindfs.
+All are mounted at once. Every round runs a batch of each operation on each place, one place after
+the other, so that a slow moment of the machine hits all of them; what counts is each one's quickest
+batch. The table has microseconds an operation, and what the layer takes divided by what bindfs
+takes (of large reads and writes and of listings too: below 1 the layer is quicker); then the
+geometric mean over the operations that change or look up one thing. "cpu" is what the layer's
+process used, in microseconds an operation.
+
+With --beside DIR the program of another checkout is measured in the same run, as "before".
 
 Mind the scheduler: a single client and a file system process wait for each other all the time, and
 what costs most is waking the other one up, several times more across processors than on the same
-one. Where each runs is settled only after some tenths of a second, so steps must be that long:
-with --count 2000 bindfs can be seen both at 12 and at 80 us an operation."""
+one. Where each runs is settled only after some tenths of a second, so compare only what one run
+says, and believe a difference when a second run says it, too."""
 
 import argparse
+import math
 import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,12 +32,26 @@ from tests.support.layer import Layer
 
 SMALL = os.urandom(4096)
 LARGE = os.urandom(1 << 20)
+LARGE_COUNT = 16
 
 
 def create(directory: str, count: int) -> None:
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
     for number in range(count):
-        fd = os.open(f"{directory}/f{number}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        os.close(os.open(f"{directory}/f{number}", flags, 0o644))
+
+
+def open_and_write(directory: str, count: int) -> None:
+    for number in range(count):
+        fd = os.open(f"{directory}/f{number}", os.O_WRONLY)
         os.write(fd, SMALL)
+        os.close(fd)
+
+
+def open_and_read(directory: str, count: int) -> None:
+    for number in range(count):
+        fd = os.open(f"{directory}/f{number}", os.O_RDONLY)
+        assert len(os.read(fd, 8192)) == len(SMALL)
         os.close(fd)
 
 
@@ -39,17 +60,14 @@ def stat(directory: str, count: int) -> None:
         os.stat(f"{directory}/f{number}")
 
 
-def list_and_stat(directory: str, count: int) -> None:
-    for _ in range(5):
-        with os.scandir(directory) as entries:
-            assert sum(entry.stat(follow_symlinks=False).st_size > 0 for entry in entries) >= count
-
-
-def read_small(directory: str, count: int) -> None:
+def stat_absent(directory: str, count: int) -> None:
     for number in range(count):
-        fd = os.open(f"{directory}/f{number}", os.O_RDONLY)
-        assert len(os.read(fd, 8192)) == len(SMALL)
-        os.close(fd)
+        assert not os.access(f"{directory}/absent{number}", os.F_OK)
+
+
+def list_and_stat(directory: str, count: int) -> None:
+    with os.scandir(directory) as entries:
+        assert sum(entry.stat(follow_symlinks=False).st_size > 0 for entry in entries) >= count
 
 
 def chmod(directory: str, count: int) -> None:
@@ -62,6 +80,16 @@ def set_times(directory: str, count: int) -> None:
         os.utime(f"{directory}/f{number}", ns=(number, number))
 
 
+def truncate(directory: str, count: int) -> None:
+    for number in range(count):
+        os.truncate(f"{directory}/f{number}", 100)
+
+
+def set_attribute(directory: str, count: int) -> None:
+    for number in range(count):
+        os.setxattr(f"{directory}/f{number}", "user.bench", b"value")
+
+
 def rename(directory: str, count: int) -> None:
     for number in range(count):
         os.rename(f"{directory}/f{number}", f"{directory}/g{number}")
@@ -72,20 +100,33 @@ def link(directory: str, count: int) -> None:
         os.link(f"{directory}/g{number}", f"{directory}/h{number}")
 
 
-def unlink(directory: str, count: int) -> None:
+def unlink_one_of_two(directory: str, count: int) -> None:
     for number in range(count):
         os.unlink(f"{directory}/g{number}")
 
 
-def mkdir_rmdir(directory: str, count: int) -> None:
+def unlink_last(directory: str, count: int) -> None:
+    for number in range(count):
+        os.unlink(f"{directory}/h{number}")
+
+
+def symlink(directory: str, count: int) -> None:
+    for number in range(count):
+        os.symlink("target", f"{directory}/s{number}")
+
+
+def mkdir(directory: str, count: int) -> None:
     for number in range(count):
         os.mkdir(f"{directory}/d{number}")
+
+
+def rmdir(directory: str, count: int) -> None:
     for number in range(count):
         os.rmdir(f"{directory}/d{number}")
 
 
 def write_small(directory: str, count: int) -> None:
-    fd = os.open(f"{directory}/w", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    fd = os.open(f"{directory}/w", os.O_CREAT | os.O_WRONLY)
     for number in range(count):
         os.pwrite(fd, SMALL, number * len(SMALL))
     os.close(fd)
@@ -101,8 +142,8 @@ def read_small_at_random(directory: str, count: int) -> None:
 
 
 def write_large(directory: str, count: int) -> None:
-    fd = os.open(f"{directory}/big", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-    for number in range(count):
+    fd = os.open(f"{directory}/big", os.O_CREAT | os.O_WRONLY)
+    for number in range(LARGE_COUNT):
         os.pwrite(fd, LARGE, number << 20)
     os.close(fd)
 
@@ -115,111 +156,175 @@ def read_large(directory: str, count: int) -> None:
     os.close(fd)
 
 
-def create_and_fsync(directory: str, count: int) -> None:
-    for number in range(count):
-        fd = os.open(f"{directory}/s{number}", os.O_CREAT | os.O_WRONLY)
+def create_write_fsync(directory: str, count: int) -> None:
+    for number in range(count // 10):
+        fd = os.open(f"{directory}/y{number}", os.O_CREAT | os.O_WRONLY)
         os.write(fd, SMALL)
         os.fsync(fd)
         os.close(fd)
 
 
 class Step(NamedTuple):
+    """One operation. ``counts``: it is one of those that the mean is of. ``done``: how many it
+    does, of so many that were asked for."""
+
     label: str
     run: Callable[[str, int], None]
-    share: float
-    """Of --count."""
-    operations: int
-    """Done for each one counted."""
-    unit: str
-    mark: float | None
-    """Of bindfs; None where there is none."""
+    counts: bool = True
+    done: Callable[[int], int] = lambda count: count
 
 
 STEPS = [
-    Step("create + write 4 KiB", create, 1, 1, "op/s", 0.4),
-    Step("stat", stat, 1, 1, "op/s", 0.4),
-    Step("list + stat", list_and_stat, 1, 5, "op/s", 0.4),
-    Step("open + read 4 KiB", read_small, 1, 1, "op/s", 0.4),
-    Step("chmod", chmod, 1, 1, "op/s", 0.4),
-    Step("utimens", set_times, 1, 1, "op/s", 0.4),
-    Step("rename", rename, 1, 1, "op/s", 0.4),
-    Step("link", link, 1, 1, "op/s", 0.4),
-    Step("unlink", unlink, 1, 1, "op/s", 0.4),
-    Step("mkdir + rmdir", mkdir_rmdir, 0.5, 2, "op/s", 0.4),
-    Step("write 4 KiB", write_small, 2, 1, "op/s", 0.4),
-    Step("read 4 KiB at random", read_small_at_random, 2, 1, "op/s", 0.4),
-    Step("write 1 MiB", write_large, 0.1, 1, "MiB/s", 1.0),
-    Step("read 1 MiB", read_large, 0.1, 1, "MiB/s", 1.0),
-    Step("create + write + fsync", create_and_fsync, 0.05, 1, "op/s", None),
+    Step("create + close", create),
+    Step("open + write 4 KiB + close", open_and_write),
+    Step("open + read 4 KiB + close", open_and_read),
+    Step("stat", stat, counts=False),
+    Step("stat of an absent name", stat_absent),
+    Step("list + stat, a name", list_and_stat, counts=False),
+    Step("chmod", chmod),
+    Step("utimens", set_times),
+    Step("truncate", truncate),
+    Step("setxattr", set_attribute),
+    Step("rename", rename),
+    Step("link", link),
+    Step("unlink, one of two names", unlink_one_of_two),
+    Step("unlink, the last name", unlink_last),
+    Step("symlink", symlink),
+    Step("mkdir", mkdir),
+    Step("rmdir", rmdir),
+    Step("write 4 KiB", write_small),
+    Step("read 4 KiB at random", read_small_at_random, counts=False),
+    Step("write 1 MiB", write_large, False, lambda _: LARGE_COUNT),
+    Step("read 1 MiB", read_large, False, lambda _: LARGE_COUNT),
+    Step("create + write + fsync", create_write_fsync, False, lambda count: count // 10),
 ]
 
 
+class Place(NamedTuple):
+    """A directory to work in, and the process whose use of the processors is counted."""
+
+    path: Path
+    pid: int | None
+
+    def cpu_seconds(self) -> float:
+        """What the process has used, all its threads together. Source: the kernel's
+        Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat."""
+        if self.pid is None:
+            return 0.0
+        threads = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
+        return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+
+
 @contextmanager
-def bindfs(base: Path) -> Iterator[Path]:
+def bindfs(base: Path) -> Iterator[Place]:
     """A bindfs mount of its own directory below *base*."""
     source, mountpoint = base / "bindfs-source", base / "bindfs"
     source.mkdir()
     mountpoint.mkdir()
-    subprocess.run(["bindfs", str(source), str(mountpoint)], check=True)
+    process = subprocess.Popen(["bindfs", "-f", str(source), str(mountpoint)])
     try:
-        yield mountpoint
+        while not os.path.ismount(mountpoint):
+            assert process.poll() is None, "bindfs has ended"
+            time.sleep(0.01)
+        yield Place(mountpoint, process.pid)
     finally:
         subprocess.run(["umount", "-l", str(mountpoint)], check=True)
+        process.wait()
 
 
-def measure(places: dict[str, Path], rounds: int, count: int) -> dict[tuple[str, str], list[float]]:
-    """Operations a second by step and place, one figure a round."""
-    rates: dict[tuple[str, str], list[float]] = {}
+@contextmanager
+def layer(base: Path, checkout: Path) -> Iterator[Place]:
+    """A layer below *base*, of the program in *checkout*."""
+    base.mkdir()
+    with Layer(base) as volume:
+        volume.prefix = ("env", f"PYTHONPATH={checkout}")
+        volume.start()
+        yield Place(volume.mountpoint, volume.pid)
+        volume.stop()
+
+
+class Taken(NamedTuple):
+    """What one batch took, in seconds an operation."""
+
+    wall: float
+    cpu: float
+
+
+def measure(places: dict[str, Place], rounds: int, count: int) -> dict[tuple[str, str], Taken]:
+    """The quickest batch by step and place."""
+    batches: dict[tuple[str, str], list[Taken]] = {}
     for number in range(rounds):
-        directories = {name: place / f"round-{number}" for name, place in places.items()}
+        directories = {name: place.path / f"round-{number}" for name, place in places.items()}
         for directory in directories.values():
             directory.mkdir()
         for step in STEPS:
-            amount = max(1, int(count * step.share))
-            for name, directory in directories.items():
+            done = step.done(count)
+            for name, place in places.items():
+                cpu = place.cpu_seconds()
                 begun = time.perf_counter()
-                step.run(str(directory), amount)
-                rate = amount * step.operations / (time.perf_counter() - begun)
-                rates.setdefault((step.label, name), []).append(rate)
+                step.run(str(directories[name]), count)
+                wall = time.perf_counter() - begun
+                taken = Taken(wall / done, (place.cpu_seconds() - cpu) / done)
+                batches.setdefault((step.label, name), []).append(taken)
         for directory in directories.values():
             shutil.rmtree(directory)
-    return rates
+        if sys.stderr.isatty():
+            print(f"round {number + 1} of {rounds}", end="\r", file=sys.stderr)
+    return {
+        key: Taken(min(one.wall for one in found), min(one.cpu for one in found))
+        for key, found in batches.items()
+    }
 
 
-def show(rates: dict[tuple[str, str], list[float]]) -> None:
-    print(f"{'':24}{'layer':>10}{'bindfs':>10}{'backing':>10}  {'':6}{'of bindfs':>10}{'mark':>7}")
+def show(taken: dict[tuple[str, str], Taken], layers: list[str]) -> None:
+    """Print the table. *layers*: the places that are compared with bindfs."""
+    print(f"{'':28}" + "".join(f"{name:>10}{'cpu':>6}{'/bindfs':>9}" for name in layers), end="")
+    print(f"{'bindfs':>10}{'cpu':>6}{'backing':>10}")
+    ratios: dict[str, list[float]] = {name: [] for name in layers}
     for step in STEPS:
-        layer, other, plain = (
-            statistics.median(rates[step.label, name]) for name in ("layer", "bindfs", "backing")
-        )
-        mark = ""
-        if step.mark is not None:
-            mark = f"{step.mark:.1f} {'ok' if layer / other >= step.mark else '--'}"
-        print(
-            f"{step.label:24}{layer:10.0f}{other:10.0f}{plain:10.0f}  {step.unit:6}"
-            f"{layer / other:10.2f}{mark:>7}"
-        )
+        bound = taken[step.label, "bindfs"]
+        print(f"{step.label:28}", end="")
+        for name in layers:
+            wall, cpu = taken[step.label, name]
+            print(f"{wall * 1e6:10.1f}{cpu * 1e6:6.0f}{wall / bound.wall:9.2f}", end="")
+            if step.counts:
+                ratios[name].append(wall / bound.wall)
+        backing = taken[step.label, "backing"]
+        print(f"{bound.wall * 1e6:10.1f}{bound.cpu * 1e6:6.0f}{backing.wall * 1e6:10.1f}")
+    print(f"{'geometric mean':28}", end="")
+    for name in layers:
+        mean = math.exp(statistics.fmean(map(math.log, ratios[name])))
+        print(f"{'':16}{mean:9.2f}", end="")
+    print()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="run layer",
         description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--where", default="/dev/shm", help="directory to work in")
-    parser.add_argument("--count", type=int, default=6000, help="operations a step")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--where", default="/dev/shm", help="directory to work in (/dev/shm)")
+    parser.add_argument("--count", type=int, default=1000, help="operations a batch (1000)")
+    parser.add_argument("--rounds", type=int, default=12, help="batches of each operation (12)")
+    parser.add_argument("--beside", type=Path, help="another checkout, measured as 'before'")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="fusejournal-bench.", dir=options.where) as name:
+    checkouts = {"layer": Path(__file__).resolve().parents[2]}
+    if options.beside is not None:
+        checkouts = {"before": options.beside.resolve(), **checkouts}
+    with (
+        tempfile.TemporaryDirectory(prefix="fusejournal-bench.", dir=options.where) as name,
+        ExitStack() as mounted,
+    ):
         base = Path(name)
-        with Layer(base) as layer, bindfs(base) as passthrough:
-            layer.start()
-            plain = base / "plain"
-            plain.mkdir()
-            places = {"layer": layer.mountpoint, "bindfs": passthrough, "backing": plain}
-            show(measure(places, options.rounds, options.count))
-            layer.stop()
+        places = {
+            name: mounted.enter_context(layer(base / name, checkout))
+            for name, checkout in checkouts.items()
+        }
+        places["bindfs"] = mounted.enter_context(bindfs(base))
+        (base / "plain").mkdir()
+        places["backing"] = Place(base / "plain", None)
+        show(measure(places, options.rounds, options.count), list(checkouts))
 
 
 if __name__ == "__main__":

@@ -141,6 +141,7 @@ def run_traced() -> None:
     from fusejournal.journal.journal import Journal
     from fusejournal.journal.sealed_segments import SealedSegments
     from fusejournal.layer.handlers import Handlers
+    from fusejournal.layer.kernel_protocol import request_kinds
     from fusejournal.volume.durability import Durability
 
     seconds_min = float(os.environ[_TRACE_MIN])
@@ -170,20 +171,27 @@ def run_traced() -> None:
             finally:
                 note(begun, label, False)
 
+        async def finishing(answer: Any, begun: float) -> Any:
+            try:
+                return await answer
+            finally:
+                note(begun, f"{label}, to its end", False)
+
         @wraps(method)
         def plain(*args: Any, **kwargs: Any) -> Any:
             begun = clock()
             try:
-                return method(*args, **kwargs)
+                answer = method(*args, **kwargs)
             finally:
                 full = f"{label} {args[0]}" if owner is calls else label
                 note(begun, full, threading.current_thread() is loop_thread)
+            # A call of the layer that has to wait.
+            return finishing(answer, begun) if inspect.iscoroutine(answer) else answer
 
         setattr(owner, name, waiting if inspect.iscoroutinefunction(method) else plain)
 
-    for name, method in list(vars(Handlers).items()):
-        if inspect.iscoroutinefunction(method) and not name.startswith("_"):
-            wrap(Handlers, name)
+    for call in {kind.call for kind in request_kinds(0).values()}:
+        wrap(Handlers, call)
     if seconds_min:
         for owner, names in (
             (calls, ("pwritev", "fdatasync", "fsync", "syncfs", "fallocate", "fsync_directory")),

@@ -103,8 +103,7 @@ def test_requests_that_come_now_and_then_leave_room_for_all_else(layer: Layer) -
 
 
 def test_memory_is_that_of_requests_at_once(layer: Layer) -> None:
-    """Each task keeps a buffer for requests: two callers who take turns must not go through all
-    the tasks that there are."""
+    """Callers who take turns, each waiting with a large request, must not add up."""
     layer.start()
     pid = layer.ask()["pid"]
     before = _anonymous_mib(pid)

@@ -9,9 +9,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pyfuse3
 import trio
 
 from fusejournal.cli.main import main
@@ -19,8 +17,11 @@ from fusejournal.errors import JournalFailedError, RecoveryError
 from fusejournal.layer import open_files
 from fusejournal.layer.connection import KernelConnection
 from fusejournal.layer.handlers import Handlers
+from fusejournal.layer.kernel_protocol import Data
+from fusejournal.layer.replies import Answer
+from fusejournal.layer.request_loop import RequestLoop
 from fusejournal.node.status import StatusPage
-from fusejournal.types import Fid
+from fusejournal.types import Caller, Fid
 from fusejournal.volume.durability import Durability
 
 FAULTS: dict[str, Callable[[], BaseException]] = {
@@ -67,12 +68,12 @@ def ending() -> None:
         Durability.run = running  # type: ignore[method-assign]
     elif part == "request":
 
-        async def statfs(self: Handlers, ctx: pyfuse3.RequestContext) -> Any:
+        def serving(self: RequestLoop, data: Data) -> None:
             strike()
-            return await original(self, ctx)
+            serve(self, data)
 
-        original = Handlers.statfs
-        Handlers.statfs = statfs  # type: ignore[method-assign]
+        serve = RequestLoop._serve
+        RequestLoop._serve = serving  # type: ignore[method-assign]
     else:
         raise ValueError(part)
     main()
@@ -94,13 +95,12 @@ def forgetting_late() -> None:
     """A layer that reads what the kernel has to say of an earlier time after a file is removed."""
     unlink = Handlers.unlink
 
-    async def unlinking(
-        self: Handlers, parent: Fid, name: bytes, ctx: pyfuse3.RequestContext
-    ) -> None:
+    def unlinking(self: Handlers, who: Caller, parent: Fid, name: bytes) -> Answer:
         fid = self.volume.catalog.lookup(parent, name)
-        await unlink(self, parent, name, ctx)
+        answer = unlink(self, who, parent, name)
         if fid is not None:
-            await self.forget([(fid, 1)])
+            self.forget(who, fid, 1)
+        return answer
 
     Handlers.unlink = unlinking  # type: ignore[method-assign]
     main()

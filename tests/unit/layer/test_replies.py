@@ -1,24 +1,45 @@
-"""Errors out of handlers."""
+"""Errors out of calls, and replies that wait."""
 
+import errno
 import inspect
+import logging
+import os
 
-import pyfuse3
+import pytest
+from pyfuse3 import FUSEError
 
-from fusejournal.layer import replies
+from fusejournal.errors import FusejournalError
 from fusejournal.layer.handlers import Handlers
+from fusejournal.layer.kernel_protocol import SETXATTR_EXT, MalformedRequestError, request_kinds
+from fusejournal.layer.replies import errno_of
 
 
-def test_every_handler_is_made_in_one_place() -> None:
-    """Where errors become replies: another one would end the layer."""
-    overridden = {
-        name: method
-        for name, method in vars(Handlers).items()
-        if inspect.iscoroutinefunction(getattr(pyfuse3.Operations, name, None))
-    }
-    assert len(overridden) > 20
-    elsewhere = {
-        name
-        for name, method in overridden.items()
-        if inspect.unwrap(method) is method or method.__code__.co_filename != replies.__file__
-    }
-    assert elsewhere == {"forget"}  # which has no reply, and passes nothing on
+@pytest.mark.parametrize(
+    ("error", "number", "words"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), errno.ENOSPC, ""),
+        (OSError("without a number"), errno.EIO, ""),
+        (FUSEError(errno.ESTALE), errno.ESTALE, ""),
+        (FusejournalError("planned"), errno.EIO, "refused: planned"),
+        (MalformedRequestError("planned"), errno.EIO, "makes no sense: planned"),
+        (ZeroDivisionError("planned"), errno.EIO, "on a bug"),
+    ],
+)
+def test_every_error_is_an_errno(
+    error: Exception, number: int, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert errno_of(error) == number
+    assert words in caplog.text
+    assert bool(caplog.text) == bool(words)
+    caplog.clear()
+
+
+@pytest.mark.parametrize("init_flags", [0, SETXATTR_EXT])
+def test_each_request_has_its_call(init_flags: int) -> None:
+    """With as many arguments as its decoder makes."""
+    for kind in request_kinds(init_flags).values():
+        made = inspect.get_annotations(kind.decode)["return"]
+        count = 0 if made == tuple[()] else len(made.__args__)
+        taken = inspect.signature(getattr(Handlers, kind.call)).parameters
+        assert len(taken) == 3 + count, kind.call

@@ -1,49 +1,247 @@
-"""The request loop waits for requests only while nobody else has anything to do."""
+"""The request loop beside other tasks, and what becomes of requests that make no sense or wait."""
 
+import errno
+import logging
 import os
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
 
+import pytest
 import trio
 
+from fusejournal.layer import request_loop
+from fusejournal.layer.kernel_protocol import Opcode
+from fusejournal.layer.replies import Answer
 from fusejournal.layer.request_loop import RequestLoop
+from fusejournal.types import Caller, Fid
 
 
 class _Handshake:
+    """A connection whose kernel is the test. (Its end gives no ENODEV as a mount's does.)"""
+
+    init_flags = 0
+    request_bytes_max = 1 << 16
+
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
+    async def greet(self) -> bytes:
+        return b""
 
-class _Poll:
-    """Says that nothing has come; and how often it was told to wait while somebody was busy."""
+
+class _Calls:
+    """Two calls: one that answers, one that waits until it is let go."""
 
     def __init__(self) -> None:
-        self.is_busy = True
-        self.waits = 0
+        self.let_go = trio.Event()
+        self.served = 0
+        self.forgotten: list[tuple[Fid, int]] = []
 
-    def poll(self, milliseconds: float) -> list[tuple[int, int]]:
-        self.waits += milliseconds > 0 and self.is_busy
-        return []
+    def __getattr__(self, _: str) -> Callable[..., Any]:
+        return self.statfs
+
+    def statfs(self, who: Caller, fid: Fid, *_: object) -> Answer:
+        self.served += 1
+        return b"%d by %d" % (fid, who.uid)
+
+    def getattr(self, who: Caller, fid: Fid) -> Answer:
+        raise ZeroDivisionError("planned")
+
+    def forget(self, who: Caller, fid: Fid, times: int) -> None:
+        self.forgotten.append((fid, times))
+
+    def fsync(self, who: Caller, fid: Fid, handle: int) -> Answer:
+        return self._wait(handle)
+
+    async def _wait(self, handle: int) -> bytes:
+        await self.let_go.wait()
+        if handle == 13:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return b"waited"
 
 
-async def test_never_sleeps_while_another_task_is_to_run() -> None:
+class _Kernel:
+    def __init__(self, loop: RequestLoop, calls: _Calls, device: socket.socket) -> None:
+        self.loop = loop
+        self.calls = calls
+        self.device = device
+        device.setblocking(False)
+
+    def ask(self, opcode: int, number: int, body: bytes = b"", length: int | None = None) -> None:
+        length = 40 + len(body) if length is None else length
+        head = struct.pack("=IIQQIIIHH", length, opcode, number, 7, 1000, 100, 4242, 0, 0)
+        self.device.send(head + body)
+
+    async def reply(self) -> tuple[int, int, bytes]:
+        """Number, errno and body of the next reply."""
+        with trio.fail_after(5):
+            await trio.lowlevel.wait_readable(self.device)
+        data = self.device.recv(1 << 16)
+        length, error, number = struct.unpack_from("=IiQ", data)
+        assert length == len(data)
+        return number, -error, data[16:]
+
+
+@asynccontextmanager
+async def _serving() -> AsyncIterator[_Kernel]:
+    kernel_end, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    device.setblocking(False)
+    calls = _Calls()
+    loop = RequestLoop(_Handshake(device.fileno()), calls)  # type: ignore[arg-type]
+    with kernel_end, device:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(loop.run)
+            yield _Kernel(loop, calls, kernel_end)
+            loop.leave()
+
+
+async def test_requests_are_answered() -> None:
+    async with _serving() as kernel:
+        kernel.ask(Opcode.STATFS, 2)
+        assert await kernel.reply() == (2, 0, b"7 by 1000")
+        # After a long silence, too.
+        await trio.sleep(0.05)
+        kernel.ask(Opcode.STATFS, 4)
+        assert await kernel.reply() == (4, 0, b"7 by 1000")
+
+
+async def test_what_has_no_call_is_refused() -> None:
+    async with _serving() as kernel:
+        for number, opcode in enumerate((25, 34, 40, 4711), start=1):
+            kernel.ask(opcode, number, bytes(24))
+            assert await kernel.reply() == (number, errno.ENOSYS, b"")
+
+
+async def test_nonsense_is_an_error_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    async with _serving() as kernel:
+        with caplog.at_level(logging.CRITICAL, "fusejournal.layer"):
+            kernel.device.send(b"short")
+            kernel.ask(Opcode.STATFS, 1, length=4711)
+            assert await kernel.reply() == (1, errno.EIO, b"")
+            kernel.ask(Opcode.LOOKUP, 2, b"endless")
+            assert await kernel.reply() == (2, errno.EIO, b"")
+            kernel.ask(Opcode.FSYNC, 3, b"short")
+            assert await kernel.reply() == (3, errno.EIO, b"")
+            kernel.ask(Opcode.GETATTR, 4, bytes(16))
+            assert await kernel.reply() == (4, errno.EIO, b"")
+        kernel.ask(Opcode.STATFS, 5)
+        assert await kernel.reply() == (5, 0, b"7 by 1000")
+
+
+async def test_some_requests_have_no_reply(caplog: pytest.LogCaptureFixture) -> None:
+    """Not even where they make no sense."""
+    async with _serving() as kernel:
+        kernel.ask(Opcode.FORGET, 1, struct.pack("=Q", 3))
+        kernel.ask(Opcode.INTERRUPT, 2, struct.pack("=Q", 4))
+        with caplog.at_level(logging.CRITICAL, "fusejournal.layer"):
+            kernel.ask(Opcode.FORGET, 3, b"short")
+            kernel.ask(Opcode.STATFS, 4)
+            assert await kernel.reply() == (4, 0, b"7 by 1000")
+        assert kernel.calls.forgotten == [(Fid(7), 3)]
+
+
+async def test_who_waits_waits_alone() -> None:
+    async with _serving() as kernel:
+        kernel.ask(Opcode.FSYNC, 1, struct.pack("=QII", 13, 0, 0))
+        kernel.ask(Opcode.FSYNC, 2, struct.pack("=QII", 14, 0, 0))
+        for number in range(3, 50):
+            kernel.ask(Opcode.STATFS, number)
+            assert (await kernel.reply())[0] == number
+        kernel.calls.let_go.set()
+        assert sorted([await kernel.reply(), await kernel.reply()]) == [
+            (1, errno.EROFS, b""),
+            (2, 0, b"waited"),
+        ]
+
+
+async def test_only_so_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_loop, "WAITING_MAX", 3)
+    async with _serving() as kernel:
+        for number in range(3):
+            kernel.ask(Opcode.FSYNC, number, struct.pack("=QII", 14, 0, 0))
+        kernel.ask(Opcode.STATFS, 9)
+        await trio.sleep(0.05)
+        assert not kernel.calls.served
+        kernel.calls.let_go.set()
+        assert {(await kernel.reply())[0] for _ in range(4)} == {0, 1, 2, 9}
+
+
+async def test_to_leave_is_to_answer_what_was_read() -> None:
+    async with _serving() as kernel:
+        kernel.ask(Opcode.FSYNC, 1, struct.pack("=QII", 14, 0, 0))
+        await trio.sleep(0.02)
+        kernel.loop.leave()
+        kernel.ask(Opcode.STATFS, 2)
+        await trio.sleep(0.02)
+        kernel.calls.let_go.set()
+        assert await kernel.reply() == (1, 0, b"waited")
+        await trio.sleep(0.02)
+        assert not kernel.calls.served
+
+
+async def test_other_tasks_have_their_turn_while_requests_come_without_end() -> None:
+    """One that is always ready to run, and one that a timer wakes."""
+    async with _serving() as kernel:
+        steps = {"ready": 0, "timer": 0}
+
+        async def be_ready() -> None:
+            while True:
+                steps["ready"] += 1
+                await trio.lowlevel.checkpoint()
+
+        async def be_woken() -> None:
+            while True:
+                await trio.sleep(0.005)
+                steps["timer"] += 1
+
+        def flood() -> None:
+            kernel.device.setblocking(True)
+            end = time.monotonic() + 0.5
+            while time.monotonic() < end:
+                for _ in range(8):
+                    kernel.ask(Opcode.STATFS, 1)
+                for _ in range(8):
+                    kernel.device.recv(64)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(be_ready)
+            nursery.start_soon(be_woken)
+            await trio.to_thread.run_sync(flood)
+            nursery.cancel_scope.cancel()
+        assert kernel.calls.served > 100
+        assert steps["ready"] > 50
+        assert steps["timer"] > 20
+
+
+async def test_a_busy_task_is_not_kept_waiting_for_requests() -> None:
     """In whichever order trio lets the tasks of a round have their turn."""
-    reading, writing = os.pipe()
-    loop = RequestLoop(_Handshake(reading))  # type: ignore[arg-type]
-    loop._poll_all = poll = _Poll()  # type: ignore[assignment]
-    trio.lowlevel.add_instrument(loop._runnable)
-
-    async def work() -> None:
+    async with _serving():
+        await trio.sleep(0.02)
+        begun = time.monotonic()
         for _ in range(500):
             await trio.lowlevel.checkpoint()
-        poll.is_busy = False
+        assert time.monotonic() - begun < 1  # and not 500 times what the reader sleeps
 
-    try:
+
+async def test_timers_are_on_time_though_a_request_comes_now_and_then() -> None:
+    async with _serving() as kernel:
+
+        def trickle(end: float) -> None:
+            kernel.device.setblocking(True)
+            while time.monotonic() < end:
+                kernel.ask(Opcode.STATFS, 1)
+                kernel.device.recv(64)
+                time.sleep(0.003)
+
+        late: list[float] = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(work)
-            await trio.lowlevel.checkpoint()
-            while poll.is_busy:
-                await loop._comes_soon()
-        assert poll.waits == 0
-    finally:
-        trio.lowlevel.remove_instrument(loop._runnable)
-        os.close(reading)
-        os.close(writing)
+            nursery.start_soon(trio.to_thread.run_sync, trickle, time.monotonic() + 0.5)
+            while len(late) < 10:
+                due = trio.current_time() + 0.02
+                await trio.sleep_until(due)
+                late.append(trio.current_time() - due)
+        assert sorted(late)[5] < 0.02

@@ -1,0 +1,161 @@
+"""Works out the operation that a request comes to, with its results, by the request, the attributes
+of what it is about and the ACL that is inherited. Pure functions, but for a look at the caller's
+groups (permissions.py).
+
+Raises OSError for what is refused without asking the backing.
+
+Source: open(2), rename(2), chown(2), setxattr(2), inode(7); the kernel's fs/posix_acl.c
+(posix_acl_update_mode)."""
+
+import errno
+import os
+from stat import S_IFCHR, S_IFDIR, S_IFMT, S_IMODE, S_ISGID, S_ISUID
+from typing import Final
+
+from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
+from fusejournal.layer import permissions
+from fusejournal.layer.kernel_protocol import AttributeChange
+from fusejournal.operations import (
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    RENAME_WHITEOUT,
+    Create,
+    Mkdir,
+    Rename,
+    Setattr,
+    Symlink,
+    Truncate,
+    Whiteout,
+    Write,
+)
+from fusejournal.types import NAME_BYTES_MAX, Caller, Fid, clamp_time
+
+ACL_XATTRS: Final = frozenset((ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR))
+_RENAME_FLAGS: Final = RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT
+
+
+def refusal(number: int) -> OSError:
+    """The error for errno *number*."""
+    return OSError(number, os.strerror(number))
+
+
+def check_name(name: bytes) -> None:
+    """Raises OSError ENAMETOOLONG."""
+    if len(name) > NAME_BYTES_MAX:
+        raise refusal(errno.ENAMETOOLONG)
+
+
+def make(
+    who: Caller,
+    fid: Fid,
+    parent: Fid,
+    name: bytes,
+    mode: int,
+    rdev: int,
+    umask: int,
+    parent_stat: os.stat_result,
+    default_acl: bytes | None,
+) -> Create | Mkdir:
+    """A directory, file, fifo, socket or device, as *mode* says. *parent_stat* and *default_acl*
+    are the directory's."""
+    gid, new = permissions.inherited(mode, umask, who, parent_stat, default_acl)
+    if S_IFMT(mode) == S_IFDIR:
+        return Mkdir(fid, parent, name, new.mode, who.uid, gid, new.acl, new.default_acl)
+    return Create(fid, parent, name, new.mode, who.uid, gid, rdev, new.acl)
+
+
+def symlink(
+    who: Caller, fid: Fid, parent: Fid, name: bytes, target: bytes, parent_stat: os.stat_result
+) -> Symlink:
+    """A symbolic link."""
+    gid = permissions.new_group(who.gid, parent_stat.st_mode, parent_stat.st_gid)
+    return Symlink(fid, parent, name, target, who.uid, gid)
+
+
+def rename(
+    fid: Fid,
+    parent: Fid,
+    name: bytes,
+    new_parent: Fid,
+    new_name: bytes,
+    flags: int,
+    replaced: Fid | None,
+) -> Rename | None:
+    """A move of *fid*, onto *replaced* where there is one; None where there is nothing to do,
+    because both are names of one file and rename(2) leaves both. Raises OSError."""
+    if flags & ~_RENAME_FLAGS:
+        raise refusal(errno.EINVAL)
+    if replaced is not None and flags & RENAME_NOREPLACE:
+        raise refusal(errno.EEXIST)
+    if replaced is None and flags & RENAME_EXCHANGE:
+        raise refusal(errno.ENOENT)
+    if replaced == fid:
+        return None
+    return Rename(fid, parent, name, new_parent, new_name, flags, replaced or Fid(0))
+
+
+def whiteout(
+    who: Caller,
+    moving: Rename,
+    fid: Fid,
+    parent_stat: os.stat_result,
+    default_acl: bytes | None,
+) -> Whiteout:
+    """*moving* with a whiteout, which becomes *fid*, left behind in a directory with *parent_stat*
+    and *default_acl*."""
+    gid, new = permissions.inherited(S_IFCHR, 0, who, parent_stat, default_acl)
+    return Whiteout(*moving, fid, new.mode, who.uid, gid, new.acl)
+
+
+def truncation(who: Caller, fid: Fid, size: int, mode: int) -> Truncate:
+    """A file with *mode* gets a new *size*."""
+    return Truncate(fid, size, permissions.after_truncation(mode, who.uid))
+
+
+def write(fid: Fid, offset: int, mode: int) -> Write:
+    """A file with *mode* gets new content at *offset*."""
+    cleared = permissions.without_privileges(mode) if mode & (S_ISUID | S_ISGID) else None
+    return Write(fid, offset, cleared)
+
+
+def takes_privileges(change: AttributeChange) -> bool:
+    """Returns True if *change* takes setuid, setgid and capabilities away: a size does, and an
+    owner; so does nothing at all, with which chown(2) without a new owner, or a write, says just
+    that."""
+    return (
+        change.size is not None
+        or change.uid is not None
+        or change.gid is not None
+        or (change.mode is None and change.atime_ns is None and change.mtime_ns is None)
+    )
+
+
+def setattr(fid: Fid, change: AttributeChange, old_mode: int | None) -> Setattr | None:
+    """All of *change* but the size; None where nothing is left. *old_mode* is the file's where the
+    change takes privileges, else None."""
+    mode = S_IMODE(change.mode) if change.mode is not None else None
+    if mode is None and old_mode is not None and S_IFMT(old_mode) != S_IFDIR:
+        resized_only = change.size is not None and change.uid is None and change.gid is None
+        if not resized_only:
+            mode = permissions.without_privileges(old_mode)
+    operation = Setattr(
+        fid,
+        mode,
+        change.uid,
+        change.gid,
+        None if change.atime_ns is None else clamp_time(change.atime_ns),
+        None if change.mtime_ns is None else clamp_time(change.mtime_ns),
+    )
+    return operation if any(value is not None for value in operation[1:]) else None
+
+
+def setgid_around_acl(
+    who: Caller, fid: Fid, name: bytes, stat: os.stat_result
+) -> tuple[Setattr, Setattr] | tuple[None, None]:
+    """The changes before attribute *name* is set on a file with *stat*, and again where that is
+    refused: a local file system drops setgid when a caller outside the group sets the ACL."""
+    mode = S_IMODE(stat.st_mode)
+    if name != ACCESS_ACL_XATTR or not mode & S_ISGID or permissions.in_group(who, stat.st_gid):
+        return None, None
+    drop = Setattr(fid, mode & ~S_ISGID, None, None, None, None)
+    return drop, drop._replace(mode=mode)

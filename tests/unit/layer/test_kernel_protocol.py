@@ -1,0 +1,158 @@
+"""Requests and replies as bytes, by the kernel's own table of structs."""
+
+import errno
+import os
+import re
+import struct
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusejournal.layer import kernel_protocol
+from fusejournal.layer.kernel_protocol import (
+    SETXATTR_EXT,
+    AttributeChange,
+    MalformedRequestError,
+    Opcode,
+    encode_attributes,
+    encode_entry,
+    encode_error,
+    encode_listed,
+    request_kinds,
+)
+from fusejournal.types import Fid
+
+_HEAD = bytes(40)
+_HEADER_FILE = Path("/usr/include/linux/fuse.h")
+_SIZES = {"uint64_t": 8, "int64_t": 8, "uint32_t": 4, "int32_t": 4, "uint16_t": 2, "char": 0}
+
+
+def decode(opcode: Opcode, body: bytes, init_flags: int = 0) -> tuple[Any, ...]:
+    """The arguments of a request that goes on with *body* behind its header."""
+    return request_kinds(init_flags)[opcode].decode(_HEAD + body)
+
+
+@pytest.mark.parametrize(
+    ("opcode", "body", "arguments"),
+    [
+        (Opcode.LOOKUP, b"name\0", (b"name",)),
+        (Opcode.FORGET, struct.pack("=Q", 3), (3,)),
+        (
+            Opcode.BATCH_FORGET,
+            struct.pack("=IIQQQQ", 2, 0, 4, 1, 5, 2),
+            ([(4, 1), (5, 2)],),
+        ),
+        (Opcode.GETATTR, bytes(16), ()),
+        (Opcode.SYMLINK, b"name\0the/target\0", (b"name", b"the/target")),
+        (Opcode.MKNOD, struct.pack("=IIII", 0o20644, 0x103, 0o22, 0) + b"n\0",
+         (b"n", 0o20644, 0x103, 0o22)),
+        (Opcode.MKDIR, struct.pack("=II", 0o755, 0o22) + b"n\0", (b"n", 0o755, 0o22)),
+        (Opcode.RENAME, struct.pack("=Q", 7) + b"a\0b\0", (b"a", 7, b"b", 0)),
+        (Opcode.RENAME2, struct.pack("=QII", 7, 2, 0) + b"a\0b\0", (b"a", 7, b"b", 2)),
+        (Opcode.LINK, struct.pack("=Q", 9) + b"n\0", (9, b"n")),
+        (Opcode.OPEN, struct.pack("=II", os.O_RDWR, 0), (os.O_RDWR,)),
+        (Opcode.READ, struct.pack("=QQIIQII", 3, 4096, 512, 0, 0, 0, 0), (3, 4096, 512)),
+        (Opcode.WRITE, struct.pack("=QQIIQII", 3, 5, 4, 0, 0, 0, 0) + b"data", (3, 5, b"data")),
+        (Opcode.RELEASE, struct.pack("=QIIQ", 3, 0, 0, 0), (3,)),
+        (Opcode.FSYNC, struct.pack("=QII", 3, 1, 0), (3,)),
+        (Opcode.SETXATTR, struct.pack("=II", 3, 1) + b"user.a\0x\0y", (b"user.a", b"x\0y", 1)),
+        (Opcode.GETXATTR, struct.pack("=II", 64, 0) + b"user.a\0", (b"user.a", 64)),
+        (Opcode.LISTXATTR, struct.pack("=II", 64, 0), (64,)),
+        (Opcode.CREATE, struct.pack("=IIII", 0o100101, 0o100644, 0o22, 0) + b"n\0",
+         (b"n", 0o100644, 0o22)),
+        (Opcode.READDIRPLUS, struct.pack("=QQIIQII", 1, 3, 4096, 0, 0, 0, 0), (3, 4096)),
+    ],
+)  # fmt: skip
+def test_requests_are_decoded(opcode: Opcode, body: bytes, arguments: tuple[Any, ...]) -> None:
+    assert decode(opcode, body) == arguments
+    request = memoryview(bytearray(_HEAD + body))
+    assert request_kinds(0)[opcode].decode(request) == arguments
+
+
+def test_a_longer_setxattr_is_one_where_that_was_agreed_on() -> None:
+    body = struct.pack("=IIII", 3, 1, 1, 0) + b"user.a\0abc"
+    assert decode(Opcode.SETXATTR, body, SETXATTR_EXT) == (b"user.a", b"abc", 1)
+
+
+def test_attributes_are_set_one_by_one() -> None:
+    def setattr_in(valid: int) -> bytes:
+        times = (-3, 9, 11, 5, 6, 7)
+        return struct.pack("=IIQQQqqqIIIIIIII", valid, 0, 1, 77, 0, *times, 0o640, 0, 8, 9, 0)
+
+    nothing = AttributeChange(None, None, None, None, None, None)
+    for bit, value in enumerate((0o640, 8, 9, 77, -3 * 10**9 + 5, 9 * 10**9 + 6)):
+        field = AttributeChange._fields[bit]
+        expected = nothing._replace(**{field: value})
+        assert decode(Opcode.SETATTR, setattr_in(1 << bit)) == (expected,)
+    # The handle, "now" beside a time, the owner of a lock, ctime: no change by themselves.
+    assert decode(Opcode.SETATTR, setattr_in(0b111_1100_0000)) == (nothing,)
+
+
+@given(st.sampled_from(sorted(request_kinds(0))), st.binary(max_size=200), st.booleans())
+def test_nonsense_is_refused(opcode: int, body: bytes, is_long: bool) -> None:
+    """By these errors and no others."""
+    kinds = request_kinds(SETXATTR_EXT if is_long else 0)
+    with suppress(MalformedRequestError, struct.error):
+        kinds[opcode].decode(_HEAD + body)
+
+
+def test_names_without_an_end_are_refused() -> None:
+    for body in (b"", b"\0", b"name", b"na\0me\0"):
+        with pytest.raises(MalformedRequestError):
+            decode(Opcode.LOOKUP, body)
+    for body in (b"a\0", b"a\0b", b"\0b\0", b"a\0b\0c\0"):
+        with pytest.raises(MalformedRequestError):
+            decode(Opcode.SYMLINK, body)
+    with pytest.raises(MalformedRequestError):
+        decode(Opcode.WRITE, struct.pack("=QQIIQII", 3, 5, 5, 0, 0, 0, 0) + b"data")
+
+
+def test_replies_tell_a_files_attributes(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"four")
+    os.utime(file, ns=(-1, 1_700_000_000_123_456_789))
+    stat = file.stat()
+    attr = (
+        *(9, 4, stat.st_blocks, -1, 1_700_000_000, 5, 999_999_999, 123_456_789, 6),
+        *(stat.st_mode, 3, stat.st_uid, stat.st_gid, 0, stat.st_blksize, 0),
+    )
+    layout = "QQQqqqIIIIIIIIII"
+    entry = encode_entry(Fid(9), 4711, stat, 5 * 10**9 + 6, 3)
+    assert struct.unpack("=QQQQII" + layout, entry) == (9, 4711, 3600, 3600, 0, 0, *attr)
+    attributes = encode_attributes(Fid(9), stat, 5 * 10**9 + 6, 3)
+    assert struct.unpack("=QII" + layout, attributes) == (3600, 0, 0, *attr)
+    listed = encode_listed(b"name", 12, Fid(9), stat.st_mode, entry)
+    assert listed == entry + struct.pack("=QQII", 9, 12, 4, 8) + b"name" + bytes(4)
+    assert encode_error(7, errno.ENOENT) == struct.pack("=IiQ", 16, -errno.ENOENT, 7)
+
+
+@pytest.mark.skipif(not _HEADER_FILE.exists(), reason="the kernel's headers are not there")
+def test_the_kernels_header_has_the_same_structs() -> None:
+    """Each struct of the module's table: its size, and its fields in order."""
+    text = re.sub(r"/\*.*?\*/", "", _HEADER_FILE.read_text(), flags=re.DOTALL)
+    structs = {
+        name: re.findall(r"(u?int\d+_t|char|struct \w+)\s+(\w+)(?:\[(\d*)\])?;", body)
+        for name, body in re.findall(r"struct (\w+) \{(.*?)\};", text, re.DOTALL)
+    }
+
+    def size(name: str) -> int:
+        total = 0
+        for kind, _, count in structs[name]:
+            one = size(kind.removeprefix("struct ")) if kind not in _SIZES else _SIZES[kind]
+            total += one * int(count or 1)
+        return total
+
+    table = kernel_protocol.__doc__ or ""
+    rows = re.findall(r"^(fuse_\w+) +(\d+)  ((?:.+\n(?: {33}.+\n)*))", table, re.MULTILINE)
+    assert len(rows) > 25
+    for name, bytes_, fields in rows:
+        if name == "fuse_setxattr_in":
+            continue  # it has grown; INIT says which is sent
+        assert size(name) == int(bytes_), name
+        of_struct = " ".join(fields.partition(";")[0].replace("\n", " ").split())
+        declared = [field for kind, field, _ in structs[name] if kind != "char"]
+        assert re.sub(r"\[\d\]", "", of_struct).split(", ") == declared, name

@@ -407,7 +407,7 @@ class Void(NamedTuple):
 
 
 class NewEpoch(NamedTuple):
-    """A reign begins: the first entry of a volume, after a lost machine, at a promotion."""
+    """A reign begins: the first entry of a volume, after a system crash, at a promotion."""
 
     epoch: Epoch
     reason: str

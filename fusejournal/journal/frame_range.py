@@ -2,13 +2,12 @@
 received.
 
 A :class:`FrameRangeReader` goes through a journal from a seq on. Where the end of the journal is
-known
-from who writes it and is near, it reads up to there and looks at nothing (who receives it does);
+known from its writer and is near, it reads up to there and looks at nothing (the receiver does);
 further behind, or where that is asked for, it reads by size, checks every frame and the one after,
-and never ends a stretch between an entry and its VOID. A stretch that begins a segment has the
-segment's header first, so that a copy made of stretches is the same byte for byte.
+and never ends a range between an entry and its VOID. A range that begins a segment has the
+segment's header first, so that a copy made of ranges is the same byte for byte.
 
-A StretchReader blocks on the disk, and holds one segment open. Not for use by two threads at a
+A FrameRangeReader blocks on the disk, and holds one segment open. Not for use by two threads at a
 time."""
 
 from collections.abc import Iterator
@@ -50,7 +49,7 @@ _VOID_BYTES_MAX = 512
 FRAME_RANGE_BYTES_MAX = (
     SEGMENT_HEADER_BYTES + FRAME_HEADER_BYTES + PAYLOAD_BYTES_MAX + DATA_BYTES_MAX + _VOID_BYTES_MAX
 )
-"""The largest entry, its VOID and a header; no stretch that was asked for with less is longer."""
+"""The largest entry, its VOID and a header; no range that was asked for with less is longer."""
 
 _WINDOW_BYTES_MIN = 512
 
@@ -78,8 +77,8 @@ class FrameRange(NamedTuple):
 
 
 def check_frame_range(frame_range: FrameRange) -> None:
-    """Check every frame of *stretch*, its seqs, and that its chain leads from one end to the other.
-    Raises FormatError."""
+    """Checks every frame of *frame_range*, its seqs, and that its chain leads from one end to the
+    other. Raises FormatError."""
     at = 0
     if frame_range.offset == 0:
         header = SegmentHeader.decode(frame_range.content)
@@ -103,7 +102,7 @@ def check_frame_range(frame_range: FrameRange) -> None:
 
 
 def entries_in(frame_range: FrameRange) -> Iterator[Entry]:
-    """The entries of *stretch*, whose frames were checked (:func:`check_frame_range`,
+    """Yields the entries of *frame_range*, whose frames were checked (:func:`check_frame_range`,
     :meth:`FrameRangeReader.next_checked`). Raises BadFrameError."""
     view = memoryview(frame_range.content)
     at = SEGMENT_HEADER_BYTES if frame_range.offset == 0 else 0
@@ -180,7 +179,7 @@ class FrameRangeReader:
         return end.offset - self._offset
 
     def next(self, end: JournalEnd, applied_seq: Seq, bytes_max: int) -> FrameRange | None:
-        """The stretch that comes next, of about *bytes_max* bytes at most; None when there is
+        """Returns the range that comes next, of about *bytes_max* bytes at most; None if there is
         nothing up to *applied_seq*. It never ends between an entry and its VOID. *end* is where the
         journal ended when that was asked for. Raises JournalDamagedError, JournalError when its
         segment is gone, OSError."""
@@ -211,8 +210,8 @@ class FrameRangeReader:
     def _walk(
         self, reader: SegmentReader, end: JournalEnd, to_seq: Seq, bytes_max: int
     ) -> FrameRange | None:
-        """The next stretch by size, each frame checked. None where an entry and its VOID come next,
-        and the VOID is beyond."""
+        """Returns the next range by size, each frame checked. None if an entry and its VOID come
+        next, and the VOID is beyond."""
         begins = SEGMENT_HEADER_BYTES if self._offset == 0 else 0
         try:
             content = reader.read_at(self._offset, begins + max(bytes_max, _WINDOW_BYTES_MIN))

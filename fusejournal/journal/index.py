@@ -246,7 +246,7 @@ class _Builder:
     def __init__(self) -> None:
         self.kinds = 0
         self.uids: set[int] = set()
-        self.told: list[tuple[bytes, int, int]] = []
+        self.paths: list[tuple[bytes, int, int]] = []
         self.by_fid: defaultdict[int, array[int]] = defaultdict(lambda: array("I"))
         self.by_name: defaultdict[int, array[int]] = defaultdict(lambda: array("I"))
 
@@ -260,7 +260,7 @@ class _Builder:
         self.kinds |= 1 << kind
         self.uids.add(fields[2])
         if fields[5]:
-            self.told.extend((path, fid, number) for fid, path in fields[5].items())
+            self.paths.extend((path, fid, number) for fid, path in fields[5].items())
         posting = number << 8 | kind << 2 | refused << 1
         if kind in _NAMED:
             _, _, _, _, _, _, fid, parent, name, *_ = fields
@@ -367,7 +367,7 @@ def build_index(reader: SegmentReader, *, allow_torn: bool = False) -> SegmentIn
 
 def _packed(head: bytes, points: _Points, builder: _Builder) -> bytes:
     """The content of an index whose header is *head*. Raises OverflowError."""
-    paths = zstandard.compress(msgpack.packb(sorted(builder.told)), 3)
+    paths = zstandard.compress(msgpack.packb(sorted(builder.paths)), 3)
     fids, fid_starts, fid_postings = _flatten(builder.by_fid)
     names, name_starts, name_postings = _flatten(builder.by_name)
     uids = array("Q", sorted(builder.uids))

@@ -139,7 +139,7 @@ class Journal:
     ) -> "Journal":
         """The journal in *directory*.
 
-        What is torn at its end is cut off, saved aside and told in ``repairs``; with
+        What is torn at its end is cut off, saved aside and listed in ``repairs``; with
         *unclean_machine* (the machine went down since) anything bad above the flushed watermark
         counts as torn. Any other damage raises JournalDamagedError; with *read_only* nothing is
         changed and the journal ends before the damage, which is in ``damage``. One that *is_copy*
@@ -272,9 +272,9 @@ class Journal:
         return JournalEnd(current.first_seq, current.end, self.head)
 
     def receive(self, frame_range: FrameRange) -> None:
-        """Append *stretch*, frames of another node's journal of the same volume that were checked,
-        byte for byte, and begin a segment where it does. When this returns it is in the kernel's
-        hands. (``epoch`` and ``last_time_ns`` follow when its entries are applied.)
+        """Append *frame_range*, frames of another node's journal of the same volume that were
+        checked, byte for byte, and begin a segment where it does. When this returns it is in the
+        kernel's hands. (``epoch`` and ``last_time_ns`` follow when its entries are applied.)
 
         Raises JournalForeignError (it does not follow what is here; nothing was written),
         JournalFullError (the same), JournalFailedError (the journal is dead)."""

@@ -61,7 +61,7 @@ class JournalReader:
         self._left: tuple[Seq, Point] | None = None
         """The segment in which reading ended last, and where."""
         self.on_scan: Callable[[Path], None] | None = None
-        """Told each segment that has no index and is read whole instead."""
+        """Called with each segment that has no index and is read whole instead."""
 
     def segments(self) -> list[Path]:
         """The segments, in order."""

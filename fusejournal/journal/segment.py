@@ -224,7 +224,7 @@ class SegmentReader:
             except FormatError as error:
                 if self._is_end(offset):
                     return
-                if self._compressed is not None or self._is_settled(offset):
+                if self._compressed is not None or self._is_unchanged(offset):
                     torn = self._is_unfinished(offset)
                     raise BadFrameError(offset, seq, str(error), torn) from None
                 window, at = b"", 0  # once more, from the file as it is now
@@ -247,7 +247,7 @@ class SegmentReader:
             return False
         return self._is_blank(offset) or any(os.pread(self._fd, FRAME_HEADER_BYTES, offset))
 
-    def _is_settled(self, offset: int) -> bool:
+    def _is_unchanged(self, offset: int) -> bool:
         """Returns True if what is at *offset* was there when this was asked last: else it may have
         been read while it was being written."""
         content = self.read_at(offset, self._claimed_bytes(offset))

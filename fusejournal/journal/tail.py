@@ -1,8 +1,8 @@
 """The end of a journal: finding it after a stop of any kind, telling a torn tail from damage,
 cutting it off.
 
-Rules. A killed process leaves every page with the kernel, so only the very last frame can be
-unfinished. A lost machine leaves unflushed pages on disk in any order: the first bad frame above
+Rules. A process crash leaves every page with the kernel, so only the very last frame can be
+unfinished. A system crash leaves unflushed pages on disk in any order: the first bad frame above
 the flushed watermark ends the log, and it and all after it are saved aside. A bad frame at or
 below the watermark is damage, in either case.
 

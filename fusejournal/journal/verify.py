@@ -122,8 +122,8 @@ def _verify_segment(deep: bool, path: Path) -> _Part:
             end = reader.check(deep=deep)
     except BadFrameError as bad:
         entries = bad.seq - header.first_seq if header is not None else 0
-        told = bad.offset, bad.seq, bad.reason, bad.torn, bad.is_newer
-        return _Part(header, entries, 0, bad.offset, told, True)
+        damage = bad.offset, bad.seq, bad.reason, bad.torn, bad.is_newer
+        return _Part(header, entries, 0, bad.offset, damage, True)
     entries = end.seq - header.first_seq
     index_fits = not has_index(path) or (
         index is not None and (index.entries, index.chain) == (entries, end.chain_before)

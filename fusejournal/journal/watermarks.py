@@ -52,7 +52,7 @@ _MAGIC = int.from_bytes(b"\x89FJCOPY1", "little")
 _WORD = struct.Struct("<Q")
 _PAIR = struct.Struct("<QQ")
 RIVALS_MAX = 16
-_APPLYING, _SETTLED, _DURABLE, _STOPPED, _EPOCH, _NODE, _INSTANCE, _ROOTED = range(1, 9)
+_APPLYING, _COMMITTED, _DURABLE, _STOPPED, _EPOCH, _NODE, _INSTANCE, _ROOTED = range(1, 9)
 _OWNER, _UNCONFIRMED, _FOLLOWED = 9, 10, 11
 _WORDS = _FOLLOWED + 2 + RIVALS_MAX
 _FOLLOWING = struct.Struct(f"<{2 + RIVALS_MAX}Q")
@@ -157,11 +157,11 @@ class WatermarkPage:
     @property
     def committed_seq(self) -> Seq:
         """The seq up to which a mirror's sender had applied."""
-        return Seq(self._words[_SETTLED])
+        return Seq(self._words[_COMMITTED])
 
     @committed_seq.setter
     def committed_seq(self, seq: Seq) -> None:
-        self._set(_SETTLED, seq)
+        self._set(_COMMITTED, seq)
 
     @property
     def durable_seq(self) -> Seq:

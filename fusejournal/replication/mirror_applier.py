@@ -78,18 +78,18 @@ class MirrorApplier:
     def __init__(
         self,
         volume: Volume,
-        marks: WatermarkPage,
+        watermarks: WatermarkPage,
         durability: Durability,
         kernel_cache: ChangeObserver,
         redo_until_seq: Seq,
         news: Wakeup,
     ) -> None:
         self._volume = volume
-        self._marks = marks
+        self._watermarks = watermarks
         self._durability = durability
         self._kernel_cache = kernel_cache
         self._redo_until_seq = redo_until_seq
-        self._in_doubt = marks.applying_seq
+        self._in_doubt = watermarks.applying_seq
         self._news = news
         self._more = Wakeup()
         self.full: str | None = None
@@ -130,7 +130,7 @@ class MirrorApplier:
                 reader.close()
 
     def _limit(self) -> Seq:
-        return min(self._marks.committed_seq, self._marks.durable_seq)
+        return min(self._watermarks.committed_seq, self._watermarks.durable_seq)
 
     async def _apply_what_is_there(self, reader: FrameRangeReader) -> bool:
         """Apply the next range up to the limit of now. Returns True if there was any."""
@@ -175,7 +175,7 @@ class MirrorApplier:
         is_limit_met = False
         while True:
             try:
-                self._marks.applying_seq = entry.seq
+                self._watermarks.applying_seq = entry.seq
                 self._volume.apply_received(entry, outcome, redo)
                 break
             except OSError as error:

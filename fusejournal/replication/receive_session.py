@@ -57,7 +57,7 @@ class Receiving:
     """The parts of a mirror that all its sessions share."""
 
     volume: Volume
-    marks: WatermarkPage
+    watermarks: WatermarkPage
     fence: Fence
     durability: Durability
     applier: MirrorApplier
@@ -86,7 +86,7 @@ class Receiving:
         """Write down how far the sender had applied what is here. Raises RefusedError on a full
         disk."""
         with self.space.refusing_without("the watermarks"):
-            self.marks.committed_seq = max(self.marks.committed_seq, sink.committed_seq)
+            self.watermarks.committed_seq = max(self.watermarks.committed_seq, sink.committed_seq)
 
 
 class ReceiveSession:

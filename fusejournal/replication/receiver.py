@@ -84,7 +84,7 @@ class Receiver:
         self._shared = receiving
         self._record = receiving.record
         self._volume = receiving.volume
-        self._marks = receiving.marks
+        self._watermarks = receiving.watermarks
         self._fence = receiving.fence
         self._durability = receiving.durability
         self._instances = receiving.instances
@@ -250,9 +250,9 @@ class Receiver:
     async def _keep_following(self) -> None:
         """Have on the disk which instance is followed, and which are not. Raises RefusedError on a
         full disk, OSError."""
-        if self._instances.following != self._marks.following:
+        if self._instances.following != self._watermarks.following:
             with self._shared.space.refusing_without("the watermarks"):
-                self._marks.following = self._instances.following
+                self._watermarks.following = self._instances.following
             await self._durability.flush_watermarks()
 
     async def _gives_a_sign(self) -> bool:
@@ -386,7 +386,7 @@ class Receiver:
             # It may end before it ships, and its next start tells of this one alone.
             instances.met(newcomer, now)
             with suppress(OSError):  # a full disk: until this process ends
-                self._marks.following = instances.following
+                self._watermarks.following = instances.following
             return describe_twice(followed, newcomer)
         if self._session is None or followed is None or not instances.is_other(newcomer):
             return ""

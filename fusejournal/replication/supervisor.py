@@ -58,7 +58,7 @@ _PRESSING_ENTRIES = 20_000
 class Mirroring:
     """The parts that only a mirror's node has."""
 
-    marks: WatermarkPage
+    watermarks: WatermarkPage
     kernel_cache: ChangeObserver
     is_uninitialized: bool
     redo_until_seq: Seq
@@ -135,7 +135,7 @@ class Replication:
     def _assemble_mirror(
         self, mirroring: Mirroring, make_durability: Callable[[FlushHooks], Durability]
     ) -> Durability:
-        volume, marks = self._volume, mirroring.marks
+        volume, watermarks = self._volume, mirroring.watermarks
         signatures = KeptSignatures(self.local.state_dir / "signatures")
         record, news = PrimaryRecord(volume), Wakeup()
         durability = make_durability(
@@ -147,22 +147,22 @@ class Replication:
             )
         )
         applier = self.applier = MirrorApplier(
-            volume, marks, durability, mirroring.kernel_cache, mirroring.redo_until_seq, news
+            volume, watermarks, durability, mirroring.kernel_cache, mirroring.redo_until_seq, news
         )
         receiving = Receiving(
             volume,
-            marks,
+            watermarks,
             self.local.fence,
             durability,
             applier,
             signatures,
             MirrorSpace(volume.journal, news),
             record,
-            Instances(marks.following, trio.current_time()),
+            Instances(watermarks.following, trio.current_time()),
             news,
         )
         receiver = Receiver(receiving, self._me, self._join_volume)
-        self._mirror = MirrorSide(receiver, signatures, lambda: marks.committed_seq)
+        self._mirror = MirrorSide(receiver, signatures, lambda: watermarks.committed_seq)
         self._heed = receiver.heed
         return durability
 

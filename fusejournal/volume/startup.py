@@ -109,7 +109,7 @@ class VolumeStartup:
         self._policy = policy
         self.page = page
         self._adopt = adopt
-        self._marks = page if is_mirror else None
+        self._watermarks = page if is_mirror else None
         self.root = BackingRoot(root_fd, uuid)
         self._ties = BackingTies(
             state_dir, backing, self.root, page, is_mirror=is_mirror, adopt=adopt
@@ -149,14 +149,14 @@ class VolumeStartup:
         # A CLEAN that was the last entry when it was opened again says nothing of what came then.
         clean = journal.head_seq == 0 or (
             journal.ends_clean and journal.head_seq > boot.began_seq
-            if self._marks is None
-            else self._marks.stopped_seq == journal.head_seq
+            if self._watermarks is None
+            else self._watermarks.stopped_seq == journal.head_seq
         )
         self._ties.check(journal)
         self.lost_page = self._ties.has_lost_page(journal)
         if self.lost_page:
             self._repaired(_PAGE_MISSED)
-        lost_progress = self.lost_page and self._marks is not None
+        lost_progress = self.lost_page and self._watermarks is not None
         self.lost_machine = not clean and (not same_boot or lost_progress)
         if self.lost_machine and catalog_dir.exists():
             # Its pages reached the disk in any order.
@@ -178,27 +178,27 @@ class VolumeStartup:
         """Make catalog and backing what the journal says. *held_seq*: entries up to here are known
         to be applied, because a mirror has them. *check* is called often, and may stop it by an
         exception: the next opening goes on. Raises FusejournalError, OSError."""
-        marks = self._marks
+        watermarks = self._watermarks
         self._check = check
-        if marks is None:
+        if watermarks is None:
             self._recover(read_only, None, held_seq)
         elif read_only or not self.volume.journal.head_seq:
-            self._recover(read_only, marks.applying_seq, held_seq)
+            self._recover(read_only, watermarks.applying_seq, held_seq)
         else:
-            self._set_committed_seq(marks)
-            applying_seq = marks.applying_seq
+            self._set_committed_seq(watermarks)
+            applying_seq = watermarks.applying_seq
             if self.lost_machine:
                 # How far the backing had come is unknown now: it is made what it should be.
-                applying_seq = Seq(marks.committed_seq + 1)
+                applying_seq = Seq(watermarks.committed_seq + 1)
             self._recover(read_only, applying_seq, held_seq)
-            marks.applying_seq = applying_seq
+            watermarks.applying_seq = applying_seq
 
-    def _set_committed_seq(self, marks: WatermarkPage) -> None:
+    def _set_committed_seq(self, watermarks: WatermarkPage) -> None:
         """Only the last entry can be one that was refused, whose VOID did not come or is lost."""
         head_seq, has_outcome = self.volume.journal.reader.head()
-        if not has_outcome and marks.committed_seq != head_seq:
+        if not has_outcome and watermarks.committed_seq != head_seq:
             head_seq = Seq(head_seq - 1)
-        marks.committed_seq = head_seq
+        watermarks.committed_seq = head_seq
 
     def start_epoch_and_import(
         self, read_only: bool, standing: Standing = UNOPPOSED
@@ -211,15 +211,15 @@ class VolumeStartup:
                 self.degraded.append(
                     "the backing is as the lost machine left it: mount it once without -o ro"
                 )
-            if not catalog.imported and self._marks is None:
+            if not catalog.imported and self._watermarks is None:
                 self.degraded.append("the import was not finished: files that it lacks do not show")
             return
         self.volume.tree.find_hidden()
-        if self._marks is not None:
+        if self._watermarks is not None:
             self.volume.write_errno = errno.EROFS
-            self._marks.stopped_seq = Seq(0)
-            self._marks.confirm()
-            self._marks.sync()
+            self._watermarks.stopped_seq = Seq(0)
+            self._watermarks.confirm()
+            self._watermarks.sync()
             if not self.is_uninitialized and not self._boot.read().is_this:
                 self._boot.remember(self.volume.journal.head_seq)
             return
@@ -256,12 +256,12 @@ class VolumeStartup:
         if not list_segments(directory):
             # (A mirror has its first segment only when the first entries have come.)
             had_entries = bool(self._known_durable() or self._ties.position)
-            if had_entries or (self._boot.exists() and self._marks is None):
+            if had_entries or (self._boot.exists() and self._watermarks is None):
                 raise JournalError(
                     f"{directory}: has no segments, but this volume had; restore them"
                 )
             directory.mkdir(mode=0o700, exist_ok=True)
-            make = Journal.create if self._marks is None else Journal
+            make = Journal.create if self._watermarks is None else Journal
             # Whichever thread flushes it: the kernel reports only once what it dropped.
             return make(directory, self._uuid, self._options, on_flush_failed=self.mark_unclean)
         # A killed layer is recovered for a read-only mount too, as file systems do. After a lost
@@ -296,7 +296,7 @@ class VolumeStartup:
             self.mark_unclean,
             unclean_machine=not same_boot,
             read_only=read_only,
-            is_copy=self._marks is not None,
+            is_copy=self._watermarks is not None,
             known_durable=max(self._known_durable(), rooted_seq),
         )
 
@@ -336,7 +336,7 @@ class VolumeStartup:
             checkpoint,
             before_seq,
             in_flight,
-            self._marks is None,
+            self._watermarks is None,
             self._progress,
         )
         try:
@@ -356,7 +356,7 @@ class VolumeStartup:
                 f"{len(work.aside)} files that the journal does not know were in the way of others "
                 f"and have another name now, the first is {first!r}: see whether they are wanted"
             )
-        if work.in_part and self._marks is None:
+        if work.in_part and self._watermarks is None:
             self.degraded.append(
                 f"{len(work.in_part)} files were lost before their import had come to its end, the "
                 f"first is {os.fsdecode(work.in_part[0])!r}: what the journal does not have of "
@@ -450,7 +450,7 @@ class VolumeStartup:
     def _finish(self) -> None:
         volume, page = self.volume, self.page
         journal, catalog = volume.journal, volume.catalog
-        is_mirror = self._marks is not None and volume.failure is None and journal.is_writable
+        is_mirror = self._watermarks is not None and volume.failure is None and journal.is_writable
         if self._looks_only or (volume.write_errno is not None and not is_mirror):
             return
         last = Checkpoint.begin(catalog.applied_seq, journal.head)

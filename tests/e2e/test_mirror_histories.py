@@ -212,9 +212,10 @@ def test_a_primary_takes_back_what_it_lost(tmp_path: Path, backing: str) -> None
             primary.kill()
             primary.detach()
             cut_journal(primary, 15)
-            marks = WatermarkPage(primary.state / "watermarks")
-            marks.durable_seq = min(marks.durable_seq, Seq(head_seq - 15))  # nor had been flushed
-            marks.close()
+            watermarks = WatermarkPage(primary.state / "watermarks")
+            # Nor had been flushed.
+            watermarks.durable_seq = min(watermarks.durable_seq, Seq(head_seq - 15))
+            watermarks.close()
             begin_another_boot(primary.state)
         primary.start()
         assert digest_tree(primary.mountpoint).digest == digest
@@ -297,17 +298,17 @@ def test_the_middle_of_a_chain_loses_its_machine(tmp_path: Path) -> None:
     with started(tmp_path, None, None, cascade=True) as (primary, middle, last):
         write(primary, "before")
         check_equal(primary, middle, last)
-        marks = WatermarkPage(middle.state / "watermarks")
-        early_seq = marks.committed_seq
-        marks.close()
+        watermarks = WatermarkPage(middle.state / "watermarks")
+        early_seq = watermarks.committed_seq
+        watermarks.close()
         for name in ("one", "two", "three"):
             write(primary, name)
         check_equal(primary, middle, last)
         middle.kill()
         middle.detach()
-        marks = WatermarkPage(middle.state / "watermarks")
-        marks.committed_seq = marks.durable_seq = marks.applying_seq = early_seq
-        marks.close()
+        watermarks = WatermarkPage(middle.state / "watermarks")
+        watermarks.committed_seq = watermarks.durable_seq = watermarks.applying_seq = early_seq
+        watermarks.close()
         begin_another_boot(middle.state)
         middle.start()
         middle.await_peer(last, "streaming")

@@ -454,8 +454,8 @@ def test_lost_page_of_a_mirror_counts_until_it_is_made_whole(
         if is_flushed:
             opened.make_checkpoint()
         opened.volume.catalog.commit()
-        assert opened.marks is not None
-        assert opened.marks.applying_seq == head_seq + 1
+        assert opened.watermarks is not None
+        assert opened.watermarks.applying_seq == head_seq + 1
     (state / "watermarks").unlink()
     if before == "a look":
         root_fd = os.open(mirror / "backing", os.O_RDONLY)
@@ -471,8 +471,8 @@ def test_lost_page_of_a_mirror_counts_until_it_is_made_whole(
             pass
     with open_volume(mirror, mirror=True, uuid=uuid) as opened:
         assert opened.opening.lost_machine
-        assert opened.marks is not None
-        assert opened.marks.applying_seq == head_seq + 1
+        assert opened.watermarks is not None
+        assert opened.watermarks.applying_seq == head_seq + 1
         assert opened.volume.catalog.applied_seq == head_seq
         assert not difference(image(opened.backing), image(primary.backing))
 

@@ -66,7 +66,7 @@ class OpenVolume:
     directory: Path
     opening: VolumeStartup
     volume: Volume
-    marks: WatermarkPage | None
+    watermarks: WatermarkPage | None
     usage: Usage
     policy: WaitPolicy
     durability: Durability = field(init=False)
@@ -121,17 +121,17 @@ class OpenVolume:
             config,
             listen,
             insecure=insecure,
-            is_mirror=self.marks is not None,
+            is_mirror=self.watermarks is not None,
             page=self.opening.page,
         )
         mirroring = None
-        if self.marks is not None:
+        if self.watermarks is not None:
             kernel_cache = self.usage.kernel_cache = KernelCache(lambda _: None, everything=False)
             mirroring = Mirroring(
-                self.marks,
+                self.watermarks,
                 kernel_cache,
                 self.opening.is_uninitialized,
-                self.marks.applying_seq,
+                self.watermarks.applying_seq,
                 self.opening.join_volume,
             )
         append_notifier = AppendNotifier()
@@ -215,7 +215,7 @@ def open_volume(
     if uuid is not None:
         _note_uuid(known, uuid)
     page = WatermarkPage(state / "watermarks")
-    marks = page if mirror else None
+    watermarks = page if mirror else None
     root_fd = os.open(backing, os.O_RDONLY | os.O_DIRECTORY)
     usage, policy = Usage(), WaitPolicy()
     opening = VolumeStartup(
@@ -237,7 +237,7 @@ def open_volume(
         for _ in opening.start_epoch_and_import(read_only=False):
             pass
     volume = opening.volume
-    opened = OpenVolume(directory, opening, volume, marks, usage, policy, orderly=orderly)
+    opened = OpenVolume(directory, opening, volume, watermarks, usage, policy, orderly=orderly)
     opened.durability = opened.make_durability(FlushHooks())
     try:
         yield opened

@@ -1,5 +1,5 @@
-"""Frame ranges: a journal made of another's stretches is the same byte for byte, at any size of
-stretch, and none ends between an entry and its VOID."""
+"""Frame ranges: a journal made of another's ranges is the same byte for byte, at any size of
+range, and none ends between an entry and its VOID."""
 
 import errno
 import os
@@ -59,7 +59,7 @@ def _content(directory: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("bytes_max", [1, 100, 5000, 1 << 20])
-def test_copy_made_of_stretches(journal: Journal, tmp_path: Path, bytes_max: int) -> None:
+def test_copy_made_of_ranges(journal: Journal, tmp_path: Path, bytes_max: int) -> None:
     (tmp_path / "copy").mkdir()
     copy = Journal(tmp_path / "copy", UUID, OPTIONS)
     for frame_range in _frame_ranges(journal, 0, bytes_max):
@@ -72,7 +72,7 @@ def test_copy_made_of_stretches(journal: Journal, tmp_path: Path, bytes_max: int
 
 
 @pytest.mark.parametrize("bytes_max", [1, 100, 5000])
-def test_no_stretch_ends_before_a_void(journal: Journal, bytes_max: int) -> None:
+def test_no_range_ends_before_a_void(journal: Journal, bytes_max: int) -> None:
     voids = {
         entry.seq
         for entry in journal.reader.read(Seq(1), Seq(journal.head_seq + 1))
@@ -98,7 +98,7 @@ def test_go_on_from_anywhere(journal: Journal, after: int) -> None:
     assert frame_range is None or frame_range.first_seq == after + 1
 
 
-def test_segment_rolled_between_two_stretches(journal: Journal) -> None:
+def test_segment_rolled_between_two_ranges(journal: Journal) -> None:
     reader = FrameRangeReader(journal.directory, UUID)
     reader.seek(journal.head_seq)
     for _ in range(5):
@@ -160,7 +160,7 @@ def test_damage_is_named(journal: Journal) -> None:
     assert caught.value.segment == path
 
 
-def test_flipped_bits_in_a_stretch(journal: Journal) -> None:
+def test_flipped_bits_in_a_range(journal: Journal) -> None:
     frame_range = _frame_ranges(journal, 0, 600)[0]
     for at in range(len(frame_range.content)):
         content = bytearray(frame_range.content)

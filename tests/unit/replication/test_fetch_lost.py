@@ -246,9 +246,9 @@ async def test_mirror_that_lost_its_machine_too_gives_all_it_has(tmp_path: Path,
                 await _ship_all(primary, mirror, address)
                 head_seq = primary.volume.journal.head_seq
         await mirror.durability.flush()
-    marks = WatermarkPage(tmp_path / "mirror" / "state" / "watermarks")
-    marks.committed_seq = marks.durable_seq = marks.applying_seq = early_seq
-    marks.close()
+    watermarks = WatermarkPage(tmp_path / "mirror" / "state" / "watermarks")
+    watermarks.committed_seq = watermarks.durable_seq = watermarks.applying_seq = early_seq
+    watermarks.close()
     begin_another_boot(tmp_path / "mirror" / "state")
     lose_machine(tmp_path / "primary" / "state", early_seq + 3)
     with open_volume(tmp_path / "mirror", mirror=True, orderly=False) as mirror:
@@ -301,10 +301,10 @@ def _copy_tree(source: Path, target: Path, head_seq: int) -> None:
     shutil.rmtree(target / "state" / "catalog")
     (target / "backing").mkdir()
     uuid = UUID((source / "state" / "uuid").read_text())
-    marks = WatermarkPage(target / "state" / "watermarks")
-    marks.durable_seq = Seq(head_seq)
-    marks.rooted_seq = Seq(0)
-    marks.close()
+    watermarks = WatermarkPage(target / "state" / "watermarks")
+    watermarks.durable_seq = Seq(head_seq)
+    watermarks.rooted_seq = Seq(0)
+    watermarks.close()
     os.setxattr(
         target / "backing",
         FID_XATTR,

@@ -60,11 +60,11 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def reign_of(side: OpenVolume) -> Reign:
     """The reign that *side* has seen."""
-    marks = WatermarkPage(side.directory / "state" / "watermarks")
+    watermarks = WatermarkPage(side.directory / "state" / "watermarks")
     try:
-        return marks.fence
+        return watermarks.fence
     finally:
-        marks.close()
+        watermarks.close()
 
 
 def node_id(side: OpenVolume) -> int:

@@ -208,12 +208,12 @@ def test_mirror_loses_what_it_has_of_an_import(tmp_path: Path, pieces: int) -> N
     with open_volume(copy, mirror=True, uuid=uuid, orderly=False) as mirror:
         mirror.volume.journal.receive(everything)
         mirror.volume.journal.sync()
-        assert mirror.marks is not None
-        mirror.marks.durable_seq = mirror.volume.journal.head_seq
-        mirror.marks.committed_seq = applied_seq
+        assert mirror.watermarks is not None
+        mirror.watermarks.durable_seq = mirror.volume.journal.head_seq
+        mirror.watermarks.committed_seq = applied_seq
         for entry, void in entries:
             if entry.seq <= applied_seq:
-                mirror.marks.applying_seq = entry.seq
+                mirror.watermarks.applying_seq = entry.seq
                 mirror.volume.apply_received(entry, void, redo=False)
     remove(copy / "backing" / "found")
     begin_another_boot(copy / "state")

@@ -52,6 +52,7 @@ from fusejournal.wire.session import (
     reign_of,
     welcome,
 )
+from fusejournal.wire.versions import OWN_VERSIONS, Versions, common_version, versions_of
 from tests.support.mirrors import unlike_journals
 from tests.support.workload import UUID_OF_WORKLOADS, Workload, workloads, workspace
 
@@ -304,6 +305,10 @@ def test_a_lower_epoch_changes_nothing(workload: Workload, dice: random.Random, 
 # -- greetings -----------------------------------------------------------------------------------
 
 _UUIDS = st.sampled_from((None, UUID_OF_WORKLOADS, type(UUID_OF_WORKLOADS)(int=7)))
+_VERSIONS = st.builds(
+    lambda oldest, more, *reads: Versions(oldest, oldest + more, *reads),
+    *(st.integers(1, 3), st.integers(0, 2), st.integers(1, 3), st.integers(19, 22)),
+)
 _MES = st.builds(
     HandshakeState,
     st.sampled_from(("east", "west")),
@@ -311,6 +316,7 @@ _MES = st.builds(
     st.builds(Position, st.integers(0, 4), st.integers(0, 50), st.integers(0, 3)),
     st.integers(0, 4),
     st.integers(0, 50),
+    versions=st.just(OWN_VERSIONS) | _VERSIONS,
 )
 
 
@@ -318,8 +324,8 @@ _MES = st.builds(
 def test_greetings(
     one: HandshakeState, other: HandshakeState, purpose: str, is_mirror: bool
 ) -> None:
-    """Who gets past them is of one volume, and no lower epoch ships to one that has seen a
-    higher."""
+    """Who gets past them is of one volume and speaks a version that the other does, and no lower
+    epoch ships to one that has seen a higher."""
     greeting = hello(one, purpose)
     refused = None
     try:
@@ -328,11 +334,17 @@ def test_greetings(
     except RefusedError as error:
         refused = error
     if refused is not None:
-        assert refused.code in ("volume", "fenced", "role")
+        assert refused.code in ("volume", "fenced", "role", "version")
+        if refused.code == "version":
+            assert common_version(one.versions, other.versions) is None
+            assert refused.reason.endswith((f": upgrade {one.node}", f": upgrade {other.node}"))
         with pytest.raises(RefusedError, match=re.escape(refused.reason)):
             expect(refused.message(), Begin)
         return
     assert None in (one.uuid, other.uuid) or one.uuid == other.uuid
+    assert common_version(one.versions, other.versions) is not None
+    assert versions_of(greeting) == one.versions
+    assert versions_of(theirs) == other.versions
     assert (position_of(greeting).seq, position_of(greeting).chain) == one.position[1:]
     assert (position_of(theirs).seq, position_of(theirs).chain) == other.position[1:]
     if purpose == SHIP:

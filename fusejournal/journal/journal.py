@@ -258,7 +258,8 @@ class Journal:
         self.head_seq = seq
         self.chain = chain
         self.last_time_ns = time_ns
-        current.note_named(operation, paths)
+        if paths or kind != Kind.WRITE:  # which does nothing to names
+            current.note_named(operation, paths)
         if isinstance(operation, NewEpoch):
             self.epoch = operation.epoch
         return seq

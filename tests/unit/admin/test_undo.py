@@ -1,0 +1,68 @@
+"""What an undo comes to, asked of a copy of a journal; other tests have it done."""
+
+from pathlib import Path
+
+import pytest
+
+from fusejournal.admin.undo import PlannedUndo, UndoRequest
+from fusejournal.errors import ConflictError, NoSuchSeqError, UsageError
+from fusejournal.operations import Clean, Create
+from fusejournal.replay.undo_plan import OnConflict
+from fusejournal.types import SYSTEM_CALLER, Fid
+from tests.support.entries import make_directories
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> str:
+    """Entries 1 to 10 make directories d1 to d10; 11 makes a file in d3; 12 tells that it held."""
+    journal = make_directories(tmp_path, 10)
+    file = Create(Fid(12), Fid(4), b"file \xff", 0o100644, 0, 0, 0, None)
+    journal.append(file, SYSTEM_CALLER, 11, {Fid(4): b"d3"}.get)
+    journal.append(Clean(), SYSTEM_CALLER, 12, lambda _: None)
+    journal.close()
+    return str(tmp_path)
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+def _planned(copy: str, *seqs: str, on_conflict: OnConflict = "stop") -> PlannedUndo:
+    return UndoRequest(copy, seqs, do_apply=False).plan(_nothing, on_conflict)
+
+
+def test_a_plan_as_values(copy: str) -> None:
+    planned = _planned(copy, "3-4", "11")
+    planned.check()
+    found = planned.to_json(None)
+    assert (found["chosen"], found["kept"], found["conflicts"]) == (3, 0, [])
+    assert [(one["action"], one["path"], one["takes_back"]) for one in found["actions"]] == [
+        ("remove", "d3", 3),
+        ("remove", "d3/file \udcff", 11),
+        ("remove", "d4", 4),
+    ]
+    assert found["applied"] is None
+
+
+def test_what_is_in_the_way(copy: str) -> None:
+    planned = _planned(copy, "3-4")
+    assert [one["seq"] for one in planned.to_json(None)["conflicts"]] == [11]
+    with pytest.raises(ConflictError, match="1 later change in the way"):
+        planned.check()
+    planned = _planned(copy, "3-4", on_conflict="skip")
+    planned.check()
+    assert (planned.plan.chosen, planned.plan.kept) == ({4}, 1)
+    planned = _planned(copy, "3", on_conflict="skip")
+    with pytest.raises(ConflictError, match="nothing can be taken back: later changes rely on it"):
+        planned.check()
+
+
+def test_what_cannot_be_asked(copy: str) -> None:
+    with pytest.raises(UsageError, match="say which"):
+        UndoRequest(copy, (), without=["4"], do_apply=False)
+    with pytest.raises(UsageError, match="only a volume can be undone"):
+        UndoRequest(copy, ["4"], do_apply=True)
+    with pytest.raises(UsageError, match="process 77 has begun no undo"):
+        UndoRequest(copy, ["4"], resumed=[77], do_apply=False)
+    with pytest.raises(NoSuchSeqError):
+        UndoRequest(copy, ["13"], do_apply=False)

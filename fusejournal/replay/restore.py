@@ -127,12 +127,13 @@ def check(stage: Target) -> int:
                 node.type
             ):
                 raise TargetError(
-                    stage.path, f"was changed by somebody else: {os.fsdecode(name)} is not as made"
+                    stage.path,
+                    f"was changed by another process: {os.fsdecode(name)} is not as made",
                 )
             count += 1
         if len(found) != len(expected):
             more = os.fsdecode(min(found - expected.keys()))
-            raise TargetError(stage.path, f"was changed by somebody else: {more} is new")
+            raise TargetError(stage.path, f"was changed by another process: {more} is new")
     return count
 
 

@@ -251,7 +251,9 @@ class UndoFiles:
 
     def changed_meanwhile(self, fid: Fid) -> ConflictError:
         """The error where another process changed *fid*."""
-        return ConflictError(f"{self._shown(fid)}: somebody changed it since this was planned")
+        return ConflictError(
+            f"{self._shown(fid)}: another process changed it since this was planned"
+        )
 
     def _shown_name(self, place: Dentry) -> str:
         path = self._lookup.join(*place, self._end)
@@ -260,19 +262,21 @@ class UndoFiles:
     def name_changed(self, place: Dentry) -> ConflictError:
         """The error where it changed what *place* stands for."""
         shown = self._shown_name(place)
-        return ConflictError(f"{shown}: somebody changed it since this was planned")
+        return ConflictError(f"{shown}: another process changed it since this was planned")
 
     def name_taken(self, place: Dentry, staged: bytes | None = None) -> ConflictError:
         """The error where it took *place*, which was for what is *staged*, if it is already."""
         where = "" if staged is None else f"; what is to have it is {self._shown_staged(staged)}"
         shown = self._shown_name(place)
-        return ConflictError(f"{shown}: somebody took the name since this was planned{where}")
+        return ConflictError(
+            f"{shown}: another process took the name since this was planned{where}"
+        )
 
     def left_behind(self, place: Dentry, staged: bytes) -> ConflictError:
         """The error where what is *staged* can go neither to *place* nor away."""
         return ConflictError(
-            f"{self._shown_name(place)}: somebody changed it since this was planned; what was to "
-            f"go or to come is {self._shown_staged(staged)}"
+            f"{self._shown_name(place)}: another process changed it since this was planned; what "
+            f"was to go or to come is {self._shown_staged(staged)}"
         )
 
     def _shown_staged(self, name: bytes) -> str:

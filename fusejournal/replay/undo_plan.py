@@ -371,8 +371,8 @@ class Undo:
             shown = "?" if path is None else "/" + path.decode("utf-8", "backslashreplace")
             others = f", and {len(more):,} more like it" if more else ""
             raise UndoOverlapError(
-                f"{shown}: somebody changed it at the very moment when it was taken back, as entry "
-                f"{first.seq}: look at it{others}"
+                f"{shown}: another process changed it at the very moment when it was taken back, "
+                f"as entry {first.seq}: look at it{others}"
             )
 
     def path_of(self, overlap: Overlap) -> bytes | None:

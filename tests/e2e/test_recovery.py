@@ -410,7 +410,7 @@ def test_undo_leaves_alone_what_was_changed_since(layer: Layer) -> None:
         undo = Undo(lookup, Criteria(from_seq=Seq(first)), Seq(head(layer)))
         plan = undo.plan(lambda done, total: None)
         changed.write_text("important later work")
-        with pytest.raises(ConflictError, match="somebody changed it"):
+        with pytest.raises(ConflictError, match="another process changed it"):
             undo.carry_out(plan, layer.mountpoint, lambda done, total: None)
         assert changed.read_text() == "important later work"
         lookup = Lookup(JournalReader(layer.state / "journal"))

@@ -226,7 +226,7 @@ def test_what_another_gave_a_directory_is_left_to_it(
         return found.st_mode, found.st_uid, found.st_gid, xattrs
 
     _at(step, monkeypatch, lambda: deed(directory), lambda: theirs.append(look()))
-    with pytest.raises(ConflictError, match="/d: somebody changed it since"):
+    with pytest.raises(ConflictError, match="/d: another process changed it since"):
         undo.carry_out(plan, layer.mountpoint, _nothing)
     assert [look()] == theirs
 
@@ -394,7 +394,7 @@ def test_what_is_put_into_a_directory_that_goes_stays(
         os.write(file, b"theirs")
 
     _at(step, monkeypatch, put)
-    with pytest.raises(ConflictError, match="/made: somebody changed it") as told:
+    with pytest.raises(ConflictError, match="/made: another process changed it") as told:
         undo.carry_out(plan, layer.mountpoint, _nothing)
     os.close(opened)
     (theirs,) = layer.mountpoint.glob(".fusejournal-undo.*/*/theirs")
@@ -469,7 +469,7 @@ def test_a_file_that_lost_its_last_name_is_not_staged(
     file.rename(layer.mountpoint / "g")
     undo, plan = _planned(layer, first)
     _at("stage link", monkeypatch, (layer.mountpoint / "g").unlink)
-    with pytest.raises(ConflictError, match="/g: somebody changed it"):
+    with pytest.raises(ConflictError, match="/g: another process changed it"):
         undo.carry_out(plan, layer.mountpoint, _nothing)
     assert os.listdir(layer.mountpoint) == []
 
@@ -516,7 +516,7 @@ def test_what_came_between_is_named_also_where_the_undo_stops(
                 opened.write("x")
 
     _at("between", monkeypatch, append)
-    with pytest.raises(ConflictError, match="/b: somebody changed it since"):
+    with pytest.raises(ConflictError, match="/b: another process changed it since"):
         undo.carry_out(plan, layer.mountpoint, _nothing)
     assert [undo.path_of(one) for one in plan.overlaps] == [b"a"]
 

@@ -124,10 +124,16 @@ class Recovery:
         has left it changed."""
         root = self._catalog.node(ROOT_FID)
         mtime_ns = self._volume.tree.stat(ROOT_FID).st_mtime_ns
-        if root is None or mtime_ns == root.ctime_ns:
+        if root is None or mtime_ns == root.ctime_ns or self.damage is not None:
             return  # as its last entry has set it, most likely: the journal need not be asked
         before_seq = Seq(self._catalog.applied_seq + 1)
-        known = mtimes_before(Lookup(self._volume.journal.reader), {ROOT_FID}, before_seq)
+        try:
+            known = mtimes_before(Lookup(self._volume.journal.reader), {ROOT_FID}, before_seq)
+        except JournalDamagedError as error:
+            if not self._past_damage:
+                raise
+            self.damage = error
+            return
         if known.get(ROOT_FID, mtime_ns) != mtime_ns:
             self._volume.set_mtime(ROOT_FID, known[ROOT_FID])
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from stat import S_IFDIR, S_IFLNK, S_IFMT
 from typing import Any
 
-from fusejournal.backing.catalog_store import CatalogNode, CatalogStore
+from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogNode, CatalogStore
 from fusejournal.operations import (
     DATA_KINDS,
     MAKERS,
@@ -72,7 +72,7 @@ class Catalog(CatalogStore):
         journal contradict each other."""
         self._recorders[operation.kind](operation, seq, time_ns, handle, ino)
         self.applied_seq = seq
-        self.changes += 1
+        self._note_change()
 
     def record_control(self, operation: Operation, seq: Seq) -> None:
         """An entry that changes no tree, or one that was refused: only the counters move. A
@@ -82,7 +82,12 @@ class Catalog(CatalogStore):
         elif (making := made_by(operation)) is not None:
             self.next_fid = max(self.next_fid, Fid(making.fid + 1))
         self.applied_seq = seq
+        self._note_change()
+
+    def _note_change(self) -> None:
         self.changes += 1
+        if self.changes == COMMIT_CHANGES:
+            self.on_commit_due()
 
     def _touched(self, fid: Fid, seq: Seq, time_ns: int) -> CatalogNode:
         node = self._nodes.get(fid) or self.node(fid)

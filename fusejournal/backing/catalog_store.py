@@ -25,7 +25,7 @@ What is changed, and when, is the catalog's affair (catalog.py)."""
 import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_IFDIR
@@ -56,7 +56,7 @@ _CHANGED_BYTES = 4 * 4096  # an entry touches some four pages
 _ADDED_BYTES = 512
 
 
-COMMIT_CHANGES = 5_000
+COMMIT_CHANGES = 2_000
 """Commit when this many entries were recorded: LMDB keeps what a transaction changed in memory."""
 
 
@@ -160,6 +160,8 @@ class CatalogStore:
         self._dirty: dict[Fid, CatalogNode] = {}
         self.changes = 0
         """Entries recorded since the last commit."""
+        self.on_commit_due: Callable[[], None] = lambda: None
+        """Called when these have become COMMIT_CHANGES."""
         self.applied_seq = Seq(self._meta("applied"))
         self.checkpoint_seq = Seq(self._meta("checkpoint"))
         self.imported = bool(self._meta("imported"))

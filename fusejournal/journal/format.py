@@ -202,17 +202,17 @@ def encode_frame(
 ) -> tuple[bytes, int]:
     """Frame header and payload (the data follows them as it is), and the frame's checksum."""
     covered = _FRAME_COVERED.pack(len(payload), len(data), seq, flushed)
-    digest = xxhash.xxh3_64(covered, seed=chain_before)
-    digest.update(payload)
-    if len(data):
+    if len(data) < _COPIED_BYTES_MAX:
+        chain = xxhash.xxh3_64_intdigest(b"".join((covered, payload, data)), chain_before)
+    else:
+        digest = xxhash.xxh3_64(covered + payload, chain_before)
         digest.update(data)
-    chain = digest.intdigest()
+        chain = digest.intdigest()
     return covered + _CHECKSUM.pack(chain) + payload, chain
 
 
 def frame_bytes_at(buffer: bytes, at: int) -> int:
-    """The length of the frame whose header is at *at* of *buffer*. Raises FormatError when it
-    cannot be."""
+    """The length of the frame whose header is at *at* of *buffer*. Raises FormatError."""
     payload_bytes, data_bytes, _, _, _ = FRAME.unpack_from(buffer, at)
     if not 0 < payload_bytes <= PAYLOAD_BYTES_MAX or data_bytes > DATA_BYTES_MAX:
         raise FormatError(f"a frame of {payload_bytes} + {data_bytes} bytes cannot be")

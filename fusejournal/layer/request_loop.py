@@ -180,14 +180,12 @@ class RequestLoop:
         except Exception as error:
             self._refuse(opcode, number, error)
             return
-        if answer.__class__ is bytes:
-            self._write(number, answer)
-        elif isinstance(answer, Coroutine):
+        if isinstance(answer, bytes | OpenReply):
+            self._reply(number, answer)
+        elif answer is not None:
             assert self._nursery is not None
             self._waiting += 1
             self._nursery.start_soon(self._finish, opcode, number, answer)
-        elif answer is not None:
-            self._reply(number, answer)
 
     async def _finish(self, opcode: int, number: int, answer: Coroutine[Any, Any, Body]) -> None:
         """Reply when *answer* has come to its end. Cancelling leaves the request unanswered."""
@@ -212,21 +210,18 @@ class RequestLoop:
             self._send((encode_error(number, refusal),))
 
     def _reply(self, number: int, body: Body) -> None:
-        if isinstance(body, OpenReply):
-            self._write(number, body.body)
+        content = body if isinstance(body, bytes) else body.body
+        size = OUT_HEADER.size + len(content)
+        head = OUT_HEADER.pack(size, 0, number)
+        self._send((head + content,) if size <= _JOINED_BYTES_MAX else (head, content))
+        if not isinstance(body, bytes):
             body.sent()
-        else:
-            self._write(number, body)
-
-    def _write(self, number: int, body: bytes) -> None:
-        head = OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, number)
-        self._send((head + body,) if len(body) <= _JOINED_BYTES_MAX else (head, body))
 
     def _send(self, parts: tuple[bytes, ...]) -> None:
         try:
             os.writev(self._fd, parts)
         except OSError as error:
-            # Nobody waits for it any more, or the mount is gone.
+            # The caller does not wait any more, or the mount is gone.
             if error.errno not in (errno.ENOENT, errno.ENODEV):
                 log.error("a reply was not taken: %s", error)
 

@@ -253,6 +253,7 @@ class Durability:
         self._is_running = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._flush_loop)
+            nursery.start_soon(self._commit_loop)
             nursery.start_soon(self._checkpoint_loop)
             nursery.start_soon(self._tend_sealed_segments)
 
@@ -264,6 +265,16 @@ class Durability:
             await self.flush()
             if self._catalog.changes > COMMIT_CHANGES or self.full:
                 self.commit_catalog()
+
+    async def _commit_loop(self) -> None:
+        """Commit the catalog as soon as much has changed, however much changes until the next
+        flush: what a commit takes holds everything up."""
+        due = trio.Event()
+        self._catalog.on_commit_due = lambda: due.set()
+        while not self._failed:
+            await due.wait()
+            due = trio.Event()
+            self.commit_catalog()
 
     async def flush(self) -> None:
         """Flush the journal once, up to its head now."""

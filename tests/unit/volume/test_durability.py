@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from fusejournal.backing.catalog_store import COMMIT_CHANGES
 from fusejournal.config import JournalConfig, ReplicationConfig
 from fusejournal.disk import failpoints
 from fusejournal.journal.segment_writer import JournalOptions
@@ -224,3 +225,16 @@ async def test_a_full_disk_is_not_asked_again_and_again_to_hold_a_compressed_seg
         durability._compress_again_at = 0.0  # some minutes later
         await durability._tend_once()
         assert len(volume.journal.sealed.compressible()) < before
+
+
+async def test_the_catalog_is_committed_before_much_has_changed(quick_disk: Path) -> None:
+    """Not only after the next flush: a commit of all that a second brings would hold all up."""
+    async with flushing(quick_disk) as opened:
+        catalog = opened.volume.catalog
+        most = 0
+        for number in range(3 * COMMIT_CHANGES):
+            opened.volume.note(Mark(f"mark{number}"))
+            most = max(most, catalog.changes)
+            if not number % 100:
+                await trio.lowlevel.checkpoint()
+        assert most < COMMIT_CHANGES + 300

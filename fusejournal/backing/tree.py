@@ -24,7 +24,6 @@ import os
 from collections import OrderedDict
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
 from uuid import UUID
 
@@ -57,6 +56,8 @@ class Tree:
         self.uuid = uuid
         self.catalog = catalog
         self.device = os.fstat(root_fd).st_dev
+        self.limits = BackingLimits()
+        """Those of the backing's file system; not known before :meth:`find_limits`."""
         self._descriptors: OrderedDict[Fid, int] = OrderedDict()
         """By use: the newest last."""
         self._descriptors_max = descriptors_max
@@ -71,10 +72,9 @@ class Tree:
         self._hidden_in = b""
         """The name that it has while it is there; else empty."""
 
-    @cached_property
-    def limits(self) -> BackingLimits:
-        """The limits of the backing's file system, found out when they are first asked for."""
-        return probe_limits(self.root_fd)
+    def find_limits(self) -> None:
+        """Finds out ``limits``, with a file without a name. Blocks."""
+        self.limits = probe_limits(self.root_fd)
 
     # -- nodes -------------------------------------------------------------------------------------
 

@@ -73,7 +73,7 @@ class StatusPage:
             segments=journal.segment_count,
             disk_free_bytes=shutil.disk_usage(spec.state_dir).free,
             backing_free_bytes=_free_bytes(volume.tree.root_fd),
-            limits=volume.tree.limits,
+            limits=volume.tree.limits if replication is not None else None,
             flush_seconds=round(tasks.flush_seconds, 6),
             flushes=tasks.flushes,
             waits=FlushWaits(

@@ -64,7 +64,7 @@ class VolumeStatus(Reply):
     """Space left under the state directory."""
     backing_free_bytes: int | None = None
     limits: BackingLimits | None = None
-    """Those of the backing's file system; None where no layer is running."""
+    """Those of the backing's file system; None in a read-only mount, and without a layer."""
     flush_seconds: float | None = None
     flushes: int | None = None
     waits: FlushWaits | None = None

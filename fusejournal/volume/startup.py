@@ -180,6 +180,8 @@ class VolumeStartup:
         exception: the next opening goes on. Raises FusejournalError, OSError."""
         watermarks = self._watermarks
         self._check = check
+        if not read_only:
+            self.volume.tree.find_limits()
         if watermarks is None:
             self._recover(read_only, None, held_seq)
         elif read_only or not self.volume.journal.head_seq:

@@ -50,12 +50,10 @@ from fusejournal.types import Epoch, Reign, Seq
 _BYTES = 4096
 _MAGIC = int.from_bytes(b"\x89FJCOPY1", "little")
 _WORD = struct.Struct("<Q")
-_PAIR = struct.Struct("<QQ")
 RIVALS_MAX = 16
 _APPLYING, _COMMITTED, _DURABLE, _STOPPED, _EPOCH, _NODE, _INSTANCE, _ROOTED = range(1, 9)
 _OWNER, _UNCONFIRMED, _FOLLOWED = 9, 10, 11
 _WORDS = _FOLLOWED + 2 + RIVALS_MAX
-_FOLLOWING = struct.Struct(f"<{2 + RIVALS_MAX}Q")
 
 
 class Following(NamedTuple):
@@ -104,16 +102,13 @@ class WatermarkPage:
             self._has_failed = True
             raise
 
-    def _set(self, word: int, number: int) -> None:
-        if number != self._words[word]:
-            self._set_together(word, _WORD.pack(number))
-
-    def _set_together(self, first: int, packed: bytes) -> None:
-        """Set words that go together, from *first* on: with some old and some new ones they would
-        tell what never was."""
-        calls.write_all("watermarks.write", self._fd, packed, first * _WORD.size)
-        words = [word for (word,) in _WORD.iter_unpack(packed)]
-        self._words[first : first + len(words)] = words
+    def _set(self, first: int, *numbers: int) -> None:
+        """Sets words that go together, from *first* on, in one step: with some old and some new
+        ones they would tell what never was."""
+        if numbers != tuple(self._words[first : first + len(numbers)]):
+            packed = struct.pack(f"<{len(numbers)}Q", *numbers)
+            calls.write_all("watermarks.write", self._fd, packed, first * _WORD.size)
+            self._words[first : first + len(numbers)] = numbers
 
     @property
     def owner(self) -> int:
@@ -130,7 +125,7 @@ class WatermarkPage:
         """A start has got through: from now on the page tells all that is to be known. Raises
         OSError."""
         if self.is_unconfirmed or self.owner != self._words[_OWNER]:
-            self._set_together(_OWNER, _PAIR.pack(self.owner, 0))
+            self._set(_OWNER, self.owner, 0)
 
     @property
     def following(self) -> Following:
@@ -140,10 +135,9 @@ class WatermarkPage:
 
     @following.setter
     def following(self, following: Following) -> None:
-        if following != self.following:
-            node_id, number, rivals = following
-            words = [node_id, number, *rivals, *(0,) * (RIVALS_MAX - len(rivals))]
-            self._set_together(_FOLLOWED, _FOLLOWING.pack(*words))
+        node_id, number, rivals = following
+        assert len(rivals) <= RIVALS_MAX
+        self._set(_FOLLOWED, node_id, number, *rivals, *(0,) * (RIVALS_MAX - len(rivals)))
 
     @property
     def applying_seq(self) -> Seq:
@@ -215,8 +209,7 @@ class WatermarkPage:
 
     @fence.setter
     def fence(self, reign: Reign) -> None:
-        if reign != self.fence:
-            self._set_together(_EPOCH, _PAIR.pack(*reign))
+        self._set(_EPOCH, *reign)
 
 
 def _make(path: Path) -> None:

@@ -1,5 +1,4 @@
-"""The kernel's connection (an open /dev/fuse), its handshake, and how it goes from one layer
-process to the next.
+"""The kernel's connection (an open /dev/fuse), and how it goes from one layer process to the next.
 
 A FUSE mount lives as long as its connection is open somewhere. For a volume that is exported, a
 *keeper* (connection_holder.py), a small process of its own, holds a second descriptor of it, one of
@@ -9,64 +8,37 @@ the descriptors from the keeper and goes on: no client is told anything, nfsd's 
 files stay good, and nothing is mounted anew. The keeper gives up after some seconds; then the mount
 is dead, as without one.
 
-libfuse answers the kernel's INIT, through pyfuse3, and nothing else: requests are read and answered
-by the request loop. It cannot be given a connection that has been greeted already (INIT is sent
-once). So it gets one end of a socket: there it finds the INIT that this module read from the
-kernel, now or when the connection was new, and answers it; after that the connection takes the
-socket's place under the same descriptor number, where pyfuse3 sends its notifications.
+What the layer that died had read and not answered is answered by the next one's handshake
+(handshake.py).
 
-A request that the dead process had read and not answered would wait for ever. All such requests
-are answered with EAGAIN, which nfsd passes on as "try again later", by going through the numbers
-below the first request that the new process reads: the kernel refuses those that nobody waits
-for, and those that nobody has read.
-
-Source: the kernel's fs/fuse/dev.c (fuse_dev_do_write, fuse_get_unique), include/uapi/linux/fuse.h,
-pidfd_getfd(2)."""
+Source: include/uapi/linux/fuse.h, pidfd_getfd(2)."""
 
 import ctypes
-import errno
 import json
 import os
 import select
 import signal
-import socket
 import struct
 import subprocess
-import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import pyfuse3
-import trio
-
 from fusejournal.disk import mounts
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.disk.process import DIRECTORY, python_module
-from fusejournal.errors import GreetingError, VolumeBusyError
+from fusejournal.errors import VolumeBusyError
+from fusejournal.layer.kernel_protocol import IN_HEADER, OUT_HEADER
 
-_IN_HEADER = struct.Struct("<IIQ")
-"""Length, opcode, number ("unique"): the beginning of struct fuse_in_header."""
-_OUT_HEADER = struct.Struct("<IiQ")
-_IN_HEADER_BYTES = 40
-_INIT_FLAGS = struct.Struct("<12sI")
-"""Versions and read-ahead, then the flags: the beginning of fuse_init_in and fuse_init_out."""
-_INIT_MAX_WRITE = struct.Struct("<20sI")
-"""Versions, read-ahead, flags, bounds of the background; then the largest write."""
-_AUTO_INVAL_DATA = 1 << 12
-_ASYNC_DIO = 1 << 15
-_CACHE_SYMLINKS = 1 << 23
-_HANDLE_KILLPRIV_V2 = 1 << 28
+_VERSIONS_AT = IN_HEADER.size
+"""The place of the versions in a kernel's INIT."""
 _INVAL_ENTRY = struct.Struct("<QII")
 """Parent, length of the name, flags: struct fuse_notify_inval_entry_out."""
 _NOTIFY_INVAL_ENTRY, _EXPIRE_ONLY = 3, 1
 _MINOR_EXPIRE = 38
-_NUMBER_STEP = 2
-_ANSWERED_MAX = 1 << 16
-_REQUEST_HEAD_BYTES_MAX = 1 << 17
-"""All of a WRITE but its data; an attribute with its name is smaller, too."""
-_REQUEST_BYTES_MAX = (1 << 20) + _REQUEST_HEAD_BYTES_MAX
+_REQUEST_BYTES_MAX = 1 << 16
+"""More than an INIT has."""
 _SYS_PIDFD_GETFD = 438
 _NUMBER_MAX = 1 << 31
 _KEEPER = "fusejournal.layer.connection_holder"
@@ -96,14 +68,14 @@ class KernelConnection:
     def can_expire(self) -> bool:
         """True if the kernel can be made to ask for a name anew without taking the name away, which
         takes what is mounted there with it: from Linux 6.2 on."""
-        _, minor = struct.unpack_from("<II", self.init, _IN_HEADER_BYTES)
+        _, minor = struct.unpack_from("<II", self.init, _VERSIONS_AT)
         return bool(minor >= _MINOR_EXPIRE)
 
     def expire(self, parent: int, name: bytes) -> None:
         """Make it so. Blocks while a request on the directory *parent* is in progress. Raises
         OSError ENOENT for a name that the kernel does not know."""
         body = _INVAL_ENTRY.pack(parent, len(name), _EXPIRE_ONLY) + name + b"\0"
-        head = _OUT_HEADER.pack(_OUT_HEADER.size + len(body), _NOTIFY_INVAL_ENTRY, 0)
+        head = OUT_HEADER.pack(OUT_HEADER.size + len(body), _NOTIFY_INVAL_ENTRY, 0)
         os.write(self.fd, head + body)
 
 
@@ -117,142 +89,6 @@ def open_new(
     init = os.read(fd, _REQUEST_BYTES_MAX)  # the mount has sent it
     os.set_blocking(fd, False)
     return KernelConnection(fd, root_fd, table_fd, mounts.device_of(mountpoint), init)
-
-
-class _Greeting(pyfuse3.Operations):
-    """Tells libfuse what to promise the kernel."""
-
-    enable_acl = True
-    supports_dot_lookup = True
-    enable_writeback_cache = False
-
-
-class Handshake:
-    """libfuse's way to *connection*: see the module. After :meth:`greet` the connection is open as
-    ``fd``, too, and pyfuse3 can send notifications until :meth:`close`. *changes_alone*: only the
-    mount changes the tree."""
-
-    def __init__(
-        self, connection: KernelConnection, mountpoint: Path, *, changes_alone: bool
-    ) -> None:
-        self._connection = connection
-        self._changes_alone = changes_alone
-        self._mountpoint = mountpoint
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        self._ours = ours
-        self._is_open = False
-        self.fd = theirs.detach()
-
-    @property
-    def init_flags(self) -> int:
-        """The flags of INIT that the kernel was told."""
-        return int(_INIT_FLAGS.unpack_from(self._connection.reply, _OUT_HEADER.size)[1])
-
-    @property
-    def request_bytes_max(self) -> int:
-        """The room that the kernel wants for the largest request."""
-        reply = self._connection.reply
-        _, write_bytes_max = _INIT_MAX_WRITE.unpack_from(reply, _OUT_HEADER.size)
-        return int(write_bytes_max) + _REQUEST_HEAD_BYTES_MAX
-
-    async def greet(self) -> bytes:
-        """Have INIT answered. Returns the first request of a connection that was taken over, else
-        nothing. Raises GreetingError when this process answers otherwise than the one that the
-        connection was opened by. Cancelling leaves the kernel without an answer."""
-        connection = self._connection
-        pyfuse3.init(_Greeting(), f"/dev/fd/{self.fd}", set())
-        self._is_open = True
-        self._ours.send(connection.init)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(pyfuse3.main, 1, 1)
-            await trio.lowlevel.wait_readable(self._ours)
-            reply = self._ours.recv(_REQUEST_BYTES_MAX)
-            pyfuse3.terminate()
-        self._ours.close()
-        reply = _in_our_words(reply, connection.init, self._changes_alone)
-        first_request = b""
-        if connection.taken_over:
-            # The kernel goes by what it was told first. We can go along where that promises
-            # less than we would, or has it drop more.
-            told = _in_our_words(connection.reply, connection.init, self._changes_alone)
-            if reply != told or (self._changes_alone and _has_async_dio(connection.reply)):
-                raise GreetingError(
-                    f"{self._mountpoint}: this version speaks to the kernel in another way "
-                    "than the one that mounted it: unmount, then mount again"
-                )
-            first_request = self._first_request()
-        else:
-            connection.reply = reply
-            os.write(connection.fd, reply)
-        os.dup2(connection.fd, self.fd, inheritable=False)
-        return first_request
-
-    def close(self) -> None:
-        """Let libfuse and its descriptor go; the mount stays."""
-        if self._is_open:
-            self._is_open = False
-            pyfuse3.close(unmount=False)
-
-    def _first_request(self) -> bytes:
-        """The next request, and an answer for all that the dead process left behind."""
-        fd = self._connection.fd
-        asking = threading.Thread(target=_ask_something, args=(self._mountpoint,), daemon=True)
-        asking.start()
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        request = b""
-        while not request:
-            poll.poll()
-            # One that is interrupted is taken back, and may be gone before it is read.
-            with suppress(BlockingIOError):
-                request = os.read(fd, _REQUEST_BYTES_MAX)
-        _, _, number = _IN_HEADER.unpack_from(request)
-        number &= ~1  # an interrupt has the number of what it interrupts, and one more
-        for back in range(1, _ANSWERED_MAX):
-            if number <= back * _NUMBER_STEP:
-                break
-            answer = _OUT_HEADER.pack(_OUT_HEADER.size, -errno.EAGAIN, number - back * _NUMBER_STEP)
-            with suppress(OSError):
-                os.write(fd, answer)
-        return request
-
-
-def _in_our_words(reply: bytes, init: bytes, changes_alone: bool) -> bytes:
-    """libfuse's *reply* to the kernel's *init*, with what libfuse cannot say or says otherwise;
-    *changes_alone* as in Handshake.
-
-    The layer clears setuid and setgid by itself, so the kernel need not ask for the capabilities of
-    a file that it knows to have no privileges before every write. A symlink's target never changes,
-    so the kernel may keep it. And where nothing but the mount changes the tree, the kernel is not
-    to take each new mtime that its own writes have made for a reason to drop the file's pages.
-
-    It then must drop them by itself where a write goes past them. It does so after a direct write
-    that it waits for, and not after one that it answers asynchronously (generic_file_direct_write;
-    fuse_direct_IO, fuse_aio_complete in fs/fuse/file.c): what somebody read in the midst of that
-    would stay for good. So it is told to wait for all of them. (With both left on, a file whose
-    mtime is set back right after such a write would still be read wrongly.)"""
-    if len(reply) < _OUT_HEADER.size + _INIT_FLAGS.size:
-        return reply  # a refusal
-    _, offered = _INIT_FLAGS.unpack_from(init, _IN_HEADER_BYTES)
-    answer = bytearray(reply)
-    before, flags = _INIT_FLAGS.unpack_from(answer, _OUT_HEADER.size)
-    flags |= offered & (_HANDLE_KILLPRIV_V2 | _CACHE_SYMLINKS)
-    if changes_alone:
-        flags &= ~(_AUTO_INVAL_DATA | _ASYNC_DIO)
-    _INIT_FLAGS.pack_into(answer, _OUT_HEADER.size, before, flags)
-    return bytes(answer)
-
-
-def _has_async_dio(reply: bytes) -> bool:
-    """Returns True if *reply* lets the kernel answer direct writes asynchronously."""
-    _, flags = _INIT_FLAGS.unpack_from(reply, _OUT_HEADER.size)
-    return bool(flags & _ASYNC_DIO)
-
-
-def _ask_something(mountpoint: Path) -> None:
-    with suppress(OSError):
-        os.statvfs(mountpoint)
 
 
 class ConnectionHolder:

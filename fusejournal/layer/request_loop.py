@@ -1,7 +1,7 @@
 """The request loop: reads the kernel's requests, has them answered, and writes the replies.
 
 One task, the *reader*, reads one request after another from the device, which libfuse has greeted
-(connection.py). Most are answered on the spot. A call that has to wait (for a flush, for mirrors,
+(handshake.py). Most are answered on the spot. A call that has to wait (for a flush, for mirrors,
 for an import) becomes a task of its own with its reply, and the reader goes on; only so many may
 wait at once.
 
@@ -27,8 +27,8 @@ from typing import Any, Final
 
 import trio
 
-from fusejournal.layer.connection import Handshake
 from fusejournal.layer.handlers import Handlers
+from fusejournal.layer.handshake import Handshake
 from fusejournal.layer.kernel_protocol import (
     EXTENSION_BYTES,
     IN_HEADER,

@@ -13,8 +13,9 @@ from uuid import UUID
 from fusejournal.config import JournalConfig
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
-from fusejournal.layer.connection import Handshake, KernelConnection
+from fusejournal.layer.connection import KernelConnection
 from fusejournal.layer.handlers import Handlers
+from fusejournal.layer.handshake import Handshake
 from fusejournal.layer.kernel_cache import KernelCache
 from fusejournal.layer.open_files import OpenFiles
 from fusejournal.layer.request_loop import RequestLoop

@@ -28,7 +28,7 @@ from fusejournal.errors import (
     GreetingError,
     MountError,
 )
-from fusejournal.layer.connection import Handshake
+from fusejournal.layer.handshake import Handshake
 from fusejournal.layer.replies import WAITING_MAX
 from fusejournal.layer.request_loop import RequestLoop
 from fusejournal.nfs import exports

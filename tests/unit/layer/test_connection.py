@@ -14,15 +14,14 @@ import pytest
 
 from fusejournal.disk.process import python_module
 from fusejournal.layer.connection import (
-    Handshake,
     KernelConnection,
-    _in_our_words,
     _started,
     check_held,
     is_held,
     release_kept,
     take_over,
 )
+from fusejournal.layer.handshake import Handshake, _in_our_words
 
 _AUTO_INVAL_DATA, _CACHE_SYMLINKS, _HANDLE_KILLPRIV_V2 = 1 << 12, 1 << 23, 1 << 28
 _ASYNC_DIO = 1 << 15

@@ -18,16 +18,20 @@ install() {
 }
 
 # environment [EXTRA]: a virtual environment in .venv with fusejournal from this checkout, made anew only when
-# pyproject.toml has changed. Needs the compiler because pyfuse3 comes as source.
+# pyproject.toml has changed; when a compiled module has changed, fusejournal alone is installed again. Needs the compiler
+# because pyfuse3 comes as source, and for those modules.
 environment() {
   install fuse3 libfuse3-dev pkg-config gcc libc6-dev python3 python3-dev python3-venv
   local stamp
-  stamp="$(sha256sum "$here/pyproject.toml" | cut -d' ' -f1) $here ${1:-}"
+  stamp="$(sha256sum "$here/pyproject.toml" | cut -d' ' -f1) $here ${1:-} ${FUSEJOURNAL_PURE:-}"
   if [ "$(cat "$here/.venv/stamp" 2>/dev/null)" != "$stamp" ]; then
     echo "making the virtual environment"
     rm -rf "$here/.venv"
     /usr/bin/python3 -m venv "$here/.venv"
     "$here/.venv/bin/pip" install -q --disable-pip-version-check -e "$here${1:+[$1]}"
     echo "$stamp" >"$here/.venv/stamp"
+  elif ! (cd "$here" && .venv/bin/python -c 'import fusejournal') 2>/dev/null; then
+    echo "compiling what has changed"
+    "$here/.venv/bin/pip" install -q --disable-pip-version-check --no-deps -e "$here"
   fi
 }

@@ -66,7 +66,7 @@ class Applier:
         self._tree = tree
         self._maker = ObjectMaker(tree)
         data, imports = DataApplier(tree), ImportApplier(tree, self._maker, self._link)
-        self._methods: dict[Kind, Callable[[Any, int, Any, bool], Made]] = {
+        self._methods: dict[Kind, Callable[[Any, int, bytes | memoryview, bool], Made]] = {
             Kind.CREATE: self._maker.create,
             Kind.MKDIR: self._maker.mkdir,
             Kind.SYMLINK: self._maker.symlink,
@@ -119,7 +119,7 @@ class Applier:
 
     # -- names -------------------------------------------------------------------------------------
 
-    def _link(self, operation: Link, time_ns: int, _: bytes, redo: bool) -> Made:
+    def _link(self, operation: Link, time_ns: int, _: bytes | memoryview, redo: bool) -> Made:
         tree = self._tree
         look = tree.probe_name(operation.parent, operation.name) if redo else None
         if look is not None and look.fid != operation.fid:
@@ -131,7 +131,7 @@ class Applier:
         name_changed(self._tree, operation.parent, time_ns)
         return NOTHING_MADE
 
-    def _unlink(self, operation: Unlink, time_ns: int, _: bytes, redo: bool) -> Made:
+    def _unlink(self, operation: Unlink, time_ns: int, _: bytes | memoryview, redo: bool) -> Made:
         if self._still_named(operation, redo):
             directory = self._tree.descriptor(operation.parent)
             failpoints.reached("apply.unlink")
@@ -139,7 +139,7 @@ class Applier:
         name_changed(self._tree, operation.parent, time_ns)
         return NOTHING_MADE
 
-    def _rmdir(self, operation: Rmdir, time_ns: int, _: bytes, redo: bool) -> Made:
+    def _rmdir(self, operation: Rmdir, time_ns: int, _: bytes | memoryview, redo: bool) -> Made:
         if self._still_named(operation, redo):
             directory = self._tree.descriptor(operation.parent)
             failpoints.reached("apply.rmdir")
@@ -153,7 +153,7 @@ class Applier:
         look = self._tree.probe_name(operation.parent, operation.name)
         return look is not None and look.fid == operation.fid
 
-    def _rename(self, operation: Rename, time_ns: int, _: bytes, redo: bool) -> Made:
+    def _rename(self, operation: Rename, time_ns: int, _: bytes | memoryview, redo: bool) -> Made:
         tree = self._tree
         look = tree.probe_name(operation.parent, operation.name) if redo else None
         if not redo or (look is not None and look.fid == operation.fid):
@@ -181,7 +181,9 @@ class Applier:
         stats = ((fid, self._tree.stat(fid)) for fid in (operation.fid, operation.replaced))
         return [(fid, stat.st_mtime_ns) for fid, stat in stats if S_ISDIR(stat.st_mode)]
 
-    def _whiteout(self, operation: Whiteout, time_ns: int, _: bytes, redo: bool) -> Made:
+    def _whiteout(
+        self, operation: Whiteout, time_ns: int, _: bytes | memoryview, redo: bool
+    ) -> Made:
         with self._tree.staging() as staging:
             steps = WhiteoutSteps(
                 self._tree,

@@ -78,7 +78,7 @@ class DataApplier:
         if capability is not None and _capability_of(fd) is None:
             os.setxattr(fd, CAPABILITY_XATTR, capability)
 
-    def truncate(self, operation: Truncate, time_ns: int, _: bytes, __: bool) -> Made:
+    def truncate(self, operation: Truncate, time_ns: int, _: bytes | memoryview, __: bool) -> Made:
         """Applies a TRUNCATE: see Applier.apply."""
         fd = self._tree.writable(operation.fid)
         node = self._tree.node(operation.fid)
@@ -96,7 +96,7 @@ class DataApplier:
         node.capability = b""
         return NOTHING_MADE
 
-    def setattr(self, operation: Setattr, _: int, __: bytes, ___: bool) -> Made:
+    def setattr(self, operation: Setattr, _: int, __: bytes | memoryview, ___: bool) -> Made:
         """Applies a SETATTR: see Applier.apply."""
         _, mode, uid, gid, atime_ns, mtime_ns = operation
         fd = self._tree.descriptor(operation.fid)
@@ -161,14 +161,16 @@ class DataApplier:
             is_open = self._tree.node(fid).type in (S_IFREG, S_IFDIR)
             os.chmod(fd if is_open else syscalls.descriptor_path(fd), mode)
 
-    def setxattr(self, operation: Setxattr, _: int, __: bytes, ___: bool) -> Made:
+    def setxattr(self, operation: Setxattr, _: int, __: bytes | memoryview, ___: bool) -> Made:
         """Applies a SETXATTR: see Applier.apply."""
         failpoints.reached("apply.setxattr")
         os.setxattr(self._tree.xattr_target(operation.fid), operation.name, operation.value)
         _forget_xattrs(self._tree.node(operation.fid))
         return NOTHING_MADE
 
-    def removexattr(self, operation: Removexattr, _: int, __: bytes, redo: bool) -> Made:
+    def removexattr(
+        self, operation: Removexattr, _: int, __: bytes | memoryview, redo: bool
+    ) -> Made:
         """Applies a REMOVEXATTR: see Applier.apply."""
         failpoints.reached("apply.removexattr")
         target = self._tree.xattr_target(operation.fid)

@@ -27,7 +27,7 @@ class ImportApplier:
         self._maker = maker
         self._link = link
 
-    def make(self, operation: Import, _: int, __: bytes, redo: bool) -> Made:
+    def make(self, operation: Import, _: int, __: bytes | memoryview, redo: bool) -> Made:
         """Applies an IMPORT: see Applier.apply."""
         with mtime_kept(self._tree, operation.parent):
             return self._make_imported(operation, redo)
@@ -89,7 +89,9 @@ class ImportApplier:
         syscalls.set_times(fd, None, operation.mtime_ns)
         return NOTHING_MADE
 
-    def link(self, operation: ImportLink, time_ns: int, data: bytes, redo: bool) -> Made:
+    def link(
+        self, operation: ImportLink, time_ns: int, data: bytes | memoryview, redo: bool
+    ) -> Made:
         """Applies an IMPORT_LINK: see Applier.apply."""
         with mtime_kept(self._tree, operation.parent):
             link = Link(operation.fid, operation.parent, operation.name)

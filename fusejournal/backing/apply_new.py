@@ -26,7 +26,7 @@ class ObjectMaker:
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
 
-    def create(self, operation: Create, time_ns: int, _: bytes, redo: bool) -> Made:
+    def create(self, operation: Create, time_ns: int, _: bytes | memoryview, redo: bool) -> Made:
         """Applies a CREATE: see Applier.apply."""
         tree = self._tree
         directory = tree.descriptor(operation.parent)
@@ -50,7 +50,7 @@ class ObjectMaker:
         tree.adopt(operation.fid, fd)
         return made
 
-    def mkdir(self, operation: Mkdir, time_ns: int, _: bytes, redo: bool) -> Made:
+    def mkdir(self, operation: Mkdir, time_ns: int, _: bytes | memoryview, redo: bool) -> Made:
         """Applies a MKDIR: see Applier.apply."""
         tree = self._tree
         directory = tree.descriptor(operation.parent)
@@ -71,7 +71,7 @@ class ObjectMaker:
         tree.adopt(operation.fid, fd)
         return made
 
-    def symlink(self, operation: Symlink, time_ns: int, _: bytes, redo: bool) -> Made:
+    def symlink(self, operation: Symlink, time_ns: int, _: bytes | memoryview, redo: bool) -> Made:
         """Applies a SYMLINK: see Applier.apply."""
         tree = self._tree
         directory = tree.descriptor(operation.parent)

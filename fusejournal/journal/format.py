@@ -181,7 +181,7 @@ class Frame(NamedTuple):
     offset: int
     """The place where it begins in the uncompressed segment."""
     payload_bytes: int
-    content: memoryview
+    content: "memoryview"  # quoted: mypyc looks up what is named where the class is made
     """The frame from its header on."""
 
 

@@ -212,9 +212,10 @@ def _decode_batch_forget(data: Data) -> tuple[list[tuple[Fid, int]]]:
 
 
 def _decode_setattr(data: Data) -> tuple[AttributeChange]:
-    fields = _SETATTR_IN.unpack_from(data, _BODY)
-    valid, _, _, size, _, atime, mtime, _, atime_part_ns, mtime_part_ns, *rest = fields
-    _, mode, _, uid, gid, _ = rest
+    (
+        valid, _, _, size, _, atime, mtime, _,
+        atime_part_ns, mtime_part_ns, _, mode, _, uid, gid, _,
+    ) = _SETATTR_IN.unpack_from(data, _BODY)  # fmt: skip
     return (
         AttributeChange(
             mode if valid & _FATTR_MODE else None,

@@ -31,6 +31,8 @@ from fusejournal.operations import (
 from fusejournal.types import NAME_BYTES_MAX, Caller, Fid, clamp_time
 
 ACL_XATTRS: Final = frozenset((ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR))
+_NOTHING_SET: Final = (None,) * 5
+"""The fields of a SETATTR behind the fid, where it sets nothing."""
 _RENAME_FLAGS: Final = RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT
 
 
@@ -146,7 +148,7 @@ def setattr(fid: Fid, change: AttributeChange, old_mode: int | None) -> Setattr 
         None if change.atime_ns is None else clamp_time(change.atime_ns),
         None if change.mtime_ns is None else clamp_time(change.mtime_ns),
     )
-    return operation if any(value is not None for value in operation[1:]) else None
+    return operation if operation[1:] != _NOTHING_SET else None
 
 
 def setgid_around_acl(

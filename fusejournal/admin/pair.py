@@ -76,7 +76,7 @@ def open_pairing(state: VolumeState) -> PairingCode:
     listen = parse_address(opened["listen"])
     host = socket.gethostname() if listen.host in _EVERYWHERE else listen.host
     where = f"{opened['node']}={Address(host, listen.port)}"
-    command = f"fusejournal pair {shlex.quote(state.name)} {shlex.quote(where)} {opened['code']}"
+    command = f"fusejournal pair VOLUME {shlex.quote(where)} {opened['code']}"
     return PairingCode.from_json({**opened, "command": command})
 
 

@@ -96,6 +96,6 @@ def _show(state: VolumeState, opened: PairingCode, as_json: bool) -> None:
     text.echo(f"{'code':<12}{opened.code}")
     text.echo(f"{'this node':<12}{opened.node}, {opened.fingerprint}")
     minutes = round(opened.seconds_left / 60)
-    text.echo(f"On the other node, within {minutes} minutes (there with its volume's name):")
+    text.echo(f"On the other node, within {minutes} minutes where VOLUME is the primary's:")
     text.echo(f"  {opened.command}")
     text.echo("waiting for it; Ctrl-C takes the code back", err=True)

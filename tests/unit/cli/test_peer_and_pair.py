@@ -159,7 +159,7 @@ async def test_two_nodes_are_paired(tmp_path: Path) -> None:
     ):
         program, *words = shlex.split(lines[-1])
         assert program == "fusejournal"
-        assert words[:2] == ["pair", "a"]
+        assert words[:2] == ["pair", "VOLUME"]
         wrong = [*words[:-1], "0000-0000-0000-0000"]
         wrong[1] = words[1] = "b"  # the volume's name there
         assert "the code is wrong" in await run_beside(*wrong, exit_code=27)

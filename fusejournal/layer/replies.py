@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 WAITING_MAX: Final = 512
 """The number of replies that can wait at once, for a flush or for mirrors, before the mount
 does."""
+_ERRNO_MAX: Final = 511
+"""The last that the kernel takes; what a file system beneath gives beyond it is the kernel's own.
+Source: fs/fuse/dev.c (fuse_dev_do_write)."""
 
 
 class OpenReply(NamedTuple):
@@ -46,11 +49,10 @@ DONE = b""
 
 
 def errno_of(error: Exception) -> int:
-    """The errno that a caller gets for an exception out of a call."""
-    if isinstance(error, FUSEError):
-        return int(error.errno)
-    if isinstance(error, OSError):
-        return error.errno or errno.EIO
+    """The errno that a caller gets for an exception out of a call: one that the kernel takes."""
+    if isinstance(error, FUSEError | OSError):
+        number = error.errno
+        return number if number is not None and 0 < number <= _ERRNO_MAX else errno.EIO
     if isinstance(error, MalformedRequestError):
         log.error("a request of the kernel makes no sense: %s", error)
     elif isinstance(error, FusejournalError):

@@ -218,12 +218,24 @@ class RequestLoop:
             body.sent()
 
     def _send(self, parts: tuple[bytes, ...]) -> None:
+        """Send the reply *parts*. If the kernel does not take it, the caller, who would wait for
+        ever, gets EIO."""
+        error = self._write(parts)
+        if error is not None:
+            log.error("a reply was not taken: %s", error)
+            _, _, number = OUT_HEADER.unpack_from(parts[0])
+            error = self._write((encode_error(number, errno.EIO),))
+            if error is not None:
+                log.error("nor that it was not: %s", error)
+
+    def _write(self, parts: tuple[bytes, ...]) -> OSError | None:
+        """Returns why the kernel does not take *parts*; None also where nobody waits for them."""
         try:
             os.writev(self._fd, parts)
         except OSError as error:
             # The caller does not wait any more, or the mount is gone.
-            if error.errno not in (errno.ENOENT, errno.ENODEV):
-                log.error("a reply was not taken: %s", error)
+            return None if error.errno in (errno.ENOENT, errno.ENODEV) else error
+        return None
 
 
 class _Turn:

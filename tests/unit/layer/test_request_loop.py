@@ -145,6 +145,49 @@ async def test_some_requests_have_no_reply(caplog: pytest.LogCaptureFixture) -> 
         assert kernel.calls.forgotten == [(Fid(7), 3)]
 
 
+@pytest.mark.parametrize("taken_after", [1, 2])
+async def test_a_reply_that_is_not_taken_is_an_error_to_its_caller(
+    taken_after: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Said once more at the most; and the loop goes on."""
+    writev, refused = os.writev, 0
+
+    def refuse(fd: int, parts: tuple[bytes, ...]) -> int:
+        nonlocal refused
+        if refused < taken_after:
+            refused += 1
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return writev(fd, parts)
+
+    async with _serving() as kernel:
+        monkeypatch.setattr(os, "writev", refuse)
+        with caplog.at_level(logging.CRITICAL, "fusejournal.layer"):
+            kernel.ask(Opcode.STATFS, 1)
+            if taken_after == 1:
+                assert await kernel.reply() == (1, errno.EIO, b"")
+            kernel.ask(Opcode.STATFS, 2)
+            assert await kernel.reply() == (2, 0, b"7 by 1000")
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENODEV])
+async def test_who_has_gone_is_not_told_again(
+    number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    writev, gone = os.writev, [number]
+
+    def refuse(fd: int, parts: tuple[bytes, ...]) -> int:
+        if gone:
+            raise OSError(gone.pop(), "planned")
+        return writev(fd, parts)
+
+    async with _serving() as kernel:
+        monkeypatch.setattr(os, "writev", refuse)
+        kernel.ask(Opcode.STATFS, 1)
+        kernel.ask(Opcode.STATFS, 2)
+        assert await kernel.reply() == (2, 0, b"7 by 1000")
+    assert not caplog.text
+
+
 async def test_who_waits_waits_alone() -> None:
     async with _serving() as kernel:
         kernel.ask(Opcode.FSYNC, 1, struct.pack("=QII", 13, 0, 0))

@@ -25,16 +25,21 @@ fail. Where volumes are found is in registry.py, who has one in lock.py.
 Until format 2 the page of watermarks was called ``marks``. An older version of the program would
 not find it by its name of today: it would make an empty one, and so forget which reign it must not
 fall behind. So the directory is first of the new format, which an older version refuses, durably;
-then the page gets its new name (:func:`take_over`)."""
+then the page gets its new name (:func:`take_over`). On a full disk, which has no room for another
+volume.json, the one digit is written in place: it is there whole or not at all."""
 
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 from uuid import UUID
 
 from fusejournal.disk import calls
+from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.disk.files import (
     UNREADABLE_JSON,
     Outlives,
@@ -44,6 +49,7 @@ from fusejournal.disk.files import (
 from fusejournal.errors import (
     FusejournalError,
     JournalError,
+    JournalFullError,
     UntrustedStateError,
     VolumeNotFoundError,
 )
@@ -56,6 +62,8 @@ _FORMATS = (1, _FORMAT)
 _PAGE = "watermarks"
 _PAGE_BEFORE = "marks"
 """Its name in format 1."""
+_FORMAT_DIGIT = re.compile(rb'"format"\s*:\s*(1)(?=\s*[,}])')
+"""The format in a volume.json of format 1, as most programs write JSON."""
 
 
 @dataclass(frozen=True)
@@ -159,12 +167,12 @@ def _read_role(raw: dict[str, Any]) -> Role:
     return Role.UNINITIALIZED if is_uninitialized else role
 
 
-def _open_trusted(directory: Path) -> TextIO:
-    """Its volume.json. Raises OSError, UntrustedStateError."""
+def _open_trusted(directory: Path, access: int = os.O_RDONLY) -> TextIO:
+    """Its volume.json, for *access* by its descriptor. Raises OSError, UntrustedStateError."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _check_trusted(fd, directory)
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        flags = access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         file = open(os.open("volume.json", flags, dir_fd=fd), encoding="utf-8")  # noqa: SIM115
     finally:
         os.close(fd)
@@ -219,7 +227,7 @@ def remember_listen(state: VolumeState, asked: str) -> VolumeState:
 def take_over(state: VolumeState, known: VolumeState) -> None:
     """Have the state directory say *state*, where it said *known*, and all in it be as this version
     has it; only for who holds the volume. Killed at any step, it is done by the next call. Raises
-    OSError, JournalError."""
+    OSError, JournalError, JournalFullError."""
     directory = state.directory
     page, before = directory / _PAGE, directory / _PAGE_BEFORE
     if before.exists() and page.exists():
@@ -227,11 +235,66 @@ def take_over(state: VolumeState, known: VolumeState) -> None:
             f"{before}: an older version of fusejournal was at work beside {page}: move away which "
             "of the two is not this state's, or both, and the next start looks the backing over"
         )
-    if state != known or _format_of(directory) != _FORMAT:
+    with _told_when_full(state, known):
+        if state != known or _format_of(directory) != _FORMAT:
+            _save_over(state, known)
+        elif before.exists():
+            # The call that wrote the format may have been killed before it was on the disk.
+            with _open_trusted(directory) as file:
+                calls.fdatasync("state.format.flush", file.fileno())
+        if before.exists():
+            calls.rename("state.watermarks.rename", before, page)
+            calls.fsync_directory("state.watermarks.directory", directory)
+
+
+@contextmanager
+def _told_when_full(state: VolumeState, known: VolumeState) -> Iterator[None]:
+    """Raises JournalFullError where the block finds the state's disk full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        path = state.directory / "volume.json"
+        message = f"{path}: no space to write down what the volume is: make space"
+        if state != known:
+            message += f", or mount it as before: {known.backing} at {known.mountpoint}"
+        raise JournalFullError(message) from None
+
+
+def _save_over(state: VolumeState, known: VolumeState) -> None:
+    """:func:`save_state`; on a full disk in place, if *known* and the format of before are to be
+    replaced by no more than the format of today. Raises OSError."""
+    try:
         save_state(state)
-    if before.exists():
-        calls.rename("state.watermarks.rename", before, page)
-        calls.fsync_directory("state.watermarks.directory", directory)
+    except OSError as error:
+        is_same = error.errno in NO_SPACE and state == known
+        if not is_same or not _raise_format_in_place(state.directory):
+            raise
+
+
+def _raise_format_in_place(directory: Path) -> bool:
+    """Make its volume.json one of today's format by a single byte, durably. Returns False, with
+    nothing written, if its text does not allow that. Raises OSError: it is as before then."""
+    with _open_trusted(directory, os.O_RDWR) as file:
+        text = file.buffer.read()
+        found = _FORMAT_DIGIT.search(text)
+        if found is None:
+            return False
+        at, digit = found.start(1), str(_FORMAT).encode()
+        raised = text[:at] + digit + text[at + 1 :]
+        if json.loads(raised) != {**json.loads(text), "format": _FORMAT}:
+            return False  # another "format", deeper in it
+        fd = file.fileno()
+        try:
+            calls.write_all("state.format.write", fd, digit, at)
+            calls.fdatasync("state.format.sync", fd)
+        except OSError:
+            # The next start must not take for written what only the page cache has.
+            with suppress(OSError):
+                calls.write_all("state.format.undo", fd, found[1], at)
+            raise
+    return True
 
 
 def _format_of(directory: Path) -> int:

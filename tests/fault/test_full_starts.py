@@ -1,20 +1,26 @@
 """A start on a disk that is full: what an orderly stop has kept lets it go through, and removals,
 which make space, work. (Btrfs promises nothing: it takes space anew for a block that it has.)"""
 
+import json
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from fusejournal.config import Config
 from fusejournal.errors import JournalFullError
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment_writer import JournalOptions
+from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.node.claim import claim_volume
+from fusejournal.node.spec import MountSpec
 from fusejournal.operations import Clean, Operation, Unlink, Write
 from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid
 from tests.support.entries import UUID_OF_TESTS
 from tests.support.filesystems import filesystem, fill
 from tests.support.losses import begin_another_boot
 from tests.support.volumes import OpenVolume, open_volume
+from tests.upgrade.releases import kept
 
 pytestmark = pytest.mark.mount
 
@@ -74,3 +80,28 @@ def test_removals_work_after_an_orderly_stop(tmp_path: Path, kind: str, boot: st
                 volume.unlink(fid, f"file{number}")
                 volume.volume.drop_orphan(fid)
             volume.orderly = False  # XFS takes its time to give back what was removed
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_the_state_of_an_earlier_version_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    with filesystem(kind, tmp_path, "disk", 400) as disk:
+        monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(disk))
+        state = disk / "one"
+        state.mkdir(mode=0o700)
+        raw = json.loads("".join(kept("0.1.0")["mirror"]["state"]["volume.json"]["text"]))
+        raw |= {"name": "one", "backing": "/backing", "mountpoint": "/mount"}
+        (state / "volume.json").write_text(json.dumps(raw, indent=2))
+        (state / "lock").write_text("{}".ljust(512))
+        WatermarkPage(state / "marks", raw["created_ns"]).close()
+        page = (state / "marks").read_bytes()
+        fill(disk / "filler")
+        with pytest.raises(OSError, match="space"):
+            (state / "probe").write_bytes(b"x")
+        places = state, Path("/backing"), Path("/mount")
+        with claim_volume(MountSpec("one", *places, Config(), False, frozenset())):
+            pass
+        assert json.loads((state / "volume.json").read_text()) == {**raw, "format": 2}
+        assert (state / "watermarks").read_bytes() == page
+        assert not (state / "marks").exists()

@@ -19,8 +19,7 @@ def restart(volume: str, timeout: float) -> None:
     """Restart the layer of VOLUME without unmounting it; returns when it is back.
 
     Use it after an upgrade or a change of the configuration. NFS clients and local users notice a
-    pause only: their open files, working directories and locks stay good. (A file that was removed
-    while open is the exception: it is gone.)
+    pause only: their open files, removed ones too, working directories and locks stay good.
 
     \b
     Examples:

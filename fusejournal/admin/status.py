@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 from fusejournal.admin.live import live_status
+from fusejournal.disk import mounts
 from fusejournal.errors import JournalError, NotRunningError
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment_writer import JournalOptions
@@ -46,6 +47,11 @@ def _status(state: VolumeState) -> VolumeStatus:
 
 def _status_from_disk(state: VolumeState, condition: str, pid: int | None) -> VolumeStatus:
     degraded: list[str] = []
+    if condition == "stopped" and _is_mounted(state):
+        degraded.append(
+            f"its mount is dead: 'fusejournal mount {state.name}' makes it anew, "
+            f"'fusejournal umount {state.name}' takes it away"
+        )
     journal = None
     clean = True
     try:
@@ -102,6 +108,14 @@ def _status_from_disk(state: VolumeState, condition: str, pid: int | None) -> Vo
         checkpoint_seq=journal.head_seq if clean and not state.is_mirror else None,
         journal_bytes=journal.total_bytes,
         segments=journal.segment_count,
+    )
+
+
+def _is_mounted(state: VolumeState) -> bool:
+    source = f"fusejournal:{state.name}"
+    return any(
+        (one.mountpoint, one.type, one.source) == (state.mountpoint, mounts.FILESYSTEM_TYPE, source)
+        for one in mounts.mounts()
     )
 
 

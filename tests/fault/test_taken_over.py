@@ -251,6 +251,7 @@ def test_nobody_is_held_for_longer_than_configured(tmp_path: Path) -> None:
         with pytest.raises(OSError) as caught:  # noqa: PT011  # either, by where it waited
             os.listdir(layer.mountpoint)
         assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+        assert "its mount is dead" in layer.run("status", "volume").stdout
         layer.start()
         assert os.listdir(layer.mountpoint) == []
         layer.stop()

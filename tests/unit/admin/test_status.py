@@ -8,6 +8,8 @@ from click.testing import CliRunner
 
 from fusejournal.admin.status import all_statuses, volume_status
 from fusejournal.cli.status import status
+from fusejournal.disk import mounts
+from fusejournal.disk.mounts import FILESYSTEM_TYPE, MountInfo
 from fusejournal.node.state_dir import load_state
 from tests.support.nodes import make_volume
 from tests.support.volumes import open_volume
@@ -37,6 +39,24 @@ def test_a_copy_of_the_state_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (one,) = all_statuses()
     assert (one.name, one.state, one.role) == ("one", "stopped", "primary")
     assert str(tmp_path / "backup-of-one") in one.degraded[0]
+
+
+def test_a_dead_mount_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_volume(tmp_path / "one", "one")
+    state = load_state(tmp_path / "one")
+
+    def mounted(source: str) -> list[MountInfo]:
+        return [MountInfo("0:99", "/", state.mountpoint, FILESYSTEM_TYPE, source)]
+
+    monkeypatch.setattr(mounts, "mounts", lambda: mounted("fusejournal:another"))
+    assert volume_status(state).degraded == ()
+    monkeypatch.setattr(mounts, "mounts", lambda: mounted("fusejournal:one"))
+    found = volume_status(state)
+    assert found.state == "stopped"
+    (told,) = found.degraded
+    assert "its mount is dead" in told
+    assert "'fusejournal mount one'" in told
+    assert "'fusejournal umount one'" in told
 
 
 def test_nothing_is_known_of_a_journal_that_is_not_there(tmp_path: Path) -> None:

@@ -1,21 +1,29 @@
 """A new start of a running layer, beneath all users."""
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from fusejournal.admin.live import live_status
-from fusejournal.control.client import ask
+from fusejournal.control.client import RemoteError, ask
 from fusejournal.errors import FusejournalError, NotRunningError
+from fusejournal.node.refusals import check_next_start
+from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import VolumeState
 
 _POLL_SECONDS = 0.05
 
 
-def restart_volume(state: VolumeState, timeout_seconds: float) -> None:
+def restart_volume(
+    state: VolumeState, timeout_seconds: float, specify: Callable[[list[str]], MountSpec]
+) -> None:
     """Restarts the layer of a volume, with the program that is installed by now and without
-    unmounting, and returns when it is back. Raises NotRunningError where none is running,
-    FusejournalError where it does not come back, or not within *timeout_seconds*."""
+    unmounting, and returns when it is back. Nothing is ended where its next start would be
+    refused, which *specify* tells: it makes the mount of the layer's command line. Raises
+    NotRunningError where none is running, FusejournalError where it would be refused, does not come
+    back, or not within *timeout_seconds*."""
     before = live_status(state)
+    _check(state, before.pid, specify)
     with suppress(NotRunningError):  # it may be quicker to go than to answer
         ask(state.directory, "restart")
     deadline = time.monotonic() + timeout_seconds
@@ -30,6 +38,14 @@ def restart_volume(state: VolumeState, timeout_seconds: float) -> None:
                 f"the layer of {state.name} is not back after {timeout_seconds:g} s"
             )
         time.sleep(_POLL_SECONDS)
+
+
+def _check(state: VolumeState, pid: int | None, specify: Callable[[list[str]], MountSpec]) -> None:
+    try:
+        arguments = ask(state.directory, "arguments")["arguments"]
+    except RemoteError:
+        return  # a layer of an earlier version does not tell them
+    check_next_start(specify(arguments), state, pid or 0)
 
 
 def _is_back(state: VolumeState, before: float | None) -> bool:

@@ -140,8 +140,7 @@ def mount(
         raise click.UsageError("too many arguments: BACKING and MOUNTPOINT, or a VOLUME alone")
     if os.geteuid() != 0:
         raise PrivilegeError("mounting needs root: try sudo")
-    words = [word for option in options for word in option.split(",") if word]
-    asked = MountOptions(config, words, replication_options(**replication))
+    asked = _asked(config, options, replication)
     try:
         if len(places) == 2:
             spec = new_spec(*places, name, state, asked)
@@ -164,6 +163,25 @@ def mount(
         if foreground:
             sd_notify(f"STATUS={error}")
         raise
+
+
+def specify(arguments: list[str]) -> MountSpec:
+    """The mount that a layer's command line, :func:`foreground_arguments`, asks for by now. Raises
+    FusejournalError."""
+    told = mount.make_context("mount", arguments[1:]).params
+    backing, mountpoint = told.pop("places")
+    name, state = told.pop("name"), told.pop("state")
+    del told["foreground"]
+    return new_spec(
+        backing, mountpoint, name, state, _asked(told.pop("config"), told.pop("options"), told)
+    )
+
+
+def _asked(
+    config: Path | None, options: tuple[str, ...], replication: dict[str, Any]
+) -> MountOptions:
+    words = [word for option in options for word in option.split(",") if word]
+    return MountOptions(config, words, replication_options(**replication))
 
 
 def _find_known(volume: str) -> VolumeState:

@@ -20,10 +20,13 @@ def restart(volume: str, timeout: float) -> None:
 
     Use it after an upgrade or a change of the configuration. NFS clients and local users notice a
     pause only: their open files, removed ones too, working directories and locks stay good.
+    A configuration that cannot be used is refused, and the layer goes on as it was.
 
     \b
     Examples:
       fusejournal restart srv-data
       systemctl reload fusejournal@srv-data
     """
-    restart_volume(find_volume(volume), timeout)
+    from fusejournal.cli.mount import specify  # which takes its time to load
+
+    restart_volume(find_volume(volume), timeout, specify)

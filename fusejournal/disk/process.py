@@ -52,9 +52,9 @@ def shed_inheritance() -> list[str]:
     return lines
 
 
-def file_bytes_max() -> float:
-    """Returns the size up to which this process may write files, in bytes."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+def file_bytes_max(pid: int = 0) -> float:
+    """Returns the size up to which process *pid* (0: this one) may write files, in bytes."""
+    soft, _ = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     return inf if soft == resource.RLIM_INFINITY else soft
 
 

@@ -57,18 +57,7 @@ def _load_or_make(spec: "MountSpec") -> VolumeState:
         state = known = load_state(directory)
         if state.name != spec.name:
             raise UsageError(f"{directory} is the state of volume {state.name}, not of {spec.name}")
-        if not state.has_journal():
-            state = state.called(spec.role)  # nothing came of the attempts before
-        if spec.role not in (None, state.role_word):
-            raise UsageError(
-                f"volume {state.name} is a {state.role_word}, and a role is never changed by "
-                "mounting: leave --role out, or use another --state for another volume"
-            )
-        state = replace(
-            state,
-            backing=spec.backing,
-            mountpoint=spec.mountpoint,
-        )
+        state = replace(state.in_role(spec.role), backing=spec.backing, mountpoint=spec.mountpoint)
         take_over(state, known)
     else:
         if any((directory / "journal").glob("*.fj*")):

@@ -14,6 +14,7 @@ the others are cancelled."""
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -159,6 +160,7 @@ class Node:
             "stop": self._stop,
             "mark": mark,
             "restart": self._restart,
+            "arguments": self._arguments,
             "exported": self._exported,
         }
         async with trio.open_nursery() as nursery:
@@ -228,6 +230,10 @@ class Node:
         self.is_restarting = self._is_leaving = True
         self._leave()
         return {"pid": os.getpid()}
+
+    async def _arguments(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Tell the command line by which a restart begins again."""
+        return {"arguments": sys.argv[1:]}
 
     # -- stopping ----------------------------------------------------------------------------------
 

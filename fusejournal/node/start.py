@@ -27,9 +27,9 @@ import sys
 import trio
 
 from fusejournal.disk import calls, mounts
-from fusejournal.disk.process import file_bytes_max, python_module, shed_inheritance
+from fusejournal.disk.process import python_module, shed_inheritance
 from fusejournal.disk.syscalls import drop_resource_capability, mark_thread_as_io_flusher
-from fusejournal.errors import BackingError, FusejournalError, MountError
+from fusejournal.errors import BackingError, FusejournalError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.layer.connection import check_held, release_kept, take_over
 from fusejournal.layer.open_files import new_table
@@ -42,6 +42,7 @@ from fusejournal.node.assemble import (
 )
 from fusejournal.node.claim import claim_volume
 from fusejournal.node.node import Node, cause_of
+from fusejournal.node.refusals import check_file_limit
 from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.takeover import VolumeMount, connection_record
@@ -128,8 +129,7 @@ def _check_process(spec: MountSpec, reporter: Reporter) -> list[str]:
     limits = shed_inheritance()
     for line in limits:
         reporter.warning(line)
-    if file_bytes_max() < 2 * spec.config.journal.segment_bytes:
-        raise MountError("files may not become large enough for a journal: see 'ulimit -f'")
+    check_file_limit(spec)
     return limits
 
 

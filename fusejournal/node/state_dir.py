@@ -51,6 +51,7 @@ from fusejournal.errors import (
     JournalError,
     JournalFullError,
     UntrustedStateError,
+    UsageError,
     VolumeNotFoundError,
 )
 from fusejournal.node.lock import holder_of
@@ -108,6 +109,19 @@ class VolumeState:
             return self
         event = Event.CALLED_MIRROR if word == "mirror" else Event.CALLED_PRIMARY
         return replace(self, role=self.role.after(event))
+
+    def in_role(self, word: str | None) -> "VolumeState":
+        """The same where a mount asks for the role *word*; None: for whichever it has. Raises
+        UsageError where it has another one already."""
+        state = self
+        if not state.has_journal():
+            state = state.called(word)  # nothing came of the attempts before
+        if word not in (None, state.role_word):
+            raise UsageError(
+                f"volume {state.name} is a {state.role_word}, and a role is never changed by "
+                "mounting: leave --role out, or use another --state for another volume"
+            )
+        return state
 
     @property
     def watermarks(self) -> Path:

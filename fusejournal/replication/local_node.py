@@ -24,6 +24,15 @@ def node_name(volume_name: str) -> str:
     return default_node_name(f"{machine}-{volume_name}")
 
 
+def check_listens(is_mirror: bool, listen: str | None) -> None:
+    """Refuse a mirror that nobody could call. Raises UsageError."""
+    if is_mirror and listen is None:
+        raise UsageError(
+            "a mirror is called by its primary, and must listen: --listen ADDR:PORT (or mount "
+            "it with -o ro, only to read it)"
+        )
+
+
 class LocalNode:
     """The node of the volume *name*.
 
@@ -44,11 +53,7 @@ class LocalNode:
         is_mirror: bool,
         page: WatermarkPage,
     ) -> None:
-        if is_mirror and listen is None:
-            raise UsageError(
-                "a mirror is called by its primary, and must listen: --listen ADDR:PORT (or mount "
-                "it with -o ro, only to read it)"
-            )
+        check_listens(is_mirror, listen)
         self.state_dir = state_dir
         self.config = config
         self.listen = parse_address(listen) if listen is not None else None

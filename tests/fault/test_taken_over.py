@@ -257,13 +257,36 @@ def test_nobody_is_held_for_longer_than_configured(tmp_path: Path) -> None:
         layer.stop()
 
 
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        ("nonsense", "config.toml"),
+        ("mirrorz = 1", "mirrorz"),
+        ("[replication]\nmirrors = 'many'", "replication.mirrors"),
+        ("[replication]\nlisten = 'nowhere at all'", "replication.listen"),
+        ("[volume]\nrole = 'mirror'", "is a primary"),
+    ],
+)
+def test_a_restart_that_would_fail_is_refused(layer: Layer, config: str, error: str) -> None:
+    layer.start()
+    layer.reconfigure(config)
+    done = layer.run("restart", "volume", check=False)
+    assert done.returncode == 2, done.stderr
+    assert error in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    mounting = layer.run(*layer.mount_arguments(), check=False)
+    assert mounting.stderr == done.stderr or "is a primary" in error
+    assert layer.is_alive()
+    (layer.mountpoint / "f").write_bytes(b"content")
+    layer.reconfigure("")
+    layer.run("restart", "volume")
+    layer.stop()
+
+
 def test_a_restart_that_fails_can_be_mended(held: Layer) -> None:
     (held.mountpoint / "f").write_bytes(b"content")
     held.reconfigure("nonsense")
-    done = held.run("restart", "volume", check=False)
-    assert done.returncode == 1
-    assert "did not come back" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    ask(held.state, "restart")  # with nothing checked before
     assert held.wait() != 0
     held.reconfigure("")
     held.start()

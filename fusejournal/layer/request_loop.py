@@ -88,8 +88,9 @@ class RequestLoop:
         """Set, and made anew, when one of them waits no more."""
 
     async def run(self) -> None:
-        """Serve requests until the file system is unmounted or :meth:`leave` is called, and those
-        that wait are answered. Raises GreetingError. Cancelling leaves unanswered who waits."""
+        """Serve requests until the file system is unmounted, or :meth:`leave` is called and those
+        that wait are answered. Raises GreetingError. Cancelling leaves unanswered who waits; so
+        does the connection's end."""
         first_request = await self._handshake.greet()
         self._fd = self._handshake.fd
         self._calls = {
@@ -143,7 +144,11 @@ class RequestLoop:
                     if error.errno in _TAKEN_BACK:
                         continue
                     if error.errno == errno.ENODEV:
-                        return  # unmounted
+                        # Unmounted, perhaps by force, or cut: nobody is there to be answered, and
+                        # what is waited for may never come.
+                        assert self._nursery is not None
+                        self._nursery.cancel_scope.cancel()
+                        return
                     raise
                 self._serve(view[:size].tobytes() if size <= _COPIED_BYTES_MAX else view[:size])
                 if self._waiting >= WAITING_MAX:

@@ -39,6 +39,7 @@ class _Calls:
 
     def __init__(self) -> None:
         self.let_go = trio.Event()
+        self.dropped = trio.Event()
         self.served = 0
         self.forgotten: list[tuple[Fid, int]] = []
 
@@ -59,7 +60,11 @@ class _Calls:
         return self._wait(handle)
 
     async def _wait(self, handle: int) -> bytes:
-        await self.let_go.wait()
+        try:
+            await self.let_go.wait()
+        except trio.Cancelled:
+            self.dropped.set()
+            raise
         if handle == 13:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return b"waited"
@@ -225,6 +230,24 @@ async def test_to_leave_is_to_answer_what_was_read() -> None:
         assert await kernel.reply() == (1, 0, b"waited")
         await trio.sleep(0.02)
         assert not kernel.calls.served
+
+
+async def test_nobody_waits_when_the_connection_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken away by force, or cut: what they wait for may never come."""
+
+    def gone(*_: object) -> int:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    with trio.fail_after(5):
+        async with _serving() as kernel:
+            kernel.ask(Opcode.FSYNC, 1, struct.pack("=QII", 14, 0, 0))
+            kernel.ask(Opcode.STATFS, 2)
+            assert (await kernel.reply())[0] == 2
+            monkeypatch.setattr(os, "readv", gone)
+            kernel.ask(Opcode.STATFS, 3)
+            await kernel.calls.dropped.wait()
+            with pytest.raises(BlockingIOError):
+                kernel.device.recv(64)
 
 
 async def test_other_tasks_have_their_turn_while_requests_come_without_end() -> None:

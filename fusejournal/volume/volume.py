@@ -306,9 +306,11 @@ class Volume:
             raise OSError(errno.EIO, str(error)) from error
 
     def _shrinks(self, operation: Truncate) -> bool:
-        """Tells whether a file is to be shorter than it is. That makes space, and can be done but
-        once, because on a full disk the file does not grow again."""
-        return operation.size < self.tree.stat(operation.fid).st_size
+        """Tells whether a file is to be half as long as it is, at the most. That makes space, and
+        can be done but 63 times, because on a full disk the file does not grow again; cut byte by
+        byte, one file would take what is kept for removals."""
+        size = self.tree.stat(operation.fid).st_size
+        return 0 < size >= 2 * operation.size
 
     def _append(
         self,

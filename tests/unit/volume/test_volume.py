@@ -9,7 +9,10 @@ import pytest
 
 from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError, JournalFullError
-from tests.support.volumes import open_volume
+from fusejournal.journal.segment_writer import JournalOptions
+from fusejournal.operations import Truncate
+from fusejournal.types import Fid
+from tests.support.volumes import SOMEBODY, OpenVolume, open_volume
 
 pytestmark = pytest.mark.mount
 
@@ -106,3 +109,38 @@ def test_a_stop_on_a_full_disk_says_where_and_loses_nothing(tmp_path: Path, labe
     with open_volume(tmp_path) as opened:
         assert (opened.backing / "file").read_bytes() == b"content"
         assert opened.opening.repairs == opened.opening.degraded == []
+
+
+def _make_directories(opened: OpenVolume) -> None:
+    for number in range(100_000):
+        opened.mkdir(f"directory{number}")
+
+
+def _errno_of_cut(opened: OpenVolume, fid: Fid, size: int) -> int | None:
+    try:
+        opened.volume.commit(Truncate(fid, size, None), SOMEBODY)
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def test_small_cuts_leave_the_reserve_to_removals(tmp_path: Path) -> None:
+    """Or whoever shortens one file byte by byte takes from all others what removes theirs."""
+    options = JournalOptions(preallocate_bytes=1 << 16, reserve_bytes=1 << 16)
+    with open_volume(tmp_path, options=options) as opened:
+        cut = opened.create("cut", bytes(4000))
+        others = [opened.create(f"other{number}") for number in range(20)]
+        failpoints.listen(failpoints.PlannedFault("journal.fallocate", 1, "ENOSPC+"))
+        try:
+            with pytest.raises(OSError, match="space"):
+                _make_directories(opened)
+            refused = [_errno_of_cut(opened, cut, size) for size in range(3999, 2000, -1)]
+            assert refused[-1] == errno.ENOSPC
+            for number, fid in enumerate(others):
+                opened.unlink(fid, f"other{number}")
+            # A file that is cut by half or more still is; an empty one is not cut.
+            sizes = (1500, 751, 750, 100, 1, 0, 0)
+            wanted = [None, errno.ENOSPC, None, None, None, None, errno.ENOSPC]
+            assert [_errno_of_cut(opened, cut, size) for size in sizes] == wanted
+        finally:
+            failpoints.listen(None)

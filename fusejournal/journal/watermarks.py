@@ -102,6 +102,16 @@ class WatermarkPage:
             self._has_failed = True
             raise
 
+    def sync_stopped(self, head_seq: Seq) -> None:
+        """An orderly stop of a mirror, with all up to *head_seq* on the disk: make that durable.
+        Blocks. Raises OSError, and then it is none."""
+        self.durable_seq = self.stopped_seq = head_seq
+        try:
+            self.sync()
+        except OSError:
+            self.stopped_seq = Seq(0)  # or the next start would see no need to look
+            raise
+
     def _set(self, first: int, *numbers: int) -> None:
         """Sets words that go together, from *first* on, in one step: with some old and some new
         ones they would tell what never was."""

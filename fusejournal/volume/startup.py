@@ -16,7 +16,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
@@ -464,9 +464,8 @@ class VolumeStartup:
         catalog.sync()
         if is_mirror:
             # On a full disk it is no orderly stop, which the next start can do without.
-            with suppress(OSError):
-                page.durable_seq = page.stopped_seq = journal.head_seq
-                page.sync()
+            with suppress_full():
+                page.sync_stopped(journal.head_seq)
             return
         # Last, and not in the catalog any more: CLEAN says that the catalog is whole on disk.
         with _told_when_full(self._state_dir, _STOP_NEEDS):

@@ -2,11 +2,13 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError, JournalFullError
 from fusejournal.journal.segment_writer import JournalOptions
@@ -144,3 +146,45 @@ def test_small_cuts_leave_the_reserve_to_removals(tmp_path: Path) -> None:
             assert [_errno_of_cut(opened, cut, size) for size in sizes] == wanted
         finally:
             failpoints.listen(None)
+
+
+@pytest.mark.parametrize("number", ["EIO", "ENOSPC"])
+@pytest.mark.parametrize("label", ["watermarks.write:1", "watermarks.sync:2"])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_page_that_fails_at_the_end_is_remembered(
+    tmp_path: Path, mirror: bool, label: str, number: str
+) -> None:
+    """By the next start, of a mirror as of a primary; but a full disk is none that failed. (The
+    checkpoint flushes the page first.)"""
+    with open_volume(tmp_path / "primary") as primary:
+        primary.work(3)
+        uuid = primary.volume.journal.uuid
+    directory = tmp_path / ("mirror" if mirror else "primary")
+    if mirror:
+        shutil.copytree(primary.journal_dir, directory / "state" / "journal")
+        (directory / "backing").mkdir()
+        root_fd = os.open(directory / "backing", os.O_RDONLY)
+        BackingRoot(root_fd, uuid).mark()
+        os.close(root_fd)
+
+    def live() -> None:
+        with open_volume(directory, mirror=mirror, uuid=uuid) as opened:
+            if not mirror:
+                opened.mkdir("directory")
+            place, count = label.split(":")
+            failpoints.listen(failpoints.PlannedFault(place, int(count), number))
+
+    with open_volume(directory, mirror=mirror, uuid=uuid):
+        pass
+    try:
+        if number == "EIO":
+            with pytest.raises(OSError, match="planned at watermarks") as caught:
+                live()
+            assert caught.value.errno == errno.EIO
+        else:
+            live()
+    finally:
+        failpoints.listen(None)
+    for has_failed in (number == "EIO", False):
+        with open_volume(directory, mirror=mirror, uuid=uuid) as opened:
+            assert opened.opening.lost_machine == has_failed

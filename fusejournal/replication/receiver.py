@@ -93,6 +93,7 @@ class Receiver:
         self._session: trio.CancelScope | None = None
         self._session_peer: str | None = None
         self._session_over = trio.Event()
+        """The end of the newest session: each has its own."""
         self._newcomer: tuple[str, trio.CancelScope] | None = None
         """The peer that is being compared, perhaps beside a session."""
         self._sign = trio.Event()
@@ -348,9 +349,11 @@ class Receiver:
             raise WireError(f"agrees up to {seq}, and this journal has another entry there")
         if message.next_chain and message.next_chain == my_next:
             raise WireError(f"parts at {seq}, and this journal has the same entry after it")
+        refusal = f"{who} is refused: its journal parts from this one after {seq}"
         if self._session is not None:
-            log.warning("%s is refused: its journal parts from this one after %d", who, seq)
+            log.warning("%s", refusal)
             return
+        over = self._session_over
         state_dir = journal.directory.parent
         reason = f"{who} has not the entries from {seq + 1} on that are here"
         try:
@@ -361,6 +364,9 @@ class Receiver:
             # They are in the journal as before: nothing of it is ever given up.
             kept = journal.directory
             reason += f" (there is no copy of them: {error.strerror})"
+        if self._session_over is not over:  # a session began meanwhile, and the state is its own
+            log.warning("%s", refusal)
+            return
         self._record.note(MirrorEvent.PARTED)
         self._record.last_error = f"{reason}: they are kept in {kept}, and nothing is taken from it"
 

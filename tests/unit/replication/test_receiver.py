@@ -5,15 +5,23 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
 
 from fusejournal.address import parse_address
 from fusejournal.config import ReplicationConfig
+from fusejournal.errors import JournalFullError
 from fusejournal.replication import receive_session as receive_session_module
+from fusejournal.replication import receiver as receiver_module
 from fusejournal.replication import ship_session as ship_session_module
+from fusejournal.replication.receiver import Receiver
+from fusejournal.replication.states import MirrorEvent, MirrorState
+from fusejournal.types import Seq
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import Diverged, Hello, WireError
+from fusejournal.wire.session import FULL, SHIP, RefusedError, hello
 from tests.support.pairs import (
     level,
     listens_at,
@@ -23,7 +31,7 @@ from tests.support.pairs import (
     running,
     until,
 )
-from tests.support.volumes import applied, open_volume
+from tests.support.volumes import OpenVolume, applied, open_volume
 
 pytestmark = pytest.mark.mount
 
@@ -166,3 +174,161 @@ async def test_what_was_appended_is_applied_though_its_session_is_over(
         assert applied(mirror) == head_seq
         may_flush.set()
         await until("the mirror is level", level(primary, mirror))
+
+
+# -- beside a session ------------------------------------------------------------------------------
+
+
+class _Clone:
+    """A connection of one that says that it has parted."""
+
+    peer, where = None, "clone:1"
+
+    def __init__(self, head_seq: Seq) -> None:
+        self._head_seq = head_seq
+
+    async def send(self, message: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def receive(self) -> Diverged:
+        await trio.lowlevel.checkpoint()
+        return Diverged(Seq(self._head_seq - 1), self._head_seq)
+
+    async def ship(self, receiver: Receiver, greeting: Hello) -> None:
+        try:
+            await receiver.serve(cast("Connection", self), greeting)
+        except* (RefusedError, WireError):
+            pass
+
+
+class _SlowCopy:
+    """Stands in for what keeps entries aside, which no cancellation ends."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.has_begun, self.may_end = threading.Event(), threading.Event()
+        monkeypatch.setattr(receiver_module, "keep_extra", self._keep)
+
+    def _keep(self, state_dir: Path, *_: Seq) -> Path:
+        self.has_begun.set()
+        assert self.may_end.wait(20)
+        return state_dir / "diverged"
+
+
+def _greeting(primary: OpenVolume) -> Hello:
+    """That of a clone of *primary*, which does not tell that it is another."""
+    return hello(primary.replication._me(), SHIP)._replace(instance=0, before=0)
+
+
+async def _pause(primary: OpenVolume, mirror: OpenVolume) -> None:
+    primary.replication.local.book.pause("east")
+    primary.replication._peers_changed()
+    await until("it is away", lambda: mirror_status(mirror).address is None)
+
+
+async def _resume(primary: OpenVolume, mirror: OpenVolume) -> None:
+    primary.replication.local.book.resume("east")
+    primary.replication._peers_changed()
+    await until("it streams", lambda: mirror_status(mirror).state == "streaming")
+
+
+@pytest.mark.parametrize("is_over", [False, True], ids=["works", "is over"])
+async def test_a_clone_that_parted_before_a_session_began_says_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_over: bool
+) -> None:
+    """Keeping aside what it lacks takes a while, in which the primary itself is let in."""
+    copy = _SlowCopy(monkeypatch)
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(3)
+        await until("the mirror is level", level(primary, mirror))
+        await _pause(primary, mirror)
+        clone = _Clone(mirror.volume.journal.head_seq)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(clone.ship, mirror.receiver, _greeting(primary))
+            await until("a copy is made", copy.has_begun.is_set)
+            await _resume(primary, mirror)
+            if is_over:
+                await _pause(primary, mirror)
+            sessions = peer_status(primary).sessions
+            state = mirror_status(mirror).state
+            copy.may_end.set()
+        assert mirror_status(mirror).state == state
+        assert mirror_status(mirror).last_error is None
+        if not is_over:
+            primary.work(3, start=10)
+            await until("the mirror is level", level(primary, mirror))
+            assert mirror_status(mirror).state == "streaming"
+            assert peer_status(primary).sessions == sessions
+
+
+async def test_a_clone_that_parted_while_nobody_ships_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = _SlowCopy(monkeypatch)
+    copy.may_end.set()
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(3)
+        await until("the mirror is level", level(primary, mirror))
+        await _pause(primary, mirror)
+        clone = _Clone(mirror.volume.journal.head_seq)
+        await clone.ship(mirror.receiver, _greeting(primary))
+        assert mirror_status(mirror).state == "diverged"
+        assert "are kept in" in (mirror_status(mirror).last_error or "")
+        await _resume(primary, mirror)
+
+
+_WORKS = [
+    MirrorState.CATCHING_UP,
+    MirrorState.STREAMING,
+    MirrorState.MIRROR_FULL,
+    MirrorState.MIRROR_FAILED,
+]
+_COMES_TO: list[BaseException | None] = [
+    RefusedError("another", ""),
+    RefusedError(FULL, ""),
+    RefusedError("copy", ""),
+    WireError("nonsense"),
+    JournalFullError("full"),
+    trio.TooSlowError(),
+    None,
+]
+
+
+@pytest.mark.parametrize("state", _WORKS)
+async def test_whatever_another_comes_to_is_no_event_of_a_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: MirrorState
+) -> None:
+    """Refused at its greeting or after that, lost, parted, not begun."""
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(3)
+        await until("the mirror is level", level(primary, mirror))
+        await until("it streams", lambda: mirror_status(mirror).state == "streaming")
+        receiver, greeting = mirror.receiver, _greeting(primary)
+        record, session = receiver._record, receiver._session
+        clone = _Clone(mirror.volume.journal.head_seq)
+        here, note, noted = trio.lowlevel.current_task(), record.note, list[MirrorEvent]()
+
+        def look(event: MirrorEvent) -> None:
+            if trio.lowlevel.current_task() is here:
+                noted.append(event)
+            note(event)
+
+        monkeypatch.setattr(record, "note", look)
+        for outcome in _COMES_TO:
+
+            async def admit(*_: object, outcome: BaseException | None = outcome) -> None:
+                if outcome is not None:
+                    raise outcome
+
+            record.state = state
+            with monkeypatch.context() as patch:
+                patch.setattr(receiver, "_admit", admit)
+                await clone.ship(receiver, greeting)
+        record.state = state
+        await clone.ship(receiver, greeting)  # it has parted
+        await clone.ship(receiver, greeting._replace(uuid=b"?" * 16))
+        await clone.ship(receiver, greeting._replace(node="another"))
+        assert not noted
+        primary.work(3, start=10)
+        await until("the mirror is level", level(primary, mirror))
+        await until("it streams", lambda: record.state is MirrorState.STREAMING)
+        assert receiver._session is session is not None

@@ -53,6 +53,33 @@ def test_a_session_can_begin_wherever_one_is_tried() -> None:
         assert MirrorEvent.BEGAN in MIRROR_TRANSITIONS[greeted[MirrorEvent.GREETED]]
 
 
+def test_a_mirror_between_sessions_knows_whatever_comes_to_several_at_once() -> None:
+    """Who is compared may be refused, lost or parted after the next has greeted already."""
+    ends = {MirrorEvent.LOST, MirrorEvent.ENDED}
+    ends |= {MirrorEvent.REFUSED, MirrorEvent.REFUSED_FULL, MirrorEvent.REFUSED_COPY}
+    between = (ends - {MirrorEvent.ENDED}) | {
+        MirrorEvent.GREETED,
+        MirrorEvent.NOT_BEGUN,
+        MirrorEvent.PARTED,
+    }
+    acks = {MirrorEvent.ACKED, MirrorEvent.ACKED_FULL, MirrorEvent.ACKED_FAILED}
+    within = _closure({MirrorState.CATCHING_UP}, acks) | {MirrorState.CONNECTING}
+    ended = {MIRROR_TRANSITIONS[state][event] for state in within for event in ends}
+    idle = _closure({MirrorState.WAITING} | ended, between)
+    assert idle == set(MirrorState) - (within - {MirrorState.CONNECTING, MirrorState.MIRROR_FULL})
+
+
+def _closure(states: set[MirrorState], events: set[MirrorEvent]) -> set[MirrorState]:
+    """Where *events* lead from *states*, each of which has to know them all."""
+    reached, left = set(), set(states)
+    while left:
+        state = left.pop()
+        reached.add(state)
+        assert events <= MIRROR_TRANSITIONS[state].keys(), state
+        left |= {MIRROR_TRANSITIONS[state][event] for event in events} - reached
+    return reached
+
+
 def test_a_diagram_has_each_arrow_once() -> None:
     for lines in (diagram(PEER_TRANSITIONS), diagram(MIRROR_TRANSITIONS)):
         arrows = [line for line in lines.splitlines() if " --> " in line]

@@ -284,3 +284,24 @@ def test_a_lazy_unmount_waits_for_no_mirror(tmp_path: Path) -> None:
         assert found == [errno.EAGAIN]
         assert not os.path.ismount(primary.mountpoint)
         assert load_state(primary.state).holder() is None
+
+
+def test_a_forced_unmount_waits_for_no_mirror(tmp_path: Path) -> None:
+    """It cuts the connection; nobody is there to be answered, and the process ends."""
+    with two(tmp_path, 600, "block") as (primary, mirror):
+        mirror.host.cut()
+        (primary.mountpoint / "file").write_text("not on the mirror")
+        found: list[int | None] = []
+
+        def sync() -> None:
+            try:
+                fsync(primary.mountpoint / "file")
+            except OSError as error:
+                found.append(error.errno)
+
+        call = Call(sync)
+        await_waiting(primary, 1)
+        subprocess.run(["umount", "-f", primary.mountpoint], check=False, capture_output=True)
+        call.await_end()
+        assert found == [errno.ECONNABORTED]
+        wait_for(lambda: load_state(primary.state).holder() is None, lambda: "still held")

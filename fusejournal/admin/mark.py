@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from fusejournal.control.client import ask
+from fusejournal.admin.live import ask_layer
 from fusejournal.control.reply import Reply
 from fusejournal.errors import UsageError
 from fusejournal.history.moments import parse_moment
@@ -28,4 +28,4 @@ def set_mark(state: VolumeState, name: str) -> MarkMade:
         raise UsageError(
             f"{name!r} cannot be a mark's name, for it reads as a time: choose another"
         )
-    return MarkMade.from_json({"name": name, **ask(state.directory, "mark", name=name)})
+    return MarkMade.from_json({"name": name, **ask_layer(state, "mark", name=name)})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from fusejournal.address import Address, parse_address
-from fusejournal.control.client import ask
+from fusejournal.admin.live import ask_layer
 from fusejournal.control.reply import Reply
 from fusejournal.errors import PairingError
 from fusejournal.node.state_dir import VolumeState
@@ -72,7 +72,7 @@ class PairedWith(Reply):
 def open_pairing(state: VolumeState) -> PairingCode:
     """Gives out a code, which is good once and for ten minutes; an earlier one is taken back.
     Raises NotRunningError, UsageError where the node does not listen."""
-    opened = ask(state.directory, "pair-open")
+    opened = ask_layer(state, "pair-open")
     listen = parse_address(opened["listen"])
     host = socket.gethostname() if listen.host in _EVERYWHERE else listen.host
     where = f"{opened['node']}={Address(host, listen.port)}"
@@ -85,7 +85,7 @@ def await_pairing(state: VolumeState, number: int, tried: Callable[[str], None])
     last state; *tried* is called with a line about each try. Raises NotRunningError."""
     shown = 0
     while True:
-        now = PairingState.from_json(ask(state.directory, "pair-state", id=number))
+        now = PairingState.from_json(ask_layer(state, "pair-state", id=number))
         forgotten = now.logged - len(now.log)
         for line in now.log[max(0, shown - forgotten) :]:
             tried(line)
@@ -97,11 +97,11 @@ def await_pairing(state: VolumeState, number: int, tried: Callable[[str], None])
 
 def close_pairing(state: VolumeState, number: int) -> PairingState:
     """Takes the code *number* back. Raises NotRunningError."""
-    return PairingState.from_json(ask(state.directory, "pair-close", id=number))
+    return PairingState.from_json(ask_layer(state, "pair-close", id=number))
 
 
 def pair_with(state: VolumeState, name: str, address: Address, code: str) -> PairedWith:
     """Pairs with the node that listens at *address* and gave out *code*; the volume is shipped to
     it from then on, as to the peer *name*. Raises NotRunningError, PairingError, WireError."""
-    reply = ask(state.directory, "pair-with", name=name, address=str(address), code=code)
+    reply = ask_layer(state, "pair-with", name=name, address=str(address), code=code)
     return PairedWith.from_json(reply)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from fusejournal.admin.live import live_status
+from fusejournal.admin.live import ask_layer, live_status
 from fusejournal.control.client import RemoteError, ask
 from fusejournal.errors import FusejournalError, NotRunningError
 from fusejournal.node.refusals import check_next_start
@@ -25,7 +25,7 @@ def restart_volume(
     before = live_status(state)
     _check(state, before.pid, specify)
     with suppress(NotRunningError):  # it may be quicker to go than to answer
-        ask(state.directory, "restart")
+        ask_layer(state, "restart")
     deadline = time.monotonic() + timeout_seconds
     while not _is_back(state, before.live_since):
         if state.holder() is None and _is_gone(before.pid):

@@ -63,6 +63,9 @@ def test_mount_returns_when_it_is_live_and_umount_when_it_is_over(layer: Layer) 
     assert (stopped["state"], stopped["pid"], stopped["degraded"]) == ("stopped", None, [])
     assert layer.entries()[-1]["op"] == "clean"
     assert "not mounted" in fails(layer, 7, "umount", "volume")
+    for words in (["mark", "volume", "here"], ["restart", "volume"]):
+        line = fails(layer, 7, *words)
+        assert "volume volume is not mounted: fusejournal mount volume" in line
 
 
 def test_log(layer: Layer) -> None:

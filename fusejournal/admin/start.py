@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from fusejournal.admin.mount_options import MountOptions
@@ -42,8 +43,9 @@ def start_volume(spec: MountSpec, asked: MountOptions, reporter: Reporter) -> No
     """Make the mount *spec*, which came of what was *asked*, in a process of its own; return when
     it is live, with *reporter* told meanwhile how far it is. KeyboardInterrupt stops it. Raises
     FusejournalError, as the process reported it."""
-    make_directory(spec.state_dir)
     log_path = spec.state_dir / "log"
+    is_made, is_log_made = not spec.state_dir.is_dir(), not log_path.exists()
+    make_directory(spec.state_dir)
     read_fd, write_fd = os.pipe()
     with open(log_path, "ab") as log_file:
         child = subprocess.Popen(
@@ -68,6 +70,7 @@ def start_volume(spec: MountSpec, asked: MountOptions, reporter: Reporter) -> No
                     reporter.warning(report["warning"])
                 elif "error" in report:
                     child.wait()
+                    _take_back(spec.state_dir, is_made, is_log_made)
                     failure = FusejournalError(report["error"])
                     failure.exit_code = report["exit_code"]
                     raise failure
@@ -83,6 +86,15 @@ def start_volume(spec: MountSpec, asked: MountOptions, reporter: Reporter) -> No
         f"the layer ended with status {child.returncode}: "
         f"{lines[-1] if lines else 'no word'} (see {log_path})"
     )
+
+
+def _take_back(state_dir: Path, is_made: bool, is_log_made: bool) -> None:
+    """Remove what was made here for a volume of which the layer, refused, has left nothing."""
+    with suppress(OSError):
+        if is_log_made and os.listdir(state_dir) == ["log"]:
+            (state_dir / "log").unlink()
+            if is_made:
+                state_dir.rmdir()
 
 
 def start_unless_live(spec: MountSpec, asked: MountOptions, reporter: Reporter) -> bool:

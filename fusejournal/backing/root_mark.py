@@ -119,6 +119,8 @@ class BackingRoot:
         self.fd = root_fd
         self._handle = syscalls.handle_of(root_fd)
         self.uuid = uuid
+        self.was_marked = False
+        """True once :meth:`mark` was here: the state must stay with the backing."""
 
     def mark(self, position: Position | None = None) -> None:
         """Say that the backing is this volume's, whose journal is durable up to *position*. On disk
@@ -128,6 +130,7 @@ class BackingRoot:
             value += _POSITION.pack(*position)
         failpoints.reached("root.mark")
         os.setxattr(self.fd, FID_XATTR, value)
+        self.was_marked = True
 
     def try_mark(self, position: Position) -> bool:
         """Does what :meth:`mark` does; returns False, with all as it was, where the disk is

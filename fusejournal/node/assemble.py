@@ -25,7 +25,7 @@ from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.status import StatusPage
 from fusejournal.replication.append_notifier import AppendNotifier
-from fusejournal.replication.local_node import LocalNode
+from fusejournal.replication.local_node import LocalNode, check_listens
 from fusejournal.replication.supervisor import Mirroring, Replication
 from fusejournal.roles.role import Event, Role
 from fusejournal.types import Fid, Seq
@@ -121,6 +121,9 @@ def assemble_start(
 
     Raises FusejournalError: a state directory or configuration that cannot be.
     """
+    if not spec.read_only:
+        # Before the page: a state that has one keeps its role (claim.py).
+        check_listens(state.is_mirror, state.listens_at(spec.config.replication.listen))
     page = WatermarkPage(state.watermarks, state.created_ns)
     files = OpenFiles(table_fd)
     policy = WaitPolicy()

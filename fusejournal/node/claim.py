@@ -1,17 +1,23 @@
 """Claims a volume: takes its lock, and reads what its state directory says, made if it is new.
 
 Done before anything else at a start, and by commands that change the state of a volume that no
-layer runs on."""
+layer runs on. What a first start has made is taken away again if it is refused before anything came
+of it: identity last, so that killed meanwhile, it leaves a state that the next start goes on from.
+"""
 
+import logging
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from fusejournal.disk import calls
-from fusejournal.disk.files import make_directories
+from fusejournal.disk.files import make_directories, remove
 from fusejournal.errors import FusejournalError, UsageError
 from fusejournal.node.lock import hold
 from fusejournal.node.registry import check_rightful, links_root, state_root
@@ -27,20 +33,40 @@ if TYPE_CHECKING:
     # Configuration takes its time to load, and only who mounts needs it.
     from fusejournal.node.spec import MountSpec
 
+log = logging.getLogger(__name__)
+
 
 @contextmanager
 def claim_volume(
-    spec: "MountSpec", check: Callable[[], None] = lambda: None
+    spec: "MountSpec",
+    check: Callable[[], None] = lambda: None,
+    has_begun: Callable[[], bool] = lambda: False,
 ) -> Iterator[VolumeState]:
     """Hold the volume that *spec* names, made if it is new, until the end of the block; *check* is
-    called when nobody else holds it, before anything is changed. Raises VolumeBusyError naming the
-    holder, UsageError when the state is another volume's or the volume's is elsewhere, and what
-    *check* raises."""
+    called when nobody else holds it, before anything is changed. Where an error ends the block of a
+    new volume, what was made for it goes again, unless it *has_begun*. Raises VolumeBusyError
+    naming the holder, UsageError when the state is another volume's or the volume's is elsewhere,
+    and what *check* raises."""
     directory = spec.state_dir
+    is_made = not directory.is_dir()
     make_directory(directory)
+    is_lock_made = not (directory / "lock").exists()
     with hold(directory, spec.name, spec.mountpoint, check):
-        check_rightful(directory, spec.name)
-        yield _load_or_make(spec)
+        is_new = not (directory / "volume.json").exists()
+        kept = {*os.listdir(directory)} - ({"lock"} if is_lock_made else set())
+        link = links_root() / spec.name
+        linked = link.readlink() if link.is_symlink() else None
+        try:
+            check_rightful(directory, spec.name)
+            yield _load_or_make(spec)
+        except (FusejournalError, OSError):
+            if is_new and not has_begun() and not _has_traces(directory):
+                with _telling(directory):
+                    _restore_link(link, linked)
+                    _remove_made(directory, kept)
+                    if is_made:
+                        directory.rmdir()
+            raise
 
 
 @contextmanager
@@ -49,6 +75,45 @@ def hold_volume(state: VolumeState) -> Iterator[None]:
     of the block. Raises VolumeBusyError naming the holder."""
     with hold(state.directory, state.name, state.mountpoint, lambda: None):
         yield
+
+
+def _has_traces(directory: Path) -> bool:
+    """Returns True if there is a journal, or a mount that is kept for another process."""
+    return any((directory / "journal").glob("*.fj*")) or (directory / "connection").exists()
+
+
+@contextmanager
+def _telling(directory: Path) -> Iterator[None]:
+    """Log what is in the way, for the refusal itself is what the caller is to hear of."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s: what the refused start has made stays: %s", directory, error)
+
+
+def _remove_made(directory: Path, kept: set[str]) -> None:
+    """Remove all but what is *kept* from the state directory: the identity when the rest is gone,
+    and the lock last. Raises OSError."""
+    last = ["volume.json", "lock"]
+    made = set(os.listdir(directory)) - kept
+    for name in sorted(made - set(last)):
+        if (directory / name).is_dir():
+            shutil.rmtree(directory / name)
+        else:
+            (directory / name).unlink()
+    for name in last:
+        if name in made:
+            remove("state.refused", directory / name)
+
+
+def _restore_link(link: Path, linked: Path | None) -> None:
+    """Have the volume's name lead to where it led before, if anywhere. Raises OSError."""
+    now = link.readlink() if link.is_symlink() else None
+    if now != linked:
+        link.unlink(missing_ok=True)
+        if linked is not None:
+            link.symlink_to(linked)
+        calls.fsync_directory("state.refused.link", link.parent)
 
 
 def _load_or_make(spec: "MountSpec") -> VolumeState:

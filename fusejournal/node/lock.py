@@ -35,7 +35,7 @@ def hold(directory: Path, name: str, mountpoint: Path, check: Callable[[], None]
     if fd is None:
         fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        if not _lock(fd):
+        if not _lock(fd) or not _is_lock_of(directory, fd):
             holder = _read_holder(fd)
             raise VolumeBusyError(
                 f"volume {name} is held by process {holder.get('pid', '?')}, "
@@ -81,6 +81,13 @@ def _lock(fd: int) -> bool:
         with suppress(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
+    return False
+
+
+def _is_lock_of(directory: Path, fd: int) -> bool:
+    """Returns True unless a refused first start has taken the lock away while *fd* waited."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(fd), os.stat(directory / "lock"))
     return False
 
 

@@ -126,10 +126,11 @@ class Node:
         """True if a caller may have heard that the mount is live. Unless a stop is asked for it
         then never goes without its layer: when that ends it is dead, and nothing gets past it to
         what a mount in place covers."""
-        return self._is_live or self._mount.was_dead or self._mount.is_taken_over
+        return self.is_live or self._mount.was_dead or self._mount.is_taken_over
 
     @property
-    def _is_live(self) -> bool:
+    def is_live(self) -> bool:
+        """True once the mount was live."""
         return self._live_since is not None
 
     def disk_failed(self, reason: str) -> None:
@@ -220,7 +221,7 @@ class Node:
 
     async def _exported(self, _: dict[str, Any]) -> dict[str, Any]:
         self._exports.follow()
-        if self._is_live:
+        if self.is_live:
             self._hold_if_wanted()
         return {"durability": self._policy.mode}
 
@@ -277,7 +278,7 @@ class Node:
         while True:
             page.sample()
             await trio.sleep(1)
-            if self._is_live and self._exports.has_changed():
+            if self.is_live and self._exports.has_changed():
                 await self._exported({})
 
     def _status(self, page: StatusPage) -> VolumeStatus:

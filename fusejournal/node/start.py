@@ -69,7 +69,12 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
     def check() -> None:
         check_held(record, spec.name, spec.backing, spec.mountpoint)
 
-    with claim_volume(spec, check) as state:  # step 1
+    node: Node | None = None
+
+    def has_begun() -> bool:
+        return node is not None and (node.is_live or parts.startup.root.was_marked)
+
+    with claim_volume(spec, check, has_begun) as state:  # step 1
         mount = _take_place(spec, reporter)  # step 2
         degraded += _check_ways_around(spec, state)
         parts = assemble_start(  # step 3

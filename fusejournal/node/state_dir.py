@@ -115,7 +115,8 @@ class VolumeState:
         UsageError where it has another one already."""
         state = self
         if not state.has_journal():
-            state = state.called(word)  # nothing came of the attempts before
+            # Nothing came of the attempts before; of a start that opened nothing, not even a role.
+            state = state.called(word if state.has_begun() else word or "primary")
         if word not in (None, state.role_word):
             raise UsageError(
                 f"volume {state.name} is a {state.role_word}, and a role is never changed by "
@@ -129,6 +130,16 @@ class VolumeState:
         has been at work yet."""
         page, before = self.directory / _PAGE, self.directory / _PAGE_BEFORE
         return before if before.exists() and not page.exists() else page
+
+    def has_begun(self) -> bool:
+        """Returns True unless it is new, and every start ended before it had opened anything."""
+        return (
+            self.role is Role.MIRROR
+            or self.listen is not None  # remembered once it was live
+            or self.has_journal()
+            or self.watermarks.exists()
+            or (self.directory / "identity").exists()
+        )
 
     def has_journal(self) -> bool:
         """Returns True if it ever had an entry."""

@@ -250,6 +250,25 @@ def test_places_that_cannot_be(layer: Layer) -> None:
         subprocess.run(["umount", str(inside)], check=True)
 
 
+def test_a_refused_first_mount_leaves_nothing(layer: Layer) -> None:
+    other = layer.base / "another"
+    other.mkdir()
+    (other / "file").touch()
+    mirror = ("--role", "mirror", "--listen", "127.0.0.1:0")
+    for background in ((), ("-f",)):
+        fails(layer, 2, *layer.mount_arguments("--role", "mirror", *background))
+        arguments = layer.mount_arguments(*mirror, *background)
+        arguments[1] = str(other)
+        assert "is not empty" in fails(layer, 5, *arguments)
+        arguments = layer.mount_arguments(*background)
+        arguments[2] = str(layer.base / "nowhere")
+        fails(layer, 6, *arguments)
+        assert not layer.state.exists()
+        fails(layer, 3, "status", "volume")
+    layer.start()
+    assert layer.ask()["role"] == "primary"
+
+
 def test_backing_without_attributes_is_refused(layer: Layer) -> None:
     line = fails(layer, 5, "mount", "/proc/self", str(layer.mountpoint), "--name", "proc")
     assert "/proc" in line

@@ -177,12 +177,93 @@ def test_a_role_is_for_life_once_there_is_a_journal(tmp_path: Path) -> None:
 
     assert claim(None).role is Role.PRIMARY
     assert claim("mirror").role is Role.UNINITIALIZED  # nothing had come of it
-    assert claim(None).role is Role.UNINITIALIZED
+    assert claim(None).role is Role.PRIMARY  # nor of that
+    assert claim("mirror").role is Role.UNINITIALIZED
+    (tmp_path / "state" / "watermarks").touch()
+    assert claim(None).role is Role.UNINITIALIZED  # it may have been live
     (tmp_path / "state" / "journal").mkdir()
     (tmp_path / "state" / "journal" / f"{1:020d}.fj").touch()
     assert claim("mirror").role_word == "mirror"
     with pytest.raises(UsageError, match="never changed"):
         claim("primary")
+
+
+@pytest.mark.parametrize("state", ["states/one", "elsewhere"])
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_refused_first_start_leaves_nothing(tmp_path: Path, state: str, was_there: bool) -> None:
+    directory = tmp_path / state
+    if was_there:
+        directory.mkdir(mode=0o700, parents=True)
+        (directory / "log").touch()
+
+    def start() -> None:
+        with claim_volume(spec(tmp_path, state=state)) as made:
+            (made.directory / "identity").mkdir()
+            (made.directory / "watermarks").touch()
+            raise UsageError("refused")
+
+    with pytest.raises(UsageError, match="refused"):
+        start()
+    assert all_volumes() == []
+    assert directory.exists() == was_there
+    if was_there:
+        assert os.listdir(directory) == ["log"]
+    assert not (tmp_path / "states" / ".elsewhere" / "one").is_symlink()
+
+
+@pytest.mark.parametrize("of", ["a start before", "a journal", "a mount", "a mark"])
+def test_a_refused_start_leaves_what_came_of_it(tmp_path: Path, of: str) -> None:
+    if of == "a start before":
+        with claim_volume(spec(tmp_path)):
+            pass
+
+    def start() -> None:
+        with claim_volume(spec(tmp_path), has_begun=lambda: of == "a mark") as made:
+            if of == "a journal":
+                _with_journal(made)
+            elif of == "a mount":
+                (made.directory / "connection").touch()
+            raise UsageError("refused")
+
+    with pytest.raises(UsageError, match="refused"):
+        start()
+    assert [one.name for one in all_volumes()] == ["one"]
+
+
+@pytest.mark.parametrize("role", ["primary", None])
+def test_a_refused_first_start_that_is_killed_as_it_clears_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: Literal["primary"] | None
+) -> None:
+    """Identity goes last: what is left is a new volume, of whatever role the next start says."""
+
+    def claim(role: Literal["primary", "mirror"] | None, refusal: str = "") -> VolumeState:
+        config = Config(volume=VolumeConfig(role=role))
+        places = tmp_path / "backing", tmp_path / "mount"
+        with claim_volume(
+            MountSpec("one", tmp_path / "state", *places, config, False, frozenset())
+        ) as state:
+            (state.directory / "watermarks").touch()
+            if refusal:
+                raise UsageError(refusal)
+            return state
+
+    def killed(label: str, path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fusejournal.node.claim.remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            claim("mirror", "refused")
+    assert sorted(os.listdir(tmp_path / "state")) == ["lock", "volume.json"]
+    assert claim(role).role is Role.PRIMARY
+
+
+def test_a_name_leads_where_it_led_before_a_refused_first_start(tmp_path: Path) -> None:
+    with claim_volume(spec(tmp_path, state="elsewhere")) as made:
+        pass
+    with pytest.raises(UsageError), claim_volume(spec(tmp_path, state="other")):
+        raise UsageError("refused")
+    assert find_volume("one") == made
 
 
 @pytest.mark.parametrize(

@@ -294,9 +294,13 @@ class UnknownPeerError(FusejournalError):
 
 class ApplyBrokenError(FusejournalError):
     """An operation was half done and could not be taken back: journal and backing may disagree
-    about it."""
+    about it. ``number`` is the errno of what could not be done."""
 
     exit_code = 31
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 class ShortWriteError(OSError):

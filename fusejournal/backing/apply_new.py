@@ -164,7 +164,9 @@ class ObjectMaker:
                 with syscalls.unlocked(directory):
                     remove(name, dir_fd=directory)
         except OSError as error:
-            raise ApplyBrokenError(f"a half-made object could not be removed: {error}") from error
+            raise ApplyBrokenError(
+                f"a half-made object could not be removed: {error}", error.errno or errno.EIO
+            ) from error
 
     def make_whiteout(
         self, making: Create, directory: int, name: bytes, time_ns: int

@@ -1,6 +1,8 @@
 """The results that carrying out an operation can have: an object made, the beginning of a WRITE, or
 half of something, which must not be. Shared by the modules of the applier (apply.py)."""
 
+import errno
+
 from fusejournal.errors import ApplyBrokenError
 
 
@@ -31,4 +33,6 @@ class MustWork:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, OSError):
-            raise ApplyBrokenError(f"{self._what} could not be set: {error}") from error
+            raise ApplyBrokenError(
+                f"{self._what} could not be set: {error}", error.errno or errno.EIO
+            ) from error

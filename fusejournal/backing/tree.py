@@ -348,7 +348,8 @@ class Tree:
                     syscalls.set_times(self.root_fd, None, mtime_ns)
                 except OSError as error:
                     raise ApplyBrokenError(
-                        f"the mtime of the root could not be set back: {error}"
+                        f"the mtime of the root could not be set back: {error}",
+                        error.errno or errno.EIO,
                     ) from error
 
     # -- identity with the file --------------------------------------------------------------------

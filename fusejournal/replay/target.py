@@ -428,8 +428,7 @@ class Target:
         self, operation: TreeOperation, seq: Seq, error: OSError | ApplyBrokenError
     ) -> FusejournalError:
         """Returns the error that an operation's failure is for the user."""
-        cause = error if isinstance(error, OSError) else error.__cause__
-        number = getattr(cause, "errno", None) or errno.EIO
+        number = (error.errno if isinstance(error, OSError) else error.number) or errno.EIO
         path = self._where(operation)
         reason = os.strerror(number)
         if number in NO_SPACE:

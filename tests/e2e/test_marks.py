@@ -144,8 +144,7 @@ def test_a_volume_that_takes_no_marks(layer: Layer) -> None:
 def test_no_space_for_a_mark(layer: Layer) -> None:
     layer.start()
     layer.stop()
-    # The first entry after a start has space taken for it.
-    layer.start(fault="journal.fallocate:1:ENOSPC")
+    layer.start(fault="journal.append:1:ENOSPC")
     assert "no space left" in fails(layer, JournalFullError.exit_code, "volume", "here")
     layer.run("mark", "volume", "there")
     assert [entry["name"] for entry in marks(layer)] == ["there"]

@@ -17,6 +17,7 @@ from tests.support.layer import Layer
 _WRITING = frozenset({"write", "pwrite", "pwritev", "sendfile", "copy_file_range", "splice"})
 _WHOLE_BY_NATURE = {
     "layer/connection.py": "the kernel takes an answer whole or refuses it",
+    "layer/handshake.py": "the kernel takes an answer whole or refuses it",
     "nfs/delegations.py": "less than a pipe takes at once",
 }
 """Where a result need not be looked at, and why."""

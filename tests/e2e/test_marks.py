@@ -134,7 +134,7 @@ def test_a_volume_that_takes_no_marks(layer: Layer) -> None:
     assert "no volume 'volume'" in fails(layer, 3, "volume", "here")
     layer.start()
     layer.stop()
-    assert "no layer is running" in fails(layer, 7, "volume", "here")
+    assert "is not mounted: fusejournal mount volume" in fails(layer, 7, "volume", "here")
     layer.start("-o", "ro")
     assert "mounted read-only" in fails(layer, 2, "volume", "here")
     layer.stop()

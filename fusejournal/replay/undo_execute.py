@@ -372,7 +372,7 @@ class UndoExecutor:
                 self._files.change(
                     fid,
                     fd,
-                    lambda: calls.write_all("undo.write", fd, data, offset),  # noqa: B023
+                    partial(calls.write_all, "undo.write", fd, data, offset),
                 )
         if os.fstat(fd).st_size != size:
             self._files.change(fid, fd, lambda: calls.ftruncate("undo.lengthen", fd, size))

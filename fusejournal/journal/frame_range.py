@@ -21,11 +21,9 @@ from fusejournal.journal.format import (
     DATA_BYTES_MAX,
     FRAME_HEADER_BYTES,
     PAYLOAD_BYTES_MAX,
-    SEGMENT_HEADER_BYTES,
     Entry,
     FormatError,
     Frame,
-    SegmentHeader,
     checked_frame,
     decode_entry,
     frame_bytes_at,
@@ -41,6 +39,7 @@ from fusejournal.journal.segment import (
     list_segments,
     segment_path,
 )
+from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES, SegmentHeader
 from fusejournal.operations import Kind
 from fusejournal.types import Position, Seq
 

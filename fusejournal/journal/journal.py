@@ -34,9 +34,7 @@ from fusejournal.journal.clock import EntryClock
 from fusejournal.journal.format import (
     DATA_BYTES_MAX,
     PAYLOAD_BYTES_MAX,
-    SEGMENT_HEADER_BYTES,
     FormatError,
-    SegmentHeader,
     encode_frame,
     encode_payload,
 )
@@ -45,6 +43,7 @@ from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.sealed_segments import SealedSegments, share_from
 from fusejournal.journal.segment import COMPRESSED_SUFFIX, first_seq_of
+from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES, SegmentHeader
 from fusejournal.journal.segment_writer import ALWAYS, JournalOptions, SegmentWriter
 from fusejournal.operations import REMOVALS, Kind, NewEpoch, Operation
 from fusejournal.types import Caller, Epoch, Fid, Position, Seq

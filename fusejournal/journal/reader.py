@@ -16,14 +16,7 @@ from uuid import UUID
 
 from fusejournal.errors import JournalError
 from fusejournal.journal.clock import SLACK_NS, lead_ns
-from fusejournal.journal.format import (
-    SEGMENT_HEADER_BYTES,
-    Entry,
-    FormatError,
-    Frame,
-    SegmentHeader,
-    decode_entry,
-)
+from fusejournal.journal.format import Entry, FormatError, Frame, decode_entry
 from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.index import SegmentIndex, build_index, load_index
 from fusejournal.journal.outcomes import HELD, Outcome
@@ -35,6 +28,7 @@ from fusejournal.journal.segment import (
     is_just_begun,
     list_segments,
 )
+from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES, SegmentHeader
 from fusejournal.operations import ControlOperation, Void
 from fusejournal.types import Seq
 

@@ -14,17 +14,16 @@ from typing import NamedTuple
 from fusejournal.errors import JournalDamagedError, JournalVersionError
 from fusejournal.journal.format import (
     FRAME_HEADER_BYTES,
-    SEGMENT_HEADER_BYTES,
     FormatError,
     Frame,
     NewerFormatError,
-    SegmentHeader,
     decode_entry,
     frame_bytes_at,
     read_frame,
     skim_frames,
 )
 from fusejournal.journal.seekable import SeekableFile
+from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES, SegmentHeader
 from fusejournal.types import Seq
 
 PLAIN_SUFFIX = ".fj"

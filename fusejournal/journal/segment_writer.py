@@ -23,8 +23,8 @@ from pathlib import Path
 from fusejournal.disk import calls, failpoints
 from fusejournal.disk.errnos import CANNOT_GROW, NO_MEANS
 from fusejournal.errors import JournalError, JournalFailedError, JournalFullError
-from fusejournal.journal.format import SEGMENT_HEADER_BYTES, SegmentHeader
 from fusejournal.journal.segment import SPACE_BYTES, segment_path
+from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES, SegmentHeader
 from fusejournal.operations import Kind, Moving, Operation, Removal, made_by
 from fusejournal.types import Fid, Seq
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 from uuid import UUID
 
 from fusejournal.errors import JournalDamagedError, JournalVersionError
-from fusejournal.journal.format import SegmentHeader
 from fusejournal.journal.index import has_index, load_index
 from fusejournal.journal.parallel import map_in_order
 from fusejournal.journal.segment import BadFrameError, SegmentReader
+from fusejournal.journal.segment_header import SegmentHeader
 from fusejournal.types import Seq
 
 

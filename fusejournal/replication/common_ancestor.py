@@ -18,7 +18,6 @@ import trio
 
 from fusejournal.disk import calls, failpoints
 from fusejournal.errors import FusejournalError, JournalDamagedError, JournalError
-from fusejournal.journal.format import SEGMENT_HEADER_BYTES
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import (
     COMPRESSED_SUFFIX,
@@ -28,6 +27,7 @@ from fusejournal.journal.segment import (
     first_seq_of,
     list_segments,
 )
+from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES
 from fusejournal.types import Position, Reign, Seq
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import AskChains, Chains

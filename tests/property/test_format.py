@@ -12,7 +12,6 @@ from fusejournal.errors import JournalError
 from fusejournal.journal.format import (
     FRAME_HEADER_BYTES,
     FormatError,
-    SegmentHeader,
     decode_entry,
     decode_payload,
     encode_frame,
@@ -27,6 +26,7 @@ from fusejournal.journal.segment import (
     SegmentReader,
     list_segments,
 )
+from fusejournal.journal.segment_header import SegmentHeader
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.verify import verify
 from fusejournal.operations import Operation

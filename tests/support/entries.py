@@ -8,10 +8,11 @@ from uuid import UUID
 import msgpack
 from hypothesis import strategies as st
 
-from fusejournal.journal.format import SEGMENT_HEADER_BYTES, SegmentHeader, encode_frame
+from fusejournal.journal.format import encode_frame
 from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment import PLAIN_SUFFIX, list_segments
+from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES, SegmentHeader
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import (
     OPERATIONS,

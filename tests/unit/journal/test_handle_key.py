@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusejournal.errors import JournalForeignError
-from fusejournal.journal.format import SEGMENT_HEADER_BYTES, SegmentHeader
 from fusejournal.journal.frame_range import FrameRange, FrameRangeReader
 from fusejournal.journal.handle_key import HANDLE_KEY_BYTES, NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import SegmentReader, list_segments
+from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES, SegmentHeader
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Write
 from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Epoch, Fid, Seq, first_fid

@@ -10,10 +10,11 @@ from click.testing import CliRunner
 from fusejournal.cli.journal import journal as journal_group
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import JournalVersionError
-from fusejournal.journal.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES
+from fusejournal.journal.format import FRAME_HEADER_BYTES
 from fusejournal.journal.frame_range import FrameRangeReader
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END, JournalReader
+from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.verify import verify
 from fusejournal.types import Epoch, Seq

@@ -14,9 +14,10 @@ import xxhash
 from fusejournal.config import ReplicationConfig
 from fusejournal.disk import failpoints
 from fusejournal.errors import JournalDamagedError
-from fusejournal.journal.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES
+from fusejournal.journal.format import FRAME_HEADER_BYTES
 from fusejournal.journal.frame_range import FrameRange, FrameRangeReader, JournalEnd
 from fusejournal.journal.segment import list_segments
+from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES
 from fusejournal.operations import Create
 from fusejournal.replication import fetch_lost as fetch_lost_module
 from fusejournal.replication.inquiry import ask_peers

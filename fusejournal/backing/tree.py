@@ -30,7 +30,11 @@ from uuid import UUID
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.fid_tag import FID_XATTR, pack_tag, read_tag
-from fusejournal.backing.hidden_directory import hidden_directory_of
+from fusejournal.backing.hidden_directory import (
+    HIDDEN_MODE,
+    find_hidden_directory,
+    hidden_names,
+)
 from fusejournal.backing.limits import BackingLimits, probe_limits
 from fusejournal.disk import failpoints, syscalls
 from fusejournal.disk.acls import CAPABILITY_XATTR, DEFAULT_ACL_XATTR
@@ -71,6 +75,8 @@ class Tree:
         """That directory; -1 while it is not open."""
         self._hidden_in = b""
         """The name that it has while it is there; else empty."""
+        self._has_searched = False
+        """True once what the process before this one left is known."""
 
     def find_limits(self) -> None:
         """Finds out ``limits``, with a file without a name. Blocks."""
@@ -226,11 +232,19 @@ class Tree:
 
     def hidden_name(self) -> bytes:
         """In the root: a directory for what is to have no name for anybody else, but must not go.
-        The same until the volume's name for it is taken by a user."""
-        name = hidden_directory_of(self.uuid)
-        while self.catalog.lookup(ROOT_FID, name) is not None:
-            name += b"."
-        return name
+        Returns the name of the one that is there, or else the first that no user's file has. Raises
+        OSError."""
+        left = find_hidden_directory(self.root_fd, self.uuid, self._is_a_users)
+        return left if left is not None else self._free_hidden_name()
+
+    def _free_hidden_name(self) -> bytes:
+        for name in hidden_names(self.uuid):
+            if not self._is_a_users(name):
+                return name
+        raise OSError(errno.EEXIST, "users have all the names of the hidden directory")
+
+    def _is_a_users(self, name: bytes) -> bool:
+        return self.catalog.lookup(ROOT_FID, name) is not None
 
     def _hide(self, fid: Fid, fd: int) -> None:
         """Give *fid*, open on *fd*, a name in the hidden directory. Raises OSError,
@@ -271,12 +285,18 @@ class Tree:
                 self._remove_hidden()
 
     def _open_hidden(self) -> int:
-        name = self.hidden_name()
+        self.find_hidden()
+        if self._hidden_fd >= 0:
+            return self._hidden_fd
+        name = self._free_hidden_name()
         failpoints.reached("orphan.directory")
         with self._root_mtime_kept():
             with suppress(FileExistsError):
-                os.mkdir(name, 0o700, dir_fd=self.root_fd)
+                os.mkdir(name, HIDDEN_MODE, dir_fd=self.root_fd)
             self._hidden_in = name
+        return self._open_as_root(name)
+
+    def _open_as_root(self, name: bytes) -> int:
         fd = os.open(name, _FLAGS_HIDDEN, dir_fd=self.root_fd)
         if os.fstat(fd).st_uid != 0:
             os.fchown(fd, 0, 0)  # made in the name of a user
@@ -302,17 +322,15 @@ class Tree:
         self._hidden_in = b""
 
     def find_hidden(self) -> None:
-        """Know the hidden directory that the process before this one left. Raises OSError."""
-        if self._hidden_fd >= 0:
-            return  # recovery has met it
-        name = self.hidden_name()
-        try:
-            self._hidden_fd = os.open(name, _FLAGS_HIDDEN, dir_fd=self.root_fd)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                return
-            raise
-        self._hidden_in = name
+        """Know the hidden directory that the process before this one left. The catalog has the
+        root's names by now. Raises OSError."""
+        if self._has_searched:
+            return
+        name = find_hidden_directory(self.root_fd, self.uuid, self._is_a_users)
+        if name is not None:
+            self._hidden_fd = self._open_as_root(name)
+            self._hidden_in = name
+        self._has_searched = True
 
     def take_over_orphans(self, is_open: Container[Fid]) -> None:
         """Go on with the orphans of the process before this one, after :meth:`find_hidden`: those

@@ -49,7 +49,7 @@ from fusejournal.layer.replies import (
     settled,
     writing,
 )
-from fusejournal.layer.resolve import check_name, refusal
+from fusejournal.layer.resolve import check_name, check_new_name, refusal
 from fusejournal.layer.xattrs import check_flags, encode_sized, list_xattrs, read_xattr
 from fusejournal.operations import (
     RENAME_WHITEOUT,
@@ -210,7 +210,7 @@ class Handlers:
     def _make(self, who: Caller, parent: Fid, name: bytes, mode: int, rdev: int, umask: int) -> Fid:
         """Make a directory, file, fifo, socket or device with the results of umask, ACL and
         setgid."""
-        check_name(name)
+        check_new_name(parent, name, self._tree.uuid)
         stat, acl = self._inherited(parent)
         fid = self.volume.new_fid()
         operation = resolve.make(who, fid, parent, name, mode, rdev, umask, stat, acl)
@@ -237,7 +237,7 @@ class Handlers:
     @changing
     def symlink(self, who: Caller, parent: Fid, name: bytes, target: bytes) -> Body:
         """A symbolic link."""
-        check_name(name)
+        check_new_name(parent, name, self._tree.uuid)
         fid = self.volume.new_fid()
         operation = resolve.symlink(who, fid, parent, name, target, self._tree.stat(parent))
         self._commit_name(operation, parent, name, who)
@@ -246,7 +246,7 @@ class Handlers:
     @changing
     def link(self, who: Caller, new_parent: Fid, fid: Fid, new_name: bytes) -> Body:
         """A further name."""
-        check_name(new_name)
+        check_new_name(new_parent, new_name, self._tree.uuid)
         if self._tree.is_orphan(fid):
             raise refusal(errno.ENOENT)
         self._commit_name(Link(fid, new_parent, new_name), new_parent, new_name, who)
@@ -307,7 +307,7 @@ class Handlers:
     def _rename(
         self, who: Caller, parent: Fid, name: bytes, new_parent: Fid, new_name: bytes, flags: int
     ) -> Body:
-        check_name(new_name)
+        check_new_name(new_parent, new_name, self._tree.uuid)
         node = self._child(parent, name)
         replaced = self._catalog.lookup(new_parent, new_name)
         operation = resolve.rename(node.fid, parent, name, new_parent, new_name, flags, replaced)

@@ -11,7 +11,9 @@ import errno
 import os
 from stat import S_IFCHR, S_IFDIR, S_IFMT, S_IMODE, S_ISGID, S_ISUID
 from typing import Final
+from uuid import UUID
 
+from fusejournal.backing.hidden_directory import is_reserved
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.layer import permissions
 from fusejournal.layer.kernel_protocol import AttributeChange
@@ -28,7 +30,7 @@ from fusejournal.operations import (
     Whiteout,
     Write,
 )
-from fusejournal.types import NAME_BYTES_MAX, Caller, Fid, clamp_time
+from fusejournal.types import NAME_BYTES_MAX, ROOT_FID, Caller, Fid, clamp_time
 
 ACL_XATTRS: Final = frozenset((ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR))
 _NOTHING_SET: Final = (None,) * 5
@@ -45,6 +47,14 @@ def check_name(name: bytes) -> None:
     """Raises OSError ENAMETOOLONG."""
     if len(name) > NAME_BYTES_MAX:
         raise refusal(errno.ENAMETOOLONG)
+
+
+def check_new_name(parent: Fid, name: bytes, uuid: UUID) -> None:
+    """Raises OSError ENAMETOOLONG; EPERM for a name that the layer of volume *uuid* itself needs in
+    the root."""
+    check_name(name)
+    if parent == ROOT_FID and is_reserved(name, uuid):
+        raise refusal(errno.EPERM)
 
 
 def make(

@@ -4,6 +4,7 @@ of anything."""
 import errno
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,6 +65,23 @@ sys.stdin.readline()
 """
 
 
+def _check_refused(root: Path, name: str) -> None:
+    """Nobody gets a file of that name; in other directories it is a name like others."""
+    moved, inside = root / "moved", root / "inside"
+    inside.mkdir()
+    (inside / name).touch()
+    makers: list[Callable[[Path], object]] = [
+        Path.mkdir, Path.touch, os.mkfifo, moved.rename, moved.replace, (inside / name).rename,
+        lambda path: path.symlink_to("x"), lambda path: path.hardlink_to(moved),
+    ]  # fmt: skip
+    moved.touch()
+    for make in makers:
+        with pytest.raises(PermissionError):
+            make(root / name)
+    moved.unlink()
+    shutil.rmtree(inside)
+
+
 def test_open_removed_files_of_a_user(layer: Layer, tmp_path: Path) -> None:
     """More than the layer may have open: all of them work, so do all others, and in the end nothing
     is left of them."""
@@ -89,8 +107,8 @@ def test_open_removed_files_of_a_user(layer: Layer, tmp_path: Path) -> None:
         assert os.listdir(layer.mountpoint) == []
         hidden = next(iter(os.listdir(layer.backing)))
         assert not (layer.mountpoint / hidden).exists()
-        with pytest.raises(FileExistsError):
-            (layer.mountpoint / hidden).mkdir()
+        _check_refused(layer.mountpoint, hidden)
+        _check_refused(layer.mountpoint, hidden + ".")
         # Others go on, and so does the journal into its next segments.
         for number in range(20):
             path = layer.mountpoint / f"other{number}"
@@ -271,4 +289,34 @@ def test_orphans_of_a_lost_machine(tmp_path: Path, is_lost: bool) -> None:
     lose_machine(tmp_path / "state", last_seq)
     with open_volume(tmp_path) as opened:
         opened.volume.tree.take_over_orphans(())
+        assert not difference(image(opened.backing), before)
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["killed", "lost"])
+def test_orphans_outlive_a_users_file_of_the_hidden_name(tmp_path: Path, is_lost: bool) -> None:
+    """A release that let users have that name may have left the orphans in another place, from
+    where the journal's last entries took the reason away."""
+    with open_volume(tmp_path, orderly=False) as opened:
+        name = os.fsdecode(opened.volume.tree.hidden_name())
+        taken = [opened.create(name + "." * dots, b"a user's") for dots in range(2)]
+        opened.usage.everything_is_open = True
+        fid = opened.create("file", b"content")
+        opened.unlink(fid, "file")
+        assert (opened.backing / f"{name}..").is_dir()
+        for dots, other in enumerate(taken):
+            opened.volume.tree.pin(other, is_open=False)
+            opened.unlink(other, name + "." * dots)
+        opened.volume.journal.sync()
+        opened.keep_orphans = True
+        before = {b".": image(opened.backing)[b"."]}
+        last_seq = opened.volume.journal.head_seq
+    if is_lost:
+        lose_machine(tmp_path / "state", last_seq)
+    with open_volume(tmp_path) as opened:
+        tree = opened.volume.tree
+        tree.take_over_orphans({fid})
+        assert [*tree.names(ROOT_FID)] == []
+        if not is_lost:
+            assert os.pread(tree.descriptor(fid), 99, 0) == b"content"
+            tree.drop_orphan(fid)
         assert not difference(image(opened.backing), before)

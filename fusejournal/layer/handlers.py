@@ -12,9 +12,8 @@ from the fid alone; a fid that is gone is ESTALE.
 Source: the FUSE protocol; Documentation/filesystems/nfs/exporting.rst."""
 
 import errno
-import logging
 import os
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from stat import S_IFDIR, S_IFREG, S_IMODE, S_ISREG
 from typing import Any
@@ -24,36 +23,25 @@ import pyfuse3
 from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.fid_tag import HIDDEN_XATTR
 from fusejournal.disk import syscalls
-from fusejournal.disk.acls import CAPABILITY_XATTR
-from fusejournal.errors import ShortWriteError
 from fusejournal.layer import resolve
-from fusejournal.layer.entry_replies import EntryReplies
-from fusejournal.layer.found_files import FoundFiles
-from fusejournal.layer.kernel_cache import KernelCache, is_known
+from fusejournal.layer.file_calls import FileCalls
 from fusejournal.layer.kernel_protocol import (
     AttributeChange,
-    Data,
     encode_absent,
     encode_open,
     encode_space,
-    encode_written,
 )
-from fusejournal.layer.open_files import OpenFiles
 from fusejournal.layer.replies import (
     DONE,
     Answer,
     Body,
-    OpenReply,
-    ReplyWaits,
     changing,
     settled,
-    writing,
 )
 from fusejournal.layer.resolve import check_name, check_new_name, refusal
 from fusejournal.layer.xattrs import check_flags, encode_sized, list_xattrs, read_xattr
 from fusejournal.operations import (
     RENAME_WHITEOUT,
-    DataOperation,
     Link,
     Removexattr,
     Rmdir,
@@ -61,51 +49,17 @@ from fusejournal.operations import (
     TreeOperation,
     Unlink,
 )
-from fusejournal.types import NAME_BYTES_MAX, SYSTEM_CALLER, Caller, Fid, Seq
-from fusejournal.volume.durability import Durability
-from fusejournal.volume.importer import Importer
-from fusejournal.volume.volume import Volume
-from fusejournal.volume.wait_policy import WaitPolicy
-
-log = logging.getLogger(__name__)
+from fusejournal.types import NAME_BYTES_MAX, SYSTEM_CALLER, Caller, Fid
 
 _KEEP_ABSENT_SECONDS = 5
 _DIRECTORY_READERS = -1
 """The uid that all who have a directory open go by: of a directory it is not known who did."""
 
 
-class Handlers:
-    """The FUSE calls of one mounted volume."""
-
-    def __init__(
-        self,
-        volume: Volume,
-        durability: Durability,
-        importer: Importer,
-        files: OpenFiles,
-        policy: WaitPolicy,
-        kernel_cache: KernelCache | None = None,
-    ) -> None:
-        """*kernel_cache*: of a mirror, whose tree changes without the kernel."""
-        self.volume = volume
-        self._catalog = volume.catalog
-        self._tree = volume.tree
-        self._found = FoundFiles(volume, importer)
-        self._entries = EntryReplies(volume, importer.unfinished, kernel_cache)
-        self.policy = policy
-        self.waits = ReplyWaits(durability, lambda: volume.journal.head_seq)
-        self._kernel_cache = kernel_cache
-        self.files = files
-        self._forgotten: set[Fid] = set()
+class Handlers(FileCalls):
+    """The FUSE calls of one mounted volume: here, those about names, attributes and directories."""
 
     # -- committing --------------------------------------------------------------------------------
-
-    def _change(self, operation: DataOperation, who: Caller, data: Data = b"") -> None:
-        """Commit a change of a file that may have lost its last name."""
-        if self._tree.is_orphan(operation.fid):
-            self.volume.change_orphan(operation, who, data)
-        else:
-            self.volume.commit(operation, who, data)
 
     def _commit_name(self, operation: TreeOperation, parent: Fid, name: bytes, who: Caller) -> None:
         """Commit a change of *name*. A refusal for what the kernel should have known by itself says
@@ -115,10 +69,6 @@ class Handlers:
         except (FileExistsError, FileNotFoundError):
             pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
             raise
-
-    def opener(self, handle: int) -> Caller:
-        """The caller who opened *handle*. Raises OSError ESTALE."""
-        return self.files[handle][1]
 
     # -- looking -----------------------------------------------------------------------------------
 
@@ -180,31 +130,6 @@ class Handlers:
         space = os.fstatvfs(self._tree.root_fd)
         return encode_space(space, NAME_BYTES_MAX)
 
-    def forget(self, who: Caller, fid: Fid, times: int) -> None:
-        """The kernel has dropped *fid*. Only an orphan minds: everything else is found again by
-        its fid."""
-        if self._kernel_cache is not None:
-            self._kernel_cache.note_forget(fid, times)
-        if not self._tree.is_orphan(fid):
-            return
-        try:
-            if not is_known(fid):
-                self._forgotten.add(fid)
-                self._drop_if_unused(fid)
-        except Exception:  # there is no reply to say it in
-            log.exception("fid %d, which nobody uses any more, is kept", fid)
-
-    def batch_forget(self, who: Caller, _: Fid, forgets: Iterable[tuple[Fid, int]]) -> None:
-        """The same of several fids."""
-        for fid, times in forgets:
-            self.forget(who, fid, times)
-
-    def _drop_if_unused(self, fid: Fid) -> None:
-        """The kernel may forget an orphan before it says that the last open is over."""
-        if fid in self._forgotten and fid not in self.files:
-            self._forgotten.discard(fid)
-            self.volume.drop_orphan(fid)
-
     # -- making ------------------------------------------------------------------------------------
 
     def _make(self, who: Caller, parent: Fid, name: bytes, mode: int, rdev: int, umask: int) -> Fid:
@@ -251,6 +176,12 @@ class Handlers:
             raise refusal(errno.ENOENT)
         self._commit_name(Link(fid, new_parent, new_name), new_parent, new_name, who)
         return self._entries.entry(fid)
+
+    @changing
+    def create(self, who: Caller, parent: Fid, name: bytes, mode: int, umask: int) -> Body:
+        """Make a regular file and open it."""
+        fid = self._make(who, parent, name, S_IFREG | S_IMODE(mode), 0, umask)
+        return self._opened(who, fid, self._entries.entry(fid))
 
     # -- removing and moving -----------------------------------------------------------------------
 
@@ -323,16 +254,6 @@ class Handlers:
 
     # -- attributes --------------------------------------------------------------------------------
 
-    def _drop_capabilities(self, fid: Fid, who: Caller) -> None:
-        """Before a truncation or a new owner. Before a WRITE the kernel sees to it, by itself."""
-        try:
-            os.getxattr(self._tree.descriptor(fid), CAPABILITY_XATTR)
-        except OSError as error:
-            if not syscalls.missing(error):
-                raise
-        else:
-            self._change(Removexattr(fid, CAPABILITY_XATTR), who)
-
     @changing
     def setattr(self, who: Caller, fid: Fid, change: AttributeChange) -> Body:
         """Size, mode, owner and times, each alone or together."""
@@ -395,86 +316,6 @@ class Handlers:
             raise
         self._change(Removexattr(fid, name), who)
         return DONE
-
-    # -- files -------------------------------------------------------------------------------------
-
-    def _opened(self, who: Caller, fid: Fid, entry: bytes = b"") -> OpenReply:
-        """The reply that *fid* is open, behind the *entry* that says what it is."""
-        handle = self.files.add(fid, who)
-        keep_cache = self._kernel_cache is None or self._kernel_cache.opened(fid)
-        body = entry + encode_open(handle, keep_cache=keep_cache)
-        return OpenReply(body, partial(self.files.answered, handle))
-
-    def open(self, who: Caller, fid: Fid, flags: int) -> Answer:
-        """Open a file; with O_TRUNC this is a change. An import that is not finished is; cancelling
-        leaves the rest of it to the next."""
-        if fid in self._found.unfinished and self.volume.write_errno is None:
-            return self._open_imported(who, fid, flags)
-        if flags & os.O_TRUNC:
-            return self._open_truncating(who, fid)
-        if flags & os.O_ACCMODE == os.O_RDONLY:
-            self._tree.descriptor(fid)
-        else:
-            self._refuse_if_read_only()
-            self._tree.writable(fid)
-        return self._opened(who, fid)
-
-    async def _open_imported(self, who: Caller, fid: Fid, flags: int) -> Body:
-        await self._found.finish(fid)
-        return await settled(self.open(who, fid, flags))
-
-    @changing
-    def _open_truncating(self, who: Caller, fid: Fid) -> Body:
-        mode = self._tree.stat(fid).st_mode
-        self._drop_capabilities(fid, who)
-        self._change(resolve.truncation(who, fid, 0, mode), who)
-        return self._opened(who, fid)
-
-    def _refuse_if_read_only(self) -> None:
-        if self.volume.write_errno is not None:
-            raise refusal(self.volume.write_errno)
-
-    @changing
-    def create(self, who: Caller, parent: Fid, name: bytes, mode: int, umask: int) -> Body:
-        """Make a regular file and open it."""
-        fid = self._make(who, parent, name, S_IFREG | S_IMODE(mode), 0, umask)
-        return self._opened(who, fid, self._entries.entry(fid))
-
-    def read(self, who: Caller, _: Fid, handle: int, offset: int, size: int) -> Body:
-        """Up to *size* bytes at *offset*."""
-        return os.pread(self._tree.descriptor(self.files[handle][0]), size, offset)
-
-    @writing
-    def write(self, who: Caller, _: Fid, handle: int, offset: int, data: Data) -> Body:
-        """Write all of *data* at *offset*, or as much as the backing takes."""
-        fid, opener = self.files[handle]
-        operation = resolve.write(fid, offset, os.fstat(self._tree.writable(fid)).st_mode)
-        try:
-            self._change(operation, opener, data)
-        except ShortWriteError as error:
-            return encode_written(error.written)
-        if operation.mode is not None:
-            # The kernel would go on to run the file by the mode it remembers. Attributes alone:
-            # cannot block.
-            pyfuse3.invalidate_inode(fid, attr_only=True)
-        return encode_written(len(data))
-
-    def release(self, who: Caller, _: Fid, handle: int) -> Body:
-        """The last descriptor of an open was closed."""
-        fid, is_open = self.files.remove(handle)
-        if not is_open:
-            self._drop_if_unused(fid)
-        return DONE
-
-    def fsync(self, who: Caller, _: Fid, handle: int) -> Answer:
-        """Wait until the journal is durable up to the file's last entry."""
-        fid, opener = self.files[handle]
-        return self.waits.until_durable(opener.uid, self._last_seq(fid))
-
-    def _last_seq(self, fid: Fid) -> Seq:
-        node = self._catalog.node(fid)
-        # What happened to a file before its last name went is somewhere below the head.
-        return node.last_seq if node is not None else self.volume.journal.head_seq
 
     # -- directories -------------------------------------------------------------------------------
 

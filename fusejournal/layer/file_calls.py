@@ -1,0 +1,189 @@
+"""The FUSE calls about a file's content, and about open files: the other half of handlers.py, whose
+rules hold here.
+
+Source: the FUSE protocol; open(2)."""
+
+import logging
+import os
+from collections.abc import Iterable
+from functools import partial
+
+import pyfuse3
+
+from fusejournal.disk import syscalls
+from fusejournal.disk.acls import CAPABILITY_XATTR
+from fusejournal.errors import ShortWriteError
+from fusejournal.layer import resolve
+from fusejournal.layer.entry_replies import EntryReplies
+from fusejournal.layer.found_files import FoundFiles
+from fusejournal.layer.kernel_cache import KernelCache, is_known
+from fusejournal.layer.kernel_protocol import Data, encode_open, encode_written
+from fusejournal.layer.open_files import OpenFiles
+from fusejournal.layer.replies import (
+    DONE,
+    Answer,
+    Body,
+    OpenReply,
+    ReplyWaits,
+    changing,
+    settled,
+    writing,
+)
+from fusejournal.layer.resolve import refusal
+from fusejournal.operations import DataOperation, Removexattr
+from fusejournal.types import Caller, Fid, Seq
+from fusejournal.volume.durability import Durability
+from fusejournal.volume.importer import Importer
+from fusejournal.volume.volume import Volume
+from fusejournal.volume.wait_policy import WaitPolicy
+
+log = logging.getLogger(__name__)
+
+
+class FileCalls:
+    """The calls about files' content of one mounted volume."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        durability: Durability,
+        importer: Importer,
+        files: OpenFiles,
+        policy: WaitPolicy,
+        kernel_cache: KernelCache | None = None,
+    ) -> None:
+        """*kernel_cache*: of a mirror, whose tree changes without the kernel."""
+        self.volume = volume
+        self._catalog = volume.catalog
+        self._tree = volume.tree
+        self._found = FoundFiles(volume, importer)
+        self._entries = EntryReplies(volume, importer.unfinished, kernel_cache)
+        self.policy = policy
+        self.waits = ReplyWaits(durability, lambda: volume.journal.head_seq)
+        self._kernel_cache = kernel_cache
+        self.files = files
+        self._forgotten: set[Fid] = set()
+
+    def _change(self, operation: DataOperation, who: Caller, data: Data = b"") -> None:
+        """Commit a change of a file that may have lost its last name."""
+        if self._tree.is_orphan(operation.fid):
+            self.volume.change_orphan(operation, who, data)
+        else:
+            self.volume.commit(operation, who, data)
+
+    def opener(self, handle: int) -> Caller:
+        """The caller who opened *handle*. Raises OSError ESTALE."""
+        return self.files[handle][1]
+
+    # -- open files --------------------------------------------------------------------------------
+
+    def _opened(self, who: Caller, fid: Fid, entry: bytes = b"") -> OpenReply:
+        """The reply that *fid* is open, behind the *entry* that says what it is."""
+        handle = self.files.add(fid, who)
+        keep_cache = self._kernel_cache is None or self._kernel_cache.opened(fid)
+        body = entry + encode_open(handle, keep_cache=keep_cache)
+        return OpenReply(body, partial(self.files.answered, handle))
+
+    def open(self, who: Caller, fid: Fid, flags: int) -> Answer:
+        """Open a file; with O_TRUNC this is a change. An import that is not finished is; cancelling
+        leaves the rest of it to the next."""
+        if fid in self._found.unfinished and self.volume.write_errno is None:
+            return self._open_imported(who, fid, flags)
+        if flags & os.O_TRUNC:
+            return self._open_truncating(who, fid)
+        if flags & os.O_ACCMODE == os.O_RDONLY:
+            self._tree.descriptor(fid)
+        else:
+            self._refuse_if_read_only()
+            self._tree.writable(fid)
+        return self._opened(who, fid)
+
+    async def _open_imported(self, who: Caller, fid: Fid, flags: int) -> Body:
+        await self._found.finish(fid)
+        return await settled(self.open(who, fid, flags))
+
+    @changing
+    def _open_truncating(self, who: Caller, fid: Fid) -> Body:
+        mode = self._tree.stat(fid).st_mode
+        self._drop_capabilities(fid, who)
+        self._change(resolve.truncation(who, fid, 0, mode), who)
+        return self._opened(who, fid)
+
+    def _refuse_if_read_only(self) -> None:
+        if self.volume.write_errno is not None:
+            raise refusal(self.volume.write_errno)
+
+    def read(self, who: Caller, _: Fid, handle: int, offset: int, size: int) -> Body:
+        """Up to *size* bytes at *offset*."""
+        return os.pread(self._tree.descriptor(self.files[handle][0]), size, offset)
+
+    @writing
+    def write(self, who: Caller, _: Fid, handle: int, offset: int, data: Data) -> Body:
+        """Write all of *data* at *offset*, or as much as the backing takes."""
+        fid, opener = self.files[handle]
+        operation = resolve.write(fid, offset, os.fstat(self._tree.writable(fid)).st_mode)
+        try:
+            self._change(operation, opener, data)
+        except ShortWriteError as error:
+            return encode_written(error.written)
+        if operation.mode is not None:
+            _forget_mode(fid)
+        return encode_written(len(data))
+
+    def release(self, who: Caller, _: Fid, handle: int) -> Body:
+        """The last descriptor of an open was closed."""
+        fid, is_open = self.files.remove(handle)
+        if not is_open:
+            self._drop_if_unused(fid)
+        return DONE
+
+    def fsync(self, who: Caller, _: Fid, handle: int) -> Answer:
+        """Wait until the journal is durable up to the file's last entry."""
+        fid, opener = self.files[handle]
+        return self.waits.until_durable(opener.uid, self._last_seq(fid))
+
+    def _last_seq(self, fid: Fid) -> Seq:
+        node = self._catalog.node(fid)
+        # What happened to a file before its last name went is somewhere below the head.
+        return node.last_seq if node is not None else self.volume.journal.head_seq
+
+    def _drop_capabilities(self, fid: Fid, who: Caller) -> None:
+        """Before a truncation or a new owner. Before a WRITE the kernel sees to it, by itself."""
+        try:
+            os.getxattr(self._tree.descriptor(fid), CAPABILITY_XATTR)
+        except OSError as error:
+            if not syscalls.missing(error):
+                raise
+        else:
+            self._change(Removexattr(fid, CAPABILITY_XATTR), who)
+
+    def forget(self, who: Caller, fid: Fid, times: int) -> None:
+        """The kernel has dropped *fid*. Only an orphan minds: everything else is found again by
+        its fid."""
+        if self._kernel_cache is not None:
+            self._kernel_cache.note_forget(fid, times)
+        if not self._tree.is_orphan(fid):
+            return
+        try:
+            if not is_known(fid):
+                self._forgotten.add(fid)
+                self._drop_if_unused(fid)
+        except Exception:  # there is no reply to say it in
+            log.exception("fid %d, which nobody uses any more, is kept", fid)
+
+    def batch_forget(self, who: Caller, _: Fid, forgets: Iterable[tuple[Fid, int]]) -> None:
+        """The same of several fids."""
+        for fid, times in forgets:
+            self.forget(who, fid, times)
+
+    def _drop_if_unused(self, fid: Fid) -> None:
+        """The kernel may forget an orphan before it says that the last open is over."""
+        if fid in self._forgotten and fid not in self.files:
+            self._forgotten.discard(fid)
+            self.volume.drop_orphan(fid)
+
+
+def _forget_mode(fid: Fid) -> None:
+    """The kernel would go on to run file *fid*, whose setuid or setgid was taken away, by the mode
+    that it remembers: have it ask. (Attributes alone: that cannot block.)"""
+    pyfuse3.invalidate_inode(fid, attr_only=True)

@@ -38,6 +38,7 @@ from fusejournal.journal.segment import (
     first_seq_of,
     list_segments,
     segment_path,
+    without_unbegun,
 )
 from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES, SegmentHeader
 from fusejournal.operations import Kind
@@ -139,7 +140,7 @@ class FrameRangeReader:
         """Go to the place after entry *seq* (0: to the beginning); returns the chain there. Raises
         NoSuchSeqError when the journal does not have it (any more), JournalDamagedError."""
         self.close()
-        starts = [first_seq_of(path) for path in list_segments(self._directory)]
+        starts = [first_seq_of(path) for path in without_unbegun(list_segments(self._directory))]
         if not starts:
             raise NoSuchSeqError(seq, 0, 0)
         if seq + 1 in starts:

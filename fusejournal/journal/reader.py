@@ -25,8 +25,8 @@ from fusejournal.journal.segment import (
     Point,
     SegmentReader,
     first_seq_of,
-    is_just_begun,
     list_segments,
+    without_unbegun,
 )
 from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES, SegmentHeader
 from fusejournal.operations import ControlOperation, Void
@@ -59,12 +59,9 @@ class JournalReader:
 
     def segments(self) -> list[Path]:
         """The segments, in order."""
-        if not isinstance(self._source, Path):
-            return sorted(self._source, key=first_seq_of)
-        paths = list_segments(self._source)
-        if paths and is_just_begun(paths[-1]):
-            paths.pop()
-        return paths
+        if isinstance(self._source, Path):
+            return without_unbegun(list_segments(self._source))
+        return without_unbegun(sorted(self._source, key=first_seq_of))
 
     @property
     def first_seq(self) -> Seq:

@@ -123,13 +123,18 @@ def is_segment(path: Path) -> bool:
     return _NAME.fullmatch(path.name) is not None
 
 
-def is_just_begun(path: Path) -> bool:
-    """Returns True if the plain segment *path* has not even its header: it is being made, or its
-    maker died."""
+def without_unbegun(paths: list[Path]) -> list[Path]:
+    """*paths*, segments in order, but for a newest one that has not even its header: it is being
+    made, or could not be, or its maker died."""
+    return paths[:-1] if paths and _is_unbegun(paths[-1]) else paths
+
+
+def _is_unbegun(path: Path) -> bool:
     try:
         return path.suffix == PLAIN_SUFFIX and path.stat().st_size < SEGMENT_HEADER_BYTES
     except FileNotFoundError:
-        return False
+        # On a full disk its maker has taken it away again; else it was compressed.
+        return not path.with_suffix(COMPRESSED_SUFFIX).exists()
 
 
 def first_seq_of(path: Path) -> Seq:
@@ -145,8 +150,10 @@ class SegmentReader:
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            # Compressed since its name was read.
-            path = path.with_suffix(COMPRESSED_SUFFIX)
+            compressed = path.with_suffix(COMPRESSED_SUFFIX)
+            if not compressed.exists():
+                raise
+            path = compressed  # since its name was read
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.path = path
         self._last_judged: tuple[int, bytes] | None = None

@@ -26,6 +26,7 @@ from fusejournal.journal.segment import (
     SegmentReader,
     first_seq_of,
     list_segments,
+    without_unbegun,
 )
 from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES
 from fusejournal.types import Position, Reign, Seq
@@ -89,7 +90,7 @@ class ChainFinder:
         return await trio.to_thread.run_sync(lambda: self._reader.first_seq)
 
     def _look(self, seqs: Sequence[Seq]) -> tuple[int | None, ...]:
-        paths = list_segments(self._directory)
+        paths = without_unbegun(list_segments(self._directory))
         return tuple(self._chain(paths, seq) for seq in seqs)
 
     def _chain(self, paths: Sequence[Path], seq: Seq) -> int | None:

@@ -1,11 +1,19 @@
-"""Reading ranges one after the other: each begins where the one before has ended."""
+"""Reading ranges one after the other: each begins where the one before has ended. Reading beside a
+layer that begins a segment."""
 
+import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from fusejournal.admin.source import open_reader
+from fusejournal.journal import reader as reader_module
+from fusejournal.journal import segment
+from fusejournal.journal.frame_range import FrameRangeReader
 from fusejournal.journal.reader import END, JournalReader
-from fusejournal.journal.segment import SegmentReader, first_seq_of
+from fusejournal.journal.segment import SegmentReader, first_seq_of, list_segments, segment_path
+from fusejournal.journal.verify import verify
 from fusejournal.types import Seq
 from tests.support.volumes import open_volume
 
@@ -30,8 +38,8 @@ def test_what_a_journal_gains_is_read_without_what_was_before(tmp_path: Path) ->
             volume.work(1, number)
             following = Seq(len(seen) + 1)
             path = reader.segments()[-1]
-            with SegmentReader(path) as segment:
-                begin = reader._begin(path, segment, following)
+            with SegmentReader(path) as newest:
+                begin = reader._begin(path, newest, following)
             if first_seq_of(path) < following:
                 assert begin is not None
                 assert begin.seq == following
@@ -39,3 +47,58 @@ def test_what_a_journal_gains_is_read_without_what_was_before(tmp_path: Path) ->
             assert seen == list(range(1, len(seen) + 1))
             assert not list(reader.read(Seq(len(seen) + 1), END))
         assert len(reader.segments()) > 2
+
+
+def _begin_next(journal_dir: Path) -> Path:
+    """The file of the segment that follows, as its maker leaves it before the header."""
+    head_seq, _ = JournalReader(journal_dir).head()
+    path = segment_path(journal_dir, Seq(head_seq + 1))
+    path.touch()
+    return path
+
+
+def test_a_segment_that_could_not_be_begun_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk its maker takes it away again: a reader beside it may have listed it."""
+    with open_volume(tmp_path) as volume:
+        volume.work(2)
+        begun = _begin_next(volume.journal_dir)
+        real = segment.list_segments
+
+        def list_and_lose(directory: Path) -> list[Path]:
+            paths = real(directory)
+            begun.unlink(missing_ok=True)
+            return paths
+
+        for module in (segment, reader_module):
+            monkeypatch.setattr(module, "list_segments", list_and_lose, raising=False)
+        reader = JournalReader(volume.journal_dir)
+        assert [one.seq for one in reader.read(Seq(1), END)][-1] == volume.volume.journal.head_seq
+
+
+def test_a_segment_that_is_being_begun_is_none(tmp_path: Path) -> None:
+    """Whichever way the journal is named: as a directory, or as files; and for a peer that has all
+    that is there."""
+    with open_volume(tmp_path) as volume:
+        volume.work(2)
+        head_seq = volume.volume.journal.head_seq
+        begun = _begin_next(volume.journal_dir)
+        files = [str(path) for path in list_segments(volume.journal_dir)]
+        assert files[-1] == str(begun)
+        for texts in ([str(volume.journal_dir)], files):
+            reader = open_reader(texts)
+            assert [one.seq for one in reader.read(Seq(1), END)][-1] == head_seq
+            report = verify(reader.segments(), None, lambda done, total: None)
+            assert (report.last_seq, report.damages) == (head_seq, [])
+        ranges = FrameRangeReader(volume.journal_dir, volume.volume.journal.uuid)
+        with closing(ranges):
+            assert ranges.seek(head_seq) == volume.volume.journal.head.chain
+        begun.unlink()
+
+
+def test_a_segment_that_is_gone_goes_by_the_name_it_was_asked_by(tmp_path: Path) -> None:
+    path = segment_path(tmp_path, Seq(1))
+    with pytest.raises(FileNotFoundError) as caught:
+        SegmentReader(path)
+    assert caught.value.filename == os.fspath(path)

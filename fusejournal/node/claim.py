@@ -3,6 +3,7 @@
 Done before anything else at a start, and by commands that change the state of a volume that no
 layer runs on. What a first start has made is taken away again if it is refused before anything came
 of it: identity last, so that killed meanwhile, it leaves a state that the next start goes on from.
+The places of a later start that is refused are not remembered.
 """
 
 import logging
@@ -25,6 +26,7 @@ from fusejournal.node.state_dir import (
     VolumeState,
     load_state,
     make_directory,
+    restore_places,
     save_state,
     take_over,
 )
@@ -41,12 +43,14 @@ def claim_volume(
     spec: "MountSpec",
     check: Callable[[], None] = lambda: None,
     has_begun: Callable[[], bool] = lambda: False,
+    is_live: Callable[[], bool] = lambda: False,
 ) -> Iterator[VolumeState]:
     """Hold the volume that *spec* names, made if it is new, until the end of the block; *check* is
     called when nobody else holds it, before anything is changed. Where an error ends the block of a
-    new volume, what was made for it goes again, unless it *has_begun*. Raises VolumeBusyError
-    naming the holder, UsageError when the state is another volume's or the volume's is elsewhere,
-    and what *check* raises."""
+    new volume, what was made for it goes again, unless it *has_begun*; where it ends that of
+    another, places and name are as they were, unless it *is_live*. Raises VolumeBusyError naming
+    the holder, UsageError when the state is another volume's or the volume's is elsewhere, and what
+    *check* raises."""
     directory = spec.state_dir
     is_made = not directory.is_dir()
     make_directory(directory)
@@ -56,12 +60,16 @@ def claim_volume(
         kept = {*os.listdir(directory)} - ({"lock"} if is_lock_made else set())
         link = links_root() / spec.name
         linked = link.readlink() if link.is_symlink() else None
+        known = None if is_new else load_state(directory)
         try:
             check_rightful(directory, spec.name)
-            yield _load_or_make(spec)
+            yield _load_or_make(spec, known)
         except (FusejournalError, OSError):
-            if is_new and not has_begun() and not _has_traces(directory):
-                with _telling(directory):
+            with _telling(directory):
+                if known is not None and not is_live():
+                    _restore_link(link, linked)
+                    restore_places(directory, known)
+                elif known is None and not has_begun() and not _has_traces(directory):
                     _restore_link(link, linked)
                     _remove_made(directory, kept)
                     if is_made:
@@ -87,7 +95,7 @@ def _telling(directory: Path) -> Iterator[None]:
     """Log what is in the way, for the refusal itself is what the caller is to hear of."""
     try:
         yield
-    except OSError as error:
+    except (FusejournalError, OSError) as error:
         log.warning("%s: what the refused start has made stays: %s", directory, error)
 
 
@@ -116,13 +124,12 @@ def _restore_link(link: Path, linked: Path | None) -> None:
         calls.fsync_directory("state.refused.link", link.parent)
 
 
-def _load_or_make(spec: "MountSpec") -> VolumeState:
+def _load_or_make(spec: "MountSpec", known: VolumeState | None) -> VolumeState:
     directory = spec.state_dir
-    if (directory / "volume.json").exists():
-        state = known = load_state(directory)
-        if state.name != spec.name:
-            raise UsageError(f"{directory} is the state of volume {state.name}, not of {spec.name}")
-        state = replace(state.in_role(spec.role), backing=spec.backing, mountpoint=spec.mountpoint)
+    if known is not None:
+        if known.name != spec.name:
+            raise UsageError(f"{directory} is the state of volume {known.name}, not of {spec.name}")
+        state = replace(known.in_role(spec.role), backing=spec.backing, mountpoint=spec.mountpoint)
         take_over(state, known)
     else:
         if any((directory / "journal").glob("*.fj*")):

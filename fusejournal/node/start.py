@@ -71,10 +71,13 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
 
     node: Node | None = None
 
-    def has_begun() -> bool:
-        return node is not None and (node.is_live or parts.startup.root.was_marked)
+    def is_live() -> bool:
+        return node is not None and node.is_live
 
-    with claim_volume(spec, check, has_begun) as state:  # step 1
+    def has_begun() -> bool:
+        return is_live() or (node is not None and parts.startup.root.was_marked)
+
+    with claim_volume(spec, check, has_begun, is_live) as state:  # step 1
         mount = _take_place(spec, reporter)  # step 2
         degraded += _check_ways_around(spec, state)
         parts = assemble_start(  # step 3

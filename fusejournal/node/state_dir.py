@@ -26,7 +26,8 @@ Until format 2 the page of watermarks was called ``marks``. An older version of 
 not find it by its name of today: it would make an empty one, and so forget which reign it must not
 fall behind. So the directory is first of the new format, which an older version refuses, durably;
 then the page gets its new name (:func:`take_over`). On a full disk, which has no room for another
-volume.json, the one digit is written in place: it is there whole or not at all."""
+volume.json, the one digit is written in place: it is there whole or not at all. So is all of a new
+text there, which goes into one sector of the disk with the old one, and has its length."""
 
 import json
 import os
@@ -63,6 +64,8 @@ _FORMATS = (1, _FORMAT)
 _PAGE = "watermarks"
 _PAGE_BEFORE = "marks"
 """Its name in format 1."""
+_SECTOR_BYTES = 512
+"""A disk writes so much whole or not at all. A text is filled up to it, to be written in place."""
 _FORMAT_DIGIT = re.compile(rb'"format"\s*:\s*(1)(?=\s*[,}])')
 """The format in a volume.json of format 1, as most programs write JSON."""
 
@@ -249,6 +252,15 @@ def remember_listen(state: VolumeState, asked: str) -> VolumeState:
     return remembering
 
 
+def restore_places(directory: Path, known: VolumeState) -> None:
+    """Write down the places of *known*, because nothing came of a start at others. Raises OSError,
+    FusejournalError."""
+    found = load_state(directory)
+    restored = replace(found, backing=known.backing, mountpoint=known.mountpoint)
+    if restored != found:
+        save_state(restored)
+
+
 def take_over(state: VolumeState, known: VolumeState) -> None:
     """Have the state directory say *state*, where it said *known*, and all in it be as this version
     has it; only for who holds the volume. Killed at any step, it is done by the next call. Raises
@@ -288,8 +300,8 @@ def _told_when_full(state: VolumeState, known: VolumeState) -> Iterator[None]:
 
 
 def _save_over(state: VolumeState, known: VolumeState) -> None:
-    """:func:`save_state`; on a full disk in place, if *known* and the format of before are to be
-    replaced by no more than the format of today. Raises OSError."""
+    """:func:`save_state`; on a full disk in place, too, if *known* and the format of before are to
+    be replaced by no more than the format of today. Raises OSError."""
     try:
         save_state(state)
     except OSError as error:
@@ -310,16 +322,34 @@ def _raise_format_in_place(directory: Path) -> bool:
         raised = text[:at] + digit + text[at + 1 :]
         if json.loads(raised) != {**json.loads(text), "format": _FORMAT}:
             return False  # another "format", deeper in it
-        fd = file.fileno()
-        try:
-            calls.write_all("state.format.write", fd, digit, at)
-            calls.fdatasync("state.format.sync", fd)
-        except OSError:
-            # The next start must not take for written what only the page cache has.
-            with suppress(OSError):
-                calls.write_all("state.format.undo", fd, found[1], at)
-            raise
+        _replace_in_place("state.format", file.fileno(), at, found[1], digit)
     return True
+
+
+def _save_in_place(directory: Path, content: bytes) -> bool:
+    """Write *content* over its volume.json, durably. Returns False, with nothing written, unless
+    both are of one sector. Raises OSError: it is as before then."""
+    if len(content) != _SECTOR_BYTES or not (directory / "volume.json").exists():
+        return False
+    with _open_trusted(directory, os.O_RDWR) as file:
+        text = file.buffer.read()
+        if len(text) != len(content):
+            return False
+        _replace_in_place("state.text", file.fileno(), 0, text, content)
+    return True
+
+
+def _replace_in_place(label: str, fd: int, at: int, old: bytes, new: bytes) -> None:
+    """Write *new* where *old* stands, at offset *at*, durably. Failpoints: LABEL.write, LABEL.sync,
+    LABEL.undo. Raises OSError: *old* stands there then."""
+    try:
+        calls.write_all(f"{label}.write", fd, new, at)
+        calls.fdatasync(f"{label}.sync", fd)
+    except OSError:
+        # The next start must not take for written what only the page cache has.
+        with suppress(OSError):
+            calls.write_all(f"{label}.undo", fd, old, at)
+        raise
 
 
 def _format_of(directory: Path) -> int:
@@ -328,7 +358,8 @@ def _format_of(directory: Path) -> int:
 
 
 def save_state(state: VolumeState) -> None:
-    """Write *state* down, atomically and durably. Raises OSError."""
+    """Write *state* down, atomically and durably; on a full disk in place, where that is atomic,
+    too. Raises OSError."""
     raw = {
         key: str(value) if isinstance(value, Path | UUID) else value
         for key, value in asdict(state).items()
@@ -336,5 +367,9 @@ def save_state(state: VolumeState) -> None:
     del raw["directory"]
     raw["role"] = state.role_word
     raw["is_uninitialized"] = state.role is Role.UNINITIALIZED
-    content = json.dumps({"format": _FORMAT, **raw}, indent=2).encode()
-    write_atomically("state", state.directory / "volume.json", content, Outlives.MACHINE)
+    content = json.dumps({"format": _FORMAT, **raw}, indent=2).encode().ljust(_SECTOR_BYTES)
+    try:
+        write_atomically("state", state.directory / "volume.json", content, Outlives.MACHINE)
+    except OSError as error:
+        if error.errno not in NO_SPACE or not _save_in_place(state.directory, content):
+            raise

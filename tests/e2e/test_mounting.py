@@ -385,8 +385,15 @@ def test_mounting_a_known_volume_again(layer: Layer, known_by: str) -> None:
     line = fails(layer, 4, "mount", known[known_by])
     assert f"held by process {status['pid']}, mounted at {layer.mountpoint}" in line
     layer.run("umount", "volume")
-    # With both places, too, as ever; and a volume may move.
+    # With both places, too, as ever; and a volume may move, but not by a mount that is refused.
     elsewhere = layer.base / "elsewhere"
+    fails(layer, 6, "mount", str(layer.backing), str(elsewhere), "--state", str(layer.state))
+    other = layer.base / "other"
+    other.mkdir()
+    (other / "file").touch()
+    fails(layer, 5, "mount", str(other), str(layer.mountpoint), "--state", str(layer.state))
+    status = json.loads(layer.run("status", "volume", "--json").stdout)
+    assert (status["backing"], status["mountpoint"]) == (str(layer.backing), str(layer.mountpoint))
     elsewhere.mkdir()
     layer.run("mount", str(layer.backing), str(elsewhere), "--state", str(layer.state))
     layer.run("umount", "volume")

@@ -14,6 +14,7 @@ from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.node.claim import claim_volume
 from fusejournal.node.spec import MountSpec
+from fusejournal.node.state_dir import load_state
 from fusejournal.operations import Clean, Operation, Unlink, Write
 from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid
 from tests.support.entries import UUID_OF_TESTS
@@ -105,3 +106,29 @@ def test_the_state_of_an_earlier_version_is_taken_over(
         assert json.loads((state / "volume.json").read_text()) == {**raw, "format": 2}
         assert (state / "watermarks").read_bytes() == page
         assert not (state / "marks").exists()
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_a_volume_is_mounted_at_another_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A place longer than the one before, too, as far as a sector goes."""
+    with filesystem(kind, tmp_path, "disk", 400) as disk:
+        monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(disk))
+        places = [(Path("/b"), Path("/m")), (Path("/backing"), Path("/mount")), (Path("/b"),) * 2]
+        for backing, mountpoint in places:
+            spec = MountSpec("one", disk / "one", backing, mountpoint, Config(), False, frozenset())
+            with claim_volume(spec) as state:
+                pass
+            assert load_state(disk / "one") == state
+            assert (state.backing, state.mountpoint) == (backing, mountpoint)
+            with suppress(OSError):
+                fill(disk / "filler")
+        far = Path("/", *("a" * 200,) * 3)
+        spec = MountSpec("one", disk / "one", far, far, Config(), False, frozenset())
+        with (
+            pytest.raises(JournalFullError, match=r"mount it as before: /b at /b"),
+            claim_volume(spec),
+        ):
+            pass
+        assert load_state(disk / "one") == state

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -264,6 +265,32 @@ def test_a_name_leads_where_it_led_before_a_refused_first_start(tmp_path: Path) 
     with pytest.raises(UsageError), claim_volume(spec(tmp_path, state="other")):
         raise UsageError("refused")
     assert find_volume("one") == made
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_a_refused_start_at_another_place_is_not_remembered(tmp_path: Path, is_live: bool) -> None:
+    """Nor does the name lead to another state directory for it."""
+    with claim_volume(spec(tmp_path)) as made:
+        _with_journal(made)
+    other = replace(spec(tmp_path), backing=tmp_path / "b", mountpoint=tmp_path / "m")
+
+    def start(asked: MountSpec) -> None:
+        with claim_volume(asked, has_begun=lambda: True, is_live=lambda: is_live) as state:
+            assert find_volume(str(asked.mountpoint)) == state  # by now, for who would stop it
+            raise UsageError("refused")
+
+    with pytest.raises(UsageError, match="refused"):
+        start(other)
+    found = load_state(made.directory)
+    if is_live:
+        assert (found.backing, found.mountpoint) == (other.backing, other.mountpoint)
+    else:
+        assert found == made
+    moved = tmp_path / "moved"
+    made.directory.rename(moved)
+    with pytest.raises(UsageError, match="refused"):
+        start(replace(other, state_dir=moved))
+    assert (tmp_path / "states" / ".elsewhere" / "one").is_symlink() == is_live
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ refused any more."""
 import errno
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar
 
@@ -80,7 +79,10 @@ class ReplyWaits:
         OSError, also out of the coroutine: EAGAIN, with nothing done, where there is no place and
         none will be soon; EIO where it cannot be durable."""
         if self._durability.hooks.quorum is not None:
-            return self._change_in_place(uid, act)
+            return self._in_place(uid, partial(self._change, act))
+        return self._change(act)
+
+    def _change(self, act: Callable[[], Body]) -> Answer:
         body = act()
         return self._when_durable(self._head_seq(), body)
 
@@ -89,7 +91,7 @@ class ReplyWaits:
         if self._durability.is_durable(seq):
             return DONE  # without a place: none may be left
         if self._durability.hooks.quorum is not None:
-            return self._wait_in_place(uid, seq)
+            return self._in_place(uid, partial(self._when_durable, seq, DONE))
         return self._when_durable(seq, DONE)
 
     def _when_durable(self, seq: Seq, body: Body) -> Answer:
@@ -101,26 +103,16 @@ class ReplyWaits:
         await self._durability.wait(seq, since)
         return body
 
-    async def _change_in_place(self, uid: int, act: Callable[[], Body]) -> Body:
-        """Cancelling before there is a place leaves *act* undone."""
-        async with self._place(uid):
-            body = act()
-            return await settled(self._when_durable(self._head_seq(), body))
-
-    async def _wait_in_place(self, uid: int, seq: Seq) -> Body:
-        async with self._place(uid):
-            return await settled(self._when_durable(seq, DONE))
-
-    @asynccontextmanager
-    async def _place(self, uid: int) -> AsyncIterator[None]:
-        """Have a place among those who wait for mirrors, for a caller with *uid*. Raises OSError
-        EAGAIN where there is none, and none will be soon."""
+    async def _in_place(self, uid: int, act: Callable[[], Answer]) -> Body:
+        """Do *act* with a place among those who wait for mirrors, for a caller with *uid*.
+        Cancelling before there is one leaves it undone. Raises OSError EAGAIN where there is none,
+        and none will be soon."""
         quorum = self._durability.hooks.quorum
         assert quorum is not None
         if not quorum.try_enter(uid):
             await quorum.enter(uid)
         try:
-            yield
+            return await settled(act())
         finally:
             quorum.leave(uid)
 

@@ -1,7 +1,7 @@
 """The system calls that Python's ``os`` lacks, or lacks a flag of, each as one function that
 raises OSError.
 
-Owns nothing and keeps no state but two scratch buffers, so it may only be called from the thread
+Owns nothing and keeps no state but three scratch buffers, so it may only be called from the thread
 that runs the event loop, or from one thread at a time.
 
 A *handle* is what name_to_handle_at(2) gives, as bytes: its type (little-endian 32 bits) and then
@@ -36,6 +36,9 @@ _FILEID_INO64_GEN = 0x81
 _TIMES = struct.Struct("<qqqq")
 _NANO = 10**9
 _STATX_BYTES = 256
+_STATX_BTIME = 0x800
+_STATX_BTIME_AT = struct.Struct("<I76xqI")
+"""The mask of what is known, and the time of birth, in a struct statx."""
 _STATX_MNT_ID = 0x1000
 _STATX_MNT_ID_UNIQUE = 0x4000
 _STATX_MNT_ID_AT = 144
@@ -72,6 +75,7 @@ _linkat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p
 
 _handle_buffer = ctypes.create_string_buffer(_HANDLE_HEAD.size + _HANDLE_BYTES_MAX)
 _handle_address = ctypes.addressof(_handle_buffer)
+_statx_buffer = ctypes.create_string_buffer(_STATX_BYTES)
 _mount_id = ctypes.c_int()
 _mount_id_address = ctypes.addressof(_mount_id)
 
@@ -109,6 +113,15 @@ def mount_id(fd: int) -> int:
     if _statx(fd, b"", AT_EMPTY_PATH, _STATX_MNT_ID | _STATX_MNT_ID_UNIQUE, buffer) != 0:
         raise _fail()
     return int.from_bytes(buffer.raw[_STATX_MNT_ID_AT : _STATX_MNT_ID_AT + 8], "little")
+
+
+def birth_time(fd: int) -> int | None:
+    """Returns when the file that *fd* is open on was made, in nanoseconds; None where its file
+    system does not keep that. Raises OSError."""
+    if _statx(fd, b"", AT_EMPTY_PATH, _STATX_BTIME, _statx_buffer) != 0:
+        raise _fail()
+    known, seconds, part_ns = _STATX_BTIME_AT.unpack_from(_statx_buffer)
+    return seconds * _NANO + part_ns if known & _STATX_BTIME else None
 
 
 def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:

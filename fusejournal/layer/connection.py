@@ -29,7 +29,8 @@ from fusejournal.disk import mounts
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.disk.process import DIRECTORY, python_module
 from fusejournal.errors import VolumeBusyError
-from fusejournal.layer.kernel_protocol import IN_HEADER, OUT_HEADER
+from fusejournal.layer.kernel_protocol import IN_HEADER
+from fusejournal.layer.kernel_replies import OUT_HEADER
 
 _VERSIONS_AT = IN_HEADER.size
 """The place of the versions in a kernel's INIT."""

@@ -13,9 +13,10 @@ import os
 from collections.abc import Container, Iterator
 from stat import S_IFDIR
 
-from fusejournal.layer import kernel_protocol
+from fusejournal.disk import syscalls
+from fusejournal.layer import kernel_replies
 from fusejournal.layer.kernel_cache import KernelCache
-from fusejournal.layer.kernel_protocol import KEEP_SECONDS, encode_entry, encode_listed
+from fusejournal.layer.kernel_replies import KEEP_SECONDS, encode_entry, encode_listed
 from fusejournal.layer.resolve import refusal
 from fusejournal.types import ROOT_FID, Fid
 from fusejournal.volume.volume import Volume
@@ -43,7 +44,15 @@ class EntryReplies:
         """The attributes of *fid*. Raises OSError ESTALE."""
         stat, ctime_ns = self._tree.stat(fid), self._tree.node(fid).ctime_ns
         nlink = stat.st_nlink - self._tree.hidden_links(fid)
-        return kernel_protocol.encode_attributes(fid, stat, ctime_ns, nlink)
+        return kernel_replies.encode_attributes(fid, stat, ctime_ns, nlink)
+
+    def attributes_and_birth(self, fid: Fid) -> bytes:
+        """The same with the time of birth, which is the backing's: a copy on a mirror, and a file
+        that was restored, were born when that was done. Raises OSError ESTALE."""
+        stat, ctime_ns = self._tree.stat(fid), self._tree.node(fid).ctime_ns
+        nlink = stat.st_nlink - self._tree.hidden_links(fid)
+        birth_ns = syscalls.birth_time(self._tree.descriptor(fid))
+        return kernel_replies.encode_statx(fid, stat, ctime_ns, nlink, birth_ns)
 
     def entry(self, fid: Fid) -> bytes:
         """The entry of *fid*, under whatever name. Raises OSError ESTALE."""

@@ -3,6 +3,7 @@ rules hold here.
 
 Source: the FUSE protocol; open(2)."""
 
+import errno
 import logging
 import os
 from collections.abc import Iterable
@@ -16,8 +17,10 @@ from fusejournal.errors import ShortWriteError
 from fusejournal.layer import resolve
 from fusejournal.layer.entry_replies import EntryReplies
 from fusejournal.layer.found_files import FoundFiles
+from fusejournal.layer.interrupts import may_end_here
 from fusejournal.layer.kernel_cache import KernelCache, is_known
-from fusejournal.layer.kernel_protocol import Data, encode_open, encode_written
+from fusejournal.layer.kernel_protocol import Data
+from fusejournal.layer.kernel_replies import encode_offset, encode_open, encode_written
 from fusejournal.layer.open_files import OpenFiles
 from fusejournal.layer.replies import (
     DONE,
@@ -100,6 +103,7 @@ class FileCalls:
 
     async def _open_imported(self, who: Caller, fid: Fid, flags: int) -> Body:
         await self._found.finish(fid)
+        await may_end_here()
         return await settled(self.open(who, fid, flags))
 
     @changing
@@ -116,6 +120,12 @@ class FileCalls:
     def read(self, who: Caller, _: Fid, handle: int, offset: int, size: int) -> Body:
         """Up to *size* bytes at *offset*."""
         return os.pread(self._tree.descriptor(self.files[handle][0]), size, offset)
+
+    def lseek(self, who: Caller, _: Fid, handle: int, offset: int, whence: int) -> Body:
+        """Find where the next data, or the next hole, begins: as the backing has them."""
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise refusal(errno.EINVAL)
+        return encode_offset(os.lseek(self._tree.descriptor(self.files[handle][0]), offset, whence))
 
     @writing
     def write(self, who: Caller, _: Fid, handle: int, offset: int, data: Data) -> Body:

@@ -25,12 +25,9 @@ from fusejournal.backing.fid_tag import HIDDEN_XATTR
 from fusejournal.disk import syscalls
 from fusejournal.layer import resolve
 from fusejournal.layer.file_calls import FileCalls
-from fusejournal.layer.kernel_protocol import (
-    AttributeChange,
-    encode_absent,
-    encode_open,
-    encode_space,
-)
+from fusejournal.layer.interrupts import may_end_here
+from fusejournal.layer.kernel_protocol import AttributeChange
+from fusejournal.layer.kernel_replies import encode_absent, encode_open, encode_space
 from fusejournal.layer.replies import (
     DONE,
     Answer,
@@ -120,6 +117,10 @@ class Handlers(FileCalls):
     def getattr(self, who: Caller, fid: Fid) -> Body:
         """The attributes of *fid*."""
         return self._entries.attributes(fid)
+
+    def statx(self, who: Caller, fid: Fid) -> Body:
+        """The attributes of *fid*, and the time of its birth."""
+        return self._entries.attributes_and_birth(fid)
 
     def readlink(self, who: Caller, fid: Fid) -> Body:
         """The target of a symlink."""
@@ -232,6 +233,7 @@ class Handlers(FileCalls):
             if is_known or flags & ~RENAME_WHITEOUT:
                 raise
         await self._found.import_name(new_parent, new_name)
+        await may_end_here()
         return await settled(move())
 
     @changing

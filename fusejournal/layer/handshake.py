@@ -28,7 +28,8 @@ import trio
 
 from fusejournal.errors import GreetingError, MountError
 from fusejournal.layer.connection import KernelConnection
-from fusejournal.layer.kernel_protocol import IN_HEADER, OUT_HEADER, encode_error
+from fusejournal.layer.kernel_protocol import IN_HEADER
+from fusejournal.layer.kernel_replies import OUT_HEADER, encode_error
 
 _INIT_FLAGS = struct.Struct("<12sI")
 """Versions and read-ahead, then the flags: the beginning of fuse_init_in and fuse_init_out."""

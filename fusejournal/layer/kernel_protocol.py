@@ -1,23 +1,15 @@
-"""The kernel's side of FUSE as bytes: requests decoded into the arguments of a call, replies
-encoded. Pure; it knows neither descriptors nor the volume.
+"""The kernel's side of FUSE as bytes: requests decoded into the arguments of a call. Pure; it knows
+neither descriptors nor the volume. (Replies are in kernel_replies.py.)
 
-A request is ``fuse_in_header``, then a struct of its opcode's own, then names and data; a reply is
-``fuse_out_header``, then a struct and data. All integers are the machine's own; both sides are on
-one machine. Names end with a NUL. What is decoded is checked as far as its own shape goes: whatever
-is shorter or longer than it says is a MalformedRequestError.
+A request is ``fuse_in_header``, then a struct of its opcode's own, then names and data. All
+integers are the machine's own; both sides are on one machine. Names end with a NUL. What is decoded
+is checked as far as its own shape goes: whatever is shorter or longer than it says is a
+MalformedRequestError.
 
 ========================  =====  ==================================================================
 struct                    bytes  fields
 ========================  =====  ==================================================================
 fuse_in_header               40  len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
-fuse_out_header              16  len, error, unique
-fuse_attr                    88  ino, size, blocks, atime, mtime, ctime, atimensec, mtimensec,
-                                 ctimensec, mode, nlink, uid, gid, rdev, blksize, flags
-fuse_entry_out              128  nodeid, generation, entry_valid, attr_valid, entry_valid_nsec,
-                                 attr_valid_nsec, attr
-fuse_attr_out               104  attr_valid, attr_valid_nsec, dummy, attr
-fuse_dirent                  24  ino, off, namelen, type; then the name, padded to 8 bytes
-fuse_direntplus             152  entry_out, dirent
 fuse_forget_in                8  nlookup
 fuse_batch_forget_in          8  count, dummy; then fuse_forget_one (nodeid, nlookup) each
 fuse_setattr_in              88  valid, padding, fh, size, lock_owner, atime, mtime, ctime,
@@ -29,24 +21,21 @@ fuse_rename2_in              16  newdir, flags, padding; then both names
 fuse_link_in                  8  oldnodeid; then the name
 fuse_open_in                  8  flags, open_flags
 fuse_create_in               16  flags, mode, umask, open_flags; then the name
-fuse_open_out                16  fh, open_flags, padding
 fuse_release_in              24  fh, flags, release_flags, lock_owner
 fuse_read_in                 40  fh, offset, size, read_flags, lock_owner, flags, padding
 fuse_write_in                40  fh, offset, size, write_flags, lock_owner, flags, padding; then
                                  the data
-fuse_write_out                8  size, padding
-fuse_kstatfs                 80  blocks, bfree, bavail, files, ffree, bsize, namelen, frsize,
-                                 padding, spare[6]
 fuse_fsync_in                16  fh, fsync_flags, padding
 fuse_setxattr_in              8  size, flags; with FUSE_SETXATTR_EXT setxattr_flags, padding too;
                                  then name and value
 fuse_getxattr_in              8  size, padding; then the name (none for LISTXATTR)
-fuse_getxattr_out             8  size, padding
+fuse_lseek_in                24  fh, offset, whence, padding
+fuse_interrupt_in             8  unique; that of the request that is interrupted
+fuse_statx_in                24  getattr_flags, reserved, fh, sx_flags, sx_mask
 ========================  =====  ==================================================================
 
 Source: include/uapi/linux/fuse.h; fs/fuse/dev.c (fuse_dev_do_read, fuse_dev_do_write)."""
 
-import os
 import struct
 from collections.abc import Callable
 from enum import IntEnum
@@ -58,12 +47,6 @@ from fusejournal.types import Fid
 Data: TypeAlias = bytes | memoryview
 
 IN_HEADER: Final = struct.Struct("=IIQQIIIHH")
-OUT_HEADER: Final = struct.Struct("=IiQ")
-_ATTR: Final = struct.Struct("=QQQqqqIIIIIIIIII")
-_ENTRY_OUT: Final = struct.Struct("=QQQQII")
-_ATTR_OUT: Final = struct.Struct("=QII")
-"""Both without the ``fuse_attr`` that they end with."""
-_DIRENT: Final = struct.Struct("=QQII")
 _FORGET_IN: Final = struct.Struct("=Q")
 _BATCH_FORGET_IN: Final = struct.Struct("=II")
 _FORGET_ONE: Final = struct.Struct("=QQ")
@@ -75,25 +58,23 @@ _RENAME2_IN: Final = struct.Struct("=QII")
 _LINK_IN: Final = struct.Struct("=Q")
 _OPEN_IN: Final = struct.Struct("=II")
 _CREATE_IN: Final = struct.Struct("=IIII")
-_OPEN_OUT: Final = struct.Struct("=QII")
 _RELEASE_IN: Final = struct.Struct("=QIIQ")
 _READ_IN: Final = struct.Struct("=QQIIQII")
 _WRITE_IN: Final = struct.Struct("=QQIIQII")
-_WRITE_OUT: Final = struct.Struct("=II")
-_KSTATFS: Final = struct.Struct("=QQQQQIIII24x")
 _FSYNC_IN: Final = struct.Struct("=QII")
 _SETXATTR_IN: Final = struct.Struct("=II")
 _SETXATTR_EXT_IN: Final = struct.Struct("=IIII")
 _GETXATTR_IN: Final = struct.Struct("=II")
-_GETXATTR_OUT: Final = struct.Struct("=II")
+_LSEEK_IN: Final = struct.Struct("=QqII")
+_INTERRUPT_IN: Final = struct.Struct("=Q")
+_STATX_IN: Final = struct.Struct("=IIQII")
 
 EXTENSION_BYTES: Final = 8
 """The unit of ``total_extlen``: what follows a request's own names and data."""
 
 _BODY: Final = IN_HEADER.size
-assert (IN_HEADER.size, OUT_HEADER.size) == (40, 16)
-assert (_ATTR.size, _ENTRY_OUT.size, _ATTR_OUT.size, _DIRENT.size) == (88, 40, 16, 24)
-assert (_SETATTR_IN.size, _READ_IN.size, _WRITE_IN.size, _KSTATFS.size) == (88, 40, 40, 80)
+assert (IN_HEADER.size, _SETATTR_IN.size, _LSEEK_IN.size, _STATX_IN.size) == (40, 88, 24, 24)
+assert (_READ_IN.size, _WRITE_IN.size) == (40, 40)
 
 
 class Opcode(IntEnum):
@@ -129,28 +110,21 @@ class Opcode(IntEnum):
     BATCH_FORGET = 42
     READDIRPLUS = 44
     RENAME2 = 45
+    LSEEK = 46
+    STATX = 52
 
 
 UNANSWERED: Final = frozenset((Opcode.FORGET, Opcode.INTERRUPT, Opcode.BATCH_FORGET))
-"""Requests that the kernel expects no reply to, not even an error. INTERRUPT asks that a request be
-answered soon, and none is held up that could be: what is done cannot be undone, and waits to be
-durable. (EAGAIN would have the kernel ask again, ENOSYS never again.)"""
+"""Requests that the kernel expects no reply to, not even an error. (To an INTERRUPT it takes two,
+that it would be wrong to give: EAGAIN would have it ask again, ENOSYS never again.)"""
 
 SETXATTR_EXT: Final = 1 << 29
 """A flag of INIT: SETXATTR has further fields."""
 
 _FATTR_MODE, _FATTR_UID, _FATTR_GID, _FATTR_SIZE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _FATTR_ATIME, _FATTR_MTIME = 1 << 4, 1 << 5
-_FOPEN_KEEP_CACHE: Final = 1 << 1
 
-KEEP_SECONDS: Final = 3600
-"""The time for which the kernel may keep names and attributes. It is told of every change, because
-only its mount changes the tree."""
-
-_ALIGNMENT: Final = 8
-_RDEV_MASK: Final = 0xFFFF_FFFF
 _SECOND_NS: Final = 1_000_000_000
-_TYPE_SHIFT: Final = 12
 
 
 class MalformedRequestError(FusejournalError):
@@ -319,6 +293,20 @@ def _decode_listxattr(data: Data) -> tuple[int]:
     return (_GETXATTR_IN.unpack_from(data, _BODY)[0],)
 
 
+def _decode_lseek(data: Data) -> tuple[int, int, int]:
+    return _LSEEK_IN.unpack_from(data, _BODY)[:3]
+
+
+def _decode_statx(data: Data) -> tuple[()]:
+    _STATX_IN.unpack_from(data, _BODY)
+    return ()  # all is told, whatever was asked for
+
+
+def decode_interrupt(data: Data) -> tuple[int]:
+    """The number of the request that is interrupted."""
+    return _INTERRUPT_IN.unpack_from(data, _BODY)
+
+
 class RequestKind(NamedTuple):
     """An opcode's *call*, which is a method's name, and what *decode* makes its arguments of."""
 
@@ -356,90 +344,22 @@ _REQUEST_KINDS: Final = {
     int(Opcode.BATCH_FORGET): RequestKind("batch_forget", _decode_batch_forget),
     int(Opcode.READDIRPLUS): RequestKind("readdirplus", _decode_listing),
     int(Opcode.RENAME2): RequestKind("rename", _decode_rename2),
+    int(Opcode.LSEEK): RequestKind("lseek", _decode_lseek),
+    int(Opcode.STATX): RequestKind("statx", _decode_statx),
 }
 
 
 def request_kinds(init_flags: int) -> dict[int, RequestKind]:
     """The kinds of requests by opcode, for a kernel that was told *init_flags* in answer to INIT.
-    All others are answered with ENOSYS; most then never come again (FLUSH, because nothing is
-    buffered here; ACCESS, locks, POLL and what no file of the backing is asked for)."""
+    INTERRUPT is the request loop's. All others are answered with ENOSYS; most then never come
+    again.
+
+    So with FLUSH: what was dirty is written before, and nothing is buffered here. ACCESS is not
+    asked where the kernel itself checks modes (default_permissions), nor is READDIR where it always
+    takes READDIRPLUS; locks are its own. SYNCFS comes of virtiofs alone, and FIEMAP never. Source:
+    fs/fuse/file.c (fuse_flush), dir.c (fuse_permission), readdir.c (fuse_use_readdirplus), inode.c
+    (fuse_sync_fs)."""
     if init_flags & SETXATTR_EXT:
         extended = RequestKind("setxattr", _decode_setxattr_ext)
         return {**_REQUEST_KINDS, int(Opcode.SETXATTR): extended}
     return _REQUEST_KINDS
-
-
-# -- replies ---------------------------------------------------------------------------------------
-
-
-def encode_error(number: int, error: int) -> bytes:
-    """The whole reply that refuses request *number* with errno *error*."""
-    return OUT_HEADER.pack(OUT_HEADER.size, -error, number)
-
-
-def encode_entry(
-    fid: Fid,
-    generation: int,
-    stat: os.stat_result,
-    ctime_ns: int,
-    nlink: int,
-    keep_seconds: int = KEEP_SECONDS,
-) -> bytes:
-    """A name stands for *fid*, with attributes *stat*, and the kernel may keep the name for
-    *keep_seconds*."""
-    head = _ENTRY_OUT.pack(fid, generation, keep_seconds, KEEP_SECONDS, 0, 0)
-    return head + _encode_attr(fid, stat, ctime_ns, nlink)
-
-
-def encode_absent(keep_seconds: int) -> bytes:
-    """A name stands for nothing, and the kernel may keep that for *keep_seconds*."""
-    return _ENTRY_OUT.pack(0, 0, keep_seconds, 0, 0, 0) + bytes(_ATTR.size)
-
-
-def encode_attributes(fid: Fid, stat: os.stat_result, ctime_ns: int, nlink: int) -> bytes:
-    """The attributes of *fid*."""
-    return _ATTR_OUT.pack(KEEP_SECONDS, 0, 0) + _encode_attr(fid, stat, ctime_ns, nlink)
-
-
-def _encode_attr(fid: Fid, stat: os.stat_result, ctime_ns: int, nlink: int) -> bytes:
-    atime, atime_part_ns = divmod(stat.st_atime_ns, _SECOND_NS)
-    mtime, mtime_part_ns = divmod(stat.st_mtime_ns, _SECOND_NS)
-    ctime, ctime_part_ns = divmod(ctime_ns, _SECOND_NS)
-    mode, _, _, _, uid, gid, size, _, _, _ = stat
-    return _ATTR.pack(
-        fid, size, stat.st_blocks, atime, mtime, ctime,
-        atime_part_ns, mtime_part_ns, ctime_part_ns, mode, nlink, uid, gid,
-        stat.st_rdev & _RDEV_MASK, stat.st_blksize, 0,
-    )  # fmt: skip
-
-
-def encode_listed(name: bytes, cookie: int, fid: Fid, mode: int, entry: bytes) -> bytes:
-    """*name* at *cookie* in a listing: it stands for *fid*, whose type is in *mode*; *entry* says
-    the rest (:func:`encode_entry`)."""
-    length = len(name)
-    dirent = _DIRENT.pack(fid, cookie, length, mode >> _TYPE_SHIFT)
-    return entry + dirent + name + bytes(-length % _ALIGNMENT)
-
-
-def encode_open(handle: int, *, keep_cache: bool) -> bytes:
-    """A file or directory is open as *handle*, and the kernel may go on with the pages that it
-    has."""
-    return _OPEN_OUT.pack(handle, _FOPEN_KEEP_CACHE if keep_cache else 0, 0)
-
-
-def encode_written(size: int) -> bytes:
-    """The first *size* bytes were written."""
-    return _WRITE_OUT.pack(size, 0)
-
-
-def encode_size(size: int) -> bytes:
-    """An attribute, or a list of them, has *size* bytes."""
-    return _GETXATTR_OUT.pack(size, 0)
-
-
-def encode_space(space: os.statvfs_result, name_bytes_max: int) -> bytes:
-    """The space of a file system."""
-    return _KSTATFS.pack(
-        space.f_blocks, space.f_bfree, space.f_bavail, space.f_files, space.f_ffree,
-        space.f_bsize, name_bytes_max, space.f_frsize, 0,
-    )  # fmt: skip

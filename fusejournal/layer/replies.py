@@ -19,6 +19,7 @@ from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, Typ
 from pyfuse3 import FUSEError
 
 from fusejournal.errors import FusejournalError
+from fusejournal.layer.interrupts import may_end_here, note_done
 from fusejournal.layer.kernel_protocol import Data, MalformedRequestError
 from fusejournal.types import Caller, Fid, Seq
 from fusejournal.volume.durability import Durability
@@ -84,7 +85,7 @@ class ReplyWaits:
 
     def _change(self, act: Callable[[], Body]) -> Answer:
         body = act()
-        return self._when_durable(self._head_seq(), body)
+        return self._when_durable(self._head_seq(), body, is_done=True)
 
     def until_durable(self, uid: int, seq: Seq) -> Answer:
         """Reply when the journal is durable up to *seq*. Raises as :meth:`change`."""
@@ -94,12 +95,15 @@ class ReplyWaits:
             return self._in_place(uid, partial(self._when_durable, seq, DONE))
         return self._when_durable(seq, DONE)
 
-    def _when_durable(self, seq: Seq, body: Body) -> Answer:
+    def _when_durable(self, seq: Seq, body: Body, *, is_done: bool = False) -> Answer:
+        """*is_done*: the reply says that something was changed."""
         since = self._durability.try_flush_inline(seq)
-        return body if since is None else self._wait(seq, since, body)
+        return body if since is None else self._wait(seq, since, body, is_done)
 
-    async def _wait(self, seq: Seq, since: float, body: Body) -> Body:
+    async def _wait(self, seq: Seq, since: float, body: Body, is_done: bool) -> Body:
         """Cancelling is harmless: the flush goes on for others."""
+        if is_done:
+            note_done()
         await self._durability.wait(seq, since)
         return body
 
@@ -112,6 +116,7 @@ class ReplyWaits:
         if not quorum.try_enter(uid):
             await quorum.enter(uid)
         try:
+            await may_end_here()
             return await settled(act())
         finally:
             quorum.leave(uid)

@@ -29,18 +29,20 @@ import trio
 
 from fusejournal.layer.handlers import Handlers
 from fusejournal.layer.handshake import Handshake
+from fusejournal.layer.interrupts import WaitingRequest
 from fusejournal.layer.kernel_protocol import (
     EXTENSION_BYTES,
     IN_HEADER,
-    OUT_HEADER,
     UNANSWERED,
     Data,
     MalformedRequestError,
-    encode_error,
+    Opcode,
+    decode_interrupt,
     request_kinds,
 )
+from fusejournal.layer.kernel_replies import OUT_HEADER, encode_error
 from fusejournal.layer.replies import WAITING_MAX, Answer, Body, OpenReply, errno_of
-from fusejournal.types import Caller
+from fusejournal.types import Caller, Fid
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +84,8 @@ class RequestLoop:
         self._runnable = _Runnable()
         self._is_closed = False
         self._parked = trio.CancelScope()
-        self._waiting = 0
-        """Requests that wait now."""
+        self._waiting: dict[int, WaitingRequest] = {}
+        """Requests that wait now, by number."""
         self._has_room = trio.Event()
         """Set, and made anew, when one of them waits no more."""
 
@@ -97,6 +99,7 @@ class RequestLoop:
             opcode: (kind.decode, getattr(self._handlers, kind.call))
             for opcode, kind in request_kinds(self._handshake.init_flags).items()
         }
+        self._calls[int(Opcode.INTERRUPT)] = decode_interrupt, self._interrupt
         trio.lowlevel.add_instrument(self._runnable)
         try:
             async with trio.open_nursery() as self._nursery:
@@ -151,7 +154,7 @@ class RequestLoop:
                         return
                     raise
                 self._serve(view[:size].tobytes() if size <= _COPIED_BYTES_MAX else view[:size])
-                if self._waiting >= WAITING_MAX:
+                if len(self._waiting) >= WAITING_MAX:
                     await self._has_room.wait()
             elif sleep_ns == _IDLE_NS and not has_event:
                 await self._park()
@@ -189,19 +192,27 @@ class RequestLoop:
             self._reply(number, answer)
         elif answer is not None:
             assert self._nursery is not None
-            self._waiting += 1
+            self._waiting[number] = WaitingRequest(pid)
             self._nursery.start_soon(self._finish, opcode, number, answer)
 
+    def _interrupt(self, _: Caller, __: Fid, number: int) -> None:
+        """The caller of request *number* has got a signal."""
+        request = self._waiting.get(number)
+        if request is not None:
+            assert self._nursery is not None
+            self._nursery.start_soon(request.watch)
+
     async def _finish(self, opcode: int, number: int, answer: Coroutine[Any, Any, Body]) -> None:
-        """Reply when *answer* has come to its end. Cancelling leaves the request unanswered."""
+        """Reply when *answer* has come to its end, or its caller to his. Cancelling leaves the
+        request unanswered."""
         try:
-            body = await answer
+            body = await self._waiting[number].outcome(answer)
         except Exception as error:
             self._refuse(opcode, number, error)
         else:
             self._reply(number, body)
         finally:
-            self._waiting -= 1
+            del self._waiting[number]
             has_room, self._has_room = self._has_room, trio.Event()
             has_room.set()
 

@@ -9,7 +9,7 @@ import os
 from fusejournal.backing.fid_tag import HIDDEN_XATTR
 from fusejournal.backing.tree import Tree
 from fusejournal.layer import permissions
-from fusejournal.layer.kernel_protocol import encode_size
+from fusejournal.layer.kernel_replies import encode_size
 from fusejournal.layer.resolve import refusal
 from fusejournal.types import Caller, Fid
 

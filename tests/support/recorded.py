@@ -24,6 +24,8 @@ _GENERATION, _TIMES = slice(8, 16), slice(24, 60)
 """Of fuse_entry_out, and of fuse_attr: what another run tells otherwise."""
 _SIZE, _BLOCKS, _BLKSIZE, _MODE_AT = slice(8, 16), slice(16, 24), slice(80, 84), 60
 _ATTR_BYTES = 88
+_STATX_BLKSIZE, _STATX_BLOCKS, _STATX_TIMES = slice(4, 8), slice(48, 56), slice(64, 128)
+"""The same of fuse_statx."""
 _ENTRIES = frozenset(
     (Opcode.LOOKUP, Opcode.CREATE, Opcode.MKDIR, Opcode.MKNOD, Opcode.SYMLINK, Opcode.LINK)
 )
@@ -65,6 +67,8 @@ def comparable(recorded: Recorded) -> bytes:
             _mask_entry(memoryview(reply)[head:])
         case Opcode.GETATTR | Opcode.SETATTR:
             _mask_attr(memoryview(reply)[head + 16 :])
+        case Opcode.STATX:
+            _mask_statx(memoryview(reply)[head + 32 :])
         case Opcode.READDIRPLUS:
             at = head
             while at < len(reply):
@@ -88,6 +92,11 @@ def _mask_attr(attr: memoryview) -> None:
     attr[_BLKSIZE] = bytes(4)
     if mode & 0o170000 == 0o040000:
         attr[_SIZE] = bytes(8)
+
+
+def _mask_statx(attr: memoryview) -> None:
+    attr[_STATX_BLKSIZE], attr[_STATX_BLOCKS] = bytes(4), bytes(8)
+    attr[_STATX_TIMES] = bytes(64)
 
 
 def recording() -> None:
@@ -123,8 +132,10 @@ def _live(tree: Path) -> None:
     os.ftruncate(fd, 10)
     with suppress(OSError):
         os.posix_fallocate(fd, 0, 4096)
+    os.lseek(fd, 0, os.SEEK_DATA)
     with suppress(OSError):
-        os.lseek(fd, 0, os.SEEK_DATA)
+        os.lseek(fd, 10, os.SEEK_HOLE)
+    syscalls.birth_time(fd)
     os.close(fd)
     file.read_bytes()
     assert not (tree / "absent").exists()

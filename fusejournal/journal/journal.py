@@ -443,6 +443,11 @@ class Journal:
             self.durable_seq = max(self.durable_seq, seq)
             return self.durable_seq
 
+    def write_ahead(self) -> None:
+        """Prepare the disk for small flushes that callers wait for."""
+        if self._current and self._current.end - self._synced_end <= _SMALL_FLUSH_BYTES:
+            self._current.write_ahead()
+
     def is_flush_small(self) -> bool:
         """Returns True if a flush now would write little, and to the current segment alone, and no
         other flush runs."""

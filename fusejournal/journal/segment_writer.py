@@ -7,6 +7,11 @@ Where allocating is no promise (btrfs), a short append is cut off again. And whe
 cut off keeps the whole of its last extent (btrfs, too), space is allocated in small pieces, an
 extent each, and only as far ahead as the reserve.
 
+Where callers wait for flushes, zeros are written a piece ahead of the end. What was only allocated
+counts as unwritten on the disk, and the flush of each first write to it takes a commit of the file
+system's own journal, which brings along whatever else that has to commit; a flush of what was
+written before takes none.
+
 Full is JournalFullError, with nothing written, and so is a lack of descriptors or memory, which
 passes as well; any other error of the disk is JournalFailedError, after which it is unknown what
 the pages hold: the journal then writes no more.
@@ -37,6 +42,9 @@ _NO_END = 1 << 62
 _PIECE_BYTES_MIN = 64 << 10
 _KEPT_BYTES = 128 << 10
 """Allocated at a time when a segment is closed: some of the reserve is better than none."""
+_AHEAD_BYTES = 1 << 20
+_AHEAD_LEFT_BYTES = 64 << 10
+_ZEROS = bytes(_AHEAD_BYTES)
 _PIECES = 256
 """In a segment whose space is allocated an extent at a time: about half a piece stays unused behind
 each segment and each restart, and smaller ones make writing slower."""
@@ -60,7 +68,7 @@ class SegmentWriter:
     """The segment *path*, open on *fd*, which ends at *end* now."""
 
     __slots__ = (
-        *("_allocated", "_in_pieces", "_is_begun", "_named", "_options"),
+        *("_allocated", "_in_pieces", "_is_begun", "_named", "_options", "_size", "_written"),
         *("end", "fd", "first_seq", "path"),
     )
 
@@ -77,6 +85,10 @@ class SegmentWriter:
         self._allocated = calls.allocated_to(fd, end)
         """Also what the process before this one has left."""
         self._in_pieces = calls.frees_whole_extents_only(fd)
+        self._size = os.fstat(fd).st_size
+        """The file's, which runs ahead of the end."""
+        self._written = end
+        """The end of the zeros ahead, or some place before the end."""
         self._is_begun = True
         """True if it has its header: until then its size says that it has not."""
 
@@ -152,7 +164,7 @@ class SegmentWriter:
             raise JournalFailedError(
                 f"{self.path}: a short entry could not be cut off: {second.strerror}"
             ) from second
-        self._allocated = self.end  # what was allocated went with it
+        self._allocated = self._size = self._written = self.end  # what was ahead went with it
         raise _full(self.path.parent, error) from None
 
     def _take_space(self, need: int, kept: int) -> None:
@@ -194,6 +206,20 @@ class SegmentWriter:
             # A matter of speed only.
             with suppress(OSError):
                 calls.ftruncate("journal.extend", self.fd, size)
+                self._size = size
+
+    def write_ahead(self) -> None:
+        """Have the space ahead of the end written, if little of it is: the next flushes are quicker
+        for it. (The entries overwrite it: the loop's thread alone writes here.)"""
+        begin = max(self.end, self._written)
+        if begin - self.end > _AHEAD_LEFT_BYTES or self._in_pieces:
+            return  # where files are not written in place it would be for nothing
+        until = min(begin + _AHEAD_BYTES, self._size, self._allocated)
+        if until > begin and self._allocated != _NO_END:
+            # A matter of speed only.
+            with suppress(OSError):
+                zeros = memoryview(_ZEROS)[: until - begin]
+                self._written = begin + calls.pwritev("journal.ahead", self.fd, (zeros,), begin)
 
     # -- paths -------------------------------------------------------------------------------------
 

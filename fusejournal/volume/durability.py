@@ -190,6 +190,7 @@ class Durability:
             or not self._journal.is_flush_small()
         ):
             return None
+        self._journal.write_ahead()
         try:
             took = self._timed_sync()
         except JournalError as error:
@@ -261,6 +262,8 @@ class Durability:
         while not self._failed:
             with trio.move_on_after(self._config.flush_interval_seconds):
                 await self._wanted.wait()
+            if self._wanted.is_set():
+                self._journal.write_ahead()
             self._wanted = trio.Event()
             await self.flush()
             if self._catalog.changes > COMMIT_CHANGES or self.full:

@@ -299,6 +299,7 @@ class Volume:
     def _flush(self) -> None:
         """Make the entry just appended durable before it is applied. Raises OSError EIO; what then
         becomes of the entry is for recovery to say, by looking."""
+        self.journal.write_ahead()
         try:
             self.journal.sync()
         except JournalError as error:

@@ -158,6 +158,7 @@ CALLS = {
     "apply.removexattr": (1,),
     "journal.append": (1, 3, 9, 30, 60),
     "journal.fallocate": (1, 2),
+    "journal.ahead": (1,),
     "journal.create": (1, 2),
     "journal.header": (1, 2),
     "journal.seal": (1,),

@@ -9,6 +9,7 @@ Source: open(2), pwritev(2), fallocate(2), fdatasync(2), syncfs(2), statfs(2).
 import ctypes
 import errno
 import fcntl
+import logging
 import os
 import struct
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from fusejournal.disk.failpoints import reached
 
 FALLOC_FL_KEEP_SIZE = 1
 
+log = logging.getLogger(__name__)
+
 _RESERVED = 8
 _reserve: list[int] = []
 """Descriptors kept back for :func:`open_with_reserve`."""
@@ -28,6 +31,8 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 _libc.syncfs.argtypes = [ctypes.c_int]
 _libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
 
+_FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS = 0x80086601, 0x40086602
+_FS_NOCOW_FL = 0x00800000
 _FS_IOC_FIEMAP = 0xC020660B
 _FIEMAP = struct.Struct("<QQIIII")
 _FIEMAP_EXTENT = struct.Struct("<QQQ32x")
@@ -116,6 +121,27 @@ def frees_whole_extents_only(fd: int) -> bool:
     is used, as btrfs does: cutting a file off does not give the rest of its last one back. Raises
     OSError."""
     return filesystem_magic(fd) == BTRFS_MAGIC
+
+
+def overwrite_in_place(directory: str | os.PathLike[str]) -> None:
+    """Has the file system write new bytes over the old ones, in files that are made in *directory*
+    from now on. Btrfs writes them to another place otherwise, which a full disk does not have, be
+    the space of the old ones allocated or not. (It keeps no checksums of its own then.) Where it
+    cannot be had, files are as ever."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        if filesystem_magic(fd) != BTRFS_MAGIC:
+            return
+        flags = int.from_bytes(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(4)), "little")
+        if not flags & _FS_NOCOW_FL:
+            fcntl.ioctl(fd, _FS_IOC_SETFLAGS, (flags | _FS_NOCOW_FL).to_bytes(4, "little"))
+    except OSError as error:
+        log.warning("%s: not to be written in place: %s", directory, error.strerror)
+    finally:
+        os.close(fd)
 
 
 def filesystem_magic(fd: int) -> int:

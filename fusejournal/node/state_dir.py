@@ -225,13 +225,15 @@ def _check_trusted(fd: int, path: Path) -> None:
 
 
 def make_directory(directory: Path) -> None:
-    """Make the state directory, if it is not there. Raises OSError, UntrustedStateError."""
+    """Make the state directory, if it is not there; what is made in it is to be written in place.
+    Raises OSError, UntrustedStateError."""
     make_directories("state.directory.make", directory)
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _check_trusted(fd, directory)
     finally:
         os.close(fd)
+    calls.overwrite_in_place(directory)
 
 
 def join_volume(state: VolumeState, uuid: UUID) -> VolumeState:

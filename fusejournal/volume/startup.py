@@ -136,8 +136,12 @@ class VolumeStartup:
 
     def open(self, read_only: bool) -> None:
         """Open journal and catalog as they are. Raises FusejournalError, OSError."""
-        if not list_segments(self._state_dir / "journal"):
+        journal_dir, catalog_dir = self._state_dir / "journal", self._state_dir / "catalog"
+        if not list_segments(journal_dir):
             probe(self._root_fd, self._backing, read_only)
+        if not read_only:
+            for directory in (self._state_dir, journal_dir, catalog_dir):
+                calls.overwrite_in_place(directory)
         if self.is_uninitialized:
             self._ties.check_empty()
         else:
@@ -145,7 +149,6 @@ class VolumeStartup:
         boot = self._boot.read()
         same_boot = boot.is_this
         journal = self._open_journal(read_only, same_boot)
-        catalog_dir = self._state_dir / "catalog"
         # A CLEAN that was the last entry when it was opened again says nothing of what came then.
         clean = journal.head_seq == 0 or (
             journal.ends_clean and journal.head_seq > boot.began_seq

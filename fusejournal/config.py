@@ -9,7 +9,8 @@ Sections and defaults::
                                         # when unset: "nfs" while the volume is exported "sync"
     hold_seconds = 60.0                 # how long an exported volume's callers wait for a new layer
                                         # when theirs has died; 0: not at all
-    options = []                        # of the mount: "ro", "nosuid", "nodev", "noexec"
+    options = []                        # of the mount: "ro", "nosuid", "nodev", "noexec", "sync",
+                                        # "dirsync", "noatime" and the like
     open_backing = false                # make a volume even if others than root
                                         # can reach its backing around the layer
 
@@ -102,7 +103,11 @@ def _freeze(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-MountFlag = Literal["ro", "nosuid", "nodev", "noexec"]
+MountFlag = Literal[
+    "ro", "nosuid", "nodev", "noexec", "sync", "dirsync",
+    "noatime", "nodiratime", "relatime", "strictatime", "lazytime",
+]  # fmt: skip
+"""The options of a mount that the kernel has flags for, whatever the file system."""
 
 
 class VolumeConfig(_Section):

@@ -84,12 +84,14 @@ def install_files(root: Path, *, write: bool, warn: Callable[[str], None]) -> In
     return Installation(tuple(files), True, reloaded, _next_step() if is_here else None)
 
 
-def _files(root: Path) -> tuple[InstalledFile, InstalledFile]:
+def _files(root: Path) -> tuple[InstalledFile, ...]:
     unit = _text("fusejournal@.service.in", " ".join(map(_quoted, _program())))
     helper = _text("mount.fusejournal.in", shlex.join(_program()))
     return (
         InstalledFile(root / "etc/systemd/system/fusejournal@.service", 0o644, unit),
         InstalledFile(root / "usr/sbin/mount.fusejournal", 0o755, helper),
+        # The type that a mount has in /proc/mounts, where mount(8) looks it up to remount it.
+        InstalledFile(root / "usr/sbin/mount.fuse.fusejournal", 0o755, helper),
     )
 
 

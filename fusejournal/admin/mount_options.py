@@ -3,6 +3,7 @@ file. Shared by ``fusejournal mount`` and the mount helper."""
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,15 +13,15 @@ from typing import Any
 from fusejournal.address import parse_peer
 from fusejournal.config import Config, find_config
 from fusejournal.disk.files import UNREADABLE_JSON
+from fusejournal.disk.mount_flags import FLAGS, REVERSE, is_context, with_words
 from fusejournal.disk.mounts import mounts
 from fusejournal.errors import UsageError
 from fusejournal.node.registry import check_name, default_name, state_root
 from fusejournal.node.spec import MountSpec, load_checked
 from fusejournal.node.state_dir import VolumeState
 
-_FLAGS = ("ro", "nosuid", "nodev", "noexec")
 _ADOPT = "adopt"
-_REVERSE = {"rw": "ro", "suid": "nosuid", "dev": "nodev", "exec": "noexec"}
+_DURABLE = frozenset({"sync", "dirsync"})
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class MountOptions:
 
     def as_arguments(self) -> list[str]:
         """The command line that says the same."""
-        arguments = [f"-o{','.join(self.words)}"] if self.words else []
+        words = [f'"{word}"' if "," in word else word for word in self.words]
+        arguments = [f"-o{','.join(words)}"] if words else []
         if self.config is not None:
             arguments.append(f"--config={self.config.absolute()}")
         volume, replication, metrics = (
@@ -113,6 +115,9 @@ def _spec(
     mount_flags((), asked.words)  # a slip in the command line is told before any in a file
     loaded = _changed(load_checked(asked.config or find_config(name)), asked.changes)
     flags = mount_flags(loaded.volume.options, asked.words)
+    if flags & _DURABLE and loaded.volume.durability != "strict":
+        # The kernel has writes flushed by itself then; names wait in this mode.
+        loaded = _changed(loaded, {"volume": {"durability": "nfs"}})
     return MountSpec(
         name=name,
         state_dir=state_dir,
@@ -137,21 +142,25 @@ def _changed(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config
     return config.model_copy(update=sections)
 
 
+def split_words(options: Iterable[str]) -> list[str]:
+    """Returns the words of *options*, each with commas between them; a value in double quotes may
+    have commas, and the quotes go."""
+    words = (word for option in options for word in re.findall(r'(?:[^,"]|"[^"]*")+', option))
+    return [word.replace('"', "") for word in words]
+
+
 def mount_flags(configured: Iterable[str], words: Iterable[str]) -> frozenset[str]:
     """Returns the flags that the *configured* options and the *words* of -o come to: each word adds
     a flag or reverses it, the last one wins. Raises UsageError for a word that is not known."""
-    flags = set(configured)
+    words = list(words)
     for word in words:
-        if word in _FLAGS:
-            flags.add(word)
-        elif word in _REVERSE:
-            flags.discard(_REVERSE[word])
-        elif word not in ("defaults", _ADOPT):
+        is_flag = word in FLAGS or word in REVERSE or is_context(word)
+        if not is_flag and word not in ("defaults", _ADOPT):
             raise UsageError(
-                f"unknown mount option {word!r}: {', '.join(_FLAGS)}, "
-                f"{', '.join(_REVERSE)} and {_ADOPT} are known"
+                f"unknown mount option {word!r}: {', '.join(FLAGS)}, "
+                f"{', '.join(REVERSE)} and {_ADOPT} are known"
             )
-    return frozenset(flags)
+    return with_words(with_words((), configured), words)
 
 
 def _resolve(path: Path) -> Path:

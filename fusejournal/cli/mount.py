@@ -9,7 +9,13 @@ from typing import Any
 
 import click
 
-from fusejournal.admin.mount_options import MountOptions, known_spec, new_spec, replication_options
+from fusejournal.admin.mount_options import (
+    MountOptions,
+    known_spec,
+    new_spec,
+    replication_options,
+    split_words,
+)
 from fusejournal.admin.start import (
     foreground_arguments,
     has_parent,
@@ -61,8 +67,9 @@ from fusejournal.node.state_dir import VolumeState
     "options",
     multiple=True,
     metavar="OPT,...",
-    help="ro, nosuid, nodev, noexec; or rw, suid, dev, exec against the configuration's; adopt: "
-    "take files that bear the mark of another volume, which is no more, as this new one's.",
+    help="What every file system takes: ro, nosuid, nodev, noexec, sync, dirsync, noatime, ...; or "
+    "rw, suid, dev, exec, async, ... against the configuration's. adopt: take files that bear the "
+    "mark of another volume, which is no more, as this new one's.",
 )
 @click.option(
     "--role",
@@ -180,8 +187,7 @@ def specify(arguments: list[str]) -> MountSpec:
 def _asked(
     config: Path | None, options: tuple[str, ...], replication: dict[str, Any]
 ) -> MountOptions:
-    words = [word for option in options for word in option.split(",") if word]
-    return MountOptions(config, words, replication_options(**replication))
+    return MountOptions(config, split_words(options), replication_options(**replication))
 
 
 def _find_known(volume: str) -> VolumeState:

@@ -15,15 +15,22 @@ Source: mount(8), "EXTERNAL HELPERS", "EXIT STATUS" and "FILESYSTEM-INDEPENDENT 
 import ctypes
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 
-from fusejournal.admin.mount_options import MountOptions, known_spec, mount_flags, new_spec
+from fusejournal.admin.mount_options import (
+    MountOptions,
+    known_spec,
+    mount_flags,
+    new_spec,
+    split_words,
+)
+from fusejournal.admin.remount import remount
 from fusejournal.admin.start import start_unless_live
 from fusejournal.cli import text
+from fusejournal.cli.mount import specify
 from fusejournal.cli.reporters import ConsoleReporter
 from fusejournal.disk import mounts as mounts
 from fusejournal.errors import FusejournalError, PrivilegeError, UsageError
@@ -35,14 +42,16 @@ _USAGE, _BUG, _INTERRUPTED, _FAILED = 1, 4, 8, 32
 
 _IGNORED = frozenset(
     (
-        "rw", "defaults", "async", "auto", "noauto", "user", "nouser", "users", "nousers", "owner",
-        "noowner", "group", "nogroup", "nofail", "_netdev", "atime", "noatime", "diratime",
-        "nodiratime", "relatime", "norelatime", "nostrictatime", "nolazytime", "silent", "loud",
+        "rw", "defaults", "auto", "noauto", "user", "nouser", "users", "nousers", "owner",
+        "noowner", "group", "nogroup", "nofail", "_netdev", "mand", "nomand", "iversion",
+        "noiversion", "silent", "loud", "remount",
     )
 )  # fmt: skip
-"""Words that say nothing to a layer, or what it does anyway: it keeps no access times. (What
-``user`` implies, nosuid and so on, mount(8) adds itself.)"""
+"""Words that say nothing to a layer. (What ``user`` implies, nosuid and so on, mount(8) adds
+itself.)"""
 _IGNORED_WITH_VALUE = re.compile(r"[xX]-.*|(comment|user|uhelper)=.*")
+_IN_MOUNTINFO = re.compile(r"(user_id|group_id)=\d+|default_permissions|allow_other")
+"""Words of the mount as it is, which a remount repeats."""
 _CLONE_NEWNS = 0x00020000
 
 
@@ -54,6 +63,7 @@ class _Options:
     state: Path | None = None
     config: Path | None = None
     words: list[str] = field(default_factory=list)
+    is_remount: bool = False
 
     @property
     def asked(self) -> MountOptions:
@@ -107,12 +117,14 @@ def mount_helper(
     """Mount for mount(8), in the background: SOURCE, a directory or fusejournal:NAME, at
     MOUNTPOINT.
 
-    Options: name=NAME, state=DIR, config=FILE, ro, nosuid, nodev, noexec.
+    Options: name=NAME, state=DIR, config=FILE; those that every file system takes (ro, nosuid,
+    nodev, noexec, sync, noatime, ...); remount, with those, for a volume that is mounted there.
 
     \b
     Examples, the second one a line of /etc/fstab:
       mount -t fusejournal /srv/data /srv/data -o name=data,nosuid
       /srv/data /srv/data fusejournal name=data,nosuid,nodev,nofail 0 0
+      mount -o remount,ro /srv/data
     """
     try:
         chosen = _parse([*options, *(("ro",) if read_only else ())], sloppy)
@@ -125,6 +137,9 @@ def mount_helper(
     except FusejournalError as error:
         return _fail(error, _USAGE)
     try:
+        if chosen.is_remount:
+            remount(mountpoint, chosen.words, specify)
+            return 0
         spec = _spec(source, mountpoint, chosen)
         with ConsoleReporter() as reporter:
             is_new = start_unless_live(spec, chosen.asked, reporter)
@@ -150,38 +165,37 @@ def _fail(error: FusejournalError | str, code: int) -> int:
     return code
 
 
+def _is_ignored(word: str, is_remount: bool) -> bool:
+    if is_remount and (word == "rw" or _IN_MOUNTINFO.fullmatch(word)):
+        return word != "rw"  # which it may not be
+    return word in _IGNORED or _IGNORED_WITH_VALUE.fullmatch(word) is not None
+
+
 def _parse(options: list[str], sloppy: bool) -> _Options:
     """Raises UsageError for what is not known, unless *sloppy*."""
-    chosen = _Options()
-    for word in _split(options):
+    words = split_words(options)
+    chosen = _Options(is_remount="remount" in words)
+    for word in words:
         key, _, value = word.partition("=")
-        if word in _IGNORED or _IGNORED_WITH_VALUE.fullmatch(word):
+        if _is_ignored(word, chosen.is_remount):
             continue
         if key in ("name", "state", "config"):
             if not value:
                 raise UsageError(f"the option {key!r} needs a value: {key}=...")
             setattr(chosen, key, value if key == "name" else Path(value))
-        elif key == "remount":
-            raise UsageError("remount is not possible: umount it, and mount it with other options")
         else:
             try:
                 mount_flags((), [word])
             except UsageError:
                 if not sloppy:
                     raise UsageError(
-                        f"unknown mount option {word!r}: name=, state=, config=, ro, nosuid, "
-                        "nodev, noexec are known"
+                        f"unknown mount option {word!r}: name=, state=, config=, and what every "
+                        "file system takes (ro, nosuid, nodev, noexec, sync, noatime, ...) are "
+                        "known"
                     ) from None
             else:
                 chosen.words.append(word)
     return chosen
-
-
-def _split(options: list[str]) -> Iterator[str]:
-    # A value in double quotes may have commas.
-    for option in options:
-        for word in re.findall(r'(?:[^,"]|"[^"]*")+', option):
-            yield word.replace('"', "")
 
 
 def _enter(namespace: str) -> None:

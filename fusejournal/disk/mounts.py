@@ -17,14 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from fusejournal.disk import mount_flags
 from fusejournal.errors import BackingError, MountError, UsageError, VolumeBusyError
 
 FILESYSTEM_TYPE = "fuse.fusejournal"
 
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_POSIXACL = 1, 2, 4, 8, 1 << 16
-_FLAGS = {"ro": _MS_RDONLY, "nosuid": _MS_NOSUID, "nodev": _MS_NODEV, "noexec": _MS_NOEXEC}
-_MS_REMOUNT, _MS_BIND = 1 << 5, 1 << 12
+_MS_REMOUNT, _MS_BIND, _MS_POSIXACL = 1 << 5, 1 << 12, 1 << 16
 _MNT_DETACH = 2
+_SELINUX = Path("/sys/fs/selinux/policy_capabilities")
+"""There while the kernel has SELinux on."""
 _READ_AHEAD_KIB = 1024
 _USERS_NAMED = 5
 
@@ -220,13 +221,15 @@ def _process_name(process: Path) -> str:
 
 
 def mount(fuse_fd: int, mountpoint: Path, name: str, flags: frozenset[str]) -> None:
-    """Mounts the file system served on *fuse_fd* over *mountpoint*; *flags* out of ro, nosuid,
-    nodev, noexec. Raises MountError."""
-    bits = _MS_POSIXACL
-    for flag in flags:
-        bits |= _FLAGS[flag]
+    """Mounts the file system served on *fuse_fd* over *mountpoint*, with *flags* of mount_flags.py
+    and, where SELinux is there to take them, its contexts. Raises MountError."""
+    contexts = {flag for flag in flags if mount_flags.is_context(flag)}
+    bits = _MS_POSIXACL | mount_flags.bits_of(flags - contexts)
     mode = stat.S_IFMT(os.stat(mountpoint).st_mode)
     options = f"fd={fuse_fd},rootmode={mode:o},user_id=0,group_id=0,default_permissions,allow_other"
+    if contexts and _SELINUX.is_dir():
+        for word, _, value in (context.partition("=") for context in sorted(contexts)):
+            options += f',{word}="{value}"'
     source = f"fusejournal:{name}".encode()
     if (
         _libc.mount(
@@ -240,18 +243,19 @@ def mount(fuse_fd: int, mountpoint: Path, name: str, flags: frozenset[str]) -> N
 
 
 def change_flags(mountpoint: Path, flags: frozenset[str]) -> None:
-    """Gives the mount at *mountpoint* these *flags* and no other of ro, nosuid, nodev, noexec.
-    Blocks, and may make the kernel send requests to the layer: never call it in the event loop's
-    thread. Raises OSError EBUSY where ``ro`` is asked for and a process has files open to write."""
+    """Gives the mount at *mountpoint* these *flags* and no others. (A security context stays as it
+    is.) Blocks, and may make the kernel send requests to the layer: never call it in the event
+    loop's thread. Raises OSError EBUSY where ``ro`` is asked for and a process has files open to
+    write."""
     found = [m for m in mounts() if m.mountpoint == mountpoint and m.type == FILESYSTEM_TYPE]
-    before = found[-1].options & _FLAGS.keys() if found else flags
-    if before == flags:
+    if not found:
         return
-    bits = _MS_REMOUNT
-    if ("ro" in before) == ("ro" in flags):
+    before = mount_flags.seen_in(found[-1].options)
+    if mount_flags.are_equal(before, flags):
+        return
+    bits = _MS_REMOUNT | mount_flags.bits_of(flags)
+    if not mount_flags.differ_in_file_system(before, flags):
         bits |= _MS_BIND  # the file system itself stays as it is
-    for flag in flags:
-        bits |= _FLAGS[flag]
     if _libc.mount(None, os.fsencode(mountpoint), None, bits, None) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(mountpoint))

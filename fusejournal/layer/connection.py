@@ -62,6 +62,8 @@ class KernelConnection:
     taken_over: bool = False
     keeper: int = -1
     """pidfd of the keeper that it was taken from."""
+    flags: frozenset[str] | None = None
+    """The options of the mount that its layer was started with; None: not known."""
     all_answered: bool = False
     """True if the process that it was taken from had answered all that it had read."""
 
@@ -89,7 +91,8 @@ def open_new(
     mounts.mount(fd, mountpoint, name, flags)
     init = os.read(fd, _REQUEST_BYTES_MAX)  # the mount has sent it
     os.set_blocking(fd, False)
-    return KernelConnection(fd, root_fd, table_fd, mounts.device_of(mountpoint), init)
+    device = mounts.device_of(mountpoint)
+    return KernelConnection(fd, root_fd, table_fd, device, init, flags=flags)
 
 
 class ConnectionHolder:
@@ -143,6 +146,7 @@ class ConnectionHolder:
             "device": connection.device,
             "init": connection.init.hex(),
             "reply": connection.reply.hex(),
+            "flags": None if connection.flags is None else sorted(connection.flags),
             **self._places,
         }
         content = json.dumps(record).encode()
@@ -177,7 +181,7 @@ def _word(pid: int, started: str) -> str:
 
 
 class _Told(NamedTuple):
-    """A keeper by its record. The places are None where an older version wrote it."""
+    """A keeper by its record. Places and flags are None where an older version wrote it."""
 
     pid: int
     started: str
@@ -189,6 +193,7 @@ class _Told(NamedTuple):
     reply: bytes
     backing: Path | None
     mountpoint: Path | None
+    flags: frozenset[str] | None
 
 
 def _read(record: Path) -> _Told | None:
@@ -205,7 +210,10 @@ def _read(record: Path) -> _Told | None:
         )
         init, reply = (bytes.fromhex(told[key]) for key in ("init", "reply"))
         started, device = str(told["started"]), str(told["device"])
-        return _Told(pid, started, fd, root_fd, table_fd, device, init, reply, backing, mountpoint)
+        flags = None if (words := told.get("flags")) is None else frozenset(map(str, words))
+        return _Told(
+            *(pid, started, fd, root_fd, table_fd, device, init, reply, backing, mountpoint, flags)
+        )
     except (OSError, *UNREADABLE_JSON):
         return None
 
@@ -248,6 +256,7 @@ def take_over(record: Path, mountpoint: Path) -> KernelConnection | None:
             told.reply,
             taken_over=True,
             keeper=keeper,
+            flags=told.flags,
             all_answered=_take_word(record, told),
         )
         keeper, found = -1, []

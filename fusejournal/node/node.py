@@ -156,12 +156,20 @@ class Node:
             volume = self._startup.volume
             return await make_mark(request.get("name"), volume, parts.durability, place)
 
+        async def checkpoint(_: dict[str, Any]) -> dict[str, Any]:
+            await parts.durability.checkpoint()
+            failure = self._startup.volume.failure
+            if failure is not None:
+                raise FusejournalError(failure)
+            return {"ok": True}
+
         commands: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
             "status": tell_status,
             "stop": self._stop,
             "mark": mark,
             "restart": self._restart,
             "arguments": self._arguments,
+            "checkpoint": checkpoint,
             "exported": self._exported,
         }
         async with trio.open_nursery() as nursery:

@@ -14,7 +14,8 @@ from fusejournal.types import NOWHERE
 
 @dataclass(frozen=True)
 class MountSpec:
-    """One mount. Paths are absolute and resolved; ``mount_flags`` out of nosuid, nodev, noexec."""
+    """One mount. Paths are absolute and resolved; ``mount_flags`` out of those of
+    disk/mount_flags.py, but ro."""
 
     name: str
     state_dir: Path

@@ -118,8 +118,12 @@ class VolumeMount:
         await trio.to_thread.run_sync(lost_replies.forget, wrong)
 
     async def give_flags(self) -> None:
-        """Give a mount that was taken over the options that this process was started with. Raises
+        """Give a mount that was taken over the options that this process was started with, where
+        the one before had others. (Else it keeps what a remount may have given it.) Raises
         OSError."""
+        if self.connection.flags == self._flags:
+            return
+        self.connection.flags = self._flags
         await trio.to_thread.run_sync(mounts.change_flags, self._spec.mountpoint, self._flags)
 
     # -- holding it for another process ------------------------------------------------------------

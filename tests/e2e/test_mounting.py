@@ -1,5 +1,6 @@
 """Mounting, stopping and asking, by the command line as a user types it."""
 
+import errno
 import json
 import os
 import signal
@@ -440,7 +441,7 @@ def test_the_configuration_of_a_volume(layer: Layer) -> None:
     layer.run("mount", "volume", "-o", "suid")
     assert mount_options(layer) & flags == {"nodev"}
     layer.run("umount", "volume")
-    its.write_text('[volume]\noptions = ["sync"]\n')
+    its.write_text('[volume]\noptions = ["synchronous"]\n')
     line = fails(layer, 2, "mount", "volume")
     assert f"{its}: volume.options" in line
     other = layer.base / "other.toml"
@@ -487,6 +488,58 @@ def test_the_helper_of_mount(layer: Layer) -> None:
     layer.run("umount", "volume")
 
 
+def _remount(layer: Layer, options: str, check: bool = True) -> str:
+    """Have the helper remount as mount(8) does. Returns what it has to say."""
+    arguments = ("mount-helper", "fusejournal:volume", str(layer.mountpoint))
+    return layer.run(*arguments, "-o", f"remount,{options}", check=check).stderr
+
+
+def test_remounting(layer: Layer) -> None:
+    """Read-only, and back; it takes what was done to the disk, and a new layer leaves it."""
+    layer.reconfigure("[journal]\nflush_interval_seconds = 60\n")
+    layer.export_to_nobody()
+    layer.run(*layer.mount_arguments("-o", "nosuid"))
+    file = layer.mountpoint / "file"
+    with file.open("w"):
+        told = _remount(layer, "rw,nosuid,relatime,user_id=0,group_id=0,ro", check=False)
+        assert f"({Path(sys.executable).name}" in told
+        assert "is open to be written" in told
+    file.write_text("content")
+    _remount(layer, "ro")
+    assert {"ro", "nosuid"} <= mount_options(layer)
+    status = layer.ask()
+    assert status["checkpoint_seq"] == status["durable_seq"] == status["head_seq"]
+    with pytest.raises(OSError, match="Read-only") as caught:
+        file.write_text("more")
+    assert caught.value.errno == errno.EROFS
+    assert file.read_text() == "content"
+    layer.run("restart", "volume")
+    assert {"ro", "nosuid"} <= mount_options(layer)
+    _remount(layer, "rw,suid,noatime")
+    assert not mount_options(layer) & {"ro", "nosuid", "relatime"}
+    file.write_text("more")
+    layer.reconfigure('[volume]\noptions = ["nodev"]\n')
+    layer.run("restart", "volume")
+    assert {"nodev", "nosuid", "relatime"} <= mount_options(layer)
+    layer.run("umount", "volume")
+    layer.run("mount", "volume", "-o", "ro")
+    assert "mounted read-only" in _remount(layer, "rw", check=False)
+    layer.run("umount", "volume")
+    assert "no volume is mounted there" in _remount(layer, "ro", check=False)
+
+
+def test_what_is_mounted_sync_is_on_the_disk(layer: Layer) -> None:
+    layer.reconfigure("[journal]\nflush_interval_seconds = 60\n")
+    layer.start("-o", "sync,lazytime,noatime,nodiratime")
+    assert {"sync", "lazytime", "noatime", "nodiratime"} <= mount_options(layer)
+    fd = os.open(layer.mountpoint / "file", os.O_CREAT | os.O_WRONLY)
+    for act in (lambda: os.write(fd, b"x"), lambda: os.mkdir(layer.mountpoint / "directory")):
+        act()
+        status = layer.ask()
+        assert status["durable_seq"] == status["head_seq"]
+    os.close(fd)
+
+
 def test_the_helper_waits_for_a_layer_that_is_ending(layer: Layer) -> None:
     layer.start()
     os.kill(layer.pid, signal.SIGSTOP)
@@ -512,7 +565,7 @@ def test_the_helper_fails_with_mounts_codes(layer: Layer) -> None:
     assert line == "mount.fusejournal: /nowhere: No such file or directory\n"
     line = fails(layer, 32, "mount-helper", "fusejournal:nobody", mountpoint)
     assert "no volume 'nobody'" in line
-    assert "'sync'" in fails(layer, 1, "mount-helper", "/nowhere", mountpoint, "-o", "rw,sync")
+    assert "'gaga'" in fails(layer, 1, "mount-helper", "/nowhere", mountpoint, "-o", "rw,gaga")
 
 
 def test_the_helper_asks_nothing_of_a_mount_that_may_hang(layer: Layer) -> None:

@@ -6,8 +6,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fusejournal.admin.mount_options import MountOptions, mount_flags, new_spec, replication_options
+from fusejournal.admin.mount_options import (
+    MountOptions,
+    mount_flags,
+    new_spec,
+    replication_options,
+    split_words,
+)
 from fusejournal.cli import mount_helper as helper
+from fusejournal.disk import mount_flags as flags_module
 from fusejournal.errors import UsageError
 
 
@@ -22,6 +29,14 @@ from fusejournal.errors import UsageError
         ([], ["nosuid", "suid"], set()),
         ([], ["suid", "nosuid"], {"nosuid"}),
         (["noexec"], ["exec", "noexec", "ro"], {"noexec", "ro"}),
+        (["noatime"], ["relatime", "sync"], {"relatime", "sync"}),
+        (
+            ["strictatime", "dirsync", "lazytime"],
+            ["norelatime", "nolazytime"],
+            {"strictatime", "dirsync"},
+        ),
+        (["sync"], ["async", "nodiratime", "atime"], {"nodiratime"}),
+        (["context=a:b:c"], ["context=a:b:d", "fscontext=x"], {"context=a:b:d", "fscontext=x"}),
     ],
 )
 def test_the_last_word_wins(configured: list[str], words: list[str], flags: set[str]) -> None:
@@ -29,8 +44,46 @@ def test_the_last_word_wins(configured: list[str], words: list[str], flags: set[
 
 
 def test_unknown_words_are_named() -> None:
-    with pytest.raises(UsageError, match="'sync'"):
-        mount_flags([], ["ro", "sync"])
+    with pytest.raises(UsageError, match="'synchronous'"):
+        mount_flags([], ["ro", "synchronous"])
+
+
+@pytest.mark.parametrize(
+    ("words", "configured", "durability"),
+    [
+        (["sync"], None, "nfs"),
+        (["dirsync"], "async", "nfs"),
+        (["sync"], "strict", "strict"),
+        (["noatime"], None, None),
+        (["sync", "async"], "async", "async"),
+    ],
+)
+def test_who_mounts_sync_has_names_wait(
+    words: list[str], configured: str | None, durability: str | None, tmp_path: Path
+) -> None:
+    config = tmp_path / "volume.toml"
+    config.write_text(f'[volume]\ndurability = "{configured}"\n' if configured else "")
+    asked = MountOptions(config, words)
+    spec = new_spec(tmp_path / "b", tmp_path / "m", "name", tmp_path / "s", asked)
+    assert spec.config.volume.durability == durability
+
+
+def test_flags_are_the_kernels() -> None:
+    """As a mount has them in mountinfo, and as mount(2) takes them."""
+    assert flags_module.bits_of({"ro", "nosuid"}) == 1 | 2 | 1 << 21
+    assert flags_module.bits_of({"noatime", "sync"}) == 1024 | 16
+    assert flags_module.seen_in(["rw", "relatime", "user_id=0"]) == {"relatime"}
+    assert flags_module.seen_in(["rw", "nodev"]) == {"nodev", "strictatime"}
+    assert flags_module.are_equal({"nodev"}, {"nodev", "relatime"})
+    assert not flags_module.are_equal({"nodev"}, {"nodev", "noatime"})
+    assert flags_module.differ_in_file_system({"ro"}, {"nodev"})
+    assert not flags_module.differ_in_file_system({"noexec"}, {"noatime"})
+
+
+def test_words_in_quotes_may_have_commas() -> None:
+    words = split_words(['ro,context="a:b:c,d"', "", "nodev"])
+    assert words == ["ro", "context=a:b:c,d", "nodev"]
+    assert split_words(MountOptions(None, words).as_arguments()[0][2:].split("\n")) == words
 
 
 def parsed(*options: str, sloppy: bool = False) -> helper._Options:
@@ -39,7 +92,20 @@ def parsed(*options: str, sloppy: bool = False) -> helper._Options:
 
 def test_what_fstab_has_for_others_is_left_out() -> None:
     options = "rw,defaults,noauto,user,user=root,nofail,_netdev,x-systemd.automount,comment=a b"
-    assert parsed(options, "X-mount.mkdir,noatime") == helper._Options()
+    assert parsed(options, "X-mount.mkdir,iversion") == helper._Options()
+
+
+def test_what_every_file_system_takes_is_taken() -> None:
+    words = ["async", "noatime", "strictatime", "lazytime", "sync", "dirsync", "norelatime"]
+    assert parsed(",".join(words)).words == words
+
+
+def test_a_remount_repeats_what_the_mount_has() -> None:
+    options = "rw,nosuid,relatime,user_id=0,group_id=0,default_permissions,allow_other"
+    assert parsed(f"{options},remount,ro").words == ["rw", "nosuid", "relatime", "ro"]
+    assert parsed("remount").is_remount
+    with pytest.raises(UsageError, match="'user_id=0'"):
+        parsed(options)
 
 
 def test_what_is_the_volumes_is_passed_on() -> None:
@@ -52,11 +118,9 @@ def test_what_is_the_volumes_is_passed_on() -> None:
 @pytest.mark.parametrize(
     ("option", "told"),
     [
-        ("sync", "unknown mount option 'sync'"),
         ("names=x", "unknown mount option 'names=x'"),
         ("name=", "'name' needs a value"),
         ("state", "'state' needs a value"),
-        ("remount", "remount is not possible"),
     ],
 )
 def test_what_is_not_known_is_named(option: str, told: str) -> None:
@@ -65,7 +129,7 @@ def test_what_is_not_known_is_named(option: str, told: str) -> None:
 
 
 def test_a_sloppy_mount_leaves_out_what_is_not_known() -> None:
-    assert parsed("sync,nosuid,whatever=1", sloppy=True).words == ["nosuid"]
+    assert parsed("gaga,nosuid,whatever=1", sloppy=True).words == ["nosuid"]
 
 
 @pytest.mark.parametrize(

@@ -208,16 +208,24 @@ def unlocked(fd: int) -> Iterator[None]:
         fcntl.ioctl(fd, _FS_IOC_SETFLAGS, flags.to_bytes(4, "little"))
 
 
+def is_locked(fd: int) -> bool:
+    """Returns True if the file or directory that *fd* is open on is immutable or append-only."""
+    return bool(_attribute_flags(fd) & _FLAGS_LOCKED)
+
+
+def _attribute_flags(fd: int) -> int:
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(4)), "little")
+    except OSError:
+        return 0  # a file system without flags has none of them
+
+
 _FS_CASEFOLD_FL = 0x40000000
 
 
 def is_casefolded(fd: int) -> bool:
     """Returns True if names in the directory of *fd* are looked up without regard to case."""
-    try:
-        flags = fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(4))
-    except OSError:
-        return False  # a file system without flags has not this one either
-    return bool(int.from_bytes(flags, "little") & _FS_CASEFOLD_FL)
+    return bool(_attribute_flags(fd) & _FS_CASEFOLD_FL)
 
 
 def descriptor_path(fd: int) -> str:

@@ -44,8 +44,8 @@ from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.sealed_segments import SealedSegments, share_from
 from fusejournal.journal.segment import COMPRESSED_SUFFIX, first_seq_of
 from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES, SegmentHeader
-from fusejournal.journal.segment_writer import ALWAYS, JournalOptions, SegmentWriter
-from fusejournal.operations import REMOVALS, Kind, NewEpoch, Operation
+from fusejournal.journal.segment_writer import FROM_RESERVE, JournalOptions, SegmentWriter
+from fusejournal.operations import Kind, NewEpoch, Operation
 from fusejournal.types import Caller, Epoch, Fid, Position, Seq
 
 _VOID_ROOM_BYTES = 256
@@ -214,7 +214,7 @@ class Journal:
         makes_space: bool = False,
     ) -> Seq:
         """Append one entry; when this returns it is in the kernel's hands. *path_of* tells a fid's
-        path as it is now. One that *makes_space*, as each removal does, may use the reserve.
+        path as it is now. One that *makes_space*, as a removal does, may use some of the reserve.
 
         What no reader would take is refused, with nothing written: OSError EFBIG where the entry is
         larger than the format allows, EINVAL where a field cannot be what it is. Raises also
@@ -223,7 +223,6 @@ class Journal:
         if self._failure is not None:
             raise JournalFailedError(self._failure)
         kind = operation.kind
-        makes_space = makes_space or kind in REMOVALS
         current = self._current
         assert current is not None, "the journal is open for reading only"
         assert time_ns > self.last_time_ns, "entry times must grow"
@@ -240,7 +239,7 @@ class Journal:
         if self.clock.begins_ns is not None and is_empty:
             self._begin_anew(current)
         elif (is_long or self.clock.begins_ns is not None) and not is_empty and kind != Kind.VOID:
-            rolled = self._roll(may_stay=makes_space or kind in ALWAYS)
+            rolled = self._roll(may_stay=makes_space or kind in FROM_RESERVE)
             if rolled is not None:
                 current = rolled
                 paths = current.paths_to_tell(operation, path_of)
@@ -262,6 +261,11 @@ class Journal:
         if isinstance(operation, NewEpoch):
             self.epoch = operation.epoch
         return seq
+
+    @property
+    def is_short(self) -> bool:
+        """True while entries that make space have to use the reserve."""
+        return self._current is not None and self._current.is_short
 
     @property
     def end(self) -> JournalEnd:
@@ -377,14 +381,8 @@ class Journal:
         self.sealed.unflushed.append((old.path, old.fd))
 
     def _next_header(self) -> SegmentHeader:
-        return SegmentHeader(
-            self.uuid,
-            self.epoch,
-            Seq(self.head_seq + 1),
-            self.chain,
-            self.clock.header_ns(self.last_time_ns),
-            self.handle_key,
-        )
+        time_ns, next_seq = self.clock.header_ns(self.last_time_ns), Seq(self.head_seq + 1)
+        return SegmentHeader(self.uuid, self.epoch, next_seq, self.chain, time_ns, self.handle_key)
 
     def _begin_anew(self, current: SegmentWriter) -> None:
         """Give *current*, which has no entry yet, a header with the clock's time as it is now."""

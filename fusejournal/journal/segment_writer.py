@@ -30,12 +30,14 @@ from fusejournal.disk.errnos import CANNOT_GROW, NO_MEANS
 from fusejournal.errors import JournalError, JournalFailedError, JournalFullError
 from fusejournal.journal.segment import SPACE_BYTES, segment_path
 from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES, SegmentHeader
-from fusejournal.operations import Kind, Moving, Operation, Removal, made_by
+from fusejournal.operations import REMOVALS, Kind, Moving, Operation, Removal, made_by
 from fusejournal.types import Fid, Seq
 
 ALWAYS = frozenset({Kind.VOID, Kind.CLEAN, Kind.EPOCH})
 """Entries that may use all of the reserve: those that end what was begun, and the one without which
 a volume does not start, so that nothing could be removed either."""
+FROM_RESERVE = ALWAYS | REMOVALS
+"""Entries that may use the reserve, or some of it."""
 
 _PASSES = CANNOT_GROW | NO_MEANS
 _NO_END = 1 << 62
@@ -54,7 +56,8 @@ each segment and each restart, and smaller ones make writing slower."""
 class JournalOptions:
     """Sizes in bytes. A segment is rolled at ``segment_bytes`` or ``segment_entries``, so that
     reading the newest, which has no index yet, stays quick. ``reserve_bytes`` are kept back beyond
-    the end of the log; what makes space may use the half of them."""
+    the end of the log; removals may use the half of them, other entries that make space a
+    quarter."""
 
     segment_bytes: int = 64 << 20
     segment_entries: int = 1 << 16
@@ -135,12 +138,12 @@ class SegmentWriter:
         self, head: bytes, data: bytes | memoryview, kind: Kind, *, makes_space: bool = False
     ) -> None:
         """Put *head* and *data*, an entry of *kind*, at the end; one that *makes_space* may use a
-        half of the reserve. Raises JournalFullError, with nothing written; JournalFailedError."""
+        quarter of the reserve, a removal the next quarter, too, which so is left to removals.
+        Raises JournalFullError, with nothing written; JournalFailedError."""
         need = len(head) + len(data)
         reserve = self._options.reserve_bytes
         if self.end + need + reserve > self._allocated:
-            kept = 0 if kind in ALWAYS else reserve // 2 if makes_space else reserve
-            self._take_space(need, kept)
+            self._take_space(need, _kept_of(reserve, kind, makes_space))
         try:
             written = calls.pwritev(
                 "journal.append", self.fd, (head, data) if data else (head,), self.end
@@ -153,6 +156,11 @@ class SegmentWriter:
                 # case.
                 self._refuse(_no_space())
         self.end += need
+
+    @property
+    def is_short(self) -> bool:
+        """True while the space ahead is less than the reserve, because no more was to be had."""
+        return self.end + self._options.reserve_bytes > self._allocated
 
     def _refuse(self, error: OSError) -> None:
         """Take back what a failed append may have written, and say so."""
@@ -274,6 +282,15 @@ class SegmentWriter:
                     self._allocate(min(goal, self._allocated + _KEPT_BYTES))
         finally:
             os.close(self.fd)
+
+
+def _kept_of(reserve_bytes: int, kind: Kind, makes_space: bool) -> int:
+    """Returns how many bytes of the reserve must be there after an entry of *kind*."""
+    if kind in ALWAYS:
+        return 0
+    if kind in REMOVALS:
+        return reserve_bytes // 2
+    return reserve_bytes * 3 // 4 if makes_space else reserve_bytes
 
 
 def _no_space() -> OSError:

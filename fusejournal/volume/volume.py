@@ -14,6 +14,7 @@ thread only."""
 import errno
 import logging
 import os
+from stat import S_IFDIR, S_IFREG
 
 from fusejournal.backing.apply import Applier
 from fusejournal.backing.apply_results import Made
@@ -37,6 +38,7 @@ from fusejournal.operations import (
     ImportOperation,
     Moving,
     NewEpoch,
+    Removal,
     TreeOperation,
     Truncate,
     Void,
@@ -104,6 +106,8 @@ class Volume:
         makes_space = is_cut or kind in REMOVALS
         if not makes_space and self.catalog.is_full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if makes_space and self.journal.is_short:
+            self._refuse_locked(operation)
         # No await from here to the end: entry, effect (or VOID) and catalog belong together.
         time_ns = self.entry_time()
         seq = self._append(operation, who, time_ns, data, makes_space=makes_space)
@@ -312,6 +316,17 @@ class Volume:
         byte, one file would take what is kept for removals."""
         size = self.tree.stat(operation.fid).st_size
         return 0 < size >= 2 * operation.size
+
+    def _refuse_locked(self, operation: TreeOperation) -> None:
+        """Raises PermissionError for a removal or truncation that the backing would refuse because
+        of chattr +i or +a: while the journal lives on its reserve, a refusal is to cost none."""
+        fids = [operation.fid]
+        if isinstance(operation, Removal):
+            fids.append(operation.parent)
+        for fid in fids:
+            has_flags = self.tree.node(fid).type in (S_IFREG, S_IFDIR)
+            if has_flags and syscalls.is_locked(self.tree.descriptor(fid)):
+                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     def _append(
         self,

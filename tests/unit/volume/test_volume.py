@@ -3,7 +3,9 @@
 import errno
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError, JournalFullError
 from fusejournal.journal.segment_writer import JournalOptions
-from fusejournal.operations import Truncate
+from fusejournal.operations import Rmdir, Truncate
 from fusejournal.types import Fid
 from tests.support.volumes import SOMEBODY, OpenVolume, open_volume
 
@@ -126,16 +128,27 @@ def _errno_of_cut(opened: OpenVolume, fid: Fid, size: int) -> int | None:
     return None
 
 
+@contextmanager
+def _full_journal(opened: OpenVolume) -> Iterator[None]:
+    """Its disk is full until the end of the block."""
+    failpoints.listen(failpoints.PlannedFault("journal.fallocate", 1, "ENOSPC+"))
+    try:
+        with pytest.raises(OSError, match="space"):
+            _make_directories(opened)
+        yield
+    finally:
+        failpoints.listen(None)
+
+
+_SMALL_RESERVE = JournalOptions(preallocate_bytes=1 << 16, reserve_bytes=1 << 16)
+
+
 def test_small_cuts_leave_the_reserve_to_removals(tmp_path: Path) -> None:
     """Or whoever shortens one file byte by byte takes from all others what removes theirs."""
-    options = JournalOptions(preallocate_bytes=1 << 16, reserve_bytes=1 << 16)
-    with open_volume(tmp_path, options=options) as opened:
+    with open_volume(tmp_path, options=_SMALL_RESERVE) as opened:
         cut = opened.create("cut", bytes(4000))
         others = [opened.create(f"other{number}") for number in range(20)]
-        failpoints.listen(failpoints.PlannedFault("journal.fallocate", 1, "ENOSPC+"))
-        try:
-            with pytest.raises(OSError, match="space"):
-                _make_directories(opened)
+        with _full_journal(opened):
             refused = [_errno_of_cut(opened, cut, size) for size in range(3999, 2000, -1)]
             assert refused[-1] == errno.ENOSPC
             for number, fid in enumerate(others):
@@ -144,8 +157,45 @@ def test_small_cuts_leave_the_reserve_to_removals(tmp_path: Path) -> None:
             sizes = (1500, 751, 750, 100, 1, 0, 0)
             wanted = [None, errno.ENOSPC, None, None, None, None, errno.ENOSPC]
             assert [_errno_of_cut(opened, cut, size) for size in sizes] == wanted
+
+
+def test_cuts_of_many_files_leave_the_reserve_to_removals(tmp_path: Path) -> None:
+    with open_volume(tmp_path, options=_SMALL_RESERVE) as opened:
+        cut = [opened.create(f"cut{number}", bytes(1 << 12)) for number in range(100)]
+        others = [opened.create(f"other{number}") for number in range(100)]
+        with _full_journal(opened):
+            sizes = (1 << bits for bits in range(11, -1, -1))
+            refused = [_errno_of_cut(opened, fid, size) for size in sizes for fid in cut]
+            assert (refused[0], refused[-1]) == (None, errno.ENOSPC)
+            for number, fid in enumerate(others):
+                opened.unlink(fid, f"other{number}")
+
+
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_what_the_backing_refuses_takes_nothing_of_the_reserve(tmp_path: Path, what: str) -> None:
+    """A user can ask for it without end: an entry and its VOID each time."""
+    with open_volume(tmp_path, options=_SMALL_RESERVE) as opened:
+        directory = opened.mkdir("directory")
+        fid = opened.create("file", bytes(1000), directory)
+        inside = opened.mkdir("inside", directory)
+        path = opened.backing / "directory" / ("" if what == "directory" else "file")
+        subprocess.run(["chattr", "+i", path], check=True)
+        try:
+            with _full_journal(opened):
+                head_seq = opened.volume.journal.head_seq
+                for _ in range(1000):
+                    with pytest.raises(PermissionError):
+                        opened.unlink(fid, "file", directory)
+                    if what == "file":
+                        assert _errno_of_cut(opened, fid, 0) == errno.EPERM
+                    else:
+                        with pytest.raises(PermissionError):
+                            opened.volume.commit(Rmdir(inside, directory, b"inside"), SOMEBODY)
+                # (One and its VOID may have found their place before the reserve.)
+                assert opened.volume.journal.head_seq <= head_seq + 2
         finally:
-            failpoints.listen(None)
+            subprocess.run(["chattr", "-i", path], check=True)
+        opened.unlink(fid, "file", directory)
 
 
 @pytest.mark.parametrize("number", ["EIO", "ENOSPC"])

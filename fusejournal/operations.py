@@ -22,6 +22,7 @@ UNLINK RMDIR          unchanged                   parent: entry
 RENAME                unchanged                   parent and new_parent: entry
 WHITEOUT              unchanged; device's: entry  parent and new_parent: entry
 WRITE TRUNCATE        entry                       unchanged
+FALLOCATE             entry                       unchanged
 SETATTR               mtime_ns where given        unchanged
 SET-, REMOVEXATTR     unchanged                   unchanged
 IMPORT IMPORT_DATA    mtime_ns                    unchanged
@@ -29,48 +30,24 @@ IMPORT_LINK           unchanged                   unchanged
 ====================  ==========================  =============================
 
 What takes a file capability (security.capability) away is part of the meaning, too, as it is part
-of a local file system's: a WRITE of at least one byte, a TRUNCATE, and a SETATTR of owner or group
-of anything but a directory. IMPORT_DATA does not. REMOVEXATTR of a capability that is not there
-holds, and changes nothing.
+of a local file system's: a WRITE of at least one byte, a TRUNCATE, a FALLOCATE, and a SETATTR of
+owner or group of anything but a directory. IMPORT_DATA does not. REMOVEXATTR of a capability that
+is not there holds, and changes nothing.
 
 An object that an operation makes also gets the entry's time as atime. The ctime users see is the
 time of the last entry that touched the fid: the fid itself in every row above, and the directories
 in rows that set their mtime."""
 
-from enum import IntEnum
 from stat import S_IFCHR, S_IFMT
 from typing import NamedTuple
 
+from fusejournal.file_operations import Fallocate
+from fusejournal.kinds import Kind as Kind
 from fusejournal.types import Epoch, Fid, Seq
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 RENAME_WHITEOUT = 4
-
-
-class Kind(IntEnum):
-    """The kinds of entries. The numbers are in every journal ever written."""
-
-    CREATE = 1
-    MKDIR = 2
-    SYMLINK = 3
-    LINK = 4
-    UNLINK = 5
-    RMDIR = 6
-    RENAME = 7
-    WRITE = 8
-    TRUNCATE = 9
-    SETATTR = 10
-    SETXATTR = 11
-    REMOVEXATTR = 12
-    IMPORT = 13
-    IMPORT_DATA = 14
-    IMPORT_LINK = 15
-    VOID = 16
-    EPOCH = 17
-    MARK = 18
-    CLEAN = 19
-    WHITEOUT = 20
 
 
 class Create(NamedTuple):
@@ -450,7 +427,8 @@ class Clean(NamedTuple):
 Making = Create | Mkdir | Symlink | Import
 Removal = Unlink | Rmdir
 NameOperation = Create | Mkdir | Symlink | Link | Removal
-DataOperation = Write | Truncate | Setattr | Setxattr | Removexattr
+ContentOperation = Write | Truncate | Fallocate
+DataOperation = ContentOperation | Setattr | Setxattr | Removexattr
 ImportOperation = Import | ImportData | ImportLink
 Moving = Rename | Whiteout
 TreeOperation = NameOperation | Moving | DataOperation | ImportOperation
@@ -478,12 +456,16 @@ OPERATIONS: dict[Kind, type[Operation]] = {
     Kind.MARK: Mark,
     Kind.CLEAN: Clean,
     Kind.WHITEOUT: Whiteout,
+    Kind.FALLOCATE: Fallocate,
 }
 
 REMOVALS = frozenset({Kind.UNLINK, Kind.RMDIR})
 """Operations that may use the journal's reserve: what makes space (as some TRUNCATEs do)."""
 
-DATA_KINDS = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR})
+CONTENT_KINDS = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.FALLOCATE})
+"""The kinds of a ContentOperation: what changes a file's content, and with it the mtime."""
+
+DATA_KINDS = CONTENT_KINDS | {Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR}
 """The kinds of a DataOperation: what changes one file and no name."""
 
 MAKERS = frozenset({Kind.CREATE, Kind.MKDIR, Kind.SYMLINK, Kind.IMPORT})

@@ -7,7 +7,8 @@ umask or clock has a say. It does not touch the journal, and leaves the catalog 
 ``Catalog.record``, but gives it the handle of what it made.
 
 Here are the operations on names alone; new objects are made in apply_new.py and apply_import.py,
-and apply_data.py changes files.
+and
+apply_data.py and apply_space.py change files.
 
 Invariants: called with no await inside; an OSError out of ``apply`` means that the backing is as
 it was before (several steps are rolled back); where that cannot be had, it is ApplyBrokenError and
@@ -35,6 +36,7 @@ from fusejournal.backing.apply_import import ImportApplier
 from fusejournal.backing.apply_mtimes import name_changed, set_mtime
 from fusejournal.backing.apply_new import ObjectMaker
 from fusejournal.backing.apply_results import NOTHING_MADE, Made, MustWork
+from fusejournal.backing.apply_space import SpaceApplier
 from fusejournal.backing.apply_whiteout import WhiteoutSteps
 from fusejournal.backing.tree import Tree
 from fusejournal.disk import failpoints, syscalls
@@ -66,6 +68,7 @@ class Applier:
         self._tree = tree
         self._maker = ObjectMaker(tree)
         data, imports = DataApplier(tree), ImportApplier(tree, self._maker, self._link)
+        space = SpaceApplier(tree, data)
         self._methods: dict[Kind, Callable[[Any, int, bytes | memoryview, bool], Made]] = {
             Kind.CREATE: self._maker.create,
             Kind.MKDIR: self._maker.mkdir,
@@ -77,6 +80,7 @@ class Applier:
             Kind.WHITEOUT: self._whiteout,
             Kind.WRITE: data.write,
             Kind.TRUNCATE: data.truncate,
+            Kind.FALLOCATE: space.fallocate,
             Kind.SETATTR: data.setattr,
             Kind.SETXATTR: data.setxattr,
             Kind.REMOVEXATTR: data.removexattr,

@@ -53,25 +53,30 @@ class DataApplier:
         except OSError as error:
             if not written:
                 with _WRITE_REFUSED:
-                    self._undo_write(fd, mtime_ns, capability)
+                    self.undo_write(fd, mtime_ns, capability)
                 raise
             refusal = error
         with _WRITE_END:
             # The mode, too: a write that is refused leaves it alone.
-            try:
-                _set_mode_and_mtime(fd, operation.mode, time_ns)
-            except PermissionError:
-                with syscalls.unlocked(fd):
-                    _set_mode_and_mtime(fd, operation.mode, time_ns)
-                # Opened before it was append-only: from now on it is refused.
-                self._tree.forget_descriptor(operation.fid)
+            self.end_write(operation.fid, fd, operation.mode, time_ns)
         if written:
             node.capability = b""
         if refusal is not None:
             raise ShortWriteError(refusal.errno or errno.EIO, written)
         return NOTHING_MADE
 
-    def _undo_write(self, fd: int, mtime_ns: int, capability: bytes | None) -> None:
+    def end_write(self, fid: Fid, fd: int, mode: int | None, mtime_ns: int) -> None:
+        """After a change of the content of *fid*, which is open on *fd*: set the mode, where it
+        changes, and the mtime. Raises OSError."""
+        try:
+            _set_mode_and_mtime(fd, mode, mtime_ns)
+        except PermissionError:
+            with syscalls.unlocked(fd):
+                _set_mode_and_mtime(fd, mode, mtime_ns)
+            # Opened before it was append-only: from now on it is refused.
+            self._tree.forget_descriptor(fid)
+
+    def undo_write(self, fd: int, mtime_ns: int, capability: bytes | None) -> None:
         """Set back what the kernel changed before it found that it could not write."""
         if os.fstat(fd).st_mtime_ns != mtime_ns:
             must_set_mtime(fd, mtime_ns)
@@ -89,7 +94,7 @@ class DataApplier:
             os.ftruncate(fd, operation.size)
         except OSError:
             with _WRITE_REFUSED:
-                self._undo_write(fd, mtime_ns, capability)
+                self.undo_write(fd, mtime_ns, capability)
             raise
         with _TRUNCATION:
             _set_mode_and_mtime(fd, operation.mode, time_ns)

@@ -24,6 +24,7 @@ from fusejournal.control.reply import Reply
 from fusejournal.disk import calls, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import printable
+from fusejournal.file_operations import Fallocate
 from fusejournal.operations import (
     Import,
     ImportData,
@@ -139,7 +140,7 @@ def probe_limits(root_fd: int) -> BackingLimits:
     except OSError:
         return BackingLimits()
     file_bytes = value_bytes = total_bytes = None
-    with suppress(OSError), _unnamed_file(root_fd) as fd:
+    with suppress(OSError), unnamed_file(root_fd) as fd:
         file_bytes = _largest(NO_LIMIT, lambda size: _seeks(fd, size))
         if space.f_bfree * space.f_frsize >= _SPACE_BYTES:
             value_bytes, total_bytes = _probe_xattrs(fd)
@@ -154,7 +155,9 @@ def probe_limits(root_fd: int) -> BackingLimits:
 
 
 @contextmanager
-def _unnamed_file(root_fd: int) -> Iterator[int]:
+def unnamed_file(root_fd: int) -> Iterator[int]:
+    """A new file without a name, on the file system of directory *root_fd*, for the length of the
+    block. Raises OSError."""
     fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=root_fd)
     try:
         yield fd
@@ -242,6 +245,8 @@ def limit_met(
 def _end_of(operation: TreeOperation, size: int) -> int:
     if isinstance(operation, Write | ImportData):
         return operation.offset + size
+    if isinstance(operation, Fallocate):
+        return operation.end
     return operation.size if isinstance(operation, Truncate | Import) else size
 
 

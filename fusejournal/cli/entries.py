@@ -7,15 +7,16 @@ from typing import Any
 import click
 
 from fusejournal.cli import text
+from fusejournal.file_operations import FALLOC_KEEP_SIZE, Fallocate
 from fusejournal.history.json_values import errno_name
 from fusejournal.history.query import Match
-from fusejournal.operations import MOVES, Import, Kind
+from fusejournal.operations import CONTENT_KINDS, MOVES, Import, Kind
 
 _COLOURS = {
     **dict.fromkeys((Kind.CREATE, Kind.MKDIR, Kind.SYMLINK, Kind.LINK), "green"),
     **dict.fromkeys((Kind.UNLINK, Kind.RMDIR), "red"),
     **dict.fromkeys(MOVES, "yellow"),
-    **dict.fromkeys((Kind.WRITE, Kind.TRUNCATE), "cyan"),
+    **dict.fromkeys(CONTENT_KINDS, "cyan"),
     **dict.fromkeys((Kind.EPOCH, Kind.MARK, Kind.CLEAN), "magenta"),
 }
 
@@ -62,6 +63,8 @@ def details(match: Match) -> str:
             return f"  {size} at {operation.offset}"
         case Kind.TRUNCATE:
             return f"  to {operation.size} bytes"
+        case Kind.FALLOCATE:
+            return f"  {_allocation(operation)}"
         case Kind.RENAME:
             how = "<->" if operation.flags & 2 else "->"
             return f"  {how} {shown_path(new_path)}"
@@ -82,6 +85,15 @@ def details(match: Match) -> str:
         case Kind.MARK:
             return text.line(operation.name)
     return ""
+
+
+def _allocation(operation: Fallocate) -> str:
+    what = "allocated"
+    if operation.empties:
+        what = "punched" if operation.punches else "zeroed"
+    has_choice = not operation.punches
+    kept = ", keeping the size" if has_choice and operation.flags & FALLOC_KEEP_SIZE else ""
+    return f"{operation.length} bytes at {operation.offset} {what}{kept}"
 
 
 def _import_details(operation: Import) -> str:

@@ -12,7 +12,7 @@ import fcntl
 import logging
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from fusejournal.disk.errnos import NO_MEANS
@@ -83,12 +83,15 @@ def syncfs(label: str, fd: int) -> None:
         raise_errno()
 
 
-def fallocate(label: str, fd: int, offset: int, length: int) -> None:
-    """Reserves blocks for [offset, offset + length) without changing the file's size. Raises
-    OSError."""
+def fallocate(
+    label: str, fd: int, offset: int, length: int, flags: int = FALLOC_FL_KEEP_SIZE
+) -> None:
+    """fallocate(2) of [offset, offset + length); as it is, it reserves blocks without changing the
+    file's size. Raises OSError."""
     reached(label)
-    if _libc.fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, length) != 0:
-        raise_errno()
+    while _libc.fallocate(fd, flags, offset, length) != 0:
+        if ctypes.get_errno() != errno.EINTR:  # which tmpfs says, and has taken all back
+            raise_errno()
 
 
 def allocated_to(fd: int, offset: int) -> int:
@@ -114,6 +117,22 @@ def allocated_to(fd: int, offset: int) -> int:
             end = max(end, begin + length)
         if end == before:
             return end
+
+
+def data_ranges(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yields the parts of [start, end) that are no holes, as far as the file goes: start and end of
+    each. All of it where the file system does not know. Raises OSError."""
+    while start < end:
+        try:
+            start = os.lseek(fd, start, os.SEEK_DATA)
+            hole = os.lseek(fd, start, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return
+        if start < end:
+            yield start, min(hole, end)
+        start = hole
 
 
 def frees_whole_extents_only(fd: int) -> bool:

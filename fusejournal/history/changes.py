@@ -13,10 +13,10 @@ from fusejournal.history.name_changes import Dentry, name_changes
 from fusejournal.history.paths import PathTracker
 from fusejournal.journal.format import Entry
 from fusejournal.journal.outcomes import Outcome, with_outcomes
-from fusejournal.operations import RENAME_EXCHANGE, Kind, Moving, made_by
+from fusejournal.operations import CONTENT_KINDS, RENAME_EXCHANGE, Kind, Moving, made_by
 from fusejournal.types import Fid, Seq
 
-_CONTENT = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
+_CONTENT = CONTENT_KINDS | {Kind.IMPORT_DATA}
 _WORDS = {"A": "added", "D": "removed", "R": "renamed", "M": "content", "P": "attributes"}
 _ATTRIBUTES = frozenset({Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR})
 

@@ -13,11 +13,13 @@ from fusejournal.disk.acls import (
     is_in_mode,
     mode_of,
 )
+from fusejournal.file_operations import Fallocate
 from fusejournal.history.lookup import Lookup
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
 from fusejournal.journal.outcomes import Outcome
 from fusejournal.operations import (
+    CONTENT_KINDS,
     MAKERS,
     Create,
     Import,
@@ -39,7 +41,7 @@ from fusejournal.types import ROOT_FID, Fid, Seq
 ACLS = frozenset({ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR})
 _EMPTY_ACL_BYTES = 4
 """An ACL without entries is none: setting it takes away the one there is."""
-DATA_KINDS = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
+DATA_KINDS = CONTENT_KINDS | {Kind.IMPORT_DATA}
 _KINDS = MAKERS | DATA_KINDS | {Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR}
 
 
@@ -137,6 +139,10 @@ class State:
             case Truncate():
                 self.size = operation.size
                 self.floor = min(self.floor, self.size)
+                self._take_mode(operation.mode)
+                self.xattrs.pop(CAPABILITY_XATTR, None)
+            case Fallocate():
+                self.size = operation.size_after(self.size)
                 self._take_mode(operation.mode)
                 self.xattrs.pop(CAPABILITY_XATTR, None)
             case Setattr():

@@ -4,6 +4,7 @@ import heapq
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from fusejournal.file_operations import Fallocate
 from fusejournal.history.lookup import Lookup, Tenure
 from fusejournal.history.name_changes import name_changes
 from fusejournal.history.query import Match
@@ -80,6 +81,8 @@ def _size_after(entry: Entry, outcome: Outcome, size: int | None) -> int | None:
             return imported
         case Truncate(size=new):
             return new
+        case Fallocate() as operation:
+            return operation.size_after(size or 0)
         case Write(offset=offset) | ImportData(offset=offset):
             return max(size or 0, offset + len(outcome.data_of(entry)))
     return size

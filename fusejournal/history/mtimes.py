@@ -11,6 +11,7 @@ from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
 from fusejournal.journal.outcomes import Outcome
 from fusejournal.operations import (
+    CONTENT_KINDS,
     RENAME_EXCHANGE,
     Import,
     ImportData,
@@ -22,13 +23,11 @@ from fusejournal.operations import (
 )
 from fusejournal.types import Fid, Seq
 
-_OF_ITSELF = frozenset(
+_OF_ITSELF = CONTENT_KINDS | frozenset(
     {
         Kind.CREATE,
         Kind.MKDIR,
         Kind.SYMLINK,
-        Kind.WRITE,
-        Kind.TRUNCATE,
         Kind.SETATTR,
         Kind.IMPORT,
         Kind.IMPORT_DATA,

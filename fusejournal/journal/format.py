@@ -35,6 +35,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 import xxhash
 
+from fusejournal.file_operations import Fallocate
 from fusejournal.operations import (
     OPERATIONS,
     Import,
@@ -326,7 +327,7 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(
         (
             *("fid", "parent", "new_parent", "replaced", "whiteout", "rdev", "flags"),
-            *("offset", "size", "seq", "errno", "written", "epoch"),
+            *("offset", "size", "length", "seq", "errno", "written", "epoch"),
         ),
         (int,),
     ),
@@ -366,7 +367,13 @@ _NO_NAMES: Final = frozenset({b"", b".", b".."})
 _FILE_NAMES: Final = frozenset({"name", "new_name"})
 _NO_FILE_NAMES: Final = frozenset({Kind.SETXATTR, Kind.REMOVEXATTR, Kind.MARK})
 _CHECKED_FURTHER: Final = frozenset(
-    map(int, (Kind.SETXATTR, Kind.REMOVEXATTR, Kind.IMPORT, Kind.SYMLINK, Kind.WHITEOUT))
+    map(
+        int,
+        (
+            *(Kind.SETXATTR, Kind.REMOVEXATTR, Kind.IMPORT, Kind.SYMLINK, Kind.WHITEOUT),
+            Kind.FALLOCATE,
+        ),
+    )
 )
 
 # By kind, so that an entry is checked without a look at its class: the class, the type signatures
@@ -412,6 +419,9 @@ def _check_further(operation: Operation) -> None:
     elif isinstance(operation, Whiteout):
         if not operation.can_be():
             raise FormatError("a whiteout that cannot be")
+    elif isinstance(operation, Fallocate):
+        if not operation.can_be():
+            raise FormatError("an allocation that cannot be")
     elif isinstance(operation, Import):
         for pair in operation.xattrs:
             if type(pair) is not tuple or tuple(map(type, pair)) != (bytes, bytes):

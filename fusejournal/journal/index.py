@@ -57,7 +57,7 @@ from fusejournal.disk.files import Outlives, write_atomically
 from fusejournal.errors import JournalDamagedError
 from fusejournal.journal.format import FRAME_HEADER_BYTES, FormatError, NewerFormatError
 from fusejournal.journal.segment import BadFrameError, Point, SegmentReader
-from fusejournal.operations import Kind
+from fusejournal.operations import DATA_KINDS, Kind
 from fusejournal.types import Fid, Seq
 
 INDEX_SUFFIX: Final = ".fjx"
@@ -95,6 +95,7 @@ _WHITEOUT: Final = int(Kind.WHITEOUT)
 _CREATE: Final = int(Kind.CREATE)
 _VOID: Final = int(Kind.VOID)
 _MARK: Final = int(Kind.MARK)
+_DATA: Final = frozenset(map(int, DATA_KINDS | {Kind.IMPORT_DATA}))
 _OPERATION_AT: Final = 6
 _KINDS_END: Final = max(Kind) + 1
 
@@ -275,7 +276,7 @@ class _Builder:
             self.by_fid[whiteout].append(number << 8 | _CREATE << 2 | refused << 1)
         elif kind == _MARK:
             self.by_name[name_key(Fid(0), fields[_OPERATION_AT].encode())].append(posting)
-        elif len(fields) > _OPERATION_AT and kind < _VOID:
+        elif kind in _DATA and len(fields) > _OPERATION_AT:
             self.by_fid[fields[_OPERATION_AT]].append(posting)
 
     def _add_rename(self, fields: Sequence[Any], posting: int) -> None:

@@ -1,7 +1,7 @@
 """The FUSE calls about a file's content, and about open files: the other half of handlers.py, whose
 rules hold here.
 
-Source: the FUSE protocol; open(2)."""
+Source: the FUSE protocol; fallocate(2)."""
 
 import errno
 import logging
@@ -139,6 +139,22 @@ class FileCalls:
         if operation.mode is not None:
             _forget_mode(fid)
         return encode_written(len(data))
+
+    @changing
+    def fallocate(
+        self, who: Caller, _: Fid, handle: int, offset: int, length: int, flags: int
+    ) -> Body:
+        """Take space for a range of a file, or give it back, or have zeros there."""
+        fid, _opener = self.files[handle]
+        self._refuse_if_read_only()
+        if not self.volume.space_ways.has(flags):
+            raise refusal(errno.EOPNOTSUPP)
+        mode = os.fstat(self._tree.writable(fid)).st_mode
+        operation = resolve.allocation(fid, flags, offset, length, mode)
+        self._change(operation, who)
+        if operation.mode is not None:
+            _forget_mode(fid)
+        return DONE
 
     def release(self, who: Caller, _: Fid, handle: int) -> Body:
         """The last descriptor of an open was closed."""

@@ -24,10 +24,10 @@ from collections.abc import Callable
 import pyfuse3
 
 from fusejournal.layer.lost_replies import changed_fids
-from fusejournal.operations import Kind, Operation
+from fusejournal.operations import CONTENT_KINDS, Kind, Operation
 from fusejournal.types import ROOT_FID, Fid
 
-_CONTENT = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
+_CONTENT = CONTENT_KINDS | {Kind.IMPORT_DATA}
 
 
 class KernelCache:

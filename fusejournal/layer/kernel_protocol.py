@@ -32,6 +32,7 @@ fuse_getxattr_in              8  size, padding; then the name (none for LISTXATT
 fuse_lseek_in                24  fh, offset, whence, padding
 fuse_interrupt_in             8  unique; that of the request that is interrupted
 fuse_statx_in                24  getattr_flags, reserved, fh, sx_flags, sx_mask
+fuse_fallocate_in            32  fh, offset, length, mode, padding
 ========================  =====  ==================================================================
 
 Source: include/uapi/linux/fuse.h; fs/fuse/dev.c (fuse_dev_do_read, fuse_dev_do_write)."""
@@ -68,6 +69,7 @@ _GETXATTR_IN: Final = struct.Struct("=II")
 _LSEEK_IN: Final = struct.Struct("=QqII")
 _INTERRUPT_IN: Final = struct.Struct("=Q")
 _STATX_IN: Final = struct.Struct("=IIQII")
+_FALLOCATE_IN: Final = struct.Struct("=QQQII")
 
 EXTENSION_BYTES: Final = 8
 """The unit of ``total_extlen``: what follows a request's own names and data."""
@@ -108,6 +110,7 @@ class Opcode(IntEnum):
     CREATE = 35
     INTERRUPT = 36
     BATCH_FORGET = 42
+    FALLOCATE = 43
     READDIRPLUS = 44
     RENAME2 = 45
     LSEEK = 46
@@ -307,6 +310,10 @@ def decode_interrupt(data: Data) -> tuple[int]:
     return _INTERRUPT_IN.unpack_from(data, _BODY)
 
 
+def _decode_fallocate(data: Data) -> tuple[int, int, int, int]:
+    return _FALLOCATE_IN.unpack_from(data, _BODY)[:4]
+
+
 class RequestKind(NamedTuple):
     """An opcode's *call*, which is a method's name, and what *decode* makes its arguments of."""
 
@@ -341,6 +348,7 @@ _REQUEST_KINDS: Final = {
     int(Opcode.RELEASEDIR): RequestKind("releasedir", _decode_nothing),
     int(Opcode.FSYNCDIR): RequestKind("fsyncdir", _decode_nothing),
     int(Opcode.CREATE): RequestKind("create", _decode_create),
+    int(Opcode.FALLOCATE): RequestKind("fallocate", _decode_fallocate),
     int(Opcode.BATCH_FORGET): RequestKind("batch_forget", _decode_batch_forget),
     int(Opcode.READDIRPLUS): RequestKind("readdirplus", _decode_listing),
     int(Opcode.RENAME2): RequestKind("rename", _decode_rename2),

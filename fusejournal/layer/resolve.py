@@ -15,6 +15,7 @@ from uuid import UUID
 
 from fusejournal.backing.hidden_directory import is_reserved
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
+from fusejournal.file_operations import Fallocate
 from fusejournal.layer import permissions
 from fusejournal.layer.kernel_protocol import AttributeChange
 from fusejournal.operations import (
@@ -128,6 +129,14 @@ def write(fid: Fid, offset: int, mode: int) -> Write:
     """A file with *mode* gets new content at *offset*."""
     cleared = permissions.without_privileges(mode) if mode & (S_ISUID | S_ISGID) else None
     return Write(fid, offset, cleared)
+
+
+def allocation(fid: Fid, flags: int, offset: int, length: int, mode: int) -> Fallocate:
+    """Space of a file with *mode* is taken, given back or zeroed. Raises OSError."""
+    operation = Fallocate(fid, flags, offset, length, permissions.without_privileges(mode))
+    if not operation.can_be():
+        raise refusal(errno.EOPNOTSUPP)
+    return operation
 
 
 def takes_privileges(change: AttributeChange) -> bool:

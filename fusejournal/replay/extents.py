@@ -8,9 +8,12 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from fusejournal.file_operations import Fallocate
 from fusejournal.history.lookup import Lookup
-from fusejournal.operations import ImportData, Truncate, Write
+from fusejournal.operations import ContentOperation, ImportData, Truncate, Write
 from fusejournal.types import Seq
+
+_NOTHING = Seq(0)
 
 
 class Extent(NamedTuple):
@@ -45,6 +48,15 @@ class Extents:
         self._ends[first:last] = [piece[1] for piece in pieces]
         self._seqs[first:last] = [piece[2] for piece in pieces]
 
+    def clear(self, start: int, end: int) -> None:
+        """The bytes in [start, end) became a hole, or zeros."""
+        first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
+        if first < last:
+            # As if something had been put there, which is then taken away.
+            self.put(start, end, _NOTHING)
+            at = bisect_left(self._starts, start)
+            del self._starts[at], self._ends[at], self._seqs[at]
+
     def cut(self, size: int) -> None:
         """The file was truncated to *size*."""
         left = bisect_left(self._starts, size)
@@ -52,10 +64,13 @@ class Extents:
         if left and self._ends[-1] > size:
             self._ends[-1] = size
 
-    def take(self, operation: Write | Truncate | ImportData, seq: Seq, length: int) -> None:
-        """Take in entry *seq*, of which *length* bytes held."""
+    def take(self, operation: ContentOperation | ImportData, seq: Seq, length: int) -> None:
+        """Take in entry *seq*, with *length* bytes of data that held."""
         if isinstance(operation, Truncate):
             self.cut(operation.size)
+        elif isinstance(operation, Fallocate):
+            if operation.empties:
+                self.clear(operation.offset, operation.end)
         else:
             self.put(operation.offset, operation.offset + length, seq)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from fusejournal.errors import JournalError
 from fusejournal.history.file_states import State, fid_of, is_about
 from fusejournal.history.lookup import Lookup
-from fusejournal.operations import ImportData, Truncate, Write, made_by
+from fusejournal.operations import ContentOperation, ImportData, Write, made_by
 from fusejournal.replay.extents import Extents, read_extents
 from fusejournal.replay.target import Progress
 from fusejournal.types import Fid, Seq
@@ -75,11 +75,11 @@ def read_images(
             continue
         image = images[fid_of(entry)]
         image.state.take(entry, outcome)
-        if not isinstance(operation, Write | Truncate | ImportData):
+        if not isinstance(operation, ContentOperation | ImportData):
             continue
         data = outcome.data_of(entry)
         image.extents.take(operation, entry.seq, len(data))
-        if image.data is not None and not isinstance(operation, Truncate):
+        if image.data is not None and isinstance(operation, Write | ImportData):
             kept_bytes += len(data)
             image.data[entry.seq] = operation.offset, bytes(data)
             if (

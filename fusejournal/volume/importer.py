@@ -25,7 +25,7 @@ from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.fid_tag import FID_XATTR
 from fusejournal.backing.probe import CASEFOLDED
 from fusejournal.backing.tree import FoundEntry
-from fusejournal.disk import syscalls
+from fusejournal.disk import calls, syscalls
 from fusejournal.errors import BackingError
 from fusejournal.operations import Import, ImportData, ImportLink, Setattr, Setxattr
 from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid, clamp_time
@@ -241,15 +241,10 @@ class Importer:
         left."""
         # Others may use the descriptor cache between two pieces: ask for the descriptor anew.
         fd = self._volume.tree.descriptor(fid)
-        if offset >= end:
+        found = next(calls.data_ranges(fd, offset, end), None)
+        if found is None:
             return None
-        try:
-            offset = os.lseek(fd, offset, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return None
-            raise
-        hole = os.lseek(fd, offset, os.SEEK_HOLE)
+        offset, hole = found
         data = os.pread(fd, min(PIECE_BYTES, hole - offset), offset)
         return (offset, data) if data else None
 

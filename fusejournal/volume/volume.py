@@ -14,6 +14,7 @@ thread only."""
 import errno
 import logging
 import os
+from itertools import islice
 from stat import S_IFDIR, S_IFREG
 
 from fusejournal.backing.apply import Applier
@@ -21,10 +22,12 @@ from fusejournal.backing.apply_results import Made
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.reserve import RootReserve
+from fusejournal.backing.space_ways import SpaceWays
 from fusejournal.backing.tree import Tree
-from fusejournal.disk import failpoints, syscalls
+from fusejournal.disk import calls, failpoints, syscalls
 from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.errors import ApplyBrokenError, JournalError, JournalFullError, ShortWriteError
+from fusejournal.file_operations import Fallocate
 from fusejournal.journal.format import Entry
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.outcomes import Outcome
@@ -51,6 +54,7 @@ log = logging.getLogger(__name__)
 
 _MAY_ORPHAN = REMOVALS | MOVES
 _NONE = Fid(0)
+_RANGES_LOOKED_AT_MAX = 64
 
 
 class Volume:
@@ -72,6 +76,7 @@ class Volume:
         self.tree = tree
         self.applier = Applier(tree)
         self._reserve = RootReserve(tree.root_fd)
+        self.space_ways = SpaceWays(tree.root_fd)
         self.write_errno: int | None = None
         """errno that every change gets (EROFS), or None while changes are taken."""
         self.failure: str | None = None
@@ -102,8 +107,7 @@ class Volume:
         kind = operation.kind
         if self.write_errno is not None:
             raise OSError(self.write_errno, os.strerror(self.write_errno))
-        is_cut = isinstance(operation, Truncate) and self._shrinks(operation)
-        makes_space = is_cut or kind in REMOVALS
+        makes_space = kind in REMOVALS or self._is_cut(operation)
         if not makes_space and self.catalog.is_full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if makes_space and self.journal.is_short:
@@ -191,7 +195,8 @@ class Volume:
         """Carry out *operation* for a user, who is to take no space that is kept back for root,
         but to make some (a removal)."""
         apply = self.applier.apply
-        if uid and self._reserve.is_near(len(data), time_ns) and operation.kind not in REMOVALS:
+        size = operation.length if isinstance(operation, Fallocate) else len(data)
+        if uid and self._reserve.is_near(size, time_ns) and operation.kind not in REMOVALS:
             return syscalls.as_user(uid, apply, operation, time_ns, data)
         return apply(operation, time_ns, data, redo)
 
@@ -310,16 +315,25 @@ class Volume:
             self.fail(f"the journal could not be flushed: {error}")
             raise OSError(errno.EIO, str(error)) from error
 
-    def _shrinks(self, operation: Truncate) -> bool:
-        """Tells whether a file is to be half as long as it is, at the most. That makes space, and
-        can be done but 63 times, because on a full disk the file does not grow again; cut byte by
-        byte, one file would take what is kept for removals."""
-        size = self.tree.stat(operation.fid).st_size
-        return 0 < size >= 2 * operation.size
+    def _is_cut(self, operation: TreeOperation) -> bool:
+        """Tells whether a file is to have half of what it has, at the most: of its length by a
+        TRUNCATE, of its data by a hole. That makes space, and can be done but 63 times, because on
+        a full disk the file does not grow again; cut byte by byte, one file would take what is kept
+        for removals."""
+        if isinstance(operation, Truncate):
+            size = self.tree.stat(operation.fid).st_size
+            return 0 < size >= 2 * operation.size
+        if not isinstance(operation, Fallocate) or not operation.punches:
+            return False
+        fd = self.tree.descriptor(operation.fid)
+        ranges = calls.data_ranges(fd, operation.offset, operation.end)
+        cut = sum(end - start for start, end in islice(ranges, _RANGES_LOOKED_AT_MAX))
+        return 0 < os.fstat(fd).st_blocks * 512 <= 2 * cut
 
     def _refuse_locked(self, operation: TreeOperation) -> None:
-        """Raises PermissionError for a removal or truncation that the backing would refuse because
-        of chattr +i or +a: while the journal lives on its reserve, a refusal is to cost none."""
+        """Raises PermissionError for a removal, truncation or hole that the backing would refuse
+        because of chattr +i or +a: while the journal lives on its reserve, a refusal is to cost
+        none."""
         fids = [operation.fid]
         if isinstance(operation, Removal):
             fids.append(operation.parent)

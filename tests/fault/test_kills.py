@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.disk import syscalls
+from fusejournal.disk import calls, syscalls
+from fusejournal.file_operations import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
 from fusejournal.node.state_dir import load_state
 from fusejournal.operations import RENAME_EXCHANGE, RENAME_WHITEOUT
 from tests.support.layer import Layer
@@ -24,6 +25,8 @@ from tests.support.trees import difference, fids, image, rebuild
 pytestmark = pytest.mark.mount
 
 _GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENODEV}
+
+_PUNCH = FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE
 
 Step = Callable[[str], object]
 
@@ -53,6 +56,14 @@ def _write_as_root(path: str, data: bytes) -> None:
     mode = os.stat(path).st_mode
     if mode & stat.S_ISUID:
         os.chmod(path, stat.S_IMODE(mode) & ~stat.S_ISUID)
+
+
+def _allocate(path: str, flags: int, offset: int, length: int) -> None:
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        calls.fallocate("test", fd, offset, length, flags)
+    finally:
+        os.close(fd)
 
 
 def _create_as(uid: int, directory: str, name: str) -> None:
@@ -106,6 +117,9 @@ def _round(n: int) -> tuple[Step, ...]:
         lambda r: _write_as_root(f"{r}/hard{n}", b"y" * 40_000),
         lambda r: os.utime(f"{r}/hard{n}", ns=(10**18, 10**18 + 7)),
         lambda r: os.setxattr(f"{r}/d{n}", "user.key", b"value%d" % n),
+        lambda r: _allocate(f"{r}/hard{n}", 0, 30_000, 30_000),
+        lambda r: _allocate(f"{r}/hard{n}", _PUNCH, 5000, 20_000),
+        lambda r: _allocate(f"{r}/hard{n}", FALLOC_ZERO_RANGE, 50_000, 40_000),
         lambda r: os.truncate(f"{r}/hard{n}", 100),
         lambda r: _fsync(f"{r}/hard{n}"),
         lambda r: os.rename(f"{r}/d{n}", f"{r}/e{n}"),
@@ -151,6 +165,10 @@ CALLS = {
     "apply.write.mode": (1,),
     "apply.write.times": (1, 3),
     "apply.truncate": (1,),
+    "apply.fallocate": (1, 2, 3),
+    "apply.fallocate.take": (1, 2),
+    "apply.fallocate.grow": (1, 2),
+    "apply.fallocate.empty": (1, 2),
     "apply.setattr": (1, 2),
     "apply.setattr.mode": (1, 3),
     "apply.setattr.times": (1,),

@@ -14,6 +14,12 @@ import pytest
 
 from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError, ShortWriteError
+from fusejournal.file_operations import (
+    FALLOC_KEEP_SIZE,
+    FALLOC_PUNCH_HOLE,
+    FALLOC_ZERO_RANGE,
+    Fallocate,
+)
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.journal.reader import END
 from fusejournal.operations import (
@@ -54,8 +60,14 @@ _MUST_WORK = frozenset(
     {"apply.times.directory", "apply.write.times", "apply.write.mode", "orphan.times"}
 )
 """Labels of calls that come when an operation is done but for them: a failure stops the volume."""
-_MAY_FAIL = frozenset({"orphan.directory", "orphan.link", "orphan.unlink", "orphan.leave"})
+_MAY_FAIL = frozenset(
+    {
+        *("orphan.directory", "orphan.link", "orphan.unlink", "orphan.leave"),
+        "apply.fallocate.empty",
+    }
+)
 """Labels of calls that an operation can do without."""
+_PUNCH = FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE
 
 
 class Scene:
@@ -137,6 +149,9 @@ class Scene:
         yield "whiteout of a directory", Whiteout(*replacing, *whiteout[:-1], _ACL), b""
         yield "write", Write(file, 100, 0o755), b"x" * 100
         yield "truncate", Truncate(file, 3, 0o755), b""
+        yield "allocate", Fallocate(file, 0, 5000, 5000, 0o755), b""
+        yield "punch", Fallocate(file, _PUNCH, 1000, 5000, 0o755), b""
+        yield "zero", Fallocate(file, FALLOC_ZERO_RANGE, 1000, 9000, 0o755), b""
         yield "setattr", Setattr(file, 0o4755, 8, 9, 5, 6), b""
         yield "setattr fifo", Setattr(self.fifo, 0o600, 8, 9, 5, 6), b""
         yield "setxattr", Setxattr(file, b"user.two", b"2"), b""
@@ -251,6 +266,7 @@ def _changes_of_a_file(scene: Scene) -> list[Callable[[], None]]:
     file, plain = scene.file, scene.plain
     operations: list[TreeOperation] = [
         Write(file, 0, None), Write(file, 5, 0o755), Truncate(file, 3, None),
+        Fallocate(file, _PUNCH, 0, 5, None), Fallocate(file, 0, 0, 9000, None),
         Setattr(file, 0o600, None, None, None, None), Setattr(file, 0o600, 1, 1, 5, 6),
         Setattr(file, None, None, None, None, 77), Setxattr(file, b"user.one", b"2"),
         Removexattr(file, b"user.one"), Link(file, plain, b"link"), Unlink(file, ROOT_FID, b"file"),

@@ -48,7 +48,7 @@ from fusejournal.wire.frames import (
 )
 from fusejournal.wire.identity import load_or_make
 from tests.golden.statuses import STATUSES
-from tests.support.entries import SAMPLES, WHITEOUTS, Sample, write_samples
+from tests.support.entries import ALLOCATIONS, SAMPLES, WHITEOUTS, Sample, write_samples
 
 HERE = Path(__file__).parent
 UUID_OF_GOLDENS = UUID("01234567-89ab-cdef-0123-456789abcdef")
@@ -280,6 +280,7 @@ GOLDENS = {
     f"journal-v{FORMAT_VERSION}": Golden(make_journal),
     f"journal-v{FORMAT_VERSION}-handle-key": Golden(partial(make_journal, handle_key=HANDLE_KEY)),
     f"journal-v{FORMAT_VERSION}-whiteouts": Golden(partial(make_journal, samples=WHITEOUTS)),
+    f"journal-v{FORMAT_VERSION}-allocations": Golden(partial(make_journal, samples=ALLOCATIONS)),
     "index-v1": Golden(make_index),
     "status-v1": Golden(make_status),
     "seekable-v1": Golden(make_seekable, is_compared=False),  # another zstd packs otherwise

@@ -16,7 +16,7 @@ from fusejournal.journal.verify import verify
 from fusejournal.operations import Kind, Setattr
 from fusejournal.types import TIME_MAX_NS, TIME_MIN_NS, Caller, Fid, Seq
 from tests.golden.samples import HANDLE_KEY
-from tests.support.entries import SAMPLES, UUID_OF_TESTS, WHITEOUTS, write_samples
+from tests.support.entries import ALLOCATIONS, SAMPLES, UUID_OF_TESTS, WHITEOUTS, write_samples
 
 _HERE = Path(__file__).parent
 
@@ -71,6 +71,21 @@ def test_whiteouts_are_read_and_written(tmp_path: Path) -> None:
     assert [Kind(one.kind).name for one in index.of_fid(Fid(2))] == [
         "CREATE", "WHITEOUT", "WHITEOUT",
     ]  # fmt: skip
+
+
+def test_allocations_are_read_and_written(tmp_path: Path) -> None:
+    golden = _golden("journal-v1-allocations")
+    with mock.patch("fusejournal.journal.clock.now_ns", return_value=1_700_000_000_000_000_000):
+        write_samples(tmp_path, ALLOCATIONS).close()
+    (path,) = list_segments(tmp_path)
+    assert path.read_bytes() == golden
+    entries = list(JournalReader(tmp_path, UUID_OF_TESTS).read(Seq(1), END))
+    assert [entry.operation for entry in entries] == [one.operation for one in ALLOCATIONS]
+    with SegmentReader(path) as reader:
+        index = build_index(reader)
+    found = list(index.of_fid(Fid(2)))
+    assert [Kind(one.kind).name for one in found] == ["CREATE", *["FALLOCATE"] * 6]
+    assert [one.refused for one in found] == [False] * 6 + [True]
 
 
 def test_times_after_2262_are_read(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from fusejournal.disk import syscalls
+from fusejournal.disk import calls, syscalls
 from fusejournal.node.state_dir import load_state
 from tests.support.layer import Layer
 from tests.support.trees import difference, fids, image, rebuild
@@ -120,16 +120,21 @@ class Twins(RuleBasedStateMachine):
         """Write *data*, where *fd* stands without an *offset*. In the plain directory root's writes
         then clear setuid and setgid, too, as everybody's do in a layer."""
         count = os.write(fd, data) if offset is None else os.pwrite(fd, data, offset)
+        if count:
+            self.clear_privileges(fd)
+        return count
+
+    def clear_privileges(self, fd: int) -> None:
+        """Do what a layer does after a write, if *fd* is in the plain directory."""
         info = os.fstat(fd)
         # (Not whether the layer lives: of that, a process that was forked here knows nothing.)
         has_layer = self.roots[0] == os.fsencode(self.layer.mountpoint)
         is_twin = info.st_dev == self.plain.stat().st_dev and has_layer
-        if count and is_twin and os.geteuid() == 0:
+        if is_twin and os.geteuid() == 0:
             mode = stat.S_IMODE(info.st_mode)
             setgid = stat.S_ISGID if mode & stat.S_IXGRP else 0
             if mode & (stat.S_ISUID | setgid):
                 os.fchmod(fd, mode & ~(stat.S_ISUID | setgid))
-        return count
 
     # -- names -------------------------------------------------------------------------------------
 
@@ -216,6 +221,24 @@ class Twins(RuleBasedStateMachine):
     @rule(path=PATHS, uid=CALLERS, size=st.sampled_from((0, 5, 4096, 3 << 20)))
     def truncate(self, path: bytes, uid: int, size: int) -> None:
         self.both(lambda root: os.truncate(root + path, size), uid)
+
+    @rule(
+        path=PATHS,
+        uid=CALLERS,
+        offset=OFFSETS,
+        size=SIZES,
+        flags=st.sampled_from((*range(4), 16, 17)),
+    )
+    def allocate(self, path: bytes, uid: int, offset: int, size: int, flags: int) -> None:
+        def act(root: bytes) -> None:
+            fd = os.open(root + path, os.O_WRONLY | os.O_NONBLOCK)
+            try:
+                calls.fallocate("model", fd, offset, size, flags)
+                self.clear_privileges(fd)
+            finally:
+                os.close(fd)
+
+        self.both(act, uid)
 
     # -- files held open, with or without a name -------------------------------------------------
 

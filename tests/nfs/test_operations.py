@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from fusejournal.disk import calls
+from fusejournal.file_operations import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE
 from tests.support.guest.client import (
     Person,
     entries,
@@ -34,6 +36,7 @@ from tests.support.users import ANOTHER, SOMEBODY
 pytestmark = pytest.mark.guest
 
 NOBODY = 65534
+_PUNCH = FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE
 
 
 def without_xattrs(tree: Image) -> Image:
@@ -330,6 +333,36 @@ def _allocate(path: Path) -> None:
             raise OSError(number, os.strerror(number))
 
 
+def _take_and_give_back(path: Path) -> list[Any]:
+    """What becomes of a file's size, bytes and blocks."""
+    answers: list[Any] = []
+    for flags, offset, length in ((0, 0, 1 << 20), (_PUNCH, 5000, 900_000), (_PUNCH, 0, 1 << 30)):
+        with open(path, "r+b") as file:
+            try:
+                calls.fallocate("test", file.fileno(), offset, length, flags)
+                os.fsync(file.fileno())
+            except OSError as error:
+                answers.append(named(error))
+        answers.append((path.stat().st_size, path.stat().st_blocks, path.read_bytes()))
+    return answers
+
+
+def test_space_is_taken_and_given_back(fresh_sites: Sites, version: str, tmp_path: Path) -> None:
+    """ALLOCATE and DEALLOCATE, which clients of version 3 have not."""
+    layer, volume, plain = fresh_sites
+    head_seq = layer.ask()["head_seq"]
+    answers = []
+    for site in (plain, volume):
+        write(site.served / "file", 0, b"x" * 20_000, os.O_CREAT)
+        os.chown(site.served / "file", SOMEBODY, SOMEBODY)
+        with Person(SOMEBODY) as person:
+            answers.append(person.ask(_take_and_give_back, site.client / "file"))
+    assert answers[0] == answers[1]
+    made = [entry["op"] for entry in entries(layer, head_seq)]
+    assert made.count("fallocate") == (0 if version == "3" else 3)
+    check_replay(layer, tmp_path / "target")
+
+
 def _hole(path: Path) -> int:
     with open(path, "r+b") as file:
         os.pwrite(file.fileno(), bytes(4096), 1 << 20)
@@ -376,7 +409,6 @@ def test_known_differences(sites: Sites, version: str) -> None:
     else:
         assert answers[0] == [b"value", None, 4096, 0o4755, 0o6755]
     # nfsd passes user attributes on only to file systems that have a handler for them by name;
-    # FUSE has one for all. A layer has no fallocate. It clears setuid with a new size, as it must
-    # for local users and nfsd does not ask for; and when root writes, for it cannot know who does.
-    hole = end if version == "3" else 4096
-    assert answers[1] == [refused, refused, hole, 0o755, 0o755]
+    # FUSE has one for all. A layer clears setuid with a new size, as it must for local users and
+    # nfsd does not ask for; and when root writes, for it cannot know who does.
+    assert answers[1] == [refused, *answers[0][1:3], 0o755, 0o755]

@@ -13,7 +13,17 @@ from fusejournal.history.changes import Change, find_changes
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.query import Criteria, find
 from fusejournal.journal.reader import JournalReader
-from fusejournal.operations import RENAME_EXCHANGE, Kind, Link, Moving, Rename, Unlink, Void, Write
+from fusejournal.operations import (
+    CONTENT_KINDS,
+    RENAME_EXCHANGE,
+    Kind,
+    Link,
+    Moving,
+    Rename,
+    Unlink,
+    Void,
+    Write,
+)
 from fusejournal.replay.restore import restore
 from fusejournal.types import ROOT_FID, Fid, Seq
 from tests.support.trees import difference, image
@@ -30,7 +40,7 @@ from tests.support.workload import (
 )
 
 _MOMENTS = st.lists(st.integers(0, 1 << 16), min_size=3, max_size=3)
-_CONTENT = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.IMPORT_DATA})
+_CONTENT = CONTENT_KINDS | {Kind.IMPORT_DATA}
 _ATTRIBUTES = frozenset({Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR})
 
 

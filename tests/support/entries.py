@@ -8,6 +8,7 @@ from uuid import UUID
 import msgpack
 from hypothesis import strategies as st
 
+from fusejournal.file_operations import FALLOCATE_FLAGS, Fallocate
 from fusejournal.journal.format import encode_frame
 from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.journal import Journal
@@ -65,8 +66,10 @@ _TIMES = st.integers(TIME_MIN_NS, TIME_MAX_NS)
 _TARGETS = st.binary(min_size=1, max_size=100).filter(lambda target: b"\0" not in target)
 _BY_FIELD: dict[str, st.SearchStrategy[object]] = {
     **dict.fromkeys(("fid", "parent", "new_parent", "whiteout"), _FIDS),
-    **dict.fromkeys(("replaced", "offset", "size", "seq"), _U63),
+    **dict.fromkeys(("replaced", "size", "seq"), _U63),
     **dict.fromkeys(("uid", "gid", "rdev", "flags", "written"), _U32),
+    "offset": st.integers(0, 2**62),
+    "length": st.integers(1, 2**62 - 1),
     "errno": st.integers(0, 2**31 - 1),
     "epoch": st.integers(1, EPOCH_MAX),
     "mode": st.integers(0, 0o177777),
@@ -94,6 +97,8 @@ def operations() -> st.SearchStrategy[Operation]:
         elif cls is Whiteout:
             fields["flags"] = st.sampled_from((RENAME_WHITEOUT, RENAME_WHITEOUT | RENAME_NOREPLACE))
             fields["mode"] = st.integers(S_IFCHR, S_IFCHR | 0o7777)
+        elif cls is Fallocate:
+            fields["flags"] = st.sampled_from(sorted(FALLOCATE_FLAGS))
         return st.builds(cls, **fields)
 
     return st.sampled_from(sorted(OPERATIONS.values(), key=lambda cls: cls.__name__)).flatmap(of)
@@ -146,6 +151,17 @@ WHITEOUTS = (
     Sample(Clean()),
 )
 """Entries of a kind that came later."""
+
+
+ALLOCATIONS = (
+    Sample(NewEpoch(Epoch(1), "a new volume")),
+    Sample(Create(Fid(2), Fid(1), b"f", 0o106755, 1000, 1000, 0, None)),
+    Sample(Fallocate(Fid(2), 0, 0, 1 << 40, 0o755)),
+    *(Sample(Fallocate(Fid(2), flags, 4096, 5000, None)) for flags in sorted(FALLOCATE_FLAGS)),
+    Sample(Void(Seq(8), 28, 0)),
+    Sample(Clean()),
+)
+"""The same."""
 
 
 def write_samples(

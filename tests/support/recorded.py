@@ -14,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fusejournal.disk import syscalls
+from fusejournal.disk import calls, syscalls
+from fusejournal.file_operations import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE
 from fusejournal.layer.kernel_protocol import IN_HEADER, Opcode
 from fusejournal.layer.request_loop import RequestLoop
 from fusejournal.operations import RENAME_EXCHANGE, RENAME_NOREPLACE
@@ -130,8 +131,8 @@ def _live(tree: Path) -> None:
     os.fsync(fd)
     os.fdatasync(fd)
     os.ftruncate(fd, 10)
-    with suppress(OSError):
-        os.posix_fallocate(fd, 0, 4096)
+    for flags in (0, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE):
+        calls.fallocate("recorded", fd, 5, 4096, flags)
     os.lseek(fd, 0, os.SEEK_DATA)
     with suppress(OSError):
         os.lseek(fd, 10, os.SEEK_HOLE)

@@ -21,6 +21,12 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
+from fusejournal.file_operations import (
+    FALLOC_KEEP_SIZE,
+    FALLOC_PUNCH_HOLE,
+    FALLOC_ZERO_RANGE,
+    Fallocate,
+)
 from fusejournal.journal.index import write_index
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment_writer import JournalOptions
@@ -74,6 +80,15 @@ _TIMES_NS = (-1_500_000_000, 0, 1, 1_600_000_000_123_456_789, 1_800_000_000_999_
 _SIZES = (0, 1, 50, 5000, 80_000)
 _OFFSETS = (0, 0, 3, 4096, 70_000)
 _LENGTHS = (1, 7, 100, 3000)
+_ROOMS = (4096, 1, 60, 5000, 70_000)
+_ALLOCATIONS = (
+    FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE,
+    0,
+    FALLOC_ZERO_RANGE,
+    FALLOC_KEEP_SIZE,
+    FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE,
+    FALLOC_ZERO_RANGE | FALLOC_KEEP_SIZE,
+)
 _FIRST_TIME_NS = 1_700_000_000_000_000_000
 
 Dentry = tuple[Fid, bytes]
@@ -245,7 +260,10 @@ class Model:
             case Whiteout():
                 self._rename(Rename(*operation[:7]), time_ns)
                 self.apply(operation.making, time_ns)
-            case Write() | Truncate() | Setattr() | Setxattr() | Removexattr() | ImportData():
+            case (
+                Write() | Truncate() | Fallocate()
+                | Setattr() | Setxattr() | Removexattr() | ImportData()
+            ):  # fmt: skip
                 self._check_there(operation.fid)
                 self._change(operation, time_ns, data)
 
@@ -260,6 +278,10 @@ class Model:
                     self._set_xattr(fid, CAPABILITY, None)
             case Truncate():
                 content = file.content[: operation.size].ljust(operation.size, b"\0")
+                self._set(fid, content=content, mtime_ns=time_ns, mode=operation.mode)
+                self._set_xattr(fid, CAPABILITY, None)
+            case Fallocate():
+                content = _allocated(file.content, operation)
                 self._set(fid, content=content, mtime_ns=time_ns, mode=operation.mode)
                 self._set_xattr(fid, CAPABILITY, None)
             case ImportData():
@@ -428,6 +450,16 @@ def _overwritten(content: bytes, offset: int, data: bytes) -> bytes:
     return content[:offset].ljust(offset, b"\0") + data + content[offset + len(data) :]
 
 
+def _allocated(content: bytes, operation: Fallocate) -> bytes:
+    _, flags, start, length, _ = operation
+    if not flags & FALLOC_KEEP_SIZE:
+        content = content.ljust(start + length, b"\0")
+    if flags & (FALLOC_PUNCH_HOLE | FALLOC_ZERO_RANGE):
+        zeros = len(content[start : start + length])
+        content = content[:start] + bytes(zeros) + content[start + zeros :]
+    return content
+
+
 class Step(NamedTuple):
     """One entry. ``void``: the one that follows it, if it was refused or cut short."""
 
@@ -535,8 +567,9 @@ class Builder:
             *[self.rmdir] * 10,
             *[self.rename] * 44,
             *[self.write] * 24,
-            *[self.truncate] * 12,
-            *[self.setattr] * 12,
+            *[self.truncate] * 8,
+            *[self.allocate] * 6,
+            *[self.setattr] * 10,
             *[self.setxattr] * 26,
             *[self.removexattr] * 8,
             *[self.restart] * 4,
@@ -783,6 +816,16 @@ class Builder:
         mode = self.model.files[fid].mode
         cleared = mode & ~0o6000 if mode & 0o6000 else None
         return Truncate(fid, dice.one_of(_SIZES), cleared), b""
+
+    def allocate(self, dice: Dice) -> Made:
+        files = self._files(S_IFREG)
+        if not files:
+            return None
+        fid = dice.one_of(files)
+        mode = self.model.files[fid].mode
+        cleared = mode & ~0o6000 if mode & 0o6000 else None
+        flags = dice.one_of(_ALLOCATIONS)
+        return Fallocate(fid, flags, dice.one_of(_OFFSETS), dice.one_of(_ROOMS), cleared), b""
 
     def setattr(self, dice: Dice) -> Made:
         fid = dice.one_of(list(self.model.files))

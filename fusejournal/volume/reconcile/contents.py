@@ -9,13 +9,15 @@ import os
 from collections.abc import Callable
 from stat import S_IFDIR, S_IFREG
 
+from fusejournal.backing.apply_space import change_space
 from fusejournal.backing.fid_tag import FID_XATTR
 from fusejournal.disk import calls, failpoints, syscalls
+from fusejournal.file_operations import Fallocate
 from fusejournal.history.file_states import ACLS, DATA_KINDS, State, lacks_maker
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import mtimes_before
 from fusejournal.journal.index import Posting
-from fusejournal.operations import ImportData, Kind, Setattr, Setxattr, Truncate, Write
+from fusejournal.operations import ContentOperation, ImportData, Kind, Setattr, Setxattr, Truncate
 from fusejournal.types import Fid, Seq
 from fusejournal.volume.importer import fits_one_entry
 from fusejournal.volume.reconcile.overwritten import KeptCopies
@@ -71,7 +73,7 @@ class Contents:
             self._lookup.entries_of_many(files, self._before_seq, _is_of_contents)
         ):
             operation = entry.operation
-            assert isinstance(operation, Write | Truncate | ImportData)
+            assert isinstance(operation, ContentOperation | ImportData)
             if operation.fid in whole:
                 self._empty(operation.fid, emptied)
             elif entry.seq <= self._checkpoint_seq:
@@ -82,6 +84,8 @@ class Contents:
                 if isinstance(operation, Truncate):
                     failpoints.reached("reconcile.truncate")
                     os.ftruncate(fd, operation.size)
+                elif isinstance(operation, Fallocate):
+                    change_space(fd, operation)
                 else:
                     calls.write_all("reconcile.write", fd, data, operation.offset)
             self._progress("writing contents", done, None, "entries")

@@ -11,7 +11,6 @@ reconciliation that begins again, for which those that it overwrote itself look 
 What is larger than ``_BYTES_MAX`` together, or than half of the space that is free, is not kept,
 and that is reported."""
 
-import errno
 import os
 import shutil
 from pathlib import Path
@@ -100,8 +99,8 @@ class KeptCopies:
         try:
             self._make_directory()
             with replacing("reconcile.keep", target, Outlives.MACHINE) as copy:
-                for offset, length in _extents(fd, size):
-                    _copy_extent(fd, copy, offset, length)
+                for start, end in calls.data_ranges(fd, 0, size):
+                    _copy_range(fd, copy, start, end)
                 os.ftruncate(copy, size)
         except OSError as error:
             if error.errno not in CANNOT_GROW:
@@ -120,25 +119,7 @@ class KeptCopies:
         calls.fsync_directory("reconcile.keep.make.directory", self._above)
 
 
-def _extents(fd: int, size: int) -> list[tuple[int, int]]:
-    """The parts of the file that are no holes: offset and length, in bytes."""
-    found = []
-    offset = 0
-    while offset < size:
-        try:
-            offset = os.lseek(fd, offset, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            break
-        end = os.lseek(fd, offset, os.SEEK_HOLE)
-        found.append((offset, end - offset))
-        offset = end
-    return found
-
-
-def _copy_extent(source: int, target: int, offset: int, length: int) -> None:
-    end = offset + length
+def _copy_range(source: int, target: int, offset: int, end: int) -> None:
     while offset < end:
         data = os.pread(source, min(_PIECE_BYTES, end - offset), offset)
         if not data:

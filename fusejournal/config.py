@@ -11,6 +11,7 @@ Sections and defaults::
                                         # when theirs has died; 0: not at all
     options = []                        # of the mount: "ro", "nosuid", "nodev", "noexec", "sync",
                                         # "dirsync", "noatime" and the like
+    access_times = "none"               # or "relatime": set when something is opened to be read
     open_backing = false                # make a volume even if others than root
                                         # can reach its backing around the layer
 
@@ -117,6 +118,7 @@ class VolumeConfig(_Section):
     durability: Literal["async", "nfs", "strict"] | None = None
     hold_seconds: Annotated[float, Field(ge=0, le=86400)] = 60.0
     options: Annotated[tuple[MountFlag, ...], BeforeValidator(_freeze)] = ()
+    access_times: Literal["none", "relatime"] = "none"
     open_backing: bool = False
 
 

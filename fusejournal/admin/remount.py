@@ -44,8 +44,8 @@ def remount(
         raise VolumeBusyError(
             f"{mountpoint}: a file is open to be written, perhaps by {who}: stop that first"
         ) from None
-    if "ro" in flags and not spec.read_only:
-        ask_layer(volume, "checkpoint")
+    if not spec.read_only:
+        ask_layer(volume, "remounted", read_only="ro" in flags)
 
 
 def _volume_at(mountpoint: Path) -> str:

@@ -74,6 +74,12 @@ def device_of(mountpoint: Path) -> str:
     return found[-1].device if found and found[-1].type == FILESYSTEM_TYPE else ""
 
 
+def is_read_only(mountpoint: Path) -> bool:
+    """Returns True if a mount of ours is at *mountpoint* and was made, or remounted, read-only."""
+    found = [m for m in mounts() if m.mountpoint == mountpoint and m.type == FILESYSTEM_TYPE]
+    return bool(found) and "ro" in found[-1].options
+
+
 def clear_dead_mount(mountpoint: Path) -> bool:
     """Takes a mount of ours whose process has died off *mountpoint*. Returns whether there was one.
     Raises VolumeBusyError when a living one is there."""

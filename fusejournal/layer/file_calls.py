@@ -15,6 +15,7 @@ from fusejournal.disk import syscalls
 from fusejournal.disk.acls import CAPABILITY_XATTR
 from fusejournal.errors import ShortWriteError
 from fusejournal.layer import resolve
+from fusejournal.layer.access_times import AccessTimes
 from fusejournal.layer.entry_replies import EntryReplies
 from fusejournal.layer.found_files import FoundFiles
 from fusejournal.layer.interrupts import may_end_here
@@ -54,8 +55,10 @@ class FileCalls:
         files: OpenFiles,
         policy: WaitPolicy,
         kernel_cache: KernelCache | None = None,
+        access_times: AccessTimes | None = None,
     ) -> None:
-        """*kernel_cache*: of a mirror, whose tree changes without the kernel."""
+        """*kernel_cache*: of a mirror, whose tree changes without the kernel. *access_times*: None
+        where they are not kept."""
         self.volume = volume
         self._catalog = volume.catalog
         self._tree = volume.tree
@@ -64,6 +67,7 @@ class FileCalls:
         self.policy = policy
         self.waits = ReplyWaits(durability, lambda: volume.journal.head_seq)
         self._kernel_cache = kernel_cache
+        self._access_times = access_times
         self.files = files
         self._forgotten: set[Fid] = set()
 
@@ -99,6 +103,8 @@ class FileCalls:
         else:
             self._refuse_if_read_only()
             self._tree.writable(fid)
+        if self._access_times is not None:
+            self._access_times.note_open(fid, flags)
         return self._opened(who, fid)
 
     async def _open_imported(self, who: Caller, fid: Fid, flags: int) -> Body:

@@ -344,7 +344,7 @@ _REQUEST_KINDS: Final = {
     int(Opcode.GETXATTR): RequestKind("getxattr", _decode_getxattr),
     int(Opcode.LISTXATTR): RequestKind("listxattr", _decode_listxattr),
     int(Opcode.REMOVEXATTR): RequestKind("removexattr", _decode_name),
-    int(Opcode.OPENDIR): RequestKind("opendir", _decode_nothing),
+    int(Opcode.OPENDIR): RequestKind("opendir", _decode_open),
     int(Opcode.RELEASEDIR): RequestKind("releasedir", _decode_nothing),
     int(Opcode.FSYNCDIR): RequestKind("fsyncdir", _decode_nothing),
     int(Opcode.CREATE): RequestKind("create", _decode_create),

@@ -13,6 +13,7 @@ from uuid import UUID
 from fusejournal.config import JournalConfig
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.layer.access_times import AccessTimes
 from fusejournal.layer.connection import KernelConnection
 from fusejournal.layer.handlers import Handlers
 from fusejournal.layer.handshake import Handshake
@@ -91,6 +92,7 @@ class LayerParts:
 
     handshake: Handshake
     loop: RequestLoop
+    access_times: AccessTimes
 
 
 def journal_options(config: JournalConfig) -> JournalOptions:
@@ -220,6 +222,8 @@ def assemble_layer(
 ) -> LayerParts:
     """Make the layer that serves the volume over *connection*."""
     handshake = Handshake(connection, spec.mountpoint, changes_alone=not state.is_mirror)
+    is_kept = spec.config.volume.access_times == "relatime" and "noatime" not in spec.mount_flags
+    access_times = AccessTimes(start.startup.volume)
     handlers = Handlers(
         start.startup.volume,
         serving.durability,
@@ -227,5 +231,6 @@ def assemble_layer(
         start.files,
         start.policy,
         start.kernel_cache,
+        access_times if is_kept else None,
     )
-    return LayerParts(handshake, RequestLoop(handshake, handlers))
+    return LayerParts(handshake, RequestLoop(handshake, handlers), access_times)

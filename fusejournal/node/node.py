@@ -87,7 +87,7 @@ class Node:
         mount away first. Raises FusejournalError."""
         self._loop, self._replication = layer.loop, parts.replication
         try:
-            await self._run_tasks(layer.loop, parts)
+            await self._run_tasks(layer, parts)
             if self._is_leaving:
                 self._mount.note_all_answered()
         except BaseException as error:
@@ -143,7 +143,7 @@ class Node:
         self._startup.join_volume(uuid)
         self._state = join_volume(self._state, uuid)
 
-    async def _run_tasks(self, loop: RequestLoop, parts: ServingParts) -> None:
+    async def _run_tasks(self, layer: LayerParts, parts: ServingParts) -> None:
         def status() -> VolumeStatus:
             return self._status(parts.status)
 
@@ -156,7 +156,8 @@ class Node:
             volume = self._startup.volume
             return await make_mark(request.get("name"), volume, parts.durability, place)
 
-        async def checkpoint(_: dict[str, Any]) -> dict[str, Any]:
+        async def remounted(request: dict[str, Any]) -> dict[str, Any]:
+            layer.access_times.is_suspended = bool(request.get("read_only"))
             await parts.durability.checkpoint()
             failure = self._startup.volume.failure
             if failure is not None:
@@ -169,7 +170,7 @@ class Node:
             "mark": mark,
             "restart": self._restart,
             "arguments": self._arguments,
-            "checkpoint": checkpoint,
+            "remounted": remounted,
             "exported": self._exported,
         }
         async with trio.open_nursery() as nursery:
@@ -183,8 +184,8 @@ class Node:
             if (listen := self._spec.config.metrics.listen) is not None:
                 nursery.start_soon(serve_metrics, listen, status)
             await nursery.start(serve_control, self._spec.state_dir / "control.sock", commands)
-            nursery.start_soon(self._say_ready)
-            await loop.run()
+            nursery.start_soon(self._say_ready, layer)
+            await layer.loop.run()
             nursery.cancel_scope.cancel()
 
     def _remember_listen(self) -> None:
@@ -197,7 +198,7 @@ class Node:
         except OSError as error:
             log.warning("that it listens at %s is not remembered: %s", asked, error.strerror)
 
-    async def _say_ready(self) -> None:
+    async def _say_ready(self, layer: LayerParts) -> None:
         # The first request is the kernel's INIT; a statfs that is answered says that the mount is
         # live.
         await trio.to_thread.run_sync(os.statvfs, self._spec.mountpoint, abandon_on_cancel=True)
@@ -213,6 +214,7 @@ class Node:
                 words = f"the mount's options stay as they were: {error.strerror}"
                 self._startup.degraded.append(words)
                 self._reporter.warning(words)
+            layer.access_times.is_suspended = mounts.is_read_only(mountpoint)
         else:
             mounts.raise_read_ahead(mountpoint)
             for words in await trio.to_thread.run_sync(exports.refresh_after_mount, mountpoint):

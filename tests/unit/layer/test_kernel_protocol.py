@@ -58,6 +58,7 @@ def decode(opcode: Opcode, body: bytes, init_flags: int = 0) -> tuple[Any, ...]:
         (Opcode.RENAME2, struct.pack("=QII", 7, 2, 0) + b"a\0b\0", (b"a", 7, b"b", 2)),
         (Opcode.LINK, struct.pack("=Q", 9) + b"n\0", (9, b"n")),
         (Opcode.OPEN, struct.pack("=II", os.O_RDWR, 0), (os.O_RDWR,)),
+        (Opcode.OPENDIR, struct.pack("=II", os.O_NOATIME, 0), (os.O_NOATIME,)),
         (Opcode.READ, struct.pack("=QQIIQII", 3, 4096, 512, 0, 0, 0, 0), (3, 4096, 512)),
         (Opcode.WRITE, struct.pack("=QQIIQII", 3, 5, 4, 0, 0, 0, 0) + b"data", (3, 5, b"data")),
         (Opcode.RELEASE, struct.pack("=QIIQ", 3, 0, 0, 0), (3,)),

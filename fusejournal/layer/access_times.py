@@ -1,0 +1,50 @@
+"""Keeps access times, where the volume is configured to, as a local file system does with relatime:
+set when a file or directory is opened to be read, if the one it has is not later than its last
+change, or a day old.
+
+They are the backing's own and no change: nothing is journaled, each node keeps those of its own
+readers, and they are no part of the digest. (One that a user sets is an entry, as ever.) What is
+read is not asked of the layer while the kernel has it in memory, so it is the opening that counts,
+and a file that stays open is not read anew by it.
+
+Belongs to the event loop. Source: mount(8), relatime; the kernel's fs/inode.c
+(relatime_need_update)."""
+
+import os
+from contextlib import suppress
+from typing import Final
+
+import pyfuse3
+
+from fusejournal.disk import syscalls
+from fusejournal.types import Fid
+from fusejournal.volume.volume import Volume
+
+_DAY_NS: Final = 24 * 60 * 60 * 10**9
+
+
+class AccessTimes:
+    """The access times of one *volume*. ``is_suspended``: they stay as they are, for the mount was
+    remounted read-only."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self.is_suspended = False
+
+    def note_open(self, fid: Fid, flags: int) -> None:
+        """Note that *fid*, which is there, is opened with *flags*. Costs 2 microseconds where the
+        time stays as it is, 10 where it is set: once a day, or after each change. A backing that
+        refuses (a file with +i) leaves it as it is."""
+        reads = flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_NOATIME
+        if not reads or self.is_suspended or self._volume.write_errno is not None:
+            return
+        tree = self._volume.tree
+        fd, ctime_ns = tree.descriptor(fid), tree.node(fid).ctime_ns
+        stat = os.fstat(fd)
+        now_ns = self._volume.entry_time()  # no later than any change that is still to come
+        if max(stat.st_mtime_ns, ctime_ns, now_ns - _DAY_NS) < stat.st_atime_ns:
+            return
+        with suppress(OSError):
+            syscalls.set_times(fd, now_ns, None)
+            # The kernel knows another one. Attributes alone: cannot block.
+            pyfuse3.invalidate_inode(fid, attr_only=True)

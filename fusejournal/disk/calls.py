@@ -189,6 +189,12 @@ def rename(
     os.rename(old, new, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
 
 
+def link(label: str, old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
+    """os.link: gives the file *old* a further name; raises FileExistsError if that is taken."""
+    reached(label)
+    os.link(old, new)
+
+
 def unlink(label: str, path: str | os.PathLike[str]) -> None:
     """os.unlink."""
     reached(label)

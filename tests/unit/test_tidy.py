@@ -203,7 +203,7 @@ def test_class_names_are_unique() -> None:
 _LABELLED = frozenset(
     (
         *("reached", "pwritev", "write_all", "fsync", "fdatasync", "syncfs", "fsync_directory"),
-        *("ftruncate", "fallocate", "rename", "unlink"),
+        *("ftruncate", "fallocate", "rename", "link", "unlink"),
     )
 )
 _LABELLED_STEPS = {

@@ -1,0 +1,1 @@
+"""Objects: named bytes that are made once, never changed, and removed; where versions are kept."""

@@ -28,6 +28,7 @@ _COMMANDS = {
     "history": "history:history",
     "diff": "diff:diff",
     "mark": "mark:mark",
+    "version": "version:version",
     "replay": "replay:replay",
     "restore": "restore:restore_command",
     "undo": "undo:undo",

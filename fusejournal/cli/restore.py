@@ -7,7 +7,8 @@ import click
 from fusejournal.admin.source import open_source
 from fusejournal.cli import text
 from fusejournal.cli.replay import watched
-from fusejournal.replay.restore import restore
+from fusejournal.errors import UsageError
+from fusejournal.replay.restore import Restored, restore
 
 
 @click.command("restore", short_help="Bring back a tree, directory or file as it was.")
@@ -17,6 +18,7 @@ from fusejournal.replay.restore import restore
 @click.option("--before-seq", type=click.IntRange(min=1), help="As it was right before this entry.")
 @click.option("--to-time", metavar="TIME", help="As it was at this time.")
 @click.option("--to-mark", metavar="NAME", help="As it was at the newest mark of this name.")
+@click.option("--to-version", metavar="VERSION", help="As it is in this version (name or seq).")
 @click.option(
     "--target",
     type=click.Path(path_type=Path),
@@ -32,6 +34,7 @@ def restore_command(
     before_seq: int | None,
     to_time: str | None,
     to_mark: str | None,
+    to_version: str | None,
     target: Path,
     as_json: bool,
 ) -> None:
@@ -39,7 +42,7 @@ def restore_command(
 
     The tree, or the directory, becomes the new directory DIR; a file is put into it. Nothing that
     is there already is written over, and VOLUME is left as it is. PATH is from the volume's root,
-    by the name it had then.
+    by the name it had then. --to-version reads the store of versions alone, not the journal.
 
     Times: 2026-01-31, "2026-01-31 14:00", 14:00, yesterday, "2 hours ago".
 
@@ -48,13 +51,36 @@ def restore_command(
       fusejournal restore srv-data --to-time "2 hours ago" --target /restore/data
       fusejournal restore srv-data home/anna/thesis.odt --before-seq 4711 --target /restore/thesis
       fusejournal restore srv-data home/anna --to-mark "before the upgrade" --target /restore/anna
+      fusejournal restore srv-data --to-version monday --target /restore/data
     """
+    if to_version is not None:
+        if any(one is not None for one in (to_seq, before_seq, to_time, to_mark)):
+            raise UsageError("give --to-version alone, or one of the others")
+        _restore_version(volume, path, to_version, target, as_json)
+        return
     source = open_source(volume)
     end = source.end_of(to_seq=to_seq, before_seq=before_seq, to_time=to_time, to_mark=to_mark)
     raw = source.path(path) if path else b""
     with watched("restoring", as_json) as progress:
         done = restore(source.lookup, raw, end, target, progress)
+    _echo(done, end - 1, as_json)
+
+
+def _restore_version(
+    volume: str, path: str | None, wanted: str, target: Path, as_json: bool
+) -> None:
+    # Only here: the other ways of restoring should not wait for its libraries to load.
+    from fusejournal.admin.versions import VolumeVersions
+
+    versions = VolumeVersions(volume)
+    raw = versions.source.path(path) if path else b""
+    with watched("restoring", as_json) as progress:
+        done, version = versions.restore(wanted, raw, target, progress)
+    _echo(done, version.seq, as_json)
+
+
+def _echo(done: Restored, seq: int, as_json: bool) -> None:
     if as_json:
-        text.echo_json({"target": str(done.path), "names": done.names, "as_of_seq": end - 1})
+        text.echo_json({"target": str(done.path), "names": done.names, "as_of_seq": seq})
     else:
-        text.echo(f"restored {text.count(done.names, 'name')} as of seq {end - 1} to {done.path}")
+        text.echo(f"restored {text.count(done.names, 'name')} as of seq {seq} to {done.path}")

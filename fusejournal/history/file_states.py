@@ -114,6 +114,16 @@ class State:
         self.xattrs: dict[bytes, bytes] = {}
         """All others."""
 
+    @classmethod
+    def of_import(cls, operation: Import) -> "State":
+        """The state of a file that *operation*, made of what is known of it, tells wholly; its
+        floor is its size."""
+        state = cls(operation.fid)
+        state.mtime_ns = operation.mtime_ns
+        state._take_maker(operation, Seq(0))
+        state.floor = state.size
+        return state
+
     def take(self, entry: Entry, outcome: Outcome) -> None:
         """Be what it is after *entry*, which held at least in part."""
         operation: Any = made_by(entry.operation) or entry.operation

@@ -14,6 +14,7 @@
     STATE/connection     who holds the kernel's connection to the mount
     STATE/diverged.*     what a mirror had and its primary had not
     STATE/overwritten/   content that was newer than the journal after the loss of a machine
+    STATE/store.json     where versions are kept
     STATE/control.sock   the running layer's control socket
     STATE/boot           the boot in which the volume was last begun
     STATE/log            what a layer in the background had to say

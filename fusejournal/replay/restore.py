@@ -5,7 +5,7 @@ over, flushed, and only then renamed into its place, so that there is either not
 The whole tree is replayed; a part of it is folded from its own entries."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from stat import S_IFDIR, S_IFMT
 from typing import NamedTuple
@@ -41,29 +41,44 @@ def restore(
 
     Raises TargetError (there is something already), PathNotFoundError, JournalError,
     JournalDamagedError, and what Target.apply raises; *target* is not there then."""
+    fid = find_file(lookup, path, before_seq)
+    purpose = {
+        "restore": path.decode("utf-8", "surrogateescape"),
+        "volume": str(lookup.reader.uuid),
+        "before_seq": before_seq,
+    }
+
+    def fill(stage: Target) -> str:
+        if not path:
+            criteria = Criteria(from_seq=Seq(1), to_seq=before_seq)
+            for _ in Replay(lookup, criteria).run(stage, progress):
+                pass
+            return ""
+        stage.clear_acls()
+        return _fold(lookup, fid, path.rpartition(b"/")[2], before_seq, stage, progress)
+
+    return restore_into(target, purpose, fill)
+
+
+def restore_into(
+    target: Path, purpose: dict[str, object], fill: Callable[[Target], str]
+) -> Restored:
+    """Makes the new directory *target*, with what *fill* puts into the target that it is given:
+    aside, and in its place once it is whole. *fill* returns the name in it of what was asked for,
+    or "" for all. Where one with the same *purpose* was stopped, it goes on.
+
+    Raises TargetError (there is something already), PrivilegeError, and what *fill* and
+    Target.apply raise; *target* is not there then."""
     with find_spot(target) as spot:
         if spot.is_there():
             raise TargetError(spot.path, "is there already: a restore goes into a new directory")
         if os.geteuid() != 0:
             raise PrivilegeError("restoring owners and devices needs root: try sudo")
-        fid = find_file(lookup, path, before_seq)
-        purpose = {
-            "restore": path.decode("utf-8", "surrogateescape"),
-            "volume": str(lookup.reader.uuid),
-            "before_seq": before_seq,
-        }
         scratch = _find_or_make(spot, purpose)
         with Target(spot.path, purpose, scratch=scratch) as stage:
             inner = spot.path
             try:
-                if not path:
-                    criteria = Criteria(from_seq=Seq(1), to_seq=before_seq)
-                    for _ in Replay(lookup, criteria).run(stage, progress):
-                        pass
-                else:
-                    stage.clear_acls()
-                    name = path.rpartition(b"/")[2]
-                    inner /= _fold(lookup, fid, name, before_seq, stage, progress)
+                inner /= fill(stage)
                 names = check(stage)
                 stage.finish()
             except JournalError:

@@ -11,8 +11,9 @@ from tests.support.mirrors import check_equal, nodes
 
 pytestmark = pytest.mark.mount
 
-_RARE = {"log", "diverged.*", "overwritten"}
-"""Files of a layer in the background, of a mirror that parted, and after the loss of a machine."""
+_RARE = {"log", "diverged.*", "overwritten", "store.json"}
+"""Files of a layer in the background, of a mirror that parted, after the loss of a machine, and of
+a volume with versions."""
 
 
 def _table() -> list[str]:

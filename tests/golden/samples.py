@@ -29,6 +29,7 @@ from fusejournal.replication.kept_signatures import KeptSignatures
 from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.roles.role import Role
 from fusejournal.types import Epoch, Fid, Position, Reign, Seq
+from fusejournal.versions.blocks import BlockWriter
 from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile
 from fusejournal.wire.frames import (
     Ack,
@@ -49,6 +50,7 @@ from fusejournal.wire.frames import (
 from fusejournal.wire.identity import load_or_make
 from tests.golden.statuses import STATUSES
 from tests.support.entries import ALLOCATIONS, SAMPLES, WHITEOUTS, Sample, write_samples
+from tests.support.objects import MemoryStore
 
 HERE = Path(__file__).parent
 UUID_OF_GOLDENS = UUID("01234567-89ab-cdef-0123-456789abcdef")
@@ -56,6 +58,8 @@ HANDLE_KEY = HandleKey(range(HANDLE_KEY_BYTES))
 """The handle key of the golden journal that has one."""
 NOW_NS = 1_700_000_000_000_000_000
 _ROW_BYTES = 32
+BLOCKS = (b"a chunk of a file", b"again " * 20)
+"""The blocks of the golden store: one that is stored plain, one that is compressed."""
 
 
 def to_rows(content: bytes) -> list[str]:
@@ -220,6 +224,16 @@ def make_identity(directory: Path) -> object:
     }
 
 
+def make_store_of_blocks(_: Path) -> object:
+    """A store with two blocks: a pack and an index."""
+    store = MemoryStore()
+    blocks = BlockWriter(store)
+    for content in BLOCKS:
+        blocks.add_chunk(content)
+    blocks.finish()
+    return {name: content.hex() for name, content in store.objects.items()}
+
+
 # -- messages --------------------------------------------------------------------------------------
 
 MESSAGES: tuple[Message, ...] = (
@@ -289,6 +303,7 @@ GOLDENS = {
     "signatures-v1": Golden(make_signatures),
     "peers-v1": Golden(make_peers),
     "volume-v2": Golden(make_volume),
+    "store-v1": Golden(make_store_of_blocks, is_compared=False),  # as above
     "wire-v1": Golden(make_wire),
 }
 

@@ -19,10 +19,18 @@ from fusejournal.journal.seekable import SeekableFile
 from fusejournal.journal.segment import BadFrameError, SegmentReader
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.node.state_dir import load_state
+from fusejournal.objects.store import StoreError
 from fusejournal.replication.kept_signatures import KeptSignatures
 from fusejournal.replication.peer_facts import facts_of
 from fusejournal.replication.peers import PeerBook
 from fusejournal.types import Epoch, Fid, Position, Seq
+from fusejournal.versions.blocks import BlockReader, BlockWriter
+from fusejournal.versions.chunk_list import ChunkNodes
+from fusejournal.versions.manifest import decode_version
+from fusejournal.versions.packs import IndexTable, read_directory
+from fusejournal.versions.place import read_place
+from fusejournal.versions.records import decode_inode
+from fusejournal.versions.sorted_tree import Nodes
 from fusejournal.volume.checkpoint import CheckpointFile
 from fusejournal.wire.batches import frame_range_of
 from fusejournal.wire.frames import (
@@ -54,6 +62,7 @@ from fusejournal.wire.session import (
     speaks_of_same,
     welcome,
 )
+from tests.support.objects import MemoryStore
 
 _SEGMENT = "00000000000000000001"
 
@@ -191,6 +200,47 @@ def _certificate(data: bytes, _: Path) -> str:
     return normalize(data.decode("utf-8", "surrogateescape"))
 
 
+def _version(data: bytes, _: Path) -> object:
+    return decode_version("store/version", data).root
+
+
+def _packs(data: bytes, _: Path) -> object:
+    return list(read_directory("store/pack", data))
+
+
+def _block_index(data: bytes, _: Path) -> object:
+    table = IndexTable("store/index", data)
+    return table.find(bytes(32)), list(table)
+
+
+def _inode(data: bytes, _: Path) -> object:
+    return decode_inode(Fid(5), data, BlockReader(MemoryStore()))
+
+
+def _block(data: bytes) -> tuple[BlockReader, bytes]:
+    store = MemoryStore()
+    blocks = BlockWriter(store)
+    id_ = blocks.add_node(data)
+    blocks.finish()
+    return blocks, id_
+
+
+def _node(data: bytes, _: Path) -> object:
+    """A node whose id is right."""
+    blocks, id_ = _block(data)
+    return Nodes(blocks).read(id_)
+
+
+def _list_node(data: bytes, _: Path) -> object:
+    blocks, id_ = _block(data)
+    return ChunkNodes(blocks).read(id_)
+
+
+def _place(data: bytes, directory: Path) -> object:
+    (directory / "store.json").write_bytes(data)
+    return read_place(directory)
+
+
 DECODERS = {
     "wire": Decoding(_wire, (FusejournalError, RefusedError)),
     "message": Decoding(_message, (FusejournalError,)),
@@ -204,6 +254,13 @@ DECODERS = {
     "peers": Decoding(_peers, (FusejournalError,)),
     "volume": Decoding(_volume, (FusejournalError,)),
     "config": Decoding(_config, (FusejournalError,)),
+    "version": Decoding(_version, (StoreError,)),
+    "pack": Decoding(_packs, (StoreError,)),
+    "block_index": Decoding(_block_index, (StoreError,)),
+    "inode": Decoding(_inode, (StoreError,)),
+    "node": Decoding(_node, (StoreError,)),
+    "list_node": Decoding(_list_node, (StoreError,)),
+    "place": Decoding(_place, (FusejournalError,)),
     "certificate": Decoding(_certificate, (ValueError,)),
 }
 

@@ -1,0 +1,203 @@
+"""Versions of a volume: what the commands of ``version`` do, as data. No layer need be running."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusejournal.admin.source import JournalSource, open_source
+from fusejournal.errors import UsageError
+from fusejournal.history.changes import Change
+from fusejournal.node.state_dir import VolumeState
+from fusejournal.objects.local import LocalStore
+from fusejournal.objects.store import StoreError, probe
+from fusejournal.replay.restore import Restored
+from fusejournal.replication.local_node import node_name
+from fusejournal.versions.blocks import BlockReader
+from fusejournal.versions.create import Created, create_version
+from fusejournal.versions.difference import find_version_changes
+from fusejournal.versions.manifest import (
+    Version,
+    find_version,
+    list_versions,
+    make_store,
+    objects_by_kind,
+    protect,
+    protected_keys,
+    remove_version,
+)
+from fusejournal.versions.packs import StoreDamagedError, pack_name
+from fusejournal.versions.place import StorePlace, open_place, read_place, write_place
+from fusejournal.versions.restore import restore_version
+from fusejournal.versions.verify import Verified, verify_version
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class StoreFacts:
+    """A store, and how many objects of each kind it has."""
+
+    place: StorePlace
+    objects: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what ``version store show --json`` prints."""
+        return {**self.place._asdict(), "objects": self.objects}
+
+
+@dataclass(frozen=True)
+class ListedVersion:
+    """A version, and whether it is protected."""
+
+    version: Version
+    is_protected: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what ``version list --json`` and ``show --json`` print."""
+        raw = self.version.to_json()
+        return {**raw, "key": self.version.key, "protected": self.is_protected}
+
+
+class VolumeVersions:
+    """The versions of one volume."""
+
+    def __init__(self, volume: str) -> None:
+        """Raises VolumeNotFoundError, JournalError, UsageError."""
+        self.source: JournalSource = open_source(volume)
+        if self.source.state is None:
+            raise UsageError(f"{volume} is a copy of a journal: versions are a volume's")
+        self.state: VolumeState = self.source.state
+        self.name = self.source.name
+
+    # -- the store ---------------------------------------------------------------------------------
+
+    def init_store(self, directory: Path) -> StorePlace:
+        """Has the versions be kept in *directory*, which is made, or holds versions already; tries
+        whether it keeps what a store must. Raises UsageError, StoreError, OSError."""
+        directory = Path(os.path.realpath(directory))
+        for above, what in (
+            (self.state.mountpoint, "the volume's mountpoint"),
+            (self.state.backing, "its backing"),
+            (self.state.directory, "its state directory"),
+        ):
+            if directory.is_relative_to(os.path.realpath(above)):
+                raise UsageError(
+                    f"{directory} is below {what}: versions need a place of their own, best on "
+                    "another disk"
+                )
+        store = LocalStore.make(directory)
+        probe(store)
+        place = StorePlace(str(directory), make_store(store))
+        known = read_place(self.state.directory)
+        if known is not None and known.id != place.id:
+            raise UsageError(
+                f"the versions of {self.name} are in {known.store} already: move that directory, "
+                f"and name its new place, or delete {self.state.directory / 'store.json'} to begin "
+                "anew elsewhere"
+            )
+        write_place(self.state.directory, place)
+        return place
+
+    @property
+    def place(self) -> StorePlace:
+        """The place where they are kept. Raises StoreError where that is not said yet."""
+        place = read_place(self.state.directory)
+        if place is None:
+            raise StoreError(
+                self.name,
+                "has no store of versions yet: 'fusejournal version store init "
+                f"{self.name} --store DIR'",
+            )
+        return place
+
+    def store(self, *, writing: bool = False) -> LocalStore:
+        """Opens the store. Raises StoreError."""
+        return open_place(self.place, writing=writing)
+
+    def store_facts(self) -> StoreFacts:
+        """Returns what the store is and has. Raises StoreError."""
+        return StoreFacts(self.place, dict(objects_by_kind(self.store())))
+
+    def check_store(self) -> StoreFacts:
+        """Tries whether the store keeps what it must, and whether each pack that an index names is
+        there. Raises StoreDamagedError, StoreError."""
+        store = self.store(writing=True)
+        probe(store)
+        there = set(store.names("packs/"))
+        for table in BlockReader(store).indexes.values():
+            for pack in table.packs:
+                if pack_name(pack) not in there:
+                    raise StoreDamagedError(store.where, f"{pack_name(pack)} is missing")
+        return self.store_facts()
+
+    # -- versions ----------------------------------------------------------------------------------
+
+    def create(self, name: str, progress: Progress) -> Created:
+        """Makes a version of the tree as the journal has it now. Raises what create_version
+        raises."""
+        if name.isdigit() or not name.isprintable():
+            raise UsageError(f"{name!r} cannot be a version's name: it must not read as a seq")
+        return create_version(
+            self.store(writing=True),
+            self.source.reader,
+            self.source.head_seq,
+            name,
+            node_name(self.name),
+            time.time_ns(),
+            progress,
+        )
+
+    def all(self) -> list[ListedVersion]:
+        """Returns all versions, by seq. Raises StoreDamagedError, StoreError."""
+        store = self.store()
+        protected = protected_keys(store)
+        versions = list_versions(store, self.state.uuid)
+        return [ListedVersion(version, version.key in protected) for version in versions]
+
+    def find(self, wanted: str) -> ListedVersion:
+        """Returns the version that is called *wanted*, or is of this seq. Raises
+        NoSuchVersionError, StoreDamagedError, StoreError."""
+        listed = self.all()
+        version = find_version([one.version for one in listed], self.name, wanted)
+        return next(one for one in listed if one.version is version)
+
+    def changes(self, old: str, new: str, path: str | None, progress: Progress) -> list[Change]:
+        """Returns what differs between two versions; see find_version_changes."""
+        first, second = self.find(old).version, self.find(new).version
+        if first.seq > second.seq:
+            raise UsageError(f"{old} is after {new}: the older one comes first")
+        below = self.source.path(path) if path else b""
+        blocks = BlockReader(self.store())
+        return find_version_changes(blocks, first.trees, second.trees, below, progress)
+
+    def verify(self, wanted: str, progress: Progress, *, with_data: bool) -> Verified:
+        """Verifies a version: see verify_version."""
+        version = self.find(wanted).version
+        return verify_version(BlockReader(self.store()), version, progress, with_data=with_data)
+
+    def protect(self, wanted: str, *, on: bool) -> Version:
+        """Protects a version from being deleted, or no longer. Raises NoSuchVersionError,
+        StoreError."""
+        version = self.find(wanted).version
+        protect(self.store(writing=True), version, on=on)
+        return version
+
+    def delete(self, wanted: str) -> Version:
+        """Deletes a version. Raises UsageError where it is protected; NoSuchVersionError,
+        StoreError."""
+        listed = self.find(wanted)
+        if listed.is_protected:
+            raise UsageError(f"version {wanted} is protected: 'version protect --off' comes first")
+        remove_version(self.store(writing=True), listed.version)
+        return listed.version
+
+    def restore(
+        self, wanted: str, path: bytes, target: Path, progress: Progress
+    ) -> tuple[Restored, Version]:
+        """Restores *path* as it is in a version: see restore_version."""
+        version = self.find(wanted).version
+        blocks = BlockReader(self.store())
+        return restore_version(blocks, version, path, target, progress), version

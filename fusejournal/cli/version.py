@@ -1,0 +1,304 @@
+"""``fusejournal version``: kept images of the tree, and the store that they are in."""
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from fusejournal.admin.versions import ListedVersion, VolumeVersions
+from fusejournal.cli import entries, text
+from fusejournal.cli.replay import watched
+from fusejournal.history.changes import Change
+
+_NICE = 19
+_COLOURS = {"A": "green", "D": "red", "R": "yellow", "M": "cyan"}
+_AS_JSON = click.option("--json", "as_json", is_flag=True, help="JSON.")
+
+
+@click.group(short_help="Keep images of the tree, and look at them.")
+def version() -> None:
+    """Keep images of a volume's tree, each exactly as the journal has it after one entry.
+
+    A version is made of the version before it and the journal's entries since, beside everything
+    else that goes on, on the primary or a mirror. VERSION is a version's name or its seq.
+
+    \b
+    Examples:
+      fusejournal version store init srv-data --store /backup/versions
+      fusejournal version create srv-data before-upgrade
+      fusejournal version list srv-data
+      fusejournal restore srv-data home/anna --to-version before-upgrade --target /restore/anna
+    """
+
+
+@version.command(short_help="Make a version of the tree as it is now.")
+@click.argument("volume")
+@click.argument("name", default="")
+@_AS_JSON
+def create(volume: str, name: str, as_json: bool) -> None:
+    """Make a version of VOLUME's tree, as the journal has it now; with a NAME, if one is given.
+
+    The first one reads the whole journal; each further one costs what has changed since. It works
+    at low priority. Stopped (Ctrl-C, a kill, a full store), it leaves all versions as they were;
+    the next attempt finds what was stored already.
+
+    \b
+    Examples:
+      fusejournal version create srv-data
+      fusejournal version create srv-data before-upgrade --json
+    """
+    os.nice(_NICE)
+    versions = VolumeVersions(volume)
+    with watched("reading entries", as_json) as progress:
+        created = versions.create(name, progress)
+    made = created.version
+    if as_json:
+        text.echo_json({**made.to_json(), "is_new": created.is_new, "entries": created.entry_count})
+        return
+    if not created.is_new:
+        text.echo(f"version {made.shown_name} is of seq {made.seq} already: no entry came since")
+        return
+    text.echo(
+        f"made version {made.shown_name} of seq {made.seq}: {text.count(made.file_count, 'file')}, "
+        f"{text.size(made.content_bytes)}, of {text.count(created.entry_count, 'entry', 'entries')}"
+        f"; {text.size(made.added_bytes)} added to the store"
+    )
+
+
+@version.command("list", short_help="All versions, a line each.")
+@click.argument("volume")
+@_AS_JSON
+def list_command(volume: str, as_json: bool) -> None:
+    """List VOLUME's versions, the oldest first: seq, time of its last entry, files, bytes of all
+    files, bytes that it added to the store, name.
+
+    \b
+    Examples:
+      fusejournal version list srv-data
+      fusejournal version list srv-data --json | jq -r .root
+    """
+    for listed in VolumeVersions(volume).all():
+        if as_json:
+            text.echo_json(listed.to_json())
+        else:
+            text.echo(_as_line(listed))
+
+
+def _as_line(listed: ListedVersion) -> str:
+    one = listed.version
+    when = datetime.fromtimestamp(one.time_ns / 1e9).strftime("%Y-%m-%d %H:%M:%S")
+    name = one.name + (" (protected)" if listed.is_protected else "")
+    return (
+        f"{one.seq:>12}  {when}  {one.file_count:>11,} files  {text.size(one.content_bytes):>11}  "
+        f"+{text.size(one.added_bytes):<11} {name}"
+    ).rstrip()
+
+
+@version.command(short_help="One version in full.")
+@click.argument("volume")
+@click.argument("wanted", metavar="VERSION")
+@_AS_JSON
+def show(volume: str, wanted: str, as_json: bool) -> None:
+    """Show what is known of one version of VOLUME. Its root hash is the same on every node that
+    makes the version of this seq.
+
+    \b
+    Examples:
+      fusejournal version show srv-data before-upgrade
+      fusejournal version show srv-data 4711 --json
+    """
+    listed = VolumeVersions(volume).find(wanted)
+    one = listed.version
+    if as_json:
+        text.echo_json(listed.to_json())
+        return
+    rows = {
+        "name": one.name or "-",
+        "position": f"{one.epoch}/{one.seq}/{one.chain:016x}",
+        "time": text.moment(one.time_ns),
+        "made": f"{text.moment(one.made_ns)} by {one.made_by}",
+        "made of": f"version {one.parent}" if one.parent else "the journal",
+        "files": f"{one.file_count:,} with {text.count(one.name_count, 'name')}",
+        "content": text.size(one.content_bytes),
+        "added": text.size(one.added_bytes),
+        "protected": "yes" if listed.is_protected else "no",
+        "root": one.root,
+    }
+    for label, value in rows.items():
+        text.echo(f"{label:<10} {value}")
+
+
+@version.command(short_help="What differs between two versions.")
+@click.argument("volume")
+@click.argument("version1")
+@click.argument("version2")
+@click.argument("path", required=False)
+@_AS_JSON
+def diff(volume: str, version1: str, version2: str, path: str | None, as_json: bool) -> None:
+    """Show what differs between two versions of VOLUME, a line a file, as diff does: A added,
+    D removed, R renamed, M content, P mode, owner, xattrs, or an mtime that was set. It costs what
+    differs, not what there is. PATH: only it and what is below, by its old or new name.
+
+    \b
+    Examples:
+      fusejournal version diff srv-data monday tuesday
+      fusejournal version diff srv-data 4711 tuesday home/anna --json
+    """
+    versions = VolumeVersions(volume)
+    with watched("comparing", as_json) as progress:
+        changes = versions.changes(version1, version2, path, progress)
+    for change in changes:
+        if as_json:
+            raw = change.to_json()
+            text.echo_json({key: raw[key] for key in raw if key not in ("entries", "uids")})
+        else:
+            text.echo(_change_line(change))
+
+
+def _change_line(change: Change) -> str:
+    letters = change.letters()
+    shown = entries.shown_path(change.main_path())
+    if "R" in letters:
+        shown = f"{entries.shown_path(change.old_path)} -> {shown}"
+    link = "  (hard link)" if change.link else ""
+    return click.style(f"{letters:<4}", _COLOURS.get(letters[0])) + shown + link
+
+
+@version.command(short_help="Read a version back and check it.")
+@click.argument("volume")
+@click.argument("wanted", metavar="VERSION")
+@click.option("--data", is_flag=True, help="Read every chunk of every file, too.")
+@_AS_JSON
+def verify(volume: str, wanted: str, data: bool, as_json: bool) -> None:
+    """Read back all that a version of VOLUME relies on, and check that it is what was put there: by
+    hash, block by block, and that its two trees agree. Without --data, contents are looked up, not
+    read. The first fault ends it, with its name and exit code 42.
+
+    \b
+    Examples:
+      fusejournal version verify srv-data before-upgrade
+      fusejournal version verify srv-data before-upgrade --data
+    """
+    versions = VolumeVersions(volume)
+    with watched("verifying files", as_json) as progress:
+        found = versions.verify(wanted, progress, with_data=data)
+    if as_json:
+        text.echo_json(found._asdict())
+        return
+    read = f"; {text.count(found.chunks, 'chunk')}, {text.size(found.bytes)} read" if data else ""
+    text.echo(
+        f"version {wanted} is whole: {text.count(found.files, 'file')}, "
+        f"{text.count(found.names, 'name')}{read}"
+    )
+
+
+@version.command(short_help="Keep a version from being deleted.")
+@click.argument("volume")
+@click.argument("wanted", metavar="VERSION")
+@click.option("--off", is_flag=True, help="Protect it no longer.")
+def protect(volume: str, wanted: str, off: bool) -> None:
+    """Protect a version of VOLUME from being deleted.
+
+    \b
+    Examples:
+      fusejournal version protect srv-data before-upgrade
+      fusejournal version protect srv-data before-upgrade --off
+    """
+    one = VolumeVersions(volume).protect(wanted, on=not off)
+    text.echo(f"version {one.shown_name} is {'no longer ' if off else ''}protected")
+
+
+@version.command(short_help="Delete a version.")
+@click.argument("volume")
+@click.argument("wanted", metavar="VERSION")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete(volume: str, wanted: str, yes: bool) -> None:
+    """Delete a version of VOLUME: it cannot be restored any more. The blocks that no other version
+    has stay in the store.
+
+    \b
+    Examples:
+      fusejournal version delete srv-data before-upgrade
+    """
+    versions = VolumeVersions(volume)
+    one = versions.find(wanted).version
+    if not yes:
+        click.confirm(f"delete version {one.shown_name} of seq {one.seq}?", abort=True, err=True)
+    versions.delete(wanted)
+    text.echo(f"deleted version {one.shown_name}")
+
+
+@version.group(short_help="Where versions are kept.")
+def store() -> None:
+    """Say and show where a volume's versions are kept: a directory, best on another disk. Several
+    volumes, and a primary and its mirrors, may share one.
+
+    \b
+    Examples:
+      fusejournal version store init srv-data --store /backup/versions
+      fusejournal version store show srv-data
+    """
+
+
+@store.command(short_help="Say where versions are kept.")
+@click.argument("volume")
+@click.option(
+    "--store",
+    "directory",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="The directory; it is made, or holds versions already.",
+)
+@_AS_JSON
+def init(volume: str, directory: Path, as_json: bool) -> None:
+    """Keep VOLUME's versions in DIR, for root alone. It is tried whether DIR keeps what a store
+    must: an object is made once only, read back, listed and removed.
+
+    \b
+    Examples:
+      fusejournal version store init srv-data --store /backup/versions
+    """
+    place = VolumeVersions(volume).init_store(directory)
+    if as_json:
+        text.echo_json(place._asdict())
+    else:
+        text.echo(f"versions of {volume} are kept in {place.store} (store {place.id})")
+
+
+@store.command("show", short_help="Where versions are kept, and how many objects that has.")
+@click.argument("volume")
+@_AS_JSON
+def show_store(volume: str, as_json: bool) -> None:
+    """Show where VOLUME's versions are kept, and how many objects of each kind the store has.
+
+    \b
+    Examples:
+      fusejournal version store show srv-data
+    """
+    _echo_store(VolumeVersions(volume), as_json, checked=False)
+
+
+@store.command(short_help="Try whether the store can be relied on.")
+@click.argument("volume")
+@_AS_JSON
+def check(volume: str, as_json: bool) -> None:
+    """Try whether the store of VOLUME's versions keeps what it must, check its indexes, and that
+    each pack that they tell of is there. What is in the packs, 'version verify' checks.
+
+    \b
+    Examples:
+      fusejournal version store check srv-data
+    """
+    _echo_store(VolumeVersions(volume), as_json, checked=True)
+
+
+def _echo_store(versions: VolumeVersions, as_json: bool, *, checked: bool) -> None:
+    facts = versions.check_store() if checked else versions.store_facts()
+    if as_json:
+        text.echo_json(facts.to_json())
+        return
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in facts.objects.items())
+    word = " is as it must be" if checked else ""
+    text.echo(f"{facts.place.store} (store {facts.place.id}){word}: {counts}")

@@ -1,0 +1,188 @@
+"""Blocks in a store: chunks and nodes by their ids. Read by :class:`BlockReader`; what is new is
+gathered into packs by :class:`BlockWriter`.
+
+The order in which a writer works is what makes a kill harmless: packs, then the index that tells
+of them; who wants them to be kept puts the version's own object last. So whatever an index tells
+of is there. Data and nodes go into separate packs: who browses or compares reads nodes alone.
+
+Small indexes are merged now and then: the new one is put before the old ones are removed, and a
+reader to whom one of these vanished looks again.
+
+Memory: 48 bytes for each block in the store, and a pack or two."""
+
+from collections.abc import Iterable
+
+from fusejournal.objects.store import ObjectMissingError, ObjectStore, put_same
+from fusejournal.versions.packs import (
+    IndexTable,
+    Pack,
+    Place,
+    StoreDamagedError,
+    block_id,
+    encode_index,
+    index_name,
+    pack_name,
+    plain_block,
+)
+
+_DATA_PACK_BYTES = 16 << 20
+_NODE_PACK_BYTES = 4 << 20
+_INDEX_BLOCKS = 100_000
+"""Blocks after which a writer puts an index, so that a killed one has not worked for nothing."""
+_INDEXES_MAX = 16
+"""Indexes of which a writer, at its end, merges the smaller ones."""
+_ATTEMPTS = 5
+
+
+def read_indexes(store: ObjectStore) -> dict[str, IndexTable]:
+    """Returns all indexes of *store*, checked. Raises StoreDamagedError, StoreError."""
+    known: dict[str, IndexTable] = {}
+    for attempt in range(_ATTEMPTS):
+        try:
+            names = list(store.names("index/"))
+            for name in names:
+                if name not in known:
+                    known[name] = _read_index(store, name)
+            return {name: known[name] for name in names}
+        except ObjectMissingError:
+            # Merged meanwhile: a newer one has its blocks.
+            if attempt == _ATTEMPTS - 1:
+                raise
+    raise AssertionError
+
+
+def _read_index(store: ObjectStore, name: str) -> IndexTable:
+    content = store.get(name)
+    where = f"{store.where}/{name}"
+    if index_name(content) != name:
+        raise StoreDamagedError(where, "is not what was put there")
+    return IndexTable(where, content)
+
+
+class BlockReader:
+    """Reads blocks of *store*, as its indexes were when this was made."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        """Raises StoreDamagedError, StoreError."""
+        self.store = store
+        self.indexes = read_indexes(store)
+
+    def place(self, id_: bytes) -> Place | None:
+        """Returns where block *id_* is, or None if it is not in the store."""
+        for table in self.indexes.values():
+            if (place := table.find(id_)) is not None:
+                return place
+        return None
+
+    def read(self, id_: bytes) -> bytes:
+        """Returns block *id_*, checked. May be called by several threads. Raises
+        StoreDamagedError, StoreError."""
+        place = self.place(id_)
+        if place is None:
+            raise StoreDamagedError(self.store.where, f"block {id_.hex()} is missing")
+        name = pack_name(place.pack)
+        try:
+            stored = self.store.get_range(name, place.offset, place.stored_bytes)
+        except ObjectMissingError:
+            raise StoreDamagedError(self.store.where, f"{name} is missing") from None
+        return plain_block(f"{self.store.where}/{name}", id_, stored, place.plain_bytes)
+
+
+class BlockWriter(BlockReader):
+    """Also adds blocks. :meth:`finish` before any object that relies on them is put. Not for use
+    by two threads at a time."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        super().__init__(store)
+        self.added_bytes = 0
+        """Bytes of packs put so far."""
+        self.added_blocks = 0
+        self._data, self._nodes = Pack(nodes=False), Pack(nodes=True)
+        self._open: dict[bytes, tuple[Pack, Place]] = {}
+        """Blocks in packs that are not put yet."""
+        self._closed: dict[bytes, Place] = {}
+        """Blocks in packs of which no index tells yet."""
+
+    def place(self, id_: bytes) -> Place | None:
+        return self._closed.get(id_) or super().place(id_)
+
+    def read(self, id_: bytes) -> bytes:
+        held = self._open.get(id_)
+        if held is None:
+            return super().read(id_)
+        pack, place = held
+        return plain_block(self.store.where, id_, pack.stored(place), place.plain_bytes)
+
+    def add_chunk(self, plain: bytes | bytearray | memoryview) -> bytes:
+        """Adds a chunk, if it is new. Returns its id. Raises StoreFullError, StoreError."""
+        return self._add(plain, self._data, _DATA_PACK_BYTES)
+
+    def add_node(self, plain: bytes) -> bytes:
+        """Adds a node, if it is new. Returns its id. Raises StoreFullError, StoreError."""
+        return self._add(plain, self._nodes, _NODE_PACK_BYTES)
+
+    def _add(self, plain: bytes | bytearray | memoryview, pack: Pack, bytes_max: int) -> bytes:
+        id_ = block_id(plain)
+        if id_ in self._open or self.place(id_) is not None:
+            return id_
+        self._open[id_] = pack, pack.add(id_, plain)
+        self.added_blocks += 1
+        if len(pack) >= bytes_max:
+            self._put(pack)
+        return id_
+
+    def _put(self, pack: Pack) -> None:
+        """Puts *pack*; another takes its place."""
+        if pack is self._data:
+            self._data = Pack(nodes=False)
+        else:
+            self._nodes = Pack(nodes=True)
+        id_, content, blocks = pack.finish()
+        if put_same(self.store, pack_name(id_), content):
+            self.added_bytes += len(content)
+        self._closed.update(blocks)
+        for one, _ in blocks:
+            del self._open[one]
+        if len(self._closed) >= _INDEX_BLOCKS:
+            self._put_index(self._closed.items())
+            self._closed = {}
+
+    def _put_index(self, blocks: Iterable[tuple[bytes, Place]]) -> str:
+        """Puts an index of *blocks*. Returns its name."""
+        content = encode_index(blocks)
+        name = index_name(content)
+        put_same(self.store, name, content)
+        self.indexes[name] = IndexTable(f"{self.store.where}/{name}", content)
+        return name
+
+    def finish(self) -> None:
+        """Puts all that was added, and the index that tells of it. Raises StoreFullError,
+        StoreError."""
+        for pack in (self._data, self._nodes):
+            if not pack.is_empty:
+                self._put(pack)
+        if self._closed:
+            self._put_index(self._closed.items())
+            self._closed = {}
+
+    def merge_indexes(self) -> None:
+        """Merges small indexes, where there are many: each number of blocks gets a tenth of it
+        merged into it at most, so that a block is written again a few times only. Raises
+        StoreFullError, StoreError."""
+        if len(self.indexes) <= _INDEXES_MAX:
+            return
+        by_size = sorted(self.indexes.items(), key=lambda item: len(item[1]))
+        chosen: list[str] = []
+        total = 0
+        for name, table in by_size:
+            if len(chosen) > 1 and len(table) > 2 * total and len(by_size) - len(chosen) < 8:
+                break
+            chosen.append(name)
+            total += len(table)
+        tables = [self.indexes[name] for name in chosen]
+        merged = self._put_index(block for table in tables for block in table)
+        for name in chosen:
+            # A merge that was killed may have put the very same before.
+            if name != merged:
+                del self.indexes[name]
+                self.store.remove(name)

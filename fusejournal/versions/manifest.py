@@ -1,0 +1,265 @@
+"""Versions in a store: an object for each, put last, when all that it relies on is there.
+
+The object "versions/UUID-SEQ-CHAIN" (32 hex digits, 20 digits, 16 hex digits) is a JSON object, so
+a volume has one version a position, whichever node made it. ``root`` is the version's root hash:
+the BLAKE3 of the msgpack array (1, UUID's 16 bytes, the rule of cutting, root of ``inodes``, root
+of ``names``, next fid). It is the same on every node that makes the version of this seq. ``check``
+is the BLAKE3 of the JSON without it, with sorted keys and no spaces.
+
+A version is protected by an empty object "protected/UUID-SEQ-CHAIN", for no object is changed.
+
+Store, too, has an object that tells what it is: "store", JSON with its format and an id."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import msgpack
+
+from fusejournal.disk.files import UNREADABLE_JSON
+from fusejournal.errors import FusejournalError
+from fusejournal.objects.store import (
+    ObjectExistsError,
+    ObjectMissingError,
+    ObjectStore,
+    StoreError,
+    put_same,
+)
+from fusejournal.types import Epoch, Fid, Seq
+from fusejournal.versions.builder import Trees
+from fusejournal.versions.chunker import RULE
+from fusejournal.versions.packs import StoreDamagedError, block_id
+
+_FORMAT = 1
+_STORE = "store"
+_KEY = re.compile(r"([0-9a-f]{32})-([0-9]{20})-([0-9a-f]{16})")
+
+
+class NoSuchVersionError(FusejournalError):
+    """No version of that name or seq."""
+
+    exit_code = 43
+
+    def __init__(self, volume: str, wanted: str, reason: str = "") -> None:
+        self.volume = volume
+        self.wanted = wanted
+        super().__init__(
+            f"no version {wanted!r} of {volume}{reason}: see 'fusejournal version list {volume}'"
+        )
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version, as its object tells it."""
+
+    uuid: UUID
+    epoch: Epoch
+    seq: Seq
+    """The last entry that is in it."""
+    chain: int
+    """The journal's chain up to and including that entry."""
+    time_ns: int
+    """The time of that entry."""
+    name: str
+    """The name that an admin gave; may be empty."""
+    made_by: str
+    """The node that made it."""
+    made_ns: int
+    parent: str | None
+    """The key of the version that it was made of; None for one made of the journal alone."""
+    rule: str
+    """The rule of cutting."""
+    inodes: bytes
+    names: bytes
+    next_fid: Fid
+    file_count: int
+    """The number of files, directories and others, each counted once."""
+    name_count: int
+    content_bytes: int
+    added_bytes: int
+    """The bytes of packs that it brought to the store."""
+
+    @property
+    def key(self) -> str:
+        """Its part of the object's name."""
+        return f"{self.uuid.hex}-{self.seq:020d}-{self.chain:016x}"
+
+    @property
+    def trees(self) -> Trees:
+        """Its trees."""
+        return Trees(self.inodes, self.names, self.next_fid, self.epoch, self.content_bytes)
+
+    @property
+    def root(self) -> str:
+        """The root hash, in hex."""
+        return root_hash(self.uuid, self.rule, self.trees)
+
+    @property
+    def shown_name(self) -> str:
+        """The name by which a person finds it."""
+        return self.name or str(self.seq)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what is in the object, but for its check, and what ``--json`` prints."""
+        raw = asdict(self)
+        raw["uuid"] = str(self.uuid)
+        raw["chain"] = f"{self.chain:016x}"
+        raw["inodes"], raw["names"] = self.inodes.hex(), self.names.hex()
+        return {"format": _FORMAT, "root": self.root, **raw}
+
+
+def root_hash(uuid: UUID, rule: str, trees: Trees) -> str:
+    """Returns the root hash of the version with *trees*: see the module."""
+    fields = (_FORMAT, uuid.bytes, rule, trees.inodes, trees.names, trees.next_fid)
+    return block_id(msgpack.packb(fields)).hex()
+
+
+def _check_of(raw: dict[str, Any]) -> str:
+    return block_id(json.dumps(raw, sort_keys=True, separators=(",", ":")).encode()).hex()
+
+
+def encode_version(version: Version) -> bytes:
+    """Returns the content of its object."""
+    raw = version.to_json()
+    return json.dumps({**raw, "check": _check_of(raw)}, indent=1).encode()
+
+
+def decode_version(where: str, content: bytes) -> Version:
+    """Returns the version with this object. Raises StoreDamagedError, which names *where* it was
+    read; StoreError where a newer program wrote it."""
+    try:
+        raw = json.loads(content)
+        found_format, check, root = raw.pop("format"), raw.pop("check"), raw.pop("root")
+        if isinstance(found_format, int) and found_format > _FORMAT:
+            raise StoreError(where, "is a version of a newer fusejournal: upgrade this one")
+        version = Version(
+            **{
+                **raw,
+                "uuid": UUID(raw["uuid"]),
+                "chain": int(raw["chain"], 16),
+                "inodes": bytes.fromhex(raw["inodes"]),
+                "names": bytes.fromhex(raw["names"]),
+            }
+        )
+        if check != _check_of(version.to_json()) or root != version.root:
+            raise ValueError("its check is another")
+    except UNREADABLE_JSON as error:
+        raise StoreDamagedError(where, f"is no version: {error}") from None
+    if version.rule != RULE:
+        raise StoreError(where, f"is cut by another rule, {version.rule}: upgrade this fusejournal")
+    return version
+
+
+def put_version(store: ObjectStore, version: Version) -> Version:
+    """Puts *version*. Returns it, or the one of the same position that another node has put.
+    Raises StoreDamagedError where that is another tree; StoreFullError, StoreError."""
+    name = f"versions/{version.key}"
+    try:
+        put_same(store, name, encode_version(version))
+    except StoreError:
+        try:
+            found = decode_version(f"{store.where}/{name}", store.get(name))
+        except ObjectMissingError:
+            found = None
+        if found is None:
+            raise
+        if found.root != version.root:
+            raise StoreDamagedError(
+                store.where,
+                f"has another tree at seq {version.seq}, made by {found.made_by}: one of the two "
+                "was made of something else than the journal: 'version verify --data' it",
+            ) from None
+        return found
+    return version
+
+
+def list_versions(store: ObjectStore, uuid: UUID) -> list[Version]:
+    """Returns the versions of volume *uuid*, by seq. Raises StoreDamagedError, StoreError."""
+    found = []
+    for name in store.names("versions/"):
+        match = _KEY.fullmatch(name.removeprefix("versions/"))
+        if match is None or match[1] != uuid.hex:
+            continue
+        try:
+            content = store.get(name)
+        except ObjectMissingError:
+            continue  # removed meanwhile
+        version = decode_version(f"{store.where}/{name}", content)
+        if version.key != match[0]:
+            raise StoreDamagedError(f"{store.where}/{name}", "is another version's object")
+        found.append(version)
+    return found
+
+
+def find_version(versions: list[Version], volume: str, wanted: str) -> Version:
+    """Returns the one of *versions* that is called *wanted*, or is of this seq, or has this key.
+    Raises NoSuchVersionError."""
+    found = [
+        version
+        for version in versions
+        if wanted in (version.name, str(version.seq), version.key) and wanted
+    ]
+    if len(found) > 1:
+        keys = ", ".join(version.key for version in found)
+        raise NoSuchVersionError(volume, wanted, f": it may be any of {keys}")
+    if not found:
+        raise NoSuchVersionError(volume, wanted)
+    return found[0]
+
+
+def remove_version(store: ObjectStore, version: Version) -> None:
+    """Removes the version's object. Raises StoreError."""
+    store.remove(f"versions/{version.key}")
+
+
+def protected_keys(store: ObjectStore) -> set[str]:
+    """Returns the keys of all protected versions. Raises StoreError."""
+    return {name.removeprefix("protected/") for name in store.names("protected/")}
+
+
+def protect(store: ObjectStore, version: Version, *, on: bool) -> None:
+    """Protects *version* from being deleted, or no longer. Raises StoreFullError, StoreError."""
+    name = f"protected/{version.key}"
+    if on:
+        put_same(store, name, b"")
+    else:
+        store.remove(name)
+
+
+# -- the store itself ------------------------------------------------------------------------------
+
+
+def make_store(store: ObjectStore) -> str:
+    """Makes a store of versions of *store*, if it is none. Returns its id. Raises StoreFullError,
+    StoreError."""
+    raw = {"format": _FORMAT, "id": str(uuid4())}
+    with suppress(ObjectExistsError):
+        store.put_new(_STORE, json.dumps(raw).encode())
+    return store_id(store)
+
+
+def store_id(store: ObjectStore) -> str:
+    """Returns the id of a store of versions. Raises StoreError where it is none, or a newer
+    program's."""
+    try:
+        raw = json.loads(store.get(_STORE))
+        found_format, id_ = raw["format"], raw["id"]
+    except ObjectMissingError:
+        raise StoreError(
+            store.where, "holds no versions: 'fusejournal version store init' makes it a store"
+        ) from None
+    except UNREADABLE_JSON as error:
+        raise StoreDamagedError(f"{store.where}/{_STORE}", f"is spoilt: {error}") from None
+    if found_format != _FORMAT:
+        raise StoreError(store.where, "is of a newer version of fusejournal: upgrade this one")
+    return str(id_)
+
+
+def objects_by_kind(store: ObjectStore) -> Iterator[tuple[str, int]]:
+    """Yields what kinds of objects the store has, and how many of each. Raises StoreError."""
+    for kind in ("versions", "protected", "index", "packs"):
+        yield kind, sum(1 for _ in store.names(f"{kind}/"))

@@ -1,0 +1,61 @@
+"""The place of a volume's versions: STATE/store.json, a JSON object with the store and its id.
+
+The id tells a store from another that lies at the same path: an empty directory where a disk is not
+mounted, or a store that was made anew."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
+from fusejournal.errors import FusejournalError
+from fusejournal.objects.local import LocalStore
+from fusejournal.objects.store import StoreError
+from fusejournal.versions.manifest import store_id
+
+_FORMAT = 1
+_FILE = "store.json"
+
+
+class StorePlace(NamedTuple):
+    """The place where a volume's versions are kept."""
+
+    store: str
+    """A directory."""
+    id: str
+
+
+def read_place(state_dir: Path) -> StorePlace | None:
+    """Returns where the versions of the volume with this state directory are kept, or None. Raises
+    FusejournalError where the file is spoilt or a newer program's; OSError."""
+    path = state_dir / _FILE
+    try:
+        raw = json.loads(path.read_bytes())
+        if raw["format"] != _FORMAT:
+            raise FusejournalError(f"{path}: written by another version of fusejournal")
+        return StorePlace(str(raw["store"]), str(raw["id"]))
+    except FileNotFoundError:
+        return None
+    except UNREADABLE_JSON as error:
+        raise FusejournalError(
+            f"{path}: cannot be read: {error}; delete it and say 'version store init' again"
+        ) from None
+
+
+def write_place(state_dir: Path, place: StorePlace) -> None:
+    """Writes down where a volume's versions are kept, durably. Raises OSError."""
+    content = json.dumps({"format": _FORMAT, **place._asdict()}, indent=2).encode()
+    write_atomically("version.place", state_dir / _FILE, content, Outlives.MACHINE)
+
+
+def open_place(place: StorePlace, *, writing: bool) -> LocalStore:
+    """Opens the store of *place*. Raises StoreError where it is another one, or not there."""
+    store = LocalStore(Path(place.store), writing=writing)
+    found = store_id(store)
+    if found != place.id:
+        raise StoreError(
+            place.store,
+            f"is another store ({found}) than the one of this volume ({place.id}): is its disk "
+            "mounted?",
+        )
+    return store

@@ -1,0 +1,226 @@
+"""Versions as they are used: made of a running volume's journal, on the primary and on a mirror,
+looked at, compared, restored and deleted."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fusejournal.replay.digest import digest_tree
+from tests.support.layer import Layer
+from tests.support.mirrors import check_equal, started
+from tests.support.trees import difference, image
+from tests.support.workload import CAPABILITIES
+
+pytestmark = pytest.mark.mount
+
+_ACL = (
+    b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x07\0\xe8\x03\0\0"
+    b"\x04\0\x05\0\xff\xff\xff\xff\x10\0\x07\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff"
+)
+
+
+@pytest.fixture
+def layer(tmp_path: Path) -> Iterator[Layer]:
+    with Layer(tmp_path) as layer:
+        layer.start()
+        layer.run("version", "store", "init", str(layer.state), "--store", str(tmp_path / "kept"))
+        yield layer
+        layer.stop()
+
+
+def _version(layer: Layer, *arguments: str) -> dict[str, Any]:
+    command, *rest = arguments
+    output = layer.run("version", command, str(layer.state), *rest, "--json").stdout
+    found: dict[str, Any] = json.loads(output)
+    return found
+
+
+def _make_everything(root: Path) -> None:
+    """A file of each kind, and what is easily lost."""
+    (root / "d/deep").mkdir(parents=True)
+    (root / "d/small").write_text("small")
+    (root / "d/large").write_bytes(os.urandom(3 << 20))
+    (root / "text").write_text("some lines of text\n" * 50_000)
+    os.link(root / "text", root / "d/deep/linked")
+    os.symlink("../nowhere", root / "d/symlink")
+    os.mkfifo(root / "fifo", 0o640)
+    os.mknod(root / "device", 0o600 | 0o020000, os.makedev(1, 7))
+    with open(root / "sparse", "wb") as file:
+        file.seek(5 << 20)
+        file.write(b"island")
+        file.truncate(64 << 20)
+    os.setxattr(root / "d/small", "user.note", b"value" * 30)
+    (root / "acl").mkdir()
+    os.setxattr(root / "acl", "system.posix_acl_default", _ACL)
+    (root / "acl/inherits").write_text("x")
+    (root / "d/able").write_text("#!/bin/true")
+    os.setxattr(root / "d/able", "security.capability", CAPABILITIES[0])
+    os.chown(root / "d/small", 1000, 1001)
+    os.chmod(root / "d/small", 0o4755)
+    os.utime(root / "d/symlink", ns=(5, 1_234_567_890_123_456_789), follow_symlinks=False)
+    (root / os.fsdecode(b"odd \xff\n name")).write_text("odd")
+    os.chmod(root, 0o751)
+
+
+def test_a_version_is_the_tree(layer: Layer, tmp_path: Path) -> None:
+    root = layer.mountpoint
+    _make_everything(root)
+    opened = os.open(root / "gone", os.O_CREAT | os.O_RDWR)
+    os.write(opened, b"open and removed")
+    os.unlink(root / "gone")
+    first = _version(layer, "create", "first")
+    assert first["is_new"]
+    before = digest_tree(root).digest
+    layer.run("restore", str(layer.state), "--to-version", "first", "--target", str(tmp_path / "1"))
+    assert digest_tree(tmp_path / "1").digest == before
+    assert os.stat(tmp_path / "1/sparse").st_blocks * 512 < 1 << 20
+    os.close(opened)
+    # What comes after costs what it changes.
+    with open(root / "d/large", "r+b") as file:
+        file.seek(1 << 20)
+        file.write(b"changed")
+    os.rename(root / "d", root / "e")
+    os.unlink(root / "fifo")
+    second = _version(layer, "create", "second")
+    assert second["added_bytes"] < 1 << 20
+    assert second["parent"] == json_key(first)
+    for name, wanted in (("first", before), ("second", digest_tree(root).digest)):
+        target = tmp_path / f"again-{name}"
+        layer.run("restore", str(layer.state), "--to-version", name, "--target", str(target))
+        assert digest_tree(target).digest == wanted
+        layer.run("version", "verify", str(layer.state), name, "--data")
+    layer.run(
+        *("restore", str(layer.state), "e/deep", "--to-version", "second"),
+        *("--target", str(tmp_path / "part")),
+    )
+    assert (tmp_path / "part/linked").read_text() == (root / "text").read_text()
+
+
+def json_key(version: dict[str, Any]) -> str:
+    """The key of a version that was made."""
+    uuid = version["uuid"].replace("-", "")
+    return f"{uuid}-{version['seq']:020d}-{version['chain']}"
+
+
+def test_what_differs_is_told(layer: Layer) -> None:
+    root = layer.mountpoint
+    _make_everything(root)
+    _version(layer, "create", "before")
+    os.rename(root / "d", root / "e")
+    (root / "text").write_text("other")
+    os.unlink(root / "fifo")
+    (root / "new").write_text("new")
+    os.chmod(root / "acl", 0o700)
+    os.link(root / "new", root / "acl/further")
+    _version(layer, "create", "after")
+    lines = layer.run("version", "diff", str(layer.state), "before", "after").stdout.splitlines()
+    found = sorted(" ".join(line.split()) for line in lines)
+    assert found == sorted(
+        ["A /new", "A /acl/further (hard link)", "D /fifo", "M /text", "P /acl", "R /d -> /e"]
+    ) or found == sorted(
+        ["A /acl/further", "A /new (hard link)", "D /fifo", "M /text", "P /acl", "R /d -> /e"]
+    )
+    below = layer.run("version", "diff", str(layer.state), "before", "after", "e").stdout
+    assert below.split() == ["R", "/d", "->", "/e"]
+
+
+def test_versions_are_listed_protected_and_deleted(layer: Layer) -> None:
+    (layer.mountpoint / "a").write_text("a")
+    made = _version(layer, "create", "one")
+    again = _version(layer, "create")
+    assert (again["is_new"], again["root"]) == (False, made["root"])
+    taken = layer.run("version", "create", str(layer.state), "two", check=False)
+    assert taken.returncode == 2
+    assert "is version one already" in taken.stderr
+    (layer.mountpoint / "b").write_text("b")
+    _version(layer, "create")
+    shown = layer.run("version", "list", str(layer.state)).stdout.splitlines()
+    assert len(shown) == 2
+    assert shown[0].endswith("one")
+    layer.run("version", "protect", str(layer.state), "one")
+    assert _version(layer, "show", "one")["protected"]
+    assert "protected  yes" in layer.run("version", "show", str(layer.state), "one").stdout
+    refused = layer.run("version", "delete", str(layer.state), "one", "--yes", check=False)
+    assert refused.returncode == 2
+    layer.run("version", "protect", str(layer.state), "one", "--off")
+    layer.run("version", "delete", str(layer.state), "one", "--yes")
+    missing = layer.run("version", "show", str(layer.state), "one", check=False)
+    assert missing.returncode == 43
+    assert len(layer.run("version", "list", str(layer.state)).stdout.splitlines()) == 1
+
+
+def test_a_store_is_named_and_another_is_not_taken_for_it(layer: Layer, tmp_path: Path) -> None:
+    (layer.mountpoint / "a").write_text("a")
+    _version(layer, "create")
+    assert "1 versions" in layer.run("version", "store", "check", str(layer.state)).stdout
+    below = layer.run(
+        *("version", "store", "init", str(layer.state)),
+        *("--store", str(layer.mountpoint / "x")),
+        check=False,
+    )
+    assert below.returncode == 2
+    # The disk of the store is not mounted: an empty directory, and then another store.
+    os.rename(tmp_path / "kept", tmp_path / "away")
+    os.mkdir(tmp_path / "kept", 0o700)
+    empty = layer.run("version", "create", str(layer.state), check=False)
+    assert empty.returncode == 40
+    assert "holds no versions" in empty.stderr
+    other = layer.run(
+        *("version", "store", "init", str(layer.state), "--store", str(tmp_path / "other")),
+        check=False,
+    )
+    assert other.returncode == 2
+    os.rmdir(tmp_path / "kept")
+    # It was moved, and is named by its new place.
+    layer.run("version", "store", "init", str(layer.state), "--store", str(tmp_path / "away"))
+    assert len(layer.run("version", "list", str(layer.state)).stdout.splitlines()) == 1
+
+
+def test_a_spoilt_store_is_named(layer: Layer, tmp_path: Path) -> None:
+    (layer.mountpoint / "a").write_bytes(os.urandom(100_000))
+    _version(layer, "create")
+    for pack in (tmp_path / "kept/packs").iterdir():
+        content = bytearray(pack.read_bytes())
+        content[50_000 % len(content)] ^= 1
+        pack.write_bytes(content)
+    seq = layer.run("version", "list", str(layer.state)).stdout.split()[0]
+    found = layer.run("version", "verify", str(layer.state), seq, "--data", check=False)
+    assert found.returncode == 42
+    assert found.stderr.count("\n") == 1
+
+
+def test_primary_and_mirror_make_the_same_version(tmp_path: Path) -> None:
+    with started(tmp_path, None) as (primary, mirror):
+        _make_everything(primary.mountpoint)
+        check_equal(primary, mirror)
+        for node in (primary, mirror):
+            kept = str(tmp_path / f"kept-{node.name}")
+            node.run("version", "store", "init", str(node.state), "--store", kept)
+        _version(primary, "create", "early")
+        for number in range(50):
+            (primary.mountpoint / f"more{number}").write_text("more" * number)
+        os.unlink(primary.mountpoint / "text")
+        check_equal(primary, mirror)
+        one, other = (_version(node, "create", "same") for node in (primary, mirror))
+        assert one["seq"] == other["seq"]
+        # The one was made of an earlier version, the other of the journal alone.
+        assert (one["parent"] is None, other["parent"] is None) == (False, True)
+        assert one["root"] == other["root"]
+        for node in (primary, mirror):
+            target = tmp_path / f"target-{node.name}"
+            node.run(*("restore", str(node.state), "--to-version", "same", "--target", str(target)))
+            assert not difference(image(target), image(primary.mountpoint))
+        for node in (primary, mirror):
+            node.stop()
+
+
+def test_help_has_examples(layer: Layer) -> None:
+    for command in ("create", "list", "show", "diff", "verify", "protect", "delete", "store"):
+        shown = layer.run("version", command, "--help").stdout
+        assert "Examples:" in shown, command
+    assert subprocess.run(layer.command("version"), capture_output=True).returncode in (0, 2)

@@ -2,9 +2,10 @@
 many they are, but neither what that costs nor who else is kept out.
 
 A network (log_limiter.py: an address of IPv4, a /64 of IPv6) is *trusted* once a peer has proved
-itself from there. Strangers that are too many are cut off, those of trusted networks last. Every
-handshake takes a token of its network's bucket and, unless the network is trusted, one of the
-bucket that all the others share. A token that is not there yet is waited for, if not for long.
+itself from there. A peer that shows a pass (passes.py) is a network of its own. Strangers that are
+too many are cut off, those of trusted networks last. Every handshake takes a token of its network's
+bucket and, unless the network is trusted, one of the bucket that all the others share. A token that
+is not there yet is waited for, if not for long.
 
 Pure: times are given in, in seconds by any clock."""
 

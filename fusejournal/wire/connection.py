@@ -295,9 +295,13 @@ def tls_context(purpose: ssl.Purpose, identity: Identity, *, is_verified: bool) 
 TlsStream = trio.SSLStream[LingeringStream]
 
 
-def open_tls(stream: trio.SocketStream, context: ssl.SSLContext, server_side: bool) -> TlsStream:
-    """Returns TLS over *stream*, not begun yet."""
-    return trio.SSLStream(LingeringStream(stream), context, server_side=server_side)
+def open_tls(
+    stream: trio.SocketStream, context: ssl.SSLContext, server_side: bool, asked: str | None = None
+) -> TlsStream:
+    """Returns TLS over *stream*, not begun yet. *asked*: the name that the connector asks for."""
+    return trio.SSLStream(
+        LingeringStream(stream), context, server_hostname=asked, server_side=server_side
+    )
 
 
 def peer_certificate(stream: TlsStream) -> bytes:

@@ -52,6 +52,7 @@ from fusejournal.wire.identity import (
     fingerprint_of_der,
 )
 from fusejournal.wire.log_limiter import LogLimiter, network_of
+from fusejournal.wire.passes import PassCheck, name_asked
 from fusejournal.wire.plain import CONNECTS, LISTENS, PROOF_BYTES, is_local, prove
 
 _STRANGERS_MAX: Final = 64
@@ -177,6 +178,7 @@ class _Listening:
     ) -> None:
         self.log_limiter = LogLimiter()
         self._admission = Admission()
+        self._passes = PassCheck(identity)
         self._identity = identity
         self._known = known
         self._insecure = insecure
@@ -283,13 +285,14 @@ class _Listening:
         set_options(stream)
         preamble = await receive_exactly(stream, PREAMBLE_BYTES)
         if preamble == TLS:
-            return await self._admit_known(stream, where)
+            return await self._admit_known(stream, where, scope)
         if preamble == PAIR:
             if not self._is_pairing_open():
                 raise _RefusedError("wants to pair, and no pairing is open", NO_PAIRING)
             # It stays a stranger for its whole length, and is given a little more of it.
             scope.deadline = trio.current_time() + _PAIRING_SECONDS
-            tls = await self._handshake(stream, None)
+            network = network_of(remote(stream).host)
+            tls = await self._handshake(stream, None, network)
             await tls.send_all(READY)
             connection = Connection(tls, where, None)
             await self._use(connection, remote(stream).host, self._on_pairing)
@@ -316,8 +319,17 @@ class _Listening:
         await plain.send_all(READY + prove(LISTENS, stream, is_listener=True))
         return Connection(plain, where, None)
 
-    async def _admit_known(self, stream: trio.SocketStream, where: str) -> Connection:
-        tls = await self._handshake(stream, self._known())
+    async def _admit_known(
+        self, stream: trio.SocketStream, where: str, scope: trio.CancelScope
+    ) -> Connection:
+        network = network_of(remote(stream).host)
+        asked, known = await name_asked(stream), self._known()
+        peer = self._passes.peer_of(asked, known)
+        if peer is not None:
+            # Whoever else is at its address has no part in its places and tokens.
+            network = self._strangers[scope] = f"peer {peer}"
+            self._admission.trust(network)
+        tls = await self._handshake(stream, known, network)
         fingerprint = fingerprint_of_der(peer_certificate(tls))
         self._name_of(fingerprint)
         self._admission.trust(network_of(remote(stream).host))
@@ -334,11 +346,10 @@ class _Listening:
         raise _RefusedError(f"no peer has its certificate, {fingerprint}")
 
     async def _handshake(
-        self, stream: trio.SocketStream, known: Mapping[str, str] | None
+        self, stream: trio.SocketStream, known: Mapping[str, str] | None, network: str
     ) -> TlsStream:
-        """Begins TLS with one of the *known*, or, where that is None, with any node. Raises
-        _RefusedError."""
-        network = network_of(remote(stream).host)
+        """Begins TLS with one of the *known*, or, where that is None, with any node, when it is
+        *network*'s turn. Raises _RefusedError."""
         delay_seconds = self._admission.take(network, trio.current_time())
         if delay_seconds is None:
             raise _RefusedError("too many others are connecting")

@@ -47,6 +47,7 @@ from fusejournal.wire.identity import (
     fingerprint_of_der,
 )
 from fusejournal.wire.listener import serve as serve
+from fusejournal.wire.passes import make_pass
 from fusejournal.wire.plain import CONNECTS, LISTENS, PROOF_BYTES, is_local, prove
 
 _LOOK_SECONDS: Final = 5.0
@@ -196,12 +197,13 @@ async def _handshake(
     """Begins TLS with the node that has *certificate*, or, where that is None, with any. Raises
     SSLCertVerificationError for another one."""
     if certificate is None:
-        context = context_for_pairing(ssl.Purpose.SERVER_AUTH, identity)
+        context, asked = context_for_pairing(ssl.Purpose.SERVER_AUTH, identity), None
     else:
         context, unusable = context_for(ssl.Purpose.SERVER_AUTH, identity, (certificate,))
         if unusable:
             raise PeerRefusedError(where, UNUSABLE)
-    tls = open_tls(stream, context, server_side=False)
+        asked = make_pass(identity, certificate)
+    tls = open_tls(stream, context, False, asked)
     try:
         await stream.send_all(preamble)
         await tls.do_handshake()

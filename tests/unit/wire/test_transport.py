@@ -942,6 +942,28 @@ async def test_handshakes_have_a_pace(
         assert 20 <= handshakes <= 20 + 5 * 11
 
 
+async def test_strangers_at_a_peers_address_do_not_keep_it_out(identities: Identities) -> None:
+    """Other users of its machine, for one, who take all handshakes and places of that address."""
+    async with listening(identities) as address, trio.open_nursery() as nursery:
+
+        async def come_again() -> None:
+            while True:
+                with suppress(OSError, trio.BrokenResourceError):
+                    async with await trio.open_tcp_stream(*address) as stream:
+                        await stream.send_all(TLS + b"\x16\x03\x01\x00\x05hello")
+                        await stream.receive_some()
+
+        for _ in range(100):
+            nursery.start_soon(come_again)
+        await trio.sleep(1)
+        for _ in range(5):
+            with trio.fail_after(2):
+                await (await call(identities, address)).aclose()
+        with pytest.raises(PeerLostError):
+            await call(identities, address, "c")
+        nursery.cancel_scope.cancel()
+
+
 async def test_pairing_is_refused_at_once_while_none_is_open(
     identities: Identities, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

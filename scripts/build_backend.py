@@ -1,10 +1,11 @@
-"""The build backend that pyproject.toml names: setuptools, with the modules on the way of a change
-compiled by mypyc.
+"""The build backend that pyproject.toml names: setuptools, with what is written in C, and with the
+modules on the way of a change compiled by mypyc.
 
-``[tool.fusejournal] compiled`` in pyproject.toml lists them. They are plain Python and stay it:
-mypyc compiles what mypy has checked, and with ``FUSEJOURNAL_PURE=1`` in the environment nothing is
-compiled. The build leaves ``fusejournal/compiled.sha256`` beside them, by which the package sees at
-its import that a source has changed since.
+``[tool.fusejournal] compiled`` in pyproject.toml lists those modules. They are plain Python and
+stay it: mypyc compiles what mypy has checked, and with ``FUSEJOURNAL_PURE=1`` in the environment
+none of them is compiled. The C module is always: there is no other way to what it does. The build
+leaves ``fusejournal/compiled.sha256`` beside them, by which the package sees at its import that a
+source has changed since.
 
 Source: PEP 517; mypyc.readthedocs.io; setuptools/build_meta.py (``run_setup`` is what each of its
 hooks calls in place of a setup.py).
@@ -21,6 +22,7 @@ from setuptools import build_meta
 
 _MANIFEST = Path("fusejournal/compiled.sha256")
 _GROUP = "fusejournal_compiled"
+_KERNEL = "fusejournal/native/kernel.c"
 
 _MYPY_OPTIONS = (
     "--config-file=",
@@ -53,15 +55,17 @@ def _extensions() -> list[Any]:
     hidden by it."""
     for path in (*Path().glob(f"{_GROUP}*.so"), *Path("fusejournal").rglob("*.so"), _MANIFEST):
         path.unlink(missing_ok=True)
-    if os.environ.get("FUSEJOURNAL_PURE") == "1":
-        return []
-    from mypyc.build import mypycify
+    extensions: list[Any] = [setuptools.Extension("fusejournal.native.kernel", [_KERNEL])]
+    sources = [_KERNEL]
+    if os.environ.get("FUSEJOURNAL_PURE") != "1":
+        from mypyc.build import mypycify
 
-    project = tomllib.loads(Path("pyproject.toml").read_text())
-    sources = [f"fusejournal/{name}.py" for name in project["tool"]["fusejournal"]["compiled"]]
-    extensions: list[Any] = mypycify(
-        [*_MYPY_OPTIONS, *sources], opt_level="2", debug_level="0", group_name=_GROUP
-    )
+        project = tomllib.loads(Path("pyproject.toml").read_text())
+        modules = [f"fusejournal/{name}.py" for name in project["tool"]["fusejournal"]["compiled"]]
+        sources += modules
+        extensions += mypycify(
+            [*_MYPY_OPTIONS, *modules], opt_level="2", debug_level="0", group_name=_GROUP
+        )
     _MANIFEST.write_text(
         "".join(f"{sha256(Path(name).read_bytes()).hexdigest()}  {name}\n" for name in sources)
     )

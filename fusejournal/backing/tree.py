@@ -39,6 +39,8 @@ from fusejournal.backing.limits import BackingLimits, probe_limits
 from fusejournal.disk import failpoints, syscalls
 from fusejournal.disk.acls import CAPABILITY_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import ApplyBrokenError
+from fusejournal.native import kernel
+from fusejournal.native.kernel import FileStat
 from fusejournal.types import ROOT_FID, Fid, Seq
 
 log = logging.getLogger(__name__)
@@ -95,14 +97,14 @@ class Tree:
         """Returns whether *fid* has lost its last name: changes to it are no longer journaled."""
         return fid in self._orphans
 
-    def stat(self, fid: Fid) -> os.stat_result:
+    def stat(self, fid: Fid) -> FileStat:
         """The backing's own attributes of *fid*."""
-        return os.fstat(self.descriptor(fid))
+        return kernel.stat(self.descriptor(fid))
 
-    def stat_name(self, parent: Fid, name: bytes) -> os.stat_result:
+    def stat_name(self, parent: Fid, name: bytes) -> FileStat:
         """The backing's own attributes of *name* in *parent*, not followed. Raises OSError
         ENOENT."""
-        return os.stat(name, dir_fd=self.descriptor(parent), follow_symlinks=False)
+        return kernel.stat(self.descriptor(parent), name)
 
     # -- descriptors -------------------------------------------------------------------------------
 
@@ -397,7 +399,9 @@ class Tree:
         try:
             handle = syscalls.handle_of(fd)
             owner, number = read_tag(fd, handle) or (None, None)
-            return FoundEntry(os.fstat(fd), handle, number if owner == self.uuid else None, owner)
+            return FoundEntry(
+                kernel.stat(fd), handle, number if owner == self.uuid else None, owner
+            )
         finally:
             os.close(fd)
 
@@ -479,9 +483,7 @@ class FoundEntry:
 
     __slots__ = ("fid", "handle", "owner", "stat")
 
-    def __init__(
-        self, stat: os.stat_result, handle: bytes, fid: Fid | None, owner: UUID | None
-    ) -> None:
+    def __init__(self, stat: FileStat, handle: bytes, fid: Fid | None, owner: UUID | None) -> None:
         self.stat = stat
         self.handle = handle
         self.fid = fid

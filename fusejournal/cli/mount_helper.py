@@ -12,7 +12,6 @@ waited for.
 
 Source: mount(8), "EXTERNAL HELPERS", "EXIT STATUS" and "FILESYSTEM-INDEPENDENT MOUNT OPTIONS"."""
 
-import ctypes
 import os
 import re
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from fusejournal.cli.mount import specify
 from fusejournal.cli.reporters import ConsoleReporter
 from fusejournal.disk import mounts as mounts
 from fusejournal.errors import FusejournalError, PrivilegeError, UsageError
+from fusejournal.native import kernel
 from fusejournal.node.registry import find_volume
 from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import load_state
@@ -199,13 +199,10 @@ def _parse(options: list[str], sloppy: bool) -> _Options:
 
 
 def _enter(namespace: str) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
     try:
         fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            if libc.setns(fd, _CLONE_NEWNS) != 0:
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number))
+            kernel.setns(fd, _CLONE_NEWNS)
         finally:
             os.close(fd)
     except OSError as error:

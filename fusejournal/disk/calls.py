@@ -6,7 +6,6 @@ so that a test can fail it, or end the process there.
 Source: open(2), pwritev(2), fallocate(2), fdatasync(2), syncfs(2), statfs(2).
 """
 
-import ctypes
 import errno
 import fcntl
 import logging
@@ -17,6 +16,7 @@ from contextlib import suppress
 
 from fusejournal.disk.errnos import NO_MEANS
 from fusejournal.disk.failpoints import reached
+from fusejournal.native import kernel
 
 FALLOC_FL_KEEP_SIZE = 1
 
@@ -26,11 +26,6 @@ _RESERVED = 8
 _reserve: list[int] = []
 """Descriptors kept back for :func:`open_with_reserve`."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-_libc.syncfs.argtypes = [ctypes.c_int]
-_libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
-
 _FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS = 0x80086601, 0x40086602
 _FS_NOCOW_FL = 0x00800000
 _FS_IOC_FIEMAP = 0xC020660B
@@ -38,7 +33,6 @@ _FIEMAP = struct.Struct("<QQIIII")
 _FIEMAP_EXTENT = struct.Struct("<QQQ32x")
 _FIEMAP_LENGTH_MAX = (1 << 64) - 1
 _EXTENTS = 32
-_STATFS_BYTES = 256
 BTRFS_MAGIC = 0x9123683E
 
 
@@ -79,8 +73,7 @@ def fsync(label: str, fd: int) -> None:
 def syncfs(label: str, fd: int) -> None:
     """syncfs(2) of the file system that *fd* is on. Blocks: call it in a thread. Raises OSError."""
     reached(label)
-    if _libc.syncfs(fd) != 0:
-        raise_errno()
+    kernel.syncfs(fd)
 
 
 def fallocate(
@@ -89,9 +82,12 @@ def fallocate(
     """fallocate(2) of [offset, offset + length); as it is, it reserves blocks without changing the
     file's size. Raises OSError."""
     reached(label)
-    while _libc.fallocate(fd, flags, offset, length) != 0:
-        if ctypes.get_errno() != errno.EINTR:  # which tmpfs says, and has taken all back
-            raise_errno()
+    while True:
+        try:
+            kernel.fallocate(fd, flags, offset, length)
+        except InterruptedError:  # which tmpfs says, and has taken all back
+            continue
+        return
 
 
 def allocated_to(fd: int, offset: int) -> int:
@@ -166,10 +162,7 @@ def overwrite_in_place(directory: str | os.PathLike[str]) -> None:
 def filesystem_magic(fd: int) -> int:
     """Returns the number of the kind of file system that *fd* is on (statfs(2)). Raises
     OSError."""
-    buffer = ctypes.create_string_buffer(_STATFS_BYTES)
-    if _libc.fstatfs(fd, buffer) != 0:
-        raise_errno()
-    return ctypes.c_uint32.from_buffer(buffer).value
+    return kernel.filesystem_magic(fd)
 
 
 def ftruncate(label: str, fd: int, size: int) -> None:
@@ -230,9 +223,3 @@ def fsync_directory(label: str, path: str | os.PathLike[str]) -> None:
         fsync(label, fd)
     finally:
         os.close(fd)
-
-
-def raise_errno() -> None:
-    """Raises the OSError for ctypes' copy of errno."""
-    number = ctypes.get_errno()
-    raise OSError(number, os.strerror(number))

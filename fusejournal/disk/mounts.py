@@ -7,7 +7,6 @@ the kernel applies the umask even where a default ACL rules; libfuse gets the op
 Source: mount(2), umount2(2), proc(5) on mountinfo, the kernel's fs/fuse/inode.c
 (fuse_fill_super_common)."""
 
-import ctypes
 import errno
 import os
 import re
@@ -19,6 +18,7 @@ from typing import NamedTuple
 
 from fusejournal.disk import mount_flags
 from fusejournal.errors import BackingError, MountError, UsageError, VolumeBusyError
+from fusejournal.native import kernel
 
 FILESYSTEM_TYPE = "fuse.fusejournal"
 
@@ -30,8 +30,6 @@ _READ_AHEAD_KIB = 1024
 _USERS_NAMED = 5
 
 _ESCAPE = re.compile(r"\\([0-3][0-7]{2})")
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class MountInfo(NamedTuple):
@@ -237,15 +235,13 @@ def mount(fuse_fd: int, mountpoint: Path, name: str, flags: frozenset[str]) -> N
         for word, _, value in (context.partition("=") for context in sorted(contexts)):
             options += f',{word}="{value}"'
     source = f"fusejournal:{name}".encode()
-    if (
-        _libc.mount(
+    try:
+        kernel.mount(
             source, os.fsencode(mountpoint), FILESYSTEM_TYPE.encode(), bits, options.encode()
         )
-        != 0
-    ):
-        number = ctypes.get_errno()
-        hint = " (is the fuse module loaded?)" if number == errno.ENODEV else ""
-        raise MountError(f"{mountpoint}: cannot mount: {os.strerror(number)}{hint}")
+    except OSError as error:
+        hint = " (is the fuse module loaded?)" if error.errno == errno.ENODEV else ""
+        raise MountError(f"{mountpoint}: cannot mount: {error.strerror}{hint}") from None
 
 
 def change_flags(mountpoint: Path, flags: frozenset[str]) -> None:
@@ -262,18 +258,20 @@ def change_flags(mountpoint: Path, flags: frozenset[str]) -> None:
     bits = _MS_REMOUNT | mount_flags.bits_of(flags)
     if not mount_flags.differ_in_file_system(before, flags):
         bits |= _MS_BIND  # the file system itself stays as it is
-    if _libc.mount(None, os.fsencode(mountpoint), None, bits, None) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(mountpoint))
+    try:
+        kernel.mount(None, os.fsencode(mountpoint), None, bits, None)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(mountpoint)) from None
 
 
 def unmount(mountpoint: Path, lazy: bool) -> None:
     """Takes the topmost mount off *mountpoint*. Blocks, and makes the kernel send requests to the
     layer: never call it in the event loop's thread. Raises OSError EBUSY while something uses it
     and not *lazy*."""
-    if _libc.umount2(os.fsencode(mountpoint), _MNT_DETACH if lazy else 0) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(mountpoint))
+    try:
+        kernel.umount(os.fsencode(mountpoint), _MNT_DETACH if lazy else 0)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(mountpoint)) from None
 
 
 def unmount_unused(mountpoint: Path, lazy: bool) -> None:

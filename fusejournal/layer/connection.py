@@ -13,7 +13,6 @@ What the layer that died had read and not answered is answered by the next one's
 
 Source: include/uapi/linux/fuse.h, pidfd_getfd(2)."""
 
-import ctypes
 import json
 import os
 import select
@@ -31,6 +30,7 @@ from fusejournal.disk.process import DIRECTORY, python_module
 from fusejournal.errors import VolumeBusyError
 from fusejournal.layer.kernel_protocol import IN_HEADER
 from fusejournal.layer.kernel_replies import OUT_HEADER
+from fusejournal.native import kernel
 
 _VERSIONS_AT = IN_HEADER.size
 """The place of the versions in a kernel's INIT."""
@@ -40,11 +40,8 @@ _NOTIFY_INVAL_ENTRY, _EXPIRE_ONLY = 3, 1
 _MINOR_EXPIRE = 38
 _REQUEST_BYTES_MAX = 1 << 16
 """More than an INIT has."""
-_SYS_PIDFD_GETFD = 438
 _NUMBER_MAX = 1 << 31
 _KEEPER = "fusejournal.layer.connection_holder"
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass
@@ -242,10 +239,10 @@ def take_over(record: Path, mountpoint: Path) -> KernelConnection | None:
         if mounts.device_of(mountpoint) != told.device:
             return None
         for number in (told.fd, told.root_fd, told.table_fd):
-            descriptor = _libc.syscall(_SYS_PIDFD_GETFD, keeper, number, 0)
-            if descriptor < 0:
+            try:
+                found.append(kernel.pidfd_getfd(keeper, number))
+            except OSError:
                 return None
-            found.append(descriptor)
         fd, root_fd, table_fd = found
         connection = KernelConnection(
             fd,

@@ -9,15 +9,19 @@ counted without the layer's own (Tree.hidden_links)."""
 
 import errno
 import logging
-import os
 from collections.abc import Container, Iterator
-from stat import S_IFDIR
 
 from fusejournal.disk import syscalls
-from fusejournal.layer import kernel_replies
 from fusejournal.layer.kernel_cache import KernelCache
-from fusejournal.layer.kernel_replies import KEEP_SECONDS, encode_entry, encode_listed
+from fusejournal.layer.kernel_replies import KEEP_SECONDS, encode_statx
 from fusejournal.layer.resolve import refusal
+from fusejournal.native import kernel
+from fusejournal.native.kernel import (
+    FileStat,
+    encode_attributes,
+    encode_entry,
+    encode_listed,
+)
 from fusejournal.types import ROOT_FID, Fid
 from fusejournal.volume.volume import Volume
 
@@ -44,7 +48,7 @@ class EntryReplies:
         """The attributes of *fid*. Raises OSError ESTALE."""
         stat, ctime_ns = self._tree.stat(fid), self._tree.node(fid).ctime_ns
         nlink = stat.st_nlink - self._tree.hidden_links(fid)
-        return kernel_replies.encode_attributes(fid, stat, ctime_ns, nlink)
+        return encode_attributes(fid, stat, ctime_ns, nlink, KEEP_SECONDS)
 
     def attributes_and_birth(self, fid: Fid) -> bytes:
         """The same with the time of birth, which is the backing's: a copy on a mirror, and a file
@@ -52,7 +56,7 @@ class EntryReplies:
         stat, ctime_ns = self._tree.stat(fid), self._tree.node(fid).ctime_ns
         nlink = stat.st_nlink - self._tree.hidden_links(fid)
         birth_ns = syscalls.birth_time(self._tree.descriptor(fid))
-        return kernel_replies.encode_statx(fid, stat, ctime_ns, nlink, birth_ns)
+        return encode_statx(fid, stat, ctime_ns, nlink, birth_ns)
 
     def entry(self, fid: Fid) -> bytes:
         """The entry of *fid*, under whatever name. Raises OSError ESTALE."""
@@ -86,9 +90,16 @@ class EntryReplies:
             self._kernel_cache.note_lookup(fid)
         return self._entry(fid, stat, node.ctime_ns, stat.st_nlink)
 
-    def _entry(self, fid: Fid, stat: os.stat_result, ctime_ns: int, nlink: int) -> bytes:
-        generation = self._journal.handle_key.generation(fid)
-        return encode_entry(fid, generation, stat, ctime_ns, nlink, self._keep_names_seconds)
+    def _entry(self, fid: Fid, stat: FileStat, ctime_ns: int, nlink: int) -> bytes:
+        return encode_entry(
+            fid,
+            stat,
+            ctime_ns,
+            nlink,
+            self._journal.handle_key.generation(fid),
+            self._keep_names_seconds,
+            KEEP_SECONDS,
+        )
 
     def listing(self, directory: Fid, after_cookie: int, size: int) -> bytes:
         """The names in *directory* with cookies above *after_cookie*, in the order in which they
@@ -119,7 +130,7 @@ class EntryReplies:
             if fid in self._unfinished:
                 continue
             try:
-                stat = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+                stat = kernel.stat(dir_fd, name)
             except FileNotFoundError:
                 log.error(
                     "the backing was changed behind the layer: %r of fid %d is gone",
@@ -130,8 +141,23 @@ class EntryReplies:
             ctime_ns = self._catalog.change_time(fid)
             if ctime_ns is None:
                 return
-            entry = self._entry(fid, stat, ctime_ns, stat.st_nlink)
-            yield fid, encode_listed(name, cookie, fid, stat.st_mode, entry)
+            yield fid, self._listed_entry(name, cookie, fid, stat, ctime_ns)
 
     def _dot(self, name: bytes, cookie: int, fid: Fid) -> bytes:
-        return encode_listed(name, cookie, fid, S_IFDIR, self.entry(fid))
+        stat, ctime_ns = self._tree.stat(fid), self._tree.node(fid).ctime_ns
+        return self._listed_entry(name, cookie, fid, stat, ctime_ns)
+
+    def _listed_entry(
+        self, name: bytes, cookie: int, fid: Fid, stat: FileStat, ctime_ns: int
+    ) -> bytes:
+        return encode_listed(
+            fid,
+            stat,
+            ctime_ns,
+            stat.st_nlink,
+            self._journal.handle_key.generation(fid),
+            self._keep_names_seconds,
+            KEEP_SECONDS,
+            name,
+            cookie,
+        )

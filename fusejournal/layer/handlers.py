@@ -37,6 +37,7 @@ from fusejournal.layer.replies import (
 )
 from fusejournal.layer.resolve import check_name, check_new_name, refusal
 from fusejournal.layer.xattrs import check_flags, encode_sized, list_xattrs, read_xattr
+from fusejournal.native.kernel import FileStat
 from fusejournal.operations import (
     RENAME_WHITEOUT,
     Link,
@@ -143,7 +144,7 @@ class Handlers(FileCalls):
         self._commit_name(operation, parent, name, who)
         return fid
 
-    def _inherited(self, parent: Fid) -> tuple[os.stat_result, bytes | None]:
+    def _inherited(self, parent: Fid) -> tuple[FileStat, bytes | None]:
         """Attributes and default ACL of *parent*, from which an object made there inherits."""
         stat, node = self._tree.stat(parent), self._tree.node(parent)
         return stat, self._tree.default_acl(node)

@@ -29,7 +29,8 @@ import trio
 from fusejournal.errors import GreetingError, MountError
 from fusejournal.layer.connection import KernelConnection
 from fusejournal.layer.kernel_protocol import IN_HEADER
-from fusejournal.layer.kernel_replies import OUT_HEADER, encode_error
+from fusejournal.layer.kernel_replies import OUT_HEADER
+from fusejournal.native.kernel import write_reply
 
 _INIT_FLAGS = struct.Struct("<12sI")
 """Versions and read-ahead, then the flags: the beginning of fuse_init_in and fuse_init_out."""
@@ -143,7 +144,7 @@ class Handshake:
             if number <= back * _NUMBER_STEP:
                 break
             with suppress(OSError):
-                os.write(fd, encode_error(number - back * _NUMBER_STEP, errno.EAGAIN))
+                write_reply(fd, number - back * _NUMBER_STEP, errno.EAGAIN)
         return request
 
 

@@ -1,4 +1,5 @@
 """The layer's side of FUSE as bytes: replies encoded. Pure. (Requests are in kernel_protocol.py.)
+Attributes, entries and listings, which are asked for most, are filled in by native/kernel.c.
 
 A reply is ``fuse_out_header``, then a struct and data. All integers are the machine's own.
 
@@ -32,14 +33,11 @@ import os
 import struct
 from typing import Final
 
+from fusejournal.native.kernel import FileStat
 from fusejournal.types import Fid
 
 OUT_HEADER: Final = struct.Struct("=IiQ")
-_ATTR: Final = struct.Struct("=QQQqqqIIIIIIIIII")
-_ENTRY_OUT: Final = struct.Struct("=QQQQII")
-_ATTR_OUT: Final = struct.Struct("=QII")
-"""Both without the ``fuse_attr`` that they end with."""
-_DIRENT: Final = struct.Struct("=QQII")
+_ENTRY_OUT: Final = struct.Struct("=QQQQII88x")
 _OPEN_OUT: Final = struct.Struct("=QII")
 _WRITE_OUT: Final = struct.Struct("=II")
 _KSTATFS: Final = struct.Struct("=QQQQQIIII24x")
@@ -47,8 +45,7 @@ _GETXATTR_OUT: Final = struct.Struct("=II")
 _LSEEK_OUT: Final = struct.Struct("=Q")
 _STATX_OUT: Final = struct.Struct("=QII16xIIQIIIHHQQQQqIiqIiqIiqIiIIII112x")
 
-assert (OUT_HEADER.size, _ATTR.size, _ENTRY_OUT.size, _ATTR_OUT.size) == (16, 88, 40, 16)
-assert (_DIRENT.size, _KSTATFS.size, _STATX_OUT.size) == (24, 80, 288)
+assert (OUT_HEADER.size, _ENTRY_OUT.size, _KSTATFS.size, _STATX_OUT.size) == (16, 128, 80, 288)
 
 KEEP_SECONDS: Final = 3600
 """The time for which the kernel may keep names and attributes. It is told of every change, because
@@ -56,43 +53,16 @@ only its mount changes the tree."""
 
 _FOPEN_KEEP_CACHE: Final = 1 << 1
 _STATX_BASIC_STATS, _STATX_BTIME = 0x7FF, 0x800
-_ALIGNMENT: Final = 8
-_RDEV_MASK: Final = 0xFFFF_FFFF
 _SECOND_NS: Final = 1_000_000_000
-_TYPE_SHIFT: Final = 12
-
-
-def encode_error(number: int, error: int) -> bytes:
-    """The whole reply that refuses request *number* with errno *error*."""
-    return OUT_HEADER.pack(OUT_HEADER.size, -error, number)
-
-
-def encode_entry(
-    fid: Fid,
-    generation: int,
-    stat: os.stat_result,
-    ctime_ns: int,
-    nlink: int,
-    keep_seconds: int = KEEP_SECONDS,
-) -> bytes:
-    """A name stands for *fid*, with attributes *stat*, and the kernel may keep the name for
-    *keep_seconds*."""
-    head = _ENTRY_OUT.pack(fid, generation, keep_seconds, KEEP_SECONDS, 0, 0)
-    return head + _encode_attr(fid, stat, ctime_ns, nlink)
 
 
 def encode_absent(keep_seconds: int) -> bytes:
     """A name stands for nothing, and the kernel may keep that for *keep_seconds*."""
-    return _ENTRY_OUT.pack(0, 0, keep_seconds, 0, 0, 0) + bytes(_ATTR.size)
-
-
-def encode_attributes(fid: Fid, stat: os.stat_result, ctime_ns: int, nlink: int) -> bytes:
-    """The attributes of *fid*."""
-    return _ATTR_OUT.pack(KEEP_SECONDS, 0, 0) + _encode_attr(fid, stat, ctime_ns, nlink)
+    return _ENTRY_OUT.pack(0, 0, keep_seconds, 0, 0, 0)
 
 
 def encode_statx(
-    fid: Fid, stat: os.stat_result, ctime_ns: int, nlink: int, birth_ns: int | None
+    fid: Fid, stat: FileStat, ctime_ns: int, nlink: int, birth_ns: int | None
 ) -> bytes:
     """The attributes of *fid*, and when it was born; None where that is not known."""
     atime, atime_part_ns = divmod(stat.st_atime_ns, _SECOND_NS)
@@ -108,26 +78,6 @@ def encode_statx(
         ctime, ctime_part_ns, 0, mtime, mtime_part_ns, 0,
         os.major(stat.st_rdev), os.minor(stat.st_rdev), 0, 0,
     )  # fmt: skip
-
-
-def _encode_attr(fid: Fid, stat: os.stat_result, ctime_ns: int, nlink: int) -> bytes:
-    atime, atime_part_ns = divmod(stat.st_atime_ns, _SECOND_NS)
-    mtime, mtime_part_ns = divmod(stat.st_mtime_ns, _SECOND_NS)
-    ctime, ctime_part_ns = divmod(ctime_ns, _SECOND_NS)
-    mode, _, _, _, uid, gid, size, _, _, _ = stat
-    return _ATTR.pack(
-        fid, size, stat.st_blocks, atime, mtime, ctime,
-        atime_part_ns, mtime_part_ns, ctime_part_ns, mode, nlink, uid, gid,
-        stat.st_rdev & _RDEV_MASK, stat.st_blksize, 0,
-    )  # fmt: skip
-
-
-def encode_listed(name: bytes, cookie: int, fid: Fid, mode: int, entry: bytes) -> bytes:
-    """*name* at *cookie* in a listing: it stands for *fid*, whose type is in *mode*; *entry* says
-    the rest (:func:`encode_entry`)."""
-    length = len(name)
-    dirent = _DIRENT.pack(fid, cookie, length, mode >> _TYPE_SHIFT)
-    return entry + dirent + name + bytes(-length % _ALIGNMENT)
 
 
 def encode_open(handle: int, *, keep_cache: bool) -> bytes:

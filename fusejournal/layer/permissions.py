@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from stat import S_IMODE, S_ISDIR, S_ISGID, S_ISUID, S_IXGRP
 from typing import NamedTuple
 
+from fusejournal.native.kernel import FileStat
 from fusejournal.types import Caller
 
 _VERSION = struct.Struct("<I")
@@ -73,7 +74,7 @@ def new_group(caller_gid: int, parent_mode: int, parent_gid: int) -> int:
 
 
 def inherited(
-    mode: int, umask: int, who: Caller, parent: os.stat_result, default_acl: bytes | None
+    mode: int, umask: int, who: Caller, parent: FileStat, default_acl: bytes | None
 ) -> tuple[int, NewMode]:
     """Group, mode and ACLs of an object that *who* makes with *mode* in the directory *parent*,
     which has *default_acl*."""

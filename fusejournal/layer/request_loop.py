@@ -18,8 +18,6 @@ Source: fs/fuse/dev.c (fuse_dev_do_read, fuse_dev_do_write)."""
 
 import errno
 import logging
-import os
-import select
 import struct
 import time
 from collections.abc import Callable, Coroutine
@@ -40,8 +38,8 @@ from fusejournal.layer.kernel_protocol import (
     decode_interrupt,
     request_kinds,
 )
-from fusejournal.layer.kernel_replies import OUT_HEADER, encode_error
 from fusejournal.layer.replies import WAITING_MAX, Answer, Body, OpenReply, errno_of
+from fusejournal.native.kernel import read_request, write_reply
 from fusejournal.types import Caller, Fid
 
 log = logging.getLogger(__name__)
@@ -50,10 +48,6 @@ _IDLE_NS: Final = 10_000_000
 _SLICE_NS: Final = 2_000_000
 _COPIED_BYTES_MAX: Final = 512
 """Up to so many bytes a request is cheaper to decode from a copy."""
-_JOINED_BYTES_MAX: Final = 4096
-"""Up to so many bytes a reply is cheaper to write as one piece."""
-_TAKEN_BACK: Final = frozenset((errno.ENOENT, errno.EINTR, errno.EAGAIN))
-"""Errors of a read: the request that poll saw was interrupted before it was read."""
 
 
 class _Runnable(trio.abc.Instrument):
@@ -119,11 +113,7 @@ class RequestLoop:
     async def _read_requests(self) -> None:
         fd, clock, runnable = self._fd, time.monotonic_ns, self._runnable.tasks
         buffer = bytearray(self._handshake.request_bytes_max)
-        view, buffers = memoryview(buffer), (buffer,)
-        waiter = select.poll()
-        for descriptor in (fd, _events_fd()):
-            waiter.register(descriptor, select.POLLIN)
-        poll = waiter.poll
+        view, events_fd = memoryview(buffer), _events_fd()
         has_request = has_event = False
         turn = _Turn(clock())
         while not self._is_closed:
@@ -133,26 +123,21 @@ class RequestLoop:
                 await trio.lowlevel.checkpoint()
                 turn, has_request, has_event = _Turn(clock()), True, False
                 continue
-            sleep_ns = 0 if is_due else min(_IDLE_NS, turn.deadline_ns - now_ns)
-            has_request = False
-            for descriptor, _ in poll(sleep_ns / 1e6):
-                if descriptor == fd:
-                    has_request = True
-                else:
-                    has_event = True
-            if has_request:
-                try:
-                    size = os.readv(fd, buffers)
-                except OSError as error:
-                    if error.errno in _TAKEN_BACK:
-                        continue
-                    if error.errno == errno.ENODEV:
-                        # Unmounted, perhaps by force, or cut: nobody is there to be answered, and
-                        # what is waited for may never come.
-                        assert self._nursery is not None
-                        self._nursery.cancel_scope.cancel()
-                        return
+            sleep_ns = 0 if is_due else int(min(_IDLE_NS, turn.deadline_ns - now_ns))
+            try:
+                found = read_request(fd, events_fd, sleep_ns, buffer)
+            except OSError as error:
+                if error.errno != errno.ENODEV:
                     raise
+                # Unmounted, perhaps by force, or cut: nobody is there to be answered, and what is
+                # waited for may never come.
+                assert self._nursery is not None
+                self._nursery.cancel_scope.cancel()
+                return
+            has_event = has_event or bool(found & 1)
+            size = found >> 1
+            has_request = size > 0
+            if has_request:
                 self._serve(view[:size].tobytes() if size <= _COPIED_BYTES_MAX else view[:size])
                 if len(self._waiting) >= WAITING_MAX:
                     await self._has_room.wait()
@@ -223,31 +208,29 @@ class RequestLoop:
         else:
             refusal = errno_of(error)
         if opcode not in UNANSWERED:
-            self._send((encode_error(number, refusal),))
+            self._send(number, refusal, b"")
 
     def _reply(self, number: int, body: Body) -> None:
-        content = body if isinstance(body, bytes) else body.body
-        size = OUT_HEADER.size + len(content)
-        head = OUT_HEADER.pack(size, 0, number)
-        self._send((head + content,) if size <= _JOINED_BYTES_MAX else (head, content))
-        if not isinstance(body, bytes):
+        if isinstance(body, bytes):
+            self._send(number, 0, body)
+        else:
+            self._send(number, 0, body.body)
             body.sent()
 
-    def _send(self, parts: tuple[bytes, ...]) -> None:
-        """Send the reply *parts*. If the kernel does not take it, the caller, who would wait for
+    def _send(self, number: int, refusal: int, body: bytes) -> None:
+        """Answer request *number*. If the kernel does not take it, the caller, who would wait for
         ever, gets EIO."""
-        error = self._write(parts)
+        error = self._write(number, refusal, body)
         if error is not None:
             log.error("a reply was not taken: %s", error)
-            _, _, number = OUT_HEADER.unpack_from(parts[0])
-            error = self._write((encode_error(number, errno.EIO),))
+            error = self._write(number, errno.EIO, b"")
             if error is not None:
                 log.error("nor that it was not: %s", error)
 
-    def _write(self, parts: tuple[bytes, ...]) -> OSError | None:
-        """Returns why the kernel does not take *parts*; None also where nobody waits for them."""
+    def _write(self, number: int, refusal: int, body: bytes) -> OSError | None:
+        """Returns why the kernel does not take a reply; None also where nobody waits for it."""
         try:
-            os.writev(self._fd, parts)
+            write_reply(self._fd, number, refusal, body)
         except OSError as error:
             # The caller does not wait any more, or the mount is gone.
             return None if error.errno in (errno.ENOENT, errno.ENODEV) else error

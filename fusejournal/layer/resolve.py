@@ -18,6 +18,7 @@ from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.file_operations import Fallocate
 from fusejournal.layer import permissions
 from fusejournal.layer.kernel_protocol import AttributeChange
+from fusejournal.native.kernel import FileStat
 from fusejournal.operations import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -66,7 +67,7 @@ def make(
     mode: int,
     rdev: int,
     umask: int,
-    parent_stat: os.stat_result,
+    parent_stat: FileStat,
     default_acl: bytes | None,
 ) -> Create | Mkdir:
     """A directory, file, fifo, socket or device, as *mode* says. *parent_stat* and *default_acl*
@@ -78,7 +79,7 @@ def make(
 
 
 def symlink(
-    who: Caller, fid: Fid, parent: Fid, name: bytes, target: bytes, parent_stat: os.stat_result
+    who: Caller, fid: Fid, parent: Fid, name: bytes, target: bytes, parent_stat: FileStat
 ) -> Symlink:
     """A symbolic link."""
     gid = permissions.new_group(who.gid, parent_stat.st_mode, parent_stat.st_gid)
@@ -111,7 +112,7 @@ def whiteout(
     who: Caller,
     moving: Rename,
     fid: Fid,
-    parent_stat: os.stat_result,
+    parent_stat: FileStat,
     default_acl: bytes | None,
 ) -> Whiteout:
     """*moving* with a whiteout, which becomes *fid*, left behind in a directory with *parent_stat*
@@ -171,7 +172,7 @@ def setattr(fid: Fid, change: AttributeChange, old_mode: int | None) -> Setattr 
 
 
 def setgid_around_acl(
-    who: Caller, fid: Fid, name: bytes, stat: os.stat_result
+    who: Caller, fid: Fid, name: bytes, stat: FileStat
 ) -> tuple[Setattr, Setattr] | tuple[None, None]:
     """The changes before attribute *name* is set on a file with *stat*, and again where that is
     refused: a local file system drops setgid when a caller outside the group sets the ACL."""

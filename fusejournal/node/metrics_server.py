@@ -10,7 +10,6 @@ One task for the channel, one that accepts, and one a connection. Ends when the 
 
 Source: RFC 9112."""
 
-import ctypes
 import json
 import os
 import resource
@@ -24,6 +23,7 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from fusejournal.native import kernel
 from fusejournal.node.metrics import samples
 from fusejournal.node.volume_status import VolumeStatus
 
@@ -166,10 +166,8 @@ def give_up_powers() -> None:
         os.setgroups([])
         os.setresgid(_NOBODY, _NOBODY, _NOBODY)
         os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-    libc = ctypes.CDLL(None, use_errno=True)
-    for option, value in ((_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0)):
-        if libc.prctl(option, *(ctypes.c_ulong(word) for word in (value, 0, 0, 0))) != 0:
-            raise OSError(ctypes.get_errno(), "prctl")
+    kernel.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    kernel.prctl(_PR_SET_DUMPABLE, 0)
 
 
 if __name__ == "__main__":

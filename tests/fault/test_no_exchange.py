@@ -14,6 +14,7 @@ from fusejournal.disk import failpoints, syscalls
 from fusejournal.errors import FusejournalError, TargetError
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.journal.reader import END
+from fusejournal.native import kernel
 from fusejournal.operations import RENAME_EXCHANGE, RENAME_WHITEOUT, Rename, Whiteout
 from fusejournal.types import ROOT_FID, Fid, Seq
 from tests.support.losses import Died, dying_at
@@ -28,14 +29,15 @@ _FLAGS_UNKNOWN = RENAME_EXCHANGE | 1
 @pytest.fixture
 def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     """No file system here is without these flags: the system call is as it is there."""
-    rename = syscalls._renameat2
+    rename = kernel.rename
 
-    def refusing(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> int:
+    def refusing(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:
         if flags & _FLAGS_UNKNOWN:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return int(rename(old_dir, old, new_dir, new, flags))
+        rename(old_dir, old, new_dir, new, flags)
 
-    monkeypatch.setattr(syscalls, "_renameat2", refusing)
+    for module in (kernel, syscalls):
+        monkeypatch.setattr(module, "rename", refusing)
 
 
 def _leave_whiteout(opened: OpenVolume, fid: Fid, old: bytes, new: bytes, replaced: Fid) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from fusejournal.disk import calls, syscalls
 from fusejournal.file_operations import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE
 from fusejournal.layer.kernel_protocol import IN_HEADER, Opcode
+from fusejournal.layer.kernel_replies import OUT_HEADER
 from fusejournal.layer.request_loop import RequestLoop
 from fusejournal.operations import RENAME_EXCHANGE, RENAME_NOREPLACE
 
@@ -111,9 +112,10 @@ def recording() -> None:
         file.write(f"request {bytes(data).hex()}\n")
         serve(self, data)
 
-    def sending(self: RequestLoop, parts: tuple[bytes, ...]) -> None:
-        file.write(f"reply {b''.join(parts).hex()}\n")
-        send(self, parts)
+    def sending(self: RequestLoop, number: int, refusal: int, body: bytes) -> None:
+        head = OUT_HEADER.pack(OUT_HEADER.size + len(body), -refusal, number)
+        file.write(f"reply {(head + body).hex()}\n")
+        send(self, number, refusal, body)
 
     RequestLoop._serve = serving  # type: ignore[method-assign]
     RequestLoop._send = sending  # type: ignore[method-assign]

@@ -52,6 +52,27 @@ def test_a_source_that_was_changed_since(package: Path) -> None:
     assert _value(package, FUSEJOURNAL_PURE="1").stdout == "2\n"
 
 
+def test_what_is_written_in_c_is_always_that_of_the_build(package: Path) -> None:
+    source = package / "native" / "module.c"
+    source.parent.mkdir()
+    source.write_text("int value = 1;\n")
+    with open(package / "compiled.sha256", "a") as manifest:
+        digest = sha256(source.read_bytes()).hexdigest()
+        manifest.write(f"{digest}  fusejournal/native/module.c\n")
+    assert _value(package, FUSEJOURNAL_PURE="1").stdout == "1\n"
+    source.write_text("int value = 2;\n")
+    for environment in ({}, {"FUSEJOURNAL_PURE": "1"}):
+        (line,) = _value(package, **environment).stderr.splitlines()
+        assert line.endswith("install fusejournal again (pip install -e .)")
+
+
+def test_nothing_was_built(package: Path) -> None:
+    (package / "compiled.sha256").unlink()
+    for environment in ({}, {"FUSEJOURNAL_PURE": "1"}):
+        (line,) = _value(package, **environment).stderr.splitlines()
+        assert line.endswith("is not compiled: install it (pip install -e .)")
+
+
 def test_a_source_that_is_gone(package: Path) -> None:
     (package / "room" / "module.py").unlink()
     assert "is not what was compiled" in _value(package).stderr

@@ -21,6 +21,8 @@ from fusejournal.disk import failpoints, syscalls
 from fusejournal.history.file_states import rdev_of, target_of, type_of
 from fusejournal.history.name_changes import Dentry
 from fusejournal.journal.format import Entry
+from fusejournal.native import kernel
+from fusejournal.native.kernel import FileStat
 from fusejournal.operations import Import, Making
 from fusejournal.types import ROOT_FID, Fid
 from fusejournal.volume.volume import Volume
@@ -113,7 +115,7 @@ class Survey:
         expected = {}
         if fid is not None:
             expected = {one.name: one.fid for one in catalog.list(fid, 0)}
-            self._note_change(fid, os.fstat(fd))
+            self._note_change(fid, kernel.stat(fd))
         below: list[tuple[bytes, Fid | None, bool]] = []
         for name in syscalls.list_directory(fd):
             look = tree.look_in(fd, name)
@@ -218,7 +220,7 @@ class Survey:
         self.retagged.add(operation.fid)
         return True
 
-    def _note_change(self, fid: Fid, stat: os.stat_result) -> None:
+    def _note_change(self, fid: Fid, stat: FileStat) -> None:
         if stat.st_ctime_ns >= self._since_ns:
             self.changed[fid] = stat.st_ctime_ns
 

@@ -1,6 +1,5 @@
 """Requests and replies as bytes, by the kernel's own table of structs."""
 
-import errno
 import os
 import re
 import struct
@@ -21,12 +20,9 @@ from fusejournal.layer.kernel_protocol import (
     request_kinds,
 )
 from fusejournal.layer.kernel_replies import (
-    encode_attributes,
-    encode_entry,
-    encode_error,
-    encode_listed,
     encode_statx,
 )
+from fusejournal.native import kernel
 from fusejournal.types import Fid
 
 _HEAD = bytes(40)
@@ -127,23 +123,27 @@ def test_replies_tell_a_files_attributes(tmp_path: Path) -> None:
         *(stat.st_mode, 3, stat.st_uid, stat.st_gid, 0, stat.st_blksize, 0),
     )
     layout = "QQQqqqIIIIIIIIII"
-    entry = encode_entry(Fid(9), 4711, stat, 5 * 10**9 + 6, 3)
+    with open(file) as opened:
+        found = kernel.stat(opened.fileno())
+    ctime_ns = 5 * 10**9 + 6
+    entry = kernel.encode_entry(Fid(9), found, ctime_ns, 3, 4711, 3600, 3600)
     assert struct.unpack("=QQQQII" + layout, entry) == (9, 4711, 3600, 3600, 0, 0, *attr)
-    attributes = encode_attributes(Fid(9), stat, 5 * 10**9 + 6, 3)
+    attributes = kernel.encode_attributes(Fid(9), found, ctime_ns, 3, 3600)
     assert struct.unpack("=QII" + layout, attributes) == (3600, 0, 0, *attr)
-    listed = encode_listed(b"name", 12, Fid(9), stat.st_mode, entry)
-    assert listed == entry + struct.pack("=QQII", 9, 12, 4, 8) + b"name" + bytes(4)
+    for name in (b"name", b"n" * 255, b"eight888"):
+        listed = kernel.encode_listed(Fid(9), found, ctime_ns, 3, 4711, 3600, 3600, name, 12)
+        dirent = struct.pack("=QQII", 9, 12, len(name), 8)
+        assert listed == entry + dirent + name + bytes(-len(name) % 8)
     for birth_ns, mask, birth in ((None, 0x7FF, (0, 0)), (-1, 0xFFF, (-1, 999_999_999))):
         told = struct.unpack(
             "=QII16xIIQIIIHHQQQQqIiqIiqIiqIiIIII112x",
-            encode_statx(Fid(9), stat, 5 * 10**9 + 6, 3, birth_ns),
+            encode_statx(Fid(9), found, ctime_ns, 3, birth_ns),
         )
         assert told == (
             *(3600, 0, 0, mask, stat.st_blksize, 0, 3, stat.st_uid, stat.st_gid, stat.st_mode, 0),
             *(9, 4, stat.st_blocks, 0, -1, 999_999_999, 0, *birth, 0, 5, 6, 0),
             *(1_700_000_000, 123_456_789, 0, 0, 0, 0, 0),
         )
-    assert encode_error(7, errno.ENOENT) == struct.pack("=IiQ", 16, -errno.ENOENT, 7)
 
 
 @pytest.mark.skipif(not _HEADER_FILE.exists(), reason="the kernel's headers are not there")

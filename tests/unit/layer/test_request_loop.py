@@ -18,6 +18,7 @@ from fusejournal.layer import request_loop
 from fusejournal.layer.kernel_protocol import Opcode
 from fusejournal.layer.replies import Answer
 from fusejournal.layer.request_loop import RequestLoop
+from fusejournal.native import kernel as kernel_calls
 from fusejournal.types import Caller, Fid
 
 
@@ -155,17 +156,17 @@ async def test_a_reply_that_is_not_taken_is_an_error_to_its_caller(
     taken_after: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Said once more at the most; and the loop goes on."""
-    writev, refused = os.writev, 0
+    refused = 0
 
-    def refuse(fd: int, parts: tuple[bytes, ...]) -> int:
+    def refuse(fd: int, number: int, refusal: int, body: bytes) -> None:
         nonlocal refused
         if refused < taken_after:
             refused += 1
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return writev(fd, parts)
+        kernel_calls.write_reply(fd, number, refusal, body)
 
     async with _serving() as kernel:
-        monkeypatch.setattr(os, "writev", refuse)
+        monkeypatch.setattr(request_loop, "write_reply", refuse)
         with caplog.at_level(logging.CRITICAL, "fusejournal.layer"):
             kernel.ask(Opcode.STATFS, 1)
             if taken_after == 1:
@@ -178,15 +179,15 @@ async def test_a_reply_that_is_not_taken_is_an_error_to_its_caller(
 async def test_who_has_gone_is_not_told_again(
     number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    writev, gone = os.writev, [number]
+    gone = [number]
 
-    def refuse(fd: int, parts: tuple[bytes, ...]) -> int:
+    def refuse(fd: int, number: int, refusal: int, body: bytes) -> None:
         if gone:
             raise OSError(gone.pop(), "planned")
-        return writev(fd, parts)
+        kernel_calls.write_reply(fd, number, refusal, body)
 
     async with _serving() as kernel:
-        monkeypatch.setattr(os, "writev", refuse)
+        monkeypatch.setattr(request_loop, "write_reply", refuse)
         kernel.ask(Opcode.STATFS, 1)
         kernel.ask(Opcode.STATFS, 2)
         assert await kernel.reply() == (2, 0, b"7 by 1000")
@@ -243,7 +244,7 @@ async def test_nobody_waits_when_the_connection_is_gone(monkeypatch: pytest.Monk
             kernel.ask(Opcode.FSYNC, 1, struct.pack("=QII", 14, 0, 0))
             kernel.ask(Opcode.STATFS, 2)
             assert (await kernel.reply())[0] == 2
-            monkeypatch.setattr(os, "readv", gone)
+            monkeypatch.setattr(request_loop, "read_request", gone)
             kernel.ask(Opcode.STATFS, 3)
             await kernel.calls.dropped.wait()
             with pytest.raises(BlockingIOError):

@@ -292,6 +292,17 @@ class UnknownPeerError(FusejournalError):
         super().__init__(f"no peer {name!r}{hint}")
 
 
+class UnknownBranchError(FusejournalError):
+    """No branch of that name."""
+
+    exit_code = 34
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        self.name = name
+        there = f"there are {', '.join(known)}" if known else "there is none"
+        super().__init__(f"no branch {name!r}: {there}")
+
+
 class ApplyBrokenError(FusejournalError):
     """An operation was half done and could not be taken back: journal and backing may disagree
     about it. ``number`` is the errno of what could not be done."""

@@ -28,7 +28,6 @@ from fusejournal.journal.segment import (
     list_segments,
     without_unbegun,
 )
-from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES
 from fusejournal.types import Position, Reign, Seq
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import AskChains, Chains

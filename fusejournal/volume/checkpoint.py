@@ -99,6 +99,13 @@ class CheckpointFile:
                     self._page.rooted_seq = checkpoint.position.seq
                 self._page.sync()
 
+    def lower(self, seq: Seq) -> None:
+        """Write down that no more than the entries up to *seq* are on the backing's disk as they
+        should be; the time stays. Blocks. Raises OSError."""
+        known = self.load()
+        if known.seq > seq:
+            self._write(_CONTENT.pack(seq, known.time_ns))
+
     def forget_time(self, checkpoint: Checkpoint) -> Checkpoint:
         """Write *checkpoint* down without its time: any file may have changed since. Blocks. Raises
         OSError."""

@@ -3,15 +3,15 @@ mounted.
 
 In order: the journal (cut or refused as it is found), the catalog, recovery of what the catalog
 lacks (after a lost machine, of what the backing lacks, too), a new epoch where one is due, the
-import of what the journal does not know. Nothing here waits for the network or serves callers; a
-process killed at any point of it leaves a state that the next one goes on from.
+import of what the journal does not know. Before all that, what a rejoin has begun is gone on with
+(rollback.py). Nothing here waits for the network or serves callers; a process killed at any point
+of it leaves a state that the next one goes on from.
 
 Between :meth:`VolumeStartup.open` and :meth:`VolumeStartup.recover` a primary that has lost its
 machine may append what it gets back from others."""
 
 import errno
 import logging
-import os
 import resource
 import shutil
 import time
@@ -32,7 +32,6 @@ from fusejournal.errors import (
     JournalError,
     JournalFailedError,
     JournalFullError,
-    RecoveryError,
 )
 from fusejournal.journal.format import Entry
 from fusejournal.journal.journal import Journal
@@ -42,11 +41,12 @@ from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.operations import Clean, NewEpoch
 from fusejournal.types import Epoch, Seq
 from fusejournal.volume.boot_record import BootRecord
-from fusejournal.volume.checkpoint import NO_CHECKPOINT, Checkpoint, CheckpointFile, suppress_full
+from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile, suppress_full
 from fusejournal.volume.importer import Importer, survey
 from fusejournal.volume.observer import VolumeObserver, Watcher
-from fusejournal.volume.reconcile.reconcile import Reconciliation
+from fusejournal.volume.reconcile.after_loss import describe_trouble, reconcile_after_loss
 from fusejournal.volume.recovery import Recovery, describe_missing
+from fusejournal.volume.rollback import Rollback, load_rollback
 from fusejournal.volume.ties import BackingTies, open_catalog
 from fusejournal.volume.volume import Volume
 from fusejournal.volume.wait_policy import WaitPolicy
@@ -131,6 +131,7 @@ class VolumeStartup:
         self._looks_only = False
         self.lost_machine = False
         """True if entries may be gone that this volume had acknowledged."""
+        self._rollback: Rollback | None = None
         self.lost_page = False
         """True if the page of watermarks is missing, with what it knew of other reigns."""
 
@@ -146,6 +147,7 @@ class VolumeStartup:
             self._ties.check_empty()
         else:
             self._ties.claim(read_only)
+        self._begin_rollback(read_only)
         boot = self._boot.read()
         same_boot = boot.is_this
         journal = self._open_journal(read_only, same_boot)
@@ -160,7 +162,8 @@ class VolumeStartup:
         if self.lost_page:
             self._repaired(_PAGE_MISSED)
         lost_progress = self.lost_page and self._watermarks is not None
-        self.lost_machine = not clean and (not same_boot or lost_progress)
+        is_unclean = not clean and (not same_boot or lost_progress)
+        self.lost_machine = is_unclean or self._rollback is not None
         if self.lost_machine and catalog_dir.exists():
             # Its pages reached the disk in any order.
             shutil.rmtree(catalog_dir)
@@ -197,6 +200,7 @@ class VolumeStartup:
                 applying_seq = Seq(watermarks.committed_seq + 1)
             self._recover(read_only, applying_seq, held_seq)
             watermarks.applying_seq = applying_seq
+            self._end_rollback()
 
     def _set_committed_seq(self, watermarks: WatermarkPage) -> None:
         """Only the last entry can be one that was refused, whose VOID did not come or is lost."""
@@ -246,6 +250,19 @@ class VolumeStartup:
         log.warning("%s", what)
 
     # -- steps -------------------------------------------------------------------------------------
+
+    def _begin_rollback(self, read_only: bool) -> None:
+        """Go on with what a rejoin has begun, if one has. Raises RecoveryError, OSError."""
+        self._rollback = load_rollback(self._state_dir)
+        if self._rollback is not None:
+            self._rollback.begin(self._state_dir, self.page, self.root, read_only)
+            self._ties.position = self._rollback.position
+
+    def _end_rollback(self) -> None:
+        if self._rollback is not None:
+            self._rollback.end(self._state_dir, self.page)
+            self._repaired(str(self._rollback))
+            self._rollback = None
 
     def join_volume(self, uuid: UUID) -> None:
         """Become a mirror of volume *uuid*: the first primary has said which that is. Raises
@@ -327,46 +344,23 @@ class VolumeStartup:
         self._watcher.progress(stage, done, total, unit)
 
     def _reconcile(self, before_seq: Seq, in_flight: Entry | None) -> list[bytes]:
-        """After a lost machine. Returns what cannot be made anew. Raises RecoveryError,
-        JournalDamagedError."""
-        checkpoint = self.checkpoint.load()
-        if checkpoint.seq >= before_seq:
-            checkpoint = NO_CHECKPOINT  # of entries that are not there any more
-        elif checkpoint.time_ns > time.time_ns():
-            # Before a byte is written: what is cut off in the midst under this clock, another start
-            # could not tell by its change times once the clock is right again.
-            checkpoint = self.checkpoint.forget_time(checkpoint)
-        work = Reconciliation(
+        """After a lost machine, or a history that lost. Returns what cannot be made anew. Raises
+        RecoveryError, JournalDamagedError."""
+        rollback, is_mirror = self._rollback, self._watermarks is not None
+        work = reconcile_after_loss(
             self.volume,
-            checkpoint,
+            self._backing,
+            self.checkpoint,
             before_seq,
             in_flight,
-            self._watermarks is None,
             self._progress,
+            self._make_checkpoint,
+            may_be_ahead=not is_mirror if rollback is None else rollback.may_be_ahead,
+            losing=None if rollback is None else rollback.losing(self._state_dir),
         )
-        try:
-            work.run()
-            # Before anything else is journaled: another loss would see it in the light of that.
-            self._make_checkpoint()
-        except OSError as error:
-            raise RecoveryError(
-                f"{self._backing}: cannot be made what the journal says after the machine was "
-                f"lost: {error.strerror}; mend that and mount again: it begins anew"
-            ) from error
         for repair in work.report():
             self._repaired(repair)
-        if work.aside:
-            first = os.fsdecode(work.aside[0])
-            self.degraded.append(
-                f"{len(work.aside)} files that the journal does not know were in the way of others "
-                f"and have another name now, the first is {first!r}: see whether they are wanted"
-            )
-        if work.in_part and self._watermarks is None:
-            self.degraded.append(
-                f"{len(work.in_part)} files were lost before their import had come to its end, the "
-                f"first is {os.fsdecode(work.in_part[0])!r}: what the journal does not have of "
-                "them is zeros now; put them there again"
-            )
+        self.degraded += describe_trouble(work, is_mirror=is_mirror)
         return work.missing
 
     def _begin(self, standing: Standing) -> None:

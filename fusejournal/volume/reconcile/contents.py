@@ -2,17 +2,18 @@
 
 Contents are written anew from all a file's entries. Where those come to much, the entries after the
 checkpoint are carried out again, in order, which leaves every byte as the last of them did,
-whichever of them the disk had."""
+whichever of them the disk had; and where entries that lost wrote to such a file, those ranges are
+made from the entries before that, too."""
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from stat import S_IFDIR, S_IFREG
 
 from fusejournal.backing.apply_space import change_space
 from fusejournal.backing.fid_tag import FID_XATTR
 from fusejournal.disk import calls, failpoints, syscalls
-from fusejournal.file_operations import Fallocate
+from fusejournal.file_operations import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, Fallocate
 from fusejournal.history.file_states import ACLS, DATA_KINDS, State, lacks_maker
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import mtimes_before
@@ -20,6 +21,7 @@ from fusejournal.journal.index import Posting
 from fusejournal.operations import ContentOperation, ImportData, Kind, Setattr, Setxattr, Truncate
 from fusejournal.types import Fid, Seq
 from fusejournal.volume.importer import fits_one_entry
+from fusejournal.volume.reconcile.losing import FAR, ByteRanges
 from fusejournal.volume.reconcile.overwritten import KeptCopies
 from fusejournal.volume.refusals import named
 from fusejournal.volume.volume import Volume
@@ -28,6 +30,9 @@ Progress = Callable[[str, int, int | None, str], None]
 """Called with the stage, how much is done, of how much (None: not known), and the unit."""
 
 _WHOLE_BYTES_MAX = 16 << 20
+_PUNCH = FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE
+
+Data = bytes | memoryview
 
 
 class Contents:
@@ -42,8 +47,13 @@ class Contents:
         checkpoint_seq: Seq,
         kept: KeptCopies,
         progress: Progress,
+        losing: Mapping[Fid, ByteRanges],
+        *,
+        keeps_losing: bool,
     ) -> None:
-        """*kept* gets to see each file before a byte of any is overwritten."""
+        """*kept* gets to see each file before a byte of any is overwritten; but for those in
+        *losing*, unless *keeps_losing*: the ranges of them that entries wrote which are in the
+        journal no more, and in a branch."""
         self._volume = volume
         self._kept = kept
         self._lookup = lookup
@@ -51,6 +61,8 @@ class Contents:
         self._before_seq = before_seq
         self._checkpoint_seq = checkpoint_seq
         self._progress = progress
+        self._losing = losing
+        self._keeps_losing = keeps_losing
 
     def write(self, new: set[Fid], overwritten: set[Fid]) -> None:
         """Carry out what entries did to contents: all of them, or, where that is much, those after
@@ -65,9 +77,16 @@ class Contents:
         half_imported = {fid for fid in self._states if self._is_half_imported(fid)}
         files |= half_imported
         whole |= half_imported & new
+        in_part = {fid for fid in self._losing if self._is_in_part(fid)}
+        files |= in_part
+        whole |= in_part
         for fid in files - new:
-            self._kept.keep(fid)
+            if self._keeps_losing or fid not in self._losing:
+                self._kept.keep(fid)
         self._kept.complete()
+        for fid in files - whole:
+            if fid in self._losing:
+                self._clear(fid, 0, FAR)
         emptied = set(new)
         for done, (entry, outcome) in enumerate(
             self._lookup.entries_of_many(files, self._before_seq, _is_of_contents)
@@ -77,6 +96,7 @@ class Contents:
             if operation.fid in whole:
                 self._empty(operation.fid, emptied)
             elif entry.seq <= self._checkpoint_seq:
+                self._put_back(operation, outcome.data_of(entry))
                 continue
             fd = self._volume.tree.writable(operation.fid)
             data = outcome.data_of(entry)
@@ -97,6 +117,36 @@ class Contents:
                 size = self._states[fid].size
                 with named(self._volume, Truncate(fid, size, None)):
                     os.ftruncate(fd, size)
+
+    def _put_back(self, operation: ContentOperation | ImportData, data: Data) -> None:
+        """Do what *operation* did to those ranges that lost, and to nothing else."""
+        fid = operation.fid
+        if fid not in self._losing:
+            return
+        if isinstance(operation, Truncate):
+            self._clear(fid, operation.size, FAR)
+            return
+        if isinstance(operation, Fallocate):
+            if operation.empties:
+                self._clear(fid, operation.offset, operation.end)
+            return
+        fd, begin = self._volume.tree.writable(fid), operation.offset
+        for first, last in self._losing[fid].within(begin, begin + len(data)):
+            piece = data[first - begin : last - begin]
+            with named(self._volume, operation, len(piece)):
+                calls.write_all("reconcile.put_back", fd, piece, first)
+
+    def _clear(self, fid: Fid, begin: int, end: int) -> None:
+        """Make zeros of what of [*begin*, *end*) lost, as far as the file goes."""
+        fd = self._volume.tree.writable(fid)
+        size = os.fstat(fd).st_size
+        for first, last in self._losing[fid].within(begin, min(end, size)):
+            if last == size:
+                calls.ftruncate("reconcile.clear.end", fd, first)
+                calls.ftruncate("reconcile.clear.size", fd, size)
+            else:
+                failpoints.reached("reconcile.clear.hole")
+                change_space(fd, Fallocate(fid, _PUNCH, first, last - first, None))
 
     def _empty(self, fid: Fid, emptied: set[Fid]) -> None:
         """Before its first byte is written. Who is killed from here on leaves a file that was just
@@ -119,6 +169,11 @@ class Contents:
             and self._volume.tree.stat(fid).st_size < self._states[fid].size
         )
 
+    def _is_in_part(self, fid: Fid) -> bool:
+        """True if entries that lost went on with the import of it: what there is by now, the
+        journal has."""
+        return fid in self._states and self._is_there(fid) and not self._has_contents(fid)
+
     def _is_there(self, fid: Fid) -> bool:
         node = self._volume.tree.node(fid)
         return node.type == S_IFREG and bool(node.handle) and not lacks_maker(self._states[fid])
@@ -138,7 +193,8 @@ class Contents:
             if state.uid is None:
                 continue  # the root, which the journal does not tell of yet
             self._set_attributes_of(state)
-            if node.type != S_IFDIR and (node.complete or fid in new):
+            is_ours = node.complete or fid in new or fid in self._losing
+            if node.type != S_IFDIR and is_ours:
                 self._set_mtime(fid, state.mtime_ns)
             self._progress("setting attributes", done, len(self._states), "files")
 

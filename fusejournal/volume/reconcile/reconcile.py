@@ -62,6 +62,7 @@ from fusejournal.operations import (
 from fusejournal.types import NAME_BYTES_MAX, ROOT_FID, Fid, Seq
 from fusejournal.volume.checkpoint import CLOCK_SLACK_NS, Checkpoint
 from fusejournal.volume.reconcile.contents import Contents, Progress
+from fusejournal.volume.reconcile.losing import LosingEntries
 from fusejournal.volume.reconcile.overwritten import KeptCopies
 from fusejournal.volume.reconcile.survey import Survey, UnexpectedName, staging_name
 from fusejournal.volume.refusals import named
@@ -78,7 +79,8 @@ class Reconciliation:
     knows no handles, from *checkpoint* on. *in_flight*: what the entry at *before_seq* may have
     done, in part: its place is made free, for who settles it. *may_be_ahead*: the backing may have
     what the journal lost, for entries were applied before they were durable; an import in flight
-    is settled here then. (Else it was made, as any other file is, and stays where it is.)"""
+    is settled here then. (Else it was made, as any other file is, and stays where it is.) *losing*:
+    what entries have touched that were in the journal and are not any more."""
 
     def __init__(
         self,
@@ -88,6 +90,7 @@ class Reconciliation:
         in_flight: Entry | None,
         may_be_ahead: bool,
         progress: Progress,
+        losing: LosingEntries | None = None,
     ) -> None:
         self._volume = volume
         self._tree = volume.tree
@@ -101,6 +104,8 @@ class Reconciliation:
         elif in_flight is not None:
             self._in_flight = in_flight.operation
         self._may_be_ahead = may_be_ahead
+        self._losing = LosingEntries() if losing is None else losing
+        self._cause = "the machine was lost" if losing is None else "its end lost"
         self._progress = progress
         self._lookup = Lookup(volume.journal.reader)
         self._made: dict[Fid, Making] = {}
@@ -154,6 +159,8 @@ class Reconciliation:
             self._checkpoint.seq,
             self._kept,
             self._progress,
+            self._losing.contents,
+            keeps_losing=self._may_be_ahead,
         )
         with self._staging():
             self._free_places()
@@ -175,7 +182,7 @@ class Reconciliation:
             (self._removed, "removed, as the journal says"),
         ]
         told = [f"{count:,} {what}" for count, what in said if count]
-        lost = [f"the machine was lost: of the backing's files {', '.join(told)}"] if told else []
+        lost = [f"{self._cause}: of the backing's files {', '.join(told)}"] if told else []
         return lost + self._kept.report()
 
     # -- what is to be done ------------------------------------------------------------------------
@@ -183,7 +190,7 @@ class Reconciliation:
     def _touched(self) -> set[Fid]:
         """Files that entries after the checkpoint are about, and directories whose mtimes they
         set."""
-        touched: set[Fid] = set()
+        touched = set(self._losing.fids)
         first = Seq(self._checkpoint.seq + 1)
         entries = self._volume.journal.reader.read(first, self._before_seq)
         for entry, outcome in with_outcomes(entries):
@@ -220,6 +227,7 @@ class Reconciliation:
         return (
             node.type == S_IFREG
             and node.complete
+            and node.fid not in self._losing.contents
             and state.made_seq <= self._checkpoint.seq
             and not lacks_maker(state)
             and self._tree.stat(node.fid).st_size < state.floor
@@ -319,10 +327,11 @@ class Reconciliation:
         """Move or remove what is not a file of the journal as it is now."""
         look = unexpected.look
         is_ours = look.fid is not None
-        was_removed = look.fid in self._known_strays
+        has_lost = look.fid in self._losing.made
+        was_removed = has_lost or look.fid in self._known_strays
         place = unexpected.parent, unexpected.name
         is_half_made = place in self._places_in_flight and self._may_be_in_flight(look)
-        if is_half_made and isinstance(self._in_flight, Import):
+        if is_half_made and isinstance(self._in_flight, Import) and not has_lost:
             return
         is_empty = not (S_ISREG(look.stat.st_mode) and look.stat.st_size)
         is_waste = was_removed or unexpected.in_staging or (is_half_made and is_empty)

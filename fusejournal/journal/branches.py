@@ -1,0 +1,312 @@
+"""Branches: the entries of a history that lost, kept once.
+
+::
+
+    STATE/branches/FIRST-LAST/    segments, which can be read as a journal is, and branch.json
+
+A branch has the segments of the journal from the one with the entry on which both histories agree
+(*parted*) to the end: links to the files that the journal had, so it is made in no time and takes
+no space that was not taken. The journal is cut back afterwards (cut_back.py), and then the branch
+alone has them. The same branch is never made twice.
+
+Branches are bounded in space and age. For how long there has been one is counted in hours that the
+volume's layer ran: a clock that leaps makes nothing old. The newest one is never dropped for its
+size.
+
+``branch.json`` is written atomically: ``{"format": 1, "uuid", "parted", "head": [epoch, seq,
+chain], "source", "reign", "made_ns", "age_seconds", "first_ns", "last_ns", "uids", "entries"}``;
+``first_ns`` to ``entries`` are of the entries after *parted*. All functions block."""
+
+import json
+import os
+import re
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+from fusejournal.disk import calls
+from fusejournal.disk.files import (
+    UNREADABLE_JSON,
+    Outlives,
+    make_directories,
+    write_atomically,
+)
+from fusejournal.errors import FusejournalError, JournalError, UnknownBranchError
+from fusejournal.journal.cut_back import segments_from
+from fusejournal.journal.index import index_path
+from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.segment import SegmentReader, first_seq_of, list_segments
+from fusejournal.operations import ControlOperation
+from fusejournal.types import Epoch, Position, Seq
+
+DIRECTORY: Final = "branches"
+_FILE: Final = "branch.json"
+_FORMAT: Final = 1
+_NAME: Final = re.compile(r"\d{1,19}-\d{1,19}(\.\d{1,4})?")
+_UIDS_MAX: Final = 64
+_BLOCK_BYTES: Final = 512
+_DAY_SECONDS: Final = 86400.0
+
+
+def position_text(position: Position) -> str:
+    """Returns *position* as messages show it: epoch, seq, chain."""
+    epoch, seq, chain = position
+    return f"{epoch}/{seq}/{chain:016x}"
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One branch, which lies in ``directory``. Times are in nanoseconds since 1970."""
+
+    directory: Path
+    uuid: UUID
+    parted: Position
+    """The last position that both histories have."""
+    head: Position
+    """The end of the history that lost."""
+    source: str
+    """The node whose history was followed instead,"""
+    reign: str
+    """and the reign that it went by."""
+    made_ns: int
+    age_seconds: float = 0.0
+    """Counted while the volume's layer ran."""
+    first_ns: int = 0
+    """The time of its first change;"""
+    last_ns: int = 0
+    """of its last."""
+    uids: tuple[int, ...] = ()
+    """The users that changed something, at most 64 of them."""
+    entries: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name by which people call it."""
+        return self.directory.name
+
+    @property
+    def first_seq(self) -> Seq:
+        """The first entry that the other history has not."""
+        return Seq(self.parted.seq + 1)
+
+    @property
+    def occupied_bytes(self) -> int:
+        """The bytes that it occupies."""
+        return _occupied(self.directory)
+
+    def reader(self) -> JournalReader:
+        """Returns a reader of its segments alone, which begin at or before *parted*."""
+        return JournalReader(self.directory, self.uuid)
+
+    def whole_reader(self) -> JournalReader:
+        """Returns a reader of the whole history that lost, as far as there is any of the time
+        before: in the journal, or in another branch. Raises JournalError, FusejournalError."""
+        return JournalReader(_whole(self), self.uuid)
+
+
+def _occupied(directory: Path) -> int:
+    return sum(path.stat().st_blocks * _BLOCK_BYTES for path in directory.iterdir())
+
+
+def _whole(branch: Branch) -> list[Path]:
+    """The segments of the whole history of *branch*, in order."""
+    own = list_segments(branch.directory)
+    first_seq = first_seq_of(own[0])
+    with SegmentReader(own[0]) as reader:
+        chain = reader.header.chain_before
+    state_dir = branch.directory.parent.parent
+    if first_seq == 1:
+        return own
+    if _has(JournalReader(state_dir / "journal", branch.uuid), first_seq, chain):
+        return [*_before(list_segments(state_dir / "journal"), first_seq), *own]
+    for other in list_branches(state_dir):
+        # (One that begins before: so this ends.)
+        begins_before = first_seq_of(list_segments(other.directory)[0]) < first_seq
+        if begins_before and _has(other.reader(), first_seq, chain):
+            return [*_before(_whole(other), first_seq), *own]
+    return own
+
+
+def _has(reader: JournalReader, first_seq: Seq, chain: int) -> bool:
+    """Returns True if the entry before *first_seq* is in *reader*'s journal, with *chain*."""
+    try:
+        found = next(reader.frames(Seq(first_seq - 1), first_seq), None)
+    except JournalError:
+        return False
+    return found is not None and found[1].checksum == chain
+
+
+def _before(paths: list[Path], first_seq: Seq) -> list[Path]:
+    return [path for path in paths if first_seq_of(path) < first_seq]
+
+
+def make_branch(
+    state_dir: Path, uuid: UUID, parted: Position, head: Position, source: str, reign: str
+) -> Branch:
+    """Keep the entries after *parted* up to *head*, where the journal in *state_dir* ends, which
+    nobody writes; returns the branch, durable. One that is there is returned as it is. *source*,
+    *reign*: whose history is followed instead. Raises JournalError, OSError: then there is none."""
+    for known in list_branches(state_dir):
+        if (known.parted, known.head) == (parted, head):
+            return known
+    above = state_dir / DIRECTORY
+    make_directories("branch.above", above)
+    new = above / f".{parted.seq + 1}-{head.seq}.new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(mode=0o700)
+    for path in segments_from(list_segments(state_dir / "journal"), parted.seq):
+        with open(path, "rb") as segment:
+            calls.fsync("branch.segment", segment.fileno())
+        os.link(path, new / path.name)
+        if (index := index_path(path)).exists():
+            os.link(index, new / index.name)
+    branch = Branch(new, uuid, parted, head, source, reign, time.time_ns())
+    branch = _summed(branch)
+    _save("branch.new", branch)
+    calls.fsync_directory("branch.new.content", new)
+    name = _free_name(above, f"{parted.seq + 1}-{head.seq}")
+    calls.rename("branch.rename", new, above / name)
+    calls.fsync_directory("branch.directory", above)
+    return replace(branch, directory=above / name)
+
+
+def _summed(branch: Branch) -> Branch:
+    """Returns *branch* with who changed something in it, when, and how often."""
+    uids: dict[int, None] = {}
+    first_ns = last_ns = entries = 0
+    for entry in branch.reader().read(branch.first_seq, Seq(branch.head.seq + 1)):
+        if isinstance(entry.operation, ControlOperation):
+            continue
+        entries += 1
+        first_ns = first_ns or entry.time_ns
+        last_ns = entry.time_ns
+        if len(uids) < _UIDS_MAX:
+            uids[entry.who.uid] = None
+    return replace(
+        branch, uids=tuple(sorted(uids)), first_ns=first_ns, last_ns=last_ns, entries=entries
+    )
+
+
+def _free_name(above: Path, name: str) -> str:
+    number, free = 1, name
+    while (above / free).exists():
+        number += 1
+        free = f"{name}.{number}"
+    return free
+
+
+def _save(label: str, branch: Branch) -> None:
+    raw: dict[str, Any] = {"format": _FORMAT, **asdict(branch), "uuid": str(branch.uuid)}
+    del raw["directory"]
+    content = json.dumps(raw, indent=2).encode()
+    write_atomically(label, branch.directory / _FILE, content, Outlives.MACHINE)
+
+
+def list_branches(state_dir: Path) -> list[Branch]:
+    """Returns the branches of the volume in *state_dir*, the oldest first. Raises FusejournalError
+    for one that cannot be understood, OSError."""
+    above = state_dir / DIRECTORY
+    names = os.listdir(above) if above.is_dir() else []
+    found = [_load(above / name) for name in names if _NAME.fullmatch(name)]
+    return sorted(found, key=lambda branch: (branch.made_ns, branch.name))
+
+
+def occupied_by_branches(state_dir: Path) -> tuple[int, int]:
+    """Returns how many branches there are, and the bytes that they occupy. Raises OSError."""
+    above = state_dir / DIRECTORY
+    found = [above / name for name in os.listdir(above)] if above.is_dir() else []
+    found = [path for path in found if _NAME.fullmatch(path.name)]
+    return len(found), sum(map(_occupied, found))
+
+
+def find_branch(state_dir: Path, name: str) -> Branch:
+    """Returns the branch *name*. Raises UnknownBranchError, FusejournalError, OSError."""
+    if not _NAME.fullmatch(name) or not (state_dir / DIRECTORY / name).is_dir():
+        raise UnknownBranchError(name, [branch.name for branch in list_branches(state_dir)])
+    return _load(state_dir / DIRECTORY / name)
+
+
+def _load(directory: Path) -> Branch:
+    path = directory / _FILE
+    try:
+        raw = json.loads(path.read_text())
+        if raw.pop("format") != _FORMAT:
+            raise FusejournalError(f"{path}: written by another version of fusejournal")
+        return Branch(
+            directory=directory,
+            uuid=UUID(raw["uuid"]),
+            parted=_position(raw["parted"]),
+            head=_position(raw["head"]),
+            source=str(raw["source"]),
+            reign=str(raw["reign"]),
+            made_ns=int(raw["made_ns"]),
+            age_seconds=float(raw["age_seconds"]),
+            first_ns=int(raw["first_ns"]),
+            last_ns=int(raw["last_ns"]),
+            uids=tuple(map(int, raw["uids"])),
+            entries=int(raw["entries"]),
+        )
+    except FileNotFoundError:
+        raise FusejournalError(
+            f"{directory}: has lost its {_FILE}; its segments can still be read: "
+            f"'fusejournal log {directory}'"
+        ) from None
+    except UNREADABLE_JSON as error:
+        raise FusejournalError(f"{path}: cannot be read: {error}") from None
+
+
+def _position(raw: Any) -> Position:
+    epoch, seq, chain = map(int, raw)
+    return Position(Epoch(epoch), Seq(seq), chain)
+
+
+# -- the end of a branch ---------------------------------------------------------------------------
+
+
+def drop_branch(branch: Branch) -> None:
+    """Remove *branch* for good. Killed half-way, the rest has no name any more and goes with the
+    next. Raises OSError."""
+    above = branch.directory.parent
+    gone = above / f".{branch.name}.gone"
+    shutil.rmtree(gone, ignore_errors=True)
+    calls.rename("branch.drop", branch.directory, gone)
+    calls.fsync_directory("branch.drop.directory", above)
+    shutil.rmtree(gone)
+
+
+@dataclass(frozen=True)
+class BranchLimits:
+    """The bounds of all branches together."""
+
+    keep_bytes: int
+    keep_days: float
+
+
+def tend_branches(state_dir: Path, limits: BranchLimits, passed_seconds: float) -> list[Branch]:
+    """Count that *passed_seconds* have gone by, and drop what is too old or too much, the oldest
+    first. Returns what was dropped. Raises FusejournalError, OSError."""
+    above = state_dir / DIRECTORY
+    for left in above.glob(".*.gone"):
+        shutil.rmtree(left)
+    dropped = []
+    branches = []
+    for branch in list_branches(state_dir):
+        older = replace(branch, age_seconds=branch.age_seconds + passed_seconds)
+        if older.age_seconds > limits.keep_days * _DAY_SECONDS:
+            drop_branch(branch)
+            dropped.append(branch)
+            continue
+        if passed_seconds:
+            _save("branch.age", older)
+        branches.append(older)
+    occupied = sum(branch.occupied_bytes for branch in branches)
+    for branch in branches[:-1]:
+        if occupied <= limits.keep_bytes:
+            break
+        occupied -= branch.occupied_bytes
+        drop_branch(branch)
+        dropped.append(branch)
+    return dropped

@@ -47,6 +47,10 @@ Sections and defaults::
     [replication.peers]
     NAME = "ADDRESS:PORT"               # who the journal is shipped to; see 'peer' for more
 
+    [branches]
+    keep_bytes = "16GiB"                # what lost to another history is dropped beyond this, the
+    keep_days = 90.0                    # oldest first, or after so many days of being mounted
+
     [metrics]
     listen = "127.0.0.1:7711"           # Prometheus reads them there; unset: nowhere
 
@@ -143,6 +147,13 @@ class ReplicationConfig(_Section):
     peers: dict[str, str] = {}
 
 
+class BranchesConfig(_Section):
+    """The bounds of what is kept of histories that lost."""
+
+    keep_bytes: Annotated[Bytes, Field(ge=0)] = 16 << 30
+    keep_days: Annotated[float, Field(gt=0)] = 90.0
+
+
 class MetricsConfig(_Section):
     """The address at which the metrics can be read."""
 
@@ -161,6 +172,7 @@ class Config(_Section):
     volume: VolumeConfig = VolumeConfig()
     journal: JournalConfig = JournalConfig()
     replication: ReplicationConfig = ReplicationConfig()
+    branches: BranchesConfig = BranchesConfig()
     metrics: MetricsConfig = MetricsConfig()
     log: LogConfig = LogConfig()
 

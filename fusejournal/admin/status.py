@@ -7,6 +7,7 @@ from dataclasses import replace
 from fusejournal.admin.live import live_status
 from fusejournal.disk import mounts
 from fusejournal.errors import JournalError, NotRunningError
+from fusejournal.journal.branches import occupied_by_branches
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
@@ -14,8 +15,9 @@ from fusejournal.layer.connection import is_held
 from fusejournal.nfs.exports import is_exported
 from fusejournal.node.registry import all_volumes, copies_of
 from fusejournal.node.state_dir import VolumeState
-from fusejournal.node.volume_status import VolumeStatus
+from fusejournal.node.volume_status import BranchesStatus, VolumeStatus
 from fusejournal.types import Seq
+from fusejournal.volume.rollback import load_rollback
 
 
 def volume_status(state: VolumeState) -> VolumeStatus:
@@ -84,6 +86,9 @@ def _status_from_disk(state: VolumeState, condition: str, pid: int | None) -> Vo
                 degraded.append("was not stopped in order; the next mount recovers it")
     except (JournalError, OSError) as error:
         degraded.append(str(error))
+    if condition == "stopped":
+        degraded += _unfinished(state)
+    count, occupied_bytes = occupied_by_branches(state.directory)
     found = VolumeStatus(
         name=state.name,
         uuid=str(state.uuid),
@@ -96,6 +101,7 @@ def _status_from_disk(state: VolumeState, condition: str, pid: int | None) -> Vo
         held=condition == "held",
         disk_free_bytes=shutil.disk_usage(state.directory).free,
         backing_free_bytes=_free(state),
+        branches=BranchesStatus(count=count, bytes=occupied_bytes),
         degraded=tuple(degraded),
     )
     if journal is None:
@@ -109,6 +115,17 @@ def _status_from_disk(state: VolumeState, condition: str, pid: int | None) -> Vo
         journal_bytes=journal.total_bytes,
         segments=journal.segment_count,
     )
+
+
+def _unfinished(state: VolumeState) -> list[str]:
+    """Returns what was begun and is not at its end, a line each."""
+    begun = load_rollback(state.directory)
+    if begun is None:
+        return []
+    return [
+        f"a rejoin has begun (branch {begun.branch}): 'fusejournal rejoin {state.name}' goes on, "
+        "and so does the next mount"
+    ]
 
 
 def _is_mounted(state: VolumeState) -> bool:

@@ -23,6 +23,8 @@ _COMMANDS = {
     "status": "status:status",
     "peer": "peer:peer",
     "pair": "pair:pair",
+    "rejoin": "rejoin:rejoin",
+    "branch": "branch:branch",
     "log": "log:log",
     "show": "show:show",
     "history": "history:history",

@@ -5,7 +5,7 @@ import click
 from fusejournal.admin.status import all_statuses, volume_status
 from fusejournal.cli import text
 from fusejournal.node.registry import find_volume
-from fusejournal.node.volume_status import VolumeStatus
+from fusejournal.node.volume_status import BranchesStatus, VolumeStatus
 from fusejournal.replication.status import MirrorStatus, PeerStatus, ReplicationStatus
 
 
@@ -147,6 +147,13 @@ def _peer(peer: PeerStatus) -> list[tuple[str, str]]:
     return lines
 
 
+def _branches(told: BranchesStatus, name: str) -> str:
+    words = f"{told.count} ({text.size(told.bytes)})" if told.count else "none"
+    if told.keep_bytes is not None and told.keep_days is not None:
+        words += f"; kept up to {text.size(told.keep_bytes)} and {told.keep_days:g} days"
+    return words + (f": fusejournal branch list {name}" if told.count else "")
+
+
 def _show(one: VolumeStatus) -> None:
     def number(value: int | None) -> str:
         return "-" if value is None else f"{value:,}"
@@ -175,6 +182,8 @@ def _show(one: VolumeStatus) -> None:
         lines.append(("holds", ", ".join(one.limits.describe())))
     if one.replication is not None:
         lines += _replication(one.replication)
+    if one.branches is not None:
+        lines.append(("branches", _branches(one.branches, one.name)))
     for key, value in lines:
         text.echo(f"{key:<11} {value}")
     for title, values, colour in (

@@ -29,6 +29,7 @@ from fusejournal.errors import (
     GreetingError,
     MountError,
 )
+from fusejournal.journal.branches import BranchLimits, tend_branches
 from fusejournal.layer.handshake import Handshake
 from fusejournal.layer.replies import WAITING_MAX
 from fusejournal.layer.request_loop import RequestLoop
@@ -45,6 +46,8 @@ from fusejournal.replication.supervisor import Replication
 from fusejournal.volume.marks import MarkPlace, make_mark
 
 log = logging.getLogger(__name__)
+
+_TEND_SECONDS = 3600.0
 
 assert PLACES <= WAITING_MAX - 64, "who waits for mirrors leaves room for other requests"
 
@@ -177,6 +180,7 @@ class Node:
             nursery.start_soon(self._sample, parts.status)
             if not self._spec.read_only:
                 nursery.start_soon(parts.durability.run)
+                nursery.start_soon(self._tend_branches)
             if self._replication is not None:
                 commands |= self._replication.commands()
                 await nursery.start(self._replication.run)
@@ -290,6 +294,21 @@ class Node:
             await trio.sleep(1)
             if self.is_live and self._exports.has_changed():
                 await self._exported({})
+
+    async def _tend_branches(self) -> None:
+        """Keep what lost to other histories within its bounds, now and every hour."""
+        bounds = self._spec.config.branches
+        limits, passed_seconds = BranchLimits(bounds.keep_bytes, bounds.keep_days), 0.0
+        while True:
+            try:
+                for branch in await trio.to_thread.run_sync(
+                    tend_branches, self._spec.state_dir, limits, passed_seconds
+                ):
+                    log.warning("branch %s is dropped: see [branches]", branch.name)
+            except (FusejournalError, OSError) as error:
+                log.warning("branches are not looked after: %s", error)
+            passed_seconds = _TEND_SECONDS
+            await trio.sleep(_TEND_SECONDS)
 
     def _status(self, page: StatusPage) -> VolumeStatus:
         """Returns the status of the volume now."""

@@ -12,7 +12,9 @@
     STATE/peers.json     other nodes: names, addresses, certificates
     STATE/identity/      this node's key and certificate
     STATE/connection     who holds the kernel's connection to the mount
-    STATE/diverged.*     what a mirror had and its primary had not
+    STATE/parted.json    where a mirror's journal parts from its primary's
+    STATE/rejoin.json    a rejoin that has begun
+    STATE/branches/      what histories that lost had
     STATE/overwritten/   content that was newer than the journal after the loss of a machine
     STATE/store.json     where versions are kept
     STATE/control.sock   the running layer's control socket

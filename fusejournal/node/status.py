@@ -9,9 +9,10 @@ from collections import deque
 
 import trio
 
+from fusejournal.journal.branches import occupied_by_branches
 from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import VolumeState
-from fusejournal.node.volume_status import FlushWaits, VolumeStatus
+from fusejournal.node.volume_status import BranchesStatus, FlushWaits, VolumeStatus
 from fusejournal.replication.supervisor import Replication
 from fusejournal.roles.role import Role
 from fusejournal.volume.durability import Durability
@@ -82,8 +83,19 @@ class StatusPage:
                 seconds=round(tasks.waits.seconds, 6),
             ),
             replication=replication.status() if replication is not None else None,
+            branches=self._branches(),
             degraded=tuple(self._degraded()),
             repairs=tuple(self._startup.repairs),
+        )
+
+    def _branches(self) -> BranchesStatus:
+        count, occupied_bytes = occupied_by_branches(self._spec.state_dir)
+        bounds = self._spec.config.branches
+        return BranchesStatus(
+            count=count,
+            bytes=occupied_bytes,
+            keep_bytes=bounds.keep_bytes,
+            keep_days=bounds.keep_days,
         )
 
     def _rate(self) -> float:

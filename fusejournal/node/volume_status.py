@@ -25,16 +25,27 @@ class FlushWaits(Reply):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BranchesStatus(Reply):
+    """The branches of the volume together, and their bounds, which only a running layer tells."""
+
+    count: int
+    bytes: int
+    keep_bytes: int | None = None
+    keep_days: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class VolumeStatus(Reply):
     """All there is to know of a volume. Fields with a default are those that only a running layer
     can fill, or only a journal that can be read; those of flushes have no key in JSON where no
     layer is running."""
 
-    OMITTED: ClassVar[frozenset[str]] = frozenset({"flush_seconds", "flushes", "waits"})
+    OMITTED: ClassVar[frozenset[str]] = frozenset({"flush_seconds", "flushes", "waits", "branches"})
     NESTED: ClassVar[Mapping[str, type[Reply]]] = {
         "waits": FlushWaits,
         "limits": BackingLimits,
         "replication": ReplicationStatus,
+        "branches": BranchesStatus,
     }
 
     name: str
@@ -70,6 +81,8 @@ class VolumeStatus(Reply):
     waits: FlushWaits | None = None
     replication: ReplicationStatus | None = None
     """None in a read-only mount."""
+    branches: BranchesStatus | None = None
+    """All that is kept of histories that lost; None from a layer of a version before."""
     degraded: tuple[str, ...] = ()
     """All that is wrong, a line each."""
     repairs: tuple[str, ...] = ()

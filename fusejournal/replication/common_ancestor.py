@@ -1,27 +1,19 @@
 """Finds where two journals of one volume agree: the source's side and the sink's of that part of a
-session (wire/session.py), and what is kept of a sink's entries that its source does not have.
+session (wire/session.py).
 
 Reading chains blocks on the disk, and so is done in threads."""
 
-import errno
 import logging
-import os
-import re
-import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 from uuid import UUID
 
 import trio
 
-from fusejournal.disk import calls, failpoints
-from fusejournal.errors import FusejournalError, JournalDamagedError, JournalError
+from fusejournal.errors import FusejournalError, JournalDamagedError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import (
-    COMPRESSED_SUFFIX,
-    PLAIN_SUFFIX,
     BadFrameError,
     SegmentReader,
     first_seq_of,
@@ -40,9 +32,6 @@ SILENCE_SECONDS = 60.0
 ASKED_MAX: Final = 64
 """For more chains than this many times no source has to ask (:class:`Comparison` needs about ten),
 and each answer costs reading in the journal."""
-_KEPT: Final = re.compile(r"diverged\.(\d{1,19})-(\d{1,19})")
-_SPARE_BYTES: Final = 16 << 20
-"""Space that a copy leaves free for the journal itself."""
 
 
 class DivergedError(FusejournalError):
@@ -61,7 +50,8 @@ class DivergedError(FusejournalError):
                 f"(entries {seq + 1} to {their_head} are there, {seq + 1} to {my_head} here)"
             )
         super().__init__(
-            f"{what}: nothing is shipped to it; to begin anew, give it an empty backing and state"
+            f"{what}: nothing is shipped to it; there, 'fusejournal rejoin' keeps its own entries "
+            "as a branch and brings it level"
         )
 
 
@@ -152,138 +142,3 @@ async def _ask(
     with trio.fail_after(SILENCE_SECONDS):
         theirs = expect(await connection.receive(), Chains)
     comparison.told(seqs, mine, theirs.chains)
-
-
-def keep_extra(state_dir: Path, agreed_seq: Seq, head_seq: Seq) -> Path:
-    """Keep the segments with the entries after *agreed_seq*, up to *head_seq*, in a directory of
-    their own, which can be read as a journal is; returns it.
-
-    What parted once is kept once: a directory that has the beginning of it grows by what is new.
-    The first segment and the newest are copied, the others are links to the journal's own, which
-    no one changes; so it takes little space, and none that is not there. Blocks. Raises OSError
-    (ENOSPC when there is not enough space, with all as before), JournalDamagedError."""
-    journal = JournalReader(state_dir / "journal")
-    known = {path: span for path in _kept(state_dir) if (span := _span(path, journal)) is not None}
-    for path, span in known.items():
-        if span.first_seq <= agreed_seq + 1 and span.head_seq >= head_seq:
-            return path  # it has that, too
-    grown = next((path for path in known if known[path].first_seq <= agreed_seq + 1), None)
-    first_seq = known[grown].first_seq if grown is not None else Seq(agreed_seq + 1)
-    directory = state_dir / f"diverged.{first_seq}-{head_seq}"
-    temporary = grown or directory.with_name(f".{directory.name}.new")
-    if grown is None:
-        shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(mode=0o700, exist_ok=True)
-        _fill(temporary, journal, first_seq, known[grown] if grown is not None else None)
-    except OSError:
-        if grown is None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    calls.fsync_directory("diverged.new.directory", temporary)
-    calls.rename("diverged.rename", temporary, directory)
-    calls.fsync_directory("diverged.directory", state_dir)
-    for path in known:
-        if path != grown:
-            shutil.rmtree(path)  # one is enough, whatever else the peer says
-    log.error(
-        "entries %d to %d are not in the primary's journal: kept in %s (read them with "
-        "'fusejournal log %s')",
-        agreed_seq + 1,
-        head_seq,
-        directory,
-        directory,
-    )
-    return directory
-
-
-class _Span(NamedTuple):
-    """The part of the journal's history that a directory keeps: its first entry that is not in the
-    other's, its last, and where that ends in which segment."""
-
-    first_seq: Seq
-    head_seq: Seq
-    segment_seq: Seq
-    end: int
-
-
-def _kept(state_dir: Path) -> list[Path]:
-    return sorted(path for path in state_dir.glob("diverged.*") if _KEPT.fullmatch(path.name))
-
-
-def _span(path: Path, journal: JournalReader) -> _Span | None:
-    """Returns what *path* keeps; None where that is not of *journal*'s history."""
-    name = _KEPT.fullmatch(path.name)
-    assert name is not None
-    first_seq, head_seq = Seq(int(name[1])), Seq(int(name[2]))
-    try:
-        kept = next(JournalReader(path).frames(head_seq, Seq(head_seq + 1)), None)
-        mine = next(journal.frames(head_seq, Seq(head_seq + 1)), None)
-    except JournalError:  # spoilt, or cut off half-way by a lost machine
-        return None
-    if kept is None or mine is None or kept[1].checksum != mine[1].checksum:
-        return None
-    segment, frame = kept
-    return _Span(first_seq, head_seq, first_seq_of(segment), frame.offset + len(frame.content))
-
-
-def _fill(directory: Path, journal: JournalReader, first_seq: Seq, span: _Span | None) -> None:
-    """Bring what *directory* lacks of the entries from *first_seq* on; it has *span*."""
-    for left in directory.glob(".*.new"):
-        left.unlink()
-    paths = journal.segments()
-    starts = [first_seq_of(path) for path in paths]
-    first = max((n for n, start in enumerate(starts) if start <= first_seq), default=0)
-    for path in paths[first:]:
-        failpoints.reached("diverged.copy")
-        if path not in (paths[first], paths[-1]):
-            _link(path, directory)
-        elif span is None or first_seq_of(path) > span.segment_seq:
-            _copy(path, directory / path.name, 0)
-        elif first_seq_of(path) == span.segment_seq and path.suffix == PLAIN_SUFFIX:
-            _copy(path, directory / path.name, span.end)
-        elif first_seq_of(path) == span.segment_seq and not (directory / path.name).exists():
-            _copy(path, directory / path.name, 0)  # it was compressed meanwhile
-            (directory / path.name).with_suffix(PLAIN_SUFFIX).unlink(missing_ok=True)
-        # (Else it was whole by then.)
-
-
-def _link(path: Path, directory: Path) -> None:
-    """Have the segment *path*, which is whole, in *directory*, too, in the form that it has."""
-    twin = directory / path.name
-    if twin.exists() and twin.samefile(path):
-        return
-    temporary = directory / f".{path.name}.new"
-    with open(path, "rb") as source:
-        calls.fsync("diverged.link.sync", source.fileno())
-    os.link(path, temporary)
-    calls.rename("diverged.link.rename", temporary, twin)
-    if path.suffix == COMPRESSED_SUFFIX:
-        twin.with_suffix(PLAIN_SUFFIX).unlink(missing_ok=True)
-
-
-def _copy(path: Path, target: Path, begin: int) -> None:
-    """Make *target* what there is of *path*, of which it has *begin* bytes."""
-    size = _end_of(path)
-    if shutil.disk_usage(target.parent).free < size - begin + _SPARE_BYTES:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with open(path, "rb") as source, open(target, "r+b" if begin else "wb") as copy:
-        copy.truncate(begin)
-        copy.seek(begin)
-        source.seek(begin)
-        while begin < size and (piece := source.read(min(1 << 20, size - begin))):
-            copy.write(piece)
-            begin += len(piece)
-        copy.flush()
-        calls.fsync("diverged.copy.sync", copy.fileno())
-
-
-def _end_of(path: Path) -> int:
-    """Returns how much of the segment *path* is more than space ahead of its end."""
-    if path.suffix == COMPRESSED_SUFFIX:
-        return path.stat().st_size
-    end = SEGMENT_HEADER_BYTES
-    with suppress(BadFrameError), SegmentReader(path) as reader:
-        for frame in reader.frames():
-            end = frame.offset + len(frame.content)
-    return end

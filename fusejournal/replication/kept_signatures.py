@@ -96,6 +96,20 @@ class KeptSignatures:
             del self._kept[next(iter(self._kept))]
         self._newest = number, seq
 
+    def forget_after(self, seq: Seq) -> None:
+        """Forget those of entries after *seq*, where the journal ends: they came before their
+        batch, which never did, or of a history that was given up. They would vouch for none of
+        what will have these seqs. Blocks. Raises OSError."""
+        content = os.pread(self._fd, _SLOTS * _SLOT_BYTES, 0)
+        found = ((slot, _decode(content, slot)) for slot in range(_SLOTS))
+        slots = [slot for slot, one in found if one is not None and one[1] > seq]
+        for slot in slots:
+            nothing = bytes(_SLOT_BYTES)
+            calls.write_all("signatures.forget", self._fd, nothing, slot * _SLOT_BYTES)
+        if slots:
+            calls.fdatasync("signatures.forget.sync", self._fd)
+        self._kept = {one: signature for one, signature in self._kept.items() if one <= seq}
+
     def sync(self) -> None:
         """Make all that are kept durable. Blocks. Raises OSError, and from then on EIO: the kernel
         reports a write error once."""

@@ -29,8 +29,8 @@ from fusejournal.replication.common_ancestor import (
     ChainFinder,
     first_error,
     is_bound_by,
-    keep_extra,
 )
+from fusejournal.replication.parting import Parting, forget_parting
 from fusejournal.replication.receive_session import ReceiveSession, Receiving, follow_flushes
 from fusejournal.replication.states import MirrorEvent, MirrorState
 from fusejournal.replication.status import MirrorStatus
@@ -56,6 +56,7 @@ from fusejournal.wire.session import (
     Sink,
     claim_of,
     expect,
+    reign_of,
     welcome,
 )
 
@@ -99,7 +100,6 @@ class Receiver:
         self._sign = trio.Event()
         """Set when the sender says something."""
         self._heeding = trio.Lock()
-        self._keeping_aside = trio.Lock()
 
     def status(self) -> MirrorStatus:
         """Returns how receiving goes."""
@@ -190,7 +190,7 @@ class Receiver:
         self._shared.space.check()
         answer, _ = self._check(greeting)
         await connection.send(answer)
-        return await self._compare(connection, greeting.node)
+        return await self._compare(connection, greeting)
 
     async def heed(self, claim: Claim, peer: str) -> None:
         """Hear of a reign from *peer*. When this returns, it is on the disk where it is higher than
@@ -311,6 +311,8 @@ class Receiver:
         shared.raise_fence(sink.reign)
         shared.note_committed(sink)
         await self._fence.make_durable(self._durability.flush_watermarks)
+        with suppress(OSError):
+            await trio.to_thread.run_sync(forget_parting, self._volume.journal.directory.parent)
         self._instances.follow(instance_of(greeting, connection.where), trio.current_time())
         await self._keep_following()
         self._heard()  # it has, by what it began with
@@ -319,7 +321,7 @@ class Receiver:
         shared.news.set()  # where it stands, the sender does not know
         await ReceiveSession(connection, sink, shared, self._heard).run()
 
-    async def _compare(self, connection: Connection, who: str) -> Begin | None:
+    async def _compare(self, connection: Connection, greeting: Hello) -> Begin | None:
         """Answer the sender's questions, until it begins; None when it will not."""
         journal = self._volume.journal
         for _ in range(ASKED_MAX):
@@ -330,15 +332,16 @@ class Receiver:
             if isinstance(message, Begin):
                 return message
             if isinstance(message, Diverged):
-                await self._diverged(message, who)
+                await self._diverged(message, connection.peer or greeting.node, greeting)
                 return None
             chains = ChainFinder(journal.directory, journal.uuid)
             await connection.send(Chains(await chains.at(message.seqs)))
-        raise WireError(f"{who} asks for chains again and again")
+        raise WireError(f"{greeting.node} asks for chains again and again")
 
-    async def _diverged(self, message: Diverged, who: str) -> None:
-        """*message* is believed as far as it can be seen here: that the two agree where it says,
-        and not in the entry after it. Raises WireError, JournalDamagedError."""
+    async def _diverged(self, message: Diverged, who: str, greeting: Hello) -> None:
+        """The journal of peer *who* parts from this one; *message* is believed as far as it can be
+        seen here: that the two agree where it says, and not in the entry after it. Raises
+        WireError, JournalDamagedError."""
         journal = self._volume.journal
         head_seq, seq = journal.head_seq, message.seq
         if not seq < head_seq:
@@ -349,26 +352,20 @@ class Receiver:
             raise WireError(f"agrees up to {seq}, and this journal has another entry there")
         if message.next_chain and message.next_chain == my_next:
             raise WireError(f"parts at {seq}, and this journal has the same entry after it")
-        refusal = f"{who} is refused: its journal parts from this one after {seq}"
         if self._session is not None:
-            log.warning("%s", refusal)
+            log.warning("%s is refused: its journal parts from this one after %d", who, seq)
             return
-        over = self._session_over
-        state_dir = journal.directory.parent
-        reason = f"{who} has not the entries from {seq + 1} on that are here"
-        try:
-            # One at a time: a copy is not cancelled, and who has parted comes again before it ends.
-            async with self._keeping_aside:
-                kept = await trio.to_thread.run_sync(keep_extra, state_dir, seq, head_seq)
-        except OSError as error:
-            # They are in the journal as before: nothing of it is ever given up.
-            kept = journal.directory
-            reason += f" (there is no copy of them: {error.strerror})"
-        if self._session_over is not over:  # a session began meanwhile, and the state is its own
-            log.warning("%s", refusal)
-            return
+        if mine is not None:
+            reign = reign_of(greeting)
+            parting = Parting(who, greeting.node, reign, seq, mine, greeting.seq)
+            with suppress(OSError):  # a full disk: a rejoin has to ask, or to wait for more space
+                parting.keep(journal.directory.parent)
         self._record.note(MirrorEvent.PARTED)
-        self._record.last_error = f"{reason}: they are kept in {kept}, and nothing is taken from it"
+        self._record.last_error = (
+            f"{who} has not the entries from {seq + 1} on that are here: nothing is taken from it; "
+            "once this is unmounted, 'fusejournal rejoin' keeps them as a branch and brings this "
+            "mirror level ('--dry-run' says what that would do)"
+        )
 
     def degraded(self) -> list[str]:
         """Returns what is wrong here, a line each; but for a volume that has failed, which says

@@ -137,6 +137,10 @@ class Replication:
     ) -> Durability:
         volume, watermarks = self._volume, mirroring.watermarks
         signatures = KeptSignatures(self.local.state_dir / "signatures")
+        try:
+            signatures.forget_after(volume.journal.head_seq)
+        except OSError as error:  # as a full disk is: they vouch for nothing
+            log.warning("signatures of what is not here stay: %s", error.strerror)
         record, news = PrimaryRecord(volume), Wakeup()
         durability = make_durability(
             FlushHooks(

@@ -206,6 +206,15 @@ def check_welcome(me: HandshakeState, answer: Message | None, purpose: str) -> W
     return theirs
 
 
+def check_followed(me: HandshakeState, answer: Message | None) -> Welcome:
+    """Returns *answer*, of a peer that this node may follow. Raises RefusedError where that goes by
+    a lower reign than this node has seen, or by another of the same epoch; WireError."""
+    theirs: Welcome = expect(answer, Welcome)
+    _check_same(me, theirs)
+    check_reign(me, reign_of(theirs), theirs.node)
+    return theirs
+
+
 def check_reign(me: HandshakeState, theirs: Reign, node: str) -> None:
     """Raises RefusedError if *node*, which is of the reign *theirs*, may not ship to *me*;
     WireError if there can be no such reign."""

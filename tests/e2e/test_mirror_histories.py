@@ -7,6 +7,7 @@ of."""
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -135,12 +136,13 @@ def test_a_mirror_that_is_ahead_and_then_has_another_history(tmp_path: Path) -> 
         told = mirror.mirroring()
         assert told["state"] == "diverged"
         assert f"from {common_seq + 1} on" in told["last_error"]
-
-        (kept,) = mirror.state.glob("diverged.*")
-        assert str(kept) in told["last_error"]
-        entries = mirror.run("log", str(kept), "-n", "100000", "--json").stdout.splitlines()
-        seqs = [json.loads(line)["seq"] for line in entries]
-        assert set(range(common_seq + 1, ahead_seq + 1)) <= set(seqs)
+        assert "fusejournal rejoin" in told["last_error"]
+        plan = json.loads(mirror.run("rejoin", str(mirror.state), "--dry-run", "--json").stdout)
+        assert (plan["rung"], plan["head_seq"]) == (2, ahead_seq)
+        assert plan["parted"].split("/")[1] == str(common_seq)
+        refused = mirror.run("rejoin", str(mirror.state), check=False)
+        assert refused.returncode == 4
+        assert "is held by process" in refused.stderr
 
         # More entries than the mirror has, from the same place on.
         write(primary, "otherwise")
@@ -160,10 +162,12 @@ def test_a_mirror_that_is_ahead_and_then_has_another_history(tmp_path: Path) -> 
 
         # As the advice says.
         mirror.stop()
-        mirror.begin_anew()
+        rejoin_through_kills(mirror)
         mirror.start()
+        assert not (mirror.mountpoint / "after").exists()
         primary.resume(mirror)
         check_equal(primary, mirror)
+        check_branch(mirror, tmp_path / "restored", common_seq, ahead_seq)
         head_seq, digest = mirror.head_seq(), digest_tree(mirror.mountpoint).digest
 
         # The same older copy once more: the mirror knows of the later reign now.
@@ -177,6 +181,53 @@ def test_a_mirror_that_is_ahead_and_then_has_another_history(tmp_path: Path) -> 
             primary.stop()
         mirror.host.mend()
         assert (mirror.head_seq(), digest_tree(mirror.mountpoint).digest) == (head_seq, digest)
+
+
+_KILLS = (
+    *("branch.segment", "branch.rename", "rejoin.intent.sync", "rejoin.intent.directory"),
+    *("checkpoint.write", "rejoin.root", "journal.cut_back.write", "journal.cut_back.unlinked"),
+    *("reconcile.unlink", "reconcile.chown", "checkpoint.syncfs", "rejoin.done.unlink"),
+)
+"""Labels at which a rejoin is killed, one after the other."""
+
+
+def rejoin_through_kills(mirror: Node) -> None:
+    """Until it is at its end; whatever it has begun is said meanwhile, and nothing is served."""
+    plain = mirror.environment
+    killed = 0
+    for label in _KILLS:
+        mirror.environment = {**plain, "FUSEJOURNAL_FAULT": f"{label}:1:kill"}
+        code = mirror.run("rejoin", str(mirror.state), check=False).returncode
+        mirror.environment = plain
+        assert code in (0, -signal.SIGKILL)
+        killed += code != 0
+        if (mirror.state / "rejoin.json").exists():
+            assert "a rejoin has begun" in mirror.run("status", str(mirror.state)).stdout
+            refused = mirror.run(*mirror.mount_arguments("-o", "ro"), check=False)
+            assert refused.returncode == 15
+            assert "it goes on" in refused.stderr
+        elif code == 0:
+            break
+    assert killed > 6
+    mirror.run("rejoin", str(mirror.state), check=False)
+
+
+def check_branch(mirror: Node, target: Path, common_seq: int, ahead_seq: int) -> None:
+    """What it alone had is kept once, found by its path, and comes back."""
+    state = str(mirror.state)
+    (line,) = mirror.run("branch", "list", state, "--path", "after", "--json").stdout.splitlines()
+    name = json.loads(line)["name"]
+    assert name == f"{common_seq + 1}-{ahead_seq}"
+    entries = mirror.run("branch", "show", state, name, "--json").stdout.splitlines()
+    seqs = {json.loads(one)["seq"] for one in entries}
+    assert min(seqs) == common_seq + 1
+    mirror.run("branch", "restore", state, name, "after", "--target", str(target))
+    assert sorted(path.name for path in target.iterdir()) == sorted(map(str, range(20)))
+    assert (target / "7").read_bytes() == b"after 7" * 500
+    branches = mirror.ask()["branches"]
+    assert branches["count"] == 1
+    assert branches["keep_days"] == 90
+    assert f"branch list {mirror.ask()['name']}" in mirror.run("status", state).stdout
 
 
 def check_fenced(primary: Node, mirror: Node) -> None:
@@ -316,7 +367,7 @@ def test_the_middle_of_a_chain_loses_its_machine(tmp_path: Path) -> None:
         write(primary, "after")
         check_equal(primary, middle, last)
         assert "diverged" not in middle.words()
-        assert not list(last.state.glob("diverged.*"))
+        assert not (last.state / "parted.json").exists()
 
 
 # -- retention -----------------------------------------------------------------------------------

@@ -22,7 +22,9 @@ from fusejournal.replication import mirror_applier as mirror_applier_module
 from fusejournal.replication import peer_record as peer_record_module
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication import supervisor as supervisor_module
+from fusejournal.replication.local_node import node_name
 from fusejournal.replication.mirror_applier import MirrorApplier
+from fusejournal.replication.parting import load_parting
 from fusejournal.replication.receive_session import Receiving
 from fusejournal.replication.ship_session import ShipSession
 from fusejournal.types import Seq
@@ -333,8 +335,9 @@ async def test_mirror_that_has_more_is_not_touched(tmp_path: Path) -> None:
                     assert "from 1 on" in (theirs.last_error or "")
                     assert mirror.volume.journal.head_seq > head_seq
     assert content(tmp_path / "mirror" / "state" / "journal") == before
-    (kept,) = (tmp_path / "mirror" / "state").glob("diverged.*")
-    assert content(kept) == before
+    parting = load_parting(tmp_path / "mirror" / "state")
+    assert parting is not None
+    assert (parting.peer, parting.seq) == (node_name("old"), 0)
 
 
 async def test_mirror_of_a_mirror(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from fusejournal.address import parse_address
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import JournalFullError
 from fusejournal.replication import receive_session as receive_session_module
-from fusejournal.replication import receiver as receiver_module
 from fusejournal.replication import ship_session as ship_session_module
+from fusejournal.replication.parting import load_parting
 from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.states import MirrorEvent, MirrorState
 from fusejournal.types import Seq
@@ -201,19 +201,6 @@ class _Clone:
             pass
 
 
-class _SlowCopy:
-    """Stands in for what keeps entries aside, which no cancellation ends."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.has_begun, self.may_end = threading.Event(), threading.Event()
-        monkeypatch.setattr(receiver_module, "keep_extra", self._keep)
-
-    def _keep(self, state_dir: Path, *_: Seq) -> Path:
-        self.has_begun.set()
-        assert self.may_end.wait(20)
-        return state_dir / "diverged"
-
-
 def _greeting(primary: OpenVolume) -> Hello:
     """That of a clone of *primary*, which does not tell that it is another."""
     return hello(primary.replication._me(), SHIP)._replace(instance=0, before=0)
@@ -231,49 +218,26 @@ async def _resume(primary: OpenVolume, mirror: OpenVolume) -> None:
     await until("it streams", lambda: mirror_status(mirror).state == "streaming")
 
 
-@pytest.mark.parametrize("is_over", [False, True], ids=["works", "is over"])
-async def test_a_clone_that_parted_before_a_session_began_says_nothing_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_over: bool
-) -> None:
-    """Keeping aside what it lacks takes a while, in which the primary itself is let in."""
-    copy = _SlowCopy(monkeypatch)
+async def test_a_clone_that_parted_while_nobody_ships_is_told_of(tmp_path: Path) -> None:
+    state_dir = tmp_path / "mirror" / "state"
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(3)
         await until("the mirror is level", level(primary, mirror))
         await _pause(primary, mirror)
-        clone = _Clone(mirror.volume.journal.head_seq)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(clone.ship, mirror.receiver, _greeting(primary))
-            await until("a copy is made", copy.has_begun.is_set)
-            await _resume(primary, mirror)
-            if is_over:
-                await _pause(primary, mirror)
-            sessions = peer_status(primary).sessions
-            state = mirror_status(mirror).state
-            copy.may_end.set()
-        assert mirror_status(mirror).state == state
-        assert mirror_status(mirror).last_error is None
-        if not is_over:
-            primary.work(3, start=10)
-            await until("the mirror is level", level(primary, mirror))
-            assert mirror_status(mirror).state == "streaming"
-            assert peer_status(primary).sessions == sessions
-
-
-async def test_a_clone_that_parted_while_nobody_ships_is_told_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copy = _SlowCopy(monkeypatch)
-    copy.may_end.set()
-    async with mirror_and_primary(tmp_path) as (primary, mirror):
-        primary.work(3)
-        await until("the mirror is level", level(primary, mirror))
-        await _pause(primary, mirror)
-        clone = _Clone(mirror.volume.journal.head_seq)
-        await clone.ship(mirror.receiver, _greeting(primary))
+        head_seq = mirror.volume.journal.head_seq
+        await _Clone(head_seq).ship(mirror.receiver, _greeting(primary))
         assert mirror_status(mirror).state == "diverged"
-        assert "are kept in" in (mirror_status(mirror).last_error or "")
+        assert "'fusejournal rejoin'" in (mirror_status(mirror).last_error or "")
+        parting = load_parting(state_dir)
+        assert parting is not None
+        assert (parting.seq, parting.reign.epoch) == (head_seq - 1, 1)
+        # Again and again: nothing is copied, and nothing grows.
+        before = sorted(path.name for path in state_dir.iterdir())
+        for _ in range(3):
+            await _Clone(head_seq).ship(mirror.receiver, _greeting(primary))
+        assert sorted(path.name for path in state_dir.iterdir()) == before
         await _resume(primary, mirror)
+        assert load_parting(state_dir) is None
 
 
 _WORKS = [

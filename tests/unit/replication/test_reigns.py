@@ -4,7 +4,6 @@ and what a mirror makes of two primaries, or of one that runs twice."""
 import errno
 import logging
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import trio
 from fusejournal.address import parse_address
 from fusejournal.config import ReplicationConfig
 from fusejournal.disk import failpoints
-from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.operations import NewEpoch
 from fusejournal.replication import fetch_lost as fetch_lost_module
@@ -27,6 +25,7 @@ from fusejournal.replication.common_ancestor import ChainFinder
 from fusejournal.replication.fence import node_id_of
 from fusejournal.replication.inquiry import ask_peers
 from fusejournal.replication.mirror_applier import MirrorApplier
+from fusejournal.replication.parting import load_parting
 from fusejournal.replication.supervisor import Replication
 from fusejournal.types import EPOCH_MAX, Epoch, Reign, Seq
 from fusejournal.volume.startup import UNOPPOSED, Standing
@@ -34,7 +33,7 @@ from fusejournal.wire.connection import OPEN, READY, Connection, receive_exactly
 from fusejournal.wire.frames import Ack, Begin, Diverged, Hello, Message, Refusal, Welcome
 from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.plain import CONNECTS, LISTENS, PROOF_BYTES, prove
-from fusejournal.wire.session import RefusedError
+from fusejournal.wire.session import SHIP, RefusedError, hello
 from fusejournal.wire.transport import connect
 from tests.support.losses import lose_machine
 from tests.support.pairs import (
@@ -785,7 +784,7 @@ async def test_a_clone_does_not_disturb_the_one_that_is_followed(
                 assert "runs twice" in degraded(mirror)
                 assert peer_status(primary).sessions == 1
                 assert primary.volume.write_errno is None
-                assert not list((tmp_path / "mirror" / "state").glob("diverged.*"))
+                assert load_parting(tmp_path / "mirror" / "state") is None
                 assert reign_of(mirror).epoch == 1
 
                 # Nor does it when the one that is followed is away for a moment.
@@ -902,8 +901,7 @@ async def test_what_a_sender_says_of_a_parting_is_looked_at(tmp_path: Path) -> N
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(2)
         await until("the mirror is level", level(primary, mirror))
-        receiver = mirror.receiver
-        assert receiver is not None
+        receiver, greeting = mirror.receiver, hello(primary.replication._me(), SHIP)
         at = [frame.checksum for _, frame in primary.volume.journal.reader.frames(Seq(1), Seq(9))]
         for message, match in (
             (Diverged(Seq(5), Seq(9), at[3], 1), "another entry there"),
@@ -911,8 +909,8 @@ async def test_what_a_sender_says_of_a_parting_is_looked_at(tmp_path: Path) -> N
             (Diverged(Seq(10**6), Seq(9)), "ends with"),
         ):
             with pytest.raises(Exception, match=match):
-                await receiver._diverged(message, "primary")
-        assert not list((tmp_path / "mirror" / "state").glob("diverged.*"))
+                await receiver._diverged(message, "primary", greeting)
+        assert load_parting(tmp_path / "mirror" / "state") is None
 
 
 # -- older copies --------------------------------------------------------------------------------
@@ -1042,41 +1040,4 @@ async def test_who_has_parted_takes_nobodys_place(tmp_path: Path) -> None:
                 await until("the mirror is level", level(primary, mirror))
             assert peer_status(primary).sessions == 1
             assert mirror_status(mirror).state == "streaming"
-            assert not list((tmp_path / "mirror" / "state").glob("diverged.*"))
-
-
-async def test_what_has_parted_is_kept_by_one_at_a_time(tmp_path: Path) -> None:
-    """Who has parted comes again and again, and keeping its entries aside may take longer."""
-    going_on = threading.Event()
-    keeping: list[int] = []
-
-    def wait(label: str) -> None:
-        if label == "diverged.copy":
-            keeping.append(threading.get_ident())
-            going_on.wait(20)
-
-    async with mirror_and_primary(tmp_path) as (primary, mirror):
-        primary.work(3)
-        await until("the mirror is level", level(primary, mirror))
-        primary.replication.local.book.pause("east")
-        primary.replication._peers_changed()
-        await until("it is away", lambda: mirror_status(mirror).address is None)
-        uuid, state_dir = primary.volume.journal.uuid, tmp_path / "mirror" / "state"
-        with open_volume(tmp_path / "other", uuid=uuid) as other:
-            other.work(9)
-            other.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-            failpoints.listen(wait)
-            try:
-                async with running(other):
-                    await until("it comes again", lambda: peer_status(other).errors > 1)
-                    assert len(keeping) == 1
-                    going_on.set()
-                    told = lambda: mirror_status(mirror).last_error or ""  # noqa: E731
-                    await until("they are kept", lambda: "they are kept in" in told())
-            finally:
-                going_on.set()
-                failpoints.listen(None)
-        (kept,) = state_dir.glob("*diverged*")
-        assert str(kept) in told()
-        entries = list(JournalReader(kept).read(Seq(1), Seq(1 << 40)))
-        assert len(entries) == mirror.volume.journal.head_seq
+            assert load_parting(tmp_path / "mirror" / "state") is None

@@ -1,0 +1,318 @@
+"""The work of ``rejoin``: brings a node that left the common history level, while nothing is
+mounted.
+
+What it does, in order: finds where the journal parts from the primary's (replication/parting.py);
+plans (roles/rejoin.py); keeps this node's own entries as a branch; writes the intent down; opens
+the volume, which goes through with it (volume/rollback.py), and closes it in order. Stopped or
+killed before the intent, nothing has changed; after it, the same command, or the next mount, goes
+on."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import trio
+
+from fusejournal.backing.root_mark import BackingRoot
+from fusejournal.config import Config, find_config
+from fusejournal.control.reply import Reply
+from fusejournal.disk import mounts
+from fusejournal.errors import PrivilegeError, UnknownPeerError, VolumeBusyError
+from fusejournal.journal.branches import find_branch, make_branch, position_text
+from fusejournal.journal.journal import Journal
+from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.segment_writer import JournalOptions
+from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.layer.connection import is_held
+from fusejournal.node.assemble import journal_options
+from fusejournal.node.claim import hold_volume
+from fusejournal.node.spec import Reporter, load_checked
+from fusejournal.node.state_dir import VolumeState
+from fusejournal.replication.common_ancestor import first_error
+from fusejournal.replication.fence import node_id_of
+from fusejournal.replication.local_node import node_name
+from fusejournal.replication.parting import (
+    Parting,
+    PartingInquiry,
+    forget_parting,
+    load_parting,
+)
+from fusejournal.replication.peers import Peer, PeerBook
+from fusejournal.roles.rejoin import RejoinError, RejoinPlan, plan_rejoin
+from fusejournal.types import Position, Seq
+from fusejournal.volume.boot_record import BootRecord
+from fusejournal.volume.rollback import Rollback, load_rollback
+from fusejournal.volume.startup import VolumeStartup
+from fusejournal.volume.ties import BackingTies
+from fusejournal.wire.identity import load_or_make
+from fusejournal.wire.session import HandshakeState
+
+Check = Callable[[], None]
+"""Called often; raises what is to end the work there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejoined(Reply):
+    """The effect that a rejoin would have, or has had."""
+
+    OMITTED: ClassVar[frozenset[str]] = frozenset({"branch"})
+
+    volume: str
+    source: str
+    """The peer whose history is followed,"""
+    reign: str
+    """and the reign that it goes by."""
+    rung: int
+    """1: nothing to bring level; 2: this node's own entries are undone; see roles/rejoin.py."""
+    parted: str
+    """The position up to which the two have the same, as EPOCH/SEQ/CHAIN."""
+    head_seq: int
+    """The end of this node's journal before."""
+    own_entries: int
+    """Entries that only this node has: they become a branch."""
+    files: int
+    """Files and directories that they touched."""
+    contents: int
+    """Files among them whose content they changed."""
+    branch: str | None = None
+    """The branch; None before it is made."""
+    done: bool
+
+
+class RejoinRequest:
+    """A rejoin of the volume *state*, which nobody has mounted.
+
+    Args:
+        peer: whose history is to be followed; None: the one known to be the primary.
+        config: the configuration file; None: the volume's own.
+        insecure: peers without a certificate are called in plain."""
+
+    def __init__(
+        self, state: VolumeState, peer: str | None, config: Path | None, *, insecure: bool
+    ) -> None:
+        self._state = state
+        self._peer = peer
+        self._config: Config = load_checked(config or find_config(state.name))
+        self._insecure = insecure or self._config.replication.insecure
+
+    # -- planning ----------------------------------------------------------------------------------
+
+    def plan(self) -> Rejoined:
+        """Returns what would be done; mounted or not, nothing is changed. Raises FusejournalError,
+        OSError."""
+        if (begun := load_rollback(self._state.directory)) is not None:
+            return self._going_on(begun, done=False)
+        page = WatermarkPage(self._state.watermarks, self._state.created_ns)
+        try:
+            return self._told(self._plan(page, self._look(page)), None, done=False)
+        finally:
+            page.close()
+
+    def _look(self, page: WatermarkPage) -> Position:
+        """Returns the end of the journal, by what is on the disk now."""
+        journal = Journal.open(
+            self._state.journal_dir,
+            self._state.uuid,
+            JournalOptions(),
+            unclean_machine=True,
+            read_only=True,
+            is_copy=self._state.is_mirror,
+            known_durable=page.durable_seq,
+        )
+        if journal.damage is not None:
+            raise journal.damage
+        return journal.head
+
+    def _plan(self, page: WatermarkPage, head: Position) -> RejoinPlan:
+        state = self._state
+        reader = JournalReader(state.journal_dir, state.uuid)
+        reader.must_reach = head.seq
+        return plan_rejoin(state.journal_dir, reader, head, self._find_parting(page, head))
+
+    def _find_parting(self, page: WatermarkPage, head: Position) -> Parting:
+        """Ask the peer, or take what the last primary said. Raises FusejournalError."""
+        state = self._state
+        book = PeerBook.load(state.directory)
+        peer = self._choose(book)
+        if peer is not None:
+            return self._ask(page, head, peer)
+        known = load_parting(state.directory)
+        if known is not None and self._peer in (None, known.peer):
+            return known
+        hint = "" if self._peer is None else f" {self._peer}"
+        raise RejoinError(
+            f"volume {state.name} knows of no primary{hint} whose journal parts from its own: "
+            "mount it, and see what 'fusejournal status' says; or give it an address to ask at: "
+            "'fusejournal peer add'"
+        )
+
+    def _choose(self, book: PeerBook) -> Peer | None:
+        """Returns the peer to ask: the one that was named, or the only one with an address; None
+        where it has none. Raises UnknownPeerError, RejoinError where several might be meant."""
+        if self._peer is not None:
+            found = book.find(self._peer)
+            if found is None:
+                raise UnknownPeerError(self._peer)
+            return found if found.address is not None else None
+        if load_parting(self._state.directory) is not None:
+            return None
+        there = [peer for peer in book.list() if peer.address is not None]
+        if len(there) > 1:
+            names = ", ".join(peer.name for peer in there)
+            raise RejoinError(f"which one is the primary? --from one of {names}")
+        return there[0] if there else None
+
+    def _ask(self, page: WatermarkPage, head: Position, peer: Peer) -> Parting:
+        state, seen = self._state, page.fence
+        identity = load_or_make(state.directory / "identity", node_name(state.name))
+        me = HandshakeState(
+            node_name(state.name),
+            state.uuid,
+            head,
+            seen.epoch,
+            head.seq,
+            seen.node_id if seen.epoch >= head.epoch else 0,
+            node_id_of(identity.fingerprint),
+            page.instance,
+        )
+        inquiry = PartingInquiry(me, state.journal_dir, identity, insecure=self._insecure)
+        try:
+            return trio.run(inquiry.ask, peer)
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+        except trio.TooSlowError:
+            raise RejoinError(f"peer {peer.name} said nothing for too long") from None
+
+    # -- doing it ----------------------------------------------------------------------------------
+
+    def run(self, reporter: Reporter, check: Check) -> Rejoined:
+        """Do it. *check* may stop it by an exception, after which the same goes on. Raises
+        FusejournalError, OSError."""
+        if os.geteuid() != 0:
+            raise PrivilegeError("a rejoin changes the backing, and needs root: try sudo")
+        state = self._state
+        if not state.is_mirror:
+            raise RejoinError(
+                f"volume {state.name} is a primary: only a mirror can be brought level with one"
+            )
+        with hold_volume(state), self._open_backing() as root_fd:
+            page = WatermarkPage(state.watermarks, state.created_ns)
+            begun = load_rollback(state.directory)
+            try:
+                if begun is None:
+                    told = self._begin(root_fd, page)
+                else:
+                    told = self._going_on(begun, done=True)
+                if told.rung > 1:
+                    self._go_through(os.dup(root_fd), reporter, check)
+            finally:
+                page.close()
+            forget_parting(state.directory)
+            return told
+
+    @contextmanager
+    def _open_backing(self) -> Iterator[int]:
+        """The backing, which nothing covers. Raises VolumeBusyError, MountError, BackingError."""
+        state = self._state
+        if is_held(state.directory / "connection"):
+            raise VolumeBusyError(
+                f"the mount of volume {state.name} is held for its next layer: mount it, or "
+                f"'fusejournal umount {state.name}', first"
+            )
+        with mounts.uncovered(state.mountpoint, state.name):
+            root_fd = mounts.open_backing(state.backing)
+            try:
+                yield root_fd
+            finally:
+                os.close(root_fd)
+
+    def _begin(self, root_fd: int, page: WatermarkPage) -> Rejoined:
+        """Keep the branch, and write the intent down."""
+        state = self._state
+        root = BackingRoot(root_fd, state.uuid)
+        boot = BootRecord(state.directory, root).read()
+        ties = BackingTies(
+            state.directory, state.backing, root, page, is_mirror=state.is_mirror, adopt=False
+        )
+        ties.claim(read_only=False)
+        journal = Journal.open(
+            state.journal_dir,
+            state.uuid,
+            journal_options(self._config.journal),
+            unclean_machine=not boot.is_this,
+            is_copy=state.is_mirror,
+            known_durable=max(page.durable_seq, ties.position.seq if ties.position else Seq(0)),
+        )
+        ties.check(journal)
+        head = journal.head
+        journal.close()
+        plan = self._plan(page, head)
+        if plan.rung == 1:
+            return self._told(plan, None, done=True)
+        parting = plan.parting
+        branch = make_branch(
+            state.directory, state.uuid, plan.position, head, parting.peer, str(parting.reign)
+        )
+        # Nothing of a lower reign comes in again.
+        page.fence = page.fence.after(parting.reign)
+        page.sync()
+        Rollback(plan.position, branch.name, may_be_ahead=False).save(state.directory)
+        return self._told(plan, branch.name, done=True)
+
+    def _go_through(self, root_fd: int, reporter: Reporter, check: Check) -> None:
+        """Open the volume, which does what is left to do, and close it in order."""
+        state = self._state
+        page = WatermarkPage(state.watermarks, state.created_ns)
+        startup = VolumeStartup(
+            state.directory,
+            state.uuid,
+            state.backing,
+            root_fd,
+            journal_options(self._config.journal),
+            reporter,
+            page,
+            is_mirror=True,
+        )
+        startup.open(read_only=False)
+        startup.recover(read_only=False, check=check)
+        for _ in startup.start_epoch_and_import(read_only=False):
+            pass
+        startup.close()
+
+    # -- in words ----------------------------------------------------------------------------------
+
+    def _going_on(self, begun: Rollback, *, done: bool) -> Rejoined:
+        """Returns the rest of a rejoin that was stopped."""
+        branch = find_branch(self._state.directory, begun.branch)
+        losing = begun.losing(self._state.directory)
+        return Rejoined(
+            volume=self._state.name,
+            source=branch.source,
+            reign=branch.reign,
+            rung=2,
+            parted=position_text(begun.position),
+            head_seq=branch.head.seq,
+            own_entries=branch.head.seq - branch.parted.seq,
+            files=len(losing.fids),
+            contents=len(losing.contents),
+            branch=branch.name,
+            done=done,
+        )
+
+    def _told(self, plan: RejoinPlan, branch: str | None, *, done: bool) -> Rejoined:
+        return Rejoined(
+            volume=self._state.name,
+            source=plan.parting.peer,
+            reign=str(plan.parting.reign),
+            rung=plan.rung,
+            parted=position_text(plan.position),
+            head_seq=plan.head.seq,
+            own_entries=plan.own_entries,
+            files=len(plan.losing.fids),
+            contents=len(plan.losing.contents),
+            branch=branch,
+            done=done,
+        )

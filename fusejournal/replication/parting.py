@@ -1,0 +1,156 @@
+"""Finds where the journal of this node parts from a peer's: asked of the peer by a node that is not
+mounted, or as the last primary said while it was (STATE/parted.json).
+
+The asking side is a sink that only wants to know (common_ancestor.py), and greets as one that
+fetches. It gives its own end, or, where the peer's journal is shorter, the entry up to which that
+goes: so it takes two connections at most. It believes what the peer says as far as its own journal
+allows.
+
+A lower reign never wins: who goes by a lower one than this node has seen is not followed."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from fusejournal.disk.files import UNREADABLE_JSON, Outlives, remove, write_atomically
+from fusejournal.errors import FusejournalError
+from fusejournal.replication.common_ancestor import ASKED_MAX, SILENCE_SECONDS, ChainFinder
+from fusejournal.replication.peers import Peer
+from fusejournal.types import Epoch, Position, Reign, Seq
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import AskChains, Begin, Chains, Diverged, End, Welcome, WireError
+from fusejournal.wire.identity import Identity
+from fusejournal.wire.session import (
+    FETCH,
+    HandshakeState,
+    check_followed,
+    expect,
+    hello,
+    reign_of,
+)
+from fusejournal.wire.transport import connect
+
+FILE: Final = "parted.json"
+_FORMAT: Final = 1
+_CONNECT_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True)
+class Parting:
+    """The place where this node's journal and a peer's part."""
+
+    peer: str
+    """The peer's name here,"""
+    node: str
+    """and what it calls itself."""
+    reign: Reign
+    """The reign that it goes by."""
+    seq: int
+    """The last entry that both have,"""
+    chain: int
+    """and its chain."""
+    their_head_seq: int
+    """The end of the peer's journal."""
+
+    def keep(self, state_dir: Path) -> None:
+        """Keep it for a later rejoin. Raises OSError."""
+        if load_parting(state_dir) == self:
+            return
+        content = json.dumps({"format": _FORMAT, **asdict(self)}).encode()
+        write_atomically("parted", state_dir / FILE, content, Outlives.PROCESS)
+
+
+def load_parting(state_dir: Path) -> Parting | None:
+    """Returns what the last primary said in *state_dir*; None where none has, or nothing that can
+    be understood."""
+    try:
+        raw = json.loads((state_dir / FILE).read_text())
+        if raw["format"] != _FORMAT:
+            return None
+        epoch, node_id = map(int, raw["reign"])
+        reign = Reign(Epoch(epoch), node_id)
+        seq, chain, head_seq = (int(raw[key]) for key in ("seq", "chain", "their_head_seq"))
+        return Parting(str(raw["peer"]), str(raw["node"]), reign, seq, chain, head_seq)
+    except (FileNotFoundError, *UNREADABLE_JSON):
+        return None
+
+
+def forget_parting(state_dir: Path) -> None:
+    """The two journals are one again. Raises OSError."""
+    if (state_dir / FILE).exists():
+        remove("parted.forget", state_dir / FILE)
+
+
+class PartingInquiry:
+    """Asks peers, as the node *me*, whose journal is in *directory*. *insecure*: those without a
+    certificate are called in plain."""
+
+    def __init__(
+        self, me: HandshakeState, directory: Path, identity: Identity, *, insecure: bool
+    ) -> None:
+        assert me.uuid is not None
+        self._me = me
+        self._chains = ChainFinder(directory, me.uuid)
+        self._identity = identity
+        self._insecure = insecure
+
+    async def ask(self, peer: Peer) -> Parting:
+        """Returns where the journal parts from *peer*'s: with this one's end, where it does not.
+        Cancelling is harmless. Raises RefusedError, WireError, JournalDamagedError, OSError,
+        trio.TooSlowError."""
+        me = self._me
+        async with await self._connect(peer) as connection:
+            theirs = await self._greet(connection, me)
+            if theirs.seq >= me.position.seq:
+                return await self._compare(connection, peer, theirs, me.position)
+        # It would not look for more than it has itself.
+        (chain,) = await self._chains.at((Seq(theirs.seq),))
+        if chain is None:
+            raise FusejournalError(f"{peer.name}: ends with entry {theirs.seq}, which is not here")
+        position = me.position._replace(seq=Seq(theirs.seq), chain=chain)
+        async with await self._connect(peer) as connection:
+            theirs = await self._greet(connection, me._replace(position=position))
+            return await self._compare(connection, peer, theirs, position)
+
+    async def _connect(self, peer: Peer) -> Connection:
+        assert peer.address is not None
+        return await connect(
+            peer.address,
+            self._identity,
+            peer.certificate,
+            insecure=self._insecure,
+            timeout_seconds=_CONNECT_SECONDS,
+        )
+
+    async def _greet(self, connection: Connection, me: HandshakeState) -> Welcome:
+        with trio.fail_after(SILENCE_SECONDS):
+            await connection.send(hello(me, FETCH))
+            return check_followed(me, await connection.receive())
+
+    async def _compare(
+        self, connection: Connection, peer: Peer, theirs: Welcome, mine: Position
+    ) -> Parting:
+        parting = Parting(
+            peer.name, theirs.node, reign_of(theirs), mine.seq, mine.chain, theirs.seq
+        )
+        for _ in range(ASKED_MAX):
+            with trio.fail_after(SILENCE_SECONDS):
+                message: AskChains | Begin | Diverged | End = expect(
+                    await connection.receive(), AskChains, Begin, Diverged, End
+                )
+            if isinstance(message, Diverged):
+                (chain,) = await self._chains.at((message.seq,))
+                if not message.seq < mine.seq or chain is None:
+                    raise WireError(f"{peer.name}: parts at {message.seq}, which cannot be")
+                return replace(parting, seq=message.seq, chain=chain)
+            if isinstance(message, Begin):
+                if (message.seq, message.chain) != mine[1:]:
+                    raise WireError(f"{peer.name}: begins at {message.seq}, not at {mine.seq}")
+                return parting
+            if isinstance(message, End):
+                raise WireError(f"{peer.name}: its journal has become shorter: try again")
+            await connection.send(Chains(await self._chains.at(message.seqs)))
+        raise WireError(f"{peer.name}: asks for chains again and again")

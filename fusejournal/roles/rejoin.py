@@ -1,0 +1,98 @@
+"""Plans how a node that left the common history becomes a mirror again: chooses by how much the two
+journals have in common, and says what that would do. Reads, and changes nothing.
+
+=====  ====================================  =======================================================
+rung   what the journals have in common      what becomes level
+=====  ====================================  =======================================================
+1      this one is a beginning of the other  nothing: what is missing comes by itself
+2      the entries up to where they part     what this one's own entries touched, from the entries
+                                             before (volume/rollback.py); they are kept as a branch
+3, 4   nothing that both still have          refused: this needs a copy of the whole
+=====  ====================================  =======================================================
+
+The entries of the other journal from there on come as to any mirror that is behind."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fusejournal.errors import FusejournalError
+from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.segment import first_seq_of
+from fusejournal.operations import NewEpoch
+from fusejournal.replication.parting import Parting
+from fusejournal.types import Epoch, Position, Seq
+from fusejournal.volume.reconcile.losing import LosingEntries
+
+_ANEW: Final = (
+    "keep what its own entries are wanted for ('fusejournal restore'), then begin it anew: mount "
+    "an empty directory with --role mirror and a new --state"
+)
+
+
+class RejoinError(FusejournalError):
+    """A node that cannot be brought level as things are."""
+
+    exit_code = 35
+
+
+@dataclass(frozen=True)
+class RejoinPlan:
+    """The effect that a rejoin would have."""
+
+    parting: Parting
+    position: Position
+    """The place that this node goes back to: its own end, where that is the other's, too."""
+    head: Position
+    """The end of this node's journal."""
+    losing: LosingEntries
+    """All that its own entries have touched; nothing on rung 1."""
+
+    @property
+    def rung(self) -> int:
+        """The number of the way; see the module."""
+        return 1 if self.position.seq == self.head.seq else 2
+
+    @property
+    def own_entries(self) -> int:
+        """The number of entries that only this node has."""
+        return self.head.seq - self.position.seq
+
+
+def plan_rejoin(
+    journal_dir: Path, reader: JournalReader, head: Position, parting: Parting
+) -> RejoinPlan:
+    """Returns what a rejoin would do to the node whose journal, in *journal_dir*, *reader* reads,
+    and which ends with *head*. Raises RejoinError where the journals do not have enough in common,
+    JournalDamagedError."""
+    seq = Seq(parting.seq)
+    if seq == head.seq:
+        return RejoinPlan(parting, head, head, LosingEntries())
+    if seq == 0:
+        raise RejoinError(
+            f"{parting.peer} and this node have no entry in common that both still have: {_ANEW}"
+        )
+    if (first_seq := reader.first_seq) != 1:
+        raise RejoinError(
+            f"the journal here begins with entry {first_seq}, and the tree as of entry {seq}, "
+            f"where the two part, cannot be made from it: {_ANEW}"
+        )
+    (found,) = reader.read(seq, Seq(seq + 1))
+    if found.chain != parting.chain:
+        raise RejoinError(
+            f"{journal_dir}: entry {seq} is another one than when {parting.peer} was compared: "
+            "have it compared again (mount this node, or give --from)"
+        )
+    losing = LosingEntries.read(reader, seq, head.seq)
+    return RejoinPlan(parting, Position(_epoch_at(reader, seq), seq, found.chain), head, losing)
+
+
+def _epoch_at(reader: JournalReader, seq: Seq) -> Epoch:
+    """Returns the epoch that entry *seq* is of."""
+    (path,) = (one for one in reader.segments() if first_seq_of(one) == reader.segment_start(seq))
+    header, _ = reader.beginning(path)
+    epoch = header.epoch
+    for entry in reader.read(header.first_seq, Seq(seq + 1)):
+        if isinstance(entry.operation, NewEpoch):
+            epoch = entry.operation.epoch
+    return epoch

@@ -1,0 +1,321 @@
+"""A mirror that followed another history comes level with its primary, keeping what it had."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import trio
+from click.testing import CliRunner, Result
+
+from fusejournal.address import parse_address
+from fusejournal.admin.branch import BranchSource
+from fusejournal.admin.rejoin import RejoinRequest
+from fusejournal.admin.status import volume_status
+from fusejournal.cli.branch import branch
+from fusejournal.cli.rejoin import rejoin
+from fusejournal.config import ReplicationConfig
+from fusejournal.errors import FusejournalError, UnknownPeerError, VolumeBusyError
+from fusejournal.journal.branches import list_branches
+from fusejournal.node.claim import hold_volume
+from fusejournal.node.state_dir import VolumeState, load_state, save_state
+from fusejournal.replication.local_node import node_name
+from fusejournal.replication.parting import load_parting
+from fusejournal.replication.peers import PeerBook
+from fusejournal.roles.rejoin import RejoinError
+from fusejournal.roles.role import Role
+from fusejournal.types import ROOT_FID
+from fusejournal.volume.rollback import FILE
+from tests.support.losses import Died, dying_at
+from tests.support.pairs import level, listens_at, mirror_status, running, until
+from tests.support.trees import difference, image
+from tests.support.volumes import OpenVolume, Quiet, content, open_volume
+
+pytestmark = pytest.mark.mount
+
+
+class Silent(Quiet):
+    """Wants to know nothing either."""
+
+    def ready(self) -> None: ...
+
+
+class Places(NamedTuple):
+    """A primary, and a mirror that another node's entries have parted from it."""
+
+    primary: Path
+    mirror: Path
+
+    @property
+    def state(self) -> VolumeState:
+        """The mirror's."""
+        return load_state(self.mirror / "state")
+
+
+async def _ship(source: OpenVolume, sink: OpenVolume, *, parts: bool = False) -> None:
+    """Ship until both are level, or known to part."""
+    sink.replicate(ReplicationConfig(), "127.0.0.1:0")
+    async with running(sink):
+        source.replicate(ReplicationConfig(peers={"there": listens_at(sink)}), "127.0.0.1:0")
+        async with running(source):
+            if parts:
+                await until("they part", lambda: mirror_status(sink).state == "diverged")
+            else:
+                await until("it is level", level(source, sink))
+
+
+def _level(source: Path, sink: Path, *, parts: bool = False) -> None:
+    with open_volume(sink, mirror=True) as mirror, open_volume(source) as primary:
+        trio.run(lambda: _ship(primary, mirror, parts=parts))
+
+
+@pytest.fixture
+def parted(tmp_path: Path) -> Places:
+    primary, mirror, other = (tmp_path / name for name in ("primary", "mirror", "other"))
+    with open_volume(primary) as volume:
+        volume.work(40)
+        volume.create("large", b"common" * 1000)
+        uuid = volume.volume.journal.uuid
+    for sink in (mirror, other):
+        _level(primary, sink)
+    with open_volume(other, uuid=uuid) as volume:  # who has copied it is a primary, too
+        volume.work(5, start=200)
+        large = volume.volume.catalog.lookup(ROOT_FID, b"large")
+        assert large is not None
+        volume.unlink(large, "large")
+        volume.create("kept", b"of a history that lost")
+    _level(other, mirror)
+    with open_volume(primary) as volume:
+        volume.work(8, start=100)
+    _level(primary, mirror, parts=True)
+    make_state(mirror)
+    return Places(primary, mirror)
+
+
+def make_state(directory: Path) -> None:
+    """What tells a command of the mirror in *directory*."""
+    (directory / "mount").mkdir()
+    with open_volume(directory, mirror=True) as volume:
+        uuid = volume.volume.journal.uuid
+    places = (directory / "backing").resolve(), directory / "mount"
+    state = VolumeState(directory / "state", uuid, "mirror", *places, 0, Role.MIRROR)
+    save_state(state)
+
+
+def _request(places: Places, peer: str | None = None) -> RejoinRequest:
+    return RejoinRequest(places.state, peer, None, insecure=True)
+
+
+def _run(places: Places) -> None:
+    _request(places).run(Silent(), lambda: None)
+
+
+def _check_level(places: Places) -> None:
+    """It is a mirror again."""
+    _level(places.primary, places.mirror)
+    one, other = (places[n] / "backing" for n in (0, 1))
+    assert not (found := difference(image(one), image(other))), found
+    source, sink = (content(place / "state" / "journal") for place in places)
+    assert source.keys() == sink.keys()
+    # (The primary has stopped since: its last entry says so.)
+    assert all(source[name].startswith(sink[name]) for name in sink)
+    assert load_parting(places.mirror / "state") is None
+
+
+def test_it_comes_level_and_keeps_what_it_had(parted: Places) -> None:
+    before = image(parted.mirror / "backing")
+    planned = _request(parted).plan()
+    assert image(parted.mirror / "backing") == before
+    assert (planned.rung, planned.source, planned.done) == (2, node_name("primary"), False)
+    assert planned.own_entries > 20
+    assert planned.contents > 5
+    done = _request(parted).run(Silent(), lambda: None)
+    (kept,) = list_branches(parted.mirror / "state")
+    assert done == replace(planned, branch=kept.name, done=True)
+    assert (kept.entries, kept.source) == (
+        planned.own_entries - 6,
+        planned.source,
+    )
+    # (The others are five VOIDs and a CLEAN.)
+    _check_level(parted)
+
+    # A second time there is nothing to do.
+    with pytest.raises(RejoinError, match="knows of no primary"):
+        _run(parted)
+    assert list_branches(parted.mirror / "state") == [kept]
+
+
+def test_killed_at_any_call_it_goes_on(parted: Places) -> None:
+    death = 1
+    while True:
+        with dying_at("", death) as left:
+            try:
+                _run(parted)
+            except Died:
+                pass
+            except RejoinError:  # it died when all was done
+                left[0] = 1
+        if left[0] > 0:
+            break
+        death += 7
+        if (parted.mirror / "state" / FILE).exists():
+            told = "\n".join(volume_status(parted.state).degraded)
+            assert "a rejoin has begun" in told
+            again = _request(parted).plan()
+            assert (again.rung, again.source) == (2, node_name("primary"))
+    assert death > 30
+    assert len(list_branches(parted.mirror / "state")) == 1
+    _check_level(parted)
+
+
+@pytest.mark.parametrize("death", ["rejoin.root", "journal.cut_back"])
+def test_the_next_opening_goes_on_with_it(parted: Places, death: str) -> None:
+    with dying_at(death, 1), pytest.raises(Died):
+        _run(parted)
+    _check_level(parted)
+    assert not (parted.mirror / "state" / FILE).exists()
+
+
+# -- whom to ask ---------------------------------------------------------------------------------
+
+
+async def _asked(places: Places, peer: str | None) -> tuple[int, int]:
+    """Ask the primary itself, which listens, what a rejoin would do."""
+    with open_volume(places.primary) as primary:
+        primary.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(primary):
+            book = PeerBook(places.mirror / "state")
+            book.add("primary", parse_address(listens_at(primary)))
+            book.save()
+            plan = await trio.to_thread.run_sync(lambda: _request(places, peer).plan())
+            return plan.rung, plan.own_entries
+
+
+def test_a_peer_with_an_address_is_asked(parted: Places) -> None:
+    known, parting = _request(parted).plan(), load_parting(parted.mirror / "state")
+    assert parting is not None
+    assert trio.run(_asked, parted, "primary") == (2, known.own_entries)
+    (parted.mirror / "state" / "parted.json").unlink()
+    assert trio.run(_asked, parted, None) == (2, known.own_entries)
+    parting.keep(parted.mirror / "state")
+
+    # Once it has come level, there is nothing to do.
+    _run(parted)
+    assert trio.run(_asked, parted, "primary") == (1, 0)
+
+
+def test_a_primary_that_is_behind_is_asked_by_its_own_end(parted: Places) -> None:
+    """It has fewer entries than this node, and all of them are here."""
+    _run(parted)
+    _check_level(parted)
+    older = parted.primary.with_name("older")
+    with open_volume(older, mirror=True) as volume, open_volume(parted.primary) as primary:
+        trio.run(lambda: _ship(primary, volume))
+        uuid = volume.volume.journal.uuid
+        primary.work(3, start=300)
+        head_seq = volume.volume.journal.head_seq
+    _level(parted.primary, parted.mirror)
+    with open_volume(parted.mirror, mirror=True) as mirror:
+        own = mirror.volume.journal.head_seq - head_seq
+    with open_volume(older, mirror=True, uuid=uuid):
+        pass
+
+    async def ask() -> int:
+        with open_volume(older, mirror=True) as volume:
+            volume.replicate(ReplicationConfig(), "127.0.0.1:0")
+            async with running(volume):
+                book = PeerBook(parted.mirror / "state")
+                book.add("older", parse_address(listens_at(volume)))
+                book.save()
+                plan = await trio.to_thread.run_sync(lambda: _request(parted, "older").plan())
+                assert plan.rung == 2
+                return plan.own_entries
+
+    assert trio.run(ask) == own
+
+
+# -- refusals ------------------------------------------------------------------------------------
+
+
+def test_refusals_say_what_to_do(parted: Places) -> None:
+    with pytest.raises(UnknownPeerError, match="no peer 'west'"):
+        _request(parted, "west").plan()
+    with hold_volume(parted.state), pytest.raises(VolumeBusyError, match="is held by"):
+        _run(parted)
+    _request(parted).plan()  # which changes nothing
+    state = parted.state
+    save_state(replace(state, role=Role.PRIMARY))
+    with pytest.raises(RejoinError, match="is a primary"):
+        _run(parted)
+    save_state(state)
+
+    # Journals with nothing in common, or another than when they were compared.
+    parting = load_parting(parted.mirror / "state")
+    assert parting is not None
+    replace(parting, seq=0, chain=0).keep(parted.mirror / "state")
+    with pytest.raises(RejoinError, match=r"no entry in common.*--role mirror and a new --state"):
+        _request(parted).plan()
+    replace(parting, chain=1).keep(parted.mirror / "state")
+    with pytest.raises(RejoinError, match="have it compared again"):
+        _request(parted).plan()
+
+    # A journal without its beginning.
+    parting.keep(parted.mirror / "state")
+    first, *_ = sorted((parted.mirror / "state" / "journal").glob("*.fj"))
+    first.unlink()
+    with pytest.raises(FusejournalError, match="the journal here begins with entry"):
+        _request(parted).plan()
+
+
+# -- the commands --------------------------------------------------------------------------------
+
+
+def _invoke(places: Places, *arguments: str) -> Result:
+    command = rejoin if arguments[0] == "rejoin" else branch
+    words = [*arguments[1:]]
+    return CliRunner().invoke(command, words, catch_exceptions=False)
+
+
+def test_the_commands(parted: Places, tmp_path: Path) -> None:
+    state = str(parted.mirror / "state")
+    assert "has no branches" in _invoke(parted, "branch", "list", state).output
+    dry = _invoke(parted, "rejoin", state, "--dry-run", "--insecure").output
+    assert "would become a branch" in dry
+    done = _invoke(parted, "rejoin", state, "--insecure").output
+    assert "fusejournal mount mirror" in done
+    (kept,) = list_branches(parted.mirror / "state")
+    shown = _invoke(parted, "branch", "list", state).output.splitlines()
+    assert kept.name in shown[1]
+    assert len(shown) == 2
+    for found, *asked in (
+        (True, "--uid", "1000"),
+        (False, "--uid", "4711"),
+        (True, "--path", "kept"),
+        (True, "--path", "d20*/**"),
+        (False, "--path", "nowhere"),
+        (True, "--since", "2000-01-01"),
+        (False, "--until", "2000-01-01"),
+    ):
+        output = _invoke(parted, "branch", "list", state, *asked).output
+        assert (kept.name in output) is found, (asked, output)
+        assert found or "no such branch" in output
+    log = _invoke(parted, "branch", "show", state, kept.name, "kept").output
+    assert "create" in log
+    target = tmp_path / "restored"
+    told = _invoke(
+        parted, "branch", "restore", state, kept.name, "kept", "--target", str(target)
+    ).output
+    assert f"of branch {kept.name}" in told
+    assert (target / "kept").read_bytes() == b"of a history that lost"
+    before = BranchSource(parted.state, kept).lookup.timeline(
+        BranchSource(parted.state, kept).lookup.fid_at(b"large", kept.first_seq) or ROOT_FID
+    )[-1][0]
+    target = tmp_path / "before"
+    _invoke(
+        *(parted, "branch", "restore", state, kept.name, "large", "--before-seq", str(before)),
+        *("--target", str(target), "--json"),
+    )
+    assert (target / "large").read_bytes() == b"common" * 1000
+    dropped = _invoke(parted, "branch", "drop", state, kept.name).output
+    assert "dropped" in dropped
+    assert list_branches(parted.mirror / "state") == []

@@ -9,9 +9,11 @@ left."""
 
 import itertools
 import os
+from array import array
+from bisect import bisect_left, bisect_right
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, NamedTuple
 
 from fusejournal.disk import calls
 from fusejournal.errors import JournalDamagedError
@@ -26,34 +28,43 @@ from fusejournal.journal.segment import (
     SegmentReader,
     first_seq_of,
     list_segments,
+    segment_path,
 )
 from fusejournal.types import Seq
 
+_PLAIN: Final = 0
+_COMPRESSED: Final = 1
+_AT_ONCE_MAX: Final = 1000
 
-@dataclass(slots=True)
-class SealedSegment:
+
+class SealedSegment(NamedTuple):
     """One of them; its entries are those up to ``end_seq``, exclusive."""
 
     path: Path
     size: int
     """The bytes that it occupies."""
     end_seq: Seq
-
-    @property
-    def is_compressed(self) -> bool:
-        """True if it is stored as zstd blocks."""
-        return self.path.suffix == COMPRESSED_SUFFIX
+    is_compressed: bool
+    """True if it is stored as zstd blocks."""
 
 
 class SealedSegments:
-    """The list of them. *compress_level* is zstd's."""
+    """The list of them. *compress_level* is zstd's.
+
+    There can be a hundred thousand: each takes some 20 bytes here, and what is asked again and
+    again does not look at those of which nothing is left to be done."""
 
     def __init__(self, compress_level: int) -> None:
         self._compress_level = compress_level
-        self._segments: dict[Seq, SealedSegment] = {}
-        """By their first seq, and in its order."""
+        self._directory = Path()
+        self._first_seqs = array("Q")
+        """Growing; each segment ends where the next begins, and the last at ``_end_seq``."""
+        self._end_seq = Seq(0)
+        self._sizes = array("Q")
+        self._forms = bytearray()
+        """_PLAIN or _COMPRESSED, of each."""
         self._lacking_index: dict[Seq, None] = {}
-        """Those of them that may have no index."""
+        """Those of them that may have no index, in order."""
         self.unflushed: deque[tuple[Path, int]] = deque()
         """Those of them that may not be on disk, with a descriptor of each."""
 
@@ -65,71 +76,94 @@ class SealedSegments:
         ends = itertools.chain(map(first_seq_of, paths[1:]), [end_seq])
         for path, end in zip(paths, ends, strict=False):
             self.add(path, path.stat().st_size, end)
+        for first_seq in list(self._lacking_index):
+            if has_index(segment_path(directory, first_seq)):
+                del self._lacking_index[first_seq]
 
     def add(self, path: Path, size: int, end_seq: Seq) -> None:
         """Add the segment *path*, which follows those that are here: it is *size* bytes long and
         ends before *end_seq*."""
         first_seq = first_seq_of(path)
-        self._segments[first_seq] = SealedSegment(path, size, end_seq)
+        self._directory = path.parent
+        self._first_seqs.append(first_seq)
+        self._sizes.append(size)
+        self._forms.append(_COMPRESSED if path.suffix == COMPRESSED_SUFFIX else _PLAIN)
+        self._end_seq = end_seq
         self._lacking_index[first_seq] = None
 
     def remove_last(self) -> None:
         """Remove the last one from the list, because it is written on."""
-        first_seq, _ = self._segments.popitem()
-        del self._lacking_index[first_seq]
+        self._end_seq = Seq(self._first_seqs.pop())
+        self._sizes.pop()
+        self._forms.pop()
+        self._lacking_index.pop(self._end_seq, None)
 
     def mend(self, durable_seq: Seq) -> None:
         """Finish what a process or machine that stopped had begun: every segment but the last gets
         its exact size, and the plain file of a compressed one goes. What is not known to be on
         disk, beyond *durable_seq*, is unflushed again, because it may be in the page cache alone.
         Raises JournalDamagedError, OSError."""
-        segments = list(self._segments.values())
-        for segment in segments:
-            _remove_leftover(segment)
-        for segment in segments[:-1]:
-            _cut_to_size(segment)
+        for number in range(len(self)):
+            _remove_leftover(self._segment(number))
+        for number in range(len(self) - 1):
+            segment = self._segment(number)
+            self._sizes[number] = _cut_to_size(segment)
             if not segment.is_compressed and segment.end_seq - 1 > durable_seq:
                 fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
                 self.unflushed.append((segment.path, fd))
 
+    def _segment(self, number: int) -> SealedSegment:
+        first_seqs = self._first_seqs
+        is_last = number + 1 == len(first_seqs)
+        return SealedSegment(
+            self._path(number),
+            self._sizes[number],
+            self._end_seq if is_last else Seq(first_seqs[number + 1]),
+            self._forms[number] == _COMPRESSED,
+        )
+
+    def _path(self, number: int) -> Path:
+        is_compressed = self._forms[number] == _COMPRESSED
+        return segment_path(self._directory, Seq(self._first_seqs[number]), is_compressed)
+
     def __len__(self) -> int:
-        return len(self._segments)
+        return len(self._first_seqs)
 
     @property
     def total_bytes(self) -> int:
         """The bytes that they occupy."""
-        return sum(segment.size for segment in self._segments.values())
+        return sum(self._sizes)
 
     def bytes_from(self, seq: Seq) -> int:
         """About how much of what they occupy is entries from *seq* on."""
-        total = 0
-        for first_seq, segment in reversed(self._segments.items()):
-            total += share_from(seq, first_seq, segment.end_seq, segment.size)
-            if first_seq <= seq:
-                break
+        number = bisect_right(self._first_seqs, seq) - 1
+        total = sum(self._sizes[number + 1 :])
+        if number >= 0:
+            segment = self._segment(number)
+            total += share_from(seq, Seq(self._first_seqs[number]), segment.end_seq, segment.size)
         return total
 
     # -- what is left to do ------------------------------------------------------------------------
 
     def durable(self) -> list[Path]:
         """Those that are on disk, which can have an index and be compressed."""
-        return [segment.path for segment in self._durable().values()]
+        busy = self._busy()
+        return [
+            self._path(number)
+            for number, first_seq in enumerate(self._first_seqs)
+            if first_seq not in busy
+        ]
 
-    def _durable(self) -> dict[Seq, SealedSegment]:
-        busy = {path for path, _ in list(self.unflushed)}  # a copy: a flush may run beside us
-        return {
-            first_seq: segment
-            for first_seq, segment in self._segments.items()
-            if segment.path not in busy
-        }
+    def _busy(self) -> set[Seq]:
+        """The first seqs of those that may not be on disk."""
+        return {first_seq_of(path) for path, _ in list(self.unflushed)}  # a flush may run beside us
 
     def without_index(self) -> list[Path]:
         """Those on disk that have no sidecar index yet."""
-        found = []
-        durable = self._durable() if self._lacking_index else {}
+        found, busy = [], self._busy() if self._lacking_index else set()
         for first_seq in list(self._lacking_index):
-            if first_seq in durable:
-                path = durable[first_seq].path
+            if first_seq not in busy:
+                path = self._path(self._number(first_seq))
                 if has_index(path):
                     del self._lacking_index[first_seq]
                 else:
@@ -137,21 +171,29 @@ class SealedSegments:
         return found
 
     def compressible(self, to_seq: Seq = END) -> list[Path]:
-        """Those on disk with entries before *to_seq* alone that are not compressed yet."""
-        return [
-            segment.path
-            for segment in self._durable().values()
-            if not segment.is_compressed and segment.end_seq <= to_seq
-        ]
+        """Those on disk with entries before *to_seq* alone that are not compressed yet; a thousand
+        at the most."""
+        found: list[Path] = []
+        busy, number = self._busy(), self._forms.find(_PLAIN)
+        while number >= 0 and len(found) < _AT_ONCE_MAX:
+            if self._segment(number).end_seq > to_seq:
+                break  # and so do all that follow
+            if self._first_seqs[number] not in busy:
+                found.append(self._path(number))
+            number = self._forms.find(_PLAIN, number + 1)
+        return found
+
+    def _number(self, first_seq: Seq) -> int:
+        return bisect_left(self._first_seqs, first_seq)
 
     def compress(self, path: Path) -> None:
         """Compress the segment *path* in place. Blocks: call it in a thread. Raises OSError,
         FormatError."""
         compressed = path.with_suffix(COMPRESSED_SUFFIX)
         compress_file(path, compressed, self._compress_level)
-        segment = self._segments[first_seq_of(path)]
-        segment.size = compressed.stat().st_size
-        segment.path = compressed
+        number = self._number(first_seq_of(path))
+        self._sizes[number] = compressed.stat().st_size
+        self._forms[number] = _COMPRESSED
 
 
 def share_from(seq: Seq, first_seq: Seq, end_seq: Seq, size: int) -> int:
@@ -174,21 +216,22 @@ def _remove_leftover(segment: SealedSegment) -> None:
             calls.unlink("journal.compress.leftover", plain)
 
 
-def _cut_to_size(segment: SealedSegment) -> None:
+def _cut_to_size(segment: SealedSegment) -> int:
     """Give a segment that another follows its exact size: its writer died, or its machine, before
-    that was done. Raises JournalDamagedError, OSError."""
+    that was done. Returns the size. Raises JournalDamagedError, OSError."""
     if segment.is_compressed or segment.size % SPACE_BYTES:
-        return
+        return segment.size
     try:
         with SegmentReader(segment.path) as reader:
             end = reader.check().offset
     except BadFrameError as bad:
         raise JournalDamagedError(segment.path, bad.offset, bad.seq, bad.reason) from None
-    if end < segment.size:
-        fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            calls.ftruncate("journal.reseal", fd, end)
-            calls.fsync("journal.reseal.sync", fd)
-        finally:
-            os.close(fd)
-        segment.size = end
+    if end >= segment.size:
+        return segment.size
+    fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        calls.ftruncate("journal.reseal", fd, end)
+        calls.fsync("journal.reseal.sync", fd)
+    finally:
+        os.close(fd)
+    return end

@@ -10,6 +10,10 @@ mirror that nobody reads costs nothing. (Who has mapped a file sees what has cha
 next asks for its attributes or reads it; who has it open, after a change that set the mtime back,
 when somebody next opens it.)
 
+The account is of so many files at the most. Beyond that, and where the kernel knows files from a
+process before this one, it is asked each time whether it knows one; and where more files than that
+are not as it may have them, all count as such.
+
 Names are not kept by the kernel at all on a mirror. To take a name away is to wait for requests in
 progress, which this process answers: where it dies meanwhile, the kernel would wait for ever.
 
@@ -28,6 +32,8 @@ from fusejournal.operations import CONTENT_KINDS, Kind, Operation
 from fusejournal.types import ROOT_FID, Fid
 
 _CONTENT = CONTENT_KINDS | {Kind.IMPORT_DATA}
+_ACCOUNT_MAX = 200_000
+"""The number of files of which an account is kept: some 15 MiB."""
 
 
 class KernelCache:
@@ -36,30 +42,42 @@ class KernelCache:
 
     def __init__(self, recall: Callable[[set[Fid]], None], everything: bool) -> None:
         self._recall = recall
-        self._everything = everything
+        self._asks = everything
+        """True if no account is kept of what the kernel knows: it is asked each time."""
         self._lookups: dict[Fid, int] = {}
         self._changed: set[Fid] = set()
         self._spoilt: set[Fid] = set()
         """Files of whose content the kernel may have pages that are not so any more."""
+        self._all_spoilt = False
+        """True if that may be any file."""
 
     # -- what the kernel says ----------------------------------------------------------------------
 
     def note_lookup(self, fid: Fid) -> None:
         """The kernel is told of *fid* once more."""
+        if self._asks:
+            return
         self._lookups[fid] = self._lookups.get(fid, 0) + 1
+        if len(self._lookups) > _ACCOUNT_MAX:
+            self._asks = True
+            self._lookups.clear()
 
     def note_forget(self, fid: Fid, times: int) -> None:
         """The kernel has forgotten *fid* as often as it was told of it."""
         left = self._lookups.get(fid, 0) - times
         if left > 0:
             self._lookups[fid] = left
-        else:
-            self._lookups.pop(fid, None)
+            return
+        self._lookups.pop(fid, None)
+        if fid in self._spoilt and not (self._asks and fid in self):
             self._spoilt.discard(fid)
 
     def __contains__(self, fid: object) -> bool:
-        """Returns True if the kernel was told of *fid* by this process, and will say when it
-        forgets it. (It knows the root without ever asking.)"""
+        """Returns True if the kernel knows *fid*, and will say when it forgets it. (It knows the
+        root without ever asking.)"""
+        if self._asks:
+            assert isinstance(fid, int)
+            return _is_there(Fid(fid))
         return fid in self._lookups or fid == ROOT_FID
 
     # -- what has changed --------------------------------------------------------------------------
@@ -67,17 +85,22 @@ class KernelCache:
     def invalidate(self, operation: Operation) -> None:
         """*operation* was applied."""
         for fid in changed_fids(operation):
-            if self._everything or fid in self:
-                try:
-                    pyfuse3.invalidate_inode(fid, attr_only=True)
-                except OSError:
-                    continue  # it does not know it
+            if (self._asks or fid in self) and _is_there(fid):
                 self._changed.add(fid)
                 if operation.kind in _CONTENT:
-                    self._spoilt.add(fid)
+                    self._note_spoilt(fid)
+
+    def _note_spoilt(self, fid: Fid) -> None:
+        if not self._all_spoilt:
+            self._spoilt.add(fid)
+            if len(self._spoilt) > _ACCOUNT_MAX:
+                self._all_spoilt = True
+                self._spoilt.clear()
 
     def opened(self, fid: Fid) -> bool:
         """Somebody opens *fid*: whether the kernel may keep its pages."""
+        if self._all_spoilt:
+            return False
         if fid not in self._spoilt:
             return True
         self._spoilt.discard(fid)
@@ -88,6 +111,14 @@ class KernelCache:
         if self._changed:
             changed, self._changed = self._changed, set()
             self._recall(changed)
+
+
+def _is_there(fid: Fid) -> bool:
+    """Returns True if the kernel has *fid* in memory, and takes the attributes from it."""
+    try:
+        return is_known(fid)
+    except OSError:
+        return False  # the mount is gone
 
 
 def is_known(fid: Fid) -> bool:

@@ -1,12 +1,16 @@
 """The list of sealed segments: the end of each, what they occupy, and what is left to do."""
 
+import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from fusejournal.journal import sealed_segments
 from fusejournal.journal.index import write_index
 from fusejournal.journal.journal import Journal
-from fusejournal.journal.segment import first_seq_of
+from fusejournal.journal.sealed_segments import SealedSegments
+from fusejournal.journal.segment import first_seq_of, segment_path
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Write
 from fusejournal.types import SYSTEM_CALLER, Fid, Seq
@@ -62,3 +66,29 @@ def test_the_list_is_the_same_after_a_start(journal: Journal, tmp_path: Path) ->
     assert again.segment_count == 4
     assert _starts(again.sealed.without_index()) == [1, 21]
     again.close()
+
+
+def test_many_of_them_take_little_memory() -> None:
+    """Once each has its index; and little time, when it is asked what is left to do."""
+    sealed, count = SealedSegments(3), 20_000
+    tracemalloc.start()
+    try:
+        for number in range(count):
+            first_seq = Seq(1 + number * 65_536)
+            path = segment_path(Path("/somewhere/journal"), first_seq, number < count - 2)
+            sealed.add(path, 1000, Seq(first_seq + 65_536))
+            sealed._lacking_index.clear()
+        own = tracemalloc.Filter(True, sealed_segments.__file__)
+        traces = tracemalloc.take_snapshot().filter_traces([own]).traces
+        assert sum(trace.size for trace in traces) < 30 * count
+    finally:
+        tracemalloc.stop()
+    assert sealed.total_bytes == 1000 * count
+    assert sealed.bytes_from(Seq(1 + 65_536 * (count - 3) + 32_768)) == 2500
+    begun = time.process_time()
+    for _ in range(100):
+        assert len(sealed.compressible()) == 2
+    assert time.process_time() - begun < 1  # and not the seconds that a look at each takes
+    sealed.remove_last()
+    assert len(sealed.compressible(Seq(1 + 65_536 * (count - 1)))) == 1
+    assert sealed.compressible(Seq(65_536 * (count - 1))) == []

@@ -1,13 +1,14 @@
 """The FUSE calls about a file's content, and about open files: the other half of handlers.py, whose
 rules hold here.
 
-Source: the FUSE protocol; fallocate(2)."""
+Source: the FUSE protocol; fallocate(2), copy_file_range(2)."""
 
 import errno
 import logging
 import os
 from collections.abc import Iterable
 from functools import partial
+from typing import Final
 
 import pyfuse3
 
@@ -42,6 +43,9 @@ from fusejournal.volume.volume import Volume
 from fusejournal.volume.wait_policy import WaitPolicy
 
 log = logging.getLogger(__name__)
+
+_COPIED_BYTES_MAX: Final = 1 << 20
+"""The most that a WRITE brings, too, so that others wait no longer for a copy."""
 
 
 class FileCalls:
@@ -145,6 +149,25 @@ class FileCalls:
         if operation.mode is not None:
             _forget_mode(fid)
         return encode_written(len(data))
+
+    def copy_file_range(
+        self,
+        who: Caller,
+        _: Fid,
+        handle: int,
+        offset: int,
+        target: Fid,
+        target_handle: int,
+        target_offset: int,
+        length: int,
+    ) -> Answer:
+        """Copy from one open file to another, at most a piece at a time: it is a write of what the
+        one has, and each file's entries say all of its content."""
+        fd = self._tree.descriptor(self.files[handle][0])
+        data = os.pread(fd, min(length, _COPIED_BYTES_MAX), offset)
+        if not data:
+            return encode_written(0)
+        return self.write(who, target, target_handle, target_offset, data)
 
     @changing
     def fallocate(

@@ -33,6 +33,7 @@ fuse_lseek_in                24  fh, offset, whence, padding
 fuse_interrupt_in             8  unique; that of the request that is interrupted
 fuse_statx_in                24  getattr_flags, reserved, fh, sx_flags, sx_mask
 fuse_fallocate_in            32  fh, offset, length, mode, padding
+fuse_copy_file_range_in      56  fh_in, off_in, nodeid_out, fh_out, off_out, len, flags
 ========================  =====  ==================================================================
 
 Source: include/uapi/linux/fuse.h; fs/fuse/dev.c (fuse_dev_do_read, fuse_dev_do_write)."""
@@ -70,6 +71,7 @@ _LSEEK_IN: Final = struct.Struct("=QqII")
 _INTERRUPT_IN: Final = struct.Struct("=Q")
 _STATX_IN: Final = struct.Struct("=IIQII")
 _FALLOCATE_IN: Final = struct.Struct("=QQQII")
+_COPY_FILE_RANGE_IN: Final = struct.Struct("=QQQQQQQ")
 
 EXTENSION_BYTES: Final = 8
 """The unit of ``total_extlen``: what follows a request's own names and data."""
@@ -114,6 +116,7 @@ class Opcode(IntEnum):
     READDIRPLUS = 44
     RENAME2 = 45
     LSEEK = 46
+    COPY_FILE_RANGE = 47
     STATX = 52
 
 
@@ -314,6 +317,10 @@ def _decode_fallocate(data: Data) -> tuple[int, int, int, int]:
     return _FALLOCATE_IN.unpack_from(data, _BODY)[:4]
 
 
+def _decode_copy_file_range(data: Data) -> tuple[int, int, Fid, int, int, int]:
+    return _COPY_FILE_RANGE_IN.unpack_from(data, _BODY)[:6]
+
+
 class RequestKind(NamedTuple):
     """An opcode's *call*, which is a method's name, and what *decode* makes its arguments of."""
 
@@ -349,6 +356,7 @@ _REQUEST_KINDS: Final = {
     int(Opcode.FSYNCDIR): RequestKind("fsyncdir", _decode_nothing),
     int(Opcode.CREATE): RequestKind("create", _decode_create),
     int(Opcode.FALLOCATE): RequestKind("fallocate", _decode_fallocate),
+    int(Opcode.COPY_FILE_RANGE): RequestKind("copy_file_range", _decode_copy_file_range),
     int(Opcode.BATCH_FORGET): RequestKind("batch_forget", _decode_batch_forget),
     int(Opcode.READDIRPLUS): RequestKind("readdirplus", _decode_listing),
     int(Opcode.RENAME2): RequestKind("rename", _decode_rename2),

@@ -240,6 +240,24 @@ class Twins(RuleBasedStateMachine):
 
         self.both(act, uid)
 
+    @rule(old=PATHS, new=PATHS, uid=CALLERS, offset=OFFSETS, to=OFFSETS, size=SIZES)
+    def copy(self, old: bytes, new: bytes, uid: int, offset: int, to: int, size: int) -> None:
+        def act(root: bytes) -> int:
+            one = os.open(root + old, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                other = os.open(root + new, os.O_WRONLY | os.O_NONBLOCK)
+                try:
+                    count = os.copy_file_range(one, other, size, offset, to)
+                    if count:
+                        self.clear_privileges(other)
+                    return count
+                finally:
+                    os.close(other)
+            finally:
+                os.close(one)
+
+        self.both(act, uid)
+
     # -- files held open, with or without a name -------------------------------------------------
 
     @rule(path=PATHS, slot=HELD)

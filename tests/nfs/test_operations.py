@@ -363,6 +363,33 @@ def test_space_is_taken_and_given_back(fresh_sites: Sites, version: str, tmp_pat
     check_replay(layer, tmp_path / "target")
 
 
+def _copy(path: Path) -> bytes:
+    with open(path, "rb") as source, open(path.with_name("copy"), "w+b", buffering=0) as target:
+        left = path.stat().st_size
+        while left:
+            left -= os.copy_file_range(source.fileno(), target.fileno(), left)
+        os.fsync(target.fileno())
+        return target.read() or path.with_name("copy").read_bytes()
+
+
+def test_the_server_copies(fresh_sites: Sites, version: str) -> None:
+    """COPY, which clients of version 3 have not: they read and write."""
+    layer, volume, plain = fresh_sites
+    content = os.urandom(3 << 20)
+    head_seq = layer.ask()["head_seq"]
+    for site in (plain, volume):
+        write(site.served / "source", 0, content, os.O_CREAT)
+        os.chown(site.served, SOMEBODY, SOMEBODY)
+        before = nfsd_counts(version)
+        with Person(SOMEBODY) as person:
+            assert person.ask(_copy, site.client / "source") == content
+        written = nfsd_counts(version)["write"] - before["write"]
+        assert (site.served / "copy").read_bytes() == content
+        assert (written == 0) == (version == "4.2")
+    made = [entry for entry in entries(layer, head_seq) if entry["path"] == "copy"]
+    assert sum(entry.get("bytes", 0) for entry in made) == len(content)
+
+
 def _hole(path: Path) -> int:
     with open(path, "r+b") as file:
         os.pwrite(file.fileno(), bytes(4096), 1 << 20)

@@ -139,6 +139,7 @@ def _live(tree: Path) -> None:
     with suppress(OSError):
         os.lseek(fd, 10, os.SEEK_HOLE)
     syscalls.birth_time(fd)
+    os.copy_file_range(fd, fd, 5, 0, 4096)
     os.close(fd)
     file.read_bytes()
     assert not (tree / "absent").exists()

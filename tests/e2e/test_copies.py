@@ -1,0 +1,132 @@
+"""copy_file_range(2) on a mount: the layer copies, and the journal has the bytes; what the kernel
+keeps from FUSE (clones, deduplication) is refused, and cp does without."""
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fusejournal.node.state_dir import load_state
+from tests.support.layer import Layer
+from tests.support.trees import difference, image, rebuild
+
+pytestmark = pytest.mark.mount
+
+_MIB = 1 << 20
+_FICLONE = 0x40049409
+_FICLONERANGE = 0x4020940D
+_FIDEDUPERANGE = 0xC0189436
+
+
+@pytest.fixture
+def layer(tmp_path: Path) -> Iterator[Layer]:
+    with Layer(tmp_path) as layer:
+        layer.start()
+        yield layer
+        layer.stop()
+
+
+@contextmanager
+def _both(source: Path, target: Path) -> Iterator[tuple[int, int]]:
+    fds = os.open(source, os.O_RDONLY), os.open(target, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        yield fds
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _copy(source: Path, target: Path, offset: int, to: int, length: int) -> list[int]:
+    """What each call has copied, until all is, or there is no more."""
+    counts: list[int] = []
+    with _both(source, target) as (one, other):
+        while length and (not counts or counts[-1]):
+            counts.append(os.copy_file_range(one, other, length, offset, to))
+            offset, to, length = offset + counts[-1], to + counts[-1], length - counts[-1]
+    return counts
+
+
+def _head(layer: Layer) -> int:
+    return int(layer.ask()["head_seq"])
+
+
+def test_the_layer_copies(layer: Layer) -> None:
+    source, target = layer.mountpoint / "source", layer.mountpoint / "target"
+    content = os.urandom(3 * _MIB + 7)
+    source.write_bytes(content)
+    target.write_bytes(b"t" * 100)
+    target.chmod(0o6755)
+    assert target.read_bytes() == b"t" * 100  # so that the kernel has it
+    head = _head(layer)
+    assert _copy(source, target, 5, 50, 4 * _MIB) == [_MIB, _MIB, _MIB, 2, 0]
+    assert target.read_bytes() == b"t" * 50 + content[5:]
+    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+    log = layer.run("log", "volume", "--from-seq", str(head + 1)).stdout.splitlines()
+    assert len(log) == 4
+    assert all(" write " in line for line in log)
+    assert _copy(source, source, 0, 4 * _MIB, 10) == [10]
+    with pytest.raises(OSError, match="Invalid argument"):
+        _copy(source, source, 0, 5, 10)
+    source.unlink()
+    layer.kill()
+    layer.start()
+    assert target.read_bytes() == b"t" * 50 + content[5:]
+    layer.run("undo", "volume", f"{head + 1}-{head + 4}", "--apply")
+    assert target.read_bytes() == b"t" * 100
+    target_of_replay = layer.base / "rebuilt"
+    target_of_replay.mkdir()
+    layer.stop()
+    rebuild(layer.state, target_of_replay, load_state(layer.state).uuid)
+    assert not difference(image(target_of_replay), image(layer.backing))
+    layer.start()
+
+
+def test_a_copy_within_strict_durability(tmp_path: Path) -> None:
+    with Layer(tmp_path, config='[volume]\ndurability = "strict"\n') as layer:
+        layer.start()
+        source, target = layer.mountpoint / "source", layer.mountpoint / "target"
+        source.write_bytes(b"content")
+        assert _copy(source, target, 0, 0, 7) == [7]
+        assert target.read_bytes() == b"content"
+        layer.stop()
+
+
+def test_files_without_a_name_are_copied(layer: Layer) -> None:
+    source, target = layer.mountpoint / "source", layer.mountpoint / "target"
+    source.write_bytes(b"content")
+    with _both(source, target) as (one, other):
+        source.unlink()
+        target.unlink()
+        head = _head(layer)
+        assert os.copy_file_range(one, other, 100, 0, 3) == 7
+        assert os.pread(other, 100, 0) == bytes(3) + b"content"
+        assert _head(layer) == head
+
+
+def test_clones_are_not_for_fuse(layer: Layer) -> None:
+    source, target = layer.mountpoint / "source", layer.mountpoint / "target"
+    source.write_bytes(b"x" * 8192)
+    target.write_bytes(b"x" * 8192)
+    with _both(source, target) as (one, other):
+        for request, argument in (
+            (_FICLONE, one),
+            (_FICLONERANGE, struct.pack("=qQQQ", one, 0, 4096, 0)),
+        ):
+            with pytest.raises(OSError, match="not supported") as refused:
+                fcntl.ioctl(other, request, argument)
+            assert refused.value.errno == errno.EOPNOTSUPP
+        found = bytearray(
+            struct.pack("=QQHHI", 0, 4096, 1, 0, 0) + struct.pack("=qQQiI", other, *[0] * 4)
+        )
+        with pytest.raises(OSError, match="not supported"):
+            fcntl.ioctl(one, _FIDEDUPERANGE, found)
+    copied = layer.mountpoint / "copied"
+    subprocess.run(["cp", "--reflink=auto", source, copied], check=True)
+    assert copied.read_bytes() == b"x" * 8192

@@ -26,7 +26,6 @@ from fusejournal.disk import calls
 from fusejournal.errors import (
     JournalDamagedError,
     JournalFailedError,
-    JournalForeignError,
     JournalFullError,
 )
 from fusejournal.journal import tail
@@ -41,6 +40,7 @@ from fusejournal.journal.format import (
 from fusejournal.journal.frame_range import FrameRange, JournalEnd
 from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.reader import END, JournalReader
+from fusejournal.journal.received import check_follows, check_goes_on, check_key, header_after
 from fusejournal.journal.sealed_segments import SealedSegments, share_from
 from fusejournal.journal.segment import COMPRESSED_SUFFIX, first_seq_of
 from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES, SegmentHeader
@@ -68,6 +68,7 @@ class Journal:
         self.uuid = uuid
         self.options = options
         self._on_flush_failed = on_flush_failed
+        self._is_copy = True
         self.reader = JournalReader(directory, uuid)
         """Reads what was appended, up to the head."""
         self.handle_key = NO_HANDLE_KEY
@@ -114,6 +115,7 @@ class Journal:
         """A new, empty journal in *directory*; *handle_key* None makes a key. Raises
         JournalFullError, OSError."""
         journal = cls(directory, uuid, options, on_flush_failed)
+        journal._is_copy = False
         journal.handle_key = HandleKey.random() if handle_key is None else handle_key
         journal._current = journal._begin_segment(journal._next_header())
         return journal
@@ -148,6 +150,7 @@ class Journal:
         volume's."""
         journal = cls(directory, uuid, options, on_flush_failed)
         journal.is_writable = not read_only
+        journal._is_copy = is_copy
         found = tail.examine(
             directory, uuid, unclean_machine, known_durable, follows_frames=not is_copy
         )
@@ -166,16 +169,16 @@ class Journal:
         journal.sealed.read_directory(directory, Seq(found.head_seq + 1))
         journal.handle_key = journal.reader.handle_key()
         if not read_only:
-            journal._resume(found, is_copy)
+            journal._resume(found)
         return journal
 
-    def _resume(self, found: tail.Found, is_copy: bool) -> None:
+    def _resume(self, found: tail.Found) -> None:
         """Go on writing where the newest segment ends, or begin one where there is none to go on
         with."""
         self.sealed.mend(self.durable_seq)
         self._names_made += 1
         if found.last is None or found.last.suffix == COMPRESSED_SUFFIX:
-            if not is_copy:
+            if not self._is_copy:
                 if not self.head_seq:
                     # The one that was begun for the first entry did not get its header.
                     self.handle_key = self.handle_key or HandleKey.random()
@@ -186,7 +189,7 @@ class Journal:
             found.last, fd, first_seq_of(found.last), found.end, self.options
         )
         self.sealed.remove_last()
-        if not is_copy:
+        if not self._is_copy:
             # What is damaged further back is reported by its readers.
             with suppress(JournalDamagedError):
                 self.clock.lead_ns = self.reader.lead_ns(found.last)
@@ -284,25 +287,14 @@ class Journal:
         JournalFullError (the same), JournalFailedError (the journal is dead)."""
         if self._failure is not None:
             raise JournalFailedError(self._failure)
-        if (frame_range.first_seq, frame_range.chain_before) != (self.head_seq + 1, self.chain):
-            raise JournalForeignError(
-                f"{self.directory}: the received range starts with entry {frame_range.first_seq}, "
-                f"but the journal ends with entry {self.head_seq}, or has another one there"
-            )
+        check_follows(frame_range, self.directory, self.head_seq, self.chain)
         current = self._current
         frames = memoryview(frame_range.content)
         if frame_range.offset == 0:
             frames = frames[SEGMENT_HEADER_BYTES:]
             current = self._receive_header(bytes(frame_range.content[:SEGMENT_HEADER_BYTES]))
-        elif current is None or (frame_range.segment_seq, frame_range.offset) != (
-            current.first_seq,
-            current.end,
-        ):
-            here = f"byte {current.end} of segment {current.first_seq}" if current else "no segment"
-            raise JournalForeignError(
-                f"{self.directory}: the received range starts at byte {frame_range.offset} of "
-                f"segment {frame_range.segment_seq}, but the journal ends at {here}"
-            )
+        else:
+            current = check_goes_on(frame_range, self.directory, current)
         with self._failing_for_good():
             current.write(b"", frames, Kind.WRITE)
         self.appended_bytes += len(frames)
@@ -311,32 +303,19 @@ class Journal:
 
     def _receive_header(self, content: bytes) -> SegmentWriter:
         """Begin the segment whose header is *content*."""
-        try:
-            header = SegmentHeader.decode(content)
-        except FormatError as error:
-            raise JournalForeignError(f"{self.directory}: {error}") from None
-        if (header.uuid, header.first_seq, header.chain_before) != (
-            self.uuid,
-            self.head_seq + 1,
-            self.chain,
-        ):
-            raise JournalForeignError(
-                f"{self.directory}: segment {header.first_seq} of volume {header.uuid} does not "
-                f"follow entry {self.head_seq} of {self.uuid}"
-            )
+        header = header_after(content, self.directory, self.uuid, self.head_seq, self.chain)
         old = self._current
-        if not self.sealed and (old is None or old.first_seq == header.first_seq):
+        is_first = not self.sealed and (old is None or old.first_seq == header.first_seq)
+        if is_first or (self._is_copy and not self.handle_key):
+            # (A release that knew of no keys may have received all before it.)
             self.handle_key = header.handle_key
-        elif header.handle_key not in (self.handle_key, NO_HANDLE_KEY):
-            raise JournalForeignError(
-                f"{self.directory}: segment {header.first_seq} has another handle key than those "
-                "before it"
-            )
+        else:
+            check_key(header, self.directory, self.handle_key)
         if old is not None and old.first_seq == header.first_seq:
             # The process that began it here died before the first entry: perhaps by another header.
             self._replace_header(old, content)
             return old
-        new = self._begin_segment(header)
+        new = self._begin_segment(header, content)
         if old is not None:
             self._seal(old)
         self._current = new
@@ -396,9 +375,11 @@ class Journal:
         except OSError as error:
             raise self._fail(f"{current.path}: cannot be written: {error.strerror}") from error
 
-    def _begin_segment(self, header: SegmentHeader) -> SegmentWriter:
+    def _begin_segment(self, header: SegmentHeader, content: bytes = b"") -> SegmentWriter:
+        """*content*: its bytes as they were received, which may have more than is known here."""
+        content = content or header.encode()
         with self._failing_for_good():
-            writer = SegmentWriter.begin(self.directory, header, self.options)
+            writer = SegmentWriter.begin(self.directory, header.first_seq, content, self.options)
         self.clock.begun(header.time_ns, self.last_time_ns)
         self._names_made += 1
         return writer

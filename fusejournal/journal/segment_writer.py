@@ -29,7 +29,7 @@ from fusejournal.disk import calls, failpoints
 from fusejournal.disk.errnos import CANNOT_GROW, NO_MEANS
 from fusejournal.errors import JournalError, JournalFailedError, JournalFullError
 from fusejournal.journal.segment import SPACE_BYTES, segment_path
-from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES, SegmentHeader
+from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES
 from fusejournal.operations import REMOVALS, Kind, Moving, Operation, Removal, made_by
 from fusejournal.types import Fid, Seq
 
@@ -97,11 +97,11 @@ class SegmentWriter:
 
     @classmethod
     def begin(
-        cls, directory: Path, header: SegmentHeader, options: JournalOptions
+        cls, directory: Path, first_seq: Seq, header: bytes, options: JournalOptions
     ) -> "SegmentWriter":
         """A new segment with *header*, and nothing else. Raises JournalFullError and leaves
         nothing, JournalFailedError."""
-        path = segment_path(directory, header.first_seq)
+        path = segment_path(directory, first_seq)
         failpoints.reached("journal.create")
         try:
             fd = calls.open_with_reserve(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -109,12 +109,12 @@ class SegmentWriter:
             if error.errno in _PASSES:
                 raise _full(directory, error) from None
             raise JournalFailedError(f"{path}: cannot be made: {error.strerror}") from error
-        writer = cls(path, fd, header.first_seq, SEGMENT_HEADER_BYTES, options)
+        writer = cls(path, fd, first_seq, SEGMENT_HEADER_BYTES, options)
         writer._allocated = 0
         writer._is_begun = False
         try:
             writer._take_space(0, options.reserve_bytes)
-            writer.write_header(header.encode())
+            writer.write_header(header)
         except (JournalError, OSError) as error:
             os.close(fd)
             os.unlink(path)

@@ -32,7 +32,9 @@ from fusejournal.config import ReplicationConfig
 from fusejournal.errors import FusejournalError, JournalError, WireError
 from fusejournal.journal.format import FormatError
 from fusejournal.journal.frame_range import FrameRange, FrameRangeReader, entries_in
+from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.journal import Journal
+from fusejournal.journal.received import with_key
 from fusejournal.journal.segment import BadFrameError
 from fusejournal.replication.common_ancestor import (
     ASKED_MAX,
@@ -318,7 +320,11 @@ class LostEntryFetcher:
                         connection.expect_batches()
                     elif isinstance(message, Batch):
                         if sink.take(message):
-                            frame_range = await trio.to_thread.run_sync(_readable, message)
+                            frame_range = await trio.to_thread.run_sync(
+                                _readable,
+                                message,
+                                journal.handle_key if journal.head_seq else NO_HANDLE_KEY,
+                            )
                             good = [frame_range]
                             if check is not None:
                                 good = await trio.to_thread.run_sync(
@@ -367,15 +373,16 @@ class LostEntryFetcher:
             journal.last_time_ns = last.time_ns
 
 
-def _readable(batch: Batch) -> FrameRange:
-    """Returns the range in *batch*, of which every entry can be read. Raises WireError."""
+def _readable(batch: Batch, handle_key: HandleKey) -> FrameRange:
+    """Returns the range in *batch*, of which every entry can be read, as a journal with
+    *handle_key* has it. Raises WireError."""
     frame_range = frame_range_of(batch)
     try:
         for _ in entries_in(frame_range):
             pass
+        return with_key(frame_range, handle_key)
     except (BadFrameError, FormatError) as error:
         raise WireError(f"entries {batch.first_seq} to {batch.last_seq}: {error}") from None
-    return frame_range
 
 
 async def serve_fetch(

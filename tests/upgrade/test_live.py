@@ -8,8 +8,11 @@ import pytest
 
 from fusejournal.disk import syscalls
 from fusejournal.disk.syscalls import AT_FDCWD
+from fusejournal.journal.handle_key import NO_HANDLE_KEY
+from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import RENAME_WHITEOUT
-from tests.support.mirrors import Node, check_equal, nodes
+from fusejournal.replay.digest import digest_tree
+from tests.support.mirrors import Node, await_level, check_equal, nodes
 from tests.upgrade.releases import CONFIG, NoHistoryError, program_of, run_release, unpack, work
 
 pytestmark = pytest.mark.mount
@@ -105,6 +108,26 @@ def test_a_mirror_that_has_heard_from_nobody_is_upgraded(tmp_path: Path, program
         primary.start()
         work(primary.mountpoint)
         check_equal(primary, mirror)
+        for node in (primary, mirror):
+            node.stop()
+
+
+def test_a_mirror_of_the_release_gets_a_new_volumes_key(tmp_path: Path, program: Path) -> None:
+    """The release knows of no key: what it writes of a segment's header is without it."""
+    with nodes(tmp_path, None, config=CONFIG) as (primary, mirror):
+        run_release(mirror, program)
+        for node in (primary, mirror):
+            node.start()
+        work(primary.mountpoint)
+        await_level(primary, mirror)
+        upgrade(mirror, "stop")
+        primary.resume(mirror)
+        for number in range(300):  # on to the next segment
+            (primary.mountpoint / f"more {number}").touch()
+        await_level(primary, mirror)
+        assert digest_tree(primary.mountpoint).digest == digest_tree(mirror.mountpoint).digest
+        keys = [JournalReader(node.state / "journal").handle_key() for node in (primary, mirror)]
+        assert keys[0] == keys[1] != NO_HANDLE_KEY
         for node in (primary, mirror):
             node.stop()
 

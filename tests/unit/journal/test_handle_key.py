@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from fusejournal.journal.frame_range import FrameRange, FrameRangeReader
 from fusejournal.journal.handle_key import HANDLE_KEY_BYTES, NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.received import with_key
 from fusejournal.journal.segment import SegmentReader, list_segments
 from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES, SegmentHeader
 from fusejournal.journal.segment_writer import JournalOptions
@@ -203,6 +205,53 @@ def test_no_segment_brings_another_key(tmp_path: Path) -> None:
         copy.receive(frame_range)
     assert copy.handle_key == key
     copy.close()
+
+
+def test_a_mirror_without_a_key_takes_its_primarys(tmp_path: Path) -> None:
+    """A release that knew of no keys has received its first segments. What a primary without one
+    gets back brings none."""
+    key = _made(tmp_path / "source")
+    ranges = _frame_ranges(tmp_path / "source")
+    second = next(number for number, one in enumerate(ranges[1:], 1) if one.offset == 0)
+    for is_copy in (True, False):
+        directory = tmp_path / f"copy {is_copy}"
+        directory.mkdir()
+        copy = Journal(directory, UUID_OF_TESTS, _OPTIONS)
+        for frame_range in ranges[:second]:
+            copy.receive(with_key(frame_range, NO_HANDLE_KEY))
+        copy.close()
+        without_handle_key(directory)
+        copy = _open(directory, is_copy=is_copy)
+        assert copy.handle_key == NO_HANDLE_KEY
+        if is_copy:
+            copy.receive(ranges[second])
+            assert copy.handle_key == key
+        else:
+            with pytest.raises(JournalForeignError, match="another handle key"):
+                copy.receive(ranges[second])
+        copy.close()
+
+
+def test_a_header_is_received_byte_for_byte(tmp_path: Path) -> None:
+    """Also what a later version has put into it."""
+    _made(tmp_path / "source")
+    (tmp_path / "copy").mkdir()
+    first, *_ = _frame_ranges(tmp_path / "source")
+    head = first.content[:80] + b"later".ljust(40, b"\0")
+    header = head + xxhash.xxh3_64_digest(head)[::-1]
+    copy = Journal(tmp_path / "copy", UUID_OF_TESTS, _OPTIONS)
+    copy.receive(first._replace(content=header + first.content[SEGMENT_HEADER_BYTES:]))
+    copy.close()
+    (path,) = list_segments(tmp_path / "copy")
+    assert path.read_bytes()[:SEGMENT_HEADER_BYTES] == header
+
+
+def test_a_range_gets_the_key_that_it_lacks(tmp_path: Path) -> None:
+    key = _made(tmp_path)
+    first, second, *_ = _frame_ranges(tmp_path)
+    assert with_key(_with_key(first, NO_HANDLE_KEY), key) == first
+    assert with_key(first, HandleKey.random()) == first
+    assert with_key(second, HandleKey.random()) == second
 
 
 def test_a_journal_begun_for_nothing_takes_the_key_of_what_it_receives(tmp_path: Path) -> None:

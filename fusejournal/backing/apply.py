@@ -7,8 +7,7 @@ umask or clock has a say. It does not touch the journal, and leaves the catalog 
 ``Catalog.record``, but gives it the handle of what it made.
 
 Here are the operations on names alone; new objects are made in apply_new.py and apply_import.py,
-and
-apply_data.py and apply_space.py change files.
+and apply_data.py and apply_space.py change files.
 
 Invariants: called with no await inside; an OSError out of ``apply`` means that the backing is as
 it was before (several steps are rolled back); where that cannot be had, it is ApplyBrokenError and
@@ -32,6 +31,7 @@ from stat import S_ISDIR
 from typing import Any
 
 from fusejournal.backing.apply_data import DataApplier
+from fusejournal.backing.apply_exchange import can_exchange, exchange_by_steps
 from fusejournal.backing.apply_import import ImportApplier
 from fusejournal.backing.apply_mtimes import name_changed, set_mtime
 from fusejournal.backing.apply_new import ObjectMaker
@@ -159,23 +159,59 @@ class Applier:
 
     def _rename(self, operation: Rename, time_ns: int, _: bytes | memoryview, redo: bool) -> Made:
         tree = self._tree
-        look = tree.probe_name(operation.parent, operation.name) if redo else None
-        if not redo or (look is not None and look.fid == operation.fid):
-            flags = operation.flags & (RENAME_EXCHANGE | RENAME_NOREPLACE)
-            exchanged = self._exchanged_mtimes(operation) if flags & RENAME_EXCHANGE else ()
+        if operation.flags & RENAME_EXCHANGE:
+            self._exchange(operation, redo)
+        elif self._is_at_home(operation, redo):
             old, new = tree.pair(operation.parent, operation.new_parent)
             failpoints.reached("apply.rename")
             names = (old, operation.name, new, operation.new_name)
+            flags = operation.flags & RENAME_NOREPLACE
             if flags or operation.replaced:
                 syscalls.rename(*names, flags)
             else:
                 syscalls.rename_onto_nothing(*names)
-            for fid, mtime_ns in exchanged:
-                name_changed(self._tree, fid, mtime_ns)
         name_changed(self._tree, operation.parent, time_ns)
         if operation.new_parent != operation.parent:
             name_changed(self._tree, operation.new_parent, time_ns)
         return NOTHING_MADE
+
+    def _is_at_home(self, operation: Rename, redo: bool) -> bool:
+        """Tells whether the file has its old name yet."""
+        if not redo:
+            return True
+        look = self._tree.probe_name(operation.parent, operation.name)
+        return look is not None and look.fid == operation.fid
+
+    def _exchange(self, operation: Rename, redo: bool) -> None:
+        """Exchange two names, at once or, where the file system cannot, by steps."""
+        tree = self._tree
+        is_half_done = redo and None in (
+            tree.probe_name(operation.parent, operation.name),
+            tree.probe_name(operation.new_parent, operation.new_name),
+        )
+        if not is_half_done and (
+            not self._is_at_home(operation, redo) or self._exchange_at_once(operation)
+        ):
+            return
+        with tree.staging() as staging:
+            if not is_half_done and can_exchange(staging):
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # for another reason
+            exchange_by_steps(tree, operation, staging, is_half_done=is_half_done)
+
+    def _exchange_at_once(self, operation: Rename) -> bool:
+        """Returns False where that is refused as invalid."""
+        mtimes = self._exchanged_mtimes(operation)
+        old, new = self._tree.pair(operation.parent, operation.new_parent)
+        failpoints.reached("apply.exchange")
+        try:
+            syscalls.rename(old, operation.name, new, operation.new_name, RENAME_EXCHANGE)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return False
+        for fid, mtime_ns in mtimes:
+            name_changed(self._tree, fid, mtime_ns)
+        return True
 
     def _exchanged_mtimes(self, operation: Rename) -> list[tuple[Fid, int]]:
         """XFS changes the mtime of a directory that an exchange gives another parent: what is to be

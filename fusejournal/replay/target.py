@@ -439,35 +439,12 @@ class Target:
             return PrivilegeError(f"{path}: {reason} (seq {seq})")
         if number == errno.EOPNOTSUPP:
             return TargetError(self.path, f"its file system cannot hold what seq {seq} sets")
-        if number == errno.EINVAL and _is_exchange(operation) and not self._can_exchange():
-            return TargetError(
-                self.path,
-                f"its file system cannot exchange two names (RENAME_EXCHANGE), as seq {seq} does: "
-                "take a target on another",
-            )
         if isinstance(error, ApplyBrokenError) or number == errno.EIO:
             return TargetError(path, f"seq {seq}: {error}")
         return ConflictError(
             f"seq {seq} ({operation.kind.name.lower()} {path}): {reason}; the target is not as the "
             "journal had it"
         )
-
-    def _can_exchange(self) -> bool:
-        """Returns whether the file system of target and scratch directory exchanges names."""
-        names = [os.fsencode(self._scratch.path / name) for name in ("one", "other")]
-        try:
-            for name in names:
-                os.mkdir(name)
-            syscalls.rename(
-                syscalls.AT_FDCWD, names[0], syscalls.AT_FDCWD, names[1], RENAME_EXCHANGE
-            )
-        except OSError as error:
-            return error.errno != errno.EINVAL
-        finally:
-            for name in names:
-                with suppress(OSError):
-                    os.rmdir(name)
-        return True
 
     def _where(self, operation: TreeOperation) -> str:
         """The path in the target that *operation* is about, for messages."""
@@ -477,10 +454,6 @@ class Target:
             directory = self.catalog.path(operation.parent)
             path = None if directory is None else os.path.join(directory, operation.name)
         return os.fsdecode(os.path.join(os.fsencode(self.path), path or b"?"))
-
-
-def _is_exchange(operation: TreeOperation) -> bool:
-    return isinstance(operation, Moving) and bool(operation.flags & RENAME_EXCHANGE)
 
 
 def _moved_by(operation: TreeOperation) -> tuple[Fid, ...]:

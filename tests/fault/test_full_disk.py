@@ -181,7 +181,8 @@ def test_failing_disk_makes_the_volume_read_only(layer: Layer, label: str) -> No
     "label",
     [
         "apply.create", "apply.tag", "apply.chown", "apply.times", "apply.mkdir", "apply.symlink",
-        "apply.link", "apply.unlink", "apply.rmdir", "apply.rename", "apply.truncate",
+        "apply.link", "apply.unlink", "apply.rmdir", "apply.rename", "apply.exchange",
+        "apply.truncate",
         "apply.setattr", "apply.setattr.mode", "apply.setattr.times", "apply.setxattr",
         "apply.removexattr", "apply.write", "apply.write.mode", "apply.write.times",
         "apply.times.directory", "catalog.reserve", "journal.create", "journal.header",

@@ -154,6 +154,7 @@ CALLS = {
     "apply.unlink": (1, 2),
     "apply.rmdir": (1,),
     "apply.rename": (1, 2, 3),
+    "apply.exchange": (1,),
     "apply.whiteout.make": (1, 2, 3),
     "apply.whiteout.move": (1, 2, 3),
     "apply.whiteout.leave": (1, 2, 3),

@@ -34,7 +34,7 @@ def revive(*nodes: Node, fault: str = "") -> None:
 # At which calls, and the how many'th of them. Whoever is mounted anew dies at the next one.
 MIRROR_CALLS = {
     "tree": "apply.create:2 apply.mkdir:1 apply.symlink:1 apply.link:1 apply.tag:3",
-    "names": "apply.unlink:2 apply.rmdir:1 apply.rename:4 apply.times.directory:9",
+    "names": "apply.unlink:2 apply.rmdir:1 apply.rename:4 apply.exchange:1 apply.times.directory:9",
     "files": "apply.write:9 apply.truncate:1 apply.write.mode:1 apply.write.times:3 "
     "apply.setattr:1 apply.setattr.mode:1 apply.setattr.times:1 apply.setxattr:1 apply.times:3",
     "journal": "journal.append:3 journal.fallocate:1 journal.header:1 journal.create:1 "

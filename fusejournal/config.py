@@ -216,7 +216,7 @@ def _nearest(location: tuple[int | str, ...]) -> str:
     for name, field in Config.model_fields.items():
         known.append(name)
         section = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
+        if isinstance(section, type) and issubclass(section, _Section):
             known += [f"{name}.{key}" for key in section.model_fields]
     text = ".".join(str(part) for part in location)
     by_last = {key.rpartition(".")[2]: key for key in known}

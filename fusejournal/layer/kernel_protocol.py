@@ -303,9 +303,8 @@ def _decode_lseek(data: Data) -> tuple[int, int, int]:
     return _LSEEK_IN.unpack_from(data, _BODY)[:3]
 
 
-def _decode_statx(data: Data) -> tuple[()]:
-    _STATX_IN.unpack_from(data, _BODY)
-    return ()  # all is told, whatever was asked for
+def _decode_statx(data: Data) -> tuple[Any, ...]:
+    return _STATX_IN.unpack_from(data, _BODY)[:0]  # all is told, whatever was asked for
 
 
 def decode_interrupt(data: Data) -> tuple[int]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fusejournal.admin.source import JournalSource, open_source
@@ -12,11 +13,13 @@ from fusejournal.errors import UsageError
 from fusejournal.history.changes import Change
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.objects.local import LocalStore
+from fusejournal.objects.overlay import OverlayStore
 from fusejournal.objects.store import StoreError, probe
 from fusejournal.replay.restore import Restored
 from fusejournal.replication.local_node import node_name
-from fusejournal.versions.blocks import BlockReader
-from fusejournal.versions.create import Created, create_version
+from fusejournal.types import Seq
+from fusejournal.versions.blocks import BlockReader, BlockWriter
+from fusejournal.versions.create import Created, create_version, newest_usable, trees_at
 from fusejournal.versions.difference import find_version_changes
 from fusejournal.versions.manifest import (
     Version,
@@ -30,9 +33,11 @@ from fusejournal.versions.manifest import (
 )
 from fusejournal.versions.packs import StoreDamagedError, pack_name
 from fusejournal.versions.place import StorePlace, open_place, read_place, write_place
-from fusejournal.versions.restore import restore_version
+from fusejournal.versions.restore import restore_trees, restore_version
 from fusejournal.versions.verify import Verified, verify_version
 
+_FAR_ENTRIES = 20_000
+"""The number of entries after a version from which on a path is restored by its own entries."""
 Progress = Callable[[int, int | None], None]
 
 
@@ -193,6 +198,31 @@ class VolumeVersions:
             raise UsageError(f"version {wanted} is protected: 'version protect --off' comes first")
         remove_version(self.store(writing=True), listed.version)
         return listed.version
+
+    def nearest(self, seq: Seq, path: bytes) -> Version | None:
+        """Returns the version from which on *path* (``b""``: the whole tree) is best restored as
+        it was after entry *seq*; None where the journal alone is better. Raises StoreError."""
+        store = self.store()
+        reader = self.source.reader
+        version = newest_usable(list_versions(store, self.state.uuid), reader, seq)
+        if version is None:
+            return None
+        is_far = bool(path) and seq - version.seq > _FAR_ENTRIES
+        return None if is_far and self.source.lookup.is_whole else version
+
+    def restore_after(
+        self, version: Version, seq: Seq, path: bytes, target: Path, progress: Progress
+    ) -> Restored:
+        """Restores *path* as it was after entry *seq*, from *version* and the entries between;
+        what they come to is put together in a temporary directory. Raises what restore_trees and
+        create_version raise."""
+        store = self.store()
+        if version.seq == seq:
+            return restore_version(BlockReader(store), version, path, target, progress)
+        with TemporaryDirectory(prefix="fusejournal.") as directory:
+            blocks = BlockWriter(OverlayStore(store, LocalStore(Path(directory))))
+            trees = trees_at(blocks, version, self.source.reader, seq, progress)
+            return restore_trees(blocks, version.uuid, trees, path, target, progress)
 
     def restore(
         self, wanted: str, path: bytes, target: Path, progress: Progress

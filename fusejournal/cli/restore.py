@@ -1,6 +1,7 @@
 """``fusejournal restore``: the tree, a directory or a file as it was."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -8,7 +9,12 @@ from fusejournal.admin.source import open_source
 from fusejournal.cli import text
 from fusejournal.cli.replay import watched
 from fusejournal.errors import UsageError
+from fusejournal.objects.store import StoreError
 from fusejournal.replay.restore import Restored, restore
+from fusejournal.types import Seq
+
+if TYPE_CHECKING:
+    from fusejournal.versions.manifest import Version
 
 
 @click.command("restore", short_help="Bring back a tree, directory or file as it was.")
@@ -26,6 +32,7 @@ from fusejournal.replay.restore import Restored, restore
     metavar="DIR",
     help="The new directory to make; it must not be there yet.",
 )
+@click.option("--from-journal", is_flag=True, help="By the journal alone, and no version.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def restore_command(
     volume: str,
@@ -36,13 +43,16 @@ def restore_command(
     to_mark: str | None,
     to_version: str | None,
     target: Path,
+    from_journal: bool,
     as_json: bool,
 ) -> None:
     """Bring back VOLUME's tree, or the file or directory PATH in it, as it was at one moment.
 
     The tree, or the directory, becomes the new directory DIR; a file is put into it. Nothing that
     is there already is written over, and VOLUME is left as it is. PATH is from the volume's root,
-    by the name it had then. --to-version reads the store of versions alone, not the journal.
+    by the name it had then. Where there is a version before that moment, it is made of that and
+    the entries after it, unless --from-journal says otherwise. --to-version reads the store of
+    versions alone, not the journal.
 
     Times: 2026-01-31, "2026-01-31 14:00", 14:00, yesterday, "2 hours ago".
 
@@ -54,16 +64,39 @@ def restore_command(
       fusejournal restore srv-data --to-version monday --target /restore/data
     """
     if to_version is not None:
-        if any(one is not None for one in (to_seq, before_seq, to_time, to_mark)):
+        if from_journal or any(one is not None for one in (to_seq, before_seq, to_time, to_mark)):
             raise UsageError("give --to-version alone, or one of the others")
         _restore_version(volume, path, to_version, target, as_json)
         return
     source = open_source(volume)
     end = source.end_of(to_seq=to_seq, before_seq=before_seq, to_time=to_time, to_mark=to_mark)
     raw = source.path(path) if path else b""
+    seq = Seq(end - 1)
+    can_use_version = source.state is not None and source.state.has_versions and not from_journal
+    if can_use_version and _restore_after_version(volume, raw, seq, target, as_json):
+        return
     with watched("restoring", as_json) as progress:
         done = restore(source.lookup, raw, end, target, progress)
-    _echo(done, end - 1, as_json)
+    _echo(done, seq, as_json)
+
+
+def _restore_after_version(volume: str, path: bytes, seq: Seq, target: Path, as_json: bool) -> bool:
+    """Restores from the nearest version and the entries after it. Returns False where the journal
+    alone is better, or all that can be had."""
+    from fusejournal.admin.versions import VolumeVersions
+
+    versions = VolumeVersions(volume)
+    try:
+        version = versions.nearest(seq, path)
+    except StoreError as error:
+        text.echo(f"fusejournal: {error}: restoring from the journal alone", err=True)
+        return False
+    if version is None:
+        return False
+    with watched("restoring", as_json) as progress:
+        done = versions.restore_after(version, seq, path, target, progress)
+    _echo(done, seq, as_json, version)
+    return True
 
 
 def _restore_version(
@@ -76,11 +109,17 @@ def _restore_version(
     raw = versions.source.path(path) if path else b""
     with watched("restoring", as_json) as progress:
         done, version = versions.restore(wanted, raw, target, progress)
-    _echo(done, version.seq, as_json)
+    _echo(done, version.seq, as_json, version)
 
 
-def _echo(done: Restored, seq: int, as_json: bool) -> None:
+def _echo(done: Restored, seq: int, as_json: bool, version: "Version | None" = None) -> None:
     if as_json:
-        text.echo_json({"target": str(done.path), "names": done.names, "as_of_seq": seq})
-    else:
-        text.echo(f"restored {text.count(done.names, 'name')} as of seq {seq} to {done.path}")
+        of_version = {} if version is None else {"from_version": version.key}
+        found = {"target": str(done.path), "names": done.names, "as_of_seq": seq, **of_version}
+        text.echo_json(found)
+        return
+    of = ""
+    if version is not None:
+        later = text.count(seq - version.seq, "entry", "entries")
+        of = f", from version {version.shown_name} and {later} after it"
+    text.echo(f"restored {text.count(done.names, 'name')} as of seq {seq} to {done.path}{of}")

@@ -99,6 +99,11 @@ class VolumeState:
         return self.directory / "journal"
 
     @property
+    def has_versions(self) -> bool:
+        """True if it is said where its versions are kept."""
+        return (self.directory / "store.json").exists()
+
+    @property
     def is_mirror(self) -> bool:
         """True if its changes come from a primary, and from nobody else."""
         return self.role.takes_batches

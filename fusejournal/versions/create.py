@@ -12,7 +12,7 @@ from fusejournal.journal.reader import JournalReader
 from fusejournal.objects.store import ObjectStore
 from fusejournal.types import Seq
 from fusejournal.versions.blocks import BlockWriter
-from fusejournal.versions.builder import Progress, build_trees, no_trees
+from fusejournal.versions.builder import Progress, Trees, build_trees, no_trees
 from fusejournal.versions.chunker import RULE
 from fusejournal.versions.manifest import Version, list_versions, put_version
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
@@ -117,3 +117,13 @@ def _entry_at(reader: JournalReader, seq: Seq) -> tuple[int, int]:
     for entry in reader.read(seq, Seq(seq + 1)):
         return entry.chain, entry.time_ns
     raise JournalError(f"seq {seq} cannot be read: the journal ends before it")
+
+
+def trees_at(
+    blocks: BlockWriter, base: Version, reader: JournalReader, seq: Seq, progress: Progress
+) -> Trees:
+    """Returns the trees after entry *seq*, made of version *base* and the entries between; what is
+    new in them goes to *blocks*. Raises as :func:`create_version`."""
+    trees = build_trees(blocks, base.trees, reader, Seq(base.seq + 1), Seq(seq + 1), progress)
+    blocks.finish()
+    return trees

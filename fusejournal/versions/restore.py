@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from stat import S_IFDIR, S_IMODE
+from uuid import UUID
 
 from fusejournal.errors import PathNotFoundError
 from fusejournal.operations import ImportData, ImportLink, Setattr, Setxattr
@@ -17,9 +18,11 @@ from fusejournal.replay.restore import Restored, restore_into
 from fusejournal.replay.target import Progress, Target
 from fusejournal.types import ROOT_FID, Fid
 from fusejournal.versions.blocks import BlockReader
+from fusejournal.versions.builder import Trees
 from fusejournal.versions.chunk_list import ChunkNodes
+from fusejournal.versions.chunker import RULE
 from fusejournal.versions.content import items_of
-from fusejournal.versions.manifest import Version
+from fusejournal.versions.manifest import Version, root_hash
 from fusejournal.versions.packs import StoreDamagedError
 from fusejournal.versions.records import (
     InodeRecord,
@@ -40,17 +43,24 @@ _Waiting = tuple[Step, "Future[bytes] | None", int]
 def restore_version(
     blocks: BlockReader, version: Version, path: bytes, target: Path, progress: Progress
 ) -> Restored:
-    """Restores *path* of *version* (``b""``: the whole tree) as the new directory *target*; one
-    file lies in it by its name. *progress* gets the steps done.
+    """Restores *path* of *version*: see :func:`restore_trees`."""
+    return restore_trees(blocks, version.uuid, version.trees, path, target, progress)
+
+
+def restore_trees(
+    blocks: BlockReader, uuid: UUID, trees: Trees, path: bytes, target: Path, progress: Progress
+) -> Restored:
+    """Restores *path* (``b""``: the whole tree) of volume *uuid* by its *trees* as the new
+    directory *target*; one file lies in it by its name. *progress* gets the steps done.
 
     Raises PathNotFoundError, StoreDamagedError, StoreError, and what restore_into raises; *target*
     is not there then."""
-    tree = VersionTree(blocks, version)
+    tree = VersionTree(blocks, trees)
     record = tree.find(path)
     purpose: dict[str, object] = {
         "restore": path.decode("utf-8", "surrogateescape"),
-        "volume": str(version.uuid),
-        "version": version.root,
+        "volume": str(uuid),
+        "version": root_hash(uuid, RULE, trees),
     }
 
     def fill(stage: Target) -> str:
@@ -71,20 +81,20 @@ def restore_version(
 class VersionTree:
     """Names and records of a version. Methods raise StoreDamagedError, StoreError."""
 
-    def __init__(self, blocks: BlockReader, version: Version) -> None:
+    def __init__(self, blocks: BlockReader, trees: Trees) -> None:
         self.blocks = blocks
         self.chunk_nodes = ChunkNodes(blocks)
-        self._version = version
         nodes = Nodes(blocks)
-        self._inodes = SortedTree(nodes, version.inodes)
-        self._names = SortedTree(nodes, version.names)
+        self._inodes = SortedTree(nodes, trees.inodes)
+        self._names = SortedTree(nodes, trees.names)
 
     def record(self, fid: Fid) -> InodeRecord:
         """Returns the record of *fid*, to which a name leads."""
         value = self._inodes.get(inode_key(fid))
         if value is None:
-            where = f"{self.blocks.store.where}: version {self._version.shown_name}"
-            raise StoreDamagedError(where, f"fid {fid} has a name and no record")
+            raise StoreDamagedError(
+                self.blocks.store.where, f"fid {fid} of a version has a name and no record"
+            )
         return decode_inode(fid, value, self.blocks)
 
     def children(self, fid: Fid) -> Iterator[tuple[bytes, Fid]]:
@@ -99,7 +109,7 @@ class VersionTree:
             value = self._names.get(name_key(fid, name))
             if value is None:
                 shown = "/" + path.decode("utf-8", "backslashreplace")
-                raise PathNotFoundError(shown, f"is not in version {self._version.shown_name}")
+                raise PathNotFoundError(shown, "was not there at that moment")
             fid = decode_name(value).fid
         return self.record(fid)
 

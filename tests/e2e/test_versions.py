@@ -101,6 +101,39 @@ def test_a_version_is_the_tree(layer: Layer, tmp_path: Path) -> None:
     assert (tmp_path / "part/linked").read_text() == (root / "text").read_text()
 
 
+def test_any_moment_is_restored_from_the_nearest_version(layer: Layer, tmp_path: Path) -> None:
+    root = layer.mountpoint
+    _make_everything(root)
+    _version(layer, "create", "first")
+    (root / "d/large").write_text("shorter now")
+    os.rename(root / "text", root / "d/text")
+    wanted, seq = digest_tree(root).digest, layer.ask()["head_seq"]
+    (root / "d/later").write_text("later")
+
+    def restore(name: str, *arguments: str) -> str:
+        target = ("--target", str(tmp_path / name))
+        return layer.run("restore", str(layer.state), *arguments, *target).stdout
+
+    said = restore("whole", "--to-seq", str(seq))
+    assert "from version first and" in said
+    assert digest_tree(tmp_path / "whole").digest == wanted
+    said = restore("alone", "--to-seq", str(seq), "--from-journal")
+    assert "from version" not in said
+    assert digest_tree(tmp_path / "alone").digest == wanted
+    told = json.loads(restore("part", "d/text", "--before-seq", str(seq + 1), "--json"))
+    assert told["from_version"]
+    assert (tmp_path / "part/text").read_text() == (root / "d/text").read_text()
+    # Before the first version the journal alone tells.
+    assert "from version" not in restore("early", "--to-seq", "5")
+    os.rename(tmp_path / "kept", tmp_path / "away")
+    gone = layer.run(
+        *("restore", str(layer.state), "--to-seq", str(seq), "--target", str(tmp_path / "still"))
+    )
+    assert "from the journal alone" in gone.stderr
+    assert digest_tree(tmp_path / "still").digest == wanted
+    os.rename(tmp_path / "away", tmp_path / "kept")
+
+
 def json_key(version: dict[str, Any]) -> str:
     """The key of a version that was made."""
     uuid = version["uuid"].replace("-", "")

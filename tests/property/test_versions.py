@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from fusejournal.backing.catalog import Catalog
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.journal.reader import JournalReader
+from fusejournal.objects.overlay import OverlayStore
 from fusejournal.operations import ControlOperation, Void
 from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.builder import Trees, build_trees, no_trees
 from fusejournal.versions.chunk_list import ChunkNodes
 from fusejournal.versions.content import read_content
-from fusejournal.versions.create import create_version
+from fusejournal.versions.create import create_version, newest_usable, trees_at
 from fusejournal.versions.difference import find_version_changes
 from fusejournal.versions.manifest import list_versions
 from fusejournal.versions.records import (
@@ -28,7 +29,7 @@ from fusejournal.versions.records import (
     name_key,
     name_of_key,
 )
-from fusejournal.versions.restore import restore_version
+from fusejournal.versions.restore import restore_trees, restore_version
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
 from fusejournal.versions.verify import verify_version
 from tests.support.objects import MemoryStore
@@ -78,6 +79,31 @@ def test_versions_have_the_tree(workload: Workload, moments: list[int]) -> None:
             assert trees == _from_nothing(BlockWriter(MemoryStore()), reader, seq)
             _check_trees(blocks, trees, workload, seq)
             _check_cookies(blocks, trees, reader, seq, base / f"catalog{seq}")
+
+
+@settings(max_examples=25)
+@given(workload=workloads(), moments=_MOMENTS)
+def test_any_moment_after_a_version(workload: Workload, moments: list[int]) -> None:
+    """From the version before it and the entries between, with the store left as it is."""
+    with workspace() as base:
+        workload.write(base / "journal")
+        reader = JournalReader(base / "journal")
+        lower = MemoryStore()
+        for seq in _ends(workload, moments)[:2]:
+            if seq:
+                create_version(lower, reader, seq, "", "node", 1, _nothing)
+        before = dict(lower.objects)
+        for seq in (Seq(moment % (workload.head_seq + 1)) for moment in moments):
+            version = newest_usable(list_versions(lower, UUID_OF_WORKLOADS), reader, seq)
+            if version is None or seq < 2:
+                continue
+            blocks = BlockWriter(OverlayStore(lower, MemoryStore()))
+            trees = trees_at(blocks, version, reader, seq, _nothing)
+            target = base / f"target{seq}"
+            if not target.exists():
+                restore_trees(blocks, version.uuid, trees, b"", target, _nothing)
+            assert not unlike(target, workload.models[seq])
+        assert lower.objects == before
 
 
 @settings(max_examples=25)

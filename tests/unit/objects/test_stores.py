@@ -10,6 +10,7 @@ import pytest
 
 from fusejournal.disk import failpoints
 from fusejournal.objects.local import LocalStore
+from fusejournal.objects.overlay import OverlayStore
 from fusejournal.objects.store import (
     ObjectExistsError,
     ObjectMissingError,
@@ -22,8 +23,10 @@ from fusejournal.objects.store import (
 from tests.support.objects import LossyStore, MemoryStore
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "overlay"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    if request.param == "overlay":
+        return OverlayStore(MemoryStore(), LocalStore.make(tmp_path / "store"))
     return LocalStore.make(tmp_path / "store") if request.param == "local" else MemoryStore()
 
 
@@ -128,6 +131,26 @@ class _Forgetful(MemoryStore):
 def test_probe_finds_a_store_that_does_not_list() -> None:
     with pytest.raises(StoreError, match="does not list"):
         probe(_Forgetful())
+
+
+# -- one over another ------------------------------------------------------------------------------
+
+
+def test_what_is_beneath_is_read_and_left_as_it_is() -> None:
+    lower, upper = MemoryStore(), MemoryStore()
+    lower.put_new("a/lower", b"lower")
+    before = dict(lower.objects)
+    store = OverlayStore(lower, upper)
+    store.put_new("a/upper", b"upper")
+    assert list(store.names("a/")) == ["a/lower", "a/upper"]
+    assert store.get("a/lower") == b"lower"
+    assert store.get_range("a/lower", 1, 2) == b"ow"
+    with pytest.raises(ObjectExistsError):
+        store.put_new("a/lower", b"other")
+    with pytest.raises(StoreError, match="only to be read"):
+        store.remove("a/lower")
+    assert lower.objects == before
+    assert list(upper.objects) == ["a/upper"]
 
 
 # -- the local one ---------------------------------------------------------------------------------

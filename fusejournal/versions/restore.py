@@ -36,6 +36,7 @@ from fusejournal.versions.sorted_tree import Nodes, SortedTree
 
 _THREADS = 4
 _AHEAD_BYTES = 32 << 20
+_SMALL_BYTES = 16 << 10
 _Waiting = tuple[Step, "Future[bytes] | None", int]
 """A step, whose data may be still to come, and how many bytes."""
 
@@ -182,6 +183,9 @@ def _with_data(
     ahead = 0
     try:
         for step, id_, length in steps:
+            if id_ is not None and length <= _SMALL_BYTES:
+                step = step._replace(data=blocks.read(id_))  # quicker than asking another thread
+                id_ = None
             waiting.append((step, pool.submit(blocks.read, id_) if id_ else None, length))
             ahead += length
             while waiting and (ahead > _AHEAD_BYTES or waiting[0][1] is None):

@@ -1,0 +1,260 @@
+"""Versions beside restic and borg (Debian's), which back up the same tree at the same moments: time
+and peak memory of each, the size of the stores, and restores of the tree and of one file, beside
+``cp -a``.
+
+A tree of --files small files in directories of a hundred is made through a layer; then, --rounds
+times, --changes changes (writes in place, new files, renames, removals), after each of which the
+three make their version in turn, the order changing. Files are in the page cache. Commands run as
+users run them, start of the interpreter included; restic and borg with their defaults, but for
+compression (borg: zstd; restic 0.14 has its own), and without encryption where that can be chosen.
+
+Not a measure of the first backup: fusejournal reads its journal, the two others the tree."""
+
+import argparse
+import os
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from fusejournal.replay.digest import digest_tree
+from tests.support.layer import Layer
+
+_MB = 1 << 20
+_MEASURED = """
+import os, sys, time
+begun = time.perf_counter()
+out = os.open(os.devnull, os.O_WRONLY)
+child = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ,
+                        file_actions=[(os.POSIX_SPAWN_DUP2, out, 1)])
+_, status, used = os.wait4(child, 0)
+print(time.perf_counter() - begun, used.ru_utime + used.ru_stime, used.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status) != 0)
+"""
+
+
+class Cost(NamedTuple):
+    """The cost of one command."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_mb: int
+
+
+def cost(arguments: list[str], environment: dict[str, str], cwd: Path) -> Cost:
+    """Run a command to its end, as the child of a small process: the kernel counts the memory that
+    a process had before its exec."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _MEASURED, *arguments],
+        env=environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{arguments}: {done.stderr}")
+    seconds, cpu_seconds, peak_kb = done.stdout.split()
+    return Cost(float(seconds), float(cpu_seconds), int(peak_kb) >> 10)
+
+
+class Program(NamedTuple):
+    """One of those that are compared, as commands."""
+
+    name: str
+    store: Path
+    create: Callable[[int], list[str]]
+    restore: Callable[[Path], list[str]]
+    restore_one: Callable[[Path, str], list[str]]
+
+
+def programs(base: Path, layer: Layer) -> list[Program]:
+    """All three, with empty stores."""
+    tree, state = layer.mountpoint, str(layer.state)
+    ours, restic, borg = (base / f"{name}-store" for name in ("our", "restic", "borg"))
+    layer.run("version", "store", "init", state, "--store", str(ours))
+    environment = _environment(base, layer)
+    cost(["restic", "init", "-r", str(restic)], environment, base)
+    cost(["borg", "init", "-e", "none", str(borg)], environment, base)
+    us = [sys.executable, "-m", "fusejournal"]
+    return [
+        Program(
+            "fusejournal",
+            ours,
+            lambda n: [*us, "version", "create", state, f"v{n}"],
+            lambda to: [*us, "restore", state, "--to-version", "v0", "--target", str(to)],
+            lambda to, path: [
+                *(*us, "restore", state, path, "--to-version", "v0", "--target", str(to))
+            ],
+        ),
+        Program(
+            "restic",
+            restic,
+            lambda n: ["restic", "-r", str(restic), "backup", "--tag", f"v{n}", str(tree)],
+            lambda to: [
+                *("restic", "-r", str(restic), "restore", "latest", "--tag", "v0"),
+                *("--target", str(to)),
+            ],
+            lambda to, path: [
+                *("restic", "-r", str(restic), "restore", "latest", "--tag", "v0"),
+                *("--target", str(to), "--include", str(tree / path)),
+            ],
+        ),
+        Program(
+            "borg",
+            borg,
+            lambda n: ["borg", "create", "-C", "zstd", f"{borg}::v{n}", str(tree)],
+            lambda to: ["borg", "extract", f"{borg}::v0"],
+            lambda to, path: ["borg", "extract", f"{borg}::v0", str(tree / path).lstrip("/")],
+        ),
+    ]
+
+
+def _environment(base: Path, layer: Layer) -> dict[str, str]:
+    return {
+        **layer.environment,
+        "RESTIC_PASSWORD": "password",
+        "RESTIC_CACHE_DIR": str(base / "restic-cache"),
+        "BORG_BASE_DIR": str(base / "borg-base"),
+        "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
+    }
+
+
+class Tree:
+    """The tree, and what is done to it."""
+
+    def __init__(self, root: Path, files: int) -> None:
+        self._root = root
+        self._random = random.Random(1)
+        self.paths: list[Path] = []
+        for number in range(files):
+            if number % 100 == 0:
+                directory = root / f"d{number // 10_000}" / f"d{number // 100}"
+                directory.mkdir(parents=True)
+            path = directory / f"file{number}"
+            path.write_bytes(self._content())
+            self.paths.append(path)
+        (root / "large").write_bytes(self._random.randbytes(64 << 20))
+
+    def _content(self) -> bytes:
+        words = b"some words of a text that compresses as texts do "
+        return self._random.randbytes(300) + words * self._random.randrange(1, 150)
+
+    def change(self, count: int) -> None:
+        """So many changes, most of them in place."""
+        choice = self._random
+        for number in range(count):
+            at = choice.randrange(len(self.paths))
+            path = self.paths[at]
+            match number % 10:
+                case 0:
+                    new = path.with_name(f"new{choice.getrandbits(60)}")
+                    new.write_bytes(self._content())
+                    self.paths.append(new)
+                case 1:
+                    self.paths[at] = path.rename(path.with_name(f"moved{choice.getrandbits(60)}"))
+                case 2:
+                    path.unlink()
+                    self.paths[at] = self.paths[-1]
+                    self.paths.pop()
+                case 3:
+                    with open(self._root / "large", "r+b") as file:
+                        file.seek(choice.randrange(63 << 20))
+                        file.write(choice.randbytes(4096))
+                case _:
+                    with open(path, "r+b") as file:
+                        file.seek(choice.randrange(300))
+                        file.write(choice.randbytes(100))
+
+
+def _size(path: Path) -> int:
+    found = subprocess.run(["du", "-sk", str(path)], capture_output=True, text=True, check=True)
+    return int(found.stdout.split()[0]) << 10
+
+
+def _row(label: str, *cells: str) -> None:
+    print(f"{label:<34}" + "".join(f"{cell:>22}" for cell in cells), flush=True)
+
+
+def _shown(found: Cost) -> str:
+    return f"{found.seconds:.2f} s {found.cpu_seconds:.2f} {found.peak_mb} MB"
+
+
+def _median(costs: list[Cost]) -> Cost:
+    return Cost(
+        statistics.median(one.seconds for one in costs),
+        statistics.median(one.cpu_seconds for one in costs),
+        max(one.peak_mb for one in costs),
+    )
+
+
+def run(base: Path, files: int, changes: int, rounds: int) -> None:
+    """Make the tree, measure, print."""
+    with Layer(base / "volume") as layer:
+        layer.start()
+        begun = time.perf_counter()
+        tree = Tree(layer.mountpoint, files)
+        seconds = time.perf_counter() - begun
+        print(f"{files:,} files made in {seconds:.0f} s, on {os.uname().nodename}")
+        compared = programs(base, layer)
+        environment = _environment(base, layer)
+        _row("wall, CPU, peak memory", *(one.name for one in compared))
+        first = [cost(one.create(0), environment, base) for one in compared]
+        _row("the first", *map(_shown, first))
+        wanted = digest_tree(layer.mountpoint).digest
+        path = str(tree.paths[files // 2].relative_to(layer.mountpoint))
+        costs: dict[str, list[Cost]] = {one.name: [] for one in compared}
+        for number in range(1, rounds + 1):
+            tree.change(changes)
+            for one in compared[number % 3 :] + compared[: number % 3]:
+                costs[one.name].append(cost(one.create(number), environment, base))
+        _row(f"after {changes:,} changes", *(_shown(_median(costs[one.name])) for one in compared))
+        _row("store", *(f"{_size(one.store) / _MB:.0f} MB" for one in compared))
+        _row("restore one file", *(_restores(one, base, environment, path) for one in compared))
+        _row("restore the tree", *(_restores(one, base, environment) for one in compared))
+        found = digest_tree(base / "restored-fusejournal").digest
+        print("the restored tree is equal" if found == wanted else "THE RESTORED TREE DIFFERS")
+        copied = cost(
+            ["cp", "-a", str(base / "restored-fusejournal"), str(base / "copy")], environment, base
+        )
+        _row("cp -a of that tree", _shown(copied))
+        layer.stop()
+
+
+def _restores(one: Program, base: Path, environment: dict[str, str], path: str = "") -> str:
+    target = base / f"restored-{one.name}{'-file' if path else ''}"
+    cwd = base
+    if one.name == "borg":
+        target.mkdir()
+        cwd = target
+    arguments = one.restore_one(target, path) if path else one.restore(target)
+    return _shown(cost(arguments, environment, cwd))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="run versions",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--where", type=Path, default=Path("/var/tmp"), help="a place on a disk")
+    parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--changes", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+    base = Path(tempfile.mkdtemp(prefix="bench-versions.", dir=options.where))
+    try:
+        run(base, options.files, options.changes, options.rounds)
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -9,9 +9,11 @@ left."""
 
 import itertools
 import os
+import re
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -35,6 +37,8 @@ from fusejournal.types import Seq
 _PLAIN: Final = 0
 _COMPRESSED: Final = 1
 _AT_ONCE_MAX: Final = 1000
+_HALF_MADE: Final = re.compile(r"\d{20}\.(fjz\.new|fjx\.new|tmp|fjx\.tmp)")
+"""Their names, those of 0.1.0 too."""
 
 
 class SealedSegment(NamedTuple):
@@ -100,9 +104,11 @@ class SealedSegments:
 
     def mend(self, durable_seq: Seq) -> None:
         """Finish what a process or machine that stopped had begun: every segment but the last gets
-        its exact size, and the plain file of a compressed one goes. What is not known to be on
-        disk, beyond *durable_seq*, is unflushed again, because it may be in the page cache alone.
-        Raises JournalDamagedError, OSError."""
+        its exact size, the plain file of a compressed one goes, and so does what is half made. What
+        is not known to be on disk, beyond *durable_seq*, is unflushed again, because it may be in
+        the page cache alone. Raises JournalDamagedError, OSError."""
+        if len(self):
+            _remove_half_made(self._directory)
         for number in range(len(self)):
             _remove_leftover(self._segment(number))
         for number in range(len(self) - 1):
@@ -201,6 +207,15 @@ def share_from(seq: Seq, first_seq: Seq, end_seq: Seq, size: int) -> int:
     *end_seq*, exclusive, are entries from *seq* on."""
     share = (end_seq - seq) / max(1, end_seq - first_seq)
     return int(size * min(1.0, max(0.0, share)))
+
+
+def _remove_half_made(directory: Path) -> None:
+    """Remove compressed segments and indexes that a writer who was killed had begun, also of
+    segments that are not there any more. Raises OSError."""
+    for name in os.listdir(directory):
+        if _HALF_MADE.fullmatch(name):
+            with suppress(FileNotFoundError):
+                calls.unlink("journal.half_made.unlink", directory / name)
 
 
 def _remove_leftover(segment: SealedSegment) -> None:

@@ -296,8 +296,11 @@ class Volume:
     def redo_last(self, operation: TreeOperation, seq: Seq, time_ns: int, data: bytes) -> bool:
         """Recovery's end of :meth:`commit` for the entry that was in flight when the process died.
         Returns whether the operation holds (else it is VOID now)."""
+        orphan = _orphan_of(operation) if operation.kind in _MAY_ORPHAN else _NONE
+        if not self._observer.is_open(orphan):
+            orphan = _NONE  # whose mount is taken over has files open, and nobody else
         try:
-            self._carry_out(operation, seq, time_ns, data, _NONE, redo=True)
+            self._carry_out(operation, seq, time_ns, data, orphan, redo=True)
         except ShortWriteError as error:
             self._void_rest(seq, operation, time_ns, error)
         except OSError as error:

@@ -23,7 +23,14 @@ from tests.support.descriptors import no_descriptors_left
 from tests.support.layer import Layer
 from tests.support.losses import Died, dying_at, lose_machine
 from tests.support.trees import difference, image, rebuild
-from tests.support.volumes import SMALL_SEGMENTS, SOMEBODY, OpenVolume, check_copies, open_volume
+from tests.support.volumes import (
+    SMALL_SEGMENTS,
+    SOMEBODY,
+    OpenVolume,
+    Usage,
+    check_copies,
+    open_volume,
+)
 
 pytestmark = pytest.mark.mount
 
@@ -320,3 +327,25 @@ def test_orphans_outlive_a_users_file_of_the_hidden_name(tmp_path: Path, is_lost
             assert os.pread(tree.descriptor(fid), 99, 0) == b"content"
             tree.drop_orphan(fid)
         assert not difference(image(opened.backing), before)
+
+
+@pytest.mark.parametrize("label", ["orphan.directory", "orphan.link", "apply.unlink"])
+def test_an_open_file_outlives_a_removal_that_is_redone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str
+) -> None:
+    """The process died at the removal; who has the file open goes on with the next one."""
+    monkeypatch.setattr(Usage, "is_open", lambda self, fid: True)
+    with open_volume(tmp_path, orderly=False) as opened:
+        opened.keep_orphans = True
+        fid = opened.create("file", b"content")
+        with pytest.raises(Died), dying_at(label, 1):
+            opened.unlink(fid, "file")
+        opened.volume.catalog.commit()
+    with open_volume(tmp_path) as opened:
+        tree = opened.volume.tree
+        tree.take_over_orphans({fid})
+        assert not (opened.backing / "file").exists()
+        assert tree.is_orphan(fid)
+        assert os.pread(tree.descriptor(fid), 99, 0) == b"content"
+        opened.volume.drop_orphan(fid)
+    assert os.listdir(tmp_path / "backing") == []

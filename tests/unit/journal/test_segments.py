@@ -123,6 +123,22 @@ def test_an_interrupted_compression_is_ended_by_the_next_start(tmp_path: Path) -
     _check_whole(tmp_path)
 
 
+def test_what_killed_writers_have_begun_goes(tmp_path: Path) -> None:
+    """Compressed segments and indexes that are not whole, as this release calls them, and 0.1.0;
+    also of segments that are not there any more. Other files are none of the journal's."""
+    _filled(tmp_path).close()
+    begun = [f"{seq:020d}{end}" for seq in (1, 7777) for end in (".tmp", ".fjx.tmp", ".fjz.new")]
+    others = ["notes.tmp", "1.tmp", f"{1:020d}.new", f"{1:020d}.fj.bak"]
+    for name in begun + others:
+        (tmp_path / name).write_bytes(b"half")
+    Journal.open(tmp_path, UUID_OF_TESTS, _OPTIONS, unclean_machine=False, read_only=True).close()
+    assert {*begun, *others} < {*os.listdir(tmp_path)}
+    Journal.open(tmp_path, UUID_OF_TESTS, _OPTIONS, unclean_machine=False).close()
+    left = {name for name in os.listdir(tmp_path) if (tmp_path / name).read_bytes() == b"half"}
+    assert left == {*others}
+    _check_whole(tmp_path)
+
+
 def test_a_long_journal_is_not_listed_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ EPOCH_SHIFT = 40
 the same fid."""
 
 EPOCH_MAX = 1 << (63 - EPOCH_SHIFT)
+_NODE_BITS = 64
 """So that every fid is a positive 64-bit number."""
 
 NAME_BYTES_MAX = 255
@@ -73,6 +74,15 @@ class Reign(NamedTuple):
         if seen.epoch == self.epoch:
             return self if seen.node_id == 0 else seen
         return max(self, seen, key=lambda reign: reign.epoch)
+
+
+def reign_of_text(text: str) -> Reign:
+    """Returns the reign, of a node that is known, which prints as *text*. Raises ValueError."""
+    epoch, _, node = text.partition("/")
+    reign = Reign(Epoch(int(epoch, 10)), int(node, 16))
+    if not (0 < reign.epoch <= EPOCH_MAX and 0 < reign.node_id < 1 << _NODE_BITS):
+        raise ValueError(f"{text!r} is no reign")
+    return reign
 
 
 def clamp_time(time_ns: int) -> int:

@@ -2,24 +2,18 @@
 It holds as long as it stands there."""
 
 from fusejournal.errors import ConfigError
-from fusejournal.types import EPOCH_MAX, Epoch, Reign
-
-_NODE_BITS = 64
+from fusejournal.types import Reign, reign_of_text
 
 
 def parse_reign(text: str) -> Reign:
     """The reign that :class:`Reign` prints as *text*. Raises ConfigError."""
-    epoch, _, node = text.partition("/")
     try:
-        reign = Reign(Epoch(int(epoch, 10)), int(node, 16))
-        if 0 < reign.epoch <= EPOCH_MAX and 0 < reign.node_id < 1 << _NODE_BITS:
-            return reign
+        return reign_of_text(text)
     except ValueError:
-        pass
-    raise ConfigError(
-        f"overrule: {text!r} is no reign: an epoch and a node, as in 7/00c0ffee00c0ffee, as the "
-        "status of the fenced node has it"
-    )
+        raise ConfigError(
+            f"overrule: {text!r} is no reign: an epoch and a node, as in 7/00c0ffee00c0ffee, as "
+            "the status of the fenced node has it"
+        ) from None
 
 
 class PersonsWord:

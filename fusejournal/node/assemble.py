@@ -147,6 +147,7 @@ def assemble_start(
             spec.config.replication.insecure,
             state.is_mirror,
             page,
+            state.reign,
         )
     append_notifier = AppendNotifier()
     startup = VolumeStartup(

@@ -30,7 +30,10 @@ not find it by its name of today: it would make an empty one, and so forget whic
 fall behind. So the directory is first of the new format, which an older version refuses, durably;
 then the page gets its new name (:func:`take_over`). On a full disk, which has no room for another
 volume.json, the one digit is written in place: it is there whole or not at all. So is all of a new
-text there, which goes into one sector of the disk with the old one, and has its length."""
+text there, which goes into one sector of the disk with the old one, and has its length.
+
+A volume whose role a command has changed is of format 3, which has the reign that the role came
+with. A version that does not know it would go on in the old reign, and so refuses it."""
 
 import json
 import os
@@ -60,10 +63,11 @@ from fusejournal.errors import (
 )
 from fusejournal.node.lock import holder_of
 from fusejournal.roles.role import NEW, Event, Role
-from fusejournal.types import NOWHERE
+from fusejournal.types import NOWHERE, Reign, reign_of_text
 
 _FORMAT = 2
-_FORMATS = (1, _FORMAT)
+_FORMAT_WITH_REIGN = 3
+_FORMATS = (1, _FORMAT, _FORMAT_WITH_REIGN)
 _PAGE = "watermarks"
 _PAGE_BEFORE = "marks"
 """Its name in format 1."""
@@ -86,6 +90,14 @@ class VolumeState:
     role: Role = NEW
     listen: str | None = None
     """The place where other nodes connect to, as a command line said last."""
+    reign: Reign | None = None
+    """The reign that a command gave its role with: the one that it is to begin, or has begun, as a
+    primary, or that it follows as a mirror. None where its role is that of its first mount."""
+
+    @property
+    def format(self) -> int:
+        """The format that it is written in."""
+        return _FORMAT if self.reign is None else _FORMAT_WITH_REIGN
 
     def listens_at(self, configured: str | None) -> str | None:
         """Returns the place where other nodes connect to: as *configured*, or else as remembered;
@@ -123,7 +135,10 @@ class VolumeState:
 
     def in_role(self, word: str | None) -> "VolumeState":
         """The same where a mount asks for the role *word*; None: for whichever it has. Raises
-        UsageError where it has another one already."""
+        UsageError where it has another one already. Once a command has changed its role, the word
+        is that of an earlier time, and counts no more."""
+        if self.reign is not None:
+            return self
         state = self
         if not state.has_journal():
             # Nothing came of the attempts before; of a start that opened nothing, not even a role.
@@ -186,6 +201,7 @@ def load_state(directory: Path) -> VolumeState:
             created_ns=int(raw["created_ns"]),
             role=_read_role(raw),
             listen=raw.get("listen"),
+            reign=reign_of_text(raw["reign"]) if raw.get("reign") is not None else None,
         )
     except (FileNotFoundError, NotADirectoryError):
         raise VolumeNotFoundError(str(directory)) from None
@@ -251,6 +267,22 @@ def join_volume(state: VolumeState, uuid: UUID) -> VolumeState:
     return joined
 
 
+def change_role(state: VolumeState, event: Event, reign: Reign) -> VolumeState:
+    """Write down, in one step that a kill leaves whole, that *event* changes the role of *state*,
+    with *reign*. Raises JournalFullError where the state's disk is full, OSError: all is as before
+    then."""
+    changed = replace(state, role=state.role.after(event), reign=reign)
+    try:
+        save_state(changed)
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise JournalFullError(
+            f"{state.directory / 'volume.json'}: no space to write down the role: make space"
+        ) from None
+    return changed
+
+
 def remember_listen(state: VolumeState, asked: str) -> VolumeState:
     """Write down what a command line *asked* for: where other nodes connect to, or nowhere. Raises
     OSError."""
@@ -283,7 +315,7 @@ def take_over(state: VolumeState, known: VolumeState) -> None:
             "of the two is not this state's, or both, and the next start looks the backing over"
         )
     with _told_when_full(state, known):
-        if state != known or _format_of(directory) != _FORMAT:
+        if state != known or _format_of(directory) != state.format:
             _save_over(state, known)
         elif before.exists():
             # The call that wrote the format may have been killed before it was on the disk.
@@ -374,10 +406,12 @@ def save_state(state: VolumeState) -> None:
         key: str(value) if isinstance(value, Path | UUID) else value
         for key, value in asdict(state).items()
     }
-    del raw["directory"]
+    del raw["directory"], raw["reign"]
+    if state.reign is not None:
+        raw["reign"] = str(state.reign)
     raw["role"] = state.role_word
     raw["is_uninitialized"] = state.role is Role.UNINITIALIZED
-    content = json.dumps({"format": _FORMAT, **raw}, indent=2).encode().ljust(_SECTOR_BYTES)
+    content = json.dumps({"format": state.format, **raw}, indent=2).encode().ljust(_SECTOR_BYTES)
     try:
         write_atomically("state", state.directory / "volume.json", content, Outlives.MACHINE)
     except OSError as error:

@@ -8,6 +8,9 @@ has it begin an epoch beyond. So does a reign that is overruled and binds this n
 mirror that goes by it would never take anything from here again. Whether a peer's word counts is
 decided in wire/session.py (``is_proven``).
 
+A node that was promoted is *due* to begin the reign of its record (roles/role.py): that one fences
+it not, though its journal is of a lower, and no other epoch is begun in its place.
+
 A node's id is made from its key: a node that got another key is another node, and begins an epoch
 of its own at its next start. Epoch 1 has no node: it began with the volume's UUID, so a node that
 is of it has a copy of that volume, and a comparison of the journals tells what is to be told.
@@ -32,12 +35,19 @@ def node_id_of(fingerprint: str) -> int:
 
 
 class Fence:
-    """The fence of the node *node_id*; *lease* names the reign that does not count here."""
+    """The fence of the node *node_id*; *lease* names the reign that does not count here.
+    *promoted*: the reign that its role came with. Raises OSError where that cannot be written
+    down."""
 
-    def __init__(self, page: WatermarkPage, node_id: int, lease: Lease) -> None:
+    def __init__(
+        self, page: WatermarkPage, node_id: int, lease: Lease, promoted: Reign | None = None
+    ) -> None:
         self._page = page
         self._node_id = node_id
         self._lease = lease
+        self._promoted = promoted
+        if promoted is not None:
+            self.note(promoted)
         self.before = page.instance
         """The number of this node's last start; 0 where there was none."""
         self.instance = secrets.randbits(_NUMBER_BITS) or 1
@@ -58,7 +68,16 @@ class Fence:
     def highest_epoch(self) -> Epoch:
         """The epoch that one which begins here has to be beyond."""
         ended = self._lease.ended()
-        return max(self.seen.epoch, ended.epoch if ended is not None else Epoch(0))
+        seen = self.seen.epoch - 1 if self.seen == self._promoted else self.seen.epoch
+        return Epoch(max(seen, ended.epoch if ended is not None else 0))
+
+    def due(self, epoch: Epoch) -> Reign | None:
+        """The reign that this node, whose journal is of *epoch*, was promoted to and has not begun;
+        None where there is none, or a higher was seen."""
+        promoted = self._promoted
+        if promoted is None or promoted != self.seen or promoted.node_id != self._node_id:
+            return None
+        return promoted if promoted.epoch > epoch else None
 
     def own(self, epoch: Epoch) -> Reign:
         """The reign that this node goes by, whose journal is of *epoch*: as far as it knows who
@@ -69,7 +88,7 @@ class Fence:
         """Why this node, whose journal is of *epoch*, takes no change, and what to do; None where
         it does."""
         seen = self.seen
-        if seen.epoch <= epoch or seen == self._lease.ended():
+        if seen.epoch <= epoch or seen == self._lease.ended() or self.due(epoch) is not None:
             return None
         whose = (
             "this node itself began it: its journal is an older copy, or a copy of it runs "
@@ -86,6 +105,8 @@ class Fence:
     def new_epoch_reason(self, epoch: Epoch) -> str | None:
         """Why this node, whose journal is of *epoch*, is to begin another; None where it need
         not."""
+        if self.due(epoch) is not None:
+            return f"this node was promoted to reign {self.seen}"
         if self.seen.epoch > epoch:
             return f"reign {self.seen} was overruled" if self.words(epoch) is None else None
         if self.highest_epoch > epoch:

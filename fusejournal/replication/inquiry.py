@@ -45,7 +45,7 @@ async def ask_peers(
     reason = fence.new_epoch_reason(journal.epoch)
 
     def me() -> HandshakeState:
-        reign = fence.own(journal.epoch)
+        reign = fence.due(journal.epoch) or fence.own(journal.epoch)
         if fence.highest_epoch >= reign.epoch and reason is not None:
             # Of what was overruled, nobody need say it.
             reign = Reign(fence.highest_epoch, 0)

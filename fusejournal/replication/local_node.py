@@ -40,6 +40,7 @@ class LocalNode:
         listen: the address that others connect to, as text; None: there is none.
         insecure: others may connect, and are connected to, without TLS.
         page: the node's watermarks.
+        reign: the one that its role came with; None where that is the role of its first mount.
 
     Raises UsageError, ConfigError and other FusejournalErrors, OSError."""
 
@@ -52,6 +53,7 @@ class LocalNode:
         insecure: bool,
         is_mirror: bool,
         page: WatermarkPage,
+        reign: Reign | None = None,
     ) -> None:
         check_listens(is_mirror, listen)
         self.state_dir = state_dir
@@ -66,6 +68,7 @@ class LocalNode:
             page,
             self.node_id,
             PersonsWord(config.overrule),
+            reign,
         )
         self.book = PeerBook.load(state_dir)
         if self.book.merge({name: parse_remote(text) for name, text in config.peers.items()}):

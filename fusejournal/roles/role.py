@@ -21,14 +21,18 @@ uninitialized   called a mirror     uninitialized
 uninitialized   joined a volume     mirror
 mirror          called a primary    primary
 mirror          called a mirror     uninitialized
+mirror          promoted            primary
+primary         demoted             mirror
 primary         opened to be read   reader
 uninitialized   opened to be read   reader
 mirror          opened to be read   reader
 ==============  ==================  ==============
 
 A new volume is a primary. What a person calls it counts only while it has no entry: from then on a
-role is never changed by mounting. Whether a primary still reigns is not in its role but in the
-fence, which lies on the page of watermarks (replication/fence.py)."""
+role is never changed by mounting, but by a promotion or a demotion, which comes with a reign: the
+one that the promoted node is to begin, or the one that the demoted node follows. Role and reign are
+one record, kept in volume.json and replaced in one step. Whether a primary still reigns is not in
+its role but in the fence, which lies on the page of watermarks (replication/fence.py)."""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -41,6 +45,8 @@ class Event(Enum):
     CALLED_PRIMARY = "called a primary"
     CALLED_MIRROR = "called a mirror"
     JOINED = "joined a volume"
+    PROMOTED = "promoted"
+    DEMOTED = "demoted"
     OPENED_TO_READ = "opened to be read"
 
 
@@ -83,6 +89,8 @@ TRANSITIONS: Final[Mapping[tuple[Role, Event], Role]] = {
     (Role.UNINITIALIZED, Event.JOINED): Role.MIRROR,
     (Role.MIRROR, Event.CALLED_PRIMARY): Role.PRIMARY,
     (Role.MIRROR, Event.CALLED_MIRROR): Role.UNINITIALIZED,
+    (Role.MIRROR, Event.PROMOTED): Role.PRIMARY,
+    (Role.PRIMARY, Event.DEMOTED): Role.MIRROR,
     (Role.PRIMARY, Event.OPENED_TO_READ): Role.READER,
     (Role.UNINITIALIZED, Event.OPENED_TO_READ): Role.READER,
     (Role.MIRROR, Event.OPENED_TO_READ): Role.READER,

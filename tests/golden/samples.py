@@ -205,6 +205,18 @@ def make_volume(directory: Path) -> object:
     return json.loads((directory / "volume.json").read_text())
 
 
+def promoted(directory: Path) -> VolumeState:
+    """The state of a volume in *directory* that was promoted."""
+    known = replace(volume(directory), role=Role.PRIMARY)
+    return replace(known, reign=Reign(Epoch(3), 0xFEED))
+
+
+def make_promoted(directory: Path) -> object:
+    """The same of one whose role a command has changed."""
+    save_state(promoted(directory))
+    return json.loads((directory / "volume.json").read_text())
+
+
 def make_peers(directory: Path) -> object:
     """The book of peers."""
     book = PeerBook(directory)
@@ -303,6 +315,7 @@ GOLDENS = {
     "signatures-v1": Golden(make_signatures),
     "peers-v1": Golden(make_peers),
     "volume-v2": Golden(make_volume),
+    "volume-v3": Golden(make_promoted),
     "store-v1": Golden(make_store_of_blocks, is_compared=False),  # as above
     "wire-v1": Golden(make_wire),
 }

@@ -35,6 +35,7 @@ from tests.golden.samples import (
     golden,
     make,
     peers,
+    promoted,
     volume,
 )
 
@@ -149,6 +150,8 @@ def test_the_peers_are_read(tmp_path: Path) -> None:
 def test_the_volume_is_read(tmp_path: Path) -> None:
     (tmp_path / "volume.json").write_text(json.dumps(golden("volume-v2")))
     assert load_state(tmp_path) == volume(tmp_path)
+    (tmp_path / "volume.json").write_text(json.dumps(golden("volume-v3")))
+    assert load_state(tmp_path) == promoted(tmp_path)
 
 
 def test_every_message_has_a_sample() -> None:

@@ -12,7 +12,14 @@ from typing import Literal
 import pytest
 
 from fusejournal.config import Config, VolumeConfig
-from fusejournal.errors import FusejournalError, UsageError, VolumeBusyError, VolumeNotFoundError
+from fusejournal.disk import failpoints
+from fusejournal.errors import (
+    FusejournalError,
+    JournalFullError,
+    UsageError,
+    VolumeBusyError,
+    VolumeNotFoundError,
+)
 from fusejournal.node.claim import claim_volume
 from fusejournal.node.registry import (
     all_volumes,
@@ -23,8 +30,9 @@ from fusejournal.node.registry import (
     unit_instance,
 )
 from fusejournal.node.spec import MountSpec
-from fusejournal.node.state_dir import VolumeState, load_state, save_state
-from fusejournal.roles.role import Role
+from fusejournal.node.state_dir import VolumeState, change_role, load_state, save_state
+from fusejournal.roles.role import Event, Role
+from fusejournal.types import Epoch, Reign
 
 
 @pytest.fixture(autouse=True)
@@ -187,6 +195,47 @@ def test_a_role_is_for_life_once_there_is_a_journal(tmp_path: Path) -> None:
     assert claim("mirror").role_word == "mirror"
     with pytest.raises(UsageError, match="never changed"):
         claim("primary")
+
+
+def test_a_role_that_a_command_gave_is_no_mounts_to_say(tmp_path: Path) -> None:
+    """The word of the first mount stays in units and configurations."""
+    reign = Reign(Epoch(3), 0xFEED)
+    with claim_volume(spec(tmp_path)) as state:
+        mirror = replace(state, role=Role.MIRROR)
+        promoted = change_role(mirror, Event.PROMOTED, reign)
+        assert promoted == replace(mirror, role=Role.PRIMARY, reign=reign)
+        assert load_state(state.directory) == promoted
+        assert promoted.in_role("mirror") is promoted
+    with claim_volume(spec(tmp_path)) as again:  # a mount writes nothing, or the whole of it
+        assert again == promoted
+        assert json.loads((again.directory / "volume.json").read_text())["format"] == 3
+        with pytest.raises(KeyError):
+            change_role(again, Event.PROMOTED, reign)
+        demoted = change_role(again, Event.DEMOTED, Reign(Epoch(4), 0xBEEF))
+    assert load_state(demoted.directory).role_word == "mirror"
+
+
+@pytest.mark.parametrize("action", ["ENOSPC", "EIO"])
+def test_a_role_changes_wholly_or_not_at_all(tmp_path: Path, action: str) -> None:
+    with claim_volume(spec(tmp_path)) as state:
+        for label in ("state.sync", "state.rename"):
+            failpoints.listen(failpoints.PlannedFault(label, 1, action))
+            try:
+                with pytest.raises((JournalFullError, OSError)):
+                    change_role(state, Event.DEMOTED, Reign(Epoch(2), 0xBEEF))
+            finally:
+                failpoints.listen(None)
+            assert load_state(state.directory) == state
+
+
+@pytest.mark.parametrize("text", ["", "3", "x/1", "0/1", "3/0", "-1/5", f"{1 << 60}/1", 7])
+def test_what_is_no_reign_is_refused(tmp_path: Path, text: object) -> None:
+    with claim_volume(spec(tmp_path)) as state:
+        pass
+    path = state.directory / "volume.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3, "reign": text}))
+    with pytest.raises(FusejournalError, match=r"volume\.json"):
+        load_state(state.directory)
 
 
 @pytest.mark.parametrize("state", ["states/one", "elsewhere"])

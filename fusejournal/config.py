@@ -3,7 +3,7 @@
 Sections and defaults::
 
     [volume]
-    role = "primary"                    # or "mirror"; of a new volume, for it is never changed
+    role = "primary"                    # or "mirror"; of a new volume: a promotion changes it later
     durability = "async"                # or "nfs": names and attributes wait for the flush, too;
                                         # or "strict": every change waits, before it is applied;
                                         # when unset: "nfs" while the volume is exported "sync"

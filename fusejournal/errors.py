@@ -292,6 +292,12 @@ class UnknownPeerError(FusejournalError):
         super().__init__(f"no peer {name!r}{hint}")
 
 
+class PromotionRefusedError(FusejournalError):
+    """A mirror may not become the primary, or cannot."""
+
+    exit_code = 32
+
+
 class UnknownBranchError(FusejournalError):
     """No branch of that name."""
 

@@ -100,8 +100,13 @@ def close_pairing(state: VolumeState, number: int) -> PairingState:
     return PairingState.from_json(ask_layer(state, "pair-close", id=number))
 
 
-def pair_with(state: VolumeState, name: str, address: Address, code: str) -> PairedWith:
+def pair_with(
+    state: VolumeState, name: str, address: Address, code: str, *, standby: bool = False
+) -> PairedWith:
     """Pairs with the node that listens at *address* and gave out *code*; the volume is shipped to
-    it from then on, as to the peer *name*. Raises NotRunningError, PairingError, WireError."""
-    reply = ask_layer(state, "pair-with", name=name, address=str(address), code=code)
+    it from then on, or, *standby*, once this node is the primary, as to the peer *name*. Raises
+    NotRunningError, PairingError, WireError."""
+    reply = ask_layer(
+        state, "pair-with", name=name, address=str(address), code=code, standby=standby
+    )
     return PairedWith.from_json(reply)

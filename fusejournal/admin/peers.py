@@ -58,16 +58,18 @@ class PeerList(Reply):
     peers: tuple[PeerInfo, ...]
 
 
-def add_peer(state: VolumeState, name: str, address: Address) -> PeerAdded:
-    """Ships the volume to the node that listens at *address*, and calls it *name*. Raises
-    UsageError, VolumeBusyError, FusejournalError."""
+def add_peer(
+    state: VolumeState, name: str, address: Address, *, standby: bool = False
+) -> PeerAdded:
+    """Ships the volume to the node that listens at *address*, and calls it *name*; *standby*: only
+    once this node is the primary. Raises UsageError, VolumeBusyError, FusejournalError."""
     try:
-        reply = ask(state.directory, "peer-add", name=name, address=str(address))
+        reply = ask(state.directory, "peer-add", name=name, address=str(address), standby=standby)
         return PeerAdded.from_json(reply)
     except NotRunningError:
         with hold_volume(state):
             book = PeerBook.load(state.directory)
-            added = book.add(name, address)
+            added = book.add(name, address, standby=standby)
             book.save()
         return PeerAdded(added=added, peer=describe(book.get(name)))
 

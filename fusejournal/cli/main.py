@@ -23,6 +23,7 @@ _COMMANDS = {
     "status": "status:status",
     "peer": "peer:peer",
     "pair": "pair:pair",
+    "promote": "promote:promote_command",
     "rejoin": "rejoin:rejoin",
     "branch": "branch:branch",
     "log": "log:log",

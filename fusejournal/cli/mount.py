@@ -74,8 +74,8 @@ from fusejournal.node.state_dir import VolumeState
 @click.option(
     "--role",
     type=click.Choice(["primary", "mirror"]),
-    help="A mirror takes its changes from a primary and from nobody else. Of a new volume, for it "
-    "is never changed  [default: primary]",
+    help="A mirror takes its changes from a primary and from nobody else. Of a new volume: "
+    "later on only 'promote' changes it  [default: primary]",
 )
 @click.option(
     "--listen",

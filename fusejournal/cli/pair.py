@@ -24,9 +24,14 @@ from fusejournal.node.state_dir import VolumeState
 @click.argument("peer", required=False, metavar="[NAME=ADDR:PORT]")
 @click.argument("code", required=False)
 @click.option(
+    "--standby",
+    is_flag=True,
+    help="Ship to it only once this node is the primary: for two mirrors of one primary.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="One JSON object a line: the code; what came of it."
 )
-def pair(volume: str, peer: str | None, code: str | None, as_json: bool) -> None:
+def pair(volume: str, peer: str | None, code: str | None, standby: bool, as_json: bool) -> None:
     """Exchange certificates between two nodes that are both mounted, by a code that is good once
     and for ten minutes. Nothing is shipped to or taken from a node that is not paired.
 
@@ -38,6 +43,7 @@ def pair(volume: str, peer: str | None, code: str | None, as_json: bool) -> None
     Examples:
       fusejournal pair srv-data                                      on cellar, which listens
       fusejournal pair srv-data cellar=192.168.1.7:7710 7K3M-Q0ZV-9X2C-HT5A      on the other
+      fusejournal pair srv-data attic=192.168.1.8:7710 CODE --standby           between two mirrors
     """
     if peer is None:
         _open(find_volume(volume), as_json)
@@ -46,13 +52,16 @@ def pair(volume: str, peer: str | None, code: str | None, as_json: bool) -> None
     state = find_volume(volume)
     if code is None:
         code = str(click.prompt("code", err=True))
-    paired = pair_with(state, name, address, code)
+    paired = pair_with(state, name, address, code, standby=standby)
     if as_json:
         text.echo_json(paired.to_json())
         return
     text.echo(f"paired with {name} at {address}: {paired.peer.fingerprint}")
     if paired.node != name:
         text.echo(f"it calls itself {paired.node}")
+    if standby:
+        text.echo(f"volume {state.name} is shipped to it once this node is the primary")
+        return
     text.echo(f"volume {state.name} is shipped to it from now on")
     if state.is_mirror:
         text.echo(

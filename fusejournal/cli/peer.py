@@ -36,17 +36,23 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @peer.command()
 @_VOLUME
 @click.argument("peer", metavar="NAME=ADDR:PORT")
+@click.option(
+    "--standby",
+    is_flag=True,
+    help="Ship to it only once this node is the primary: for mirrors of one primary.",
+)
 @_JSON
-def add(volume: str, peer: str, as_json: bool) -> None:
+def add(volume: str, peer: str, standby: bool, as_json: bool) -> None:
     """Ship VOLUME to the node that listens at ADDR:PORT, and call it NAME.
 
     \b
     Examples:
       fusejournal peer add srv-data cellar=192.168.1.7:7710
       fusejournal peer add srv-data cellar=[2001:db8::7]:7710
+      fusejournal peer add srv-data attic=192.168.1.8:7710 --standby     on a mirror
     """
     name, address = parse_peer(peer)
-    reply = add_peer(find_volume(volume), name, address)
+    reply = add_peer(find_volume(volume), name, address, standby=standby)
     if as_json:
         text.echo_json(reply.to_json())
         return
@@ -133,15 +139,18 @@ def _tell_change(reply: PeerChanged, name: str, words: str, as_json: bool) -> No
 
 def _show(peers: tuple[PeerInfo, ...]) -> None:
     rows = [("PEER", "ADDRESS", "STATE", "FINGERPRINT")]
-    rows += [
-        (one.name, one.address or "connects to us", _state(one), one.fingerprint or "-")
-        for one in peers
-    ]
+    rows += [(one.name, _address(one), _state(one), one.fingerprint or "-") for one in peers]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         text.echo(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         )
+
+
+def _address(one: PeerInfo) -> str:
+    if one.address is not None:
+        return one.address
+    return f"{one.return_address}, stands by" if one.return_address else "connects to us"
 
 
 def _state(one: PeerInfo) -> str:

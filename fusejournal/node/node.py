@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +29,7 @@ from fusejournal.errors import (
     FusejournalError,
     GreetingError,
     MountError,
+    UsageError,
 )
 from fusejournal.journal.branches import BranchLimits, tend_branches
 from fusejournal.layer.handshake import Handshake
@@ -43,6 +45,9 @@ from fusejournal.node.takeover import VolumeMount
 from fusejournal.node.volume_status import VolumeStatus
 from fusejournal.replication.quorum import PLACES
 from fusejournal.replication.supervisor import Replication
+from fusejournal.roles.promote import Promotion
+from fusejournal.roles.role import Event, Role
+from fusejournal.types import Reign, reign_of_text
 from fusejournal.volume.marks import MarkPlace, make_mark
 
 log = logging.getLogger(__name__)
@@ -65,6 +70,8 @@ class Node:
     ) -> None:
         self.is_restarting = False
         """True if the process is to begin again, with the mount left as it is."""
+        self.next_role: tuple[Event, Reign] | None = None
+        """The change of the role that is due once the volume is closed, if one is."""
         self.was_served = False
         """True if a mount was made or taken over, and has ended in order."""
         self._is_leaving = False
@@ -72,7 +79,8 @@ class Node:
         self._is_stopping = False
         """True if a signal has asked for an orderly stop."""
         self._spec = spec
-        self._state = state
+        self.state = state
+        """The volume, as its state directory has it by now."""
         self._reporter = reporter
         self._live_since: float | None = None
         """Unix time; None until the mount is live."""
@@ -106,7 +114,8 @@ class Node:
         finally:
             self.was_served = True
             await self._close_mount(layer.handshake)
-        if not (self._is_stopping or self._is_leaving) and self._mount.is_there():
+        is_ending = self._is_stopping or self._is_leaving or self.next_role is not None
+        if not is_ending and self._mount.is_there():
             raise MountError(
                 f"{self._spec.mountpoint}: the kernel's connection to the layer was cut"
             )
@@ -144,7 +153,7 @@ class Node:
     def join_volume(self, uuid: UUID) -> None:
         """Make this mirror, which has no journal yet, one of volume *uuid*. Raises OSError."""
         self._startup.join_volume(uuid)
-        self._state = join_volume(self._state, uuid)
+        self.state = join_volume(self.state, uuid)
 
     async def _run_tasks(self, layer: LayerParts, parts: ServingParts) -> None:
         def status() -> VolumeStatus:
@@ -154,7 +163,7 @@ class Node:
             return status().to_json()
 
         async def mark(request: dict[str, Any]) -> dict[str, Any]:
-            state = self._state
+            state = self.state
             place = MarkPlace(state.name, state.directory, state.is_mirror)
             volume = self._startup.volume
             return await make_mark(request.get("name"), volume, parts.durability, place)
@@ -183,6 +192,7 @@ class Node:
                 nursery.start_soon(self._tend_branches)
             if self._replication is not None:
                 commands |= self._replication.commands()
+                commands["promote"] = self._promote
                 await nursery.start(self._replication.run)
                 self._remember_listen()
             if (listen := self._spec.config.metrics.listen) is not None:
@@ -198,7 +208,7 @@ class Node:
         if asked is None:
             return
         try:
-            self._state = remember_listen(self._state, asked)
+            self.state = remember_listen(self.state, asked)
         except OSError as error:
             log.warning("that it listens at %s is not remembered: %s", asked, error.strerror)
 
@@ -250,6 +260,27 @@ class Node:
         """Tell the command line by which a restart begins again."""
         return {"arguments": sys.argv[1:]}
 
+    # -- roles -------------------------------------------------------------------------------------
+
+    async def _promote(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Make this mirror the primary: see roles/promote.py. Asked again while ``left_to_apply``
+        is not 0, it goes on; once it is, the role changes, when the volume is closed."""
+        replication = self._replication
+        receiver = replication.receiver if replication is not None else None
+        if replication is None or receiver is None or self.state.role is not Role.MIRROR:
+            word = "primary" if receiver is None else "mirror that has no volume yet"
+            raise UsageError(f"volume {self.state.name} is a {word}: only a mirror is promoted")
+        volume = self._startup.volume
+        promotion = Promotion(self.state.name, volume, replication, receiver)
+        if request.get("dry_run"):
+            return (await promotion.plan()).to_json()
+        plan = await promotion.prepare(bool(request.get("force")))
+        left = await promotion.left_to_apply()
+        if not left:
+            self.next_role = Event.PROMOTED, reign_of_text(plan.reign)
+            self._leave()
+        return replace(plan, left_to_apply=left).to_json()
+
     # -- stopping ----------------------------------------------------------------------------------
 
     async def watch_signals(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
@@ -258,7 +289,7 @@ class Node:
         async for number in signals:
             log.info("stopping on %s", signal.Signals(number).name)
             # Also in the midst of a restart: what was told last is done.
-            self.is_restarting = False
+            self.is_restarting, self.next_role = False, None
             self._is_stopping = True
             self._is_leaving = number == signal.SIGTERM and self._has_clients()
             if self._is_leaving:

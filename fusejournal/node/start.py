@@ -13,23 +13,27 @@ between, in the order in which they come.
 8. The parts that serve the open volume, the mount, and the layer over it.
 9. Serving, until the volume is unmounted or told to stop (node.py); then everything closes.
 
-A change of role passes here, too: steps 3 to 8, with other parts. One process runs one volume,
-because pyfuse3 mounts one file system a process. A process killed at any step leaves a state that
-the next start goes on from. Signals reach the steps only through trio, as a cancellation, from step
-4 on."""
+A change of role passes here, too: the volume is closed in order, the role is changed in one durable
+write, and then come steps 2 to 9 again, with other parts, in the same process. What the kernel was
+promised depends on the role, so that mount is a new one; the old is dead meanwhile. One process
+runs one volume, because pyfuse3 mounts one file system a process. A process killed at any step
+leaves a state that the next start goes on from. Signals reach the steps only through trio, as a
+cancellation, from step 4 on."""
 
 import gc
 import os
 import resource
 import signal
 import sys
+from collections.abc import Collection
+from typing import Final
 
 import trio
 
-from fusejournal.disk import calls, mounts
+from fusejournal.disk import calls, failpoints, mounts
 from fusejournal.disk.process import python_module, shed_inheritance
 from fusejournal.disk.syscalls import drop_resource_capability, mark_thread_as_io_flusher
-from fusejournal.errors import BackingError, FusejournalError
+from fusejournal.errors import BackingError, FusejournalError, JournalFullError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.layer.connection import check_held, release_kept, take_over
 from fusejournal.layer.open_files import new_table
@@ -44,12 +48,17 @@ from fusejournal.node.claim import claim_volume
 from fusejournal.node.node import Node, cause_of
 from fusejournal.node.refusals import check_file_limit
 from fusejournal.node.spec import MountSpec, Reporter
-from fusejournal.node.state_dir import VolumeState
+from fusejournal.node.state_dir import VolumeState, change_role, load_state
 from fusejournal.node.takeover import VolumeMount, connection_record
+from fusejournal.replication.canvass import has_words
 from fusejournal.replication.inquiry import ask_peers
-from fusejournal.types import Seq
+from fusejournal.roles.role import Event
+from fusejournal.types import Reign, Seq
 from fusejournal.volume.startup import UNOPPOSED, Standing
 from fusejournal.wire.session import RefusedError
+
+_WORD_SECONDS: Final = 1.0
+"""The pause before peers are asked again for their word."""
 
 
 class Stopped(FusejournalError):
@@ -70,30 +79,38 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
         check_held(record, spec.name, spec.backing, spec.mountpoint)
 
     node: Node | None = None
+    was_live = False
+    """True if it was live in the role of before."""
 
     def is_live() -> bool:
-        return node is not None and node.is_live
+        return was_live or (node is not None and node.is_live)
 
     def has_begun() -> bool:
         return is_live() or (node is not None and parts.startup.root.was_marked)
 
     with claim_volume(spec, check, has_begun, is_live) as state:  # step 1
-        mount = _take_place(spec, reporter)  # step 2
-        degraded += _check_ways_around(spec, state)
-        parts = assemble_start(  # step 3
-            spec,
-            state,
-            reporter,
-            mount.root_fd,
-            mount.table_fd,
-            is_taken_over=mount.is_taken_over,
-        )
-        parts.startup.degraded += degraded
-        node = Node(spec, state, reporter, mount, parts)
-        try:
-            trio.run(_run, spec, state, reporter, mount, parts, node)
-        except BaseExceptionGroup as group:
-            raise cause_of(group) from group
+        while True:
+            mount = _take_place(spec, reporter, was_ours=node is not None)  # step 2
+            parts = assemble_start(  # step 3
+                spec,
+                state,
+                reporter,
+                mount.root_fd,
+                mount.table_fd,
+                is_taken_over=mount.is_taken_over,
+            )
+            parts.startup.degraded += degraded + _check_ways_around(spec, state)
+            is_promoted = node is not None
+            node = Node(spec, state, reporter, mount, parts)
+            try:
+                trio.run(_run, spec, state, reporter, mount, parts, node, is_promoted)
+            except BaseExceptionGroup as group:
+                raise cause_of(group) from group
+            if node.next_role is None:
+                break
+            was_live = is_live()
+            mount.give_up()
+            state = _change_role(node.state, *node.next_role, reporter)
         if node.is_restarting:
             lock.pass_on(state.directory)
             command = python_module("fusejournal", *sys.argv[1:])
@@ -107,14 +124,15 @@ async def _run(
     mount: VolumeMount,
     parts: StartParts,
     node: Node,
+    has_asked: bool,
 ) -> None:
-    """Go through the steps from the opening of the journal on. Raises Stopped where a signal came
-    before the mount was made."""
+    """Go through the steps from the opening of the journal on; *has_asked*: the peers were asked
+    before the role changed. Raises Stopped where a signal came before the mount was made."""
     _prepare_thread(state)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.watch_signals, signals, nursery.cancel_scope)
-            await _open_volume(spec, reporter, parts)  # steps 4 to 7
+            await _open_volume(spec, reporter, parts, has_asked)  # steps 4 to 7
             serving = assemble_serving(  # step 8
                 spec, state, parts, fail=node.disk_failed, join_volume=node.join_volume
             )
@@ -141,9 +159,10 @@ def _check_process(spec: MountSpec, reporter: Reporter) -> list[str]:
     return limits
 
 
-def _take_place(spec: MountSpec, reporter: Reporter) -> VolumeMount:
+def _take_place(spec: MountSpec, reporter: Reporter, *, was_ours: bool) -> VolumeMount:
     """Take over the mount of a layer that has died, or check the places and open the backing, which
-    nothing covers. Raises FusejournalError."""
+    nothing covers but a dead mount, which *was_ours* until the role changed. Raises
+    FusejournalError."""
     record = connection_record(spec.state_dir)
     taken = take_over(record, spec.mountpoint)
     if taken is not None:
@@ -151,11 +170,26 @@ def _take_place(spec: MountSpec, reporter: Reporter) -> VolumeMount:
     release_kept(record)
     # Only the layer may be there: the mount of a layer that was killed still is.
     with mounts.uncovered(spec.mountpoint, spec.name) as was_dead:
-        if was_dead:
+        if was_dead and not was_ours:
             reporter.warning(f"{spec.mountpoint}: took a dead mount away")
         mounts.check_places(spec.backing, spec.mountpoint, spec.state_dir)
         root_fd = mounts.open_backing(spec.backing)
     return VolumeMount(spec, root_fd, new_table(), None, was_dead)
+
+
+def _change_role(state: VolumeState, event: Event, reign: Reign, reporter: Reporter) -> VolumeState:
+    """Change the role of *state*, whose volume is closed; where that cannot be written down, it
+    goes on as it was. Raises OSError where it is not known what the next start would find."""
+    failpoints.reached("role.closed")
+    try:
+        changed = change_role(state, event, reign)
+        failpoints.reached("role.changed")
+        return changed
+    except (JournalFullError, OSError) as error:
+        if load_state(state.directory) != state:
+            raise
+        reporter.warning(f"the role stays as it was: {error}")
+        return state
 
 
 def _check_ways_around(spec: MountSpec, state: VolumeState) -> list[str]:
@@ -182,14 +216,16 @@ def _prepare_thread(state: VolumeState) -> None:
 # -- the volume ------------------------------------------------------------------------------------
 
 
-async def _open_volume(spec: MountSpec, reporter: Reporter, parts: StartParts) -> None:
+async def _open_volume(
+    spec: MountSpec, reporter: Reporter, parts: StartParts, has_asked: bool
+) -> None:
     """Bring the volume from what is on disk to where it can be mounted. Cancelled, it leaves what
     it has done so far on disk. Raises FusejournalError, OSError."""
     startup = parts.startup
     startup.open(spec.read_only)  # step 4
     try:
         await trio.lowlevel.checkpoint()
-        standing = await _ask_peers(reporter, parts)  # step 5
+        standing = await _ask_peers(reporter, parts, has_asked)  # step 5
         # Step 6, in a thread, so that signals are heeded; nothing else uses the volume meanwhile.
         await trio.to_thread.run_sync(
             startup.recover, spec.read_only, standing.held_seq, trio.from_thread.check_cancelled
@@ -206,30 +242,64 @@ async def _open_volume(spec: MountSpec, reporter: Reporter, parts: StartParts) -
         raise
 
 
-async def _ask_peers(reporter: Reporter, parts: StartParts) -> Standing:
-    """Ask its peers whether this primary reigns, and for what only they have of its journal.
-    Raises RefusedError after the machine was lost, because then it is not for this node to say what
-    the backing should be."""
+async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> Standing:
+    """Ask its peers whether this primary reigns, and for what only they have of its journal; unless
+    a promotion *has_asked* them. Raises RefusedError after the machine was lost, because then it is
+    not for this node to say what the backing should be."""
     startup, local = parts.startup, parts.local
     if local is None or not parts.role.takes_changes:
         return UNOPPOSED
-    try:
-        taken = await ask_peers(
-            local,
-            startup.volume.journal,
-            reporter.warning,
-            lost_machine=startup.lost_machine,
-            lost_page=startup.lost_page,
-        )
-    except RefusedError as error:
-        if startup.lost_machine:
-            raise
-        reporter.warning(str(error))
-        return Standing(fenced=str(error))
+    fence = local.fence
+    if has_asked:
+        epoch = startup.volume.journal.epoch
+        return Standing(None, fence.highest_epoch, fence.new_epoch_reason(epoch))
+    while True:
+        try:
+            taken = await ask_peers(
+                local,
+                startup.volume.journal,
+                reporter.warning,
+                lost_machine=startup.lost_machine,
+                lost_page=startup.lost_page,
+            )
+        except RefusedError as error:
+            if startup.lost_machine:
+                raise
+            reporter.warning(str(error))
+            return Standing(fenced=str(error))
+        standing = Standing(taken.fenced, fence.highest_epoch, taken.new_epoch, taken.held_seq)
+        if await _has_words(reporter, parts, standing, taken.heard):
+            break
+        await trio.sleep(_WORD_SECONDS)
     startup.degraded += taken.failures
     if taken.fenced is not None:
         reporter.warning(taken.fenced)
-    return Standing(taken.fenced, local.fence.highest_epoch, taken.new_epoch, taken.held_seq)
+    return standing
+
+
+async def _has_words(
+    reporter: Reporter, parts: StartParts, standing: Standing, heard: Collection[str]
+) -> bool:
+    """Returns True if this primary may begin the epoch that is due, or none is: its peers have
+    given their word, which counts from those that were *heard*. Cancelled, some may have been
+    given."""
+    startup, local = parts.startup, parts.local
+    journal = startup.volume.journal
+    due = startup.due_epoch(standing) if journal.head_seq else None
+    if local is None or standing.fenced is not None or due is None:
+        return True
+    if local.fence.due(journal.epoch) is not None:
+        return True  # which it was promoted to, with words enough or by force
+    own = local.fence.own(journal.epoch)
+    me = local.greeting(journal.uuid, journal, own, journal.head_seq)
+    return await has_words(
+        local,
+        me,
+        Reign(due.epoch, local.node_id),
+        heard=heard,
+        has_lost=startup.lost_machine,
+        report=reporter.warning,
+    )
 
 
 # -- the mount -------------------------------------------------------------------------------------

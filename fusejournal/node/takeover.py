@@ -6,6 +6,7 @@ mount that was taken over is found before the first request and dropped right af
 the event loop; what makes the kernel send requests to the layer runs in a thread."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,10 @@ class VolumeMount:
     @property
     def _flags(self) -> frozenset[str]:
         return self._spec.mount_flags | ({"ro"} if self._spec.read_only else frozenset())
+
+    def give_up(self) -> None:
+        """Close the connection: the mount is dead from now on, until another takes its place."""
+        os.close(self.connection.fd)
 
     def is_there(self) -> bool:
         """True while the kernel has the mount."""

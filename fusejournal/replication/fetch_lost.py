@@ -95,6 +95,8 @@ class TakenBack(NamedTuple):
     """Why a new epoch is to begin, in words, where one is."""
     fenced: str | None = None
     """Why no change may be taken, in words, where none may."""
+    heard: frozenset[str] = frozenset()
+    """The peers that told what they hold, of which nothing was left there."""
 
 
 @dataclass
@@ -134,6 +136,7 @@ class LostEntryFetcher:
         positions = await self._ask_all(peers)
         if not positions:
             return TakenBack([_NOBODY], Seq(0))
+        heard = set(positions)
         failures = self._notices + [
             f"the machine was lost, and peer {peer.name} did not answer: entries that only it has "
             "are not here, and part its journal from this one"
@@ -150,7 +153,8 @@ class LostEntryFetcher:
                 failure = await self._fetch_from(self.book.get(name), positions[name].seq)
                 if failure is not None:
                     failures.append(failure)
-        return TakenBack(failures, self._held_seq)
+                    heard.discard(name)
+        return TakenBack(failures, self._held_seq, heard=frozenset(heard))
 
     async def look_round(self, seconds: float | None = None) -> TakenBack:
         """Ask all peers once, as far as they answer soon, or within *seconds*. Cancelling is
@@ -180,7 +184,7 @@ class LostEntryFetcher:
         for line in lines:
             log.error("%s", line)
             self.report(line)
-        return TakenBack(lines, Seq(0), new_epoch)
+        return TakenBack(lines, Seq(0), new_epoch, heard=frozenset(answers))
 
     async def _ask_once(
         self, peer: Peer, answers: dict[str, Welcome], everybody: trio.CancelScope

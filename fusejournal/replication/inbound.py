@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import trio
 
+from fusejournal.address import Address, parse_address
 from fusejournal.errors import (
     FusejournalError,
     JournalFailedError,
@@ -24,15 +25,20 @@ from fusejournal.types import Seq
 from fusejournal.volume.volume import Volume
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello
+from fusejournal.wire.instances import instance_of
 from fusejournal.wire.session import (
     FAILED,
     FETCH,
+    WORD,
     Claim,
     HandshakeState,
     RefusedError,
     claim_of,
     expect,
+    reign_of,
     speaks_of_same,
+    wanted_reign,
+    welcome,
 )
 
 _GREETING_SECONDS = 30.0
@@ -51,7 +57,8 @@ class MirrorSide:
 
 class Inbound:
     """Serves those who connect to *local*; *mirror* is None on a primary. *heed* judges a claim,
-    and returns when what was seen of reigns is on the disk."""
+    and returns when what was seen of reigns is on the disk; *peers_changed* is called when a peer
+    is not shipped to any more."""
 
     def __init__(
         self,
@@ -60,12 +67,14 @@ class Inbound:
         me: Callable[[], HandshakeState],
         heed: Callable[[Claim, str], Awaitable[None]],
         mirror: MirrorSide | None,
+        peers_changed: Callable[[], None],
     ) -> None:
         self._local = local
         self._volume = volume
         self._me = me
         self._heed_claim = heed
         self._mirror = mirror
+        self._peers_changed = peers_changed
         self._connections: dict[trio.CancelScope, str | None] = {}
         """Each with the name of the peer."""
 
@@ -106,15 +115,49 @@ class Inbound:
         await self._heed(connection, greeting)
         if greeting.purpose == FETCH:
             await self._serve_source(connection, greeting)
+        elif greeting.purpose == WORD:
+            await self._give_word(connection, greeting)
         elif self._mirror is None:
             name = self._local.name
             reason = f"{name} is a primary and takes no entries: mount it with --role mirror"
             raise RefusedError("role", reason)
-        elif self._is_downstream(connection.peer):
+        elif self._is_downstream(connection.peer) and not await self._turn(connection, greeting):
             reason = f"{connection.peer} is shipped to from here, and so cannot ship to here"
             raise RefusedError("direction", reason)
         else:
+            if connection.peer is not None and greeting.listen_port:
+                host = parse_address(connection.where).host
+                self._local.book.note_return(connection.peer, Address(host, greeting.listen_port))
             await self._mirror.receiver.serve(connection, greeting)
+
+    async def _give_word(self, connection: Connection, greeting: Hello) -> None:
+        """Give the word that *greeting* asks for. Raises RefusedError, WireError,
+        FusejournalError."""
+        mirror, name = self._mirror, self._local.name
+        if mirror is None:
+            reason = f"{name} is a primary, and gives no word against itself: hand over from there"
+            raise RefusedError("role", reason)
+        reign = wanted_reign(self._me(), greeting)
+        try:
+            await mirror.receiver.give_word(
+                reign, connection.peer or greeting.node, instance_of(greeting, connection.where)
+            )
+        except JournalFailedError as error:
+            raise RefusedError(FAILED, f"{name}: {error}") from None
+        await connection.send(welcome(self._me(), greeting, is_mirror=True))
+
+    async def _turn(self, connection: Connection, greeting: Hello) -> bool:
+        """Returns True if the peer, which is shipped to from here, reigns by now: then it is not
+        shipped to any more, because it ships to here. Raises FusejournalError where that cannot be
+        written down."""
+        reign, peer = reign_of(greeting), connection.peer
+        has_begun = greeting.held_epoch == reign.epoch and greeting.node_id == reign.node_id != 0
+        if peer is None or not has_begun or reign != self._me().reign:
+            return False
+        self._local.book.turn_back(peer)
+        await trio.to_thread.run_sync(self._local.book.save)
+        self._peers_changed()
+        return True
 
     async def _heed(self, connection: Connection, greeting: Hello) -> None:
         """Have what *greeting* proves of a higher reign on this node's disk before anything is

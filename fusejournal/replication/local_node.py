@@ -14,7 +14,7 @@ from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.replication.fence import Fence, node_id_of
 from fusejournal.replication.peers import PeerBook
 from fusejournal.types import Reign, Seq
-from fusejournal.wire.identity import Identity, load_or_make
+from fusejournal.wire.identity import Identity, fingerprint_of, load_or_make
 from fusejournal.wire.session import HandshakeState
 
 
@@ -73,6 +73,19 @@ class LocalNode:
         self.book = PeerBook.load(state_dir)
         if self.book.merge({name: parse_remote(text) for name, text in config.peers.items()}):
             self.book.save()
+        if self._turn_peers(is_mirror, reign):
+            self.book.save()
+
+    def _turn_peers(self, is_mirror: bool, reign: Reign | None) -> bool:
+        """Have the book go by the role, also where a process was killed right after that had
+        changed. Returns whether it changed."""
+        if not is_mirror:
+            return self.book.turn_out()
+        if reign is not None:
+            for name, certificate in self.book.certificates().items():
+                if node_id_of(fingerprint_of(certificate)) == reign.node_id:
+                    return self.book.turn_back(name)
+        return False
 
     def greeting(
         self, uuid: UUID | None, journal: Journal, reign: Reign, applied: Seq

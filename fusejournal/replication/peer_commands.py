@@ -2,7 +2,7 @@
 ``fusejournal peer`` and ``fusejournal pair``.
 
 ========================  ==========================================================================
-``peer-add``              name, address -> added, peer
+``peer-add``              name, address, standby -> added, peer
 ``peer-remove``           name -> peer
 ``peer-list``             -> node, fingerprint, peers
 ``peer-pause, -resume``   name -> changed, peer
@@ -12,7 +12,8 @@
                           ``closed``), seconds_left, wrong_tries, log (the last lines), logged (how
                           many there were in all), peer (when paired)
 ``pair-close``            id -> as pair-state
-``pair-with``             name, address, code -> peer, node: pairs with the node that listens there
+``pair-with``             name, address, code, standby -> peer, node: pairs with the node that
+                          listens there
 ========================  ==========================================================================
 
 Each replies once and soon; who waits for a pairing asks ``pair-state`` again and again. A change
@@ -107,7 +108,8 @@ class PeerCommands:
 
     async def _add(self, request: dict[str, Any]) -> dict[str, Any]:
         name, address = _name(request), parse_remote(_text(request, "address"))
-        added = await self._change(name, lambda: self._book.add(name, address))
+        standby = bool(request.get("standby"))
+        added = await self._change(name, lambda: self._book.add(name, address, standby=standby))
         peer = describe(self._book.get(name)).to_json()
         return {"added": added, "insecure": self._insecure, "peer": peer}
 
@@ -253,13 +255,15 @@ class PeerCommands:
                     paired = await pairing.ask(connection, code, self._node, self._identity, accept)
         except trio.TooSlowError:
             raise PeerLostError(str(address), f"not paired within {_PAIR_SECONDS:g} s") from None
-        await self._keep(name, address, paired)
+        await self._keep(name, address, paired, standby=bool(request.get("standby")))
         return {"peer": describe(self._book.get(name)).to_json(), "node": paired.node}
 
-    async def _keep(self, name: str, address: Address | None, paired: Paired) -> None:
+    async def _keep(
+        self, name: str, address: Address | None, paired: Paired, *, standby: bool = False
+    ) -> None:
         def change() -> None:
             self._check(name, address, paired)
-            self._book.pair(name, address, paired.certificate)
+            self._book.pair(name, address, paired.certificate, standby=standby)
 
         try:
             await self._change(name, change)

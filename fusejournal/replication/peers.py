@@ -4,7 +4,7 @@
 
     STATE/peers.json    {"format": 1, "peers": [{name, address, certificate, paused, needs_copy,
                         acked_seq, applied_seq, left_seq, left_at, away_seconds,
-                        keeps_signatures}, ...]}, mode 0600
+                        keeps_signatures, return_address, heard_at, told_seq}, ...]}, mode 0600
 
 Changes are made in memory at once; :meth:`PeerBook.save` writes the whole file, atomically and
 durably. A peer is a value that is replaced and never changed, so a thread may save while the event
@@ -57,6 +57,19 @@ class Peer:
     keeps_signatures: bool = False
     """True if it has ever said to keep signatures of what it is sent (wire/signatures.py). Then it
     has to give them when it hands entries back."""
+    return_address: Address | None = None
+    """The address where it is shipped to once this node is the primary; None where ``address`` is
+    that, or where it is not known."""
+    heard_at: float | None = None
+    """The time when a mirror heard of it last as its primary, in seconds since 1970, and then again
+    every some seconds; None where it never did."""
+    told_seq: Seq = Seq(0)
+    """The end of its journal, as it told a mirror last."""
+
+    @property
+    def any_address(self) -> Address | None:
+        """The address that it can be asked at."""
+        return self.address or self.return_address
 
 
 class PeerBook:
@@ -116,11 +129,13 @@ class PeerBook:
             if peer.certificate is not None
         }
 
-    def add(self, name: str, address: Address | None) -> bool:
-        """Add a peer, or give one that has none its address. Returns whether anything changed.
-        Raises UsageError for a name that cannot be, or that has another address, and for an address
-        that is another's."""
+    def add(self, name: str, address: Address | None, *, standby: bool = False) -> bool:
+        """Add a peer, or give one that has none its address; *standby*: that is the one for when
+        this node is the primary. Returns whether anything changed. Raises UsageError for a name
+        that cannot be, or that has another address, and for an address that is another's."""
         check_peer_name(name)
+        if standby and address is not None:
+            return self._add_standby(name, address)
         peer = self._peers.get(name)
         if peer is None:
             if len(self._peers) >= _PEERS_MAX:
@@ -135,6 +150,16 @@ class PeerBook:
         self._check_address(name, address)
         self._peers[name] = replace(peer, address=address)
         return True
+
+    def _add_standby(self, name: str, address: Address) -> bool:
+        is_new = self.add(name, None)
+        peer = self._peers[name]
+        if peer.address is not None:
+            raise UsageError(
+                f"peer {name!r} is shipped to already, at {peer.address}: it need not stand by"
+            )
+        self._peers[name] = replace(peer, return_address=address)
+        return is_new or peer.return_address != address
 
     def merge(self, addresses: Mapping[str, Address]) -> bool:
         """Add the peers that a mount names, at the addresses it names; what is known about them
@@ -162,11 +187,13 @@ class PeerBook:
                     "another address, or remove that one first: fusejournal peer remove"
                 )
 
-    def pair(self, name: str, address: Address | None, certificate: str) -> None:
-        """Know the peer *name* by *certificate* (PEM) from now on, adding it if it is new. Raises
-        as :meth:`check_pairing`."""
+    def pair(
+        self, name: str, address: Address | None, certificate: str, *, standby: bool = False
+    ) -> None:
+        """Know the peer *name* by *certificate* (PEM) from now on, adding it if it is new;
+        *standby* as for :meth:`add`. Raises as that and as :meth:`check_pairing`."""
         self.check_pairing(name, address, certificate)
-        self.add(name, address)
+        self.add(name, address, standby=standby)
         self.set_certificate(name, certificate)
 
     def check_pairing(self, name: str, address: Address | None, certificate: str) -> None:
@@ -260,6 +287,40 @@ class PeerBook:
         self._peers[name] = replace(self._peers[name], **changes)
         self.is_unsaved = True
 
+    def note_return(self, name: str, address: Address) -> None:
+        """The peer *name*, to which nothing is shipped, listens at *address*, as it says itself. In
+        memory, until the next save."""
+        peer = self._peers.get(name)
+        if peer is not None and peer.address is None and peer.return_address != address:
+            self._note(name, return_address=address)
+
+    def note_heard(self, name: str, seq: Seq, at: float) -> None:
+        """The peer *name*, the primary, was heard *at* a time in seconds since 1970, and its
+        journal ended with *seq*. In memory, until the next save."""
+        if name in self._peers:
+            self._note(name, heard_at=at, told_seq=seq)
+
+    def turn_out(self) -> bool:
+        """This node is a primary: ship to all peers of which it is known where they listen. Returns
+        whether anything changed."""
+        before = dict(self._peers)
+        for name, peer in before.items():
+            address = peer.return_address
+            if peer.address is not None or address is None:
+                continue
+            if not any(one.address and one.address.is_same(address) for one in self.list()):
+                self._peers[name] = replace(peer, address=address, return_address=None)
+        return self._peers != before
+
+    def turn_back(self, name: str) -> bool:
+        """The peer *name* is a primary: ship nothing to it. Returns whether anything changed.
+        Raises UnknownPeerError."""
+        peer = self.get(name)
+        if peer.address is None:
+            return False
+        self._peers[name] = replace(peer, address=None, return_address=peer.address)
+        return True
+
     def find(self, name: str) -> Peer | None:
         """The peer *name*, if there is one."""
         return self._peers.get(name)
@@ -295,6 +356,7 @@ def describe(peer: Peer) -> PeerInfo:
         paused=peer.paused,
         needs_copy=peer.needs_copy,
         acked_seq=peer.acked_seq,
+        return_address=None if peer.return_address is None else str(peer.return_address),
     )
 
 
@@ -317,6 +379,9 @@ def _raw(peer: Peer) -> dict[str, Any]:
         "left_at": peer.left_at,
         "away_seconds": peer.away_seconds,
         "keeps_signatures": peer.keeps_signatures,
+        "return_address": None if peer.return_address is None else str(peer.return_address),
+        "heard_at": peer.heard_at,
+        "told_seq": peer.told_seq,
     }
 
 
@@ -349,8 +414,17 @@ _KINDS: Final = {
     "left_at": float | None,
     "away_seconds": float,
     "keeps_signatures": bool,
+    "return_address": str | None,
+    "heard_at": float | None,
+    "told_seq": int,
 }
-_LATER: Final = {"away_seconds": 0.0, "keeps_signatures": False}
+_LATER: Final = {
+    "away_seconds": 0.0,
+    "keeps_signatures": False,
+    "return_address": None,
+    "heard_at": None,
+    "told_seq": 0,
+}
 """Fields that a book of the version before does not have."""
 
 
@@ -364,6 +438,7 @@ def _parse_one(raw: Any) -> Peer:
         if not isinstance(value, kind) or (is_seq and not _is_seq(value)):
             raise ValueError(f"peer {raw['name']!r:.80}: {key} cannot be {value!r:.80}")
     address, certificate = raw["address"], raw["certificate"]
+    return_address = raw.get("return_address")
     return Peer(
         check_peer_name(raw["name"]),
         None if address is None else parse_remote(address),
@@ -376,6 +451,9 @@ def _parse_one(raw: Any) -> Peer:
         raw["left_at"],
         raw.get("away_seconds", 0.0),
         raw.get("keeps_signatures", False),
+        None if return_address is None else parse_remote(return_address),
+        raw.get("heard_at"),
+        Seq(raw.get("told_seq", 0)),
     )
 
 

@@ -34,7 +34,7 @@ from fusejournal.replication.parting import Parting, forget_parting
 from fusejournal.replication.receive_session import ReceiveSession, Receiving, follow_flushes
 from fusejournal.replication.states import MirrorEvent, MirrorState
 from fusejournal.replication.status import MirrorStatus
-from fusejournal.types import Seq
+from fusejournal.types import Reign, Seq
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import (
     AskChains,
@@ -54,6 +54,7 @@ from fusejournal.wire.session import (
     HandshakeState,
     RefusedError,
     Sink,
+    check_reign,
     claim_of,
     expect,
     reign_of,
@@ -100,6 +101,26 @@ class Receiver:
         self._sign = trio.Event()
         """Set when the sender says something."""
         self._heeding = trio.Lock()
+
+    @property
+    def session_peer(self) -> str | None:
+        """The peer that ships to here now."""
+        return self._session_peer if self._session is not None else None
+
+    @property
+    def primary(self) -> str | None:
+        """The node that ships to here, or did last."""
+        return self._record.primary
+
+    @property
+    def heard_seconds_ago(self) -> float | None:
+        """The time since the primary was heard; None where it was not since this start."""
+        return self._record.heard_seconds_ago
+
+    @property
+    def told_seq(self) -> Seq:
+        """The end of the primary's journal, as far as it has said."""
+        return self._record.source_head_seq
 
     def status(self) -> MirrorStatus:
         """Returns how receiving goes."""
@@ -222,6 +243,28 @@ class Receiver:
         if may_be_copy and (not is_let_in or claim.seq <= journal.head_seq):
             return False
         return await is_bound_by(claim, me.reign, ChainFinder(journal.directory, journal.uuid))
+
+    async def give_word(self, reign: Reign, peer: str, instance: Instance | None = None) -> None:
+        """Take nothing more of a lower reign than *reign*, which *peer*, another node of that
+        *instance* or this one (None), is to begin. When this
+        returns, that is on the disk, and no session goes on. Cancelling leaves the word given, or
+        not. Raises RefusedError where a higher reign, or another of the same epoch, was seen, where
+        another instance of that node is followed, or on a full disk; JournalFailedError where the
+        flush failed."""
+        if instance is not None:
+            await self._check_instance(instance)
+        async with self._heeding:
+            check_reign(self._me(), reign, peer)
+            if self._shared.raise_fence(reign):
+                log.warning(
+                    "%s has the word for reign %s: nothing of a lower is taken now", peer, reign
+                )
+            if self._newcomer is not None:
+                self._newcomer[1].cancel()
+            if self._session is not None:
+                self._session.cancel()
+                await self._session_over.wait()  # what is on its way into the journal is there then
+            await self._fence.make_durable(self._durability.flush_watermarks)
 
     def _check_peer(self, peer: str) -> None:
         """Raise RefusedError where another peer than *peer* ships to here, or is about to."""

@@ -23,6 +23,8 @@ class PeerInfo(Reply):
     needs_copy: str | None
     """The reason why the journal alone does not bring it up to date any more."""
     acked_seq: int
+    return_address: str | None = None
+    """The address where it is shipped to once this node is the primary."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ configured, receiver and applier on a mirror. A mirror with peers ships on what 
 The rest of the node asks :meth:`Replication.status` and the commands of the control socket."""
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -99,10 +100,12 @@ class Replication:
             self.durability = self._assemble_primary(make_durability)
         else:
             self.durability = self._assemble_mirror(mirroring, make_durability)
-        self._inbound = Inbound(local, volume, self._me, self._heed, self._mirror)
+        self._inbound = Inbound(
+            local, volume, self.me, self._heed, self._mirror, self._peers_changed
+        )
         self._shipping = Shipping(
             volume,
-            self._me,
+            self.me,
             append_notifier,
             self.quorum,
             local.config,
@@ -165,7 +168,7 @@ class Replication:
             Instances(watermarks.following, trio.current_time()),
             news,
         )
-        receiver = Receiver(receiving, self._me, self._join_volume)
+        receiver = Receiver(receiving, self.me, self._join_volume)
         self._mirror = MirrorSide(receiver, signatures, lambda: watermarks.committed_seq)
         self._heed = receiver.heed
         return durability
@@ -186,7 +189,8 @@ class Replication:
         self._mirroring.join_volume(uuid)
         self._mirroring.is_uninitialized = False
 
-    def _me(self) -> HandshakeState:
+    def me(self) -> HandshakeState:
+        """Returns this node as it greets."""
         volume, mirroring, fence = self._volume, self._mirroring, self.local.fence
         journal = volume.journal
         uuid = None if mirroring is not None and mirroring.is_uninitialized else journal.uuid
@@ -195,7 +199,11 @@ class Replication:
         if journal.epoch > reign.epoch:
             reign = Reign(journal.epoch, 0)
         me = self.local.greeting(uuid, journal, reign, volume.catalog.applied_seq)
-        return me._replace(limits=volume.tree.limits.to_wire())
+        return me._replace(
+            limits=volume.tree.limits.to_wire(),
+            listen_port=self._address.port if self._address is not None else 0,
+            role="primary" if mirroring is None else "mirror",
+        )
 
     async def _heed_refusal(self, claim: Claim, peer: str) -> None:
         """Judge *claim*, with which *peer* refuses what this node ships."""
@@ -287,6 +295,7 @@ class Replication:
                 noted_at = trio.current_time()
                 for shipper, _ in self._shippers.values():
                     shipper.record.save()
+                self._note_primary()
             if not self.local.book.is_unsaved:
                 continue
             try:
@@ -296,6 +305,11 @@ class Replication:
                 if not has_failed:
                     log.warning("%s", error)
                 has_failed = True
+
+    def _note_primary(self) -> None:
+        receiver = self.receiver
+        if receiver is not None and receiver.session_peer is not None:
+            self.local.book.note_heard(receiver.session_peer, receiver.told_seq, time.time())
 
     async def _check_backlogs(self) -> None:
         while True:
@@ -341,16 +355,22 @@ class Replication:
     # -- status ------------------------------------------------------------------------------------
 
     @property
+    def left_to_apply(self) -> int:
+        """Entries that a mirror has received and not applied, of those that may be."""
+        assert self._mirroring is not None
+        return max(0, self._mirroring.watermarks.committed_seq - self._volume.catalog.applied_seq)
+
+    @property
     def epoch(self) -> Epoch:
         """The epoch of the reign that this node goes by. (On a mirror, its journal's follows
         applying.)"""
-        return self._me().reign.epoch
+        return self.me().reign.epoch
 
     def status(self) -> ReplicationStatus:
         """Returns this node's place among others."""
         return ReplicationStatus(
             node=self.local.name,
-            reign=str(self._me().reign),
+            reign=str(self.me().reign),
             instance=f"{self.local.fence.instance:016x}",
             listen=str(self._address) if self._address is not None else None,
             insecure=self.local.insecure,

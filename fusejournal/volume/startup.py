@@ -368,9 +368,8 @@ class VolumeStartup:
         volume = self.volume
         if volume.journal.head_seq == 0:
             volume.note(NewEpoch(Epoch(1), "a new volume"))
-        elif (reason := self._new_epoch_reason(standing)) is not None:
-            epoch = Epoch(max(volume.journal.epoch, standing.seen_epoch) + 1)
-            volume.note(NewEpoch(epoch, reason))
+        elif (due := self.due_epoch(standing)) is not None:
+            volume.note(due)
             volume.journal.sync()  # before a peer hears of it
         if not self._boot.read().is_this:
             volume.journal.sync()
@@ -379,15 +378,16 @@ class VolumeStartup:
             # (A killed layer's journal says by itself that it was not stopped in order.)
             self._boot.remember(self.volume.journal.head_seq)
 
-    def _new_epoch_reason(self, standing: Standing) -> str | None:
-        """Why an epoch begins here, where one does. Another boot is enough: this may be an older
-        copy of the volume, and what was made after it was copied has its fids."""
-        if self.lost_machine:
-            return "the machine was lost"
-        if standing.new_epoch is not None:
-            return standing.new_epoch
+    def due_epoch(self, standing: Standing) -> NewEpoch | None:
+        """The epoch that a primary of *standing*, which has entries, is to begin, and why; None
+        where it goes on in its own. Another boot is enough: this may be an older copy of the
+        volume, and what was made after it was copied has its fids."""
         boot = self._boot.read()
-        return None if boot.is_this else boot.words
+        reason = "the machine was lost" if self.lost_machine else standing.new_epoch
+        if reason is None and boot.is_this:
+            return None
+        epoch = max(self.volume.journal.epoch, standing.seen_epoch) + 1
+        return NewEpoch(Epoch(epoch), reason or boot.words)
 
     def mark_unclean(self) -> None:
         """Have the next opening take what the disks were given for lost, because one has failed."""

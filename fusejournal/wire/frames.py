@@ -35,7 +35,7 @@ import xxhash
 from fusejournal.errors import WireError as WireError
 from fusejournal.types import Epoch, Seq
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 """The newest version that this program speaks,"""
 PROTOCOL_VERSION_OLDEST: Final = 1
 """and the oldest."""
@@ -57,7 +57,8 @@ _LIST_MAX: Final = 64
 
 class Hello(NamedTuple):
     """The connector's greeting: who it is and what it has. ``purpose``: ``ship`` (batches
-    will come) or ``fetch`` (batches are wanted). ``epoch``, ``seq`` and ``chain`` are its
+    will come), ``fetch`` (batches are wanted) or, from version 2 on, ``word`` (the listener's word
+    for a reign is wanted). ``epoch``, ``seq`` and ``chain`` are its
     position; ``epoch`` and ``reign_node`` the highest reign that it knows of, ``held_epoch`` is
     that of the entries that it has applied.
 
@@ -66,7 +67,9 @@ class Hello(NamedTuple):
 
     ``version`` is the oldest version of the protocol that it speaks, ``newest_version`` the newest;
     it reads journals up to ``journal_format``, and entries up to the kind ``newest_kind``
-    (versions.py). Each field with a default is 0 where it is not told."""
+    (versions.py). ``listen_port`` is where it listens itself, for when the roles turn;
+    ``wanted_epoch`` the epoch that it wants to begin, where that is what it asks for. Each field
+    with a default is 0 where it is not told."""
 
     version: int
     uuid: bytes
@@ -83,13 +86,16 @@ class Hello(NamedTuple):
     newest_version: int = 0
     journal_format: int = 0
     newest_kind: int = 0
+    listen_port: int = 0
+    wanted_epoch: Epoch = Epoch(0)
 
 
 class Welcome(NamedTuple):
     """The listener's answer: what it has. ``uuid`` is empty where it has no journal yet and takes
     any volume's. ``detail`` is something that the greeter should know, in words. Versions are as in
     HELLO. ``limits`` are those of its backing's file system, in the order of the fields of
-    ``BackingLimits`` (backing/limits.py), each 0 where it is not known."""
+    ``BackingLimits`` (backing/limits.py), each 0 where it is not known. ``role`` is its own, in a
+    word; empty where it is not told."""
 
     version: int
     uuid: bytes
@@ -106,6 +112,7 @@ class Welcome(NamedTuple):
     journal_format: int = 0
     newest_kind: int = 0
     limits: tuple[int, ...] = ()
+    role: str = ""
 
 
 class Refusal(NamedTuple):
@@ -280,6 +287,8 @@ _INTEGERS: Final = frozenset(
         "newest_version",
         "journal_format",
         "newest_kind",
+        "listen_port",
+        "wanted_epoch",
     }
 )
 _BYTES: Final = frozenset({"uuid", "content", "nonce", "proof", "signature"})

@@ -29,6 +29,11 @@ know which of the two is right. A higher one comes to a node as a :class:`Claim`
 answer or a refusal. Where :func:`is_proven` says so the node is bound by it, and has it on its disk
 before it answers.
 
+Words: a node that is to begin a reign asks others first for their *word* (``word``, version 2): a
+mirror that gives it has that reign on its disk as the highest that it has seen, before it answers,
+and takes nothing more from who reigns by a lower. The answer tells where its journal ends then. A
+word is given for one reign of an epoch.
+
 Instances: a node makes a number at each start, and gives that of the start before, too. Two nodes
 that have one key, as a machine and its clone, are told apart by it (instances.py).
 
@@ -60,6 +65,8 @@ from fusejournal.wire.versions import (
 )
 
 SHIP, FETCH = "ship", "fetch"
+WORD = "word"
+"""The purpose of who asks for a word: from then on the listener takes nothing of a lower reign."""
 FENCED = "fenced"
 """The code of a refusal: another node has become primary, or has begun the same epoch."""
 INSTANCE = "instance"
@@ -105,7 +112,8 @@ class HandshakeState(NamedTuple):
     """One side as it greets: its name, its volume (None: any), where its journal stands (by what it
     has applied, as far as it is the epoch), the highest epoch that it goes by and who began that;
     what its key makes it, and which instance of that it is; the limits of its backing, as WELCOME
-    gives them, and the versions that it speaks and reads."""
+    gives them, and the versions that it speaks and reads; the port where it listens (0: none) and
+    its role in a word."""
 
     node: str
     uuid: UUID | None
@@ -118,6 +126,8 @@ class HandshakeState(NamedTuple):
     before: int = 0
     limits: tuple[int, ...] = ()
     versions: Versions = OWN_VERSIONS
+    listen_port: int = 0
+    role: str = ""
 
     @property
     def reign(self) -> Reign:
@@ -132,8 +142,8 @@ class HandshakeState(NamedTuple):
         return Claim(self.reign, *self.position)
 
 
-def hello(me: HandshakeState, purpose: str) -> Hello:
-    """Returns the connector's greeting."""
+def hello(me: HandshakeState, purpose: str, wanted_epoch: Epoch = Epoch(0)) -> Hello:
+    """Returns the connector's greeting; *wanted_epoch* is the one that it asks a word for."""
     uuid = me.uuid.bytes if me.uuid is not None else b""
     reign, position, versions = me.reign, me.position, me.versions
     return Hello(
@@ -150,6 +160,8 @@ def hello(me: HandshakeState, purpose: str) -> Hello:
         me.instance,
         me.before,
         *versions[1:],
+        me.listen_port,
+        wanted_epoch,
     )
 
 
@@ -157,7 +169,7 @@ def welcome(me: HandshakeState, greeting: Hello, *, is_mirror: bool, detail: str
     """Returns the listener's answer; *detail* is something that the connector should know. Raises
     RefusedError, WireError."""
     _check_same(me, greeting)
-    if greeting.purpose not in (SHIP, FETCH):
+    if greeting.purpose not in (SHIP, FETCH, WORD):
         raise WireError(f"a session for {greeting.purpose!r}")
     is_shipping = greeting.purpose == SHIP
     if is_shipping and not is_mirror:
@@ -183,7 +195,21 @@ def welcome(me: HandshakeState, greeting: Hello, *, is_mirror: bool, detail: str
         detail,
         *versions[1:],
         me.limits,
+        me.role,
     )
+
+
+def wanted_reign(me: HandshakeState, greeting: Hello) -> Reign:
+    """Returns the reign that the sender of *greeting* asks *me*, a mirror, a word for, if that may
+    be given. Raises RefusedError, WireError."""
+    _check_same(me, greeting)
+    reign = Reign(greeting.wanted_epoch, greeting.node_id)
+    if not (reign.epoch and reign.node_id):
+        raise WireError(f"a word for reign {reign}, of which there is none")
+    if me.uuid is None:
+        raise RefusedError("unborn", f"{me.node} has no volume yet, and no word to give")
+    check_reign(me, reign, greeting.node)
+    return reign
 
 
 def check_welcome(me: HandshakeState, answer: Message | None, purpose: str) -> Welcome:
@@ -194,7 +220,9 @@ def check_welcome(me: HandshakeState, answer: Message | None, purpose: str) -> W
     mine, seen = me.reign, reign_of(theirs)
     if seen.epoch > EPOCH_MAX:
         raise _impossible(theirs.node, seen)
-    if seen.epoch > mine.epoch:
+    # (Of a reign that has not begun, it may have given this very node its word, before that ended.)
+    is_word = 0 != seen.node_id == me.node_id and theirs.held_epoch < seen.epoch
+    if seen.epoch > mine.epoch and not is_word:
         raise RefusedError(
             FENCED,
             f"{theirs.node} has seen a primary of epoch {seen.epoch}, and this one is of "

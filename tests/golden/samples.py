@@ -189,7 +189,9 @@ def peers(certificate: str) -> tuple[Peer, ...]:
     """A peer with every field, and one with none."""
     east = Peer("east", Address("10.0.0.2", 7710), certificate, True, "it was away for 31 days")
     far = replace(east, acked_seq=Seq(10), applied_seq=Seq(9), left_seq=Seq(12), left_at=17.5e8)
-    return replace(far, away_seconds=86_400.25, keeps_signatures=True), Peer("west")
+    far = replace(far, away_seconds=86_400.25, keeps_signatures=True)
+    west = Peer("west", return_address=Address("10.0.0.3", 7710), heard_at=17.6e8)
+    return far, replace(west, told_seq=Seq(4711))
 
 
 def volume(directory: Path) -> VolumeState:
@@ -255,11 +257,13 @@ MESSAGES: tuple[Message, ...] = (
         newest_version=1,
         journal_format=1,
         newest_kind=20,
+        listen_port=7710,
+        wanted_epoch=Epoch(3),
     ),
     Welcome(
         *(1, b"", "mirror", Epoch(1), Seq(4700), 0x6666, Seq(4699)),
         *(0x2222, Epoch(1), 0x7777, "runs twice", 1, 1, 20),
-        ((16 << 40) - 4096, 4036, 4036, 4095, 255, 65_000),
+        *(((16 << 40) - 4096, 4036, 4036, 4095, 255, 65_000), "mirror"),
     ),
     Refusal("fenced", "epoch 3 has begun", Epoch(3), 0x8888, Epoch(3), Seq(5000), 0x9999),
     AskChains((Seq(1), Seq(1000), Seq(1 << 40))),

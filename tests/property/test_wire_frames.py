@@ -54,7 +54,7 @@ def _fields(cls: type[Message]) -> st.SearchStrategy[Any]:
         "chains": st.lists(st.none() | _NUMBERS, max_size=5).map(tuple),
         "certificate": st.text(max_size=60),
     }
-    texts = {"node", "purpose", "code", "reason", "method", "state", "detail"}
+    texts = {"node", "purpose", "code", "reason", "method", "state", "detail", "role"}
     return st.builds(
         cls,
         *(by_name.get(name, _TEXTS if name in texts else _NUMBERS) for name in cls._fields),

@@ -21,7 +21,7 @@ from tests.support.layer import Layer
 from tests.support.network import Cable, Host, Network, network
 from tests.support.trees import difference, fids, image
 
-_PORT = 7710
+PORT = 7710
 _LEVEL_SECONDS = 60.0
 _PAUSE_SECONDS = 0.01
 
@@ -57,13 +57,13 @@ class Node(Layer):
 
     def ships_to(self, other: "Node") -> None:
         """Let *other* be a mirror of this one; while neither runs."""
-        know_each_other(self, other, other.host.address, _PORT)
+        know_each_other(self, other, other.host.address, PORT)
 
     def mount_arguments(self, *extra: str) -> list[str]:
         return [
             *("mount", str(self.backing), str(self.mountpoint), "--name", self.name),
             *("--state", str(self.state), "--config", str(self._config), "--role", self.role),
-            *("--listen", f"{self.host.address}:{_PORT}", "--open-backing", *extra),
+            *("--listen", f"{self.host.address}:{PORT}", "--open-backing", *extra),
         ]
 
     def begin_anew(self) -> None:

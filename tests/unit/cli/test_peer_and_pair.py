@@ -70,6 +70,7 @@ def test_peers_of_a_volume_that_is_not_mounted(tmp_path: Path) -> None:
         "paused": True,
         "needs_copy": None,
         "acked_seq": 0,
+        "return_address": None,
     }
     assert json.loads(run("peer", "resume", "one", "cellar", "--json"))["changed"]
     assert run("peer", "remove", "one", "cellar") == "peer cellar removed\n"

@@ -203,7 +203,7 @@ class _Clone:
 
 def _greeting(primary: OpenVolume) -> Hello:
     """That of a clone of *primary*, which does not tell that it is another."""
-    return hello(primary.replication._me(), SHIP)._replace(instance=0, before=0)
+    return hello(primary.replication.me(), SHIP)._replace(instance=0, before=0)
 
 
 async def _pause(primary: OpenVolume, mirror: OpenVolume) -> None:

@@ -23,6 +23,7 @@ from fusejournal.replication import ship_session as ship_session_module
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication.common_ancestor import ChainFinder
 from fusejournal.replication.fence import node_id_of
+from fusejournal.replication.fetch_lost import TakenBack
 from fusejournal.replication.inquiry import ask_peers
 from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.replication.parting import load_parting
@@ -901,7 +902,7 @@ async def test_what_a_sender_says_of_a_parting_is_looked_at(tmp_path: Path) -> N
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(2)
         await until("the mirror is level", level(primary, mirror))
-        receiver, greeting = mirror.receiver, hello(primary.replication._me(), SHIP)
+        receiver, greeting = mirror.receiver, hello(primary.replication.me(), SHIP)
         at = [frame.checksum for _, frame in primary.volume.journal.reader.frames(Seq(1), Seq(9))]
         for message, match in (
             (Diverged(Seq(5), Seq(9), at[3], 1), "another entry there"),
@@ -967,7 +968,7 @@ async def test_a_start_waits_for_nobody_for_long(
                 taken = await ask_peers(
                     replication.local, primary.volume.journal, lambda _: None, lost_machine=False
                 )
-            assert taken == ([], Seq(0), None, None)
+            assert taken == TakenBack([], Seq(0))
     for listener in listeners:
         await listener.aclose()
 

@@ -1,0 +1,63 @@
+"""Making a mirror the primary."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from fusejournal.admin.live import ask_layer, live_status
+from fusejournal.errors import FusejournalError, NotRunningError, PromotionRefusedError
+from fusejournal.node.state_dir import VolumeState
+from fusejournal.roles.plan import PromotionPlan
+
+_POLL_SECONDS = 0.02
+
+
+def plan_promotion(state: VolumeState) -> PromotionPlan:
+    """Returns what a promotion of the volume's mirror would do, by what its peers answer now.
+    Raises NotRunningError, UsageError where it is none, FusejournalError."""
+    return PromotionPlan.from_json(ask_layer(state, "promote", dry_run=True))
+
+
+def promote(
+    state: VolumeState,
+    *,
+    force: bool,
+    timeout_seconds: float,
+    applying: Callable[[int], None],
+) -> None:
+    """Makes the volume's mirror the primary, and returns when it serves; *applying* is called with
+    the number of entries that it has yet to apply. Raises NotRunningError; PromotionRefusedError
+    where something speaks against it and not *force*; FusejournalError."""
+    deadline = time.monotonic() + timeout_seconds
+    with suppress(NotRunningError):  # it may be quicker to go than to answer
+        while left := _ask(state, force).left_to_apply:
+            applying(left)
+            if time.monotonic() > deadline:
+                raise PromotionRefusedError(
+                    f"{left} entries are not applied after {timeout_seconds:g} s: the same command "
+                    "goes on with them"
+                )
+    while not _serves(state):
+        if state.holder() is None:
+            raise FusejournalError(
+                f"the layer of {state.name} ended meanwhile: see {state.directory / 'log'}; "
+                f"'fusejournal mount {state.name}' goes on with it"
+            )
+        if time.monotonic() > deadline:
+            raise FusejournalError(
+                f"the layer of {state.name} does not serve as primary after {timeout_seconds:g} s: "
+                f"see {state.directory / 'log'}"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _ask(state: VolumeState, force: bool) -> PromotionPlan:
+    return PromotionPlan.from_json(ask_layer(state, "promote", force=force))
+
+
+def _serves(state: VolumeState) -> bool:
+    try:
+        status = live_status(state)
+    except FusejournalError:
+        return False
+    return status.role == "primary" and status.live_since is not None

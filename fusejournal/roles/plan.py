@@ -1,0 +1,56 @@
+"""The plan of a promotion, as people and scripts read it: values, and no work. Imports little,
+because each process that shows it loads it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fusejournal.control.reply import Reply
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerWord(Reply):
+    """One peer before a promotion."""
+
+    peer: str
+    role: str | None
+    """The role that it says it has; None where it does not answer."""
+    held_seq: int | None
+    """The end of its journal."""
+    counts: bool
+    """True if it gives its word: it takes nothing from the old primary any more."""
+    detail: str
+    """The reason why it does not, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromotionPlan(Reply):
+    """The plan of a promotion, and the objections to it."""
+
+    NESTED: ClassVar[Mapping[str, type[Reply]]] = {"peers": PeerWord}
+
+    node: str
+    reign: str
+    """The reign that the node is to begin."""
+    held_seq: int
+    """The end of its journal: what it goes on from."""
+    acknowledged_seq: int
+    """Up to here it has told the primary that it has everything on disk."""
+    left_to_apply: int
+    """Entries that it applies before it serves."""
+    primary: str | None
+    told_seq: int
+    """The end of the primary's journal as far as it is known here."""
+    missing: int
+    """Entries that the primary is known to have had, and which are not here: lost, unless its disk
+    comes back."""
+    silent_seconds: float | None
+    """The time since the primary was heard: what it did meanwhile is not known. None: it never
+    was."""
+    peers: tuple[PeerWord, ...]
+    words: int
+    """The nodes that take nothing from the old primary any more, this one included;"""
+    words_needed: int
+    """of so many, where nobody is to force it."""
+    objections: tuple[str, ...]
+    """The objections, a line each; with none it need not be forced."""

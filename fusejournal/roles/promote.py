@@ -1,0 +1,112 @@
+"""Brings a running mirror to the point where its process may make it the primary: asks the peers,
+has the words that it can get, and waits until everything that is held is applied.
+
+Each step may be done again, by the same process or the next: words are given for good, and what was
+received before them is applied whatever comes. The role itself changes when the volume is closed
+(node/start.py). Used from the event loop's thread."""
+
+import logging
+import time
+
+import trio
+
+from fusejournal.disk import failpoints
+from fusejournal.errors import PromotionRefusedError
+from fusejournal.replication.canvass import Answer, ask_positions, ask_words
+from fusejournal.replication.receiver import Receiver
+from fusejournal.replication.supervisor import Replication
+from fusejournal.roles.plan import PromotionPlan
+from fusejournal.roles.promotion import Candidate, next_reign, plan_promotion
+from fusejournal.types import Seq
+from fusejournal.volume.volume import Volume
+
+log = logging.getLogger(__name__)
+
+_APPLY_SECONDS = 10.0
+_POLL_SECONDS = 0.005
+
+
+class Promotion:
+    """The promotion of the mirror that *replication* runs for *volume*, which admins call
+    *name*."""
+
+    def __init__(
+        self, name: str, volume: Volume, replication: Replication, receiver: Receiver
+    ) -> None:
+        self._name = name
+        self._volume = volume
+        self._replication = replication
+        self._receiver = receiver
+
+    async def plan(self) -> PromotionPlan:
+        """Returns what a promotion would do. Nothing is changed. Cancelling is harmless."""
+        return self._plan(await ask_positions(self._replication.local, self._replication.me()))
+
+    async def prepare(self, force: bool) -> PromotionPlan:
+        """Have the node be the only one that may begin the plan's reign, which this returns.
+        Cancelled, words may have been given. Raises PromotionRefusedError where something speaks
+        against it, and *force* is not set, or where this mirror cannot apply what it holds;
+        RefusedError, JournalFailedError, OSError where its own word cannot be on the disk."""
+        self._check_whole()
+        local, replication = self._replication.local, self._replication
+        answers = await ask_positions(local, replication.me())
+        plan = self._plan(answers)
+        self._check(plan, force)
+        reign = next_reign(replication.me(), answers)
+        failpoints.reached("promote.word")
+        await self._receiver.give_word(reign, local.name)
+        failpoints.reached("promote.words")
+        # Once more, because who gives its word tells what it holds from then on.
+        plan = self._plan(await ask_words(local, replication.me(), reign))
+        self._check(plan, force)
+        log.warning("promoted to reign %s, with the word of %d nodes", reign, plan.words)
+        return plan
+
+    async def left_to_apply(self) -> int:
+        """Wait a while for the applier; returns how many entries it has not applied yet. (The last
+        that is held may be one whose outcome is not known: that is for the new primary to settle.)
+        Cancelling is harmless. Raises PromotionRefusedError where it will not."""
+        self._replication.durability.want()
+        ends = trio.current_time() + _APPLY_SECONDS
+        while (left := self._replication.left_to_apply) and trio.current_time() < ends:
+            self._check_whole()
+            await trio.sleep(_POLL_SECONDS)
+        failpoints.reached("promote.applied")
+        return left
+
+    def _check_whole(self) -> None:
+        failure = self._volume.failure
+        if failure is not None:
+            raise PromotionRefusedError(
+                f"this mirror has failed, and cannot become the primary: {failure}"
+            )
+
+    def _check(self, plan: PromotionPlan, force: bool) -> None:
+        if not plan.objections:
+            return
+        words = "; ".join(plan.objections)
+        if not force:
+            raise PromotionRefusedError(f"not promoted: {words}")
+        log.warning("promoted by force: %s", words)
+
+    def _plan(self, answers: list[Answer]) -> PromotionPlan:
+        return plan_promotion(self._candidate(), answers, self._name)
+
+    def _candidate(self) -> Candidate:
+        replication, config = self._replication, self._replication.local.config
+        known = [peer for peer in replication.local.book.list() if peer.heard_at is not None]
+        primary = max(known, key=lambda peer: peer.heard_at or 0.0, default=None)
+        silent_seconds = self._receiver.heard_seconds_ago
+        if silent_seconds is None and primary is not None and primary.heard_at is not None:
+            silent_seconds = max(0.0, time.time() - primary.heard_at)
+        journal = self._volume.journal
+        return Candidate(
+            replication.me(),
+            journal.durable_seq,
+            self._volume.catalog.applied_seq,
+            self._receiver.primary or (primary.name if primary is not None else None),
+            max(self._receiver.told_seq, primary.told_seq if primary is not None else Seq(0)),
+            silent_seconds,
+            config.mirrors,
+            config.on_timeout == "block",
+        )

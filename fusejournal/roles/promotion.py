@@ -1,0 +1,139 @@
+"""Decides whether a mirror may become the primary, by what it holds and what its peers answer.
+Pure.
+
+Nobody may follow a primary that goes on: what it acknowledges then would be lost. What keeps it
+from that is that enough mirrors take nothing from it any more. They are enough
+(``words_needed``) where the old primary waits for N mirrors and for nothing less: all but so
+many of all nodes that it does not find N without one of them; and more than half, so that no two
+nodes begin one epoch. A primary that goes on alone (no ``mirrors``, or ``on_timeout = "degrade"``)
+is stopped by nobody's word but its own: then a person has to say that it is off.
+
+So a promotion that is not forced needs that nobody who answers is a primary, holds more, or has
+seen a higher reign that has begun, and that words enough can be had."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fusejournal.replication.canvass import Answer, words_needed
+from fusejournal.roles.plan import PeerWord, PromotionPlan
+from fusejournal.types import Epoch, Reign, Seq
+from fusejournal.wire.frames import Welcome
+from fusejournal.wire.session import HandshakeState
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The mirror that is to be promoted, as it knows itself and its primary."""
+
+    me: HandshakeState
+    durable_seq: Seq
+    """It has acknowledged everything up to here."""
+    applied_seq: Seq
+    primary: str | None
+    """The peer that was its primary; None where it never had one."""
+    told_seq: Seq
+    """The end of the primary's journal, as that told last."""
+    silent_seconds: float | None
+    """The time since it was heard; None where it never was."""
+    mirrors: int
+    """The number of mirrors that the primary waits for,"""
+    blocks: bool
+    """and whether it waits for as long as it takes."""
+
+
+def next_reign(me: HandshakeState, answers: Sequence[Answer]) -> Reign:
+    """Returns the reign that *me* is to begin: beyond all that it and those who answer have seen;
+    or the one that it has the word for already, where nothing higher was seen."""
+    heard = [answer.welcome.epoch for answer in answers if answer.welcome is not None]
+    highest = max([me.reign.epoch, *heard])
+    is_its_own = me.reign.node_id == me.node_id and me.reign.epoch > me.position.epoch
+    if is_its_own and highest == me.reign.epoch:
+        return me.reign
+    return Reign(Epoch(highest + 1), me.node_id)
+
+
+def plan_promotion(candidate: Candidate, answers: Sequence[Answer], volume: str) -> PromotionPlan:
+    """Returns the plan for *candidate* by the *answers* of all its peers; *volume* is what an admin
+    calls the volume here."""
+    me = candidate.me
+    peers = tuple(_word_of(candidate, answer) for answer in answers)
+    words, needed = (
+        1 + sum(peer.counts for peer in peers),
+        words_needed(1 + len(peers), candidate.mirrors, blocks=candidate.blocks),
+    )
+    objections = [
+        line
+        for answer in answers
+        if answer.welcome is not None
+        for line in _objections(me, answer.peer, answer.welcome)
+    ]
+    if words < needed and not objections:
+        objections.append(_not_covered(candidate, words, 1 + len(peers), needed, volume))
+    return PromotionPlan(
+        node=me.node,
+        reign=str(next_reign(me, answers)),
+        held_seq=me.position.seq,
+        acknowledged_seq=candidate.durable_seq,
+        left_to_apply=max(0, me.position.seq - candidate.applied_seq),
+        primary=candidate.primary,
+        told_seq=max(candidate.told_seq, me.position.seq),
+        missing=max(0, candidate.told_seq - me.position.seq),
+        silent_seconds=candidate.silent_seconds,
+        peers=peers,
+        words=words,
+        words_needed=needed,
+        objections=tuple(objections),
+    )
+
+
+def _word_of(candidate: Candidate, answer: Answer) -> PeerWord:
+    welcome = answer.welcome
+    if welcome is None:
+        return PeerWord(
+            peer=answer.peer, role=None, held_seq=None, counts=False, detail=answer.error
+        )
+    detail = ""
+    if welcome.role != "mirror":
+        detail = "is no mirror" if welcome.role else "is of an older version, and gives no word"
+    elif not welcome.uuid:
+        detail = "has no volume yet"
+    return PeerWord(
+        peer=answer.peer,
+        role=welcome.role or None,
+        held_seq=welcome.seq,
+        counts=not detail,
+        detail=detail,
+    )
+
+
+def _objections(me: HandshakeState, peer: str, theirs: Welcome) -> list[str]:
+    """Returns what the answer of *peer* says against the promotion of *me*."""
+    mine = me.position
+    if theirs.role == "primary":
+        return [f"peer {peer} is a primary, and answers: stop it there first"]
+    has_begun = theirs.epoch == theirs.held_epoch
+    if theirs.epoch > me.reign.epoch and has_begun:
+        reign = Reign(theirs.epoch, theirs.reign_node)
+        return [
+            f"peer {peer} follows reign {reign}, and this node is of {me.reign}: promote {peer}"
+        ]
+    if theirs.seq > mine.seq or theirs.held_epoch > mine.epoch:
+        return [
+            f"peer {peer} holds entries up to {theirs.seq}, and this node up to {mine.seq}: "
+            f"promote {peer}"
+        ]
+    return []
+
+
+def _not_covered(candidate: Candidate, words: int, nodes: int, needed: int, volume: str) -> str:
+    primary = f"primary {candidate.primary}" if candidate.primary else "a primary"
+    why = (
+        f"it waits for {candidate.mirrors} mirrors"
+        if candidate.blocks and candidate.mirrors
+        else "it goes on without mirrors where none answers"
+    )
+    return (
+        f"nothing says that {primary} has stopped: {words} of {nodes} nodes take nothing from it "
+        f"any more, and {needed} are needed, because {why}; make sure that it is off, then "
+        f"'fusejournal promote {volume} --force'"
+    )

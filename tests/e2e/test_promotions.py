@@ -1,0 +1,227 @@
+"""A mirror becomes the primary: with real layers in network namespaces, the old primary lost in
+each way, and the new one killed at each step."""
+
+import errno
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fusejournal.node.state_dir import load_state
+from fusejournal.replication.peers import PeerBook
+from fusejournal.roles.role import Role
+from tests.support.mirrors import (
+    CONFIG,
+    PORT,
+    Node,
+    await_level,
+    check_equal,
+    know_each_other,
+    nodes,
+    started,
+    wait_for,
+)
+from tests.support.trees import fids
+
+pytestmark = pytest.mark.mount
+
+BLOCKING = CONFIG + 'mirrors = 1\non_timeout = "block"\nmirrors_timeout_seconds = 1.0\n'
+
+
+def work(node: Node, name: str) -> None:
+    """Something of each kind, of which the last is on the disk."""
+    directory = node.mountpoint / name
+    directory.mkdir()
+    (directory / "kept").write_text(name)
+    (directory / "moved").write_text(name * 100)
+    (directory / "moved").rename(directory / "there")
+    os.link(directory / "kept", directory / "linked")
+    fd = os.open(directory / "kept", os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def promote(node: Node, *options: str) -> dict[str, Any]:
+    """Promote *node*, and return the plan."""
+    done = node.run("promote", str(node.state), "--json", *options)
+    plan: dict[str, Any] = json.loads(done.stdout)
+    return plan
+
+
+def serves(node: Node) -> bool:
+    """Whether *node* takes changes."""
+    status = node.ask()
+    return bool(status["role"] == "primary" and status["state"] == "running")
+
+
+def takes_nothing(node: Node) -> bool:
+    try:
+        (node.mountpoint / "refused").mkdir()
+    except OSError as error:
+        return error.errno == errno.EROFS
+    return False
+
+
+def test_a_mirror_takes_the_place_of_a_lost_primary(tmp_path: Path) -> None:
+    """What was acknowledged is there, with its ids; the lost one takes no change when it is
+    back."""
+    with started(tmp_path, None) as (primary, mirror):
+        work(primary, "before")
+        await_level(primary, mirror)
+        numbers = fids(primary.mountpoint)
+        plan = json.loads(
+            mirror.run("promote", str(mirror.state), "--json", "--dry-run", check=False).stdout
+        )
+        assert plan["objections"] == ["peer primary is a primary, and answers: stop it there first"]
+        refused = mirror.run("promote", str(mirror.state), check=False)
+        assert (refused.returncode, refused.stderr.count("\n")) == (32, 1)
+        assert mirror.ask()["role"] == "mirror"
+
+        primary.kill()
+        refused = mirror.run("promote", str(mirror.state), check=False)
+        assert refused.returncode == 32
+        assert "make sure that it is off" in refused.stderr
+        held = mirror.head_seq()
+        plan = promote(mirror, "--force")
+        assert (plan["promoted"], plan["held_seq"], plan["missing"]) == (True, held, 0)
+        assert serves(mirror)
+        assert mirror.ask()["replication"]["reign"] == plan["reign"]
+        assert fids(mirror.mountpoint) == numbers
+        work(mirror, "after")
+        assert load_state(mirror.state).role is Role.PRIMARY
+
+        primary.detach()
+        primary.start()
+        wait_for(lambda: primary.ask()["state"] == "read-only", primary.ask)
+        assert takes_nothing(primary)
+        assert "fenced" in " ".join(primary.ask()["degraded"])
+        assert serves(mirror)
+
+        # A restart asks nobody which role it has.
+        mirror.kill()
+        mirror.detach()
+        mirror.start()
+        assert serves(mirror)
+        assert fids(mirror.mountpoint).items() >= numbers.items()
+
+
+def stand_by(one: Node, other: Node) -> None:
+    """Two mirrors of one primary, neither of which runs: each is shipped to by the other, should
+    that become the primary."""
+    for source, sink in ((one, other), (other, one)):
+        know_each_other(source, sink, sink.host.address, PORT)
+    for source, sink in ((one, other), (other, one)):
+        book = PeerBook.load(source.state)
+        book.turn_back(sink.name)
+        book.save()
+
+
+@contextmanager
+def three(base: Path, config: str) -> Iterator[tuple[Node, Node, Node]]:
+    """A primary and two mirrors of it that know each other; all run, and are level."""
+    with nodes(base, None, None, config=config) as (primary, one, other):
+        stand_by(one, other)
+        for node in (primary, one, other):
+            node.start(wait=False)
+        for node in (primary, one, other):
+            node.await_live()
+        for mirror in (one, other):
+            primary.await_peer(mirror, "streaming")
+        work(primary, "before")
+        await_level(primary, one, other)
+        yield primary, one, other
+
+
+def test_of_three_nodes_two_need_nobodys_word(tmp_path: Path) -> None:
+    """Where the primary waits for a mirror and for nothing less, it can acknowledge nothing once
+    both have given their word; the other mirror follows by itself."""
+    with three(tmp_path, BLOCKING) as (primary, one, other):
+        primary.kill()
+        plan = promote(one)
+        assert (plan["words"], plan["words_needed"], plan["objections"]) == (2, 2, [])
+        assert serves(one)
+        one.await_peer(other, "streaming")
+        work(one, "after")  # which waits for the other
+        check_equal(one, other)
+        primary.detach()
+        primary.start()
+        assert takes_nothing(primary)
+
+
+def test_who_holds_less_is_refused(tmp_path: Path) -> None:
+    with three(tmp_path, BLOCKING) as (primary, one, other):
+        other.host.cut()
+        work(primary, "more")
+        await_level(primary, one)
+        primary.kill()
+        primary.host.cut()  # or its kernel would still send what it has
+        other.host.mend()
+        refused = other.run("promote", str(other.state), check=False)
+        assert refused.returncode == 32
+        assert "promote mirror1" in refused.stderr
+        assert other.ask()["role"] == "mirror"
+        assert promote(one)["words"] == 2
+        check_equal(one, other)
+
+
+def test_a_primary_that_is_cut_off_acknowledges_nothing_more(tmp_path: Path) -> None:
+    """It goes on, without a word of the promotion; what waits for a mirror there fails or waits,
+    and it takes no change once it hears."""
+    with three(tmp_path, BLOCKING) as (primary, one, other):
+        primary.host.cut()
+        promote(one)
+        assert serves(one)
+        (primary.mountpoint / "alone").mkdir()  # (which waits for nobody in this mode)
+        with ThreadPoolExecutor() as pool:
+            fsync = pool.submit(fsync_directory, primary.mountpoint / "alone")
+            time.sleep(2)
+            assert not fsync.done()
+            primary.host.mend()
+            assert isinstance(fsync.exception(30), OSError)
+        assert takes_nothing(primary)
+        work(one, "after")
+        check_equal(one, other)
+
+
+def fsync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+STEPS = ("promote.word", "promote.words", "promote.applied", "role.closed", "role.changed")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_promotion_that_is_killed_is_done_or_not(tmp_path: Path, step: str) -> None:
+    """Killed at any step, the next start of the node has the one role or the other, all entries,
+    and the promotion can be given again."""
+    with nodes(tmp_path, None) as (primary, mirror):
+        primary.start()
+        mirror.start(fault=f"{step}:1:kill")
+        work(primary, "before")
+        await_level(primary, mirror)
+        numbers = fids(primary.mountpoint)
+        primary.kill()
+        mirror.run("promote", str(mirror.state), "--force", check=False)
+        assert not mirror.is_alive()
+        mirror.detach()
+        mirror.start()
+        role = mirror.ask()["role"]
+        assert fids(mirror.mountpoint) == numbers
+        if role == "mirror":
+            assert takes_nothing(mirror)
+            promote(mirror, "--force")
+        wait_for(lambda: serves(mirror), mirror.ask)
+        work(mirror, "after")
+        assert mirror.ask()["replication"]["reign"].startswith("2/")

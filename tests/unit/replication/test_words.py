@@ -1,0 +1,142 @@
+"""Words: what a mirror that has given one takes and tells, and when a primary may begin an
+epoch."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from fusejournal.config import ReplicationConfig
+from fusejournal.errors import PromotionRefusedError
+from fusejournal.journal.frame_range import FrameRangeReader
+from fusejournal.operations import Mkdir
+from fusejournal.replication import shipper as shipper_module
+from fusejournal.replication.canvass import ask_positions, ask_words, has_words
+from fusejournal.replication.fence import node_id_of
+from fusejournal.roles.promote import Promotion
+from fusejournal.types import ROOT_FID, Epoch, Reign, Seq
+from fusejournal.wire.session import RefusedError
+from tests.support.pairs import level, mirror_and_primary, peer_status, running, until
+from tests.support.volumes import SOMEBODY, OpenVolume, applied, open_volume
+
+pytestmark = pytest.mark.mount
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipper_module, "_REFUSED_SECONDS", 0.2)
+
+
+def node_id(side: OpenVolume) -> int:
+    return node_id_of(side.replication.local.identity.fingerprint)
+
+
+async def test_who_has_given_a_word_takes_nothing_of_a_lower_reign(tmp_path: Path) -> None:
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(2)
+        await until("the mirror is level", level(primary, mirror))
+        reign = Reign(Epoch(2), 0xFEED)
+        await mirror.receiver.give_word(reign, "north")
+        assert mirror.opening.page.fence == reign
+        assert mirror.receiver.session_peer is None
+        held = mirror.volume.journal.head_seq
+        primary.work(2, 2)
+        await until("it is refused", lambda: peer_status(primary).state == "refused")
+        assert mirror.volume.journal.head_seq == held
+        assert primary.volume.write_errno is None, "what has not begun binds no primary"
+        await mirror.receiver.give_word(reign, "north")  # once more
+        with pytest.raises(RefusedError, match="two nodes have begun epoch 2"):
+            await mirror.receiver.give_word(Reign(Epoch(2), 0xBEEF), "south")
+
+
+async def test_a_primary_asks_for_words_and_gives_none(tmp_path: Path) -> None:
+    async with mirror_and_primary(tmp_path, mirrors=1, on_timeout="block") as (primary, mirror):
+        primary.work(2)
+        await until("the mirror is level", level(primary, mirror))
+        local, replication = primary.replication.local, primary.replication
+        (found,) = await ask_positions(local, replication.me())
+        assert found.welcome is not None
+        assert (found.welcome.role, found.welcome.seq) == ("mirror", mirror.volume.journal.head_seq)
+        await until("it has acknowledged", lambda: local.book.get("east").acked_seq > 0)
+        reign, lines = Reign(Epoch(2), node_id(primary)), list[str]()
+
+        async def may_begin(*heard: str, has_lost: bool = False) -> bool:
+            return await has_words(
+                local, replication.me(), reign, heard=heard, has_lost=has_lost, report=lines.append
+            )
+
+        assert await may_begin("east")
+        assert await may_begin("east", has_lost=True)
+        assert not await may_begin()  # it is not known what that holds
+        assert "reign 2/" in lines[0]
+        assert mirror.opening.page.fence == reign
+        (refused,) = await ask_words(local, replication.me(), Reign(Epoch(1), node_id(primary)))
+        assert refused.is_refusal
+
+
+async def test_a_promotion_that_is_prepared_waits_until_all_is_applied(tmp_path: Path) -> None:
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(3)
+        await until("the mirror is level", level(primary, mirror))
+        promotion = Promotion("vol", mirror.volume, mirror.replication, mirror.receiver)
+        mirror.replication.local.book.add("west", None)
+        with pytest.raises(PromotionRefusedError, match="not promoted: nothing says that"):
+            await promotion.prepare(force=False)
+        assert mirror.opening.page.fence.epoch < 2
+        plan = await promotion.prepare(force=True)
+        assert plan.reign == str(Reign(Epoch(2), node_id(mirror)))
+        assert await promotion.left_to_apply() == 0
+        assert plan.peers[0].detail == "it is not known where it listens"
+        mirror.volume.fail("its disk failed")
+        with pytest.raises(PromotionRefusedError, match="its disk failed"):
+            await promotion.prepare(force=True)
+
+
+@pytest.mark.parametrize("held", [True, False])
+async def test_the_last_entry_is_settled_before_the_reign_begins(
+    tmp_path: Path, held: bool
+) -> None:
+    """A mirror's last entry may be one whose VOID is lost: whoever is promoted looks."""
+    with open_volume(tmp_path / "primary") as primary:
+        primary.mkdir("there")
+        operation = Mkdir(
+            primary.volume.new_fid(),
+            ROOT_FID,
+            b"new" if held else b"there",
+            0o755,
+            0,
+            0,
+            None,
+            None,
+        )
+        journal = primary.volume.journal
+        before = applied(primary)
+        seq = journal.append(
+            operation, SOMEBODY, primary.volume.entry_time(), primary.volume.catalog.path
+        )
+        assert seq == before + 1
+        journal.sync()
+        mirror_dir = tmp_path / "mirror"
+        with open_volume(mirror_dir, mirror=True, uuid=journal.uuid) as mirror:
+            reader = FrameRangeReader(journal.directory, journal.uuid)
+            reader.seek(Seq(0))
+            while (frames := reader.next(journal.end, seq, 1 << 20)) is not None:
+                mirror.volume.journal.receive(frames)
+            reader.close()
+            mirror.volume.journal.sync()
+            assert mirror.watermarks is not None
+            mirror.watermarks.committed_seq = mirror.watermarks.durable_seq = before
+            mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+            async with running(mirror):
+                await until("it is applied", lambda: applied(mirror) == before)
+                assert mirror.replication.left_to_apply == 0
+        primary.orderly = False
+    with open_volume(mirror_dir) as promoted:
+        names = {path.name for path in promoted.backing.iterdir() if path.name[0] != "."}
+        assert names == ({"there", "new"} if held else {"there"})
+        entries = list(promoted.volume.journal.reader.read(seq, Seq(seq + 2)))
+        assert entries[0].operation == operation
+        if not held:
+            assert entries[1].operation.kind.name == "VOID"
+            assert getattr(entries[1].operation, "errno", None) == errno.EEXIST
+        assert promoted.create("after")

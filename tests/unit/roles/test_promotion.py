@@ -1,0 +1,157 @@
+"""Plans of promotions, by what peers answer."""
+
+from uuid import UUID
+
+import pytest
+
+from fusejournal.replication.canvass import Answer, words_needed
+from fusejournal.roles.promotion import Candidate, next_reign, plan_promotion
+from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
+from fusejournal.wire.frames import Hello, Welcome, WireError
+from fusejournal.wire.session import (
+    WORD,
+    HandshakeState,
+    RefusedError,
+    check_welcome,
+    hello,
+    wanted_reign,
+    welcome,
+)
+
+VOLUME = UUID("01234567-89ab-cdef-0123-456789abcdef")
+ME, EAST, WEST = 0xFEED, 0xEA57, 0x3E57
+
+
+def node(
+    name: str, node_id: int, seq: int = 100, *, role: str = "mirror", fence: Reign | None = None
+) -> HandshakeState:
+    fence = fence or Reign(Epoch(2), WEST)
+    return HandshakeState(
+        name,
+        VOLUME,
+        Position(Epoch(2), Seq(seq), seq * 7),
+        fence.epoch,
+        Seq(seq),
+        fence.node_id,
+        node_id,
+        role=role,
+    )
+
+
+def candidate(
+    *, mirrors: int = 1, blocks: bool = True, me: HandshakeState | None = None
+) -> Candidate:
+    known = me or node("me", ME)
+    return Candidate(known, Seq(100), Seq(90), "west", Seq(104), 7.0, mirrors, blocks)
+
+
+def answer(name: str, theirs: HandshakeState, *, held: int | None = None) -> Answer:
+    greeting = hello(node("me", ME), "fetch")
+    said = welcome(theirs, greeting, is_mirror=True)
+    return Answer(name, said if held is None else said._replace(held_epoch=Epoch(held)))
+
+
+SILENT = Answer("west", error="connection refused")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "mirrors", "blocks", "has_lost", "needed"),
+    [
+        (2, 0, True, False, 2),  # who waits for nobody goes on without anybody
+        (3, 1, False, False, 3),
+        (2, 1, True, False, 2),
+        (3, 1, True, False, 2),
+        (3, 1, True, True, 3),
+        (3, 2, True, False, 2),
+        (3, 2, True, True, 2),
+        (5, 1, True, False, 4),
+        (5, 2, True, False, 3),
+    ],
+)
+def test_words(nodes: int, mirrors: int, blocks: bool, has_lost: bool, needed: int) -> None:
+    assert words_needed(nodes, mirrors, blocks=blocks, has_lost=has_lost) == needed
+
+
+def test_a_plan_tells_what_may_be_lost() -> None:
+    plan = plan_promotion(candidate(), [answer("east", node("east", EAST)), SILENT], "vol")
+    assert (plan.held_seq, plan.told_seq, plan.missing, plan.left_to_apply) == (100, 104, 4, 10)
+    assert (plan.words, plan.words_needed, plan.objections) == (2, 2, ())
+    assert plan.reign == str(Reign(Epoch(3), ME))
+    assert [(peer.peer, peer.counts, peer.detail) for peer in plan.peers] == [
+        ("east", True, ""),
+        ("west", False, "connection refused"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "held", "words"),
+    [
+        (node("east", EAST, 101), None, "peer east holds entries up to 101"),
+        (node("east", EAST, 50), 3, "peer east holds entries"),
+        (node("east", EAST, role="primary"), None, "peer east is a primary, and answers"),
+        (node("east", EAST, 90, fence=Reign(Epoch(4), EAST)), 4, "follows reign 4/"),
+    ],
+)
+def test_what_speaks_against_it(theirs: HandshakeState, held: int | None, words: str) -> None:
+    plan = plan_promotion(candidate(), [answer("east", theirs, held=held), SILENT], "vol")
+    assert words in "; ".join(plan.objections)
+
+
+@pytest.mark.parametrize(("mirrors", "blocks"), [(0, True), (1, False)])
+def test_a_primary_that_may_go_on_is_stopped_by_nobodys_word(mirrors: int, blocks: bool) -> None:
+    known = candidate(mirrors=mirrors, blocks=blocks)
+    plan = plan_promotion(known, [answer("east", node("east", EAST)), SILENT], "vol")
+    (line,) = plan.objections
+    assert "nothing says that primary west has stopped: 2 of 3 nodes" in line
+    assert "'fusejournal promote vol --force'" in line
+
+
+def test_whose_word_does_not_count() -> None:
+    old = answer("old", node("old", EAST, role=""))
+    new = answer("new", node("new", EAST)._replace(uuid=None))
+    plan = plan_promotion(candidate(), [new, old], "vol")
+    assert [peer.counts for peer in plan.peers] == [False, False]
+    assert plan.words == 1
+
+
+def test_a_reign_is_beyond_all_that_was_seen_or_is_its_own() -> None:
+    me = node("me", ME)
+    assert next_reign(me, [SILENT]) == Reign(Epoch(3), ME)
+    higher = node("east", EAST, fence=Reign(Epoch(6), EAST))
+    assert next_reign(me, [answer("east", higher)]) == Reign(Epoch(7), ME)
+    has_word = node("me", ME, fence=Reign(Epoch(5), ME))
+    assert next_reign(has_word, [SILENT]) == Reign(Epoch(5), ME)
+    assert next_reign(has_word, [answer("east", higher)]) == Reign(Epoch(7), ME)
+
+
+def asks(epoch: int, node_id: int = ME) -> Hello:
+    return hello(node("me", node_id), WORD, Epoch(epoch))
+
+
+def test_a_word_is_for_one_reign_of_an_epoch() -> None:
+    mirror = node("east", EAST)
+    assert wanted_reign(mirror, asks(3)) == Reign(Epoch(3), ME)
+    given = node("east", EAST, fence=Reign(Epoch(3), ME))
+    assert wanted_reign(given, asks(3)) == Reign(Epoch(3), ME)
+    for epoch, node_id in ((2, ME), (3, WEST)):
+        with pytest.raises(RefusedError) as refused:
+            wanted_reign(given, asks(epoch, node_id))
+        assert refused.value.code == "fenced"
+    for greeting in (asks(0), asks(3, 0), asks(EPOCH_MAX + 1)):
+        with pytest.raises(WireError):
+            wanted_reign(mirror, greeting)
+    with pytest.raises(RefusedError, match="no volume yet"):
+        wanted_reign(mirror._replace(uuid=None), asks(3))
+
+
+def test_a_word_that_was_given_to_this_very_node_fences_it_not() -> None:
+    primary = node("west", WEST, role="primary")
+    mine = node("east", EAST, fence=Reign(Epoch(3), WEST))
+
+    def said(theirs: HandshakeState) -> Welcome:
+        return welcome(theirs, hello(primary, "fetch"), is_mirror=True)
+
+    assert check_welcome(primary, said(mine), "fetch").node == "east"
+    for theirs in (said(mine)._replace(held_epoch=Epoch(3)), said(mine)._replace(reign_node=ME)):
+        with pytest.raises(RefusedError):
+            check_welcome(primary, theirs, "fetch")

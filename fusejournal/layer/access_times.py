@@ -3,15 +3,17 @@ set when a file or directory is opened to be read, if the one it has is not late
 change, or a day old.
 
 They are the backing's own and no change: nothing is journaled, each node keeps those of its own
-readers, and they are no part of the digest. (One that a user sets is an entry, as ever.) What is
-read is not asked of the layer while the kernel has it in memory, so it is the opening that counts,
-and a file that stays open is not read anew by it.
+readers, and they are no part of the digest. (One that a user sets is an entry, as ever.) Mounted
+strictatime, each opening counts; nodiratime, none of a directory. What is read is not asked of the
+layer while the kernel has it in memory, so it is the opening that counts, and a file that stays
+open is not read anew by it.
 
 Belongs to the event loop. Source: mount(8), relatime; the kernel's fs/inode.c
 (relatime_need_update)."""
 
 import os
 from contextlib import suppress
+from stat import S_IFDIR
 from typing import Final
 
 import pyfuse3
@@ -24,11 +26,13 @@ _DAY_NS: Final = 24 * 60 * 60 * 10**9
 
 
 class AccessTimes:
-    """The access times of one *volume*. ``is_suspended``: they stay as they are, for the mount was
-    remounted read-only."""
+    """The access times of one *volume*, whose mount has *flags*. ``is_suspended``: they stay as
+    they are, for the mount was remounted read-only."""
 
-    def __init__(self, volume: Volume) -> None:
+    def __init__(self, volume: Volume, flags: frozenset[str] = frozenset()) -> None:
         self._volume = volume
+        self._each_counts = "strictatime" in flags
+        self._directories_count = "nodiratime" not in flags
         self.is_suspended = False
 
     def note_open(self, fid: Fid, flags: int) -> None:
@@ -39,10 +43,13 @@ class AccessTimes:
         if not reads or self.is_suspended or self._volume.write_errno is not None:
             return
         tree = self._volume.tree
-        fd, ctime_ns = tree.descriptor(fid), tree.node(fid).ctime_ns
+        fd, node = tree.descriptor(fid), tree.node(fid)
+        if node.type == S_IFDIR and not self._directories_count:
+            return
         stat = os.fstat(fd)
         now_ns = self._volume.entry_time()  # no later than any change that is still to come
-        if max(stat.st_mtime_ns, ctime_ns, now_ns - _DAY_NS) < stat.st_atime_ns:
+        latest_ns = max(stat.st_mtime_ns, node.ctime_ns, now_ns - _DAY_NS)
+        if latest_ns < stat.st_atime_ns and not self._each_counts:
             return
         with suppress(OSError):
             syscalls.set_times(fd, now_ns, None)

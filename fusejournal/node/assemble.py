@@ -224,7 +224,7 @@ def assemble_layer(
     """Make the layer that serves the volume over *connection*."""
     handshake = Handshake(connection, spec.mountpoint, changes_alone=not state.is_mirror)
     is_kept = spec.config.volume.access_times == "relatime" and "noatime" not in spec.mount_flags
-    access_times = AccessTimes(start.startup.volume)
+    access_times = AccessTimes(start.startup.volume, spec.mount_flags)
     handlers = Handlers(
         start.startup.volume,
         serving.durability,

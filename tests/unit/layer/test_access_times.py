@@ -49,6 +49,11 @@ def test_they_are_set_where_they_say_nothing(
         volume.tree.node(fid).ctime_ns = now_ns - 3 * _DAY_NS
         assert not opening(os.O_RDONLY, now_ns - _DAY_NS // 2)
         assert opening(os.O_RDONLY, now_ns - 2 * _DAY_NS)
+        times = AccessTimes(volume, frozenset({"strictatime", "nodiratime"}))
+        assert opening(os.O_RDONLY, now_ns - _DAY_NS // 2)
+        told.clear()
+        times.note_open(ROOT_FID, os.O_RDONLY)
+        assert not told
         times.is_suspended = True
         assert not opening(os.O_RDONLY, 5)
         times.is_suspended = False

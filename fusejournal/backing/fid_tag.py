@@ -19,7 +19,7 @@ _TAG = struct.Struct("<16sQ")
 
 def pack_tag(uuid: UUID, fid: Fid, handle: bytes) -> bytes:
     """The value of the attribute that keeps *fid* with its file."""
-    return _TAG.pack(uuid.bytes, fid) + handle
+    return _TAG.pack(uuid.int.to_bytes(16, "big"), fid) + handle
 
 
 def read_tag(fd: int, handle: bytes) -> tuple[UUID, Fid] | None:

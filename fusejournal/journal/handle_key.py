@@ -13,6 +13,7 @@ Source: fs/fuse/inode.c, fuse_get_dentry and fuse_iget; fs/fuse/dir.c, fuse_look
 (keyed BLAKE2)."""
 
 import secrets
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
@@ -37,13 +38,20 @@ class HandleKey(bytes):
         """The generation of *fid*: 1 to 2^32 - 1; 0 for the root and where there is no key."""
         if not self or fid == ROOT_FID:
             return 0
-        digest = blake2b(fid.to_bytes(8, "little"), key=self, digest_size=_GENERATION_BYTES)
+        digest = _keyed(self).copy()
+        digest.update(fid.to_bytes(8, "little"))
         return int.from_bytes(digest.digest(), "little") or 1
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>" if self else "<no handle key>"
 
     __str__ = __repr__
+
+
+@lru_cache(maxsize=16)
+def _keyed(key: HandleKey) -> blake2b:
+    """The hash at its beginning, of which a copy takes less than another one does."""
+    return blake2b(key=key, digest_size=_GENERATION_BYTES)
 
 
 NO_HANDLE_KEY: Final = HandleKey()

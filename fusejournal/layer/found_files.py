@@ -5,12 +5,12 @@ served between two pieces of a content."""
 
 import errno
 import logging
-import os
 from collections.abc import Iterator
 
 import trio
 
 from fusejournal.layer.resolve import refusal
+from fusejournal.native import kernel
 from fusejournal.types import Fid
 from fusejournal.volume.importer import Importer
 from fusejournal.volume.volume import Volume
@@ -37,8 +37,7 @@ class FoundFiles:
         if self._volume.write_errno is not None or tree.is_hidden(parent, name):
             return False
         try:
-            # An answer; os.stat would make an exception of nearly each.
-            return os.access(name, os.F_OK, dir_fd=tree.descriptor(parent), follow_symlinks=False)
+            return kernel.exists(tree.descriptor(parent), name)
         except OSError:
             raise refusal(errno.ENOENT) from None
 

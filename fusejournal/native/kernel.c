@@ -313,6 +313,18 @@ static PyObject *stat_of(PyObject *module, PyObject *const *given, Py_ssize_t co
     return failed();
 }
 
+static PyObject *exists(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    struct stat found;
+    const char *name;
+    int fd, result;
+
+    if (!has(count, 2, 2) || !to_int(given[0], &fd) || !to_path(given[1], &name))
+        return NULL;
+    UNLOCKED(result = fstatat(fd, name, &found, AT_SYMLINK_NOFOLLOW));
+    return result < 0 && errno != ENOENT ? failed() : PyBool_FromLong(result == 0);
+}
+
 /* ---- requests and replies -------------------------------------------------------------------- */
 
 static PyObject *read_request(PyObject *module, PyObject *const *given, Py_ssize_t count)
@@ -621,6 +633,7 @@ static PyMethodDef functions[] = {
     FAST("rename", rename_),
     FAST("link", link_),
     FAST("stat", stat_of),
+    FAST("exists", exists),
     FAST("read_request", read_request),
     FAST("write_reply", write_reply),
     FAST("encode_attributes", encode_attributes),

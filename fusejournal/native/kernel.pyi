@@ -58,6 +58,10 @@ def stat(fd: int, name: bytes = ..., /) -> FileStat:
     """Returns the attributes of *fd*, or of *name* in directory *fd*, not followed. (Half the time
     of os.stat.)"""
 
+def exists(fd: int, name: bytes, /) -> bool:
+    """Returns whether there is *name* in directory *fd*, not followed. (os.access changes the
+    credentials for it, and os.stat makes an exception of its absence.)"""
+
 def read_request(device: int, events: int, timeout_ns: int, buffer: bytearray, /) -> int:
     """Waits until *device* or *events* is readable, no longer than *timeout_ns*, and reads a
     request from *device* into *buffer*. Returns twice its size, 0 for none (also where it was taken

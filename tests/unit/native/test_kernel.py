@@ -37,6 +37,15 @@ def test_a_stat_tells_what_pythons_tells(tmp_path: Path, fd: int) -> None:
     os.close(fd)
 
 
+def test_what_exists(tmp_path: Path, fd: int) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    assert kernel.exists(fd, b"link")
+    assert not kernel.exists(fd, b"absent")
+    with pytest.raises(OSError, match="too long"):
+        kernel.exists(fd, b"n" * 256)
+    os.close(fd)
+
+
 @pytest.mark.parametrize(
     "time_ns", [0, -1, 1, -(10**9), 10**18 + 1, 2**63 - 1, 2**63, TIME_MIN_NS, TIME_MAX_NS]
 )

@@ -4,6 +4,7 @@ import errno
 import inspect
 import logging
 import os
+from typing import Any
 
 import pytest
 from pyfuse3 import FUSEError
@@ -45,6 +46,7 @@ def test_each_request_has_its_call(init_flags: int) -> None:
     """With as many arguments as its decoder makes."""
     for kind in request_kinds(init_flags).values():
         made = inspect.get_annotations(kind.decode)["return"]
-        count = 0 if made == tuple[()] else len(made.__args__)
+        # (Compiled, a decoder that may raise cannot be said to return an empty tuple.)
+        count = 0 if made in (tuple[()], tuple[Any, ...]) else len(made.__args__)
         taken = inspect.signature(getattr(Handlers, kind.call)).parameters
         assert len(taken) == 3 + count, kind.call

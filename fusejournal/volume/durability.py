@@ -26,7 +26,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -43,6 +43,9 @@ from fusejournal.journal.reader import END
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.types import Seq
 from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile
+
+if TYPE_CHECKING:
+    from outcome import Outcome
 
 _TEND_PAUSE_SECONDS = 5.0
 _FULL_PAUSE_SECONDS = 300.0
@@ -149,7 +152,10 @@ class Durability:
         self._failed = False
         self._is_running = False
         """Not in a read-only mount, where there is nothing to wait for."""
-        self._wanted = trio.Event()
+        self._wanted_seq = Seq(0)
+        """Up to here the journal is to be flushed, or was."""
+        self._is_flushing = False
+        """True while a thread flushes."""
         self._flushed = trio.Event()
         self.compression_failure: str | None = None
         """Why sealed segments are not compressed any more."""
@@ -217,8 +223,16 @@ class Durability:
         return self.durable_seq >= seq and (quorum is None or quorum.has(seq))
 
     def want(self) -> None:
-        """Have the journal flushed soon."""
-        self._wanted.set()
+        """Have all that is in the journal now flushed: at once, or by the next flush where one is
+        going on; or as soon as the tasks run."""
+        if self._is_running:
+            self._want(self._journal.head_seq)
+
+    def _want(self, seq: Seq) -> None:
+        self._wanted_seq = max(self._wanted_seq, seq)
+        if not self._is_flushing and not self._failed:
+            self._journal.write_ahead()
+            self._begin_flush()
 
     def _timed_sync(self) -> float:
         began = time.perf_counter()
@@ -240,11 +254,10 @@ class Durability:
         has done so *since* then, or from now on. Raises OSError EIO when it cannot be. Cancelling
         is harmless: the flush goes on for the others."""
         began = time.perf_counter() if since is None else since
-        while self._is_running and self._journal.durable_seq < seq:
-            if self._failed:
+        if self._is_running:
+            await self._flushed_up_to(seq)
+            if self._journal.durable_seq < seq:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
-            self._wanted.set()
-            await self._flushed.wait()
         if self.hooks.quorum is not None:
             await self.hooks.quorum.wait(seq)
         self.waits.took(time.perf_counter() - began)
@@ -252,22 +265,24 @@ class Durability:
     async def run(self) -> None:
         """Run all background tasks until cancelled."""
         self._is_running = True
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._flush_loop)
-            nursery.start_soon(self._commit_loop)
-            nursery.start_soon(self._checkpoint_loop)
-            nursery.start_soon(self._tend_sealed_segments)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._flush_loop)
+                nursery.start_soon(self._commit_loop)
+                nursery.start_soon(self._checkpoint_loop)
+                nursery.start_soon(self._tend_sealed_segments)
+        finally:
+            with trio.CancelScope(shield=True):
+                while self._is_flushing:
+                    await self._flushed.wait()
 
     async def _flush_loop(self) -> None:
+        """Flush also what no caller waits for."""
         while not self._failed:
-            with trio.move_on_after(self._config.flush_interval_seconds):
-                await self._wanted.wait()
-            if self._wanted.is_set():
-                self._journal.write_ahead()
-            self._wanted = trio.Event()
             await self.flush()
             if self._catalog.changes > COMMIT_CHANGES or self.full:
                 self.commit_catalog()
+            await trio.sleep(self._config.flush_interval_seconds)
 
     async def _commit_loop(self) -> None:
         """Commit the catalog as soon as much has changed, however much changes until the next
@@ -280,17 +295,43 @@ class Durability:
             self.commit_catalog()
 
     async def flush(self) -> None:
-        """Flush the journal once, up to its head now."""
-        if self._journal.durable_seq < self._journal.head_seq:
-            began = time.perf_counter()
-            try:
-                took = await trio.to_thread.run_sync(self._timed_sync)
-                hop = time.perf_counter() - began - took
-                self._hop_average.add(min(hop, _HOP_SECONDS_MAX))
-                self._in_place = 0
-            except JournalError as error:
-                self.disk_failed(f"the journal could not be flushed: {error}")
+        """Flush the journal, up to its head now, unless the disk has failed. Cancelling leaves the
+        flush going on."""
+        await self._flushed_up_to(self._journal.head_seq)
+
+    async def _flushed_up_to(self, seq: Seq) -> None:
+        """Return when the journal is durable up to *seq*, or the disk has failed."""
+        while self._journal.durable_seq < seq and not self._failed:
+            self._want(seq)
+            await self._flushed.wait()
+
+    def _begin_flush(self) -> None:
+        """Have the journal flushed by a thread, for all who wait now."""
+        began = time.perf_counter()
+        token = trio.lowlevel.current_trio_token()
+
+        def deliver(result: "Outcome[float]") -> None:
+            # Where trio is no more, nobody waits.
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(self._end_flush, result, began)
+
+        trio.lowlevel.start_thread_soon(self._timed_sync, deliver)
+        self._is_flushing = True
+
+    def _end_flush(self, result: "Outcome[float]", began: float) -> None:
+        """The thread is done. The next flush begins at once, if some wait for one already."""
+        self._is_flushing = False
+        try:
+            took = result.unwrap()
+        except JournalError as error:
+            self.disk_failed(f"the journal could not be flushed: {error}")
+            return
+        hop = time.perf_counter() - began - took
+        self._hop_average.add(min(hop, _HOP_SECONDS_MAX))
+        self._in_place = 0
         self._note_flushed()
+        if self._wanted_seq > self._journal.durable_seq:
+            self._want(self._wanted_seq)
 
     def _note_flushed(self) -> None:
         # On a disk that is too full for it, the next flush tries again.

@@ -16,7 +16,7 @@ Source: Documentation/filesystems/fuse.rst, "Interrupting filesystem operations"
 (complete_signal)."""
 
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -71,6 +71,28 @@ class WaitingRequest:
     def keep(self) -> None:
         """From here on it waits to the end: something is done."""
         self._may_end = False
+
+
+class WaitingReply:
+    """A request of *thread* whose reply waits for a flush, without a task. *end* answers it at
+    once, and is None where something was changed. Belongs to the event loop."""
+
+    def __init__(self, thread: int, end: Callable[[], None] | None) -> None:
+        self._thread = thread
+        self._end = end
+
+    def note_answered(self) -> None:
+        """It waits no more."""
+        self._end = None
+
+    async def watch(self) -> None:
+        """The caller was interrupted: answer the request if that is the caller's end, now or later.
+        Returns when it is answered."""
+        while self._end is not None:
+            if is_dying(self._thread):
+                self._end()
+            else:
+                await trio.sleep(_LOOK_SECONDS)
 
 
 _waiting: ContextVar[WaitingRequest | None] = ContextVar("waiting", default=None)

@@ -1,9 +1,10 @@
 """Makes replies of what calls return and raise: at once, or when what they wait for has come.
 
-A call gives the reply's body; None, where the kernel expects no reply; or a coroutine whose result
-is the body. A coroutine is made only where there is something to wait for: what it returns is sent
-by a task of its own (request_loop.py), and others are served meanwhile. So an ordinary call costs
-no task, and from its start to its end nothing else happens.
+A call gives the reply's body; None, where the kernel expects no reply; the body with what it waits
+for, a flush; or a coroutine whose result is the body. A coroutine is made only where there is
+something else to wait for: what it returns is sent by a task of its own (request_loop.py), and
+others are served meanwhile. So an ordinary call costs no task, and from its start to its end
+nothing else happens.
 
 Owns what a change waits for before its caller is answered (wait_policy.py), and before it is done:
 where mirrors are waited for, it needs a place among those who wait, because what is done cannot be
@@ -43,7 +44,37 @@ class OpenReply(NamedTuple):
 
 
 Body: TypeAlias = bytes | OpenReply
-Answer: TypeAlias = Body | Coroutine[Any, Any, Body]
+
+
+class DurableReply:
+    """A *body* that waits until *durability* has *seq* on the disk; its caller has waited *since*
+    then. *is_done*: it says that something was changed."""
+
+    __slots__ = ("_durability", "_seq", "_since", "body", "is_done")
+
+    def __init__(
+        self, body: Body, is_done: bool, durability: Durability, seq: Seq, since: float
+    ) -> None:
+        self.body = body
+        self.is_done = is_done
+        self._durability = durability
+        self._seq = seq
+        self._since = since
+
+    def call_when_durable(self, done: Callable[[OSError | None], None]) -> None:
+        """Call *done* when the body can be sent, with None, or never can, with the error."""
+        self._durability.call_when_flushed(self._seq, self._since, done)
+
+    async def wait(self) -> Body:
+        """Returns the body when mirrors that are waited for have the entry, too. Raises OSError
+        EIO. Cancelling is harmless: the flush goes on for others."""
+        if self.is_done:
+            note_done()
+        await self._durability.wait(self._seq, self._since)
+        return self.body
+
+
+Answer: TypeAlias = Body | DurableReply | Coroutine[Any, Any, Body]
 DONE = b""
 """The reply that says no more than that it is done."""
 
@@ -64,6 +95,8 @@ def errno_of(error: Exception) -> int:
 
 async def settled(answer: Answer) -> Body:
     """The reply that *answer* is, or comes to. Cancelling does what it does in the call."""
+    if isinstance(answer, DurableReply):
+        return await answer.wait()
     return await answer if isinstance(answer, Coroutine) else answer
 
 
@@ -98,14 +131,7 @@ class ReplyWaits:
     def _when_durable(self, seq: Seq, body: Body, *, is_done: bool = False) -> Answer:
         """*is_done*: the reply says that something was changed."""
         since = self._durability.try_flush_inline(seq)
-        return body if since is None else self._wait(seq, since, body, is_done)
-
-    async def _wait(self, seq: Seq, since: float, body: Body, is_done: bool) -> Body:
-        """Cancelling is harmless: the flush goes on for others."""
-        if is_done:
-            note_done()
-        await self._durability.wait(seq, since)
-        return body
+        return body if since is None else DurableReply(body, is_done, self._durability, seq, since)
 
     async def _in_place(self, uid: int, act: Callable[[], Answer]) -> Body:
         """Do *act* with a place among those who wait for mirrors, for a caller with *uid*.

@@ -1,9 +1,9 @@
 """The request loop: reads the kernel's requests, has them answered, and writes the replies.
 
 One task, the *reader*, reads one request after another from the device, which libfuse has greeted
-(handshake.py). Most are answered on the spot. A call that has to wait (for a flush, for mirrors,
-for an import) becomes a task of its own with its reply, and the reader goes on; only so many may
-wait at once.
+(handshake.py). Most are answered on the spot. A call that has to wait (for mirrors, for an
+import) becomes a task of its own with its reply, one that waits for a flush a reply that follows
+the flush; and the reader goes on. Only so many may wait at once.
 
 To park in trio for every request would cost more than most requests do (two epoll_wait and an
 epoll_ctl). So the reader sleeps in poll(2), on the device and on trio's own descriptor together,
@@ -21,13 +21,14 @@ import logging
 import struct
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final
 
 import trio
 
 from fusejournal.layer.handlers import Handlers
 from fusejournal.layer.handshake import Handshake
-from fusejournal.layer.interrupts import WaitingRequest
+from fusejournal.layer.interrupts import WaitingReply, WaitingRequest
 from fusejournal.layer.kernel_protocol import (
     EXTENSION_BYTES,
     IN_HEADER,
@@ -38,7 +39,7 @@ from fusejournal.layer.kernel_protocol import (
     decode_interrupt,
     request_kinds,
 )
-from fusejournal.layer.replies import WAITING_MAX, Answer, Body, OpenReply, errno_of
+from fusejournal.layer.replies import WAITING_MAX, Answer, Body, DurableReply, OpenReply, errno_of
 from fusejournal.native.kernel import read_request, write_reply
 from fusejournal.types import Caller, Fid
 
@@ -81,7 +82,7 @@ class RequestLoop:
         self._runnable = _Runnable()
         self._is_closed = False
         self._parked = trio.CancelScope()
-        self._waiting: dict[int, WaitingRequest] = {}
+        self._waiting: dict[int, WaitingRequest | WaitingReply] = {}
         """Requests that wait now, by number."""
         self._has_room = trio.Event()
         """Set, and made anew, when one of them waits no more."""
@@ -103,7 +104,11 @@ class RequestLoop:
                 if first_request:
                     self._serve(first_request)
                 await self._read_requests()
+                while self._waiting:
+                    await self._has_room.wait()
         finally:
+            # A flush that ends later finds nobody to be answered.
+            self._waiting.clear()
             trio.lowlevel.remove_instrument(self._runnable)
 
     def leave(self) -> None:
@@ -178,10 +183,38 @@ class RequestLoop:
             return
         if isinstance(answer, bytes | OpenReply):
             self._reply(number, answer)
+        elif isinstance(answer, DurableReply):
+            self._await_flush(opcode, number, pid, answer)
         elif answer is not None:
             assert self._nursery is not None
-            self._waiting[number] = WaitingRequest(pid)
-            self._nursery.start_soon(self._finish, opcode, number, answer)
+            self._waiting[number] = request = WaitingRequest(pid)
+            self._nursery.start_soon(self._finish, opcode, number, request, answer)
+
+    def _await_flush(self, opcode: int, number: int, thread: int, answer: DurableReply) -> None:
+        """Reply when *answer* is durable, by the call that follows the flush: a task of the
+        request's own would cost more than the request."""
+        done = partial(self._end_wait, opcode, number, answer.body)
+        end = None if answer.is_done else partial(done, InterruptedError(errno.EINTR, "dying"))
+        self._waiting[number] = WaitingReply(thread, end)
+        answer.call_when_durable(done)
+
+    def _end_wait(self, opcode: int, number: int, body: Body, error: OSError | None) -> None:
+        """Reply to request *number* with *body*, or refuse it, unless that was done, or nobody is
+        left to be answered."""
+        request = self._waiting.get(number)
+        if isinstance(request, WaitingReply):
+            request.note_answered()
+            self._forget(number)
+            if error is None:
+                self._reply(number, body)
+            else:
+                self._refuse(opcode, number, error)
+
+    def _forget(self, number: int) -> None:
+        """Request *number* waits no more."""
+        del self._waiting[number]
+        has_room, self._has_room = self._has_room, trio.Event()
+        has_room.set()
 
     def _interrupt(self, _: Caller, __: Fid, number: int) -> None:
         """The caller of request *number* has got a signal."""
@@ -190,19 +223,19 @@ class RequestLoop:
             assert self._nursery is not None
             self._nursery.start_soon(request.watch)
 
-    async def _finish(self, opcode: int, number: int, answer: Coroutine[Any, Any, Body]) -> None:
+    async def _finish(
+        self, opcode: int, number: int, request: WaitingRequest, answer: Coroutine[Any, Any, Body]
+    ) -> None:
         """Reply when *answer* has come to its end, or its caller to his. Cancelling leaves the
         request unanswered."""
         try:
-            body = await self._waiting[number].outcome(answer)
+            body = await request.outcome(answer)
         except Exception as error:
             self._refuse(opcode, number, error)
         else:
             self._reply(number, body)
         finally:
-            del self._waiting[number]
-            has_room, self._has_room = self._has_room, trio.Event()
-            has_room.set()
+            self._forget(number)
 
     def _refuse(self, opcode: int, number: int, error: Exception) -> None:
         """Answer request *number* with the errno of *error*, if it is of a kind to be answered."""

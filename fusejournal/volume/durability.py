@@ -21,7 +21,6 @@ import os
 import subprocess
 import threading
 import time
-from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from fusejournal.journal.reader import END
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.types import Seq
 from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile
+from fusejournal.volume.flush_times import Average, Waits
 
 if TYPE_CHECKING:
     from outcome import Outcome
@@ -53,40 +53,8 @@ _PASSES = NO_SPACE | NO_MEANS
 _HOP_SECONDS_MAX = 0.001
 _IN_PLACE_MAX = 256
 """After so many flushes in place, one is left to a thread, to see what that takes now."""
-_AVERAGED = 64
-"""Over how many flushes what they take is averaged, by weights that fade."""
 
 log = logging.getLogger(__name__)
-
-
-class Waits:
-    """A histogram of how long callers waited for what they asked to be durable. ``counts`` has one
-    number for each of ``BOUNDS`` (seconds, inclusive), and one for all that took longer."""
-
-    BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(self.BOUNDS) + 1)
-        self.seconds = 0.0
-        """All of them together."""
-
-    def took(self, seconds: float) -> None:
-        """Count a caller that waited so long."""
-        self.counts[bisect_left(self.BOUNDS, seconds)] += 1
-        self.seconds += seconds
-
-
-class Average:
-    """A moving average, 0 before the first value; the first ones weigh alike."""
-
-    def __init__(self) -> None:
-        self.value = 0.0
-        self._count = 0
-
-    def add(self, value: float) -> None:
-        """Count *value* in."""
-        self._count = min(self._count + 1, _AVERAGED)
-        self.value += (value - self.value) / self._count
 
 
 class RemoteDurability(Protocol):
@@ -157,6 +125,8 @@ class Durability:
         self._is_flushing = False
         """True while a thread flushes."""
         self._flushed = trio.Event()
+        self._to_call: list[tuple[Seq, float, Callable[[OSError | None], None]]] = []
+        """Calls that :meth:`call_when_flushed` is to make."""
         self.compression_failure: str | None = None
         """Why sealed segments are not compressed any more."""
         self._flush_average = Average()
@@ -257,10 +227,24 @@ class Durability:
         if self._is_running:
             await self._flushed_up_to(seq)
             if self._journal.durable_seq < seq:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
+                raise _cannot_be()
         if self.hooks.quorum is not None:
             await self.hooks.quorum.wait(seq)
         self.waits.took(time.perf_counter() - began)
+
+    def call_when_flushed(
+        self, seq: Seq, since: float, done: Callable[[OSError | None], None]
+    ) -> None:
+        """Call *done* when the journal is durable up to *seq*, here: with None, or with an error
+        when it cannot be. Who wants it has waited *since* then. (A task that waits costs much more
+        than the call.)"""
+        if not self._is_running:
+            done(None)
+        elif self._failed:
+            done(_cannot_be())
+        else:
+            self._to_call.append((seq, since, done))
+            self._want(seq)
 
     async def run(self) -> None:
         """Run all background tasks until cancelled."""
@@ -457,6 +441,21 @@ class Durability:
     def _wake(self) -> None:
         flushed, self._flushed = self._flushed, trio.Event()
         flushed.set()
+        to_call, self._to_call = self._to_call, []
+        for one in to_call:
+            seq, since, done = one
+            if seq <= self._journal.durable_seq:
+                self.waits.took(time.perf_counter() - since)
+                done(None)
+            elif self._failed:
+                done(_cannot_be())
+            else:
+                self._to_call.append(one)
+
+
+def _cannot_be() -> OSError:
+    """The error for those who wait for an entry that cannot be durable any more."""
+    return OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def _when_idle(work: Callable[[Path], None], segment: Path) -> None:

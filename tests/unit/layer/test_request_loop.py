@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import trio
 
-from fusejournal.layer import request_loop
+from fusejournal.layer import interrupts, request_loop
 from fusejournal.layer.kernel_protocol import Opcode
-from fusejournal.layer.replies import Answer
+from fusejournal.layer.replies import Answer, DurableReply
 from fusejournal.layer.request_loop import RequestLoop
 from fusejournal.native import kernel as kernel_calls
-from fusejournal.types import Caller, Fid
+from fusejournal.types import Caller, Fid, Seq
 
 
 class _Handshake:
@@ -35,6 +35,23 @@ class _Handshake:
         return b""
 
 
+class _Disk:
+    """A volume's durability whose flushes are the test's."""
+
+    def __init__(self) -> None:
+        self.to_call: list[Callable[[OSError | None], None]] = []
+
+    def call_when_flushed(
+        self, seq: Seq, since: float, done: Callable[[OSError | None], None]
+    ) -> None:
+        self.to_call.append(done)
+
+    def end_flush(self, error: OSError | None = None) -> None:
+        to_call, self.to_call = self.to_call, []
+        for done in to_call:
+            done(error)
+
+
 class _Calls:
     """Two calls: one that answers, one that waits until it is let go."""
 
@@ -43,6 +60,8 @@ class _Calls:
         self.dropped = trio.Event()
         self.served = 0
         self.forgotten: list[tuple[Fid, int]] = []
+        self.disk = _Disk()
+        self.is_change = False
 
     def __getattr__(self, _: str) -> Callable[..., Any]:
         return self.statfs
@@ -59,6 +78,11 @@ class _Calls:
 
     def fsync(self, who: Caller, fid: Fid, handle: int) -> Answer:
         return self._wait(handle)
+
+    def fsyncdir(self, who: Caller, fid: Fid) -> Answer:
+        """Waits for a flush."""
+        disk: Any = self.disk
+        return DurableReply(b"durable", self.is_change, disk, Seq(11), time.perf_counter())
 
     async def _wait(self, handle: int) -> bytes:
         try:
@@ -206,6 +230,81 @@ async def test_who_waits_waits_alone() -> None:
             (1, errno.EROFS, b""),
             (2, 0, b"waited"),
         ]
+
+
+async def test_many_share_a_flush() -> None:
+    async with _serving() as kernel:
+        for number in range(1, 20):
+            kernel.ask(Opcode.FSYNCDIR, number, struct.pack("=QII", 0, 0, 0))
+        kernel.ask(Opcode.STATFS, 20)
+        assert (await kernel.reply())[0] == 20
+        kernel.calls.disk.end_flush()
+        assert [await kernel.reply() for _ in range(1, 20)] == [
+            (number, 0, b"durable") for number in range(1, 20)
+        ]
+
+
+async def test_a_flush_that_fails_is_an_error_to_all_who_wait() -> None:
+    async with _serving() as kernel:
+        for number in (1, 2):
+            kernel.ask(Opcode.FSYNCDIR, number, struct.pack("=QII", 0, 0, 0))
+        kernel.ask(Opcode.STATFS, 3)
+        assert (await kernel.reply())[0] == 3
+        kernel.calls.disk.end_flush(OSError(errno.EIO, os.strerror(errno.EIO)))
+        assert [await kernel.reply() for _ in (1, 2)] == [(n, errno.EIO, b"") for n in (1, 2)]
+
+
+@pytest.mark.parametrize("is_change", [False, True])
+async def test_a_caller_that_dies_waits_for_no_flush_unless_something_is_done(
+    is_change: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interrupts, "is_dying", lambda _: True)
+    async with _serving() as kernel:
+        kernel.calls.is_change = is_change
+        kernel.ask(Opcode.FSYNCDIR, 1, struct.pack("=QII", 0, 0, 0))
+        kernel.ask(Opcode.INTERRUPT, 2, struct.pack("=Q", 1))
+        if is_change:
+            await trio.sleep(0.05)
+            with pytest.raises(BlockingIOError):
+                kernel.device.recv(64)
+        else:
+            assert await kernel.reply() == (1, errno.EINTR, b"")
+        kernel.calls.disk.end_flush()  # of the dead one too
+        kernel.ask(Opcode.STATFS, 3)
+        if is_change:
+            assert await kernel.reply() == (1, 0, b"durable")
+        assert (await kernel.reply())[0] == 3
+
+
+async def test_to_leave_is_to_wait_for_the_flush() -> None:
+    async with _serving() as kernel:
+        kernel.ask(Opcode.FSYNCDIR, 1, struct.pack("=QII", 0, 0, 0))
+        await trio.sleep(0.02)
+        kernel.loop.leave()
+        await trio.sleep(0.02)
+        kernel.calls.disk.end_flush()
+        assert await kernel.reply() == (1, 0, b"durable")
+
+
+async def test_a_flush_that_ends_after_the_mount_answers_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its descriptor may be another file's by then."""
+
+    def gone(*_: object) -> int:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    with trio.fail_after(5):
+        async with _serving() as kernel:
+            kernel.ask(Opcode.FSYNCDIR, 1, struct.pack("=QII", 0, 0, 0))
+            kernel.ask(Opcode.STATFS, 2)
+            assert (await kernel.reply())[0] == 2
+            monkeypatch.setattr(request_loop, "read_request", gone)
+            kernel.ask(Opcode.STATFS, 3)
+            await trio.sleep(0.05)
+            kernel.calls.disk.end_flush()
+            with pytest.raises(BlockingIOError):
+                kernel.device.recv(64)
 
 
 async def test_only_so_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:

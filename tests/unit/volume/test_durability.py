@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from fusejournal.disk import failpoints
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Mark
 from fusejournal.types import Seq
-from fusejournal.volume.durability import Average, Durability, FlushHooks
+from fusejournal.volume.durability import Durability, FlushHooks
+from fusejournal.volume.flush_times import Average
 from tests.support.descriptors import no_descriptors_left
 from tests.support.volumes import OpenVolume, open_volume
 
@@ -154,6 +156,43 @@ async def test_what_comes_while_a_flush_is_prepared_is_the_next_ones(tmp_path: P
         with trio.fail_after(5):
             await durability.wait(journal.head_seq)
         assert durability.durable_seq == seq + 1
+
+
+async def test_who_waits_without_a_task_is_called_by_the_flush(tmp_path: Path) -> None:
+    async with flushing(tmp_path) as volume:
+        durability, journal = volume.durability, volume.volume.journal
+        called: dict[Seq, OSError | None] = {}
+        is_there = trio.Event()
+
+        def note(seq: Seq, error: OSError | None) -> None:
+            assert journal.durable_seq >= seq
+            called[seq] = error
+            if len(called) == 5:
+                is_there.set()
+
+        flushes = durability.flushes
+        for number in range(5):
+            seq = volume.volume.note(Mark(f"mark{number}"))
+            durability.call_when_flushed(seq, time.perf_counter(), partial(note, seq))
+        assert not called
+        with trio.fail_after(5):
+            await is_there.wait()
+        assert set(called.values()) == {None}
+        assert durability.flushes - flushes <= 2  # that of the first, and one for all others
+        assert sum(durability.waits.counts) == 5
+
+
+async def test_who_waits_without_a_task_hears_of_a_disk_that_fails(tmp_path: Path) -> None:
+    async with flushing(tmp_path) as volume:
+        durability = volume.durability
+        failpoints.listen(failpoints.PlannedFault("journal.sync", 1, "EIO+"))
+        errors: list[OSError | None] = []
+        seq = volume.volume.note(Mark("lost"))
+        durability.call_when_flushed(seq, time.perf_counter(), errors.append)
+        await durability.next_flush()
+        assert volume.volume.failure is not None
+        durability.call_when_flushed(seq, time.perf_counter(), errors.append)
+        assert [error and error.errno for error in errors] == [errno.EIO, errno.EIO]
 
 
 def test_average_weighs_the_first_values_alike() -> None:

@@ -45,6 +45,7 @@ from fusejournal.operations import (
     MOVES,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
+    Create,
     Kind,
     Link,
     Removal,
@@ -120,6 +121,11 @@ class Applier:
                     if self._tree.stat(directory).st_mtime_ns != mtime_ns:
                         set_mtime(self._tree, directory, mtime_ns)
             raise
+
+    def make_unnamed(self, operation: Create, time_ns: int) -> None:
+        """Make the regular file of *operation*, but without its name, of which no entry tells.
+        Raises OSError, with nothing left, or ApplyBrokenError."""
+        self._maker.make_unnamed(operation, time_ns)
 
     # -- names -------------------------------------------------------------------------------------
 

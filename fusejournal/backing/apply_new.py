@@ -8,14 +8,18 @@ from stat import S_IFMT, S_IFREG, S_IMODE
 
 from fusejournal.backing.apply_mtimes import set_mtime
 from fusejournal.backing.apply_results import Made
-from fusejournal.backing.tree import FoundEntry, Tree
+from fusejournal.backing.catalog_store import CatalogNode
+from fusejournal.backing.fid_tag import FoundEntry
+from fusejournal.backing.tree import Tree
 from fusejournal.disk import failpoints, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import ApplyBrokenError
 from fusejournal.operations import Create, Making, Mkdir, Symlink
+from fusejournal.types import Fid, Seq
 
 FLAGS_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _FLAGS_NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOATIME | os.O_NONBLOCK | os.O_CLOEXEC
+_FLAGS_UNNAMED = os.O_TMPFILE | os.O_RDWR | os.O_NOATIME | os.O_CLOEXEC
 _FLAGS_MADE = _FLAGS_NEW & ~(os.O_CREAT | os.O_EXCL) | os.O_NOFOLLOW
 _FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC
 
@@ -29,6 +33,8 @@ class ObjectMaker:
     def create(self, operation: Create, time_ns: int, _: bytes | memoryview, redo: bool) -> Made:
         """Applies a CREATE: see Applier.apply."""
         tree = self._tree
+        if operation.fid in tree.unnamed or (redo and tree.find_unnamed(operation.fid)):
+            return self._name(operation, time_ns, redo)
         directory = tree.descriptor(operation.parent)
         name = operation.name
         regular = S_IFMT(operation.mode) == S_IFREG
@@ -49,6 +55,38 @@ class ObjectMaker:
             raise
         tree.adopt(operation.fid, fd)
         return made
+
+    def make_unnamed(self, operation: Create, time_ns: int) -> None:
+        """Makes the regular file of *operation* without a name, of which no entry tells. Raises
+        OSError, with nothing left, or ApplyBrokenError."""
+        directory = self._tree.descriptor(operation.parent)
+        failpoints.reached("apply.unnamed")
+        fd = os.open(".", _FLAGS_UNNAMED, S_IMODE(operation.mode), dir_fd=directory)
+        try:
+            made = self._finish_object(operation, fd, fd, time_ns, inherits=True)
+            node = CatalogNode(operation.fid, S_IFREG, time_ns, Seq(0), Fid(0), 0)
+            node.handle, node.ino = made.handle, made.ino
+            self._tree.adopt_unnamed(node, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _name(self, operation: Create, time_ns: int, redo: bool) -> Made:
+        """Gives a file that was made without a name the one of *operation*. All else of it is as it
+        is, and what that is, further entries tell (volume/unnamed_files.py)."""
+        tree = self._tree
+        node = tree.node(operation.fid)
+        if self.made_before(operation, redo) is None:
+            fd, directory = tree.pair(operation.fid, operation.parent)
+            failpoints.reached("apply.name")
+            syscalls.link(fd, directory, operation.name)
+        try:
+            set_mtime(tree, operation.parent, time_ns)
+        except OSError:
+            self.take_away(tree.descriptor(operation.parent), operation.name, -1, os.unlink)
+            raise
+        tree.note_named(operation.fid)
+        return Made(node.handle, node.ino)
 
     def mkdir(self, operation: Mkdir, time_ns: int, _: bytes | memoryview, redo: bool) -> Made:
         """Applies a MKDIR: see Applier.apply."""

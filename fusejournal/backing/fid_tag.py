@@ -9,6 +9,7 @@ import struct
 from uuid import UUID
 
 from fusejournal.disk import syscalls
+from fusejournal.native.kernel import FileStat
 from fusejournal.types import ROOT_FID, Fid
 
 FID_XATTR = "trusted.fusejournal"
@@ -49,3 +50,16 @@ def remove_tag(directory: int, name: bytes) -> None:
             raise
     finally:
         os.close(fd)
+
+
+class FoundEntry:
+    """A file that the backing has under a name (Tree.probe_name)."""
+
+    __slots__ = ("fid", "handle", "owner", "stat")
+
+    def __init__(self, stat: FileStat, handle: bytes, fid: Fid | None, owner: UUID | None) -> None:
+        self.stat = stat
+        self.handle = handle
+        self.fid = fid
+        self.owner = owner
+        """The volume that the file belongs to, or None."""

@@ -7,16 +7,24 @@ directory goes by one with more dots, and keeps that when the file goes. So one 
 known by its name alone, but by what it is: a directory that only its owner may enter and that has
 no fid, as all that is the tree's has."""
 
+import errno
+import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from stat import S_IFDIR
 from uuid import UUID
 
+from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.fid_tag import FID_XATTR
-from fusejournal.disk import syscalls
-from fusejournal.types import NAME_BYTES_MAX
+from fusejournal.disk import failpoints, syscalls
+from fusejournal.errors import ApplyBrokenError
+from fusejournal.types import NAME_BYTES_MAX, ROOT_FID, Fid
+
+log = logging.getLogger(__name__)
 
 _PREFIX = b".fusejournal."
+_FLAGS_HIDDEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME | os.O_NOFOLLOW | os.O_CLOEXEC
 HIDDEN_MODE = 0o700
 
 
@@ -80,3 +88,120 @@ def _is_hidden_directory(directory: int, name: bytes) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+class HiddenFiles:
+    """The files with a name in the hidden directory, which is there while any has: the part of
+    Tree that knows it."""
+
+    def __init__(self, root_fd: int, uuid: UUID, catalog: Catalog) -> None:
+        self.root_fd = root_fd
+        self.uuid = uuid
+        self.catalog = catalog
+        self._hidden: dict[Fid, bytes] = {}
+        """Files with a name in the hidden directory, and that name."""
+        self._hidden_fd = -1
+        """That directory; -1 while it is not open."""
+        self._hidden_in = b""
+        """The name that it has while it is there; else empty."""
+        self._has_searched = False
+        """True once what the process before this one left is known."""
+
+    def is_hidden(self, parent: Fid, name: bytes) -> bool:
+        """Returns whether *name* in *parent* is the hidden directory, which is no part of the
+        tree."""
+        return name == self._hidden_in and parent == ROOT_FID
+
+    def hidden_name(self) -> bytes:
+        """In the root: a directory for what is to have no name for anybody else, but must not go.
+        Returns the name of the one that is there, or else the first that no user's file has. Raises
+        OSError."""
+        left = find_hidden_directory(self.root_fd, self.uuid, self._is_a_users)
+        return left if left is not None else self._free_hidden_name()
+
+    def _free_hidden_name(self) -> bytes:
+        for name in hidden_names(self.uuid):
+            if not self._is_a_users(name):
+                return name
+        raise OSError(errno.EEXIST, "users have all the names of the hidden directory")
+
+    def _is_a_users(self, name: bytes) -> bool:
+        return self.catalog.lookup(ROOT_FID, name) is not None
+
+    @contextmanager
+    def staging(self) -> Iterator[int]:
+        """The hidden directory, open on the descriptor given, for what has no place of its own for
+        a moment. Raises OSError before anything is done, ApplyBrokenError."""
+        if self._hidden_fd < 0:
+            self._hidden_fd = self._open_hidden()
+        try:
+            yield self._hidden_fd
+        finally:
+            if not self._hidden:
+                self._remove_hidden()
+
+    def _open_hidden(self) -> int:
+        self.find_hidden()
+        if self._hidden_fd >= 0:
+            return self._hidden_fd
+        name = self._free_hidden_name()
+        failpoints.reached("orphan.directory")
+        with self._root_mtime_kept():
+            with suppress(FileExistsError):
+                os.mkdir(name, HIDDEN_MODE, dir_fd=self.root_fd)
+            self._hidden_in = name
+        return self._open_as_root(name)
+
+    def _open_as_root(self, name: bytes) -> int:
+        fd = os.open(name, _FLAGS_HIDDEN, dir_fd=self.root_fd)
+        if os.fstat(fd).st_uid != 0:
+            os.fchown(fd, 0, 0)  # made in the name of a user
+        return fd
+
+    def _remove_hidden(self) -> None:
+        """Take the hidden directory away if nothing is in it. One that cannot be removed stays, out
+        of sight, until the next who leaves it, or the next mount. Raises ApplyBrokenError."""
+        try:
+            with self._root_mtime_kept():
+                failpoints.reached("orphan.leave")
+                os.rmdir(self._hidden_in, dir_fd=self.root_fd)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            # (Reconciliation uses it too, and may have left something in it for the next attempt;
+            # or the process before this one has.)
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                log.warning("the hidden directory is not removed now: %s", error)
+            return
+        os.close(self._hidden_fd)
+        self._hidden_fd = -1
+        self._hidden_in = b""
+
+    def find_hidden(self) -> None:
+        """Know the hidden directory that the process before this one left. The catalog has the
+        root's names by now. Raises OSError."""
+        if self._has_searched:
+            return
+        name = find_hidden_directory(self.root_fd, self.uuid, self._is_a_users)
+        if name is not None:
+            self._hidden_fd = self._open_as_root(name)
+            self._hidden_in = name
+        self._has_searched = True
+
+    @contextmanager
+    def _root_mtime_kept(self) -> Iterator[None]:
+        """Keep the root's mtime, which is a user's, as it is before the block. Raises
+        ApplyBrokenError where that cannot be had."""
+        mtime_ns = os.fstat(self.root_fd).st_mtime_ns
+        try:
+            yield
+        finally:
+            if os.fstat(self.root_fd).st_mtime_ns != mtime_ns:
+                try:
+                    failpoints.reached("orphan.times")
+                    syscalls.set_times(self.root_fd, None, mtime_ns)
+                except OSError as error:
+                    raise ApplyBrokenError(
+                        f"the mtime of the root could not be set back: {error}",
+                        error.errno or errno.EIO,
+                    ) from error

@@ -23,44 +23,36 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Container, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
 from uuid import UUID
 
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import CatalogNode
-from fusejournal.backing.fid_tag import FID_XATTR, pack_tag, read_tag
-from fusejournal.backing.hidden_directory import (
-    HIDDEN_MODE,
-    find_hidden_directory,
-    hidden_names,
-)
+from fusejournal.backing.fid_tag import FID_XATTR, FoundEntry, pack_tag, read_tag
+from fusejournal.backing.hidden_directory import HiddenFiles
 from fusejournal.backing.limits import BackingLimits, probe_limits
 from fusejournal.disk import failpoints, syscalls
 from fusejournal.disk.acls import CAPABILITY_XATTR, DEFAULT_ACL_XATTR
-from fusejournal.errors import ApplyBrokenError
 from fusejournal.native import kernel
 from fusejournal.native.kernel import FileStat
 from fusejournal.types import ROOT_FID, Fid, Seq
 
 log = logging.getLogger(__name__)
 
-_ORPHAN = b".orphan"
+_ORPHAN, _UNNAMED = b".orphan", b".unnamed"
 _FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
-_FLAGS_HIDDEN = _FLAGS_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FLAGS_FILE = os.O_RDWR | os.O_NOATIME | os.O_NONBLOCK | os.O_LARGEFILE
 _FLAGS_FILE_READ = os.O_RDONLY | os.O_NOATIME | os.O_NONBLOCK | os.O_LARGEFILE
 _REFUSALS = frozenset({errno.EPERM, errno.EROFS, errno.ETXTBSY, errno.EACCES})
 
 
-class Tree:
+class Tree(HiddenFiles):
     """A tree of open files. ``descriptors_max`` bounds the descriptors held beside the pinned ones,
     and half as many are pinned at the most."""
 
     def __init__(self, root_fd: int, uuid: UUID, catalog: Catalog, descriptors_max: int) -> None:
-        self.root_fd = root_fd
-        self.uuid = uuid
-        self.catalog = catalog
+        super().__init__(root_fd, uuid, catalog)
         self.device = os.fstat(root_fd).st_dev
         self.limits = BackingLimits()
         """Those of the backing's file system; not known before :meth:`find_limits`."""
@@ -71,14 +63,8 @@ class Tree:
         self._orphans: dict[Fid, CatalogNode] = {}
         self._pinned: dict[Fid, int] = {ROOT_FID: root_fd}
         self._pinned_max = descriptors_max // 2
-        self._hidden: set[Fid] = set()
-        """Files with a name in the hidden directory."""
-        self._hidden_fd = -1
-        """That directory; -1 while it is not open."""
-        self._hidden_in = b""
-        """The name that it has while it is there; else empty."""
-        self._has_searched = False
-        """True once what the process before this one left is known."""
+        self.unnamed: set[Fid] = set()
+        """Orphans that were made without a name, and may get one."""
 
     def find_limits(self) -> None:
         """Finds out ``limits``, with a file without a name. Blocks."""
@@ -214,6 +200,7 @@ class Tree:
         ApplyBrokenError."""
         if self._orphans.pop(fid, None) is None:
             return
+        self.unnamed.discard(fid)
         fd = self._pinned.pop(fid, -1)
         if fd >= 0:
             self._read_only.discard(fid)
@@ -227,150 +214,95 @@ class Tree:
         """Returns how many of *fid*'s names are in the hidden directory: 1 or 0."""
         return int(fid in self._hidden)
 
-    def is_hidden(self, parent: Fid, name: bytes) -> bool:
-        """Returns whether *name* in *parent* is the hidden directory, which is no part of the
-        tree."""
-        return name == self._hidden_in and parent == ROOT_FID
+    def adopt_unnamed(self, node: CatalogNode, fd: int) -> None:
+        """Take over *fd*, open on *node*, which was made without a name: an orphan, but for which
+        the hidden directory has a name, so that it outlasts the process. Raises OSError,
+        ApplyBrokenError."""
+        self._hide(node.fid, fd, _UNNAMED)
+        self._orphans[node.fid] = node
+        self.unnamed.add(node.fid)
+        self._keep(node.fid, fd)
 
-    def hidden_name(self) -> bytes:
-        """In the root: a directory for what is to have no name for anybody else, but must not go.
-        Returns the name of the one that is there, or else the first that no user's file has. Raises
-        OSError."""
-        left = find_hidden_directory(self.root_fd, self.uuid, self._is_a_users)
-        return left if left is not None else self._free_hidden_name()
+    def find_unnamed(self, fid: Fid) -> bool:
+        """Know the file *fid* that a process which died has made without a name. Returns False
+        where there is none. Raises OSError."""
+        name = b"%d" % fid + _UNNAMED
+        self.find_hidden()
+        look = self.look_in(self._hidden_fd, name) if self._hidden_fd >= 0 else None
+        if look is None or look.fid != fid:
+            return False
+        self._note_orphan(fid, look, name)
+        return True
 
-    def _free_hidden_name(self) -> bytes:
-        for name in hidden_names(self.uuid):
-            if not self._is_a_users(name):
-                return name
-        raise OSError(errno.EEXIST, "users have all the names of the hidden directory")
+    def note_named(self, fid: Fid) -> None:
+        """*fid*, which was made without a name, has one now; the hidden directory's stays until
+        :meth:`reveal`."""
+        self._orphans.pop(fid, None)
+        self.unnamed.discard(fid)
 
-    def _is_a_users(self, name: bytes) -> bool:
-        return self.catalog.lookup(ROOT_FID, name) is not None
+    def reveal(self, fid: Fid) -> None:
+        """Take *fid*'s name out of the hidden directory. Raises ApplyBrokenError."""
+        if fid in self._hidden:
+            self._reveal(fid)
 
-    def _hide(self, fid: Fid, fd: int) -> None:
+    def _note_orphan(self, fid: Fid, look: FoundEntry, name: bytes) -> None:
+        self._orphans[fid] = _orphan(fid, look)
+        self._hidden[fid] = name
+        if name.endswith(_UNNAMED):
+            self.unnamed.add(fid)
+
+    def _hide(self, fid: Fid, fd: int, suffix: bytes = _ORPHAN) -> None:
         """Give *fid*, open on *fd*, a name in the hidden directory. Raises OSError,
         ApplyBrokenError."""
+        name = b"%d" % fid + suffix
         if self._hidden_fd < 0:
             self._hidden_fd = self._open_hidden()
         try:
             failpoints.reached("orphan.link")
             with suppress(FileExistsError):
-                syscalls.link(fd, self._hidden_fd, _hidden_name_of(fid))
+                syscalls.link(fd, self._hidden_fd, name)
         except OSError:
             if not self._hidden:
                 self._remove_hidden()
             raise
-        self._hidden.add(fid)
+        self._hidden[fid] = name
 
     def _reveal(self, fid: Fid) -> None:
         """Take that name away, and the directory with the last of them."""
         try:
             failpoints.reached("orphan.unlink")
-            os.unlink(_hidden_name_of(fid), dir_fd=self._hidden_fd)
+            os.unlink(self._hidden[fid], dir_fd=self._hidden_fd)
         except OSError as error:
             log.warning("fid %d keeps its place until the next mount: %s", fid, error)
-        self._hidden.discard(fid)
+        del self._hidden[fid]
         if not self._hidden:
             self._remove_hidden()
 
-    @contextmanager
-    def staging(self) -> Iterator[int]:
-        """The hidden directory, open on the descriptor given, for what has no place of its own for
-        a moment. Raises OSError before anything is done, ApplyBrokenError."""
-        if self._hidden_fd < 0:
-            self._hidden_fd = self._open_hidden()
-        try:
-            yield self._hidden_fd
-        finally:
-            if not self._hidden:
-                self._remove_hidden()
-
-    def _open_hidden(self) -> int:
-        self.find_hidden()
-        if self._hidden_fd >= 0:
-            return self._hidden_fd
-        name = self._free_hidden_name()
-        failpoints.reached("orphan.directory")
-        with self._root_mtime_kept():
-            with suppress(FileExistsError):
-                os.mkdir(name, HIDDEN_MODE, dir_fd=self.root_fd)
-            self._hidden_in = name
-        return self._open_as_root(name)
-
-    def _open_as_root(self, name: bytes) -> int:
-        fd = os.open(name, _FLAGS_HIDDEN, dir_fd=self.root_fd)
-        if os.fstat(fd).st_uid != 0:
-            os.fchown(fd, 0, 0)  # made in the name of a user
-        return fd
-
-    def _remove_hidden(self) -> None:
-        """Take the hidden directory away if nothing is in it. One that cannot be removed stays, out
-        of sight, until the next who leaves it, or the next mount. Raises ApplyBrokenError."""
-        try:
-            with self._root_mtime_kept():
-                failpoints.reached("orphan.leave")
-                os.rmdir(self._hidden_in, dir_fd=self.root_fd)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            # (Reconciliation uses it too, and may have left something in it for the next attempt;
-            # or the process before this one has.)
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                log.warning("the hidden directory is not removed now: %s", error)
-            return
-        os.close(self._hidden_fd)
-        self._hidden_fd = -1
-        self._hidden_in = b""
-
-    def find_hidden(self) -> None:
-        """Know the hidden directory that the process before this one left. The catalog has the
-        root's names by now. Raises OSError."""
-        if self._has_searched:
-            return
-        name = find_hidden_directory(self.root_fd, self.uuid, self._is_a_users)
-        if name is not None:
-            self._hidden_fd = self._open_as_root(name)
-            self._hidden_in = name
-        self._has_searched = True
-
-    def take_over_orphans(self, is_open: Container[Fid]) -> None:
+    def take_over_orphans(self, is_open: Container[Fid]) -> list[Fid]:
         """Go on with the orphans of the process before this one, after :meth:`find_hidden`: those
-        among *is_open*; let the others go. Raises OSError."""
+        among *is_open*; let the others go. Returns the files that were made without a name and have
+        got one, and were perhaps not journaled to the end. Raises OSError."""
         if self._hidden_fd < 0:
-            return
+            return []
+        named: list[Fid] = []
         for name in syscalls.list_directory(self._hidden_fd):
-            word = name.removesuffix(_ORPHAN)
-            if word == name:
+            word, _, suffix = name.partition(b".")
+            if b"." + suffix not in (_ORPHAN, _UNNAMED):
                 continue
             fid = Fid(int(word))
-            if fid in is_open and self.catalog.node(fid) is None:
-                look = self.look_in(self._hidden_fd, name)
-                if look is not None and look.fid == fid:
-                    self._orphans[fid] = _orphan(fid, look)
-                    self._hidden.add(fid)
-                    continue
-            os.unlink(name, dir_fd=self._hidden_fd)
+            is_named = self.catalog.node(fid) is not None
+            look = self.look_in(self._hidden_fd, name)
+            is_ours = look is not None and look.fid == fid
+            if is_ours and is_named and name.endswith(_UNNAMED):
+                self._hidden[fid] = name
+                named.append(fid)
+            elif look is not None and is_ours and not is_named and fid in is_open:
+                self._note_orphan(fid, look, name)
+            else:
+                os.unlink(name, dir_fd=self._hidden_fd)
         if not self._hidden:
             self._remove_hidden()
-
-    @contextmanager
-    def _root_mtime_kept(self) -> Iterator[None]:
-        """Keep the root's mtime, which is a user's, as it is before the block. Raises
-        ApplyBrokenError where that cannot be had."""
-        mtime_ns = os.fstat(self.root_fd).st_mtime_ns
-        try:
-            yield
-        finally:
-            if os.fstat(self.root_fd).st_mtime_ns != mtime_ns:
-                try:
-                    failpoints.reached("orphan.times")
-                    syscalls.set_times(self.root_fd, None, mtime_ns)
-                except OSError as error:
-                    raise ApplyBrokenError(
-                        f"the mtime of the root could not be set back: {error}",
-                        error.errno or errno.EIO,
-                    ) from error
+        return named
 
     # -- identity with the file --------------------------------------------------------------------
 
@@ -385,12 +317,12 @@ class Tree:
         """Write the fid to the file itself; *target* is a descriptor or a /proc/self/fd path."""
         os.setxattr(target, FID_XATTR, pack_tag(self.uuid, fid, handle))
 
-    def probe_name(self, parent: Fid, name: bytes) -> "FoundEntry | None":
+    def probe_name(self, parent: Fid, name: bytes) -> FoundEntry | None:
         """Returns what the backing itself has under *name* in *parent*, whatever the catalog says;
         None for nothing."""
         return self.look_in(self.descriptor(parent), name)
 
-    def look_in(self, directory: int, name: bytes) -> "FoundEntry | None":
+    def look_in(self, directory: int, name: bytes) -> FoundEntry | None:
         """The same of a directory that is open on descriptor *directory*."""
         try:
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
@@ -468,24 +400,7 @@ class Tree:
                 self._hidden_fd = -1
 
 
-def _hidden_name_of(fid: Fid) -> bytes:
-    return b"%d" % fid + _ORPHAN
-
-
-def _orphan(fid: Fid, look: "FoundEntry") -> CatalogNode:
+def _orphan(fid: Fid, look: FoundEntry) -> CatalogNode:
     node = CatalogNode(fid, S_IFMT(look.stat.st_mode), look.stat.st_ctime_ns, Seq(0), Fid(0), 0)
     node.handle, node.ino = look.handle, look.stat.st_ino
     return node
-
-
-class FoundEntry:
-    """An answer of :meth:`Tree.probe_name`."""
-
-    __slots__ = ("fid", "handle", "owner", "stat")
-
-    def __init__(self, stat: FileStat, handle: bytes, fid: Fid | None, owner: UUID | None) -> None:
-        self.stat = stat
-        self.handle = handle
-        self.fid = fid
-        self.owner = owner
-        """The volume that the file belongs to, or None."""

@@ -39,6 +39,7 @@ from fusejournal.operations import DataOperation, Removexattr
 from fusejournal.types import Caller, Fid, Seq
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.importer import Importer
+from fusejournal.volume.unnamed_files import UnnamedFiles
 from fusejournal.volume.volume import Volume
 from fusejournal.volume.wait_policy import WaitPolicy
 
@@ -74,6 +75,7 @@ class FileCalls:
         self._access_times = access_times
         self.files = files
         self._forgotten: set[Fid] = set()
+        self._unnamed = UnnamedFiles(volume)
 
     def _change(self, operation: DataOperation, who: Caller, data: Data = b"") -> None:
         """Commit a change of a file that may have lost its last name."""

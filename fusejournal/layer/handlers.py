@@ -13,12 +13,13 @@ Source: the FUSE protocol; Documentation/filesystems/nfs/exporting.rst."""
 
 import errno
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from stat import S_IFDIR, S_IFREG, S_IMODE, S_ISREG
 from typing import Any
 
 import pyfuse3
+import trio
 
 from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.fid_tag import HIDDEN_XATTR
@@ -50,6 +51,8 @@ from fusejournal.operations import (
 from fusejournal.types import NAME_BYTES_MAX, SYSTEM_CALLER, Caller, Fid
 
 _KEEP_ABSENT_SECONDS = 5
+_NAMED_AT_ONCE_BYTES_MAX = 4 << 20
+"""The size up to which a file that was made without a name is journaled in one go."""
 _DIRECTORY_READERS = -1
 """The uid that all who have a directory open go by: of a directory it is not known who did."""
 
@@ -170,14 +173,54 @@ class Handlers(FileCalls):
         self._commit_name(operation, parent, name, who)
         return self._entries.entry(fid)
 
-    @changing
-    def link(self, who: Caller, new_parent: Fid, fid: Fid, new_name: bytes) -> Body:
-        """A further name."""
+    def tmpfile(self, who: Caller, parent: Fid, mode: int, umask: int) -> Body:
+        """Make a regular file that has no name, as one in *parent* would be, and open it."""
+        self._refuse_if_read_only()
+        stat, acl = self._inherited(parent)
+        fid = self._unnamed.new_fid()
+        self.volume.make_unnamed(resolve.unnamed(who, fid, parent, mode, umask, stat, acl), who)
+        return self._opened(who, fid, self._entries.entry(fid))
+
+    def link(self, who: Caller, new_parent: Fid, fid: Fid, new_name: bytes) -> Answer:
+        """A further name, or the first of a file that was made without one. Of a large one,
+        cancelling does at once what is left."""
         check_new_name(new_parent, new_name, self._tree.uuid)
-        if self._tree.is_orphan(fid):
+        if not self._tree.is_orphan(fid):
+            return self._link(who, new_parent, fid, new_name)
+        if fid not in self._tree.unnamed:
             raise refusal(errno.ENOENT)
+        steps = self._naming(who, fid, new_parent, new_name)
+        if self._tree.stat(fid).st_size > _NAMED_AT_ONCE_BYTES_MAX:
+            return self._name_in_pieces(who, fid, steps)
+        return self._name(who, fid, steps)
+
+    @changing
+    def _link(self, who: Caller, new_parent: Fid, fid: Fid, new_name: bytes) -> Body:
         self._commit_name(Link(fid, new_parent, new_name), new_parent, new_name, who)
         return self._entries.entry(fid)
+
+    def _naming(self, who: Caller, fid: Fid, parent: Fid, name: bytes) -> Iterator[None]:
+        """The steps that give *fid* its first name. Raises as :meth:`_commit_name`."""
+        try:
+            yield from self._unnamed.name(fid, parent, name, who)
+        except (FileExistsError, FileNotFoundError):
+            pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
+            raise
+
+    @changing
+    def _name(self, who: Caller, fid: Fid, steps: Iterator[None]) -> Body:
+        for _ in steps:
+            pass
+        return self._entries.entry(fid)
+
+    async def _name_in_pieces(self, who: Caller, fid: Fid, steps: Iterator[None]) -> Body:
+        try:
+            for _ in steps:
+                await trio.lowlevel.checkpoint()
+        finally:
+            for _ in steps:
+                pass
+        return await settled(self._name(who, fid, steps))
 
     @changing
     def create(self, who: Caller, parent: Fid, name: bytes, mode: int, umask: int) -> Body:

@@ -117,6 +117,7 @@ class Opcode(IntEnum):
     RENAME2 = 45
     LSEEK = 46
     COPY_FILE_RANGE = 47
+    TMPFILE = 51
     STATX = 52
 
 
@@ -249,6 +250,11 @@ def _decode_create(data: Data) -> tuple[bytes, int, int]:
     return _name(data, _BODY + _CREATE_IN.size), mode, umask
 
 
+def _decode_tmpfile(data: Data) -> tuple[int, int]:
+    _, mode, umask, _ = _CREATE_IN.unpack_from(data, _BODY)
+    return mode, umask  # the name behind them stands for nothing
+
+
 def _decode_release(data: Data) -> tuple[int]:
     return (_RELEASE_IN.unpack_from(data, _BODY)[0],)
 
@@ -356,6 +362,7 @@ _REQUEST_KINDS: Final = {
     int(Opcode.CREATE): RequestKind("create", _decode_create),
     int(Opcode.FALLOCATE): RequestKind("fallocate", _decode_fallocate),
     int(Opcode.COPY_FILE_RANGE): RequestKind("copy_file_range", _decode_copy_file_range),
+    int(Opcode.TMPFILE): RequestKind("tmpfile", _decode_tmpfile),
     int(Opcode.BATCH_FORGET): RequestKind("batch_forget", _decode_batch_forget),
     int(Opcode.READDIRPLUS): RequestKind("readdirplus", _decode_listing),
     int(Opcode.RENAME2): RequestKind("rename", _decode_rename2),

@@ -9,7 +9,7 @@ Source: open(2), rename(2), chown(2), setxattr(2), inode(7); the kernel's fs/pos
 
 import errno
 import os
-from stat import S_IFCHR, S_IFDIR, S_IFMT, S_IMODE, S_ISGID, S_ISUID
+from stat import S_IFCHR, S_IFDIR, S_IFMT, S_IFREG, S_IMODE, S_ISGID, S_ISUID
 from typing import Final
 from uuid import UUID
 
@@ -76,6 +76,21 @@ def make(
     if S_IFMT(mode) == S_IFDIR:
         return Mkdir(fid, parent, name, new.mode, who.uid, gid, new.acl, new.default_acl)
     return Create(fid, parent, name, new.mode, who.uid, gid, rdev, new.acl)
+
+
+def unnamed(
+    who: Caller,
+    fid: Fid,
+    parent: Fid,
+    mode: int,
+    umask: int,
+    parent_stat: FileStat,
+    default_acl: bytes | None,
+) -> Create:
+    """A regular file that is made without a name, as :func:`make` would make it; the name in it
+    stands for none."""
+    gid, new = permissions.inherited(S_IFREG | mode, umask, who, parent_stat, default_acl)
+    return Create(fid, parent, b"-", new.mode, who.uid, gid, 0, new.acl)
 
 
 def symlink(

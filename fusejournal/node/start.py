@@ -55,6 +55,7 @@ from fusejournal.replication.inquiry import ask_peers
 from fusejournal.roles.role import Event
 from fusejournal.types import Reign, Seq
 from fusejournal.volume.startup import UNOPPOSED, Standing
+from fusejournal.volume.unnamed_files import UnnamedFiles
 from fusejournal.wire.session import RefusedError
 
 _WORD_SECONDS: Final = 1.0
@@ -310,7 +311,10 @@ def _take_over(spec: MountSpec, state: VolumeState, mount: VolumeMount, parts: S
     whose kernel may remember what is not so any more. Before the first request is read."""
     volume = parts.startup.volume
     if not spec.read_only:
-        volume.tree.take_over_orphans(parts.files.fids())
+        named = volume.tree.take_over_orphans(parts.files.fids())
+        if volume.write_errno is None:
+            for fid in named:
+                UnnamedFiles(volume).finish(fid)
     parts.exports.follow()
     if mount.is_taken_over:
         mount.hold()  # from now on by this one, whatever happens

@@ -9,7 +9,8 @@ from uuid import UUID
 
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import CatalogNode
-from fusejournal.backing.tree import FoundEntry, Tree
+from fusejournal.backing.fid_tag import FoundEntry
+from fusejournal.backing.tree import Tree
 from fusejournal.types import Fid
 
 _FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

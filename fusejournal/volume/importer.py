@@ -22,9 +22,8 @@ from stat import S_IMODE, S_ISDIR, S_ISLNK, S_ISREG
 from typing import NamedTuple
 
 from fusejournal.backing.catalog_store import CatalogNode
-from fusejournal.backing.fid_tag import FID_XATTR
+from fusejournal.backing.fid_tag import FID_XATTR, FoundEntry
 from fusejournal.backing.probe import CASEFOLDED
-from fusejournal.backing.tree import FoundEntry
 from fusejournal.disk import calls, syscalls
 from fusejournal.errors import BackingError
 from fusejournal.operations import Import, ImportData, ImportLink, Setattr, Setxattr

@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogNode
-from fusejournal.backing.tree import FoundEntry
+from fusejournal.backing.fid_tag import FoundEntry
 from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.errors import JournalDamagedError, RecoveryError
 from fusejournal.history.lookup import Lookup

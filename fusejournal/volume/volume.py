@@ -36,6 +36,7 @@ from fusejournal.operations import (
     REMOVALS,
     RENAME_EXCHANGE,
     ControlOperation,
+    Create,
     DataOperation,
     Import,
     ImportOperation,
@@ -227,6 +228,37 @@ class Volume:
         """Give *fid* the mtime that entries say it has. Raises OSError."""
         syscalls.set_times(self.tree.descriptor(fid), None, mtime_ns)
 
+    def make_unnamed(self, operation: Create, who: Caller) -> None:
+        """Make the regular file of *operation*, but without its name: not journaled, because no one
+        sees it by a name. Its fid is one of :meth:`reserve_fids`. Raises OSError."""
+        if self.write_errno is not None:
+            raise OSError(self.write_errno, os.strerror(self.write_errno))
+        if self.catalog.is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        time_ns = self.entry_time()
+        make = self.applier.make_unnamed
+        try:
+            if who.uid and self._reserve.is_near(0, time_ns):
+                syscalls.as_user(who.uid, make, operation, time_ns)
+            else:
+                make(operation, time_ns)
+        except ApplyBrokenError as error:
+            self.fail(str(error))
+            raise OSError(errno.EIO, str(error)) from error
+
+    def reserve_fids(self, count: int) -> Fid:
+        """Have *count* fids that no entry gives to a file. Returns the first. Whoever reads the
+        journal takes them as given, because it has an entry with the last of them, refused: that of
+        a file in a directory that was never there. Raises OSError."""
+        if self.write_errno is not None:
+            raise OSError(self.write_errno, os.strerror(self.write_errno))
+        first = self.new_fid()
+        last = Fid(first + count - 1)
+        operation = Create(last, last, b"-", S_IFREG, 0, 0, 0, None)
+        seq = self._append(operation, SYSTEM_CALLER, self.entry_time(), b"")
+        self.void(seq, operation, errno.ESTALE)
+        return first
+
     def change_orphan(
         self, operation: DataOperation, who: Caller, data: bytes | memoryview = b""
     ) -> None:
@@ -255,13 +287,18 @@ class Volume:
         return seq
 
     def adopt(
-        self, operation: ImportOperation, handle: bytes = b"", ino: int = 0, data: bytes = b""
+        self,
+        operation: ImportOperation | DataOperation,
+        handle: bytes = b"",
+        ino: int = 0,
+        data: bytes = b"",
+        who: Caller = SYSTEM_CALLER,
     ) -> Seq:
         """Journal something that is in the backing already; an IMPORT's object (with *handle*)
         gets its fid. Raises OSError when the object cannot be tagged, with a VOID appended, or
         when the journal is full."""
         time_ns = self.entry_time()
-        seq = self._append(operation, SYSTEM_CALLER, time_ns, data)
+        seq = self._append(operation, who, time_ns, data)
         if isinstance(operation, Import):
             try:
                 self.tag_imported(operation, handle)

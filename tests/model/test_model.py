@@ -240,6 +240,27 @@ class Twins(RuleBasedStateMachine):
 
         self.both(act, uid)
 
+    @rule(
+        path=PATHS,
+        uid=CALLERS,
+        mode=st.sampled_from((0o666, 0o600, 0o755)),
+        size=SIZES,
+        is_named=st.booleans(),
+    )
+    def make_unnamed(self, path: bytes, uid: int, mode: int, size: int, is_named: bool) -> None:
+        def act(root: bytes) -> int:
+            directory = os.path.dirname(root + path)
+            fd = os.open(directory, os.O_TMPFILE | os.O_RDWR, mode)
+            try:
+                os.write(fd, _content(size, mode))
+                if is_named:
+                    os.link(f"/proc/self/fd/{fd}", root + path, follow_symlinks=True)
+                return os.fstat(fd).st_nlink
+            finally:
+                os.close(fd)
+
+        self.both(act, uid)
+
     @rule(old=PATHS, new=PATHS, uid=CALLERS, offset=OFFSETS, to=OFFSETS, size=SIZES)
     def copy(self, old: bytes, new: bytes, uid: int, offset: int, to: int, size: int) -> None:
         def act(root: bytes) -> int:

@@ -65,6 +65,7 @@ def comparable(recorded: Recorded) -> bytes:
             | Opcode.MKNOD
             | Opcode.SYMLINK
             | Opcode.LINK
+            | Opcode.TMPFILE
         ):
             _mask_entry(memoryview(reply)[head:])
         case Opcode.GETATTR | Opcode.SETATTR:
@@ -140,6 +141,13 @@ def _live(tree: Path) -> None:
         os.lseek(fd, 10, os.SEEK_HOLE)
     syscalls.birth_time(fd)
     os.copy_file_range(fd, fd, 5, 0, 4096)
+    unnamed = os.open(tree / "directory", os.O_TMPFILE | os.O_RDWR, 0o640)
+    os.write(unnamed, b"unnamed")
+    here = syscalls.AT_FDCWD
+    for name in ("named", "named"):
+        with suppress(FileExistsError):
+            syscalls.link(unnamed, here, os.fsencode(tree / "directory" / name))
+    os.close(unnamed)
     os.close(fd)
     file.read_bytes()
     assert not (tree / "absent").exists()

@@ -30,8 +30,7 @@ from functools import cached_property
 from stat import S_IFDIR, S_IFMT, S_IFREG, S_ISREG
 
 from fusejournal.backing.catalog_store import CatalogNode
-from fusejournal.backing.fid_tag import remove_tag
-from fusejournal.backing.tree import FoundEntry
+from fusejournal.backing.fid_tag import FoundEntry, remove_tag
 from fusejournal.disk import calls, failpoints, syscalls
 from fusejournal.history.file_states import (
     State,

@@ -16,7 +16,7 @@ from stat import S_IFLNK, S_IFMT, S_ISDIR
 from typing import NamedTuple
 
 from fusejournal.backing.catalog_store import COMMIT_CHANGES
-from fusejournal.backing.tree import FoundEntry
+from fusejournal.backing.fid_tag import FoundEntry
 from fusejournal.disk import failpoints, syscalls
 from fusejournal.history.file_states import rdev_of, target_of, type_of
 from fusejournal.history.name_changes import Dentry

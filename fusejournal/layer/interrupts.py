@@ -118,7 +118,9 @@ def is_dying(thread: int) -> bool:
         lines = Path(f"/proc/{thread}/status").read_text(errors="replace").splitlines()
     except OSError:
         return False
-    words = dict(line.split(":", 1) for line in lines if line.startswith(("Sig", "Shd")))
+    words = dict(line.split(":", 1) for line in lines if line.startswith(("Sig", "Shd", "VmSize")))
+    if "VmSize" not in words:
+        return False  # a thread of the kernel: nfsd's goes on to tell a client how it ended
     try:
         pending, shared, blocked, ignored, caught = (
             int(words[key], 16) for key in ("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt")

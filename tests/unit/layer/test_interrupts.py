@@ -72,6 +72,7 @@ def test_only_what_ends_a_process_is_its_end(number: int, dies: bool) -> None:
 def test_of_whom_nothing_is_known_is_not_dying() -> None:
     assert not is_dying(0)
     assert not is_dying(2**31 - 1)
+    assert not is_dying(2)  # kthreadd, the kernel's own
 
 
 async def _never() -> bytes:

@@ -60,7 +60,7 @@ class ExportResult(NamedTuple):
     content: str
     """The whole file, with comments."""
     missing: NoNfsServerError | None
-    """The lack of an NFS server: the file may be written, but nothing is exported."""
+    """The lack of an NFS server: the file is written, but nothing is exported."""
 
 
 class ExportRemoved(NamedTuple):
@@ -137,11 +137,13 @@ def export_volume(
         try:
             warnings += exports.install(state.name, state.mountpoint, content)
         except NoNfsServerError as error:
-            missing = error
+            missing = NoNfsServerError(
+                f"wrote {exports.own_file(state.name)}; not exported: {error}"
+            )
         _tell_layer(state, warnings)
     elif nfsd.tool("exportfs") is None:
-        missing = NoNfsServerError("no NFS server here: apt install nfs-kernel-server")
-    if missing is None and not nfsd.threads():
+        warnings.append("no NFS server here: apt install nfs-kernel-server before --write")
+    if missing is None and nfsd.tool("exportfs") is not None and not nfsd.threads():
         warnings.append("nfsd does not run: systemctl start nfs-server")
     where = shlex.quote(f"{socket.gethostname()}:{state.mountpoint}")
     report = ExportReport(

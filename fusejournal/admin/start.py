@@ -39,10 +39,11 @@ def foreground_arguments(spec: MountSpec, asked: MountOptions) -> list[str]:
     return [*arguments, "--", str(spec.backing), str(spec.mountpoint)]
 
 
-def start_volume(spec: MountSpec, asked: MountOptions, reporter: Reporter) -> None:
+def start_volume(spec: MountSpec, asked: MountOptions, reporter: Reporter) -> int:
     """Make the mount *spec*, which came of what was *asked*, in a process of its own; return when
-    it is live, with *reporter* told meanwhile how far it is. KeyboardInterrupt stops it. Raises
-    FusejournalError, as the process reported it."""
+    it is live, with *reporter* told meanwhile how far it is. Returns how many files and directories
+    were imported. KeyboardInterrupt stops it. Raises FusejournalError, as the process reported
+    it."""
     log_path = spec.state_dir / "log"
     is_made, is_log_made = not spec.state_dir.is_dir(), not log_path.exists()
     make_directory(spec.state_dir)
@@ -75,7 +76,7 @@ def start_volume(spec: MountSpec, asked: MountOptions, reporter: Reporter) -> No
                     failure.exit_code = report["exit_code"]
                     raise failure
                 elif "ready" in report:
-                    return
+                    return int(report["imported"])
     except KeyboardInterrupt:
         child.send_signal(signal.SIGTERM)
         child.wait()
@@ -168,9 +169,9 @@ class PipeReporter:
         self._send({"error": text, "exit_code": exit_code})
         self._close()
 
-    def ready(self) -> None:
+    def ready(self, imported: int) -> None:
         """Report that the mount is live. The pipe has no reader from here on."""
-        self._send({"ready": True})
+        self._send({"ready": True, "imported": imported})
         self._close()
 
     def _close(self) -> None:

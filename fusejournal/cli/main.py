@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
@@ -43,6 +44,10 @@ _COMMANDS = {
 }
 
 
+_OF_JOURNAL = ("verify", "dump", "stats")
+"""Commands of the group ``journal``, which are asked for without it."""
+
+
 class _Commands(click.Group):
     """Loads only the command that is asked for: the others' libraries take their time."""
 
@@ -51,10 +56,18 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
-            return None
+            ctx.fail(f"no such command {cmd_name!r}{_meant_by(cmd_name)}")
         module, _, name = _COMMANDS[cmd_name].partition(":")
         command: click.Command = getattr(import_module(f"fusejournal.cli.{module}"), name)
         return command
+
+
+def _meant_by(name: str) -> str:
+    """Returns the command that may be meant by *name*, which is none, in words."""
+    if name in _OF_JOURNAL:
+        return f": 'fusejournal journal {name}'?"
+    near = get_close_matches(name, [one for one in _COMMANDS if one != "mount-helper"], 1)
+    return f": '{near[0]}'?" if near else "; --help lists them"
 
 
 @click.group(
@@ -72,6 +85,8 @@ def cli() -> None:
       fusejournal log srv-data -n 50           the newest 50 changes
       fusejournal history srv-data docs/a.txt  one file's life, removed or not
       fusejournal undo srv-data 4711-4720      what taking these back would do
+      fusejournal restore srv-data docs/a.txt --to-time "1 hour ago" --target /tmp/a.txt
+      fusejournal pair srv-data                make a mirror known, or be one
       fusejournal export srv-data 192.168.1.0/24 --write
       fusejournal umount srv-data
     """

@@ -22,6 +22,7 @@ from fusejournal.admin.start import (
     reporting_to_parent,
     start_volume,
 )
+from fusejournal.cli import text
 from fusejournal.cli.reporters import ConsoleReporter, LineFormatter, sd_notify
 from fusejournal.errors import (
     FusejournalError,
@@ -32,7 +33,7 @@ from fusejournal.errors import (
 )
 from fusejournal.node.registry import find_volume
 from fusejournal.node.spec import MountSpec, Reporter
-from fusejournal.node.state_dir import VolumeState
+from fusejournal.node.state_dir import VolumeState, load_state
 
 
 @click.command(short_help="Put a journaled layer over a directory.")
@@ -62,6 +63,7 @@ from fusejournal.node.state_dir import VolumeState
     is_flag=True,
     help="Stay in the foreground; tells systemd when it is ready.",
 )
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing when it is live.")
 @click.option(
     "-o",
     "options",
@@ -121,6 +123,7 @@ def mount(
     state: Path | None,
     config: Path | None,
     foreground: bool,
+    quiet: bool,
     options: tuple[str, ...],
     **replication: Any,
 ) -> None:
@@ -159,7 +162,9 @@ def mount(
             )
         if not foreground:
             with ConsoleReporter() as reporter:
-                start_volume(spec, asked, reporter)
+                imported = start_volume(spec, asked, reporter)
+            if not quiet:
+                _show(spec, imported)
             return
         # As a restart is to begin again, in whichever directory.
         sys.argv[1:] = foreground_arguments(spec, asked)
@@ -172,13 +177,20 @@ def mount(
         raise
 
 
+def _show(spec: MountSpec, imported: int) -> None:
+    role = load_state(spec.state_dir).role_word
+    text.echo(f"volume {spec.name}, a {role}, is mounted at {spec.mountpoint}")
+    if imported:
+        text.echo(f"{text.count(imported, 'file or directory', 'files and directories')} imported")
+
+
 def specify(arguments: list[str]) -> MountSpec:
     """The mount that a layer's command line, :func:`foreground_arguments`, asks for by now. Raises
     FusejournalError."""
     told = mount.make_context("mount", arguments[1:]).params
     backing, mountpoint = told.pop("places")
     name, state = told.pop("name"), told.pop("state")
-    del told["foreground"]
+    del told["foreground"], told["quiet"]
     return new_spec(
         backing, mountpoint, name, state, _asked(told.pop("config"), told.pop("options"), told)
     )

@@ -84,7 +84,7 @@ class ConsoleReporter:
         """Print a warning."""
         echo(f"fusejournal: warning: {text}", err=True)
 
-    def ready(self) -> None:
+    def ready(self, imported: int) -> None:
         """End the bar, and tell systemd."""
         self._end_stage()
         sd_notify("READY=1")

@@ -3,6 +3,7 @@
 import click
 
 from fusejournal.admin.restart import restart_volume
+from fusejournal.cli import text
 from fusejournal.node.registry import find_volume
 
 
@@ -15,7 +16,8 @@ from fusejournal.node.registry import find_volume
     metavar="SECONDS",
     help="How long to wait for the layer to be back.",
 )
-def restart(volume: str, timeout: float) -> None:
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing when it is back.")
+def restart(volume: str, timeout: float, quiet: bool) -> None:
     """Restart the layer of VOLUME without unmounting it; returns when it is back.
 
     Use it after an upgrade or a change of the configuration. NFS clients and local users notice a
@@ -29,4 +31,7 @@ def restart(volume: str, timeout: float) -> None:
     """
     from fusejournal.cli.mount import specify  # which takes its time to load
 
-    restart_volume(find_volume(volume), timeout, specify)
+    state = find_volume(volume)
+    restart_volume(state, timeout, specify)
+    if not quiet:
+        text.echo(f"volume {state.name} is back at {state.mountpoint}")

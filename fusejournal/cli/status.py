@@ -1,12 +1,15 @@
 """``fusejournal status``."""
 
+from collections.abc import Sequence
+
 import click
 
+from fusejournal.admin.peers import list_peers
 from fusejournal.admin.status import all_statuses, volume_status
 from fusejournal.cli import text
 from fusejournal.node.registry import find_volume
 from fusejournal.node.volume_status import BranchesStatus, VolumeStatus
-from fusejournal.replication.status import MirrorStatus, PeerStatus, ReplicationStatus
+from fusejournal.replication.status import MirrorStatus, PeerInfo, PeerStatus, ReplicationStatus
 
 
 @click.command(short_help="How a volume is, or all of them.")
@@ -30,11 +33,12 @@ def status(volume: str | None, as_json: bool) -> None:
         else:
             _show_all(found)
         return
-    one = volume_status(find_volume(volume))
+    state = find_volume(volume)
+    one = volume_status(state)
     if as_json:
         text.echo_json(one.to_json())
     else:
-        _show(one)
+        _show(one, list_peers(state).peers if one.state == "stopped" else ())
 
 
 def _show_all(statuses: list[VolumeStatus]) -> None:
@@ -154,7 +158,19 @@ def _branches(told: BranchesStatus, name: str) -> str:
     return words + (f": fusejournal branch list {name}" if told.count else "")
 
 
-def _show(one: VolumeStatus) -> None:
+def _waiting(peer: PeerInfo) -> tuple[str, str]:
+    """The line of a peer of a volume that is stopped."""
+    words = peer.address or "connects to this node"
+    if peer.fingerprint is None:
+        words += ", not paired"
+    elif peer.address is not None:
+        words += f", acked {peer.acked_seq:,}"
+    if peer.paused:
+        words += ", paused"
+    return f"peer {peer.name}", words + (f"; {peer.needs_copy}" if peer.needs_copy else "")
+
+
+def _show(one: VolumeStatus, waiting: Sequence[PeerInfo]) -> None:
     def number(value: int | None) -> str:
         return "-" if value is None else f"{value:,}"
 
@@ -182,6 +198,7 @@ def _show(one: VolumeStatus) -> None:
         lines.append(("holds", ", ".join(one.limits.describe())))
     if one.replication is not None:
         lines += _replication(one.replication)
+    lines += map(_waiting, waiting)
     if one.branches is not None:
         lines.append(("branches", _branches(one.branches, one.name)))
     for key, value in lines:

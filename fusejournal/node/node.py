@@ -235,7 +235,7 @@ class Node:
                 log.warning("%s", words)
         self._hold_if_wanted()
         self._live_since = time.time()
-        self._reporter.ready()
+        self._reporter.ready(self._startup.importer.names)
 
     # -- exports -----------------------------------------------------------------------------------
 

@@ -64,5 +64,6 @@ class Reporter(Protocol):
     def warning(self, text: str) -> None:
         """Something the admin should know, one line."""
 
-    def ready(self) -> None:
-        """The mount is live."""
+    def ready(self, imported: int) -> None:
+        """The mount is live; of what was in the backing, *imported* files and directories are new
+        to the journal."""

@@ -66,6 +66,11 @@ class Importer:
         self._found_now = 0
         self._was_whole = False
 
+    @property
+    def names(self) -> int:
+        """The names that were looked at so far: what is imported has one at least."""
+        return self._names
+
     def run(self) -> Iterator[ImportProgress]:
         """Import the whole backing. Raises BackingError (names the file), OSError ENOSPC when the
         journal is full."""

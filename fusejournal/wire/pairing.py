@@ -182,7 +182,7 @@ async def answer(
     second = await connection.receive()
     if second is None:
         raise PeerLostError(
-            connection.where, f"{theirs.node} left before it was paired; why, it says"
+            connection.where, f"{theirs.node} ended the pairing: what is wrong is shown there"
         )
     theirs = check_offer(second, theirs)
     # No await from here to the check: of two at once only one may use the code.

@@ -38,7 +38,10 @@ def fails(layer: Layer, code: int, *arguments: str) -> str:
 
 
 def test_mount_returns_when_it_is_live_and_umount_when_it_is_over(layer: Layer) -> None:
-    layer.run(*layer.mount_arguments())
+    (layer.backing / "there before").touch()
+    told = layer.run(*layer.mount_arguments()).stdout
+    mounted = f"volume volume, a primary, is mounted at {layer.mountpoint}"
+    assert told.splitlines() == [mounted, "1 file or directory imported"]
     assert os.path.ismount(layer.mountpoint)
     (layer.mountpoint / "file").write_text("content")
     status = json.loads(layer.run("status", "volume", "--json").stdout)
@@ -59,6 +62,13 @@ def test_mount_returns_when_it_is_live_and_umount_when_it_is_over(layer: Layer) 
     assert "volume" in layer.run("status").stdout
     layer.run("umount", "volume")
     assert not os.path.ismount(layer.mountpoint)
+    assert layer.run("mount", "volume").stdout == f"{mounted}\n"
+    told = layer.run("restart", "volume").stdout
+    assert told == f"volume volume is back at {layer.mountpoint}\n"
+    assert layer.run("restart", "-q", "volume").stdout == ""
+    layer.run("umount", "volume")
+    assert layer.run(*layer.mount_arguments("-q")).stdout == ""
+    layer.run("umount", "volume")
     assert not Path(f"/proc/{status['pid']}/exe").exists()  # gone, or left to be reaped
     stopped = json.loads(layer.run("status", "volume", "--json").stdout)
     assert (stopped["state"], stopped["pid"], stopped["degraded"]) == ("stopped", None, [])

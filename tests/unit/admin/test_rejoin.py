@@ -37,7 +37,7 @@ pytestmark = pytest.mark.mount
 class Silent(Quiet):
     """Wants to know nothing either."""
 
-    def ready(self) -> None: ...
+    def ready(self, imported: int) -> None: ...
 
 
 class Places(NamedTuple):

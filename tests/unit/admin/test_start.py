@@ -32,12 +32,12 @@ def test_it_reports_until_the_mount_is_live(pipe: int) -> None:
         reporter.warning("the backing is open")
         reporter.progress("importing", 1, None, "bytes")
         reporter.progress("importing", 2, 9, "bytes")  # too soon after the first
-        reporter.ready()
+        reporter.ready(7)
         reporter.warning("has no reader any more")
     assert reports(pipe) == [
         {"warning": "the backing is open"},
         {"progress": ["importing", 1, None, "bytes"]},
-        {"ready": True},
+        {"ready": True, "imported": 7},
     ]
     assert os.read(pipe, 1) == b""  # closed
 
@@ -61,4 +61,4 @@ def test_a_parent_that_is_gone_does_not_matter() -> None:
     os.close(read_fd)
     reporter = PipeReporter(write_fd)
     reporter.warning("nobody reads this")
-    reporter.ready()
+    reporter.ready(7)

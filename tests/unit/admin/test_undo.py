@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from fusejournal.admin.undo import PlannedUndo, UndoRequest
+from fusejournal.cli.undo import undo
 from fusejournal.errors import ConflictError, NoSuchSeqError, UsageError
 from fusejournal.operations import Clean, Create
 from fusejournal.replay.undo_plan import OnConflict
@@ -55,6 +57,13 @@ def test_what_is_in_the_way(copy: str) -> None:
     planned = _planned(copy, "3", on_conflict="skip")
     with pytest.raises(ConflictError, match="nothing can be taken back: later changes rely on it"):
         planned.check()
+
+
+def test_nothing_to_take_back_is_said(copy: str) -> None:
+    done = CliRunner().invoke(undo, [copy, "--since", "2200-01-01"])
+    assert done.exit_code == 0
+    assert "0 operations to take back" in done.output
+    assert "nothing was found to take back: the newest entry is 12, of 1970-01-01T" in done.output
 
 
 def test_what_cannot_be_asked(copy: str) -> None:

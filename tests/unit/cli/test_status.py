@@ -6,12 +6,23 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from fusejournal.address import Address
+from fusejournal.admin.peers import add_peer
 from fusejournal.admin.status import volume_status
 from fusejournal.cli import status as module
 from fusejournal.cli.status import status
 from fusejournal.node.state_dir import load_state
 from tests.golden.statuses import MIRROR, PEER, PRIMARY, REPLICATION
 from tests.support.nodes import make_volume
+
+
+def test_a_stopped_volume_has_its_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(tmp_path))
+    make_volume(tmp_path / "one", "one")
+    add_peer(load_state(tmp_path / "one"), "east", Address("10.0.0.2", 7710))
+    shown = CliRunner().invoke(status, ["one"])
+    assert shown.exit_code == 0
+    assert "peer east   10.0.0.2:7710, not paired\n" in shown.output
 
 
 def test_a_mirror_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,12 @@ from uuid import UUID
 
 import pytest
 
+from fusejournal.admin.export import export_volume
 from fusejournal.disk import failpoints
 from fusejournal.errors import ExportConflictError, ExportError, NoNfsServerError, UsageError
 from fusejournal.journal.handle_key import NO_HANDLE_KEY
 from fusejournal.nfs import exports, nfsd
+from fusejournal.node.state_dir import VolumeState
 
 UUID_1 = UUID("15e1aa09-516b-4cab-926f-e0e3020e2a5b")
 UUID_2 = UUID("66e3a81b-8c4b-47bc-8b77-236d8e25e943")
@@ -382,3 +384,23 @@ def test_caches(server: Path) -> None:
     assert nfsd.caches(Path("/srv/c"))
     assert not nfsd.caches(Path("/srv/d"))
     assert nfsd.flushes_in() == 0
+
+
+def test_the_export_of_a_volume_without_a_server(server: Path, tmp_path: Path) -> None:
+    """What is asked for is done; that nothing is exported is an error only where that was asked."""
+    (server / "usr/sbin/exportfs").unlink()
+    state = VolumeState(tmp_path / "state", UUID_1, "data", HERE, HERE, 1)
+    (tmp_path / "state").mkdir()
+    printed = export_volume(state, ("h",))
+    assert printed.missing is None
+    assert printed.report.warnings == (
+        "no NFS server here: apt install nfs-kernel-server before --write",
+    )
+    written = export_volume(state, ("h",), write=True)
+    assert written.report.written
+    own = exports.own_file("data")
+    assert own.read_text() == written.content
+    assert str(written.missing) == (
+        f"wrote {own}; not exported: no exportfs here: apt install nfs-kernel-server exports what "
+        "the files say"
+    )

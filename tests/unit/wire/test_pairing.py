@@ -216,7 +216,7 @@ async def test_either_side_may_object(identities: dict[str, Identity]) -> None:
         raise PairingError("the name is taken")
 
     assert str(await sides.pair(CODE, object_to)) == "the name is taken"
-    assert "b left before it was paired" in str(sides.listened)
+    assert "b ended the pairing: what is wrong is shown there" in str(sides.listened)
     assert code.state(1) == "waiting"  # it was not spent on that
     sides.refusal = PairingError("known by another name")
     assert "known by another name" in str(await sides.pair(CODE))

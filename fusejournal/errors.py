@@ -292,6 +292,12 @@ class UnknownPeerError(FusejournalError):
         super().__init__(f"no peer {name!r}{hint}")
 
 
+class DemotionRefusedError(FusejournalError):
+    """A primary goes on taking changes, because no mirror has all of them."""
+
+    exit_code = 33
+
+
 class PromotionRefusedError(FusejournalError):
     """A mirror may not become the primary, or cannot."""
 

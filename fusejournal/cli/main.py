@@ -25,6 +25,7 @@ _COMMANDS = {
     "peer": "peer:peer",
     "pair": "pair:pair",
     "promote": "promote:promote_command",
+    "demote": "demote:demote_command",
     "rejoin": "rejoin:rejoin",
     "branch": "branch:branch",
     "log": "log:log",

@@ -77,7 +77,7 @@ from fusejournal.node.state_dir import VolumeState, load_state
     "--role",
     type=click.Choice(["primary", "mirror"]),
     help="A mirror takes its changes from a primary and from nobody else. Of a new volume: "
-    "later on only 'promote' changes it  [default: primary]",
+    "later on only 'promote' and 'demote' change it  [default: primary]",
 )
 @click.option(
     "--listen",

@@ -43,8 +43,10 @@ from fusejournal.node.state_dir import VolumeState, join_volume, remember_listen
 from fusejournal.node.status import StatusPage
 from fusejournal.node.takeover import VolumeMount
 from fusejournal.node.volume_status import VolumeStatus
+from fusejournal.replication.local_node import check_listens
 from fusejournal.replication.quorum import PLACES
 from fusejournal.replication.supervisor import Replication
+from fusejournal.roles.demote import Demotion
 from fusejournal.roles.promote import Promotion
 from fusejournal.roles.role import Event, Role
 from fusejournal.types import Reign, reign_of_text
@@ -128,7 +130,8 @@ class Node:
         handshake.close()
         self._exports.close()
         try:
-            self._startup.close(keep_orphans=self._is_leaving)
+            becomes_mirror = self.next_role is not None and self.next_role[0] is Event.DEMOTED
+            self._startup.close(keep_orphans=self._is_leaving, becomes_mirror=becomes_mirror)
         finally:
             if not self._is_leaving:
                 self._mount.let_go()
@@ -192,7 +195,7 @@ class Node:
                 nursery.start_soon(self._tend_branches)
             if self._replication is not None:
                 commands |= self._replication.commands()
-                commands["promote"] = self._promote
+                commands |= {"promote": self._promote, "demote": self._demote}
                 await nursery.start(self._replication.run)
                 self._remember_listen()
             if (listen := self._spec.config.metrics.listen) is not None:
@@ -280,6 +283,22 @@ class Node:
             self.next_role = Event.PROMOTED, reign_of_text(plan.reign)
             self._leave()
         return replace(plan, left_to_apply=left).to_json()
+
+    async def _demote(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Make this primary a mirror: see roles/demote.py. The role changes when the volume is
+        closed."""
+        replication = self._replication
+        if replication is None or not self.state.role.takes_changes:
+            raise UsageError(f"volume {self.state.name} is a mirror: only a primary is demoted")
+        check_listens(True, self.state.listens_at(self._spec.config.replication.listen))
+        demotion = Demotion(self._startup.volume, replication)
+        reign = await demotion.prepare(
+            force=bool(request.get("force")),
+            timeout_seconds=float(request.get("timeout_seconds", 0.0)),
+        )
+        self.next_role = Event.DEMOTED, reign
+        self._leave()
+        return {"reign": str(reign), "head_seq": self._startup.volume.journal.head_seq}
 
     # -- stopping ----------------------------------------------------------------------------------
 

@@ -112,6 +112,11 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
             was_live = is_live()
             mount.give_up()
             state = _change_role(node.state, *node.next_role, reporter)
+            if not state.role.takes_changes:
+                node.is_restarting = (
+                    True  # a mirror has all capabilities, which this process gave up
+                )
+                break
         if node.is_restarting:
             lock.pass_on(state.directory)
             command = python_module("fusejournal", *sys.argv[1:])

@@ -98,7 +98,7 @@ class Fence:
         )
         return (
             f"fenced: epoch {seen.epoch} has begun, and this journal is of epoch {epoch} "
-            f"({whose}); begin this one anew, as a mirror of the primary; or, if that reign is "
+            f"({whose}); make this one a mirror ('fusejournal demote'); or, if that reign is "
             f'none, overrule it: overrule = "{seen}" under [replication], and mount again'
         )
 

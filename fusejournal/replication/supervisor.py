@@ -28,6 +28,7 @@ from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.replication.mirror_space import MirrorSpace
 from fusejournal.replication.peer_commands import PeerCommands
+from fusejournal.replication.peer_record import PeerRecord
 from fusejournal.replication.primary_record import PrimaryRecord
 from fusejournal.replication.quorum import Quorum
 from fusejournal.replication.receive_session import Receiving
@@ -353,6 +354,10 @@ class Replication:
         return self._peer_commands.commands()
 
     # -- status ------------------------------------------------------------------------------------
+
+    def records(self) -> list[PeerRecord]:
+        """Returns what is known of each peer that is shipped to."""
+        return [shipper.record for shipper, _ in self._shippers.values()]
 
     @property
     def left_to_apply(self) -> int:

@@ -427,11 +427,12 @@ class VolumeStartup:
 
     # -- the end -----------------------------------------------------------------------------------
 
-    def close(self, *, keep_orphans: bool = False) -> None:
+    def close(self, *, keep_orphans: bool = False, becomes_mirror: bool = False) -> None:
         """An orderly stop, blocking: everything flushed, a CLEAN entry (or, of a mirror, whose
         journal has no entry of its own, a word in its page), everything closed. A disk that fails
         at it is remembered, as one that fails earlier. *keep_orphans*: open files without a name
-        stay, for the next process. Raises FusejournalError, OSError."""
+        stay, for the next process. *becomes_mirror*: it is a mirror's stop, which a primary makes
+        that is no more to be one. Raises FusejournalError, OSError."""
         volume = self.volume
         # (All of them, whichever fails: what is still open would keep a file system in use.)
         with ExitStack() as stack:
@@ -440,28 +441,33 @@ class VolumeStartup:
             stack.callback(volume.tree.close, keep_orphans=keep_orphans)
             stack.callback(volume.catalog.close)
             try:
-                self._finish()
+                self._finish(becomes_mirror)
             except (OSError, JournalFailedError) as error:
                 if getattr(error, "errno", None) not in NO_SPACE:
                     self.mark_unclean()
                 raise
 
-    def _finish(self) -> None:
+    def _finish(self, becomes_mirror: bool) -> None:
         volume, page = self.volume, self.page
         journal, catalog = volume.journal, volume.catalog
         is_mirror = self._watermarks is not None and volume.failure is None and journal.is_writable
+        is_mirror = is_mirror or becomes_mirror
         if self._looks_only or (volume.write_errno is not None and not is_mirror):
             return
         last = Checkpoint.begin(catalog.applied_seq, journal.head)
         journal.sync()
         self._flush_backing(last)
         catalog.checkpoint_seq = catalog.applied_seq
+        # (A mirror's backing has nothing that its journal does not know.)
+        catalog.imported = catalog.imported or (is_mirror and not self.is_uninitialized)
         with _told_when_full(self._state_dir, _STOP_NEEDS):
             catalog.commit()
         catalog.sync()
         if is_mirror:
             # On a full disk it is no orderly stop, which the next start can do without.
             with suppress_full():
+                page.applying_seq = catalog.applied_seq
+                page.committed_seq = journal.head_seq if becomes_mirror else page.committed_seq
                 page.sync_stopped(journal.head_seq)
             return
         # Last, and not in the catalog any more: CLEAN says that the catalog is whole on disk.

@@ -236,7 +236,7 @@ def check_fenced(primary: Node, mirror: Node) -> None:
     assert (status["epoch"], status["state"]) == (1, "read-only")
     told = "\n".join(status["degraded"])
     assert "fenced: epoch 2 has begun" in told
-    assert "begin this one anew" in told
+    assert "make this one a mirror" in told
     shipping = primary.await_peer(mirror, "refused")
     assert "epoch 2" in shipping["last_error"]
     assert "primary" in shipping["advice"]
@@ -321,7 +321,7 @@ def test_a_primary_with_no_peer_in_reach_begins_a_new_epoch(tmp_path: Path) -> N
             primary.start(wait=False)
             assert primary.wait() == 26
             assert "fenced: epoch 2 has begun" in primary.words()
-            assert "begin this one anew" in primary.words()
+            assert "make this one a mirror" in primary.words()
         mirror.host.mend()
         assert (mirror.head_seq(), digest_tree(mirror.mountpoint).digest) == (head_seq, digest)
 

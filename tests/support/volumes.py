@@ -75,6 +75,8 @@ class OpenVolume:
     """Whether the hidden names of open files are left by a killed process."""
     orderly: bool = True
     """Whether it ends by an orderly stop, not as a killed process."""
+    becomes_mirror: bool = False
+    """Whether that stop is one of a primary that is to be a mirror."""
 
     @property
     def backing(self) -> Path:
@@ -247,7 +249,7 @@ def open_volume(
                 _note_uuid(known, volume.journal.uuid)
         finally:
             if opened.orderly:
-                opening.close()
+                opening.close(becomes_mirror=opened.becomes_mirror)
             else:
                 with ExitStack() as stack:
                     stack.callback(page.close)

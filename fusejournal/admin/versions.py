@@ -19,7 +19,15 @@ from fusejournal.replay.restore import Restored
 from fusejournal.replication.local_node import node_name
 from fusejournal.types import Seq
 from fusejournal.versions.blocks import BlockReader, BlockWriter
-from fusejournal.versions.create import Created, create_version, newest_usable, trees_at
+from fusejournal.versions.collect import Collected, collect
+from fusejournal.versions.create import (
+    Created,
+    create_version,
+    delete_version,
+    newest_usable,
+    trees_at,
+)
+from fusejournal.versions.creators import unregister, workers
 from fusejournal.versions.difference import find_version_changes
 from fusejournal.versions.manifest import (
     Version,
@@ -29,7 +37,6 @@ from fusejournal.versions.manifest import (
     objects_by_kind,
     protect,
     protected_keys,
-    remove_version,
 )
 from fusejournal.versions.packs import StoreDamagedError, pack_name
 from fusejournal.versions.place import StorePlace, open_place, read_place, write_place
@@ -192,12 +199,26 @@ class VolumeVersions:
 
     def delete(self, wanted: str) -> Version:
         """Deletes a version. Raises UsageError where it is protected; NoSuchVersionError,
-        StoreError."""
+        BusyError, StoreError."""
         listed = self.find(wanted)
         if listed.is_protected:
             raise UsageError(f"version {wanted} is protected: 'version protect --off' comes first")
-        remove_version(self.store(writing=True), listed.version)
+        delete_version(self.store(writing=True), listed.version, node_name(self.name))
         return listed.version
+
+    def collect(
+        self, progress: Progress, *, forget: str | None = None, dry_run: bool = False
+    ) -> Collected:
+        """Collects the store, after forgetting those at work on node *forget*, which a person says
+        are no more. Raises what collect raises; UsageError where nobody of that node is at work."""
+        store = self.store(writing=not dry_run)
+        if forget is not None:
+            gone = [worker for worker in workers(store) if worker.node == forget]
+            if not gone:
+                raise UsageError(f"nobody on a node {forget!r} is at work on {store.where}")
+            for worker in gone:
+                unregister(store, worker)
+        return collect(store, node_name(self.name), progress, dry_run=dry_run)
 
     def nearest(self, seq: Seq, path: bytes) -> Version | None:
         """Returns the version from which on *path* (``b""``: the whole tree) is best restored as

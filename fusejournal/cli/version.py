@@ -214,8 +214,8 @@ def protect(volume: str, wanted: str, off: bool) -> None:
 @click.argument("wanted", metavar="VERSION")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete(volume: str, wanted: str, yes: bool) -> None:
-    """Delete a version of VOLUME: it cannot be restored any more. The blocks that no other version
-    has stay in the store.
+    """Delete a version of VOLUME: it cannot be restored any more. What no other version has stays
+    in the store until 'version collect'.
 
     \b
     Examples:
@@ -227,6 +227,51 @@ def delete(volume: str, wanted: str, yes: bool) -> None:
         click.confirm(f"delete version {one.shown_name} of seq {one.seq}?", abort=True, err=True)
     versions.delete(wanted)
     text.echo(f"deleted version {one.shown_name}")
+
+
+@version.command(short_help="Free what no version has any more.")
+@click.argument("volume")
+@click.option("--dry-run", is_flag=True, help="Say what would go; change nothing.")
+@click.option("--forget", metavar="NODE", help="Those at work on this node are no more.")
+@_AS_JSON
+def collect(volume: str, dry_run: bool, forget: str | None, as_json: bool) -> None:
+    """Free what no version has any more in the store of VOLUME's versions, which other volumes may
+    share: packs of which much is unused are rewritten, then removed.
+
+    Others may create, read and list meanwhile. It waits for those who began before it could tell
+    them: it then ends, says for whom, and goes on when it is given again. One whose process has
+    ended on this machine is not waited for; one on a machine that is lost is, until --forget.
+    Stopped at any point, it goes on when it is given again.
+
+    \b
+    Examples:
+      fusejournal version collect srv-data --dry-run
+      fusejournal version collect srv-data
+      fusejournal version collect srv-data --forget east-srv-data
+    """
+    os.nice(_NICE)
+    versions = VolumeVersions(volume)
+    with watched("marking blocks", as_json) as progress:
+        found = versions.collect(progress, forget=forget, dry_run=dry_run)
+    if as_json:
+        waiting = [worker.node for worker in found.waiting_for]
+        text.echo_json({**found._asdict(), "waiting_for": waiting})
+    elif dry_run:
+        text.echo(
+            f"would remove or rewrite {text.count(found.planned_packs, 'pack')}, and free "
+            f"{text.size(found.removed_bytes)}"
+        )
+    elif found.waiting_for:
+        names = ", ".join(f"{one.node} (pid {one.pid})" for one in found.waiting_for)
+        text.echo(
+            f"{text.count(found.planned_packs, 'pack')} to go, which wait for {names}: say it "
+            "again when those are done"
+        )
+    else:
+        text.echo(
+            f"removed {text.count(found.removed_packs, 'pack')} with "
+            f"{text.size(found.removed_bytes)}, rewrote {text.size(found.rewritten_bytes)}"
+        )
 
 
 @version.group(short_help="Where versions are kept.")

@@ -80,11 +80,22 @@ class BlockReader:
         place = self.place(id_)
         if place is None:
             raise StoreDamagedError(self.store.where, f"block {id_.hex()} is missing")
-        name = pack_name(place.pack)
         try:
-            stored = self.store.get_range(name, place.offset, place.stored_bytes)
+            return self._read_at(id_, place)
         except ObjectMissingError:
-            raise StoreDamagedError(self.store.where, f"{name} is missing") from None
+            # A collection may have put it elsewhere meanwhile.
+            self.indexes = read_indexes(self.store)
+        place = self.place(id_)
+        try:
+            if place is not None:
+                return self._read_at(id_, place)
+        except ObjectMissingError:
+            pass
+        raise StoreDamagedError(self.store.where, f"block {id_.hex()} is missing with its pack")
+
+    def _read_at(self, id_: bytes, place: Place) -> bytes:
+        name = pack_name(place.pack)
+        stored = self.store.get_range(name, place.offset, place.stored_bytes)
         return plain_block(f"{self.store.where}/{name}", id_, stored, place.plain_bytes)
 
 
@@ -92,8 +103,11 @@ class BlockWriter(BlockReader):
     """Also adds blocks. :meth:`finish` before any object that relies on them is put. Not for use
     by two threads at a time."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, going: frozenset[bytes] = frozenset()) -> None:
+        """*going*: packs that a collection has planned to remove. What is in them is read, and
+        stored again where it is added; indexes that tell of them are left alone."""
         super().__init__(store)
+        self._going = going
         self.added_bytes = 0
         """Bytes of packs put so far."""
         self.added_blocks = 0
@@ -123,13 +137,20 @@ class BlockWriter(BlockReader):
 
     def _add(self, plain: bytes | bytearray | memoryview, pack: Pack, bytes_max: int) -> bytes:
         id_ = block_id(plain)
-        if id_ in self._open or self.place(id_) is not None:
+        if id_ in self._open or self._stays(id_):
             return id_
         self._open[id_] = pack, pack.add(id_, plain)
         self.added_blocks += 1
         if len(pack) >= bytes_max:
             self._put(pack)
         return id_
+
+    def _stays(self, id_: bytes) -> bool:
+        """Returns True if the block is in a pack that is not about to be removed."""
+        if id_ in self._closed:
+            return True
+        places = (table.find(id_) for table in self.indexes.values())
+        return any(place is not None and place.pack not in self._going for place in places)
 
     def _put(self, pack: Pack) -> None:
         """Puts *pack*; another takes its place."""
@@ -169,9 +190,14 @@ class BlockWriter(BlockReader):
         """Merges small indexes, where there are many: each number of blocks gets a tenth of it
         merged into it at most, so that a block is written again a few times only. Raises
         StoreFullError, StoreError."""
-        if len(self.indexes) <= _INDEXES_MAX:
+        staying = {
+            name: table
+            for name, table in self.indexes.items()
+            if not self._going.intersection(table.packs)
+        }
+        if len(staying) <= _INDEXES_MAX:
             return
-        by_size = sorted(self.indexes.items(), key=lambda item: len(item[1]))
+        by_size = sorted(staying.items(), key=lambda item: len(item[1]))
         chosen: list[str] = []
         total = 0
         for name, table in by_size:

@@ -14,7 +14,15 @@ from fusejournal.types import Seq
 from fusejournal.versions.blocks import BlockWriter
 from fusejournal.versions.builder import Progress, Trees, build_trees, no_trees
 from fusejournal.versions.chunker import RULE
-from fusejournal.versions.manifest import Version, list_versions, put_version
+from fusejournal.versions.creators import (
+    BusyError,
+    Worker,
+    check_registered,
+    open_plan,
+    register,
+    unregister,
+)
+from fusejournal.versions.manifest import Version, list_versions, put_version, remove_version
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
 
 
@@ -39,8 +47,9 @@ def create_version(
 ) -> Created:
     """Makes the version after entry *head_seq*, the last whose outcome is known. Raises UsageError
     where *name* is taken; JournalError where the journal begins later than any version;
-    JournalDamagedError, StoreDamagedError, StoreFullError, StoreError."""
-    chain, time_ns = _entry_at(reader, head_seq)
+    BusyError where it was taken for dead meanwhile; JournalDamagedError, StoreDamagedError,
+    StoreFullError, StoreError."""
+    chain, _ = _entry_at(reader, head_seq)
     assert reader.uuid is not None
     versions = list_versions(store, reader.uuid)
     for version in versions:
@@ -53,8 +62,27 @@ def create_version(
             return Created(version, False, 0)
         if name and version.name == name:
             raise UsageError(f"a version {name!r} is there already, of seq {version.seq}")
-    base = newest_usable(versions, reader, head_seq)
-    blocks = BlockWriter(store)
+    me = register(store, "creator", made_by)
+    try:
+        return _create_registered(store, me, reader, head_seq, name, made_ns, progress)
+    finally:
+        unregister(store, me)
+
+
+def _create_registered(
+    store: ObjectStore,
+    me: Worker,
+    reader: JournalReader,
+    head_seq: Seq,
+    name: str,
+    made_ns: int,
+    progress: Progress,
+) -> Created:
+    assert reader.uuid is not None
+    chain, time_ns = _entry_at(reader, head_seq)
+    base = newest_usable(list_versions(store, reader.uuid), reader, head_seq)
+    plan = open_plan(store)
+    blocks = BlockWriter(store, plan[1] if plan is not None else frozenset())
     trees = base.trees if base is not None else no_trees(blocks)
     from_seq = Seq(base.seq + 1) if base is not None else Seq(1)
     trees = build_trees(blocks, trees, reader, from_seq, Seq(head_seq + 1), progress)
@@ -67,7 +95,7 @@ def create_version(
         chain,
         time_ns,
         name,
-        made_by,
+        me.node,
         made_ns,
         base.key if base is not None else None,
         RULE,
@@ -79,7 +107,16 @@ def create_version(
         trees.content_bytes,
         blocks.added_bytes,
     )
-    version = put_version(store, version)
+    check_registered(store, me)
+    made = put_version(store, version)
+    try:
+        check_registered(store, me)
+    except BusyError:
+        # A collection that did not wait may have taken what it relies on.
+        if made is version:
+            remove_version(store, version)
+        raise
+    version = made
     blocks.merge_indexes()
     return Created(version, True, head_seq + 1 - from_seq)
 
@@ -127,3 +164,17 @@ def trees_at(
     trees = build_trees(blocks, base.trees, reader, Seq(base.seq + 1), Seq(seq + 1), progress)
     blocks.finish()
     return trees
+
+
+def delete_version(store: ObjectStore, version: Version, node: str) -> None:
+    """Deletes *version*. Raises BusyError while a collection is under way, which relies on all
+    versions that it has seen; StoreError."""
+    me = register(store, "deleter", node)
+    try:
+        if open_plan(store) is not None:
+            raise BusyError(
+                store.where, "a collection is under way: 'version collect' goes on with it"
+            )
+        remove_version(store, version)
+    finally:
+        unregister(store, me)

@@ -179,10 +179,21 @@ def put_version(store: ObjectStore, version: Version) -> Version:
 
 def list_versions(store: ObjectStore, uuid: UUID) -> list[Version]:
     """Returns the versions of volume *uuid*, by seq. Raises StoreDamagedError, StoreError."""
+    return _read_versions(store, uuid)
+
+
+def all_versions(store: ObjectStore) -> list[Version]:
+    """Returns the versions of all volumes. Raises StoreDamagedError, StoreError."""
+    return _read_versions(store, None)
+
+
+def _read_versions(store: ObjectStore, uuid: UUID | None) -> list[Version]:
     found = []
     for name in store.names("versions/"):
         match = _KEY.fullmatch(name.removeprefix("versions/"))
-        if match is None or match[1] != uuid.hex:
+        if match is None:
+            raise StoreDamagedError(f"{store.where}/{name}", "is no version's name")
+        if uuid is not None and match[1] != uuid.hex:
             continue
         try:
             content = store.get(name)
@@ -261,5 +272,5 @@ def store_id(store: ObjectStore) -> str:
 
 def objects_by_kind(store: ObjectStore) -> Iterator[tuple[str, int]]:
     """Yields what kinds of objects the store has, and how many of each. Raises StoreError."""
-    for kind in ("versions", "protected", "index", "packs"):
+    for kind in ("versions", "protected", "index", "packs", "active"):
         yield kind, sum(1 for _ in store.names(f"{kind}/"))

@@ -9,6 +9,7 @@ Pack, named "packs/" + the BLAKE3 of all its bytes in hex, never changed:
 bytes   field
 ======= ===========================================================================
 8       magic: "FJPACK1" and "D" (data) or "N" (nodes)
+16      random bytes: no pack is ever called as another was that was removed
 ...     stored blocks, one behind the other: zstd, or plain where that is no longer
 44 each directory: id (32), offset (u32), stored bytes (u32), plain bytes (u32)
 8       trailer: number of blocks (u32), magic "FJPE"
@@ -28,6 +29,7 @@ of all its bytes:
 import struct
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from os import urandom
 from typing import NamedTuple
 
 import zstandard
@@ -37,6 +39,8 @@ from fusejournal.objects.store import StoreError
 
 ID_BYTES = 32
 _DATA_MAGIC, _NODE_MAGIC = b"FJPACK1D", b"FJPACK1N"
+_NONCE_BYTES = 16
+_PACK_HEAD_BYTES = len(_DATA_MAGIC) + _NONCE_BYTES
 _TRAILER = struct.Struct("<I4s")
 _TRAILER_MAGIC = b"FJPE"
 _ROW = struct.Struct("<32sIII")
@@ -84,7 +88,7 @@ class Pack:
     """A pack in the making. Not for use by two threads at a time."""
 
     def __init__(self, *, nodes: bool) -> None:
-        self._content = bytearray(_NODE_MAGIC if nodes else _DATA_MAGIC)
+        self._content = bytearray((_NODE_MAGIC if nodes else _DATA_MAGIC) + urandom(_NONCE_BYTES))
         self._rows: list[tuple[bytes, int, int, int]] = []
         self._zstd = zstandard.ZstdCompressor(level=_LEVEL)
 
@@ -127,7 +131,7 @@ def read_directory(where: str, content: bytes) -> Iterator[tuple[bytes, int, int
     try:
         count, magic = _TRAILER.unpack_from(content, len(content) - _TRAILER.size)
         start = len(content) - _TRAILER.size - count * _ROW.size
-        if magic != _TRAILER_MAGIC or start < len(_DATA_MAGIC):
+        if magic != _TRAILER_MAGIC or start < _PACK_HEAD_BYTES:
             raise StoreDamagedError(where, "is a pack without an end")
         yield from _ROW.iter_unpack(content[start : len(content) - _TRAILER.size])
     except struct.error:
@@ -147,6 +151,17 @@ def plain_block(where: str, id_: bytes, stored: bytes, plain_bytes: int) -> byte
     if len(plain) != plain_bytes or block_id(plain) != id_:
         raise StoreDamagedError(where, f"block {id_.hex()} is not what was put there")
     return plain
+
+
+def holds_nodes(where: str, head: bytes) -> bool:
+    """Returns True if the pack that begins with *head* has nodes, False if it has data. Raises
+    StoreDamagedError, which names *where* it was read."""
+    if head not in (_DATA_MAGIC, _NODE_MAGIC):
+        raise StoreDamagedError(where, "is no pack")
+    return head == _NODE_MAGIC
+
+
+PACK_MAGIC_BYTES = len(_DATA_MAGIC)
 
 
 class _Ids:
@@ -187,10 +202,13 @@ class IndexTable:
 
     def find(self, id_: bytes) -> Place | None:
         """Returns the place of block *id_*, or None."""
+        at = self.number(id_)
+        return None if at is None else self._place(self._row(at))
+
+    def number(self, id_: bytes) -> int | None:
+        """Returns the number of block *id_* in the order of ids, from 0, or None."""
         at = bisect_left(self._ids, id_)
-        if at == len(self._ids) or self._ids[at] != id_:
-            return None
-        return self._place(self._row(at))
+        return at if at < len(self._ids) and self._ids[at] == id_ else None
 
     def __iter__(self) -> Iterator[tuple[bytes, Place]]:
         for row in _INDEX_ROW.iter_unpack(self._rows):

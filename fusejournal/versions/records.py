@@ -170,6 +170,24 @@ def decode_inode(fid: Fid, value: bytes, blocks: BlockReader) -> InodeRecord:
     return record
 
 
+def blocks_of_inode(fid: Fid, value: bytes, where: str) -> tuple[list[bytes], bytes | None]:
+    """Returns the ids of blocks that the record of *fid* with *value* names: chunks and xattrs;
+    and the root of its list of items, if it has one. Raises StoreDamagedError, which names *where*
+    it was read."""
+    try:
+        fields = msgpack.unpackb(value, use_list=False)
+        content, xattrs = fields[7], fields[8]
+        found = [xattrs] if isinstance(xattrs, bytes) else []
+        if not isinstance(content, tuple):
+            return found, None
+        form, what = content
+        if form == 1:
+            return found, what
+        return found + [id_ for id_, _ in what if id_ is not None], None
+    except (ValueError, TypeError, IndexError) as error:
+        raise StoreDamagedError(where, f"the record of fid {fid} is spoilt: {error}") from None
+
+
 def _content(raw: Any) -> Content:
     """Raises ValueError, TypeError."""
     if isinstance(raw, bytes):

@@ -89,6 +89,28 @@ def test_a_disk_that_is_full_or_fails(volume: Layer, label: str, action: str, co
     assert left == []
 
 
+def test_a_killed_collection_is_gone_on_with(volume: Layer) -> None:
+    _restart(volume)
+    assert _create(volume, "")[0] == 0
+    volume.run("version", "delete", str(volume.state), "before", "--yes")
+    shutil.copytree(volume.base / "store", volume.base / "to-collect")
+    killed = 0
+    for number in range(1, _CALLS_MAX, 4):
+        shutil.rmtree(volume.base / "store")
+        shutil.copytree(volume.base / "to-collect", volume.base / "store")
+        environment = {**volume.environment, "FUSEJOURNAL_FAULT": f"object.*:{number}:kill"}
+        collect = ["version", "collect", str(volume.state)]
+        done = run(collect, environment, check=False, timeout=60)
+        if done.returncode == 0:
+            break
+        killed += 1
+        assert done.returncode == -9
+        _check_all(volume)
+        assert "removed" in volume.run(*collect).stdout
+        _check_all(volume)
+    assert 5 < killed < _CALLS_MAX // 4 - 1
+
+
 def test_a_killed_init_is_done_again(volume: Layer, tmp_path: Path) -> None:
     shutil.move(volume.state / "store.json", tmp_path / "store.json")
     try:

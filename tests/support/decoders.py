@@ -26,6 +26,7 @@ from fusejournal.replication.peers import PeerBook
 from fusejournal.types import Epoch, Fid, Position, Seq
 from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.chunk_list import ChunkNodes
+from fusejournal.versions.creators import open_plan, workers
 from fusejournal.versions.manifest import decode_version
 from fusejournal.versions.packs import IndexTable, read_directory
 from fusejournal.versions.place import read_place
@@ -236,6 +237,18 @@ def _list_node(data: bytes, _: Path) -> object:
     return ChunkNodes(blocks).read(id_)
 
 
+def _worker(data: bytes, _: Path) -> object:
+    store = MemoryStore()
+    store.objects["active/one"] = data
+    return workers(store)
+
+
+def _plan(data: bytes, _: Path) -> object:
+    store = MemoryStore()
+    store.objects["plans/0000000001"] = data
+    return open_plan(store)
+
+
 def _place(data: bytes, directory: Path) -> object:
     (directory / "store.json").write_bytes(data)
     return read_place(directory)
@@ -260,6 +273,8 @@ DECODERS = {
     "inode": Decoding(_inode, (StoreError,)),
     "node": Decoding(_node, (StoreError,)),
     "list_node": Decoding(_list_node, (StoreError,)),
+    "worker": Decoding(_worker, (StoreError,)),
+    "plan": Decoding(_plan, (StoreError,)),
     "place": Decoding(_place, (FusejournalError,)),
     "certificate": Decoding(_certificate, (ValueError,)),
 }

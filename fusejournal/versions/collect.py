@@ -1,0 +1,271 @@
+"""Collection: removing the packs whose blocks no version has any more.
+
+1. *Mark*: all blocks that versions have, from their roots down. Packs of which much is unused are
+   rewritten: what is used of them goes into new packs, with an index.
+2. *Plan*: the packs that are to go are listed in a numbered object (creators.py). Nothing is
+   removed yet.
+3. *Wait*: for all who began to create or delete a version before they could see the plan. One who
+   creates later takes what is in planned packs as absent, and stores it again. No version is
+   deleted while a plan is open, so that all that a creator builds on is seen in the next step. One
+   who was taken for dead meanwhile publishes nothing. So nobody comes to rely on a planned pack.
+4. *Mark* again: a pack that a version has come to need meanwhile stays.
+5. *Remove*: first the indexes give way to one without the packs, then the packs go, then the plan
+   is done.
+
+A kill at any point leaves a plan that the next collection takes up. Creating, reading, listing go
+on all along; who reads a block that was put elsewhere looks again. If others are at work at step 3,
+the collection ends there and says so. Memory: 49 bytes a block in the store."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fusejournal.objects.store import ObjectStore, put_same
+from fusejournal.versions.blocks import BlockReader, BlockWriter
+from fusejournal.versions.chunk_list import ChunkNodes
+from fusejournal.versions.creators import (
+    BusyError,
+    Worker,
+    check_registered,
+    finish_plan,
+    newest_plan,
+    open_plan,
+    put_plan,
+    register,
+    unregister,
+    workers,
+)
+from fusejournal.versions.manifest import all_versions
+from fusejournal.versions.packs import (
+    PACK_MAGIC_BYTES,
+    StoreDamagedError,
+    encode_index,
+    holds_nodes,
+    index_name,
+    pack_name,
+)
+from fusejournal.versions.records import blocks_of_inode, fid_of_key
+from fusejournal.versions.sorted_tree import Nodes
+
+_UNUSED_MAX = 0.2
+"""The part of a pack's bytes from which on it is rewritten."""
+
+Progress = Callable[[int, int | None], None]
+
+
+class Collected(NamedTuple):
+    """The result of a collection."""
+
+    removed_packs: int
+    removed_bytes: int
+    """The bytes of blocks in these."""
+    rewritten_bytes: int
+    """The bytes of new packs with what was used of them."""
+    planned_packs: int
+    """Packs that are to go, and could not yet."""
+    waiting_for: tuple[Worker, ...]
+
+
+def collect(
+    store: ObjectStore, node: str, progress: Progress, *, dry_run: bool = False
+) -> Collected:
+    """Collects *store*, which several volumes may share; goes on with a plan that is not done. With
+    *dry_run*: says what would go, and changes nothing. *progress* gets the blocks marked. Raises
+    BusyError where another collection is under way; StoreDamagedError where a version lacks a
+    block, with nothing removed; StoreFullError, StoreError."""
+    if dry_run:
+        usage = _Usage(store, progress)
+        packs = usage.going()
+        sizes = sum(usage.unused_bytes(pack) for pack in packs)
+        return Collected(0, sizes, 0, len(packs), ())
+    me = register(store, "collector", node)
+    try:
+        for worker in workers(store):
+            if worker.work == "collector" and worker.nonce != me.nonce:
+                raise BusyError(store.where, f"{worker.node} is collecting it (pid {worker.pid})")
+        rewritten = 0
+        plan = open_plan(store)
+        if plan is None:
+            packs, rewritten = _prepare(store, progress)
+            if not packs:
+                return Collected(0, 0, rewritten, 0, ())
+            plan = newest_plan(store) + 1, packs
+            put_plan(store, *plan)
+        return _carry_out(store, me, *plan, progress)._replace(rewritten_bytes=rewritten)
+    finally:
+        unregister(store, me)
+
+
+def _prepare(store: ObjectStore, progress: Progress) -> tuple[frozenset[bytes], int]:
+    """Marks, and rewrites packs of which much is unused. Returns the packs that can go, and the
+    bytes of new packs."""
+    # What is there now: a pack that a creator puts meanwhile is none of ours.
+    there = {name.removeprefix("packs/") for name in store.names("packs/")}
+    usage = _Usage(store, progress)
+    packs = usage.going()
+    told = {pack for table in usage.reader.indexes.values() for pack in table.packs}
+    lost = {bytes.fromhex(name) for name in there} - told
+    if not packs:
+        return frozenset(lost), 0
+    writer = BlockWriter(store, packs)
+    for pack in sorted(packs):
+        usage.copy_used(pack, writer)
+    writer.finish()
+    return packs | lost, writer.added_bytes
+
+
+def _carry_out(
+    store: ObjectStore, me: Worker, number: int, packs: frozenset[bytes], progress: Progress
+) -> Collected:
+    before = tuple(one for one in workers(store) if one.work == "creator" and one.plan < number)
+    if before:
+        return Collected(0, 0, 0, len(packs), before)
+    usage = _Usage(store, progress)
+    packs -= usage.needed(packs)
+    sizes = Counter[bytes]()
+    old = {name: table for name, table in usage.reader.indexes.items() if packs & set(table.packs)}
+    for table in old.values():
+        for _, place in table:
+            sizes[place.pack] += place.stored_bytes
+    check_registered(store, me)
+    if old:
+        content = encode_index(
+            block for table in old.values() for block in table if block[1].pack not in packs
+        )
+        name = index_name(content)
+        put_same(store, name, content)
+        for one in old:
+            if one != name:
+                store.remove(one)
+    check_registered(store, me)
+    for pack in sorted(packs):
+        store.remove(pack_name(pack))
+    finish_plan(store, number)
+    return Collected(len(packs), sum(sizes[pack] for pack in packs), 0, 0, ())
+
+
+class _Usage:
+    """The blocks that versions have."""
+
+    def __init__(self, store: ObjectStore, progress: Progress) -> None:
+        # Versions first: what one relies on was told by an index before it was there.
+        versions = all_versions(store)
+        self.reader = reader = BlockReader(store)
+        self._progress = progress
+        self._tables = list(reader.indexes.values())
+        self._flags = [bytearray(len(table)) for table in self._tables]
+        self._marked = 0
+        self._nodes, self._lists = Nodes(reader), ChunkNodes(reader)
+        for version in versions:
+            self._mark_tree(version.inodes, with_contents=True)
+            self._mark_tree(version.names, with_contents=False)
+        self._count()
+
+    def _mark(self, id_: bytes) -> bool:
+        """Marks a block, wherever it is. Returns False if it was marked before."""
+        is_new = is_there = False
+        for table, flags in zip(self._tables, self._flags, strict=True):
+            at = table.number(id_)
+            if at is not None:
+                is_there = True
+                is_new = is_new or not flags[at]
+                flags[at] = 1
+        if not is_there:
+            raise StoreDamagedError(
+                self.reader.store.where, f"a version lacks block {id_.hex()}: nothing is collected"
+            )
+        self._marked += is_new
+        self._progress(self._marked, None)
+        return is_new
+
+    def _mark_tree(self, root: bytes, *, with_contents: bool) -> None:
+        todo = [root]
+        while todo:
+            id_ = todo.pop()
+            if not self._mark(id_):
+                continue
+            level, items = self._nodes.read(id_)
+            if level:
+                todo += [item[1] for item in items]
+            elif with_contents:
+                for key, value in items:
+                    self._mark_inode(key, value)
+
+    def _mark_inode(self, key: bytes, value: bytes) -> None:
+        ids, root = blocks_of_inode(fid_of_key(key), value, self.reader.store.where)
+        for id_ in ids:
+            self._mark(id_)
+        todo = [root] if root is not None else []
+        while todo:
+            id_ = todo.pop()
+            if self._mark(id_):
+                level, items = self._lists.read(id_)
+                below = [item[0] for item in items if item[0] is not None]
+                if level:
+                    todo += below
+                else:
+                    for one in below:
+                        self._mark(one)
+
+    def _count(self) -> None:
+        """Counts the bytes of each pack, and those that only it has of what is used: of a block in
+        several packs, the one of which the most is used counts."""
+        self._bytes, used = Counter[bytes](), Counter[bytes]()
+        for table, flags in zip(self._tables, self._flags, strict=True):
+            for (_, place), flag in zip(table, flags, strict=True):
+                self._bytes[place.pack] += place.stored_bytes
+                used[place.pack] += place.stored_bytes if flag else 0
+        self._rank = {pack: (used[pack] / max(size, 1), pack) for pack, size in self._bytes.items()}
+        self._owned = Counter[bytes]()
+        for number, (table, flags) in enumerate(zip(self._tables, self._flags, strict=True)):
+            for (id_, place), flag in zip(table, flags, strict=True):
+                if flag and self._owns(number, id_, place.pack):
+                    self._owned[place.pack] += place.stored_bytes
+
+    def _owns(self, number: int, id_: bytes, pack: bytes) -> bool:
+        """Returns True if *pack* is the one that block *id_* is kept in, and table *number* the
+        first that tells so."""
+        for other, table in enumerate(self._tables):
+            place = table.find(id_) if other != number else None
+            if place is None:
+                continue
+            mine, theirs = self._rank[pack], self._rank[place.pack]
+            if theirs > mine or (theirs == mine and other < number):
+                return False
+        return True
+
+    def unused_bytes(self, pack: bytes) -> int:
+        """Returns the bytes of blocks in *pack* that nobody has, or that are in another, too."""
+        return self._bytes[pack] - self._owned[pack]
+
+    def going(self) -> frozenset[bytes]:
+        """Returns the packs of which so much is unused that they can go."""
+        return frozenset(
+            pack
+            for pack, size in self._bytes.items()
+            if not self._owned[pack] or self.unused_bytes(pack) > _UNUSED_MAX * size
+        )
+
+    def copy_used(self, pack: bytes, writer: BlockWriter) -> None:
+        """Adds the used blocks of *pack*, if no other has them, to *writer*."""
+        if not self._owned[pack]:
+            return
+        name = pack_name(pack)
+        head = self.reader.store.get_range(name, 0, PACK_MAGIC_BYTES)
+        is_of_nodes = holds_nodes(f"{self.reader.store.where}/{name}", head)
+        add = writer.add_node if is_of_nodes else writer.add_chunk
+        for number, (table, flags) in enumerate(zip(self._tables, self._flags, strict=True)):
+            for (id_, place), flag in zip(table, flags, strict=True):
+                if flag and place.pack == pack and self._owns(number, id_, pack):
+                    add(self.reader.read(id_))
+
+    def needed(self, packs: frozenset[bytes]) -> frozenset[bytes]:
+        """Returns those of *packs* that have a used block which is in no pack outside of them."""
+        found: set[bytes] = set()
+        for table, flags in zip(self._tables, self._flags, strict=True):
+            for (id_, place), flag in zip(table, flags, strict=True):
+                if flag and place.pack in packs and place.pack not in found:
+                    places = (one.find(id_) for one in self._tables)
+                    if all(one is None or one.pack in packs for one in places):
+                        found.add(place.pack)
+        return frozenset(found)

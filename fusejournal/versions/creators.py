@@ -1,0 +1,221 @@
+"""Those who are at work on a store: an object for each who creates a version, deletes one, or
+collects; and the numbered plans of collections.
+
+The object "active/NONCE" (JSON) is put before anything is read, and removed at the end. It tells
+the newest plan that its maker had seen by then. The object "plans/N" (ten digits, JSON) lists packs
+that are to go; "plans/N-done" is put when they are gone. Plans of the past are removed but for the
+newest, which keeps the number.
+
+One who died is forgotten by the next on the same machine, who can see that; for another machine a
+person has to say so. No clock is trusted for it.
+
+How these keep a collection from taking what a creator relies on: see collect.py."""
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+from fusejournal.disk.boot import boot_id
+from fusejournal.disk.files import UNREADABLE_JSON
+from fusejournal.objects.store import (
+    ObjectExistsError,
+    ObjectMissingError,
+    ObjectStore,
+    StoreError,
+    check_name,
+    put_same,
+)
+from fusejournal.versions.packs import ID_BYTES, StoreDamagedError, block_id
+
+_FORMAT = 1
+_DONE = "-done"
+_MACHINE_ID = Path("/etc/machine-id")
+_STARTED_FIELD = 19
+"""The field of /proc/PID/stat, behind the command's name, that tells when the process began (the
+22nd of proc(5))."""
+
+Work = Literal["creator", "deleter", "collector"]
+
+
+class BusyError(StoreError):
+    """Others are at work on the store, and what was asked has to wait for them."""
+
+    exit_code = 44
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One who is at work on a store."""
+
+    work: Work
+    node: str
+    machine: str
+    """A hash of the machine's id; empty if it has none."""
+    boot: str
+    pids: int
+    """The namespace of processes that its pid is of."""
+    pid: int
+    began: str
+    plan: int
+    """The newest plan that it had seen when it began."""
+    nonce: str
+
+    @property
+    def name(self) -> str:
+        """The name of its object."""
+        return f"active/{self.nonce}"
+
+    def is_dead(self) -> bool:
+        """Returns True if its process is known to have ended."""
+        if self.boot != boot_id():
+            # Of this machine, it is of an earlier boot; of another, nobody here knows.
+            return bool(self.machine) and self.machine == _machine()
+        return self.pids == _pid_namespace() and self.began != _began(self.pid)
+
+
+def _machine() -> str:
+    with suppress(OSError):
+        return block_id(b"fusejournal " + _MACHINE_ID.read_bytes()).hex()
+    return ""
+
+
+def _pid_namespace() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+def _began(pid: int) -> str:
+    """Returns when process *pid* began, in the kernel's count; empty if there is none."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[_STARTED_FIELD]
+    return ""
+
+
+def register(store: ObjectStore, work: Work, node: str) -> Worker:
+    """Puts the object of a worker that is this process. :func:`unregister` it at the end. Raises
+    StoreFullError, StoreError."""
+    pid = os.getpid()
+    worker = Worker(
+        work,
+        node,
+        _machine(),
+        boot_id(),
+        _pid_namespace(),
+        pid,
+        _began(pid),
+        newest_plan(store),
+        uuid4().hex,
+    )
+    put_same(store, worker.name, json.dumps({"format": _FORMAT, **asdict(worker)}).encode())
+    return worker
+
+
+def unregister(store: ObjectStore, worker: Worker) -> None:
+    """Removes the object of *worker*. Raises StoreError."""
+    store.remove(worker.name)
+
+
+def check_registered(store: ObjectStore, worker: Worker) -> None:
+    """Raises BusyError if somebody took *worker* for dead."""
+    try:
+        store.get_range(worker.name, 0, 1)
+    except ObjectMissingError:
+        raise BusyError(
+            store.where, f"{worker.node} was taken for dead meanwhile: nothing was done; try again"
+        ) from None
+
+
+def workers(store: ObjectStore) -> list[Worker]:
+    """Returns all who are at work, and forgets those of this machine that are dead. Raises
+    StoreDamagedError, StoreError."""
+    found = []
+    for name in store.names("active/"):
+        try:
+            worker = _decode(f"{store.where}/{name}", store.get(name))
+        except ObjectMissingError:
+            continue
+        if worker.is_dead():
+            unregister(store, worker)
+        else:
+            found.append(worker)
+    return found
+
+
+def _decode(where: str, content: bytes) -> Worker:
+    try:
+        raw = json.loads(content)
+        if raw.pop("format") != _FORMAT:
+            raise StoreError(where, "is of a newer version of fusejournal: upgrade this one")
+        worker = Worker(**raw)
+        check_name(worker.name)
+        texts = worker.work, worker.node, worker.machine, worker.boot, worker.began
+        numbers = worker.pids, worker.pid, worker.plan
+        if not all(isinstance(one, str) and one.isprintable() for one in texts):
+            raise ValueError("no text")
+        if not all(isinstance(one, int) for one in numbers):
+            raise ValueError("no number")
+        return worker
+    except UNREADABLE_JSON as error:
+        raise StoreDamagedError(where, f"is spoilt: {error}") from None
+
+
+# -- plans -----------------------------------------------------------------------------------------
+
+
+def _plan_name(number: int) -> str:
+    return f"plans/{number:010d}"
+
+
+def newest_plan(store: ObjectStore) -> int:
+    """Returns the number of the newest plan; 0 if there never was one. Raises StoreError."""
+    numbers = [_number(name) for name in store.names("plans/")]
+    return max(numbers, default=0)
+
+
+def _number(name: str) -> int:
+    text = name.removeprefix("plans/").removesuffix(_DONE)
+    return int(text) if text.isdigit() else 0
+
+
+def open_plan(store: ObjectStore) -> tuple[int, frozenset[bytes]] | None:
+    """Returns number and packs of the newest plan if it is not done yet. Raises StoreDamagedError,
+    StoreError."""
+    number = newest_plan(store)
+    names = list(store.names("plans/"))
+    if not number or _plan_name(number) + _DONE in names:
+        return None
+    where = f"{store.where}/{_plan_name(number)}"
+    try:
+        raw: dict[str, Any] = json.loads(store.get(_plan_name(number)))
+        if raw["format"] != _FORMAT:
+            raise StoreError(where, "is of a newer version of fusejournal: upgrade this one")
+        packs = frozenset(bytes.fromhex(pack) for pack in raw["packs"])
+        if not all(len(pack) == ID_BYTES for pack in packs):
+            raise ValueError("no name of a pack")
+        return number, packs
+    except ObjectMissingError:
+        return None
+    except UNREADABLE_JSON as error:
+        raise StoreDamagedError(where, f"is spoilt: {error}") from None
+
+
+def put_plan(store: ObjectStore, number: int, packs: frozenset[bytes]) -> None:
+    """Puts plan *number*. Raises BusyError where another collector was first; StoreFullError,
+    StoreError."""
+    raw = {"format": _FORMAT, "packs": sorted(pack.hex() for pack in packs), "by": uuid4().hex}
+    try:
+        store.put_new(_plan_name(number), json.dumps(raw).encode())
+    except ObjectExistsError:
+        raise BusyError(store.where, "another collection was planned meanwhile") from None
+
+
+def finish_plan(store: ObjectStore, number: int) -> None:
+    """Writes down that plan *number* is done, and removes older ones. Raises StoreFullError,
+    StoreError."""
+    put_same(store, _plan_name(number) + _DONE, b"")
+    for name in list(store.names("plans/")):
+        if _number(name) < number:
+            store.remove(name)

@@ -15,6 +15,8 @@ Source: Documentation/filesystems/fuse.rst, "Interrupting filesystem operations"
 (request_wait_answer); proc(5), /proc/pid/status; signal(7); the kernel's kernel/signal.c
 (complete_signal)."""
 
+import errno
+import os
 import signal
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
@@ -57,7 +59,7 @@ class WaitingRequest:
                 return await answer
         finally:
             self._is_over.set()
-        raise InterruptedError
+        raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
 
     async def watch(self) -> None:
         """The caller was interrupted: end the wait if that is the caller's end, now or later.

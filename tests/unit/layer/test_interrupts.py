@@ -1,5 +1,6 @@
 """Callers that are interrupted while their request waits."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import trio
 
 from fusejournal.layer.interrupts import WaitingRequest, is_dying, may_end_here, note_done
+from fusejournal.layer.replies import errno_of
 
 _STAYS_BLOCKED = (
     "import ctypes, signal, sys, time\n"
@@ -87,8 +89,9 @@ async def test_a_caller_that_dies_ends_its_wait() -> None:
         with trio.fail_after(5):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(request.watch)
-                with pytest.raises(InterruptedError):
+                with pytest.raises(InterruptedError) as caught:
                     await request.outcome(_never())
+        assert errno_of(caught.value) == errno.EINTR
 
 
 async def test_a_caller_that_dies_later_ends_its_wait_then() -> None:

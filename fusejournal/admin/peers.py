@@ -8,7 +8,7 @@ from fusejournal.address import Address
 from fusejournal.control.client import ask
 from fusejournal.control.reply import Reply
 from fusejournal.errors import NotRunningError
-from fusejournal.node.claim import hold_volume
+from fusejournal.node.holding import hold_volume
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.replication.peers import PeerBook, describe
 from fusejournal.replication.status import PeerInfo

@@ -28,7 +28,7 @@ from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.layer.connection import is_held
 from fusejournal.node.assemble import journal_options
-from fusejournal.node.claim import hold_volume
+from fusejournal.node.holding import hold_volume
 from fusejournal.node.spec import Reporter, load_checked
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.replication.common_ancestor import first_error
@@ -237,7 +237,7 @@ class RejoinRequest:
         ties = BackingTies(
             state.directory, state.backing, root, page, is_mirror=state.is_mirror, adopt=False
         )
-        ties.claim(read_only=False)
+        ties.read_mark(read_only=False)
         journal = Journal.open(
             state.journal_dir,
             state.uuid,

@@ -131,7 +131,7 @@ class Tree(HiddenFiles):
         return self.descriptor(first), fd
 
     def adopt(self, fid: Fid, fd: int) -> None:
-        """Take over *fd*, open on the new file *fid* as :meth:`descriptor` would open it."""
+        """Keep *fd*, open on the new file *fid* as :meth:`descriptor` would open it."""
         self._keep(fid, fd)
 
     def forget_descriptor(self, fid: Fid) -> None:

@@ -4,7 +4,7 @@ A reader of the path finds the old content or the new, whole, at every instructi
 writer may end. Each caller chooses what the replacement must outlive (:class:`Outlives`).
 
 The new file is called as the old one with ``.new`` behind it. One that a killed writer left is
-taken over by the next. Two writers of one path, in one process or two, wait for each other: the
+written anew by the next. Two writers of one path, in one process or two, wait for each other: the
 new file is locked (flock(2)) from before it is emptied until after it has its name.
 
 Each step has a failpoint: LABEL.write (with :func:`write_atomically`), LABEL.sync, LABEL.rename,

@@ -213,7 +213,7 @@ class SegmentIndex:
         try:
             # It says how large it is, and would be believed.
             if zstandard.frame_content_size(packed) > 2 * self.segment_bytes + _PATHS_BYTES_SPARE:
-                raise ValueError("they claim to be too large")
+                raise ValueError("they say that they are too large")
             plain = zstandard.ZstdDecompressor().decompress(packed)
             return [ToldPath(*told) for told in msgpack.unpackb(plain, use_list=False)]
         except (zstandard.ZstdError, ValueError, TypeError) as error:

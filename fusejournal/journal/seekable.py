@@ -75,7 +75,7 @@ class SeekableFile:
             try:
                 # A block says how large it is, and would be believed.
                 if zstandard.frame_content_size(compressed) > BLOCK_BYTES:
-                    raise FormatError(f"compressed block {block} claims to be too large")
+                    raise FormatError(f"compressed block {block} says that it is too large")
                 self._content = self._decompressor.decompress(
                     compressed, max_output_size=BLOCK_BYTES
                 )

@@ -256,12 +256,12 @@ class SegmentReader:
     def _is_unchanged(self, offset: int) -> bool:
         """Returns True if what is at *offset* was there when this was asked last: else it may have
         been read while it was being written."""
-        content = self.read_at(offset, self._claimed_bytes(offset))
+        content = self.read_at(offset, self._stated_bytes(offset))
         is_judged = self._last_judged == (offset, content)
         self._last_judged = offset, content
         return is_judged
 
-    def _claimed_bytes(self, offset: int) -> int:
+    def _stated_bytes(self, offset: int) -> int:
         """Returns the length that the frame at *offset*, which may be of any bytes, says it has."""
         head = self.read_at(offset, FRAME_HEADER_BYTES)
         if len(head) < FRAME_HEADER_BYTES:
@@ -278,7 +278,7 @@ class SegmentReader:
             return False
         if not any(os.pread(self._fd, FRAME_HEADER_BYTES, offset)):
             return self._is_blank(offset)
-        end = offset + self._claimed_bytes(offset)
+        end = offset + self._stated_bytes(offset)
         return end > self.size or (self.size % SPACE_BYTES == 0 and self._is_blank(end - 1))
 
     def _is_blank(self, offset: int) -> bool:

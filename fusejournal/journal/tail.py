@@ -135,10 +135,10 @@ def _flushed_after(path: Path, bad: BadFrameError) -> Seq:
     flushed, seq = Seq(0), bad.seq
     with open(path, "rb") as file:
         offset = bad.offset
-        while (size := _claimed_bytes(file, offset, seq)) is not None:
+        while (size := _stated_bytes(file, offset, seq)) is not None:
             (checksum,) = _CHECKSUM.unpack(os.pread(file.fileno(), 8, offset + _CHECKSUM_AT))
             offset, seq = offset + size, Seq(seq + 1)
-            size = _claimed_bytes(file, offset, seq)
+            size = _stated_bytes(file, offset, seq)
             if size is None:
                 break
             content = os.pread(file.fileno(), size, offset)
@@ -149,7 +149,7 @@ def _flushed_after(path: Path, bad: BadFrameError) -> Seq:
     return flushed
 
 
-def _claimed_bytes(file: BinaryIO, offset: int, seq: Seq) -> int | None:
+def _stated_bytes(file: BinaryIO, offset: int, seq: Seq) -> int | None:
     """Returns the length that the frame at *offset* says it has; None where there is no header of
     entry *seq*."""
     head = os.pread(file.fileno(), FRAME_HEADER_BYTES, offset)

@@ -1,11 +1,11 @@
 """The kernel's connection (an open /dev/fuse), and how it goes from one layer process to the next.
 
 A FUSE mount lives as long as its connection is open somewhere. For a volume that is exported, a
-*keeper* (connection_holder.py), a small process of its own, holds a second descriptor of it, one of
+*holder* (connection_holder.py), a small process of its own, holds a second descriptor of it, one of
 the backing's directory, which an in-place mount covers, and one of the table of open files. When
 the layer dies, its callers' requests wait in the kernel for the layer's next process, which takes
-the descriptors from the keeper and goes on: no client is told anything, nfsd's caches and open
-files stay good, and nothing is mounted anew. The keeper gives up after some seconds; then the mount
+the descriptors from the holder and goes on: no client is told anything, nfsd's caches and open
+files stay good, and nothing is mounted anew. The holder gives up after some seconds; then the mount
 is dead, as without one.
 
 What the layer that died had read and not answered is answered by the next one's handshake
@@ -57,8 +57,8 @@ class KernelConnection:
     init: bytes
     reply: bytes = b""
     taken_over: bool = False
-    keeper: int = -1
-    """pidfd of the keeper that it was taken from."""
+    holder: int = -1
+    """pidfd of the holder that it was taken from."""
     flags: frozenset[str] | None = None
     """The options of the mount that its layer was started with; None: not known."""
     all_answered: bool = False
@@ -122,15 +122,15 @@ class ConnectionHolder:
         finally:
             os.close(watched)
         self._write(connection)
-        if connection.keeper >= 0:
+        if connection.holder >= 0:
             # The one that it was taken from has done its work.
             with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(connection.keeper, signal.SIGKILL)
+                signal.pidfd_send_signal(connection.holder, signal.SIGKILL)
             # After a restart it is our own child.
             with suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, connection.keeper, os.WEXITED)
-            os.close(connection.keeper)
-            connection.keeper = -1
+                os.waitid(os.P_PIDFD, connection.holder, os.WEXITED)
+            os.close(connection.holder)
+            connection.holder = -1
 
     def _write(self, connection: KernelConnection) -> None:
         pid = self._process.pid
@@ -160,7 +160,7 @@ class ConnectionHolder:
         return self._process.poll() is None
 
     def dismiss(self) -> None:
-        """Let the keeper end; its descriptors go with it. Blocks for a moment."""
+        """Let the holder end; its descriptors go with it. Blocks for a moment."""
         with suppress(OSError):
             os.write(self._life, b"x")
         os.close(self._life)
@@ -174,11 +174,11 @@ def _answered(record: Path) -> Path:
 
 
 def _word(pid: int, started: str) -> str:
-    return f"keeper {pid} of {started}"
+    return f"keeper {pid} of {started}"  # as holders of 0.1.0 write it
 
 
 class _Told(NamedTuple):
-    """A keeper by its record. Places and flags are None where an older version wrote it."""
+    """A holder by its record. Places and flags are None where an older version wrote it."""
 
     pid: int
     started: str
@@ -194,7 +194,7 @@ class _Told(NamedTuple):
 
 
 def _read(record: Path) -> _Told | None:
-    """The keeper by *record*; None where that is not there, or not as it was written."""
+    """The holder by *record*; None where that is not there, or not as it was written."""
     try:
         told = json.loads(record.read_text())
         numbers = [int(told[key]) for key in ("pid", "fd", "root_fd", "table_fd")]
@@ -217,7 +217,7 @@ def _read(record: Path) -> _Told | None:
 
 def _take_word(record: Path, told: _Told) -> bool:
     """Returns True if the process before had answered all, as it wrote beside *record* of its
-    keeper; that is taken away, because what comes now may go unanswered."""
+    holder; that is taken away, because what comes now may go unanswered."""
     path = _answered(record)
     try:
         return path.read_text() == _word(told.pid, told.started)
@@ -228,19 +228,19 @@ def _take_word(record: Path, told: _Told) -> bool:
 
 
 def take_over(record: Path, mountpoint: Path) -> KernelConnection | None:
-    """The connection of the mount at *mountpoint* from the keeper that *record* tells of; None
+    """The connection of the mount at *mountpoint* from the holder that *record* tells of; None
     when there is none to be had. Only for who holds the volume's lock."""
     known = _find(record)
     if known is None:
         return None
-    told, keeper = known
+    told, holder = known
     found: list[int] = []
     try:
         if mounts.device_of(mountpoint) != told.device:
             return None
         for number in (told.fd, told.root_fd, told.table_fd):
             try:
-                found.append(kernel.pidfd_getfd(keeper, number))
+                found.append(kernel.pidfd_getfd(holder, number))
             except OSError:
                 return None
         fd, root_fd, table_fd = found
@@ -252,26 +252,26 @@ def take_over(record: Path, mountpoint: Path) -> KernelConnection | None:
             told.init,
             told.reply,
             taken_over=True,
-            keeper=keeper,
+            holder=holder,
             flags=told.flags,
             all_answered=_take_word(record, told),
         )
-        keeper, found = -1, []
+        holder, found = -1, []
         return connection
     finally:
-        for fd in (*found, keeper):
+        for fd in (*found, holder):
             if fd >= 0:
                 os.close(fd)
 
 
 def check_held(record: Path, name: str, backing: Path, mountpoint: Path) -> None:
-    """Refuse another mount of the volume *name* while the keeper that *record* tells of holds one:
+    """Refuse another mount of the volume *name* while the holder that *record* tells of holds one:
     its users would be cut off. Raises VolumeBusyError."""
     known = _find(record)
     if known is None:
         return
-    told, keeper = known
-    os.close(keeper)
+    told, holder = known
+    os.close(holder)
     held, held_backing = told.mountpoint or mountpoint, told.backing or backing
     if not any(m.mountpoint == held and m.device == told.device for m in mounts.mounts()):
         return  # somebody took it away
@@ -289,7 +289,7 @@ def check_held(record: Path, name: str, backing: Path, mountpoint: Path) -> None
 
 
 def is_held(record: Path) -> bool:
-    """Returns True if the keeper that *record* tells of still runs."""
+    """Returns True if the holder that *record* tells of still runs."""
     known = _find(record)
     if known is None:
         return False
@@ -298,30 +298,30 @@ def is_held(record: Path) -> bool:
 
 
 def release_kept(record: Path) -> None:
-    """End the keeper that *record* tells of, if it still runs: what it holds goes with it."""
+    """End the holder that *record* tells of, if it still runs: what it holds goes with it."""
     known = _find(record)
     if known is None:
         return
-    _, keeper = known
+    _, holder = known
     with suppress(ProcessLookupError):
-        signal.pidfd_send_signal(keeper, signal.SIGKILL)
-        select.select((keeper,), (), ())
-    os.close(keeper)
+        signal.pidfd_send_signal(holder, signal.SIGKILL)
+        select.select((holder,), (), ())
+    os.close(holder)
     record.unlink(missing_ok=True)
 
 
 def _find(record: Path) -> tuple[_Told, int] | None:
-    """Reads *record*, and opens a pidfd of its keeper; None where that does not run any more."""
+    """Reads *record*, and opens a pidfd of its holder; None where that does not run any more."""
     told = _read(record)
     if told is None:
         return None
     try:
-        keeper = os.pidfd_open(told.pid)
+        holder = os.pidfd_open(told.pid)
     except OSError:
         return None
     if _started(told.pid) == told.started and _KEEPER in _command_line(told.pid):
-        return told, keeper
-    os.close(keeper)
+        return told, holder
+    os.close(holder)
     return None
 
 

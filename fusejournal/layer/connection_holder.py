@@ -1,4 +1,4 @@
-"""The keeper's own process: holds a connection for a layer that may die (see connection.py).
+"""The holder's own process: holds a connection for a layer that may die (see connection.py).
 
 ``python -m fusejournal.layer.connection_holder FUSE_FD LIFE_FD SECONDS``, with further descriptors
 inherited that are to be held, too. *LIFE_FD* is the reading end of a pipe that the layer alone has

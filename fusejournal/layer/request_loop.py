@@ -274,7 +274,7 @@ class RequestLoop:
 
 
 class _Turn:
-    """A stretch of time in which the reader reads, from *now_ns* on: up to ``ends_ns`` though
+    """A period in which the reader reads, from *now_ns* on: up to ``ends_ns`` though
     others are to run, and up to ``deadline_ns``, when the next timer is due, in any case."""
 
     __slots__ = ("deadline_ns", "ends_ns")

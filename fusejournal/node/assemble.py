@@ -124,7 +124,7 @@ def assemble_start(
     Raises FusejournalError: a state directory or configuration that cannot be.
     """
     if not spec.read_only:
-        # Before the page: a state that has one keeps its role (claim.py).
+        # Before the page: a state that has one keeps its role (holding.py).
         check_listens(state.is_mirror, state.listens_at(spec.config.replication.listen))
     page = WatermarkPage(state.watermarks, state.created_ns)
     files = OpenFiles(table_fd)

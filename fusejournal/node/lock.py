@@ -23,7 +23,7 @@ _LOCK_PAUSE_SECONDS = 0.01
 _LOCK_FD = "FUSEJOURNAL_LOCK_FD"
 """In the environment of a program that takes this one's place: where it finds the lock."""
 
-_claims: dict[Path, int] = {}
+_held: dict[Path, int] = {}
 
 
 @contextmanager
@@ -42,21 +42,21 @@ def hold(directory: Path, name: str, mountpoint: Path, check: Callable[[], None]
                 f"mounted at {holder.get('mountpoint', '?')}"
             )
         check()
-        _claims[directory] = fd
+        _held[directory] = fd
         holding = {"pid": os.getpid(), "name": name, "mountpoint": str(mountpoint)}
         _write_holder(fd, json.dumps(holding))
         yield
         _write_holder(fd, "")
     finally:
-        if _claims.get(directory) == fd:
-            del _claims[directory]
+        if _held.get(directory) == fd:
+            del _held[directory]
         os.close(fd)
 
 
 def pass_on(directory: Path) -> None:
     """Let the lock of *directory* go to the program that is about to take this one's place by
     execv(2): its :func:`hold` finds it, and no other gets in between."""
-    fd = _claims[directory]
+    fd = _held[directory]
     os.set_inheritable(fd, True)
     os.environ[_LOCK_FD] = str(fd)
 

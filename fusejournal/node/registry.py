@@ -90,9 +90,9 @@ def _rightful(name: str, states: list[VolumeState]) -> list[VolumeState]:
     """The states of volume *name*: those where the name leads, by being the directory's or the
     symlink's, or else all that say they are; of several, those that came to have a journal. More
     than one is a doubt."""
-    claims = [state for state in states if state.name == name]
+    named = [state for state in states if state.name == name]
     places = {(root / name).resolve() for root in (state_root(), links_root())}
-    found = [state for state in claims if state.directory in places] or claims
+    found = [state for state in named if state.directory in places] or named
     return [state for state in found if len(found) == 1 or state.has_journal()] or found
 
 

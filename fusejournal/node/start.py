@@ -44,7 +44,7 @@ from fusejournal.node.assemble import (
     assemble_serving,
     assemble_start,
 )
-from fusejournal.node.claim import claim_volume
+from fusejournal.node.holding import hold_or_make_volume
 from fusejournal.node.node import Node, cause_of
 from fusejournal.node.refusals import check_file_limit
 from fusejournal.node.spec import MountSpec, Reporter
@@ -89,7 +89,7 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
     def has_begun() -> bool:
         return is_live() or (node is not None and parts.startup.root.was_marked)
 
-    with claim_volume(spec, check, has_begun, is_live) as state:  # step 1
+    with hold_or_make_volume(spec, check, has_begun, is_live) as state:  # step 1
         while True:
             mount = _take_place(spec, reporter, was_ours=node is not None)  # step 2
             parts = assemble_start(  # step 3

@@ -28,12 +28,11 @@ fail. Where volumes are found is in registry.py, who has one in lock.py.
 Until format 2 the page of watermarks was called ``marks``. An older version of the program would
 not find it by its name of today: it would make an empty one, and so forget which reign it must not
 fall behind. So the directory is first of the new format, which an older version refuses, durably;
-then the page gets its new name (:func:`take_over`). On a full disk, which has no room for another
-volume.json, the one digit is written in place: it is there whole or not at all. So is all of a new
-text there, which goes into one sector of the disk with the old one, and has its length.
-
-A volume whose role a command has changed is of format 3, which has the reign that the role came
-with. A version that does not know it would go on in the old reign, and so refuses it."""
+then the page gets its new name (:func:`bring_up_to_date`). On a full disk, which has no room for
+another volume.json, the one digit is written in place: it is there whole or not at all. So is all
+of a new text there, which goes into one sector of the disk with the old one, and has its length. A
+volume whose role a command has changed is of format 3, which has the reign that the role came with.
+A version that does not know it would go on in the old reign, and so refuses it."""
 
 import json
 import os
@@ -303,7 +302,7 @@ def restore_places(directory: Path, known: VolumeState) -> None:
         save_state(restored)
 
 
-def take_over(state: VolumeState, known: VolumeState) -> None:
+def bring_up_to_date(state: VolumeState, known: VolumeState) -> None:
     """Have the state directory say *state*, where it said *known*, and all in it be as this version
     has it; only for who holds the volume. Killed at any step, it is done by the next call. Raises
     OSError, JournalError, JournalFullError."""

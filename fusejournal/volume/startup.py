@@ -146,7 +146,7 @@ class VolumeStartup:
         if self.is_uninitialized:
             self._ties.check_empty()
         else:
-            self._ties.claim(read_only)
+            self._ties.read_mark(read_only)
         self._begin_rollback(read_only)
         boot = self._boot.read()
         same_boot = boot.is_this

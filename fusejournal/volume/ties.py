@@ -1,7 +1,7 @@
 """Checks whether a volume's backing, state directory, journal and catalog go together, before a
-byte is written, and claims the backing of a new volume. What ties them is in backing/root_mark.py.
+byte is written, and marks the backing of a new volume. What ties them is in backing/root_mark.py.
 
-Used once, by the start, in its order: :meth:`BackingTies.claim`, then, with the journal open,
+Used once, by the start, in its order: :meth:`BackingTies.read_mark`, then, with the journal open,
 :meth:`BackingTies.check` and :func:`open_catalog`."""
 
 import os
@@ -44,7 +44,7 @@ class BackingTies:
         self._is_mirror = is_mirror
         self._adopt = adopt
         self.position: Position | None = None
-        """The position that the backing's root has of the journal, once it is claimed."""
+        """The position that the backing's root has of the journal, once that was read."""
 
     def check_empty(self) -> None:
         """Raise BackingError where there is something at the place of a new mirror."""
@@ -56,7 +56,7 @@ class BackingTies:
                 "give it an empty directory, not the root of a file system",
             )
 
-    def claim(self, read_only: bool) -> None:
+    def read_mark(self, read_only: bool) -> None:
         """Read from the root's own mark which volume the backing belongs to, and set it for a new
         volume, before anything else. Raises BackingError, OSError."""
         uuid = self._root.uuid

@@ -207,7 +207,7 @@ async def ask(
 ) -> Paired:
     """Pairs as the connector: proves that it knows *code*, and has the listener prove the same.
 
-    *accept* is called before, with what the listener only claims to be as yet, and may raise
+    *accept* is called before, with what the listener says that it is, unproved, and may raise
     PairingError before the code is used up on it. Cancelling may leave this node's certificate kept
     on the listener. Raises UsageError for a text that is no code, PairingError when refused or when
     the listener does not know the code, WireError."""
@@ -215,8 +215,8 @@ async def ask(
     own = _offer(node, identity)
     await connection.send(own)
     theirs = _check_answer(connection, await connection.receive(), None)
-    claimed = Paired(theirs.node, theirs.certificate, fingerprint_of(theirs.certificate))
-    accept(claimed)
+    unproved = Paired(theirs.node, theirs.certificate, fingerprint_of(theirs.certificate))
+    accept(unproved)
     await connection.send(own._replace(proof=proof_of(code, CONNECTS, own, theirs)))
     theirs = _check_answer(connection, await connection.receive(), theirs)
     if not hmac.compare_digest(proof_of(code, LISTENS, own, theirs), theirs.proof):
@@ -224,7 +224,7 @@ async def ask(
             f"{connection.where}: it does not know the code: another node, or one in the "
             "middle; check the address and make a new code"
         )
-    return claimed
+    return unproved
 
 
 def _offer(node: str, identity: Identity) -> PairOffer:

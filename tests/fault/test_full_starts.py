@@ -13,7 +13,7 @@ from fusejournal.errors import JournalFullError
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
-from fusejournal.node.claim import claim_volume
+from fusejournal.node.holding import hold_or_make_volume
 from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import load_state
 from fusejournal.operations import Clean, Operation, Unlink, Write
@@ -113,7 +113,7 @@ def test_the_state_of_an_earlier_version_is_taken_over(
         with pytest.raises(OSError, match="space"):
             (state / "probe").write_bytes(b"x")
         places = state, Path("/backing"), Path("/mount")
-        with claim_volume(MountSpec("one", *places, Config(), False, frozenset())):
+        with hold_or_make_volume(MountSpec("one", *places, Config(), False, frozenset())):
             pass
         assert json.loads((state / "volume.json").read_text()) == {**raw, "format": 2}
         assert (state / "watermarks").read_bytes() == page
@@ -130,7 +130,7 @@ def test_a_volume_is_mounted_at_another_place(
         places = [(Path("/b"), Path("/m")), (Path("/backing"), Path("/mount")), (Path("/b"),) * 2]
         for backing, mountpoint in places:
             spec = MountSpec("one", disk / "one", backing, mountpoint, Config(), False, frozenset())
-            with claim_volume(spec) as state:
+            with hold_or_make_volume(spec) as state:
                 pass
             assert load_state(disk / "one") == state
             assert (state.backing, state.mountpoint) == (backing, mountpoint)
@@ -140,7 +140,7 @@ def test_a_volume_is_mounted_at_another_place(
         spec = MountSpec("one", disk / "one", far, far, Config(), False, frozenset())
         with (
             pytest.raises(JournalFullError, match=r"mount it as before: /b at /b"),
-            claim_volume(spec),
+            hold_or_make_volume(spec),
         ):
             pass
         assert load_state(disk / "one") == state

@@ -116,7 +116,7 @@ def test_handles_outlive_a_clean_stop(served: Served) -> None:
 
 @SOME_FILESYSTEMS
 def test_handles_outlive_a_dead_mount(served: Served) -> None:
-    """The keeper is gone, too: clients get errors until the next layer is there, not after."""
+    """The holder is gone, too: clients get errors until the next layer is there, not after."""
     with holding(served) as holder:
         served.volume.kill()
         subprocess.run(["pkill", "-9", "-f", "fusejournal.layer.connection_holder"], check=True)

@@ -11,7 +11,7 @@ import trio
 from fusejournal.config import Config, VolumeConfig
 from fusejournal.control.client import ask
 from fusejournal.control.server import serve_control
-from fusejournal.node.claim import claim_volume
+from fusejournal.node.holding import hold_or_make_volume
 from fusejournal.node.spec import MountSpec
 from fusejournal.replication.peer_commands import PeerCommands
 from fusejournal.replication.peers import PeerBook
@@ -44,7 +44,7 @@ def make_volume(directory: Path, name: str, role: Role = "primary") -> None:
     """The state of a volume that nobody has mounted now."""
     places = directory / "backing", directory / "mount"
     config = Config(volume=VolumeConfig(role=role))
-    with claim_volume(MountSpec(name, directory, *places, config, False, frozenset())):
+    with hold_or_make_volume(MountSpec(name, directory, *places, config, False, frozenset())):
         pass
 
 

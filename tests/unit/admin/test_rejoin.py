@@ -17,7 +17,7 @@ from fusejournal.cli.rejoin import rejoin
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import FusejournalError, UnknownPeerError, VolumeBusyError
 from fusejournal.journal.branches import list_branches
-from fusejournal.node.claim import hold_volume
+from fusejournal.node.holding import hold_volume
 from fusejournal.node.state_dir import VolumeState, load_state, save_state
 from fusejournal.replication.local_node import node_name
 from fusejournal.replication.parting import load_parting

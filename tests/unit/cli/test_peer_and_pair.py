@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from fusejournal.config import Config
-from fusejournal.node.claim import claim_volume
+from fusejournal.node.holding import hold_or_make_volume
 from fusejournal.node.spec import MountSpec
 from fusejournal.replication.peers import PeerBook
 from fusejournal.types import Seq
@@ -94,7 +94,7 @@ def test_a_volume_that_is_held_but_does_not_answer(tmp_path: Path) -> None:
     spec = MountSpec(
         "one", tmp_path / "one", tmp_path, tmp_path / "mount", Config(), False, frozenset()
     )
-    with claim_volume(spec):
+    with hold_or_make_volume(spec):
         line = run("peer", "add", "one", "cellar=192.0.2.7:7733", exit_code=4)
         assert f"is held by process {os.getpid()}" in line
     run("peer", "add", "one", "cellar=192.0.2.7:7733")

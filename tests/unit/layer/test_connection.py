@@ -127,14 +127,14 @@ _SPOILT: tuple[object, ...] = (
     "key", [None, *["pid", "started", "fd", "root_fd", "table_fd", "device", "init", "reply"]]
 )
 def test_spoilt_record_of_a_keeper_is_none(tmp_path: Path, key: str | None) -> None:
-    """Whatever it says, nobody is taken for the keeper, and nobody ends of it."""
+    """Whatever it says, nobody is taken for the holder, and nobody ends of it."""
     watched, life = os.pipe()
     command = python_module("fusejournal.layer.connection_holder", "0", str(watched), "1")
-    keeper = subprocess.Popen(command, pass_fds=(watched,), stdin=subprocess.DEVNULL)
+    holder = subprocess.Popen(command, pass_fds=(watched,), stdin=subprocess.DEVNULL)
     record = tmp_path / "connection"
     told = {
-        "pid": keeper.pid,
-        "started": _started(keeper.pid),
+        "pid": holder.pid,
+        "started": _started(holder.pid),
         **dict.fromkeys(("fd", "root_fd", "table_fd"), 0),
         "device": "0:1",
         "init": "00",
@@ -161,9 +161,9 @@ def test_spoilt_record_of_a_keeper_is_none(tmp_path: Path, key: str | None) -> N
                 check_held(record, "volume", tmp_path, tmp_path)
         record.write_bytes(b"\xff\xfe")
         release_kept(record)
-        assert keeper.poll() is None
+        assert holder.poll() is None
     finally:
-        keeper.kill()
-        keeper.wait()
+        holder.kill()
+        holder.wait()
         os.close(watched)
         os.close(life)

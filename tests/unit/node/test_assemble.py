@@ -13,7 +13,7 @@ from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.config import Config
 from fusejournal.layer.open_files import new_table
 from fusejournal.node.assemble import ServingParts, StartParts, assemble_serving, assemble_start
-from fusejournal.node.claim import claim_volume
+from fusejournal.node.holding import hold_or_make_volume
 from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.operations import Mkdir
@@ -71,7 +71,7 @@ def _make_directory(start: StartParts, name: bytes) -> None:
 async def test_parts_are_made_twice_in_one_process(tmp_path: Path) -> None:
     spec = _spec(tmp_path, "primary")
     for number in (1, 2):
-        with claim_volume(spec) as state:
+        with hold_or_make_volume(spec) as state:
             start, serving = _assemble(spec, state)
             assert start.kernel_cache is None
             assert start.startup.volume.write_errno is None
@@ -86,12 +86,12 @@ async def test_a_mirrors_parts_are_swapped_for_a_primarys(tmp_path: Path) -> Non
     in the same process, and go on where the first ended."""
     primary = tmp_path / "primary"
     primary.mkdir()
-    with claim_volume(_spec(primary, "primary")) as state:
+    with hold_or_make_volume(_spec(primary, "primary")) as state:
         start, _ = _assemble(_spec(primary, "primary"), state)
         _make_directory(start, b"shipped")
         start.startup.close()
     spec = _spec(tmp_path, "mirror")
-    with claim_volume(spec) as fresh:
+    with hold_or_make_volume(spec) as fresh:
         mirror = replace(fresh, uuid=state.uuid, role=Role.MIRROR)
         shutil.copytree(state.journal_dir, mirror.journal_dir)
         root_fd = os.open(spec.backing, os.O_RDONLY | os.O_DIRECTORY)

@@ -19,7 +19,7 @@ from fusejournal.errors import (
     VolumeBusyError,
     VolumeNotFoundError,
 )
-from fusejournal.node.claim import claim_volume
+from fusejournal.node.holding import hold_or_make_volume
 from fusejournal.node.registry import (
     all_volumes,
     check_name,
@@ -63,28 +63,28 @@ def test_bad_names(name: str) -> None:
 
 
 def test_claim_is_exclusive_and_names_its_holder(tmp_path: Path) -> None:
-    with claim_volume(spec(tmp_path)) as state:
+    with hold_or_make_volume(spec(tmp_path)) as state:
         assert state.holder() is not None
         with (
             pytest.raises(VolumeBusyError, match=str(tmp_path / "mount")),
-            claim_volume(spec(tmp_path)),
+            hold_or_make_volume(spec(tmp_path)),
         ):
             pass
     assert state.holder() is None
-    with claim_volume(spec(tmp_path)) as again:
+    with hold_or_make_volume(spec(tmp_path)) as again:
         assert again == state
 
 
 def test_state_of_another_volume(tmp_path: Path) -> None:
-    with claim_volume(spec(tmp_path)):
+    with hold_or_make_volume(spec(tmp_path)):
         pass
-    with pytest.raises(UsageError, match="one"), claim_volume(spec(tmp_path, "two")):
+    with pytest.raises(UsageError, match="one"), hold_or_make_volume(spec(tmp_path, "two")):
         pass
 
 
 @pytest.mark.parametrize("state", ["states/one", "elsewhere"])
 def test_finding(tmp_path: Path, state: str) -> None:
-    with claim_volume(spec(tmp_path, state=state)) as made:
+    with hold_or_make_volume(spec(tmp_path, state=state)) as made:
         pass
     for text in ("one", str(tmp_path / "mount"), str(tmp_path / state)):
         assert find_volume(text) == made
@@ -94,27 +94,27 @@ def test_finding(tmp_path: Path, state: str) -> None:
 
 def test_a_name_outlives_the_machine(tmp_path: Path) -> None:
     """Nothing in /run is needed to find a volume whose state is elsewhere."""
-    with claim_volume(spec(tmp_path, state="elsewhere")) as made:
+    with hold_or_make_volume(spec(tmp_path, state="elsewhere")) as made:
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere", "states"]
     assert find_volume("one") == made
 
 
 def test_a_state_directory_that_went_away_is_named(tmp_path: Path) -> None:
-    with claim_volume(spec(tmp_path, state="elsewhere")):
+    with hold_or_make_volume(spec(tmp_path, state="elsewhere")):
         pass
     (tmp_path / "elsewhere").rename(tmp_path / "unmounted")
     with pytest.raises(FusejournalError, match=r"elsewhere is not there") as caught:
         find_volume("one")
     assert not isinstance(caught.value, VolumeNotFoundError)
-    with claim_volume(spec(tmp_path, state="moved")):
+    with hold_or_make_volume(spec(tmp_path, state="moved")):
         pass
     assert find_volume("one").directory == tmp_path / "moved"
 
 
 @pytest.mark.parametrize("state", ["states/one", "elsewhere"])
 def test_a_spoilt_state_is_told_by_name_too(tmp_path: Path, state: str) -> None:
-    with claim_volume(spec(tmp_path, state=state)):
+    with hold_or_make_volume(spec(tmp_path, state=state)):
         pass
     (tmp_path / state / "volume.json").write_text("{")
     with pytest.raises(FusejournalError, match=r"volume\.json: cannot be read"):
@@ -134,29 +134,29 @@ def test_a_spoilt_state_is_told_by_name_too(tmp_path: Path, state: str) -> None:
     ],
 )
 def test_names_of_units(tmp_path: Path, name: str, instance: str) -> None:
-    with claim_volume(spec(tmp_path, name)) as made:
+    with hold_or_make_volume(spec(tmp_path, name)) as made:
         pass
     assert find_volume(instance) == made
     assert find_volume(unit_instance(name)) == made
 
 
 def test_a_unit_called_after_the_mountpoint(tmp_path: Path) -> None:
-    with claim_volume(spec(tmp_path)) as made:
+    with hold_or_make_volume(spec(tmp_path)) as made:
         pass
     assert find_volume(default_name(made.mountpoint)) == made
-    with claim_volume(spec(tmp_path, default_name(made.mountpoint), "states/two")) as other:
+    with hold_or_make_volume(spec(tmp_path, default_name(made.mountpoint), "states/two")) as other:
         pass
     assert find_volume(default_name(made.mountpoint)) == other  # a name comes first
 
 
 def test_who_only_looks_does_not_keep_a_layer_from_starting(tmp_path: Path) -> None:
-    with claim_volume(spec(tmp_path)):
+    with hold_or_make_volume(spec(tmp_path)):
         pass
     with open(tmp_path / "states" / "one" / "lock") as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
         timer = threading.Timer(0.03, fcntl.flock, (looking, fcntl.LOCK_UN))
         timer.start()
-        with claim_volume(spec(tmp_path)) as state:
+        with hold_or_make_volume(spec(tmp_path)) as state:
             assert state.holder() is not None
         timer.join()
 
@@ -171,7 +171,10 @@ def test_spoilt_state(tmp_path: Path, content: str) -> None:
 def test_journal_without_identity_is_not_taken_over(tmp_path: Path) -> None:
     (tmp_path / "states" / "one" / "journal").mkdir(parents=True)
     (tmp_path / "states" / "one" / "journal" / f"{1:020}.fj").touch()
-    with pytest.raises(FusejournalError, match=r"no volume\.json"), claim_volume(spec(tmp_path)):
+    with (
+        pytest.raises(FusejournalError, match=r"no volume\.json"),
+        hold_or_make_volume(spec(tmp_path)),
+    ):
         pass
 
 
@@ -180,7 +183,7 @@ def test_a_role_is_for_life_once_there_is_a_journal(tmp_path: Path) -> None:
         config = Config(volume=VolumeConfig(role=role))
         places = tmp_path / "backing", tmp_path / "mount"
         spec = MountSpec("one", tmp_path / "state", *places, config, False, frozenset())
-        with claim_volume(spec) as state:
+        with hold_or_make_volume(spec) as state:
             return state
 
     assert claim(None).role is Role.PRIMARY
@@ -199,13 +202,13 @@ def test_a_role_is_for_life_once_there_is_a_journal(tmp_path: Path) -> None:
 def test_a_role_that_a_command_gave_is_no_mounts_to_say(tmp_path: Path) -> None:
     """The word of the first mount stays in units and configurations."""
     reign = Reign(Epoch(3), 0xFEED)
-    with claim_volume(spec(tmp_path)) as state:
+    with hold_or_make_volume(spec(tmp_path)) as state:
         mirror = replace(state, role=Role.MIRROR)
         promoted = change_role(mirror, Event.PROMOTED, reign)
         assert promoted == replace(mirror, role=Role.PRIMARY, reign=reign)
         assert load_state(state.directory) == promoted
         assert promoted.in_role("mirror") is promoted
-    with claim_volume(spec(tmp_path)) as again:  # a mount writes nothing, or the whole of it
+    with hold_or_make_volume(spec(tmp_path)) as again:  # a mount writes nothing, or the whole of it
         assert again == promoted
         assert json.loads((again.directory / "volume.json").read_text())["format"] == 3
         with pytest.raises(KeyError):
@@ -218,7 +221,7 @@ def test_a_role_that_a_command_gave_is_no_mounts_to_say(tmp_path: Path) -> None:
 def test_a_role_changes_wholly_or_not_at_all(tmp_path: Path, label: str) -> None:
     """A full disk is no reason not to: then it is written in place."""
     reign = Reign(Epoch(2), 0xBEEF)
-    with claim_volume(spec(tmp_path)) as state:
+    with hold_or_make_volume(spec(tmp_path)) as state:
         failpoints.listen(failpoints.PlannedFault(label, 1, "EIO"))
         try:
             with pytest.raises(OSError, match="Input/output"):
@@ -232,7 +235,7 @@ def test_a_role_changes_wholly_or_not_at_all(tmp_path: Path, label: str) -> None
 
 @pytest.mark.parametrize("text", ["", "3", "x/1", "0/1", "3/0", "-1/5", f"{1 << 60}/1", 7])
 def test_what_is_no_reign_is_refused(tmp_path: Path, text: object) -> None:
-    with claim_volume(spec(tmp_path)) as state:
+    with hold_or_make_volume(spec(tmp_path)) as state:
         pass
     path = state.directory / "volume.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3, "reign": text}))
@@ -249,7 +252,7 @@ def test_a_refused_first_start_leaves_nothing(tmp_path: Path, state: str, was_th
         (directory / "log").touch()
 
     def start() -> None:
-        with claim_volume(spec(tmp_path, state=state)) as made:
+        with hold_or_make_volume(spec(tmp_path, state=state)) as made:
             (made.directory / "identity").mkdir()
             (made.directory / "watermarks").touch()
             raise UsageError("refused")
@@ -266,11 +269,11 @@ def test_a_refused_first_start_leaves_nothing(tmp_path: Path, state: str, was_th
 @pytest.mark.parametrize("of", ["a start before", "a journal", "a mount", "a mark"])
 def test_a_refused_start_leaves_what_came_of_it(tmp_path: Path, of: str) -> None:
     if of == "a start before":
-        with claim_volume(spec(tmp_path)):
+        with hold_or_make_volume(spec(tmp_path)):
             pass
 
     def start() -> None:
-        with claim_volume(spec(tmp_path), has_begun=lambda: of == "a mark") as made:
+        with hold_or_make_volume(spec(tmp_path), has_begun=lambda: of == "a mark") as made:
             if of == "a journal":
                 _with_journal(made)
             elif of == "a mount":
@@ -291,7 +294,7 @@ def test_a_refused_first_start_that_is_killed_as_it_clears_up(
     def claim(role: Literal["primary", "mirror"] | None, refusal: str = "") -> VolumeState:
         config = Config(volume=VolumeConfig(role=role))
         places = tmp_path / "backing", tmp_path / "mount"
-        with claim_volume(
+        with hold_or_make_volume(
             MountSpec("one", tmp_path / "state", *places, config, False, frozenset())
         ) as state:
             (state.directory / "watermarks").touch()
@@ -303,7 +306,7 @@ def test_a_refused_first_start_that_is_killed_as_it_clears_up(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("fusejournal.node.claim.remove", killed)
+        patched.setattr("fusejournal.node.holding.remove", killed)
         with pytest.raises(KeyboardInterrupt):
             claim("mirror", "refused")
     assert sorted(os.listdir(tmp_path / "state")) == ["lock", "volume.json"]
@@ -311,9 +314,9 @@ def test_a_refused_first_start_that_is_killed_as_it_clears_up(
 
 
 def test_a_name_leads_where_it_led_before_a_refused_first_start(tmp_path: Path) -> None:
-    with claim_volume(spec(tmp_path, state="elsewhere")) as made:
+    with hold_or_make_volume(spec(tmp_path, state="elsewhere")) as made:
         pass
-    with pytest.raises(UsageError), claim_volume(spec(tmp_path, state="other")):
+    with pytest.raises(UsageError), hold_or_make_volume(spec(tmp_path, state="other")):
         raise UsageError("refused")
     assert find_volume("one") == made
 
@@ -321,12 +324,12 @@ def test_a_name_leads_where_it_led_before_a_refused_first_start(tmp_path: Path) 
 @pytest.mark.parametrize("is_live", [False, True])
 def test_a_refused_start_at_another_place_is_not_remembered(tmp_path: Path, is_live: bool) -> None:
     """Nor does the name lead to another state directory for it."""
-    with claim_volume(spec(tmp_path)) as made:
+    with hold_or_make_volume(spec(tmp_path)) as made:
         _with_journal(made)
     other = replace(spec(tmp_path), backing=tmp_path / "b", mountpoint=tmp_path / "m")
 
     def start(asked: MountSpec) -> None:
-        with claim_volume(asked, has_begun=lambda: True, is_live=lambda: is_live) as state:
+        with hold_or_make_volume(asked, has_begun=lambda: True, is_live=lambda: is_live) as state:
             assert find_volume(str(asked.mountpoint)) == state  # by now, for who would stop it
             raise UsageError("refused")
 
@@ -356,7 +359,7 @@ def test_a_refused_start_at_another_place_is_not_remembered(tmp_path: Path, is_l
 def test_a_role_is_written_in_two_words(
     tmp_path: Path, words: dict[str, object], role: Role
 ) -> None:
-    with claim_volume(spec(tmp_path)) as state:
+    with hold_or_make_volume(spec(tmp_path)) as state:
         path = state.directory / "volume.json"
     content = json.loads(path.read_text())
     del content["role"], content["is_uninitialized"]
@@ -370,7 +373,7 @@ def test_a_role_is_written_in_two_words(
 
 @pytest.mark.parametrize("role", ["reader", "uninitialized", "", None, 7])
 def test_what_is_no_role_is_refused(tmp_path: Path, role: object) -> None:
-    with claim_volume(spec(tmp_path)) as state:
+    with hold_or_make_volume(spec(tmp_path)) as state:
         path = state.directory / "volume.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "role": role}))
     with pytest.raises(FusejournalError, match="cannot be read"):
@@ -387,9 +390,9 @@ def _with_journal(made: VolumeState) -> VolumeState:
 
 
 def test_a_name_that_nothing_came_of_is_free(tmp_path: Path) -> None:
-    with claim_volume(spec(tmp_path)):
+    with hold_or_make_volume(spec(tmp_path)):
         pass
-    with claim_volume(spec(tmp_path, state="elsewhere")) as made:
+    with hold_or_make_volume(spec(tmp_path, state="elsewhere")) as made:
         _with_journal(made)
     assert find_volume("one") == made
     _with_journal(load_state(tmp_path / "states" / "one"))
@@ -408,18 +411,18 @@ def _copy(directory: Path, to: Path) -> Path:
 @pytest.mark.parametrize("copy", ["states/a-backup", "states/z-backup", "states/one.old"])
 def test_a_copy_is_not_taken_for_the_volume(tmp_path: Path, state: str, copy: str) -> None:
     """Whatever it is called, and wherever the volume's state is."""
-    with claim_volume(spec(tmp_path, state=state)) as made:
+    with hold_or_make_volume(spec(tmp_path, state=state)) as made:
         _with_journal(made)
     _copy(made.directory, tmp_path / copy)
     for text in ("one", str(made.mountpoint), default_name(made.mountpoint)):
         assert find_volume(text) == made
     assert all_volumes() == [made]
     assert copies_of(made) == [tmp_path / copy]
-    with claim_volume(spec(tmp_path, state=state)) as again:
+    with hold_or_make_volume(spec(tmp_path, state=state)) as again:
         assert again == made
     with (
         pytest.raises(UsageError, match="move the former away"),
-        claim_volume(spec(tmp_path, state=copy)),
+        hold_or_make_volume(spec(tmp_path, state=copy)),
     ):
         pass
     assert find_volume(str(tmp_path / copy)).directory == tmp_path / copy  # to be read
@@ -427,24 +430,27 @@ def test_a_copy_is_not_taken_for_the_volume(tmp_path: Path, state: str, copy: st
 
 def test_a_state_that_was_moved_by_copying(tmp_path: Path) -> None:
     """Only once the former is away."""
-    with claim_volume(spec(tmp_path)) as made:
+    with hold_or_make_volume(spec(tmp_path)) as made:
         _with_journal(made)
     new = _copy(made.directory, tmp_path / "new")
-    with pytest.raises(UsageError, match="states/one"), claim_volume(spec(tmp_path, state="new")):
+    with (
+        pytest.raises(UsageError, match="states/one"),
+        hold_or_make_volume(spec(tmp_path, state="new")),
+    ):
         pass
     made.directory.rename(tmp_path / "former")
-    with claim_volume(spec(tmp_path, state="new")):
+    with hold_or_make_volume(spec(tmp_path, state="new")):
         pass
     assert find_volume("one").directory == new
     # And back again.
     new.rename(made.directory)
-    with claim_volume(spec(tmp_path)):
+    with hold_or_make_volume(spec(tmp_path)):
         pass
     assert find_volume("one") == made
 
 
 def test_names_in_doubt_are_refused(tmp_path: Path) -> None:
-    with claim_volume(spec(tmp_path)) as made:
+    with hold_or_make_volume(spec(tmp_path)) as made:
         _with_journal(made)
     for name in ("copy1", "copy2"):
         _copy(made.directory, tmp_path / "states" / name)
@@ -458,14 +464,14 @@ def test_names_in_doubt_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_renamed_copy_is_not_used_beside_the_volume(tmp_path: Path) -> None:
-    with claim_volume(spec(tmp_path)) as made:
+    with hold_or_make_volume(spec(tmp_path)) as made:
         _with_journal(made)
         copy = _copy(made.directory, tmp_path / "states" / "two")
         known = json.loads((copy / "volume.json").read_text())
         (copy / "volume.json").write_text(json.dumps({**known, "name": "two"}))
         with (
             pytest.raises(UsageError, match="states/one"),
-            claim_volume(spec(tmp_path, "two", "states/two")),
+            hold_or_make_volume(spec(tmp_path, "two", "states/two")),
         ):
             pass
         assert copies_of(made) == [copy]
@@ -474,9 +480,9 @@ def test_a_renamed_copy_is_not_used_beside_the_volume(tmp_path: Path) -> None:
 
 def test_a_mountpoint_that_two_volumes_had(tmp_path: Path) -> None:
     """The one that is there now is meant; none, where neither is."""
-    with claim_volume(spec(tmp_path)) as one:
+    with hold_or_make_volume(spec(tmp_path)) as one:
         pass
-    with claim_volume(spec(tmp_path, "two", "states/two")) as two:
+    with hold_or_make_volume(spec(tmp_path, "two", "states/two")) as two:
         assert find_volume(str(two.mountpoint)) == two
     with pytest.raises(UsageError, match="may mean"):
         find_volume(str(one.mountpoint))
@@ -488,7 +494,7 @@ def test_a_mountpoint_that_two_volumes_had(tmp_path: Path) -> None:
 def test_a_name_is_not_looked_for_in_the_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with claim_volume(spec(tmp_path, state="here/one")) as made:
+    with hold_or_make_volume(spec(tmp_path, state="here/one")) as made:
         _with_journal(made)
     (tmp_path / "states" / ".elsewhere" / "one").unlink()
     monkeypatch.chdir(tmp_path / "here")
@@ -501,7 +507,7 @@ def test_a_name_is_not_looked_for_in_the_current_directory(
 @pytest.mark.parametrize("mode", [None, 0o777, 0o770])
 def test_a_state_directory_of_another_user(tmp_path: Path, whose: str, mode: int | None) -> None:
     """Neither by path nor by a name that leads there; nor is it mounted."""
-    with claim_volume(spec(tmp_path, state="elsewhere")) as made:
+    with hold_or_make_volume(spec(tmp_path, state="elsewhere")) as made:
         _with_journal(made)
     path = made.directory if whose == "directory" else made.directory / whose
     if mode is None:
@@ -513,7 +519,7 @@ def test_a_state_directory_of_another_user(tmp_path: Path, whose: str, mode: int
             find_volume(text)
     with (
         pytest.raises(FusejournalError, match="cannot tell"),
-        claim_volume(spec(tmp_path, state="elsewhere")),
+        hold_or_make_volume(spec(tmp_path, state="elsewhere")),
     ):
         pass
 
@@ -523,7 +529,7 @@ def test_a_new_volume_in_a_directory_of_another_user(tmp_path: Path) -> None:
     os.chown(tmp_path / "elsewhere", 1000, 1000)
     with (
         pytest.raises(FusejournalError, match="another user's"),
-        claim_volume(spec(tmp_path, state="elsewhere")),
+        hold_or_make_volume(spec(tmp_path, state="elsewhere")),
     ):
         pass
     assert not list((tmp_path / "elsewhere").iterdir())

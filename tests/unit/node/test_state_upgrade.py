@@ -18,7 +18,7 @@ from fusejournal.config import Config
 from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError, JournalError, JournalFullError
 from fusejournal.journal.watermarks import WatermarkPage
-from fusejournal.node.claim import claim_volume
+from fusejournal.node.holding import hold_or_make_volume
 from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import load_state
 from fusejournal.roles.role import Role
@@ -90,12 +90,12 @@ def test_it_is_taken_over_once(base: Path) -> None:
     before = (base / "states" / "one" / "marks").read_bytes()
     labels: list[str] = []
     failpoints.listen(labels.append)
-    with claim_volume(_spec(base)) as state:
+    with hold_or_make_volume(_spec(base)) as state:
         _check(base, before)
         assert state.role is Role.MIRROR
     assert [label for label in labels if label != "state.holder"] == _STEPS
     labels.clear()
-    with claim_volume(_spec(base)):
+    with hold_or_make_volume(_spec(base)):
         _check(base, before)
     assert set(labels) == {"state.holder"}
 
@@ -105,12 +105,12 @@ import sys
 from pathlib import Path
 from fusejournal.config import Config
 from fusejournal.disk import failpoints
-from fusejournal.node.claim import claim_volume
+from fusejournal.node.holding import hold_or_make_volume
 from fusejournal.node.spec import MountSpec
 base = Path(sys.argv[1])
 failpoints.listen_to_environment()
 places = base / "states" / "one", base / "backing", base / "mount"
-with claim_volume(MountSpec("one", *places, Config(), False, frozenset())):
+with hold_or_make_volume(MountSpec("one", *places, Config(), False, frozenset())):
     pass
 """
 
@@ -124,7 +124,7 @@ def test_ended_at_a_step_it_goes_on_from_there(base: Path, step: str, action: st
         _killed(base, f"{step}:1:{action}")
     else:
         failpoints.listen(failpoints.PlannedFault(step, 1, action))
-        with pytest.raises(OSError, match="planned") as error, claim_volume(_spec(base)):
+        with pytest.raises(OSError, match="planned") as error, hold_or_make_volume(_spec(base)):
             pass
         assert error.value.errno == getattr(errno, action)
         failpoints.listen(None)
@@ -151,7 +151,7 @@ def _check_goes_on(base: Path, before: bytes) -> None:
     page = WatermarkPage(known.watermarks, known.created_ns)
     assert page.fence == _FENCE
     page.close()
-    with claim_volume(_spec(base)):
+    with hold_or_make_volume(_spec(base)):
         _check(base, before)
 
 
@@ -176,7 +176,7 @@ def test_a_full_disk_has_room_for_the_format(base: Path, number: int) -> None:
     before, text = (state / "marks").read_bytes(), (state / "volume.json").read_text()
     full = _Full(number)
     failpoints.listen(full)
-    with claim_volume(_spec(base)) as known:
+    with hold_or_make_volume(_spec(base)) as known:
         _check(base, before)
         assert known == load_state(state)
     assert (state / "volume.json").read_text() == text.replace('"format": 1', '"format": 2')
@@ -185,7 +185,7 @@ def test_a_full_disk_has_room_for_the_format(base: Path, number: int) -> None:
         *_STEPS[-2:],
     ]
     full.labels.clear()
-    with claim_volume(_spec(base)):
+    with hold_or_make_volume(_spec(base)):
         _check(base, before)
     assert set(full.labels) == {"state.holder"}
 
@@ -194,7 +194,7 @@ def test_a_full_disk_has_room_for_the_format(base: Path, number: int) -> None:
 def test_so_it_has_when_it_is_found_full_later(base: Path, step: str) -> None:
     before = (base / "states" / "one" / "marks").read_bytes()
     failpoints.listen(failpoints.PlannedFault(step, 1, "ENOSPC"))
-    with claim_volume(_spec(base)):
+    with hold_or_make_volume(_spec(base)):
         _check(base, before)
 
 
@@ -224,7 +224,7 @@ def test_ended_on_a_full_disk_it_goes_on_from_there(base: Path, step: str, actio
             "ENOSPC": (JournalFullError, r"volume\.json: no space .*: make space$"),
             "EIO": (OSError, "planned"),
         }[action]
-        with pytest.raises(error, match=words), claim_volume(_spec(base)):
+        with pytest.raises(error, match=words), hold_or_make_volume(_spec(base)):
             pass
         if step.startswith("state.format"):
             assert (state / "volume.json").read_bytes() == text
@@ -238,7 +238,7 @@ def test_a_format_that_may_not_be_on_disk_is_flushed_before_the_page_is_renamed(
     _killed(base, "state.format.sync:1:kill", CLAIM_ON_FULL)
     labels: list[str] = []
     failpoints.listen(labels.append)
-    with claim_volume(_spec(base)):
+    with hold_or_make_volume(_spec(base)):
         pass
     assert [label for label in labels if label != "state.holder"] == [
         "state.format.flush",
@@ -265,7 +265,7 @@ def test_on_a_full_disk_others_may_have_written_it(
     text = json.dumps(format_last, **style) + "\n"
     (state / "volume.json").write_text(text, newline=newline)
     failpoints.listen(_Full())
-    with claim_volume(_spec(base)):
+    with hold_or_make_volume(_spec(base)):
         _check(base, before)
     assert json.loads((state / "volume.json").read_bytes()) == {**format_last, "format": 2}
 
@@ -288,7 +288,7 @@ def test_a_text_that_one_byte_does_not_change_is_refused_on_a_full_disk(
     before = (state / "marks").read_bytes()
     failpoints.listen(_Full())
     refused = pytest.raises(JournalFullError, match=r"volume\.json: no space .*: make space$")
-    with refused, claim_volume(_spec(base)):
+    with refused, hold_or_make_volume(_spec(base)):
         pass
     assert (state / "volume.json").read_text() == text
     failpoints.listen(None)
@@ -301,10 +301,10 @@ def test_another_place_is_refused_on_a_full_disk_with_the_way_out(base: Path) ->
     failpoints.listen(_Full())
     spec = MountSpec("one", state, base / "backing", base / "other", Config(), False, frozenset())
     words = rf"volume\.json: no space .* as before: {base}/backing at {base}/mount$"
-    with pytest.raises(JournalFullError, match=words), claim_volume(spec):
+    with pytest.raises(JournalFullError, match=words), hold_or_make_volume(spec):
         pass
     assert (state / "volume.json").read_text() == text
-    with claim_volume(_spec(base)):
+    with hold_or_make_volume(_spec(base)):
         pass
 
 
@@ -320,7 +320,7 @@ def test_two_pages_are_not_chosen_from(base: Path) -> None:
     (state / "watermarks").write_bytes((state / "marks").read_bytes())
     before = {path.name: path.read_bytes() for path in state.iterdir()}
     refused = pytest.raises(JournalError, match=r"an older version .* move away")
-    with refused, claim_volume(_spec(base)):
+    with refused, hold_or_make_volume(_spec(base)):
         pass
     before["lock"] = (state / "lock").read_bytes()
     assert {path.name: path.read_bytes() for path in state.iterdir()} == before
@@ -337,7 +337,7 @@ def test_a_mirror_that_has_heard_from_nobody_stays_one(
     raw = _volume_json(version, tmp_path, **{key: is_new})
     (state / "volume.json").write_text(json.dumps(raw))
     assert (load_state(state).role is Role.UNINITIALIZED) == is_new
-    with claim_volume(_spec(tmp_path)) as known:
+    with hold_or_make_volume(_spec(tmp_path)) as known:
         assert (known.role is Role.UNINITIALIZED) == is_new
     assert (load_state(state).role is Role.UNINITIALIZED) == is_new
 

@@ -1,4 +1,4 @@
-"""Claims a volume: takes its lock, and reads what its state directory says, made if it is new.
+"""Holds a volume: takes its lock, and reads what its state directory says, made if it is new.
 
 Done before anything else at a start, and by commands that change the state of a volume that no
 layer runs on. What a first start has made is taken away again if it is refused before anything came
@@ -24,11 +24,11 @@ from fusejournal.node.lock import hold
 from fusejournal.node.registry import check_rightful, links_root, state_root
 from fusejournal.node.state_dir import (
     VolumeState,
+    bring_up_to_date,
     load_state,
     make_directory,
     restore_places,
     save_state,
-    take_over,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def claim_volume(
+def hold_or_make_volume(
     spec: "MountSpec",
     check: Callable[[], None] = lambda: None,
     has_begun: Callable[[], bool] = lambda: False,
@@ -130,7 +130,7 @@ def _load_or_make(spec: "MountSpec", known: VolumeState | None) -> VolumeState:
         if known.name != spec.name:
             raise UsageError(f"{directory} is the state of volume {known.name}, not of {spec.name}")
         state = replace(known.in_role(spec.role), backing=spec.backing, mountpoint=spec.mountpoint)
-        take_over(state, known)
+        bring_up_to_date(state, known)
     else:
         if any((directory / "journal").glob("*.fj*")):
             raise FusejournalError(

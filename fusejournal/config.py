@@ -54,6 +54,12 @@ Sections and defaults::
     [metrics]
     listen = "127.0.0.1:7711"           # Prometheus reads them there; unset: nowhere
 
+    [hooks]
+    before = []                         # programs, each with its arguments, that are called before
+    after = []                          # and after a change of the role, and at each start
+    # fence = "/usr/local/sbin/off"     # makes sure that an old primary is off
+    timeout_seconds = 30.0              # a program that takes longer has failed
+
     [log]
     level = "warning"
 
@@ -160,6 +166,15 @@ class MetricsConfig(_Section):
     listen: str | None = None
 
 
+class HooksConfig(_Section):
+    """The programs that are called around a change of the role (node/hooks.py)."""
+
+    before: Annotated[tuple[str, ...], BeforeValidator(_freeze)] = ()
+    after: Annotated[tuple[str, ...], BeforeValidator(_freeze)] = ()
+    fence: str | None = None
+    timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 30.0
+
+
 class LogConfig(_Section):
     """The layer's own log."""
 
@@ -174,6 +189,7 @@ class Config(_Section):
     replication: ReplicationConfig = ReplicationConfig()
     branches: BranchesConfig = BranchesConfig()
     metrics: MetricsConfig = MetricsConfig()
+    hooks: HooksConfig = HooksConfig()
     log: LogConfig = LogConfig()
 
 

@@ -292,6 +292,17 @@ class UnknownPeerError(FusejournalError):
         super().__init__(f"no peer {name!r}{hint}")
 
 
+class HookFailedError(FusejournalError):
+    """A program of [hooks] in the configuration has failed, or could not be run."""
+
+    exit_code = 36
+
+    def __init__(self, command: str, reason: str) -> None:
+        self.command = command
+        self.reason = reason
+        super().__init__(f"hook {command!r}: {reason}")
+
+
 class DemotionRefusedError(FusejournalError):
     """A primary goes on taking changes, because no mirror has all of them."""
 

@@ -33,6 +33,7 @@ _COMMANDS = {
     "history": "history:history",
     "diff": "diff:diff",
     "mark": "mark:mark",
+    "hook": "hook:hook",
     "version": "version:version",
     "replay": "replay:replay",
     "restore": "restore:restore_command",

@@ -50,7 +50,7 @@ def promote_command(volume: str, force: bool, dry_run: bool, timeout: float, as_
     plan = plan_promotion(state)
     if not as_json:
         _show(plan)
-    refusal = "; ".join(plan.objections) if not force else ""
+    refusal = plan.refusal if not force else ""
     if dry_run or refusal:
         if as_json:
             text.echo_json({**plan.to_json(), "promoted": False})

@@ -26,8 +26,10 @@ import trio
 from fusejournal.control.server import serve_control
 from fusejournal.disk import mounts
 from fusejournal.errors import (
+    DemotionRefusedError,
     FusejournalError,
     GreetingError,
+    HookFailedError,
     MountError,
     UsageError,
 )
@@ -37,6 +39,7 @@ from fusejournal.layer.replies import WAITING_MAX
 from fusejournal.layer.request_loop import RequestLoop
 from fusejournal.nfs import exports
 from fusejournal.node.assemble import LayerParts, ServingParts, StartParts
+from fusejournal.node.hooks import RoleHooks
 from fusejournal.node.metrics import serve_metrics
 from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import VolumeState, join_volume, remember_listen
@@ -47,6 +50,7 @@ from fusejournal.replication.local_node import check_listens
 from fusejournal.replication.quorum import PLACES
 from fusejournal.replication.supervisor import Replication
 from fusejournal.roles.demote import Demotion
+from fusejournal.roles.plan import PromotionPlan
 from fusejournal.roles.promote import Promotion
 from fusejournal.roles.role import Event, Role
 from fusejournal.types import Reign, reign_of_text
@@ -92,6 +96,7 @@ class Node:
         """While requests are served, but for a read-only mount."""
         self._exports = parts.exports
         self._policy = parts.policy
+        self._hooks = RoleHooks(spec)
         self._loop: RequestLoop | None = None
         """While requests are served."""
 
@@ -239,6 +244,7 @@ class Node:
         self._hold_if_wanted()
         self._live_since = time.time()
         self._reporter.ready(self._startup.importer.names)
+        await self._call_after_hooks()
 
     # -- exports -----------------------------------------------------------------------------------
 
@@ -265,6 +271,15 @@ class Node:
 
     # -- roles -------------------------------------------------------------------------------------
 
+    async def _call_after_hooks(self) -> None:
+        """Call the hooks that come after a change of role, unless this is neither a primary that
+        takes changes nor a mirror."""
+        replication, is_mirror = self._replication, self.state.is_mirror
+        if replication is None or (self._startup.volume.write_errno is not None and not is_mirror):
+            return
+        reign = str(replication.me().reign)
+        self._startup.degraded += await self._hooks.after(self.state.role_word, reign, "")
+
     async def _promote(self, request: dict[str, Any]) -> dict[str, Any]:
         """Make this mirror the primary: see roles/promote.py. Asked again while ``left_to_apply``
         is not 0, it goes on; once it is, the role changes, when the volume is closed."""
@@ -274,12 +289,22 @@ class Node:
             word = "primary" if receiver is None else "mirror that has no volume yet"
             raise UsageError(f"volume {self.state.name} is a {word}: only a mirror is promoted")
         volume = self._startup.volume
-        promotion = Promotion(self.state.name, volume, replication, receiver)
+        hooks = self._hooks
+
+        async def fence(plan: PromotionPlan) -> None:
+            await hooks.fence(plan.reign, plan.primary or "")
+
+        fence_hook = fence if hooks.can_fence else None
+        promotion = Promotion(self.state.name, volume, replication, receiver, fence_hook)
         if request.get("dry_run"):
             return (await promotion.plan()).to_json()
         plan = await promotion.prepare(bool(request.get("force")))
         left = await promotion.left_to_apply()
         if not left:
+            try:
+                await hooks.before("primary", plan.reign, plan.primary or "")
+            except HookFailedError as error:  # the service is down meanwhile: said, and gone on
+                log.error("%s", error)
             self.next_role = Event.PROMOTED, reign_of_text(plan.reign)
             self._leave()
         return replace(plan, left_to_apply=left).to_json()
@@ -292,10 +317,15 @@ class Node:
             raise UsageError(f"volume {self.state.name} is a mirror: only a primary is demoted")
         check_listens(True, self.state.listens_at(self._spec.config.replication.listen))
         demotion = Demotion(self._startup.volume, replication)
-        reign = await demotion.prepare(
-            force=bool(request.get("force")),
-            timeout_seconds=float(request.get("timeout_seconds", 0.0)),
-        )
+        await self._hooks.before("mirror", str(replication.me().reign), "")
+        try:
+            reign = await demotion.prepare(
+                force=bool(request.get("force")),
+                timeout_seconds=float(request.get("timeout_seconds", 0.0)),
+            )
+        except DemotionRefusedError:
+            await self._call_after_hooks()  # what those before have taken away
+            raise
         self.next_role = Event.DEMOTED, reign
         self._leave()
         return {"reign": str(reign), "head_seq": self._startup.volume.journal.head_seq}

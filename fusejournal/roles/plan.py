@@ -53,4 +53,15 @@ class PromotionPlan(Reply):
     words_needed: int
     """of so many, where nobody is to force it."""
     objections: tuple[str, ...]
-    """The objections, a line each; with none it need not be forced."""
+    """The objections, a line each,"""
+    uncovered: str = ""
+    """and that nothing says that the old primary has stopped; empty where the words do. With none
+    of both it need not be forced."""
+    has_fence: bool = False
+    """True if a program is to make sure that the old primary is off, where the words do not."""
+
+    @property
+    def refusal(self) -> str:
+        """The reason why it is refused unless it is forced; empty where it is not."""
+        uncovered = self.uncovered if not self.has_fence else ""
+        return "; ".join(filter(None, (*self.objections, uncovered)))

@@ -7,6 +7,7 @@ received before them is applied whatever comes. The role itself changes when the
 
 import logging
 import time
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -28,15 +29,22 @@ _POLL_SECONDS = 0.005
 
 class Promotion:
     """The promotion of the mirror that *replication* runs for *volume*, which admins call
-    *name*."""
+    *name*. *fence* returns when the old primary is known to be off, or raises; None: nothing can
+    tell."""
 
     def __init__(
-        self, name: str, volume: Volume, replication: Replication, receiver: Receiver
+        self,
+        name: str,
+        volume: Volume,
+        replication: Replication,
+        receiver: Receiver,
+        fence: Callable[[PromotionPlan], Awaitable[None]] | None = None,
     ) -> None:
         self._name = name
         self._volume = volume
         self._replication = replication
         self._receiver = receiver
+        self._fence = fence
 
     async def plan(self) -> PromotionPlan:
         """Returns what a promotion would do. Nothing is changed. Cancelling is harmless."""
@@ -45,13 +53,16 @@ class Promotion:
     async def prepare(self, force: bool) -> PromotionPlan:
         """Have the node be the only one that may begin the plan's reign, which this returns.
         Cancelled, words may have been given. Raises PromotionRefusedError where something speaks
-        against it, and *force* is not set, or where this mirror cannot apply what it holds;
-        RefusedError, JournalFailedError, OSError where its own word cannot be on the disk."""
+        against it, and *force* is not set, or where this mirror cannot apply what it holds; what
+        *fence* raises; RefusedError, JournalFailedError, OSError where its own word cannot be on
+        the disk."""
         self._check_whole()
         local, replication = self._replication.local, self._replication
         answers = await ask_positions(local, replication.me())
         plan = self._plan(answers)
         self._check(plan, force)
+        if plan.uncovered and self._fence is not None and not force:
+            await self._fence(plan)
         reign = next_reign(replication.me(), answers)
         failpoints.reached("promote.word")
         await self._receiver.give_word(reign, local.name)
@@ -82,12 +93,10 @@ class Promotion:
             )
 
     def _check(self, plan: PromotionPlan, force: bool) -> None:
-        if not plan.objections:
-            return
-        words = "; ".join(plan.objections)
-        if not force:
-            raise PromotionRefusedError(f"not promoted: {words}")
-        log.warning("promoted by force: %s", words)
+        if plan.refusal and not force:
+            raise PromotionRefusedError(f"not promoted: {plan.refusal}")
+        if plan.refusal:
+            log.warning("promoted by force: %s", plan.refusal)
 
     def _plan(self, answers: list[Answer]) -> PromotionPlan:
         return plan_promotion(self._candidate(), answers, self._name)
@@ -109,4 +118,5 @@ class Promotion:
             silent_seconds,
             config.mirrors,
             config.on_timeout == "block",
+            self._fence is not None,
         )

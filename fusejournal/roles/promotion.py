@@ -39,6 +39,8 @@ class Candidate:
     """The number of mirrors that the primary waits for,"""
     blocks: bool
     """and whether it waits for as long as it takes."""
+    has_fence: bool = False
+    """True if there is a program that makes sure that the primary is off."""
 
 
 def next_reign(me: HandshakeState, answers: Sequence[Answer]) -> Reign:
@@ -67,8 +69,9 @@ def plan_promotion(candidate: Candidate, answers: Sequence[Answer], volume: str)
         if answer.welcome is not None
         for line in _objections(me, answer.peer, answer.welcome)
     ]
+    uncovered = ""
     if words < needed and not objections:
-        objections.append(_not_covered(candidate, words, 1 + len(peers), needed, volume))
+        uncovered = _not_covered(candidate, words, 1 + len(peers), needed, volume)
     return PromotionPlan(
         node=me.node,
         reign=str(next_reign(me, answers)),
@@ -83,6 +86,8 @@ def plan_promotion(candidate: Candidate, answers: Sequence[Answer], volume: str)
         words=words,
         words_needed=needed,
         objections=tuple(objections),
+        uncovered=uncovered,
+        has_fence=candidate.has_fence,
     )
 
 

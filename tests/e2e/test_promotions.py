@@ -4,6 +4,8 @@ each way, and the new one killed at each step."""
 import errno
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +29,7 @@ from tests.support.mirrors import (
     started,
     wait_for,
 )
+from tests.support.network import Host, network
 from tests.support.trees import fids
 
 pytestmark = pytest.mark.mount
@@ -309,3 +312,101 @@ def test_a_demotion_that_is_killed_is_done_or_not(tmp_path: Path, step: str) -> 
         work(mirror, "after")
         mirror.await_peer(primary, "streaming")
         check_equal(mirror, primary)
+
+
+FLOATING = "10.77.0.100"
+
+
+def hardware_of(host: Host, address: str) -> str:
+    """The hardware address that *host* has for *address*; pinging is how it learns."""
+    known = subprocess.run(
+        ["ip", "-n", host.namespace, "neigh", "show", address], capture_output=True, text=True
+    ).stdout.split()
+    return known[known.index("lladdr") + 1] if "lladdr" in known else ""
+
+
+def own_hardware(node: Node) -> str:
+    shown = subprocess.run(
+        ["ip", "-n", node.host.namespace, "-json", "link", "show", "eth0"],
+        capture_output=True,
+        text=True,
+    ).stdout
+    return str(json.loads(shown)[0]["address"])
+
+
+def has_floating(node: Node) -> bool:
+    shown = subprocess.run(
+        ["ip", "-n", node.host.namespace, "address", "show", "dev", "eth0"],
+        capture_output=True,
+        text=True,
+    ).stdout
+    return f"{FLOATING}/" in shown
+
+
+def test_the_address_goes_where_the_primary_is(tmp_path: Path) -> None:
+    """By the hook that is shipped: clients need not ask where it is, they are told."""
+    tool = f"{sys.executable} -m fusejournal hook address {FLOATING}/24 eth0"
+    hooks = f"[hooks]\nbefore = ['{tool}']\nafter = ['{tool}']\n"
+    with network() as net:
+        client = net.host()
+        with (
+            Node(tmp_path / "primary", net.host(), "primary", CONFIG + hooks) as primary,
+            Node(tmp_path / "mirror", net.host(), "mirror", CONFIG + hooks) as mirror,
+        ):
+            primary.ships_to(mirror)
+            primary.start()
+            mirror.start()
+            wait_for(lambda: has_floating(primary), primary.words)
+            assert not has_floating(mirror)
+            work(primary, "before")
+            await_level(primary, mirror)
+            ping = ["ping", "-c", "1", "-W", "5", FLOATING]
+            subprocess.run([*client.prefix, *ping], check=True, capture_output=True)
+            assert hardware_of(client, FLOATING) == own_hardware(primary)
+
+            demote(primary)
+            assert not has_floating(primary)
+            promote(mirror)
+            wait_for(lambda: has_floating(mirror), mirror.words)
+            wait_for(
+                lambda: hardware_of(client, FLOATING) == own_hardware(mirror),
+                lambda: hardware_of(client, FLOATING),
+            )
+
+
+def test_a_program_makes_sure_that_the_primary_is_off(tmp_path: Path) -> None:
+    """Then nobody need force the promotion; where it cannot, nothing is promoted."""
+    verdict = tmp_path / "verdict"
+    hooks = f"[hooks]\nfence = '/usr/bin/test -e {verdict}'\n"
+    with nodes(tmp_path, None, config=CONFIG + hooks) as (primary, mirror):
+        primary.start()
+        mirror.start()
+        work(primary, "before")
+        await_level(primary, mirror)
+        primary.kill()
+        refused = mirror.run("promote", str(mirror.state), check=False)
+        assert refused.returncode == 36
+        assert "ended with status 1" in refused.stderr
+        assert mirror.ask()["role"] == "mirror"
+        verdict.touch()
+        promote(mirror)
+        assert serves(mirror)
+
+
+def test_a_hook_that_fails_stops_a_demotion(tmp_path: Path) -> None:
+    with nodes(tmp_path, None, config=CONFIG + "[hooks]\nbefore = ['/bin/false']\n") as (
+        primary,
+        mirror,
+    ):
+        primary.start()
+        mirror.start()
+        work(primary, "before")
+        await_level(primary, mirror)
+        refused = primary.run("demote", str(primary.state), check=False)
+        assert refused.returncode == 36
+        work(primary, "after")
+        await_level(primary, mirror)
+        primary.kill()
+        promote(mirror, "--force")  # which says so, and goes on
+        assert serves(mirror)
+        assert "/bin/false" in mirror.words()

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from fusejournal.config import ReplicationConfig
-from fusejournal.errors import PromotionRefusedError
+from fusejournal.errors import HookFailedError, PromotionRefusedError
 from fusejournal.journal.frame_range import FrameRangeReader
 from fusejournal.operations import Mkdir
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication.canvass import ask_positions, ask_words, has_words
 from fusejournal.replication.fence import node_id_of
+from fusejournal.roles.plan import PromotionPlan
 from fusejournal.roles.promote import Promotion
 from fusejournal.types import ROOT_FID, Epoch, Reign, Seq
 from fusejournal.wire.session import RefusedError
@@ -83,6 +84,17 @@ async def test_a_promotion_that_is_prepared_waits_until_all_is_applied(tmp_path:
         with pytest.raises(PromotionRefusedError, match="not promoted: nothing says that"):
             await promotion.prepare(force=False)
         assert mirror.opening.page.fence.epoch < 2
+        asked: list[str | None] = []
+
+        async def fence(plan: PromotionPlan) -> None:
+            asked.append(plan.primary)
+            raise HookFailedError("off", "it is on")
+
+        fencing = Promotion("vol", mirror.volume, mirror.replication, mirror.receiver, fence)
+        with pytest.raises(HookFailedError, match="it is on"):
+            await fencing.prepare(force=False)
+        assert len(asked) == 1
+        assert mirror.opening.page.fence.epoch < 2, "nobody has given a word"
         plan = await promotion.prepare(force=True)
         assert plan.reign == str(Reign(Epoch(2), node_id(mirror)))
         assert await promotion.left_to_apply() == 0

@@ -1,5 +1,6 @@
 """Plans of promotions, by what peers answer."""
 
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -101,9 +102,13 @@ def test_what_speaks_against_it(theirs: HandshakeState, held: int | None, words:
 def test_a_primary_that_may_go_on_is_stopped_by_nobodys_word(mirrors: int, blocks: bool) -> None:
     known = candidate(mirrors=mirrors, blocks=blocks)
     plan = plan_promotion(known, [answer("east", node("east", EAST)), SILENT], "vol")
-    (line,) = plan.objections
-    assert "nothing says that primary west has stopped: 2 of 3 nodes" in line
-    assert "'fusejournal promote vol --force'" in line
+    assert plan.objections == ()
+    assert "nothing says that primary west has stopped: 2 of 3 nodes" in plan.refusal
+    assert "'fusejournal promote vol --force'" in plan.uncovered
+    fenced = plan_promotion(
+        replace(known, has_fence=True), [answer("east", node("east", EAST)), SILENT], "vol"
+    )
+    assert (fenced.uncovered, fenced.refusal) == (plan.uncovered, "")
 
 
 def test_whose_word_does_not_count() -> None:

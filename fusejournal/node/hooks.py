@@ -1,0 +1,132 @@
+"""Calls an admin's programs around a change of the role: ``before`` it, ``after`` it (and whenever
+the volume is live again in its role), and ``fence``, which is to make sure that an old primary is
+off.
+
+A program is a command line, split as a shell would and run without one, as root, in ``/``. It must
+be one that nobody but root can change. What it is to know is in its environment:
+
+=========================  =======================================================================
+``FUSEJOURNAL_WHEN``       ``before``, ``after`` or ``fence``
+``FUSEJOURNAL_ROLE``       the role that the node gets, or has: ``primary`` or ``mirror``
+``FUSEJOURNAL_REIGN``      the reign that it comes with
+``FUSEJOURNAL_PEER``       the peer that was the primary, where that is known; to be fenced
+``FUSEJOURNAL_VOLUME``     the volume's name; ``_MOUNTPOINT`` and ``_STATE`` its places
+=========================  =======================================================================
+
+Its output goes to the log. Used from the event loop's thread."""
+
+import logging
+import os
+import shlex
+import shutil
+import stat
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import trio
+
+from fusejournal.config import HooksConfig
+from fusejournal.disk.process import DIRECTORY
+from fusejournal.errors import HookFailedError
+from fusejournal.node.spec import MountSpec
+
+log = logging.getLogger(__name__)
+
+_LINE_CHARS_MAX = 300
+_LINES_MAX = 20
+
+
+class RoleHooks:
+    """The hooks of the mount *spec*."""
+
+    def __init__(self, spec: MountSpec) -> None:
+        self._config: HooksConfig = spec.config.hooks
+        self._places = {
+            "FUSEJOURNAL_VOLUME": spec.name,
+            "FUSEJOURNAL_MOUNTPOINT": str(spec.mountpoint),
+            "FUSEJOURNAL_STATE": str(spec.state_dir),
+        }
+
+    @property
+    def can_fence(self) -> bool:
+        """True if there is a program that makes sure that an old primary is off."""
+        return self._config.fence is not None
+
+    async def before(self, role: str, reign: str, peer: str) -> None:
+        """Call what comes before the node gets *role*. Raises HookFailedError; those behind it are
+        not called then. Cancelling ends the program."""
+        for command in self._config.before:
+            await self._run(command, "before", role, reign, peer)
+
+    async def after(self, role: str, reign: str, peer: str) -> list[str]:
+        """Call what comes after the node has got *role*. Returns the failures, a line each.
+        Cancelling ends the program."""
+        failures = []
+        for command in self._config.after:
+            try:
+                await self._run(command, "after", role, reign, peer)
+            except HookFailedError as error:
+                log.error("%s", error)
+                failures.append(str(error))
+        return failures
+
+    async def fence(self, reign: str, peer: str) -> None:
+        """Return when *peer*, the old primary, is known to be off. Raises HookFailedError where it
+        is not. Cancelling ends the program."""
+        assert self._config.fence is not None
+        await self._run(self._config.fence, "fence", "primary", reign, peer)
+
+    async def _run(self, command: str, when: str, role: str, reign: str, peer: str) -> None:
+        arguments = _checked(command)
+        told = {"WHEN": when, "ROLE": role, "REIGN": reign, "PEER": peer}
+        environment = {
+            **os.environ,
+            **self._places,
+            **{f"FUSEJOURNAL_{key}": value for key, value in told.items()},
+        }
+        try:
+            with trio.fail_after(self._config.timeout_seconds):
+                done = await trio.run_process(
+                    arguments,
+                    capture_stdout=True,
+                    stderr=subprocess.STDOUT,
+                    check=False,
+                    cwd=DIRECTORY,
+                    env=environment,
+                )
+        except trio.TooSlowError:
+            seconds = self._config.timeout_seconds
+            raise HookFailedError(command, f"has not ended after {seconds:g} s") from None
+        except OSError as error:
+            raise HookFailedError(command, error.strerror or str(error)) from None
+        lines = _lines(done.stdout or b"")
+        for line in lines:
+            log.info("%s: %s", arguments[0], line)
+        if done.returncode != 0:
+            last = f": {lines[-1]}" if lines else ""
+            raise HookFailedError(command, f"ended with status {done.returncode}{last}")
+
+
+def _checked(command: str) -> Sequence[str]:
+    """Returns the arguments of *command*, whose program only root can change. Raises
+    HookFailedError."""
+    try:
+        arguments = shlex.split(command)
+        program = shutil.which(arguments[0])
+    except (ValueError, IndexError):
+        raise HookFailedError(command, "is no command line") from None
+    if program is None:
+        raise HookFailedError(command, "there is no such program")
+    for path in (Path(program).resolve(), Path(program).resolve().parent):
+        found = path.stat()
+        is_sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
+        if found.st_uid != 0 or (found.st_mode & 0o022 and not is_sticky):
+            raise HookFailedError(command, f"{path}: others than root can change it")
+    return [program, *arguments[1:]]
+
+
+def _lines(output: bytes) -> list[str]:
+    text = output.decode("utf-8", "replace")
+    lines = [line.strip()[:_LINE_CHARS_MAX] for line in text.splitlines() if line.strip()]
+    return ["".join(c if c.isprintable() else "?" for c in line) for line in lines[-_LINES_MAX:]]

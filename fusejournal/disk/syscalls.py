@@ -126,6 +126,17 @@ def _attribute_flags(fd: int) -> int:
         return 0  # a file system without flags has none of them
 
 
+_FS_IOC_FSGETXATTR, _FSXATTR_BYTES = 0x801C581F, 28
+FLAG_QUESTIONS = {_FS_IOC_GETFLAGS: 4, _FS_IOC_FSGETXATTR: _FSXATTR_BYTES}
+"""The ioctls that ask for a file's flags, and how many bytes each is answered with."""
+
+
+def ask_flags(fd: int, question: int) -> bytes:
+    """Returns what the file system says of the file that *fd* is open on to *question*, one of
+    ``FLAG_QUESTIONS``. Raises OSError. Source: ioctl_iflags(2), ioctl_xfs_fsgetxattr(2)."""
+    return fcntl.ioctl(fd, question, bytes(FLAG_QUESTIONS[question]))
+
+
 _FS_CASEFOLD_FL = 0x40000000
 
 

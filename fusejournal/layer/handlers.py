@@ -28,7 +28,7 @@ from fusejournal.layer import resolve
 from fusejournal.layer.file_calls import FileCalls
 from fusejournal.layer.interrupts import may_end_here
 from fusejournal.layer.kernel_protocol import AttributeChange
-from fusejournal.layer.kernel_replies import encode_absent, encode_open, encode_space
+from fusejournal.layer.kernel_replies import encode_absent, encode_ioctl, encode_open, encode_space
 from fusejournal.layer.replies import (
     DONE,
     Answer,
@@ -316,6 +316,12 @@ class Handlers(FileCalls):
                 self.volume.journal.clock.touched(operation.mtime_ns)
             self._change(operation, who)
         return self._entries.attributes(fid)
+
+    def ioctl(self, who: Caller, fid: Fid, command: int) -> Body:
+        """Answer which flags a file has in the backing. Nothing else is, and none is set."""
+        if command not in syscalls.FLAG_QUESTIONS:
+            raise refusal(errno.ENOSYS)
+        return encode_ioctl(syscalls.ask_flags(self._tree.descriptor(fid), command))
 
     def getxattr(self, who: Caller, fid: Fid, name: bytes, size: int) -> Body:
         """An extended attribute, or how large it is."""

@@ -32,6 +32,7 @@ fuse_getxattr_in              8  size, padding; then the name (none for LISTXATT
 fuse_lseek_in                24  fh, offset, whence, padding
 fuse_interrupt_in             8  unique; that of the request that is interrupted
 fuse_statx_in                24  getattr_flags, reserved, fh, sx_flags, sx_mask
+fuse_ioctl_in                32  fh, flags, cmd, arg, in_size, out_size
 fuse_fallocate_in            32  fh, offset, length, mode, padding
 fuse_copy_file_range_in      56  fh_in, off_in, nodeid_out, fh_out, off_out, len, flags
 ========================  =====  ==================================================================
@@ -70,6 +71,7 @@ _GETXATTR_IN: Final = struct.Struct("=II")
 _LSEEK_IN: Final = struct.Struct("=QqII")
 _INTERRUPT_IN: Final = struct.Struct("=Q")
 _STATX_IN: Final = struct.Struct("=IIQII")
+_IOCTL_IN: Final = struct.Struct("=QIIQII")
 _FALLOCATE_IN: Final = struct.Struct("=QQQII")
 _COPY_FILE_RANGE_IN: Final = struct.Struct("=QQQQQQQ")
 
@@ -111,6 +113,7 @@ class Opcode(IntEnum):
     FSYNCDIR = 30
     CREATE = 35
     INTERRUPT = 36
+    IOCTL = 39
     BATCH_FORGET = 42
     FALLOCATE = 43
     READDIRPLUS = 44
@@ -318,6 +321,10 @@ def decode_interrupt(data: Data) -> tuple[int]:
     return _INTERRUPT_IN.unpack_from(data, _BODY)
 
 
+def _decode_ioctl(data: Data) -> tuple[int]:
+    return (_IOCTL_IN.unpack_from(data, _BODY)[2],)
+
+
 def _decode_fallocate(data: Data) -> tuple[int, int, int, int]:
     return _FALLOCATE_IN.unpack_from(data, _BODY)[:4]
 
@@ -362,6 +369,7 @@ _REQUEST_KINDS: Final = {
     int(Opcode.CREATE): RequestKind("create", _decode_create),
     int(Opcode.FALLOCATE): RequestKind("fallocate", _decode_fallocate),
     int(Opcode.COPY_FILE_RANGE): RequestKind("copy_file_range", _decode_copy_file_range),
+    int(Opcode.IOCTL): RequestKind("ioctl", _decode_ioctl),
     int(Opcode.TMPFILE): RequestKind("tmpfile", _decode_tmpfile),
     int(Opcode.BATCH_FORGET): RequestKind("batch_forget", _decode_batch_forget),
     int(Opcode.READDIRPLUS): RequestKind("readdirplus", _decode_listing),

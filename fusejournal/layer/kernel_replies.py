@@ -20,6 +20,7 @@ fuse_kstatfs                 80  blocks, bfree, bavail, files, ffree, bsize, nam
                                  padding, spare[6]
 fuse_getxattr_out             8  size, padding
 fuse_lseek_out                8  offset
+fuse_ioctl_out               16  result, flags, in_iovs, out_iovs; then data
 fuse_statx_out              288  attr_valid, attr_valid_nsec, flags, spare[2]; then fuse_statx:
                                  mask, blksize, attributes, nlink, uid, gid, mode, padding, ino,
                                  size, blocks, attributes_mask, atime, btime, ctime and mtime
@@ -43,6 +44,7 @@ _WRITE_OUT: Final = struct.Struct("=II")
 _KSTATFS: Final = struct.Struct("=QQQQQIIII24x")
 _GETXATTR_OUT: Final = struct.Struct("=II")
 _LSEEK_OUT: Final = struct.Struct("=Q")
+_IOCTL_OUT: Final = struct.Struct("=iIII")
 _STATX_OUT: Final = struct.Struct("=QII16xIIQIIIHHQQQQqIiqIiqIiqIiIIII112x")
 
 assert (OUT_HEADER.size, _ENTRY_OUT.size, _KSTATFS.size, _STATX_OUT.size) == (16, 128, 80, 288)
@@ -94,6 +96,11 @@ def encode_written(size: int) -> bytes:
 def encode_offset(offset: int) -> bytes:
     """The data, or hole, that was looked for begins at *offset*."""
     return _LSEEK_OUT.pack(offset)
+
+
+def encode_ioctl(data: bytes) -> bytes:
+    """An ioctl is answered with *data*."""
+    return _IOCTL_OUT.pack(0, 0, 0, 0) + data
 
 
 def encode_size(size: int) -> bytes:

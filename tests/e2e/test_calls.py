@@ -2,6 +2,7 @@
 caller who is killed while it waits."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -164,3 +165,38 @@ def test_what_is_done_is_not_answered_before_its_time(layer: Layer) -> None:
     assert (layer.backing / "directory").is_dir()
     layer.kill()
     assert child.wait(10) == -signal.SIGKILL
+
+
+def test_flags_are_shown(layer: Layer) -> None:
+    """Those of the backing, of files and directories; they hold, and none can be set."""
+    layer.start()
+    file, directory = layer.mountpoint / "file", layer.mountpoint / "directory"
+    file.write_text("content")
+    directory.mkdir()
+    for flag, path in (("i", file), ("a", directory), ("d", file)):
+        behind = layer.backing / path.name
+        subprocess.run(["chattr", f"+{flag}", behind], check=True)
+        try:
+            shown = [
+                subprocess.run(["lsattr", "-d", one], check=True, capture_output=True, text=True)
+                for one in (path, behind)
+            ]
+            assert shown[0].stdout.split()[0] == shown[1].stdout.split()[0]
+            assert flag in shown[0].stdout.split()[0]
+            if flag == "i":
+                with pytest.raises(PermissionError):
+                    file.write_text("more")
+        finally:
+            subprocess.run(["chattr", f"-{flag}", behind], check=True)
+    refused = subprocess.run(["chattr", "+i", file], check=False, capture_output=True, text=True)
+    assert refused.returncode != 0
+    file.write_text("more")
+    with file.open("rb") as opened:
+        answers = []
+        for one in (opened.fileno(), os.open(layer.backing / "file", os.O_RDONLY)):
+            answers.append(fcntl.ioctl(one, 0x801C581F, bytes(28)))
+            with pytest.raises(OSError, match="Inappropriate ioctl"):
+                fcntl.ioctl(one, 0x5401, bytes(64))
+        os.close(one)
+    assert answers[0] == answers[1]
+    layer.stop()

@@ -4,12 +4,11 @@ primary on it refuses its callers, as it would without a layer."""
 
 import errno
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fusejournal.disk import calls, failpoints
+from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError
 from fusejournal.file_operations import (
     FALLOC_KEEP_SIZE,
@@ -18,6 +17,7 @@ from fusejournal.file_operations import (
     FALLOCATE_FLAGS,
     Fallocate,
 )
+from fusejournal.native import kernel
 from fusejournal.operations import Truncate
 from fusejournal.types import Seq
 from tests.support.losses import Died
@@ -30,20 +30,24 @@ _PUNCH = FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE
 _MIB = 1 << 20
 
 
-def _refusing(number: int) -> Callable[..., None]:
-    def fallocate(label: str, fd: int, offset: int, length: int, flags: int = 1) -> None:
-        if label.startswith(("apply.", "space.")):
-            failpoints.reached(label)
-            raise OSError(number, os.strerror(number))
-        original(label, fd, offset, length, flags)
+def _refuse(patched: pytest.MonkeyPatch, number: int, *flags: int) -> None:
+    """The system call is as on a file system that refuses it, with these *flags* or all, for the
+    files of a tree."""
+    original = kernel.fallocate
 
-    original = calls.fallocate
-    return fallocate
+    def fallocate(fd: int, how: int, offset: int, length: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        is_of_tree = "/backing/" in path or "/target" in path
+        if is_of_tree and (not flags or how in flags):
+            raise OSError(number, os.strerror(number))
+        original(fd, how, offset, length)
+
+    patched.setattr(kernel, "fallocate", fallocate)
 
 
 @pytest.fixture(params=[errno.EOPNOTSUPP, errno.ENOSYS])
 def no_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "fallocate", _refusing(request.param))
+    _refuse(monkeypatch, request.param)
 
 
 def _allocate(opened: OpenVolume) -> None:
@@ -61,8 +65,7 @@ def test_a_target_has_the_same_bytes(tmp_path: Path, request: pytest.FixtureRequ
     with open_volume(tmp_path) as opened:
         _allocate(opened)
         uuid = opened.volume.journal.uuid
-    monkeypatch = request.getfixturevalue("monkeypatch")
-    monkeypatch.setattr(calls, "fallocate", _refusing(errno.EOPNOTSUPP))
+    _refuse(request.getfixturevalue("monkeypatch"), errno.EOPNOTSUPP)
     number, was_stopped = 0, True
     while was_stopped:
         number += 3
@@ -106,10 +109,10 @@ def test_what_cannot_be_tried_is_not_remembered(
     with open_volume(tmp_path) as opened:
         ways = opened.volume.space_ways
         with monkeypatch.context() as patched:
-            patched.setattr(calls, "fallocate", _refusing(errno.ENOSPC))
+            _refuse(patched, errno.ENOSPC)
             assert ways.has(_PUNCH)
         with monkeypatch.context() as patched:
-            patched.setattr(calls, "fallocate", _refusing(errno.EOPNOTSUPP))
+            _refuse(patched, errno.EOPNOTSUPP)
             assert not ways.has(_PUNCH)
         assert not ways.has(_PUNCH)
         assert ways.has(0)
@@ -122,7 +125,7 @@ def test_what_stops_half_way_is_gone_on_with(
     volume stops."""
     with open_volume(tmp_path) as opened:
         fid = opened.create("file", b"x" * 3 * _MIB)
-        monkeypatch.setattr(calls, "fallocate", _refusing(errno.EIO))
+        _refuse(monkeypatch, errno.EIO)
         opened.volume.commit(Fallocate(fid, _PUNCH, 10, 2 * _MIB, None), SOMEBODY)
         content = (opened.backing / "file").read_bytes()
         assert content == b"x" * 10 + bytes(2 * _MIB) + b"x" * (_MIB - 10)
@@ -139,17 +142,10 @@ def test_what_stops_half_way_is_gone_on_with(
 def test_what_is_refused_at_once_leaves_the_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = calls.fallocate
-
-    def refusing(label: str, fd: int, offset: int, length: int, flags: int = 1) -> None:
-        if label == "apply.fallocate.empty":
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        original(label, fd, offset, length, flags)
-
     with open_volume(tmp_path) as opened:
         fid = opened.create("file", b"content")
         before = image(opened.backing)
-        monkeypatch.setattr(calls, "fallocate", refusing)
+        _refuse(monkeypatch, errno.EPERM, FALLOC_ZERO_RANGE | FALLOC_KEEP_SIZE)
         with pytest.raises(PermissionError):
             opened.volume.commit(Fallocate(fid, FALLOC_ZERO_RANGE, 3, 9000, None), SOMEBODY)
         assert not difference(image(opened.backing), before)

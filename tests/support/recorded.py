@@ -4,6 +4,7 @@ without one.
 ``python -m tests.support.recorded FILE`` records the requests of the kernel that it runs on: a
 short life of a tree in which each kind of request comes."""
 
+import fcntl
 import json
 import os
 import platform
@@ -141,6 +142,8 @@ def _live(tree: Path) -> None:
         os.lseek(fd, 10, os.SEEK_HOLE)
     syscalls.birth_time(fd)
     os.copy_file_range(fd, fd, 5, 0, 4096)
+    with suppress(OSError):
+        fcntl.ioctl(fd, 0x40086602, bytes(4))
     unnamed = os.open(tree / "directory", os.O_TMPFILE | os.O_RDWR, 0o640)
     os.write(unnamed, b"unnamed")
     here = syscalls.AT_FDCWD

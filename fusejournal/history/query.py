@@ -303,7 +303,7 @@ class Follower:
         self._segment = Seq(0)
 
     def new(self, head_seq: Seq) -> Iterator[Match]:
-        """The matches up to *head_seq*, which is settled. Raises JournalDamagedError."""
+        """The matches up to *head_seq*, whose outcome is known. Raises JournalDamagedError."""
         while self._next <= head_seq:
             start = self._reader.segment_start(self._next)
             begin = self._next

@@ -30,8 +30,8 @@ from fusejournal.layer.replies import (
     Body,
     OpenReply,
     ReplyWaits,
+    awaited,
     changing,
-    settled,
     writing,
 )
 from fusejournal.layer.resolve import refusal
@@ -116,7 +116,7 @@ class FileCalls:
     async def _open_imported(self, who: Caller, fid: Fid, flags: int) -> Body:
         await self._found.finish(fid)
         await may_end_here()
-        return await settled(self.open(who, fid, flags))
+        return await awaited(self.open(who, fid, flags))
 
     @changing
     def _open_truncating(self, who: Caller, fid: Fid) -> Body:

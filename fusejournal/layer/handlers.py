@@ -33,8 +33,8 @@ from fusejournal.layer.replies import (
     DONE,
     Answer,
     Body,
+    awaited,
     changing,
-    settled,
 )
 from fusejournal.layer.resolve import check_name, check_new_name, refusal
 from fusejournal.layer.xattrs import check_flags, encode_sized, list_xattrs, read_xattr
@@ -107,7 +107,7 @@ class Handlers(FileCalls):
     ) -> Body:
         """Cancelling leaves the rest of the import to whoever asks for it next."""
         await importing
-        return await settled(self.lookup(SYSTEM_CALLER, parent, name))
+        return await awaited(self.lookup(SYSTEM_CALLER, parent, name))
 
     def _child(self, parent: Fid, name: bytes) -> CatalogNode:
         """The node under *name*. Raises OSError ENOENT."""
@@ -220,7 +220,7 @@ class Handlers(FileCalls):
         finally:
             for _ in steps:
                 pass
-        return await settled(self._name(who, fid, steps))
+        return await awaited(self._name(who, fid, steps))
 
     @changing
     def create(self, who: Caller, parent: Fid, name: bytes, mode: int, umask: int) -> Body:
@@ -271,14 +271,14 @@ class Handlers(FileCalls):
         try:
             if isinstance(first, FileExistsError):
                 raise first
-            return await settled(first)
+            return await awaited(first)
         except FileExistsError:
             is_known = self._catalog.lookup(new_parent, new_name) is not None
             if is_known or flags & ~RENAME_WHITEOUT:
                 raise
         await self._found.import_name(new_parent, new_name)
         await may_end_here()
-        return await settled(move())
+        return await awaited(move())
 
     @changing
     def _rename(

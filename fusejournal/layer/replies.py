@@ -93,7 +93,7 @@ def errno_of(error: Exception) -> int:
     return errno.EIO
 
 
-async def settled(answer: Answer) -> Body:
+async def awaited(answer: Answer) -> Body:
     """The reply that *answer* is, or comes to. Cancelling does what it does in the call."""
     if isinstance(answer, DurableReply):
         return await answer.wait()
@@ -143,7 +143,7 @@ class ReplyWaits:
             await quorum.enter(uid)
         try:
             await may_end_here()
-            return await settled(act())
+            return await awaited(act())
         finally:
             quorum.leave(uid)
 

@@ -4,7 +4,7 @@ volume.
 It never goes beyond what is durable here, nor beyond what the sender had applied, and an entry is
 applied together with its VOID or not at all. Before each entry its seq is stored
 (journal/watermarks.py): the one thing that a process killed at any instruction leaves in doubt is
-that entry, and the next process settles it by looking, so that none is skipped and none done twice.
+that entry, and the next process decides it by looking, so that none is skipped and none done twice.
 
 A backing without space is tried again and again, and reported. An entry that the backing's file
 system cannot hold at all (backing/limits.py), and any other refusal of what held on the primary,

@@ -75,7 +75,7 @@ class Promotion:
 
     async def left_to_apply(self) -> int:
         """Wait a while for the applier; returns how many entries it has not applied yet. (The last
-        that is held may be one whose outcome is not known: that is for the new primary to settle.)
+        that is held may be one whose outcome is not known: that is for the new primary to decide.)
         Cancelling is harmless. Raises PromotionRefusedError where it will not."""
         self._replication.durability.want()
         ends = trio.current_time() + _APPLY_SECONDS

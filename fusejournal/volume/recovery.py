@@ -3,13 +3,13 @@
 The kernel kept every page, so the backing has every entry but perhaps the last. The catalog stands
 at its last commit (or at nothing): the entries after it are recorded from the journal, the handles
 of the objects they made are found in the backing by fid, and the last entry, which alone may be
-undone or half done, is settled by looking: done, or done now, or VOID when the backing refuses it.
+undone or half done, is decided by looking: done, or done now, or VOID when the backing refuses it.
 
 After a lost machine, the backing is first made what the catalog says (volume/reconcile/).
 
 A mirror's backing is behind its journal by what was received and not yet applied; it keeps for
 itself how far it came (journal/watermarks.py). Entries before that one are recorded here, that one
-is settled by who goes on applying.
+is decided by who goes on applying.
 
 Where there is much to record it is committed piece by piece, nodes without handles too, and the
 catalog says so until the handles are found: a recovery that is killed goes on from there. Runs
@@ -139,7 +139,7 @@ class Recovery:
 
     def _commit(self) -> None:
         if not self._volume.journal.is_writable:
-            return  # the last entry was not settled: this catalog is for reading only
+            return  # the last entry was not decided: this catalog is for reading only
         try:
             self._catalog.commit()
         except OSError as error:
@@ -291,14 +291,14 @@ class Recovery:
         operation = entry.operation
         assert not isinstance(operation, NewEpoch | Mark | Clean | Void)
         if isinstance(operation, Import):
-            self._settle_import(operation, entry)
+            self._redo_import(operation, entry)
         else:
             mtimes = kept_mtimes(Lookup(self._volume.journal.reader), entry)
             self._volume.redo_last(operation, entry.seq, entry.time_ns, bytes(entry.data))
             for fid, mtime_ns in mtimes.items():
                 self._volume.set_mtime(fid, mtime_ns)
 
-    def _settle_import(self, operation: Import, entry: Entry) -> None:
+    def _redo_import(self, operation: Import, entry: Entry) -> None:
         look: FoundEntry | None = None
         if self._reconcile is None:
             look = self._volume.tree.probe_name(operation.parent, operation.name)

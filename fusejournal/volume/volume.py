@@ -5,7 +5,7 @@ it in the catalog; on a refusal, a VOID entry at once. There is no await in it, 
 entries is the order of effects.
 
 What is on disk if the process dies in between: before the append, nothing; between append and
-apply, an entry that recovery settles by looking (the caller was told nothing); after apply, a
+apply, an entry that recovery decides by looking (the caller was told nothing); after apply, a
 change with its entry. The catalog may be behind at any time: recovery records what it lacks.
 
 Owns the decision whether changes are taken at all (``write_errno``). Called from the event loop's
@@ -422,7 +422,7 @@ class Volume:
         try:
             self.journal.append(void, SYSTEM_CALLER, self.entry_time(), self.catalog.path)
         except JournalError as error:
-            # Recovery will settle the entry by looking; until then nothing may follow it.
+            # Recovery will decide the entry by looking; until then nothing may follow it.
             self.fail(f"the refusal of entry {void.seq} could not be journaled: {error}")
             raise OSError(errno.EROFS, str(error)) from error
 

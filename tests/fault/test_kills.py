@@ -1,5 +1,5 @@
 """kill -9 of the layer at every labelled storage call: what was answered holds, the rest is
-settled.
+decided.
 
 A fixed workload runs on the mount and on a plain directory. When the layer dies in the middle of a
 step, the tree after the next mount must be the plain directory's before that step or after it,

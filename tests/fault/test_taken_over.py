@@ -159,7 +159,7 @@ def test_a_request_that_died_with_the_layer_is_answered(tmp_path: Path) -> None:
         layer.start()
         thread.join(20)
         assert errors == [errno.EAGAIN]
-        # The entry was in the journal, so the change was settled: done.
+        # The entry was in the journal, so what became of the change was decided: it is done.
         assert sorted(os.listdir(layer.mountpoint)) == ["one", "three", "two"]
         assert (layer.mountpoint / "three").is_dir()
         layer.stop()

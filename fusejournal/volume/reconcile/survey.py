@@ -104,7 +104,7 @@ class Survey:
             # Nothing is in a directory that is not there.
             self.missing_names.update({(fid, one.name): one.fid for one in catalog.list(fid, 0)})
         if self._last_import is not None:
-            self._settle_import(self._last_import)
+            self._decide_import(self._last_import)
         catalog.lacks_handles = False
 
     def _directory(
@@ -184,7 +184,7 @@ class Survey:
             return False
         return type_of(maker) != S_IFLNK or os.readlink(name, dir_fd=directory) == target_of(maker)
 
-    def _settle_import(self, entry: Entry) -> None:
+    def _decide_import(self, entry: Entry) -> None:
         """Record it if what it found is there: with its fid, wherever that is, or without one in
         its place."""
         operation, names = entry.operation, self.unexpected_names

@@ -230,7 +230,7 @@ def test_damaged_void_is_no_missing_void(journal: Journal, bytes_max: int, wante
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut off"])
-def test_settled_is_not_what_a_damaged_void_refuses(journal: Journal, damage: str) -> None:
+def test_committed_is_not_what_a_damaged_void_refuses(journal: Journal, damage: str) -> None:
     path, void = _ends_with_a_void(journal)
     refused_seq = Seq(void.seq - 1)
     end = journal.end

@@ -203,7 +203,7 @@ async def test_mirror_that_ends_between_an_entry_and_its_void(tmp_path: Path) ->
             reader.close()
             mirror.volume.journal.receive(_beginning(primary, Seq(head_seq - 1)))
     async with _idle_pair(tmp_path) as (primary, mirror):
-        await _until("what is settled is applied", lambda: applied(mirror) == head_seq - 2)
+        await _until("what is committed is applied", lambda: applied(mirror) == head_seq - 2)
     async with _pair(tmp_path) as (primary, mirror):
         await _until("the mirror is level", _level(primary, mirror))
         assert content(mirror.journal_dir) == content(primary.journal_dir)

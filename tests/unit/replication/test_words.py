@@ -105,7 +105,7 @@ async def test_a_promotion_that_is_prepared_waits_until_all_is_applied(tmp_path:
 
 
 @pytest.mark.parametrize("held", [True, False])
-async def test_the_last_entry_is_settled_before_the_reign_begins(
+async def test_the_last_entry_is_decided_before_the_reign_begins(
     tmp_path: Path, held: bool
 ) -> None:
     """A mirror's last entry may be one whose VOID is lost: whoever is promoted looks."""

@@ -1,6 +1,9 @@
 """The work of ``rejoin``: brings a node that left the common history level, while nothing is
 mounted.
 
+A primary that another has come after, and that no start makes a mirror because its machine was
+lost, becomes one by it.
+
 What it does, in order: finds where the journal parts from the primary's (replication/parting.py);
 plans (roles/rejoin.py); keeps this node's own entries as a branch; writes the intent down; opens
 the volume, which goes through with it (volume/rollback.py), and closes it in order. Stopped or
@@ -30,7 +33,7 @@ from fusejournal.layer.connection import is_held
 from fusejournal.node.assemble import journal_options
 from fusejournal.node.holding import hold_volume
 from fusejournal.node.spec import Reporter, load_checked
-from fusejournal.node.state_dir import VolumeState
+from fusejournal.node.state_dir import VolumeState, change_role
 from fusejournal.replication.common_ancestor import first_error
 from fusejournal.replication.fence import node_id_of
 from fusejournal.replication.local_node import node_name
@@ -42,6 +45,7 @@ from fusejournal.replication.parting import (
 )
 from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.roles.rejoin import RejoinError, RejoinPlan, plan_rejoin
+from fusejournal.roles.role import Event
 from fusejournal.types import Position, Seq
 from fusejournal.volume.boot_record import BootRecord
 from fusejournal.volume.rollback import Rollback, load_rollback
@@ -61,9 +65,9 @@ class Rejoined(Reply):
     OMITTED: ClassVar[frozenset[str]] = frozenset({"branch"})
 
     volume: str
-    source: str
-    """The peer whose history is followed,"""
-    reign: str
+    source: str | None
+    """The peer whose history is followed; None of a rejoin that goes on and has no branch;"""
+    reign: str | None
     """and the reign that it goes by."""
     rung: int
     """1: nothing to bring level; 2: this node's own entries are undone; see roles/rejoin.py."""
@@ -130,7 +134,13 @@ class RejoinRequest:
         state = self._state
         reader = JournalReader(state.journal_dir, state.uuid)
         reader.must_reach = head.seq
-        return plan_rejoin(state.journal_dir, reader, head, self._find_parting(page, head))
+        parting = self._find_parting(page, head)
+        if not state.is_mirror and parting.reign.epoch <= head.epoch:
+            raise RejoinError(
+                f"volume {state.name} is a primary of epoch {head.epoch}, and {parting.peer} goes "
+                f"by reign {parting.reign}, which has not come after it: nothing is to be done here"
+            )
+        return plan_rejoin(state.journal_dir, reader, head, parting)
 
     def _find_parting(self, page: WatermarkPage, head: Position) -> Parting:
         """Ask the peer, or take what the last primary said. Raises FusejournalError."""
@@ -156,10 +166,10 @@ class RejoinRequest:
             found = book.find(self._peer)
             if found is None:
                 raise UnknownPeerError(self._peer)
-            return found if found.address is not None else None
+            return found if found.any_address is not None else None
         if load_parting(self._state.directory) is not None:
             return None
-        there = [peer for peer in book.list() if peer.address is not None]
+        there = [peer for peer in book.list() if peer.any_address is not None]
         if len(there) > 1:
             names = ", ".join(peer.name for peer in there)
             raise RejoinError(f"which one is the primary? --from one of {names}")
@@ -194,10 +204,6 @@ class RejoinRequest:
         if os.geteuid() != 0:
             raise PrivilegeError("a rejoin changes the backing, and needs root: try sudo")
         state = self._state
-        if not state.is_mirror:
-            raise RejoinError(
-                f"volume {state.name} is a primary: only a mirror can be brought level with one"
-            )
         with hold_volume(state), self._open_backing() as root_fd:
             page = WatermarkPage(state.watermarks, state.created_ns)
             begun = load_rollback(state.directory)
@@ -206,12 +212,18 @@ class RejoinRequest:
                     told = self._begin(root_fd, page)
                 else:
                     told = self._going_on(begun, done=True)
-                if told.rung > 1:
+                if load_rollback(state.directory) is not None:
+                    self._change_role(page)
                     self._go_through(os.dup(root_fd), reporter, check)
             finally:
                 page.close()
             forget_parting(state.directory)
             return told
+
+    def _change_role(self, page: WatermarkPage) -> None:
+        """Have a former primary be a mirror, of the reign that has come after its own."""
+        if not self._state.is_mirror:
+            self._state = change_role(self._state, Event.DEMOTED, page.fence)
 
     @contextmanager
     def _open_backing(self) -> Iterator[int]:
@@ -250,17 +262,21 @@ class RejoinRequest:
         head = journal.head
         journal.close()
         plan = self._plan(page, head)
-        if plan.rung == 1:
+        if plan.rung == 1 and state.is_mirror:
             return self._told(plan, None, done=True)
-        parting = plan.parting
-        branch = make_branch(
-            state.directory, state.uuid, plan.position, head, parting.peer, str(parting.reign)
-        )
+        parting, name = plan.parting, None
+        if plan.rung > 1:
+            reign = str(parting.reign)
+            name = make_branch(
+                state.directory, state.uuid, plan.position, head, parting.peer, reign
+            ).name
         # Nothing of a lower reign comes in again.
         page.fence = page.fence.after(parting.reign)
         page.sync()
-        Rollback(plan.position, branch.name, may_be_ahead=False).save(state.directory)
-        return self._told(plan, branch.name, done=True)
+        # A primary applies before it flushes: after a crash its backing may have more.
+        may_be_ahead = not state.is_mirror and not boot.is_this and not journal.ends_clean
+        Rollback(plan.position, name, may_be_ahead).save(state.directory)
+        return self._told(plan, name, done=True)
 
     def _go_through(self, root_fd: int, reporter: Reporter, check: Check) -> None:
         """Open the volume, which does what is left to do, and close it in order."""
@@ -286,19 +302,23 @@ class RejoinRequest:
 
     def _going_on(self, begun: Rollback, *, done: bool) -> Rejoined:
         """Returns the rest of a rejoin that was stopped."""
-        branch = find_branch(self._state.directory, begun.branch)
         losing = begun.losing(self._state.directory)
+        source = reign = None
+        head_seq = begun.position.seq
+        if begun.branch is not None:
+            branch = find_branch(self._state.directory, begun.branch)
+            source, reign, head_seq = branch.source, branch.reign, branch.head.seq
         return Rejoined(
             volume=self._state.name,
-            source=branch.source,
-            reign=branch.reign,
-            rung=2,
+            source=source,
+            reign=reign,
+            rung=1 if begun.branch is None else 2,
             parted=position_text(begun.position),
-            head_seq=branch.head.seq,
-            own_entries=branch.head.seq - branch.parted.seq,
+            head_seq=head_seq,
+            own_entries=head_seq - begun.position.seq,
             files=len(losing.fids),
             contents=len(losing.contents),
-            branch=branch.name,
+            branch=begun.branch,
             done=done,
         )
 

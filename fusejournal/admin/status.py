@@ -123,8 +123,8 @@ def _unfinished(state: VolumeState) -> list[str]:
     if begun is None:
         return []
     return [
-        f"a rejoin has begun (branch {begun.branch}): 'fusejournal rejoin {state.name}' goes on, "
-        "and so does the next mount"
+        f"a rejoin has begun, to entry {begun.position.seq}: "
+        f"'fusejournal rejoin {state.name}' goes on"
     ]
 
 

@@ -30,7 +30,8 @@ from fusejournal.node.registry import find_volume
 def rejoin(
     volume: str, dry_run: bool, peer: str | None, config: Path | None, insecure: bool, as_json: bool
 ) -> None:
-    """Bring VOLUME, a mirror whose journal parts from its primary's, level with that again.
+    """Bring VOLUME, a mirror whose journal parts from its primary's, level with that again; or a
+    former primary whose machine was lost, which another has come after: it becomes a mirror.
 
     It must be unmounted. What only VOLUME has is kept as a branch ('fusejournal branch'); journal
     and files go back to the last entry that both have. Then it is a mirror that is behind: mounted
@@ -62,9 +63,8 @@ def _show(told: Rejoined, as_json: bool) -> None:
     if as_json:
         text.echo_json(told.to_json())
         return
-    text.echo(
-        f"{told.source} goes by reign {told.reign}; both have the entries up to {told.parted}"
-    )
+    source = f"{told.source} goes by reign {told.reign}; " if told.source is not None else ""
+    text.echo(f"{source}both have the entries up to {told.parted}")
     own = text.count(told.own_entries, "entry", "entries")
     if told.rung == 1:
         text.echo("rung 1: nothing is here that is not there: mounted, it goes on by itself")

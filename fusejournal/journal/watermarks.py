@@ -176,6 +176,11 @@ class WatermarkPage:
     def durable_seq(self, seq: Seq) -> None:
         self._set(_DURABLE, seq)
 
+    def raise_durable(self, seq: Seq) -> None:
+        """Note that the journal is known to be on the disk up to *seq*: a checkpoint may have told
+        of more than the page did, and nothing beyond that is ever applied. Raises OSError."""
+        self.durable_seq = max(self.durable_seq, seq)
+
     @property
     def rooted_seq(self) -> Seq:
         """The seq of the position that the backing's root has on its disk."""

@@ -98,7 +98,8 @@ class Fence:
         )
         return (
             f"fenced: epoch {seen.epoch} has begun, and this journal is of epoch {epoch} "
-            f"({whose}); make this one a mirror ('fusejournal demote'); or, if that reign is "
+            f"({whose}); make this one a mirror ('fusejournal demote'; where it cannot be mounted, "
+            "'fusejournal rejoin'); or, if that reign is "
             f'none, overrule it: overrule = "{seen}" under [replication], and mount again'
         )
 

@@ -116,9 +116,9 @@ class PartingInquiry:
             return await self._compare(connection, peer, theirs, position)
 
     async def _connect(self, peer: Peer) -> Connection:
-        assert peer.address is not None
+        assert peer.any_address is not None
         return await connect(
-            peer.address,
+            peer.any_address,
             self._identity,
             peer.certificate,
             insecure=self._insecure,

@@ -23,6 +23,7 @@ import xxhash
 from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.disk import calls
 from fusejournal.disk.errnos import NO_SPACE
+from fusejournal.errors import JournalFullError
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.types import Position, Seq
 
@@ -130,6 +131,17 @@ def suppress_full() -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
+
+
+@contextmanager
+def told_when_full(state_dir: Path, words: str) -> Iterator[None]:
+    """Raises JournalFullError with *words* where the block finds the state's disk full."""
+    try:
+        yield
+    except (OSError, JournalFullError) as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise JournalFullError(f"{state_dir}: no space left {words}") from None
 
 
 def _checksum(content: bytes, owner: int) -> bytes:

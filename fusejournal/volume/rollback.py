@@ -37,12 +37,12 @@ class Rollback:
     """The intent to take the volume of the state directory back to *position*.
 
     Args:
-        branch: the branch that has what comes after it.
+        branch: the branch that has what comes after it; None where nothing does.
         may_be_ahead: the backing may have what not even the branch has: a primary's after a system
             crash."""
 
     position: Position
-    branch: str
+    branch: str | None
     may_be_ahead: bool
 
     def save(self, state_dir: Path) -> None:
@@ -52,22 +52,36 @@ class Rollback:
 
     def losing(self, state_dir: Path) -> LosingEntries:
         """Returns what the entries that lost have touched. Raises FusejournalError, OSError."""
+        if self.branch is None:
+            return LosingEntries()
         branch = find_branch(state_dir, self.branch)
         return LosingEntries.read(branch.reader(), branch.parted.seq, branch.head.seq)
 
     def begin(
-        self, state_dir: Path, page: WatermarkPage, root: BackingRoot, read_only: bool
+        self,
+        state_dir: Path,
+        page: WatermarkPage,
+        root: BackingRoot,
+        *,
+        read_only: bool,
+        is_mirror: bool,
     ) -> None:
         """Have nothing of the volume speak of what comes after the position any more, but its
-        backing. Raises RecoveryError in a *read_only* opening, which may not; FusejournalError,
-        OSError."""
+        backing. Raises RecoveryError in a *read_only* opening, which may not, and where it is no
+        mirror yet; FusejournalError, OSError."""
+        if not is_mirror:
+            raise RecoveryError(
+                f"{state_dir}: a rejoin has begun, and its role has yet to change: 'fusejournal "
+                "rejoin' goes on"
+            )
         if read_only:
             raise RecoveryError(
                 f"{state_dir}: a rejoin has begun and is not at its end: mount it without -o ro, "
                 "and it goes on"
             )
         seq = self.position.seq
-        find_branch(state_dir, self.branch)  # or the only copy would go
+        if self.branch is not None:
+            find_branch(state_dir, self.branch)  # or the only copy would go
         # What tells of more than there is would be taken for damage: so it is lowered first.
         page.stopped_seq = Seq(0)
         page.rooted_seq = Seq(0)
@@ -90,9 +104,8 @@ class Rollback:
 
     def __str__(self) -> str:
         """The deed in words."""
-        return (
-            f"rejoin: taken back to entry {self.position.seq}; what came after it is branch "
-            f"{self.branch}"
+        return f"rejoin: taken back to entry {self.position.seq}" + (
+            f"; what came after it is branch {self.branch}" if self.branch else ""
         )
 
 
@@ -107,7 +120,7 @@ def load_rollback(state_dir: Path) -> Rollback | None:
         epoch, seq, chain = map(int, raw["position"])
         return Rollback(
             Position(Epoch(epoch), Seq(seq), chain),
-            str(raw["branch"]),
+            str(raw["branch"]) if raw["branch"] is not None else None,
             bool(raw["may_be_ahead"]),
         )
     except FileNotFoundError:

@@ -16,7 +16,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
@@ -31,7 +31,6 @@ from fusejournal.errors import (
     JournalDamagedError,
     JournalError,
     JournalFailedError,
-    JournalFullError,
 )
 from fusejournal.journal.format import Entry
 from fusejournal.journal.journal import Journal
@@ -41,7 +40,12 @@ from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.operations import Clean, NewEpoch
 from fusejournal.types import Epoch, Seq
 from fusejournal.volume.boot_record import BootRecord
-from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile, suppress_full
+from fusejournal.volume.checkpoint import (
+    Checkpoint,
+    CheckpointFile,
+    suppress_full,
+    told_when_full,
+)
 from fusejournal.volume.importer import Importer, survey
 from fusejournal.volume.observer import VolumeObserver, Watcher
 from fusejournal.volume.reconcile.after_loss import describe_trouble, reconcile_after_loss
@@ -227,6 +231,7 @@ class VolumeStartup:
         if self._watermarks is not None:
             self.volume.write_errno = errno.EROFS
             self._watermarks.stopped_seq = Seq(0)
+            self._watermarks.raise_durable(self.volume.journal.durable_seq)
             self._watermarks.confirm()
             self._watermarks.sync()
             if not self.is_uninitialized and not self._boot.read().is_this:
@@ -255,7 +260,13 @@ class VolumeStartup:
         """Go on with what a rejoin has begun, if one has. Raises RecoveryError, OSError."""
         self._rollback = load_rollback(self._state_dir)
         if self._rollback is not None:
-            self._rollback.begin(self._state_dir, self.page, self.root, read_only)
+            self._rollback.begin(
+                self._state_dir,
+                self.page,
+                self.root,
+                read_only=read_only,
+                is_mirror=self._watermarks is not None,
+            )
             self._ties.position = self._rollback.position
 
     def _end_rollback(self) -> None:
@@ -397,7 +408,7 @@ class VolumeStartup:
         """Import what is in the backing. Yields between items."""
         total = survey(self._root_fd)
         catalog = self.volume.catalog
-        with _told_when_full(self._state_dir, _IMPORT_NEEDS):
+        with told_when_full(self._state_dir, _IMPORT_NEEDS):
             due = time.monotonic() + _CHECKPOINT_SECONDS
             for done in self.importer.run():
                 self._watcher.progress("importing", done.bytes, total.bytes, "bytes")
@@ -460,7 +471,7 @@ class VolumeStartup:
         catalog.checkpoint_seq = catalog.applied_seq
         # (A mirror's backing has nothing that its journal does not know.)
         catalog.imported = catalog.imported or (is_mirror and not self.is_uninitialized)
-        with _told_when_full(self._state_dir, _STOP_NEEDS):
+        with told_when_full(self._state_dir, _STOP_NEEDS):
             catalog.commit()
         catalog.sync()
         if is_mirror:
@@ -471,7 +482,7 @@ class VolumeStartup:
                 page.sync_stopped(journal.head_seq)
             return
         # Last, and not in the catalog any more: CLEAN says that the catalog is whole on disk.
-        with _told_when_full(self._state_dir, _STOP_NEEDS):
+        with told_when_full(self._state_dir, _STOP_NEEDS):
             volume.note(Clean())
         journal.sync()
         with suppress_full():
@@ -480,17 +491,6 @@ class VolumeStartup:
                 calls.fsync("root.sync", self._root_fd)
                 page.rooted_seq = journal.head_seq
             page.sync()
-
-
-@contextmanager
-def _told_when_full(state_dir: Path, words: str) -> Iterator[None]:
-    """Raises JournalFullError with *words* where the block finds the state's disk full."""
-    try:
-        yield
-    except (OSError, JournalFullError) as error:
-        if error.errno not in NO_SPACE:
-            raise
-        raise JournalFullError(f"{state_dir}: no space left {words}") from None
 
 
 def _descriptors_max() -> int:

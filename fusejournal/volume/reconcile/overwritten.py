@@ -60,6 +60,20 @@ class KeptCopies:
         else:
             self.not_kept.append(path)
 
+    def keep_unknown(self, fid: Fid, name: bytes, directory: int) -> None:
+        """Copy the regular file *name* in *directory*, which bears *fid*, is in no journal, and is
+        about to be removed. Raises OSError."""
+        target = self._directory / str(fid)
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            info = os.fstat(fd)
+            is_kept = target.exists() or (
+                self._has_space(info.st_blocks * 512) and self._copy(fd, info.st_size, target)
+            )
+        finally:
+            os.close(fd)
+        (self.kept if is_kept else self.not_kept).append(name)
+
     def complete(self) -> None:
         """All files have been seen by :meth:`keep`. Raises OSError."""
         marker = self._directory / _COMPLETE

@@ -103,6 +103,7 @@ class Reconciliation:
         elif in_flight is not None:
             self._in_flight = in_flight.operation
         self._may_be_ahead = may_be_ahead
+        self._goes_back = losing is not None
         self._losing = LosingEntries() if losing is None else losing
         self._cause = "the machine was lost" if losing is None else "its end lost"
         self._progress = progress
@@ -326,7 +327,9 @@ class Reconciliation:
         """Move or remove what is not a file of the journal as it is now."""
         look = unexpected.look
         is_ours = look.fid is not None
-        has_lost = look.fid in self._losing.made
+        # (What a primary did last before a crash, neither its journal nor the branch has.)
+        is_lost_too = self._goes_back and self._may_be_ahead and look.fid is not None
+        has_lost = is_lost_too or look.fid in self._losing.made
         was_removed = has_lost or look.fid in self._known_strays
         place = unexpected.parent, unexpected.name
         is_half_made = place in self._places_in_flight and self._may_be_in_flight(look)
@@ -336,6 +339,9 @@ class Reconciliation:
         is_waste = was_removed or unexpected.in_staging or (is_half_made and is_empty)
         in_the_way = place in self._survey.missing_names or place in self._places_in_flight
         with self._directory(unexpected) as directory:
+            if is_lost_too and look.fid not in self._losing.made and not is_empty:
+                assert look.fid is not None
+                self._kept.keep_unknown(look.fid, unexpected.name, directory)
             if is_waste and self._remove(unexpected, directory):
                 return
             if is_ours:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
+from uuid import UUID
 
 import pytest
 import trio
@@ -19,14 +20,16 @@ from fusejournal.errors import FusejournalError, UnknownPeerError, VolumeBusyErr
 from fusejournal.journal.branches import list_branches
 from fusejournal.node.holding import hold_volume
 from fusejournal.node.state_dir import VolumeState, load_state, save_state
+from fusejournal.operations import NewEpoch
+from fusejournal.replication.common_ancestor import first_error
 from fusejournal.replication.local_node import node_name
 from fusejournal.replication.parting import load_parting
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.rejoin import RejoinError
 from fusejournal.roles.role import Role
-from fusejournal.types import ROOT_FID
+from fusejournal.types import ROOT_FID, Epoch
 from fusejournal.volume.rollback import FILE
-from tests.support.losses import Died, dying_at
+from tests.support.losses import Died, dying_at, lose_machine
 from tests.support.pairs import level, listens_at, mirror_status, running, until
 from tests.support.trees import difference, image
 from tests.support.volumes import OpenVolume, Quiet, content, open_volume
@@ -92,14 +95,12 @@ def parted(tmp_path: Path) -> Places:
     return Places(primary, mirror)
 
 
-def make_state(directory: Path) -> None:
-    """What tells a command of the mirror in *directory*."""
+def make_state(directory: Path, role: Role = Role.MIRROR) -> None:
+    """What tells a command of the volume in *directory*."""
     (directory / "mount").mkdir()
-    with open_volume(directory, mirror=True) as volume:
-        uuid = volume.volume.journal.uuid
+    uuid = UUID((directory / "state" / "uuid").read_text())
     places = (directory / "backing").resolve(), directory / "mount"
-    state = VolumeState(directory / "state", uuid, "mirror", *places, 0, Role.MIRROR)
-    save_state(state)
+    save_state(VolumeState(directory / "state", uuid, "mirror", *places, 0, role))
 
 
 def _request(places: Places, peer: str | None = None) -> RejoinRequest:
@@ -234,6 +235,63 @@ def test_a_primary_that_is_behind_is_asked_by_its_own_end(parted: Places) -> Non
     assert trio.run(ask) == own
 
 
+# -- a former primary ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own", [0, 4], ids=["a beginning", "with entries of its own"])
+@pytest.mark.parametrize("death", [None, "state.rename", "rejoin.root"])
+def test_a_former_primary_whose_machine_was_lost(
+    tmp_path: Path, own: int, death: str | None
+) -> None:
+    """Another was promoted meanwhile, and no start makes a mirror of this one."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    with open_volume(old) as volume:
+        volume.work(8)
+    _level(old, new)
+    with open_volume(old, orderly=False) as volume:
+        if not own:  # its CLEAN, which no one else has
+            trio.run(lambda: _ship_to(volume, new))
+        volume.work(own, start=50)
+        uuid, lost = volume.volume.journal.uuid, volume.volume.journal.head_seq - own
+    lose_machine(old / "state", lost)
+    with open_volume(new, uuid=uuid) as volume:
+        volume.volume.note(NewEpoch(Epoch(2), "promoted"))
+        volume.work(5, start=100)
+    make_state(old, Role.PRIMARY)
+    places = Places(new, old)
+
+    async def rejoin_from() -> None:
+        with open_volume(new) as source:
+            source.replicate(ReplicationConfig(), "127.0.0.1:0")
+            async with running(source):
+                book = PeerBook(old / "state")
+                book.add("new", parse_address(listens_at(source)))
+                book.save()
+                await trio.to_thread.run_sync(lambda: _run(places))
+
+    if death is not None:
+        with dying_at(death, 1), pytest.raises(BaseExceptionGroup) as caught:
+            trio.run(rejoin_from)
+        assert isinstance(first_error(caught.value), Died)
+        if places.state.role is Role.PRIMARY:
+            with pytest.raises(FusejournalError, match="its role has yet to change"):
+                open_volume(old).__enter__()
+            _run(places)
+    else:
+        trio.run(rejoin_from)
+    _level(new, old)
+    assert places.state.role is Role.MIRROR
+    assert places.state.reign is not None
+    assert places.state.reign.epoch == 2
+    assert not (found := difference(image(new / "backing"), image(old / "backing"))), found
+    assert len(list_branches(old / "state")) == (1 if own else 0)
+
+
+async def _ship_to(source: OpenVolume, sink: Path) -> None:
+    with open_volume(sink, mirror=True) as mirror:
+        await _ship(source, mirror)
+
+
 # -- refusals ------------------------------------------------------------------------------------
 
 
@@ -245,7 +303,7 @@ def test_refusals_say_what_to_do(parted: Places) -> None:
     _request(parted).plan()  # which changes nothing
     state = parted.state
     save_state(replace(state, role=Role.PRIMARY))
-    with pytest.raises(RejoinError, match="is a primary"):
+    with pytest.raises(RejoinError, match="which has not come after it"):
         _run(parted)
     save_state(state)
 

@@ -17,6 +17,7 @@ from fusejournal.errors import PeerLostError, PeerMistakenError, PeerRefusedErro
 from fusejournal.journal.frame_range import FrameRange, FrameRangeReader
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import list_segments
+from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.replay.digest import digest_tree
 from fusejournal.replication import mirror_applier as mirror_applier_module
 from fusejournal.replication import peer_record as peer_record_module
@@ -29,6 +30,7 @@ from fusejournal.replication.receive_session import Receiving
 from fusejournal.replication.ship_session import ShipSession
 from fusejournal.types import Seq
 from fusejournal.wire.session import FAILED, FULL
+from tests.support.losses import lose_machine
 from tests.support.pairs import level as _level
 from tests.support.pairs import listens_at, mirror_status, peer_status
 from tests.support.pairs import mirror_and_primary as _pair
@@ -529,3 +531,19 @@ async def test_a_catalog_that_had_no_space_for_a_moment(
         is_full[0] = False
         await _until("it is over", lambda: peer_status(primary).state == "streaming")
         assert mirror_status(mirror).trouble is None
+
+
+async def test_a_mirror_that_was_level_applies_all_without_a_new_entry(tmp_path: Path) -> None:
+    """Its machine was lost between the checkpoint's flush and the page's, which is older then: what
+    the checkpoint tells of is on the disk, and to be applied, though no entry comes."""
+    async with _pair(tmp_path) as (primary, mirror):
+        primary.work(3)
+        await _until("the mirror is level", _level(primary, mirror))
+        head_seq = mirror.volume.journal.head_seq
+    lose_machine(tmp_path / "mirror" / "state", head_seq)
+    page = WatermarkPage(tmp_path / "mirror" / "state" / "watermarks")
+    page.durable_seq = page.stopped_seq = Seq(0)
+    page.close()
+    with open_volume(tmp_path / "mirror", mirror=True) as mirror:
+        assert mirror.opening.lost_machine
+        assert mirror.opening.page.durable_seq == mirror.volume.journal.durable_seq == head_seq

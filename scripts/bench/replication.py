@@ -9,7 +9,10 @@ delay     Changes at a steady rate; at 20 moments a second a file is made, and s
           the mirror's mount sees it appear. lsyncd gets the same, between plain directories.
 cost      Small operations, and writes of 1 MiB, with the mirror streaming and paused, in turn.
 catch-up  Entries that the primary took alone are got by a mirror that is empty, from its first
-          connection until it has applied all."""
+          connection until it has applied all.
+entries   The processor time of an entry that is taken, shipped, and applied by a mirror: each round
+          the mirror is paused, entries are taken, and it catches up. With --beside DIR a pair of
+          another checkout's program does the same in turn, as "before"."""
 
 import argparse
 import multiprocessing
@@ -17,6 +20,7 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,8 +31,20 @@ from typing import Any, NamedTuple
 
 from fusejournal.control.client import ask
 from tests.support.layer import Layer
-from tests.support.mirrors import know_each_other, wait_for
+from tests.support.mirrors import wait_for
 
+_PAIRING = """
+import sys
+from pathlib import Path
+from scripts.bench.replication import Node
+from tests.support.mirrors import know_each_other
+base, port = Path(sys.argv[1]), int(sys.argv[2])
+primary = Node(base / "primary", "primary", port, 0)
+mirror = Node(base / "mirror", "mirror", port + 1, 0)
+know_each_other(primary, mirror, "127.0.0.1", mirror.port)
+"""
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_PORT = 7741
 PROBES_PER_SECOND = 20
 RATES = (500, 2000)
 FILES = 500
@@ -50,10 +66,12 @@ sync {{ default.rsync, source = "{source}", target = "{target}", delay = {delay}
 class Node(Layer):
     """Primary or mirror, on one processor."""
 
-    def __init__(self, base: Path, role: str, port: int, cpu: int) -> None:
+    def __init__(
+        self, base: Path, role: str, port: int, cpu: int, checkout: Path = _CHECKOUT
+    ) -> None:
         super().__init__(base)
         self.name, self.port, self._role = base.name, port, role
-        self.prefix = ("taskset", "-c", str(cpu))
+        self.prefix = ("env", f"PYTHONPATH={checkout}", "taskset", "-c", str(cpu))
 
     def mount_arguments(self, *extra: str) -> list[str]:
         return [
@@ -101,14 +119,24 @@ class Couple(NamedTuple):
 
 
 @contextmanager
-def couple(base: Path, cpus: tuple[int, int]) -> Iterator[Couple]:
-    """Both, neither started."""
+def couple(
+    base: Path, cpus: tuple[int, int], port: int = _PORT, checkout: Path = _CHECKOUT
+) -> Iterator[Couple]:
+    """Both, neither started; of the program in *checkout*. At the end those that run are stopped in
+    order, for what they have begun (an index, a compressed segment) is to be done before their
+    files go."""
     with (
-        Node(base / "primary", "primary", 7741, cpus[0]) as primary,
-        Node(base / "mirror", "mirror", 7742, cpus[1]) as mirror,
+        Node(base / "primary", "primary", port, cpus[0], checkout) as primary,
+        Node(base / "mirror", "mirror", port + 1, cpus[1], checkout) as mirror,
     ):
-        know_each_other(primary, mirror, "127.0.0.1", mirror.port)
+        # By the program's own version, whose files these are.
+        command = [sys.executable, "-c", _PAIRING, str(base), str(port)]
+        environment = {**os.environ, "PYTHONPATH": str(checkout)}
+        subprocess.run(command, cwd=checkout, env=environment, check=True)
         yield Couple(primary, mirror)
+        for node in (mirror, primary):
+            if node.is_alive():
+                node.stop()
 
 
 # -- work ----------------------------------------------------------------------------------------
@@ -348,6 +376,59 @@ def catch_up(nodes: Couple, options: argparse.Namespace) -> None:
     )
 
 
+# -- entries -------------------------------------------------------------------------------------
+
+
+class Spent(NamedTuple):
+    """Processor time an entry, in microseconds."""
+
+    taken_us: float
+    shipped_us: float
+    applied_us: float
+
+
+def spend(nodes: Couple, count: int) -> Spent:
+    """What about *count* entries cost."""
+    nodes.pause()
+    head_seq, begun = nodes.primary.head_seq, nodes.primary.cpu_seconds
+    work(nodes.primary.mountpoint, 1, 0, count)
+    entries, taken = nodes.primary.head_seq - head_seq, nodes.primary.cpu_seconds
+    before = nodes.mirror.cpu_seconds
+    nodes.resume()
+    each = 1e6 / entries
+    return Spent(
+        (taken - begun) * each,
+        (nodes.primary.cpu_seconds - taken) * each,
+        (nodes.mirror.cpu_seconds - before) * each,
+    )
+
+
+def entries(base: Path, cpus: tuple[int, int], options: argparse.Namespace) -> None:
+    """The fourth table, by pairs of its own."""
+    checkouts = {"now": _CHECKOUT}
+    if options.beside is not None:
+        checkouts = {"before": options.beside.resolve(), **checkouts}
+    spent: dict[str, list[Spent]] = {name: [] for name in checkouts}
+    with ExitStack() as stack:
+        pairs = {}
+        for number, (name, checkout) in enumerate(checkouts.items()):
+            at = base / name
+            pairs[name] = stack.enter_context(couple(at, cpus, _PORT + 2 * number, checkout))
+            for node in pairs[name]:
+                node.start()
+            pairs[name].resume()
+        for number in range(options.rounds + 1):
+            for name, nodes in pairs.items():
+                one = spend(nodes, options.entries // options.rounds)
+                if number:  # in the first one caches are filled
+                    spent[name].append(one)
+    print(f"entries: {'us of an entry':>22}" + "".join(f"{name:>10}" for name in spent))
+    for column, label in enumerate(("taken", "shipped", "applied")):
+        medians = [statistics.median(one[column] for one in found) for found in spent.values()]
+        ratio = f"{medians[-1] / medians[0]:8.2f}" if len(medians) > 1 and medians[0] else ""
+        print(f"  {label:29}" + "".join(f"{one:10.1f}" for one in medians) + ratio)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="run replication",
@@ -356,9 +437,10 @@ def main() -> None:
     )
     parser.add_argument("--where", default="/dev/shm", help="directory to work in")
     parser.add_argument("--seconds", type=float, default=10, help="a measurement's length")
-    parser.add_argument("--rounds", type=int, default=5, help="of the cost")
-    parser.add_argument("--entries", type=int, default=200_000, help="to catch up with")
-    parser.add_argument("--only", choices=["delay", "cost", "catch-up"])
+    parser.add_argument("--rounds", type=int, default=5, help="of cost and entries")
+    parser.add_argument("--entries", type=int, default=200_000, help="to take and to catch up with")
+    parser.add_argument("--only", choices=["delay", "cost", "catch-up", "entries"])
+    parser.add_argument("--beside", type=Path, help="another checkout, whose entries are measured")
     options = parser.parse_args()
     cpus = sorted(os.sched_getaffinity(0))
     first, last = cpus[0], cpus[-1]
@@ -367,6 +449,10 @@ def main() -> None:
             tempfile.TemporaryDirectory(prefix="fusejournal-bench.", dir=options.where)
         )
         base = Path(name)
+        if options.only in (None, "entries"):
+            entries(base, (first, last), options)
+        if options.only == "entries":
+            return
         nodes = stack.enter_context(couple(base, (first, last)))
         nodes.primary.start()
         os.sched_setaffinity(0, {first})

@@ -156,7 +156,9 @@ class WatermarkPage:
 
     @applying_seq.setter
     def applying_seq(self, seq: Seq) -> None:
-        self._set(_APPLYING, seq)
+        # For each entry anew, so without what the general way costs.
+        calls.write_all("watermarks.write", self._fd, _WORD.pack(seq), _APPLYING * _WORD.size)
+        self._words[_APPLYING] = seq
 
     @property
     def committed_seq(self) -> Seq:

@@ -152,7 +152,18 @@ class MirrorApplier:
         ends = time.perf_counter() + _SLICE_SECONDS
         more = False
         for entry, outcome in entries:
-            await self._apply(entry, outcome)
+            redo = entry.seq <= self._redo_until_seq
+            if self.full is not None or entry.seq == self._in_doubt:
+                await self._apply(entry, outcome, redo)
+            else:
+                # The way of nearly all: with nothing to wait for, and so with no coroutine.
+                try:
+                    self._watermarks.applying_seq = entry.seq
+                    self._volume.apply_received(entry, outcome, redo)
+                except OSError:
+                    await self._apply(entry, outcome, redo=True)
+                else:
+                    self._kernel_cache.invalidate(entry.operation)
             if time.perf_counter() > ends:
                 more = True
                 break
@@ -166,8 +177,9 @@ class MirrorApplier:
         self._news.set()
         return more
 
-    async def _apply(self, entry: Entry, outcome: Outcome) -> None:
-        redo = entry.seq <= self._redo_until_seq
+    async def _apply(self, entry: Entry, outcome: Outcome, redo: bool) -> None:
+        """Apply one that may have to wait for space, or is in doubt. *redo*: it may have been
+        applied before, in part too. Raises EntryRefusedError. Cancelling leaves it undone."""
         mtimes: dict[Fid, int] = {}
         if entry.seq == self._in_doubt:
             lookup = Lookup(JournalReader(self._volume.journal.directory))

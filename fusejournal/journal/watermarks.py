@@ -117,8 +117,11 @@ class WatermarkPage:
         ones they would tell what never was."""
         if numbers != tuple(self._words[first : first + len(numbers)]):
             packed = struct.pack(f"<{len(numbers)}Q", *numbers)
-            calls.write_all("watermarks.write", self._fd, packed, first * _WORD.size)
+            self._write(first, packed)
             self._words[first : first + len(numbers)] = numbers
+
+    def _write(self, first: int, packed: bytes) -> None:
+        calls.write_all("watermarks.write", self._fd, packed, first * _WORD.size)
 
     @property
     def owner(self) -> int:
@@ -157,7 +160,7 @@ class WatermarkPage:
     @applying_seq.setter
     def applying_seq(self, seq: Seq) -> None:
         # For each entry anew, so without what the general way costs.
-        calls.write_all("watermarks.write", self._fd, _WORD.pack(seq), _APPLYING * _WORD.size)
+        self._write(_APPLYING, _WORD.pack(seq))
         self._words[_APPLYING] = seq
 
     @property

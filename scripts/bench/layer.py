@@ -207,12 +207,9 @@ class Place(NamedTuple):
     pid: int | None
 
     def cpu_seconds(self) -> float:
-        """What the process has used, all its threads together. Source: the kernel's
-        Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat."""
-        if self.pid is None:
-            return 0.0
-        threads = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
-        return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+        """What the process has used, all its threads together, also those that have ended. Source:
+        clock_getcpuclockid(3); the kernel's kernel/time/posix-cpu-timers.c."""
+        return 0.0 if self.pid is None else time.clock_gettime(~self.pid << 3 | 2)
 
 
 @contextmanager

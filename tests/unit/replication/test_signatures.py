@@ -16,6 +16,7 @@ from fusejournal.disk import failpoints
 from fusejournal.errors import JournalDamagedError
 from fusejournal.journal.format import FRAME_HEADER_BYTES
 from fusejournal.journal.frame_range import FrameRange, FrameRangeReader, JournalEnd
+from fusejournal.journal.handle_key import HandleKey
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES
 from fusejournal.operations import Create
@@ -273,7 +274,7 @@ async def test_what_was_changed_in_the_midst_is_not_taken(
         assert len(failures) == 1
 
 
-def _unchecked(batch: Batch) -> FrameRange:
+def _unchecked(batch: Batch, _handle_key: HandleKey) -> FrameRange:
     return FrameRange(
         batch.segment_seq,
         batch.offset,

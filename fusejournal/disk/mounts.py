@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from fusejournal.disk import mount_flags
+from fusejournal.disk import mount_flags, syscalls
 from fusejournal.errors import BackingError, MountError, UsageError, VolumeBusyError
 from fusejournal.native import kernel
 
@@ -115,11 +115,18 @@ def uncovered(mountpoint: Path, name: str) -> Iterator[bool]:
 
 def open_backing(backing: Path) -> int:
     """Returns a descriptor of the backing directory, good for as long as it is kept. Raises
-    BackingError."""
+    BackingError, also where its file system has no file handles."""
     try:
-        return os.open(backing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(backing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise BackingError(backing, error.strerror or str(error)) from None
+    try:
+        syscalls.handle_of(fd)
+    except OSError as error:
+        os.close(fd)
+        reason = f"its file system has no file handles ({error.strerror})"
+        raise BackingError(backing, reason) from None
+    return fd
 
 
 def check_places(backing: Path, mountpoint: Path, state_dir: Path) -> None:

@@ -156,8 +156,9 @@ static bool to_time(PyObject *object, struct timespec *found)
     if (time_ns == -1 && PyErr_Occurred())
         return false;
     if (!overflow) {
-        int64_t part_ns = (time_ns % SECOND_NS + SECOND_NS) % SECOND_NS;
-        *found = (struct timespec){(time_ns - part_ns) / SECOND_NS, part_ns};
+        bool is_before = time_ns % SECOND_NS < 0; /* C rounds towards 0 */
+        *found = (struct timespec){time_ns / SECOND_NS - is_before,
+                                   time_ns % SECOND_NS + is_before * SECOND_NS};
         return true;
     }
     second = PyLong_FromLongLong(SECOND_NS);

@@ -2,12 +2,13 @@
 
 import errno
 import os
+import struct
 from pathlib import Path
 
 import pytest
 
 from fusejournal.native import kernel
-from fusejournal.types import TIME_MAX_NS, TIME_MIN_NS
+from fusejournal.types import ROOT_FID, TIME_MAX_NS, TIME_MIN_NS
 
 _FIELDS = [name for name in dir(kernel.FileStat) if name.startswith("st_")]
 
@@ -64,6 +65,16 @@ def test_times_of_more_than_64_bits(tmp_path: Path, time_ns: int) -> None:
         kernel.set_times(one, time_ns, None)
         assert os.lstat(where).st_atime_ns == kernel.stat(one).st_atime_ns == time_ns
         os.close(one)
+
+
+@pytest.mark.parametrize("time_ns", [-(2**63), -(2**63) + 1, -(2**63) - 1, -(10**9) - 1, 2**63])
+def test_times_are_rounded_down(fd: int, time_ns: int) -> None:
+    """Those that fit 64 bits barely, too."""
+    reply = kernel.encode_attributes(ROOT_FID, kernel.stat(fd), time_ns, 1, 1)
+    (ctime,) = struct.unpack_from("=q", reply, 16 + 40)
+    (part_ns,) = struct.unpack_from("=I", reply, 16 + 56)
+    assert (ctime, part_ns) == divmod(time_ns, 10**9)
+    os.close(fd)
 
 
 def test_what_no_kernel_takes_is_refused_before(fd: int) -> None:

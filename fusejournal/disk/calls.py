@@ -82,12 +82,7 @@ def fallocate(
     """fallocate(2) of [offset, offset + length); as it is, it reserves blocks without changing the
     file's size. Raises OSError."""
     reached(label)
-    while True:
-        try:
-            kernel.fallocate(fd, flags, offset, length)
-        except InterruptedError:  # which tmpfs says, and has taken all back
-            continue
-        return
+    kernel.fallocate(fd, flags, offset, length)
 
 
 def allocated_to(fd: int, offset: int) -> int:

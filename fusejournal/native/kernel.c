@@ -2,11 +2,12 @@
  *
  * kernel.pyi says what each function takes and gives; layer/kernel_protocol.py has the structs as
  * tables. Every call gives up the GIL, because the file system below may wait for a disk, and
- * raises the OSError of its errno. There is no state here.
+ * raises the OSError of its errno. One that a signal interrupts is made again, as Python's os does
+ * it, unless the signal's handler raises. There is no state here.
  *
  * Source: open_by_handle_at(2), utimensat(2), renameat2(2), fchownat(2), linkat(2), statx(2),
  * fallocate(2), syncfs(2), statfs(2), prctl(2), capget(2), setfsuid(2), setns(2), mount(2),
- * pidfd_getfd(2); include/uapi/linux/fuse.h; fs/fuse/dev.c.
+ * pidfd_getfd(2); PEP 475; include/uapi/linux/fuse.h; fs/fuse/dev.c.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -34,14 +35,29 @@
 #define HANDLE_BYTES_MAX 128
 #define STATX_MOUNT_IDS (0x1000 | 0x4000) /* STATX_MNT_ID, STATX_MNT_ID_UNIQUE */
 
-/* Gives up the GIL for one call. */
-#define UNLOCKED(call)                                                                             \
-    do {                                                                                           \
-        Py_BEGIN_ALLOW_THREADS(call);                                                              \
-        Py_END_ALLOW_THREADS                                                                       \
-    } while (0)
+/* Returns whether the call that has failed is to be made again, because a signal interrupted it
+ * and the signal's handler has not raised. */
+static bool is_to_repeat(void)
+{
+    if (errno != EINTR)
+        return false;
+    if (PyErr_CheckSignals() == 0)
+        return true;
+    errno = EINTR; /* the handler may have left another */
+    return false;
+}
 
-static PyObject *failed(void) { return PyErr_SetFromErrno(PyExc_OSError); }
+/* Gives up the GIL for one call. */
+#define UNLOCKED(result, call)                                                                     \
+    do {                                                                                           \
+        Py_BEGIN_ALLOW_THREADS(result = call);                                                     \
+        Py_END_ALLOW_THREADS                                                                       \
+    } while (result < 0 && is_to_repeat())
+
+static PyObject *failed(void)
+{
+    return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
+}
 
 static PyObject *done(int result)
 {
@@ -114,8 +130,8 @@ static PyObject *handle_of(PyObject *module, PyObject *const *given, Py_ssize_t 
     if (!has(count, 1, 2) || !to_int(given[0], &fd) || (count > 1 && !to_path(given[1], &name)))
         return NULL;
     handle.head.handle_bytes = HANDLE_BYTES_MAX;
-    UNLOCKED(result = name_to_handle_at(fd, name, &handle.head, &mount_id,
-                                        *name ? 0 : AT_EMPTY_PATH));
+    UNLOCKED(result, name_to_handle_at(fd, name, &handle.head, &mount_id,
+                                       *name ? 0 : AT_EMPTY_PATH));
     if (result < 0)
         return failed();
     return PyBytes_FromStringAndSize((char *)&handle.head.handle_type,
@@ -142,7 +158,7 @@ static PyObject *open_by_handle(PyObject *module, PyObject *const *given, Py_ssi
     }
     handle.head.handle_bytes = (unsigned int)size;
     memcpy(&handle.head.handle_type, bytes, sizeof handle.head.handle_type + size);
-    UNLOCKED(fd = open_by_handle_at(mount_fd, &handle.head, flags | O_CLOEXEC));
+    UNLOCKED(fd, open_by_handle_at(mount_fd, &handle.head, flags | O_CLOEXEC));
     return fd < 0 ? failed() : PyLong_FromLong(fd);
 }
 
@@ -200,6 +216,16 @@ static bool to_new_time(PyObject *object, struct timespec *found)
     return true;
 }
 
+static int set_times_of(int fd, const struct timespec times[2])
+{
+    int result = futimens(fd, times);
+
+    /* Only O_PATH is refused so; the call that takes it looks the file up, which costs. */
+    if (result < 0 && errno == EBADF)
+        result = utimensat(fd, "", times, AT_EMPTY_PATH);
+    return result;
+}
+
 static PyObject *set_times(PyObject *module, PyObject *const *given, Py_ssize_t count)
 {
     struct timespec times[2];
@@ -208,12 +234,7 @@ static PyObject *set_times(PyObject *module, PyObject *const *given, Py_ssize_t 
     if (!has(count, 3, 3) || !to_int(given[0], &fd) || !to_new_time(given[1], &times[0]) ||
         !to_new_time(given[2], &times[1]))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    result = futimens(fd, times);
-    /* Only O_PATH is refused so; the call that takes it looks the file up, which costs. */
-    if (result < 0 && errno == EBADF)
-        result = utimensat(fd, "", times, AT_EMPTY_PATH);
-    Py_END_ALLOW_THREADS
+    UNLOCKED(result, set_times_of(fd, times));
     return done(result);
 }
 
@@ -225,7 +246,7 @@ static PyObject *chown_(PyObject *module, PyObject *const *given, Py_ssize_t cou
     if (!has(count, 3, 3) || !to_int(given[0], &fd) || !to_u32(given[1], &uid) ||
         !to_u32(given[2], &gid))
         return NULL;
-    UNLOCKED(result = fchownat(fd, "", uid, gid, AT_EMPTY_PATH));
+    UNLOCKED(result, fchownat(fd, "", uid, gid, AT_EMPTY_PATH));
     return done(result);
 }
 
@@ -238,7 +259,7 @@ static PyObject *rename_(PyObject *module, PyObject *const *given, Py_ssize_t co
     if (!has(count, 5, 5) || !to_int(given[0], &old_dir) || !to_path(given[1], &old) ||
         !to_int(given[2], &new_dir) || !to_path(given[3], &new) || !to_u32(given[4], &flags))
         return NULL;
-    UNLOCKED(result = renameat2(old_dir, old, new_dir, new, flags));
+    UNLOCKED(result, renameat2(old_dir, old, new_dir, new, flags));
     return done(result);
 }
 
@@ -250,7 +271,7 @@ static PyObject *link_(PyObject *module, PyObject *const *given, Py_ssize_t coun
     if (!has(count, 3, 3) || !to_int(given[0], &fd) || !to_int(given[1], &new_dir) ||
         !to_path(given[2], &name))
         return NULL;
-    UNLOCKED(result = linkat(fd, "", new_dir, name, AT_EMPTY_PATH));
+    UNLOCKED(result, linkat(fd, "", new_dir, name, AT_EMPTY_PATH));
     return done(result);
 }
 
@@ -306,8 +327,8 @@ static PyObject *stat_of(PyObject *module, PyObject *const *given, Py_ssize_t co
     found = PyObject_New(FileStat, &FileStatType);
     if (found == NULL)
         return NULL;
-    UNLOCKED(result = name == NULL ? fstat(fd, &found->stat)
-                                   : fstatat(fd, name, &found->stat, AT_SYMLINK_NOFOLLOW));
+    UNLOCKED(result, name == NULL ? fstat(fd, &found->stat)
+                                  : fstatat(fd, name, &found->stat, AT_SYMLINK_NOFOLLOW));
     if (result == 0)
         return (PyObject *)found;
     Py_DECREF(found);
@@ -322,7 +343,7 @@ static PyObject *exists(PyObject *module, PyObject *const *given, Py_ssize_t cou
 
     if (!has(count, 2, 2) || !to_int(given[0], &fd) || !to_path(given[1], &name))
         return NULL;
-    UNLOCKED(result = fstatat(fd, name, &found, AT_SYMLINK_NOFOLLOW));
+    UNLOCKED(result, fstatat(fd, name, &found, AT_SYMLINK_NOFOLLOW));
     return result < 0 && errno != ENOENT ? failed() : PyBool_FromLong(result == 0);
 }
 
@@ -374,7 +395,7 @@ static PyObject *write_reply(PyObject *module, PyObject *const *given, Py_ssize_
         return NULL;
     head = (struct fuse_out_header){(uint32_t)(sizeof head + size), -error, unique};
     parts[1] = (struct iovec){body, size};
-    UNLOCKED(written = writev(fd, parts, size ? 2 : 1));
+    UNLOCKED(written, writev(fd, parts, size ? 2 : 1));
     return written < 0 ? failed() : done(0);
 }
 
@@ -480,7 +501,7 @@ static PyObject *fallocate_(PyObject *module, PyObject *const *given, Py_ssize_t
     if (!has(count, 4, 4) || !to_int(given[0], &fd) || !to_int(given[1], &mode) ||
         !to_i64(given[2], &offset) || !to_i64(given[3], &length))
         return NULL;
-    UNLOCKED(result = fallocate(fd, mode, offset, length));
+    UNLOCKED(result, fallocate(fd, mode, offset, length));
     return done(result);
 }
 
@@ -490,7 +511,7 @@ static PyObject *syncfs_(PyObject *module, PyObject *fd_object)
 
     if (!to_int(fd_object, &fd))
         return NULL;
-    UNLOCKED(result = syncfs(fd));
+    UNLOCKED(result, syncfs(fd));
     return done(result);
 }
 
@@ -501,7 +522,7 @@ static PyObject *filesystem_magic(PyObject *module, PyObject *fd_object)
 
     if (!to_int(fd_object, &fd))
         return NULL;
-    UNLOCKED(result = fstatfs(fd, &space));
+    UNLOCKED(result, fstatfs(fd, &space));
     return result < 0 ? failed() : PyLong_FromUnsignedLong((uint32_t)space.f_type);
 }
 
@@ -517,7 +538,7 @@ static PyObject *mount_id(PyObject *module, PyObject *fd_object)
     if (!to_int(fd_object, &fd))
         return NULL;
     /* glibc's struct may be older than the field. */
-    UNLOCKED(result = syscall(SYS_statx, fd, "", AT_EMPTY_PATH, STATX_MOUNT_IDS, &found));
+    UNLOCKED(result, syscall(SYS_statx, fd, "", AT_EMPTY_PATH, STATX_MOUNT_IDS, &found));
     return result < 0 ? failed() : PyLong_FromUnsignedLongLong(found.words[144 / 8]);
 }
 
@@ -528,7 +549,7 @@ static PyObject *birth_time(PyObject *module, PyObject *fd_object)
 
     if (!to_int(fd_object, &fd))
         return NULL;
-    UNLOCKED(result = statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &found));
+    UNLOCKED(result, statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &found));
     if (result < 0)
         return failed();
     if (!(found.stx_mask & STATX_BTIME))
@@ -590,7 +611,7 @@ static PyObject *pidfd_getfd(PyObject *module, PyObject *const *given, Py_ssize_
 
     if (!has(count, 2, 2) || !to_int(given[0], &pidfd) || !to_int(given[1], &number))
         return NULL;
-    UNLOCKED(fd = syscall(SYS_pidfd_getfd, pidfd, number, 0));
+    UNLOCKED(fd, syscall(SYS_pidfd_getfd, pidfd, number, 0));
     return fd < 0 ? failed() : PyLong_FromLong(fd);
 }
 
@@ -607,7 +628,7 @@ static PyObject *mount_(PyObject *module, PyObject *const *given, Py_ssize_t cou
         if (text != Py_None && !to_path(text, &texts[at]))
             return NULL;
     }
-    UNLOCKED(result = mount(texts[0], texts[1], texts[2], flags, texts[3]));
+    UNLOCKED(result, mount(texts[0], texts[1], texts[2], flags, texts[3]));
     return done(result);
 }
 
@@ -618,7 +639,7 @@ static PyObject *umount_(PyObject *module, PyObject *const *given, Py_ssize_t co
 
     if (!has(count, 2, 2) || !to_path(given[0], &target) || !to_int(given[1], &flags))
         return NULL;
-    UNLOCKED(result = umount2(target, flags));
+    UNLOCKED(result, umount2(target, flags));
     return done(result);
 }
 

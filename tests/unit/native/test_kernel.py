@@ -1,8 +1,12 @@
 """What is written in C, beside what Python says of the same files."""
 
 import errno
+import fcntl
 import os
+import signal
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -74,6 +78,42 @@ def test_times_are_rounded_down(fd: int, time_ns: int) -> None:
     (ctime,) = struct.unpack_from("=q", reply, 16 + 40)
     (part_ns,) = struct.unpack_from("=I", reply, 16 + 56)
     assert (ctime, part_ns) == divmod(time_ns, 10**9)
+    os.close(fd)
+
+
+class _Raised(Exception):
+    pass
+
+
+@contextmanager
+def _interrupted(handler: Callable[[], object]) -> Iterator[None]:
+    """Has *handler* handle the signal that tells of a lease to be given back."""
+    before = signal.signal(signal.SIGIO, lambda *_: handler())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGIO, before)
+
+
+def test_what_a_signal_interrupts_is_done_all_the_same(tmp_path: Path, fd: int) -> None:
+    """Opening a file waits until who has a lease of it gives that back."""
+    held = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    handle = kernel.handle_of(held)
+
+    def give_back() -> None:
+        fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+    def give_back_and_raise() -> None:
+        give_back()
+        raise _Raised
+
+    fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    with _interrupted(give_back):
+        os.close(kernel.open_by_handle(fd, handle, os.O_RDONLY))
+    fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    with _interrupted(give_back_and_raise), pytest.raises(_Raised):
+        kernel.open_by_handle(fd, handle, os.O_RDONLY)
+    os.close(held)
     os.close(fd)
 
 

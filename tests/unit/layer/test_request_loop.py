@@ -279,7 +279,8 @@ async def test_a_caller_that_dies_waits_for_no_flush_unless_something_is_done(
 async def test_to_leave_is_to_wait_for_the_flush() -> None:
     async with _serving() as kernel:
         kernel.ask(Opcode.FSYNCDIR, 1, struct.pack("=QII", 0, 0, 0))
-        await trio.sleep(0.02)
+        kernel.ask(Opcode.STATFS, 2)
+        assert (await kernel.reply())[0] == 2  # so both are read
         kernel.loop.leave()
         await trio.sleep(0.02)
         kernel.calls.disk.end_flush()

@@ -9,6 +9,7 @@ import struct
 import subprocess
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
+from fusejournal.disk.process import DIRECTORY
 from fusejournal.errors import FusejournalError, UsageError
 
 _BROADCAST = b"\xff" * 6
@@ -68,7 +69,9 @@ def announce(address: IPv4Interface, device: str) -> None:
 
 def _ip(*arguments: str) -> str:
     try:
-        done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["ip", *arguments], capture_output=True, text=True, check=False, cwd=DIRECTORY
+        )
     except FileNotFoundError:
         raise FusejournalError("ip(8) is not installed: apt install iproute2") from None
     if done.returncode != 0:

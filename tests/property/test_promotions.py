@@ -151,17 +151,17 @@ class Life:
         if node.is_primary or node.is_off or not node.journal:
             return
 
-        def plan(answers: list[Answer]) -> tuple[str, ...]:
+        def refusal(answers: list[Answer]) -> str:
             seq = Seq(len(node.journal))
             known = Candidate(node.me, seq, seq, None, Seq(0), None, self.mirrors, True)
-            return plan_promotion(known, answers, "vol").objections
+            return plan_promotion(known, answers, "vol").refusal
 
         answers = self.answers(node, cut, None)
-        if plan(answers):
+        if refusal(answers):
             return
         reign = next_reign(node.me, answers)
         node.fence = reign
-        if not plan(self.answers(node, cut, reign)):
+        if not refusal(self.answers(node, cut, reign)):
             self.promotions += 1
             self.begins(node, reign)
 

@@ -82,7 +82,8 @@ async def has_words(
     config = local.config
     if not config.mirrors or config.on_timeout != "block":
         return True
-    voters = {peer.name for peer in local.book.list() if peer.acked_seq}
+    # The book knows what is acknowledged as of now and then: who is shipped to may have more.
+    voters = {peer.name for peer in local.book.list() if peer.address or peer.acked_seq}
     needed = words_needed(1 + len(voters), config.mirrors, blocks=True, has_lost=has_lost)
     answers = [one for one in await ask_words(local, me, reign) if one.peer in voters]
     words = 1 + sum(one.welcome is not None and one.peer in heard for one in answers)

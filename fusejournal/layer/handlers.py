@@ -19,7 +19,6 @@ from stat import S_IFDIR, S_IFREG, S_IMODE, S_ISREG
 from typing import Any
 
 import pyfuse3
-import trio
 
 from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.fid_tag import HIDDEN_XATTR
@@ -35,6 +34,7 @@ from fusejournal.layer.replies import (
     Body,
     awaited,
     changing,
+    take_all,
 )
 from fusejournal.layer.resolve import check_name, check_new_name, refusal
 from fusejournal.layer.xattrs import check_flags, encode_sized, list_xattrs, read_xattr
@@ -183,7 +183,7 @@ class Handlers(FileCalls):
 
     def link(self, who: Caller, new_parent: Fid, fid: Fid, new_name: bytes) -> Answer:
         """A further name, or the first of a file that was made without one. Of a large one,
-        cancelling does at once what is left."""
+        cancelling does at once what is left, if it was begun."""
         check_new_name(new_parent, new_name, self._tree.uuid)
         if not self._tree.is_orphan(fid):
             return self._link(who, new_parent, fid, new_name)
@@ -200,7 +200,11 @@ class Handlers(FileCalls):
         return self._entries.entry(fid)
 
     def _naming(self, who: Caller, fid: Fid, parent: Fid, name: bytes) -> Iterator[None]:
-        """The steps that give *fid* its first name. Raises as :meth:`_commit_name`."""
+        """The steps that give *fid* its first name; or a further one, if it has one by the time of
+        the first step. Raises as :meth:`_commit_name`."""
+        if not self._tree.is_orphan(fid):
+            self._commit_name(Link(fid, parent, name), parent, name, who)
+            return
         try:
             yield from self._unnamed.name(fid, parent, name, who)
         except (FileExistsError, FileNotFoundError):
@@ -214,13 +218,11 @@ class Handlers(FileCalls):
         return self._entries.entry(fid)
 
     async def _name_in_pieces(self, who: Caller, fid: Fid, steps: Iterator[None]) -> Body:
-        try:
-            for _ in steps:
-                await trio.lowlevel.checkpoint()
-        finally:
-            for _ in steps:
-                pass
-        return await awaited(self._name(who, fid, steps))
+        reply = partial(self._entries.entry, fid)
+        if self.policy.names_wait:
+            return await self.waits.change_in_pieces(who.uid, steps, reply)
+        await take_all(steps)
+        return reply()
 
     @changing
     def create(self, who: Caller, parent: Fid, name: bytes, mode: int, umask: int) -> Body:

@@ -13,10 +13,11 @@ refused any more."""
 import errno
 import functools
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar
 
+import trio
 from pyfuse3 import FUSEError
 
 from fusejournal.errors import FusejournalError
@@ -100,6 +101,18 @@ async def awaited(answer: Answer) -> Body:
     return await answer if isinstance(answer, Coroutine) else answer
 
 
+async def take_all(steps: Iterator[None]) -> None:
+    """Take all *steps* of one change, between which others are served. Cancelling does at once what
+    is left; the caller's death does not cancel it, so that nobody else waits for that."""
+    note_done()
+    try:
+        for _ in steps:
+            await trio.lowlevel.checkpoint()
+    finally:
+        for _ in steps:
+            pass
+
+
 class ReplyWaits:
     """Waits for what was changed to be durable, here and on mirrors. *head_seq* is the journal's
     last entry now."""
@@ -119,6 +132,20 @@ class ReplyWaits:
     def _change(self, act: Callable[[], Body]) -> Answer:
         body = act()
         return self._when_durable(self._head_seq(), body, is_done=True)
+
+    async def change_in_pieces(
+        self, uid: int, steps: Iterator[None], reply: Callable[[], Body]
+    ) -> Body:
+        """Do all *steps* of one change, then *reply*, as :meth:`change`. The place that a refusal
+        may be for is had before the first. Cancelling as :func:`take_all`."""
+        act = partial(self._change_in_pieces, steps, reply)
+        if self._durability.hooks.quorum is not None:
+            return await self._in_place(uid, act)
+        return await act()
+
+    async def _change_in_pieces(self, steps: Iterator[None], reply: Callable[[], Body]) -> Body:
+        await take_all(steps)
+        return await awaited(self._change(reply))
 
     def until_durable(self, uid: int, seq: Seq) -> Answer:
         """Reply when the journal is durable up to *seq*. Raises as :meth:`change`."""

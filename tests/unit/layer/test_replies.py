@@ -4,15 +4,21 @@ import errno
 import inspect
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import trio
 from pyfuse3 import FUSEError
 
 from fusejournal.errors import FusejournalError
 from fusejournal.layer.handlers import Handlers
+from fusejournal.layer.interrupts import WaitingRequest
 from fusejournal.layer.kernel_protocol import SETXATTR_EXT, MalformedRequestError, request_kinds
-from fusejournal.layer.replies import errno_of
+from fusejournal.layer.replies import ReplyWaits, errno_of, take_all
+from fusejournal.types import Seq
 
 
 @pytest.mark.parametrize(
@@ -50,3 +56,48 @@ def test_each_request_has_its_call(init_flags: int) -> None:
         count = 0 if made in (tuple[()], tuple[Any, ...]) else len(made.__args__)
         taken = inspect.signature(getattr(Handlers, kind.call)).parameters
         assert len(taken) == 3 + count, kind.call
+
+
+class _Full:
+    """Mirrors that do not answer: there is no place to wait in."""
+
+    def try_enter(self, uid: int) -> bool:
+        return False
+
+    async def enter(self, uid: int) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def _steps(taken: list[int], count: int) -> Iterator[None]:
+    for number in range(count):
+        taken.append(number)
+        yield
+
+
+async def test_a_change_in_pieces_that_is_refused_a_place_is_not_begun() -> None:
+    taken: list[int] = []
+    durability: Any = SimpleNamespace(hooks=SimpleNamespace(quorum=_Full()))
+    waits = ReplyWaits(durability, lambda: Seq(1))
+    with pytest.raises(OSError, match="temporarily"):
+        await waits.change_in_pieces(1000, _steps(taken, 3), lambda: b"")
+    assert not taken
+
+
+async def test_others_are_served_between_the_pieces_of_a_caller_that_dies() -> None:
+    taken: list[int] = []
+    seen: list[int] = []
+    request = WaitingRequest(0)
+
+    async def look() -> None:
+        while len(taken) < 20:
+            seen.append(len(taken))
+            if request._may_end:
+                request._scope.cancel()  # as watch() does for a caller that dies
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        with suppress(InterruptedError):
+            await request.outcome(take_all(_steps(taken, 20)))
+    assert taken == list(range(20))
+    assert len(set(seen)) > 5

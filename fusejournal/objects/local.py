@@ -25,6 +25,7 @@ from fusejournal.disk.files import make_directories
 from fusejournal.objects.store import (
     ObjectExistsError,
     ObjectMissingError,
+    ObjectNotFlushedError,
     StoreError,
     StoreFullError,
     check_name,
@@ -82,7 +83,7 @@ class LocalStore:
                 calls.write_all("object.write", fd, memoryview(data))
                 calls.fdatasync("object.sync", fd)
                 self._link(temporary, path)
-                calls.fsync_directory("object.directory", path.parent)
+                self._flush("object.directory", path)
             finally:
                 # Before it is closed: what is not locked is removed by others.
                 with suppress(FileNotFoundError):
@@ -123,12 +124,13 @@ class LocalStore:
         return self._directory / check_name(name)
 
     def _link(self, temporary: Path, path: Path) -> None:
-        """Gives the file *temporary* its name. Raises OSError, ObjectExistsError."""
+        """Gives the file *temporary* its name. Raises OSError, ObjectExistsError,
+        ObjectNotFlushedError."""
         try:
             calls.link("object.link", temporary, path)
         except FileExistsError:
             # Its maker may have died before the name was on the disk.
-            calls.fsync_directory("object.exists.directory", path.parent)
+            self._flush("object.exists.directory", path)
             raise ObjectExistsError(self.where, f"{path.name} is there already") from None
         except OSError as error:
             if error.errno not in _NO_LINKS:
@@ -136,6 +138,16 @@ class LocalStore:
             raise StoreError(
                 self.where, "its file system has no hard links, by which objects get their names"
             ) from None
+
+    def _flush(self, label: str, path: Path) -> None:
+        """Puts the name *path* on the disk. Raises StoreFullError, ObjectNotFlushedError."""
+        try:
+            calls.fsync_directory(label, path.parent)
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise self._error(error) from None
+            reason = f"{path.name} is not on the disk for good: {error.strerror}"
+            raise ObjectNotFlushedError(self.where, reason) from None
 
     def _open_temporary(self, directory: Path) -> tuple[Path, int]:
         """Returns a new file, locked: its path and descriptor. Raises OSError."""

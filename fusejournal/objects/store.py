@@ -37,6 +37,11 @@ class StoreFullError(StoreError):
     exit_code = 41
 
 
+class ObjectNotFlushedError(StoreError):
+    """The object is there, and may be gone after the loss of the machine: to read it back tells
+    nothing."""
+
+
 class ObjectMissingError(StoreError):
     """There is no object of that name."""
 
@@ -52,7 +57,8 @@ class ObjectStore(Protocol):
 
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Makes the object *name*, durably. Raises ObjectExistsError, with all as it was, if there
-        is one; StoreFullError; StoreError, after which it may be there or not."""
+        is one; StoreFullError; ObjectNotFlushedError; StoreError, after which it may be there or
+        not."""
         ...
 
     def get(self, name: str) -> bytes:
@@ -83,12 +89,13 @@ def check_name(name: str) -> str:
 
 def put_same(store: ObjectStore, name: str, data: bytes | bytearray | memoryview) -> bool:
     """Has the object *name* with content *data* be there, whoever made it. Returns True if this
-    call did. Raises StoreFullError; StoreError, also if there is one with other content."""
+    call did. Raises StoreFullError; ObjectNotFlushedError; StoreError, also if there is one with
+    other content."""
     try:
         store.put_new(name, data)
     except ObjectExistsError:
         made = False
-    except StoreFullError:
+    except (StoreFullError, ObjectNotFlushedError):
         raise
     except StoreError as error:
         # The call may have been carried out and only its answer lost.

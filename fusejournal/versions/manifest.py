@@ -25,8 +25,10 @@ from fusejournal.errors import FusejournalError
 from fusejournal.objects.store import (
     ObjectExistsError,
     ObjectMissingError,
+    ObjectNotFlushedError,
     ObjectStore,
     StoreError,
+    StoreFullError,
     put_same,
 )
 from fusejournal.types import Epoch, Fid, Seq
@@ -156,10 +158,13 @@ def decode_version(where: str, content: bytes) -> Version:
 
 def put_version(store: ObjectStore, version: Version) -> Version:
     """Puts *version*. Returns it, or the one of the same position that another node has put.
-    Raises StoreDamagedError where that is another tree; StoreFullError, StoreError."""
+    Raises StoreDamagedError where that is another tree; StoreFullError,
+    ObjectNotFlushedError, StoreError."""
     name = f"versions/{version.key}"
     try:
         put_same(store, name, encode_version(version))
+    except (StoreFullError, ObjectNotFlushedError):
+        raise
     except StoreError:
         try:
             found = decode_version(f"{store.where}/{name}", store.get(name))

@@ -14,6 +14,7 @@ from fusejournal.objects.overlay import OverlayStore
 from fusejournal.objects.store import (
     ObjectExistsError,
     ObjectMissingError,
+    ObjectNotFlushedError,
     ObjectStore,
     StoreError,
     StoreFullError,
@@ -195,6 +196,20 @@ def test_what_killed_writers_left_is_removed_and_what_is_written_is_not(tmp_path
     assert written.exists()
     os.close(fd)
     assert list(store.names("a/")) == ["a/b"]
+
+
+def test_what_is_there_and_not_flushed_is_not_made(tmp_path: Path) -> None:
+    """Reading it back would tell of the page cache."""
+    store = LocalStore.make(tmp_path / "store")
+    for label in ("object.directory", "object.exists.directory"):
+        failpoints.listen(failpoints.PlannedFault(label, 1, "EIO"))
+        try:
+            with pytest.raises(ObjectNotFlushedError, match="not on the disk"):
+                put_same(store, "a/b", b"content")
+        finally:
+            failpoints.listen(None)
+        assert store.get("a/b") == b"content"
+    assert not put_same(store, "a/b", b"content")
 
 
 def test_a_file_system_without_links_is_named(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from uuid import UUID
 
 import pytest
 
+from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError, JournalError, UsageError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.objects.local import LocalStore
-from fusejournal.objects.store import StoreError
+from fusejournal.objects.store import ObjectNotFlushedError, StoreError
 from fusejournal.types import Epoch, Fid, Seq
 from fusejournal.versions.chunker import RULE
 from fusejournal.versions.create import create_version, newest_usable
@@ -188,3 +189,14 @@ def test_a_journal_without_its_beginning_needs_a_version(tmp_path: Path) -> None
     # A version of another history, with the same seq.
     with pytest.raises(JournalError, match="nothing tells the tree before"):
         newest_usable([replace(base, chain=base.chain ^ 1)], reader, Seq(25))
+
+
+def test_a_version_that_is_not_flushed_is_not_made(tmp_path: Path) -> None:
+    store = LocalStore.make(tmp_path / "store")
+    failpoints.listen(failpoints.PlannedFault("object.directory", 1, "EIO"))
+    try:
+        with pytest.raises(ObjectNotFlushedError):
+            put_version(store, _VERSION)
+    finally:
+        failpoints.listen(None)
+    assert put_version(store, _VERSION) == _VERSION

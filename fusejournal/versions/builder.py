@@ -58,6 +58,7 @@ from fusejournal.versions.sorted_tree import Nodes, SortedTree, empty_tree, upda
 _COOKIE_BASE = 4
 _FOLDED_FILES_MAX = 20_000
 _FOLDED_BYTES_MAX = 48 << 20
+_FOLDED_ENTRIES_MAX = 200_000
 _LINK_MODE = S_IFLNK | 0o777
 _OF_ONE_FILE = DATA_KINDS | {Kind.IMPORT_DATA}
 
@@ -144,11 +145,17 @@ class Builder:
         self._new_names: dict[bytes, Name | None] = {}
         self._data: dict[Fid, dict[Seq, tuple[int, bytes | None]]] = {}
         self._data_bytes = 0
+        self._taken = 0
+        """The entries so far: each costs memory, however little it changes."""
 
     @property
     def is_full(self) -> bool:
         """True if it is time to finish: it holds as much as it should."""
-        return self._data_bytes >= _FOLDED_BYTES_MAX or len(self._files) >= _FOLDED_FILES_MAX
+        return (
+            self._data_bytes >= _FOLDED_BYTES_MAX
+            or len(self._files) >= _FOLDED_FILES_MAX
+            or self._taken >= _FOLDED_ENTRIES_MAX
+        )
 
     # -- entries -----------------------------------------------------------------------------------
 
@@ -156,6 +163,7 @@ class Builder:
         """Folds the next entry in. Raises JournalError where trees and journal contradict each
         other; StoreDamagedError, StoreError."""
         operation = entry.operation
+        self._taken += 1
         self._count_fid(operation)
         if isinstance(operation, ControlOperation) or not outcome.held:
             return

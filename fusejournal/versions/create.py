@@ -54,11 +54,7 @@ def create_version(
     versions = list_versions(store, reader.uuid)
     for version in versions:
         if (version.seq, version.chain) == (head_seq, chain):
-            if name and version.name != name:
-                raise UsageError(
-                    f"the tree after seq {head_seq} is version {version.shown_name} already: no "
-                    "entry has come since"
-                )
+            _check_name_of(version, name)
             return Created(version, False, 0)
         if name and version.name == name:
             raise UsageError(f"a version {name!r} is there already, of seq {version.seq}")
@@ -116,9 +112,19 @@ def _create_registered(
         if made is version:
             remove_version(store, version)
         raise
-    version = made
+    if made is not version:
+        _check_name_of(made, name)
     blocks.merge_indexes()
-    return Created(version, True, head_seq + 1 - from_seq)
+    return Created(made, True, head_seq + 1 - from_seq)
+
+
+def _check_name_of(version: Version, name: str) -> None:
+    """Raises UsageError if *version*, which was there already, is not called *name*, if any."""
+    if name and version.name != name:
+        raise UsageError(
+            f"the tree after seq {version.seq} is version {version.shown_name} already: no entry "
+            "has come since"
+        )
 
 
 def newest_usable(versions: list[Version], reader: JournalReader, to_seq: Seq) -> Version | None:

@@ -37,6 +37,8 @@ from fusejournal.versions.sorted_tree import Nodes, SortedTree
 _THREADS = 4
 _AHEAD_BYTES = 32 << 20
 _SMALL_BYTES = 16 << 10
+_STEP_BYTES = 1 << 10
+"""The least that a step is taken to hold."""
 _Waiting = tuple[Step, "Future[bytes] | None", int]
 """A step, whose data may be still to come, and how many bytes."""
 
@@ -186,6 +188,7 @@ def _with_data(
             if id_ is not None and length <= _SMALL_BYTES:
                 step = step._replace(data=blocks.read(id_))  # quicker than asking another thread
                 id_ = None
+            length = max(length, _STEP_BYTES)
             waiting.append((step, pool.submit(blocks.read, id_) if id_ else None, length))
             ahead += length
             while waiting and (ahead > _AHEAD_BYTES or waiting[0][1] is None):

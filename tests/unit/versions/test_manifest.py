@@ -13,6 +13,8 @@ from fusejournal.journal.reader import JournalReader
 from fusejournal.objects.local import LocalStore
 from fusejournal.objects.store import ObjectNotFlushedError, StoreError
 from fusejournal.types import Epoch, Fid, Seq
+from fusejournal.versions import builder as builder_module
+from fusejournal.versions.builder import Builder, Trees
 from fusejournal.versions.chunker import RULE
 from fusejournal.versions.create import create_version, newest_usable
 from fusejournal.versions.manifest import (
@@ -166,6 +168,51 @@ def test_a_version_of_another_history_is_not_gone_on_from(tmp_path: Path) -> Non
     later = create_version(store, reader, Seq(20), "two", "node", 1, _nothing)
     assert later.version.parent == version.key
     assert later.entry_count == 8
+
+
+class _Raced(MemoryStore):
+    """A store into which another node puts the same version just before."""
+
+    def __init__(self, reader: JournalReader) -> None:
+        super().__init__()
+        self._reader = reader
+        self._is_raced = False
+
+    def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        if name.startswith("versions/") and not self._is_raced:
+            self._is_raced = True
+            create_version(self, self._reader, Seq(12), "theirs", "other", 1, _nothing)
+        super().put_new(name, data)
+
+
+def test_a_name_is_not_lost_where_another_node_is_first(tmp_path: Path) -> None:
+    write_samples(tmp_path).close()
+    reader = JournalReader(tmp_path, UUID_OF_TESTS)
+    with pytest.raises(UsageError, match="is version theirs already"):
+        create_version(_Raced(reader), reader, Seq(12), "mine", "node", 1, _nothing)
+    made = create_version(_Raced(reader), reader, Seq(12), "", "node", 1, _nothing)
+    assert made.version.name == "theirs"
+
+
+def test_a_long_history_is_folded_a_stretch_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However little each entry changes."""
+    write_samples(tmp_path).close()
+    reader = JournalReader(tmp_path, UUID_OF_TESTS)
+    whole = create_version(MemoryStore(), reader, Seq(20), "", "node", 1, _nothing).version
+    held: list[int] = []
+    finish = Builder.finish
+
+    def count(builder: Builder) -> Trees:
+        held.append(builder._taken)
+        return finish(builder)
+
+    monkeypatch.setattr(Builder, "finish", count)
+    monkeypatch.setattr(builder_module, "_FOLDED_ENTRIES_MAX", 6)
+    made = create_version(MemoryStore(), reader, Seq(20), "", "node", 1, _nothing).version
+    assert held[:3] == [6, 6, 6]
+    assert made.root == whole.root
 
 
 def test_a_journal_without_its_beginning_needs_a_version(tmp_path: Path) -> None:

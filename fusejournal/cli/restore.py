@@ -88,13 +88,13 @@ def _restore_after_version(volume: str, path: bytes, seq: Seq, target: Path, as_
     versions = VolumeVersions(volume)
     try:
         version = versions.nearest(seq, path)
+        if version is None:
+            return False
+        with watched("restoring", as_json) as progress:
+            done = versions.restore_after(version, seq, path, target, progress)
     except StoreError as error:
         text.echo(f"fusejournal: {error}: restoring from the journal alone", err=True)
         return False
-    if version is None:
-        return False
-    with watched("restoring", as_json) as progress:
-        done = versions.restore_after(version, seq, path, target, progress)
     _echo(done, seq, as_json, version)
     return True
 

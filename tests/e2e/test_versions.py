@@ -243,10 +243,16 @@ def test_a_spoilt_store_is_named(layer: Layer, tmp_path: Path) -> None:
         content = bytearray(pack.read_bytes())
         content[50_000 % len(content)] ^= 1
         pack.write_bytes(content)
+    wanted = digest_tree(layer.mountpoint).digest
     seq = layer.run("version", "list", str(layer.state)).stdout.split()[0]
     found = layer.run("version", "verify", str(layer.state), seq, "--data", check=False)
     assert found.returncode == 42
     assert found.stderr.count("\n") == 1
+    # What the journal can do alone, it does.
+    target = tmp_path / "restored"
+    found = layer.run("restore", str(layer.state), "--to-seq", seq, "--target", str(target))
+    assert "from the journal alone" in found.stderr
+    assert digest_tree(target).digest == wanted
 
 
 def test_primary_and_mirror_make_the_same_version(tmp_path: Path) -> None:

@@ -47,7 +47,9 @@ class _Backend(build_meta._BuildMetaBackend):  # type: ignore[misc]
         return str(super().build_editable(*arguments, **named))
 
     def run_setup(self, setup_script: str = "setup.py") -> None:
-        setuptools.setup(ext_modules=_extensions() if self._builds else [])
+        # By their times alone, what an earlier build left in build/ could be taken for the newer.
+        force = {name: {"force": True} for name in ("build_py", "build_ext")}
+        setuptools.setup(ext_modules=_extensions() if self._builds else [], options=force)
 
 
 def _extensions() -> list[Any]:

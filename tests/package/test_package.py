@@ -1,10 +1,12 @@
 """The wheel and the Debian package are built, installed where nothing else is, and put to work."""
 
+import hashlib
 import os
 import platform
 import re
 import subprocess
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -120,3 +122,21 @@ def test_the_man_pages(built: Path, tmp_path: Path, version: str) -> None:
     assert f"fusejournal {version}" in shown["fusejournal.1"]
     assert "EXIT STATUS" in re.sub(r".\x08", "", shown["fusejournal.1"])
     assert "undo srv-data 4711-5022 --apply" in shown["fusejournal-undo.1"]
+
+
+def test_what_an_older_build_left_is_not_taken(tmp_path: Path) -> None:
+    """A source may be the newer one and have the older time, as rsync -t and tar bring it."""
+    tree, wheels = tmp_path / "tree", tmp_path / "wheels"
+    _run("git", "clone", "-q", _TOP, tree)
+    source = tree / "fusejournal/native/kernel.c"
+    for _ in range(2):
+        build = (_TOP / ".venv/bin/pip", "wheel", "-q", "--disable-pip-version-check", "--no-deps")
+        _run(*build, "-w", wheels, tree, FUSEJOURNAL_PURE="1")
+        source.write_text(source.read_text() + "/* newer */\n")
+        os.utime(source, (0, 0))
+    (wheel,) = wheels.iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        held = archive.read("fusejournal/native/kernel.c")
+        manifest = archive.read("fusejournal/compiled.sha256").decode()
+    assert held.endswith(b"/* newer */\n")
+    assert hashlib.sha256(held).hexdigest() in manifest

@@ -15,11 +15,11 @@ import msgpack
 import xxhash
 
 from fusejournal.versions.blocks import BlockReader, BlockWriter
-from fusejournal.versions.packs import ID_BYTES, StoreDamagedError
+from fusejournal.versions.kept_nodes import KeptNodes
+from fusejournal.versions.packs import ID_BYTES
 
 _MEAN_ITEMS = 64
 _ITEMS_MAX = 512
-_LEVELS_MAX = 64
 _SEED = 1 << 32
 """Keeps the hashes apart from those of sorted maps."""
 _NODES_KEPT = 256
@@ -48,32 +48,14 @@ def _ends(level: int, item: Any, items: int) -> bool:
     return items > 1 and hashed < (1 << 64) // _MEAN_ITEMS
 
 
-class ChunkNodes:
-    """Nodes by their ids, with those used last kept."""
+class ChunkNodes(KeptNodes):
+    """The nodes of lists."""
 
     def __init__(self, blocks: BlockReader) -> None:
-        self.blocks = blocks
-        self._kept: dict[bytes, tuple[int, Sequence[Any]]] = {}
+        super().__init__(blocks, _NODES_KEPT)
 
-    def read(self, id_: bytes) -> tuple[int, Sequence[Any]]:
-        """Returns level and items of node *id_*. Raises StoreDamagedError, StoreError."""
-        found = self._kept.pop(id_, None)
-        if found is None:
-            found = self._decode(id_)
-            if len(self._kept) >= _NODES_KEPT:
-                del self._kept[next(iter(self._kept))]
-        self._kept[id_] = found
-        return found
-
-    def _decode(self, id_: bytes) -> tuple[int, Sequence[Any]]:
-        try:
-            level, items = msgpack.unpackb(self.blocks.read(id_), use_list=False)
-            fits = 0 <= level < _LEVELS_MAX and all(_fits(level, item) for item in items)
-        except (ValueError, TypeError, IndexError):
-            fits = False
-        if not fits or not items:
-            raise StoreDamagedError(self.blocks.store.where, f"{id_.hex()} is no node")
-        return level, items
+    def _can_be(self, level: int, items: Any) -> bool:
+        return len(items) > 0 and all(_fits(level, item) for item in items)
 
 
 def _fits(level: int, item: Any) -> bool:

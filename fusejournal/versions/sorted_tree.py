@@ -26,12 +26,12 @@ import msgpack
 import xxhash
 
 from fusejournal.versions.blocks import BlockReader, BlockWriter
-from fusejournal.versions.packs import ID_BYTES, StoreDamagedError
+from fusejournal.versions.kept_nodes import KeptNodes
+from fusejournal.versions.packs import ID_BYTES
 
 _MEAN_ITEMS = (40, 64)
 """The mean number of items of a node at level 0, and above."""
 _ITEMS_MAX = (320, 512)
-_LEVELS_MAX = 64
 _NODES_KEPT = 1024
 
 Item = Any
@@ -49,37 +49,18 @@ def _ends(level: int, key: bytes, items: int) -> bool:
     return items > 1 and hashed < (1 << 64) // _MEAN_ITEMS[which]
 
 
-class Nodes:
-    """Nodes by their ids, with those used last kept."""
+class Nodes(KeptNodes):
+    """The nodes of maps."""
 
     def __init__(self, blocks: BlockReader) -> None:
-        self.blocks = blocks
-        self._kept: dict[bytes, tuple[int, list[Item]]] = {}
+        super().__init__(blocks, _NODES_KEPT)
 
-    def read(self, id_: bytes) -> tuple[int, list[Item]]:
-        """Returns level and items of node *id_*. Raises StoreDamagedError, StoreError."""
-        found = self._kept.pop(id_, None)
-        if found is None:
-            found = self._decode(id_)
-            if len(self._kept) >= _NODES_KEPT:
-                del self._kept[next(iter(self._kept))]
-        self._kept[id_] = found
-        return found
-
-    def _decode(self, id_: bytes) -> tuple[int, list[Item]]:
-        try:
-            level, items = msgpack.unpackb(self.blocks.read(id_), use_list=False)
-            fits = (
-                0 <= level < _LEVELS_MAX
-                and (level == 0 or len(items) > 0)
-                and all(_fits(level, item) for item in items)
-                and all(one[0] < other[0] for one, other in pairwise(items))
-            )
-        except (ValueError, TypeError, IndexError):
-            fits = False
-        if not fits:
-            raise StoreDamagedError(self.blocks.store.where, f"{id_.hex()} is no node")
-        return level, list(items)
+    def _can_be(self, level: int, items: Any) -> bool:
+        return (
+            (level == 0 or len(items) > 0)
+            and all(_fits(level, item) for item in items)
+            and all(one[0] < other[0] for one, other in pairwise(items))
+        )
 
 
 def _fits(level: int, item: Any) -> bool:

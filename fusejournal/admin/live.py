@@ -1,11 +1,15 @@
 """Questions to a running layer. They load little, because most commands ask one."""
 
-from typing import Any
+import time
+from contextlib import suppress
+from typing import Any, Final, Literal
 
 from fusejournal.control.client import ask
-from fusejournal.errors import NotRunningError
+from fusejournal.errors import FusejournalError, NotRunningError
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.volume_status import VolumeStatus
+
+_POLL_SECONDS: Final = 0.02
 
 
 def ask_layer(state: VolumeState, command: str, **fields: Any) -> dict[str, Any]:
@@ -25,3 +29,27 @@ def live_status(state: VolumeState) -> VolumeStatus:
     """Returns the status of a volume as its layer has it. Raises NotRunningError where none runs or
     answers, FusejournalError."""
     return VolumeStatus.from_json(ask_layer(state, "status"))
+
+
+def wait_for_role(
+    state: VolumeState, role: Literal["primary", "mirror"], timeout_seconds: float
+) -> VolumeStatus:
+    """Returns the status of the volume as soon as its layer serves as *role*. Raises
+    FusejournalError where the layer has ended, or does not within *timeout_seconds*."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        with suppress(FusejournalError):  # it does not answer while the role changes
+            status = live_status(state)
+            if status.role == role and status.live_since is not None:
+                return status
+        log = state.directory / "log"
+        if state.holder() is None:
+            raise FusejournalError(
+                f"the layer of {state.name} ended meanwhile: see {log}; "
+                f"'fusejournal mount {state.name}' goes on with it"
+            )
+        if time.monotonic() > deadline:
+            raise FusejournalError(
+                f"the layer of {state.name} does not serve as {role} yet: see {log}"
+            )
+        time.sleep(_POLL_SECONDS)

@@ -4,12 +4,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from fusejournal.admin.live import ask_layer, live_status
-from fusejournal.errors import FusejournalError, NotRunningError, PromotionRefusedError
+from fusejournal.admin.live import ask_layer, wait_for_role
+from fusejournal.errors import NotRunningError, PromotionRefusedError
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.roles.plan import PromotionPlan
-
-_POLL_SECONDS = 0.02
 
 
 def plan_promotion(state: VolumeState) -> PromotionPlan:
@@ -37,27 +35,8 @@ def promote(
                     f"{left} entries are not applied after {timeout_seconds:g} s: the same command "
                     "goes on with them"
                 )
-    while not _serves(state):
-        if state.holder() is None:
-            raise FusejournalError(
-                f"the layer of {state.name} ended meanwhile: see {state.directory / 'log'}; "
-                f"'fusejournal mount {state.name}' goes on with it"
-            )
-        if time.monotonic() > deadline:
-            raise FusejournalError(
-                f"the layer of {state.name} does not serve as primary after {timeout_seconds:g} s: "
-                f"see {state.directory / 'log'}"
-            )
-        time.sleep(_POLL_SECONDS)
+    wait_for_role(state, "primary", max(0.0, deadline - time.monotonic()))
 
 
 def _ask(state: VolumeState, force: bool) -> PromotionPlan:
     return PromotionPlan.from_json(ask_layer(state, "promote", force=force))
-
-
-def _serves(state: VolumeState) -> bool:
-    try:
-        status = live_status(state)
-    except FusejournalError:
-        return False
-    return status.role == "primary" and status.live_since is not None

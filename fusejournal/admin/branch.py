@@ -6,6 +6,7 @@ from typing import Self
 
 from fusejournal.admin.source import JournalSource
 from fusejournal.control.reply import Reply
+from fusejournal.errors import FusejournalError
 from fusejournal.history.query import find_newest
 from fusejournal.journal.branches import (
     Branch,
@@ -16,6 +17,7 @@ from fusejournal.journal.branches import (
 )
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.types import Seq
+from fusejournal.volume.rollback import load_rollback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,12 @@ def drop(state: VolumeState, name: str) -> BranchInfo:
     """Removes a branch for good; returns what it was. Raises UnknownBranchError, FusejournalError,
     OSError."""
     branch = branch_of(state, name)
+    begun = load_rollback(state.directory)
+    if begun is not None and begun.branch == name:
+        raise FusejournalError(
+            f"branch {name} is of a rejoin that is not at its end: 'fusejournal rejoin "
+            f"{state.name}' goes on with it; drop it then"
+        )
     told = BranchInfo.of(branch)
     drop_branch(branch)
     return told

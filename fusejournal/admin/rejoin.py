@@ -150,7 +150,9 @@ class RejoinRequest:
         if peer is not None:
             return self._ask(page, head, peer)
         known = load_parting(state.directory)
-        if known is not None and self._peer in (None, known.peer):
+        # (Who goes by a lower reign than this node has seen is not followed.)
+        is_current = known is not None and known.reign.epoch >= page.fence.epoch
+        if known is not None and is_current and self._peer in (None, known.peer):
             return known
         hint = "" if self._peer is None else f" {self._peer}"
         raise RejoinError(
@@ -274,7 +276,9 @@ class RejoinRequest:
         page.fence = page.fence.after(parting.reign)
         page.sync()
         # A primary applies before it flushes: after a crash its backing may have more.
-        may_be_ahead = not state.is_mirror and not boot.is_this and not journal.ends_clean
+        # (A CLEAN that was the last entry when it was opened again says nothing of what came then.)
+        ends_clean = journal.ends_clean and head.seq > boot.began_seq
+        may_be_ahead = not state.is_mirror and not boot.is_this and not ends_clean
         Rollback(plan.position, name, may_be_ahead).save(state.directory)
         return self._told(plan, name, done=True)
 

@@ -305,7 +305,9 @@ class Node:
                 await hooks.before("primary", plan.reign, plan.primary or "")
             except HookFailedError as error:  # the service is down meanwhile: said, and gone on
                 log.error("%s", error)
-            self.next_role = Event.PROMOTED, reign_of_text(plan.reign)
+            reign = reign_of_text(plan.reign)
+            promotion.check_reign(reign)  # once more: what was awaited since took its time
+            self.next_role = Event.PROMOTED, reign
             self._leave()
         return replace(plan, left_to_apply=left).to_json()
 
@@ -317,13 +319,13 @@ class Node:
             raise UsageError(f"volume {self.state.name} is a mirror: only a primary is demoted")
         check_listens(True, self.state.listens_at(self._spec.config.replication.listen))
         demotion = Demotion(self._startup.volume, replication)
-        await self._hooks.before("mirror", str(replication.me().reign), "")
         try:
+            await self._hooks.before("mirror", str(replication.me().reign), "")
             reign = await demotion.prepare(
                 force=bool(request.get("force")),
                 timeout_seconds=float(request.get("timeout_seconds", 0.0)),
             )
-        except DemotionRefusedError:
+        except (DemotionRefusedError, HookFailedError):
             await self._call_after_hooks()  # what those before have taken away
             raise
         self.next_role = Event.DEMOTED, reign

@@ -101,7 +101,13 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
                 is_taken_over=mount.is_taken_over,
             )
             parts.startup.degraded += degraded + _check_ways_around(spec, state)
-            is_promoted = node is not None
+            # (A change of the role that could not be written down is none.)
+            is_promoted = (
+                node is not None
+                and node.next_role is not None
+                and node.next_role[0] is Event.PROMOTED
+                and state.role.takes_changes
+            )
             node = Node(spec, state, reporter, mount, parts)
             try:
                 trio.run(_run, spec, state, reporter, mount, parts, node, is_promoted)
@@ -258,7 +264,10 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
     fence = local.fence
     if has_asked:
         epoch = startup.volume.journal.epoch
-        return Standing(None, fence.highest_epoch, fence.new_epoch_reason(epoch))
+        fenced = fence.words(epoch)  # by what was seen since they were asked
+        if fenced is not None:
+            reporter.warning(fenced)
+        return Standing(fenced, fence.highest_epoch, fence.new_epoch_reason(epoch))
     while True:
         try:
             taken = await ask_peers(

@@ -7,7 +7,7 @@ received before them is applied whatever comes. The role itself changes when the
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -18,8 +18,9 @@ from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.supervisor import Replication
 from fusejournal.roles.plan import PromotionPlan
 from fusejournal.roles.promotion import Candidate, next_reign, plan_promotion
-from fusejournal.types import Seq
+from fusejournal.types import Reign, Seq
 from fusejournal.volume.volume import Volume
+from fusejournal.wire.session import reign_of
 
 log = logging.getLogger(__name__)
 
@@ -61,17 +62,30 @@ class Promotion:
         answers = await ask_positions(local, replication.me())
         plan = self._plan(answers)
         self._check(plan, force)
-        if plan.uncovered and self._fence is not None and not force:
+        if plan.uncovered and plan.has_fence and self._fence is not None and not force:
             await self._fence(plan)
         reign = next_reign(replication.me(), answers)
         failpoints.reached("promote.word")
         await self._receiver.give_word(reign, local.name)
         failpoints.reached("promote.words")
         # Once more, because who gives its word tells what it holds from then on.
-        plan = self._plan(await ask_words(local, replication.me(), reign))
+        answers = await ask_words(local, replication.me(), reign)
+        self.check_reign(reign, answers)
+        plan = self._plan(answers)
         self._check(plan, force)
         log.warning("promoted to reign %s, with the word of %d nodes", reign, plan.words)
         return plan
+
+    def check_reign(self, reign: Reign, answers: Sequence[Answer] = ()) -> None:
+        """Raises PromotionRefusedError if this node, or one of *answers*, has seen another reign
+        that *reign* does not come after: another node asked for words meanwhile."""
+        seen = [reign_of(one.welcome) for one in answers if one.welcome is not None]
+        for other in (self._replication.me().reign, *seen):
+            if other.epoch > reign.epoch or other.is_rival(reign):
+                raise PromotionRefusedError(
+                    f"not promoted: reign {other} was asked for meanwhile: see which node is the "
+                    "primary now, or give the same command again"
+                )
 
     async def left_to_apply(self) -> int:
         """Wait a while for the applier; returns how many entries it has not applied yet. (The last

@@ -87,7 +87,8 @@ def plan_promotion(candidate: Candidate, answers: Sequence[Answer], volume: str)
         words_needed=needed,
         objections=tuple(objections),
         uncovered=uncovered,
-        has_fence=candidate.has_fence,
+        # Of the nodes but the one that is turned off, more than half: no other gets as many.
+        has_fence=candidate.has_fence and words > len(peers) // 2,
     )
 
 

@@ -66,6 +66,11 @@ def plan_rejoin(
     and which ends with *head*. Raises RejoinError where the journals do not have enough in common,
     JournalDamagedError."""
     seq = Seq(parting.seq)
+    if seq > head.seq:
+        raise RejoinError(
+            f"{parting.peer} parts after entry {seq}, and this journal ends with {head.seq} now: "
+            "mount the volume, so that the two are compared again"
+        )
     if seq == head.seq:
         return RejoinPlan(parting, head, head, LosingEntries())
     if seq == 0:

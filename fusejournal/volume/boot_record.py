@@ -45,6 +45,8 @@ class BootRecord:
         self._state_dir = state_dir
         self._path = state_dir / "boot"
         self._root = root
+        self.is_unclean = False
+        """True if a disk has failed, also where that could not be written down."""
 
     def exists(self) -> bool:
         """True if the volume was ever begun."""
@@ -95,6 +97,7 @@ class BootRecord:
         """Write down that a disk has failed: what it was given may be lost, as after the loss of
         the machine, and so the next opening takes it. Where that is impossible, the log says
         so."""
+        self.is_unclean = True
         try:
             self._write({"boot_id": "none: the disk failed"}, head_seq)
         except OSError as error:

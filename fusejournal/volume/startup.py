@@ -462,7 +462,7 @@ class VolumeStartup:
         volume, page = self.volume, self.page
         journal, catalog = volume.journal, volume.catalog
         is_mirror = self._watermarks is not None and volume.failure is None and journal.is_writable
-        is_mirror = is_mirror or becomes_mirror
+        is_mirror = is_mirror or (becomes_mirror and not self._boot.is_unclean)
         if self._looks_only or (volume.write_errno is not None and not is_mirror):
             return
         last = Checkpoint.begin(catalog.applied_seq, journal.head)

@@ -267,7 +267,9 @@ def _impossible(node: str, reign: Reign) -> WireError:
 def _rival(mine: Reign, theirs: Reign, node: str) -> RefusedError:
     return RefusedError(
         FENCED,
-        f"two nodes have begun epoch {mine.epoch}: {node} goes by {theirs}, and this one by {mine}",
+        f"two nodes have begun epoch {mine.epoch}: {node} goes by {theirs}, and this one by {mine}"
+        "; on the one that is to stay, 'fusejournal demote --force' and then 'fusejournal promote "
+        "--force' begin an epoch beyond both",
     )
 
 

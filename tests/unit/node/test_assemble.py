@@ -15,10 +15,11 @@ from fusejournal.layer.open_files import new_table
 from fusejournal.node.assemble import ServingParts, StartParts, assemble_serving, assemble_start
 from fusejournal.node.holding import hold_or_make_volume
 from fusejournal.node.spec import MountSpec
+from fusejournal.node.start import _ask_peers
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.operations import Mkdir
 from fusejournal.roles.role import Role
-from fusejournal.types import ROOT_FID
+from fusejournal.types import ROOT_FID, Epoch, Reign
 from tests.support.volumes import SOMEBODY
 
 
@@ -79,6 +80,21 @@ async def test_parts_are_made_twice_in_one_process(tmp_path: Path) -> None:
             assert serving.durability.durable_seq <= start.startup.volume.journal.head_seq
             start.startup.close()
     assert sorted(os.listdir(spec.backing)) == ["made 1", "made 2"]
+
+
+async def test_who_is_fenced_after_its_peers_were_asked_takes_no_changes(tmp_path: Path) -> None:
+    """A promotion asks before the volume is closed: another may get this node's word meanwhile."""
+    spec = _spec(tmp_path, "primary")
+    with hold_or_make_volume(spec) as state:
+        start, _ = _assemble(spec, state)
+        assert start.local is not None
+        unopposed = await _ask_peers(Silent(), start, has_asked=True)
+        assert unopposed.fenced is None
+        start.local.fence.note(Reign(Epoch(3), 0xBEEF))
+        standing = await _ask_peers(Silent(), start, has_asked=True)
+        assert standing.fenced is not None
+        assert "another node is primary" in standing.fenced
+        start.startup.close()
 
 
 async def test_a_mirrors_parts_are_swapped_for_a_primarys(tmp_path: Path) -> None:

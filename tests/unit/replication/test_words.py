@@ -15,7 +15,7 @@ from fusejournal.replication.canvass import ask_positions, ask_words, has_words
 from fusejournal.replication.fence import node_id_of
 from fusejournal.roles.plan import PromotionPlan
 from fusejournal.roles.promote import Promotion
-from fusejournal.types import ROOT_FID, Epoch, Reign, Seq
+from fusejournal.types import ROOT_FID, Epoch, Reign, Seq, reign_of_text
 from fusejournal.wire.session import RefusedError
 from tests.support.pairs import level, mirror_and_primary, peer_status, running, until
 from tests.support.volumes import SOMEBODY, OpenVolume, applied, open_volume
@@ -101,6 +101,11 @@ async def test_a_promotion_that_is_prepared_waits_until_all_is_applied(tmp_path:
         assert plan.reign == str(Reign(Epoch(2), node_id(mirror)))
         assert await promotion.left_to_apply() == 0
         assert plan.peers[0].detail == "it is not known where it listens"
+        reign = reign_of_text(plan.reign)
+        promotion.check_reign(reign)
+        await mirror.receiver.give_word(Reign(Epoch(3), 0xBEEF), "south")
+        with pytest.raises(PromotionRefusedError, match="was asked for meanwhile"):
+            promotion.check_reign(reign)
         mirror.volume.fail("its disk failed")
         with pytest.raises(PromotionRefusedError, match="its disk failed"):
             await promotion.prepare(force=True)

@@ -54,6 +54,7 @@ class LocalStore:
                 os.close(fd)
         except OSError as error:
             raise self._error(error) from None
+        self._identity = found.st_dev, found.st_ino
         if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o077:
             raise StoreError(
                 self.where,
@@ -77,7 +78,7 @@ class LocalStore:
         """Does what ObjectStore.put_new says."""
         path = self._path(name)
         with self._errors():
-            make_directories("object.directory.make", path.parent)
+            self._have_directory(path.parent)
             temporary, fd = self._open_temporary(path.parent)
             try:
                 calls.write_all("object.write", fd, memoryview(data))
@@ -138,6 +139,17 @@ class LocalStore:
             raise StoreError(
                 self.where, "its file system has no hard links, by which objects get their names"
             ) from None
+
+    def _have_directory(self, directory: Path) -> None:
+        """Makes *directory* of the store, if it is not there: not the store's own, which is gone
+        where its disk is not mounted any more. Raises OSError, StoreError."""
+        if directory.is_dir():
+            return
+        found = os.stat(self._directory)
+        if (found.st_dev, found.st_ino) != self._identity:
+            raise StoreError(self.where, "is another directory by now: is its disk mounted?")
+        directory.mkdir(0o700, exist_ok=True)
+        calls.fsync_directory("object.directory.make", self._directory)
 
     def _flush(self, label: str, path: Path) -> None:
         """Puts the name *path* on the disk. Raises StoreFullError, ObjectNotFlushedError."""

@@ -6,11 +6,11 @@ from stat import S_IFREG
 from typing import NamedTuple
 
 from fusejournal.types import ROOT_FID
-from fusejournal.versions.blocks import BlockReader
+from fusejournal.versions.blocks import BlockReader, read_indexes
 from fusejournal.versions.chunk_list import ChunkNodes
 from fusejournal.versions.content import Content, items_of
 from fusejournal.versions.manifest import Version
-from fusejournal.versions.packs import StoreDamagedError
+from fusejournal.versions.packs import StoreDamagedError, pack_name
 from fusejournal.versions.records import (
     InodeRecord,
     decode_inode,
@@ -39,9 +39,10 @@ def verify_version(
     *,
     with_data: bool,
 ) -> Verified:
-    """Verifies *version*; *with_data*: every chunk is read, otherwise looked up in the indexes.
-    *progress* gets the files done and all. Memory grows by some 100 bytes a chunk. Raises
-    StoreDamagedError for the first thing that is not as it should be; StoreError."""
+    """Verifies *version*; *with_data*: every chunk is read, otherwise looked up in the indexes, and
+    its pack among the objects. *progress* gets the files done and all. Memory grows by some 100
+    bytes a chunk, and 200 a pack. Raises StoreDamagedError for the first thing that is not as it
+    should be; StoreError."""
     work = _Verification(blocks, version)
     inodes = SortedTree(work.nodes, version.inodes)
     for key, value in inodes.items():
@@ -61,6 +62,7 @@ class _Verification:
         self._chunk_nodes = ChunkNodes(blocks)
         self._names = SortedTree(self.nodes, version.names)
         self._seen: set[bytes] = set()
+        self._packs = self._list_packs()
         self.files = self.names = self.chunks = self.bytes = self._content_bytes = 0
 
     def take(self, record: InodeRecord, *, with_data: bool) -> None:
@@ -101,6 +103,19 @@ class _Verification:
             self._blocks.read(id_)
             self.chunks += 1
             self.bytes += length
+        elif pack_name(place.pack) not in self._packs:
+            self._find_again(id_)
+
+    def _find_again(self, id_: bytes) -> None:
+        """Raises StoreDamagedError, unless a collection has put the block elsewhere meanwhile."""
+        self._blocks.indexes = read_indexes(self._blocks.store)
+        self._packs = self._list_packs()
+        place = self._blocks.place(id_)
+        if place is None or pack_name(place.pack) not in self._packs:
+            raise self._damaged(f"block {id_.hex()} is missing with its pack")
+
+    def _list_packs(self) -> set[str]:
+        return set(self._blocks.store.names("packs/"))
 
     def check_names(self) -> None:
         """Raises StoreDamagedError where the counts are not those that the version tells."""

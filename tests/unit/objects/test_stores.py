@@ -212,6 +212,20 @@ def test_what_is_there_and_not_flushed_is_not_made(tmp_path: Path) -> None:
     assert not put_same(store, "a/b", b"content")
 
 
+def test_a_store_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    """As where its disk is unmounted meanwhile, and was mounted there, or above."""
+    directory = tmp_path / "disk"
+    store = LocalStore.make(directory)
+    directory.rename(tmp_path / "away")
+    with pytest.raises(StoreError, match="No such file"):
+        store.put_new("a/b", b"content")
+    assert not directory.exists()
+    directory.mkdir(0o700)
+    with pytest.raises(StoreError, match="is its disk mounted"):
+        store.put_new("a/b", b"content")
+    assert not list(directory.iterdir())
+
+
 def test_a_file_system_without_links_is_named(tmp_path: Path) -> None:
     store = LocalStore.make(tmp_path / "store")
     failpoints.listen(failpoints.PlannedFault("object.link", 1, "EOPNOTSUPP"))

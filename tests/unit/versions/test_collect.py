@@ -13,15 +13,17 @@ from fusejournal.disk import failpoints
 from fusejournal.journal.reader import JournalReader
 from fusejournal.objects.local import LocalStore
 from fusejournal.objects.store import ObjectStore, StoreError
+from fusejournal.operations import Write
 from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.versions import blocks as blocks_module
+from fusejournal.versions import content as content_module
 from fusejournal.versions import creators
 from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.collect import Collected, collect
 from fusejournal.versions.create import create_version, delete_version
 from fusejournal.versions.creators import BusyError, open_plan, put_plan, register, workers
 from fusejournal.versions.manifest import all_versions, make_store
-from fusejournal.versions.packs import StoreDamagedError
+from fusejournal.versions.packs import StoreDamagedError, pack_name
 from fusejournal.versions.verify import verify_version
 from tests.support.objects import MemoryStore
 from tests.support.workload import (
@@ -371,3 +373,21 @@ def test_a_collection_that_ends_at_any_call_is_gone_on_with(
         assert len(all_versions(store)) == 3
         shutil.rmtree(directory)
     assert number > 20
+
+
+def test_a_pack_that_is_gone_is_found_without_reading_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(content_module, "_INLINE_BYTES_MAX", 0)
+    workload_of(make_file(Fid(2), ROOT_FID, b"file"), Write(Fid(2), 0, None)).write(tmp_path)
+    store = MemoryStore()
+    _create(store, JournalReader(tmp_path, UUID_OF_WORKLOADS), 4)
+    (version,) = all_versions(store)
+    blocks = BlockReader(store)
+    assert verify_version(blocks, version, _nothing, with_data=True).bytes == 1
+    verify_version(blocks, version, _nothing, with_data=False)
+    places = [place for table in blocks.indexes.values() for _, place in table]
+    (chunk,) = (place for place in places if place.plain_bytes == 1)
+    store.remove(pack_name(chunk.pack))
+    with pytest.raises(StoreDamagedError, match="missing with its pack"):
+        verify_version(BlockReader(store), version, _nothing, with_data=False)

@@ -230,3 +230,14 @@ def test_on_a_mirror(tmp_path: Path) -> None:
         check_equal(primary, mirror)
         for node in (primary, mirror):
             node.stop()
+
+
+def test_a_large_one_waits_for_a_mirror(tmp_path: Path) -> None:
+    config = '[volume]\ndurability = "nfs"\n[replication]\nmirrors = 1\n'
+    with started(tmp_path, None, config=config) as (primary, mirror):
+        with _unnamed(primary.mountpoint) as fd:
+            os.write(fd, os.urandom(_MIB) * 6)
+            _name(fd, primary.mountpoint / "file")
+            _name(fd, primary.mountpoint / "further")
+        assert os.stat(primary.mountpoint / "file").st_nlink == 2
+        check_equal(primary, mirror)

@@ -54,7 +54,7 @@ from fusejournal.replication.canvass import has_words
 from fusejournal.replication.inquiry import ask_peers
 from fusejournal.roles.role import Event
 from fusejournal.types import Reign, Seq
-from fusejournal.volume.startup import UNOPPOSED, Standing
+from fusejournal.volume.standing import UNOPPOSED, Standing
 from fusejournal.volume.unnamed_files import UnnamedFiles
 from fusejournal.wire.session import RefusedError
 

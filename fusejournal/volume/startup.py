@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 from uuid import UUID
 
 from fusejournal.backing.catalog_store import COMMIT_CHANGES
@@ -51,6 +50,7 @@ from fusejournal.volume.observer import VolumeObserver, Watcher
 from fusejournal.volume.reconcile.after_loss import describe_trouble, reconcile_after_loss
 from fusejournal.volume.recovery import Recovery, describe_missing
 from fusejournal.volume.rollback import Rollback, load_rollback
+from fusejournal.volume.standing import UNOPPOSED, Standing
 from fusejournal.volume.ties import BackingTies, open_catalog
 from fusejournal.volume.volume import Volume
 from fusejournal.volume.wait_policy import WaitPolicy
@@ -67,23 +67,6 @@ _STOP_NEEDS = (
     "make space before it"
 )
 _PAGE_MISSED = "the page of watermarks was missing, and is made anew"
-
-
-class Standing(NamedTuple):
-    """The standing of a primary before it takes changes, by what its peers and its own page say. By
-    default nothing is against it."""
-
-    fenced: str | None = None
-    """The reason why it takes no change, in words: another reign has begun."""
-    seen_epoch: Epoch = Epoch(0)
-    """The highest that it has seen: one that it begins is beyond."""
-    new_epoch: str | None = None
-    """The reason why it is to begin an epoch, in words."""
-    held_seq: Seq = Seq(0)
-    """The seq up to which entries are known to be applied, because a mirror has them."""
-
-
-UNOPPOSED = Standing()
 
 
 class VolumeStartup:
@@ -129,8 +112,8 @@ class VolumeStartup:
         self.checkpoint = CheckpointFile(state_dir / "checkpoint", page)
         self.repairs: list[str] = []
         self.degraded: list[str] = []
-        self.volume: Volume
-        self.importer: Importer
+        self._volume: Volume | None = None
+        self._importer: Importer | None = None
         self._check: Callable[[], None] = lambda: None
         self._looks_only = False
         self.lost_machine = False
@@ -138,6 +121,18 @@ class VolumeStartup:
         self._rollback: Rollback | None = None
         self.lost_page = False
         """True if the page of watermarks is missing, with what it knew of other reigns."""
+
+    @property
+    def volume(self) -> Volume:
+        """The volume, once :meth:`open` has returned."""
+        assert self._volume is not None
+        return self._volume
+
+    @property
+    def importer(self) -> Importer:
+        """The importer of that."""
+        assert self._importer is not None
+        return self._importer
 
     def open(self, read_only: bool) -> None:
         """Open journal and catalog as they are. Raises FusejournalError, OSError."""
@@ -173,8 +168,8 @@ class VolumeStartup:
             shutil.rmtree(catalog_dir)
         catalog = open_catalog(catalog_dir, self._root_fd, journal, self._repaired)
         tree = Tree(self._root_fd, self._uuid, catalog, _descriptors_max())
-        self.volume = Volume(journal, catalog, tree, self._observer, self._policy)
-        self.importer = Importer(self.volume, self._backing, self._adopt)
+        self._volume = Volume(journal, catalog, tree, self._observer, self._policy)
+        self._importer = Importer(self._volume, self._backing, self._adopt)
         if read_only:
             self._looks_only = True
             self.volume.write_errno = errno.EROFS

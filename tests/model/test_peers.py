@@ -39,7 +39,7 @@ from fusejournal.replication.local_node import node_name
 from fusejournal.replication.parting import load_parting
 from fusejournal.replication.peers import PeerBook
 from fusejournal.types import Caller, Seq
-from fusejournal.volume.startup import Standing
+from fusejournal.volume.standing import Standing
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.session import FETCH, SHIP, RefusedError

@@ -29,7 +29,7 @@ from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.replication.parting import load_parting
 from fusejournal.replication.supervisor import Replication
 from fusejournal.types import EPOCH_MAX, Epoch, Reign, Seq
-from fusejournal.volume.startup import UNOPPOSED, Standing
+from fusejournal.volume.standing import UNOPPOSED, Standing
 from fusejournal.wire.connection import OPEN, READY, Connection, receive_exactly
 from fusejournal.wire.frames import Ack, Begin, Diverged, Hello, Message, Refusal, Welcome
 from fusejournal.wire.identity import load_or_make

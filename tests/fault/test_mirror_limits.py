@@ -19,6 +19,7 @@ from fusejournal.operations import (
     Truncate,
     Write,
 )
+from fusejournal.wire.frames import PROTOCOL_VERSION
 from tests.support.filesystems import filesystem, fill
 from tests.support.losses import begin_another_boot
 from tests.support.pairs import level, listens_at, mirror_status, peer_status, running, until
@@ -292,7 +293,7 @@ async def test_the_primary_is_warned(tmp_path: Path, caplog: pytest.LogCaptureFi
                     "an entry that it cannot hold stops it"
                 )
                 assert status.limits == mirror.volume.tree.limits
-                assert status.protocol_version == 1
+                assert status.protocol_version == PROTOCOL_VERSION
                 assert primary.replication.degraded() == []
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == [f"peer east: {note}"]

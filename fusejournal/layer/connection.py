@@ -121,7 +121,7 @@ class ConnectionHolder:
             )  # fmt: skip
         finally:
             os.close(watched)
-        self._write(connection)
+        self.note(connection)
         if connection.holder >= 0:
             # The one that it was taken from has done its work.
             with suppress(ProcessLookupError):
@@ -132,7 +132,8 @@ class ConnectionHolder:
             os.close(connection.holder)
             connection.holder = -1
 
-    def _write(self, connection: KernelConnection) -> None:
+    def note(self, connection: KernelConnection) -> None:
+        """Write down *connection* for the next process, as it is now. Raises OSError."""
         pid = self._process.pid
         record = {
             "pid": pid,

@@ -128,8 +128,18 @@ class VolumeMount:
         OSError."""
         if self.connection.flags == self._flags:
             return
-        self.connection.flags = self._flags
+        self._note_flags(None)  # in the midst of it they are not known
         await trio.to_thread.run_sync(mounts.change_flags, self._spec.mountpoint, self._flags)
+        self._note_flags(self._flags)
+
+    def _note_flags(self, flags: frozenset[str] | None) -> None:
+        self.connection.flags = flags
+        if self._holder is None:
+            return
+        try:
+            self._holder.note(self.connection)
+        except OSError as error:
+            log.warning("the next layer may take this mount to have other options: %s", error)
 
     # -- holding it for another process ------------------------------------------------------------
 

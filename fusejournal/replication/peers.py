@@ -367,7 +367,7 @@ def _at_another(peer: Peer) -> UsageError:
 
 
 def _raw(peer: Peer) -> dict[str, Any]:
-    return {
+    raw = {
         "name": peer.name,
         "address": None if peer.address is None else str(peer.address),
         "certificate": peer.certificate,
@@ -383,6 +383,8 @@ def _raw(peer: Peer) -> dict[str, Any]:
         "heard_at": peer.heard_at,
         "told_seq": peer.told_seq,
     }
+    # What 0.1.0 does not know, and ends at, stands there only once it says something.
+    return {key: value for key, value in raw.items() if key not in _NEW or value != _LATER[key]}
 
 
 def _parse(raw: Any) -> list[Peer]:
@@ -426,6 +428,7 @@ _LATER: Final = {
     "told_seq": 0,
 }
 """Fields that a book of the version before does not have."""
+_NEW: Final = frozenset({"return_address", "heard_at", "told_seq"})
 
 
 def _parse_one(raw: Any) -> Peer:

@@ -12,6 +12,7 @@ from fusejournal.journal.handle_key import NO_HANDLE_KEY
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import RENAME_WHITEOUT
 from fusejournal.replay.digest import digest_tree
+from fusejournal.wire.frames import PROTOCOL_VERSION
 from tests.support.mirrors import Node, await_level, check_equal, nodes
 from tests.upgrade.releases import CONFIG, NoHistoryError, program_of, run_release, unpack, work
 
@@ -64,7 +65,7 @@ def test_a_pair_is_upgraded(tmp_path: Path, program: Path, first: str, how: str)
             if program_of(primary) != program:
                 told = primary.peer(mirror)
                 is_old = program_of(mirror) == program
-                assert told["protocol_version"] == 1
+                assert told["protocol_version"] == (1 if is_old else PROTOCOL_VERSION)
                 assert told["notes"] == ([_OLDER] if is_old else [])
                 assert told["limits"] == (None if is_old else primary.ask()["limits"])
         assert program not in (program_of(primary), program_of(mirror))

@@ -4,7 +4,7 @@
    rewritten: what is used of them goes into new packs, with an index.
 2. *Plan*: the packs that are to go are listed in a numbered object (creators.py). Nothing is
    removed yet.
-3. *Wait*: for all who began to create or delete a version before they could see the plan. One who
+3. *Wait*: for all who began to create a version before they could see the plan. One who
    creates later takes what is in planned packs as absent, and stores it again. No version is
    deleted while a plan is open, so that all that a creator builds on is seen in the next step. One
    who was taken for dead meanwhile publishes nothing. So nobody comes to rely on a planned pack.

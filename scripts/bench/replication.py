@@ -11,8 +11,10 @@ cost      Small operations, and writes of 1 MiB, with the mirror streaming and p
 catch-up  Entries that the primary took alone are got by a mirror that is empty, from its first
           connection until it has applied all.
 entries   The processor time of an entry that is taken, shipped, and applied by a mirror: each round
-          the mirror is paused, entries are taken, and it catches up. With --beside DIR a pair of
-          another checkout's program does the same in turn, as "before"."""
+          the mirror is paused, entries are taken, and it catches up.
+
+With --beside DIR a pair of another checkout's program has its delays, its catch-up and its entries
+measured in turn, as "before"."""
 
 import argparse
 import multiprocessing
@@ -137,6 +139,21 @@ def couple(
         for node in (mirror, primary):
             if node.is_alive():
                 node.stop()
+
+
+@contextmanager
+def couples(
+    base: Path, cpus: tuple[int, int], options: argparse.Namespace
+) -> Iterator[dict[str, Couple]]:
+    """A pair of this checkout, "now", and of the other one "before" it; none of them started."""
+    checkouts = {"now": _CHECKOUT}
+    if options.beside is not None:
+        checkouts = {"before": options.beside.resolve(), **checkouts}
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(couple(base / name, cpus, _PORT + 2 * number, checkout))
+            for number, (name, checkout) in enumerate(checkouts.items())
+        }
 
 
 # -- work ----------------------------------------------------------------------------------------
@@ -296,15 +313,16 @@ def tell_delays(name: str, delays: list[float], rate: float, wanted: int) -> Non
     )
 
 
-def delays(base: Path, nodes: Couple, options: argparse.Namespace) -> None:
+def delays(base: Path, pairs: dict[str, Couple], options: argparse.Namespace) -> None:
     """The first table."""
     print(f"delay: {'ops/s wanted':>24} {'done':>10} {'median':>15} {'p99':>13} {'max':>13}")
     for rate in RATES:
-        found = measure_delays(
-            nodes.primary.mountpoint, nodes.mirror.mountpoint, rate, options.seconds
-        )
-        tell_delays("fusejournal", *found, rate)
-        nodes.await_level()
+        for name, nodes in pairs.items():
+            found = measure_delays(
+                nodes.primary.mountpoint, nodes.mirror.mountpoint, rate, options.seconds
+            )
+            tell_delays(f"fusejournal, {name}", *found, rate)
+            nodes.await_level()
     for delay in (0, 1):
         for rate in RATES:
             with lsyncd(base, delay) as (source, target):
@@ -348,7 +366,7 @@ def cost(nodes: Couple, options: argparse.Namespace) -> None:
 # -- catch-up ------------------------------------------------------------------------------------
 
 
-def catch_up(nodes: Couple, options: argparse.Namespace) -> None:
+def catch_up(name: str, nodes: Couple, options: argparse.Namespace) -> None:
     """The third table. The mirror has not been started yet."""
     primary, mirror = nodes
     before, cpu_before = primary.head_seq, primary.cpu_seconds
@@ -356,7 +374,7 @@ def catch_up(nodes: Couple, options: argparse.Namespace) -> None:
     captured = primary.head_seq - before
     capture_cpu = (primary.cpu_seconds - cpu_before) / captured
     print(
-        f"catch-up: {captured:,} entries, captured at {rate:,.0f} a second by 2 clients,"
+        f"catch-up, {name}: {captured:,} entries, captured at {rate:,.0f} a second by 2 clients,"
         f" {1e6 * capture_cpu:.0f} us of the primary's processor each"
     )
     head_seq = primary.head_seq
@@ -405,18 +423,12 @@ def spend(nodes: Couple, count: int) -> Spent:
 
 def entries(base: Path, cpus: tuple[int, int], options: argparse.Namespace) -> None:
     """The fourth table, by pairs of its own."""
-    checkouts = {"now": _CHECKOUT}
-    if options.beside is not None:
-        checkouts = {"before": options.beside.resolve(), **checkouts}
-    spent: dict[str, list[Spent]] = {name: [] for name in checkouts}
-    with ExitStack() as stack:
-        pairs = {}
-        for number, (name, checkout) in enumerate(checkouts.items()):
-            at = base / name
-            pairs[name] = stack.enter_context(couple(at, cpus, _PORT + 2 * number, checkout))
-            for node in pairs[name]:
+    with couples(base, cpus, options) as pairs:
+        spent: dict[str, list[Spent]] = {name: [] for name in pairs}
+        for nodes in pairs.values():
+            for node in nodes:
                 node.start()
-            pairs[name].resume()
+            nodes.resume()
         for number in range(options.rounds + 1):
             for name, nodes in pairs.items():
                 one = spend(nodes, options.entries // options.rounds)
@@ -440,34 +452,37 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of cost and entries")
     parser.add_argument("--entries", type=int, default=200_000, help="to take and to catch up with")
     parser.add_argument("--only", choices=["delay", "cost", "catch-up", "entries"])
-    parser.add_argument("--beside", type=Path, help="another checkout, whose entries are measured")
+    parser.add_argument("--beside", type=Path, help="another checkout, measured in turn")
     options = parser.parse_args()
     cpus = sorted(os.sched_getaffinity(0))
     first, last = cpus[0], cpus[-1]
     with ExitStack() as stack:
-        name = stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="fusejournal-bench.", dir=options.where)
+        base = Path(
+            stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="fusejournal-bench.", dir=options.where)
+            )
         )
-        base = Path(name)
         if options.only in (None, "entries"):
-            entries(base, (first, last), options)
+            entries(base / "entries", (first, last), options)
         if options.only == "entries":
             return
-        nodes = stack.enter_context(couple(base, (first, last)))
-        nodes.primary.start()
+        pairs = stack.enter_context(couples(base, (first, last), options))
+        for nodes in pairs.values():
+            nodes.primary.start()
         os.sched_setaffinity(0, {first})
-        if options.only in (None, "catch-up"):
-            catch_up(nodes, options)
-        else:
-            nodes.mirror.start()
-        nodes.resume()
+        for name, nodes in pairs.items():
+            if options.only in (None, "catch-up"):
+                catch_up(name, nodes, options)
+            else:
+                nodes.mirror.start()
+            nodes.resume()
         if options.only in (None, "cost"):
-            cost(nodes, options)
+            cost(pairs["now"], options)
         if options.only in (None, "delay"):
             os.sched_setaffinity(
                 0, set(cpus)
             )  # a change and its look-out do not wait for each other
-            delays(base, nodes, options)
+            delays(base, pairs, options)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,14 @@ from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.peers import Peer
 from fusejournal.types import Reign
 from fusejournal.wire.frames import Hello, Welcome
-from fusejournal.wire.session import FETCH, WORD, HandshakeState, RefusedError, expect, hello
+from fusejournal.wire.session import (
+    FETCH,
+    WORD,
+    HandshakeState,
+    RefusedError,
+    check_asked,
+    hello,
+)
 from fusejournal.wire.transport import connect
 
 ASK_SECONDS: Final = 5.0
@@ -51,13 +58,13 @@ def words_needed(nodes: int, mirrors: int, *, blocks: bool, has_lost: bool = Fal
 
 async def ask_positions(local: LocalNode, me: HandshakeState) -> list[Answer]:
     """Returns what each peer of *local*, which greets as *me*, has. Cancelling is harmless."""
-    return await _ask_all(local, hello(me, FETCH))
+    return await _ask_all(local, me, hello(me, FETCH))
 
 
 async def ask_words(local: LocalNode, me: HandshakeState, reign: Reign) -> list[Answer]:
     """Returns the word of each peer for *reign*, or why it gives none. Cancelled, some may have
     been given."""
-    return await _ask_all(local, hello(me, WORD, reign.epoch))
+    return await _ask_all(local, me, hello(me, WORD, reign.epoch))
 
 
 async def has_words(
@@ -97,11 +104,11 @@ async def has_words(
     return True
 
 
-async def _ask_all(local: LocalNode, greeting: Hello) -> list[Answer]:
+async def _ask_all(local: LocalNode, me: HandshakeState, greeting: Hello) -> list[Answer]:
     answers: list[Answer] = []
 
     async def ask(peer: Peer) -> None:
-        answers.append(await _ask(local, peer, greeting))
+        answers.append(await _ask(local, peer, me, greeting))
 
     async with trio.open_nursery() as nursery:
         for peer in local.book.list():
@@ -109,7 +116,7 @@ async def _ask_all(local: LocalNode, greeting: Hello) -> list[Answer]:
     return sorted(answers, key=lambda answer: answer.peer)
 
 
-async def _ask(local: LocalNode, peer: Peer, greeting: Hello) -> Answer:
+async def _ask(local: LocalNode, peer: Peer, me: HandshakeState, greeting: Hello) -> Answer:
     if peer.any_address is None:
         return Answer(peer.name, error="it is not known where it listens")
     try:
@@ -122,7 +129,7 @@ async def _ask(local: LocalNode, peer: Peer, greeting: Hello) -> Answer:
                 timeout_seconds=ASK_SECONDS,
             ) as connection:
                 await connection.send(greeting)
-                return Answer(peer.name, expect(await connection.receive(), Welcome))
+                return Answer(peer.name, check_asked(me, await connection.receive()))
     except* RefusedError as group:
         error, is_refusal = str(first_error(group)), True
     except* trio.TooSlowError:

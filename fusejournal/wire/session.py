@@ -234,6 +234,16 @@ def check_welcome(me: HandshakeState, answer: Message | None, purpose: str) -> W
     return theirs
 
 
+def check_asked(me: HandshakeState, answer: Message | None) -> Welcome:
+    """Returns *answer*, of a peer that was asked before a reign begins, if it can be true. Raises
+    RefusedError; WireError where it goes by an epoch that cannot be, or that none can follow."""
+    theirs: Welcome = expect(answer, Welcome)
+    _check_same(me, theirs)
+    if max(theirs.epoch, theirs.held_epoch) >= EPOCH_MAX:
+        raise _impossible(theirs.node, reign_of(theirs))
+    return theirs
+
+
 def check_followed(me: HandshakeState, answer: Message | None) -> Welcome:
     """Returns *answer*, of a peer that this node may follow. Raises RefusedError where that goes by
     a lower reign than this node has seen, or by another of the same epoch; WireError."""

@@ -3,9 +3,11 @@ epoch."""
 
 import errno
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
+from fusejournal.address import parse_remote
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import HookFailedError, PromotionRefusedError
 from fusejournal.journal.frame_range import FrameRangeReader
@@ -15,9 +17,9 @@ from fusejournal.replication.canvass import ask_positions, ask_words, has_words
 from fusejournal.replication.fence import node_id_of
 from fusejournal.roles.plan import PromotionPlan
 from fusejournal.roles.promote import Promotion
-from fusejournal.types import ROOT_FID, Epoch, Reign, Seq, reign_of_text
+from fusejournal.types import EPOCH_MAX, ROOT_FID, Epoch, Reign, Seq, reign_of_text
 from fusejournal.wire.session import RefusedError
-from tests.support.pairs import level, mirror_and_primary, peer_status, running, until
+from tests.support.pairs import level, listens_at, mirror_and_primary, peer_status, running, until
 from tests.support.volumes import SOMEBODY, OpenVolume, applied, open_volume
 
 pytestmark = pytest.mark.mount
@@ -75,6 +77,33 @@ async def test_a_primary_asks_for_words_and_gives_none(tmp_path: Path) -> None:
         assert not await may_begin()
         (refused,) = await ask_words(local, replication.me(), Reign(Epoch(1), node_id(primary)))
         assert refused.is_refusal
+
+
+async def test_a_peer_that_claims_what_cannot_be_stops_no_promotion(tmp_path: Path) -> None:
+    """An epoch that no reign can follow, or another volume, is that peer's error alone."""
+    with (
+        open_volume(tmp_path / "mirror", mirror=True, uuid=uuid4()) as mirror,
+        open_volume(tmp_path / "high", mirror=True, uuid=mirror.volume.journal.uuid) as high,
+        open_volume(tmp_path / "other", mirror=True, uuid=uuid4()) as other,
+    ):
+        high.opening.page.fence = Reign(Epoch(EPOCH_MAX), 7)
+        for side in (mirror, high, other):
+            side.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror, high, other):
+            local, me = mirror.replication.local, mirror.replication.me()
+            local.book.add("high", parse_remote(listens_at(high)), standby=True)
+            local.book.add("other", parse_remote(listens_at(other)), standby=True)
+            reign = Reign(Epoch(2), node_id(mirror))
+            for answers in (await ask_positions(local, me), await ask_words(local, me, reign)):
+                one, two = answers
+                assert one.welcome is None
+                assert two.welcome is None
+            assert "of which there cannot be so many" in (await ask_positions(local, me))[0].error
+            promotion = Promotion("vol", mirror.volume, mirror.replication, mirror.receiver)
+            plan = await promotion.prepare(force=True)
+            assert [peer.counts for peer in plan.peers] == [False, False]
+            high.opening.page.fence = Reign(Epoch(EPOCH_MAX + 1), 7)
+            assert (await promotion.plan()).peers[0].role is None
 
 
 async def test_a_promotion_that_is_prepared_waits_until_all_is_applied(tmp_path: Path) -> None:

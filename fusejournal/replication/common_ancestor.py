@@ -21,9 +21,10 @@ from fusejournal.journal.segment import (
     without_unbegun,
 )
 from fusejournal.types import Position, Reign, Seq
+from fusejournal.wire.comparison import Comparison
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import AskChains, Chains
-from fusejournal.wire.session import Claim, Comparison, expect, is_proven
+from fusejournal.wire.session import Claim, expect, is_proven
 
 log = logging.getLogger(__name__)
 

@@ -40,7 +40,6 @@ that have one key, as a machine and its clone, are told apart by it (instances.p
 Versions: a session speaks the newest version that both sides do (versions.py)."""
 
 from collections import deque
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -74,8 +73,6 @@ INSTANCE = "instance"
 VERSION = "version"
 """The code of a refusal: one side does not understand the other."""
 OK, FULL, FAILED = "ok", "full", "failed"
-
-_PROBES = 16
 
 
 class Claim(NamedTuple):
@@ -345,44 +342,6 @@ def expect(message: Message | None, *kinds: type[Message]) -> Any:
     if message is None:
         raise WireError("the other side closed the connection")
     raise WireError(f"{type(message).__name__} where it may not be")
-
-
-class Comparison:
-    """Finds the last seq at which two journals have the same chain, by asking for few of them.
-
-    ``agreed_seq`` is known to be the same in both, ``differ_seq`` not; the search is over when one
-    follows the other."""
-
-    def __init__(self, agreed_seq: Seq, differ_seq: Seq) -> None:
-        self.agreed_seq = agreed_seq
-        self.differ_seq = differ_seq
-
-    @property
-    def is_over(self) -> bool:
-        """True if the last common entry is ``agreed_seq``."""
-        return self.differ_seq - self.agreed_seq <= 1
-
-    def probes(self) -> tuple[Seq, ...]:
-        """Returns the seqs to compare next, growing."""
-        low, between = self.agreed_seq, self.differ_seq - self.agreed_seq
-        steps = {low + between * step // (_PROBES + 1) for step in range(1, _PROBES + 1)}
-        return tuple(Seq(seq) for seq in sorted(steps | {low + 1}) if low < seq < self.differ_seq)
-
-    def told(
-        self, seqs: Sequence[Seq], mine: Sequence[int | None], theirs: Sequence[int | None]
-    ) -> None:
-        """Takes the chains of both at *seqs*. Raises WireError when they make no sense."""
-        if len(theirs) != len(seqs):
-            raise WireError(f"{len(theirs)} chains for {len(seqs)} seqs")
-        for seq, one, other in zip(seqs, mine, theirs, strict=True):
-            if one is not None and one == other:
-                if seq >= self.differ_seq:
-                    raise WireError(f"the same chain at {seq}, but not at {self.differ_seq}")
-                self.agreed_seq = max(self.agreed_seq, seq)
-            else:
-                self.differ_seq = min(self.differ_seq, seq)
-        if self.agreed_seq >= self.differ_seq:
-            raise WireError(f"the same chain at {self.agreed_seq}, but not at {self.differ_seq}")
 
 
 class Sink:

@@ -22,6 +22,7 @@ from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.replication.common_ancestor import find_common
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
 from fusejournal.wire.batches import batch_of, compress, frame_range_of
+from fusejournal.wire.comparison import Comparison
 from fusejournal.wire.frames import (
     Ack,
     AskChains,
@@ -40,7 +41,6 @@ from fusejournal.wire.session import (
     FULL,
     OK,
     SHIP,
-    Comparison,
     HandshakeState,
     RefusedError,
     Sink,

@@ -34,6 +34,7 @@ from fusejournal.versions.records import decode_inode
 from fusejournal.versions.sorted_tree import Nodes
 from fusejournal.volume.checkpoint import CheckpointFile
 from fusejournal.wire.batches import frame_range_of
+from fusejournal.wire.comparison import Comparison
 from fusejournal.wire.frames import (
     BATCH_BYTES_MAX,
     Ack,
@@ -53,7 +54,6 @@ from fusejournal.wire.instances import instance_of
 from fusejournal.wire.pairing import check_offer
 from fusejournal.wire.session import (
     SHIP,
-    Comparison,
     HandshakeState,
     RefusedError,
     Sink,

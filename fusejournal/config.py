@@ -51,6 +51,14 @@ Sections and defaults::
     keep_bytes = "16GiB"                # what lost to another history is dropped beyond this, the
     keep_days = 90.0                    # oldest first, or after so many days of being mounted
 
+    [versions]
+    keep_last = 0                       # 'prune' keeps the newest so many versions,
+    keep_hourly = 0                     # the newest one of each of the last so many hours,
+    keep_daily = 0                      # days, weeks, months and years that have one, and what is
+    keep_weekly = 0                     # protected or has a name; all of them 0: every version
+    keep_monthly = 0
+    keep_yearly = 0
+
     [metrics]
     listen = "127.0.0.1:7711"           # Prometheus reads them there; unset: nowhere
 
@@ -160,6 +168,20 @@ class BranchesConfig(_Section):
     keep_days: Annotated[float, Field(gt=0)] = 90.0
 
 
+_Count = Annotated[int, Field(ge=0, le=1 << 20)]
+
+
+class VersionsConfig(_Section):
+    """The policy by which versions are kept (versions/policy.py)."""
+
+    keep_last: _Count = 0
+    keep_hourly: _Count = 0
+    keep_daily: _Count = 0
+    keep_weekly: _Count = 0
+    keep_monthly: _Count = 0
+    keep_yearly: _Count = 0
+
+
 class MetricsConfig(_Section):
     """The address at which the metrics can be read."""
 
@@ -188,6 +210,7 @@ class Config(_Section):
     journal: JournalConfig = JournalConfig()
     replication: ReplicationConfig = ReplicationConfig()
     branches: BranchesConfig = BranchesConfig()
+    versions: VersionsConfig = VersionsConfig()
     metrics: MetricsConfig = MetricsConfig()
     hooks: HooksConfig = HooksConfig()
     log: LogConfig = LogConfig()

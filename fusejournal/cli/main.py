@@ -35,6 +35,7 @@ _COMMANDS = {
     "mark": "mark:mark",
     "hook": "hook:hook",
     "version": "version:version",
+    "prune": "prune:prune",
     "replay": "replay:replay",
     "restore": "restore:restore_command",
     "undo": "undo:undo",

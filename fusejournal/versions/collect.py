@@ -17,7 +17,7 @@ on all along; who reads a block that was put elsewhere looks again. If others ar
 the collection ends there and says so. Memory: 49 bytes a block in the store."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from fusejournal.objects.store import ObjectStore, put_same
@@ -67,14 +67,20 @@ class Collected(NamedTuple):
 
 
 def collect(
-    store: ObjectStore, node: str, progress: Progress, *, dry_run: bool = False
+    store: ObjectStore,
+    node: str,
+    progress: Progress,
+    *,
+    dry_run: bool = False,
+    without: Collection[str] = (),
 ) -> Collected:
     """Collects *store*, which several volumes may share; goes on with a plan that is not done. With
-    *dry_run*: says what would go, and changes nothing. *progress* gets the blocks marked. Raises
+    *dry_run*: says what would go, and changes nothing; also as if the versions whose keys are
+    *without* were deleted before. *progress* gets the blocks marked. Raises
     BusyError where another collection is under way; StoreDamagedError where a version lacks a
     block, with nothing removed; StoreFullError, StoreError."""
     if dry_run:
-        usage = _Usage(store, progress)
+        usage = _Usage(store, progress, without)
         packs = usage.going()
         sizes = sum(usage.unused_bytes(pack) for pack in packs)
         return Collected(0, sizes, 0, len(packs), ())
@@ -147,9 +153,11 @@ def _carry_out(
 class _Usage:
     """The blocks that versions have."""
 
-    def __init__(self, store: ObjectStore, progress: Progress) -> None:
+    def __init__(
+        self, store: ObjectStore, progress: Progress, without: Collection[str] = ()
+    ) -> None:
         # Versions first: what one relies on was told by an index before it was there.
-        versions = all_versions(store)
+        versions = [one for one in all_versions(store) if one.key not in without]
         self.reader = reader = BlockReader(store)
         self._progress = progress
         self._tables = list(reader.indexes.values())

@@ -1,0 +1,109 @@
+"""Pruning of a volume by its policy: what goes, as a plan that can be shown, and letting it go. The
+layer need not be running."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusejournal.admin.versions import VolumeVersions
+from fusejournal.config import find_config
+from fusejournal.node.spec import load_checked
+from fusejournal.replication.local_node import node_name
+from fusejournal.types import Seq
+from fusejournal.versions.collect import Collected, collect
+from fusejournal.versions.create import delete_version
+from fusejournal.versions.manifest import Version, protected_keys
+from fusejournal.versions.policy import PolicyVerdict, judge
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class LostMoment:
+    """A moment that cannot be restored any more, and the nearest ones that can, if there are any:
+    seqs."""
+
+    seq: Seq
+    earlier: Seq | None
+    later: Seq | None
+
+
+@dataclass(frozen=True)
+class PrunePlan:
+    """All that pruning comes to."""
+
+    verdicts: tuple[PolicyVerdict, ...]
+    """All versions, by seq."""
+    lost: tuple[LostMoment, ...]
+
+    @property
+    def going(self) -> list[Version]:
+        """The versions that go."""
+        return [one.version for one in self.verdicts if not one.stays]
+
+    def to_json(self, collected: Collected) -> dict[str, Any]:
+        """Returns what ``prune --json`` prints."""
+        return {
+            "versions": [
+                {"seq": one.version.seq, "name": one.version.name, "kept_as": list(one.reasons)}
+                for one in self.verdicts
+            ],
+            "no_longer_restorable": [
+                {"seq": one.seq, "nearest_earlier": one.earlier, "nearest_later": one.later}
+                for one in self.lost
+            ],
+            "freed_bytes": collected.removed_bytes,
+            "waiting_for": [worker.node for worker in collected.waiting_for],
+        }
+
+
+class Pruning:
+    """One pruning of the volume *volume*, by the configuration in *config*, or else in the file
+    that the volume has."""
+
+    def __init__(self, volume: str, config: Path | None = None) -> None:
+        """Raises VolumeNotFoundError, JournalError, UsageError, ConfigError."""
+        self._versions = VolumeVersions(volume)
+        self.name = self._versions.name
+        self._config = load_checked(config or find_config(self.name))
+
+    def plan(self) -> PrunePlan:
+        """Returns what would go. Raises StoreDamagedError, StoreError."""
+        listed = self._versions.all()
+        protected = {one.version.key for one in listed if one.is_protected}
+        verdicts = judge([one.version for one in listed], self._config.versions, protected)
+        return PrunePlan(tuple(verdicts), tuple(self._lost(verdicts)))
+
+    def _lost(self, verdicts: list[PolicyVerdict]) -> list[LostMoment]:
+        """Returns the moments of versions that go where the journal does not tell them either."""
+        first_seq = self._versions.source.reader.first_seq
+        kept = [one.version.seq for one in verdicts if one.stays]
+        begins = [Seq(0)] if first_seq == 1 else [seq for seq in kept if seq >= first_seq - 1]
+        found = []
+        for one in verdicts:
+            seq = one.version.seq
+            if one.stays or (begins and begins[0] <= seq):
+                continue
+            earlier = max((other for other in kept if other < seq), default=None)
+            later = min((other for other in kept if other > seq), default=None)
+            found.append(LostMoment(seq, earlier, later))
+        return found
+
+    def would_free(self, plan: PrunePlan, progress: Progress) -> Collected:
+        """Returns what collecting the store would come to once *plan* was carried out. Raises
+        StoreDamagedError, StoreError."""
+        keys = {one.key for one in plan.going}
+        store = self._versions.store()
+        return collect(store, node_name(self.name), progress, dry_run=True, without=keys)
+
+    def carry_out(self, plan: PrunePlan, progress: Progress) -> Collected:
+        """Delete the versions that go, but for one that somebody has protected meanwhile, and
+        collect the store. Stopped at any point, it is gone on with by the next pruning. Raises
+        BusyError, StoreDamagedError, StoreFullError, StoreError."""
+        store = self._versions.store(writing=True)
+        node = node_name(self.name)
+        for version in plan.going:
+            if version.key not in protected_keys(store):
+                delete_version(store, version, node)
+        return collect(store, node, progress)

@@ -1,0 +1,83 @@
+"""``fusejournal prune``: lets go what the policy does not keep."""
+
+import os
+from pathlib import Path
+
+import click
+
+from fusejournal.admin.prune import LostMoment, PrunePlan, Pruning
+from fusejournal.cli import text
+from fusejournal.cli.replay import watched
+from fusejournal.versions.collect import Collected
+
+_NICE = 19
+
+
+@click.command(short_help="Let go what the policy does not keep.")
+@click.argument("volume")
+@click.option("--dry-run", is_flag=True, help="Say what would go, and why; change nothing.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The configuration with the policy, in place of the volume's.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def prune(volume: str, dry_run: bool, config: Path | None, as_json: bool) -> None:
+    """Delete those versions of VOLUME that the policy in its configuration ([versions]) does not
+    keep, and free what they alone had in the store.
+
+    The newest version, what is protected and what has a name always stay. It works at low
+    priority, beside everything else; stopped at any point, it goes on when it is given again.
+
+    \b
+    Examples:
+      fusejournal prune srv-data --dry-run
+      fusejournal prune srv-data
+      fusejournal prune srv-data --config /root/try-a-policy.toml --dry-run --json
+    """
+    os.nice(_NICE)
+    work = Pruning(volume, config)
+    plan = work.plan()
+    with watched("marking blocks", as_json) as progress:
+        collected = (work.would_free if dry_run else work.carry_out)(plan, progress)
+    if as_json:
+        text.echo_json(plan.to_json(collected))
+        return
+    _show_plan(plan, dry_run=dry_run)
+    _show_freed(plan, collected, dry_run=dry_run)
+
+
+def _show_plan(plan: PrunePlan, *, dry_run: bool) -> None:
+    for one in plan.verdicts:
+        if dry_run or not one.stays:
+            why = f"keep: {', '.join(one.reasons)}" if one.stays else "goes: no rule keeps it"
+            when = text.moment(one.version.time_ns)[:19].replace("T", " ")
+            name = f" ({one.version.name})" if one.version.name else ""
+            text.echo(f"{one.version.seq:>12}  {when}  {why}{name}")
+    for lost in plan.lost:
+        text.echo(_lost_line(lost, dry_run=dry_run))
+
+
+def _lost_line(lost: LostMoment, *, dry_run: bool) -> str:
+    """A moment that is gone, with the nearest ones that are left."""
+    nearest = [
+        f"{word} seq {seq}"
+        for word, seq in (("before it", lost.earlier), ("after it", lost.later))
+        if seq is not None
+    ]
+    verb = "could then" if dry_run else "can"
+    left = " and ".join(nearest) or "none"
+    return f"seq {lost.seq} {verb} no longer be restored; the nearest that can: {left}"
+
+
+def _show_freed(plan: PrunePlan, collected: Collected, *, dry_run: bool) -> None:
+    versions = text.count(len(plan.going), "version")
+    freed = text.size(collected.removed_bytes)
+    if dry_run:
+        text.echo(f"would delete {versions}, and free {freed} in the store")
+    elif collected.waiting_for:
+        names = ", ".join(f"{one.node} (pid {one.pid})" for one in collected.waiting_for)
+        text.echo(f"deleted {versions}; what they alone had waits for {names}: prune again then")
+    else:
+        text.echo(f"deleted {versions}, and freed {freed} in the store")

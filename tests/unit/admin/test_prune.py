@@ -1,0 +1,102 @@
+"""Pruning of a stopped volume by its policy: what would go, and that it goes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fusejournal.cli.prune import prune
+from fusejournal.cli.version import version
+from fusejournal.journal.segment import list_segments
+from fusejournal.node.state_dir import VolumeState, save_state
+from fusejournal.roles.role import Role
+from fusejournal.types import ROOT_FID, Fid
+from tests.support.workload import (
+    UUID_OF_WORKLOADS,
+    make_directory,
+    make_file,
+    workload_of,
+)
+
+_DAY = "[versions]\nkeep_last = 1\n"
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A volume with versions 10, 20 (named), 30 and 40 of its 60 entries."""
+    monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(tmp_path / "root"))
+    files = [make_file(Fid(3 + number), Fid(2), b"file%d" % number) for number in range(60)]
+    workload = workload_of(make_directory(Fid(2), ROOT_FID, b"d"), *files)
+    workload = replace(workload, segment_entries=15)
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    places = Path("/nowhere/backing"), Path("/nowhere/mounted")
+    save_state(VolumeState(state, UUID_OF_WORKLOADS, "v", *places, 1, Role.PRIMARY))
+    (tmp_path / "policy.toml").write_text(_DAY)
+    for seq, name in ((10, []), (20, ["called"]), (30, []), (40, [])):
+        # (Of the last entry it is not known whether it held.)
+        steps, models = workload.steps[: seq + 1], workload.models[: seq + 2]
+        replace(workload, steps=steps, models=models).write(state / "journal")
+        kept = str(tmp_path / "kept")
+        assert not _version("store", "init", str(state), "--store", kept).exit_code
+        assert not _version("create", str(state), *name).exit_code
+        for path in list_segments(state / "journal"):
+            path.unlink()
+    workload.write(state / "journal")
+    return state
+
+
+def _version(*arguments: str) -> Result:
+    return CliRunner().invoke(version, arguments)
+
+
+def _prune(state: Path, *arguments: str) -> str:
+    policy = str(state.parent / "policy.toml")
+    done = CliRunner().invoke(prune, [str(state), "--config", policy, *arguments])
+    assert done.exit_code == 0, done
+    return done.output
+
+
+def _seqs(state: Path) -> list[int]:
+    lines = _version("list", str(state), "--json").output.splitlines()
+    return [json.loads(line)["seq"] for line in lines]
+
+
+def test_what_would_go_is_told(state: Path) -> None:
+    lines = _prune(state, "--dry-run").splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["10", "20", "30", "40"]
+    assert "goes: no rule keeps it" in lines[0]
+    assert "keep: named (called)" in lines[1]
+    assert "keep: the newest, last" in lines[3]
+    assert lines[4].startswith("would delete 2 versions, and free ")
+    assert _seqs(state) == [10, 20, 30, 40]
+    found = json.loads(_prune(state, "--dry-run", "--json"))
+    assert [one["seq"] for one in found["versions"] if not one["kept_as"]] == [10, 30]
+    assert found["no_longer_restorable"] == []
+    assert found["freed_bytes"] > 0
+
+
+def test_it_goes(state: Path) -> None:
+    would_free = json.loads(_prune(state, "--dry-run", "--json"))["freed_bytes"]
+    assert not _version("protect", str(state), "30").exit_code
+    assert "deleted 1 version, and freed " in _prune(state)
+    assert _seqs(state) == [20, 30, 40]
+    assert not _version("protect", str(state), "30", "--off").exit_code
+    assert json.loads(_prune(state, "--json"))["freed_bytes"] <= would_free
+    assert _seqs(state) == [20, 40]
+    for seq in ("20", "40"):
+        assert not _version("verify", str(state), seq, "--data").exit_code
+    assert "deleted 0 versions" in _prune(state)
+
+
+def test_what_the_journal_does_not_have_either_is_lost(state: Path) -> None:
+    """As where segments were removed by hand."""
+    first, second = list_segments(state / "journal")[:2]
+    assert 10 < int(second.stem) <= 20
+    first.unlink()
+    told = _prune(state, "--dry-run")
+    assert "seq 10 could then no longer be restored; the nearest that can: after it seq 20" in told
+    assert "seq 30" not in told
+    assert "seq 10 can no longer be restored" in _prune(state)

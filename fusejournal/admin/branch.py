@@ -1,6 +1,6 @@
 """Branches of a volume, mounted or not: what histories that lost had."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -73,10 +73,12 @@ def branches_of(
     paths: Sequence[str] = (),
     since: str | None = None,
     until: str | None = None,
+    report: Callable[[str], None],
 ) -> list[Branch]:
     """Returns the branches of a volume that have a change such as is asked for, the oldest first;
-    without a question all. Raises UsageError, FusejournalError, OSError."""
-    found = list_branches(state.directory)
+    without a question all. *report* is called with a line for each that cannot be understood.
+    Raises UsageError, FusejournalError, OSError."""
+    found = list_branches(state.directory, report)
     if uid is None and not paths and since is None and until is None:
         return found
     return [

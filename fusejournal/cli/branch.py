@@ -63,7 +63,14 @@ def list_command(
       fusejournal branch list srv-data --path 'home/anna/**' --json
     """
     state = find_volume(volume)
-    found = branches_of(state, uid=uid, paths=paths, since=since, until=until)
+    found = branches_of(
+        state,
+        uid=uid,
+        paths=paths,
+        since=since,
+        until=until,
+        report=lambda line: text.echo(f"warning: {line}", err=True),
+    )
     if as_json:
         for one in found:
             text.echo_json(BranchInfo.of(one).to_json())

@@ -18,10 +18,12 @@ chain], "source", "reign", "made_ns", "age_seconds", "first_ns", "last_ns", "uid
 ``first_ns`` to ``entries`` are of the entries after *parted*. All functions block."""
 
 import json
+import logging
 import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -41,6 +43,8 @@ from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import SegmentReader, first_seq_of, list_segments
 from fusejournal.operations import ControlOperation
 from fusejournal.types import Epoch, Position, Seq
+
+log = logging.getLogger(__name__)
 
 DIRECTORY: Final = "branches"
 _FILE: Final = "branch.json"
@@ -205,12 +209,18 @@ def _save(label: str, branch: Branch) -> None:
     write_atomically(label, branch.directory / _FILE, content, Outlives.MACHINE)
 
 
-def list_branches(state_dir: Path) -> list[Branch]:
-    """Returns the branches of the volume in *state_dir*, the oldest first. Raises FusejournalError
-    for one that cannot be understood, OSError."""
+def list_branches(state_dir: Path, report: Callable[[str], None] = log.warning) -> list[Branch]:
+    """Returns the branches of the volume in *state_dir*, the oldest first. One that cannot be
+    understood is left where it is, and *report* is called with a line that says so: the others are
+    no worse for it. Raises OSError."""
     above = state_dir / DIRECTORY
     names = os.listdir(above) if above.is_dir() else []
-    found = [_load(above / name) for name in names if _NAME.fullmatch(name)]
+    found = []
+    for name in sorted(filter(_NAME.fullmatch, names)):
+        try:
+            found.append(_load(above / name))
+        except FusejournalError as error:
+            report(f"branch {name} is left out: {error}")
     return sorted(found, key=lambda branch: (branch.made_ns, branch.name))
 
 
@@ -255,7 +265,11 @@ def _load(directory: Path) -> Branch:
             f"'fusejournal log {directory}'"
         ) from None
     except UNREADABLE_JSON as error:
-        raise FusejournalError(f"{path}: cannot be read: {error}") from None
+        raise FusejournalError(
+            f"{path}: cannot be read: {error}; its segments can: 'fusejournal log {directory}'"
+        ) from None
+    except OSError as error:
+        raise FusejournalError(f"{path}: {error.strerror}") from None
 
 
 def _position(raw: Any) -> Position:

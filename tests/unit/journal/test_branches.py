@@ -65,6 +65,30 @@ def _frames(reader: JournalReader, from_seq: int = 1) -> list[bytes]:
     return [bytes(frame.content) for _, frame in reader.frames(Seq(from_seq), END)]
 
 
+@pytest.mark.parametrize(
+    "spoilt", ["", "[]", '{"format": 9}', '{"format": 1, "parted": "x"}', None]
+)
+def test_one_that_cannot_be_understood_is_named_and_the_others_are_there(
+    tmp_path: Path, spoilt: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = _volume(tmp_path / "one")
+    head_seq, _ = JournalReader(state / "journal").head()
+    bad, good = _keep(state, head_seq - 3), _keep(state, head_seq - 9)
+    page = bad.directory / "branch.json"
+    page.unlink() if spoilt is None else page.write_text(spoilt)
+    lines = list[str]()
+    assert list_branches(state, lines.append) == [good]
+    assert [line.startswith(f"branch {bad.name} is left out: {bad.directory}") for line in lines]
+    assert f"'fusejournal log {bad.directory}'" in lines[0] or "another version" in lines[0]
+    another = _keep(state, head_seq - 20)  # as a rejoin does
+    assert [branch.name for branch in list_branches(state)] == [good.name, another.name]
+    assert tend_branches(state, _NO_LIMITS, 60.0) == []
+    assert bad.directory.is_dir()
+    with pytest.raises(FusejournalError):
+        find_branch(state, bad.name)
+    caplog.clear()
+
+
 @pytest.mark.parametrize("compress", [False, True])
 def test_nothing_is_lost_between_journal_and_branch(tmp_path: Path, compress: bool) -> None:
     state = _volume(tmp_path / "one", compress=compress)
@@ -158,18 +182,6 @@ def test_an_unknown_name_is_told_with_those_there_are(tmp_path: Path) -> None:
     for name in ("1-2", "../branches", "", "x"):
         with pytest.raises(UnknownBranchError, match=f"there are {branch.name}"):
             find_branch(state, name)
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"format": 2}', '{"format": 1, "parted": "x"}'])
-def test_a_spoilt_description_is_named(tmp_path: Path, content: str) -> None:
-    state = _volume(tmp_path / "one")
-    branch = _keep(state, 30)
-    (branch.directory / "branch.json").write_text(content)
-    with pytest.raises(FusejournalError, match=r"branch\.json"):
-        list_branches(state)
-    (branch.directory / "branch.json").unlink()
-    with pytest.raises(FusejournalError, match="fusejournal log"):
-        find_branch(state, branch.name)
 
 
 def test_branches_grow_old_by_the_hours_that_pass(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import time
 from contextlib import suppress
 
-from fusejournal.admin.live import ask_layer, wait_for_role
+from fusejournal.admin.live import follow_layer, wait_for_role
 from fusejournal.errors import NotRunningError
 from fusejournal.node.state_dir import VolumeState
 
@@ -14,6 +14,6 @@ def demote(state: VolumeState, *, force: bool, drain_seconds: float, timeout_sec
     DemotionRefusedError where no mirror has everything, and not *force*; FusejournalError."""
     deadline = time.monotonic() + timeout_seconds
     with suppress(NotRunningError):  # it may be quicker to go than to answer
-        ask_layer(state, "demote", force=force, timeout_seconds=drain_seconds)
+        follow_layer(state, "demote", force=force, timeout_seconds=drain_seconds)
     left_seconds = max(0.0, deadline - time.monotonic())
     return wait_for_role(state, "mirror", left_seconds).head_seq or 0

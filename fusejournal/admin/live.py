@@ -1,10 +1,11 @@
 """Questions to a running layer. They load little, because most commands ask one."""
 
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Literal
 
-from fusejournal.control.client import ask
+from fusejournal.control.client import ask, follow
 from fusejournal.errors import FusejournalError, NotRunningError
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.volume_status import VolumeStatus
@@ -15,8 +16,26 @@ _POLL_SECONDS: Final = 0.02
 def ask_layer(state: VolumeState, command: str, **fields: Any) -> dict[str, Any]:
     """Asks the layer of a volume. Raises NotRunningError, which says how to mount it where nobody
     has it, FusejournalError."""
-    try:
+    with _saying_how_to_mount(state):
         return ask(state.directory, command, **fields)
+
+
+def follow_layer(
+    state: VolumeState,
+    command: str,
+    working: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Asks the layer of a volume for a command that may take long, and follows it to its end, as
+    :func:`fusejournal.control.client.follow` does. Raises as :func:`ask_layer`."""
+    with _saying_how_to_mount(state):
+        return follow(state.directory, command, working, **fields)
+
+
+@contextmanager
+def _saying_how_to_mount(state: VolumeState) -> Iterator[None]:
+    try:
+        yield
     except NotRunningError:
         if state.holder() is not None:
             raise

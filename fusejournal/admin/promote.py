@@ -1,10 +1,11 @@
 """Making a mirror the primary."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Any
 
-from fusejournal.admin.live import ask_layer, wait_for_role
+from fusejournal.admin.live import ask_layer, follow_layer, wait_for_role
 from fusejournal.errors import NotRunningError, PromotionRefusedError
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.roles.plan import PromotionPlan
@@ -27,16 +28,17 @@ def promote(
     the number of entries that it has yet to apply. Raises NotRunningError; PromotionRefusedError
     where something speaks against it and not *force*; FusejournalError."""
     deadline = time.monotonic() + timeout_seconds
-    with suppress(NotRunningError):  # it may be quicker to go than to answer
-        while left := _ask(state, force).left_to_apply:
+
+    def working(told: Mapping[str, Any]) -> None:
+        left = int(told.get("left_to_apply", 0))
+        if left:
             applying(left)
-            if time.monotonic() > deadline:
-                raise PromotionRefusedError(
-                    f"{left} entries are not applied after {timeout_seconds:g} s: the same command "
-                    "goes on with them"
-                )
+        if time.monotonic() > deadline:
+            raise PromotionRefusedError(
+                f"not promoted after {timeout_seconds:g} s, with {left} entries to be applied: the "
+                "same command goes on with them"
+            )
+
+    with suppress(NotRunningError):  # it may be quicker to go than to answer
+        follow_layer(state, "promote", working, force=force)
     wait_for_role(state, "primary", max(0.0, deadline - time.monotonic()))
-
-
-def _ask(state: VolumeState, force: bool) -> PromotionPlan:
-    return PromotionPlan.from_json(ask_layer(state, "promote", force=force))

@@ -13,7 +13,7 @@ from fusejournal.node.registry import find_volume
     "--timeout",
     default=10.0,
     show_default=True,
-    type=click.FloatRange(0, 50),
+    type=click.FloatRange(0, 3600),
     metavar="SECONDS",
     help="How long its mirrors have to take what they lack.",
 )
@@ -26,7 +26,7 @@ def demote_command(volume: str, timeout: float, force: bool, as_json: bool) -> N
     Changes get "Read-only file system" at once. When all mirrors that are connected have everything
     on their disks, the volume is closed and opened again in its new role; files that were open are
     lost. It is refused (exit code 33), and changes are taken again, where they do not have it in
-    time.
+    time, and after Ctrl-C.
 
     To move the service: 'demote' here, then 'promote' on the mirror that is to serve, which needs
     no force, because nobody else takes changes; this node follows it by itself. On a primary that

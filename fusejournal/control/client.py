@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,40 @@ class RemoteError(FusejournalError):
 
 def ask(state_dir: Path, command: str, **fields: Any) -> dict[str, Any]:
     """Asks the layer of the volume in *state_dir*. Raises NotRunningError, RemoteError."""
+    for reply in _converse(state_dir, {"command": command, **fields}):
+        return reply
+    raise NotRunningError(f"the layer of {state_dir} ended")
+
+
+def follow(
+    state_dir: Path, command: str, working: Callable[[Mapping[str, Any]], None], **fields: Any
+) -> dict[str, Any]:
+    """Asks for a command that may take long, and follows it to its end: while it is at work,
+    *working* is called every some seconds with what the layer tells of it. An exception of that,
+    as KeyboardInterrupt at any time, has the layer cancel the command, unless it was done already.
+    Raises NotRunningError, RemoteError."""
+    for reply in _converse(state_dir, {"command": command, "follow": True, **fields}):
+        if "working" not in reply:
+            return reply
+        working(reply)
+    raise NotRunningError(f"the layer of {state_dir} ended")
+
+
+def _converse(state_dir: Path, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Sends *request*, and gives what comes, until the layer closes the connection."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(_REPLY_SECONDS)
+        _connect(connection, state_dir)
         try:
-            fd = os.open(state_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                connection.connect(f"/proc/self/fd/{fd}/control.sock")
-            finally:
-                os.close(fd)
-        except (FileNotFoundError, ConnectionRefusedError):
-            raise NotRunningError(f"no layer is running on {state_dir}") from None
-        except OSError as error:
-            raise FusejournalError(f"{state_dir}/control.sock: {error.strerror}") from None
-        try:
-            connection.sendall(json.dumps({"command": command, **fields}).encode() + b"\n")
+            connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as lines:
-                line = lines.readline()
+                for line in lines:
+                    if not line.endswith(b"\n"):  # not even half an answer counts
+                        break
+                    reply: dict[str, Any] = json.loads(line)
+                    if "error" in reply:
+                        raise RemoteError(str(reply["error"]), int(reply.get("exit_code", 1)))
+                    yield reply
         except TimeoutError:
             raise FusejournalError(f"the layer of {state_dir} does not answer") from None
         except (ConnectionResetError, BrokenPipeError):
@@ -45,9 +64,16 @@ def ask(state_dir: Path, command: str, **fields: Any) -> dict[str, Any]:
             raise FusejournalError(
                 f"the layer of {state_dir} went away: {error.strerror}"
             ) from None
-    if not line.endswith(b"\n"):  # not even half an answer counts
-        raise NotRunningError(f"the layer of {state_dir} ended")
-    reply: dict[str, Any] = json.loads(line)
-    if "error" in reply:
-        raise RemoteError(str(reply["error"]), int(reply.get("exit_code", 1)))
-    return reply
+
+
+def _connect(connection: socket.socket, state_dir: Path) -> None:
+    try:
+        fd = os.open(state_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            connection.connect(f"/proc/self/fd/{fd}/control.sock")
+        finally:
+            os.close(fd)
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise NotRunningError(f"no layer is running on {state_dir}") from None
+    except OSError as error:
+        raise FusejournalError(f"{state_dir}/control.sock: {error.strerror}") from None

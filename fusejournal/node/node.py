@@ -99,6 +99,8 @@ class Node:
         self._hooks = RoleHooks(spec)
         self._loop: RequestLoop | None = None
         """While requests are served."""
+        self._tasks: trio.Nursery | None = None
+        """Those beside the request loop, while it runs."""
 
     async def serve(self, layer: LayerParts, parts: ServingParts) -> None:
         """Serve the volume until it is unmounted or left, then close it. Cancelled, it takes the
@@ -193,7 +195,9 @@ class Node:
             "remounted": remounted,
             "exported": self._exported,
         }
+        progress = {"promote": self._promotion_progress}
         async with trio.open_nursery() as nursery:
+            self._tasks = nursery
             nursery.start_soon(self._sample, parts.status)
             if not self._spec.read_only:
                 nursery.start_soon(parts.durability.run)
@@ -205,7 +209,8 @@ class Node:
                 self._remember_listen()
             if (listen := self._spec.config.metrics.listen) is not None:
                 nursery.start_soon(serve_metrics, listen, status)
-            await nursery.start(serve_control, self._spec.state_dir / "control.sock", commands)
+            socket = self._spec.state_dir / "control.sock"
+            await nursery.start(serve_control, socket, commands, progress)
             nursery.start_soon(self._say_ready, layer)
             await layer.loop.run()
             nursery.cancel_scope.cancel()
@@ -281,8 +286,8 @@ class Node:
         self._startup.degraded += await self._hooks.after(self.state.role_word, reign, "")
 
     async def _promote(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Make this mirror the primary: see roles/promote.py. Asked again while ``left_to_apply``
-        is not 0, it goes on; once it is, the role changes, when the volume is closed."""
+        """Make this mirror the primary: see roles/promote.py. The role changes when the volume is
+        closed. Cancelled, it is as before, but for words that were given."""
         replication = self._replication
         receiver = replication.receiver if replication is not None else None
         if replication is None or receiver is None or self.state.role is not Role.MIRROR:
@@ -299,21 +304,27 @@ class Node:
         if request.get("dry_run"):
             return (await promotion.plan()).to_json()
         plan = await promotion.prepare(bool(request.get("force")))
-        left = await promotion.left_to_apply()
-        if not left:
-            try:
-                await hooks.before("primary", plan.reign, plan.primary or "")
-            except HookFailedError as error:  # the service is down meanwhile: said, and gone on
-                log.error("%s", error)
-            reign = reign_of_text(plan.reign)
-            promotion.check_reign(reign)  # once more: what was awaited since took its time
-            self.next_role = Event.PROMOTED, reign
-            self._leave()
-        return replace(plan, left_to_apply=left).to_json()
+        await promotion.apply_all()
+        try:
+            await hooks.before("primary", plan.reign, plan.primary or "")
+        except HookFailedError as error:  # the service is down meanwhile: said, and gone on
+            log.error("%s", error)
+        reign = reign_of_text(plan.reign)
+        promotion.check_reign(reign)  # once more: what was awaited since took its time
+        self.next_role = Event.PROMOTED, reign
+        self._leave()
+        return replace(plan, left_to_apply=0).to_json()
+
+    def _promotion_progress(self) -> dict[str, Any]:
+        """Returns what a promotion that is at work waits for."""
+        replication = self._replication
+        if replication is None or replication.receiver is None:
+            return {}
+        return {"left_to_apply": replication.left_to_apply}
 
     async def _demote(self, request: dict[str, Any]) -> dict[str, Any]:
         """Make this primary a mirror: see roles/demote.py. The role changes when the volume is
-        closed."""
+        closed. Cancelled, it takes changes again."""
         replication = self._replication
         if replication is None or not self.state.role.takes_changes:
             raise UsageError(f"volume {self.state.name} is a mirror: only a primary is demoted")
@@ -327,6 +338,10 @@ class Node:
             )
         except (DemotionRefusedError, HookFailedError):
             await self._call_after_hooks()  # what those before have taken away
+            raise
+        except trio.Cancelled:
+            if self._tasks is not None and not self._tasks.cancel_scope.cancel_called:
+                self._tasks.start_soon(self._call_after_hooks)
             raise
         self.next_role = Event.DEMOTED, reign
         self._leave()

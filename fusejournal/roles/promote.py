@@ -24,7 +24,6 @@ from fusejournal.wire.session import reign_of
 
 log = logging.getLogger(__name__)
 
-_APPLY_SECONDS = 10.0
 _POLL_SECONDS = 0.005
 
 
@@ -87,17 +86,15 @@ class Promotion:
                     "primary now, or give the same command again"
                 )
 
-    async def left_to_apply(self) -> int:
-        """Wait a while for the applier; returns how many entries it has not applied yet. (The last
-        that is held may be one whose outcome is not known: that is for the new primary to decide.)
-        Cancelling is harmless. Raises PromotionRefusedError where it will not."""
+    async def apply_all(self) -> None:
+        """Return when all that is held is applied. (The last that is held may be one whose outcome
+        is not known: that is for the new primary to decide.) Cancelling is harmless. Raises
+        PromotionRefusedError where the applier will not."""
         self._replication.durability.want()
-        ends = trio.current_time() + _APPLY_SECONDS
-        while (left := self._replication.left_to_apply) and trio.current_time() < ends:
+        while self._replication.left_to_apply:
             self._check_whole()
             await trio.sleep(_POLL_SECONDS)
         failpoints.reached("promote.applied")
-        return left
 
     def _check_whole(self) -> None:
         failure = self._volume.failure

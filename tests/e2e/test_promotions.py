@@ -4,6 +4,7 @@ each way, and the new one killed at each step."""
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -277,6 +278,28 @@ def test_a_primary_goes_on_where_nobody_has_what_it_has(tmp_path: Path) -> None:
         assert takes_nothing(primary)
 
 
+def test_a_demotion_that_is_interrupted_has_changes_taken_again(tmp_path: Path) -> None:
+    hooks = f"[hooks]\nafter = ['/usr/bin/touch {tmp_path}/brought-back']\n"
+    with nodes(tmp_path, None, config=CONFIG + hooks) as (primary, mirror):
+        primary.start()
+        mirror.start()
+        work(primary, "first")
+        await_level(primary, mirror)
+        mirror.kill()
+        wait_for(lambda: primary.peer(mirror)["state"] == "connecting", primary.ask)
+        brought_back = tmp_path / "brought-back"
+        wait_for(brought_back.exists, primary.ask)
+        brought_back.unlink()
+        command = primary.command("demote", str(primary.state), "--timeout", "100")
+        with subprocess.Popen(command, env=primary.environment) as asking:
+            wait_for(lambda: primary.ask()["state"] == "read-only", primary.ask)
+            asking.send_signal(signal.SIGINT)
+            assert asking.wait(timeout=10) == 130
+        wait_for(brought_back.exists, primary.ask)
+        work(primary, "second")
+        assert serves(primary)
+
+
 def test_a_fenced_primary_becomes_a_mirror_of_its_successor(tmp_path: Path) -> None:
     with started(tmp_path, None) as (primary, mirror):
         work(primary, "before")
@@ -384,8 +407,11 @@ def test_the_address_goes_where_the_primary_is(tmp_path: Path) -> None:
 
 def test_a_program_makes_sure_that_the_primary_is_off(tmp_path: Path) -> None:
     """Then nobody need force the promotion; where it cannot, nothing is promoted."""
-    verdict = tmp_path / "verdict"
-    hooks = f"[hooks]\nfence = '/usr/bin/test -e {verdict}'\n"
+    verdict, asked = tmp_path / "verdict", tmp_path / "asked"
+    program = tmp_path / "is-off"
+    program.write_text(f"#!/bin/sh\necho >>{asked}\ntest -e {verdict}\n")
+    program.chmod(0o755)
+    hooks = f"[hooks]\nfence = '{program}'\n"
     with nodes(tmp_path, None, config=CONFIG + hooks) as (primary, mirror):
         primary.start()
         mirror.start()
@@ -397,8 +423,10 @@ def test_a_program_makes_sure_that_the_primary_is_off(tmp_path: Path) -> None:
         assert "ended with status 1" in refused.stderr
         assert mirror.ask()["role"] == "mirror"
         verdict.touch()
+        asked.unlink()
         promote(mirror)
         assert serves(mirror)
+        assert asked.read_text() == "\n", "once a command"
 
 
 def test_a_hook_that_fails_stops_a_demotion(tmp_path: Path) -> None:

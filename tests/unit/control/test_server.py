@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 import trio
 import trio.testing
 
-from fusejournal.control.client import RemoteError, ask
+from fusejournal.control import server as server_module
+from fusejournal.control.client import RemoteError, ask, follow
 from fusejournal.control.server import serve_control
 from fusejournal.errors import NotRunningError, VolumeBusyError
 
@@ -164,3 +166,48 @@ async def test_a_layer_that_ends_while_it_is_asked_is_not_running(tmp_path: Path
             nursery.start_soon(end)
             with pytest.raises(NotRunningError, match="ended"):
                 await trio.to_thread.run_sync(ask, tmp_path, "status")
+
+
+async def test_a_long_command_is_followed_to_its_end(
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever that takes: the layer says now and then that it is at work, and how far."""
+    monkeypatch.setattr(server_module, "_WORKING_SECONDS", 0.02)
+    go_on, was_cancelled, heard = trio.Event(), trio.Event(), list[Mapping[str, Any]]()
+
+    async def wait(request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            await go_on.wait()
+        except trio.Cancelled:
+            was_cancelled.set()
+            raise
+        if request.get("fails"):
+            raise VolumeBusyError("in use")
+        return {"done": True}
+
+    def working(told: Mapping[str, Any]) -> None:
+        heard.append(told)
+        if len(heard) == 3:
+            trio.from_thread.run_sync(go_on.set)
+
+    await nursery.start(
+        serve_control, tmp_path / "control.sock", {"wait": wait}, {"wait": lambda: {"left": 7}}
+    )
+
+    async def call(**fields: Any) -> dict[str, Any]:
+        return await trio.to_thread.run_sync(lambda: follow(tmp_path, "wait", working, **fields))
+
+    assert await call() == {"done": True}
+    assert heard[:3] == [{"working": True, "left": 7}] * 3
+    with pytest.raises(RemoteError, match="in use"):
+        await call(fails=True)
+    # One that stops listening has it cancelled, as Ctrl-C does; one that does not follow has not.
+    go_on = trio.Event()
+    for follows in (False, True):
+        async with await trio.open_unix_socket(tmp_path / "control.sock") as stream:
+            request = {"command": "wait", "follow": follows}
+            await stream.send_all(json.dumps(request).encode() + b"\n")
+            await trio.sleep(0.03)
+        await trio.sleep(0.05)
+        assert was_cancelled.is_set() == follows
+    go_on.set()

@@ -61,3 +61,12 @@ def layer(tmp_path: Path) -> Iterator[Layer]:
     """A volume that is not started yet."""
     with Layer(tmp_path) as one:
         yield one
+
+
+@pytest.fixture
+def live(layer: Layer) -> Iterator[Layer]:
+    """A volume whose layer serves it. What that logs as a warning or worse fails the test at its
+    orderly stop."""
+    layer.start()
+    yield layer
+    layer.stop()

@@ -83,11 +83,6 @@ class Node(Layer):
         ]
 
     @property
-    def head_seq(self) -> int:
-        """The last entry."""
-        return int(self.ask()["head_seq"])
-
-    @property
     def cpu_seconds(self) -> float:
         """What it has used of its processor: on a noisy machine the better measure."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
@@ -116,7 +111,7 @@ class Couple(NamedTuple):
 
     def await_level(self) -> None:
         """Wait until the mirror shows all there is."""
-        head_seq = self.primary.head_seq
+        head_seq = self.primary.head_seq()
         wait_for(lambda: self.mirror.applied_seq >= head_seq, self.primary.ask, 3600)
 
 
@@ -369,15 +364,15 @@ def cost(nodes: Couple, options: argparse.Namespace) -> None:
 def catch_up(name: str, nodes: Couple, options: argparse.Namespace) -> None:
     """The third table. The mirror has not been started yet."""
     primary, mirror = nodes
-    before, cpu_before = primary.head_seq, primary.cpu_seconds
+    before, cpu_before = primary.head_seq(), primary.cpu_seconds
     rate = work(primary.mountpoint, 2, 0, options.entries)
-    captured = primary.head_seq - before
+    captured = primary.head_seq() - before
     capture_cpu = (primary.cpu_seconds - cpu_before) / captured
     print(
         f"catch-up, {name}: {captured:,} entries, captured at {rate:,.0f} a second by 2 clients,"
         f" {1e6 * capture_cpu:.0f} us of the primary's processor each"
     )
-    head_seq = primary.head_seq
+    head_seq = primary.head_seq()
     mirror.start()
     ask(primary.state, "peer-resume", name=mirror.name)
     begun, cpu_before = time.monotonic(), mirror.cpu_seconds
@@ -408,9 +403,9 @@ class Spent(NamedTuple):
 def spend(nodes: Couple, count: int) -> Spent:
     """What about *count* entries cost."""
     nodes.pause()
-    head_seq, begun = nodes.primary.head_seq, nodes.primary.cpu_seconds
+    head_seq, begun = nodes.primary.head_seq(), nodes.primary.cpu_seconds
     work(nodes.primary.mountpoint, 1, 0, count)
-    entries, taken = nodes.primary.head_seq - head_seq, nodes.primary.cpu_seconds
+    entries, taken = nodes.primary.head_seq() - head_seq, nodes.primary.cpu_seconds
     before = nodes.mirror.cpu_seconds
     nodes.resume()
     each = 1e6 / entries

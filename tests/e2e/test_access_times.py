@@ -71,14 +71,14 @@ def test_a_day_later_a_read_counts_again(layer: Layer) -> None:
     with file.open("ab"):
         pass
     assert file.stat().st_atime_ns == old_ns
-    head_seq = layer.ask()["head_seq"]
+    head_seq = layer.head_seq()
     _read(file)
     os.listdir(directory)
     for path in (file, directory):
         assert _is_now(path.stat().st_atime_ns)
         assert path.stat().st_mtime_ns == old_ns - 1
         assert _is_now((layer.backing / path.name).stat().st_atime_ns)
-    assert layer.ask()["head_seq"] == head_seq
+    assert layer.head_seq() == head_seq
 
 
 def test_a_mount_that_takes_no_changes_keeps_them(layer: Layer) -> None:

@@ -105,45 +105,39 @@ def test_it_is_as_on_the_backing_itself(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.fixture
-def layer(tmp_path: Path) -> Iterator[Layer]:
-    with Layer(tmp_path) as layer:
-        layer.start()
-        layer.mountpoint.chmod(0o777)
-        yield layer
-        layer.stop()
+def shared(live: Layer) -> Layer:
+    """A live volume in which anybody may write."""
+    live.mountpoint.chmod(0o777)
+    return live
 
 
-def _head(layer: Layer) -> int:
-    return int(layer.ask()["head_seq"])
-
-
-def test_an_undo_takes_the_old_bytes_back(layer: Layer) -> None:
+def test_an_undo_takes_the_old_bytes_back(shared: Layer) -> None:
     seqs = []
     for number, call in enumerate(_CALLS):
-        file = layer.mountpoint / f"file{number}"
+        file = shared.mountpoint / f"file{number}"
         _fill(file)
-        was = image(layer.mountpoint)
+        was = image(shared.mountpoint)
         assert _allocate(file, *call) == ""
-        head = _head(layer)
+        head = shared.head_seq()
         seqs.append(head)
-        assert "M" in layer.run("diff", "volume", str(head - 1), str(head)).stdout
-        now = image(layer.mountpoint)
-        layer.run("undo", "volume", str(head), "--apply")
-        assert not difference(image(layer.mountpoint), was), call
-        layer.run("undo", "volume", f"{head + 1}-{_head(layer)}", "--apply")
-        assert not difference(image(layer.mountpoint), now), call
-    log = layer.run("log", "volume", "--op", "fallocate").stdout
+        assert "M" in shared.run("diff", "volume", str(head - 1), str(head)).stdout
+        now = image(shared.mountpoint)
+        shared.run("undo", "volume", str(head), "--apply")
+        assert not difference(image(shared.mountpoint), was), call
+        shared.run("undo", "volume", f"{head + 1}-{shared.head_seq()}", "--apply")
+        assert not difference(image(shared.mountpoint), now), call
+    log = shared.run("log", "volume", "--op", "fallocate").stdout
     for seq, (_, offset, length) in zip(seqs, _CALLS, strict=True):
-        before = layer.base / f"before{seq}"
+        before = shared.base / f"before{seq}"
         arguments = ("/", "--target", str(before), "--to-seq", str(seq - 1))
-        layer.run("restore", "volume", *arguments)
+        shared.run("restore", "volume", *arguments)
         newest = max(before.iterdir(), key=lambda path: path.stat().st_mtime_ns)
         assert newest.read_bytes().endswith(b"end")
         assert f"{length} bytes at {offset}" in log
 
 
-def test_privileges_and_limits(layer: Layer) -> None:
-    file = layer.mountpoint / "file"
+def test_privileges_and_limits(shared: Layer) -> None:
+    file = shared.mountpoint / "file"
     file.write_bytes(b"x" * 9000)
 
     def allocate(flags: int, length: int) -> None:
@@ -157,19 +151,19 @@ def test_privileges_and_limits(layer: Layer) -> None:
         allocate(flags, 100)
         assert stat.S_IMODE(file.stat().st_mode) == 0o777
         assert "security.capability" not in os.listxattr(file)
-    head = _head(layer)
+    head = shared.head_seq()
     with pytest.raises(OSError, match="too large"):
         allocate(0, 10_001)
     assert file.stat().st_size == 9000
-    assert _head(layer) == head  # the kernel has refused it
+    assert shared.head_seq() == head  # the kernel has refused it
     with _opened(file) as fd:
         file.unlink()
-        head = _head(layer)
+        head = shared.head_seq()
         calls.fallocate("test", fd, 0, 20_000, 0)
         calls.fallocate("test", fd, 0, 100, _PUNCH)
         assert os.fstat(fd).st_size == 20_000
         assert os.pread(fd, 101, 0) == bytes(100) + b"x"
-        assert _head(layer) == head
+        assert shared.head_seq() == head
 
 
 def test_a_full_disk_refuses_and_a_hole_makes_room(tmp_path: Path) -> None:

@@ -25,14 +25,6 @@ _FICLONERANGE = 0x4020940D
 _FIDEDUPERANGE = 0xC0189436
 
 
-@pytest.fixture
-def layer(tmp_path: Path) -> Iterator[Layer]:
-    with Layer(tmp_path) as layer:
-        layer.start()
-        yield layer
-        layer.stop()
-
-
 @contextmanager
 def _both(source: Path, target: Path) -> Iterator[tuple[int, int]]:
     fds = os.open(source, os.O_RDONLY), os.open(target, os.O_RDWR | os.O_CREAT, 0o644)
@@ -53,39 +45,35 @@ def _copy(source: Path, target: Path, offset: int, to: int, length: int) -> list
     return counts
 
 
-def _head(layer: Layer) -> int:
-    return int(layer.ask()["head_seq"])
-
-
-def test_the_layer_copies(layer: Layer) -> None:
-    source, target = layer.mountpoint / "source", layer.mountpoint / "target"
+def test_the_layer_copies(live: Layer) -> None:
+    source, target = live.mountpoint / "source", live.mountpoint / "target"
     content = os.urandom(3 * _MIB + 7)
     source.write_bytes(content)
     target.write_bytes(b"t" * 100)
     target.chmod(0o6755)
     assert target.read_bytes() == b"t" * 100  # so that the kernel has it
-    head = _head(layer)
+    head = live.head_seq()
     assert _copy(source, target, 5, 50, 4 * _MIB) == [_MIB, _MIB, _MIB, 2, 0]
     assert target.read_bytes() == b"t" * 50 + content[5:]
     assert stat.S_IMODE(target.stat().st_mode) == 0o755
-    log = layer.run("log", "volume", "--from-seq", str(head + 1)).stdout.splitlines()
+    log = live.run("log", "volume", "--from-seq", str(head + 1)).stdout.splitlines()
     assert len(log) == 4
     assert all(" write " in line for line in log)
     assert _copy(source, source, 0, 4 * _MIB, 10) == [10]
     with pytest.raises(OSError, match="Invalid argument"):
         _copy(source, source, 0, 5, 10)
     source.unlink()
-    layer.kill()
-    layer.start()
+    live.kill()
+    live.start()
     assert target.read_bytes() == b"t" * 50 + content[5:]
-    layer.run("undo", "volume", f"{head + 1}-{head + 4}", "--apply")
+    live.run("undo", "volume", f"{head + 1}-{head + 4}", "--apply")
     assert target.read_bytes() == b"t" * 100
-    target_of_replay = layer.base / "rebuilt"
+    target_of_replay = live.base / "rebuilt"
     target_of_replay.mkdir()
-    layer.stop()
-    rebuild(layer.state, target_of_replay, load_state(layer.state).uuid)
-    assert not difference(image(target_of_replay), image(layer.backing))
-    layer.start()
+    live.stop()
+    rebuild(live.state, target_of_replay, load_state(live.state).uuid)
+    assert not difference(image(target_of_replay), image(live.backing))
+    live.start()
 
 
 def test_a_copy_within_strict_durability(tmp_path: Path) -> None:
@@ -98,20 +86,20 @@ def test_a_copy_within_strict_durability(tmp_path: Path) -> None:
         layer.stop()
 
 
-def test_files_without_a_name_are_copied(layer: Layer) -> None:
-    source, target = layer.mountpoint / "source", layer.mountpoint / "target"
+def test_files_without_a_name_are_copied(live: Layer) -> None:
+    source, target = live.mountpoint / "source", live.mountpoint / "target"
     source.write_bytes(b"content")
     with _both(source, target) as (one, other):
         source.unlink()
         target.unlink()
-        head = _head(layer)
+        head = live.head_seq()
         assert os.copy_file_range(one, other, 100, 0, 3) == 7
         assert os.pread(other, 100, 0) == bytes(3) + b"content"
-        assert _head(layer) == head
+        assert live.head_seq() == head
 
 
-def test_clones_are_not_for_fuse(layer: Layer) -> None:
-    source, target = layer.mountpoint / "source", layer.mountpoint / "target"
+def test_clones_are_not_for_fuse(live: Layer) -> None:
+    source, target = live.mountpoint / "source", live.mountpoint / "target"
     source.write_bytes(b"x" * 8192)
     target.write_bytes(b"x" * 8192)
     with _both(source, target) as (one, other):
@@ -127,6 +115,6 @@ def test_clones_are_not_for_fuse(layer: Layer) -> None:
         )
         with pytest.raises(OSError, match="not supported"):
             fcntl.ioctl(one, _FIDEDUPERANGE, found)
-    copied = layer.mountpoint / "copied"
+    copied = live.mountpoint / "copied"
     subprocess.run(["cp", "--reflink=auto", source, copied], check=True)
     assert copied.read_bytes() == b"x" * 8192

@@ -78,12 +78,12 @@ def test_names(layer: Layer) -> None:
         assert "cannot be a mark's name" in fails(layer, 2, "volume", "--", name)
     for name in ("yesterday", "14:00", "Now", "2024-05-01", "2 hours ago", "-2 hours", "@17"):
         assert "reads as a time" in fails(layer, 2, "volume", "--", name)
-    head = layer.ask()["head_seq"]
+    head = layer.head_seq()
     for wrong in (None, 5, ["x"], "", "7", "x" * 129, "\udcff"):
         with pytest.raises(RemoteError, match="cannot be a mark's name") as caught:
             ask(layer.state, "mark", name=wrong)
         assert caught.value.exit_code == UsageError.exit_code
-    assert layer.ask()["head_seq"] == head
+    assert layer.head_seq() == head
     good = ["x" * 128, "ä" * 128, "v2.1", "12a", 'a "quoted" name', "--json", "30 February"]
     for name in good:
         layer.run("mark", "volume", "--", name)

@@ -105,7 +105,7 @@ def test_reading_commands(run: _Commands) -> None:
 
 
 def test_writing_commands(run: _Commands, layer: Layer) -> None:
-    head = layer.ask()["head_seq"]
+    head = layer.head_seq()
     for number, name in enumerate(NAMES):
         target = layer.base / os.fsdecode(b"to %d " % number + name)
         run("restore", "volume", name, "--to-seq", str(head), "--target", target)

@@ -10,7 +10,7 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,10 +46,9 @@ _NOT_PROMISED = {
 
 
 @pytest.fixture
-def root(layer: Layer) -> Iterator[Path]:
-    layer.start()
-    yield layer.mountpoint
-    layer.stop()
+def root(live: Layer) -> Path:
+    """The mounted tree of a live volume."""
+    return live.mountpoint
 
 
 def test_every_promise_is_known(root: Path, layer: Layer) -> None:

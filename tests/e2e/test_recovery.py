@@ -52,11 +52,6 @@ def log(layer: Layer, *arguments: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in output.splitlines()]
 
 
-def head(layer: Layer) -> int:
-    """The newest seq."""
-    return int(layer.ask()["head_seq"])
-
-
 def as_user(uid: int, script: str, where: Path) -> None:
     """Let a user run a shell script in *where*."""
     subprocess.run(
@@ -74,15 +69,15 @@ def work(layer: Layer) -> dict[str, int]:
         shutil.copytree(_SOURCE / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in [tree, *tree.rglob("*")]:
         path.chmod(0o777 if path.is_dir() else 0o666)
-    turns = {"copied": head(layer)}
+    turns: dict[str, int] = {"copied": layer.head_seq()}
     as_user(
         _ANNA, "echo '# anna' >>json/decoder.py; mkdir -m 777 notes; echo one >notes/todo", tree
     )
     as_user(_BEN, "sed -i s/def/DEF/ email/utils.py; ln json/decoder.py notes/linked.py", tree)
     as_user(_ANNA, "mv notes memos; echo two >>memos/todo; setfattr -n user.by -v anna memos", tree)
-    turns["before rm"] = head(layer)
+    turns["before rm"] = layer.head_seq()
     as_user(_BEN, "rm -rf email http memos", tree)
-    turns["after rm"] = head(layer)
+    turns["after rm"] = layer.head_seq()
     as_user(_ANNA, "echo '# later' >>json/decoder.py; mkdir -p new/deep; echo x >new/deep/x", tree)
     return turns
 
@@ -90,7 +85,7 @@ def work(layer: Layer) -> dict[str, int]:
 def test_the_story(layer: Layer, tmp_path: Path) -> None:
     marks = tmp_path / "image"
     turns = work(layer)
-    end = head(layer)
+    end = layer.head_seq()
     removed = range(turns["before rm"] + 1, turns["after rm"] + 1)
 
     # Who was it?
@@ -160,7 +155,7 @@ def test_the_story(layer: Layer, tmp_path: Path) -> None:
     assert back.stat().st_ino == (layer.mountpoint / "src/json/decoder.py").stat().st_ino
 
     # And the undo is taken back in turn.
-    layer.run("undo", "volume", f"{end + 1}-{head(layer)}", "--apply")
+    layer.run("undo", "volume", f"{end + 1}-{layer.head_seq()}", "--apply")
     assert digest(layer, layer.mountpoint) == unchanged
     layer.run("replay", "volume", str(tmp_path / "all"))
     assert digest(layer, tmp_path / "all") == unchanged == digest(layer, layer.backing)
@@ -206,14 +201,14 @@ def test_users_edits_are_taken_back_where_nobody_built_on_them(layer: Layer) -> 
     layer.run("undo", "volume", "--uid", str(_ANNA), "--apply")
     assert digest(layer, layer.mountpoint) == good
 
-    first = head(layer) + 1
+    first = layer.head_seq() + 1
     with acting(_ANNA):
         (directory / "shared").write_text("anna's")
         (directory / "shared").chmod(0o666)
     with acting(_BEN), open(directory / "shared", "a") as file:
         file.write(" and ben's")
     before = digest(layer, layer.mountpoint)
-    chosen = (f"{first}-{head(layer)}", "--uid", str(_ANNA))
+    chosen = (f"{first}-{layer.head_seq()}", "--uid", str(_ANNA))
     failed = layer.run("undo", "volume", *chosen, "--apply", check=False)
     assert failed.returncode == 22
     assert "in the way" in failed.stdout
@@ -354,7 +349,7 @@ def test_a_target_that_was_made_again_is_not_gone_on_with(layer: Layer, tmp_path
     layer.run("replay", "volume", str(target), check=False)
     layer.environment["FUSEJOURNAL_FAULT"] = ""
     # In the same one it goes on to where it was to go, whatever was added since.
-    end = head(layer)
+    end = layer.head_seq()
     (layer.mountpoint / "later").touch()
     layer.run("replay", "volume", str(target))
     layer.run("replay", "volume", str(target), "--from-seq", str(end + 1))
@@ -380,7 +375,7 @@ def test_a_target_inherits_nothing(layer: Layer, tmp_path: Path) -> None:
     parent.mkdir()
     subprocess.run(["setfacl", "-m", "u:1000:rwx,d:u:1000:rwx", parent], check=True)
     parent.chmod(0o2770)
-    end = str(head(layer))
+    end = str(layer.head_seq())
     layer.run("replay", "volume", str(parent / "replayed"))
     layer.run("restore", "volume", "--to-seq", end, "--target", str(parent / "restored"))
     layer.run("restore", "volume", "d", "--to-seq", end, "--target", str(parent / "d"))
@@ -402,12 +397,12 @@ def test_a_target_by_a_relative_path(layer: Layer, tmp_path: Path) -> None:
 def test_undo_leaves_alone_what_was_changed_since(layer: Layer) -> None:
     file, made = layer.mountpoint / "f", layer.mountpoint / "made"
     file.write_text("original")
-    first = head(layer) + 1
+    first = layer.head_seq() + 1
     file.write_text("bad")
     made.write_text("bad, too")
     lookup = Lookup(JournalReader(layer.state / "journal"))
     for changed in (file, made):
-        undo = Undo(lookup, Criteria(from_seq=Seq(first)), Seq(head(layer)))
+        undo = Undo(lookup, Criteria(from_seq=Seq(first)), Seq(layer.head_seq()))
         plan = undo.plan(lambda done, total: None)
         changed.write_text("important later work")
         with pytest.raises(ConflictError, match="another process changed it"):
@@ -432,9 +427,10 @@ def test_show_tells_a_writes_offset(layer: Layer) -> None:
     with open(layer.mountpoint / "f", "wb") as file:
         file.seek(1000)
         file.write(b"here")
-    shown = json.loads(layer.run("show", "volume", str(head(layer)), "--data", "--json").stdout)
+    head_seq = str(layer.head_seq())
+    shown = json.loads(layer.run("show", "volume", head_seq, "--data", "--json").stdout)
     assert (shown["op"], shown["offset"], bytes.fromhex(shown["data"])) == ("write", 1000, b"here")
-    assert "000003e8  68 65 72 65" in layer.run("show", "volume", str(head(layer)), "--data").stdout
+    assert "000003e8  68 65 72 65" in layer.run("show", "volume", head_seq, "--data").stdout
 
 
 def test_deep_trees_have_a_history(layer: Layer, tmp_path: Path) -> None:
@@ -448,6 +444,6 @@ def test_deep_trees_have_a_history(layer: Layer, tmp_path: Path) -> None:
     os.close(fd)
     path = "d/" * 1500 + "f"
     assert '"create"' in layer.run("history", "volume", path, "--json").stdout
-    layer.run("undo", "volume", str(head(layer)), "--apply")
+    layer.run("undo", "volume", str(layer.head_seq()), "--apply")
     layer.stop()
     subprocess.run(["rm", "-rf", layer.backing], check=True)

@@ -205,7 +205,7 @@ def test_unlinked_file_lives_while_it_is_open(root: Path, layer: Layer) -> None:
     file = root / "file"
     file.write_bytes(b"before")
     fd = os.open(file, os.O_RDWR)
-    entries = layer.ask()["head_seq"]
+    entries = layer.head_seq()
     file.unlink()
     os.pwrite(fd, b"after all", 0)
     os.ftruncate(fd, 5)
@@ -223,7 +223,7 @@ def test_unlinked_file_lives_while_it_is_open(root: Path, layer: Layer) -> None:
     assert os.fstat(fd).st_ctime_ns > before
     os.close(fd)
     # Only the UNLINK was journaled.
-    assert layer.ask()["head_seq"] == entries + 1
+    assert layer.head_seq() == entries + 1
 
 
 def test_unlinked_file_lives_while_the_kernel_knows_it(layer: Layer) -> None:
@@ -560,7 +560,7 @@ def test_entries_hold_results(root: Path, layer: Layer) -> None:
     assert (second["op"], second["offset"], second["bytes"]) == ("write", 3, 3)
     assert second["uid"] == SOMEBODY
     assert made["fid"] == (root / "file").stat().st_ino
-    assert [e["seq"] for e in layer.entries()] == list(range(1, layer.ask()["head_seq"] + 1))
+    assert [e["seq"] for e in layer.entries()] == list(range(1, layer.head_seq() + 1))
 
 
 @pytest.mark.parametrize("name", ["system.posix_acl_access", "system.posix_acl_default"])

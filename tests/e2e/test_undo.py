@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,18 +30,6 @@ def _nothing(*_: object) -> None:
     pass
 
 
-@pytest.fixture
-def layer(tmp_path: Path) -> Iterator[Layer]:
-    with Layer(tmp_path) as layer:
-        layer.start()
-        yield layer
-        layer.stop()
-
-
-def _head(layer: Layer) -> int:
-    return int(layer.ask()["head_seq"])
-
-
 def _tree(base: Path) -> None:
     (base / "sub").mkdir(parents=True)
     (base / "f").write_text("precious")
@@ -53,123 +40,123 @@ def _tree(base: Path) -> None:
 # -- names that were taken since -------------------------------------------------------------------
 
 
-def test_a_tree_comes_back_beside_its_name(layer: Layer) -> None:
-    tree = layer.mountpoint / "project"
+def test_a_tree_comes_back_beside_its_name(live: Layer) -> None:
+    tree = live.mountpoint / "project"
     _tree(tree)
     was = image(tree)
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     shutil.rmtree(tree)
-    removed = _head(layer)
+    removed = live.head_seq()
     tree.mkdir()
     (tree / "new").write_text("somebody's")
     chosen = (f"{first}-{removed}",)
-    unchanged = image(layer.mountpoint)
+    unchanged = image(live.mountpoint)
 
-    stopped = layer.run("undo", "volume", *chosen, "--apply", check=False)
+    stopped = live.run("undo", "volume", *chosen, "--apply", check=False)
     assert stopped.returncode == 22
     assert "aside" in stopped.stderr
-    skipped = layer.run("undo", "volume", *chosen, "--on-conflict", "skip", "--apply", check=False)
+    skipped = live.run("undo", "volume", *chosen, "--on-conflict", "skip", "--apply", check=False)
     assert skipped.returncode == 22
     assert "nothing can be taken back" in skipped.stderr
-    assert image(layer.mountpoint) == unchanged
+    assert image(live.mountpoint) == unchanged
 
-    planned = layer.run("undo", "volume", *chosen, "--on-conflict", "aside").stdout
+    planned = live.run("undo", "volume", *chosen, "--on-conflict", "aside").stdout
     assert f"/project.undone-{removed}/sub/g" in planned
     assert "/project is another file's by now" in planned
-    done = layer.run("undo", "volume", *chosen, "--on-conflict", "aside", "--apply", "--json")
-    beside = layer.mountpoint / f"project.undone-{removed}"
+    done = live.run("undo", "volume", *chosen, "--on-conflict", "aside", "--apply", "--json")
+    beside = live.mountpoint / f"project.undone-{removed}"
     assert difference(image(beside), was) == ""
     assert (tree / "new").read_text() == "somebody's"
     applied = json.loads(done.stdout)["applied"]
-    layer.run("undo", "volume", f"{applied['from_seq']}-{applied['to_seq']}", "--apply")
-    assert image(layer.mountpoint) == unchanged
+    live.run("undo", "volume", f"{applied['from_seq']}-{applied['to_seq']}", "--apply")
+    assert image(live.mountpoint) == unchanged
 
 
-def test_a_tree_comes_back_to_its_name_once_that_is_free_again(layer: Layer) -> None:
-    tree = layer.mountpoint / "project"
+def test_a_tree_comes_back_to_its_name_once_that_is_free_again(live: Layer) -> None:
+    tree = live.mountpoint / "project"
     _tree(tree)
     was = image(tree)
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     shutil.rmtree(tree)
-    chosen = f"{first}-{_head(layer)}"
+    chosen = f"{first}-{live.head_seq()}"
     tree.mkdir()
     (tree / "new").write_text("somebody's")
-    tree.rename(layer.mountpoint / "theirs")
-    layer.run("undo", "volume", chosen, "--apply")
+    tree.rename(live.mountpoint / "theirs")
+    live.run("undo", "volume", chosen, "--apply")
     assert difference(image(tree), was) == ""
-    assert (layer.mountpoint / "theirs/new").read_text() == "somebody's"
+    assert (live.mountpoint / "theirs/new").read_text() == "somebody's"
 
 
-def test_what_moved_away_goes_back_beside_a_taken_name(layer: Layer) -> None:
-    old, new = layer.mountpoint / ("n" * 250), layer.mountpoint / "moved"
+def test_what_moved_away_goes_back_beside_a_taken_name(live: Layer) -> None:
+    old, new = live.mountpoint / ("n" * 250), live.mountpoint / "moved"
     old.write_text("one")
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     old.rename(new)
     old.write_text("another")
-    other = layer.mountpoint / "other"
+    other = live.mountpoint / "other"
     other.write_text("a third")
     os.replace(other, old)
-    layer.run("undo", "volume", str(first), "--on-conflict", "aside", "--apply")
+    live.run("undo", "volume", str(first), "--on-conflict", "aside", "--apply")
     assert old.read_text() == "a third"
     assert not new.exists()
     suffix = f".undone-{first}"
-    assert (layer.mountpoint / ("n" * (255 - len(suffix)) + suffix)).read_text() == "one"
+    assert (live.mountpoint / ("n" * (255 - len(suffix)) + suffix)).read_text() == "one"
 
 
 # -- cost and interruption -------------------------------------------------------------------------
 
 
-def test_a_sparse_file_costs_what_was_changed(layer: Layer) -> None:
-    file = layer.mountpoint / "disk"
+def test_a_sparse_file_costs_what_was_changed(live: Layer) -> None:
+    file = live.mountpoint / "disk"
     with open(file, "wb") as disk:
         disk.truncate(1024 * _GIB)
         os.pwrite(disk.fileno(), b"boot", 0)
         os.pwrite(disk.fileno(), b"good", 500 * _GIB)
         os.pwrite(disk.fileno(), b"end.", 1024 * _GIB - 4)
     was = file.stat()
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     with open(file, "r+b") as disk:
         os.pwrite(disk.fileno(), b"bad!", 500 * _GIB)
         os.pwrite(disk.fileno(), b"where a hole was", 700 * _GIB)
-    layer.run("undo", "volume", f"{first}-{_head(layer)}", "--apply")
+    live.run("undo", "volume", f"{first}-{live.head_seq()}", "--apply")
     assert file.stat().st_size == was.st_size
     assert file.stat().st_mtime_ns == was.st_mtime_ns
     with open(file, "rb") as disk:
         assert os.pread(disk.fileno(), 4, 500 * _GIB) == b"good"
         assert os.pread(disk.fileno(), 16, 700 * _GIB) == bytes(16)
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     os.truncate(file, 2)
     file.unlink()
-    layer.run("undo", "volume", f"{first}-{_head(layer)}", "--apply")
+    live.run("undo", "volume", f"{first}-{live.head_seq()}", "--apply")
     assert file.stat().st_size == was.st_size
-    assert (layer.backing / "disk").stat().st_blocks < 1000
+    assert (live.backing / "disk").stat().st_blocks < 1000
     with open(file, "rb") as disk:
         found = [os.pread(disk.fileno(), 4, at * _GIB) for at in (0, 500, 700)]
     assert found == [b"boot", b"good", bytes(4)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_can_be_stopped_within_one_file(layer: Layer, number: signal.Signals) -> None:
-    file = layer.mountpoint / "large"
+def test_it_can_be_stopped_within_one_file(live: Layer, number: signal.Signals) -> None:
+    file = live.mountpoint / "large"
     piece = os.urandom(1 << 20)
     with open(file, "wb") as large:
         for _ in range(64):
             large.write(piece)
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     with open(file, "r+b") as large:
         large.write(bytes(64 << 20))
-    last = _head(layer)
+    last = live.head_seq()
     process = subprocess.Popen(
-        layer.command("undo", "volume", f"{first}-{last}", "--apply"),
-        env=layer.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        live.command("undo", "volume", f"{first}-{last}", "--apply"),
+        env=live.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while _head(layer) < last + 3:
+    while live.head_seq() < last + 3:
         assert process.poll() is None
     process.send_signal(number)
     _, words = process.communicate(timeout=60)
     assert process.returncode not in (0, None)
     assert "stopped half-way" in words
-    assert _head(layer) - last < last - first
+    assert live.head_seq() - last < last - first
 
 
 # -- a journal without its beginning ---------------------------------------------------------------
@@ -188,17 +175,17 @@ def test_it_does_not_answer_with_less_than_it_was_asked(tmp_path: Path) -> None:
         old.write_text("from before")
         for number in range(200):
             (layer.mountpoint / f"f{number}").write_text("x")
-        first = _head(layer) + 1
+        first = layer.head_seq() + 1
         old.write_text("bad")
-        rewritten = _head(layer)
+        rewritten = layer.head_seq()
         old.chmod(0o600)
         os.setxattr(old, "user.k", b"v")
-        attributes = _head(layer)
+        attributes = layer.head_seq()
         old.unlink()
-        recent = _head(layer) + 1
+        recent = layer.head_seq() + 1
         (layer.mountpoint / "recent").write_text("known")
         (layer.mountpoint / "recent").write_text("bad")
-        last = _head(layer)
+        last = layer.head_seq()
         copy = tmp_path / "copy"
         shutil.copytree(journal, copy)
         list_segments(copy)[0].unlink()
@@ -234,7 +221,7 @@ def test_what_root_does_is_taken_back_where_the_layer_knows_no_pids(tmp_path: Pa
             time.sleep(0.02)
         tree = layer.mountpoint
         was = image(tree)
-        first = _head(layer) + 1
+        first = layer.head_seq() + 1
         os.chmod(tree, 0o700)
         os.setxattr(tree, "user.was", b"changed")
         os.utime(tree, ns=(5, 5))
@@ -250,13 +237,13 @@ def test_what_root_does_is_taken_back_where_the_layer_knows_no_pids(tmp_path: Pa
         assert layer.wait() == 0
 
 
-def test_what_came_and_went_leaves_no_time_behind(layer: Layer) -> None:
-    directory = layer.mountpoint / "d"
+def test_what_came_and_went_leaves_no_time_behind(live: Layer) -> None:
+    directory = live.mountpoint / "d"
     directory.mkdir()
     os.utime(directory, ns=(5, 5))
-    was = image(layer.mountpoint)
-    first = _head(layer) + 1
+    was = image(live.mountpoint)
+    first = live.head_seq() + 1
     (directory / "f").write_text("for a moment")
     (directory / "f").unlink()
-    layer.run("undo", "volume", f"{first}-{_head(layer)}", "--apply")
-    assert difference(image(layer.mountpoint), was) == ""
+    live.run("undo", "volume", f"{first}-{live.head_seq()}", "--apply")
+    assert difference(image(live.mountpoint), was) == ""

@@ -3,7 +3,7 @@ named; nothing of theirs is overwritten in silence."""
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,21 +26,9 @@ def _nothing(*_: object) -> None:
     pass
 
 
-@pytest.fixture
-def layer(tmp_path: Path) -> Iterator[Layer]:
-    with Layer(tmp_path) as layer:
-        layer.start()
-        yield layer
-        layer.stop()
-
-
-def _head(layer: Layer) -> int:
-    return int(layer.ask()["head_seq"])
-
-
 def _planned(layer: Layer, first: int) -> tuple[Undo, UndoPlan]:
     lookup = Lookup(JournalReader(layer.state / "journal"))
-    undo = Undo(lookup, Criteria(from_seq=Seq(first)), Seq(_head(layer)))
+    undo = Undo(lookup, Criteria(from_seq=Seq(first)), layer.head_seq())
     return undo, undo.plan(_nothing)
 
 
@@ -84,36 +72,36 @@ def _at(
 
 
 def test_another_file_under_the_name_is_not_touched(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
+    live: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, other = layer.mountpoint / "f", layer.mountpoint / "other"
+    file, other = live.mountpoint / "f", live.mountpoint / "other"
     file.write_text("original")
     other.write_text("another's")
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     file.write_text("bad")
     file.chmod(0o600)
-    undo, plan = _planned(layer, first)
+    undo, plan = _planned(live, first)
     before = other.stat()
 
     def put_another_there() -> None:
-        os.rename(file, layer.mountpoint / "away")
+        os.rename(file, live.mountpoint / "away")
         os.rename(other, file)
 
     _at("rewrite", monkeypatch, put_another_there)
     with pytest.raises(ConflictError, match="changed it"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, _nothing)
     assert file.read_text() == "another's"
     assert (file.stat().st_mode, file.stat().st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
 
 
 def test_what_is_appended_meanwhile_is_not_cut_off(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
+    live: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = layer.mountpoint / "f"
+    file = live.mountpoint / "f"
     file.write_text("short")
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     file.write_text("bad, and longer")
-    undo, plan = _planned(layer, first)
+    undo, plan = _planned(live, first)
 
     def append() -> None:
         with open(file, "a") as appended:
@@ -121,18 +109,18 @@ def test_what_is_appended_meanwhile_is_not_cut_off(
 
     _at("change", monkeypatch, append)
     with pytest.raises(ConflictError, match="changed it"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, _nothing)
     assert file.read_text() == "bad, and longer and a user's"
 
 
 def test_what_comes_between_the_last_look_and_the_change_is_told(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
+    live: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = layer.mountpoint / "f"
+    file = live.mountpoint / "f"
     file.write_text("short")
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     file.write_text("bad, and longer")
-    undo, plan = _planned(layer, first)
+    undo, plan = _planned(live, first)
 
     def append() -> None:
         with open(file, "a") as appended:
@@ -140,51 +128,51 @@ def test_what_comes_between_the_last_look_and_the_change_is_told(
 
     _at("between", monkeypatch, append)
     with pytest.raises(ConflictError, match="at the very moment"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, _nothing)
 
 
 def test_a_name_that_another_file_got_is_not_removed(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
+    live: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = _head(layer) + 1
-    made, other = layer.mountpoint / "made", layer.mountpoint / "other"
+    first = live.head_seq() + 1
+    made, other = live.mountpoint / "made", live.mountpoint / "other"
     made.write_text("bad")
-    last = _head(layer)
+    last = live.head_seq()
     other.write_text("another's")
-    lookup = Lookup(JournalReader(layer.state / "journal"))
-    undo = Undo(lookup, Criteria(from_seq=Seq(first), to_seq=Seq(last + 1)), Seq(_head(layer)))
+    lookup = Lookup(JournalReader(live.state / "journal"))
+    undo = Undo(lookup, Criteria(from_seq=Seq(first), to_seq=Seq(last + 1)), live.head_seq())
     plan = undo.plan(_nothing)
     _at("move away", monkeypatch, lambda: os.replace(other, made))
     with pytest.raises(ConflictError, match="changed it"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, _nothing)
     assert made.read_text() == "another's"
 
 
 def test_a_directory_that_somebody_put_something_into_stays(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
+    live: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = _head(layer) + 1
-    tree = layer.mountpoint / "made"
+    first = live.head_seq() + 1
+    tree = live.mountpoint / "made"
     _tree(tree)
-    undo, plan = _planned(layer, first)
+    undo, plan = _planned(live, first)
     _at("move away", monkeypatch, lambda: (tree / "sub/theirs").write_text("theirs"))
     with pytest.raises(ConflictError, match="theirs"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, _nothing)
     assert (tree / "f").read_text() == "precious"
     assert (tree / "sub/theirs").read_text() == "theirs"
 
 
-def test_a_name_taken_since_the_plan_is_left(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = layer.mountpoint / "f"
+def test_a_name_taken_since_the_plan_is_left(live: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = live.mountpoint / "f"
     file.write_text("precious")
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     file.unlink()
-    undo, plan = _planned(layer, first)
+    undo, plan = _planned(live, first)
     _at("put in place", monkeypatch, lambda: file.write_text("theirs"))
     with pytest.raises(ConflictError, match="took the name"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, _nothing)
     assert file.read_text() == "theirs"
-    (staging,) = layer.mountpoint.glob(".fusejournal-undo.*")
+    (staging,) = live.mountpoint.glob(".fusejournal-undo.*")
     assert [one.read_text() for one in staging.iterdir()] == ["precious"]
 
 
@@ -208,16 +196,16 @@ _DEFAULT_ACL = (
     ids=["xattr", "mode", "owner", "acl"],
 )
 def test_what_another_gave_a_directory_is_left_to_it(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch, step: str, deed: Callable[[Path], None]
+    live: Layer, monkeypatch: pytest.MonkeyPatch, step: str, deed: Callable[[Path], None]
 ) -> None:
-    directory = layer.mountpoint / "d"
+    directory = live.mountpoint / "d"
     directory.mkdir()
     os.setxattr(directory, "user.k", b"good")
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     os.setxattr(directory, "user.k", b"bad")
     directory.chmod(0o700)
     (directory / "f").write_text("to go")
-    undo, plan = _planned(layer, first)
+    undo, plan = _planned(live, first)
     theirs: list[object] = []
 
     def look() -> tuple[object, ...]:
@@ -227,47 +215,47 @@ def test_what_another_gave_a_directory_is_left_to_it(
 
     _at(step, monkeypatch, lambda: deed(directory), lambda: theirs.append(look()))
     with pytest.raises(ConflictError, match="/d: another process changed it since"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, _nothing)
     assert [look()] == theirs
 
 
 def test_what_a_directory_got_at_the_last_moment_is_named(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
+    live: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = layer.mountpoint / "d"
+    directory = live.mountpoint / "d"
     directory.mkdir()
     os.setxattr(directory, "user.k", b"good")
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     os.setxattr(directory, "user.k", b"bad")
-    undo, plan = _planned(layer, first)
+    undo, plan = _planned(live, first)
     _at("between", monkeypatch, lambda: os.removexattr(directory, "user.k"))
     with pytest.raises(ConflictError, match=r"/d: .*at the very moment"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, _nothing)
 
 
 def test_a_directory_in_which_others_make_names_is_changed_all_the_same(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
+    live: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = layer.mountpoint / "d"
+    directory = live.mountpoint / "d"
     directory.mkdir()
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     directory.chmod(0o700)
-    undo, plan = _planned(layer, first)
+    undo, plan = _planned(live, first)
     _at("change", monkeypatch, lambda: (directory / "theirs").write_text("theirs"))
-    undo.carry_out(plan, layer.mountpoint, _nothing)
+    undo.carry_out(plan, live.mountpoint, _nothing)
     assert directory.stat().st_mode & 0o7777 == 0o755
 
 
 @pytest.mark.parametrize("step", ["rewrite", "times", "set time"])
 def test_a_directory_keeps_the_time_of_what_others_did_in_it(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch, step: str
+    live: Layer, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    directory = layer.mountpoint / "d"
+    directory = live.mountpoint / "d"
     directory.mkdir()
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     (directory / "f").write_text("to go")
     os.setxattr(directory, "user.k", b"to go")
-    undo, plan = _planned(layer, first)
+    undo, plan = _planned(live, first)
     theirs: list[int] = []
     _at(
         step,
@@ -275,28 +263,28 @@ def test_a_directory_keeps_the_time_of_what_others_did_in_it(
         lambda: (directory / "theirs").write_text("theirs") and None,
         lambda: theirs.append(directory.stat().st_mtime_ns),
     )
-    undo.carry_out(plan, layer.mountpoint, _nothing)
+    undo.carry_out(plan, live.mountpoint, _nothing)
     assert os.listdir(directory) == ["theirs"]
     assert [directory.stat().st_mtime_ns] == theirs
 
 
 def test_a_directory_that_came_back_keeps_the_time_of_what_others_did_in_it(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
+    live: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = layer.mountpoint / "d"
+    directory = live.mountpoint / "d"
     directory.mkdir()
     (directory / "alive").write_text("moves")
-    first = _head(layer) + 1
-    (directory / "alive").rename(layer.mountpoint / "alive")
+    first = live.head_seq() + 1
+    (directory / "alive").rename(live.mountpoint / "alive")
     directory.rmdir()
-    undo, plan = _planned(layer, first)
+    undo, plan = _planned(live, first)
     theirs: list[int] = []
 
     def put() -> None:
         (directory / "theirs").write_text("theirs")
 
     _at("times", monkeypatch, put, lambda: theirs.append(directory.stat().st_mtime_ns))
-    undo.carry_out(plan, layer.mountpoint, _nothing)
+    undo.carry_out(plan, live.mountpoint, _nothing)
     assert sorted(os.listdir(directory)) == ["alive", "theirs"]
     assert [directory.stat().st_mtime_ns] == theirs
 
@@ -304,39 +292,39 @@ def test_a_directory_that_came_back_keeps_the_time_of_what_others_did_in_it(
 # -- names -----------------------------------------------------------------------------------------
 
 
-def test_a_hard_link_goes_and_its_file_is_rewritten(layer: Layer) -> None:
-    file = layer.mountpoint / "f"
+def test_a_hard_link_goes_and_its_file_is_rewritten(live: Layer) -> None:
+    file = live.mountpoint / "f"
     file.write_text("good")
-    first = _head(layer) + 1
-    os.link(file, layer.mountpoint / "link")
+    first = live.head_seq() + 1
+    os.link(file, live.mountpoint / "link")
     file.write_text("bad, and longer")
-    undo, plan = _planned(layer, first)
-    undo.carry_out(plan, layer.mountpoint, _nothing)
-    assert os.listdir(layer.mountpoint) == ["f"]
+    undo, plan = _planned(live, first)
+    undo.carry_out(plan, live.mountpoint, _nothing)
+    assert os.listdir(live.mountpoint) == ["f"]
     assert file.read_text() == "good"
 
 
-def test_hard_links_in_a_directory_that_goes(layer: Layer) -> None:
-    file = layer.mountpoint / "f"
+def test_hard_links_in_a_directory_that_goes(live: Layer) -> None:
+    file = live.mountpoint / "f"
     file.write_text("good")
-    first = _head(layer) + 1
-    made = layer.mountpoint / "made"
+    first = live.head_seq() + 1
+    made = live.mountpoint / "made"
     made.mkdir()
     for name in ("a", "b"):
         os.link(file, made / name)
     (made / "x").write_text("to go")
     os.link(made / "x", made / "y")
     file.write_text("bad, and longer")
-    undo, plan = _planned(layer, first)
-    undo.carry_out(plan, layer.mountpoint, _nothing)
-    assert os.listdir(layer.mountpoint) == ["f"]
+    undo, plan = _planned(live, first)
+    undo.carry_out(plan, live.mountpoint, _nothing)
+    assert os.listdir(live.mountpoint) == ["f"]
     assert file.read_text() == "good"
 
 
 def _made(layer: Layer) -> tuple[int, Undo, UndoPlan]:
     """A directory with a file, a descriptor of it as another process can have, and the undo of its
     making."""
-    first = _head(layer) + 1
+    first = layer.head_seq() + 1
     made = layer.mountpoint / "made"
     made.mkdir()
     (made / "f").write_text("precious")
@@ -345,21 +333,21 @@ def _made(layer: Layer) -> tuple[int, Undo, UndoPlan]:
 
 
 def test_what_takes_the_name_of_a_file_that_goes_is_named(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
+    live: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = layer.mountpoint / "other"
+    other = live.mountpoint / "other"
     other.write_text("another's")
-    opened, undo, plan = _made(layer)
+    opened, undo, plan = _made(live)
     _at("unlink", monkeypatch, lambda: os.rename(other, "f", dst_dir_fd=opened))
     with pytest.raises(ConflictError, match=r"/made/f: .*at the very moment"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, _nothing)
     os.close(opened)
 
 
 def test_what_is_written_to_a_file_that_goes_is_named(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
+    live: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened, undo, plan = _made(layer)
+    opened, undo, plan = _made(live)
 
     def write() -> None:
         file = os.open("f", os.O_WRONLY, dir_fd=opened)
@@ -367,27 +355,27 @@ def test_what_is_written_to_a_file_that_goes_is_named(
 
     _at("unlink", monkeypatch, write)
     with pytest.raises(ConflictError, match=r"/made/f: .*at the very moment"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, _nothing)
     os.close(opened)
 
 
 def test_a_further_name_for_a_file_that_goes_is_named(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
+    live: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened, undo, plan = _made(layer)
-    kept = layer.mountpoint / "kept"
+    opened, undo, plan = _made(live)
+    kept = live.mountpoint / "kept"
     _at("unlink", monkeypatch, lambda: os.link("f", kept, src_dir_fd=opened))
     with pytest.raises(ConflictError, match=r"/made/f: .*at the very moment"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, _nothing)
     assert kept.read_text() == "precious"
     os.close(opened)
 
 
 @pytest.mark.parametrize("step", ["unlink", "rmdir"])
 def test_what_is_put_into_a_directory_that_goes_stays(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch, step: str
+    live: Layer, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    opened, undo, plan = _made(layer)
+    opened, undo, plan = _made(live)
 
     def put() -> None:
         file = os.open("theirs", os.O_WRONLY | os.O_CREAT, dir_fd=opened)
@@ -395,52 +383,52 @@ def test_what_is_put_into_a_directory_that_goes_stays(
 
     _at(step, monkeypatch, put)
     with pytest.raises(ConflictError, match="/made: another process changed it") as told:
-        undo.carry_out(plan, layer.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, _nothing)
     os.close(opened)
-    (theirs,) = layer.mountpoint.glob(".fusejournal-undo.*/*/theirs")
+    (theirs,) = live.mountpoint.glob(".fusejournal-undo.*/*/theirs")
     assert theirs.read_text() == "theirs"
     assert theirs.parent.name in str(told.value)
 
 
 def test_a_directory_that_is_gone_takes_nothing_back(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
+    live: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = layer.mountpoint / "d"
+    directory = live.mountpoint / "d"
     directory.mkdir()
     (directory / "f").write_text("precious")
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     (directory / "f").unlink()
-    undo, plan = _planned(layer, first)
+    undo, plan = _planned(live, first)
     _at("put in place", monkeypatch, directory.rmdir)
     with pytest.raises(ConflictError, match="/d"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
-    (staging,) = layer.mountpoint.glob(".fusejournal-undo.*")
+        undo.carry_out(plan, live.mountpoint, _nothing)
+    (staging,) = live.mountpoint.glob(".fusejournal-undo.*")
     assert [one.read_text() for one in staging.iterdir()] == ["precious"]
 
 
 def test_a_directory_does_not_get_below_itself(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
+    live: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moved, place = layer.mountpoint / "moved", layer.mountpoint / "place"
+    moved, place = live.mountpoint / "moved", live.mountpoint / "place"
     place.mkdir()
     (place / "d").mkdir()
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     (place / "d").rename(moved)
-    undo, plan = _planned(layer, first)
+    undo, plan = _planned(live, first)
     _at("move away", monkeypatch, lambda: os.rename(place, moved / "place"))
     with pytest.raises(ConflictError, match="place/d"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
-    (found,) = layer.mountpoint.glob(".fusejournal-undo.*/*")
+        undo.carry_out(plan, live.mountpoint, _nothing)
+    (found,) = live.mountpoint.glob(".fusejournal-undo.*/*")
     assert os.listdir(found) == ["place"]
 
 
 def test_what_cannot_go_back_to_its_name_is_named(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
+    live: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = _head(layer) + 1
-    made = layer.mountpoint / "made"
+    first = live.head_seq() + 1
+    made = live.mountpoint / "made"
     made.write_text("bad")
-    undo, plan = _planned(layer, first)
+    undo, plan = _planned(live, first)
     done: list[str] = []
 
     def on_step(reached: str) -> None:
@@ -450,41 +438,41 @@ def test_what_cannot_go_back_to_its_name_is_named(
             done.append(reached)
             _elsewhere(lambda: made.write_text("a third's"))
 
-    other = layer.mountpoint / "other"
+    other = live.mountpoint / "other"
     other.write_text("another's")
     monkeypatch.setattr(undo_files, "on_step", on_step)
     with pytest.raises(ConflictError, match=r"/made: .*\.fusejournal-undo\."):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, _nothing)
     assert made.read_text() == "a third's"
-    (found,) = layer.mountpoint.glob(".fusejournal-undo.*/*")
+    (found,) = live.mountpoint.glob(".fusejournal-undo.*/*")
     assert found.read_text() == "another's"
 
 
 def test_a_file_that_lost_its_last_name_is_not_staged(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
+    live: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = layer.mountpoint / "f"
+    file = live.mountpoint / "f"
     file.write_text("x")
-    first = _head(layer) + 1
-    file.rename(layer.mountpoint / "g")
-    undo, plan = _planned(layer, first)
-    _at("stage link", monkeypatch, (layer.mountpoint / "g").unlink)
+    first = live.head_seq() + 1
+    file.rename(live.mountpoint / "g")
+    undo, plan = _planned(live, first)
+    _at("stage link", monkeypatch, (live.mountpoint / "g").unlink)
     with pytest.raises(ConflictError, match="/g: another process changed it"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
-    assert os.listdir(layer.mountpoint) == []
+        undo.carry_out(plan, live.mountpoint, _nothing)
+    assert os.listdir(live.mountpoint) == []
 
 
 # -- the report ------------------------------------------------------------------------------------
 
 
-def test_all_that_came_between_is_named(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = [layer.mountpoint / name for name in "abc"]
+def test_all_that_came_between_is_named(live: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [live.mountpoint / name for name in "abc"]
     for file in files:
         file.write_text("good")
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     for file in files:
         file.chmod(0o600)
-    undo, plan = _planned(layer, first)
+    undo, plan = _planned(live, first)
     left = files[:2]
 
     def on_step(reached: str) -> None:
@@ -494,21 +482,21 @@ def test_all_that_came_between_is_named(layer: Layer, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(undo_files, "on_step", on_step)
     with pytest.raises(UndoOverlapError, match=r"/a: .* and 1 more"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, _nothing)
     assert [undo.path_of(one) for one in plan.overlaps] == [b"a", b"b"]
     assert [oct(file.stat().st_mode & 0o777) for file in files] == ["0o644"] * 3
 
 
 def test_what_came_between_is_named_also_where_the_undo_stops(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
+    live: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = [layer.mountpoint / name for name in "ab"]
+    files = [live.mountpoint / name for name in "ab"]
     for file in files:
         file.write_text("good")
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     for file in files:
         file.write_text("bad, and longer")
-    undo, plan = _planned(layer, first)
+    undo, plan = _planned(live, first)
 
     def append() -> None:
         for file in files:
@@ -517,22 +505,22 @@ def test_what_came_between_is_named_also_where_the_undo_stops(
 
     _at("between", monkeypatch, append)
     with pytest.raises(ConflictError, match="/b: another process changed it since"):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, _nothing)
     assert [undo.path_of(one) for one in plan.overlaps] == [b"a"]
 
 
 def test_an_undo_that_stops_before_it_begins_leaves_nothing(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
+    live: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = layer.mountpoint / "f"
+    file = live.mountpoint / "f"
     file.write_text("good")
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     file.write_text("bad, and longer")
-    undo, plan = _planned(layer, first)
+    undo, plan = _planned(live, first)
     _at("rewrite", monkeypatch, lambda: file.write_text("theirs"))
     with pytest.raises(ConflictError):
-        undo.carry_out(plan, layer.mountpoint, _nothing)
-    assert os.listdir(layer.mountpoint) == ["f"]
+        undo.carry_out(plan, live.mountpoint, _nothing)
+    assert os.listdir(live.mountpoint) == ["f"]
 
 
 def change_beside_undo() -> None:
@@ -551,22 +539,22 @@ def change_beside_undo() -> None:
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_the_command_names_what_came_between(
-    layer: Layer, tmp_path: Path, options: tuple[str, ...]
+    live: Layer, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    file = layer.mountpoint / "f"
+    file = live.mountpoint / "f"
     file.write_text("good")
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     file.chmod(0o600)
     command = Forked(
         ["undo", "volume", str(first), "--apply", *options],
-        {**layer.environment, "MEDDLED": str(file)},
+        {**live.environment, "MEDDLED": str(file)},
         out=tmp_path / "out",
         err=tmp_path / "err",
         program=f"{__name__}:change_beside_undo",
     )
     assert command.wait(60) == 22
     assert file.stat().st_mode & 0o777 == 0o644
-    (theirs,) = (entry["seq"] for entry in layer.entries() if entry["op"] == "setxattr")
+    (theirs,) = (entry["seq"] for entry in live.entries() if entry["op"] == "setxattr")
     out, err = (tmp_path / "out").read_text(), (tmp_path / "err").read_text()
     assert f"overlaps    /f: entry {theirs} by pid" in err
     if options:

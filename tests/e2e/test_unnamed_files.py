@@ -24,14 +24,6 @@ _MIB = 1 << 20
 _CONTENT = b"content" * 1000
 
 
-@pytest.fixture
-def layer(tmp_path: Path) -> Iterator[Layer]:
-    with Layer(tmp_path) as layer:
-        layer.start()
-        yield layer
-        layer.stop()
-
-
 @contextmanager
 def _unnamed(directory: Path, mode: int = 0o644, flags: int = 0) -> Iterator[int]:
     fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | flags, mode)
@@ -43,10 +35,6 @@ def _unnamed(directory: Path, mode: int = 0o644, flags: int = 0) -> Iterator[int
 
 def _name(fd: int, path: Path) -> None:
     syscalls.link(fd, syscalls.AT_FDCWD, os.fsencode(path))
-
-
-def _head(layer: Layer) -> int:
-    return int(layer.ask()["head_seq"])
 
 
 def _check_replay(layer: Layer, target: Path) -> None:
@@ -72,7 +60,7 @@ def test_a_name_makes_it_a_file(tmp_path: Path, kind: str) -> None:
         os.setxattr(plain, DEFAULT_ACL, make_acl(7, 6, 5, 7, 1))
         with _unnamed(directory) as first:
             os.write(first, b"x")
-        head = _head(layer)
+        head = layer.head_seq()
         for where in (directory, plain):
             with _unnamed(where, 0o666) as fd:
                 os.write(fd, _CONTENT)
@@ -83,7 +71,7 @@ def test_a_name_makes_it_a_file(tmp_path: Path, kind: str) -> None:
                 os.utime(fd, ns=(5, 1_234_567_890_123_456_789))
                 assert os.fstat(fd).st_nlink == 0
                 if where == directory:
-                    assert _head(layer) == head  # the fids were reserved by the first
+                    assert layer.head_seq() == head  # the fids were reserved by the first
                 _name(fd, where / "file")
                 assert os.fstat(fd).st_nlink == 1
                 _name(fd, where / "further")
@@ -103,34 +91,34 @@ def test_a_name_makes_it_a_file(tmp_path: Path, kind: str) -> None:
         _check_replay(layer, disk / "rebuilt")
 
 
-def test_what_it_was_is_what_is_named(layer: Layer) -> None:
-    path = layer.mountpoint / "file"
-    with _unnamed(layer.mountpoint, 0o4711) as fd:
+def test_what_it_was_is_what_is_named(live: Layer) -> None:
+    path = live.mountpoint / "file"
+    with _unnamed(live.mountpoint, 0o4711) as fd:
         os.write(fd, _CONTENT)
         os.fchmod(fd, 0o6711)
         os.fchown(fd, 5, 6)
         os.setxattr(fd, ACCESS_ACL, make_acl(7, 6, 5, 4, 1))
         os.utime(fd, ns=(7, 77))
         os.fsync(fd)
-        before = _head(layer)
+        before = live.head_seq()
         _name(fd, path)
         assert path.stat().st_mtime_ns == 77
-    found = image(layer.mountpoint)
-    log = layer.run("log", "volume", "--from-seq", str(before + 1)).stdout.splitlines()
+    found = image(live.mountpoint)
+    log = live.run("log", "volume", "--from-seq", str(before + 1)).stdout.splitlines()
     ops = ("create", "write", "setxattr", "setattr")
     assert [next(op for op in ops if f" {op} " in line) for line in log] == [
         "create", "write", "setattr",
     ]  # fmt: skip
-    layer.run("undo", "volume", f"{before + 1}-{_head(layer)}", "--apply")
+    live.run("undo", "volume", f"{before + 1}-{live.head_seq()}", "--apply")
     assert not path.exists()
-    layer.run("undo", "volume", f"{before + 4}-{_head(layer)}", "--apply")
-    again = image(layer.mountpoint)
+    live.run("undo", "volume", f"{before + 4}-{live.head_seq()}", "--apply")
+    again = image(live.mountpoint)
     assert again[b"file"] == found[b"file"]
-    with pytest.raises(FileExistsError), _unnamed(layer.mountpoint) as fd:
+    with pytest.raises(FileExistsError), _unnamed(live.mountpoint) as fd:
         _name(fd, path)
-    with _unnamed(layer.mountpoint, flags=os.O_EXCL) as fd, pytest.raises(FileNotFoundError):
-        _name(fd, layer.mountpoint / "never")
-    assert sorted(os.listdir(layer.mountpoint)) == ["file"]
+    with _unnamed(live.mountpoint, flags=os.O_EXCL) as fd, pytest.raises(FileNotFoundError):
+        _name(fd, live.mountpoint / "never")
+    assert sorted(os.listdir(live.mountpoint)) == ["file"]
 
 
 def test_one_that_is_open_outlasts_a_restart(tmp_path: Path) -> None:
@@ -185,18 +173,18 @@ def test_a_kill_leaves_all_or_nothing(tmp_path: Path, fault: str) -> None:
         _check_replay(layer, tmp_path / "rebuilt")
 
 
-def test_a_large_one_comes_in_pieces(layer: Layer) -> None:
+def test_a_large_one_comes_in_pieces(live: Layer) -> None:
     content = os.urandom(_MIB) * 9
-    with _unnamed(layer.mountpoint) as fd:
+    with _unnamed(live.mountpoint) as fd:
         os.write(fd, content)
-        _name(fd, layer.mountpoint / "file")
-    assert (layer.mountpoint / "file").read_bytes() == content
-    layer.kill()
-    layer.start()
-    assert (layer.mountpoint / "file").read_bytes() == content
-    layer.stop()
-    _check_replay(layer, layer.base / "rebuilt")
-    layer.start()
+        _name(fd, live.mountpoint / "file")
+    assert (live.mountpoint / "file").read_bytes() == content
+    live.kill()
+    live.start()
+    assert (live.mountpoint / "file").read_bytes() == content
+    live.stop()
+    _check_replay(live, live.base / "rebuilt")
+    live.start()
 
 
 def test_a_full_disk_leaves_it_without_a_name(tmp_path: Path) -> None:

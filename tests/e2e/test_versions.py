@@ -3,7 +3,6 @@ looked at, compared, restored and deleted."""
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,10 @@ _ACL = (
 
 
 @pytest.fixture
-def layer(tmp_path: Path) -> Iterator[Layer]:
-    with Layer(tmp_path) as layer:
-        layer.start()
-        layer.run("version", "store", "init", str(layer.state), "--store", str(tmp_path / "kept"))
-        yield layer
-        layer.stop()
+def volume(live: Layer, tmp_path: Path) -> Layer:
+    """A live volume with a store of versions in ``kept``."""
+    live.run("version", "store", "init", str(live.state), "--store", str(tmp_path / "kept"))
+    return live
 
 
 def _version(layer: Layer, *arguments: str) -> dict[str, Any]:
@@ -66,16 +63,18 @@ def _make_everything(root: Path) -> None:
     os.chmod(root, 0o751)
 
 
-def test_a_version_is_the_tree(layer: Layer, tmp_path: Path) -> None:
-    root = layer.mountpoint
+def test_a_version_is_the_tree(volume: Layer, tmp_path: Path) -> None:
+    root = volume.mountpoint
     _make_everything(root)
     opened = os.open(root / "gone", os.O_CREAT | os.O_RDWR)
     os.write(opened, b"open and removed")
     os.unlink(root / "gone")
-    first = _version(layer, "create", "first")
+    first = _version(volume, "create", "first")
     assert first["is_new"]
     before = digest_tree(root).digest
-    layer.run("restore", str(layer.state), "--to-version", "first", "--target", str(tmp_path / "1"))
+    volume.run(
+        "restore", str(volume.state), "--to-version", "first", "--target", str(tmp_path / "1")
+    )
     assert digest_tree(tmp_path / "1").digest == before
     assert os.stat(tmp_path / "1/sparse").st_blocks * 512 < 1 << 20
     os.close(opened)
@@ -85,33 +84,33 @@ def test_a_version_is_the_tree(layer: Layer, tmp_path: Path) -> None:
         file.write(b"changed")
     os.rename(root / "d", root / "e")
     os.unlink(root / "fifo")
-    second = _version(layer, "create", "second")
+    second = _version(volume, "create", "second")
     assert second["added_bytes"] < 1 << 20
     assert second["parent"] == json_key(first)
     for name, wanted in (("first", before), ("second", digest_tree(root).digest)):
         target = tmp_path / f"again-{name}"
-        layer.run("restore", str(layer.state), "--to-version", name, "--target", str(target))
+        volume.run("restore", str(volume.state), "--to-version", name, "--target", str(target))
         assert digest_tree(target).digest == wanted
-        layer.run("version", "verify", str(layer.state), name, "--data")
-    layer.run(
-        *("restore", str(layer.state), "e/deep", "--to-version", "second"),
+        volume.run("version", "verify", str(volume.state), name, "--data")
+    volume.run(
+        *("restore", str(volume.state), "e/deep", "--to-version", "second"),
         *("--target", str(tmp_path / "part")),
     )
     assert (tmp_path / "part/linked").read_text() == (root / "text").read_text()
 
 
-def test_any_moment_is_restored_from_the_nearest_version(layer: Layer, tmp_path: Path) -> None:
-    root = layer.mountpoint
+def test_any_moment_is_restored_from_the_nearest_version(volume: Layer, tmp_path: Path) -> None:
+    root = volume.mountpoint
     _make_everything(root)
-    _version(layer, "create", "first")
+    _version(volume, "create", "first")
     (root / "d/large").write_text("shorter now")
     os.rename(root / "text", root / "d/text")
-    wanted, seq = digest_tree(root).digest, layer.ask()["head_seq"]
+    wanted, seq = digest_tree(root).digest, volume.head_seq()
     (root / "d/later").write_text("later")
 
     def restore(name: str, *arguments: str) -> str:
         target = ("--target", str(tmp_path / name))
-        return layer.run("restore", str(layer.state), *arguments, *target).stdout
+        return volume.run("restore", str(volume.state), *arguments, *target).stdout
 
     said = restore("whole", "--to-seq", str(seq))
     assert "from version first and" in said
@@ -125,8 +124,8 @@ def test_any_moment_is_restored_from_the_nearest_version(layer: Layer, tmp_path:
     # Before the first version the journal alone tells.
     assert "from version" not in restore("early", "--to-seq", "5")
     os.rename(tmp_path / "kept", tmp_path / "away")
-    gone = layer.run(
-        *("restore", str(layer.state), "--to-seq", str(seq), "--target", str(tmp_path / "still"))
+    gone = volume.run(
+        *("restore", str(volume.state), "--to-seq", str(seq), "--target", str(tmp_path / "still"))
     )
     assert "from the journal alone" in gone.stderr
     assert digest_tree(tmp_path / "still").digest == wanted
@@ -139,69 +138,69 @@ def json_key(version: dict[str, Any]) -> str:
     return f"{uuid}-{version['seq']:020d}-{version['chain']}"
 
 
-def test_what_differs_is_told(layer: Layer) -> None:
-    root = layer.mountpoint
+def test_what_differs_is_told(volume: Layer) -> None:
+    root = volume.mountpoint
     _make_everything(root)
-    _version(layer, "create", "before")
+    _version(volume, "create", "before")
     os.rename(root / "d", root / "e")
     (root / "text").write_text("other")
     os.unlink(root / "fifo")
     (root / "new").write_text("new")
     os.chmod(root / "acl", 0o700)
     os.link(root / "new", root / "acl/further")
-    _version(layer, "create", "after")
-    lines = layer.run("version", "diff", str(layer.state), "before", "after").stdout.splitlines()
+    _version(volume, "create", "after")
+    lines = volume.run("version", "diff", str(volume.state), "before", "after").stdout.splitlines()
     found = sorted(" ".join(line.split()) for line in lines)
     assert found == sorted(
         ["A /new", "A /acl/further (hard link)", "D /fifo", "M /text", "P /acl", "R /d -> /e"]
     ) or found == sorted(
         ["A /acl/further", "A /new (hard link)", "D /fifo", "M /text", "P /acl", "R /d -> /e"]
     )
-    below = layer.run("version", "diff", str(layer.state), "before", "after", "e").stdout
+    below = volume.run("version", "diff", str(volume.state), "before", "after", "e").stdout
     assert below.split() == ["R", "/d", "->", "/e"]
 
 
-def test_versions_are_listed_protected_and_deleted(layer: Layer) -> None:
-    (layer.mountpoint / "a").write_text("a")
-    made = _version(layer, "create", "one")
-    again = _version(layer, "create")
+def test_versions_are_listed_protected_and_deleted(volume: Layer) -> None:
+    (volume.mountpoint / "a").write_text("a")
+    made = _version(volume, "create", "one")
+    again = _version(volume, "create")
     assert (again["is_new"], again["root"]) == (False, made["root"])
-    taken = layer.run("version", "create", str(layer.state), "two", check=False)
+    taken = volume.run("version", "create", str(volume.state), "two", check=False)
     assert taken.returncode == 2
     assert "is version one already" in taken.stderr
-    (layer.mountpoint / "b").write_text("b")
-    _version(layer, "create")
-    shown = layer.run("version", "list", str(layer.state)).stdout.splitlines()
+    (volume.mountpoint / "b").write_text("b")
+    _version(volume, "create")
+    shown = volume.run("version", "list", str(volume.state)).stdout.splitlines()
     assert len(shown) == 2
     assert shown[0].endswith("one")
-    layer.run("version", "protect", str(layer.state), "one")
-    assert _version(layer, "show", "one")["protected"]
-    assert "protected  yes" in layer.run("version", "show", str(layer.state), "one").stdout
-    refused = layer.run("version", "delete", str(layer.state), "one", "--yes", check=False)
+    volume.run("version", "protect", str(volume.state), "one")
+    assert _version(volume, "show", "one")["protected"]
+    assert "protected  yes" in volume.run("version", "show", str(volume.state), "one").stdout
+    refused = volume.run("version", "delete", str(volume.state), "one", "--yes", check=False)
     assert refused.returncode == 2
-    layer.run("version", "protect", str(layer.state), "one", "--off")
-    layer.run("version", "delete", str(layer.state), "one", "--yes")
-    missing = layer.run("version", "show", str(layer.state), "one", check=False)
+    volume.run("version", "protect", str(volume.state), "one", "--off")
+    volume.run("version", "delete", str(volume.state), "one", "--yes")
+    missing = volume.run("version", "show", str(volume.state), "one", check=False)
     assert missing.returncode == 43
-    assert len(layer.run("version", "list", str(layer.state)).stdout.splitlines()) == 1
+    assert len(volume.run("version", "list", str(volume.state)).stdout.splitlines()) == 1
 
 
-def test_what_a_deleted_version_had_is_freed(layer: Layer, tmp_path: Path) -> None:
+def test_what_a_deleted_version_had_is_freed(volume: Layer, tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
-        (layer.mountpoint / "file").write_bytes(os.urandom(2 << 20))
-        _version(layer, "create", name)
-    layer.run("version", "delete", str(layer.state), "two", "--yes")
+        (volume.mountpoint / "file").write_bytes(os.urandom(2 << 20))
+        _version(volume, "create", name)
+    volume.run("version", "delete", str(volume.state), "two", "--yes")
     before = _size(tmp_path / "kept")
-    planned = layer.run("version", "collect", str(layer.state), "--dry-run").stdout
+    planned = volume.run("version", "collect", str(volume.state), "--dry-run").stdout
     assert "would remove" in planned
     assert _size(tmp_path / "kept") == before
-    said = layer.run("version", "collect", str(layer.state)).stdout
+    said = volume.run("version", "collect", str(volume.state)).stdout
     assert said.startswith("removed ")
     assert _size(tmp_path / "kept") < before - (2 << 20) + 100_000
     for name in ("one", "three"):
-        layer.run("version", "verify", str(layer.state), name, "--data")
-    assert _version(layer, "collect")["removed_packs"] == 0
-    nobody = layer.run("version", "collect", str(layer.state), "--forget", "x", check=False)
+        volume.run("version", "verify", str(volume.state), name, "--data")
+    assert _version(volume, "collect")["removed_packs"] == 0
+    nobody = volume.run("version", "collect", str(volume.state), "--forget", "x", check=False)
     assert nobody.returncode == 2
 
 
@@ -209,48 +208,48 @@ def _size(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
-def test_a_store_is_named_and_another_is_not_taken_for_it(layer: Layer, tmp_path: Path) -> None:
-    (layer.mountpoint / "a").write_text("a")
-    _version(layer, "create")
-    assert "1 versions" in layer.run("version", "store", "check", str(layer.state)).stdout
-    below = layer.run(
-        *("version", "store", "init", str(layer.state)),
-        *("--store", str(layer.mountpoint / "x")),
+def test_a_store_is_named_and_another_is_not_taken_for_it(volume: Layer, tmp_path: Path) -> None:
+    (volume.mountpoint / "a").write_text("a")
+    _version(volume, "create")
+    assert "1 versions" in volume.run("version", "store", "check", str(volume.state)).stdout
+    below = volume.run(
+        *("version", "store", "init", str(volume.state)),
+        *("--store", str(volume.mountpoint / "x")),
         check=False,
     )
     assert below.returncode == 2
     # The disk of the store is not mounted: an empty directory, and then another store.
     os.rename(tmp_path / "kept", tmp_path / "away")
     os.mkdir(tmp_path / "kept", 0o700)
-    empty = layer.run("version", "create", str(layer.state), check=False)
+    empty = volume.run("version", "create", str(volume.state), check=False)
     assert empty.returncode == 40
     assert "holds no versions" in empty.stderr
-    other = layer.run(
-        *("version", "store", "init", str(layer.state), "--store", str(tmp_path / "other")),
+    other = volume.run(
+        *("version", "store", "init", str(volume.state), "--store", str(tmp_path / "other")),
         check=False,
     )
     assert other.returncode == 2
     os.rmdir(tmp_path / "kept")
     # It was moved, and is named by its new place.
-    layer.run("version", "store", "init", str(layer.state), "--store", str(tmp_path / "away"))
-    assert len(layer.run("version", "list", str(layer.state)).stdout.splitlines()) == 1
+    volume.run("version", "store", "init", str(volume.state), "--store", str(tmp_path / "away"))
+    assert len(volume.run("version", "list", str(volume.state)).stdout.splitlines()) == 1
 
 
-def test_a_spoilt_store_is_named(layer: Layer, tmp_path: Path) -> None:
-    (layer.mountpoint / "a").write_bytes(os.urandom(100_000))
-    _version(layer, "create")
+def test_a_spoilt_store_is_named(volume: Layer, tmp_path: Path) -> None:
+    (volume.mountpoint / "a").write_bytes(os.urandom(100_000))
+    _version(volume, "create")
     for pack in (tmp_path / "kept/packs").iterdir():
         content = bytearray(pack.read_bytes())
         content[50_000 % len(content)] ^= 1
         pack.write_bytes(content)
-    wanted = digest_tree(layer.mountpoint).digest
-    seq = layer.run("version", "list", str(layer.state)).stdout.split()[0]
-    found = layer.run("version", "verify", str(layer.state), seq, "--data", check=False)
+    wanted = digest_tree(volume.mountpoint).digest
+    seq = volume.run("version", "list", str(volume.state)).stdout.split()[0]
+    found = volume.run("version", "verify", str(volume.state), seq, "--data", check=False)
     assert found.returncode == 42
     assert found.stderr.count("\n") == 1
     # What the journal can do alone, it does.
     target = tmp_path / "restored"
-    found = layer.run("restore", str(layer.state), "--to-seq", seq, "--target", str(target))
+    found = volume.run("restore", str(volume.state), "--to-seq", seq, "--target", str(target))
     assert "from the journal alone" in found.stderr
     assert digest_tree(target).digest == wanted
 
@@ -280,8 +279,8 @@ def test_primary_and_mirror_make_the_same_version(tmp_path: Path) -> None:
             node.stop()
 
 
-def test_help_has_examples(layer: Layer) -> None:
+def test_help_has_examples(volume: Layer) -> None:
     commands = ("create", "list", "show", "diff", "verify", "protect", "delete", "collect", "store")
     for command in commands:
-        shown = layer.run("version", command, "--help").stdout
+        shown = volume.run("version", command, "--help").stdout
         assert "Examples:" in shown, command

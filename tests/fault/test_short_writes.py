@@ -68,7 +68,7 @@ def test_undo_on_a_nearly_full_disk_brings_all_back_or_nothing(tmp_path: Path) -
         content = os.urandom(1 << 20)
         precious.write_bytes(content)
         rewritten.write_bytes(content)
-        first = layer.ask()["head_seq"] + 1
+        first = layer.head_seq() + 1
         precious.unlink()
         os.truncate(rewritten, 0)
         chosen = f"{first}-{layer.ask()['head_seq']}"

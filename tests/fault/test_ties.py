@@ -156,7 +156,7 @@ def test_older_state_directory_is_refused(ledger: Layer, end: str, boot: str) ->
 
 
 def _await_checkpoint(layer: Layer) -> None:
-    head_seq = layer.ask()["head_seq"]
+    head_seq = layer.head_seq()
     wait_for(lambda: layer.ask()["checkpoint_seq"] >= head_seq, layer.ask)
 
 

@@ -8,7 +8,7 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -36,18 +36,6 @@ _DEFAULT_ACL = (
     b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x07\0\xe8\x03\0\0"
     b"\x04\0\x05\0\xff\xff\xff\xff\x10\0\x07\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff"
 )
-
-
-@pytest.fixture
-def layer(tmp_path: Path) -> Iterator[Layer]:
-    with Layer(tmp_path) as layer:
-        layer.start()
-        yield layer
-        layer.stop()
-
-
-def _head(layer: Layer) -> Seq:
-    return Seq(layer.ask()["head_seq"])
 
 
 def _nothing(*_: object) -> None:
@@ -101,7 +89,7 @@ def _undo(
     undo = Undo(
         Lookup(JournalReader(layer.state / "journal")),
         criteria,
-        _head(layer),
+        layer.head_seq(),
         unfinished=unfinished,
     )
     plan = undo.plan(_nothing)
@@ -142,28 +130,28 @@ def _killed(layer: Layer, criteria: Criteria, at: int) -> int:
     return pid
 
 
-def test_a_killed_undo_can_be_taken_back_and_gone_on_with(layer: Layer) -> None:
-    root = layer.mountpoint
+def test_a_killed_undo_can_be_taken_back_and_gone_on_with(live: Layer) -> None:
+    root = live.mountpoint
     _make(root)
     wanted = image(root)
-    first = Seq(_head(layer) + 1)
+    first = Seq(live.head_seq() + 1)
     _spoil(root)
-    spoilt, after = image(root), Seq(_head(layer) + 1)
+    spoilt, after = image(root), Seq(live.head_seq() + 1)
     counted: list[int] = []
-    _undo(layer, Criteria(from_seq=first), around=lambda work: counted.append(_profiled(work, -1)))
+    _undo(live, Criteria(from_seq=first), around=lambda work: counted.append(_profiled(work, -1)))
     assert difference(image(root), wanted) == ""
     dice = random.Random(SEED)
     for number in range(KILLS):
         if image(root) != spoilt:
-            _undo(layer, Criteria(from_seq=after))
+            _undo(live, Criteria(from_seq=after))
             assert difference(image(root), spoilt) == ""
-        head, at = _head(layer), dice.randint(1, counted[0])
-        begun = Criteria(from_seq=Seq(head + 1), pid=_killed(layer, Criteria(from_seq=first), at))
+        head, at = live.head_seq(), dice.randint(1, counted[0])
+        begun = Criteria(from_seq=Seq(head + 1), pid=_killed(live, Criteria(from_seq=first), at))
         if number % 2:
-            _undo(layer, begun)
+            _undo(live, begun)
             assert difference(image(root), spoilt) == "", f"killed at {at}"
         else:
-            _undo(layer, Criteria(from_seq=first, to_seq=Seq(head + 1)), (begun,))
+            _undo(live, Criteria(from_seq=first, to_seq=Seq(head + 1)), (begun,))
             assert difference(image(root), wanted) == "", f"killed at {at}"
 
 
@@ -178,54 +166,54 @@ def die_in_undo() -> None:
     main()
 
 
-def test_the_command_goes_on_with_what_was_killed(layer: Layer) -> None:
-    root = layer.mountpoint
+def test_the_command_goes_on_with_what_was_killed(live: Layer) -> None:
+    root = live.mountpoint
     _make(root)
     wanted = image(root)
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     _spoil(root)
-    chosen = f"{first}-{_head(layer)}"
+    chosen = f"{first}-{live.head_seq()}"
     begun = ["undo", "volume", chosen, "--apply"]
     pids: list[int] = []
     for _ in range(2):
         resumed = [word for pid in pids for word in ("--resume", str(pid))]
-        command = Forked([*begun, *resumed], layer.environment, program=f"{__name__}:die_in_undo")
+        command = Forked([*begun, *resumed], live.environment, program=f"{__name__}:die_in_undo")
         assert command.wait(60) == -signal.SIGKILL
         pids.append(command.pid)
         (root / f"theirs {len(pids)}").write_text("meanwhile")
-    in_the_way = layer.run(*begun, check=False)
+    in_the_way = live.run(*begun, check=False)
     assert in_the_way.returncode == 22
     named = " ".join(f"--resume {pid}" for pid in sorted(pids))
     assert named in in_the_way.stderr
     resumed = [word for pid in pids for word in ("--resume", str(pid))]
-    layer.run(*begun, *resumed)
+    live.run(*begun, *resumed)
     for number in (1, 2):
         (root / f"theirs {number}").unlink()
     os.utime(root, ns=(7, 7))
     assert difference(image(root), wanted) == ""
-    unknown = layer.run(*begun, "--resume", "1", check=False)
+    unknown = live.run(*begun, "--resume", "1", check=False)
     assert unknown.returncode == 2
     assert "process 1" in unknown.stderr
 
 
-def test_an_interrupted_undo_tells_how_to_go_on(layer: Layer, tmp_path: Path) -> None:
-    file = layer.mountpoint / "f"
+def test_an_interrupted_undo_tells_how_to_go_on(live: Layer, tmp_path: Path) -> None:
+    file = live.mountpoint / "f"
     file.write_text("good")
-    first = _head(layer) + 1
+    first = live.head_seq() + 1
     file.write_text("bad, and longer")
-    chosen = f"{first}-{_head(layer)}"
+    chosen = f"{first}-{live.head_seq()}"
     command = Forked(
         ["undo", "volume", chosen, "--apply"],
-        layer.environment,
+        live.environment,
         err=tmp_path / "err",
         program=f"{__name__}:interrupt_in_undo",
     )
     assert command.wait(60) == 130
     words = (tmp_path / "err").read_text()
     assert f"fusejournal undo volume {chosen} --apply --resume {command.pid}" in words
-    layer.run("undo", "volume", chosen, "--apply", "--resume", str(command.pid))
+    live.run("undo", "volume", chosen, "--apply", "--resume", str(command.pid))
     assert file.read_text() == "good"
-    assert os.listdir(layer.mountpoint) == ["f"]
+    assert os.listdir(live.mountpoint) == ["f"]
 
 
 def interrupt_in_undo() -> None:

@@ -96,7 +96,7 @@ def shell(directory: Path, lines: str) -> list[tuple[str, int, str]]:
 
 def test_acls(sites: Sites, version: str) -> None:
     layer, volume, plain = sites
-    after_seq = layer.ask()["head_seq"]
+    after_seq = layer.head_seq()
     answers = []
     for site in (plain, volume):
         with Person(SOMEBODY, 2000, (2001,)) as somebody, Person(ANOTHER) as another:
@@ -122,7 +122,7 @@ def test_each_acl_is_in_the_journal_once(volume: Layer, site: Site, version: str
         on_file, on_directory = "nfs4_setfacl -a A::1001:RW file", "nfs4_setfacl -a A:fd:1001:R dir"
     with Person(SOMEBODY, 2000) as somebody:
         somebody.ask(shell, site.client, "touch file; mkdir dir")
-        after_seq = volume.ask()["head_seq"]
+        after_seq = volume.head_seq()
         for line in (on_file, on_directory):
             assert somebody.ask(shell, site.client, line) == [(line, 0, "")]
     found = entries(volume, after_seq)

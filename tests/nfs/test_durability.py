@@ -203,7 +203,7 @@ def written_and_synced(path: Path) -> None:
 
 @pytest.mark.parametrize("version", ["3", "4.2"])
 def _await_entry_after(seq: int, volume: Layer) -> None:
-    wait_until("its entry", lambda: volume.ask()["head_seq"] > seq)
+    wait_until("its entry", lambda: volume.head_seq() > seq)
 
 
 def test_no_answer_comes_before_the_flush(served: Served) -> None:
@@ -218,7 +218,7 @@ def test_no_answer_comes_before_the_flush(served: Served) -> None:
             (os.rename, client / "file", client / "d" / "kept"),
             (written_and_synced, client / "d" / "kept"),
         ):
-            before = volume.ask()["head_seq"]
+            before = volume.head_seq()
             person.begin(*change)
             _await_entry_after(before, volume)
             begun = time.monotonic()
@@ -306,9 +306,9 @@ def test_what_was_stable_survives_the_loss_of_the_machine(
             assert worker.listen(60, steps=10 * len(_STEPS) + 3)
             seen = dict(worker.answered)
             disk.lose()
-            lost_from = volume.ask()["head_seq"]
-            wait_until("more work", lambda: volume.ask()["head_seq"] > lost_from + 20)
-            head_seq = volume.ask()["head_seq"]
+            lost_from = volume.head_seq()
+            wait_until("more work", lambda: volume.head_seq() > lost_from + 20)
+            head_seq = volume.head_seq()
             volume.kill()
             volume.run("umount", "volume")
         volume.run("export", "volume", "--remove")

@@ -164,7 +164,7 @@ def check_writes(volume: Layer, after_seq: int) -> int:
     has there: what comes twice is the same, for every byte was written once. Returns how many
     there are."""
     reader = JournalReader(volume.state / "journal", load_state(volume.state).uuid)
-    found = reader.read(Seq(after_seq + 1), Seq(volume.ask()["head_seq"] + 1))
+    found = reader.read(Seq(after_seq + 1), Seq(volume.head_seq() + 1))
     made = next(found)
     assert isinstance(made.operation, Create)
     places = []
@@ -184,7 +184,7 @@ def check_writes(volume: Layer, after_seq: int) -> int:
 
 
 def test_file_of_a_gibibyte(volume: Layer, site: Site, version: str) -> None:
-    after_seq = volume.ask()["head_seq"]
+    after_seq = volume.head_seq()
     asked = nfsd_counts(version)["write"]
     with Person(SOMEBODY) as somebody, Person(ANOTHER) as another:
         somebody.begin(_write_large, site.client / "large")

@@ -274,7 +274,7 @@ def test_races(
         if race is _unlink:
             for number in range(_NAMES):
                 (site.served / f"name{number}").touch()
-        after_seq = volume.ask()["head_seq"]
+        after_seq = volume.head_seq()
         winners = []
         for number in range(_NAMES):
             for at, person in enumerate(people):

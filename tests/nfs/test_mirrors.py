@@ -33,7 +33,7 @@ class Mirrored(NamedTuple):
 
     def catch_up(self) -> None:
         """Wait until the mirror has applied all that the primary has."""
-        head_seq = self.primary.ask()["head_seq"]
+        head_seq = self.primary.head_seq()
         wait_until(
             "the mirror is level",
             lambda: self.mirror.ask()["replication"]["mirror"]["applied_seq"] >= head_seq,
@@ -153,7 +153,7 @@ def _refusals(root: Path) -> list[int]:
 def test_nobody_changes_a_mirror(mirrored: Mirrored) -> None:
     primary, mirror, client = mirrored
     before = digest_tree(mirror.backing).digest
-    head_seq = mirror.ask()["head_seq"]
+    head_seq = mirror.head_seq()
     assert set(_refusals(mirror.mountpoint)) == {errno.EROFS}
     # (What the client asks first whether it may, the server says that it may not.)
     assert set(_refusals(client)) == {errno.EROFS, errno.EACCES}
@@ -165,7 +165,7 @@ def test_nobody_changes_a_mirror(mirrored: Mirrored) -> None:
     (primary.mountpoint / "first").chmod(0o644)
     mirrored.catch_up()
     assert digest_tree(mirror.backing).digest == before
-    assert mirror.ask()["head_seq"] == head_seq + 2
+    assert mirror.head_seq() == head_seq + 2
 
 
 def test_handles_outlive_a_restart_of_the_mirror(mirrored: Mirrored) -> None:

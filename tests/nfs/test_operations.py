@@ -56,7 +56,7 @@ def without_xattrs(tree: Image) -> Image:
 )
 def test_same_work_as_on_a_plain_export(sites: Sites, export: Export, filesystem: str) -> None:
     layer, volume, plain = sites
-    after_seq = layer.ask()["head_seq"]
+    after_seq = layer.head_seq()
     for uid, scene in SCENES:
         with Person(uid, GROUPS[uid][0], GROUPS[uid][1:]) as person:
             expected, _ = person.ask(perform, scene, plain.client)
@@ -85,7 +85,7 @@ def test_same_work_as_on_a_plain_export(sites: Sites, export: Export, filesystem
 
 
 def test_every_request_is_in_the_journal_once(volume: Layer, site: Site, version: str) -> None:
-    after_seq = volume.ask()["head_seq"]
+    after_seq = volume.head_seq()
     before = nfsd_counts(version)
     people = [Person(uid, uid + 1000) for uid in (1000, 1001, 1002)]
     for number, person in enumerate(people):
@@ -168,7 +168,7 @@ _STEPS: tuple[tuple[Callable[..., Any], tuple[Any, ...], list[str]], ...] = (
 
 
 def test_entries_tell_what_was_done(volume: Layer, site: Site, version: str) -> None:
-    after_seq = volume.ask()["head_seq"]
+    after_seq: int = volume.head_seq()
     since_ns = time.time_ns()
     done: list[tuple[int, Person, list[str]]] = []
     with ExitStack() as stack:
@@ -182,7 +182,7 @@ def test_entries_tell_what_was_done(volume: Layer, site: Site, version: str) -> 
                 person.ask(function, *(home / a if isinstance(a, Path) else a for a in arguments))
                 if function is _remove_open:
                     wait_until("the removal", lambda: not _has_silly(home))  # noqa: B023
-                done.append((volume.ask()["head_seq"], person, expected or _EXCLUSIVE[version]))
+                done.append((volume.head_seq(), person, expected or _EXCLUSIVE[version]))
     found = entries(volume, after_seq)
     for head_seq, person, expected in done:
         own = f"{person.uid}:{person.gid}"
@@ -206,7 +206,7 @@ def test_what_is_refused_is_not_done(sites: Sites) -> None:
         for site in (plain, volume):
             (site.served / "file").write_text("content")
             os.chown(site.served / "file", SOMEBODY, 2000)
-        after_seq = layer.ask()["head_seq"]
+        after_seq = layer.head_seq()
         for site in (plain, volume):
             with pytest.raises(OSError, match="File too large"):
                 person.ask(os.truncate, site.client / "file", 1 << 50)
@@ -220,7 +220,7 @@ def test_what_is_refused_is_not_done(sites: Sites) -> None:
 def test_squashed_users(nfs: NfsServer, version: str, volume: Layer, plain: Path) -> None:
     export = Export(squash="all_squash,anonuid=1234,anongid=1235")
     with exported_twins(nfs, version, volume, plain, export) as sites:
-        after_seq = volume.ask()["head_seq"]
+        after_seq = volume.head_seq()
         for uid in (0, SOMEBODY):
             with Person(uid, 2000) as person:
                 expected, _ = person.ask(perform, busy, sites.plain.client)
@@ -350,7 +350,7 @@ def _take_and_give_back(path: Path) -> list[Any]:
 def test_space_is_taken_and_given_back(fresh_sites: Sites, version: str, tmp_path: Path) -> None:
     """ALLOCATE and DEALLOCATE, which clients of version 3 have not."""
     layer, volume, plain = fresh_sites
-    head_seq = layer.ask()["head_seq"]
+    head_seq = layer.head_seq()
     answers = []
     for site in (plain, volume):
         write(site.served / "file", 0, b"x" * 20_000, os.O_CREAT)
@@ -376,7 +376,7 @@ def test_the_server_copies(fresh_sites: Sites, version: str) -> None:
     """COPY, which clients of version 3 have not: they read and write."""
     layer, volume, plain = fresh_sites
     content = os.urandom(3 << 20)
-    head_seq = layer.ask()["head_seq"]
+    head_seq = layer.head_seq()
     for site in (plain, volume):
         write(site.served / "source", 0, content, os.O_CREAT)
         os.chown(site.served, SOMEBODY, SOMEBODY)

@@ -199,7 +199,7 @@ def _undo_some(layer: Layer, seed: int, steps: int, share: int, on_conflict: OnC
         assert digest_tree(layer.mountpoint).digest == digest_tree(wanted).digest
 
     # Taken back in turn.
-    after = Seq(layer.ask()["head_seq"])
+    after = layer.head_seq()
     lookup = Lookup(JournalReader(layer.state / "journal"))
     again = Undo(lookup, Criteria(from_seq=Seq(head + 1)), after)
     plan = again.plan(_nothing)
@@ -214,10 +214,10 @@ def _work_and_choose(
     """Do *steps* things and take some of their entries to be undone; the undo, and the head."""
     _clear(layer)
     worker = _Worker(layer.mountpoint, choose)
-    first = layer.ask()["head_seq"] + 1
+    first = layer.head_seq() + 1
     for _ in range(steps):
         worker.work()
-    head = Seq(layer.ask()["head_seq"])
+    head = layer.head_seq()
     lookup = Lookup(JournalReader(layer.state / "journal"))
     seqs = [
         match.entry.seq
@@ -287,7 +287,7 @@ def _undo_beside_others(
         undo.carry_out(plan, layer.mountpoint, _nothing)
     except ConflictError:
         told = True
-    after = Seq(layer.ask()["head_seq"])
+    after = layer.head_seq()
     entries = JournalReader(layer.state / "journal").read(Seq(head + 1), Seq(after + 1))
     ours = frozenset(entry.seq for entry in entries if entry.who.pid == os.getpid())
     if not told and not plan.divergence.asides:

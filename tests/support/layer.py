@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fusejournal.layer.connection import release_kept
+from fusejournal.types import Seq
 from tests.support.forked import PROGRAM, Forked, run
 
 _START_SECONDS = 180.0
@@ -124,6 +125,10 @@ class Layer:
         from fusejournal.control.client import ask
 
         return ask(self.state, "status")
+
+    def head_seq(self) -> Seq:
+        """The running layer's last entry."""
+        return Seq(self.ask()["head_seq"])
 
     def is_mounted(self) -> bool:
         """Whether something of ours is mounted at the mountpoint, alive or dead."""

@@ -81,10 +81,6 @@ class Node(Layer):
 
     # -- status ------------------------------------------------------------------------------------
 
-    def head_seq(self) -> int:
-        """The last entry of its journal."""
-        return int(self.ask()["head_seq"])
-
     def mirroring(self) -> dict[str, Any]:
         """A mirror's status as one."""
         found: dict[str, Any] = self.ask()["replication"]["mirror"]

@@ -22,7 +22,14 @@ from fusejournal.operations import (
 from fusejournal.wire.frames import PROTOCOL_VERSION
 from tests.support.filesystems import filesystem, fill
 from tests.support.losses import begin_another_boot
-from tests.support.pairs import level, listens_at, mirror_status, peer_status, running, until
+from tests.support.pairs import (
+    level,
+    mirror_status,
+    peer_status,
+    running,
+    shipping,
+    until,
+)
 from tests.support.volumes import SOMEBODY, OpenVolume, applied, open_volume
 
 pytestmark = pytest.mark.mount
@@ -148,26 +155,23 @@ async def test_what_does_not_fit_stops_the_mirror(
     tmp_path: Path, source: str, sink: str, change: Callable[[OpenVolume], None], words: str
 ) -> None:
     with _pair(tmp_path, source, sink) as (primary, mirror):
-        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
-        async with running(mirror):
-            primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-            async with running(primary):
-                primary.work(2)
-                await until("level", level(primary, mirror))
-                change(primary)
-                refused_seq = primary.volume.journal.head_seq
-                primary.create("after")
-                await until("stopped", lambda: peer_status(primary).state == "mirror failed")
-                told = mirror.volume.failure
-                assert told is not None
-                assert told.startswith(f"entry {refused_seq} (")
-                assert words in told
-                assert told.endswith(_ADVICE)
-                assert told.isprintable()
-                assert peer_status(primary).last_error == told
-                assert mirror_status(mirror).trouble == told
-                assert applied(mirror) == refused_seq - 1
-                assert not (mirror.backing / "after").exists()
+        async with shipping(primary, mirror):
+            primary.work(2)
+            await until("level", level(primary, mirror))
+            change(primary)
+            refused_seq = primary.volume.journal.head_seq
+            primary.create("after")
+            await until("stopped", lambda: peer_status(primary).state == "mirror failed")
+            told = mirror.volume.failure
+            assert told is not None
+            assert told.startswith(f"entry {refused_seq} (")
+            assert words in told
+            assert told.endswith(_ADVICE)
+            assert told.isprintable()
+            assert peer_status(primary).last_error == told
+            assert mirror_status(mirror).trouble == told
+            assert applied(mirror) == refused_seq - 1
+            assert not (mirror.backing / "after").exists()
 
 
 async def test_the_next_mount_tries_again(tmp_path: Path) -> None:
@@ -175,12 +179,9 @@ async def test_the_next_mount_tries_again(tmp_path: Path) -> None:
     told = []
     with _disks(tmp_path, "xfs", "ext4"), open_volume(tmp_path / "primary") as primary:
         with open_volume(tmp_path / "mirror", mirror=True, orderly=False) as mirror:
-            mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
-            async with running(mirror):
-                primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-                async with running(primary):
-                    _sets(5000)(primary)
-                    await until("stopped", lambda: mirror.volume.failure is not None)
+            async with shipping(primary, mirror):
+                _sets(5000)(primary)
+                await until("stopped", lambda: mirror.volume.failure is not None)
             told.append((applied(mirror), mirror.volume.failure))
         uuid = primary.volume.journal.uuid
         with open_volume(tmp_path / "mirror", mirror=True, uuid=uuid) as again:
@@ -207,12 +208,9 @@ async def test_after_a_system_crash_the_start_names_it_too(
     """There, what was received is carried out before the mount is live."""
     with _disks(tmp_path, "btrfs", sink), open_volume(tmp_path / "primary") as primary:
         with open_volume(tmp_path / "mirror", mirror=True, orderly=False) as mirror:
-            mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
-            async with running(mirror):
-                primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-                async with running(primary):
-                    change(primary)
-                    await until("stopped", lambda: mirror.volume.failure is not None)
+            async with shipping(primary, mirror):
+                change(primary)
+                await until("stopped", lambda: mirror.volume.failure is not None)
         begin_another_boot(tmp_path / "mirror" / "state")
         uuid = primary.volume.journal.uuid
         for _ in range(2):
@@ -228,73 +226,64 @@ async def test_after_a_system_crash_the_start_names_it_too(
 async def test_a_full_disk_is_no_limit(tmp_path: Path) -> None:
     """As long as it is full, an attribute that fits waits for space."""
     with _pair(tmp_path, "xfs", "ext4") as (primary, mirror):
-        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
-        async with running(mirror):
-            primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-            async with running(primary):
-                fid = primary.create("file", b"x")
-                setting = Setxattr(fid, b"user.a", b"x" * 3000)
-                primary.volume.commit(setting, SOMEBODY)
-                await until("level", level(primary, mirror))
-                blocks = mirror.backing.parent / "blocks"
-                other = primary.create("other", b"x")
-                await until("level", level(primary, mirror))
-                fill(blocks)
-                # (ext4 has equal ones on the disk once.)
-                another = setting._replace(fid=other, value=b"y" * 3000)
-                primary.volume.commit(another, SOMEBODY)
-                await until("full", lambda: peer_status(primary).state == "mirror full")
-                assert "no space" in str(peer_status(primary).last_error)
-                assert mirror.volume.failure is None
-                blocks.unlink()
-                await until("level again", level(primary, mirror))
-                assert len(os.getxattr(mirror.backing / "other", "user.a")) == 3000
-                assert os.getxattr(mirror.backing / "other", FID_XATTR)
-                assert mirror.volume.failure is None
+        async with shipping(primary, mirror):
+            fid = primary.create("file", b"x")
+            setting = Setxattr(fid, b"user.a", b"x" * 3000)
+            primary.volume.commit(setting, SOMEBODY)
+            await until("level", level(primary, mirror))
+            blocks = mirror.backing.parent / "blocks"
+            other = primary.create("other", b"x")
+            await until("level", level(primary, mirror))
+            fill(blocks)
+            # (ext4 has equal ones on the disk once.)
+            another = setting._replace(fid=other, value=b"y" * 3000)
+            primary.volume.commit(another, SOMEBODY)
+            await until("full", lambda: peer_status(primary).state == "mirror full")
+            assert "no space" in str(peer_status(primary).last_error)
+            assert mirror.volume.failure is None
+            blocks.unlink()
+            await until("level again", level(primary, mirror))
+            assert len(os.getxattr(mirror.backing / "other", "user.a")) == 3000
+            assert os.getxattr(mirror.backing / "other", FID_XATTR)
+            assert mirror.volume.failure is None
 
 
 async def test_one_link_too_many(tmp_path: Path) -> None:
     with _pair(tmp_path, "xfs", "ext4") as (primary, mirror):
-        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
-        async with running(mirror):
-            primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-            async with running(primary):
-                directory = primary.mkdir("d")
-                fid = primary.create("file", b"x", directory)
-                await until("level", level(primary, mirror))
-                elsewhere = mirror.backing.parent / "elsewhere"
-                elsewhere.mkdir()
-                for number in range(64_999):
-                    os.link(mirror.backing / "d" / "file", elsewhere / f"{number}")
-                primary.volume.commit(Link(fid, directory, b"last"), SOMEBODY)
-                await until("stopped", lambda: peer_status(primary).state == "mirror failed")
-                told = str(mirror.volume.failure)
-                assert "(LINK of '/d/last') cannot be applied" in told
-                assert "one link too many, and a file may have 65,000" in told
+        async with shipping(primary, mirror):
+            directory = primary.mkdir("d")
+            fid = primary.create("file", b"x", directory)
+            await until("level", level(primary, mirror))
+            elsewhere = mirror.backing.parent / "elsewhere"
+            elsewhere.mkdir()
+            for number in range(64_999):
+                os.link(mirror.backing / "d" / "file", elsewhere / f"{number}")
+            primary.volume.commit(Link(fid, directory, b"last"), SOMEBODY)
+            await until("stopped", lambda: peer_status(primary).state == "mirror failed")
+            told = str(mirror.volume.failure)
+            assert "(LINK of '/d/last') cannot be applied" in told
+            assert "one link too many, and a file may have 65,000" in told
 
 
 async def test_the_primary_is_warned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Once, and not of limits that are equal or higher."""
     with _pair(tmp_path, "xfs", "ext4") as (primary, mirror):
-        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
-        async with running(mirror):
-            primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-            async with running(primary):
-                primary.work(1)
-                await until("level", level(primary, mirror))
-                status = peer_status(primary)
-                (note,) = status.notes
-                assert note == (
-                    "its backing's file system holds less than the one here: "
-                    "files up to 16 TiB, here up to 8 EiB; "
-                    "an extended attribute up to 4,024 bytes, here up to 65,536 bytes; "
-                    "all of one file's up to 4,024 bytes, here up to any number; "
-                    "links to a file up to 65,000, here up to 2,147,483,647; "
-                    "an entry that it cannot hold stops it"
-                )
-                assert status.limits == mirror.volume.tree.limits
-                assert status.protocol_version == PROTOCOL_VERSION
-                assert primary.replication.degraded() == []
+        async with shipping(primary, mirror):
+            primary.work(1)
+            await until("level", level(primary, mirror))
+            status = peer_status(primary)
+            (note,) = status.notes
+            assert note == (
+                "its backing's file system holds less than the one here: "
+                "files up to 16 TiB, here up to 8 EiB; "
+                "an extended attribute up to 4,024 bytes, here up to 65,536 bytes; "
+                "all of one file's up to 4,024 bytes, here up to any number; "
+                "links to a file up to 65,000, here up to 2,147,483,647; "
+                "an entry that it cannot hold stops it"
+            )
+            assert status.limits == mirror.volume.tree.limits
+            assert status.protocol_version == PROTOCOL_VERSION
+            assert primary.replication.degraded() == []
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == [f"peer east: {note}"]
 
@@ -303,12 +292,9 @@ async def test_there_is_no_warning_where_all_fits(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with _pair(tmp_path, "ext4", "ext4") as (primary, mirror):
-        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
-        async with running(mirror):
-            primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-            async with running(primary):
-                primary.work(1)
-                await until("level", level(primary, mirror))
-                assert peer_status(primary).notes == ()
-                assert peer_status(primary).limits == primary.volume.tree.limits
+        async with shipping(primary, mirror):
+            primary.work(1)
+            await until("level", level(primary, mirror))
+            assert peer_status(primary).notes == ()
+            assert peer_status(primary).limits == primary.volume.tree.limits
     assert [record for record in caplog.records if record.levelname == "WARNING"] == []

@@ -16,7 +16,6 @@ import trio
 
 from fusejournal.backing.fid_tag import FID_XATTR, pack_tag
 from fusejournal.backing.root_mark import BackingRoot
-from fusejournal.config import ReplicationConfig
 from fusejournal.disk import failpoints
 from fusejournal.disk.syscalls import handle_of
 from fusejournal.errors import BackingError, JournalFailedError, RecoveryError
@@ -30,7 +29,7 @@ from fusejournal.volume.startup import VolumeStartup
 from tests.support.layer import Layer
 from tests.support.losses import begin_another_boot
 from tests.support.mirrors import wait_for
-from tests.support.pairs import level, listens_at, running, until
+from tests.support.pairs import level, shipping, until
 from tests.support.power import power_disk
 from tests.support.trees import difference, image
 from tests.support.volumes import SMALL_SEGMENTS, OpenVolume, Quiet, open_volume
@@ -233,11 +232,8 @@ def mirror_with_a_past(tmp_path: Path) -> Path:
 
 async def _ship(primary: OpenVolume, directory: Path) -> None:
     with open_volume(directory, mirror=True) as mirror:
-        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
-        async with running(mirror):
-            primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-            async with running(primary):
-                await until("the mirror is level", level(primary, mirror))
+        async with shipping(primary, mirror):
+            await until("the mirror is level", level(primary, mirror))
 
 
 @pytest.mark.parametrize("boot", ["this", "another"])

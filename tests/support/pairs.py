@@ -24,6 +24,16 @@ async def running(*sides: OpenVolume) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def shipping(primary: OpenVolume, mirror: OpenVolume, **config: Any) -> AsyncIterator[None]:
+    """*primary* ships to *mirror*, which it knows as east; both run until the block ends."""
+    mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+    async with running(mirror):
+        primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}, **config))
+        async with running(primary):
+            yield
+
+
+@asynccontextmanager
 async def mirror_and_primary(
     tmp_path: Path, **config: Any
 ) -> AsyncIterator[tuple[OpenVolume, OpenVolume]]:
@@ -32,11 +42,8 @@ async def mirror_and_primary(
         open_volume(tmp_path / "mirror", mirror=True) as mirror,
         open_volume(tmp_path / "primary") as primary,
     ):
-        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
-        async with running(mirror):
-            primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}, **config))
-            async with running(primary):
-                yield primary, mirror
+        async with shipping(primary, mirror, **config):
+            yield primary, mirror
 
 
 def listens_at(side: OpenVolume) -> str:

@@ -31,11 +31,16 @@ from fusejournal.replication.ship_session import ShipSession
 from fusejournal.types import Seq
 from fusejournal.wire.session import FAILED, FULL
 from tests.support.losses import lose_machine
-from tests.support.pairs import level as _level
-from tests.support.pairs import listens_at, mirror_status, peer_status
-from tests.support.pairs import mirror_and_primary as _pair
-from tests.support.pairs import running as _running
-from tests.support.pairs import until as _until
+from tests.support.pairs import (
+    level,
+    listens_at,
+    mirror_and_primary,
+    mirror_status,
+    peer_status,
+    running,
+    shipping,
+    until,
+)
 from tests.support.volumes import OpenVolume, applied, content, open_volume
 
 pytestmark = pytest.mark.mount
@@ -46,33 +51,32 @@ def tree_digest(backing: Path) -> str:
 
 
 async def test_mirror_ends_with_the_same_journal_and_tree(tmp_path: Path) -> None:
-    async with _pair(tmp_path) as (primary, mirror):
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
         for start in range(0, 120, 10):
             primary.work(10, start)
             await trio.sleep(0.01)
-        await _until("the mirror is level", _level(primary, mirror))
+        await until("the mirror is level", level(primary, mirror))
         assert content(mirror.journal_dir) == content(primary.journal_dir)
         assert len(content(primary.journal_dir)) > 3
         assert tree_digest(mirror.backing) == tree_digest(primary.backing)
-        status = lambda: primary.replication.status().peers[0]  # noqa: E731
-        await _until("the primary knows", lambda: status().lag_entries == 0)
-        assert status().state == "streaming"
-        assert status().acked_seq == primary.volume.journal.head_seq
+        await until("the primary knows", lambda: peer_status(primary).lag_entries == 0)
+        assert peer_status(primary).state == "streaming"
+        assert peer_status(primary).acked_seq == primary.volume.journal.head_seq
 
 
 async def test_what_was_there_first_is_caught_up(tmp_path: Path) -> None:
     with open_volume(tmp_path / "primary") as primary:
         primary.work(200)
-    async with _pair(tmp_path) as (primary, mirror):
-        await _until("the mirror is level", _level(primary, mirror))
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        await until("the mirror is level", level(primary, mirror))
         assert content(mirror.journal_dir) == content(primary.journal_dir)
 
 
 async def test_goes_on_after_an_orderly_stop(tmp_path: Path) -> None:
     for start in (0, 40, 80):
-        async with _pair(tmp_path) as (primary, mirror):
+        async with mirror_and_primary(tmp_path) as (primary, mirror):
             primary.work(40, start)
-            await _until("the mirror is level", _level(primary, mirror))
+            await until("the mirror is level", level(primary, mirror))
             assert content(mirror.journal_dir) == content(primary.journal_dir)
             assert tree_digest(mirror.backing) == tree_digest(primary.backing)
 
@@ -85,12 +89,12 @@ async def _received_and_not_applied(tmp_path: Path) -> None:
     ):
         mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
         mirror.applier._limit = lambda: Seq(0)  # type: ignore[method-assign]
-        async with _running(mirror):
+        async with running(mirror):
             primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             primary.work(12)
-            async with _running(primary):
+            async with running(primary):
                 journals = primary.volume.journal, mirror.volume.journal
-                await _until("all is there", lambda: journals[0].head_seq == journals[1].head_seq)
+                await until("all is there", lambda: journals[0].head_seq == journals[1].head_seq)
                 await mirror.durability.flush()
         assert applied(mirror) == 0
 
@@ -161,7 +165,7 @@ async def _apply_all(mirror: OpenVolume, commit_each: int) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(update, nursery.cancel_scope)
-        await _until("all is applied", lambda: applied(mirror) == volume.journal.head_seq)
+        await until("all is applied", lambda: applied(mirror) == volume.journal.head_seq)
         nursery.cancel_scope.cancel()
     if died:
         raise died[0]
@@ -180,7 +184,7 @@ async def test_nothing_is_applied_that_is_not_on_disk(tmp_path: Path) -> None:
             nursery.start_soon(primary.durability.run)
             await nursery.start(primary.replication.run)
             journals = primary.volume.journal, mirror.volume.journal
-            await _until("all is there", lambda: journals[0].head_seq == journals[1].head_seq)
+            await until("all is there", lambda: journals[0].head_seq == journals[1].head_seq)
             mirror.applier.wake()
             await trio.sleep(0.1)
             status = primary.replication.status().peers[0]
@@ -188,7 +192,7 @@ async def test_nothing_is_applied_that_is_not_on_disk(tmp_path: Path) -> None:
             assert applied(mirror) == 0
             assert list(mirror.backing.iterdir()) == []
             await mirror.durability.flush()
-            await _until("the mirror is level", _level(primary, mirror))
+            await until("the mirror is level", level(primary, mirror))
             nursery.cancel_scope.cancel()
 
 
@@ -205,9 +209,9 @@ async def test_mirror_that_ends_between_an_entry_and_its_void(tmp_path: Path) ->
             reader.close()
             mirror.volume.journal.receive(_beginning(primary, Seq(head_seq - 1)))
     async with _idle_pair(tmp_path) as (primary, mirror):
-        await _until("what is committed is applied", lambda: applied(mirror) == head_seq - 2)
-    async with _pair(tmp_path) as (primary, mirror):
-        await _until("the mirror is level", _level(primary, mirror))
+        await until("what is committed is applied", lambda: applied(mirror) == head_seq - 2)
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        await until("the mirror is level", level(primary, mirror))
         assert content(mirror.journal_dir) == content(primary.journal_dir)
         assert tree_digest(mirror.backing) == tree_digest(primary.backing)
 
@@ -243,13 +247,13 @@ async def test_what_was_refused_is_not_applied_before_its_void_is_durable(tmp_pa
             nursery.start_soon(primary.durability.run)
             await nursery.start(primary.replication.run)
             head_seq = primary.volume.journal.head_seq
-            await _until("all is there", lambda: mirror.volume.journal.head_seq == head_seq)
+            await until("all is there", lambda: mirror.volume.journal.head_seq == head_seq)
             mirror.applier.wake()
             await trio.sleep(0.1)
             assert applied(mirror) == refused_seq - 1
             assert not (mirror.backing / "behind").exists()
             await mirror.durability.flush()
-            await _until("the mirror is level", _level(primary, mirror))
+            await until("the mirror is level", level(primary, mirror))
             assert not (mirror.backing / "behind").exists()
             nursery.cancel_scope.cancel()
 
@@ -259,7 +263,7 @@ async def _idle_pair(tmp_path: Path) -> AsyncIterator[tuple[OpenVolume, OpenVolu
     """A pair whose primary begins a session and then sends nothing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ShipSession, "_ship", _ship_nothing)
-        async with _pair(tmp_path) as both:
+        async with mirror_and_primary(tmp_path) as both:
             yield both
 
 
@@ -268,35 +272,30 @@ async def _ship_nothing(*_: object) -> None:
 
 
 async def test_second_primary_is_refused(tmp_path: Path) -> None:
-    async with _pair(tmp_path) as (primary, mirror):
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(3)
-        await _until("the mirror is level", _level(primary, mirror))
+        await until("the mirror is level", level(primary, mirror))
         uuid = primary.volume.journal.uuid
         with open_volume(tmp_path / "other", uuid=uuid) as other:
             other.work(3)
             other.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-            async with _running(other):
-                status = lambda: other.replication.status().peers[0]  # noqa: E731
-                await _until("it is refused", lambda: status().state == "refused")
-                assert "already receives from" in (status().last_error or "")
+            async with running(other):
+                await until("it is refused", lambda: peer_status(other).state == "refused")
+                assert "already receives from" in (peer_status(other).last_error or "")
 
 
 async def test_primary_of_another_volume_is_refused(tmp_path: Path) -> None:
-    async with _pair(tmp_path) as (primary, mirror):
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(3)
-        await _until("the mirror is level", _level(primary, mirror))
+        await until("the mirror is level", level(primary, mirror))
     with (
         open_volume(tmp_path / "other") as other,
         open_volume(tmp_path / "mirror", mirror=True) as mirror,
     ):
         other.work(3)
-        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
-        async with _running(mirror):
-            other.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-            async with _running(other):
-                status = lambda: other.replication.status().peers[0]  # noqa: E731
-                await _until("it is refused", lambda: status().state == "refused")
-                assert "is of volume" in (status().last_error or "")
+        async with shipping(other, mirror):
+            await until("it is refused", lambda: peer_status(other).state == "refused")
+            assert "is of volume" in (peer_status(other).last_error or "")
         assert tree_digest(mirror.backing) == tree_digest(tmp_path / "primary" / "backing")
 
 
@@ -305,37 +304,27 @@ async def test_primary_takes_no_entries(tmp_path: Path) -> None:
         open_volume(tmp_path / "one") as one,
         open_volume(tmp_path / "other") as other,
     ):
-        one.replicate(ReplicationConfig(), "127.0.0.1:0")
-        async with _running(one):
-            other.replicate(ReplicationConfig(peers={"east": listens_at(one)}))
-            async with _running(other):
-                status = lambda: other.replication.status().peers[0]  # noqa: E731
-                await _until("it is refused", lambda: status().state == "refused")
+        async with shipping(other, one):
+            await until("it is refused", lambda: peer_status(other).state == "refused")
 
 
 async def test_mirror_that_has_more_is_not_touched(tmp_path: Path) -> None:
-    async with _pair(tmp_path) as (primary, mirror):
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(5)
-        await _until("the mirror is level", _level(primary, mirror))
+        await until("the mirror is level", level(primary, mirror))
     before = content(tmp_path / "mirror" / "state" / "journal")
     # The primary goes back to what it was before its last entries, as from an old copy of its disk.
     with open_volume(tmp_path / "old", uuid=primary.volume.journal.uuid) as old:
         old.work(1, start=90)
         head_seq = old.volume.journal.head_seq
         with open_volume(tmp_path / "mirror", mirror=True) as mirror:
-            mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
-            async with _running(mirror):
-                old.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-                async with _running(old):
-                    status = lambda: old.replication.status().peers[0]  # noqa: E731
-                    await _until("they part", lambda: status().state == "diverged")
-                    await _until(
-                        "the mirror says so", lambda: mirror_status(mirror).state == "diverged"
-                    )
-                    theirs = mirror_status(mirror)
-                    assert "part after entry 0" in (status().last_error or "")
-                    assert "from 1 on" in (theirs.last_error or "")
-                    assert mirror.volume.journal.head_seq > head_seq
+            async with shipping(old, mirror):
+                await until("they part", lambda: peer_status(old).state == "diverged")
+                await until("the mirror says so", lambda: mirror_status(mirror).state == "diverged")
+                theirs = mirror_status(mirror)
+                assert "part after entry 0" in (peer_status(old).last_error or "")
+                assert "from 1 on" in (theirs.last_error or "")
+                assert mirror.volume.journal.head_seq > head_seq
     assert content(tmp_path / "mirror" / "state" / "journal") == before
     parting = load_parting(tmp_path / "mirror" / "state")
     assert parting is not None
@@ -345,25 +334,25 @@ async def test_mirror_that_has_more_is_not_touched(tmp_path: Path) -> None:
 async def test_mirror_of_a_mirror(tmp_path: Path) -> None:
     with open_volume(tmp_path / "third", mirror=True) as third:
         third.replicate(ReplicationConfig(), "127.0.0.1:0")
-        async with _running(third):
+        async with running(third):
             with open_volume(tmp_path / "second", mirror=True) as second:
                 peers = {"third": listens_at(third)}
                 second.replicate(ReplicationConfig(peers=peers), "127.0.0.1:0")
-                async with _running(second):
+                async with running(second):
                     with open_volume(tmp_path / "first") as first:
                         peers = {"second": listens_at(second)}
                         first.replicate(ReplicationConfig(peers=peers))
-                        async with _running(first):
+                        async with running(first):
                             for start in range(0, 60, 10):
                                 first.work(10, start)
                                 await trio.sleep(0.01)
-                            await _until("all are level", _level(first, third))
+                            await until("all are level", level(first, third))
                             assert content(third.journal_dir) == content(first.journal_dir)
                             assert tree_digest(third.backing) == tree_digest(first.backing)
 
 
 async def test_fsync_waits_for_a_mirror(tmp_path: Path) -> None:
-    async with _pair(tmp_path, mirrors=1, batch_age_seconds=60.0) as (primary, mirror):
+    async with mirror_and_primary(tmp_path, mirrors=1, batch_age_seconds=60.0) as (primary, mirror):
         primary.work(2)
         with trio.fail_after(20):  # though batches may wait for a minute
             await primary.durability.wait(primary.volume.journal.head_seq)
@@ -371,30 +360,28 @@ async def test_fsync_waits_for_a_mirror(tmp_path: Path) -> None:
 
 
 async def test_mirror_whose_next_entry_is_gone_needs_a_full_copy(tmp_path: Path) -> None:
-    async with _pair(tmp_path) as (primary, mirror):
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(10)
-        await _until("the mirror is level", _level(primary, mirror))
+        await until("the mirror is level", level(primary, mirror))
     with open_volume(tmp_path / "primary") as primary:
         primary.work(300, start=100)
         segments = list_segments(primary.journal_dir)
         for segment in segments[: len(segments) // 2]:
             segment.unlink()
     before = content(tmp_path / "mirror" / "state" / "journal")
-    async with _pair(tmp_path) as (primary, mirror):
-        status = lambda: primary.replication.status().peers[0]  # noqa: E731
-        await _until("the primary says so", lambda: status().state == "needs full copy")
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        await until("the primary says so", lambda: peer_status(primary).state == "needs full copy")
         theirs = lambda: mirror_status(mirror)  # noqa: E731
-        await _until("the mirror says so", lambda: theirs().state == "needs full copy")
+        await until("the mirror says so", lambda: theirs().state == "needs full copy")
         assert "not in the journal any more" in (theirs().last_error or "")
     assert content(tmp_path / "mirror" / "state" / "journal") == before
 
 
 async def test_segments_stay_plain_until_they_are_sent(tmp_path: Path) -> None:
-    async with _pair(tmp_path) as (primary, mirror):
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(100)
-        await _until("the mirror is level", _level(primary, mirror))
-        status = lambda: primary.replication.status().peers[0]  # noqa: E731
-        await _until("the primary knows", lambda: status().lag_entries == 0)
+        await until("the mirror is level", level(primary, mirror))
+        await until("the primary knows", lambda: peer_status(primary).lag_entries == 0)
         head_seq = primary.volume.journal.head_seq
         assert primary.durability.hooks.keep_uncompressed_from() == head_seq + 1
         await primary.durability.flush()
@@ -418,13 +405,13 @@ async def test_a_new_mirror_is_catching_up_until_it_has_what_there_was(
     monkeypatch.setattr(MirrorApplier, "_limit", lambda self: min(limit(self), Seq(upto[0])))
     with open_volume(tmp_path / "primary") as primary:
         primary.work(100)
-    async with _pair(tmp_path) as (primary, mirror):
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
         head_seq = primary.volume.journal.head_seq
         journals = primary.volume.journal, mirror.volume.journal
-        await _until("all is there", lambda: journals[0].head_seq == journals[1].head_seq)
+        await until("all is there", lambda: journals[0].head_seq == journals[1].head_seq)
         for upto[0] in range(100, head_seq - 200, 20):
             mirror.applier.wake()
-            await _until("some", lambda: peer_status(primary).applied_seq >= upto[0] - 1)
+            await until("some", lambda: peer_status(primary).applied_seq >= upto[0] - 1)
             await trio.sleep(0.03)
         for status in (peer_status(primary), mirror_status(mirror)):
             assert status.state == "catching up"
@@ -433,7 +420,7 @@ async def test_a_new_mirror_is_catching_up_until_it_has_what_there_was(
             assert 0.1 < status.lag_seconds < 20
         upto[0] = head_seq
         mirror.applier.wake()
-        await _until("the primary says", lambda: peer_status(primary).state == "streaming")
+        await until("the primary says", lambda: peer_status(primary).state == "streaming")
         assert mirror_status(mirror).state == "streaming"
         assert mirror_status(mirror).eta_seconds is None
 
@@ -452,7 +439,7 @@ async def _in_vain(
     with open_volume(tmp_path / "primary") as primary:
         primary.work(3)
         primary.replicate(ReplicationConfig(peers={"east": "192.0.2.7:7710"}))
-        async with _running(primary):
+        async with running(primary):
             yield primary
 
 
@@ -468,7 +455,7 @@ async def test_a_peer_that_will_not_talk_is_said_to_refuse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, advice: str
 ) -> None:
     async with _in_vain(tmp_path, monkeypatch, error) as primary:
-        await _until("it has tried", lambda: peer_status(primary).last_error is not None)
+        await until("it has tried", lambda: peer_status(primary).last_error is not None)
         status = peer_status(primary)
         assert (status.state, status.last_error) == ("refused", str(error))
         assert advice in (status.advice or "")
@@ -480,12 +467,12 @@ async def test_a_peer_out_of_reach_is_told_after_a_while(
 ) -> None:
     error = PeerLostError("192.0.2.7:7710", "connection refused")
     async with _in_vain(tmp_path, monkeypatch, error) as primary:
-        await _until("it has tried", lambda: peer_status(primary).last_error is not None)
+        await until("it has tried", lambda: peer_status(primary).last_error is not None)
         assert peer_status(primary).state == "connecting"
         assert "is it mounted?" in (peer_status(primary).advice or "")
         assert primary.replication.degraded() == []
         monkeypatch.setattr(peer_record_module, "_AWAY_SECONDS", 0.05)
-        await _until("it is told", lambda: primary.replication.degraded() != [])
+        await until("it is told", lambda: primary.replication.degraded() != [])
         (line,) = primary.replication.degraded()
         assert "peer east: out of reach for" in line
         assert str(error) in line
@@ -496,9 +483,9 @@ async def test_a_mirror_in_trouble_is_no_health(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
     monkeypatch.setattr(Receiving, "trouble", lambda _: (word, "trouble"))
-    async with _pair(tmp_path) as (primary, mirror):
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(3)
-        await _until(
+        await until(
             "it is told",
             lambda: primary.replication.degraded() == [f"peer east: mirror {word}: trouble"],
         )
@@ -514,7 +501,7 @@ async def test_a_catalog_that_had_no_space_for_a_moment(
     monkeypatch.setattr(mirror_applier_module, "_FULL_PAUSE_SECONDS", 0.02)
     is_full = [False]
     commit = Catalog.commit
-    async with _pair(tmp_path) as (primary, mirror):
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
         own = mirror.volume.catalog
 
         def failing(self: Catalog) -> None:
@@ -524,21 +511,21 @@ async def test_a_catalog_that_had_no_space_for_a_moment(
 
         monkeypatch.setattr(Catalog, "commit", failing)
         primary.mkdir("one")
-        await _until("the mirror is level", _level(primary, mirror))
+        await until("the mirror is level", level(primary, mirror))
         is_full[0] = True
         primary.mkdir("two")
-        await _until("the primary knows", lambda: peer_status(primary).state == "mirror full")
+        await until("the primary knows", lambda: peer_status(primary).state == "mirror full")
         is_full[0] = False
-        await _until("it is over", lambda: peer_status(primary).state == "streaming")
+        await until("it is over", lambda: peer_status(primary).state == "streaming")
         assert mirror_status(mirror).trouble is None
 
 
 async def test_a_mirror_that_was_level_applies_all_without_a_new_entry(tmp_path: Path) -> None:
     """Its machine was lost between the checkpoint's flush and the page's, which is older then: what
     the checkpoint tells of is on the disk, and to be applied, though no entry comes."""
-    async with _pair(tmp_path) as (primary, mirror):
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(3)
-        await _until("the mirror is level", _level(primary, mirror))
+        await until("the mirror is level", level(primary, mirror))
         head_seq = mirror.volume.journal.head_seq
     lose_machine(tmp_path / "mirror" / "state", head_seq)
     page = WatermarkPage(tmp_path / "mirror" / "state" / "watermarks")

@@ -8,7 +8,6 @@ import pytest
 from click.testing import CliRunner
 
 from fusejournal.cli.journal import journal as journal_group
-from fusejournal.config import ReplicationConfig
 from fusejournal.errors import JournalVersionError
 from fusejournal.journal.format import FRAME_HEADER_BYTES
 from fusejournal.journal.frame_range import FrameRangeReader
@@ -29,7 +28,13 @@ from tests.support.entries import (
     append_payload,
     write_samples,
 )
-from tests.support.pairs import level, listens_at, mirror_status, peer_status, running, until
+from tests.support.pairs import (
+    level,
+    mirror_status,
+    peer_status,
+    shipping,
+    until,
+)
 from tests.support.volumes import applied, open_volume
 
 
@@ -130,21 +135,18 @@ def test_a_segment_of_a_newer_format(tmp_path: Path) -> None:
 async def test_a_mirror_acknowledges_nothing_that_it_cannot_read(tmp_path: Path) -> None:
     with open_volume(tmp_path / "primary", orderly=False) as primary:
         with open_volume(tmp_path / "mirror", mirror=True) as mirror:
-            mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
-            async with running(mirror):
-                primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
-                async with running(primary):
-                    primary.work(2)
-                    await until("level", level(primary, mirror))
-                    known = primary.volume.journal.head_seq
-                    seq = append_payload(primary.volume.journal, *NEWER_KIND)
-                    primary.volume.catalog.applied_seq = seq
-                    primary.usage.entry_applied(seq, primary.volume.journal.appended_bytes)
-                    await until("refused", lambda: mirror_status(mirror).state == "refused")
-                    assert "newer version" in str(mirror_status(mirror))
-                    await until("told", lambda: peer_status(primary).acked_seq >= known)
-                    assert peer_status(primary).acked_seq == known
-                    assert mirror.volume.failure is None
+            async with shipping(primary, mirror):
+                primary.work(2)
+                await until("level", level(primary, mirror))
+                known = primary.volume.journal.head_seq
+                seq = append_payload(primary.volume.journal, *NEWER_KIND)
+                primary.volume.catalog.applied_seq = seq
+                primary.usage.entry_applied(seq, primary.volume.journal.appended_bytes)
+                await until("refused", lambda: mirror_status(mirror).state == "refused")
+                assert "newer version" in str(mirror_status(mirror))
+                await until("told", lambda: peer_status(primary).acked_seq >= known)
+                assert peer_status(primary).acked_seq == known
+                assert mirror.volume.failure is None
         # The mirror mounts again, and goes on when it is of the newer version.
         with open_volume(
             tmp_path / "mirror", mirror=True, uuid=primary.volume.journal.uuid

@@ -8,8 +8,6 @@ from fusejournal.errors import UsageError
 from fusejournal.history.changes import Change, find_changes
 from fusejournal.types import Seq
 
-_COLOURS = {"A": "green", "D": "red", "R": "yellow", "M": "cyan"}
-
 
 @click.command(short_help="What changed between two moments.")
 @click.argument("volume")
@@ -45,12 +43,7 @@ def diff(volume: str, seq1: int, seq2: int, path: str | None, as_json: bool) -> 
 
 
 def _as_line(change: Change) -> str:
-    letters = change.letters()
-    path = entries.shown_path(change.main_path())
-    if "R" in letters:
-        path = f"{entries.shown_path(change.old_path)} -> {path}"
     users = ", ".join(map(entries.user, change.uids))
     what = "hard link, " if change.link else ""
     number = text.count(change.entries, "entry", "entries")
-    shown = click.style(f"{letters:<4}", _COLOURS.get(letters[0]))
-    return f"{shown}{path}  ({what}{number} by {users})"
+    return f"{entries.changed_path(change)}  ({what}{number} by {users})"

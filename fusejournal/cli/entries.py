@@ -8,6 +8,7 @@ import click
 
 from fusejournal.cli import text
 from fusejournal.file_operations import FALLOC_KEEP_SIZE, Fallocate
+from fusejournal.history.changes import Change
 from fusejournal.history.json_values import errno_name
 from fusejournal.history.query import Match
 from fusejournal.operations import CONTENT_KINDS, MOVES, Import, Kind
@@ -19,6 +20,7 @@ _COLOURS = {
     **dict.fromkeys(CONTENT_KINDS, "cyan"),
     **dict.fromkeys((Kind.EPOCH, Kind.MARK, Kind.CLEAN), "magenta"),
 }
+_CHANGE_COLOURS = {"A": "green", "D": "red", "R": "yellow", "M": "cyan"}
 
 
 @cache
@@ -33,6 +35,15 @@ def user(uid: int) -> str:
 def shown_path(path: bytes | None) -> str:
     """A path for people, from the volume's root."""
     return "?" if path is None else "/" + text.name(path)
+
+
+def changed_path(change: Change) -> str:
+    """The letters of *change*, coloured, and the path, or where from and where to."""
+    letters = change.letters()
+    path = shown_path(change.main_path())
+    if "R" in letters:
+        path = f"{shown_path(change.old_path)} -> {path}"
+    return click.style(f"{letters:<4}", _CHANGE_COLOURS.get(letters[0])) + path
 
 
 def as_line(match: Match) -> str:

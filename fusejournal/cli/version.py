@@ -9,10 +9,8 @@ import click
 from fusejournal.admin.versions import ListedVersion, VolumeVersions
 from fusejournal.cli import entries, text
 from fusejournal.cli.replay import watched
-from fusejournal.history.changes import Change
 
 _NICE = 19
-_COLOURS = {"A": "green", "D": "red", "R": "yellow", "M": "cyan"}
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="JSON.")
 
 
@@ -153,16 +151,8 @@ def diff(volume: str, version1: str, version2: str, path: str | None, as_json: b
             raw = change.to_json()
             text.echo_json({key: raw[key] for key in raw if key not in ("entries", "uids")})
         else:
-            text.echo(_change_line(change))
-
-
-def _change_line(change: Change) -> str:
-    letters = change.letters()
-    shown = entries.shown_path(change.main_path())
-    if "R" in letters:
-        shown = f"{entries.shown_path(change.old_path)} -> {shown}"
-    link = "  (hard link)" if change.link else ""
-    return click.style(f"{letters:<4}", _COLOURS.get(letters[0])) + shown + link
+            link = "  (hard link)" if change.link else ""
+            text.echo(entries.changed_path(change) + link)
 
 
 @version.command(short_help="Read a version back and check it.")

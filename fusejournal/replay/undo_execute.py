@@ -211,16 +211,16 @@ class UndoExecutor:
         """Move *name* in the private directory back to *place*; returns whether that is free."""
         self._files.moment("move back")
         try:
-            syscalls.rename(
-                self._files.staging,
-                name,
-                self._files.directory(place[0]),
-                place[1],
-                RENAME_NOREPLACE,
-            )
+            self._put(name, place)
         except (OSError, ConflictError):
             return False
         return True
+
+    def _put(self, name: bytes, place: Dentry) -> None:
+        """Move *name* in the private directory to *place*. Raises OSError, FileExistsError where
+        that is taken, and ConflictError where the directory has changed."""
+        directory_fd = self._files.directory(place[0])
+        syscalls.rename(self._files.staging, name, directory_fd, place[1], RENAME_NOREPLACE)
 
     def _remove(self) -> None:
         """Take names away. A directory goes with all that is in it, after a look that there is
@@ -298,13 +298,7 @@ class UndoExecutor:
             # (A directory cannot get below itself.)
             with self._files.guarded(partial(self._files.left_behind, place, name), errno.EINVAL):
                 try:
-                    syscalls.rename(
-                        self._files.staging,
-                        name,
-                        self._files.directory(place[0]),
-                        place[1],
-                        RENAME_NOREPLACE,
-                    )
+                    self._put(name, place)
                 except FileExistsError:
                     raise self._files.name_taken(place, name) from None
             fid = self._wanted[place]

@@ -18,12 +18,11 @@ from fusejournal.file_operations import (
     FALLOC_PUNCH_HOLE,
     FALLOC_ZERO_RANGE,
 )
-from fusejournal.node.state_dir import load_state
 from tests.support.filesystems import KINDS, filesystem, fill
 from tests.support.layer import Layer
 from tests.support.mirrors import Node, check_equal
 from tests.support.network import network
-from tests.support.trees import difference, image, rebuild
+from tests.support.trees import difference, image
 from tests.support.users import in_process
 from tests.support.workload import CAPABILITIES
 
@@ -98,10 +97,7 @@ def test_it_is_as_on_the_backing_itself(tmp_path: Path, kind: str) -> None:
         layer.start()
         assert not difference(image(layer.mountpoint), before)
         layer.stop()
-        target = disk / "rebuilt"
-        target.mkdir()
-        rebuild(layer.state, target, load_state(layer.state).uuid)
-        assert not difference(image(target), image(layer.backing))
+        layer.check_rebuilt(disk / "rebuilt")
 
 
 @pytest.fixture

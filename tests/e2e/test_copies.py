@@ -13,9 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.node.state_dir import load_state
 from tests.support.layer import Layer
-from tests.support.trees import difference, image, rebuild
 
 pytestmark = pytest.mark.mount
 
@@ -68,11 +66,8 @@ def test_the_layer_copies(live: Layer) -> None:
     assert target.read_bytes() == b"t" * 50 + content[5:]
     live.run("undo", "volume", f"{head + 1}-{head + 4}", "--apply")
     assert target.read_bytes() == b"t" * 100
-    target_of_replay = live.base / "rebuilt"
-    target_of_replay.mkdir()
     live.stop()
-    rebuild(live.state, target_of_replay, load_state(live.state).uuid)
-    assert not difference(image(target_of_replay), image(live.backing))
+    live.check_rebuilt(live.base / "rebuilt")
     live.start()
 
 

@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 
 from fusejournal.disk import syscalls
-from fusejournal.node.state_dir import load_state
 from fusejournal.operations import RENAME_WHITEOUT
 from tests.support.layer import Layer
-from tests.support.trees import difference, image, rebuild
 
 pytestmark = pytest.mark.mount
 
@@ -24,9 +22,7 @@ _LARGE = 300 * _MIB
 def _check(layer: Layer, target: Path) -> None:
     """The journal gives the backing's tree."""
     layer.stop()
-    target.mkdir()
-    rebuild(layer.state, target, load_state(layer.state).uuid)
-    assert not difference(image(target), image(layer.backing))
+    layer.check_rebuilt(target)
 
 
 class _Asking(threading.Thread):

@@ -55,6 +55,14 @@ def fsync(path: Path) -> None:
         os.close(fd)
 
 
+def note_refused_fsync(path: Path, found: list[int | None]) -> None:
+    """Append the errno to *found* if it is refused."""
+    try:
+        fsync(path)
+    except OSError as error:
+        found.append(error.errno)
+
+
 def write(path: Path) -> None:
     """Write something, and have it durable."""
     fd = os.open(path, os.O_WRONLY)
@@ -270,14 +278,7 @@ def test_a_lazy_unmount_waits_for_no_mirror(tmp_path: Path) -> None:
         mirror.host.cut()
         (primary.mountpoint / "file").write_text("not on the mirror")
         found: list[int | None] = []
-
-        def sync() -> None:
-            try:
-                fsync(primary.mountpoint / "file")
-            except OSError as error:
-                found.append(error.errno)
-
-        call = Call(sync)
+        call = Call(partial(note_refused_fsync, primary.mountpoint / "file", found))
         await_waiting(primary, 1)
         Call(lambda: primary.run("umount", str(primary.state), "--lazy")).await_end()
         call.await_end()
@@ -292,14 +293,7 @@ def test_a_forced_unmount_waits_for_no_mirror(tmp_path: Path) -> None:
         mirror.host.cut()
         (primary.mountpoint / "file").write_text("not on the mirror")
         found: list[int | None] = []
-
-        def sync() -> None:
-            try:
-                fsync(primary.mountpoint / "file")
-            except OSError as error:
-                found.append(error.errno)
-
-        call = Call(sync)
+        call = Call(partial(note_refused_fsync, primary.mountpoint / "file", found))
         await_waiting(primary, 1)
         subprocess.run(["umount", "-f", primary.mountpoint], check=False, capture_output=True)
         call.await_end()

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 from fusejournal.disk import syscalls
-from fusejournal.node.state_dir import load_state
 from fusejournal.operations import RENAME_NOREPLACE, RENAME_WHITEOUT
 from tests.support.layer import Layer
-from tests.support.trees import difference, image, rebuild
+from tests.support.trees import difference, image
 
 pytestmark = pytest.mark.mount
 
@@ -121,9 +120,7 @@ def test_an_upper_directory_in_the_mount(tmp_path: Path, how: str) -> None:
         layer.stop()
         assert "ERROR" not in layer.words()
         target = tmp_path / "rebuilt"
-        target.mkdir()
-        rebuild(layer.state, target, load_state(layer.state).uuid)
-        assert not difference(image(target), image(layer.backing))
+        layer.check_rebuilt(target)
         with _overlay(lower, target / "upper", target / "work", merged):
             assert _content(merged) == _content(control)
 

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.node.state_dir import load_state
 from tests.support.filesystems import filesystem
 from tests.support.layer import Layer
-from tests.support.trees import difference, image, rebuild
 from tests.support.users import SOMEBODY, acting
 
 pytestmark = pytest.mark.mount
@@ -79,10 +77,7 @@ def test_users_stop_where_the_reserve_begins(reserved: tuple[Layer, Path], tmp_p
         for _ in range(kept // 2 >> 20):
             assert file.write(bytes(1 << 17)) == 1 << 17
     layer.stop()
-    target = tmp_path / "rebuilt"
-    target.mkdir()
-    rebuild(layer.state, target, load_state(layer.state).uuid)
-    assert not difference(image(target), image(layer.backing))
+    layer.check_rebuilt(tmp_path / "rebuilt")
 
 
 def test_a_user_makes_all_kinds_of_things_near_the_reserve(
@@ -109,7 +104,4 @@ def test_a_user_makes_all_kinds_of_things_near_the_reserve(
         assert (root / "shared" / "link").lstat().st_uid == SOMEBODY
         assert (root / "shared" / "d").stat().st_gid == 7
     layer.stop()
-    target = tmp_path / "rebuilt"
-    target.mkdir()
-    rebuild(layer.state, target, load_state(layer.state).uuid)
-    assert not difference(image(target), image(layer.backing))
+    layer.check_rebuilt(tmp_path / "rebuilt")

@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 
 from fusejournal.journal.clock import now_ns
-from fusejournal.node.state_dir import load_state
 from fusejournal.replay.digest import digest_tree
 from fusejournal.types import TIME_MAX_NS, TIME_MIN_NS, clamp_time
 from tests.support.filesystems import filesystem
 from tests.support.layer import Layer
 from tests.support.mirrors import Node, check_equal, started
-from tests.support.trees import difference, image, rebuild
 
 pytestmark = pytest.mark.mount
 
@@ -46,9 +44,7 @@ def _check_times(top: Path) -> None:
 
 
 def _check_replayed(node: Layer, target: Path) -> None:
-    target.mkdir()
-    rebuild(node.state, target, load_state(node.state).uuid)
-    assert difference(image(node.backing), image(target)) == ""
+    node.check_rebuilt(target)
     assert digest_tree(node.backing).digest == digest_tree(target).digest
 
 

@@ -19,22 +19,12 @@ from fusejournal.journal.segment import list_segments
 from fusejournal.replay.undo_plan import Undo
 from fusejournal.types import Seq
 from tests.support.layer import Layer
-from tests.support.trees import difference, image
+from tests.support.trees import difference, image, make_small_tree
+from tests.support.volumes import show_nothing
 
 pytestmark = pytest.mark.mount
 
 _GIB = 1 << 30
-
-
-def _nothing(*_: object) -> None:
-    pass
-
-
-def _tree(base: Path) -> None:
-    (base / "sub").mkdir(parents=True)
-    (base / "f").write_text("precious")
-    (base / "sub/g").write_text("too")
-    os.utime(base / "sub", ns=(5, 5))
 
 
 # -- names that were taken since -------------------------------------------------------------------
@@ -42,7 +32,7 @@ def _tree(base: Path) -> None:
 
 def test_a_tree_comes_back_beside_its_name(live: Layer) -> None:
     tree = live.mountpoint / "project"
-    _tree(tree)
+    make_small_tree(tree)
     was = image(tree)
     first = live.head_seq() + 1
     shutil.rmtree(tree)
@@ -74,7 +64,7 @@ def test_a_tree_comes_back_beside_its_name(live: Layer) -> None:
 
 def test_a_tree_comes_back_to_its_name_once_that_is_free_again(live: Layer) -> None:
     tree = live.mountpoint / "project"
-    _tree(tree)
+    make_small_tree(tree)
     was = image(tree)
     first = live.head_seq() + 1
     shutil.rmtree(tree)
@@ -196,10 +186,10 @@ def test_it_does_not_answer_with_less_than_it_was_asked(tmp_path: Path) -> None:
         ):  # fmt: skip
             criteria = Criteria(from_seq=Seq(from_seq), to_seq=Seq(to_seq + 1))
             with pytest.raises(JournalError, match="was made before seq"):
-                Undo(lookup, criteria, Seq(last)).plan(_nothing)
+                Undo(lookup, criteria, Seq(last)).plan(show_nothing)
         criteria = Criteria(from_seq=Seq(recent + 2), to_seq=Seq(last + 1))
         undo = Undo(lookup, criteria, Seq(last))
-        undo.carry_out(undo.plan(_nothing), layer.mountpoint, _nothing)
+        undo.carry_out(undo.plan(show_nothing), layer.mountpoint, show_nothing)
         assert (layer.mountpoint / "recent").read_text() == "known"
         layer.stop()
 

@@ -18,25 +18,16 @@ from fusejournal.replay.undo_plan import Undo, UndoPlan
 from fusejournal.types import Seq
 from tests.support.forked import Forked
 from tests.support.layer import Layer
+from tests.support.trees import make_small_tree
+from tests.support.volumes import show_nothing
 
 pytestmark = pytest.mark.mount
-
-
-def _nothing(*_: object) -> None:
-    pass
 
 
 def _planned(layer: Layer, first: int) -> tuple[Undo, UndoPlan]:
     lookup = Lookup(JournalReader(layer.state / "journal"))
     undo = Undo(lookup, Criteria(from_seq=Seq(first)), layer.head_seq())
-    return undo, undo.plan(_nothing)
-
-
-def _tree(base: Path) -> None:
-    (base / "sub").mkdir(parents=True)
-    (base / "f").write_text("precious")
-    (base / "sub/g").write_text("too")
-    os.utime(base / "sub", ns=(5, 5))
+    return undo, undo.plan(show_nothing)
 
 
 def _elsewhere(deed: Callable[[], object]) -> None:
@@ -89,7 +80,7 @@ def test_another_file_under_the_name_is_not_touched(
 
     _at("rewrite", monkeypatch, put_another_there)
     with pytest.raises(ConflictError, match="changed it"):
-        undo.carry_out(plan, live.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, show_nothing)
     assert file.read_text() == "another's"
     assert (file.stat().st_mode, file.stat().st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
 
@@ -109,7 +100,7 @@ def test_what_is_appended_meanwhile_is_not_cut_off(
 
     _at("change", monkeypatch, append)
     with pytest.raises(ConflictError, match="changed it"):
-        undo.carry_out(plan, live.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, show_nothing)
     assert file.read_text() == "bad, and longer and a user's"
 
 
@@ -128,7 +119,7 @@ def test_what_comes_between_the_last_look_and_the_change_is_told(
 
     _at("between", monkeypatch, append)
     with pytest.raises(ConflictError, match="at the very moment"):
-        undo.carry_out(plan, live.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, show_nothing)
 
 
 def test_a_name_that_another_file_got_is_not_removed(
@@ -141,10 +132,10 @@ def test_a_name_that_another_file_got_is_not_removed(
     other.write_text("another's")
     lookup = Lookup(JournalReader(live.state / "journal"))
     undo = Undo(lookup, Criteria(from_seq=Seq(first), to_seq=Seq(last + 1)), live.head_seq())
-    plan = undo.plan(_nothing)
+    plan = undo.plan(show_nothing)
     _at("move away", monkeypatch, lambda: os.replace(other, made))
     with pytest.raises(ConflictError, match="changed it"):
-        undo.carry_out(plan, live.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, show_nothing)
     assert made.read_text() == "another's"
 
 
@@ -153,11 +144,11 @@ def test_a_directory_that_somebody_put_something_into_stays(
 ) -> None:
     first = live.head_seq() + 1
     tree = live.mountpoint / "made"
-    _tree(tree)
+    make_small_tree(tree)
     undo, plan = _planned(live, first)
     _at("move away", monkeypatch, lambda: (tree / "sub/theirs").write_text("theirs"))
     with pytest.raises(ConflictError, match="theirs"):
-        undo.carry_out(plan, live.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, show_nothing)
     assert (tree / "f").read_text() == "precious"
     assert (tree / "sub/theirs").read_text() == "theirs"
 
@@ -170,7 +161,7 @@ def test_a_name_taken_since_the_plan_is_left(live: Layer, monkeypatch: pytest.Mo
     undo, plan = _planned(live, first)
     _at("put in place", monkeypatch, lambda: file.write_text("theirs"))
     with pytest.raises(ConflictError, match="took the name"):
-        undo.carry_out(plan, live.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, show_nothing)
     assert file.read_text() == "theirs"
     (staging,) = live.mountpoint.glob(".fusejournal-undo.*")
     assert [one.read_text() for one in staging.iterdir()] == ["precious"]
@@ -215,7 +206,7 @@ def test_what_another_gave_a_directory_is_left_to_it(
 
     _at(step, monkeypatch, lambda: deed(directory), lambda: theirs.append(look()))
     with pytest.raises(ConflictError, match="/d: another process changed it since"):
-        undo.carry_out(plan, live.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, show_nothing)
     assert [look()] == theirs
 
 
@@ -230,7 +221,7 @@ def test_what_a_directory_got_at_the_last_moment_is_named(
     undo, plan = _planned(live, first)
     _at("between", monkeypatch, lambda: os.removexattr(directory, "user.k"))
     with pytest.raises(ConflictError, match=r"/d: .*at the very moment"):
-        undo.carry_out(plan, live.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, show_nothing)
 
 
 def test_a_directory_in_which_others_make_names_is_changed_all_the_same(
@@ -242,7 +233,7 @@ def test_a_directory_in_which_others_make_names_is_changed_all_the_same(
     directory.chmod(0o700)
     undo, plan = _planned(live, first)
     _at("change", monkeypatch, lambda: (directory / "theirs").write_text("theirs"))
-    undo.carry_out(plan, live.mountpoint, _nothing)
+    undo.carry_out(plan, live.mountpoint, show_nothing)
     assert directory.stat().st_mode & 0o7777 == 0o755
 
 
@@ -263,7 +254,7 @@ def test_a_directory_keeps_the_time_of_what_others_did_in_it(
         lambda: (directory / "theirs").write_text("theirs") and None,
         lambda: theirs.append(directory.stat().st_mtime_ns),
     )
-    undo.carry_out(plan, live.mountpoint, _nothing)
+    undo.carry_out(plan, live.mountpoint, show_nothing)
     assert os.listdir(directory) == ["theirs"]
     assert [directory.stat().st_mtime_ns] == theirs
 
@@ -284,7 +275,7 @@ def test_a_directory_that_came_back_keeps_the_time_of_what_others_did_in_it(
         (directory / "theirs").write_text("theirs")
 
     _at("times", monkeypatch, put, lambda: theirs.append(directory.stat().st_mtime_ns))
-    undo.carry_out(plan, live.mountpoint, _nothing)
+    undo.carry_out(plan, live.mountpoint, show_nothing)
     assert sorted(os.listdir(directory)) == ["alive", "theirs"]
     assert [directory.stat().st_mtime_ns] == theirs
 
@@ -299,7 +290,7 @@ def test_a_hard_link_goes_and_its_file_is_rewritten(live: Layer) -> None:
     os.link(file, live.mountpoint / "link")
     file.write_text("bad, and longer")
     undo, plan = _planned(live, first)
-    undo.carry_out(plan, live.mountpoint, _nothing)
+    undo.carry_out(plan, live.mountpoint, show_nothing)
     assert os.listdir(live.mountpoint) == ["f"]
     assert file.read_text() == "good"
 
@@ -316,7 +307,7 @@ def test_hard_links_in_a_directory_that_goes(live: Layer) -> None:
     os.link(made / "x", made / "y")
     file.write_text("bad, and longer")
     undo, plan = _planned(live, first)
-    undo.carry_out(plan, live.mountpoint, _nothing)
+    undo.carry_out(plan, live.mountpoint, show_nothing)
     assert os.listdir(live.mountpoint) == ["f"]
     assert file.read_text() == "good"
 
@@ -340,7 +331,7 @@ def test_what_takes_the_name_of_a_file_that_goes_is_named(
     opened, undo, plan = _made(live)
     _at("unlink", monkeypatch, lambda: os.rename(other, "f", dst_dir_fd=opened))
     with pytest.raises(ConflictError, match=r"/made/f: .*at the very moment"):
-        undo.carry_out(plan, live.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, show_nothing)
     os.close(opened)
 
 
@@ -355,7 +346,7 @@ def test_what_is_written_to_a_file_that_goes_is_named(
 
     _at("unlink", monkeypatch, write)
     with pytest.raises(ConflictError, match=r"/made/f: .*at the very moment"):
-        undo.carry_out(plan, live.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, show_nothing)
     os.close(opened)
 
 
@@ -366,7 +357,7 @@ def test_a_further_name_for_a_file_that_goes_is_named(
     kept = live.mountpoint / "kept"
     _at("unlink", monkeypatch, lambda: os.link("f", kept, src_dir_fd=opened))
     with pytest.raises(ConflictError, match=r"/made/f: .*at the very moment"):
-        undo.carry_out(plan, live.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, show_nothing)
     assert kept.read_text() == "precious"
     os.close(opened)
 
@@ -383,7 +374,7 @@ def test_what_is_put_into_a_directory_that_goes_stays(
 
     _at(step, monkeypatch, put)
     with pytest.raises(ConflictError, match="/made: another process changed it") as told:
-        undo.carry_out(plan, live.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, show_nothing)
     os.close(opened)
     (theirs,) = live.mountpoint.glob(".fusejournal-undo.*/*/theirs")
     assert theirs.read_text() == "theirs"
@@ -401,7 +392,7 @@ def test_a_directory_that_is_gone_takes_nothing_back(
     undo, plan = _planned(live, first)
     _at("put in place", monkeypatch, directory.rmdir)
     with pytest.raises(ConflictError, match="/d"):
-        undo.carry_out(plan, live.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, show_nothing)
     (staging,) = live.mountpoint.glob(".fusejournal-undo.*")
     assert [one.read_text() for one in staging.iterdir()] == ["precious"]
 
@@ -417,7 +408,7 @@ def test_a_directory_does_not_get_below_itself(
     undo, plan = _planned(live, first)
     _at("move away", monkeypatch, lambda: os.rename(place, moved / "place"))
     with pytest.raises(ConflictError, match="place/d"):
-        undo.carry_out(plan, live.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, show_nothing)
     (found,) = live.mountpoint.glob(".fusejournal-undo.*/*")
     assert os.listdir(found) == ["place"]
 
@@ -442,7 +433,7 @@ def test_what_cannot_go_back_to_its_name_is_named(
     other.write_text("another's")
     monkeypatch.setattr(undo_files, "on_step", on_step)
     with pytest.raises(ConflictError, match=r"/made: .*\.fusejournal-undo\."):
-        undo.carry_out(plan, live.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, show_nothing)
     assert made.read_text() == "a third's"
     (found,) = live.mountpoint.glob(".fusejournal-undo.*/*")
     assert found.read_text() == "another's"
@@ -458,7 +449,7 @@ def test_a_file_that_lost_its_last_name_is_not_staged(
     undo, plan = _planned(live, first)
     _at("stage link", monkeypatch, (live.mountpoint / "g").unlink)
     with pytest.raises(ConflictError, match="/g: another process changed it"):
-        undo.carry_out(plan, live.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, show_nothing)
     assert os.listdir(live.mountpoint) == []
 
 
@@ -482,7 +473,7 @@ def test_all_that_came_between_is_named(live: Layer, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(undo_files, "on_step", on_step)
     with pytest.raises(UndoOverlapError, match=r"/a: .* and 1 more"):
-        undo.carry_out(plan, live.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, show_nothing)
     assert [undo.path_of(one) for one in plan.overlaps] == [b"a", b"b"]
     assert [oct(file.stat().st_mode & 0o777) for file in files] == ["0o644"] * 3
 
@@ -505,7 +496,7 @@ def test_what_came_between_is_named_also_where_the_undo_stops(
 
     _at("between", monkeypatch, append)
     with pytest.raises(ConflictError, match="/b: another process changed it since"):
-        undo.carry_out(plan, live.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, show_nothing)
     assert [undo.path_of(one) for one in plan.overlaps] == [b"a"]
 
 
@@ -519,7 +510,7 @@ def test_an_undo_that_stops_before_it_begins_leaves_nothing(
     undo, plan = _planned(live, first)
     _at("rewrite", monkeypatch, lambda: file.write_text("theirs"))
     with pytest.raises(ConflictError):
-        undo.carry_out(plan, live.mountpoint, _nothing)
+        undo.carry_out(plan, live.mountpoint, show_nothing)
     assert os.listdir(live.mountpoint) == ["f"]
 
 

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from fusejournal.disk import calls, syscalls
-from fusejournal.node.state_dir import load_state
 from tests.support.filesystems import KINDS, filesystem, fill
 from tests.support.layer import Layer
 from tests.support.mirrors import check_equal, started
-from tests.support.trees import difference, fids, image, rebuild
+from tests.support.trees import difference, fids, image
 from tests.support.workload import ACCESS_ACL, CAPABILITIES, CAPABILITY, DEFAULT_ACL, make_acl
 
 pytestmark = pytest.mark.mount
@@ -35,12 +34,6 @@ def _unnamed(directory: Path, mode: int = 0o644, flags: int = 0) -> Iterator[int
 
 def _name(fd: int, path: Path) -> None:
     syscalls.link(fd, syscalls.AT_FDCWD, os.fsencode(path))
-
-
-def _check_replay(layer: Layer, target: Path) -> None:
-    target.mkdir()
-    rebuild(layer.state, target, load_state(layer.state).uuid)
-    assert not difference(image(target), image(layer.backing))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -88,7 +81,7 @@ def test_a_name_makes_it_a_file(tmp_path: Path, kind: str) -> None:
         assert "ERROR" not in layer.words()
         assert (layer.backing / "directory/file").stat().st_blocks * 512 < _MIB
         assert sorted(os.listdir(layer.backing)) == ["directory"]
-        _check_replay(layer, disk / "rebuilt")
+        layer.check_rebuilt(disk / "rebuilt")
 
 
 def test_what_it_was_is_what_is_named(live: Layer) -> None:
@@ -140,7 +133,7 @@ def test_one_that_is_open_outlasts_a_restart(tmp_path: Path) -> None:
         assert (layer.mountpoint / "file").read_bytes() == _CONTENT + b"more"
         layer.stop()
         assert sorted(os.listdir(layer.backing)) == ["file"]
-        _check_replay(layer, tmp_path / "rebuilt")
+        layer.check_rebuilt(tmp_path / "rebuilt")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +163,7 @@ def test_a_kill_leaves_all_or_nothing(tmp_path: Path, fault: str) -> None:
         layer.stop()
         assert "ERROR" not in layer.words()
         assert set(os.listdir(layer.backing)) <= {"file"}
-        _check_replay(layer, tmp_path / "rebuilt")
+        layer.check_rebuilt(tmp_path / "rebuilt")
 
 
 def test_a_large_one_comes_in_pieces(live: Layer) -> None:
@@ -183,7 +176,7 @@ def test_a_large_one_comes_in_pieces(live: Layer) -> None:
     live.start()
     assert (live.mountpoint / "file").read_bytes() == content
     live.stop()
-    _check_replay(live, live.base / "rebuilt")
+    live.check_rebuilt(live.base / "rebuilt")
     live.start()
 
 
@@ -205,7 +198,7 @@ def test_a_full_disk_leaves_it_without_a_name(tmp_path: Path) -> None:
             _name(fd, layer.mountpoint / "file")
         assert (layer.mountpoint / "file").read_bytes() == b"x" * 24 * _MIB
         layer.stop()
-        _check_replay(layer, disk / "rebuilt")
+        layer.check_rebuilt(disk / "rebuilt")
 
 
 def test_on_a_mirror(tmp_path: Path) -> None:

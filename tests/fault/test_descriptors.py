@@ -15,14 +15,13 @@ from stat import S_IFCHR
 import pytest
 
 from fusejournal.disk import calls, failpoints
-from fusejournal.node.state_dir import load_state
 from fusejournal.operations import RENAME_WHITEOUT, Rename, Setattr, Whiteout, Write
 from fusejournal.types import ROOT_FID, Fid
 from tests.support import users
 from tests.support.descriptors import no_descriptors_left
 from tests.support.layer import Layer
 from tests.support.losses import Died, dying_at, lose_machine
-from tests.support.trees import difference, image, rebuild
+from tests.support.trees import difference, image
 from tests.support.volumes import (
     SMALL_SEGMENTS,
     SOMEBODY,
@@ -132,10 +131,7 @@ def test_open_removed_files_of_a_user(layer: Layer, tmp_path: Path) -> None:
         user.communicate()
     layer.stop()
     assert sorted(os.listdir(layer.backing)) == sorted(f"other{number}" for number in range(20))
-    target = tmp_path / "rebuilt"
-    target.mkdir()
-    rebuild(layer.state, target, load_state(layer.state).uuid)
-    assert not difference(image(target), image(layer.backing))
+    layer.check_rebuilt(tmp_path / "rebuilt")
 
 
 def test_hidden_orphans_of_a_dead_process_go(tmp_path: Path) -> None:

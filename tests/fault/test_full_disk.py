@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.node.state_dir import load_state
 from tests.support.filesystems import filesystem, fill
 from tests.support.layer import Layer
-from tests.support.trees import difference, image, rebuild
+from tests.support.trees import difference, image
 
 pytestmark = pytest.mark.mount
 
@@ -62,10 +61,7 @@ def _check(layer: Layer, tmp_path: Path) -> None:
     layer.kill()
     layer.start()
     layer.stop()
-    target = tmp_path / "rebuilt"
-    target.mkdir()
-    rebuild(layer.state, target, load_state(layer.state).uuid)
-    assert not difference(image(target), image(layer.backing))
+    layer.check_rebuilt(tmp_path / "rebuilt")
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "tmpfs"])

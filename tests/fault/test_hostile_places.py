@@ -32,6 +32,7 @@ from fusejournal.replay.restore import restore
 from fusejournal.replay.target import Target
 from fusejournal.types import ROOT_FID, Caller, Epoch, Fid, Seq
 from tests.support.users import SOMEBODY, acting
+from tests.support.volumes import show_nothing
 from tests.support.workload import Model, Step, Workload
 
 _SECRET = b"what others may not read"
@@ -139,15 +140,12 @@ def _lookup(place: Path) -> Lookup:
     return Lookup(JournalReader(place / "journal"))
 
 
-def _nothing(_: int, __: int | None) -> None: ...
-
-
 def _replay(place: Path, target: Path, from_seq: int = 1, to_seq: int = 8) -> None:
     criteria = Criteria(from_seq=Seq(from_seq), to_seq=Seq(to_seq + 1))
     work = Replay(_lookup(place), criteria)
     with Target(target, {"test": [from_seq, to_seq]}, from_seq=from_seq) as goal:
-        work.check_target(goal, _nothing)
-        for _ in work.run(goal, _nothing):
+        work.check_target(goal, show_nothing)
+        for _ in work.run(goal, show_nothing):
             pass
         goal.finish()
 
@@ -164,7 +162,7 @@ def _replay_rest(place: Path, target: Path) -> None:
 
 
 def _restore(path: bytes) -> Callable[[Path, Path], None]:
-    return lambda place, target: _drop(restore(_lookup(place), path, Seq(9), target, _nothing))
+    return lambda place, target: _drop(restore(_lookup(place), path, Seq(9), target, show_nothing))
 
 
 def _drop(_: object) -> None: ...
@@ -285,12 +283,12 @@ def test_another_file_under_a_name_is_not_touched(place: Path) -> None:
     criteria = Criteria(from_seq=Seq(5), to_seq=Seq(9))
     work = Replay(_lookup(place), criteria)
     with Target(target, {"test": "rest"}) as goal:
-        work.check_target(goal, _nothing)
+        work.check_target(goal, show_nothing)
         goal.tree.forget_descriptor(_OPEN_FILE)
         failpoints.listen(act)
         os.rename(place / "home" / "his", "f", dst_dir_fd=held)
         with pytest.raises(FusejournalError, match="not as the journal had it"):
-            list(work.run(goal, _nothing))
+            list(work.run(goal, show_nothing))
     os.close(held)
     assert (target / "d" / "f").read_bytes() == b"his"
     assert (target / "d" / "f").stat().st_uid == SOMEBODY
@@ -376,7 +374,7 @@ def test_one_at_a_time(place: Path) -> None:
     target = place / "home" / "back"
     criteria = Criteria(from_seq=Seq(1), to_seq=Seq(9))
     with Target(target, {"test": 1}, from_seq=1) as goal:
-        steps = Replay(_lookup(place), criteria).run(goal, _nothing)
+        steps = Replay(_lookup(place), criteria).run(goal, show_nothing)
         next(steps)
         with pytest.raises(TargetError, match="another process is at work"):
             _replay(place, target)

@@ -7,18 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.node.state_dir import load_state
 from tests.support.layer import Layer
-from tests.support.trees import difference, image, rebuild
 
 pytestmark = pytest.mark.mount
-
-
-def _journal_gives_the_backing(layer: Layer, tmp_path: Path) -> None:
-    target = tmp_path / "rebuilt"
-    target.mkdir()
-    rebuild(layer.state, target, load_state(layer.state).uuid)
-    assert not difference(image(target), image(layer.backing))
 
 
 def _put_behind(layer: Layer) -> bytes:
@@ -38,7 +29,7 @@ def test_killed_in_the_middle(layer: Layer, tmp_path: Path) -> None:
     layer.start()
     assert (layer.mountpoint / "foreign").read_bytes() == content
     layer.stop()
-    _journal_gives_the_backing(layer, tmp_path)
+    layer.check_rebuilt(tmp_path / "rebuilt")
 
 
 @pytest.mark.parametrize("again", ["open", "mount"])
@@ -55,4 +46,4 @@ def test_journal_full_in_the_middle(layer: Layer, tmp_path: Path, again: str) ->
     else:
         assert (layer.mountpoint / "foreign").read_bytes() == content
     layer.stop()
-    _journal_gives_the_backing(layer, tmp_path)
+    layer.check_rebuilt(tmp_path / "rebuilt")

@@ -240,10 +240,7 @@ def test_kill_at(label: str, count: int, tmp_path: Path) -> None:
         layer.start()
         assert fids(layer.mountpoint) == known
         layer.stop()
-        target = tmp_path / "rebuilt"
-        target.mkdir()
-        rebuild(layer.state, target, load_state(layer.state).uuid)
-        assert not difference(image(target), image(layer.backing))
+        layer.check_rebuilt(tmp_path / "rebuilt")
 
 
 IMPORT_CALLS = {
@@ -296,10 +293,7 @@ def test_kill_while_rebuilding_the_catalog(layer: Layer, tmp_path: Path, count: 
     (layer.mountpoint / "moved" / "f5").write_text("still here")
     layer.stop()
     assert "ERROR" not in layer.words()
-    target = tmp_path / "rebuilt"
-    target.mkdir()
-    rebuild(layer.state, target, load_state(layer.state).uuid)
-    assert not difference(image(target), image(layer.backing))
+    layer.check_rebuilt(tmp_path / "rebuilt")
 
 
 @pytest.mark.parametrize("label", ["apply.*", "catalog.commit"])
@@ -318,7 +312,4 @@ def test_kill_while_recovering(tmp_path: Path, label: str) -> None:
         differences = [difference(now, image(one, times=False)) for one in candidates]
         assert "" in differences, "\n---\n".join(differences)
         layer.stop()
-        target = tmp_path / "rebuilt"
-        target.mkdir()
-        rebuild(layer.state, target, load_state(layer.state).uuid)
-        assert not difference(image(target), image(layer.backing))
+        layer.check_rebuilt(tmp_path / "rebuilt")

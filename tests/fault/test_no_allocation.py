@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from fusejournal.disk import failpoints
-from fusejournal.errors import FusejournalError
 from fusejournal.file_operations import (
     FALLOC_KEEP_SIZE,
     FALLOC_PUNCH_HOLE,
@@ -20,8 +19,8 @@ from fusejournal.file_operations import (
 from fusejournal.native import kernel
 from fusejournal.operations import Truncate
 from fusejournal.types import Seq
-from tests.support.losses import Died
-from tests.support.trees import difference, image, rebuild
+from tests.support.losses import rebuild_stopped
+from tests.support.trees import difference, image
 from tests.support.volumes import SOMEBODY, OpenVolume, open_volume
 
 pytestmark = pytest.mark.mount
@@ -66,35 +65,7 @@ def test_a_target_has_the_same_bytes(tmp_path: Path, request: pytest.FixtureRequ
         _allocate(opened)
         uuid = opened.volume.journal.uuid
     _refuse(request.getfixturevalue("monkeypatch"), errno.EOPNOTSUPP)
-    number, was_stopped = 0, True
-    while was_stopped:
-        number += 3
-        target = tmp_path / f"target{number}"
-        target.mkdir()
-        was_stopped, is_done = False, False
-        for fault in (Died(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), None):
-            count = [number]
-
-            def listen(
-                label: str, count: list[int] = count, fault: BaseException | None = fault
-            ) -> None:
-                count[0] -= label.startswith("apply.fallocate")
-                if label.startswith("apply.fallocate") and count[0] == 0 and fault is not None:
-                    raise fault
-
-            if is_done:
-                break
-            failpoints.listen(listen)
-            try:
-                rebuild(tmp_path / "state", target, uuid)
-                is_done = True
-            except (Died, FusejournalError):
-                was_stopped = True
-            finally:
-                failpoints.listen(None)
-        assert is_done
-        assert not difference(image(target), image(tmp_path / "backing")), number
-    assert number > 20
+    rebuild_stopped(tmp_path, uuid, "apply.fallocate", 3)
 
 
 @pytest.mark.usefixtures("no_way")

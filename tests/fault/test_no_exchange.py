@@ -13,14 +13,13 @@ from uuid import UUID
 import pytest
 
 from fusejournal.disk import failpoints, syscalls
-from fusejournal.errors import FusejournalError
 from fusejournal.history.name_changes import Dentry
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.journal.reader import END
 from fusejournal.native import kernel
 from fusejournal.operations import RENAME_EXCHANGE, RENAME_WHITEOUT, Moving, Rename, Whiteout
 from fusejournal.types import ROOT_FID, Fid, Seq
-from tests.support.losses import Died, dying_at
+from tests.support.losses import Died, dying_at, rebuild_stopped
 from tests.support.trees import difference, image, rebuild
 from tests.support.volumes import SOMEBODY, OpenVolume, check_copies, open_volume
 
@@ -103,36 +102,7 @@ def test_a_target_is_killed_or_refused_at_each_step(
     """It goes on where it was."""
     uuid = _source(tmp_path)
     request.getfixturevalue("no_exchange")
-    number = 0
-    was_stopped = True
-    while was_stopped:
-        number += 1
-        target = tmp_path / f"target{number}"
-        target.mkdir()
-        was_stopped, is_done = False, False
-        for fault in (Died(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), None):
-            if is_done:
-                break
-            count = [number]
-
-            def listen(
-                label: str, count: list[int] = count, fault: BaseException | None = fault
-            ) -> None:
-                count[0] -= label.startswith("apply.")
-                if label.startswith("apply.") and count[0] == 0 and fault is not None:
-                    raise fault
-
-            failpoints.listen(listen)
-            try:
-                rebuild(tmp_path / "state", target, uuid)
-                is_done = True
-            except (Died, FusejournalError):
-                was_stopped = True
-            finally:
-                failpoints.listen(None)
-        assert is_done
-        assert not difference(image(target), image(tmp_path / "backing")), number
-    assert number > 20
+    rebuild_stopped(tmp_path, uuid, "apply.", 1)
 
 
 def test_a_mirror_is_killed_at_each_step(tmp_path: Path, request: pytest.FixtureRequest) -> None:

@@ -129,26 +129,30 @@ def _check(base: Path, model: Model) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_at_every_call(base: Path, seed: int) -> None:
     """Killed once, at the first call, the second, and so on to the last."""
-    _kill_at_every_call(base, _random_workload(seed, _FEW_STEPS))
+    _stop_at_every_call(base, _random_workload(seed, _FEW_STEPS), _kill, -signal.SIGKILL)
 
 
 def test_import_killed_at_every_call(base: Path) -> None:
     """An import leaves the mtimes of directories alone, also when it was stopped in between."""
     dice = random.Random(1)
     imports = [dice.randbytes(12) for _ in range(12)]
-    _kill_at_every_call(base, make_workload(imports, [], 25, b"\0"))
+    workload = make_workload(imports, [], 25, b"\0")
+    _stop_at_every_call(base, workload, _kill, -signal.SIGKILL)
 
 
-def _kill_at_every_call(base: Path, workload: Workload) -> None:
+def _stop_at_every_call(
+    base: Path, workload: Workload, stop: Callable[[str], None], status: int
+) -> None:
+    """Stopped once by *stop*, which ends it with *status*; and it goes on."""
     workload.write(base / "journal")
     count = 0
     while True:
         count += 1
         _begin_again(base)
-        ended = _replay(base, listener=_Watch(count, _kill))
+        ended = _replay(base, listener=_Watch(count, stop))
         if ended == 0:
             break
-        assert ended == -signal.SIGKILL, (count, _words(base))
+        assert ended == status, (count, _words(base))
         assert _replay(base) == 0, (count, _words(base))
         _check(base, workload.head)
     assert count > 15
@@ -240,19 +244,7 @@ def _compare_directories(one: Path, other: Path) -> str:
 @pytest.mark.parametrize("seed", range(2))
 def test_refused_at_every_call(base: Path, seed: int) -> None:
     """ENOSPC once at each call: exit code 21, and it goes on."""
-    workload = _random_workload(seed, _FEW_STEPS)
-    workload.write(base / "journal")
-    count = 0
-    while True:
-        count += 1
-        _begin_again(base)
-        ended = _replay(base, listener=_Watch(count, _fail))
-        if ended == 0:
-            break
-        assert ended == _FULL, (count, ended, _words(base))
-        assert _replay(base) == 0, (count, _words(base))
-        _check(base, workload.head)
-    assert count > 15
+    _stop_at_every_call(base, _random_workload(seed, _FEW_STEPS), _fail, _FULL)
 
 
 def test_refused_again_and_again(base: Path) -> None:

@@ -26,6 +26,7 @@ from fusejournal.types import Seq
 from tests.support.forked import Forked
 from tests.support.layer import Layer
 from tests.support.trees import difference, image
+from tests.support.volumes import show_nothing
 
 pytestmark = pytest.mark.mount
 
@@ -36,10 +37,6 @@ _DEFAULT_ACL = (
     b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x07\0\xe8\x03\0\0"
     b"\x04\0\x05\0\xff\xff\xff\xff\x10\0\x07\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff"
 )
-
-
-def _nothing(*_: object) -> None:
-    pass
 
 
 def _make(root: Path) -> None:
@@ -92,9 +89,9 @@ def _undo(
         layer.head_seq(),
         unfinished=unfinished,
     )
-    plan = undo.plan(_nothing)
+    plan = undo.plan(show_nothing)
     assert plan.conflicts == []
-    around(lambda: undo.carry_out(plan, layer.mountpoint, _nothing))
+    around(lambda: undo.carry_out(plan, layer.mountpoint, show_nothing))
 
 
 def _profiled(work: Callable[[], None], kill_at: int) -> int:

@@ -14,17 +14,16 @@ from fusejournal.versions.sorted_tree import Nodes, SortedTree, update_tree
 from tests.golden.samples import BLOCKS, golden
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples
 from tests.support.objects import MemoryStore
-
-
-def _nothing(_: int, __: int | None) -> None:
-    """No progress to be shown."""
+from tests.support.volumes import show_nothing
 
 
 def test_the_root_of_a_known_history(tmp_path: Path) -> None:
     write_samples(tmp_path).close()
     reader = JournalReader(tmp_path, UUID_OF_TESTS)
     blocks = BlockWriter(MemoryStore())
-    trees = build_trees(blocks, no_trees(blocks), reader, Seq(1), Seq(len(SAMPLES) + 1), _nothing)
+    trees = build_trees(
+        blocks, no_trees(blocks), reader, Seq(1), Seq(len(SAMPLES) + 1), show_nothing
+    )
     assert (
         root_hash(UUID_OF_TESTS, RULE, trees)
         == "3b3ac868a8800e611da9384c8e3769d446f4ac503260379013913aa03ba0e85e"

@@ -20,8 +20,7 @@ import random
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -34,7 +33,7 @@ from fusejournal.errors import FusejournalError, ShortWriteError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import ControlOperation, TreeOperation, Void
 from fusejournal.types import Caller, Seq
-from tests.support.losses import begin_another_boot, lose_machine
+from tests.support.losses import begin_another_boot, failing_at, lose_machine
 from tests.support.trees import Image, difference, image
 from tests.support.volumes import OpenVolume, check_copies, open_volume
 from tests.support.workload import Builder, Dice, Model, Refused, Workload
@@ -94,23 +93,9 @@ def _rsync(source: Path, target: Path) -> None:
     assert done.returncode in (0, _RSYNC_PARTIAL), done
 
 
-@contextmanager
-def refusing(label: str, number: int, count: int) -> Iterator[None]:
+def refusing(label: str, number: int, count: int) -> AbstractContextManager[list[int]]:
     """The *count*'th storage call whose label begins with *label* fails with errno *number*."""
-    left = count
-
-    def listen(reached: str) -> None:
-        nonlocal left
-        if reached.startswith(label):
-            left -= 1
-            if left == 0:
-                raise OSError(number, os.strerror(number))
-
-    failpoints.listen(listen)
-    try:
-        yield
-    finally:
-        failpoints.listen(None)
+    return failing_at(label, count, OSError(number, os.strerror(number)))
 
 
 class Lives(RuleBasedStateMachine):

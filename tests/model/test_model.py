@@ -24,9 +24,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from fusejournal.disk import calls, syscalls
-from fusejournal.node.state_dir import load_state
 from tests.support.layer import Layer
-from tests.support.trees import difference, fids, image, rebuild
+from tests.support.trees import difference, fids, image
 from tests.support.users import enter_namespace, in_process
 from tests.support.workload import CAPABILITIES
 
@@ -524,10 +523,7 @@ class Twins(RuleBasedStateMachine):
                 self.compare()
                 self.layer.stop()
                 assert "ERROR" not in self.layer.words(), self.layer.words()
-                target = self.base / "rebuilt"
-                target.mkdir()
-                rebuild(self.layer.state, target, load_state(self.layer.state).uuid)
-                assert not difference(image(target), image(self.layer.backing))
+                self.layer.check_rebuilt(self.base / "rebuilt")
         finally:
             self.layer.kill()
             self.layer.detach()

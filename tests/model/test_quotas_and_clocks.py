@@ -21,12 +21,10 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from fusejournal.node.state_dir import load_state
 from tests.model.test_lives import Lives, live
 from tests.support.disks import SmallDisk
 from tests.support.layer import Layer
 from tests.support.quotas import held_by_quotas, may_pass_quotas, set_quota
-from tests.support.trees import difference, image, rebuild
 from tests.support.users import SOMEBODY, acting
 from tests.support.volumes import check_copies
 
@@ -138,11 +136,7 @@ def test_a_user_is_held_by_a_quota_and_root_is_not(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="quota"):
             os.chown(layer.mountpoint / "roots", SOMEBODY, -1)
         layer.stop()
-        uuid = load_state(layer.state).uuid
-        target = disk.mountpoint / "rebuilt"
-        target.mkdir()
-        rebuild(layer.state, target, uuid)
-        assert not difference(image(target), image(layer.backing))
+        layer.check_rebuilt(disk.mountpoint / "rebuilt")
     disk.remove()
 
 

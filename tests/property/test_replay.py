@@ -30,6 +30,7 @@ from fusejournal.operations import (
 from fusejournal.replay.replay import Replay, Result
 from fusejournal.replay.target import Target, scratch_of
 from fusejournal.types import ROOT_FID, Fid, Seq
+from tests.support.volumes import show_nothing
 from tests.support.workload import (
     UIDS,
     Model,
@@ -53,10 +54,6 @@ def _written(workload: Workload) -> Iterator[tuple[Path, Lookup]]:
         yield base, Lookup(JournalReader(base / "journal"))
 
 
-def _nothing(_: int, __: int | None) -> None:
-    """No progress to be shown."""
-
-
 def _replay(lookup: Lookup, criteria: Criteria, path: Path) -> list[Result]:
     """As the command does it, what conflicts skipped."""
     if not path.exists():
@@ -66,8 +63,8 @@ def _replay(lookup: Lookup, criteria: Criteria, path: Path) -> list[Result]:
         os.utime(path, ns=(0, 0))
     replay = Replay(lookup, criteria)
     with Target(path, {"replay": repr(criteria)}) as target:
-        replay.check_target(target, _nothing)
-        results = list(replay.run(target, _nothing))
+        replay.check_target(target, show_nothing)
+        results = list(replay.run(target, show_nothing))
         target.finish()
     assert not scratch_of(path).exists()
     return results
@@ -213,7 +210,7 @@ def _check_selection(workload: Workload, criteria: Criteria) -> _Expected:
     """Plan and run against the model."""
     expected = _carry_out(workload, criteria)
     with _written(workload) as (base, lookup):
-        plan = Replay(lookup, criteria).plan(_nothing)
+        plan = Replay(lookup, criteria).plan(show_nothing)
         assert [one.seq for one in plan.conflicts] == expected.conflicts
         assert plan.done == len(expected.done)
         assert plan.left_out == len(expected.left_out) - len(expected.conflicts)

@@ -27,6 +27,7 @@ from fusejournal.operations import (
 from fusejournal.replay.restore import restore
 from fusejournal.types import ROOT_FID, Fid, Seq
 from tests.support.trees import difference, image
+from tests.support.volumes import show_nothing
 from tests.support.workload import (
     Model,
     Step,
@@ -52,10 +53,6 @@ def _written(workload: Workload) -> Iterator[tuple[Path, Lookup]]:
         yield base, Lookup(JournalReader(base / "journal"))
 
 
-def _nothing(_: int, __: int | None) -> None:
-    """No progress to be shown."""
-
-
 def _seqs(workload: Workload, moments: list[int]) -> list[Seq]:
     return [Seq(moment % (workload.head_seq + 1)) for moment in moments]
 
@@ -69,7 +66,7 @@ def test_whole_tree(workload: Workload, moments: list[int]) -> None:
     with _written(workload) as (base, lookup):
         for number, seq in enumerate({*_seqs(workload, moments), workload.head_seq}):
             target = base / f"target{number}"
-            done = restore(lookup, b"", Seq(seq + 1), target, _nothing)
+            done = restore(lookup, b"", Seq(seq + 1), target, show_nothing)
             if seq < 2:
                 continue  # the root's attributes are not journaled yet
             assert not unlike(target, workload.models[seq]), seq
@@ -89,7 +86,7 @@ def test_directory_or_file(workload: Workload, moments: list[int], choice: int) 
             for turn in range(3):
                 path = paths[(choice + turn * 7) % len(paths)]
                 target = base / f"target{number}-{turn}"
-                done = restore(lookup, path, Seq(seq + 1), target, _nothing)
+                done = restore(lookup, path, Seq(seq + 1), target, show_nothing)
                 _check_part(done.path, target, model, path)
 
 

@@ -28,15 +28,12 @@ from fusejournal.replay.undo_plan import OnConflict, Undo, UndoPlan
 from fusejournal.types import Seq
 from tests.support.layer import Layer
 from tests.support.trees import difference, image
+from tests.support.volumes import show_nothing
 
 pytestmark = pytest.mark.mount
 
 _NAMES = ("a", "b", "c", "d", "bad\udcff")
 _IMPORTED = frozenset({Kind.IMPORT, Kind.IMPORT_DATA, Kind.IMPORT_LINK})
-
-
-def _nothing(*_: object) -> None:
-    pass
 
 
 class _Worker:
@@ -186,13 +183,13 @@ def _undo_some(layer: Layer, seed: int, steps: int, share: int, on_conflict: OnC
         return
     before = image(layer.mountpoint)
     undo, head = chosen
-    plan = undo.plan(_nothing, on_conflict=on_conflict)
+    plan = undo.plan(show_nothing, on_conflict=on_conflict)
     if plan.conflicts:
         assert on_conflict == "aside"
         return
     list(undo.actions(plan))
     wanted = _others(layer, plan, head, frozenset())
-    undo.carry_out(plan, layer.mountpoint, _nothing)
+    undo.carry_out(plan, layer.mountpoint, show_nothing)
     if not plan.divergence.asides:  # or no replay can say what is wanted
         assert wanted is not None
         assert difference(image(layer.mountpoint), image(wanted)) == ""
@@ -202,9 +199,9 @@ def _undo_some(layer: Layer, seed: int, steps: int, share: int, on_conflict: OnC
     after = layer.head_seq()
     lookup = Lookup(JournalReader(layer.state / "journal"))
     again = Undo(lookup, Criteria(from_seq=Seq(head + 1)), after)
-    plan = again.plan(_nothing)
+    plan = again.plan(show_nothing)
     assert plan.conflicts == []
-    again.carry_out(plan, layer.mountpoint, _nothing)
+    again.carry_out(plan, layer.mountpoint, show_nothing)
     assert difference(image(layer.mountpoint), before) == ""
 
 
@@ -247,7 +244,7 @@ def _others(layer: Layer, plan: UndoPlan, head: Seq, also: frozenset[Seq]) -> Pa
     others = Replay(lookup, Criteria(to_seq=Seq(head + 1), without=without))
     wanted = Path(tempfile.mkdtemp(dir=layer.base))
     with Target(wanted, {"test": head}) as goal:
-        done = all(one.conflict is None for one in others.run(goal, _nothing))
+        done = all(one.conflict is None for one in others.run(goal, show_nothing))
         goal.finish()
     return wanted if done else None
 
@@ -266,7 +263,7 @@ def _undo_beside_others(
     if chosen is None:
         return
     undo, head = chosen
-    plan = undo.plan(_nothing, on_conflict="skip")
+    plan = undo.plan(show_nothing, on_conflict="skip")
     steps = 0
 
     def meddle(_: str) -> None:
@@ -284,7 +281,7 @@ def _undo_beside_others(
     monkeypatch.setattr(undo_files, "on_step", meddle)
     told = False
     try:
-        undo.carry_out(plan, layer.mountpoint, _nothing)
+        undo.carry_out(plan, layer.mountpoint, show_nothing)
     except ConflictError:
         told = True
     after = layer.head_seq()

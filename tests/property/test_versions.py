@@ -34,6 +34,7 @@ from fusejournal.versions.sorted_tree import Nodes, SortedTree
 from fusejournal.versions.verify import verify_version
 from tests.support.objects import MemoryStore
 from tests.support.trees import difference, image
+from tests.support.volumes import show_nothing
 from tests.support.workload import (
     UUID_OF_WORKLOADS,
     File,
@@ -47,10 +48,6 @@ from tests.support.workload import (
 _MOMENTS = st.lists(st.integers(0, 1 << 16), min_size=3, max_size=3)
 
 
-def _nothing(_: int, __: int | None) -> None:
-    """No progress to be shown."""
-
-
 def _ends(workload: Workload, moments: list[int]) -> list[Seq]:
     """Seqs at which a version may be: no VOID follows."""
     found = {Seq(moment % (workload.head_seq + 1)) for moment in moments} | {workload.head_seq}
@@ -62,7 +59,7 @@ def _ends(workload: Workload, moments: list[int]) -> list[Seq]:
 
 
 def _from_nothing(blocks: BlockWriter, reader: JournalReader, seq: Seq) -> Trees:
-    return build_trees(blocks, no_trees(blocks), reader, Seq(1), Seq(seq + 1), _nothing)
+    return build_trees(blocks, no_trees(blocks), reader, Seq(1), Seq(seq + 1), show_nothing)
 
 
 @settings(max_examples=60)
@@ -74,7 +71,7 @@ def test_versions_have_the_tree(workload: Workload, moments: list[int]) -> None:
         blocks = BlockWriter(MemoryStore())
         trees, done = no_trees(blocks), Seq(0)
         for seq in _ends(workload, moments):
-            trees = build_trees(blocks, trees, reader, Seq(done + 1), Seq(seq + 1), _nothing)
+            trees = build_trees(blocks, trees, reader, Seq(done + 1), Seq(seq + 1), show_nothing)
             done = seq
             assert trees == _from_nothing(BlockWriter(MemoryStore()), reader, seq)
             _check_trees(blocks, trees, workload, seq)
@@ -91,17 +88,17 @@ def test_any_moment_after_a_version(workload: Workload, moments: list[int]) -> N
         lower = MemoryStore()
         for seq in _ends(workload, moments)[:2]:
             if seq:
-                create_version(lower, reader, seq, "", "node", 1, _nothing)
+                create_version(lower, reader, seq, "", "node", 1, show_nothing)
         before = dict(lower.objects)
         for seq in (Seq(moment % (workload.head_seq + 1)) for moment in moments):
             version = newest_usable(list_versions(lower, UUID_OF_WORKLOADS), reader, seq)
             if version is None or seq < 2:
                 continue
             blocks = BlockWriter(OverlayStore(lower, MemoryStore()))
-            trees = trees_at(blocks, version, reader, seq, _nothing)
+            trees = trees_at(blocks, version, reader, seq, show_nothing)
             target = base / f"target{seq}"
             if not target.exists():
-                restore_trees(blocks, version.uuid, trees, b"", target, _nothing)
+                restore_trees(blocks, version.uuid, trees, b"", target, show_nothing)
             assert not unlike(target, workload.models[seq])
         assert lower.objects == before
 
@@ -116,18 +113,18 @@ def test_restored_versions(workload: Workload, moments: list[int], choice: int) 
         for seq in _ends(workload, moments):
             if seq < 2:
                 continue  # the root's attributes are not journaled yet
-            made = create_version(store, reader, seq, "", "node", 1, _nothing).version
-            assert create_version(store, reader, seq, "", "other", 2, _nothing).version == made
+            made = create_version(store, reader, seq, "", "node", 1, show_nothing).version
+            assert create_version(store, reader, seq, "", "other", 2, show_nothing).version == made
             blocks = BlockReader(store)
-            verify_version(blocks, made, _nothing, with_data=True)
+            verify_version(blocks, made, show_nothing, with_data=True)
             model, target = workload.models[seq], base / f"target{seq}"
-            done = restore_version(blocks, made, b"", target, _nothing)
+            done = restore_version(blocks, made, b"", target, show_nothing)
             assert not unlike(target, model)
             assert done.names == len(model.names)
             paths = sorted(path for path in model.all_paths() if path)
             for path in paths[choice % 7 :: 7]:
                 target = base / f"part{seq}-{paths.index(path)}"
-                made_at = restore_version(blocks, made, path, target, _nothing).path
+                made_at = restore_version(blocks, made, path, target, show_nothing).path
                 fid = model.at(path)
                 assert fid is not None
                 if model.is_directory(fid):
@@ -143,7 +140,7 @@ def test_restored_versions(workload: Workload, moments: list[int], choice: int) 
 def _check_differences(store: MemoryStore, reader: JournalReader, workload: Workload) -> None:
     versions = list_versions(store, UUID_OF_WORKLOADS)
     for old, new in pairwise(versions):
-        changes = find_version_changes(BlockReader(store), old.trees, new.trees, b"", _nothing)
+        changes = find_version_changes(BlockReader(store), old.trees, new.trees, b"", show_nothing)
         before, after = workload.models[old.seq], workload.models[new.seq]
         told = {one.fid for one in changes}
         for fid in before.files.keys() | after.files.keys():

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from fusejournal.layer.connection import release_kept
+from fusejournal.node.state_dir import load_state
 from fusejournal.types import Seq
 from tests.support.forked import PROGRAM, Forked, run
+from tests.support.trees import difference, image, rebuild
 
 _START_SECONDS = 180.0
 
@@ -171,6 +173,12 @@ class Layer:
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         assert self._process.wait(timeout=60) == 0, self.words()
+
+    def check_rebuilt(self, target: Path) -> None:
+        """Make the tree of the journal in *target*, which is not there yet: it is the backing's."""
+        target.mkdir()
+        rebuild(self.state, target, load_state(self.state).uuid)
+        assert not (found := difference(image(target), image(self.backing))), found
 
     def entries(self) -> list[dict[str, Any]]:
         """The whole log as JSON objects."""

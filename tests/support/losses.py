@@ -1,14 +1,17 @@
 """What the loss of a machine leaves of a volume that is not running, and what a kill is to code
 that runs in the test's own process."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from uuid import UUID
 
 from fusejournal.backing.root_mark import BackingRoot, read_root_mark
 from fusejournal.disk import failpoints
+from fusejournal.errors import FusejournalError
 from fusejournal.journal.index import index_path
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
@@ -17,6 +20,7 @@ from fusejournal.node.state_dir import load_state
 from fusejournal.roles.role import Role
 from fusejournal.types import Seq
 from fusejournal.volume.checkpoint import CheckpointFile
+from tests.support.trees import difference, image, rebuild
 
 
 def lose_machine(state: Path, last_seq: int) -> None:
@@ -65,20 +69,49 @@ class Died(BaseException):
     """What a kill is to a process."""
 
 
-@contextmanager
-def dying_at(label: str, count: int) -> Iterator[list[int]]:
+def dying_at(label: str, count: int) -> AbstractContextManager[list[int]]:
     """Raise Died at the *count*'th storage call whose label begins with *label*; 0: never. Gives
     how many are left, in a list."""
+    return failing_at(label, count, Died())
+
+
+@contextmanager
+def failing_at(label: str, count: int, fault: BaseException) -> Iterator[list[int]]:
+    """As dying_at, with *fault* in the place of Died."""
     left = [count]
 
     def listen(reached: str) -> None:
         if reached.startswith(label):
             left[0] -= 1
             if left[0] == 0:
-                raise Died
+                raise fault
 
     failpoints.listen(listen)
     try:
         yield left
     finally:
         failpoints.listen(None)
+
+
+def rebuild_stopped(volume: Path, uuid: UUID, label: str, step: int) -> None:
+    """Replay the journal in *volume* to one target after another beside it. Each is stopped at a
+    storage call whose label begins with *label*, the next one *step* calls further: by a kill, then
+    by a full disk. Gone on with, each comes to the tree of the backing."""
+    count, was_stopped = 0, True
+    while was_stopped:
+        count += step
+        target = volume / f"target{count}"
+        target.mkdir()
+        was_stopped, is_done = False, False
+        for fault in (Died(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), None):
+            try:
+                with failing_at(label, count if fault else 0, fault or Died()):
+                    rebuild(volume / "state", target, uuid)
+            except (Died, FusejournalError):
+                was_stopped = True
+            else:
+                is_done = True
+                break
+        assert is_done
+        assert not difference(image(target), image(volume / "backing")), count
+    assert count > 20

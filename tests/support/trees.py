@@ -82,6 +82,14 @@ def fids(root: Path) -> dict[bytes, int]:
     return found
 
 
+def make_small_tree(base: Path) -> None:
+    """Make *base*: two files, one of them in a directory with an mtime of its own."""
+    (base / "sub").mkdir(parents=True)
+    (base / "f").write_text("precious")
+    (base / "sub/g").write_text("too")
+    os.utime(base / "sub", ns=(5, 5))
+
+
 def rebuild(state: Path, target: Path, uuid: UUID) -> None:
     """Replay the whole journal below *state* into the empty directory *target*."""
     reader = JournalReader(state / "journal", uuid)

@@ -32,6 +32,10 @@ SOMEBODY = Caller(1000, 1000, 77)
 SMALL_SEGMENTS = JournalOptions(segment_bytes=1 << 17, segment_entries=300)
 
 
+def show_nothing(*_: object) -> None:
+    """Progress that nobody looks at."""
+
+
 class Quiet:
     """Wants to know nothing."""
 

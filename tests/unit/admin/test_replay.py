@@ -10,6 +10,7 @@ from fusejournal.errors import ConflictError, UsageError
 from fusejournal.operations import Clean, Create
 from fusejournal.types import SYSTEM_CALLER, Fid
 from tests.support.entries import make_directories
+from tests.support.volumes import show_nothing
 
 
 @pytest.fixture
@@ -25,13 +26,9 @@ def copy(tmp_path: Path) -> str:
     return str(directory)
 
 
-def _nothing(*_: object) -> None:
-    pass
-
-
 def test_what_relies_on_what_is_left_out(copy: str, tmp_path: Path) -> None:
     request = ReplayRequest(copy, tmp_path / "target", without=["3"])
-    plan = request.plan(_nothing, whole=False)
+    plan = request.plan(show_nothing, whole=False)
     found = plan.to_json()
     assert (found["would_do"], found["left_out"], found["conflict_count"]) == (9, 1, 1)
     (conflict,) = plan.conflicts
@@ -51,8 +48,8 @@ def test_a_range_the_wrong_way_round(copy: str, tmp_path: Path) -> None:
 def test_it_is_carried_out(copy: str, tmp_path: Path) -> None:
     request = ReplayRequest(copy, tmp_path / "target", without=["3"], on_conflict="skip")
     with request.open_target() as target:
-        request.check_target(target, _nothing)
-        results = [result.to_json() for result in request.run(target, _nothing, None)]
+        request.check_target(target, show_nothing)
+        results = [result.to_json() for result in request.run(target, show_nothing, None)]
         target.finish()
     assert sorted(os.listdir(request.target_path)) == sorted(
         f"d{number}" for number in range(1, 11) if number != 3

@@ -12,6 +12,7 @@ from fusejournal.operations import Clean, Create
 from fusejournal.replay.undo_plan import OnConflict
 from fusejournal.types import SYSTEM_CALLER, Fid
 from tests.support.entries import make_directories
+from tests.support.volumes import show_nothing
 
 
 @pytest.fixture
@@ -25,12 +26,8 @@ def copy(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def _nothing(*_: object) -> None:
-    pass
-
-
 def _planned(copy: str, *seqs: str, on_conflict: OnConflict = "stop") -> PlannedUndo:
-    return UndoRequest(copy, seqs, do_apply=False).plan(_nothing, on_conflict)
+    return UndoRequest(copy, seqs, do_apply=False).plan(show_nothing, on_conflict)
 
 
 def test_a_plan_as_values(copy: str) -> None:

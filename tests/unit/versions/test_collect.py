@@ -26,16 +26,13 @@ from fusejournal.versions.manifest import all_versions, make_store
 from fusejournal.versions.packs import StoreDamagedError, pack_name
 from fusejournal.versions.verify import verify_version
 from tests.support.objects import MemoryStore
+from tests.support.volumes import show_nothing
 from tests.support.workload import (
     UUID_OF_WORKLOADS,
     make_directory,
     make_file,
     workload_of,
 )
-
-
-def _nothing(_: int, __: int | None) -> None:
-    """No progress to be shown."""
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +51,18 @@ def _small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _create(store: ObjectStore, reader: JournalReader, seq: int) -> None:
-    create_version(store, reader, Seq(seq), "", "node", 1, _nothing)
+    create_version(store, reader, Seq(seq), "", "node", 1, show_nothing)
 
 
 def _collect(store: ObjectStore) -> Collected:
-    return collect(store, "node", _nothing)
+    return collect(store, "node", show_nothing)
 
 
 def _check(store: ObjectStore) -> None:
     """All versions are whole, and all that an index tells of is there."""
     blocks = BlockReader(store)
     for version in all_versions(store):
-        verify_version(blocks, version, _nothing, with_data=True)
+        verify_version(blocks, version, show_nothing, with_data=True)
     for table in blocks.indexes.values():
         for id_, _ in table:
             blocks.read(id_)
@@ -83,7 +80,7 @@ def test_what_no_version_has_goes(reader: JournalReader) -> None:
         _delete(store, 0)
     (kept,) = all_versions(store)
     before = sum(map(len, store.objects.values()))
-    planned = collect(store, "node", _nothing, dry_run=True)
+    planned = collect(store, "node", show_nothing, dry_run=True)
     assert planned.planned_packs > 3
     done = _collect(store)
     assert done.removed_packs >= planned.planned_packs
@@ -384,10 +381,10 @@ def test_a_pack_that_is_gone_is_found_without_reading_it(
     _create(store, JournalReader(tmp_path, UUID_OF_WORKLOADS), 4)
     (version,) = all_versions(store)
     blocks = BlockReader(store)
-    assert verify_version(blocks, version, _nothing, with_data=True).bytes == 1
-    verify_version(blocks, version, _nothing, with_data=False)
+    assert verify_version(blocks, version, show_nothing, with_data=True).bytes == 1
+    verify_version(blocks, version, show_nothing, with_data=False)
     places = [place for table in blocks.indexes.values() for _, place in table]
     (chunk,) = (place for place in places if place.plain_bytes == 1)
     store.remove(pack_name(chunk.pack))
     with pytest.raises(StoreDamagedError, match="missing with its pack"):
-        verify_version(BlockReader(store), version, _nothing, with_data=False)
+        verify_version(BlockReader(store), version, show_nothing, with_data=False)

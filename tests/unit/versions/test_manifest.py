@@ -36,6 +36,7 @@ from fusejournal.versions.packs import StoreDamagedError
 from fusejournal.versions.place import StorePlace, open_place, read_place, write_place
 from tests.support.entries import UUID_OF_TESTS, write_samples
 from tests.support.objects import MemoryStore
+from tests.support.volumes import show_nothing
 
 _VERSION = Version(
     UUID(int=7),
@@ -56,10 +57,6 @@ _VERSION = Version(
     7,
     8,
 )
-
-
-def _nothing(_: int, __: int | None) -> None:
-    """No progress to be shown."""
 
 
 def test_a_version_is_read_as_it_was_written() -> None:
@@ -155,17 +152,17 @@ def test_a_version_of_another_history_is_not_gone_on_from(tmp_path: Path) -> Non
     write_samples(tmp_path).close()
     reader = JournalReader(tmp_path, UUID_OF_TESTS)
     store = MemoryStore()
-    made = create_version(store, reader, Seq(12), "one", "node", 1, _nothing)
+    made = create_version(store, reader, Seq(12), "one", "node", 1, show_nothing)
     assert made.is_new
     version = made.version
     assert newest_usable([version], reader, Seq(20)) == version
     assert newest_usable([version], reader, Seq(11)) is None
     assert newest_usable([replace(version, chain=5)], reader, Seq(20)) is None
     with pytest.raises(UsageError, match="is there already"):
-        create_version(store, reader, Seq(14), "one", "node", 1, _nothing)
+        create_version(store, reader, Seq(14), "one", "node", 1, show_nothing)
     with pytest.raises(UsageError, match="is version one already"):
-        create_version(store, reader, Seq(12), "two", "node", 1, _nothing)
-    later = create_version(store, reader, Seq(20), "two", "node", 1, _nothing)
+        create_version(store, reader, Seq(12), "two", "node", 1, show_nothing)
+    later = create_version(store, reader, Seq(20), "two", "node", 1, show_nothing)
     assert later.version.parent == version.key
     assert later.entry_count == 8
 
@@ -181,7 +178,7 @@ class _Raced(MemoryStore):
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
         if name.startswith("versions/") and not self._is_raced:
             self._is_raced = True
-            create_version(self, self._reader, Seq(12), "theirs", "other", 1, _nothing)
+            create_version(self, self._reader, Seq(12), "theirs", "other", 1, show_nothing)
         super().put_new(name, data)
 
 
@@ -189,8 +186,8 @@ def test_a_name_is_not_lost_where_another_node_is_first(tmp_path: Path) -> None:
     write_samples(tmp_path).close()
     reader = JournalReader(tmp_path, UUID_OF_TESTS)
     with pytest.raises(UsageError, match="is version theirs already"):
-        create_version(_Raced(reader), reader, Seq(12), "mine", "node", 1, _nothing)
-    made = create_version(_Raced(reader), reader, Seq(12), "", "node", 1, _nothing)
+        create_version(_Raced(reader), reader, Seq(12), "mine", "node", 1, show_nothing)
+    made = create_version(_Raced(reader), reader, Seq(12), "", "node", 1, show_nothing)
     assert made.version.name == "theirs"
 
 
@@ -200,7 +197,7 @@ def test_a_long_history_is_folded_a_stretch_at_a_time(
     """However little each entry changes."""
     write_samples(tmp_path).close()
     reader = JournalReader(tmp_path, UUID_OF_TESTS)
-    whole = create_version(MemoryStore(), reader, Seq(20), "", "node", 1, _nothing).version
+    whole = create_version(MemoryStore(), reader, Seq(20), "", "node", 1, show_nothing).version
     held: list[int] = []
     finish = Builder.finish
 
@@ -210,7 +207,7 @@ def test_a_long_history_is_folded_a_stretch_at_a_time(
 
     monkeypatch.setattr(Builder, "finish", count)
     monkeypatch.setattr(builder_module, "_FOLDED_ENTRIES_MAX", 6)
-    made = create_version(MemoryStore(), reader, Seq(20), "", "node", 1, _nothing).version
+    made = create_version(MemoryStore(), reader, Seq(20), "", "node", 1, show_nothing).version
     assert held[:3] == [6, 6, 6]
     assert made.root == whole.root
 
@@ -224,15 +221,15 @@ def test_a_journal_without_its_beginning_needs_a_version(tmp_path: Path) -> None
     store = MemoryStore()
     reader = JournalReader(tmp_path / "journal", UUID_OF_WORKLOADS)
     starts = [int(path.stem) for path in reader.segments()]
-    base = create_version(store, reader, Seq(starts[1] - 1), "", "node", 1, _nothing).version
-    whole = create_version(MemoryStore(), reader, Seq(25), "", "node", 1, _nothing).version
+    base = create_version(store, reader, Seq(starts[1] - 1), "", "node", 1, show_nothing).version
+    whole = create_version(MemoryStore(), reader, Seq(25), "", "node", 1, show_nothing).version
     for path in (tmp_path / "journal").glob(f"{starts[0]:020d}*"):
         path.unlink()
     reader = JournalReader(tmp_path / "journal", UUID_OF_WORKLOADS)
-    made = create_version(store, reader, Seq(25), "", "node", 1, _nothing).version
+    made = create_version(store, reader, Seq(25), "", "node", 1, show_nothing).version
     assert (made.parent, made.root) == (base.key, whole.root)
     with pytest.raises(JournalError, match="nothing tells the tree before"):
-        create_version(MemoryStore(), reader, Seq(25), "", "node", 1, _nothing)
+        create_version(MemoryStore(), reader, Seq(25), "", "node", 1, show_nothing)
     # A version of another history, with the same seq.
     with pytest.raises(JournalError, match="nothing tells the tree before"):
         newest_usable([replace(base, chain=base.chain ^ 1)], reader, Seq(25))

@@ -61,6 +61,11 @@ class PromotionPlan(Reply):
     """True if a program is to make sure that the old primary is off, where the words do not."""
 
     @property
+    def is_covered(self) -> bool:
+        """True if the words say that the old primary has stopped."""
+        return self.words >= self.words_needed
+
+    @property
     def refusal(self) -> str:
         """The reason why it is refused unless it is forced; empty where it is not."""
         uncovered = self.uncovered if not self.has_fence else ""

@@ -8,6 +8,7 @@ received before them is applied whatever comes. The role itself changes when the
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 import trio
 
@@ -60,20 +61,35 @@ class Promotion:
         local, replication = self._replication.local, self._replication
         answers = await ask_positions(local, replication.me())
         plan = self._plan(answers)
+        was_covered = True
+        while was_covered:
+            self._check(plan, force)
+            if plan.uncovered and plan.has_fence and self._fence is not None and not force:
+                await self._fence(plan)
+            was_covered = plan.is_covered
+            reign, plan = await self._have_words(answers, is_covered=was_covered)
+            if plan.is_covered:
+                break
+            # Fewer have given their word than had answered: then it is as if they had not.
         self._check(plan, force)
-        if plan.uncovered and plan.has_fence and self._fence is not None and not force:
-            await self._fence(plan)
-        reign = next_reign(replication.me(), answers)
+        plan = replace(plan, reign=str(reign))
+        log.warning("promoted to reign %s, with the word of %d nodes", reign, plan.words)
+        return plan
+
+    async def _have_words(
+        self, answers: Sequence[Answer], *, is_covered: bool
+    ) -> tuple[Reign, PromotionPlan]:
+        """Ask for all words for the reign that comes after what *answers* have seen; returns that,
+        and the plan by those who have given theirs. Raises as :meth:`prepare`."""
+        local, replication = self._replication.local, self._replication
+        reign = next_reign(replication.me(), answers, is_covered=is_covered)
         failpoints.reached("promote.word")
         await self._receiver.give_word(reign, local.name)
         failpoints.reached("promote.words")
         # Once more, because who gives its word tells what it holds from then on.
-        answers = await ask_words(local, replication.me(), reign)
-        self.check_reign(reign, answers)
-        plan = self._plan(answers)
-        self._check(plan, force)
-        log.warning("promoted to reign %s, with the word of %d nodes", reign, plan.words)
-        return plan
+        words = await ask_words(local, replication.me(), reign)
+        self.check_reign(reign, words)
+        return reign, self._plan(words)
 
     def check_reign(self, reign: Reign, answers: Sequence[Answer] = ()) -> None:
         """Raises PromotionRefusedError if this node, or one of *answers*, has seen another reign

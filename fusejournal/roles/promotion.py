@@ -9,16 +9,28 @@ nodes begin one epoch. A primary that goes on alone (no ``mirrors``, or ``on_tim
 is stopped by nobody's word but its own: then a person has to say that it is off.
 
 So a promotion that is not forced needs that nobody who answers is a primary, holds more, or has
-seen a higher reign that has begun, and that words enough can be had."""
+seen a higher reign that has begun, and that words enough can be had.
+
+Without words enough, by force or because a program has turned the old primary off, nothing keeps
+that from being started again where it reaches nobody, and from beginning the next epoch alone, as a
+single server must be able to after a power cut. It would be the same epoch, and both would give the
+same fids to different files. So such a promotion leaves room for ``EPOCHS_ALONE`` of these: its
+epoch is the next multiple of that, which no such start comes to, and which is above all of theirs
+when the two meet."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from fusejournal.replication.canvass import Answer, words_needed
 from fusejournal.roles.plan import PeerWord, PromotionPlan
 from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.wire.frames import Welcome
 from fusejournal.wire.session import HandshakeState
+
+EPOCHS_ALONE: Final = 1024
+"""The epochs that a primary may begin alone, less one, before it comes to one of a promotion. (Of
+epochs there are 8,192 times as many.)"""
 
 
 @dataclass(frozen=True)
@@ -43,15 +55,18 @@ class Candidate:
     """True if there is a program that makes sure that the primary is off."""
 
 
-def next_reign(me: HandshakeState, answers: Sequence[Answer]) -> Reign:
-    """Returns the reign that *me* is to begin: beyond all that it and those who answer have seen;
+def next_reign(me: HandshakeState, answers: Sequence[Answer], *, is_covered: bool) -> Reign:
+    """Returns the reign that *me* is to begin: beyond all that it and those who answer have seen,
+    and, unless words enough cover it (*is_covered*), beyond what the old primary may begin alone;
     or the one that it has the word for already, where nothing higher was seen."""
     heard = [answer.welcome.epoch for answer in answers if answer.welcome is not None]
-    highest = max([me.reign.epoch, *heard])
-    is_its_own = me.reign.node_id == me.node_id and me.reign.epoch > me.position.epoch
-    if is_its_own and highest == me.reign.epoch:
+    highest, begun = max([me.reign.epoch, *heard]), me.position.epoch
+    is_its_own = me.reign.node_id == me.node_id and me.reign.epoch > begun
+    has_room = me.reign.epoch // EPOCHS_ALONE > begun // EPOCHS_ALONE
+    if is_its_own and highest == me.reign.epoch and (is_covered or has_room):
         return me.reign
-    return Reign(Epoch(highest + 1), me.node_id)
+    alone = (highest // EPOCHS_ALONE + 1) * EPOCHS_ALONE
+    return Reign(Epoch(highest + 1 if is_covered else alone), me.node_id)
 
 
 def plan_promotion(candidate: Candidate, answers: Sequence[Answer], volume: str) -> PromotionPlan:
@@ -74,7 +89,7 @@ def plan_promotion(candidate: Candidate, answers: Sequence[Answer], volume: str)
         uncovered = _not_covered(candidate, words, 1 + len(peers), needed, volume)
     return PromotionPlan(
         node=me.node,
-        reign=str(next_reign(me, answers)),
+        reign=str(next_reign(me, answers, is_covered=words >= needed)),
         held_seq=me.position.seq,
         acknowledged_seq=candidate.durable_seq,
         left_to_apply=max(0, me.position.seq - candidate.applied_seq),

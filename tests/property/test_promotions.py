@@ -159,7 +159,7 @@ class Life:
         answers = self.answers(node, cut, None)
         if refusal(answers):
             return
-        reign = next_reign(node.me, answers)
+        reign = next_reign(node.me, answers, is_covered=True)
         node.fence = reign
         if not refusal(self.answers(node, cut, reign)):
             self.promotions += 1

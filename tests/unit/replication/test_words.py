@@ -127,12 +127,12 @@ async def test_a_promotion_that_is_prepared_waits_until_all_is_applied(tmp_path:
         assert len(asked) == 1
         assert mirror.opening.page.fence.epoch < 2, "nobody has given a word"
         plan = await promotion.prepare(force=True)
-        assert plan.reign == str(Reign(Epoch(2), node_id(mirror)))
+        assert plan.reign == str(Reign(Epoch(1024), node_id(mirror)))
         await promotion.apply_all()
         assert plan.peers[0].detail == "it is not known where it listens"
         reign = reign_of_text(plan.reign)
         promotion.check_reign(reign)
-        await mirror.receiver.give_word(Reign(Epoch(3), 0xBEEF), "south")
+        await mirror.receiver.give_word(Reign(Epoch(1025), 0xBEEF), "south")
         with pytest.raises(PromotionRefusedError, match="was asked for meanwhile"):
             promotion.check_reign(reign)
         mirror.volume.fail("its disk failed")

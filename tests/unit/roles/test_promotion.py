@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from fusejournal.replication.canvass import Answer, words_needed
-from fusejournal.roles.promotion import Candidate, next_reign, plan_promotion
+from fusejournal.roles.promotion import EPOCHS_ALONE, Candidate, next_reign, plan_promotion
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
 from fusejournal.wire.frames import Hello, Welcome, WireError
 from fusejournal.wire.session import (
@@ -121,12 +121,30 @@ def test_whose_word_does_not_count() -> None:
 
 def test_a_reign_is_beyond_all_that_was_seen_or_is_its_own() -> None:
     me = node("me", ME)
-    assert next_reign(me, [SILENT]) == Reign(Epoch(3), ME)
+    assert next_reign(me, [SILENT], is_covered=True) == Reign(Epoch(3), ME)
     higher = node("east", EAST, fence=Reign(Epoch(6), EAST))
-    assert next_reign(me, [answer("east", higher)]) == Reign(Epoch(7), ME)
+    assert next_reign(me, [answer("east", higher)], is_covered=True) == Reign(Epoch(7), ME)
     has_word = node("me", ME, fence=Reign(Epoch(5), ME))
-    assert next_reign(has_word, [SILENT]) == Reign(Epoch(5), ME)
-    assert next_reign(has_word, [answer("east", higher)]) == Reign(Epoch(7), ME)
+    assert next_reign(has_word, [SILENT], is_covered=True) == Reign(Epoch(5), ME)
+    assert next_reign(has_word, [answer("east", higher)], is_covered=True) == Reign(Epoch(7), ME)
+
+
+def test_a_reign_that_no_words_cover_is_beyond_what_the_old_primary_begins_alone() -> None:
+    """It is started again after a power cut, and reaches nobody: it begins the next epoch, and the
+    next after another. None of them is the promoted mirror's."""
+    me = node("me", ME)
+    plan = plan_promotion(candidate(mirrors=0, me=me), [SILENT], "vol")
+    assert not plan.is_covered
+    reign = next_reign(me, [SILENT], is_covered=False)
+    assert (plan.reign, reign) == (str(reign), Reign(Epoch(EPOCHS_ALONE), ME))
+    has_word = node("me", ME, fence=reign)
+    for is_covered in (False, True):  # asked again, with as many words or more
+        assert next_reign(has_word, [SILENT], is_covered=is_covered) == reign
+    covered_once = node("me", ME, fence=Reign(Epoch(5), ME))
+    assert next_reign(covered_once, [SILENT], is_covered=False) == reign
+    begun = has_word._replace(position=Position(reign.epoch, Seq(120), 7))
+    after = next_reign(begun, [SILENT], is_covered=False)
+    assert after == Reign(Epoch(2 * EPOCHS_ALONE), ME)
 
 
 def asks(epoch: int, node_id: int = ME) -> Hello:

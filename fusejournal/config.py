@@ -59,6 +59,17 @@ Sections and defaults::
     keep_monthly = 0
     keep_yearly = 0
 
+    [store]                             # of versions, where it is s3://, gs:// or az://
+    uploads = 4                         # objects under way at a time
+    # upload_bytes_per_second = "4MiB"  # on average; unset: as fast as it goes
+    # download_bytes_per_second = "4MiB"
+    request_seconds = 120.0             # a request that takes longer has failed
+    retry_seconds = 60.0                # failed requests are tried again for so long
+
+    [store.options]
+    KEY = "VALUE"                       # endpoint, region, credentials and the like: see
+                                        # the store's own settings in MANUAL.md
+
     [metrics]
     listen = "127.0.0.1:7711"           # Prometheus reads them there; unset: nowhere
 
@@ -182,6 +193,17 @@ class VersionsConfig(_Section):
     keep_yearly: _Count = 0
 
 
+class StoreConfig(_Section):
+    """The dealings with a store of versions that is not a directory (objects/remote.py)."""
+
+    uploads: Annotated[int, Field(ge=1, le=64)] = 4
+    upload_bytes_per_second: Annotated[Bytes, Field(ge=1024)] | None = None
+    download_bytes_per_second: Annotated[Bytes, Field(ge=1024)] | None = None
+    request_seconds: Annotated[float, Field(gt=0, le=3600)] = 120.0
+    retry_seconds: Annotated[float, Field(ge=0, le=86400)] = 60.0
+    options: dict[str, str] = {}
+
+
 class MetricsConfig(_Section):
     """The address at which the metrics can be read."""
 
@@ -211,6 +233,7 @@ class Config(_Section):
     replication: ReplicationConfig = ReplicationConfig()
     branches: BranchesConfig = BranchesConfig()
     versions: VersionsConfig = VersionsConfig()
+    store: StoreConfig = StoreConfig()
     metrics: MetricsConfig = MetricsConfig()
     hooks: HooksConfig = HooksConfig()
     log: LogConfig = LogConfig()

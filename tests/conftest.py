@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.layer import Layer
 
-pytest_plugins = ("tests.support.guest.plugin",)
+pytest_plugins = ("tests.support.guest.plugin", "tests.support.seaweed")
 
 # How fast the machine is must not decide whether a test passes.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

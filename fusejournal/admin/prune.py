@@ -9,6 +9,7 @@ from typing import Any
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.config import find_config
 from fusejournal.node.spec import load_checked
+from fusejournal.objects.service import do_not_wait
 from fusejournal.replication.local_node import node_name
 from fusejournal.types import Seq
 from fusejournal.versions.collect import Collected, collect
@@ -62,9 +63,15 @@ class Pruning:
     """One pruning of the volume *volume*, by the configuration in *config*, or else in the file
     that the volume has."""
 
-    def __init__(self, volume: str, config: Path | None = None) -> None:
-        """Raises VolumeNotFoundError, JournalError, UsageError, ConfigError."""
-        self._versions = VolumeVersions(volume)
+    def __init__(
+        self,
+        volume: str,
+        config: Path | None = None,
+        waiting: Callable[[], None] = do_not_wait,
+    ) -> None:
+        """*waiting*: see VolumeVersions. Raises VolumeNotFoundError, JournalError, UsageError,
+        ConfigError."""
+        self._versions = VolumeVersions(volume, waiting, config)
         self.name = self._versions.name
         self._config = load_checked(config or find_config(self.name))
 

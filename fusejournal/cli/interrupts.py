@@ -1,9 +1,21 @@
 """Ctrl-C where work must not stop half-way through a step."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+_pending: list[bool] = []
+"""True for each block that holds interrupts back, once one has come that was not raised yet."""
+
+
+def raise_interrupt() -> None:
+    """Raises KeyboardInterrupt, once, if one was held back: for who waits for something far away,
+    where stopping harms nothing. What tidies up after it may wait there, too."""
+    if threading.current_thread() is threading.main_thread() and any(_pending):
+        _pending[:] = [False] * len(_pending)
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -15,14 +27,18 @@ def orderly_interrupts() -> Iterator[Callable[[], None]]:
     def note(_: int, __: FrameType | None) -> None:
         nonlocal came
         came = True
+        _pending[at] = True
 
     def check() -> None:
         if came:
             raise KeyboardInterrupt
 
+    at = len(_pending)
+    _pending.append(False)
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield check
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        del _pending[at:]

@@ -7,6 +7,7 @@ import click
 
 from fusejournal.admin.prune import LostMoment, PrunePlan, Pruning
 from fusejournal.cli import text
+from fusejournal.cli.interrupts import raise_interrupt
 from fusejournal.cli.replay import watched
 from fusejournal.versions.collect import Collected
 
@@ -37,7 +38,7 @@ def prune(volume: str, dry_run: bool, config: Path | None, as_json: bool) -> Non
       fusejournal prune srv-data --config /root/try-a-policy.toml --dry-run --json
     """
     os.nice(_NICE)
-    work = Pruning(volume, config)
+    work = Pruning(volume, config, raise_interrupt)
     plan = work.plan()
     with watched("marking blocks", as_json) as progress:
         collected = (work.would_free if dry_run else work.carry_out)(plan, progress)

@@ -7,6 +7,7 @@ import click
 
 from fusejournal.admin.source import open_source
 from fusejournal.cli import text
+from fusejournal.cli.interrupts import raise_interrupt
 from fusejournal.cli.replay import watched
 from fusejournal.errors import UsageError
 from fusejournal.objects.store import StoreError
@@ -85,7 +86,7 @@ def _restore_after_version(volume: str, path: bytes, seq: Seq, target: Path, as_
     alone is better, or all that can be had."""
     from fusejournal.admin.versions import VolumeVersions
 
-    versions = VolumeVersions(volume)
+    versions = VolumeVersions(volume, raise_interrupt)
     try:
         version = versions.nearest(seq, path)
         if version is None:
@@ -105,7 +106,7 @@ def _restore_version(
     # Only here: the other ways of restoring should not wait for its libraries to load.
     from fusejournal.admin.versions import VolumeVersions
 
-    versions = VolumeVersions(volume)
+    versions = VolumeVersions(volume, raise_interrupt)
     raw = versions.source.path(path) if path else b""
     with watched("restoring", as_json) as progress:
         done, version = versions.restore(wanted, raw, target, progress)

@@ -2,12 +2,12 @@
 
 import os
 from datetime import datetime
-from pathlib import Path
 
 import click
 
 from fusejournal.admin.versions import ListedVersion, VolumeVersions
 from fusejournal.cli import entries, text
+from fusejournal.cli.interrupts import raise_interrupt
 from fusejournal.cli.replay import watched
 
 _NICE = 19
@@ -47,7 +47,7 @@ def create(volume: str, name: str, as_json: bool) -> None:
       fusejournal version create srv-data before-upgrade --json
     """
     os.nice(_NICE)
-    versions = VolumeVersions(volume)
+    versions = VolumeVersions(volume, raise_interrupt)
     with watched("reading entries", as_json) as progress:
         created = versions.create(name, progress)
     made = created.version
@@ -76,7 +76,7 @@ def list_command(volume: str, as_json: bool) -> None:
       fusejournal version list srv-data
       fusejournal version list srv-data --json | jq -r .root
     """
-    for listed in VolumeVersions(volume).all():
+    for listed in VolumeVersions(volume, raise_interrupt).all():
         if as_json:
             text.echo_json(listed.to_json())
         else:
@@ -106,7 +106,7 @@ def show(volume: str, wanted: str, as_json: bool) -> None:
       fusejournal version show srv-data before-upgrade
       fusejournal version show srv-data 4711 --json
     """
-    listed = VolumeVersions(volume).find(wanted)
+    listed = VolumeVersions(volume, raise_interrupt).find(wanted)
     one = listed.version
     if as_json:
         text.echo_json(listed.to_json())
@@ -143,7 +143,7 @@ def diff(volume: str, version1: str, version2: str, path: str | None, as_json: b
       fusejournal version diff srv-data monday tuesday
       fusejournal version diff srv-data 4711 tuesday home/anna --json
     """
-    versions = VolumeVersions(volume)
+    versions = VolumeVersions(volume, raise_interrupt)
     with watched("comparing", as_json) as progress:
         changes = versions.changes(version1, version2, path, progress)
     for change in changes:
@@ -170,7 +170,7 @@ def verify(volume: str, wanted: str, data: bool, as_json: bool) -> None:
       fusejournal version verify srv-data before-upgrade
       fusejournal version verify srv-data before-upgrade --data
     """
-    versions = VolumeVersions(volume)
+    versions = VolumeVersions(volume, raise_interrupt)
     with watched("verifying files", as_json) as progress:
         found = versions.verify(wanted, progress, with_data=data)
     if as_json:
@@ -195,7 +195,7 @@ def protect(volume: str, wanted: str, off: bool) -> None:
       fusejournal version protect srv-data before-upgrade
       fusejournal version protect srv-data before-upgrade --off
     """
-    one = VolumeVersions(volume).protect(wanted, on=not off)
+    one = VolumeVersions(volume, raise_interrupt).protect(wanted, on=not off)
     text.echo(f"version {one.shown_name} is {'no longer ' if off else ''}protected")
 
 
@@ -211,7 +211,7 @@ def delete(volume: str, wanted: str, yes: bool) -> None:
     Examples:
       fusejournal version delete srv-data before-upgrade
     """
-    versions = VolumeVersions(volume)
+    versions = VolumeVersions(volume, raise_interrupt)
     one = versions.find(wanted).version
     if not yes:
         click.confirm(f"delete version {one.shown_name} of seq {one.seq}?", abort=True, err=True)
@@ -240,7 +240,7 @@ def collect(volume: str, dry_run: bool, forget: str | None, as_json: bool) -> No
       fusejournal version collect srv-data --forget east-srv-data
     """
     os.nice(_NICE)
-    versions = VolumeVersions(volume)
+    versions = VolumeVersions(volume, raise_interrupt)
     with watched("marking blocks", as_json) as progress:
         found = versions.collect(progress, forget=forget, dry_run=dry_run)
     if as_json:
@@ -266,12 +266,19 @@ def collect(volume: str, dry_run: bool, forget: str | None, as_json: bool) -> No
 
 @version.group(short_help="Where versions are kept.")
 def store() -> None:
-    """Say and show where a volume's versions are kept: a directory, best on another disk. Several
-    volumes, and a primary and its mirrors, may share one.
+    """Say and show where a volume's versions are kept: a directory, best on another disk, or a
+    bucket at a service. Several volumes, and a primary and its mirrors, may share one.
+
+    A service's credentials, endpoint and the like are looked for in [store.options] of the
+    volume's configuration, in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+    AWS_ENDPOINT_URL, AWS_REGION; GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_ACCOUNT_NAME,
+    AZURE_STORAGE_ACCOUNT_KEY), and in the files where the service's own programs keep them
+    (~/.aws/credentials). They are never given on the command line.
 
     \b
     Examples:
       fusejournal version store init srv-data --store /backup/versions
+      fusejournal version store init srv-data --store s3://my-bucket/versions
       fusejournal version store show srv-data
     """
 
@@ -280,22 +287,23 @@ def store() -> None:
 @click.argument("volume")
 @click.option(
     "--store",
-    "directory",
-    type=click.Path(path_type=Path),
+    "where",
     required=True,
-    metavar="DIR",
-    help="The directory; it is made, or holds versions already.",
+    metavar="DIR|s3://BUCKET/PREFIX",
+    help="A directory, which is made; or s3://, gs:// or az:// with a bucket that is there. It "
+    "may hold versions already.",
 )
 @_AS_JSON
-def init(volume: str, directory: Path, as_json: bool) -> None:
-    """Keep VOLUME's versions in DIR, for root alone. It is tried whether DIR keeps what a store
-    must: an object is made once only, read back, listed and removed.
+def init(volume: str, where: str, as_json: bool) -> None:
+    """Keep VOLUME's versions in a directory, for root alone, or in a bucket. It is tried whether
+    it keeps what a store must: an object is made once only, read back, listed and removed.
 
     \b
     Examples:
       fusejournal version store init srv-data --store /backup/versions
+      fusejournal version store init srv-data --store s3://my-bucket/versions
     """
-    place = VolumeVersions(volume).init_store(directory)
+    place = VolumeVersions(volume, raise_interrupt).init_store(where)
     if as_json:
         text.echo_json(place._asdict())
     else:
@@ -312,7 +320,7 @@ def show_store(volume: str, as_json: bool) -> None:
     Examples:
       fusejournal version store show srv-data
     """
-    _echo_store(VolumeVersions(volume), as_json, checked=False)
+    _echo_store(VolumeVersions(volume, raise_interrupt), as_json, checked=False)
 
 
 @store.command(short_help="Try whether the store can be relied on.")
@@ -326,7 +334,7 @@ def check(volume: str, as_json: bool) -> None:
     Examples:
       fusejournal version store check srv-data
     """
-    _echo_store(VolumeVersions(volume), as_json, checked=True)
+    _echo_store(VolumeVersions(volume, raise_interrupt), as_json, checked=True)
 
 
 def _echo_store(versions: VolumeVersions, as_json: bool, *, checked: bool) -> None:

@@ -41,6 +41,8 @@ _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK
 class LocalStore:
     """The store in *directory*, which must be there. See the module."""
 
+    uploads = 1
+
     def __init__(self, directory: Path, *, writing: bool = False) -> None:
         """*writing*: objects are to be made or removed. Raises StoreError where the directory is
         missing, or others than root (or the caller) can reach into it."""
@@ -73,6 +75,9 @@ class LocalStore:
         except OSError as error:
             raise StoreError(str(directory), error.strerror or "cannot be made") from None
         return cls(directory, writing=True)
+
+    def waiting(self) -> None:
+        """Raises nothing: nobody waits for a disk for long."""
 
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Does what ObjectStore.put_new says."""

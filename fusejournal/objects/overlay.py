@@ -16,8 +16,13 @@ class OverlayStore:
 
     def __init__(self, lower: ObjectStore, upper: ObjectStore) -> None:
         self.where = lower.where
+        self.uploads = upper.uploads
         self._lower = lower
         self._upper = upper
+
+    def waiting(self) -> None:
+        """Raises what is to end a wait."""
+        self._lower.waiting()
 
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Makes the object *name* in the upper store."""

@@ -37,6 +37,12 @@ class StoreFullError(StoreError):
     exit_code = 41
 
 
+class StoreAwayError(StoreError):
+    """The store has not answered, or not to the purpose, for as long as it was tried."""
+
+    exit_code = 47
+
+
 class ObjectNotFlushedError(StoreError):
     """The object is there, and may be gone after the loss of the machine: to read it back tells
     nothing."""
@@ -51,9 +57,15 @@ class ObjectExistsError(StoreError):
 
 
 class ObjectStore(Protocol):
-    """One store. ``where`` names it in messages."""
+    """One store. ``where`` names it in messages; ``uploads`` is the number of objects that it pays
+    to be putting at a time."""
 
     where: str
+    uploads: int
+
+    def waiting(self) -> None:
+        """Raises what is to end a wait for the store, such as KeyboardInterrupt, if anything."""
+        ...
 
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Makes the object *name*, durably. Raises ObjectExistsError, with all as it was, if there

@@ -8,11 +8,12 @@ of is there. Data and nodes go into separate packs: who browses or compares read
 Small indexes are merged now and then: the new one is put before the old ones are removed, and a
 reader to whom one of these vanished looks again.
 
-Memory: 48 bytes for each block in the store, and a pack or two."""
+Memory: 48 bytes for each block in the store, a pack or two, and those under way to the store."""
 
 from collections.abc import Iterable
 
 from fusejournal.objects.store import ObjectMissingError, ObjectStore, put_same
+from fusejournal.objects.uploads import Uploads
 from fusejournal.versions.packs import (
     IndexTable,
     Pack,
@@ -116,6 +117,7 @@ class BlockWriter(BlockReader):
         """Blocks in packs that are not put yet."""
         self._closed: dict[bytes, Place] = {}
         """Blocks in packs of which no index tells yet."""
+        self._uploads: Uploads[tuple[int, list[tuple[bytes, Place]]]] = Uploads(store)
 
     def place(self, id_: bytes) -> Place | None:
         return self._closed.get(id_) or super().place(id_)
@@ -159,11 +161,15 @@ class BlockWriter(BlockReader):
         else:
             self._nodes = Pack(nodes=True)
         id_, content, blocks = pack.finish()
-        if put_same(self.store, pack_name(id_), content):
-            self.added_bytes += len(content)
-        self._closed.update(blocks)
-        for one, _ in blocks:
-            del self._open[one]
+        self._close(self._uploads.put(pack_name(id_), content, (len(content), blocks)))
+
+    def _close(self, done: list[tuple[tuple[int, list[tuple[bytes, Place]]], bool]]) -> None:
+        """Has the blocks of packs that are put be ready for an index."""
+        for (content_bytes, blocks), is_new in done:
+            self.added_bytes += content_bytes if is_new else 0
+            self._closed.update(blocks)
+            for one, _ in blocks:
+                del self._open[one]
         if len(self._closed) >= _INDEX_BLOCKS:
             self._put_index(self._closed.items())
             self._closed = {}
@@ -182,6 +188,7 @@ class BlockWriter(BlockReader):
         for pack in (self._data, self._nodes):
             if not pack.is_empty:
                 self._put(pack)
+        self._close(self._uploads.finish())
         if self._closed:
             self._put_index(self._closed.items())
             self._closed = {}

@@ -4,24 +4,28 @@ The id tells a store from another that lies at the same path: an empty directory
 mounted, or a store that was made anew."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from fusejournal.config import StoreConfig
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.errors import FusejournalError
 from fusejournal.objects.local import LocalStore
-from fusejournal.objects.store import StoreError
+from fusejournal.objects.service import do_not_wait, is_address, open_service, parse_address
+from fusejournal.objects.store import ObjectStore, StoreError
 from fusejournal.versions.manifest import store_id
 
 _FORMAT = 1
 _FILE = "store.json"
+_DEFAULTS = StoreConfig()
 
 
 class StorePlace(NamedTuple):
     """The place where a volume's versions are kept."""
 
     store: str
-    """A directory."""
+    """A directory, or an address."""
     id: str
 
 
@@ -48,9 +52,30 @@ def write_place(state_dir: Path, place: StorePlace) -> None:
     write_atomically("version.place", state_dir / _FILE, content, Outlives.MACHINE)
 
 
-def open_place(place: StorePlace, *, writing: bool) -> LocalStore:
-    """Opens the store of *place*. Raises StoreError where it is another one, or not there."""
-    store = LocalStore(Path(place.store), writing=writing)
+def open_store(
+    where: str,
+    *,
+    writing: bool,
+    config: StoreConfig = _DEFAULTS,
+    waiting: Callable[[], None] = do_not_wait,
+) -> ObjectStore:
+    """Opens the store at *where*, a directory or an address, whatever is in it. *config* and
+    *waiting* are for an address: see open_service. Raises StoreError."""
+    if is_address(where):
+        return open_service(parse_address(where), config, waiting)
+    return LocalStore(Path(where), writing=writing)
+
+
+def open_place(
+    place: StorePlace,
+    *,
+    writing: bool,
+    config: StoreConfig = _DEFAULTS,
+    waiting: Callable[[], None] = do_not_wait,
+) -> ObjectStore:
+    """Opens the store of *place*: see open_store. Raises StoreError where it is another one, or
+    not there."""
+    store = open_store(place.store, writing=writing, config=config, waiting=waiting)
     found = store_id(store)
     if found != place.id:
         raise StoreError(

@@ -74,7 +74,7 @@ def restore_trees(
         else:
             name = path.rpartition(b"/")[2]
             steps = _file_steps(tree, record, ROOT_FID, name)
-        with ThreadPoolExecutor(_THREADS) as pool:
+        with ThreadPoolExecutor(max(_THREADS, blocks.store.uploads)) as pool:
             carry_out(stage, _with_data(blocks, steps, pool), progress)
         return name.decode("utf-8", "surrogateescape")
 

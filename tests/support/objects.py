@@ -2,9 +2,14 @@
 
 from collections.abc import Iterator
 
+import pytest
+
+from fusejournal.config import StoreConfig
+from fusejournal.objects.service import do_not_wait
 from fusejournal.objects.store import (
     ObjectExistsError,
     ObjectMissingError,
+    ObjectStore,
     StoreError,
     check_name,
 )
@@ -14,9 +19,13 @@ class MemoryStore:
     """A store that ends with the process."""
 
     where = "memory"
+    uploads = 1
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
+
+    def waiting(self) -> None:
+        """Raises nothing."""
 
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
         if check_name(name) in self.objects:
@@ -53,3 +62,11 @@ class LossyStore(MemoryStore):
             super().put_new(name, data)
         if self.fails:
             raise StoreError(self.where, "no answer")
+
+
+def library_store() -> ObjectStore:
+    """What reaches a service, with the library's own store in memory in its place."""
+    stores = pytest.importorskip("obstore.store", reason="obstore is not installed")
+    from fusejournal.objects.remote import RemoteStore
+
+    return RemoteStore(stores.MemoryStore(), "library", StoreConfig(), do_not_wait)

@@ -21,14 +21,22 @@ from fusejournal.objects.store import (
     probe,
     put_same,
 )
-from tests.support.objects import LossyStore, MemoryStore
+from tests.support.objects import LossyStore, MemoryStore, library_store
+from tests.support.seaweed import open_seaweed
 
 
-@pytest.fixture(params=["local", "memory", "overlay"])
+@pytest.fixture(params=["local", "memory", "overlay", "service", "library"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
-    if request.param == "overlay":
-        return OverlayStore(MemoryStore(), LocalStore.make(tmp_path / "store"))
-    return LocalStore.make(tmp_path / "store") if request.param == "local" else MemoryStore()
+    match request.param:
+        case "local":
+            return LocalStore.make(tmp_path / "store")
+        case "overlay":
+            return OverlayStore(MemoryStore(), LocalStore.make(tmp_path / "store"))
+        case "service":
+            return open_seaweed(request.getfixturevalue("seaweed"))
+        case "library":
+            return library_store()
+    return MemoryStore()
 
 
 def test_what_is_put_is_there(store: ObjectStore) -> None:

@@ -1,6 +1,5 @@
 """Versions of a volume: what the commands of ``version`` do, as data. No layer need be running."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,14 +8,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fusejournal.admin.source import JournalSource, open_source
-from fusejournal.config import StoreConfig, find_config, load_config
-from fusejournal.errors import ConfigError, UsageError
+from fusejournal.admin.version_store import VolumeStore
+from fusejournal.errors import UsageError
 from fusejournal.history.changes import Change
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.objects.local import LocalStore
 from fusejournal.objects.overlay import OverlayStore
-from fusejournal.objects.service import do_not_wait, holds_secrets, is_address, parse_address
-from fusejournal.objects.store import ObjectStore, StoreError, probe
+from fusejournal.objects.service import do_not_wait
+from fusejournal.objects.store import ObjectStore, probe
 from fusejournal.replay.restore import Restored
 from fusejournal.replication.local_node import node_name
 from fusejournal.types import Seq
@@ -35,19 +34,12 @@ from fusejournal.versions.manifest import (
     Version,
     find_version,
     list_versions,
-    make_store,
     objects_by_kind,
     protect,
     protected_keys,
 )
 from fusejournal.versions.packs import StoreDamagedError, pack_name
-from fusejournal.versions.place import (
-    StorePlace,
-    open_place,
-    open_store,
-    read_place,
-    write_place,
-)
+from fusejournal.versions.place import StorePlace
 from fusejournal.versions.restore import restore_trees, restore_version
 from fusejournal.versions.verify import Verified, verify_version
 
@@ -93,81 +85,22 @@ class VolumeVersions:
         """*waiting* is called now and then while a store that is no directory is waited for, and
         may raise. *config*: the configuration, where it is not the one that the volume has.
         Raises VolumeNotFoundError, JournalError, UsageError."""
-        self._waiting = waiting
-        self._config_file = config
         self.source: JournalSource = open_source(volume)
         if self.source.state is None:
             raise UsageError(f"{volume} is a copy of a journal: versions are a volume's")
         self.state: VolumeState = self.source.state
         self.name = self.source.name
+        self.kept = VolumeStore(self.state, waiting, config)
 
     # -- the store ---------------------------------------------------------------------------------
 
-    def init_store(self, where: str) -> StorePlace:
-        """Has the versions be kept at *where*, a directory, which is made, or an address; there
-        may be versions already. Tries whether it keeps what a store must. Raises UsageError,
-        ConfigError, StoreError, OSError."""
-        store: ObjectStore
-        if is_address(where):
-            where = str(parse_address(where))
-            store = open_store(where, writing=True, config=self._config(), waiting=self._waiting)
-        else:
-            where = os.path.realpath(where)
-            self._check_place(Path(where))
-            store = LocalStore.make(Path(where))
-        probe(store)
-        place = StorePlace(where, make_store(store))
-        known = read_place(self.state.directory)
-        if known is not None and known.id != place.id:
-            raise UsageError(
-                f"the versions of {self.name} are in {known.store} already: move what is there, "
-                f"and name its new place, or delete {self.state.directory / 'store.json'} to begin "
-                "anew elsewhere"
-            )
-        write_place(self.state.directory, place)
-        return place
-
-    def _check_place(self, directory: Path) -> None:
-        """Raises UsageError if *directory* cannot be a store's."""
-        for above, what in (
-            (self.state.mountpoint, "the volume's mountpoint"),
-            (self.state.backing, "its backing"),
-            (self.state.directory, "its state directory"),
-        ):
-            if directory.is_relative_to(os.path.realpath(above)):
-                raise UsageError(
-                    f"{directory} is below {what}: versions need a place of their own, best on "
-                    "another disk"
-                )
-
-    def _config(self) -> StoreConfig:
-        """Returns how the store is to be dealt with. Raises ConfigError, also where others can
-        read credentials."""
-        path = self._config_file or find_config(self.name)
-        config = load_config(path).store
-        if path is not None and holds_secrets(config.options) and path.stat().st_mode & 0o077:
-            raise ConfigError(f"{path}: others can read credentials in [store.options]: chmod 600")
-        return config
-
-    @property
-    def place(self) -> StorePlace:
-        """The place where they are kept. Raises StoreError where that is not said yet."""
-        place = read_place(self.state.directory)
-        if place is None:
-            raise StoreError(
-                self.name,
-                "has no store of versions yet: 'fusejournal version store init "
-                f"{self.name} --store DIR|s3://BUCKET/PREFIX'",
-            )
-        return place
-
     def store(self, *, writing: bool = False) -> ObjectStore:
-        """Opens the store. Raises ConfigError, StoreError."""
-        return open_place(self.place, writing=writing, config=self._config(), waiting=self._waiting)
+        """Opens the store. Raises ConfigError, StoreKeyError, StoreError."""
+        return self.kept.open(writing=writing)
 
     def store_facts(self) -> StoreFacts:
         """Returns what the store is and has. Raises StoreError."""
-        return StoreFacts(self.place, dict(objects_by_kind(self.store())))
+        return StoreFacts(self.kept.place, dict(objects_by_kind(self.store())))
 
     def check_store(self) -> StoreFacts:
         """Tries whether the store keeps what it must, and whether each pack that an index names is
@@ -280,6 +213,10 @@ class VolumeVersions:
             blocks = BlockWriter(OverlayStore(store, LocalStore(Path(directory))))
             trees = trees_at(blocks, version, self.source.reader, seq, progress)
             return restore_trees(blocks, version.uuid, trees, path, target, progress)
+
+    def path(self, text: str) -> bytes:
+        """Returns the path below the root that *text* stands for: see JournalSource.path."""
+        return self.source.path(text)
 
     def restore(
         self, wanted: str, path: bytes, target: Path, progress: Progress

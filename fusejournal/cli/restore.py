@@ -15,6 +15,8 @@ from fusejournal.replay.restore import Restored, restore
 from fusejournal.types import Seq
 
 if TYPE_CHECKING:
+    from fusejournal.admin.lone_store import LoneStore
+    from fusejournal.admin.versions import VolumeVersions
     from fusejournal.versions.manifest import Version
 
 
@@ -34,6 +36,18 @@ if TYPE_CHECKING:
     help="The new directory to make; it must not be there yet.",
 )
 @click.option("--from-journal", is_flag=True, help="By the journal alone, and no version.")
+@click.option(
+    "--key-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With a store as VOLUME: its recovery key is in FILE (/dev/stdin: the standard input).",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The configuration, with [store], if it is another one than the volume's.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def restore_command(
     volume: str,
@@ -45,6 +59,8 @@ def restore_command(
     to_version: str | None,
     target: Path,
     from_journal: bool,
+    key_file: Path | None,
+    config: Path | None,
     as_json: bool,
 ) -> None:
     """Bring back VOLUME's tree, or the file or directory PATH in it, as it was at one moment.
@@ -53,7 +69,8 @@ def restore_command(
     is there already is written over, and VOLUME is left as it is. PATH is from the volume's root,
     by the name it had then. Where there is a version before that moment, it is made of that and
     the entries after it, unless --from-journal says otherwise. --to-version reads the store of
-    versions alone, not the journal.
+    versions alone, not the journal; VOLUME may be a store then, by its directory or address, as on
+    a machine that has nothing else.
 
     Times: 2026-01-31, "2026-01-31 14:00", 14:00, yesterday, "2 hours ago".
 
@@ -63,30 +80,37 @@ def restore_command(
       fusejournal restore srv-data home/anna/thesis.odt --before-seq 4711 --target /restore/thesis
       fusejournal restore srv-data home/anna --to-mark "before the upgrade" --target /restore/anna
       fusejournal restore srv-data --to-version monday --target /restore/data
+      fusejournal restore s3://my-bucket/versions --key-file key --to-version monday --target /new
     """
     if to_version is not None:
         if from_journal or any(one is not None for one in (to_seq, before_seq, to_time, to_mark)):
             raise UsageError("give --to-version alone, or one of the others")
-        _restore_version(volume, path, to_version, target, as_json)
+        # Only here: the other ways of restoring should not wait for its libraries to load.
+        from fusejournal.admin.lone_store import open_versions
+
+        versions = open_versions(volume, key_file, config, raise_interrupt)
+        _restore_version(versions, path, to_version, target, as_json)
         return
     source = open_source(volume)
     end = source.end_of(to_seq=to_seq, before_seq=before_seq, to_time=to_time, to_mark=to_mark)
     raw = source.path(path) if path else b""
     seq = Seq(end - 1)
     can_use_version = source.state is not None and source.state.has_versions and not from_journal
-    if can_use_version and _restore_after_version(volume, raw, seq, target, as_json):
+    if can_use_version and _restore_after_version(volume, config, raw, seq, target, as_json):
         return
     with watched("restoring", as_json) as progress:
         done = restore(source.lookup, raw, end, target, progress)
     _echo(done, seq, as_json)
 
 
-def _restore_after_version(volume: str, path: bytes, seq: Seq, target: Path, as_json: bool) -> bool:
+def _restore_after_version(
+    volume: str, config: Path | None, path: bytes, seq: Seq, target: Path, as_json: bool
+) -> bool:
     """Restores from the nearest version and the entries after it. Returns False where the journal
     alone is better, or all that can be had."""
     from fusejournal.admin.versions import VolumeVersions
 
-    versions = VolumeVersions(volume, raise_interrupt)
+    versions = VolumeVersions(volume, raise_interrupt, config)
     try:
         version = versions.nearest(seq, path)
         if version is None:
@@ -101,13 +125,13 @@ def _restore_after_version(volume: str, path: bytes, seq: Seq, target: Path, as_
 
 
 def _restore_version(
-    volume: str, path: str | None, wanted: str, target: Path, as_json: bool
+    versions: "VolumeVersions | LoneStore",
+    path: str | None,
+    wanted: str,
+    target: Path,
+    as_json: bool,
 ) -> None:
-    # Only here: the other ways of restoring should not wait for its libraries to load.
-    from fusejournal.admin.versions import VolumeVersions
-
-    versions = VolumeVersions(volume, raise_interrupt)
-    raw = versions.source.path(path) if path else b""
+    raw = versions.path(path) if path else b""
     with watched("restoring", as_json) as progress:
         done, version = versions.restore(wanted, raw, target, progress)
     _echo(done, version.seq, as_json, version)

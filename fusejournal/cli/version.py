@@ -2,16 +2,31 @@
 
 import os
 from datetime import datetime
+from pathlib import Path
 
 import click
 
+from fusejournal.admin.lone_store import LoneStore, open_versions
 from fusejournal.admin.versions import ListedVersion, VolumeVersions
 from fusejournal.cli import entries, text
 from fusejournal.cli.interrupts import raise_interrupt
 from fusejournal.cli.replay import watched
+from fusejournal.cli.version_store import key, store
 
 _NICE = 19
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="JSON.")
+_KEY_FILE = click.option(
+    "--key-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Of a store: the recovery key is in FILE (/dev/stdin: the standard input).",
+)
+_CONFIG = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The configuration, with [store], if it is another one than the volume's.",
+)
 
 
 @click.group(short_help="Keep images of the tree, and look at them.")
@@ -66,21 +81,27 @@ def create(volume: str, name: str, as_json: bool) -> None:
 
 @version.command("list", short_help="All versions, a line each.")
 @click.argument("volume")
+@_KEY_FILE
+@_CONFIG
 @_AS_JSON
-def list_command(volume: str, as_json: bool) -> None:
+def list_command(volume: str, key_file: Path | None, config: Path | None, as_json: bool) -> None:
     """List VOLUME's versions, the oldest first: seq, time of its last entry, files, bytes of all
-    files, bytes that it added to the store, name.
+    files, bytes that it added to the store, name. VOLUME may be a store, by its directory or
+    address: all versions in it, then, each with its volume's UUID.
 
     \b
     Examples:
       fusejournal version list srv-data
       fusejournal version list srv-data --json | jq -r .root
+      fusejournal version list s3://my-bucket/versions --key-file /media/usb/key
     """
-    for listed in VolumeVersions(volume, raise_interrupt).all():
+    versions = open_versions(volume, key_file, config, raise_interrupt)
+    for listed in versions.all():
         if as_json:
             text.echo_json(listed.to_json())
         else:
-            text.echo(_as_line(listed))
+            of = f"{listed.version.uuid}  " if isinstance(versions, LoneStore) else ""
+            text.echo(of + _as_line(listed))
 
 
 def _as_line(listed: ListedVersion) -> str:
@@ -96,22 +117,27 @@ def _as_line(listed: ListedVersion) -> str:
 @version.command(short_help="One version in full.")
 @click.argument("volume")
 @click.argument("wanted", metavar="VERSION")
+@_KEY_FILE
+@_CONFIG
 @_AS_JSON
-def show(volume: str, wanted: str, as_json: bool) -> None:
-    """Show what is known of one version of VOLUME. Its root hash is the same on every node that
-    makes the version of this seq.
+def show(
+    volume: str, wanted: str, key_file: Path | None, config: Path | None, as_json: bool
+) -> None:
+    """Show what is known of one version of VOLUME, or of those in a store that VOLUME names. Its
+    root hash is the same on every node that makes the version of this seq.
 
     \b
     Examples:
       fusejournal version show srv-data before-upgrade
       fusejournal version show srv-data 4711 --json
     """
-    listed = VolumeVersions(volume, raise_interrupt).find(wanted)
+    listed = open_versions(volume, key_file, config, raise_interrupt).find(wanted)
     one = listed.version
     if as_json:
         text.echo_json(listed.to_json())
         return
     rows = {
+        "volume": str(one.uuid),
         "name": one.name or "-",
         "position": f"{one.epoch}/{one.seq}/{one.chain:016x}",
         "time": text.moment(one.time_ns),
@@ -159,8 +185,17 @@ def diff(volume: str, version1: str, version2: str, path: str | None, as_json: b
 @click.argument("volume")
 @click.argument("wanted", metavar="VERSION")
 @click.option("--data", is_flag=True, help="Read every chunk of every file, too.")
+@_KEY_FILE
+@_CONFIG
 @_AS_JSON
-def verify(volume: str, wanted: str, data: bool, as_json: bool) -> None:
+def verify(
+    volume: str,
+    wanted: str,
+    data: bool,
+    key_file: Path | None,
+    config: Path | None,
+    as_json: bool,
+) -> None:
     """Read back all that a version of VOLUME relies on, and check that it is what was put there: by
     hash, block by block, and that its two trees agree. Without --data, contents are looked up, not
     read. The first fault ends it, with its name and exit code 42.
@@ -170,7 +205,7 @@ def verify(volume: str, wanted: str, data: bool, as_json: bool) -> None:
       fusejournal version verify srv-data before-upgrade
       fusejournal version verify srv-data before-upgrade --data
     """
-    versions = VolumeVersions(volume, raise_interrupt)
+    versions = open_versions(volume, key_file, config, raise_interrupt)
     with watched("verifying files", as_json) as progress:
         found = versions.verify(wanted, progress, with_data=data)
     if as_json:
@@ -264,84 +299,5 @@ def collect(volume: str, dry_run: bool, forget: str | None, as_json: bool) -> No
         )
 
 
-@version.group(short_help="Where versions are kept.")
-def store() -> None:
-    """Say and show where a volume's versions are kept: a directory, best on another disk, or a
-    bucket at a service. Several volumes, and a primary and its mirrors, may share one.
-
-    A service's credentials, endpoint and the like are looked for in [store.options] of the
-    volume's configuration, in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-    AWS_ENDPOINT_URL, AWS_REGION; GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_ACCOUNT_NAME,
-    AZURE_STORAGE_ACCOUNT_KEY), and in the files where the service's own programs keep them
-    (~/.aws/credentials). They are never given on the command line.
-
-    \b
-    Examples:
-      fusejournal version store init srv-data --store /backup/versions
-      fusejournal version store init srv-data --store s3://my-bucket/versions
-      fusejournal version store show srv-data
-    """
-
-
-@store.command(short_help="Say where versions are kept.")
-@click.argument("volume")
-@click.option(
-    "--store",
-    "where",
-    required=True,
-    metavar="DIR|s3://BUCKET/PREFIX",
-    help="A directory, which is made; or s3://, gs:// or az:// with a bucket that is there. It "
-    "may hold versions already.",
-)
-@_AS_JSON
-def init(volume: str, where: str, as_json: bool) -> None:
-    """Keep VOLUME's versions in a directory, for root alone, or in a bucket. It is tried whether
-    it keeps what a store must: an object is made once only, read back, listed and removed.
-
-    \b
-    Examples:
-      fusejournal version store init srv-data --store /backup/versions
-      fusejournal version store init srv-data --store s3://my-bucket/versions
-    """
-    place = VolumeVersions(volume, raise_interrupt).init_store(where)
-    if as_json:
-        text.echo_json(place._asdict())
-    else:
-        text.echo(f"versions of {volume} are kept in {place.store} (store {place.id})")
-
-
-@store.command("show", short_help="Where versions are kept, and how many objects that has.")
-@click.argument("volume")
-@_AS_JSON
-def show_store(volume: str, as_json: bool) -> None:
-    """Show where VOLUME's versions are kept, and how many objects of each kind the store has.
-
-    \b
-    Examples:
-      fusejournal version store show srv-data
-    """
-    _echo_store(VolumeVersions(volume, raise_interrupt), as_json, checked=False)
-
-
-@store.command(short_help="Try whether the store can be relied on.")
-@click.argument("volume")
-@_AS_JSON
-def check(volume: str, as_json: bool) -> None:
-    """Try whether the store of VOLUME's versions keeps what it must, check its indexes, and that
-    each pack that they tell of is there. What is in the packs, 'version verify' checks.
-
-    \b
-    Examples:
-      fusejournal version store check srv-data
-    """
-    _echo_store(VolumeVersions(volume, raise_interrupt), as_json, checked=True)
-
-
-def _echo_store(versions: VolumeVersions, as_json: bool, *, checked: bool) -> None:
-    facts = versions.check_store() if checked else versions.store_facts()
-    if as_json:
-        text.echo_json(facts.to_json())
-        return
-    counts = ", ".join(f"{count:,} {kind}" for kind, count in facts.objects.items())
-    word = " is as it must be" if checked else ""
-    text.echo(f"{facts.place.store} (store {facts.place.id}){word}: {counts}")
+version.add_command(store)
+version.add_command(key)

@@ -17,6 +17,7 @@
     STATE/branches/      what histories that lost had
     STATE/overwritten/   content that was newer than the journal after the loss of a machine
     STATE/store.json     where versions are kept
+    STATE/store.key      the key that they are encrypted with, as a recovery key
     STATE/control.sock   the running layer's control socket
     STATE/boot           the boot in which the volume was last begun
     STATE/log            what a layer in the background had to say

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from fusejournal.errors import FusejournalError
 
-_NAME = re.compile(r"[a-z0-9_-]{1,120}(/[a-z0-9_-]{1,120})?")
+_NAME = re.compile(r"[a-z0-9_-]{1,240}(/[a-z0-9_-]{1,240})?")
 _PROBE = "probe"
 
 

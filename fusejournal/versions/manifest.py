@@ -8,14 +8,15 @@ is the BLAKE3 of the JSON without it, with sorted keys and no spaces.
 
 A version is protected by an empty object "protected/UUID-SEQ-CHAIN", for no object is changed.
 
-Store, too, has an object that tells what it is: "store", JSON with its format and an id."""
+Store, too, has an object that tells what it is: "store", JSON with its format (1) and an id; of an
+encrypted store (format 2) also with the id of its key and the ciphers. It is never sealed."""
 
 import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 import msgpack
@@ -36,9 +37,14 @@ from fusejournal.versions.builder import Trees
 from fusejournal.versions.chunker import RULE
 from fusejournal.versions.packs import StoreDamagedError, block_id
 
-_FORMAT = 1
+_FORMAT, _FORMAT_SEALED = 1, 2
+_CIPHERS = "aes-256-gcm aes-256-siv hkdf-sha256"
 _STORE = "store"
 _KEY = re.compile(r"([0-9a-f]{32})-([0-9]{20})-([0-9a-f]{16})")
+
+
+class NoStoreError(StoreError):
+    """There is no store of versions there."""
 
 
 class NoSuchVersionError(FusejournalError):
@@ -249,30 +255,42 @@ def protect(store: ObjectStore, version: Version, *, on: bool) -> None:
 # -- the store itself ------------------------------------------------------------------------------
 
 
-def make_store(store: ObjectStore) -> str:
-    """Makes a store of versions of *store*, if it is none. Returns its id. Raises StoreFullError,
-    StoreError."""
-    raw = {"format": _FORMAT, "id": str(uuid4())}
+class StoreHead(NamedTuple):
+    """The things that a store of versions tells of itself."""
+
+    id: str
+    key_id: str
+    """The id of the key that it is encrypted with; empty if it is not."""
+
+
+def make_store(store: ObjectStore, key_id: str = "") -> StoreHead:
+    """Makes a store of versions of *store*, if it is none; *key_id*: one that is encrypted with
+    that key. Returns what it is. Raises StoreFullError, StoreError."""
+    raw: dict[str, Any] = {"format": _FORMAT, "id": str(uuid4())}
+    if key_id:
+        raw |= {"format": _FORMAT_SEALED, "key_id": key_id, "ciphers": _CIPHERS}
     with suppress(ObjectExistsError):
         store.put_new(_STORE, json.dumps(raw).encode())
-    return store_id(store)
+    return store_head(store)
 
 
-def store_id(store: ObjectStore) -> str:
-    """Returns the id of a store of versions. Raises StoreError where it is none, or a newer
-    program's."""
+def store_head(store: ObjectStore) -> StoreHead:
+    """Returns what a store of versions is. Raises NoStoreError where it is none; StoreError where
+    it is a newer program's."""
     try:
         raw = json.loads(store.get(_STORE))
         found_format, id_ = raw["format"], raw["id"]
+        key_id = str(raw["key_id"]) if found_format == _FORMAT_SEALED else ""
+        is_known = found_format == _FORMAT or bool(key_id and raw["ciphers"] == _CIPHERS)
     except ObjectMissingError:
-        raise StoreError(
+        raise NoStoreError(
             store.where, "holds no versions: 'fusejournal version store init' makes it a store"
         ) from None
     except UNREADABLE_JSON as error:
         raise StoreDamagedError(f"{store.where}/{_STORE}", f"is spoilt: {error}") from None
-    if found_format != _FORMAT:
+    if not is_known:
         raise StoreError(store.where, "is of a newer version of fusejournal: upgrade this one")
-    return str(id_)
+    return StoreHead(str(id_), key_id)
 
 
 def objects_by_kind(store: ObjectStore) -> Iterator[tuple[str, int]]:

@@ -1,7 +1,8 @@
 """The place of a volume's versions: STATE/store.json, a JSON object with the store and its id.
 
 The id tells a store from another that lies at the same path: an empty directory where a disk is not
-mounted, or a store that was made anew."""
+mounted, or a store that was made anew. The id of the key, of an encrypted store, keeps one that
+says that it is not encrypted from being given anything."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from fusejournal.errors import FusejournalError
 from fusejournal.objects.local import LocalStore
 from fusejournal.objects.service import do_not_wait, is_address, open_service, parse_address
 from fusejournal.objects.store import ObjectStore, StoreError
-from fusejournal.versions.manifest import store_id
+from fusejournal.versions.keys import StoreKey, StoreKeyError
+from fusejournal.versions.manifest import StoreHead, store_head
+from fusejournal.versions.sealed_store import SealedStore
 
 _FORMAT = 1
 _FILE = "store.json"
@@ -27,6 +30,8 @@ class StorePlace(NamedTuple):
     store: str
     """A directory, or an address."""
     id: str
+    key_id: str = ""
+    """The id of the key that it is encrypted with; empty if it is not."""
 
 
 def read_place(state_dir: Path) -> StorePlace | None:
@@ -37,7 +42,7 @@ def read_place(state_dir: Path) -> StorePlace | None:
         raw = json.loads(path.read_bytes())
         if raw["format"] != _FORMAT:
             raise FusejournalError(f"{path}: written by another version of fusejournal")
-        return StorePlace(str(raw["store"]), str(raw["id"]))
+        return StorePlace(str(raw["store"]), str(raw["id"]), str(raw.get("key_id", "")))
     except FileNotFoundError:
         return None
     except UNREADABLE_JSON as error:
@@ -48,7 +53,10 @@ def read_place(state_dir: Path) -> StorePlace | None:
 
 def write_place(state_dir: Path, place: StorePlace) -> None:
     """Writes down where a volume's versions are kept, durably. Raises OSError."""
-    content = json.dumps({"format": _FORMAT, **place._asdict()}, indent=2).encode()
+    raw = {"format": _FORMAT, **place._asdict()}
+    if not place.key_id:
+        del raw["key_id"]
+    content = json.dumps(raw, indent=2).encode()
     write_atomically("version.place", state_dir / _FILE, content, Outlives.MACHINE)
 
 
@@ -70,17 +78,38 @@ def open_place(
     place: StorePlace,
     *,
     writing: bool,
+    key: StoreKey | None = None,
     config: StoreConfig = _DEFAULTS,
     waiting: Callable[[], None] = do_not_wait,
 ) -> ObjectStore:
-    """Opens the store of *place*: see open_store. Raises StoreError where it is another one, or
-    not there."""
+    """Opens the store of *place*, with its *key* if it is encrypted: see open_store. Raises
+    StoreError where it is another one, or not there; StoreKeyError."""
     store = open_store(place.store, writing=writing, config=config, waiting=waiting)
-    found = store_id(store)
-    if found != place.id:
+    found = store_head(store)
+    if found.id != place.id:
         raise StoreError(
             place.store,
-            f"is another store ({found}) than the one of this volume ({place.id}): is its disk "
+            f"is another store ({found.id}) than the one of this volume ({place.id}): is its disk "
             "mounted?",
         )
-    return store
+    if place.key_id and not found.key_id:
+        raise StoreError(place.store, "was encrypted, and says that it is not any more")
+    return unsealed(store, found, key)
+
+
+def unsealed(store: ObjectStore, head: StoreHead, key: StoreKey | None) -> ObjectStore:
+    """Returns *store*, which says of itself what is in *head*, as what its objects are read and
+    put by. Raises StoreKeyError where it is encrypted, and *key* is not its key."""
+    if not head.key_id:
+        return store
+    if key is None:
+        raise StoreKeyError(
+            store.where,
+            f"is encrypted with key {head.key_id}, which is not here: "
+            "'fusejournal version key import VOLUME', or --key-file",
+        )
+    if key.id != head.key_id:
+        raise StoreKeyError(
+            store.where, f"is encrypted with key {head.key_id}, and this is key {key.id}"
+        )
+    return SealedStore(store, key, head.id)

@@ -19,6 +19,9 @@ pytestmark = pytest.mark.mount
 class _Volume(Layer):
     """A volume with a configuration that the commands find."""
 
+    made: dict[str, str]
+    """The store of its versions, as it was told when it was made."""
+
     def configure(self, options: dict[str, str], mode: int = 0o600, **settings: object) -> None:
         directory = self.base / "config"
         directory.mkdir(exist_ok=True)
@@ -44,8 +47,9 @@ def volume(
     with _Volume(tmp_path_factory.mktemp("volume")) as volume:
         volume.configure(seaweed.options(proxy.port))
         volume.start()
-        where = ("--store", seaweed.address())
-        volume.run("version", "store", "init", str(volume.state), *where)
+        where = ("--store", seaweed.address(), "--json")
+        made = volume.run("version", "store", "init", str(volume.state), *where).stdout
+        volume.made = json.loads(made)
         (volume.mountpoint / "d").mkdir()
         (volume.mountpoint / "d/file").write_bytes(os.urandom(3 << 20))
         (volume.mountpoint / "text").write_text("lines of text\n" * 10_000)
@@ -71,6 +75,24 @@ def test_it_is_restored(volume: _Volume, tmp_path: Path) -> None:
     restore = ("restore", str(volume.state), "--to-version", "first", "--target")
     volume.run(*restore, str(target))
     assert digest_tree(target).digest == digest_tree(volume.mountpoint).digest
+
+
+def test_it_is_restored_where_there_is_nothing_but_the_recovery_key(
+    volume: _Volume, tmp_path: Path
+) -> None:
+    assert volume.made["key_id"], "a bucket is encrypted if nothing else is said"
+    bare = _Volume(tmp_path)
+    bare.environment |= {"FUSEJOURNAL_CONFIG_ROOT": str(tmp_path / "none")}
+    config = volume.base / "config/volume.toml"
+    restore = ["restore", volume.made["store"], "d", "--to-version", "first", "--config"]
+    restore += [str(config), "--target", str(tmp_path / "restored")]
+    missing = bare.run(*restore, check=False)
+    assert (missing.returncode, missing.stderr.count("\n")) == (48, 1)
+    (tmp_path / "key").write_text(volume.made["recovery_key"])
+    bare.run(*restore, "--key-file", str(tmp_path / "key"))
+    for name in ("file", "linked"):
+        found = (tmp_path / "restored" / name).read_bytes()
+        assert found == (volume.mountpoint / "d" / name).read_bytes()
 
 
 def test_what_a_deleted_one_had_is_freed(volume: _Volume) -> None:

@@ -11,7 +11,9 @@ from tests.support.mirrors import check_equal, nodes
 
 pytestmark = pytest.mark.mount
 
-_RARE = {"log", "parted.json", "rejoin.json", "branches", "overwritten", "store.json"}
+_RARE = {
+    *("log", "parted.json", "rejoin.json", "branches", "overwritten", "store.json", "store.key"),
+}
 """Files of a layer in the background, of a mirror that parted, after the loss of a machine, and of
 a volume with versions."""
 

@@ -30,6 +30,8 @@ from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.roles.role import Role
 from fusejournal.types import Epoch, Fid, Position, Reign, Seq
 from fusejournal.versions.blocks import BlockWriter
+from fusejournal.versions.keys import StoreKey
+from fusejournal.versions.sealed_store import SealedStore
 from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile
 from fusejournal.wire.frames import (
     Ack,
@@ -248,6 +250,19 @@ def make_store_of_blocks(_: Path) -> object:
     return {name: content.hex() for name, content in store.objects.items()}
 
 
+def make_sealed(_: Path) -> object:
+    """An encrypted store with an object of two segments, and the text of its key."""
+    beneath = MemoryStore()
+    key = StoreKey(bytes(range(32)))
+    store = SealedStore(beneath, key, "id-of-goldens")
+    store.put_new("packs/object", BLOCKS[0] * 1000)
+    return {
+        "key": key.text,
+        "key_id": key.id,
+        "objects": {name: content.hex() for name, content in beneath.objects.items()},
+    }
+
+
 # -- messages --------------------------------------------------------------------------------------
 
 MESSAGES: tuple[Message, ...] = (
@@ -321,6 +336,7 @@ GOLDENS = {
     "volume-v2": Golden(make_volume),
     "volume-v3": Golden(make_promoted),
     "store-v1": Golden(make_store_of_blocks, is_compared=False),  # as above
+    "sealed-v1": Golden(make_sealed, is_compared=False),  # with a salt of its own
     "wire-v1": Golden(make_wire),
 }
 

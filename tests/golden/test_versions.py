@@ -8,8 +8,10 @@ from fusejournal.types import Seq
 from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.builder import build_trees, no_trees
 from fusejournal.versions.chunker import RULE
+from fusejournal.versions.keys import parse_key
 from fusejournal.versions.manifest import root_hash
 from fusejournal.versions.packs import encode_index, read_directory
+from fusejournal.versions.sealed_store import SealedStore
 from fusejournal.versions.sorted_tree import Nodes, SortedTree, update_tree
 from tests.golden.samples import BLOCKS, golden
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples
@@ -51,3 +53,17 @@ def test_packs_and_indexes_of_today_are_read() -> None:
     (name,) = store.names("packs/")
     assert {row[0] for row in read_directory(name, store.get(name))} == found.keys()
     assert encode_index(table) == store.get(next(store.names("index/")))
+
+
+def test_sealed_objects_of_today_are_opened() -> None:
+    found = golden("sealed-v1")
+    key = parse_key("golden", found["key"])
+    assert key.id == found["key_id"]
+    beneath = MemoryStore()
+    beneath.objects = {name: bytes.fromhex(raw) for name, raw in found["objects"].items()}
+    store = SealedStore(beneath, key, "id-of-goldens")
+    assert list(store.names("packs/")) == ["packs/object"]
+    content = store.get("packs/object")
+    assert len(content) > 16_384
+    assert content.startswith(BLOCKS[0])
+    assert store.get_range("packs/object", 16_380, 100) == content[16_380:16_480]

@@ -13,6 +13,8 @@ from fusejournal.objects.store import (
     StoreError,
     check_name,
 )
+from fusejournal.versions.keys import StoreKey
+from fusejournal.versions.sealed_store import SealedStore
 
 
 class MemoryStore:
@@ -70,3 +72,11 @@ def library_store() -> ObjectStore:
     from fusejournal.objects.remote import RemoteStore
 
     return RemoteStore(stores.MemoryStore(), "library", StoreConfig(), do_not_wait)
+
+
+KEY_OF_TESTS = StoreKey(bytes(range(32)))
+
+
+def sealed_store(beneath: ObjectStore) -> SealedStore:
+    """An encrypted store."""
+    return SealedStore(beneath, KEY_OF_TESTS, "id-of-tests")

@@ -21,11 +21,13 @@ from fusejournal.objects.store import (
     probe,
     put_same,
 )
-from tests.support.objects import LossyStore, MemoryStore, library_store
+from tests.support.objects import LossyStore, MemoryStore, library_store, sealed_store
 from tests.support.seaweed import open_seaweed
 
 
-@pytest.fixture(params=["local", "memory", "overlay", "service", "library"])
+@pytest.fixture(
+    params=["local", "memory", "overlay", "service", "library", "sealed", "sealed-local"]
+)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     match request.param:
         case "local":
@@ -36,6 +38,10 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
             return open_seaweed(request.getfixturevalue("seaweed"))
         case "library":
             return library_store()
+        case "sealed":
+            return sealed_store(MemoryStore())
+        case "sealed-local":
+            return sealed_store(LocalStore.make(tmp_path / "store"))
     return MemoryStore()
 
 

@@ -30,7 +30,7 @@ from fusejournal.versions.manifest import (
     protected_keys,
     put_version,
     remove_version,
-    store_id,
+    store_head,
 )
 from fusejournal.versions.packs import StoreDamagedError
 from fusejournal.versions.place import StorePlace, open_place, read_place, write_place
@@ -123,9 +123,9 @@ def test_versions_are_listed_and_found() -> None:
 def test_a_store_keeps_its_id(tmp_path: Path) -> None:
     store = LocalStore.make(tmp_path / "store")
     with pytest.raises(StoreError, match="holds no versions"):
-        store_id(store)
-    id_ = make_store(store)
-    assert make_store(store) == id_
+        store_head(store)
+    id_ = make_store(store).id
+    assert make_store(store).id == id_
     place = StorePlace(str(tmp_path / "store"), id_)
     assert read_place(tmp_path) is None
     write_place(tmp_path, place)
@@ -140,12 +140,12 @@ def test_a_store_keeps_its_id(tmp_path: Path) -> None:
     with pytest.raises(FusejournalError, match="cannot be read"):
         read_place(tmp_path)
     memory = MemoryStore()
-    memory.objects["store"] = b'{"format": 2, "id": "x"}'
+    memory.objects["store"] = b'{"format": 3, "id": "x"}'
     with pytest.raises(StoreError, match="newer"):
-        store_id(memory)
+        store_head(memory)
     memory.objects["store"] = b"{"
     with pytest.raises(StoreDamagedError):
-        store_id(memory)
+        store_head(memory)
 
 
 def test_a_version_of_another_history_is_not_gone_on_from(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tests.support.mirrors import Node, check_equal
 from tests.support.network import network
 from tests.support.trees import difference, image
 from tests.support.users import in_process
-from tests.support.workload import CAPABILITIES
+from tests.support.xattrs import CAPABILITIES
 
 pytestmark = pytest.mark.mount
 

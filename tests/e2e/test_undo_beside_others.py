@@ -20,6 +20,7 @@ from tests.support.forked import Forked
 from tests.support.layer import Layer
 from tests.support.trees import make_small_tree
 from tests.support.volumes import show_nothing
+from tests.support.xattrs import make_acl
 
 pytestmark = pytest.mark.mount
 
@@ -169,10 +170,7 @@ def test_a_name_taken_since_the_plan_is_left(live: Layer, monkeypatch: pytest.Mo
 
 # -- directories' attributes -----------------------------------------------------------------------
 
-_DEFAULT_ACL = (
-    b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x07\0\xe8\x03\0\0"
-    b"\x04\0\x05\0\xff\xff\xff\xff\x10\0\x07\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff"
-)
+_DEFAULT_ACL = make_acl(7, 7, 5, 7, 5)
 
 
 @pytest.mark.parametrize("step", ["rewrite", "change"])

@@ -15,7 +15,7 @@ from tests.support.filesystems import KINDS, filesystem, fill
 from tests.support.layer import Layer
 from tests.support.mirrors import check_equal, started
 from tests.support.trees import difference, fids, image
-from tests.support.workload import ACCESS_ACL, CAPABILITIES, CAPABILITY, DEFAULT_ACL, make_acl
+from tests.support.xattrs import ACCESS_ACL, CAPABILITIES, CAPABILITY, DEFAULT_ACL, make_acl
 
 pytestmark = pytest.mark.mount
 

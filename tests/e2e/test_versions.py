@@ -12,14 +12,11 @@ from fusejournal.replay.digest import digest_tree
 from tests.support.layer import Layer
 from tests.support.mirrors import check_equal, started
 from tests.support.trees import difference, image
-from tests.support.workload import CAPABILITIES
+from tests.support.xattrs import CAPABILITIES, make_acl
 
 pytestmark = pytest.mark.mount
 
-_ACL = (
-    b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x07\0\xe8\x03\0\0"
-    b"\x04\0\x05\0\xff\xff\xff\xff\x10\0\x07\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff"
-)
+_ACL = make_acl(7, 7, 5, 7, 5)
 
 
 @pytest.fixture

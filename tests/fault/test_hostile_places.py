@@ -31,9 +31,10 @@ from fusejournal.replay.replay import Replay
 from fusejournal.replay.restore import restore
 from fusejournal.replay.target import Target
 from fusejournal.types import ROOT_FID, Caller, Epoch, Fid, Seq
+from tests.support.model import Model
 from tests.support.users import SOMEBODY, acting
 from tests.support.volumes import show_nothing
-from tests.support.workload import Model, Step, Workload
+from tests.support.workload import Step, Workload
 
 _SECRET = b"what others may not read"
 _DIR, _OPEN_FILE = Fid(2), Fid(3)

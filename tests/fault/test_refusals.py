@@ -45,13 +45,7 @@ from fusejournal.operations import (
 from fusejournal.types import ROOT_FID, Fid, Seq
 from tests.support.trees import difference, image, rebuild
 from tests.support.volumes import SOMEBODY, OpenVolume, open_volume
-from tests.support.workload import (
-    ACCESS_ACL,
-    CAPABILITIES,
-    CAPABILITY,
-    DEFAULT_ACL,
-    make_acl,
-)
+from tests.support.xattrs import ACCESS_ACL, CAPABILITIES, CAPABILITY, DEFAULT_ACL, make_acl
 
 pytestmark = pytest.mark.mount
 

@@ -23,14 +23,9 @@ from fusejournal.replay.restore import restore
 from fusejournal.replay.target import scratch_of
 from fusejournal.types import ROOT_FID, Caller, Epoch, Fid, Seq
 from tests.support.filesystems import filesystem, fill
-from tests.support.workload import (
-    Model,
-    Step,
-    Workload,
-    make_workload,
-    unlike,
-    workspace,
-)
+from tests.support.model import Model
+from tests.support.random_workloads import make_workload
+from tests.support.workload import Step, Workload, unlike, workspace
 
 _FULL = 21
 _CONFLICT = 22

@@ -27,16 +27,14 @@ from tests.support.forked import Forked
 from tests.support.layer import Layer
 from tests.support.trees import difference, image
 from tests.support.volumes import show_nothing
+from tests.support.xattrs import make_acl
 
 pytestmark = pytest.mark.mount
 
 KILLS = int(os.environ.get("FUSEJOURNAL_TEST_KILLS", "12"))
 SEED = int(os.environ.get("FUSEJOURNAL_TEST_SEED", "1"))
 _MODULES = (undo_execute, undo_files, undo_make, attributes, syscalls, calls)
-_DEFAULT_ACL = (
-    b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x07\0\xe8\x03\0\0"
-    b"\x04\0\x05\0\xff\xff\xff\xff\x10\0\x07\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff"
-)
+_DEFAULT_ACL = make_acl(7, 7, 5, 7, 5)
 
 
 def _make(root: Path) -> None:

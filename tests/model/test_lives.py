@@ -34,9 +34,11 @@ from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import ControlOperation, TreeOperation, Void
 from fusejournal.types import Caller, Seq
 from tests.support.losses import begin_another_boot, failing_at, lose_machine
+from tests.support.model import Model, Refused
+from tests.support.random_workloads import Builder, Dice
 from tests.support.trees import Image, difference, image
 from tests.support.volumes import OpenVolume, check_copies, open_volume
-from tests.support.workload import Builder, Dice, Model, Refused, Workload
+from tests.support.workload import Workload
 
 _ASKED = "FUSEJOURNAL_MODEL_LIVES" in os.environ
 _STEPS = 40

@@ -27,7 +27,7 @@ from fusejournal.disk import calls, syscalls
 from tests.support.layer import Layer
 from tests.support.trees import difference, fids, image
 from tests.support.users import enter_namespace, in_process
-from tests.support.workload import CAPABILITIES
+from tests.support.xattrs import CAPABILITIES
 
 pytestmark = pytest.mark.mount
 

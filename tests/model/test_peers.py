@@ -47,10 +47,11 @@ from tests.model.test_lives import model_of
 from tests.support.disks import SmallDisk
 from tests.support.liar import Liar, answering, each_session
 from tests.support.pairs import level, listens_at, mirror_status, peer_status, running, until
+from tests.support.random_workloads import Builder, Dice
 from tests.support.trees import difference, image
 from tests.support.users import own_mounts
 from tests.support.volumes import OpenVolume, check_copies, content, open_volume
-from tests.support.workload import Builder, Dice, Workload, workspace
+from tests.support.workload import Workload, workspace
 
 pytestmark = pytest.mark.mount
 

@@ -19,20 +19,12 @@ from fusejournal.operations import (
     Write,
 )
 from fusejournal.types import ROOT_FID, Fid
+from tests.support.model import Model, Refused
+from tests.support.random_workloads import workloads
 from tests.support.trees import Image, difference, image
 from tests.support.volumes import SOMEBODY, OpenVolume, check_copies, open_volume
-from tests.support.workload import (
-    CAPABILITIES,
-    CAPABILITY,
-    DEFAULT_ACL,
-    Model,
-    Refused,
-    Step,
-    Workload,
-    make_acl,
-    workloads,
-    workspace,
-)
+from tests.support.workload import Step, Workload, workspace
+from tests.support.xattrs import CAPABILITIES, CAPABILITY, DEFAULT_ACL, make_acl
 
 pytestmark = pytest.mark.mount
 

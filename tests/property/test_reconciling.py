@@ -34,9 +34,11 @@ from fusejournal.operations import (
 )
 from fusejournal.types import ROOT_FID, Fid, Seq
 from tests.support.losses import Died, dying_at, lose_machine
+from tests.support.model import Model
+from tests.support.random_workloads import workloads
 from tests.support.trees import difference, image, rebuild
 from tests.support.volumes import open_volume
-from tests.support.workload import UUID_OF_WORKLOADS, Model, Workload, workloads, workspace
+from tests.support.workload import UUID_OF_WORKLOADS, Workload, workspace
 
 _NAMES = ("a", "b", "c", "stray")
 _NO_ENDS = ImportOperation | Clean | Rmdir | Rename

@@ -4,8 +4,6 @@ POSIX's rules."""
 
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +13,6 @@ from hypothesis import strategies as st
 
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.query import Criteria, SeqRange
-from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import (
     RENAME_EXCHANGE,
     Kind,
@@ -30,28 +27,18 @@ from fusejournal.operations import (
 from fusejournal.replay.replay import Replay, Result
 from fusejournal.replay.target import Target, scratch_of
 from fusejournal.types import ROOT_FID, Fid, Seq
+from tests.support.model import Model, Refused
+from tests.support.random_workloads import UIDS, workloads
 from tests.support.volumes import show_nothing
 from tests.support.workload import (
-    UIDS,
-    Model,
-    Refused,
     Step,
     Workload,
     make_directory,
     make_file,
     unlike,
     workload_of,
-    workloads,
-    workspace,
+    written,
 )
-
-
-@contextmanager
-def _written(workload: Workload) -> Iterator[tuple[Path, Lookup]]:
-    """A workspace with the journal in it."""
-    with workspace() as base:
-        workload.write(base / "journal")
-        yield base, Lookup(JournalReader(base / "journal"))
 
 
 def _replay(lookup: Lookup, criteria: Criteria, path: Path) -> list[Result]:
@@ -76,7 +63,7 @@ def _replay(lookup: Lookup, criteria: Criteria, path: Path) -> list[Result]:
 @settings(max_examples=60)
 @given(workload=workloads())
 def test_all(workload: Workload) -> None:
-    with _written(workload) as (base, lookup):
+    with written(workload) as (base, lookup):
         criteria = Criteria(to_seq=Seq(workload.head_seq + 1))
         results = _replay(lookup, criteria, base / "target")
         assert not unlike(base / "target", workload.head)
@@ -89,7 +76,7 @@ def test_all(workload: Workload) -> None:
 @given(workload=workloads(), moment=st.integers(0, 1 << 16))
 def test_in_two_parts(workload: Workload, moment: int) -> None:
     seq = _inner_seq(workload, moment)
-    with _written(workload) as (base, lookup):
+    with written(workload) as (base, lookup):
         _replay(lookup, Criteria(to_seq=Seq(seq + 1)), base / "target")
         assert not unlike(base / "target", workload.models[seq])
         subprocess.run(["cp", "-a", base / "target", base / "copy"], check=True)
@@ -209,7 +196,7 @@ def _places(operation: Operation) -> set[object]:
 def _check_selection(workload: Workload, criteria: Criteria) -> _Expected:
     """Plan and run against the model."""
     expected = _carry_out(workload, criteria)
-    with _written(workload) as (base, lookup):
+    with written(workload) as (base, lookup):
         plan = Replay(lookup, criteria).plan(show_nothing)
         assert [one.seq for one in plan.conflicts] == expected.conflicts
         assert plan.done == len(expected.done)

@@ -2,17 +2,13 @@
 whatever a random journal holds, and whether its segments have indexes and are compressed or
 not."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusejournal.history.changes import Change, find_changes
-from fusejournal.history.lookup import Lookup
 from fusejournal.history.query import Criteria, find
-from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import (
     CONTENT_KINDS,
     RENAME_EXCHANGE,
@@ -26,31 +22,23 @@ from fusejournal.operations import (
 )
 from fusejournal.replay.restore import restore
 from fusejournal.types import ROOT_FID, Fid, Seq
+from tests.support.model import Model
+from tests.support.random_workloads import workloads
 from tests.support.trees import difference, image
 from tests.support.volumes import show_nothing
 from tests.support.workload import (
-    Model,
     Step,
     Workload,
     make_directory,
     make_file,
     unlike,
     workload_of,
-    workloads,
-    workspace,
+    written,
 )
 
 _MOMENTS = st.lists(st.integers(0, 1 << 16), min_size=3, max_size=3)
 _CONTENT = CONTENT_KINDS | {Kind.IMPORT_DATA}
 _ATTRIBUTES = frozenset({Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR})
-
-
-@contextmanager
-def _written(workload: Workload) -> Iterator[tuple[Path, Lookup]]:
-    """A workspace with the journal in it."""
-    with workspace() as base:
-        workload.write(base / "journal")
-        yield base, Lookup(JournalReader(base / "journal"))
 
 
 def _seqs(workload: Workload, moments: list[int]) -> list[Seq]:
@@ -63,7 +51,7 @@ def _seqs(workload: Workload, moments: list[int]) -> list[Seq]:
 @settings(max_examples=60)
 @given(workload=workloads(), moments=_MOMENTS)
 def test_whole_tree(workload: Workload, moments: list[int]) -> None:
-    with _written(workload) as (base, lookup):
+    with written(workload) as (base, lookup):
         for number, seq in enumerate({*_seqs(workload, moments), workload.head_seq}):
             target = base / f"target{number}"
             done = restore(lookup, b"", Seq(seq + 1), target, show_nothing)
@@ -77,7 +65,7 @@ def test_whole_tree(workload: Workload, moments: list[int]) -> None:
 @settings(max_examples=60)
 @given(workload=workloads(), moments=_MOMENTS, choice=st.integers(0, 1 << 16))
 def test_directory_or_file(workload: Workload, moments: list[int], choice: int) -> None:
-    with _written(workload) as (base, lookup):
+    with written(workload) as (base, lookup):
         for number, seq in enumerate(_seqs(workload, moments)):
             model = workload.models[seq]
             paths = sorted(path for path in model.all_paths() if path)
@@ -109,7 +97,7 @@ def _check_part(made: Path, target: Path, model: Model, path: bytes) -> None:
 @settings(max_examples=60)
 @given(workload=workloads(), moments=_MOMENTS)
 def test_names_at_a_moment(workload: Workload, moments: list[int]) -> None:
-    with _written(workload) as (_, lookup):
+    with written(workload) as (_, lookup):
         for seq in _seqs(workload, moments):
             model, before = workload.models[seq], Seq(seq + 1)
             for path in workload.paths_ever():
@@ -122,7 +110,7 @@ def test_names_at_a_moment(workload: Workload, moments: list[int]) -> None:
 @settings(max_examples=60)
 @given(workload=workloads())
 def test_paths_of_a_file_through_time(workload: Workload) -> None:
-    with _written(workload) as (_, lookup):
+    with written(workload) as (_, lookup):
         for fid in _fids_ever(workload):
             born = next(seq for seq, model in enumerate(workload.models) if fid in model.files)
             for seq in range(max(1, born), workload.head_seq + 2):
@@ -138,7 +126,7 @@ def test_paths_of_a_file_through_time(workload: Workload) -> None:
 @given(workload=workloads())
 def test_tenures(workload: Workload) -> None:
     models = workload.models
-    with _written(workload) as (_, lookup):
+    with written(workload) as (_, lookup):
         for path in workload.paths_ever():
             tenures = lookup.tenures(path)
             assert [one.from_seq for one in tenures] == sorted(one.from_seq for one in tenures)
@@ -158,7 +146,7 @@ def _fids_ever(workload: Workload) -> list[Fid]:
 @settings(max_examples=60)
 @given(workload=workloads(), newest_first=st.booleans())
 def test_log_of_a_path(workload: Workload, newest_first: bool) -> None:
-    with _written(workload) as (_, lookup):
+    with written(workload) as (_, lookup):
         for path in workload.paths_ever():
             if not path or set(b"*?[").intersection(path):
                 continue
@@ -201,7 +189,7 @@ def _is_below(path: bytes, above: bytes) -> bool:
 def test_log_by_kind_caller_and_range(workload: Workload, moments: list[int]) -> None:
     first, last, other = _seqs(workload, moments)
     kind, uid = list(Kind)[other % 12], (0, 1000, 1001)[other % 3]
-    with _written(workload) as (_, lookup):
+    with written(workload) as (_, lookup):
         for criteria in (
             Criteria(kinds=frozenset({kind})),
             Criteria(uid=uid),
@@ -228,7 +216,7 @@ def test_diff(workload: Workload, moments: list[int]) -> None:
     seq1, seq2 = sorted(_seqs(workload, moments)[:2])
     old, new = workload.models[seq1], workload.models[seq2]
     steps = [step for step in workload.steps[seq1:seq2] if step.held]
-    with _written(workload) as (_, lookup):
+    with written(workload) as (_, lookup):
         changes = find_changes(lookup, Seq(seq1 + 1), Seq(seq2 + 1))
     files = [one for one in changes if not one.link]
     assert len({one.fid for one in files}) == len(files)
@@ -297,7 +285,7 @@ _A, _B = Fid(2), Fid(3)
 
 
 def _diff(workload: Workload, seq1: int, seq2: int) -> list[tuple[str, bytes | None, bytes | None]]:
-    with _written(workload) as (_, lookup):
+    with written(workload) as (_, lookup):
         changes = find_changes(lookup, Seq(seq1 + 1), Seq(seq2 + 1))
     return sorted((one.letters(), one.old_path, one.new_path) for one in changes)
 
@@ -310,7 +298,7 @@ def test_directories_above_each_other_at_different_times() -> None:
         Rename(_B, _A, b"b", ROOT_FID, b"b", 0, Fid(0)),
         Rename(_A, ROOT_FID, b"a", _B, b"a", 0, Fid(0)),
     )
-    with _written(workload) as (_, lookup):
+    with written(workload) as (_, lookup):
         found = [lookup.path_before(fid, Seq(seq)) for fid in (_A, _B) for seq in (5, 6, 7)]
     assert found == [b"a", b"a", b"b/a", b"a/b", b"b", b"b"]
 
@@ -351,7 +339,7 @@ def test_file_whose_told_name_went() -> None:
         Write(_A, 0, None),
         segment_entries=4,
     )
-    with _written(workload) as (_, lookup):
+    with written(workload) as (_, lookup):
         found = {one.entry.seq: one.path for one in find(lookup, Criteria())}
     assert found[Seq(6)] == b"b"
     changes = _diff(workload, 4, 6)

@@ -20,9 +20,10 @@ from fusejournal.volume.reconcile import contents
 from fusejournal.volume.rollback import FILE, Rollback
 from tests.property.test_reconciling import leave
 from tests.support.losses import Died, dying_at
+from tests.support.random_workloads import workloads
 from tests.support.trees import difference, image
 from tests.support.volumes import open_volume
-from tests.support.workload import UUID_OF_WORKLOADS, Workload, unlike, workloads, workspace
+from tests.support.workload import UUID_OF_WORKLOADS, Workload, unlike, workspace
 
 pytestmark = pytest.mark.mount
 

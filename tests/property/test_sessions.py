@@ -54,7 +54,8 @@ from fusejournal.wire.session import (
 )
 from fusejournal.wire.versions import OWN_VERSIONS, Versions, common_version, versions_of
 from tests.support.mirrors import unlike_journals
-from tests.support.workload import UUID_OF_WORKLOADS, Workload, workloads, workspace
+from tests.support.random_workloads import workloads
+from tests.support.workload import UUID_OF_WORKLOADS, Workload, workspace
 
 _OPTIONS = JournalOptions(preallocate_bytes=1 << 12, reserve_bytes=1 << 12)
 _EPOCH = Epoch(9)

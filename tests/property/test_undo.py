@@ -29,6 +29,7 @@ from fusejournal.types import Seq
 from tests.support.layer import Layer
 from tests.support.trees import difference, image
 from tests.support.volumes import show_nothing
+from tests.support.xattrs import make_acl
 
 pytestmark = pytest.mark.mount
 
@@ -150,10 +151,7 @@ class _Worker:
         self._choose.choice((os.mkdir, os.mkfifo, lambda path: os.symlink("x", path)))(path)
 
     def _default_acl(self) -> None:
-        acl = (
-            b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x07\0\xe8\x03\0\0"
-            b"\x04\0\x05\0\xff\xff\xff\xff\x10\0\x07\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff"
-        )
+        acl = make_acl(7, 7, 5, 7, 5)
         name = self._choose.choice(("system.posix_acl_default", "system.posix_acl_access"))
         os.setxattr(self.path(), name, acl)
 

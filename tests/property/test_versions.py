@@ -32,18 +32,12 @@ from fusejournal.versions.records import (
 from fusejournal.versions.restore import restore_trees, restore_version
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
 from fusejournal.versions.verify import verify_version
+from tests.support.model import File, Model
 from tests.support.objects import MemoryStore
+from tests.support.random_workloads import workloads
 from tests.support.trees import difference, image
 from tests.support.volumes import show_nothing
-from tests.support.workload import (
-    UUID_OF_WORKLOADS,
-    File,
-    Model,
-    Workload,
-    unlike,
-    workloads,
-    workspace,
-)
+from tests.support.workload import UUID_OF_WORKLOADS, Workload, unlike, workspace
 
 _MOMENTS = st.lists(st.integers(0, 1 << 16), min_size=3, max_size=3)
 

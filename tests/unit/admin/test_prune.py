@@ -13,12 +13,7 @@ from fusejournal.journal.segment import list_segments
 from fusejournal.node.state_dir import VolumeState, save_state
 from fusejournal.roles.role import Role
 from fusejournal.types import ROOT_FID, Fid
-from tests.support.workload import (
-    UUID_OF_WORKLOADS,
-    make_directory,
-    make_file,
-    workload_of,
-)
+from tests.support.workload import UUID_OF_WORKLOADS, make_directory, make_file, workload_of
 
 _DAY = "[versions]\nkeep_last = 1\n"
 

@@ -27,12 +27,7 @@ from fusejournal.versions.packs import StoreDamagedError, pack_name
 from fusejournal.versions.verify import verify_version
 from tests.support.objects import MemoryStore
 from tests.support.volumes import show_nothing
-from tests.support.workload import (
-    UUID_OF_WORKLOADS,
-    make_directory,
-    make_file,
-    workload_of,
-)
+from tests.support.workload import UUID_OF_WORKLOADS, make_directory, make_file, workload_of
 
 
 @pytest.fixture(scope="module")

@@ -193,7 +193,10 @@ class Divergence:
                 return because_of
             place = next(iter(self.extra.get(fid, ())), None)
             if place is not None:
-                because_of = self.names[place].because_of
+                # The move that J made of it, not what came to its old name in J since. (A directory
+                # that J has no more lacks no name; the way to it begins with one that J has.)
+                found = because_of or self.names[place].because_of
+                because_of = max(self.lacking.get(fid, {}).values(), default=found)
             else:
                 place = next(iter(self._questions.places(fid, seq)), None)
             if place is None:

@@ -255,6 +255,20 @@ def test_move_below_itself() -> None:
     _check_without(workload, 5, [6])
 
 
+def test_move_below_itself_where_others_had_the_name() -> None:
+    """The cause is the move that was left out, not what came to the old name since."""
+    workload = workload_of(
+        make_directory(_A, ROOT_FID, b"a"),
+        make_directory(_B, _A, b"b"),
+        make_directory(_C, _B, b"c"),
+        Rename(_C, _B, b"c", ROOT_FID, b"c", 0, Fid(0)),
+        make_file(_D, _B, b"c"),
+        Unlink(_D, _B, b"c"),
+        Rename(_A, ROOT_FID, b"a", _C, b"a", 0, Fid(0)),
+    )
+    _check_without(workload, 6, [7, 8, 9])
+
+
 def test_exchange_below_itself() -> None:
     """The directory that an exchange puts into the first name's place would be below itself."""
     workload = workload_of(

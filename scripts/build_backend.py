@@ -53,8 +53,8 @@ class _Backend(build_meta._BuildMetaBackend):  # type: ignore[misc]
 
 
 def _extensions() -> list[Any]:
-    """What an earlier build left beside the sources is removed first: a pure build must not be
-    hidden by it."""
+    """Removes what an earlier build left beside the sources, first: a pure build must not be hidden
+    by it."""
     for path in (*Path().glob(f"{_GROUP}*.so"), *Path("fusejournal").rglob("*.so"), _MANIFEST):
         path.unlink(missing_ok=True)
     extensions: list[Any] = [setuptools.Extension("fusejournal.native.kernel", [_KERNEL])]

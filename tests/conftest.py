@@ -49,7 +49,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where nothing can be mounted, say so rather than fail."""
+    """Skip tests that mount where nothing can be mounted, rather than fail."""
     reason = "" if os.geteuid() == 0 and os.path.exists("/dev/fuse") else "needs root and /dev/fuse"
     for item in items:
         if reason and item.get_closest_marker("mount"):

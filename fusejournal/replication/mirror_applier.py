@@ -112,7 +112,7 @@ class MirrorApplier:
         reader: FrameRangeReader | None = None
         try:
             while True:
-                if reader is None and journal.head_seq:  # it is born
+                if reader is None and journal.head_seq:  # it has joined a volume
                     reader = FrameRangeReader(journal.directory, journal.uuid)
                 if reader is None or not await self._apply_what_is_there(reader):
                     await self._more.wait()

@@ -1,4 +1,4 @@
-"""What waits for a disk: the layer beside bindfs (a C passthrough) and plain ext4.
+"""Calls that wait for a disk: the layer beside bindfs (a C passthrough) and plain ext4.
 
 Each place has an ext4 of its own on a loop device, whose image lies on a disk that can lose power:
 not on tmpfs, where a flush costs nothing. All are mounted at once, and every round runs each step
@@ -102,7 +102,7 @@ def commit(mode: str, directory: str, count: int) -> None:
 
 
 class Step(NamedTuple):
-    """What *processes* do, each in a directory of its own, *share* of the operations asked for."""
+    """Work of *processes*, each in a directory of its own: *share* of the operations asked for."""
 
     kind: str
     label: str
@@ -150,7 +150,7 @@ def timed(step: Step, directory: Path, count: int) -> tuple[float, int]:
 
 
 class Counts(NamedTuple):
-    """What a disk and a file system process have done so far."""
+    """Counters of what a disk and a file system process have done so far."""
 
     flushes: int
     commits: int
@@ -200,7 +200,7 @@ def disk(base: Path, name: str) -> Iterator[SmallDisk]:
 
 
 class Taken(NamedTuple):
-    """What one operation took, in microseconds, and cost."""
+    """The time of one operation, in microseconds, and its cost."""
 
     wall_us: float
     counts: Counts
@@ -210,7 +210,7 @@ Found = dict[tuple[str, str], list[Taken]]
 
 
 def measure(places: dict[str, DiskPlace], steps: list[Step], rounds: int, count: int) -> Found:
-    """What each step took in each round, by step and place."""
+    """Measures what each step takes in each round, by step and place."""
     found: Found = {}
     for number in range(rounds):
         for step in steps:

@@ -207,8 +207,8 @@ class Place(NamedTuple):
     pid: int | None
 
     def cpu_seconds(self) -> float:
-        """What the process has used, all its threads together, also those that have ended. Source:
-        clock_getcpuclockid(3); the kernel's kernel/time/posix-cpu-timers.c."""
+        """The time that all threads of the process have used together, also those that have ended.
+        Source: clock_getcpuclockid(3); the kernel's kernel/time/posix-cpu-timers.c."""
         return 0.0 if self.pid is None else time.clock_gettime(~self.pid << 3 | 2)
 
 
@@ -241,7 +241,7 @@ def layer(base: Path, checkout: Path) -> Iterator[Place]:
 
 
 class Taken(NamedTuple):
-    """What one batch took, in seconds an operation."""
+    """The time of one batch, in seconds an operation."""
 
     wall: float
     cpu: float

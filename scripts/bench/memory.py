@@ -1,4 +1,4 @@
-"""What memory a layer holds, however many entries it has made: a soak on a nearly empty tree.
+"""The memory of a layer, however many entries it has made: a soak on a nearly empty tree.
 
 Several callers at a time have rounds of some hundred names each, in which files of all kinds are
 made, written, changed, linked, renamed and removed, among them what is refused, what is removed

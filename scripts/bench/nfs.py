@@ -1,5 +1,5 @@
-"""What users get through NFS: a kernel nfsd that exports a volume beside one that exports a plain
-ext4 on an equal disk, both on this machine, in one guest (tests/support/guest), in one run.
+"""NFS as users have it: a kernel nfsd that exports a volume beside one that exports a plain ext4 on
+an equal disk, both on this machine, in one guest (tests/support/guest), in one run.
 
 Three things are measured, each for NFSv3 and v4.2:
 
@@ -220,7 +220,7 @@ def _slow(one: dict[str, Any]) -> str:
 
 
 def _meanwhile(layer: dict[str, Any], begin: float, end: float) -> list[str]:
-    """What the trace and the samples have between *begin* and *end*."""
+    """The part of the trace and the samples between *begin* and *end*."""
     lines = []
     events = [e for e in layer["events"] if e["at"] < end and e["at"] + e["seconds"] > begin]
     for event in sorted(events, key=lambda event: -event["seconds"])[:_EVENTS_SHOWN]:

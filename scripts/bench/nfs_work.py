@@ -1,5 +1,5 @@
-"""What scripts/bench/nfs.py has done inside the guest: the steps, their rates and their account.
-Started as ``python -m scripts.bench.nfs_work OPTIONS`` with a JSON object; leaves
+"""The part of scripts/bench/nfs.py that runs inside the guest: the steps, their rates and their
+account. Started as ``python -m scripts.bench.nfs_work OPTIONS`` with a JSON object; leaves
 /out/result.json."""
 
 import faulthandler
@@ -71,10 +71,10 @@ class Step(NamedTuple):
     label: str
     act: Act
     mark: float | None = None
-    """Of the plain export's rate."""
+    """The share of the plain export's rate that it should have."""
     unit: str = "op/s"
     amount: int = 1
-    """Of units: MiB of a step, else for each of --count."""
+    """The number of units: MiB of a step, else for each of --count."""
     once: bool = False
     cold: bool = False
 
@@ -201,7 +201,7 @@ def _touch_memory() -> None:
 
 
 def account(options: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the kernel asked of the layer for each step, and how long that took."""
+    """Counts the requests that the kernel made of the layer for each step, and their times."""
     clock_us = statistics.median(_clock_us() for _ in range(2000))
     rows = []
     for mode in options["modes"]:

@@ -1,6 +1,6 @@
-"""What one gets out of a journal, and how quickly: verify beside xxhsum, replay beside cp -a, undo
-of an rm -rf beside that, and dump, history and restore beside fixed limits; with the peak memory of
-each command.
+"""Measures how quickly a journal gives back what is in it: verify beside xxhsum, replay beside cp
+-a, undo of an rm -rf beside that, and dump, history and restore beside fixed limits; with the peak
+memory of each command.
 
 Two journals are made: one of a source tree (files of /usr) that ``cp -a`` wrote through a layer,
 and one of many small entries, with a few that belong together spread over all of it. Every command
@@ -212,7 +212,7 @@ def make_indexes(pool: Any, directory: Path) -> None:
 
 
 class Ran(NamedTuple):
-    """What a command took and said."""
+    """The time, the memory and the output of a command."""
 
     seconds: float
     rss_mb: float
@@ -519,8 +519,8 @@ def _undo(base: Path, files: int) -> Runner:
 
 
 def _pool() -> Any:
-    """As many processes as CPUs. Forked, so that this one stays small: its memory would count as
-    that of the commands it starts."""
+    """Makes as many processes as there are CPUs. Forked, so that this one stays small: its memory
+    would count as that of the commands it starts."""
     return multiprocessing.get_context("fork").Pool(os.cpu_count(), _leave_signals_alone)
 
 

@@ -84,13 +84,13 @@ class Node(Layer):
 
     @property
     def cpu_seconds(self) -> float:
-        """What it has used of its processor: on a noisy machine the better measure."""
+        """The time that it has used of its processor: on a noisy machine the better measure."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     @property
     def applied_seq(self) -> int:
-        """Of a mirror: what it shows."""
+        """The last entry that a mirror shows."""
         return int(self.ask()["replication"]["mirror"]["applied_seq"])
 
 
@@ -401,7 +401,7 @@ class Spent(NamedTuple):
 
 
 def spend(nodes: Couple, count: int) -> Spent:
-    """What about *count* entries cost."""
+    """Makes about *count* entries. Returns their cost."""
     nodes.pause()
     head_seq, begun = nodes.primary.head_seq(), nodes.primary.cpu_seconds
     work(nodes.primary.mountpoint, 1, 0, count)

@@ -55,7 +55,7 @@ def _opened(path: Path, flags: int = os.O_RDWR) -> Iterator[int]:
 
 
 def _allocate(path: Path, flags: int, offset: int, length: int) -> str:
-    """What fallocate(2) says."""
+    """Calls fallocate(2). Returns what it says."""
     with _opened(path) as fd:
         try:
             calls.fallocate("test", fd, offset, length, flags)

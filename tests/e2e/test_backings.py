@@ -95,7 +95,7 @@ def test_backing(tmp_path: Path, kind: str) -> None:
 
 
 def _try_attributes(path: Path) -> list[object]:
-    """What becomes of large and of many attributes."""
+    """Tries large and many attributes. Returns what becomes of them."""
     path.write_bytes(b"x")
     found: list[object] = []
     for size in (1, 1000, 4000, 16_000, 65_536, 65_537):
@@ -146,7 +146,7 @@ def test_more_attributes_than_an_entry_can_hold(tmp_path: Path, kind: str) -> No
 
 
 def test_a_time_beyond_the_entries_range(tmp_path: Path) -> None:
-    """Where the backing holds more than entries do, it is made what its entry says."""
+    """A backing that holds more than entries do is made what its entry says."""
     with (
         filesystem("tmpfs", tmp_path, "disk", 64) as disk,
         Layer(tmp_path, backing=disk / "backing") as layer,

@@ -29,7 +29,7 @@ on_timeout = "block"
 
 
 def _extents(fd: int) -> list[tuple[int, int]]:
-    """Where there is data, from and up to."""
+    """The ranges of data, from and up to."""
     found: list[tuple[int, int]] = []
     at = 0
     while True:

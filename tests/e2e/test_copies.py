@@ -34,7 +34,7 @@ def _both(source: Path, target: Path) -> Iterator[tuple[int, int]]:
 
 
 def _copy(source: Path, target: Path, offset: int, to: int, length: int) -> list[int]:
-    """What each call has copied, until all is, or there is no more."""
+    """Copies until all is copied, or there is no more. Returns what each call has copied."""
     counts: list[int] = []
     with _both(source, target) as (one, other):
         while length and (not counts or counts[-1]):

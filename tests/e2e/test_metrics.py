@@ -194,7 +194,7 @@ def test_what_is_asked_of_the_metrics(
 
 @pytest.fixture(scope="module")
 def metrics_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Of a layer that runs."""
+    """The port of a layer that runs."""
     port = _free_port()
     with Layer(tmp_path_factory.mktemp("metrics")) as layer:
         layer.start("--metrics", f"127.0.0.1:{port}")

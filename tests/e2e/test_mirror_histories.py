@@ -101,7 +101,7 @@ def write(node: Node, name: str) -> None:
 
 
 def lose_machine(node: Node, disk: Disk) -> None:
-    """What was not on the disk when it was kept is gone, and a new boot begins."""
+    """Loses what was not on the disk when it was kept; a new boot begins."""
     node.kill()
     node.detach()
     disk.set_back()
@@ -213,7 +213,7 @@ def rejoin_through_kills(mirror: Node) -> None:
 
 
 def check_branch(mirror: Node, target: Path, common_seq: int, ahead_seq: int) -> None:
-    """What it alone had is kept once, found by its path, and comes back."""
+    """Checks that what it alone had is kept once, found by its path, and comes back."""
     state = str(mirror.state)
     (line,) = mirror.run("branch", "list", state, "--path", "after", "--json").stdout.splitlines()
     name = json.loads(line)["name"]
@@ -344,7 +344,7 @@ def test_a_primary_that_is_to_wait_for_a_peer(tmp_path: Path) -> None:
 
 
 def test_the_middle_of_a_chain_loses_its_machine(tmp_path: Path) -> None:
-    """What it had applied it no longer knows, while its mirror has all of it: nobody takes that for
+    """It no longer knows what it had applied, while its mirror has all of it: nobody takes that for
     another history."""
     with started(tmp_path, None, None, cascade=True) as (primary, middle, last):
         write(primary, "before")

@@ -75,7 +75,7 @@ def soon(look: Callable[[], object], expected: object) -> None:
 
 
 def attributes(path: Path) -> tuple[int, ...]:
-    """What stat(2) tells and replay keeps."""
+    """The attributes that stat(2) tells and replay keeps."""
     found = os.lstat(path)
     times = found.st_mtime_ns, found.st_ctime_ns
     owner = found.st_uid, found.st_gid
@@ -121,7 +121,8 @@ def test_a_reader_sees_each_change(three: tuple[Node, Node, Node]) -> None:
 
 
 def test_a_reader_of_a_file_whose_mtime_was_set_back(three: tuple[Node, Node, Node]) -> None:
-    """As by ``touch -r`` or ``rsync --inplace --times``: nothing else tells that it has changed."""
+    """So do ``touch -r`` and ``rsync --inplace --times``: nothing else tells that it has
+    changed."""
     primary, mirror, _ = three
     here, there = (node.mountpoint / "set back" for node in (primary, mirror))
     for content in (b"old" * 1000, b"new" * 1000, b"one" * 1000):

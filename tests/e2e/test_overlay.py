@@ -60,8 +60,8 @@ def _change(root: Path) -> None:
 
 
 def _content(root: Path) -> object:
-    """What a user sees, but for what an overlay does differently: sizes, links and times of
-    directories."""
+    """The tree as a user sees it, but for what an overlay does differently: sizes, links and times
+    of directories."""
     found = image(root, times=False)
     return {path: {**item, "nlink": 0, "links": None} for path, item in found.items()}
 

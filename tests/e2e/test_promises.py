@@ -1,4 +1,4 @@
-"""What the kernel is promised in the greeting and in each answer, and that it is kept: what it then
+"""Promises to the kernel, in the greeting and in each answer, and that they are kept: what it then
 remembers by itself is what the layer would say.
 
 Every promise is here with a test that fails where it is kept wrongly."""
@@ -175,7 +175,7 @@ def test_pages_are_those_of_the_file(
 
 
 def test_long_reads_and_writes(root: Path, layer: Layer) -> None:
-    """Of as much as one request takes, and more."""
+    """Reads and writes of as much as one request takes, and of more."""
     content = os.urandom((3 << 20) + 123)
     fd = os.open(root / "file", os.O_RDWR | os.O_CREAT)
     try:
@@ -202,7 +202,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def attributes(path: Path, how: int) -> tuple[object, ...]:
-    """What the kernel remembers of *path*, or asks the layer for. Source: statx(2)."""
+    """The attributes of *path* that the kernel remembers, or asks the layer for. Source:
+    statx(2)."""
     buffer = ctypes.create_string_buffer(256)
     if _libc.statx(
         _AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW | how, _STATX_BASIC_STATS, buffer

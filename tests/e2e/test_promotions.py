@@ -61,7 +61,7 @@ def promote(node: Node, *options: str) -> dict[str, Any]:
 
 
 def serves(node: Node) -> bool:
-    """Whether *node* takes changes."""
+    """True if *node* takes changes."""
     status = node.ask()
     return bool(status["role"] == "primary" and status["state"] == "running")
 
@@ -75,7 +75,7 @@ def takes_nothing(node: Node) -> bool:
 
 
 def test_a_mirror_takes_the_place_of_a_lost_primary(tmp_path: Path) -> None:
-    """What was acknowledged is there, with its ids; the lost one takes no change when it is
+    """All that was acknowledged is there, with its ids; the lost one takes no change when it is
     back."""
     with started(tmp_path, None) as (primary, mirror):
         work(primary, "before")
@@ -145,8 +145,8 @@ def three(base: Path, config: str) -> Iterator[tuple[Node, Node, Node]]:
 
 
 def test_of_three_nodes_two_need_nobodys_word(tmp_path: Path) -> None:
-    """Where the primary waits for a mirror and for nothing less, it can acknowledge nothing once
-    both have given their word; the other mirror follows by itself."""
+    """A primary that waits for a mirror and for nothing less can acknowledge nothing once both have
+    given their word; the other mirror follows by itself."""
     with three(tmp_path, BLOCKING) as (primary, one, other):
         primary.kill()
         plan = promote(one)

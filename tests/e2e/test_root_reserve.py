@@ -1,4 +1,5 @@
-"""What a file system keeps back for root stays root's, whatever users do through the layer."""
+"""Space that a file system keeps back for root stays root's, whatever users do through the
+layer."""
 
 import errno
 import os
@@ -83,7 +84,7 @@ def test_users_stop_where_the_reserve_begins(reserved: tuple[Layer, Path], tmp_p
 def test_a_user_makes_all_kinds_of_things_near_the_reserve(
     reserved: tuple[Layer, Path], tmp_path: Path
 ) -> None:
-    """As root would, for permissions are not the backing's affair."""
+    """The layer works as root would, because permissions are not the backing's affair."""
     layer, _ = reserved
     root = layer.mountpoint
     (root / "shared").mkdir()

@@ -1,4 +1,4 @@
-"""What a mounted layer answers where a plain passthrough would differ from a local file system."""
+"""Answers of a mounted layer where a plain passthrough would differ from a local file system."""
 
 import errno
 import fcntl
@@ -389,7 +389,7 @@ def test_memory_maps(root: Path, layer: Layer) -> None:
 
 
 def without_the_layer(layer: Layer, act: Callable[[], bytes]) -> bytes | None:
-    """What *act* finds while the layer answers nothing; None where it needs an answer."""
+    """Returns what *act* finds while the layer answers nothing; None where it needs an answer."""
     found: list[bytes] = []
     acting_alone = threading.Thread(target=lambda: found.append(act()))
     os.kill(layer.pid, signal.SIGSTOP)
@@ -493,7 +493,7 @@ def test_extended_attributes(root: Path, layer: Layer) -> None:
 
 
 def test_all_attributes_of_a_backing_can_be_copied(root: Path, layer: Layer) -> None:
-    """As rsync -X and cp -a do: the layer's own is not, and nobody is told an error."""
+    """So do rsync -X and cp -a: the layer's own is not copied, and nobody is told an error."""
     file, other = root / "file", root / "other"
     file.write_text("x")
     os.setxattr(file, "trusted.b", b"2")
@@ -565,7 +565,7 @@ def test_entries_hold_results(root: Path, layer: Layer) -> None:
 
 @pytest.mark.parametrize("name", ["system.posix_acl_access", "system.posix_acl_default"])
 def test_an_acl_that_is_not_there_can_be_removed(root: Path, tmp_path: Path, name: str) -> None:
-    """As on a local file system; nfsd relies on it."""
+    """It is so on a local file system; nfsd relies on it."""
     for directory in (tmp_path / "plain", root / "directory"):
         directory.mkdir()
         os.removexattr(directory, name)

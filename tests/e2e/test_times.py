@@ -112,7 +112,7 @@ def _await_tick() -> None:
 
 
 def test_what_is_touched_and_what_is_written_are_in_order(tmp_path: Path) -> None:
-    """As make needs it: neither is older than what came before it."""
+    """Make needs it so: neither is older than what came before it."""
     with Layer(tmp_path) as layer:
         layer.start()
         written, touched = layer.mountpoint / "written", layer.mountpoint / "touched"

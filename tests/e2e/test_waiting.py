@@ -1,4 +1,4 @@
-"""Who waits for a disk waits alone."""
+"""A caller who waits for a disk waits alone."""
 
 import os
 import threading
@@ -15,7 +15,7 @@ _STALL_SECONDS = 2.0
 
 
 def _fsync(path: Path) -> float:
-    """How long an fsync of *path* took, in seconds."""
+    """Makes an fsync of *path*. Returns how long it took, in seconds."""
     fd = os.open(path, os.O_RDWR)
     try:
         os.write(fd, b"more")
@@ -75,8 +75,8 @@ def test_in_the_mode_nfs_names_wait_for_the_flush(layer: Layer) -> None:
 
 
 def test_requests_that_come_now_and_then_leave_room_for_all_else(layer: Layer) -> None:
-    """Whoever waits for the next request does not keep the other tasks waiting, too. Counted in
-    requests: so many at most are answered while a command is."""
+    """The loop, waiting for the next request, does not keep the other tasks waiting, too. Counted
+    in requests: so many at most are answered while a command is."""
     layer.start()
     over = threading.Event()
     done = 0

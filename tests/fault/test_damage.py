@@ -44,7 +44,7 @@ def contents(layer: Layer) -> dict[str, bytes]:
 
 
 def end(path: Path) -> int:
-    """Where the entries end; zeros follow in the segment that is written."""
+    """The offset at which the entries end; zeros follow in the segment that is written."""
     with SegmentReader(path) as reader:
         return reader.check().offset
 

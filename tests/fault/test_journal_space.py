@@ -18,7 +18,7 @@ pytestmark = pytest.mark.mount
 
 _RESTARTS = 30
 _SLACK_BYTES = 2 << 20
-"""What the file system takes for itself meanwhile, and what a last block does not fill."""
+"""Space that the file system takes for itself meanwhile, and that a last block does not fill."""
 
 
 def _occupied_bytes(root: Path) -> int:

@@ -1,4 +1,4 @@
-"""What a backing lists on a descriptor that is kept: every name, on every kind of file system."""
+"""A backing lists every name on a descriptor that is kept, on every kind of file system."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.mount
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
 def test_kept_descriptor_lists_what_came_after_it_was_opened(tmp_path: Path, kind: str) -> None:
-    """As a recovery puts a file aside in a directory that it has open, and the import comes after
+    """So a recovery puts a file aside in a directory that it has open, and the import comes after
     it."""
     with filesystem(kind, tmp_path, "disk", 320) as disk, open_volume(disk) as opened:
         tree = opened.volume.tree

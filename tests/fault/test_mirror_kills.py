@@ -1,4 +1,4 @@
-"""Whatever dies, is cut off or is slow: when it is back, mirrors have what the primary has.
+"""Nodes and links die, are cut off or slow: when all are back, mirrors have what the primary has.
 
 A random workload never stops but for the comparison. ``FUSEJOURNAL_TEST_KILLS`` says how many
 random kills and cuts there are (100 take some minutes), ``FUSEJOURNAL_TEST_SEED`` which."""

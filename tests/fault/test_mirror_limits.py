@@ -224,7 +224,7 @@ async def test_after_a_system_crash_the_start_names_it_too(
 
 
 async def test_a_full_disk_is_no_limit(tmp_path: Path) -> None:
-    """As long as it is full, an attribute that fits waits for space."""
+    """An attribute that fits waits for space as long as it is full."""
     with _pair(tmp_path, "xfs", "ext4") as (primary, mirror):
         async with shipping(primary, mirror):
             fid = primary.create("file", b"x")

@@ -40,7 +40,7 @@ take_back_seconds = 10.0
 
 
 def epoch_seq(layer: Layer) -> int:
-    """Where the last epoch begins."""
+    """The seq at which the last epoch begins."""
     reader = JournalReader(layer.state / "journal")
     return max(
         entry.seq
@@ -51,7 +51,7 @@ def epoch_seq(layer: Layer) -> int:
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
 def test_power_cuts(tmp_path: Path, kind: str) -> None:
-    """What was durable is in the journal, and the tree is what the journal says."""
+    """All that was durable is in the journal, and the tree is what the journal says."""
     dice = random.Random(SEED)
     replayed = tmp_path / "replayed"
     with power_disk(tmp_path, kind) as disk, Layer(disk.mountpoint, config=_CONFIG) as layer:
@@ -79,7 +79,7 @@ def test_power_cuts(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("victim", ["primary", "mirror"])
 def test_power_cuts_with_a_mirror(tmp_path: Path, victim: str) -> None:
-    """What a primary lost it takes back; a mirror goes on where its disk is; and both are level."""
+    """A primary takes back what it lost; a mirror goes on where its disk is; and both are level."""
     dice = random.Random(SEED)
     with power_disk(tmp_path) as disk, network() as net:
         places = {

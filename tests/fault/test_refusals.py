@@ -160,7 +160,7 @@ def _scene(base: Path) -> Iterator[Scene]:
 
 
 def _names(*beginnings: str) -> list[str]:
-    """Of the operations, but for those that do not begin so."""
+    """The names of the operations, but for those that do not begin so."""
 
     class Any:
         """Has every attribute, as a number."""

@@ -192,7 +192,7 @@ def test_killed_command(base: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_second_part_killed(base: Path, seed: int) -> None:
-    """What goes on from an earlier replay knows its files only by their names."""
+    """A replay that goes on from an earlier one knows its files only by their names."""
     workload = _random_workload(seed)
     workload.write(base / "journal")
     half = workload.head_seq // 2

@@ -20,7 +20,7 @@ _WHOLE_BY_NATURE = {
     "layer/handshake.py": "the kernel takes an answer whole or refuses it",
     "nfs/delegations.py": "less than a pipe takes at once",
 }
-"""Where a result need not be looked at, and why."""
+"""Calls whose result need not be looked at, and why."""
 
 
 def _unlooked_at() -> Iterator[str]:

@@ -29,7 +29,7 @@ from tests.support.volumes import SOMEBODY, OpenVolume, open_volume
 _OPTIONS = JournalOptions(segment_bytes=1 << 17, segment_entries=40)
 _TAG = "trusted.fusejournal"
 _LATER = (b".", b"later", b"ledger-later")
-"""What is changed after all was on disk."""
+"""Files that are changed after all was on disk."""
 _STOPS = ("orderly", "killed", "lost")
 _HOWS = ("missing", "empty", "cut", "older", "foreign")
 _WHOLE = Path()
@@ -37,11 +37,11 @@ _WHOLE = Path()
 
 @dataclass
 class Found:
-    """What an attempt to open came to."""
+    """The result of an attempt to open."""
 
     refusal: str = ""
     trouble: str = ""
-    """What no user should ever see."""
+    """Output that no user should ever see."""
     head_seq: int = 0
     told: list[str] = field(default_factory=list)
     new_fid: int = 0
@@ -51,7 +51,7 @@ class Found:
 
 
 def in_child(work: Callable[[], Any]) -> Any:
-    """What *work* returns, done in a process that ends without closing anything."""
+    """Does *work* in a process that ends without closing anything. Returns its result."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -89,7 +89,7 @@ class Case:
         if stop == "lost":
             self._lose_machine()
         self.left = image(self.backing)
-        """What is in the backing, before anything is opened."""
+        """The tree of the backing, before anything is opened."""
         self.fids = {_fid(path) for path in _all(self.backing)}
         self.saved = base / "saved"
         shutil.copytree(self.state, self.saved)
@@ -132,7 +132,7 @@ class Case:
         return durable
 
     def _lose_machine(self) -> None:
-        """What came after the checkpoint did not reach the backing's disk whole."""
+        """Spoils what came after the checkpoint: it did not reach the backing's disk whole."""
         for state in (self.state, self.old):
             begin_another_boot(state)
         for number in range(3):
@@ -212,7 +212,8 @@ def _durable_of(tree: Image) -> Image:
 
 
 def _files(case: Case) -> list[Path]:
-    """What can be spoilt, relative to the state directory; of segments the first and the last."""
+    """The files that can be spoilt, relative to the state directory; of segments the first and the
+    last."""
     segments = list_segments(case.state / "journal")
     chosen = {segments[0], segments[-1]}
     found = [path for path in case.state.rglob("*") if path.is_file() and path.name != "uuid"]
@@ -221,7 +222,7 @@ def _files(case: Case) -> list[Path]:
 
 
 def spoil(case: Case, file: Path, how: str, foreign: Path) -> bool:
-    """Whether there was something to do."""
+    """True if there was something to do."""
     path = case.state / file
     source = {"older": case.old, "foreign": foreign}.get(how)
     if file == _WHOLE:
@@ -246,8 +247,8 @@ def spoil(case: Case, file: Path, how: str, foreign: Path) -> bool:
 
 
 def judge(case: Case, found: Found, spare: Path, *, is_whole: bool) -> list[str]:
-    """What is wrong with what *found* says. *is_whole*: whether the journal can be replayed (its
-    old segments are not read at a start: verify reads them)."""
+    """Returns what is wrong with what *found* says. *is_whole*: whether the journal can be replayed
+    (its old segments are not read at a start: verify reads them)."""
     if found.trouble:
         return [f"not in words: {found.trouble.splitlines()[-1]}"]
     wrong = []
@@ -334,7 +335,7 @@ def test_a_copy_of_the_backing(tmp_path: Path, stop: str) -> None:
 
 
 def test_a_copy_of_the_backing_at_the_root_of_another_disk(tmp_path: Path) -> None:
-    """As when the data move to a new disk: the roots of two file systems of a kind have equal
+    """So it is when data move to a new disk: the roots of two file systems of a kind have equal
     handles."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -39,8 +39,8 @@ def held(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Layer]:
         yield layer
 
 
-def keepers(layer: Layer) -> list[int]:
-    """The keepers that run, by pid. (There may be others on this machine.)"""
+def holders(layer: Layer) -> list[int]:
+    """The holders that run, by pid. (There may be others on this machine.)"""
     found = subprocess.run(
         ["pgrep", "-f", "fusejournal.layer.connection_holder"],
         capture_output=True,
@@ -217,8 +217,8 @@ def test_open_files_without_a_name_outlive_the_layer(held: Layer) -> None:
     held.stop()
 
 
-def test_a_stop_in_order_leaves_no_keeper(held: Layer) -> None:
-    (pid,) = keepers(held)
+def test_a_stop_in_order_leaves_no_holder(held: Layer) -> None:
+    (pid,) = holders(held)
     held.stop()
     assert not is_running(pid)
     assert not held.is_mounted()
@@ -228,7 +228,7 @@ def test_a_stop_in_order_leaves_no_keeper(held: Layer) -> None:
 def test_unmounting_a_held_mount_by_hand(held: Layer) -> None:
     (held.mountpoint / "f").write_bytes(b"content")
     held.kill()
-    (pid,) = keepers(held)
+    (pid,) = holders(held)
     held.detach()
     wait_until(lambda: not is_running(pid))
     held.start()
@@ -241,7 +241,7 @@ def test_umount_command_on_a_held_mount(held: Layer) -> None:
     report = json.loads(held.run("status", "volume", "--json").stdout)
     assert report["state"] == "held"
     assert "its users wait" in report["degraded"][0]
-    (pid,) = keepers(held)
+    (pid,) = holders(held)
     held.run("umount", "volume")
     assert not held.is_mounted()
     assert not is_running(pid)

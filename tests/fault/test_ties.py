@@ -396,7 +396,8 @@ def test_spoilt_boot_file_counts_as_a_lost_machine(ledger: Layer, content: bytes
 def test_watermarks_of_another_state_directory_are_refused(
     ledger: Layer, tmp_path: Path, boot: str
 ) -> None:
-    """As of another mirror, which has the same volume and has been shipped as much, or more."""
+    """They are another mirror's, which has the same volume and has been shipped as much, or
+    more."""
     with Layer(tmp_path / "other", config=_CONFIG) as other:
         other.start()
         other.stop()

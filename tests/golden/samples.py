@@ -1,4 +1,4 @@
-"""What the golden files hold: a sample of each format and message, made by the program itself.
+"""The content of the golden files: a sample of each format and message, made by the program itself.
 
 Each maker returns what is written to ``NAME.json``. Where a format has a random part, or leaves its
 writer a choice, the golden file is only read, and never compared with what is written today."""
@@ -76,7 +76,7 @@ def from_rows(rows: list[str], length: int = 0) -> bytes:
 
 
 def golden(name: str) -> Any:
-    """What is in the golden file *name*."""
+    """The content of the golden file *name*."""
     return json.loads((HERE / f"{name}.json").read_text())
 
 
@@ -134,7 +134,7 @@ WATERMARKS = {
     "fence": [7, 0xFEED],
     "followed": [0xBEEF, 0xABCD, [1, 2, 3]],
 }
-"""What the page of watermarks says."""
+"""The values of the page of watermarks."""
 
 CHECKPOINT = Checkpoint(Seq(4711), NOW_NS, Position(Epoch(2), Seq(4711), 0x123456789ABCDEF0))
 SIGNATURES = ((Seq(10), bytes(range(32))), (Seq(25), bytes(range(32, 64))))
@@ -204,7 +204,7 @@ def volume(directory: Path) -> VolumeState:
 
 
 def make_volume(directory: Path) -> object:
-    """Which volume a state directory is of."""
+    """Makes volume.json, which says what volume a state directory is of."""
     save_state(volume(directory))
     return json.loads((directory / "volume.json").read_text())
 
@@ -314,7 +314,7 @@ def make_status(_: Path) -> object:
 
 
 class Golden(NamedTuple):
-    """How a golden file is made; ``is_compared``: what is written today must be the same."""
+    """The maker of a golden file; ``is_compared``: what is written today must be the same."""
 
     make: Callable[[Path], object]
     is_compared: bool = True

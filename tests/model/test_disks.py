@@ -31,7 +31,7 @@ _MIB = {"state": 40, "backing": 24}
 
 
 class DiskLives(Lives):
-    """See the module."""
+    """The lives of a volume on two small disks."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -137,7 +137,7 @@ class DiskLives(Lives):
         how=st.sampled_from(("kill", "kill first", "order")),
     )
     def lose_disks(self, sides: tuple[str, ...], rolls: list[bytes], how: str) -> None:
-        """What was not written to them is gone; the machine is still the same."""
+        """Loses what was not written to them; the machine is still the same."""
         assert self.opened is not None
         journal = self.opened.volume.journal
         before, head_seq = self._builder.model.image(), journal.head_seq

@@ -67,7 +67,7 @@ def model_of(journal: Path) -> Model:
 
 
 class Copies:
-    """Where an admin keeps copies of a volume's directories."""
+    """The copies that an admin keeps of a volume's directories."""
 
     def __init__(self, base: Path) -> None:
         self._base = base
@@ -101,7 +101,7 @@ def refusing(label: str, number: int, count: int) -> AbstractContextManager[list
 
 
 class Lives(RuleBasedStateMachine):
-    """See the module."""
+    """The lives of one volume."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,9 +112,9 @@ class Lives(RuleBasedStateMachine):
         self.copies = Copies(self.base)
         self.opened: OpenVolume | None = None
         self.is_blind = False
-        """Whether changes were made that the model has not seen."""
+        """True if changes were made that the model has not seen."""
         self.has_stopped = True
-        """Whether the last stop in order was one."""
+        """True if the last stop in order was one."""
         self._context: AbstractContextManager[OpenVolume] | None = None
         self._builder = Builder(Workload())
         self._owners: dict[int, int] = {}
@@ -124,7 +124,8 @@ class Lives(RuleBasedStateMachine):
         self._open(expect_quiet=False)
 
     def _make_places(self) -> dict[str, Path]:
-        """Where state and backing really are: the volume's directory may have links to them."""
+        """Makes state and backing where they really are: the volume's directory may have links to
+        them."""
         return {name: self.volume / name for name in ("state", "backing")}
 
     def _leave_places(self) -> None:
@@ -178,7 +179,7 @@ class Lives(RuleBasedStateMachine):
         self._open_if_failed()
 
     def _made(self, rolls: bytes) -> tuple[TreeOperation, Caller, bytes] | None:
-        """What *rolls* stand for."""
+        """The operation that *rolls* stand for."""
         assert self.opened is not None
         builder = self._builder
         builder.next_fid = self.opened.volume.new_fid()
@@ -299,7 +300,8 @@ class Lives(RuleBasedStateMachine):
     @precondition(lambda self: self.opened is not None)
     @rule(seed=st.integers(0, 1 << 16))
     def lose_the_machine(self, seed: int) -> None:
-        """Of the journal, what was flushed is left, or more; the backing is ahead of it."""
+        """Loses the machine: of the journal, what was flushed is left, or more; the backing is
+        ahead."""
         assert self.opened is not None
         journal = self.opened.volume.journal
         durable_seq, head_seq = journal.durable_seq, journal.head_seq
@@ -484,7 +486,7 @@ class Lives(RuleBasedStateMachine):
 
 
 def _good(place: Path) -> Path:
-    """Where what was in *place* is kept while something else is there."""
+    """The path that what was in *place* has while something else is there."""
     return place.with_name(f"good {place.name}")
 
 

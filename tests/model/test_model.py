@@ -63,7 +63,7 @@ def _acl(user: int, mask: int) -> bytes:
 
 
 def _answer(deed: Callable[[], object]) -> object:
-    """What *deed* returns, or the name of its error."""
+    """Does *deed*. Returns its result, or the name of its error."""
     try:
         return deed()
     except OSError as error:
@@ -382,7 +382,7 @@ class Twins(RuleBasedStateMachine):
     def both_in_process(
         self, uid: int, act: Callable[[bytes], object], limits: dict[int, int] | None = None
     ) -> None:
-        """As :meth:`both`, in a process that is limited."""
+        """Does :meth:`both` in a process that is limited."""
         self.both(lambda root: in_process(uid, lambda: act(root), limits))
 
     @rule(
@@ -433,8 +433,7 @@ class Twins(RuleBasedStateMachine):
 
     @rule(path=PATHS, uid=CALLERS, read_only=st.booleans(), value=st.sampled_from(CAPABILITIES))
     def be_root_of_a_namespace(self, path: bytes, uid: int, read_only: bool, value: bytes) -> None:
-        """Who sees the tree in a mount namespace of its own, and is root there, may as much as
-        without."""
+        """Root in a namespace of its own, which sees the tree there, may as much as without one."""
         target = self.base / "elsewhere"
 
         def act(root: bytes) -> list[object]:

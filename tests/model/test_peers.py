@@ -66,11 +66,11 @@ _SEQ_MAX = Seq(1 << 40)
 _CHUNK_BYTES = 1 << 16
 _HANDSHAKE_PIECES = 4
 _RECORD_HEAD_BYTES = 5
-"""Of TLS: with another length in it, who reads waits for long."""
+"""The head of a TLS record: with another length in it, the reader waits for long."""
 
 
 class Bugs(logging.Handler):
-    """What was logged as a bug."""
+    """Keeps what was logged as a bug."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,14 +128,14 @@ class Line:
         scope.cancel()
 
     def _wrong(self) -> str:
-        """What is to be wrong with the next piece."""
+        """Chooses what is to be wrong with the next piece."""
         if not self._left or self._dice.random() < 0.4:
             return ""
         self._left -= 1
         return self._dice.choice(("flip", "flip", "flip", "lose", "twice", "again", "cut"))
 
     def _changed(self, piece: bytes, wrong: str) -> list[bytes]:
-        """What is said in the place of *piece*."""
+        """Returns what is said in the place of *piece*."""
         dice = self._dice
         match wrong:
             case "flip":
@@ -156,7 +156,7 @@ class Line:
 
 
 class Peers(RuleBasedStateMachine):
-    """See the module."""
+    """The lives of a primary and a mirror."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ class Peers(RuleBasedStateMachine):
         self._check()
 
     def _check(self) -> None:
-        """What must hold at any time."""
+        """Checks what must hold at any time."""
         assert self.bugs.found == []
         for side in (self.mirror, self.primary):
             assert side.volume.failure is None
@@ -203,7 +203,7 @@ class Peers(RuleBasedStateMachine):
         assert not (found := self._unlike_model()), found
 
     def _unlike_model(self) -> str:
-        """How the primary's backing is not what it has answered."""
+        """Says how the primary's backing is not what it has answered."""
         return difference(image(self.primary.backing), self._builder.model.image())
 
     @rule(primary_in_order=_IN_ORDER, mirror_in_order=_IN_ORDER)
@@ -373,8 +373,8 @@ class Peers(RuleBasedStateMachine):
         return [0, *(frame.checksum for _, frame in reader.frames(Seq(1), _SEQ_MAX))]
 
     async def _begin(self, side: OpenVolume, peers: dict[str, str]) -> str:
-        """What a node does with the volume that it has opened: asks *peers*, all of which have kept
-        signatures, and begins. Returns what went wrong. Raises RefusedError after a loss."""
+        """Begins as a node does with the volume that it has opened: asks *peers*, all of which have
+        kept signatures, and begins. Returns what went wrong. Raises RefusedError after a loss."""
         opening = side.opening
         book = PeerBook(side.directory / "state")
         for name, address in peers.items():
@@ -464,7 +464,7 @@ class Peers(RuleBasedStateMachine):
         assert load_parting(self.mirror.directory / "state") is not None
 
     def _begin_the_mirror_anew(self) -> None:
-        """As both have said."""
+        """Begins the mirror anew, as both have said."""
         self._end("mirror", in_order=True)
         shutil.rmtree(self._place("mirror"))
         self.mirror = self._enter("mirror")

@@ -36,7 +36,7 @@ _DAY = 24 * _HOUR
 
 
 class LivesWithQuotas(Lives):
-    """See the module."""
+    """Lives with quotas, and with a clock that leaps."""
 
     def __init__(self) -> None:
         self._stack, self._held = ExitStack(), ExitStack()
@@ -104,7 +104,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _refusal(act: Callable[[int], object]) -> int | None:
-    """How *act* is refused at last."""
+    """Does *act* until it is refused. Returns the errno."""
     for number in range(100):
         try:
             act(number)

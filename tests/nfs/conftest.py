@@ -37,7 +37,7 @@ def version(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def disks() -> dict[str, Path]:
-    """Where each kind's disk is mounted; made at first use."""
+    """The mountpoint of each kind's disk; made at first use."""
     return {}
 
 
@@ -48,7 +48,7 @@ def filesystem() -> str:
 
 
 def mounted(disks: dict[str, Path], filesystem: str) -> Path:
-    """Where the disk with *filesystem* is mounted."""
+    """The mountpoint of the disk with *filesystem*."""
     if filesystem not in disks:
         disks[filesystem] = Path("/srv") / filesystem
         make_disk(filesystem, Path(DEVICES[filesystem]), disks[filesystem])
@@ -82,7 +82,7 @@ def plain(disks: dict[str, Path], tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def export() -> Export:
-    """How both are exported; tests choose another by parametrizing it."""
+    """The export of both; tests choose another by parametrizing it."""
     return Export()
 
 

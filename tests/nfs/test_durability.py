@@ -1,4 +1,4 @@
-"""What an NFS client was told is stable is there, and in the journal, whenever the layer is
+"""Data that an NFS client was told is stable is there, and in the journal, whenever the layer is
 killed."""
 
 import json
@@ -73,7 +73,7 @@ def asked(change: Callable[[], Any], done: type[OSError] | None = None) -> Any:
 
 
 def content(number: int) -> bytes:
-    """What is written to the file of one round."""
+    """The content of the file of one round."""
     return random.Random(number).randbytes(random.Random(number).randrange(1, 20_000))
 
 

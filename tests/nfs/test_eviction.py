@@ -35,7 +35,7 @@ pytestmark = pytest.mark.guest(prepare=prepare, early=True)
 
 
 def inodes_in_memory() -> int:
-    """How many FUSE inodes the kernel has now. Source: slabinfo(5)."""
+    """The number of FUSE inodes that the kernel has now. Source: slabinfo(5)."""
     for line in Path("/proc/slabinfo").read_text().splitlines():
         name, active, *_ = line.split()
         if name == "fuse_inode":

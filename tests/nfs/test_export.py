@@ -71,7 +71,7 @@ def end(layer: Layer, *how: str) -> subprocess.CompletedProcess[str]:
 
 
 def outcome(path: Path) -> str:
-    """What a client gets who lists *path*: "ok", or the error's name."""
+    """Lists *path* as a client. Returns "ok", or the error's name."""
     try:
         os.listdir(path)
     except OSError as error:
@@ -80,12 +80,12 @@ def outcome(path: Path) -> str:
 
 
 REFUSED = ("ESTALE", "EACCES")
-"""What a client gets from a server that does not export it; the second where nothing at all is
-exported to it any more."""
+"""The errors of a server that does not export it; the second where nothing at all is exported to it
+any more."""
 
 
 def is_locked(layer: Layer) -> bool:
-    """Whether the server knows of a lock that a client has."""
+    """True if the server knows of a lock that a client has."""
     return any(one.kind == "lock" for one in nfsd.holders(layer.mountpoint))
 
 

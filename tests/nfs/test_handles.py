@@ -1,4 +1,4 @@
-"""What clients hold stays good as long as the file is there: open files, directories and working
+"""Handles of clients stay good as long as the file is there: open files, directories and working
 directories, through everything that drops the kernel's inodes or the layer itself."""
 
 import os
@@ -90,7 +90,7 @@ def test_clients_of_a_killed_layer_wait_for_the_next(served: Served) -> None:
 
 @pytest.mark.parametrize("version", ["3", "4.2"])
 def test_a_terminated_layer_leaves_its_clients_waiting(served: Served) -> None:
-    """As when a service is restarted: SIGTERM, then another process."""
+    """So it is when a service is restarted: SIGTERM, then another process."""
     with holding(served) as holder:
         holder.do("lock", "file")
         served.volume.stop()
@@ -163,7 +163,7 @@ def test_removal_is_stale_and_nothing_else_is(served: Served) -> None:
 
 
 def stale_when_closed(served: Served, holder: Holder) -> None:
-    """What was removed lives as long as the server has it open: with NFSv4 until the client closes
+    """A removed file lives as long as the server has it open: with NFSv4 until the client closes
     it, with NFSv3 until nfsd's cache does. Then, and for good, the handle is stale."""
     if f"{served.client} nfs4 " in Path("/proc/mounts").read_text():
         assert holder.do("read", "file") == b"content"

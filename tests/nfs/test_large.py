@@ -1,4 +1,4 @@
-"""What is large: a directory of 50,000 names, a file of 1 GiB."""
+"""Large things: a directory of 50,000 names, a file of 1 GiB."""
 
 import os
 from collections import Counter
@@ -71,7 +71,7 @@ def _list(directory: Path) -> list[str]:
 
 
 def _list_long(directory: Path) -> list[str]:
-    """As ls -l does it: the client then asks for attributes along with names."""
+    """Lists as ls -l does: the client then asks for attributes along with names."""
     names = []
     with os.scandir(directory) as found:
         for entry in found:

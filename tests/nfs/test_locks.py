@@ -35,7 +35,7 @@ def lock(fd: int, kind: int, start: int = 0, length: int = 0, wait: bool = False
 
 
 def holder(fd: int, kind: int, start: int = 0, length: int = 0) -> tuple[str, int, int]:
-    """Which lock is in the way of such a one: its kind, start and length."""
+    """The lock that is in the way of such a one: its kind, start and length."""
     asked = _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
     found, _, start, length, _ = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, asked))
     return _KINDS[found], start, length
@@ -51,7 +51,7 @@ def flock(fd: int, how: int) -> str:
 
 
 def is_waiting(person: Person) -> bool:
-    """Whether a server has told *person* to wait for a lock: its client sleeps until it asks again,
+    """True if a server has told *person* to wait for a lock: its client sleeps until it asks again,
     or is called back."""
     stack = Path(f"/proc/{person.pid}/stack").read_text()
     return "nlmclnt_block" in stack or ("nfs4_retry_setlk" in stack and "wait_woken" in stack)
@@ -127,7 +127,7 @@ _RELEASES: dict[str, Callable[[Person, int], Any]] = {
 
 @contextmanager
 def _places(nfs: NfsServer, site: Site) -> Iterator[dict[str, tuple[Path, Path]]]:
-    """Who holds a lock and who waits for it: clients of each version, and of two."""
+    """Clients, one to hold a lock and one to wait for it: of each version, and of both."""
     base = site.client.parent
     with (
         nfs.client("4.2", site.served, base / "client 4.2", *FRESH) as client,
@@ -238,7 +238,7 @@ def _mkdir(path: Path) -> str:
 
 
 def _link(path: Path) -> str:
-    """As locks were made before there was O_EXCL: each has a file of its own to link."""
+    """Locks as programs did before there was O_EXCL: each has a file of its own to link."""
     own = path.parent / f"own{os.getuid()}"
     own.touch()
     try:

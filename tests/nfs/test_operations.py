@@ -236,7 +236,7 @@ def test_squashed_users(nfs: NfsServer, version: str, volume: Layer, plain: Path
 
 
 def _reread(fd: int) -> bytes | str:
-    """What the server has, whatever the client remembers."""
+    """Reads what the server has, whatever the client remembers."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     try:
         return os.pread(fd, 100, 0)
@@ -272,8 +272,8 @@ def test_open_file_that_another_client_takes_away(fresh_sites: Sites, version: s
 
 
 def _take_away(site: Site, how: str, is_gone: bool) -> list[Any]:
-    """What one client still gets from a file, and then has of it; *is_gone*: wait for its end, for
-    NFSv3 has no open files, and nfsd closes its own some time later."""
+    """Returns what one client still gets from a file, and then has of it; *is_gone*: wait for its
+    end, for NFSv3 has no open files, and nfsd closes its own some time later."""
     path = site.client / "file"
     with Person(SOMEBODY) as one, Person(SOMEBODY) as other:
         one.ask(write, path, 0, b"first", os.O_CREAT)
@@ -334,7 +334,7 @@ def _allocate(path: Path) -> None:
 
 
 def _take_and_give_back(path: Path) -> list[Any]:
-    """What becomes of a file's size, bytes and blocks."""
+    """Returns what becomes of a file's size, bytes and blocks."""
     answers: list[Any] = []
     for flags, offset, length in ((0, 0, 1 << 20), (_PUNCH, 5000, 900_000), (_PUNCH, 0, 1 << 30)):
         with open(path, "r+b") as file:
@@ -420,7 +420,7 @@ def _extras(path: Path) -> list[Any]:
 
 
 def test_known_differences(sites: Sites, version: str) -> None:
-    """What differs from a plain export, so that a change of it is noticed."""
+    """Known differences from a plain export, so that a change of them is noticed."""
     _, volume, plain = sites
     answers = []
     for site in (plain, volume):

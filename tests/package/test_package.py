@@ -32,7 +32,7 @@ fusejournal journal verify packaged
 fusejournal umount packaged
 test ! -e "$1/data/.fusejournal"
 """
-"""What the quickstart does: a tree is there first, a change is logged and taken back."""
+"""The work of the quickstart: a tree is there first, a change is logged and taken back."""
 
 _IN_CHROOT = rf"""
 set -eu
@@ -69,7 +69,7 @@ def _run(*command: str | Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where both are."""
+    """The paths of both."""
     directory = tmp_path_factory.mktemp("package")
     _run(_TOP / "scripts" / "package", directory)
     return directory
@@ -95,7 +95,7 @@ def test_the_wheel(built: Path, tmp_path: Path, version: str) -> None:
 
 
 def test_the_debian_package(built: Path, tmp_path: Path, version: str) -> None:
-    """As apt installs it, with what it depends on, into a system that has nothing else."""
+    """Installs it as apt does, with what it depends on, into a system that has nothing else."""
     (package,) = built.glob("*.deb")
     root = tmp_path / "root"
     _run(

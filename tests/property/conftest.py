@@ -4,5 +4,5 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is known to be hard comes before what chance brings."""
+    """Puts what is known to be hard before what chance brings."""
     items.sort(key=lambda item: "test_corpus" not in item.nodeid)

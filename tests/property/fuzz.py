@@ -22,11 +22,11 @@ _ODD_VALUES: tuple[Any, ...] = (
     *(bytes(16), bytes(32), (UUID(int=5)).bytes, [], [1], [None], [[1]], [1 << 63] * 64, [1] * 65),
     *({}, {1: 2}),
 )
-"""What a field may be, or never."""
+"""Values that a field may have, or never."""
 
 
 def seeds(name: str) -> list[bytes]:
-    """What is changed: everything good and bad that is known of the decoder *name*."""
+    """The bytes that are changed: everything good and bad that is known of the decoder *name*."""
     found = [one.data for one in inputs(name)]
     if name == "message":
         goldens = map(_rows, golden("wire-v1").values())

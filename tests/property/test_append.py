@@ -1,5 +1,5 @@
-"""What is appended can be read: whatever an operation's fields are, ``append`` either refuses the
-entry, with nothing written, or every reader takes it."""
+"""All that is appended can be read: whatever an operation's fields are, ``append`` either refuses
+the entry, with nothing written, or every reader takes it."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -66,7 +66,7 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Journal:
 def _appended(
     journal: Journal, operation: Operation, who: Caller, path: bytes, data: bytes = b""
 ) -> bool:
-    """Whether *operation* was taken: then it is read back as it was; else nothing has changed."""
+    """True if *operation* was taken: then it is read back as it was; else nothing has changed."""
     before = journal.end
     try:
         seq = journal.append(operation, who, journal.last_time_ns + 1, lambda _: path, data)

@@ -1,5 +1,5 @@
-"""What a volume journals is what its backing is: after each operation the backing is the model's
-tree, and in the end replay and mirror make the same tree, capabilities, ACLs and times included."""
+"""A volume journals what its backing is: after each operation the backing is the model's tree, and
+in the end replay and mirror make the same tree, capabilities, ACLs and times included."""
 
 import errno
 import os

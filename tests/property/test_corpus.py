@@ -1,4 +1,5 @@
-"""What decoders once failed on, or might, is refused or read as it was before. Runs first."""
+"""Bytes that decoders once failed on, or might, are refused or read as they were before. Runs
+first."""
 
 import pytest
 

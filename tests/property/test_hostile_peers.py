@@ -40,7 +40,7 @@ pytestmark = pytest.mark.mount
 
 
 def _bugs(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What the log says of bugs, and whatever is not one line."""
+    """Returns what the log says of bugs, and all that is not one line."""
     found = [
         repr(record.getMessage())
         for record in caplog.records
@@ -200,7 +200,7 @@ async def test_a_mirror_that_answers_anything(
 async def test_a_mirror_that_says_something_else_each_time(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of itself, in each greeting and acknowledgement: the log has few lines of it."""
+    """It says it of itself, in each greeting and acknowledgement: the log has few lines of it."""
     for name in ("_PAUSE_SECONDS_MIN", "_PAUSE_SECONDS_MAX", "_REFUSED_SECONDS"):
         monkeypatch.setattr(shipper_module, name, 0.005)
     sessions, said = 0, 0

@@ -1,4 +1,4 @@
-"""Whatever a lost machine leaves of the backing, it is made what the journal says.
+"""A backing, whatever a lost machine leaves of it, is made what the journal says.
 
 A backing as of some entry at or after the checkpoint, be it before or beyond the journal's end, is
 then spoilt further: names moved, taken away and added, files cut short, grown and overwritten,
@@ -54,7 +54,7 @@ def _may_be_the_last(operation: Operation) -> bool:
 
 
 def leave(volume: Path, workload: Workload, checkpoint: int, backing: int, end: int) -> None:
-    """What is left in *volume*: a checkpoint and a backing as of these entries, a journal that ends
+    """Leaves in *volume* a checkpoint and a backing as of these entries, and a journal that ends
     with entry *end*."""
     (volume / "state").mkdir()
     (volume / "backing").mkdir()

@@ -107,7 +107,7 @@ class Primary:
         )
 
     def hear(self, claim: Claim) -> None:
-        """As replication.py does."""
+        """Hears of a reign, as replication does."""
         mine = self.fence.own(epoch_of(self.journal))
         chain = chain_of(self.journal[: claim.seq]) if claim.seq <= len(self.journal) else None
         if is_proven(claim, mine, chain):
@@ -116,7 +116,7 @@ class Primary:
 
 
 class Mirror:
-    """What a mirror keeps, and what it has in memory."""
+    """A mirror: what it keeps, and what it has in memory."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -139,7 +139,7 @@ class Mirror:
 
     @contextmanager
     def checked(self) -> Iterator[None]:
-        """What may never happen to it, whoever calls."""
+        """Checks what may never happen to it, whoever calls."""
         journal, fence = self.journal, self.fence
         yield
         assert self.journal[: len(journal)] == journal, "something was given up"
@@ -152,7 +152,7 @@ _NUMBERS = st.one_of(st.integers(0, 12), st.sampled_from((EPOCH_MAX, EPOCH_MAX +
 
 
 class Reigns(RuleBasedStateMachine):
-    """See the module."""
+    """The reigns of a primary and its mirrors."""
 
     @initialize()
     def begin(self) -> None:

@@ -42,7 +42,7 @@ from tests.support.workload import (
 
 
 def _replay(lookup: Lookup, criteria: Criteria, path: Path) -> list[Result]:
-    """As the command does it, what conflicts skipped."""
+    """Replays as the command does, with what conflicts skipped."""
     if not path.exists():
         # As the model's root, for a selection need not set its attributes.
         path.mkdir()
@@ -97,7 +97,7 @@ def _inner_seq(workload: Workload, moment: int) -> Seq:
 
 @st.composite
 def _selections(draw: st.DrawFn) -> Criteria:
-    """What somebody may choose. Seqs are per mille of the journal: see _scaled."""
+    """Selections that a user may make. Seqs are per mille of the journal: see _scaled."""
     criteria = Criteria(from_seq=Seq(draw(st.sampled_from((0, 0, 300)))))
     seqs = st.integers(0, 1000)
     ranges = st.lists(
@@ -139,7 +139,7 @@ def _scaled(criteria: Criteria, workload: Workload) -> Criteria:
 
 
 class _Expected(NamedTuple):
-    """What the model makes of a selection."""
+    """The model's result of a selection."""
 
     tree: Model
     done: list[int]

@@ -160,7 +160,7 @@ def test_log_of_a_path(workload: Workload, newest_first: bool) -> None:
 
 
 def _is_about(workload: Workload, seq: Seq, path: bytes) -> tuple[bool, bool]:
-    """Whether entry *seq* is about *path*, and whether it may be said to be: of a file with several
+    """Returns if entry *seq* is about *path*, and if it may be said to be: of a file with several
     names, some of them below *path*, only one name counts."""
     operation = workload.steps[seq - 1].operation
     before, after = workload.models[seq - 1], workload.models[seq]

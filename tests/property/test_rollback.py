@@ -35,7 +35,7 @@ def position(reader: JournalReader, seq: int) -> Position:
 
 
 def rejoin(state: Path, seq: int) -> None:
-    """What a rejoin does before the volume is opened."""
+    """Does what a rejoin does before the volume is opened."""
     reader = JournalReader(state / "journal", UUID_OF_WORKLOADS)
     if (state / FILE).exists() or reader.head()[0] == seq:
         return

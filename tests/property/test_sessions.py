@@ -66,7 +66,7 @@ _START = Position(Epoch(0), Seq(0), 0)
 
 
 def stream_of(directory: Path, dice: random.Random) -> list[Message]:
-    """What a source sends of the journal in *directory*, in batches of any size."""
+    """The messages of a source with the journal in *directory*, in batches of any size."""
     head_seq, chain = JournalReader(directory, UUID_OF_WORKLOADS).head()
     end = JournalEnd(Seq(head_seq + 1), 0, Position(_EPOCH, head_seq, chain))
     messages: list[Message] = [Begin(_EPOCH, Seq(0), 0, head_seq, Seq(0))]
@@ -114,7 +114,8 @@ class Mirror:
         return take
 
     def check_prefix(self, source: Path) -> None:
-        """What is here is what the source has, as far as it goes, and may be applied."""
+        """Checks that what is here is what the source has, as far as it goes, and may be
+        applied."""
         head_seq = self.journal.head_seq
         assert self.committed_seq == head_seq
         if not head_seq:
@@ -186,7 +187,7 @@ def test_any_split_of_the_bytes_makes_the_same_journal(
 @_FEW
 @given(workload=_WORKLOADS, dice=_DICE)
 def test_damaged_bytes(workload: Workload, dice: random.Random) -> None:
-    """Flipped bits, lost, doubled and swapped stretches of bytes, an end anywhere."""
+    """Flipped bits, lost, doubled and swapped ranges of bytes, an end anywhere."""
     with scene(workload, dice) as (source, messages, mirror):
         whole = bytearray(b"".join(map(encode, messages)))
         for _ in range(dice.choice((1, 1, 3))):
@@ -235,7 +236,8 @@ def test_messages_lost_doubled_and_out_of_order(workload: Workload, dice: random
 
 
 def resumed(source: Path, position: Position, dice: random.Random) -> list[Message]:
-    """What a source sends to a sink at *position*, and first some that the sink has already."""
+    """The messages of a source to a sink at *position*, and first some that the sink has
+    already."""
     batches = [message for message in stream_of(source, dice) if isinstance(message, Batch)]
     head_seq = batches[-1].head_seq
     reader = FrameRangeReader(source, UUID_OF_WORKLOADS)
@@ -325,7 +327,7 @@ _MES = st.builds(
 def test_greetings(
     one: HandshakeState, other: HandshakeState, purpose: str, is_mirror: bool
 ) -> None:
-    """Who gets past them is of one volume and speaks a version that the other does, and no lower
+    """A peer that gets past them is of one volume and speaks a version of the other's, and no lower
     epoch ships to one that has seen a higher."""
     greeting = hello(one, purpose)
     refused = None

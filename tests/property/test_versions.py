@@ -148,7 +148,7 @@ def _check_differences(store: MemoryStore, reader: JournalReader, workload: Work
 
 
 def _whole(model: Model, fid: Fid) -> object:
-    """What is in a version of *fid* and counts as a difference: not a directory's mtime."""
+    """The parts of *fid* in a version that count as a difference: not a directory's mtime."""
     file, places = model.files.get(fid), sorted(model.places(fid))
     if file is None or not places:
         return None

@@ -70,7 +70,7 @@ _SEQUENCES = st.lists(_MESSAGES, min_size=1, max_size=5)
 
 
 def decoded(pieces: list[bytes]) -> tuple[list[Message], WireError | None, Decoder]:
-    """What a decoder makes of bytes: messages, and what it had to say in the end."""
+    """Decodes bytes. Returns the messages, and what the decoder had to say in the end."""
     decoder, messages = Decoder(), []
     decoder.bytes_max = BATCH_BYTES_MAX
     try:
@@ -157,7 +157,8 @@ def test_any_truncation(messages: list[Message], data: st.DataObject) -> None:
 @given(messages=_SEQUENCES, data=st.data())
 @settings(max_examples=300)
 def test_any_removed_or_repeated_range(messages: list[Message], data: st.DataObject) -> None:
-    """What stays whole may still come out, as it was; which order is right the session knows."""
+    """Messages that stay whole may still come out, as they were; the session knows the right
+    order."""
     whole = b"".join(map(encode, messages))
     start = data.draw(st.integers(0, len(whole)))
     end = data.draw(st.integers(start, len(whole)))

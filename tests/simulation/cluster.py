@@ -33,7 +33,8 @@ from tests.support.trees import difference, image
 from tests.support.volumes import SOMEBODY, OpenVolume, Quiet, content, open_volume
 
 _LEVEL_SECONDS: Final = 2_000.0
-"""Of the world's time: a mirror may go by an instance for ten minutes that is there no more."""
+"""The world's time that it may take: a mirror may go by an instance for ten minutes that is
+gone."""
 _ASKING_SECONDS: Final = 3.0
 _POLL_SECONDS: Final = 0.25
 _RETRY_SECONDS: Final = 30.0
@@ -49,7 +50,7 @@ class Silent(Quiet):
 
 @contextmanager
 def at(machine: Machine) -> Iterator[None]:
-    """What the block does is done by a process of *machine*."""
+    """Does the block in a process of *machine*."""
     token = current.set(machine)
     try:
         yield
@@ -138,7 +139,7 @@ class Node:
         book.save()
 
     async def _begin(self, side: OpenVolume) -> None:
-        """As a primary's start does (node/start.py), and with that replication again."""
+        """Begins as a primary's start does (node/start.py), and with that replication again."""
         opening, local = side.opening, side.replication.local
         parts: Any = SimpleNamespace(startup=opening, local=local, role=Role.PRIMARY)
         standing = await start._ask_peers(Silent(), parts, has_asked=False)
@@ -148,7 +149,7 @@ class Node:
         side.replicate(local.config, str(self.machine.address))
 
     def _state(self) -> VolumeState:
-        """What commands go by."""
+        """The state that commands go by."""
         uuid = UUID((self.state_dir / "uuid").read_text())
         places = (self.directory / "backing").resolve(), self.directory / "mount"
         return VolumeState(self.state_dir, uuid, self.name, *places, 0, Role.MIRROR)
@@ -162,14 +163,14 @@ class Node:
             await self.kill()
 
     async def kill(self) -> None:
-        """Of the process alone."""
+        """Kills the process alone."""
         if self._scope is not None:
             self.machine.die()
             await self._over.wait()
 
     async def crash(self, older: int = 0) -> None:
-        """Of the machine: what was not flushed is lost, from some entry on; *older*: and so many
-        entries that were, as where an older copy takes its place."""
+        """Crashes the machine: what was not flushed is lost, from some entry on; *older*: and so
+        many entries that were, as where an older copy takes its place."""
         dice = self.cluster.world.dice
         side = self.side
         span = None
@@ -252,11 +253,11 @@ class Cluster:
     nursery: trio.Nursery
     mirrors_wanted: int
     waits_for_peers: bool
-    """What a primary does that has lost entries and reaches no peer."""
+    """True if a primary that has lost entries and reaches no peer waits for one."""
     answered: set[tuple[int, int]] = field(default_factory=set)
     """Entries, by seq and chain, that a caller was told are durable."""
     reigns: dict[int, str] = field(default_factory=dict)
-    """Who took changes in which epoch."""
+    """The node that took changes, by epoch."""
     primary: Node = field(init=False)
     mirrors: list[Node] = field(default_factory=list)
     _count: int = 0
@@ -364,7 +365,7 @@ class Cluster:
         return "\n".join([*words, *self.world.trace[-30:]])
 
     def check(self) -> None:
-        """What must hold once all are level."""
+        """Checks what must hold once all are level."""
         primary = self.primary.side
         assert primary is not None
         journal = chains(primary.journal_dir)
@@ -393,6 +394,6 @@ class Cluster:
 
 
 def remove(base: Path) -> None:
-    """What is left of a run, whose files may have odd modes."""
+    """Removes what is left of a run, whose files may have odd modes."""
     for path in sorted(base.rglob("*"), reverse=True):
         os.rmdir(path) if path.is_dir() and not path.is_symlink() else os.unlink(path)

@@ -30,7 +30,7 @@ _FIRST_SEED = int(os.environ.get("FUSEJOURNAL_SIMULATION_SEED", "1"))
 _DAY_SECONDS = 86400.0
 
 KNOWN_SEEDS: tuple[int, ...] = ()
-"""Of runs that found a bug."""
+"""Seeds of runs that found a bug."""
 
 
 class History:

@@ -37,22 +37,22 @@ Handler = Callable[[Connection], Awaitable[None]]
 
 
 class Died(BaseException):
-    """What a kill is to a process, at a call that it was about to make."""
+    """A kill of a process, at a call that it was about to make."""
 
 
 class Machine:
-    """What a node's process stands on: a clock, a disk, and whether it is alive."""
+    """The machine under a node's process: a clock, a disk, and whether it is alive."""
 
     def __init__(self, name: str, address: Address) -> None:
         self.name = name
         self.address = address
         self.clock_offset_seconds = 0.0
         self.disk_seconds = 0.001
-        """What a call of a thread takes on average."""
+        """The average time of a call in a thread."""
         self.is_dead = False
         self.death = trio.Event()
         self.scope: trio.CancelScope | None = None
-        """Of the tasks of its process."""
+        """The scope of all tasks of its process."""
         self.dies_in: int | None = None
         """So many labelled calls of the disk from now; None: by none."""
         self.page: Path | None = None
@@ -72,7 +72,7 @@ class Machine:
 
 
 current: ContextVar[Machine | None] = ContextVar("current", default=None)
-"""Whose task this is."""
+"""The machine of the current task."""
 
 
 class Pipe(trio.abc.Stream):
@@ -103,7 +103,7 @@ class Pipe(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """As a socket gives them."""
+        """Returns bytes as a socket gives them."""
         while not self._buffer:
             if self.link.is_broken(self):
                 raise trio.BrokenResourceError
@@ -137,7 +137,7 @@ class Link:
         self._broken: set[Pipe] = set()
 
     def latency(self) -> float:
-        """Of one message, in seconds."""
+        """The latency of one message, in seconds."""
         return self._dice.uniform(0.0001, 0.01)
 
     def is_broken(self, pipe: Pipe) -> bool:
@@ -206,7 +206,7 @@ class World:
     # -- what the product asks for -----------------------------------------------------------------
 
     async def connect(self, address: Address, *_: Any, **__: Any) -> Connection:
-        """As transport.connect."""
+        """Connects, in the place of transport.connect."""
         here = current.get()
         assert here is not None
         await trio.sleep(self.dice.uniform(0.0005, 0.005))
@@ -238,7 +238,7 @@ class World:
         task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
         **__: Any,
     ) -> None:
-        """As listener.serve."""
+        """Serves, in the place of listener.serve."""
         async with trio.open_nursery() as nursery:
             self._listening[address] = on_connection, nursery
             task_status.started(address)
@@ -249,8 +249,9 @@ class World:
                     del self._listening[address]
 
     async def run_sync(self, call: Callable[..., Any], *args: Any, **_: Any) -> Any:
-        """As trio.to_thread.run_sync: what it does, it does when the disk is ready, whether or not
-        its task is cancelled meanwhile; but nothing after its process has ended."""
+        """Runs in the place of trio.to_thread.run_sync: what it does, it does when the disk is
+        ready, whether or not its task is cancelled meanwhile; but nothing after its process has
+        ended."""
         here = current.get()
         if here is not None:
             with trio.CancelScope(shield=True), trio.move_on_after(self._disk_pause(here)):
@@ -263,8 +264,8 @@ class World:
     def start_thread_soon(
         self, call: Callable[[], Any], deliver: Callable[[outcome.Outcome[Any]], object], *_: Any
     ) -> None:
-        """As trio.lowlevel.start_thread_soon: the thread of a process that has ended does nothing,
-        and ends with it."""
+        """Stands in for trio.lowlevel.start_thread_soon: the thread of a process that has ended
+        does nothing, and ends with it."""
         here = current.get()
         assert here is not None
         self.nursery.start_soon(self._thread, here, call, deliver)
@@ -288,7 +289,8 @@ class World:
     async def run_process(
         self, command: Sequence[str], **_: Any
     ) -> "subprocess.CompletedProcess[bytes]":
-        """As trio.run_process: of the only program that is begun, the one that makes an index."""
+        """Stands in for trio.run_process, for the only program that is begun, the one that makes an
+        index."""
         assert "fusejournal.journal.index" in command
         await self.run_sync(write_index, Path(command[-1]))
         return subprocess.CompletedProcess(command, 0, b"", b"")
@@ -314,7 +316,7 @@ class World:
     # -- time --------------------------------------------------------------------------------------
 
     def now(self) -> float:
-        """Of a clock that nobody sets, in seconds."""
+        """The time of a clock that nobody sets, in seconds."""
         self._looks += 1
         try:
             passed = trio.current_time()

@@ -69,8 +69,8 @@ _SEGMENT = "00000000000000000001"
 
 
 class Decoding(NamedTuple):
-    """How bytes are decoded, with an empty directory to use. ``errors``: what bytes that cannot be
-    may raise, and nothing else."""
+    """A way to decode bytes, with an empty directory to use. ``errors``: all that bytes which
+    cannot be may raise."""
 
     decode: Callable[[bytes, Path], object]
     errors: tuple[type[Exception], ...]

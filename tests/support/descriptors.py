@@ -11,7 +11,7 @@ _LIMIT = 256
 
 @contextmanager
 def no_descriptors_left() -> Iterator[None]:
-    """What is inside can open nothing: this process has as many open as it may."""
+    """Leaves the block nothing to open: this process has as many descriptors as it may have."""
     gc.collect()  # or what earlier tests left would make room in the midst
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     held: list[int] = []

@@ -28,7 +28,7 @@ class SmallDisk:
     def __init__(self, image: Path, mountpoint: Path, size_mib: int, *options: str) -> None:
         self.mountpoint = mountpoint
         self.is_full = False
-        """Whether space was taken and not given back."""
+        """True if space was taken and not given back."""
         self._image = image
         mountpoint.mkdir()
         if not image.exists():
@@ -91,7 +91,7 @@ class SmallDisk:
 
     @contextmanager
     def _ballast(self) -> Iterator[Path]:
-        """Where the space goes; the block ends where there is no more."""
+        """Takes the space; the block ends where there is no more."""
         self.is_full = True
         directory = self.mountpoint / _BALLAST
         with suppress(OSError):

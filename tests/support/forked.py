@@ -99,7 +99,7 @@ class Forked:
         return self._process.exitcode
 
     def poll(self) -> int | None:
-        """See returncode."""
+        """Returns the same as ``returncode``."""
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:

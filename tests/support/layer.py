@@ -24,7 +24,7 @@ class Layer:
     """One volume below *base*: ``backing``, ``mountpoint``, ``state``. Use as a context manager."""
 
     program = PROGRAM
-    """What the layer's process runs, as "module:function"."""
+    """The code that the layer's process runs, as "module:function"."""
 
     def __init__(
         self, base: Path, *, in_place: bool = False, config: str = "", backing: Path | None = None
@@ -40,7 +40,7 @@ class Layer:
         self._config.write_text(config)
         self._process: Forked | subprocess.Popen[bytes] | None = None
         self.prefix: tuple[str, ...] = ()
-        """What comes before the command that mounts: where it is to run."""
+        """The command line before the command that mounts: where it is to run."""
         self.environment = {
             **os.environ,
             "FUSEJOURNAL_STATE_ROOT": str(base / "states"),
@@ -133,13 +133,13 @@ class Layer:
         return Seq(self.ask()["head_seq"])
 
     def is_mounted(self) -> bool:
-        """Whether something of ours is mounted at the mountpoint, alive or dead."""
+        """True if something of ours is mounted at the mountpoint, alive or dead."""
         # Any process's mountpoint may have a name that is no UTF-8.
         mounts = Path("/proc/mounts").read_bytes()
         return b" %s fuse.fusejournal " % os.fsencode(self.mountpoint) in mounts
 
     def words(self) -> str:
-        """What the layer had to say."""
+        """The layer's log."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     @property
@@ -154,7 +154,7 @@ class Layer:
         return self._process.wait(timeout=20)
 
     def is_alive(self) -> bool:
-        """Whether the layer's process still runs."""
+        """True if the layer's process still runs."""
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:

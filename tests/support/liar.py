@@ -38,8 +38,8 @@ from tests.support.volumes import OpenVolume
 
 _NUMBERS = (0, 1, 2, 7, 64, 1 << 20, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
 _REIGN = frozenset({"epoch", "reign_node", "held_epoch"})
-"""Who says that a higher reign has begun is believed where that can be proved, and no lower one is
-heard from then on: that is what a peer is for, and is not tried here."""
+"""A peer that says that a higher reign has begun is believed where that can be proved, and no lower
+one is heard from then on: that is what a peer is for, and is not tried here."""
 _SECONDS = 2.0
 _QUIET_SECONDS = 0.02
 
@@ -131,7 +131,7 @@ class Liar:
         return message._replace(**{field: value})
 
     def sequence(self, first: Message | None = None) -> list[Message]:
-        """What is said in one session: mostly a true beginning and some that follows, then
+        """The messages of one session: mostly a true beginning and some that follows, then
         anything."""
         dice = self.dice
         said = [first] if first is not None and dice.random() < 0.9 else []
@@ -145,7 +145,7 @@ class Liar:
 
 
 def _batches(true: OpenVolume, seq: Seq, dice: random.Random) -> Iterator[Batch]:
-    """What follows entry *seq*."""
+    """Batches of the entries after *seq*."""
     journal = true.volume.journal
     reader = FrameRangeReader(true.journal_dir, journal.uuid)
     end, head_seq = journal.end, journal.head_seq

@@ -1,4 +1,4 @@
-"""What the loss of a machine leaves of a volume that is not running, and what a kill is to code
+"""Losses: makes of a volume that is not running what a system crash would leave; and kills code
 that runs in the test's own process."""
 
 import errno
@@ -38,7 +38,8 @@ def lose_machine(state: Path, last_seq: int) -> None:
 
 
 def _forget_after(state: Path, last_seq: int) -> None:
-    """What else was written down of later entries had not reached a disk either."""
+    """Takes back all else that was written down of later entries: it had not reached a disk
+    either."""
     page = WatermarkPage(state / "watermarks")
     if CheckpointFile(state / "checkpoint", page).load().seq > last_seq:
         (state / "checkpoint").unlink()
@@ -66,7 +67,7 @@ def begin_another_boot(state: Path) -> None:
 
 
 class Died(BaseException):
-    """What a kill is to a process."""
+    """A kill, for code that runs in the test's own process."""
 
 
 def dying_at(label: str, count: int) -> AbstractContextManager[list[int]]:
@@ -77,7 +78,7 @@ def dying_at(label: str, count: int) -> AbstractContextManager[list[int]]:
 
 @contextmanager
 def failing_at(label: str, count: int, fault: BaseException) -> Iterator[list[int]]:
-    """As dying_at, with *fault* in the place of Died."""
+    """Does the same with *fault* in the place of Died."""
     left = [count]
 
     def listen(reached: str) -> None:

@@ -87,7 +87,7 @@ class Node(Layer):
         return found
 
     def peer(self, other: "Node") -> dict[str, Any]:
-        """How shipping to *other* goes."""
+        """The status of shipping to *other*."""
         peers = self.ask()["replication"]["peers"]
         return next(peer for peer in peers if peer["name"] == other.name)
 
@@ -141,7 +141,7 @@ def nodes(
 def started(
     base: Path, *mirrors: Cable | None, config: str = "", cascade: bool = False
 ) -> Iterator[tuple[Node, ...]]:
-    """As :func:`nodes`, and all of them run."""
+    """Makes :func:`nodes`, all of them running."""
     with nodes(base, *mirrors, config=config, cascade=cascade) as found:
         for node in found:
             node.start(wait=False)
@@ -180,8 +180,8 @@ def await_level(source: Node, *sinks: Node, seconds: float = _LEVEL_SECONDS) -> 
 
 
 def unlike_journals(one: Path, other: Path) -> str:
-    """How the journals in two directories differ, as they are uncompressed; empty where they do
-    not. (A newest segment may have space ahead of its end.)"""
+    """Says how the journals in two directories differ, uncompressed; empty where they do not. (A
+    newest segment may have space ahead of its end.)"""
     paths, others = list_segments(one), list_segments(other)
     if [first_seq_of(path) for path in paths] != [first_seq_of(path) for path in others]:
         return f"{[path.name for path in paths]} != {[path.name for path in others]}"
@@ -202,8 +202,8 @@ def _content(path: Path) -> bytes:
 
 
 def check_equal(source: Node, *sinks: Node, seconds: float = _LEVEL_SECONDS) -> None:
-    """What must be the same when nothing happens any more: seqs, journals, trees as they are seen
-    through the layers, with fids and digests, and the trees beneath."""
+    """Checks what must be the same when nothing happens any more: seqs, journals, trees as they are
+    seen through the layers, with fids and digests, and the trees beneath."""
     await_level(source, *sinks, seconds=seconds)
     digest = digest_tree(source.mountpoint).digest
     numbers = fids(source.mountpoint)
@@ -218,7 +218,8 @@ def check_equal(source: Node, *sinks: Node, seconds: float = _LEVEL_SECONDS) -> 
 
 
 def _await_digest(digest: str, source: Path, sink: Path) -> None:
-    """What the kernel knows is taken from it a moment after the entry is applied."""
+    """Waits until *sink* has *digest*: the kernel is made to forget a moment after the entry is
+    applied."""
     wait_for(
         lambda: digest_tree(sink).digest == digest,
         lambda: difference(image(source), image(sink)),

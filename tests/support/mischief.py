@@ -36,7 +36,7 @@ class Busy:
             for n, idle in enumerate(self._idle)
         ]
         self.done = 0
-        """How many calls have worked, about."""
+        """The number of calls that have worked, about."""
 
     def __enter__(self) -> Self:
         for thread in self._threads:

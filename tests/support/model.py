@@ -57,7 +57,7 @@ class Refused(Exception):
 
 
 class File(NamedTuple):
-    """What a fid is. ``mode``: the permission bits."""
+    """A file of any type. ``mode``: the permission bits."""
 
     type: int
     mode: int
@@ -121,7 +121,7 @@ class Model:
         return {b"": ROOT_FID, **{self.path_of_place(one): fid for one, fid in self.names.items()}}
 
     def at(self, path: bytes) -> Fid | None:
-        """What *path* stands for."""
+        """The fid that *path* stands for."""
         fid: Fid | None = ROOT_FID
         for name in path.split(b"/") if path else ():
             fid = self.names.get((fid, name)) if fid is not None else None
@@ -132,11 +132,11 @@ class Model:
         return {name: fid for (parent, name), fid in self.names.items() if parent == directory}
 
     def is_directory(self, fid: Fid) -> bool:
-        """Whether *fid* is one."""
+        """True if *fid* is one."""
         return self.files[fid].type == S_IFDIR
 
     def is_below(self, fid: Fid, directory: Fid) -> bool:
-        """Whether *fid* is *directory* or in it, however deep (by the name of directories)."""
+        """True if *fid* is *directory* or in it, however deep (by the name of directories)."""
         while fid != directory:
             if fid == ROOT_FID:
                 return False
@@ -144,7 +144,7 @@ class Model:
         return True
 
     def image(self, top: Fid = ROOT_FID) -> Image:
-        """What trees.image must find where this tree, from *top* down, was made."""
+        """The image that trees.image must find where this tree, from *top* down, was made."""
         found: Image = {b".": self._item(top)}
         groups: dict[Fid, list[bytes]] = {}
         todo = [(top, b"")]

@@ -24,8 +24,8 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True)
 class Cable:
-    """How bad a cable is, in each direction. ``loss`` is a share: 0.01 is one frame in a hundred;
-    ``rate_mbit`` 0: no limit."""
+    """The faults of a cable, in each direction. ``loss`` is a share: 0.01 is one frame in a
+    hundred; ``rate_mbit`` 0: no limit."""
 
     delay_seconds: float = 0.0
     loss: float = 0.0
@@ -34,7 +34,7 @@ class Cable:
 
     @property
     def is_good(self) -> bool:
-        """Whether it is just a cable."""
+        """True if it is just a cable."""
         return not (self.delay_seconds or self.loss or self.rate_mbit)
 
 
@@ -50,8 +50,8 @@ class Host:
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        """What makes a command line run here. (``ip netns exec`` would give it mounts of its
-        own.)"""
+        """The beginning of a command line that is to run here. (``ip netns exec`` would give it
+        mounts of its own.)"""
         return ("nsenter", f"--net=/run/netns/{self.namespace}", "--")
 
     def cut(self) -> None:
@@ -64,7 +64,7 @@ class Host:
 
 
 class Network:
-    """See :func:`network`, which makes one."""
+    """A network that :func:`network` has made."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -36,7 +36,7 @@ class PeersNode:
     """The names of peers that connected."""
 
     async def ask(self, command: str, **fields: Any) -> dict[str, Any]:
-        """As the command line asks."""
+        """Asks the node, as the command line does."""
         return await trio.to_thread.run_sync(lambda: ask(self.directory, command, **fields))
 
 

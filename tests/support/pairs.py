@@ -60,18 +60,18 @@ async def until(what: str, condition: Callable[[], bool]) -> None:
 
 
 def level(primary: OpenVolume, mirror: OpenVolume) -> Callable[[], bool]:
-    """Whether *mirror* has applied everything."""
+    """True if *mirror* has applied everything."""
     return lambda: applied(mirror) == primary.volume.journal.head_seq
 
 
 def peer_status(volume: OpenVolume) -> PeerStatus:
-    """How shipping to the one peer goes."""
+    """The status of shipping to the one peer."""
     (status,) = volume.replication.status().peers
     return status
 
 
 def mirror_status(volume: OpenVolume) -> MirrorStatus:
-    """How receiving goes."""
+    """The status of receiving."""
     status = volume.replication.status().mirror
     assert status is not None
     return status

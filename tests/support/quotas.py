@@ -29,7 +29,7 @@ def set_quota(device: str, uid: int, kib: int, inodes: int) -> None:
 
 @contextmanager
 def held_by_quotas() -> Iterator[None]:
-    """What is inside is done without CAP_SYS_RESOURCE, as a primary's layer works."""
+    """Does the block without CAP_SYS_RESOURCE, as a primary's layer works."""
     header = struct.pack("<Ii", _CAP_VERSION_3, 0)
     before = ctypes.create_string_buffer(24)
     assert _libc.capget(header, before) == 0
@@ -41,7 +41,7 @@ def held_by_quotas() -> Iterator[None]:
 
 
 def may_pass_quotas() -> bool:
-    """Whether this process has CAP_SYS_RESOURCE."""
+    """True if this process has CAP_SYS_RESOURCE."""
     header = struct.pack("<Ii", _CAP_VERSION_3, 0)
     found = ctypes.create_string_buffer(24)
     assert _libc.capget(header, found) == 0

@@ -1,4 +1,4 @@
-"""What a kernel asks, and what it was answered, byte for byte: recorded at a mount, and asked again
+"""Requests of a kernel and their answers, byte for byte: recorded at a mount, and asked again
 without one.
 
 ``python -m tests.support.recorded FILE`` records the requests of the kernel that it runs on: a
@@ -24,7 +24,7 @@ from fusejournal.operations import RENAME_EXCHANGE, RENAME_NOREPLACE
 
 _RECORD = "RECORDED_REQUESTS"
 _GENERATION, _TIMES = slice(8, 16), slice(24, 60)
-"""Of fuse_entry_out, and of fuse_attr: what another run tells otherwise."""
+"""The parts of fuse_entry_out, and of fuse_attr, that another run has otherwise."""
 _SIZE, _BLOCKS, _BLKSIZE, _MODE_AT = slice(8, 16), slice(16, 24), slice(80, 84), 60
 _ATTR_BYTES = 88
 _STATX_BLKSIZE, _STATX_BLOCKS, _STATX_TIMES = slice(4, 8), slice(48, 56), slice(64, 128)
@@ -47,7 +47,7 @@ class Recorded(NamedTuple):
 
 
 def read_recorded(path: Path) -> list[Recorded]:
-    """What :func:`main` has written to *path*, in the order in which it was asked."""
+    """Reads the file that :func:`main` has written to *path*, in the order of the requests."""
     exchanges = json.loads(path.read_text())["exchanges"]
     return [Recorded(bytes.fromhex(one), bytes.fromhex(two)) for _, one, two in exchanges]
 

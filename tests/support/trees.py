@@ -20,7 +20,8 @@ Image = dict[bytes, dict[str, Any]]
 
 
 def image(root: Path | str, *, times: bool = True) -> Image:
-    """What is under *root*: path -> attributes and content. Hard links show as a group of paths."""
+    """The tree under *root*: path -> attributes and content. Hard links show as a group of
+    paths."""
     found: Image = {}
     groups: dict[int, list[bytes]] = {}
     base = os.fsencode(root)

@@ -43,8 +43,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def in_process(uid: int, act: Callable[[], Any], limits: Mapping[int, int] | None = None) -> Any:
-    """What *act* returns in a process of its own, which is user *uid*'s in every respect and has
-    these soft *limits*. Raises the OSError that it raises."""
+    """Returns the result of *act* in a process of its own, which is user *uid*'s in every respect
+    and has these soft *limits*. Raises the OSError that it raises."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -96,7 +96,7 @@ def enter_namespace(source: bytes, target: Path, *, read_only: bool = False) -> 
 
 @contextmanager
 def own_mounts() -> Iterator[None]:
-    """What this thread mounts inside is its own and its children's: another process that makes a
+    """Keeps what this thread mounts inside to it and its children: another process that makes a
     namespace meanwhile would else keep it in use, though it is unmounted here. Ends only when the
     threads have ended that were begun inside."""
     directory, threads = os.getcwd(), set(os.listdir(_THREADS))

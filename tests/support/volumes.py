@@ -46,7 +46,7 @@ class Quiet:
 
 @dataclass
 class Usage(Unobserved):
-    """How a volume is used, as a test has it; and what its entries set off."""
+    """The use of a volume, as a test has it; and what its entries set off."""
 
     everything_is_open: bool = False
     kernel_cache: KernelCache | None = None
@@ -76,15 +76,15 @@ class OpenVolume:
     durability: Durability = field(init=False)
     _replication: Replication | None = None
     keep_orphans: bool = False
-    """Whether the hidden names of open files are left by a killed process."""
+    """True if the hidden names of open files are left by a killed process."""
     orderly: bool = True
-    """Whether it ends by an orderly stop, not as a killed process."""
+    """True if it ends by an orderly stop, not as a killed process."""
     becomes_mirror: bool = False
-    """Whether that stop is one of a primary that is to be a mirror."""
+    """True if that stop is one of a primary that is to be a mirror."""
 
     @property
     def backing(self) -> Path:
-        """Where it really is, for the directory may have a link to it."""
+        """Its real path, because the directory may have a link to it."""
         return (self.directory / "backing").resolve()
 
     @property
@@ -93,7 +93,7 @@ class OpenVolume:
 
     @property
     def replication(self) -> Replication:
-        """What :meth:`replicate` attached."""
+        """The replication that :meth:`replicate` has attached."""
         assert self._replication is not None
         return self._replication
 
@@ -207,9 +207,9 @@ def open_volume(
     orderly: bool = True,
     begin: bool = True,
 ) -> Iterator[OpenVolume]:
-    """The volume in *directory*, made if it is new (a mirror with a *uuid* is one that was born);
-    not *orderly*: at the end it is left as a killed process leaves it; not *begin*: it is opened
-    only up to where a primary would ask its peers."""
+    """The volume in *directory*, made if it is new (a mirror with a *uuid* is one that has joined
+    that volume); not *orderly*: at the end it is left as a killed process leaves it; not *begin*:
+    it is opened only up to where a primary would ask its peers."""
     backing, state = directory / "backing", directory / "state"
     backing.mkdir(parents=True, exist_ok=True)
     state.mkdir(exist_ok=True)

@@ -43,7 +43,7 @@ class Step(NamedTuple):
 
     @property
     def held(self) -> bool:
-        """Whether it changed the tree, if only in part."""
+        """True if it changed the tree, if only in part."""
         is_tree = not isinstance(self.operation, ControlOperation)
         return is_tree and (self.void is None or self.void.written > 0)
 
@@ -63,7 +63,7 @@ class Workload:
     models: list[Model] = field(default_factory=lambda: [Model()])
     segment_entries: int = 10
     care: bytes = b"\0"
-    """What is done with each sealed segment, in turn: 1 a sidecar, 2 compressed, 3 both."""
+    """The care of each sealed segment, in turn: 1 a sidecar, 2 compressed, 3 both."""
 
     @property
     def head_seq(self) -> Seq:
@@ -156,5 +156,5 @@ def written(workload: Workload) -> Iterator[tuple[Path, Lookup]]:
 
 
 def unlike(directory: Path, model: Model, top: Fid = ROOT_FID) -> str:
-    """How *directory* differs from *model*, from *top* down; empty when it does not."""
+    """Says how *directory* differs from *model*, from *top* down; empty when it does not."""
     return difference(image(directory), model.image(top))

@@ -8,7 +8,7 @@ CAPABILITIES = (
     struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0),
     struct.pack("<6I", 0x03000001, 1 << 13, 0, 0, 0, 1000),
 )
-"""Of both versions that the kernel hands out: capabilities(7)."""
+"""Values of both versions that the kernel hands out: capabilities(7)."""
 _ACL_ENTRY = struct.Struct("<HHI")
 _USER_OBJ, _USER, _GROUP_OBJ, _MASK, _OTHER = 1, 2, 4, 16, 32
 
@@ -36,7 +36,7 @@ def mode_of_acl(acl: bytes) -> int:
 
 
 def acl_with_mode(acl: bytes, mode: int) -> bytes:
-    """What chmod(2) makes of an access ACL."""
+    """Returns what chmod(2) makes of an access ACL."""
     entries = _acl_entries(acl)
     bits = {
         _USER_OBJ: mode >> 6,

@@ -1,5 +1,5 @@
-"""What is compiled is what can be read: a source that was changed since is noticed at the import,
-and the sources themselves can be run."""
+"""Compiled modules are the sources that can be read: a change since is noticed at the import, and
+the sources themselves can be run."""
 
 import os
 import shutil

@@ -31,9 +31,9 @@ level = "warning"
 """So that there is a compressed segment, with an index, and few bytes to keep."""
 
 _TAG_BYTES = 24
-"""Of a file's mark, what comes before its handle: the volume's UUID and the fid."""
+"""The part of a file's mark before its handle: the volume's UUID and the fid."""
 _CACHES = frozenset({"catalog", "control.sock", "lock", "log", "connection"})
-"""What the next start makes anew."""
+"""Files that the next start makes anew."""
 
 
 class NoHistoryError(Exception):
@@ -59,7 +59,7 @@ def run_release(node: Node, program: Path | None) -> None:
 
 
 def program_of(node: Node) -> Path:
-    """Where the program lies that *node* runs."""
+    """The path of the program that *node* runs."""
     command = [sys.executable, "-c", "import fusejournal; print(fusejournal.__path__[0])"]
     done = subprocess.run(
         command, env=node.environment, cwd="/", capture_output=True, text=True, check=True
@@ -158,7 +158,7 @@ def _bytes(raw: dict[str, Any]) -> bytes:
 
 
 def kept(release: str) -> Any:
-    """What was kept of *release*."""
+    """The volumes that were kept of *release*."""
     return json.loads((HERE / f"release-{release}.json").read_text())
 
 

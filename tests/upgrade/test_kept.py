@@ -1,5 +1,5 @@
-"""What the release before left is mounted by this one, and nothing is lost: volumes that were kept
-as text."""
+"""Volumes of the release before are mounted by this one, and nothing is lost: they were kept as
+text."""
 
 import json
 import os

@@ -79,11 +79,11 @@ class Person:
         self._pipe.send((function, arguments))
 
     def is_busy(self) -> bool:
-        """Whether what was begun is not over."""
+        """True if what was begun is not over."""
         return not self._pipe.poll()
 
     def end(self) -> Any:
-        """What came of it."""
+        """Waits for it. Returns its result."""
         result, error, where = self._pipe.recv()
         if error is not None:
             error.add_note(where)
@@ -110,7 +110,7 @@ def named(error: OSError) -> str:
 
 
 class Deeds:
-    """What somebody does below *root*: each answer, and the changes of names that the journal must
+    """The deeds of a user below *root*: each answer, and the changes of names that the journal must
     tell of, in order. What refuses is an answer like any other."""
 
     def __init__(self, root: Path) -> None:
@@ -119,7 +119,7 @@ class Deeds:
         self.changes: list[tuple[str, ...]] = []
 
     def at(self, name: str | bytes) -> Path:
-        """Where *name* is."""
+        """The path of *name*."""
         return self.root / os.fsdecode(name)
 
     def ask(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -180,7 +180,7 @@ class Deeds:
         self.ask(f"read {name} {offset} {size}", read, self.at(name), offset, size)
 
     def look(self, name: str) -> None:
-        """What stat(2) says, but for what differs between two of the same files."""
+        """Notes what stat(2) says, but for what differs between two equal files."""
         self.ask(f"stat {name}", look, self.at(name))
 
 
@@ -284,7 +284,8 @@ def _attributes(entry: dict[str, Any], since_ns: int) -> Iterator[str]:
 
 
 def nfsd_counts(version: str) -> dict[str, int]:
-    """How many changing operations of each kind nfsd has been asked for since it was loaded."""
+    """Counts the changing operations of each kind that nfsd has been asked for since it was
+    loaded."""
     lines = Path("/proc/net/rpc/nfsd").read_text().splitlines()
     words = {line.split()[0]: line.split()[2:] for line in lines}
     if version == "3":

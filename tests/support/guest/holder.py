@@ -48,7 +48,7 @@ class Holder:
         return result
 
     def is_waiting(self, seconds: float) -> bool:
-        """Whether what was begun is still not over after *seconds*."""
+        """True if what was begun is still not over after *seconds*."""
         return not self._connection.poll(seconds)
 
     def do(self, what: str, *arguments: Any) -> Any:
@@ -57,7 +57,7 @@ class Holder:
         return self.end()
 
     def outcome(self, what: str, *arguments: Any) -> Any:
-        """As :meth:`do`, but an OSError becomes its name, such as "ESTALE"."""
+        """Does :meth:`do`, but an OSError becomes its name, such as "ESTALE"."""
         try:
             return self.do(what, *arguments)
         except OSError as error:

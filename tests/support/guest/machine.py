@@ -37,7 +37,7 @@ class GuestError(Exception):
 
 
 def cache() -> Path:
-    """Where the unpacked packages lie."""
+    """The directory of unpacked packages."""
     base = Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache")
     return base / "fusejournal" / "guest"
 
@@ -172,7 +172,7 @@ class Guest:
             self._process.wait()
 
     def is_alive(self) -> bool:
-        """Whether it still runs."""
+        """True if it still runs."""
         return self._process.poll() is None
 
     def nudge(self) -> None:

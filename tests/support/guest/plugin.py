@@ -77,7 +77,7 @@ class Outside:
         self._kept: Path | None = config.getoption("--guest-dir")
         self._runner: subprocess.Popen[str] | None = None
         self._is_alone = False
-        """Whether the host's own tests are over."""
+        """True if the host's own tests are over."""
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -177,7 +177,7 @@ class _Run:
         self._reports: dict[str, list[dict[str, Any]]] = {}
 
     def plan(self) -> dict[str, Any]:
-        """What the runner has to know."""
+        """Returns all that the runner has to know."""
         return {
             "module": self.module,
             "tests": self.tests,

@@ -32,14 +32,14 @@ _DISKS_MIB = (8192, 4096, 4096)
 _AT_ONCE = 2
 """Guests on a processor."""
 _MEMORY_MIB = 4096
-"""What a guest with its disks' pages needs of the host's."""
+"""The host's memory that a guest takes, with its disks' pages."""
 _POLL_SECONDS = 0.5
 
 _stopping = threading.Event()
 
 
 def _asked() -> dict[str, str]:
-    """What the environment asks of tests."""
+    """The variables of the environment that tests go by."""
     return {name: word for name, word in os.environ.items() if name.startswith(_ASKING)}
 
 
@@ -99,7 +99,7 @@ def _memory_mib() -> int:
 
 
 def main() -> None:
-    """See the module."""
+    """Runs the guests."""
     plan = json.loads(sys.stdin.readline())
     waiting: SimpleQueue[dict[str, Any]] = SimpleQueue()
     for run in plan["runs"]:

@@ -113,7 +113,7 @@ def names(do: Deeds) -> None:
 
 
 def _is_full(function: Callable[..., None], *arguments: Any) -> bool:
-    """Whether it is refused for a directory that is not empty: xfs has another word for that, and
+    """True if it is refused for a directory that is not empty: xfs has another word for that, and
     rename(2) allows both."""
     try:
         function(*arguments)
@@ -303,7 +303,7 @@ def _append_by_turns(path: Path) -> None:
 
 
 def refusals(do: Deeds) -> None:
-    """What belongs to somebody else."""
+    """Work on files of another user."""
     do.ask("list closed", os.listdir, do.at("closed"))
     do.look("closed/secret")
     do.read("closed/secret")
@@ -386,7 +386,7 @@ def removed_while_open(do: Deeds) -> None:
 
 
 def root(do: Deeds) -> None:
-    """What only root may, unless it is squashed."""
+    """Work that only root may do, unless it is squashed."""
     do.read("closed/secret")
     do.create("closed/roots", content=b"x")
     do.ask("chown", os.chown, do.at("theirs"), SOMEBODY, SHARED_GROUP)
@@ -454,4 +454,4 @@ BUSY_REQUESTS = {
           "rename": 50, "link": 25, "setattr": 25, "write": 25},
     "4.2": {"create": 76, "remove": 75, "rename": 50, "link": 25, "setattr": 25, "write": 25},
 }  # fmt: skip
-"""What :func:`busy` asks of a server, in the words of each version."""
+"""The requests that :func:`busy` makes of a server, in the words of each version."""

@@ -16,7 +16,7 @@ FRESH = ("nosharecache", "actimeo=0", "lookupcache=none")
 
 
 class Export(NamedTuple):
-    """How both trees are exported."""
+    """The export of both trees."""
 
     mode: str = "sync"
     squash: str = "no_root_squash"

@@ -93,7 +93,8 @@ class Systemd:
         return self.run("systemctl", "show", "--value", "-p", name, unit).strip()
 
     def said(self, *units: str) -> str:
-        """What *units* and systemd about them have written to the journal since boot, in order."""
+        """Returns the lines that *units*, and systemd about them, have written to the log since
+        boot."""
         self.run("journalctl", "--sync")
         chosen = [f"--unit={unit}" for unit in units]
         return self.run("journalctl", "--no-pager", "--output=cat", *chosen)

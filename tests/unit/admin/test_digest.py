@@ -1,4 +1,4 @@
-"""Which tree, and which part of it, is meant."""
+"""The tree, and the part of it, that is meant."""
 
 import os
 from pathlib import Path

@@ -69,7 +69,7 @@ def test_who_mounts_sync_has_names_wait(
 
 
 def test_flags_are_the_kernels() -> None:
-    """As a mount has them in mountinfo, and as mount(2) takes them."""
+    """They are as a mount has them in mountinfo, and as mount(2) takes them."""
     assert flags_module.bits_of({"ro", "nosuid"}) == 1 | 2 | 1 << 21
     assert flags_module.bits_of({"noatime", "sync"}) == 1024 | 16
     assert flags_module.seen_in(["rw", "relatime", "user_id=0"]) == {"relatime"}

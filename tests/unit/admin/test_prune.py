@@ -87,7 +87,7 @@ def test_it_goes(state: Path) -> None:
 
 
 def test_what_the_journal_does_not_have_either_is_lost(state: Path) -> None:
-    """As where segments were removed by hand."""
+    """So it is where segments were removed by hand."""
     first, second = list_segments(state / "journal")[:2]
     assert 10 < int(second.stem) <= 20
     first.unlink()

@@ -96,7 +96,7 @@ def parted(tmp_path: Path) -> Places:
 
 
 def make_state(directory: Path, role: Role = Role.MIRROR) -> None:
-    """What tells a command of the volume in *directory*."""
+    """Makes the state that tells a command of the volume in *directory*."""
     (directory / "mount").mkdir()
     uuid = UUID((directory / "state" / "uuid").read_text())
     places = (directory / "backing").resolve(), directory / "mount"

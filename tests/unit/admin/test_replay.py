@@ -1,4 +1,4 @@
-"""What a replay comes to, and doing it on a directory."""
+"""A replay: what it comes to, and doing it on a directory."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which journals can be opened, by which words, and what is asked of them in words."""
+"""Journals that can be opened, by which words, and what is asked of them in words."""
 
 from pathlib import Path
 

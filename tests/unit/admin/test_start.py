@@ -1,4 +1,4 @@
-"""What a layer's process reports to the one that waits for it."""
+"""Reports of a layer's process to the one that waits for it."""
 
 import json
 import os

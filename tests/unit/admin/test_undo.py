@@ -1,4 +1,4 @@
-"""What an undo comes to, asked of a copy of a journal; other tests have it done."""
+"""An undo: what it comes to, asked of a copy of a journal; other tests have it done."""
 
 from pathlib import Path
 

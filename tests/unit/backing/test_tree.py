@@ -1,4 +1,4 @@
-"""What a backing must be like."""
+"""The demands on a backing."""
 
 import fcntl
 import os

@@ -34,7 +34,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def run(*arguments: str, exit_code: int = 0) -> str:
-    """What a command said: stdout if all went well, or its one line on stderr."""
+    """Runs a command. Returns stdout if all went well, or its one line on stderr."""
     done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
     assert done.returncode == exit_code, done
     assert "Traceback" not in done.stderr

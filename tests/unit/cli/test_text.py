@@ -1,4 +1,4 @@
-"""What comes out for people is printable, a line a call; and there is one way out."""
+"""Output for people is printable, a line a call; and there is one way out."""
 
 import ast
 import logging

@@ -171,7 +171,8 @@ async def test_a_layer_that_ends_while_it_is_asked_is_not_running(tmp_path: Path
 async def test_a_long_command_is_followed_to_its_end(
     nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever that takes: the layer says now and then that it is at work, and how far."""
+    """It may take as long as it will: the layer says now and then that it is at work, and how
+    far."""
     monkeypatch.setattr(server_module, "_WORKING_SECONDS", 0.02)
     go_on, was_cancelled, heard = trio.Event(), trio.Event(), list[Mapping[str, Any]]()
 

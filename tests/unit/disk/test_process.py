@@ -1,4 +1,4 @@
-"""What a layer must not inherit, and how processes are started."""
+"""Processes: what a layer must not inherit, and how others are started."""
 
 import ast
 import os
@@ -58,7 +58,7 @@ def test_a_module_is_never_taken_from_the_current_directory(tmp_path: Path) -> N
 
 
 def _in_a_child(work: Callable[[], object]) -> str:
-    """What *work* gives, as words."""
+    """Does *work* in a child. Returns its result, as words."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""What every decision on who may be primary keeps to, whoever makes it; and the person's."""
+"""The rules of every decision on who may be primary, whoever makes it; and the person's."""
 
 from collections.abc import Callable
 from pathlib import Path

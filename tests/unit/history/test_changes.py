@@ -15,7 +15,7 @@ pytestmark = pytest.mark.mount
 
 @pytest.mark.parametrize("name", ["left", "right"])
 def test_directories_exchanged_above_a_file(tmp_path: Path, name: str) -> None:
-    """Of which only the inside changed."""
+    """Only what is inside them has changed."""
     with open_volume(tmp_path) as opened:
         fids = {one: opened.mkdir(one) for one in ("left", "right")}
         files = {one: opened.create("file", b"", fid) for one, fid in fids.items()}

@@ -1,4 +1,4 @@
-"""What people ask for: patterns, ranges, and words for them."""
+"""Questions of people: patterns, ranges, and words for them."""
 
 import sys
 from pathlib import Path
@@ -173,8 +173,8 @@ def test_a_gap_between_segments_is_damage(tmp_path: Path) -> None:
 
 
 def test_a_path_skips_no_segment_that_has_a_match(tmp_path: Path) -> None:
-    """Whatever the path: by the indexes comes what comes without them. Of most segments here no
-    entry names the root."""
+    """For every path the indexes give what comes without them. Of most segments here no entry names
+    the root."""
     journal = Journal.create(tmp_path, UUID_OF_TESTS, JournalOptions(segment_entries=20))
     inner, file = Fid(2), Fid(3)
 

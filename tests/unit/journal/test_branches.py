@@ -1,4 +1,5 @@
-"""What a history that lost had is kept once, read back, bounded, and gone when it is dropped."""
+"""Branches: what a lost history had is kept once, read back, bounded, and gone when it is
+dropped."""
 
 import itertools
 import shutil

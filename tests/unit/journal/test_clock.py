@@ -48,8 +48,8 @@ def _append(journal: Journal, count: int = 1) -> None:
 
 
 def _expected(made: list[_Made], time_ns: int) -> Seq:
-    """The first seq after *time_ns*, by what the clock said: in the last stretch of entries
-    through which the clock went on, of those that begin no later."""
+    """The first seq after *time_ns*, by what the clock said: in the last range of entries through
+    which the clock went on, of those that begin no later."""
     begin = 0
     runs: list[list[_Made]] = []
     for at in range(1, len(made) + 1):
@@ -155,8 +155,8 @@ def test_a_void_follows_its_entry_whatever_the_clock_does(
 def test_journals_that_crept_on_are_found_by_their_segments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As an earlier version wrote them: entries a nanosecond apart, in segments whose headers have
-    the clock's time."""
+    """An earlier version wrote such: entries a nanosecond apart, in segments whose headers have the
+    clock's time."""
     machine = _Clock(monkeypatch)
     journal = Journal.create(tmp_path, UUID_OF_TESTS, _OPTIONS)
     monkeypatch.setattr(

@@ -188,7 +188,7 @@ def test_a_copy_has_its_sources_key(tmp_path: Path) -> None:
 
 
 def test_no_segment_brings_another_key(tmp_path: Path) -> None:
-    """Whoever hands entries back could have the handles of all clients go stale by it."""
+    """A peer that hands entries back could have the handles of all clients go stale by it."""
     key = _made(tmp_path / "source")
     (tmp_path / "copy").mkdir()
     copy = Journal(tmp_path / "copy", UUID_OF_TESTS, _OPTIONS)

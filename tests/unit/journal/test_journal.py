@@ -42,7 +42,7 @@ def append(journal: Journal, operation: Operation, data: bytes = b"") -> Seq:
 
 
 def append_until_full(journal: Journal, operation: Operation, data: bytes = b"") -> int:
-    """How many entries the journal took before it was full."""
+    """Appends until the journal is full. Returns how many entries it took."""
     for taken in range(10_000):
         try:
             append(journal, operation, data)
@@ -403,7 +403,7 @@ def test_the_space_ahead_of_the_end_is_not_damage(tmp_path: Path) -> None:
 
 
 def test_reading_beside_the_writer_finds_no_damage(tmp_path: Path) -> None:
-    """What a reader's window lacks of the end is in the file a moment later."""
+    """The end that a reader's window lacks is in the file a moment later."""
     journal = Journal.create(tmp_path, UUID_OF_TESTS, JournalOptions())
     for number in range(2000):
         append(journal, Create(Fid(number + 2), Fid(1), b"f%d" % number, 0o100644, 0, 0, 0, None))

@@ -1,4 +1,4 @@
-"""Which entries held, and how much of them."""
+"""Outcomes: which entries held, and how much of them."""
 
 import errno
 from pathlib import Path

@@ -38,7 +38,7 @@ def append(journal: Journal, size: int) -> None:
 
 
 def commits(disk: SmallDisk) -> int:
-    """How often the file system has committed its own journal."""
+    """The number of commits of the file system's own journal."""
     info = Path(f"/proc/fs/jbd2/{Path(disk.device).name}-8/info").read_text()
     return int(info.split()[0])
 

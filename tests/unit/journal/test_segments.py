@@ -1,4 +1,4 @@
-"""Which segments a directory has while they are compressed, and where one has two files."""
+"""The segments of a directory while they are compressed, and where one has two files."""
 
 import os
 import shutil
@@ -72,7 +72,7 @@ def test_none_is_missed_while_they_are_compressed(tmp_path: Path) -> None:
 
 
 def test_a_whole_segment_counts_and_not_an_old_part_of_it(tmp_path: Path) -> None:
-    """As in a copy that is added to and never cleaned up."""
+    """A copy that is added to and never cleaned up has both."""
     (tmp_path / "journal").mkdir()
     journal = _filled(tmp_path / "journal")
     copy = tmp_path / "copy"
@@ -142,7 +142,7 @@ def test_what_killed_writers_have_begun_goes(tmp_path: Path) -> None:
 def test_a_long_journal_is_not_listed_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is asked every few seconds in the event loop costs what is new alone."""
+    """A question that is asked every few seconds in the event loop costs what is new alone."""
     journal = _filled(tmp_path)
     from fusejournal.journal import index
 

@@ -1,4 +1,4 @@
-"""What the kernel is told in answer to its greeting."""
+"""The answer to the kernel's greeting, and the record of the connection."""
 
 import errno
 import json
@@ -29,12 +29,12 @@ _OTHERS = 1 << 0 | 1 << 13
 
 
 def greeting(flags: int) -> bytes:
-    """As struct fuse_in_header and fuse_init_in begin."""
+    """A greeting, as struct fuse_in_header and fuse_init_in begin."""
     return bytes(40) + struct.pack("<IIII", 7, 38, 1 << 20, flags) + bytes(48)
 
 
 def answer(flags: int) -> bytes:
-    """As struct fuse_out_header and fuse_init_out are."""
+    """An answer, as struct fuse_out_header and fuse_init_out are."""
     head = struct.pack("<IiQ", 80, 0, 2)
     return head + struct.pack("<IIII", 7, 31, 1 << 20, flags) + bytes(range(48))
 
@@ -126,8 +126,8 @@ _SPOILT: tuple[object, ...] = (
 @pytest.mark.parametrize(
     "key", [None, *["pid", "started", "fd", "root_fd", "table_fd", "device", "init", "reply"]]
 )
-def test_spoilt_record_of_a_keeper_is_none(tmp_path: Path, key: str | None) -> None:
-    """Whatever it says, nobody is taken for the holder, and nobody ends of it."""
+def test_spoilt_record_of_a_holder_is_none(tmp_path: Path, key: str | None) -> None:
+    """No process is taken for the holder by it, and none ends of it."""
     watched, life = os.pipe()
     command = python_module("fusejournal.layer.connection_holder", "0", str(watched), "1")
     holder = subprocess.Popen(command, pass_fds=(watched,), stdin=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""What is written in C, beside what Python says of the same files."""
+"""The functions that are written in C, beside what Python says of the same files."""
 
 import errno
 import fcntl
@@ -55,7 +55,7 @@ def test_what_exists(tmp_path: Path, fd: int) -> None:
     "time_ns", [0, -1, 1, -(10**9), 10**18 + 1, 2**63 - 1, 2**63, TIME_MIN_NS, TIME_MAX_NS]
 )
 def test_times_of_more_than_64_bits(tmp_path: Path, time_ns: int) -> None:
-    """As every backing holds them: the directory for temporary files does."""
+    """Every backing holds them: the directory for temporary files does."""
     path = tmp_path / "file"
     path.touch()
     fd = os.open(path, os.O_RDONLY)

@@ -1,4 +1,5 @@
-"""What is to be recalled reaches the process that does it whole, however slowly that reads."""
+"""A list of what is to be recalled reaches the process that does it whole, however slowly that
+reads."""
 
 import os
 import struct

@@ -387,7 +387,7 @@ def test_caches(server: Path) -> None:
 
 
 def test_the_export_of_a_volume_without_a_server(server: Path, tmp_path: Path) -> None:
-    """What is asked for is done; that nothing is exported is an error only where that was asked."""
+    """All that is asked is done; that nothing is exported is an error only where that was asked."""
     (server / "usr/sbin/exportfs").unlink()
     state = VolumeState(tmp_path / "state", UUID_1, "data", HERE, HERE, 1)
     (tmp_path / "state").mkdir()

@@ -410,7 +410,7 @@ def _copy(directory: Path, to: Path) -> Path:
 @pytest.mark.parametrize("state", ["states/one", "elsewhere"])
 @pytest.mark.parametrize("copy", ["states/a-backup", "states/z-backup", "states/one.old"])
 def test_a_copy_is_not_taken_for_the_volume(tmp_path: Path, state: str, copy: str) -> None:
-    """Whatever it is called, and wherever the volume's state is."""
+    """Its name does not matter, nor where the volume's state is."""
     with hold_or_make_volume(spec(tmp_path, state=state)) as made:
         _with_journal(made)
     _copy(made.directory, tmp_path / copy)

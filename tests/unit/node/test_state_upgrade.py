@@ -40,7 +40,7 @@ def _roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _volume_json(version: str, directory: Path, **changes: Any) -> dict[str, Any]:
-    """As *version* wrote it, of the volume in *directory*."""
+    """The file as *version* wrote it, of the volume in *directory*."""
     raw: dict[str, Any]
     if version == "0.1.0":
         raw = json.loads("".join(kept("0.1.0")["mirror"]["state"]["volume.json"]["text"]))
@@ -53,7 +53,7 @@ def _volume_json(version: str, directory: Path, **changes: Any) -> dict[str, Any
 
 @pytest.fixture(params=["0.1.0", "unreleased"])
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Where a state directory of an earlier version lies, in ``states/one``."""
+    """A directory with a state directory of an earlier version in ``states/one``."""
     state = tmp_path / "states" / "one"
     state.mkdir(mode=0o700, parents=True)
     raw = _volume_json(request.param, tmp_path)

@@ -1,4 +1,4 @@
-"""What every store of objects keeps, by one suite for all of them."""
+"""The promises of every store of objects, by one suite for all of them."""
 
 import errno
 import os
@@ -227,7 +227,7 @@ def test_what_is_there_and_not_flushed_is_not_made(tmp_path: Path) -> None:
 
 
 def test_a_store_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
-    """As where its disk is unmounted meanwhile, and was mounted there, or above."""
+    """So it is when its disk is unmounted meanwhile, and was mounted there, or above."""
     directory = tmp_path / "disk"
     store = LocalStore.make(directory)
     directory.rename(tmp_path / "away")

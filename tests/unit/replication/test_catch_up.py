@@ -1,4 +1,4 @@
-"""How fast somebody applies, and how long it takes."""
+"""The rate at which a peer applies, and the time that it will take."""
 
 import pytest
 import trio

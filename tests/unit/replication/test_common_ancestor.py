@@ -1,4 +1,4 @@
-"""Where two journals agree."""
+"""The last entry in which two journals agree."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.mount
 
 
 async def test_the_chain_before_the_first_entry_that_is_left(tmp_path: Path) -> None:
-    """Of a journal without its first segments: the next one's header has it."""
+    """A journal may lack its first segments: the next one's header has it."""
     with open_volume(tmp_path / "one") as one:
         one.work(100)
         journal = one.volume.journal

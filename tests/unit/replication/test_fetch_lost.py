@@ -57,7 +57,7 @@ async def _ship_all(primary: OpenVolume, mirror: OpenVolume, address: str) -> No
 
 
 def _epochs(volume: OpenVolume) -> list[tuple[int, int]]:
-    """Where each epoch begins."""
+    """The seq at which each epoch begins."""
     reader = JournalReader(volume.journal_dir)
     return [
         (entry.operation.epoch, entry.seq)
@@ -67,7 +67,7 @@ def _epochs(volume: OpenVolume) -> list[tuple[int, int]]:
 
 
 async def _begin(primary: OpenVolume, **config: Any) -> list[str]:
-    """What a node does when it opens a volume after its machine was lost."""
+    """Begins as a node does that opens a volume after its machine was lost."""
     assert primary.opening.lost_machine
     replication = primary.replicate(ReplicationConfig(**config))
     with trio.fail_after(60):
@@ -80,7 +80,7 @@ async def _begin(primary: OpenVolume, **config: Any) -> list[str]:
 
 @pytest.mark.parametrize("lost", [1, 2, 3, 7, 30, 90])
 async def test_what_a_mirror_has_comes_back(tmp_path: Path, lost: int) -> None:
-    """Whether the last entry left is one that was refused, and whose VOID was lost, or not."""
+    """The last entry left may be one that was refused, and whose VOID was lost, or none such."""
     with open_volume(tmp_path / "mirror", mirror=True) as mirror:
         async with _serving(mirror) as address:
             with open_volume(tmp_path / "primary", orderly=False) as primary:

@@ -32,7 +32,7 @@ class _Mirror:
     peers: dict[str, Identity]
 
     async def call(self, name: str) -> Connection:
-        """As the peer *name*, and let in."""
+        """Calls as the peer *name*, and is let in."""
         address = parse_address(str(self.replication.status().listen))
         known = self.replication.local.identity.certificate
         return await connect(address, self.peers[name], known, insecure=False, timeout_seconds=10)

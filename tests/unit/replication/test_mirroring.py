@@ -100,7 +100,7 @@ async def _received_and_not_applied(tmp_path: Path) -> None:
 
 
 class _Died(BaseException):
-    """What a kill is to a process."""
+    """A kill, for code that runs in the test's own process."""
 
 
 async def test_killed_anywhere_while_it_applies(
@@ -143,7 +143,7 @@ async def test_killed_anywhere_while_it_applies(
 
 
 async def _apply_all(mirror: OpenVolume, commit_each: int) -> None:
-    """Let the mirror's updater run until it has applied everything, or dies of it."""
+    """Let the mirror's applier run until it has applied everything, or dies of it."""
     mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
     volume = mirror.volume
     count = [0]
@@ -197,7 +197,7 @@ async def test_nothing_is_applied_that_is_not_on_disk(tmp_path: Path) -> None:
 
 
 async def test_mirror_that_ends_between_an_entry_and_its_void(tmp_path: Path) -> None:
-    """As a kill in the middle of an append leaves it: what was refused is never applied."""
+    """A kill in the middle of an append leaves it so: what was refused is never applied."""
     with open_volume(tmp_path / "primary") as primary:
         primary.work(3)  # the last thing is a refusal
         head_seq = primary.volume.journal.head_seq
@@ -217,7 +217,7 @@ async def test_mirror_that_ends_between_an_entry_and_its_void(tmp_path: Path) ->
 
 
 def _beginning(primary: OpenVolume, last_seq: Seq) -> FrameRange:
-    """What a mirror has whose first segment was cut after entry *last_seq*."""
+    """The journal of a mirror whose first segment was cut after entry *last_seq*."""
     *_, (path, frame) = JournalReader(primary.journal_dir).frames(Seq(1), Seq(last_seq + 1))
     content = path.read_bytes()[: frame.offset + len(frame.content)]
     return FrameRange(Seq(1), 0, Seq(1), last_seq, 0, frame.checksum, content)

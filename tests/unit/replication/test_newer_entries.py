@@ -39,7 +39,7 @@ from tests.support.volumes import applied, open_volume
 
 
 def _received(journal: Journal) -> None:
-    """What a receiver does with a batch of the whole *journal*."""
+    """Does what a receiver does with a batch of the whole *journal*."""
     reader = FrameRangeReader(journal.directory, journal.uuid)
     reader.seek(Seq(0))
     frame_range = reader.next(journal.end, journal.head_seq, 1 << 20)

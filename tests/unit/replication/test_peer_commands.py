@@ -1,4 +1,4 @@
-"""What an admin may ask of a node about its peers, over its control socket."""
+"""Requests of an admin to a node about its peers, over its control socket."""
 
 import logging
 from collections.abc import Iterator

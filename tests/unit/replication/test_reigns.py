@@ -1,5 +1,5 @@
-"""Who reigns: what a primary hears of another reign, what it believes, and what it keeps of that;
-and what a mirror makes of two primaries, or of one that runs twice."""
+"""Reigns: what a primary hears of another reign, what it believes, and what it keeps of that; and
+what a mirror makes of two primaries, or of one that runs twice."""
 
 import errno
 import logging
@@ -318,7 +318,7 @@ async def test_a_reign_is_on_the_disk_before_anything_of_it_is_taken(tmp_path: P
 
 
 async def greet(listener: OpenVolume, hello: Hello) -> Message | None:
-    """What *listener*, which runs, answers to *hello*."""
+    """Sends *hello* to *listener*, which runs. Returns the answer."""
     identity = load_or_make(listener.directory / "greeter", "greeter")
     address = parse_address(listens_at(listener))
     async with await connect(
@@ -339,7 +339,7 @@ def higher(side: OpenVolume, purpose: str, seq: int) -> Hello:
 async def test_a_mirror_has_a_higher_reign_on_its_disk_before_it_answers(
     tmp_path: Path, purpose: str, is_busy: bool
 ) -> None:
-    """Whatever the answer is, and though its journal parts from the greeter's."""
+    """This holds whatever the answer is, and though its journal parts from the greeter's."""
     reached: list[str] = []
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(2)
@@ -378,7 +378,7 @@ async def test_a_mirror_has_a_higher_reign_on_its_disk_before_it_answers(
 
 
 async def test_a_higher_reign_waits_for_no_lower_one_that_is_compared(tmp_path: Path) -> None:
-    """Which may take its time to answer."""
+    """That one may take its time to answer."""
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(2)
         await until("the mirror is level", level(primary, mirror))
@@ -425,7 +425,7 @@ async def test_a_primary_has_a_higher_reign_on_its_disk_before_it_answers(
 
 
 async def test_a_fenced_primary_writes_a_still_higher_reign_down(tmp_path: Path) -> None:
-    """Whoever asks it then hears of no other, and a restart goes by it."""
+    """A peer that asks it then hears of no other, and a restart goes by it."""
     reached: list[str] = []
     with open_volume(tmp_path / "primary") as primary:
         primary.work(2)
@@ -449,7 +449,7 @@ async def test_a_fenced_primary_writes_a_still_higher_reign_down(tmp_path: Path)
 async def test_a_journal_that_cannot_be_read_just_now_proves_nothing(
     tmp_path: Path, role: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever claims a reign is not answered, and heard when it comes again."""
+    """A peer that claims a reign is not answered, and is heard when it comes again."""
     with open_volume(tmp_path / role, mirror=role == "mirror", uuid=UUID(int=7)) as side:
         if role == "primary":
             side.work(2)
@@ -475,8 +475,8 @@ async def test_a_journal_that_cannot_be_read_just_now_proves_nothing(
 async def test_a_page_that_cannot_be_flushed_ends_the_volume(
     tmp_path: Path, role: str, purpose: str
 ) -> None:
-    """What was raised in it may be lost with the machine, and no later flush tells: so nobody gets
-    an answer that goes by it, the second time neither."""
+    """All that was raised in it may be lost with the machine, and no later flush tells: so nobody
+    gets an answer that goes by it, the second time neither."""
     left = [1]
 
     def fail_once(label: str) -> None:
@@ -507,7 +507,8 @@ async def test_a_page_that_cannot_be_flushed_ends_the_volume(
 async def test_a_primary_that_lost_its_page_asks_all_peers_first(
     tmp_path: Path, lost_machine: bool
 ) -> None:
-    """What it knew of another reign may be gone: until all have answered, it takes no change."""
+    """All that it knew of another reign may be gone: until all have answered, it takes no
+    change."""
 
     async def start(primary: OpenVolume) -> str | None:
         opening = primary.opening
@@ -566,7 +567,7 @@ async def test_a_primary_of_another_volume_ends_no_reign(tmp_path: Path) -> None
 
 
 async def test_a_mirror_hears_of_a_reign_from_its_own_mirror(tmp_path: Path) -> None:
-    """Which follows the successor: the lower reign is nothing to either then."""
+    """That one follows the successor: the lower reign is nothing to either then."""
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(2)
         await until("the mirror is level", level(primary, mirror))
@@ -620,8 +621,8 @@ async def test_a_copy_of_the_followed_node_that_has_parted_ends_no_reign(
 async def test_applying_may_be_behind_an_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a mirror has acknowledged comes back, though it has not applied the epoch's beginning;
-    and it says which epoch it goes by."""
+    """All that a mirror has acknowledged comes back, though it has not applied the epoch's
+    beginning; and it says which epoch it goes by."""
     with open_volume(tmp_path / "mirror", mirror=True) as mirror:
         mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
         async with running(mirror):
@@ -854,7 +855,8 @@ async def test_a_mirror_knows_a_clone_again_after_a_restart(tmp_path: Path) -> N
 
 
 async def test_a_mirror_knows_a_clone_again_that_only_asked(tmp_path: Path) -> None:
-    """As one does that is killed while it starts: the start after that tells of that one alone."""
+    """A clone that is killed while it starts does so: the start after that tells of that one
+    alone."""
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(3)
         await until("the mirror is level", level(primary, mirror))
@@ -880,7 +882,7 @@ async def test_a_mirror_knows_a_clone_again_that_only_asked(tmp_path: Path) -> N
 
 
 async def test_a_clone_that_came_first_is_followed_and_named(tmp_path: Path) -> None:
-    """Which of the two is meant nobody can know then; the other hears why it is not taken."""
+    """Nobody can know then which of the two is meant; the other hears why it is not taken."""
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(1)
         await until("the mirror is level", level(primary, mirror))
@@ -974,7 +976,7 @@ async def test_a_start_waits_for_nobody_for_long(
 
 
 async def test_a_primary_hears_of_its_successor_by_its_greeting(tmp_path: Path) -> None:
-    """Which has been told to ship to it; and so it ships to nobody any more."""
+    """The successor has been told to ship to it; and so it ships to nobody any more."""
     with (
         open_volume(tmp_path / "mirror", mirror=True) as mirror,
         open_volume(tmp_path / "primary") as primary,

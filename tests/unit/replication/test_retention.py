@@ -1,5 +1,5 @@
-"""What is known of peers that take nothing, and how long the journal is kept for them: across
-restarts and deaths, too."""
+"""Retention: what is known of peers that take nothing, and how long the journal is kept for them,
+across restarts and deaths, too."""
 
 import json
 import time
@@ -30,7 +30,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def written(directory: Path) -> Peer:
-    """What the file says of the one peer."""
+    """The values that the file has of the one peer."""
     (peer,) = PeerBook.load(directory / "state").list()
     return peer
 
@@ -152,7 +152,7 @@ async def test_nor_does_a_mirror_that_takes_nothing(
 async def test_a_clock_that_was_wrong_for_a_moment_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it is at a boot without a battery: 1970 when the peer leaves, and then the truth."""
+    """So it is at a boot without a battery: 1970 when the peer leaves, and then the truth."""
     await known_and_away(tmp_path)
     book = PeerBook.load(tmp_path / "primary" / "state")
     book.note_here("east")

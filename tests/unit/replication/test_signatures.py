@@ -59,7 +59,7 @@ def test_they_are_kept(tmp_path: Path) -> None:
 
 
 def test_one_that_is_kept_anew_is_made_durable_anew(tmp_path: Path) -> None:
-    """As where another primary ships the same entry, in another batch."""
+    """So it is where another primary ships the same entry, in another batch."""
     kept, synced = KeptSignatures(tmp_path / "signatures"), 0
 
     def note(label: str) -> None:
@@ -127,7 +127,7 @@ def test_the_oldest_are_written_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_a_segment_that_is_too_short_is_not_signed(tmp_path: Path, compressed: bool) -> None:
-    """What is signed without what comes before would vouch for nothing later."""
+    """A signature without what comes before would vouch for nothing later."""
     directory = tmp_path / "state" / "journal"
     with open_volume(tmp_path) as opened:
         opened.work(60)
@@ -199,8 +199,8 @@ async def _lost(
 async def _taken(
     tmp_path: Path, mirror: OpenVolume, **config: Any
 ) -> tuple[Seq, list[str], dict[str, bytes]]:
-    """Where the primary's journal ends after it took entries back, what it could not, and what is
-    in it."""
+    """Returns where the primary's journal ends after it took entries back, what it could not, and
+    what is in it."""
     with open_volume(tmp_path / "primary", begin=False, orderly=False) as primary:
         replication = primary.replicate(
             ReplicationConfig(peers={"east": listens_at(mirror)}, take_back_seconds=1.0, **config)
@@ -211,7 +211,7 @@ async def _taken(
 
 
 def _forge(mirror: OpenVolume, count: int = 2) -> None:
-    """What a mirror's root may do to its own journal."""
+    """Forges entries, as a mirror's root may in its own journal."""
     journal = mirror.volume.journal
     shell = Create(Fid(10_000), ROOT_FID, b"rootshell", 0o104755, 0, 0, 0, None)
     for _ in range(count):

@@ -54,7 +54,7 @@ def test_a_session_can_begin_wherever_one_is_tried() -> None:
 
 
 def test_a_mirror_between_sessions_knows_whatever_comes_to_several_at_once() -> None:
-    """Who is compared may be refused, lost or parted after the next has greeted already."""
+    """A peer that is compared may be refused, lost or parted after the next has greeted already."""
     ends = {MirrorEvent.LOST, MirrorEvent.ENDED}
     ends |= {MirrorEvent.REFUSED, MirrorEvent.REFUSED_FULL, MirrorEvent.REFUSED_COPY}
     between = (ends - {MirrorEvent.ENDED}) | {
@@ -70,7 +70,7 @@ def test_a_mirror_between_sessions_knows_whatever_comes_to_several_at_once() -> 
 
 
 def _closure(states: set[MirrorState], events: set[MirrorEvent]) -> set[MirrorState]:
-    """Where *events* lead from *states*, each of which has to know them all."""
+    """The states that *events* lead to from *states*, each of which has to know them all."""
     reached, left = set(), set(states)
     while left:
         state = left.pop()

@@ -288,7 +288,7 @@ def test_a_creator_at_every_call_of_a_collection(reader: JournalReader) -> None:
 
 
 def test_creating_and_deleting_at_every_call_of_a_collection(reader: JournalReader) -> None:
-    """What was deleted may come again, of the very same blocks."""
+    """A version that was deleted may come again, of the very same blocks."""
 
     def others(store: ObjectStore) -> None:
         _delete(store, 0)

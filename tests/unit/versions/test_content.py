@@ -50,7 +50,7 @@ def _from_nothing(nodes: ChunkNodes, plain: bytes) -> Content:
 def _changed(
     nodes: ChunkNodes, content: Content, plain: bytes, writes: list[tuple[int, bytes]], size: int
 ) -> tuple[Content, bytes]:
-    """What writes, and a truncation before them to where all that is kept ends, come to."""
+    """The result of writes, and of a truncation before them to where all that is kept ends."""
     extents = Extents()
     data: dict[Seq, tuple[int, bytes | None]] = {}
     kept = min(size, len(plain))

@@ -1,4 +1,4 @@
-"""When the journal is flushed right where somebody waits, and when by a thread."""
+"""Flushes: when the journal is flushed right where a caller waits, and when by a thread."""
 
 import errno
 import os
@@ -57,7 +57,7 @@ def delay_flushes(seconds: float) -> None:
 
 
 async def left_to_a_thread(volume: OpenVolume, at_most: int) -> int:
-    """How many flushes in a row, *at_most*, are not made in place."""
+    """The number of flushes in a row, *at_most*, that are not made in place."""
     for count in range(at_most):
         volume.volume.note(Mark(f"mark{count}"))
         if volume.durability.flush_if_quick() is not None:
@@ -208,7 +208,7 @@ def test_average_weighs_the_first_values_alike() -> None:
 async def test_tending_outlives_a_lack_of_descriptors(
     tmp_path: Path, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What cannot be done now is tried again; the layer goes on, and says so once."""
+    """Work that cannot be done now is tried again; the layer goes on, and says so once."""
     with open_volume(tmp_path) as opened:
         opened.work(60)
         opened.volume.journal.sync()

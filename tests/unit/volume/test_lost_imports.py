@@ -134,7 +134,8 @@ def test_its_attributes_were_changed_by_entries_that_are_lost(tmp_path: Path, ki
 
 @pytest.mark.parametrize("later", [b"less", b"more than there was at first"])
 def test_its_content_was_changed_by_entries_that_are_lost(tmp_path: Path, later: bytes) -> None:
-    """What has come to it is imported with it; where it is less than was there, it is kept."""
+    """Content that has come to it is imported with it; where it is less than was there, it is
+    kept."""
     begin_import(tmp_path, "content")
     found = tmp_path / "backing" / "found"
     found.write_bytes(later)
@@ -172,7 +173,7 @@ def test_gone_when_some_of_its_content_is_in_the_journal(tmp_path: Path, pieces:
 
 
 def test_gone_when_other_entries_have_followed(tmp_path: Path) -> None:
-    """As where a user went on while something was found in the backing."""
+    """So it is where a user went on while something was found in the backing."""
     with open_volume(tmp_path, orderly=False) as volume:
         put(volume.backing / "found", "large")
         items = volume.opening.importer.import_found(ROOT_FID, b"found")

@@ -1,4 +1,4 @@
-"""What becomes of files after a lost machine, case by case. (Of all others: the property test.)"""
+"""Files after a lost machine, case by case. (Of all others: the property test.)"""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.mount
 
 
 def save(volume: OpenVolume, content: bytes, replaced: Fid = Fid(0)) -> Fid:
-    """As editors do: write another file and rename it. Returns its fid."""
+    """Saves as editors do: writes another file and renames it. Returns its fid."""
     fid = volume.create("new", content)
     operation = Rename(fid, ROOT_FID, b"new", ROOT_FID, b"text", 0, replaced)
     volume.volume.commit(operation, SOMEBODY)
@@ -235,7 +235,7 @@ def test_an_import_ends_with_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_an_import_under_way_of_a_file_that_the_disk_has_less_of(tmp_path: Path) -> None:
-    """As of one that was copied there just before. The journal has its first pieces."""
+    """It was copied there just before. The journal has its first pieces."""
     (tmp_path / "backing").mkdir()
     big = tmp_path / "backing" / "big"
     big.write_bytes(b"x" * (5 << 20))
@@ -318,7 +318,7 @@ def test_a_clock_that_was_put_back_since_the_checkpoint(tmp_path: Path) -> None:
 def test_a_reconciliation_is_cut_off_while_the_clock_is_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: int
 ) -> None:
-    """What it had begun to write anew is found by the next start, whose clock is right again."""
+    """The next start, whose clock is right again, finds what it had begun to write anew."""
     with open_volume(tmp_path, orderly=False) as opened:
         for number in range(3):
             opened.create(f"old{number}", b"the journal's")

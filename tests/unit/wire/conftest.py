@@ -1,4 +1,4 @@
-"""What tests of the wire share."""
+"""Fixtures that tests of the wire share."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which strangers get a place, and when. Pure; the sockets are in test_transport.py."""
+"""Places for strangers: who gets one, and when. Pure; the sockets are in test_transport.py."""
 
 from fusejournal.wire.admission import Admission, Bucket
 

@@ -141,7 +141,7 @@ def _shake(
     server: tuple[Identity, list[str]],
     flags: ssl.VerifyFlags = ssl.VERIFY_DEFAULT,
 ) -> tuple[bytes | None, bytes | None]:
-    """What each end sees of the other after a handshake in memory."""
+    """Makes a handshake in memory. Returns what each end sees of the other."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     contexts = (
         tls_context(ssl.Purpose.SERVER_AUTH, client[0], is_verified=True),

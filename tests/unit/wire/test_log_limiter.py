@@ -1,4 +1,4 @@
-"""What strangers and peers do wrong comes into the log in few lines."""
+"""The faults of strangers and peers come into the log in few lines."""
 
 import logging
 from collections.abc import AsyncIterator

@@ -308,7 +308,7 @@ async def test_second_offers_that_are_not_as_the_first(
 
 @pytest.mark.parametrize("answered", ["own", "replayed", "nothing", "junk", "refusal", "other"])
 async def test_a_listener_without_the_code(identities: dict[str, Identity], answered: str) -> None:
-    """Whatever it makes of the proof that it got."""
+    """It learns nothing, whatever it makes of the proof that it got."""
     ours, theirs = connections()
 
     async def listen() -> None:

@@ -540,7 +540,7 @@ async def test_many_strangers_make_room_for_who_is_known(
 async def test_one_host_takes_only_its_own_place(
     identities: Identities, caplog: pytest.LogCaptureFixture, mock_clock: trio.testing.MockClock
 ) -> None:
-    """Who is known is slow, and somebody else connects as fast as can be."""
+    """A known peer is slow, and a stranger connects as fast as can be."""
     context = tls_context(ssl.Purpose.SERVER_AUTH, identities["b"], is_verified=True)
     assert trust(context, identities["a"].certificate)
     async with listening(identities) as address:

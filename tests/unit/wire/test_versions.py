@@ -108,7 +108,7 @@ def test_what_0_1_0_does_not_say() -> None:
 
 @pytest.mark.parametrize("newest", [0, 1, 2, 2**64 - 1])
 def test_a_greeting_that_contradicts_itself(newest: int) -> None:
-    """What is above its own newest version is one version."""
+    """A version above its own newest counts as one version."""
     greeting = hello(_node("a"), SHIP)._replace(version=3, newest_version=newest)
     assert versions_of(greeting)[:2] == (3, max(3, newest))
     with pytest.raises(RefusedError, match="upgrade b"):

@@ -34,7 +34,7 @@ Behaviour = Callable[[Exchange], bytes]
 
 
 def honest(exchange: Exchange) -> bytes:
-    """As if there were no proxy."""
+    """Passes on, as if there were no proxy."""
     return exchange.forward()
 
 

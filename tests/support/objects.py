@@ -67,7 +67,7 @@ class LossyStore(MemoryStore):
 
 
 def library_store() -> ObjectStore:
-    """What reaches a service, with the library's own store in memory in its place."""
+    """The store that reaches a service, with the library's own store in memory in its place."""
     stores = pytest.importorskip("obstore.store", reason="obstore is not installed")
     from fusejournal.objects.remote import RemoteStore
 

@@ -130,7 +130,7 @@ def test_what_was_spoilt_on_its_way_is_sent_again_or_refused(
 
 
 def test_an_answer_that_tells_of_other_content_is_not_believed() -> None:
-    """So it is where it was spoilt and the service has no checksum of what was sent; or encrypts."""
+    """It may be spoilt where the service has no checksum of what was sent, or encrypts."""
     store = library_store()
 
     class Spoiling:

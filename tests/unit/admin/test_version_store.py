@@ -136,7 +136,7 @@ def test_volumes_share_a_store(state: Path, tmp_path: Path) -> None:
 def test_a_key_is_kept_before_anything_is_made_with_it(
     state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the machine dies while the store is made: it is made with the same key then."""
+    """The machine may die while the store is made: it is made with the same key then."""
 
     def die(*_: object) -> None:
         raise SystemExit(9)

@@ -41,6 +41,8 @@ _COMMANDS = {
     "undo": "undo:undo",
     "digest": "digest:digest",
     "journal": "journal:journal",
+    "agent": "agent:agent",
+    "console": "console:console",
     "install": "install:install",
     "completion": "completion:completion",
     "mount-helper": "mount_helper:mount_helper",

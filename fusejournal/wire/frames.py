@@ -39,6 +39,8 @@ PROTOCOL_VERSION: Final = 2
 """The newest version that this program speaks,"""
 PROTOCOL_VERSION_OLDEST: Final = 1
 """and the oldest."""
+CALLS_VERSION: Final = 1
+"""The version of the calls between a console and an agent."""
 CONTROL_BYTES_MAX: Final = 64 << 10
 BATCH_CONTENT_BYTES_MAX: Final = 36 << 20
 """The largest frame a journal can hold, and a segment header."""
@@ -228,6 +230,23 @@ class PairOffer(NamedTuple):
     proof: bytes
 
 
+class Call(NamedTuple):
+    """A console's question to an agent, in ``version`` of their calls: ``what`` it asks for, with
+    ``fields``, a JSON object as UTF-8."""
+
+    version: int
+    what: str
+    fields: bytes
+
+
+class CallPart(NamedTuple):
+    """A part of an agent's answer to a CALL. ``state``: ``more`` (others follow), ``end`` (the
+    last), or ``error``, whose content is a JSON object that says why."""
+
+    state: str
+    content: bytes
+
+
 Message = (
     Hello
     | Welcome
@@ -241,6 +260,8 @@ Message = (
     | Ping
     | End
     | PairOffer
+    | Call
+    | CallPart
 )
 
 _TYPES: Final[dict[int, type[Message]]] = {
@@ -256,6 +277,8 @@ _TYPES: Final[dict[int, type[Message]]] = {
     10: Ping,
     11: End,
     12: PairOffer,
+    13: Call,
+    14: CallPart,
 }
 _NUMBERS: Final = {cls: number for number, cls in _TYPES.items()}
 _BATCH: Final = _NUMBERS[Batch]
@@ -291,7 +314,7 @@ _INTEGERS: Final = frozenset(
         "wanted_epoch",
     }
 )
-_BYTES: Final = frozenset({"uuid", "content", "nonce", "proof", "signature"})
+_BYTES: Final = frozenset({"uuid", "content", "nonce", "proof", "signature", "fields"})
 _LENGTHS: Final = {"uuid": (0, 16), "signature": (0, 32)}
 _LISTS: Final = frozenset({"seqs", "chains", "limits"})
 _CONTENT_AT: Final = Batch._fields.index("content")

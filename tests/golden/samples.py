@@ -38,6 +38,8 @@ from fusejournal.wire.frames import (
     AskChains,
     Batch,
     Begin,
+    Call,
+    CallPart,
     Chains,
     Diverged,
     End,
@@ -293,6 +295,8 @@ MESSAGES: tuple[Message, ...] = (
     Ping(Seq(4711), Seq(4712)),
     End(Seq(4712)),
     PairOffer("n\xf6de", "-----BEGIN CERTIFICATE-----\n", bytes(range(32)), b"\xff" * 32),
+    Call(1, "entries", b'{"volume": "data"}'),
+    CallPart("end", b'{"entries": []}'),
 )
 
 

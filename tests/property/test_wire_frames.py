@@ -21,6 +21,8 @@ from fusejournal.wire.frames import (
     AskChains,
     Batch,
     Begin,
+    Call,
+    CallPart,
     Chains,
     Decoder,
     Diverged,
@@ -53,8 +55,9 @@ def _fields(cls: type[Message]) -> st.SearchStrategy[Any]:
         "limits": _SEQS,
         "chains": st.lists(st.none() | _NUMBERS, max_size=5).map(tuple),
         "certificate": st.text(max_size=60),
+        "fields": _BLOBS,
     }
-    texts = {"node", "purpose", "code", "reason", "method", "state", "detail", "role"}
+    texts = {"node", "purpose", "code", "reason", "method", "state", "detail", "role", "what"}
     return st.builds(
         cls,
         *(by_name.get(name, _TEXTS if name in texts else _NUMBERS) for name in cls._fields),
@@ -63,7 +66,7 @@ def _fields(cls: type[Message]) -> st.SearchStrategy[Any]:
 
 _CLASSES = (
     *(Hello, Welcome, Refusal, AskChains, Chains, Begin, Diverged),
-    *(Batch, Ack, Ping, End, PairOffer),
+    *(Batch, Ack, Ping, End, PairOffer, Call, CallPart),
 )
 _MESSAGES: st.SearchStrategy[Message] = st.one_of(*(_fields(cls) for cls in _CLASSES))
 _SEQUENCES = st.lists(_MESSAGES, min_size=1, max_size=5)

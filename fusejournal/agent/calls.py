@@ -1,0 +1,194 @@
+"""Answers the calls of consoles: each names what it asks, and gets a JSON value, or a file's bytes.
+
+Calls about a volume's journal take turns, a volume at a time, because a reader is for one thread;
+its indexes are kept from call to call. A download has a reader of its own. All work is done in
+threads, so the loop only passes messages on.
+
+The consoles are trusted: who may do what on the page is decided there."""
+
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, Final
+
+import trio
+
+from fusejournal.admin.mark import set_mark
+from fusejournal.admin.peers import pause_peer, resume_peer
+from fusejournal.admin.source import JournalSource, open_source
+from fusejournal.agent import browse, timeline
+from fusejournal.agent.command_lines import command_line
+from fusejournal.agent.fields import Fields
+from fusejournal.agent.overview import Overview
+from fusejournal.agent.sums import Sums
+from fusejournal.disk.files import UNREADABLE_JSON
+from fusejournal.errors import FusejournalError, UsageError, WireError
+from fusejournal.journal.reader import JournalReader
+from fusejournal.node.registry import find_volume
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import CALLS_VERSION, Call, CallPart
+
+log = logging.getLogger(__name__)
+
+_PART_BYTES: Final = 48 << 10
+_READERS_MAX: Final = 32
+
+OfVolume = Callable[[JournalSource, Fields], dict[str, Any]]
+OfMachine = Callable[[Fields], dict[str, Any]]
+
+
+class _Volume:
+    """The reader of one volume's journal, for one thread at a time."""
+
+    def __init__(self, source: JournalSource) -> None:
+        self.reader = source.reader
+        self.turn = trio.Lock()
+
+
+class Calls:
+    """All that consoles can ask of this machine, but for jobs, which are given as *more*."""
+
+    def __init__(
+        self, node: str, consoles: Callable[[], Mapping[str, str]], more: Mapping[str, OfMachine]
+    ) -> None:
+        """*consoles* gives those that are paired now, by name."""
+        self._node = node
+        self._consoles = consoles
+        self._overview = Overview()
+        self._overview_turn = trio.Lock()
+        self._sums = Sums()
+        self._volumes: OrderedDict[str, _Volume] = OrderedDict()
+        self._of_volume: dict[str, OfVolume] = {
+            "entries": timeline.entries,
+            "entry": timeline.entry,
+            "histogram": self._sums.histogram,
+            "tree": browse.tree,
+            "moments": browse.moments,
+            "life": browse.life,
+            "difference": browse.difference,
+        }
+        self._of_machine: dict[str, OfMachine] = {
+            "mark": _mark,
+            "peer-pause": partial(_pause, True),
+            "peer-resume": partial(_pause, False),
+            **more,
+        }
+
+    async def serve(self, connection: Connection) -> None:
+        """Answers a console's calls, one after the other, until it ends the connection. Cancelling
+        cuts it off; what a thread is at goes on to its end. Raises WireError."""
+        while (message := await connection.receive()) is not None:
+            if connection.peer not in self._consoles():
+                raise WireError(f"{connection.where}: {connection.peer} is not paired any more")
+            if not isinstance(message, Call):
+                raise WireError(f"{connection.where}: not a call but {type(message).__name__}")
+            try:
+                await self._answer(connection, message)
+            except FusejournalError as error:
+                await _send_error(connection, str(error), error.exit_code)
+            except OSError as error:
+                where = f"{error.filename}: " if error.filename else ""
+                await _send_error(connection, f"{where}{error.strerror or error}", 1)
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                log.exception("the call %s failed on a bug", message.what)
+                await _send_error(connection, f"the agent failed to do it: {error!r}", 1)
+
+    async def _answer(self, connection: Connection, call: Call) -> None:
+        if call.version != CALLS_VERSION:
+            raise UsageError(
+                f"the console asks in version {call.version} of calls, and this agent answers in "
+                f"version {CALLS_VERSION}: bring both to one release"
+            )
+        fields = Fields(_parse(call.fields))
+        if call.what == "content":
+            await self._send_content(connection, fields)
+            return
+        value = await self._value(call.what, fields)
+        content = json.dumps(value).encode()
+        parts = [content[at : at + _PART_BYTES] for at in range(0, len(content), _PART_BYTES)]
+        for part in parts[:-1]:
+            await connection.send(CallPart("more", part))
+        await connection.send(CallPart("end", parts[-1]))
+
+    async def _value(self, what: str, fields: Fields) -> dict[str, Any]:
+        if what == "overview":
+            async with self._overview_turn:
+                volumes = await trio.to_thread.run_sync(self._overview.volumes)
+            return {"node": self._node, "volumes": volumes}
+        if (of_volume := self._of_volume.get(what)) is not None:
+            volume = await self._volume(fields.text("volume"))
+            async with volume.turn:
+                return await trio.to_thread.run_sync(_ask, of_volume, volume.reader, fields)
+        if (of_machine := self._of_machine.get(what)) is not None:
+            return await trio.to_thread.run_sync(of_machine, fields)
+        raise UsageError(f"the agent knows no call {what!r}: bring it to the console's release")
+
+    async def _volume(self, name: str) -> _Volume:
+        source = await trio.to_thread.run_sync(_open, name)
+        key = str(source.reader.uuid)
+        known = self._volumes.get(key)
+        if known is None:
+            known = self._volumes[key] = _Volume(source)
+        self._volumes.move_to_end(key)
+        while len(self._volumes) > _READERS_MAX:
+            self._volumes.popitem(last=False)
+        return known
+
+    async def _send_content(self, connection: Connection, fields: Fields) -> None:
+        source = await trio.to_thread.run_sync(_open, fields.text("volume"))
+        pieces = browse.content(source, fields)
+        try:
+            while piece := await trio.to_thread.run_sync(next, pieces, b""):
+                for at in range(0, len(piece), _PART_BYTES):
+                    await connection.send(CallPart("more", piece[at : at + _PART_BYTES]))
+        finally:
+            _close(pieces)
+        await connection.send(CallPart("end", b""))
+
+
+def _close(pieces: Iterator[bytes]) -> None:
+    close = getattr(pieces, "close", None)
+    if close is not None:
+        close()
+
+
+def _parse(fields: bytes) -> dict[str, Any]:
+    try:
+        raw = json.loads(fields)
+    except UNREADABLE_JSON:
+        raise UsageError("the fields of the call are no JSON object") from None
+    if not isinstance(raw, dict):
+        raise UsageError("the fields of the call are no JSON object")
+    return raw
+
+
+async def _send_error(connection: Connection, words: str, exit_code: int) -> None:
+    content = json.dumps({"error": words[:4096], "exit_code": exit_code}).encode()
+    await connection.send(CallPart("error", content))
+
+
+def _open(name: str) -> JournalSource:
+    """Opens a volume of this machine; never a bare copy, because a console may not name files."""
+    find_volume(name)
+    return open_source(name)
+
+
+def _ask(what: OfVolume, reader: JournalReader, fields: Fields) -> dict[str, Any]:
+    source = open_source(fields.text("volume"))
+    return what(JournalSource(source.name, reader, source.state), fields)
+
+
+def _mark(fields: Fields) -> dict[str, Any]:
+    volume, name = fields.text("volume"), fields.text("name")
+    made = set_mark(find_volume(volume), name)
+    return {**made.to_json(), "command": command_line("mark", volume, name)}
+
+
+def _pause(is_paused: bool, fields: Fields) -> dict[str, Any]:
+    volume, peer = fields.text("volume"), fields.text("peer")
+    change = pause_peer if is_paused else resume_peer
+    word = "pause" if is_paused else "resume"
+    changed = change(find_volume(volume), peer)
+    return {**changed.to_json(), "command": command_line("peer", word, volume, peer)}

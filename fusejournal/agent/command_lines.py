@@ -1,0 +1,27 @@
+"""The command lines that do what a person does on the page, to be shown beside it."""
+
+import shlex
+from collections.abc import Iterable
+
+
+def command_line(*words: str, options: Iterable[tuple[str, object]] = ()) -> str:
+    """Returns ``fusejournal`` with *words* and *options*, as a shell takes them; an option without
+    a value (None, empty) is left out, one that is True stands alone."""
+    found = ["fusejournal", *words]
+    for name, value in options:
+        if value is None or value is False or value == "":
+            continue
+        found += [name] if value is True else [name, str(value)]
+    return " ".join(_quoted(word) for word in found)
+
+
+def _quoted(word: str) -> str:
+    if word.isprintable():
+        return shlex.quote(word)
+    # $'...' of bash and zsh: what is no text or moves the cursor is written as bytes.
+    raw = word.encode("utf-8", "surrogateescape")
+    inner = "".join(
+        chr(byte) if 32 <= byte < 127 and chr(byte) not in "\\'" else f"\\x{byte:02x}"
+        for byte in raw
+    )
+    return f"$'{inner}'"

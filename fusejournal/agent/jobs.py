@@ -1,0 +1,242 @@
+"""Jobs: undos and restores that an admin asks for on a page, each done by a process of its own
+(job_process.py), which goes on when the page is closed and when the agent ends.
+
+A job is a directory, which both sides read and each file of which one side writes::
+
+    request.json    what was asked, by whom and when: by the agent, once
+    order.json      what it is to do now: plan, do, pause or stop: by the agent
+    progress.json   its state, plan and results: by its process
+    lock            locked while its process runs
+    log             what its process had to say
+
+=============  =================================================================================
+state          meaning
+=============  =================================================================================
+``planning``   finds out what is to be done, and what is in the way
+``planned``    waits for the admin to have it done
+``doing``      at work; ``paused`` tells whether it waits between two steps
+``done``       all is done
+``stopped``    was told to stop, or its process died; ``do`` goes on with it
+``failed``     could not be done; ``words`` say why
+=============  =================================================================================
+
+The state on the disk is whole at any instruction: each file is replaced at once. A process that
+died left its last state, and the lock says that it is no more."""
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from fusejournal.agent.command_lines import command_line
+from fusejournal.agent.fields import Fields
+from fusejournal.disk.files import UNREADABLE_JSON, Outlives, make_directories, write_atomically
+from fusejournal.disk.process import DIRECTORY, python_module
+from fusejournal.errors import FusejournalError, UsageError
+from fusejournal.node.registry import find_volume
+
+_JOBS_MAX: Final = 200
+_ID_CHARS: Final = frozenset("0123456789abcdef-")
+_WORKING: Final = ("planning", "doing")
+_CONFLICTS: Final = ("stop", "skip", "aside")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in *path*; empty where there is none that can be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, *UNREADABLE_JSON):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+class JobBook:
+    """The jobs of this machine. Each method blocks, and any thread may call it."""
+
+    def __init__(self, directory: Path) -> None:
+        """*directory*: the agent's."""
+        self._jobs = directory / "jobs"
+        self._restored = directory / "restored"
+        for path in (self._jobs, self._restored):
+            make_directories("agent.jobs.make", path)
+
+    def create(self, fields: Fields) -> dict[str, Any]:
+        """Makes a job, and has it planned; a restore needs no plan and is begun. Fields: ``kind``
+        (undo, restore), ``volume``, ``user``, and those of the kind. Raises UsageError,
+        VolumeNotFoundError, OSError."""
+        kind = fields.text("kind")
+        volume = find_volume(fields.text("volume")).name
+        if len(self._ids()) >= _JOBS_MAX:
+            raise UsageError(f"there are {_JOBS_MAX} jobs already: remove some that are done")
+        job = f"{time.time_ns() // 10**6:x}-{secrets.token_hex(4)}"
+        if kind == "undo":
+            request = _undo_request(fields)
+        elif kind == "restore":
+            request = _restore_request(fields, self._restored / job)
+        else:
+            raise UsageError(f"{kind!r} is no kind of job: undo, or restore")
+        request |= {
+            "kind": kind, "volume": volume, "user": fields.text("user", ""),
+            "made_ns": time.time_ns(),
+        }  # fmt: skip
+        request["command"] = _command(request)
+        path = self._jobs / job
+        path.mkdir(mode=0o700)
+        _write(path / "request.json", request)
+        self._begin(path, "plan" if kind == "undo" else "do")
+        return self._describe(path)
+
+    def list_all(self, fields: Fields) -> dict[str, Any]:
+        """Returns all jobs, the newest first, without plans and results."""
+        jobs = [self._describe(self._jobs / one) for one in sorted(self._ids(), reverse=True)]
+        for job in jobs:
+            for key in ("actions", "conflicts"):
+                job.pop(key, None)
+        return {"jobs": jobs}
+
+    def show(self, fields: Fields) -> dict[str, Any]:
+        """Returns the job ``id`` with its plan and results. Raises UsageError."""
+        return self._describe(self._path(fields))
+
+    def order(self, fields: Fields) -> dict[str, Any]:
+        """Has the job ``id`` do what ``order`` says: do, pause, resume, stop, or remove. Raises
+        UsageError, OSError."""
+        path, order = self._path(fields), fields.text("order")
+        job = self._describe(path)
+        state = job["state"]
+        if order == "remove":
+            if job["is_running"]:
+                raise UsageError("the job is at work: stop it first")
+            shutil.rmtree(path)
+            return {"id": path.name, "state": "removed"}
+        if order == "do" and state in ("planned", "stopped", "failed") and not job["is_running"]:
+            self._begin(path, "do")
+        elif order in ("pause", "resume", "stop") and job["is_running"]:
+            word = "do" if order == "resume" else order
+            _write(path / "order.json", {"order": word})
+        else:
+            raise UsageError(f"a job that is {state} cannot be told to {order}")
+        return self._describe(path)
+
+    def _begin(self, path: Path, order: str) -> None:
+        """Starts a process for the job. What it has done so far stays known to it."""
+        _write(path / "order.json", {"order": order})
+        with open(path / "log", "ab") as log:
+            child = subprocess.Popen(
+                python_module("fusejournal.agent.job_process", str(path)),
+                cwd=DIRECTORY,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        # Its end is waited for, so that no zombie is left; the agent's own end waits for nobody.
+        threading.Thread(target=child.wait, daemon=True).start()
+        # Until it has the lock nobody could tell it from one that died.
+        deadline = time.monotonic() + 10.0
+        while child.returncode is None and not _is_locked(path) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def _ids(self) -> list[str]:
+        return [one for one in os.listdir(self._jobs) if set(one) <= _ID_CHARS]
+
+    def _path(self, fields: Fields) -> Path:
+        job = fields.text("id")
+        if not job or not set(job) <= _ID_CHARS or not (self._jobs / job).is_dir():
+            raise UsageError(f"there is no job {job!r:.80}")
+        return self._jobs / job
+
+    def _describe(self, path: Path) -> dict[str, Any]:
+        # In this order: one that ends in between is told as running with its last state.
+        is_running = _is_locked(path)
+        request, progress = read_json(path / "request.json"), read_json(path / "progress.json")
+        state = progress.get("state", "planning")
+        words = progress.get("words", "")
+        if state in _WORKING and not is_running:
+            state = "stopped"
+            words = words or "its process ended before it was done: 'do' goes on with it"
+        order = read_json(path / "order.json").get("order")
+        return {
+            "id": path.name,
+            **request,
+            **progress,
+            "state": state,
+            "words": words,
+            "is_running": is_running,
+            "paused": is_running and order == "pause",
+        }
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        fd = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    content = json.dumps(value).encode()
+    write_atomically("agent.job", path, content, Outlives.MACHINE)
+
+
+def _undo_request(fields: Fields) -> dict[str, Any]:
+    on_conflict = fields.text("on_conflict", "stop")
+    if on_conflict not in _CONFLICTS:
+        raise UsageError(f"on_conflict is one of {', '.join(_CONFLICTS)}")
+    path = fields.text_or_none("path")
+    return {
+        "seqs": fields.texts("seqs"),
+        "paths": [path] if path else [],
+        "ops": fields.texts("op"),
+        "uid": fields.number_or_none("uid"),
+        "since": fields.text_or_none("since"),
+        "until": fields.text_or_none("until"),
+        "without": fields.texts("without"),
+        "on_conflict": on_conflict,
+    }
+
+
+def _restore_request(fields: Fields, target: Path) -> dict[str, Any]:
+    return {
+        "path": fields.text("path", ""),
+        "at": fields.number("at", least=1),
+        "target": str(target),
+    }
+
+
+def _command(request: dict[str, Any]) -> str:
+    volume = request["volume"]
+    if request["kind"] == "restore":
+        words = [volume, *([request["path"]] if request["path"] else [])]
+        options: list[tuple[str, object]] = [
+            ("--to-seq", request["at"]), ("--target", request["target"]),
+        ]  # fmt: skip
+        return command_line("restore", *words, options=options)
+    options = [("--path", one) for one in request["paths"]]
+    options += [
+        ("--op", ",".join(request["ops"])), ("--uid", request["uid"]),
+        ("--since", request["since"]), ("--until", request["until"]),
+        *(("--except", one) for one in request["without"]),
+        ("--on-conflict", None if request["on_conflict"] == "stop" else request["on_conflict"]),
+        ("--apply", True),
+    ]  # fmt: skip
+    return command_line("undo", volume, *request["seqs"], options=options)
+
+
+def check_request(request: dict[str, Any]) -> None:
+    """Raises FusejournalError for a job whose request cannot be read."""
+    if "kind" not in request or "volume" not in request:
+        raise FusejournalError("the job's request cannot be read: remove it, and ask anew")

@@ -1,0 +1,122 @@
+"""``fusejournal agent``: what consoles ask about this machine's volumes."""
+
+import time
+from typing import Any
+
+import click
+
+from fusejournal.address import parse_address
+from fusejournal.cli import text
+from fusejournal.cli.reporters import sd_notify
+from fusejournal.errors import FusejournalError, NotRunningError
+
+_POLL_SECONDS = 0.5
+
+
+@click.group(invoke_without_command=True, short_help="Tell consoles about this machine.")
+@click.option(
+    "--listen",
+    default="127.0.0.1:7781",
+    show_default=True,
+    metavar="ADDR:PORT",
+    help="Where consoles reach it.",
+)
+@click.pass_context
+def agent(context: click.Context, listen: str) -> None:
+    """Run this machine's agent, in the foreground: it tells the consoles that it is paired with how
+    the volumes are, answers what they ask of the journals, and undoes and restores for them. One a
+    machine, as root, and never in a layer's process: its end harms no volume, and what it is doing
+    for a page goes on.
+
+    A console sees what root sees here. It is known by its certificate, which 'agent pair' exchanges
+    for a code.
+
+    \b
+    Examples:
+      fusejournal agent                              for a console on this machine
+      fusejournal agent --listen 192.168.1.7:7781    for one on another
+      fusejournal agent pair                         beside it: the code for 'console pair'
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from fusejournal.agent.server import run_agent
+
+    def ready(address: object, fingerprint: str) -> None:
+        text.echo(f"the agent listens on {address}, {fingerprint}", err=True)
+        sd_notify("READY=1")
+
+    run_agent(parse_address(listen), ready)
+
+
+def _ask(command: str, **fields: Any) -> dict[str, Any]:
+    from fusejournal.agent.place import agent_directory
+    from fusejournal.control.client import ask
+
+    try:
+        return ask(agent_directory(), command, **fields)
+    except NotRunningError:
+        raise NotRunningError("no agent runs here: fusejournal agent") from None
+
+
+@agent.command(short_help="Let a console pair.")
+@click.option("--no-wait", is_flag=True, help="Show the code, and do not wait for its use.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def pair(no_wait: bool, as_json: bool) -> None:
+    """Show a code, good once and for ten minutes, with which a console pairs with the agent that
+    runs here; wait until one has.
+
+    \b
+    Example:
+      fusejournal agent pair
+    """
+    opened = _ask("pair-open")
+    if as_json:
+        text.echo_json(opened)
+    else:
+        text.echo(f"{'code':<12}{opened['code']}")
+        text.echo(f"{'this agent':<12}{opened['node']}, {opened['fingerprint']}")
+        text.echo("On the console's machine, within 10 minutes:")
+        text.echo(
+            f"  fusejournal console pair {opened['node']}={opened['listen']} {opened['code']}"
+        )
+    if no_wait:
+        return
+    while (state := _ask("pair-state"))["state"] == "waiting":
+        time.sleep(_POLL_SECONDS)
+    if as_json:
+        text.echo_json(state)
+    elif state["state"] == "paired":
+        text.echo(f"paired with the console {state['console']}: {state['fingerprint']}")
+    if state["state"] != "paired":
+        raise FusejournalError(f"no console has paired: the code is {state['state']}")
+
+
+@agent.command(short_help="The consoles that are paired.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def consoles(as_json: bool) -> None:
+    """List the consoles that may ask this machine's agent.
+
+    \b
+    Example:
+      fusejournal agent consoles
+    """
+    found = _ask("console-list")
+    if as_json:
+        text.echo_json(found)
+    elif not found["consoles"]:
+        text.echo("none yet: 'fusejournal agent pair' shows a code for one", err=True)
+    for name in () if as_json else found["consoles"]:
+        text.echo(name)
+
+
+@agent.command(short_help="Forget a console.")
+@click.argument("name")
+def forget(name: str) -> None:
+    """Forget the console NAME: it is not answered any more.
+
+    \b
+    Example:
+      fusejournal agent forget hall-console
+    """
+    _ask("console-remove", name=name)
+    text.echo(f"console {name} is not answered any more")

@@ -1,0 +1,237 @@
+"""The agents that the console is paired with, and calling them: over the project's own TLS, each
+end known by its certificate.
+
+Connections are kept for the next call, a few for each agent. One task a call; cancelling one ends
+its connection, because an answer may be on its way."""
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from fusejournal.address import Address, check_peer_name, parse_remote
+from fusejournal.console.place import console_name
+from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
+from fusejournal.errors import FusejournalError, PairingError, PeerLostError, UsageError, WireError
+from fusejournal.wire import pairing
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import CALLS_VERSION, Call, CallPart
+from fusejournal.wire.identity import Identity
+from fusejournal.wire.pairing import Paired
+from fusejournal.wire.transport import connect, connect_for_pairing
+
+_CONNECT_SECONDS: Final = 5.0
+_ANSWER_SECONDS: Final = 60.0
+_ANSWER_BYTES_MAX: Final = 64 << 20
+_KEPT_MAX: Final = 4
+_CALLS_MAX: Final = 12
+"""Calls to one agent at a time: it takes no more connections of one console."""
+
+
+class CallFailedError(FusejournalError):
+    """An agent's answer that it could not be done, with its exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class KnownAgent:
+    """An agent: its name here, where it listens, and its certificate (PEM)."""
+
+    name: str
+    address: str
+    certificate: str
+
+
+class AgentBook:
+    """The agents in one file, which is read anew when it has changed. Blocks."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._agents: dict[str, KnownAgent] = {}
+        self._stamp: tuple[int, int] | None = None
+
+    def all(self) -> dict[str, KnownAgent]:
+        """Returns the agents by name. Raises FusejournalError where the file cannot be read."""
+        try:
+            found = self._path.stat()
+            stamp = found.st_ino, found.st_mtime_ns
+            if stamp != self._stamp:
+                raw = json.loads(self._path.read_bytes())
+                agents = [KnownAgent(**one) for one in raw["agents"]]
+                self._agents = {agent.name: agent for agent in agents}
+                self._stamp = stamp
+        except FileNotFoundError:
+            self._agents, self._stamp = {}, None
+        except (OSError, *UNREADABLE_JSON) as error:
+            raise FusejournalError(f"{self._path}: cannot be read: {error}") from None
+        return self._agents
+
+    def put(self, agent: KnownAgent) -> None:
+        """Keeps an agent; one of the same name is replaced. Raises FusejournalError, OSError."""
+        self._save({**self.all(), agent.name: agent})
+
+    def remove(self, name: str) -> None:
+        """Forgets an agent. Raises UsageError where there is none, FusejournalError, OSError."""
+        agents = self.all()
+        if name not in agents:
+            raise UsageError(f"there is no agent {name!r}: 'fusejournal console agents'")
+        self._save({key: agent for key, agent in agents.items() if key != name})
+
+    def _save(self, agents: dict[str, KnownAgent]) -> None:
+        raw = {"agents": [asdict(agents[name]) for name in sorted(agents)]}
+        content = json.dumps(raw, indent=1).encode()
+        write_atomically("console.agents", self._path, content, Outlives.MACHINE)
+
+
+async def pair_agent(
+    book: AgentBook, identity: Identity, name: str, address: Address, code: str
+) -> Paired:
+    """Pairs with the agent that listens at *address* and gave out *code*, and keeps it as *name*.
+    Raises UsageError, PairingError, WireError, OSError."""
+    check_peer_name(name)
+    connection = await connect_for_pairing(address, identity, timeout_seconds=_CONNECT_SECONDS)
+    async with connection:
+        with trio.move_on_after(_ANSWER_SECONDS):
+            paired = await pairing.ask(connection, code, console_name(), identity, lambda _: None)
+            book.put(KnownAgent(name, str(address), paired.certificate))
+            return paired
+    raise PairingError(f"{address}: does not answer")
+
+
+class AgentLink:
+    """Calls to one agent."""
+
+    def __init__(self, agent: KnownAgent, identity: Identity) -> None:
+        self.agent = agent
+        self._identity = identity
+        self._kept: list[Connection] = []
+        # A stream's parts may be taken by several tasks in turn, which a limiter would not allow.
+        self._places = trio.Semaphore(_CALLS_MAX)
+
+    async def call(self, what: str, **fields: Any) -> dict[str, Any]:
+        """Returns the answer to a call. Raises CallFailedError, WireError where the agent cannot be
+        reached or does not answer."""
+        content = bytearray()
+        async with aclosing(self.parts(what, **fields)) as parts:
+            async for part in parts:
+                content += part
+                if len(content) > _ANSWER_BYTES_MAX:
+                    raise WireError(f"{self.agent.name}: an answer that is too long")
+        try:
+            value = json.loads(content)
+        except UNREADABLE_JSON:
+            raise WireError(f"{self.agent.name}: an answer that is no JSON") from None
+        if not isinstance(value, dict):
+            raise WireError(f"{self.agent.name}: an answer that is no object")
+        return value
+
+    async def parts(self, what: str, **fields: Any) -> AsyncGenerator[bytes, None]:
+        """Yields the bytes of the answer as they come. Raises as :meth:`call`."""
+        message = Call(CALLS_VERSION, what, json.dumps(fields).encode())
+        async with self._places:
+            connection, first = await self._ask(message)
+            is_whole = False
+            try:
+                part = first
+                while True:
+                    if part.state == "error":
+                        is_whole = True
+                        raise _failed(part.content)
+                    if part.content:
+                        yield part.content
+                    if part.state == "end":
+                        is_whole = True
+                        return
+                    part = await self._receive(connection)
+            finally:
+                if is_whole and len(self._kept) < _KEPT_MAX:
+                    self._kept.append(connection)
+                else:
+                    with trio.CancelScope(shield=True):
+                        await connection.aclose()
+
+    async def _ask(self, message: Call) -> tuple[Connection, CallPart]:
+        """Sends a call, and returns the connection and the first part of the answer. One that was
+        kept may be dead by now: then it goes by a new one."""
+        while self._kept:
+            connection = self._kept.pop()
+            try:
+                await connection.send(message)
+                return connection, await self._receive(connection)
+            except PeerLostError:
+                await connection.aclose()
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await connection.aclose()
+                raise
+        connection = await connect(
+            parse_remote(self.agent.address), self._identity, self.agent.certificate,
+            insecure=False, timeout_seconds=_CONNECT_SECONDS,
+        )  # fmt: skip
+        try:
+            await connection.send(message)
+            return connection, await self._receive(connection)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await connection.aclose()
+            raise
+
+    async def _receive(self, connection: Connection) -> CallPart:
+        try:
+            with trio.fail_after(_ANSWER_SECONDS):
+                message = await connection.receive()
+        except trio.TooSlowError:
+            words = f"no answer within {_ANSWER_SECONDS:g} s"
+            raise WireError(f"{self.agent.name}: {words}") from None
+        if message is None:
+            raise PeerLostError(connection.where, "ended the connection")
+        if not isinstance(message, CallPart):
+            raise WireError(f"{connection.where}: not an answer but {type(message).__name__}")
+        return message
+
+    async def aclose(self) -> None:
+        """Ends the connections that are kept."""
+        while self._kept:
+            await self._kept.pop().aclose()
+
+
+def _failed(content: bytes) -> CallFailedError:
+    words, code = "the agent failed, and does not say why", 1
+    with suppress(*UNREADABLE_JSON):
+        raw = json.loads(content)
+        words, code = str(raw["error"]), int(raw["exit_code"])
+    return CallFailedError(words, code)
+
+
+class Agents:
+    """Links to all agents of the book, made as they are asked for."""
+
+    def __init__(self, book: AgentBook, identity: Identity) -> None:
+        self._book = book
+        self._identity = identity
+        self._links: dict[str, AgentLink] = {}
+
+    def names(self) -> list[str]:
+        """Returns the agents' names, sorted. Raises FusejournalError."""
+        return sorted(self._book.all())
+
+    async def link(self, name: str) -> AgentLink:
+        """Returns the link to the agent *name*; one of before it was paired anew is closed. Raises
+        UsageError, FusejournalError."""
+        agent = self._book.all().get(name)
+        if agent is None:
+            raise UsageError(f"there is no agent {name!r:.80}")
+        link = self._links.get(name)
+        if link is None or link.agent != agent:
+            old, link = link, AgentLink(agent, self._identity)
+            self._links[name] = link
+            if old is not None:
+                await old.aclose()
+        return link

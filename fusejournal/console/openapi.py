@@ -1,0 +1,94 @@
+"""The description of the API, as OpenAPI has it, made from the table of routes.
+
+Source: OpenAPI Specification 3.1.0."""
+
+import re
+from importlib.metadata import version
+from typing import Any
+
+from fusejournal.console.routes import ROUTES, ApiRoute, Parameter
+
+_OWN = (
+    ("GET", "/api/session", "Who is logged in, and the secret that changes need.", ()),
+    ("POST", "/api/login", "Logs in.", ("name", "password")),
+    ("POST", "/api/password", "Chooses a password by a one-time code.",
+     ("name", "code", "password")),
+    ("POST", "/api/logout", "Logs out.", ()),
+    ("GET", "/api/overview", "All agents and volumes, and what is wrong.", ()),
+    ("GET", "/api/events", "The overview, again whenever it changes: server-sent events.", ()),
+    ("POST", "/api/alerts", "Acknowledges an alert.", ("key",)),
+    ("GET", "/api/audit", "Who did what on the page; for admins.", ()),
+    ("GET", "/api/openapi.json", "This description.", ()),
+)  # fmt: skip
+
+
+def describe_api() -> dict[str, Any]:
+    """Returns the description, as values."""
+    paths: dict[str, dict[str, Any]] = {}
+    for method, path, words, names in _OWN:
+        parameters = tuple(Parameter(name, "string", "", True) for name in names)
+        paths.setdefault(path, {})[method.lower()] = _operation(method, path, words, parameters)
+    for route in ROUTES:
+        operation = _operation(route.method, route.path, route.words, route.parameters)
+        operation["x-access"] = route.access.word
+        operation["operationId"] = _id_of(route)
+        paths.setdefault(route.path, {})[route.method.lower()] = operation
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "fusejournal console", "version": version("fusejournal")},
+        "paths": paths,
+        "components": {
+            "securitySchemes": {
+                "session": {"type": "apiKey", "in": "cookie", "name": "fusejournal_session"}
+            }
+        },
+        "security": [{"session": []}],
+    }
+
+
+def _id_of(route: ApiRoute) -> str:
+    return route.call.replace("-", "_")
+
+
+def _operation(
+    method: str, path: str, words: str, parameters: tuple[Parameter, ...]
+) -> dict[str, Any]:
+    found: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", path)
+    ]
+    operation: dict[str, Any] = {"summary": words}
+    if method == "GET":
+        found += [
+            {
+                "name": one.name, "in": "query", "required": one.is_required,
+                "description": one.words, "schema": _schema(one),
+            }
+            for one in parameters
+        ]  # fmt: skip
+    else:
+        header = {"name": "X-Csrf-Token", "in": "header", "schema": {"type": "string"}}
+        found.append({**header, "required": path not in ("/api/login", "/api/password")})
+        schema = {
+            "type": "object",
+            "properties": {one.name: _schema(one) for one in parameters},
+            "required": [one.name for one in parameters if one.is_required],
+            "additionalProperties": False,
+        }
+        operation["requestBody"] = {"content": {"application/json": {"schema": schema}}}
+    operation["parameters"] = found
+    operation["responses"] = {
+        "200": {"description": "Done."},
+        "400": {"description": "It cannot be asked so; error says why."},
+        "401": {"description": "Nobody is logged in."},
+        "403": {"description": "The user may not."},
+        "429": {"description": "Too often."},
+        "502": {"description": "The agent cannot be reached."},
+    }
+    return operation
+
+
+def _schema(parameter: Parameter) -> dict[str, Any]:
+    if parameter.kind == "array":
+        return {"type": "array", "items": {"type": "string"}}
+    return {"type": parameter.kind}

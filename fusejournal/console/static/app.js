@@ -1,0 +1,167 @@
+// The page's frame: who is logged in, which view is shown, and the overview as it changes.
+
+import { get, post, restoreSession, session, may, encode } from "./api.js";
+import { h, failure, spinner } from "./dom.js";
+import { loginView } from "./login.js";
+import { overviewView } from "./overview.js";
+import { timelineView } from "./timeline.js";
+import { browseView, lifeView, changesView } from "./browse.js";
+import { jobsView, jobView } from "./jobs.js";
+import { auditView } from "./audit.js";
+
+const main = document.getElementById("main");
+let leave = () => {};
+let shown = "";
+
+// -- the overview, live ---------------------------------------------------------------------------
+
+export const live = new EventTarget();
+export let overview = null;
+let source = null;
+
+function listen() {
+  if (source || document.hidden || !session.name) return;
+  source = new EventSource("/api/events");
+  source.addEventListener("overview", (event) => {
+    overview = JSON.parse(event.data);
+    live.dispatchEvent(new Event("change"));
+    showTop();
+  });
+  source.addEventListener("over", () => {
+    stopListening();
+    get("/api/session").catch(() => {});
+  });
+}
+
+function stopListening() {
+  source?.close();
+  source = null;
+}
+
+// A page that nobody looks at asks for nothing.
+document.addEventListener("visibilitychange", () => (document.hidden ? stopListening() : listen()));
+
+// -- routes -----------------------------------------------------------------------------------------
+
+// #/v/AGENT/VOLUME/browse?path=...: names are encoded as in a query, byte for byte.
+function decode(text) {
+  const bytes = [];
+  for (let at = 0; at < text.length; at += 1) {
+    if (text[at] === "%") { bytes.push(parseInt(text.slice(at + 1, at + 3), 16)); at += 2; } else bytes.push(text.charCodeAt(at));
+  }
+  const raw = new Uint8Array(bytes);
+  let found = "";
+  for (let at = 0; at < raw.length;) {
+    let length = raw[at] < 0x80 ? 1 : raw[at] >= 0xf0 ? 4 : raw[at] >= 0xe0 ? 3 : raw[at] >= 0xc2 ? 2 : 0;
+    let char = null;
+    if (length) {
+      try { char = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(raw.slice(at, at + length)); } catch { char = null; }
+    }
+    if (char === null) { char = String.fromCharCode(0xdc00 + raw[at]); length = 1; }
+    found += char;
+    at += length;
+  }
+  return found;
+}
+
+export function go(parts, params = {}) {
+  location.hash = link(parts, params);
+}
+
+export function link(parts, params = {}) {
+  const words = Object.entries(params).filter(([, value]) => value !== undefined && value !== null && value !== "")
+    .map(([key, value]) => `${encode(key)}=${encode(value)}`);
+  return `#/${parts.map(encode).join("/")}${words.length ? `?${words.join("&")}` : ""}`;
+}
+
+function where() {
+  const [, words, params] = /^#?\/?([^?]*)\??(.*)$/.exec(location.hash);
+  const found = {};
+  for (const part of params.split("&").filter(Boolean)) {
+    const at = part.indexOf("=");
+    found[decode(part.slice(0, at))] = decode(part.slice(at + 1));
+  }
+  return [words.split("/").filter(Boolean).map(decode), found];
+}
+
+function viewOf(parts, params) {
+  const [first, agent, volume, view] = parts;
+  if (first === "v" && volume) {
+    const views = { timeline: timelineView, browse: browseView, life: lifeView, changes: changesView };
+    const known = views[view] ?? timelineView;
+    return [`${volume} on ${agent}`, (place) => known(place, agent, volume, params)];
+  }
+  if (first === "jobs" && volume) return ["Job", (place) => jobView(place, agent, volume)];
+  if (first === "jobs") return ["Recovery", (place) => jobsView(place)];
+  if (first === "audit") return ["Audit", (place) => auditView(place)];
+  return ["Overview", (place) => overviewView(place)];
+}
+
+async function show() {
+  leave();
+  leave = () => {};
+  if (!session.name) {
+    showTop();
+    document.title = "Log in – fusejournal";
+    main.replaceChildren();
+    loginView(main, begin);
+    return;
+  }
+  const [parts, params] = where();
+  const [title, view] = viewOf(parts, params);
+  document.title = `${title} – fusejournal`;
+  const place = h("div", {}, spinner());
+  main.replaceChildren(place);
+  showTop();
+  if (shown && shown !== title) main.focus({ preventScroll: true });
+  shown = title;
+  const gone = new AbortController();
+  leave = () => gone.abort();
+  try {
+    place.signal = gone.signal;
+    await view(place);
+  } catch (error) {
+    if (error.name !== "AbortError" && !gone.signal.aborted) place.replaceChildren(failure(error));
+  }
+}
+
+function showTop() {
+  const [parts] = where();
+  const alerts = (overview?.alerts ?? []).filter((one) => !one.acknowledged).length;
+  const items = [["Overview", [], alerts], ["Recovery", ["jobs"]]];
+  if (may("admin")) items.push(["Audit", ["audit"]]);
+  const current = parts[0] ?? "";
+  const bar = h("div", { class: "bar" },
+    h("a", { class: "brand", href: "#/" }, h("img", { src: "/static/icon.svg", alt: "" }), "fusejournal"));
+  if (session.name) {
+    bar.append(
+      h("nav", { "aria-label": "Main" }, items.map(([words, target, count]) => h("a", {
+        href: link(target), "aria-current": (target[0] ?? "") === (current === "v" ? "" : current) ? "page" : null,
+      }, words, count ? [" ", h("span", { class: "pill bad" }, String(count))] : null))),
+      h("div", { class: "who" }, h("span", {}, `${session.name}, ${session.role}`),
+        h("button", { type: "button", onclick: logout }, "Log out")));
+  }
+  document.getElementById("top").replaceChildren(bar);
+}
+
+async function logout() {
+  await post("/api/logout").catch(() => {});
+  end();
+}
+
+function end() {
+  stopListening();
+  Object.assign(session, { name: "", role: "", csrf: "" });
+  overview = null;
+  show();
+}
+
+function begin() {
+  listen();
+  show();
+}
+
+window.addEventListener("hashchange", show);
+window.addEventListener("session-over", end);
+if (await restoreSession()) listen();
+show();

@@ -1,0 +1,128 @@
+// Elements, and how values are shown. Nothing here ever takes a text for markup.
+
+export function h(tag, props, ...children) {
+  const element = document.createElement(tag);
+  for (const [key, value] of Object.entries(props ?? {})) {
+    if (value === undefined || value === null || value === false) continue;
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else if (key === "value" || key === "checked" || key === "disabled" || key === "selected") element[key] = value;
+    else element.setAttribute(key, value === true ? "" : String(value));
+  }
+  element.append(...children.flat(Infinity).filter((one) => one !== null && one !== undefined && one !== false));
+  return element;
+}
+
+const SVG = "http://www.w3.org/2000/svg";
+export function s(tag, props, ...children) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [key, value] of Object.entries(props ?? {})) element.setAttribute(key, String(value));
+  element.append(...children);
+  return element;
+}
+
+// Bytes that are no UTF-8 come as lone surrogates U+DC80 to U+DCFF. They, control characters, and
+// those that turn the direction of a text are shown as what they are.
+const ODD = /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+
+function escaped(char) {
+  const code = char.charCodeAt(0);
+  if (code >= 0xdc80 && code <= 0xdcff) return `\\x${(code & 0xff).toString(16)}`;
+  if (char === "\n") return "\\n";
+  if (char === "\t") return "\\t";
+  return code < 0x100 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u${code.toString(16).padStart(4, "0")}`;
+}
+
+export function plain(text) {
+  return text.replace(ODD, escaped);
+}
+
+// A name or path, each odd character marked.
+export function name(text) {
+  const shown = h("span", { class: "name" });
+  let at = 0;
+  for (const match of text.matchAll(ODD)) {
+    if (match.index > at) shown.append(text.slice(at, match.index));
+    shown.append(h("span", { class: "esc" }, escaped(match[0])));
+    at = match.index + match[0].length;
+  }
+  shown.append(text.slice(at));
+  return shown;
+}
+
+export function path(text) {
+  return text === null || text === undefined ? h("span", { class: "soft" }, "not known") : name("/" + text);
+}
+
+const NUMBER = new Intl.NumberFormat("en");
+export const number = (value) => (value === null || value === undefined ? "–" : NUMBER.format(value));
+
+export function size(bytes) {
+  if (bytes === null || bytes === undefined) return "–";
+  const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+  let unit = 0;
+  while (bytes >= 1024 && unit < units.length - 1) { bytes /= 1024; unit += 1; }
+  return unit === 0 ? `${bytes} B` : `${bytes.toFixed(1)} ${units[unit]}`;
+}
+
+export function duration(seconds) {
+  if (seconds < 1) return "now";
+  const whole = Math.round(seconds);
+  for (const [unit, word, below, belowWord] of [[86400, "d", 3600, "h"], [3600, "h", 60, "min"], [60, "min", 1, "s"]]) {
+    if (whole >= unit) return `${Math.floor(whole / unit)} ${word} ${Math.floor((whole % unit) / below)} ${belowWord}`;
+  }
+  return `${whole} s`;
+}
+
+const two = (value) => String(value).padStart(2, "0");
+export function clock(ns, withDay = true) {
+  if (!ns) return "–";
+  const date = new Date(ns / 1e6);
+  const day = `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())}`;
+  const time = `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}`;
+  return withDay ? `${day} ${time}` : time;
+}
+
+export function time(ns, withDay = true) {
+  return h("time", { datetime: new Date(ns / 1e6).toISOString() }, clock(ns, withDay));
+}
+
+export const ago = (ns) => `${duration(Date.now() / 1e3 - ns / 1e9)} ago`;
+
+export function user(uid, names) {
+  if (uid === null || uid === undefined) return "–";
+  return names[uid] ? h("span", { title: `uid ${uid}` }, names[uid]) : `uid ${uid}`;
+}
+
+export function pill(kind, words) {
+  return h("span", { class: `pill ${kind}` }, words);
+}
+
+export function facts(pairs) {
+  return h("dl", { class: "facts" }, pairs.filter(([, value]) => value !== null && value !== undefined && value !== "")
+    .map(([key, value]) => [h("dt", {}, key), h("dd", {}, value)]));
+}
+
+// The command line that does the same.
+export function command(text) {
+  if (!text) return null;
+  const button = h("button", { type: "button", onclick: async () => {
+    await navigator.clipboard.writeText(text);
+    say("Copied");
+  } }, "Copy");
+  return h("div", { class: "command" }, h("code", { "aria-label": "The command line that does the same" }, text), button);
+}
+
+let quiet;
+export function say(words) {
+  document.getElementById("said").textContent = words;
+  clearTimeout(quiet);
+  quiet = setTimeout(() => { document.getElementById("said").textContent = ""; }, 4000);
+}
+
+export function failure(error) {
+  return h("div", { class: "note bad", role: "alert" }, error.message);
+}
+
+export function spinner(words = "Loading…") {
+  return h("p", { class: "soft", role: "status" }, words);
+}

@@ -1,0 +1,126 @@
+"""Jobs: planned, begun, paused, stopped, and found again when their process has died."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fusejournal.agent.fields import Fields
+from fusejournal.agent.job_process import Job
+from fusejournal.agent.jobs import JobBook, read_json
+from fusejournal.errors import UsageError, VolumeNotFoundError
+from tests.support.consoles import make_story
+
+pytestmark = pytest.mark.mount
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(tmp_path / "volume"))
+    (tmp_path / "volume").mkdir()
+    make_story(tmp_path / "volume")
+    return tmp_path
+
+
+class _HereBook(JobBook):
+    """A book whose jobs a test does itself."""
+
+    def _begin(self, path: Path, order: str) -> None:
+        (path / "order.json").write_text(json.dumps({"order": order}))
+
+
+def _run(book: JobBook, job: dict[str, Any], root: Path) -> dict[str, Any]:
+    Job(root / "jobs" / job["id"]).run()
+    return book.show(Fields({"id": job["id"]}))
+
+
+def test_an_undo_is_planned_and_waits(root: Path) -> None:
+    book = _HereBook(root)
+    job = book.create(
+        Fields({"kind": "undo", "volume": "data", "op": ["unlink", "rmdir"], "user": "anna"})
+    )
+    assert (job["state"], job["user"]) == ("stopped", "anna")  # nobody is at work on it
+    planned = _run(book, job, root)
+    assert (planned["state"], planned["chosen"], planned["conflict_count"]) == ("planned", 6, 0)
+    assert [one["path"] or one["new_path"] for one in planned["actions"]].count("docs/note1") == 1
+    assert planned["command"] == "fusejournal undo data --op unlink,rmdir --apply"
+    (listed,) = book.list_all(Fields({}))["jobs"]
+    assert "actions" not in listed
+    assert listed["id"] == job["id"]
+
+
+def test_an_undo_without_a_layer_fails_in_words(root: Path) -> None:
+    book = _HereBook(root)
+    job = book.create(Fields({"kind": "undo", "volume": "data", "uid": 1001}))
+    _run(book, job, root)
+    book.order(Fields({"id": job["id"], "order": "do"}))
+    failed = _run(book, job, root)
+    assert failed["state"] == "failed"
+    assert "is not mounted" in failed["words"]
+    assert book.order(Fields({"id": job["id"], "order": "remove"}))["state"] == "removed"
+    with pytest.raises(UsageError, match="there is no job"):
+        book.show(Fields({"id": job["id"]}))
+
+
+def test_a_directory_is_restored_aside(root: Path) -> None:
+    book = _HereBook(root)
+    seq = 12
+    job = book.create(Fields({"kind": "restore", "volume": "data", "path": "docs", "at": seq}))
+    done = _run(book, job, root)
+    assert (done["state"], done["words"]) == ("done", "")
+    assert (Path(done["target"]) / "note0").read_bytes() == b"text 0"
+    assert f"--target {done['target']}" in done["command"]
+
+
+def test_a_job_of_its_own_process_stops_as_told(root: Path) -> None:
+    """And the one that did not come to its end is told as such, and gone on with."""
+    book = JobBook(root)
+    job = book.create(Fields({"kind": "restore", "volume": "data", "path": "", "at": 12}))
+    path = root / "jobs" / job["id"]
+    deadline = time.monotonic() + 60
+    while (shown := book.show(Fields({"id": job["id"]})))["state"] in ("planning", "doing"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert shown["state"] == "done", (path / "log").read_text()
+    # As if its process had died in the middle.
+    (path / "progress.json").write_text(json.dumps({"state": "doing", "done": 3}))
+    shown = book.show(Fields({"id": job["id"]}))
+    assert (shown["state"], shown["is_running"]) == ("stopped", False)
+    assert "'do' goes on with it" in shown["words"]
+    with pytest.raises(UsageError, match="cannot be told to pause"):
+        book.order(Fields({"id": job["id"], "order": "pause"}))
+
+
+def test_a_job_heeds_its_orders_between_two_steps(root: Path) -> None:
+    book = _HereBook(root)
+    job = book.create(Fields({"kind": "restore", "volume": "data", "path": "", "at": 12}))
+    path = root / "jobs" / job["id"]
+    (path / "order.json").write_text(json.dumps({"order": "stop"}))
+    stopped = _run(book, job, root)
+    assert (stopped["state"], stopped["words"]) == (
+        "stopped",
+        "stopped as told: 'do' goes on with it",
+    )
+    book.order(Fields({"id": job["id"], "order": "do"}))
+    assert _run(book, job, root)["state"] == "done"
+
+
+def test_what_cannot_be_a_job(root: Path) -> None:
+    book = _HereBook(root)
+    with pytest.raises(UsageError, match="no kind of job"):
+        book.create(Fields({"kind": "format", "volume": "data"}))
+    with pytest.raises(VolumeNotFoundError):
+        book.create(Fields({"kind": "undo", "volume": "other"}))
+    with pytest.raises(UsageError, match="on_conflict"):
+        book.create(Fields({"kind": "undo", "volume": "data", "on_conflict": "x"}))
+    for name in ("../jobs", "", "ffff"):
+        with pytest.raises(UsageError, match="there is no job"):
+            book.show(Fields({"id": name}))
+    spoilt = root / "jobs" / "abcd"
+    spoilt.mkdir()
+    Job(spoilt).run()
+    assert "cannot be read" in read_json(spoilt / "progress.json")["words"]
+    assert os.listdir(root / "restored") == []

@@ -1,0 +1,116 @@
+"""A volume's entries, a page at a time, and their sums."""
+
+from pathlib import Path
+
+import pytest
+
+from fusejournal.admin.source import JournalSource, open_source
+from fusejournal.agent import timeline
+from fusejournal.agent.fields import Fields
+from fusejournal.agent.sums import Sums
+from fusejournal.errors import NoSuchSeqError, UsageError
+from fusejournal.journal.segment import list_segments
+from fusejournal.operations import Clean, Create, Setattr, Void
+from fusejournal.types import SYSTEM_CALLER, Caller, Fid, Seq
+from tests.support.entries import make_directories
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> JournalSource:
+    """Entries 1 to 700 make directories; 701 was refused; 703 is another user's."""
+    journal = make_directories(tmp_path, 700)
+    file = Create(Fid(800), Fid(2), b"file", 0o100644, 0, 0, 0, None)
+    journal.append(file, SYSTEM_CALLER, 701, {Fid(2): b"d1"}.get)
+    journal.append(Void(Seq(701), 28, 0), SYSTEM_CALLER, 702, lambda _: None)
+    change = Setattr(Fid(2), 0o700, None, None, None, None)
+    journal.append(change, Caller(1001, 1, 1), 703, {Fid(2): b"d1"}.get)
+    journal.append(Clean(), SYSTEM_CALLER, 704, lambda _: None)
+    journal.close()
+    assert len(list_segments(tmp_path)) == 3
+    return open_source(str(tmp_path))
+
+
+def _all(source: JournalSource, **fields: object) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = []
+    before: object = None
+    while True:
+        page = timeline.entries(source, Fields({**fields, "before_seq": before}))
+        found += page["entries"]
+        before = page["next_before_seq"]
+        if before is None:
+            return found
+
+
+def test_pages_have_every_entry_once(source: JournalSource) -> None:
+    found = _all(source, count=97)
+    assert [one["seq"] for one in found] == [704, 703, *range(701, 0, -1)]
+    assert (found[2]["refused"], found[1]["path"], found[3]["path"]) == ("ENOSPC", "d1", "d700")
+    assert [one["path"] for one in found[3:]] == [f"d{number}" for number in range(700, 0, -1)]
+
+
+def test_what_a_page_is_asked_for(source: JournalSource) -> None:
+    assert [one["seq"] for one in _all(source, uid=1001)] == [703]
+    assert [one["seq"] for one in _all(source, op=["setattr", "clean"])] == [704, 703]
+    assert [one["seq"] for one in _all(source, path="d1")] == [703, 701, 1]
+    assert [one["seq"] for one in _all(source, from_seq=699, to_seq=701)] == [701, 700, 699]
+    assert [one["seq"] for one in _all(source, path="d7", uid=1001)] == []
+    page = timeline.entries(source, Fields({"op": "clean", "count": 5}))
+    assert page["command"] == f"fusejournal log {source.name} --op clean -n 5 --reverse"
+
+
+def test_a_page_ends_when_its_time_is_over(
+    source: JournalSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timeline, "_SECONDS", 0.0)
+    page = timeline.entries(source, Fields({"path": "d1"}))
+    assert [one["seq"] for one in page["entries"]] == [703, 701]
+    assert page["next_before_seq"] == page["first_searched_seq"] > 1
+    assert [one["seq"] for one in _all(source, path="d1")] == [703, 701, 1]
+
+
+def test_one_entry(source: JournalSource) -> None:
+    found = timeline.entry(source, Fields({"seq": "702", "data": "1"}))
+    assert (found["entry"]["seq"], found["entry"]["void_seq"], found["data"]) == (701, 702, "")
+    with pytest.raises(NoSuchSeqError):
+        timeline.entry(source, Fields({"seq": 900}))
+
+
+def test_fields_that_cannot_be() -> None:
+    fields = Fields({"seq": "x", "op": [1], "path": 7, "count": -1})
+    with pytest.raises(UsageError, match="seq has to be a whole number"):
+        fields.number("seq")
+    with pytest.raises(UsageError, match="op has to be a list"):
+        fields.texts("op")
+    with pytest.raises(UsageError, match="path has to be a text"):
+        fields.text("path")
+    with pytest.raises(UsageError, match="count has to be"):
+        fields.number("count", 1)
+    with pytest.raises(UsageError, match="volume has to be a text"):
+        fields.text("volume")
+    assert (fields.flag("data"), fields.number("other", 7), fields.texts("none")) == (False, 7, [])
+
+
+def _counted(chart: dict[str, list[dict[str, int]]], key: str) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for bar in chart[key]:
+        for name, count in bar.items():
+            sums[name] = sums.get(name, 0) + count
+    return sums
+
+
+def test_sums_are_counted_piece_by_piece(
+    source: JournalSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums = Sums()
+    monkeypatch.setattr("fusejournal.agent.sums._SECONDS", 0.0)
+    first = sums.histogram(source, Fields({}))
+    assert first["entries_left"] == 704
+    monkeypatch.undo()
+    chart = sums.histogram(source, Fields({}))
+    assert chart["entries_left"] == 0
+    assert _counted(chart, "by_op") == {"mkdir": 700, "create": 1, "setattr": 1, "clean": 1}
+    assert _counted(chart, "by_uid") == {"0": 702, "1001": 1}
+    some = sums.histogram(source, Fields({"uid": 1001, "bars": 3}))
+    assert _counted(some, "by_op") == {"setattr": 1}
+    some = sums.histogram(source, Fields({"op": ["create"]}))
+    assert _counted(some, "by_uid") == {"0": 1}

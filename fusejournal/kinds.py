@@ -27,3 +27,4 @@ class Kind(IntEnum):
     CLEAN = 19
     WHITEOUT = 20
     FALLOCATE = 21
+    SETFLAGS = 22

@@ -25,6 +25,7 @@ WRITE TRUNCATE        entry                       unchanged
 FALLOCATE             entry                       unchanged
 SETATTR               mtime_ns where given        unchanged
 SET-, REMOVEXATTR     unchanged                   unchanged
+SETFLAGS              unchanged                   unchanged
 IMPORT IMPORT_DATA    mtime_ns                    unchanged
 IMPORT_LINK           unchanged                   unchanged
 ====================  ==========================  =============================
@@ -41,7 +42,7 @@ in rows that set their mtime."""
 from stat import S_IFCHR, S_IFMT
 from typing import NamedTuple
 
-from fusejournal.file_operations import Fallocate
+from fusejournal.file_operations import Fallocate, SetFlags
 from fusejournal.kinds import Kind as Kind
 from fusejournal.types import Epoch, Fid, Seq
 
@@ -428,7 +429,7 @@ Making = Create | Mkdir | Symlink | Import
 Removal = Unlink | Rmdir
 NameOperation = Create | Mkdir | Symlink | Link | Removal
 ContentOperation = Write | Truncate | Fallocate
-DataOperation = ContentOperation | Setattr | Setxattr | Removexattr
+DataOperation = ContentOperation | Setattr | Setxattr | Removexattr | SetFlags
 ImportOperation = Import | ImportData | ImportLink
 Moving = Rename | Whiteout
 TreeOperation = NameOperation | Moving | DataOperation | ImportOperation
@@ -457,6 +458,7 @@ OPERATIONS: dict[Kind, type[Operation]] = {
     Kind.CLEAN: Clean,
     Kind.WHITEOUT: Whiteout,
     Kind.FALLOCATE: Fallocate,
+    Kind.SETFLAGS: SetFlags,
 }
 
 for _kind, _class in OPERATIONS.items():
@@ -470,7 +472,10 @@ REMOVALS = frozenset({Kind.UNLINK, Kind.RMDIR})
 CONTENT_KINDS = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.FALLOCATE})
 """The kinds of a ContentOperation: what changes a file's content, and with it the mtime."""
 
-DATA_KINDS = CONTENT_KINDS | {Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR}
+ATTRIBUTE_KINDS = frozenset({Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR, Kind.SETFLAGS})
+"""The kinds of what changes a file's attributes alone."""
+
+DATA_KINDS = CONTENT_KINDS | ATTRIBUTE_KINDS
 """The kinds of a DataOperation: what changes one file and no name."""
 
 MAKERS = frozenset({Kind.CREATE, Kind.MKDIR, Kind.SYMLINK, Kind.IMPORT})

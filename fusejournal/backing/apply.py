@@ -7,7 +7,7 @@ umask or clock has a say. It does not touch the journal, and leaves the catalog 
 ``Catalog.record``, but gives it the handle of what it made.
 
 Here are the operations on names alone; new objects are made in apply_new.py and apply_import.py,
-and apply_data.py and apply_space.py change files.
+and apply_data.py, apply_space.py and apply_flags.py change files.
 
 Invariants: called with no await inside; an OSError out of ``apply`` means that the backing is as
 it was before (several steps are rolled back); where that cannot be had, it is ApplyBrokenError and
@@ -32,6 +32,7 @@ from typing import Any
 
 from fusejournal.backing.apply_data import DataApplier
 from fusejournal.backing.apply_exchange import can_exchange, exchange_by_steps
+from fusejournal.backing.apply_flags import FlagsApplier
 from fusejournal.backing.apply_import import ImportApplier
 from fusejournal.backing.apply_mtimes import name_changed, set_mtime
 from fusejournal.backing.apply_new import ObjectMaker
@@ -85,6 +86,7 @@ class Applier:
             Kind.SETATTR: data.setattr,
             Kind.SETXATTR: data.setxattr,
             Kind.REMOVEXATTR: data.removexattr,
+            Kind.SETFLAGS: FlagsApplier(tree).set_flags,
             Kind.IMPORT: imports.make,
             Kind.IMPORT_DATA: imports.write,
             Kind.IMPORT_LINK: imports.link,

@@ -17,6 +17,7 @@ from stat import S_IFDIR, S_IFLNK, S_IFMT
 from typing import Any
 
 from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogNode, CatalogStore
+from fusejournal.file_operations import SetFlags
 from fusejournal.operations import (
     DATA_KINDS,
     MAKERS,
@@ -62,6 +63,7 @@ class Catalog(CatalogStore):
             Kind.LINK: self._record_link,
             Kind.IMPORT_LINK: self._record_link,
             Kind.IMPORT_DATA: self._record_imported_data,
+            Kind.SETFLAGS: self._record_flags,
         }
 
     def record(
@@ -102,6 +104,9 @@ class Catalog(CatalogStore):
         self, operation: DataOperation, seq: Seq, time_ns: int, _: bytes, __: int
     ) -> None:
         self._touched(operation.fid, seq, time_ns)
+
+    def _record_flags(self, operation: SetFlags, seq: Seq, time_ns: int, _: bytes, __: int) -> None:
+        self.note_flags(self._touched(operation.fid, seq, time_ns), operation.flags)
 
     def _record_link(
         self, operation: Link | ImportLink, seq: Seq, time_ns: int, _: bytes, __: int

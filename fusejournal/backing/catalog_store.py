@@ -35,16 +35,18 @@ import lmdb
 
 from fusejournal.disk import calls, failpoints
 from fusejournal.errors import FusejournalError
+from fusejournal.file_operations import JOURNALED_FLAGS, LOCKING_FLAGS
 from fusejournal.types import ROOT_FID, Epoch, Fid, Seq, first_fid
 
 _U64 = struct.Struct(">Q")
 _PAIR = struct.Struct(">QQ")
 _TRIPLE = struct.Struct(">QQQ")
-# type bits, flags, ctime, seq of the last entry, parent, cookie of the node's own place, backing
-# inode number
+# type bits, flags (bit 0: complete; from bit 1 on the journaled file flags), ctime, seq of the last
+# entry, parent, cookie of the node's own place, backing inode number
 _NODE = struct.Struct("<IIqQQQQ")
 
 _FLAG_COMPLETE = 1
+_FILE_FLAGS_AT = 1
 
 # A NamedTuple's own constructor takes twice the time, and a listing makes one for each name.
 _new: Any = tuple.__new__
@@ -100,6 +102,7 @@ class CatalogNode:
         "ctime_ns",
         "default_acl",
         "fid",
+        "file_flags",
         "handle",
         "ino",
         "last_seq",
@@ -122,6 +125,8 @@ class CatalogNode:
         self.ino = 0
         self.complete = True
         """False while an imported file's content is not wholly in the journal."""
+        self.file_flags = 0
+        """Those that entries tell (file_operations.py)."""
         self.default_acl: bytes | None = None
         """A directory's default ACL: empty for none, None when not yet read. Not stored."""
         self.capability: bytes | None = None
@@ -171,6 +176,8 @@ class CatalogStore:
         """True if everything that was in the backing first is in the journal."""
         self.lacks_handles = bool(self._meta("lacks_handles"))
         """True if nodes were committed whose backing handles are still to be found."""
+        self.has_locked = bool(self._meta("has_locked"))
+        """True if a file was ever made immutable or append-only."""
         self.next_fid = Fid(self._meta("next_fid") or first_fid(Epoch(1)))
 
     # -- transactions ------------------------------------------------------------------------------
@@ -184,7 +191,7 @@ class CatalogStore:
             self._txn.put(
                 word.removesuffix("_seq").encode(), _U64.pack(getattr(self, word)), db=self._meta_db
             )
-        for flag in ("imported", "lacks_handles"):
+        for flag in ("imported", "lacks_handles", "has_locked"):
             self._txn.put(flag.encode(), _U64.pack(getattr(self, flag)), db=self._meta_db)
         # Space first: an LMDB commit that fails takes the whole transaction with it.
         self._reserve()
@@ -234,6 +241,7 @@ class CatalogStore:
         node = CatalogNode(fid, type_, ctime_ns, last_seq, parent, cookie)
         node.ino = ino
         node.complete = bool(flags & _FLAG_COMPLETE)
+        node.file_flags = flags >> _FILE_FLAGS_AT
         node.handle = value[_NODE.size :]
         self._remember(node)
         return node
@@ -272,7 +280,7 @@ class CatalogStore:
     def _flush_nodes(self) -> None:
         put = self._txn.put
         for node in self._dirty.values():
-            flags = _FLAG_COMPLETE if node.complete else 0
+            flags = node.file_flags << _FILE_FLAGS_AT | (_FLAG_COMPLETE if node.complete else 0)
             head = _NODE.pack(
                 node.type, flags, node.ctime_ns, node.last_seq, node.parent, node.cookie, node.ino
             )
@@ -283,6 +291,24 @@ class CatalogStore:
         self._nodes.pop(fid, None)
         self._dirty.pop(fid, None)
         self._txn.delete(_U64.pack(fid), db=self._nodes_db)
+
+    def note_flags(self, node: CatalogNode, flags: int) -> None:
+        """*node* has these file flags from now on. (If it has a name, say :meth:`touch`.)"""
+        node.file_flags = flags & JOURNALED_FLAGS
+        self.has_locked |= bool(flags & LOCKING_FLAGS)
+
+    def locked_files(self) -> list[tuple[Fid, int]]:
+        """The files that are immutable or append-only, with their flags."""
+        if not self.has_locked:
+            return []
+        self._flush_nodes()
+        found: list[tuple[Fid, int]] = []
+        with self._txn.cursor(db=self._nodes_db) as cursor:
+            for key, value in cursor:
+                flags = _NODE.unpack_from(value)[1] >> _FILE_FLAGS_AT
+                if flags & LOCKING_FLAGS:
+                    found.append((Fid(_U64.unpack(key)[0]), flags))
+        return found
 
     def fids_without_handle(self) -> Iterator[Fid]:
         """Every fid whose backing handle is not known. The catalog may change meanwhile."""

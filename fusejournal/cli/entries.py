@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from fusejournal.cli import text
-from fusejournal.file_operations import FALLOC_KEEP_SIZE, Fallocate
+from fusejournal.file_operations import FALLOC_KEEP_SIZE, Fallocate, flag_letters
 from fusejournal.history.changes import Change
 from fusejournal.history.json_values import errno_name
 from fusejournal.history.query import Match
@@ -91,6 +91,8 @@ def details(match: Match) -> str:
             return "  " + ", ".join(_attributes(operation))
         case Kind.SETXATTR | Kind.REMOVEXATTR:
             return f"  {text.name(operation.name)}"
+        case Kind.SETFLAGS:
+            return f"  {flag_letters(operation.flags)}"
         case Kind.EPOCH:
             return f"{operation.epoch}: {text.line(operation.reason)}"
         case Kind.MARK:

@@ -104,14 +104,25 @@ def unlocked(fd: int) -> Iterator[None]:
     """Makes the file or directory that *fd* is open on neither immutable nor append-only until the
     end of the block. Raises OSError: PermissionError if it is neither already. (A process that is
     killed inside leaves it so.)"""
-    flags = int.from_bytes(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(4)), "little")
+    flags = get_file_flags(fd)
     if not flags & _FLAGS_LOCKED:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-    fcntl.ioctl(fd, _FS_IOC_SETFLAGS, (flags & ~_FLAGS_LOCKED).to_bytes(4, "little"))
+    set_file_flags(fd, flags & ~_FLAGS_LOCKED)
     try:
         yield
     finally:
-        fcntl.ioctl(fd, _FS_IOC_SETFLAGS, flags.to_bytes(4, "little"))
+        set_file_flags(fd, flags)
+
+
+def get_file_flags(fd: int) -> int:
+    """Returns the flags (FS_*_FL) of the file or directory that *fd* is open on. Raises OSError.
+    Source: ioctl_iflags(2)."""
+    return int.from_bytes(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(4)), "little")
+
+
+def set_file_flags(fd: int, flags: int) -> None:
+    """Makes *flags* those of the file or directory that *fd* is open on. Raises OSError."""
+    fcntl.ioctl(fd, _FS_IOC_SETFLAGS, flags.to_bytes(4, "little"))
 
 
 def is_locked(fd: int) -> bool:
@@ -121,20 +132,18 @@ def is_locked(fd: int) -> bool:
 
 def _attribute_flags(fd: int) -> int:
     try:
-        return int.from_bytes(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(4)), "little")
+        return get_file_flags(fd)
     except OSError:
         return 0  # a file system without flags has none of them
 
 
 _FS_IOC_FSGETXATTR, _FSXATTR_BYTES = 0x801C581F, 28
-FLAG_QUESTIONS = {_FS_IOC_GETFLAGS: 4, _FS_IOC_FSGETXATTR: _FSXATTR_BYTES}
-"""The ioctls that ask for a file's flags, and how many bytes each is answered with."""
 
 
-def ask_flags(fd: int, question: int) -> bytes:
-    """Returns what the file system says of the file that *fd* is open on to *question*, one of
-    ``FLAG_QUESTIONS``. Raises OSError. Source: ioctl_iflags(2), ioctl_xfs_fsgetxattr(2)."""
-    return fcntl.ioctl(fd, question, bytes(FLAG_QUESTIONS[question]))
+def ask_extended_flags(fd: int) -> bytes:
+    """Returns what the file system says of the file that *fd* is open on, as a struct fsxattr.
+    Raises OSError. Source: ioctl_xfs_fsgetxattr(2)."""
+    return fcntl.ioctl(fd, _FS_IOC_FSGETXATTR, bytes(_FSXATTR_BYTES))
 
 
 _FS_CASEFOLD_FL = 0x40000000

@@ -13,12 +13,18 @@ from fusejournal.history.name_changes import Dentry, name_changes
 from fusejournal.history.paths import PathTracker
 from fusejournal.journal.format import Entry
 from fusejournal.journal.outcomes import Outcome, with_outcomes
-from fusejournal.operations import CONTENT_KINDS, RENAME_EXCHANGE, Kind, Moving, made_by
+from fusejournal.operations import (
+    ATTRIBUTE_KINDS,
+    CONTENT_KINDS,
+    RENAME_EXCHANGE,
+    Kind,
+    Moving,
+    made_by,
+)
 from fusejournal.types import Fid, Seq
 
 _CONTENT = CONTENT_KINDS | {Kind.IMPORT_DATA}
 _WORDS = {"A": "added", "D": "removed", "R": "renamed", "M": "content", "P": "attributes"}
-_ATTRIBUTES = frozenset({Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR})
 
 
 def _is_below(path: bytes | None, below: bytes) -> bool:
@@ -128,7 +134,7 @@ class _Comparison:
         operation, kind = entry.operation, entry.operation.kind
         touched = self._touch(entry, fid)
         touched.content |= kind in _CONTENT
-        touched.attributes |= kind in _ATTRIBUTES
+        touched.attributes |= kind in ATTRIBUTE_KINDS
         for change in name_changes(operation):
             place = change[:2]
             for one, has in ((change.before, False), (change.after, True)):

@@ -13,12 +13,13 @@ from fusejournal.disk.acls import (
     is_in_mode,
     mode_of,
 )
-from fusejournal.file_operations import Fallocate
+from fusejournal.file_operations import Fallocate, SetFlags
 from fusejournal.history.lookup import Lookup
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
 from fusejournal.journal.outcomes import Outcome
 from fusejournal.operations import (
+    ATTRIBUTE_KINDS,
     CONTENT_KINDS,
     MAKERS,
     Create,
@@ -42,7 +43,7 @@ ACLS = frozenset({ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR})
 _EMPTY_ACL_BYTES = 4
 """An ACL without entries is none: setting it takes away the one there is."""
 DATA_KINDS = CONTENT_KINDS | {Kind.IMPORT_DATA}
-_KINDS = MAKERS | DATA_KINDS | {Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR}
+_KINDS = MAKERS | DATA_KINDS | ATTRIBUTE_KINDS
 
 
 class Permissions(NamedTuple):
@@ -77,6 +78,7 @@ class State:
 
     __slots__ = (
         "fid",
+        "flags",
         "floor",
         "gid",
         "last_time_ns",
@@ -113,6 +115,8 @@ class State:
         """The steps to its mode and ACLs, which change each other, in order."""
         self.xattrs: dict[bytes, bytes] = {}
         """All others."""
+        self.flags: int | None = None
+        """The journaled file flags; None where no entry tells any."""
 
     @classmethod
     def of_import(cls, operation: Import) -> "State":
@@ -132,7 +136,7 @@ class State:
             self.mtime_ns = operation.mtime_ns
         elif isinstance(operation, Setattr):
             self.mtime_ns = self.mtime_ns if operation.mtime_ns is None else operation.mtime_ns
-        elif not isinstance(operation, Setxattr | Removexattr):
+        elif not isinstance(operation, Setxattr | Removexattr | SetFlags):
             self.mtime_ns = entry.time_ns
         match operation:
             case Create() | Mkdir() | Symlink() | Import():
@@ -164,6 +168,8 @@ class State:
                 self._take_mode(operation.mode)
             case Setxattr() | Removexattr():
                 self._take_xattr(operation)
+            case SetFlags():
+                self.flags = operation.flags
 
     def permissions(self) -> Permissions:
         """Mode and ACLs after all steps."""

@@ -19,6 +19,7 @@ from typing import Final
 import pyfuse3
 
 from fusejournal.disk import syscalls
+from fusejournal.file_operations import FLAG_NOATIME
 from fusejournal.types import Fid
 from fusejournal.volume.volume import Volume
 
@@ -44,7 +45,7 @@ class AccessTimes:
             return
         tree = self._volume.tree
         fd, node = tree.descriptor(fid), tree.node(fid)
-        if node.type == S_IFDIR and not self._directories_count:
+        if node.file_flags & FLAG_NOATIME or (node.type == S_IFDIR and not self._directories_count):
             return
         stat = os.fstat(fd)
         now_ns = self._volume.entry_time()  # no later than any change that is still to come

@@ -18,6 +18,7 @@ from fusejournal.errors import ShortWriteError
 from fusejournal.layer import resolve
 from fusejournal.layer.access_times import AccessTimes
 from fusejournal.layer.entry_replies import EntryReplies
+from fusejournal.layer.file_flags import FileFlags
 from fusejournal.layer.found_files import FoundFiles
 from fusejournal.layer.interrupts import may_end_here
 from fusejournal.layer.kernel_cache import KernelCache, is_known
@@ -76,6 +77,7 @@ class FileCalls:
         self.files = files
         self._forgotten: set[Fid] = set()
         self._unnamed = UnnamedFiles(volume)
+        self._flags = FileFlags(volume.tree, volume.catalog)
 
     def _change(self, operation: DataOperation, who: Caller, data: Data = b"") -> None:
         """Commit a change of a file that may have lost its last name."""
@@ -102,6 +104,7 @@ class FileCalls:
         leaves the rest of it to the next."""
         if fid in self._found.unfinished and self.volume.write_errno is None:
             return self._open_imported(who, fid, flags)
+        self._flags.check_open(fid, flags)
         if flags & os.O_TRUNC:
             return self._open_truncating(who, fid)
         if flags & os.O_ACCMODE == os.O_RDONLY:
@@ -143,13 +146,14 @@ class FileCalls:
     def write(self, who: Caller, _: Fid, handle: int, offset: int, data: Data) -> Body:
         """Write all of *data* at *offset*, or as much as the backing takes."""
         fid, opener = self.files[handle]
+        self._flags.check_write(fid, offset)
         operation = resolve.write(fid, offset, os.fstat(self._tree.writable(fid)).st_mode)
         try:
             self._change(operation, opener, data)
         except ShortWriteError as error:
             return encode_written(error.written)
         if operation.mode is not None:
-            _forget_mode(fid)
+            forget_attributes(fid)
         return encode_written(len(data))
 
     def copy_file_range(
@@ -178,13 +182,14 @@ class FileCalls:
         """Take space for a range of a file, or give it back, or have zeros there."""
         fid, _opener = self.files[handle]
         self._refuse_if_read_only()
+        self._flags.check_allocation(fid, flags)
         if not self.volume.space_ways.has(flags):
             raise refusal(errno.EOPNOTSUPP)
         mode = os.fstat(self._tree.writable(fid)).st_mode
         operation = resolve.allocation(fid, flags, offset, length, mode)
         self._change(operation, who)
         if operation.mode is not None:
-            _forget_mode(fid)
+            forget_attributes(fid)
         return DONE
 
     def release(self, who: Caller, _: Fid, handle: int) -> Body:
@@ -240,7 +245,8 @@ class FileCalls:
             self.volume.drop_orphan(fid)
 
 
-def _forget_mode(fid: Fid) -> None:
-    """The kernel would go on to run file *fid*, whose setuid or setgid was taken away, by the mode
-    that it remembers: have it ask. (Attributes alone: that cannot block.)"""
+def forget_attributes(fid: Fid) -> None:
+    """The kernel does not know that a call has changed attributes of *fid*: it would go on to run a
+    file whose setuid or setgid was taken away by the mode that it remembers. Have it ask.
+    (Attributes alone: that cannot block.)"""
     pyfuse3.invalidate_inode(fid, attr_only=True)

@@ -24,7 +24,8 @@ from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.fid_tag import HIDDEN_XATTR
 from fusejournal.disk import syscalls
 from fusejournal.layer import resolve
-from fusejournal.layer.file_calls import FileCalls
+from fusejournal.layer.file_calls import FileCalls, forget_attributes
+from fusejournal.layer.file_flags import QUESTIONS, SETTINGS
 from fusejournal.layer.interrupts import may_end_here
 from fusejournal.layer.kernel_protocol import AttributeChange
 from fusejournal.layer.kernel_replies import encode_absent, encode_ioctl, encode_open, encode_space
@@ -141,6 +142,7 @@ class Handlers(FileCalls):
         """Make a directory, file, fifo, socket or device with the results of umask, ACL and
         setgid."""
         check_new_name(parent, name, self._tree.uuid)
+        self._flags.check_making(parent)
         stat, acl = self._inherited(parent)
         fid = self.volume.new_fid()
         operation = resolve.make(who, fid, parent, name, mode, rdev, umask, stat, acl)
@@ -168,6 +170,7 @@ class Handlers(FileCalls):
     def symlink(self, who: Caller, parent: Fid, name: bytes, target: bytes) -> Body:
         """A symbolic link."""
         check_new_name(parent, name, self._tree.uuid)
+        self._flags.check_making(parent)
         fid = self.volume.new_fid()
         operation = resolve.symlink(who, fid, parent, name, target, self._tree.stat(parent))
         self._commit_name(operation, parent, name, who)
@@ -176,6 +179,7 @@ class Handlers(FileCalls):
     def tmpfile(self, who: Caller, parent: Fid, mode: int, umask: int) -> Body:
         """Make a regular file that has no name, as one in *parent* would be, and open it."""
         self._refuse_if_read_only()
+        self._flags.check_making(parent)
         stat, acl = self._inherited(parent)
         fid = self._unnamed.new_fid()
         self.volume.make_unnamed(resolve.unnamed(who, fid, parent, mode, umask, stat, acl), who)
@@ -185,6 +189,7 @@ class Handlers(FileCalls):
         """A further name, or the first of a file that was made without one. Of a large one,
         cancelling does at once what is left, if it was begun."""
         check_new_name(new_parent, new_name, self._tree.uuid)
+        self._flags.check_link(fid, new_parent)
         if not self._tree.is_orphan(fid):
             return self._link(who, new_parent, fid, new_name)
         if fid not in self._tree.unnamed:
@@ -235,13 +240,16 @@ class Handlers(FileCalls):
     @changing
     def unlink(self, who: Caller, parent: Fid, name: bytes) -> Body:
         """Take a name away."""
-        self.volume.commit(Unlink(self._child(parent, name).fid, parent, name), who)
+        fid = self._child(parent, name).fid
+        self._flags.check_removal(parent, fid)
+        self.volume.commit(Unlink(fid, parent, name), who)
         return DONE
 
     @changing
     def rmdir(self, who: Caller, parent: Fid, name: bytes) -> Body:
         """Take an empty directory away."""
         node = self._child(parent, name)
+        self._flags.check_removal(parent, node.fid)
         if node.type == S_IFDIR and not self._catalog.is_empty(node.fid):
             raise refusal(errno.ENOTEMPTY)
         self.volume.commit(Rmdir(node.fid, parent, name), who)
@@ -292,6 +300,7 @@ class Handlers(FileCalls):
         operation = resolve.rename(node.fid, parent, name, new_parent, new_name, flags, replaced)
         if operation is None:
             return DONE
+        self._flags.check_move(node.fid, parent, new_parent, replaced)
         if flags & RENAME_WHITEOUT:
             stat, acl = self._inherited(parent)
             whiteout = resolve.whiteout(who, operation, self.volume.new_fid(), stat, acl)
@@ -305,6 +314,7 @@ class Handlers(FileCalls):
     @changing
     def setattr(self, who: Caller, fid: Fid, change: AttributeChange) -> Body:
         """Size, mode, owner and times, each alone or together."""
+        self._flags.check_attributes(fid, change)
         old_mode = None
         if resolve.takes_privileges(change):
             old_mode = self._tree.stat(fid).st_mode
@@ -319,11 +329,22 @@ class Handlers(FileCalls):
             self._change(operation, who)
         return self._entries.attributes(fid)
 
-    def ioctl(self, who: Caller, fid: Fid, command: int) -> Body:
-        """Answer which flags a file has in the backing. Nothing else is, and none is set."""
-        if command not in syscalls.FLAG_QUESTIONS:
+    def ioctl(self, who: Caller, fid: Fid, command: int, data: bytes) -> Answer:
+        """Answer which flags a file has, or set them. Nothing else is asked by ioctl(2)."""
+        if command in QUESTIONS:
+            return encode_ioctl(self._flags.answer(fid, command))
+        if command not in SETTINGS:
             raise refusal(errno.ENOSYS)
-        return encode_ioctl(syscalls.ask_flags(self._tree.descriptor(fid), command))
+        return self._set_flags(who, fid, command, data)
+
+    @changing
+    def _set_flags(self, who: Caller, fid: Fid, command: int, data: bytes) -> Body:
+        self._refuse_if_read_only()
+        operation = self._flags.asked_for(fid, command, data)
+        if operation is not None:
+            self._change(operation, who)
+            forget_attributes(fid)
+        return encode_ioctl(b"")
 
     def getxattr(self, who: Caller, fid: Fid, name: bytes, size: int) -> Body:
         """An extended attribute, or how large it is."""
@@ -345,6 +366,7 @@ class Handlers(FileCalls):
         if name == HIDDEN_XATTR:
             self._refuse_if_read_only()
             return DONE
+        self._flags.check_xattr(fid, name)
         drop, restore = None, None
         if name in resolve.ACL_XATTRS:
             drop, restore = resolve.setgid_around_acl(who, fid, name, self._tree.stat(fid))
@@ -361,6 +383,7 @@ class Handlers(FileCalls):
     @changing
     def removexattr(self, who: Caller, fid: Fid, name: bytes) -> Body:
         """Remove an extended attribute."""
+        self._flags.check_xattr(fid, name)
         try:
             read_xattr(self._tree, fid, name)
         except OSError as error:

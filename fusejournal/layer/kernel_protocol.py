@@ -133,6 +133,7 @@ SETXATTR_EXT: Final = 1 << 29
 
 _FATTR_MODE, _FATTR_UID, _FATTR_GID, _FATTR_SIZE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _FATTR_ATIME, _FATTR_MTIME = 1 << 4, 1 << 5
+_FATTR_ATIME_NOW, _FATTR_MTIME_NOW = 1 << 7, 1 << 8
 
 _SECOND_NS: Final = 1_000_000_000
 
@@ -150,6 +151,8 @@ class AttributeChange(NamedTuple):
     size: int | None
     atime_ns: int | None
     mtime_ns: int | None
+    sets_times: bool = False
+    """True if a time is the caller's own, and not just now."""
 
 
 # -- requests --------------------------------------------------------------------------------------
@@ -209,6 +212,8 @@ def _decode_setattr(data: Data) -> tuple[AttributeChange]:
             # "Now" comes as a time, too, beside its flag: the kernel's.
             atime * _SECOND_NS + atime_part_ns if valid & _FATTR_ATIME else None,
             mtime * _SECOND_NS + mtime_part_ns if valid & _FATTR_MTIME else None,
+            valid & (_FATTR_ATIME | _FATTR_ATIME_NOW) == _FATTR_ATIME
+            or valid & (_FATTR_MTIME | _FATTR_MTIME_NOW) == _FATTR_MTIME,
         ),
     )
 
@@ -321,8 +326,13 @@ def decode_interrupt(data: Data) -> tuple[int]:
     return _INTERRUPT_IN.unpack_from(data, _BODY)
 
 
-def _decode_ioctl(data: Data) -> tuple[int]:
-    return (_IOCTL_IN.unpack_from(data, _BODY)[2],)
+def _decode_ioctl(data: Data) -> tuple[int, bytes]:
+    _, _, command, _, in_bytes, _ = _IOCTL_IN.unpack_from(data, _BODY)
+    begin = _BODY + _IOCTL_IN.size
+    given = bytes(data[begin : begin + in_bytes])
+    if len(given) != in_bytes:
+        raise MalformedRequestError(f"an ioctl of {in_bytes} bytes with {len(given)}")
+    return command, given
 
 
 def _decode_fallocate(data: Data) -> tuple[int, int, int, int]:

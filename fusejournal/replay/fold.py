@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import JournalError, PathNotFoundError
+from fusejournal.file_operations import SetFlags
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.name_changes import NAME_KINDS, Dentry, name_changes
 from fusejournal.journal.format import Entry
@@ -282,7 +283,7 @@ def _as_attributes(fid: Fid, operation: TreeOperation) -> Iterator[TreeOperation
             for name, value in operation.xattrs:
                 yield Setxattr(fid, name, value)
             yield Setattr(fid, operation.mode & 0o7777, None, None, None, None)
-        case Setattr() | Setxattr() | Removexattr():
+        case Setattr() | Setxattr() | Removexattr() | SetFlags():
             yield operation._replace(fid=fid)
 
 

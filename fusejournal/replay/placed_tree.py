@@ -4,6 +4,8 @@ symlink followed."""
 
 import errno
 import os
+from collections.abc import Iterable
+from contextlib import suppress
 from stat import S_IFDIR, S_IFREG
 from uuid import UUID
 
@@ -11,6 +13,8 @@ from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.fid_tag import FoundEntry
 from fusejournal.backing.tree import Tree
+from fusejournal.disk import syscalls
+from fusejournal.file_operations import LOCKING_FLAGS
 from fusejournal.types import Fid
 
 _FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -45,7 +49,7 @@ class PlacedTree(Tree):
             directory = self._descriptors[above.fid]
         fd = -1
         for step, name in reversed(steps):
-            fd = os.open(name, _flags(step.type), dir_fd=directory)
+            fd = _open_name(step, name, directory)
             if step.ino and os.fstat(fd).st_ino != step.ino:
                 os.close(fd)  # (who has a directory open from before may still make names in it)
                 raise OSError(errno.ESTALE, "another file is there")
@@ -53,6 +57,26 @@ class PlacedTree(Tree):
                 self._keep(step.fid, fd)
                 directory = fd
         return fd
+
+    def lock(self, fid: Fid, flags: int) -> None:
+        """Make *fid* immutable or append-only, as *flags* say, or neither; where the file system
+        has no such flags, nothing. Raises OSError."""
+        with suppress(OSError):
+            set_locks(self.descriptor(fid), flags)
+        self.forget_descriptor(fid)  # by which it could be written to all the same
+
+    def unlock(self, fids: Iterable[Fid]) -> bool:
+        """Have none of *fids* be so, which an earlier replay may have left locked. Returns whether
+        any was. Raises OSError."""
+        was_locked = False
+        for fid in fids:
+            node = self.catalog.node(fid)
+            if node is not None and node.file_flags & LOCKING_FLAGS:
+                fd = self.descriptor(fid)
+                if syscalls.is_locked(fd):
+                    was_locked = True
+                    set_locks(fd, 0)
+        return was_locked
 
     def probe_name(self, parent: Fid, name: bytes) -> FoundEntry | None:
         """Returns what is under *name* now, told by its inode number."""
@@ -66,6 +90,28 @@ class PlacedTree(Tree):
             if node is not None and node.ino == stat.st_ino:
                 return FoundEntry(stat, b"", fid, None)
         return FoundEntry(stat, b"", None, None)
+
+
+def set_locks(fd: int, flags: int) -> None:
+    """Makes the file or directory that *fd* is open on immutable or append-only, as *flags* say, or
+    neither. Raises OSError."""
+    left = syscalls.get_file_flags(fd) & ~LOCKING_FLAGS
+    syscalls.set_file_flags(fd, left | flags & LOCKING_FLAGS)
+
+
+def _open_name(node: CatalogNode, name: bytes, directory: int) -> int:
+    flags = _flags(node.type)
+    try:
+        return os.open(name, flags, dir_fd=directory)
+    except PermissionError:
+        if not node.file_flags & LOCKING_FLAGS:
+            raise
+    fd = os.open(name, flags & ~os.O_ACCMODE | os.O_RDONLY, dir_fd=directory)
+    try:
+        set_locks(fd, 0)
+    finally:
+        os.close(fd)
+    return os.open(name, flags, dir_fd=directory)
 
 
 def _flags(type_: int) -> int:

@@ -16,6 +16,7 @@ from fusejournal.history.query import Criteria, Match, walk
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.operations import (
     ControlOperation,
+    Kind,
     Moving,
     made_by,
 )
@@ -30,6 +31,7 @@ OnConflict = Literal["stop", "skip", "ask"]
 ON_CONFLICT: tuple[str, ...] = get_args(OnConflict)
 
 _CONFLICTS_KEPT = 1000
+_PREPARED = NAME_KINDS | {Kind.SETFLAGS}
 
 
 class Result(NamedTuple):
@@ -172,7 +174,8 @@ class Replay:
             ) from None
 
     def _prepare(self, target: Target, progress: Progress) -> None:
-        """Tell the target's catalog which files were there before the range."""
+        """Tell the target's catalog which files were there before the range, and which of them may
+        be locked."""
         begin = max(target.catalog.applied_seq + 1, 1)
         if begin >= self._criteria.from_seq:
             return
@@ -180,7 +183,7 @@ class Replay:
         for entry, outcome in with_outcomes(entries):
             operation = entry.operation
             if not isinstance(operation, ControlOperation) and (
-                outcome.held and operation.kind in NAME_KINDS
+                outcome.held and operation.kind in _PREPARED
             ):
                 target.record(operation, entry.seq, entry.time_ns)
             progress(entry.seq, None)

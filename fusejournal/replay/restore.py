@@ -85,6 +85,10 @@ def restore_into(
                 stage.discard(spot)  # it will never be whole
                 raise
             _put_in_place(scratch, spot)
+            try:
+                stage.lock()
+            except OSError as error:
+                raise TargetError(spot.path, f"its file flags: {error.strerror}") from None
             stage.discard(spot)
     return Restored(names, inner)
 

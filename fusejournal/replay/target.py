@@ -37,6 +37,7 @@ from fusejournal.errors import (
     TargetError,
     TargetFullError,
 )
+from fusejournal.file_operations import SetFlags
 from fusejournal.operations import (
     MOVES,
     REMOVALS,
@@ -52,7 +53,7 @@ from fusejournal.operations import (
     Setxattr,
     TreeOperation,
 )
-from fusejournal.replay.placed_tree import PlacedTree
+from fusejournal.replay.placed_tree import PlacedTree, set_locks
 from fusejournal.replay.progress_page import ProgressPage
 from fusejournal.replay.root_attributes import RootAttributes
 from fusejournal.replay.scratch import TREE, Scratch, Spot, beside, find_spot
@@ -176,15 +177,25 @@ class Target:
 
     def finish(self) -> None:
         """All is done: open the target to others, as the journal has it, flush it and delete the
-        scratch directory, if it is the target's own. Raises OSError, TargetError."""
+        scratch directory, if it is the target's own: else :meth:`lock` is to follow, when the tree
+        has its place. Raises OSError, TargetError."""
         try:
             self._root.set(self._root_fd)
+            if self._spot is not None:
+                self.lock()
         except OSError as error:
             raise TargetError(self.path, error.strerror or "cannot be changed") from None
         calls.syncfs("target.syncfs", self._root_fd)
         self._is_finished = True
         if self._spot is not None:
             self._scratch.remove(self._spot)
+
+    def lock(self) -> None:
+        """Make files immutable and append-only that are to be, as far as the file system has that.
+        Until then none is, so that nothing is in the way of the work. Raises OSError."""
+        for fid, flags in self.catalog.locked_files():
+            self.bind(fid)
+            self.tree.lock(fid, flags)
 
     def discard(self, spot: Spot) -> None:
         """Delete the scratch directory beside *spot* and the tree in it, if it is in there. Raises
@@ -267,6 +278,8 @@ class Target:
 
     def _shut_root(self) -> None:
         """Let nobody but root enter. Raises OSError."""
+        if syscalls.is_locked(self._root_fd):  # by an earlier replay: see lock
+            set_locks(self._root_fd, 0)
         os.fchmod(self._root_fd, 0o700)
         os.fchown(self._root_fd, 0, 0)
         try:
@@ -346,7 +359,7 @@ class Target:
             self._page.write(self.done_seq, seq)
             self.tree.redone = _moved_by(operation) if redo else ()
             now = self._postpone(operation)
-            made = Made() if now is None else self._applier.apply(now, time_ns, data, redo)
+            made = Made() if now is None else self._carry_out(now, time_ns, data, redo)
         except (OSError, ApplyBrokenError) as error:
             self._begun_seq = seq  # it may be tried again by this very process
             raise self._error(operation, seq, error) from error
@@ -358,6 +371,19 @@ class Target:
         self.done_seq = seq
         self._page.write(seq, seq)
         self._commit_in_time()
+
+    def _carry_out(
+        self, operation: TreeOperation, time_ns: int, data: bytes | memoryview, redo: bool
+    ) -> Made:
+        # Flags that the file system lacks are left out: see apply_flags.py.
+        redo = redo or isinstance(operation, SetFlags)
+        try:
+            return self._applier.apply(operation, time_ns, data, redo)
+        except PermissionError:
+            # An earlier replay may have left it locked.
+            if not self.tree.unlock({*operation.touched_fids, *_moved_by(operation)}):
+                raise
+        return self._applier.apply(operation, time_ns, data, redo)
 
     def _commit_in_time(self) -> None:
         if self.catalog.changes >= COMMIT_CHANGES:

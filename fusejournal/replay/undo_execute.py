@@ -34,6 +34,7 @@ from fusejournal.replay.extents import Extent, read_extents
 from fusejournal.replay.images import Image, not_told, read_images
 from fusejournal.replay.target import Progress
 from fusejournal.replay.undo_files import FLAGS_PATH, UndoFiles
+from fusejournal.replay.undo_flags import UndoFlags
 from fusejournal.replay.undo_make import UndoMaker, batches
 from fusejournal.replay.undo_others import Overlap
 from fusejournal.types import ROOT_FID, Fid, Seq
@@ -97,6 +98,7 @@ class UndoExecutor:
         """Files that are gone, and have to be made anew."""
         self._files = UndoFiles(lookup, head_seq, mountpoint, progress, stack)
         self._maker = UndoMaker(lookup, self._files, counts, self._end)
+        self._flags = UndoFlags(lookup, self._files, counts, self._end)
 
     def _is_there(self, fid: Fid) -> bool:
         return fid == ROOT_FID or bool(self._places.get(fid))
@@ -118,13 +120,15 @@ class UndoExecutor:
         self._watch(changed, times.keys())
         self._check_all(changed)
         self._stack.callback(os.umask, os.umask(0))
-        with self._files.private_directory():
-            staged = self._maker.make(self._wanted, self._new)
-            self._stage_alive(staged)
-            self._remove()
-            times |= self._put_in_place(staged)
-            self._rewrite_all(changed, set(with_content))
-        self._set_times(times)
+        with self._flags.lifted(self._concerned({*changed, *times})):
+            with self._files.private_directory():
+                staged = self._maker.make(self._wanted, self._new)
+                self._stage_alive(staged)
+                self._remove()
+                times |= self._put_in_place(staged)
+                self._rewrite_all(changed, set(with_content))
+            self._set_times(times)
+            self._flags.set({fid: place for place, fid in self._wanted.items() if fid in self._new})
         os.fsync(self._files.root)  # the journal's flush, and with it everything above
 
     def overlaps(self) -> list[Overlap]:
@@ -146,6 +150,11 @@ class UndoExecutor:
         if ROOT_FID not in fids:
             times[ROOT_FID] = os.fstat(self._files.root).st_mtime_ns
         return times
+
+    def _concerned(self, changed: Collection[Fid]) -> set[Fid]:
+        """All files and directories that are there and that the undo changes, names or moves."""
+        fids = {*changed, *self._now.values(), *(place[0] for place in (*self._wanted, *self._now))}
+        return (fids | {fid for fid in self._wanted.values() if fid is not None}) - self._new
 
     def _watch(self, changed: Collection[Fid], directories: Collection[Fid]) -> None:
         fids = {*changed, *self._now.values(), *directories}

@@ -115,6 +115,9 @@ class OtherChanges:
         self._taken.clear()
         if isinstance(operation, Mkdir) and operation.fid == self._our_directory:
             self._our_pid = entry.who.pid
+            for thing, earlier in list(self._theirs.items()):
+                if earlier.who.pid == self._our_pid:  # file flags that were in the way
+                    self._ours[thing] = self._theirs.pop(thing).seq
         if self._our_pid == 0:
             return
         if entry.who.pid == self._our_pid:

@@ -23,6 +23,7 @@ from fusejournal.history.query import Criteria, find, walk
 from fusejournal.journal.format import Entry
 from fusejournal.journal.reader import END
 from fusejournal.operations import (
+    ATTRIBUTE_KINDS,
     CONTENT_KINDS,
     ControlOperation,
     Import,
@@ -42,7 +43,6 @@ from fusejournal.replay.undo_others import Overlap
 from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid, Seq
 
 _IMPORTS = frozenset({Kind.IMPORT, Kind.IMPORT_DATA, Kind.IMPORT_LINK})
-_ATTRIBUTES = frozenset({Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR})
 
 What = Literal["bring back", "remove", "rename", "rewrite", "attributes"]
 OnConflict = Literal["stop", "skip", "aside"]
@@ -272,7 +272,7 @@ class Undo:
 
     def _note_change(self, plan: UndoPlan, operation: TreeOperation, seq: Seq) -> None:
         plan.directories.update(change.parent for change in name_changes(operation))
-        if operation.kind in CONTENT_KINDS or operation.kind in _ATTRIBUTES:
+        if operation.kind in CONTENT_KINDS or operation.kind in ATTRIBUTE_KINDS:
             plan.changed[operation.fid] = seq
             if operation.kind in CONTENT_KINDS:
                 plan.content.add(operation.fid)

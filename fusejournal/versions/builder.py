@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import JournalError
-from fusejournal.file_operations import Fallocate
+from fusejournal.file_operations import JOURNALED_FLAGS, Fallocate
 from fusejournal.history.file_states import State, rdev_of, target_of, type_of
 from fusejournal.history.mtimes import directory_mtimes
 from fusejournal.journal.format import Entry
@@ -324,6 +324,7 @@ class Builder:
             self._content(fid, file) if kind == S_IFREG else None,
             tuple(sorted(xattrs.items())),
             file.complete,
+            (state.flags or 0) & JOURNALED_FLAGS,
         )
 
     def _content(self, fid: Fid, file: _File) -> Content:
@@ -349,6 +350,7 @@ def _of_record(record: InodeRecord) -> _File:
         parent, name = record.links[0] if record.links else (ROOT_FID, b"")
         state = State.of_import(record.as_import(parent, name, complete=True))
     state.mtime_ns = record.mtime_ns
+    state.flags = record.file_flags
     return _File(
         state,
         set(record.links),

@@ -152,7 +152,10 @@ def _content_differs(old: InodeRecord, new: InodeRecord) -> bool:
 
 
 def _attributes_differ(old: InodeRecord, new: InodeRecord, *, content: bool) -> bool:
-    """Returns True if mode, owner, xattrs differ, or, where nothing else tells why, the mtime."""
+    """Returns True if mode, owner, xattrs or file flags differ, or, where nothing else tells why,
+    the mtime."""
     if (old.mode, old.uid, old.gid, old.xattrs) != (new.mode, new.uid, new.gid, new.xattrs):
+        return True
+    if old.file_flags != new.file_flags:
         return True
     return not content and old.type != S_IFDIR and old.mtime_ns != new.mtime_ns

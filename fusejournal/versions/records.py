@@ -15,7 +15,8 @@ index field     what
                 items) or (1, id of the root of the list of items), an item being (id or nil for a
                 hole, bytes)
 8     xattrs    an array of (name, value), sorted, ACLs among them; or the id of the block with it
-9     flags     1: an import has not brought all of its content yet
+9     flags     bit 0: an import has not brought all of its content yet; from bit 1 on the file
+                flags that entries have set (file_operations.py)
 ===== ========= ================================================================================
 
 ``names``: the key is the parent's fid (8 bytes, big-endian) and the name; the value fid and cookie
@@ -38,6 +39,7 @@ _FID = struct.Struct(">Q")
 _NAME = struct.Struct(">QQ")
 _INLINE_XATTR_BYTES_MAX = 64
 _INCOMPLETE = 1
+_FILE_FLAGS_AT = 1
 _NUMBER_END = 1 << 63
 
 
@@ -57,6 +59,7 @@ class InodeRecord(NamedTuple):
     """A regular file's."""
     xattrs: tuple[tuple[bytes, bytes], ...]
     complete: bool
+    file_flags: int = 0
 
     @property
     def type(self) -> int:
@@ -133,7 +136,7 @@ def encode_inode(record: InodeRecord, blocks: BlockWriter) -> bytes:
     packed: bytes = msgpack.packb(xattrs)
     if len(packed) > _INLINE_XATTR_BYTES_MAX:
         xattrs = blocks.add_node(packed)
-    flags = 0 if record.complete else _INCOMPLETE
+    flags = record.file_flags << _FILE_FLAGS_AT | (0 if record.complete else _INCOMPLETE)
     head = record.mode, record.uid, record.gid, record.rdev, record.size, record.mtime_ns
     encoded: bytes = msgpack.packb((*head, record.links, content, xattrs, flags))
     return encoded
@@ -161,6 +164,7 @@ def decode_inode(fid: Fid, value: bytes, blocks: BlockReader) -> InodeRecord:
             _content(content) if is_regular else None,
             xattrs,
             not flags & _INCOMPLETE,
+            flags >> _FILE_FLAGS_AT,
         )
         _check(record)
     except (ValueError, TypeError) as error:

@@ -12,6 +12,7 @@ from stat import S_IFDIR, S_IMODE
 from uuid import UUID
 
 from fusejournal.errors import PathNotFoundError
+from fusejournal.file_operations import SetFlags
 from fusejournal.operations import ImportData, ImportLink, Setattr, Setxattr
 from fusejournal.replay.fold import Step, carry_out
 from fusejournal.replay.restore import Restored, restore_into
@@ -152,6 +153,8 @@ def _root_steps(record: InodeRecord) -> Iterator[Step]:
         yield Step(Setxattr(ROOT_FID, name, value), 0)
     # An ACL sets the mode, and what is made below leaves the mtime as it is.
     yield Step(Setattr(ROOT_FID, mode, None, None, None, record.mtime_ns), 0)
+    if record.file_flags:
+        yield Step(SetFlags(ROOT_FID, record.file_flags), 0)
 
 
 def _file_steps(
@@ -175,6 +178,8 @@ def _file_steps(
     for number, (start, id_, length) in enumerate(chunks, 1):
         is_last = number == len(chunks)
         yield Step(ImportData(record.fid, start, mtime_ns, is_last), 0), id_, length
+    if record.file_flags:
+        yield Step(SetFlags(record.fid, record.file_flags), 0), None, 0
 
 
 def _with_data(

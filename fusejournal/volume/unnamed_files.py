@@ -27,6 +27,7 @@ from fusejournal.backing.fid_tag import HIDDEN_XATTR
 from fusejournal.disk import calls, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR
 from fusejournal.errors import ApplyBrokenError
+from fusejournal.file_operations import SetFlags
 from fusejournal.operations import Create, Setattr, Setxattr, Truncate, Unlink, Write
 from fusejournal.types import SYSTEM_CALLER, Caller, Fid, clamp_time
 from fusejournal.volume.volume import Volume
@@ -117,6 +118,8 @@ class UnnamedFiles:
             syscalls.set_times(fd, None, mtime_ns)
         mode = S_IMODE(stat.st_mode)
         volume.adopt(Setattr(fid, mode, None, None, None, mtime_ns), who=who)
+        if flags := volume.tree.node(fid).file_flags:
+            volume.adopt(SetFlags(fid, flags), who=who)
 
 
 def _next_piece(fd: int, at: int) -> tuple[int, bytes] | None:

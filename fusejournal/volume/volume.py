@@ -27,7 +27,7 @@ from fusejournal.backing.tree import Tree
 from fusejournal.disk import calls, failpoints, syscalls
 from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.errors import ApplyBrokenError, JournalError, JournalFullError, ShortWriteError
-from fusejournal.file_operations import Fallocate
+from fusejournal.file_operations import Fallocate, SetFlags
 from fusejournal.journal.format import Entry
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.outcomes import Outcome
@@ -219,6 +219,8 @@ class Volume:
             if orphan and not self._observer.is_in_use(orphan):
                 orphan = _NONE
             data = outcome.data_of(entry)
+            # Flags that the backing here lacks are left out: see apply_flags.py.
+            redo = redo or isinstance(operation, SetFlags)
             self._carry_out(operation, seq, entry.time_ns, data, orphan, redo=redo)
         if void is not None:
             self.catalog.record_control(operation, Seq(seq + 1))
@@ -270,6 +272,8 @@ class Volume:
         # No entry keeps it apart from the change before.
         time_ns = max(self.entry_time(), node.ctime_ns + 1)
         self._apply_for(who.uid, operation, time_ns, data)
+        if isinstance(operation, SetFlags):
+            self.catalog.note_flags(node, operation.flags)
         node.ctime_ns = time_ns
 
     def drop_orphan(self, fid: Fid) -> None:

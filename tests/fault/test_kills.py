@@ -16,7 +16,12 @@ from pathlib import Path
 import pytest
 
 from fusejournal.disk import calls, syscalls
-from fusejournal.file_operations import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
+from fusejournal.file_operations import (
+    FALLOC_KEEP_SIZE,
+    FALLOC_PUNCH_HOLE,
+    FALLOC_ZERO_RANGE,
+    FLAG_NODUMP,
+)
 from fusejournal.node.state_dir import load_state
 from fusejournal.operations import RENAME_EXCHANGE, RENAME_WHITEOUT
 from tests.support.layer import Layer
@@ -62,6 +67,14 @@ def _allocate(path: str, flags: int, offset: int, length: int) -> None:
     fd = os.open(path, os.O_WRONLY)
     try:
         calls.fallocate("test", fd, offset, length, flags)
+    finally:
+        os.close(fd)
+
+
+def _set_flags(path: str, flags: int) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        syscalls.set_file_flags(fd, syscalls.get_file_flags(fd) & ~FLAG_NODUMP | flags)
     finally:
         os.close(fd)
 
@@ -134,7 +147,9 @@ def _round(n: int) -> tuple[Step, ...]:
         lambda r: _leave_whiteout(f"{r}/replacing{n}", f"{r}/replaced{n}"),
         lambda r: os.unlink(f"{r}/victim{n}/f"),
         lambda r: os.removexattr(f"{r}/victim{n}", "user.key"),
+        lambda r: _set_flags(f"{r}/victim{n}", FLAG_NODUMP),
         lambda r: os.mkdir(f"{r}/victim{n}/sub"),
+        lambda r: _set_flags(f"{r}/victim{n}", 0),
         lambda r: os.rmdir(f"{r}/victim{n}/sub"),
         lambda r: os.unlink(f"{r}/hard{n}"),
     )
@@ -175,6 +190,7 @@ CALLS = {
     "apply.setattr.times": (1,),
     "apply.setxattr": (1,),
     "apply.removexattr": (1,),
+    "apply.flags": (1, 2),
     "journal.append": (1, 3, 9, 30, 60),
     "journal.fallocate": (1, 2),
     "journal.ahead": (1,),

@@ -18,7 +18,9 @@ from fusejournal.file_operations import (
     FALLOC_KEEP_SIZE,
     FALLOC_PUNCH_HOLE,
     FALLOC_ZERO_RANGE,
+    FLAG_NODUMP,
     Fallocate,
+    SetFlags,
 )
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.journal.reader import END
@@ -151,6 +153,7 @@ class Scene:
         yield "setxattr", Setxattr(file, b"user.two", b"2"), b""
         yield "access acl", Setxattr(file, ACCESS_ACL, _ACL), b""
         yield "removexattr", Removexattr(file, b"user.one"), b""
+        yield "flags", SetFlags(file, FLAG_NODUMP), b""
 
 
 @contextmanager

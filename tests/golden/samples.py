@@ -53,7 +53,7 @@ from fusejournal.wire.frames import (
 )
 from fusejournal.wire.identity import load_or_make
 from tests.golden.statuses import STATUSES
-from tests.support.entries import ALLOCATIONS, SAMPLES, WHITEOUTS, Sample, write_samples
+from tests.support.entries import ALLOCATIONS, FLAGS, SAMPLES, WHITEOUTS, Sample, write_samples
 from tests.support.objects import MemoryStore
 
 HERE = Path(__file__).parent
@@ -330,6 +330,7 @@ GOLDENS = {
     f"journal-v{FORMAT_VERSION}-handle-key": Golden(partial(make_journal, handle_key=HANDLE_KEY)),
     f"journal-v{FORMAT_VERSION}-whiteouts": Golden(partial(make_journal, samples=WHITEOUTS)),
     f"journal-v{FORMAT_VERSION}-allocations": Golden(partial(make_journal, samples=ALLOCATIONS)),
+    f"journal-v{FORMAT_VERSION}-flags": Golden(partial(make_journal, samples=FLAGS)),
     "index-v1": Golden(make_index),
     "status-v1": Golden(make_status),
     "seekable-v1": Golden(make_seekable, is_compared=False),  # another zstd packs otherwise

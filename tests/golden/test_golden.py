@@ -16,7 +16,14 @@ from fusejournal.journal.verify import verify
 from fusejournal.operations import Kind, Setattr
 from fusejournal.types import TIME_MAX_NS, TIME_MIN_NS, Caller, Fid, Seq
 from tests.golden.samples import HANDLE_KEY
-from tests.support.entries import ALLOCATIONS, SAMPLES, UUID_OF_TESTS, WHITEOUTS, write_samples
+from tests.support.entries import (
+    ALLOCATIONS,
+    FLAGS,
+    SAMPLES,
+    UUID_OF_TESTS,
+    WHITEOUTS,
+    write_samples,
+)
 
 _HERE = Path(__file__).parent
 
@@ -86,6 +93,20 @@ def test_allocations_are_read_and_written(tmp_path: Path) -> None:
     found = list(index.of_fid(Fid(2)))
     assert [Kind(one.kind).name for one in found] == ["CREATE", *["FALLOCATE"] * 6]
     assert [one.refused for one in found] == [False] * 6 + [True]
+
+
+def test_flags_are_read_and_written(tmp_path: Path) -> None:
+    golden = _golden("journal-v1-flags")
+    with mock.patch("fusejournal.journal.clock.now_ns", return_value=1_700_000_000_000_000_000):
+        write_samples(tmp_path, FLAGS).close()
+    (path,) = list_segments(tmp_path)
+    assert path.read_bytes() == golden
+    entries = list(JournalReader(tmp_path, UUID_OF_TESTS).read(Seq(1), END))
+    assert [entry.operation for entry in entries] == [one.operation for one in FLAGS]
+    with SegmentReader(path) as reader:
+        index = build_index(reader)
+    assert {Kind(one.kind).name for one in index.of_fid(Fid(2))} == {"CREATE", "SETFLAGS"}
+    assert [one.refused for one in index.of_fid(Fid(1)) if one.kind == Kind.SETFLAGS] == [True]
 
 
 def test_times_after_2262_are_read(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import resource
 import shutil
 import stat
 import struct
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from fusejournal.disk import calls, syscalls
+from fusejournal.file_operations import FLAG_IMMUTABLE, FLAG_NODUMP
 from tests.support.layer import Layer
 from tests.support.trees import difference, fids, image
 from tests.support.users import enter_namespace, in_process
@@ -60,6 +62,15 @@ def _acl(user: int, mask: int) -> bytes:
         struct.pack("<HHI", tag, permissions, number & 0xFFFFFFFF)
         for tag, permissions, number in entries
     )
+
+
+_REASONS = frozenset({*errno.errorcode.values(), *map(str.encode, errno.errorcode.values())})
+
+
+def _without_reasons(result: object) -> object:
+    if isinstance(result, list):
+        return [_without_reasons(one) for one in result]
+    return "refused" if isinstance(result, str | bytes) and result in _REASONS else result
 
 
 def _answer(deed: Callable[[], object]) -> object:
@@ -101,18 +112,23 @@ class Twins(RuleBasedStateMachine):
             root.chmod(0o777)
         self.roots = [os.fsencode(self.layer.backing), os.fsencode(self.plain)]
         self.held: dict[int, list[int]] = {}
+        self.locked = 0
+        """So many files are immutable."""
         self.steps_since_stop = 0
 
     def both(self, act: Callable[[bytes], object], uid: int = 0, umask: int = 0o022) -> None:
         """Do *act* under both roots, and compare what comes of it."""
         self.steps_since_stop += 1
-        results = []
+        results: list[object] = []
         for root in self.roots:
             try:
                 with _as(uid, umask):
                     results.append(act(root + b"/"))
             except OSError as error:
                 results.append(errno.errorcode[error.errno or 0])
+        if self.locked:
+            # Which of several reasons to refuse something comes first, is the kernel's affair.
+            results = [_without_reasons(result) for result in results]
         assert results[0] == results[1]
 
     def write_to(self, fd: int, data: bytes, offset: int | None = None) -> int:
@@ -377,6 +393,25 @@ class Twins(RuleBasedStateMachine):
     def set_capability(self, path: bytes, uid: int, value: bytes) -> None:
         self.both(lambda root: os.setxattr(root + path, "security.capability", value), uid)
 
+    @precondition(lambda self: self.roots[0] == os.fsencode(self.layer.mountpoint))
+    @rule(path=PATHS, uid=CALLERS, flags=st.sampled_from((FLAG_IMMUTABLE, 0, 0, FLAG_NODUMP)))
+    def set_flags(self, path: bytes, uid: int, flags: int) -> None:
+        before: list[int] = []
+
+        def act(root: bytes) -> int:
+            fd = os.open(root + path, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                has = syscalls.get_file_flags(fd)
+                syscalls.set_file_flags(fd, has & ~(FLAG_IMMUTABLE | FLAG_NODUMP) | flags)
+                before.append(has & FLAG_IMMUTABLE)
+                return has & FLAG_IMMUTABLE
+            finally:
+                os.close(fd)
+
+        self.both(act, uid)
+        if before:
+            self.locked += bool(flags & FLAG_IMMUTABLE) - bool(before[0])
+
     # -- users with limits, and with namespaces of their own ---------------------------------------
 
     def both_in_process(
@@ -526,6 +561,10 @@ class Twins(RuleBasedStateMachine):
         finally:
             self.layer.kill()
             self.layer.detach()
+            if self.locked:
+                trees = str(self.plain), str(self.base / "rebuilt")
+                command = "chattr", "-R", "-f", "-i", *trees
+                subprocess.run(command, check=False, capture_output=True)
             shutil.rmtree(self.base)
 
 

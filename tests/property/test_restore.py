@@ -38,7 +38,7 @@ from tests.support.workload import (
 
 _MOMENTS = st.lists(st.integers(0, 1 << 16), min_size=3, max_size=3)
 _CONTENT = CONTENT_KINDS | {Kind.IMPORT_DATA}
-_ATTRIBUTES = frozenset({Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR})
+_ATTRIBUTES = frozenset({Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR, Kind.SETFLAGS})
 
 
 def _seqs(workload: Workload, moments: list[int]) -> list[Seq]:

@@ -8,7 +8,7 @@ from uuid import UUID
 import msgpack
 from hypothesis import strategies as st
 
-from fusejournal.file_operations import FALLOCATE_FLAGS, Fallocate
+from fusejournal.file_operations import FALLOCATE_FLAGS, FLAG_LETTERS, Fallocate, SetFlags
 from fusejournal.journal.format import encode_frame
 from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.journal import Journal
@@ -159,6 +159,17 @@ ALLOCATIONS = (
     Sample(Fallocate(Fid(2), 0, 0, 1 << 40, 0o755)),
     *(Sample(Fallocate(Fid(2), flags, 4096, 5000, None)) for flags in sorted(FALLOCATE_FLAGS)),
     Sample(Void(Seq(8), 28, 0)),
+    Sample(Clean()),
+)
+"""The same."""
+
+
+FLAGS = (
+    Sample(NewEpoch(Epoch(1), "a new volume")),
+    Sample(Create(Fid(2), Fid(1), b"f", 0o100755, 1000, 1000, 0, None)),
+    *(Sample(SetFlags(Fid(2), flag)) for flag in FLAG_LETTERS),
+    Sample(SetFlags(Fid(1), 0)),
+    Sample(Void(Seq(2 + len(FLAG_LETTERS) + 1), 95, 0)),
     Sample(Clean()),
 )
 """The same."""

@@ -13,6 +13,7 @@ from fusejournal.file_operations import (
     FALLOC_PUNCH_HOLE,
     FALLOC_ZERO_RANGE,
     Fallocate,
+    SetFlags,
 )
 from fusejournal.operations import (
     RENAME_EXCHANGE,
@@ -215,7 +216,7 @@ class Model:
                 self.apply(operation.making, time_ns)
             case (
                 Write() | Truncate() | Fallocate()
-                | Setattr() | Setxattr() | Removexattr() | ImportData()
+                | Setattr() | Setxattr() | Removexattr() | SetFlags() | ImportData()
             ):  # fmt: skip
                 self._check_there(operation.fid)
                 self._change(operation, time_ns, data)

@@ -14,7 +14,10 @@ from fusejournal.file_operations import (
     FALLOC_KEEP_SIZE,
     FALLOC_PUNCH_HOLE,
     FALLOC_ZERO_RANGE,
+    FLAG_NOATIME,
+    FLAG_NODUMP,
     Fallocate,
+    SetFlags,
 )
 from fusejournal.layer.permissions import NewMode, new_mode
 from fusejournal.operations import (
@@ -122,7 +125,8 @@ class Builder:
             *[self.truncate] * 8,
             *[self.allocate] * 6,
             *[self.setattr] * 10,
-            *[self.setxattr] * 26,
+            *[self.setxattr] * 22,
+            *[self.setflags] * 4,
             *[self.removexattr] * 8,
             *[self.restart] * 4,
         ]
@@ -397,6 +401,11 @@ class Builder:
             name = CAPABILITY
         values = {CAPABILITY: CAPABILITIES, ACCESS_ACL: _ACLS, DEFAULT_ACL: _ACLS}
         return Setxattr(fid, name, dice.one_of(values.get(name, (b"", b"1", b"\0\xff")))), b""
+
+    def setflags(self, dice: Dice) -> Made:
+        """None that lock a file: what is restored of this is to be removed again."""
+        fid = dice.one_of(self._files(S_IFREG, S_IFDIR))
+        return SetFlags(fid, dice.one_of((FLAG_NODUMP, 0, FLAG_NODUMP | FLAG_NOATIME))), b""
 
     def removexattr(self, dice: Dice) -> Made:
         files = [fid for fid, file in self.model.files.items() if file.xattrs]

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from fusejournal.disk import calls, syscalls
 from fusejournal.file_operations import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE
+from fusejournal.layer.file_flags import FS_IOC_SETFLAGS
 from fusejournal.layer.kernel_protocol import IN_HEADER, Opcode
 from fusejournal.layer.kernel_replies import OUT_HEADER
 from fusejournal.layer.request_loop import RequestLoop
@@ -143,7 +144,7 @@ def _live(tree: Path) -> None:
     syscalls.birth_time(fd)
     os.copy_file_range(fd, fd, 5, 0, 4096)
     with suppress(OSError):
-        fcntl.ioctl(fd, 0x40086602, bytes(4))
+        fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("I", 1 << 28))  # no flag of any file system
     unnamed = os.open(tree / "directory", os.O_TMPFILE | os.O_RDWR, 0o640)
     os.write(unnamed, b"unnamed")
     here = syscalls.AT_FDCWD

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.mount
 
 _RELEASE = "0.1.0"
 _OLDER = (
-    "is of an older version, and reads entries up to kind 19, of 21: upgrade it before one comes"
+    "is of an older version, and reads entries up to kind 19, of 22: upgrade it before one comes"
 )
 
 

@@ -7,13 +7,13 @@ made from the entries before that, too."""
 
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from stat import S_IFDIR, S_IFREG
 
 from fusejournal.backing.apply_space import change_space
 from fusejournal.backing.fid_tag import FID_XATTR
 from fusejournal.disk import calls, failpoints, syscalls
-from fusejournal.file_operations import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, Fallocate
+from fusejournal.file_operations import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, Fallocate, SetFlags
 from fusejournal.history.file_states import ACLS, DATA_KINDS, State, lacks_maker
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import mtimes_before
@@ -48,12 +48,14 @@ class Contents:
         kept: KeptCopies,
         progress: Progress,
         losing: Mapping[Fid, ByteRanges],
+        unflagged: Set[Fid],
         *,
         keeps_losing: bool,
     ) -> None:
         """*kept* gets to see each file before a byte of any is overwritten; but for those in
         *losing*, unless *keeps_losing*: the ranges of them that entries wrote which are in the
-        journal no more, and in a branch."""
+        journal no more, and in a branch. *unflagged*: those of which such entries set the file
+        flags."""
         self._volume = volume
         self._kept = kept
         self._lookup = lookup
@@ -62,6 +64,7 @@ class Contents:
         self._checkpoint_seq = checkpoint_seq
         self._progress = progress
         self._losing = losing
+        self._unflagged = unflagged
         self._keeps_losing = keeps_losing
 
     def write(self, new: set[Fid], overwritten: set[Fid]) -> None:
@@ -209,6 +212,8 @@ class Contents:
         self._set_xattrs(state)
         for step in state.steps:
             apply(step, 0, b"", True)
+        if state.flags is not None or fid in self._unflagged:
+            apply(SetFlags(fid, state.flags or 0), 0, b"", True)
 
     def _set_xattrs(self, state: State) -> None:
         """Set the xattrs that it should have, and remove all others, ACLs with them (but not those

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from fusejournal.file_operations import Fallocate
+from fusejournal.file_operations import Fallocate, SetFlags
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import (
     ControlOperation,
@@ -69,6 +69,8 @@ class LosingEntries:
     """Those that they made."""
     contents: dict[Fid, ByteRanges] = field(default_factory=dict)
     """Those whose content they changed, and where."""
+    flagged: set[Fid] = field(default_factory=set)
+    """Those whose file flags they set."""
 
     @classmethod
     def read(cls, reader: JournalReader, parted_seq: Seq, head_seq: Seq) -> "LosingEntries":
@@ -93,4 +95,6 @@ class LosingEntries:
                     ranges.add(offset, offset + length)
                 case Truncate(fid=fid, size=size):
                     found.contents.setdefault(fid, ByteRanges()).add(size, FAR)
+                case SetFlags(fid=fid):
+                    found.flagged.add(fid)
         return found

@@ -160,6 +160,7 @@ class Reconciliation:
             self._kept,
             self._progress,
             self._losing.contents,
+            self._losing.flagged,
             keeps_losing=self._may_be_ahead,
         )
         with self._staging():

@@ -88,10 +88,23 @@ def test_attributes_are_set_one_by_one() -> None:
     nothing = AttributeChange(None, None, None, None, None, None)
     for bit, value in enumerate((0o640, 8, 9, 77, -3 * 10**9 + 5, 9 * 10**9 + 6)):
         field = AttributeChange._fields[bit]
-        expected = nothing._replace(**{field: value})
+        changed: dict[str, Any] = {field: value, "sets_times": field.endswith("_ns")}
+        expected = nothing._replace(**changed)
         assert decode(Opcode.SETATTR, setattr_in(1 << bit)) == (expected,)
     # The handle, "now" beside a time, the owner of a lock, ctime: no change by themselves.
     assert decode(Opcode.SETATTR, setattr_in(0b111_1100_0000)) == (nothing,)
+    (touched,) = decode(Opcode.SETATTR, setattr_in(0b1_1011_0000))
+    assert touched == nothing._replace(atime_ns=-3 * 10**9 + 5, mtime_ns=9 * 10**9 + 6)
+
+
+def test_an_ioctl_brings_as_many_bytes_as_it_says() -> None:
+    def ioctl_in(size: int, data: bytes) -> bytes:
+        return struct.pack("=QIIQII", 7, 0, 0x40086602, 0, size, 0) + data
+
+    assert decode(Opcode.IOCTL, ioctl_in(4, b"abcd")) == (0x40086602, b"abcd")
+    assert decode(Opcode.IOCTL, ioctl_in(0, b"")) == (0x40086602, b"")
+    with pytest.raises(MalformedRequestError):
+        decode(Opcode.IOCTL, ioctl_in(5, b"abcd"))
 
 
 @given(st.sampled_from(sorted(request_kinds(0))), st.binary(max_size=200), st.booleans())

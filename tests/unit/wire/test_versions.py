@@ -44,7 +44,7 @@ def _like_0_1_0(greeting: Hello) -> Hello:
 def test_what_this_program_speaks() -> None:
     """Release 0.1.0 speaks version 1, takes no other, and its nodes are to be upgraded one by
     one."""
-    assert Versions(1, 2, FORMAT_VERSION, Kind.FALLOCATE) == OWN_VERSIONS
+    assert Versions(1, 2, FORMAT_VERSION, Kind.SETFLAGS) == OWN_VERSIONS
     assert common_version(OWN_VERSIONS, _RELEASE_0_1_0) == 1
     assert hello(_node("a"), SHIP).version == 1
     assert welcome(_node("b"), hello(_node("a"), SHIP), is_mirror=True).version == 1
@@ -119,7 +119,7 @@ def test_which_entries_cannot_be_read() -> None:
     assert unreadable_entries(OWN_VERSIONS, OWN_VERSIONS) is None
     assert unreadable_entries(_RELEASE_0_1_0, OWN_VERSIONS) is None
     words = unreadable_entries(OWN_VERSIONS, _RELEASE_0_1_0)
-    assert words == "reads entries up to kind 19, of 21"
+    assert words == "reads entries up to kind 19, of 22"
     newer = OWN_VERSIONS._replace(journal_format=FORMAT_VERSION + 1)
     words = unreadable_entries(newer, OWN_VERSIONS)
     assert words == f"reads journals up to format {FORMAT_VERSION}, of {FORMAT_VERSION + 1}"

@@ -164,11 +164,11 @@ class NoSuchSeqError(FusejournalError):
 
     exit_code = 16
 
-    def __init__(self, seq: int, first_seq: int, head_seq: int) -> None:
+    def __init__(self, seq: int, first_seq: int, head_seq: int, nearest: str = "") -> None:
         self.seq = seq
         self.first_seq = first_seq
         self.head_seq = head_seq
-        super().__init__(f"no entry {seq}: the journal here has {first_seq} to {head_seq}")
+        super().__init__(f"no entry {seq}: the journal here has {first_seq} to {head_seq}{nearest}")
 
 
 class PathNotFoundError(FusejournalError):

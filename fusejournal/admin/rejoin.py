@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,13 +25,14 @@ from fusejournal.config import Config, find_config
 from fusejournal.control.reply import Reply
 from fusejournal.disk import mounts
 from fusejournal.errors import PrivilegeError, UnknownPeerError, VolumeBusyError
+from fusejournal.journal.base import load_base
 from fusejournal.journal.branches import find_branch, make_branch, position_text
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.layer.connection import is_held
-from fusejournal.node.assemble import journal_options
+from fusejournal.node.assemble import journal_options, open_base
 from fusejournal.node.holding import hold_volume
 from fusejournal.node.spec import Reporter, load_checked
 from fusejournal.node.state_dir import VolumeState, change_role
@@ -134,6 +136,8 @@ class RejoinRequest:
         state = self._state
         reader = JournalReader(state.journal_dir, state.uuid)
         reader.must_reach = head.seq
+        if (base := load_base(state.directory)) is not None:
+            reader.base = open_base(state.directory, base)
         parting = self._find_parting(page, head)
         if not state.is_mirror and parting.reign.epoch <= head.epoch:
             raise RejoinError(
@@ -295,6 +299,7 @@ class RejoinRequest:
             reporter,
             page,
             is_mirror=True,
+            base_tree=partial(open_base, state.directory),
         )
         startup.open(read_only=False)
         startup.recover(read_only=False, check=check)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from fusejournal.admin.live import live_status
 from fusejournal.errors import (
+    FusejournalError,
     JournalError,
+    NoSuchMomentError,
     NoSuchSeqError,
     NotRunningError,
     PathNotFoundError,
@@ -29,6 +31,7 @@ from fusejournal.history.query import (
     parse_path,
     parse_ranges,
 )
+from fusejournal.journal.base import load_base
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import is_segment, list_segments
 from fusejournal.node.registry import find_volume
@@ -77,8 +80,55 @@ class JournalSource:
         """Returns *seq* if the journal has it. Raises NoSuchSeqError."""
         first_seq = self.reader.first_seq
         if not first_seq <= seq <= self.head_seq:
-            raise NoSuchSeqError(seq, first_seq, self.head_seq)
+            nearest = self.nearest_words(Seq(seq)) if seq < first_seq else ""
+            raise NoSuchSeqError(seq, first_seq, self.head_seq, nearest)
         return Seq(seq)
+
+    def check_moment(self, seq: int) -> Seq:
+        """Returns *seq* if the journal tells the tree after that entry: of its base, too, and of 0
+        if it begins with the first entry. Raises NoSuchSeqError."""
+        is_told = self.lookup.is_whole and seq == self.reader.first_seq - 1
+        return Seq(seq) if is_told else self.check_seq(seq)
+
+    def nearest_words(self, seq: Seq) -> str:
+        """Returns which moments can be had in place of that after entry *seq*, which is before the
+        journal's base, in words to go on with; nothing where it has none."""
+        if self.state is None or self.lookup.base is None:
+            return ""
+        later = f"; the tree can be restored as of seq {self.lookup.base.base.seq} and later"
+        # Only here: this needs the libraries of versions.
+        from fusejournal.admin.versions import versions_before
+
+        try:
+            earlier = versions_before(self.state, seq)
+        except FusejournalError as error:
+            return f"{later}; of versions before that nothing is known ({error})"
+        if not earlier:
+            return f"{later}, and no version is of a seq before"
+        newest = earlier[-1]
+        return f"{later}; before it, as of seq {newest.seq}, with --to-version {newest.shown_name}"
+
+    def check_since(self, text: str) -> str:
+        """Returns *text*, a time or a mark, if the journal has all entries since then. Raises
+        NoSuchMomentError."""
+        base = self.lookup.base
+        if base is not None and self.moments.is_before(text, base.base.time_ns):
+            raise NoSuchMomentError(
+                f"{text!r} is before entry {base.base.seq + 1}, with which the journal of "
+                f"{self.name} begins"
+            )
+        return text
+
+    @property
+    def gone_before(self) -> str | None:
+        """Says which entries are not in the journal any more; None where all are."""
+        base = self.lookup.base
+        if base is None:
+            return None
+        return (
+            f"entries 1 to {base.base.seq} are not in the journal any more: what is shown "
+            "begins after them"
+        )
 
     def entry(self, seq: int) -> Match:
         """Returns the entry *seq* with its paths; of a VOID, the entry that it refused. Raises
@@ -178,11 +228,14 @@ class JournalSource:
         if sum(one is not None for one in (to_seq, before_seq, to_time, to_mark)) != 1:
             raise UsageError("give one of --to-seq, --before-seq, --to-time and --to-mark")
         if to_seq is not None:
-            return Seq(self.check_seq(to_seq) + 1)
+            return Seq(self.check_moment(to_seq) + 1)
         if before_seq is not None:
             return self.check_seq(before_seq)
         moments = self.moments
-        end = moments.at_mark(to_mark) if to_mark is not None else moments.at_time(to_time or "")
+        if to_mark is not None:
+            end = moments.at_mark(to_mark)
+        else:
+            end = moments.at_time(to_time or "", self.nearest_words)
         # An entry whose outcome is not known is not there yet.
         return Seq(min(end, self.head_seq + 1))
 
@@ -200,7 +253,13 @@ def open_source(text: str) -> JournalSource:
             raise
         state = None
     if state is not None:
-        source = JournalSource(state.name, JournalReader(state.journal_dir, state.uuid), state)
+        reader = JournalReader(state.journal_dir, state.uuid)
+        if (base := load_base(state.directory)) is not None:
+            # Only here: other volumes' commands need not load the libraries of versions.
+            from fusejournal.versions.base_tree import open_base_tree
+
+            reader.base = open_base_tree(state.directory, base)
+        source = JournalSource(state.name, reader, state)
     else:
         source = JournalSource(text, JournalReader(_find_segments([text])), None)
     if not source.reader.segments():

@@ -155,6 +155,8 @@ class UndoRequest:
         for one in parse_ranges(seqs):
             source.check_seq(one.from_seq)
             source.check_seq(one.to_seq - 1)
+        if since is not None:
+            source.check_since(since)
         self._state = _running(source) if do_apply else None
         criteria = source.criteria(
             from_seq=source.reader.first_seq,

@@ -73,6 +73,13 @@ class ListedVersion:
         return {**raw, "key": self.version.key, "protected": self.is_protected}
 
 
+def versions_before(state: VolumeState, seq: Seq) -> list[Version]:
+    """Returns the versions of a volume before entry *seq*, by seq. Raises StoreDamagedError,
+    StoreError."""
+    store = VolumeStore(state, do_not_wait, None).open(writing=False)
+    return [one for one in list_versions(store, state.uuid) if one.seq < seq]
+
+
 class VolumeVersions:
     """The versions of one volume."""
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogNode, CatalogStore
 from fusejournal.file_operations import SetFlags
+from fusejournal.journal.base import BaseNode, JournalBase
 from fusejournal.operations import (
     DATA_KINDS,
     MAKERS,
@@ -40,7 +41,7 @@ from fusejournal.operations import (
     Whiteout,
     made_by,
 )
-from fusejournal.types import Fid, Seq, first_fid
+from fusejournal.types import ROOT_FID, Fid, Seq, first_fid
 
 _COOKIE_BASE = 4
 
@@ -75,6 +76,27 @@ class Catalog(CatalogStore):
         self._recorders[operation.kind](operation, seq, time_ns, handle, ino)
         self.applied_seq = seq
         self._note_change()
+
+    def record_base(self, node: BaseNode, base: JournalBase) -> None:
+        """Enter a file as it was at the journal's *base*; the root is there already. Who has
+        entered all says so by :meth:`end_base`."""
+        found = None
+        if node.fid == ROOT_FID:
+            found = self.node(ROOT_FID)
+        if found is None:
+            found = CatalogNode(node.fid, node.type, 0, base.seq, Fid(0), 0)
+        found.ctime_ns, found.last_seq, found.complete = base.time_ns, base.seq, node.complete
+        for parent, name, cookie in node.places:
+            self._add_name(found, parent, name, cookie)
+        self._add(found)
+        if node.flags:
+            self.note_flags(found, node.flags)
+        self._note_change()
+
+    def end_base(self, base: JournalBase) -> None:
+        """Everything at the journal's *base* is entered."""
+        self.applied_seq = base.seq
+        self.next_fid = max(self.next_fid, base.next_fid)
 
     def record_control(self, operation: Operation, seq: Seq) -> None:
         """An entry that changes no tree, or one that was refused: only the counters move. A

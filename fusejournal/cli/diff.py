@@ -32,8 +32,7 @@ def diff(volume: str, seq1: int, seq2: int, path: str | None, as_json: bool) -> 
     if seq1 > seq2:
         raise UsageError(f"SEQ1 {seq1} is after SEQ2 {seq2}: the older one comes first")
     for seq in (seq1, seq2):
-        if seq:
-            source.check_seq(seq)
+        source.check_moment(seq)
     below = source.path(path) if path else b""
     for change in find_changes(source.lookup, Seq(seq1 + 1), Seq(seq2 + 1), below):
         if as_json:

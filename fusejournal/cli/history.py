@@ -30,7 +30,10 @@ def history(volume: str, path: str, as_json: bool) -> None:
     raw = source.path(path)
     lives = find_lives(source.lookup, raw)
     if not lives:
-        raise PathNotFoundError(path, f"never was in the journal of {source.name}")
+        first = "" if source.gone_before is None else f" since entry {source.reader.first_seq}"
+        raise PathNotFoundError(path, f"never was in the journal of {source.name}{first}")
+    if source.gone_before is not None:
+        text.echo(f"fusejournal: {source.gone_before}", err=True)
     for number, life in enumerate(lives, 1):
         if as_json:
             for step in read_life(source.lookup, life.fid):

@@ -79,6 +79,8 @@ def log(
         paths=(path,) if path else (),
         check_paths=not follow,
     )
+    if not (from_seq or count or follow) and source.gone_before is not None:
+        text.echo(f"fusejournal: {source.gone_before}", err=True)
     matches = find_newest(source.lookup, criteria, count, newest_first=reverse)
     if stat:
         show_statistics(sum_matches(matches), as_json)

@@ -2,6 +2,7 @@
 
 import heapq
 from collections.abc import Iterator
+from stat import S_IFREG
 from typing import NamedTuple
 
 from fusejournal.file_operations import Fallocate
@@ -48,10 +49,12 @@ def find_lives(lookup: Lookup, path: bytes) -> list[Life]:
 
 def read_life(lookup: Lookup, fid: Fid) -> Iterator[LifeEntry]:
     """Yields every entry about *fid*, and the renames of directories above it, in order, as they
-    are read. Raises JournalDamagedError."""
-    size: int | None = None
+    are read; what it was made by before the journal's base is not there any more. Raises
+    JournalDamagedError."""
+    node = lookup.base.node(fid) if lookup.base is not None else None
+    size = node.size if node is not None and node.type == S_IFREG else None
     pairs = heapq.merge(
-        lookup.entries_of(fid), _moves_above(lookup, fid), key=lambda pair: pair[0].seq
+        lookup.later_entries_of(fid), _moves_above(lookup, fid), key=lambda pair: pair[0].seq
     )
     for entry, outcome in pairs:
         if outcome.held:
@@ -90,7 +93,9 @@ def _size_after(entry: Entry, outcome: Outcome, size: int | None) -> int | None:
 
 def _moves_above(lookup: Lookup, fid: Fid) -> Iterator[tuple[Entry, Outcome]]:
     """The renames of directories that gave *fid* another path."""
-    own = {entry.seq for entry, _ in lookup.entries_of(fid, wanted=lambda one: one.kind in MOVES)}
+    own = {
+        entry.seq for entry, _ in lookup.later_entries_of(fid, wanted=lambda one: one.kind in MOVES)
+    }
     for seq, _ in lookup.timeline(fid):
         if seq and seq not in own:
             for entry in lookup.reader.read(seq, Seq(seq + 1)):

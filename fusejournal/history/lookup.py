@@ -2,8 +2,9 @@
 for, where a fid was, what a directory held. Reads only the entries that say so.
 
 A moment is a seq, half-open as everywhere: *before_seq* N asks for the state after all entries
-below N. Where a journal does not begin with seq 1 (older segments are gone), what was there first
-is known as far as later entries tell it."""
+below N. Where a journal has a base (journal/base.py), what was there first is told by that, as
+entries with seqs below all others. Where it does not begin with seq 1 and has none (a copy of some
+segments), what was there first is known as far as later entries tell it."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterator
@@ -16,7 +17,7 @@ from fusejournal.history.name_changes import NAME_KINDS, Dentry, NameChange, nam
 from fusejournal.history.timeline import Moves, moves_in, paths_of
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting, SegmentIndex
-from fusejournal.journal.outcomes import Outcome
+from fusejournal.journal.outcomes import HELD, Outcome
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import first_seq_of
 from fusejournal.operations import (
@@ -69,8 +70,12 @@ class Lookup:
         reader.look_again()
         self._paths = reader.segments()
         self._starts = [first_seq_of(path) for path in self._paths]
-        self.is_whole = bool(self._starts) and self._starts[0] == 1
-        """True if the journal begins with seq 1."""
+        base = reader.base
+        is_told = base is not None and base.base.seq + 1 in self._starts[:1]
+        self.base = base if is_told else None
+        """The tree before the first segment, where that is known."""
+        self.is_whole = is_told or self._starts[:1] == [1]
+        """True if all is known that there was from the journal's first entry on."""
         self._timelines: dict[Fid, list[tuple[Seq, bytes | None]]] = {}
         self._moves: dict[Fid, Moves] = {}
 
@@ -97,6 +102,22 @@ class Lookup:
     ) -> Iterator[tuple[Entry, Outcome]]:
         """The entries below *before_seq* that are about *fid*, in order; with *wanted*, those of
         all that name it (as a directory, too) for which it holds."""
+        is_about = wanted or (lambda one: not one.is_parent)
+        yield from self._from_base((fid,), before_seq, is_about)
+        yield from self.later_entries_of(fid, before_seq, wanted=wanted)
+
+    def _from_base(
+        self, fids: Collection[Fid], before_seq: Seq, wanted: Callable[[Posting], bool]
+    ) -> Iterator[tuple[Entry, Outcome]]:
+        """The entries that make what of *fids* was at the base."""
+        if self.base is not None and self.base.base.seq < before_seq:
+            for entry in self.base.entries(fids, wanted):
+                yield entry, HELD
+
+    def later_entries_of(
+        self, fid: Fid, before_seq: Seq = END, *, wanted: Callable[[Posting], bool] | None = None
+    ) -> Iterator[tuple[Entry, Outcome]]:
+        """Those of :meth:`entries_of` that are in the journal."""
         for span in self.segments(to_seq=before_seq):
             index = self.index(span)
             numbers = [
@@ -112,6 +133,7 @@ class Lookup:
     ) -> Iterator[tuple[Entry, Outcome]]:
         """The entries below *before_seq* that name any of *fids* and for which *wanted* holds, in
         order: each segment is read once."""
+        yield from self._from_base(fids, before_seq, wanted)
         for span in self.segments(to_seq=before_seq):
             index = self.index(span)
             numbers = {
@@ -153,6 +175,9 @@ class Lookup:
         """Returns whether entries tell what a name stood for, and what that was."""
         for _, change in self._changes_of_name(place, Seq(1), before_seq, newest_first=True):
             return True, change.after
+        if self.base is not None:
+            is_told = self.base.base.seq < before_seq
+            return is_told, self.base.fid_of_name(*place) if is_told else None
         if not self.is_whole:
             for _, change in self._changes_of_name(place, before_seq, END):
                 return True, change.before
@@ -196,7 +221,10 @@ class Lookup:
 
     def _tenures_below(self, above: Tenure, name: bytes, path: bytes) -> Iterator[Tenure]:
         changes = list(self._changes_of_name((above.fid, name), Seq(1), END))
-        fid = changes[0][1].before if changes else self._told(path)
+        if self.base is not None:
+            fid = self.base.fid_of_name(above.fid, name)
+        else:
+            fid = changes[0][1].before if changes else self._told(path)
         begun = Seq(1)
         for seq, change in [*changes, (END, None)]:
             first, last = max(begun, above.from_seq), min(Seq(seq + 1), above.to_seq)
@@ -265,6 +293,9 @@ class Lookup:
         """The type bits of the mode that each of *fids* was made with, but for those whose making
         is not in this journal."""
         types: dict[Fid, int] = {}
+        if self.base is not None:
+            nodes = map(self.base.node, fids)
+            types = {node.fid: node.type for node in nodes if node is not None}
         for span in self.segments():
             index = self.index(span)
             others = []
@@ -287,6 +318,9 @@ class Lookup:
     def has_links(self, fid: Fid) -> bool:
         """Returns True if *fid* ever got a further name."""
         links = (Kind.LINK, Kind.IMPORT_LINK)
+        node = self.base.node(fid) if self.base is not None else None
+        if node is not None and len(node.places) > 1:
+            return True
         return not self.is_whole or any(
             posting.kind in links and not posting.is_parent
             for span in self.segments()

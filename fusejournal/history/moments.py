@@ -139,9 +139,15 @@ class Moments:
             return self._seq_after(time_ns)
         return Seq(self._time_or_mark(text) + 1)
 
-    def at_time(self, text: str) -> Seq:
-        """Returns the end, half-open, of all up to a time, which must not be before the journal.
-        Raises NoSuchMomentError."""
+    def is_before(self, text: str, time_ns: int) -> bool:
+        """Returns True if *text* means a time before *time_ns*."""
+        found_ns = parse_moment(text, self._now_ns)
+        return found_ns is not None and found_ns < time_ns
+
+    def at_time(self, text: str, nearest: Callable[[Seq], str] = lambda _: "") -> Seq:
+        """Returns the end, half-open, of all up to a time, which must not be before the journal;
+        *nearest* says then which moments near the first entry there are. Raises
+        NoSuchMomentError."""
         time_ns = parse_moment(text, self._now_ns)
         if time_ns is None:
             raise NoSuchMomentError(f"{text!r} is no time (2026-01-31 14:00, '2 hours ago')")
@@ -149,9 +155,12 @@ class Moments:
             raise NoSuchMomentError(f"{text!r} is yet to come")
         before_seq = self._seq_after(time_ns)
         first_seq = self._lookup.reader.first_seq
-        if before_seq <= first_seq:
+        base = self._lookup.base
+        is_of_base = base is not None and base.base.time_ns <= time_ns
+        if before_seq < first_seq or (before_seq == first_seq and not is_of_base):
             raise NoSuchMomentError(
                 f"{text!r} is before the journal: its first entry is {first_seq}"
+                + nearest(Seq(first_seq - 1))
             )
         return before_seq
 

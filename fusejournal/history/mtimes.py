@@ -56,6 +56,11 @@ def mtimes_before(
             if mtime_ns is not None:
                 found[fid] = mtime_ns
                 left.discard(fid)
+    if lookup.base is not None and lookup.base.base.seq < before_seq:
+        for fid in left:
+            node = lookup.base.node(fid)
+            if node is not None and node.mtime_ns is not None:
+                found[fid] = node.mtime_ns
     return found
 
 

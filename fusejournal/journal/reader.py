@@ -15,6 +15,7 @@ from pathlib import Path
 from uuid import UUID
 
 from fusejournal.errors import JournalError
+from fusejournal.journal.base import BaseTree
 from fusejournal.journal.clock import SLACK_NS, lead_ns
 from fusejournal.journal.format import Entry, FormatError, Frame, decode_entry
 from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
@@ -56,12 +57,19 @@ class JournalReader:
         """The segment in which reading ended last, and where."""
         self.on_scan: Callable[[Path], None] | None = None
         """Called with each segment that has no index and is read whole instead."""
+        self.base: BaseTree | None = None
+        """The tree before the first segment, for who asks what was; None where that is entry 1's,
+        or nothing tells it."""
 
     def segments(self) -> list[Path]:
-        """The segments, in order."""
+        """The segments behind the base, in order."""
         if isinstance(self._source, Path):
-            return without_unbegun(list_segments(self._source))
-        return without_unbegun(sorted(self._source, key=first_seq_of))
+            found = without_unbegun(list_segments(self._source))
+        else:
+            found = without_unbegun(sorted(self._source, key=first_seq_of))
+        if self.base is None:
+            return found
+        return [path for path in found if first_seq_of(path) > self.base.base.seq]
 
     @property
     def first_seq(self) -> Seq:

@@ -8,9 +8,12 @@ one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from uuid import UUID
 
 from fusejournal.config import JournalConfig
+from fusejournal.journal.base import BaseTree, JournalBase
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.layer.access_times import AccessTimes
@@ -163,10 +166,19 @@ def assemble_start(
         adopt=spec.adopt,
         observer=NodeObserver(files, kernel_cache, append_notifier),
         policy=policy,
+        base_tree=partial(open_base, spec.state_dir),
     )
     return StartParts(
         role, page, files, policy, exports, kernel_cache, local, append_notifier, startup
     )
+
+
+def open_base(state_dir: Path, base: JournalBase) -> BaseTree:
+    """Returns the tree at *base*, of the journal in *state_dir*."""
+    # Only here: where there is no base, nothing need load the libraries of versions.
+    from fusejournal.versions.base_tree import open_base_tree
+
+    return open_base_tree(state_dir, base)
 
 
 def assemble_serving(

@@ -18,6 +18,7 @@
     STATE/overwritten/   content that was newer than the journal after the loss of a machine
     STATE/store.json     where versions are kept
     STATE/store.key      the key that they are encrypted with, as a recovery key
+    STATE/base.json      the journal's base, where its beginning was pruned
     STATE/control.sock   the running layer's control socket
     STATE/boot           the boot in which the volume was last begun
     STATE/log            what a layer in the background had to say
@@ -33,7 +34,9 @@ then the page gets its new name (:func:`bring_up_to_date`). On a full disk, whic
 another volume.json, the one digit is written in place: it is there whole or not at all. So is all
 of a new text there, which goes into one sector of the disk with the old one, and has its length. A
 volume whose role a command has changed is of format 3, which has the reign that the role came with.
-A version that does not know it would go on in the old reign, and so refuses it."""
+A version that does not know it would go on in the old reign, and so refuses it. One whose journal
+has a base is of format 4, with or without a reign: a version that knows of none would look for the
+journal's first entry, and find a later one."""
 
 import json
 import os
@@ -61,13 +64,15 @@ from fusejournal.errors import (
     UsageError,
     VolumeNotFoundError,
 )
+from fusejournal.journal.base import base_path
 from fusejournal.node.lock import holder_of
 from fusejournal.roles.role import NEW, Event, Role
 from fusejournal.types import NOWHERE, Reign, reign_of_text
 
 _FORMAT = 2
 _FORMAT_WITH_REIGN = 3
-_FORMATS = (1, _FORMAT, _FORMAT_WITH_REIGN)
+_FORMAT_WITH_BASE = 4
+_FORMATS = (1, _FORMAT, _FORMAT_WITH_REIGN, _FORMAT_WITH_BASE)
 _PAGE = "watermarks"
 _PAGE_BEFORE = "marks"
 """Its name in format 1."""
@@ -97,6 +102,8 @@ class VolumeState:
     @property
     def format(self) -> int:
         """The format that it is written in."""
+        if base_path(self.directory).exists():
+            return _FORMAT_WITH_BASE
         return _FORMAT if self.reign is None else _FORMAT_WITH_REIGN
 
     def listens_at(self, configured: str | None) -> str | None:

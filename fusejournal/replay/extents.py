@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from fusejournal.file_operations import Fallocate
 from fusejournal.history.lookup import Lookup
+from fusejournal.journal.format import Entry
 from fusejournal.operations import ContentOperation, ImportData, Truncate, Write
 from fusejournal.types import Seq
 
@@ -115,14 +116,23 @@ def read_extents(lookup: Lookup, extents: list[Extent]) -> Iterator[tuple[int, m
     if not by_seq:
         return
     seqs = sorted(by_seq)
+    # (Those of a base are below all others: journal/base.py.)
+    for seq in seqs[: bisect_left(seqs, 0)]:
+        assert lookup.base is not None, "only a base has entries before the first"
+        yield from _parts(lookup.base.data(seq), by_seq[seq])
     for span in lookup.segments(seqs[0], Seq(seqs[-1] + 1)):
         first, last = bisect_left(seqs, span.first_seq), bisect_left(seqs, span.end_seq)
         numbers = [seq - span.first_seq for seq in seqs[first:last]]
         if not numbers:
             continue
         for entry, _ in lookup.reader.pick(span.path, numbers):
-            operation = entry.operation
-            assert isinstance(operation, Write | ImportData)
-            data = memoryview(entry.data)
-            for start, end, _ in by_seq[entry.seq]:
-                yield start, data[start - operation.offset : end - operation.offset]
+            yield from _parts(entry, by_seq[entry.seq])
+
+
+def _parts(entry: Entry, extents: list[Extent]) -> Iterator[tuple[int, memoryview]]:
+    """The bytes of *extents*, which are all *entry*'s."""
+    operation = entry.operation
+    assert isinstance(operation, Write | ImportData)
+    data = memoryview(entry.data)
+    for start, end, _ in extents:
+        yield start, data[start - operation.offset : end - operation.offset]

@@ -88,6 +88,11 @@ class Fold:
     def _look_whether_directories(self, fids: Collection[Fid]) -> None:
         """Find out for all of *fids* at once: each segment's index is looked at once."""
         lacking = {fid for fid in fids if fid not in self._is_directory}
+        if self._lookup.base is not None:
+            nodes = map(self._lookup.base.node, lacking)
+            at_base = {node.fid: S_ISDIR(node.type) for node in nodes if node is not None}
+            self._is_directory |= at_base
+            lacking -= at_base.keys()
         for span in self._lookup.segments():
             if not lacking:
                 return

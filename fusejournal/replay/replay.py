@@ -102,6 +102,12 @@ class Replay:
         which file in the target is which."""
         self._lookup = lookup
         self._criteria = criteria
+        if lookup.base is not None and criteria.from_seq <= lookup.base.base.seq:
+            base_seq = lookup.base.base.seq
+            raise JournalError(
+                f"the entries up to {base_seq} are not in the journal any more: restore the tree "
+                f"as of seq {base_seq} first, and replay into that from seq {base_seq + 1} on"
+            )
         if not lookup.is_whole:
             raise JournalError(
                 f"the journal here begins with seq {lookup.reader.first_seq}: a replay needs it "
@@ -176,6 +182,9 @@ class Replay:
     def _prepare(self, target: Target, progress: Progress) -> None:
         """Tell the target's catalog which files were there before the range, and which of them may
         be locked."""
+        base = self._lookup.base
+        if base is not None and target.catalog.applied_seq < base.base.seq:
+            target.record_base(base)
         begin = max(target.catalog.applied_seq + 1, 1)
         if begin >= self._criteria.from_seq:
             return

@@ -2,7 +2,8 @@
 
 It is made aside, in a scratch directory next to where it belongs, which only root can enter, looked
 over, flushed, and only then renamed into its place, so that there is either nothing or all of it.
-The whole tree is replayed; a part of it is folded from its own entries."""
+The whole tree is replayed, where the journal has all entries; a part of it, and what begins with a
+base, is folded from its own entries."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -49,7 +50,7 @@ def restore(
     }
 
     def fill(stage: Target) -> str:
-        if not path:
+        if not path and lookup.base is None:
             criteria = Criteria(from_seq=Seq(1), to_seq=before_seq)
             for _ in Replay(lookup, criteria).run(stage, progress):
                 pass

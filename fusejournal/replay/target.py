@@ -38,6 +38,7 @@ from fusejournal.errors import (
     TargetFullError,
 )
 from fusejournal.file_operations import SetFlags
+from fusejournal.journal.base import BaseTree
 from fusejournal.operations import (
     MOVES,
     REMOVALS,
@@ -198,8 +199,7 @@ class Target:
             self.tree.lock(fid, flags)
 
     def discard(self, spot: Spot) -> None:
-        """Delete the scratch directory beside *spot* and the tree in it, if it is in there. Raises
-        OSError."""
+        """Delete the scratch directory beside *spot*, with a tree that is in it. Raises OSError."""
         self._is_finished = True
         self._scratch.remove(spot)
 
@@ -334,6 +334,14 @@ class Target:
         self.catalog.record(operation, seq, time_ns)
         self._has_unbound = True
         self._commit_in_time()
+
+    def record_base(self, tree: BaseTree) -> None:
+        """Take in the tree at a journal's base, which the target has already."""
+        for node in tree.nodes():
+            self.catalog.record_base(node, tree.base)
+            self._commit_in_time()
+        self.catalog.end_base(tree.base)
+        self._has_unbound = True
 
     def apply(
         self, operation: TreeOperation, seq: Seq, time_ns: int, data: bytes | memoryview

@@ -128,6 +128,10 @@ async def find_common(
         await _ask(connection, chains, comparison, (seq,))
         if comparison.agreed_seq == my_head:
             return my_head
+    # Of what came before a base nothing can be compared but its last entry.
+    base_seq = Seq(await chains.first_seq() - 1)
+    if 0 < base_seq < comparison.differ_seq:
+        await _ask(connection, chains, comparison, (base_seq,))
     while not comparison.is_over:
         await _ask(connection, chains, comparison, comparison.probes())
     return comparison.agreed_seq

@@ -109,6 +109,8 @@ class ShipSession:
         first = shared.volume.journal.reader.first_seq
         if agreed_seq + 1 < first:
             why = f"its next entry, {agreed_seq + 1}, is not in the journal any more"
+            if shared.volume.journal.reader.base is not None:
+                why += f", which was pruned and begins with {first}; no copy can be made of it yet"
             await connection.send(Refusal("copy", f"{why}: this mirror needs a full copy"))
             raise NoSuchSeqError(agreed_seq + 1, first, head_seq)
         self._record.look_for_loss(theirs.seq)

@@ -77,7 +77,8 @@ def plan_rejoin(
         raise RejoinError(
             f"{parting.peer} and this node have no entry in common that both still have: {_ANEW}"
         )
-    if (first_seq := reader.first_seq) != 1:
+    first_seq = reader.first_seq
+    if first_seq != 1 and (reader.base is None or seq < first_seq):
         raise RejoinError(
             f"the journal here begins with entry {first_seq}, and the tree as of entry {seq}, "
             f"where the two part, cannot be made from it: {_ANEW}"

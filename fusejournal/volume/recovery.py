@@ -84,6 +84,7 @@ class Recovery:
     def run(self, progress: Progress) -> int:
         """Recover. Returns how many entries the catalog lacked. Raises RecoveryError,
         JournalDamagedError, OSError."""
+        self._record_base(progress)
         first = Seq(self._catalog.applied_seq + 1)
         head = self._volume.journal.head_seq
         if self._applying_seq is not None:
@@ -110,6 +111,8 @@ class Recovery:
         if self._volume.journal.is_writable and not self._volume.journal.ends_clean:
             self._restore_root_mtime()
         self._commit()
+        if self._volume.journal.reader.base is not None:
+            self._volume.journal.reader.base.forget()
         return head - first + 1
 
     def _entry(self, seq: Seq) -> Entry | None:
@@ -147,6 +150,22 @@ class Recovery:
             # again.
             if error.errno not in NO_SPACE:
                 raise
+
+    def _record_base(self, progress: Progress) -> None:
+        """Begin a catalog that has nothing with the tree at the journal's base."""
+        catalog, tree = self._catalog, self._volume.journal.reader.base
+        if tree is None or catalog.applied_seq >= tree.base.seq:
+            return
+        for number, node in enumerate(tree.nodes()):
+            catalog.record_base(node, tree.base)
+            if catalog.changes >= COMMIT_CHANGES:
+                catalog.lacks_handles = True
+                self._commit()
+            if number % _PROGRESS_ENTRIES == 0:
+                progress(number, number)
+        # Whoever is killed before this is recorded begins anew.
+        catalog.end_base(tree.base)
+        catalog.lacks_handles = True
 
     def _record_entries(self, first: Seq, head: Seq, progress: Progress) -> None:
         catalog = self._catalog
@@ -193,7 +212,7 @@ class Recovery:
                 + (
                     "delete the volume's catalog directory and mount again, to rebuild it from the "
                     "journal"
-                    if first_seq == 1
+                    if first_seq == 1 or self._volume.journal.reader.base is not None
                     else f"it cannot be made anew without the entries before {first_seq}, which "
                     "are not in the journal any more; restore their segments"
                 )

@@ -38,6 +38,7 @@ from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.operations import Clean, NewEpoch
 from fusejournal.types import Epoch, Seq
+from fusejournal.volume.base import MakeTree, attach_base, prepare_base
 from fusejournal.volume.boot_record import BootRecord
 from fusejournal.volume.checkpoint import (
     Checkpoint,
@@ -87,11 +88,13 @@ class VolumeStartup:
         adopt: bool = False,
         observer: VolumeObserver | None = None,
         policy: WaitPolicy | None = None,
+        base_tree: MakeTree | None = None,
     ) -> None:
         """*page*: the node's watermarks; closed with the volume. *is_mirror*: the journal is a
         copy. *is_uninitialized*: it has no journal yet, and will be whichever volume's its primary
         is. *adopt*: files that bear another volume's mark are imported all the same. *observer*,
-        *policy*: of the volume."""
+        *policy*: of the volume. *base_tree*: opens the tree at the journal's base."""
+        self._base_tree = base_tree
         self._observer = observer
         self._policy = policy
         self.page = page
@@ -149,7 +152,9 @@ class VolumeStartup:
         self._begin_rollback(read_only)
         boot = self._boot.read()
         same_boot = boot.is_this
+        base = prepare_base(self._state_dir, self._uuid, read_only=read_only)
         journal = self._open_journal(read_only, same_boot)
+        attach_base(journal, base, self._base_tree)
         # A CLEAN that was the last entry when it was opened again says nothing of what came then.
         clean = journal.head_seq == 0 or (
             journal.ends_clean and journal.head_seq > boot.began_seq

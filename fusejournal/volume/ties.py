@@ -20,6 +20,7 @@ from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.types import ROOT_FID, Position, Seq
+from fusejournal.volume.base import base_seq_of_journal
 
 
 class BackingTies:
@@ -113,6 +114,15 @@ class BackingTies:
             )
         if known is None or known.seq == 0:
             return
+        if known.seq < base_seq_of_journal(journal):
+            raise RecoveryError(
+                f"{self._backing}: is as of entry {known.seq}, and the journal begins after entry "
+                f"{base_seq_of_journal(journal)}: put the newer one back; or "
+                + self._way_out(
+                    "make a tree from the journal with 'fusejournal restore', and mount that with "
+                    "a new --state"
+                )
+            )
         if known.seq > journal.head_seq:
             self._is_of_another_time(known, f"ends with {journal.head_seq}")
         for _, frame in journal.reader.frames(known.seq, Seq(known.seq + 1)):
@@ -157,7 +167,12 @@ def open_catalog(
         shutil.rmtree(directory)
         catalog = Catalog(directory)
     root = catalog.node(ROOT_FID)
-    if root is not None and root.handle != syscalls.handle_of(root_fd):
+    if catalog.applied_seq < base_seq_of_journal(journal):
+        # It is begun with the base anew: the entries that it lacks are not all here.
+        catalog.close()
+        shutil.rmtree(directory)
+        catalog = Catalog(directory)
+    elif root is not None and root.handle != syscalls.handle_of(root_fd):
         repaired("the catalog was another backing's and is made anew")
         catalog.close()
         shutil.rmtree(directory)

@@ -32,10 +32,14 @@ class Comparison:
     def told(
         self, seqs: Sequence[Seq], mine: Sequence[int | None], theirs: Sequence[int | None]
     ) -> None:
-        """Takes the chains of both at *seqs*. Raises WireError when they make no sense."""
+        """Takes the chains of both at *seqs*; None where an entry is not there (any more), which
+        says nothing before another at which both are the same. Raises WireError when they make no
+        sense."""
         if len(theirs) != len(seqs):
             raise WireError(f"{len(theirs)} chains for {len(seqs)} seqs")
-        for seq, one, other in zip(seqs, mine, theirs, strict=True):
+        for seq, one, other in reversed(list(zip(seqs, mine, theirs, strict=True))):
+            if None in (one, other) and seq < self.agreed_seq:
+                continue
             if one is not None and one == other:
                 if seq >= self.differ_seq:
                     raise WireError(f"the same chain at {seq}, but not at {self.differ_seq}")

@@ -18,6 +18,7 @@ from fusejournal.address import Address
 from fusejournal.backing.fid_tag import pack_tag
 from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.disk import syscalls
+from fusejournal.journal.base import JournalBase, base_path, save_base
 from fusejournal.journal.format import FORMAT_VERSION
 from fusejournal.journal.handle_key import HANDLE_KEY_BYTES, NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.index import index_path, write_index
@@ -223,6 +224,18 @@ def make_promoted(directory: Path) -> object:
     return json.loads((directory / "volume.json").read_text())
 
 
+BASE = JournalBase(
+    *(UUID_OF_GOLDENS, Epoch(2), Seq(4711), 0xCCCC, NOW_NS, "0-1-2", "store"),
+    *("aa" * 32, "bb" * 32, Fid(1 << 40), 123_456),
+)
+
+
+def make_base(directory: Path) -> object:
+    """The base of a journal."""
+    save_base(directory, BASE)
+    return json.loads(base_path(directory).read_text())
+
+
 def make_peers(directory: Path) -> object:
     """The book of peers."""
     book = PeerBook(directory)
@@ -338,6 +351,7 @@ GOLDENS = {
     "checkpoint-v1": Golden(make_checkpoint),
     "signatures-v1": Golden(make_signatures),
     "peers-v1": Golden(make_peers),
+    "base-v1": Golden(make_base),
     "volume-v2": Golden(make_volume),
     "volume-v3": Golden(make_promoted),
     "store-v1": Golden(make_store_of_blocks, is_compared=False),  # as above

@@ -10,11 +10,12 @@ from fusejournal.backing.fid_tag import FID_XATTR
 from fusejournal.backing.root_mark import read_root_mark
 from fusejournal.disk import syscalls
 from fusejournal.errors import WireError
+from fusejournal.journal.base import load_base
 from fusejournal.journal.index import build_index, index_path, load_index
 from fusejournal.journal.seekable import SeekableFile
 from fusejournal.journal.segment import SegmentReader
 from fusejournal.journal.watermarks import Following, WatermarkPage
-from fusejournal.node.state_dir import load_state
+from fusejournal.node.state_dir import load_state, save_state
 from fusejournal.operations import Kind
 from fusejournal.replication.kept_signatures import Kept, KeptSignatures
 from fusejournal.replication.peers import PeerBook
@@ -25,6 +26,7 @@ from fusejournal.wire.frames import Decoder, Hello, Message, Welcome, encode
 from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.versions import Versions, versions_of
 from tests.golden.samples import (
+    BASE,
     CHECKPOINT,
     GOLDENS,
     HERE,
@@ -192,3 +194,12 @@ def test_messages_in_a_row_are_read_wherever_they_are_cut() -> None:
         assert tuple(got) == MESSAGES
     with pytest.raises(WireError):
         list(Decoder().feed(b"\xff" * 64))
+
+
+def test_a_base_is_read(tmp_path: Path) -> None:
+    (tmp_path / "base.json").write_text(json.dumps(golden("base-v1")))
+    assert load_base(tmp_path) == BASE
+    # The state directory of such a volume is of a format of its own.
+    save_state(promoted(tmp_path))
+    assert json.loads((tmp_path / "volume.json").read_text())["format"] == 4
+    assert load_state(tmp_path) == promoted(tmp_path)

@@ -15,7 +15,7 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from uuid import UUID
 
-from hypothesis import given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from fusejournal.backing.fid_tag import FID_XATTR, pack_tag
@@ -33,6 +33,7 @@ from fusejournal.operations import (
     made_by,
 )
 from fusejournal.types import ROOT_FID, Fid, Seq
+from tests.support.bases import give_base, possible_bases
 from tests.support.losses import Died, dying_at, lose_machine
 from tests.support.model import Model
 from tests.support.random_workloads import workloads
@@ -53,9 +54,12 @@ def _may_be_the_last(operation: Operation) -> bool:
 # -- what is left --------------------------------------------------------------------------------
 
 
-def leave(volume: Path, workload: Workload, checkpoint: int, backing: int, end: int) -> None:
+def leave(
+    volume: Path, workload: Workload, checkpoint: int, backing: int, end: int, base: int = 0
+) -> None:
     """Leaves in *volume* a checkpoint and a backing as of these entries, and a journal that ends
-    with entry *end*."""
+    with entry *end*. It begins with the first entry; with *base*, with the first segment that does
+    so after that entry."""
     (volume / "state").mkdir()
     (volume / "backing").mkdir()
     plain = bytes(care & 1 for care in workload.care)  # so that it can be cut anywhere
@@ -79,6 +83,8 @@ def leave(volume: Path, workload: Workload, checkpoint: int, backing: int, end: 
     if not checkpoint:
         (volume / "state" / "checkpoint").unlink(missing_ok=True)
     (volume / "state" / "watermarks").unlink()
+    if base:
+        give_base(volume / "state", Seq(base), UUID_OF_WORKLOADS)
     lose_machine(volume / "state", end)
 
 
@@ -260,6 +266,45 @@ def test_any_backing_is_made_what_the_journal_says(
         target.mkdir()
         rebuild(volume / "state", target, UUID_OF_WORKLOADS)
         assert not (found := difference(image(volume / "backing"), image(target))), found
+        take_away_others(volume / "backing", set(model.all_paths()))
+        assert not (found := difference(image(volume / "backing"), model.image())), found
+        shutil.rmtree(volume / "backing")
+
+
+@settings(max_examples=40, phases=(Phase.generate,))
+@given(
+    workloads(min_size=25, max_size=100),
+    st.tuples(*[st.integers(0, 1 << 16)] * 4),
+    st.integers(0, 12),
+    st.integers(0, 1 << 32),
+    st.lists(st.integers(1, 60), max_size=1),
+)
+def test_so_it_is_by_a_journal_with_a_base(
+    workload: Workload, points: tuple[int, ...], times: int, seed: int, deaths: list[int]
+) -> None:
+    workload = replace(workload, segment_entries=min(workload.segment_entries, 7))
+    whole = [
+        seq
+        for seq, step in enumerate(workload.steps, 1)
+        if step.void is None and seq > 14 and _may_be_the_last(step.operation)
+    ]
+    assume(whole)
+    checkpoint, backing, end = sorted(whole[point % len(whole)] for point in points[:3])
+    model = workload.models[end]
+    young = {
+        making.fid
+        for step in workload.steps[checkpoint:end]
+        if (making := made_by(step.operation)) is not None
+    }
+    with workspace() as volume:
+        workload.write(volume / "journal")
+        bases = [seq for seq in possible_bases(volume / "journal") if 2 <= seq <= checkpoint]
+        base = bases[points[3] % len(bases)]
+        leave(volume, workload, checkpoint, backing, end, base)
+        Vandal(volume / "backing", model, young, seed).work(times)
+        for death in [*deaths, 0]:
+            if not reconcile(volume, death):
+                break
         take_away_others(volume / "backing", set(model.all_paths()))
         assert not (found := difference(image(volume / "backing"), model.image())), found
         shutil.rmtree(volume / "backing")

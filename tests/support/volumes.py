@@ -26,6 +26,7 @@ from fusejournal.volume.observer import Unobserved
 from fusejournal.volume.startup import VolumeStartup
 from fusejournal.volume.volume import Volume
 from fusejournal.volume.wait_policy import WaitPolicy
+from tests.support.bases import base_tree
 from tests.support.trees import difference, image, rebuild
 
 SOMEBODY = Caller(1000, 1000, 77)
@@ -236,6 +237,7 @@ def open_volume(
         is_uninitialized=mirror and uuid is None,
         observer=usage,
         policy=policy,
+        base_tree=base_tree,
     )
     opening.open(read_only=False)
     if begin:

@@ -361,7 +361,9 @@ class Reconciliation:
             for unexpected in self._survey.unexpected_names
             if unexpected.look.fid is not None
         }
-        known: set[Fid] = set()
+        base = self._lookup.base
+        known = {fid for fid in missing_names if base is not None and base.node(fid) is not None}
+        missing_names -= known
         for span in self._lookup.segments(to_seq=self._before_seq):
             if not missing_names:
                 break

@@ -1,0 +1,160 @@
+"""The base of a journal: the entry after which its segments begin, once those before were pruned,
+and what stands for them: a version, by the roots of its two trees (the room ``versions``).
+
+The record STATE/base.json is replaced in one durable step before any segment goes. It is JSON, with
+``check``, the xxh3-64 (16 hex digits) of itself without it, with sorted keys and no spaces. What is
+found of segments up to the base is left over from a removal that was stopped, and passed over; the
+next start removes it.
+
+The tree at the base is shown to those who read a journal as entries which would make it: IMPORTs of
+what was there first. Each file has its own, under the oldest name; further names are IMPORT_LINKs,
+contents IMPORT_DATAs. Their seqs are negative, so that they come before all others, and tell what
+they are about: those of contents the fid and the offset (:func:`base_seq_of`)."""
+
+import json
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from uuid import UUID
+
+import xxhash
+
+from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
+from fusejournal.errors import JournalError
+from fusejournal.journal.format import Entry
+from fusejournal.journal.index import Posting
+from fusejournal.types import Epoch, Fid, Position, Seq
+
+_FORMAT = 1
+_FILE = "base.json"
+_OFFSET_BITS = 63
+
+
+@dataclass(frozen=True)
+class JournalBase:
+    """The record of a base."""
+
+    uuid: UUID
+    epoch: Epoch
+    """The epoch that the last entry up to it is of."""
+    seq: Seq
+    """The last entry that is not in the journal any more."""
+    chain: int
+    """The journal's chain up to and including it."""
+    time_ns: int
+    """The time of that entry."""
+    version: str
+    """The key of the version that stands for all up to it."""
+    store: str
+    """The id of the store that has it."""
+    inodes: str
+    """The root of its tree of files, in hex,"""
+    names: str
+    """and of its tree of names."""
+    next_fid: Fid
+    content_bytes: int
+
+    @property
+    def position(self) -> Position:
+        """The position of its last entry."""
+        return Position(self.epoch, self.seq, self.chain)
+
+
+def base_path(state_dir: Path) -> Path:
+    """Returns where the record of a volume's base is, if it has one."""
+    return state_dir / _FILE
+
+
+def load_base(state_dir: Path) -> JournalBase | None:
+    """Returns the base of the journal in *state_dir*; None where it begins with entry 1, or never
+    had one. Raises JournalError where the record cannot be read."""
+    path = base_path(state_dir)
+    try:
+        raw = json.loads(path.read_text())
+        found_format, check = raw.pop("format"), raw.pop("check")
+        if found_format != _FORMAT:
+            raise JournalError(f"{path}: written by a newer version of fusejournal: upgrade this")
+        if check != _check_of(raw):
+            raise ValueError("its check is another")
+        return JournalBase(**{**raw, "uuid": UUID(raw["uuid"]), "chain": int(raw["chain"], 16)})
+    except FileNotFoundError:
+        return None
+    except UNREADABLE_JSON as error:
+        raise JournalError(
+            f"{path}: cannot be read: {error}; without it nothing tells the tree before the "
+            "journal's first entry: restore it"
+        ) from None
+
+
+def save_base(state_dir: Path, base: JournalBase) -> None:
+    """Have *base* be the base, durably, in one step. Raises OSError: all is as before then."""
+    raw = asdict(base)
+    raw["uuid"], raw["chain"] = str(base.uuid), f"{base.chain:016x}"
+    content = json.dumps({"format": _FORMAT, **raw, "check": _check_of(raw)}, indent=1).encode()
+    write_atomically("journal.base", base_path(state_dir), content, Outlives.MACHINE)
+
+
+def _check_of(raw: dict[str, Any]) -> str:
+    content = json.dumps(raw, sort_keys=True, separators=(",", ":")).encode()
+    return f"{xxhash.xxh3_64_intdigest(content):016x}"
+
+
+class BaseNode(NamedTuple):
+    """A file or directory at the base."""
+
+    fid: Fid
+    type: int
+    """The type bits of its mode."""
+    size: int
+    mtime_ns: int | None
+    """None for the root while no entry has told it."""
+    complete: bool
+    """False while an import had not brought all of its content."""
+    places: tuple[tuple[Fid, bytes, int], ...]
+    """Its names: directory, name and cookie, the oldest first."""
+    flags: int
+    """The journaled file flags."""
+
+
+class BaseTree(Protocol):
+    """The tree at a journal's base. Methods raise StoreError where the store cannot be read,
+    StoreDamagedError."""
+
+    base: JournalBase
+
+    def node(self, fid: Fid) -> BaseNode | None:
+        """Returns what *fid* was; None where it had no name."""
+        ...
+
+    def nodes(self) -> Iterator[BaseNode]:
+        """Yields all, the root too, by fid."""
+        ...
+
+    def fid_of_name(self, directory: Fid, name: bytes) -> Fid | None:
+        """Returns the fid that a name stood for."""
+        ...
+
+    def entries(self, fids: Collection[Fid], wanted: Callable[[Posting], bool]) -> Iterator[Entry]:
+        """Yields those entries for *fids* for which *wanted* holds, a fid's together: of a
+        directory, also one for each name in it."""
+        ...
+
+    def data(self, seq: Seq) -> Entry:
+        """Returns the entry with a content that has this seq."""
+        ...
+
+    def forget(self) -> None:
+        """Drops what it keeps in memory, until the next question."""
+        ...
+
+
+def base_seq_of(fid: Fid, offset: int = 0) -> Seq:
+    """Returns the seq that the entry with the content of *fid* from byte *offset* on has."""
+    return Seq(-1 - (fid << _OFFSET_BITS | offset))
+
+
+def content_at(seq: Seq) -> tuple[Fid, int]:
+    """Returns the fid and the offset that :func:`base_seq_of` has made *seq* of."""
+    number = -1 - seq
+    return Fid(number >> _OFFSET_BITS), number & (1 << _OFFSET_BITS) - 1

@@ -1,0 +1,228 @@
+"""The tree at a journal's base, read from the version that stands for it: as entries that would
+make it (journal/base.py). The store is opened when the first question is asked: most that is asked
+of a journal is about what came later."""
+
+from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
+from pathlib import Path
+from stat import S_IMODE
+
+from fusejournal.file_operations import SetFlags
+from fusejournal.journal.base import (
+    BaseNode,
+    JournalBase,
+    base_seq_of,
+    content_at,
+)
+from fusejournal.journal.format import Entry
+from fusejournal.journal.index import Posting
+from fusejournal.objects.store import ObjectStore, StoreError
+from fusejournal.operations import (
+    ImportData,
+    ImportLink,
+    Kind,
+    Operation,
+    Setattr,
+    Setxattr,
+)
+from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid, Seq
+from fusejournal.versions.blocks import BlockReader
+from fusejournal.versions.chunk_list import ChunkNodes
+from fusejournal.versions.content import items_of
+from fusejournal.versions.keys import read_key
+from fusejournal.versions.place import open_place, read_place
+from fusejournal.versions.records import (
+    InodeRecord,
+    decode_inode,
+    decode_name,
+    fid_of_key,
+    inode_key,
+    name_key,
+    name_of_key,
+)
+from fusejournal.versions.sorted_tree import Nodes, SortedTree
+
+
+def open_base_tree(state_dir: Path, base: JournalBase) -> "VersionBase":
+    """Returns the tree at *base*, that of the journal in *state_dir*. Its methods raise StoreError
+    where the store is not there."""
+
+    def open_store() -> ObjectStore:
+        place = read_place(state_dir)
+        if place is None or place.id != base.store:
+            raise StoreError(
+                str(state_dir),
+                f"its journal begins after entry {base.seq}, and the tree before that is in store "
+                f"{base.store}, which is not named here: 'fusejournal version store init' with its "
+                "place",
+            )
+        return open_place(place, writing=False, key=read_key(state_dir))
+
+    return VersionBase(base, open_store)
+
+
+class VersionBase:
+    """The tree at *base*, in the store that *open_store* opens."""
+
+    def __init__(self, base: JournalBase, open_store: Callable[[], ObjectStore]) -> None:
+        self.base = base
+        self._open_store = open_store
+
+    def forget(self) -> None:
+        """Drops what it keeps in memory; the next question opens the store again."""
+        for name in ("_blocks", "_nodes", "_chunk_nodes", "_inodes", "_names"):
+            self.__dict__.pop(name, None)
+
+    @cached_property
+    def _blocks(self) -> BlockReader:
+        return BlockReader(self._open_store())
+
+    @cached_property
+    def _nodes(self) -> Nodes:
+        return Nodes(self._blocks)
+
+    @cached_property
+    def _chunk_nodes(self) -> ChunkNodes:
+        return ChunkNodes(self._blocks)
+
+    @cached_property
+    def _inodes(self) -> SortedTree:
+        return SortedTree(self._nodes, bytes.fromhex(self.base.inodes))
+
+    @cached_property
+    def _names(self) -> SortedTree:
+        return SortedTree(self._nodes, bytes.fromhex(self.base.names))
+
+    # -- what there is -----------------------------------------------------------------------------
+
+    def node(self, fid: Fid) -> BaseNode | None:
+        """Returns what *fid* was; None where it had no name."""
+        record = self._record(fid)
+        return None if record is None else self._node(record)
+
+    def nodes(self) -> Iterator[BaseNode]:
+        """Yields all, the root too, by fid."""
+        for key, value in self._inodes.items():
+            yield self._node(decode_inode(fid_of_key(key), value, self._blocks))
+
+    def fid_of_name(self, directory: Fid, name: bytes) -> Fid | None:
+        """Returns the fid that a name stood for."""
+        value = self._names.get(name_key(directory, name))
+        return None if value is None else decode_name(value).fid
+
+    def _record(self, fid: Fid) -> InodeRecord | None:
+        value = self._inodes.get(inode_key(fid))
+        return None if value is None else decode_inode(fid, value, self._blocks)
+
+    def _node(self, record: InodeRecord) -> BaseNode:
+        return BaseNode(
+            record.fid,
+            record.type,
+            record.size,
+            record.mtime_ns,
+            record.complete,
+            self._places(record),
+            record.file_flags,
+        )
+
+    def _places(self, record: InodeRecord) -> tuple[tuple[Fid, bytes, int], ...]:
+        """Returns its names, the oldest first: cookies grow."""
+        found = []
+        for parent, name in record.links:
+            value = self._names.get(name_key(parent, name))
+            assert value is not None, "a version that was verified has each name twice"
+            found.append((parent, name, decode_name(value).cookie))
+        return tuple(sorted(found, key=lambda place: place[2]))
+
+    # -- as entries --------------------------------------------------------------------------------
+
+    def entries(self, fids: Collection[Fid], wanted: Callable[[Posting], bool]) -> Iterator[Entry]:
+        """Yields those entries for *fids* for which *wanted* holds, a fid's together: of a
+        directory, also one for each name in it."""
+        for fid in sorted(fids):
+            record = self._record(fid)
+            if record is None:
+                continue
+            for operation in self._making(record):
+                if wanted(_posting(operation, is_parent=False)):
+                    yield self._entry(operation, base_seq_of(fid))
+            if record.content is not None and wanted(Posting(0, Kind.IMPORT_DATA, False, False)):
+                yield from self._contents(record)
+            name = ImportLink(fid, fid, b"-")
+            if wanted(_posting(name, is_parent=True)):
+                for key, value in self._names.below(inode_key(fid)):
+                    link = ImportLink(decode_name(value).fid, fid, name_of_key(key))
+                    yield self._entry(link, base_seq_of(fid))
+
+    def _making(self, record: InodeRecord) -> Iterator[Operation]:
+        """Yields the operations that make a file, but for its content."""
+        if record.fid == ROOT_FID:
+            if record.mode is None:
+                return
+            mode = S_IMODE(record.mode)
+            yield Setattr(ROOT_FID, mode, record.uid, record.gid, None, None)
+            for name, value in record.xattrs:
+                yield Setxattr(ROOT_FID, name, value)
+            # An ACL sets the mode.
+            yield Setattr(ROOT_FID, mode, None, None, None, record.mtime_ns)
+            yield from _flags(record)
+            return
+        (parent, name, _), *others = self._places(record)
+        is_whole = record.complete and next(self._pieces(record), None) is None
+        yield record.as_import(parent, name, complete=is_whole)
+        for other, its_name, _ in others:
+            yield ImportLink(record.fid, other, its_name)
+        yield from _flags(record)
+
+    def _pieces(self, record: InodeRecord) -> Iterator[tuple[int, bytes | None]]:
+        """Yields what of a content is no hole: where a piece begins, and its chunk, if it has
+        one."""
+        content = record.content
+        if content is not None and content.inline is not None:
+            if content.inline:
+                yield 0, None
+        elif content is not None:
+            for start, item in items_of(self._chunk_nodes, content):
+                if item.id is not None:
+                    yield start, item.id
+
+    def _contents(self, record: InodeRecord) -> Iterator[Entry]:
+        """Yields the content of a file, piece by piece; the last one tells whether that is all."""
+        pieces = self._pieces(record)
+        piece = next(pieces, None)
+        while piece is not None:
+            (start, id_), piece = piece, next(pieces, None)
+            is_last = record.complete and piece is None
+            operation = ImportData(record.fid, start, record.mtime_ns or 0, is_last)
+            yield self._entry(operation, base_seq_of(record.fid, start), self._bytes(record, id_))
+
+    def _bytes(self, record: InodeRecord, id_: bytes | None) -> bytes:
+        if id_ is not None:
+            return self._blocks.read(id_)
+        assert record.content is not None
+        return record.content.inline or b""
+
+    def data(self, seq: Seq) -> Entry:
+        """Returns the entry with a content that has this seq."""
+        fid, offset = content_at(seq)
+        record = self._record(fid)
+        assert record is not None
+        assert record.content is not None
+        id_ = None
+        if record.content.inline is None:
+            _, (id_, _) = next(items_of(self._chunk_nodes, record.content, offset))
+        operation = ImportData(fid, offset, record.mtime_ns or 0, False)
+        return self._entry(operation, seq, self._bytes(record, id_))
+
+    def _entry(self, operation: Operation, seq: Seq, data: bytes = b"") -> Entry:
+        time_ns = self.base.time_ns
+        return Entry(seq, time_ns, SYSTEM_CALLER, None, operation, data, Seq(0), 0, 0, 0)
+
+
+def _flags(record: InodeRecord) -> Iterator[Operation]:
+    if record.file_flags:
+        yield SetFlags(record.fid, record.file_flags)
+
+
+def _posting(operation: Operation, *, is_parent: bool) -> Posting:
+    return Posting(0, operation.kind, False, is_parent)

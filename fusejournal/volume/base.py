@@ -1,0 +1,56 @@
+"""The base of a volume's journal at its start: what a removal of segments left is removed, and base
+and journal are checked against each other before anything is built on them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID
+
+from fusejournal.errors import JournalError
+from fusejournal.journal.base import BaseTree, JournalBase, base_path, load_base
+from fusejournal.journal.drop import drop_segments
+from fusejournal.journal.journal import Journal
+from fusejournal.journal.segment import first_seq_of, list_segments
+from fusejournal.types import Seq
+
+MakeTree = Callable[[JournalBase], BaseTree]
+
+
+def prepare_base(state_dir: Path, uuid: UUID, *, read_only: bool) -> JournalBase | None:
+    """Returns the base of the journal in *state_dir*, of volume *uuid*, if it has one, with what it
+    stands for gone. Raises JournalError where it is another volume's, or segments behind it are
+    missing; OSError."""
+    base = load_base(state_dir)
+    if base is None:
+        return None
+    path = base_path(state_dir)
+    if base.uuid != uuid:
+        raise JournalError(f"{path}: is of volume {base.uuid}, and this is {uuid}")
+    starts = [first_seq_of(one) for one in list_segments(state_dir / "journal")]
+    if base.seq + 1 not in starts:
+        raise JournalError(
+            f"{state_dir / 'journal'}: no segment begins with entry {base.seq + 1}, right after "
+            f"the base in {path}: restore the segments that are missing, or the newer of the two"
+        )
+    if not read_only:
+        drop_segments(state_dir / "journal", base.seq)
+    return base
+
+
+def attach_base(journal: Journal, base: JournalBase | None, make_tree: MakeTree | None) -> None:
+    """Have *journal* go on from *base*, whose tree *make_tree* opens. Raises JournalError where it
+    does not follow it; JournalDamagedError."""
+    if base is None:
+        return
+    assert make_tree is not None, "whoever opens a journal with a base can read its tree"
+    journal.reader.base = make_tree(base)
+    header, _ = journal.reader.beginning(journal.reader.segments()[0])
+    if (header.first_seq, header.chain_before) != (base.seq + 1, base.chain):
+        raise JournalError(
+            f"{journal.directory}: entry {header.first_seq} does not follow the journal's base, "
+            f"{base.position}: it is of another history"
+        )
+
+
+def base_seq_of_journal(journal: Journal) -> Seq:
+    """Returns the last entry that is not in *journal* any more; 0 where it has all."""
+    return journal.reader.base.base.seq if journal.reader.base is not None else Seq(0)

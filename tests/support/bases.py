@@ -1,0 +1,69 @@
+"""Journals with a base: the beginning of one is pruned, and a version stands for it."""
+
+from pathlib import Path
+from uuid import UUID
+
+from fusejournal.journal.base import JournalBase, save_base
+from fusejournal.journal.drop import drop_segments
+from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.segment import first_seq_of
+from fusejournal.objects.store import ObjectStore
+from fusejournal.types import Seq
+from fusejournal.versions.base_tree import VersionBase
+from fusejournal.versions.create import create_version
+from fusejournal.versions.manifest import Version
+from tests.support.objects import MemoryStore
+
+STORES: dict[str, ObjectStore] = {}
+"""The stores of bases that a test has made, by the ids that records tell."""
+
+
+def base_of(version: Version, store: str) -> JournalBase:
+    """The base that *version* stands for."""
+    return JournalBase(
+        version.uuid,
+        version.epoch,
+        version.seq,
+        version.chain,
+        version.time_ns,
+        version.key,
+        store,
+        version.inodes.hex(),
+        version.names.hex(),
+        version.next_fid,
+        version.content_bytes,
+    )
+
+
+def _nothing(_: int, __: int | None) -> None:
+    """No progress to be shown."""
+
+
+def possible_bases(directory: Path) -> list[Seq]:
+    """The seqs after which the journal in *directory* could begin."""
+    return [Seq(first_seq_of(path) - 1) for path in JournalReader(directory).segments()[1:]]
+
+
+def base_tree(base: JournalBase) -> VersionBase:
+    """The tree at a base that :func:`give_base` has made."""
+    return VersionBase(base, lambda: STORES[base.store])
+
+
+def give_base(state: Path, seq: Seq, uuid: UUID | None = None) -> JournalBase:
+    """Have the journal of the volume in *state* begin after entry *seq*."""
+    journal = state / "journal"
+    store = MemoryStore()
+    made = create_version(store, JournalReader(journal, uuid), seq, "", "node", 1, _nothing)
+    name = str(len(STORES))
+    STORES[name] = store
+    base = base_of(made.version, name)
+    save_base(state, base)
+    drop_segments(journal, seq)
+    return base
+
+
+def based_reader(state: Path, base: JournalBase) -> JournalReader:
+    """A reader of the journal in *state*, which has *base*."""
+    reader = JournalReader(state / "journal", base.uuid)
+    reader.base = base_tree(base)
+    return reader

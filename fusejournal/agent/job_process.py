@@ -42,7 +42,9 @@ class Job:
         self._directory = directory
         self._request = read_json(directory / "request.json")
         self._progress = read_json(directory / "progress.json")
-        self._looked = float("-inf")
+        self._saved = float("-inf")
+        self._stamp = 0
+        """The time of the last order that was looked at."""
 
     def run(self) -> None:
         """Does what is ordered, and leaves the outcome in the progress."""
@@ -146,14 +148,16 @@ class Job:
 
     def _step(self, done: int, total: int | None) -> None:
         """Is called between two steps. Raises _StoppedError."""
-        if time.monotonic() < self._looked + _STEP_SECONDS:
+        stamp = os.stat(self._directory / "order.json").st_mtime_ns
+        if stamp == self._stamp and time.monotonic() < self._saved + _STEP_SECONDS:
             return
+        self._stamp = stamp
         self._save(done=done, total=total)
         while (order := self._order()) == "pause":
             time.sleep(_PAUSE_SECONDS)
         if order == "stop":
             raise _StoppedError
-        self._looked = time.monotonic()
+        self._saved = time.monotonic()
 
     def _save(self, **changed: Any) -> None:
         self._progress |= {**changed, "changed_ns": time.time_ns()}

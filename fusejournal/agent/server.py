@@ -16,6 +16,8 @@ from fusejournal.agent.consoles import ConsoleBook, ConsolePairing
 from fusejournal.agent.jobs import JobBook
 from fusejournal.agent.place import hold_agent
 from fusejournal.control.server import serve_control
+from fusejournal.errors import FusejournalError
+from fusejournal.replication.common_ancestor import first_error
 from fusejournal.wire.identity import Identity, load_or_make
 from fusejournal.wire.listener import serve
 
@@ -29,7 +31,13 @@ def run_agent(address: Address, ready: Callable[[Address, str], None]) -> None:
     """Runs the agent until SIGTERM or SIGINT; *ready* is called, once it listens, with the address
     and the fingerprint of its certificate. Raises FusejournalError, OSError."""
     with hold_agent() as directory:
-        trio.run(_serve, directory, address, ready)
+        try:
+            trio.run(_serve, directory, address, ready)
+        except BaseExceptionGroup as group:
+            error = first_error(group)
+            if not isinstance(error, FusejournalError | OSError):
+                raise
+            raise error from None
 
 
 async def _serve(directory: Path, address: Address, ready: Callable[[Address, str], None]) -> None:

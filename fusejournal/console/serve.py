@@ -23,6 +23,7 @@ from fusejournal.console.place import console_directory, console_identity
 from fusejournal.console.users import UserBook
 from fusejournal.console.watch import Alerts, Watch
 from fusejournal.errors import FusejournalError, UsageError
+from fusejournal.replication.common_ancestor import first_error
 
 _GRACE_SECONDS = 2.0
 
@@ -84,7 +85,14 @@ def run_console(
         )
         await _serve(config, parts, address, fingerprint, ready)
 
-    trio.run(run)
+    try:
+        trio.run(run)
+    except BaseExceptionGroup as group:
+        error = first_error(group)
+        if not isinstance(error, OSError):
+            raise
+        why = (error.strerror or str(error)).lower()
+        raise FusejournalError(f"cannot listen on {address}: {why}") from None
 
 
 async def _serve(
@@ -98,15 +106,9 @@ async def _serve(
     async with trio.open_nursery() as nursery:
         names: set[str] = set()
         app = make_app(parts, names)
-        try:
-            bound = await nursery.start(
-                partial(serve, app, config, shutdown_trigger=parts.stopping.wait)
-            )
-        except* OSError as group:
-            error = _first_of(group)
-            raise FusejournalError(
-                f"cannot listen on {address}: {(error.strerror or str(error)).lower()}"
-            ) from None
+        bound = await nursery.start(
+            partial(serve, app, config, shutdown_trigger=parts.stopping.wait)
+        )
         port = int(str(bound[0]).rpartition(":")[2])
         if not parts.is_tls:
             names |= {f"{host}:{port}" for host in ("localhost", "127.0.0.1", "[::1]")}
@@ -117,14 +119,6 @@ async def _serve(
             async for _ in signals:
                 parts.stopping.set()
                 return
-
-
-def _first_of(group: BaseExceptionGroup[OSError]) -> OSError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, OSError)
-    return error
 
 
 def _configuration(address: Address, certificate: Path | None, key: Path | None) -> HypercornConfig:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fusejournal.config import StoreConfig
+from fusejournal.objects.read_windows import WindowedStore
 from fusejournal.objects.store import ObjectStore, StoreError
 
 _ADDRESS = re.compile(r"(s3|gs|az)://([a-zA-Z0-9][a-zA-Z0-9._-]{1,254})((?:/[\w.+=-]+)*)/*")
@@ -27,6 +28,7 @@ _CLIENT_OPTIONS = frozenset(
     }
 )
 """Settings that are of the connection, whatever the service."""
+_READ_BY_WINDOWS = ("packs/",)
 _SECRETS = ("key", "secret", "token", "credential", "password")
 
 
@@ -108,7 +110,7 @@ def open_service(
     except (exceptions.BaseError, OSError, ValueError, TypeError) as error:
         words = str(error).partition("\n")[0]
         raise StoreError(where, f"its settings are wrong: {words}: see [store.options]") from None
-    return RemoteStore(service, where, config, waiting)
+    return WindowedStore(RemoteStore(service, where, config, waiting), _READ_BY_WINDOWS)
 
 
 def _s3_settings(given: dict[str, str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fusejournal.config import StoreConfig
+from fusejournal.objects.read_windows import WindowedStore
 from fusejournal.objects.service import (
     do_not_wait,
     holds_secrets,
@@ -337,3 +338,66 @@ def test_without_the_library_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(StoreError, match=re.escape("fusejournal[remote]")):
         open_service(parse_address("s3://bucket/x"), StoreConfig(), do_not_wait)
+
+
+# -- small ranges by large ones --------------------------------------------------------------------
+
+
+class _Counting(MemoryStore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[tuple[str, int, int]] = []
+
+    def get_range(self, name: str, start: int, length: int) -> bytes:
+        self.read.append((name, start, length))
+        return super().get_range(name, start, length)
+
+
+def test_small_ranges_are_read_by_large_ones_once() -> None:
+    beneath = _Counting()
+    content = os.urandom(600_000)
+    store = WindowedStore(beneath, ("packs/",))
+    store.put_new("packs/one", content)
+    for start in range(0, 600_000, 997):
+        assert store.get_range("packs/one", start, 5000) == content[start : start + 5000]
+    assert len(beneath.read) == 3
+    assert store.get_range("packs/one", 100, 400_000) == content[100:400_100]
+    assert len(beneath.read) == 4
+    store.remove("packs/one")
+    with pytest.raises(ObjectMissingError):
+        store.get_range("packs/one", 0, 1)
+    for _ in range(300):
+        store.put_new(f"packs/n{_}", b"x")
+        assert store.get_range(f"packs/n{_}", 0, 9) == b"x"
+    assert len(store._windows) <= 128
+
+
+def test_whether_it_is_there_is_asked_each_time() -> None:
+    store = WindowedStore(_Counting(), ("packs/",))
+    store.put_new("active/one", b"x")
+    assert store.get_range("active/one", 0, 1) == b"x"
+    store.remove("active/one")
+    with pytest.raises(ObjectMissingError):
+        store.get_range("active/one", 0, 1)
+
+
+def test_a_window_that_could_not_be_read_is_read_again(seaweed: SeaweedFS) -> None:
+    with BadProxy(seaweed.port) as proxy:
+        address = seaweed.address()
+        open_seaweed(seaweed, address).put_new("packs/a", b"content")
+        store = open_seaweed(seaweed, address, port=proxy.port, retry_seconds=0)
+        proxy.behaviours = [bad_proxy.busy]
+        with pytest.raises(StoreAwayError):
+            store.get_range("packs/a", 0, 1)
+        assert store.get_range("packs/a", 0, 1) == b"c"
+
+
+def test_a_service_that_ignores_the_condition_is_refused(
+    seaweed: SeaweedFS, proxy: BadProxy
+) -> None:
+    """As some do that take the header of *create if absent*."""
+    ignored = b'HTTP/1.1 200 OK\r\nETag: "x"\r\nContent-Length: 0\r\n\r\n'
+    proxy.matches = lambda exchange: exchange.method == "PUT"
+    proxy.behaviours = [bad_proxy.honest, lambda _: ignored]
+    with pytest.raises(StoreError, match="a second time"):
+        probe(open_seaweed(seaweed, port=proxy.port))

@@ -29,6 +29,7 @@ import obstore
 from obstore import exceptions
 
 from fusejournal.config import StoreConfig
+from fusejournal.disk import failpoints
 from fusejournal.objects.store import (
     ObjectExistsError,
     ObjectMissingError,
@@ -96,7 +97,9 @@ class RemoteStore:
             return obstore.put(self._service, name, data, mode="create", use_multipart=False)
 
         self._sleep(self._upload_pace.delay(len(data)))
+        failpoints.reached("remote.put")
         result = self._call(name, put_once)
+        failpoints.reached("remote.put.done")
         self.sent_bytes += len(data)
         if result is not None and not self._is_confirmed(result, data):
             self._read_back(name, data)
@@ -178,6 +181,7 @@ class RemoteStore:
                 if _CODE.search(str(error)) and "NoSuchBucket" in str(error):
                     raise
 
+        failpoints.reached("remote.remove")
         self._call(name, remove_once)
 
     # -- requests ----------------------------------------------------------------------------------

@@ -10,28 +10,10 @@ import pytest
 from fusejournal.replay.digest import digest_tree
 from tests.support import bad_proxy
 from tests.support.bad_proxy import BadProxy
-from tests.support.layer import Layer
+from tests.support.configured import ConfiguredVolume
 from tests.support.seaweed import SECRET, SeaweedFS
 
 pytestmark = pytest.mark.mount
-
-
-class _Volume(Layer):
-    """A volume with a configuration that the commands find."""
-
-    made: dict[str, str]
-    """The store of its versions, as it was told when it was made."""
-
-    def configure(self, options: dict[str, str], mode: int = 0o600, **settings: object) -> None:
-        directory = self.base / "config"
-        directory.mkdir(exist_ok=True)
-        self.environment["FUSEJOURNAL_CONFIG_ROOT"] = str(directory)
-        rows = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
-        rows += ["[store.options]"]
-        rows += [f"{key} = {json.dumps(value)}" for key, value in options.items()]
-        path = directory / "volume.toml"
-        path.write_text("\n".join(["[store]", *rows]) + "\n")
-        path.chmod(mode)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +25,8 @@ def proxy(seaweed: SeaweedFS) -> Iterator[BadProxy]:
 @pytest.fixture(scope="module")
 def volume(
     seaweed: SeaweedFS, proxy: BadProxy, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[_Volume]:
-    with _Volume(tmp_path_factory.mktemp("volume")) as volume:
+) -> Iterator[ConfiguredVolume]:
+    with ConfiguredVolume(tmp_path_factory.mktemp("volume")) as volume:
         volume.configure(seaweed.options(proxy.port))
         volume.start()
         where = ("--store", seaweed.address(), "--json")
@@ -59,7 +41,7 @@ def volume(
         volume.stop()
 
 
-def test_a_version_is_made_and_looked_at(volume: _Volume) -> None:
+def test_a_version_is_made_and_looked_at(volume: ConfiguredVolume) -> None:
     listed = json.loads(volume.run("version", "list", str(volume.state), "--json").stdout)
     assert listed["name"] == "first"
     shown = volume.run("version", "show", str(volume.state), "first").stdout
@@ -70,7 +52,7 @@ def test_a_version_is_made_and_looked_at(volume: _Volume) -> None:
     assert SECRET not in kept
 
 
-def test_it_is_restored(volume: _Volume, tmp_path: Path) -> None:
+def test_it_is_restored(volume: ConfiguredVolume, tmp_path: Path) -> None:
     target = tmp_path / "restored"
     restore = ("restore", str(volume.state), "--to-version", "first", "--target")
     volume.run(*restore, str(target))
@@ -78,10 +60,10 @@ def test_it_is_restored(volume: _Volume, tmp_path: Path) -> None:
 
 
 def test_it_is_restored_where_there_is_nothing_but_the_recovery_key(
-    volume: _Volume, tmp_path: Path
+    volume: ConfiguredVolume, tmp_path: Path
 ) -> None:
     assert volume.made["key_id"], "a bucket is encrypted if nothing else is said"
-    bare = _Volume(tmp_path)
+    bare = ConfiguredVolume(tmp_path)
     bare.environment |= {"FUSEJOURNAL_CONFIG_ROOT": str(tmp_path / "none")}
     config = volume.base / "config/volume.toml"
     restore = ["restore", volume.made["store"], "d", "--to-version", "first", "--config"]
@@ -95,7 +77,7 @@ def test_it_is_restored_where_there_is_nothing_but_the_recovery_key(
         assert found == (volume.mountpoint / "d" / name).read_bytes()
 
 
-def test_what_a_deleted_one_had_is_freed(volume: _Volume) -> None:
+def test_what_a_deleted_one_had_is_freed(volume: ConfiguredVolume) -> None:
     (volume.mountpoint / "more").write_bytes(os.urandom(2 << 20))
     volume.run("version", "create", str(volume.state), "second")
     (volume.mountpoint / "more").unlink()
@@ -104,7 +86,9 @@ def test_what_a_deleted_one_had_is_freed(volume: _Volume) -> None:
     volume.run("version", "verify", str(volume.state), "first", "--data")
 
 
-def test_answers_that_are_lost_make_no_second_version(volume: _Volume, proxy: BadProxy) -> None:
+def test_answers_that_are_lost_make_no_second_version(
+    volume: ConfiguredVolume, proxy: BadProxy
+) -> None:
     (volume.mountpoint / "later").write_bytes(os.urandom(200_000))
     proxy.matches = lambda exchange: exchange.method == "PUT"
     proxy.behaviours = [bad_proxy.lose_answer, bad_proxy.busy, bad_proxy.twice] * 2
@@ -113,7 +97,7 @@ def test_answers_that_are_lost_make_no_second_version(volume: _Volume, proxy: Ba
     volume.run("version", "verify", str(volume.state), "third", "--data")
 
 
-def test_spoilt_bytes_are_found(volume: _Volume, proxy: BadProxy) -> None:
+def test_spoilt_bytes_are_found(volume: ConfiguredVolume, proxy: BadProxy) -> None:
     proxy.matches = lambda exchange: exchange.method == "GET" and "/packs/" in exchange.path
     proxy.behaviours = [bad_proxy.flip] * 2
     found = volume.run("version", "verify", str(volume.state), "first", "--data", check=False)
@@ -123,7 +107,7 @@ def test_spoilt_bytes_are_found(volume: _Volume, proxy: BadProxy) -> None:
 
 
 def test_one_that_is_away_harms_nothing(
-    volume: _Volume, seaweed: SeaweedFS, proxy: BadProxy
+    volume: ConfiguredVolume, seaweed: SeaweedFS, proxy: BadProxy
 ) -> None:
     volume.configure(seaweed.options(1), retry_seconds=0.3)
     (volume.mountpoint / "text").write_text("changed")
@@ -139,7 +123,7 @@ def test_one_that_is_away_harms_nothing(
 
 
 def test_keys_that_others_can_read_are_not_used(
-    volume: _Volume, seaweed: SeaweedFS, proxy: BadProxy
+    volume: ConfiguredVolume, seaweed: SeaweedFS, proxy: BadProxy
 ) -> None:
     volume.configure(seaweed.options(proxy.port), mode=0o644)
     refused = volume.run("version", "list", str(volume.state), check=False)

@@ -47,6 +47,7 @@ mount -t fusejournal /srv/data /srv/data -o name=packaged
 grep precious /srv/data/file
 fusejournal umount packaged
 dpkg --verify fusejournal
+/usr/lib/fusejournal/bin/python3 -P -c 'import fusejournal.objects.remote'
 bash -c '. /usr/share/bash-completion/completions/fusejournal; complete -p fusejournal'
 dpkg -r fusejournal
 test ! -e /usr/lib/fusejournal

@@ -12,6 +12,7 @@ from fusejournal.backing.catalog import Catalog
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.journal.reader import JournalReader
 from fusejournal.objects.overlay import OverlayStore
+from fusejournal.objects.store import ObjectStore
 from fusejournal.operations import ControlOperation, Void
 from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.versions.blocks import BlockReader, BlockWriter
@@ -33,7 +34,7 @@ from fusejournal.versions.restore import restore_trees, restore_version
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
 from fusejournal.versions.verify import verify_version
 from tests.support.model import File, Model
-from tests.support.objects import MemoryStore
+from tests.support.objects import MemoryStore, sealed_store
 from tests.support.random_workloads import workloads
 from tests.support.trees import difference, image
 from tests.support.volumes import show_nothing
@@ -98,12 +99,14 @@ def test_any_moment_after_a_version(workload: Workload, moments: list[int]) -> N
 
 
 @settings(max_examples=25)
-@given(workload=workloads(), moments=_MOMENTS, choice=st.integers(0, 1 << 16))
-def test_restored_versions(workload: Workload, moments: list[int], choice: int) -> None:
+@given(workload=workloads(), moments=_MOMENTS, choice=st.integers(0, 1 << 16), sealed=st.booleans())
+def test_restored_versions(
+    workload: Workload, moments: list[int], choice: int, sealed: bool
+) -> None:
     with workspace() as base:
         workload.write(base / "journal")
         reader = JournalReader(base / "journal")
-        store = MemoryStore()
+        store: ObjectStore = sealed_store(MemoryStore()) if sealed else MemoryStore()
         for seq in _ends(workload, moments):
             if seq < 2:
                 continue  # the root's attributes are not journaled yet
@@ -131,7 +134,7 @@ def test_restored_versions(workload: Workload, moments: list[int], choice: int) 
         _check_differences(store, reader, workload)
 
 
-def _check_differences(store: MemoryStore, reader: JournalReader, workload: Workload) -> None:
+def _check_differences(store: ObjectStore, reader: JournalReader, workload: Workload) -> None:
     versions = list_versions(store, UUID_OF_WORKLOADS)
     for old, new in pairwise(versions):
         changes = find_version_changes(BlockReader(store), old.trees, new.trees, b"", show_nothing)

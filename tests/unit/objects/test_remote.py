@@ -395,7 +395,7 @@ def test_a_window_that_could_not_be_read_is_read_again(seaweed: SeaweedFS) -> No
 def test_a_service_that_ignores_the_condition_is_refused(
     seaweed: SeaweedFS, proxy: BadProxy
 ) -> None:
-    """As some do that take the header of *create if absent*."""
+    """Some take the header of *create if absent*, and make the object again."""
     ignored = b'HTTP/1.1 200 OK\r\nETag: "x"\r\nContent-Length: 0\r\n\r\n'
     proxy.matches = lambda exchange: exchange.method == "PUT"
     proxy.behaviours = [bad_proxy.honest, lambda _: ignored]

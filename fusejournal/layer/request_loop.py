@@ -11,6 +11,11 @@ and no longer than until trio's next deadline; when there is something to do for
 gives them their turn, at the latest when it has read for a slice of time. Only where no request has
 come for some milliseconds it parks in trio.
 
+While changes are held (volume.py), a request that would make one is kept, with all it says, and
+served anew by :meth:`RequestLoop.serve_held`, when changes are taken again or refused; nothing of
+it was done. A caller that dies meanwhile gets EINTR. So many bytes are kept at most; then no
+further request is read.
+
 Rules for calls: no await but in the coroutine that a call returns when it has to wait. Order comes
 from code without awaits.
 
@@ -42,6 +47,7 @@ from fusejournal.layer.kernel_protocol import (
 from fusejournal.layer.replies import WAITING_MAX, Answer, Body, DurableReply, OpenReply, errno_of
 from fusejournal.native.kernel import read_request, write_reply
 from fusejournal.types import Caller, Fid
+from fusejournal.volume.volume import HELD
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +58,8 @@ _IDLE_NS: Final = 10_000_000
 _SLICE_NS: Final = 2_000_000
 _COPIED_BYTES_MAX: Final = 512
 """Up to so many bytes a request is cheaper to decode from a copy."""
+_HELD_BYTES_MAX: Final = 64 << 20
+"""The bytes of requests that are held before no further is read."""
 
 
 class _Runnable(trio.abc.Instrument):
@@ -86,6 +94,9 @@ class RequestLoop:
         """Requests that wait now, by number."""
         self._has_room = trio.Event()
         """Set, and made anew, when one of them waits no more."""
+        self._released = trio.Event()
+        """Set, and made anew, when those that are held are to be served."""
+        self._held_bytes = 0
 
     async def run(self) -> None:
         """Serve requests until the file system is unmounted, or :meth:`leave` is called and those
@@ -115,6 +126,11 @@ class RequestLoop:
         """Read no more requests; :meth:`run` returns when those that were read are answered."""
         self._is_closed = True
         self._parked.cancel()
+
+    def serve_held(self) -> None:
+        """Serve the requests that are held: changes are taken again, or refused."""
+        released, self._released = self._released, trio.Event()
+        released.set()
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -147,7 +163,7 @@ class RequestLoop:
             has_request = size > 0
             if has_request:
                 self._serve(view[:size].tobytes() if size <= _COPIED_BYTES_MAX else view[:size])
-                if len(self._waiting) >= WAITING_MAX:
+                if len(self._waiting) >= WAITING_MAX or self._held_bytes > _HELD_BYTES_MAX:
                     await self._has_room.wait()
             elif sleep_ns == _IDLE_NS and not has_event:
                 await self._park()
@@ -167,6 +183,7 @@ class RequestLoop:
         except struct.error:
             log.error("a request of the kernel makes no sense: it has %d bytes", len(data))
             return
+        whole = data
         try:
             if length != len(data):
                 raise MalformedRequestError(f"it says {length} bytes and has {len(data)}")
@@ -179,7 +196,10 @@ class RequestLoop:
                 raise MalformedRequestError(f"opcode {opcode}: {error}") from error
             answer = call(_new(Caller, (uid, gid, pid)), fid, *arguments)
         except Exception as error:
-            self._refuse(opcode, number, error)
+            if _is_held(error):
+                self._hold(opcode, number, pid, bytes(whole))
+            else:
+                self._refuse(opcode, number, error)
             return
         if isinstance(answer, bytes | OpenReply):
             self._reply(number, answer)
@@ -188,7 +208,10 @@ class RequestLoop:
         elif answer is not None:
             assert self._nursery is not None
             self._waiting[number] = request = WaitingRequest(pid)
-            self._nursery.start_soon(self._finish, opcode, number, request, answer)
+            # It may be held later, when the reader's buffer has another request.
+            self._nursery.start_soon(
+                self._finish, opcode, number, pid, request, answer, bytes(whole)
+            )
 
     def _await_flush(self, opcode: int, number: int, thread: int, answer: DurableReply) -> None:
         """Reply when *answer* is durable, by the call that follows the flush: a task of the
@@ -224,18 +247,58 @@ class RequestLoop:
             self._nursery.start_soon(request.watch)
 
     async def _finish(
-        self, opcode: int, number: int, request: WaitingRequest, answer: Coroutine[Any, Any, Body]
+        self,
+        opcode: int,
+        number: int,
+        thread: int,
+        request: WaitingRequest,
+        answer: Coroutine[Any, Any, Body],
+        data: bytes,
     ) -> None:
-        """Reply when *answer* has come to its end, or its caller to his. Cancelling leaves the
-        request unanswered."""
+        """Reply to request *data* when *answer* has come to its end, or its caller to his; or hold
+        it, because nothing was done. Cancelling leaves the request unanswered."""
+        is_held = False
         try:
             body = await request.outcome(answer)
         except Exception as error:
-            self._refuse(opcode, number, error)
+            is_held = _is_held(error)
+            if not is_held:
+                self._refuse(opcode, number, error)
         else:
             self._reply(number, body)
         finally:
             self._forget(number)
+        if is_held:
+            self._hold(opcode, number, thread, data)
+
+    def _hold(self, opcode: int, number: int, thread: int, data: bytes) -> None:
+        """Keep request *data* until those that are held are to be served."""
+        assert self._nursery is not None
+        self._waiting[number] = request = WaitingRequest(thread)
+        self._held_bytes += len(data)
+        self._nursery.start_soon(self._serve_later, opcode, number, request, data, self._released)
+
+    async def _serve_later(
+        self,
+        opcode: int,
+        number: int,
+        request: WaitingRequest,
+        data: bytes,
+        released: trio.Event,
+    ) -> None:
+        """Serve request *data* when it is *released*, unless its caller has come to his end.
+        Cancelling leaves it unanswered."""
+        is_over = False
+        try:
+            await request.outcome(released.wait())
+            is_over = True
+        except InterruptedError as error:
+            self._refuse(opcode, number, error)
+        finally:
+            self._held_bytes -= len(data)
+            self._forget(number)
+        if is_over:
+            self._serve(data)
 
     def _refuse(self, opcode: int, number: int, error: Exception) -> None:
         """Answer request *number* with the errno of *error*, if it is of a kind to be answered."""
@@ -283,6 +346,11 @@ class _Turn:
         left_seconds = trio.lowlevel.current_statistics().seconds_to_next_deadline
         self.deadline_ns = now_ns + left_seconds * 1e9
         self.ends_ns = now_ns + _SLICE_NS
+
+
+def _is_held(error: Exception) -> bool:
+    """Returns True if *error* says that a change was not made, because changes are held."""
+    return isinstance(error, OSError) and error.errno == HELD
 
 
 def _events_fd() -> int:

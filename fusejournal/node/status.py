@@ -17,6 +17,7 @@ from fusejournal.replication.supervisor import Replication
 from fusejournal.roles.role import Role
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.startup import VolumeStartup
+from fusejournal.volume.volume import HELD
 
 _RATE_WINDOW_SECONDS = 10
 
@@ -120,6 +121,8 @@ class StatusPage:
 
     def _state_word(self) -> str:
         volume = self._startup.volume
+        if volume.write_errno == HELD:
+            return "handing over"
         if volume.failure is not None or volume.write_errno is None:
             return "read-only" if volume.write_errno is not None else "running"
         return "running" if self._role.takes_batches else "read-only"

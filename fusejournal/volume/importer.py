@@ -219,10 +219,12 @@ class Importer:
     def _import_content(self, node: CatalogNode) -> Iterator[ImportProgress]:
         self.unfinished.add(node.fid)
         self.active.add(node.fid)
+        self._volume.in_pieces += 1
         try:
             yield from self._import_pieces(node)
             self.unfinished.discard(node.fid)
         finally:
+            self._volume.in_pieces -= 1
             self.active.discard(node.fid)
 
     def _import_pieces(self, node: CatalogNode) -> Iterator[ImportProgress]:

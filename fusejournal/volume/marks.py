@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fusejournal.errors import JournalError, JournalFailedError, JournalFullError, UsageError
 from fusejournal.operations import Mark
 from fusejournal.volume.durability import Durability
-from fusejournal.volume.volume import Volume
+from fusejournal.volume.volume import HELD, Volume
 
 _NAME_MAX = 128
 
@@ -74,6 +74,10 @@ def _check_takes_marks(volume: Volume, place: MarkPlace) -> None:
     if place.is_mirror:
         raise UsageError(
             f"volume {place.name} is a mirror and takes no marks: make them on its primary"
+        )
+    if volume.write_errno == HELD:
+        raise UsageError(
+            f"volume {place.name} is being handed over and takes no marks meanwhile: try again"
         )
     if volume.write_errno is not None or not volume.journal.is_writable:
         raise UsageError(

@@ -16,6 +16,7 @@ import logging
 import os
 from itertools import islice
 from stat import S_IFDIR, S_IFREG
+from typing import Final
 
 from fusejournal.backing.apply import Applier
 from fusejournal.backing.apply_results import Made
@@ -53,6 +54,10 @@ from fusejournal.volume.wait_policy import WaitPolicy
 
 log = logging.getLogger(__name__)
 
+HELD: Final = 516
+"""The ``write_errno`` while changes are held: none is made, and none is refused, because who asks
+for one is to wait (layer/request_loop.py). The kernel's ERESTART_RESTARTBLOCK; no caller sees
+it."""
 _MAY_ORPHAN = REMOVALS | MOVES
 _NONE = Fid(0)
 _RANGES_LOOKED_AT_MAX = 64
@@ -79,7 +84,9 @@ class Volume:
         self._reserve = RootReserve(tree.root_fd)
         self.space_ways = SpaceWays(tree.root_fd)
         self.write_errno: int | None = None
-        """errno that every change gets (EROFS), or None while changes are taken."""
+        """errno that every change gets (EROFS, or HELD), or None while changes are taken."""
+        self.in_pieces = 0
+        """Changes of many entries that have begun and are not done: they are not held."""
         self.failure: str | None = None
         """Why the volume turned read-only, in words."""
         self.journal_full = False
@@ -299,8 +306,10 @@ class Volume:
         who: Caller = SYSTEM_CALLER,
     ) -> Seq:
         """Journal something that is in the backing already; an IMPORT's object (with *handle*)
-        gets its fid. Raises OSError when the object cannot be tagged, with a VOID appended, or
-        when the journal is full."""
+        gets its fid. Raises OSError when the object cannot be tagged, with a VOID appended,
+        when the journal is full, or while changes are held."""
+        if self.write_errno == HELD:
+            raise OSError(HELD, os.strerror(HELD))
         time_ns = self.entry_time()
         seq = self._append(operation, who, time_ns, data)
         if isinstance(operation, Import):

@@ -20,6 +20,7 @@ from fusejournal.layer.replies import Answer, DurableReply
 from fusejournal.layer.request_loop import RequestLoop
 from fusejournal.native import kernel as kernel_calls
 from fusejournal.types import Caller, Fid, Seq
+from fusejournal.volume.volume import HELD
 
 
 class _Handshake:
@@ -62,9 +63,25 @@ class _Calls:
         self.forgotten: list[tuple[Fid, int]] = []
         self.disk = _Disk()
         self.is_change = False
+        self.write_errno: int | None = None
+        self.waits_first = False
 
     def __getattr__(self, _: str) -> Callable[..., Any]:
         return self.statfs
+
+    def mkdir(self, who: Caller, fid: Fid, name: bytes, mode: int, umask: int) -> Answer:
+        """A change, at once, or by a task where it first waits."""
+        return self._change_later(name) if self.waits_first else self._change(name)
+
+    def _change(self, name: bytes) -> bytes:
+        if self.write_errno is not None:
+            raise OSError(self.write_errno, os.strerror(self.write_errno))
+        self.served += 1
+        return b"made " + name
+
+    async def _change_later(self, name: bytes) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return self._change(name)
 
     def statfs(self, who: Caller, fid: Fid, *_: object) -> Answer:
         self.served += 1
@@ -138,6 +155,63 @@ async def test_requests_are_answered() -> None:
         await trio.sleep(0.05)
         kernel.ask(Opcode.STATFS, 4)
         assert await kernel.reply() == (4, 0, b"7 by 1000")
+
+
+def ask_directory(kernel: _Kernel, number: int, name: bytes) -> None:
+    kernel.ask(Opcode.MKDIR, number, struct.pack("=II", 0o755, 0o22) + name + b"\0")
+
+
+@pytest.mark.parametrize("waits_first", [False, True])
+@pytest.mark.parametrize("end", [None, errno.EROFS])
+async def test_a_change_that_is_held_is_done_later_or_refused(
+    waits_first: bool, end: int | None
+) -> None:
+    """Others are served meanwhile, and it may be held once more."""
+    async with _serving() as kernel:
+        calls = kernel.calls
+        calls.write_errno, calls.waits_first = HELD, waits_first
+        for number in (1, 2):
+            ask_directory(kernel, number, b"x" * 600 * (number - 1) + b"%d" % number)
+        kernel.ask(Opcode.STATFS, 3)
+        assert await kernel.reply() == (3, 0, b"7 by 1000")
+        kernel.loop.serve_held()
+        kernel.ask(Opcode.STATFS, 4)
+        assert await kernel.reply() == (4, 0, b"7 by 1000")
+        assert calls.served == 2
+        calls.write_errno = end
+        kernel.loop.serve_held()
+        replies = sorted([await kernel.reply(), await kernel.reply()])
+        if end is None:
+            assert replies == [(1, 0, b"made 1"), (2, 0, b"made " + b"x" * 600 + b"2")]
+        else:
+            assert replies == [(1, end, b""), (2, end, b"")]
+
+
+async def test_a_caller_that_dies_while_it_is_held_is_let_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(interrupts, "is_dying", lambda thread: thread == 4242)
+    async with _serving() as kernel:
+        kernel.calls.write_errno = HELD
+        ask_directory(kernel, 1, b"one")
+        kernel.ask(Opcode.INTERRUPT, 2, struct.pack("=Q", 1))
+        assert await kernel.reply() == (1, errno.EINTR, b"")
+        assert kernel.calls.served == 0
+
+
+async def test_only_so_much_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nothing more is read, until it is let go."""
+    monkeypatch.setattr(request_loop, "_HELD_BYTES_MAX", 100)
+    async with _serving() as kernel:
+        kernel.calls.write_errno = HELD
+        ask_directory(kernel, 1, b"x" * 200)
+        kernel.ask(Opcode.STATFS, 2)
+        with trio.move_on_after(0.05) as waiting:
+            await kernel.reply()
+        assert waiting.cancelled_caught
+        kernel.calls.write_errno = None
+        kernel.loop.serve_held()
+        assert {(await kernel.reply())[0] for _ in range(2)} == {1, 2}
 
 
 async def test_what_has_no_call_is_refused() -> None:

@@ -95,6 +95,14 @@ def clear_dead_mount(mountpoint: Path) -> bool:
     return cleared
 
 
+def leave_one_dead(mountpoint: Path) -> None:
+    """Takes dead mounts of ours off *mountpoint*, but for the last: what it covers stays covered.
+    Raises OSError."""
+    found = [m for m in mounts() if m.mountpoint == mountpoint and m.type == FILESYSTEM_TYPE]
+    for _ in found[1:]:
+        unmount(mountpoint, lazy=True)
+
+
 @contextmanager
 def uncovered(mountpoint: Path, name: str) -> Iterator[bool]:
     """Without a dead mount on *mountpoint* until the end of the block; gives whether there was one.
@@ -236,8 +244,8 @@ def mount(fuse_fd: int, mountpoint: Path, name: str, flags: frozenset[str]) -> N
     and, where SELinux is there to take them, its contexts. Raises MountError."""
     contexts = {flag for flag in flags if mount_flags.is_context(flag)}
     bits = _MS_POSIXACL | mount_flags.bits_of(flags - contexts)
-    mode = stat.S_IFMT(os.stat(mountpoint).st_mode)
-    options = f"fd={fuse_fd},rootmode={mode:o},user_id=0,group_id=0,default_permissions,allow_other"
+    options = f"fd={fuse_fd},rootmode={stat.S_IFDIR:o},user_id=0,group_id=0,"
+    options += "default_permissions,allow_other"
     if contexts and _SELINUX.is_dir():
         for word, _, value in (context.partition("=") for context in sorted(contexts)):
             options += f',{word}="{value}"'

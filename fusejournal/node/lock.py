@@ -21,6 +21,7 @@ _HOLDER_BYTES = 512
 _LOCK_ATTEMPTS = 10
 _LOCK_PAUSE_SECONDS = 0.01
 _LOCK_FD = "FUSEJOURNAL_LOCK_FD"
+_BACKING_FD = "FUSEJOURNAL_BACKING_FD"
 """In the environment of a program that takes this one's place: where it finds the lock."""
 
 _held: dict[Path, int] = {}
@@ -59,6 +60,22 @@ def pass_on(directory: Path) -> None:
     fd = _held[directory]
     os.set_inheritable(fd, True)
     os.environ[_LOCK_FD] = str(fd)
+
+
+def pass_backing_on(fd: int) -> None:
+    """Let *fd*, of the backing, which a dead mount may cover, go to that program, too."""
+    os.set_inheritable(fd, True)
+    os.environ[_BACKING_FD] = str(fd)
+
+
+def inherited_backing() -> int | None:
+    """Returns the descriptor that :func:`pass_backing_on` left, if one was."""
+    try:
+        fd = int(os.environ.pop(_BACKING_FD, ""))
+        os.set_inheritable(fd, False)
+    except (ValueError, OSError):
+        return None
+    return fd
 
 
 def _inherited_lock(directory: Path) -> int | None:

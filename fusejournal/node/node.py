@@ -134,6 +134,9 @@ class Node:
         if not self._is_leaving and (self._is_stopping or not self._has_users):
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(mounts.take_away, self._spec.mountpoint)
+        if not self._is_leaving and self.next_role is None:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._mount.uncover)
         handshake.close()
         self._exports.close()
         try:

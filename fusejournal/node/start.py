@@ -15,7 +15,8 @@ between, in the order in which they come.
 
 A change of role passes here, too: the volume is closed in order, the role is changed in one durable
 write, and then come steps 2 to 9 again, with other parts, in the same process. What the kernel was
-promised depends on the role, so that mount is a new one; the old is dead meanwhile. One process
+promised depends on the role, so that mount is a new one; the old is dead meanwhile, and stays
+beneath the new: no caller gets at what they cover. One process
 runs one volume, because pyfuse3 mounts one file system a process. A process killed at any step
 leaves a state that the next start goes on from. Signals reach the steps only through trio, as a
 cancellation, from step 4 on."""
@@ -89,9 +90,11 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
     def has_begun() -> bool:
         return is_live() or (node is not None and parts.startup.root.was_marked)
 
+    backing_fd = lock.inherited_backing()
     with hold_or_make_volume(spec, check, has_begun, is_live) as state:  # step 1
         while True:
-            mount = _take_place(spec, reporter, was_ours=node is not None)  # step 2
+            mount = _take_place(spec, reporter, backing_fd)  # step 2
+            backing_fd = os.dup(mount.root_fd)
             parts = assemble_start(  # step 3
                 spec,
                 state,
@@ -114,14 +117,15 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
             except BaseExceptionGroup as group:
                 raise cause_of(group) from group
             if node.next_role is None:
+                os.close(backing_fd)
                 break
             was_live = is_live()
             mount.give_up()
             state = _change_role(node.state, *node.next_role, reporter)
             if not state.role.takes_changes:
-                node.is_restarting = (
-                    True  # a mirror has all capabilities, which this process gave up
-                )
+                # A mirror has all capabilities, which this process gave up.
+                node.is_restarting = True
+                lock.pass_backing_on(backing_fd)
                 break
         if node.is_restarting:
             lock.pass_on(state.directory)
@@ -171,18 +175,20 @@ def _check_process(spec: MountSpec, reporter: Reporter) -> list[str]:
     return limits
 
 
-def _take_place(spec: MountSpec, reporter: Reporter, *, was_ours: bool) -> VolumeMount:
+def _take_place(spec: MountSpec, reporter: Reporter, backing_fd: int | None) -> VolumeMount:
     """Take over the mount of a layer that has died, or check the places and open the backing, which
-    nothing covers but a dead mount, which *was_ours* until the role changed. Raises
-    FusejournalError."""
+    nothing covers but a dead mount. *backing_fd*: it is open, because this process has served it in
+    another role. Raises FusejournalError."""
     record = connection_record(spec.state_dir)
     taken = take_over(record, spec.mountpoint)
     if taken is not None:
         return VolumeMount(spec, taken.root_fd, taken.table_fd, taken, was_dead=False)
     release_kept(record)
+    if backing_fd is not None:
+        return VolumeMount(spec, backing_fd, new_table(), None, was_dead=True, stays_covered=True)
     # Only the layer may be there: the mount of a layer that was killed still is.
     with mounts.uncovered(spec.mountpoint, spec.name) as was_dead:
-        if was_dead and not was_ours:
+        if was_dead:
             reporter.warning(f"{spec.mountpoint}: took a dead mount away")
         mounts.check_places(spec.backing, spec.mountpoint, spec.state_dir)
         root_fd = mounts.open_backing(spec.backing)

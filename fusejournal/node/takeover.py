@@ -8,12 +8,13 @@ the event loop; what makes the kernel send requests to the layer runs in a threa
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import trio
 
 from fusejournal.disk import mounts
-from fusejournal.errors import JournalError, MountError
+from fusejournal.errors import FusejournalError, JournalError, MountError
 from fusejournal.journal.handle_key import HandleKey
 from fusejournal.journal.reader import JournalReader
 from fusejournal.layer import lost_replies
@@ -43,8 +44,13 @@ class VolumeMount:
         table_fd: int,
         taken: KernelConnection | None,
         was_dead: bool,
+        *,
+        stays_covered: bool = False,
     ) -> None:
         self._spec = spec
+        self.stays_covered = stays_covered
+        """True if the dead mount stays beneath the new one, so that nobody gets at what it covers
+        in between, until this one is taken away."""
         self.root_fd = root_fd
         self.table_fd = table_fd
         self._taken = taken
@@ -73,7 +79,9 @@ class VolumeMount:
         """Make the mount, if it was not taken over. Raises MountError."""
         if self._connection is None:
             spec = self._spec
-            if self.was_dead:
+            if self.stays_covered:
+                mounts.leave_one_dead(spec.mountpoint)
+            elif self.was_dead:
                 mounts.clear_dead_mount(spec.mountpoint)
             self._connection = open_new(
                 self.root_fd, self.table_fd, spec.mountpoint, spec.name, self._flags
@@ -87,6 +95,13 @@ class VolumeMount:
     def give_up(self) -> None:
         """Close the connection: the mount is dead from now on, until another takes its place."""
         os.close(self.connection.fd)
+
+    def uncover(self) -> None:
+        """Take away a dead mount that was left beneath this one, which is gone by now: by this
+        process or the one whose mount it has taken over."""
+        if not self.is_there():
+            with suppress(FusejournalError, OSError):
+                mounts.clear_dead_mount(self._spec.mountpoint)
 
     def is_there(self) -> bool:
         """True while the kernel has the mount."""

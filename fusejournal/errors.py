@@ -309,6 +309,12 @@ class DemotionRefusedError(FusejournalError):
     exit_code = 33
 
 
+class HandoffRefusedError(FusejournalError):
+    """A primary stays one, because another node does not take over."""
+
+    exit_code = 37
+
+
 class PromotionRefusedError(FusejournalError):
     """A mirror may not become the primary, or cannot."""
 

@@ -24,6 +24,7 @@ _COMMANDS = {
     "status": "status:status",
     "peer": "peer:peer",
     "pair": "pair:pair",
+    "handoff": "handoff:handoff_command",
     "promote": "promote:promote_command",
     "demote": "demote:demote_command",
     "rejoin": "rejoin:rejoin",

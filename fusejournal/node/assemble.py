@@ -6,7 +6,7 @@ part gets what it needs in its constructor, and nothing of this module is kept a
 be made again in the same process, for the same volume after they were closed, or for another
 one."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,8 @@ from fusejournal.types import Fid, Seq
 from fusejournal.volume.durability import Durability, FlushHooks
 from fusejournal.volume.startup import VolumeStartup
 from fusejournal.volume.wait_policy import WaitPolicy
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import Hello
 
 
 class NodeObserver:
@@ -188,9 +190,11 @@ def assemble_serving(
     *,
     fail: Callable[[str], None],
     join_volume: Callable[[UUID], None],
+    take_over: Callable[[Connection, Hello], Awaitable[None]],
 ) -> ServingParts:
     """Make the parts that stand on the volume, once *start* has opened it. *fail* turns it
-    read-only; *join_volume* makes a mirror without a journal one of that volume."""
+    read-only; *join_volume* makes a mirror without a journal one of that volume; *take_over* serves
+    who hands over to it."""
     startup, volume = start.startup, start.startup.volume
 
     def make_durability(hooks: FlushHooks) -> Durability:
@@ -217,6 +221,7 @@ def assemble_serving(
                 start.role is Role.UNINITIALIZED,
                 start.page.applying_seq,
                 join_volume,
+                take_over,
             )
         replication = Replication(
             start.local, volume, start.append_notifier, mirroring, make_durability

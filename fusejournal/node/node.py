@@ -11,6 +11,7 @@ Tasks: the request loop, the background tasks of :mod:`fusejournal.volume.durabi
 socket, a sampler for the entries per second, and a watcher for signals. When the request loop ends,
 the others are cancelled."""
 
+import errno
 import logging
 import os
 import signal
@@ -39,6 +40,7 @@ from fusejournal.layer.replies import WAITING_MAX
 from fusejournal.layer.request_loop import RequestLoop
 from fusejournal.nfs import exports
 from fusejournal.node.assemble import LayerParts, ServingParts, StartParts
+from fusejournal.node.handoffs import Handoffs
 from fusejournal.node.hooks import RoleHooks
 from fusejournal.node.metrics import serve_metrics
 from fusejournal.node.spec import MountSpec, Reporter
@@ -55,6 +57,7 @@ from fusejournal.roles.promote import Promotion
 from fusejournal.roles.role import Event, Role
 from fusejournal.types import Reign, reign_of_text
 from fusejournal.volume.marks import MarkPlace, make_mark
+from fusejournal.volume.volume import HELD
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +104,7 @@ class Node:
         """While requests are served."""
         self._tasks: trio.Nursery | None = None
         """Those beside the request loop, while it runs."""
+        self.handoffs = Handoffs(self, parts.startup, self._hooks)
 
     async def serve(self, layer: LayerParts, parts: ServingParts) -> None:
         """Serve the volume until it is unmounted or left, then close it. Cancelled, it takes the
@@ -208,6 +212,7 @@ class Node:
             if self._replication is not None:
                 commands |= self._replication.commands()
                 commands |= {"promote": self._promote, "demote": self._demote}
+                commands |= self.handoffs.commands(self._replication, nursery)
                 await nursery.start(self._replication.run)
                 self._remember_listen()
             if (listen := self._spec.config.metrics.listen) is not None:
@@ -252,7 +257,8 @@ class Node:
         self._hold_if_wanted()
         self._live_since = time.time()
         self._reporter.ready(self._startup.importer.names)
-        await self._call_after_hooks()
+        if not self.handoffs.goes_on():
+            await self.call_after_hooks()
 
     # -- exports -----------------------------------------------------------------------------------
 
@@ -279,7 +285,23 @@ class Node:
 
     # -- roles -------------------------------------------------------------------------------------
 
-    async def _call_after_hooks(self) -> None:
+    def listens_at(self) -> str | None:
+        """The place where other nodes connect to; None: nowhere."""
+        return self.state.listens_at(self._spec.config.replication.listen)
+
+    def end_in_role(self, event: Event, reign: Reign) -> None:
+        """End, and go on in the role that *event* leads to, with *reign*. Who waits for a change is
+        refused."""
+        self.next_role = event, reign
+        self._startup.volume.write_errno = errno.EROFS
+        self._leave()
+
+    def serve_held(self) -> None:
+        """Serve the requests that were held."""
+        if self._loop is not None:
+            self._loop.serve_held()
+
+    async def call_after_hooks(self) -> None:
         """Call the hooks that come after a change of role, unless this is neither a primary that
         takes changes nor a mirror."""
         replication, is_mirror = self._replication, self.state.is_mirror
@@ -314,8 +336,7 @@ class Node:
             log.error("%s", error)
         reign = reign_of_text(plan.reign)
         promotion.check_reign(reign)  # once more: what was awaited since took its time
-        self.next_role = Event.PROMOTED, reign
-        self._leave()
+        self.end_in_role(Event.PROMOTED, reign)
         return replace(plan, left_to_apply=0).to_json()
 
     def _promotion_progress(self) -> dict[str, Any]:
@@ -331,7 +352,7 @@ class Node:
         replication = self._replication
         if replication is None or not self.state.role.takes_changes:
             raise UsageError(f"volume {self.state.name} is a mirror: only a primary is demoted")
-        check_listens(True, self.state.listens_at(self._spec.config.replication.listen))
+        check_listens(True, self.listens_at())
         demotion = Demotion(self._startup.volume, replication)
         try:
             await self._hooks.before("mirror", str(replication.me().reign), "")
@@ -340,14 +361,13 @@ class Node:
                 timeout_seconds=float(request.get("timeout_seconds", 0.0)),
             )
         except (DemotionRefusedError, HookFailedError):
-            await self._call_after_hooks()  # what those before have taken away
+            await self.call_after_hooks()  # what those before have taken away
             raise
         except trio.Cancelled:
             if self._tasks is not None and not self._tasks.cancel_scope.cancel_called:
-                self._tasks.start_soon(self._call_after_hooks)
+                self._tasks.start_soon(self.call_after_hooks)
             raise
-        self.next_role = Event.DEMOTED, reign
-        self._leave()
+        self.end_in_role(Event.DEMOTED, reign)
         return {"reign": str(reign), "head_seq": self._startup.volume.journal.head_seq}
 
     # -- stopping ----------------------------------------------------------------------------------
@@ -370,8 +390,12 @@ class Node:
         """End the loop, when what was asked is answered."""
         if self._replication is not None:
             self._replication.quorum.close()  # no caller waits for mirrors any more
+        volume = self._startup.volume
+        if volume.write_errno == HELD:
+            volume.write_errno = errno.EAGAIN  # of what was held nothing is done
         if self._loop is not None:
             self._loop.leave()
+            self._loop.serve_held()
 
     def _has_clients(self) -> bool:
         """True if NFS clients would get errors if the mount went now. Then a SIGTERM, which may be

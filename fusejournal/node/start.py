@@ -148,9 +148,14 @@ async def _run(
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.watch_signals, signals, nursery.cancel_scope)
-            await _open_volume(spec, reporter, parts, has_asked)  # steps 4 to 7
+            await _open_volume(spec, reporter, parts, node, has_asked)  # steps 4 to 7
             serving = assemble_serving(  # step 8
-                spec, state, parts, fail=node.disk_failed, join_volume=node.join_volume
+                spec,
+                state,
+                parts,
+                fail=node.disk_failed,
+                join_volume=node.join_volume,
+                take_over=node.handoffs.take_over,
             )
             layer = assemble_layer(spec, state, parts, serving, mount.connect())
             _take_over(spec, state, mount, parts)
@@ -199,6 +204,8 @@ def _change_role(state: VolumeState, event: Event, reign: Reign, reporter: Repor
     """Change the role of *state*, whose volume is closed; where that cannot be written down, it
     goes on as it was. Raises OSError where it is not known what the next start would find."""
     failpoints.reached("role.closed")
+    if event is Event.PROMOTED and state.role.takes_changes:
+        return state  # it was written down when it was taken over
     try:
         changed = change_role(state, event, reign)
         failpoints.reached("role.changed")
@@ -235,7 +242,7 @@ def _prepare_thread(state: VolumeState) -> None:
 
 
 async def _open_volume(
-    spec: MountSpec, reporter: Reporter, parts: StartParts, has_asked: bool
+    spec: MountSpec, reporter: Reporter, parts: StartParts, node: Node, has_asked: bool
 ) -> None:
     """Bring the volume from what is on disk to where it can be mounted. Cancelled, it leaves what
     it has done so far on disk. Raises FusejournalError, OSError."""
@@ -243,6 +250,8 @@ async def _open_volume(
     startup.open(spec.read_only)  # step 4
     try:
         await trio.lowlevel.checkpoint()
+        if parts.local is not None and parts.role.takes_changes:
+            await node.handoffs.settle(parts.local, reporter.warning)
         standing = await _ask_peers(reporter, parts, has_asked)  # step 5
         # Step 6, in a thread, so that signals are heeded; nothing else uses the volume meanwhile.
         await trio.to_thread.run_sync(

@@ -33,10 +33,11 @@ fall behind. So the directory is first of the new format, which an older version
 then the page gets its new name (:func:`bring_up_to_date`). On a full disk, which has no room for
 another volume.json, the one digit is written in place: it is there whole or not at all. So is all
 of a new text there, which goes into one sector of the disk with the old one, and has its length. A
-volume whose role a command has changed is of format 3, which has the reign that the role came with.
-A version that does not know it would go on in the old reign, and so refuses it. One whose journal
-has a base is of format 4, with or without a reign: a version that knows of none would look for the
-journal's first entry, and find a later one."""
+volume whose role a command has changed is of format 3, which has the reign that the role came with,
+and, as long as it is not known what came of it, the one that was offered to another node. A version
+that does not know it would go on in the old reign, and so refuses it. One whose journal has a base
+is of format 4, with or without a reign: a version that knows of none would look for the journal's
+first entry, and find a later one."""
 
 import json
 import os
@@ -45,7 +46,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 from uuid import UUID
 
 from fusejournal.disk import calls
@@ -82,6 +83,14 @@ _FORMAT_DIGIT = re.compile(rb'"format"\s*:\s*(1)(?=\s*[,}])')
 """The format in a volume.json of format 1, as most programs write JSON."""
 
 
+class Offered(NamedTuple):
+    """A reign that this primary has offered to the node ``peer``: until that says what came of it,
+    no change is taken here."""
+
+    reign: Reign
+    peer: str
+
+
 @dataclass(frozen=True)
 class VolumeState:
     """The content of volume.json, and the place where it was read."""
@@ -98,13 +107,16 @@ class VolumeState:
     reign: Reign | None = None
     """The reign that a command gave its role with: the one that it is to begin, or has begun, as a
     primary, or that it follows as a mirror. None where its role is that of its first mount."""
+    offered: Offered | None = None
+    """A primary's, of whose handoff it is not known what came of it."""
 
     @property
     def format(self) -> int:
         """The format that it is written in."""
         if base_path(self.directory).exists():
             return _FORMAT_WITH_BASE
-        return _FORMAT if self.reign is None else _FORMAT_WITH_REIGN
+        is_old = self.reign is None and self.offered is None
+        return _FORMAT if is_old else _FORMAT_WITH_REIGN
 
     def listens_at(self, configured: str | None) -> str | None:
         """Returns the place where other nodes connect to: as *configured*, or else as remembered;
@@ -209,6 +221,7 @@ def load_state(directory: Path) -> VolumeState:
             role=_read_role(raw),
             listen=raw.get("listen"),
             reign=reign_of_text(raw["reign"]) if raw.get("reign") is not None else None,
+            offered=_read_offered(raw.get("offered")),
         )
     except (FileNotFoundError, NotADirectoryError):
         raise VolumeNotFoundError(str(directory)) from None
@@ -224,6 +237,13 @@ def _read_role(raw: dict[str, Any]) -> Role:
     # (0.1.0 had another word for it.)
     is_uninitialized = raw.get("is_uninitialized", raw.get("is_unborn", False))
     return Role.UNINITIALIZED if is_uninitialized else role
+
+
+def _read_offered(raw: dict[str, Any] | None) -> Offered | None:
+    """Raises KeyError, ValueError."""
+    if raw is None:
+        return None
+    return Offered(reign_of_text(raw["reign"]), str(raw["peer"]))
 
 
 def _open_trusted(directory: Path, access: int = os.O_RDONLY) -> TextIO:
@@ -278,14 +298,23 @@ def change_role(state: VolumeState, event: Event, reign: Reign) -> VolumeState:
     """Write down, in one step that a kill leaves whole, that *event* changes the role of *state*,
     with *reign*. Raises JournalFullError where the state's disk is full, OSError: all is as before
     then."""
-    changed = replace(state, role=state.role.after(event), reign=reign)
+    return _save_role(replace(state, role=state.role.after(event), reign=reign, offered=None))
+
+
+def note_offer(state: VolumeState, offered: Offered | None) -> VolumeState:
+    """Write down what the primary *state* has *offered*, before it does; None: nothing came of it.
+    Raises as :func:`change_role`."""
+    return _save_role(replace(state, offered=offered))
+
+
+def _save_role(changed: VolumeState) -> VolumeState:
     try:
         save_state(changed)
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
         raise JournalFullError(
-            f"{state.directory / 'volume.json'}: no space to write down the role: make space"
+            f"{changed.directory / 'volume.json'}: no space to write down the role: make space"
         ) from None
     return changed
 
@@ -413,9 +442,11 @@ def save_state(state: VolumeState) -> None:
         key: str(value) if isinstance(value, Path | UUID) else value
         for key, value in asdict(state).items()
     }
-    del raw["directory"], raw["reign"]
+    del raw["directory"], raw["reign"], raw["offered"]
     if state.reign is not None:
         raw["reign"] = str(state.reign)
+    if state.offered is not None:
+        raw["offered"] = {"reign": str(state.offered.reign), "peer": state.offered.peer}
     raw["role"] = state.role_word
     raw["is_uninitialized"] = state.role is Role.UNINITIALIZED
     content = json.dumps({"format": state.format, **raw}, indent=2).encode().ljust(_SECTOR_BYTES)

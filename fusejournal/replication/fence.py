@@ -71,6 +71,10 @@ class Fence:
         seen = self.seen.epoch - 1 if self.seen == self._promoted else self.seen.epoch
         return Epoch(max(seen, ended.epoch if ended is not None else 0))
 
+    def is_overruled(self, reign: Reign) -> bool:
+        """Returns True if a person says that *reign* is none."""
+        return self._lease.ended() == reign
+
     def due(self, epoch: Epoch) -> Reign | None:
         """The reign that this node, whose journal is of *epoch*, was promoted to and has not begun;
         None where there is none, or a higher was seen."""

@@ -29,6 +29,7 @@ from fusejournal.wire.instances import instance_of
 from fusejournal.wire.session import (
     FAILED,
     FETCH,
+    HANDOFF,
     WORD,
     Claim,
     HandshakeState,
@@ -53,6 +54,8 @@ class MirrorSide:
     signatures: KeptSignatures
     committed_seq: Callable[[], Seq]
     """Returns how far the primary is known to have applied."""
+    take_over: Callable[[Connection, Hello], Awaitable[None]] | None = None
+    """Serves who hands over to this mirror, or asks what came of that."""
 
 
 class Inbound:
@@ -117,8 +120,13 @@ class Inbound:
             await self._serve_source(connection, greeting)
         elif greeting.purpose == WORD:
             await self._give_word(connection, greeting)
+        elif greeting.purpose == HANDOFF:
+            await self._serve_handoff(connection, greeting)
         elif self._mirror is None:
             name = self._local.name
+            if self._local.fence.words(self._volume.journal.epoch) is not None:
+                # Who asks comes again soon, because that may not last.
+                raise RefusedError("busy", f"{name} is fenced, and no mirror yet")
             reason = f"{name} is a primary and takes no entries: mount it with --role mirror"
             raise RefusedError("role", reason)
         elif self._is_downstream(connection.peer) and not await self._turn(connection, greeting):
@@ -129,6 +137,16 @@ class Inbound:
                 host = parse_address(connection.where).host
                 self._local.book.note_return(connection.peer, Address(host, greeting.listen_port))
             await self._mirror.receiver.serve(connection, greeting)
+
+    async def _serve_handoff(self, connection: Connection, greeting: Hello) -> None:
+        """Be handed over to, or tell what came of it. Raises as :meth:`_give_word`."""
+        mirror, name = self._mirror, self._local.name
+        if mirror is not None and mirror.take_over is not None:
+            await mirror.take_over(connection, greeting)
+        elif greeting.wanted_epoch:
+            raise RefusedError(HANDOFF, f"{name} is no mirror that could take over")
+        else:
+            await connection.send(welcome(self._me(), greeting, is_mirror=mirror is not None))
 
     async def _give_word(self, connection: Connection, greeting: Hello) -> None:
         """Give the word that *greeting* asks for. Raises RefusedError, WireError,

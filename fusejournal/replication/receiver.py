@@ -22,7 +22,7 @@ from uuid import UUID
 
 import trio
 
-from fusejournal.errors import FusejournalError
+from fusejournal.errors import FusejournalError, JournalFailedError
 from fusejournal.replication.common_ancestor import (
     ASKED_MAX,
     SILENCE_SECONDS,
@@ -42,6 +42,7 @@ from fusejournal.wire.frames import (
     Chains,
     Diverged,
     Hello,
+    Offer,
     Welcome,
     WireError,
     uuid_of,
@@ -49,6 +50,7 @@ from fusejournal.wire.frames import (
 from fusejournal.wire.instances import Instance, describe_twice, instance_of
 from fusejournal.wire.session import (
     FULL,
+    HANDOFF,
     INSTANCE,
     Claim,
     HandshakeState,
@@ -265,6 +267,40 @@ class Receiver:
                 self._session.cancel()
                 await self._session_over.wait()  # what is on its way into the journal is there then
             await self._fence.make_durable(self._durability.flush_watermarks)
+
+    async def take_over(
+        self, offer: Offer, peer: str, instance: Instance, commit: Callable[[], None]
+    ) -> None:
+        """Have this mirror begin the reign of *offer*, of the primary *peer*, that *instance* of
+        it. *commit*, which blocks, writes that down: when this returns, it is done, and nothing of
+        a lower reign comes in. Cancelling before leaves all as it was, but for the session; after,
+        it does nothing.
+
+        Raises RefusedError where another node has the word or something is lacking here, and what
+        *commit* raises."""
+        await self._check_instance(instance)
+        reign = Reign(offer.epoch, offer.reign_node)
+        async with self._heeding:
+            check_reign(self._me(), reign, peer)
+            if self._session is not None:
+                self._session.cancel()
+                await self._session_over.wait()  # what is on its way into the journal is there then
+            journal, applied_seq = self._volume.journal, self._volume.catalog.applied_seq
+            is_equal = (journal.head.seq, journal.head.chain) == (offer.seq, offer.chain)
+            if not is_equal or {journal.durable_seq, applied_seq} != {offer.seq}:
+                raise RefusedError(
+                    HANDOFF,
+                    f"entries up to {journal.durable_seq} are on the disk of {self._me().node}, "
+                    f"and up to {applied_seq} applied, of {offer.seq}",
+                )
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(commit)
+                try:
+                    self._shared.raise_fence(reign)
+                    await self._fence.make_durable(self._durability.flush_watermarks)
+                except (RefusedError, JournalFailedError, OSError) as error:
+                    # It is in the role's record, which the next start goes by.
+                    log.warning("reign %s is not in the watermarks: %s", reign, error)
 
     def _check_peer(self, peer: str) -> None:
         """Raise RefusedError where another peer than *peer* ships to here, or is about to."""

@@ -41,6 +41,8 @@ from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.volume.durability import Durability, FlushHooks
 from fusejournal.volume.observer import ChangeObserver
 from fusejournal.volume.volume import Volume
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import Hello
 from fusejournal.wire.instances import Instances
 from fusejournal.wire.listener import serve
 from fusejournal.wire.log_limiter import LogLimiter
@@ -66,6 +68,8 @@ class Mirroring:
     redo_until_seq: Seq
     """Entries up to here may have been applied by a process that is gone."""
     join_volume: Callable[[UUID], None]
+    take_over: Callable[[Connection, Hello], Awaitable[None]] | None = None
+    """Serves who hands over to this mirror."""
 
 
 class Replication:
@@ -170,7 +174,9 @@ class Replication:
             news,
         )
         receiver = Receiver(receiving, self.me, self._join_volume)
-        self._mirror = MirrorSide(receiver, signatures, lambda: watermarks.committed_seq)
+        self._mirror = MirrorSide(
+            receiver, signatures, lambda: watermarks.committed_seq, mirroring.take_over
+        )
         self._heed = receiver.heed
         return durability
 
@@ -358,6 +364,10 @@ class Replication:
     def records(self) -> list[PeerRecord]:
         """Returns what is known of each peer that is shipped to."""
         return [shipper.record for shipper, _ in self._shippers.values()]
+
+    def ship_at_once(self) -> None:
+        """Have what is there sent to all peers, without waiting for more."""
+        self._shipping.append_notifier.expedite()
 
     @property
     def left_to_apply(self) -> int:

@@ -1,5 +1,5 @@
-"""The plan of a promotion, as people and scripts read it: values, and no work. Imports little,
-because each process that shows it loads it."""
+"""The plan of a promotion and the progress of a handoff, as people and scripts read them: values,
+and no work. Imports little, because each process that shows them loads it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,3 +70,24 @@ class PromotionPlan(Reply):
         """The reason why it is refused unless it is forced; empty where it is not."""
         uncovered = self.uncovered if not self.has_fence else ""
         return "; ".join(filter(None, (*self.objections, uncovered)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandoffProgress(Reply):
+    """The progress of a handoff, while it goes on, and its end where it came to nothing."""
+
+    peer: str
+    reign: str
+    """The reign that the peer is to begin."""
+    stage: str
+    """The stage, as roles/handoff.py has them."""
+    head_seq: int
+    applied_seq: int
+    """The peer has applied so much of what there is."""
+    held_seconds: float
+    """The time for which changes have been held."""
+    is_over: bool
+    reason: str | None
+    """The reason why it came to nothing,"""
+    exit_code: int
+    """and its exit code."""

@@ -35,7 +35,7 @@ import xxhash
 from fusejournal.errors import WireError as WireError
 from fusejournal.types import Epoch, Seq
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 """The newest version that this program speaks,"""
 PROTOCOL_VERSION_OLDEST: Final = 1
 """and the oldest."""
@@ -59,10 +59,10 @@ _LIST_MAX: Final = 64
 
 class Hello(NamedTuple):
     """The connector's greeting: who it is and what it has. ``purpose``: ``ship`` (batches
-    will come), ``fetch`` (batches are wanted) or, from version 2 on, ``word`` (the listener's word
-    for a reign is wanted). ``epoch``, ``seq`` and ``chain`` are its
-    position; ``epoch`` and ``reign_node`` the highest reign that it knows of, ``held_epoch`` is
-    that of the entries that it has applied.
+    will come), ``fetch`` (batches are wanted), from version 2 on ``word`` (the listener's word
+    for a reign is wanted) or, from version 3 on, ``handoff`` (the listener is to begin a reign).
+    ``epoch``, ``seq`` and ``chain`` are its position; ``epoch`` and ``reign_node`` the highest
+    reign that it knows of, ``held_epoch`` is that of the entries that it has applied.
 
     ``node_id`` is what its key makes it, ``instance`` a number that it made at this start, and
     ``before`` the one of the start before: two nodes with one key are two instances.
@@ -70,7 +70,8 @@ class Hello(NamedTuple):
     ``version`` is the oldest version of the protocol that it speaks, ``newest_version`` the newest;
     it reads journals up to ``journal_format``, and entries up to the kind ``newest_kind``
     (versions.py). ``listen_port`` is where it listens itself, for when the roles turn;
-    ``wanted_epoch`` the epoch that it wants to begin, where that is what it asks for. Each field
+    ``wanted_epoch`` the epoch that it, or of a handoff the listener, is to begin, where that is
+    what it asks for. Each field
     with a default is 0 where it is not told."""
 
     version: int
@@ -220,6 +221,17 @@ class End(NamedTuple):
     seq: Seq
 
 
+class Offer(NamedTuple):
+    """The sender of a handoff, which takes no more changes, offers its reign: the listener may
+    begin (``epoch``, ``reign_node``), if its journal ends at ``seq``, whose chain is ``chain``. A
+    WELCOME of that reign says that it does; from version 3 on."""
+
+    epoch: Epoch
+    reign_node: int
+    seq: Seq
+    chain: int
+
+
 class PairOffer(NamedTuple):
     """Pairing: a node's name, certificate (PEM), and a proof that it knows the code
     (pairing.py)."""
@@ -262,6 +274,7 @@ Message = (
     | PairOffer
     | Call
     | CallPart
+    | Offer
 )
 
 _TYPES: Final[dict[int, type[Message]]] = {
@@ -279,6 +292,7 @@ _TYPES: Final[dict[int, type[Message]]] = {
     12: PairOffer,
     13: Call,
     14: CallPart,
+    15: Offer,
 }
 _NUMBERS: Final = {cls: number for number, cls in _TYPES.items()}
 _BATCH: Final = _NUMBERS[Batch]

@@ -46,6 +46,7 @@ from fusejournal.wire.frames import (
     End,
     Hello,
     Message,
+    Offer,
     PairOffer,
     Ping,
     Refusal,
@@ -310,6 +311,7 @@ MESSAGES: tuple[Message, ...] = (
     PairOffer("n\xf6de", "-----BEGIN CERTIFICATE-----\n", bytes(range(32)), b"\xff" * 32),
     Call(1, "entries", b'{"volume": "data"}'),
     CallPart("end", b'{"entries": []}'),
+    Offer(Epoch(3), 0x7777, Seq(4712), 0x8888),
 )
 
 

@@ -29,6 +29,7 @@ from fusejournal.wire.frames import (
     End,
     Hello,
     Message,
+    Offer,
     PairOffer,
     Ping,
     Refusal,
@@ -66,7 +67,7 @@ def _fields(cls: type[Message]) -> st.SearchStrategy[Any]:
 
 _CLASSES = (
     *(Hello, Welcome, Refusal, AskChains, Chains, Begin, Diverged),
-    *(Batch, Ack, Ping, End, PairOffer, Call, CallPart),
+    *(Batch, Ack, Ping, End, PairOffer, Call, CallPart, Offer),
 )
 _MESSAGES: st.SearchStrategy[Message] = st.one_of(*(_fields(cls) for cls in _CLASSES))
 _SEQUENCES = st.lists(_MESSAGES, min_size=1, max_size=5)

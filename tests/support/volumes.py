@@ -1,7 +1,7 @@
 """Volumes without a mount: opened in the test's own process, on real directories."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,8 @@ from fusejournal.volume.observer import Unobserved
 from fusejournal.volume.startup import VolumeStartup
 from fusejournal.volume.volume import Volume
 from fusejournal.volume.wait_policy import WaitPolicy
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import Hello
 from tests.support.bases import base_tree
 from tests.support.trees import difference, image, rebuild
 
@@ -82,6 +84,8 @@ class OpenVolume:
     """True if it ends by an orderly stop, not as a killed process."""
     becomes_mirror: bool = False
     """True if that stop is one of a primary that is to be a mirror."""
+    take_over: Callable[[Connection, Hello], Awaitable[None]] | None = None
+    """A mirror's: serves who hands over to it."""
 
     @property
     def backing(self) -> Path:
@@ -140,6 +144,7 @@ class OpenVolume:
                 self.opening.is_uninitialized,
                 self.watermarks.applying_seq,
                 self.opening.join_volume,
+                self._take_over,
             )
         append_notifier = AppendNotifier()
         self.usage.on_applied.append(append_notifier.entry_applied)
@@ -148,6 +153,10 @@ class OpenVolume:
         )
         self.durability = replication.durability
         return replication
+
+    async def _take_over(self, connection: Connection, greeting: Hello) -> None:
+        assert self.take_over is not None
+        await self.take_over(connection, greeting)
 
     def make_durability(self, hooks: FlushHooks) -> Durability:
         """Its flushes, with *hooks*."""

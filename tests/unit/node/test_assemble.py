@@ -20,6 +20,8 @@ from fusejournal.node.state_dir import VolumeState
 from fusejournal.operations import Mkdir
 from fusejournal.roles.role import Role
 from fusejournal.types import ROOT_FID, Epoch, Reign
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import Hello
 from tests.support.volumes import SOMEBODY
 
 
@@ -57,8 +59,17 @@ def _assemble(spec: MountSpec, state: VolumeState) -> tuple[StartParts, ServingP
     startup.recover(read_only=False)
     for _ in startup.start_epoch_and_import(read_only=False):
         pass
+
+    async def take_nothing_over(connection: Connection, greeting: Hello) -> None:
+        raise AssertionError("nobody hands over here")
+
     serving = assemble_serving(
-        spec, state, start, fail=startup.volume.fail, join_volume=startup.join_volume
+        spec,
+        state,
+        start,
+        fail=startup.volume.fail,
+        join_volume=startup.join_volume,
+        take_over=take_nothing_over,
     )
     return start, serving
 

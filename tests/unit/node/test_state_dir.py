@@ -29,7 +29,14 @@ from fusejournal.node.registry import (
     unit_instance,
 )
 from fusejournal.node.spec import MountSpec
-from fusejournal.node.state_dir import VolumeState, change_role, load_state, save_state
+from fusejournal.node.state_dir import (
+    Offered,
+    VolumeState,
+    change_role,
+    load_state,
+    note_offer,
+    save_state,
+)
 from fusejournal.roles.role import Event, Role
 from fusejournal.types import Epoch, Reign
 
@@ -215,6 +222,27 @@ def test_a_role_that_a_command_gave_is_no_mounts_to_say(tmp_path: Path) -> None:
             change_role(again, Event.PROMOTED, reign)
         demoted = change_role(again, Event.DEMOTED, Reign(Epoch(4), 0xBEEF))
     assert load_state(demoted.directory).role_word == "mirror"
+
+
+def test_an_offer_is_kept_until_it_is_known_what_came_of_it(tmp_path: Path) -> None:
+    """An older version, which does not ask, does not take the volume meanwhile."""
+    offered = Offered(Reign(Epoch(3), 0xFEED), "east")
+    with hold_or_make_volume(spec(tmp_path)) as state:
+        path = state.directory / "volume.json"
+        text = path.read_bytes()
+        offering = note_offer(state, offered)
+        assert load_state(state.directory) == offering == replace(state, offered=offered)
+        assert json.loads(path.read_text())["format"] == 3
+        assert note_offer(offering, None) == state
+        assert path.read_bytes() == text
+        note_offer(state, offered)
+    with hold_or_make_volume(spec(tmp_path)) as again:
+        assert again.offered == offered
+        assert change_role(again, Event.DEMOTED, offered.reign).offered is None
+        raw = json.loads(path.read_text())
+        path.write_text(json.dumps({**raw, "offered": {"reign": "3"}}))
+        with pytest.raises(FusejournalError, match=r"volume\.json"):
+            load_state(state.directory)
 
 
 @pytest.mark.parametrize("label", ["state.sync", "state.rename"])

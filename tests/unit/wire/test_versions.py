@@ -44,7 +44,7 @@ def _like_0_1_0(greeting: Hello) -> Hello:
 def test_what_this_program_speaks() -> None:
     """Release 0.1.0 speaks version 1, takes no other, and its nodes are to be upgraded one by
     one."""
-    assert Versions(1, 2, FORMAT_VERSION, Kind.SETFLAGS) == OWN_VERSIONS
+    assert Versions(1, 3, FORMAT_VERSION, Kind.SETFLAGS) == OWN_VERSIONS
     assert common_version(OWN_VERSIONS, _RELEASE_0_1_0) == 1
     assert hello(_node("a"), SHIP).version == 1
     assert welcome(_node("b"), hello(_node("a"), SHIP), is_mirror=True).version == 1
@@ -109,8 +109,8 @@ def test_what_0_1_0_does_not_say() -> None:
 @pytest.mark.parametrize("newest", [0, 1, 2, 2**64 - 1])
 def test_a_greeting_that_contradicts_itself(newest: int) -> None:
     """A version above its own newest counts as one version."""
-    greeting = hello(_node("a"), SHIP)._replace(version=3, newest_version=newest)
-    assert versions_of(greeting)[:2] == (3, max(3, newest))
+    greeting = hello(_node("a"), SHIP)._replace(version=9, newest_version=newest)
+    assert versions_of(greeting)[:2] == (9, max(9, newest))
     with pytest.raises(RefusedError, match="upgrade b"):
         welcome(_node("b"), greeting, is_mirror=True)
 

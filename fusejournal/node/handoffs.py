@@ -1,0 +1,213 @@
+"""Handoffs of a running volume: the primary's, as the control socket asks for them, the target's,
+and what a start finds of one that was cut off.
+
+The primary's goes on by itself, whoever asked for it; the commands start it, tell how far it is and
+take it back. Used from the event loop's thread."""
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from fusejournal.control.server import Command
+from fusejournal.errors import (
+    FusejournalError,
+    HandoffRefusedError,
+    JournalFullError,
+    UsageError,
+)
+from fusejournal.node.hooks import RoleHooks
+from fusejournal.node.state_dir import Offered, change_role, load_state, note_offer
+from fusejournal.replication.local_node import LocalNode, check_listens
+from fusejournal.replication.supervisor import Replication
+from fusejournal.roles.hand_over import HandOver, HandOverSeams, ask_outcome
+from fusejournal.roles.handoff import Move
+from fusejournal.roles.plan import HandoffProgress
+from fusejournal.roles.role import Event, Role
+from fusejournal.roles.take_over import TakeOver, TakeOverSeams
+from fusejournal.types import Reign
+from fusejournal.volume.startup import VolumeStartup
+from fusejournal.wire.connection import Connection
+from fusejournal.wire.frames import Hello
+from fusejournal.wire.session import HANDOFF, RefusedError
+
+if TYPE_CHECKING:
+    from fusejournal.node.node import Node
+
+log = logging.getLogger(__name__)
+
+_SECONDS_MAX = 60.0
+_ASK_SECONDS = 1.0
+
+
+class Handoffs:
+    """Those of *node*, whose volume *startup* has opened."""
+
+    def __init__(self, node: "Node", startup: VolumeStartup, hooks: RoleHooks) -> None:
+        self._node = node
+        self._startup = startup
+        self._hooks = hooks
+        self._replication: Replication | None = None
+        self._nursery: trio.Nursery | None = None
+        self._target: TakeOver | None = None
+        self._running: HandOver | None = None
+        """The newest that was begun here."""
+        self._error: FusejournalError | None = None
+        """The reason why that one came to nothing."""
+        self._taken: Reign | None = None
+        """The reign that was taken over while this node was away."""
+
+    def commands(self, replication: Replication, nursery: trio.Nursery) -> dict[str, Command]:
+        """Returns the commands of the control socket, of a node that runs *replication*."""
+        self._replication, self._nursery = replication, nursery
+        receiver = replication.receiver
+        if receiver is not None:
+            seams = TakeOverSeams(
+                self._call_before("primary"), self._node.call_after_hooks, self._commit, self._take
+            )
+            self._target = TakeOver(self._startup.volume, replication, receiver, seams)
+        return {
+            "handoff": self._hand_over,
+            "handoff-progress": self._tell,
+            "handoff-cancel": self._cancel,
+        }
+
+    def _call_before(self, role: str) -> Callable[[str, str], Any]:
+        async def before(reign: str, peer: str) -> None:
+            await self._hooks.before(role, reign, peer)
+
+        return before
+
+    # -- the primary -------------------------------------------------------------------------------
+
+    async def _hand_over(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Begin one; the answer is how far it is."""
+        node, replication, nursery = self._node, self._replication, self._nursery
+        assert replication is not None
+        assert nursery is not None
+        name = node.state.name
+        if not node.state.role.takes_changes:
+            raise UsageError(f"volume {name} is a mirror: hand over from its primary")
+        if self._running is not None and not self._running.stage.is_over:
+            raise HandoffRefusedError(
+                f"volume {name} is being handed over already: wait for the end of that"
+            )
+        check_listens(True, node.listens_at())
+        seconds = min(float(request.get("timeout_seconds", 0.0)), _SECONDS_MAX)
+        seams = HandOverSeams(
+            self._call_before("mirror"), node.call_after_hooks, self._note, node.serve_held
+        )
+        work = HandOver(self._startup.volume, replication, str(request.get("peer")), seams)
+        self._running, self._error = work, None
+        nursery.start_soon(self._run, work, seconds)
+        return self._progress(work).to_json()
+
+    async def _run(self, work: HandOver, timeout_seconds: float) -> None:
+        try:
+            reign = await work.run(timeout_seconds)
+        except FusejournalError as error:
+            log.warning("%s", error)
+            self._error = error
+            return
+        self._node.end_in_role(Event.DEMOTED, reign)
+
+    async def _tell(self, _: dict[str, Any]) -> dict[str, Any]:
+        if self._running is None:
+            raise UsageError(f"volume {self._node.state.name} is not being handed over")
+        return self._progress(self._running).to_json()
+
+    async def _cancel(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self._running is not None:
+            self._running.cancel()
+        return await self._tell(request)
+
+    def _progress(self, work: HandOver) -> HandoffProgress:
+        is_over = work.stage.is_over and (
+            self._error is not None or self._node.next_role is not None
+        )
+        held = trio.current_time() - work.held_since if work.held_since is not None else 0.0
+        return HandoffProgress(
+            peer=work.peer.name,
+            reign=str(work.reign),
+            stage=work.stage.value,
+            head_seq=self._startup.volume.journal.head_seq,
+            applied_seq=work.applied_seq,
+            held_seconds=round(held, 3),
+            is_over=is_over,
+            reason=str(self._error) if self._error is not None else None,
+            exit_code=self._error.exit_code if self._error is not None else 0,
+        )
+
+    async def _note(self, reign: Reign | None) -> None:
+        node, work = self._node, self._running
+        assert work is not None
+        if reign is None and node.state.offered is None:
+            return
+        offered = Offered(reign, work.peer.name) if reign is not None else None
+        with trio.CancelScope(shield=True):
+            node.state = await trio.to_thread.run_sync(note_offer, node.state, offered)
+
+    # -- the target --------------------------------------------------------------------------------
+
+    async def take_over(self, connection: Connection, greeting: Hello) -> None:
+        """Serve who hands over to this mirror: see roles/take_over.py."""
+        if self._target is None or self._node.state.role is not Role.MIRROR:
+            name = self._node.state.name
+            raise RefusedError(HANDOFF, f"volume {name} cannot take over now: try again")
+        await self._target.serve(connection, greeting)
+
+    def _commit(self, reign: Reign) -> None:
+        """Have this mirror be the primary of *reign*, on the disk. Any thread; blocks."""
+        before = self._node.state
+        try:
+            self._node.state = change_role(before, Event.PROMOTED, reign)
+        except (JournalFullError, OSError):
+            found = load_state(before.directory)
+            if found.reign != reign:
+                raise
+            self._node.state = found  # it is there for the next start, and so for this one
+
+    def _take(self, reign: Reign) -> None:
+        self._node.end_in_role(Event.PROMOTED, reign)
+
+    # -- after a start -----------------------------------------------------------------------------
+
+    async def settle(self, local: LocalNode, report: Callable[[str], None]) -> None:
+        """Return once it is known what came of the reign that this primary has offered, if it has:
+        one that was taken is on the disk as seen. *report* is called with a line of what is waited
+        for. Cancelled, the next start asks again. Raises FusejournalError, OSError where that
+        cannot be written down."""
+        node = self._node
+        offered = node.state.offered
+        if offered is None:
+            return
+        journal, peer = self._startup.volume.journal, local.book.find(offered.peer)
+        me = local.greeting(
+            journal.uuid, journal, local.fence.own(journal.epoch), journal.head_seq
+        )._replace(role="primary")
+        step = Move.DECLINED if local.fence.is_overruled(offered.reign) else Move.BROKEN_OFF
+        while step is Move.BROKEN_OFF:
+            if peer is not None:
+                step = await ask_outcome(local, peer, me, offered.reign)
+            if step is Move.BROKEN_OFF:
+                report(
+                    f"reign {offered.reign} was offered to {offered.peer}, and whether that has "
+                    "taken over it alone can tell: waiting for it; where it is lost for good, "
+                    f'overrule = "{offered.reign}" under [replication] has this node go on'
+                )
+                await trio.sleep(_ASK_SECONDS)
+        if step is Move.TAKEN:
+            local.fence.note(offered.reign)
+            await trio.to_thread.run_sync(local.page.sync)
+            self._taken = offered.reign
+        else:
+            node.state = note_offer(node.state, None)
+
+    def goes_on(self) -> bool:
+        """Have the process become a mirror, now that it is live, where its reign was taken over
+        while it was away. Returns whether it does."""
+        if self._taken is None:
+            return False
+        self._node.end_in_role(Event.DEMOTED, self._taken)
+        return True

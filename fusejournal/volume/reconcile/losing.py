@@ -7,9 +7,12 @@ because the other history may say that it did not hold."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from stat import S_IFMT
 from typing import Final
 
+from fusejournal.backing.fid_tag import FoundEntry
 from fusejournal.file_operations import Fallocate, SetFlags
+from fusejournal.history.file_states import type_of
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import (
     ControlOperation,
@@ -66,11 +69,18 @@ class LosingEntries:
     fids: set[Fid] = field(default_factory=set)
     """All files and directories that they are about."""
     made: set[Fid] = field(default_factory=set)
-    """Those that they made."""
+    """Those that they made,"""
+    places: dict[tuple[Fid | None, bytes], int] = field(default_factory=dict)
+    """and where, with the type: what lies there without a fid may be one that was half made."""
     contents: dict[Fid, ByteRanges] = field(default_factory=dict)
     """Those whose content they changed, and where."""
     flagged: set[Fid] = field(default_factory=set)
     """Those whose file flags they set."""
+
+    def may_have_begun(self, place: tuple[Fid | None, bytes], look: FoundEntry) -> bool:
+        """Returns True if *look*, at *place*, may be something that they had half made: it has no
+        fid, and is of the kind."""
+        return look.owner is None and self.places.get(place) == S_IFMT(look.stat.st_mode)
 
     @classmethod
     def read(cls, reader: JournalReader, parted_seq: Seq, head_seq: Seq) -> "LosingEntries":
@@ -86,6 +96,7 @@ class LosingEntries:
             if (making := made_by(operation)) is not None:
                 found.fids.add(making.fid)
                 found.made.add(making.fid)
+                found.places[making.parent, making.name] = type_of(making)
             match operation:
                 case Write(fid=fid, offset=offset) | ImportData(fid=fid, offset=offset):
                     ranges = found.contents.setdefault(fid, ByteRanges())

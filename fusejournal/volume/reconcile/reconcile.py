@@ -327,7 +327,6 @@ class Reconciliation:
     def _clear_away(self, unexpected: UnexpectedName) -> None:
         """Move or remove what is not a file of the journal as it is now."""
         look = unexpected.look
-        is_ours = look.fid is not None
         # (What a primary did last before a crash, neither its journal nor the branch has.)
         is_lost_too = self._goes_back and self._may_be_ahead and look.fid is not None
         has_lost = is_lost_too or look.fid in self._losing.made
@@ -337,7 +336,8 @@ class Reconciliation:
         if is_half_made and isinstance(self._in_flight, Import) and not has_lost:
             return
         is_empty = not (S_ISREG(look.stat.st_mode) and look.stat.st_size)
-        is_waste = was_removed or unexpected.in_staging or (is_half_made and is_empty)
+        is_half = is_half_made or self._losing.may_have_begun(place, look)
+        is_waste = was_removed or unexpected.in_staging or (is_half and is_empty)
         in_the_way = place in self._survey.missing_names or place in self._places_in_flight
         with self._directory(unexpected) as directory:
             if is_lost_too and look.fid not in self._losing.made and not is_empty:
@@ -345,7 +345,7 @@ class Reconciliation:
                 self._kept.keep_unknown(look.fid, unexpected.name, directory)
             if is_waste and self._remove(unexpected, directory):
                 return
-            if is_ours:
+            if look.fid is not None:
                 remove_tag(directory, unexpected.name)
             if unexpected.in_staging:
                 self._put_aside(unexpected, directory, self._tree.root_fd, ROOT_FID)

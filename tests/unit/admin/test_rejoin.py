@@ -1,5 +1,6 @@
 """A mirror that followed another history comes level with its primary, keeping what it had."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -144,6 +145,17 @@ def test_it_comes_level_and_keeps_what_it_had(parted: Places) -> None:
     with pytest.raises(RejoinError, match="knows of no primary"):
         _run(parted)
     assert list_branches(parted.mirror / "state") == [kept]
+
+
+def test_what_was_half_made_when_its_process_died_goes_too(parted: Places) -> None:
+    """It has its name, and no fid yet, so nothing but its place tells whose it is."""
+    left = parted.mirror / "backing" / "kept"
+    os.truncate(left, 0)
+    for name in os.listxattr(left):
+        os.removexattr(left, name)
+    _run(parted)
+    assert not left.exists()
+    _check_level(parted)
 
 
 def test_killed_at_any_call_it_goes_on(parted: Places) -> None:

@@ -93,7 +93,7 @@ async def has_words(
     voters = {peer.name for peer in local.book.list() if peer.address or peer.acked_seq}
     needed = words_needed(1 + len(voters), config.mirrors, blocks=True, has_lost=has_lost)
     answers = [one for one in await ask_words(local, me, reign) if one.peer in voters]
-    words = 1 + sum(one.welcome is not None and one.peer in heard for one in answers)
+    words = 1 + sum(one.peer in heard and _has_no_more(one, me) for one in answers)
     if words < needed:
         silent = "".join(f"; {one.peer}: {one.error}" for one in answers if one.error)
         report(
@@ -102,6 +102,15 @@ async def has_words(
         )
         return False
     return True
+
+
+def _has_no_more(answer: Answer, me: HandshakeState) -> bool:
+    """Returns True if *answer* is a word, and whose it is holds nothing that *me* lacks: it may
+    have followed a new primary since it was asked what it holds."""
+    theirs, mine = answer.welcome, me.position
+    if theirs is None:
+        return False
+    return theirs.seq <= mine.seq and theirs.held_epoch <= mine.epoch
 
 
 async def _ask_all(local: LocalNode, me: HandshakeState, greeting: Hello) -> list[Answer]:

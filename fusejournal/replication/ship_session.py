@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import trio
 
-from fusejournal.errors import NoSuchSeqError
+from fusejournal.errors import FusejournalError, NoSuchSeqError
 from fusejournal.journal.frame_range import FrameRange, FrameRangeReader
 from fusejournal.replication.common_ancestor import (
     SILENCE_SECONDS,
@@ -32,6 +32,7 @@ from fusejournal.wire.batches import batch_of, compress
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Ack, Begin, Diverged, Ping, Refusal, Welcome, WireError
 from fusejournal.wire.session import (
+    MIRROR,
     OK,
     SHIP,
     RefusedError,
@@ -45,6 +46,16 @@ from fusejournal.wire.signatures import SegmentSigner, signing_key
 
 PING_SECONDS = 2.0
 _SMALL_BYTES = 64 << 10
+
+
+class BehindError(FusejournalError):
+    """A mirror that would ship on, and a peer that has all that it has, and more."""
+
+    def __init__(self, node: str, my_head: Seq, their_head: Seq) -> None:
+        super().__init__(
+            f"{node} has entries up to {their_head}, and this mirror up to {my_head}: there is "
+            "nothing to ship to it from here yet"
+        )
 
 
 class ShipSession:
@@ -102,6 +113,9 @@ class ShipSession:
         head_seq = shared.volume.journal.head_seq
         chains = ChainFinder(shared.directory, shared.volume.journal.uuid)
         agreed_seq = await find_common(connection, chains, head_seq, position_of(theirs))
+        if agreed_seq == head_seq < theirs.seq and shared.me().role == MIRROR:
+            # It is behind, and the other has what the primary of both has sent.
+            raise BehindError(theirs.node, head_seq, theirs.seq)
         if agreed_seq != theirs.seq:
             chain, next_chain = await chains.at((agreed_seq, Seq(agreed_seq + 1)))
             await connection.send(Diverged(agreed_seq, head_seq, chain or 0, next_chain or 0))

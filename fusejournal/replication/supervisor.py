@@ -46,7 +46,7 @@ from fusejournal.wire.frames import Hello
 from fusejournal.wire.instances import Instances
 from fusejournal.wire.listener import serve
 from fusejournal.wire.log_limiter import LogLimiter
-from fusejournal.wire.session import Claim, HandshakeState, RefusedError
+from fusejournal.wire.session import MIRROR, PRIMARY, Claim, HandshakeState, RefusedError
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ class Replication:
         return me._replace(
             limits=volume.tree.limits.to_wire(),
             listen_port=self._address.port if self._address is not None else 0,
-            role="primary" if mirroring is None else "mirror",
+            role=PRIMARY if mirroring is None else MIRROR,
         )
 
     async def _heed_refusal(self, claim: Claim, peer: str) -> None:

@@ -26,7 +26,7 @@ from fusejournal.replication.canvass import Answer, words_needed
 from fusejournal.roles.plan import PeerWord, PromotionPlan
 from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.wire.frames import Welcome
-from fusejournal.wire.session import HandshakeState
+from fusejournal.wire.session import MIRROR, PRIMARY, HandshakeState
 
 EPOCHS_ALONE: Final = 1024
 """The epochs that a primary may begin alone, less one, before it comes to one of a promotion. (Of
@@ -114,7 +114,7 @@ def _word_of(candidate: Candidate, answer: Answer) -> PeerWord:
             peer=answer.peer, role=None, held_seq=None, counts=False, detail=answer.error
         )
     detail = ""
-    if welcome.role != "mirror":
+    if welcome.role != MIRROR:
         detail = "is no mirror" if welcome.role else "is of an older version, and gives no word"
     elif not welcome.uuid:
         detail = "has no volume yet"
@@ -130,7 +130,7 @@ def _word_of(candidate: Candidate, answer: Answer) -> PeerWord:
 def _objections(me: HandshakeState, peer: str, theirs: Welcome) -> list[str]:
     """Returns what the answer of *peer* says against the promotion of *me*."""
     mine = me.position
-    if theirs.role == "primary":
+    if theirs.role == PRIMARY:
         return [f"peer {peer} is a primary, and answers: stop it there first"]
     has_begun = theirs.epoch == theirs.held_epoch
     if theirs.epoch > me.reign.epoch and has_begun:

@@ -75,6 +75,8 @@ INSTANCE = "instance"
 VERSION = "version"
 """The code of a refusal: one side does not understand the other."""
 OK, FULL, FAILED = "ok", "full", "failed"
+PRIMARY, MIRROR = "primary", "mirror"
+"""The words for the roles of who greets."""
 
 
 class Claim(NamedTuple):

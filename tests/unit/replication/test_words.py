@@ -19,7 +19,15 @@ from fusejournal.roles.plan import PromotionPlan
 from fusejournal.roles.promote import Promotion
 from fusejournal.types import EPOCH_MAX, ROOT_FID, Epoch, Reign, Seq, reign_of_text
 from fusejournal.wire.session import RefusedError
-from tests.support.pairs import level, listens_at, mirror_and_primary, peer_status, running, until
+from tests.support.pairs import (
+    level,
+    listens_at,
+    mirror_and_primary,
+    mirror_status,
+    peer_status,
+    running,
+    until,
+)
 from tests.support.volumes import SOMEBODY, OpenVolume, applied, open_volume
 
 pytestmark = pytest.mark.mount
@@ -71,6 +79,11 @@ async def test_a_primary_asks_for_words_and_gives_none(tmp_path: Path) -> None:
         assert await may_begin("east")
         assert await may_begin("east", has_lost=True)
         assert not await may_begin()  # it is not known what that holds
+        mine = replication.me()
+        behind = mine._replace(position=mine.position._replace(seq=Seq(mine.position.seq - 1)))
+        assert not await has_words(
+            local, behind, reign, heard=["east"], has_lost=False, report=lines.append
+        ), "it holds more than when it was asked"
         assert "reign 2/" in lines[0]
         assert mirror.opening.page.fence == reign
         local.book.note_acked("east", Seq(0), Seq(0))  # as the book was before it was saved again
@@ -166,12 +179,7 @@ async def test_the_last_entry_is_decided_before_the_reign_begins(
         journal.sync()
         mirror_dir = tmp_path / "mirror"
         with open_volume(mirror_dir, mirror=True, uuid=journal.uuid) as mirror:
-            reader = FrameRangeReader(journal.directory, journal.uuid)
-            reader.seek(Seq(0))
-            while (frames := reader.next(journal.end, seq, 1 << 20)) is not None:
-                mirror.volume.journal.receive(frames)
-            reader.close()
-            mirror.volume.journal.sync()
+            receive(mirror, primary, seq)
             assert mirror.watermarks is not None
             mirror.watermarks.committed_seq = mirror.watermarks.durable_seq = before
             mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
@@ -188,3 +196,42 @@ async def test_the_last_entry_is_decided_before_the_reign_begins(
             assert entries[1].operation.kind.name == "VOID"
             assert getattr(entries[1].operation, "errno", None) == errno.EEXIST
         assert promoted.create("after")
+
+
+def receive(mirror: OpenVolume, source: OpenVolume, last_seq: Seq) -> None:
+    """*mirror* has got the entries of *source* up to *last_seq*."""
+    journal = source.volume.journal
+    reader = FrameRangeReader(journal.directory, journal.uuid)
+    reader.seek(Seq(0))
+    while (frames := reader.next(journal.end, last_seq, 1 << 20)) is not None:
+        mirror.volume.journal.receive(frames)
+    reader.close()
+    mirror.volume.journal.sync()
+    assert mirror.watermarks is not None
+    mirror.watermarks.committed_seq = mirror.watermarks.durable_seq = last_seq
+
+
+async def test_a_mirror_that_is_behind_has_no_other_part_from_it(tmp_path: Path) -> None:
+    """One that was a primary, and went back to what it had in common, ships on to mirrors that have
+    more of the same history: they would throw that away."""
+    with open_volume(tmp_path / "primary") as primary:
+        primary.work(2)
+        primary.volume.journal.sync()
+        uuid, head_seq = primary.volume.journal.uuid, primary.volume.journal.head_seq
+        with (
+            open_volume(tmp_path / "ahead", mirror=True, uuid=uuid) as ahead,
+            open_volume(tmp_path / "behind", mirror=True, uuid=uuid) as behind,
+        ):
+            receive(ahead, primary, head_seq)
+            receive(behind, primary, Seq(head_seq - 4))
+            ahead.replicate(ReplicationConfig(), "127.0.0.1:0")
+            async with running(ahead):
+                peers = {"ahead": listens_at(ahead)}
+                behind.replicate(ReplicationConfig(peers=peers), "127.0.0.1:0")
+                async with running(behind):
+                    await until("it was tried", lambda: peer_status(behind).last_error is not None)
+                    await until("it has applied", lambda: applied(behind) == head_seq - 4)
+                    assert "nothing to ship to it" in str(peer_status(behind).last_error)
+                    assert peer_status(behind).state == "connecting"
+                    assert mirror_status(ahead).state != "diverged"
+                    assert not (ahead.directory / "state" / "parted.json").exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 from fusejournal.admin.version_store import load_store_config
 from fusejournal.admin.versions import ListedVersion, VolumeVersions
 from fusejournal.objects.service import do_not_wait, is_address, parse_address
+from fusejournal.objects.store import ObjectTraffic
 from fusejournal.replay.restore import Restored
 from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.keys import read_key_file
@@ -51,6 +52,10 @@ class LoneStore:
             self.name, writing=False, config=load_store_config(config), waiting=waiting
         )
         self._store = unsealed(store, store_head(store), key)
+
+    def traffic(self) -> ObjectTraffic | None:
+        """Returns what came from the store, if it is a far one."""
+        return self._store.traffic
 
     def all(self) -> list[ListedVersion]:
         """Returns all versions, by volume and seq. Raises StoreDamagedError, StoreError."""

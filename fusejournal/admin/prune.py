@@ -10,6 +10,7 @@ from fusejournal.admin.versions import VolumeVersions
 from fusejournal.config import find_config
 from fusejournal.node.spec import load_checked
 from fusejournal.objects.service import do_not_wait
+from fusejournal.objects.store import ObjectTraffic
 from fusejournal.replication.local_node import node_name
 from fusejournal.types import Seq
 from fusejournal.versions.collect import Collected, collect
@@ -74,6 +75,10 @@ class Pruning:
         self._versions = VolumeVersions(volume, waiting, config)
         self.name = self._versions.name
         self._config = load_checked(config or find_config(self.name))
+
+    def traffic(self) -> ObjectTraffic | None:
+        """Returns what went to and came from the store, if it is a far one that was opened."""
+        return self._versions.traffic()
 
     def plan(self) -> PrunePlan:
         """Returns what would go. Raises StoreDamagedError, StoreError."""

@@ -10,7 +10,7 @@ from fusejournal.errors import ConfigError, UsageError
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.objects.local import LocalStore
 from fusejournal.objects.service import holds_secrets, is_address, parse_address
-from fusejournal.objects.store import ObjectStore, StoreError, probe
+from fusejournal.objects.store import ObjectStore, ObjectTraffic, StoreError, probe
 from fusejournal.versions.keys import StoreKey, StoreKeyError, read_key, remove_key, write_key
 from fusejournal.versions.manifest import NoStoreError, StoreHead, make_store, store_head
 from fusejournal.versions.place import (
@@ -49,6 +49,8 @@ class VolumeStore:
         self._state = state
         self._waiting = waiting
         self._config_file = config
+        self.traffic: ObjectTraffic | None = None
+        """The bytes that went to and came from the store that was opened last, if it is far."""
 
     # -- the store ---------------------------------------------------------------------------------
 
@@ -152,13 +154,15 @@ class VolumeStore:
     def open(self, *, writing: bool = False) -> ObjectStore:
         """Opens the store. Raises ConfigError, StoreKeyError, StoreError."""
         place = self.place
-        return open_place(
+        store = open_place(
             place,
             writing=writing,
             key=self.key() if place.key_id else None,
             config=self._config(),
             waiting=self._waiting,
         )
+        self.traffic = store.traffic
+        return store
 
     # -- the key -----------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from fusejournal.node.state_dir import VolumeState
 from fusejournal.objects.local import LocalStore
 from fusejournal.objects.overlay import OverlayStore
 from fusejournal.objects.service import do_not_wait
-from fusejournal.objects.store import ObjectStore, probe
+from fusejournal.objects.store import ObjectStore, ObjectTraffic, probe
 from fusejournal.replay.restore import Restored
 from fusejournal.replication.local_node import node_name
 from fusejournal.types import Seq
@@ -104,6 +104,10 @@ class VolumeVersions:
     def store(self, *, writing: bool = False) -> ObjectStore:
         """Opens the store. Raises ConfigError, StoreKeyError, StoreError."""
         return self.kept.open(writing=writing)
+
+    def traffic(self) -> ObjectTraffic | None:
+        """Returns what went to and came from the store, if it is a far one that was opened."""
+        return self.kept.traffic
 
     def store_facts(self) -> StoreFacts:
         """Returns what the store is and has. Raises StoreError."""

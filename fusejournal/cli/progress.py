@@ -4,19 +4,43 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fusejournal.cli import text
+from fusejournal.objects.store import ObjectTraffic
+
+
+def traffic_words(traffic: ObjectTraffic | None, seconds: float) -> str:
+    """The bytes that went to and came from a far store in so many seconds, and the rate."""
+    if traffic is None:
+        return ""
+    both = ((traffic.sent_bytes, "sent"), (traffic.received_bytes, "read"))
+    words = [f"{text.size(amount)} {word}" for amount, word in both if amount]
+    total = traffic.sent_bytes + traffic.received_bytes
+    return ", ".join([*words, f"{text.size(total / max(seconds, 0.1))}/s"]) if words else ""
+
 
 @contextmanager
 def progress_bar(
-    title: str, *, quiet: bool, in_bytes: bool
+    title: str,
+    *,
+    quiet: bool,
+    in_bytes: bool,
+    traffic: Callable[[], ObjectTraffic | None] = lambda: None,
 ) -> Iterator[Callable[[int, int | None], None]]:
     """A bar for the length of the block; what it gives is called with what is done and the whole
-    (None: not known), in bytes or things."""
+    (None: not known), in bytes or things. What *traffic* returns is shown beside it."""
     if quiet or not sys.stderr.isatty():
         yield lambda done, total: None
         return
     # Only here: a command that shows none should not wait for it to load.
     from rich import progress
     from rich.console import Console
+    from rich.text import Text
+
+    class TrafficColumn(progress.ProgressColumn):
+        """The traffic, also while a step waits for it."""
+
+        def render(self, task: progress.Task) -> Text:
+            return Text(traffic_words(traffic(), task.elapsed or 0.0))
 
     amount: tuple[progress.ProgressColumn, ...] = (progress.MofNCompleteColumn(),)
     if in_bytes:
@@ -26,6 +50,7 @@ def progress_bar(
         progress.BarColumn(),
         *amount,
         progress.TimeRemainingColumn(),
+        TrafficColumn(),
         console=Console(stderr=True),
         transient=True,
     ) as bar:

@@ -40,7 +40,7 @@ def prune(volume: str, dry_run: bool, config: Path | None, as_json: bool) -> Non
     os.nice(_NICE)
     work = Pruning(volume, config, raise_interrupt)
     plan = work.plan()
-    with watched("marking blocks", as_json) as progress:
+    with watched("marking blocks", as_json, work.traffic) as progress:
         collected = (work.would_free if dry_run else work.carry_out)(plan, progress)
     if as_json:
         text.echo_json(plan.to_json(collected))

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from fusejournal.cli.interrupts import orderly_interrupts
 from fusejournal.cli.progress import progress_bar
 from fusejournal.errors import ConflictError, UsageError
 from fusejournal.history.query import Match
+from fusejournal.objects.store import ObjectTraffic
 from fusejournal.replay.divergence import Conflict
 from fusejournal.replay.replay import ON_CONFLICT, OnConflict, Plan, Result
 from fusejournal.replay.target import Progress
@@ -114,11 +115,13 @@ def replay(
 
 
 @contextmanager
-def watched(title: str, quiet: bool) -> Iterator[Progress]:
+def watched(
+    title: str, quiet: bool, traffic: Callable[[], ObjectTraffic | None] = lambda: None
+) -> Iterator[Progress]:
     """A progress bar that also lets Ctrl-C end the work between two steps."""
     with (
         orderly_interrupts() as check,
-        progress_bar(title, quiet=quiet, in_bytes=False) as advance,
+        progress_bar(title, quiet=quiet, in_bytes=False, traffic=traffic) as advance,
     ):
 
         def progress(done: int, total: int | None) -> None:

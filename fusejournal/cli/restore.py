@@ -115,7 +115,7 @@ def _restore_after_version(
         version = versions.nearest(seq, path)
         if version is None:
             return False
-        with watched("restoring", as_json) as progress:
+        with watched("restoring", as_json, versions.traffic) as progress:
             done = versions.restore_after(version, seq, path, target, progress)
     except StoreError as error:
         text.echo(f"fusejournal: {error}: restoring from the journal alone", err=True)
@@ -132,7 +132,7 @@ def _restore_version(
     as_json: bool,
 ) -> None:
     raw = versions.path(path) if path else b""
-    with watched("restoring", as_json) as progress:
+    with watched("restoring", as_json, versions.traffic) as progress:
         done, version = versions.restore(wanted, raw, target, progress)
     _echo(done, version.seq, as_json, version)
 

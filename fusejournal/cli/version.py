@@ -63,7 +63,7 @@ def create(volume: str, name: str, as_json: bool) -> None:
     """
     os.nice(_NICE)
     versions = VolumeVersions(volume, raise_interrupt)
-    with watched("reading entries", as_json) as progress:
+    with watched("reading entries", as_json, versions.traffic) as progress:
         created = versions.create(name, progress)
     made = created.version
     if as_json:
@@ -170,7 +170,7 @@ def diff(volume: str, version1: str, version2: str, path: str | None, as_json: b
       fusejournal version diff srv-data 4711 tuesday home/anna --json
     """
     versions = VolumeVersions(volume, raise_interrupt)
-    with watched("comparing", as_json) as progress:
+    with watched("comparing", as_json, versions.traffic) as progress:
         changes = versions.changes(version1, version2, path, progress)
     for change in changes:
         if as_json:
@@ -206,7 +206,7 @@ def verify(
       fusejournal version verify srv-data before-upgrade --data
     """
     versions = open_versions(volume, key_file, config, raise_interrupt)
-    with watched("verifying files", as_json) as progress:
+    with watched("verifying files", as_json, versions.traffic) as progress:
         found = versions.verify(wanted, progress, with_data=data)
     if as_json:
         text.echo_json(found._asdict())
@@ -276,7 +276,7 @@ def collect(volume: str, dry_run: bool, forget: str | None, as_json: bool) -> No
     """
     os.nice(_NICE)
     versions = VolumeVersions(volume, raise_interrupt)
-    with watched("marking blocks", as_json) as progress:
+    with watched("marking blocks", as_json, versions.traffic) as progress:
         found = versions.collect(progress, forget=forget, dry_run=dry_run)
     if as_json:
         waiting = [worker.node for worker in found.waiting_for]

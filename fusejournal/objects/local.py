@@ -42,6 +42,7 @@ class LocalStore:
     """The store in *directory*, which must be there. See the module."""
 
     uploads = 1
+    traffic = None
 
     def __init__(self, directory: Path, *, writing: bool = False) -> None:
         """*writing*: objects are to be made or removed. Raises StoreError where the directory is

@@ -17,6 +17,7 @@ class OverlayStore:
     def __init__(self, lower: ObjectStore, upper: ObjectStore) -> None:
         self.where = lower.where
         self.uploads = upper.uploads
+        self.traffic = lower.traffic
         self._lower = lower
         self._upper = upper
 

@@ -22,6 +22,7 @@ class WindowedStore:
     def __init__(self, beneath: ObjectStore, kinds: tuple[str, ...]) -> None:
         self.where = beneath.where
         self.uploads = beneath.uploads
+        self.traffic = beneath.traffic
         self._beneath = beneath
         self._kinds = kinds
         self._lock = threading.Lock()

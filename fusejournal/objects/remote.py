@@ -33,6 +33,7 @@ from fusejournal.disk import failpoints
 from fusejournal.objects.store import (
     ObjectExistsError,
     ObjectMissingError,
+    ObjectTraffic,
     StoreAwayError,
     StoreError,
     StoreFullError,
@@ -78,7 +79,7 @@ class RemoteStore:
         self._download_pace = _Pace(config.download_bytes_per_second)
         self._is_away = False
         self._etag_is_md5 = True
-        self.sent_bytes = self.received_bytes = 0
+        self.traffic = ObjectTraffic()
 
     def waiting(self) -> None:
         """Raises what *waiting* of the constructor raises."""
@@ -100,7 +101,7 @@ class RemoteStore:
         failpoints.reached("remote.put")
         result = self._call(name, put_once)
         failpoints.reached("remote.put.done")
-        self.sent_bytes += len(data)
+        self.traffic.sent_bytes += len(data)
         if result is not None and not self._is_confirmed(result, data):
             self._read_back(name, data)
 
@@ -156,7 +157,7 @@ class RemoteStore:
         return bytes(found)
 
     def _received(self, content: bytes) -> bytes:
-        self.received_bytes += len(content)
+        self.traffic.received_bytes += len(content)
         self._sleep(self._download_pace.delay(len(content)))
         return content
 

@@ -56,12 +56,25 @@ class ObjectExistsError(StoreError):
     """An object of that name is there already."""
 
 
+class ObjectTraffic:
+    """The bytes of objects that went to a far store, and came from it, so far: for people to look
+    at, because threads that add at once may lose some."""
+
+    def __init__(self) -> None:
+        self.sent_bytes = self.received_bytes = 0
+
+
 class ObjectStore(Protocol):
     """One store. ``where`` names it in messages; ``uploads`` is the number of objects that it pays
     to be putting at a time."""
 
     where: str
     uploads: int
+
+    @property
+    def traffic(self) -> ObjectTraffic | None:
+        """The traffic with a far store; None of one that is at hand."""
+        ...
 
     def waiting(self) -> None:
         """Raises what is to end a wait for the store, such as KeyboardInterrupt, if anything."""

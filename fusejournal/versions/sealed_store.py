@@ -60,6 +60,7 @@ class SealedStore:
     def __init__(self, beneath: ObjectStore, key: StoreKey, store_id: str) -> None:
         self.where = beneath.where
         self.uploads = beneath.uploads
+        self.traffic = beneath.traffic
         self._beneath = beneath
         self._key = key
         self._purpose = b"fusejournal object 1 " + store_id.encode()

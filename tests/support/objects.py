@@ -22,6 +22,7 @@ class MemoryStore:
 
     where = "memory"
     uploads = 1
+    traffic = None
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}

@@ -66,7 +66,7 @@ def flip(exchange: Exchange) -> bytes:
 
 def busy(exchange: Exchange) -> bytes:
     """The server asks for patience."""
-    return b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n"
+    return b"HTTP/1.1 503 Slow Down\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 def late(seconds: float) -> Behaviour:

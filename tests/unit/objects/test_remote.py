@@ -104,14 +104,14 @@ def test_a_creation_that_lands_after_its_time(seaweed: SeaweedFS) -> None:
 
 
 def test_one_that_answers_too_late_is_away(seaweed: SeaweedFS, proxy: BadProxy) -> None:
-    store = open_seaweed(seaweed, port=proxy.port, request_seconds=0.2, retry_seconds=0)
-    proxy.behaviours = [bad_proxy.late(0.6)]
+    store = open_seaweed(seaweed, port=proxy.port, request_seconds=1, retry_seconds=0)
+    proxy.behaviours = [bad_proxy.late(2)]
     with pytest.raises(StoreAwayError, match="nothing is lost") as raised:
         store.put_new("a/b", b"content")
     assert "\n" not in str(raised.value)
     assert raised.value.exit_code == 47
     # The read-back of whoever does not mind who made it.
-    proxy.behaviours = [bad_proxy.late(0.6)]
+    proxy.behaviours = [bad_proxy.late(2)]
     assert put_same(store, "a/c", b"content")
 
 
@@ -396,7 +396,7 @@ def test_a_service_that_ignores_the_condition_is_refused(
     seaweed: SeaweedFS, proxy: BadProxy
 ) -> None:
     """Some take the header of *create if absent*, and make the object again."""
-    ignored = b'HTTP/1.1 200 OK\r\nETag: "x"\r\nContent-Length: 0\r\n\r\n'
+    ignored = b'HTTP/1.1 200 OK\r\nConnection: close\r\nETag: "x"\r\nContent-Length: 0\r\n\r\n'
     proxy.matches = lambda exchange: exchange.method == "PUT"
     proxy.behaviours = [bad_proxy.honest, lambda _: ignored]
     with pytest.raises(StoreError, match="a second time"):

@@ -70,7 +70,7 @@ class Applier:
         self._tree = tree
         self._maker = ObjectMaker(tree)
         data, imports = DataApplier(tree), ImportApplier(tree, self._maker, self._link)
-        space = SpaceApplier(tree, data)
+        self.space = SpaceApplier(tree, data)
         self._methods: dict[Kind, Callable[[Any, int, bytes | memoryview, bool], Made]] = {
             Kind.CREATE: self._maker.create,
             Kind.MKDIR: self._maker.mkdir,
@@ -82,7 +82,7 @@ class Applier:
             Kind.WHITEOUT: self._whiteout,
             Kind.WRITE: data.write,
             Kind.TRUNCATE: data.truncate,
-            Kind.FALLOCATE: space.fallocate,
+            Kind.FALLOCATE: self.space.fallocate,
             Kind.SETATTR: data.setattr,
             Kind.SETXATTR: data.setxattr,
             Kind.REMOVEXATTR: data.removexattr,

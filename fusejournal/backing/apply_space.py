@@ -44,6 +44,8 @@ class SpaceApplier:
     def __init__(self, tree: Tree, data: DataApplier) -> None:
         self._tree = tree
         self._data = data
+        self.taken: Fallocate | None = None
+        """An operation for all of which space was taken ahead (space_ways.py)."""
 
     def fallocate(
         self, operation: Fallocate, time_ns: int, _: bytes | memoryview, __: bool
@@ -55,7 +57,7 @@ class SpaceApplier:
         capability = self._tree.capability(node, fd)
         try:
             failpoints.reached("apply.fallocate")
-            change_space(fd, operation)
+            change_space(fd, operation, is_taken=operation is self.taken)
         except OSError:
             with _REFUSED:
                 if os.fstat(fd).st_size != before.st_size:
@@ -70,23 +72,20 @@ class SpaceApplier:
         return NOTHING_MADE
 
 
-def change_space(fd: int, operation: Fallocate) -> None:
-    """Do to file *fd* what *operation* says of space, size and content. Raises OSError: refused,
-    and nothing is different but perhaps the size; or ApplyBrokenError."""
+def change_space(fd: int, operation: Fallocate, *, is_taken: bool = False) -> None:
+    """Do to file *fd* what *operation* says of space, size and content. *is_taken*: the space is
+    taken. Raises OSError: refused, and nothing is different but perhaps the size; or
+    ApplyBrokenError."""
     offset, length = operation.offset, operation.length
     if not operation.punches:
-        try:
-            calls.fallocate("apply.fallocate.take", fd, offset, length)
-        except OSError as error:
-            if error.errno not in _NO_WAY:
-                raise
-        if operation.size_after(os.fstat(fd).st_size) > os.fstat(fd).st_size:
+        if not is_taken:
             try:
-                calls.fallocate("apply.fallocate.grow", fd, offset, length, 0)
+                calls.fallocate("apply.fallocate.take", fd, offset, length)
             except OSError as error:
                 if error.errno not in _NO_WAY:
                     raise
-                calls.ftruncate("apply.fallocate.lengthen", fd, operation.end)
+        if operation.size_after(os.fstat(fd).st_size) > os.fstat(fd).st_size:
+            calls.ftruncate("apply.fallocate.grow", fd, operation.end)
     if operation.empties:
         _empty(fd, operation)
 

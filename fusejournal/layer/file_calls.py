@@ -11,10 +11,13 @@ from functools import partial
 from typing import Final
 
 import pyfuse3
+import trio
 
+from fusejournal.backing.space_ways import AT_ONCE_BYTES_MAX
 from fusejournal.disk import syscalls
 from fusejournal.disk.acls import CAPABILITY_XATTR
 from fusejournal.errors import ShortWriteError
+from fusejournal.file_operations import FALLOC_PUNCH_HOLE
 from fusejournal.layer import resolve
 from fusejournal.layer.access_times import AccessTimes
 from fusejournal.layer.entry_replies import EntryReplies
@@ -175,19 +178,48 @@ class FileCalls:
             return encode_written(0)
         return self.write(who, target, target_handle, target_offset, data)
 
-    @changing
     def fallocate(
         self, who: Caller, _: Fid, handle: int, offset: int, length: int, flags: int
-    ) -> Body:
-        """Take space for a range of a file, or give it back, or have zeros there."""
+    ) -> Answer:
+        """Take space for a range of a file, or give it back, or have zeros there. Of a large range,
+        cancelling may leave space taken."""
         fid, _opener = self.files[handle]
+        self._check_allocation(fid, flags)
+        if length <= AT_ONCE_BYTES_MAX or flags & FALLOC_PUNCH_HOLE:
+            return self._fallocate(who, fid, offset, length, flags, None)
+        return self._fallocate_ahead(who, fid, offset, length, flags)
+
+    def _check_allocation(self, fid: Fid, flags: int) -> None:
         self._refuse_if_read_only()
         self._flags.check_allocation(fid, flags)
         if not self.volume.space_ways.has(flags):
             raise refusal(errno.EOPNOTSUPP)
+
+    async def _fallocate_ahead(
+        self, who: Caller, fid: Fid, offset: int, length: int, flags: int
+    ) -> Body:
+        descriptor, seq = partial(self._tree.writable, fid), self._last_seq(fid)
+        taken: Seq | None = None
+        for is_all in self.volume.space_ways.take_ahead(descriptor, offset, length):
+            taken = seq if is_all else None
+            await trio.lowlevel.checkpoint()
+        await may_end_here()
+        self._check_allocation(fid, flags)
+        return await awaited(self._fallocate(who, fid, offset, length, flags, taken))
+
+    @changing
+    def _fallocate(
+        self, who: Caller, fid: Fid, offset: int, length: int, flags: int, taken: Seq | None
+    ) -> Body:
+        """*taken*: the space is, if that is still the file's last entry."""
         mode = os.fstat(self._tree.writable(fid)).st_mode
         operation = resolve.allocation(fid, flags, offset, length, mode)
-        self._change(operation, who)
+        space = self.volume.applier.space
+        space.taken = operation if taken == self._last_seq(fid) else None
+        try:
+            self._change(operation, who)
+        finally:
+            space.taken = None
         if operation.mode is not None:
             forget_attributes(fid)
         return DONE

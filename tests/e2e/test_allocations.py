@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -181,6 +182,38 @@ def test_a_full_disk_refuses_and_a_hole_makes_room(tmp_path: Path) -> None:
         assert file.read_bytes() == bytes(8 * _MIB)
         assert os.statvfs(disk).f_bfree * os.statvfs(disk).f_frsize >= 8 * _MIB
         assert _allocate(file, 0, 0, 4 * _MIB) == ""
+        layer.stop()
+        assert "ERROR" not in layer.words()
+
+
+def test_others_are_served_while_much_is_allocated(tmp_path: Path) -> None:
+    """tmpfs takes some tenths of a second for 512 MiB."""
+    with (
+        filesystem("tmpfs", tmp_path, "memory", 2048) as memory,
+        Layer(tmp_path, backing=memory / "backing") as layer,
+    ):
+        layer.start()
+        file = layer.mountpoint / "file"
+        file.touch()
+        done = threading.Event()
+
+        def allocate() -> None:
+            assert _allocate(file, 0, 3, 512 * _MIB) == ""
+            done.set()
+
+        caller = threading.Thread(target=allocate)
+        caller.start()
+        served = 0
+        while not done.is_set():
+            (layer.mountpoint / f"other{served}").touch()
+            served += 1
+        caller.join()
+        assert served > 5
+        assert file.stat().st_size == 512 * _MIB + 3
+        assert (layer.backing / "file").stat().st_blocks * 512 >= 512 * _MIB
+        # More than there is leaves nothing behind.
+        assert _allocate(file, 0, 0, 3 << 30) == "ENOSPC"
+        assert file.stat().st_size == 512 * _MIB + 3
         layer.stop()
         assert "ERROR" not in layer.words()
 

@@ -22,6 +22,8 @@ Sections and defaults::
     compress_level = 3                  # zstd, 1 to 19
     flush_interval_seconds = 1.0        # the journal is flushed at least this often
     checkpoint_interval_seconds = 10.0  # so is the backing
+    # keep_bytes = "64GiB"              # 'prune' lets go segments that a verified version stands
+    # keep_days = 30.0                  # for, beyond so much, or older; both unset: none
 
     [replication]
     listen = "0.0.0.0:7710"             # where other nodes connect to; unset: where --listen
@@ -127,6 +129,8 @@ class JournalConfig(_Section):
     compress_level: Annotated[int, Field(ge=1, le=19)] = 3
     flush_interval_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
     checkpoint_interval_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    keep_bytes: Annotated[Bytes, Field(ge=0)] | None = None
+    keep_days: Annotated[float, Field(ge=0)] | None = None
 
 
 def _freeze(value: Any) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from fusejournal.admin.source import JournalSource
+from fusejournal.admin.source import JournalSource, with_base
 from fusejournal.control.reply import Reply
 from fusejournal.errors import FusejournalError
 from fusejournal.history.query import find_newest
@@ -131,7 +131,7 @@ class BranchSource(JournalSource):
     """The history that ends with *branch*. Paths are typed as those of the volume *state*."""
 
     def __init__(self, state: VolumeState, branch: Branch) -> None:
-        super().__init__(f"branch {branch.name}", branch.whole_reader(), state)
+        super().__init__(f"branch {branch.name}", with_base(branch.whole_reader(), state), state)
         self._head_seq = branch.head.seq
 
     def committed_head(self) -> Seq:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fusejournal.admin.prune_journal import JournalPlan, JournalPruning
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.config import find_config
 from fusejournal.node.spec import load_checked
@@ -13,6 +14,7 @@ from fusejournal.objects.service import do_not_wait
 from fusejournal.objects.store import ObjectTraffic
 from fusejournal.replication.local_node import node_name
 from fusejournal.types import Seq
+from fusejournal.versions.bases import pinned_keys
 from fusejournal.versions.collect import Collected, collect
 from fusejournal.versions.create import delete_version
 from fusejournal.versions.manifest import Version, protected_keys
@@ -38,6 +40,7 @@ class PrunePlan:
     verdicts: tuple[PolicyVerdict, ...]
     """All versions, by seq."""
     lost: tuple[LostMoment, ...]
+    journal: JournalPlan
 
     @property
     def going(self) -> list[Version]:
@@ -55,6 +58,7 @@ class PrunePlan:
                 {"seq": one.seq, "nearest_earlier": one.earlier, "nearest_later": one.later}
                 for one in self.lost
             ],
+            "journal": self.journal.to_json(),
             "freed_bytes": collected.removed_bytes,
             "waiting_for": [worker.node for worker in collected.waiting_for],
         }
@@ -75,28 +79,37 @@ class Pruning:
         self._versions = VolumeVersions(volume, waiting, config)
         self.name = self._versions.name
         self._config = load_checked(config or find_config(self.name))
+        self._journal = JournalPruning(self._versions, self._config.journal)
 
     def traffic(self) -> ObjectTraffic | None:
         """Returns what went to and came from the store, if it is a far one that was opened."""
         return self._versions.traffic()
 
     def plan(self) -> PrunePlan:
-        """Returns what would go. Raises StoreDamagedError, StoreError."""
+        """Returns what would go. Raises JournalDamagedError, StoreDamagedError, StoreError,
+        FusejournalError."""
+        journal = self._journal.plan()
         listed = self._versions.all()
         protected = {one.version.key for one in listed if one.is_protected}
-        verdicts = judge([one.version for one in listed], self._config.versions, protected)
-        return PrunePlan(tuple(verdicts), tuple(self._lost(verdicts)))
+        versions = [one.version for one in listed]
+        bases = pinned_keys(self._versions.store())
+        verdicts = judge(versions, self._config.versions, protected, bases)
+        return PrunePlan(tuple(verdicts), tuple(self._lost(verdicts, journal.base_seq)), journal)
 
-    def _lost(self, verdicts: list[PolicyVerdict]) -> list[LostMoment]:
-        """Returns the moments of versions that go where the journal does not tell them either."""
+    def _lost(self, verdicts: list[PolicyVerdict], base_seq: Seq) -> list[LostMoment]:
+        """Returns the moments of versions that go where the journal, which then begins after entry
+        *base_seq*, does not tell them either."""
         first_seq = self._versions.source.reader.first_seq
         kept = [one.version.seq for one in verdicts if one.stays]
-        begins = [Seq(0)] if first_seq == 1 else [seq for seq in kept if seq >= first_seq - 1]
+        begins = [base_seq] if base_seq or first_seq == 1 else []
+        begins += [seq for seq in kept if seq >= first_seq - 1]
         found = []
         for one in verdicts:
             seq = one.version.seq
             if one.stays or (begins and begins[0] <= seq):
                 continue
+            if base_seq:
+                kept = sorted({*kept, base_seq})
             earlier = max((other for other in kept if other < seq), default=None)
             later = min((other for other in kept if other > seq), default=None)
             found.append(LostMoment(seq, earlier, later))
@@ -110,12 +123,15 @@ class Pruning:
         return collect(store, node_name(self.name), progress, dry_run=True, without=keys)
 
     def carry_out(self, plan: PrunePlan, progress: Progress) -> Collected:
-        """Delete the versions that go, but for one that somebody has protected meanwhile, and
-        collect the store. Stopped at any point, it is gone on with by the next pruning. Raises
-        BusyError, StoreDamagedError, StoreFullError, StoreError."""
+        """Have the beginning of the journal go, once a version stands for it; delete the versions
+        that go, but for those that are protected or stand for a journal by now; and collect the
+        store. Stopped at any point, it is gone on with by the next pruning. Raises what
+        JournalPruning.carry_out raises; BusyError, StoreDamagedError, StoreFullError,
+        StoreError."""
+        self._journal.carry_out(plan.journal, progress)
         store = self._versions.store(writing=True)
         node = node_name(self.name)
         for version in plan.going:
-            if version.key not in protected_keys(store):
+            if version.key not in protected_keys(store) | pinned_keys(store):
                 delete_version(store, version, node)
         return collect(store, node, progress)

@@ -253,18 +253,24 @@ def open_source(text: str) -> JournalSource:
             raise
         state = None
     if state is not None:
-        reader = JournalReader(state.journal_dir, state.uuid)
-        if (base := load_base(state.directory)) is not None:
-            # Only here: other volumes' commands need not load the libraries of versions.
-            from fusejournal.versions.base_tree import open_base_tree
-
-            reader.base = open_base_tree(state.directory, base)
+        reader = with_base(JournalReader(state.journal_dir, state.uuid), state)
         source = JournalSource(state.name, reader, state)
     else:
         source = JournalSource(text, JournalReader(_find_segments([text])), None)
     if not source.reader.segments():
         raise JournalError(f"{source.name}: there is no journal yet")
     return source
+
+
+def with_base(reader: JournalReader, state: VolumeState) -> JournalReader:
+    """Returns *reader*, of the journal of *state*, which knows by now what that begins with. Raises
+    JournalError."""
+    if (base := load_base(state.directory)) is not None:
+        # Only here: other volumes' commands need not load the libraries of versions.
+        from fusejournal.versions.base_tree import open_base_tree
+
+        reader.base = open_base_tree(state.directory, base)
+    return reader
 
 
 def open_reader(texts: Sequence[str]) -> JournalReader:

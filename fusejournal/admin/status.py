@@ -3,10 +3,12 @@
 import os
 import shutil
 from dataclasses import replace
+from typing import Any
 
 from fusejournal.admin.live import live_status
 from fusejournal.disk import mounts
 from fusejournal.errors import JournalError, NotRunningError
+from fusejournal.journal.base import JournalBase, load_base
 from fusejournal.journal.branches import occupied_by_branches
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment_writer import JournalOptions
@@ -54,9 +56,10 @@ def _status_from_disk(state: VolumeState, condition: str, pid: int | None) -> Vo
             f"its mount is dead: 'fusejournal mount {state.name}' makes it anew, "
             f"'fusejournal umount {state.name}' takes it away"
         )
-    journal = None
+    journal = base = None
     clean = True
     try:
+        base = load_base(state.directory)
         if any(state.journal_dir.glob("*.fj*")):
             is_mirror = state.is_mirror
             page = None
@@ -114,7 +117,12 @@ def _status_from_disk(state: VolumeState, condition: str, pid: int | None) -> Vo
         checkpoint_seq=journal.head_seq if clean and not state.is_mirror else None,
         journal_bytes=journal.total_bytes,
         segments=journal.segment_count,
+        **_covered(base),
     )
+
+
+def _covered(base: JournalBase | None) -> dict[str, Any]:
+    return {} if base is None else {"base_seq": base.seq, "base_time_ns": base.time_ns}
 
 
 def _unfinished(state: VolumeState) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from fusejournal.admin.prune import LostMoment, PrunePlan, Pruning
+from fusejournal.admin.prune_journal import JournalPlan
 from fusejournal.cli import text
 from fusejournal.cli.interrupts import raise_interrupt
 from fusejournal.cli.replay import watched
@@ -25,11 +26,18 @@ _NICE = 19
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def prune(volume: str, dry_run: bool, config: Path | None, as_json: bool) -> None:
-    """Delete those versions of VOLUME that the policy in its configuration ([versions]) does not
-    keep, and free what they alone had in the store.
+    """Let go what the policy in VOLUME's configuration does not keep: of the journal ([journal],
+    keep_bytes and keep_days), and of its versions ([versions]), with what these alone had in the
+    store.
 
-    The newest version, what is protected and what has a name always stay. It works at low
-    priority, beside everything else; stopped at any point, it goes on when it is given again.
+    Before a part of the journal goes a version is made that stands for it, and all of it is read
+    back. What a peer has not got yet stays, and so does what came after the oldest mark or before
+    the backing was flushed; --dry-run says what holds it back. Of the versions the newest, the
+    journal's base, what is protected and what has a name always stay. Afterwards any moment from
+    the base on can be restored, and before it those of versions.
+
+    It works at low priority, beside everything else; stopped at any point, it goes on when it is
+    given again.
 
     \b
     Examples:
@@ -56,8 +64,20 @@ def _show_plan(plan: PrunePlan, *, dry_run: bool) -> None:
             when = text.moment(one.version.time_ns)[:19].replace("T", " ")
             name = f" ({one.version.name})" if one.version.name else ""
             text.echo(f"{one.version.seq:>12}  {when}  {why}{name}")
+    _show_journal(plan.journal, dry_run=dry_run)
     for lost in plan.lost:
         text.echo(_lost_line(lost, dry_run=dry_run))
+
+
+def _show_journal(plan: JournalPlan, *, dry_run: bool) -> None:
+    for why in plan.held_by:
+        text.echo(f"the journal is held back: {why}")
+    if plan.segments:
+        text.echo(
+            f"of the journal {text.count(plan.segments, 'segment')} with {text.size(plan.bytes)} "
+            f"{'would go' if dry_run else 'went'}: any moment from seq {plan.base_seq} on can be "
+            "restored then, and before it those of versions"
+        )
 
 
 def _lost_line(lost: LostMoment, *, dry_run: bool) -> str:

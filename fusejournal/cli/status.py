@@ -194,6 +194,9 @@ def _show(one: VolumeStatus, waiting: Sequence[PeerInfo]) -> None:
         ),
         ("disk left", f"{text.size(one.disk_free_bytes)} for the journal"),
     ]
+    if one.base_seq is not None:
+        when = text.moment(one.base_time_ns or 0)[:19].replace("T", " ")
+        lines.append(("covers", f"seq {one.base_seq:,} ({when}) and later; before: versions"))
     if one.limits is not None:
         lines.append(("holds", ", ".join(one.limits.describe())))
     if one.replication is not None:

@@ -60,6 +60,16 @@ class JournalBase:
         """The position of its last entry."""
         return Position(self.epoch, self.seq, self.chain)
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns what is in the record, but for its format and check."""
+        raw = asdict(self)
+        return {**raw, "uuid": str(self.uuid), "chain": f"{self.chain:016x}"}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> "JournalBase":
+        """Returns the base that *raw* tells. Raises what UNREADABLE_JSON has."""
+        return cls(**{**raw, "uuid": UUID(raw["uuid"]), "chain": int(raw["chain"], 16)})
+
 
 def base_path(state_dir: Path) -> Path:
     """Returns where the record of a volume's base is, if it has one."""
@@ -77,7 +87,7 @@ def load_base(state_dir: Path) -> JournalBase | None:
             raise JournalError(f"{path}: written by a newer version of fusejournal: upgrade this")
         if check != _check_of(raw):
             raise ValueError("its check is another")
-        return JournalBase(**{**raw, "uuid": UUID(raw["uuid"]), "chain": int(raw["chain"], 16)})
+        return JournalBase.from_json(raw)
     except FileNotFoundError:
         return None
     except UNREADABLE_JSON as error:
@@ -89,8 +99,7 @@ def load_base(state_dir: Path) -> JournalBase | None:
 
 def save_base(state_dir: Path, base: JournalBase) -> None:
     """Have *base* be the base, durably, in one step. Raises OSError: all is as before then."""
-    raw = asdict(base)
-    raw["uuid"], raw["chain"] = str(base.uuid), f"{base.chain:016x}"
+    raw = base.to_json()
     content = json.dumps({"format": _FORMAT, **raw, "check": _check_of(raw)}, indent=1).encode()
     write_atomically("journal.base", base_path(state_dir), content, Outlives.MACHINE)
 

@@ -102,6 +102,13 @@ class SealedSegments:
         self._forms.pop()
         self._lacking_index.pop(self._end_seq, None)
 
+    def remove_first(self, seq: Seq) -> None:
+        """Remove those with entries up to *seq* alone from the list, because they are gone."""
+        count = bisect_right(self._first_seqs, seq)
+        for first_seq in self._first_seqs[:count]:
+            self._lacking_index.pop(Seq(first_seq), None)
+        del self._first_seqs[:count], self._sizes[:count], self._forms[:count]
+
     def mend(self, durable_seq: Seq) -> None:
         """Finish what a process or machine that stopped had begun: every segment but the last gets
         its exact size, the plain file of a compressed one goes, and so does what is half made. What

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +27,7 @@ import trio
 
 from fusejournal.control.server import serve_control
 from fusejournal.disk import mounts
+from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.errors import (
     DemotionRefusedError,
     FusejournalError,
@@ -34,14 +36,16 @@ from fusejournal.errors import (
     MountError,
     UsageError,
 )
+from fusejournal.journal.base import JournalBase
 from fusejournal.journal.branches import BranchLimits, tend_branches
 from fusejournal.layer.handshake import Handshake
 from fusejournal.layer.replies import WAITING_MAX
 from fusejournal.layer.request_loop import RequestLoop
 from fusejournal.nfs import exports
-from fusejournal.node.assemble import LayerParts, ServingParts, StartParts
+from fusejournal.node.assemble import LayerParts, ServingParts, StartParts, open_base
 from fusejournal.node.handoffs import Handoffs
 from fusejournal.node.hooks import RoleHooks
+from fusejournal.node.journal_limits import PruningRefusedError, install_base
 from fusejournal.node.metrics import serve_metrics
 from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import VolumeState, join_volume, remember_listen
@@ -56,6 +60,7 @@ from fusejournal.roles.plan import PromotionPlan
 from fusejournal.roles.promote import Promotion
 from fusejournal.roles.role import Event, Role
 from fusejournal.types import Reign, reign_of_text
+from fusejournal.volume.durability import Durability
 from fusejournal.volume.marks import MarkPlace, make_mark
 from fusejournal.volume.volume import HELD
 
@@ -202,6 +207,8 @@ class Node:
             "remounted": remounted,
             "exported": self._exported,
         }
+        if not self._spec.read_only and not self.state.is_mirror:
+            commands["prune"] = partial(self._prune, parts.durability)
         progress = {"promote": self._promotion_progress}
         async with trio.open_nursery() as nursery:
             self._tasks = nursery
@@ -222,6 +229,25 @@ class Node:
             nursery.start_soon(self._say_ready, layer)
             await layer.loop.run()
             nursery.cancel_scope.cancel()
+
+    async def _prune(self, durability: Durability, request: dict[str, Any]) -> dict[str, Any]:
+        """Have the journal begin after the base that *request* tells."""
+        try:
+            base = JournalBase.from_json(request["base"])
+        except UNREADABLE_JSON as error:
+            raise PruningRefusedError(f"no base: {error}") from None
+        records = self._replication.records() if self._replication is not None else []
+        acked = {record.name: record.acked_seq for record in records}
+        volume, state = self._startup.volume, self.state
+        # Nothing else is done to sealed segments meanwhile; and what has begun is not broken off.
+        async with durability.tending:
+            with trio.CancelScope(shield=True):
+                count = await trio.to_thread.run_sync(
+                    install_base, state, base, self._startup.page, acked.get
+                )
+            volume.journal.sealed.remove_first(base.seq)
+            volume.journal.reader.base = open_base(state.directory, base)
+        return {"segments": count}
 
     def _remember_listen(self) -> None:
         """It works: later mounts are to do the same."""

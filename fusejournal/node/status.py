@@ -54,6 +54,7 @@ class StatusPage:
         live."""
         volume, spec, tasks = self._startup.volume, self._spec, self._durability
         journal, replication = volume.journal, self._replication
+        base = journal.reader.base
         return VolumeStatus(
             name=spec.name,
             uuid=str(journal.uuid),
@@ -84,6 +85,8 @@ class StatusPage:
                 seconds=round(tasks.waits.seconds, 6),
             ),
             replication=replication.status() if replication is not None else None,
+            base_seq=base.base.seq if base is not None else None,
+            base_time_ns=base.base.time_ns if base is not None else None,
             branches=self._branches(),
             degraded=tuple(self._degraded()),
             repairs=tuple(self._startup.repairs),

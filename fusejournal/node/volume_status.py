@@ -40,7 +40,9 @@ class VolumeStatus(Reply):
     can fill, or only a journal that can be read; those of flushes have no key in JSON where no
     layer is running."""
 
-    OMITTED: ClassVar[frozenset[str]] = frozenset({"flush_seconds", "flushes", "waits", "branches"})
+    OMITTED: ClassVar[frozenset[str]] = frozenset(
+        {"flush_seconds", "flushes", "waits", "branches", "base_seq", "base_time_ns"}
+    )
     NESTED: ClassVar[Mapping[str, type[Reply]]] = {
         "waits": FlushWaits,
         "limits": BackingLimits,
@@ -81,6 +83,11 @@ class VolumeStatus(Reply):
     waits: FlushWaits | None = None
     replication: ReplicationStatus | None = None
     """None in a read-only mount."""
+    base_seq: int | None = None
+    """The journal's base: any moment from this entry on can be restored. None where it begins with
+    the first entry."""
+    base_time_ns: int | None = None
+    """The time of that entry."""
     branches: BranchesStatus | None = None
     """All that is kept of histories that lost; None from a layer of a version before."""
     degraded: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from fusejournal.errors import JournalError, UsageError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.objects.store import ObjectStore
 from fusejournal.types import Seq
+from fusejournal.versions.bases import pinned_keys
 from fusejournal.versions.blocks import BlockWriter
 from fusejournal.versions.builder import Progress, Trees, build_trees, no_trees
 from fusejournal.versions.chunker import RULE
@@ -173,10 +174,15 @@ def trees_at(
 
 
 def delete_version(store: ObjectStore, version: Version, node: str) -> None:
-    """Deletes *version*. Raises BusyError while a collection is under way, which relies on all
-    versions that it has seen; StoreError."""
+    """Deletes *version*. Raises UsageError where a journal relies on it; BusyError while a
+    collection is under way, which relies on all versions that it has seen; StoreError."""
     me = register(store, "deleter", node)
     try:
+        if version.key in pinned_keys(store):
+            raise UsageError(
+                f"version {version.shown_name} stands for the beginning of a journal that was "
+                "pruned: nothing else tells what was there then"
+            )
         if open_plan(store) is not None:
             raise BusyError(
                 store.where, "a collection is under way: 'version collect' goes on with it"

@@ -136,6 +136,8 @@ class Durability:
         self._in_place = 0
         """Flushes made in place since a thread made one."""
         self._without_index: set[Path] = set()
+        self.tending = trio.Lock()
+        """Held by who works on sealed segments, or removes some."""
         self._compress_again_at = 0.0
         self._tend_failure: str | None = None
         self.waits = Waits()
@@ -380,7 +382,8 @@ class Durability:
             if self.hooks.has_backlog():
                 continue
             try:
-                await self._tend_once()
+                async with self.tending:
+                    await self._tend_once()
                 failure = None
             except* OSError as errors:
                 # Nothing is lost by it: it is tried again, and what writes the journal finds out

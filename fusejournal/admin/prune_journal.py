@@ -1,0 +1,188 @@
+"""Pruning of a journal's beginning: how far the policy and all that relies on it let it go, and
+having a verified version stand for it first. The layer need not be running."""
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from fusejournal.admin.live import ask_layer, live_status
+from fusejournal.admin.versions import VolumeVersions
+from fusejournal.config import JournalConfig
+from fusejournal.errors import NotRunningError
+from fusejournal.journal.base import JournalBase
+from fusejournal.journal.segment import first_seq_of, list_segments
+from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.journal.window import PrunableSegment, beyond_window, prunable_segments
+from fusejournal.node.holding import hold_volume
+from fusejournal.node.journal_limits import JournalLimit, install_base, journal_limits
+from fusejournal.node.state_dir import load_state
+from fusejournal.objects.store import ObjectStore
+from fusejournal.operations import Kind, Mark
+from fusejournal.replication.local_node import node_name
+from fusejournal.types import Seq
+from fusejournal.versions.bases import keys_pinned_by, pin, unpin
+from fusejournal.versions.blocks import BlockReader
+from fusejournal.versions.create import create_version
+from fusejournal.versions.manifest import Version
+from fusejournal.versions.verify import verify_version
+
+_DAY_NS = 86_400 * 10**9
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class JournalPlan:
+    """The part of a journal that goes."""
+
+    wanted_seq: Seq
+    """The last entry beyond the policy's window; 0 if it has none."""
+    base_seq: Seq
+    """The last entry that goes; that of the base there is, if nothing does."""
+    segments: int
+    bytes: int
+    """The bytes that these occupy."""
+    held_by: tuple[str, ...]
+    """All that keeps entries that are beyond the window."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what ``prune --json`` prints of it."""
+        return {
+            "up_to_seq": self.base_seq if self.segments else None,
+            "segments": self.segments,
+            "bytes": self.bytes,
+            "held_by": list(self.held_by),
+        }
+
+
+class JournalPruning:
+    """Pruning of the journal of a volume with *versions*, by *policy*."""
+
+    def __init__(self, versions: VolumeVersions, policy: JournalConfig) -> None:
+        self._versions = versions
+        self._policy = policy
+        self._state = versions.state
+
+    def plan(self) -> JournalPlan:
+        """Returns what would go. Raises JournalDamagedError, FusejournalError, OSError."""
+        segments = prunable_segments(self._versions.source.reader)
+        policy = self._policy
+        keep_ns = None if policy.keep_days is None else int(policy.keep_days * _DAY_NS)
+        wanted_seq = beyond_window(segments, time.time_ns(), policy.keep_bytes, keep_ns)
+        limits = self._limits() if wanted_seq else []
+        limit_seq = min([wanted_seq, *(one.seq for one in limits)])
+        going = [one for one in segments if one.last_seq <= limit_seq]
+        base_seq = going[-1].last_seq if going else self._known_base_seq
+        if going:
+            limits += self._marks(base_seq)
+            base_seq, going = self._below(segments, min(base_seq, *_seqs(limits)))
+        return JournalPlan(
+            wanted_seq,
+            base_seq,
+            len(going),
+            sum(one.size for one in going),
+            tuple(one.why for one in limits if one.seq < wanted_seq),
+        )
+
+    def _below(
+        self, segments: list[PrunableSegment], seq: Seq
+    ) -> tuple[Seq, list[PrunableSegment]]:
+        going = [one for one in segments if one.last_seq <= seq]
+        return (going[-1].last_seq if going else self._known_base_seq), going
+
+    @property
+    def _known_base_seq(self) -> Seq:
+        base = self._versions.source.reader.base
+        return base.base.seq if base is not None else Seq(0)
+
+    def _limits(self) -> list[JournalLimit]:
+        state = self._state
+        acked: dict[str, Seq] = {}
+        try:
+            replication = live_status(state).replication
+            for peer in replication.peers if replication is not None else ():
+                acked[peer.name] = Seq(peer.acked_seq)
+        except NotRunningError:
+            pass
+        with closing(WatermarkPage(state.watermarks, state.created_ns)) as page:
+            return list(journal_limits(state, page, acked.get))
+
+    def _marks(self, base_seq: Seq) -> list[JournalLimit]:
+        """Returns the oldest mark up to entry *base_seq*: what a person has named stays."""
+        lookup = self._versions.source.lookup
+        for span in lookup.segments(to_seq=Seq(base_seq + 1)):
+            if not lookup.index(span).has_kind(1 << Kind.MARK):
+                continue
+            for entry in lookup.reader.read(span.first_seq, span.end_seq):
+                if isinstance(entry.operation, Mark):
+                    why = f"mark {entry.operation.name!r} is entry {entry.seq}"
+                    return [JournalLimit(Seq(entry.seq - 1), why)]
+        return []
+
+    def carry_out(self, plan: JournalPlan, progress: Progress) -> JournalPlan:
+        """Have a version stand for what goes, read all of it back, and then have it go. Returns
+        *plan*. Raises what create_version and verify_version raise, with nothing gone;
+        PruningRefusedError, BusyError, StoreError, FusejournalError, OSError."""
+        if not plan.segments:
+            self._finish()
+            return plan
+        store = self._versions.store(writing=True)
+        version = create_version(
+            store,
+            self._versions.source.reader,
+            plan.base_seq,
+            "",
+            node_name(self._state.name),
+            time.time_ns(),
+            progress,
+        ).version
+        owner = self._state.created_ns
+        pin(store, version, owner)
+        # Of what is in the store by now, nothing is taken on trust.
+        fresh = BlockReader(self._versions.store())
+        verify_version(fresh, version, progress, with_data=True)
+        self._install(_base_of(version, self._versions.kept.place.id))
+        self._unpin_others(store, version, owner)
+        return plan
+
+    def _finish(self) -> None:
+        """Have what an earlier pruning left go, if it was stopped once its base was there."""
+        base = self._versions.source.reader.base
+        left = list_segments(self._state.journal_dir)[:1]
+        if base is not None and left and first_seq_of(left[0]) <= base.base.seq:
+            self._install(base.base)
+
+    def _install(self, base: JournalBase) -> None:
+        state = self._state
+        try:
+            ask_layer(state, "prune", base=base.to_json())
+        except NotRunningError:
+            with hold_volume(state):
+                state = load_state(state.directory)
+                with closing(WatermarkPage(state.watermarks, state.created_ns)) as page:
+                    install_base(state, base, page)
+
+    def _unpin_others(self, store: ObjectStore, version: Version, owner: int) -> None:
+        for key in keys_pinned_by(store, owner) - {version.key}:
+            unpin(store, key, owner)
+
+
+def _seqs(limits: list[JournalLimit]) -> list[Seq]:
+    return [one.seq for one in limits]
+
+
+def _base_of(version: Version, store_id: str) -> JournalBase:
+    return JournalBase(
+        version.uuid,
+        version.epoch,
+        version.seq,
+        version.chain,
+        version.time_ns,
+        version.key,
+        store_id,
+        version.inodes.hex(),
+        version.names.hex(),
+        version.next_fid,
+        version.content_bytes,
+    )

@@ -1,0 +1,45 @@
+"""The window of a journal that a policy keeps: how much of its beginning is beyond it."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.segment import first_seq_of
+from fusejournal.types import Seq
+
+
+class PrunableSegment(NamedTuple):
+    """A segment that another follows."""
+
+    path: Path
+    last_seq: Seq
+    size: int
+    """The bytes that it occupies."""
+    ended_ns: int
+    """The time by which all of it was written."""
+
+
+def prunable_segments(reader: JournalReader) -> list[PrunableSegment]:
+    """Returns the segments that others follow, in order. Raises JournalDamagedError, OSError."""
+    paths = reader.segments()
+    found = []
+    for path, following in pairwise(paths):
+        header, _ = reader.beginning(following)
+        last_seq = Seq(first_seq_of(following) - 1)
+        found.append(PrunableSegment(path, last_seq, path.stat().st_size, header.time_ns))
+    return found
+
+
+def beyond_window(
+    segments: list[PrunableSegment], now_ns: int, keep_bytes: int | None, keep_ns: int | None
+) -> Seq:
+    """Returns the last entry of those *segments*, which are in order, that are older than *keep_ns*
+    at *now_ns*, or beyond the newest *keep_bytes*; 0 if there are none. Pure."""
+    kept_bytes = 0
+    for segment in reversed(segments):
+        kept_bytes += segment.size
+        is_old = keep_ns is not None and segment.ended_ns < now_ns - keep_ns
+        if is_old or (keep_bytes is not None and kept_bytes > keep_bytes):
+            return segment.last_seq
+    return Seq(0)

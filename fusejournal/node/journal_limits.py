@@ -1,0 +1,99 @@
+"""The entries up to which a journal may be pruned: what holds it back, and the removal itself.
+
+Asked by the command that prunes, of what is on disk, for its plan; and by who holds the volume, its
+layer if one runs, right before segments go."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from fusejournal.errors import FusejournalError
+from fusejournal.journal.base import JournalBase, load_base, save_base
+from fusejournal.journal.branches import list_branches
+from fusejournal.journal.drop import drop_segments
+from fusejournal.journal.segment import BadFrameError, SegmentReader, first_seq_of, list_segments
+from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.node.state_dir import VolumeState, save_state
+from fusejournal.replication.peers import PeerBook
+from fusejournal.types import Seq
+from fusejournal.volume.checkpoint import CheckpointFile
+from fusejournal.volume.rollback import load_rollback
+
+_NOTHING: Final = Seq(0)
+
+
+class PruningRefusedError(FusejournalError):
+    """The journal cannot be pruned so far."""
+
+    exit_code = 45
+
+
+class JournalLimit(NamedTuple):
+    """A reason that holds a journal back, and the last entry that may go in spite of it."""
+
+    seq: Seq
+    why: str
+
+
+def journal_limits(
+    state: VolumeState,
+    page: WatermarkPage,
+    acked: Callable[[str], Seq | None] = lambda _: None,
+) -> Iterator[JournalLimit]:
+    """Yields all that holds the journal of *state* back, whatever the policy. *page*: its
+    watermarks; *acked*: what a peer has acknowledged, where more is known than the book has. Raises
+    FusejournalError, OSError."""
+    if state.is_mirror:
+        yield JournalLimit(_NOTHING, "it is a mirror's, which is not pruned yet")
+    if load_rollback(state.directory) is not None:
+        yield JournalLimit(_NOTHING, "a rejoin has begun")
+    checkpoint_seq = CheckpointFile(state.directory / "checkpoint", page).load().seq
+    # (After the loss of the machine, what the root tells decides whether the backing is too old.)
+    on_disk = min(checkpoint_seq, page.rooted_seq)
+    yield JournalLimit(on_disk, f"the backing is on its disk up to entry {on_disk}")
+    for peer in PeerBook.load(state.directory).list():
+        if peer.address is None or peer.needs_copy is not None:
+            continue
+        known = acked(peer.name)
+        seq = peer.acked_seq if known is None else known
+        yield JournalLimit(seq, f"peer {peer.name} has entries up to {seq}")
+    for branch in list_branches(state.directory):
+        seq = Seq(branch.parted.seq - 1)
+        yield JournalLimit(seq, f"branch {branch.name} parts after entry {branch.parted.seq}")
+
+
+def install_base(
+    state: VolumeState,
+    base: JournalBase,
+    page: WatermarkPage,
+    acked: Callable[[str], Seq | None] = lambda _: None,
+) -> int:
+    """Have the journal of *state* begin after *base*, a version of which was verified, and remove
+    the segments before; for who holds the volume. Killed at any step, it is as before, or the next
+    start goes on. Returns how many segments went. Raises PruningRefusedError, with nothing changed;
+    FusejournalError, OSError."""
+    known = load_base(state.directory)
+    if known is not None and known.seq > base.seq:
+        raise PruningRefusedError(f"the journal begins after entry {known.seq} already")
+    for limit in journal_limits(state, page, acked):
+        if limit.seq < base.seq:
+            raise PruningRefusedError(f"entries up to {base.seq} cannot go: {limit.why}")
+    _check_follows(state.journal_dir, base)
+    save_base(state.directory, base)
+    save_state(state)  # of the format that a program which knows no base refuses
+    return drop_segments(state.journal_dir, base.seq)
+
+
+def _check_follows(directory: Path, base: JournalBase) -> None:
+    """Raises PruningRefusedError unless a segment begins right behind *base*."""
+    for path in list_segments(directory):
+        if first_seq_of(path) != base.seq + 1:
+            continue
+        try:
+            with closing(SegmentReader(path)) as reader:
+                if (reader.header.uuid, reader.header.chain_before) == (base.uuid, base.chain):
+                    return
+        except BadFrameError as bad:
+            raise bad.in_segment(path) from None
+    raise PruningRefusedError(f"no segment of {directory} follows entry {base.seq} of this history")

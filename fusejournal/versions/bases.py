@@ -1,0 +1,57 @@
+"""Versions that stand for the beginning of a journal: while one does, nobody may delete it, on any
+node. A pin is an empty object "bases/UUID-SEQ-CHAIN-OWNER": the key of the version, and the number
+of the state directory whose journal has this base (16 hex digits).
+
+Who pins looks afterwards whether somebody deletes just now, and whether the version is still there;
+who deletes tells that first (creators.py), and then looks for pins. So one of the two sees the
+other."""
+
+from collections.abc import Iterator
+
+from fusejournal.objects.store import ObjectStore, put_same
+from fusejournal.versions.creators import BusyError, workers
+from fusejournal.versions.manifest import Version, list_versions
+from fusejournal.versions.packs import StoreDamagedError
+
+_PREFIX = "bases/"
+
+
+def _name(key: str, owner: int) -> str:
+    return f"{_PREFIX}{key}-{owner:016x}"
+
+
+def pin(store: ObjectStore, version: Version, owner: int) -> None:
+    """Has nobody delete *version* while the journal of *owner* relies on it. Raises BusyError while
+    somebody deletes versions; StoreDamagedError where it is gone; StoreFullError, StoreError."""
+    put_same(store, _name(version.key, owner), b"")
+    for worker in workers(store):
+        if worker.work == "deleter":
+            unpin(store, version.key, owner)
+            raise BusyError(
+                store.where, f"{worker.node} is deleting versions (pid {worker.pid}): try again"
+            )
+    if version.key not in (one.key for one in list_versions(store, version.uuid)):
+        unpin(store, version.key, owner)
+        raise StoreDamagedError(store.where, f"version {version.shown_name} is gone")
+
+
+def unpin(store: ObjectStore, key: str, owner: int) -> None:
+    """Says that the journal of *owner* does not rely on the version *key* any more. Raises
+    StoreError."""
+    store.remove(_name(key, owner))
+
+
+def pinned_keys(store: ObjectStore) -> frozenset[str]:
+    """Returns the keys of versions that a journal relies on. Raises StoreError."""
+    return frozenset(key for key, _ in _pins(store))
+
+
+def keys_pinned_by(store: ObjectStore, owner: int) -> frozenset[str]:
+    """Returns the keys of those that *owner*'s relies on. Raises StoreError."""
+    return frozenset(key for key, other in _pins(store) if other == f"{owner:016x}")
+
+
+def _pins(store: ObjectStore) -> Iterator[tuple[str, str]]:
+    for name in store.names(_PREFIX):
+        key, _, owner = name.removeprefix(_PREFIX).rpartition("-")
+        yield key, owner

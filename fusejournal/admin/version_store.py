@@ -88,6 +88,8 @@ class VolumeStore:
         elif encrypt is not None and encrypt != bool(head.key_id):
             word = "encrypted" if head.key_id else "not encrypted"
             raise UsageError(f"{where} holds versions already, and is {word}: name another place")
+        if key is not None and not head.key_id:
+            raise UsageError(f"{where} is not encrypted: there is no key of it")
         if head.key_id:
             key = new_key or key or self.key()
             unsealed(store, head, key)

@@ -91,7 +91,10 @@ def test_what_is_kept_is_encrypted_and_is_the_same(state: Path, tmp_path: Path) 
     assert found["key_id"] in _run("store", "show", state)
     _fails(2, "and is encrypted", "store", "init", state, "--store", sealed, "--no-encrypt")
     (state / "store.json").unlink()
-    _fails(2, "is not encrypted", "store", "init", state, "--store", plain, "--encrypt")
+    init = ("store", "init", state, "--store", plain)
+    _fails(2, "is not encrypted", *init, "--encrypt")
+    (tmp_path / "key").write_text(found["recovery_key"])
+    _fails(2, "no key of it", *init, "--key-file", tmp_path / "key")
 
 
 def test_the_key_goes_out_and_comes_back(state: Path, tmp_path: Path) -> None:

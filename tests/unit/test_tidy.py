@@ -9,6 +9,7 @@ import subprocess
 import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from configparser import ConfigParser
 from functools import cache
 from pathlib import Path
 from textwrap import dedent
@@ -109,6 +110,44 @@ def test_the_map_names_every_room() -> None:
         names = {module.last_name for module in _modules()}
         names -= {"__init__", "__main__"}
         assert [name for name in sorted(names) if not _is_named(name, text)] == []
+
+
+def _section(page: str, name: str, upto: str) -> str:
+    text = (_PACKAGE / page).read_text()
+    return text.partition(f"\n## {name}\n")[2].partition(f"\n## {upto}\n")[0]
+
+
+def test_the_rows_of_the_map_are_the_contract() -> None:
+    contract = ConfigParser()
+    contract.read(_TOP / "setup.cfg")
+    rows = contract["importlinter:contract:layers"]["layers"].strip().split("\n")
+    page = _section("ARCHITECTURE.md", "The rows", "Rooms and modules")
+    shown = re.findall(r"^\| .*\| (`.*) \|$", page, re.MULTILINE)
+    found = [re.findall(r"`(\w+)`", row) for part in shown for row in part.split("; ")]
+    assert found == [row.split(" | ") for row in rows]
+
+
+def _defined() -> set[str]:
+    """The names that a walk may use: files by their last parts; classes and functions, alone or
+    with their class or module."""
+    found: set[str] = set()
+    for module in _modules():
+        parts = f"{module.name}.py".split("/")
+        found.update("/".join(parts[start:]) for start in range(len(parts)))
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                found |= {node.name, f"{module.last_name}.{node.name}"}
+            if isinstance(node, ast.ClassDef):
+                found |= {f"{node.name}.{one.name}" for one in _functions(node)}
+    return found
+
+
+def test_the_walks_name_what_is_there() -> None:
+    walks = _section("ARCHITECTURE.md", "A write", "Glossary")
+    names = set(re.findall(r"`@?([\w./]+)(?:\([^`]*\))?`", walks))
+    assert len(names) > 100
+    no_code = {name for name in names if name.startswith("STATE/")} | {"strict", "nfs"}
+    assert sorted(names - no_code - _defined()) == []
 
 
 def _errors() -> Iterator[type[FusejournalError]]:

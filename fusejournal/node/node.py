@@ -319,7 +319,7 @@ class Node:
         """End, and go on in the role that *event* leads to, with *reign*. Who waits for a change is
         refused."""
         self.next_role = event, reign
-        self._startup.volume.write_errno = errno.EROFS
+        self._startup.volume.refuse_changes()
         self._leave()
 
     def serve_held(self) -> None:
@@ -418,7 +418,7 @@ class Node:
             self._replication.quorum.close()  # no caller waits for mirrors any more
         volume = self._startup.volume
         if volume.write_errno == HELD:
-            volume.write_errno = errno.EAGAIN  # of what was held nothing is done
+            volume.refuse_changes(errno.EAGAIN)  # of what was held nothing is done
         if self._loop is not None:
             self._loop.leave()
             self._loop.serve_held()

@@ -45,6 +45,9 @@ from fusejournal.wire.session import (
 _GREETING_SECONDS = 30.0
 _FAREWELL_SECONDS = 1.0
 
+Heed = Callable[[Claim, str], Awaitable[None]]
+"""Judges a claim of a peer, which is named; returns when what was seen of reigns is on the disk."""
+
 
 @dataclass(frozen=True)
 class MirrorSide:
@@ -68,7 +71,7 @@ class Inbound:
         local: LocalNode,
         volume: Volume,
         me: Callable[[], HandshakeState],
-        heed: Callable[[Claim, str], Awaitable[None]],
+        heed: Heed,
         mirror: MirrorSide | None,
         peers_changed: Callable[[], None],
     ) -> None:

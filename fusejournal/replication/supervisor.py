@@ -21,7 +21,7 @@ from fusejournal.journal.reader import END
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.replication.append_notifier import AppendNotifier
 from fusejournal.replication.claims import PrimaryClaims
-from fusejournal.replication.inbound import Inbound, MirrorSide
+from fusejournal.replication.inbound import Heed, Inbound, MirrorSide
 from fusejournal.replication.kept_signatures import KeptSignatures
 from fusejournal.replication.lag import LagMeter
 from fusejournal.replication.local_node import LocalNode
@@ -100,11 +100,10 @@ class Replication:
         )
         self._mirror: MirrorSide | None = None
         self.applier: MirrorApplier | None = None
-        self._heed: Callable[[Claim, str], Awaitable[None]]
         if mirroring is None:
-            self.durability = self._assemble_primary(make_durability)
+            self.durability, self._heed = self._assemble_primary(make_durability)
         else:
-            self.durability = self._assemble_mirror(mirroring, make_durability)
+            self.durability, self._heed = self._assemble_mirror(mirroring, make_durability)
         self._inbound = Inbound(
             local, volume, self.me, self._heed, self._mirror, self._peers_changed
         )
@@ -130,19 +129,20 @@ class Replication:
             insecure=local.insecure,
         )
 
-    def _assemble_primary(self, make_durability: Callable[[FlushHooks], Durability]) -> Durability:
+    def _assemble_primary(
+        self, make_durability: Callable[[FlushHooks], Durability]
+    ) -> tuple[Durability, Heed]:
         volume, quorum, fence = self._volume, self.quorum, self.local.fence
         if fence.words(volume.journal.epoch) is not None:
             quorum.fence()
         durability = make_durability(
             FlushHooks(quorum if self.local.config.mirrors else None, self._keep_uncompressed_from)
         )
-        self._heed = PrimaryClaims(fence, volume, quorum, durability, self._break_off).heed
-        return durability
+        return durability, PrimaryClaims(fence, volume, quorum, durability, self._break_off).heed
 
     def _assemble_mirror(
         self, mirroring: Mirroring, make_durability: Callable[[FlushHooks], Durability]
-    ) -> Durability:
+    ) -> tuple[Durability, Heed]:
         volume, watermarks = self._volume, mirroring.watermarks
         signatures = KeptSignatures(self.local.state_dir / "signatures")
         try:
@@ -177,8 +177,7 @@ class Replication:
         self._mirror = MirrorSide(
             receiver, signatures, lambda: watermarks.committed_seq, mirroring.take_over
         )
-        self._heed = receiver.heed
-        return durability
+        return durability, receiver.heed
 
     @property
     def receiver(self) -> Receiver | None:

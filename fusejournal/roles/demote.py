@@ -4,7 +4,6 @@ changes, and its mirrors have all that it has.
 Until the role itself changes, when the volume is closed (node/start.py), all of it can be taken
 back. Used from the event loop's thread."""
 
-import errno
 import logging
 from collections.abc import Sequence
 
@@ -45,7 +44,7 @@ class Demotion:
                 f"{volume.failure or 'it is to be read'}"
             )
         # From here to the end of the process, or of this call, the journal has no new entry.
-        volume.write_errno = errno.EROFS
+        volume.refuse_changes()
         is_done = False
         try:
             await replication.durability.flush()
@@ -60,8 +59,8 @@ class Demotion:
                 log.warning("demoted by force: %s", "; ".join(lacking))
             is_done = True
         finally:
-            if not is_done and volume.failure is None:
-                volume.write_errno = None
+            if not is_done:
+                volume.take_changes()
         return Reign(epoch, fence.own(epoch).node_id or replication.local.node_id)
 
     def _lacking(self) -> Sequence[str]:

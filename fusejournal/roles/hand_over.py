@@ -246,7 +246,7 @@ class HandOver:
         self._check_whole()
         # Nothing was awaited since no change was half done: from here on the journal has no new
         # entry, until changes are taken again.
-        volume.write_errno = HELD
+        volume.refuse_changes(HELD)
         self.held_since = trio.current_time()
         self._take(Move.AGREED)
         failpoints.reached("handoff.held")
@@ -281,7 +281,7 @@ class HandOver:
     def _release(self) -> None:
         """Take changes again."""
         if self._volume.write_errno == HELD:
-            self._volume.write_errno = None
+            self._volume.take_changes()
         self.held_since = None
         self._seams.serve_held()
 

@@ -10,7 +10,6 @@ of it leaves a state that the next one goes on from.
 Between :meth:`VolumeStartup.open` and :meth:`VolumeStartup.recover` a primary that has lost its
 machine may append what it gets back from others."""
 
-import errno
 import logging
 import resource
 import shutil
@@ -177,7 +176,7 @@ class VolumeStartup:
         self._importer = Importer(self._volume, self._backing, self._adopt)
         if read_only:
             self._looks_only = True
-            self.volume.write_errno = errno.EROFS
+            self.volume.refuse_changes()
 
     def recover(
         self,
@@ -229,7 +228,7 @@ class VolumeStartup:
             return
         self.volume.tree.find_hidden()
         if self._watermarks is not None:
-            self.volume.write_errno = errno.EROFS
+            self.volume.refuse_changes()
             self._watermarks.stopped_seq = Seq(0)
             self._watermarks.raise_durable(self.volume.journal.durable_seq)
             self._watermarks.confirm()

@@ -108,6 +108,16 @@ class Volume:
             self.write_errno = errno.EROFS
             log.critical("the volume is read-only from here: %s", reason)
 
+    def refuse_changes(self, number: int = errno.EROFS) -> None:
+        """Refuse each change with errno *number*, or with HELD hold it, until
+        :meth:`take_changes`."""
+        self.write_errno = number
+
+    def take_changes(self) -> None:
+        """Take changes again, unless the volume has failed."""
+        if self.failure is None:
+            self.write_errno = None
+
     def commit(self, operation: TreeOperation, who: Caller, data: bytes | memoryview = b"") -> Seq:
         """Journal *operation* and carry it out. Returns its seq. Raises OSError: the backing's
         refusal (with nothing done), EROFS, ENOSPC, or ShortWriteError when only the beginning of a

@@ -133,10 +133,10 @@ class Applier:
 
     def _link(self, operation: Link, time_ns: int, _: bytes | memoryview, redo: bool) -> Made:
         tree = self._tree
-        look = tree.probe_name(operation.parent, operation.name) if redo else None
-        if look is not None and look.fid != operation.fid:
+        found = tree.probe_name(operation.parent, operation.name) if redo else None
+        if found is not None and found.fid != operation.fid:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        if look is None:
+        if found is None:
             fd, directory = tree.pair(operation.fid, operation.parent)
             failpoints.reached("apply.link")
             syscalls.link(fd, directory, operation.name)
@@ -162,8 +162,8 @@ class Applier:
     def _still_named(self, operation: Removal, redo: bool) -> bool:
         if not redo:
             return True
-        look = self._tree.probe_name(operation.parent, operation.name)
-        return look is not None and look.fid == operation.fid
+        found = self._tree.probe_name(operation.parent, operation.name)
+        return found is not None and found.fid == operation.fid
 
     def _rename(self, operation: Rename, time_ns: int, _: bytes | memoryview, redo: bool) -> Made:
         tree = self._tree
@@ -187,8 +187,8 @@ class Applier:
         """Tells whether the file has its old name yet."""
         if not redo:
             return True
-        look = self._tree.probe_name(operation.parent, operation.name)
-        return look is not None and look.fid == operation.fid
+        found = self._tree.probe_name(operation.parent, operation.name)
+        return found is not None and found.fid == operation.fid
 
     def _exchange(self, operation: Rename, redo: bool) -> None:
         """Exchange two names, at once or, where the file system cannot, by steps."""

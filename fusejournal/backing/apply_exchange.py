@@ -52,7 +52,7 @@ def exchange_by_steps(
         (staging_fd, spare, new, operation.new_name),
     ]
     if is_half_done:
-        moves = moves[1:] if tree.look_in(new, operation.new_name) is not None else moves[2:]
+        moves = moves[1:] if tree.probe_in(new, operation.new_name) is not None else moves[2:]
     done: list[tuple[int, bytes, int, bytes]] = []
     try:
         for move in moves:

@@ -132,11 +132,11 @@ class ObjectMaker:
         died, or None."""
         if not redo:
             return None
-        look = self._tree.probe_name(operation.parent, operation.name)
+        found = self._tree.probe_name(operation.parent, operation.name)
         # A name without fid is the entry's own: the process died between making the name and
         # tagging the file.
-        if look is None or look.fid in (None, operation.fid):
-            return look
+        if found is None or found.fid in (None, operation.fid):
+            return found
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def _finish(

@@ -228,10 +228,10 @@ class Tree(HiddenFiles):
         where there is none. Raises OSError."""
         name = b"%d" % fid + _UNNAMED
         self.find_hidden()
-        look = self.look_in(self._hidden_fd, name) if self._hidden_fd >= 0 else None
-        if look is None or look.fid != fid:
+        found = self.probe_in(self._hidden_fd, name) if self._hidden_fd >= 0 else None
+        if found is None or found.fid != fid:
             return False
-        self._note_orphan(fid, look, name)
+        self._note_orphan(fid, found, name)
         return True
 
     def note_named(self, fid: Fid) -> None:
@@ -245,8 +245,8 @@ class Tree(HiddenFiles):
         if fid in self._hidden:
             self._reveal(fid)
 
-    def _note_orphan(self, fid: Fid, look: FoundEntry, name: bytes) -> None:
-        self._orphans[fid] = _orphan(fid, look)
+    def _note_orphan(self, fid: Fid, found: FoundEntry, name: bytes) -> None:
+        self._orphans[fid] = _orphan(fid, found)
         self._hidden[fid] = name
         if name.endswith(_UNNAMED):
             self.unnamed.add(fid)
@@ -291,13 +291,13 @@ class Tree(HiddenFiles):
                 continue
             fid = Fid(int(word))
             is_named = self.catalog.node(fid) is not None
-            look = self.look_in(self._hidden_fd, name)
-            is_ours = look is not None and look.fid == fid
+            found = self.probe_in(self._hidden_fd, name)
+            is_ours = found is not None and found.fid == fid
             if is_ours and is_named and name.endswith(_UNNAMED):
                 self._hidden[fid] = name
                 named.append(fid)
-            elif look is not None and is_ours and not is_named and fid in is_open:
-                self._note_orphan(fid, look, name)
+            elif found is not None and is_ours and not is_named and fid in is_open:
+                self._note_orphan(fid, found, name)
             else:
                 os.unlink(name, dir_fd=self._hidden_fd)
         if not self._hidden:
@@ -320,9 +320,9 @@ class Tree(HiddenFiles):
     def probe_name(self, parent: Fid, name: bytes) -> FoundEntry | None:
         """Returns what the backing itself has under *name* in *parent*, whatever the catalog says;
         None for nothing."""
-        return self.look_in(self.descriptor(parent), name)
+        return self.probe_in(self.descriptor(parent), name)
 
-    def look_in(self, directory: int, name: bytes) -> FoundEntry | None:
+    def probe_in(self, directory: int, name: bytes) -> FoundEntry | None:
         """The same of a directory that is open on descriptor *directory*."""
         try:
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
@@ -400,7 +400,7 @@ class Tree(HiddenFiles):
                 self._hidden_fd = -1
 
 
-def _orphan(fid: Fid, look: FoundEntry) -> CatalogNode:
-    node = CatalogNode(fid, S_IFMT(look.stat.st_mode), look.stat.st_ctime_ns, Seq(0), Fid(0), 0)
-    node.handle, node.ino = look.handle, look.stat.st_ino
+def _orphan(fid: Fid, found: FoundEntry) -> CatalogNode:
+    node = CatalogNode(fid, S_IFMT(found.stat.st_mode), found.stat.st_ctime_ns, Seq(0), Fid(0), 0)
+    node.handle, node.ino = found.handle, found.stat.st_ino
     return node

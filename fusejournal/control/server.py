@@ -165,8 +165,8 @@ async def serve_channel(
     stream: trio.SocketStream, commands: Mapping[str, Command], pause_seconds: float
 ) -> None:
     """Serves *commands* to a process that holds the other end of *stream*: one request after the
-    other, with a pause after each, until it closes its end. Raises trio.BrokenResourceError when
-    that is cut."""
+    other, with a pause after each, until it closes its end. Cancelling leaves a request
+    without its reply. Raises trio.BrokenResourceError when the stream is cut."""
     while line := await _read_line(stream):
         reply = await _answer(_parsed(line), commands)
         await stream.send_all(json.dumps(reply).encode() + b"\n")

@@ -63,7 +63,7 @@ class WaitingRequest:
 
     async def watch(self) -> None:
         """The caller was interrupted: end the wait if that is the caller's end, now or later.
-        Returns when the wait is over."""
+        Returns when the wait is over. Cancelling ends only the watch."""
         while not self._is_over.is_set():
             if self._may_end and is_dying(self._thread):
                 self._scope.cancel()
@@ -89,7 +89,7 @@ class WaitingReply:
 
     async def watch(self) -> None:
         """The caller was interrupted: answer the request if that is the caller's end, now or later.
-        Returns when it is answered."""
+        Returns when it is answered. Cancelling ends only the watch."""
         while self._end is not None:
             if is_dying(self._thread):
                 self._end()

@@ -56,7 +56,7 @@ class _Channel:
         self._replies, self._receive = trio.open_memory_channel[bytes](0)
 
     async def run(self) -> None:
-        """Take replies until the layer ends."""
+        """Take replies until the layer ends. Cancelling leaves who asks without one."""
         line = bytearray()
         async with self._replies:
             while len(line) < _REPLY_BYTES_MAX:
@@ -80,7 +80,7 @@ class _Channel:
 
 
 async def serve(listening: socket.socket, channel: socket.socket) -> None:
-    """Serve until the other end of *channel* is closed."""
+    """Serve until the other end of *channel* is closed. Cancelling cuts everybody off."""
     asked = _Channel(trio.SocketStream(trio.socket.from_stdlib_socket(channel)))
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
     async with trio.open_nursery() as nursery:

@@ -124,7 +124,8 @@ class VolumeMount:
         self, lookup: Callable[[Fid, bytes], Fid | None], handle_key: HandleKey
     ) -> None:
         """After its first request: have the kernel forget what they have changed. At once, because
-        a caller whose answer was lost is about to try again. *lookup* is the catalog's."""
+        a caller whose answer was lost is about to try again. *lookup* is the catalog's. Cancelling
+        leaves the kernel with what it has not forgotten yet."""
         found = await trio.to_thread.run_sync(
             lost_replies.invalidate,
             self._stale,
@@ -139,8 +140,8 @@ class VolumeMount:
 
     async def give_flags(self) -> None:
         """Give a mount that was taken over the options that this process was started with, where
-        the one before had others. (Else it keeps what a remount may have given it.) Raises
-        OSError."""
+        the one before had others. (Else it keeps what a remount may have given it.) Cancelling
+        leaves them noted as unknown. Raises OSError."""
         if self.connection.flags == self._flags:
             return
         self._note_flags(None)  # in the midst of it they are not known

@@ -67,13 +67,13 @@ class RemoteDurability(Protocol):
         """Note that a caller is going to wait for *seq*."""
 
     async def wait(self, seq: Seq) -> None:
-        """Return when *seq* is there."""
+        """Return when *seq* is there. Cancelling is harmless."""
 
     def try_enter(self, uid: int) -> bool:
         """Take a place for a caller with *uid*, who is about to wait, if there is one."""
 
     async def enter(self, uid: int) -> None:
-        """Take one when there is."""
+        """Take one when there is. Cancelling leaves the line."""
 
     def leave(self, uid: int) -> None:
         """Give it back."""
@@ -353,7 +353,8 @@ class Durability:
             self._catalog.is_full = False
 
     async def checkpoint(self) -> None:
-        """Bring backing and catalog to disk up to what is applied now."""
+        """Bring backing and catalog to disk up to what is applied now. Cancelling leaves the
+        checkpoint as it was, or made."""
         checkpoint = Checkpoint.begin(self._catalog.applied_seq, self._journal.head)
         if checkpoint.seq == self._catalog.checkpoint_seq or self._failed:
             return

@@ -109,28 +109,28 @@ class Importer:
                 yield from self._import_content(node)
             yield self._progress()
             return
-        look = self._volume.tree.probe_name(parent, name)
-        if look is None:
+        found = self._volume.tree.probe_name(parent, name)
+        if found is None:
             return
-        if look.stat.st_dev != self._volume.tree.device:
+        if found.stat.st_dev != self._volume.tree.device:
             raise BackingError(
                 self._where(parent, name),
                 "another file system is mounted here; a volume is one file system",
             )
-        if look.owner not in (None, self._volume.tree.uuid) and not self._adopt:
+        if found.owner not in (None, self._volume.tree.uuid) and not self._adopt:
             raise BackingError(
                 self._where(parent, name),
-                f"belongs to volume {look.owner}; if that one is no more, mount with -o adopt, "
+                f"belongs to volume {found.owner}; if that one is no more, mount with -o adopt, "
                 "which takes all files of other volumes as its own",
             )
         self.imported += 1
-        node_of_tag = catalog.node(look.fid) if look.fid is not None else None
+        node_of_tag = catalog.node(found.fid) if found.fid is not None else None
         # By the handle, not by the number alone: that may have been given twice.
-        is_link = node_of_tag is not None and node_of_tag.handle == look.handle
-        if node_of_tag is not None and is_link and not S_ISDIR(look.stat.st_mode):
+        is_link = node_of_tag is not None and node_of_tag.handle == found.handle
+        if node_of_tag is not None and is_link and not S_ISDIR(found.stat.st_mode):
             self._volume.adopt(ImportLink(node_of_tag.fid, parent, name))
         else:
-            yield from self._import_object(parent, name, look)
+            yield from self._import_object(parent, name, found)
         yield self._progress()
 
     def finish(self, fid: Fid) -> Iterator[ImportProgress]:
@@ -159,9 +159,9 @@ class Importer:
                 catalog.imported = self._was_whole
 
     def _import_object(
-        self, parent: Fid, name: bytes, look: FoundEntry
+        self, parent: Fid, name: bytes, found: FoundEntry
     ) -> Iterator[ImportProgress]:
-        stat = look.stat
+        stat = found.stat
         fd = os.open(
             name,
             os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC,
@@ -189,7 +189,7 @@ class Importer:
             complete=not S_ISREG(stat.st_mode) or (stat.st_blocks == 0 and stat.st_size == 0),
         )
         try:
-            self._volume.adopt(operation, look.handle, stat.st_ino)
+            self._volume.adopt(operation, found.handle, stat.st_ino)
         except PermissionError:
             raise BackingError(
                 self._where(parent, name),

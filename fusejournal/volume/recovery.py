@@ -281,14 +281,14 @@ class Recovery:
             if directory is None or not directory.handle:
                 continue
             try:
-                look = self._volume.tree.probe_name(parent, name)
+                found = self._volume.tree.probe_name(parent, name)
             except OSError as error:
                 if error.errno != errno.ESTALE:
                     raise
                 continue  # the backing lacks the directory itself
-            if look is not None and look.fid == node.fid:
-                node.handle = look.handle
-                node.ino = look.stat.st_ino
+            if found is not None and found.fid == node.fid:
+                node.handle = found.handle
+                node.ino = found.stat.st_ino
                 self._catalog.touch(node)
                 return True
         return False
@@ -318,19 +318,19 @@ class Recovery:
                 self._volume.set_mtime(fid, mtime_ns)
 
     def _redo_import(self, operation: Import, entry: Entry) -> None:
-        look: FoundEntry | None = None
+        found: FoundEntry | None = None
         if self._reconcile is None:
-            look = self._volume.tree.probe_name(operation.parent, operation.name)
+            found = self._volume.tree.probe_name(operation.parent, operation.name)
         # (Else the survey of the whole backing has looked for it already.)
-        if look is None or look.fid not in (None, operation.fid):
-            self._volume.void(entry.seq, operation, errno.ENOENT if look is None else errno.EEXIST)
+        if found is None or found.fid not in (None, operation.fid):
+            self._volume.void(entry.seq, operation, errno.ENOENT if found is None else errno.EEXIST)
             return
         try:
-            self._volume.tag_imported(operation, look.handle)
+            self._volume.tag_imported(operation, found.handle)
         except OSError as error:
             self._volume.void(entry.seq, operation, error.errno or errno.EIO)
             return
-        self._catalog.record(operation, entry.seq, entry.time_ns, look.handle, look.stat.st_ino)
+        self._catalog.record(operation, entry.seq, entry.time_ns, found.handle, found.stat.st_ino)
 
 
 def describe_missing(missing: list[bytes]) -> str:

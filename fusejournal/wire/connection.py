@@ -64,7 +64,7 @@ _KEEPALIVE: Final = (
 
 class LingeringStream(trio.abc.Stream):
     """A TCP stream whose orderly end lets the other read what was sent: a socket closed with
-    something unread in it would cut that off."""
+    something unread in it would cut that off. Cancelling does what it does on the stream."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream

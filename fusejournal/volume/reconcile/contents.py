@@ -240,8 +240,8 @@ class Contents:
             self._volume.applier.apply(Setattr(fid, None, None, None, None, mtime_ns), 0, b"", True)
 
     def set_directory_times(self, mtime_dirty_directories: set[Fid]) -> None:
-        """Last, for whatever was done to names changed them: also those of *restless*, directories
-        in which names were changed just now. Raises OSError."""
+        """Set directories' mtimes, last, because all that was done to names has changed them: also
+        those of *mtime_dirty_directories*, in which names were changed just now. Raises OSError."""
         nodes = map(self._volume.catalog.node, mtime_dirty_directories | self._states.keys())
         fids = {node.fid for node in nodes if node and node.handle and node.type == S_IFDIR}
         for fid, mtime_ns in mtimes_before(self._lookup, fids, self._before_seq).items():

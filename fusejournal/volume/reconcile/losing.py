@@ -77,10 +77,10 @@ class LosingEntries:
     flagged: set[Fid] = field(default_factory=set)
     """Those whose file flags they set."""
 
-    def may_have_begun(self, place: tuple[Fid | None, bytes], look: FoundEntry) -> bool:
-        """Returns True if *look*, at *place*, may be something that they had half made: it has no
+    def may_have_begun(self, place: tuple[Fid | None, bytes], found: FoundEntry) -> bool:
+        """Returns True if *found*, at *place*, may be something that they had half made: it has no
         fid, and is of the kind."""
-        return look.owner is None and self.places.get(place) == S_IFMT(look.stat.st_mode)
+        return found.owner is None and self.places.get(place) == S_IFMT(found.stat.st_mode)
 
     @classmethod
     def read(cls, reader: JournalReader, parted_seq: Seq, head_seq: Seq) -> "LosingEntries":

@@ -326,26 +326,26 @@ class Reconciliation:
 
     def _clear_away(self, unexpected: UnexpectedName) -> None:
         """Move or remove what is not a file of the journal as it is now."""
-        look = unexpected.look
+        found = unexpected.found
         # (What a primary did last before a crash, neither its journal nor the branch has.)
-        is_lost_too = self._goes_back and self._may_be_ahead and look.fid is not None
-        has_lost = is_lost_too or look.fid in self._losing.made
-        was_removed = has_lost or look.fid in self._known_strays
+        is_lost_too = self._goes_back and self._may_be_ahead and found.fid is not None
+        has_lost = is_lost_too or found.fid in self._losing.made
+        was_removed = has_lost or found.fid in self._known_unexpected
         place = unexpected.parent, unexpected.name
-        is_half_made = place in self._places_in_flight and self._may_be_in_flight(look)
+        is_half_made = place in self._places_in_flight and self._may_be_in_flight(found)
         if is_half_made and isinstance(self._in_flight, Import) and not has_lost:
             return
-        is_empty = not (S_ISREG(look.stat.st_mode) and look.stat.st_size)
-        is_half = is_half_made or self._losing.may_have_begun(place, look)
+        is_empty = not (S_ISREG(found.stat.st_mode) and found.stat.st_size)
+        is_half = is_half_made or self._losing.may_have_begun(place, found)
         is_waste = was_removed or unexpected.in_staging or (is_half and is_empty)
         in_the_way = place in self._survey.missing_names or place in self._places_in_flight
         with self._directory(unexpected) as directory:
-            if is_lost_too and look.fid not in self._losing.made and not is_empty:
-                assert look.fid is not None
-                self._kept.keep_unknown(look.fid, unexpected.name, directory)
+            if is_lost_too and found.fid not in self._losing.made and not is_empty:
+                assert found.fid is not None
+                self._kept.keep_unknown(found.fid, unexpected.name, directory)
             if is_waste and self._remove(unexpected, directory):
                 return
-            if look.fid is not None:
+            if found.fid is not None:
                 remove_tag(directory, unexpected.name)
             if unexpected.in_staging:
                 self._put_aside(unexpected, directory, self._tree.root_fd, ROOT_FID)
@@ -353,13 +353,13 @@ class Reconciliation:
                 self._put_aside(unexpected, directory, directory, unexpected.parent)
 
     @cached_property
-    def _known_strays(self) -> set[Fid]:
+    def _known_unexpected(self) -> set[Fid]:
         """Those fids of unexpected_names that entries which count name: so the journal knows that
         they are gone. Each segment's index is looked at once for all of them."""
         missing_names = {
-            unexpected.look.fid
+            unexpected.found.fid
             for unexpected in self._survey.unexpected_names
-            if unexpected.look.fid is not None
+            if unexpected.found.fid is not None
         }
         base = self._lookup.base
         known = {fid for fid in missing_names if base is not None and base.node(fid) is not None}
@@ -387,17 +387,17 @@ class Reconciliation:
                 return [(moving.parent, moving.name), (moving.new_parent, moving.new_name)]
         return []
 
-    def _may_be_in_flight(self, look: FoundEntry) -> bool:
+    def _may_be_in_flight(self, found: FoundEntry) -> bool:
         """True if the entry in flight may have made what was found at its place."""
         match self._in_flight:
             case Import() as operation:
-                return look.owner is None or look.fid == operation.fid
+                return found.owner is None or found.fid == operation.fid
             case Create() | Mkdir() | Symlink() as operation:
-                if look.owner is None:
-                    return S_IFMT(look.stat.st_mode) == type_of(operation)
-                return look.fid == operation.fid
+                if found.owner is None:
+                    return S_IFMT(found.stat.st_mode) == type_of(operation)
+                return found.fid == operation.fid
             case Whiteout() as operation:
-                return look.fid == operation.whiteout  # it has its fid before its name
+                return found.fid == operation.whiteout  # it has its fid before its name
         return False
 
     def _remove(self, unexpected: UnexpectedName, directory: int) -> bool:

@@ -46,7 +46,7 @@ class UnexpectedName(NamedTuple):
     parent: Fid | None
     """That one's fid; None for a directory that is itself not the journal's."""
     name: bytes
-    look: FoundEntry
+    found: FoundEntry
     fid: Fid | None
     """The file of the journal that it is; None for anything else."""
     in_staging: bool
@@ -54,7 +54,7 @@ class UnexpectedName(NamedTuple):
     @property
     def is_directory(self) -> bool:
         """True if it is a directory."""
-        return S_ISDIR(self.look.stat.st_mode)
+        return S_ISDIR(self.found.stat.st_mode)
 
 
 class Survey:
@@ -118,69 +118,73 @@ class Survey:
             self._note_change(fid, kernel.stat(fd))
         below: list[tuple[bytes, Fid | None, bool]] = []
         for name in syscalls.list_directory(fd):
-            look = tree.look_in(fd, name)
-            if look is None or look.stat.st_dev != tree.device:
+            found = tree.probe_in(fd, name)
+            if found is None or found.stat.st_dev != tree.device:
                 continue
             if fid == ROOT_FID and name == self._staging:
-                below.append((look.handle, None, True))
+                below.append((found.handle, None, True))
                 continue
-            known = self._known(look)
+            known = self._known(found)
             if known is None and name in expected:
-                known = self._adopted(look, fd, name, expected[name])
-            if S_ISDIR(look.stat.st_mode):
-                below.append((look.handle, known, False))
+                known = self._retagged(found, fd, name, expected[name])
+            if S_ISDIR(found.stat.st_mode):
+                below.append((found.handle, known, False))
             elif known is not None:
-                self._note_change(known, look.stat)
+                self._note_change(known, found.stat)
             if known is not None and expected.get(name) == known:
                 del expected[name]
             else:
                 self.unexpected_names.append(
-                    UnexpectedName(handle, fid, name, look, known, is_staging)
+                    UnexpectedName(handle, fid, name, found, known, is_staging)
                 )
             self._count()
         if fid is not None:
             self.missing_names.update({(fid, name): missing for name, missing in expected.items()})
         return below
 
-    def _known(self, look: FoundEntry) -> Fid | None:
+    def _known(self, found: FoundEntry) -> Fid | None:
         """The fid of what was found, if it is a file of the journal's, and the first one with that
         fid. Notes its handle."""
-        node = self._volume.catalog.node(look.fid) if look.fid is not None else None
-        if node is None or node.type != S_IFMT(look.stat.st_mode):
+        node = self._volume.catalog.node(found.fid) if found.fid is not None else None
+        if node is None or node.type != S_IFMT(found.stat.st_mode):
             return None
         if not node.handle:
-            node.handle, node.ino = look.handle, look.stat.st_ino
+            node.handle, node.ino = found.handle, found.stat.st_ino
             self._volume.catalog.touch(node)
-        return node.fid if node.handle == look.handle else None
+        return node.fid if node.handle == found.handle else None
 
-    def _adopted(self, look: FoundEntry, directory: int, name: bytes, expected: Fid) -> Fid | None:
+    def _retagged(
+        self, found: FoundEntry, directory: int, name: bytes, expected: Fid
+    ) -> Fid | None:
         """*expected* if what was found, which has no fid, is it, and has got its fid now."""
         maker, node = self._made.get(expected), self._volume.catalog.node(expected)
         if maker is None or node is None or node.handle:
             return None
-        if not self._may_be_made_by(maker, look, directory, name):
+        if not self._may_be_made_by(maker, found, directory, name):
             return None
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         try:
             failpoints.reached("reconcile.retag")
             node.handle = self._volume.tree.identify(expected, fd, syscalls.descriptor_path(fd))
-            node.ino = look.stat.st_ino
+            node.ino = found.stat.st_ino
             self._volume.catalog.touch(node)
         finally:
             os.close(fd)
-        self.changed[expected] = look.stat.st_ctime_ns
+        self.changed[expected] = found.stat.st_ctime_ns
         self.retagged.add(expected)
         return expected
 
-    def _may_be_made_by(self, maker: Making, look: FoundEntry, directory: int, name: bytes) -> bool:
+    def _may_be_made_by(
+        self, maker: Making, found: FoundEntry, directory: int, name: bytes
+    ) -> bool:
         """True if what was found has no fid, and is what *maker* makes. (What was imported may have
         had a fid that the journal does not know any more, or another volume's.)"""
-        if look.owner is not None and (
+        if found.owner is not None and (
             not isinstance(maker, Import)
-            or (look.fid is not None and self._volume.catalog.node(look.fid) is not None)
+            or (found.fid is not None and self._volume.catalog.node(found.fid) is not None)
         ):
             return False
-        if type_of(maker) != S_IFMT(look.stat.st_mode) or rdev_of(maker) != look.stat.st_rdev:
+        if type_of(maker) != S_IFMT(found.stat.st_mode) or rdev_of(maker) != found.stat.st_rdev:
             return False
         return type_of(maker) != S_IFLNK or os.readlink(name, dir_fd=directory) == target_of(maker)
 
@@ -190,33 +194,33 @@ class Survey:
         operation, names = entry.operation, self.unexpected_names
         assert isinstance(operation, Import)
         type_, home = S_IFMT(operation.mode), (operation.parent, operation.name)
-        found = [
-            look
-            for _, _, _, look, _, _ in names
-            if look.fid == operation.fid and type_ == S_IFMT(look.stat.st_mode)
+        candidates = [
+            found
+            for _, _, _, found, _, _ in names
+            if found.fid == operation.fid and type_ == S_IFMT(found.stat.st_mode)
         ]
-        if not found:
-            found = [one.look for one in names if (one.parent, one.name) == home]
-            if not found or not self._is_taken(operation, found[0]):
+        if not candidates:
+            candidates = [one.found for one in names if (one.parent, one.name) == home]
+            if not candidates or not self._is_taken(operation, candidates[0]):
                 return
-        look = found[0]
+        found = candidates[0]
         self._volume.catalog.record(
-            operation, entry.seq, entry.time_ns, look.handle, look.stat.st_ino
+            operation, entry.seq, entry.time_ns, found.handle, found.stat.st_ino
         )
-        self.changed[operation.fid] = look.stat.st_ctime_ns
-        others = [one for one in names if one.look.handle != look.handle]
-        its = [one for one in names if one.look.handle == look.handle]
+        self.changed[operation.fid] = found.stat.st_ctime_ns
+        others = [one for one in names if one.found.handle != found.handle]
+        its = [one for one in names if one.found.handle == found.handle]
         away = [one._replace(fid=operation.fid) for one in its if (one.parent, one.name) != home]
         if len(away) == len(its):
             self.missing_names[home] = operation.fid
         self.unexpected_names = others + away
 
-    def _is_taken(self, operation: Import, look: FoundEntry) -> bool:
-        """Returns True if *look*, in its place, may be what it found, and has got its fid now."""
+    def _is_taken(self, operation: Import, found: FoundEntry) -> bool:
+        """Returns True if *found*, in its place, may be what it found, and has got its fid now."""
         directory = self._volume.tree.descriptor(operation.parent)
-        if not self._may_be_made_by(operation, look, directory, operation.name):
+        if not self._may_be_made_by(operation, found, directory, operation.name):
             return False
-        self._volume.tag_imported(operation, look.handle)
+        self._volume.tag_imported(operation, found.handle)
         self.retagged.add(operation.fid)
         return True
 

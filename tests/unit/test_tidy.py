@@ -22,6 +22,7 @@ import fusejournal
 from fusejournal import config as config_module
 from fusejournal.config import Config
 from fusejournal.errors import FusejournalError
+from fusejournal.node import state_dir
 from fusejournal.replication.states import MIRROR_TRANSITIONS, PEER_TRANSITIONS, diagram
 
 _PACKAGE = Path(fusejournal.__file__).parent
@@ -148,6 +149,15 @@ def test_the_walks_name_what_is_there() -> None:
     assert len(names) > 100
     no_code = {name for name in names if name.startswith("STATE/")} | {"strict", "nfs"}
     assert sorted(names - no_code - _defined()) == []
+
+
+def test_the_page_of_formats_lists_the_state_directory() -> None:
+    """Its module lists it, too; that is compared with what a run writes (test_state_table.py)."""
+    page = _section("journal/FORMAT.md", "The state directory", "Segment")
+    shown = re.findall(r"^\| `([^`/]+)", page, re.MULTILINE)
+    listed = re.findall(r"^ +STATE/(\S+?)/? +\S", state_dir.__doc__ or "", re.MULTILINE)
+    assert len(shown) > 10
+    assert sorted({*shown} - {"diverged.FIRST-LAST"}) == sorted(listed)
 
 
 def _errors() -> Iterator[type[FusejournalError]]:

@@ -484,6 +484,9 @@ MAKERS = frozenset({Kind.CREATE, Kind.MKDIR, Kind.SYMLINK, Kind.IMPORT})
 MOVES = frozenset({Kind.RENAME, Kind.WHITEOUT})
 """The kinds of a Moving: what gives a file another name."""
 
+NAME_KINDS = MAKERS | REMOVALS | MOVES | {Kind.LINK, Kind.IMPORT_LINK}
+"""Operations that make names or take them away."""
+
 
 def made_by(operation: Operation) -> Making | None:
     """Returns the making of a new fid in *operation*, or None."""

@@ -18,7 +18,7 @@ from fusejournal.history.changes import find_changes
 from fusejournal.history.file_states import State, read_states, target_of, type_of
 from fusejournal.history.json_values import exact, match_to_json
 from fusejournal.history.life import find_lives, read_life
-from fusejournal.history.name_changes import NAME_KINDS
+from fusejournal.operations import NAME_KINDS
 from fusejournal.replay.fold import find_file
 from fusejournal.replay.images import not_told, read_images
 from fusejournal.types import ROOT_FID, Fid, Seq

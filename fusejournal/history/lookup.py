@@ -13,7 +13,7 @@ from stat import S_IFDIR, S_IFLNK, S_IFMT
 from typing import NamedTuple
 
 from fusejournal.errors import JournalDamagedError
-from fusejournal.history.name_changes import NAME_KINDS, Dentry, NameChange, name_changes
+from fusejournal.history.name_changes import Dentry, NameChange, name_changes
 from fusejournal.history.timeline import Moves, moves_in, paths_of
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting, SegmentIndex
@@ -22,6 +22,7 @@ from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import first_seq_of
 from fusejournal.operations import (
     MAKERS,
+    NAME_KINDS,
     Create,
     Import,
     Kind,

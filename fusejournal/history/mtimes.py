@@ -6,12 +6,13 @@ in it a directory's; SETATTR and imports tell it; nothing else changes it."""
 from collections.abc import Callable, Collection, Iterator
 
 from fusejournal.history.lookup import Lookup, Span
-from fusejournal.history.name_changes import NAME_KINDS, name_changes
+from fusejournal.history.name_changes import name_changes
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
 from fusejournal.journal.outcomes import Outcome
 from fusejournal.operations import (
     CONTENT_KINDS,
+    NAME_KINDS,
     RENAME_EXCHANGE,
     Import,
     ImportData,

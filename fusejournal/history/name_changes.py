@@ -3,12 +3,10 @@
 from typing import NamedTuple
 
 from fusejournal.operations import (
-    MOVES,
     RENAME_EXCHANGE,
     Create,
     Import,
     ImportLink,
-    Kind,
     Link,
     Mkdir,
     Operation,
@@ -19,20 +17,6 @@ from fusejournal.operations import (
     Whiteout,
 )
 from fusejournal.types import Fid
-
-NAME_KINDS = frozenset(
-    {
-        Kind.CREATE,
-        Kind.MKDIR,
-        Kind.SYMLINK,
-        Kind.LINK,
-        Kind.UNLINK,
-        Kind.RMDIR,
-        *MOVES,
-        Kind.IMPORT,
-        Kind.IMPORT_LINK,
-    }
-)
 
 Dentry = tuple[Fid, bytes]
 """A directory's fid and a name in it."""

@@ -57,7 +57,7 @@ from fusejournal.disk.files import Outlives, write_atomically
 from fusejournal.errors import JournalDamagedError
 from fusejournal.journal.format import FRAME_HEADER_BYTES, FormatError, NewerFormatError
 from fusejournal.journal.segment import BadFrameError, Point, SegmentReader
-from fusejournal.operations import DATA_KINDS, Kind
+from fusejournal.operations import DATA_KINDS, MOVES, NAME_KINDS, Kind
 from fusejournal.types import Fid, Seq
 
 INDEX_SUFFIX: Final = ".fjx"
@@ -75,21 +75,7 @@ _LOOKUP_COST: Final = 16  # of finding one fid, in steps through all of them
 _ENTRIES_MAX: Final = 1 << 24
 _PATHS_BYTES_SPARE: Final = 1 << 20
 
-_NAMED: Final = frozenset(
-    map(
-        int,
-        (
-            Kind.CREATE,
-            Kind.MKDIR,
-            Kind.SYMLINK,
-            Kind.LINK,
-            Kind.UNLINK,
-            Kind.RMDIR,
-            Kind.IMPORT,
-            Kind.IMPORT_LINK,
-        ),
-    )
-)
+_NAMED: Final = frozenset(map(int, NAME_KINDS - MOVES))
 _RENAME: Final = int(Kind.RENAME)
 _WHITEOUT: Final = int(Kind.WHITEOUT)
 _CREATE: Final = int(Kind.CREATE)

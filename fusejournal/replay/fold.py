@@ -12,12 +12,13 @@ from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import JournalError, PathNotFoundError
 from fusejournal.file_operations import SetFlags
 from fusejournal.history.lookup import Lookup
-from fusejournal.history.name_changes import NAME_KINDS, Dentry, name_changes
+from fusejournal.history.name_changes import Dentry, name_changes
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
 from fusejournal.operations import (
     DATA_KINDS,
     MAKERS,
+    NAME_KINDS,
     DataOperation,
     Import,
     ImportData,

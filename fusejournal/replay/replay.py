@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from fusejournal.errors import ConflictError, JournalError, TargetError
 from fusejournal.history.lookup import Lookup
-from fusejournal.history.name_changes import NAME_KINDS
 from fusejournal.history.query import Criteria, Match, walk
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.operations import (
+    NAME_KINDS,
     ControlOperation,
     Kind,
     Moving,

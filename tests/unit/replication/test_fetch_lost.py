@@ -66,6 +66,19 @@ def _epochs(volume: OpenVolume) -> list[tuple[int, int]]:
     ]
 
 
+async def _ship_and_lose(
+    directory: Path, mirror: OpenVolume, address: str, rounds: int, lost: int
+) -> Seq:
+    """A new primary in *directory* works, has all of it on *mirror* at *address*, and loses its
+    machine with the last *lost* entries. Returns the head that it had."""
+    with open_volume(directory, orderly=False) as primary:
+        primary.work(rounds)
+        head_seq = primary.volume.journal.head_seq
+        await _ship_all(primary, mirror, address)
+    lose_machine(directory / "state", head_seq - lost)
+    return head_seq
+
+
 async def _begin(primary: OpenVolume, **config: Any) -> list[str]:
     """Begins as a node does that opens a volume after its machine was lost."""
     assert primary.opening.lost_machine
@@ -178,11 +191,7 @@ async def test_link_that_is_cut_in_the_midst(
             nursery.start_soon(mirror.durability.run)
             await nursery.start(mirror.replication.run)
             address = str(mirror.replication.status().listen)
-            with open_volume(tmp_path / "primary", orderly=False) as primary:
-                primary.work(40)
-                head_seq = primary.volume.journal.head_seq
-                await _ship_all(primary, mirror, address)
-            lose_machine(tmp_path / "primary" / "state", head_seq - 250)
+            head_seq = await _ship_and_lose(tmp_path / "primary", mirror, address, 40, 250)
             monkeypatch.setattr(Connection, "receive", cut)
             with open_volume(tmp_path / "primary", begin=False) as primary:
                 config = {"peers": {"east": address}, "without_peers": without_peers}
@@ -197,11 +206,7 @@ async def test_peer_that_does_not_answer_is_named(tmp_path: Path) -> None:
     """It may be the one that has more."""
     with open_volume(tmp_path / "mirror", mirror=True) as mirror:
         async with _serving(mirror) as address:
-            with open_volume(tmp_path / "primary", orderly=False) as primary:
-                primary.work(3)
-                head_seq = primary.volume.journal.head_seq
-                await _ship_all(primary, mirror, address)
-            lose_machine(tmp_path / "primary" / "state", head_seq - 4)
+            head_seq = await _ship_and_lose(tmp_path / "primary", mirror, address, 3, 4)
             with open_volume(tmp_path / "primary", begin=False) as primary:
                 peers = {"east": address, "west": "127.0.0.1:9"}
                 (told,) = await _begin(primary, peers=peers, take_back_seconds=0.5)
@@ -322,11 +327,7 @@ def _copy_tree(source: Path, target: Path, head_seq: int) -> None:
 async def test_full_backing_stops_the_start_and_nothing_is_lost(tmp_path: Path) -> None:
     with open_volume(tmp_path / "mirror", mirror=True) as mirror:
         async with _serving(mirror) as address:
-            with open_volume(tmp_path / "primary", orderly=False) as primary:
-                primary.work(4)
-                head_seq = primary.volume.journal.head_seq
-                await _ship_all(primary, mirror, address)
-            lose_machine(tmp_path / "primary" / "state", head_seq - 20)
+            await _ship_and_lose(tmp_path / "primary", mirror, address, 4, 20)
             failpoints.listen(failpoints.PlannedFault("reconcile.write", 2, "ENOSPC"))
             try:
                 with (
@@ -346,11 +347,8 @@ async def test_times_grow_though_the_clock_went_back(
 ) -> None:
     with open_volume(tmp_path / "mirror", mirror=True) as mirror:
         async with _serving(mirror) as address:
-            with open_volume(tmp_path / "primary", orderly=False) as primary:
-                primary.work(3)  # the last thing is a refusal, and its VOID
-                head_seq = primary.volume.journal.head_seq
-                await _ship_all(primary, mirror, address)
-            lose_machine(tmp_path / "primary" / "state", head_seq - 6)
+            # The last thing is a refusal, and its VOID.
+            await _ship_and_lose(tmp_path / "primary", mirror, address, 3, 6)
             with open_volume(tmp_path / "primary", begin=False) as primary:
                 monkeypatch.setattr(clock, "now_ns", lambda: 1)
                 await _begin(primary, peers={"east": address})

@@ -173,7 +173,7 @@ class Handoffs:
 
     # -- after a start -----------------------------------------------------------------------------
 
-    async def settle(self, local: LocalNode, report: Callable[[str], None]) -> None:
+    async def learn_outcome(self, local: LocalNode, report: Callable[[str], None]) -> None:
         """Return once it is known what came of the reign that this primary has offered, if it has:
         one that was taken is on the disk as seen. *report* is called with a line of what is waited
         for. Cancelled, the next start asks again. Raises FusejournalError, OSError where that

@@ -251,7 +251,7 @@ async def _open_volume(
     try:
         await trio.lowlevel.checkpoint()
         if parts.local is not None and parts.role.takes_changes:
-            await node.handoffs.settle(parts.local, reporter.warning)
+            await node.handoffs.learn_outcome(parts.local, reporter.warning)
         standing = await _ask_peers(reporter, parts, has_asked)  # step 5
         # Step 6, in a thread, so that signals are heeded; nothing else uses the volume meanwhile.
         await trio.to_thread.run_sync(

@@ -12,6 +12,8 @@ def traffic_words(traffic: ObjectTraffic | None, seconds: float) -> str:
     """The bytes that went to and came from a far store in so many seconds, and the rate."""
     if traffic is None:
         return ""
+    if traffic.is_away:
+        return "no answer: trying again"
     both = ((traffic.sent_bytes, "sent"), (traffic.received_bytes, "read"))
     words = [f"{text.size(amount)} {word}" for amount, word in both if amount]
     total = traffic.sent_bytes + traffic.received_bytes

@@ -198,7 +198,7 @@ class RemoteStore:
             except (exceptions.BaseError, OSError, ValueError) as raised:
                 error = self._error(name, raised)
             else:
-                self._is_away = False
+                self._is_away = self.traffic.is_away = False
                 return result
             if not isinstance(error, StoreAwayError):
                 raise error
@@ -206,6 +206,7 @@ class RemoteStore:
             if left <= 0:
                 self._is_away = True
                 raise error
+            self.traffic.is_away = True
             self._sleep(min(left, pause * (0.5 + random.random() / 2)))
             pause = min(2 * pause, _PAUSE_SECONDS_MAX)
 

@@ -62,6 +62,8 @@ class ObjectTraffic:
 
     def __init__(self) -> None:
         self.sent_bytes = self.received_bytes = 0
+        self.is_away = False
+        """True while requests fail and are made again."""
 
 
 class ObjectStore(Protocol):

@@ -18,6 +18,8 @@ def test_traffic_is_told_with_its_rate() -> None:
     assert traffic_words(traffic, 2) == "3.0 MiB sent, 1.5 MiB/s"
     traffic.received_bytes = 1 << 20
     assert traffic_words(traffic, 0) == "3.0 MiB sent, 1.0 MiB read, 40.0 MiB/s"
+    traffic.is_away = True
+    assert traffic_words(traffic, 1) == "no answer: trying again"
 
 
 def test_it_stands_beside_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,9 +65,17 @@ def test_another_one_that_was_first_is_not_taken_for_it(
 def test_what_is_lost_or_refused_for_a_while_is_sent_again(
     seaweed: SeaweedFS, proxy: BadProxy
 ) -> None:
-    store = open_seaweed(seaweed, port=proxy.port)
+    seen: list[bool] = []
+    store = open_seaweed(seaweed, port=proxy.port, waiting=lambda: seen.append(is_away()))
+
+    def is_away() -> bool:
+        assert store.traffic is not None
+        return store.traffic.is_away
+
     proxy.behaviours = [bad_proxy.lose_request, bad_proxy.busy]
     store.put_new("a/b", b"content")
+    assert any(seen)
+    assert not is_away()
     calls = {
         "get": lambda: store.get("a/b") == b"content",
         "range": lambda: store.get_range("a/b", 1, 2) == b"on",

@@ -26,7 +26,16 @@ from tests.support.seaweed import open_seaweed
 
 
 @pytest.fixture(
-    params=["local", "memory", "overlay", "service", "library", "sealed", "sealed-local"]
+    params=[
+        "local",
+        "memory",
+        "overlay",
+        "service",
+        "library",
+        "sealed",
+        "sealed-local",
+        "sealed-service",
+    ]
 )
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     match request.param:
@@ -40,6 +49,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
             return library_store()
         case "sealed":
             return sealed_store(MemoryStore())
+        case "sealed-service":
+            return sealed_store(open_seaweed(request.getfixturevalue("seaweed")))
         case "sealed-local":
             return sealed_store(LocalStore.make(tmp_path / "store"))
     return MemoryStore()

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fusejournal.disk.files import Outlives, write_atomically
+from fusejournal.disk.ownership import weak_place
 from fusejournal.disk.process import DIRECTORY, python_module
 from fusejournal.errors import FusejournalError, PrivilegeError, UsageError
 from fusejournal.node.registry import all_volumes, unit_instance
@@ -113,13 +113,8 @@ def _others_can_change() -> Path | None:
     """The first file or directory, of those that this program is loaded by way of, which others
     than root can change or replace; None where there is none."""
     for used in (Path(_program()[0]), Path(sys.executable), Path(__file__).parent.parent):
-        for path in (used, used.resolve()):
-            for one in (path, *path.parents):
-                found = one.lstat()
-                is_shared = not stat.S_ISLNK(found.st_mode) and found.st_mode & 0o022
-                # (In a sticky directory no other user can replace what is root's.)
-                if found.st_uid != 0 or (is_shared and not found.st_mode & stat.S_ISVTX):
-                    return one
+        if (weak := weak_place(used)) is not None:
+            return weak
     return None
 
 

@@ -6,8 +6,9 @@ power, finds it whole or not at all. A temporary file is locked (flock(2)) by it
 killed writers left are removed when the store is opened for writing. A killed writer may also have
 left a name that is not on the disk yet: opening flushes the directories.
 
-The directory is root's alone: versions hold everybody's files. Reading writes nothing, and takes no
-lock. All functions block; an object may be used by several threads.
+The directory is root's alone, because versions hold everybody's files, and nobody else may be able
+to write to a directory above it: who can could put another store in its place. Reading writes
+nothing, and takes no lock. All functions block; an object may be used by several threads.
 
 Source: link(2), flock(2), fsync(2)."""
 
@@ -22,6 +23,7 @@ from uuid import uuid4
 from fusejournal.disk import calls
 from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.disk.files import make_directories
+from fusejournal.disk.ownership import weak_place
 from fusejournal.objects.store import (
     ObjectExistsError,
     ObjectMissingError,
@@ -46,7 +48,8 @@ class LocalStore:
 
     def __init__(self, directory: Path, *, writing: bool = False) -> None:
         """*writing*: objects are to be made or removed. Raises StoreError where the directory is
-        missing, or others than root (or the caller) can reach into it."""
+        missing, or others than root (or the caller) can reach into it, or replace it by way of a
+        directory above it."""
         self.where = str(directory)
         self._directory = directory
         try:
@@ -58,11 +61,21 @@ class LocalStore:
         except OSError as error:
             raise self._error(error) from None
         self._identity = found.st_dev, found.st_ino
-        if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o077:
+        owners = 0, os.geteuid()
+        if found.st_uid not in owners or found.st_mode & 0o077:
             raise StoreError(
                 self.where,
                 "versions hold everybody's files: the directory must be root's, and closed to "
                 "others (chmod 0700)",
+            )
+        with self._errors():
+            weak = weak_place(directory, owners=owners)
+        if weak is not None:
+            raise StoreError(
+                self.where,
+                f"others than root own {weak} or can write to it, and so could put another store "
+                f"in this one's place: 'chown root {weak}; chmod go-w {weak}', or keep the "
+                "versions elsewhere",
             )
         if writing:
             with self._errors():

@@ -259,3 +259,37 @@ def test_a_file_system_without_links_is_named(tmp_path: Path) -> None:
             store.put_new("a/b", b"content")
     finally:
         failpoints.listen(None)
+
+
+@pytest.mark.parametrize(
+    ("weaken", "is_refused"),
+    [
+        ("owner", True),  # who owns a directory can rename what is in it
+        ("group", True),
+        ("others", True),
+        ("symlink", True),
+        ("sticky", False),  # there only the owners can
+        ("nothing", False),
+    ],
+)
+def test_a_store_that_others_could_replace_is_refused(
+    tmp_path: Path, weaken: str, is_refused: bool
+) -> None:
+    above = tmp_path / "above"
+    directory = above / "between" / "store"
+    LocalStore.make(directory).put_new("a/b", b"kept")
+    named, told = directory, above
+    if weaken == "owner":
+        os.chown(above, 1000, 0)
+    elif weaken == "symlink":
+        named, told = tmp_path / "way" / "store", tmp_path / "way"
+        told.symlink_to(directory.parent)
+        os.lchown(told, 1000, 1000)
+    else:
+        modes = {"group": 0o770, "others": 0o707, "sticky": 0o1777, "nothing": 0o755}
+        above.chmod(modes[weaken])
+    if is_refused:
+        with pytest.raises(StoreError, match=rf"others than root own {told} .*chmod go-w {told}'"):
+            LocalStore(named)
+    else:
+        assert LocalStore(named).get("a/b") == b"kept"

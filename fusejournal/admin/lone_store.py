@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fusejournal.admin.version_store import load_store_config
-from fusejournal.admin.versions import ListedVersion, VolumeVersions
+from fusejournal.admin.versions import ListedVersion, ListedVersions, VolumeVersions
 from fusejournal.objects.service import do_not_wait, is_address, parse_address
 from fusejournal.objects.store import ObjectTraffic
 from fusejournal.replay.restore import Restored
@@ -14,9 +14,8 @@ from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.keys import read_key_file
 from fusejournal.versions.manifest import (
     Version,
-    all_versions,
-    find_version,
     protected_keys,
+    read_versions,
     store_head,
 )
 from fusejournal.versions.place import open_store, unsealed
@@ -57,16 +56,16 @@ class LoneStore:
         """Returns what came from the store, if it is a far one."""
         return self._store.traffic
 
-    def all(self) -> list[ListedVersion]:
-        """Returns all versions, by volume and seq. Raises StoreDamagedError, StoreError."""
+    def all(self) -> ListedVersions:
+        """Returns all versions, by volume and seq. Raises StoreError."""
         protected = protected_keys(self._store)
-        return [ListedVersion(one, one.key in protected) for one in all_versions(self._store)]
+        found = read_versions(self._store, None)
+        listed = [ListedVersion(one, one.key in protected, "unknown") for one in found.versions]
+        return ListedVersions(listed, found.unreadable)
 
     def find(self, wanted: str) -> ListedVersion:
         """Does what VolumeVersions.find does, among those of all volumes."""
-        listed = self.all()
-        version = find_version([one.version for one in listed], self.name, wanted)
-        return next(one for one in listed if one.version is version)
+        return self.all().find(self.name, wanted)
 
     def path(self, text: str) -> bytes:
         """Returns the path below a volume's root that *text* stands for."""

@@ -61,6 +61,7 @@ class PrunePlan:
             "journal": self.journal.to_json(),
             "freed_bytes": collected.removed_bytes,
             "waiting_for": [worker.node for worker in collected.waiting_for],
+            "unreadable": [one.key for one in collected.unreadable],
         }
 
 
@@ -86,10 +87,11 @@ class Pruning:
         return self._versions.traffic()
 
     def plan(self) -> PrunePlan:
-        """Returns what would go. Raises JournalDamagedError, StoreDamagedError, StoreError,
-        FusejournalError."""
+        """Returns what would go. Versions of histories that lost, and those that cannot be read,
+        are no policy's: they stay, and count for nothing. Raises JournalDamagedError,
+        StoreDamagedError, StoreError, FusejournalError."""
         journal = self._journal.plan()
-        listed = self._versions.all()
+        listed = [one for one in self._versions.all().versions if one.history != "lost"]
         protected = {one.version.key for one in listed if one.is_protected}
         versions = [one.version for one in listed]
         bases = pinned_keys(self._versions.store())
@@ -133,5 +135,5 @@ class Pruning:
         node = node_name(self.name)
         for version in plan.going:
             if version.key not in protected_keys(store) | pinned_keys(store):
-                delete_version(store, version, node)
+                delete_version(store, version.key, node)
         return collect(store, node, progress)

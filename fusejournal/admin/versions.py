@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.admin.version_store import VolumeStore
@@ -23,23 +23,29 @@ from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.collect import Collected, collect
 from fusejournal.versions.create import (
     Created,
+    History,
     create_version,
     delete_version,
+    histories,
     newest_usable,
     trees_at,
 )
 from fusejournal.versions.creators import unregister, workers
 from fusejournal.versions.difference import find_version_changes
 from fusejournal.versions.manifest import (
+    NoSuchVersionError,
+    UnreadableVersion,
     Version,
     find_version,
     list_versions,
     objects_by_kind,
     protect,
     protected_keys,
+    read_versions,
 )
 from fusejournal.versions.packs import StoreDamagedError, pack_name
 from fusejournal.versions.place import StorePlace
+from fusejournal.versions.reindex import Reindexed, make_indexes_anew
 from fusejournal.versions.restore import restore_trees, restore_version
 from fusejournal.versions.verify import Verified, verify_version
 
@@ -62,15 +68,38 @@ class StoreFacts:
 
 @dataclass(frozen=True)
 class ListedVersion:
-    """A version, and whether it is protected."""
+    """A version, and what is known beside it."""
 
     version: Version
     is_protected: bool
+    history: History
 
     def to_json(self) -> dict[str, Any]:
         """Returns what ``version list --json`` and ``show --json`` print."""
         raw = self.version.to_json()
-        return {**raw, "key": self.version.key, "protected": self.is_protected}
+        beside = {"protected": self.is_protected, "history": self.history}
+        return {**raw, "key": self.version.key, **beside}
+
+
+class ListedVersions(NamedTuple):
+    """The versions of a volume, by seq, and those that cannot be read."""
+
+    versions: list[ListedVersion]
+    unreadable: list[UnreadableVersion]
+
+    def find(self, name: str, wanted: str) -> ListedVersion:
+        """Returns the version of volume *name* that is called *wanted*, or is of this seq, or has
+        this key; of the history that is here, if there is one. Raises NoSuchVersionError; the error
+        of the object where *wanted* is the key of one that cannot be read."""
+        for one in self.unreadable:
+            if one.key == wanted:
+                raise one.error
+        try:
+            here = [one.version for one in self.versions if one.history != "lost"]
+            version = find_version(here, name, wanted)
+        except NoSuchVersionError:
+            version = find_version([one.version for one in self.versions], name, wanted)
+        return next(one for one in self.versions if one.version is version)
 
 
 def versions_before(state: VolumeState, seq: Seq) -> list[Version]:
@@ -114,16 +143,26 @@ class VolumeVersions:
         return StoreFacts(self.kept.place, dict(objects_by_kind(self.store())))
 
     def check_store(self) -> StoreFacts:
-        """Tries whether the store keeps what it must, and whether each pack that an index names is
-        there. Raises StoreDamagedError, StoreError."""
+        """Tries whether the store keeps what it must, whether its indexes and the objects of its
+        versions can be read, and whether each pack that an index names is there. Raises
+        StoreDamagedError, StoreError."""
         store = self.store(writing=True)
         probe(store)
         there = set(store.names("packs/"))
-        for table in BlockReader(store).indexes.values():
+        reader = BlockReader(store)
+        for fault in reader.spoilt_indexes.values():
+            raise fault
+        for unreadable in read_versions(store, None).unreadable:
+            raise unreadable.error
+        for table in reader.indexes.values():
             for pack in table.packs:
                 if pack_name(pack) not in there:
                     raise StoreDamagedError(store.where, f"{pack_name(pack)} is missing")
         return self.store_facts()
+
+    def repair_store(self, progress: Progress) -> Reindexed:
+        """Makes anew what spoilt indexes told. Raises what make_indexes_anew raises."""
+        return make_indexes_anew(self.store(writing=True), node_name(self.name), progress)
 
     # -- versions ----------------------------------------------------------------------------------
 
@@ -142,19 +181,21 @@ class VolumeVersions:
             progress,
         )
 
-    def all(self) -> list[ListedVersion]:
-        """Returns all versions, by seq. Raises StoreDamagedError, StoreError."""
+    def all(self) -> ListedVersions:
+        """Returns all versions. Raises JournalError, JournalDamagedError, StoreError."""
         store = self.store()
         protected = protected_keys(store)
-        versions = list_versions(store, self.state.uuid)
-        return [ListedVersion(version, version.key in protected) for version in versions]
+        found = read_versions(store, self.state.uuid)
+        stand = histories(found.versions, self.source.reader)
+        listed = [
+            ListedVersion(version, version.key in protected, stand[version.key])
+            for version in found.versions
+        ]
+        return ListedVersions(listed, found.unreadable)
 
     def find(self, wanted: str) -> ListedVersion:
-        """Returns the version that is called *wanted*, or is of this seq. Raises
-        NoSuchVersionError, StoreDamagedError, StoreError."""
-        listed = self.all()
-        version = find_version([one.version for one in listed], self.name, wanted)
-        return next(one for one in listed if one.version is version)
+        """Returns a version: see ListedVersions.find. Raises StoreError."""
+        return self.all().find(self.name, wanted)
 
     def changes(self, old: str, new: str, path: str | None, progress: Progress) -> list[Change]:
         """Returns what differs between two versions; see find_version_changes."""
@@ -170,21 +211,33 @@ class VolumeVersions:
         version = self.find(wanted).version
         return verify_version(BlockReader(self.store()), version, progress, with_data=with_data)
 
-    def protect(self, wanted: str, *, on: bool) -> Version:
-        """Protects a version from being deleted, or no longer. Raises NoSuchVersionError,
-        StoreError."""
-        version = self.find(wanted).version
-        protect(self.store(writing=True), version, on=on)
-        return version
+    def protect(self, wanted: str, *, on: bool) -> str:
+        """Protects a version from being deleted, or no longer. Returns a name for it. Raises
+        NoSuchVersionError, StoreError."""
+        key, name = self._key_of(wanted)
+        protect(self.store(writing=True), key, on=on)
+        return name
 
-    def delete(self, wanted: str) -> Version:
-        """Deletes a version. Raises UsageError where it is protected; NoSuchVersionError,
-        BusyError, StoreError."""
-        listed = self.find(wanted)
-        if listed.is_protected:
+    def _key_of(self, wanted: str) -> tuple[str, str]:
+        """Returns the key of a version, which need not be readable, and a name for it. Raises
+        NoSuchVersionError, StoreError."""
+        if wanted in {one.key for one in self.all().unreadable}:
+            return wanted, f"{wanted}, which cannot be read"
+        version = self.find(wanted).version
+        return version.key, f"{version.shown_name} of seq {version.seq}"
+
+    def key_to_delete(self, wanted: str) -> tuple[str, str]:
+        """Returns the key of a version, and a name for it. Raises UsageError where it is protected;
+        NoSuchVersionError, StoreError."""
+        key, name = self._key_of(wanted)
+        if key in protected_keys(self.store()):
             raise UsageError(f"version {wanted} is protected: 'version protect --off' comes first")
-        delete_version(self.store(writing=True), listed.version, node_name(self.name))
-        return listed.version
+        return key, name
+
+    def delete(self, wanted: str) -> None:
+        """Deletes a version. Raises what key_to_delete raises; BusyError."""
+        key, _ = self.key_to_delete(wanted)
+        delete_version(self.store(writing=True), key, node_name(self.name))
 
     def collect(
         self, progress: Progress, *, forget: str | None = None, dry_run: bool = False

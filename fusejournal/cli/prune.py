@@ -10,6 +10,7 @@ from fusejournal.admin.prune_journal import JournalPlan
 from fusejournal.cli import text
 from fusejournal.cli.interrupts import raise_interrupt
 from fusejournal.cli.replay import watched
+from fusejournal.cli.version import warn_of_unreadable
 from fusejournal.versions.collect import Collected
 
 _NICE = 19
@@ -50,6 +51,7 @@ def prune(volume: str, dry_run: bool, config: Path | None, as_json: bool) -> Non
     plan = work.plan()
     with watched("marking blocks", as_json, work.traffic) as progress:
         collected = (work.would_free if dry_run else work.carry_out)(plan, progress)
+    warn_of_unreadable(volume, collected.unreadable)
     if as_json:
         text.echo_json(plan.to_json(collected))
         return

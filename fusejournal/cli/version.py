@@ -1,6 +1,7 @@
 """``fusejournal version``: kept images of the tree, and the store that they are in."""
 
 import os
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -12,8 +13,19 @@ from fusejournal.cli import entries, text
 from fusejournal.cli.interrupts import raise_interrupt
 from fusejournal.cli.replay import watched
 from fusejournal.cli.version_store import key, store
+from fusejournal.objects.store import StoreError
+from fusejournal.versions.create import History
+from fusejournal.versions.manifest import UnreadableVersion
+from fusejournal.versions.packs import StoreDamagedError
 
 _NICE = 19
+_HISTORIES: dict[History, str] = {
+    "this": "",
+    "lost": " (of a history that lost)",
+    "ahead": " (ahead of the journal here)",
+    "before": " (before the journal here)",
+    "unknown": "",
+}
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="JSON.")
 _KEY_FILE = click.option(
     "--key-file",
@@ -66,6 +78,9 @@ def create(volume: str, name: str, as_json: bool) -> None:
     with watched("reading entries", as_json, versions.traffic) as progress:
         created = versions.create(name, progress)
     made = created.version
+    warn_of_unreadable(volume, created.unreadable)
+    for fault in created.faults:
+        text.echo(f"fusejournal: {fault}", err=True)
     if as_json:
         text.echo_json({**made.to_json(), "is_new": created.is_new, "entries": created.entry_count})
         return
@@ -89,6 +104,10 @@ def list_command(volume: str, key_file: Path | None, config: Path | None, as_jso
     files, bytes that it added to the store, name. VOLUME may be a store, by its directory or
     address: all versions in it, then, each with its volume's UUID.
 
+    One of a history that lost (before a rejoin or a promotion) is marked, and never used unless you
+    name it; one that is ahead is of entries that this node has not got yet. One that cannot be read
+    is named at the end, with exit code 42.
+
     \b
     Examples:
       fusejournal version list srv-data
@@ -96,18 +115,44 @@ def list_command(volume: str, key_file: Path | None, config: Path | None, as_jso
       fusejournal version list s3://my-bucket/versions --key-file /media/usb/key
     """
     versions = open_versions(volume, key_file, config, raise_interrupt)
-    for listed in versions.all():
+    listed, unreadable = versions.all()
+    for one in listed:
         if as_json:
-            text.echo_json(listed.to_json())
+            text.echo_json(one.to_json())
         else:
-            of = f"{listed.version.uuid}  " if isinstance(versions, LoneStore) else ""
-            text.echo(of + _as_line(listed))
+            of = f"{one.version.uuid}  " if isinstance(versions, LoneStore) else ""
+            text.echo(of + _as_line(one))
+    if as_json:
+        for key, error in unreadable:
+            text.echo_json({"key": key, "error": str(error)})
+    if unreadable:
+        warn_of_unreadable(volume, unreadable[:-1])
+        raise _with_advice(volume, unreadable[-1])
+
+
+def warn_of_unreadable(volume: str, unreadable: Iterable[UnreadableVersion]) -> None:
+    """Names versions of *volume* that cannot be read, on standard error."""
+    for one in unreadable:
+        text.echo(f"fusejournal: {_with_advice(volume, one)}", err=True)
+
+
+def _with_advice(volume: str, unreadable: UnreadableVersion) -> StoreError:
+    """Returns the error of a version that cannot be read, with what can be done about it."""
+    key, error = unreadable
+    if not isinstance(error, StoreDamagedError):
+        return error
+    return StoreDamagedError(
+        error.where,
+        f"{error.reason}: 'fusejournal version delete {volume} {key}' gives it up; until then "
+        "nothing that it may need is collected",
+    )
 
 
 def _as_line(listed: ListedVersion) -> str:
     one = listed.version
     when = datetime.fromtimestamp(one.time_ns / 1e9).strftime("%Y-%m-%d %H:%M:%S")
     name = one.name + (" (protected)" if listed.is_protected else "")
+    name += _HISTORIES[listed.history]
     return (
         f"{one.seq:>12}  {when}  {one.file_count:>11,} files  {text.size(one.content_bytes):>11}  "
         f"+{text.size(one.added_bytes):<11} {name}"
@@ -147,6 +192,7 @@ def show(
         "content": text.size(one.content_bytes),
         "added": text.size(one.added_bytes),
         "protected": "yes" if listed.is_protected else "no",
+        "history": _HISTORIES[listed.history].strip(" ()") or f"{listed.history} one",
         "root": one.root,
     }
     for label, value in rows.items():
@@ -230,8 +276,8 @@ def protect(volume: str, wanted: str, off: bool) -> None:
       fusejournal version protect srv-data before-upgrade
       fusejournal version protect srv-data before-upgrade --off
     """
-    one = VolumeVersions(volume, raise_interrupt).protect(wanted, on=not off)
-    text.echo(f"version {one.shown_name} is {'no longer ' if off else ''}protected")
+    name = VolumeVersions(volume, raise_interrupt).protect(wanted, on=not off)
+    text.echo(f"version {name} is {'no longer ' if off else ''}protected")
 
 
 @version.command(short_help="Delete a version.")
@@ -240,18 +286,19 @@ def protect(volume: str, wanted: str, off: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete(volume: str, wanted: str, yes: bool) -> None:
     """Delete a version of VOLUME: it cannot be restored any more. What no other version has stays
-    in the store until 'version collect'.
+    in the store until 'version collect'. One that cannot be read is deleted by its key, as 'version
+    list' names it.
 
     \b
     Examples:
       fusejournal version delete srv-data before-upgrade
     """
     versions = VolumeVersions(volume, raise_interrupt)
-    one = versions.find(wanted).version
+    _, name = versions.key_to_delete(wanted)
     if not yes:
-        click.confirm(f"delete version {one.shown_name} of seq {one.seq}?", abort=True, err=True)
+        click.confirm(f"delete version {name}?", abort=True, err=True)
     versions.delete(wanted)
-    text.echo(f"deleted version {one.shown_name}")
+    text.echo(f"deleted version {name}")
 
 
 @version.command(short_help="Free what no version has any more.")
@@ -278,9 +325,11 @@ def collect(volume: str, dry_run: bool, forget: str | None, as_json: bool) -> No
     versions = VolumeVersions(volume, raise_interrupt)
     with watched("marking blocks", as_json, versions.traffic) as progress:
         found = versions.collect(progress, forget=forget, dry_run=dry_run)
+    warn_of_unreadable(volume, found.unreadable)
     if as_json:
         waiting = [worker.node for worker in found.waiting_for]
-        text.echo_json({**found._asdict(), "waiting_for": waiting})
+        unreadable = [one.key for one in found.unreadable]
+        text.echo_json({**found._asdict(), "waiting_for": waiting, "unreadable": unreadable})
     elif dry_run:
         text.echo(
             f"would remove or rewrite {text.count(found.planned_packs, 'pack')}, and free "

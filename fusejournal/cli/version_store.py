@@ -9,6 +9,7 @@ import click
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.cli import text
 from fusejournal.cli.interrupts import raise_interrupt
+from fusejournal.cli.replay import watched
 from fusejournal.versions.keys import parse_key, read_key_file, write_key_file
 
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="JSON.")
@@ -114,16 +115,30 @@ def show_store(volume: str, as_json: bool) -> None:
 
 @store.command(short_help="Try whether the store can be relied on.")
 @click.argument("volume")
+@click.option("--repair", is_flag=True, help="Make a spoilt index anew, of the packs.")
 @_AS_JSON
-def check(volume: str, as_json: bool) -> None:
-    """Try whether the store of VOLUME's versions keeps what it must, check its indexes, and that
-    each pack that they tell of is there. What is in the packs, 'version verify' checks.
+def check(volume: str, repair: bool, as_json: bool) -> None:
+    """Try whether the store of VOLUME's versions keeps what it must, check its indexes and the
+    objects of versions, and that each pack that is told of is there. What is in the packs, 'version
+    verify' checks.
 
     \b
     Examples:
       fusejournal version store check srv-data
+      fusejournal version store check srv-data --repair
     """
-    _echo_store(VolumeVersions(volume, raise_interrupt), as_json, checked=True)
+    versions = VolumeVersions(volume, raise_interrupt)
+    if repair:
+        with watched("reading packs", as_json) as progress:
+            done = versions.repair_store(progress)
+        for fault in done.lost:
+            text.echo(f"fusejournal: {fault}: what only it has is lost", err=True)
+        if done.indexes and not as_json:
+            text.echo(
+                f"made {text.count(len(done.indexes), 'index', 'indexes')} anew: "
+                f"{text.count(done.blocks, 'block')} in {text.count(done.packs, 'pack')}"
+            )
+    _echo_store(versions, as_json, checked=True)
 
 
 def _echo_store(versions: VolumeVersions, as_json: bool, *, checked: bool) -> None:

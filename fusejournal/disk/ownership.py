@@ -1,4 +1,4 @@
-"""Who can change what a path leads to.
+"""Ownership of places: who can change what a path leads to.
 
 Whoever can write to a directory can rename what is in it, whosever that is, and put something else
 in its place; so a file is as safe as the weakest directory above it. In a sticky directory only the

@@ -10,7 +10,7 @@ reader to whom one of these vanished looks again.
 
 Memory: 48 bytes for each block in the store, a pack or two, and those under way to the store."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from fusejournal.objects.store import ObjectMissingError, ObjectStore, put_same
 from fusejournal.objects.uploads import Uploads
@@ -35,16 +35,24 @@ _INDEXES_MAX = 16
 _ATTEMPTS = 5
 
 
-def read_indexes(store: ObjectStore) -> dict[str, IndexTable]:
-    """Returns all indexes of *store*, checked. Raises StoreDamagedError, StoreError."""
+def read_indexes(
+    store: ObjectStore, spoilt: dict[str, StoreDamagedError] | None = None
+) -> dict[str, IndexTable]:
+    """Returns all indexes of *store*, checked. Those that are not what was put there go into
+    *spoilt*, by name; without it they raise StoreDamagedError. Raises StoreError."""
     known: dict[str, IndexTable] = {}
     for attempt in range(_ATTEMPTS):
         try:
             names = list(store.names("index/"))
             for name in names:
-                if name not in known:
-                    known[name] = _read_index(store, name)
-            return {name: known[name] for name in names}
+                try:
+                    if name not in known:
+                        known[name] = _read_index(store, name)
+                except StoreDamagedError as fault:
+                    if spoilt is None:
+                        raise
+                    spoilt[name] = fault
+            return {name: known[name] for name in names if name in known}
         except ObjectMissingError:
             # Merged meanwhile: a newer one has its blocks.
             if attempt == _ATTEMPTS - 1:
@@ -56,7 +64,11 @@ def _read_index(store: ObjectStore, name: str) -> IndexTable:
     content = store.get(name)
     where = f"{store.where}/{name}"
     if index_name(content) != name:
-        raise StoreDamagedError(where, "is not what was put there")
+        raise StoreDamagedError(
+            where,
+            "is not what was put there: 'fusejournal version store check --repair' makes it anew "
+            "from the packs",
+        )
     return IndexTable(where, content)
 
 
@@ -64,35 +76,63 @@ class BlockReader:
     """Reads blocks of *store*, as its indexes were when this was made."""
 
     def __init__(self, store: ObjectStore) -> None:
-        """Raises StoreDamagedError, StoreError."""
+        """Raises StoreError."""
         self.store = store
-        self.indexes = read_indexes(store)
+        self.spoilt_indexes: dict[str, StoreDamagedError] = {}
+        """Indexes that are not what was put there: of what they told nothing is known."""
+        self.spoilt: set[tuple[bytes, bytes]] = set()
+        """Blocks that were read and are not what was put there: pack and id."""
+        self.indexes: dict[str, IndexTable] = {}
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Reads the indexes again. Raises StoreError."""
+        self.indexes = read_indexes(self.store, self.spoilt_indexes)
 
     def place(self, id_: bytes) -> Place | None:
-        """Returns where block *id_* is, or None if it is not in the store."""
+        """Returns where block *id_* is, as far as is known with its bytes; or None if it is not in
+        the store."""
+        spoilt = None
+        for place in self._places(id_):
+            if (place.pack, id_) not in self.spoilt:
+                return place
+            spoilt = place
+        return spoilt
+
+    def _places(self, id_: bytes) -> Iterator[Place]:
         for table in self.indexes.values():
             if (place := table.find(id_)) is not None:
-                return place
-        return None
+                yield place
 
     def read(self, id_: bytes) -> bytes:
-        """Returns block *id_*, checked. May be called by several threads. Raises
-        StoreDamagedError, StoreError."""
-        place = self.place(id_)
-        if place is None:
-            raise StoreDamagedError(self.store.where, f"block {id_.hex()} is missing")
+        """Returns block *id_*, checked, from whichever pack has it as it was put there. May be
+        called by several threads. Raises StoreDamagedError, StoreError."""
         try:
-            return self._read_at(id_, place)
+            return self._read_any(id_)
         except ObjectMissingError:
             # A collection may have put it elsewhere meanwhile.
-            self.indexes = read_indexes(self.store)
-        place = self.place(id_)
+            self.look_again()
         try:
-            if place is not None:
-                return self._read_at(id_, place)
+            return self._read_any(id_)
         except ObjectMissingError:
-            pass
-        raise StoreDamagedError(self.store.where, f"block {id_.hex()} is missing with its pack")
+            raise self.missing(id_, " with its pack") from None
+
+    def _read_any(self, id_: bytes) -> bytes:
+        while (place := self.place(id_)) is not None:
+            try:
+                return self._read_at(id_, place)
+            except StoreDamagedError:
+                if (place.pack, id_) in self.spoilt:
+                    raise
+                self.spoilt.add((place.pack, id_))
+        raise self.missing(id_)
+
+    def missing(self, id_: bytes, how: str = "") -> StoreDamagedError:
+        """The error where block *id_* is missing, which may be for a spoilt index."""
+        why = f"block {id_.hex()} is missing{how}"
+        if self.spoilt_indexes:
+            why += "; " + "; ".join(f"{fault}" for fault in self.spoilt_indexes.values())
+        return StoreDamagedError(self.store.where, why)
 
     def _read_at(self, id_: bytes, place: Place) -> bytes:
         name = pack_name(place.pack)
@@ -151,8 +191,10 @@ class BlockWriter(BlockReader):
         """Returns True if the block is in a pack that is not about to be removed."""
         if id_ in self._closed:
             return True
-        places = (table.find(id_) for table in self.indexes.values())
-        return any(place is not None and place.pack not in self._going for place in places)
+        return any(
+            place.pack not in self._going and (place.pack, id_) not in self.spoilt
+            for place in self._places(id_)
+        )
 
     def _put(self, pack: Pack) -> None:
         """Puts *pack*; another takes its place."""

@@ -12,6 +12,9 @@
 5. *Remove*: first the indexes give way to one without the packs, then the packs go, then the plan
    is done.
 
+What cannot be read may need anything: while the object of a version is spoilt or a newer program's,
+nothing goes that an index tells of; while an index is spoilt, nothing goes at all.
+
 A kill at any point leaves a plan that the next collection takes up. Creating, reading, listing go
 on all along; who reads a block that was put elsewhere looks again. If others are at work at step 3,
 the collection ends there and says so. Memory: 49 bytes a block in the store."""
@@ -24,8 +27,8 @@ from fusejournal.objects.store import ObjectStore, put_same
 from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.chunk_list import ChunkNodes
 from fusejournal.versions.creators import (
-    BusyError,
     Worker,
+    alone,
     check_registered,
     finish_plan,
     newest_plan,
@@ -35,7 +38,7 @@ from fusejournal.versions.creators import (
     unregister,
     workers,
 )
-from fusejournal.versions.manifest import all_versions
+from fusejournal.versions.manifest import UnreadableVersion, read_versions
 from fusejournal.versions.packs import (
     PACK_MAGIC_BYTES,
     StoreDamagedError,
@@ -64,6 +67,8 @@ class Collected(NamedTuple):
     planned_packs: int
     """Packs that are to go, and could not yet."""
     waiting_for: tuple[Worker, ...]
+    unreadable: tuple[UnreadableVersion, ...] = ()
+    """Versions that cannot be read: all that they may need stayed."""
 
 
 def collect(
@@ -78,23 +83,21 @@ def collect(
     *dry_run*: says what would go, and changes nothing; also as if the versions whose keys are
     *without* were deleted before. *progress* gets the blocks marked. Raises
     BusyError where another collection is under way; StoreDamagedError where a version lacks a
-    block, with nothing removed; StoreFullError, StoreError."""
+    block, or an index is spoilt, with nothing removed; StoreFullError, StoreError."""
     if dry_run:
         usage = _Usage(store, progress, without)
         packs = usage.going()
         sizes = sum(usage.unused_bytes(pack) for pack in packs)
-        return Collected(0, sizes, 0, len(packs), ())
+        return Collected(0, sizes, 0, len(packs), (), usage.unreadable)
     me = register(store, "collector", node)
     try:
-        for worker in workers(store):
-            if worker.work == "collector" and worker.nonce != me.nonce:
-                raise BusyError(store.where, f"{worker.node} is collecting it (pid {worker.pid})")
+        alone(store, me)
         rewritten = 0
         plan = open_plan(store)
         if plan is None:
-            packs, rewritten = _prepare(store, progress)
+            packs, rewritten, unreadable = _prepare(store, progress)
             if not packs:
-                return Collected(0, 0, rewritten, 0, ())
+                return Collected(0, 0, rewritten, 0, (), unreadable)
             plan = newest_plan(store) + 1, packs
             put_plan(store, *plan)
         return _carry_out(store, me, *plan, progress)._replace(rewritten_bytes=rewritten)
@@ -102,9 +105,11 @@ def collect(
         unregister(store, me)
 
 
-def _prepare(store: ObjectStore, progress: Progress) -> tuple[frozenset[bytes], int]:
-    """Marks, and rewrites packs of which much is unused. Returns the packs that can go, and the
-    bytes of new packs."""
+def _prepare(
+    store: ObjectStore, progress: Progress
+) -> tuple[frozenset[bytes], int, tuple[UnreadableVersion, ...]]:
+    """Marks, and rewrites packs of which much is unused. Returns the packs that can go, the bytes
+    of new packs, and what could not be read."""
     # What is there now: a pack that a creator puts meanwhile is none of ours.
     there = {name.removeprefix("packs/") for name in store.names("packs/")}
     usage = _Usage(store, progress)
@@ -112,12 +117,12 @@ def _prepare(store: ObjectStore, progress: Progress) -> tuple[frozenset[bytes], 
     told = {pack for table in usage.reader.indexes.values() for pack in table.packs}
     lost = {bytes.fromhex(name) for name in there} - told
     if not packs:
-        return frozenset(lost), 0
+        return frozenset(lost), 0, usage.unreadable
     writer = BlockWriter(store, packs)
     for pack in sorted(packs):
         usage.copy_used(pack, writer)
     writer.finish()
-    return packs | lost, writer.added_bytes
+    return packs | lost, writer.added_bytes, usage.unreadable
 
 
 def _carry_out(
@@ -147,7 +152,8 @@ def _carry_out(
     for pack in sorted(packs):
         store.remove(pack_name(pack))
     finish_plan(store, number)
-    return Collected(len(packs), sum(sizes[pack] for pack in packs), 0, 0, ())
+    removed_bytes = sum(sizes[pack] for pack in packs)
+    return Collected(len(packs), removed_bytes, 0, 0, (), usage.unreadable)
 
 
 class _Usage:
@@ -157,8 +163,12 @@ class _Usage:
         self, store: ObjectStore, progress: Progress, without: Collection[str] = ()
     ) -> None:
         # Versions first: what one relies on was told by an index before it was there.
-        versions = [one for one in all_versions(store) if one.key not in without]
+        found = read_versions(store, None)
+        versions = [one for one in found.versions if one.key not in without]
+        self.unreadable = tuple(found.unreadable)
         self.reader = reader = BlockReader(store)
+        for fault in reader.spoilt_indexes.values():
+            raise StoreDamagedError(fault.where, f"{fault.reason}; nothing is collected before")
         self._progress = progress
         self._tables = list(reader.indexes.values())
         self._flags = [bytearray(len(table)) for table in self._tables]
@@ -248,6 +258,8 @@ class _Usage:
 
     def going(self) -> frozenset[bytes]:
         """Returns the packs of which so much is unused that they can go."""
+        if self.unreadable:
+            return frozenset()
         return frozenset(
             pack
             for pack, size in self._bytes.items()
@@ -268,7 +280,11 @@ class _Usage:
                     add(self.reader.read(id_))
 
     def needed(self, packs: frozenset[bytes]) -> frozenset[bytes]:
-        """Returns those of *packs* that have a used block which is in no pack outside of them."""
+        """Returns those of *packs* that have a used block which is in no pack outside of them, or
+        that a version which cannot be read may need."""
+        if self.unreadable:
+            told = (pack for table in self._tables for pack in table.packs)
+            return packs.intersection(told)
         found: set[bytes] = set()
         for table, flags in zip(self._tables, self._flags, strict=True):
             for (id_, place), flag in zip(table, flags, strict=True):

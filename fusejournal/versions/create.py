@@ -5,7 +5,7 @@ It reads the journal and the store, and no live tree, so that it can be done on 
 anything. A kill at any moment leaves all versions as they were: what it put so far are blocks that
 the next attempt finds."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from fusejournal.errors import JournalError, UsageError
 from fusejournal.journal.reader import JournalReader
@@ -23,8 +23,20 @@ from fusejournal.versions.creators import (
     register,
     unregister,
 )
-from fusejournal.versions.manifest import Version, list_versions, put_version, remove_version
+from fusejournal.versions.manifest import (
+    UnreadableVersion,
+    Version,
+    put_version,
+    read_versions,
+    remove_version,
+)
+from fusejournal.versions.packs import StoreDamagedError
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
+
+History = Literal["this", "lost", "ahead", "before", "unknown"]
+"""A version's relation to a journal: of its history; of one that lost to it; of a seq that it has
+not got yet; or of a seq before its beginning, of which nothing here tells more. Unknown where there
+is no journal."""
 
 
 class Created(NamedTuple):
@@ -35,6 +47,11 @@ class Created(NamedTuple):
     """False where it was there already."""
     entry_count: int
     """The entries that were read for it."""
+    unreadable: tuple[UnreadableVersion, ...]
+    """Versions of the volume that were passed over, because they cannot be read."""
+    faults: tuple[StoreDamagedError, ...]
+    """Damage that was met: for the first kind it was not made of a nearer version; until spoilt
+    indexes are made anew it may lack what only they told."""
 
 
 def create_version(
@@ -52,11 +69,11 @@ def create_version(
     StoreFullError, StoreError."""
     chain, _ = _entry_at(reader, head_seq)
     assert reader.uuid is not None
-    versions = list_versions(store, reader.uuid)
-    for version in versions:
+    found = read_versions(store, reader.uuid)
+    for version in found.versions:
         if (version.seq, version.chain) == (head_seq, chain):
             _check_name_of(version, name)
-            return Created(version, False, 0)
+            return Created(version, False, 0, tuple(found.unreadable), ())
         if name and version.name == name:
             raise UsageError(f"a version {name!r} is there already, of seq {version.seq}")
     me = register(store, "creator", made_by)
@@ -77,13 +94,12 @@ def _create_registered(
 ) -> Created:
     assert reader.uuid is not None
     chain, time_ns = _entry_at(reader, head_seq)
-    base = newest_usable(list_versions(store, reader.uuid), reader, head_seq)
+    found = read_versions(store, reader.uuid)
     plan = open_plan(store)
     blocks = BlockWriter(store, plan[1] if plan is not None else frozenset())
-    trees = base.trees if base is not None else no_trees(blocks)
+    made_of = trees_of_nearest(blocks, found.versions, reader, head_seq, progress)
+    trees, base, faults = made_of
     from_seq = Seq(base.seq + 1) if base is not None else Seq(1)
-    trees = build_trees(blocks, trees, reader, from_seq, Seq(head_seq + 1), progress)
-    blocks.finish()
     nodes = Nodes(blocks)
     version = Version(
         reader.uuid,
@@ -111,12 +127,13 @@ def _create_registered(
     except BusyError:
         # A collection that did not wait may have taken what it relies on.
         if made is version:
-            remove_version(store, version)
+            remove_version(store, version.key)
         raise
     if made is not version:
         _check_name_of(made, name)
     blocks.merge_indexes()
-    return Created(made, True, head_seq + 1 - from_seq)
+    faults += blocks.spoilt_indexes.values()
+    return Created(made, True, head_seq + 1 - from_seq, tuple(found.unreadable), tuple(faults))
 
 
 def _check_name_of(version: Version, name: str) -> None:
@@ -149,11 +166,32 @@ def is_on(version: Version, reader: JournalReader) -> bool:
     entry, or the one behind it, is here. Raises JournalDamagedError."""
     first_seq = reader.first_seq
     if version.seq >= first_seq:
-        return version.seq <= reader.head()[0] and _entry_at(reader, version.seq)[0] == (
-            version.chain
-        )
+        its_last = reader.read(version.seq, Seq(version.seq + 1))
+        return any(entry.chain == version.chain for entry in its_last)
     header, _ = reader.beginning(reader.segments()[0])
     return version.seq + 1 == first_seq and header.chain_before == version.chain
+
+
+def histories(versions: list[Version], reader: JournalReader) -> dict[str, History]:
+    """Returns for each of *versions*, by its key, how it stands to the history that *reader* reads.
+    What a version was made of is of its history. Raises JournalDamagedError."""
+    found: dict[str, History] = {}
+    segments = reader.segments()
+    head_seq, epoch = reader.head()[0], reader.beginning(segments[-1])[0].epoch
+    for version in versions:
+        if version.seq < reader.first_seq - 1:
+            found[version.key] = "before"
+        elif version.seq > head_seq:
+            found[version.key] = "lost" if version.epoch < epoch else "ahead"
+        else:
+            found[version.key] = "this" if is_on(version, reader) else "lost"
+    for version in sorted(versions, key=lambda one: one.seq):
+        if version.parent is not None and found.get(version.parent) == "lost":
+            found[version.key] = "lost"
+    for version in sorted(versions, key=lambda one: one.seq, reverse=True):
+        if version.parent in found and found[version.key] == "this":
+            found[version.parent] = "this"
+    return found
 
 
 def _entry_at(reader: JournalReader, seq: Seq) -> tuple[int, int]:
@@ -161,6 +199,40 @@ def _entry_at(reader: JournalReader, seq: Seq) -> tuple[int, int]:
     for entry in reader.read(seq, Seq(seq + 1)):
         return entry.chain, entry.time_ns
     raise JournalError(f"seq {seq} cannot be read: the journal ends before it")
+
+
+def trees_of_nearest(
+    blocks: BlockWriter,
+    versions: list[Version],
+    reader: JournalReader,
+    seq: Seq,
+    progress: Progress,
+) -> tuple[Trees, Version | None, list[StoreDamagedError]]:
+    """Returns the trees after entry *seq*, made of the nearest of *versions* that is whole as far
+    as it takes, and the entries between; what is new in them goes to *blocks*. Also returns that
+    version, or None where they are made of the journal alone, and the faults of those that were
+    passed over. Raises as :func:`create_version`."""
+    faults: list[StoreDamagedError] = []
+    left = list(versions)
+    while True:
+        try:
+            base = newest_usable(left, reader, seq)
+        except JournalError:
+            if faults:
+                raise faults[0] from None
+            raise
+        try:
+            if base is not None:
+                return trees_at(blocks, base, reader, seq, progress), base, faults
+            trees = build_trees(blocks, no_trees(blocks), reader, Seq(1), Seq(seq + 1), progress)
+            blocks.finish()
+        except StoreDamagedError as fault:
+            if base is None:
+                raise
+            faults.append(fault)
+            left.remove(base)
+        else:
+            return trees, None, faults
 
 
 def trees_at(
@@ -173,20 +245,21 @@ def trees_at(
     return trees
 
 
-def delete_version(store: ObjectStore, version: Version, node: str) -> None:
-    """Deletes *version*. Raises UsageError where a journal relies on it; BusyError while a
-    collection is under way, which relies on all versions that it has seen; StoreError."""
+def delete_version(store: ObjectStore, key: str, node: str) -> None:
+    """Deletes the version with *key*, which need not be readable. Raises UsageError where a journal
+    relies on it; BusyError while a collection is under way, which relies on all versions that it
+    has seen; StoreError."""
     me = register(store, "deleter", node)
     try:
-        if version.key in pinned_keys(store):
+        if key in pinned_keys(store):
             raise UsageError(
-                f"version {version.shown_name} stands for the beginning of a journal that was "
+                f"version {key} stands for the beginning of a journal that was "
                 "pruned: nothing else tells what was there then"
             )
         if open_plan(store) is not None:
             raise BusyError(
                 store.where, "a collection is under way: 'version collect' goes on with it"
             )
-        remove_version(store, version)
+        remove_version(store, key)
     finally:
         unregister(store, me)

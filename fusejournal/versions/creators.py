@@ -128,6 +128,13 @@ def check_registered(store: ObjectStore, worker: Worker) -> None:
         ) from None
 
 
+def alone(store: ObjectStore, me: Worker) -> None:
+    """Raises BusyError if another collector than *me* is at work; StoreError."""
+    for worker in workers(store):
+        if worker.work == "collector" and worker.nonce != me.nonce:
+            raise BusyError(store.where, f"{worker.node} is collecting it (pid {worker.pid})")
+
+
 def workers(store: ObjectStore) -> list[Worker]:
     """Returns all who are at work, and forgets those of this machine that are dead. Raises
     StoreDamagedError, StoreError."""

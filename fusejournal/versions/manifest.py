@@ -188,33 +188,53 @@ def put_version(store: ObjectStore, version: Version) -> Version:
     return version
 
 
-def list_versions(store: ObjectStore, uuid: UUID) -> list[Version]:
-    """Returns the versions of volume *uuid*, by seq. Raises StoreDamagedError, StoreError."""
-    return _read_versions(store, uuid)
+class UnreadableVersion(NamedTuple):
+    """The object of a version that cannot be read, because it is spoilt, or a newer program's."""
+
+    key: str
+    """Its part of the object's name."""
+    error: StoreError
 
 
-def all_versions(store: ObjectStore) -> list[Version]:
-    """Returns the versions of all volumes. Raises StoreDamagedError, StoreError."""
-    return _read_versions(store, None)
+class FoundVersions(NamedTuple):
+    """The versions in a store: one that cannot be read keeps nobody from the others."""
+
+    versions: list[Version]
+    """By volume and seq."""
+    unreadable: list[UnreadableVersion]
 
 
-def _read_versions(store: ObjectStore, uuid: UUID | None) -> list[Version]:
-    found = []
+def read_versions(store: ObjectStore, uuid: UUID | None) -> FoundVersions:
+    """Returns the versions of volume *uuid*, or of all (None). Raises StoreError."""
+    found = FoundVersions([], [])
     for name in store.names("versions/"):
-        match = _KEY.fullmatch(name.removeprefix("versions/"))
-        if match is None:
-            raise StoreDamagedError(f"{store.where}/{name}", "is no version's name")
-        if uuid is not None and match[1] != uuid.hex:
+        key = name.removeprefix("versions/")
+        match = _KEY.fullmatch(key)
+        if match is not None and uuid is not None and match[1] != uuid.hex:
             continue
         try:
             content = store.get(name)
         except ObjectMissingError:
             continue  # removed meanwhile
-        version = decode_version(f"{store.where}/{name}", content)
-        if version.key != match[0]:
-            raise StoreDamagedError(f"{store.where}/{name}", "is another version's object")
-        found.append(version)
+        except StoreDamagedError as error:
+            found.unreadable.append(UnreadableVersion(key, error))
+            continue
+        where = f"{store.where}/{name}"
+        try:
+            if match is None:
+                raise StoreDamagedError(where, "is no version's name")
+            version = decode_version(where, content)
+            if version.key != key:
+                raise StoreDamagedError(where, "is another version's object")
+            found.versions.append(version)
+        except StoreError as error:
+            found.unreadable.append(UnreadableVersion(key, error))
     return found
+
+
+def list_versions(store: ObjectStore, uuid: UUID) -> list[Version]:
+    """Returns those versions of volume *uuid* that can be read, by seq. Raises StoreError."""
+    return read_versions(store, uuid).versions
 
 
 def find_version(versions: list[Version], volume: str, wanted: str) -> Version:
@@ -233,9 +253,9 @@ def find_version(versions: list[Version], volume: str, wanted: str) -> Version:
     return found[0]
 
 
-def remove_version(store: ObjectStore, version: Version) -> None:
-    """Removes the version's object. Raises StoreError."""
-    store.remove(f"versions/{version.key}")
+def remove_version(store: ObjectStore, key: str) -> None:
+    """Removes the object of the version with *key*. Raises StoreError."""
+    store.remove(f"versions/{key}")
 
 
 def protected_keys(store: ObjectStore) -> set[str]:
@@ -243,9 +263,10 @@ def protected_keys(store: ObjectStore) -> set[str]:
     return {name.removeprefix("protected/") for name in store.names("protected/")}
 
 
-def protect(store: ObjectStore, version: Version, *, on: bool) -> None:
-    """Protects *version* from being deleted, or no longer. Raises StoreFullError, StoreError."""
-    name = f"protected/{version.key}"
+def protect(store: ObjectStore, key: str, *, on: bool) -> None:
+    """Protects the version with *key* from being deleted, or no longer. Raises StoreFullError,
+    StoreError."""
+    name = f"protected/{key}"
     if on:
         put_same(store, name, b"")
     else:

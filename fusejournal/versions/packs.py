@@ -226,8 +226,9 @@ class IndexTable:
         return Place(self.packs[row[1]], *row[2:])
 
 
-def encode_index(blocks: Iterable[tuple[bytes, Place]]) -> bytes:
-    """Returns the content of an index of *blocks*, each once, in any order."""
+def encode_index(blocks: Iterable[tuple[bytes, Place]], *, repeats: int = 0) -> bytes:
+    """Returns the content of an index of *blocks*, each once, in any order. *repeats*: so often is
+    its first pack named once more, for an index of the same blocks that has another name."""
     numbers: dict[bytes, int] = {}
     rows = []
     seen: set[bytes] = set()
@@ -236,5 +237,6 @@ def encode_index(blocks: Iterable[tuple[bytes, Place]]) -> bytes:
             seen.add(id_)
             number = numbers.setdefault(place.pack, len(numbers))
             rows.append(_INDEX_ROW.pack(id_, number, *place[1:]))
-    head = _INDEX_HEAD.pack(_INDEX_MAGIC, len(numbers), len(rows))
-    return b"".join([head, *numbers, *rows])
+    packs = [*numbers, *list(numbers)[:1] * repeats]
+    head = _INDEX_HEAD.pack(_INDEX_MAGIC, len(packs), len(rows))
+    return b"".join([head, *packs, *rows])

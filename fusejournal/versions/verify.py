@@ -6,7 +6,7 @@ from stat import S_IFREG
 from typing import NamedTuple
 
 from fusejournal.types import ROOT_FID
-from fusejournal.versions.blocks import BlockReader, read_indexes
+from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.chunk_list import ChunkNodes
 from fusejournal.versions.content import Content, items_of
 from fusejournal.versions.manifest import Version
@@ -98,7 +98,7 @@ class _Verification:
     def _take_chunk(self, id_: bytes, length: int, *, with_data: bool) -> None:
         place = self._blocks.place(id_)
         if place is None or place.plain_bytes != length:
-            raise self._damaged(f"block {id_.hex()} is missing")
+            raise self._damaged(self._blocks.missing(id_).reason)
         if with_data:
             self._blocks.read(id_)
             self.chunks += 1
@@ -108,7 +108,7 @@ class _Verification:
 
     def _find_again(self, id_: bytes) -> None:
         """Raises StoreDamagedError, unless a collection has put the block elsewhere meanwhile."""
-        self._blocks.indexes = read_indexes(self._blocks.store)
+        self._blocks.look_again()
         self._packs = self._list_packs()
         place = self._blocks.place(id_)
         if place is None or pack_name(place.pack) not in self._packs:

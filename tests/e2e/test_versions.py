@@ -251,6 +251,48 @@ def test_a_spoilt_store_is_named(volume: Layer, tmp_path: Path) -> None:
     assert digest_tree(target).digest == wanted
 
 
+def test_a_spoilt_version_or_index_is_named_and_given_up(volume: Layer, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (volume.mountpoint / "file").write_bytes(os.urandom(100_000))
+        _version(volume, "create", name)
+    key = json_key(_version(volume, "show", "one"))
+    path = tmp_path / "kept/versions" / key
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    state = str(volume.state)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        done = volume.run("version", *arguments, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    code, shown, told = run("list", state)
+    assert (code, len(shown.splitlines()), told.count("\n")) == (42, 1, 1)
+    assert f"versions/{key}: " in told
+    assert f"version delete {state} {key}'" in told
+    lines = run("list", state, "--json")[1].splitlines()
+    assert [json.loads(line)["key"] == key for line in lines] == [False, True]
+    assert run("show", state, key)[0] == run("store", "check", state)[0] == 42
+    (volume.mountpoint / "file").write_bytes(os.urandom(100_000))
+    code, _, told = run("create", state, "three")
+    assert (code, key in told) == (0, True)
+    code, shown, told = run("collect", state)
+    assert (code, key in told, "removed 0 packs" in shown) == (0, True, True)
+    run("protect", state, key)
+    assert run("delete", state, key, "--yes")[0] == 2
+    run("protect", state, key, "--off")
+    assert run("delete", state, key, "--yes")[0] == 0
+    assert run("collect", state)[1].startswith("removed 2 packs with 97")
+    for index in (tmp_path / "kept/index").iterdir():
+        index.write_bytes(index.read_bytes()[:-1])
+    code, _, told = run("store", "check", state)
+    assert (code, "--repair'" in told) == (42, True)
+    code, shown, _ = run("store", "check", state, "--repair")
+    assert (code, shown.startswith("made ")) == (0, True)
+    for name in ("two", "three"):
+        assert run("verify", state, name, "--data")[0] == 0
+
+
 def test_primary_and_mirror_make_the_same_version(tmp_path: Path) -> None:
     with started(tmp_path, None) as (primary, mirror):
         _make_everything(primary.mountpoint)

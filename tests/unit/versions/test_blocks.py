@@ -155,7 +155,29 @@ def test_spoilt_objects_are_named() -> None:
         reader.read(id_)
     store.objects[index] = whole[index] + b"!"
     with pytest.raises(StoreDamagedError, match="not what was put there"):
-        BlockReader(store)
+        read_indexes(store)
+    spoilt = BlockReader(store)
+    with pytest.raises(StoreDamagedError, match=rf"is missing; memory/{index}: .*--repair'"):
+        spoilt.read(id_)
+
+
+def test_a_block_is_read_from_whichever_pack_has_it() -> None:
+    store = MemoryStore()
+    content = random.Random(3).randbytes(1000)
+    (id_,) = _fill(store, content)
+    (pack,) = store.names("packs/")
+    store.objects[pack] = store.objects[pack][:500] + b"!" + store.objects[pack][501:]
+    writer = BlockWriter(store)
+    assert writer.add_chunk(content) == id_
+    writer.finish()
+    assert writer.added_blocks == 0  # nobody has read it yet
+    with pytest.raises(StoreDamagedError):
+        writer.read(id_)
+    assert writer.add_chunk(content) == id_
+    assert writer.read(id_) == content
+    writer.finish()
+    assert (writer.added_blocks, writer.read(id_)) == (1, content)
+    assert BlockReader(store).read(id_) == content
 
 
 def test_compressed_bytes_that_are_spoilt_are_named() -> None:

@@ -22,7 +22,7 @@ from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.collect import Collected, collect
 from fusejournal.versions.create import create_version, delete_version
 from fusejournal.versions.creators import BusyError, open_plan, put_plan, register, workers
-from fusejournal.versions.manifest import all_versions, make_store
+from fusejournal.versions.manifest import Version, make_store, read_versions
 from fusejournal.versions.packs import StoreDamagedError, pack_name
 from fusejournal.versions.verify import verify_version
 from tests.support.objects import MemoryStore
@@ -45,6 +45,13 @@ def _small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks_module, "_NODE_PACK_BYTES", 1500)
 
 
+def all_versions(store: ObjectStore) -> list[Version]:
+    """Those of all volumes, each of which can be read."""
+    found = read_versions(store, None)
+    assert found.unreadable == []
+    return found.versions
+
+
 def _create(store: ObjectStore, reader: JournalReader, seq: int) -> None:
     create_version(store, reader, Seq(seq), "", "node", 1, show_nothing)
 
@@ -64,7 +71,7 @@ def _check(store: ObjectStore) -> None:
 
 
 def _delete(store: ObjectStore, at: int) -> None:
-    delete_version(store, all_versions(store)[at], "node")
+    delete_version(store, all_versions(store)[at].key, "node")
 
 
 def test_what_no_version_has_goes(reader: JournalReader) -> None:

@@ -29,6 +29,7 @@ from fusejournal.versions.manifest import (
     protect,
     protected_keys,
     put_version,
+    read_versions,
     remove_version,
     store_head,
 )
@@ -107,17 +108,30 @@ def test_versions_are_listed_and_found() -> None:
     branch = replace(_VERSION, chain=0x99)
     with pytest.raises(NoSuchVersionError, match="may be any of"):
         find_version([_VERSION, branch], "v", "4711")
-    protect(store, later, on=True)
-    protect(store, later, on=True)
+    protect(store, later.key, on=True)
+    protect(store, later.key, on=True)
     assert protected_keys(store) == {later.key}
-    protect(store, later, on=False)
+    protect(store, later.key, on=False)
     assert protected_keys(store) == set()
-    remove_version(store, later)
+    remove_version(store, later.key)
     assert list_versions(store, UUID(int=7)) == [_VERSION]
     assert dict(objects_by_kind(store))["versions"] == 2
+    # What cannot be read is named, and keeps nobody from the others.
     store.objects[f"versions/{later.key}"] = encode_version(_VERSION)
-    with pytest.raises(StoreDamagedError, match="another version's"):
-        list_versions(store, UUID(int=7))
+    store.objects["versions/stray"] = b""
+    newer = json.loads(encode_version(replace(_VERSION, seq=Seq(9))))
+    newer_key = replace(_VERSION, seq=Seq(9)).key
+    store.objects[f"versions/{newer_key}"] = json.dumps({**newer, "format": 2}).encode()
+    found = read_versions(store, UUID(int=7))
+    assert found.versions == list_versions(store, UUID(int=7)) == [_VERSION]
+    assert {key: error.reason for key, error in found.unreadable} == {
+        later.key: "is another version's object",
+        "stray": "is no version's name",
+        newer_key: "is a version of a newer fusejournal: upgrade this one",
+    }
+    assert later.key in found.unreadable[1].error.where
+    assert len(read_versions(store, UUID(int=8)).unreadable) == 1
+    assert len(read_versions(store, None).unreadable) == 3
 
 
 def test_a_store_keeps_its_id(tmp_path: Path) -> None:

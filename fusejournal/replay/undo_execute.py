@@ -15,31 +15,23 @@ Source: rename(2), linkat(2) (AT_EMPTY_PATH), fuse(4)."""
 import errno
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from fusejournal.disk import calls, syscalls
 from fusejournal.errors import ConflictError
 from fusejournal.history.file_states import State
-from fusejournal.history.lookup import Lookup
-from fusejournal.history.mtimes import mtimes_before
 from fusejournal.history.name_changes import Dentry
 from fusejournal.operations import RENAME_NOREPLACE
 from fusejournal.replay.attributes import attribute_changes
-from fusejournal.replay.divergence import Divergence
-from fusejournal.replay.extents import Extent, read_extents
-from fusejournal.replay.images import Image, not_told, read_images
-from fusejournal.replay.target import Progress
 from fusejournal.replay.undo_files import FLAGS_PATH, UndoFiles
 from fusejournal.replay.undo_flags import UndoFlags
 from fusejournal.replay.undo_make import UndoMaker, batches
 from fusejournal.replay.undo_others import Overlap
-from fusejournal.types import ROOT_FID, Fid, Seq
-
-_COPY_BYTES = 1 << 20
+from fusejournal.replay.wanted import WantedFile, WantedFiles
+from fusejournal.types import ROOT_FID, Fid
 
 
 class _Seen(NamedTuple):
@@ -67,41 +59,39 @@ class _Doomed(NamedTuple):
     fid: Fid
 
 
+class WantedNames(NamedTuple):
+    """The names that are to change."""
+
+    wanted: dict[Dentry, Fid | None]
+    """The files that they are to stand for; None: nothing."""
+    now: dict[Dentry, Fid]
+    """The files that those which are to go or change stand for now."""
+    new: set[Fid]
+    """Files in ``wanted`` that are to be made anew."""
+    places: dict[Fid, list[Dentry]]
+    """The names that the other files have now."""
+
+
 class UndoExecutor:
-    """Carries out one plan: *divergence* tells names, *counts* which entries stay, *places* what
-    names the files concerned have after entry *head_seq*."""
+    """Carries out one plan: *names* are to change, and files are to be as in *wanted*."""
 
     def __init__(
         self,
-        lookup: Lookup,
-        divergence: Divergence,
-        counts: Callable[[Seq], bool],
-        head_seq: Seq,
-        places: dict[Fid, list[Dentry]],
-        mountpoint: Path,
-        progress: Progress,
+        files: UndoFiles,
+        names: WantedNames,
+        wanted: WantedFiles,
         stack: ExitStack,
     ) -> None:
-        """*progress* is called between any two steps; *stack* closes what is opened."""
-        self._lookup = lookup
-        self._counts = counts
-        self._end = Seq(head_seq + 1)
-        self._places = places
+        """*stack* closes what is opened."""
+        self._files = files
+        self._wanted_files = wanted
         self._stack = stack
-        self._wanted = {place: fid for place, fid, _ in divergence.changed_places()}
-        """The files that names are to stand for; None: nothing."""
-        self._now = {place: fid for fid, found in divergence.lacking.items() for place in found}
-        """The files that names which are to go or change stand for now."""
-        self._new = {
-            fid for fid in self._wanted.values() if fid is not None and not self._is_there(fid)
-        }
-        """Files that are gone, and have to be made anew."""
-        self._files = UndoFiles(lookup, head_seq, mountpoint, progress, stack)
-        self._maker = UndoMaker(lookup, self._files, counts, self._end)
-        self._flags = UndoFlags(lookup, self._files, counts, self._end)
-
-    def _is_there(self, fid: Fid) -> bool:
-        return fid == ROOT_FID or bool(self._places.get(fid))
+        self._wanted = names.wanted
+        self._now = names.now
+        self._new = names.new
+        self._places = names.places
+        self._maker = UndoMaker(files, wanted)
+        self._flags = UndoFlags(files, wanted)
 
     def run(
         self,
@@ -112,10 +102,7 @@ class UndoExecutor:
         """Does everything: names, then the content and attributes of the *changed* files, of which
         those *with_content* have other content, too, and last the mtimes of *directories*, in which
         names were changed."""
-        self._files.types.update(self._lookup.types_of_many(self._new))
-        for fid in self._new:
-            if fid not in self._files.types:
-                raise not_told(self._lookup, fid)
+        self._files.types.update(self._wanted_files.types(self._new))
         times = self._wanted_times({*changed, *directories})
         self._watch(changed, times.keys())
         self._check_all(changed)
@@ -144,7 +131,7 @@ class UndoExecutor:
         fids = {fid for fid in changed if self._files.is_directory(fid)}
         fids |= {place[0] for place in self._wanted} - self._new
         fids -= {fid for fid in self._now.values() if fid not in self._wanted.values()}
-        times = mtimes_before(self._lookup, fids, self._end, self._counts)
+        times = self._wanted_files.mtimes(fids)
         for fid in {*fids, ROOT_FID} - times.keys():
             times[fid] = os.fstat(self._files.directory(fid)).st_mtime_ns
         if ROOT_FID not in fids:
@@ -344,9 +331,8 @@ class UndoExecutor:
     def _rewrite_all(self, changed: Collection[Fid], with_content: set[Fid]) -> None:
         """Give files the content and attributes that they are to have."""
         for batch in batches(changed):
-            wanted = self._maker.images(batch)
-            written = [fid for fid in batch if fid in with_content]
-            now = read_images(self._lookup, written, self._end, None, self._files.tick)
+            written = {fid for fid in batch if fid in with_content}
+            wanted = self._wanted_files.files(batch, self._files.tick, rewritten=written)
             for fid in batch:
                 self._files.step("rewrite")
                 if self._files.is_directory(fid):
@@ -355,21 +341,19 @@ class UndoExecutor:
                     self._set_attributes(fd, wanted[fid].state, fid)
                     continue
                 kind = self._files.types[fid]
-                flags = os.O_RDWR if kind == stat.S_IFREG and fid in now else FLAGS_PATH
+                flags = os.O_RDWR if kind == stat.S_IFREG and fid in written else FLAGS_PATH
                 with self._files.opened(fid, flags | os.O_NONBLOCK) as fd:
                     self._files.check(fid, os.fstat(fd))
-                    if fid in now:
-                        self._rewrite(fid, fd, wanted[fid], now[fid])
+                    if fid in written:
+                        self._rewrite(fid, fd, wanted[fid])
                     self._set_attributes(fd, wanted[fid].state, fid)
 
-    def _rewrite(self, fid: Fid, fd: int, wanted: Image, now: Image) -> None:
-        """Write what comes from other entries than it does now, and only where it differs: what is
-        a hole in both is not even read, however large it is."""
+    def _rewrite(self, fid: Fid, fd: int, wanted: WantedFile) -> None:
+        """Write what may differ, and only where it does."""
         size = wanted.state.size
         if os.fstat(fd).st_size > size:
             self._files.change(fid, fd, lambda: calls.ftruncate("undo.shorten", fd, size))
-        unlike = list(wanted.extents.unlike(now.extents, size))
-        for offset, data in self._contents(unlike):
+        for offset, data in wanted.unlike():
             self._files.step("write")
             if os.pread(fd, len(data), offset) != data:
                 self._files.change(
@@ -379,13 +363,6 @@ class UndoExecutor:
                 )
         if os.fstat(fd).st_size != size:
             self._files.change(fid, fd, lambda: calls.ftruncate("undo.lengthen", fd, size))
-
-    def _contents(self, extents: list[Extent]) -> Iterator[tuple[int, bytes | memoryview]]:
-        yield from read_extents(self._lookup, [one for one in extents if one.seq is not None])
-        for start, end, seq in extents:
-            if seq is None:
-                for offset in range(start, end, _COPY_BYTES):
-                    yield offset, bytes(min(_COPY_BYTES, end - offset))
 
     # -- attributes of what is there ---------------------------------------------------------------
 

@@ -5,40 +5,34 @@ They are set through the mount, as everything that an undo does: where one is st
 the next takes back what it has done of that, too."""
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
 from fusejournal.disk import syscalls
 from fusejournal.errors import ConflictError
 from fusejournal.file_operations import JOURNALED_FLAGS, LOCKING_FLAGS
-from fusejournal.history.file_flags import flags_before
-from fusejournal.history.lookup import Lookup
 from fusejournal.history.name_changes import Dentry
 from fusejournal.replay.undo_files import UndoFiles
-from fusejournal.types import Fid, Seq
+from fusejournal.replay.wanted import WantedFiles
+from fusejournal.types import Fid
 
 _FLAGS_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class UndoFlags:
-    """The flags of *files* before entry *before_seq*: as they are by all entries, and as they are
-    to be, by those that *counts* holds for."""
+    """The flags of *files*, as they are, and as they are to be by *wanted*."""
 
-    def __init__(
-        self, lookup: Lookup, files: UndoFiles, counts: Callable[[Seq], bool], before_seq: Seq
-    ) -> None:
-        self._lookup = lookup
+    def __init__(self, files: UndoFiles, wanted: WantedFiles) -> None:
         self._files = files
-        self._counts = counts
-        self._before_seq = before_seq
+        self._wanted = wanted
         self._now: dict[Fid, int] = {}
 
     @contextmanager
     def lifted(self, fids: Collection[Fid]) -> Iterator[None]:
         """For the length of the block none of *fids*, which are there, is immutable or append-only.
         After a failure they are as they were. Raises ConflictError, OSError."""
-        before = flags_before(self._lookup, fids, self._before_seq)
+        before = self._wanted.flags_now(fids)
         self._now = dict(before)
         try:
             for fid, flags in before.items():
@@ -55,7 +49,7 @@ class UndoFlags:
     def set(self, new: dict[Fid, Dentry]) -> None:
         """Give all flags that they are to have: those of :meth:`lifted`, where they are there, and
         the *new* files, by their names. Raises ConflictError, OSError."""
-        wanted = flags_before(self._lookup, {*self._now, *new}, self._before_seq, self._counts)
+        wanted = self._wanted.flags({*self._now, *new})
         for fid, flags in wanted.items():
             place = new.get(fid)
             if place is None and flags != self._now[fid]:

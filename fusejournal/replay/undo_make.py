@@ -4,34 +4,27 @@ that all of it is there at once."""
 
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from itertools import count, islice
 
 from fusejournal.disk import calls, syscalls
 from fusejournal.history.file_states import rdev_of, target_of, type_of
-from fusejournal.history.lookup import Lookup
-from fusejournal.history.mtimes import mtimes_before
 from fusejournal.history.name_changes import Dentry
 from fusejournal.replay.attributes import attribute_changes, set_new_attributes
-from fusejournal.replay.images import Image, not_told, read_images
 from fusejournal.replay.undo_files import FLAGS_DIRECTORY, FLAGS_PATH, UndoFiles
-from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.replay.wanted import WantedFile, WantedFiles
+from fusejournal.types import ROOT_FID, Fid
 
 _BATCH_FILES = 2048
 _FLAGS_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class UndoMaker:
-    """Makes files anew as they are to be after the plan of which *counts* tells which entries stay,
-    and of whose volume *end* is the seq after the last."""
+    """Makes files anew in the volume of *files*, as *wanted* has them."""
 
-    def __init__(
-        self, lookup: Lookup, files: UndoFiles, counts: Callable[[Seq], bool], end: Seq
-    ) -> None:
-        self._lookup = lookup
+    def __init__(self, files: UndoFiles, wanted: WantedFiles) -> None:
         self._files = files
-        self._counts = counts
-        self._end = end
+        self._wanted = wanted
         self._numbers = count()
         self.mtimes: dict[Fid, int] = {}
         """The mtimes that new directories are to have, by their fids in the plan."""
@@ -84,26 +77,16 @@ class UndoMaker:
     def _finish_directories(self, fids: list[Fid]) -> None:
         """Attributes, last, for what is made in a directory would inherit them and change its
         mtime."""
-        self.mtimes = times = mtimes_before(self._lookup, fids, self._end, self._counts)
+        self.mtimes = times = self._wanted.mtimes(fids)
         for batch in batches(fids):
-            images = self.images(batch)
+            wanted = self._wanted.files(batch, self._files.tick)
             for fid in batch:
                 self._files.step("attributes")
                 fd = self._files.directory(fid)
-                for change in attribute_changes(fd, images[fid].state):
+                for change in attribute_changes(fd, wanted[fid].state):
                     change()
                 if fid in times:
                     syscalls.set_times(fd, None, times[fid])
-
-    def images(self, fids: Collection[Fid], *, with_data: bool = False) -> dict[Fid, Image]:
-        """Returns what files are to be. Raises JournalError."""
-        images = read_images(
-            self._lookup, fids, self._end, self._counts, self._files.tick, with_data=with_data
-        )
-        for fid, image in images.items():
-            if image.state.uid is None:
-                raise not_told(self._lookup, fid)
-        return images
 
     def _make_files(self, files: list[tuple[Fid, bytes, Fid]]) -> None:
         """Make files at (directory, name, fid); those with several places are linked."""
@@ -115,11 +98,11 @@ class UndoMaker:
             else:
                 first[fid] = parent, name
         for batch in batches(first):
-            images = self.images(batch, with_data=True)
+            wanted = self._wanted.files(batch, self._files.tick, with_data=True)
             for fid in batch:
                 self._files.step("make")
                 parent, name = first[fid]
-                self._make_file(images.pop(fid), self._parent(parent), name)
+                self._make_file(wanted.pop(fid), self._parent(parent), name)
         for parent, name, fid in links:
             self._files.step("link")
             there, known = first[fid]
@@ -128,9 +111,9 @@ class UndoMaker:
                 follow_symlinks=False,
             )  # fmt: skip
 
-    def _make_file(self, image: Image, directory: int, name: bytes) -> None:
-        """Make a file that is no directory, as *image* has it."""
-        state = image.state
+    def _make_file(self, wanted: WantedFile, directory: int, name: bytes) -> None:
+        """Make a file that is no directory, as it is *wanted*."""
+        state = wanted.state
         assert state.maker is not None
         kind, mode = type_of(state.maker), state.permissions().mode or 0
         # The mode as far as it can be now: a later write or chown would clear the rest.
@@ -147,7 +130,7 @@ class UndoMaker:
         try:
             if kind == stat.S_IFREG:
                 end = 0
-                for offset, data in image.pieces(self._lookup):
+                for offset, data in wanted.pieces():
                     self._files.step("write")
                     calls.write_all("undo.make.write", fd, data, offset)
                     end = max(end, offset + len(data))

@@ -37,9 +37,10 @@ from fusejournal.operations import (
 from fusejournal.replay.divergence import Aside, Conflict, Divergence
 from fusejournal.replay.images import not_told
 from fusejournal.replay.target import Progress
-from fusejournal.replay.undo_execute import UndoExecutor
-from fusejournal.replay.undo_files import pid_of_private
+from fusejournal.replay.undo_execute import UndoExecutor, WantedNames
+from fusejournal.replay.undo_files import UndoFiles, pid_of_private
 from fusejournal.replay.undo_others import Overlap
+from fusejournal.replay.wanted import JournalFiles
 from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid, Seq
 
 _IMPORTS = frozenset({Kind.IMPORT, Kind.IMPORT_DATA, Kind.IMPORT_LINK})
@@ -350,16 +351,9 @@ class Undo:
         can be undone."""
         changed = dict(self._changed_files(plan))
         with ExitStack() as stack:
-            executor = UndoExecutor(
-                self._lookup,
-                plan.divergence,
-                plan.counts,
-                plan.head_seq,
-                self._known_places,
-                mountpoint,
-                progress,
-                stack,
-            )
+            files = UndoFiles(self._lookup, plan.head_seq, mountpoint, progress, stack)
+            wanted = JournalFiles(self._lookup, plan.counts, Seq(plan.head_seq + 1))
+            executor = UndoExecutor(files, self._names(plan), wanted, stack)
             directories = {fid for fid in plan.directories if fid == ROOT_FID or self._places(fid)}
             try:
                 executor.run(changed.keys(), plan.content & changed.keys(), directories)
@@ -374,6 +368,12 @@ class Undo:
                 f"{shown}: another process changed it at the very moment when it was taken back, "
                 f"as entry {first.seq}: look at it{others}"
             )
+
+    def _names(self, plan: UndoPlan) -> WantedNames:
+        wanted = {place: fid for place, fid, _ in plan.divergence.changed_places()}
+        is_there = {ROOT_FID, *(fid for fid, places in self._known_places.items() if places)}
+        new = {fid for fid in wanted.values() if fid is not None} - is_there
+        return WantedNames(wanted, plan.now(), new, self._known_places)
 
     def path_of(self, overlap: Overlap) -> bytes | None:
         """The path, at the time of the plan, of what *overlap* is about."""

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 @click.option(
     "--target",
     type=click.Path(path_type=Path),
-    required=True,
     metavar="DIR",
     help="The new directory to make; it must not be there yet.",
 )
+@click.option("--in-place", is_flag=True, help="On the live volume; shows what, without --apply.")
+@click.option("--dry-run", is_flag=True, help="With --in-place: plan only; this is the default.")
+@click.option("--apply", "do_apply", is_flag=True, help="With --in-place: do it.")
 @click.option("--from-journal", is_flag=True, help="By the journal alone, and no version.")
 @click.option(
     "--key-file",
@@ -57,7 +59,10 @@ def restore_command(
     to_time: str | None,
     to_mark: str | None,
     to_version: str | None,
-    target: Path,
+    target: Path | None,
+    in_place: bool,
+    dry_run: bool,
+    do_apply: bool,
     from_journal: bool,
     key_file: Path | None,
     config: Path | None,
@@ -72,6 +77,11 @@ def restore_command(
     versions alone, not the journal; VOLUME may be a store then, by its directory or address, as on
     a machine that has nothing else.
 
+    --in-place makes PATH on the live volume what it was: it writes what differs, removes what was
+    not there, and changes nothing outside of PATH. It shows what it would do; --apply does it, as
+    changes like any other, which mirrors follow and 'undo' takes back. Stopped, it goes on when it
+    is given again. Exit code 22: another process changed the same things meanwhile.
+
     Times: 2026-01-31, "2026-01-31 14:00", 14:00, yesterday, "2 hours ago".
 
     \b
@@ -80,10 +90,19 @@ def restore_command(
       fusejournal restore srv-data home/anna/thesis.odt --before-seq 4711 --target /restore/thesis
       fusejournal restore srv-data home/anna --to-mark "before the upgrade" --target /restore/anna
       fusejournal restore srv-data --to-version monday --target /restore/data
+      fusejournal restore srv-data home/anna --to-time "2 hours ago" --in-place --apply
       fusejournal restore s3://my-bucket/versions --key-file key --to-version monday --target /new
     """
+    moment = to_version, to_seq, before_seq, to_time, to_mark
+    if in_place:
+        if target is not None or from_journal or (dry_run and do_apply):
+            raise UsageError("--in-place: not with --target, --from-journal, nor with both others")
+        _restore_in_place(volume, path, moment, config, do_apply=do_apply, as_json=as_json)
+        return
+    if target is None or dry_run or do_apply:
+        raise UsageError("give --target DIR, or --in-place, for --dry-run and --apply")
     if to_version is not None:
-        if from_journal or any(one is not None for one in (to_seq, before_seq, to_time, to_mark)):
+        if from_journal or any(one is not None for one in moment[1:]):
             raise UsageError("give --to-version alone, or one of the others")
         # Only here: the other ways of restoring should not wait for its libraries to load.
         from fusejournal.admin.lone_store import open_versions
@@ -94,13 +113,31 @@ def restore_command(
     source = open_source(volume)
     end = source.end_of(to_seq=to_seq, before_seq=before_seq, to_time=to_time, to_mark=to_mark)
     raw = source.path(path) if path else b""
-    seq = Seq(end - 1)
     can_use_version = source.state is not None and source.state.has_versions and not from_journal
-    if can_use_version and _restore_after_version(volume, config, raw, seq, target, as_json):
-        return
-    with watched("restoring", as_json) as progress:
-        done = restore(source.lookup, raw, end, target, progress)
-    _echo(done, seq, as_json)
+    seq = Seq(end - 1)
+    if not can_use_version or not _restore_after_version(volume, config, raw, seq, target, as_json):
+        with watched("restoring", as_json) as progress:
+            done = restore(source.lookup, raw, end, target, progress)
+        _echo(done, seq, as_json)
+
+
+def _restore_in_place(
+    volume: str,
+    path: str | None,
+    moment: tuple[str | None, int | None, int | None, str | None, str | None],
+    config: Path | None,
+    *,
+    do_apply: bool,
+    as_json: bool,
+) -> None:
+    if sum(one is not None for one in moment) != 1:
+        raise UsageError(
+            "give one of --to-version, --to-seq, --before-seq, --to-time and --to-mark"
+        )
+    from fusejournal.admin.restore_in_place import Moment
+    from fusejournal.cli.in_place import restore_in_place
+
+    restore_in_place(volume, path, Moment(*moment), config, do_apply=do_apply, as_json=as_json)
 
 
 def _restore_after_version(

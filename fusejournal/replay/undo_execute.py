@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from fusejournal.disk import calls, syscalls
 from fusejournal.errors import ConflictError
+from fusejournal.file_operations import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE
 from fusejournal.history.file_states import State
 from fusejournal.history.name_changes import Dentry
 from fusejournal.operations import RENAME_NOREPLACE
@@ -30,8 +31,10 @@ from fusejournal.replay.undo_files import FLAGS_PATH, UndoFiles
 from fusejournal.replay.undo_flags import UndoFlags
 from fusejournal.replay.undo_make import UndoMaker, batches
 from fusejournal.replay.undo_others import Overlap
-from fusejournal.replay.wanted import WantedFile, WantedFiles
+from fusejournal.replay.wanted import WantedFile, WantedFiles, zeros
 from fusejournal.types import ROOT_FID, Fid
+
+_PUNCH = FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE
 
 
 class _Seen(NamedTuple):
@@ -361,8 +364,32 @@ class UndoExecutor:
                     fd,
                     partial(calls.write_all, "undo.write", fd, data, offset),
                 )
+        for offset, length in wanted.holes():
+            self._empty(fid, fd, offset, length)
         if os.fstat(fd).st_size != size:
             self._files.change(fid, fd, lambda: calls.ftruncate("undo.lengthen", fd, size))
+
+    def _empty(self, fid: Fid, fd: int, start: int, length: int) -> None:
+        """Make a hole of what has data; where the backing has none, it gets zeros."""
+        end = min(start + length, os.fstat(fd).st_size)
+        try:
+            if start >= end or os.lseek(fd, start, os.SEEK_DATA) >= end:
+                return
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # it is one up to the end
+            raise
+        self._files.step("punch")
+        try:
+            punch = partial(calls.fallocate, "undo.punch", fd, start, end - start, _PUNCH)
+            self._files.change(fid, fd, punch)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            for offset, data in zeros(start, end):
+                if os.pread(fd, len(data), offset) != data:
+                    write = partial(calls.write_all, "undo.zero", fd, data, offset)
+                    self._files.change(fid, fd, write)
 
     # -- attributes of what is there ---------------------------------------------------------------
 

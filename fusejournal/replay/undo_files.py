@@ -31,6 +31,7 @@ FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 FLAGS_PATH = os.O_PATH | os.O_NOFOLLOW
 
 _PRIVATE_NAME = re.compile(rb"\.fusejournal-undo\.(\d+)\.\d+")
+_PRIVATE_PREFIX = b".fusejournal-undo"
 _DESCRIPTORS_MAX = 256
 _OF_OTHERS = frozenset(
     {
@@ -57,7 +58,8 @@ def pid_of_private(name: bytes) -> int | None:
 
 class UndoFiles:
     """The files of the volume mounted at *mountpoint*, of which a plan was made when entry
-    *head_seq* was the last. *stack* closes what is opened here."""
+    *head_seq* was the last. *stack* closes what is opened here. The private directory's name begins
+    with *private_prefix*, and goes on with the process."""
 
     def __init__(
         self,
@@ -66,7 +68,9 @@ class UndoFiles:
         mountpoint: Path,
         progress: Progress,
         stack: ExitStack,
+        private_prefix: bytes = _PRIVATE_PREFIX,
     ) -> None:
+        self._private_prefix = private_prefix
         self._lookup = lookup
         self._handle_key = lookup.reader.handle_key()
         self._end = Seq(head_seq + 1)
@@ -171,7 +175,7 @@ class UndoFiles:
         """A new hidden directory at the root, which only root can enter, is there for the
         length of the block. What is in it after a failure stays."""
         for number in count():
-            name = b".fusejournal-undo.%d.%d" % (os.getpid(), number)
+            name = b"%s.%d.%d" % (self._private_prefix, os.getpid(), number)
             with suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=self.root)
                 break

@@ -8,7 +8,7 @@ from fusejournal.history.file_flags import flags_before
 from fusejournal.history.file_states import State
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import mtimes_before
-from fusejournal.replay.extents import Extent, read_extents
+from fusejournal.replay.extents import read_extents
 from fusejournal.replay.images import Image, not_told, read_images
 from fusejournal.replay.target import Progress
 from fusejournal.types import Fid, Seq
@@ -31,6 +31,10 @@ class WantedFile(Protocol):
     def unlike(self) -> Iterator[tuple[int, bytes | memoryview]]:
         """Yields what may differ from the content that is there, with the offset of each piece;
         only of a file for which that was asked."""
+        ...
+
+    def holes(self) -> Iterator[tuple[int, int]]:
+        """Yields offset and length of what is to be a hole, and may not be one."""
         ...
 
 
@@ -137,11 +141,17 @@ class _JournalFile:
         assert self._now is not None
         found = list(self._wanted.extents.unlike(self._now.extents, self.state.size))
         yield from read_extents(self._lookup, [one for one in found if one.seq is not None])
-        yield from zeros(one for one in found if one.seq is None)
+        for start, end, seq in found:
+            if seq is None:
+                yield from zeros(start, end)
+
+    def holes(self) -> Iterator[tuple[int, int]]:
+        """Yields none: where nothing was written is what is zero here (nodes of earlier versions
+        read no entry that makes a hole)."""
+        yield from ()
 
 
-def zeros(extents: Iterator[Extent]) -> Iterator[tuple[int, bytes]]:
-    """Yields zeros for *extents*, in pieces."""
-    for start, end, _ in extents:
-        for offset in range(start, end, _PIECE_BYTES):
-            yield offset, bytes(min(_PIECE_BYTES, end - offset))
+def zeros(start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Yields zeros for the bytes [start, end), in pieces."""
+    for offset in range(start, end, _PIECE_BYTES):
+        yield offset, bytes(min(_PIECE_BYTES, end - offset))

@@ -92,6 +92,24 @@ class VersionTree:
         self._inodes = SortedTree(nodes, trees.inodes)
         self._names = SortedTree(nodes, trees.names)
 
+    def find_record(self, fid: Fid) -> InodeRecord | None:
+        """Returns the record of *fid*, if it is there."""
+        value = self._inodes.get(inode_key(fid))
+        return None if value is None else decode_inode(fid, value, self.blocks)
+
+    def child(self, parent: Fid, name: bytes) -> Fid | None:
+        """Returns what a name stands for, or None."""
+        value = self._names.get(name_key(parent, name))
+        return None if value is None else decode_name(value).fid
+
+    def path(self, parent: Fid, name: bytes) -> bytes:
+        """Returns the path of a name that is there."""
+        parts = [name]
+        while parent != ROOT_FID:
+            parent, name = self.record(parent).links[0]
+            parts.append(name)
+        return b"/".join(reversed(parts))
+
     def record(self, fid: Fid) -> InodeRecord:
         """Returns the record of *fid*, to which a name leads."""
         value = self._inodes.get(inode_key(fid))
@@ -110,11 +128,11 @@ class VersionTree:
         """Returns the record of what *path* stands for. Raises PathNotFoundError."""
         fid = ROOT_FID
         for name in path.split(b"/") if path else ():
-            value = self._names.get(name_key(fid, name))
-            if value is None:
+            found = self.child(fid, name)
+            if found is None:
                 shown = "/" + path.decode("utf-8", "backslashreplace")
                 raise PathNotFoundError(shown, "was not there at that moment")
-            fid = decode_name(value).fid
+            fid = found
         return self.record(fid)
 
 

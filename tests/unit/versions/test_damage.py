@@ -230,7 +230,7 @@ def test_versions_of_other_histories_are_told_apart(reader: JournalReader, tmp_p
 
 
 def test_what_a_version_was_made_of_is_of_its_history(tmp_path: Path) -> None:
-    """Where the journal has lost its beginning, nothing else tells."""
+    """Nothing else tells it, once the journal has lost its beginning."""
     steps = [make_directory(Fid(2 + number), Fid(1), b"%d" % number) for number in range(30)]
     workload_of(*steps, segment_entries=10).write(tmp_path)
     reader = JournalReader(tmp_path, UUID_OF_WORKLOADS)

@@ -145,9 +145,12 @@ def _newest_version(state: VolumeState) -> dict[str, Any] | None:
             raise FusejournalError("its store does not answer")
 
     try:
-        listed = VolumeVersions(state.name, give_up).all()
+        found, unreadable = VolumeVersions(state.name, give_up).all()
     except (FusejournalError, OSError) as error:
         return {"error": str(error)}
+    if unreadable:
+        return {"error": str(unreadable[0].error)}
+    listed = [one for one in found if one.history != "lost"]
     if not listed:
         return {"count": 0}
     version = listed[-1].version

@@ -96,7 +96,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from fusejournal.errors import ConfigError
+from fusejournal.errors import ConfigError, UsageError
 
 _OUR_WORDS = "Value error, "
 """The words that pydantic puts before the message of a ValueError."""
@@ -111,6 +111,17 @@ def _parse_bytes(value: Any) -> Any:
     if match[2] not in _UNITS:
         raise ValueError(f"the unit {match[2]!r} is none of B, KiB, MiB, GiB, TiB")
     return int(match[1]) * _UNITS[match[2]]
+
+
+def parse_size(text: str) -> int:
+    """Returns the bytes that a person means by *text*, such as "64MiB". Raises UsageError."""
+    try:
+        found = _parse_bytes(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r}: {error}") from None
+    if not isinstance(found, int):
+        raise UsageError(f"{text!r} is no size: say it as 64MiB")
+    return found
 
 
 Bytes = Annotated[int, BeforeValidator(_parse_bytes)]

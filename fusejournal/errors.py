@@ -349,3 +349,9 @@ class ShortWriteError(OSError):
     def __init__(self, number: int, written: int) -> None:
         super().__init__(number, os.strerror(number))
         self.written = written
+
+
+class ScrubFoundError(FusejournalError):
+    """A scrub found what is not as it should be, and did not put it right."""
+
+    exit_code = 49

@@ -2,10 +2,12 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from fusejournal.admin.live import live_status
+from fusejournal.admin.scrub_record import load_scrub
 from fusejournal.disk import mounts
 from fusejournal.errors import JournalError, NotRunningError
 from fusejournal.journal.base import JournalBase, load_base
@@ -17,7 +19,7 @@ from fusejournal.layer.connection import is_held
 from fusejournal.nfs.exports import is_exported
 from fusejournal.node.registry import all_volumes, copies_of
 from fusejournal.node.state_dir import VolumeState
-from fusejournal.node.volume_status import BranchesStatus, VolumeStatus
+from fusejournal.node.volume_status import BranchesStatus, ScrubStatus, VolumeStatus
 from fusejournal.types import Seq
 from fusejournal.volume.rollback import load_rollback
 
@@ -29,7 +31,14 @@ def volume_status(state: VolumeState) -> VolumeStatus:
     copies = (
         f"{copy} has a copy of its state: keep it somewhere else" for copy in copies_of(state)
     )
-    return replace(found, degraded=(*found.degraded, *copies))
+    scrub = load_scrub(state.directory)
+    return replace(found, scrub=scrub, degraded=(*found.degraded, *copies, *_scrubbed(scrub)))
+
+
+def _scrubbed(scrub: ScrubStatus | None) -> Iterator[str]:
+    if scrub is not None and scrub.faults:
+        more = f", and {len(scrub.faults) - 1:,} more" if len(scrub.faults) > 1 else ""
+        yield f"the last scrub found: {scrub.faults[0]}{more}: see 'fusejournal scrub --repair'"
 
 
 def all_statuses() -> list[VolumeStatus]:

@@ -39,6 +39,7 @@ _COMMANDS = {
     "prune": "prune:prune",
     "replay": "replay:replay",
     "restore": "restore:restore_command",
+    "scrub": "scrub:scrub",
     "undo": "undo:undo",
     "digest": "digest:digest",
     "journal": "journal:journal",

@@ -8,7 +8,7 @@ from fusejournal.admin.peers import list_peers
 from fusejournal.admin.status import all_statuses, volume_status
 from fusejournal.cli import text
 from fusejournal.node.registry import find_volume
-from fusejournal.node.volume_status import BranchesStatus, VolumeStatus
+from fusejournal.node.volume_status import BranchesStatus, ScrubStatus, VolumeStatus
 from fusejournal.replication.status import MirrorStatus, PeerInfo, PeerStatus, ReplicationStatus
 
 
@@ -158,6 +158,16 @@ def _branches(told: BranchesStatus, name: str) -> str:
     return words + (f": fusejournal branch list {name}" if told.count else "")
 
 
+def _scrub(told: ScrubStatus) -> str:
+    if told.finished is None:
+        words = f"begun {text.moment(round(told.started * 1e9))}, stopped at the {told.phase}"
+    else:
+        words = text.moment(round(told.finished * 1e9))
+    faults = text.count(len(told.faults), "fault") if told.faults else "nothing wrong"
+    mended = f", {text.count(told.repaired, 'file')} repaired" if told.repaired else ""
+    return f"{words}: {text.count(told.files, 'file')}, {text.size(told.bytes)}; {faults}{mended}"
+
+
 def _waiting(peer: PeerInfo) -> tuple[str, str]:
     """The line of a peer of a volume that is stopped."""
     words = peer.address or "connects to this node"
@@ -204,6 +214,8 @@ def _show(one: VolumeStatus, waiting: Sequence[PeerInfo]) -> None:
     lines += map(_waiting, waiting)
     if one.branches is not None:
         lines.append(("branches", _branches(one.branches, one.name)))
+    if one.scrub is not None:
+        lines.append(("last scrub", _scrub(one.scrub)))
     for key, value in lines:
         text.echo(f"{key:<11} {value}")
     for title, values, colour in (

@@ -35,19 +35,44 @@ class BranchesStatus(Reply):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScrubStatus(Reply):
+    """A scrub: the one under way, or the last."""
+
+    started: float
+    """In seconds since 1970."""
+    finished: float | None = None
+    """None while it is not done."""
+    phase: str
+    """The part that it is at: journal, versions, tree; or done."""
+    position: str = ""
+    """The place in that from which it goes on."""
+    files: int = 0
+    """Files of the tree that were compared."""
+    bytes: int = 0
+    """All that was read back."""
+    seq: int = 0
+    """The entry as of which the tree was compared last."""
+    faults: tuple[str, ...] = ()
+    """All that is wrong and was not repaired, a line each."""
+    repaired: int = 0
+    """Files that were put right."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VolumeStatus(Reply):
     """All there is to know of a volume. Fields with a default are those that only a running layer
     can fill, or only a journal that can be read; those of flushes have no key in JSON where no
     layer is running."""
 
     OMITTED: ClassVar[frozenset[str]] = frozenset(
-        {"flush_seconds", "flushes", "waits", "branches", "base_seq", "base_time_ns"}
+        {"flush_seconds", "flushes", "waits", "branches", "base_seq", "base_time_ns", "scrub"}
     )
     NESTED: ClassVar[Mapping[str, type[Reply]]] = {
         "waits": FlushWaits,
         "limits": BackingLimits,
         "replication": ReplicationStatus,
         "branches": BranchesStatus,
+        "scrub": ScrubStatus,
     }
 
     name: str
@@ -90,6 +115,8 @@ class VolumeStatus(Reply):
     """The time of that entry."""
     branches: BranchesStatus | None = None
     """All that is kept of histories that lost; None from a layer of a version before."""
+    scrub: ScrubStatus | None = None
+    """The last one, as it is on disk; None where there was none."""
     degraded: tuple[str, ...] = ()
     """All that is wrong, a line each."""
     repairs: tuple[str, ...] = ()

@@ -82,7 +82,7 @@ class _VersionFile:
         return State.of_import(self._wanted.as_import(parent, name, complete=True))
 
     def pieces(self) -> Iterator[tuple[int, bytes | memoryview]]:
-        for offset, id_, _ in _parts(self._then, self._wanted):
+        for offset, id_, _ in parts_of(self._then, self._wanted):
             if isinstance(id_, bytes):
                 yield offset, self._bytes_of(id_)
 
@@ -108,7 +108,7 @@ class _VersionFile:
         return self._then.blocks.read(id_)
 
 
-def _parts(tree: VersionTree, record: InodeRecord) -> Iterator[_Part]:
+def parts_of(tree: VersionTree, record: InodeRecord) -> Iterator[_Part]:
     """Yields the parts of a regular file's content, in order."""
     content = record.content
     if content is None:
@@ -125,7 +125,7 @@ def unlike_parts(
     then: VersionTree, wanted: InodeRecord, now: VersionTree, found: InodeRecord | None
 ) -> Iterator[_Part]:
     """Yields the parts of *wanted*'s content that *found* has not at the same place."""
-    has = set(_parts(now, found)) if found is not None else set()
-    for part in _parts(then, wanted):
+    has = set(parts_of(now, found)) if found is not None else set()
+    for part in parts_of(then, wanted):
         if part not in has:
             yield part

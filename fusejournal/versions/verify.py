@@ -38,12 +38,14 @@ def verify_version(
     progress: Callable[[int, int | None], None],
     *,
     with_data: bool,
+    seen: set[bytes] | None = None,
 ) -> Verified:
     """Verifies *version*; *with_data*: every chunk is read, otherwise looked up in the indexes, and
-    its pack among the objects. *progress* gets the files done and all. Memory grows by some 100
-    bytes a chunk, and 200 a pack. Raises StoreDamagedError for the first thing that is not as it
+    its pack among the objects. *seen*: chunks that were verified before; these are added.
+    *progress* gets the files done and all. Memory grows by some 100 bytes a chunk, and 200 a pack.
+    Raises StoreDamagedError for the first thing that is not as it
     should be; StoreError."""
-    work = _Verification(blocks, version)
+    work = _Verification(blocks, version, set() if seen is None else seen)
     inodes = SortedTree(work.nodes, version.inodes)
     for key, value in inodes.items():
         progress(work.files, version.file_count)
@@ -55,13 +57,13 @@ def verify_version(
 class _Verification:
     """One verification under way."""
 
-    def __init__(self, blocks: BlockReader, version: Version) -> None:
+    def __init__(self, blocks: BlockReader, version: Version, seen: set[bytes]) -> None:
         self._blocks = blocks
         self._version = version
         self.nodes = Nodes(blocks)
         self._chunk_nodes = ChunkNodes(blocks)
         self._names = SortedTree(self.nodes, version.names)
-        self._seen: set[bytes] = set()
+        self._seen = seen
         self._packs = self._list_packs()
         self.files = self.names = self.chunks = self.bytes = self._content_bytes = 0
 

@@ -1,0 +1,311 @@
+"""The work of ``scrub``: reads everything back that a volume has, at low priority, and compares the
+live tree of this node with what its versions and journal tell.
+
+Three phases, each in slices, after which STATE/scrub.json says where it is: the segments of the
+journal by their checksums; the versions with their data, each block once; the files of the tree, in
+the order of fids, beside the trees of the nearest version and the entries after it, which follow
+the journal from slice to slice. A scrub that was stopped goes on where it was."""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from fusejournal.admin.live import live_status
+from fusejournal.admin.scrub_record import load_scrub, save_scrub
+from fusejournal.admin.source import JournalSource, open_source
+from fusejournal.admin.versions import VolumeVersions
+from fusejournal.errors import JournalError, PrivilegeError, UsageError
+from fusejournal.journal.verify import verify
+from fusejournal.node.volume_status import ScrubStatus
+from fusejournal.objects.local import LocalStore
+from fusejournal.objects.overlay import OverlayStore
+from fusejournal.objects.service import do_not_wait
+from fusejournal.objects.store import ObjectStore
+from fusejournal.replay.undo_files import UndoFiles
+from fusejournal.types import Fid, Seq
+from fusejournal.versions.blocks import BlockReader, BlockWriter
+from fusejournal.versions.builder import Trees, build_trees
+from fusejournal.versions.create import trees_of_nearest
+from fusejournal.versions.live_tree import LiveTree, TouchedSince, TreeFault, repair
+from fusejournal.versions.manifest import list_versions, read_versions
+from fusejournal.versions.packs import StoreDamagedError
+from fusejournal.versions.records import InodeRecord, decode_inode, fid_of_key, inode_key
+from fusejournal.versions.restore import VersionTree
+from fusejournal.versions.sorted_tree import Nodes, SortedTree
+from fusejournal.versions.verify import verify_version
+
+_SEGMENTS = 16
+"""Segments that are read between two looks at the clock."""
+_SLICE_FILES = 2000
+_SLICE_SECONDS = 20.0
+_ROUNDS = 5
+"""Attempts at files that are changed again and again."""
+_FAULTS_MAX = 1000
+_PAUSE_SECONDS = 0.1
+Progress = Callable[[int, int | None], None]
+
+
+class Pace:
+    """Spreads reading over time: no more than so many bytes a second on average."""
+
+    def __init__(self, bytes_per_second: int, progress: Progress) -> None:
+        """*progress* is called while it waits, and may raise."""
+        self._rate = bytes_per_second
+        self._progress = progress
+        self._began = time.monotonic()
+        self.bytes = 0
+
+    def read(self, count: int) -> None:
+        """Waits for as long as *count* bytes more should have taken; with 0, not at all."""
+        self.bytes += count
+        while self._rate and time.monotonic() - self._began < self.bytes / self._rate:
+            self._progress(0, None)
+            time.sleep(_PAUSE_SECONDS)
+
+
+class PacedReader(BlockReader):
+    """Reads blocks at a pace."""
+
+    def __init__(self, store: ObjectStore, pace: Pace) -> None:
+        self._pace = pace
+        super().__init__(store)
+
+    def read(self, id_: bytes) -> bytes:
+        data = super().read(id_)
+        self._pace.read(len(data))
+        return data
+
+
+class Scrub:
+    """One scrub of a running volume."""
+
+    def __init__(
+        self,
+        volume: str,
+        progress: Progress,
+        waiting: Callable[[], None] = do_not_wait,
+        *,
+        bytes_per_second: int = 0,
+        do_repair: bool = False,
+        anew: bool = False,
+    ) -> None:
+        """*progress* is called between any two steps, and may raise; *waiting*: see VolumeVersions.
+        *anew*: one that was stopped is not gone on with. Raises VolumeNotFoundError,
+        NotRunningError, UsageError, PrivilegeError."""
+        source = open_source(volume)
+        if source.state is None:
+            raise UsageError(f"{source.name} is a copy of a journal: see 'journal verify'")
+        if os.geteuid() != 0:
+            raise PrivilegeError("reading everything back needs root: try sudo")
+        status = live_status(source.state)
+        if do_repair and status.role != "primary":
+            raise UsageError(
+                f"{source.name} is a mirror, which only its primary changes: scrub it without "
+                "--repair; one with faults begins anew, with an empty directory and a new --state"
+            )
+        self._source: JournalSource = source
+        self._state = source.state
+        self._versions = VolumeVersions(volume, waiting) if self._state.has_versions else None
+        self._progress = progress
+        self._pace = Pace(bytes_per_second, progress)
+        self._do_repair = do_repair
+        known = load_scrub(self._state.directory)
+        goes_on = known is not None and known.finished is None and not anew
+        if known is None or not goes_on:
+            known = ScrubStatus(started=time.time(), phase="journal")
+        self._begun_bytes = known.bytes
+        self.status: ScrubStatus = known
+
+    def run(self) -> ScrubStatus:
+        """Scrubs, from where it was on, to the end. Returns what it found. Raises JournalError,
+        StoreError, OSError, and what *progress* raises; what is done by then is written down."""
+        if self.status.phase == "journal":
+            self._read_journal()
+            self._go_on("versions")
+        if self.status.phase == "versions":
+            self._read_versions()
+            self._go_on("tree")
+        with TemporaryDirectory(prefix="fusejournal.") as directory:
+            _TreeScrub(self, Path(directory)).run()
+        self._go_on("done")
+        return self.status
+
+    def _go_on(self, phase: str, position: str = "", files: int = 0, seq: int = 0) -> None:
+        self.status = replace(
+            self.status,
+            phase=phase,
+            position=position,
+            files=self.status.files + files,
+            bytes=self._begun_bytes + self._pace.bytes,
+            seq=seq or self.status.seq,
+            finished=time.time() if phase == "done" else None,
+        )
+        save_scrub(self._state.directory, self.status)
+
+    def _found(self, line: str) -> None:
+        if len(self.status.faults) < _FAULTS_MAX and line not in self.status.faults:
+            self.status = replace(self.status, faults=(*self.status.faults, line))
+
+    def _read_journal(self) -> None:
+        paths = self._source.reader.segments()
+        first = next(
+            (at for at, path in enumerate(paths) if path.stem >= self.status.position), len(paths)
+        )
+        for at in range(first, len(paths), _SEGMENTS):
+            # With the one before, whose chain the first goes on from.
+            some = paths[max(at - 1, 0) : at + _SEGMENTS]
+            report = verify(some, self._source.reader.uuid, lambda _, __: None)
+            for damage in report.damages:
+                self._found(str(damage))
+            self._progress(at, len(paths))
+            self._pace.read(report.bytes)
+            following = paths[at + _SEGMENTS :]
+            self._go_on("journal", following[0].stem if following else "")
+
+    def _read_versions(self) -> None:
+        if self._versions is None:
+            return
+        store = self._versions.store()
+        found = read_versions(store, self._state.uuid)
+        for one in found.unreadable:
+            self._found(str(one.error))
+        blocks = PacedReader(store, self._pace)
+        for fault in blocks.spoilt_indexes.values():
+            self._found(str(fault))
+        seen: set[bytes] = set()
+        for version in found.versions:
+            if version.key < self.status.position:
+                continue
+            self._go_on("versions", version.key)
+            try:
+                verify_version(blocks, version, self._progress, with_data=True, seen=seen)
+            except StoreDamagedError as fault:
+                self._found(str(fault))
+
+
+class _TreeScrub:
+    """The comparison of the live tree."""
+
+    def __init__(self, scrub: Scrub, directory: Path) -> None:
+        self._scrub = scrub
+        self._source = scrub._source
+        store: ObjectStore = LocalStore(directory)
+        kept = []
+        if scrub._versions is not None:
+            lower = scrub._versions.store()
+            kept = list_versions(lower, scrub._state.uuid)
+            store = OverlayStore(lower, store)
+        self._blocks = BlockWriter(store)
+        self._seq = self._settled_seq()
+        self._trees: Trees = trees_of_nearest(
+            self._blocks, kept, self._source.reader, self._seq, scrub._progress
+        )[0]
+        self._later: set[Fid] = set()
+        """Files that were changed while they were looked at."""
+
+    def _settled_seq(self) -> Seq:
+        """Returns the last entry of which the live tree is known to have it, or its refusal."""
+        status = live_status(self._scrub._state)
+        mirror = status.replication.mirror if status.replication is not None else None
+        return Seq(mirror.applied_seq if mirror is not None else status.head_seq or 0)
+
+    def _follow(self) -> None:
+        """Brings the trees to the journal's end."""
+        seq = self._settled_seq()
+        if seq > self._seq:
+            self._trees = build_trees(
+                self._blocks,
+                self._trees,
+                self._source.reader,
+                Seq(self._seq + 1),
+                Seq(seq + 1),
+                self._scrub._progress,
+            )
+            self._blocks.finish()
+            self._seq = seq
+
+    def run(self) -> None:
+        scrub = self._scrub
+        position = int(scrub.status.position or 0)
+        while True:
+            nodes = Nodes(self._blocks)
+            inodes = SortedTree(nodes, self._trees.inodes)
+            slice_: list[InodeRecord] = []
+            for key, value in inodes.items(inode_key(Fid(position))):
+                slice_.append(decode_inode(fid_of_key(key), value, self._blocks))
+                if len(slice_) >= _SLICE_FILES:
+                    break
+            if not slice_:
+                break
+            position = self._compare(slice_) + 1
+            scrub._go_on("tree", str(position), len(slice_), self._seq)
+            self._follow()
+        for _ in range(_ROUNDS):
+            if not self._later:
+                return
+            self._follow()
+            tree = VersionTree(self._blocks, self._trees)
+            again = [tree.find_record(fid) for fid in sorted(self._later)]
+            self._later.clear()
+            self._compare([record for record in again if record is not None])
+
+    def _compare(self, records: list[InodeRecord]) -> Fid:
+        """Compares files, until it is time to follow the journal. Returns the last one's fid."""
+        scrub = self._scrub
+        tree = VersionTree(self._blocks, self._trees)
+        touched = TouchedSince(self._source.reader, self._seq)
+        until = time.monotonic() + _SLICE_SECONDS
+        faults: list[tuple[InodeRecord, TreeFault]] = []
+        last = records[0].fid if records else Fid(0)
+        root = os.open(scrub._state.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            live = LiveTree(root, self._source.reader, tree)
+            for record in records:
+                before = live.read_bytes
+                fault = live.compare(record)
+                if fault is not None:
+                    faults.append((record, fault))
+                last = record.fid
+                scrub._progress(scrub.status.files, None)
+                scrub._pace.read(live.read_bytes - before)
+                if time.monotonic() > until and record is not records[-1]:
+                    break
+            touched.look()
+            for record, fault in faults:
+                if touched.has(record):
+                    self._later.add(record.fid)
+                else:
+                    self._take(live, tree, record, fault)
+        finally:
+            os.close(root)
+        return last
+
+    def _take(
+        self, live: LiveTree, tree: VersionTree, record: InodeRecord, fault: TreeFault
+    ) -> None:
+        scrub = self._scrub
+        path = b"" if not record.links else tree.path(*record.links[0])
+        shown = "/" + path.decode("utf-8", "backslashreplace")
+        if scrub._do_repair:
+            try:
+                if self._repair(tree, record, fault) and live.compare(record) is None:
+                    scrub.status = replace(scrub.status, repaired=scrub.status.repaired + 1)
+                    return
+            except (StoreDamagedError, JournalError, OSError) as error:
+                shown += f" (not repaired: {error})"
+        scrub._found(f"{shown}: not as the journal has it: {', '.join(fault.what)}")
+
+    def _repair(self, tree: VersionTree, record: InodeRecord, fault: TreeFault) -> bool:
+        with ExitStack() as stack:
+            files = UndoFiles(
+                self._source.lookup,
+                self._seq,
+                self._scrub._state.mountpoint,
+                self._scrub._progress,
+                stack,
+            )
+            return repair(files, tree, record, fault)

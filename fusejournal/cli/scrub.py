@@ -1,0 +1,73 @@
+"""``fusejournal scrub``: everything is read back, and the live tree compared."""
+
+import os
+import shutil
+import subprocess
+
+import click
+
+from fusejournal.cli import text
+from fusejournal.cli.interrupts import raise_interrupt
+from fusejournal.cli.replay import watched
+from fusejournal.config import parse_size
+from fusejournal.errors import ScrubFoundError
+
+_NICE = 19
+
+
+@click.command(short_help="Read everything back, and compare the live tree.")
+@click.argument("volume")
+@click.option("--repair", is_flag=True, help="Put content and attributes right, on the primary.")
+@click.option(
+    "--rate", metavar="SIZE", default="64MiB", show_default=True, help="A second; 0: any."
+)
+@click.option("--anew", is_flag=True, help="From the beginning, though one was stopped.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def scrub(volume: str, repair: bool, rate: str, anew: bool, as_json: bool) -> None:
+    """Read back all that VOLUME has, beside everything else that goes on: the journal's segments by
+    their checksums, the versions with all their data, and the files of the live tree of this node,
+    primary or mirror, which are compared with what versions and journal tell.
+
+    It works at the lowest priority, and at the --rate. Stopped, it goes on where it was when it is
+    given again; 'status' shows the last one. What differs is named, with exit code 49.
+
+    --repair writes content, owner, mode, times and attributes of differing files anew, from the
+    versions and the journal, through the mount of a primary: journaled, so that mirrors follow.
+
+    \b
+    Examples:
+      fusejournal scrub srv-data
+      fusejournal scrub srv-data --rate 200MiB
+      fusejournal scrub srv-data --repair
+    """
+    # Only here: what shows help should not wait for its libraries to load.
+    from fusejournal.admin.scrub import Scrub
+
+    os.nice(_NICE)
+    if (program := shutil.which("ionice")) is not None:
+        subprocess.run([program, "-c", "3", "-p", str(os.getpid())], check=False, cwd="/")
+    with watched("scrubbing", as_json) as progress:
+        work = Scrub(
+            volume,
+            progress,
+            raise_interrupt,
+            bytes_per_second=parse_size(rate),
+            do_repair=repair,
+            anew=anew,
+        )
+        found = work.run()
+    if as_json:
+        text.echo_json(found.to_json())
+    else:
+        for fault in found.faults:
+            text.echo(fault, fg="red")
+        mended = f", {text.count(found.repaired, 'file')} repaired" if found.repaired else ""
+        text.echo(
+            f"read {text.size(found.bytes)}, compared {text.count(found.files, 'file')} as of seq "
+            f"{found.seq}{mended}: " + ("as it should be" if not found.faults else "FAULTS")
+        )
+    if found.faults:
+        raise ScrubFoundError(
+            f"{text.count(len(found.faults), 'fault')}; on a primary '--repair' puts right what "
+            "versions and journal have"
+        )

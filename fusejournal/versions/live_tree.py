@@ -20,6 +20,7 @@ from fusejournal.disk import calls, syscalls
 from fusejournal.errors import ConflictError
 from fusejournal.history.file_states import State
 from fusejournal.journal.reader import END, JournalReader
+from fusejournal.operations import Moving, made_by
 from fusejournal.replay.attributes import attribute_changes
 from fusejournal.replay.undo_files import UndoFiles
 from fusejournal.types import ROOT_FID, Fid, Seq
@@ -208,7 +209,12 @@ class TouchedSince:
         """Reads what the journal has gained. Raises JournalDamagedError."""
         for entry in self._reader.read(self._next_seq, END):
             self._next_seq = Seq(entry.seq + 1)
-            self._fids.update(entry.operation.touched_fids)
+            operation = entry.operation
+            self._fids.update(operation.touched_fids)
+            if (made := made_by(operation)) is not None:
+                self._fids.add(made.fid)
+            if isinstance(operation, Moving):
+                self._fids.add(operation.replaced)
 
     def has(self, record: InodeRecord) -> bool:
         """Returns True if the file, or a directory with a name of it, is among them."""

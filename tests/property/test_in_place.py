@@ -11,6 +11,7 @@ from fusejournal.journal.reader import JournalReader
 from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.versions.blocks import BlockWriter
 from fusejournal.versions.builder import Trees, build_trees, no_trees
+from fusejournal.versions.content import read_content
 from fusejournal.versions.in_place import InPlacePlan, plan_in_place
 from fusejournal.versions.records import InodeRecord
 from fusejournal.versions.restore import VersionTree
@@ -112,6 +113,7 @@ def _check(plan: InPlacePlan, then: VersionTree, now: VersionTree, top: bytes) -
             by_then.setdefault(fid, set()).add(done.paths[path])
     assert all(len(fids) == 1 for fids in by_then.values())
     assert {path for path in is_now if not _is_below(path, top)} <= done.paths.keys()
+    _check_contents(plan, then, now)
     # What was told is what is done.
     assert plan.is_empty or plan.changes or plan.directories
 
@@ -139,6 +141,31 @@ def test_a_path_is_what_it_was(workload: Workload, moments: tuple[int, int], cho
                 if plan is not None:
                     _check(plan, then, now, top)
             assert plan_in_place(then, then_trees, then, then_trees, b"").is_empty
+
+
+def _content(tree: VersionTree, record: InodeRecord) -> bytes:
+    assert record.content is not None
+    return read_content(tree.chunk_nodes, record.content, 0, record.size)
+
+
+def _check_contents(plan: InPlacePlan, then: VersionTree, now: VersionTree) -> None:
+    """Writing it makes of each file what it was."""
+    assert plan.files is not None
+    written = plan.files.files(plan.with_content, show_nothing, rewritten=plan.with_content)
+    new = {fid for fid in plan.names.new if plan.files.records[fid].content is not None}
+    made = plan.files.files(new, show_nothing, with_data=True)
+    for fid in (*written, *made):
+        record = plan.files.records[fid]
+        has = bytearray(_content(now, now.record(fid)) if fid in written else b"")
+        del has[record.size :]
+        has += bytes(record.size - len(has))
+        for offset, data in written[fid].unlike() if fid in written else made[fid].pieces():
+            has[offset : offset + len(data)] = data
+        for offset, length in written[fid].holes() if fid in written else ():
+            has[offset : offset + length] = bytes(length)
+        assert has == _content(then, record)
+        state = (written | made)[fid].state
+        assert (state.uid, state.size) == (record.uid, record.size)
 
 
 def _plan(

@@ -1,15 +1,18 @@
 """``fusejournal log``: who did what, when, to which file."""
 
 import sys
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
 
 import click
 
 from fusejournal.admin.source import open_source
 from fusejournal.cli import entries, text
 from fusejournal.cli.statistics import show_statistics
+from fusejournal.cli.version_notes import kept_versions, note_of, with_versions
 from fusejournal.errors import UsageError
 from fusejournal.history.json_values import match_to_json
-from fusejournal.history.query import find_newest
+from fusejournal.history.query import Match, find_newest
 from fusejournal.history.statistics import sum_matches
 
 
@@ -50,8 +53,8 @@ def log(
     ** does not, and one without a slash is held against names anywhere.
 
     Who is the caller; of a write, who opened the file. A change that the file system refused is
-    shown with the error. In JSON, file names that are not UTF-8 carry their odd bytes as lone
-    surrogates (\\udc80 to \\udcff).
+    shown with the error. Below an entry stand the versions that keep what it left. In JSON, file
+    names that are not UTF-8 carry their odd bytes as lone surrogates (\\udc80 to \\udcff).
 
     Times: 2026-01-31, "2026-01-31 14:00", 14:00, yesterday, "2 hours ago", or a mark's name.
 
@@ -86,14 +89,36 @@ def log(
         show_statistics(sum_matches(matches), as_json)
         return
     if follow:
-        matches = source.follow(criteria, count)
+        _follow(source.follow(criteria, count), as_json)
+        return
+    seq_of, end_seq = attrgetter("entry.seq"), criteria.to_seq
+    kept = kept_versions(source)
+    _show(with_versions(matches, seq_of, kept, end_seq=end_seq, newest_first=reverse), as_json)
+
+
+def _show(noted: Iterable[tuple[Match, list[str]]], as_json: bool) -> None:
     if as_json:
-        for match in matches:
-            text.echo_json(match_to_json(match))
-            if follow:
-                sys.stdout.flush()
-    elif follow or not sys.stdout.isatty():
-        for match in matches:
-            text.echo(entries.as_line(match))
+        for match, names in noted:
+            kept = {"versions": names} if names else {}
+            text.echo_json({**match_to_json(match), **kept})
+    elif not sys.stdout.isatty():
+        for line in _lines(noted):
+            text.echo(line)
     else:
-        click.echo_via_pager(text.styled(entries.as_line(match)) + "\n" for match in matches)
+        click.echo_via_pager(text.styled(line) + "\n" for line in _lines(noted))
+
+
+def _follow(matches: Iterable[Match], as_json: bool) -> None:
+    for match in matches:
+        if as_json:
+            text.echo_json(match_to_json(match))
+            sys.stdout.flush()
+        else:
+            text.echo(entries.as_line(match))
+
+
+def _lines(noted: Iterable[tuple[Match, list[str]]]) -> Iterator[str]:
+    for match, names in noted:
+        yield entries.as_line(match)
+        if names:
+            yield f"{'':>12}  {note_of(names)}"

@@ -135,6 +135,38 @@ def json_key(version: dict[str, Any]) -> str:
     return f"{uuid}-{version['seq']:020d}-{version['chain']}"
 
 
+def test_log_and_history_name_the_versions(volume: Layer, tmp_path: Path) -> None:
+    path = volume.mountpoint / "file"
+    path.write_text("one")
+    for name in ("first", "second"):
+        _version(volume, "create", name)
+        path.write_text(name)
+    os.unlink(path)
+    (volume.mountpoint / "beside").write_text("x")
+    _version(volume, "create", "third")
+    state = str(volume.state)
+
+    def kept(*command: str) -> list[list[str]]:
+        lines = volume.run(*command, "--json").stdout.splitlines()
+        return [one["versions"] for one in map(json.loads, lines) if "versions" in one]
+
+    assert kept("history", state, "file") == [["first"], ["second"]]
+    assert kept("log", state) == [["first"], ["second"], ["third"]]
+    assert kept("log", state, "--reverse") == [["third"], ["second"], ["first"]]
+    assert kept("log", state, "file") == [["first"], ["second"], ["third"]]
+    seq = str(_version(volume, "show", "second")["seq"] - 1)
+    assert kept("log", state, "--to-seq", seq) == [["first"]]
+    shown = volume.run("log", state).stdout
+    assert [line.strip() for line in shown.splitlines() if "kept in" in line] == [
+        f"kept in version {name}" for name in ("first", "second", "third")
+    ]
+    assert "kept in version first" in volume.run("history", state, "file").stdout
+    os.rename(tmp_path / "kept", tmp_path / "away")
+    done = volume.run("log", state)
+    assert ("kept in" in done.stdout, "versions are not shown" in done.stderr) == (False, True)
+    os.rename(tmp_path / "away", tmp_path / "kept")
+
+
 def test_what_differs_is_told(volume: Layer) -> None:
     root = volume.mountpoint
     _make_everything(root)

@@ -43,7 +43,8 @@ _SEGMENTS = 16
 _SLICE_FILES = 2000
 _SLICE_SECONDS = 20.0
 _ROUNDS = 5
-"""Attempts at files that are changed again and again."""
+"""Attempts at files that are changed again and again; at large ones, one."""
+_LARGE_BYTES = 64 << 20
 _FAULTS_MAX = 1000
 _PAUSE_SECONDS = 0.1
 Progress = Callable[[int, int | None], None]
@@ -241,26 +242,30 @@ class _TreeScrub:
                     break
             if not slice_:
                 break
-            position = self._compare(slice_) + 1
-            scrub._go_on("tree", str(position), len(slice_), self._seq)
+            count = self._compare(slice_)
+            position = slice_[count - 1].fid + 1
+            scrub._go_on("tree", str(position), count, self._seq)
             self._follow()
-        for _ in range(_ROUNDS):
-            if not self._later:
-                return
+        for number in range(_ROUNDS):
             self._follow()
             tree = VersionTree(self._blocks, self._trees)
             again = [tree.find_record(fid) for fid in sorted(self._later)]
+            records = [record for record in again if record is not None]
+            left = [one for one in records if number and one.size > _LARGE_BYTES]
+            records = [one for one in records if not (number and one.size > _LARGE_BYTES)]
             self._later.clear()
-            self._compare([record for record in again if record is not None])
+            count = self._compare(records)
+            self._later.update(one.fid for one in (*left, *records[count:]))
+        scrub.status = replace(scrub.status, busy=len(self._later))
 
-    def _compare(self, records: list[InodeRecord]) -> Fid:
-        """Compares files, until it is time to follow the journal. Returns the last one's fid."""
+    def _compare(self, records: list[InodeRecord]) -> int:
+        """Compares files, until it is time to follow the journal. Returns how many it came to."""
         scrub = self._scrub
         tree = VersionTree(self._blocks, self._trees)
         touched = TouchedSince(self._source.reader, self._seq)
         until = time.monotonic() + _SLICE_SECONDS
         faults: list[tuple[InodeRecord, TreeFault]] = []
-        last = records[0].fid if records else Fid(0)
+        count = 0
         root = os.open(scrub._state.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             live = LiveTree(root, self._source.reader, tree)
@@ -269,10 +274,10 @@ class _TreeScrub:
                 fault = live.compare(record)
                 if fault is not None:
                     faults.append((record, fault))
-                last = record.fid
-                scrub._progress(scrub.status.files, None)
+                count += 1
+                scrub._progress(scrub.status.files + count, None)
                 scrub._pace.read(live.read_bytes - before)
-                if time.monotonic() > until and record is not records[-1]:
+                if time.monotonic() > until:
                     break
             touched.look()
             for record, fault in faults:
@@ -282,7 +287,7 @@ class _TreeScrub:
                     self._take(live, tree, record, fault)
         finally:
             os.close(root)
-        return last
+        return count
 
     def _take(
         self, live: LiveTree, tree: VersionTree, record: InodeRecord, fault: TreeFault

@@ -62,6 +62,8 @@ def scrub(volume: str, repair: bool, rate: str, anew: bool, as_json: bool) -> No
         for fault in found.faults:
             text.echo(fault, fg="red")
         mended = f", {text.count(found.repaired, 'file')} repaired" if found.repaired else ""
+        if found.busy:
+            mended += f", {text.count(found.busy, 'file')} changed at each look and not compared"
         text.echo(
             f"read {text.size(found.bytes)}, compared {text.count(found.files, 'file')} as of seq "
             f"{found.seq}{mended}: " + ("as it should be" if not found.faults else "FAULTS")

@@ -56,6 +56,8 @@ class ScrubStatus(Reply):
     """All that is wrong and was not repaired, a line each."""
     repaired: int = 0
     """Files that were put right."""
+    busy: int = 0
+    """Files that were not compared, because each look found them changed meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)

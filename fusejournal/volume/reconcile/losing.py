@@ -7,10 +7,8 @@ because the other history may say that it did not hold."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from stat import S_IFMT
 from typing import Final
 
-from fusejournal.backing.fid_tag import FoundEntry
 from fusejournal.file_operations import Fallocate, SetFlags
 from fusejournal.history.file_states import type_of
 from fusejournal.journal.reader import JournalReader
@@ -76,11 +74,6 @@ class LosingEntries:
     """Those whose content they changed, and where."""
     flagged: set[Fid] = field(default_factory=set)
     """Those whose file flags they set."""
-
-    def may_have_begun(self, place: tuple[Fid | None, bytes], found: FoundEntry) -> bool:
-        """Returns True if *found*, at *place*, may be something that they had half made: it has no
-        fid, and is of the kind."""
-        return found.owner is None and self.places.get(place) == S_IFMT(found.stat.st_mode)
 
     @classmethod
     def read(cls, reader: JournalReader, parted_seq: Seq, head_seq: Seq) -> "LosingEntries":

@@ -336,7 +336,7 @@ class Reconciliation:
         if is_half_made and isinstance(self._in_flight, Import) and not has_lost:
             return
         is_empty = not (S_ISREG(found.stat.st_mode) and found.stat.st_size)
-        is_half = is_half_made or self._losing.may_have_begun(place, found)
+        is_half = is_half_made or self._survey.may_have_begun(place, found, self._losing)
         is_waste = was_removed or unexpected.in_staging or (is_half and is_empty)
         in_the_way = place in self._survey.missing_names or place in self._places_in_flight
         with self._directory(unexpected) as directory:

@@ -12,6 +12,7 @@ by what the journal lost, or have never come to the disk.)"""
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cached_property
 from stat import S_IFLNK, S_IFMT, S_ISDIR
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from fusejournal.native import kernel
 from fusejournal.native.kernel import FileStat
 from fusejournal.operations import Import, Making
 from fusejournal.types import ROOT_FID, Fid
+from fusejournal.volume.reconcile.losing import LosingEntries
 from fusejournal.volume.volume import Volume
 
 
@@ -106,6 +108,20 @@ class Survey:
         if self._last_import is not None:
             self._decide_import(self._last_import)
         catalog.lacks_handles = False
+
+    def may_have_begun(
+        self, place: tuple[Fid | None, bytes], found: FoundEntry, losing: LosingEntries
+    ) -> bool:
+        """Returns True if *found*, at *place*, may be what an entry after the checkpoint, or one
+        that is *losing*, had half made there: it has no fid, and is of the kind. (The file may have
+        got another name since.)"""
+        types = self._made_at.get(place), losing.places.get(place)
+        return found.owner is None and S_IFMT(found.stat.st_mode) in types
+
+    @cached_property
+    def _made_at(self) -> dict[tuple[Fid | None, bytes], int]:
+        """The places where entries after the checkpoint have made something, and its type."""
+        return {(one.parent, one.name): type_of(one) for one in self._made.values()}
 
     def _directory(
         self, fd: int, handle: bytes, fid: Fid | None, is_staging: bool

@@ -340,3 +340,20 @@ def test_a_reconciliation_is_cut_off_while_the_clock_is_behind(
     with open_volume(tmp_path) as opened:
         contents = [(opened.backing / f"old{number}").read_bytes() for number in range(3)]
         assert contents == [b"the journal's"] * 3
+
+
+def test_what_was_half_made_goes_where_its_file_has_another_name_since(tmp_path: Path) -> None:
+    """A process died between the file's name and its fid, and its machine was lost after that: what
+    lies there without a fid is no stranger's."""
+    with open_volume(tmp_path, orderly=False) as volume:
+        fid = save(volume, b"content")
+        last_seq = volume.volume.journal.head_seq
+        (volume.backing / "new").touch()
+        (volume.backing / "strange").touch()
+    lose_machine(tmp_path / "state", last_seq)
+    with open_volume(tmp_path) as volume:
+        assert {one.name for one in volume.backing.iterdir() if one.name[0] != "."} == {
+            "text",
+            "strange",
+        }
+        assert volume.volume.catalog.lookup(ROOT_FID, b"text") == fid

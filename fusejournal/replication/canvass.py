@@ -58,7 +58,9 @@ def words_needed(nodes: int, mirrors: int, *, blocks: bool, has_lost: bool = Fal
 
 async def ask_positions(local: LocalNode, me: HandshakeState) -> list[Answer]:
     """Returns what each peer of *local*, which greets as *me*, has. Cancelling is harmless."""
-    return await _ask_all(local, me, hello(me, FETCH))
+    # Not by a reign that it has asked words for: who gave another its word would not answer.
+    asking = me._replace(fence=me.position.epoch, reign_node=0)
+    return await _ask_all(local, me, hello(asking, FETCH))
 
 
 async def ask_words(local: LocalNode, me: HandshakeState, reign: Reign) -> list[Answer]:

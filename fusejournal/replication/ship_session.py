@@ -113,7 +113,9 @@ class ShipSession:
         head_seq = shared.volume.journal.head_seq
         chains = ChainFinder(shared.directory, shared.volume.journal.uuid)
         agreed_seq = await find_common(connection, chains, head_seq, position_of(theirs))
-        if agreed_seq == head_seq < theirs.seq and shared.me().role == MIRROR:
+        is_ahead = agreed_seq == head_seq < theirs.seq
+        is_newer = theirs.held_epoch > shared.volume.journal.epoch
+        if shared.me().role == MIRROR and (is_ahead or is_newer):
             # It is behind, and the other has what the primary of both has sent.
             raise BehindError(theirs.node, head_seq, theirs.seq)
         if agreed_seq != theirs.seq:

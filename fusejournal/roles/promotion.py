@@ -26,7 +26,7 @@ from fusejournal.replication.canvass import Answer, words_needed
 from fusejournal.roles.plan import PeerWord, PromotionPlan
 from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.wire.frames import Welcome
-from fusejournal.wire.session import MIRROR, PRIMARY, HandshakeState
+from fusejournal.wire.session import MIRROR, PRIMARY, HandshakeState, reign_of
 
 EPOCHS_ALONE: Final = 1024
 """The epochs that a primary may begin alone, less one, before it comes to one of a promotion. (Of
@@ -58,10 +58,12 @@ class Candidate:
 def next_reign(me: HandshakeState, answers: Sequence[Answer], *, is_covered: bool) -> Reign:
     """Returns the reign that *me* is to begin: beyond all that it and those who answer have seen,
     and, unless words enough cover it (*is_covered*), beyond what the old primary may begin alone;
-    or the one that it has the word for already, where nothing higher was seen."""
-    heard = [answer.welcome.epoch for answer in answers if answer.welcome is not None]
-    highest, begun = max([me.reign.epoch, *heard]), me.position.epoch
+    or the one that it has the word for already, where nothing higher was seen, nor another node's
+    of the same epoch, which had asked at the same time."""
+    heard = [reign_of(answer.welcome) for answer in answers if answer.welcome is not None]
+    highest, begun = max([me.reign.epoch, *(one.epoch for one in heard)]), me.position.epoch
     is_its_own = me.reign.node_id == me.node_id and me.reign.epoch > begun
+    is_its_own = is_its_own and not any(me.reign.is_rival(one) for one in heard)
     has_room = me.reign.epoch // EPOCHS_ALONE > begun // EPOCHS_ALONE
     if is_its_own and highest == me.reign.epoch and (is_covered or has_room):
         return me.reign

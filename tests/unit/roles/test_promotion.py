@@ -127,6 +127,10 @@ def test_a_reign_is_beyond_all_that_was_seen_or_is_its_own() -> None:
     has_word = node("me", ME, fence=Reign(Epoch(5), ME))
     assert next_reign(has_word, [SILENT], is_covered=True) == Reign(Epoch(5), ME)
     assert next_reign(has_word, [answer("east", higher)], is_covered=True) == Reign(Epoch(7), ME)
+    # Another had asked at the same time, and each has the word of some.
+    rival = node("east", EAST, fence=Reign(Epoch(5), WEST))
+    asked = [answer("east", rival)]
+    assert next_reign(has_word, asked, is_covered=True) == Reign(Epoch(6), ME)
 
 
 def test_a_reign_that_no_words_cover_is_beyond_what_the_old_primary_begins_alone() -> None:

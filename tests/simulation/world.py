@@ -8,6 +8,7 @@ time: :attr:`World.trace` says so."""
 
 import math
 import random
+import re
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from fusejournal.journal.index import write_index
 from fusejournal.replication import canvass, fetch_lost, parting, shipper, supervisor
 from fusejournal.wire.connection import Connection
 
+_NODE_ID = re.compile(r"(\d+)/[0-9a-f]{16}")
 _EPOCH_SECONDS = 1_700_000_000
 _CONNECT_SECONDS = 10.0
 _TICK_SECONDS = 1e-6
@@ -184,6 +186,7 @@ class World:
 
     def note(self, what: str) -> None:
         """Something happened."""
+        what = _NODE_ID.sub(r"\1", what)  # (Keys are made anew each time.)
         self.trace.append(f"{trio.current_time():.6f} {what}")
 
     def machine(self, name: str) -> Machine:
@@ -219,7 +222,9 @@ class World:
             raise PeerLostError(str(address), "nobody listens")
         handler, nursery = self._listening[address]
         one, other = link.laid()
-        nursery.start_soon(self._handle, there, handler, Connection(other, str(here.address), None))
+        nursery.start_soon(
+            self._handle, there, handler, Connection(other, str(here.address), here.name)
+        )
         return Connection(one, str(address), None)
 
     async def _handle(self, there: Machine, handler: Handler, connection: Connection) -> None:
@@ -257,7 +262,7 @@ class World:
             with trio.CancelScope(shield=True), trio.move_on_after(self._disk_pause(here)):
                 await here.death.wait()
             if here.is_dead:
-                await trio.sleep_forever()
+                raise Died("in a thread")  # (Who waits may be shielded.)
         await trio.lowlevel.checkpoint_if_cancelled()
         return call(*args)
 

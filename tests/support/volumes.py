@@ -19,7 +19,7 @@ from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.supervisor import Mirroring, Replication
-from fusejournal.types import ROOT_FID, Caller, Fid, Seq
+from fusejournal.types import ROOT_FID, Caller, Fid, Reign, Seq
 from fusejournal.volume.checkpoint import Checkpoint
 from fusejournal.volume.durability import Durability, FlushHooks
 from fusejournal.volume.observer import Unobserved
@@ -123,9 +123,15 @@ class OpenVolume:
         self.opening.checkpoint.make(checkpoint, self.opening.root)
 
     def replicate(
-        self, config: ReplicationConfig, listen: str | None = None, *, insecure: bool = True
+        self,
+        config: ReplicationConfig,
+        listen: str | None = None,
+        *,
+        insecure: bool = True,
+        reign: Reign | None = None,
     ) -> Replication:
-        """Attach a replication that talks over the loopback, plainly if it may be *insecure*."""
+        """Attach a replication that talks over the loopback, plainly if it may be *insecure*.
+        *reign*: the one that its role came with."""
         local = LocalNode(
             self.directory / "state",
             self.directory.name,
@@ -134,6 +140,7 @@ class OpenVolume:
             insecure=insecure,
             is_mirror=self.watermarks is not None,
             page=self.opening.page,
+            reign=reign,
         )
         mirroring = None
         if self.watermarks is not None:

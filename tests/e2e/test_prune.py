@@ -258,3 +258,26 @@ def test_a_full_or_failing_disk(stopped: Layer) -> None:
     assert first_seq_of(list_segments(stopped.state / "journal")[0]) == base.seq + 1
     assert stopped.ask()["degraded"] == []
     stopped.stop()
+
+
+def test_restores_in_place_and_scrubs_need_no_beginning(layer: Layer) -> None:
+    root, state = layer.mountpoint, str(layer.state)
+    _work(root, "old")
+    layer.run("version", "create", state, "early")
+    early = digest_tree(root).digest
+    _work(root, "more")
+    _work(root, "most")
+    layer.run("version", "create", state, "late")
+    _flushed(layer)
+    _prune(layer)
+    assert load_base(layer.state) is not None
+    assert load_base(layer.state) is not None
+    shutil.rmtree(root / "old")
+    (root / "more/g1").write_text("changed")
+    told = layer.run("restore", state, "--to-version", "late", "--in-place", "--apply").stdout
+    assert "to take it back: fusejournal undo" in told
+    # To what was before the journal's base, and the versions that stand for it.
+    layer.run("restore", state, "--to-version", "early", "--in-place", "--apply")
+    assert digest_tree(root).digest == early
+    assert json.loads(layer.run("scrub", state, "--json").stdout)["faults"] == []
+    assert "kept in" not in layer.run("log", state, "-n", "3").stdout

@@ -76,10 +76,9 @@ def plan_promotion(candidate: Candidate, answers: Sequence[Answer], volume: str)
     calls the volume here."""
     me = candidate.me
     peers = tuple(_word_of(candidate, answer) for answer in answers)
-    words, needed = (
-        1 + sum(peer.counts for peer in peers),
-        words_needed(1 + len(peers), candidate.mirrors, blocks=candidate.blocks),
-    )
+    # (Somebody was its primary, also where its book knows of no peer.)
+    nodes, words = max(2, 1 + len(peers)), 1 + sum(peer.counts for peer in peers)
+    needed = words_needed(nodes, candidate.mirrors, blocks=candidate.blocks)
     objections = [
         line
         for answer in answers
@@ -88,7 +87,7 @@ def plan_promotion(candidate: Candidate, answers: Sequence[Answer], volume: str)
     ]
     uncovered = ""
     if words < needed and not objections:
-        uncovered = _not_covered(candidate, words, 1 + len(peers), needed, volume)
+        uncovered = _not_covered(candidate, words, nodes, needed, volume)
     return PromotionPlan(
         node=me.node,
         reign=str(next_reign(me, answers, is_covered=words >= needed)),
@@ -105,7 +104,7 @@ def plan_promotion(candidate: Candidate, answers: Sequence[Answer], volume: str)
         objections=tuple(objections),
         uncovered=uncovered,
         # Of the nodes but the one that is turned off, more than half: no other gets as many.
-        has_fence=candidate.has_fence and words > len(peers) // 2,
+        has_fence=candidate.has_fence and words > (nodes - 1) // 2,
     )
 
 

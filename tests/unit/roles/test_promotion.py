@@ -111,6 +111,15 @@ def test_a_primary_that_may_go_on_is_stopped_by_nobodys_word(mirrors: int, block
     assert (fenced.uncovered, fenced.refusal) == (plan.uncovered, "")
 
 
+@pytest.mark.parametrize(("mirrors", "blocks"), [(0, False), (1, True), (2, True)])
+def test_a_mirror_that_knows_no_peer_needs_a_persons_word(mirrors: int, blocks: bool) -> None:
+    """Its book is empty, or it was removed from there: its primary may go on all the same."""
+    plan = plan_promotion(candidate(mirrors=mirrors, blocks=blocks), [], "vol")
+    assert (plan.words, plan.words_needed, plan.is_covered) == (1, 2, False)
+    assert "1 of 2 nodes" in plan.refusal
+    assert plan.reign == str(Reign(Epoch(EPOCHS_ALONE), ME))
+
+
 def test_whose_word_does_not_count() -> None:
     old = answer("old", node("old", EAST, role=""))
     new = answer("new", node("new", EAST)._replace(uuid=None))

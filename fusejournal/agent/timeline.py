@@ -20,9 +20,9 @@ from fusejournal.history.lookup import Lookup, Span
 from fusejournal.history.name_changes import name_changes
 from fusejournal.history.query import Criteria, Match, find
 from fusejournal.journal.format import Entry
-from fusejournal.journal.outcomes import with_outcomes
+from fusejournal.journal.outcomes import Outcome, with_outcomes
 from fusejournal.operations import Moving
-from fusejournal.types import Seq
+from fusejournal.types import Fid, Seq
 
 _COUNT_MAX = 500
 _WINDOW = 2048
@@ -72,23 +72,24 @@ def entries(source: JournalSource, fields: Fields) -> dict[str, Any]:
         end = Seq(min(end, before))
     criteria = replace(criteria, to_seq=end)
     deadline = time.monotonic() + _SECONDS
-    found: list[Match] = []
+    found: _Found = []
     reached = criteria.from_seq
     for page, seq in _pages(source.lookup, criteria):
         room = count - len(found)
         found += page[:room]
         if len(page) > room:
-            reached = found[-1].entry.seq
+            reached = found[-1][0].seq
             break
         reached = seq
         if len(found) == count or time.monotonic() > deadline:
             break
     is_end = reached <= max(criteria.from_seq, source.reader.first_seq)
+    matches = _with_paths(source.lookup, found)
     path = fields.text_or_none("path")
     words = [source.name, *([path] if path else [])]
     return {
-        "entries": [match_to_json(one) for one in found],
-        "users": account_names(one.entry.who.uid for one in found),
+        "entries": [match_to_json(one) for one in matches],
+        "users": account_names(one.entry.who.uid for one in matches),
         "head_seq": int(source.head_seq),
         "next_before_seq": None if is_end else int(reached),
         "first_searched_seq": int(reached),
@@ -98,7 +99,11 @@ def entries(source: JournalSource, fields: Fields) -> dict[str, Any]:
     }
 
 
-def _pages(lookup: Lookup, criteria: Criteria) -> Iterator[tuple[list[Match], Seq]]:
+_Found = list[tuple[Entry, Outcome, tuple[bytes | None, bytes | None] | None]]
+"""Entries with their paths, where those are known already."""
+
+
+def _pages(lookup: Lookup, criteria: Criteria) -> Iterator[tuple[_Found, Seq]]:
     """Yields what fits, newest first, in pieces, each with the seq down to which was looked."""
     kinds = sum(1 << kind for kind in criteria.kinds)
     spans = lookup.segments(criteria.from_seq, criteria.to_seq, newest_first=True)
@@ -109,7 +114,9 @@ def _pages(lookup: Lookup, criteria: Criteria) -> Iterator[tuple[list[Match], Se
                 from_seq=max(criteria.from_seq, span.first_seq),
                 to_seq=min(criteria.to_seq, span.end_seq),
             )
-            yield list(find(lookup, within, newest_first=True)), within.from_seq
+            matches = find(lookup, within, newest_first=True)
+            found: _Found = [(one.entry, one.outcome, one[2:]) for one in matches]
+            yield found, within.from_seq
             continue
         if kinds or criteria.uid is not None:
             index = lookup.index(span)
@@ -121,19 +128,36 @@ def _pages(lookup: Lookup, criteria: Criteria) -> Iterator[tuple[list[Match], Se
         yield from _windows(lookup, span, criteria)
 
 
-def _windows(lookup: Lookup, span: Span, criteria: Criteria) -> Iterator[tuple[list[Match], Seq]]:
+def _windows(lookup: Lookup, span: Span, criteria: Criteria) -> Iterator[tuple[_Found, Seq]]:
     end = Seq(min(criteria.to_seq, span.end_seq))
     while end > max(span.first_seq, criteria.from_seq):
         begin = Seq(max(span.first_seq, criteria.from_seq, end - _WINDOW))
         # One more, which may be the VOID of the last.
         pairs = list(with_outcomes(lookup.reader.read(begin, Seq(end + 1))))
-        found = [
-            Match(entry, outcome, *_paths(lookup, entry))
+        found: _Found = [
+            (entry, outcome, None)
             for entry, outcome in reversed(pairs)
             if entry.seq < end and criteria.has(entry)
         ]
         yield found, begin
         end = begin
+
+
+def _with_paths(lookup: Lookup, found: _Found) -> list[Match]:
+    """Returns *found* with their paths. Those of all that lack them are asked for together."""
+    fids: set[Fid] = set()
+    for entry, _, paths in found:
+        if paths is None:
+            changes = name_changes(entry.operation)
+            fids |= {change.parent for change in changes}
+            fid = getattr(entry.operation, "fid", None)
+            if fid is not None and not changes:
+                fids.add(fid)
+    lookup.learn_moves(fids)
+    return [
+        Match(entry, outcome, *(paths if paths is not None else _paths(lookup, entry)))
+        for entry, outcome, paths in found
+    ]
 
 
 def _paths(lookup: Lookup, entry: Entry) -> tuple[bytes | None, bytes | None]:

@@ -369,6 +369,27 @@ class Lookup:
             moves = self._moves[fid] = list(moves_in(fid, entries))
         return moves
 
+    def learn_moves(self, fids: Collection[Fid]) -> None:
+        """Reads what moved *fids* and the directories above them, level by level, so that many
+        questions about their paths cost one pass over the segments for each level."""
+        todo = {fid for fid in fids if fid not in self._moves and fid != ROOT_FID}
+        while todo:
+            found: dict[Fid, list[tuple[Entry, Outcome]]] = {fid: [] for fid in todo}
+            entries = self.entries_of_many(
+                todo,
+                END,
+                lambda one: not one.is_parent and one.kind in NAME_KINDS and not one.refused,
+            )
+            for entry, outcome in entries:
+                changes = name_changes(entry.operation)
+                for fid in {one for change in changes for one in (change.before, change.after)}:
+                    if fid in found:
+                        found[fid].append((entry, outcome))
+            for fid, pairs in found.items():
+                self._moves[fid] = list(moves_in(fid, pairs))
+            above = {place[0] for fid in todo for _, place in self._moves[fid] if place is not None}
+            todo = {fid for fid in above if fid not in self._moves and fid != ROOT_FID}
+
     def path_before(self, fid: Fid, seq: Seq) -> bytes | None:
         """The path of *fid* just before entry *seq*, or that it got by it; None if it is not
         known."""

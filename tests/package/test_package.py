@@ -46,6 +46,7 @@ sh /work /srv
 mount -t fusejournal /srv/data /srv/data -o name=packaged
 grep precious /srv/data/file
 fusejournal umount packaged
+fusejournal console --listen 0.0.0.0:7780 2>&1 | grep 'give --tls'
 dpkg --verify fusejournal
 /usr/lib/fusejournal/bin/python3 -P -c 'import fusejournal.objects.remote'
 bash -c '. /usr/share/bash-completion/completions/fusejournal; complete -p fusejournal'

@@ -1,0 +1,123 @@
+"""The page in a real browser, headless: the story of a removed tree by clicks alone, odd names, a
+narrow window, and a session that ends. A slow tier by name: it needs Debian's chromium and
+playwright, which no other test does (HACKING.md)."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.console_processes import PASSWORD, ConsoleProcesses, console_processes
+from tests.support.layer import Layer
+from tests.support.trees import difference, image
+
+_CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.mount,
+    pytest.mark.skipif(
+        _CHROMIUM is None or find_spec("playwright") is None, reason="the browser is not here"
+    ),
+]
+_MARKUP = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def processes(layer: Layer, tmp_path: Path) -> Iterator[ConsoleProcesses]:
+    layer.start()
+    with console_processes(layer, tmp_path / "said") as processes:
+        yield processes
+    layer.stop()
+
+
+@contextmanager
+def _page(processes: ConsoleProcesses, role: str, **options: Any) -> Iterator[Any]:
+    """A page on which a new user is logged in. What goes wrong in it fails the test."""
+    from playwright.sync_api import sync_playwright
+
+    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
+    wrong: list[str] = []
+    code = processes.add_user("anna", role)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=arguments)
+        page = browser.new_page(**options)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: wrong.append(dialog.message))
+        page.on(
+            "console",
+            lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None,
+        )
+        page.goto(processes.url)
+        page.get_by_role("button", name="I have a one-time code").click()
+        page.get_by_label("Name").fill("anna")
+        page.get_by_label("One-time code").fill(code)
+        page.get_by_label("New password").fill(PASSWORD)
+        page.get_by_role("button", name="Choose the password").click()
+        page.get_by_role("heading", name="Overview").wait_for()
+        yield page
+        browser.close()
+    # A session that is over is told by a refusal, which the browser notes.
+    assert [words for words in wrong if "401" not in words] == []
+
+
+def test_a_removed_tree_comes_back_by_clicks(layer: Layer, processes: ConsoleProcesses) -> None:
+    tree = layer.mountpoint / "project"
+    (tree / "sub").mkdir(parents=True)
+    for name in ("plan.txt", 'sub/it\'s "so".txt', _MARKUP):
+        (tree / name).write_text(f"content of {name}")
+    was = image(tree)
+    shutil.rmtree(tree)
+    with _page(processes, "operator") as page:
+        page.get_by_text("running, all is well").wait_for()
+        page.get_by_role("link", name="Timeline").first.click()
+        page.get_by_label("Operation").select_option("unlink,rmdir")
+        page.get_by_role("button", name="Show").click()
+        page.get_by_role("button", name="Plan to take back all that the filter shows").click()
+        page.get_by_role("heading", name="What it will do").wait_for()
+        assert page.get_by_role("row").count() == 1 + 5
+        page.get_by_role("button", name="Do it: 5 changes").click()
+        page.get_by_role("heading", name="The way back from this").wait_for()
+        assert page.locator("td .pill.good").all_inner_texts() == ["done"] * 5
+    assert difference(was, image(tree)) == ""
+
+
+def test_the_tree_before_a_change_and_odd_names(layer: Layer, processes: ConsoleProcesses) -> None:
+    odd = layer.mountpoint / "odd"
+    odd.mkdir()
+    names = (b"bytes\xff\xfe", b"esc\x1b[31m", b"turned\xe2\x80\xaetxt", _MARKUP.encode())
+    for name in names:
+        with open(bytes(odd) + b"/" + name, "wb") as file:
+            file.write(name)
+    (odd / "last").write_text("")
+    with _page(processes, "operator") as page:
+        page.goto(f"{processes.url}#/v/hall/volume/browse?path=odd")
+        page.get_by_role("heading", name="5 names").wait_for()
+        shown = page.locator("tbody td:first-child").all_inner_texts()
+        assert shown == [
+            _MARKUP, "bytes\\xff\\xfe", "esc\\x1b[31m", "last", "turned\\u202etxt",
+        ]  # fmt: skip
+        page.get_by_role("button", name="Earlier").click()
+        page.get_by_role("heading", name="4 names").wait_for()
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Download bytes\\xff\\xfe as it was").click()
+        assert Path(download.value.path()).read_bytes() == names[0]
+        page.get_by_role("link", name="History of esc").click()
+        page.get_by_role("heading", name="The life of /odd/esc\\x1b[31m").wait_for()
+
+
+def test_a_viewer_on_a_phone_whose_session_ends(layer: Layer, processes: ConsoleProcesses) -> None:
+    (layer.mountpoint / "file").write_text("content")
+    with _page(processes, "viewer", viewport={"width": 390, "height": 844}) as page:
+        for view in ("", "v/hall/volume/timeline", "v/hall/volume/browse", "jobs"):
+            page.goto(f"{processes.url}#/{view}")
+            page.wait_for_load_state("networkidle" if view == "jobs" else "load")
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.goto(f"{processes.url}#/v/hall/volume/browse")
+        page.get_by_role("link", name="History of file").wait_for()
+        assert page.get_by_text("Download").count() == 0
+        assert page.get_by_role("button", name="Restore").count() == 0
+        processes.run("console", "user", "remove", "anna")
+        page.get_by_role("heading", name="Log in").wait_for(timeout=15_000)

@@ -1,5 +1,5 @@
-"""Sets systemd and fstab up for volumes: the unit and the helper of mount(8), whose texts are in
-``fusejournal/systemd``.
+"""Sets systemd and fstab up: the units of volumes, agent and console, and the helper of mount(8),
+whose texts are in ``fusejournal/systemd``.
 
 A file is replaced only if its marker says that an earlier installation wrote it."""
 
@@ -22,6 +22,11 @@ from fusejournal.node.registry import all_volumes, unit_instance
 
 _OURS = "Written by 'fusejournal install"
 _MARK = f"{_OURS} --write', which replaces it."
+_UNITS = (
+    "fusejournal@.service",
+    "fusejournal-agent.service",
+    "fusejournal-console.service",
+)
 
 
 class InstalledFile(NamedTuple):
@@ -85,10 +90,11 @@ def install_files(root: Path, *, write: bool, warn: Callable[[str], None]) -> In
 
 
 def _files(root: Path) -> tuple[InstalledFile, ...]:
-    unit = _text("fusejournal@.service.in", " ".join(map(_quoted, _program())))
+    program = " ".join(map(_quoted, _program()))
     helper = _text("mount.fusejournal.in", shlex.join(_program()))
+    units = root / "etc/systemd/system"
     return (
-        InstalledFile(root / "etc/systemd/system/fusejournal@.service", 0o644, unit),
+        *(InstalledFile(units / name, 0o644, _text(f"{name}.in", program)) for name in _UNITS),
         InstalledFile(root / "usr/sbin/mount.fusejournal", 0o755, helper),
         # The type that a mount has in /proc/mounts, where mount(8) looks it up to remount it.
         InstalledFile(root / "usr/sbin/mount.fuse.fusejournal", 0o755, helper),

@@ -18,14 +18,15 @@ from fusejournal.cli import text
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: the paths, and changes.")
 def install(write: bool, root: Path, as_json: bool) -> None:
-    """Print a systemd unit that mounts a volume at boot, and a helper for 'mount -t fusejournal',
-    or write them to where they belong.
+    """Print the systemd units that mount a volume at boot and run the agent and the console, and a
+    helper for 'mount -t fusejournal', or write them to where they belong.
 
     The files name this very program: it must lie where only root can write.
 
-    With the unit, 'systemctl enable --now fusejournal@NAME' mounts the volume NAME, again if its
-    layer should die, and before the NFS server starts. With the helper, fstab can have a line such
-    as '/srv/data /srv/data fusejournal name=data,nosuid,nofail 0 0'. A volume needs one of them.
+    With the first unit, 'systemctl enable --now fusejournal@NAME' mounts the volume NAME, again if
+    its layer should die, and before the NFS server starts. With the helper, fstab can have a line
+    such as '/srv/data /srv/data fusejournal name=data,nosuid,nofail 0 0'. A volume needs one of
+    them. The others: 'systemctl enable --now fusejournal-agent fusejournal-console'.
 
     \b
     Examples:

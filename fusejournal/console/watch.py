@@ -33,8 +33,8 @@ class _SeenAgent:
     def problem(self, name: str) -> dict[str, Any]:
         """Returns the problem of one that cannot be reached."""
         return {
-            "key": "unreachable", "severity": "bad", "words": self.error or "",
-            "advice": f"on {name}: systemctl status, or 'fusejournal agent'",
+            "key": "unreachable", "severity": "bad", "words": f"cannot be reached: {self.error}",
+            "advice": f"see 'systemctl status fusejournal-agent' on {name}",
         }  # fmt: skip
 
 

@@ -37,13 +37,15 @@ export const volumePath = (agent, volume) => `/api/agents/${encode(agent)}/volum
 
 async function answer(promise) {
   let response;
+  let value;
   try {
     response = await promise;
+    value = await response.json();
   } catch (error) {
+    // A view that was left asks for nothing more.
     if (error.name === "AbortError") throw error;
     throw new ApiError(0, "The console does not answer.");
   }
-  const value = await response.json().catch(() => ({}));
   if (response.ok) {
     Object.assign(userNames, value.users);
     return value;

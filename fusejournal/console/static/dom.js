@@ -86,7 +86,10 @@ export function time(ns, withDay = true) {
   return h("time", { datetime: new Date(ns / 1e6).toISOString() }, clock(ns, withDay));
 }
 
-export const ago = (ns) => `${duration(Date.now() / 1e3 - ns / 1e9)} ago`;
+export function ago(ns) {
+  const seconds = Date.now() / 1e3 - ns / 1e9;
+  return seconds < 1 ? "just now" : `${duration(seconds)} ago`;
+}
 
 export function user(uid, names) {
   if (uid === null || uid === undefined) return "–";

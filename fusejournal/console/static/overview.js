@@ -2,7 +2,7 @@
 
 import { get, post, may, volumePath } from "./api.js";
 import * as app from "./app.js";
-import { h, pill, facts, number, size, duration, ago, time, say, failure, command } from "./dom.js";
+import { h, pill, facts, number, size, ago, time, say, failure, command } from "./dom.js";
 
 export async function overviewView(place) {
   const draw = () => {
@@ -37,7 +37,7 @@ function alertsOf(alerts, agents) {
     h("div", { class: "row" },
       h("div", {}, h("strong", {}, alert.volume ? `${alert.volume} on ${alert.agent}: ` : `${alert.agent}: `), alert.words,
         alert.advice ? h("div", { class: "small" }, "What to do: ", alert.advice) : null,
-        h("div", { class: "small soft" }, `since ${duration(Date.now() / 1e3 - alert.since_ns / 1e9)}`,
+        h("div", { class: "small soft" }, `seen first ${ago(alert.since_ns)}`,
           alert.acknowledged ? `, acknowledged by ${alert.acknowledged.user}` : "")),
       may("operator") && !alert.acknowledged
         ? h("button", { type: "button", onclick: () => acknowledge(alert.key) }, "Acknowledge") : null)));

@@ -18,6 +18,8 @@ from fusejournal.disk import failpoints
 from fusejournal.errors import PrivilegeError, UsageError
 
 UNIT = Path("etc/systemd/system/fusejournal@.service")
+AGENT_UNIT = Path("etc/systemd/system/fusejournal-agent.service")
+CONSOLE_UNIT = Path("etc/systemd/system/fusejournal-console.service")
 HELPER = Path("usr/sbin/mount.fusejournal")
 REMOUNT_HELPER = Path("usr/sbin/mount.fuse.fusejournal")
 
@@ -39,14 +41,15 @@ def test_it_prints_what_it_would_write(tmp_path: Path) -> None:
     told = run("--root", tmp_path)
     assert list(tmp_path.iterdir()) == []
     run("--write", "--root", tmp_path)
-    for path in (UNIT, HELPER, REMOUNT_HELPER):
+    for path in (UNIT, AGENT_UNIT, CONSOLE_UNIT, HELPER, REMOUNT_HELPER):
         assert f"# ---- {tmp_path / path}\n{(tmp_path / path).read_text()}" in told
 
 
 def test_what_it_writes(tmp_path: Path) -> None:
-    paths = [tmp_path / UNIT, tmp_path / HELPER, tmp_path / REMOUNT_HELPER]
+    found = (UNIT, AGENT_UNIT, CONSOLE_UNIT, HELPER, REMOUNT_HELPER)
+    paths = [tmp_path / one for one in found]
     assert written(tmp_path) == dict.fromkeys(map(str, paths), True)
-    assert [path.stat().st_mode & 0o7777 for path in paths] == [0o644, 0o755, 0o755]
+    assert [path.stat().st_mode & 0o7777 for path in paths] == [*[0o644] * 3, 0o755, 0o755]
     for path in paths:
         assert "@PROGRAM@" not in path.read_text()
         assert "@MARK@" not in path.read_text()
@@ -62,7 +65,7 @@ def test_what_it_writes_is_on_the_disk_with_its_name(tmp_path: Path) -> None:
     finally:
         failpoints.listen(None)
     steps = ["install.write", "install.sync", "install.rename", "install.directory"]
-    assert labels == steps * 3
+    assert labels == steps * 5
 
 
 def test_it_replaces_its_own_older_files(tmp_path: Path) -> None:
@@ -73,6 +76,8 @@ def test_it_replaces_its_own_older_files(tmp_path: Path) -> None:
     helper.chmod(0o644)
     assert written(tmp_path) == {
         str(unit): True,
+        str(tmp_path / AGENT_UNIT): False,
+        str(tmp_path / CONSOLE_UNIT): False,
         str(helper): True,
         str(tmp_path / REMOUNT_HELPER): False,
     }
@@ -149,7 +154,7 @@ def test_a_program_without_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/__main__.py"])
     monkeypatch.setattr(sys, "executable", "/opt/odd place/100%/python")
     assert module._program() == ["/opt/odd place/100%/python", "-P", "-m", "fusejournal"]
-    unit, helper, _ = module._files(Path("/"))
+    unit, _, _, helper, _ = module._files(Path("/"))
     assert 'ExecStart=:"/opt/odd place/100%%/python" -P -m fusejournal mount -f -- %i' in (
         unit.content
     )

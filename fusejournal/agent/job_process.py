@@ -23,6 +23,7 @@ from fusejournal.errors import FusejournalError
 from fusejournal.history.json_values import exact_or_none
 from fusejournal.history.query import Criteria, find
 from fusejournal.replay.restore import restore
+from fusejournal.replay.undo_plan import begun_undos
 from fusejournal.types import Seq
 
 _STEP_SECONDS: Final = 0.2
@@ -71,7 +72,9 @@ class Job:
             "conflicts": conflicts[:_ACTIONS_MAX], "conflict_count": len(conflicts),
             "chosen": len(planned.plan.chosen), "kept": planned.plan.kept,
         }  # fmt: skip
-        if not do_it or (approved is not None and not _is_same(approved, actions)):
+        # One that was begun has less to do.
+        is_begun = bool(self._progress.get("pids"))
+        if not do_it or not (is_begun or approved is None or _is_same(approved, actions)):
             words = "the volume has changed since the plan: look at the new one" if do_it else ""
             if conflicts:
                 words = f"{len(conflicts):,} later changes are in the way"
@@ -100,15 +103,18 @@ class Job:
             since=request["since"],
             until=request["until"],
             without=request["without"],
-            # Those of its own processes that were stopped, as far as they came to change anything.
+            # Those of its own processes that were stopped.
             resumed=self._begun_pids() if do_apply else (),
             do_apply=do_apply,
         )
         return undo.plan(self._step, request["on_conflict"])
 
     def _begun_pids(self) -> list[int]:
-        ranges = self._progress.get("results", {})
-        return [int(pid) for pid in self._progress.get("pids", []) if str(pid) in ranges]
+        """Returns those of the job's processes that have begun to undo, by the journal's word: one
+        that was killed could not write it down."""
+        pids = [int(pid) for pid in self._progress.get("pids", [])]
+        begun = begun_undos(open_source(self._request["volume"]).lookup) if pids else {}
+        return [pid for pid in pids if pid in begun]
 
     def _note_results(self, planned: PlannedUndo, *, is_done: bool) -> None:
         """Keeps which entries this process made, and what became of each action."""
@@ -182,12 +188,10 @@ def _actions(planned: PlannedUndo) -> list[dict[str, Any]]:
 
 
 def _is_same(approved: list[dict[str, Any]], actions: list[dict[str, Any]]) -> bool:
-    """Returns True if a plan is what the admin has seen, results aside; one that was begun may
-    have less to do."""
+    """Returns True if a plan is what the admin has seen."""
     seen = [_essence(one) for one in approved]
     found = [_essence(one) for one in actions[:_ACTIONS_MAX]]
-    has_results = any(one["result"] for one in approved)
-    return has_results or seen == found
+    return seen == found
 
 
 def _essence(action: dict[str, Any]) -> tuple[Any, ...]:

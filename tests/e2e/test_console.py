@@ -3,6 +3,7 @@ that is killed in the middle of a job, and where the console listens."""
 
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -123,6 +124,28 @@ def test_a_removed_tree_comes_back(
     command = done["undo_command"].split()[1:]
     assert "done, as entries" in layer.run(*command).stdout
     assert not tree.exists()
+
+
+def test_a_killed_job_is_gone_on_with(layer: Layer, browser: Browser) -> None:
+    tree = layer.mountpoint / "project"
+    tree.mkdir()
+    for number in range(2 * _FILES):
+        (tree / f"file-{number}").write_text(f"content {number}")
+    was = image(tree)
+    shutil.rmtree(tree)
+    job = browser.post("/api/agents/hall/jobs", kind="undo", volume="volume", op=["unlink,rmdir"])
+    path = f"/api/agents/hall/jobs/{job['id']}"
+    browser.await_job(path, lambda job: job["state"] == "planned" and not job["is_running"])
+    browser.post(path, order="do")
+    doing = browser.await_job(path, lambda job: job["state"] == "doing" and job["done"] > 0)
+    os.kill(doing["pids"][-1], signal.SIGKILL)
+    stopped = browser.await_job(path, lambda job: not job["is_running"])
+    assert (stopped["state"], "'do' goes on" in stopped["words"]) == ("stopped", True)
+    browser.post(path, order="do")
+    done = browser.await_job(path, lambda job: not job["is_running"])
+    assert (done["state"], done["words"]) == ("done", "")
+    assert difference(was, image(tree)) == ""
+    assert [one.name for one in layer.mountpoint.iterdir()] == ["project"]
 
 
 def test_the_console_listens_elsewhere_only_by_tls(

@@ -202,11 +202,24 @@ function drawBottom(place, view) {
     h("option", { value: "aside" }, "bring back beside what took the name"));
   const plan = (fields) => begin(view, { kind: "undo", volume: view.volume, on_conflict: conflict.value, ...fields });
   const words = { ...filter, op: filter.op ? [filter.op] : [], uid: filter.uid ? Number(filter.uid) : undefined };
-  place.replaceChildren(h("div", { class: "bottom row" },
+  const mark = async (event) => {
+    event.preventDefault();
+    const field = event.target.elements.namedItem("mark");
+    try {
+      const made = await post(`${view.base}/marks`, { name: field.value });
+      say(`Marked as entry ${number(made.seq)}`);
+      field.value = "";
+    } catch (error) {
+      say(error.message);
+    }
+  };
+  place.replaceChildren(h("div", { class: "bottom row end" },
     h("button", { type: "button", class: "main", disabled: !chosen.size, onclick: () => plan({ seqs: ranges(chosen.keys()) }) },
       chosen.size ? `Plan to take back ${number(chosen.size)} chosen` : "Choose entries to take back"),
     isFiltered ? h("button", { type: "button", onclick: () => plan(words) }, "Plan to take back all that the filter shows") : null,
-    conflict));
+    conflict,
+    h("form", { class: "row end", onsubmit: mark, title: `fusejournal mark ${view.volume} NAME` },
+      h("label", {}, "Mark this point", h("input", { name: "mark", placeholder: "before the upgrade", required: true })), h("button", {}, "Mark"))));
 }
 
 export async function begin(view, fields) {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support.layer import Layer
+from tests.support.layer import WITH_BASES, Layer
 
 pytest_plugins = ("tests.support.guest.plugin", "tests.support.seaweed")
 
@@ -52,6 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests that mount where nothing can be mounted, rather than fail."""
     reason = "" if os.geteuid() == 0 and os.path.exists("/dev/fuse") else "needs root and /dev/fuse"
     for item in items:
+        if WITH_BASES and item.get_closest_marker("from_first_entry"):
+            item.add_marker(pytest.mark.skip(reason="is about a journal from its first entry on"))
         if reason and item.get_closest_marker("mount"):
             item.add_marker(pytest.mark.skip(reason=reason))
 

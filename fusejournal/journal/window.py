@@ -21,11 +21,14 @@ class PrunableSegment(NamedTuple):
 
 
 def prunable_segments(reader: JournalReader) -> list[PrunableSegment]:
-    """Returns the segments that others follow, in order. Raises JournalDamagedError, OSError."""
+    """Returns the segments behind which there is an entry in another, in order: the last entry of a
+    journal always stays. Raises JournalDamagedError, OSError."""
     paths = reader.segments()
     found = []
     for path, following in pairwise(paths):
-        header, _ = reader.beginning(following)
+        header, first = reader.beginning(following)
+        if first is None:
+            break
         last_seq = Seq(first_seq_of(following) - 1)
         found.append(PrunableSegment(path, last_seq, path.stat().st_size, header.time_ns))
     return found

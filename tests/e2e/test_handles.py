@@ -165,6 +165,7 @@ def test_handles_of_a_volume_of_an_earlier_version(layer: Layer) -> None:
     assert JournalReader(layer.state / "journal").handle_key() == NO_HANDLE_KEY
 
 
+@pytest.mark.from_first_entry
 def test_nothing_prints_the_key(layer: Layer) -> None:
     layer.start()
     (layer.mountpoint / "file").write_text("content")

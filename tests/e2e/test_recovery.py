@@ -82,6 +82,7 @@ def work(layer: Layer) -> dict[str, int]:
     return turns
 
 
+@pytest.mark.from_first_entry
 def test_the_story(layer: Layer, tmp_path: Path) -> None:
     marks = tmp_path / "image"
     turns = work(layer)
@@ -161,6 +162,7 @@ def test_the_story(layer: Layer, tmp_path: Path) -> None:
     assert digest(layer, tmp_path / "all") == unchanged == digest(layer, layer.backing)
 
 
+@pytest.mark.from_first_entry
 def test_stopped_volumes_and_bare_copies_tell_the_same(layer: Layer, tmp_path: Path) -> None:
     turns = work(layer)
     live = log(layer, "src/memos")
@@ -280,6 +282,7 @@ _BAD_INPUT: tuple[tuple[tuple[str, ...], int, str], ...] = (
 )
 
 
+@pytest.mark.from_first_entry
 def test_bad_input_gets_one_clear_line(layer: Layer, tmp_path: Path) -> None:
     """Each with its own exit code, and the target as it was."""
     for name in "abc":
@@ -300,6 +303,7 @@ def test_bad_input_gets_one_clear_line(layer: Layer, tmp_path: Path) -> None:
         assert left == {"EMPTY", "FULL", "theirs"}, arguments
 
 
+@pytest.mark.from_first_entry
 def test_damage_in_the_middle(layer: Layer, tmp_path: Path) -> None:
     (layer.mountpoint / "b").write_text("b")
     for number in range(600):
@@ -341,6 +345,7 @@ def test_without_root(layer: Layer, tmp_path: Path) -> None:
         assert len(failed.stderr.splitlines()) == 1
 
 
+@pytest.mark.from_first_entry
 def test_a_target_that_was_made_again_is_not_gone_on_with(layer: Layer, tmp_path: Path) -> None:
     for number in range(200):
         (layer.mountpoint / f"f{number}").touch()
@@ -369,6 +374,7 @@ def test_a_target_that_was_made_again_is_not_gone_on_with(layer: Layer, tmp_path
     assert digest(layer, target) == digest(layer, layer.mountpoint)
 
 
+@pytest.mark.from_first_entry
 def test_a_target_inherits_nothing(layer: Layer, tmp_path: Path) -> None:
     (layer.mountpoint / "d").mkdir()
     parent = tmp_path / "parent"
@@ -384,6 +390,7 @@ def test_a_target_inherits_nothing(layer: Layer, tmp_path: Path) -> None:
     assert digest(layer, parent / "d") == digest(layer, layer.mountpoint / "d")
 
 
+@pytest.mark.from_first_entry
 def test_a_target_by_a_relative_path(layer: Layer, tmp_path: Path) -> None:
     (layer.mountpoint / "f").write_text("x")
     target = tmp_path / "target"

@@ -197,6 +197,7 @@ def test_it_does_not_answer_with_less_than_it_was_asked(tmp_path: Path) -> None:
 # -- a layer that sees nobody's pid ----------------------------------------------------------------
 
 
+@pytest.mark.from_first_entry
 def test_what_root_does_is_taken_back_where_the_layer_knows_no_pids(tmp_path: Path) -> None:
     (tmp_path / "backing").mkdir(mode=0o751)
     os.setxattr(tmp_path / "backing", "user.was", b"there")

@@ -294,6 +294,7 @@ def _undo_beside_others(
         shutil.rmtree(left)
 
 
+@pytest.mark.from_first_entry
 def test_undo_is_replay_of_the_others(layer: Layer) -> None:
     with layer:
         layer.start()
@@ -301,6 +302,7 @@ def test_undo_is_replay_of_the_others(layer: Layer) -> None:
         layer.stop()
 
 
+@pytest.mark.from_first_entry
 def test_undo_beside_others_loses_nothing_untold(
     layer: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

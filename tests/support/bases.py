@@ -5,13 +5,19 @@ from uuid import UUID
 
 from fusejournal.journal.base import JournalBase, save_base
 from fusejournal.journal.drop import drop_segments
+from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import first_seq_of
+from fusejournal.journal.segment_writer import JournalOptions
+from fusejournal.node.state_dir import load_state, save_state
+from fusejournal.objects.local import LocalStore
 from fusejournal.objects.store import ObjectStore
-from fusejournal.types import Seq
+from fusejournal.operations import Clean
+from fusejournal.types import SYSTEM_CALLER, Seq
 from fusejournal.versions.base_tree import VersionBase
 from fusejournal.versions.create import create_version
-from fusejournal.versions.manifest import Version
+from fusejournal.versions.manifest import Version, make_store
+from fusejournal.versions.place import StorePlace, write_place
 from tests.support.objects import MemoryStore
 
 STORES: dict[str, ObjectStore] = {}
@@ -67,3 +73,23 @@ def based_reader(state: Path, base: JournalBase) -> JournalReader:
     reader = JournalReader(state / "journal", base.uuid)
     reader.base = base_tree(base)
     return reader
+
+
+def begin_with_base(directory: Path, kept: Path) -> None:
+    """Has the journal of the stopped volume in *directory* begin with its next entry: a version in
+    a store at *kept* stands for all that there was."""
+    state = load_state(directory)
+    journal = Journal.open(state.journal_dir, state.uuid, JournalOptions(), unclean_machine=False)
+    seq = journal.head_seq
+    assert journal._roll(may_stay=False)
+    journal.append(Clean(), SYSTEM_CALLER, journal.next_time(), lambda _: None)
+    journal.sync()
+    journal.close()
+    store = LocalStore.make(kept)
+    head = make_store(store)
+    write_place(directory, StorePlace(str(kept), *head))
+    reader = JournalReader(state.journal_dir, state.uuid)
+    version = create_version(store, reader, seq, "", "node", 1, _nothing).version
+    save_base(directory, base_of(version, head.id))
+    save_state(state)
+    drop_segments(state.journal_dir, seq)

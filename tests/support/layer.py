@@ -18,6 +18,9 @@ from tests.support.forked import PROGRAM, Forked, run
 from tests.support.trees import difference, image, rebuild
 
 _START_SECONDS = 180.0
+WITH_BASES = bool(os.environ.get("FUSEJOURNAL_TEST_BASES"))
+"""True if volumes are to begin with a base: what there is about recovery, log, history, undo and
+restore is tried once more."""
 
 
 class Layer:
@@ -25,6 +28,8 @@ class Layer:
 
     program = PROGRAM
     """The code that the layer's process runs, as "module:function"."""
+    can_have_base = True
+    """True unless it has to have its journal from the first entry on."""
 
     def __init__(
         self, base: Path, *, in_place: bool = False, config: str = "", backing: Path | None = None
@@ -85,6 +90,8 @@ class Layer:
     ) -> Self:
         """Mount in the foreground of a child process; returns when it is live, or has died of
         *fault*. Raises TimeoutError after *seconds*."""
+        if WITH_BASES and self.can_have_base and not fault and not self.state.exists():
+            self._begin_with_base(*extra)
         environment = {**self.environment, "FUSEJOURNAL_FAULT": fault}
         arguments = self.mount_arguments("-f", *extra)
         if self.prefix:
@@ -102,6 +109,15 @@ class Layer:
                 arguments, environment, out=self.log, err=self.log, program=self.program
             )
         return self.await_live(seconds, may_die=bool(fault)) if wait else self
+
+    def _begin_with_base(self, *extra: str) -> None:
+        """Have the volume begin with all that its first start has journaled as its base."""
+        from tests.support.bases import begin_with_base
+
+        self.can_have_base = False
+        self.start(*extra)
+        self.stop()
+        begin_with_base(self.state, self.base / "store-of-base")
 
     def await_live(self, seconds: float = _START_SECONDS, *, may_die: bool = False) -> Self:
         """Return when it is live, or, if it may, has died. Raises TimeoutError after *seconds*."""

@@ -39,6 +39,8 @@ take_back_seconds = 5.0
 class Node(Layer):
     """One node at *host*: a volume that listens there. ``base``'s name is the volume's."""
 
+    can_have_base = False
+
     def __init__(
         self,
         base: Path,

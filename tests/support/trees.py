@@ -11,10 +11,13 @@ from uuid import UUID
 from fusejournal.backing.fid_tag import FID_XATTR
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.query import Criteria
+from fusejournal.journal.base import load_base
 from fusejournal.journal.reader import JournalReader
+from fusejournal.replay.fold import Fold, carry_out
 from fusejournal.replay.replay import Replay
 from fusejournal.replay.target import Target
-from fusejournal.types import Seq
+from fusejournal.types import ROOT_FID, Seq
+from fusejournal.versions.base_tree import open_base_tree
 
 Image = dict[bytes, dict[str, Any]]
 
@@ -95,6 +98,15 @@ def rebuild(state: Path, target: Path, uuid: UUID) -> None:
     """Replay the whole journal below *state* into the empty directory *target*."""
     reader = JournalReader(state / "journal", uuid)
     head_seq, _ = reader.head()
+    if (base := load_base(state)) is not None:
+        # What it begins with is in a store, and nothing of that can be replayed.
+        reader.base = open_base_tree(state, base)
+        with Target(target, {"test": str(target)}) as goal:
+            goal.clear_acls()
+            steps = Fold(Lookup(reader), Seq(head_seq + 1)).tree(ROOT_FID)
+            carry_out(goal, steps, lambda done, total: None)
+            goal.finish()
+        return
     replay = Replay(Lookup(reader), Criteria(to_seq=Seq(head_seq + 1)))
     with Target(target, {"test": str(target)}) as goal:
         for result in replay.run(goal, lambda done, total: None):

@@ -3,6 +3,7 @@ together with the base is refused and left as it was."""
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
@@ -12,7 +13,10 @@ import pytest
 from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.errors import FusejournalError, JournalError, RecoveryError
 from fusejournal.journal.base import BaseNode, JournalBase, base_path, load_base, save_base
+from fusejournal.journal.journal import Journal
+from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import first_seq_of, list_segments
+from fusejournal.journal.window import prunable_segments
 from fusejournal.objects.store import StoreError
 from fusejournal.operations import Write
 from fusejournal.types import ROOT_FID, Epoch, Fid, Position, Seq
@@ -22,7 +26,7 @@ from tests.support import bases
 from tests.support.bases import give_base, possible_bases
 from tests.support.losses import Died, begin_another_boot
 from tests.support.trees import difference, image
-from tests.support.volumes import SOMEBODY, OpenVolume, open_volume
+from tests.support.volumes import SMALL_SEGMENTS, SOMEBODY, OpenVolume, open_volume
 
 pytestmark = pytest.mark.mount
 
@@ -206,3 +210,25 @@ def test_the_record_is_as_it_was_written(tmp_path: Path) -> None:
     assert load_base(tmp_path) == base
     assert json.loads(base_path(tmp_path).read_text())["chain"] == "8000000000000000"
     assert base.position == Position(Epoch(3), Seq(7), 1 << 63)
+
+
+def test_times_grow_past_a_base_that_no_entry_follows(tmp_path: Path) -> None:
+    """The machine may be lost right after a segment was begun."""
+    with open_volume(tmp_path) as volume:
+        volume.work(2)
+        uuid = volume.volume.journal.uuid
+    journal_dir = tmp_path / "state/journal"
+    journal = Journal.open(journal_dir, uuid, SMALL_SEGMENTS, unclean_machine=False)
+    seq = journal.head_seq
+    assert journal._roll(may_stay=False)
+    journal.close()
+    assert prunable_segments(JournalReader(journal_dir, uuid)) == []
+    base = give_base(tmp_path / "state", seq, uuid)
+    ahead_ns = time.time_ns() + 10**10
+    save_base(tmp_path / "state", base_of(base, time_ns=ahead_ns))
+    with open_volume(tmp_path) as volume:
+        volume.create("after")
+        (entry,) = volume.volume.journal.reader.read(Seq(seq + 1), Seq(seq + 2))
+        assert entry.time_ns > ahead_ns
+    with open_volume(tmp_path) as volume:
+        assert volume.volume.catalog.lookup(ROOT_FID, b"after") is not None

@@ -106,6 +106,13 @@ def test_the_tree_before_a_change_and_odd_names(layer: Layer, processes: Console
         assert Path(download.value.path()).read_bytes() == names[0]
         page.get_by_role("link", name="History of esc").click()
         page.get_by_role("heading", name="The life of /odd/esc\\x1b[31m").wait_for()
+        page.goto(f"{processes.url}#/v/hall/volume/timeline")
+        page.locator("tbody tr").nth(9).wait_for()
+        bar = page.locator(".bottom").bounding_box()
+        assert bar["y"] + bar["height"] <= page.viewport_size["height"]  # it stays in sight
+        page.get_by_label("Mark this point with the name").fill("here")
+        page.get_by_role("button", name="Mark this point").click()
+        page.get_by_text("Marked as entry").wait_for()
 
 
 def test_a_viewer_on_a_phone_whose_session_ends(layer: Layer, processes: ConsoleProcesses) -> None:

@@ -100,12 +100,13 @@ async function drawList(place, view) {
   const { base, filter, signal } = view;
   const body = h("tbody", {});
   const more = h("div", { class: "row" });
-  const bottom = h("div", {});
+  // It stays in sight, however long the list has become.
+  const bottom = may("operator") ? h("div", { class: "bottom" }) : h("div", {});
   const commandPlace = h("div", {});
   const table = h("table", { class: "stack" }, h("caption", { class: "soft small" }, "Newest first"),
     h("thead", {}, h("tr", {}, may("operator") ? h("th", { scope: "col" }, "Take") : null,
       ["Entry", "Time", "User", "Operation", "Path"].map((words) => h("th", { scope: "col" }, words)))), body);
-  place.replaceChildren(h("h2", {}, "Entries"), h("div", { class: "scroll" }, table), more, bottom, commandPlace);
+  place.replaceChildren(h("div", { class: "head" }, h("h2", {}, "Entries"), may("operator") ? markForm(view) : null), h("div", { class: "scroll" }, table), more, bottom, commandPlace);
   let next = null;
   let newest = 0;
   let rows = 0;
@@ -180,6 +181,24 @@ function details(entry) {
   return parts;
 }
 
+// A name for the present point.
+function markForm(view) {
+  const mark = async (event) => {
+    event.preventDefault();
+    const field = event.target.elements.namedItem("mark");
+    try {
+      const made = await post(`${view.base}/marks`, { name: field.value });
+      say(`Marked as entry ${number(made.seq)}`);
+      field.value = "";
+    } catch (error) {
+      say(error.message);
+    }
+  };
+  return h("form", { class: "row", onsubmit: mark, title: `fusejournal mark ${view.volume} NAME` },
+    h("input", { name: "mark", placeholder: "before the upgrade", "aria-label": "Mark this point with the name", required: true }),
+    h("button", {}, "Mark this point"));
+}
+
 // -- what is chosen ---------------------------------------------------------------------------------
 
 function ranges(seqs) {
@@ -202,24 +221,11 @@ function drawBottom(place, view) {
     h("option", { value: "aside" }, "bring back beside what took the name"));
   const plan = (fields) => begin(view, { kind: "undo", volume: view.volume, on_conflict: conflict.value, ...fields });
   const words = { ...filter, op: filter.op ? [filter.op] : [], uid: filter.uid ? Number(filter.uid) : undefined };
-  const mark = async (event) => {
-    event.preventDefault();
-    const field = event.target.elements.namedItem("mark");
-    try {
-      const made = await post(`${view.base}/marks`, { name: field.value });
-      say(`Marked as entry ${number(made.seq)}`);
-      field.value = "";
-    } catch (error) {
-      say(error.message);
-    }
-  };
-  place.replaceChildren(h("div", { class: "bottom row end" },
+  place.replaceChildren(h("div", { class: "row end" },
     h("button", { type: "button", class: "main", disabled: !chosen.size, onclick: () => plan({ seqs: ranges(chosen.keys()) }) },
       chosen.size ? `Plan to take back ${number(chosen.size)} chosen` : "Choose entries to take back"),
     isFiltered ? h("button", { type: "button", onclick: () => plan(words) }, "Plan to take back all that the filter shows") : null,
-    conflict,
-    h("form", { class: "row end", onsubmit: mark, title: `fusejournal mark ${view.volume} NAME` },
-      h("label", {}, "Mark this point", h("input", { name: "mark", placeholder: "before the upgrade", required: true })), h("button", {}, "Mark"))));
+    conflict));
 }
 
 export async function begin(view, fields) {

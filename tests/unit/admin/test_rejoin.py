@@ -11,7 +11,7 @@ import trio
 from click.testing import CliRunner, Result
 
 from fusejournal.address import parse_address
-from fusejournal.admin.branch import BranchSource
+from fusejournal.admin.branch import BranchSource, drop
 from fusejournal.admin.rejoin import RejoinRequest
 from fusejournal.admin.status import volume_status
 from fusejournal.cli.branch import branch
@@ -19,6 +19,7 @@ from fusejournal.cli.rejoin import rejoin
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import FusejournalError, UnknownPeerError, VolumeBusyError
 from fusejournal.journal.branches import list_branches
+from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.node.holding import hold_volume
 from fusejournal.node.state_dir import VolumeState, load_state, save_state
 from fusejournal.operations import NewEpoch
@@ -28,7 +29,7 @@ from fusejournal.replication.parting import load_parting
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.rejoin import RejoinError
 from fusejournal.roles.role import Role
-from fusejournal.types import ROOT_FID, Epoch
+from fusejournal.types import ROOT_FID, Epoch, Reign
 from fusejournal.volume.rollback import FILE
 from tests.support.losses import Died, dying_at, lose_machine
 from tests.support.pairs import level, listens_at, mirror_status, running, until
@@ -156,6 +157,26 @@ def test_what_was_half_made_when_its_process_died_goes_too(parted: Places) -> No
     _run(parted)
     assert not left.exists()
     _check_level(parted)
+
+
+def test_who_goes_by_a_lower_reign_than_was_seen_is_not_followed(parted: Places) -> None:
+    page = WatermarkPage(parted.mirror / "state" / "watermarks")
+    page.fence = Reign(Epoch(7), 0xFEED)
+    page.close()
+    before = image(parted.mirror / "backing")
+    with pytest.raises(RejoinError, match="knows of no primary"):
+        _run(parted)
+    assert image(parted.mirror / "backing") == before
+
+
+def test_a_branch_of_a_rejoin_that_is_not_at_its_end_is_not_dropped(parted: Places) -> None:
+    with dying_at("journal.cut_back", 1), pytest.raises(Died):
+        _run(parted)
+    (kept,) = list_branches(parted.mirror / "state")
+    with pytest.raises(FusejournalError, match="is of a rejoin that is not at its end"):
+        drop(parted.state, kept.name)
+    _run(parted)
+    assert drop(parted.state, kept.name).name == kept.name
 
 
 def test_killed_at_any_call_it_goes_on(parted: Places) -> None:

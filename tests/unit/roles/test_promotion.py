@@ -111,6 +111,17 @@ def test_a_primary_that_may_go_on_is_stopped_by_nobodys_word(mirrors: int, block
     assert (fenced.uncovered, fenced.refusal) == (plan.uncovered, "")
 
 
+def test_a_program_that_turns_the_primary_off_stands_for_no_majority() -> None:
+    """More than half of the nodes but that one are needed: else two are promoted at once."""
+    known = replace(candidate(mirrors=1), has_fence=True)
+    there = [answer(name, node(name, number)) for number, name in enumerate("ab", 10)]
+    away = [Answer(name, error="no answer") for name in ("c", "west")]
+    assert plan_promotion(known, [*there, *away], "vol").refusal == ""
+    few = plan_promotion(known, [there[0], Answer("b", error="no answer"), *away], "vol")
+    assert not few.has_fence
+    assert "2 of 5 nodes" in few.refusal
+
+
 @pytest.mark.parametrize(("mirrors", "blocks"), [(0, False), (1, True), (2, True)])
 def test_a_mirror_that_knows_no_peer_needs_a_persons_word(mirrors: int, blocks: bool) -> None:
     """Its book is empty, or it was removed from there: its primary may go on all the same."""

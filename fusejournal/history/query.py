@@ -249,8 +249,11 @@ def _walk_segment(
         last_seq = Seq(entry.seq + (outcome.void is not None))
         tracker.learn(entry)
         if criteria.from_seq <= entry.seq < criteria.to_seq:
-            found = paths_of(tracker, entry.operation)
-            is_meant = criteria.has(entry) and _is_meant(patterns, entry, *found)
+            found: tuple[bytes | None, bytes | None] = (None, None)
+            is_meant = criteria.has(entry)
+            if is_meant:
+                found = paths_of(tracker, entry.operation)
+                is_meant = _is_meant(patterns, entry, *found)
             yield Match(entry, outcome, *found), is_meant
         if outcome.held:
             tracker.follow(entry.operation)

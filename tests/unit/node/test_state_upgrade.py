@@ -343,7 +343,7 @@ def test_a_mirror_that_has_heard_from_nobody_stays_one(
 
 
 def test_a_format_of_tomorrow_is_refused(tmp_path: Path) -> None:
-    raw = _volume_json("unreleased", tmp_path, format=4)
+    raw = _volume_json("unreleased", tmp_path, format=5)
     (tmp_path / "volume.json").write_text(json.dumps(raw))
     with pytest.raises(FusejournalError, match="written by another version"):
         load_state(tmp_path)

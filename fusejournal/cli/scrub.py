@@ -10,6 +10,7 @@ from fusejournal.cli import text
 from fusejournal.cli.interrupts import raise_interrupt
 from fusejournal.cli.replay import watched
 from fusejournal.config import parse_size
+from fusejournal.disk.process import DIRECTORY
 from fusejournal.errors import ScrubFoundError
 
 _NICE = 19
@@ -45,7 +46,7 @@ def scrub(volume: str, repair: bool, rate: str, anew: bool, as_json: bool) -> No
 
     os.nice(_NICE)
     if (program := shutil.which("ionice")) is not None:
-        subprocess.run([program, "-c", "3", "-p", str(os.getpid())], check=False, cwd="/")
+        subprocess.run([program, "-c", "3", "-p", str(os.getpid())], check=False, cwd=DIRECTORY)
     with watched("scrubbing", as_json) as progress:
         work = Scrub(
             volume,

@@ -14,12 +14,13 @@ between, in the order in which they come.
 9. Serving, until the volume is unmounted or told to stop (node.py); then everything closes.
 
 A change of role passes here, too: the volume is closed in order, the role is changed in one durable
-write, and then come steps 2 to 9 again, with other parts, in the same process. What the kernel was
+write, unless a handoff has written it already, and the steps come again, with other parts. A new
+primary goes on with step 2. For a new mirror the process begins anew by execv(2), because it gave
+up a capability that a mirror needs; the lock and the backing go with it. What the kernel was
 promised depends on the role, so that mount is a new one; the old is dead meanwhile, and stays
-beneath the new: no caller gets at what they cover. One process
-runs one volume, because pyfuse3 mounts one file system a process. A process killed at any step
-leaves a state that the next start goes on from. Signals reach the steps only through trio, as a
-cancellation, from step 4 on."""
+beneath the new: no caller gets at what they cover. One process runs one volume, because pyfuse3
+mounts one file system a process. A process killed at any step leaves a state that the next start
+goes on from. Signals reach the steps only through trio, as a cancellation, from step 4 on."""
 
 import gc
 import os

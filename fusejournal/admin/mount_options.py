@@ -113,7 +113,8 @@ def _spec(
     name: str, state_dir: Path, backing: Path, mountpoint: Path, asked: MountOptions
 ) -> MountSpec:
     mount_flags((), asked.words)  # a slip in the command line is told before any in a file
-    loaded = _changed(load_checked(asked.config or find_config(name)), asked.changes)
+    file = asked.config or find_config(name)
+    loaded = _changed(load_checked(file), asked.changes)
     flags = mount_flags(loaded.volume.options, asked.words)
     if flags & _DURABLE and loaded.volume.durability != "strict":
         # The kernel has writes flushed by itself then; names wait in this mode.
@@ -127,6 +128,7 @@ def _spec(
         read_only="ro" in flags,
         mount_flags=flags - {"ro"},
         listen_asked=asked.changes.get("replication", {}).get("listen"),
+        config_file=Path(os.path.abspath(file)) if file is not None else None,
         adopt=_ADOPT in asked.words,
     )
 

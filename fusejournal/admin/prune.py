@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fusejournal.admin.live import live_status
 from fusejournal.admin.prune_journal import JournalPlan, JournalPruning
 from fusejournal.admin.versions import VolumeVersions
-from fusejournal.config import find_config
+from fusejournal.config import VersionsConfig, config_root, find_config
+from fusejournal.errors import NotRunningError
+from fusejournal.node.registry import find_volume
 from fusejournal.node.spec import load_checked
 from fusejournal.objects.service import do_not_wait
 from fusejournal.objects.store import ObjectTraffic
@@ -21,6 +24,14 @@ from fusejournal.versions.manifest import Version, protected_keys
 from fusejournal.versions.policy import PolicyVerdict, judge
 
 Progress = Callable[[int, int | None], None]
+
+
+def _config_of_layer(volume: str) -> Path | None:
+    try:
+        file = live_status(find_volume(volume)).configuration
+    except NotRunningError:
+        return None
+    return Path(file) if file is not None else None
 
 
 @dataclass(frozen=True)
@@ -66,8 +77,8 @@ class PrunePlan:
 
 
 class Pruning:
-    """One pruning of the volume *volume*, by the configuration in *config*, or else in the file
-    that the volume has."""
+    """One pruning of the volume *volume*, by the configuration in *config*, or else by the one
+    that it is mounted with, or, where no layer runs, would be without a file named."""
 
     def __init__(
         self,
@@ -77,10 +88,34 @@ class Pruning:
     ) -> None:
         """*waiting*: see VolumeVersions. Raises VolumeNotFoundError, JournalError, UsageError,
         ConfigError."""
+        config = config or _config_of_layer(volume)
         self._versions = VolumeVersions(volume, waiting, config)
         self.name = self._versions.name
-        self._config = load_checked(config or find_config(self.name))
+        file = config or find_config(self.name)
+        self._config = load_checked(file)
+        self._file = file or config_root() / f"{self.name}.toml"
         self._journal = JournalPruning(self._versions, self._config.journal)
+
+    def remarks(self, plan: PrunePlan) -> list[str]:
+        """Returns, a line each, why nothing of *plan* goes where nothing holds it back."""
+        journal, versions = self._config.journal, self._config.versions
+        lines = []
+        if journal.keep_bytes is None and journal.keep_days is None:
+            lines.append(
+                "the journal is kept whole: to have its beginning go, "
+                f"set keep_bytes or keep_days under [journal] in {self._file}"
+            )
+        elif not plan.journal.segments and not plan.journal.held_by:
+            lines.append(
+                "of the journal nothing goes: none of its finished segments is beyond keep_bytes "
+                "or keep_days"
+            )
+        if versions == VersionsConfig():
+            lines.append(
+                "all versions are kept: to have old ones go, "
+                f"set keep_last or keep_daily and the like under [versions] in {self._file}"
+            )
+        return lines
 
     def traffic(self) -> ObjectTraffic | None:
         """Returns what went to and came from the store, if it is a far one that was opened."""

@@ -116,7 +116,10 @@ class JournalPruning:
                 continue
             for entry in lookup.reader.read(span.first_seq, span.end_seq):
                 if isinstance(entry.operation, Mark):
-                    why = f"mark {entry.operation.name!r} is entry {entry.seq}"
+                    why = (
+                        f"mark {entry.operation.name!r} is entry {entry.seq}, and a mark stays for "
+                        "ever: for what is to be kept long, make a version"
+                    )
                     return [JournalLimit(Seq(entry.seq - 1), why)]
         return []
 

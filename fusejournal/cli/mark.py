@@ -18,6 +18,9 @@ def mark(volume: str, name: str, as_json: bool) -> None:
     has 1 to 128 printable characters, and is neither a number nor a time such as 'yesterday' or
     '14:00'. It may be given again: the newest mark of that name counts.
 
+    A mark cannot be removed, and 'prune' lets no entry after the oldest one go. Where the journal
+    is pruned, give what is to be kept for long a name by 'fusejournal version create' instead.
+
     \b
     Examples:
       fusejournal mark srv-data before-upgrade

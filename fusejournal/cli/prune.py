@@ -23,7 +23,7 @@ _NICE = 19
     "--config",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The configuration with the policy, in place of the volume's.",
+    help="The configuration with the policy, in place of the one that VOLUME is mounted with.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def prune(volume: str, dry_run: bool, config: Path | None, as_json: bool) -> None:
@@ -56,6 +56,8 @@ def prune(volume: str, dry_run: bool, config: Path | None, as_json: bool) -> Non
         text.echo_json(plan.to_json(collected))
         return
     _show_plan(plan, dry_run=dry_run)
+    for line in work.remarks(plan):
+        text.echo(line)
     _show_freed(plan, collected, dry_run=dry_run)
 
 

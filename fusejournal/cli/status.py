@@ -192,6 +192,7 @@ def _show(one: VolumeStatus, waiting: Sequence[PeerInfo]) -> None:
         ("exported", _exported(one)),
         ("mountpoint", one.mountpoint),
         ("backing", f"{one.backing}  ({backing_free} free)"),
+        *([("configuration", one.configuration)] if one.configuration is not None else []),
         (
             "entries",
             f"{number(one.head_seq)} (head), {number(one.durable_seq)} durable, "

@@ -26,6 +26,8 @@ class MountSpec:
     mount_flags: frozenset[str]
     listen_asked: str | None = None
     """The place to listen at, as the command line says: that is remembered."""
+    config_file: Path | None = None
+    """The file that *config* is of, before what the command line changes in it, if there is one."""
     adopt: bool = False
     """True if files that bear the mark of another volume, which is no more, become this one's."""
 

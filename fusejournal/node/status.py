@@ -65,6 +65,7 @@ class StatusPage:
             mountpoint=str(spec.mountpoint),
             state=self._state_word(),
             durability=durability,
+            configuration=str(spec.config_file) if spec.config_file else None,
             exported=exported,
             held=held,
             live_since=live_since,

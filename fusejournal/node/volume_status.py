@@ -67,8 +67,11 @@ class VolumeStatus(Reply):
     layer is running."""
 
     OMITTED: ClassVar[frozenset[str]] = frozenset(
-        {"flush_seconds", "flushes", "waits", "branches", "base_seq", "base_time_ns", "scrub"}
-    )
+        {
+            "flush_seconds", "flushes", "waits", "branches", "base_seq", "base_time_ns", "scrub",
+            "configuration",
+        }
+    )  # fmt: skip
     NESTED: ClassVar[Mapping[str, type[Reply]]] = {
         "waits": FlushWaits,
         "limits": BackingLimits,
@@ -89,6 +92,9 @@ class VolumeStatus(Reply):
     """In a word: running, read-only; or without a layer starting, stopped, held."""
     durability: str | None = None
     """The mode that is in force."""
+    configuration: str | None = None
+    """The file that the running layer has its configuration of; None where that is of no file, and
+    from a layer of a version before."""
     exported: bool
     held: bool
     """True where the mount outlives its layer, for another layer to take it over."""

@@ -163,8 +163,25 @@ def test_what_holds_it_back_is_told(layer: Layer) -> None:
     assert told["held_by"] == ["peer far has entries up to 0"]
     layer.run("peer", "remove", state, "far")
     told = _prune(layer)["journal"]
-    assert told["held_by"] == [f"mark 'kept' is entry {marked}"]
+    (held,) = told["held_by"]
+    assert held.startswith(f"mark 'kept' is entry {marked}, and a mark stays for ever")
     assert 0 < told["up_to_seq"] < marked
+
+
+def test_it_goes_by_the_policy_that_the_volume_is_mounted_with(layer: Layer) -> None:
+    state = str(layer.state)
+    _work(layer.mountpoint, "one")
+    _flushed(layer)
+    file = str(layer.base / "config.toml")
+    assert layer.ask()["configuration"] == file
+    assert f"configuration {file}\n" in layer.run("status", state).stdout
+    told = json.loads(layer.run("prune", state, "--dry-run", "--json").stdout)
+    assert told["journal"]["segments"] > 0
+    assert "of the journal 1 segment" in layer.run("prune", state, "--dry-run").stdout
+    layer.stop()
+    told = layer.run("prune", state).stdout
+    assert "set keep_bytes or keep_days under [journal]" in told
+    layer.start()
 
 
 def test_mirrors_go_on_and_new_ones_are_refused(tmp_path: Path) -> None:

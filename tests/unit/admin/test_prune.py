@@ -65,12 +65,21 @@ def test_what_would_go_is_told(state: Path) -> None:
     assert "goes: no rule keeps it" in lines[0]
     assert "keep: named (called)" in lines[1]
     assert "keep: the newest, last" in lines[3]
-    assert lines[4].startswith("would delete 2 versions, and free ")
+    assert "set keep_bytes or keep_days under [journal] in " in lines[4]
+    assert lines[5].startswith("would delete 2 versions, and free ")
     assert _seqs(state) == [10, 20, 30, 40]
     found = json.loads(_prune(state, "--dry-run", "--json"))
     assert [one["seq"] for one in found["versions"] if not one["kept_as"]] == [10, 30]
     assert found["no_longer_restorable"] == []
     assert found["freed_bytes"] > 0
+
+
+def test_a_policy_without_rules_is_told(state: Path) -> None:
+    file = state.parent / "policy.toml"
+    file.write_text("[journal]\nkeep_days = 30\n")
+    lines = _prune(state, "--dry-run").splitlines()
+    assert lines[4].startswith("of the journal nothing goes: none of its finished segments is ")
+    assert lines[5].endswith(f"under [versions] in {file}")
 
 
 def test_it_goes(state: Path) -> None:

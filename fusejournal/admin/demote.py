@@ -3,7 +3,7 @@
 import time
 from contextlib import suppress
 
-from fusejournal.admin.live import follow_layer, wait_for_role
+from fusejournal.admin.live import follow_layer, live_status, wait_for_role
 from fusejournal.errors import NotRunningError
 from fusejournal.node.state_dir import VolumeState
 
@@ -13,6 +13,7 @@ def demote(state: VolumeState, *, force: bool, drain_seconds: float, timeout_sec
     *drain_seconds*. Returns, when it serves as one, the end of its journal. Raises NotRunningError;
     DemotionRefusedError where no mirror has everything, and not *force*; FusejournalError."""
     deadline = time.monotonic() + timeout_seconds
+    live_status(state)
     with suppress(NotRunningError):  # it may be quicker to go than to answer
         follow_layer(state, "demote", force=force, timeout_seconds=drain_seconds)
     left_seconds = max(0.0, deadline - time.monotonic())

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from fusejournal.admin.live import ask_layer, live_status, wait_for_role
 from fusejournal.control.client import RemoteError
 from fusejournal.errors import FusejournalError, HandoffRefusedError, NotRunningError
-from fusejournal.node.state_dir import VolumeState
+from fusejournal.node.state_dir import VolumeState, load_state
 from fusejournal.roles.plan import HandoffProgress
 
 _POLL_SECONDS = 0.02
@@ -54,7 +55,9 @@ def hand_over(
                 raise interrupt
             raise RemoteError(told.reason, told.exit_code)
     wait_for_role(state, "mirror", _ROLE_SECONDS)
-    return told
+    # The last progress may be from before the peer had said which reign that would be.
+    reign = load_state(state.directory).reign
+    return told if reign is None else replace(told, reign=str(reign))
 
 
 def wait_for_primary(state: VolumeState, timeout_seconds: float) -> str | None:

@@ -185,7 +185,10 @@ def _running(source: JournalSource) -> VolumeState:
         raise UsageError(f"{source.name} is a copy of a journal: only a volume can be undone")
     if os.geteuid() != 0:
         raise PrivilegeError("undoing needs root: try sudo")
-    live_status(source.state)
+    if live_status(source.state).role != "primary":
+        raise UsageError(
+            f"{source.name} is a mirror, which only its primary changes: undo on its primary"
+        )
     return source.state
 
 

@@ -153,6 +153,7 @@ def test_the_service_moves_under_a_writer(tmp_path: Path) -> None:
                 told = hand_over(old, new)
                 wait_for(lambda: 1 in writer.done.values(), lambda: writer.errors)
             assert told["reign"].startswith(reign)
+            assert told["reign"] == new.ask()["replication"]["reign"]
             assert {number for _, number in writer.errors} <= REFUSALS, "no mount was gone"
             new.await_peer(old, "streaming")
             writer.check(new)

@@ -1,16 +1,24 @@
 """An undo: what it comes to, asked of a copy of a journal; other tests have it done."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 from click.testing import CliRunner
 
 from fusejournal.admin.undo import PlannedUndo, UndoRequest
 from fusejournal.cli.undo import undo
+from fusejournal.control.server import serve_control
 from fusejournal.errors import ConflictError, NoSuchSeqError, UsageError
+from fusejournal.node.state_dir import VolumeState, save_state
 from fusejournal.operations import Clean, Create
 from fusejournal.replay.undo_plan import OnConflict
+from fusejournal.roles.role import Role
 from fusejournal.types import SYSTEM_CALLER, Fid
+from tests.golden.statuses import PRIMARY
 from tests.support.entries import make_directories
 from tests.support.volumes import show_nothing
 
@@ -24,6 +32,23 @@ def copy(tmp_path: Path) -> str:
     journal.append(Clean(), SYSTEM_CALLER, 12, lambda _: None)
     journal.close()
     return str(tmp_path)
+
+
+async def test_a_mirror_is_undone_on_its_primary(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    journal = make_directories(tmp_path / "journal", 1)
+    journal.close()
+    state = VolumeState(tmp_path, journal.uuid, "data", tmp_path, tmp_path, 1, role=Role.MIRROR)
+    save_state(state)
+
+    async def status(_: dict[str, Any]) -> dict[str, Any]:
+        return replace(PRIMARY, role="mirror").to_json()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_control, tmp_path / "control.sock", {"status": status})
+        with pytest.raises(UsageError, match="undo on its primary"):
+            await trio.to_thread.run_sync(partial(UndoRequest, str(tmp_path), ["1"], do_apply=True))
+        nursery.cancel_scope.cancel()
 
 
 def _planned(copy: str, *seqs: str, on_conflict: OnConflict = "stop") -> PlannedUndo:

@@ -98,6 +98,10 @@ class JournalError(FusejournalError):
     exit_code = 10
 
 
+class JournalPrunedError(JournalError):
+    """What was to be read of the journal was pruned since reading began."""
+
+
 class JournalDamagedError(JournalError):
     """Bytes in the journal that should not change have changed. Never skipped."""
 

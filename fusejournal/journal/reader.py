@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from uuid import UUID
 
-from fusejournal.errors import JournalError
+from fusejournal.errors import JournalError, JournalPrunedError
 from fusejournal.journal.base import BaseTree
 from fusejournal.journal.clock import SLACK_NS, lead_ns
 from fusejournal.journal.format import Entry, FormatError, Frame, decode_entry
@@ -57,9 +57,22 @@ class JournalReader:
         """The segment in which reading ended last, and where."""
         self.on_scan: Callable[[Path], None] | None = None
         """Called with each segment that has no index and is read whole instead."""
-        self.base: BaseTree | None = None
+        self._base: BaseTree | None = None
+        self._began: Seq | None = None
+        """The first seq there was when reading began; None before it did."""
+
+    @property
+    def base(self) -> BaseTree | None:
         """The tree before the first segment, for who asks what was; None where that is entry 1's,
         or nothing tells it."""
+        return self._base
+
+    @base.setter
+    def base(self, base: BaseTree | None) -> None:
+        self._base = base
+        self._began = None
+        if base is not None and isinstance(self._source, Path):
+            self._began = Seq(base.base.seq + 1)
 
     def segments(self) -> list[Path]:
         """The segments behind the base, in order."""
@@ -67,9 +80,11 @@ class JournalReader:
             found = without_unbegun(list_segments(self._source))
         else:
             found = without_unbegun(sorted(self._source, key=first_seq_of))
-        if self.base is None:
-            return found
-        return [path for path in found if first_seq_of(path) > self.base.base.seq]
+        if self._base is not None:
+            found = [path for path in found if first_seq_of(path) > self._base.base.seq]
+        if self._began is None and found:
+            self._began = first_seq_of(found[0])
+        return found
 
     @property
     def first_seq(self) -> Seq:
@@ -103,7 +118,7 @@ class JournalReader:
     # -- in order ----------------------------------------------------------------------------------
 
     def read(self, from_seq: Seq, to_seq: Seq) -> Iterator[Entry]:
-        """The entries in [from_seq, to_seq). Raises JournalDamagedError."""
+        """The entries in [from_seq, to_seq). Raises JournalDamagedError, JournalPrunedError."""
         for path, frame in self.frames(from_seq, to_seq):
             try:
                 yield decode_entry(frame)
@@ -112,8 +127,11 @@ class JournalReader:
                 raise bad.in_segment(path) from None
 
     def frames(self, from_seq: Seq, to_seq: Seq) -> Iterator[tuple[Path, Frame]]:
-        """The frames in [from_seq, to_seq), each with its segment. Raises JournalDamagedError."""
+        """The frames in [from_seq, to_seq), each with its segment. Raises JournalDamagedError;
+        JournalPrunedError where some of them were there when reading began, and are no more."""
         paths = self.segments() if from_seq < to_seq else []
+        if paths:
+            self._check_begins(paths[0], from_seq, to_seq)
         end: tuple[Seq, int] | None = None
         for index, path in enumerate(paths):
             if first_seq_of(path) >= to_seq:
@@ -123,6 +141,13 @@ class JournalReader:
                 end = yield from self._segment_frames(path, from_seq, to_seq, last, end)
                 if end is None:
                     return
+
+    def _check_begins(self, first: Path, from_seq: Seq, to_seq: Seq) -> None:
+        """Raises JournalPrunedError where the journal, which begins with segment *first*, had
+        entries of [from_seq, to_seq) before that."""
+        wanted = max(from_seq, self._began) if self._began is not None else from_seq
+        if self._began is not None and wanted < min(first_seq_of(first), to_seq):
+            raise _pruned(first.parent, wanted, first_seq_of(first))
 
     def segment_start(self, seq: Seq) -> Seq:
         """The first seq of the segment that holds *seq*: from there on, entries tell every path
@@ -190,7 +215,13 @@ class JournalReader:
         return index.point_before(min(from_seq, index.last_seq) - index.first_seq)
 
     def _open(self, path: Path) -> SegmentReader:
-        reader = SegmentReader(path)
+        try:
+            reader = SegmentReader(path)
+        except FileNotFoundError:
+            left = self.segments()
+            if not left or first_seq_of(path) >= first_seq_of(left[0]):
+                raise
+            raise _pruned(path.parent, first_seq_of(path), first_seq_of(left[0])) from None
         uuid = reader.header.uuid
         if self.uuid is None:
             self.uuid = uuid
@@ -318,6 +349,12 @@ class JournalReader:
             if bad.torn and bad.seq > index.last_seq:
                 return None
             raise
+
+
+def _pruned(directory: Path, wanted: Seq, first: Seq) -> JournalPrunedError:
+    return JournalPrunedError(
+        f"{directory}: entries {wanted} to {first - 1} were pruned meanwhile: say it again"
+    )
 
 
 def _outcome_of(entry: Entry, following: Frame | None) -> Outcome:

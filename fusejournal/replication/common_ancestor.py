@@ -11,7 +11,7 @@ from uuid import UUID
 
 import trio
 
-from fusejournal.errors import FusejournalError, JournalDamagedError
+from fusejournal.errors import FusejournalError, JournalDamagedError, JournalPrunedError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import (
     BadFrameError,
@@ -94,8 +94,11 @@ class ChainFinder:
                     return reader.header.chain_before
             except BadFrameError as bad:
                 raise JournalDamagedError(paths[0], bad.offset, bad.seq, bad.reason) from None
-        for _, frame in self._reader.frames(seq, Seq(seq + 1)):
-            return frame.checksum
+        try:
+            for _, frame in self._reader.frames(seq, Seq(seq + 1)):
+                return frame.checksum
+        except JournalPrunedError:
+            pass
         return None
 
 

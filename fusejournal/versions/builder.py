@@ -7,7 +7,7 @@ finished when: so a long history is folded a stretch at a time (:func:`build_tre
 stays bounded. Names, cookies and the next fid are as the catalog has them (backing/catalog.py),
 states as in history/file_states.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from stat import S_IFDIR, S_IFLNK, S_IFREG
 from typing import Any, NamedTuple
@@ -93,11 +93,11 @@ def build_trees(
     progress: Progress,
 ) -> Trees:
     """Returns the trees after the entries in [from_seq, to_seq), where *base* are those before;
-    *progress* gets the entries done and all. Raises JournalDamagedError, StoreDamagedError,
-    StoreFullError, StoreError."""
+    *progress* gets the entries done and all. Raises JournalError where one of them is not there;
+    JournalDamagedError, StoreDamagedError, StoreFullError, StoreError."""
     builder = Builder(blocks, base)
     # Whether the last one held is told by the one behind it.
-    for entry, outcome in with_outcomes(reader.read(from_seq, Seq(to_seq + 1))):
+    for entry, outcome in with_outcomes(_one_by_one(reader, from_seq, to_seq)):
         if entry.seq >= to_seq:
             break
         progress(entry.seq - from_seq, to_seq - from_seq)
@@ -105,6 +105,19 @@ def build_trees(
         if builder.is_full:
             builder = Builder(blocks, builder.finish())
     return builder.finish()
+
+
+def _one_by_one(reader: JournalReader, from_seq: Seq, to_seq: Seq) -> Iterator[Entry]:
+    """Yields the entries in [from_seq, to_seq), none of which may be missing, and the one behind
+    them, if there is one. Raises JournalError."""
+    expected = from_seq
+    for entry in reader.read(from_seq, Seq(to_seq + 1)):
+        if entry.seq != expected:
+            break
+        expected = Seq(expected + 1)
+        yield entry
+    if expected < to_seq:
+        raise JournalError(f"seq {expected} cannot be read: the tree after {to_seq - 1} needs it")
 
 
 @dataclass

@@ -99,7 +99,7 @@ class JournalError(FusejournalError):
 
 
 class JournalPrunedError(JournalError):
-    """What was to be read of the journal was pruned since reading began."""
+    """Entries that were there when reading began were pruned since."""
 
 
 class JournalDamagedError(JournalError):

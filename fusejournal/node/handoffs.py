@@ -81,6 +81,11 @@ class Handoffs:
 
     # -- the primary -------------------------------------------------------------------------------
 
+    @property
+    def is_under_way(self) -> bool:
+        """True from the beginning of a handoff from here until it is known what came of it."""
+        return self._running is not None and not self._running.stage.is_over
+
     async def _hand_over(self, request: dict[str, Any]) -> dict[str, Any]:
         """Begin one; the answer is how far it is."""
         node, replication, nursery = self._node, self._replication, self._nursery
@@ -89,7 +94,7 @@ class Handoffs:
         name = node.state.name
         if not node.state.role.takes_changes:
             raise UsageError(f"volume {name} is a mirror: hand over from its primary")
-        if self._running is not None and not self._running.stage.is_over:
+        if self.is_under_way:
             raise HandoffRefusedError(
                 f"volume {name} is being handed over already: wait for the end of that"
             )
@@ -140,12 +145,17 @@ class Handoffs:
         )
 
     async def _note(self, reign: Reign | None) -> None:
-        node, work = self._node, self._running
+        work = self._running
         assert work is not None
-        if reign is None and node.state.offered is None:
-            return
         offered = Offered(reign, work.peer.name) if reign is not None else None
         with trio.CancelScope(shield=True):
+            await self._save(offered)
+
+    async def _save(self, offered: Offered | None) -> None:
+        node = self._node
+        async with node.saving:
+            if node.state.offered == offered:
+                return
             node.state = await trio.to_thread.run_sync(note_offer, node.state, offered)
 
     # -- the target --------------------------------------------------------------------------------

@@ -48,6 +48,9 @@ def journal_limits(
         yield JournalLimit(_NOTHING, "it is a mirror's, which is not pruned yet")
     if load_rollback(state.directory) is not None:
         yield JournalLimit(_NOTHING, "a rejoin has begun")
+    if (offered := state.offered) is not None:
+        why = f"reign {offered.reign} was offered to {offered.peer}, and nothing is heard of it yet"
+        yield JournalLimit(_NOTHING, why)
     checkpoint_seq = CheckpointFile(state.directory / "checkpoint", page).load().seq
     # (After the loss of the machine, what the root tells decides whether the backing is too old.)
     on_disk = min(checkpoint_seq, page.rooted_seq)

@@ -42,10 +42,11 @@ from fusejournal.layer.handshake import Handshake
 from fusejournal.layer.replies import WAITING_MAX
 from fusejournal.layer.request_loop import RequestLoop
 from fusejournal.nfs import exports
-from fusejournal.node.assemble import LayerParts, ServingParts, StartParts, open_base
+from fusejournal.node.assemble import LayerParts, ServingParts, StartParts
 from fusejournal.node.handoffs import Handoffs
 from fusejournal.node.hooks import RoleHooks
-from fusejournal.node.journal_limits import PruningRefusedError, install_base
+from fusejournal.node.journal_limits import PruningRefusedError
+from fusejournal.node.live_pruning import prune_running
 from fusejournal.node.metrics import serve_metrics
 from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import VolumeState, join_volume, remember_listen
@@ -95,6 +96,8 @@ class Node:
         self._spec = spec
         self.state = state
         """The volume, as its state directory has it by now."""
+        self.saving = trio.Lock()
+        """Held by who writes the state down while others may, too."""
         self._reporter = reporter
         self._live_since: float | None = None
         """Unix time; None until the mount is live."""
@@ -237,16 +240,7 @@ class Node:
         except UNREADABLE_JSON as error:
             raise PruningRefusedError(f"no base: {error}") from None
         records = self._replication.records() if self._replication is not None else []
-        acked = {record.name: record.acked_seq for record in records}
-        volume, state = self._startup.volume, self.state
-        # Nothing else is done to sealed segments meanwhile; and what has begun is not broken off.
-        async with durability.tending:
-            with trio.CancelScope(shield=True):
-                count = await trio.to_thread.run_sync(
-                    install_base, state, base, self._startup.page, acked.get
-                )
-            volume.journal.sealed.remove_first(base.seq)
-            volume.journal.reader.base = open_base(state.directory, base)
+        count = await prune_running(self, self._startup, durability.tending, records, base)
         return {"segments": count}
 
     def _remember_listen(self) -> None:

@@ -30,7 +30,7 @@ class Silent(Quiet):
     def ready(self, names: int) -> None: ...
 
 
-def _spec(base: Path, overrule: str | None) -> MountSpec:
+def spec_of(base: Path, overrule: str | None) -> MountSpec:
     backing = base / "backing"
     backing.mkdir()
     replication = {"listen": "127.0.0.1:0", "insecure": True, "overrule": overrule}
@@ -38,19 +38,19 @@ def _spec(base: Path, overrule: str | None) -> MountSpec:
     return MountSpec("vol", base / "state", backing, backing, config, False, frozenset())
 
 
-def _opened(spec: MountSpec, state: VolumeState) -> tuple[Handoffs, StartParts, SimpleNamespace]:
+def opened(spec: MountSpec, state: VolumeState) -> tuple[Handoffs, StartParts, SimpleNamespace]:
     root_fd = os.open(spec.backing, os.O_RDONLY | os.O_DIRECTORY)
     parts = assemble_start(spec, state, Silent(), root_fd, new_table(), is_taken_over=False)
     parts.startup.open(read_only=False)
-    node = SimpleNamespace(state=state)
+    node = SimpleNamespace(state=state, saving=trio.Lock(), next_role=None)
     owner: Any = node
     return Handoffs(owner, parts.startup, RoleHooks(spec)), parts, node
 
 
 async def test_it_waits_for_the_targets_answer(tmp_path: Path) -> None:
-    spec, lines = _spec(tmp_path, None), list[str]()
+    spec, lines = spec_of(tmp_path, None), list[str]()
     with hold_or_make_volume(spec) as state:
-        handoffs, parts, node = _opened(spec, note_offer(state, OFFERED))
+        handoffs, parts, node = opened(spec, note_offer(state, OFFERED))
         assert parts.local is not None
         with trio.move_on_after(0.05) as waiting:
             await handoffs.learn_outcome(parts.local, lines.append)
@@ -63,9 +63,9 @@ async def test_it_waits_for_the_targets_answer(tmp_path: Path) -> None:
 
 
 async def test_a_person_may_say_that_the_reign_is_none(tmp_path: Path) -> None:
-    spec = _spec(tmp_path, str(OFFERED.reign))
+    spec = spec_of(tmp_path, str(OFFERED.reign))
     with hold_or_make_volume(spec) as state:
-        handoffs, parts, node = _opened(spec, note_offer(state, OFFERED))
+        handoffs, parts, node = opened(spec, note_offer(state, OFFERED))
         assert parts.local is not None
         with trio.fail_after(5):
             await handoffs.learn_outcome(parts.local, pytest.fail)

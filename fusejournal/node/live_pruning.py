@@ -1,0 +1,43 @@
+"""The pruning of the journal of a running volume, beside all else that goes on in its node."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from fusejournal.journal.base import JournalBase
+from fusejournal.node.assemble import open_base
+from fusejournal.node.journal_limits import PruningRefusedError, install_base
+from fusejournal.replication.peer_record import PeerRecord
+from fusejournal.volume.startup import VolumeStartup
+
+if TYPE_CHECKING:
+    from fusejournal.node.node import Node
+
+
+async def prune_running(
+    node: "Node",
+    startup: VolumeStartup,
+    tending: trio.Lock,
+    records: Sequence[PeerRecord],
+    base: JournalBase,
+) -> int:
+    """Have the journal of *node*, whose volume *startup* has opened, begin after *base*; *records*
+    tell of its peers, and who tends sealed segments holds *tending*. Returns how many segments
+    went. Cancelled, what has begun is done first. Raises PruningRefusedError, FusejournalError,
+    OSError."""
+    volume = startup.volume
+    # The state is taken only now, and nobody else writes it meanwhile: what it says of a reign that
+    # is offered must not be undone.
+    async with tending, node.saving:
+        if node.handoffs.is_under_way or node.next_role is not None:
+            raise PruningRefusedError("the role is changing: prune again afterwards")
+        acked = {record.name: record.acked_seq for record in records}
+        state = node.state
+        with trio.CancelScope(shield=True):
+            count = await trio.to_thread.run_sync(
+                install_base, state, base, startup.page, acked.get
+            )
+        volume.journal.sealed.remove_first(base.seq)
+        volume.journal.reader.base = open_base(state.directory, base)
+    return count

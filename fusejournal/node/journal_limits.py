@@ -42,7 +42,7 @@ def journal_limits(
     acked: Callable[[str], Seq | None] = lambda _: None,
 ) -> Iterator[JournalLimit]:
     """Yields all that holds the journal of *state* back, whatever the policy. *page*: its
-    watermarks; *acked*: what a peer has acknowledged, where more is known than the book has. Raises
+    watermarks; *acked*: what a peer has on its disk, where more is known than the book has. Raises
     FusejournalError, OSError."""
     if state.is_mirror:
         yield JournalLimit(_NOTHING, "it is a mirror's, which is not pruned yet")
@@ -59,7 +59,7 @@ def journal_limits(
         if peer.address is None or peer.needs_copy is not None:
             continue
         known = acked(peer.name)
-        seq = peer.acked_seq if known is None else known
+        seq = peer.on_disk_seq if known is None else known
         yield JournalLimit(seq, f"peer {peer.name} has entries up to {seq}")
     for branch in list_branches(state.directory):
         seq = Seq(branch.parted.seq - 1)

@@ -68,10 +68,10 @@ class PeerRecord:
         """The end of the last session."""
         self._progress = CatchUpMeter(shipping.lag_meter)
         peer = shipping.book.get(name)
-        self._known = peer.acked_seq, peer.applied_seq
-        """The seqs that the peer had acknowledged and applied before this session."""
+        self._known = peer.on_disk_seq, peer.applied_seq
+        """The seqs that the peer had on its disk and applied before this session."""
         self._furthest = Seq(0)
-        self._owed_seq = Seq(0)
+        self._owed_seq = peer.acked_seq if peer.held_seq is not None else Seq(0)
         """The seq that the peer had acknowledged, and has lost; 0 when it has it again."""
 
     # -- how far it is -----------------------------------------------------------------------------
@@ -190,6 +190,7 @@ class PeerRecord:
                 promised_seq,
             )
         self._owed_seq = promised_seq
+        self._known = min(self._known[0], their_seq), min(self._known[1], their_seq)
         shared.quorum.lost(self.name, promised_seq)
 
     def end(self) -> None:
@@ -203,10 +204,12 @@ class PeerRecord:
         self.save()
 
     def save(self) -> None:
-        """Have the book say what the peer has acknowledged, and so is held to."""
+        """Have the book say what the peer has acknowledged, and so is held to, and what it has."""
         with suppress(UnknownPeerError):  # removed meanwhile
-            acked_seq = max(self.acked_seq, self._owed_seq)
-            self._shared.book.note_acked(self.name, acked_seq, self.applied_seq)
+            has_seq, owed_seq = self.acked_seq, self._owed_seq
+            held_seq = has_seq if has_seq < owed_seq else None
+            acked_seq = max(has_seq, owed_seq)
+            self._shared.book.note_acked(self.name, acked_seq, self.applied_seq, held_seq)
 
     # -- status ------------------------------------------------------------------------------------
 

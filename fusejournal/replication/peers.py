@@ -4,7 +4,8 @@
 
     STATE/peers.json    {"format": 1, "peers": [{name, address, certificate, paused, needs_copy,
                         acked_seq, applied_seq, left_seq, left_at, away_seconds,
-                        keeps_signatures, return_address, heard_at, told_seq}, ...]}, mode 0600
+                        keeps_signatures, return_address, heard_at, told_seq, held_seq},
+                        ...]}, mode 0600
 
 Changes are made in memory at once; :meth:`PeerBook.save` writes the whole file, atomically and
 durably. A peer is a value that is replaced and never changed, so a thread may save while the event
@@ -44,8 +45,8 @@ class Peer:
     needs_copy: str | None = None
     """Why the journal alone does not bring it up to date any more; None where it does."""
     acked_seq: Seq = Seq(0)
-    """It is known to have everything up to here on disk. May be behind the truth: it is saved now
-    and then."""
+    """It has said to have everything up to here on disk, and is held to that. May be behind the
+    truth: it is saved now and then."""
     applied_seq: Seq = Seq(0)
     """It is known to have applied everything up to here; in the same way."""
     left_seq: Seq | None = None
@@ -65,6 +66,14 @@ class Peer:
     every some seconds; None where it never did."""
     told_seq: Seq = Seq(0)
     """The end of its journal, as it told a mirror last."""
+    held_seq: Seq | None = None
+    """It has everything up to here where it has lost some of ``acked_seq``; None where it has all
+    of that."""
+
+    @property
+    def on_disk_seq(self) -> Seq:
+        """It is known to have everything up to here on disk."""
+        return self.acked_seq if self.held_seq is None else self.held_seq
 
     @property
     def any_address(self) -> Address | None:
@@ -270,12 +279,15 @@ class PeerBook:
         if peer.left_seq is not None:
             self._note(name, away_seconds=peer.away_seconds + seconds)
 
-    def note_acked(self, name: str, acked_seq: Seq, applied_seq: Seq) -> None:
-        """The peer *name* has everything up to *acked_seq* on disk, and has applied everything up
-        to *applied_seq*. In memory, until the next save. Raises UnknownPeerError."""
-        peer = self.get(name)
-        if (peer.acked_seq, peer.applied_seq) != (acked_seq, applied_seq):
-            self._note(name, acked_seq=acked_seq, applied_seq=applied_seq)
+    def note_acked(
+        self, name: str, acked_seq: Seq, applied_seq: Seq, held_seq: Seq | None = None
+    ) -> None:
+        """The peer *name* has said to have everything up to *acked_seq* on disk, of which it has
+        only that up to *held_seq*, if that is not None; and has applied everything up to
+        *applied_seq*. In memory, until the next save. Raises UnknownPeerError."""
+        peer, told = self.get(name), (acked_seq, applied_seq, held_seq)
+        if (peer.acked_seq, peer.applied_seq, peer.held_seq) != told:
+            self._note(name, acked_seq=acked_seq, applied_seq=applied_seq, held_seq=held_seq)
 
     def note_signatures(self, name: str) -> None:
         """The peer *name* keeps signatures. In memory, until the next save. Raises
@@ -355,7 +367,7 @@ def describe(peer: Peer) -> PeerInfo:
         fingerprint=None if peer.certificate is None else fingerprint_of(peer.certificate),
         paused=peer.paused,
         needs_copy=peer.needs_copy,
-        acked_seq=peer.acked_seq,
+        acked_seq=peer.on_disk_seq,
         return_address=None if peer.return_address is None else str(peer.return_address),
     )
 
@@ -382,6 +394,7 @@ def _raw(peer: Peer) -> dict[str, Any]:
         "return_address": None if peer.return_address is None else str(peer.return_address),
         "heard_at": peer.heard_at,
         "told_seq": peer.told_seq,
+        "held_seq": peer.held_seq,
     }
     # What 0.1.0 does not know, and ends at, stands there only once it says something.
     return {key: value for key, value in raw.items() if key not in _NEW or value != _LATER[key]}
@@ -419,6 +432,7 @@ _KINDS: Final = {
     "return_address": str | None,
     "heard_at": float | None,
     "told_seq": int,
+    "held_seq": int | None,
 }
 _LATER: Final = {
     "away_seconds": 0.0,
@@ -426,9 +440,10 @@ _LATER: Final = {
     "return_address": None,
     "heard_at": None,
     "told_seq": 0,
+    "held_seq": None,
 }
 """Fields that a book of the version before does not have."""
-_NEW: Final = frozenset({"return_address", "heard_at", "told_seq"})
+_NEW: Final = frozenset({"return_address", "heard_at", "told_seq", "held_seq"})
 
 
 def _parse_one(raw: Any) -> Peer:
@@ -457,6 +472,7 @@ def _parse_one(raw: Any) -> Peer:
         None if return_address is None else parse_remote(return_address),
         raw.get("heard_at"),
         Seq(raw.get("told_seq", 0)),
+        raw.get("held_seq"),
     )
 
 

@@ -9,14 +9,16 @@ import pytest
 import trio
 import trio.testing
 
+from fusejournal.address import Address
 from fusejournal.journal.base import JournalBase, load_base
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.node.handoffs import Handoffs
 from fusejournal.node.holding import hold_or_make_volume
 from fusejournal.node.hooks import RoleHooks
-from fusejournal.node.journal_limits import PruningRefusedError, install_base
+from fusejournal.node.journal_limits import PruningRefusedError, install_base, journal_limits
 from fusejournal.node.live_pruning import prune_running
-from fusejournal.node.state_dir import load_state, note_offer
+from fusejournal.node.state_dir import VolumeState, load_state, note_offer
+from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.handoff import Stage
 from fusejournal.types import Epoch, Fid, Seq
 from tests.unit.node.test_handoffs import OFFERED, opened, spec_of
@@ -38,6 +40,27 @@ def test_a_reign_that_is_offered_holds_the_journal(tmp_path: Path) -> None:
         page.close()
         assert load_base(state.directory) is None
         assert load_state(state.directory).offered == OFFERED
+
+
+def test_what_a_peer_owes_it_does_not_have(tmp_path: Path) -> None:
+    with hold_or_make_volume(spec_of(tmp_path, None)) as state:
+        book = PeerBook(state.directory)
+        book.add("east", Address("10.0.0.2", 7710))
+        book.note_acked("east", Seq(90), Seq(80))
+        book.save()
+        assert _limits(state) == {"peer east has entries up to 90": 90}
+        book.note_acked("east", Seq(90), Seq(5), Seq(5))
+        book.save()
+        assert _limits(state) == {"peer east has entries up to 5": 5}
+
+
+def _limits(state: VolumeState) -> dict[str, int]:
+    """The limits that peers are."""
+    page = WatermarkPage(state.watermarks, state.created_ns)
+    try:
+        return {why: seq for seq, why in journal_limits(state, page) if "peer" in why}
+    finally:
+        page.close()
 
 
 async def test_what_a_handoff_writes_down_meanwhile_is_seen(tmp_path: Path) -> None:

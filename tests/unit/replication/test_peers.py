@@ -66,6 +66,22 @@ def test_what_is_saved_comes_back(tmp_path: Path, certificates: list[str]) -> No
     assert [peer.name for peer in PeerBook.load(tmp_path).list()] == ["attic", "guest", "new"]
 
 
+def test_what_a_peer_has_lost_is_told_while_it_has(tmp_path: Path) -> None:
+    """What an earlier version does not know stands there only as long."""
+    book = PeerBook(tmp_path)
+    book.add("cellar", CELLAR)
+    for held_seq, on_disk_seq in ((Seq(3), 3), (Seq(0), 0), (None, 7)):
+        book.note_acked("cellar", Seq(7), Seq(6), held_seq)
+        book.save()
+        again = PeerBook.load(tmp_path).get("cellar")
+        assert again == book.get("cellar")
+        assert (again.acked_seq, again.on_disk_seq) == (7, on_disk_seq)
+        assert ("held_seq" in book.path.read_text()) == (held_seq is not None)
+    book.path.write_text(book.path.read_text().replace("}", ', "held_seq": -1}', 1))
+    with pytest.raises(FusejournalError, match="held_seq cannot be -1"):
+        PeerBook.load(tmp_path)
+
+
 def test_adding_again(tmp_path: Path) -> None:
     book = PeerBook(tmp_path)
     book.add("cellar", CELLAR)

@@ -27,6 +27,7 @@ from fusejournal.replication.fetch_lost import TakenBack
 from fusejournal.replication.inquiry import ask_peers
 from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.replication.parting import load_parting
+from fusejournal.replication.peer_record import PeerRecord
 from fusejournal.replication.supervisor import Replication
 from fusejournal.types import EPOCH_MAX, Epoch, Reign, Seq
 from fusejournal.volume.standing import UNOPPOSED, Standing
@@ -703,8 +704,18 @@ async def test_a_mirror_that_lost_what_it_acknowledged(
             assert f"up to {acked_seq}" in degraded(primary)
             assert mirrors_seq(primary) == 0
             assert not primary.replication.quorum.has(Seq(1))
+            (record,), book = primary.replication.records(), primary.replication.local.book
+            assert record.acked_seq == 0, "what it owes is not what it has"
+            record.save()
+            peer = book.get("east")
+            assert (peer.acked_seq, peer.on_disk_seq) == (acked_seq, 0)
+            again = PeerRecord("east", record._shared)
+            assert again.acked_seq == 0
+            assert f"up to {acked_seq}" in str(again.trouble())
             held.set()
             await until("it counts again", lambda: mirrors_seq(primary) >= acked_seq)
+            record.save()
+            assert book.get("east").on_disk_seq >= acked_seq
             assert "has lost" not in degraded(primary)
     assert "had acknowledged" in caplog.text
 

@@ -67,7 +67,7 @@ def test_what_is_saved_comes_back(tmp_path: Path, certificates: list[str]) -> No
 
 
 def test_what_a_peer_has_lost_is_told_while_it_has(tmp_path: Path) -> None:
-    """What an earlier version does not know stands there only as long."""
+    """The key that an earlier version does not know is there only as long."""
     book = PeerBook(tmp_path)
     book.add("cellar", CELLAR)
     for held_seq, on_disk_seq in ((Seq(3), 3), (Seq(0), 0), (None, 7)):

@@ -1,9 +1,11 @@
 """Pruning of a journal's beginning: how far the policy and all that relies on it let it go, and
 having a verified version stand for it first. The layer need not be running."""
 
+import fcntl
+import os
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +13,18 @@ from fusejournal.admin.live import ask_layer, live_status
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.config import JournalConfig
 from fusejournal.errors import NotRunningError
-from fusejournal.journal.base import JournalBase
+from fusejournal.journal.base import JournalBase, load_base
 from fusejournal.journal.segment import first_seq_of, list_segments
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.journal.window import PrunableSegment, beyond_window, prunable_segments
 from fusejournal.node.holding import hold_volume
-from fusejournal.node.journal_limits import JournalLimit, install_base, journal_limits
-from fusejournal.node.state_dir import load_state
+from fusejournal.node.journal_limits import (
+    JournalLimit,
+    PruningRefusedError,
+    install_base,
+    journal_limits,
+)
+from fusejournal.node.state_dir import VolumeState, load_state
 from fusejournal.objects.store import ObjectStore
 from fusejournal.operations import Kind, Mark
 from fusejournal.replication.local_node import node_name
@@ -28,6 +35,7 @@ from fusejournal.versions.create import create_version
 from fusejournal.versions.manifest import Version
 from fusejournal.versions.verify import verify_version
 
+_LOCK = "prune.lock"
 _DAY_NS = 86_400 * 10**9
 Progress = Callable[[int, int | None], None]
 
@@ -126,11 +134,18 @@ class JournalPruning:
     def carry_out(self, plan: JournalPlan, progress: Progress) -> JournalPlan:
         """Have a version stand for what goes, read all of it back, and then have it go. Returns
         *plan*. Raises what create_version and verify_version raise, with nothing gone;
-        PruningRefusedError, BusyError, StoreError, FusejournalError, OSError."""
-        if not plan.segments:
-            self._finish()
-            return plan
-        store = self._versions.store(writing=True)
+        PruningRefusedError, also where another pruning is under way, BusyError, StoreError,
+        FusejournalError, OSError."""
+        with _alone(self._state):
+            store = self._versions.store(writing=True)
+            if plan.segments:
+                self._prune(store, plan, progress)
+            else:
+                self._finish()
+            self._pin_base(store)
+        return plan
+
+    def _prune(self, store: ObjectStore, plan: JournalPlan, progress: Progress) -> None:
         version = create_version(
             store,
             self._versions.source.reader,
@@ -140,21 +155,18 @@ class JournalPruning:
             time.time_ns(),
             progress,
         ).version
-        owner = self._state.created_ns
-        pin(store, version, owner)
+        pin(store, version.key, version.uuid, self._state.created_ns)
         # Of what is in the store by now, nothing is taken on trust.
         fresh = BlockReader(self._versions.store())
         verify_version(fresh, version, progress, with_data=True)
         self._install(_base_of(version, self._versions.kept.place.id))
-        self._unpin_others(store, version, owner)
-        return plan
 
     def _finish(self) -> None:
         """Have what an earlier pruning left go, if it was stopped once its base was there."""
-        base = self._versions.source.reader.base
+        base = load_base(self._state.directory)
         left = list_segments(self._state.journal_dir)[:1]
-        if base is not None and left and first_seq_of(left[0]) <= base.base.seq:
-            self._install(base.base)
+        if base is not None and left and first_seq_of(left[0]) <= base.seq:
+            self._install(base)
 
     def _install(self, base: JournalBase) -> None:
         state = self._state
@@ -166,9 +178,35 @@ class JournalPruning:
                 with closing(WatermarkPage(state.watermarks, state.created_ns)) as page:
                     install_base(state, base, page)
 
-    def _unpin_others(self, store: ObjectStore, version: Version, owner: int) -> None:
-        for key in keys_pinned_by(store, owner) - {version.key}:
+    def _pin_base(self, store: ObjectStore) -> None:
+        """Have the version that the journal's base names pinned, whatever was done to it, and no
+        other by this journal."""
+        base = load_base(self._state.directory)
+        if base is None or base.store != self._versions.kept.place.id:
+            return
+        owner = self._state.created_ns
+        pinned = keys_pinned_by(store, owner)
+        if base.version not in pinned:
+            pin(store, base.version, base.uuid, owner)
+        for key in pinned - {base.version}:
             unpin(store, key, owner)
+
+
+@contextmanager
+def _alone(state: VolumeState) -> Iterator[None]:
+    """Raises PruningRefusedError where the volume is being pruned by somebody else. Source:
+    flock(2)."""
+    fd = os.open(state.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PruningRefusedError(
+                f"volume {state.name} is being pruned by somebody else: say it again after that"
+            ) from None
+        yield
+    finally:
+        os.close(fd)
 
 
 def _seqs(limits: list[JournalLimit]) -> list[Seq]:

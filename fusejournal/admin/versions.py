@@ -11,6 +11,7 @@ from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.admin.version_store import VolumeStore
 from fusejournal.errors import UsageError
 from fusejournal.history.changes import Change
+from fusejournal.journal.base import load_base
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.objects.local import LocalStore
 from fusejournal.objects.overlay import OverlayStore
@@ -19,6 +20,7 @@ from fusejournal.objects.store import ObjectStore, ObjectTraffic, probe
 from fusejournal.replay.restore import Restored
 from fusejournal.replication.local_node import node_name
 from fusejournal.types import Seq
+from fusejournal.versions.bases import relied_on
 from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.collect import Collected, collect
 from fusejournal.versions.create import (
@@ -227,9 +229,12 @@ class VolumeVersions:
         return version.key, f"{version.shown_name} of seq {version.seq}"
 
     def key_to_delete(self, wanted: str) -> tuple[str, str]:
-        """Returns the key of a version, and a name for it. Raises UsageError where it is protected;
-        NoSuchVersionError, StoreError."""
+        """Returns the key of a version, and a name for it. Raises UsageError where it is protected
+        or the volume's journal begins with it; NoSuchVersionError, JournalError, StoreError."""
         key, name = self._key_of(wanted)
+        base = load_base(self.state.directory)
+        if base is not None and base.version == key:  # also where its pin was lost
+            raise relied_on(key)
         if key in protected_keys(self.store()):
             raise UsageError(f"version {wanted} is protected: 'version protect --off' comes first")
         return key, name

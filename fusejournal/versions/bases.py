@@ -7,10 +7,12 @@ who deletes tells that first (creators.py), and then looks for pins. So one of t
 other."""
 
 from collections.abc import Iterator
+from uuid import UUID
 
+from fusejournal.errors import UsageError
 from fusejournal.objects.store import ObjectStore, put_same
 from fusejournal.versions.creators import BusyError, workers
-from fusejournal.versions.manifest import Version, list_versions
+from fusejournal.versions.manifest import read_versions
 from fusejournal.versions.packs import StoreDamagedError
 
 _PREFIX = "bases/"
@@ -20,25 +22,35 @@ def _name(key: str, owner: int) -> str:
     return f"{_PREFIX}{key}-{owner:016x}"
 
 
-def pin(store: ObjectStore, version: Version, owner: int) -> None:
-    """Has nobody delete *version* while the journal of *owner* relies on it. Raises BusyError while
-    somebody deletes versions; StoreDamagedError where it is gone; StoreFullError, StoreError."""
-    put_same(store, _name(version.key, owner), b"")
+def pin(store: ObjectStore, key: str, uuid: UUID, owner: int) -> None:
+    """Has nobody delete the version with *key*, of volume *uuid*, while the journal of *owner*
+    relies on it. Raises BusyError while somebody deletes versions; StoreDamagedError where it is
+    gone; StoreFullError, StoreError."""
+    put_same(store, _name(key, owner), b"")
     for worker in workers(store):
         if worker.work == "deleter":
-            unpin(store, version.key, owner)
+            unpin(store, key, owner)
             raise BusyError(
                 store.where, f"{worker.node} is deleting versions (pid {worker.pid}): try again"
             )
-    if version.key not in (one.key for one in list_versions(store, version.uuid)):
-        unpin(store, version.key, owner)
-        raise StoreDamagedError(store.where, f"version {version.shown_name} is gone")
+    found = read_versions(store, uuid)
+    if key not in {*(one.key for one in found.versions), *(one.key for one in found.unreadable)}:
+        unpin(store, key, owner)
+        raise StoreDamagedError(store.where, f"version {key} is gone")
 
 
 def unpin(store: ObjectStore, key: str, owner: int) -> None:
     """Says that the journal of *owner* does not rely on the version *key* any more. Raises
     StoreError."""
     store.remove(_name(key, owner))
+
+
+def relied_on(key: str) -> UsageError:
+    """Returns the refusal to delete the version with *key*, which a journal relies on."""
+    return UsageError(
+        f"version {key} stands for the beginning of a journal that was pruned: nothing else tells "
+        "what was there then"
+    )
 
 
 def pinned_keys(store: ObjectStore) -> frozenset[str]:

@@ -11,7 +11,7 @@ from fusejournal.errors import JournalError, UsageError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.objects.store import ObjectStore
 from fusejournal.types import Seq
-from fusejournal.versions.bases import pinned_keys
+from fusejournal.versions.bases import pinned_keys, relied_on
 from fusejournal.versions.blocks import BlockWriter
 from fusejournal.versions.builder import Progress, Trees, build_trees, no_trees
 from fusejournal.versions.chunker import RULE
@@ -252,10 +252,7 @@ def delete_version(store: ObjectStore, key: str, node: str) -> None:
     me = register(store, "deleter", node)
     try:
         if key in pinned_keys(store):
-            raise UsageError(
-                f"version {key} stands for the beginning of a journal that was "
-                "pruned: nothing else tells what was there then"
-            )
+            raise relied_on(key)
         if open_plan(store) is not None:
             raise BusyError(
                 store.where, "a collection is under way: 'version collect' goes on with it"

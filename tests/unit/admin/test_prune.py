@@ -1,18 +1,27 @@
 """Pruning of a stopped volume by its policy: what would go, and that it goes."""
 
+import fcntl
 import json
+import struct
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from fusejournal.admin.prune import Pruning
 from fusejournal.cli.prune import prune
 from fusejournal.cli.version import version
+from fusejournal.errors import FusejournalError
+from fusejournal.journal.base import load_base
 from fusejournal.journal.segment import list_segments
+from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.node.journal_limits import PruningRefusedError
 from fusejournal.node.state_dir import VolumeState, save_state
 from fusejournal.roles.role import Role
-from fusejournal.types import ROOT_FID, Fid
+from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.volume.checkpoint import CheckpointFile
 from tests.support.workload import UUID_OF_WORKLOADS, make_directory, make_file, workload_of
 
 _DAY = "[versions]\nkeep_last = 1\n"
@@ -104,3 +113,59 @@ def test_what_the_journal_does_not_have_either_is_lost(state: Path) -> None:
     assert "seq 10 could then no longer be restored; the nearest that can: after it seq 20" in told
     assert "seq 30" not in told
     assert "seq 10 can no longer be restored" in _prune(state)
+
+
+def _may_go(state: Path) -> None:
+    """Has the policy keep nothing of the journal, all of which is in the backing."""
+    (state.parent / "policy.toml").write_text(_DAY + "[journal]\nkeep_bytes = 0\n")
+    page = WatermarkPage(state / "watermarks", 1)
+    page.rooted_seq = Seq(60)
+    page.sync()
+    CheckpointFile(state / "checkpoint", page)._write(struct.pack("<Qq", 60, 0))
+    page.close()
+
+
+def _pins(state: Path) -> list[str]:
+    return sorted(path.name for path in (state.parent / "kept/bases").glob("*-*"))
+
+
+def test_two_prunings_at_once(state: Path) -> None:
+    """The second one unpins nothing of the first, and begins with what that has come to."""
+    _may_go(state)
+    (state / "prune.lock").touch()
+    with open(state / "prune.lock", "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        done = CliRunner().invoke(
+            prune, [str(state), "--config", str(state.parent / "policy.toml")]
+        )
+        assert isinstance(done.exception, PruningRefusedError)
+        assert "is being pruned by somebody else" in str(done.exception)
+        assert load_base(state) is None
+    _prune(state)
+    assert load_base(state) is not None
+
+
+def test_the_base_stays_pinned(state: Path) -> None:
+    _may_go(state)
+    early = Pruning(str(state), state.parent / "policy.toml")
+    plan = early.plan()
+    assert plan.journal.segments
+    _prune(state)
+    base = load_base(state)
+    assert base is not None
+    (pin,) = _pins(state)
+    assert pin.startswith(base.version)
+    # What another one has planned before is refused or comes to the same, and the pin stays.
+    with suppress(FusejournalError):
+        early.carry_out(plan, lambda _, __: None)
+    assert load_base(state) == base
+    assert pin in _pins(state)
+    # A pin that was lost comes back; meanwhile the record tells what stays.
+    (state.parent / "kept/bases" / pin).rename(
+        state.parent / "kept/bases" / pin.replace(base.version, "other")
+    )
+    refused = _version("delete", str(state), str(base.seq), "--yes")
+    assert "stands for the beginning of a journal" in str(refused.exception)
+    _prune(state)
+    assert _pins(state) == [pin]
+    assert base.seq in _seqs(state)

@@ -2,6 +2,7 @@
 
 import click
 
+from fusejournal.admin.peers import list_peers
 from fusejournal.admin.promote import plan_promotion, promote
 from fusejournal.cli import text
 from fusejournal.errors import PromotionRefusedError
@@ -62,6 +63,12 @@ def promote_command(volume: str, force: bool, dry_run: bool, timeout: float, as_
         text.echo_json({**plan.to_json(), "promoted": True})
     else:
         text.echo(f"{state.name} is the primary, in reign {plan.reign}")
+        for peer in list_peers(state).peers:
+            if peer.paused:
+                text.echo(
+                    f"paused, and so does not follow: 'fusejournal peer resume {state.name} "
+                    f"{peer.name}'"
+                )
 
 
 def _tell_applying(left: int) -> None:

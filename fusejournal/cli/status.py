@@ -86,9 +86,12 @@ def _replication(told: ReplicationStatus) -> list[tuple[str, str]]:
 
 
 def _mirror(mirror: MirrorStatus) -> list[tuple[str, str]]:
-    primary = mirror.primary or "none yet"
+    primary = mirror.primary or "none yet (if the two are not paired: 'fusejournal pair')"
     if mirror.address is not None:
         primary += f" at {mirror.address}, heard {mirror.heard_seconds_ago or 0:.0f} s ago"
+    elif mirror.heard_seconds_ago is not None:
+        primary += f", heard {text.duration(mirror.heard_seconds_ago)} ago"
+    told_of = " of those that it has told of" if mirror.address is None else ""
     lines = [
         ("primary", f"{primary}: {_state(mirror)}"),
         (
@@ -98,7 +101,7 @@ def _mirror(mirror: MirrorStatus) -> list[tuple[str, str]]:
         ),
         (
             "",
-            f"behind by {text.count(mirror.lag_entries, 'entry', 'entries')}, "
+            f"behind by {text.count(mirror.lag_entries, 'entry', 'entries')}{told_of}, "
             f"{mirror.lag_seconds:.1f} s",
         ),
         ("", _speed(mirror)),

@@ -15,7 +15,8 @@ _BY_CODE: Final = {
     "version": "upgrade the node that it names",
     "volume": "this is another volume's mirror: check its address",
     "unborn": "it has nothing yet that it could ship on",
-    "role": "check its address, or mount it with --role mirror",
+    "role": "if it was promoted in place of this one, see there if this node is paused "
+    "('fusejournal peer list', 'fusejournal peer resume'); else check its address",
     "direction": "on it: 'fusejournal peer remove VOLUME NAME', with the name that it has for this "
     "node; then 'fusejournal pair' on it, and here what it shows",
     FENCED: "another node has become primary: stop this one, or bring it back as a mirror; or, if "

@@ -130,8 +130,7 @@ class Inbound:
             if self._local.fence.words(self._volume.journal.epoch) is not None:
                 # Who asks comes again soon, because that may not last.
                 raise RefusedError("busy", f"{name} is fenced, and no mirror yet")
-            reason = f"{name} is a primary and takes no entries: mount it with --role mirror"
-            raise RefusedError("role", reason)
+            raise RefusedError("role", f"{name} is a primary and takes no entries")
         elif self._is_downstream(connection.peer) and not await self._turn(connection, greeting):
             reason = f"{connection.peer} is shipped to from here, and so cannot ship to here"
             raise RefusedError("direction", reason)

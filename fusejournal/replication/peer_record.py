@@ -34,6 +34,7 @@ _TROUBLES = frozenset(
         PeerState.NEEDS_COPY,
         PeerState.MIRROR_FULL,
         PeerState.MIRROR_FAILED,
+        PeerState.PAUSED,
     }
 )
 _ACKED = {

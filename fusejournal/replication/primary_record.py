@@ -12,6 +12,10 @@ from fusejournal.replication.status import MirrorStatus
 from fusejournal.types import Seq
 from fusejournal.volume.volume import Volume
 
+_SILENT_SECONDS = 60.0
+"""A primary that nothing was heard of for longer is no small matter."""
+_LOST = "if it is lost and off, 'fusejournal promote --dry-run' here says what it would do"
+
 
 class PrimaryRecord:
     """The primary of the mirror that has *volume*."""
@@ -32,6 +36,9 @@ class PrimaryRecord:
         self.batches = 0
         self.duplicates = 0
         self._heard_at: float | None = None
+        self._began_at = time.monotonic()
+        self._heard_time = time.time()
+        """The time of that, or of the beginning of this record, for people."""
 
     @property
     def heard_seconds_ago(self) -> float | None:
@@ -68,6 +75,24 @@ class PrimaryRecord:
     def heard(self) -> None:
         """Note that the primary has said something, or is at it."""
         self._heard_at = time.monotonic()
+        self._heard_time = time.time()
+
+    def silence(self) -> str | None:
+        """Returns that nothing was heard of a primary for a while, and what to do, in words; None
+        where something was. They stay the same while it lasts."""
+        since_at = self._heard_at if self._heard_at is not None else self._began_at
+        if time.monotonic() - since_at < _SILENT_SECONDS:
+            return None
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._heard_time))
+        if self.primary is None:
+            return (
+                f"no primary has called since {since}: see if it runs, if the two are paired "
+                f"('fusejournal pair'), and if this node is not paused there; {_LOST}"
+            )
+        return (
+            f"primary {self.primary}: silent since {since}: see if it runs, and if this node is "
+            f"not paused there; {_LOST}"
+        )
 
     def heard_of(self, head_seq: Seq) -> None:
         """Note that the primary's journal reaches to *head_seq*."""

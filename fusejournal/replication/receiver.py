@@ -452,6 +452,8 @@ class Receiver:
         lines, record = [], self._record
         if record.state in _PARTED:
             lines.append(f"primary {record.primary}: {record.state}: {record.last_error}")
+        elif (silence := record.silence()) is not None:
+            lines.append(silence)
         state, detail = self._shared.trouble()
         if state == FULL:
             lines.append(f"takes nothing more for now: {detail}")

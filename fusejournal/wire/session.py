@@ -174,9 +174,7 @@ def welcome(me: HandshakeState, greeting: Hello, *, is_mirror: bool, detail: str
         raise WireError(f"a session for {greeting.purpose!r}")
     is_shipping = greeting.purpose == SHIP
     if is_shipping and not is_mirror:
-        raise RefusedError(
-            "role", f"{me.node} is a primary and takes no entries: mount it with --role mirror"
-        )
+        raise RefusedError("role", f"{me.node} is a primary and takes no entries")
     theirs = reign_of(greeting)
     if is_shipping or theirs.epoch >= me.reign.epoch:
         check_reign(me, theirs, greeting.node)

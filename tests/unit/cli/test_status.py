@@ -34,6 +34,12 @@ def test_a_mirror_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "volume_status", lambda _: running)
     shown = CliRunner().invoke(status, ["one"]).output
     assert "vm-data at 10.0.0.1:7710, heard 1 s ago: catching up, 1 min 30 s to go" in shown
+    assert "behind by 14,000 entries of" not in shown
+    silent = replace(MIRROR, address=None, heard_seconds_ago=720.0, state="waiting for a primary")
+    running = replace(running, replication=replace(REPLICATION, mirror=silent))
+    again = CliRunner().invoke(status, ["one"]).output
+    assert "vm-data, heard 12 min 0 s ago: waiting for a primary" in again
+    assert "behind by 14,000 entries of those that it has told of, 61.5 s" in again
     assert "received 20,000 of 32,000 entries, applied 18,000" in shown
     assert "behind by 14,000 entries, 61.5 s" in shown
     assert "156 entries/s, 2.0 MiB/s" in shown

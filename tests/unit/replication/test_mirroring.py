@@ -21,11 +21,13 @@ from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.replay.digest import digest_tree
 from fusejournal.replication import mirror_applier as mirror_applier_module
 from fusejournal.replication import peer_record as peer_record_module
+from fusejournal.replication import primary_record as primary_record_module
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication import supervisor as supervisor_module
 from fusejournal.replication.local_node import node_name
 from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.replication.parting import load_parting
+from fusejournal.replication.primary_record import PrimaryRecord
 from fusejournal.replication.receive_session import Receiving
 from fusejournal.replication.ship_session import ShipSession
 from fusejournal.types import Seq
@@ -476,6 +478,38 @@ async def test_a_peer_out_of_reach_is_told_after_a_while(
         (line,) = primary.replication.degraded()
         assert "peer east: out of reach for" in line
         assert str(error) in line
+
+
+async def test_a_pause_and_a_silent_primary_are_no_health(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(1)
+        await until("the mirror is level", level(primary, mirror))
+        assert primary.replication.degraded() == mirror.replication.degraded() == []
+        primary.replication.local.book.pause("east")
+        primary.replication._peers_changed()
+        await until("nothing is shipped", lambda: peer_status(primary).state == "paused")
+        assert primary.replication.degraded() == [
+            "peer east: paused: 'fusejournal peer resume' lets east go on"
+        ]
+        monkeypatch.setattr(primary_record_module, "_SILENT_SECONDS", 0.05)
+        await until("it is told", lambda: mirror.replication.degraded() != [])
+        (line,) = mirror.replication.degraded()
+        assert line.startswith(f"primary {mirror_status(mirror).primary}: silent since 20")
+        assert "not paused there" in line
+        assert "fusejournal promote --dry-run" in line
+
+
+def test_a_mirror_that_no_primary_calls_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_volume(tmp_path, mirror=True) as mirror:
+        record = PrimaryRecord(mirror.volume)
+        assert record.silence() is None
+        monkeypatch.setattr(primary_record_module, "_SILENT_SECONDS", 0.0)
+        assert "no primary has called since 20" in (record.silence() or "")
+        assert "fusejournal pair" in (record.silence() or "")
 
 
 @pytest.mark.parametrize("word", [FULL, FAILED])

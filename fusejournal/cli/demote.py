@@ -20,8 +20,8 @@ from fusejournal.node.registry import find_volume
 @click.option("--force", is_flag=True, help="Also where no mirror has everything.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def demote_command(volume: str, timeout: float, force: bool, as_json: bool) -> None:
-    """Have the primary VOLUME, which must be mounted and listen, take no more changes: a mirror
-    from now on.
+    """Have the primary VOLUME, which must be mounted with --listen ADDR:PORT, take no more
+    changes: a mirror from now on.
 
     Changes get "Read-only file system" at once. When all mirrors that are connected have everything
     on their disks, the volume is closed and opened again in its new role; files that were open are

@@ -26,8 +26,8 @@ _FOLLOW_SECONDS = 30.0
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def handoff_command(volume: str, peer: str, timeout: float, quiet: bool, as_json: bool) -> None:
-    """Have the mirror PEER serve in place of the primary VOLUME, which must be mounted and listen,
-    and becomes its mirror.
+    """Have the mirror PEER serve in place of the primary VOLUME, which must be mounted with
+    --listen ADDR:PORT, and becomes its mirror.
 
     Nothing is lost, and nobody is refused before PEER serves: changes wait until it has everything,
     reads go on. Whatever fails, also a Ctrl-C, until then has all go on here, and what has waited

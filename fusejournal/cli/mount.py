@@ -4,11 +4,13 @@ ready."""
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
+from fusejournal.admin.live import live_status
 from fusejournal.admin.mount_options import (
     MountOptions,
     known_spec,
@@ -178,10 +180,18 @@ def mount(
 
 
 def _show(spec: MountSpec, imported: int) -> None:
-    role = load_state(spec.state_dir).role_word
-    text.echo(f"volume {spec.name}, a {role}, is mounted at {spec.mountpoint}")
+    state = load_state(spec.state_dir)
+    text.echo(f"volume {spec.name}, {_described(state)}, is mounted at {spec.mountpoint}")
     if imported:
         text.echo(f"{text.count(imported, 'file or directory', 'files and directories')} imported")
+
+
+def _described(state: VolumeState) -> str:
+    with suppress(FusejournalError):
+        for line in live_status(state).degraded:
+            if line.startswith("read-only: fenced"):
+                return "a primary that is fenced and so read-only (see 'fusejournal status')"
+    return f"a {state.role_word}"
 
 
 def specify(arguments: list[str]) -> MountSpec:

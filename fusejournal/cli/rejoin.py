@@ -47,36 +47,47 @@ def rejoin(
       fusejournal umount srv-data && fusejournal rejoin srv-data && fusejournal mount srv-data
       fusejournal rejoin srv-data --from east --json
     """
-    request = RejoinRequest(find_volume(volume), peer, config, insecure=insecure)
+    state = find_volume(volume)
+    was_mirror = state.is_mirror
+    request = RejoinRequest(state, peer, config, insecure=insecure)
     if dry_run:
-        _show(request.plan(), as_json)
+        _show(request.plan(), was_mirror, as_json)
         return
     # Only here: a command that does nothing should not wait for it to load.
     from fusejournal.cli.reporters import ConsoleReporter
 
     with ConsoleReporter() as reporter, orderly_interrupts() as check:
         told = request.run(reporter, check)
-    _show(told, as_json)
+    _show(told, was_mirror, as_json)
 
 
-def _show(told: Rejoined, as_json: bool) -> None:
+def _show(told: Rejoined, was_mirror: bool, as_json: bool) -> None:
     if as_json:
         text.echo_json(told.to_json())
         return
     source = f"{told.source} goes by reign {told.reign}; " if told.source is not None else ""
-    text.echo(f"{source}both have the entries up to {told.parted}")
+    text.echo(f"{source}both have the entries up to {told.head_seq - told.own_entries}")
     own = text.count(told.own_entries, "entry", "entries")
+    mounting = f"fusejournal mount {told.volume}"
     if told.rung == 1:
-        text.echo("rung 1: nothing is here that is not there: mounted, it goes on by itself")
+        if was_mirror:
+            text.echo("nothing is here that is not there: mounted, it goes on by itself")
+        elif told.done:
+            text.echo(f"nothing was to be undone; it is a mirror now: {mounting}")
+        else:
+            text.echo(
+                "all that is here is there, too: nothing would be lost; 'fusejournal rejoin "
+                f"{told.volume}' makes this primary a mirror of that"
+            )
         return
     what = (
         f"{text.count(told.files, 'file')} and directories that they touched, the content of "
         f"{told.contents:,} among them"
     )
     if not told.done:
-        text.echo(f"rung 2: {own} from there on, up to {told.head_seq}, would become a branch")
+        text.echo(f"{own} from there on, up to {told.head_seq}, would become a branch")
         text.echo(f"and be undone here: {what}")
         return
-    text.echo(f"rung 2: {own} from there on, up to {told.head_seq}, are branch {told.branch} now")
+    text.echo(f"{own} from there on, up to {told.head_seq}, are branch {told.branch} now")
     text.echo(f"and undone here: {what}")
-    text.echo(f"it is a mirror again: fusejournal mount {told.volume}")
+    text.echo(f"it is a mirror {'again' if was_mirror else 'now'}: {mounting}")

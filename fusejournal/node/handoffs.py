@@ -19,7 +19,7 @@ from fusejournal.errors import (
 )
 from fusejournal.node.hooks import RoleHooks
 from fusejournal.node.state_dir import Offered, change_role, load_state, note_offer
-from fusejournal.replication.local_node import LocalNode, check_listens
+from fusejournal.replication.local_node import LocalNode, check_becomes_mirror
 from fusejournal.replication.supervisor import Replication
 from fusejournal.roles.hand_over import HandOver, HandOverSeams, ask_outcome
 from fusejournal.roles.handoff import Move
@@ -98,7 +98,7 @@ class Handoffs:
             raise HandoffRefusedError(
                 f"volume {name} is being handed over already: wait for the end of that"
             )
-        check_listens(True, node.listens_at())
+        check_becomes_mirror(name, node.listens_at())
         seconds = min(float(request.get("timeout_seconds", 0.0)), _SECONDS_MAX)
         seams = HandOverSeams(
             self._call_before("mirror"), node.call_after_hooks, self._note, node.serve_held

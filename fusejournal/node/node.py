@@ -53,7 +53,7 @@ from fusejournal.node.state_dir import VolumeState, join_volume, remember_listen
 from fusejournal.node.status import StatusPage
 from fusejournal.node.takeover import VolumeMount
 from fusejournal.node.volume_status import VolumeStatus
-from fusejournal.replication.local_node import check_listens
+from fusejournal.replication.local_node import check_becomes_mirror
 from fusejournal.replication.quorum import PLACES
 from fusejournal.replication.supervisor import Replication
 from fusejournal.roles.demote import Demotion
@@ -372,7 +372,7 @@ class Node:
         replication = self._replication
         if replication is None or not self.state.role.takes_changes:
             raise UsageError(f"volume {self.state.name} is a mirror: only a primary is demoted")
-        check_listens(True, self.listens_at())
+        check_becomes_mirror(self.state.name, self.listens_at())
         demotion = Demotion(self._startup.volume, replication)
         try:
             await self._hooks.before("mirror", str(replication.me().reign), "")

@@ -101,10 +101,8 @@ class Fence:
             else "another node is primary"
         )
         return (
-            f"fenced: epoch {seen.epoch} has begun, and this journal is of epoch {epoch} "
-            f"({whose}); make this one a mirror ('fusejournal demote'; where it cannot be mounted, "
-            "'fusejournal rejoin'); or, if that reign is "
-            f'none, overrule it: overrule = "{seen}" under [replication], and mount again'
+            f"fenced: epoch {seen.epoch} has begun: {whose} (reign {seen}); make this one a "
+            "mirror: 'fusejournal demote', or, where it cannot be mounted, 'fusejournal rejoin'"
         )
 
     def new_epoch_reason(self, epoch: Epoch) -> str | None:

@@ -33,6 +33,15 @@ def check_listens(is_mirror: bool, listen: str | None) -> None:
         )
 
 
+def check_becomes_mirror(name: str, listen: str | None) -> None:
+    """Refuse to make the primary *name* a mirror that nobody could call. Raises UsageError."""
+    if listen is None:
+        raise UsageError(
+            f"{name} does not listen, and as a mirror it must: 'fusejournal umount {name} && "
+            f"fusejournal mount {name} --listen ADDR:PORT', then this again"
+        )
+
+
 class LocalNode:
     """The node of the volume *name*.
 

@@ -123,7 +123,8 @@ async def test_a_fenced_primary_takes_no_change(tmp_path: Path) -> None:
                     primary.create("two")
                 assert refused.value.errno == errno.EROFS
                 assert "fenced: epoch 2 has begun" in (primary.volume.failure or "")
-                assert "overrule" in (primary.volume.failure or "")
+                assert "(reign 2/" in (primary.volume.failure or "")
+                assert "fusejournal demote" in (primary.volume.failure or "")
                 head_seq = primary.volume.journal.head_seq
     reign = Reign(Epoch(2), node_id(successor))
     assert reign_of(primary) == reign

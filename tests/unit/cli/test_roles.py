@@ -1,0 +1,91 @@
+"""Words in which commands tell of a role: a mount's, a rejoin's, and why a primary cannot turn."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import trio
+
+from fusejournal.admin.rejoin import Rejoined
+from fusejournal.cli.mount import _described
+from fusejournal.cli.rejoin import _show
+from fusejournal.control.server import serve_control
+from fusejournal.errors import UsageError
+from fusejournal.node.state_dir import VolumeState
+from fusejournal.replication.local_node import check_becomes_mirror
+from tests.golden.statuses import PRIMARY
+
+LEVEL = Rejoined(
+    volume="data",
+    source="east",
+    reign="2/00000000000000ab",
+    rung=1,
+    parted="1/2045/00000000000000cd",
+    head_seq=2045,
+    own_entries=0,
+    files=0,
+    contents=0,
+    done=False,
+)
+PARTED = replace(LEVEL, rung=2, head_seq=2050, own_entries=5, files=3, contents=1)
+
+
+@pytest.mark.parametrize(
+    ("told", "was_mirror", "last"),
+    [
+        (LEVEL, True, "nothing is here that is not there: mounted, it goes on by itself"),
+        (
+            LEVEL,
+            False,
+            "all that is here is there, too: nothing would be lost; 'fusejournal rejoin data' "
+            "makes this primary a mirror of that",
+        ),
+        (
+            replace(LEVEL, done=True),
+            False,
+            "nothing was to be undone; it is a mirror now: fusejournal mount data",
+        ),
+        (
+            replace(PARTED, branch="b1", done=True),
+            False,
+            "it is a mirror now: fusejournal mount data",
+        ),
+        (
+            replace(PARTED, branch="b1", done=True),
+            True,
+            "it is a mirror again: fusejournal mount data",
+        ),
+    ],
+)
+def test_a_rejoin_says_what_becomes_of_the_node(
+    told: Rejoined, was_mirror: bool, last: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _show(told, was_mirror, False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == ("east goes by reign 2/00000000000000ab; both have the entries up to 2045")
+    assert lines[-1] == last
+    assert "rung" not in "".join(lines)
+
+
+def test_a_primary_that_cannot_be_called_is_told_how() -> None:
+    check_becomes_mirror("data", "10.0.0.1:7710")
+    with pytest.raises(UsageError, match="fusejournal mount data --listen ADDR:PORT"):
+        check_becomes_mirror("data", None)
+
+
+async def test_a_mount_that_is_fenced_says_so(tmp_path: Path) -> None:
+    state = VolumeState(tmp_path, uuid4(), "data", tmp_path, tmp_path, 1)
+    assert _described(state) == "a primary"
+    told = [PRIMARY, replace(PRIMARY, degraded=("read-only: fenced: epoch 2 has begun",))]
+
+    async def status(_: dict[str, Any]) -> dict[str, Any]:
+        return told.pop(0).to_json()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_control, tmp_path / "control.sock", {"status": status})
+        assert await trio.to_thread.run_sync(_described, state) == "a primary"
+        words = await trio.to_thread.run_sync(_described, state)
+        assert words.startswith("a primary that is fenced and so read-only")
+        nursery.cancel_scope.cancel()

@@ -50,12 +50,7 @@ class PlannedUndo:
         that was chosen has to stay."""
         plan = self.plan
         if plan.conflicts:
-            count = len(plan.conflicts)
-            beside = ", aside" if any(one.reason == NAME_TAKEN for one in plan.conflicts) else ""
-            raise ConflictError(
-                f"{count:,} later change{'s' if count > 1 else ''} in the way: choose others, take "
-                f"those back too, or --on-conflict skip{beside}{self._undos_in_the_way()}"
-            )
+            raise ConflictError(self._words_on_conflicts())
         if plan.kept and not plan.chosen:
             kept = "it" if plan.kept == 1 else f"all {plan.kept:,} of them"
             raise ConflictError(
@@ -108,18 +103,32 @@ class PlannedUndo:
             "applied": None if done is None else done._asdict(),
         }
 
-    def _undos_in_the_way(self) -> str:
-        """Names the undos whose changes are in the way, and how to go on with them."""
+    def _words_on_conflicts(self) -> str:
+        """Returns what is in the way; where undos did that, with how to go on with them."""
         lookup = self.source.lookup
-        seqs = {conflict.seq for conflict in self.plan.conflicts}
-        found = [
-            f"--resume {pid}"
-            for pid, done in sorted(begun_undos(lookup).items())
-            if any(match.entry.seq in seqs for match in find(lookup, done))
-        ]
-        if not found:
-            return ""
-        return f"; some are an undo's: if that was of the same and was stopped, {' '.join(found)}"
+        conflicts = self.plan.conflicts
+        left = {conflict.seq for conflict in conflicts}
+        resumes, seqs = [], []
+        for pid, criteria in sorted(begun_undos(lookup).items()):
+            done = [Seq(match.entry.seq) for match in find(lookup, criteria)]
+            if not left.isdisjoint(done):
+                resumes.append(f"--resume {pid}")
+                seqs += done
+        if left.issubset(seqs):
+            return (
+                "nothing was written: all that is in the way was done by an undo, as entries "
+                f"{min(seqs)} to {max(seqs)}; if that was of the same, all was taken back already; "
+                f"if it was stopped half-way, {' '.join(resumes)}"
+            )
+        count = len(conflicts)
+        beside = ", aside" if any(one.reason == NAME_TAKEN for one in conflicts) else ""
+        words = (
+            f"{count:,} later change{'s' if count > 1 else ''} in the way: choose others, take "
+            f"those back too, or --on-conflict skip{beside}"
+        )
+        if resumes:
+            words += "; some are an undo's: if that was of the same and was stopped, "
+        return words + " ".join(resumes)
 
 
 class UndoRequest:

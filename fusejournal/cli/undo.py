@@ -6,9 +6,10 @@ from contextlib import suppress
 
 import click
 
+from fusejournal.admin.replay import conflict_path
 from fusejournal.admin.undo import DoneEntries, PlannedUndo, UndoRequest
 from fusejournal.cli import entries, text
-from fusejournal.cli.replay import conflict_line, watched
+from fusejournal.cli.replay import watched
 from fusejournal.errors import (
     ConflictError,
     FusejournalError,
@@ -187,7 +188,8 @@ def _tell_how_far(planned: PlannedUndo) -> None:
 
 
 def _show(planned: PlannedUndo) -> None:
-    plan, actions, imports = planned.plan, planned.actions, planned.imports
+    plan, imports = planned.plan, planned.imports
+    actions = planned.actions if not plan.conflicts else []  # none of them will be done then
     for action in actions[:_SHOWN]:
         path = entries.shown_path(action.new_path or action.path)
         if action.what == "rename":
@@ -199,12 +201,20 @@ def _show(planned: PlannedUndo) -> None:
     if len(actions) > _SHOWN:
         text.echo(f"and {len(actions) - _SHOWN:,} more (--json has them)")
     for conflict in plan.conflicts[:_SHOWN]:
-        text.echo(f"in the way  {conflict_line(planned.source, conflict)}", fg="red")
+        word, place = conflict_path(planned.source, conflict)
+        where = f"{word} {entries.shown_path(place)}".lstrip()
+        text.echo(
+            f"in the way  seq {conflict.seq}: {where}: {conflict.reason}, once seq "
+            f"{conflict.because_of} is taken back",
+            fg="red",
+        )
     if len(plan.conflicts) > _SHOWN:
         text.echo(f"and {len(plan.conflicts) - _SHOWN:,} more in the way")
     if imports:
         text.echo(
             f"{text.count(imports, 'entry', 'entries')} of the import stay: that was there before"
         )
+    if plan.conflicts:
+        return
     kept = f", {plan.kept:,} stay, for later changes rely on them" if plan.kept else ""
     text.echo(f"{text.count(len(plan.chosen), 'operation')} to take back{kept}")

@@ -62,6 +62,21 @@ def test_a_tree_comes_back_beside_its_name(live: Layer) -> None:
     assert image(live.mountpoint) == unchanged
 
 
+def test_what_was_taken_back_already_is_said(live: Layer) -> None:
+    file = live.mountpoint / "once"
+    file.write_text("kept")
+    file.unlink()
+    seq = str(live.head_seq())
+    done = json.loads(live.run("undo", "volume", seq, "--apply", "--json").stdout)["applied"]
+    again = live.run("undo", "volume", seq, check=False)
+    assert again.returncode == 22
+    assert f"entries {done['from_seq']} to " in again.stderr
+    assert "all was taken back already" in again.stderr
+    assert "left out" not in again.stdout + again.stderr
+    assert all(line.startswith("in the way") for line in again.stdout.splitlines())
+    file.unlink()
+
+
 def test_a_tree_comes_back_to_its_name_once_that_is_free_again(live: Layer) -> None:
     tree = live.mountpoint / "project"
     make_small_tree(tree)

@@ -66,7 +66,8 @@ def create(volume: str, name: str, as_json: bool) -> None:
 
     The first one reads the whole journal; each further one costs what has changed since. It works
     at low priority. Stopped (Ctrl-C, a kill, a full store), it leaves all versions as they were;
-    the next attempt finds what was stored already.
+    the next attempt finds what was stored already. Where no entry came since the last version, that
+    one is it; if it was made without a name, it keeps none, and its seq is to be used.
 
     \b
     Examples:
@@ -86,6 +87,12 @@ def create(volume: str, name: str, as_json: bool) -> None:
         return
     if not created.is_new:
         text.echo(f"version {made.shown_name} is of seq {made.seq} already: no entry came since")
+        if name and made.name != name:
+            text.echo(
+                f"fusejournal: it was made without a name, and gets none: use {made.seq} where "
+                f"{name!r} was to stand",
+                err=True,
+            )
         return
     text.echo(
         f"made version {made.shown_name} of seq {made.seq}: {text.count(made.file_count, 'file')}, "

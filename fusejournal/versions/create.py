@@ -63,10 +63,11 @@ def create_version(
     made_ns: int,
     progress: Progress,
 ) -> Created:
-    """Makes the version after entry *head_seq*, the last whose outcome is known. Raises UsageError
-    where *name* is taken; JournalError where the journal begins later than any version;
-    BusyError where it was taken for dead meanwhile; JournalDamagedError, StoreDamagedError,
-    StoreFullError, StoreError."""
+    """Makes the version after entry *head_seq*, the last whose outcome is known. One that is there
+    without a name is returned as it is, whatever *name* says. Raises UsageError where *name* is
+    taken, or the one that is there has another; JournalError where the journal begins later than
+    any version; BusyError where it was taken for dead meanwhile; JournalDamagedError,
+    StoreDamagedError, StoreFullError, StoreError."""
     chain, _ = _entry_at(reader, head_seq)
     assert reader.uuid is not None
     found = read_versions(store, reader.uuid)
@@ -137,11 +138,12 @@ def _create_registered(
 
 
 def _check_name_of(version: Version, name: str) -> None:
-    """Raises UsageError if *version*, which was there already, is not called *name*, if any."""
-    if name and version.name != name:
+    """Raises UsageError if *version*, which was there already, has a name, and that is not *name*,
+    if any. (One without a name keeps none: objects are never changed.)"""
+    if name and version.name not in ("", name):
         raise UsageError(
-            f"the tree after seq {version.seq} is version {version.shown_name} already: no entry "
-            "has come since"
+            f"the tree after seq {version.seq} is version {version.name} already: no entry has "
+            "come since; use that name"
         )
 
 

@@ -91,6 +91,14 @@ def test_a_policy_without_rules_is_told(state: Path) -> None:
     assert lines[5].endswith(f"under [versions] in {file}")
 
 
+def test_a_version_without_a_name_is_pointed_at(state: Path) -> None:
+    assert not _version("create", str(state)).exit_code
+    done = _version("create", str(state), "late")
+    assert done.exit_code == 0
+    seq = _seqs(state)[-1]
+    assert f"it was made without a name, and gets none: use {seq} where 'late'" in done.stderr
+
+
 def test_it_goes(state: Path) -> None:
     would_free = json.loads(_prune(state, "--dry-run", "--json"))["freed_bytes"]
     assert not _version("protect", str(state), "30").exit_code

@@ -176,9 +176,12 @@ def test_a_version_of_another_history_is_not_gone_on_from(tmp_path: Path) -> Non
         create_version(store, reader, Seq(14), "one", "node", 1, show_nothing)
     with pytest.raises(UsageError, match="is version one already"):
         create_version(store, reader, Seq(12), "two", "node", 1, show_nothing)
+    unnamed = create_version(store, reader, Seq(14), "", "node", 1, show_nothing).version
+    again = create_version(store, reader, Seq(14), "late", "node", 1, show_nothing)
+    assert (again.version, again.is_new) == (unnamed, False)
     later = create_version(store, reader, Seq(20), "two", "node", 1, show_nothing)
-    assert later.version.parent == version.key
-    assert later.entry_count == 8
+    assert later.version.parent == unnamed.key
+    assert later.entry_count == 6
 
 
 class _Raced(MemoryStore):

@@ -77,7 +77,9 @@ class JournalPruning:
         segments = prunable_segments(self._versions.source.reader)
         policy = self._policy
         keep_ns = None if policy.keep_days is None else int(policy.keep_days * _DAY_NS)
-        wanted_seq = beyond_window(segments, time.time_ns(), policy.keep_bytes, keep_ns)
+        # A clock that is ahead makes nothing old.
+        now_ns = min(time.time_ns(), self._versions.source.moments.last_time_ns)
+        wanted_seq = beyond_window(segments, now_ns, policy.keep_bytes, keep_ns)
         limits = self._limits() if wanted_seq else []
         limit_seq = min([wanted_seq, *(one.seq for one in limits)])
         going = [one for one in segments if one.last_seq <= limit_seq]

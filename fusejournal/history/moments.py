@@ -151,7 +151,7 @@ class Moments:
         time_ns = parse_moment(text, self._now_ns)
         if time_ns is None:
             raise NoSuchMomentError(f"{text!r} is no time (2026-01-31 14:00, '2 hours ago')")
-        if time_ns > max(self._now_ns, self._last_time_ns):
+        if time_ns > max(self._now_ns, self.last_time_ns):
             raise NoSuchMomentError(f"{text!r} is yet to come")
         before_seq = self._seq_after(time_ns)
         first_seq = self._lookup.reader.first_seq
@@ -183,7 +183,7 @@ class Moments:
         return seq
 
     @cached_property
-    def _last_time_ns(self) -> int:
+    def last_time_ns(self) -> int:
         """The date of the last entry, which is yet to come where the clock was put back since."""
         head_seq = self._head_seq()
         last = next(self._lookup.reader.read(head_seq, Seq(head_seq + 1)), None)

@@ -17,7 +17,8 @@ class PrunableSegment(NamedTuple):
     size: int
     """The bytes that it occupies."""
     ended_ns: int
-    """The time by which all of it was written."""
+    """The time by which all of it was written: no earlier than what any segment before was begun
+    at, because a clock that was put back says nothing of age."""
 
 
 def prunable_segments(reader: JournalReader) -> list[PrunableSegment]:
@@ -25,12 +26,14 @@ def prunable_segments(reader: JournalReader) -> list[PrunableSegment]:
     journal always stays. Raises JournalDamagedError, OSError."""
     paths = reader.segments()
     found = []
+    ended_ns = reader.beginning(paths[0])[0].time_ns if paths else 0
     for path, following in pairwise(paths):
         header, first = reader.beginning(following)
         if first is None:
             break
         last_seq = Seq(first_seq_of(following) - 1)
-        found.append(PrunableSegment(path, last_seq, path.stat().st_size, header.time_ns))
+        ended_ns = max(ended_ns, header.time_ns)
+        found.append(PrunableSegment(path, last_seq, path.stat().st_size, ended_ns))
     return found
 
 

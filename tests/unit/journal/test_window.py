@@ -4,8 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.journal.window import PrunableSegment, beyond_window
-from fusejournal.types import Seq
+from fusejournal.journal import clock
+from fusejournal.journal.journal import Journal
+from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.segment_writer import JournalOptions
+from fusejournal.journal.window import PrunableSegment, beyond_window, prunable_segments
+from fusejournal.operations import Clean
+from fusejournal.types import SYSTEM_CALLER, Seq
+from tests.support.entries import UUID_OF_TESTS
 
 _SEGMENTS = [
     PrunableSegment(Path(str(number)), Seq(number * 10), 100, number * 1000)
@@ -34,3 +40,30 @@ def test_what_is_beyond_goes(keep_bytes: int | None, keep_ns: int | None, last_s
     now_ns = 5999
     assert beyond_window(_SEGMENTS, now_ns, keep_bytes, keep_ns) == last_seq
     assert beyond_window([], now_ns, keep_bytes, keep_ns) == 0
+
+
+_DAY_NS = 86_400 * 10**9
+_OPTIONS = JournalOptions(segment_entries=4, preallocate_bytes=1 << 14, reserve_bytes=1 << 14)
+
+
+def test_a_clock_that_was_put_back_once_makes_nothing_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments were begun while it was: what was written before is as young as it is."""
+    begun_ns, wrong_days = 20_000 * _DAY_NS, 3650
+    monkeypatch.setattr(clock, "now_ns", lambda: begun_ns)
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, _OPTIONS)
+    for day in range(10):
+        is_wrong = day in (4, 5)
+        now_ns = begun_ns + (day - wrong_days * is_wrong) * _DAY_NS
+        monkeypatch.setattr(clock, "now_ns", lambda now_ns=now_ns: now_ns)
+        for _ in range(4):
+            journal.append(Clean(), SYSTEM_CALLER, journal.next_time(), lambda _: None)
+    journal.close()
+    segments = prunable_segments(JournalReader(tmp_path))
+    ended_ns = [one.ended_ns for one in segments]
+    assert ended_ns == sorted(ended_ns)
+    assert len(segments) >= 9
+    now_ns = begun_ns + 9 * _DAY_NS
+    assert beyond_window(segments, now_ns, None, 10 * _DAY_NS) == 0
+    assert 4 <= beyond_window(segments, now_ns, None, 7 * _DAY_NS) <= 8

@@ -116,7 +116,8 @@ async def is_bound_by(claim: Claim, mine: Reign, chains: ChainFinder) -> bool:
 async def find_common(
     connection: Connection, chains: ChainFinder, my_head: Seq, theirs: Position
 ) -> Seq:
-    """Returns, as the source, the last seq at which both journals are the same. Cancelling ends the
+    """Returns, as the source, the last seq at which both journals are the same, of those that both
+    still have. Cancelling ends the
     comparison. Raises WireError, JournalDamagedError."""
     seq = min(theirs.seq, my_head)
     if theirs.seq <= my_head:
@@ -127,16 +128,23 @@ async def find_common(
             return seq  # it cannot be told, and what comes next is not here any more
         comparison = Comparison(Seq(0), seq)
     else:
-        comparison = Comparison(Seq(0), Seq(theirs.seq + 1))
+        comparison = Comparison(Seq(0), Seq(my_head + 1))
         await _ask(connection, chains, comparison, (seq,))
         if comparison.agreed_seq == my_head:
             return my_head
-    # Of what came before a base nothing can be compared but its last entry.
+    # Of what came before this one's base nothing can be compared but its last entry. (The other's
+    # is found by what is told.)
     base_seq = Seq(await chains.first_seq() - 1)
     if 0 < base_seq < comparison.differ_seq:
         await _ask(connection, chains, comparison, (base_seq,))
     while not comparison.is_over:
         await _ask(connection, chains, comparison, comparison.probes())
+    if not comparison.is_told:
+        log.warning(
+            "%s: where the two journals part cannot be told: of one, all up to entry %d is gone",
+            connection.where,
+            comparison.unknown_seq,
+        )
     return comparison.agreed_seq
 
 

@@ -182,7 +182,7 @@ class MirrorApplier:
         applied before, in part too. Raises EntryRefusedError. Cancelling leaves it undone."""
         mtimes: dict[Fid, int] = {}
         if entry.seq == self._in_doubt:
-            lookup = Lookup(JournalReader(self._volume.journal.directory))
+            lookup = self._lookup()
             mtimes = await trio.to_thread.run_sync(kept_mtimes, lookup, entry)
         is_limit_met = False
         while True:
@@ -210,6 +210,13 @@ class MirrorApplier:
             self.full = None
             self._news.set()
         self._kernel_cache.invalidate(entry.operation)
+
+    def _lookup(self) -> Lookup:
+        """Returns what answers about the whole journal, what its base tells too."""
+        journal = self._volume.journal
+        reader = JournalReader(journal.directory, journal.uuid)
+        reader.base = journal.reader.base
+        return Lookup(reader)
 
     def _limit_met(self, entry: Entry, outcome: Outcome, number: int) -> str | None:
         """The limit of the backing that *entry* was refused for with errno *number*, in words."""

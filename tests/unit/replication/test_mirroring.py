@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import trio
@@ -14,6 +15,7 @@ from fusejournal.backing.apply import Applier
 from fusejournal.backing.catalog import Catalog
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import PeerLostError, PeerMistakenError, PeerRefusedError
+from fusejournal.journal.base import JournalBase
 from fusejournal.journal.frame_range import FrameRange, FrameRangeReader
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import list_segments
@@ -30,8 +32,9 @@ from fusejournal.replication.parting import load_parting
 from fusejournal.replication.primary_record import PrimaryRecord
 from fusejournal.replication.receive_session import Receiving
 from fusejournal.replication.ship_session import ShipSession
-from fusejournal.types import Seq
+from fusejournal.types import Epoch, Fid, Seq
 from fusejournal.wire.session import FAILED, FULL
+from tests.support.bases import base_tree
 from tests.support.losses import lose_machine
 from tests.support.pairs import (
     level,
@@ -568,3 +571,15 @@ async def test_a_mirror_that_was_level_applies_all_without_a_new_entry(tmp_path:
     with open_volume(tmp_path / "mirror", mirror=True) as mirror:
         assert mirror.opening.lost_machine
         assert mirror.opening.page.durable_seq == mirror.volume.journal.durable_seq == head_seq
+
+
+async def test_what_its_base_tells_the_applier_asks_too(tmp_path: Path) -> None:
+    """A former primary's journal may begin after a version."""
+    with open_volume(tmp_path / "mirror", mirror=True) as mirror:
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        assert mirror.applier._lookup().base is None
+        base = JournalBase(uuid4(), Epoch(1), Seq(9), 1, 1, "", "", "", "", Fid(3), 0)
+        mirror.volume.journal.reader.base = base_tree(base)
+        found = mirror.applier._lookup().base
+        assert found is not None
+        assert found.base == base

@@ -29,8 +29,8 @@ from fusejournal.objects.store import ObjectStore
 from fusejournal.operations import Kind, Mark
 from fusejournal.replication.local_node import node_name
 from fusejournal.types import Seq
+from fusejournal.versions.base_tree import open_base_tree
 from fusejournal.versions.bases import keys_pinned_by, pin, unpin
-from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.create import create_version
 from fusejournal.versions.manifest import Version
 from fusejournal.versions.verify import verify_version
@@ -159,9 +159,11 @@ class JournalPruning:
         ).version
         pin(store, version.key, version.uuid, self._state.created_ns)
         # Of what is in the store by now, nothing is taken on trust.
-        fresh = BlockReader(self._versions.store())
+        kept = self._versions.kept
+        base = _base_of(version, kept.place.id)
+        fresh = open_base_tree(self._state.directory, base, kept.config).blocks
         verify_version(fresh, version, progress, with_data=True)
-        self._install(_base_of(version, self._versions.kept.place.id))
+        self._install(base)
 
     def _finish(self) -> None:
         """Have what an earlier pruning left go, if it was stopped once its base was there."""

@@ -137,7 +137,7 @@ class RejoinRequest:
         reader = JournalReader(state.journal_dir, state.uuid)
         reader.must_reach = head.seq
         if (base := load_base(state.directory)) is not None:
-            reader.base = open_base(state.directory, base)
+            reader.base = open_base(state.directory, base, self._config.store)
         parting = self._find_parting(page, head)
         if not state.is_mirror and parting.reign.epoch <= head.epoch:
             raise RejoinError(
@@ -299,7 +299,7 @@ class RejoinRequest:
             reporter,
             page,
             is_mirror=True,
-            base_tree=partial(open_base, state.directory),
+            base_tree=partial(open_base, state.directory, config=self._config.store),
         )
         startup.open(read_only=False)
         startup.recover(read_only=False, check=check)

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fusejournal.admin.live import live_status
+from fusejournal.config import StoreConfig, find_config
 from fusejournal.errors import (
     FusejournalError,
     JournalError,
@@ -240,9 +241,10 @@ class JournalSource:
         return Seq(min(end, self.head_seq + 1))
 
 
-def open_source(text: str) -> JournalSource:
+def open_source(text: str, config: Path | None = None) -> JournalSource:
     """Opens the journal that *text* names: by a volume's name, mountpoint or state directory, a
-    directory with segments, or a segment file. Raises VolumeNotFoundError, JournalError."""
+    directory with segments, or a segment file. *config* as for :func:`with_base`. Raises
+    VolumeNotFoundError, JournalError."""
     try:
         state = find_volume(text)
     except VolumeNotFoundError:
@@ -253,7 +255,7 @@ def open_source(text: str) -> JournalSource:
             raise
         state = None
     if state is not None:
-        reader = with_base(JournalReader(state.journal_dir, state.uuid), state)
+        reader = with_base(JournalReader(state.journal_dir, state.uuid), state, config)
         source = JournalSource(state.name, reader, state)
     else:
         source = JournalSource(text, JournalReader(_find_segments([text])), None)
@@ -262,14 +264,21 @@ def open_source(text: str) -> JournalSource:
     return source
 
 
-def with_base(reader: JournalReader, state: VolumeState) -> JournalReader:
-    """Returns *reader*, of the journal of *state*, which knows by now what that begins with. Raises
+def with_base(
+    reader: JournalReader, state: VolumeState, config: Path | None = None
+) -> JournalReader:
+    """Returns *reader*, of the journal of *state*, which knows by now what that begins with.
+    *config*: the configuration, where it is not the one that the volume has. Raises
     JournalError."""
     if (base := load_base(state.directory)) is not None:
         # Only here: other volumes' commands need not load the libraries of versions.
+        from fusejournal.admin.version_store import load_store_config
         from fusejournal.versions.base_tree import open_base_tree
 
-        reader.base = open_base_tree(state.directory, base)
+        def store_config() -> StoreConfig:
+            return load_store_config(config or find_config(state.name))
+
+        reader.base = open_base_tree(state.directory, base, store_config)
     return reader
 
 

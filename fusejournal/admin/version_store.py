@@ -102,7 +102,7 @@ class VolumeStore:
     def _open_for_init(self, where: str) -> tuple[str, ObjectStore]:
         if is_address(where):
             where = str(parse_address(where))
-            config = self._config()
+            config = self.config()
             return where, open_store(where, writing=True, config=config, waiting=self._waiting)
         where = os.path.realpath(where)
         for above, what in (
@@ -138,7 +138,8 @@ class VolumeStore:
             remove_key(self._state.directory)  # another node was first, with its own
         return head, key
 
-    def _config(self) -> StoreConfig:
+    def config(self) -> StoreConfig:
+        """Returns how the store is dealt with. Raises ConfigError."""
         return load_store_config(self._config_file or find_config(self._state.name))
 
     @property
@@ -160,7 +161,7 @@ class VolumeStore:
             place,
             writing=writing,
             key=self.key() if place.key_id else None,
-            config=self._config(),
+            config=self.config(),
             waiting=self._waiting,
         )
         self.traffic = store.traffic

@@ -123,7 +123,7 @@ class VolumeVersions:
         """*waiting* is called now and then while a store that is no directory is waited for, and
         may raise. *config*: the configuration, where it is not the one that the volume has.
         Raises VolumeNotFoundError, JournalError, UsageError."""
-        self.source: JournalSource = open_source(volume)
+        self.source: JournalSource = open_source(volume, config)
         if self.source.state is None:
             raise UsageError(f"{volume} is a copy of a journal: versions are a volume's")
         self.state: VolumeState = self.source.state

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from uuid import UUID
 
-from fusejournal.config import JournalConfig
+from fusejournal.config import JournalConfig, StoreConfig
 from fusejournal.journal.base import BaseTree, JournalBase
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
@@ -168,19 +168,20 @@ def assemble_start(
         adopt=spec.adopt,
         observer=NodeObserver(files, kernel_cache, append_notifier),
         policy=policy,
-        base_tree=partial(open_base, spec.state_dir),
+        base_tree=partial(open_base, spec.state_dir, config=spec.config.store),
     )
     return StartParts(
         role, page, files, policy, exports, kernel_cache, local, append_notifier, startup
     )
 
 
-def open_base(state_dir: Path, base: JournalBase) -> BaseTree:
-    """Returns the tree at *base*, of the journal in *state_dir*."""
+def open_base(state_dir: Path, base: JournalBase, config: StoreConfig) -> BaseTree:
+    """Returns the tree at *base*, of the journal in *state_dir*, in a store that is dealt with as
+    *config* says."""
     # Only here: where there is no base, nothing need load the libraries of versions.
     from fusejournal.versions.base_tree import open_base_tree
 
-    return open_base_tree(state_dir, base)
+    return open_base_tree(state_dir, base, lambda: config)
 
 
 def assemble_serving(

@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from fusejournal.config import StoreConfig
 from fusejournal.journal.base import JournalBase
 from fusejournal.node.assemble import open_base
 from fusejournal.node.journal_limits import PruningRefusedError, install_base
 from fusejournal.replication.peer_record import PeerRecord
+from fusejournal.types import ROOT_FID
 from fusejournal.volume.startup import VolumeStartup
 
 if TYPE_CHECKING:
@@ -21,12 +23,16 @@ async def prune_running(
     tending: trio.Lock,
     records: Sequence[PeerRecord],
     base: JournalBase,
+    config: StoreConfig,
 ) -> int:
     """Have the journal of *node*, whose volume *startup* has opened, begin after *base*; *records*
-    tell of its peers, and who tends sealed segments holds *tending*. Returns how many segments
-    went. Cancelled, what has begun is done first. Raises PruningRefusedError, FusejournalError,
+    tell of its peers, and who tends sealed segments holds *tending*; the store of the base is dealt
+    with as *config* says. Returns how many segments went. Cancelled, what has begun is done first.
+    Raises StoreError where this node cannot read the base, PruningRefusedError, FusejournalError,
     OSError."""
     volume = startup.volume
+    tree = open_base(node.state.directory, base, config)
+    await trio.to_thread.run_sync(tree.node, ROOT_FID)
     # The state is taken only now, and nobody else writes it meanwhile: what it says of a reign that
     # is offered must not be undone.
     async with tending, node.saving:
@@ -39,5 +45,5 @@ async def prune_running(
                 install_base, state, base, startup.page, acked.get
             )
         volume.journal.sealed.remove_first(base.seq)
-        volume.journal.reader.base = open_base(state.directory, base)
+        volume.journal.reader.base = tree
     return count

@@ -240,7 +240,9 @@ class Node:
         except UNREADABLE_JSON as error:
             raise PruningRefusedError(f"no base: {error}") from None
         records = self._replication.records() if self._replication is not None else []
-        count = await prune_running(self, self._startup, durability.tending, records, base)
+        count = await prune_running(
+            self, self._startup, durability.tending, records, base, self._spec.config.store
+        )
         return {"segments": count}
 
     def _remember_listen(self) -> None:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from stat import S_IMODE
 
+from fusejournal.config import StoreConfig
 from fusejournal.file_operations import SetFlags
 from fusejournal.journal.base import (
     BaseNode,
@@ -43,9 +44,12 @@ from fusejournal.versions.records import (
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
 
 
-def open_base_tree(state_dir: Path, base: JournalBase) -> "VersionBase":
-    """Returns the tree at *base*, that of the journal in *state_dir*. Its methods raise StoreError
-    where the store is not there."""
+def open_base_tree(
+    state_dir: Path, base: JournalBase, config: Callable[[], StoreConfig]
+) -> "VersionBase":
+    """Returns the tree at *base*, that of the journal in *state_dir*. *config* is called where the
+    store is opened, for how it is to be dealt with. Its methods raise StoreError where the store is
+    not there, and what *config* raises."""
 
     def open_store() -> ObjectStore:
         place = read_place(state_dir)
@@ -56,7 +60,7 @@ def open_base_tree(state_dir: Path, base: JournalBase) -> "VersionBase":
                 f"{base.store}, which is not named here: 'fusejournal version store init' with its "
                 "place",
             )
-        return open_place(place, writing=False, key=read_key(state_dir))
+        return open_place(place, writing=False, key=read_key(state_dir), config=config())
 
     return VersionBase(base, open_store)
 
@@ -70,20 +74,21 @@ class VersionBase:
 
     def forget(self) -> None:
         """Drops what it keeps in memory; the next question opens the store again."""
-        for name in ("_blocks", "_nodes", "_chunk_nodes", "_inodes", "_names"):
+        for name in ("blocks", "_nodes", "_chunk_nodes", "_inodes", "_names"):
             self.__dict__.pop(name, None)
 
     @cached_property
-    def _blocks(self) -> BlockReader:
+    def blocks(self) -> BlockReader:
+        """Reads what the store has."""
         return BlockReader(self._open_store())
 
     @cached_property
     def _nodes(self) -> Nodes:
-        return Nodes(self._blocks)
+        return Nodes(self.blocks)
 
     @cached_property
     def _chunk_nodes(self) -> ChunkNodes:
-        return ChunkNodes(self._blocks)
+        return ChunkNodes(self.blocks)
 
     @cached_property
     def _inodes(self) -> SortedTree:
@@ -103,7 +108,7 @@ class VersionBase:
     def nodes(self) -> Iterator[BaseNode]:
         """Yields all, the root too, by fid."""
         for key, value in self._inodes.items():
-            yield self._node(decode_inode(fid_of_key(key), value, self._blocks))
+            yield self._node(decode_inode(fid_of_key(key), value, self.blocks))
 
     def fid_of_name(self, directory: Fid, name: bytes) -> Fid | None:
         """Returns the fid that a name stood for."""
@@ -112,7 +117,7 @@ class VersionBase:
 
     def _record(self, fid: Fid) -> InodeRecord | None:
         value = self._inodes.get(inode_key(fid))
-        return None if value is None else decode_inode(fid, value, self._blocks)
+        return None if value is None else decode_inode(fid, value, self.blocks)
 
     def _node(self, record: InodeRecord) -> BaseNode:
         return BaseNode(
@@ -198,7 +203,7 @@ class VersionBase:
 
     def _bytes(self, record: InodeRecord, id_: bytes | None) -> bytes:
         if id_ is not None:
-            return self._blocks.read(id_)
+            return self.blocks.read(id_)
         assert record.content is not None
         return record.content.inline or b""
 

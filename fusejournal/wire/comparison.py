@@ -11,7 +11,7 @@ _PROBES = 16
 class Comparison:
     """Finds the last seq at which two journals have the same chain, by asking for few of them.
 
-    ``agreed_seq`` is known to be the same in both, ``differ_seq`` not; at ``unknown_seq`` and before
+    ``agreed_seq`` is known to be the same in both, ``differ_seq`` not; up to ``unknown_seq``
     one of the two has no chain any more, because the beginning of a journal may be gone. The search
     is over when nothing is left between these."""
 

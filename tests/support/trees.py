@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from fusejournal.backing.fid_tag import FID_XATTR
+from fusejournal.config import StoreConfig
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.query import Criteria
 from fusejournal.journal.base import load_base
@@ -100,7 +101,7 @@ def rebuild(state: Path, target: Path, uuid: UUID) -> None:
     head_seq, _ = reader.head()
     if (base := load_base(state)) is not None:
         # What it begins with is in a store, and nothing of that can be replayed.
-        reader.base = open_base_tree(state, base)
+        reader.base = open_base_tree(state, base, StoreConfig)
         with Target(target, {"test": str(target)}) as goal:
             goal.clear_acls()
             steps = Fold(Lookup(reader), Seq(head_seq + 1)).tree(ROOT_FID)

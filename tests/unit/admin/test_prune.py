@@ -6,22 +6,34 @@ import struct
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from fusejournal.admin.prune import Pruning
+from fusejournal.admin.source import open_source
+from fusejournal.admin.versions import VolumeVersions
 from fusejournal.cli.prune import prune
 from fusejournal.cli.version import version
+from fusejournal.config import StoreConfig
 from fusejournal.errors import FusejournalError
-from fusejournal.journal.base import load_base
+from fusejournal.journal.base import load_base, save_base
+from fusejournal.journal.drop import drop_segments
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.node.assemble import open_base
 from fusejournal.node.journal_limits import PruningRefusedError
 from fusejournal.node.state_dir import VolumeState, save_state
+from fusejournal.objects.local import LocalStore
+from fusejournal.objects.store import ObjectStore
 from fusejournal.roles.role import Role
 from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.versions import base_tree
+from fusejournal.versions.manifest import list_versions
+from fusejournal.versions.place import StorePlace, open_place, read_place
 from fusejournal.volume.checkpoint import CheckpointFile
+from tests.support.bases import base_of
 from tests.support.workload import UUID_OF_WORKLOADS, make_directory, make_file, workload_of
 
 _DAY = "[versions]\nkeep_last = 1\n"
@@ -110,6 +122,43 @@ def test_it_goes(state: Path) -> None:
     for seq in ("20", "40"):
         assert not _version("verify", str(state), seq, "--data").exit_code
     assert "deleted 0 versions" in _prune(state)
+
+
+def test_its_base_is_read_as_the_configuration_says(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store may be one that cannot be read without."""
+    asked: list[StoreConfig] = []
+
+    def opening(place: StorePlace, *, config: StoreConfig, **more: Any) -> ObjectStore:
+        asked.append(config)
+        return open_place(place, config=config, **more)
+
+    monkeypatch.setattr(base_tree, "open_place", opening)
+    monkeypatch.setenv("FUSEJOURNAL_CONFIG_ROOT", str(tmp_path / "config"))
+    (tmp_path / "config").mkdir()
+    for path in (tmp_path / "policy.toml", tmp_path / "config" / "v.toml"):
+        path.write_text(f"[store]\nrequest_seconds = {len(path.name)}\n")
+    place = read_place(state)
+    assert place is not None
+    (made,) = (
+        one
+        for one in list_versions(LocalStore(Path(place.store)), UUID_OF_WORKLOADS)
+        if one.seq == 30
+    )
+    known = base_of(made, place.id)
+    save_base(state, known)
+    drop_segments(state / "journal", known.seq)
+    of_volume = open_source(str(state))
+    told = VolumeVersions(str(state), config=tmp_path / "policy.toml")
+    assert not asked
+    for reader in (of_volume.reader, told.source.reader):
+        assert reader.base is not None
+        assert reader.base.base == known
+        assert reader.base.node(ROOT_FID) is not None
+    node = open_base(state, known, StoreConfig(request_seconds=5)).node(ROOT_FID)
+    assert node is not None
+    assert [one.request_seconds for one in asked] == [6, 11, 5]
 
 
 def test_what_the_journal_does_not_have_either_is_lost(state: Path) -> None:

@@ -1,16 +1,18 @@
 """The pruning of a running volume, beside a handoff that writes the state down, too."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID
 
 import pytest
 import trio
 import trio.testing
 
 from fusejournal.address import Address
+from fusejournal.config import StoreConfig
 from fusejournal.journal.base import JournalBase, load_base
+from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.node.handoffs import Handoffs
 from fusejournal.node.holding import hold_or_make_volume
@@ -18,17 +20,35 @@ from fusejournal.node.hooks import RoleHooks
 from fusejournal.node.journal_limits import PruningRefusedError, install_base, journal_limits
 from fusejournal.node.live_pruning import prune_running
 from fusejournal.node.state_dir import VolumeState, load_state, note_offer
+from fusejournal.objects.local import LocalStore
+from fusejournal.objects.store import StoreError
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.handoff import Stage
-from fusejournal.types import Epoch, Fid, Seq
+from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.versions.create import create_version
+from fusejournal.versions.manifest import make_store
+from fusejournal.versions.place import StorePlace, write_place
+from tests.support.bases import base_of
+from tests.support.workload import make_directory, workload_of
 from tests.unit.node.test_handoffs import OFFERED, opened, spec_of
 
 pytestmark = pytest.mark.mount
 
 
-def _base(uuid: UUID) -> JournalBase:
-    roots = "00" * 32
-    return JournalBase(uuid, Epoch(1), Seq(1), 1, 1, "key", "id", roots, roots, Fid(2), 0)
+def _nothing(_: int, __: int | None) -> None:
+    """No progress to be shown."""
+
+
+def _base(state: VolumeState) -> JournalBase:
+    """A base that a version in the volume's store stands for."""
+    base = state.directory.parent
+    kept, journal = base / "kept", base / "journal"
+    workload_of(make_directory(Fid(2), ROOT_FID, b"d")).write(journal)
+    store = LocalStore.make(kept)
+    head = make_store(store)
+    write_place(state.directory, StorePlace(str(kept), *head))
+    made = create_version(store, JournalReader(journal), Seq(2), "", "node", 1, _nothing)
+    return base_of(made.version, head.id)
 
 
 def test_a_reign_that_is_offered_holds_the_journal(tmp_path: Path) -> None:
@@ -36,7 +56,7 @@ def test_a_reign_that_is_offered_holds_the_journal(tmp_path: Path) -> None:
         offering = note_offer(state, OFFERED)
         page = WatermarkPage(state.watermarks, state.created_ns)
         with pytest.raises(PruningRefusedError, match=r"was offered to east"):
-            install_base(offering, _base(state.uuid), page)
+            install_base(offering, _base(state), page)
         page.close()
         assert load_base(state.directory) is None
         assert load_state(state.directory).offered == OFFERED
@@ -71,22 +91,28 @@ async def test_what_a_handoff_writes_down_meanwhile_is_seen(tmp_path: Path) -> N
         node.handoffs = handoffs = Handoffs(owner, parts.startup, RoleHooks(spec))
         running: Any = SimpleNamespace(peer=SimpleNamespace(name="east"), stage=Stage.UNDONE)
         handoffs._running = running
-        tending, refused = trio.Lock(), list[str]()
+        base, tending, refused = _base(state), trio.Lock(), list[str]()
 
         async def prune() -> None:
             with pytest.raises(PruningRefusedError) as raised:
-                await prune_running(owner, parts.startup, tending, [], _base(state.uuid))
+                await prune_running(owner, parts.startup, tending, [], base, StoreConfig())
             refused.append(str(raised.value))
 
         async with trio.open_nursery() as nursery, tending:
             nursery.start_soon(prune)
-            await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(5):
+                while not tending.statistics().tasks_waiting:  # noqa: ASYNC110 -- it reads first
+                    await trio.sleep(0.005)
             await handoffs._note(OFFERED.reign)
         assert "was offered to east" in refused[0]
         assert load_state(state.directory).offered == node.state.offered == OFFERED
         running.stage = Stage.NOTED
         await prune()
         assert "the role is changing" in refused[1]
+        shutil.rmtree(state.directory.parent / "kept")
+        with pytest.raises(StoreError):
+            await prune_running(owner, parts.startup, tending, [], base, StoreConfig())
+        assert load_base(state.directory) is None
         parts.startup.close()
 
 

@@ -26,7 +26,7 @@ class Comparison:
 
     @property
     def gap(self) -> int:
-        """How far apart the ends of what is still searched are."""
+        """Distance between the ends of what is still searched."""
         return self.differ_seq - self._low
 
     @property

@@ -575,11 +575,13 @@ async def test_a_mirror_that_was_level_applies_all_without_a_new_entry(tmp_path:
 
 async def test_what_its_base_tells_the_applier_asks_too(tmp_path: Path) -> None:
     """A former primary's journal may begin after a version."""
-    with open_volume(tmp_path / "mirror", mirror=True) as mirror:
-        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(3)
+        await until("the mirror is level", level(primary, mirror))
         assert mirror.applier._lookup().base is None
-        base = JournalBase(uuid4(), Epoch(1), Seq(9), 1, 1, "", "", "", "", Fid(3), 0)
-        mirror.volume.journal.reader.base = base_tree(base)
-        found = mirror.applier._lookup().base
+        base = JournalBase(uuid4(), Epoch(1), Seq(0), 1, 1, "", "", "", "", Fid(3), 0)
+        reader = mirror.volume.journal.reader
+        reader.base = base_tree(base)
+        found, reader.base = mirror.applier._lookup().base, None
         assert found is not None
         assert found.base == base

@@ -512,7 +512,7 @@ async def test_the_last_common_entry_is_found(mine: int, theirs: int, data: st.D
 
 @given(mine=_LENGTHS, theirs=_LENGTHS, data=st.data())
 async def test_nothing_is_agreed_that_is_not(mine: int, theirs: int, data: st.DataObject) -> None:
-    """What is common may be pruned on either side, and then cannot be told."""
+    """Entries that are common may be pruned on either side: then nothing is made up."""
     common = data.draw(st.integers(0, min(mine, theirs)))
     first, their_first = (data.draw(st.integers(1, length + 1)) for length in (mine, theirs))
     one, other = History(1, common, mine, first), History(2, common, theirs, their_first)

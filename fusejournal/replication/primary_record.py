@@ -81,7 +81,8 @@ class PrimaryRecord:
         """Returns that nothing was heard of a primary for a while, and what to do, in words; None
         where something was. They stay the same while it lasts."""
         since_at = self._heard_at if self._heard_at is not None else self._began_at
-        if time.monotonic() - since_at < _SILENT_SECONDS:
+        is_heard = time.monotonic() - since_at < _SILENT_SECONDS
+        if is_heard or self.state is not MirrorState.WAITING:  # who is refused is not silent
             return None
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._heard_time))
         if self.primary is None:

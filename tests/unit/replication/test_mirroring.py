@@ -32,6 +32,7 @@ from fusejournal.replication.parting import load_parting
 from fusejournal.replication.primary_record import PrimaryRecord
 from fusejournal.replication.receive_session import Receiving
 from fusejournal.replication.ship_session import ShipSession
+from fusejournal.replication.states import MirrorEvent
 from fusejournal.types import Epoch, Fid, Seq
 from fusejournal.wire.session import FAILED, FULL
 from tests.support.bases import base_tree
@@ -513,6 +514,8 @@ def test_a_mirror_that_no_primary_calls_says_so(
         monkeypatch.setattr(primary_record_module, "_SILENT_SECONDS", 0.0)
         assert "no primary has called since 20" in (record.silence() or "")
         assert "fusejournal pair" in (record.silence() or "")
+        record.note(MirrorEvent.REFUSED_FULL)  # it calls, and gets nothing in
+        assert record.silence() is None
 
 
 @pytest.mark.parametrize("word", [FULL, FAILED])

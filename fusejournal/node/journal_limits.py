@@ -15,7 +15,7 @@ from fusejournal.journal.drop import drop_segments
 from fusejournal.journal.segment import BadFrameError, SegmentReader, first_seq_of, list_segments
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.node.state_dir import VolumeState, save_state
-from fusejournal.replication.peers import PeerBook
+from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.types import Seq
 from fusejournal.volume.checkpoint import CheckpointFile
 from fusejournal.volume.rollback import load_rollback
@@ -56,14 +56,29 @@ def journal_limits(
     on_disk = min(checkpoint_seq, page.rooted_seq)
     yield JournalLimit(on_disk, f"the backing is on its disk up to entry {on_disk}")
     for peer in PeerBook.load(state.directory).list():
-        if peer.address is None or peer.needs_copy is not None:
-            continue
-        known = acked(peer.name)
-        seq = peer.on_disk_seq if known is None else known
-        yield JournalLimit(seq, f"peer {peer.name} has entries up to {seq}")
+        if (limit := _limit_of(peer, acked(peer.name))) is not None:
+            yield limit
     for branch in list_branches(state.directory):
         seq = Seq(branch.parted.seq - 1)
         yield JournalLimit(seq, f"branch {branch.name} parts after entry {branch.parted.seq}")
+
+
+def _limit_of(peer: Peer, acked_seq: Seq | None) -> JournalLimit | None:
+    """Returns how *peer* holds the journal back, if it does; *acked_seq*: what is known of it
+    beside the book."""
+    if peer.needs_copy is not None:
+        return None
+    if peer.address is not None:
+        seq = peer.on_disk_seq if acked_seq is None else acked_seq
+        return JournalLimit(seq, f"peer {peer.name} has entries up to {seq}")
+    if peer.heard_at is not None:
+        # It comes back as a mirror, from where its history parts from this one: that is not known.
+        why = (
+            f"peer {peer.name} was the primary before, and may lack anything since: it has no "
+            "address here, so 'fusejournal peer add' gives it one, or 'peer remove' gives it up"
+        )
+        return JournalLimit(_NOTHING, why)
+    return None
 
 
 def install_base(

@@ -74,6 +74,23 @@ def test_what_a_peer_owes_it_does_not_have(tmp_path: Path) -> None:
         assert _limits(state) == {"peer east has entries up to 5": 5}
 
 
+def test_a_primary_of_before_holds_the_journal_until_it_is_shipped_to(tmp_path: Path) -> None:
+    """It lacks what came since, and nobody has heard how much that is."""
+    with hold_or_make_volume(spec_of(tmp_path, None)) as state:
+        book = PeerBook(state.directory)
+        book.add("guest", None)
+        book.add("west", None)
+        book.note_heard("west", Seq(100), 17.6e8)
+        book.save()
+        ((why, seq),) = _limits(state).items()
+        assert seq == 0
+        assert why.startswith("peer west was the primary before, and may lack anything since")
+        book.add("west", Address("10.0.0.2", 7710))
+        book.note_acked("west", Seq(90), Seq(90))
+        book.save()
+        assert _limits(state) == {"peer west has entries up to 90": 90}
+
+
 def _limits(state: VolumeState) -> dict[str, int]:
     """The limits that peers are."""
     page = WatermarkPage(state.watermarks, state.created_ns)

@@ -352,6 +352,11 @@ def bring_up_to_date(state: VolumeState, known: VolumeState) -> None:
             f"{before}: an older version of fusejournal was at work beside {page}: move away which "
             "of the two is not this state's, or both, and the next start looks the backing over"
         )
+    if _format_of(directory) == _FORMAT_WITH_BASE != state.format:
+        raise JournalError(
+            f"{base_path(directory)}: is missing, and nothing else tells the tree before the "
+            "journal's first entry: restore it"
+        )
     with _told_when_full(state, known):
         if state != known or _format_of(directory) != state.format:
             _save_over(state, known)

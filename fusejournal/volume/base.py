@@ -18,11 +18,11 @@ MakeTree = Callable[[JournalBase], BaseTree]
 def prepare_base(state_dir: Path, uuid: UUID, *, read_only: bool) -> JournalBase | None:
     """Returns the base of the journal in *state_dir*, of volume *uuid*, if it has one, with what it
     stands for gone. Raises JournalError where it is another volume's, or segments behind it are
-    missing; OSError."""
-    base = load_base(state_dir)
+    missing, or it is missing itself; OSError."""
+    base, path = load_base(state_dir), base_path(state_dir)
     if base is None:
+        _check_whole(state_dir)
         return None
-    path = base_path(state_dir)
     if base.uuid != uuid:
         raise JournalError(f"{path}: is of volume {base.uuid}, and this is {uuid}")
     starts = [first_seq_of(one) for one in list_segments(state_dir / "journal")]
@@ -34,6 +34,16 @@ def prepare_base(state_dir: Path, uuid: UUID, *, read_only: bool) -> JournalBase
     if not read_only:
         drop_segments(state_dir / "journal", base.seq)
     return base
+
+
+def _check_whole(state_dir: Path) -> None:
+    """Raises JournalError unless the journal in *state_dir* begins with entry 1, or has none."""
+    for first in list_segments(state_dir / "journal")[:1]:
+        if first_seq_of(first) != 1:
+            raise JournalError(
+                f"{first.parent}: begins with entry {first_seq_of(first)}, and nothing tells the "
+                f"tree before: restore {base_path(state_dir)}, or the segments that are missing"
+            )
 
 
 def attach_base(journal: Journal, base: JournalBase | None, make_tree: MakeTree | None) -> None:

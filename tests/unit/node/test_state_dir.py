@@ -15,10 +15,12 @@ from fusejournal.config import Config, VolumeConfig
 from fusejournal.disk import failpoints
 from fusejournal.errors import (
     FusejournalError,
+    JournalError,
     UsageError,
     VolumeBusyError,
     VolumeNotFoundError,
 )
+from fusejournal.journal.base import base_path
 from fusejournal.node.holding import hold_or_make_volume
 from fusejournal.node.registry import (
     all_volumes,
@@ -32,6 +34,7 @@ from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import (
     Offered,
     VolumeState,
+    bring_up_to_date,
     change_role,
     load_state,
     note_offer,
@@ -561,3 +564,16 @@ def test_a_new_volume_in_a_directory_of_another_user(tmp_path: Path) -> None:
     ):
         pass
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_format_with_a_base_is_never_taken_back(tmp_path: Path) -> None:
+    """Where the record was lost, an older version would begin in the midst of the journal, too."""
+    with hold_or_make_volume(spec(tmp_path)) as state:
+        pass
+    base_path(state.directory).touch()
+    save_state(state)
+    base_path(state.directory).unlink()
+    before = (state.directory / "volume.json").read_bytes()
+    with pytest.raises(JournalError, match=r"base\.json: is missing"):
+        bring_up_to_date(state, state)
+    assert (state.directory / "volume.json").read_bytes() == before

@@ -22,6 +22,7 @@ from fusejournal.operations import Write
 from fusejournal.types import ROOT_FID, Epoch, Fid, Position, Seq
 from fusejournal.versions.base_tree import VersionBase
 from fusejournal.volume import recovery
+from fusejournal.volume.base import prepare_base
 from tests.support import bases
 from tests.support.bases import give_base, possible_bases
 from tests.support.losses import Died, begin_another_boot
@@ -159,6 +160,17 @@ def test_what_does_not_go_together_is_refused(based: tuple[Path, JournalBase]) -
     (directory / "aside").rename(first)
     with open_volume(directory) as volume:
         assert volume.opening.degraded == []
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_record_that_was_lost_is_missed(based: tuple[Path, JournalBase], read_only: bool) -> None:
+    directory, base = based
+    base_path(directory / "state").unlink()
+    begin_another_boot(directory / "state")
+    with pytest.raises(JournalError, match=f"begins with entry {base.seq + 1}, and nothing tells"):
+        prepare_base(directory / "state", base.uuid, read_only=read_only)
+    _refused(directory, JournalError, "base.json, or the segments that are missing")
+    assert (directory / "state/catalog").exists()
 
 
 def base_of(base: JournalBase, **changes: object) -> JournalBase:

@@ -3,11 +3,13 @@
 Asked by the command that prunes, of what is on disk, for its plan; and by who holds the volume, its
 layer if one runs, right before segments go."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from fusejournal.disk import calls
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.base import JournalBase, load_base, save_base
 from fusejournal.journal.branches import list_branches
@@ -104,14 +106,26 @@ def install_base(
 
 
 def _check_follows(directory: Path, base: JournalBase) -> None:
-    """Raises PruningRefusedError unless a segment begins right behind *base*."""
+    """Has the segment that begins right behind *base* be durable, because without it the base is
+    nobody's: the layer may have begun it just now. Raises PruningRefusedError unless there is one;
+    OSError."""
     for path in list_segments(directory):
         if first_seq_of(path) != base.seq + 1:
             continue
         try:
             with closing(SegmentReader(path)) as reader:
                 if (reader.header.uuid, reader.header.chain_before) == (base.uuid, base.chain):
+                    _make_durable(path)
                     return
         except BadFrameError as bad:
             raise bad.in_segment(path) from None
     raise PruningRefusedError(f"no segment of {directory} follows entry {base.seq} of this history")
+
+
+def _make_durable(segment: Path) -> None:
+    fd = os.open(segment, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        calls.fsync("journal.base.segment", fd)
+    finally:
+        os.close(fd)
+    calls.fsync_directory("journal.base.segments", segment.parent)

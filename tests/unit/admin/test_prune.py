@@ -1,5 +1,6 @@
 """Pruning of a stopped volume by its policy: what would go, and that it goes."""
 
+import errno
 import fcntl
 import json
 import struct
@@ -17,9 +18,11 @@ from fusejournal.admin.versions import VolumeVersions
 from fusejournal.cli.prune import prune
 from fusejournal.cli.version import version
 from fusejournal.config import StoreConfig
+from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.base import load_base, save_base
 from fusejournal.journal.drop import drop_segments
+from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.node.assemble import open_base
@@ -32,8 +35,10 @@ from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.versions import base_tree
 from fusejournal.versions.manifest import list_versions
 from fusejournal.versions.place import StorePlace, open_place, read_place
+from fusejournal.volume.base import prepare_base
 from fusejournal.volume.checkpoint import CheckpointFile
 from tests.support.bases import base_of
+from tests.support.losses import Died, failing_at
 from tests.support.workload import UUID_OF_WORKLOADS, make_directory, make_file, workload_of
 
 _DAY = "[versions]\nkeep_last = 1\n"
@@ -226,3 +231,43 @@ def test_the_base_stays_pinned(state: Path) -> None:
     _prune(state)
     assert _pins(state) == [pin]
     assert base.seq in _seqs(state)
+
+
+def test_the_power_fails_once_the_base_is_there(state: Path) -> None:
+    """The segment behind it may have been begun just now: what was not flushed of it is zeros."""
+    _may_go(state)
+    labels: list[str] = []
+
+    def listen(label: str) -> None:
+        labels.append(label)
+        if label == "journal.drop.unlink":
+            raise Died
+
+    pruning = Pruning(str(state), state.parent / "policy.toml")
+    failpoints.listen(listen)
+    try:
+        with pytest.raises(Died):
+            pruning.carry_out(pruning.plan(), lambda _, __: None)
+    finally:
+        failpoints.listen(None)
+    base = load_base(state)
+    assert base is not None
+    behind = state / "journal" / f"{base.seq + 1:020}.fj"
+    flushed = labels[: labels.index("journal.base.write")]
+    if "journal.base.segment" not in flushed:
+        behind.write_bytes(bytes(behind.stat().st_size))
+    assert "journal.base.segments" in flushed  # and so is its name
+    assert prepare_base(state, base.uuid, read_only=False) == base
+    header, _ = JournalReader(state / "journal").beginning(behind)
+    assert header.chain_before == base.chain
+
+
+def test_where_that_cannot_be_flushed_nothing_goes(state: Path) -> None:
+    _may_go(state)
+    pruning = Pruning(str(state), state.parent / "policy.toml")
+    before = list_segments(state / "journal")
+    fault = OSError(errno.EIO, "Input/output error")
+    with failing_at("journal.base.segment", 1, fault), pytest.raises(OSError, match="Input"):
+        pruning.carry_out(pruning.plan(), lambda _, __: None)
+    assert load_base(state) is None
+    assert list_segments(state / "journal") == before

@@ -567,7 +567,7 @@ def test_a_new_volume_in_a_directory_of_another_user(tmp_path: Path) -> None:
 
 
 def test_a_format_with_a_base_is_never_taken_back(tmp_path: Path) -> None:
-    """Where the record was lost, an older version would begin in the midst of the journal, too."""
+    """An older version would begin in the midst of the journal, too."""
     with hold_or_make_volume(spec(tmp_path)) as state:
         pass
     base_path(state.directory).touch()

@@ -43,11 +43,8 @@ def console(
     """
     if context.invoked_subcommand is not None:
         return
-    missing = [name for name in ("hypercorn", "starlette") if find_spec(name) is None]
-    if missing:
-        raise FusejournalError(
-            f"the console needs {' and '.join(missing)}: pip install 'fusejournal[console]'"
-        )
+    if lacking := _lacking():
+        raise FusejournalError(lacking)
     from fusejournal.console.serve import run_console
 
     def ready(url: str, fingerprint: str) -> None:
@@ -57,6 +54,19 @@ def console(
         sd_notify("READY=1")
 
     run_console(parse_address(listen), certificate, key, own_certificate=tls, ready=ready)
+
+
+def _lacking() -> str:
+    """Returns what the page lacks here, in words; nothing where it can be served."""
+    missing = [name for name in ("hypercorn", "starlette") if find_spec(name) is None]
+    if not missing:
+        return ""
+    return f"the console needs {' and '.join(missing)}: pip install 'fusejournal[console]'"
+
+
+def _warn_of_lacking() -> None:
+    if lacking := _lacking():
+        text.echo(f"fusejournal: {lacking}", err=True)
 
 
 @console.group(short_help="The people who may log in.")
@@ -98,6 +108,7 @@ def add_user(name: str, role: str, as_json: bool) -> None:
     text.echo(f"user {name}, {role}")
     text.echo(f"one-time code, for a day: {code}")
     text.echo("On the page: 'I have a one-time code'")
+    _warn_of_lacking()
 
 
 @user.command("remove")
@@ -169,6 +180,7 @@ def pair(agent: str, code: str | None, as_json: bool) -> None:
         text.echo_json({"agent": name, "node": paired.node, "fingerprint": paired.fingerprint})
         return
     text.echo(f"paired with the agent {name} at {address}: {paired.fingerprint}")
+    _warn_of_lacking()
 
 
 @console.command(short_help="The agents that are paired.")

@@ -91,4 +91,7 @@ def _operation(
 def _schema(parameter: Parameter) -> dict[str, Any]:
     if parameter.kind == "array":
         return {"type": "array", "items": {"type": "string"}}
-    return {"type": parameter.kind}
+    schema: dict[str, Any] = {"type": parameter.kind}
+    if parameter.values:
+        schema["enum"] = list(parameter.values)
+    return schema

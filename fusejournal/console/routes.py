@@ -17,6 +17,8 @@ class Parameter:
     kind: Literal["string", "integer", "boolean", "array"]
     words: str
     is_required: bool = False
+    values: tuple[str, ...] = ()
+    """All that it can be; empty where that is not a list."""
 
 
 @dataclass(frozen=True)
@@ -118,18 +120,26 @@ ROUTES: Final = (
         "POST", "/api/agents/{agent}/jobs", "job-create", AccessRole.OPERATOR,
         "Plans an undo, or begins a restore.",
         (
-            Parameter("kind", "string", "undo or restore.", True),
+            Parameter("kind", "string", "What is to be done.", True, ("undo", "restore")),
             Parameter("volume", "string", "The volume.", True),
             *_FILTER,
             Parameter("seqs", "array", "undo: entries, or ranges of them: 7-12."),
             Parameter("without", "array", "undo: but not these."),
-            Parameter("on_conflict", "string", "undo: stop, skip or aside."),
+            Parameter(
+                "on_conflict", "string", "undo: where later changes are in the way.",
+                values=("stop", "skip", "aside"),
+            ),
             Parameter("at", "integer", "restore: as it was right after this entry."),
         ),
     ),
     ApiRoute(
         "POST", "/api/agents/{agent}/jobs/{id}", "job-order", AccessRole.OPERATOR,
         "Has a job go on, pause, resume, stop, or be removed.",
-        (Parameter("order", "string", "do, pause, resume, stop or remove.", True),),
+        (
+            Parameter(
+                "order", "string", "What the job is to do.", True,
+                ("do", "pause", "resume", "stop", "remove"),
+            ),
+        ),
     ),
 )  # fmt: skip

@@ -225,6 +225,9 @@ async def test_the_description_has_every_path(console: RunningConsole) -> None:
         assert operation["x-access"] == route.access.word
         named = {one["name"] for one in operation["parameters"] if one["in"] == "path"}
         assert named == set(re.findall(r"{(\w+)}", route.path))
+    path = described["paths"]["/api/agents/{agent}/jobs/{id}"]["post"]
+    schema = path["requestBody"]["content"]["application/json"]["schema"]
+    assert schema["properties"]["order"]["enum"] == ["do", "pause", "resume", "stop", "remove"]
 
 
 @pytest.mark.parametrize(

@@ -163,8 +163,7 @@ def export_volume(
 
 
 def remove_export(state: VolumeState) -> ExportRemoved:
-    """Takes a volume's file of exports away, and unexports it now. Raises NoNfsServerError,
-    OSError."""
+    """Takes a volume's file of exports away, and unexports it now. Raises OSError."""
     try:
         removed = exports.remove(state.name, state.mountpoint)
     finally:

@@ -7,6 +7,8 @@ import click
 from fusejournal.admin.export import ExportResult, export_volume, find_exportable, remove_export
 from fusejournal.cli import text
 from fusejournal.errors import PrivilegeError, UsageError
+from fusejournal.nfs import nfsd
+from fusejournal.nfs.exports import own_file
 from fusejournal.node.state_dir import VolumeState
 
 
@@ -83,6 +85,8 @@ def _remove(state: VolumeState, as_json: bool) -> None:
         text.echo_json({"name": state.name, "removed": removed, "left": [e.where for e in left]})
     elif not removed:
         text.echo(f"volume {state.name} was not exported", err=True)
+    elif nfsd.tool("exportfs") is None:
+        text.echo(f"took {own_file(state.name)} away; nothing was exported: no NFS server is here")
     for other in left:
         text.echo(
             f"fusejournal: still exported to {other.client}: {other.where}: take it out there, "
@@ -94,9 +98,9 @@ def _remove(state: VolumeState, as_json: bool) -> None:
 def _show(found: ExportResult) -> None:
     report = found.report
     text.echo_lines(found.content)
-    if report.written:
-        text.echo(f"# On a client: {report.mount}")
-    else:
+    if not report.written:
         text.echo(f"# Put it into {report.file} and export it: --write")
+    elif found.missing is None:
+        text.echo(f"# On a client: {report.mount}")
     for warning in report.warnings:
         text.echo(f"fusejournal: {warning}", err=True)

@@ -389,13 +389,12 @@ def _remove(path: Path) -> None:
 
 def remove(name: str, mountpoint: Path) -> bool:
     """Take the volume's file away, and every export of it that no other file has; returns whether
-    there was any. Raises NoNfsServerError, the file being removed."""
+    there was any. Without an NFS server there is no more to it than the file. Raises OSError."""
     own = own_file(name)
     was = own.exists()
     _remove(own)
-    if nfsd.tool("exportfs") is None and not was:
-        return False
-    _check_installed()
+    if nfsd.tool("exportfs") is None:
+        return was
     was = was or any(export.path == mountpoint for export in active())
     _read_anew(dropping=mountpoint)
     nfsd.flush()

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fusejournal.admin.versions import VolumeVersions
     from fusejournal.versions.manifest import Version
 
+_ONE_OF = "give one of --to-version, --to-seq, --before-seq, --to-time and --to-mark"
+
 
 @click.command("restore", short_help="Bring back a tree, directory or file as it was.")
 @click.argument("volume")
@@ -110,6 +112,8 @@ def restore_command(
         versions = open_versions(volume, key_file, config, raise_interrupt)
         _restore_version(versions, path, to_version, target, as_json)
         return
+    if all(one is None for one in moment):
+        raise UsageError(_ONE_OF)
     source = open_source(volume)
     end = source.end_of(to_seq=to_seq, before_seq=before_seq, to_time=to_time, to_mark=to_mark)
     raw = source.path(path) if path else b""
@@ -131,9 +135,7 @@ def _restore_in_place(
     as_json: bool,
 ) -> None:
     if sum(one is not None for one in moment) != 1:
-        raise UsageError(
-            "give one of --to-version, --to-seq, --before-seq, --to-time and --to-mark"
-        )
+        raise UsageError(_ONE_OF)
     from fusejournal.admin.restore_in_place import Moment
     from fusejournal.cli.in_place import restore_in_place
 

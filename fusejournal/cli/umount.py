@@ -44,6 +44,8 @@ def umount(volume: str, lazy: bool, force: bool) -> None:
     state = find_volume(volume)
     if stop_volume(state, _Reporter(), lazy=lazy, force=force).was_dead:
         text.echo(f"{state.mountpoint}: its layer had died; took the dead mount away", err=True)
+    elif sys.stderr.isatty():
+        text.echo(f"{state.mountpoint}: unmounted", err=True)
 
 
 class _Reporter:

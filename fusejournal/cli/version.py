@@ -1,6 +1,7 @@
 """``fusejournal version``: kept images of the tree, and the store that they are in."""
 
 import os
+import sys
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from fusejournal.cli import entries, text
 from fusejournal.cli.interrupts import raise_interrupt
 from fusejournal.cli.replay import watched
 from fusejournal.cli.version_store import key, store
+from fusejournal.errors import UsageError
 from fusejournal.objects.store import StoreError
 from fusejournal.versions.create import History
 from fusejournal.versions.manifest import UnreadableVersion
@@ -303,6 +305,8 @@ def delete(volume: str, wanted: str, yes: bool) -> None:
     versions = VolumeVersions(volume, raise_interrupt)
     _, name = versions.key_to_delete(wanted)
     if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"version {name} would be deleted: --yes says so without a terminal")
         click.confirm(f"delete version {name}?", abort=True, err=True)
     versions.delete(wanted)
     text.echo(f"deleted version {name}")

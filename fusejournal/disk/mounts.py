@@ -10,6 +10,7 @@ Source: mount(2), umount2(2), proc(5) on mountinfo, the kernel's fs/fuse/inode.c
 import errno
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,6 +143,9 @@ def check_places(backing: Path, mountpoint: Path, state_dir: Path) -> None:
     BackingError, UsageError, VolumeBusyError."""
     if not mountpoint.is_dir():
         # (Another code than a wrong command's: its disk may be late.)
+        if not os.path.lexists(mountpoint):
+            make = shlex.join(["mkdir", "-p", str(mountpoint)])
+            raise MountError(f"{mountpoint}: the mountpoint is not there: {make}")
         raise MountError(f"{mountpoint}: the mountpoint is not a directory")
     if state_dir == backing or state_dir.is_relative_to(backing):
         raise BackingError(

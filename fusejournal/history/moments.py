@@ -27,6 +27,7 @@ from datetime import time as time_of_day
 from functools import cached_property
 
 from fusejournal.errors import NoSuchMomentError
+from fusejournal.history.json_values import utc
 from fusejournal.history.lookup import Lookup
 from fusejournal.types import Seq
 
@@ -160,9 +161,16 @@ class Moments:
         if before_seq < first_seq or (before_seq == first_seq and not is_of_base):
             raise NoSuchMomentError(
                 f"{text!r} is before the journal: its first entry is {first_seq}"
+                + self._time_of_first()
                 + nearest(Seq(first_seq - 1))
             )
         return before_seq
+
+    def _time_of_first(self) -> str:
+        reader = self._lookup.reader
+        for entry in reader.read(reader.first_seq, Seq(reader.first_seq + 1)):
+            return f", of {utc(entry.time_ns)}"
+        return ""
 
     def at_mark(self, name: str) -> Seq:
         """Returns the end, half-open, of all up to a mark. Raises NoSuchMomentError."""

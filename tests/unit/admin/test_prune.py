@@ -116,6 +116,13 @@ def test_a_version_without_a_name_is_pointed_at(state: Path) -> None:
     assert f"it was made without a name, and gets none: use {seq} where 'late'" in done.stderr
 
 
+def test_a_deletion_is_asked_for_on_a_terminal_alone(state: Path) -> None:
+    refused = _version("delete", str(state), "called")
+    assert "--yes" in str(refused.exception)
+    assert 20 in _seqs(state)
+    assert not _version("delete", str(state), "called", "--yes").exit_code
+
+
 def test_it_goes(state: Path) -> None:
     would_free = json.loads(_prune(state, "--dry-run", "--json"))["freed_bytes"]
     assert not _version("protect", str(state), "30").exit_code

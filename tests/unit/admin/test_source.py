@@ -59,7 +59,7 @@ def test_an_end_that_is_none(source: JournalSource) -> None:
         source.end_of(to_seq=12)
     with pytest.raises(NoSuchMomentError):
         source.end_of(to_time="here")
-    with pytest.raises(NoSuchMomentError):
+    with pytest.raises(NoSuchMomentError, match="its first entry is 1, of 1970-01-01T00:00:00"):
         source.end_of(to_time="@0")
     with pytest.raises(NoSuchMomentError):
         source.end_of(to_mark="there")

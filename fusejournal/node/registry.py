@@ -68,8 +68,9 @@ def check_rightful(directory: Path, name: str) -> None:
             or (other.name == name and is_rightful and other.holder() is not None)
         ):
             raise UsageError(
-                f"volume {name} is that of {other.directory}, not of {directory}: if it is not so "
-                "any more, move the former away; a new volume needs another --name"
+                f"volume {name} is that of {other.directory}, not of {directory}: mount it "
+                f"again by 'fusejournal mount {name}'; if it is not so any more, move the former "
+                "away; a new volume needs another --name"
             )
 
 

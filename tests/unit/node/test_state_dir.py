@@ -452,7 +452,7 @@ def test_a_copy_is_not_taken_for_the_volume(tmp_path: Path, state: str, copy: st
     with hold_or_make_volume(spec(tmp_path, state=state)) as again:
         assert again == made
     with (
-        pytest.raises(UsageError, match="move the former away"),
+        pytest.raises(UsageError, match="away; a new volume needs"),
         hold_or_make_volume(spec(tmp_path, state=copy)),
     ):
         pass

@@ -13,7 +13,8 @@
    is done.
 
 What cannot be read may need anything: while the object of a version is spoilt or a newer program's,
-nothing goes that an index tells of; while an index is spoilt, nothing goes at all.
+nothing goes that an index tells of, nor while that of a journal's base is gone; while an index is
+spoilt, nothing goes at all.
 
 A kill at any point leaves a plan that the next collection takes up. Creating, reading, listing go
 on all along; who reads a block that was put elsewhere looks again. If others are at work at step 3,
@@ -24,6 +25,7 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from fusejournal.objects.store import ObjectStore, put_same
+from fusejournal.versions.bases import pinned_keys
 from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.chunk_list import ChunkNodes
 from fusejournal.versions.creators import (
@@ -38,7 +40,7 @@ from fusejournal.versions.creators import (
     unregister,
     workers,
 )
-from fusejournal.versions.manifest import UnreadableVersion, read_versions
+from fusejournal.versions.manifest import FoundVersions, UnreadableVersion, read_versions
 from fusejournal.versions.packs import (
     PACK_MAGIC_BYTES,
     StoreDamagedError,
@@ -156,6 +158,21 @@ def _carry_out(
     return Collected(len(packs), removed_bytes, 0, 0, (), usage.unreadable)
 
 
+def _lost_bases(store: ObjectStore, found: FoundVersions) -> list[UnreadableVersion]:
+    """Returns the versions that journals begin with (bases.py), and whose objects are gone."""
+    read = {one.key for one in found.versions} | {one.key for one in found.unreadable}
+    # In this order: who pins one looks afterwards whether it is there.
+    lost = sorted(pinned_keys(store) - read)
+    there = set(store.names("versions/")) if lost else set()
+    return [
+        UnreadableVersion(
+            key, StoreDamagedError(store.where, f"version {key}, which a journal needs, is gone")
+        )
+        for key in lost
+        if f"versions/{key}" not in there
+    ]
+
+
 class _Usage:
     """The blocks that versions have."""
 
@@ -165,7 +182,7 @@ class _Usage:
         # Versions first: what one relies on was told by an index before it was there.
         found = read_versions(store, None)
         versions = [one for one in found.versions if one.key not in without]
-        self.unreadable = tuple(found.unreadable)
+        self.unreadable = (*found.unreadable, *_lost_bases(store, found))
         self.reader = reader = BlockReader(store)
         for fault in reader.spoilt_indexes.values():
             raise StoreDamagedError(fault.where, f"{fault.reason}; nothing is collected before")

@@ -18,6 +18,7 @@ from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.versions import blocks as blocks_module
 from fusejournal.versions import content as content_module
 from fusejournal.versions import creators
+from fusejournal.versions.bases import pin
 from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.collect import Collected, collect
 from fusejournal.versions.create import create_version, delete_version
@@ -124,6 +125,24 @@ def test_nothing_is_collected_where_a_version_lacks_a_block(reader: JournalReade
         _collect(store)
     assert set(store.names("packs/")) == before
     assert workers(store) == []
+
+
+def test_nothing_goes_while_the_version_of_a_base_is_gone(reader: JournalReader) -> None:
+    store = MemoryStore()
+    _create(store, reader, 20)
+    _create(store, reader, 40)
+    base, _ = all_versions(store)
+    pin(store, base.key, base.uuid, 7)
+    content = store.objects.pop(f"versions/{base.key}")
+    before = set(store.names("packs/"))
+    done = _collect(store)
+    assert [one.key for one in done.unreadable] == [base.key]
+    assert "which a journal needs, is gone" in str(done.unreadable[0].error)
+    assert not done.removed_packs
+    assert set(store.names("packs/")) == before
+    store.objects[f"versions/{base.key}"] = content
+    assert _collect(store).unreadable == ()
+    _check(store)
 
 
 def test_a_collection_waits_for_who_began_before(

@@ -27,6 +27,7 @@ from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import kept_mtimes, mtimes_before
 from fusejournal.journal.format import Entry
 from fusejournal.journal.outcomes import with_outcomes
+from fusejournal.objects.store import StoreError
 from fusejournal.operations import (
     Clean,
     ControlOperation,
@@ -80,6 +81,9 @@ class Recovery:
         self.missing: list[bytes] = []
         """Paths that the journal has and the backing has not: it was changed behind
         the layer."""
+
+        self.left = ""
+        """Anything that was not made as the journal says, because a store is away."""
 
     def run(self, progress: Progress) -> int:
         """Recover. Returns how many entries the catalog lacked. Raises RecoveryError,
@@ -136,6 +140,9 @@ class Recovery:
             if not self._past_damage:
                 raise
             self.damage = error
+            return
+        except StoreError as error:
+            self.left = f"the time of the root directory stays as it is found: {error}"
             return
         if known.get(ROOT_FID, mtime_ns) != mtime_ns:
             self._volume.set_mtime(ROOT_FID, known[ROOT_FID])

@@ -345,6 +345,8 @@ class VolumeStartup:
         recovery.run(lambda done, total: self._progress("recovering", done, total, "entries"))
         if recovery.damage is not None:
             self.degraded.append(f"{recovery.damage.verdict}: {recovery.damage}")
+        if recovery.left:
+            self.degraded.append(recovery.left)
         if recovery.missing:
             self.degraded.append(describe_missing(recovery.missing))
             self._watcher.warning(self.degraded[-1])

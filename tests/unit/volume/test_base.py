@@ -2,6 +2,7 @@
 together with the base is refused and left as it was."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -203,6 +204,7 @@ def test_a_store_that_is_away_is_missed_when_it_is_needed(based: tuple[Path, Jou
     with open_volume(directory, orderly=False) as volume:
         volume.create("after", b"after")
     with open_volume(directory) as volume:  # the last entry is looked for, and nothing else
+        assert volume.opening.degraded == []
         fid = volume.volume.catalog.lookup(ROOT_FID, b"after")
         assert fid is not None
         volume.volume.commit(Write(fid, 0, None), SOMEBODY, b"more")
@@ -211,6 +213,28 @@ def test_a_store_that_is_away_is_missed_when_it_is_needed(based: tuple[Path, Jou
     bases.STORES[base.store] = store
     with open_volume(directory) as volume:
         assert volume.volume.catalog.lookup(ROOT_FID, b"after") == fid
+
+
+def test_a_time_of_the_root_that_only_the_store_tells(
+    based: tuple[Path, JournalBase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, _ = based
+    with open_volume(directory, orderly=False) as volume:
+        fid = _fids(volume)[b"/d3/a"]
+        volume.volume.commit(Write(fid, 0, None), SOMEBODY, b"more")
+
+    def away(*_: object) -> dict[Fid, int]:
+        raise StoreError("away", "is not mounted")
+
+    os.utime(directory / "backing")
+    with monkeypatch.context() as patched:
+        patched.setattr(recovery, "mtimes_before", away)
+        with open_volume(directory, orderly=False) as volume:
+            (said,) = volume.opening.degraded
+            assert "the time of the root directory stays" in said
+            assert "is not mounted" in said
+    with open_volume(directory) as volume:
+        assert volume.opening.degraded == []
 
 
 def test_the_record_is_as_it_was_written(tmp_path: Path) -> None:

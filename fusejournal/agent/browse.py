@@ -13,6 +13,7 @@ from fusejournal.admin.source import JournalSource
 from fusejournal.agent.accounts import account_names
 from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.fields import Fields
+from fusejournal.disk import calls
 from fusejournal.errors import PathNotFoundError, UsageError
 from fusejournal.history.changes import find_changes
 from fusejournal.history.file_states import State, read_states, target_of, type_of
@@ -209,7 +210,8 @@ def content(source: JournalSource, fields: Fields) -> Iterator[bytes]:
     with TemporaryFile() as file:
         for offset, piece in image.pieces(source.lookup):
             with memoryview(piece) as view:
-                os.pwrite(file.fileno(), view[: max(0, state.size - offset)], offset)
+                wanted = view[: max(0, state.size - offset)]
+                calls.write_all("agent.content", file.fileno(), wanted, offset)
         os.ftruncate(file.fileno(), state.size)
         while piece := file.read(_PIECE_BYTES):
             yield piece

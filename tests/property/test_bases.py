@@ -10,7 +10,7 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from fusejournal.backing.catalog import Catalog
-from fusejournal.history.changes import find_changes
+from fusejournal.history.changes import Change, find_changes
 from fusejournal.history.file_states import State, read_states
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import mtimes_before
@@ -165,10 +165,23 @@ def test_restores_from_the_journal(workload: Workload, moments: list[int], choic
 @given(workload=workloads(), moments=_MOMENTS, choice=_CHOICE)
 def test_changes_are_as_by_the_whole(workload: Workload, moments: list[int], choice: int) -> None:
     with _written(workload, choice) as (_, whole, based):
-        first, *_, last = _moments(workload, based, moments)
+        first, last = (_moments(workload, based, moments)[number] for number in (0, -1))
         for from_seq, to_seq in ((first, last), (_base_seq(based), last)):
             ends = Seq(from_seq + 1), Seq(to_seq + 1)
-            assert find_changes(based, *ends) == find_changes(whole, *ends)
+            found, wanted = (find_changes(one, *ends) for one in (based, whole))
+            assert _told(found, whole, ends) == _told(wanted, whole, ends)
+
+
+def _told(changes: list[Change], whole: Lookup, ends: tuple[Seq, Seq]) -> set[Change]:
+    """Leaves out the names of files that have several: a base does not tell which is shown."""
+    several = {
+        one.fid for one in changes if any(len(whole.paths_of(one.fid, end)) > 1 for end in ends)
+    }
+    return {
+        one._replace(old_path=None, new_path=None) if one.fid in several else one
+        for one in changes
+        if one.fid not in several or not one.link
+    }
 
 
 @settings(max_examples=20, phases=(Phase.generate,))

@@ -151,10 +151,12 @@ def _check_differences(store: ObjectStore, reader: JournalReader, workload: Work
 
 
 def _whole(model: Model, fid: Fid) -> object:
-    """The parts of *fid* in a version that count as a difference: not a directory's mtime."""
+    """The parts of *fid* in a version that count as a difference: not a directory's mtime, nor in
+    which order xattrs were set."""
     file, places = model.files.get(fid), sorted(model.places(fid))
     if file is None or not places:
         return None
+    file = file._replace(xattrs=tuple(sorted(file.xattrs)))
     return file._replace(mtime_ns=0) if file.type == S_IFDIR else file, places
 
 

@@ -94,8 +94,14 @@ class RemoteStore:
             nonlocal is_first
             if not is_first and self._is_there(name, data):
                 return None
-            is_first = False
-            return obstore.put(self._service, name, data, mode="create", use_multipart=False)
+            was_first, is_first = is_first, False
+            try:
+                return obstore.put(self._service, name, data, mode="create", use_multipart=False)
+            except exceptions.AlreadyExistsError:
+                # An earlier attempt may have landed only now.
+                if was_first or not self._is_there(name, data):
+                    raise
+                return None
 
         self._sleep(self._upload_pace.delay(len(data)))
         failpoints.reached("remote.put")

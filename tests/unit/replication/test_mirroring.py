@@ -35,7 +35,7 @@ from fusejournal.replication.ship_session import ShipSession
 from fusejournal.replication.states import MirrorEvent
 from fusejournal.types import Epoch, Fid, Seq
 from fusejournal.wire.session import FAILED, FULL
-from tests.support.bases import base_tree
+from tests.support.bases import base_tree, give_base, possible_bases
 from tests.support.losses import lose_machine
 from tests.support.pairs import (
     level,
@@ -371,9 +371,11 @@ async def test_mirror_whose_next_entry_is_gone_needs_a_full_copy(tmp_path: Path)
         await until("the mirror is level", level(primary, mirror))
     with open_volume(tmp_path / "primary") as primary:
         primary.work(300, start=100)
-        segments = list_segments(primary.journal_dir)
-        for segment in segments[: len(segments) // 2]:
-            segment.unlink()
+    bases = possible_bases(primary.journal_dir)
+    base = give_base(
+        tmp_path / "primary" / "state", bases[len(bases) // 2], primary.volume.journal.uuid
+    )
+    assert base.seq > 20
     before = content(tmp_path / "mirror" / "state" / "journal")
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         await until("the primary says so", lambda: peer_status(primary).state == "needs full copy")

@@ -256,6 +256,7 @@ def test_what_cannot_take_over_is_refused(tmp_path: Path) -> None:
         mirror.detach()
         mirror.start()
         primary.resume(mirror)
+        primary.await_peer(mirror, "streaming")
         hand_over(primary, mirror)
 
 

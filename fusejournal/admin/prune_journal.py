@@ -29,10 +29,9 @@ from fusejournal.objects.store import ObjectStore
 from fusejournal.operations import Kind, Mark
 from fusejournal.replication.local_node import node_name
 from fusejournal.types import Seq
-from fusejournal.versions.base_tree import open_base_tree
+from fusejournal.versions.base_tree import base_of, open_base_tree
 from fusejournal.versions.bases import keys_pinned_by, pin, unpin
 from fusejournal.versions.create import create_version
-from fusejournal.versions.manifest import Version
 from fusejournal.versions.verify import verify_version
 
 _LOCK = "prune.lock"
@@ -160,7 +159,7 @@ class JournalPruning:
         pin(store, version.key, version.uuid, self._state.created_ns)
         # Of what is in the store by now, nothing is taken on trust.
         kept = self._versions.kept
-        base = _base_of(version, kept.place.id)
+        base = base_of(version, kept.place.id)
         fresh = open_base_tree(self._state.directory, base, kept.config).blocks
         verify_version(fresh, version, progress, with_data=True)
         self._install(base)
@@ -215,19 +214,3 @@ def _alone(state: VolumeState) -> Iterator[None]:
 
 def _seqs(limits: list[JournalLimit]) -> list[Seq]:
     return [one.seq for one in limits]
-
-
-def _base_of(version: Version, store_id: str) -> JournalBase:
-    return JournalBase(
-        version.uuid,
-        version.epoch,
-        version.seq,
-        version.chain,
-        version.time_ns,
-        version.key,
-        store_id,
-        version.inodes.hex(),
-        version.names.hex(),
-        version.next_fid,
-        version.content_bytes,
-    )

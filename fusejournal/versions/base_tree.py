@@ -31,6 +31,7 @@ from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.chunk_list import ChunkNodes
 from fusejournal.versions.content import items_of
 from fusejournal.versions.keys import read_key
+from fusejournal.versions.manifest import Version
 from fusejournal.versions.place import open_place, read_place
 from fusejournal.versions.records import (
     InodeRecord,
@@ -42,6 +43,23 @@ from fusejournal.versions.records import (
     name_of_key,
 )
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
+
+
+def base_of(version: Version, store_id: str) -> JournalBase:
+    """Returns the base that *version* stands for, in the store with id *store_id*."""
+    return JournalBase(
+        version.uuid,
+        version.epoch,
+        version.seq,
+        version.chain,
+        version.time_ns,
+        version.key,
+        store_id,
+        version.inodes.hex(),
+        version.names.hex(),
+        version.next_fid,
+        version.content_bytes,
+    )
 
 
 def open_base_tree(

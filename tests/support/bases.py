@@ -14,31 +14,14 @@ from fusejournal.objects.local import LocalStore
 from fusejournal.objects.store import ObjectStore
 from fusejournal.operations import Clean
 from fusejournal.types import SYSTEM_CALLER, Seq
-from fusejournal.versions.base_tree import VersionBase
+from fusejournal.versions.base_tree import VersionBase, base_of
 from fusejournal.versions.create import create_version
-from fusejournal.versions.manifest import Version, make_store
+from fusejournal.versions.manifest import make_store
 from fusejournal.versions.place import StorePlace, write_place
 from tests.support.objects import MemoryStore
 
 STORES: dict[str, ObjectStore] = {}
 """The stores of bases that a test has made, by the ids that records tell."""
-
-
-def base_of(version: Version, store: str) -> JournalBase:
-    """The base that *version* stands for."""
-    return JournalBase(
-        version.uuid,
-        version.epoch,
-        version.seq,
-        version.chain,
-        version.time_ns,
-        version.key,
-        store,
-        version.inodes.hex(),
-        version.names.hex(),
-        version.next_fid,
-        version.content_bytes,
-    )
 
 
 def _nothing(_: int, __: int | None) -> None:

@@ -33,11 +33,11 @@ from fusejournal.objects.store import ObjectStore
 from fusejournal.roles.role import Role
 from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.versions import base_tree
+from fusejournal.versions.base_tree import base_of
 from fusejournal.versions.manifest import list_versions
 from fusejournal.versions.place import StorePlace, open_place, read_place
 from fusejournal.volume.base import prepare_base
 from fusejournal.volume.checkpoint import CheckpointFile
-from tests.support.bases import base_of
 from tests.support.losses import Died, failing_at
 from tests.support.workload import UUID_OF_WORKLOADS, make_directory, make_file, workload_of
 

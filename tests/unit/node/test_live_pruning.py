@@ -25,10 +25,10 @@ from fusejournal.objects.store import StoreError
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.handoff import Stage
 from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.versions.base_tree import base_of
 from fusejournal.versions.create import create_version
 from fusejournal.versions.manifest import make_store
 from fusejournal.versions.place import StorePlace, write_place
-from tests.support.bases import base_of
 from tests.support.workload import make_directory, workload_of
 from tests.unit.node.test_handoffs import OFFERED, opened, spec_of
 

@@ -14,7 +14,7 @@ _POLL_SECONDS: Final = 0.02
 
 
 def ask_layer(state: VolumeState, command: str, **fields: Any) -> dict[str, Any]:
-    """Asks the layer of a volume. Raises NotRunningError, which says how to mount it where nobody
+    """Asks the layer of a volume. Raises NotRunningError, which says how to mount it where no layer
     has it, FusejournalError."""
     with _saying_how_to_mount(state):
         return ask(state.directory, command, **fields)

@@ -18,7 +18,7 @@ _POLL_SECONDS: Final = 0.5
 _EVERYWHERE: Final = frozenset({"", "0.0.0.0", "::"})
 _ENDED: Final = {
     "failed": "the code was right, but the two were not paired",
-    "expired": "nobody used the code in time: make a new one",
+    "expired": "the code was not used in time: make a new one",
     "closed": "the code was taken back",
 }
 

@@ -197,7 +197,7 @@ class JournalPruning:
 
 @contextmanager
 def _alone(state: VolumeState) -> Iterator[None]:
-    """Raises PruningRefusedError where the volume is being pruned by somebody else. Source:
+    """Raises PruningRefusedError where the volume is being pruned by another process. Source:
     flock(2)."""
     fd = os.open(state.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -205,7 +205,7 @@ def _alone(state: VolumeState) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise PruningRefusedError(
-                f"volume {state.name} is being pruned by somebody else: say it again after that"
+                f"volume {state.name} is being pruned by another process: say it again after that"
             ) from None
         yield
     finally:

@@ -89,7 +89,7 @@ class Rejoined(Reply):
 
 
 class RejoinRequest:
-    """A rejoin of the volume *state*, which nobody has mounted.
+    """A rejoin of the volume *state*, which is not mounted.
 
     Args:
         peer: whose history is to be followed; None: the one known to be the primary.

@@ -248,12 +248,13 @@ class VolumeVersions:
         self, progress: Progress, *, forget: str | None = None, dry_run: bool = False
     ) -> Collected:
         """Collects the store, after forgetting those at work on node *forget*, which a person says
-        are no more. Raises what collect raises; UsageError where nobody of that node is at work."""
+        are no more. Raises what collect raises; UsageError where that node has no process at
+        work."""
         store = self.store(writing=not dry_run)
         if forget is not None:
             gone = [worker for worker in workers(store) if worker.node == forget]
             if not gone:
-                raise UsageError(f"nobody on a node {forget!r} is at work on {store.where}")
+                raise UsageError(f"no process of a node {forget!r} is at work on {store.where}")
             for worker in gone:
                 unregister(store, worker)
         return collect(store, node_name(self.name), progress, dry_run=dry_run)

@@ -136,9 +136,10 @@ class JobBook:
                 stdout=log,
                 stderr=log,
             )
-        # Its end is waited for, so that no zombie is left; the agent's own end waits for nobody.
+        # Its end is waited for, so that no zombie is left; the agent's own end does not wait for
+        # it.
         threading.Thread(target=child.wait, daemon=True).start()
-        # Until it has the lock nobody could tell it from one that died.
+        # Until it has the lock it cannot be told from one that died.
         deadline = time.monotonic() + 10.0
         while child.returncode is None and not _is_locked(path) and time.monotonic() < deadline:
             time.sleep(0.02)

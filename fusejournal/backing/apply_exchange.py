@@ -1,5 +1,5 @@
 """The exchange of two names where the file system has none (RENAME_EXCHANGE), as a mirror's or a
-replay's target may: by three renames, by way of the hidden directory. Nobody sees them, because
+replay's target may: by three renames, by way of the hidden directory. No user sees them, because
 only the layer reaches the names.
 
 Each step can be taken back, and a process that died between two is known by the name that is

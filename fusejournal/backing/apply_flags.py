@@ -64,7 +64,7 @@ def set_what_can_be(fd: int, flags: int) -> None:
 
 def _set(fd: int, flags: int) -> None:
     has = syscalls.get_file_flags(fd)
-    # Where somebody has locked the file in the backing, the layer locks it from now on, or nobody.
+    # Where root has locked the file in the backing, only the layer's lock counts from now on.
     wanted = has & ~JOURNALED_FLAGS | flags & JOURNALED_FLAGS & ~LOCKING_FLAGS
     if wanted != has:
         syscalls.set_file_flags(fd, wanted)

@@ -1,7 +1,7 @@
 """The hidden directory in a backing's root: what is in it has no name for anybody else (tree.py),
 and it is no part of the tree.
 
-The layer lets nobody make its name, nor that with dots behind it. A journal may have such a name
+The layer lets no caller make its name, nor that with dots behind it. A journal may have such a name
 all the same, from a release that allowed it: as long as a user's file has the name, the hidden
 directory goes by one with more dots, and keeps that when the file goes. So one that was left is not
 known by its name alone, but by what it is: a directory that only its owner may enter and that has

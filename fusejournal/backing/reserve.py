@@ -1,6 +1,6 @@
 """The space that a file system keeps back for root, which users' changes must not take.
 
-The layer is root, and ext4 gives what it keeps back to whoever has root's file-system uid. So
+The layer is root, and ext4 gives what it keeps back to a caller with root's file-system uid. So
 while space is short a user's change is applied with the user's own: the backing then decides as it
 would without a layer. Capabilities stay as they are, for permissions are the kernel's matter
 above. To change the uid costs 12 microseconds, so it is only done near the reserve; how near is

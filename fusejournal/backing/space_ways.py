@@ -6,7 +6,7 @@ way of their own. (An entry of another node is carried out in any case: apply_sp
 
 tmpfs takes a second for a gigabyte, ext4 for 300 (measured), and an entry is carried out without a
 pause. So the space of a large one is taken before, piece by piece, and others are served in
-between: blocks that nobody sees are no change.
+between: blocks that no caller sees are no change.
 
 Source: fallocate(2), open(2) (O_TMPFILE)."""
 

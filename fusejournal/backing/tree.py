@@ -8,7 +8,7 @@ decide how many there are, so only so many are pinned: the others have a name in
 until then, and need no descriptor. So have files that are open: they outlive this process, for the
 next that takes over the mount. (A directory cannot have two names. Those that were removed beyond
 that number can be used while their descriptor is in the cache, then they are ESTALE. So can files
-that nobody has open, where there is no space for a hidden name; those that are open keep their
+that no process has open, where there is no space for a hidden name; those that are open keep their
 descriptor then, and only beyond that number is the removal refused.)
 
 One descriptor serves all users of a fid: a directory's is opened for reading, a regular file's for

@@ -29,7 +29,7 @@ def demote_command(volume: str, timeout: float, force: bool, as_json: bool) -> N
     time, and after Ctrl-C.
 
     To move the service: 'demote' here, then 'promote' on the mirror that is to serve, which needs
-    no force, because nobody else takes changes; this node follows it by itself. On a primary that
+    no force, because no other node takes changes; this node follows it by itself. On a primary that
     is fenced, it makes that a mirror of the one that reigns.
 
     \b

@@ -29,10 +29,10 @@ def handoff_command(volume: str, peer: str, timeout: float, quiet: bool, as_json
     """Have the mirror PEER serve in place of the primary VOLUME, which must be mounted with
     --listen ADDR:PORT, and becomes its mirror.
 
-    Nothing is lost, and nobody is refused before PEER serves: changes wait until it has everything,
-    reads go on. Whatever fails, also a Ctrl-C, until then has all go on here, and what has waited
-    is done. Then what still waits here gets "Read-only file system", with nothing of it done; NFS
-    clients of a floating address, which a hook moves, send it to PEER again.
+    Nothing is lost, and no change is refused before PEER serves: changes wait until it has
+    everything, reads go on. Whatever fails, also a Ctrl-C, until then has all go on here, and what
+    has waited is done. Then what still waits here gets "Read-only file system", with nothing of it
+    done; NFS clients of a floating address, which a hook moves, send it to PEER again.
 
     It is refused (exit code 37) where PEER is away, paused, no direct mirror, runs an older program
     or is not level in time; 28 where it is not known, 36 where a hook fails here. If PEER does not

@@ -78,7 +78,7 @@ from fusejournal.node.state_dir import VolumeState, load_state
 @click.option(
     "--role",
     type=click.Choice(["primary", "mirror"]),
-    help="A mirror takes its changes from a primary and from nobody else. Of a new volume: "
+    help="A mirror takes its changes from a primary alone. Of a new volume: "
     "later on only 'promote' and 'demote' change it  [default: primary]",
 )
 @click.option(

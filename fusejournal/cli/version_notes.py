@@ -23,7 +23,7 @@ def kept_versions(source: JournalSource) -> list[KeptVersion]:
     error, where its store cannot be read."""
     if source.state is None or not source.state.has_versions:
         return []
-    # Only here: whoever keeps no versions should not wait for these libraries to load.
+    # Only here: a volume without versions should not wait for these libraries to load.
     from fusejournal.admin.versions import VolumeVersions
 
     until = time.monotonic() + _STORE_SECONDS

@@ -47,7 +47,7 @@ def store() -> None:
 @click.option(
     "--encrypt/--no-encrypt",
     default=None,
-    help="Whether what is put there is encrypted. It is asked, where there is somebody to answer; "
+    help="Whether what is put there is encrypted. It is asked, at a terminal; "
     "otherwise a bucket is, and a directory is not.",
 )
 @click.option(
@@ -64,8 +64,8 @@ def init(
     """Keep VOLUME's versions in a directory, for root alone, or in a bucket. It is tried whether
     it keeps what a store must: an object is made once only, read back, listed and removed.
 
-    The recovery key of an encrypted store is shown once. Keep it apart: whoever has it can read
-    all versions in the store, and without it and this machine nobody can.
+    The recovery key of an encrypted store is shown once. Keep it apart: anyone who has it can read
+    all versions in the store, and without it and this machine no one can.
 
     \b
     Examples:
@@ -192,8 +192,8 @@ def show_key(volume: str, as_json: bool) -> None:
     help="The new file, for its owner alone, that it is put into.",
 )
 def export_key(volume: str, output: Path | None) -> None:
-    """Print VOLUME's recovery key, or put it into a file. Whoever has it can read all versions in
-    the store.
+    """Print VOLUME's recovery key, or put it into a file. Anyone who has it can read all versions
+    in the store.
 
     \b
     Examples:

@@ -200,7 +200,7 @@ class _Gates:
         users = await trio.to_thread.run_sync(self._parts.users.all)
         session = self._sessions.find(request.cookies.get(COOKIE, ""), users, trio.current_time())
         if session is None:
-            raise _RefusedRequestError(401, "nobody is logged in: log in first")
+            raise _RefusedRequestError(401, "you are not logged in: log in first")
         if not self._requests.take(session.name, trio.current_time()):
             raise _RefusedRequestError(429, "too many requests: wait a moment")
         if parse_access_role(session.role) < access:
@@ -219,7 +219,7 @@ class _Gates:
         return session
 
     async def session(self, request: Request) -> Response:
-        """Tells who is logged in; an empty name: nobody."""
+        """Tells who is logged in; an empty name: no user."""
         if not request.cookies.get(COOKIE):
             return _json({"name": "", "role": "", "csrf": ""})
         session = await self._session(request, AccessRole.VIEWER)

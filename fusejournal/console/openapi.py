@@ -80,7 +80,7 @@ def _operation(
     operation["responses"] = {
         "200": {"description": "Done."},
         "400": {"description": "It cannot be asked so; error says why."},
-        "401": {"description": "Nobody is logged in."},
+        "401": {"description": "The caller is not logged in."},
         "403": {"description": "The user may not."},
         "429": {"description": "Too often."},
         "502": {"description": "The agent cannot be reached."},

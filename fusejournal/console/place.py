@@ -7,7 +7,7 @@ with a dot.
     .console/agents.json   the agents that it is paired with
     .console/users.json    who may log in, with which role
     .console/audit.jsonl   who did what
-    .console/alerts.json   the alerts that somebody has acknowledged"""
+    .console/alerts.json   the alerts that a user has acknowledged"""
 
 import os
 import socket

@@ -1,6 +1,6 @@
 """The overview of all agents, and the alerts in it.
 
-Agents are asked at most every two seconds, and only while somebody looks. One that cannot be
+Agents are asked at most every two seconds, and only while a user looks. One that cannot be
 reached is shown as it was last seen, with since when. An alert is one cause on one volume: it is
 there once, from when it was first seen until it is gone, and who acknowledged it is kept."""
 

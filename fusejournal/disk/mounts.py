@@ -201,7 +201,7 @@ def _is_closed(path: Path) -> bool:
         try:
             found = directory.stat()
         except OSError:
-            continue  # a dead mount on the way, which nobody passes
+            continue  # a dead mount on the way, which no process passes
         if found.st_uid == 0 and not found.st_mode & 0o011:
             return True
     return False

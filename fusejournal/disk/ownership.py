@@ -1,10 +1,10 @@
 """Ownership of places: who can change what a path leads to.
 
-Whoever can write to a directory can rename what is in it, whosever that is, and put something else
-in its place; so a file is as safe as the weakest directory above it. In a sticky directory only the
-owners of the directory and of the entry can (unlink(2), inode(7)). A directory's mode tells of its
-ACL, too: the group's bits are the ACL's mask (acl(5)). The rule is that of sshd_config(5),
-StrictModes, but for sticky directories."""
+A user who can write to a directory can rename what is in it, whosever that is, and put something
+else in its place; so a file is as safe as the weakest directory above it. In a sticky directory
+only the owners of the directory and of the entry can (unlink(2), inode(7)). A directory's mode
+tells of its ACL, too: the group's bits are the ACL's mask (acl(5)). The rule is that of
+sshd_config(5), StrictModes, but for sticky directories."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""The seam to whoever decides which node may be primary: a person, or later a store of leases.
+"""The seam to what decides which node may be primary: a person, or later a store of leases.
 
 It only decides who may try. What keeps an older primary out is the fence (replication/fence.py),
 by which mirrors refuse lower reigns, whatever was decided here. Asked from the event loop's thread,

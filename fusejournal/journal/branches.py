@@ -151,8 +151,9 @@ def make_branch(
     state_dir: Path, uuid: UUID, parted: Position, head: Position, source: str, reign: str
 ) -> Branch:
     """Keep the entries after *parted* up to *head*, where the journal in *state_dir* ends, which
-    nobody writes; returns the branch, durable. One that is there is returned as it is. *source*,
-    *reign*: whose history is followed instead. Raises JournalError, OSError: then there is none."""
+    no process writes; returns the branch, durable. One that is there is returned as it is.
+    *source*, *reign*: whose history is followed instead. Raises JournalError, OSError: then there
+    is none."""
     for known in list_branches(state_dir):
         if (known.parted, known.head) == (parted, head):
             return known

@@ -2,9 +2,9 @@
 journal whose later entries are kept elsewhere (branches.py), and that no process writes.
 
 The segment that the cut goes through is replaced by a copy of its beginning, a file of its own:
-whoever has a link to the old one keeps it as it was, whatever is appended here later. The copy
-comes first, then the later segments go, the newest first; killed at any point, the next call goes
-on, and a journal that is cut already is left alone. Blocks."""
+a branch that has a link to the old one keeps it as it was, whatever is appended here later. The
+copy comes first, then the later segments go, the newest first; killed at any point, the next call
+goes on, and a journal that is cut already is left alone. Blocks."""
 
 from contextlib import suppress
 from pathlib import Path

@@ -275,7 +275,7 @@ def check_held(record: Path, name: str, backing: Path, mountpoint: Path) -> None
     os.close(holder)
     held, held_backing = told.mountpoint or mountpoint, told.backing or backing
     if not any(m.mountpoint == held and m.device == told.device for m in mounts.mounts()):
-        return  # somebody took it away
+        return  # the admin took it away
     if (held_backing, held) != (backing, mountpoint):
         raise VolumeBusyError(
             f"volume {name} waits for its next layer with {held_backing} mounted at {held}: "

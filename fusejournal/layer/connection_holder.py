@@ -21,7 +21,7 @@ def keep(fuse_fd: int, life_fd: int, hold_seconds: float) -> None:
     deadline = time.monotonic() + hold_seconds
     while (left := deadline - time.monotonic()) > 0:
         if any(event & select.POLLERR for _, event in poll.poll(left * 1000)):
-            return  # somebody unmounted it
+            return  # the admin unmounted it
 
 
 if __name__ == "__main__":

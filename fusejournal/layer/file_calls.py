@@ -263,7 +263,7 @@ class FileCalls:
                 self._forgotten.add(fid)
                 self._drop_if_unused(fid)
         except Exception:  # there is no reply to say it in
-            log.exception("fid %d, which nobody uses any more, is kept", fid)
+            log.exception("fid %d, which no process uses any more, is kept", fid)
 
     def batch_forget(self, who: Caller, _: Fid, forgets: Iterable[tuple[Fid, int]]) -> None:
         """The same of several fids."""

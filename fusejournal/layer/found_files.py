@@ -44,7 +44,7 @@ class FoundFiles:
 
     async def import_name(self, parent: Fid, name: bytes) -> None:
         """Journal what was put there under *name*. Raises as Importer.run. Cancelling leaves
-        the rest to whoever asks for it next."""
+        the rest to the next caller that asks for it."""
         log.warning("found in the backing, imported: %r in fid %d", name, parent)
         await self._run(self._importer.import_found(parent, name))
 

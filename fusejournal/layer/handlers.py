@@ -106,7 +106,7 @@ class Handlers(FileCalls):
     async def _lookup_after(
         self, importing: Coroutine[Any, Any, None], parent: Fid, name: bytes
     ) -> Body:
-        """Cancelling leaves the rest of the import to whoever asks for it next."""
+        """Cancelling leaves the rest of the import to the next caller."""
         await importing
         return await awaited(self.lookup(SYSTEM_CALLER, parent, name))
 
@@ -258,7 +258,7 @@ class Handlers(FileCalls):
     def rename(
         self, who: Caller, parent: Fid, name: bytes, new_parent: Fid, new_name: bytes, flags: int
     ) -> Answer:
-        """Move a name, onto another one, or exchange two. What somebody put into the backing under
+        """Move a name, onto another one, or exchange two. What an admin put into the backing under
         the new name is journaled before it is replaced; cancelling leaves that undone, or done."""
         move = partial(self._rename, who, parent, name, new_parent, new_name, flags)
         first: Answer | FileExistsError

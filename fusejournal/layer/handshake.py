@@ -8,8 +8,8 @@ under the same descriptor number, where pyfuse3 sends its notifications.
 
 A request that a dead process had read and not answered would wait for ever. All such requests are
 answered with EAGAIN, which nfsd passes on as "try again later", by going through the numbers below
-the first request that the new process reads: the kernel refuses those that nobody waits for, and
-those that nobody has read.
+the first request that the new process reads: the kernel refuses those that no caller waits for, and
+those that no process has read.
 
 Source: include/uapi/linux/fuse.h; the kernel's fs/fuse/dev.c (fuse_dev_do_write,
 fuse_get_unique)."""
@@ -159,7 +159,7 @@ def _in_our_words(reply: bytes, init: bytes, changes_alone: bool) -> bytes:
 
     It then must drop them by itself where a write goes past them. It does so after a direct write
     that it waits for, and not after one that it answers asynchronously (generic_file_direct_write;
-    fuse_direct_IO, fuse_aio_complete in fs/fuse/file.c): what somebody read in the midst of that
+    fuse_direct_IO, fuse_aio_complete in fs/fuse/file.c): what a caller read in the midst of that
     would stay for good. So it is told to wait for all of them. (With both left on, a file whose
     mtime is set back right after such a write would still be read wrongly.)"""
     if len(reply) < OUT_HEADER.size + _INIT_FLAGS.size:

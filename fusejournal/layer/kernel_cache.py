@@ -6,9 +6,9 @@ says when it looks a fid up, and when it forgets it) the attributes are then tak
 cannot block, and is enough: with the attributes it has to ask for, the kernel sees that the mtime
 is another one and drops a file's pages by itself. Where the mtime was set back to what it was, it
 cannot see that: so the next who opens a file that has changed has the kernel drop its pages. A
-mirror that nobody reads costs nothing. (Who has mapped a file sees what has changed when somebody
+mirror that no user reads costs nothing. (Who has mapped a file sees what has changed when a process
 next asks for its attributes or reads it; who has it open, after a change that set the mtime back,
-when somebody next opens it.)
+when a process next opens it.)
 
 The account is of so many files at the most. Beyond that, and where the kernel knows files from a
 process before this one, it is asked each time whether it knows one; and where more files than that
@@ -17,8 +17,8 @@ are not as it may have them, all count as such.
 Names are not kept by the kernel at all on a mirror. To take a name away is to wait for requests in
 progress, which this process answers: where it dies meanwhile, the kernel would wait for ever.
 
-Where the volume is exported, NFSv4 clients may hold delegations, which promise that nobody changes
-a file. They are recalled by a process of its own (nfs/delegations.py), for the same reason.
+Where the volume is exported, NFSv4 clients may hold delegations, which promise that no one else
+changes a file. They are recalled by a process of its own (nfs/delegations.py), for the same reason.
 
 Belongs to the event loop. Source: Documentation/filesystems/fuse.rst; fs/fuse/inode.c,
 fuse_reverse_inval_inode, fuse_change_attributes; fs/fuse/file.c, fuse_cache_read_iter."""
@@ -98,7 +98,7 @@ class KernelCache:
                 self._spoilt.clear()
 
     def opened(self, fid: Fid) -> bool:
-        """Somebody opens *fid*: whether the kernel may keep its pages."""
+        """Notes an open of *fid*. Returns True if the kernel may keep its pages."""
         if self._all_spoilt:
             return False
         if fid not in self._spoilt:

@@ -5,9 +5,9 @@ mean must outlast the process where the mount does. They are kept in a table in 
 to no process (memfd_create(2)): connection.py hands it on together with the mount. With the
 machine it is gone, as the mount is.
 
-The answer to an OPEN may be lost with the process that made it; then nobody will ever use or close
-the handle. So a handle counts as open only once its answer has gone out; what the process before
-this one left unanswered is kept in doubt until the kernel names it."""
+The answer to an OPEN may be lost with the process that made it; then no process will ever use or
+close the handle. So a handle counts as open only once its answer has gone out; what the process
+before this one left unanswered is kept in doubt until the kernel names it."""
 
 import errno
 import mmap

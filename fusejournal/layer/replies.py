@@ -103,7 +103,7 @@ async def awaited(answer: Answer) -> Body:
 
 async def take_all(steps: Iterator[None]) -> None:
     """Take all *steps* of one change, between which others are served. Cancelling does at once what
-    is left; the caller's death does not cancel it, so that nobody else waits for that."""
+    is left; the caller's death does not cancel it, so that no other caller waits for that."""
     note_done()
     try:
         for _ in steps:

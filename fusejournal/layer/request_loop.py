@@ -118,7 +118,7 @@ class RequestLoop:
                 while self._waiting:
                     await self._has_room.wait()
         finally:
-            # A flush that ends later finds nobody to be answered.
+            # A flush that ends later finds no caller to be answered.
             self._waiting.clear()
             trio.lowlevel.remove_instrument(self._runnable)
 
@@ -153,8 +153,8 @@ class RequestLoop:
             except OSError as error:
                 if error.errno != errno.ENODEV:
                     raise
-                # Unmounted, perhaps by force, or cut: nobody is there to be answered, and what is
-                # waited for may never come.
+                # Unmounted, perhaps by force, or cut: no caller is there to be answered, and what
+                # is waited for may never come.
                 assert self._nursery is not None
                 self._nursery.cancel_scope.cancel()
                 return
@@ -222,8 +222,8 @@ class RequestLoop:
         answer.call_when_durable(done)
 
     def _end_wait(self, opcode: int, number: int, body: Body, error: OSError | None) -> None:
-        """Reply to request *number* with *body*, or refuse it, unless that was done, or nobody is
-        left to be answered."""
+        """Reply to request *number* with *body*, or refuse it, unless that was done, or no caller
+        is left to be answered."""
         request = self._waiting.get(number)
         if isinstance(request, WaitingReply):
             request.note_answered()
@@ -327,7 +327,7 @@ class RequestLoop:
                 log.error("nor that it was not: %s", error)
 
     def _write(self, number: int, refusal: int, body: bytes) -> OSError | None:
-        """Returns why the kernel does not take a reply; None also where nobody waits for it."""
+        """Returns why the kernel does not take a reply; None also where no caller waits for it."""
         try:
             write_reply(self._fd, number, refusal, body)
         except OSError as error:

@@ -1,8 +1,8 @@
 """Handoffs of a running volume: the primary's, as the control socket asks for them, the target's,
 and what a start finds of one that was cut off.
 
-The primary's goes on by itself, whoever asked for it; the commands start it, tell how far it is and
-take it back. Used from the event loop's thread."""
+The primary's goes on by itself, without the command that asked for it; the commands start it, tell
+how far it is and take it back. Used from the event loop's thread."""
 
 import logging
 from collections.abc import Callable

@@ -46,8 +46,8 @@ def hold_or_make_volume(
     is_live: Callable[[], bool] = lambda: False,
 ) -> Iterator[VolumeState]:
     """Hold the volume that *spec* names, made if it is new, until the end of the block; *check* is
-    called when nobody else holds it, before anything is changed. Where an error ends the block of a
-    new volume, what was made for it goes again, unless it *has_begun*; where it ends that of
+    called when no other process holds it, before anything is changed. Where an error ends the block
+    of a new volume, what was made for it goes again, unless it *has_begun*; where it ends that of
     another, places and name are as they were, unless it *is_live*. Raises VolumeBusyError naming
     the holder, UsageError when the state is another volume's or the volume's is elsewhere, and what
     *check* raises."""

@@ -3,7 +3,7 @@ the volume is live again in its role), and ``fence``, which is to make sure that
 off.
 
 A program is a command line, split as a shell would and run without one, as root, in ``/``. It must
-be one that nobody but root can change. What it is to know is in its environment:
+be one that only root can change. What it is to know is in its environment:
 
 =========================  =======================================================================
 ``FUSEJOURNAL_WHEN``       ``before``, ``after`` or ``fence``

@@ -106,9 +106,9 @@ def install_base(
 
 
 def _check_follows(directory: Path, base: JournalBase) -> None:
-    """Has the segment that begins right behind *base* be durable, because without it the base is
-    nobody's: the layer may have begun it just now. Raises PruningRefusedError unless there is one;
-    OSError."""
+    """Has the segment that begins right behind *base* be durable, because without it the base
+    has no journal: the layer may have begun it just now. Raises PruningRefusedError unless there is
+    one; OSError."""
     for path in list_segments(directory):
         if first_seq_of(path) != base.seq + 1:
             continue

@@ -33,8 +33,8 @@ async def prune_running(
     volume = startup.volume
     tree = open_base(node.state.directory, base, config)
     await trio.to_thread.run_sync(tree.node, ROOT_FID)
-    # The state is taken only now, and nobody else writes it meanwhile: what it says of a reign that
-    # is offered must not be undone.
+    # The state is taken only now, and no other process writes it meanwhile: what it says of a reign
+    # that is offered must not be undone.
     async with tending, node.saving:
         if node.handoffs.is_under_way or node.next_role is not None:
             raise PruningRefusedError("the role is changing: prune again afterwards")

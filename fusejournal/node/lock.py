@@ -30,8 +30,8 @@ _held: dict[Path, int] = {}
 @contextmanager
 def hold(directory: Path, name: str, mountpoint: Path, check: Callable[[], None]) -> Iterator[None]:
     """Hold the volume *name* in *directory* until the end of the block; *check* is called when
-    nobody else holds it, before anything is changed. Raises VolumeBusyError naming the holder, and
-    what *check* raises."""
+    no other process holds it, before anything is changed. Raises VolumeBusyError naming the holder,
+    and what *check* raises."""
     fd = _inherited_lock(directory)
     if fd is None:
         fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -138,7 +138,7 @@ class VolumeState:
 
     @property
     def is_mirror(self) -> bool:
-        """True if its changes come from a primary, and from nobody else."""
+        """True if its changes come from a primary alone."""
         return self.role.takes_batches
 
     @property

@@ -49,8 +49,8 @@ class VolumeMount:
     ) -> None:
         self._spec = spec
         self.stays_covered = stays_covered
-        """True if the dead mount stays beneath the new one, so that nobody gets at what it covers
-        in between, until this one is taken away."""
+        """True if the dead mount stays beneath the new one, so that no process gets at what it
+        covers in between, until this one is taken away."""
         self.root_fd = root_fd
         self.table_fd = table_fd
         self._taken = taken

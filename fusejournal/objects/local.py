@@ -6,7 +6,7 @@ power, finds it whole or not at all. A temporary file is locked (flock(2)) by it
 killed writers left are removed when the store is opened for writing. A killed writer may also have
 left a name that is not on the disk yet: opening flushes the directories.
 
-The directory is root's alone, because versions hold everybody's files, and nobody else may be able
+The directory is root's alone, because versions hold everybody's files, and no one else may be able
 to write to a directory above it: who can could put another store in its place. Reading writes
 nothing, and takes no lock. All functions block; an object may be used by several threads.
 
@@ -91,7 +91,7 @@ class LocalStore:
         return cls(directory, writing=True)
 
     def waiting(self) -> None:
-        """Raises nothing: nobody waits for a disk for long."""
+        """Raises nothing: no caller waits for a disk for long."""
 
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Does what ObjectStore.put_new says."""

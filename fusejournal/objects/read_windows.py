@@ -77,7 +77,7 @@ class WindowedStore:
 
 
 class _Window:
-    """One window: empty until somebody has read it."""
+    """One window: empty until a reader has fetched it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

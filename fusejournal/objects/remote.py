@@ -8,7 +8,7 @@ is compared; where it is something else the object is read back.
 *Requests* have an end (``request_seconds``), and are tried again at growing intervals while the
 service cannot be reached, has an error of its own or asks for patience, for ``retry_seconds`` in
 all; then the store is away (StoreAwayError). Once it is, each further call tries once, until one
-succeeds: whoever tidies up after the error does not wait for all that time again.
+succeeds: a caller that tidies up after the error does not wait for all that time again.
 
 *Threads.* Calls may come from several threads. Each request is made in a thread of its own, for it
 cannot be taken back: who waits for it calls *waiting* meanwhile, which may raise.

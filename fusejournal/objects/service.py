@@ -33,7 +33,7 @@ _SECRETS = ("key", "secret", "token", "credential", "password")
 
 
 def do_not_wait() -> None:
-    """Does nothing, for those whom nobody interrupts while they wait for a store."""
+    """Does nothing, for callers that are not interrupted while they wait for a store."""
 
 
 class StoreAddress(NamedTuple):

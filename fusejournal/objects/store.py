@@ -115,9 +115,9 @@ def check_name(name: str) -> str:
 
 
 def put_same(store: ObjectStore, name: str, data: bytes | bytearray | memoryview) -> bool:
-    """Has the object *name* with content *data* be there, whoever made it. Returns True if this
-    call did. Raises StoreFullError; ObjectNotFlushedError; StoreError, also if there is one with
-    other content."""
+    """Has the object *name* with content *data* be there, made by this call or another. Returns
+    True if this call did. Raises StoreFullError; ObjectNotFlushedError; StoreError, also if there
+    is one with other content."""
     try:
         store.put_new(name, data)
     except ObjectExistsError:

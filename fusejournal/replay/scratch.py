@@ -4,11 +4,11 @@ A target may lie below a directory that belongs to a user, who can rename, repla
 there at any moment, while root is at work. So:
 
 * The way down is walked component by component, each opened from the one above. A symlink is
-  followed only where nobody but root could have put it: in a directory that no other user can
+  followed only where root alone could have put it: in a directory that no other user can
   write to (or a sticky one, if the symlink is root's), all the way from the root directory. What
   the walk has found is used by descriptor, and never looked up again.
 * The scratch directory is made with mkdir(2), never taken as found, unless it is gone on with:
-  then it must be a directory of root's that nobody else can enter, on the file system of the
+  then it must be a directory of root's that no one else can enter, on the file system of the
   directory that it is in. A user can make none that passes, and cannot look into one.
 * It is held by flock(2) on a file in it and used by its descriptor, so that it may be renamed
   meanwhile.
@@ -86,7 +86,7 @@ class Spot:
 
 
 class _Step(NamedTuple):
-    """A directory on the way, and whether nobody but root can change what lies on it."""
+    """A directory on the way, and whether root alone can change what lies on it."""
 
     fd: int
     path: Path
@@ -336,5 +336,5 @@ def _not_ours(path: Path) -> TargetError:
     return TargetError(
         path,
         "is not what a replay or a restore of this version leaves (a directory of root's that "
-        "nobody else can enter): look at it, and delete it",
+        "no one else can enter): look at it, and delete it",
     )

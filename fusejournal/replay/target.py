@@ -277,7 +277,7 @@ class Target:
         raise not_empty(self.path)
 
     def _shut_root(self) -> None:
-        """Let nobody but root enter. Raises OSError."""
+        """Let root alone enter. Raises OSError."""
         if syscalls.is_locked(self._root_fd):  # by an earlier replay: see lock
             set_locks(self._root_fd, 0)
         os.fchmod(self._root_fd, 0o700)

@@ -48,9 +48,9 @@ class Answer:
 def words_needed(nodes: int, mirrors: int, *, blocks: bool, has_lost: bool = False) -> int:
     """Returns of how many of *nodes*, the primary included, the word is needed so that who reigns
     now, and waits for *mirrors*, can acknowledge nothing more, and that no two nodes get it for one
-    epoch. *blocks*: it waits for as long as it takes. One that does not is stopped by nobody else:
-    the word of all is needed, its own included. *has_lost*: who asks is one of the nodes that had
-    acknowledged entries, and has lost some, so that another is needed in its place."""
+    epoch. *blocks*: it waits for as long as it takes. One that does not is stopped by no other
+    node: the word of all is needed, its own included. *has_lost*: who asks is one of the nodes that
+    had acknowledged entries, and has lost some, so that another is needed in its place."""
     if not (blocks and mirrors):
         return nodes
     return max(nodes // 2 + 1, nodes - mirrors + has_lost)

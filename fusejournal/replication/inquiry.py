@@ -47,7 +47,7 @@ async def ask_peers(
     def me() -> HandshakeState:
         reign = fence.due(journal.epoch) or fence.own(journal.epoch)
         if fence.highest_epoch >= reign.epoch and reason is not None:
-            # Of what was overruled, nobody need say it.
+            # What was overruled need not be told.
             reign = Reign(fence.highest_epoch, 0)
         return local.greeting(journal.uuid, journal, reign, journal.head_seq)
 

@@ -25,7 +25,7 @@ def node_name(volume_name: str) -> str:
 
 
 def check_listens(is_mirror: bool, listen: str | None) -> None:
-    """Refuse a mirror that nobody could call. Raises UsageError."""
+    """Refuse a mirror that no node could call. Raises UsageError."""
     if is_mirror and listen is None:
         raise UsageError(
             "a mirror is called by its primary, and must listen: --listen ADDR:PORT (or mount "
@@ -34,7 +34,7 @@ def check_listens(is_mirror: bool, listen: str | None) -> None:
 
 
 def check_becomes_mirror(name: str, listen: str | None) -> None:
-    """Refuse to make the primary *name* a mirror that nobody could call. Raises UsageError."""
+    """Refuse to make the primary *name* a mirror that no node could call. Raises UsageError."""
     if listen is None:
         raise UsageError(
             f"{name} does not listen, and as a mirror it must: 'fusejournal umount {name} && "

@@ -1,6 +1,6 @@
 """Space on a mirror's disk for what does not fit: a batch, a signature, a watermark.
 
-Sessions are refused until there is space for it, because a connection that nobody reads would be
+Sessions are refused until there is space for it, because a connection that is not read would be
 cut in any case. Used from the event loop's thread."""
 
 import shutil

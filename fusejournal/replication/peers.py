@@ -9,7 +9,7 @@
 
 Changes are made in memory at once; :meth:`PeerBook.save` writes the whole file, atomically and
 durably. A peer is a value that is replaced and never changed, so a thread may save while the event
-loop goes on. Only whoever holds the volume may change the book."""
+loop goes on. Only the process that holds the volume may change the book."""
 
 import difflib
 import json

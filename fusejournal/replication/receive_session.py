@@ -192,7 +192,7 @@ class ReceiveSession:
                 return
 
 
-# -- 3. it is on the disk, whoever had that flushed, and whether or not the session goes on --------
+# -- 3. it is on the disk, by this flush or another, and whether or not the session goes on --------
 
 
 async def follow_flushes(receiving: Receiving) -> None:

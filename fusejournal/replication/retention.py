@@ -27,7 +27,7 @@ _NOTE_SECONDS = 60.0
 
 
 def _now() -> float:
-    """Seconds by a clock that nobody sets, and that goes on while the machine sleeps."""
+    """Seconds by a clock that cannot be set, and that goes on while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -42,7 +42,7 @@ class Retention:
         self._config = config
         self._book = book
         self._since: float | None = None
-        """Until when what the peer was away is noted, by a clock that nobody sets."""
+        """Until when what the peer was away is noted, by a clock that cannot be set."""
 
     def takes(self) -> None:
         """The peer takes what there is."""

@@ -64,11 +64,11 @@ class Demotion:
         return Reign(epoch, fence.own(epoch).node_id or replication.local.node_id)
 
     def _lacking(self) -> Sequence[str]:
-        """Returns who lacks something, or that there is nobody who has all, a line each."""
+        """Returns which mirrors lack something, or that none has all, a line each."""
         head_seq = self._volume.journal.head_seq
         connected = [one for one in self._replication.records() if one.is_connected]
         if not connected:
-            return ["no mirror is connected, and so nobody else has what this node has"]
+            return ["no mirror is connected, and so no other node has what this node has"]
         return [
             f"peer {one.name} has entries up to {one.acked_seq} on its disk, of {head_seq}"
             for one in connected

@@ -1,9 +1,9 @@
 """Hands a running primary's reign over to one of its mirrors: goes through the stages of
 handoff.py.
 
-From *draining* on, changes are held: nobody is refused, and the journal has no new entry. When it
-is handed over, the process has yet to change its role (node/start.py). Used from the event loop's
-thread."""
+From *draining* on, changes are held: no caller is refused, and the journal has no new entry. When
+it is handed over, the process has yet to change its role (node/start.py). Used from the event
+loop's thread."""
 
 import logging
 from collections.abc import Awaitable, Callable

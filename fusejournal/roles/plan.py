@@ -51,7 +51,7 @@ class PromotionPlan(Reply):
     words: int
     """The nodes that take nothing from the old primary any more, this one included;"""
     words_needed: int
-    """of so many, where nobody is to force it."""
+    """of so many, where it is not to be forced."""
     objections: tuple[str, ...]
     """The objections, a line each,"""
     uncovered: str = ""

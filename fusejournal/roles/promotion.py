@@ -1,20 +1,20 @@
 """Decides whether a mirror may become the primary, by what it holds and what its peers answer.
 Pure.
 
-Nobody may follow a primary that goes on: what it acknowledges then would be lost. What keeps it
+No node may follow a primary that goes on: what it acknowledges then would be lost. What keeps it
 from that is that enough mirrors take nothing from it any more. They are enough
 (``words_needed``) where the old primary waits for N mirrors and for nothing less: all but so
 many of all nodes that it does not find N without one of them; and more than half, so that no two
 nodes begin one epoch. A primary that goes on alone (no ``mirrors``, or ``on_timeout = "degrade"``)
-is stopped by nobody's word but its own: then a person has to say that it is off.
+is stopped by no word but its own: then a person has to say that it is off.
 
-So a promotion that is not forced needs that nobody who answers is a primary, holds more, or has
+So a promotion that is not forced needs that no node that answers is a primary, holds more, or has
 seen a higher reign that has begun, and that words enough can be had.
 
 Without words enough, by force or because a program has turned the old primary off, nothing keeps
-that from being started again where it reaches nobody, and from beginning the next epoch alone, as a
-single server must be able to after a power cut. It would be the same epoch, and both would give the
-same fids to different files. So such a promotion leaves room for ``EPOCHS_ALONE`` of these: its
+that from being started again where it reaches no peer, and from beginning the next epoch alone, as
+a single server must be able to after a power cut. It would be the same epoch, and both would give
+the same fids to different files. So such a promotion leaves room for ``EPOCHS_ALONE`` of these: its
 epoch is the next multiple of that, which no such start comes to, and which is above all of theirs
 when the two meet."""
 
@@ -76,7 +76,7 @@ def plan_promotion(candidate: Candidate, answers: Sequence[Answer], volume: str)
     calls the volume here."""
     me = candidate.me
     peers = tuple(_word_of(candidate, answer) for answer in answers)
-    # (Somebody was its primary, also where its book knows of no peer.)
+    # (A node was its primary, also where its book knows of no peer.)
     nodes, words = max(2, 1 + len(peers)), 1 + sum(peer.counts for peer in peers)
     needed = words_needed(nodes, candidate.mirrors, blocks=candidate.blocks)
     objections = [

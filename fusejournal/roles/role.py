@@ -65,7 +65,7 @@ class Role(Enum):
 
     @property
     def takes_batches(self) -> bool:
-        """True if its journal comes from a primary, and from nobody else."""
+        """True if its journal comes from a primary alone."""
         return self in (Role.MIRROR, Role.UNINITIALIZED)
 
     @property

@@ -1,8 +1,8 @@
-"""Versions that stand for the beginning of a journal: while one does, nobody may delete it, on any
+"""Versions that stand for the beginning of a journal: while one does, it may not be deleted, on any
 node. A pin is an empty object "bases/UUID-SEQ-CHAIN-OWNER": the key of the version, and the number
 of the state directory whose journal has this base (16 hex digits).
 
-Who pins looks afterwards whether somebody deletes just now, and whether the version is still there;
+Who pins looks afterwards whether a deletion is under way, and whether the version is still there;
 who deletes tells that first (creators.py), and then looks for pins. So one of the two sees the
 other."""
 
@@ -23,9 +23,9 @@ def _name(key: str, owner: int) -> str:
 
 
 def pin(store: ObjectStore, key: str, uuid: UUID, owner: int) -> None:
-    """Has nobody delete the version with *key*, of volume *uuid*, while the journal of *owner*
-    relies on it. Raises BusyError while somebody deletes versions; StoreDamagedError where it is
-    gone; StoreFullError, StoreError."""
+    """Keeps the version from deletion that has *key*, of volume *uuid*, while the journal of
+    *owner* relies on it. Raises BusyError while versions are being deleted; StoreDamagedError where
+    it is gone; StoreFullError, StoreError."""
     put_same(store, _name(key, owner), b"")
     for worker in workers(store):
         if worker.work == "deleter":

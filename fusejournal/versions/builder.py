@@ -267,7 +267,7 @@ class Builder:
         return found.cookie
 
     def _drop_nameless(self, fid: Fid, seq: Seq) -> None:
-        """A file without a name is no part of the tree, whoever has it open."""
+        """A file without a name is no part of the tree, even while it is open."""
         file = self._file(fid, seq)
         if not file.links:
             self._content_bytes -= file.old_size

@@ -7,7 +7,8 @@
 3. *Wait*: for all who began to create a version before they could see the plan. One who
    creates later takes what is in planned packs as absent, and stores it again. No version is
    deleted while a plan is open, so that all that a creator builds on is seen in the next step. One
-   who was taken for dead meanwhile publishes nothing. So nobody comes to rely on a planned pack.
+   who was taken for dead meanwhile publishes nothing. So no version comes to rely on a planned
+   pack.
 4. *Mark* again: a pack that a version has come to need meanwhile stays.
 5. *Remove*: first the indexes give way to one without the packs, then the packs go, then the plan
    is done.
@@ -270,7 +271,8 @@ class _Usage:
         return True
 
     def unused_bytes(self, pack: bytes) -> int:
-        """Returns the bytes of blocks in *pack* that nobody has, or that are in another, too."""
+        """Returns the bytes of blocks in *pack* that no version has, or that are in another,
+        too."""
         return self._bytes[pack] - self._owned[pack]
 
     def going(self) -> frozenset[bytes]:

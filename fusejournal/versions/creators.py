@@ -72,7 +72,7 @@ class Worker:
     def is_dead(self) -> bool:
         """Returns True if its process is known to have ended."""
         if self.boot != boot_id():
-            # Of this machine, it is of an earlier boot; of another, nobody here knows.
+            # Of this machine, it is of an earlier boot; of another, this node cannot know.
             return bool(self.machine) and self.machine == _machine()
         return self.pids == _pid_namespace() and self.began != _began(self.pid)
 
@@ -119,7 +119,7 @@ def unregister(store: ObjectStore, worker: Worker) -> None:
 
 
 def check_registered(store: ObjectStore, worker: Worker) -> None:
-    """Raises BusyError if somebody took *worker* for dead."""
+    """Raises BusyError if *worker* was taken for dead."""
     try:
         store.get_range(worker.name, 0, 1)
     except ObjectMissingError:

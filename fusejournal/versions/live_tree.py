@@ -3,8 +3,8 @@
 A file is opened by its fid, which is the layer's handle; its content is read past the kernel's
 cache of the mount (O_DIRECT) and known by the hashes of its chunks, so that nothing is read from
 the store. What the two differ in counts only if no entry since has touched the file or, of a name,
-its directory: an entry is in the journal before its change is made, so whoever looks at the journal
-after the file misses none.
+its directory: an entry is in the journal before its change is made, so a reader that looks at the
+journal after the file misses none.
 
 Source: open_by_handle_at(2), fuse(4), lseek(2)."""
 

@@ -197,7 +197,7 @@ class UnreadableVersion(NamedTuple):
 
 
 class FoundVersions(NamedTuple):
-    """The versions in a store: one that cannot be read keeps nobody from the others."""
+    """The versions in a store: one that cannot be read keeps no reader from the others."""
 
     versions: list[Version]
     """By volume and seq."""

@@ -51,7 +51,7 @@ def attach_base(journal: Journal, base: JournalBase | None, make_tree: MakeTree 
     does not follow it; JournalDamagedError."""
     if base is None:
         return
-    assert make_tree is not None, "whoever opens a journal with a base can read its tree"
+    assert make_tree is not None, "who opens a journal with a base can read its tree"
     journal.reader.base = make_tree(base)
     journal.last_time_ns = max(journal.last_time_ns, base.time_ns)  # where no entry is after it
     header, _ = journal.reader.beginning(journal.reader.segments()[0])

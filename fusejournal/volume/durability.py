@@ -297,7 +297,7 @@ class Durability:
         token = trio.lowlevel.current_trio_token()
 
         def deliver(result: "Outcome[float]") -> None:
-            # Where trio is no more, nobody waits.
+            # Where trio is no more, no task waits.
             with suppress(trio.RunFinishedError):
                 token.run_sync_soon(self._end_flush, result, began)
 

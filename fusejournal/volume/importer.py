@@ -11,7 +11,7 @@ reads only what it had not finished. Runs as a generator: between two items the 
 progress, wait or stop.
 
 The same goes for what is found in the backing of a running volume. Others are served between two
-items then, and a piece of content is journaled an item after it was read: so nobody may get at a
+items then, and a piece of content is journaled an item after it was read: so no caller may get at a
 file that is ``unfinished``."""
 
 import errno

@@ -170,7 +170,7 @@ class Recovery:
                 self._commit()
             if number % _PROGRESS_ENTRIES == 0:
                 progress(number, number)
-        # Whoever is killed before this is recorded begins anew.
+        # A process that is killed before this is recorded begins anew.
         catalog.end_base(tree.base)
         catalog.lacks_handles = True
 

@@ -1,10 +1,10 @@
 """Files that are made without a name (O_TMPFILE), and may get one later (linkat).
 
 As long as such a file has no name, nothing that is done to it is journaled, as with one that has
-lost its last name: nobody else sees it. When it gets a name, entries tell what it is by then: a
-CREATE under that name, which in the backing is but a further link, then WRITEs of all its content,
-its attributes, and its mtime. They come in one go, or, of a large file, in pieces between which
-others are served; the caller is answered when the last is there.
+lost its last name: no other process sees it. When it gets a name, entries tell what it is by then:
+a CREATE under that name, which in the backing is but a further link, then WRITEs of all its
+content, its attributes, and its mtime. They come in one go, or, of a large file, in pieces between
+which others are served; the caller is answered when the last is there.
 
 A process may die in the midst of that. So the file keeps its name in the hidden directory until all
 is journaled; the next process finds it there, and journals it all again. (Its mtime is then that of
@@ -52,8 +52,8 @@ class UnnamedFiles:
         return Fid(self._next - 1)
 
     def name(self, fid: Fid, parent: Fid, name: bytes, who: Caller) -> Iterator[None]:
-        """Give *fid* the first name. Yields between pieces of its content: whoever begins must go
-        on to the end. Raises OSError, and the file has no name then."""
+        """Give *fid* the first name. Yields between pieces of its content: a caller that begins
+        must go on to the end. Raises OSError, and the file has no name then."""
         volume, fd = self._volume, self._volume.tree.descriptor(fid)
         stat, acl = os.fstat(fd), _xattr(fd, ACCESS_ACL_XATTR)
         made = Create(fid, parent, name, stat.st_mode, stat.st_uid, stat.st_gid, 0, acl)

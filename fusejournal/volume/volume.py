@@ -266,7 +266,7 @@ class Volume:
             raise OSError(errno.EIO, str(error)) from error
 
     def reserve_fids(self, count: int) -> Fid:
-        """Have *count* fids that no entry gives to a file. Returns the first. Whoever reads the
+        """Have *count* fids that no entry gives to a file. Returns the first. A reader of the
         journal takes them as given, because it has an entry with the last of them, refused: that of
         a file in a directory that was never there. Raises OSError."""
         if self.write_errno is not None:
@@ -358,7 +358,7 @@ class Volume:
         Returns whether the operation holds (else it is VOID now)."""
         orphan = _orphan_of(operation) if operation.kind in _MAY_ORPHAN else _NONE
         if not self._observer.is_open(orphan):
-            orphan = _NONE  # whose mount is taken over has files open, and nobody else
+            orphan = _NONE  # whose mount is taken over has files open, and no other process
         try:
             self._carry_out(operation, seq, time_ns, data, orphan, redo=True)
         except ShortWriteError as error:

@@ -36,7 +36,7 @@ class Comparison:
 
     @property
     def is_told(self) -> bool:
-        """False if another entry than ``agreed_seq`` may be the last common one, because nobody
+        """False if another entry than ``agreed_seq`` may be the last common one, because no node
         has what would tell."""
         return self.unknown_seq <= self.agreed_seq
 

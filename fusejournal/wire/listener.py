@@ -326,7 +326,7 @@ class _Listening:
         asked, known = await name_asked(stream), self._known()
         peer = self._passes.peer_of(asked, known)
         if peer is not None:
-            # Whoever else is at its address has no part in its places and tokens.
+            # Others at its address have no part in its places and tokens.
             network = self._strangers[scope] = f"peer {peer}"
             self._admission.trust(network)
         tls = await self._handshake(stream, known, network)

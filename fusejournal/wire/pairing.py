@@ -16,7 +16,7 @@ certificates (:func:`proof_of`). So
   stranger could keep two nodes from being paired, and at 80 bits no number of guesses is of use;
 - a proof that was seen is of no use again: both nonces are new each time, and the role keeps one
   end's proof from being sent back to it;
-- someone in the middle (nothing is known yet that TLS could verify) can pass the messages on, but
+- a man in the middle (nothing is known yet that TLS could verify) can pass the messages on, but
   change no certificate in them. What it sees would let it try codes by itself, and there are 2**80.
   That is why the code is random and this long, and why nothing slower than one HMAC is needed.
 

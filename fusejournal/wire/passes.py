@@ -12,7 +12,7 @@ ClientHello for a server of the name
 with the beginning of its fingerprint, its clock in nanoseconds, and an HMAC-SHA256 of that and of
 both fingerprints, keyed with the secret. Nodes that know of no passes, of release 0.1.0, ignore the
 name. A pass is good once, because the next one has to be later; a node whose clock was put back is
-a stranger until it has caught up. It lets nobody in: it only decides whose turn a handshake is.
+a stranger until it has caught up. It lets no one in: it only decides whose turn a handshake is.
 
 What is read here may be anybody's bytes, and costs no more than a hash. Used from the event loop's
 thread. Source: RFC 8446, sections 4.1.2 and 5.1, and RFC 6066, section 3 (the ClientHello and the

@@ -342,6 +342,18 @@ def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
     ] == []
 
 
+def test_the_code_names_who_acts() -> None:
+    """The caller, a peer, the kernel, an admin: somebody could be any of them."""
+    nameless = re.compile(r"\b(somebody|someone|nobody|whoever)\b", re.IGNORECASE)
+    the_user = re.compile(r"is nobody here|the user nobody")
+    assert [
+        f"{module.name}: {line.strip()}"
+        for module in _modules()
+        for line in module.text.splitlines()
+        if nameless.search(line) and not the_user.search(line)
+    ] == []
+
+
 def test_nothing_is_left_for_later() -> None:
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=_TOP, capture_output=True, text=True)
     if listing.returncode != 0:

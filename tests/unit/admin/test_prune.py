@@ -208,7 +208,7 @@ def test_two_prunings_at_once(state: Path) -> None:
             prune, [str(state), "--config", str(state.parent / "policy.toml")]
         )
         assert isinstance(done.exception, PruningRefusedError)
-        assert "is being pruned by somebody else" in str(done.exception)
+        assert "is being pruned by another process" in str(done.exception)
         assert load_base(state) is None
     _prune(state)
     assert load_base(state) is not None

@@ -19,7 +19,7 @@ from fusejournal.backing.apply_results import NOTHING_MADE, Made, MustWork
 from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.tree import Tree
 from fusejournal.disk import failpoints, syscalls
-from fusejournal.disk.acls import CAPABILITY_XATTR
+from fusejournal.disk.acls import CAPABILITY_XATTR, XFS_OWN_XATTRS
 from fusejournal.errors import ShortWriteError
 from fusejournal.operations import Removexattr, Setattr, Setxattr, Truncate, Write
 from fusejournal.types import Fid
@@ -169,6 +169,8 @@ class DataApplier:
     def setxattr(self, operation: Setxattr, _: int, __: bytes | memoryview, ___: bool) -> Made:
         """Applies a SETXATTR: see Applier.apply."""
         failpoints.reached("apply.setxattr")
+        if operation.name in XFS_OWN_XATTRS:
+            return NOTHING_MADE  # of an earlier version's: the ACL itself came by its own entry
         os.setxattr(self._tree.xattr_target(operation.fid), operation.name, operation.value)
         _forget_xattrs(self._tree.node(operation.fid))
         return NOTHING_MADE
@@ -179,6 +181,8 @@ class DataApplier:
         """Applies a REMOVEXATTR: see Applier.apply."""
         failpoints.reached("apply.removexattr")
         target = self._tree.xattr_target(operation.fid)
+        if operation.name in XFS_OWN_XATTRS:
+            return NOTHING_MADE
         if redo or operation.name == CAPABILITY_XATTR:
             # The kernel may have taken a capability away by itself.
             remove_if_there(target, operation.name)

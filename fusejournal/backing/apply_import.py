@@ -13,7 +13,7 @@ from fusejournal.backing.apply_new import FLAGS_PATH, ObjectMaker, open_made, re
 from fusejournal.backing.apply_results import NOTHING_MADE, Made
 from fusejournal.backing.tree import Tree
 from fusejournal.disk import calls, failpoints, syscalls
-from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
+from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR, XFS_OWN_XATTRS
 from fusejournal.operations import Import, ImportData, ImportLink, Link
 
 
@@ -69,7 +69,8 @@ class ImportApplier:
                 remove_if_there(path, DEFAULT_ACL_XATTR)
         for xattr, value in operation.xattrs:
             failpoints.reached("apply.import.xattr")
-            os.setxattr(path, xattr, value)
+            if xattr not in XFS_OWN_XATTRS:
+                os.setxattr(path, xattr, value)
         if operation.target is None:
             failpoints.reached("apply.import.chmod")
             os.chmod(path, S_IMODE(operation.mode))

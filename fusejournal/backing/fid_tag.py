@@ -9,11 +9,13 @@ import struct
 from uuid import UUID
 
 from fusejournal.disk import syscalls
+from fusejournal.disk.acls import XFS_OWN_XATTRS
 from fusejournal.native.kernel import FileStat
 from fusejournal.types import ROOT_FID, Fid
 
 FID_XATTR = "trusted.fusejournal"
-HIDDEN_XATTR = FID_XATTR.encode()
+HIDDEN_XATTRS = XFS_OWN_XATTRS | {FID_XATTR.encode()}
+"""The attributes that users do not see, and entries do not have."""
 
 _TAG = struct.Struct("<16sQ")
 
@@ -38,6 +40,13 @@ def read_tag(fd: int, handle: bytes) -> tuple[UUID, Fid] | None:
     if number != ROOT_FID and len(value) != _TAG.size + len(handle):
         return None
     return UUID(bytes=uuid), Fid(number)
+
+
+def xattr_names(target: int | str) -> list[bytes]:
+    """Returns the names of the attributes of *target*, sorted, without the hidden ones. Raises
+    OSError."""
+    names = map(os.fsencode, os.listxattr(target))
+    return sorted(name for name in names if name not in HIDDEN_XATTRS)
 
 
 def remove_tag(directory: int, name: bytes) -> None:

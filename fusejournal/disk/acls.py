@@ -14,6 +14,10 @@ DEFAULT_ACL_XATTR = b"system.posix_acl_default"
 CAPABILITY_XATTR = b"security.capability"
 """The attribute of a file's capabilities (capabilities(7)), which are kept and cleared as ACLs."""
 
+XFS_OWN_XATTRS = frozenset({b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT"})
+"""The names under which XFS shows ACLs once more, in a form of its own, to administrators: to set
+or remove one of these is to set or remove the ACL (fs/xfs/xfs_xattr.c)."""
+
 _HEAD_BYTES = 4
 _ENTRY = struct.Struct("<HHI")
 _OWNER, _GROUP, _MASK, _OTHERS = 0x01, 0x04, 0x10, 0x20

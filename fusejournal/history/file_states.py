@@ -9,6 +9,7 @@ from fusejournal.disk.acls import (
     ACCESS_ACL_XATTR,
     CAPABILITY_XATTR,
     DEFAULT_ACL_XATTR,
+    XFS_OWN_XATTRS,
     after_chmod,
     is_in_mode,
     mode_of,
@@ -40,6 +41,8 @@ from fusejournal.operations import (
 from fusejournal.types import ROOT_FID, Fid, Seq
 
 ACLS = frozenset({ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR})
+_NOT_PLAIN = ACLS | XFS_OWN_XATTRS
+"""Imports of earlier versions had those of XFS."""
 _EMPTY_ACL_BYTES = 4
 """An ACL without entries is none: setting it takes away the one there is."""
 DATA_KINDS = CONTENT_KINDS | {Kind.IMPORT_DATA}
@@ -200,7 +203,8 @@ class State:
         acls: list[tuple[bytes, bytes]] = []
         if isinstance(operation, Import):
             self.size = operation.size
-            self.xattrs = {name: value for name, value in operation.xattrs if name not in ACLS}
+            found = operation.xattrs
+            self.xattrs = {name: value for name, value in found if name not in _NOT_PLAIN}
             acls = [(name, value) for name, value in operation.xattrs if name in ACLS]
         if isinstance(operation, Create | Mkdir) and operation.acl is not None:
             acls.append((ACCESS_ACL_XATTR, operation.acl))
@@ -220,6 +224,8 @@ class State:
     def _take_xattr(self, operation: Setxattr | Removexattr) -> None:
         if operation.name in ACLS:
             self.steps.append(operation)
+        elif operation.name in XFS_OWN_XATTRS:
+            return
         elif isinstance(operation, Setxattr):
             self.xattrs[operation.name] = operation.value
         else:

@@ -21,7 +21,7 @@ from typing import Any
 import pyfuse3
 
 from fusejournal.backing.catalog_store import CatalogNode
-from fusejournal.backing.fid_tag import HIDDEN_XATTR
+from fusejournal.backing.fid_tag import HIDDEN_XATTRS
 from fusejournal.disk import syscalls
 from fusejournal.layer import resolve
 from fusejournal.layer.file_calls import FileCalls, forget_attributes
@@ -363,7 +363,7 @@ class Handlers(FileCalls):
         administrators) is answered success: from any other answer rsync and tar do not go on
         without an error."""
         check_flags(self._tree, fid, name, flags)
-        if name == HIDDEN_XATTR:
+        if name in HIDDEN_XATTRS:
             self._refuse_if_read_only()
             return DONE
         self._flags.check_xattr(fid, name)

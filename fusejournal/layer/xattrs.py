@@ -1,12 +1,12 @@
-"""Extended attributes as callers see them: the layer's own is not there for anybody, and those for
-administrators are for them alone. Reads only.
+"""Extended attributes as callers see them: the layer's own is not there for anybody, nor are ACLs in
+a form that only XFS has; and those for administrators are for them alone. Reads only.
 
 Source: xattr(7), getxattr(2), setxattr(2)."""
 
 import errno
 import os
 
-from fusejournal.backing.fid_tag import HIDDEN_XATTR
+from fusejournal.backing.fid_tag import HIDDEN_XATTRS, xattr_names
 from fusejournal.backing.tree import Tree
 from fusejournal.layer import permissions
 from fusejournal.layer.kernel_replies import encode_size
@@ -18,15 +18,14 @@ _TRUSTED = b"trusted."
 
 def read_xattr(tree: Tree, fid: Fid, name: bytes) -> bytes:
     """The value of attribute *name*. Raises OSError ENODATA."""
-    if name == HIDDEN_XATTR:
+    if name in HIDDEN_XATTRS:
         raise refusal(errno.ENODATA)
     return os.getxattr(tree.xattr_target(fid), name)
 
 
 def list_xattrs(tree: Tree, fid: Fid, who: Caller) -> bytes:
     """The names that *who* may see, each with a NUL behind it."""
-    found = map(os.fsencode, os.listxattr(tree.xattr_target(fid)))
-    names = [name for name in found if name != HIDDEN_XATTR]
+    names = xattr_names(tree.xattr_target(fid))
     if any(name.startswith(_TRUSTED) for name in names) and not permissions.is_admin(who):
         names = [name for name in names if not name.startswith(_TRUSTED)]
     return b"".join(name + b"\0" for name in names)

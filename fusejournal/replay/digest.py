@@ -57,7 +57,7 @@ from pathlib import Path
 from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
 from typing import NamedTuple, NoReturn
 
-from fusejournal.backing.fid_tag import HIDDEN_XATTR
+from fusejournal.backing.fid_tag import xattr_names
 from fusejournal.backing.hidden_directory import without_hidden
 from fusejournal.disk import syscalls
 from fusejournal.errors import FusejournalError
@@ -422,12 +422,11 @@ def _record(fd: int, info: os.stat_result, name: bytes) -> bytes:
 
 def _xattrs(target: int | str) -> list[bytes]:
     try:
-        names = os.listxattr(target)
+        return xattr_names(target)
     except OSError as error:
         if not syscalls.missing(error):
             raise
         return []
-    return sorted(key for key in map(os.fsencode, names) if key != HIDDEN_XATTR)
 
 
 def _special(fd: int, info: os.stat_result) -> bytes:

@@ -16,6 +16,7 @@ from functools import partial
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
 from typing import NamedTuple
 
+from fusejournal.backing.fid_tag import HIDDEN_XATTRS, xattr_names
 from fusejournal.disk import calls, syscalls
 from fusejournal.errors import ConflictError
 from fusejournal.history.file_states import State
@@ -113,7 +114,8 @@ class LiveTree:
             yield "size"
         if found.st_mtime_ns != record.mtime_ns:
             yield "mtime"
-        if _xattrs(fd) != dict(record.xattrs):
+        expected = {name: value for name, value in record.xattrs if name not in HIDDEN_XATTRS}
+        if _xattrs(fd) != expected:
             yield "xattrs"
 
     def _unlike_names(self, record: InodeRecord) -> Iterator[str]:
@@ -190,7 +192,7 @@ class LiveTree:
 def _xattrs(fd: int) -> dict[bytes, bytes]:
     path = syscalls.descriptor_path(fd)
     found = {}
-    for name in map(os.fsencode, os.listxattr(path)):
+    for name in xattr_names(path):
         if name not in _OF_KERNEL:
             with suppress(OSError):
                 found[name] = os.getxattr(path, name)

@@ -22,7 +22,7 @@ from stat import S_IMODE, S_ISDIR, S_ISLNK, S_ISREG
 from typing import NamedTuple
 
 from fusejournal.backing.catalog_store import CatalogNode
-from fusejournal.backing.fid_tag import FID_XATTR, FoundEntry
+from fusejournal.backing.fid_tag import FoundEntry, xattr_names
 from fusejournal.backing.probe import CASEFOLDED
 from fusejournal.disk import calls, syscalls
 from fusejournal.errors import BackingError
@@ -307,9 +307,8 @@ def _bytes_of(name: bytes, value: bytes) -> int:
 
 
 def _xattrs(target: int | str) -> Xattrs:
-    """All xattrs but the layer's own, by name."""
-    names = sorted(name for name in os.listxattr(target) if name != FID_XATTR)
-    return tuple((os.fsencode(name), os.getxattr(target, name)) for name in names)
+    """All xattrs but hidden ones, by name."""
+    return tuple((name, os.getxattr(target, name)) for name in xattr_names(target))
 
 
 def survey(root_fd: int) -> ImportProgress:

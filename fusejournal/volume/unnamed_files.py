@@ -23,7 +23,7 @@ from contextlib import suppress
 from stat import S_IMODE
 from typing import Final
 
-from fusejournal.backing.fid_tag import HIDDEN_XATTR
+from fusejournal.backing.fid_tag import xattr_names
 from fusejournal.disk import calls, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR
 from fusejournal.errors import ApplyBrokenError
@@ -113,8 +113,8 @@ class UnnamedFiles:
         stat = os.fstat(fd)
         if stat.st_size != at:
             volume.adopt(Truncate(fid, stat.st_size, None), who=who)
-        for name in map(os.fsencode, os.listxattr(fd)):
-            if name not in (HIDDEN_XATTR, ACCESS_ACL_XATTR):
+        for name in xattr_names(fd):
+            if name != ACCESS_ACL_XATTR:
                 volume.adopt(Setxattr(fid, name, os.getxattr(fd, name)), who=who)
         mtime_ns = clamp_time(stat.st_mtime_ns)
         if mtime_ns != stat.st_mtime_ns:

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from fusejournal.disk import syscalls
+from fusejournal.disk.acls import XFS_OWN_XATTRS
 from fusejournal.disk.syscalls import AT_FDCWD
+from fusejournal.node.state_dir import load_state
 from fusejournal.operations import RENAME_EXCHANGE, RENAME_WHITEOUT
+from fusejournal.replay.digest import digest_tree
 from tests.support.filesystems import KINDS, filesystem
 from tests.support.layer import Layer
-from tests.support.trees import difference, fids, image
+from tests.support.trees import difference, fids, image, rebuild
 
 pytestmark = pytest.mark.mount
 
@@ -92,6 +95,42 @@ def test_backing(tmp_path: Path, kind: str) -> None:
         target = disk / "rebuilt"
         layer.check_rebuilt(target)
         assert (target / "sparse").stat().st_blocks * 512 < 1 << 20
+
+
+def test_acls_as_xfs_shows_them_once_more(tmp_path: Path) -> None:
+    """In a form of its own, beside the common one, to root alone: they are no attributes. So trees
+    on other file systems have the same digest, and putting a tree right leaves the ACLs there."""
+    with (
+        filesystem("xfs", tmp_path, "disk", 512) as disk,
+        Layer(tmp_path, backing=disk / "backing") as layer,
+    ):
+        for name in ("imported", "made"):
+            path = layer.mountpoint / name
+            if name == "imported":
+                path = layer.backing / name
+            path.write_bytes(b"x")
+            subprocess.run(["setfacl", "-m", "u:1000:rwx", path], check=True)
+            if name == "imported":
+                assert XFS_OWN_XATTRS & {os.fsencode(one) for one in os.listxattr(path)}
+                layer.start()
+        files = [layer.mountpoint / name for name in ("imported", "made")]
+        assert [os.listxattr(path) for path in files] == [["system.posix_acl_access"]] * 2
+        rights = [os.getxattr(path, "system.posix_acl_access") for path in files]
+        head_seq = layer.head_seq()
+        for path in files:
+            path.write_bytes(b"other")
+            os.setxattr(path, "trusted.SGI_ACL_FILE", b"as copied by rsync -X, or not at all")
+            with pytest.raises(OSError, match="No data"):
+                os.getxattr(path, "trusted.SGI_ACL_FILE")
+        restore = "restore", str(layer.state), "--to-seq", str(head_seq), "--in-place", "--apply"
+        layer.run(*restore)
+        assert [path.read_bytes() for path in files] == [b"x"] * 2
+        assert [os.getxattr(path, "system.posix_acl_access") for path in files] == rights
+        os.chmod(files[0], 0o640)
+        layer.stop()
+        (tmp_path / "rebuilt").mkdir()
+        rebuild(layer.state, tmp_path / "rebuilt", load_state(layer.state).uuid)
+        assert digest_tree(tmp_path / "rebuilt").digest == digest_tree(layer.backing).digest
 
 
 def _try_attributes(path: Path) -> list[object]:

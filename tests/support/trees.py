@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from fusejournal.backing.fid_tag import FID_XATTR
+from fusejournal.backing.fid_tag import HIDDEN_XATTRS
 from fusejournal.config import StoreConfig
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.query import Criteria
@@ -40,7 +40,7 @@ def image(root: Path | str, *, times: bool = True) -> Image:
             "xattrs": {
                 key: os.getxattr(path, key, follow_symlinks=False)
                 for key in os.listxattr(path, follow_symlinks=False)
-                if key != FID_XATTR
+                if os.fsencode(key) not in HIDDEN_XATTRS
             },
         }
         if times:

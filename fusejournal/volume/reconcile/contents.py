@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Set
 from stat import S_IFDIR, S_IFREG
 
 from fusejournal.backing.apply_space import change_space
-from fusejournal.backing.fid_tag import FID_XATTR
+from fusejournal.backing.fid_tag import xattr_names
 from fusejournal.disk import calls, failpoints, syscalls
 from fusejournal.file_operations import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, Fallocate, SetFlags
 from fusejournal.history.file_states import ACLS, DATA_KINDS, State, lacks_maker
@@ -219,7 +219,7 @@ class Contents:
         """Set the xattrs that it should have, and remove all others, ACLs with them (but not those
         that its import has yet to journal)."""
         target = self._volume.tree.xattr_target(state.fid)
-        names = {os.fsencode(name) for name in os.listxattr(target)} - {FID_XATTR.encode()}
+        names = set(xattr_names(target))
         is_whole = self._volume.tree.node(state.fid).complete or fits_one_entry(state.xattrs)
         for name in names - state.xattrs.keys() if is_whole else ():
             failpoints.reached("reconcile.removexattr")

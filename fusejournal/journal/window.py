@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fusejournal.journal.reader import JournalReader
-from fusejournal.journal.segment import first_seq_of
+from fusejournal.journal.segment import COMPRESSED_SUFFIX, first_seq_of
 from fusejournal.types import Seq
 
 
@@ -33,8 +33,15 @@ def prunable_segments(reader: JournalReader) -> list[PrunableSegment]:
             break
         last_seq = Seq(first_seq_of(following) - 1)
         ended_ns = max(ended_ns, header.time_ns)
-        found.append(PrunableSegment(path, last_seq, path.stat().st_size, ended_ns))
+        found.append(PrunableSegment(path, last_seq, _size_of(path), ended_ns))
     return found
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # the layer has compressed it just now
+        return path.with_suffix(COMPRESSED_SUFFIX).stat().st_size
 
 
 def beyond_window(

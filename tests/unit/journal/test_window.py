@@ -67,3 +67,21 @@ def test_a_clock_that_was_put_back_once_makes_nothing_old(
     now_ns = begun_ns + 9 * _DAY_NS
     assert beyond_window(segments, now_ns, None, 10 * _DAY_NS) == 0
     assert 4 <= beyond_window(segments, now_ns, None, 7 * _DAY_NS) <= 8
+
+
+def test_segments_that_are_compressed_meanwhile(tmp_path: Path) -> None:
+    """Between the listing and the look at each, as a running layer compresses them."""
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, _OPTIONS)
+    for _ in range(20):
+        journal.append(Clean(), SYSTEM_CALLER, journal.next_time(), lambda _: None)
+    journal.sync()
+    reader = JournalReader(tmp_path)
+    expected = [one.last_seq for one in prunable_segments(reader)]
+    listed = reader.segments()
+    for path in journal.sealed.durable():
+        journal.sealed.compress(path)
+    assert not listed[0].exists()
+    found = prunable_segments(JournalReader(listed))
+    assert [one.last_seq for one in found] == expected
+    assert all(one.size for one in found)
+    journal.close()

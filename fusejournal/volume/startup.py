@@ -479,7 +479,11 @@ class VolumeStartup:
             # On a full disk it is no orderly stop, which the next start can do without.
             with suppress_full():
                 page.applying_seq = catalog.applied_seq
-                page.committed_seq = journal.head_seq if becomes_mirror else page.committed_seq
+                if becomes_mirror:
+                    page.committed_seq = catalog.applied_seq
+                    if catalog.applied_seq < journal.head_seq:
+                        # The volume failed amid this entry: the applier looks what came of it.
+                        page.applying_seq = Seq(catalog.applied_seq + 1)
                 page.sync_stopped(journal.head_seq)
             return
         # Last, and not in the catalog any more: CLEAN says that the catalog is whole on disk.

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from fusejournal.errors import DemotionRefusedError
+from fusejournal.disk import failpoints
+from fusejournal.errors import ApplyBrokenError, DemotionRefusedError
 from fusejournal.replication.fence import node_id_of
 from fusejournal.roles.demote import Demotion
 from fusejournal.types import Epoch, Reign
@@ -84,3 +85,28 @@ def test_it_stops_as_a_mirror_does(tmp_path: Path, fails: bool) -> None:
         for _ in again.opening.start_epoch_and_import(read_only=False):
             pass
         assert again.create("taken")
+
+
+def test_what_was_half_done_stays_in_doubt(tmp_path: Path) -> None:
+    """A volume that failed amid an entry, and was fenced then, vouches for nothing: as a mirror it
+    waits for the entry's outcome, and looks before it applies it."""
+
+    def breaks(label: str) -> None:
+        if label == "apply.mkdir":
+            raise ApplyBrokenError("planned", 5)
+
+    with open_volume(tmp_path / "one") as primary:
+        primary.work(3)
+        held_seq = applied(primary)
+        failpoints.listen(breaks)
+        try:
+            with pytest.raises(OSError, match="planned"):
+                primary.mkdir("half")
+        finally:
+            failpoints.listen(None)
+        primary.becomes_mirror = True
+    with open_volume(tmp_path / "one", mirror=True) as mirror:
+        assert mirror.watermarks is not None
+        assert mirror.volume.journal.head_seq == held_seq + 1
+        assert (applied(mirror), mirror.watermarks.committed_seq) == (held_seq, held_seq)
+        assert mirror.watermarks.applying_seq == held_seq + 1

@@ -58,6 +58,13 @@ def file_bytes_max(pid: int = 0) -> float:
     return inf if soft == resource.RLIM_INFINITY else soft
 
 
+def files_open_max() -> int:
+    """Returns how many descriptors may be kept as a cache: half of what the process may open,
+    because the rest is for orphans, the journal and Python itself."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(64, min(soft // 2, 4096))
+
+
 def _raise(limit: int) -> int:
     """Raises *limit* as far as it goes, and returns it."""
     soft, hard = resource.getrlimit(limit)

@@ -1,5 +1,5 @@
-"""Extended attributes as callers see them: the layer's own is not there for anybody, nor are ACLs in
-a form that only XFS has; and those for administrators are for them alone. Reads only.
+"""Extended attributes as callers see them: the layer's own is not there for anybody, nor are ACLs
+in a form that only XFS has; and those for administrators are for them alone. Reads only.
 
 Source: xattr(7), getxattr(2), setxattr(2)."""
 

@@ -11,7 +11,6 @@ Between :meth:`VolumeStartup.open` and :meth:`VolumeStartup.recover` a primary t
 machine may append what it gets back from others."""
 
 import logging
-import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.backing.tree import Tree
 from fusejournal.disk import calls
 from fusejournal.disk.errnos import NO_SPACE
+from fusejournal.disk.process import files_open_max
 from fusejournal.errors import (
     JournalDamagedError,
     JournalError,
@@ -171,7 +171,7 @@ class VolumeStartup:
             # Its pages reached the disk in any order.
             shutil.rmtree(catalog_dir)
         catalog = open_catalog(catalog_dir, self._root_fd, journal, self._repaired)
-        tree = Tree(self._root_fd, self._uuid, catalog, _descriptors_max())
+        tree = Tree(self._root_fd, self._uuid, catalog, files_open_max())
         self._volume = Volume(journal, catalog, tree, self._observer, self._policy)
         self._importer = Importer(self._volume, self._backing, self._adopt)
         if read_only:
@@ -496,9 +496,3 @@ class VolumeStartup:
                 calls.fsync("root.sync", self._root_fd)
                 page.rooted_seq = journal.head_seq
             page.sync()
-
-
-def _descriptors_max() -> int:
-    """Half of what the process may open: the rest is for orphans, the journal and Python itself."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(64, min(soft // 2, 4096))

@@ -3,7 +3,6 @@ the indexes of the journal."""
 
 import base64
 import os
-import stat
 from bisect import bisect_left
 from collections.abc import Iterator
 from tempfile import TemporaryFile
@@ -13,6 +12,7 @@ from fusejournal.admin.source import JournalSource
 from fusejournal.agent.accounts import account_names
 from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.fields import Fields
+from fusejournal.agent.kept_versions import TYPES
 from fusejournal.disk import calls
 from fusejournal.errors import PathNotFoundError, UsageError
 from fusejournal.history.changes import find_changes
@@ -29,15 +29,6 @@ _MOMENTS_MAX: Final = 2000
 _LIFE_MAX: Final = 500
 _CHANGES_MAX: Final = 1000
 _PIECE_BYTES: Final = 256 << 10
-_TYPES: Final = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFLNK: "symlink",
-    stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket",
-    stat.S_IFCHR: "character device",
-    stat.S_IFBLK: "block device",
-}
 
 
 def path_of(source: JournalSource, fields: Fields) -> bytes:
@@ -103,7 +94,7 @@ def _type(state: State) -> str:
         return "directory"
     if state.maker is None:
         return "unknown"
-    return _TYPES.get(type_of(state.maker), "unknown")
+    return TYPES.get(type_of(state.maker), "unknown")
 
 
 def _describe(name: bytes, fid: Fid, state: State) -> dict[str, Any]:

@@ -18,10 +18,11 @@ import trio
 from fusejournal.admin.mark import set_mark
 from fusejournal.admin.peers import pause_peer, resume_peer
 from fusejournal.admin.source import JournalSource, open_source
-from fusejournal.agent import browse, timeline
+from fusejournal.agent import browse, kept_versions, timeline
 from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.overview import Overview
+from fusejournal.agent.standing import standing
 from fusejournal.agent.sums import Sums
 from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.errors import FusejournalError, UsageError, WireError
@@ -68,11 +69,17 @@ class Calls:
             "moments": browse.moments,
             "life": browse.life,
             "difference": browse.difference,
+            "standing": standing,
         }
         self._of_machine: dict[str, OfMachine] = {
             "mark": _mark,
             "peer-pause": partial(_pause, True),
             "peer-resume": partial(_pause, False),
+            "versions": kept_versions.versions,
+            "version-tree": kept_versions.tree,
+            "version-difference": kept_versions.difference,
+            "version-protect": kept_versions.protect,
+            "version-delete": kept_versions.delete,
             **more,
         }
 
@@ -102,8 +109,8 @@ class Calls:
                 f"version {CALLS_VERSION}: bring both to one release"
             )
         fields = Fields(_parse(call.fields))
-        if call.what == "content":
-            await self._send_content(connection, fields)
+        if call.what in ("content", "version-content"):
+            await self._send_content(call.what, connection, fields)
             return
         value = await self._value(call.what, fields)
         content = json.dumps(value).encode()
@@ -136,9 +143,12 @@ class Calls:
             self._volumes.popitem(last=False)
         return known
 
-    async def _send_content(self, connection: Connection, fields: Fields) -> None:
-        source = await trio.to_thread.run_sync(_open, fields.text("volume"))
-        pieces = browse.content(source, fields)
+    async def _send_content(self, what: str, connection: Connection, fields: Fields) -> None:
+        if what == "content":
+            source = await trio.to_thread.run_sync(_open, fields.text("volume"))
+            pieces = browse.content(source, fields)
+        else:
+            pieces = kept_versions.content(fields)
         try:
             while piece := await trio.to_thread.run_sync(next, pieces, b""):
                 for at in range(0, len(piece), _PART_BYTES):

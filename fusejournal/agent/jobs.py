@@ -1,5 +1,5 @@
-"""Jobs: undos and restores that an admin asks for on a page, each done by a process of its own
-(job_process.py), which goes on when the page is closed and when the agent ends.
+"""Jobs: what an admin asks for on a page and takes its time, by kind (job_kinds.py), each done by a
+process of its own (job_process.py), which goes on when the page is closed and when the agent ends.
 
 A job is a directory, which both sides read and each file of which one side writes::
 
@@ -34,17 +34,16 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.fields import Fields
+from fusejournal.agent.job_kinds import KINDS, check_access, kind_of
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, make_directories, write_atomically
 from fusejournal.disk.process import DIRECTORY, python_module
-from fusejournal.errors import FusejournalError, UsageError
+from fusejournal.errors import UsageError
 from fusejournal.node.registry import find_volume
 
 _JOBS_MAX: Final = 200
 _ID_CHARS: Final = frozenset("0123456789abcdef-")
 _WORKING: Final = ("planning", "doing")
-_CONFLICTS: Final = ("stop", "skip", "aside")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -67,36 +66,33 @@ class JobBook:
             make_directories("agent.jobs.make", path)
 
     def create(self, fields: Fields) -> dict[str, Any]:
-        """Makes a job, and has it planned; a restore needs no plan and is begun. Fields: ``kind``
-        (undo, restore), ``volume``, ``user``, and those of the kind. Raises UsageError,
-        VolumeNotFoundError, OSError."""
-        kind = fields.text("kind")
+        """Makes a job, and has it planned; one of a kind that needs no plan is begun. Fields:
+        ``kind``, ``volume``, ``user``, ``access`` (the user's role), and those of the kind. Raises
+        UsageError, ForbiddenJobError, VolumeNotFoundError, OSError."""
+        name = fields.text("kind")
+        kind = kind_of(name)
+        check_access(kind, fields)
         volume = find_volume(fields.text("volume")).name
         if len(self._ids()) >= _JOBS_MAX:
             raise UsageError(f"there are {_JOBS_MAX} jobs already: remove some that are done")
         job = f"{time.time_ns() // 10**6:x}-{secrets.token_hex(4)}"
-        if kind == "undo":
-            request = _undo_request(fields)
-        elif kind == "restore":
-            request = _restore_request(fields, self._restored / job)
-        else:
-            raise UsageError(f"{kind!r} is no kind of job: undo, or restore")
-        request |= {
-            "kind": kind, "volume": volume, "user": fields.text("user", ""),
+        request = {
+            **kind.make(fields, self._restored / job),
+            "kind": name, "volume": volume, "user": fields.text("user", ""),
             "made_ns": time.time_ns(),
         }  # fmt: skip
-        request["command"] = _command(request)
+        request["command"] = kind.command(request)
         path = self._jobs / job
         path.mkdir(mode=0o700)
         _write(path / "request.json", request)
-        self._begin(path, "plan" if kind == "undo" else "do")
+        self._begin(path, "plan" if kind.plans else "do")
         return self._describe(path)
 
     def list_all(self, fields: Fields) -> dict[str, Any]:
         """Returns all jobs, the newest first, without plans and results."""
         jobs = [self._describe(self._jobs / one) for one in sorted(self._ids(), reverse=True)]
         for job in jobs:
-            for key in ("actions", "conflicts"):
+            for key in ("actions", "conflicts", "changes", "rows"):
                 job.pop(key, None)
         return {"jobs": jobs}
 
@@ -105,19 +101,29 @@ class JobBook:
         return self._describe(self._path(fields))
 
     def order(self, fields: Fields) -> dict[str, Any]:
-        """Has the job ``id`` do what ``order`` says: do, pause, resume, stop, or remove. Raises
-        UsageError, OSError."""
+        """Has the job ``id`` do what ``order`` says: plan (again), do, pause, resume, stop, or
+        remove. A kind that cannot be taken back is done only with the volume's name as ``confirm``.
+        Raises UsageError, ForbiddenJobError, OSError."""
         path, order = self._path(fields), fields.text("order")
         job = self._describe(path)
-        state = job["state"]
+        state, is_idle = job["state"], not job["is_running"]
+        if job["is_readable"]:
+            kind = kind_of(job["kind"])
+            check_access(kind, fields)
+            if order == "do" and kind.is_confirmed and fields.text("confirm", "") != job["volume"]:
+                raise UsageError(
+                    f"this cannot be taken back: confirm it by the volume's name, {job['volume']}"
+                )
+            if order == "plan" and not kind.plans:
+                raise UsageError(f"a job of the kind {job['kind']} has no plan")
         if order == "remove":
-            if job["is_running"]:
+            if not is_idle:
                 raise UsageError("the job is at work: stop it first")
             shutil.rmtree(path)
             return {"id": path.name, "state": "removed"}
-        if order == "do" and state in ("planned", "stopped", "failed") and not job["is_running"]:
-            self._begin(path, "do")
-        elif order in ("pause", "resume", "stop") and job["is_running"]:
+        if order in ("do", "plan") and state in ("planned", "stopped", "failed") and is_idle:
+            self._begin(path, order)
+        elif order in ("pause", "resume", "stop") and not is_idle:
             word = "do" if order == "resume" else order
             _write(path / "order.json", {"order": word})
         else:
@@ -170,6 +176,9 @@ class JobBook:
             "state": state,
             "words": words,
             "is_running": is_running,
+            "is_readable": request.get("kind") in KINDS,
+            "is_confirmed": request.get("kind") in KINDS and KINDS[request["kind"]].is_confirmed,
+            "access": KINDS[request["kind"]].access if request.get("kind") in KINDS else "operator",
             "paused": is_running and order == "pause",
         }
 
@@ -191,53 +200,3 @@ def _is_locked(path: Path) -> bool:
 def _write(path: Path, value: dict[str, Any]) -> None:
     content = json.dumps(value).encode()
     write_atomically("agent.job", path, content, Outlives.MACHINE)
-
-
-def _undo_request(fields: Fields) -> dict[str, Any]:
-    on_conflict = fields.text("on_conflict", "stop")
-    if on_conflict not in _CONFLICTS:
-        raise UsageError(f"on_conflict is one of {', '.join(_CONFLICTS)}")
-    path = fields.text_or_none("path")
-    return {
-        "seqs": fields.texts("seqs"),
-        "paths": [path] if path else [],
-        "ops": fields.texts("op"),
-        "uid": fields.number_or_none("uid"),
-        "since": fields.text_or_none("since"),
-        "until": fields.text_or_none("until"),
-        "without": fields.texts("without"),
-        "on_conflict": on_conflict,
-    }
-
-
-def _restore_request(fields: Fields, target: Path) -> dict[str, Any]:
-    return {
-        "path": fields.text("path", ""),
-        "at": fields.number("at", least=1),
-        "target": str(target),
-    }
-
-
-def _command(request: dict[str, Any]) -> str:
-    volume = request["volume"]
-    if request["kind"] == "restore":
-        words = [volume, *([request["path"]] if request["path"] else [])]
-        options: list[tuple[str, object]] = [
-            ("--to-seq", request["at"]), ("--target", request["target"]),
-        ]  # fmt: skip
-        return command_line("restore", *words, options=options)
-    options = [("--path", one) for one in request["paths"]]
-    options += [
-        ("--op", ",".join(request["ops"])), ("--uid", request["uid"]),
-        ("--since", request["since"]), ("--until", request["until"]),
-        *(("--except", one) for one in request["without"]),
-        ("--on-conflict", None if request["on_conflict"] == "stop" else request["on_conflict"]),
-        ("--apply", True),
-    ]  # fmt: skip
-    return command_line("undo", volume, *request["seqs"], options=options)
-
-
-def check_request(request: dict[str, Any]) -> None:
-    """Raises FusejournalError for a job whose request cannot be read."""
-    if "kind" not in request or "volume" not in request:
-        raise FusejournalError("the job's request cannot be read: remove it, and ask anew")

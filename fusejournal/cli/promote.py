@@ -76,35 +76,5 @@ def _tell_applying(left: int) -> None:
 
 
 def _show(plan: PromotionPlan) -> None:
-    rows = [
-        ("reign", f"{plan.reign} would begin"),
-        ("holds", f"entries up to {plan.held_seq}, {plan.left_to_apply} of them to be applied"),
-        ("lost", _lost(plan)),
-        ("words", f"{plan.words} of {plan.words_needed} that are needed"),
-    ]
-    rows += [
-        (
-            f"peer {peer.peer}",
-            f"{peer.role or 'silent'}"
-            + (f", holds entries up to {peer.held_seq}" if peer.held_seq is not None else "")
-            + (f": {peer.detail}" if peer.detail else ""),
-        )
-        for peer in plan.peers
-    ]
-    for label, words in rows:
+    for label, words in plan.rows():
         text.echo(f"{label:<18}{words}")
-
-
-def _lost(plan: PromotionPlan) -> str:
-    if plan.primary is None or plan.silent_seconds is None:
-        return "not known: no primary was ever heard"
-    told = (
-        f"{plan.missing} entries that {plan.primary} told of "
-        f"({plan.held_seq + 1} to {plan.told_seq})"
-        if plan.missing
-        else f"nothing that {plan.primary} told of"
-    )
-    return (
-        f"{told}, and what it did since it was heard last, {plan.silent_seconds:.0f} s ago; up to "
-        f"{plan.acknowledged_seq} it was told that this node has everything"
-    )

@@ -41,6 +41,8 @@ CSRF_HEADER: Final = "x-csrf-token"
 _BODY_BYTES_MAX: Final = 64 << 10
 _AUDIT_LINES: Final = 500
 _STREAMS_MAX: Final = 64
+_STATUSES: Final = {3: 404, 8: 403, 16: 404, 17: 404, 19: 404, 28: 404, 43: 404}
+"""The statuses of agents' errors, by their exit codes; all others are 400."""
 _HEARTBEAT_SECONDS: Final = 15.0
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -125,7 +127,7 @@ def _answering(handler: Handler) -> Handler:
         except _RefusedRequestError as error:
             return _error(error.status, str(error))
         except CallFailedError as error:
-            return _error(404 if error.exit_code in (3, 16, 17, 19) else 400, str(error))
+            return _error(_STATUSES.get(error.exit_code, 400), str(error))
         except WireError as error:
             return _error(502, str(error))
         except FusejournalError as error:
@@ -347,7 +349,7 @@ class _Gates:
         """Returns the handler of a route that goes to an agent."""
         if route.method == "POST":
             return lambda request: self._change(route, request)
-        if route.call == "content":
+        if route.call in ("content", "version-content"):
             return lambda request: self._download(route, request)
         return lambda request: self._ask(route, request)
 
@@ -369,7 +371,8 @@ class _Gates:
         fields = {**body, **_path_fields(request)}
         link = await self._parts.agents.link(request.path_params["agent"])
         await self._note(session.name, request, route.call, **{**_where(request), **body})
-        return _json(await link.call(route.call, **fields, user=session.name))
+        fields |= {"user": session.name, "access": session.role}
+        return _json(await link.call(route.call, **fields))
 
     async def _download(self, route: ApiRoute, request: Request) -> Response:
         fields = _query_fields(route, request)

@@ -98,6 +98,42 @@ ROUTES: Final = (
         "The bytes of a file as it was.", (_PATH, *_AT),
     ),
     ApiRoute(
+        "GET", f"{_VOLUME}/versions", "versions", AccessRole.VIEWER,
+        "All versions, the oldest first, and their store.",
+    ),
+    ApiRoute(
+        "GET", f"{_VOLUME}/versions/{{version}}/tree", "version-tree", AccessRole.VIEWER,
+        "A directory of a version, which is named by its name, seq or key.",
+        (_PATH, Parameter("after", "string", "The last name of the page before.")),
+    ),
+    ApiRoute(
+        "GET", f"{_VOLUME}/versions/{{version}}/content", "version-content", AccessRole.OPERATOR,
+        "The bytes of a file of a version.", (_PATH,),
+    ),
+    ApiRoute(
+        "GET", f"{_VOLUME}/version-difference", "version-difference", AccessRole.VIEWER,
+        "What differs between two versions.",
+        (
+            Parameter("old", "string", "The older version.", True),
+            Parameter("new", "string", "The newer version.", True),
+            _PATH,
+        ),
+    ),
+    ApiRoute(
+        "POST", f"{_VOLUME}/versions/{{version}}/protect", "version-protect", AccessRole.OPERATOR,
+        "Protects a version from being deleted.",
+        (Parameter("off", "boolean", "No longer."),),
+    ),
+    ApiRoute(
+        "POST", f"{_VOLUME}/versions/{{version}}/delete", "version-delete", AccessRole.ADMIN,
+        "Deletes a version.",
+        (Parameter("confirm", "string", "Its name, seq or key, once more.", True),),
+    ),
+    ApiRoute(
+        "GET", f"{_VOLUME}/standing", "standing", AccessRole.VIEWER,
+        "The node's role, reign, fence and position, and its peers.",
+    ),
+    ApiRoute(
         "POST", f"{_VOLUME}/marks", "mark", AccessRole.OPERATOR,
         "Gives the present point a name.", (Parameter("name", "string", "The name.", True),),
     ),
@@ -118,9 +154,16 @@ ROUTES: Final = (
     ),
     ApiRoute(
         "POST", "/api/agents/{agent}/jobs", "job-create", AccessRole.OPERATOR,
-        "Plans an undo, or begins a restore.",
+        "Plans what can be planned: undo, in-place, and, for admins, prune, handoff, promote, "
+        "demote and rejoin; or begins a restore aside, the making or verifying of a version.",
         (
-            Parameter("kind", "string", "What is to be done.", True, ("undo", "restore")),
+            Parameter(
+                "kind", "string", "What is to be done.", True,
+                (
+                    "undo", "restore", "in-place", "version-create", "version-verify", "prune",
+                    "handoff", "promote", "demote", "rejoin",
+                ),
+            ),
             Parameter("volume", "string", "The volume.", True),
             *_FILTER,
             Parameter("seqs", "array", "undo: entries, or ranges of them: 7-12."),
@@ -129,16 +172,25 @@ ROUTES: Final = (
                 "on_conflict", "string", "undo: where later changes are in the way.",
                 values=("stop", "skip", "aside"),
             ),
-            Parameter("at", "integer", "restore: as it was right after this entry."),
+            Parameter("at", "integer", "restore, in-place: as it was right after this entry."),
+            Parameter("version", "string", "restore, in-place, version-verify: this version."),
+            Parameter("data", "boolean", "version-verify: read every chunk, too."),
+            Parameter("name", "string", "version-create: a name for it."),
+            Parameter("peer", "string", "handoff: to this peer; rejoin: become level with it."),
+            Parameter("force", "boolean", "promote, demote: whatever speaks against it."),
         ),
     ),
     ApiRoute(
         "POST", "/api/agents/{agent}/jobs/{id}", "job-order", AccessRole.OPERATOR,
-        "Has a job go on, pause, resume, stop, or be removed.",
+        "Has a job be planned again, be done, pause, resume, stop, or be removed.",
         (
             Parameter(
                 "order", "string", "What the job is to do.", True,
-                ("do", "pause", "resume", "stop", "remove"),
+                ("plan", "do", "pause", "resume", "stop", "remove"),
+            ),
+            Parameter(
+                "confirm", "string",
+                "do: the volume's name, for what cannot be taken back (is_confirmed).",
             ),
         ),
     ),

@@ -22,6 +22,11 @@ class PeerWord(Reply):
     detail: str
     """The reason why it does not, in words."""
 
+    def in_words(self) -> str:
+        """Returns how it stands, for people."""
+        holds = f", holds entries up to {self.held_seq}" if self.held_seq is not None else ""
+        return f"{self.role or 'silent'}{holds}" + (f": {self.detail}" if self.detail else "")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromotionPlan(Reply):
@@ -70,6 +75,30 @@ class PromotionPlan(Reply):
         """The reason why it is refused unless it is forced; empty where it is not."""
         uncovered = self.uncovered if not self.has_fence else ""
         return "; ".join(filter(None, (*self.objections, uncovered)))
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Returns the plan as labels and words, for people."""
+        return [
+            ("reign", f"{self.reign} would begin"),
+            ("holds", f"entries up to {self.held_seq}, {self.left_to_apply} of them to be applied"),
+            ("lost", self._lost()),
+            ("words", f"{self.words} of {self.words_needed} that are needed"),
+            *((f"peer {peer.peer}", peer.in_words()) for peer in self.peers),
+        ]
+
+    def _lost(self) -> str:
+        if self.primary is None or self.silent_seconds is None:
+            return "not known: no primary was ever heard"
+        told = (
+            f"{self.missing} entries that {self.primary} told of "
+            f"({self.held_seq + 1} to {self.told_seq})"
+            if self.missing
+            else f"nothing that {self.primary} told of"
+        )
+        return (
+            f"{told}, and what it did since it was heard last, {self.silent_seconds:.0f} s ago; up "
+            f"to {self.acknowledged_seq} it was told that this node has everything"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,10 +41,10 @@ class ConsoleProcesses:
         self._console = self._start("console", "console", "--listen", "127.0.0.1:0", *options)
         self.url = self._await("console", r"the console is at (\S+)")
 
-    def pair(self, name: str) -> None:
-        """Pair the two."""
+    def pair(self, name: str, console: "ConsoleProcesses | None" = None) -> None:
+        """Pair the agent with the console, or with *console*, which calls it *name*."""
         opened = json.loads(self.run("agent", "pair", "--no-wait", "--json").stdout)
-        self.run("console", "pair", f"{name}={opened['listen']}", opened["code"])
+        (console or self).run("console", "pair", f"{name}={opened['listen']}", opened["code"])
 
     def add_user(self, name: str, role: str) -> str:
         """Returns the one-time code of a new user."""
@@ -91,13 +91,15 @@ class ConsoleProcesses:
 
 
 @contextmanager
-def console_processes(layer: Layer, directory: Path) -> Iterator[ConsoleProcesses]:
-    """Both, running and paired: the agent is called "hall"."""
+def console_processes(
+    layer: Layer, directory: Path, name: str = "hall"
+) -> Iterator[ConsoleProcesses]:
+    """Both, running and paired: the agent is called *name*."""
     directory.mkdir()
     processes = ConsoleProcesses(layer, directory)
     try:
         processes.start_agent()
-        processes.pair("hall")
+        processes.pair(name)
         processes.start_console()
         yield processes
         processes.stop()

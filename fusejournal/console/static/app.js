@@ -7,6 +7,8 @@ import { overviewView } from "./overview.js";
 import { timelineView } from "./timeline.js";
 import { browseView, lifeView, changesView } from "./browse.js";
 import { jobsView, jobView } from "./jobs.js";
+import { versionsView } from "./versions.js";
+import { rolesView } from "./roles.js";
 import { auditView } from "./audit.js";
 
 const main = document.getElementById("main");
@@ -87,7 +89,7 @@ function where() {
 function viewOf(parts, params) {
   const [first, agent, volume, view] = parts;
   if (first === "v" && volume) {
-    const views = { timeline: timelineView, browse: browseView, life: lifeView, changes: changesView };
+    const views = { timeline: timelineView, browse: browseView, life: lifeView, changes: changesView, versions: versionsView, roles: rolesView };
     const known = views[view] ?? timelineView;
     return [`${volume} on ${agent}`, (place) => known(place, agent, volume, params)];
   }

@@ -76,7 +76,7 @@ function directory(view, tree) {
   fill(tree);
   return h("div", { class: "card" },
     h("div", { class: "head" }, h("h2", {}, `${number(tree.count)} ${tree.count === 1 ? "name" : "names"}`),
-      may("operator") ? h("button", { type: "button", onclick: () => begin(view, { kind: "restore", volume: view.volume, path: tree.path, at: tree.at }) }, "Restore this directory aside") : null),
+      restoreButtons(view, tree, " this directory")),
     tree.count ? h("div", { class: "scroll" }, h("table", { class: "stack" },
       h("thead", {}, h("tr", {}, ["Name", "Type"].map((words) => h("th", { scope: "col" }, words)), h("th", { scope: "col", class: "number" }, "Size"),
         ["Changed", "Owner", ""].map((words) => h("th", { scope: "col" }, words || "Actions")))), body)) : h("p", { class: "empty" }, "Nothing was here at this moment."),
@@ -105,7 +105,15 @@ function file(view, tree) {
     h("div", { class: "row" },
       h("a", { class: "button", href: app.link(["v", view.agent, view.volume, "life"], { path: tree.path }) }, "History"),
       may("operator") && one.type === "file" ? h("a", { class: "button", href: `${view.base}/content${query({ path: tree.path, at: tree.at })}`, download: plain(one.name) }, "Download as it was") : null,
-      may("operator") ? h("button", { type: "button", onclick: () => begin(view, { kind: "restore", volume: view.volume, path: tree.path, at: tree.at }) }, "Restore aside") : null));
+      restoreButtons(view, tree, "")));
+}
+
+function restoreButtons(view, tree, what) {
+  if (!may("operator")) return null;
+  const fields = { volume: view.volume, path: tree.path, at: tree.at };
+  return h("div", { class: "row" },
+    h("button", { type: "button", onclick: () => begin(view, { kind: "restore", ...fields }) }, `Restore${what} aside`),
+    tree.at === tree.head_seq ? null : h("button", { type: "button", onclick: () => begin(view, { kind: "in-place", ...fields }) }, `Plan to restore${what} in place`));
 }
 
 // -- a file's life ----------------------------------------------------------------------------------
@@ -159,11 +167,19 @@ export async function changesView(place, agent, volume, params) {
   result.replaceChildren(spinner());
   const found = await get(`${base}/difference`, { from_seq: params.from, to_seq: params.to, path: params.path }, place.signal);
   result.replaceChildren(h("div", { class: "card" }, h("h2", {}, `${number(found.count)} ${found.count === 1 ? "file differs" : "files differ"}`),
-    found.count ? h("div", { class: "scroll" }, h("table", { class: "stack" }, h("thead", {}, h("tr", {}, ["What", "Path", "Users", "Entries"].map((words) => h("th", { scope: "col" }, words)))),
-      h("tbody", {}, found.changes.map((one) => h("tr", { class: "rows" },
-        h("td", {}, [...one.letters].map((letter) => WORDS[letter]).join(", ")),
-        h("td", { class: "wide" }, h("a", { href: app.link(["v", agent, volume, "life"], { path: one.new_path ?? one.old_path }) }, path(one.old_path ?? one.new_path)), one.renamed ? [" → ", path(one.new_path)] : null),
-        h("td", {}, one.uids.map((uid, at) => [at ? ", " : "", user(uid, userNames)])), h("td", { class: "number" }, number(one.entries))))))) : null,
-    found.count > found.changes.length ? h("p", { class: "soft" }, `The first ${number(found.changes.length)}; the command line has them all.`) : null,
+    changeTable(found, (one) => h("a", { href: app.link(["v", agent, volume, "life"], { path: one.new_path ?? one.old_path }) }, path(one.old_path ?? one.new_path))),
     command(found.command)));
+}
+
+// What differs, a row a file; *shown* makes the path.
+export function changeTable(found, shown) {
+  if (!found.count) return null;
+  const hasUsers = found.changes.some((one) => one.uids?.length);
+  return h("div", {}, h("div", { class: "scroll" }, h("table", { class: "stack" },
+    h("thead", {}, h("tr", {}, ["What", "Path", ...(hasUsers ? ["Users", "Entries"] : [])].map((words) => h("th", { scope: "col" }, words)))),
+    h("tbody", {}, found.changes.map((one) => h("tr", { class: "rows" },
+      h("td", {}, [...one.letters].map((letter) => WORDS[letter]).join(", ")),
+      h("td", { class: "wide" }, shown(one), one.renamed ? [" → ", path(one.new_path)] : null),
+      hasUsers ? [h("td", {}, one.uids.map((uid, at) => [at ? ", " : "", user(uid, userNames)])), h("td", { class: "number" }, number(one.entries))] : null))))),
+  found.count > found.changes.length ? h("p", { class: "soft" }, `The first ${number(found.changes.length)}; the command line has them all.`) : null);
 }

@@ -122,6 +122,11 @@ export function say(words) {
   quiet = setTimeout(() => { document.getElementById("said").textContent = ""; }, 4000);
 }
 
+// A field of a form, with its label.
+export function field(words, name, props = {}) {
+  return h("label", {}, words, h("input", { name, autocapitalize: "none", spellcheck: "false", ...props }));
+}
+
 export function failure(error) {
   return h("div", { class: "note bad", role: "alert" }, error.message);
 }

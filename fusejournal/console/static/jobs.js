@@ -2,7 +2,9 @@
 
 import { get, post, may, encode } from "./api.js";
 import * as app from "./app.js";
-import { h, path, pill, number, time, command, failure, say, facts } from "./dom.js";
+import { h, path, name, pill, number, size, time, command, failure, say, facts } from "./dom.js";
+import { confirmTyped } from "./dialogs.js";
+import { begin } from "./timeline.js";
 
 const KINDS = { done: "good", planned: "warning", stopped: "warning", failed: "bad" };
 
@@ -10,11 +12,32 @@ function stateOf(job) {
   return pill(KINDS[job.state] ?? "", job.paused ? "paused" : job.state);
 }
 
-function titleOf(job) {
-  if (job.kind === "restore") return ["Restore ", path(job.path), ` as of entry ${number(job.at)}`];
-  const seqs = job.seqs?.length ? `entries ${job.seqs.join(", ")}` : "what a filter chose";
-  return [`Take back ${seqs}`];
-}
+const moment = (job) => (job.version ? "a version" : `entry ${number(job.at)}`);
+const TITLES = {
+  undo: (job) => [`Take back ${job.seqs?.length ? `entries ${job.seqs.join(", ")}` : "what a filter chose"}`],
+  restore: (job) => ["Restore ", path(job.path), ` aside as of ${moment(job)}`],
+  "in-place": (job) => ["Restore ", path(job.path), ` in place as of ${moment(job)}`],
+  "version-create": (job) => ["Make a version", job.name ? [" ", name(job.name)] : null],
+  "version-verify": () => ["Verify a version"],
+  prune: () => ["Let go what the policy does not keep"],
+  handoff: (job) => [`Hand over to ${job.peer}`],
+  promote: (job) => [`Promote the mirror${job.force ? ", by force" : ""}`],
+  demote: (job) => [`Demote the primary${job.force ? ", by force" : ""}`],
+  rejoin: () => ["Rejoin"],
+};
+const titleOf = (job) => TITLES[job.kind]?.(job).flat() ?? ["A job that cannot be read"];
+const CAN_PAUSE = new Set(["undo", "restore", "in-place", "version-create", "version-verify", "prune"]);
+const CAN_STOP = new Set([...CAN_PAUSE, "handoff", "rejoin"]);
+const DO = {
+  handoff: (job) => `Hand over to ${job.peer} now`, promote: () => "Promote it", demote: () => "Demote it", rejoin: () => "Rejoin",
+  prune: () => "Let it go", undo: (job) => `Do it: ${number(job.action_count)} changes`, "in-place": (job) => `Do it: ${number(job.change_count)} changes`,
+};
+const WARNINGS = {
+  prune: "What goes cannot be restored any more.",
+  promote: "This begins a new reign. What only the old primary has is not here; when it comes back, that becomes a branch, and is undone there.",
+  demote: "Changes get 'Read-only file system' at once, until another node is primary.",
+  rejoin: "What only this node has becomes a branch, and is undone here.",
+};
 
 export async function jobsView(place) {
   const overview = app.overview ?? await get("/api/overview", {}, place.signal);
@@ -39,13 +62,16 @@ export async function jobsView(place) {
 
 export async function jobView(place, agent, id) {
   const url = `/api/agents/${encode(agent)}/jobs/${encode(id)}`;
-  const order = async (word) => {
+  const order = async (word, fields = {}) => {
     try {
-      const job = await post(url, { order: word });
+      const job = await post(url, { order: word, ...fields });
       if (job.state === "removed") { app.go(["jobs"]); return; }
       await draw();
     } catch (error) {
+      if (fields.confirm !== undefined) throw error;
       say(error.message);
+      last = "";
+      await draw().catch(() => {});
     }
   };
   let timer;
@@ -67,34 +93,101 @@ function describe(job, agent, order) {
     h("p", {}, h("a", { href: app.link(["jobs"]) }, "All jobs")),
     h("div", { class: "head" }, h("h1", {}, titleOf(job)), stateOf(job)),
     h("div", { class: "card" },
-      job.words ? h("p", { class: `note ${job.state === "failed" ? "bad" : job.state === "done" ? "good" : "warning"}` }, job.words) : null,
+      job.words ? h("p", { class: `note ${job.state === "failed" ? "bad" : job.state === "done" ? "good" : "warning"}`, role: "status" }, job.words) : null,
+      job.refusal ? h("p", { class: "note bad" }, `It will be refused: ${job.refusal}`) : null,
+      job.objection && !job.refusal ? h("p", { class: "note bad" }, `By force, although ${job.objection}`) : null,
+      (job.warnings ?? []).map((words) => h("p", { class: "note warning" }, words)),
       job.is_running ? h("div", {}, h("progress", job.total ? { value: job.done, max: job.total, "aria-label": "Progress" } : { "aria-label": "Progress" }),
-        h("p", { class: "soft small" }, `${job.state}${job.done ? `: ${number(job.done)}${job.total ? ` of ${number(job.total)}` : ""}` : "…"}`)) : null,
+        h("p", { class: "soft small" }, `${job.stage ?? job.state}${job.done ? `: ${number(job.done)}${job.total ? ` of ${number(job.total)}` : ""}` : "…"}${job.held_seconds ? `, changes wait since ${job.held_seconds.toFixed(1)} s` : ""}`)) : null,
       facts([
         ["volume", h("a", { href: app.link(["v", agent, job.volume, "timeline"]) }, `${job.volume} on ${agent}`)],
         ["asked for", h("span", {}, time(job.made_ns), ` by ${job.user || "nobody known"}`)],
         ["to take back", job.chosen === undefined ? null : `${number(job.chosen)} entries${job.kept ? `; ${number(job.kept)} stay, because later changes rely on them` : ""}`],
         ["into", job.kind === "restore" ? h("code", {}, job.target) : null],
         ["restored", job.names === undefined ? null : `${number(job.names)} names`],
+        ["to be written", job.kind === "in-place" && job.bytes ? `${size(job.bytes)} at most` : null],
+        ["version", job.version?.seq ? h("a", { href: app.link(["v", agent, job.volume, "versions"], { version: job.version.key }) }, job.version.name ? name(job.version.name) : `entry ${number(job.version.seq)}`) : null],
+        ["verified", job.verified ? `${number(job.verified.files)} files, ${number(job.verified.chunks)} chunks, ${size(job.verified.bytes)}` : null],
+        ...(job.rows ?? []), ...rejoinRows(job.rejoin),
       ]),
-      may("operator") ? h("div", { class: "row" }, buttons(job, order)) : null,
+      may(job.access) ? h("div", { class: "row" }, buttons(job, agent, order)) : null,
       command(job.command)),
     job.undo_command ? h("div", { class: "card" }, h("h2", {}, "The way back from this"), command(job.undo_command)) : null,
+    job.prune ? pruneOf(job) : null,
+    job.kind === "rejoin" ? rejoinSteps(job) : null,
     job.conflict_count ? conflictsOf(job) : null,
     job.actions?.length ? actionsOf(job) : null,
+    job.changes?.length ? changesOf(job) : null,
   ].filter(Boolean);
 }
 
-function buttons(job, order) {
-  const button = (word, words, kind) => h("button", { type: "button", class: kind, onclick: (event) => { event.target.disabled = true; order(word); } }, words);
+function isDoable(job) {
+  if (job.kind === "undo") return job.chosen && !job.conflict_count;
+  return !job.is_empty && !job.refusal;
+}
+
+function buttons(job, agent, order) {
+  const button = (words, kind, act) => h("button", { type: "button", class: kind, onclick: (event) => { event.target.disabled = true; act(); } }, words);
+  const confirm = () => confirmTyped({
+    title: titleOf(job).map((one) => one?.textContent ?? one ?? "").join(""), words: WARNINGS[job.kind], wanted: job.volume, button: DO[job.kind](job), command: job.command,
+    act: (typed) => order("do", { confirm: typed }),
+  });
+  const start = (words) => (job.is_confirmed ? h("button", { type: "button", class: "danger", onclick: confirm }, `${words}…`) : button(words, "main", () => order("do")));
   if (job.is_running) {
-    return [job.paused ? button("resume", "Go on", "main") : button("pause", "Pause"), button("stop", "Stop", "danger")];
+    return [CAN_PAUSE.has(job.kind) ? (job.paused ? button("Go on", "main", () => order("resume")) : button("Pause", "", () => order("pause"))) : null,
+      CAN_STOP.has(job.kind) ? button("Stop", "danger", () => order("stop")) : null];
   }
   const found = [];
-  if (job.state === "planned" && job.chosen && !job.conflict_count) found.push(button("do", `Do it: ${number(job.action_count)} changes`, "main"));
-  if (job.state === "stopped" || (job.state === "failed" && job.kind === "restore")) found.push(button("do", "Go on", "main"));
-  found.push(button("remove", "Remove this job from the list", ""));
+  if (job.state === "planned" && isDoable(job)) found.push(start(DO[job.kind]?.(job) ?? "Do it"));
+  if (job.state === "stopped" || (job.state === "failed" && job.kind !== "undo")) found.push(start(job.state === "stopped" ? "Go on" : "Try again"));
+  if (DO[job.kind] && job.state !== "done") found.push(button("Plan it anew", "", () => order("plan")));
+  if ((job.refusal || job.state === "failed") && ["promote", "demote"].includes(job.kind) && !job.force) {
+    found.push(button("Plan it by force", "danger", () => begin({ agent }, { kind: job.kind, volume: job.volume, force: true })));
+  }
+  found.push(button("Remove this job from the list", "", () => order("remove")));
   return found;
+}
+
+function rejoinRows(told) {
+  if (!told) return [];
+  return [
+    ["follows", told.source === null ? null : `${told.source}, in reign ${told.reign}`],
+    ["both have", h("code", {}, told.parted)],
+    ["here alone", `${number(told.own_entries)} entries, of ${number(told.files)} files and directories, with the content of ${number(told.contents)}`],
+    ["they become", told.own_entries ? (told.branch ? `branch ${told.branch}` : "a branch, and are undone here") : "nothing is lost"],
+  ];
+}
+
+function rejoinSteps(job) {
+  if (job.state === "done") return h("div", { class: "card" }, h("h2", {}, "Then"), command(`fusejournal mount ${job.volume}`));
+  return h("div", { class: "card" }, h("h2", {}, "It has to be unmounted meanwhile"), command(`fusejournal umount ${job.volume}`), command(job.command), command(`fusejournal mount ${job.volume}`));
+}
+
+function pruneOf(job) {
+  const { journal, versions } = job.prune;
+  const going = versions.filter((one) => !one.kept_as.length);
+  return h("div", { class: "card" }, h("h2", {}, job.state === "done" ? "What went" : "What would go, and what stays"),
+    job.remarks?.map((words) => h("p", { class: "soft" }, words)), journal.held_by.map((words) => h("p", { class: "note warning" }, `the journal is held back: ${words}`)),
+    facts([
+      ["of the journal", journal.segments ? `${number(journal.segments)} segments with ${size(journal.bytes)}, up to entry ${number(journal.up_to_seq)}` : "nothing"],
+      ["versions", `${number(going.length)} of ${number(versions.length)}`],
+      ["freed in the store", size(job.prune.freed_bytes)],
+      ["no longer to be had", job.prune.no_longer_restorable.length ? job.prune.no_longer_restorable.map((one) => `entry ${number(one.seq)}`).join(", ") : "no moment that can be had now"],
+    ]),
+    versions.length ? h("div", { class: "scroll" }, h("table", { class: "stack" },
+      h("thead", {}, h("tr", {}, ["Version", "Verdict"].map((words) => h("th", { scope: "col" }, words)))),
+      h("tbody", {}, [...versions].reverse().map((one) => h("tr", { class: "rows" }, h("td", {}, one.name ? name(one.name) : `entry ${number(one.seq)}`),
+        h("td", {}, one.kept_as.length ? `stays: ${one.kept_as.join(", ")}` : pill("warning", "goes")))))) ) : null);
+}
+
+function changesOf(job) {
+  return h("div", { class: "card" }, h("h2", {}, job.state === "done" ? "What it did" : "What it will do"),
+    h("div", { class: "scroll" }, h("table", { class: "stack" },
+      h("thead", {}, h("tr", {}, ["Change", "Path"].map((words) => h("th", { scope: "col" }, words)), h("th", { scope: "col", class: "number" }, "Writes"))),
+      h("tbody", {}, job.changes.slice(0, 1000).map((one) => h("tr", { class: "rows" }, h("td", {}, one.action),
+        h("td", { class: "wide" }, one.old_path !== null ? [path(one.old_path), " → "] : null, path(one.path), one.shared.length ? [h("span", { class: "soft" }, " the same file as "), one.shared.map((other) => [path(other), " "])] : null),
+        h("td", { class: "number" }, one.bytes ? size(one.bytes) : "")))))),
+    job.change_count > 1000 ? h("p", { class: "soft" }, `The first 1,000 of ${number(job.change_count)}.`) : null);
 }
 
 function conflictsOf(job) {

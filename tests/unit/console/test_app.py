@@ -227,7 +227,9 @@ async def test_the_description_has_every_path(console: RunningConsole) -> None:
         assert named == set(re.findall(r"{(\w+)}", route.path))
     path = described["paths"]["/api/agents/{agent}/jobs/{id}"]["post"]
     schema = path["requestBody"]["content"]["application/json"]["schema"]
-    assert schema["properties"]["order"]["enum"] == ["do", "pause", "resume", "stop", "remove"]
+    assert schema["properties"]["order"]["enum"] == [
+        "plan", "do", "pause", "resume", "stop", "remove",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

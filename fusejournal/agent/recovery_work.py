@@ -1,0 +1,220 @@
+"""The work of jobs that recover: undo, restore aside, restore in place."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from fusejournal.admin.restore_in_place import Moment, PlannedInPlace, planned_in_place
+from fusejournal.admin.source import open_source
+from fusejournal.admin.undo import DoneEntries, PlannedUndo, UndoRequest
+from fusejournal.admin.versions import VolumeVersions
+from fusejournal.agent.command_lines import command_line
+from fusejournal.agent.job_progress import JobProgress, JobStoppedError
+from fusejournal.errors import FusejournalError
+from fusejournal.history.json_values import exact_or_none
+from fusejournal.history.query import Criteria, find
+from fusejournal.replay.restore import restore
+from fusejournal.replay.undo_plan import begun_undos
+from fusejournal.types import Seq
+
+_ACTIONS_MAX: Final = 5000
+"""The most actions of a plan that are kept for the page; all are done."""
+_CHANGED_WORDS: Final = "the volume has changed since the plan: look at the new one"
+
+
+def recover(job: JobProgress, *, do_it: bool) -> None:
+    """Does the work of an undo or a restore. Raises FusejournalError, OSError, JobStoppedError."""
+    match job.request["kind"]:
+        case "undo":
+            UndoWork(job).run(do_it=do_it)
+        case "restore":
+            restore_aside(job)
+        case _:
+            restore_in_place(job, do_it=do_it)
+
+
+class UndoWork:
+    """An undo: planned, and done once the admin has seen the plan. Killed at any instruction, it
+    has left entries in the journal that can be undone or gone on with."""
+
+    def __init__(self, job: JobProgress) -> None:
+        self._job = job
+
+    def run(self, *, do_it: bool) -> None:
+        """Plans it, or does it. Raises FusejournalError, OSError, JobStoppedError."""
+        approved = self._job.values.get("actions")
+        self._job.save(state="planning", words="", done=0, total=None)
+        planned = self._plan(do_apply=do_it)
+        actions, conflicts = _actions(planned), [one.to_json() for one in planned.plan.conflicts]
+        self._job.values |= {
+            "actions": actions[:_ACTIONS_MAX], "action_count": len(actions),
+            "conflicts": conflicts[:_ACTIONS_MAX], "conflict_count": len(conflicts),
+            "chosen": len(planned.plan.chosen), "kept": planned.plan.kept,
+        }  # fmt: skip
+        # One that was begun has less to do.
+        is_begun = bool(self._job.values.get("pids"))
+        if not do_it or not (is_begun or approved is None or _is_same(approved, actions)):
+            words = _CHANGED_WORDS if do_it else ""
+            if conflicts:
+                words = f"{len(conflicts):,} later changes are in the way"
+            elif not planned.plan.chosen:
+                words = "nothing was found to take back"
+            self._job.save(state="planned", words=words)
+            return
+        planned.check()
+        self._job.save(
+            state="doing", words="", pids=[*self._job.values.get("pids", []), os.getpid()]
+        )
+        try:
+            overlapped = planned.carry_out(self._job.step)
+        except (JobStoppedError, FusejournalError, OSError):
+            self._note_results(planned, is_done=False)
+            raise
+        self._note_results(planned, is_done=True)
+        self._job.save(state="done", words="" if overlapped is None else str(overlapped))
+
+    def _plan(self, *, do_apply: bool) -> PlannedUndo:
+        request = self._job.request
+        undo = UndoRequest(
+            request["volume"],
+            request["seqs"],
+            paths=request["paths"],
+            ops=request["ops"],
+            uid=request["uid"],
+            since=request["since"],
+            until=request["until"],
+            without=request["without"],
+            # Those of its own processes that were stopped.
+            resumed=self._begun_pids() if do_apply else (),
+            do_apply=do_apply,
+        )
+        return undo.plan(self._job.step, request["on_conflict"])
+
+    def _begun_pids(self) -> list[int]:
+        """Returns those of the job's processes that have begun to undo, by the journal's word: one
+        that was killed could not write it down."""
+        pids = [int(pid) for pid in self._job.values.get("pids", [])]
+        begun = begun_undos(open_source(self._job.request["volume"]).lookup) if pids else {}
+        return [pid for pid in pids if pid in begun]
+
+    def _note_results(self, planned: PlannedUndo, *, is_done: bool) -> None:
+        """Keeps which entries this process made, and what became of each action."""
+        done = planned.done()
+        results = self._job.values.setdefault("results", {})
+        if done.to_seq >= done.from_seq:
+            results[str(os.getpid())] = [int(done.from_seq), int(done.to_seq)]
+        reached = set() if is_done else _paths_reached(planned, done)
+        overlaps = {exact_or_none(path) for path, _, _ in planned.overlap_paths()}
+        for action in self._job.values["actions"]:
+            path = action["new_path"] or action["path"]
+            action["result"] = "done" if is_done or path in reached else "not reached"
+            if path in overlaps:
+                action["result"] = "done, and changed by others at the same moment"
+        if done.to_seq >= done.from_seq:
+            self._job.values["undo_command"] = undo_command(planned.source.name, done)
+
+
+def restore_aside(job: JobProgress) -> None:
+    """Restores a path into a new directory. Killed, it has left a scratch directory that the next
+    attempt goes on in. Raises FusejournalError, OSError, JobStoppedError."""
+    job.save(state="doing", words="", done=0, total=None)
+    request = job.request
+    target, version = Path(request["target"]), request.get("version")
+    if version is not None:
+        versions = VolumeVersions(request["volume"], job.check)
+        restored, _ = versions.restore(version, versions.path(request["path"]), target, job.step)
+    else:
+        source = open_source(request["volume"])
+        end = source.end_of(to_seq=request["at"])
+        restored = restore(source.lookup, source.path(request["path"]), end, target, job.step)
+    job.save(state="done", names=restored.names, target=str(restored.path))
+
+
+def restore_in_place(job: JobProgress, *, do_it: bool) -> None:
+    """Plans what a path lacks to be as it was, or does it, if that is what the admin has seen. What
+    it does is journaled: stopped, it can be gone on with or undone. Raises FusejournalError,
+    OSError, JobStoppedError."""
+    request = job.request
+    is_begun = bool(job.values.get("pids"))  # it has less to do
+    job.save(state="planning", words="", done=0, total=None)
+    moment = Moment(to_version=request["version"], to_seq=request["at"])
+    path = request["path"] or None
+    with planned_in_place(request["volume"], path, moment, job.step, job.check) as planned:
+        plan = planned.to_json(None)
+        changes = plan["changes"]
+        job.values |= {
+            "changes": changes[:_ACTIONS_MAX], "change_count": len(changes),
+            "bytes": plan["bytes"], "is_empty": planned.plan.is_empty,
+        }  # fmt: skip
+        is_other = job.plan_again([[one["action"], one["path"]] for one in changes])
+        if not do_it or (is_other and not is_begun) or planned.plan.is_empty:
+            words = _CHANGED_WORDS if do_it and is_other else ""
+            if planned.plan.is_empty:
+                words = f"all is as it was after entry {planned.seq}: there is nothing to do"
+            job.save(state="planned", words=words)
+            return
+        job.save(state="doing", words="", pids=[*job.values.get("pids", []), os.getpid()])
+        try:
+            overlapped = planned.carry_out(job.step)
+        finally:
+            _note_way_back(job, planned)
+        job.save(state="done", words="" if overlapped is None else str(overlapped))
+
+
+def _note_way_back(job: JobProgress, planned: PlannedInPlace) -> None:
+    try:
+        done = planned.done()
+    except FusejournalError:
+        return  # its layer has ended: the error of the work says more
+    if done.to_seq < done.from_seq:
+        return
+    job.values.setdefault("results", {})[str(done.pid)] = [int(done.from_seq), int(done.to_seq)]
+    job.values["undo_command"] = undo_command(planned.source.name, done)
+
+
+def undo_command(volume: str, done: DoneEntries) -> str:
+    """Returns the command line that takes back what a job did."""
+    options: Sequence[tuple[str, object]] = [("--pid", done.pid), ("--apply", True)]
+    return command_line("undo", volume, f"{done.from_seq}-{done.to_seq}", options=options)
+
+
+def _actions(planned: PlannedUndo) -> list[dict[str, Any]]:
+    return [
+        {
+            "what": one.what,
+            "fid": int(one.fid),
+            "path": exact_or_none(one.path),
+            "new_path": exact_or_none(one.new_path),
+            "taken_path": exact_or_none(one.taken_path),
+            "because_of": int(one.because_of),
+            "result": "",
+        }
+        for one in planned.actions
+    ]
+
+
+def _is_same(approved: list[dict[str, Any]], actions: list[dict[str, Any]]) -> bool:
+    """Returns True if a plan is what the admin has seen."""
+    seen = [_essence(one) for one in approved]
+    found = [_essence(one) for one in actions[:_ACTIONS_MAX]]
+    return seen == found
+
+
+def _essence(action: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(action[key] for key in ("what", "fid", "path", "new_path", "because_of"))
+
+
+def _paths_reached(planned: PlannedUndo, done: DoneEntries) -> set[str | None]:
+    """Returns the paths that the entries of a stopped undo are about."""
+    if done.to_seq < done.from_seq:
+        return set()
+    # Asked anew: the plan's answers end where the journal did then.
+    lookup = open_source(planned.source.name).lookup
+    criteria = Criteria(from_seq=done.from_seq, to_seq=Seq(done.to_seq + 1), pid=done.pid)
+    return {
+        exact_or_none(path)
+        for match in find(lookup, criteria)
+        for path in (match.path, match.new_path)
+        if path is not None
+    }

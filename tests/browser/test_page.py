@@ -1,10 +1,13 @@
-"""The page in a real browser, headless: the story of a removed tree by clicks alone, odd names, a
-narrow window, and a session that ends. A slow tier by name: it needs Debian's chromium and
-playwright, which no other test does (HACKING.md)."""
+"""The page in a real browser, headless: the story of a removed tree by clicks alone, versions, a
+primary that moves, odd names, a narrow window, and a session that ends. A slow tier by name: it
+needs Debian's chromium and playwright, which no other test does (HACKING.md). With
+axe-playwright-python, each view is looked at for what keeps people out; with
+FUSEJOURNAL_TEST_SCREENSHOTS a picture of each is put into that directory."""
 
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import pytest
 
 from tests.support.console_processes import PASSWORD, ConsoleProcesses, console_processes
 from tests.support.layer import Layer
+from tests.support.mirrors import started, wait_for
 from tests.support.trees import difference, image
 
 _CHROMIUM = shutil.which("chromium")
@@ -43,7 +47,7 @@ def _page(processes: ConsoleProcesses, role: str, **options: Any) -> Iterator[An
     code = processes.add_user("anna", role)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=arguments)
-        page = browser.new_page(**options)
+        page = browser.new_context(**options).new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("dialog", lambda dialog: wrong.append(dialog.message))
         page.on(
@@ -61,6 +65,142 @@ def _page(processes: ConsoleProcesses, role: str, **options: Any) -> Iterator[An
         browser.close()
     # A session that is over is told by a refusal, which the browser notes.
     assert [words for words in wrong if "401" not in words] == []
+
+
+_WIDTHS = (1280, 390)
+
+
+def _look_at(page: Any, name: str) -> None:
+    """Fails where axe-core finds that a view keeps people out, or where it is wider than a phone;
+    takes a picture of it."""
+    pictures = os.environ.get("FUSEJOURNAL_TEST_SCREENSHOTS")
+    for width in _WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        if pictures:
+            page.screenshot(path=f"{pictures}/{name}-{width}.png", full_page=True)
+    page.set_viewport_size({"width": _WIDTHS[0], "height": 900})
+    if find_spec("axe_playwright_python") is not None:
+        from axe_playwright_python.base import AXE_FILE_PATH
+
+        page.evaluate(AXE_FILE_PATH.read_text())
+        found = page.evaluate("axe.run()")["violations"]
+        told = [(one["id"], [node["html"] for node in one["nodes"]]) for one in found]
+        assert told == [], name
+
+
+def _await_state(page: Any, state: str) -> None:
+    page.locator(".head .pill").get_by_text(state, exact=True).wait_for()
+
+
+def test_versions_and_a_restore_in_place(layer: Layer, processes: ConsoleProcesses) -> None:
+    (layer.mountpoint / "project").mkdir()
+    for name in ("plan.txt", _MARKUP):
+        (layer.mountpoint / "project" / name).write_text(f"content of {name}")
+    was = image(layer.mountpoint / "project")
+    with _page(processes, "admin") as page:
+        page.get_by_role("link", name="volume", exact=True).click()
+        page.get_by_role("link", name="Versions").click()
+        page.get_by_text("versions are kept nowhere yet").wait_for()
+        _look_at(page, "versions-none")
+        layer.run("version", "store", "init", "volume", "--store", str(layer.base / "store"))
+        page.reload()
+        page.get_by_label("Name of a new version").fill("before")
+        page.get_by_role("button", name="Make a version now").click()
+        _await_state(page, "done")
+        _look_at(page, "job-version")
+        shutil.rmtree(layer.mountpoint / "project")
+        page.go_back()
+        page.get_by_role("button", name="Make a version now").click()
+        _await_state(page, "done")
+        page.go_back()
+        page.get_by_role("heading", name="2 versions").wait_for()
+        page.get_by_role("button", name="Protect before").click()
+        page.get_by_text("protected", exact=True).wait_for()
+        _look_at(page, "versions")
+        for box in page.get_by_role("checkbox").all():
+            box.check()
+        page.get_by_role("button", name="Compare the two that are chosen").click()
+        page.get_by_role("heading", name="3 files differ").wait_for()
+        _look_at(page, "versions-compared")
+        page.go_back()
+        page.get_by_role("link", name="before").click()
+        page.get_by_role("link", name="project").click()
+        page.get_by_role("cell", name=_MARKUP, exact=True).wait_for()
+        _look_at(page, "version-tree")
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Download plan.txt").click()
+        assert Path(download.value.path()).read_text() == "content of plan.txt"
+        page.get_by_role("button", name="Plan to restore in place").click()
+        _await_state(page, "planned")
+        _look_at(page, "job-in-place-planned")
+        page.get_by_role("button", name="Do it: 3 changes").click()
+        _await_state(page, "done")
+        page.get_by_role("heading", name="The way back from this").wait_for()
+        assert difference(was, image(layer.mountpoint / "project")) == ""
+        page.goto(f"{processes.url}#/v/hall/volume/versions")
+        page.get_by_role("button", name="See what the policy would let go").click()
+        _await_state(page, "planned")
+        page.get_by_text("all versions are kept").wait_for()
+        _look_at(page, "job-prune")
+        page.goto(f"{processes.url}#/v/hall/volume/versions")
+        page.get_by_role("button", name="Protect no longer before").click()
+        page.get_by_role("button", name="Protect before").wait_for()
+        page.get_by_role("button", name="Delete before").click()
+        button = page.get_by_role("button", name="Delete it for ever")
+        page.get_by_label("To confirm, type before").fill("befor")
+        assert button.is_disabled()
+        _look_at(page, "version-delete")
+        page.get_by_label("To confirm, type before").fill("before")
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name="1 version", exact=True).wait_for()
+
+
+def test_the_primary_moves_by_clicks(tmp_path: Path) -> None:
+    """And a page that is open elsewhere follows."""
+    with ExitStack() as stack:
+        first, second = stack.enter_context(started(tmp_path, None))
+        processes = stack.enter_context(console_processes(first, tmp_path / "said", "east"))
+        (tmp_path / "said2").mkdir()
+        other = ConsoleProcesses(second, tmp_path / "said2")
+        stack.callback(other.kill)
+        other.start_agent()
+        other.pair("west", processes)
+        page = stack.enter_context(_page(processes, "admin"))
+        page.goto(f"{processes.url}#/v/east/primary/roles")
+        page.get_by_text("primary on east is the primary, in reign").wait_for()
+        _look_at(page, "roles")
+        watching = page.context.new_page()
+        watching.goto(f"{processes.url}#/v/west/mirror1/roles")
+        watching.get_by_text("primary on east is the primary, in reign").wait_for()
+        page.get_by_role("button", name="Hand over to mirror1").click()
+        _await_state(page, "planned")
+        _look_at(page, "job-handoff-planned")
+        page.get_by_role("button", name="Hand over to mirror1 now").click()
+        _await_state(page, "done")
+        _look_at(page, "job-handoff")
+        watching.get_by_text("mirror1 on west is the primary, in reign").wait_for()
+        watching.get_by_role("article").filter(has_text="primary on east").get_by_text(
+            "mirror, running"
+        ).wait_for()
+        (second.mountpoint / "later").write_text("content")
+        second.kill()
+        wait_for(lambda: not second.is_alive(), second.words)
+        page.goto(f"{processes.url}#/v/east/primary/roles")
+        page.get_by_text("No node that the console reaches serves as primary now.").wait_for()
+        page.get_by_role("button", name="Promote…").click()
+        page.get_by_text("It will be refused").wait_for()
+        _look_at(page, "job-promote-refused")
+        page.get_by_role("button", name="Plan it by force").click()
+        page.get_by_text("By force, although").wait_for()
+        page.get_by_role("button", name="Promote it…").click()
+        page.get_by_label("To confirm, type primary").fill("primary")
+        _look_at(page, "job-promote-confirm")
+        page.keyboard.press("Enter")
+        _await_state(page, "done")
+        page.goto(f"{processes.url}#/v/east/primary/roles")
+        page.get_by_text("primary on east is the primary, in reign").wait_for()
+        _look_at(page, "roles-after")
 
 
 def test_a_removed_tree_comes_back_by_clicks(layer: Layer, processes: ConsoleProcesses) -> None:

@@ -77,7 +77,7 @@ function describe(parts) {
 function nodeOf(node) {
   const { found } = node;
   const view = { agent: node.agent, volume: node.volume };
-  const title = h("h3", {}, h("a", { href: app.link(["v", node.agent, node.volume, "roles"]) }, `${node.volume} on ${node.agent}`));
+  const title = h("h2", {}, h("a", { href: app.link(["v", node.agent, node.volume, "roles"]) }, `${node.volume} on ${node.agent}`));
   if (!found) return h("article", { class: "card" }, title, h("p", { class: "note warning" }, node.error));
   const told = found.replication;
   const isPrimary = found.role === "primary";

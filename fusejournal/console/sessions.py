@@ -26,6 +26,8 @@ class WebSession:
     name: str
     role: str
     csrf: str
+    salt: str
+    """The salt of the user's password, which each password has a new one of."""
     begun: float
     seen: float
 
@@ -43,22 +45,23 @@ class Sessions:
     def begin(self, user: ConsoleUser, now: float) -> tuple[str, WebSession]:
         """Returns a new session and its token."""
         token = secrets.token_urlsafe(32)
-        session = WebSession(user.name, user.role, secrets.token_urlsafe(32), now, now)
+        session = WebSession(user.name, user.role, secrets.token_urlsafe(32), user.salt, now, now)
         self._sessions[_hash(token)] = session
         while len(self._sessions) > _SESSIONS_MAX:
             self._sessions.popitem(last=False)
         return token, session
 
     def find(self, token: str, user_of: dict[str, ConsoleUser], now: float) -> WebSession | None:
-        """Returns the session with *token*, of a user who is still there with the same role; None
-        where there is none any more."""
+        """Returns the session with *token*, of a user who is still there with the same role and
+        password; None where there is none any more."""
         key = _hash(token)
         session = self._sessions.get(key)
         if session is None:
             return None
         user = user_of.get(session.name)
         is_over = now > session.seen + _IDLE_SECONDS or now > session.begun + _WHOLE_SECONDS
-        if is_over or user is None or user.role != session.role:
+        is_other = user is None or (user.role, user.salt) != (session.role, session.salt)
+        if is_over or is_other:
             del self._sessions[key]
             return None
         session.seen = now

@@ -83,6 +83,12 @@ def test_sessions_end(book: UserBook) -> None:
     token, _ = sessions.begin(users["anna"], 0.0)
     book.add("anna", AccessRole.ADMIN)
     assert sessions.find(token, book.all(), 1.0) is None  # another role
+    token, _ = sessions.begin(book.all()["anna"], 0.0)
+    changed = book.choose_password("anna", book.add("anna", AccessRole.ADMIN), PASSWORD)
+    assert changed is not None
+    assert sessions.find(token, book.all(), 1.0) is None  # another password
+    token, _ = sessions.begin(changed, 0.0)
+    assert sessions.find(token, book.all(), 1.0) is not None
 
 
 def test_rates() -> None:

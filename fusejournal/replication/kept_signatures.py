@@ -65,7 +65,8 @@ class KeptSignatures:
         slots = sorted(filter(None, (_decode(content, at) for at in range(_SLOTS))))
         self._kept = {seq: signature for _, seq, signature in slots}
         self._number = slots[-1][0] if slots else 0
-        self._newest = self._synced = (self._number, Seq(0))
+        # (A process that was killed may have left some in the kernel's pages alone.)
+        self._newest, self._synced = (self._number, Seq(0)), (0, Seq(0))
         """The last that was written since this start, and the last that is on the disk: the number
         of its writing, and of which entry it is. (An entry's may be written anew.)"""
         self._has_failed = False

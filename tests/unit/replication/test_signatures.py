@@ -38,6 +38,24 @@ SIGNATURES = [bytes([number]) * 32 for number in range(256)]
 # -- where they are kept ---------------------------------------------------------------------------
 
 
+def test_those_of_a_killed_process_are_flushed(tmp_path: Path) -> None:
+    """It may have left them in the kernel's pages alone, and the next flush of the journal makes
+    durable what they vouch for."""
+    kept, synced = KeptSignatures(tmp_path / "signatures"), list[str]()
+    kept.keep(Seq(10), SIGNATURES[1])
+    again = KeptSignatures(tmp_path / "signatures")
+    failpoints.listen(synced.append)
+    try:
+        again.sync()
+        again.sync()
+    finally:
+        failpoints.listen(None)
+    assert synced == ["signatures.sync"]
+    assert again.durable_seq == 0
+    kept.close()
+    again.close()
+
+
 def test_they_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "signatures"
     kept = KeptSignatures(path)

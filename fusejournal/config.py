@@ -54,6 +54,9 @@ Sections and defaults::
     keep_days = 90.0                    # oldest first, or after so many days of being mounted
 
     [versions]
+    # every = "1h"                      # the layer has a version made so often, and
+    # prune_every = "1d"                # has 'prune' done; unset: only by command
+    made_by = "any"                     # or "primary", "mirror": only while this node is that
     keep_last = 0                       # 'prune' keeps the newest so many versions,
     keep_hourly = 0                     # the newest one of each of the last so many hours,
     keep_daily = 0                      # days, weeks, months and years that have one, and what is
@@ -125,6 +128,19 @@ def parse_size(text: str) -> int:
 
 
 Bytes = Annotated[int, BeforeValidator(_parse_bytes)]
+
+_SPANS = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def _parse_span(value: Any) -> Any:
+    match = re.fullmatch(r"(\d+) ?([a-z]+)", value) if isinstance(value, str) else None
+    if match is None or match[2] not in _SPANS:
+        raise ValueError(f"{value!r} is no span of time: say it as 30min, 1h, 1d (s, min, h, d, w)")
+    return float(int(match[1]) * _SPANS[match[2]])
+
+
+Span = Annotated[float, BeforeValidator(_parse_span), Field(ge=1, le=366 * 86_400)]
+"""A span of time, in seconds."""
 
 
 class _Section(BaseModel):
@@ -198,8 +214,12 @@ _Count = Annotated[int, Field(ge=0, le=1 << 20)]
 
 
 class VersionsConfig(_Section):
-    """The policy by which versions are kept (versions/policy.py)."""
+    """The schedule by which the layer has versions made and pruned (node/version_schedule.py), and
+    the policy by which they are kept (versions/policy.py)."""
 
+    every: Span | None = None
+    prune_every: Span | None = None
+    made_by: Literal["any", "primary", "mirror"] = "any"
     keep_last: _Count = 0
     keep_hourly: _Count = 0
     keep_daily: _Count = 0

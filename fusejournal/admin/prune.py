@@ -9,7 +9,7 @@ from typing import Any
 from fusejournal.admin.live import live_status
 from fusejournal.admin.prune_journal import JournalPlan, JournalPruning
 from fusejournal.admin.versions import VolumeVersions
-from fusejournal.config import VersionsConfig, config_root, find_config
+from fusejournal.config import config_root, find_config
 from fusejournal.errors import NotRunningError
 from fusejournal.node.registry import find_volume
 from fusejournal.node.spec import load_checked
@@ -18,10 +18,10 @@ from fusejournal.objects.store import ObjectTraffic
 from fusejournal.replication.local_node import node_name
 from fusejournal.types import Seq
 from fusejournal.versions.bases import pinned_keys
-from fusejournal.versions.collect import Collected, collect
+from fusejournal.versions.collect import NOTHING_COLLECTED, Collected, collect
 from fusejournal.versions.create import delete_version
 from fusejournal.versions.manifest import Version, protected_keys
-from fusejournal.versions.policy import PolicyVerdict, judge
+from fusejournal.versions.policy import PolicyVerdict, has_rules, judge
 
 Progress = Callable[[int, int | None], None]
 
@@ -110,7 +110,7 @@ class Pruning:
                 "of the journal nothing goes: none of its finished segments is beyond keep_bytes "
                 "or keep_days"
             )
-        if versions == VersionsConfig():
+        if not has_rules(versions):
             lines.append(
                 "all versions are kept: to have old ones go, "
                 f"set keep_last or keep_daily and the like under [versions] in {self._file}"
@@ -159,16 +159,18 @@ class Pruning:
         store = self._versions.store()
         return collect(store, node_name(self.name), progress, dry_run=True, without=keys)
 
-    def carry_out(self, plan: PrunePlan, progress: Progress) -> Collected:
+    def carry_out(
+        self, plan: PrunePlan, progress: Progress, *, collecting: bool = True
+    ) -> Collected:
         """Have the beginning of the journal go, once a version stands for it; delete the versions
         that go, but for those that are protected or stand for a journal by now; and collect the
-        store. Stopped at any point, it is gone on with by the next pruning. Raises what
-        JournalPruning.carry_out raises; BusyError, StoreDamagedError, StoreFullError,
-        StoreError."""
+        store, unless *collecting* is False. Stopped at any point, it is gone on with by the next
+        pruning. Raises what JournalPruning.carry_out raises; BusyError, StoreDamagedError,
+        StoreFullError, StoreError."""
         self._journal.carry_out(plan.journal, progress)
         store = self._versions.store(writing=True)
         node = node_name(self.name)
         for version in plan.going:
             if version.key not in protected_keys(store) | pinned_keys(store):
                 delete_version(store, version.key, node)
-        return collect(store, node, progress)
+        return collect(store, node, progress) if collecting else NOTHING_COLLECTED

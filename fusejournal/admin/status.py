@@ -1,7 +1,6 @@
 """The status of volumes: as their layers have it, or else of what is on disk."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,8 +16,10 @@ from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.layer.connection import is_held
 from fusejournal.nfs.exports import is_exported
+from fusejournal.node.disk_space import disk_space, low_disk
 from fusejournal.node.registry import all_volumes, copies_of
 from fusejournal.node.state_dir import VolumeState
+from fusejournal.node.version_record import load_version_status
 from fusejournal.node.volume_status import BranchesStatus, ScrubStatus, VolumeStatus
 from fusejournal.types import Seq
 from fusejournal.volume.rollback import load_rollback
@@ -70,24 +71,7 @@ def _status_from_disk(state: VolumeState, condition: str, pid: int | None) -> Vo
     try:
         base = load_base(state.directory)
         if any(state.journal_dir.glob("*.fj*")):
-            is_mirror = state.is_mirror
-            page = None
-            if state.watermarks.exists():
-                page = WatermarkPage(state.watermarks, state.created_ns)
-            journal = Journal.open(
-                state.journal_dir,
-                state.uuid,
-                JournalOptions(),
-                unclean_machine=False,
-                read_only=True,
-                is_copy=is_mirror,
-                known_durable=page.durable_seq if page is not None else Seq(0),
-            )
-            clean = journal.ends_clean
-            if page is not None:
-                if is_mirror:
-                    clean = page.stopped_seq == journal.head_seq
-                page.close()
+            journal, clean = _open_journal(state)
             if journal.damage is not None:
                 degraded.append(f"{journal.damage.verdict}: {journal.damage}")
             elif condition == "held":
@@ -101,6 +85,7 @@ def _status_from_disk(state: VolumeState, condition: str, pid: int | None) -> Vo
     if condition == "stopped":
         degraded += _unfinished(state)
     count, occupied_bytes = occupied_by_branches(state.directory)
+    disk = disk_space(state.directory)
     found = VolumeStatus(
         name=state.name,
         uuid=str(state.uuid),
@@ -111,10 +96,12 @@ def _status_from_disk(state: VolumeState, condition: str, pid: int | None) -> Vo
         state=condition,
         exported=is_exported(state.mountpoint),
         held=condition == "held",
-        disk_free_bytes=shutil.disk_usage(state.directory).free,
+        disk_free_bytes=disk.free_bytes,
         backing_free_bytes=_free(state),
         branches=BranchesStatus(count=count, bytes=occupied_bytes),
-        degraded=tuple(degraded),
+        versions=load_version_status(state.directory),
+        disk_low=disk.is_low,
+        degraded=(*degraded, *low_disk(state.name, state.directory, disk)),
     )
     if journal is None:
         return found
@@ -128,6 +115,29 @@ def _status_from_disk(state: VolumeState, condition: str, pid: int | None) -> Vo
         segments=journal.segment_count,
         **_covered(base),
     )
+
+
+def _open_journal(state: VolumeState) -> tuple[Journal, bool]:
+    """Opens the journal to be read. Also returns True if it was closed in order. Raises
+    JournalError, OSError."""
+    page = None
+    if state.watermarks.exists():
+        page = WatermarkPage(state.watermarks, state.created_ns)
+    journal = Journal.open(
+        state.journal_dir,
+        state.uuid,
+        JournalOptions(),
+        unclean_machine=False,
+        read_only=True,
+        is_copy=state.is_mirror,
+        known_durable=page.durable_seq if page is not None else Seq(0),
+    )
+    clean = journal.ends_clean
+    if page is not None:
+        if state.is_mirror:
+            clean = page.stopped_seq == journal.head_seq
+        page.close()
+    return journal, clean
 
 
 def _covered(base: JournalBase | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from fusejournal.errors import UsageError
 from fusejournal.history.changes import Change
 from fusejournal.journal.base import load_base
 from fusejournal.node.state_dir import VolumeState
+from fusejournal.node.version_record import note_made
 from fusejournal.objects.local import LocalStore
 from fusejournal.objects.overlay import OverlayStore
 from fusejournal.objects.service import do_not_wait
@@ -173,7 +174,7 @@ class VolumeVersions:
         raises."""
         if name.isdigit() or not name.isprintable():
             raise UsageError(f"{name!r} cannot be a version's name: it must not read as a seq")
-        return create_version(
+        made = create_version(
             self.store(writing=True),
             self.source.reader,
             self.source.head_seq,
@@ -182,6 +183,8 @@ class VolumeVersions:
             time.time_ns(),
             progress,
         )
+        note_made(self.state.directory, made.version, is_new=made.is_new)
+        return made
 
     def all(self) -> ListedVersions:
         """Returns all versions. Raises JournalError, JournalDamagedError, StoreError."""

@@ -1,6 +1,7 @@
 """``fusejournal status``."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -8,7 +9,12 @@ from fusejournal.admin.peers import list_peers
 from fusejournal.admin.status import all_statuses, volume_status
 from fusejournal.cli import text
 from fusejournal.node.registry import find_volume
-from fusejournal.node.volume_status import BranchesStatus, ScrubStatus, VolumeStatus
+from fusejournal.node.volume_status import (
+    BranchesStatus,
+    ScrubStatus,
+    VersionStatus,
+    VolumeStatus,
+)
 from fusejournal.replication.status import MirrorStatus, PeerInfo, PeerStatus, ReplicationStatus
 
 
@@ -161,6 +167,41 @@ def _branches(told: BranchesStatus, name: str) -> str:
     return words + (f": fusejournal branch list {name}" if told.count else "")
 
 
+def _versions(told: VersionStatus) -> Iterator[tuple[str, str]]:
+    """The lines about versions and their store."""
+    if told.reachable is None:
+        yield "versions", f"in {told.store}, not looked at yet"
+        return
+    since = text.moment(round((told.reachable_since or 0) * 1e9))[:19].replace("T", " ")
+    reached = "reached" if told.reachable else "out of reach"
+    yield "versions", f"{told.count:,} in {told.store}, {reached} since {since}"
+    if told.last_seq is not None and told.last_time_ns is not None:
+        name = f" ({told.last_name})" if told.last_name else ""
+        age = text.duration(max(0.0, time.time() - told.last_time_ns / 1e9))
+        first = text.moment(told.first_time_ns or 0)[:19].replace("T", " ")
+        yield (
+            "",
+            f"the newest is of seq {told.last_seq:,}{name}, {age} ago; the oldest of {first}; "
+            f"{told.protected:,} protected",
+        )
+    now = time.time()
+    plans = []
+    if told.working is not None:
+        plans.append(f"at work: {told.working}")
+    for word, at in (("made", told.next_make), ("pruned", told.next_prune)):
+        if at is not None:
+            plans.append(f"next {word} in {text.duration(max(0.0, at - now))}")
+    if told.pruned is not None:
+        freed = text.size(told.freed_bytes)
+        plans.append(f"pruned {text.duration(max(0.0, now - told.pruned))} ago: {freed} freed")
+    if plans:
+        yield "", "; ".join(plans)
+    for why in told.held_by:
+        yield "", f"the journal is held back: {why}"
+    if told.waiting_for:
+        yield "", f"the rest that can be freed waits for {', '.join(told.waiting_for)}"
+
+
 def _scrub(told: ScrubStatus) -> str:
     if told.finished is None:
         words = f"begun {text.moment(round(told.started * 1e9))}, stopped at the {told.phase}"
@@ -218,6 +259,8 @@ def _show(one: VolumeStatus, waiting: Sequence[PeerInfo]) -> None:
     lines += map(_waiting, waiting)
     if one.branches is not None:
         lines.append(("branches", _branches(one.branches, one.name)))
+    if one.versions is not None:
+        lines += _versions(one.versions)
     if one.scrub is not None:
         lines.append(("last scrub", _scrub(one.scrub)))
     for key, value in lines:

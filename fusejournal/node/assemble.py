@@ -28,6 +28,7 @@ from fusejournal.node.export_watch import ExportWatch
 from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.status import StatusPage
+from fusejournal.node.version_schedule import VersionSchedule
 from fusejournal.replication.append_notifier import AppendNotifier
 from fusejournal.replication.local_node import LocalNode, check_listens
 from fusejournal.replication.supervisor import Mirroring, Replication
@@ -89,6 +90,7 @@ class ServingParts:
     replication: Replication | None
     durability: Durability
     status: StatusPage
+    versions: VersionSchedule
 
 
 @dataclass(frozen=True)
@@ -228,8 +230,9 @@ def assemble_serving(
             start.local, volume, start.append_notifier, mirroring, make_durability
         )
         durability = replication.durability
-    status = StatusPage(spec, state, start.role, startup, durability, replication)
-    return ServingParts(replication, durability, status)
+    versions = VersionSchedule(spec, is_mirror=state.is_mirror, reads_only=spec.read_only)
+    status = StatusPage(spec, state, start.role, startup, durability, replication, versions)
+    return ServingParts(replication, durability, status, versions)
 
 
 def assemble_layer(

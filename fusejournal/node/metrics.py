@@ -34,7 +34,7 @@ from fusejournal.address import parse_address
 from fusejournal.control.server import Command, serve_channel
 from fusejournal.disk.process import DIRECTORY, python_module
 from fusejournal.errors import FusejournalError, UsageError
-from fusejournal.node.volume_status import FlushWaits, VolumeStatus
+from fusejournal.node.volume_status import FlushWaits, VersionStatus, VolumeStatus
 from fusejournal.replication.states import PeerState
 from fusejournal.replication.status import MirrorStatus, PeerStatus
 
@@ -55,6 +55,19 @@ _NODE_GAUGES = {
     "segments": "Segments of the journal",
     "disk_free_bytes": "Space left under the state directory",
     "backing_free_bytes": "Space left in the backing",
+}
+_VERSION_GAUGES = {
+    "reachable": ("store_reachable", "1 if the store of versions was reached at the last look"),
+    "looked": ("looked_timestamp_seconds", "When the store was looked at last"),
+    "failures": ("failures", "Works on versions that failed, one after the other"),
+    "count": ("count", "Versions of this history"),
+    "protected": ("protected", "Those of them that are protected"),
+    "unreadable": ("unreadable", "Versions that cannot be read"),
+    "first_seq": ("first_seq", "The entry of the oldest version"),
+    "last_seq": ("last_seq", "The entry of the newest version"),
+    "last_made": ("last_made_timestamp_seconds", "When the newest version was made"),
+    "made": ("made_timestamp_seconds", "When a version was made by schedule, or found, last"),
+    "pruned": ("pruned_timestamp_seconds", "When things were pruned by schedule last"),
 }
 _PEER_GAUGES = {
     "shipped_seq": "Last entry sent to the peer",
@@ -109,10 +122,29 @@ def samples(status: VolumeStatus) -> Iterator[Metric]:
         ["volume"],
         [([volume], len(status.degraded))],
     )
+    yield _gauge(
+        "fusejournal_disk_low",
+        "1 if the space under the state directory comes to its end",
+        ["volume"],
+        [([volume], float(status.disk_low))],
+    )
+    if status.base_seq is not None:
+        text = "Any moment from this entry on can be restored"
+        yield _gauge("fusejournal_base_seq", text, ["volume"], [([volume], status.base_seq)])
+    if status.versions is not None:
+        yield from _versions(volume, status.versions)
     if status.replication is not None:
         yield from _peers(volume, status.replication.peers)
         if status.replication.mirror is not None:
             yield from _mirror(volume, status.replication.mirror)
+
+
+def _versions(volume: str, versions: VersionStatus) -> Iterator[Metric]:
+    for key, (name, text) in _VERSION_GAUGES.items():
+        value = getattr(versions, key)
+        if value is not None:
+            samples = [([volume], float(value))]
+            yield _gauge(f"fusejournal_versions_{name}", text, ["volume"], samples)
 
 
 def _waits(volume: str, waits: FlushWaits) -> Metric:

@@ -219,6 +219,7 @@ class Node:
             if not self._spec.read_only:
                 nursery.start_soon(parts.durability.run)
                 nursery.start_soon(self._tend_branches)
+                nursery.start_soon(parts.versions.run)
             if self._replication is not None:
                 commands |= self._replication.commands()
                 commands |= {"promote": self._promote, "demote": self._demote}

@@ -17,6 +17,7 @@
     STATE/branches/      what histories that lost had
     STATE/overwritten/   content that was newer than the journal after the loss of a machine
     STATE/scrub.json     the last scrub: how far it is, what it found
+    STATE/versions.json  what is known of the versions
     STATE/store.json     where versions are kept
     STATE/store.key      the key that they are encrypted with, as a recovery key
     STATE/base.json      the journal's base, where its beginning was pruned

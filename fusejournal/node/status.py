@@ -4,14 +4,15 @@ what is wrong with it, in words.
 Only reads. Used from the event loop's thread."""
 
 import os
-import shutil
 from collections import deque
 
 import trio
 
 from fusejournal.journal.branches import occupied_by_branches
+from fusejournal.node.disk_space import disk_space, low_disk
 from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import VolumeState
+from fusejournal.node.version_schedule import VersionSchedule
 from fusejournal.node.volume_status import BranchesStatus, FlushWaits, VolumeStatus
 from fusejournal.replication.supervisor import Replication
 from fusejournal.roles.role import Role
@@ -33,6 +34,7 @@ class StatusPage:
         startup: VolumeStartup,
         durability: Durability,
         replication: Replication | None,
+        versions: VersionSchedule,
     ) -> None:
         self._spec = spec
         self._state = state
@@ -40,6 +42,7 @@ class StatusPage:
         self._startup = startup
         self._durability = durability
         self._replication = replication
+        self._versions = versions
         self._samples: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW_SECONDS)
 
     def sample(self) -> None:
@@ -55,6 +58,8 @@ class StatusPage:
         volume, spec, tasks = self._startup.volume, self._spec, self._durability
         journal, replication = volume.journal, self._replication
         base = journal.reader.base
+        disk = disk_space(spec.state_dir)
+        versions = self._versions.status()
         return VolumeStatus(
             name=spec.name,
             uuid=str(journal.uuid),
@@ -75,7 +80,7 @@ class StatusPage:
             entries_per_second=self._rate(),
             journal_bytes=journal.total_bytes,
             segments=journal.segment_count,
-            disk_free_bytes=shutil.disk_usage(spec.state_dir).free,
+            disk_free_bytes=disk.free_bytes,
             backing_free_bytes=_free_bytes(volume.tree.root_fd),
             limits=volume.tree.limits if replication is not None else None,
             flush_seconds=round(tasks.flush_seconds, 6),
@@ -89,7 +94,13 @@ class StatusPage:
             base_seq=base.base.seq if base is not None else None,
             base_time_ns=base.base.time_ns if base is not None else None,
             branches=self._branches(),
-            degraded=tuple(self._degraded()),
+            versions=versions,
+            disk_low=disk.is_low,
+            degraded=(
+                *self._degraded(),
+                *low_disk(spec.name, spec.state_dir, disk),
+                *self._versions.degraded(versions),
+            ),
             repairs=tuple(self._startup.repairs),
         )
 

@@ -61,6 +61,61 @@ class ScrubStatus(Reply):
 
 
 @dataclass(frozen=True, kw_only=True)
+class VersionStatus(Reply):
+    """A volume's versions and their store, as the last look found them. Times are in
+    seconds since 1970, but for those that end in ``_ns``."""
+
+    store: str
+    """A directory, or an address."""
+    store_id: str
+    reachable: bool | None = None
+    """None before the first look."""
+    reachable_since: float | None = None
+    """The first look since which this is so."""
+    looked: float | None = None
+    """The last look."""
+    error: str | None = None
+    """The reason why the last work failed; None if it did not."""
+    failures: int = 0
+    """Works that failed, one after the other, up to now."""
+    count: int = 0
+    """Versions of this history,"""
+    protected: int = 0
+    """those among them that are protected,"""
+    unreadable: int = 0
+    """and versions that cannot be read."""
+    first_seq: int | None = None
+    """The entry of the oldest version, and its time."""
+    first_time_ns: int | None = None
+    last_seq: int | None = None
+    """The entry of the newest, and its time."""
+    last_time_ns: int | None = None
+    last_name: str = ""
+    last_key: str = ""
+    last_made: float | None = None
+    """The moment when it was made,"""
+    last_made_by: str = ""
+    """and the node that made it."""
+    made: float | None = None
+    """The last time that a version was made as [versions] says, or found to be there."""
+    pruned: float | None = None
+    """The last time that the layer had things pruned."""
+    freed_bytes: int = 0
+    """The bytes that this freed in the store, and in the journal."""
+    held_by: tuple[str, ...] = ()
+    """All that held the journal back then."""
+    waiting_for: tuple[str, ...] = ()
+    """Those for whom the rest of what can be freed waited then."""
+    plan: int = 0
+    """The newest plan of a collection that this node knows."""
+    working: str | None = None
+    """The work that the layer has under way; this and what follows only where one runs."""
+    working_since: float | None = None
+    next_make: float | None = None
+    next_prune: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class VolumeStatus(Reply):
     """All there is to know of a volume. Fields with a default are those that only a running layer
     can fill, or only a journal that can be read; those of flushes have no key in JSON where no
@@ -69,7 +124,7 @@ class VolumeStatus(Reply):
     OMITTED: ClassVar[frozenset[str]] = frozenset(
         {
             "flush_seconds", "flushes", "waits", "branches", "base_seq", "base_time_ns", "scrub",
-            "configuration",
+            "configuration", "versions",
         }
     )  # fmt: skip
     NESTED: ClassVar[Mapping[str, type[Reply]]] = {
@@ -78,6 +133,7 @@ class VolumeStatus(Reply):
         "replication": ReplicationStatus,
         "branches": BranchesStatus,
         "scrub": ScrubStatus,
+        "versions": VersionStatus,
     }
 
     name: str
@@ -125,6 +181,10 @@ class VolumeStatus(Reply):
     """All that is kept of histories that lost; None from a layer of a version before."""
     scrub: ScrubStatus | None = None
     """The last one, as it is on disk; None where there was none."""
+    versions: VersionStatus | None = None
+    """None where the volume has no store of versions, and from a layer of a version before."""
+    disk_low: bool = False
+    """True if the space under the state directory comes to its end."""
     degraded: tuple[str, ...] = ()
     """All that is wrong, a line each."""
     repairs: tuple[str, ...] = ()

@@ -23,7 +23,7 @@ the collection ends there and says so. Memory: 49 bytes a block in the store."""
 
 from collections import Counter
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from fusejournal.objects.store import ObjectStore, put_same
 from fusejournal.versions.bases import pinned_keys
@@ -72,6 +72,9 @@ class Collected(NamedTuple):
     waiting_for: tuple[Worker, ...]
     unreadable: tuple[UnreadableVersion, ...] = ()
     """Versions that cannot be read: all that they may need stayed."""
+
+
+NOTHING_COLLECTED: Final = Collected(0, 0, 0, 0, ())
 
 
 def collect(

@@ -1,7 +1,7 @@
 """Statuses with every field filled, whose JSON objects are kept in status-v1.json."""
 
 from fusejournal.backing.limits import BackingLimits
-from fusejournal.node.volume_status import FlushWaits, VolumeStatus
+from fusejournal.node.volume_status import FlushWaits, VersionStatus, VolumeStatus
 from fusejournal.replication.status import MirrorStatus, PeerStatus, ReplicationStatus
 
 PEER = PeerStatus(
@@ -65,6 +65,36 @@ REPLICATION = ReplicationStatus(
     mirrors_waiting=3,
     peers=(PEER,),
 )
+VERSIONS = VersionStatus(
+    store="s3://bucket/versions",
+    store_id="0123456789abcdef",
+    reachable=False,
+    reachable_since=1_700_000_100.5,
+    looked=1_700_000_200.5,
+    error="s3://bucket/versions: does not answer",
+    failures=3,
+    count=12,
+    protected=1,
+    unreadable=2,
+    first_seq=100,
+    first_time_ns=1_600_000_000_000_000_001,
+    last_seq=31_000,
+    last_time_ns=1_699_999_000_000_000_001,
+    last_name="monday",
+    last_key="0123-31000-00ff",
+    last_made=1_699_999_100.5,
+    last_made_by="cellar-data",
+    made=1_699_999_101.5,
+    pruned=1_699_990_000.5,
+    freed_bytes=1 << 30,
+    held_by=("peer far has entries up to 0",),
+    waiting_for=("attic-copy",),
+    plan=7,
+    working="make",
+    working_since=1_700_000_201.5,
+    next_make=1_700_003_600.5,
+    next_prune=1_700_086_400.5,
+)
 PRIMARY = VolumeStatus(
     name="data",
     uuid="01234567-89ab-cdef-0123-456789abcdef",
@@ -91,6 +121,8 @@ PRIMARY = VolumeStatus(
     flushes=100,
     waits=FlushWaits(bounds=(0.001, 1.0), counts=(90, 9, 1), seconds=2.5),
     replication=REPLICATION,
+    versions=VERSIONS,
+    disk_low=True,
     degraded=("peer east: out of reach for 61 s",),
     repairs=("torn tail",),
 )

@@ -400,7 +400,7 @@ class NewEpoch(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A point in the journal that an admin named."""
+    """A point in the journal that an admin named, or the removal of one (history/marks.py)."""
 
     name: str
 

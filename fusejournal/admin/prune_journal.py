@@ -3,6 +3,7 @@ having a verified version stand for it first. The layer need not be running."""
 
 import fcntl
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -13,6 +14,7 @@ from fusejournal.admin.live import ask_layer, live_status
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.config import JournalConfig
 from fusejournal.errors import NotRunningError
+from fusejournal.history.marks import all_marks
 from fusejournal.journal.base import JournalBase, load_base
 from fusejournal.journal.segment import first_seq_of, list_segments
 from fusejournal.journal.watermarks import WatermarkPage
@@ -26,7 +28,6 @@ from fusejournal.node.journal_limits import (
 )
 from fusejournal.node.state_dir import VolumeState, load_state
 from fusejournal.objects.store import ObjectStore
-from fusejournal.operations import Kind, Mark
 from fusejournal.replication.local_node import node_name
 from fusejournal.types import Seq
 from fusejournal.versions.base_tree import base_of, open_base_tree
@@ -119,17 +120,15 @@ class JournalPruning:
 
     def _marks(self, base_seq: Seq) -> list[JournalLimit]:
         """Returns the oldest mark up to entry *base_seq*: what a person has named stays."""
-        lookup = self._versions.source.lookup
-        for span in lookup.segments(to_seq=Seq(base_seq + 1)):
-            if not lookup.index(span).has_kind(1 << Kind.MARK):
-                continue
-            for entry in lookup.reader.read(span.first_seq, span.end_seq):
-                if isinstance(entry.operation, Mark):
-                    why = (
-                        f"mark {entry.operation.name!r} is entry {entry.seq}, and a mark stays for "
-                        "ever: for what is to be kept long, make a version"
-                    )
-                    return [JournalLimit(Seq(entry.seq - 1), why)]
+        for mark in all_marks(self._versions.source.lookup)[:1]:
+            if mark.seq <= base_seq:
+                name = self._state.name
+                why = (
+                    f"mark {mark.name!r} is entry {mark.seq}: 'fusejournal mark {name} "
+                    f"{shlex.quote(mark.name)} --remove' lets it go; what is to be kept for long "
+                    "is better a version"
+                )
+                return [JournalLimit(Seq(mark.seq - 1), why)]
         return []
 
     def carry_out(self, plan: JournalPlan, progress: Progress) -> JournalPlan:

@@ -10,6 +10,7 @@ from fusejournal.cli import text
 from fusejournal.file_operations import FALLOC_KEEP_SIZE, Fallocate, flag_letters
 from fusejournal.history.changes import Change
 from fusejournal.history.json_values import errno_name
+from fusejournal.history.marks import removed_name
 from fusejournal.history.query import Match
 from fusejournal.operations import CONTENT_KINDS, MOVES, Import, Kind
 
@@ -96,7 +97,8 @@ def details(match: Match) -> str:
         case Kind.EPOCH:
             return f"{operation.epoch}: {text.line(operation.reason)}"
         case Kind.MARK:
-            return text.line(operation.name)
+            removed = removed_name(operation)
+            return text.line(operation.name if removed is None else f"{removed} is removed")
     return ""
 
 

@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
+from fusejournal.history.marks import removed_name
 from fusejournal.history.query import Match
 from fusejournal.journal.format import Entry
-from fusejournal.operations import MOVES, ImportData, Void, Write
+from fusejournal.operations import MOVES, ImportData, Mark, Void, Write
 
 
 def exact(raw: bytes) -> str:
@@ -56,6 +57,8 @@ def match_to_json(match: Match) -> dict[str, Any]:
         line[f"new_{key}" if key in ("uid", "gid") else key] = _plain(value)
     if isinstance(operation, Write | ImportData):
         line["bytes"] = len(entry.data)
+    if isinstance(operation, Mark) and (removed := removed_name(operation)) is not None:
+        line |= {"name": None, "removed_name": removed}
     if operation.kind in MOVES:
         line["new_path"] = exact_or_none(new_path)
     if void is not None:

@@ -26,7 +26,6 @@ from fusejournal.operations import (
     Create,
     Import,
     Kind,
-    Mark,
     Removexattr,
     Setxattr,
     made_by,
@@ -462,20 +461,6 @@ class Lookup:
             if entry.time_ns > time_ns:
                 return entry.seq
         return end
-
-    def mark(self, name: str) -> Seq | None:
-        """The newest MARK of *name*."""
-        for span in self.segments(newest_first=True):
-            postings = self.index(span).of_name(Fid(0), name.encode("utf-8", "surrogateescape"))
-            numbers = [posting.number for posting in postings]
-            found = [
-                entry.seq
-                for entry, _ in self.reader.pick(span.path, numbers)
-                if isinstance(entry.operation, Mark) and entry.operation.name == name
-            ]
-            if found:
-                return found[-1]
-        return None
 
     def may_touch(self, index: SegmentIndex, path: bytes) -> bool:
         """Returns True if a segment can have an entry about *path* or something below it: one of

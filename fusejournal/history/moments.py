@@ -29,6 +29,7 @@ from functools import cached_property
 from fusejournal.errors import NoSuchMomentError
 from fusejournal.history.json_values import utc
 from fusejournal.history.lookup import Lookup
+from fusejournal.history.marks import find_mark
 from fusejournal.types import Seq
 
 _SECOND_NS = 10**9
@@ -174,19 +175,19 @@ class Moments:
 
     def at_mark(self, name: str) -> Seq:
         """Returns the end, half-open, of all up to a mark. Raises NoSuchMomentError."""
-        seq = self._lookup.mark(name)
+        seq = find_mark(self._lookup, name)
         if seq is None:
             raise NoSuchMomentError(
-                f"{self._name} has no mark {name!r}; it has: fusejournal log {self._name} --op mark"
+                f"{self._name} has no mark {name!r}; it has: fusejournal mark {self._name} --list"
             )
         return Seq(seq + 1)
 
     def _time_or_mark(self, text: str) -> Seq:
-        seq = self._lookup.mark(text)
+        seq = find_mark(self._lookup, text)
         if seq is None:
             raise NoSuchMomentError(
                 f"{text!r} is neither a time (2026-01-31 14:00, '2 hours ago') nor a mark of "
-                f"{self._name}; its marks: fusejournal log {self._name} --op mark"
+                f"{self._name}; its marks: fusejournal mark {self._name} --list"
             )
         return seq
 

@@ -62,7 +62,7 @@ from fusejournal.roles.promote import Promotion
 from fusejournal.roles.role import Event, Role
 from fusejournal.types import Reign, reign_of_text
 from fusejournal.volume.durability import Durability
-from fusejournal.volume.marks import MarkPlace, make_mark
+from fusejournal.volume.marks import MarkPlace, make_mark, remove_mark
 from fusejournal.volume.volume import HELD
 
 log = logging.getLogger(__name__)
@@ -187,11 +187,13 @@ class Node:
         async def tell_status(_: dict[str, Any]) -> dict[str, Any]:
             return status().to_json()
 
-        async def mark(request: dict[str, Any]) -> dict[str, Any]:
+        async def mark(
+            noting: Callable[..., Awaitable[dict[str, Any]]], request: dict[str, Any]
+        ) -> dict[str, Any]:
             state = self.state
             place = MarkPlace(state.name, state.directory, state.is_mirror)
             volume = self._startup.volume
-            return await make_mark(request.get("name"), volume, parts.durability, place)
+            return await noting(request.get("name"), volume, parts.durability, place)
 
         async def remounted(request: dict[str, Any]) -> dict[str, Any]:
             layer.access_times.is_suspended = bool(request.get("read_only"))
@@ -204,7 +206,9 @@ class Node:
         commands: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
             "status": tell_status,
             "stop": self._stop,
-            "mark": mark,
+            "mark": partial(mark, make_mark),
+            # Not an option of the other: a layer of before would make a mark.
+            "unmark": partial(mark, remove_mark),
             "restart": self._restart,
             "arguments": self._arguments,
             "remounted": remounted,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fusejournal.errors import JournalError, JournalFailedError, JournalFullError, UsageError
+from fusejournal.history.marks import removal_of, removed_name
 from fusejournal.operations import Mark
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.volume import HELD, Volume
@@ -46,11 +47,24 @@ async def make_mark(
 ) -> dict[str, Any]:
     """Make the mark *name*, and return its seq and time when it is durable. Raises
     FusejournalError. Cancelled while it waits, it may have been made."""
-    name = check_mark_name(name)
+    return await _note(Mark(check_mark_name(name)), volume, durability, place)
+
+
+async def remove_mark(
+    name: object, volume: Volume, durability: Durability, place: MarkPlace
+) -> dict[str, Any]:
+    """Remove the marks *name*, whether or not there are any, and return seq and time of that when
+    it is durable. Otherwise as :func:`make_mark`."""
+    return await _note(removal_of(check_mark_name(name)), volume, durability, place)
+
+
+async def _note(
+    mark: Mark, volume: Volume, durability: Durability, place: MarkPlace
+) -> dict[str, Any]:
     # No await from here to the entry's time: another entry might come in between.
     _check_takes_marks(volume, place)
     try:
-        seq = volume.note(Mark(name))
+        seq = volume.note(mark)
     except JournalFailedError as error:
         volume.fail(str(error))
         raise
@@ -59,9 +73,14 @@ async def make_mark(
         await durability.wait(seq)
     except OSError:
         raise JournalFailedError(
-            f"mark {name!r} is entry {seq}, but may not outlive the machine: {volume.failure}"
+            f"{_shown(mark)} is entry {seq}, but may not outlive the machine: {volume.failure}"
         ) from None
     return {"seq": seq, "time_ns": time_ns}
+
+
+def _shown(mark: Mark) -> str:
+    removed = removed_name(mark)
+    return f"mark {mark.name!r}" if removed is None else f"the removal of mark {removed!r}"
 
 
 def _check_takes_marks(volume: Volume, place: MarkPlace) -> None:

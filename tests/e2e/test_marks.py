@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 
 from fusejournal.control.client import RemoteError, ask
-from fusejournal.errors import JournalError, JournalFailedError, JournalFullError, UsageError
+from fusejournal.errors import (
+    JournalError,
+    JournalFailedError,
+    JournalFullError,
+    NoSuchMomentError,
+    UsageError,
+)
 from tests.support.layer import Layer
 
 pytestmark = pytest.mark.mount
@@ -161,3 +167,37 @@ def test_a_failing_disk(layer: Layer, label: str) -> None:
     assert ("may not outlive the machine" in line) == (label == "journal.sync")
     assert layer.ask()["state"] == "read-only"
     assert "takes no marks" in fails(layer, JournalError.exit_code, "volume", "there")
+
+
+def test_a_mark_is_removed_and_may_be_made_again(layer: Layer, tmp_path: Path) -> None:
+    layer.start()
+    seqs = {}
+    for name in ("kept", "gone", "gone", "also kept"):
+        (layer.mountpoint / name).mkdir(exist_ok=True)
+        seqs[name] = json.loads(layer.run("mark", "volume", name, "--json").stdout)["seq"]
+
+    def listed() -> dict[str, int]:
+        lines = layer.run("mark", "volume", "--list", "--json").stdout.splitlines()
+        return {one["name"]: one["seq"] for one in map(json.loads, lines)}
+
+    assert listed() == seqs
+    assert len(layer.run("mark", "volume", "--list").stdout.splitlines()) == 4
+    done = layer.run("mark", "volume", "gone", "--remove")
+    removal = marks(layer)[-1]
+    assert done.stdout == f'removed mark "gone", by entry {removal["seq"]}\n'
+    assert (removal["name"], removal["removed_name"]) == (None, "gone")
+    assert "gone is removed" in layer.run("log", "volume", "--op", "mark").stdout
+    del seqs["gone"]
+    assert listed() == seqs
+    target = ("--target", str(tmp_path / "out"))
+    done = layer.run("restore", "volume", "--to-mark", "gone", *target, check=False)
+    assert done.returncode == NoSuchMomentError.exit_code
+    assert "fusejournal mark volume --list" in done.stderr
+    layer.run("restore", "volume", "--to-mark", "also kept", *target)
+    fails(layer, NoSuchMomentError.exit_code, "volume", "gone", "--remove")
+    fails(layer, 2, "volume", "--remove")
+    fails(layer, 2, "volume", "gone", "--list")
+    layer.run("mark", "volume", "gone")
+    assert listed().keys() == {*seqs, "gone"}
+    layer.stop()
+    assert listed().keys() == {*seqs, "gone"}

@@ -164,8 +164,15 @@ def test_what_holds_it_back_is_told(layer: Layer) -> None:
     layer.run("peer", "remove", state, "far")
     told = _prune(layer)["journal"]
     (held,) = told["held_by"]
-    assert held.startswith(f"mark 'kept' is entry {marked}, and a mark stays for ever")
+    assert held.startswith(
+        f"mark 'kept' is entry {marked}: 'fusejournal mark volume kept --remove'"
+    )
     assert 0 < told["up_to_seq"] < marked
+    layer.run("mark", state, "kept", "--remove")
+    _flushed(layer)
+    told = _prune(layer)["journal"]
+    assert told["held_by"] == []
+    assert told["up_to_seq"] > marked
 
 
 def test_it_goes_by_the_policy_that_the_volume_is_mounted_with(layer: Layer) -> None:

@@ -60,6 +60,9 @@ def test_a_pair_is_upgraded(tmp_path: Path, program: Path, first: str, how: str)
             upgrade(node, how)
             (primary.mountpoint / f"after {number}").write_text("by one or the other")
             (primary.mountpoint / "d" / "file").write_text(f"changed {number} times")
+            if program_of(primary) != program:
+                primary.run("mark", str(primary.state), "here")
+                primary.run("mark", str(primary.state), "here", "--remove")
             primary.resume(mirror)
             check_equal(primary, mirror)
             if program_of(primary) != program:

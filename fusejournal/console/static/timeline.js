@@ -176,7 +176,7 @@ function details(entry) {
   if (entry.new_path !== undefined && entry.new_path !== null) parts.push(" → ", path(entry.new_path));
   if (entry.bytes !== undefined) parts.push(h("span", { class: "soft" }, `  ${size(entry.bytes)} at ${number(entry.offset)}`));
   if (entry.op === "truncate") parts.push(h("span", { class: "soft" }, `  to ${size(entry.size)}`));
-  if (entry.op === "mark") parts.push(name(entry.name));
+  if (entry.op === "mark") parts.push(name(entry.name ?? entry.removed_name), entry.name === null ? " is removed" : "");
   if (entry.refused) parts.push(h("span", { class: "refused" }, `  refused: ${entry.refused}`));
   return parts;
 }

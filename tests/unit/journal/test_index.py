@@ -10,6 +10,7 @@ import pytest
 
 from fusejournal.errors import JournalDamagedError
 from fusejournal.history.lookup import Lookup
+from fusejournal.history.marks import find_mark
 from fusejournal.history.name_changes import name_changes
 from fusejournal.journal.format import FormatError
 from fusejournal.journal.index import (
@@ -143,7 +144,7 @@ def test_every_spoilt_index_is_passed_over(samples: Path) -> None:
             path.write_bytes(whole[:length])
             assert load_index(samples, reader) is None
     # And what is asked is answered all the same.
-    assert Lookup(JournalReader(samples.parent)).mark("before the rm") is not None
+    assert find_mark(Lookup(JournalReader(samples.parent)), "before the rm") is not None
 
 
 def test_an_index_of_other_content_does_not_fit(samples: Path, tmp_path: Path) -> None:

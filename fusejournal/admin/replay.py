@@ -12,7 +12,8 @@ from fusejournal.history.json_values import exact
 from fusejournal.history.query import Match
 from fusejournal.replay.divergence import Conflict
 from fusejournal.replay.replay import OnConflict, Plan, Replay, Result
-from fusejournal.replay.target import Progress, Target, purpose_of
+from fusejournal.replay.scratch import purpose_of
+from fusejournal.replay.target import Progress, Target
 from fusejournal.types import Seq
 
 Ask = Callable[[Conflict, Match], bool]

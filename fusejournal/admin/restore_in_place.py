@@ -33,7 +33,7 @@ from fusejournal.versions.builder import Trees, build_trees
 from fusejournal.versions.create import is_on, newest_usable, trees_of_nearest
 from fusejournal.versions.in_place import InPlacePlan, plan_in_place, private_prefix
 from fusejournal.versions.manifest import Version, list_versions
-from fusejournal.versions.restore import VersionTree
+from fusejournal.versions.version_tree import VersionTree
 
 
 class Moment(NamedTuple):

@@ -34,9 +34,9 @@ from fusejournal.versions.live_tree import LiveTree, TouchedSince, TreeFault, re
 from fusejournal.versions.manifest import list_versions, read_versions
 from fusejournal.versions.packs import StoreDamagedError
 from fusejournal.versions.records import InodeRecord, decode_inode, fid_of_key, inode_key
-from fusejournal.versions.restore import VersionTree
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
 from fusejournal.versions.verify import verify_version
+from fusejournal.versions.version_tree import VersionTree
 
 _SEGMENTS = 16
 """Segments that are read between two looks at the clock."""

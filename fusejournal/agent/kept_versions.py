@@ -19,7 +19,7 @@ from fusejournal.objects.store import StoreError
 from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.content import items_of
 from fusejournal.versions.records import InodeRecord
-from fusejournal.versions.restore import VersionTree
+from fusejournal.versions.version_tree import VersionTree
 
 _STORE_SECONDS: Final = 40.0
 """The time after which a console is told that the store does not answer: it waits a minute."""

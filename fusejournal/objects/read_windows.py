@@ -16,15 +16,18 @@ _WINDOWS_MAX = 128
 
 
 class WindowedStore:
-    """The store *beneath*, of whose objects *kinds* (prefixes) windows are kept: 32 MiB at most.
-    May be used by several threads. Raises what *beneath* does."""
+    """The store *beneath*, of whose objects *kinds* (prefixes) windows are kept: *windows_max* at
+    most (32 MiB). May be used by several threads. Raises what *beneath* does."""
 
-    def __init__(self, beneath: ObjectStore, kinds: tuple[str, ...]) -> None:
+    def __init__(
+        self, beneath: ObjectStore, kinds: tuple[str, ...], windows_max: int = _WINDOWS_MAX
+    ) -> None:
         self.where = beneath.where
         self.uploads = beneath.uploads
         self.traffic = beneath.traffic
         self._beneath = beneath
         self._kinds = kinds
+        self._windows_max = windows_max
         self._lock = threading.Lock()
         self._windows: OrderedDict[tuple[str, int], _Window] = OrderedDict()
 
@@ -55,7 +58,7 @@ class WindowedStore:
         with self._lock:
             window = self._windows.setdefault((name, number), _Window())
             self._windows.move_to_end((name, number))
-            if len(self._windows) > _WINDOWS_MAX:
+            if len(self._windows) > self._windows_max:
                 self._windows.popitem(last=False)
         with window.lock:
             if window.content is None:

@@ -34,6 +34,17 @@ class Restored(NamedTuple):
     path: Path
 
 
+class Filled(NamedTuple):
+    """A target that has all that it is to have."""
+
+    name: str
+    """The name in it of what was asked for, or "" for all."""
+    names: int
+    """The number of names, all looked over."""
+    lock: Callable[[], None]
+    """Makes files immutable and append-only that are to be: see Target.lock."""
+
+
 def restore(
     lookup: Lookup, path: bytes, before_seq: Seq, target: Path, progress: Progress
 ) -> Restored:
@@ -49,24 +60,26 @@ def restore(
         "before_seq": before_seq,
     }
 
-    def fill(stage: Target) -> str:
+    def fill(stage: Target) -> Filled:
+        name = ""
         if not path and lookup.base is None:
             criteria = Criteria(from_seq=Seq(1), to_seq=before_seq)
             for _ in Replay(lookup, criteria).run(stage, progress):
                 pass
-            return ""
-        stage.clear_acls()
-        return _fold(lookup, fid, path.rpartition(b"/")[2], before_seq, stage, progress)
+        else:
+            stage.clear_acls()
+            name = _fold(lookup, fid, path.rpartition(b"/")[2], before_seq, stage, progress)
+        return Filled(name, check(stage), stage.lock)
 
     return restore_into(target, purpose, fill)
 
 
 def restore_into(
-    target: Path, purpose: dict[str, object], fill: Callable[[Target], str]
+    target: Path, purpose: dict[str, object], fill: Callable[[Target], Filled]
 ) -> Restored:
     """Makes the new directory *target*, with what *fill* puts into the target that it is given:
-    aside, and in its place once it is whole. *fill* returns the name in it of what was asked for,
-    or "" for all. Where one with the same *purpose* was stopped, it goes on.
+    aside, and in its place once it is whole. Where one with the same *purpose* was stopped, it goes
+    on.
 
     Raises TargetError (there is something already), PrivilegeError, and what *fill* and
     Target.apply raise; *target* is not there then."""
@@ -77,21 +90,19 @@ def restore_into(
             raise PrivilegeError("restoring owners and devices needs root: try sudo")
         scratch = _find_or_make(spot, purpose)
         with Target(spot.path, purpose, scratch=scratch) as stage:
-            inner = spot.path
             try:
-                inner /= fill(stage)
-                names = check(stage)
+                filled = fill(stage)
                 stage.finish()
             except JournalError:
                 stage.discard(spot)  # it will never be whole
                 raise
             _put_in_place(scratch, spot)
             try:
-                stage.lock()
+                filled.lock()
             except OSError as error:
                 raise TargetError(spot.path, f"its file flags: {error.strerror}") from None
             stage.discard(spot)
-    return Restored(names, inner)
+    return Restored(filled.names, spot.path / filled.name)
 
 
 def _find_or_make(spot: Spot, purpose: dict[str, object]) -> Scratch:

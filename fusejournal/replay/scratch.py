@@ -38,10 +38,14 @@ from fusejournal.errors import TargetError
 
 TREE = "tree"
 """In the scratch directory of a restore: what is being restored."""
+MARKS = "marks"
+"""In it: which units of a version are done."""
+REPLAY = "fusejournal-replay"
+"""The purpose of a scratch directory beside a target, in its name."""
 _PURPOSE = "purpose.json"
 _CATALOG = "catalog"
 _LOCK = "lock"
-_OWN_NAMES = frozenset({_PURPOSE, _CATALOG, _LOCK, "progress", "root.json", TREE})
+_OWN_NAMES = frozenset({_PURPOSE, _CATALOG, _LOCK, "progress", "root.json", MARKS, TREE})
 _NAME_BYTES_MAX = 200
 _SYMLINKS_MAX = 40
 _FLAGS_WAY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -308,6 +312,23 @@ class Scratch:
             except OSError as error:
                 if error.errno != errno.ENOTEMPTY:
                     raise  # (another process is about to begin in it)
+
+
+def scratch_of(target: Path) -> Path:
+    """The scratch directory of *target*, beside it."""
+    return beside(target, REPLAY)
+
+
+def purpose_of(target: Path) -> dict[str, Any] | None:
+    """Returns what *target* was begun for and is not finished with, or None."""
+    with suppress(TargetError), find_spot(target) as spot:
+        scratch = Scratch.find(spot, REPLAY)
+        if scratch is not None:
+            try:
+                return scratch.purpose
+            finally:
+                scratch.close()
+    return None
 
 
 def _lock(directory: int, target: Path) -> int:

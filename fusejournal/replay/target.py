@@ -57,12 +57,11 @@ from fusejournal.operations import (
 from fusejournal.replay.placed_tree import PlacedTree, set_locks
 from fusejournal.replay.progress_page import ProgressPage
 from fusejournal.replay.root_attributes import RootAttributes
-from fusejournal.replay.scratch import TREE, Scratch, Spot, beside, find_spot
+from fusejournal.replay.scratch import MARKS, REPLAY, TREE, Scratch, Spot, find_spot
 from fusejournal.replay.target_root import is_empty, not_empty, open_root
 from fusejournal.types import ROOT_FID, Fid, Seq, clamp_time
 
 _DESCRIPTORS_MAX = 512
-_REPLAY = "fusejournal-replay"
 _PROGRESS_FILE = "progress"
 _ROOT_FILE = "root.json"
 _MTIME_KEPT = Import | ImportLink
@@ -70,23 +69,6 @@ _NOTED = MOVES | REMOVALS | {Kind.IMPORT, Kind.IMPORT_LINK, Kind.LINK}
 """Operations of which only a look at inode numbers or times tells whether they were done."""
 _REFUSED = frozenset({errno.EPERM, errno.EACCES})
 _FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def scratch_of(target: Path) -> Path:
-    """The scratch directory of *target*, beside it."""
-    return beside(target, _REPLAY)
-
-
-def purpose_of(target: Path) -> dict[str, Any] | None:
-    """Returns what *target* was begun for and is not finished with, or None."""
-    with suppress(TargetError), find_spot(target) as spot:
-        scratch = Scratch.find(spot, _REPLAY)
-        if scratch is not None:
-            try:
-                return scratch.purpose
-            finally:
-                scratch.close()
-    return None
 
 
 def can_go_on(scratch: Scratch, purpose: dict[str, Any]) -> bool:
@@ -133,12 +115,12 @@ class Target:
             if scratch is None:
                 self._spot: Spot | None = stack.enter_context(find_spot(path))
                 self.path = self._spot.path
-                found = Scratch.find(self._spot, _REPLAY)
+                found = Scratch.find(self._spot, REPLAY)
                 if found is not None:
                     stack.callback(found.close)
                 self._root_fd = open_root(self._spot, from_seq, found)
                 stack.callback(os.close, self._root_fd)
-                self._scratch = found or Scratch.make(self._spot, _REPLAY)
+                self._scratch = found or Scratch.make(self._spot, REPLAY)
                 if found is None:
                     stack.callback(self._scratch.close)
             else:
@@ -190,6 +172,16 @@ class Target:
         self._is_finished = True
         if self._spot is not None:
             self._scratch.remove(self._spot)
+
+    @property
+    def root_fd(self) -> int:
+        """The descriptor of the directory, good until :meth:`close`."""
+        return self._root_fd
+
+    def open_marks(self) -> int:
+        """Returns a descriptor of the file in the scratch directory in which the caller notes what
+        is done, where that is no seq. Raises OSError."""
+        return self._scratch.open(MARKS, os.O_RDWR | os.O_CREAT)
 
     def lock(self) -> None:
         """Make files immutable and append-only that are to be, as far as the file system has that.

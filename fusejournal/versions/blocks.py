@@ -12,6 +12,7 @@ Memory: 48 bytes for each block in the store, a pack or two, and those under way
 
 from collections.abc import Iterable, Iterator
 
+from fusejournal.objects.read_windows import WindowedStore
 from fusejournal.objects.store import ObjectMissingError, ObjectStore, put_same
 from fusejournal.objects.uploads import Uploads
 from fusejournal.versions.packs import (
@@ -33,6 +34,7 @@ _INDEX_BLOCKS = 100_000
 _INDEXES_MAX = 16
 """Indexes of which a writer, at its end, merges the smaller ones."""
 _ATTEMPTS = 5
+_WINDOWS_MAX = 32
 
 
 def read_indexes(
@@ -75,15 +77,22 @@ def _read_index(store: ObjectStore, name: str) -> IndexTable:
 class BlockReader:
     """Reads blocks of *store*, as its indexes were when this was made."""
 
-    def __init__(self, store: ObjectStore) -> None:
-        """Raises StoreError."""
+    def __init__(self, store: ObjectStore, indexes: dict[str, IndexTable] | None = None) -> None:
+        """*indexes*: those of *store*, where they have been read. Raises StoreError."""
         self.store = store
         self.spoilt_indexes: dict[str, StoreDamagedError] = {}
         """Indexes that are not what was put there: of what they told nothing is known."""
         self.spoilt: set[tuple[bytes, bytes]] = set()
         """Blocks that were read and are not what was put there: pack and id."""
-        self.indexes: dict[str, IndexTable] = {}
-        self.look_again()
+        self.indexes: dict[str, IndexTable] = indexes or {}
+        if indexes is None:
+            self.look_again()
+
+    def by_windows(self) -> "BlockReader":
+        """Returns a reader of the same blocks that reads many in the order of their packs with few
+        calls. Not of a BlockWriter that has not finished."""
+        store = WindowedStore(self.store, ("packs/",), _WINDOWS_MAX)
+        return BlockReader(store, self.indexes)
 
     def look_again(self) -> None:
         """Reads the indexes again. Raises StoreError."""

@@ -27,8 +27,8 @@ from fusejournal.versions.difference import differing
 from fusejournal.versions.packs import block_id
 from fusejournal.versions.past_files import VersionFiles, unlike_parts
 from fusejournal.versions.records import InodeRecord, fid_of_key
-from fusejournal.versions.restore import VersionTree
 from fusejournal.versions.sorted_tree import Nodes
+from fusejournal.versions.version_tree import VersionTree
 
 Progress = Callable[[int, int | None], None]
 What = Literal["create", "remove", "move", "link", "rewrite", "attributes"]

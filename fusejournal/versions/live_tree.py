@@ -29,7 +29,7 @@ from fusejournal.versions.content import read_content
 from fusejournal.versions.packs import block_id
 from fusejournal.versions.past_files import parts_of
 from fusejournal.versions.records import InodeRecord
-from fusejournal.versions.restore import VersionTree
+from fusejournal.versions.version_tree import VersionTree
 
 _FLAGS_PATH = os.O_PATH | os.O_NOFOLLOW
 _FLAGS_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK

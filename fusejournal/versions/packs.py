@@ -27,6 +27,7 @@ of all its bytes:
 """
 
 import struct
+import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from os import urandom
@@ -145,12 +146,28 @@ def plain_block(where: str, id_: bytes, stored: bytes, plain_bytes: int) -> byte
     if len(stored) != plain_bytes:
         try:
             limit = min(plain_bytes, _PLAIN_BYTES_MAX)
-            plain = zstandard.ZstdDecompressor().decompress(stored, max_output_size=limit)
+            plain = _decompressor().decompress(stored, max_output_size=limit)
         except zstandard.ZstdError as error:
             raise StoreDamagedError(where, f"block {id_.hex()} is spoilt: {error}") from None
     if len(plain) != plain_bytes or block_id(plain) != id_:
         raise StoreDamagedError(where, f"block {id_.hex()} is not what was put there")
     return plain
+
+
+class _OfThread(threading.local):
+    """The decompressor of each thread: two must not use one at a time."""
+
+    zstd: zstandard.ZstdDecompressor | None = None
+
+
+_of_thread = _OfThread()
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    zstd = _of_thread.zstd
+    if zstd is None:
+        zstd = _of_thread.zstd = zstandard.ZstdDecompressor()
+    return zstd
 
 
 def holds_nodes(where: str, head: bytes) -> bool:
@@ -207,8 +224,26 @@ class IndexTable:
 
     def number(self, id_: bytes) -> int | None:
         """Returns the number of block *id_* in the order of ids, from 0, or None."""
-        at = bisect_left(self._ids, id_)
-        return at if at < len(self._ids) and self._ids[at] == id_ else None
+        ids = self._ids
+        count = len(ids)
+        if not count:
+            return None
+        # Hashes lie evenly: near where it is to be, so that few are looked at.
+        guess = int.from_bytes(id_[:8], "big") * count >> 64
+        if ids[guess] < id_:
+            step, low, high = 8, guess + 1, guess + 9
+            while high < count and ids[high] < id_:
+                step *= 2
+                low, high = high + 1, high + step
+            high = min(high, count)
+        else:
+            step, low, high = 8, guess - 8, guess
+            while low > 0 and ids[low] >= id_:
+                step *= 2
+                low, high = low - step, low
+            low = max(low, 0)
+        at = bisect_left(ids, id_, low, high)
+        return at if at < count and ids[at] == id_ else None
 
     def __iter__(self) -> Iterator[tuple[bytes, Place]]:
         for row in _INDEX_ROW.iter_unpack(self._rows):

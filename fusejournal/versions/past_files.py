@@ -8,7 +8,7 @@ from fusejournal.replay.wanted import WantedFile, zeros
 from fusejournal.types import ROOT_FID, Fid
 from fusejournal.versions.content import items_of
 from fusejournal.versions.records import InodeRecord
-from fusejournal.versions.restore import VersionTree
+from fusejournal.versions.version_tree import VersionTree
 
 _HOLE_BYTES_MIN = 1 << 16
 """The least hole that is one, as in the rule of cutting."""

@@ -108,6 +108,25 @@ class SortedTree:
                 below, its_items = self.nodes.read(items[at][1])
                 todo.append((below, its_items, bisect_left(its_items, from_key, key=_key)))
 
+    def stretches(self, items_min: int) -> Iterator[tuple[bytes, bytes | None]]:
+        """Yields the ranges of keys, from the first to before the second, in which there are at
+        least *items_min* each, but for the last, and not many more."""
+        first, count = b"", 0
+        height, items = self.nodes.read(self.root)
+        todo = [(height, items)] if height else []
+        while todo:
+            level, items = todo.pop()
+            if level > 1:
+                todo += [self.nodes.read(item[1]) for item in reversed(items)]
+                continue
+            for last_key, _, below in items:
+                count += below
+                if count >= items_min:
+                    yield first, last_key + b"\0"
+                    first, count = last_key + b"\0", 0
+        if count or not first:
+            yield first, None
+
     def below(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yields keys that begin with *prefix*, and their values, in order."""
         for key, value in self.items(prefix):

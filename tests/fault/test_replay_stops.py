@@ -20,7 +20,7 @@ from fusejournal.history.lookup import Lookup
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import Create, NewEpoch, Setattr, Write
 from fusejournal.replay.restore import restore
-from fusejournal.replay.target import scratch_of
+from fusejournal.replay.scratch import scratch_of
 from fusejournal.types import ROOT_FID, Caller, Epoch, Fid, Seq
 from tests.support.filesystems import filesystem, fill
 from tests.support.model import Model

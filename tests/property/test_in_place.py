@@ -14,7 +14,7 @@ from fusejournal.versions.builder import Trees, build_trees, no_trees
 from fusejournal.versions.content import read_content
 from fusejournal.versions.in_place import InPlacePlan, plan_in_place
 from fusejournal.versions.records import InodeRecord
-from fusejournal.versions.restore import VersionTree
+from fusejournal.versions.version_tree import VersionTree
 from tests.support.objects import MemoryStore
 from tests.support.random_workloads import workloads
 from tests.support.volumes import show_nothing

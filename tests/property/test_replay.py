@@ -25,7 +25,8 @@ from fusejournal.operations import (
     Unlink,
 )
 from fusejournal.replay.replay import Replay, Result
-from fusejournal.replay.target import Target, scratch_of
+from fusejournal.replay.scratch import scratch_of
+from fusejournal.replay.target import Target
 from fusejournal.types import ROOT_FID, Fid, Seq
 from tests.support.model import Model, Refused
 from tests.support.random_workloads import UIDS, workloads

@@ -220,3 +220,18 @@ def test_put_same_is_told_of_another_content() -> None:
         put_same(store, "packs/a", b"2")
     with pytest.raises(ObjectExistsError):
         store.put_new("packs/a", b"1")
+
+
+@pytest.mark.parametrize("spread", [1, 1 << 40, 1 << 247])
+def test_an_index_finds_what_it_has(spread: int) -> None:
+    """However its ids lie, though hashes lie evenly."""
+    chosen = random.Random(spread)
+    numbers = sorted({chosen.randrange(spread * 300) for _ in range(400)})
+    ids = [number.to_bytes(32, "big") for number in numbers[::2]]
+    table = IndexTable("", encode_index((id_, Place(bytes(32), 1, 2, 3)) for id_ in ids))
+    assert [table.number(id_) for id_ in ids] == list(range(len(ids)))
+    absent = (number.to_bytes(32, "big") for number in numbers[1::2])
+    assert not any(table.number(id_) is not None for id_ in absent)
+    assert table.number(bytes(32)) == (0 if ids[0] == bytes(32) else None)
+    assert table.number(b"\xff" * 32) is None
+    assert IndexTable("", encode_index([])).number(bytes(32)) is None

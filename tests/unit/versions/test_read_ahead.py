@@ -2,33 +2,36 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from stat import S_IFREG
 
-from fusejournal.operations import Setattr
-from fusejournal.replay.fold import Step
-from fusejournal.types import ROOT_FID
-from fusejournal.versions import restore
+from fusejournal.types import Fid
 from fusejournal.versions.blocks import BlockReader
+from fusejournal.versions.content import Content
+from fusejournal.versions.read_ahead import Piece, PlannedPiece, read_ahead
+from fusejournal.versions.records import InodeRecord
 from tests.support.objects import MemoryStore
 
-_STEPS = 100_000
+_PIECES = 100_000
 
 
-def test_steps_without_data_are_not_read_ahead_without_end() -> None:
+def test_pieces_without_data_are_not_read_ahead_without_end() -> None:
     planned: list[int] = []
-    step = Step(Setattr(ROOT_FID, 0o700, None, None, None, None), 0)
+    content = Content(inline=b"")
+    record = InodeRecord(Fid(2), S_IFREG, 0, 0, 0, 0, 0, ((Fid(1), b"n"),), None, content, (), True)
+    piece = Piece(record, 0, b"", True)
 
-    def plan() -> Iterator[tuple[Step, bytes | None, int]]:
-        yield step, bytes(32), 1 << 20
-        for number in range(_STEPS):
+    def plan() -> Iterator[PlannedPiece]:
+        yield PlannedPiece(piece, bytes(32), 1 << 20)
+        for number in range(_PIECES):
             planned.append(number)
-            yield step, None, 0
+            yield PlannedPiece(piece, None, 0)
 
     blocks = _Reader(MemoryStore())
     with ThreadPoolExecutor(1) as pool:
-        steps = restore._with_data(blocks, plan(), pool)
-        assert next(steps).data == b"content"
-        assert 1000 < len(planned) < _STEPS // 2
-        assert sum(1 for _ in steps) == _STEPS
+        pieces = read_ahead(blocks, plan(), pool)
+        assert next(pieces).data == b"content"
+        assert 1000 < len(planned) < _PIECES // 2
+        assert sum(1 for _ in pieces) == _PIECES
 
 
 class _Reader(BlockReader):

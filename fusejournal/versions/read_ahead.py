@@ -1,0 +1,90 @@
+"""Reading the contents of many files ahead: chunks are read and uncompressed by several threads,
+while the caller is at work on those before."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from typing import NamedTuple
+
+from fusejournal.versions.blocks import BlockReader
+from fusejournal.versions.content import items_of
+from fusejournal.versions.records import InodeRecord
+from fusejournal.versions.version_tree import VersionTree
+
+_AHEAD_BYTES = 8 << 20
+_FAR_AHEAD_BYTES = 32 << 20
+_SMALL_BYTES = 16 << 10
+_PIECE_BYTES = 1 << 10
+"""The least that a piece is taken to hold."""
+
+
+class Piece(NamedTuple):
+    """Some bytes of a file's content, or all of it."""
+
+    record: InodeRecord
+    start: int
+    data: bytes
+    is_last: bool
+    """True for the last one of the file."""
+
+
+class PlannedPiece(NamedTuple):
+    """A piece whose data is not read yet."""
+
+    piece: Piece
+    chunk: bytes | None
+    """The id of the chunk with its data; None where that is there."""
+    length: int
+
+
+def pieces_of(tree: VersionTree, record: InodeRecord) -> Iterator[PlannedPiece]:
+    """Yields the pieces of a file's content, but for holes; one without data where there are none.
+    Raises StoreDamagedError, StoreError."""
+    content = record.content
+    if content is None or content.inline is not None:
+        inline = content.inline if content is not None else None
+        yield PlannedPiece(Piece(record, 0, inline or b"", True), None, len(inline or b""))
+        return
+    before: tuple[int, bytes, int] | None = None
+    for start, item in items_of(tree.chunk_nodes, content):
+        if item.id is None:
+            continue
+        if before is not None:
+            yield PlannedPiece(Piece(record, before[0], b"", False), before[1], before[2])
+        before = start, item.id, item.length
+    if before is None:
+        yield PlannedPiece(Piece(record, 0, b"", True), None, 0)
+    else:
+        yield PlannedPiece(Piece(record, before[0], b"", True), before[1], before[2])
+
+
+def read_ahead(
+    blocks: BlockReader, pieces: Iterator[PlannedPiece], pool: Executor
+) -> Iterator[Piece]:
+    """Yields *pieces* with their data, which *pool* reads ahead: some MiB, of a far store more.
+    Raises what reading does."""
+    limit = _AHEAD_BYTES if blocks.store.traffic is None else _FAR_AHEAD_BYTES
+    waiting: deque[tuple[Piece, Future[bytes] | None, int]] = deque()
+    ahead = 0
+    try:
+        for piece, chunk, length in pieces:
+            if chunk is not None and length <= _SMALL_BYTES:
+                # Quicker than asking another thread.
+                piece = piece._replace(data=blocks.read(chunk))
+                chunk = None
+            if chunk is None and not waiting:
+                yield piece
+                continue
+            held = max(length, _PIECE_BYTES)
+            waiting.append((piece, pool.submit(blocks.read, chunk) if chunk else None, held))
+            ahead += held
+            while waiting and (ahead > limit or waiting[0][1] is None):
+                found, future, held = waiting.popleft()
+                ahead -= held
+                yield found if future is None else found._replace(data=future.result())
+        for found, future, _ in waiting:
+            yield found if future is None else found._replace(data=future.result())
+    finally:
+        for _, future, _ in waiting:
+            if future is not None:
+                future.cancel()

@@ -1,0 +1,86 @@
+"""Work in units by several processes: each is done, whatever becomes of the processes."""
+
+import os
+import signal
+import time
+from contextlib import closing
+
+import pytest
+
+from fusejournal.versions.by_processes import by_processes
+
+_PARENT = os.getpid()
+
+
+@pytest.fixture(autouse=True)
+def two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many the machine has."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+
+
+def _nothing() -> None:
+    """Nothing to be done meanwhile."""
+
+
+def _who(unit: int, again: bool) -> tuple[int, int, bool]:
+    return os.getpid(), unit * unit, again
+
+
+def test_units_are_done_by_others() -> None:
+    found = dict(by_processes(20, _who, _nothing))
+    assert [square for _, square, _ in map(found.__getitem__, range(20))] == [
+        unit * unit for unit in range(20)
+    ]
+    assert os.getpid() not in {pid for pid, _, _ in found.values()}
+
+
+@pytest.mark.parametrize("units", [0, 1, 7])
+def test_units_are_done_here(units: int) -> None:
+    found = dict(by_processes(units, _who, _nothing, alone=True))
+    assert found == {unit: (os.getpid(), unit * unit, False) for unit in range(units)}
+
+
+def test_an_error_is_raised_here() -> None:
+    def fail(unit: int, again: bool) -> int:
+        if unit == 5:
+            raise ValueError(f"unit 5, {again}, {os.getpid() == _PARENT}")
+        return unit
+
+    with pytest.raises(ValueError, match="unit 5, True, True"):
+        list(by_processes(12, fail, _nothing))
+
+
+def test_what_a_killed_process_had_is_done_here() -> None:
+    def die(unit: int, again: bool) -> int:
+        if unit == 5 and os.getpid() != _PARENT:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return unit + 100 * again
+
+    found = dict(by_processes(12, die, _nothing))
+    assert found.keys() == set(range(12))
+    assert found[5] == 105
+
+
+def test_an_interrupt_ends_the_processes() -> None:
+    pids: list[int] = []
+
+    def stall(unit: int, _: bool) -> int:
+        if unit:
+            time.sleep(60)
+        return os.getpid()
+
+    def interrupt() -> None:
+        if pids:
+            raise KeyboardInterrupt
+
+    def work() -> None:
+        with closing(by_processes(9, stall, interrupt)) as units:
+            for _, pid in units:
+                pids.append(pid)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert time.monotonic() - began < 30
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)

@@ -15,6 +15,7 @@ from fusejournal.operations import RENAME_EXCHANGE, RENAME_WHITEOUT
 from fusejournal.replay.digest import digest_tree
 from tests.support.filesystems import KINDS, filesystem
 from tests.support.layer import Layer
+from tests.support.losses import begin_another_boot
 from tests.support.trees import difference, fids, image, rebuild
 
 pytestmark = pytest.mark.mount
@@ -127,6 +128,12 @@ def test_acls_as_xfs_shows_them_once_more(tmp_path: Path) -> None:
         assert [path.read_bytes() for path in files] == [b"x"] * 2
         assert [os.getxattr(path, "system.posix_acl_access") for path in files] == rights
         os.chmod(files[0], 0o640)
+        expected = image(layer.mountpoint)
+        layer.kill()
+        layer.detach()
+        begin_another_boot(layer.state)
+        layer.start()
+        assert not (found := difference(image(layer.mountpoint), expected)), found
         layer.stop()
         (tmp_path / "rebuilt").mkdir()
         rebuild(layer.state, tmp_path / "rebuilt", load_state(layer.state).uuid)

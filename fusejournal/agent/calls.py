@@ -21,6 +21,7 @@ from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.agent import browse, kept_versions, timeline
 from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.fields import Fields
+from fusejournal.agent.mass_changes import FILES
 from fusejournal.agent.overview import Overview
 from fusejournal.agent.standing import standing
 from fusejournal.agent.sums import Sums
@@ -52,12 +53,16 @@ class Calls:
     """All that consoles can ask of this machine, but for jobs, which are given as *more*."""
 
     def __init__(
-        self, node: str, consoles: Callable[[], Mapping[str, str]], more: Mapping[str, OfMachine]
+        self,
+        node: str,
+        consoles: Callable[[], Mapping[str, str]],
+        more: Mapping[str, OfMachine],
+        mass_files: int = FILES,
     ) -> None:
-        """*consoles* gives those that are paired now, by name."""
+        """*consoles* gives those that are paired now, by name; *mass_files*: see MassChanges."""
         self._node = node
         self._consoles = consoles
-        self._overview = Overview()
+        self._overview = Overview(mass_files)
         self._overview_turn = trio.Lock()
         self._sums = Sums()
         self._volumes: OrderedDict[str, _Volume] = OrderedDict()

@@ -2,51 +2,42 @@
 status`` has, the range that the journal covers, the newest version, and what is wrong, in words."""
 
 import time
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any
 
+from fusejournal.admin.source import open_source
 from fusejournal.admin.status import volume_status
 from fusejournal.admin.versions import VolumeVersions
+from fusejournal.agent.mass_changes import FILES, MassChanges
+from fusejournal.agent.problems import (
+    Problem,
+    nearly_full,
+    problems_of,
+    problems_of_versions,
+)
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.node.registry import all_volumes
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.volume_status import VolumeStatus
-from fusejournal.replication.status import MirrorStatus, PeerStatus
 
-_LAG_SECONDS = 60.0
-"""A lag from which on an admin should know of it."""
-_FREE_BYTES_LOW = 1 << 30
 _KEPT_SECONDS = 1.0
 _VERSION_SECONDS = 60.0
 """The time for which the newest version is kept: its store may be far away."""
 _STORE_SECONDS = 3.0
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A thing that is not well. ``key`` is the same as long as the cause is; ``is_bad``: users or
-    data are at risk now."""
-
-    key: str
-    words: str
-    is_bad: bool
-    advice: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns it as values."""
-        severity = "bad" if self.is_bad else "warning"
-        return {
-            "key": self.key, "words": self.words, "severity": severity, "advice": self.advice,
-        }  # fmt: skip
+_MASS_SECONDS = 5.0
+"""The time between two looks for mass changes."""
 
 
 class Overview:
     """Makes the overview, at most once a second however many ask: each asks every layer. Not for
     two threads at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, mass_files: int = FILES) -> None:
+        """*mass_files*: see MassChanges."""
         self._made = float("-inf")
+        self._mass = MassChanges(mass_files)
+        self._mass_problems: dict[str, tuple[float, list[Problem]]] = {}
         self._volumes: list[dict[str, Any]] = []
         self._versions: dict[str, tuple[float, dict[str, Any] | None]] = {}
 
@@ -64,10 +55,27 @@ class Overview:
             problem = Problem("status", str(error), True)
             return {"name": state.name, "state": "unknown", "problems": [problem.to_json()]}
         raw = status.to_json()
-        raw["problems"] = [one.to_json() for one in problems_of(status)]
         raw["covered"] = _covered(state, status)
         raw["version"] = self._version(state)
+        problems = problems_of(status)
+        problems += problems_of_versions(state, status, raw["version"])
+        problems += self._mass_changes(state, status)
+        with suppress(OSError):
+            problems += nearly_full(state)
+        raw["problems"] = [one.to_json() for one in problems]
         return raw
+
+    def _mass_changes(self, state: VolumeState, status: VolumeStatus) -> list[Problem]:
+        """Returns those of a primary: its mirrors would only tell the same once more."""
+        if status.role != "primary":
+            return []
+        key, now = str(state.directory), time.monotonic()
+        looked, problems = self._mass_problems.get(key, (float("-inf"), []))
+        if now > looked + _MASS_SECONDS:
+            with suppress(FusejournalError, OSError):  # the status says what is wrong with it
+                problems = self._mass.look(open_source(str(state.directory)))
+            self._mass_problems[key] = now, problems
+        return problems
 
     def _version(self, state: VolumeState) -> dict[str, Any] | None:
         key, now = str(state.directory), time.monotonic()
@@ -76,44 +84,6 @@ class Overview:
             version = _newest_version(state)
             self._versions[key] = now, version
         return version
-
-
-def problems_of(status: VolumeStatus) -> list[Problem]:
-    """Returns all that is wrong with a volume."""
-    found = [Problem(f"degraded:{line}", line, True) for line in status.degraded]
-    if status.state in ("stopped", "held") and not status.degraded:
-        advice = f"fusejournal mount {status.name}"
-        found.append(Problem("stopped", "no layer serves it", status.state == "held", advice))
-    if status.disk_free_bytes < _FREE_BYTES_LOW:
-        words = f"only {status.disk_free_bytes >> 20} MiB are left for the journal"
-        found.append(Problem("space", words, True))
-    if (told := status.replication) is not None:
-        for peer in told.peers:
-            found += _problems_of_peer(peer)
-        if told.mirror is not None:
-            found += _problems_of_mirror(told.mirror)
-    return found
-
-
-def _problems_of_peer(peer: PeerStatus) -> list[Problem]:
-    found = []
-    if peer.last_error and peer.lag_entries:
-        words = f"peer {peer.name}: {peer.last_error}"
-        found.append(Problem(f"peer:{peer.name}", words, False, peer.advice or ""))
-    if peer.lag_seconds > _LAG_SECONDS:
-        words = f"peer {peer.name} is behind by {peer.lag_seconds:.0f} s"
-        found.append(Problem(f"lag:{peer.name}", words, False))
-    return found
-
-
-def _problems_of_mirror(mirror: MirrorStatus) -> list[Problem]:
-    found = []
-    if mirror.trouble:
-        found.append(Problem("mirror", mirror.trouble, True))
-    if mirror.lag_seconds > _LAG_SECONDS:
-        words = f"behind its primary by {mirror.lag_seconds:.0f} s"
-        found.append(Problem("lag", words, False))
-    return found
 
 
 def _covered(state: VolumeState, status: VolumeStatus) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from fusejournal.address import Address, default_node_name
 from fusejournal.agent.calls import Calls
 from fusejournal.agent.consoles import ConsoleBook, ConsolePairing
 from fusejournal.agent.jobs import JobBook
+from fusejournal.agent.mass_changes import FILES
 from fusejournal.agent.place import hold_agent
 from fusejournal.control.server import serve_control
 from fusejournal.errors import FusejournalError
@@ -27,12 +28,15 @@ def node_name_of_machine() -> str:
     return default_node_name(socket.gethostname())
 
 
-def run_agent(address: Address, ready: Callable[[Address, str], None]) -> None:
+def run_agent(
+    address: Address, ready: Callable[[Address, str], None], mass_files: int = FILES
+) -> None:
     """Runs the agent until SIGTERM or SIGINT; *ready* is called, once it listens, with the address
-    and the fingerprint of its certificate. Raises FusejournalError, OSError."""
+    and the fingerprint of its certificate. *mass_files*: see MassChanges. Raises FusejournalError,
+    OSError."""
     with hold_agent() as directory:
         try:
-            trio.run(_serve, directory, address, ready)
+            trio.run(_serve, directory, address, ready, mass_files)
         except BaseExceptionGroup as group:
             error = first_error(group)
             if not isinstance(error, FusejournalError | OSError):
@@ -40,7 +44,9 @@ def run_agent(address: Address, ready: Callable[[Address, str], None]) -> None:
             raise error from None
 
 
-async def _serve(directory: Path, address: Address, ready: Callable[[Address, str], None]) -> None:
+async def _serve(
+    directory: Path, address: Address, ready: Callable[[Address, str], None], mass_files: int
+) -> None:
     node = node_name_of_machine()
     identity = await trio.to_thread.run_sync(load_or_make, directory / "identity", node)
     book = ConsoleBook(directory / "consoles.json")
@@ -54,6 +60,7 @@ async def _serve(directory: Path, address: Address, ready: Callable[[Address, st
             "job-show": jobs.show,
             "job-order": jobs.order,
         },
+        mass_files,
     )
     async with trio.open_nursery() as nursery:
         pairing = ConsolePairing(book, identity, node)

@@ -21,8 +21,16 @@ _POLL_SECONDS = 0.5
     metavar="ADDR:PORT",
     help="Where consoles reach it.",
 )
+@click.option(
+    "--mass-files",
+    default=500,
+    show_default=True,
+    type=click.IntRange(0),
+    metavar="N",
+    help="Alert where a user rewrites, renames or removes so many files in 5 minutes; 0: never.",
+)
 @click.pass_context
-def agent(context: click.Context, listen: str) -> None:
+def agent(context: click.Context, listen: str, mass_files: int) -> None:
     """Run this machine's agent, in the foreground: it tells the consoles that it is paired with how
     the volumes are, answers what they ask of the journals, and undoes and restores for them. One a
     machine, as root, and never in a layer's process: its end harms no volume, and what it is doing
@@ -45,7 +53,7 @@ def agent(context: click.Context, listen: str) -> None:
         text.echo(f"the agent listens on {address}, {fingerprint}", err=True)
         sd_notify("READY=1")
 
-    run_agent(parse_address(listen), ready)
+    run_agent(parse_address(listen), ready, mass_files)
 
 
 def _ask(command: str, **fields: Any) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """``fusejournal console``: the page for the admin."""
 
+import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,6 +11,9 @@ from fusejournal.address import parse_address, parse_peer
 from fusejournal.cli import text
 from fusejournal.cli.reporters import sd_notify
 from fusejournal.errors import FusejournalError
+
+if TYPE_CHECKING:
+    from fusejournal.console.tokens import TokenBook
 
 _PATH = click.Path(path_type=Path, dir_okay=False)
 
@@ -219,3 +224,104 @@ def forget(name: str) -> None:
 
     AgentBook(console_directory() / "agents.json").remove(name)
     text.echo(f"agent {name} is forgotten")
+
+
+@console.group(short_help="API tokens, for scripts.")
+def token() -> None:
+    """Make, list and revoke API tokens. A script brings one with each request of the API, in the
+    header "Authorization: Bearer TOKEN", in place of a login.
+
+    \b
+    Examples:
+      fusejournal console token create backup --role operator --volume 'cellar/*' --days 30
+      fusejournal console token list
+    """
+
+
+@token.command("create")
+@click.argument("name")
+@click.option(
+    "--role",
+    type=click.Choice(["viewer", "operator", "admin"]),
+    default="viewer",
+    show_default=True,
+    help="What it may, as of a user.",
+)
+@click.option(
+    "--volume",
+    "volumes",
+    multiple=True,
+    metavar="AGENT/VOLUME",
+    help="Only for this volume, or a pattern of them; may be given several times.",
+)
+@click.option(
+    "--days",
+    default=90,
+    show_default=True,
+    type=click.IntRange(1, 3660),
+    help="How long it is good.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def create_token(name: str, role: str, volumes: tuple[str, ...], days: int, as_json: bool) -> None:
+    """Make the API token NAME. It is shown this once: the console keeps only its hash.
+
+    \b
+    Examples:
+      fusejournal console token create grafana
+      fusejournal console token create backup --role operator --volume 'cellar/*' --days 30
+    """
+    from fusejournal.console.users import parse_access_role
+
+    made = _tokens().create(name, parse_access_role(role), days, volumes)
+    if as_json:
+        text.echo_json({"name": name, "role": role, "token": made})
+        return
+    text.echo(made)
+    text.echo(f"token {name}, {role}, good for {text.count(days, 'day')}", err=True)
+
+
+@token.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON array.")
+def list_tokens(as_json: bool) -> None:
+    """List the API tokens, with what each may and until when.
+
+    \b
+    Example:
+      fusejournal console token list
+    """
+    found = _tokens().all().values()
+    if as_json:
+        text.echo_json(
+            [
+                {
+                    "name": one.name, "role": one.role, "volumes": list(one.volumes),
+                    "made": one.made, "expires": one.expires,
+                }
+                for one in found
+            ]
+        )  # fmt: skip
+        return
+    for one in found:
+        until = text.moment(int(one.expires * 1e9))[:10]
+        word = "expired" if one.expires < time.time() else "until"
+        text.echo(f"{one.name:<20} {one.role:<10} {word} {until}  {' '.join(one.volumes)}".rstrip())
+
+
+@token.command("revoke")
+@click.argument("name")
+def revoke_token(name: str) -> None:
+    """Revoke the API token NAME: the next request with it is refused.
+
+    \b
+    Example:
+      fusejournal console token revoke backup
+    """
+    _tokens().revoke(name)
+    text.echo(f"token {name} is revoked")
+
+
+def _tokens() -> "TokenBook":
+    from fusejournal.console.place import console_directory
+    from fusejournal.console.tokens import TokenBook
+
+    return TokenBook(console_directory() / "tokens.json")

@@ -2,20 +2,20 @@
 
 Each request passes the same gates, in this order: the host it was sent to, where the console
 listens on the loopback alone (a name that an attacker has lead there is refused); for a change,
-where the request comes from; the session, and its user's rate and role; for a change, the session's
-secret (cross-site request forgery), and its length. It is in the audit before it is done.
+where the request comes from; the session or the token, and its rate, role and volumes; for a
+browser's change, the session's secret (gates.py), and its length. It is in the audit before it is
+done.
 
-Source: OWASP's cheat sheets on sessions, CSRF and HTTP headers; Fetch Metadata (W3C)."""
+Source: OWASP's cheat sheet on HTTP headers."""
 
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Set
 from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qs
 
 import trio
 from starlette.applications import Starlette
@@ -26,19 +26,26 @@ from starlette.staticfiles import StaticFiles
 
 from fusejournal.console.agents import Agents, CallFailedError
 from fusejournal.console.audit import Audit
+from fusejournal.console.channels import DeliveryError
+from fusejournal.console.gates import Asker, Gates
 from fusejournal.console.openapi import describe_api
 from fusejournal.console.routes import ROUTES, ApiRoute
-from fusejournal.console.sessions import RateLimit, Sessions, WebSession
-from fusejournal.console.users import AccessRole, ConsoleUser, UserBook, parse_access_role
+from fusejournal.console.tokens import TokenBook
+from fusejournal.console.users import AccessRole, UserBook
 from fusejournal.console.watch import PERIOD_SECONDS, Watch
-from fusejournal.disk.files import UNREADABLE_JSON
+from fusejournal.console.web_requests import (
+    RefusedRequestError,
+    body_of,
+    error_answer,
+    json_answer,
+    path_fields,
+    query_fields,
+    where_of,
+)
 from fusejournal.errors import FusejournalError, UsageError, WireError
 
 log = logging.getLogger(__name__)
 
-COOKIE: Final = "fusejournal_session"
-CSRF_HEADER: Final = "x-csrf-token"
-_BODY_BYTES_MAX: Final = 64 << 10
 _AUDIT_LINES: Final = 500
 _STREAMS_MAX: Final = 64
 _STATUSES: Final = {3: 404, 8: 403, 16: 404, 17: 404, 19: 404, 28: 404, 43: 404}
@@ -58,20 +65,13 @@ _HEADERS: Final = {
 }
 
 
-class _RefusedRequestError(Exception):
-    """A request that goes no further: *status*, and *words* for people."""
-
-    def __init__(self, status: int, words: str) -> None:
-        self.status = status
-        super().__init__(words)
-
-
 @dataclass(frozen=True)
 class ConsoleParts:
     """The parts that the application stands on."""
 
     agents: Agents
     users: UserBook
+    tokens: TokenBook
     audit: Audit
     watch: Watch
     is_tls: bool
@@ -85,22 +85,24 @@ Handler = Callable[[Request], Awaitable[Response]]
 def make_app(parts: ConsoleParts, hosts: Set[str]) -> Any:
     """Returns the ASGI application. *hosts*: the names, with port, by which it may be asked for,
     looked at with each request; empty: any, where TLS says who it is."""
-    gates = _Gates(parts)
+    gates = Gates(parts.users, parts.tokens, parts.audit, is_tls=parts.is_tls)
+    handlers = _Handlers(parts, gates)
     own: list[tuple[str, str, Handler]] = [
         ("GET", "/api/session", gates.session),
         ("POST", "/api/login", gates.login),
         ("POST", "/api/password", gates.choose_password),
         ("POST", "/api/logout", gates.logout),
-        ("GET", "/api/overview", gates.overview),
-        ("GET", "/api/events", gates.events),
-        ("POST", "/api/alerts", gates.acknowledge),
-        ("GET", "/api/audit", gates.audit),
-        ("GET", "/api/openapi.json", gates.openapi),
+        ("GET", "/api/overview", handlers.overview),
+        ("GET", "/api/events", handlers.events),
+        ("POST", "/api/alerts", handlers.act_on_alert),
+        ("POST", "/api/channels", handlers.try_channel),
+        ("GET", "/api/audit", handlers.audit),
+        ("GET", "/api/openapi.json", handlers.openapi),
         ("GET", "/", _page),
     ]
     routes = [Route(path, _answering(handler), methods=[way]) for way, path, handler in own]
     routes += [
-        Route(route.path, _answering(gates.asking(route)), methods=[route.method])
+        Route(route.path, _answering(handlers.asking(route)), methods=[route.method])
         for route in ROUTES
     ]
     static = StaticFiles(directory=static_directory())
@@ -124,28 +126,19 @@ def _answering(handler: Handler) -> Handler:
     async def answer(request: Request) -> Response:
         try:
             return await handler(request)
-        except _RefusedRequestError as error:
-            return _error(error.status, str(error))
+        except RefusedRequestError as error:
+            return error_answer(error.status, str(error))
         except CallFailedError as error:
-            return _error(_STATUSES.get(error.exit_code, 400), str(error))
+            return error_answer(_STATUSES.get(error.exit_code, 400), str(error))
         except WireError as error:
-            return _error(502, str(error))
+            return error_answer(502, str(error))
         except FusejournalError as error:
-            return _error(400 if isinstance(error, UsageError) else 500, str(error))
+            return error_answer(400 if isinstance(error, UsageError) else 500, str(error))
         except OSError as error:
             log.error("%s: %s", error.filename, error.strerror)
-            return _error(500, f"the console's disk: {error.strerror}")
+            return error_answer(500, f"the console's disk: {error.strerror}")
 
     return answer
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    # In ASCII: a name that is no UTF-8 carries its bytes as lone surrogates, as escapes.
-    return Response(json.dumps(value).encode(), status, media_type="application/json")
-
-
-def _error(status: int, words: str) -> Response:
-    return _json({"error": words}, status)
 
 
 class _Secured:
@@ -177,122 +170,32 @@ class _Secured:
             await send(message)
 
         if self._hosts and host not in self._hosts:
-            refused = _error(421, "this console is not called so: ask for it by its address")
+            refused = error_answer(421, "this console is not called so: ask for it by its address")
             await refused(scope, receive, send_with_headers)
             return
         await self._app(scope, receive, send_with_headers)
 
 
-class _Gates:
+class _Handlers:
     """The handlers."""
 
-    def __init__(self, parts: ConsoleParts) -> None:
+    def __init__(self, parts: ConsoleParts, gates: Gates) -> None:
         self._parts = parts
-        self._sessions = Sessions()
-        self._logins_of_host = RateLimit(10, 6.0)
-        self._logins_of_name = RateLimit(10, 30.0)
-        self._requests = RateLimit(400, 0.05)
-        self._hashing = trio.CapacityLimiter(2)
+        self._gates = gates
         self._streams = 0
-
-    # -- who asks ----------------------------------------------------------------------------------
-
-    async def _session(self, request: Request, access: AccessRole) -> WebSession:
-        """Returns the session, of a user with *access*. Raises _RefusedRequestError."""
-        users = await trio.to_thread.run_sync(self._parts.users.all)
-        session = self._sessions.find(request.cookies.get(COOKIE, ""), users, trio.current_time())
-        if session is None:
-            raise _RefusedRequestError(401, "you are not logged in: log in first")
-        if not self._requests.take(session.name, trio.current_time()):
-            raise _RefusedRequestError(429, "too many requests: wait a moment")
-        if parse_access_role(session.role) < access:
-            raise _RefusedRequestError(
-                403, f"this is for the role {access.word}: {session.name} is {session.role}"
-            )
-        return session
-
-    async def _changing(self, request: Request, access: AccessRole) -> WebSession:
-        """Returns the session of a request that changes something, and comes from the page. Raises
-        _RefusedRequestError."""
-        _check_origin(request)
-        session = await self._session(request, access)
-        if not session.is_csrf(request.headers.get(CSRF_HEADER, "")):
-            raise _RefusedRequestError(403, "the request lacks the session's secret: reload")
-        return session
-
-    async def session(self, request: Request) -> Response:
-        """Tells who is logged in; an empty name: no user."""
-        if not request.cookies.get(COOKIE):
-            return _json({"name": "", "role": "", "csrf": ""})
-        session = await self._session(request, AccessRole.VIEWER)
-        return _json(_session_json(session))
-
-    async def login(self, request: Request) -> Response:
-        """Logs in."""
-        body = await self._strangers_body(request, ("name", "password"))
-        user = await trio.to_thread.run_sync(
-            self._parts.users.check, body["name"], body["password"], limiter=self._hashing
-        )
-        if user is None:
-            await self._note(body["name"], request, "login refused")
-            raise _RefusedRequestError(403, "the name or the password is wrong")
-        return await self._begin(request, user, "login")
-
-    async def choose_password(self, request: Request) -> Response:
-        """Chooses a password by a one-time code, and logs in."""
-        body = await self._strangers_body(request, ("name", "code", "password"))
-        user = await trio.to_thread.run_sync(
-            self._parts.users.choose_password,
-            body["name"], body["code"], body["password"],
-            limiter=self._hashing,
-        )  # fmt: skip
-        if user is None:
-            await self._note(body["name"], request, "code refused")
-            raise _RefusedRequestError(403, "the name or the code is wrong, or it has expired")
-        return await self._begin(request, user, "password chosen")
-
-    async def _strangers_body(self, request: Request, names: tuple[str, ...]) -> dict[str, str]:
-        _check_origin(request)
-        body = await _body(request)
-        texts = {name: str(body.get(name, "")) for name in names}
-        now = trio.current_time()
-        if not (
-            self._logins_of_host.take(_host(request), now)
-            and self._logins_of_name.take(texts["name"], now)
-        ):
-            raise _RefusedRequestError(429, "too many tries: wait some minutes")
-        return texts
-
-    async def _begin(self, request: Request, user: ConsoleUser, what: str) -> Response:
-        await self._note(user.name, request, what)
-        token, session = self._sessions.begin(user, trio.current_time())
-        response = _json(_session_json(session))
-        response.set_cookie(
-            COOKIE, token, httponly=True, samesite="strict", secure=self._parts.is_tls, path="/"
-        )
-        return response
-
-    async def logout(self, request: Request) -> Response:
-        """Logs out."""
-        session = await self._changing(request, AccessRole.VIEWER)
-        self._sessions.end(request.cookies.get(COOKIE, ""))
-        await self._note(session.name, request, "logout")
-        response = _json({})
-        response.delete_cookie(COOKIE, path="/")
-        return response
 
     # -- the console's own -------------------------------------------------------------------------
 
     async def overview(self, request: Request) -> Response:
         """All agents and volumes."""
-        await self._session(request, AccessRole.VIEWER)
-        return _json(await self._parts.watch.overview())
+        asker = await self._gates.admit(request, AccessRole.VIEWER)
+        return json_answer(_seen_by(asker, await self._parts.watch.overview()))
 
     async def events(self, request: Request) -> Response:
         """The overview whenever it changes, as server-sent events."""
-        await self._session(request, AccessRole.VIEWER)
+        await self._gates.admit(request, AccessRole.VIEWER)
         if self._streams >= _STREAMS_MAX:
-            raise _RefusedRequestError(429, "too many pages are open")
+            raise RefusedRequestError(429, "too many pages are open")
         return StreamingResponse(self._watch(request), media_type="text/event-stream")
 
     async def _watch(self, request: Request) -> AsyncIterator[bytes]:
@@ -302,9 +205,9 @@ class _Gates:
         try:
             while not self._parts.stopping.is_set():
                 try:
-                    await self._session(request, AccessRole.VIEWER)
-                    overview = await self._parts.watch.overview()
-                except (_RefusedRequestError, FusejournalError):
+                    asker = await self._gates.admit(request, AccessRole.VIEWER)
+                    overview = _seen_by(asker, await self._parts.watch.overview())
+                except (RefusedRequestError, FusejournalError):
                     yield b"event: over\ndata: {}\n\n"
                     return
                 content = json.dumps(overview)
@@ -319,29 +222,42 @@ class _Gates:
         finally:
             self._streams -= 1
 
-    async def acknowledge(self, request: Request) -> Response:
-        """Acknowledges an alert."""
-        session = await self._changing(request, AccessRole.OPERATOR)
-        key = str((await _body(request)).get("key", ""))
-        await self._note(session.name, request, "acknowledge", key=key)
-        await trio.to_thread.run_sync(self._parts.watch.alerts.acknowledge, key, session.name)
-        return _json({"key": key})
+    async def act_on_alert(self, request: Request) -> Response:
+        """Acknowledges or silences an alert."""
+        asker = await self._gates.admit_change(request, AccessRole.OPERATOR)
+        asker.check_everything()
+        body = await body_of(request)
+        key, action = str(body.get("key", "")), str(body.get("action", "acknowledge"))
+        hours = body.get("hours", 0)
+        if type(hours) is not int:
+            raise RefusedRequestError(400, "hours has to be a whole number")
+        await self._gates.note(asker.name, request, action, key=key, hours=hours)
+        await self._parts.watch.act(key, action, asker.name, hours)
+        return json_answer({"key": key})
+
+    async def try_channel(self, request: Request) -> Response:
+        """Sends a message by a channel of alerts, to see whether it works."""
+        asker = await self._gates.admit_change(request, AccessRole.ADMIN)
+        asker.check_everything()
+        name = str((await body_of(request)).get("name", ""))
+        await self._gates.note(asker.name, request, "try channel", name=name)
+        try:
+            await self._parts.watch.delivery.send_test(name)
+        except DeliveryError as error:
+            raise RefusedRequestError(502, str(error)) from None
+        return json_answer({"name": name})
 
     async def audit(self, request: Request) -> Response:
         """The newest lines of the audit."""
-        await self._session(request, AccessRole.ADMIN)
+        asker = await self._gates.admit(request, AccessRole.ADMIN)
+        asker.check_everything()
         lines = await trio.to_thread.run_sync(self._parts.audit.newest, _AUDIT_LINES)
-        return _json({"lines": lines})
+        return json_answer({"lines": lines})
 
     async def openapi(self, request: Request) -> Response:
         """The description of the API."""
-        await self._session(request, AccessRole.VIEWER)
-        return _json(describe_api())
-
-    async def _note(self, user: str, request: Request, what: str, **details: Any) -> None:
-        note = self._parts.audit.note
-        host = _host(request)
-        await trio.to_thread.run_sync(lambda: note(user, host, what, **details))
+        await self._gates.admit(request, AccessRole.VIEWER)
+        return json_answer(describe_api())
 
     # -- the agents' -------------------------------------------------------------------------------
 
@@ -354,30 +270,46 @@ class _Gates:
         return lambda request: self._ask(route, request)
 
     async def _ask(self, route: ApiRoute, request: Request) -> Response:
-        fields = _query_fields(route, request)
+        fields = query_fields(route, request)
         has_data = route.call == "entry" and fields.get("data")
-        session = await self._session(request, AccessRole.OPERATOR if has_data else route.access)
+        access = AccessRole.OPERATOR if has_data else route.access
+        asker = await self._gates.admit(request, access)
         if has_data:
-            await self._note(session.name, request, "entry data", **_where(request))
-        link = await self._parts.agents.link(request.path_params["agent"])
-        return _json(await link.call(route.call, **fields))
+            await self._gates.note(asker.name, request, "entry data", **where_of(request))
+        agent = request.path_params["agent"]
+        link = await self._parts.agents.link(agent)
+        answer = await link.call(route.call, **fields)
+        if route.call == "job-show":
+            asker.check_volume(agent, str(answer.get("volume")))
+        elif route.call == "job-list" and asker.token is not None:
+            token = asker.token
+            answer["jobs"] = [
+                one for one in answer["jobs"] if token.is_for(agent, str(one.get("volume")))
+            ]
+        return json_answer(answer)
 
     async def _change(self, route: ApiRoute, request: Request) -> Response:
-        session = await self._changing(request, route.access)
-        body = await _body(request)
+        asker = await self._gates.admit_change(request, route.access)
+        body = await body_of(request)
         known = {one.name for one in route.parameters}
         if unknown := sorted(set(body) - known):
-            raise _RefusedRequestError(400, f"{unknown[0]!r:.80} is not known here")
-        fields = {**body, **_path_fields(request)}
-        link = await self._parts.agents.link(request.path_params["agent"])
-        await self._note(session.name, request, route.call, **{**_where(request), **body})
-        fields |= {"user": session.name, "access": session.role}
-        return _json(await link.call(route.call, **fields))
+            raise RefusedRequestError(400, f"{unknown[0]!r:.80} is not known here")
+        fields = {**body, **path_fields(request)}
+        agent = request.path_params["agent"]
+        link = await self._parts.agents.link(agent)
+        if route.call == "job-create":
+            asker.check_volume(agent, str(body.get("volume")))
+        elif route.call == "job-order" and asker.token is not None:
+            job = await link.call("job-show", id=fields["id"])
+            asker.check_volume(agent, str(job.get("volume")))
+        await self._gates.note(asker.name, request, route.call, **{**where_of(request), **body})
+        fields |= {"user": asker.name, "access": asker.role.word}
+        return json_answer(await link.call(route.call, **fields))
 
     async def _download(self, route: ApiRoute, request: Request) -> Response:
-        fields = _query_fields(route, request)
-        session = await self._session(request, route.access)
-        await self._note(session.name, request, "download", **_where(request), **fields)
+        fields = query_fields(route, request)
+        asker = await self._gates.admit(request, route.access)
+        await self._gates.note(asker.name, request, "download", **where_of(request), **fields)
         link = await self._parts.agents.link(request.path_params["agent"])
         parts = link.parts(route.call, **fields)
         # The first part tells an error while the answer can still be one.
@@ -394,61 +326,17 @@ class _Gates:
         return StreamingResponse(pieces(), media_type="application/octet-stream", headers=headers)
 
 
-def _session_json(session: WebSession) -> dict[str, str]:
-    return {"name": session.name, "role": session.role, "csrf": session.csrf}
-
-
-def _host(request: Request) -> str:
-    return str(request.client.host) if request.client is not None else "?"
-
-
-def _check_origin(request: Request) -> None:
-    """Raises _RefusedRequestError for a request that another site's page sent."""
-    site = request.headers.get("sec-fetch-site", "same-origin")
-    origin = request.headers.get("origin")
-    is_own = origin is None or origin.partition("://")[2] == request.headers.get("host")
-    if site != "same-origin" or not is_own:
-        raise _RefusedRequestError(403, "the request comes from another site")
-    if request.headers.get("content-type", "").partition(";")[0] != "application/json":
-        raise _RefusedRequestError(415, "a change is asked for in JSON")
-
-
-async def _body(request: Request) -> dict[str, Any]:
-    too_long = _RefusedRequestError(413, f"more than {_BODY_BYTES_MAX} bytes")
-    length = request.headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > _BODY_BYTES_MAX:
-        raise too_long
-    content = b""
-    async with aclosing(request.stream()) as parts:
-        async for part in parts:
-            content += part
-            if len(content) > _BODY_BYTES_MAX:
-                raise too_long
-    try:
-        body = json.loads(content or b"{}")
-    except UNREADABLE_JSON:
-        raise _RefusedRequestError(400, "no JSON") from None
-    if not isinstance(body, dict):
-        raise _RefusedRequestError(400, "no JSON object")
-    return body
-
-
-def _query_fields(route: ApiRoute, request: Request) -> dict[str, Any]:
-    """Returns the fields of a GET: only those that the route has."""
-    fields: dict[str, Any] = {}
-    # Bytes that are no UTF-8 stay what they are, as in all names.
-    query = parse_qs(request.scope["query_string"].decode("latin-1"), errors="surrogateescape")
-    for parameter in route.parameters:
-        values = query.get(parameter.name)
-        if values:
-            fields[parameter.name] = values if parameter.kind == "array" else values[-1]
-    return {**fields, **_path_fields(request)}
-
-
-def _path_fields(request: Request) -> dict[str, Any]:
-    found: Mapping[str, str] = request.path_params
-    return {name: value for name, value in found.items() if name != "agent"}
-
-
-def _where(request: Request) -> dict[str, Any]:
-    return {f"in_{name}": value for name, value in request.path_params.items()}
+def _seen_by(asker: Asker, overview: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a token for some volumes alone may see of the overview."""
+    token = asker.token
+    if token is None or not token.volumes:
+        return overview
+    agents = [
+        {
+            **one,
+            "volumes": [each for each in one["volumes"] if token.is_for(one["name"], each["name"])],
+        }
+        for one in overview["agents"]
+    ]
+    alerts = [one for one in overview["alerts"] if token.is_for(one["agent"], one["volume"])]
+    return {"agents": agents, "alerts": alerts, "channels": []}

@@ -16,9 +16,19 @@ _OWN = (
     ("POST", "/api/logout", "Logs out.", ()),
     ("GET", "/api/overview", "All agents and volumes, and what is wrong.", ()),
     ("GET", "/api/events", "The overview, again whenever it changes: server-sent events.", ()),
-    ("POST", "/api/alerts", "Acknowledges an alert.", ("key",)),
+    ("POST", "/api/channels", "Sends a message by a channel of alerts, as a try; for admins.",
+     ("name",)),
     ("GET", "/api/audit", "Who did what on the page; for admins.", ()),
     ("GET", "/api/openapi.json", "This description.", ()),
+)  # fmt: skip
+
+_ALERT = (
+    Parameter("key", "string", "The alert's key.", True),
+    Parameter(
+        "action", "string", "What is to be done; without any: acknowledge.",
+        values=("acknowledge", "silence", "unsilence"),
+    ),
+    Parameter("hours", "integer", "silence: for so long."),
 )  # fmt: skip
 
 
@@ -28,6 +38,9 @@ def describe_api() -> dict[str, Any]:
     for method, path, words, names in _OWN:
         parameters = tuple(Parameter(name, "string", "", True) for name in names)
         paths.setdefault(path, {})[method.lower()] = _operation(method, path, words, parameters)
+    paths["/api/alerts"] = {
+        "post": _operation("POST", "/api/alerts", "Acknowledges or silences an alert.", _ALERT)
+    }
     for route in ROUTES:
         operation = _operation(route.method, route.path, route.words, route.parameters)
         operation["x-access"] = route.access.word
@@ -39,10 +52,11 @@ def describe_api() -> dict[str, Any]:
         "paths": paths,
         "components": {
             "securitySchemes": {
-                "session": {"type": "apiKey", "in": "cookie", "name": "fusejournal_session"}
+                "session": {"type": "apiKey", "in": "cookie", "name": "fusejournal_session"},
+                "token": {"type": "http", "scheme": "bearer"},
             }
         },
-        "security": [{"session": []}],
+        "security": [{"session": []}, {"token": []}],
     }
 
 

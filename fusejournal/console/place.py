@@ -7,7 +7,9 @@ with a dot.
     .console/agents.json   the agents that it is paired with
     .console/users.json    who may log in, with which role
     .console/audit.jsonl   who did what
-    .console/alerts.json   the alerts that a user has acknowledged"""
+    .console/tokens.json   the hashes of API tokens, and what each may
+    .console/alerts.json   the alerts there are: since when, acknowledged and silenced by whom
+    .console/told.json     which of them were told by which channel"""
 
 import os
 import socket

@@ -17,11 +17,15 @@ from hypercorn.trio import serve
 
 from fusejournal.address import Address
 from fusejournal.console.agents import AgentBook, Agents
+from fusejournal.console.alerts import Alerts
 from fusejournal.console.app import ConsoleParts, make_app
 from fusejournal.console.audit import Audit
+from fusejournal.console.channels import channels_file, load_channels
+from fusejournal.console.delivery import AlertDelivery
 from fusejournal.console.place import console_directory, console_identity
+from fusejournal.console.tokens import TokenBook
 from fusejournal.console.users import UserBook
-from fusejournal.console.watch import Alerts, Watch
+from fusejournal.console.watch import Watch
 from fusejournal.errors import FusejournalError, UsageError
 from fusejournal.replication.common_ancestor import first_error
 
@@ -71,6 +75,7 @@ def run_console(
         )
     agents = Agents(AgentBook(directory / "agents.json"), identity)
     alerts = Alerts(directory / "alerts.json")
+    delivery = AlertDelivery(load_channels(channels_file()), directory / "told.json")
     config = _configuration(address, certificate, key)
 
     async def run() -> None:
@@ -78,8 +83,9 @@ def run_console(
         parts = ConsoleParts(
             agents=agents,
             users=UserBook(directory / "users.json"),
+            tokens=TokenBook(directory / "tokens.json"),
             audit=Audit(directory / "audit.jsonl"),
-            watch=Watch(agents, alerts),
+            watch=Watch(agents, alerts, delivery),
             is_tls=certificate is not None,
             stopping=stopping,
         )
@@ -115,10 +121,18 @@ async def _serve(
             names.add(str(Address(address.host, port)))
         host = address.host or "localhost"
         ready(f"{scheme}://{Address(host, port)}/", fingerprint)
+        watching = await nursery.start(_watch, parts.watch)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _ in signals:
                 parts.stopping.set()
+                watching.cancel()
                 return
+
+
+async def _watch(watch: Watch, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+    with trio.CancelScope() as scope:
+        task_status.started(scope)
+        await watch.run()
 
 
 def _configuration(address: Address, certificate: Path | None, key: Path | None) -> HypercornConfig:

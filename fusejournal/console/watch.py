@@ -1,23 +1,25 @@
 """The overview of all agents, and the alerts in it.
 
-Agents are asked at most every two seconds, and only while a user looks. One that cannot be
-reached is shown as it was last seen, with since when. An alert is one cause on one volume: it is
-there once, from when it was first seen until it is gone, and who acknowledged it is kept."""
+Agents are asked at most every two seconds while a user looks, and a few times a minute where alerts
+are to be delivered. One that cannot be reached is shown as it was last seen, with since when; so
+are its alerts, which nothing says are gone."""
 
-import json
+import logging
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import trio
 
 from fusejournal.console.agents import Agents
-from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
-from fusejournal.errors import FusejournalError, UsageError
+from fusejournal.console.alerts import Alerts
+from fusejournal.console.delivery import AlertDelivery
+from fusejournal.errors import FusejournalError
+
+log = logging.getLogger(__name__)
 
 PERIOD_SECONDS: Final = 2.0
+_DELIVERY_SECONDS: Final = 10.0
 _ASK_SECONDS: Final = 6.0
 
 
@@ -38,51 +40,12 @@ class _SeenAgent:
         }  # fmt: skip
 
 
-class Alerts:
-    """The alerts that are there, by key."""
-
-    def __init__(self, path: Path) -> None:
-        """*path*: where acknowledged ones are kept."""
-        self._path = path
-        self._acknowledged: dict[str, dict[str, Any]] = {}
-        self._since_ns: dict[str, int] = {}
-        with suppress(OSError, *UNREADABLE_JSON):
-            self._acknowledged = dict(json.loads(path.read_bytes()))
-
-    def update(self, problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Takes in all *problems* that there are now, each with its key, and returns the alerts,
-        the worst and newest first."""
-        now_ns = time.time_ns()
-        keys = {one["key"] for one in problems}
-        self._since_ns = {key: self._since_ns.get(key, now_ns) for key in sorted(keys)}
-        found = [
-            {
-                **one,
-                "since_ns": self._since_ns[one["key"]],
-                "acknowledged": self._acknowledged.get(one["key"]),
-            }
-            for one in problems
-        ]
-        found.sort(key=lambda one: (one["severity"] != "bad", -one["since_ns"]))
-        return found
-
-    def acknowledge(self, key: str, user: str) -> None:
-        """Notes that *user* knows of the alert *key*. Blocks. Raises UsageError where there is no
-        such alert, OSError."""
-        if key not in self._since_ns:
-            raise UsageError("there is no such alert any more")
-        kept = {one: self._acknowledged[one] for one in self._acknowledged if one in self._since_ns}
-        kept[key] = {"user": user, "time_ns": time.time_ns()}
-        content = json.dumps(kept).encode()
-        write_atomically("console.alerts", self._path, content, Outlives.MACHINE)
-        self._acknowledged = kept
-
-
 class Watch:
     """The overview, made when it is asked for."""
 
-    def __init__(self, agents: Agents, alerts: Alerts) -> None:
+    def __init__(self, agents: Agents, alerts: Alerts, delivery: AlertDelivery) -> None:
         self.alerts = alerts
+        self.delivery = delivery
         self._agents = agents
         self._seen: dict[str, _SeenAgent] = {}
         self._turn = trio.Lock()
@@ -97,9 +60,24 @@ class Watch:
                 async with trio.open_nursery() as nursery:
                     for name in names:
                         nursery.start_soon(self._look, name)
-                self._overview = self._describe(names)
+                self._overview = await trio.to_thread.run_sync(self._describe, names)
                 self._made = trio.current_time()
             return self._overview
+
+    async def run(self) -> None:
+        """Delivers alerts until it is cancelled; returns at once where there is no channel."""
+        while self.delivery.has_channels:
+            try:
+                await self.delivery.deliver((await self.overview())["alerts"])
+            except FusejournalError as error:
+                log.warning("alerts are not looked for: %s", error)
+            await trio.sleep(_DELIVERY_SECONDS)
+
+    async def act(self, key: str, action: str, user: str, hours: int) -> None:
+        """Has an alert acknowledged or silenced: see Alerts.act."""
+        async with self._turn:
+            await trio.to_thread.run_sync(self.alerts.act, key, action, user, hours)
+            self._made = float("-inf")
 
     async def _look(self, name: str) -> None:
         seen = self._seen.setdefault(name, _SeenAgent())
@@ -125,14 +103,17 @@ class Watch:
                 }
             )  # fmt: skip
             found = [] if seen.error is None else [("", seen.problem(name))]
-            if seen.error is None:
-                found = [
-                    (str(volume["name"]), one)
-                    for volume in seen.volumes
-                    for one in volume.get("problems", [])
-                ]
+            found += [
+                (str(volume["name"]), one)
+                for volume in seen.volumes
+                for one in volume.get("problems", [])
+            ]
             problems += [
                 {**one, "agent": name, "volume": volume, "key": f"{name}/{volume}/{one['key']}"}
                 for volume, one in found
             ]
-        return {"agents": agents, "alerts": self.alerts.update(problems)}
+        return {
+            "agents": agents,
+            "alerts": self.alerts.update(problems),
+            "channels": self.delivery.to_json(),
+        }

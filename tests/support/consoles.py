@@ -1,7 +1,7 @@
 """An agent in the test's own process, and the console's application beside it, which asks it over
 the loopback as it would another machine."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,14 @@ from fusejournal.agent.consoles import ConsoleBook, ConsolePairing
 from fusejournal.agent.jobs import JobBook
 from fusejournal.agent.server import listen
 from fusejournal.console.agents import AgentBook, Agents, pair_agent
+from fusejournal.console.alerts import Alerts
 from fusejournal.console.app import ConsoleParts, make_app
 from fusejournal.console.audit import Audit
+from fusejournal.console.channels import AlertChannel
+from fusejournal.console.delivery import AlertDelivery
+from fusejournal.console.tokens import TokenBook
 from fusejournal.console.users import AccessRole, UserBook
-from fusejournal.console.watch import Alerts, Watch
+from fusejournal.console.watch import Watch
 from fusejournal.node.state_dir import load_state
 from fusejournal.operations import Create, Rmdir, Unlink, Write
 from fusejournal.types import ROOT_FID, Caller, Fid
@@ -61,8 +65,10 @@ class RunningConsole:
     """A console's application, and a browser's part: cookies, and the secret of the session."""
 
     users: UserBook
+    tokens: TokenBook
     agents: Agents
     audit: Audit
+    watch: Watch
     jobs: JobBook
     client: httpx.AsyncClient
     stopping: trio.Event
@@ -91,7 +97,9 @@ class RunningConsole:
 
 
 @asynccontextmanager
-async def running_console(directory: Path) -> AsyncIterator[RunningConsole]:
+async def running_console(
+    directory: Path, channels: Sequence[AlertChannel] = ()
+) -> AsyncIterator[RunningConsole]:
     """An agent of the volumes below the root of states, called "hall", paired with a console."""
     book = ConsoleBook(directory / "consoles.json")
     identity = load_or_make(directory / "agent-identity", "hall")
@@ -112,11 +120,13 @@ async def running_console(directory: Path) -> AsyncIterator[RunningConsole]:
         await pair_agent(agent_book, own, "hall", address, opened["code"])
         agents = Agents(agent_book, own)
         users, audit = UserBook(directory / "users.json"), Audit(directory / "audit.jsonl")
-        watch = Watch(agents, Alerts(directory / "alerts.json"))
+        delivery = AlertDelivery(channels, directory / "told.json")
+        watch = Watch(agents, Alerts(directory / "alerts.json"), delivery)
+        tokens = TokenBook(directory / "tokens.json")
         stopping = trio.Event()
-        parts = ConsoleParts(agents, users, audit, watch, is_tls=False, stopping=stopping)
+        parts = ConsoleParts(agents, users, tokens, audit, watch, is_tls=False, stopping=stopping)
         transport = httpx.ASGITransport(make_app(parts, {"console"}))
         async with httpx.AsyncClient(transport=transport, base_url="http://console") as client:
-            yield RunningConsole(users, agents, audit, jobs, client, stopping)
+            yield RunningConsole(users, tokens, agents, audit, watch, jobs, client, stopping)
         await (await agents.link("hall")).aclose()
         nursery.cancel_scope.cancel()

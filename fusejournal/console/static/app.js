@@ -129,7 +129,7 @@ async function show() {
 
 function showTop() {
   const [parts] = where();
-  const alerts = (overview?.alerts ?? []).filter((one) => !one.acknowledged).length;
+  const alerts = (overview?.alerts ?? []).filter((one) => !one.acknowledged && !one.silenced).length;
   const items = [["Overview", [], alerts], ["Recovery", ["jobs"]]];
   if (may("admin")) items.push(["Audit", ["audit"]]);
   const current = parts[0] ?? "";

@@ -2,7 +2,7 @@
 
 import { get, post, may, volumePath } from "./api.js";
 import * as app from "./app.js";
-import { h, pill, facts, number, size, ago, time, say, failure, command } from "./dom.js";
+import { h, pill, facts, number, size, ago, time, clock, plain, say, command } from "./dom.js";
 
 export async function overviewView(place) {
   const draw = () => {
@@ -24,7 +24,7 @@ function describe(overview) {
   }
   parts.push(...alertsOf(alerts, agents));
   for (const agent of agents) parts.push(agentOf(agent));
-  parts.push(command("fusejournal status"));
+  parts.push(channelsOf(overview.channels), command("fusejournal status"));
   return parts;
 }
 
@@ -33,23 +33,45 @@ function alertsOf(alerts, agents) {
   if (!alerts.length) {
     return [h("p", { class: "note good" }, `All is well: ${volumes} ${volumes === 1 ? "volume" : "volumes"} on ${agents.length} ${agents.length === 1 ? "server" : "servers"}.`)];
   }
-  return alerts.map((alert) => h("div", { class: `note ${alert.acknowledged ? "warning" : alert.severity}` },
+  return alerts.map((alert) => h("div", { class: `note ${alert.acknowledged || alert.silenced ? "warning" : alert.severity}` },
     h("div", { class: "row" },
-      h("div", {}, h("strong", {}, alert.volume ? `${alert.volume} on ${alert.agent}: ` : `${alert.agent}: `), alert.words,
-        alert.advice ? h("div", { class: "small" }, "What to do: ", alert.advice) : null,
+      h("div", {}, h("strong", {}, alert.volume ? `${alert.volume} on ${alert.agent}: ` : `${alert.agent}: `), plain(alert.words),
+        alert.advice ? h("div", { class: "small" }, "What to do: ", plain(alert.advice)) : null,
         h("div", { class: "small soft" }, `seen first ${ago(alert.since_ns)}`,
-          alert.acknowledged ? `, acknowledged by ${alert.acknowledged.user}` : "")),
-      may("operator") && !alert.acknowledged
-        ? h("button", { type: "button", onclick: () => acknowledge(alert.key) }, "Acknowledge") : null)));
+          alert.acknowledged ? `, acknowledged by ${alert.acknowledged.user}` : "",
+          alert.silenced ? `, silenced by ${alert.silenced.user} until ${clock(alert.silenced.until_ns)}` : "")),
+      may("operator") ? h("div", { class: "row" }, alertButtons(alert)) : null)));
 }
 
-async function acknowledge(key) {
+function alertButtons(alert) {
+  const button = (words, body, said) => h("button", { type: "button", onclick: () => act({ key: alert.key, ...body }, said) }, words);
+  return [alert.acknowledged ? null : button("Acknowledge", {}, "Acknowledged"),
+    alert.silenced ? button("Tell it again", { action: "unsilence" }, "It is told again") : button("Silence for a day", { action: "silence", hours: 24 }, "Nobody is told for a day")];
+}
+
+async function act(body, said) {
   try {
-    await post("/api/alerts", { key });
-    say("Acknowledged");
+    await post("/api/alerts", body);
+    say(said);
   } catch (error) {
     say(error.message);
   }
+}
+
+// Where alerts are told, besides on this page.
+function channelsOf(channels) {
+  if (!channels?.length) return h("p", { class: "soft small" }, "Alerts are shown here alone: the console's file alerts.toml names a webhook, a mail or a command.");
+  const attempt = async (name) => {
+    try {
+      await post("/api/channels", { name });
+      say(`${name}: delivered`);
+    } catch (error) {
+      say(error.message);
+    }
+  };
+  return h("section", { class: "card", "aria-label": "Alerts are told by" }, h("h2", {}, "Alerts are told by"), h("ul", { class: "plain" }, channels.map((one) => h("li", { class: "row" },
+    h("span", { class: "grow" }, one.name, " ", one.error ? h("span", { class: "refused" }, one.error) : h("span", { class: "soft" }, one.delivered_ns ? `delivered ${ago(one.delivered_ns)}` : "nothing delivered yet")),
+    may("admin") ? h("button", { type: "button", "aria-label": `Try ${one.name}`, onclick: () => attempt(one.name) }, "Try it") : null))));
 }
 
 function agentOf(agent) {

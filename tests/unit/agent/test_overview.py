@@ -4,7 +4,7 @@ import subprocess
 from dataclasses import replace
 
 from fusejournal.agent.command_lines import command_line
-from fusejournal.agent.overview import problems_of
+from fusejournal.agent.problems import problems_of
 from tests.golden.statuses import STATUSES
 
 
@@ -12,7 +12,25 @@ def test_every_problem_is_named_once() -> None:
     for status in STATUSES.values():
         found = problems_of(status)
         assert len({one.key for one in found}) == len(found)
-        assert {f"degraded:{line}" for line in status.degraded} <= {one.key for one in found}
+        assert {*status.degraded} <= {one.words for one in found}
+
+
+def test_a_key_stays_while_the_words_change() -> None:
+    status = replace(next(iter(STATUSES.values())), replication=None)
+    for one, other, key in (
+        ("read-only: disk error at 12", "read-only: disk error at 13", "failed"),
+        ("the journal is damaged: 00007.fj: offset 3", "damage at offset 7", "damage"),
+        ("peer 'east': 3 entries", "peer 'east': 4 entries", "degraded:peer #: # entries"),
+    ):
+        for words in (one, other):
+            (found,) = (
+                each
+                for each in problems_of(replace(status, degraded=(words,)))
+                if each.words == words
+            )
+            assert found.key == key
+    twice = problems_of(replace(status, degraded=("damage 1", "damage 2")))
+    assert {"damage", "damage:2"} <= {one.key for one in twice}
 
 
 def test_a_volume_without_a_layer_is_a_problem() -> None:

@@ -10,7 +10,8 @@ from urllib.parse import quote
 import pytest
 import trio
 
-from fusejournal.console.app import COOKIE, static_directory
+from fusejournal.console.app import static_directory
+from fusejournal.console.gates import COOKIE
 from fusejournal.console.routes import ROUTES
 from fusejournal.console.serve import is_loopback
 from tests.support.consoles import ODD_NAMES, RunningConsole, make_story, running_console

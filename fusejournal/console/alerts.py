@@ -1,0 +1,86 @@
+"""Alerts: each one cause, known by its key, from when it was first seen until it is gone. Since
+when it is there, and who acknowledged or silenced it, is kept on the disk."""
+
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
+from fusejournal.errors import UsageError
+
+_HOUR_NS: Final = 3600 * 10**9
+HOURS_MAX: Final = 24 * 366
+_ACTIONS: Final = ("acknowledge", "silence", "unsilence")
+
+
+class Alerts:
+    """The alerts that are there, by key. Any thread may call it, one at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """*path*: where what is known of them is kept."""
+        self._path = path
+        self._known: dict[str, dict[str, Any]] = {}
+        """By key: ``since_ns``, ``acknowledged``, ``silenced``."""
+        with suppress(OSError, *UNREADABLE_JSON):
+            raw = json.loads(path.read_bytes())
+            self._known = {
+                str(key): one for key, one in dict(raw["alerts"]).items() if "since_ns" in one
+            }
+        self._now: list[dict[str, Any]] = []
+
+    def update(self, problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Takes in all *problems* that there are now, each with its key, and returns the alerts,
+        the worst and newest first. Blocks; a full disk only has a later start forget."""
+        now_ns = time.time_ns()
+        by_key = {one["key"]: one for one in problems}
+        known = {key: self._known.get(key) or {"since_ns": now_ns} for key in by_key}
+        has_changed = known.keys() != self._known.keys()
+        self._known = known
+        if has_changed:
+            with suppress(OSError):
+                self._save()
+        found = [{**one, **_standing(self._known[key], now_ns)} for key, one in by_key.items()]
+        found.sort(key=lambda one: (one["severity"] != "bad", -one["since_ns"]))
+        self._now = found
+        return found
+
+    def act(self, key: str, action: str, user: str, hours: int) -> None:
+        """Notes that *user* knows of the alert *key*, or wants it not told for so many *hours*,
+        or told again. Blocks. Raises UsageError where there is no such alert, OSError."""
+        if action not in _ACTIONS:
+            raise UsageError(f"{action!r:.80} is none of {', '.join(_ACTIONS)}")
+        if key not in self._known:
+            raise UsageError("there is no such alert any more")
+        now_ns = time.time_ns()
+        one = dict(self._known[key])
+        if action == "acknowledge":
+            one["acknowledged"] = {"user": user, "time_ns": now_ns}
+        elif action == "unsilence":
+            one["silenced"] = None
+        elif not 0 < hours <= HOURS_MAX:
+            raise UsageError(f"an alert is silenced for 1 to {HOURS_MAX} hours")
+        else:
+            one["silenced"] = {"user": user, "until_ns": now_ns + hours * _HOUR_NS}
+        before, self._known = self._known, {**self._known, key: one}
+        try:
+            self._save()
+        except OSError:
+            self._known = before
+            raise
+
+    def _save(self) -> None:
+        content = json.dumps({"alerts": self._known}).encode()
+        write_atomically("console.alerts", self._path, content, Outlives.MACHINE)
+
+
+def _standing(known: dict[str, Any], now_ns: int) -> dict[str, Any]:
+    silenced = known.get("silenced")
+    if silenced is not None and silenced["until_ns"] <= now_ns:
+        silenced = None
+    return {
+        "since_ns": known["since_ns"],
+        "acknowledged": known.get("acknowledged"),
+        "silenced": silenced,
+    }

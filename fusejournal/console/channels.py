@@ -1,0 +1,262 @@
+"""Channels by which alerts leave the console: a webhook, a mail, a command; and the file that says
+which there are.
+
+``/etc/fusejournal/console/alerts.toml``; each section is one channel, by kind and name::
+
+    [webhook.NAME]
+    url = "https://hooks.example/T0/B0"   # gets a POST of JSON
+    headers = { authorization = "Bearer ..." }
+
+    [mail.NAME]
+    to = ["anna@example.org"]
+    from = "fusejournal@example.org"
+    host = "localhost"                    # the mail server
+    port = 25
+    security = "none"                     # or "starttls", or "tls"
+    user = ""                             # where the server wants a login
+    password = ""
+
+    [command.NAME]
+    argv = ["/usr/local/bin/page-me"]     # gets the JSON as its standard input
+
+and in each of them, with their defaults::
+
+    severity = "warning"                  # or "bad": only what puts users or data at risk now
+    after_seconds = 30.0                  # what is gone by then is not told
+    repeat_hours = 0.0                    # tell again what is still there after so long; 0: once
+    resolved = true                       # tell also that a cause is gone
+    per_hour = 20                         # messages; what there is more waits, and comes in one
+
+Where it has secrets, no other user may be able to read it."""
+
+import json
+import smtplib
+import subprocess
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fusejournal.config import config_root
+from fusejournal.errors import ConfigError, FusejournalError
+
+_SECONDS: Final = 20.0
+"""The time that one try may take."""
+_LINES_MAX: Final = 50
+
+
+class DeliveryError(FusejournalError):
+    """A message that could not be delivered."""
+
+
+class ChannelConfig(BaseModel):
+    """Settings of all channels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    severity: Literal["warning", "bad"] = "warning"
+    after_seconds: Annotated[float, Field(ge=0, le=86400)] = 30.0
+    repeat_hours: Annotated[float, Field(ge=0, le=8784)] = 0.0
+    resolved: bool = True
+    per_hour: Annotated[int, Field(ge=1, le=3600)] = 20
+
+
+class WebhookConfig(ChannelConfig):
+    """A POST of JSON."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
+    headers: dict[str, str] = {}
+
+
+class MailConfig(ChannelConfig):
+    """A mail by SMTP."""
+
+    to: Annotated[list[str], Field(min_length=1)]
+    sender: Annotated[str, Field(alias="from")]
+    host: str = "localhost"
+    port: Annotated[int, Field(ge=1, le=65535)] = 25
+    security: Literal["none", "starttls", "tls"] = "none"
+    user: str = ""
+    password: str = ""
+
+
+class CommandConfig(ChannelConfig):
+    """A program."""
+
+    argv: Annotated[list[str], Field(min_length=1)]
+
+
+class _ChannelFile(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    webhook: dict[str, WebhookConfig] = {}
+    mail: dict[str, MailConfig] = {}
+    command: dict[str, CommandConfig] = {}
+
+
+class AlertChannel(Protocol):
+    """One channel."""
+
+    @property
+    def name(self) -> str:
+        """Its kind and name."""
+
+    @property
+    def config(self) -> ChannelConfig:
+        """Its settings."""
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Delivers *message*. Blocks, for a bounded time. Raises DeliveryError."""
+
+
+class Webhook:
+    """A webhook."""
+
+    def __init__(self, name: str, config: WebhookConfig) -> None:
+        self.name = f"webhook {name}"
+        self.config = config
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Posts *message*. Raises DeliveryError, also where the answer is no success."""
+        headers = {"content-type": "application/json", "user-agent": "fusejournal"}
+        request = urllib.request.Request(
+            self.config.url,
+            data=json.dumps(message).encode(),
+            headers={**headers, **self.config.headers},
+            method="POST",
+        )
+        try:
+            opener = urllib.request.build_opener(_NoRedirects)
+            with opener.open(request, timeout=_SECONDS) as answer:
+                answer.read(1 << 10)
+        except urllib.error.HTTPError as error:
+            raise DeliveryError(f"{self.name}: answered {error.code}") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise DeliveryError(f"{self.name}: {reason}") from None
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect would take the headers, and the secrets in them, elsewhere."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Follows none: the answer is an error, then."""
+        return None
+
+
+class Mail:
+    """A mail."""
+
+    def __init__(self, name: str, config: MailConfig) -> None:
+        self.name = f"mail {name}"
+        self.config = config
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Mails *message*, as text. Raises DeliveryError."""
+        config = self.config
+        mail = EmailMessage()
+        mail["From"], mail["To"] = config.sender, ", ".join(config.to)
+        mail["Subject"] = str(message["subject"])
+        mail.set_content(str(message["text"]))
+        kind = smtplib.SMTP_SSL if config.security == "tls" else smtplib.SMTP
+        try:
+            with kind(config.host, config.port, timeout=_SECONDS) as server:
+                if config.security == "starttls":
+                    server.starttls()
+                if config.user:
+                    server.login(config.user, config.password)
+                server.send_message(mail)
+        except (OSError, smtplib.SMTPException) as error:
+            raise DeliveryError(f"{self.name}: {error}") from None
+
+
+class AlertCommand:
+    """A program."""
+
+    def __init__(self, name: str, config: CommandConfig) -> None:
+        self.name = f"command {name}"
+        self.config = config
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Runs it with *message* as its input. Raises DeliveryError, also where it fails."""
+        try:
+            done = subprocess.run(
+                self.config.argv,
+                input=json.dumps(message).encode(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise DeliveryError(f"{self.name}: not done within {_SECONDS:g} s") from None
+        except OSError as error:
+            raise DeliveryError(f"{self.name}: {error.strerror}") from None
+        if done.returncode:
+            words = done.stderr.decode("utf-8", "replace").strip()[-200:]
+            raise DeliveryError(f"{self.name}: exit code {done.returncode} {words}".rstrip())
+
+
+def channels_file() -> Path:
+    """Returns the path of the file."""
+    return config_root() / "console" / "alerts.toml"
+
+
+def load_channels(path: Path) -> list[AlertChannel]:
+    """Returns the channels of the file *path*; none where it is not there. Raises ConfigError, one
+    line naming what is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        file = _ChannelFile.model_validate(tomllib.loads(text))
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {where}: {first['msg']}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    secrets = [one.password for one in file.mail.values()]
+    secrets += [value for one in file.webhook.values() for value in one.headers.values()]
+    if any(secrets) and mode & 0o077:
+        raise ConfigError(f"{path}: others can read secrets in it: chmod 600")
+    channels: list[AlertChannel] = []
+    channels += [Webhook(name, one) for name, one in file.webhook.items()]
+    channels += [Mail(name, one) for name, one in file.mail.items()]
+    channels += [AlertCommand(name, one) for name, one in file.command.items()]
+    return channels
+
+
+def message_of(raised: list[dict[str, Any]], resolved: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the message about alerts that came and that are gone: values, and the same in words,
+    as ``subject`` and ``text``."""
+    worst = "bad" if any(one["severity"] == "bad" for one in raised) else "warning"
+    lines = [_line(one) for one in raised] + [f"gone: {_line(one)}" for one in resolved]
+    subject = lines[0].partition("\n")[0] if lines else "a try"
+    if len(lines) > 1:
+        subject += f" (and {len(lines) - 1} more)"
+    more = [f"and {len(lines) - _LINES_MAX} more"] if len(lines) > _LINES_MAX else []
+    return {
+        "subject": f"fusejournal: {' '.join(subject.split())[:180]}",
+        "text": "\n\n".join([*lines[:_LINES_MAX], *more]) or "a try: this channel works",
+        "severity": worst if raised else "resolved" if resolved else "test",
+        "alerts": raised,
+        "resolved": resolved,
+    }
+
+
+def _line(one: Mapping[str, Any]) -> str:
+    place = f"{one['volume']} on {one['agent']}" if one.get("volume") else one.get("agent", "")
+    advice = f"\nwhat to do: {one['advice']}" if one.get("advice") else ""
+    # What users have named may be in it: no control characters, no lone surrogates.
+    text = f"{place}: {one['words']}{advice}"
+    clean = "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
+    return clean.encode("utf-8", "replace").decode()

@@ -1,0 +1,185 @@
+"""Gates that each request of the API passes: who asks, by a session's cookie or an API token;
+whether that user or token may; and, for a change that a browser asks for, whether the page does
+(cross-site request forgery). Logging in and out is here, too.
+
+A token comes in a header that no other site's page can send, so it needs no further secret.
+
+Source: OWASP's cheat sheets on sessions and CSRF; Fetch Metadata (W3C); RFC 6750."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import trio
+from starlette.requests import Request
+from starlette.responses import Response
+
+from fusejournal.console.audit import Audit
+from fusejournal.console.sessions import RateLimit, Sessions, WebSession
+from fusejournal.console.tokens import ApiToken, TokenBook
+from fusejournal.console.users import AccessRole, ConsoleUser, UserBook, parse_access_role
+from fusejournal.console.web_requests import (
+    RefusedRequestError,
+    body_of,
+    check_json,
+    check_origin,
+    host_of,
+    json_answer,
+)
+
+COOKIE: Final = "fusejournal_session"
+CSRF_HEADER: Final = "x-csrf-token"
+
+
+@dataclass(frozen=True)
+class Asker:
+    """The user, or the token, that a request comes from."""
+
+    name: str
+    role: AccessRole
+    token: ApiToken | None = None
+
+    def check_volume(self, agent: str, volume: str) -> None:
+        """Raises RefusedRequestError for a token that is not for this volume."""
+        if self.token is not None and not self.token.is_for(agent, volume):
+            raise RefusedRequestError(403, f"the token is not for {volume!r:.80} on {agent!r:.80}")
+
+    def check_everything(self) -> None:
+        """Raises RefusedRequestError for a token that is for some volumes alone."""
+        if self.token is not None and self.token.volumes:
+            raise RefusedRequestError(403, "the token is for some volumes alone")
+
+
+class Gates:
+    """The gates, with the sessions there are."""
+
+    def __init__(self, users: UserBook, tokens: TokenBook, audit: Audit, *, is_tls: bool) -> None:
+        self._users = users
+        self._tokens = tokens
+        self._audit = audit
+        self._is_tls = is_tls
+        self._sessions = Sessions()
+        self._logins_of_host = RateLimit(10, 6.0)
+        self._logins_of_name = RateLimit(10, 30.0)
+        self._wrong_tokens = RateLimit(20, 6.0)
+        self._requests = RateLimit(400, 0.05)
+        self._hashing = trio.CapacityLimiter(2)
+
+    async def admit(self, request: Request, access: AccessRole) -> Asker:
+        """Returns who asks, with at least *access*. Raises RefusedRequestError."""
+        if "authorization" in request.headers:
+            asker = await self._token(request)
+        else:
+            session = await self._session(request)
+            asker = Asker(session.name, parse_access_role(session.role))
+        if not self._requests.take(asker.name, trio.current_time()):
+            raise RefusedRequestError(429, "too many requests: wait a moment")
+        if asker.role < access:
+            words = f"this is for the role {access.word}: {asker.name} is {asker.role.word}"
+            raise RefusedRequestError(403, words)
+        if "volume" in request.path_params:
+            asker.check_volume(request.path_params["agent"], request.path_params["volume"])
+        return asker
+
+    async def admit_change(self, request: Request, access: AccessRole) -> Asker:
+        """Returns who asks for a change; a browser's comes from the page. Raises
+        RefusedRequestError."""
+        if "authorization" in request.headers:
+            check_json(request)
+            return await self.admit(request, access)
+        check_origin(request)
+        asker = await self.admit(request, access)
+        session = await self._session(request)
+        if not session.is_csrf(request.headers.get(CSRF_HEADER, "")):
+            raise RefusedRequestError(403, "the request lacks the session's secret: reload")
+        return asker
+
+    async def _session(self, request: Request) -> WebSession:
+        users = await trio.to_thread.run_sync(self._users.all)
+        session = self._sessions.find(request.cookies.get(COOKIE, ""), users, trio.current_time())
+        if session is None:
+            raise RefusedRequestError(401, "you are not logged in: log in first")
+        return session
+
+    async def _token(self, request: Request) -> Asker:
+        scheme, _, text = request.headers["authorization"].partition(" ")
+        token = None
+        if scheme.lower() == "bearer":
+            token = await trio.to_thread.run_sync(self._tokens.find, text.strip())
+        if token is None:
+            if not self._wrong_tokens.take(host_of(request), trio.current_time()):
+                raise RefusedRequestError(429, "too many tries: wait some minutes")
+            await self.note("", request, "token refused")
+            raise RefusedRequestError(401, "the token is not known, has expired, or was revoked")
+        return Asker(f"token {token.name}", token.access, token)
+
+    async def note(self, user: str, request: Request, what: str, **details: Any) -> None:
+        """Puts a line into the audit. Raises OSError: then it must not be done."""
+        note, host = self._audit.note, host_of(request)
+        await trio.to_thread.run_sync(lambda: note(user, host, what, **details))
+
+    # -- logging in and out ------------------------------------------------------------------------
+
+    async def session(self, request: Request) -> Response:
+        """Tells who is logged in; an empty name: no user."""
+        if not request.cookies.get(COOKIE):
+            return json_answer({"name": "", "role": "", "csrf": ""})
+        await self.admit(request, AccessRole.VIEWER)
+        return json_answer(_session_json(await self._session(request)))
+
+    async def login(self, request: Request) -> Response:
+        """Logs in."""
+        body = await self._strangers_body(request, ("name", "password"))
+        user = await trio.to_thread.run_sync(
+            self._users.check, body["name"], body["password"], limiter=self._hashing
+        )
+        if user is None:
+            await self.note(body["name"], request, "login refused")
+            raise RefusedRequestError(403, "the name or the password is wrong")
+        return await self._begin(request, user, "login")
+
+    async def choose_password(self, request: Request) -> Response:
+        """Chooses a password by a one-time code, and logs in."""
+        body = await self._strangers_body(request, ("name", "code", "password"))
+        user = await trio.to_thread.run_sync(
+            self._users.choose_password,
+            body["name"], body["code"], body["password"],
+            limiter=self._hashing,
+        )  # fmt: skip
+        if user is None:
+            await self.note(body["name"], request, "code refused")
+            raise RefusedRequestError(403, "the name or the code is wrong, or it has expired")
+        return await self._begin(request, user, "password chosen")
+
+    async def _strangers_body(self, request: Request, names: tuple[str, ...]) -> dict[str, str]:
+        check_origin(request)
+        body = await body_of(request)
+        texts = {name: str(body.get(name, "")) for name in names}
+        now = trio.current_time()
+        if not (
+            self._logins_of_host.take(host_of(request), now)
+            and self._logins_of_name.take(texts["name"], now)
+        ):
+            raise RefusedRequestError(429, "too many tries: wait some minutes")
+        return texts
+
+    async def _begin(self, request: Request, user: ConsoleUser, what: str) -> Response:
+        await self.note(user.name, request, what)
+        token, session = self._sessions.begin(user, trio.current_time())
+        response = json_answer(_session_json(session))
+        response.set_cookie(
+            COOKIE, token, httponly=True, samesite="strict", secure=self._is_tls, path="/"
+        )
+        return response
+
+    async def logout(self, request: Request) -> Response:
+        """Logs out."""
+        asker = await self.admit_change(request, AccessRole.VIEWER)
+        self._sessions.end(request.cookies.get(COOKIE, ""))
+        await self.note(asker.name, request, "logout")
+        response = json_answer({})
+        response.delete_cookie(COOKIE, path="/")
+        return response
+
+
+def _session_json(session: WebSession) -> dict[str, str]:
+    return {"name": session.name, "role": session.role, "csrf": session.csrf}

@@ -180,21 +180,35 @@ class BlockWriter(BlockReader):
 
     def add_chunk(self, plain: bytes | bytearray | memoryview) -> bytes:
         """Adds a chunk, if it is new. Returns its id. Raises StoreFullError, StoreError."""
-        return self._add(plain, self._data, _DATA_PACK_BYTES)
+        return self._add(plain, self._data)
 
     def add_node(self, plain: bytes) -> bytes:
         """Adds a node, if it is new. Returns its id. Raises StoreFullError, StoreError."""
-        return self._add(plain, self._nodes, _NODE_PACK_BYTES)
+        return self._add(plain, self._nodes)
 
-    def _add(self, plain: bytes | bytearray | memoryview, pack: Pack, bytes_max: int) -> bytes:
+    def add_stored(self, id_: bytes, stored: bytes, plain_bytes: int, *, is_node: bool) -> None:
+        """Adds block *id_* as another store has it, if it is new. Raises StoreDamagedError where it
+        is another block; StoreFullError, StoreError."""
+        plain_block(self.store.where, id_, stored, plain_bytes)
+        if not self.has(id_):
+            pack = self._nodes if is_node else self._data
+            self._added(id_, pack, pack.add_stored(id_, stored, plain_bytes))
+
+    def has(self, id_: bytes) -> bool:
+        """Returns True if the block need not be added."""
+        return id_ in self._open or self._stays(id_)
+
+    def _add(self, plain: bytes | bytearray | memoryview, pack: Pack) -> bytes:
         id_ = block_id(plain)
-        if id_ in self._open or self._stays(id_):
-            return id_
-        self._open[id_] = pack, pack.add(id_, plain)
-        self.added_blocks += 1
-        if len(pack) >= bytes_max:
-            self._put(pack)
+        if not self.has(id_):
+            self._added(id_, pack, pack.add(id_, plain))
         return id_
+
+    def _added(self, id_: bytes, pack: Pack, place: Place) -> None:
+        self._open[id_] = pack, place
+        self.added_blocks += 1
+        if len(pack) >= (_DATA_PACK_BYTES if pack is self._data else _NODE_PACK_BYTES):
+            self._put(pack)
 
     def _stays(self, id_: bytes) -> bool:
         """Returns True if the block is in a pack that is not about to be removed."""

@@ -106,10 +106,16 @@ class Pack:
         stored: bytes | bytearray | memoryview = self._zstd.compress(plain)
         if len(stored) >= len(plain):
             stored = plain
+        return self.add_stored(id_, stored, len(plain))
+
+    def add_stored(
+        self, id_: bytes, stored: bytes | bytearray | memoryview, plain_bytes: int
+    ) -> Place:
+        """Adds a block as it is to be *stored*; see :meth:`add`."""
         offset = len(self._content)
         self._content += stored
-        self._rows.append((id_, offset, len(stored), len(plain)))
-        return Place(b"", offset, len(stored), len(plain))
+        self._rows.append((id_, offset, len(stored), plain_bytes))
+        return Place(b"", offset, len(stored), plain_bytes)
 
     def stored(self, place: Place) -> bytes:
         """Returns the bytes at *place*."""

@@ -13,10 +13,11 @@ offset  size  field
 16      ...   body: a msgpack array, the fields of the message's class below, in order
 ======  ====  ==================================================================================
 
-A BATCH's body is a 4-byte length, a msgpack array of that length (all fields but the content), then
-the content as the array's ``method`` says. Bytes are checked in this order: type, length, checksum,
-msgpack, fields; the error names the first that is wrong. Nothing is kept that is longer than its
-type allows, so no sender costs more memory than that.
+The body of a BATCH, or of BLOCKS, is a 4-byte length, a msgpack array of that length (all fields
+but the content), then the content, which in a BATCH is as the array's ``method`` says. Bytes are
+checked in this order: type, length, checksum, msgpack, fields; the error names the first that is
+wrong. Nothing is kept that is longer than its type allows, so no sender costs more memory than
+that.
 
 The checksum finds what TLS would, too, and what a plain connection does not. New fields are only
 ever added at the end, with a default, and a reader leaves out those that it does not know; new
@@ -34,8 +35,9 @@ import xxhash
 
 from fusejournal.errors import WireError as WireError
 from fusejournal.types import Epoch, Seq
+from fusejournal.wire.block_messages import AskBlocks, AskTree, Blocks, TreeTold
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 """The newest version that this program speaks,"""
 PROTOCOL_VERSION_OLDEST: Final = 1
 """and the oldest."""
@@ -275,6 +277,10 @@ Message = (
     | Call
     | CallPart
     | Offer
+    | AskTree
+    | TreeTold
+    | AskBlocks
+    | Blocks
 )
 
 _TYPES: Final[dict[int, type[Message]]] = {
@@ -293,9 +299,16 @@ _TYPES: Final[dict[int, type[Message]]] = {
     13: Call,
     14: CallPart,
     15: Offer,
+    16: AskTree,
+    17: TreeTold,
+    18: AskBlocks,
+    19: Blocks,
 }
 _NUMBERS: Final = {cls: number for number, cls in _TYPES.items()}
-_BATCH: Final = _NUMBERS[Batch]
+_CONTENT_AT: Final[dict[type[Message], int]] = {
+    cls: cls._fields.index("content") for cls in (Batch, Blocks)
+}
+"""The place of the content among the fields of messages that may be large."""
 
 _INTEGERS: Final = frozenset(
     {
@@ -326,12 +339,13 @@ _INTEGERS: Final = frozenset(
         "newest_kind",
         "listen_port",
         "wanted_epoch",
+        "make",
     }
 )
 _BYTES: Final = frozenset({"uuid", "content", "nonce", "proof", "signature", "fields"})
 _LENGTHS: Final = {"uuid": (0, 16), "signature": (0, 32)}
-_LISTS: Final = frozenset({"seqs", "chains", "limits"})
-_CONTENT_AT: Final = Batch._fields.index("content")
+_LISTS: Final = frozenset({"seqs", "chains", "limits", "stored", "plain"})
+_ID_BYTES: Final = 32
 
 _pack = msgpack.Packer(use_bin_type=True).pack
 
@@ -342,12 +356,13 @@ def encode(message: Message) -> bytes:
 
 
 def encode_parts(message: Message) -> tuple[bytes, ...]:
-    """Returns the bytes of *message* in parts to be sent one after the other, so that a batch's
+    """Returns the bytes of *message* in parts to be sent one after the other, so that a large
     content need not be copied."""
     number = _NUMBERS[type(message)]
     body: tuple[bytes, ...]
-    if isinstance(message, Batch):
-        meta = _pack(message[:_CONTENT_AT] + message[_CONTENT_AT + 1 :])
+    if isinstance(message, Batch | Blocks):
+        at = _CONTENT_AT[type(message)]
+        meta = _pack(message[:at] + message[at + 1 :])
         body = (_META.pack(len(meta)) + meta, message.content)
     else:
         body = (_pack(tuple(message)),)
@@ -397,7 +412,8 @@ class Decoder:
         length, number, zero = _HEADER.unpack_from(buffer)
         if number not in _TYPES or zero:
             raise WireError(f"a message of unknown type {number}")
-        limit = min(BATCH_BYTES_MAX if number == _BATCH else CONTROL_BYTES_MAX, self.bytes_max)
+        is_large = _TYPES[number] in _CONTENT_AT
+        limit = min(BATCH_BYTES_MAX if is_large else CONTROL_BYTES_MAX, self.bytes_max)
         if length > limit:
             raise WireError(f"a message of {length} bytes, {limit} are allowed")
         end = HEADER_BYTES + length
@@ -416,12 +432,10 @@ class Decoder:
 
 def _decode(cls: type[Message], body: memoryview) -> Message:
     content: tuple[bytes, ...] = ()
-    if cls is Batch:
-        if len(body) < _META.size:
-            raise WireError("a batch without its description")
-        meta_end = _META.size + _META.unpack_from(body)[0]
+    if (at := _CONTENT_AT.get(cls)) is not None:
+        meta_end = _META.size + (_META.unpack_from(body)[0] if len(body) >= _META.size else 0)
         if meta_end > len(body):
-            raise WireError("a batch without its description")
+            raise WireError(f"{cls.__name__} without a description")
         content = (bytes(body[meta_end:]),)
         body = body[_META.size : meta_end]
     try:
@@ -437,7 +451,7 @@ def _decode(cls: type[Message], body: memoryview) -> Message:
         )
         if type(fields) is not tuple:
             raise WireError(f"{cls.__name__}: not a list of fields")
-        fields = fields[:_CONTENT_AT] + content + fields[_CONTENT_AT:] if content else fields
+        fields = fields[:at] + content + fields[at:] if content else fields
         message: Any = cls(*fields[: len(cls._fields)])
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         raise WireError(f"{cls.__name__}: {error}") from None
@@ -455,6 +469,10 @@ def _check(where: str, name: str, value: object) -> None:
         good = type(value) is tuple and all(
             (type(one) is int and 0 <= one <= _NUMBER_MAX) or (one is None and name == "chains")
             for one in value
+        )
+    elif name == "ids":
+        good = type(value) is tuple and all(
+            type(one) is bytes and len(one) == _ID_BYTES for one in value
         )
     elif name == "certificate":
         good = type(value) is str

@@ -68,6 +68,10 @@ WORD = "word"
 """The purpose of who asks for a word: from then on the listener takes nothing of a lower reign."""
 HANDOFF = "handoff"
 """The purpose of who wants the listener to reign in its place; the code of its refusal, too."""
+WHOLE = "whole"
+"""The purpose of a mirror that copies a tree: see block_messages.py."""
+COPY = "copy"
+"""The code of a refusal: the journal has no longer what the sink lacks."""
 FENCED = "fenced"
 """The code of a refusal: another node has become primary, or has begun the same epoch."""
 INSTANCE = "instance"
@@ -170,7 +174,7 @@ def welcome(me: HandshakeState, greeting: Hello, *, is_mirror: bool, detail: str
     """Returns the listener's answer; *detail* is something that the connector should know. Raises
     RefusedError, WireError."""
     _check_same(me, greeting)
-    if greeting.purpose not in (SHIP, FETCH, WORD, HANDOFF):
+    if greeting.purpose not in (SHIP, FETCH, WORD, HANDOFF, WHOLE):
         raise WireError(f"a session for {greeting.purpose!r}")
     is_shipping = greeting.purpose == SHIP
     if is_shipping and not is_mirror:

@@ -34,6 +34,7 @@ from fusejournal.versions.blocks import BlockWriter
 from fusejournal.versions.keys import StoreKey
 from fusejournal.versions.sealed_store import SealedStore
 from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile
+from fusejournal.wire.block_messages import AskBlocks, AskTree, Blocks, TreeTold
 from fusejournal.wire.frames import (
     Ack,
     AskChains,
@@ -312,6 +313,10 @@ MESSAGES: tuple[Message, ...] = (
     Call(1, "entries", b'{"volume": "data"}'),
     CallPart("end", b'{"entries": []}'),
     Offer(Epoch(3), 0x7777, Seq(4712), 0x8888),
+    AskTree(1),
+    TreeTold(b'{"done": 7, "total": null}'),
+    AskBlocks((bytes(range(32)), b"\xff" * 32)),
+    Blocks((7, 0), (9, 0), b"content"),
 )
 
 

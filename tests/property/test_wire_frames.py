@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fusejournal.errors import WireError
 from fusejournal.types import Seq
 from fusejournal.wire import frames
+from fusejournal.wire.block_messages import AskBlocks, AskTree, Blocks, TreeTold
 from fusejournal.wire.frames import (
     BATCH_BYTES_MAX,
     CONTROL_BYTES_MAX,
@@ -57,6 +58,9 @@ def _fields(cls: type[Message]) -> st.SearchStrategy[Any]:
         "chains": st.lists(st.none() | _NUMBERS, max_size=5).map(tuple),
         "certificate": st.text(max_size=60),
         "fields": _BLOBS,
+        "ids": st.lists(st.binary(min_size=32, max_size=32), max_size=5).map(tuple),
+        "stored": _SEQS,
+        "plain": _SEQS,
     }
     texts = {"node", "purpose", "code", "reason", "method", "state", "detail", "role", "what"}
     return st.builds(
@@ -68,6 +72,7 @@ def _fields(cls: type[Message]) -> st.SearchStrategy[Any]:
 _CLASSES = (
     *(Hello, Welcome, Refusal, AskChains, Chains, Begin, Diverged),
     *(Batch, Ack, Ping, End, PairOffer, Call, CallPart, Offer),
+    *(AskTree, TreeTold, AskBlocks, Blocks),
 )
 _MESSAGES: st.SearchStrategy[Message] = st.one_of(*(_fields(cls) for cls in _CLASSES))
 _SEQUENCES = st.lists(_MESSAGES, min_size=1, max_size=5)

@@ -44,7 +44,7 @@ def _like_0_1_0(greeting: Hello) -> Hello:
 def test_what_this_program_speaks() -> None:
     """Release 0.1.0 speaks version 1, takes no other, and its nodes are to be upgraded one by
     one."""
-    assert Versions(1, 3, FORMAT_VERSION, Kind.SETFLAGS) == OWN_VERSIONS
+    assert Versions(1, 4, FORMAT_VERSION, Kind.SETFLAGS) == OWN_VERSIONS
     assert common_version(OWN_VERSIONS, _RELEASE_0_1_0) == 1
     assert hello(_node("a"), SHIP).version == 1
     assert welcome(_node("b"), hello(_node("a"), SHIP), is_mirror=True).version == 1

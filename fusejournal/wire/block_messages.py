@@ -1,0 +1,37 @@
+"""Messages of a session that copies a tree (purpose ``whole``, from version 4 of the protocol on):
+a mirror asks for a version of the source's tree, and for the blocks that it lacks of it.
+
+``fields`` is a JSON object as UTF-8. frames.py turns them into bytes; the rules are in
+PROTOCOL.md."""
+
+from typing import NamedTuple
+
+
+class AskTree(NamedTuple):
+    """The mirror's question which tree there is. With ``make`` 1 the source makes the version of
+    its newest closed segment first; with 0 it tells of the newest that is there."""
+
+    make: int
+
+
+class TreeTold(NamedTuple):
+    """The answer. While the version is made: how far that is. At last the version itself, and what
+    the journal beside it has (versions/block_source.py)."""
+
+    fields: bytes
+
+
+class AskBlocks(NamedTuple):
+    """The blocks that are wanted next, by their ids, at most 64 of them."""
+
+    ids: tuple[bytes, ...]
+
+
+class Blocks(NamedTuple):
+    """The next blocks of those that were asked for, in that order, as the source's store has them,
+    one behind the other in ``content``: ``stored`` bytes each, ``plain`` bytes uncompressed. Both
+    are 0 for a block that is not there any more."""
+
+    stored: tuple[int, ...]
+    plain: tuple[int, ...]
+    content: bytes

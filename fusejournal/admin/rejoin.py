@@ -11,8 +11,8 @@ killed before the intent, nothing has changed; after it, the same command, or th
 on."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import ClassVar
 
 import trio
 
+from fusejournal.admin.rejoin_whole import Check, CopiedTree, WholeRejoin, pin_base_alone
 from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.config import Config, find_config
 from fusejournal.control.reply import Reply
@@ -29,13 +30,14 @@ from fusejournal.journal.base import load_base
 from fusejournal.journal.branches import find_branch, make_branch, position_text
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import JournalReader
+from fusejournal.journal.segment import list_segments
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.layer.connection import is_held
 from fusejournal.node.assemble import journal_options, open_base
 from fusejournal.node.holding import hold_volume
 from fusejournal.node.spec import Reporter, load_checked
-from fusejournal.node.state_dir import VolumeState, change_role
+from fusejournal.node.state_dir import VolumeState, change_role, load_state, save_state
 from fusejournal.replication.common_ancestor import first_error
 from fusejournal.replication.fence import node_id_of
 from fusejournal.replication.local_node import node_name
@@ -46,18 +48,22 @@ from fusejournal.replication.parting import (
     load_parting,
 )
 from fusejournal.replication.peers import Peer, PeerBook
-from fusejournal.roles.rejoin import RejoinError, RejoinPlan, plan_rejoin
+from fusejournal.roles.rejoin import (
+    ANEW,
+    RejoinError,
+    RejoinPlan,
+    TooLittleInCommonError,
+    plan_rejoin,
+)
 from fusejournal.roles.role import Event
-from fusejournal.types import Position, Seq
+from fusejournal.types import Epoch, Position, Seq
 from fusejournal.volume.boot_record import BootRecord
-from fusejournal.volume.rollback import Rollback, load_rollback
+from fusejournal.volume.rollback import Rollback, load_intent
 from fusejournal.volume.startup import VolumeStartup
 from fusejournal.volume.ties import BackingTies
+from fusejournal.volume.whole_set import WholeSet
 from fusejournal.wire.identity import load_or_make
-from fusejournal.wire.session import HandshakeState
-
-Check = Callable[[], None]
-"""Called often; raises what is to end the work there."""
+from fusejournal.wire.session import COPY, HandshakeState, RefusedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +78,8 @@ class Rejoined(Reply):
     reign: str | None
     """and the reign that it goes by."""
     rung: int
-    """1: nothing to bring level; 2: this node's own entries are undone; see roles/rejoin.py."""
+    """1: nothing to bring level; 2: this node's own entries are undone; 3: it becomes the source's
+    tree by what differs; 4: by a copy of all; see roles/rejoin.py."""
     parted: str
     """The position up to which the two have the same, as EPOCH/SEQ/CHAIN."""
     head_seq: int
@@ -86,6 +93,16 @@ class Rejoined(Reply):
     branch: str | None = None
     """The branch; None before it is made."""
     done: bool
+    tree_seq: int = 0
+    """The entry as of which the source's tree is, or its newest version, of rungs 3 and 4;"""
+    tree_bytes: int = 0
+    """the bytes of all content in that,"""
+    tree_files: int = 0
+    """and its files and directories. 0 where the source has no version yet."""
+    fetched_bytes: int = 0
+    """The bytes that came over the link."""
+    journal_bytes: int = 0
+    """The bytes of the whole journal, where a new mirror gets that in place of the tree."""
 
 
 class RejoinRequest:
@@ -94,14 +111,23 @@ class RejoinRequest:
     Args:
         peer: whose history is to be followed; None: the one known to be the primary.
         config: the configuration file; None: the volume's own.
-        insecure: peers without a certificate are called in plain."""
+        insecure: peers without a certificate are called in plain.
+        whole: a new mirror copies the tree, though the source has the whole journal."""
 
     def __init__(
-        self, state: VolumeState, peer: str | None, config: Path | None, *, insecure: bool
+        self,
+        state: VolumeState,
+        peer: str | None,
+        config: Path | None,
+        *,
+        insecure: bool,
+        whole: bool = False,
     ) -> None:
         self._state = state
         self._peer = peer
+        self._config_file = config
         self._config: Config = load_checked(config or find_config(state.name))
+        self._whole = whole
         self._insecure = insecure or self._config.replication.insecure
 
     # -- planning ----------------------------------------------------------------------------------
@@ -109,13 +135,49 @@ class RejoinRequest:
     def plan(self) -> Rejoined:
         """Returns what would be done; mounted or not, nothing is changed. Raises FusejournalError,
         OSError."""
-        if (begun := load_rollback(self._state.directory)) is not None:
+        if (begun := load_intent(self._state.directory)) is not None:
             return self._going_on(begun, done=False)
         page = WatermarkPage(self._state.watermarks, self._state.created_ns)
         try:
-            return self._told(self._plan(page, self._look(page)), None, done=False)
+            whole = self._if_new(page)
+            if whole is None:
+                head = self._look(page)
+                try:
+                    return self._told(self._plan(page, head), None, done=False)
+                except TooLittleInCommonError as error:
+                    whole = self._copying(page, head, error)
         finally:
             page.close()
+        return self._told_whole(whole.plan(), done=False)
+
+    def _if_new(self, page: WatermarkPage) -> WholeRejoin | None:
+        """Returns the copying of all, for a mirror that has nothing yet; None for another."""
+        state = self._state
+        if list_segments(state.journal_dir) or not state.is_mirror:
+            return None
+        return self._copying(page, Position(Epoch(0), Seq(0), 0), None)
+
+    def _copying(
+        self, page: WatermarkPage, head: Position, error: TooLittleInCommonError | None
+    ) -> WholeRejoin:
+        """Returns the copying of the tree of the peer. Raises *error* where there is none to be
+        asked, and RejoinError."""
+        peer = self._choose(PeerBook.load(self._state.directory), can_be_known=False)
+        if peer is None:
+            raise error or RejoinError(
+                f"volume {self._state.name} is a new mirror, and knows no address of a primary: "
+                "mount it, and let its primary call it once; or give it one: 'fusejournal peer add'"
+            )
+        me = self._me(page, head)
+        return WholeRejoin(
+            self._state,
+            peer,
+            me,
+            self._config,
+            self._config_file,
+            insecure=self._insecure,
+            force=self._whole,
+        )
 
     def _look(self, page: WatermarkPage) -> Position:
         """Returns the end of the journal, by what is on the disk now."""
@@ -165,15 +227,16 @@ class RejoinRequest:
             "'fusejournal peer add'"
         )
 
-    def _choose(self, book: PeerBook) -> Peer | None:
+    def _choose(self, book: PeerBook, *, can_be_known: bool = True) -> Peer | None:
         """Returns the peer to ask: the one that was named, or the only one with an address; None
-        where it has none. Raises UnknownPeerError, RejoinError where several might be meant."""
+        where it has none, or where what is to be asked is known already, and *can_be_known*. Raises
+        UnknownPeerError, RejoinError where several might be meant."""
         if self._peer is not None:
             found = book.find(self._peer)
             if found is None:
                 raise UnknownPeerError(self._peer)
             return found if found.any_address is not None else None
-        if load_parting(self._state.directory) is not None:
+        if can_be_known and load_parting(self._state.directory) is not None:
             return None
         there = [peer for peer in book.list() if peer.any_address is not None]
         if len(there) > 1:
@@ -181,10 +244,10 @@ class RejoinRequest:
             raise RejoinError(f"which one is the primary? --from one of {names}")
         return there[0] if there else None
 
-    def _ask(self, page: WatermarkPage, head: Position, peer: Peer) -> Parting:
+    def _me(self, page: WatermarkPage, head: Position) -> HandshakeState:
         state, seen = self._state, page.fence
         identity = load_or_make(state.directory / "identity", node_name(state.name))
-        me = HandshakeState(
+        return HandshakeState(
             node_name(state.name),
             state.uuid,
             head,
@@ -194,11 +257,19 @@ class RejoinRequest:
             node_id_of(identity.fingerprint),
             page.instance,
         )
+
+    def _ask(self, page: WatermarkPage, head: Position, peer: Peer) -> Parting:
+        state, me = self._state, self._me(page, head)
+        identity = load_or_make(state.directory / "identity", node_name(state.name))
         inquiry = PartingInquiry(me, state.journal_dir, identity, insecure=self._insecure)
         try:
             return trio.run(inquiry.ask, peer)
         except BaseExceptionGroup as group:
             raise first_error(group) from None
+        except RefusedError as error:
+            if error.code != COPY:
+                raise
+            raise TooLittleInCommonError(f"{error}: {ANEW}") from None
         except trio.TooSlowError:
             raise RejoinError(f"peer {peer.name} said nothing for too long") from None
 
@@ -211,20 +282,40 @@ class RejoinRequest:
             raise PrivilegeError("a rejoin changes the backing, and needs root: try sudo")
         state = self._state
         with hold_volume(state), self._open_backing() as root_fd:
-            page = WatermarkPage(state.watermarks, state.created_ns)
-            begun = load_rollback(state.directory)
-            try:
-                if begun is None:
-                    told = self._begin(root_fd, page)
-                else:
-                    told = self._going_on(begun, done=True)
-                if load_rollback(state.directory) is not None:
+            begun = load_intent(state.directory)
+            if begun is None:
+                told = self._begin_any(root_fd, reporter, check)
+            else:
+                told = self._going_on(begun, done=True)
+            if load_intent(state.directory) is not None:
+                with closing(WatermarkPage(state.watermarks, state.created_ns)) as page:
                     self._change_role(page)
-                    self._go_through(os.dup(root_fd), reporter, check)
-            finally:
-                page.close()
+                self._go_through(os.dup(root_fd), reporter, check)
+                self._end_whole(told)
             forget_parting(state.directory)
             return told
+
+    def _begin_any(self, root_fd: int, reporter: Reporter, check: Check) -> Rejoined:
+        """Do what comes before the intent, and write it down, if there is to be one."""
+        state = self._state
+        with closing(WatermarkPage(state.watermarks, state.created_ns)) as page:
+            whole = self._if_new(page)
+            if whole is None:
+                try:
+                    return self._begin(root_fd, page)
+                except TooLittleInCommonError as error:
+                    whole = self._copying(page, self._look(page), error)
+        copied = whole.begin(root_fd, reporter, check)
+        self._state = whole.state
+        return self._told_whole(copied, done=True)
+
+    def _end_whole(self, told: Rejoined) -> None:
+        """Have the state directory say that its journal has a base, and pin that, where it has a
+        new one."""
+        if told.rung > 2:
+            self._state = load_state(self._state.directory)
+            save_state(self._state)
+            pin_base_alone(self._state, self._config_file)
 
     def _change_role(self, page: WatermarkPage) -> None:
         """Have a former primary be a mirror, of the reign that has come after its own."""
@@ -309,8 +400,24 @@ class RejoinRequest:
 
     # -- in words ----------------------------------------------------------------------------------
 
-    def _going_on(self, begun: Rollback, *, done: bool) -> Rejoined:
+    def _going_on(self, begun: Rollback | WholeSet, *, done: bool) -> Rejoined:
         """Returns the rest of a rejoin that was stopped."""
+        if isinstance(begun, WholeSet):
+            base = begun.base
+            return Rejoined(
+                volume=self._state.name,
+                source=None,
+                reign=None,
+                rung=4 if begun.inodes is None else 3,
+                parted=position_text(base.position),
+                head_seq=base.seq,
+                own_entries=0,
+                files=0,
+                contents=0,
+                done=done,
+                tree_seq=base.seq,
+                tree_bytes=base.content_bytes,
+            )
         losing = begun.losing(self._state.directory)
         source = reign = None
         head_seq = begun.position.seq
@@ -344,4 +451,26 @@ class RejoinRequest:
             contents=len(plan.losing.contents),
             branch=branch,
             done=done,
+        )
+
+    def _told_whole(self, copied: CopiedTree, *, done: bool) -> Rejoined:
+        version = copied.offered.version
+        is_tree = version is not None and not copied.by_journal
+        return Rejoined(
+            volume=self._state.name,
+            source=copied.source,
+            reign=copied.reign,
+            rung=1 if copied.by_journal else 4 if copied.is_fresh else 3,
+            parted=position_text(Position(Epoch(0), Seq(0), 0)),
+            head_seq=copied.head.seq,
+            own_entries=copied.head.seq,
+            files=0,
+            contents=0,
+            branch=copied.branch,
+            done=done,
+            tree_seq=version.seq if version is not None and is_tree else 0,
+            tree_bytes=version.content_bytes if version is not None and is_tree else 0,
+            tree_files=version.file_count if version is not None and is_tree else 0,
+            fetched_bytes=copied.fetched.bytes,
+            journal_bytes=copied.offered.journal_bytes if copied.by_journal else 0,
         )

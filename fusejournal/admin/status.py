@@ -22,7 +22,7 @@ from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.version_record import load_version_status
 from fusejournal.node.volume_status import BranchesStatus, ScrubStatus, VolumeStatus
 from fusejournal.types import Seq
-from fusejournal.volume.rollback import load_rollback
+from fusejournal.volume.rollback import load_intent
 
 
 def volume_status(state: VolumeState) -> VolumeStatus:
@@ -146,7 +146,7 @@ def _covered(base: JournalBase | None) -> dict[str, Any]:
 
 def _unfinished(state: VolumeState) -> list[str]:
     """Returns what was begun and is not at its end, a line each."""
-    begun = load_rollback(state.directory)
+    begun = load_intent(state.directory)
     if begun is None:
         return []
     return [

@@ -22,6 +22,9 @@ from fusejournal.versions.place import (
     write_place,
 )
 
+OWN_STORE = "versions"
+"""The directory of a store in the state directory, of a volume whose admin has named no other."""
+
 
 class InitializedStore(NamedTuple):
     """A store that a volume's versions are kept in from now on."""
@@ -166,6 +169,16 @@ class VolumeStore:
         )
         self.traffic = store.traffic
         return store
+
+    def open_or_begin(self) -> ObjectStore:
+        """Opens the store for writing; where none was named yet, one in the state directory is
+        made, which is as closed to others, and on the same disk, as the journal. Raises
+        ConfigError, StoreKeyError, StoreFullError, StoreError, OSError."""
+        if read_place(self._state.directory) is None:
+            where = self._state.directory / OWN_STORE
+            head = make_store(LocalStore.make(where))
+            write_place(self._state.directory, StorePlace(str(where), *head))
+        return self.open(writing=True)
 
     # -- the key -----------------------------------------------------------------------------------
 

@@ -126,6 +126,20 @@ class BaseNode(NamedTuple):
     """The journaled file flags."""
 
 
+class FileChange(NamedTuple):
+    """A file or directory of which another tree has something else than the base."""
+
+    fid: Fid
+    other_path: bytes | None
+    """Its path in the other tree; None where it was not there."""
+    size: int | None
+    """The size of its content at the base; None where it has none, or is not there."""
+    ranges: tuple[tuple[int, int], ...]
+    """Offset and length of those parts of that which the other has not at the same place."""
+    has_flags: bool
+    """True if either has file flags."""
+
+
 class BaseTree(Protocol):
     """The tree at a journal's base. Methods raise StoreError where the store cannot be read,
     StoreDamagedError."""
@@ -142,6 +156,19 @@ class BaseTree(Protocol):
 
     def fid_of_name(self, directory: Fid, name: bytes) -> Fid | None:
         """Returns the fid that a name stood for."""
+        ...
+
+    def children(self, directory: Fid) -> Iterator[tuple[bytes, Fid]]:
+        """Yields the names in a directory, and what they stood for."""
+        ...
+
+    def changes_from(self, inodes: str, names: str) -> Iterator[FileChange]:
+        """Yields what the tree with these roots (in hex) has otherwise, in time of the
+        difference. Its blocks have to be in the same store."""
+        ...
+
+    def read(self, fid: Fid, offset: int, length: int) -> bytes:
+        """Returns a part of the content of *fid*, which has one."""
         ...
 
     def entries(self, fids: Collection[Fid], wanted: Callable[[Posting], bool]) -> Iterator[Entry]:

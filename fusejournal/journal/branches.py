@@ -151,9 +151,9 @@ def make_branch(
     state_dir: Path, uuid: UUID, parted: Position, head: Position, source: str, reign: str
 ) -> Branch:
     """Keep the entries after *parted* up to *head*, where the journal in *state_dir* ends, which
-    no process writes; returns the branch, durable. One that is there is returned as it is.
-    *source*, *reign*: whose history is followed instead. Raises JournalError, OSError: then there
-    is none."""
+    no process writes; returns the branch, durable. One that is there is returned as it is. *parted*
+    may be the one before the journal's first entry. *source*, *reign*: whose history is followed
+    instead. Raises JournalError, OSError: then there is none."""
     for known in list_branches(state_dir):
         if (known.parted, known.head) == (parted, head):
             return known
@@ -162,7 +162,9 @@ def make_branch(
     new = above / f".{parted.seq + 1}-{head.seq}.new"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
-    for path in segments_from(list_segments(state_dir / "journal"), parted.seq):
+    paths = list_segments(state_dir / "journal")
+    # (Of what is not in common with certainty, all there is.)
+    for path in segments_from(paths, Seq(max(parted.seq, first_seq_of(paths[0])))):
         with open(path, "rb") as segment:
             calls.fsync("branch.segment", segment.fileno())
         os.link(path, new / path.name)

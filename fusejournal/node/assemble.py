@@ -28,6 +28,7 @@ from fusejournal.node.export_watch import ExportWatch
 from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.status import StatusPage
+from fusejournal.node.tree_copies import TreeCopies
 from fusejournal.node.version_schedule import VersionSchedule
 from fusejournal.replication.append_notifier import AppendNotifier
 from fusejournal.replication.local_node import LocalNode, check_listens
@@ -227,7 +228,12 @@ def assemble_serving(
                 take_over,
             )
         replication = Replication(
-            start.local, volume, start.append_notifier, mirroring, make_durability
+            start.local,
+            volume,
+            start.append_notifier,
+            mirroring,
+            make_durability,
+            TreeCopies(spec.state_dir, spec.config_file),
         )
         durability = replication.durability
     versions = VersionSchedule(spec, is_mirror=state.is_mirror, reads_only=spec.read_only)

@@ -20,7 +20,7 @@ from fusejournal.node.state_dir import VolumeState, save_state
 from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.types import Seq
 from fusejournal.volume.checkpoint import CheckpointFile
-from fusejournal.volume.rollback import load_rollback
+from fusejournal.volume.rollback import load_intent
 
 _NOTHING: Final = Seq(0)
 
@@ -48,7 +48,7 @@ def journal_limits(
     FusejournalError, OSError."""
     if state.is_mirror:
         yield JournalLimit(_NOTHING, "it is a mirror's, which is not pruned yet")
-    if load_rollback(state.directory) is not None:
+    if load_intent(state.directory) is not None:
         yield JournalLimit(_NOTHING, "a rejoin has begun")
     if (offered := state.offered) is not None:
         why = f"reign {offered.reign} was offered to {offered.peer}, and nothing is heard of it yet"

@@ -14,6 +14,9 @@
     STATE/connection     who holds the kernel's connection to the mount
     STATE/parted.json    where a mirror's journal parts from its primary's
     STATE/rejoin.json    a rejoin that has begun
+    STATE/level.json     a copy of the primary's tree that a mirror is to become
+    STATE/journal.new/   the segment behind that tree, before it is the journal
+    STATE/versions/      versions, where no other place was named for them
     STATE/branches/      what histories that lost had
     STATE/overwritten/   content that was newer than the journal after the loss of a machine
     STATE/scrub.json     the last scrub: how far it is, what it found

@@ -6,8 +6,8 @@ from fusejournal.errors import PeerLostError, PeerMistakenError, PeerRefusedErro
 from fusejournal.wire.session import FAILED, FENCED, INSTANCE, RefusedError
 
 COPY: Final = (
-    "'fusejournal peer resume' lets it try again, while the journal still has what it lacks; else "
-    "give it an empty backing and state"
+    "'fusejournal peer resume' lets it try again, while the journal still has what it lacks; else, "
+    "there, 'fusejournal umount', 'fusejournal rejoin' and 'fusejournal mount' copy what differs"
 )
 FULL: Final = "make space there: it goes on by itself"
 MIRROR_FAILED: Final = "see the mirror's own status and log"

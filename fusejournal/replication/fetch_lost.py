@@ -52,6 +52,7 @@ from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import AskChains, Batch, Begin, Chains, Diverged, End, Hello, Welcome
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.session import (
+    COPY,
     FENCED,
     FETCH,
     Claim,
@@ -416,6 +417,9 @@ async def serve_fetch(
     if agreed_seq != theirs.seq:
         await connection.send(Diverged(agreed_seq, upto_seq))
         return
+    if agreed_seq + 1 < (first_seq := await chains.first_seq()):
+        why = f"entry {agreed_seq + 1} is not in the journal of {me.node} any more, which begins"
+        raise RefusedError(COPY, f"{why} with {first_seq}")
     reader = FrameRangeReader(journal.directory, journal.uuid)
     try:
         chain = await trio.to_thread.run_sync(reader.seek, agreed_seq)

@@ -6,6 +6,7 @@ Used from the event loop's thread, by one task a connection."""
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
@@ -30,6 +31,7 @@ from fusejournal.wire.session import (
     FAILED,
     FETCH,
     HANDOFF,
+    WHOLE,
     WORD,
     Claim,
     HandshakeState,
@@ -49,6 +51,18 @@ Heed = Callable[[Claim, str], Awaitable[None]]
 """Judges a claim of a peer, which is named; returns when what was seen of reigns is on the disk."""
 
 
+class CopySource(Protocol):
+    """Serves mirrors that copy the tree."""
+
+    def check(self) -> None:
+        """Raises RefusedError where there is no place for another."""
+        ...
+
+    async def serve(self, connection: Connection) -> None:
+        """Serves one that was let in. Raises PeerLostError, WireError, OSError."""
+        ...
+
+
 @dataclass(frozen=True)
 class MirrorSide:
     """The parts of a mirror that peers get at."""
@@ -64,7 +78,7 @@ class MirrorSide:
 class Inbound:
     """Serves those who connect to *local*; *mirror* is None on a primary. *heed* judges a claim,
     and returns when what was seen of reigns is on the disk; *peers_changed* is called when a peer
-    is not shipped to any more."""
+    is not shipped to any more. *copies*: serves who copies the tree."""
 
     def __init__(
         self,
@@ -74,7 +88,9 @@ class Inbound:
         heed: Heed,
         mirror: MirrorSide | None,
         peers_changed: Callable[[], None],
+        copies: CopySource | None = None,
     ) -> None:
+        self._copies = copies
         self._local = local
         self._volume = volume
         self._me = me
@@ -125,6 +141,8 @@ class Inbound:
             await self._give_word(connection, greeting)
         elif greeting.purpose == HANDOFF:
             await self._serve_handoff(connection, greeting)
+        elif greeting.purpose == WHOLE:
+            await self._serve_copy(connection, greeting)
         elif self._mirror is None:
             name = self._local.name
             if self._local.fence.words(self._volume.journal.epoch) is not None:
@@ -149,6 +167,22 @@ class Inbound:
             raise RefusedError(HANDOFF, f"{name} is no mirror that could take over")
         else:
             await connection.send(welcome(self._me(), greeting, is_mirror=mirror is not None))
+
+    async def _serve_copy(self, connection: Connection, greeting: Hello) -> None:
+        """Have the tree be copied. Raises RefusedError, WireError, FusejournalError."""
+        answer = welcome(self._me(), greeting, is_mirror=self._mirror is not None)
+        if self._copies is None or not answer.uuid:
+            raise RefusedError("unborn", f"{self._local.name} has no volume yet to be copied")
+        self._copies.check()
+        if connection.peer is not None:
+            self._local.book.begin_copy(connection.peer)
+            await trio.to_thread.run_sync(self._local.book.save)
+            self._peers_changed()
+        await connection.send(answer)
+        try:
+            await self._copies.serve(connection)
+        except* OSError as group:
+            raise FusejournalError(f"{connection.where}: {first_error(group)}") from None
 
     async def _give_word(self, connection: Connection, greeting: Hello) -> None:
         """Give the word that *greeting* asks for. Raises RefusedError, WireError,

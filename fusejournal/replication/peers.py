@@ -255,6 +255,13 @@ class PeerBook:
         )
         return peer.paused or peer.needs_copy is not None
 
+    def begin_copy(self, name: str) -> None:
+        """The peer *name* copies the tree: from now on the journal is kept for it again. Raises
+        UnknownPeerError."""
+        self._peers[name] = replace(
+            self.get(name), needs_copy=None, left_seq=None, left_at=None, away_seconds=0.0
+        )
+
     def set_needs_copy(self, name: str, reason: str | None) -> None:
         """Say why the peer *name* needs a full copy, or that it does not. Raises
         UnknownPeerError."""

@@ -32,6 +32,7 @@ from fusejournal.wire.batches import batch_of, compress
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Ack, Begin, Diverged, Ping, Refusal, Welcome, WireError
 from fusejournal.wire.session import (
+    COPY,
     MIRROR,
     OK,
     SHIP,
@@ -126,8 +127,11 @@ class ShipSession:
         if agreed_seq + 1 < first:
             why = f"its next entry, {agreed_seq + 1}, is not in the journal any more"
             if shared.volume.journal.reader.base is not None:
-                why += f", which was pruned and begins with {first}; no copy can be made of it yet"
-            await connection.send(Refusal("copy", f"{why}: this mirror needs a full copy"))
+                why += f", which was pruned and begins with {first}"
+            why += (
+                ": this mirror needs a copy of the tree: umount it, 'fusejournal rejoin', mount it"
+            )
+            await connection.send(Refusal(COPY, why))
             raise NoSuchSeqError(agreed_seq + 1, first, head_seq)
         self._record.look_for_loss(theirs.seq)
         return agreed_seq

@@ -21,7 +21,7 @@ from fusejournal.journal.reader import END
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.replication.append_notifier import AppendNotifier
 from fusejournal.replication.claims import PrimaryClaims
-from fusejournal.replication.inbound import Heed, Inbound, MirrorSide
+from fusejournal.replication.inbound import CopySource, Heed, Inbound, MirrorSide
 from fusejournal.replication.kept_signatures import KeptSignatures
 from fusejournal.replication.lag import LagMeter
 from fusejournal.replication.local_node import LocalNode
@@ -78,7 +78,8 @@ class Replication:
     Args:
         append_notifier: learns of each entry of the volume.
         mirroring: a mirror's; None on a primary.
-        make_durability: makes ``durability``, with the hooks of replication."""
+        make_durability: makes ``durability``, with the hooks of replication.
+        copies: serves mirrors that copy the tree."""
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class Replication:
         append_notifier: AppendNotifier,
         mirroring: Mirroring | None,
         make_durability: Callable[[FlushHooks], Durability],
+        copies: CopySource | None = None,
     ) -> None:
         self.local = local
         self._volume = volume
@@ -105,7 +107,7 @@ class Replication:
         else:
             self.durability, self._heed = self._assemble_mirror(mirroring, make_durability)
         self._inbound = Inbound(
-            local, volume, self.me, self._heed, self._mirror, self._peers_changed
+            local, volume, self.me, self._heed, self._mirror, self._peers_changed, copies
         )
         self._shipping = Shipping(
             volume,

@@ -7,10 +7,13 @@ rung   what the journals have in common      what becomes level
 1      this one is a beginning of the other  nothing: what is missing comes by itself
 2      the entries up to where they part     what this one's own entries touched, from the entries
                                              before (volume/rollback.py); they are kept as a branch
-3, 4   nothing that both still have          refused: this needs a copy of the whole
+3      something, or nothing, that they do   what the two trees have otherwise, by a copy of
+       not both have any more                what differs; all of this journal becomes a branch
+4      nothing, because this node is new     all, by a copy of the tree
 =====  ====================================  =======================================================
 
-The entries of the other journal from there on come as to any mirror that is behind."""
+The entries of the other journal from there on come as to any mirror that is behind. Rungs 3 and 4
+are one mechanism, and need the source itself to be asked (tree_copy.py, admin/rejoin_whole.py)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +27,10 @@ from fusejournal.replication.parting import Parting
 from fusejournal.types import Epoch, Position, Seq
 from fusejournal.volume.reconcile.losing import LosingEntries
 
-_ANEW: Final = (
-    "keep what its own entries are wanted for ('fusejournal restore'), then begin it anew: mount "
-    "an empty directory with --role mirror and a new --state"
+ANEW: Final = (
+    "--from a peer that has an address here ('fusejournal peer add') copies what differs; or keep "
+    "what its own entries are wanted for ('fusejournal restore'), then begin it anew: mount an "
+    "empty directory with --role mirror and a new --state"
 )
 
 
@@ -34,6 +38,10 @@ class RejoinError(FusejournalError):
     """A node that cannot be brought level as things are."""
 
     exit_code = 35
+
+
+class TooLittleInCommonError(RejoinError):
+    """Two journals of which not enough is there to make one follow from the other."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +82,14 @@ def plan_rejoin(
     if seq == head.seq:
         return RejoinPlan(parting, head, head, LosingEntries())
     if seq == 0:
-        raise RejoinError(
-            f"{parting.peer} and this node have no entry in common that both still have: {_ANEW}"
+        raise TooLittleInCommonError(
+            f"{parting.peer} and this node have no entry in common that both still have: {ANEW}"
         )
     first_seq = reader.first_seq
     if first_seq != 1 and (reader.base is None or seq < first_seq):
-        raise RejoinError(
+        raise TooLittleInCommonError(
             f"the journal here begins with entry {first_seq}, and the tree as of entry {seq}, "
-            f"where the two part, cannot be made from it: {_ANEW}"
+            f"where the two part, cannot be made from it: {ANEW}"
         )
     (found,) = reader.read(seq, Seq(seq + 1))
     if found.chain != parting.chain:

@@ -11,6 +11,7 @@ from fusejournal.config import StoreConfig
 from fusejournal.file_operations import SetFlags
 from fusejournal.journal.base import (
     BaseNode,
+    FileChange,
     JournalBase,
     base_seq_of,
     content_at,
@@ -28,10 +29,13 @@ from fusejournal.operations import (
 )
 from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid, Seq
 from fusejournal.versions.blocks import BlockReader
+from fusejournal.versions.builder import Trees
 from fusejournal.versions.chunk_list import ChunkNodes
-from fusejournal.versions.content import items_of
+from fusejournal.versions.content import items_of, read_content
+from fusejournal.versions.difference import differing
 from fusejournal.versions.keys import read_key
 from fusejournal.versions.manifest import Version
+from fusejournal.versions.past_files import unlike_parts
 from fusejournal.versions.place import open_place, read_place
 from fusejournal.versions.records import (
     InodeRecord,
@@ -43,6 +47,7 @@ from fusejournal.versions.records import (
     name_of_key,
 )
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
+from fusejournal.versions.version_tree import VersionTree
 
 
 def base_of(version: Version, store_id: str) -> JournalBase:
@@ -132,6 +137,30 @@ class VersionBase:
         """Returns the fid that a name stood for."""
         value = self._names.get(name_key(directory, name))
         return None if value is None else decode_name(value).fid
+
+    def children(self, directory: Fid) -> Iterator[tuple[bytes, Fid]]:
+        """Yields the names in a directory, and what they stood for."""
+        for key, value in self._names.below(inode_key(directory)):
+            yield name_of_key(key), decode_name(value).fid
+
+    def read(self, fid: Fid, offset: int, length: int) -> bytes:
+        """Returns a part of the content of *fid*, which has one."""
+        record = self._record(fid)
+        assert record is not None
+        assert record.content is not None
+        return read_content(self._chunk_nodes, record.content, offset, offset + length)
+
+    def changes_from(self, inodes: str, names: str) -> Iterator[FileChange]:
+        """Yields what the tree with these roots has otherwise, in time of the difference."""
+        base, old = self.base, (bytes.fromhex(inodes), bytes.fromhex(names))
+        new = bytes.fromhex(base.inodes), bytes.fromhex(base.names)
+        mine, other = (
+            VersionTree(self.blocks, Trees(*roots, base.next_fid, base.epoch, 0))
+            for roots in (new, old)
+        )
+        for key, *_ in differing(self._nodes, old[0], new[0]):
+            fid = fid_of_key(key)
+            yield _change(mine, other, mine.find_record(fid), other.find_record(fid), fid)
 
     def _record(self, fid: Fid) -> InodeRecord | None:
         value = self._inodes.get(inode_key(fid))
@@ -240,6 +269,25 @@ class VersionBase:
     def _entry(self, operation: Operation, seq: Seq, data: bytes = b"") -> Entry:
         time_ns = self.base.time_ns
         return Entry(seq, time_ns, SYSTEM_CALLER, None, operation, data, Seq(0), 0, 0, 0)
+
+
+def _change(
+    mine: VersionTree,
+    other: VersionTree,
+    record: InodeRecord | None,
+    its: InodeRecord | None,
+    fid: Fid,
+) -> FileChange:
+    path = None
+    if its is not None:
+        path = other.path(*its.links[0]) if its.links else b""
+    ranges: list[tuple[int, int]] = []
+    has_content = record is not None and record.content is not None
+    if record is not None and has_content and (its is None or its.content != record.content):
+        ranges = [(start, size) for start, _, size in unlike_parts(mine, record, other, its)]
+    flags = [one.file_flags for one in (record, its) if one is not None]
+    size = record.size if record is not None and has_content else None
+    return FileChange(fid, path, size, tuple(ranges), any(flags))
 
 
 def _flags(record: InodeRecord) -> Iterator[Operation]:

@@ -27,6 +27,8 @@ from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.types import Epoch, Position, Seq
 from fusejournal.volume.checkpoint import CheckpointFile
 from fusejournal.volume.reconcile.losing import LosingEntries
+from fusejournal.volume.volume import Volume
+from fusejournal.volume.whole_set import WholeSet, load_whole_set
 
 FILE: Final = "rejoin.json"
 _FORMAT: Final = 1
@@ -97,6 +99,10 @@ class Rollback:
             shutil.rmtree(catalog)
         cut_back(state_dir / "journal", self.position)
 
+    def prepare(self, _: Volume, state_dir: Path, *__: object) -> LosingEntries:
+        """Returns what the reconciliation has to put right: see :meth:`losing`."""
+        return self.losing(state_dir)
+
     def end(self, state_dir: Path, page: WatermarkPage) -> None:
         """The backing is what it should be, and on the disk. Raises OSError."""
         page.sync()
@@ -127,3 +133,9 @@ def load_rollback(state_dir: Path) -> Rollback | None:
         return None
     except UNREADABLE_JSON as error:
         raise FusejournalError(f"{path}: cannot be read: {error}") from None
+
+
+def load_intent(state_dir: Path) -> Rollback | WholeSet | None:
+    """Returns what a rejoin has begun in *state_dir*, of either kind; None where nothing. Raises
+    FusejournalError, OSError."""
+    return load_rollback(state_dir) or load_whole_set(state_dir)

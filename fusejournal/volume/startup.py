@@ -49,11 +49,12 @@ from fusejournal.volume.importer import Importer, survey
 from fusejournal.volume.observer import VolumeObserver, Watcher
 from fusejournal.volume.reconcile.after_loss import describe_trouble, reconcile_after_loss
 from fusejournal.volume.recovery import Recovery, describe_missing
-from fusejournal.volume.rollback import Rollback, load_rollback
+from fusejournal.volume.rollback import Rollback, load_intent
 from fusejournal.volume.standing import UNOPPOSED, Standing
 from fusejournal.volume.ties import BackingTies, open_catalog
 from fusejournal.volume.volume import Volume
 from fusejournal.volume.wait_policy import WaitPolicy
+from fusejournal.volume.whole_set import WholeSet
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class VolumeStartup:
         self._looks_only = False
         self.lost_machine = False
         """True if entries may be gone that this volume had acknowledged."""
-        self._rollback: Rollback | None = None
+        self._rollback: Rollback | WholeSet | None = None
         self.lost_page = False
         """True if the page of watermarks is missing, with what it knew of other reigns."""
 
@@ -257,15 +258,10 @@ class VolumeStartup:
 
     def _begin_rollback(self, read_only: bool) -> None:
         """Go on with what a rejoin has begun, if one has. Raises RecoveryError, OSError."""
-        self._rollback = load_rollback(self._state_dir)
+        self._rollback = load_intent(self._state_dir)
         if self._rollback is not None:
-            self._rollback.begin(
-                self._state_dir,
-                self.page,
-                self.root,
-                read_only=read_only,
-                is_mirror=self._watermarks is not None,
-            )
+            is_mirror, parts = self._watermarks is not None, (self.page, self.root)
+            self._rollback.begin(self._state_dir, *parts, read_only=read_only, is_mirror=is_mirror)
             self._ties.position = self._rollback.position
 
     def _end_rollback(self) -> None:
@@ -359,6 +355,8 @@ class VolumeStartup:
         """After a lost machine, or a history that lost. Returns what cannot be made anew. Raises
         RecoveryError, JournalDamagedError."""
         rollback, is_mirror = self._rollback, self._watermarks is not None
+        parts = self.volume, self._state_dir, self.checkpoint, self.root, self._progress
+        losing = rollback.prepare(*parts) if rollback is not None else None
         work = reconcile_after_loss(
             self.volume,
             self._backing,
@@ -368,7 +366,7 @@ class VolumeStartup:
             self._progress,
             self._make_checkpoint,
             may_be_ahead=not is_mirror if rollback is None else rollback.may_be_ahead,
-            losing=None if rollback is None else rollback.losing(self._state_dir),
+            losing=losing,
         )
         for repair in work.report():
             self._repaired(repair)

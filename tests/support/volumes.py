@@ -4,15 +4,19 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from fusejournal.config import JournalConfig, ReplicationConfig
+from fusejournal.config import JournalConfig, ReplicationConfig, StoreConfig
+from fusejournal.journal.base import BaseTree, JournalBase
 from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.layer.kernel_cache import KernelCache
+from fusejournal.node.assemble import open_base
+from fusejournal.node.tree_copies import TreeCopies
 from fusejournal.operations import Create, Mkdir, Unlink, Write
 from fusejournal.replication.append_notifier import AppendNotifier
 from fusejournal.replication.local_node import LocalNode
@@ -28,7 +32,7 @@ from fusejournal.volume.volume import Volume
 from fusejournal.volume.wait_policy import WaitPolicy
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello
-from tests.support.bases import base_tree
+from tests.support.bases import STORES, base_tree
 from tests.support.trees import difference, image, rebuild
 
 SOMEBODY = Caller(1000, 1000, 77)
@@ -156,7 +160,12 @@ class OpenVolume:
         append_notifier = AppendNotifier()
         self.usage.on_applied.append(append_notifier.entry_applied)
         replication = self._replication = Replication(
-            local, self.volume, append_notifier, mirroring, self.make_durability
+            local,
+            self.volume,
+            append_notifier,
+            mirroring,
+            self.make_durability,
+            TreeCopies(self.directory / "state", None),
         )
         self.durability = replication.durability
         return replication
@@ -253,7 +262,7 @@ def open_volume(
         is_uninitialized=mirror and uuid is None,
         observer=usage,
         policy=policy,
-        base_tree=base_tree,
+        base_tree=partial(_base_tree, state),
     )
     opening.open(read_only=False)
     if begin:
@@ -278,6 +287,11 @@ def open_volume(
                     stack.callback(volume.journal.close)
                     stack.callback(volume.tree.close, keep_orphans=opened.keep_orphans)
                     stack.callback(volume.catalog.close)
+
+
+def _base_tree(state: Path, base: JournalBase) -> BaseTree:
+    """The tree at a base, in a store that a test has in memory, or in the volume's own."""
+    return base_tree(base) if base.store in STORES else open_base(state, base, StoreConfig())
 
 
 def _note_uuid(path: Path, uuid: UUID) -> None:

@@ -52,6 +52,9 @@ class ByteRanges:
         self._ranges = merged
         self._merged_count = len(merged)
 
+    def __bool__(self) -> bool:
+        return bool(self._ranges)
+
     def within(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
         """The parts of [begin, end) that are in it, in order."""
         self._merge()
@@ -74,6 +77,8 @@ class LosingEntries:
     """Those whose content they changed, and where."""
     flagged: set[Fid] = field(default_factory=set)
     """Those whose file flags they set."""
+    cause: str = "its end lost"
+    """The reason for the work, in words."""
 
     @classmethod
     def read(cls, reader: JournalReader, parted_seq: Seq, head_seq: Seq) -> "LosingEntries":

@@ -105,7 +105,7 @@ class Reconciliation:
         self._may_be_ahead = may_be_ahead
         self._goes_back = losing is not None
         self._losing = LosingEntries() if losing is None else losing
-        self._cause = "the machine was lost" if losing is None else "its end lost"
+        self._cause = "the machine was lost" if losing is None else losing.cause
         self._progress = progress
         self._lookup = Lookup(volume.journal.reader)
         self._made: dict[Fid, Making] = {}

@@ -1,0 +1,170 @@
+"""The process that a layer starts for a mirror which copies the tree: ``python -P -m
+fusejournal.admin.tree_source STATE [CONFIG]``. Messages of the session (wire/block_messages.py)
+come on its standard input, and go to its standard output; the layer only passes them on. So neither
+the making of a version nor the reading of blocks is in the way of callers.
+
+It makes a version of the tree as it was when the journal's newest segment began: a journal can
+begin there, and what comes after is shipped as to any mirror. A volume that has no store of
+versions gets one in its state directory (STATE/versions).
+
+It ends when its input does. Killed, it leaves nothing that matters: see versions/create.py."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from fusejournal.admin.versions import VolumeVersions
+from fusejournal.disk import calls
+from fusejournal.disk.process import DIRECTORY
+from fusejournal.errors import FusejournalError
+from fusejournal.journal.segment import first_seq_of
+from fusejournal.replication.local_node import node_name
+from fusejournal.types import Seq
+from fusejournal.versions.block_source import OfferedTree, answer_blocks, progress_told
+from fusejournal.versions.blocks import BlockReader
+from fusejournal.versions.create import create_version, newest_usable
+from fusejournal.versions.manifest import Version, list_versions
+from fusejournal.wire.block_messages import AskBlocks, AskTree, TreeTold
+from fusejournal.wire.frames import Decoder, Message, Refusal, WireError, encode_parts
+from fusejournal.wire.session import COPY
+
+_NICE: Final = 10
+_SIGN_SECONDS: Final = 2.0
+_READ_BYTES: Final = 64 << 10
+
+Send = Callable[[Message], None]
+
+
+class TreeSource:
+    """Answers for the volume *name*; *send* is called with each message, by one thread at a
+    time."""
+
+    def __init__(self, name: str, config: Path | None, send: Send) -> None:
+        """Raises FusejournalError."""
+        self._versions = VolumeVersions(name, config=config)
+        self._send = send
+        self._blocks: BlockReader | None = None
+
+    def answer(self, message: Message) -> None:
+        """Answers one message. Raises FusejournalError, OSError."""
+        if isinstance(message, AskTree):
+            self._send(self._tell(make=bool(message.make)))
+        elif isinstance(message, AskBlocks):
+            if self._blocks is None:
+                self._blocks = BlockReader(self._versions.store())
+            for blocks in answer_blocks(self._blocks, message):
+                self._send(blocks)
+        else:
+            raise WireError(f"{type(message).__name__} where it may not be")
+
+    def _tell(self, *, make: bool) -> TreeTold:
+        versions = self._versions
+        source, kept = versions.source, versions.kept
+        version: Version | None = None
+        if make:
+            version = self._make()
+            self._blocks = None  # it was of before
+        elif versions.state.has_versions:
+            found = list_versions(versions.store(), versions.state.uuid)
+            try:
+                version = newest_usable(found, source.reader, source.head_seq)
+            except FusejournalError:
+                version = None
+        paths = source.reader.segments()
+        return OfferedTree(
+            version,
+            kept.place.id if versions.state.has_versions else "",
+            source.reader.first_seq,
+            source.head_seq,
+            sum(path.stat().st_size for path in paths),
+        ).told()
+
+    def _make(self) -> Version | None:
+        """Returns the version of the tree before the newest segment; None where that is the first
+        there is, and begins with entry 1."""
+        source = self._versions.source
+        seq = Seq(first_seq_of(source.reader.segments()[-1]) - 1)
+        if not seq:
+            return None
+        store = self._versions.kept.open_or_begin()
+        if source.reader.base is not None and source.reader.base.base.seq == seq:
+            return newest_usable(
+                list_versions(store, self._versions.state.uuid), source.reader, seq
+            )
+        with self._telling() as progress:
+            return create_version(
+                store,
+                source.reader,
+                seq,
+                "",
+                node_name(self._versions.name),
+                time.time_ns(),
+                progress,
+            ).version
+
+    @contextmanager
+    def _telling(self) -> Iterator[Callable[[int, int | None], None]]:
+        """Tell every now and then how far the work is, whether or not it says so itself: who waits
+        takes silence for the end."""
+        known: list[int | None] = [0, None]
+        is_over = threading.Event()
+
+        def tell() -> None:
+            while not is_over.wait(_SIGN_SECONDS):
+                self._send(progress_told(known[0] or 0, known[1]))
+
+        def progress(done: int, total: int | None) -> None:
+            known[:] = [done, total]
+
+        teller = threading.Thread(target=tell, daemon=True)
+        teller.start()
+        try:
+            yield progress
+        finally:
+            is_over.set()
+            teller.join()
+
+
+def _send_to(fd: int) -> Send:
+    def send(message: Message) -> None:
+        for part in encode_parts(message):
+            calls.write_all("tree.send", fd, part)
+
+    return send
+
+
+def serve(name: str, config: Path | None, from_fd: int, to_fd: int) -> None:
+    """Answers what comes on *from_fd* until that ends; an error is told as a refusal."""
+    send, decoder = _send_to(to_fd), Decoder()
+    try:
+        source = TreeSource(name, config, send)
+        while data := os.read(from_fd, _READ_BYTES):
+            for message in decoder.feed(data):
+                source.answer(message)
+    except BrokenPipeError:
+        pass  # the layer has ended, or the mirror
+    except (FusejournalError, OSError) as error:
+        words = "".join(one if one.isprintable() else " " for one in str(error))
+        send(Refusal(COPY, words[:1000]))
+
+
+def main() -> None:
+    """Serves as the command line says, at low priority."""
+    os.nice(_NICE)
+    if (program := shutil.which("ionice")) is not None:
+        subprocess.run([program, "-c", "3", "-p", str(os.getpid())], check=False, cwd=DIRECTORY)
+    name, *rest = sys.argv[1:]
+    to_fd = os.dup(1)
+    os.dup2(2, 1)  # what a library prints is no message
+    serve(name, Path(rest[0]) if rest else None, 0, to_fd)
+
+
+if __name__ == "__main__":
+    main()

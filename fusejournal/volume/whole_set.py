@@ -1,0 +1,363 @@
+"""Makes a mirror of a version: its journal begins with that as its base, and its backing becomes
+that tree. For a node that has too little in common with its source for their journals to meet: a
+new one, or one that was away for longer than the source's journal goes back (roles/rejoin.py).
+
+When the version is in the node's own store, whole, and the segments of the source's journal behind
+it are in STATE/journal.new, the intent is written down (STATE/level.json); from then on there is no
+other way than through, as with a rollback (rollback.py), and nothing is served before the end. The
+next opening of the volume goes through: the watermarks are lowered, the new segments take the place
+of the old, the base is written down, the catalog is thrown away. A backing that was empty is
+filled, file by file; one that was not is known as a tree, too, and gets what differs. Then it is
+reconciled with the journal (reconcile/), as one that a system crash left unknown since the base.
+
+Filling goes on where it was after a kill: a file whose content has yet to come has another mtime
+than it is to have. After a system crash, which may keep the one and lose the other, contents are
+written again. Memory is bounded by the depth of the tree; what differs is kept in memory.
+
+Only for who holds the volume. Blocks."""
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from stat import S_IFDIR, S_IFMT, S_IFREG
+from typing import Any, Final
+
+from fusejournal.backing.apply_data import capability_kept
+from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogNode
+from fusejournal.backing.fid_tag import FoundEntry
+from fusejournal.backing.root_mark import BackingRoot
+from fusejournal.disk import calls, failpoints
+from fusejournal.disk.boot import boot_id
+from fusejournal.disk.files import UNREADABLE_JSON, Outlives, remove, write_atomically
+from fusejournal.errors import FusejournalError, RecoveryError
+from fusejournal.file_operations import SetFlags
+from fusejournal.journal.base import BaseTree, FileChange, JournalBase, save_base
+from fusejournal.journal.format import Entry
+from fusejournal.journal.index import Posting
+from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.operations import Import, ImportData, ImportLink, Setattr
+from fusejournal.types import ROOT_FID, Fid, Position, Seq
+from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile
+from fusejournal.volume.reconcile.contents import Progress
+from fusejournal.volume.reconcile.losing import ByteRanges, LosingEntries
+from fusejournal.volume.volume import Volume
+
+FILE: Final = "level.json"
+NEW_JOURNAL: Final = "journal.new"
+_FORMAT: Final = 1
+_PIECE_BYTES: Final = 4 << 20
+_FLAGS_PATH: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_FLAGS_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class WholeSet:
+    """The intent to have the volume of the state directory be as of *base*.
+
+    Args:
+        inodes, names: the roots of the tree that the backing has, in hex; None where it was empty.
+        made_ns: the time when that was so, and on the disk.
+        boot: the boot of the machine in which the backing was begun to be filled.
+        is_filled: the backing has the tree of the base, and that is on the disk."""
+
+    base: JournalBase
+    inodes: str | None
+    names: str | None
+    made_ns: int
+    boot: str
+    is_filled: bool = False
+
+    @classmethod
+    def begun(cls, base: JournalBase, inodes: str | None, names: str | None) -> "WholeSet":
+        """Returns one that begins now."""
+        return cls(base, inodes, names, time.time_ns(), boot_id(), inodes is not None)
+
+    @property
+    def position(self) -> Position:
+        """The position of the base."""
+        return self.base.position
+
+    @property
+    def may_be_ahead(self) -> bool:
+        """False: the backing has nothing that neither the journal has nor the tree."""
+        return False
+
+    def save(self, state_dir: Path) -> None:
+        """Have it on the disk. Raises OSError: then all is as before."""
+        raw = {**asdict(self), "base": self.base.to_json()}
+        content = json.dumps({"format": _FORMAT, **raw}, indent=1).encode()
+        write_atomically("level.intent", state_dir / FILE, content, Outlives.MACHINE)
+
+    def begin(
+        self,
+        state_dir: Path,
+        page: WatermarkPage,
+        root: BackingRoot,
+        *,
+        read_only: bool,
+        is_mirror: bool,
+    ) -> None:
+        """Have nothing of the volume speak of another history any more, but its backing. Raises
+        RecoveryError in a *read_only* opening, which may not, and where it is no mirror yet;
+        FusejournalError, OSError."""
+        if not is_mirror or read_only:
+            why = "mount it without -o ro" if is_mirror else "'fusejournal rejoin'"
+            raise RecoveryError(f"{state_dir}: a copy of the tree is not at its end: {why} goes on")
+        seq = self.position.seq
+        page.stopped_seq = page.rooted_seq = page.committed_seq = Seq(0)
+        page.durable_seq = min(page.durable_seq, seq)
+        page.applying_seq = min(page.applying_seq, seq)
+        page.sync()
+        checkpoints = CheckpointFile(state_dir / "checkpoint", page)
+        checkpoints.lower(Seq(0))
+        root.mark(self.position)
+        calls.fsync("level.root", root.fd)
+        if (state_dir / "catalog").exists():
+            shutil.rmtree(state_dir / "catalog")
+        self._take_journal(state_dir)
+        save_base(state_dir, self.base)
+        if self.is_filled:
+            checkpoints.make(Checkpoint(seq, self.made_ns, self.position), root)
+
+    @staticmethod
+    def _take_journal(state_dir: Path) -> None:
+        """Have the new segments be the journal. What the old ones had is kept as a branch."""
+        new, journal = state_dir / NEW_JOURNAL, state_dir / "journal"
+        if new.exists():
+            shutil.rmtree(journal, ignore_errors=True)
+            calls.rename("level.journal", new, journal)
+            calls.fsync_directory("level.journal.directory", state_dir)
+
+    def prepare(
+        self,
+        volume: Volume,
+        state_dir: Path,
+        checkpoints: CheckpointFile,
+        root: BackingRoot,
+        progress: Progress,
+    ) -> LosingEntries:
+        """Have the backing be the tree of the base, as far as that is not for the reconciliation to
+        do; returns what is. The catalog has the tree already, without handles. Raises
+        StoreError, OSError."""
+        tree = volume.journal.reader.base
+        assert tree is not None
+        losing = LosingEntries({ROOT_FID}, cause="it was away")
+        if self.inodes is not None and self.names is not None:
+            for number, change in enumerate(tree.changes_from(self.inodes, self.names)):
+                progress("comparing the trees", number, None, "files")
+                self._take_change(volume, tree, change, losing)
+        elif not self.is_filled:
+            _Filling(volume, tree, progress, trusts_mtimes=self.boot == boot_id()).run()
+            made_ns = time.time_ns()  # nothing is changed from here to the flush
+            checkpoints.make(Checkpoint(self.position.seq, made_ns, self.position), root)
+            replace(self, is_filled=True, made_ns=made_ns).save(state_dir)
+        return losing
+
+    @staticmethod
+    def _take_change(
+        volume: Volume, tree: BaseTree, change: FileChange, losing: LosingEntries
+    ) -> None:
+        fid = change.fid
+        losing.fids.add(fid)
+        if volume.catalog.node(fid) is None:
+            losing.made.add(fid)  # it is not there any more
+        if change.has_flags:
+            losing.flagged.add(fid)
+        if change.size is not None and change.other_path is not None:
+            losing.contents[fid] = ByteRanges()
+            _rewrite(volume, tree, change)
+
+    def end(self, state_dir: Path, page: WatermarkPage) -> None:
+        """The backing is what it should be, and on the disk. Raises OSError."""
+        page.sync()
+        remove("level.done", state_dir / FILE)
+
+    def __str__(self) -> str:
+        """The deed in words."""
+        return f"rejoin: begun anew with the tree as of entry {self.position.seq}"
+
+
+def load_whole_set(state_dir: Path) -> WholeSet | None:
+    """Returns the intent in *state_dir*; None where there is none. Raises FusejournalError,
+    OSError."""
+    path = state_dir / FILE
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text())
+        if raw.pop("format") != _FORMAT:
+            raise FusejournalError(f"{path}: written by another version of fusejournal")
+        return WholeSet(**{**raw, "base": JournalBase.from_json(raw["base"])})
+    except FileNotFoundError:
+        return None
+    except UNREADABLE_JSON as error:
+        raise FusejournalError(f"{path}: cannot be read: {error}") from None
+
+
+# -- a file that is there, and has another content -------------------------------------------------
+
+
+def _rewrite(volume: Volume, tree: BaseTree, change: FileChange) -> None:
+    """Write those parts of a content that the backing's file has otherwise. Its attributes, and
+    what later entries did to it, are the reconciliation's affair. Raises OSError."""
+    assert change.other_path is not None
+    assert change.size is not None
+    fd = _open_at(volume, change.other_path, change.fid)
+    if fd is None:
+        return  # an earlier attempt has moved it already, when its content was right
+    try:
+        with capability_kept(fd):
+            for start, length in change.ranges:
+                for offset in range(start, start + length, _PIECE_BYTES):
+                    piece = min(_PIECE_BYTES, start + length - offset)
+                    data = tree.read(change.fid, offset, piece)
+                    calls.write_all("level.rewrite", fd, data, offset)
+            if os.fstat(fd).st_size != change.size:
+                calls.ftruncate("level.truncate", fd, change.size)
+    finally:
+        os.close(fd)
+
+
+def _open_at(volume: Volume, path: bytes, fid: Fid) -> int | None:
+    """Opens the regular file *fid* of the backing at *path* for writing; None where it is not
+    there. Raises OSError."""
+    *above, name = path.split(b"/")
+    directory = os.open(".", _FLAGS_DIRECTORY, dir_fd=volume.tree.root_fd)
+    try:
+        for one in above:
+            below = os.open(one, _FLAGS_DIRECTORY, dir_fd=directory)
+            os.close(directory)
+            directory = below
+        found = volume.tree.probe_in(directory, name)
+        if found is None or found.fid != fid or S_IFMT(found.stat.st_mode) != S_IFREG:
+            return None
+        return os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    finally:
+        os.close(directory)
+
+
+# -- a backing that is empty -----------------------------------------------------------------------
+
+
+class _Filling:
+    """The making of all files of *tree*, which the catalog of *volume* has without handles. It
+    gets them. What later entries removed is left out."""
+
+    def __init__(
+        self, volume: Volume, tree: BaseTree, progress: Progress, *, trusts_mtimes: bool
+    ) -> None:
+        self._volume = volume
+        self._catalog = volume.catalog
+        self._base = tree
+        self._progress = progress
+        self._trusts_mtimes = trusts_mtimes
+        self._done_bytes = 0
+
+    def run(self) -> None:
+        """Raises StoreError, OSError."""
+        stack: list[tuple[Fid, Iterator[tuple[bytes, Fid]]]] = [
+            (ROOT_FID, self._base.children(ROOT_FID))
+        ]
+        while stack:
+            directory, names = stack[-1]
+            found = next(names, None)
+            if found is None:
+                stack.pop()
+                self._finish_directory(directory)
+                continue
+            name, fid = found
+            node = self._catalog.node(fid)
+            if node is None:
+                continue
+            if node.handle:
+                self._link(fid, directory, name)
+            elif self._make(node, directory, name) and node.type == S_IFDIR:
+                stack.append((fid, self._base.children(fid)))
+            if self._catalog.changes >= COMMIT_CHANGES:
+                self._catalog.lacks_handles = True
+                self._catalog.commit()
+
+    def _link(self, fid: Fid, directory: Fid, name: bytes) -> None:
+        """Give a file that was made a further name. (An entry after the base may have given that to
+        another file, in an attempt before this one.)"""
+        try:
+            self._volume.applier.apply(ImportLink(fid, directory, name), 0, b"", True)
+        except FileExistsError:
+            return
+
+    def _make(self, node: CatalogNode, directory: Fid, name: bytes) -> bool:
+        """Make a file or directory, or find it made. Returns False where its name is another's by
+        now."""
+        entries = self._base.entries((node.fid,), _is_its_own)
+        making = next(entries).operation
+        assert isinstance(making, Import)
+        making = making._replace(parent=directory, name=name)
+        found = self._volume.tree.probe_name(directory, name)
+        if found is not None and found.fid not in (None, node.fid):
+            return False
+        if found is not None and self._is_done(making, found):
+            self._note(node, found.handle, found.stat.st_ino)
+            entries = (one for one in entries if not isinstance(one.operation, ImportData))
+        else:
+            # Until its content is there, another mtime says that it is not.
+            begun = making if making.complete else making._replace(mtime_ns=making.mtime_ns ^ 1)
+            made = self._volume.applier.apply(begun, 0, b"", True)
+            self._note(node, made.handle, made.ino)
+        self._fill(making, entries)
+        self._done_bytes += making.size
+        self._progress("making the files", self._done_bytes, self._base.base.content_bytes, "bytes")
+        return True
+
+    def _note(self, node: CatalogNode, handle: bytes, ino: int) -> None:
+        self._volume.tree.forget_descriptor(node.fid)
+        node.handle, node.ino = handle, ino
+        self._catalog.touch(node)
+
+    def _is_done(self, making: Import, found: FoundEntry) -> bool:
+        if found.fid != making.fid or S_IFMT(found.stat.st_mode) != S_IFMT(making.mode):
+            return False
+        if S_IFMT(making.mode) == S_IFDIR:
+            return True
+        is_as_made = (found.stat.st_size, found.stat.st_mtime_ns) == (making.size, making.mtime_ns)
+        return self._trusts_mtimes and (is_as_made or making.target is not None)
+
+    def _fill(self, making: Import, entries: Iterator[Entry]) -> None:
+        """Write the content, if any is to come, then set what says that it is there; file flags
+        last, because they may forbid the rest (a directory's when all in it is made)."""
+        applier, fid = self._volume.applier, making.fid
+        flags: SetFlags | None = None
+        fd = -1
+        for entry in entries:
+            if isinstance(entry.operation, SetFlags):
+                flags = entry.operation
+            elif isinstance(entry.operation, ImportData):
+                failpoints.reached("level.fill")
+                fd = self._volume.tree.writable(fid)
+                with capability_kept(fd):
+                    calls.write_all("level.write", fd, entry.data, entry.operation.offset)
+        if fd >= 0 or not making.complete:
+            applier.apply(Setattr(fid, None, None, None, None, making.mtime_ns), 0, b"", True)
+        if flags is not None and S_IFMT(making.mode) != S_IFDIR:
+            applier.apply(flags, 0, b"", True)
+
+    def _finish_directory(self, fid: Fid) -> None:
+        """Set what the making of names in it has changed, or would be kept from."""
+        node = self._base.node(fid)
+        if node is not None and node.mtime_ns is not None:
+            setting = Setattr(fid, None, None, None, None, node.mtime_ns)
+            try:
+                self._volume.applier.apply(setting, 0, b"", True)
+            except PermissionError as error:
+                if error.errno != errno.EPERM:
+                    raise  # (One that is immutable has its time: nothing was made in it.)
+        if node is not None and node.flags:
+            self._volume.applier.apply(SetFlags(fid, node.flags), 0, b"", True)
+
+
+def _is_its_own(posting: Posting) -> bool:
+    return not posting.is_parent

@@ -1,0 +1,276 @@
+"""A mirror whose journal does not meet its primary's copies the tree, all of it or what differs."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import pytest
+import trio
+from click.testing import CliRunner
+
+from fusejournal.address import parse_address
+from fusejournal.admin.rejoin import Rejoined, RejoinRequest
+from fusejournal.admin.status import volume_status
+from fusejournal.cli.rejoin import _show, rejoin
+from fusejournal.config import ReplicationConfig
+from fusejournal.errors import BackingError
+from fusejournal.journal.base import load_base
+from fusejournal.journal.branches import list_branches
+from fusejournal.node.state_dir import VolumeState, load_state
+from fusejournal.operations import Link, Rename, Rmdir, Setattr, Write
+from fusejournal.replication.common_ancestor import first_error
+from fusejournal.replication.peers import PeerBook
+from fusejournal.roles.rejoin import RejoinError
+from fusejournal.roles.role import Role
+from fusejournal.types import ROOT_FID, Fid
+from fusejournal.versions.place import read_place
+from fusejournal.volume.whole_set import FILE
+from tests.support.bases import begin_with_base
+from tests.support.losses import Died, dying_at
+from tests.support.pairs import level, listens_at, running, until
+from tests.support.trees import difference, image
+from tests.support.volumes import SOMEBODY, open_volume
+from tests.unit.admin.test_rejoin import Silent, make_state
+
+_Result = TypeVar("_Result")
+pytestmark = pytest.mark.mount
+
+
+class Places(NamedTuple):
+    """A primary whose journal begins with a base, and a mirror."""
+
+    primary: Path
+    mirror: Path
+
+    @property
+    def state(self) -> VolumeState:
+        """The mirror's."""
+        return load_state(self.mirror / "state")
+
+
+@pytest.fixture
+def pruned(tmp_path: Path) -> Places:
+    places = Places(tmp_path / "primary", tmp_path / "mirror")
+    with open_volume(places.primary) as volume:
+        volume.work(30)
+        large = volume.create("large", os.urandom(300_000))
+        directory = volume.mkdir("sub")
+        volume.volume.commit(Link(large, directory, b"link"), SOMEBODY)
+    make_state(places.primary, Role.PRIMARY)
+    begin_with_base(places.primary / "state", tmp_path / "store")
+    with open_volume(places.primary) as volume:
+        volume.work(5, start=100)
+        large_fid = volume.volume.catalog.lookup(ROOT_FID, b"large")
+        assert large_fid is not None
+        volume.volume.commit(Write(large_fid, 1000, None), SOMEBODY, b"changed")
+    return places
+
+
+def begin_mirror(places: Places) -> None:
+    with open_volume(places.mirror, mirror=True) as mirror:
+        uuid = mirror.volume.journal.uuid
+    (places.mirror / "state" / "uuid").write_text(str(uuid))
+    make_state(places.mirror, Role.UNINITIALIZED)
+    (places.mirror / "state" / "uuid").unlink()
+
+
+async def _asking(places: Places, work: Callable[[], _Result]) -> _Result:
+    """Does *work* while the primary runs, and has an address at the mirror."""
+    with open_volume(places.primary) as primary:
+        primary.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(primary):
+            book = PeerBook(places.mirror / "state")
+            book.add("primary", parse_address(listens_at(primary)))
+            book.save()
+            return await trio.to_thread.run_sync(work)
+
+
+def _request(places: Places, *, whole: bool = False) -> RejoinRequest:
+    return RejoinRequest(places.state, None, None, insecure=True, whole=whole)
+
+
+def run(places: Places, *, whole: bool = False) -> Rejoined:
+    def work() -> Rejoined:
+        return _request(places, whole=whole).run(Silent(), lambda: None)
+
+    return trio.run(_asking, places, work)
+
+
+async def _ship(places: Places) -> None:
+    with open_volume(places.mirror, mirror=True, uuid=places.state.uuid) as mirror:
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror):
+            with open_volume(places.primary) as primary:
+                config = ReplicationConfig(peers={"there": listens_at(mirror)})
+                primary.replicate(config, "127.0.0.1:0")
+                async with running(primary):
+                    await until("it is level", level(primary, mirror))
+
+
+def check_level(places: Places) -> None:
+    trio.run(_ship, places)
+    one, other = (place / "backing" for place in (places.primary, places.mirror))
+    assert not (found := difference(image(one), image(other))), found
+    assert not (places.mirror / "state" / FILE).exists()
+
+
+def _die(places: Places, label: str, count: int) -> None:
+    """Runs a rejoin that is killed at a call."""
+    with dying_at(label, count), pytest.raises(BaseExceptionGroup) as caught:
+        run(places)
+    assert isinstance(first_error(caught.value), Died), label
+
+
+def _die_and_go_on(places: Places, deaths: list[tuple[str, int]]) -> Rejoined:
+    """Runs a rejoin that is killed at one call after another. Returns what the last one did."""
+    for label, count in deaths:
+        _die(places, label, count)
+        if (places.mirror / "state" / FILE).exists():
+            told = "\n".join(volume_status(places.state).degraded)
+            assert "a rejoin has begun" in told
+    if not (places.mirror / "state" / FILE).exists():
+        return run(places)
+    done = _request(places).run(Silent(), lambda: None)  # without its primary
+    assert done.done
+    return done
+
+
+_NEW = [
+    ("object.link", 3),
+    ("rejoin.root.mark", 1),
+    ("level.intent", 1),
+    ("level.journal", 1),
+    ("level.write", 9),
+    ("reconcile", 1),
+    ("level.done", 1),
+]
+_BEHIND = [
+    ("object.link", 2),
+    ("branch.rename", 1),
+    ("level.root", 1),
+    ("level.rewrite", 1),
+    ("reconcile.place", 3),
+]
+
+
+def test_a_new_mirror_of_a_pruned_primary_killed_again_and_again(pruned: Places) -> None:
+    begin_mirror(pruned)
+    planned = trio.run(_asking, pruned, lambda: _request(pruned).plan())
+    assert (planned.rung, planned.done, planned.tree_files > 90) == (4, False, True)
+    done = _die_and_go_on(pruned, _NEW)
+    assert (done.rung, done.tree_seq) == (4, planned.tree_seq)
+    base = load_base(pruned.mirror / "state")
+    assert base is not None
+    assert base.seq == done.tree_seq
+    assert pruned.state.role is Role.MIRROR
+    assert read_place(pruned.mirror / "state") is not None
+    check_level(pruned)
+
+
+# -- a mirror that was away ------------------------------------------------------------------------
+
+
+def _go_on_and_prune(places: Places, store: Path) -> None:
+    """The primary changes this and that, and its journal begins later then."""
+    with open_volume(places.primary) as volume:
+        lookup = volume.volume.catalog.lookup
+        large, moved, gone = (lookup(ROOT_FID, name) for name in (b"large", b"d3", b"d7"))
+        assert large is not None
+        assert moved is not None
+        assert gone is not None
+        commit = volume.volume.commit
+        commit(Write(large, 150_000, None), SOMEBODY, b"other")
+        commit(Setattr(moved, 0o711, None, None, None, None), SOMEBODY)
+        new = volume.mkdir("new")
+        commit(Rename(moved, ROOT_FID, b"d3", new, b"moved", 0, Fid(0)), SOMEBODY)
+        for name in (b"a", b"c"):
+            fid = lookup(gone, name)
+            assert fid is not None
+            volume.unlink(fid, name.decode(), gone)
+        commit(Rmdir(gone, ROOT_FID, b"d7"), SOMEBODY)
+        volume.create("d7", b"a file by the name of a directory")
+        volume.work(3, start=200)
+    begin_with_base(places.primary / "state", store)
+    with open_volume(places.primary) as volume:
+        volume.work(2, start=300)
+
+
+@pytest.fixture
+def behind(pruned: Places, tmp_path: Path) -> Places:
+    """A mirror that was level, and has not what its primary's journal has not any more."""
+    begin_mirror(pruned)
+    run(pruned)
+    check_level(pruned)
+    _go_on_and_prune(pruned, tmp_path / "store")
+    return pruned
+
+
+def test_a_mirror_that_was_away_for_too_long(behind: Places) -> None:
+    before = load_base(behind.mirror / "state")
+    planned = trio.run(_asking, behind, lambda: _request(behind).plan())
+    assert (planned.rung, planned.done) == (3, False)
+    done = _die_and_go_on(behind, _BEHIND)
+    after = load_base(behind.mirror / "state")
+    assert before is not None
+    assert after is not None
+    assert after.seq == done.tree_seq > before.seq
+    (kept,) = list_branches(behind.mirror / "state")
+    assert kept.first_seq == before.seq + 1
+    check_level(behind)
+    check_level(behind)  # which is a mirror as any other
+
+
+def test_what_differs_comes_alone(behind: Places) -> None:
+    done = run(behind)
+    assert (done.rung, done.done) == (3, True)
+    assert done.fetched_bytes < 250_000  # of the large file some chunks alone
+    assert done.branch is not None
+    check_level(behind)
+
+
+# -- which way, and refusals -----------------------------------------------------------------------
+
+
+def test_a_new_mirror_of_a_primary_with_its_whole_journal(tmp_path: Path) -> None:
+    places = Places(tmp_path / "primary", tmp_path / "mirror")
+    with open_volume(places.primary) as volume:
+        volume.work(40)
+    make_state(places.primary, Role.PRIMARY)
+    begin_mirror(places)
+    (places.mirror / "backing" / "found").touch()
+    done = run(places)
+    assert (done.rung, done.journal_bytes > 0) == (1, True)
+    assert places.state.role is Role.UNINITIALIZED
+    with pytest.raises(BaseExceptionGroup) as caught:
+        run(places, whole=True)
+    assert isinstance(first_error(caught.value), BackingError)
+    (places.mirror / "backing" / "found").unlink()
+    done = run(places, whole=True)
+    assert (done.rung, done.fetched_bytes > 0) == (4, True)
+    # The primary had no store of versions, and has one now.
+    assert read_place(places.primary / "state") is not None
+    check_level(places)
+
+
+def test_nobody_can_be_asked(pruned: Places) -> None:
+    begin_mirror(pruned)
+    with pytest.raises(RejoinError, match="knows no address of a primary"):
+        _request(pruned).plan()
+
+
+def test_the_command(pruned: Places, capsys: pytest.CaptureFixture[str]) -> None:
+    begin_mirror(pruned)
+    words = [str(pruned.mirror / "state"), "--insecure", "--dry-run"]
+    dry = trio.run(_asking, pruned, lambda: CliRunner().invoke(rejoin, words).output)
+    assert "all of its tree would be copied (as of its newest version: " in dry
+    done = run(pruned)
+    _show(done, True, False)
+    assert "all of its tree is here as of entry" in capsys.readouterr().out
+    _show(replace(done, rung=3, branch="1-7", own_entries=7), True, False)
+    assert "the journal that was here, 7 entries, is branch 1-7 now" in capsys.readouterr().out
+    _show(replace(done, rung=3, done=False), True, False)
+    assert "what differs from its tree would be copied" in capsys.readouterr().out
+    _show(replace(done, rung=1, journal_bytes=7), True, False)
+    assert "nothing is to be copied" in capsys.readouterr().out

@@ -51,7 +51,9 @@ _FILE_FLAGS_AT = 1
 # A NamedTuple's own constructor takes twice the time, and a listing makes one for each name.
 _new: Any = tuple.__new__
 
-_MAP_BYTES = 1 << 38  # address space, not disk: enough for 800 million files
+# Address space, not disk: enough for 400 million files. Some machines have 512 GiB of it, in which
+# a change of the role finds no second 256 GiB where the first were.
+_MAP_BYTES = 1 << 37
 _PAGE_BYTES = 4096
 _NODES_CACHED = 32_768
 _SPARE_BYTES = 8 << 20

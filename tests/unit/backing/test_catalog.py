@@ -1,6 +1,8 @@
 """The catalog after entries: names, cookies, links, fids."""
 
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -206,3 +208,23 @@ def test_a_path_without_end_is_not_told(driver: Driver) -> None:
         parent = fid
     assert driver.catalog.path(Fid(200)) is not None
     assert driver.catalog.path(Fid(401)) is None
+
+
+_OPEN_TWICE = """
+import resource, sys
+from pathlib import Path
+from fusejournal.backing.catalog import Catalog
+resource.setrlimit(resource.RLIMIT_AS, (1 << 38, 1 << 38))
+directory = Path(sys.argv[1])
+for _ in range(2):
+    catalog = Catalog(directory)
+    catalog.commit()
+    catalog.close()
+"""
+
+
+def test_it_fits_where_address_space_is_small(tmp_path: Path) -> None:
+    """Some machines have 39 bits of it, in pieces once a process has changed its role."""
+    program = [sys.executable, "-c", _OPEN_TWICE, str(tmp_path / "catalog")]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

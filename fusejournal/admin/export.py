@@ -104,7 +104,7 @@ def export_volume(
 
     Args:
         clients: hosts, addresses, networks, wildcards, @netgroups.
-        read_only: clients only read; those of a mirror do so in any case.
+        read_only: clients only read, of a mirror also when that is the primary.
         durable: changes are answered when they are safe from a crash.
         root_squash: a client's root is nobody here.
         further: options of exports(5), or several of them with commas.
@@ -120,13 +120,14 @@ def export_volume(
             f"volume {state.name} is a mirror that no primary has called yet, and has no fsid: "
             "export it when its primary ships to it"
         )
-    clients = tuple(dict.fromkeys(exports.check_client(client) for client in clients))
+    clients = tuple(dict.fromkeys(map(exports.check_client, clients)))
     words = [word for option in further for word in option.split(",") if word]
     options = exports.choose_options(
         state.uuid,
-        read_only=read_only or state.is_mirror,
+        read_only=read_only,
         durable=durable,
         root_squash=root_squash,
+        is_mirror=state.is_mirror,
         further=words,
     )
     exports.check_conflicts(state.name, state.mountpoint, state.uuid)
@@ -143,8 +144,7 @@ def export_volume(
         _tell_layer(state, warnings)
     elif nfsd.tool("exportfs") is None:
         warnings.append("no NFS server here: apt install nfs-kernel-server before --write")
-    if missing is None and nfsd.tool("exportfs") is not None and not nfsd.threads():
-        warnings.append("nfsd does not run: systemctl start nfs-server")
+    _warn_of_rest(missing, warnings)
     where = shlex.quote(f"{socket.gethostname()}:{state.mountpoint}")
     report = ExportReport(
         name=state.name,
@@ -160,6 +160,12 @@ def export_volume(
         warnings=tuple(warnings),
     )
     return ExportResult(report, content, missing)
+
+
+def _warn_of_rest(missing: NoNfsServerError | None, warnings: list[str]) -> None:
+    """Warn where there is an NFS server which does not run."""
+    if missing is None and nfsd.tool("exportfs") is not None and not nfsd.threads():
+        warnings.append("nfsd does not run: systemctl start nfs-server")
 
 
 def remove_export(state: VolumeState) -> ExportRemoved:

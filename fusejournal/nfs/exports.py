@@ -248,14 +248,22 @@ def _is_network(text: str) -> bool:
 
 
 def choose_options(
-    uuid: UUID, *, read_only: bool, durable: bool, root_squash: bool, further: Sequence[str] = ()
+    uuid: UUID,
+    *,
+    read_only: bool,
+    durable: bool,
+    root_squash: bool,
+    is_mirror: bool = False,
+    further: Sequence[str] = (),
 ) -> list[tuple[str, str]]:
-    """The options of a volume's export, each with why it is there. Raises UsageError for a
-    *further* one that would undo what the others are for."""
+    """The options of a volume's export, each with why it is there; *is_mirror*: it may be the
+    primary's later on. Raises UsageError for a *further* one that would undo what the others are
+    for."""
+    changes = "the layer of a mirror takes none" if is_mirror else "the journal has every change"
     chosen = [
         ("ro", "clients only read (--ro)")
         if read_only
-        else ("rw", "clients may change files; the journal has every change"),
+        else ("rw", f"clients may change files; {changes}"),
         ("sync", "a change is answered when it is safe from a crash, as NFS promises")
         if durable
         else ("async", "faster: a crash of this machine may lose what clients believe is safe"),

@@ -127,6 +127,11 @@ def test_what_is_composed_is_read_back(path: str) -> None:
 
 
 def test_options() -> None:
+    of_mirror = exports.choose_options(
+        UUID_1, read_only=False, durable=True, root_squash=True, is_mirror=True
+    )
+    # It may be the primary's later on, with the same exports.
+    assert of_mirror[0] == ("rw", "clients may change files; the layer of a mirror takes none")
     chosen = exports.choose_options(
         UUID_1, read_only=True, durable=False, root_squash=False, further=["sec=krb5:sys"]
     )

@@ -1,6 +1,7 @@
 """``fusejournal hook``: programs for [hooks] in a volume's configuration."""
 
 import os
+from pathlib import Path
 
 import click
 
@@ -18,7 +19,39 @@ def hook() -> None:
       [hooks]
       before = ["fusejournal hook address 192.168.1.9/24 eth0"]
       after = ["fusejournal hook address 192.168.1.9/24 eth0"]
+
+    \b
+    Example, where NFS clients mount from that address:
+      [hooks]
+      before = ["fusejournal hook address 192.168.1.9/24 eth0",
+                "fusejournal hook exportfs"]
+      after = ["fusejournal hook exportfs",
+               "fusejournal hook address 192.168.1.9/24 eth0",
+               "fusejournal hook notify 192.168.1.9/24"]
     """
+
+
+def _told(*names: str) -> list[str]:
+    """Returns what the volume told in its variables *names*. Raises UsageError."""
+    found = [os.environ.get(f"FUSEJOURNAL_{name}", "") for name in names]
+    if not all(found):
+        listed = " and ".join(f"FUSEJOURNAL_{name}" for name in names)
+        raise UsageError(
+            f"{listed} are not all set: this is called by a volume, as [hooks] in its "
+            "configuration says"
+        )
+    return found
+
+
+def _change() -> tuple[str, str]:
+    """Returns when this is called, and for which role. Raises UsageError."""
+    when, role = _told("WHEN", "ROLE")
+    if when not in ("before", "after") or role not in ("primary", "mirror"):
+        raise UsageError(
+            "FUSEJOURNAL_WHEN is before or after here, and FUSEJOURNAL_ROLE primary or mirror: "
+            "this stands in before and after of [hooks]"
+        )
+    return when, role
 
 
 @hook.command()
@@ -34,15 +67,62 @@ def address(address: str, device: str) -> None:
       FUSEJOURNAL_WHEN=after FUSEJOURNAL_ROLE=primary fusejournal hook address 192.168.1.9/24 eth0
     """
     floating = parse_floating(address)
-    when, role = os.environ.get("FUSEJOURNAL_WHEN"), os.environ.get("FUSEJOURNAL_ROLE")
-    if when not in ("before", "after") or role not in ("primary", "mirror"):
-        raise UsageError(
-            "FUSEJOURNAL_WHEN (before or after) and FUSEJOURNAL_ROLE (primary or mirror) are not "
-            "set: this is called by a volume, as [hooks] in its configuration says"
-        )
+    when, role = _change()
     if role == "mirror":
         drop_address(floating, device)
         text.echo(f"{floating} is not on {device}")
     elif when == "after":
         take_address(floating, device)
         text.echo(f"{floating} is on {device}")
+
+
+@hook.command()
+def exportfs() -> None:
+    """Have NFS clients go on across a change of the role, with their locks. Before it, nfsd stops,
+    so that they wait; after it, it serves the exports of the files (see 'fusejournal export'), and
+    on a new primary begins with a grace period, in which they take back the locks that they had
+    on the server before. Their names, without which nfsd gives no locks back, come in the volume,
+    in .fusejournal-nfs, which is root's alone.
+
+    \b
+    All servers need in /etc/nfs.conf:
+      [nfsd]
+      scope = files.example.org     # the same on all
+      grace-time = 15
+      lease-time = 15
+    and nfsdcld, which Debian starts with nfs-server.
+
+    \b
+    Example, as a volume calls it:
+      FUSEJOURNAL_WHEN=after FUSEJOURNAL_ROLE=mirror FUSEJOURNAL_REIGN=2/feed \\
+        FUSEJOURNAL_VOLUME=srv-data FUSEJOURNAL_MOUNTPOINT=/srv/data fusejournal hook exportfs
+    """
+    from fusejournal.admin import nfs_move  # which the others need not wait for
+
+    when, role = _change()
+    reign, volume, mountpoint = _told("REIGN", "VOLUME", "MOUNTPOINT")
+    change = nfs_move.RoleChange(when, role, reign, volume, Path(mountpoint))
+    for line in nfs_move.follow(change):
+        text.echo(line)
+
+
+@hook.command()
+@click.argument("address", metavar="ADDRESS/LENGTH")
+def notify(address: str) -> None:
+    """Have NFSv3 clients, which know the server by the floating ADDRESS, told to take their locks
+    back from this one (sm-notify(8)). Stands in 'after', behind those that set the address.
+    ADDRESS must have a name, in /etc/hosts or the DNS.
+
+    \b
+    Example, as a volume calls it:
+      FUSEJOURNAL_WHEN=after FUSEJOURNAL_ROLE=primary FUSEJOURNAL_VOLUME=srv-data \\
+        fusejournal hook notify 192.168.1.9/24
+    """
+    from fusejournal.admin import nfs_move
+
+    floating = parse_floating(address)
+    when, role = _change()
+    (volume,) = _told("VOLUME")
+    if (when, role) == ("after", "primary"):
+        for line in nfs_move.notify(volume, floating):
+            text.echo(line)

@@ -420,6 +420,14 @@ def _read_anew(dropping: Path | None) -> list[str]:
     return words
 
 
+def read_anew() -> None:
+    """Export what the files say, and what was exported by hand, and have nfsd forget how those
+    were before. Raises ExportError."""
+    _check_installed()
+    _read_anew(dropping=None)
+    nfsd.flush()
+
+
 def _argument(export: Export) -> str:
     # IPv6: [2001:db8::]/32:/path
     address, slash, prefix = export.client.partition("/")

@@ -36,6 +36,7 @@ from fusejournal.types import Fid
 _COMMAND_SECONDS = 120.0
 _POLL_SECONDS = 0.05
 _FILES_TOLD_MAX = 5
+_IN_SCOPE = 'echo "$1" >/proc/sys/kernel/hostname && shift && exec "$@"'
 _KINDS = {"deleg": "delegated", "layout": "laid out", "lock": "locked"}
 _STATE = re.compile(
     r'^- 0x\w+: \{.*?type: (\w+),.*?superblock: "([0-9a-f]+):([0-9a-f]+):(\d+)"', re.MULTILINE
@@ -264,20 +265,58 @@ def take_away(mountpoint: Path) -> None:
                 (client / "ctl").write_text("expire\n")
 
 
+def configured(section: str, key: str) -> str:
+    """Returns the value of *key* in *section* of nfs.conf(5), or an empty text."""
+    if tool("nfsconf") is None:
+        return ""
+    code, lines = run("nfsconf", "--get", section, key)
+    return lines[0] if code == 0 and lines else ""
+
+
+def scope() -> str:
+    """Returns the name by which NFSv4.1 clients take two servers for one, and so take their locks
+    back from the other (RFC 8881, 2.10.4), where nfs.conf has one; nfsd's own is the host's."""
+    return configured("nfsd", "scope")
+
+
+def stop() -> None:
+    """Stop nfsd: all its clients wait. By rpc.nfsd also where systemd started it, because that
+    would stop mountd, too, and forget what was exported by hand. Raises ExportError."""
+    run("rpc.nfsd", "0")
+
+
+def start(count: int | None = None) -> None:
+    """Start nfsd with *count* threads, or as many as nfs.conf says, and with its scope. Raises
+    ExportError."""
+    arguments = (str(count),) if count else ()
+    name, path = scope(), tool("rpc.nfsd")
+    if name and path is not None:
+        # Programs before 2.6.3 do not know the scope; nfsd's is the name of the host as the one
+        # sees it who starts it.
+        code, words = run("unshare", "--uts", "sh", "-c", _IN_SCOPE, "sh", name, path, *arguments)
+    else:
+        code, words = run("rpc.nfsd", *arguments)
+    if code or not threads():
+        raise ExportError(
+            f"nfsd does not start ({'; '.join(words) or 'no word'}): systemctl restart nfs-server"
+        )
+
+
+def end_lock_grace() -> None:
+    """Have lockd give new locks, where no NFSv3 client is to take any back: NFSv4 clients wait for
+    that, too, though all of them may have taken theirs."""
+    with suppress(OSError):
+        (root() / "proc/fs/lockd/nlm_end_grace").write_text("Y\n")
+
+
 @contextmanager
 def stopped() -> Iterator[None]:
-    """Stop nfsd for the length of the block: all its clients wait. By rpc.nfsd also where systemd
-    started it, for that would stop mountd, too, and forget what was exported by hand."""
+    """Stop nfsd for the length of the block."""
     count = threads()
     if count:
-        run("rpc.nfsd", "0")
+        stop()
     try:
         yield
     finally:
         if count:
-            code, words = run("rpc.nfsd", str(count))
-            if code or not threads():
-                raise ExportError(
-                    f"nfsd does not start again ({'; '.join(words) or 'no word'}): "
-                    "systemctl restart nfs-server"
-                )
+            start(count)

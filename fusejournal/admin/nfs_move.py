@@ -1,0 +1,123 @@
+"""NFS across a change of the role: nfsd rests while it goes on, so that clients wait and are told
+nothing wrong, and then gives the locks back that its clients had on the server before.
+
+========  =========  ==========================================================================
+when      role       what is done
+========  =========  ==========================================================================
+before    mirror     nfsd stops; the volume keeps the names of its clients
+before    primary    nfsd stops, where it serves this mirror
+after     primary    in a new reign: the clients that came with the volume are added to those of
+                     the server, and nfsd starts anew, with a grace period; from then on their
+                     names are kept in the volume
+after     mirror     nfsd starts, where something is exported
+========  =========  ==========================================================================
+
+Blocks; for the command line. Each step may be done again. Source: RFC 8881 (8.4.2, 2.10.4),
+nfsd(7), sm-notify(8)."""
+
+from ipaddress import IPv4Interface, IPv6Interface
+from pathlib import Path
+from typing import NamedTuple
+
+from fusejournal.errors import ExportError
+from fusejournal.nfs import client_records, client_watch, exports, nfsd
+
+
+class RoleChange(NamedTuple):
+    """A change of a volume's role, as its hooks are told of it."""
+
+    when: str
+    """``before`` or ``after``."""
+    role: str
+    """``primary`` or ``mirror``: what the node becomes."""
+    reign: str
+    volume: str
+    mountpoint: Path
+
+
+def follow(change: RoleChange) -> list[str]:
+    """Does what is due in NFS at *change*; returns what was done, a line each. Raises ExportError,
+    OSError."""
+    if change.when == "before":
+        return _rest(change)
+    return _serve(change) if change.role == "primary" else _serve_mirror()
+
+
+def _rest(change: RoleChange) -> list[str]:
+    client_watch.end(change.volume)
+    if not nfsd.threads():
+        return ["nfsd does not run"]
+    if change.role == "primary":
+        if not exports.is_served(change.mountpoint):
+            return [f"{change.mountpoint} is not served yet"]
+        nfsd.stop()
+        return ["nfsd rests"]
+    records = client_records.load(change.mountpoint)
+    nfsd.stop()
+    reign = records.reign if records is not None else ""
+    # Now none comes or goes any more.
+    now = client_records.of_server(reign, change.volume)
+    client_records.save(change.mountpoint, now)
+    return [f"nfsd rests; {_count(now)} may take their locks back elsewhere"]
+
+
+def _count(records: client_records.ClientRecords) -> str:
+    return f"{len(records.v4)} NFSv4 and {len(records.v3)} NFSv3 clients"
+
+
+def _serve(change: RoleChange) -> list[str]:
+    told = []
+    records = client_records.load(change.mountpoint)
+    count = nfsd.threads()
+    # Where the layer alone was started again, all is as it was.
+    if records is not None and records.reign != change.reign:
+        if count:
+            nfsd.stop()
+        client_records.add_to_server(records, change.volume)
+        told.append(f"{_count(records)} came with the volume")
+        count = 0
+    exports.read_anew()
+    if not count and exports.active():
+        nfsd.start()
+        told.append("nfsd serves")
+        if not client_records.of_server("", change.volume).v3:
+            nfsd.end_lock_grace()
+    client_watch.begin(change.mountpoint, change.volume, change.reign)
+    _check_reclaim()
+    return told
+
+
+def _check_reclaim() -> None:
+    """Raises ExportError where clients could not take their locks back from another server."""
+    if not client_records.keeps_v4():
+        raise ExportError(
+            "nfsdcld keeps no names of NFSv4 clients here, so they lose their locks in a move: "
+            "systemctl enable --now nfsdcld"
+        )
+    if not nfsd.scope():
+        raise ExportError(
+            "NFSv4 clients lose their locks in a move, because the servers have no scope in "
+            "common: give [nfsd] scope = NAME in /etc/nfs.conf, the same on all of them"
+        )
+
+
+def _serve_mirror() -> list[str]:
+    exports.read_anew()
+    if nfsd.threads() or not exports.active():
+        return []
+    nfsd.start()
+    return ["nfsd serves"]
+
+
+def notify(volume: str, address: IPv4Interface | IPv6Interface) -> list[str]:
+    """Has the NFSv3 clients that came with *volume* told, from *address*, that they are to take
+    their locks back; goes on in the background. Returns what was done. Raises ExportError."""
+    directory = client_records.notified(volume)
+    if not any(directory.glob("sm*/*")):
+        return ["no NFSv3 client has to be told"]
+    code, words = nfsd.run("sm-notify", "-f", "-P", str(directory), "-v", str(address.ip))
+    if code:
+        raise ExportError(
+            f"sm-notify: {'; '.join(words)}: {address.ip} needs a name, in /etc/hosts or the DNS"
+        )
+    return ["NFSv3 clients are told"]

@@ -1,0 +1,275 @@
+"""The NFS clients that may take their locks back from a server that has restarted, or from another
+that goes on in its place.
+
+nfsd and lockd keep locks in memory. After a restart they give them back, in a grace period, to
+those clients alone that stable storage knows to have had some: nfsdcld's database for NFSv4,
+statd's list of hosts to be told for NFSv3. Where a volume moves, both have to be there first. So
+the primary keeps a copy of both in the volume, in a directory that is root's alone, and with the
+journal that comes to each mirror.
+
+The copy is of the server, not of the volume: it names clients of its other exports, too, which
+harms nothing. What is read from it was written by root of a peer, or, where an export has
+``no_root_squash``, by a client's root: names are checked, and nothing is followed.
+
+Blocks; for the command line. Source: nfsdcld(8), rpc.statd(8), sm-notify(8), nfs-utils'
+utils/nfsdcld/sqlite.c (schema 4: table ``grace`` has the epochs, ``rec-EPOCH`` their clients)."""
+
+import json
+import os
+import re
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
+from fusejournal.errors import ExportError
+from fusejournal.nfs import nfsd
+
+DIRECTORY = ".fusejournal-nfs"
+"""In the volume's root; of root, 0700."""
+
+_FILE = "clients"
+_FORMAT = 1
+_BYTES_MAX = 16 << 20
+_LOCKED_SECONDS = 5.0
+_HOST = re.compile(r"[0-9A-Za-z_][0-9A-Za-z._:%-]{0,254}")
+_MONITORED = re.compile(r"[ -~]{1,2048}\n?")
+_DATABASE = "main.sqlite"
+
+
+class ClientRecords(NamedTuple):
+    """The clients of a server, and the reign in which they were its."""
+
+    reign: str
+    v4: frozenset[tuple[bytes, bytes | None]] = frozenset()
+    """The name of each NFSv4 client, and the hash of its principal."""
+    v3: tuple[tuple[str, str], ...] = ()
+    """The hosts that statd is to tell of a restart, each with its line."""
+
+    def to_bytes(self) -> bytes:
+        """Returns their text."""
+        v4 = [[name.hex(), hash_ and hash_.hex()] for name, hash_ in sorted(self.v4, key=repr)]
+        told = {"format": _FORMAT, "reign": self.reign, "v4": v4, "v3": dict(sorted(self.v3))}
+        return json.dumps(told, indent=1).encode() + b"\n"
+
+
+def _parse(content: bytes) -> ClientRecords:
+    told = json.loads(content)
+    if told["format"] != _FORMAT:
+        raise ValueError(f"its format is {told['format']}, not {_FORMAT}")
+    v3 = tuple(sorted(told["v3"].items()))
+    for host, line in v3:
+        if not _HOST.fullmatch(host) or not _MONITORED.fullmatch(line):
+            raise ValueError(f"{host!r} is no host")
+    v4 = frozenset(
+        (bytes.fromhex(name), None if hash_ is None else bytes.fromhex(hash_))
+        for name, hash_ in told["v4"]
+    )
+    return ClientRecords(str(told["reign"]), v4, v3)
+
+
+# -- those of the server ---------------------------------------------------------------------------
+
+
+def of_server(reign: str, name: str) -> ClientRecords:
+    """Returns the clients that the server has now; *name* is the volume's, some of whose clients
+    may still have to be told. Raises ExportError."""
+    hosts: dict[str, str] = {}
+    for directory in (_statd(), notified(name)):
+        for part in ("sm.bak", "sm"):
+            hosts |= _hosts(directory / part)
+    return ClientRecords(reign, frozenset(_clients()), tuple(sorted(hosts.items())))
+
+
+def stamp() -> tuple[int, ...]:
+    """Returns another value whenever the server's clients may have changed."""
+    found = []
+    for path in (_database(), _database().with_name(f"{_DATABASE}-wal"), _statd() / "sm"):
+        try:
+            found.append(path.stat().st_mtime_ns)
+        except OSError:
+            found.append(0)
+    return tuple(found)
+
+
+def keeps_v4() -> bool:
+    """Returns True if the server keeps the names of its NFSv4 clients in nfsdcld's database."""
+    return _database().exists()
+
+
+def _database() -> Path:
+    return _directory_of("nfsdcld", "storagedir", "var/lib/nfs/nfsdcld") / _DATABASE
+
+
+def _statd() -> Path:
+    return _directory_of("statd", "state-directory-path", "var/lib/nfs")
+
+
+def _directory_of(section: str, key: str, usual: str) -> Path:
+    return nfsd.root() / (nfsd.configured(section, key) or usual).lstrip("/")
+
+
+def notified(name: str) -> Path:
+    """Returns the directory from which clients of the volume *name* are told that another server
+    goes on; laid out as statd's own."""
+    return nfsd.root() / f"var/lib/nfs/fusejournal-{name}"
+
+
+def _hosts(directory: Path) -> dict[str, str]:
+    found = {}
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for path in directory.iterdir():
+            with suppress(OSError, UnicodeDecodeError):
+                line = path.read_text(encoding="ascii")
+                if _HOST.fullmatch(path.name) and _MONITORED.fullmatch(line):
+                    found[path.name] = line
+    return found
+
+
+@contextmanager
+def _open_database() -> Iterator[sqlite3.Connection]:
+    path = _database()
+    try:
+        with closing(
+            sqlite3.connect(f"{path.as_uri()}?mode=rw", timeout=_LOCKED_SECONDS, uri=True)
+        ) as database:
+            yield database
+    except sqlite3.Error as error:
+        raise ExportError(f"{path}: {error}: is this nfsdcld's database?") from None
+
+
+def _epochs(database: sqlite3.Connection) -> tuple[int, int]:
+    """Returns the current epoch, and that of the clients which may take locks back in a grace
+    period that is not over, else 0."""
+    rows = database.execute("SELECT current, recovery FROM grace").fetchall()
+    if len(rows) != 1:
+        raise ExportError(f"{_database()} has {len(rows)} epochs, where nfsdcld keeps one")
+    current, recovery = rows[0]
+    return int(current), int(recovery)
+
+
+def _table(epoch: int) -> str:
+    return f'"rec-{epoch:016x}"'
+
+
+def _clients() -> list[tuple[bytes, bytes | None]]:
+    if not keeps_v4():
+        return []
+    with _open_database() as database:
+        epochs = [epoch for epoch in _epochs(database) if epoch]
+        rows = [
+            row
+            for epoch in epochs
+            for row in database.execute(f"SELECT id, princhash FROM {_table(epoch)}")
+        ]
+    return [(bytes(name), None if hash_ is None else bytes(hash_)) for name, hash_ in rows]
+
+
+# -- those that come with a volume -----------------------------------------------------------------
+
+
+def add_to_server(records: ClientRecords, name: str) -> None:
+    """Have *records* among those that the server gives their locks back when it starts; those that
+    it has stay. nfsd must be stopped; nfsdcld may run. Raises ExportError, OSError."""
+    if records.v4 and keeps_v4():
+        with _open_database() as database, database:
+            current, recovery = _epochs(database)
+            # Of a grace period that was not over, nfsdcld clears the current epoch, and goes on
+            # with the one before.
+            rows = sorted(records.v4, key=repr)
+            database.executemany(
+                f"INSERT OR IGNORE INTO {_table(recovery or current)} (id, princhash) "
+                "VALUES (?, ?)",
+                rows,
+            )
+    _stage(records, name)
+
+
+def _stage(records: ClientRecords, name: str) -> None:
+    """Lay out what sm-notify(8) needs to tell the NFSv3 clients among *records*, but those that
+    are clients of this server itself."""
+    here = _hosts(_statd() / "sm")
+    hosts = [(host, line) for host, line in records.v3 if host not in here]
+    if not hosts:
+        return
+    owner = _statd().stat() if _statd().exists() else None
+    base = notified(name)
+    for directory in (base, base / "sm", base / "sm.bak"):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if owner is not None:
+            os.chown(directory, owner.st_uid, owner.st_gid)
+    for host, line in hosts:
+        path = base / "sm" / host
+        path.write_text(line, encoding="ascii")
+        if owner is not None:
+            os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def save(mountpoint: Path, records: ClientRecords) -> bool:
+    """Keep *records* in the volume at *mountpoint*, unless it has just these; returns whether it
+    had not. Raises OSError; ExportError where a user has taken the directory's name."""
+    content = records.to_bytes()
+    with _directory(mountpoint, make=True) as fd:
+        if _read(fd) == content:
+            return False
+        write_atomically("nfs-clients", _FILE, content, Outlives.MACHINE, dir_fd=fd)
+    return True
+
+
+def load(mountpoint: Path) -> ClientRecords | None:
+    """Returns those that the volume at *mountpoint* has come with; None: it has none. Raises
+    OSError, ExportError."""
+    try:
+        with _directory(mountpoint, make=False) as fd:
+            content = _read(fd)
+    except FileNotFoundError:
+        return None
+    if content is None:
+        return None
+    try:
+        return _parse(content)
+    except UNREADABLE_JSON as error:
+        raise ExportError(
+            f"{mountpoint / DIRECTORY / _FILE} is not as it was written ({error}): remove it, and "
+            "NFS clients begin anew"
+        ) from None
+
+
+@contextmanager
+def _directory(mountpoint: Path, *, make: bool) -> Iterator[int]:
+    if not os.path.ismount(mountpoint):
+        raise ExportError(f"{mountpoint} is not mounted")
+    root_fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if make:
+            with suppress(FileExistsError):
+                os.mkdir(DIRECTORY, 0o700, dir_fd=root_fd)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(DIRECTORY, flags, dir_fd=root_fd)
+    finally:
+        os.close(root_fd)
+    try:
+        found = os.fstat(fd)
+        if found.st_uid != 0 or found.st_mode & 0o077:
+            raise ExportError(
+                f"{mountpoint / DIRECTORY} is not root's alone: remove it, so that it is made anew"
+            )
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _read(directory_fd: int) -> bytes | None:
+    try:
+        fd = os.open(
+            _FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory_fd
+        )
+    except FileNotFoundError:
+        return None
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return None
+        return file.read(_BYTES_MAX)

@@ -1,0 +1,187 @@
+"""The steps in NFS around a change of the role. The NFS server's programs are scripts that do
+what those would to the files that tell of it; the real ones are in tests/nfs."""
+
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fusejournal.admin.floating_address import parse_floating
+from fusejournal.admin.nfs_move import RoleChange, follow, notify
+from fusejournal.errors import ExportError
+from fusejournal.nfs import client_records, client_watch, nfsd
+from fusejournal.nfs.client_records import ClientRecords
+from tests.unit.nfs.test_client_records import (
+    ANNA,
+    BEN,
+    MONITORED,
+    insert,
+    make_database,
+    mounted,
+    rows_of,
+)
+from tests.unit.nfs.test_exports import EXPORTFS
+
+pytestmark = pytest.mark.mount
+
+__all__ = ["mounted"]
+
+_NFSD = f"""#!{sys.executable}
+import pathlib, socket, sys
+root = pathlib.Path(sys.argv[0]).parents[2]
+threads = root / "proc/fs/nfsd/threads"
+if (root / "broken").exists():
+    sys.exit("rpc.nfsd: no port")
+with open(root / "calls", "a") as calls:
+    print("nfsd", *sys.argv[1:], socket.gethostname(), file=calls)
+threads.write_text(sys.argv[1] if sys.argv[1:] else "8")
+"""
+_NFSCONF = """#!/bin/sh
+[ "$2 $3" = "nfsd scope" ] && echo files.example.org
+"""
+_NOTIFY = f"""#!{sys.executable}
+import pathlib, sys
+root = pathlib.Path(sys.argv[0]).parents[2]
+with open(root / "calls", "a") as calls:
+    print("sm-notify", *sys.argv[1:], file=calls)
+if (root / "broken").exists():
+    sys.exit("sm-notify: my_name '192.0.2.9' is unusable")
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path, mounted: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The root of a server that exports *mounted*."""
+    root = tmp_path / "server"
+    parts = ("etc/exports.d", "var/lib/nfs/nfsdcld", "var/lib/nfs/sm", "usr/sbin", "proc/fs/nfsd",
+             "proc/fs/lockd")  # fmt: skip
+    for part in parts:
+        (root / part).mkdir(parents=True)
+    programs = {
+        "exportfs": EXPORTFS, "rpc.nfsd": _NFSD, "nfsconf": _NFSCONF, "sm-notify": _NOTIFY,
+        "unshare": '#!/bin/sh\nexec /usr/bin/unshare "$@"\n',
+    }  # fmt: skip
+    for name, text in programs.items():
+        (root / "usr/sbin" / name).write_text(text)
+        (root / "usr/sbin" / name).chmod(0o755)
+    (root / "etc/exports").write_text(f"{mounted} 192.0.2.0/24(rw,sync)\n")
+    (root / "proc/fs/nfsd/threads").write_text("0\n")
+    monkeypatch.setenv("FUSEJOURNAL_NFS_ROOT", str(root))
+    monkeypatch.setenv("FUSEJOURNAL_RUN_ROOT", str(tmp_path / "run"))
+    make_database(root, current=1, recovery=0)
+    yield root
+    client_watch.end("vol")
+
+
+def change(when: str, role: str, mounted: Path, reign: str = "2/beef") -> RoleChange:
+    return RoleChange(when, role, reign, "vol", mounted)
+
+
+def calls(server: Path) -> list[str]:
+    path = server / "calls"
+    found = path.read_text().splitlines() if path.exists() else []
+    path.write_text("")
+    return found
+
+
+def wait_for_record(mounted: Path, wanted: ClientRecords) -> None:
+    deadline = time.monotonic() + 20
+    while client_records.load(mounted) != wanted:
+        assert time.monotonic() < deadline, client_records.load(mounted)
+        time.sleep(0.05)
+
+
+def test_a_primary_keeps_the_names_of_its_clients_as_they_come(server: Path, mounted: Path) -> None:
+    assert follow(change("after", "primary", mounted)) == ["nfsd serves"]
+    # By a scope that all servers have, not by the name of this one.
+    assert "nfsd files.example.org" in calls(server)
+    assert nfsd.threads() == 8
+    wait_for_record(mounted, ClientRecords("2/beef"))
+    insert(server, 1, ANNA)
+    wait_for_record(mounted, ClientRecords("2/beef", frozenset((ANNA,))))
+
+
+def test_nfsd_goes_on_where_the_layer_alone_was_started_again(server: Path, mounted: Path) -> None:
+    client_records.save(mounted, ClientRecords("2/beef", frozenset((ANNA,))))
+    (server / "proc/fs/nfsd/threads").write_text("3\n")
+    assert follow(change("after", "primary", mounted)) == []
+    assert not [call for call in calls(server) if call.startswith("nfsd")]
+    assert rows_of(server, 1) == set()
+
+
+def test_a_new_primary_takes_the_clients_over(server: Path, mounted: Path) -> None:
+    records = ClientRecords("1/feed", frozenset((ANNA,)), (("b.org", MONITORED),))
+    client_records.save(mounted, records)
+    insert(server, 1, BEN)
+    (server / "proc/fs/nfsd/threads").write_text("3\n")
+    told = follow(change("after", "primary", mounted))
+    assert told == ["1 NFSv4 and 1 NFSv3 clients came with the volume", "nfsd serves"]
+    assert [call for call in calls(server) if call.startswith("nfsd")] == [
+        f"nfsd 0 {socket.gethostname()}", "nfsd files.example.org",
+    ]  # fmt: skip
+    assert rows_of(server, 1) == {ANNA, BEN}
+    # NFSv3 clients have the grace period to take theirs back.
+    assert not (server / "proc/fs/lockd/nlm_end_grace").exists()
+    both = ClientRecords("2/beef", frozenset((ANNA, BEN)), (("b.org", MONITORED),))
+    wait_for_record(mounted, both)
+    address = parse_floating("192.0.2.9/24")
+    assert notify("vol", address) == ["NFSv3 clients are told"]
+    assert calls(server) == [f"sm-notify -f -P {client_records.notified('vol')} -v 192.0.2.9"]
+    (server / "broken").touch()
+    with pytest.raises(ExportError, match=r"192\.0\.2\.9 needs a name"):
+        notify("vol", address)
+
+
+def test_lockd_waits_for_nobody_where_nobody_comes(server: Path, mounted: Path) -> None:
+    client_records.save(mounted, ClientRecords("1/feed", frozenset((ANNA,))))
+    follow(change("after", "primary", mounted))
+    assert (server / "proc/fs/lockd/nlm_end_grace").read_text() == "Y\n"
+    assert notify("vol", parse_floating("192.0.2.9/24")) == ["no NFSv3 client has to be told"]
+
+
+def test_an_old_primary_gives_its_clients_along(server: Path, mounted: Path) -> None:
+    follow(change("after", "primary", mounted))
+    wait_for_record(mounted, ClientRecords("2/beef"))
+    insert(server, 1, ANNA)
+    told = follow(change("before", "mirror", mounted, "3/feed"))
+    assert told == ["nfsd rests; 1 NFSv4 and 0 NFSv3 clients may take their locks back elsewhere"]
+    assert nfsd.threads() == 0
+    assert client_records.load(mounted) == ClientRecords("2/beef", frozenset((ANNA,)))
+    # As a mirror it serves its own export; or, where it came to nothing, as before.
+    assert follow(change("after", "mirror", mounted, "3/feed")) == ["nfsd serves"]
+    assert follow(change("after", "mirror", mounted, "3/feed")) == []
+    nfsd.stop()
+    assert follow(change("after", "primary", mounted)) == ["nfsd serves"]
+
+
+def test_a_mirror_that_is_served_rests_too(server: Path, mounted: Path) -> None:
+    assert follow(change("before", "primary", mounted)) == ["nfsd does not run"]
+    (server / "proc/fs/nfsd/threads").write_text("3\n")
+    assert follow(change("before", "primary", mounted)) == [f"{mounted} is not served yet"]
+    assert nfsd.threads() == 3
+    follow(change("after", "mirror", mounted))
+    assert follow(change("before", "primary", mounted)) == ["nfsd rests"]
+    assert nfsd.threads() == 0
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [("nfsconf", r"scope = NAME in /etc/nfs\.conf"), ("nfsdcld", "enable --now nfsdcld")],
+)
+def test_it_is_said_what_locks_lack(server: Path, mounted: Path, missing: str, words: str) -> None:
+    if missing == "nfsconf":
+        (server / "usr/sbin/nfsconf").unlink()
+    else:
+        (server / "var/lib/nfs/nfsdcld/main.sqlite").unlink()
+    with pytest.raises(ExportError, match=words):
+        follow(change("after", "primary", mounted))
+    assert nfsd.threads() == 8
+
+
+def test_an_nfsd_that_does_not_start_is_a_failure(server: Path, mounted: Path) -> None:
+    (server / "broken").touch()
+    with pytest.raises(ExportError, match=r"does not start .*no port.*: systemctl restart"):
+        follow(change("after", "primary", mounted))

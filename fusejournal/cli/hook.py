@@ -126,3 +126,44 @@ def notify(address: str) -> None:
     if (when, role) == ("after", "primary"):
         for line in nfs_move.notify(volume, floating):
             text.echo(line)
+
+
+@hook.command()
+@click.option(
+    "--timeout",
+    default=25.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait until the peer is off; timeout_seconds of [hooks] must be longer.",
+)
+def fence(timeout: float) -> None:
+    """Turn the old primary off, by the fence agent that /etc/fusejournal/fence/PEER.conf names, and
+    end well only if that says that it is off. A promotion that nothing else covers calls it, and
+    goes on, without --force, where it ends well.
+
+    \b
+    Example of /etc/fusejournal/fence/east.conf, which only root may read:
+      agent = fence_ipmilan         # of the package fence-agents
+      ip = 10.0.0.12                # all further lines are for the agent
+      username = admin
+      password = ...
+
+    \b
+    Example, in the configuration of the volume:
+      [hooks]
+      fence = "fusejournal hook fence"
+
+    \b
+    Example of trying it, which turns east off:
+      FUSEJOURNAL_WHEN=fence FUSEJOURNAL_PEER=east fusejournal hook fence
+    """
+    from fusejournal.admin.fence_agent import read_options, turn_off
+
+    if os.environ.get("FUSEJOURNAL_WHEN") != "fence":
+        raise UsageError(
+            "FUSEJOURNAL_WHEN is not fence: this stands in fence of [hooks], or is tried with "
+            "FUSEJOURNAL_WHEN=fence FUSEJOURNAL_PEER=PEER"
+        )
+    peer = os.environ.get("FUSEJOURNAL_PEER", "")
+    turn_off(peer, read_options(peer), timeout)
+    text.echo(f"{peer} is off")

@@ -74,8 +74,16 @@ class RoleHooks:
     async def fence(self, reign: str, peer: str) -> None:
         """Return when *peer*, the old primary, is known to be off. Raises HookFailedError where it
         is not. Cancelling ends the program."""
-        assert self._config.fence is not None
-        await self._run(self._config.fence, "fence", "primary", reign, peer)
+        command = self._config.fence
+        assert command is not None
+        try:
+            await self._run(command, "fence", "primary", reign, peer)
+        except HookFailedError as error:
+            raise HookFailedError(
+                command,
+                f"{error.reason}; nothing is promoted: make sure that {peer or 'the old primary'} "
+                "is off, then promote with --force",
+            ) from None
 
     async def _run(self, command: str, when: str, role: str, reign: str, peer: str) -> None:
         arguments = _checked(command)

@@ -53,7 +53,7 @@ async def test_a_failure_is_told_and_ends_what_comes_before(tmp_path: Path) -> N
     assert failed.value.exit_code == 36
     (line,) = await called.after("mirror", "2/beef", "")
     assert "status 3" in line
-    with pytest.raises(HookFailedError):
+    with pytest.raises(HookFailedError, match="sure that west is off, then promote with --force"):
         await called.fence("2/beef", "west")
 
 

@@ -79,10 +79,13 @@ class MassChanges:
         notes where the journal ends. Raises FusejournalError."""
         if not self._count:
             return []
-        watched = self._volumes.get(str(source.reader.uuid))
+        # A machine may have several nodes of one volume, each with its own journal.
+        place = source.state.directory if source.state is not None else source.name
+        key = f"{place} {source.reader.uuid}"
+        watched = self._volumes.get(key)
         end = Seq(source.head_seq + 1)
         if watched is None or watched.next_seq > end:
-            self._volumes[str(source.reader.uuid)] = _Watched(end)
+            self._volumes[key] = _Watched(end)
             return []
         now_ns = time.time_ns()
         before = watched.highest

@@ -2,6 +2,7 @@
 
 import random
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,3 +102,20 @@ def test_under_load_pieces_are_read(story: _Story, monkeypatch: pytest.MonkeyPat
     (problem,) = story.look()
     assert problem.key == "mass:1001:rewrote"
     assert MassChanges(0).look(open_source("data")) == []
+
+
+def test_two_nodes_of_one_volume(story: _Story, tmp_path: Path) -> None:
+    """Such as a primary and its mirror on one machine, each with its own journal."""
+    story.look()
+    for fid in story.files[:30]:
+        story.write(fid)
+    assert story.look() == []
+    copy = tmp_path / "elsewhere" / "mirror"
+    shutil.copytree(tmp_path / "state", copy)
+    for fid in story.files[30:45]:
+        story.write(fid)
+    assert story.look() == story.changes.look(open_source(str(copy))) == []
+    for fid in story.files[45:]:
+        story.write(fid)
+    assert [one.key for one in story.look()] == ["mass:1001:rewrote"]
+    assert story.changes.look(open_source(str(copy))) == []

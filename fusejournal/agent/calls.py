@@ -28,7 +28,7 @@ from fusejournal.agent.sums import Sums
 from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.errors import FusejournalError, UsageError, WireError
 from fusejournal.journal.reader import JournalReader
-from fusejournal.node.registry import find_volume
+from fusejournal.node.registry import find_named
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import CALLS_VERSION, Call, CallPart
 
@@ -139,7 +139,9 @@ class Calls:
 
     async def _volume(self, name: str) -> _Volume:
         source = await trio.to_thread.run_sync(_open, name)
-        key = str(source.reader.uuid)
+        assert source.state is not None
+        # A machine may have several nodes of one volume, each with its own journal.
+        key = f"{source.state.directory} {source.reader.uuid}"
         known = self._volumes.get(key)
         if known is None:
             known = self._volumes[key] = _Volume(source)
@@ -185,8 +187,9 @@ async def _send_error(connection: Connection, words: str, exit_code: int) -> Non
 
 
 def _open(name: str) -> JournalSource:
-    """Opens a volume of this machine; never a bare copy, because a console may not name files."""
-    find_volume(name)
+    """Opens a volume of this machine by its name; never a bare copy, because a console may not name
+    files."""
+    find_named(name)
     return open_source(name)
 
 
@@ -200,7 +203,7 @@ def _ask(what: OfVolume, reader: JournalReader, fields: Fields) -> dict[str, Any
 
 def _mark(fields: Fields) -> dict[str, Any]:
     volume, name = fields.text("volume"), fields.text("name")
-    made = set_mark(find_volume(volume), name)
+    made = set_mark(find_named(volume), name)
     return {**made.to_json(), "command": command_line("mark", volume, name)}
 
 
@@ -208,5 +211,5 @@ def _pause(is_paused: bool, fields: Fields) -> dict[str, Any]:
     volume, peer = fields.text("volume"), fields.text("peer")
     change = pause_peer if is_paused else resume_peer
     word = "pause" if is_paused else "resume"
-    changed = change(find_volume(volume), peer)
+    changed = change(find_named(volume), peer)
     return {**changed.to_json(), "command": command_line("peer", word, volume, peer)}

@@ -39,7 +39,7 @@ from fusejournal.agent.job_kinds import KINDS, check_access, kind_of
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, make_directories, write_atomically
 from fusejournal.disk.process import DIRECTORY, python_module
 from fusejournal.errors import UsageError
-from fusejournal.node.registry import find_volume
+from fusejournal.node.registry import find_named
 
 _JOBS_MAX: Final = 200
 _ID_CHARS: Final = frozenset("0123456789abcdef-")
@@ -72,7 +72,7 @@ class JobBook:
         name = fields.text("kind")
         kind = kind_of(name)
         check_access(kind, fields)
-        volume = find_volume(fields.text("volume")).name
+        volume = find_named(fields.text("volume")).name
         if len(self._ids()) >= _JOBS_MAX:
             raise UsageError(f"there are {_JOBS_MAX} jobs already: remove some that are done")
         job = f"{time.time_ns() // 10**6:x}-{secrets.token_hex(4)}"

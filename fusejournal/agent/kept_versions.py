@@ -14,7 +14,7 @@ from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.fields import Fields
 from fusejournal.errors import FusejournalError, UsageError
 from fusejournal.history.json_values import exact
-from fusejournal.node.registry import find_volume
+from fusejournal.node.registry import find_named
 from fusejournal.objects.store import StoreError
 from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.content import items_of
@@ -49,7 +49,7 @@ def _patience() -> Callable[[], None]:
 
 
 def _open(fields: Fields) -> VolumeVersions:
-    return VolumeVersions(find_volume(fields.text("volume")).name, _patience())
+    return VolumeVersions(find_named(fields.text("volume")).name, _patience())
 
 
 def _no_progress(_: int, __: int | None) -> None:

@@ -143,6 +143,16 @@ def find_volume(text: str) -> VolumeState:
     raise VolumeNotFoundError(text)
 
 
+def find_named(name: str) -> VolumeState:
+    """The volume that is called *name*, and not one that this means otherwise: for callers that may
+    ask for some volumes alone, by their names, or are to name no files. Raises VolumeNotFoundError,
+    and what find_volume raises."""
+    found = find_volume(name)
+    if found.name != name:
+        raise VolumeNotFoundError(name)
+    return found
+
+
 def _the_one(text: str, states: list[VolumeState]) -> VolumeState:
     if len(states) > 1:
         told = " and ".join(f"{state.directory} (volume {state.name})" for state in states)

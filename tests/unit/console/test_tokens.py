@@ -4,10 +4,12 @@ import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
 
+from fusejournal.agent.fields import Fields
 from fusejournal.console.tokens import TokenBook
 from fusejournal.console.users import AccessRole
 from fusejournal.errors import UsageError
@@ -101,6 +103,22 @@ async def test_a_token_for_some_volumes_alone(console: RunningConsole) -> None:
     found = (await _get(console, own, "/api/overview")).json()
     assert [one["name"] for one in found["agents"][0]["volumes"]] == ["data"]
     assert {one["volume"] for one in found["alerts"]} == {"data"}
+
+
+async def test_a_volume_goes_by_its_name_alone(console: RunningConsole, tmp_path: Path) -> None:
+    """By a path, or what stands for one, a pattern of names would let in what it does not mean."""
+    token = console.tokens.create("own", AccessRole.ADMIN, 1, (f"hall/{tmp_path.parts[1]}*",))
+    state = str(tmp_path / "volume/state")
+    paths = (
+        f"{tmp_path.parts[1]}/" + "../" * 40 + state[1:],
+        state[1:].replace("-", "\\x2d").replace("/", "-"),
+    )
+    for path in paths:
+        asked = await _post(console, token, "/api/agents/hall/jobs", kind="undo", volume=path)
+        assert asked.status_code in (403, 404), asked.text
+    asked = await _get(console, token, f"/api/agents/hall/volumes/{quote(paths[1])}/entries")
+    assert asked.status_code in (403, 404), asked.text
+    assert console.jobs.list_all(Fields({})) == {"jobs": []}
 
 
 def test_what_cannot_be_a_token(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def _parse_span(value: Any) -> Any:
     return float(int(match[1]) * _SPANS[match[2]])
 
 
-Span = Annotated[float, BeforeValidator(_parse_span), Field(ge=1, le=366 * 86_400)]
+SpanSeconds = Annotated[float, BeforeValidator(_parse_span), Field(ge=1, le=366 * 86_400)]
 """A span of time, in seconds."""
 
 
@@ -217,8 +217,8 @@ class VersionsConfig(_Section):
     """The schedule by which the layer has versions made and pruned (node/version_schedule.py), and
     the policy by which they are kept (versions/policy.py)."""
 
-    every: Span | None = None
-    prune_every: Span | None = None
+    every: SpanSeconds | None = None
+    prune_every: SpanSeconds | None = None
     made_by: Literal["any", "primary", "mirror"] = "any"
     keep_last: _Count = 0
     keep_hourly: _Count = 0

@@ -478,6 +478,10 @@ ATTRIBUTE_KINDS = frozenset({Kind.SETATTR, Kind.SETXATTR, Kind.REMOVEXATTR, Kind
 DATA_KINDS = CONTENT_KINDS | ATTRIBUTE_KINDS
 """The kinds of a DataOperation: what changes one file and no name."""
 
+WRITING_KINDS = CONTENT_KINDS | {Kind.IMPORT_DATA}
+ONE_FILE_KINDS = DATA_KINDS | {Kind.IMPORT_DATA}
+"""The same, and what an import does to a file."""
+
 MAKERS = frozenset({Kind.CREATE, Kind.MKDIR, Kind.SYMLINK, Kind.IMPORT})
 """Operations that are about a new fid alone. (A WHITEOUT gives one, too: see :func:`made_by`.)"""
 

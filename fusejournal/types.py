@@ -4,6 +4,7 @@ A ``Seq`` numbers an entry from 1 without gaps; 0 means "before the first entry"
 are half-open in code and inclusive (and so labelled) in the command line. All times are
 nanoseconds since 1970 UTC."""
 
+from collections.abc import Callable
 from typing import NamedTuple, NewType
 
 Seq = NewType("Seq", int)
@@ -28,6 +29,9 @@ TIME_MIN_NS = -(2**31 - 1) * 10**9
 TIME_MAX_NS = (2**34 - 2**31 - 1) * 10**9
 """Times every supported backing holds to the nanosecond (ext4 with 256-byte inodes is the
 narrowest: 1901 to 2446)."""
+
+Progress = Callable[[int, int | None], None]
+"""Takes how much of a long work is done, and of how much; None: not known."""
 
 
 class Caller(NamedTuple):

@@ -9,7 +9,7 @@ import struct
 import subprocess
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
-from fusejournal.disk.process import DIRECTORY
+from fusejournal.disk.process import WORKING_DIRECTORY
 from fusejournal.errors import FusejournalError, UsageError
 
 _BROADCAST = b"\xff" * 6
@@ -70,7 +70,7 @@ def announce(address: IPv4Interface, device: str) -> None:
 def _ip(*arguments: str) -> str:
     try:
         done = subprocess.run(
-            ["ip", *arguments], capture_output=True, text=True, check=False, cwd=DIRECTORY
+            ["ip", *arguments], capture_output=True, text=True, check=False, cwd=WORKING_DIRECTORY
         )
     except FileNotFoundError:
         raise FusejournalError("ip(8) is not installed: apt install iproute2") from None

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from fusejournal.disk.files import Outlives, write_atomically
 from fusejournal.disk.ownership import weak_place
-from fusejournal.disk.process import DIRECTORY, python_module
+from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import FusejournalError, PrivilegeError, UsageError
 from fusejournal.node.registry import all_volumes, unit_instance
 
@@ -163,7 +163,11 @@ def _reload(root: Path) -> bool:
     if root.resolve() != Path("/") or not Path("/run/systemd/system").is_dir() or not systemctl:
         return False
     done = subprocess.run(
-        [systemctl, "daemon-reload"], capture_output=True, text=True, check=False, cwd=DIRECTORY
+        [systemctl, "daemon-reload"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=WORKING_DIRECTORY,
     )
     if done.returncode != 0:
         raise FusejournalError(

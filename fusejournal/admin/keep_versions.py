@@ -29,6 +29,7 @@ from typing import Final
 from fusejournal.admin.prune import Pruning
 from fusejournal.admin.versions import ListedVersions, VolumeVersions
 from fusejournal.config import VersionsConfig, load_config
+from fusejournal.disk.process import lower_priority
 from fusejournal.errors import FusejournalError
 from fusejournal.node.version_record import (
     WorkOutcome,
@@ -40,7 +41,6 @@ from fusejournal.objects.store import StoreError
 from fusejournal.replication.local_node import node_name
 from fusejournal.versions.creators import newest_plan, open_plan
 
-_NICE: Final = 19
 _DEFERENCE: Final = 0.25
 """The part of a period by which a node lets the one go first that made the newest version."""
 
@@ -209,7 +209,7 @@ def _end_with_the_layer() -> None:
 
 
 def _main(work: str, state_dir: str, config: str) -> None:
-    os.nice(_NICE)
+    lower_priority()
     threading.Thread(target=_end_with_the_layer, daemon=True).start()
     keeping = VersionKeeping(Path(state_dir), Path(config) if config else None)
     print(json.dumps(keeping.do(work).to_json()), flush=True)

@@ -10,6 +10,7 @@ from fusejournal.admin.versions import ListedVersion, ListedVersions, VolumeVers
 from fusejournal.objects.service import do_not_wait, is_address, parse_address
 from fusejournal.objects.store import ObjectTraffic
 from fusejournal.replay.restore import Restored
+from fusejournal.types import Progress
 from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.keys import read_key_file
 from fusejournal.versions.manifest import (
@@ -21,8 +22,6 @@ from fusejournal.versions.manifest import (
 from fusejournal.versions.place import open_store, unsealed
 from fusejournal.versions.restore import restore_version
 from fusejournal.versions.verify import Verified, verify_version
-
-Progress = Callable[[int, int | None], None]
 
 
 def is_store(text: str) -> bool:

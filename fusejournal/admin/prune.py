@@ -16,14 +16,12 @@ from fusejournal.node.spec import load_checked
 from fusejournal.objects.service import do_not_wait
 from fusejournal.objects.store import ObjectTraffic
 from fusejournal.replication.local_node import node_name
-from fusejournal.types import Seq
+from fusejournal.types import Progress, Seq
 from fusejournal.versions.bases import pinned_keys
 from fusejournal.versions.collect import NOTHING_COLLECTED, Collected, collect
 from fusejournal.versions.create import delete_version
 from fusejournal.versions.manifest import Version, protected_keys
 from fusejournal.versions.policy import PolicyVerdict, has_rules, judge
-
-Progress = Callable[[int, int | None], None]
 
 
 def _config_of_layer(volume: str) -> Path | None:

@@ -5,7 +5,7 @@ import fcntl
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ from fusejournal.node.journal_limits import (
 from fusejournal.node.state_dir import VolumeState, load_state
 from fusejournal.objects.store import ObjectStore
 from fusejournal.replication.local_node import node_name
-from fusejournal.types import Seq
+from fusejournal.types import Progress, Seq
 from fusejournal.versions.base_tree import base_of, open_base_tree
 from fusejournal.versions.bases import keys_pinned_by, pin, unpin
 from fusejournal.versions.create import create_version
@@ -37,7 +37,6 @@ from fusejournal.versions.verify import verify_version
 
 _LOCK = "prune.lock"
 _DAY_NS = 86_400 * 10**9
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from fusejournal.errors import ConflictError, UsageError
 from fusejournal.history.json_values import exact
 from fusejournal.history.query import Match
 from fusejournal.replay.divergence import Conflict
-from fusejournal.replay.replay import OnConflict, Plan, Replay, Result
+from fusejournal.replay.replay import OnReplayConflict, Plan, Replay, Result
 from fusejournal.replay.scratch import purpose_of
-from fusejournal.replay.target import Progress, Target
-from fusejournal.types import Seq
+from fusejournal.replay.target import Target
+from fusejournal.types import Progress, Seq
 
 Ask = Callable[[Conflict, Match], bool]
 """Tells whether to skip an operation that conflicts."""
@@ -35,7 +35,7 @@ class ReplayRequest:
         uid: int | None = None,
         without: Sequence[str] = (),
         only: Sequence[str] = (),
-        on_conflict: OnConflict = "stop",
+        on_conflict: OnReplayConflict = "stop",
     ) -> None:
         """Raises UsageError, VolumeNotFoundError, NoSuchSeqError, PathNotFoundError, JournalError.
 

@@ -23,11 +23,10 @@ from fusejournal.objects.local import LocalStore
 from fusejournal.objects.overlay import OverlayStore
 from fusejournal.objects.service import do_not_wait
 from fusejournal.objects.store import ObjectStore
-from fusejournal.replay.target import Progress
 from fusejournal.replay.undo_execute import UndoExecutor
 from fusejournal.replay.undo_files import UndoFiles
 from fusejournal.replay.undo_others import Overlap
-from fusejournal.types import Seq
+from fusejournal.types import Progress, Seq
 from fusejournal.versions.blocks import BlockWriter
 from fusejournal.versions.builder import Trees, build_trees
 from fusejournal.versions.create import is_on, newest_usable, trees_of_nearest

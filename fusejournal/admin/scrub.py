@@ -26,7 +26,7 @@ from fusejournal.objects.overlay import OverlayStore
 from fusejournal.objects.service import do_not_wait
 from fusejournal.objects.store import ObjectStore
 from fusejournal.replay.undo_files import UndoFiles
-from fusejournal.types import Fid, Seq
+from fusejournal.types import Fid, Progress, Seq
 from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.builder import Trees, build_trees
 from fusejournal.versions.create import trees_of_nearest
@@ -47,7 +47,6 @@ _ROUNDS = 5
 _LARGE_BYTES = 64 << 20
 _FAULTS_MAX = 1000
 _PAUSE_SECONDS = 0.1
-Progress = Callable[[int, int | None], None]
 
 
 class Pace:

@@ -17,7 +17,7 @@ from typing import Any
 
 from fusejournal.admin.mount_options import MountOptions
 from fusejournal.disk import calls, mounts
-from fusejournal.disk.process import DIRECTORY, python_module
+from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import FusejournalError, MountError, VolumeNotFoundError
 from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import load_state, make_directory
@@ -54,7 +54,7 @@ def start_volume(spec: MountSpec, asked: MountOptions, reporter: Reporter) -> in
             env={**os.environ, _REPORT_FD: str(write_fd)},
             pass_fds=[write_fd],
             # Neither the caller's directory nor its session is the layer's to hold.
-            cwd=DIRECTORY,
+            cwd=WORKING_DIRECTORY,
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=log_file,

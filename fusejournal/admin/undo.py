@@ -17,9 +17,8 @@ from fusejournal.history.json_values import exact_or_none
 from fusejournal.history.query import Criteria, find, parse_ranges
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.replay.divergence import NAME_TAKEN
-from fusejournal.replay.target import Progress
-from fusejournal.replay.undo_plan import Action, OnConflict, Undo, UndoPlan, begun_undos
-from fusejournal.types import Seq
+from fusejournal.replay.undo_plan import Action, OnUndoConflict, Undo, UndoPlan, begun_undos
+from fusejournal.types import Progress, Seq
 
 
 class DoneEntries(NamedTuple):
@@ -182,7 +181,7 @@ class UndoRequest:
             source.lookup, criteria, source.head_seq, unfinished=_done_by(source, resumed)
         )
 
-    def plan(self, progress: Progress, on_conflict: OnConflict) -> PlannedUndo:
+    def plan(self, progress: Progress, on_conflict: OnUndoConflict) -> PlannedUndo:
         """Find out what it comes to. Raises JournalError, JournalDamagedError."""
         plan = self._work.plan(progress, on_conflict=on_conflict)
         return PlannedUndo(self._source, self._state, self._work, plan)

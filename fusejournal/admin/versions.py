@@ -20,7 +20,7 @@ from fusejournal.objects.service import do_not_wait
 from fusejournal.objects.store import ObjectStore, ObjectTraffic, probe
 from fusejournal.replay.restore import Restored
 from fusejournal.replication.local_node import node_name
-from fusejournal.types import Seq
+from fusejournal.types import Progress, Seq
 from fusejournal.versions.bases import relied_on
 from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.collect import Collected, collect
@@ -54,7 +54,6 @@ from fusejournal.versions.verify import Verified, verify_version
 
 _FAR_ENTRIES = 20_000
 """The number of entries after a version from which on a path is restored by its own entries."""
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)

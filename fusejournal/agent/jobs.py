@@ -37,7 +37,7 @@ from typing import Any, Final
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.job_kinds import KINDS, check_access, kind_of
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, make_directories, write_atomically
-from fusejournal.disk.process import DIRECTORY, python_module
+from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import UsageError
 from fusejournal.node.registry import find_named
 
@@ -136,7 +136,7 @@ class JobBook:
         with open(path / "log", "ab") as log:
             child = subprocess.Popen(
                 python_module("fusejournal.agent.job_process", str(path)),
-                cwd=DIRECTORY,
+                cwd=WORKING_DIRECTORY,
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -1,13 +1,11 @@
 """The work of jobs on versions: making one, verifying one, and pruning by the policy."""
 
-import os
 from typing import Any
 
 from fusejournal.admin.prune import PrunePlan, Pruning
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.agent.job_progress import JobProgress
-
-_NICE = 19
+from fusejournal.disk.process import lower_priority
 
 
 def work_on_versions(job: JobProgress, *, do_it: bool) -> None:
@@ -25,7 +23,7 @@ def work_on_versions(job: JobProgress, *, do_it: bool) -> None:
 def create(job: JobProgress) -> None:
     """Makes a version of the tree as it is now. Killed, it leaves all versions as they were. Raises
     FusejournalError, OSError, JobStoppedError."""
-    os.nice(_NICE)
+    lower_priority()
     job.save(state="doing", words="", done=0, total=None)
     versions = VolumeVersions(job.request["volume"], job.check)
     created = versions.create(job.request["name"], job.step)
@@ -45,7 +43,7 @@ def create(job: JobProgress) -> None:
 
 def verify(job: JobProgress) -> None:
     """Reads a version back. Changes nothing. Raises FusejournalError, OSError, JobStoppedError."""
-    os.nice(_NICE)
+    lower_priority()
     request = job.request
     job.save(state="doing", words="", done=0, total=None)
     versions = VolumeVersions(request["volume"], job.check)
@@ -58,7 +56,7 @@ def prune(job: JobProgress, *, do_it: bool) -> None:
     """Plans what the policy does not keep, or lets it go, if that is what the admin has seen.
     Stopped at any point, it is gone on with by the next pruning. Raises FusejournalError, OSError,
     JobStoppedError."""
-    os.nice(_NICE)
+    lower_priority()
     job.save(state="planning", words="", done=0, total=None)
     work = Pruning(job.request["volume"], None, job.check)
     plan = work.plan()

@@ -42,8 +42,8 @@ from fusejournal.backing.apply_whiteout import WhiteoutSteps
 from fusejournal.backing.tree import Tree
 from fusejournal.disk import failpoints, syscalls
 from fusejournal.operations import (
-    DATA_KINDS,
     MOVES,
+    ONE_FILE_KINDS,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     Create,
@@ -58,7 +58,7 @@ from fusejournal.operations import (
 )
 from fusejournal.types import Fid
 
-_WITHOUT_NAMES = DATA_KINDS | {Kind.IMPORT_DATA}
+_WITHOUT_NAMES = ONE_FILE_KINDS
 _OLD_MTIMES = MustWork("the mtime of a directory after a refusal")
 _WHITEOUT_REFUSED = MustWork("the names after a refused whiteout")
 

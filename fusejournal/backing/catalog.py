@@ -134,7 +134,7 @@ class Catalog(CatalogStore):
         self, operation: Link | ImportLink, seq: Seq, time_ns: int, _: bytes, __: int
     ) -> None:
         node = self._touched(operation.fid, seq, time_ns)
-        self._add_name(node, operation.parent, operation.name, _cookie(seq))
+        self._add_name(node, operation.parent, operation.name, cookie_of(seq))
         self._touched(operation.parent, seq, time_ns)
 
     def _record_removed(
@@ -171,7 +171,7 @@ class Catalog(CatalogStore):
         node.complete = not isinstance(operation, Import) or operation.complete
         if not node.complete:
             self.imported = False  # until the importer says that it has all
-        self._add_name(node, operation.parent, operation.name, _cookie(seq))
+        self._add_name(node, operation.parent, operation.name, cookie_of(seq))
         self._add(node)
         self.next_fid = max(self.next_fid, Fid(operation.fid + 1))
         self._touched(operation.parent, seq, time_ns)
@@ -186,7 +186,7 @@ class Catalog(CatalogStore):
             cookie = self._remove_name(node, parent, name)
             other_cookie = self._remove_name(other, new_parent, new_name)
             if not same_directory:
-                cookie, other_cookie = _cookie(seq), _cookie(seq) + 1
+                cookie, other_cookie = cookie_of(seq), cookie_of(seq) + 1
             self._add_name(node, new_parent, new_name, cookie)
             self._add_name(other, parent, name, other_cookie)
         else:
@@ -194,7 +194,7 @@ class Catalog(CatalogStore):
                 self._remove_name(other, new_parent, new_name)
                 if not other.parent:
                     self._forget(other.fid)
-            new_cookie = None if same_directory else _cookie(seq)
+            new_cookie = None if same_directory else cookie_of(seq)
             self._move_name(node, parent, name, new_parent, new_name, new_cookie)
         self._touched(parent, seq, time_ns)
         self._touched(new_parent, seq, time_ns)
@@ -210,5 +210,6 @@ class Catalog(CatalogStore):
         self._record_made(operation.making, seq, time_ns, handle, ino)
 
 
-def _cookie(seq: Seq) -> int:
+def cookie_of(seq: Seq) -> int:
+    """Returns the cookie of a name that entry *seq* made: nfsd refuses 1 and 2."""
     return _COOKIE_BASE + 2 * seq

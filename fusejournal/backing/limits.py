@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from typing import Final
 
+from fusejournal.backing.fid_tag import FID_XATTR
 from fusejournal.control.reply import Reply
 from fusejournal.disk import calls, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
@@ -50,10 +51,8 @@ _LINKS: Final = {
     calls.BTRFS_MAGIC: 65_535,
     _TMPFS_MAGIC: NO_LIMIT,
 }
-_MARK: Final = "trusted.fusejournal"
-"""The attribute that each file of a volume has: a head, and the file's handle."""
 _MARK_HEAD_BYTES: Final = 24
-_VALUE: Final = "trusted.fusejournal-probe"
+_VALUE: Final = f"{FID_XATTR}-probe"
 _REST_BYTES: Final = 256
 _REST_COUNT: Final = 16
 _SPACE_BYTES: Final = 1 << 20
@@ -189,7 +188,7 @@ def _seeks(fd: int, size: int) -> bool:
 def _probe_xattrs(fd: int) -> tuple[int | None, int | None]:
     """The largest value that new file *fd* takes, and about what it takes in all."""
     mark_bytes = _MARK_HEAD_BYTES + len(syscalls.handle_of(fd))
-    if not _takes(fd, _MARK, mark_bytes) or not _takes(fd, _VALUE, _REST_BYTES):
+    if not _takes(fd, FID_XATTR, mark_bytes) or not _takes(fd, _VALUE, _REST_BYTES):
         return None, None  # for lack of space, or of such attributes
     value_bytes = _largest(_XATTR_BYTES_MAX, lambda size: _takes(fd, _VALUE, size))
     _takes(fd, _VALUE, value_bytes)

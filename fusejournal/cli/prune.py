@@ -1,6 +1,5 @@
 """``fusejournal prune``: lets go what the policy does not keep."""
 
-import os
 from pathlib import Path
 
 import click
@@ -11,9 +10,8 @@ from fusejournal.cli import text
 from fusejournal.cli.interrupts import raise_interrupt
 from fusejournal.cli.replay import watched
 from fusejournal.cli.version import warn_of_unreadable
+from fusejournal.disk.process import lower_priority
 from fusejournal.versions.collect import Collected
-
-_NICE = 19
 
 
 @click.command(short_help="Let go what the policy does not keep.")
@@ -46,7 +44,7 @@ def prune(volume: str, dry_run: bool, config: Path | None, as_json: bool) -> Non
       fusejournal prune srv-data
       fusejournal prune srv-data --config /root/try-a-policy.toml --dry-run --json
     """
-    os.nice(_NICE)
+    lower_priority()
     work = Pruning(volume, config, raise_interrupt)
     plan = work.plan()
     with watched("marking blocks", as_json, work.traffic) as progress:

@@ -17,8 +17,8 @@ from fusejournal.errors import ConflictError, UsageError
 from fusejournal.history.query import Match
 from fusejournal.objects.store import ObjectTraffic
 from fusejournal.replay.divergence import Conflict
-from fusejournal.replay.replay import ON_CONFLICT, OnConflict, Plan, Result
-from fusejournal.replay.target import Progress
+from fusejournal.replay.replay import ON_CONFLICT, OnReplayConflict, Plan, Result
+from fusejournal.types import Progress
 
 _CONFLICTS_SHOWN = 20
 _BAR_STEP = 1024
@@ -56,7 +56,7 @@ def replay(
     without: tuple[str, ...],
     only: tuple[str, ...],
     dry_run: bool,
-    on_conflict: OnConflict,
+    on_conflict: OnReplayConflict,
     verbose: bool,
     as_json: bool,
 ) -> None:

@@ -10,10 +10,8 @@ from fusejournal.cli import text
 from fusejournal.cli.interrupts import raise_interrupt
 from fusejournal.cli.replay import watched
 from fusejournal.config import parse_size
-from fusejournal.disk.process import DIRECTORY
+from fusejournal.disk.process import WORKING_DIRECTORY, lower_priority
 from fusejournal.errors import ScrubFoundError
-
-_NICE = 19
 
 
 @click.command(short_help="Read everything back, and compare the live tree.")
@@ -44,9 +42,11 @@ def scrub(volume: str, repair: bool, rate: str, anew: bool, as_json: bool) -> No
     # Only here: what shows help should not wait for its libraries to load.
     from fusejournal.admin.scrub import Scrub
 
-    os.nice(_NICE)
+    lower_priority()
     if (program := shutil.which("ionice")) is not None:
-        subprocess.run([program, "-c", "3", "-p", str(os.getpid())], check=False, cwd=DIRECTORY)
+        subprocess.run(
+            [program, "-c", "3", "-p", str(os.getpid())], check=False, cwd=WORKING_DIRECTORY
+        )
     with watched("scrubbing", as_json) as progress:
         work = Scrub(
             volume,

@@ -16,7 +16,7 @@ from fusejournal.errors import (
     UndoOverlapError,
     UsageError,
 )
-from fusejournal.replay.undo_plan import OnConflict
+from fusejournal.replay.undo_plan import OnUndoConflict
 from fusejournal.types import Seq
 
 _SHOWN = 40
@@ -62,7 +62,7 @@ def undo(
     since: str | None,
     until: str | None,
     without: tuple[str, ...],
-    on_conflict: OnConflict,
+    on_conflict: OnUndoConflict,
     resumed: tuple[int, ...],
     dry_run: bool,
     do_apply: bool,

@@ -1,6 +1,5 @@
 """``fusejournal version``: kept images of the tree, and the store that they are in."""
 
-import os
 import sys
 from collections.abc import Iterable
 from datetime import datetime
@@ -14,13 +13,13 @@ from fusejournal.cli import entries, text
 from fusejournal.cli.interrupts import raise_interrupt
 from fusejournal.cli.replay import watched
 from fusejournal.cli.version_store import key, store
+from fusejournal.disk.process import lower_priority
 from fusejournal.errors import UsageError
 from fusejournal.objects.store import StoreError
 from fusejournal.versions.create import History
 from fusejournal.versions.manifest import UnreadableVersion
 from fusejournal.versions.packs import StoreDamagedError
 
-_NICE = 19
 _HISTORIES: dict[History, str] = {
     "this": "",
     "lost": " (of a history that lost)",
@@ -76,7 +75,7 @@ def create(volume: str, name: str, as_json: bool) -> None:
       fusejournal version create srv-data
       fusejournal version create srv-data before-upgrade --json
     """
-    os.nice(_NICE)
+    lower_priority()
     versions = VolumeVersions(volume, raise_interrupt)
     with watched("reading entries", as_json, versions.traffic) as progress:
         created = versions.create(name, progress)
@@ -332,7 +331,7 @@ def collect(volume: str, dry_run: bool, forget: str | None, as_json: bool) -> No
       fusejournal version collect srv-data
       fusejournal version collect srv-data --forget east-srv-data
     """
-    os.nice(_NICE)
+    lower_priority()
     versions = VolumeVersions(volume, raise_interrupt)
     with watched("marking blocks", as_json, versions.traffic) as progress:
         found = versions.collect(progress, forget=forget, dry_run=dry_run)

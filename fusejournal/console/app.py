@@ -79,7 +79,7 @@ class ConsoleParts:
     """Set when the server is to end: streams end by it, too."""
 
 
-Handler = Callable[[Request], Awaitable[Response]]
+RequestHandler = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(parts: ConsoleParts, hosts: Set[str]) -> Any:
@@ -87,7 +87,7 @@ def make_app(parts: ConsoleParts, hosts: Set[str]) -> Any:
     looked at with each request; empty: any, where TLS says who it is."""
     gates = Gates(parts.users, parts.tokens, parts.audit, is_tls=parts.is_tls)
     handlers = _Handlers(parts, gates)
-    own: list[tuple[str, str, Handler]] = [
+    own: list[tuple[str, str, RequestHandler]] = [
         ("GET", "/api/session", gates.session),
         ("POST", "/api/login", gates.login),
         ("POST", "/api/password", gates.choose_password),
@@ -120,7 +120,7 @@ async def _page(_: Request) -> Response:
     return Response(content, media_type="text/html; charset=utf-8")
 
 
-def _answering(handler: Handler) -> Handler:
+def _answering(handler: RequestHandler) -> RequestHandler:
     """Returns *handler* with its errors as answers."""
 
     async def answer(request: Request) -> Response:
@@ -261,7 +261,7 @@ class _Handlers:
 
     # -- the agents' -------------------------------------------------------------------------------
 
-    def asking(self, route: ApiRoute) -> Handler:
+    def asking(self, route: ApiRoute) -> RequestHandler:
         """Returns the handler of a route that goes to an agent."""
         if route.method == "POST":
             return lambda request: self._change(route, request)

@@ -21,7 +21,7 @@ from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.errors import FusejournalError, UsageError
 from fusejournal.wire.pairing import new_code, parse_code
 
-CODE_SECONDS: Final = 24 * 3600
+LOGIN_CODE_SECONDS: Final = 24 * 3600
 PASSWORD_CHARS_MIN: Final = 12
 _PASSWORD_CHARS_MAX: Final = 256
 _COST, _BLOCK, _PARALLEL = 1 << 15, 8, 1
@@ -101,7 +101,7 @@ class UserBook:
         check_peer_name(name)
         code = new_code()
         user = ConsoleUser(
-            name, role.word, code=_hash_code(code), code_until=time.time() + CODE_SECONDS
+            name, role.word, code=_hash_code(code), code_until=time.time() + LOGIN_CODE_SECONDS
         )
         before = self.all().get(name)
         if before is not None:

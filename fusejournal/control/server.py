@@ -10,7 +10,6 @@ A request with ``"follow": true`` is one for a command that may take long: until
 there is a line ``{"working": true, ...}`` every ``_WORKING_SECONDS``, and the command is cancelled
 when the client is gone, as it is after Ctrl-C."""
 
-import errno
 import json
 import logging
 import os
@@ -21,15 +20,16 @@ from typing import Any
 
 import trio
 
+from fusejournal.disk.errnos import EXHAUSTED
 from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.errors import FusejournalError
 
 log = logging.getLogger(__name__)
 
 Command = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
-Progress = Callable[[], Mapping[str, Any]]
+ProgressReport = Callable[[], Mapping[str, Any]]
 """Returns what is told of a command that is at work, as keys of a JSON object."""
-_UNTOLD: Mapping[str, Progress] = {}
+_UNTOLD: Mapping[str, ProgressReport] = {}
 
 _LINE_BYTES_MAX = 64 << 10
 _REQUEST_SECONDS = 10.0
@@ -38,14 +38,13 @@ _WORKING_SECONDS = 2.0
 _ASKING_MAX = 32
 _BUSY_MAX = 32
 _PAUSE_SECONDS = 0.1
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 """The errors of accept(2) while the process or the machine lacks something."""
 
 
 async def serve_control(
     path: Path,
     commands: Mapping[str, Command],
-    progress: Mapping[str, Progress] = _UNTOLD,
+    progress: Mapping[str, ProgressReport] = _UNTOLD,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves *commands* on the socket *path* until cancelled; the socket is removed then.
@@ -74,7 +73,9 @@ async def _bind(listening: trio.socket.SocketType, path: Path) -> None:
 
 
 class _Server:
-    def __init__(self, commands: Mapping[str, Command], progress: Mapping[str, Progress]) -> None:
+    def __init__(
+        self, commands: Mapping[str, Command], progress: Mapping[str, ProgressReport]
+    ) -> None:
         self._commands = commands
         self._progress = progress
         self._asking: dict[trio.CancelScope, None] = {}
@@ -87,7 +88,7 @@ class _Server:
                 try:
                     connection, _ = await listening.accept()
                 except OSError as error:
-                    if error.errno not in _EXHAUSTED:
+                    if error.errno not in EXHAUSTED:
                         raise
                     await trio.sleep(_PAUSE_SECONDS)
                     continue

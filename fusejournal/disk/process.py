@@ -13,11 +13,12 @@ import signal
 import sys
 from math import inf
 
-DIRECTORY = "/"
+WORKING_DIRECTORY = "/"
 """The directory that processes are started in: the current one is the caller's to hold, and may
 hold another user's program or module."""
 
 _UMASK = 0o022
+_NICE = 19
 _LIMITS = {
     resource.RLIMIT_FSIZE: ("-f", "changes of files beyond {} bytes are refused (EFBIG)"),
     resource.RLIMIT_CPU: ("-t", "it will be ended after {} s of processor time"),
@@ -28,7 +29,7 @@ _LIMITS = {
 
 def python_module(module: str, *arguments: str) -> list[str]:
     """Returns the command line that runs *module* as a program of its own, by this interpreter;
-    start it in :data:`DIRECTORY`."""
+    start it in :data:`WORKING_DIRECTORY`."""
     # -P: what lies in the current directory is no module of ours.
     return [sys.executable, "-P", "-m", module, *arguments]
 
@@ -36,7 +37,7 @@ def python_module(module: str, *arguments: str) -> list[str]:
 def shed_inheritance() -> list[str]:
     """Raises limits that are a shell's and not the layer's, and leaves its umask, its signals' mask
     and its directory. Returns what could not be raised and what that means, a line each."""
-    os.chdir(DIRECTORY)
+    os.chdir(WORKING_DIRECTORY)
     os.umask(_UMASK)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     # Ignored, the end of a child could not be waited for.
@@ -56,6 +57,11 @@ def file_bytes_max(pid: int = 0) -> float:
     """Returns the size up to which process *pid* (0: this one) may write files, in bytes."""
     soft, _ = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     return inf if soft == resource.RLIM_INFINITY else soft
+
+
+def lower_priority() -> None:
+    """Has this process give way to all others in the use of the processors."""
+    os.nice(_NICE)
 
 
 def files_open_max() -> int:

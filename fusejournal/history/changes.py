@@ -15,15 +15,13 @@ from fusejournal.journal.format import Entry
 from fusejournal.journal.outcomes import Outcome, with_outcomes
 from fusejournal.operations import (
     ATTRIBUTE_KINDS,
-    CONTENT_KINDS,
     RENAME_EXCHANGE,
-    Kind,
+    WRITING_KINDS,
     Moving,
     made_by,
 )
 from fusejournal.types import Fid, Seq
 
-_CONTENT = CONTENT_KINDS | {Kind.IMPORT_DATA}
 _WORDS = {"A": "added", "D": "removed", "R": "renamed", "M": "content", "P": "attributes"}
 
 
@@ -133,7 +131,7 @@ class _Comparison:
     def _note(self, entry: Entry, fid: Fid) -> None:
         operation, kind = entry.operation, entry.operation.kind
         touched = self._touch(entry, fid)
-        touched.content |= kind in _CONTENT
+        touched.content |= kind in WRITING_KINDS
         touched.attributes |= kind in ATTRIBUTE_KINDS
         for change in name_changes(operation):
             place = change[:2]

@@ -21,8 +21,8 @@ from fusejournal.journal.index import Posting
 from fusejournal.journal.outcomes import Outcome
 from fusejournal.operations import (
     ATTRIBUTE_KINDS,
-    CONTENT_KINDS,
     MAKERS,
+    WRITING_KINDS,
     Create,
     Import,
     ImportData,
@@ -45,8 +45,7 @@ _NOT_PLAIN = ACLS | XFS_OWN_XATTRS
 """Imports of earlier versions had those of XFS."""
 _EMPTY_ACL_BYTES = 4
 """An ACL without entries is none: setting it takes away the one there is."""
-DATA_KINDS = CONTENT_KINDS | {Kind.IMPORT_DATA}
-_KINDS = MAKERS | DATA_KINDS | ATTRIBUTE_KINDS
+_KINDS = MAKERS | WRITING_KINDS | ATTRIBUTE_KINDS
 
 
 class Permissions(NamedTuple):

@@ -46,7 +46,7 @@ from fusejournal.types import Epoch, Position, Seq
 
 log = logging.getLogger(__name__)
 
-DIRECTORY: Final = "branches"
+BRANCHES: Final = "branches"
 _FILE: Final = "branch.json"
 _FORMAT: Final = 1
 _NAME: Final = re.compile(r"\d{1,19}-\d{1,19}(\.\d{1,4})?")
@@ -157,7 +157,7 @@ def make_branch(
     for known in list_branches(state_dir):
         if (known.parted, known.head) == (parted, head):
             return known
-    above = state_dir / DIRECTORY
+    above = state_dir / BRANCHES
     make_directories("branch.above", above)
     new = above / f".{parted.seq + 1}-{head.seq}.new"
     shutil.rmtree(new, ignore_errors=True)
@@ -216,7 +216,7 @@ def list_branches(state_dir: Path, report: Callable[[str], None] = log.warning) 
     """Returns the branches of the volume in *state_dir*, the oldest first. One that cannot be
     understood is left where it is, and *report* is called with a line that says so: the others are
     no worse for it. Raises OSError."""
-    above = state_dir / DIRECTORY
+    above = state_dir / BRANCHES
     names = os.listdir(above) if above.is_dir() else []
     found = []
     for name in sorted(filter(_NAME.fullmatch, names)):
@@ -229,7 +229,7 @@ def list_branches(state_dir: Path, report: Callable[[str], None] = log.warning) 
 
 def occupied_by_branches(state_dir: Path) -> tuple[int, int]:
     """Returns how many branches there are, and the bytes that they occupy. Raises OSError."""
-    above = state_dir / DIRECTORY
+    above = state_dir / BRANCHES
     found = [above / name for name in os.listdir(above)] if above.is_dir() else []
     found = [path for path in found if _NAME.fullmatch(path.name)]
     return len(found), sum(map(_occupied, found))
@@ -237,9 +237,9 @@ def occupied_by_branches(state_dir: Path) -> tuple[int, int]:
 
 def find_branch(state_dir: Path, name: str) -> Branch:
     """Returns the branch *name*. Raises UnknownBranchError, FusejournalError, OSError."""
-    if not _NAME.fullmatch(name) or not (state_dir / DIRECTORY / name).is_dir():
+    if not _NAME.fullmatch(name) or not (state_dir / BRANCHES / name).is_dir():
         raise UnknownBranchError(name, [branch.name for branch in list_branches(state_dir)])
-    return _load(state_dir / DIRECTORY / name)
+    return _load(state_dir / BRANCHES / name)
 
 
 def _load(directory: Path) -> Branch:
@@ -305,7 +305,7 @@ class BranchLimits:
 def tend_branches(state_dir: Path, limits: BranchLimits, passed_seconds: float) -> list[Branch]:
     """Count that *passed_seconds* have gone by, and drop what is too old or too much, the oldest
     first. Returns what was dropped. Raises FusejournalError, OSError."""
-    above = state_dir / DIRECTORY
+    above = state_dir / BRANCHES
     for left in above.glob(".*.gone"):
         shutil.rmtree(left)
     dropped = []

@@ -57,7 +57,7 @@ from fusejournal.disk.files import Outlives, write_atomically
 from fusejournal.errors import JournalDamagedError
 from fusejournal.journal.format import FRAME_HEADER_BYTES, FormatError, NewerFormatError
 from fusejournal.journal.segment import BadFrameError, Point, SegmentReader
-from fusejournal.operations import DATA_KINDS, MOVES, NAME_KINDS, Kind
+from fusejournal.operations import MOVES, NAME_KINDS, ONE_FILE_KINDS, Kind
 from fusejournal.types import Fid, Seq
 
 INDEX_SUFFIX: Final = ".fjx"
@@ -81,7 +81,7 @@ _WHITEOUT: Final = int(Kind.WHITEOUT)
 _CREATE: Final = int(Kind.CREATE)
 _VOID: Final = int(Kind.VOID)
 _MARK: Final = int(Kind.MARK)
-_DATA: Final = frozenset(map(int, DATA_KINDS | {Kind.IMPORT_DATA}))
+_DATA: Final = frozenset(map(int, ONE_FILE_KINDS))
 _OPERATION_AT: Final = 6
 _KINDS_END: Final = max(Kind) + 1
 

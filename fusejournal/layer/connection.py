@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from fusejournal.disk import mounts
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
-from fusejournal.disk.process import DIRECTORY, python_module
+from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import VolumeBusyError
 from fusejournal.layer.kernel_protocol import IN_HEADER
 from fusejournal.layer.kernel_replies import OUT_HEADER
@@ -113,7 +113,7 @@ class ConnectionHolder:
                     _KEEPER, str(connection.fd), str(watched), str(hold_seconds)
                 ),
                 pass_fds=(connection.fd, connection.root_fd, connection.table_fd, watched),
-                cwd=DIRECTORY,
+                cwd=WORKING_DIRECTORY,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -44,7 +44,7 @@ from fusejournal.types import Caller, Fid, Seq
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.importer import Importer
 from fusejournal.volume.unnamed_files import UnnamedFiles
-from fusejournal.volume.volume import HELD, Volume
+from fusejournal.volume.volume import EHELD, Volume
 from fusejournal.volume.wait_policy import WaitPolicy
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class FileCalls:
     def open(self, who: Caller, fid: Fid, flags: int) -> Answer:
         """Open a file; with O_TRUNC this is a change. An import that is not finished is; cancelling
         leaves the rest of it to the next."""
-        if fid in self._found.unfinished and self.volume.write_errno in (None, HELD):
+        if fid in self._found.unfinished and self.volume.write_errno in (None, EHELD):
             return self._open_imported(who, fid, flags)
         self._flags.check_open(fid, flags)
         if flags & os.O_TRUNC:

@@ -13,7 +13,7 @@ from fusejournal.layer.resolve import refusal
 from fusejournal.native import kernel
 from fusejournal.types import Fid
 from fusejournal.volume.importer import Importer
-from fusejournal.volume.volume import HELD, Volume
+from fusejournal.volume.volume import EHELD, Volume
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class FoundFiles:
         see. A read-only volume does not show it. Raises OSError ENOENT where that cannot be
         told."""
         tree = self._volume.tree
-        is_read_only = self._volume.write_errno not in (None, HELD)
+        is_read_only = self._volume.write_errno not in (None, EHELD)
         if is_read_only or tree.is_hidden(parent, name):
             return False
         try:

@@ -28,10 +28,9 @@ from collections.abc import Callable
 import pyfuse3
 
 from fusejournal.layer.lost_replies import changed_fids
-from fusejournal.operations import CONTENT_KINDS, Kind, Operation
+from fusejournal.operations import WRITING_KINDS, Operation
 from fusejournal.types import ROOT_FID, Fid
 
-_CONTENT = CONTENT_KINDS | {Kind.IMPORT_DATA}
 _ACCOUNT_MAX = 200_000
 """The number of files of which an account is kept: some 15 MiB."""
 
@@ -87,7 +86,7 @@ class KernelCache:
         for fid in changed_fids(operation):
             if (self._asks or fid in self) and _is_there(fid):
                 self._changed.add(fid)
-                if operation.kind in _CONTENT:
+                if operation.kind in WRITING_KINDS:
                     self._note_spoilt(fid)
 
     def _note_spoilt(self, fid: Fid) -> None:

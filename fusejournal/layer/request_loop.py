@@ -47,7 +47,7 @@ from fusejournal.layer.kernel_protocol import (
 from fusejournal.layer.replies import WAITING_MAX, Answer, Body, DurableReply, OpenReply, errno_of
 from fusejournal.native.kernel import read_request, write_reply
 from fusejournal.types import Caller, Fid
-from fusejournal.volume.volume import HELD
+from fusejournal.volume.volume import EHELD
 
 log = logging.getLogger(__name__)
 
@@ -350,7 +350,7 @@ class _Turn:
 
 def _is_held(error: Exception) -> bool:
     """Returns True if *error* says that a change was not made, because changes are held."""
-    return isinstance(error, OSError) and error.errno == HELD
+    return isinstance(error, OSError) and error.errno == EHELD
 
 
 def _events_fd() -> int:

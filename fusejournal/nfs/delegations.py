@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fusejournal.disk import syscalls
-from fusejournal.disk.process import DIRECTORY, python_module
+from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.types import Fid
 
 _FILE = struct.Struct("<QI")
@@ -69,7 +69,7 @@ class Recaller:
             python_module("fusejournal.nfs.delegations", str(self._mountpoint)),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            cwd=DIRECTORY,
+            cwd=WORKING_DIRECTORY,
         )
         assert process.stdin is not None
         os.set_blocking(process.stdin.fileno(), False)

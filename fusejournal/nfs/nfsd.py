@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fusejournal.disk.mounts import device_of, mounts
-from fusejournal.disk.process import DIRECTORY
+from fusejournal.disk.process import WORKING_DIRECTORY
 from fusejournal.disk.syscalls import fuse_handle, open_by_handle
 from fusejournal.errors import ExportError
 from fusejournal.journal.handle_key import HandleKey
@@ -84,7 +84,7 @@ def run(name: str, *arguments: str) -> tuple[int, list[str]]:
             errors="replace",
             timeout=_COMMAND_SECONDS,
             stdin=subprocess.DEVNULL,
-            cwd=DIRECTORY,
+            cwd=WORKING_DIRECTORY,
         )
     except subprocess.TimeoutExpired:
         raise ExportError(

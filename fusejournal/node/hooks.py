@@ -27,7 +27,7 @@ from pathlib import Path
 import trio
 
 from fusejournal.config import HooksConfig
-from fusejournal.disk.process import DIRECTORY
+from fusejournal.disk.process import WORKING_DIRECTORY
 from fusejournal.errors import HookFailedError
 from fusejournal.node.spec import MountSpec
 
@@ -100,7 +100,7 @@ class RoleHooks:
                     capture_stdout=True,
                     stderr=subprocess.STDOUT,
                     check=False,
-                    cwd=DIRECTORY,
+                    cwd=WORKING_DIRECTORY,
                     env=environment,
                 )
         except trio.TooSlowError:

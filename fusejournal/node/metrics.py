@@ -32,7 +32,7 @@ from prometheus_client.core import (
 
 from fusejournal.address import parse_address
 from fusejournal.control.server import Command, serve_channel
-from fusejournal.disk.process import DIRECTORY, python_module
+from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import FusejournalError, UsageError
 from fusejournal.node.volume_status import FlushWaits, VersionStatus, VolumeStatus
 from fusejournal.replication.states import PeerState
@@ -243,7 +243,7 @@ async def _run_server(listening: socket.socket, answer: Command) -> str:
             process = await trio.lowlevel.open_process(
                 python_module(_SERVER, *map(str, fds)),
                 pass_fds=fds,
-                cwd=DIRECTORY,
+                cwd=WORKING_DIRECTORY,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

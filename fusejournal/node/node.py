@@ -63,7 +63,7 @@ from fusejournal.roles.role import Event, Role
 from fusejournal.types import Reign, reign_of_text
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.marks import MarkPlace, make_mark, remove_mark
-from fusejournal.volume.volume import HELD
+from fusejournal.volume.volume import EHELD
 
 log = logging.getLogger(__name__)
 
@@ -418,7 +418,7 @@ class Node:
         if self._replication is not None:
             self._replication.quorum.close()  # no caller waits for mirrors any more
         volume = self._startup.volume
-        if volume.write_errno == HELD:
+        if volume.write_errno == EHELD:
             volume.refuse_changes(errno.EAGAIN)  # of what was held nothing is done
         if self._loop is not None:
             self._loop.leave()

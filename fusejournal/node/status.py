@@ -18,7 +18,7 @@ from fusejournal.replication.supervisor import Replication
 from fusejournal.roles.role import Role
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.startup import VolumeStartup
-from fusejournal.volume.volume import HELD
+from fusejournal.volume.volume import EHELD
 
 _RATE_WINDOW_SECONDS = 10
 
@@ -136,7 +136,7 @@ class StatusPage:
 
     def _state_word(self) -> str:
         volume = self._startup.volume
-        if volume.write_errno == HELD:
+        if volume.write_errno == EHELD:
             return "handing over"
         if volume.failure is not None or volume.write_errno is None:
             return "read-only" if volume.write_errno is not None else "running"

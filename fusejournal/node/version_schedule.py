@@ -20,7 +20,7 @@ from typing import Final
 import trio
 
 from fusejournal.disk.files import UNREADABLE_JSON
-from fusejournal.disk.process import DIRECTORY, python_module
+from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import FusejournalError
 from fusejournal.node.disk_space import disk_space
 from fusejournal.node.due import Due
@@ -220,7 +220,7 @@ class VersionSchedule:
         command = python_module(_WORKER, work, str(self._state_dir), config)
         process = await trio.lowlevel.open_process(
             command,
-            cwd=DIRECTORY,
+            cwd=WORKING_DIRECTORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

@@ -16,9 +16,9 @@ from fusejournal.history.name_changes import Dentry, name_changes
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
 from fusejournal.operations import (
-    DATA_KINDS,
     MAKERS,
     NAME_KINDS,
+    ONE_FILE_KINDS,
     DataOperation,
     Import,
     ImportData,
@@ -33,11 +33,10 @@ from fusejournal.operations import (
     made_by,
 )
 from fusejournal.replay.divergence import Divergence
-from fusejournal.replay.target import Progress, Target
-from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.replay.target import Target
+from fusejournal.types import ROOT_FID, Fid, Progress, Seq
 
 _OF_ONE_FILE = DataOperation | ImportData
-_DATA = DATA_KINDS | {Kind.IMPORT_DATA}
 """The kinds of those."""
 _ROOT_ELSEWHERE = Fid(1 << 62)
 _KEEP_MTIME = frozenset({Kind.IMPORT, Kind.IMPORT_LINK})
@@ -253,7 +252,7 @@ class _DirectoryFold:
 
 
 def _is_about_a_directory(posting: Posting) -> bool:
-    return posting.kind in NAME_KINDS or posting.kind in _DATA
+    return posting.kind in NAME_KINDS or posting.kind in ONE_FILE_KINDS
 
 
 def _directories_of(operation: Operation) -> set[Fid]:
@@ -265,7 +264,7 @@ def _directories_of(operation: Operation) -> set[Fid]:
 
 
 def _makes_a_file(posting: Posting) -> bool:
-    return not posting.is_parent and (posting.kind in MAKERS or posting.kind in _DATA)
+    return not posting.is_parent and (posting.kind in MAKERS or posting.kind in ONE_FILE_KINDS)
 
 
 def _plain_directory(fid: Fid, place: Dentry) -> Mkdir:

@@ -11,8 +11,7 @@ from fusejournal.history.file_states import State, fid_of, is_about
 from fusejournal.history.lookup import Lookup
 from fusejournal.operations import ContentOperation, ImportData, Write, made_by
 from fusejournal.replay.extents import Extents, read_extents
-from fusejournal.replay.target import Progress
-from fusejournal.types import Fid, Seq
+from fusejournal.types import Fid, Progress, Seq
 
 _KEPT_BYTES_MAX = 1 << 20
 """The most that is kept of one file."""

@@ -21,14 +21,14 @@ from fusejournal.operations import (
     made_by,
 )
 from fusejournal.replay.divergence import Conflict, Divergence
-from fusejournal.replay.target import Progress, Target
-from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.replay.target import Target
+from fusejournal.types import ROOT_FID, Fid, Progress, Seq
 
 Verdict = Literal["done", "skipped", "refused"]
 """``refused``: the file system refused it then, so there is nothing to do."""
 
-OnConflict = Literal["stop", "skip", "ask"]
-ON_CONFLICT: tuple[str, ...] = get_args(OnConflict)
+OnReplayConflict = Literal["stop", "skip", "ask"]
+ON_CONFLICT: tuple[str, ...] = get_args(OnReplayConflict)
 
 _CONFLICTS_KEPT = 1000
 _PREPARED = NAME_KINDS | {Kind.SETFLAGS}

@@ -20,8 +20,8 @@ from fusejournal.operations import RENAME_NOREPLACE
 from fusejournal.replay.fold import Fold, carry_out, find_file
 from fusejournal.replay.replay import Replay
 from fusejournal.replay.scratch import TREE, Scratch, Spot, find_spot
-from fusejournal.replay.target import Progress, Target, can_go_on
-from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.replay.target import Target, can_go_on
+from fusejournal.types import ROOT_FID, Fid, Progress, Seq
 
 _RESTORE = "fusejournal-restore"
 

@@ -33,7 +33,7 @@ import xxhash
 
 from fusejournal.disk import syscalls
 from fusejournal.disk.files import NEW_SUFFIX, UNREADABLE_JSON, Outlives, write_atomically
-from fusejournal.disk.process import DIRECTORY
+from fusejournal.disk.process import WORKING_DIRECTORY
 from fusejournal.errors import TargetError
 
 TREE = "tree"
@@ -295,7 +295,7 @@ class Scratch:
                 path = f"/proc/self/fd/{self.fd}/{name}"
                 subprocess.run(
                     ["rm", "-rf", "--one-file-system", "--", path],
-                    check=True, pass_fds=[self.fd], cwd=DIRECTORY,
+                    check=True, pass_fds=[self.fd], cwd=WORKING_DIRECTORY,
                 )  # fmt: skip
             elif name == _CATALOG:
                 shutil.rmtree(name, dir_fd=self.fd)

@@ -14,7 +14,6 @@ flight when a process died is redone after a look at what it has done."""
 
 import errno
 import os
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from stat import S_IFMT
@@ -487,6 +486,3 @@ def _moved_by(operation: TreeOperation) -> tuple[Fid, ...]:
     if isinstance(operation, Moving):
         return operation.fid, operation.replaced
     return (operation.fid,)
-
-
-Progress = Callable[[int, int | None], None]

@@ -20,6 +20,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import NamedTuple
 
+from fusejournal.backing.apply_new import FLAGS_PATH
 from fusejournal.disk import calls, syscalls
 from fusejournal.errors import ConflictError
 from fusejournal.file_operations import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE
@@ -27,7 +28,7 @@ from fusejournal.history.file_states import State
 from fusejournal.history.name_changes import Dentry
 from fusejournal.operations import RENAME_NOREPLACE
 from fusejournal.replay.attributes import attribute_changes
-from fusejournal.replay.undo_files import FLAGS_PATH, UndoFiles
+from fusejournal.replay.undo_files import UndoFiles
 from fusejournal.replay.undo_flags import UndoFlags
 from fusejournal.replay.undo_make import UndoMaker, batches
 from fusejournal.replay.undo_others import Overlap

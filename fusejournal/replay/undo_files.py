@@ -18,17 +18,16 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
+from fusejournal.backing.apply_new import FLAGS_PATH
 from fusejournal.disk import syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import ConflictError
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.name_changes import Dentry
-from fusejournal.replay.target import Progress
 from fusejournal.replay.undo_others import OtherChanges
-from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.types import ROOT_FID, Fid, Progress, Seq
 
 FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-FLAGS_PATH = os.O_PATH | os.O_NOFOLLOW
 
 _PRIVATE_NAME = re.compile(rb"\.fusejournal-undo\.(\d+)\.\d+")
 _PRIVATE_PREFIX = b".fusejournal-undo"

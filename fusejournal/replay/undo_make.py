@@ -7,11 +7,12 @@ import stat
 from collections.abc import Collection, Iterator
 from itertools import count, islice
 
+from fusejournal.backing.apply_new import FLAGS_PATH
 from fusejournal.disk import calls, syscalls
 from fusejournal.history.file_states import rdev_of, target_of, type_of
 from fusejournal.history.name_changes import Dentry
 from fusejournal.replay.attributes import attribute_changes, set_new_attributes
-from fusejournal.replay.undo_files import FLAGS_DIRECTORY, FLAGS_PATH, UndoFiles
+from fusejournal.replay.undo_files import FLAGS_DIRECTORY, UndoFiles
 from fusejournal.replay.wanted import WantedFile, WantedFiles
 from fusejournal.types import ROOT_FID, Fid
 
@@ -126,7 +127,7 @@ class UndoMaker:
                 os.symlink(target, name, dir_fd=directory)
             else:
                 os.mknod(name, kind | mode, rdev_of(state.maker), dir_fd=directory)
-            fd = os.open(name, FLAGS_PATH | os.O_CLOEXEC, dir_fd=directory)
+            fd = os.open(name, FLAGS_PATH, dir_fd=directory)
         try:
             if kind == stat.S_IFREG:
                 end = 0

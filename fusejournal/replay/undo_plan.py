@@ -36,23 +36,22 @@ from fusejournal.operations import (
 )
 from fusejournal.replay.divergence import Aside, Conflict, Divergence
 from fusejournal.replay.images import not_told
-from fusejournal.replay.target import Progress
 from fusejournal.replay.undo_execute import UndoExecutor, WantedNames
 from fusejournal.replay.undo_files import UndoFiles, pid_of_private
 from fusejournal.replay.undo_others import Overlap
 from fusejournal.replay.wanted import JournalFiles
-from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid, Seq
+from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid, Progress, Seq
 
 _IMPORTS = frozenset({Kind.IMPORT, Kind.IMPORT_DATA, Kind.IMPORT_LINK})
 
-What = Literal["bring back", "remove", "rename", "rewrite", "attributes"]
-OnConflict = Literal["stop", "skip", "aside"]
+UndoStep = Literal["bring back", "remove", "rename", "rewrite", "attributes"]
+OnUndoConflict = Literal["stop", "skip", "aside"]
 
 
 class Action(NamedTuple):
     """One thing that an undo does, for people: to a name, or to a file's content."""
 
-    what: What
+    what: UndoStep
     fid: Fid
     path: bytes | None
     new_path: bytes | None
@@ -167,7 +166,7 @@ class Undo:
 
     # -- planning ----------------------------------------------------------------------------------
 
-    def plan(self, progress: Progress, *, on_conflict: OnConflict = "stop") -> UndoPlan:
+    def plan(self, progress: Progress, *, on_conflict: OnUndoConflict = "stop") -> UndoPlan:
         """Returns what taking them back comes to. With ``skip``, chosen operations that others rely
         on stay, and so on until nothing is in the way; with ``aside``, what lost its name to
         another since comes back beside it. Raises JournalDamagedError, and JournalError where the
@@ -233,7 +232,9 @@ class Undo:
     def _after(self, entry: Entry) -> Iterator[Entry]:
         return self._lookup.reader.read(Seq(entry.seq + 1), END)
 
-    def _plan_with(self, chosen: set[Seq], progress: Progress, on_conflict: OnConflict) -> UndoPlan:
+    def _plan_with(
+        self, chosen: set[Seq], progress: Progress, on_conflict: OnUndoConflict
+    ) -> UndoPlan:
         """One reading from the first chosen operation to the head."""
         divergence = Divergence(_Knowing(self._lookup), aside=True)
         plan = UndoPlan(set(chosen), divergence, self._head_seq)

@@ -10,8 +10,7 @@ from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import mtimes_before
 from fusejournal.replay.extents import read_extents
 from fusejournal.replay.images import Image, not_told, read_images
-from fusejournal.replay.target import Progress
-from fusejournal.types import Fid, Seq
+from fusejournal.types import Fid, Progress, Seq
 
 _PIECE_BYTES = 1 << 20
 

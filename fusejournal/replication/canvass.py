@@ -35,7 +35,7 @@ ASK_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class PeerAnswer:
     """The answer of one peer: ``welcome``, or else ``error`` says why there is none. ``is_refusal``
     is True for a peer that was reached and will not."""
 
@@ -56,14 +56,14 @@ def words_needed(nodes: int, mirrors: int, *, blocks: bool, has_lost: bool = Fal
     return max(nodes // 2 + 1, nodes - mirrors + has_lost)
 
 
-async def ask_positions(local: LocalNode, me: HandshakeState) -> list[Answer]:
+async def ask_positions(local: LocalNode, me: HandshakeState) -> list[PeerAnswer]:
     """Returns what each peer of *local*, which greets as *me*, has. Cancelling is harmless."""
     # Not by a reign that it has asked words for: who gave another its word would not answer.
     asking = me._replace(fence=me.position.epoch, reign_node=0)
     return await _ask_all(local, me, hello(asking, FETCH))
 
 
-async def ask_words(local: LocalNode, me: HandshakeState, reign: Reign) -> list[Answer]:
+async def ask_words(local: LocalNode, me: HandshakeState, reign: Reign) -> list[PeerAnswer]:
     """Returns the word of each peer for *reign*, or why it gives none. Cancelled, some may have
     been given."""
     return await _ask_all(local, me, hello(me, WORD, reign.epoch))
@@ -106,7 +106,7 @@ async def has_words(
     return True
 
 
-def _has_no_more(answer: Answer, me: HandshakeState) -> bool:
+def _has_no_more(answer: PeerAnswer, me: HandshakeState) -> bool:
     """Returns True if *answer* is a word, and whose it is holds nothing that *me* lacks: it may
     have followed a new primary since it was asked what it holds."""
     theirs, mine = answer.welcome, me.position
@@ -115,8 +115,8 @@ def _has_no_more(answer: Answer, me: HandshakeState) -> bool:
     return theirs.seq <= mine.seq and theirs.held_epoch <= mine.epoch
 
 
-async def _ask_all(local: LocalNode, me: HandshakeState, greeting: Hello) -> list[Answer]:
-    answers: list[Answer] = []
+async def _ask_all(local: LocalNode, me: HandshakeState, greeting: Hello) -> list[PeerAnswer]:
+    answers: list[PeerAnswer] = []
 
     async def ask(peer: Peer) -> None:
         answers.append(await _ask(local, peer, me, greeting))
@@ -127,9 +127,9 @@ async def _ask_all(local: LocalNode, me: HandshakeState, greeting: Hello) -> lis
     return sorted(answers, key=lambda answer: answer.peer)
 
 
-async def _ask(local: LocalNode, peer: Peer, me: HandshakeState, greeting: Hello) -> Answer:
+async def _ask(local: LocalNode, peer: Peer, me: HandshakeState, greeting: Hello) -> PeerAnswer:
     if peer.any_address is None:
-        return Answer(peer.name, error="it is not known where it listens")
+        return PeerAnswer(peer.name, error="it is not known where it listens")
     try:
         with trio.fail_after(ASK_SECONDS):
             async with await connect(
@@ -140,11 +140,11 @@ async def _ask(local: LocalNode, peer: Peer, me: HandshakeState, greeting: Hello
                 timeout_seconds=ASK_SECONDS,
             ) as connection:
                 await connection.send(greeting)
-                return Answer(peer.name, check_asked(me, await connection.receive()))
+                return PeerAnswer(peer.name, check_asked(me, await connection.receive()))
     except* RefusedError as group:
         error, is_refusal = str(first_error(group)), True
     except* trio.TooSlowError:
         error, is_refusal = f"no answer within {ASK_SECONDS:g} s", False
     except* (FusejournalError, OSError) as group:
         error, is_refusal = str(first_error(group)), False
-    return Answer(peer.name, error=error, is_refusal=is_refusal)
+    return PeerAnswer(peer.name, error=error, is_refusal=is_refusal)

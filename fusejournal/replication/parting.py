@@ -33,7 +33,7 @@ from fusejournal.wire.session import (
 )
 from fusejournal.wire.transport import connect
 
-FILE: Final = "parted.json"
+PARTED_FILE: Final = "parted.json"
 _FORMAT: Final = 1
 _CONNECT_SECONDS: Final = 10.0
 
@@ -60,14 +60,14 @@ class Parting:
         if load_parting(state_dir) == self:
             return
         content = json.dumps({"format": _FORMAT, **asdict(self)}).encode()
-        write_atomically("parted", state_dir / FILE, content, Outlives.PROCESS)
+        write_atomically("parted", state_dir / PARTED_FILE, content, Outlives.PROCESS)
 
 
 def load_parting(state_dir: Path) -> Parting | None:
     """Returns what the last primary said in *state_dir*; None where none has, or nothing that can
     be understood."""
     try:
-        raw = json.loads((state_dir / FILE).read_text())
+        raw = json.loads((state_dir / PARTED_FILE).read_text())
         if raw["format"] != _FORMAT:
             return None
         epoch, node_id = map(int, raw["reign"])
@@ -80,8 +80,8 @@ def load_parting(state_dir: Path) -> Parting | None:
 
 def forget_parting(state_dir: Path) -> None:
     """The two journals are one again. Raises OSError."""
-    if (state_dir / FILE).exists():
-        remove("parted.forget", state_dir / FILE)
+    if (state_dir / PARTED_FILE).exists():
+        remove("parted.forget", state_dir / PARTED_FILE)
 
 
 class PartingInquiry:

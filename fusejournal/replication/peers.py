@@ -26,7 +26,7 @@ from fusejournal.replication.status import PeerInfo
 from fusejournal.types import Seq
 from fusejournal.wire.identity import fingerprint_of, normalize
 
-FILE: Final = "peers.json"
+PEERS_FILE: Final = "peers.json"
 _FORMAT: Final = 1
 _FILE_BYTES_MAX: Final = 4 << 20
 _PEERS_MAX: Final = 64
@@ -86,7 +86,7 @@ class PeerBook:
 
     def __init__(self, directory: Path) -> None:
         """An empty book for the state directory *directory*; nothing is read."""
-        self.path = directory / FILE
+        self.path = directory / PEERS_FILE
         self.is_unsaved = False
         """True if something was noted in memory that the file does not have."""
         self._peers: dict[str, Peer] = {}

@@ -28,7 +28,7 @@ from fusejournal.replication.peers import Peer
 from fusejournal.replication.supervisor import Replication
 from fusejournal.roles.handoff import Move, Stage, told_by
 from fusejournal.types import Epoch, Reign
-from fusejournal.volume.volume import HELD, Volume
+from fusejournal.volume.volume import EHELD, Volume
 from fusejournal.wire.frames import Hello, Offer, Welcome
 from fusejournal.wire.session import (
     HANDOFF,
@@ -246,7 +246,7 @@ class HandOver:
         self._check_whole()
         # Nothing was awaited since no change was half done: from here on the journal has no new
         # entry, until changes are taken again.
-        volume.refuse_changes(HELD)
+        volume.refuse_changes(EHELD)
         self.held_since = trio.current_time()
         self._take(Move.AGREED)
         failpoints.reached("handoff.held")
@@ -280,7 +280,7 @@ class HandOver:
 
     def _release(self) -> None:
         """Take changes again."""
-        if self._volume.write_errno == HELD:
+        if self._volume.write_errno == EHELD:
             self._volume.take_changes()
         self.held_since = None
         self._seams.serve_held()

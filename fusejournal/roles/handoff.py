@@ -73,7 +73,7 @@ class Stage(Enum):
 
     def after(self, step: "Move") -> "Stage":
         """The stage that *step* leads to from here. Raises KeyError where that cannot come."""
-        return TRANSITIONS[self, step]
+        return HANDOFF_TRANSITIONS[self, step]
 
 
 class Move(Enum):
@@ -87,7 +87,7 @@ class Move(Enum):
     BROKEN_OFF = "broken off"
 
 
-TRANSITIONS: Final[Mapping[tuple[Stage, Move], Stage]] = {
+HANDOFF_TRANSITIONS: Final[Mapping[tuple[Stage, Move], Stage]] = {
     (Stage.PREPARING, Move.AGREED): Stage.DRAINING,
     (Stage.PREPARING, Move.BROKEN_OFF): Stage.UNDONE,
     (Stage.DRAINING, Move.LEVEL): Stage.NOTED,

@@ -14,7 +14,7 @@ import trio
 
 from fusejournal.disk import failpoints
 from fusejournal.errors import PromotionRefusedError
-from fusejournal.replication.canvass import Answer, ask_positions, ask_words
+from fusejournal.replication.canvass import PeerAnswer, ask_positions, ask_words
 from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.supervisor import Replication
 from fusejournal.roles.plan import PromotionPlan
@@ -77,7 +77,7 @@ class Promotion:
         return plan
 
     async def _have_words(
-        self, answers: Sequence[Answer], *, is_covered: bool
+        self, answers: Sequence[PeerAnswer], *, is_covered: bool
     ) -> tuple[Reign, PromotionPlan]:
         """Ask for all words for the reign that comes after what *answers* have seen; returns that,
         and the plan by those who have given theirs. Raises as :meth:`prepare`."""
@@ -91,7 +91,7 @@ class Promotion:
         self.check_reign(reign, words)
         return reign, self._plan(words)
 
-    def check_reign(self, reign: Reign, answers: Sequence[Answer] = ()) -> None:
+    def check_reign(self, reign: Reign, answers: Sequence[PeerAnswer] = ()) -> None:
         """Raises PromotionRefusedError if this node, or one of *answers*, has seen another reign
         that *reign* does not come after: another node asked for words meanwhile."""
         seen = [reign_of(one.welcome) for one in answers if one.welcome is not None]
@@ -125,7 +125,7 @@ class Promotion:
         if plan.refusal:
             log.warning("promoted by force: %s", plan.refusal)
 
-    def _plan(self, answers: list[Answer]) -> PromotionPlan:
+    def _plan(self, answers: list[PeerAnswer]) -> PromotionPlan:
         return plan_promotion(self._candidate(), answers, self._name)
 
     def _candidate(self) -> Candidate:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from fusejournal.replication.canvass import Answer, words_needed
+from fusejournal.replication.canvass import PeerAnswer, words_needed
 from fusejournal.roles.plan import PeerWord, PromotionPlan
 from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.wire.frames import Welcome
@@ -55,7 +55,7 @@ class Candidate:
     """True if there is a program that makes sure that the primary is off."""
 
 
-def next_reign(me: HandshakeState, answers: Sequence[Answer], *, is_covered: bool) -> Reign:
+def next_reign(me: HandshakeState, answers: Sequence[PeerAnswer], *, is_covered: bool) -> Reign:
     """Returns the reign that *me* is to begin: beyond all that it and those who answer have seen,
     and, unless words enough cover it (*is_covered*), beyond what the old primary may begin alone;
     or the one that it has the word for already, where nothing higher was seen, nor another node's
@@ -71,7 +71,9 @@ def next_reign(me: HandshakeState, answers: Sequence[Answer], *, is_covered: boo
     return Reign(Epoch(highest + 1 if is_covered else alone), me.node_id)
 
 
-def plan_promotion(candidate: Candidate, answers: Sequence[Answer], volume: str) -> PromotionPlan:
+def plan_promotion(
+    candidate: Candidate, answers: Sequence[PeerAnswer], volume: str
+) -> PromotionPlan:
     """Returns the plan for *candidate* by the *answers* of all its peers; *volume* is what an admin
     calls the volume here."""
     me = candidate.me
@@ -108,7 +110,7 @@ def plan_promotion(candidate: Candidate, answers: Sequence[Answer], volume: str)
     )
 
 
-def _word_of(candidate: Candidate, answer: Answer) -> PeerWord:
+def _word_of(candidate: Candidate, answer: PeerAnswer) -> PeerWord:
     welcome = answer.welcome
     if welcome is None:
         return PeerWord(

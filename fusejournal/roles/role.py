@@ -75,13 +75,13 @@ class Role(Enum):
 
     def after(self, event: Event) -> "Role":
         """The role that *event* leads to from here. Raises KeyError where that cannot come."""
-        return TRANSITIONS[self, event]
+        return ROLE_TRANSITIONS[self, event]
 
 
 NEW: Final = Role.PRIMARY
 """The role of a volume that was never called anything."""
 
-TRANSITIONS: Final[Mapping[tuple[Role, Event], Role]] = {
+ROLE_TRANSITIONS: Final[Mapping[tuple[Role, Event], Role]] = {
     (Role.PRIMARY, Event.CALLED_PRIMARY): Role.PRIMARY,
     (Role.PRIMARY, Event.CALLED_MIRROR): Role.UNINITIALIZED,
     (Role.UNINITIALIZED, Event.CALLED_PRIMARY): Role.PRIMARY,

@@ -7,11 +7,12 @@ finished when: so a long history is folded a stretch at a time (:func:`build_tre
 stays bounded. Names, cookies and the next fid are as the catalog has them (backing/catalog.py),
 states as in history/file_states.py."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from stat import S_IFDIR, S_IFLNK, S_IFREG
 from typing import Any, NamedTuple
 
+from fusejournal.backing.catalog import cookie_of
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import JournalError
 from fusejournal.file_operations import JOURNALED_FLAGS, Fallocate
@@ -21,13 +22,12 @@ from fusejournal.journal.format import Entry
 from fusejournal.journal.outcomes import Outcome, with_outcomes
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import (
-    DATA_KINDS,
+    ONE_FILE_KINDS,
     RENAME_EXCHANGE,
     ControlOperation,
     Import,
     ImportData,
     ImportLink,
-    Kind,
     Link,
     Making,
     Moving,
@@ -39,7 +39,7 @@ from fusejournal.operations import (
     made_by,
 )
 from fusejournal.replay.extents import Extents
-from fusejournal.types import ROOT_FID, Epoch, Fid, Seq, first_fid
+from fusejournal.types import ROOT_FID, Epoch, Fid, Progress, Seq, first_fid
 from fusejournal.versions.blocks import BlockWriter
 from fusejournal.versions.chunk_list import ChunkNodes
 from fusejournal.versions.content import EMPTY, Content, Overlay, cut_content
@@ -55,14 +55,10 @@ from fusejournal.versions.records import (
 )
 from fusejournal.versions.sorted_tree import Nodes, SortedTree, empty_tree, update_tree
 
-_COOKIE_BASE = 4
 _FOLDED_FILES_MAX = 20_000
 _FOLDED_BYTES_MAX = 48 << 20
 _FOLDED_ENTRIES_MAX = 200_000
 _LINK_MODE = S_IFLNK | 0o777
-_OF_ONE_FILE = DATA_KINDS | {Kind.IMPORT_DATA}
-
-Progress = Callable[[int, int | None], None]
 
 
 class Trees(NamedTuple):
@@ -181,14 +177,14 @@ class Builder:
         if isinstance(operation, ControlOperation) or not outcome.held:
             return
         made = made_by(operation)
-        if operation.kind in _OF_ONE_FILE:
+        if operation.kind in ONE_FILE_KINDS:
             self._take_of_file(entry, outcome)
         if isinstance(operation, Moving):
             self._move(operation, entry.seq)
         elif isinstance(operation, Removal):
             self._remove_name(operation.fid, operation.parent, operation.name, entry)
         elif isinstance(operation, Link | ImportLink):
-            self._add_name(operation.fid, operation.parent, operation.name, _cookie(entry.seq))
+            self._add_name(operation.fid, operation.parent, operation.name, cookie_of(entry.seq))
         if made is not None:
             self._make(made, entry, outcome)
         for fid, mtime_ns in directory_mtimes(entry):
@@ -206,7 +202,7 @@ class Builder:
         file = self._files[made.fid] = _File(State(made.fid))
         file.state.take(entry, outcome)
         file.complete = not isinstance(made, Import) or made.complete
-        self._add_name(made.fid, made.parent, made.name, _cookie(entry.seq))
+        self._add_name(made.fid, made.parent, made.name, cookie_of(entry.seq))
 
     def _take_of_file(self, entry: Entry, outcome: Outcome) -> None:
         operation: Any = entry.operation
@@ -233,14 +229,14 @@ class Builder:
         if operation.replaced and operation.flags & RENAME_EXCHANGE:
             other_cookie = self._take_name(operation.replaced, new_parent, new_name, seq)
             if not is_within:
-                cookie, other_cookie = _cookie(seq), _cookie(seq) + 1
+                cookie, other_cookie = cookie_of(seq), cookie_of(seq) + 1
             self._add_name(operation.fid, new_parent, new_name, cookie)
             self._add_name(operation.replaced, parent, name, other_cookie)
             return
         if operation.replaced:
             self._take_name(operation.replaced, new_parent, new_name, seq)
             self._drop_nameless(operation.replaced, seq)
-        self._add_name(operation.fid, new_parent, new_name, cookie if is_within else _cookie(seq))
+        self._add_name(operation.fid, new_parent, new_name, cookie if is_within else cookie_of(seq))
 
     def _remove_name(self, fid: Fid, parent: Fid, name: bytes, entry: Entry) -> None:
         self._take_name(fid, parent, name, entry.seq)
@@ -377,7 +373,3 @@ def _contradiction(seq: Seq, fid: Fid) -> JournalError:
     return JournalError(
         f"seq {seq} is about fid {fid}, which is not in the version before as the journal has it"
     )
-
-
-def _cookie(seq: Seq) -> int:
-    return _COOKIE_BASE + 2 * seq

@@ -18,11 +18,11 @@ from pyfastcdc import FastCDC
 
 RULE = "fastcdc-128k-v1"
 """The name of this rule. It is part of a version's root hash."""
-BLOCK_BYTES = 4 << 10
+PAGE_BYTES = 4 << 10
 HOLE_BYTES = 64 << 10
-BEFORE_BYTES = HOLE_BYTES + BLOCK_BYTES
+BEFORE_BYTES = HOLE_BYTES + PAGE_BYTES
 _MIN_BYTES, _MEAN_BYTES, CHUNK_BYTES_MAX = 32 << 10, 128 << 10, 512 << 10
-_ZEROS = bytes(BLOCK_BYTES)
+_ZEROS = bytes(PAGE_BYTES)
 
 if FastCDC.__module__.startswith("pyfastcdc.py"):
     raise ImportError("pyfastcdc is installed without its compiled part, a hundred times slower")
@@ -46,13 +46,13 @@ class Cutter:
     def data(self, data: bytes | bytearray | memoryview) -> Iterator[bytes | int]:
         """Takes bytes, which end at the end of a block unless they are the last."""
         view = memoryview(data)
-        head = min(-self._at % BLOCK_BYTES, len(view))
+        head = min(-self._at % PAGE_BYTES, len(view))
         # The beginning of a block in which an item ended: no part of a hole.
         if head:
             yield from self._bytes(view[:head])
         begun = at = head
         while at < len(view):
-            end = min(at + BLOCK_BYTES, len(view))
+            end = min(at + PAGE_BYTES, len(view))
             if view[at:end] == _ZEROS[: end - at]:
                 yield from self._bytes(view[begun:at])
                 self._zeros += end - at
@@ -67,7 +67,7 @@ class Cutter:
     def zeros(self, count: int) -> Iterator[bytes | int]:
         """Takes *count* zeros, at the beginning of a block and to the end of one, unless they are
         the last."""
-        assert self._at % BLOCK_BYTES == 0
+        assert self._at % PAGE_BYTES == 0
         self._zeros += count
         self._at += count
         yield from ()

@@ -22,10 +22,11 @@ on all along; who reads a block that was put elsewhere looks again. If others ar
 the collection ends there and says so. Memory: 49 bytes a block in the store."""
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from fusejournal.objects.store import ObjectStore, put_same
+from fusejournal.types import Progress
 from fusejournal.versions.bases import pinned_keys
 from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.chunk_list import ChunkNodes
@@ -55,8 +56,6 @@ from fusejournal.versions.sorted_tree import Nodes
 
 _UNUSED_MAX = 0.2
 """The part of a pack's bytes from which on it is rewritten."""
-
-Progress = Callable[[int, int | None], None]
 
 
 class Collected(NamedTuple):

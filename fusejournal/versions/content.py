@@ -20,7 +20,7 @@ from fusejournal.versions.chunk_list import (
     count_of,
     splice_list,
 )
-from fusejournal.versions.chunker import BEFORE_BYTES, BLOCK_BYTES, Cutter
+from fusejournal.versions.chunker import BEFORE_BYTES, PAGE_BYTES, Cutter
 
 _INLINE_BYTES_MAX = 128
 _INLINE_ITEMS_MAX = 8
@@ -199,7 +199,7 @@ def _spliced(items: Sequence[ChunkItem], splices: list[Splice]) -> list[ChunkIte
 
 def _restart(nodes: ChunkNodes, before: Content, change: int, old_size: int) -> int:
     """Returns the end of an item from which on to cut anew for a change at byte *change*."""
-    latest = min(change, old_size) // BLOCK_BYTES * BLOCK_BYTES - BEFORE_BYTES
+    latest = min(change, old_size) // PAGE_BYTES * PAGE_BYTES - BEFORE_BYTES
     return _end_at(nodes, before, latest) if latest > 0 else 0
 
 
@@ -242,8 +242,8 @@ class _Run:
         while at < overlay.size:
             data_at = overlay.next_data(at)
             if data_at < overlay.size:
-                data_at = data_at // BLOCK_BYTES * BLOCK_BYTES
-            if data_at > at and at % BLOCK_BYTES == 0:
+                data_at = data_at // PAGE_BYTES * PAGE_BYTES
+            if data_at > at and at % PAGE_BYTES == 0:
                 yield from cutter.zeros(data_at - at)
                 at = data_at
                 continue
@@ -260,7 +260,7 @@ class _Run:
         if end >= kept:
             return False
         if self._changes:
-            far = self._changes[0][0] // BLOCK_BYTES * BLOCK_BYTES - BEFORE_BYTES
+            far = self._changes[0][0] // PAGE_BYTES * PAGE_BYTES - BEFORE_BYTES
             if far < end:
                 return False
         return _end_at(self._nodes, self._overlay.before, end) == end

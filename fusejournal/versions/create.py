@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 from fusejournal.errors import JournalError, UsageError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.objects.store import ObjectStore
-from fusejournal.types import Seq
+from fusejournal.types import Progress, Seq
 from fusejournal.versions.bases import pinned_keys, relied_on
 from fusejournal.versions.blocks import BlockWriter
-from fusejournal.versions.builder import Progress, Trees, build_trees, no_trees
+from fusejournal.versions.builder import Trees, build_trees, no_trees
 from fusejournal.versions.chunker import RULE
 from fusejournal.versions.creators import (
     BusyError,

@@ -12,7 +12,6 @@ Only what differs is looked at: directories below which no file's record differs
 Memory grows with the difference, and with the names in directories that have any."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_IFDIR, S_IFREG
@@ -30,8 +29,7 @@ from fusejournal.versions.records import InodeRecord, fid_of_key
 from fusejournal.versions.sorted_tree import Nodes
 from fusejournal.versions.version_tree import VersionTree
 
-Progress = Callable[[int, int | None], None]
-What = Literal["create", "remove", "move", "link", "rewrite", "attributes"]
+InPlaceStep = Literal["create", "remove", "move", "link", "rewrite", "attributes"]
 
 PRIVATE_NAME = re.compile(rb"\.fusejournal-(?:undo|restore\.[0-9a-f]{16})\.(\d+)\.\d+")
 """The private directories at the root of those who change a live volume, and their processes."""
@@ -47,7 +45,7 @@ def private_prefix(path: bytes) -> bytes:
 class PathChange(NamedTuple):
     """One thing that a restore in place does, for people."""
 
-    what: What
+    what: InPlaceStep
     path: bytes
     old_path: bytes | None = None
     """The path of what is moved, or gets a further name."""
@@ -323,7 +321,7 @@ class _Planning:
             return
         now = self._now.record(fid)
         old = self._now.path(*now.links[0])
-        what: What = "move" if len(record.links) == len(now.links) == 1 else "link"
+        what: InPlaceStep = "move" if len(record.links) == len(now.links) == 1 else "link"
         self._plan.changes.append(PathChange(what, path, old))
 
     def _remove_leftover(self) -> None:
@@ -370,7 +368,7 @@ class _Planning:
             self._plan.with_content.add(now.fid)
             parts = unlike_parts(self._then, then, self._now, now)
             size = sum(length for _, id_, length in parts if id_ is not None)
-        what: What = "rewrite" if is_written else "attributes"
+        what: InPlaceStep = "rewrite" if is_written else "attributes"
         path = self._now.path(*now.links[0]) if now.links else b""
         shared = tuple(sorted(self._now.path(*place) for place in self._outside(now)))
         self._plan.changes.append(PathChange(what, path, None, size, shared))

@@ -19,6 +19,7 @@ from fusejournal.backing.apply_flags import set_what_can_be
 from fusejournal.disk import calls, failpoints, syscalls
 from fusejournal.errors import TargetError
 from fusejournal.file_operations import LOCKING_FLAGS
+from fusejournal.history.name_changes import Dentry
 from fusejournal.replay.placed_tree import set_locks
 from fusejournal.types import Fid
 from fusejournal.versions.read_ahead import pieces_of, read_ahead
@@ -31,7 +32,6 @@ _FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FLAGS_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _FLAGS_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _DESCRIPTORS_MAX = 256
-Dentry = tuple[Fid, bytes]
 
 
 class MadeFiles(NamedTuple):

@@ -7,13 +7,12 @@ names are there, directories get what they are to have, and are looked over."""
 
 import os
 from array import array
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import NamedTuple
 
 from fusejournal.disk import calls
-from fusejournal.types import Fid
+from fusejournal.types import Fid, Progress
 from fusejournal.versions.by_processes import by_processes
 from fusejournal.versions.make_files import FileMaker, MadeFiles
 from fusejournal.versions.selection import Selection
@@ -22,7 +21,6 @@ from fusejournal.versions.version_tree import VersionTree
 _UNIT_DIRECTORIES = 500
 _THREADS = 2
 _BAR_STEP = 1024
-Progress = Callable[[int, int | None], None]
 
 
 class Marks:

@@ -3,9 +3,8 @@
 from collections.abc import Collection, Iterator
 
 from fusejournal.history.file_states import State
-from fusejournal.replay.target import Progress
 from fusejournal.replay.wanted import WantedFile, zeros
-from fusejournal.types import ROOT_FID, Fid
+from fusejournal.types import ROOT_FID, Fid, Progress
 from fusejournal.versions.content import items_of
 from fusejournal.versions.records import InodeRecord
 from fusejournal.versions.version_tree import VersionTree

@@ -14,8 +14,8 @@ from fusejournal.file_operations import SetFlags
 from fusejournal.operations import Setattr, Setxattr
 from fusejournal.replay.fold import Step, carry_out
 from fusejournal.replay.restore import Filled, Restored, restore_into
-from fusejournal.replay.target import Progress, Target
-from fusejournal.types import ROOT_FID
+from fusejournal.replay.target import Target
+from fusejournal.types import ROOT_FID, Progress
 from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.builder import Trees
 from fusejournal.versions.chunker import RULE

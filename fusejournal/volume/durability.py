@@ -34,7 +34,7 @@ from fusejournal.backing.catalog_store import COMMIT_CHANGES
 from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.config import JournalConfig
 from fusejournal.disk.errnos import NO_MEANS, NO_SPACE
-from fusejournal.disk.process import DIRECTORY, python_module
+from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import JournalError, JournalFailedError
 from fusejournal.journal.format import FormatError
 from fusejournal.journal.journal import Journal
@@ -412,7 +412,7 @@ class Durability:
         done = await trio.run_process(
             python_module("fusejournal.journal.index", str(segment)),
             check=False,
-            cwd=DIRECTORY,
+            cwd=WORKING_DIRECTORY,
             stdin=subprocess.DEVNULL,
             capture_stdout=True,
             capture_stderr=True,

@@ -10,7 +10,7 @@ from fusejournal.errors import JournalError, JournalFailedError, JournalFullErro
 from fusejournal.history.marks import removal_of, removed_name
 from fusejournal.operations import Mark
 from fusejournal.volume.durability import Durability
-from fusejournal.volume.volume import HELD, Volume
+from fusejournal.volume.volume import EHELD, Volume
 
 _NAME_MAX = 128
 
@@ -94,7 +94,7 @@ def _check_takes_marks(volume: Volume, place: MarkPlace) -> None:
         raise UsageError(
             f"volume {place.name} is a mirror and takes no marks: make them on its primary"
         )
-    if volume.write_errno == HELD:
+    if volume.write_errno == EHELD:
         raise UsageError(
             f"volume {place.name} is being handed over and takes no marks meanwhile: try again"
         )

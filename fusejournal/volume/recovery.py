@@ -41,10 +41,9 @@ from fusejournal.operations import (
     Void,
     made_by,
 )
-from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.types import ROOT_FID, Fid, Progress, Seq
 from fusejournal.volume.volume import Volume
 
-Progress = Callable[[int, int], None]
 Reconcile = Callable[[Seq, Entry | None], list[bytes]]
 """Called with the first entry that the catalog does not have, and that entry if it may be half
 done; returns the paths of what cannot be made anew. Records that entry if it is an import's whose

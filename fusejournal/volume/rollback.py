@@ -30,7 +30,7 @@ from fusejournal.volume.reconcile.losing import LosingEntries
 from fusejournal.volume.volume import Volume
 from fusejournal.volume.whole_set import WholeSet, load_whole_set
 
-FILE: Final = "rejoin.json"
+REJOIN_FILE: Final = "rejoin.json"
 _FORMAT: Final = 1
 
 
@@ -50,7 +50,7 @@ class Rollback:
     def save(self, state_dir: Path) -> None:
         """Have it on the disk. Raises OSError: then it is not there."""
         content = json.dumps({"format": _FORMAT, **asdict(self)}, indent=2).encode()
-        write_atomically("rejoin.intent", state_dir / FILE, content, Outlives.MACHINE)
+        write_atomically("rejoin.intent", state_dir / REJOIN_FILE, content, Outlives.MACHINE)
 
     def losing(self, state_dir: Path) -> LosingEntries:
         """Returns what the entries that lost have touched. Raises FusejournalError, OSError."""
@@ -106,7 +106,7 @@ class Rollback:
     def end(self, state_dir: Path, page: WatermarkPage) -> None:
         """The backing is what it should be, and on the disk. Raises OSError."""
         page.sync()
-        remove("rejoin.done", state_dir / FILE)
+        remove("rejoin.done", state_dir / REJOIN_FILE)
 
     def __str__(self) -> str:
         """The deed in words."""
@@ -118,7 +118,7 @@ class Rollback:
 def load_rollback(state_dir: Path) -> Rollback | None:
     """Returns the intent that a rejoin left in *state_dir*; None where there is none. Raises
     FusejournalError, OSError."""
-    path = state_dir / FILE
+    path = state_dir / REJOIN_FILE
     try:
         raw = json.loads(path.read_text())
         if raw["format"] != _FORMAT:

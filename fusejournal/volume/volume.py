@@ -54,7 +54,7 @@ from fusejournal.volume.wait_policy import WaitPolicy
 
 log = logging.getLogger(__name__)
 
-HELD: Final = 516
+EHELD: Final = 516
 """The ``write_errno`` while changes are held: none is made, and none is refused, because who asks
 for one is to wait (layer/request_loop.py). The kernel's ERESTART_RESTARTBLOCK; no caller sees
 it."""
@@ -84,7 +84,7 @@ class Volume:
         self._reserve = RootReserve(tree.root_fd)
         self.space_ways = SpaceWays(tree.root_fd)
         self.write_errno: int | None = None
-        """errno that every change gets (EROFS, or HELD), or None while changes are taken."""
+        """errno that every change gets (EROFS, or EHELD), or None while changes are taken."""
         self.in_pieces = 0
         """Changes of many entries that have begun and are not done: they are not held."""
         self.failure: str | None = None
@@ -109,7 +109,7 @@ class Volume:
             log.critical("the volume is read-only from here: %s", reason)
 
     def refuse_changes(self, number: int = errno.EROFS) -> None:
-        """Refuse each change with errno *number*, or with HELD hold it, until
+        """Refuse each change with errno *number*, or with EHELD hold it, until
         :meth:`take_changes`."""
         self.write_errno = number
 
@@ -318,8 +318,8 @@ class Volume:
         """Journal something that is in the backing already; an IMPORT's object (with *handle*)
         gets its fid. Raises OSError when the object cannot be tagged, with a VOID appended,
         when the journal is full, or while changes are held."""
-        if self.write_errno == HELD:
-            raise OSError(HELD, os.strerror(HELD))
+        if self.write_errno == EHELD:
+            raise OSError(EHELD, os.strerror(EHELD))
         time_ns = self.entry_time()
         seq = self._append(operation, who, time_ns, data)
         if isinstance(operation, Import):

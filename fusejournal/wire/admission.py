@@ -23,7 +23,7 @@ _NETWORKS_MAX: Final = 1024
 _TRUSTED_MAX: Final = 256
 _OTHERS: Final = "others"
 
-Place = TypeVar("Place")
+Occupied = TypeVar("Occupied")
 
 
 class Bucket:
@@ -85,7 +85,7 @@ class Admission:
                 network = _OTHERS
         return self._networks.setdefault(network, Bucket(_NETWORK_PER_SECOND, _NETWORK_BURST))
 
-    def choose(self, places: dict[Place, str]) -> Place:
+    def choose(self, places: dict[Occupied, str]) -> Occupied:
         """Chooses the connection that makes room. *places* has the network of each, oldest first.
 
         It is the oldest one of the network that has most, so that no network takes the places of

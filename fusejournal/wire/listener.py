@@ -22,6 +22,7 @@ from typing import Final
 import trio
 
 from fusejournal.address import Address
+from fusejournal.disk.errnos import EXHAUSTED
 from fusejournal.errors import FusejournalError
 from fusejournal.wire.admission import Admission
 from fusejournal.wire.connection import (
@@ -62,7 +63,6 @@ _FAREWELL_SECONDS: Final = 2.0
 _CONNECTIONS_PER_PEER_MAX: Final = 16
 _BACKLOG: Final = 128
 _PAUSE_SECONDS: Final = 0.1
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _NO_SUCH_FAMILY: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 Handler = Callable[[Connection], Awaitable[None]]
@@ -195,7 +195,7 @@ class _Listening:
             try:
                 stream = await listener.accept()
             except OSError as error:
-                if error.errno not in _EXHAUSTED:
+                if error.errno not in EXHAUSTED:
                     raise
                 # What is waiting keeps waiting; without a pause we would spin.
                 self.log_limiter.stranger(

@@ -54,8 +54,8 @@ _GROUP: Final = 4
 _READ_AS: Final = str.maketrans("ILO", "110", "- ")
 _LENGTH: Final = struct.Struct("<I")
 _PURPOSE: Final = b"fusejournal pairing 1"
-CONNECTS: Final = b"connects"
-LISTENS: Final = b"listens"
+PAIRING_CONNECTS: Final = b"connects"
+PAIRING_LISTENS: Final = b"listens"
 
 
 class Paired(NamedTuple):
@@ -129,7 +129,7 @@ class OpenCode:
         waiting, or from a network without tries left."""
         if self.state(now) != "waiting" or self.tries_left(network) <= 0:
             return False
-        expected = proof_of(self._code, CONNECTS, offer, own)
+        expected = proof_of(self._code, PAIRING_CONNECTS, offer, own)
         if not hmac.compare_digest(expected, offer.proof):
             self._wrong_tries[network] += 1
             return False
@@ -138,7 +138,7 @@ class OpenCode:
 
     def prove(self, offer: PairOffer, own: PairOffer) -> bytes:
         """Returns the listener's own proof."""
-        return proof_of(self._code, LISTENS, offer, own)
+        return proof_of(self._code, PAIRING_LISTENS, offer, own)
 
 
 def proof_of(code: str, role: bytes, connects: PairOffer, listens: PairOffer) -> bytes:
@@ -217,9 +217,9 @@ async def ask(
     theirs = _check_answer(connection, await connection.receive(), None)
     unproved = Paired(theirs.node, theirs.certificate, fingerprint_of(theirs.certificate))
     accept(unproved)
-    await connection.send(own._replace(proof=proof_of(code, CONNECTS, own, theirs)))
+    await connection.send(own._replace(proof=proof_of(code, PAIRING_CONNECTS, own, theirs)))
     theirs = _check_answer(connection, await connection.receive(), theirs)
-    if not hmac.compare_digest(proof_of(code, LISTENS, own, theirs), theirs.proof):
+    if not hmac.compare_digest(proof_of(code, PAIRING_LISTENS, own, theirs), theirs.proof):
         raise PairingError(
             f"{connection.where}: it does not know the code: another node, or one in the "
             "middle; check the address and make a new code"

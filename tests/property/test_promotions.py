@@ -12,7 +12,7 @@ import pytest
 import xxhash
 
 from fusejournal.errors import WireError
-from fusejournal.replication.canvass import Answer, words_needed
+from fusejournal.replication.canvass import PeerAnswer, words_needed
 from fusejournal.roles.promotion import Candidate, next_reign, plan_promotion
 from fusejournal.types import Epoch, Position, Reign, Seq
 from fusejournal.wire.session import (
@@ -116,7 +116,7 @@ class Life:
         node = self.random.choice(self.nodes)
         node.is_off = not node.is_off
 
-    def answers(self, asker: Node, cut: set[int], wanted: Reign | None) -> list[Answer]:
+    def answers(self, asker: Node, cut: set[int], wanted: Reign | None) -> list[PeerAnswer]:
         found = []
         purpose = FETCH if wanted is None else WORD
         for node in self.nodes:
@@ -131,9 +131,9 @@ class Life:
                     raise RefusedError("role", "is a primary")
                 if wanted is not None:
                     node.fence = wanted_reign(node.me, greeting)
-                found.append(Answer(name, welcome(node.me, greeting, is_mirror=True)))
+                found.append(PeerAnswer(name, welcome(node.me, greeting, is_mirror=True)))
             except WireError as error:
-                found.append(Answer(name, error=str(error)))
+                found.append(PeerAnswer(name, error=str(error)))
         return found
 
     def begins(self, node: Node, reign: Reign) -> None:
@@ -151,7 +151,7 @@ class Life:
         if node.is_primary or node.is_off or not node.journal:
             return
 
-        def refusal(answers: list[Answer]) -> str:
+        def refusal(answers: list[PeerAnswer]) -> str:
             seq = Seq(len(node.journal))
             known = Candidate(node.me, seq, seq, None, Seq(0), None, self.mirrors, True)
             return plan_promotion(known, answers, "vol").refusal

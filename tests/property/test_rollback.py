@@ -17,7 +17,7 @@ from fusejournal.replay.replay import Replay
 from fusejournal.replay.target import Target
 from fusejournal.types import Epoch, Position, Seq
 from fusejournal.volume.reconcile import contents
-from fusejournal.volume.rollback import FILE, Rollback
+from fusejournal.volume.rollback import REJOIN_FILE, Rollback
 from tests.property.test_reconciling import leave
 from tests.support.losses import Died, dying_at
 from tests.support.random_workloads import workloads
@@ -37,7 +37,7 @@ def position(reader: JournalReader, seq: int) -> Position:
 def rejoin(state: Path, seq: int) -> None:
     """Does what a rejoin does before the volume is opened."""
     reader = JournalReader(state / "journal", UUID_OF_WORKLOADS)
-    if (state / FILE).exists() or reader.head()[0] == seq:
+    if (state / REJOIN_FILE).exists() or reader.head()[0] == seq:
         return
     parted, head = position(reader, seq), position(reader, reader.head()[0])
     branch = make_branch(state, UUID_OF_WORKLOADS, parted, head, "another", "2/1")
@@ -71,7 +71,7 @@ def test_it_is_taken_back_to_any_entry(
                     assert mirror.volume.journal.head_seq == parted_seq, death
                     applied_seq = mirror.volume.catalog.applied_seq
                     assert parted_seq - 1 <= applied_seq <= parted_seq
-        assert not (state / FILE).exists()
+        assert not (state / REJOIN_FILE).exists()
         model = workload.models[applied_seq]
         assert not (found := unlike(mirror.backing, model)), found
 

@@ -24,7 +24,7 @@ from fusejournal.replay import undo_files
 from fusejournal.replay.digest import digest_tree
 from fusejournal.replay.replay import Replay
 from fusejournal.replay.target import Target
-from fusejournal.replay.undo_plan import OnConflict, Undo, UndoPlan
+from fusejournal.replay.undo_plan import OnUndoConflict, Undo, UndoPlan
 from fusejournal.types import Seq
 from tests.support.layer import Layer
 from tests.support.trees import difference, image
@@ -174,7 +174,9 @@ def layer(tmp_path: Path) -> Layer:
     share=st.integers(2, 10),
     on_conflict=st.sampled_from(("skip", "aside")),
 )
-def _undo_some(layer: Layer, seed: int, steps: int, share: int, on_conflict: OnConflict) -> None:
+def _undo_some(
+    layer: Layer, seed: int, steps: int, share: int, on_conflict: OnUndoConflict
+) -> None:
     choose = random.Random(seed)
     chosen = _work_and_choose(layer, choose, steps, share)
     if chosen is None:

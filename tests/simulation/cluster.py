@@ -32,7 +32,7 @@ from fusejournal.roles.promote import Promotion
 from fusejournal.roles.rejoin import RejoinError
 from fusejournal.roles.role import Role
 from fusejournal.types import ROOT_FID, Fid, Reign, Seq, reign_of_text
-from fusejournal.volume.rollback import FILE
+from fusejournal.volume.rollback import REJOIN_FILE
 from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.session import HandshakeState
 from tests.simulation.world import Died, Machine, World, current
@@ -280,7 +280,7 @@ class Node:
         if not (self.state_dir / "boot").exists():
             return
         reader = JournalReader(self.state_dir / "journal")
-        if not reader.segments() or (self.state_dir / FILE).exists():
+        if not reader.segments() or (self.state_dir / REJOIN_FILE).exists():
             return
         head_seq, _ = reader.head()
         if not head_seq:
@@ -301,7 +301,7 @@ class Node:
     def rejoin(self, dies_in: int | None = None) -> None:
         """Bring it level while it is down; killed after so many calls of the disk."""
         before = chains(self.state_dir / "journal")
-        had_begun = (self.state_dir / FILE).exists()
+        had_begun = (self.state_dir / REJOIN_FILE).exists()
         self.machine.boot()
         self.machine.dies_in = dies_in
         with at(self.machine):

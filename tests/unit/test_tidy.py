@@ -244,12 +244,26 @@ def test_the_state_diagrams_are_the_tables() -> None:
 # -- names -----------------------------------------------------------------------------------------
 
 
-def test_class_names_are_unique() -> None:
+def _module_level_names(tree: ast.Module) -> Iterator[str]:
+    """Public constants and aliases, but for type parameters of one letter."""
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.AnnAssign):
+            targets = [node.target]
+        for target in targets:
+            if isinstance(target, ast.Name) and re.fullmatch(r"(?!log$)[A-Za-z]\w+", target.id):
+                yield target.id
+
+
+def test_names_are_unique() -> None:
+    """One word, one thing: classes, and the constants and aliases of modules."""
     places: dict[str, list[str]] = defaultdict(list)
     for module in _modules():
         for node in ast.walk(module.tree):
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(module.name)
+        for name in _module_level_names(module.tree):
+            places[name].append(module.name)
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 

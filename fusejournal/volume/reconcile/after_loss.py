@@ -10,7 +10,7 @@ from fusejournal.errors import RecoveryError
 from fusejournal.journal.format import Entry
 from fusejournal.types import Seq
 from fusejournal.volume.checkpoint import NO_CHECKPOINT, CheckpointFile
-from fusejournal.volume.reconcile.contents import Progress
+from fusejournal.volume.reconcile.contents import StageProgress
 from fusejournal.volume.reconcile.losing import LosingEntries
 from fusejournal.volume.reconcile.reconcile import Reconciliation
 from fusejournal.volume.volume import Volume
@@ -22,7 +22,7 @@ def reconcile_after_loss(
     checkpoints: CheckpointFile,
     before_seq: Seq,
     in_flight: Entry | None,
-    progress: Progress,
+    progress: StageProgress,
     make_checkpoint: Callable[[], None],
     *,
     may_be_ahead: bool,

@@ -14,11 +14,19 @@ from fusejournal.backing.apply_space import change_space
 from fusejournal.backing.fid_tag import xattr_names
 from fusejournal.disk import calls, failpoints, syscalls
 from fusejournal.file_operations import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, Fallocate, SetFlags
-from fusejournal.history.file_states import ACLS, DATA_KINDS, State, lacks_maker
+from fusejournal.history.file_states import ACLS, State, lacks_maker
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import mtimes_before
 from fusejournal.journal.index import Posting
-from fusejournal.operations import ContentOperation, ImportData, Kind, Setattr, Setxattr, Truncate
+from fusejournal.operations import (
+    WRITING_KINDS,
+    ContentOperation,
+    ImportData,
+    Kind,
+    Setattr,
+    Setxattr,
+    Truncate,
+)
 from fusejournal.types import Fid, Seq
 from fusejournal.volume.importer import fits_one_entry
 from fusejournal.volume.reconcile.losing import FAR, ByteRanges
@@ -26,13 +34,11 @@ from fusejournal.volume.reconcile.overwritten import KeptCopies
 from fusejournal.volume.refusals import named
 from fusejournal.volume.volume import Volume
 
-Progress = Callable[[str, int, int | None, str], None]
+StageProgress = Callable[[str, int, int | None, str], None]
 """Called with the stage, how much is done, of how much (None: not known), and the unit."""
 
 _WHOLE_BYTES_MAX = 16 << 20
 _PUNCH = FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE
-
-Data = bytes | memoryview
 
 
 class Contents:
@@ -46,7 +52,7 @@ class Contents:
         before_seq: Seq,
         checkpoint_seq: Seq,
         kept: KeptCopies,
-        progress: Progress,
+        progress: StageProgress,
         losing: Mapping[Fid, ByteRanges],
         unflagged: Set[Fid],
         *,
@@ -121,7 +127,7 @@ class Contents:
                 with named(self._volume, Truncate(fid, size, None)):
                     os.ftruncate(fd, size)
 
-    def _put_back(self, operation: ContentOperation | ImportData, data: Data) -> None:
+    def _put_back(self, operation: ContentOperation | ImportData, data: bytes | memoryview) -> None:
         """Do what *operation* did to those ranges that lost, and to nothing else."""
         fid = operation.fid
         if fid not in self._losing:
@@ -249,6 +255,6 @@ class Contents:
 
 
 def _is_of_contents(posting: Posting) -> bool:
-    if posting.is_parent or posting.kind not in DATA_KINDS:
+    if posting.is_parent or posting.kind not in WRITING_KINDS:
         return False
     return not posting.refused or posting.kind == Kind.WRITE

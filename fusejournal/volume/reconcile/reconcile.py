@@ -60,7 +60,7 @@ from fusejournal.operations import (
 )
 from fusejournal.types import NAME_BYTES_MAX, ROOT_FID, Fid, Seq
 from fusejournal.volume.checkpoint import CLOCK_SLACK_NS, Checkpoint
-from fusejournal.volume.reconcile.contents import Contents, Progress
+from fusejournal.volume.reconcile.contents import Contents, StageProgress
 from fusejournal.volume.reconcile.losing import LosingEntries
 from fusejournal.volume.reconcile.overwritten import KeptCopies
 from fusejournal.volume.reconcile.survey import Survey, UnexpectedName, staging_name
@@ -88,7 +88,7 @@ class Reconciliation:
         before_seq: Seq,
         in_flight: Entry | None,
         may_be_ahead: bool,
-        progress: Progress,
+        progress: StageProgress,
         losing: LosingEntries | None = None,
     ) -> None:
         self._volume = volume

@@ -30,7 +30,7 @@ from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.rejoin import RejoinError
 from fusejournal.roles.role import Role
 from fusejournal.types import ROOT_FID, Epoch, Reign
-from fusejournal.volume.rollback import FILE
+from fusejournal.volume.rollback import REJOIN_FILE
 from tests.support.losses import Died, dying_at, lose_machine
 from tests.support.pairs import level, listens_at, mirror_status, running, until
 from tests.support.trees import difference, image
@@ -192,7 +192,7 @@ def test_killed_at_any_call_it_goes_on(parted: Places) -> None:
         if left[0] > 0:
             break
         death += 7
-        if (parted.mirror / "state" / FILE).exists():
+        if (parted.mirror / "state" / REJOIN_FILE).exists():
             told = "\n".join(volume_status(parted.state).degraded)
             assert "a rejoin has begun" in told
             again = _request(parted).plan()
@@ -207,7 +207,7 @@ def test_the_next_opening_goes_on_with_it(parted: Places, death: str) -> None:
     with dying_at(death, 1), pytest.raises(Died):
         _run(parted)
     _check_level(parted)
-    assert not (parted.mirror / "state" / FILE).exists()
+    assert not (parted.mirror / "state" / REJOIN_FILE).exists()
 
 
 # -- whom to ask ---------------------------------------------------------------------------------

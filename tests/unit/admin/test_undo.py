@@ -15,7 +15,7 @@ from fusejournal.control.server import serve_control
 from fusejournal.errors import ConflictError, NoSuchSeqError, UsageError
 from fusejournal.node.state_dir import VolumeState, save_state
 from fusejournal.operations import Clean, Create
-from fusejournal.replay.undo_plan import OnConflict
+from fusejournal.replay.undo_plan import OnUndoConflict
 from fusejournal.roles.role import Role
 from fusejournal.types import SYSTEM_CALLER, Fid
 from tests.golden.statuses import PRIMARY
@@ -51,7 +51,7 @@ async def test_a_mirror_is_undone_on_its_primary(tmp_path: Path) -> None:
         nursery.cancel_scope.cancel()
 
 
-def _planned(copy: str, *seqs: str, on_conflict: OnConflict = "stop") -> PlannedUndo:
+def _planned(copy: str, *seqs: str, on_conflict: OnUndoConflict = "stop") -> PlannedUndo:
     return UndoRequest(copy, seqs, do_apply=False).plan(show_nothing, on_conflict)
 
 

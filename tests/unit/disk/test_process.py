@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import fusejournal
-from fusejournal.disk.process import DIRECTORY, python_module, shed_inheritance
+from fusejournal.disk.process import WORKING_DIRECTORY, python_module, shed_inheritance
 from fusejournal.disk.syscalls import drop_resource_capability
 from fusejournal.journal.index import INDEX_SUFFIX
 from tests.support.layer import Layer
@@ -42,7 +42,7 @@ def test_no_process_is_started_in_the_current_directory() -> None:
     assert len(calls) > 5
     for where, call in calls.items():
         (directory,) = (word.value for word in call.keywords if word.arg == "cwd")
-        assert ast.unparse(directory) == "DIRECTORY", where
+        assert ast.unparse(directory) == "WORKING_DIRECTORY", where
     for path in sorted(_PACKAGE.rglob("*.py")):
         if path.name not in ("process.py", "install.py"):
             assert "sys.executable" not in path.read_text(), path
@@ -54,7 +54,7 @@ def test_a_module_is_never_taken_from_the_current_directory(tmp_path: Path) -> N
     command = python_module("fusejournal", "--version")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.startswith("fusejournal "), done
-    assert DIRECTORY == "/"
+    assert WORKING_DIRECTORY == "/"
 
 
 def _in_a_child(work: Callable[[], object]) -> str:

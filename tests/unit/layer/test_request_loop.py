@@ -20,7 +20,7 @@ from fusejournal.layer.replies import Answer, DurableReply
 from fusejournal.layer.request_loop import RequestLoop
 from fusejournal.native import kernel as kernel_calls
 from fusejournal.types import Caller, Fid, Seq
-from fusejournal.volume.volume import HELD
+from fusejournal.volume.volume import EHELD
 
 
 class _Handshake:
@@ -169,7 +169,7 @@ async def test_a_change_that_is_held_is_done_later_or_refused(
     """Others are served meanwhile, and it may be held once more."""
     async with _serving() as kernel:
         calls = kernel.calls
-        calls.write_errno, calls.waits_first = HELD, waits_first
+        calls.write_errno, calls.waits_first = EHELD, waits_first
         for number in (1, 2):
             ask_directory(kernel, number, b"x" * 600 * (number - 1) + b"%d" % number)
         kernel.ask(Opcode.STATFS, 3)
@@ -192,7 +192,7 @@ async def test_a_caller_that_dies_while_it_is_held_is_let_go(
 ) -> None:
     monkeypatch.setattr(interrupts, "is_dying", lambda thread: thread == 4242)
     async with _serving() as kernel:
-        kernel.calls.write_errno = HELD
+        kernel.calls.write_errno = EHELD
         ask_directory(kernel, 1, b"one")
         kernel.ask(Opcode.INTERRUPT, 2, struct.pack("=Q", 1))
         assert await kernel.reply() == (1, errno.EINTR, b"")
@@ -203,7 +203,7 @@ async def test_only_so_much_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then nothing more is read, until it is let go."""
     monkeypatch.setattr(request_loop, "_HELD_BYTES_MAX", 100)
     async with _serving() as kernel:
-        kernel.calls.write_errno = HELD
+        kernel.calls.write_errno = EHELD
         ask_directory(kernel, 1, b"x" * 200)
         kernel.ask(Opcode.STATFS, 2)
         with trio.move_on_after(0.05) as waiting:

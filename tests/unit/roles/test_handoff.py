@@ -24,10 +24,10 @@ from fusejournal.replication.peers import Peer
 from fusejournal.roles import hand_over as hand_over_module
 from fusejournal.roles import handoff as handoff_module
 from fusejournal.roles.hand_over import HandOver, HandOverSeams, ask_outcome
-from fusejournal.roles.handoff import TRANSITIONS, Move, Stage, told_by
+from fusejournal.roles.handoff import HANDOFF_TRANSITIONS, Move, Stage, told_by
 from fusejournal.roles.take_over import TakeOver, TakeOverSeams
 from fusejournal.types import Epoch, Reign, Seq
-from fusejournal.volume.volume import HELD
+from fusejournal.volume.volume import EHELD
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello, Message, Offer, Refusal, Welcome
 from fusejournal.wire.instances import Instance
@@ -57,7 +57,7 @@ def test_the_page_shows_the_table() -> None:
         if stage is not Stage.HANDED_OVER
     } | {(Stage.HANDED_OVER, False, True)}
     assert {(Stage(before), Move(step)): Stage(after) for before, step, after in transitions} == (
-        TRANSITIONS
+        HANDOFF_TRANSITIONS
     )
 
 
@@ -65,7 +65,7 @@ def test_no_step_lets_two_reign() -> None:
     """Once the target may reign, only its own word has changes taken here again; and as long as it
     may not, whatever breaks it off has."""
     for stage in Stage:
-        steps = {step for before, step in TRANSITIONS if before is stage}
+        steps = {step for before, step in HANDOFF_TRANSITIONS if before is stage}
         assert bool(steps) is not stage.is_over
         for step in steps:
             after = stage.after(step)
@@ -194,7 +194,7 @@ async def test_it_is_handed_over(tmp_path: Path) -> None:
         assert mirror.volume.catalog.applied_seq == primary.volume.journal.head_seq
         for side in (primary, mirror):
             assert side.opening.page.fence == both.reign
-        assert primary.volume.write_errno == HELD  # the node refuses, and ends
+        assert primary.volume.write_errno == EHELD  # the node refuses, and ends
         with pytest.raises(OSError, match="516"):
             primary.create("late")
         # Who asks once more hears the same.
@@ -288,7 +288,7 @@ async def test_an_answer_that_is_lost_is_asked_for(
         asked = list[Move]()
 
         async def ask(local: LocalNode, peer: Peer, me: HandshakeState, offered: Reign) -> Move:
-            assert both.primary.volume.write_errno == HELD
+            assert both.primary.volume.write_errno == EHELD
             away = len(asked) < 2
             asked.append(Move.BROKEN_OFF if away else await ask_outcome(local, peer, me, offered))
             return asked[-1]
@@ -309,7 +309,7 @@ async def test_an_answer_that_is_lost_is_asked_for(
         if is_taken:
             assert await work.run(10) == both.reign
             assert both.reigns == [both.reign]
-            assert both.primary.volume.write_errno == HELD
+            assert both.primary.volume.write_errno == EHELD
         else:
             with pytest.raises(HandoffRefusedError, match="the other side closed the connection"):
                 await work.run(10)

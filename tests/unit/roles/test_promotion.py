@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from fusejournal.replication.canvass import Answer, words_needed
+from fusejournal.replication.canvass import PeerAnswer, words_needed
 from fusejournal.roles.promotion import EPOCHS_ALONE, Candidate, next_reign, plan_promotion
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
 from fusejournal.wire.frames import Hello, Welcome, WireError
@@ -46,13 +46,13 @@ def candidate(
     return Candidate(known, Seq(100), Seq(90), "west", Seq(104), 7.0, mirrors, blocks)
 
 
-def answer(name: str, theirs: HandshakeState, *, held: int | None = None) -> Answer:
+def answer(name: str, theirs: HandshakeState, *, held: int | None = None) -> PeerAnswer:
     greeting = hello(node("me", ME), "fetch")
     said = welcome(theirs, greeting, is_mirror=True)
-    return Answer(name, said if held is None else said._replace(held_epoch=Epoch(held)))
+    return PeerAnswer(name, said if held is None else said._replace(held_epoch=Epoch(held)))
 
 
-SILENT = Answer("west", error="connection refused")
+SILENT = PeerAnswer("west", error="connection refused")
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_a_program_that_turns_the_primary_off_stands_for_no_majority() -> None:
     """More than half of the nodes but that one are needed: else two are promoted at once."""
     known = replace(candidate(mirrors=1), has_fence=True)
     there = [answer(name, node(name, number)) for number, name in enumerate("ab", 10)]
-    away = [Answer(name, error="no answer") for name in ("c", "west")]
+    away = [PeerAnswer(name, error="no answer") for name in ("c", "west")]
     assert plan_promotion(known, [*there, *away], "vol").refusal == ""
-    few = plan_promotion(known, [there[0], Answer("b", error="no answer"), *away], "vol")
+    few = plan_promotion(known, [there[0], PeerAnswer("b", error="no answer"), *away], "vol")
     assert not few.has_fence
     assert "2 of 5 nodes" in few.refusal
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from fusejournal.roles import role as role_module
-from fusejournal.roles.role import NEW, TRANSITIONS, Event, Role
+from fusejournal.roles.role import NEW, ROLE_TRANSITIONS, Event, Role
 
 
 def _tables() -> list[list[list[str]]]:
@@ -25,16 +25,18 @@ def test_the_page_shows_the_table() -> None:
         (role, role.takes_changes, role.takes_batches) for role in Role
     }
     assert {(Role(before), Event(event)): Role(after) for before, event, after in transitions} == (
-        TRANSITIONS
+        ROLE_TRANSITIONS
     )
 
 
 def test_every_role_can_be_reached_and_every_event_can_come() -> None:
     reached = {NEW}
-    while more := {TRANSITIONS[one] for one in TRANSITIONS if one[0] in reached} - reached:
+    while (
+        more := {ROLE_TRANSITIONS[one] for one in ROLE_TRANSITIONS if one[0] in reached} - reached
+    ):
         reached |= more
     assert reached == set(Role)
-    assert {event for _, event in TRANSITIONS} == set(Event)
+    assert {event for _, event in ROLE_TRANSITIONS} == set(Event)
 
 
 def test_a_journal_has_one_source() -> None:
@@ -52,4 +54,4 @@ def test_a_mirror_joins_once_and_a_primary_never() -> None:
 
 
 def test_a_reader_stays_one() -> None:
-    assert not any(before is Role.READER for before, _ in TRANSITIONS)
+    assert not any(before is Role.READER for before, _ in ROLE_TRANSITIONS)

@@ -19,8 +19,8 @@ from fusejournal.wire.frames import End, Message, PairOffer, Refusal
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.pairing import (
     CODE_SECONDS,
-    CONNECTS,
-    LISTENS,
+    PAIRING_CONNECTS,
+    PAIRING_LISTENS,
     TRIES_MAX,
     OpenCode,
     Paired,
@@ -72,7 +72,7 @@ def offers() -> tuple[PairOffer, PairOffer]:
 
 def tried(code: OpenCode, text: str, now: float = 1.0, network: str = "192.0.2.1") -> bool:
     theirs, own = offers()
-    proof = proof_of(parse_code(text), CONNECTS, theirs, own)
+    proof = proof_of(parse_code(text), PAIRING_CONNECTS, theirs, own)
     return code.try_proof(theirs._replace(proof=proof), own, network, now)
 
 
@@ -112,21 +112,26 @@ def test_a_code_ends() -> None:
 def test_a_proof_is_of_one_exchange_and_one_role() -> None:
     theirs, own = offers()
     key = parse_code(CODE)
-    proofs = {proof_of(key, CONNECTS, theirs, own), proof_of(key, LISTENS, theirs, own)}
-    proofs.add(proof_of(parse_code(OTHER), CONNECTS, theirs, own))
-    proofs.add(proof_of(key, CONNECTS, own, theirs))
+    proofs = {
+        proof_of(key, PAIRING_CONNECTS, theirs, own),
+        proof_of(key, PAIRING_LISTENS, theirs, own),
+    }
+    proofs.add(proof_of(parse_code(OTHER), PAIRING_CONNECTS, theirs, own))
+    proofs.add(proof_of(key, PAIRING_CONNECTS, own, theirs))
     others: tuple[dict[str, Any], ...] = (
         {"node": "x"},
         {"certificate": "x"},
         {"nonce": bytes(32)},
     )
     for other in others:
-        proofs.add(proof_of(key, CONNECTS, theirs._replace(**other), own))
-        proofs.add(proof_of(key, CONNECTS, theirs, own._replace(**other)))
+        proofs.add(proof_of(key, PAIRING_CONNECTS, theirs._replace(**other), own))
+        proofs.add(proof_of(key, PAIRING_CONNECTS, theirs, own._replace(**other)))
     # The same bytes, cut otherwise.
     shifted = theirs._replace(node="bc", certificate="ert b")
-    proofs.add(proof_of(key, CONNECTS, shifted, own))
-    proofs.add(proof_of(key, CONNECTS, theirs._replace(node="bcert b", certificate=""), own))
+    proofs.add(proof_of(key, PAIRING_CONNECTS, shifted, own))
+    proofs.add(
+        proof_of(key, PAIRING_CONNECTS, theirs._replace(node="bcert b", certificate=""), own)
+    )
     assert len(proofs) == 12
 
 
@@ -288,7 +293,7 @@ async def test_second_offers_that_are_not_as_the_first(
         theirs = await connection.receive()
         assert isinstance(theirs, PairOffer)
         assert theirs.proof == b""  # nothing to guess from
-        right = own._replace(proof=proof_of(parse_code(CODE), CONNECTS, own, theirs))
+        right = own._replace(proof=proof_of(parse_code(CODE), PAIRING_CONNECTS, own, theirs))
         if change == "end":
             return
         wrong: dict[str, Message] = {
@@ -320,7 +325,7 @@ async def test_a_listener_without_the_code(identities: dict[str, Identity], answ
             second = await theirs.receive()
             assert isinstance(second, PairOffer)
             if answered == "own":
-                proof = proof_of(parse_code(OTHER), LISTENS, first, own)
+                proof = proof_of(parse_code(OTHER), PAIRING_LISTENS, first, own)
                 await theirs.send(own._replace(proof=proof))
             elif answered == "replayed":
                 await theirs.send(own._replace(proof=second.proof))

@@ -43,6 +43,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fusejournal.config import config_root
+from fusejournal.disk.process import WORKING_DIRECTORY
 from fusejournal.errors import ConfigError, FusejournalError
 
 _SECONDS: Final = 20.0
@@ -192,6 +193,7 @@ class AlertCommand:
                 stderr=subprocess.PIPE,
                 timeout=_SECONDS,
                 check=False,
+                cwd=WORKING_DIRECTORY,
             )
         except subprocess.TimeoutExpired:
             raise DeliveryError(f"{self.name}: not done within {_SECONDS:g} s") from None

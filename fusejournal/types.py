@@ -33,6 +33,10 @@ narrowest: 1901 to 2446)."""
 Progress = Callable[[int, int | None], None]
 """Takes how much of a long work is done, and of how much; None: not known."""
 
+StageProgress = Callable[[str, int, int | None, str], None]
+"""Called with the stage, how much is done, of how much (None: not known), and the unit; may raise
+what is to end the work there."""
+
 
 class Caller(NamedTuple):
     """The caller of an operation, as the kernel reports it."""

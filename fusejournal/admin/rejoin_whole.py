@@ -42,8 +42,8 @@ from fusejournal.replication.local_node import node_name
 from fusejournal.replication.peers import Peer
 from fusejournal.roles.rejoin import RejoinError
 from fusejournal.roles.role import Role
-from fusejournal.roles.tree_copy import Fetched, Progress, TreeCopy
-from fusejournal.types import Position, Seq
+from fusejournal.roles.tree_copy import Fetched, TreeCopy
+from fusejournal.types import Position, Seq, StageProgress
 from fusejournal.versions.base_tree import base_of
 from fusejournal.versions.bases import keys_pinned_by, pin, unpin
 from fusejournal.versions.block_source import OfferedTree
@@ -165,12 +165,12 @@ class WholeRejoin:
 
     # -- steps -------------------------------------------------------------------------------------
 
-    def _copy(self, progress: Progress) -> TreeCopy:
+    def _copy(self, progress: StageProgress) -> TreeCopy:
         identity = load_or_make(self.state.directory / "identity", node_name(self.state.name))
         return TreeCopy(self._peer, self._me, identity, progress, insecure=self._insecure)
 
     def _own_version(
-        self, root_fd: int, store: ObjectStore, reporter: Reporter, progress: Progress
+        self, root_fd: int, store: ObjectStore, reporter: Reporter, progress: StageProgress
     ) -> Version:
         """Returns the version of the tree that the backing has, which is on the disk when this
         returns."""

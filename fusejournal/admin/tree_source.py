@@ -22,7 +22,7 @@ from typing import Final
 
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.disk import calls
-from fusejournal.disk.process import DIRECTORY
+from fusejournal.disk.process import WORKING_DIRECTORY
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.segment import first_seq_of
 from fusejournal.replication.local_node import node_name
@@ -159,7 +159,9 @@ def main() -> None:
     """Serves as the command line says, at low priority."""
     os.nice(_NICE)
     if (program := shutil.which("ionice")) is not None:
-        subprocess.run([program, "-c", "3", "-p", str(os.getpid())], check=False, cwd=DIRECTORY)
+        subprocess.run(
+            [program, "-c", "3", "-p", str(os.getpid())], check=False, cwd=WORKING_DIRECTORY
+        )
     name, *rest = sys.argv[1:]
     to_fd = os.dup(1)
     os.dup2(2, 1)  # what a library prints is no message

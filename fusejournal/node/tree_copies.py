@@ -10,7 +10,7 @@ from typing import Final
 
 import trio
 
-from fusejournal.disk.process import DIRECTORY, python_module
+from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import PeerLostError
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import BATCH_BYTES_MAX, Decoder, encode
@@ -47,7 +47,7 @@ class TreeCopies:
                     self._command,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    cwd=DIRECTORY,
+                    cwd=WORKING_DIRECTORY,
                     start_new_session=True,
                 )
                 try:

@@ -5,7 +5,7 @@ from typing import Final
 from fusejournal.errors import PeerLostError, PeerMistakenError, PeerRefusedError
 from fusejournal.wire.session import FAILED, FENCED, INSTANCE, RefusedError
 
-COPY: Final = (
+COPY_ADVICE: Final = (
     "'fusejournal peer resume' lets it try again, while the journal still has what it lacks; else, "
     "there, 'fusejournal umount', 'fusejournal rejoin' and 'fusejournal mount' copy what differs"
 )
@@ -23,7 +23,7 @@ _BY_CODE: Final = {
     "that reign is none, overrule it: 'overrule' under [replication]",
     "full": FULL,
     "busy": "another node ships to it: check who is its primary",
-    "copy": COPY,
+    "copy": COPY_ADVICE,
     INSTANCE: "stop the one that is a copy, and give it a state of its own",
     FAILED: "see that node's own status and log: its disk has failed",
     "twice": "remove one of the two names: 'fusejournal peer remove'",

@@ -80,7 +80,7 @@ class Shipper:
         while (peer := self.record.peer()) is not None:
             changed = self._changed
             if peer.needs_copy is not None:
-                note(PeerEvent.LACKS, peer.needs_copy, advice.COPY)
+                note(PeerEvent.LACKS, peer.needs_copy, advice.COPY_ADVICE)
                 await changed.wait()
             elif peer.paused:
                 note(PeerEvent.PAUSED, None, f"'fusejournal peer resume' lets {self.name} go on")

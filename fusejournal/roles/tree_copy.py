@@ -10,7 +10,6 @@ Runs in a process of its own, and may block."""
 
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -24,7 +23,7 @@ from fusejournal.objects.store import ObjectStore
 from fusejournal.replication.common_ancestor import SILENCE_SECONDS
 from fusejournal.replication.peers import Peer
 from fusejournal.roles.rejoin import RejoinError
-from fusejournal.types import Epoch, Position, Reign
+from fusejournal.types import Epoch, Position, Reign, StageProgress
 from fusejournal.versions.block_source import OfferedTree, parse_told
 from fusejournal.versions.blocks import BlockWriter
 from fusejournal.versions.builder import Trees
@@ -54,10 +53,6 @@ _QUESTIONS: Final = 8
 """Questions under way at a time."""
 _KEEP_SECONDS: Final = 5.0
 
-Progress = Callable[[str, int, int | None, str], None]
-"""Called with the stage, how much is done, of how much (None: not known), and the unit; may raise
-what is to end the work there."""
-
 
 class Fetched(NamedTuple):
     """The amount that a copy has fetched."""
@@ -75,7 +70,7 @@ class TreeCopy:
         peer: Peer,
         me: HandshakeState,
         identity: Identity,
-        progress: Progress,
+        progress: StageProgress,
         *,
         insecure: bool,
     ) -> None:

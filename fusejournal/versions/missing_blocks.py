@@ -29,7 +29,7 @@ from fusejournal.versions.sorted_tree import Nodes, SortedTree
 from fusejournal.wire.block_messages import AskBlocks, Blocks
 from fusejournal.wire.frames import WireError
 
-ASKED_MAX = 64
+BLOCKS_ASKED_MAX = 64
 """The blocks in one question."""
 _PLAIN_BYTES_MAX = 16 << 20
 """No block of a version is larger by far."""
@@ -92,7 +92,7 @@ class MissingBlocks:
         """Returns the next blocks to be asked for; None where there is nothing to ask for before an
         answer has come. Raises StoreDamagedError, StoreError."""
         wanted: list[_Wanted] = []
-        while self._todo and len(wanted) < ASKED_MAX:
+        while self._todo and len(wanted) < BLOCKS_ASKED_MAX:
             one = self._todo.pop()
             if one in self._on_the_way:
                 continue  # the same content, which is walked once

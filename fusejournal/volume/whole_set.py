@@ -41,9 +41,8 @@ from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.operations import Import, ImportData, ImportLink, Setattr
-from fusejournal.types import ROOT_FID, Fid, Position, Seq
+from fusejournal.types import ROOT_FID, Fid, Position, Seq, StageProgress
 from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile
-from fusejournal.volume.reconcile.contents import Progress
 from fusejournal.volume.reconcile.losing import ByteRanges, LosingEntries
 from fusejournal.volume.volume import Volume
 
@@ -139,7 +138,7 @@ class WholeSet:
         state_dir: Path,
         checkpoints: CheckpointFile,
         root: BackingRoot,
-        progress: Progress,
+        progress: StageProgress,
     ) -> LosingEntries:
         """Have the backing be the tree of the base, as far as that is not for the reconciliation to
         do; returns what is. The catalog has the tree already, without handles. Raises
@@ -249,7 +248,7 @@ class _Filling:
     gets them. What later entries removed is left out."""
 
     def __init__(
-        self, volume: Volume, tree: BaseTree, progress: Progress, *, trusts_mtimes: bool
+        self, volume: Volume, tree: BaseTree, progress: StageProgress, *, trusts_mtimes: bool
     ) -> None:
         self._volume = volume
         self._catalog = volume.catalog

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from fusejournal.errors import RecoveryError
 from fusejournal.journal.format import Entry
-from fusejournal.types import Seq
+from fusejournal.types import Seq, StageProgress
 from fusejournal.volume.checkpoint import NO_CHECKPOINT, CheckpointFile
-from fusejournal.volume.reconcile.contents import StageProgress
 from fusejournal.volume.reconcile.losing import LosingEntries
 from fusejournal.volume.reconcile.reconcile import Reconciliation
 from fusejournal.volume.volume import Volume

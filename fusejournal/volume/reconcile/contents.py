@@ -7,7 +7,7 @@ made from the entries before that, too."""
 
 import errno
 import os
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping, Set
 from stat import S_IFDIR, S_IFREG
 
 from fusejournal.backing.apply_space import change_space
@@ -27,15 +27,12 @@ from fusejournal.operations import (
     Setxattr,
     Truncate,
 )
-from fusejournal.types import Fid, Seq
+from fusejournal.types import Fid, Seq, StageProgress
 from fusejournal.volume.importer import fits_one_entry
 from fusejournal.volume.reconcile.losing import FAR, ByteRanges
 from fusejournal.volume.reconcile.overwritten import KeptCopies
 from fusejournal.volume.refusals import named
 from fusejournal.volume.volume import Volume
-
-StageProgress = Callable[[str, int, int | None, str], None]
-"""Called with the stage, how much is done, of how much (None: not known), and the unit."""
 
 _WHOLE_BYTES_MAX = 16 << 20
 _PUNCH = FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE

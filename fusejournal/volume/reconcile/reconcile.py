@@ -58,9 +58,9 @@ from fusejournal.operations import (
     Whiteout,
     made_by,
 )
-from fusejournal.types import NAME_BYTES_MAX, ROOT_FID, Fid, Seq
+from fusejournal.types import NAME_BYTES_MAX, ROOT_FID, Fid, Seq, StageProgress
 from fusejournal.volume.checkpoint import CLOCK_SLACK_NS, Checkpoint
-from fusejournal.volume.reconcile.contents import Contents, StageProgress
+from fusejournal.volume.reconcile.contents import Contents
 from fusejournal.volume.reconcile.losing import LosingEntries
 from fusejournal.volume.reconcile.overwritten import KeptCopies
 from fusejournal.volume.reconcile.survey import Survey, UnexpectedName, staging_name

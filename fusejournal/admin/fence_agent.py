@@ -25,7 +25,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from fusejournal.disk.process import DIRECTORY
+from fusejournal.disk.process import WORKING_DIRECTORY
 from fusejournal.errors import FusejournalError, UsageError
 
 OPTIONS_DIRECTORY = Path("/etc/fusejournal/fence")
@@ -107,7 +107,7 @@ def _call(options: Mapping[str, str], action: str, deadline: float) -> tuple[int
             stderr=subprocess.STDOUT,
             timeout=max(0.1, deadline - time.monotonic()),
             check=False,
-            cwd=DIRECTORY,
+            cwd=WORKING_DIRECTORY,
         )
     except subprocess.TimeoutExpired:
         raise FusejournalError(f"{agent} has not ended in time with action={action}") from None

@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from fusejournal.disk.process import DIRECTORY, python_module
+from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import ExportError
 from fusejournal.nfs import client_records
 
@@ -40,7 +40,7 @@ def begin(mountpoint: Path, name: str, reign: str) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        cwd=DIRECTORY,
+        cwd=WORKING_DIRECTORY,
         check=False,
     )
 

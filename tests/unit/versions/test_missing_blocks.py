@@ -1,0 +1,206 @@
+"""A mirror asks for the blocks that it lacks of a version, and for no others; what is not what it
+asked for is refused."""
+
+import random
+from collections.abc import Callable
+from stat import S_IFDIR, S_IFREG
+from uuid import UUID
+
+import pytest
+
+from fusejournal.types import ROOT_FID, Epoch, Fid, Seq
+from fusejournal.versions.block_source import OfferedTree, answer_blocks, parse_told, progress_told
+from fusejournal.versions.blocks import BlockReader, BlockWriter
+from fusejournal.versions.builder import Trees
+from fusejournal.versions.chunk_list import ChunkItem, build_list
+from fusejournal.versions.chunker import RULE
+from fusejournal.versions.content import Content
+from fusejournal.versions.manifest import Version
+from fusejournal.versions.missing_blocks import GoneError, MissingBlocks
+from fusejournal.versions.packs import StoreDamagedError
+from fusejournal.versions.records import (
+    InodeRecord,
+    Name,
+    encode_inode,
+    encode_name,
+    inode_key,
+    name_key,
+)
+from fusejournal.versions.sorted_tree import Nodes, empty_tree, update_tree
+from fusejournal.versions.verify import verify_version
+from fusejournal.wire.block_messages import Blocks, TreeTold
+from fusejournal.wire.frames import WireError
+from tests.support.objects import MemoryStore
+
+_FILES = 300
+_XATTR = b"user.long", b"value" * 40
+
+
+def _chunk(number: int) -> bytes:
+    return random.Random(number).randbytes(2000)
+
+
+def make_version(store: MemoryStore, changed: int = 0, name: bytes = b"file%d") -> Version:
+    """A version of some files and a large one; *changed* of them have another content."""
+    blocks = BlockWriter(store)
+    nodes = Nodes(blocks)
+    inodes: dict[bytes, bytes] = {}
+    names: dict[bytes, bytes] = {}
+    root = InodeRecord(ROOT_FID, S_IFDIR | 0o755, 0, 0, 0, 0, 1, (), None, None, (), True)
+    inodes[inode_key(ROOT_FID)] = encode_inode(root, blocks)
+    for number in range(_FILES):
+        fid, its = Fid(number + 2), name % number if b"%" in name else name
+        kind = number + 1000 if number < changed else number
+        content = Content(items=(ChunkItem(blocks.add_chunk(_chunk(kind)), 2000),))
+        size = 2000
+        if number == _FILES - 1:
+            chunks = [_chunk(10_000 + one) for one in range(700)]
+            if changed:
+                chunks[350] = _chunk(99_999)
+            items = [(blocks.add_chunk(chunk), 2000) for chunk in chunks]
+            content, size = Content(root=build_list(blocks, items)), 1_400_000
+        links = ((ROOT_FID, its),)
+        record = InodeRecord(
+            *(fid, S_IFREG | 0o644, 0, 0, 0, size, 1, links, None, content, (_XATTR,), True)
+        )
+        inodes[inode_key(fid)] = encode_inode(record, blocks)
+        names[name_key(ROOT_FID, its)] = encode_name(Name(fid, 4 + number))
+    inodes_root, names_root = (
+        update_tree(nodes, empty_tree(blocks), sorted(one.items())) for one in (inodes, names)
+    )
+    blocks.finish()
+    content_bytes = 2000 * (_FILES - 1) + 1_400_000
+    return Version(
+        uuid=UUID(int=7),
+        epoch=Epoch(1),
+        seq=Seq(9),
+        chain=0x77,
+        time_ns=5,
+        name="",
+        made_by="node",
+        made_ns=6,
+        parent=None,
+        rule=RULE,
+        inodes=inodes_root,
+        names=names_root,
+        next_fid=Fid(_FILES + 2),
+        file_count=len(inodes),
+        name_count=len(names),
+        content_bytes=content_bytes,
+        added_bytes=0,
+    )
+
+
+def copy(
+    source: MemoryStore,
+    blocks: BlockWriter,
+    version: Version,
+    own: Trees | None = None,
+    alter: Callable[[Blocks], Blocks] = lambda answer: answer,
+    answers_max: int = 10**9,
+) -> MissingBlocks:
+    """Copy *version* as two nodes do, up to so many answers."""
+    walk, reader, questions = MissingBlocks(blocks, version, own), BlockReader(source), []
+    while not walk.is_done:
+        while len(walk) < 3 and (asked := walk.next_question()) is not None:
+            questions.append(asked)
+        for answer in answer_blocks(reader, questions.pop(0)) if questions else ():
+            if not answers_max:
+                return walk
+            answers_max -= 1
+            walk.take(alter(answer))
+    return walk
+
+
+def test_all_is_copied_and_what_is_there_is_not() -> None:
+    source, sink = MemoryStore(), MemoryStore()
+    version = make_version(source)
+    blocks = BlockWriter(sink)
+    walk = copy(source, blocks, version)
+    blocks.finish()
+    assert walk.files == _FILES + 1
+    found = verify_version(BlockReader(sink), version, lambda *_: None, with_data=True)
+    assert found.files == _FILES + 1
+    assert found.bytes == 2000 * (_FILES - 1) + 1_400_000
+    # Once more there is nothing to ask for.
+    again = MissingBlocks(BlockWriter(sink), version, None)
+    assert again.next_question() is None
+    assert again.is_done
+    # A later one: what differs.
+    later = make_version(source, 5)
+    blocks = BlockWriter(sink)
+    walk = copy(source, blocks, later, version.trees)
+    blocks.finish()
+    assert walk.files == _FILES + 1
+    assert 6 <= walk.fetched_blocks < 40
+    verify_version(BlockReader(sink), later, lambda *_: None, with_data=True)
+
+
+def test_a_copy_that_was_stopped_goes_on() -> None:
+    source, sink = MemoryStore(), MemoryStore()
+    version = make_version(source)
+    blocks = BlockWriter(sink)
+    first = copy(source, blocks, version, answers_max=6)
+    assert not first.is_done
+    blocks.finish()
+    blocks = BlockWriter(sink)
+    second = copy(source, blocks, version)
+    blocks.finish()
+    whole = copy(source, BlockWriter(MemoryStore()), version)
+    assert first.fetched_blocks > 100
+    assert first.fetched_blocks + second.fetched_blocks == whole.fetched_blocks
+    verify_version(BlockReader(sink), version, lambda *_: None, with_data=True)
+
+
+@pytest.mark.parametrize(
+    ("alter", "error"),
+    [
+        (lambda one: one._replace(stored=one.stored[:-1]), WireError),
+        (lambda one: one._replace(content=one.content + b"more"), WireError),
+        (lambda one: one._replace(plain=(1 << 40, *one.plain[1:])), WireError),
+        (lambda one: Blocks((), (), b""), WireError),
+        (lambda one: Blocks(one.stored * 70, one.plain * 70, one.content * 70), WireError),
+        (lambda one: one._replace(content=bytes(len(one.content))), StoreDamagedError),
+        (lambda one: Blocks((0,), (0,), b""), GoneError),
+    ],
+)
+def test_what_was_not_asked_for_is_refused(
+    alter: Callable[[Blocks], Blocks], error: type[Exception]
+) -> None:
+    source = MemoryStore()
+    version = make_version(source)
+    with pytest.raises((error, StoreDamagedError)):
+        copy(source, BlockWriter(MemoryStore()), version, alter=alter)
+
+
+@pytest.mark.parametrize("name", [b"..", b".", b"a/b", b"a\0b", b"x" * 256])
+def test_a_name_that_cannot_be_is_refused(name: bytes) -> None:
+    source = MemoryStore()
+    version = make_version(source, name=name)
+    with pytest.raises(WireError, match="a name that cannot be"):
+        copy(source, BlockWriter(MemoryStore()), version)
+
+
+def test_a_block_that_is_gone_is_told() -> None:
+    source = MemoryStore()
+    version = make_version(source)
+    for name in list(source.names("packs/"))[:1]:
+        source.remove(name)
+    with pytest.raises(GoneError, match="is gone at the source"):
+        copy(source, BlockWriter(MemoryStore()), version)
+
+
+def test_the_tree_that_is_told() -> None:
+    version = make_version(MemoryStore())
+    for one in (version, None):
+        offered = OfferedTree(one, "store", Seq(3), Seq(11), 12345)
+        raw = parse_told("there", offered.told())
+        assert OfferedTree.from_fields("there", raw) == offered
+    assert parse_told("there", progress_told(3, None)) == {"done": 3, "total": None}
+    for fields in (b"", b"[]", b"\xff"):
+        with pytest.raises(WireError, match="cannot be read"):
+            parse_told("there", TreeTold(fields))
+    with pytest.raises(WireError, match="cannot be"):
+        OfferedTree.from_fields("there", {"version": None, "store": "x"})
+    with pytest.raises(StoreDamagedError):
+        OfferedTree.from_fields("there", {**raw, "version": "{}"})

@@ -26,7 +26,7 @@ from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.config import Config
 from fusejournal.disk import calls
 from fusejournal.disk.syscalls import list_directory
-from fusejournal.errors import BackingError, JournalDamagedError
+from fusejournal.errors import BackingError, JournalDamagedError, PeerLostError
 from fusejournal.journal.base import load_base
 from fusejournal.journal.branches import make_branch
 from fusejournal.journal.reader import JournalReader
@@ -273,6 +273,9 @@ def _run(work: Callable[[], Awaitable[_Result]]) -> _Result:
         return trio.run(work)
     except BaseExceptionGroup as group:
         raise first_error(group) from None
+    except PeerLostError as error:
+        reason = f"{error.reason}: what has come is kept, and the same command goes on"
+        raise PeerLostError(error.where, reason) from None
     except trio.TooSlowError:
         raise RejoinError("the peer said nothing for too long: try again, it goes on") from None
 

@@ -3,8 +3,10 @@
 
 Used from the event loop's thread. Cancelling ends the process."""
 
+import json
 import logging
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -12,8 +14,9 @@ import trio
 
 from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import PeerLostError
+from fusejournal.wire.block_messages import Blocks, TreeTold
 from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import BATCH_BYTES_MAX, Decoder, encode
+from fusejournal.wire.frames import BATCH_BYTES_MAX, Decoder, Message, encode
 from fusejournal.wire.session import RefusedError
 
 log = logging.getLogger(__name__)
@@ -23,6 +26,40 @@ _COPIES_MAX: Final = 4
 _RECEIVE_BYTES: Final = 256 << 10
 
 
+@dataclass
+class _Copy:
+    """One copy under way: how far it is, for people."""
+
+    peer: str | None
+    stage: str = "asks which tree there is"
+    began_at: float = 0.0
+    tree_bytes: int = 0
+    sent_bytes: int = 0
+
+    def note(self, message: Message) -> None:
+        """Note what goes to the mirror."""
+        if isinstance(message, Blocks):
+            self.sent_bytes += len(message.content)
+        elif isinstance(message, TreeTold):
+            raw = json.loads(message.fields)
+            if "version" not in raw:
+                self.stage = f"waits for a version of it: {raw['done']:,} entries read"
+            elif raw["version"] is not None:
+                self.stage = ""
+                self.began_at = trio.current_time()
+                self.tree_bytes = json.loads(raw["version"])["content_bytes"]
+
+    def words(self) -> str:
+        """Returns how far it is, in words."""
+        if self.stage:
+            return f"copies the tree: {self.stage}"
+        words = f"copies the tree: {self.sent_bytes / 1e6:,.1f} MB sent, of no more than "
+        words += f"{self.tree_bytes / 1e6:,.1f}"
+        rate = self.sent_bytes / max(trio.current_time() - self.began_at, 0.001)
+        left_bytes = self.tree_bytes - self.sent_bytes
+        return words + (f"; {left_bytes / rate:,.0f} s at most" if rate and left_bytes > 0 else "")
+
+
 class TreeCopies:
     """Copies of the tree of the volume in *state_dir*, whose configuration is in *config*; None:
     where it usually is."""
@@ -30,17 +67,22 @@ class TreeCopies:
     def __init__(self, state_dir: Path, config: Path | None) -> None:
         arguments = [str(state_dir)] + ([str(config)] if config is not None else [])
         self._command = python_module(_SOURCE, *arguments)
-        self._copies = 0
+        self._copies: list[_Copy] = []
+
+    def words(self, peer: str) -> str | None:
+        """Returns how far the copy of *peer* is; None where there is none."""
+        return next((copy.words() for copy in self._copies if copy.peer == peer), None)
 
     def check(self) -> None:
         """Raises RefusedError where as many copies are under way as may be."""
-        if self._copies >= _COPIES_MAX:
-            raise RefusedError("busy", f"{self._copies} mirrors copy the tree already: try again")
+        if (count := len(self._copies)) >= _COPIES_MAX:
+            raise RefusedError("busy", f"{count} mirrors copy the tree already: try again")
 
     async def serve(self, connection: Connection) -> None:
         """Serves one mirror, which was let in, until it ends the connection. Cancelling ends that.
         Raises PeerLostError, WireError, OSError."""
-        self._copies += 1
+        copy = _Copy(connection.peer)
+        self._copies.append(copy)
         try:
             async with trio.open_nursery() as nursery:
                 process: trio.Process = await trio.lowlevel.open_process(
@@ -52,14 +94,14 @@ class TreeCopies:
                 )
                 try:
                     nursery.start_soon(self._ask, connection, process)
-                    await self._answer(connection, process)
+                    await self._answer(connection, process, copy)
                     nursery.cancel_scope.cancel()
                 finally:
                     with trio.CancelScope(shield=True):
                         process.kill()
                         await process.wait()
         finally:
-            self._copies -= 1
+            self._copies.remove(copy)
 
     async def _ask(self, connection: Connection, process: trio.Process) -> None:
         assert process.stdin is not None
@@ -70,12 +112,13 @@ class TreeCopies:
             return  # it has ended, and says why
         await process.stdin.aclose()
 
-    async def _answer(self, connection: Connection, process: trio.Process) -> None:
+    async def _answer(self, connection: Connection, process: trio.Process, copy: _Copy) -> None:
         assert process.stdout is not None
         decoder = Decoder()
         decoder.bytes_max = BATCH_BYTES_MAX
         while data := await process.stdout.receive_some(_RECEIVE_BYTES):
             for message in decoder.feed(data):
                 await connection.send(message)
+                copy.note(message)
         if not decoder.is_between:
             raise PeerLostError(connection.where, "the process that reads the tree has ended")

@@ -58,6 +58,10 @@ class CopySource(Protocol):
         """Raises RefusedError where there is no place for another."""
         ...
 
+    def words(self, peer: str) -> str | None:
+        """Returns how far the copy of *peer* is; None where there is none."""
+        ...
+
     async def serve(self, connection: Connection) -> None:
         """Serves one that was let in. Raises PeerLostError, WireError, OSError."""
         ...
@@ -174,15 +178,20 @@ class Inbound:
         if self._copies is None or not answer.uuid:
             raise RefusedError("unborn", f"{self._local.name} has no volume yet to be copied")
         self._copies.check()
-        if connection.peer is not None:
-            self._local.book.begin_copy(connection.peer)
-            await trio.to_thread.run_sync(self._local.book.save)
-            self._peers_changed()
+        await self._keep_journal_for(connection.peer)
         await connection.send(answer)
         try:
             await self._copies.serve(connection)
         except* OSError as group:
             raise FusejournalError(f"{connection.where}: {first_error(group)}") from None
+        await self._keep_journal_for(connection.peer)  # it may have grown by much meanwhile
+
+    async def _keep_journal_for(self, peer: str | None) -> None:
+        """Have the journal be kept for *peer* again, which copies the tree."""
+        if peer is not None:
+            self._local.book.begin_copy(peer)
+            await trio.to_thread.run_sync(self._local.book.save)
+            self._peers_changed()
 
     async def _give_word(self, connection: Connection, greeting: Hello) -> None:
         """Give the word that *greeting* asks for. Raises RefusedError, WireError,

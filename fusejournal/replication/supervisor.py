@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 import trio
@@ -35,7 +35,7 @@ from fusejournal.replication.receive_session import Receiving
 from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.shipper import Shipper
 from fusejournal.replication.shipping import Shipping
-from fusejournal.replication.status import ReplicationStatus
+from fusejournal.replication.status import PeerStatus, ReplicationStatus
 from fusejournal.replication.wakeup import Wakeup
 from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.volume.durability import Durability, FlushHooks
@@ -91,6 +91,7 @@ class Replication:
         copies: CopySource | None = None,
     ) -> None:
         self.local = local
+        self._copies = copies
         self._volume = volume
         self._mirroring = mirroring
         self._address: Address | None = None
@@ -394,9 +395,14 @@ class Replication:
             mirrors=self.local.config.mirrors,
             mirrors_seq=self.quorum.present_seq if self.local.config.mirrors else None,
             mirrors_waiting=self.quorum.waiting,
-            peers=tuple(shipper.record.status() for shipper, _ in self._shippers.values()),
+            peers=tuple(self._status_of(shipper) for shipper, _ in self._shippers.values()),
             mirror=self.receiver.status() if self.receiver is not None else None,
         )
+
+    def _status_of(self, shipper: Shipper) -> PeerStatus:
+        status = shipper.record.status()
+        words = self._copies.words(shipper.name) if self._copies is not None else None
+        return status if words is None else replace(status, notes=(*status.notes, words))
 
     def degraded(self) -> list[str]:
         """Returns what is wrong, a line each."""

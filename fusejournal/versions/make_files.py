@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from fusejournal.backing.apply_flags import set_what_can_be
 from fusejournal.disk import calls, failpoints, syscalls
+from fusejournal.disk.acls import XFS_OWN_XATTRS
 from fusejournal.errors import TargetError
 from fusejournal.file_operations import LOCKING_FLAGS
 from fusejournal.history.name_changes import Dentry
@@ -153,15 +154,19 @@ class FileMaker:
     def _link(self, record: InodeRecord, again: bool) -> None:
         """Gives the file its further names."""
         (parent, name), *others = self._names(record)
-        for other_parent, other in others:
-            there = self._directory(other_parent)
-            if again:
-                _remove(other, there)
-            # Found anew for each: there may be more directories than descriptors.
-            here = self._directory(parent)
-            there = self._directory(other_parent)
-            failpoints.reached("restore.link")
-            os.link(name, other, src_dir_fd=here, dst_dir_fd=there, follow_symlinks=False)
+        if not others:
+            return
+        # Its own descriptor: the way to another directory may take all that are kept.
+        here = os.dup(self._directory(parent))
+        try:
+            for other_parent, other in others:
+                there = self._directory(other_parent)
+                if again:
+                    _remove(other, there)
+                failpoints.reached("restore.link")
+                os.link(name, other, src_dir_fd=here, dst_dir_fd=there, follow_symlinks=False)
+        finally:
+            os.close(here)
 
     def finish_directory(self, fid: Fid) -> int:
         """Gives directory *fid*, in which all names are, what it is to have. Returns how many there
@@ -199,7 +204,7 @@ class FileMaker:
 
     def _directory(self, fid: Fid) -> int:
         """Returns a descriptor of directory *fid*, which is made if it is not there, with those
-        above it. Good until the next call but one."""
+        above it. Good until the next call."""
         if fid == self._top:
             return self._root_fd
         fd = self._open.pop(fid, -1)
@@ -241,7 +246,8 @@ def _set_attributes(record: InodeRecord, fd: int, path: int | str) -> None:
     failpoints.reached("restore.attributes")
     syscalls.chown(fd, record.uid, record.gid)
     for name, value in record.xattrs:
-        os.setxattr(path, name, value)
+        if name not in XFS_OWN_XATTRS:  # of an import of an earlier version's
+            os.setxattr(path, name, value)
     if record.type != S_IFLNK:
         os.chmod(path, S_IMODE(record.mode))
     if record.file_flags and record.type in (S_IFREG, S_IFDIR):

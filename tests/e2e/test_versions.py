@@ -96,6 +96,35 @@ def test_a_version_is_the_tree(volume: Layer, tmp_path: Path) -> None:
     assert (tmp_path / "part/linked").read_text() == (root / "text").read_text()
 
 
+def _make_chain(root: Path, first: str, depth: int) -> int:
+    """Makes so many directories, each in the one before. Returns a descriptor of the last."""
+    at = os.open(root, os.O_RDONLY)
+    for name in (first, *("d",) * (depth - 1)):
+        os.mkdir(name, dir_fd=at)
+        below = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=at)
+        os.close(at)
+        at = below
+    return at
+
+
+def test_a_file_with_names_far_below_different_directories(volume: Layer, tmp_path: Path) -> None:
+    """More directories lie above them than a restore keeps open."""
+    depth = 300
+    ends = [_make_chain(volume.mountpoint, name, depth) for name in ("one", "two")]
+    os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=ends[0]))
+    os.link("f", "g", src_dir_fd=ends[0], dst_dir_fd=ends[1])
+    for end in ends:
+        os.close(end)
+    _version(volume, "create", "deep")
+    target = tmp_path / "restored"
+    volume.run("restore", str(volume.state), "--to-version", "deep", "--target", str(target))
+    below = "/".join(("d",) * (depth - 1))
+    numbers = {
+        (target / top / below / name).stat().st_ino for top, name in (("one", "f"), ("two", "g"))
+    }
+    assert len(numbers) == 1
+
+
 def test_any_moment_is_restored_from_the_nearest_version(volume: Layer, tmp_path: Path) -> None:
     root = volume.mountpoint
     _make_everything(root)

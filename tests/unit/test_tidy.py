@@ -368,6 +368,31 @@ def test_the_code_names_who_acts() -> None:
     ] == []
 
 
+def test_the_page_on_concurrency_names_every_task() -> None:
+    """Those that the layer's process starts, by their functions."""
+    page = (_PACKAGE / "layer/CONCURRENCY.md").read_text()
+    own = (
+        "work",
+        "watch",
+        "give_up",
+        "ask",
+        "accept",
+        "_accept",
+        "_serve_one",
+        "_handle",
+        "_ask_once",
+    )
+    missing = []
+    for module in _modules():
+        if module.room in ("agent", "console") or module.name == "node/metrics_server":
+            continue  # processes of their own
+        for call in re.findall(r"\.(?:start_soon|start)\(\s*([\w.]+)", module.text):
+            name = call.rpartition(".")[2]
+            if name not in own and not _is_named(name, page):
+                missing.append(f"{module.name}: {call}")
+    assert missing == []
+
+
 def test_nothing_is_left_for_later() -> None:
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=_TOP, capture_output=True, text=True)
     if listing.returncode != 0:

@@ -1,10 +1,12 @@
 """The work of jobs that recover: undo, restore aside, restore in place."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from fusejournal.admin.restore_aside import AsideRestore
 from fusejournal.admin.restore_in_place import Moment, PlannedInPlace, planned_in_place
 from fusejournal.admin.source import open_source
 from fusejournal.admin.undo import DoneEntries, PlannedUndo, UndoRequest
@@ -14,9 +16,10 @@ from fusejournal.agent.job_progress import JobProgress, JobStoppedError
 from fusejournal.errors import FusejournalError
 from fusejournal.history.json_values import exact_or_none
 from fusejournal.history.query import Criteria, find
-from fusejournal.replay.restore import restore
 from fusejournal.replay.undo_plan import begun_undos
 from fusejournal.types import Seq
+
+log = logging.getLogger(__name__)
 
 _ACTIONS_MAX: Final = 5000
 """The most actions of a plan that are kept for the page; all are done."""
@@ -127,7 +130,9 @@ def restore_aside(job: JobProgress) -> None:
     else:
         source = open_source(request["volume"])
         end = source.end_of(to_seq=request["at"])
-        restored = restore(source.lookup, source.path(request["path"]), end, target, job.step)
+        path = source.path(request["path"])
+        work = AsideRestore(request["volume"], source, path, end, waiting=job.check)
+        restored = work.run(target, job.step, log.warning)
     job.save(state="done", names=restored.names, target=str(restored.path))
 
 

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fusejournal.admin.restore_aside import AsideRestore
 from fusejournal.admin.source import open_source
 from fusejournal.cli import text
 from fusejournal.cli.interrupts import raise_interrupt
 from fusejournal.cli.replay import watched
 from fusejournal.errors import UsageError
-from fusejournal.objects.store import StoreError
-from fusejournal.replay.restore import Restored, restore
+from fusejournal.replay.restore import Restored
 from fusejournal.types import Seq
 
 if TYPE_CHECKING:
@@ -117,12 +117,16 @@ def restore_command(
     source = open_source(volume)
     end = source.end_of(to_seq=to_seq, before_seq=before_seq, to_time=to_time, to_mark=to_mark)
     raw = source.path(path) if path else b""
-    can_use_version = source.state is not None and source.state.has_versions and not from_journal
-    seq = Seq(end - 1)
-    if not can_use_version or not _restore_after_version(volume, config, raw, seq, target, as_json):
-        with watched("restoring", as_json) as progress:
-            done = restore(source.lookup, raw, end, target, progress)
-        _echo(done, seq, as_json)
+    work = AsideRestore(
+        volume, source, raw, end, config=config, waiting=raise_interrupt, from_journal=from_journal
+    )
+    with watched("restoring", as_json, work.traffic) as progress:
+        done = work.run(target, progress, _warn)
+    _echo(done, Seq(end - 1), as_json, work.version)
+
+
+def _warn(words: str) -> None:
+    text.echo(f"fusejournal: {words}", err=True)
 
 
 def _restore_in_place(
@@ -140,27 +144,6 @@ def _restore_in_place(
     from fusejournal.cli.in_place import restore_in_place
 
     restore_in_place(volume, path, Moment(*moment), config, do_apply=do_apply, as_json=as_json)
-
-
-def _restore_after_version(
-    volume: str, config: Path | None, path: bytes, seq: Seq, target: Path, as_json: bool
-) -> bool:
-    """Restores from the nearest version and the entries after it. Returns False where the journal
-    alone is better, or all that can be had."""
-    from fusejournal.admin.versions import VolumeVersions
-
-    versions = VolumeVersions(volume, raise_interrupt, config)
-    try:
-        version = versions.nearest(seq, path)
-        if version is None:
-            return False
-        with watched("restoring", as_json, versions.traffic) as progress:
-            done = versions.restore_after(version, seq, path, target, progress)
-    except StoreError as error:
-        text.echo(f"fusejournal: {error}: restoring from the journal alone", err=True)
-        return False
-    _echo(done, seq, as_json, version)
-    return True
 
 
 def _restore_version(

@@ -14,9 +14,11 @@ from fusejournal.errors import FusejournalError
 from fusejournal.journal.base import JournalBase, load_base, save_base
 from fusejournal.journal.branches import list_branches
 from fusejournal.journal.drop import drop_segments
+from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import BadFrameError, SegmentReader, first_seq_of, list_segments
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.node.state_dir import VolumeState, save_state
+from fusejournal.replication.parting import load_parting
 from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.types import Seq
 from fusejournal.volume.checkpoint import CheckpointFile
@@ -47,7 +49,10 @@ def journal_limits(
     watermarks; *acked*: what a peer has on its disk, where more is known than the book has. Raises
     FusejournalError, OSError."""
     if state.is_mirror:
-        yield JournalLimit(_NOTHING, "it is a mirror's, which is not pruned yet")
+        yield _limit_of_primary(state)
+        if (parting := load_parting(state.directory)) is not None:
+            why = f"it parts from the journal of {parting.peer} after entry {parting.seq}"
+            yield JournalLimit(Seq(parting.seq), why)
     if load_intent(state.directory) is not None:
         yield JournalLimit(_NOTHING, "a rejoin has begun")
     if (offered := state.offered) is not None:
@@ -58,11 +63,24 @@ def journal_limits(
     on_disk = min(checkpoint_seq, page.rooted_seq)
     yield JournalLimit(on_disk, f"the backing is on its disk up to entry {on_disk}")
     for peer in PeerBook.load(state.directory).list():
-        if (limit := _limit_of(peer, acked(peer.name))) is not None:
+        limit = _limit_of(peer, acked(peer.name))
+        if limit is not None and not (state.is_mirror and peer.address is None):
             yield limit
     for branch in list_branches(state.directory):
         seq = Seq(branch.parted.seq - 1)
         yield JournalLimit(seq, f"branch {branch.name} parts after entry {branch.parted.seq}")
+
+
+def _limit_of_primary(state: VolumeState) -> JournalLimit:
+    """Returns how a mirror's primary holds the mirror's journal back: what it may not have on its
+    disk, it takes back from here when its machine was lost."""
+    reader = JournalReader(state.journal_dir, state.uuid)
+    seq = _NOTHING
+    if reader.segments():
+        head_seq = reader.head()[0]
+        for entry in reader.read(head_seq, Seq(head_seq + 1)):
+            seq = min(entry.flushed, entry.seq)
+    return JournalLimit(seq, f"its primary is known to have entries up to {seq} on its disk")
 
 
 def _limit_of(peer: Peer, acked_seq: Seq | None) -> JournalLimit | None:

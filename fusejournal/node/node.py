@@ -214,7 +214,7 @@ class Node:
             "remounted": remounted,
             "exported": self._exported,
         }
-        if not self._spec.read_only and not self.state.is_mirror:
+        if not self._spec.read_only:
             commands["prune"] = partial(self._prune, parts.durability)
         progress = {"promote": self._promotion_progress}
         async with trio.open_nursery() as nursery:

@@ -16,7 +16,15 @@ from fusejournal.journal.segment import first_seq_of, list_segments
 from fusejournal.replay.digest import digest_tree
 from tests.support.forked import run
 from tests.support.layer import Layer
-from tests.support.mirrors import await_level, check_equal, nodes
+from tests.support.mirrors import (
+    PORT,
+    Node,
+    await_level,
+    check_equal,
+    know_each_other,
+    nodes,
+)
+from tests.support.trees import fids
 
 pytestmark = pytest.mark.mount
 
@@ -216,6 +224,53 @@ def test_mirrors_go_on_and_new_ones_are_refused(tmp_path: Path) -> None:
         assert list(mirror.mountpoint.iterdir()) == []
         mirror.stop()
         primary.stop()
+
+
+def _check_level(source: Node, sink: Node) -> None:
+    await_level(source, sink)
+    assert digest_tree(sink.mountpoint).digest == digest_tree(source.mountpoint).digest
+    assert fids(sink.mountpoint) == fids(source.mountpoint)
+
+
+def test_a_mirror_prunes_its_own_journal(tmp_path: Path) -> None:
+    with nodes(tmp_path, None) as (primary, mirror):
+        for node in (primary, mirror):
+            node.reconfigure(_CONFIG)
+            node.start()
+        _work(primary.mountpoint, "one")
+        check_equal(primary, mirror)
+        kept = str(tmp_path / "kept")
+        mirror.run("version", "store", "init", str(mirror.state), "--store", kept)
+        _work(primary.mountpoint, "two", 20)
+        await_level(primary, mirror)
+        head_seq = _flushed(mirror)
+        told = _prune(mirror)["journal"]
+        assert told["segments"] > 0
+        for why in told["held_by"]:
+            assert why.startswith(("its primary is known to have", "the backing is on its disk"))
+        base = load_base(mirror.state)
+        assert base is not None
+        assert base.seq == told["up_to_seq"] < head_seq
+        assert load_base(primary.state) is None
+        # It goes on, also without its catalog, after the loss of its machine.
+        mirror.kill()
+        mirror.detach()
+        shutil.rmtree(mirror.state / "catalog")
+        (mirror.state / "boot").unlink()
+        _work(primary.mountpoint, "after", 10)
+        mirror.start()
+        primary.resume(mirror)
+        _check_level(primary, mirror)
+        out = str(tmp_path / "out")
+        mirror.run("restore", str(mirror.state), "--to-seq", str(base.seq), "--target", out)
+        # As the primary, too, whose mirror has its journal whole.
+        know_each_other(mirror, primary, primary.host.address, PORT)
+        primary.run("handoff", str(primary.state), mirror.name)
+        _work(mirror.mountpoint, "later", 10)
+        _check_level(mirror, primary)
+        assert load_base(primary.state) is None
+        for node in (primary, mirror):
+            node.stop()
 
 
 @pytest.fixture(scope="module")

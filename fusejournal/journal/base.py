@@ -4,7 +4,8 @@ and what stands for them: a version, by the roots of its two trees (the room ``v
 The record STATE/base.json is replaced in one durable step before any segment goes. It is JSON, with
 ``check``, the xxh3-64 (16 hex digits) of itself without it, with sorted keys and no spaces. What is
 found of segments up to the base is left over from a removal that was stopped, and passed over; the
-next start removes it.
+next start removes it. On a full disk, which is when a journal is pruned that never was before, the
+record is written into STATE/base.spare, a block that is kept for it from the first start on.
 
 The tree at the base is shown to those who read a journal as entries which would make it: IMPORTs of
 what was there first. Each file has its own, under the oldest name; further names are IMPORT_LINKs,
@@ -12,6 +13,7 @@ contents IMPORT_DATAs. Their seqs are negative, so that they come before all oth
 they are about: those of contents the fid and the offset (:func:`base_seq_of`)."""
 
 import json
+import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ from uuid import UUID
 
 import xxhash
 
+from fusejournal.disk import calls
+from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.errors import JournalError
 from fusejournal.journal.format import Entry
@@ -28,6 +32,8 @@ from fusejournal.types import Epoch, Fid, Position, Seq
 
 _FORMAT = 1
 _FILE = "base.json"
+_SPARE = "base.spare"
+_SPARE_BYTES = 4096
 _OFFSET_BITS = 63
 
 
@@ -101,7 +107,44 @@ def save_base(state_dir: Path, base: JournalBase) -> None:
     """Have *base* be the base, durably, in one step. Raises OSError: all is as before then."""
     raw = base.to_json()
     content = json.dumps({"format": _FORMAT, **raw, "check": _check_of(raw)}, indent=1).encode()
-    write_atomically("journal.base", base_path(state_dir), content, Outlives.MACHINE)
+    try:
+        write_atomically("journal.base", base_path(state_dir), content, Outlives.MACHINE)
+    except OSError as error:
+        if error.errno not in NO_SPACE or not _save_in_spare(state_dir, content):
+            raise
+
+
+def keep_spare(state_dir: Path) -> None:
+    """Has a block be there for :func:`save_base` on a full disk, as far as there is room for it
+    yet; durable when this returns. Raises OSError where it is not for want of room."""
+    path = state_dir / _SPARE
+    try:
+        if path.exists() and path.stat().st_size == _SPARE_BYTES:
+            return
+        write_atomically("journal.spare", path, bytes(_SPARE_BYTES), Outlives.MACHINE)
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+
+
+def _save_in_spare(state_dir: Path, content: bytes) -> bool:
+    """Writes *content* into the block that is kept for it, which then gets the record's name.
+    Returns False where there is none."""
+    path = state_dir / _SPARE
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        if os.fstat(fd).st_size != _SPARE_BYTES or len(content) > _SPARE_BYTES:
+            return False
+        calls.write_all("journal.spare.fill", fd, content.ljust(_SPARE_BYTES), 0)
+        calls.fsync("journal.spare.flush", fd)
+    finally:
+        os.close(fd)
+    calls.rename("journal.spare.use", path, base_path(state_dir))
+    calls.fsync_directory("journal.spare.used", state_dir)
+    return True
 
 
 def _check_of(raw: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from fusejournal.disk import calls
 from fusejournal.errors import FusejournalError
-from fusejournal.journal.base import JournalBase, load_base, save_base
+from fusejournal.journal.base import JournalBase, keep_spare, load_base, save_base
 from fusejournal.journal.branches import list_branches
 from fusejournal.journal.drop import drop_segments
 from fusejournal.journal.reader import JournalReader
@@ -120,7 +120,9 @@ def install_base(
     _check_follows(state.journal_dir, base)
     save_base(state.directory, base)
     save_state(state)  # of the format that a program which knows no base refuses
-    return drop_segments(state.journal_dir, base.seq)
+    count = drop_segments(state.journal_dir, base.seq)
+    keep_spare(state.directory)
+    return count
 
 
 def _check_follows(directory: Path, base: JournalBase) -> None:

@@ -24,6 +24,7 @@
     STATE/store.json     where versions are kept
     STATE/store.key      the key that they are encrypted with, as a recovery key
     STATE/base.json      the journal's base, where its beginning was pruned
+    STATE/base.spare     a block for base.json on a full disk
     STATE/prune.lock     flock'ed by the command that prunes
     STATE/control.sock   the running layer's control socket
     STATE/boot           the boot in which the volume was last begun

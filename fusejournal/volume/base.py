@@ -6,7 +6,7 @@ from pathlib import Path
 from uuid import UUID
 
 from fusejournal.errors import JournalError
-from fusejournal.journal.base import BaseTree, JournalBase, base_path, load_base
+from fusejournal.journal.base import BaseTree, JournalBase, base_path, keep_spare, load_base
 from fusejournal.journal.drop import drop_segments
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment import first_seq_of, list_segments
@@ -20,6 +20,8 @@ def prepare_base(state_dir: Path, uuid: UUID, *, read_only: bool) -> JournalBase
     stands for gone. Raises JournalError where it is another volume's, or segments behind it are
     missing, or it is missing itself; OSError."""
     base, path = load_base(state_dir), base_path(state_dir)
+    if not read_only:
+        keep_spare(state_dir)
     if base is None:
         _check_whole(state_dir)
         return None

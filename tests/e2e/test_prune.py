@@ -325,8 +325,12 @@ def test_killed_at_each_call(stopped: Layer, labels: str, step: int) -> None:
 
 def test_a_full_or_failing_disk(stopped: Layer) -> None:
     """Nothing goes where a step before it fails."""
-    for label, code in (("journal.base.write", 1), ("object.write", 41), ("journal.base.sync", 1)):
-        assert _killed(stopped, f"{label}:1:ENOSPC+") == code
+    for label, number, code in (
+        ("journal.base.write", "EIO", 1),
+        ("object.write", "ENOSPC", 41),
+        ("journal.base.sync", "EIO", 1),
+    ):
+        assert _killed(stopped, f"{label}:1:{number}+") == code
         assert load_base(stopped.state) is None
         assert first_seq_of(list_segments(stopped.state / "journal")[0]) == 1
     # And it starts with what a pruning left that was killed in the midst of it.

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from fusejournal.admin.source import JournalSource, open_source
-from fusejournal.errors import ConflictError, UsageError
+from fusejournal.errors import ConflictError, TargetError, UsageError
 from fusejournal.history.json_values import exact
 from fusejournal.history.query import Match
 from fusejournal.replay.divergence import Conflict
 from fusejournal.replay.replay import OnReplayConflict, Plan, Replay, Result
+from fusejournal.replay.restore import restore
 from fusejournal.replay.scratch import purpose_of
 from fusejournal.replay.target import Target
 from fusejournal.types import Progress, Seq
@@ -28,7 +29,7 @@ class ReplayRequest:
         volume: str,
         target: Path,
         *,
-        from_seq: int = 1,
+        from_seq: int | None = None,
         to_seq: int | None = None,
         paths: Sequence[str] = (),
         ops: Sequence[str] = (),
@@ -42,8 +43,9 @@ class ReplayRequest:
         Args:
             volume: its name, mountpoint or state directory, or a copy of its journal.
             target: the directory; one that was begun goes on.
-            from_seq, to_seq: the first entry, and the last (the newest; of a replay that goes on,
-                the newest when it was begun).
+            from_seq, to_seq: the first entry (the first that there is, whose target is empty, or
+                new, even where the journal begins with a base), and the last (the newest; of a
+                replay that goes on, the newest when it was begun).
             paths, ops, uid, without, only: as in :meth:`JournalSource.criteria`.
             on_conflict: what becomes of an operation that relies on one left out."""
         self.target_path = Path(os.path.abspath(target))
@@ -51,6 +53,9 @@ class ReplayRequest:
         self.sums = Plan()
         """Counts of what :meth:`run` has done so far."""
         self._on_conflict = on_conflict
+        self._begins_with_base = from_seq is None and self.source.lookup.base is not None
+        if from_seq is None:
+            from_seq = self.source.reader.first_seq if self._begins_with_base else Seq(1)
         self._from_seq = from_seq
         if to_seq:
             last = self.source.check_seq(to_seq)
@@ -83,6 +88,29 @@ class ReplayRequest:
                 f"{count:,} operation{'s' if count > 1 else ''} cannot be carried out, nothing was "
                 "written: choose others, or --on-conflict skip"
             )
+
+    @property
+    def needs_base(self) -> bool:
+        """True if the target is to be made as it was at the journal's base, before the replay."""
+        if not self._begins_with_base or purpose_of(self.target_path) is not None:
+            return False
+        try:
+            return not os.listdir(self.target_path)
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            raise TargetError(self.target_path, error.strerror or "cannot be read") from None
+
+    def make_base(self, progress: Progress) -> None:
+        """Make the target as it was at the journal's base. Stopped, the same replay goes on with
+        it. Raises what a restore raises."""
+        try:
+            os.rmdir(self.target_path)  # an empty one: a restore makes it
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise TargetError(self.target_path, error.strerror or "cannot be made anew") from None
+        restore(self.source.lookup, b"", Seq(self._from_seq), self.target_path, progress)
 
     def open_target(self) -> Target:
         """Open the target, to be used as a context manager. Raises TargetError, PrivilegeError."""

@@ -27,7 +27,9 @@ _BAR_STEP = 1024
 @click.command(short_help="Carry out operations on a directory.")
 @click.argument("volume")
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--from-seq", type=click.IntRange(min=1), default=1, help="First entry  [default: 1]")
+@click.option(
+    "--from-seq", type=click.IntRange(min=1), help="First entry  [default: the first there is]"
+)
 @click.option("--to-seq", type=click.IntRange(min=1), help="Last entry  [default: the newest]")
 @click.option("--path", "paths", multiple=True, help="Only what is about this path or pattern.")
 @click.option("--op", "ops", multiple=True, metavar="OP,...", help="Only these operations.")
@@ -48,7 +50,7 @@ _BAR_STEP = 1024
 def replay(
     volume: str,
     target: Path,
-    from_seq: int,
+    from_seq: int | None,
     to_seq: int | None,
     paths: tuple[str, ...],
     ops: tuple[str, ...],
@@ -62,10 +64,12 @@ def replay(
 ) -> None:
     """Carry out operations of VOLUME's journal, in order, on the directory TARGET.
 
-    TARGET must hold the tree as it was before --from-seq: for 1 an empty or new directory, else
-    what a restore or an earlier replay made. It needs no layer. All entries from --from-seq to
-    --to-seq are carried out but those that the other options leave out. An operation that relies on
-    one left out is a conflict: it is named with the seq of what it lacks, exit code 22.
+    TARGET must hold the tree as it was before --from-seq: for 1, and without it, an empty or new
+    directory, else what a restore or an earlier replay made. Where the beginning of the journal was
+    pruned, the replay first makes TARGET as it was then, whole. It needs no layer. All entries from
+    --from-seq to --to-seq are carried out but those that the other options leave out. An operation
+    that relies on one left out is a conflict: it is named with the seq of what it lacks, exit code
+    22.
 
     A replay that was stopped (Ctrl-C, a full disk, a kill) goes on when the same command is given
     again.
@@ -101,6 +105,7 @@ def replay(
     except ConflictError:
         _show_conflicts(request, plan)
         raise
+    _make_base(request, as_json)
     with request.open_target() as goal:
         with watched("looking at the target", as_json) as progress:
             request.check_target(goal, progress)
@@ -112,6 +117,12 @@ def replay(
                 _show_result(result, verbose, as_json)
         goal.finish()
     _show_end(request, as_json)
+
+
+def _make_base(request: ReplayRequest, as_json: bool) -> None:
+    if request.needs_base:
+        with watched("making the tree at the base", as_json) as progress:
+            request.make_base(progress)
 
 
 @contextmanager

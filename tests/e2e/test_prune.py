@@ -129,7 +129,10 @@ def test_the_beginning_goes_and_all_else_goes_on(layer: Layer, tmp_path: Path) -
     )
     assert "--to-version early" in said
     _refused(layer, "diff", state, "0", str(head_seq), code=16)
-    _refused(layer, "replay", state, str(tmp_path / "new"), code=16)
+    _refused(layer, "replay", state, str(tmp_path / "new"), "--from-seq", "1", code=16)
+    (tmp_path / "new").mkdir()
+    layer.run("replay", state, str(tmp_path / "new"), "--to-seq", str(head_seq))
+    assert digest_tree(tmp_path / "new").digest == wanted
     _refused(layer, "undo", state, "--since", "2001-01-01", code=19)
     assert "stands for" in _refused(
         layer, "version", "delete", state, str(base.seq), "--yes", code=2

@@ -150,6 +150,15 @@ class Pruning:
             found.append(LostMoment(seq, earlier, later))
         return found
 
+    def next_by_layer(self) -> float | None:
+        """Returns when the layer prunes next by its schedule, in seconds since 1970; None where it
+        has none, or does not run."""
+        try:
+            versions = live_status(self._versions.state).versions
+        except NotRunningError:
+            return None
+        return versions.next_prune if versions is not None else None
+
     def would_free(self, plan: PrunePlan, progress: Progress) -> Collected:
         """Returns what collecting the store would come to once *plan* was carried out. Raises
         StoreDamagedError, StoreError."""

@@ -1,5 +1,6 @@
 """``fusejournal prune``: lets go what the policy does not keep."""
 
+import time
 from pathlib import Path
 
 import click
@@ -57,6 +58,9 @@ def prune(volume: str, dry_run: bool, config: Path | None, as_json: bool) -> Non
     for line in work.remarks(plan):
         text.echo(line)
     _show_freed(plan, collected, dry_run=dry_run)
+    if dry_run and (at := work.next_by_layer()) is not None:
+        in_seconds = max(0.0, at - time.time())
+        text.echo(f"by itself the layer does it in {text.duration(in_seconds)}")
 
 
 def _show_plan(plan: PrunePlan, *, dry_run: bool) -> None:
@@ -97,10 +101,11 @@ def _lost_line(lost: LostMoment, *, dry_run: bool) -> str:
 def _show_freed(plan: PrunePlan, collected: Collected, *, dry_run: bool) -> None:
     versions = text.count(len(plan.going), "version")
     freed = text.size(collected.removed_bytes)
+    names = ", ".join(f"{one.node} (pid {one.pid})" for one in collected.waiting_for)
     if dry_run:
-        text.echo(f"would delete {versions}, and free {freed} in the store")
-    elif collected.waiting_for:
-        names = ", ".join(f"{one.node} (pid {one.pid})" for one in collected.waiting_for)
+        later = f", once {names} has ended" if names else ""
+        text.echo(f"would delete {versions}, and free {freed} in the store{later}")
+    elif names:
         text.echo(f"deleted {versions}; what they alone had waits for {names}: prune again then")
     else:
         text.echo(f"deleted {versions}, and freed {freed} in the store")

@@ -59,7 +59,8 @@ _UNUSED_MAX = 0.2
 
 
 class Collected(NamedTuple):
-    """The result of a collection."""
+    """The result of a collection; or of a dry run: what would be removed, and who is at work now
+    and so would be waited for."""
 
     removed_packs: int
     removed_bytes: int
@@ -93,7 +94,9 @@ def collect(
         usage = _Usage(store, progress, without)
         packs = usage.going()
         sizes = sum(usage.unused_bytes(pack) for pack in packs)
-        return Collected(0, sizes, 0, len(packs), (), usage.unreadable)
+        at_work = [one for one in workers(store, forgetting=False) if one.work == "creator"]
+        waiting_for = tuple(at_work) if packs else ()
+        return Collected(0, sizes, 0, len(packs), waiting_for, usage.unreadable)
     me = register(store, "collector", node)
     try:
         alone(store, me)

@@ -135,19 +135,19 @@ def alone(store: ObjectStore, me: Worker) -> None:
             raise BusyError(store.where, f"{worker.node} is collecting it (pid {worker.pid})")
 
 
-def workers(store: ObjectStore) -> list[Worker]:
-    """Returns all who are at work, and forgets those of this machine that are dead. Raises
-    StoreDamagedError, StoreError."""
+def workers(store: ObjectStore, *, forgetting: bool = True) -> list[Worker]:
+    """Returns all who are at work, and, if *forgetting*, has those of this machine that are dead be
+    forgotten. Raises StoreDamagedError, StoreError."""
     found = []
     for name in store.names("active/"):
         try:
             worker = _decode(f"{store.where}/{name}", store.get(name))
         except ObjectMissingError:
             continue
-        if worker.is_dead():
-            unregister(store, worker)
-        else:
+        if not worker.is_dead():
             found.append(worker)
+        elif forgetting:
+            unregister(store, worker)
     return found
 
 

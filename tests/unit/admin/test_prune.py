@@ -5,7 +5,7 @@ import fcntl
 import json
 import struct
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,12 @@ from fusejournal.node.assemble import open_base
 from fusejournal.node.journal_limits import PruningRefusedError
 from fusejournal.node.state_dir import VolumeState, save_state
 from fusejournal.objects.local import LocalStore
-from fusejournal.objects.store import ObjectStore
+from fusejournal.objects.store import ObjectStore, put_same
 from fusejournal.roles.role import Role
 from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.versions import base_tree
 from fusejournal.versions.base_tree import base_of
+from fusejournal.versions.creators import register, unregister
 from fusejournal.versions.manifest import list_versions
 from fusejournal.versions.place import StorePlace, open_place, read_place
 from fusejournal.volume.base import prepare_base
@@ -98,6 +99,20 @@ def test_what_would_go_is_told(state: Path) -> None:
     assert [one["seq"] for one in found["versions"] if not one["kept_as"]] == [10, 30]
     assert found["no_longer_restorable"] == []
     assert found["freed_bytes"] > 0
+
+
+def test_who_is_waited_for_is_told_before(state: Path) -> None:
+    place = read_place(state)
+    assert place is not None
+    store = open_place(place, writing=True)
+    worker = register(store, "creator", "other")
+    told = _prune(state, "--dry-run").splitlines()[5]
+    assert told.endswith(f" in the store, once other (pid {worker.pid}) has ended")
+    unregister(store, worker)
+    dead = replace(worker, began="0")
+    put_same(store, dead.name, json.dumps({"format": 1, **asdict(dead)}).encode())
+    assert _prune(state, "--dry-run").splitlines()[5].endswith(" in the store")
+    assert list(store.names("active/")) == [dead.name]  # nothing was changed
 
 
 def test_a_policy_without_rules_is_told(state: Path) -> None:

@@ -1,5 +1,7 @@
 """Journals with a base: the beginning of one is pruned, and a version stands for it."""
 
+import struct
+from collections.abc import Iterable
 from pathlib import Path
 from uuid import UUID
 
@@ -9,16 +11,20 @@ from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import first_seq_of
 from fusejournal.journal.segment_writer import JournalOptions
-from fusejournal.node.state_dir import load_state, save_state
+from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.node.state_dir import VolumeState, load_state, save_state
 from fusejournal.objects.local import LocalStore
 from fusejournal.objects.store import ObjectStore
 from fusejournal.operations import Clean
+from fusejournal.roles.role import Role
 from fusejournal.types import SYSTEM_CALLER, Seq
 from fusejournal.versions.base_tree import VersionBase, base_of
 from fusejournal.versions.create import create_version
 from fusejournal.versions.manifest import make_store
 from fusejournal.versions.place import StorePlace, write_place
+from fusejournal.volume.checkpoint import CheckpointFile
 from tests.support.objects import MemoryStore
+from tests.support.workload import UUID_OF_WORKLOADS, Workload
 
 STORES: dict[str, ObjectStore] = {}
 """The stores of bases that a test has made, by the ids that records tell."""
@@ -76,3 +82,25 @@ def begin_with_base(directory: Path, kept: Path) -> None:
     save_base(directory, base_of(version, head.id))
     save_state(state)
     drop_segments(state.journal_dir, seq)
+
+
+def stopped_volume(base: Path, workload: Workload, seqs: Iterable[Seq]) -> Path:
+    """The state directory of a volume "v" below *base*, without a layer: its journal is that of
+    *workload*, all of which is in its backing, and versions of *seqs* are in a store at
+    BASE/kept."""
+    state = base / "state"
+    state.mkdir(mode=0o700)
+    places = Path("/nowhere/backing"), Path("/nowhere/mounted")
+    save_state(VolumeState(state, UUID_OF_WORKLOADS, "v", *places, 1, Role.PRIMARY))
+    workload.write(state / "journal")
+    page = WatermarkPage(state / "watermarks", 1)
+    page.rooted_seq = workload.head_seq
+    page.sync()
+    CheckpointFile(state / "checkpoint", page)._write(struct.pack("<Qq", workload.head_seq, 0))
+    page.close()
+    store = LocalStore.make(base / "kept")
+    write_place(state, StorePlace(str(base / "kept"), *make_store(store)))
+    reader = JournalReader(state / "journal")
+    for seq in sorted(set(seqs)):
+        create_version(store, reader, seq, "", "node", 1, _nothing)
+    return state

@@ -211,7 +211,10 @@ def _end_with_the_layer() -> None:
 def _main(work: str, state_dir: str, config: str) -> None:
     lower_priority()
     threading.Thread(target=_end_with_the_layer, daemon=True).start()
-    keeping = VersionKeeping(Path(state_dir), Path(config) if config else None)
+    try:
+        keeping = VersionKeeping(Path(state_dir), Path(config) if config else None)
+    except FusejournalError as error:
+        sys.exit(f"fusejournal: {error}")
     print(json.dumps(keeping.do(work).to_json()), flush=True)
 
 

@@ -41,9 +41,9 @@ _LOOK_SECONDS: Final = 3600.0
 _LOW_SECONDS: Final = 600.0
 """While the disk comes to its end, it is pruned so often."""
 _WORDS: Final = {
-    "make": "a version is made",
-    "prune": "it is pruned",
-    "look": "the store is looked at",
+    "make": "the making of a version",
+    "prune": "the pruning",
+    "look": "the look at the store",
 }
 
 
@@ -68,6 +68,8 @@ class VersionSchedule:
         self._working_since: float | None = None
         self._known: VersionStatus | None = None
         """The end of the last process, which a full disk may have kept out of the record."""
+        self._errors: dict[str, str] = {}
+        """The works that failed last, and why."""
 
     # -- status ------------------------------------------------------------------------------------
 
@@ -111,6 +113,9 @@ class VersionSchedule:
             if status.reachable is False and status.reachable_since is not None:
                 since = f" since {_moment(status.reachable_since)}"
             yield f"versions fail{since}: {status.error}{again}"
+        for work, error in self._errors.items():
+            if error != status.error:  # another work was done since
+                yield f"{_WORDS[work]} failed: {error}"
         if status.unreadable:
             yield (
                 f"of the versions {status.unreadable:,} cannot be read: "
@@ -155,22 +160,26 @@ class VersionSchedule:
             return
         while True:
             status = await trio.to_thread.run_sync(load_version_status, self._state_dir)
-            if status is None:
-                self._dues.clear()
-                is_awaited = len(self._scheduled()) > 1
-                await trio.sleep(1.0 if is_awaited else _TICK_SECONDS)
+            if status is not None:
+                await self._tend(status)
                 continue
-            if not self._dues:
-                self._begin(status)
-            await self._heed_low_disk()
-            now = now_by_boot()
-            works = [work for work, due in self._dues.items() if due.at <= now]
-            if works:
-                await self._work(works)
-            else:
-                # In small steps: this clock stands still while the machine sleeps.
-                next_at = min(due.at for due in self._dues.values())
-                await trio.sleep(min(max(0.05, next_at - now), _TICK_SECONDS))
+            self._dues.clear()
+            is_awaited = len(self._scheduled()) > 1
+            await trio.sleep(1.0 if is_awaited else _TICK_SECONDS)
+
+    async def _tend(self, status: VersionStatus) -> None:
+        """Have done what is due now, or wait a little."""
+        if not self._dues:
+            self._begin(status)
+        await self._heed_low_disk()
+        now = now_by_boot()
+        works = [work for work, due in self._dues.items() if due.at <= now]
+        if works:
+            await self._work(works)
+        else:
+            # In small steps: the clock of this sleep stands still while the machine sleeps.
+            next_at = min(due.at for due in self._dues.values())
+            await trio.sleep(min(max(0.05, next_at - now), _TICK_SECONDS))
 
     async def _heed_low_disk(self) -> None:
         """Have it pruned early where the disk comes to its end."""
@@ -205,21 +214,35 @@ class VersionSchedule:
         self._known = outcome.status
         now = now_by_boot()
         if outcome.done:
+            self._errors.pop(work, None)
             self._dues[work].done(now, outcome.again_in_seconds)
             self._dues["look"].done(now)
             if was is not None:
                 log.info("versions: all is well again")
             return
+        self._errors[work] = outcome.status.error or ""
         self._dues[work].failed(now)
         self._dues["look"].hasten(now, self._dues[work].at - now)
         if outcome.status.error != was:
             log.warning("versions: %s failed: %s", _WORDS[work], outcome.status.error)
 
     async def _run_process(self, work: str) -> WorkOutcome:
+        try:
+            told, code = await self._told_by_process(work)
+        except (OSError, trio.BrokenResourceError) as error:
+            why = f"{_WORDS[work]} has no process: {error}"
+        else:
+            with suppress(FusejournalError, *UNREADABLE_JSON):
+                return WorkOutcome.from_json(json.loads(told))
+            why = f"the process for {_WORDS[work]} ended with {code}: see the layer's log"
+        return await trio.to_thread.run_sync(self._failed, why)
+
+    async def _told_by_process(self, work: str) -> tuple[bytes, int | None]:
+        """Runs a process to its end. Returns what it has printed, and its exit code. Raises
+        OSError, trio.BrokenResourceError. Cancelled, it ends the process."""
         config = "" if self._config_file is None else str(self._config_file)
-        command = python_module(_WORKER, work, str(self._state_dir), config)
         process = await trio.lowlevel.open_process(
-            command,
+            python_module(_WORKER, work, str(self._state_dir), config),
             cwd=WORKING_DIRECTORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -236,20 +259,19 @@ class VersionSchedule:
             process.kill()
             with trio.move_on_after(1.0, shield=True):  # one that waits for a dead disk stays
                 await process.wait()
-            await process.stdin.aclose()
-        with suppress(FusejournalError, *UNREADABLE_JSON):
-            return WorkOutcome.from_json(json.loads(told))
-        return await trio.to_thread.run_sync(self._failed, work, process.returncode)
+            with trio.CancelScope(shield=True):
+                await process.stdin.aclose()
+                await process.stdout.aclose()
+        return told, process.returncode
 
-    def _failed(self, work: str, code: int | None) -> WorkOutcome:
-        """Returns the end of a process that has told nothing."""
+    def _failed(self, why: str) -> WorkOutcome:
+        """Returns the end of a process that has told nothing, and writes it down."""
         found = self._known or load_version_status(self._state_dir)
-        assert found is not None
         found = replace(
-            found,
+            found or VersionStatus(store="", store_id=""),
             looked=time.time(),
-            error=f"the process by which {_WORDS[work]} ended with {code}",
-            failures=found.failures + 1,
+            error=why,
+            failures=found.failures + 1 if found is not None else 1,
         )
         with suppress(OSError):
             save_version_status(self._state_dir, found)

@@ -1,6 +1,7 @@
 """The status of a volume's versions, by what is known of them."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,21 @@ def test_spans() -> None:
     for text, seconds in (("90s", 90), ("30min", 1800), ("1h", 3600), ("1 d", 86_400)):
         config = Config.model_validate({"versions": {"every": text}})
         assert config.versions.every == seconds
+
+
+async def test_a_process_that_cannot_be_had_or_tells_nothing_is_a_failure(
+    tmp_path: Path,
+) -> None:
+    """It never is the layer's end."""
+    schedule = VersionSchedule(_spec(tmp_path), is_mirror=False)
+    outcome = await schedule._run_process("make")  # the volume has no store
+    assert not outcome.done
+    assert "the making of a version ended with 1" in (outcome.status.error or "")
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limit[1]))
+    try:
+        outcome = await schedule._run_process("make")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert not outcome.done
+    assert "has no process: " in (outcome.status.error or "")

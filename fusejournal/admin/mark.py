@@ -46,6 +46,6 @@ def set_mark(state: VolumeState, name: str) -> MarkMade:
     check_mark_name(name)
     if parse_moment(name, time.time_ns()) is not None:
         raise UsageError(
-            f"{name!r} cannot be a mark's name, for it reads as a time: choose another"
+            f"{name!r} cannot be a mark's name, because it reads as a time: choose another"
         )
     return MarkMade.from_json({"name": name, **ask_layer(state, "mark", name=name)})

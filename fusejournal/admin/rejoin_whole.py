@@ -175,7 +175,7 @@ class WholeRejoin:
         """Returns the version of the tree that the backing has, which is on the disk when this
         returns."""
         state = self.state
-        applied_seq = self._settle(root_fd, reporter)
+        applied_seq = self._recover(root_fd, reporter)
         reader = JournalReader(state.journal_dir, state.uuid)
         base = load_base(state.directory)
         if base is not None:
@@ -190,7 +190,7 @@ class WholeRejoin:
         made_by = node_name(state.name)
         return create_version(store, reader, applied_seq, "", made_by, time.time_ns(), tell).version
 
-    def _settle(self, root_fd: int, reporter: Reporter) -> Seq:
+    def _recover(self, root_fd: int, reporter: Reporter) -> Seq:
         """Have the backing be what the journal says up to an entry, which is returned, and all on
         the disk."""
         state = self.state

@@ -200,14 +200,14 @@ class _TreeScrub:
             kept = list_versions(lower, scrub._state.uuid)
             store = OverlayStore(lower, store)
         self._blocks = BlockWriter(store)
-        self._seq = self._settled_seq()
+        self._seq = self._committed_seq()
         self._trees: Trees = trees_of_nearest(
             self._blocks, kept, self._source.reader, self._seq, scrub._progress
         )[0]
         self._later: set[Fid] = set()
         """Files that were changed while they were looked at."""
 
-    def _settled_seq(self) -> Seq:
+    def _committed_seq(self) -> Seq:
         """Returns the last entry of which the live tree is known to have it, or its refusal."""
         status = live_status(self._scrub._state)
         mirror = status.replication.mirror if status.replication is not None else None
@@ -215,7 +215,7 @@ class _TreeScrub:
 
     def _follow(self) -> None:
         """Brings the trees to the journal's end."""
-        seq = self._settled_seq()
+        seq = self._committed_seq()
         if seq > self._seq:
             self._trees = build_trees(
                 self._blocks,

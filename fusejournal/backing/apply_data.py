@@ -135,7 +135,7 @@ class DataApplier:
                     os.setxattr(target, CAPABILITY_XATTR, capability)
 
             steps.append((lambda: syscalls.chown(fd, new_uid, new_gid), give_back))
-        # After chown, for that clears setuid and setgid by rules of its own.
+        # After chown, because that clears setuid and setgid by rules of its own.
         new_mode = S_IMODE(before.st_mode) if mode is None and steps else mode
         if new_mode is not None and not S_ISLNK(before.st_mode):
             steps.append(

@@ -2,7 +2,7 @@
 
 The layer is root, and ext4 gives what it keeps back to a caller with root's file-system uid. So
 while space is short a user's change is applied with the user's own: the backing then decides as it
-would without a layer. Capabilities stay as they are, for permissions are the kernel's matter
+would without a layer. Capabilities stay as they are, because permissions are the kernel's matter
 above. To change the uid costs 12 microseconds, so it is only done near the reserve; how near is
 asked once a second, or after as many bytes as cannot have brought it there (0.7 microseconds).
 

@@ -216,5 +216,5 @@ def _show(planned: PlannedUndo) -> None:
         )
     if plan.conflicts:
         return
-    kept = f", {plan.kept:,} stay, for later changes rely on them" if plan.kept else ""
+    kept = f", {plan.kept:,} stay, because later changes rely on them" if plan.kept else ""
     text.echo(f"{text.count(len(plan.chosen), 'operation')} to take back{kept}")

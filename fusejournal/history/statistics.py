@@ -18,7 +18,7 @@ _KEPT = 50_000
 
 
 def _nothing() -> list[int]:
-    # No lambda, for tallies come from other processes.
+    # No lambda, because tallies come from other processes.
     return [0, 0]
 
 

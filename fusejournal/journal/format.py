@@ -293,7 +293,7 @@ def _check(fields: tuple[Any, ...], operation: Any) -> None:
     reads and carries out. Asked for what is written and for what is read alike, so that nothing can
     be written that is not read. Raises FormatError."""
     kind, time_ns, uid, gid, pid, paths = fields[:_PREFIX_FIELDS]
-    # What types the fields have is looked up as a whole, for most entries look like others.
+    # What types the fields have is looked up as a whole, because most entries look like others.
     types = tuple(map(type, fields))
     if types not in _GOOD_TYPES[kind]:
         _check_types(operation, fields)

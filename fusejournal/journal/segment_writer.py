@@ -261,7 +261,7 @@ class SegmentWriter:
     # -- the end -----------------------------------------------------------------------------------
 
     def seal(self) -> None:
-        """Give back what was allocated beyond the end, for another segment follows. Raises
+        """Give back what was allocated beyond the end, because another segment follows. Raises
         JournalFailedError."""
         try:
             calls.ftruncate("journal.seal", self.fd, self.end)

@@ -28,7 +28,7 @@ _DAY_NS: Final = 24 * 60 * 60 * 10**9
 
 class AccessTimes:
     """The access times of one *volume*, whose mount has *flags*. ``is_suspended``: they stay as
-    they are, for the mount was remounted read-only."""
+    they are, because the mount was remounted read-only."""
 
     def __init__(self, volume: Volume, flags: frozenset[str] = frozenset()) -> None:
         self._volume = volume

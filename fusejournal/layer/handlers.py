@@ -397,7 +397,7 @@ class Handlers(FileCalls):
     # -- directories -------------------------------------------------------------------------------
 
     def opendir(self, who: Caller, fid: Fid, flags: int) -> Body:
-        """Open a directory: its handle is its fid, for a listing needs no state."""
+        """Open a directory: its handle is its fid, because a listing needs no state."""
         self._tree.node(fid)
         if self._access_times is not None:
             self._access_times.note_open(fid, flags)

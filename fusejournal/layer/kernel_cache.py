@@ -1,14 +1,14 @@
 """Keeps account of what the kernel remembers of a mirror's tree, and drops what is out of date.
 
-The kernel is told to keep attributes for long, for all changes come through the mount. On a mirror
-they do not: the updater tells each here, right after it is applied. Of what the kernel knows (it
-says when it looks a fid up, and when it forgets it) the attributes are then taken from it. That
-cannot block, and is enough: with the attributes it has to ask for, the kernel sees that the mtime
-is another one and drops a file's pages by itself. Where the mtime was set back to what it was, it
-cannot see that: so the next who opens a file that has changed has the kernel drop its pages. A
-mirror that no user reads costs nothing. (Who has mapped a file sees what has changed when a process
-next asks for its attributes or reads it; who has it open, after a change that set the mtime back,
-when a process next opens it.)
+The kernel is told to keep attributes for long, because all changes come through the mount. On a
+mirror they do not: the applier reports each here, right after it is applied. Of what the kernel
+knows (it says when it looks a fid up, and when it forgets it) the attributes are then taken from
+it. That cannot block, and is enough: with the attributes it has to ask for, the kernel sees that
+the mtime is another one and drops a file's pages by itself. Where the mtime was set back to what it
+was, it cannot see that: so the next who opens a file that has changed has the kernel drop its
+pages. A mirror that no user reads costs nothing. (Who has mapped a file sees what has changed when
+a process next asks for its attributes or reads it; who has it open, after a change that set the
+mtime back, when a process next opens it.)
 
 The account is of so many files at the most. Beyond that, and where the kernel knows files from a
 process before this one, it is asked each time whether it knows one; and where more files than that

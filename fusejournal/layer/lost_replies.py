@@ -1,5 +1,5 @@
 """Finds what the kernel may remember wrongly after a layer died: names and attributes that a
-request changed whose answer was lost. The kernel keeps both for long, for it is told of every
+request changed whose answer was lost. The kernel keeps both for long, because it is told of every
 change.
 
 Such requests are among the last entries of the journal: those that could wait at once, and what
@@ -49,7 +49,7 @@ class Stale(NamedTuple):
 
 def find_unanswered(journal: JournalReader, durable_seq: Seq, end: Seq) -> Stale:
     """Collects what the last entries of *journal* before *end* named and changed: at least those
-    above *durable_seq*, for an answer may have waited for them to be durable. Raises
+    above *durable_seq*, because an answer may have waited for them to be durable. Raises
     JournalDamagedError."""
     stale = Stale(set(), set())
     first = max(1, min(end - _ENTRIES, durable_seq + 1), end - _ENTRIES_MAX)

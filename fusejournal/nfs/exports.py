@@ -439,7 +439,7 @@ def unexport(mountpoint: Path) -> list[Export]:
     """Unexport *mountpoint* and all inside it; returns what :func:`put_back` needs."""
     found = _active_below(mountpoint)
     if found:
-        # In one call, for each flushes nfsd's caches: see nfsd.py.
+        # In one call, because each flushes nfsd's caches: see nfsd.py.
         nfsd.run("exportfs", "-u", *map(_argument, found))
     return found
 

@@ -92,7 +92,7 @@ def _has_traces(directory: Path) -> bool:
 
 @contextmanager
 def _telling(directory: Path) -> Iterator[None]:
-    """Log what is in the way, for the refusal itself is what the caller is to hear of."""
+    """Log what is in the way, because the refusal itself is what the caller is to hear of."""
     try:
         yield
     except (FusejournalError, OSError) as error:

@@ -4,7 +4,7 @@ The server is a process of its own (metrics_server.py), because any user may con
 no privileges, and takes no descriptor, thread or memory of the layer. It inherits the listening
 socket and one end of a socket pair, on which it asks for the status in the control socket's
 protocol, and can ask for nothing else; the layer answers one request at a time, with a pause after
-each. It ends when its layer does, for the pair then has an end. (PR_SET_PDEATHSIG would not do:
+each. It ends when its layer does, because the pair then has an end. (PR_SET_PDEATHSIG would not do:
 it tells of the thread that started it, and trio's threads come and go.) One that dies is followed
 by another; connections wait in the socket meanwhile.
 

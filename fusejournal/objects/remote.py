@@ -10,8 +10,8 @@ service cannot be reached, has an error of its own or asks for patience, for ``r
 all; then the store is away (StoreAwayError). Once it is, each further call tries once, until one
 succeeds: a caller that tidies up after the error does not wait for all that time again.
 
-*Threads.* Calls may come from several threads. Each request is made in a thread of its own, for it
-cannot be taken back: who waits for it calls *waiting* meanwhile, which may raise.
+*Threads.* Calls may come from several threads. Each request is made in a thread of its own, because
+it cannot be taken back: who waits for it calls *waiting* meanwhile, which may raise.
 
 Not to be used by a process that forks later: the library's own threads are not in the child.
 

@@ -174,7 +174,7 @@ class Fold:
         """The steps that make directory *fid*, with what is below it, of the target's root."""
         directories: list[tuple[Fid, Directory]] = []
         files: dict[Fid, list[Dentry]] = {}
-        # A level at a time, for the indexes are looked at once for all that is asked together.
+        # A level at a time, because the indexes are looked at once for all that is asked together.
         level: list[tuple[Fid, Fid]] = [(fid, ROOT_FID)]
         while level:
             below: list[tuple[Fid, Fid]] = []
@@ -198,7 +198,7 @@ class Fold:
         for child, places in files.items():
             for place in places[1:]:
                 yield Step(Link(child, *place), 0)
-        # Last, for what is made in a directory changes its mtime.
+        # Last, because what is made in a directory changes its mtime.
         for there, directory in directories:
             yield from self._finish(there, directory)
 

@@ -35,7 +35,7 @@ class PlacedTree(Tree):
         return b""
 
     def _open(self, node: CatalogNode) -> int:
-        # From the nearest directory above that is open already; a loop, for trees can be deep.
+        # From the nearest directory above that is open already; a loop, because trees can be deep.
         steps: list[tuple[CatalogNode, bytes]] = []
         above = node
         while above.fid not in self._pinned and above.fid not in self._descriptors:

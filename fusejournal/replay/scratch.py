@@ -332,8 +332,8 @@ def purpose_of(target: Path) -> dict[str, Any] | None:
 
 
 def _lock(directory: int, target: Path) -> int:
-    """A descriptor that holds the scratch directory against others. (A file in it, for a directory
-    cannot be locked on NFS.) Raises TargetError, OSError."""
+    """A descriptor that holds the scratch directory against others. (A file in it, because a
+    directory cannot be locked on NFS.) Raises TargetError, OSError."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(_LOCK, flags, 0o600, dir_fd=directory)
     try:

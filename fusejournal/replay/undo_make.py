@@ -76,7 +76,7 @@ class UndoMaker:
         self._files.note_made(fid, fd)
 
     def _finish_directories(self, fids: list[Fid]) -> None:
-        """Attributes, last, for what is made in a directory would inherit them and change its
+        """Attributes, last, because what is made in a directory would inherit them and change its
         mtime."""
         self.mtimes = times = self._wanted.mtimes(fids)
         for batch in batches(fids):

@@ -4,7 +4,7 @@ What is wanted is the tree that a replay of everything *but* the chosen operatio
 plan finds, from the journal alone, where that differs from the tree as it is (divergence.py), and
 which later operations rely on what would be taken back: those are in the way. One that only took
 the name of what comes back can be left where it is: that comes back beside it, and what is in a
-directory goes with it, for places are by fid. undo_execute.py carries the plan out.
+directory goes with it, because places are by fid. undo_execute.py carries the plan out.
 
 A journal that has lost its beginning is asked nothing that only the beginning could tell: that
 raises JournalError."""
@@ -79,7 +79,7 @@ class UndoPlan:
     asides: dict[Dentry, Aside] = field(default_factory=dict)
     """Files that come back beside their names, which were taken since, by the names they get."""
     kept: int = 0
-    """Chosen operations that are not taken back, for others are in the way."""
+    """Chosen operations that are not taken back, because others are in the way."""
     overlaps: list[Overlap] = field(default_factory=list)
     """Found while it was carried out: what others changed at the same moment as the undo did."""
 

@@ -5,8 +5,9 @@ disk, while a mirror has them. It takes what comes after its own end from the on
 
 Any other start asks, too, but once and briefly (:meth:`LostEntryFetcher.look_round`), for what only
 peers can know: that another reign has begun, that another instance of this node runs, or that this
-volume was put back from an older copy, for then they have more than it. Nothing is taken back then:
-an older copy may be what the admin wants; but a new epoch begins, so that no fid is given twice.
+volume was put back from an older copy, because then they have more than it. Nothing is taken back
+then: an older copy may be what the admin wants; but a new epoch begins, so that no fid is given
+twice.
 
 The fetching side is a sink as a mirror is (wire/session.py); the other, :func:`serve_fetch`, is the
 source and ships what it has on its disk. The entries are appended byte for byte, so that journal

@@ -72,7 +72,7 @@ class MirrorApplier:
     Args:
         redo_until_seq: entries up to here may have been applied before, by a process or machine
             that is gone.
-        news: set when ``applied_seq``, ``full`` or ``failure`` has changed.
+        wakeup: set when ``applied_seq``, ``full`` or ``failure`` has changed.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class MirrorApplier:
         durability: Durability,
         kernel_cache: ChangeObserver,
         redo_until_seq: Seq,
-        news: Wakeup,
+        wakeup: Wakeup,
     ) -> None:
         self._volume = volume
         self._watermarks = watermarks
@@ -90,7 +90,7 @@ class MirrorApplier:
         self._kernel_cache = kernel_cache
         self._redo_until_seq = redo_until_seq
         self._in_doubt = watermarks.applying_seq
-        self._news = news
+        self._wakeup = wakeup
         self._more = Wakeup()
         self.full: str | None = None
         """Why nothing is applied for now, in words."""
@@ -124,7 +124,7 @@ class MirrorApplier:
             if not isinstance(error, EntryRefusedError):
                 self.failure = f"entry {self.applied_seq + 1} cannot be applied: {error}"
             self._volume.fail(self.failure)
-            self._news.set()
+            self._wakeup.set()
         finally:
             if reader is not None:
                 reader.close()
@@ -174,7 +174,7 @@ class MirrorApplier:
                 self._durability.commit_catalog()
             self.full = None
         self._kernel_cache.recall()
-        self._news.set()
+        self._wakeup.set()
         return more
 
     async def _apply(self, entry: Entry, outcome: Outcome, redo: bool) -> None:
@@ -208,7 +208,7 @@ class MirrorApplier:
             self._volume.set_mtime(fid, mtime_ns)
         if self.full is not None:
             self.full = None
-            self._news.set()
+            self._wakeup.set()
         self._kernel_cache.invalidate(entry.operation)
 
     def _lookup(self) -> Lookup:
@@ -236,5 +236,5 @@ class MirrorApplier:
         if self.full is None:
             self.full = what
             log.warning("%s: waiting for space", what)
-            self._news.set()
+            self._wakeup.set()
         await trio.sleep(_FULL_PAUSE_SECONDS)

@@ -14,11 +14,11 @@ from fusejournal.wire.session import RefusedError
 
 
 class MirrorSpace:
-    """Space for *journal*; *news* is set when ``full`` has changed."""
+    """Space for *journal*; *wakeup* is set when ``full`` has changed."""
 
-    def __init__(self, journal: Journal, news: Wakeup) -> None:
+    def __init__(self, journal: Journal, wakeup: Wakeup) -> None:
         self._journal = journal
-        self._news = news
+        self._wakeup = wakeup
         self.full: str | None = None
         """Why nothing more is taken for now, in words."""
         self._lacking_bytes = 0
@@ -26,14 +26,14 @@ class MirrorSpace:
     def lacks(self, why: str, lacking_bytes: int) -> RefusedError:
         """Note that so many bytes do not fit. Returns what the sender is refused with."""
         self.full, self._lacking_bytes = why, lacking_bytes
-        self._news.set()
+        self._wakeup.set()
         return RefusedError("full", why)
 
     def suffices(self) -> None:
         """Note that what came last has fitted."""
         if self.full is not None:
             self.full = None
-            self._news.set()
+            self._wakeup.set()
 
     def check(self) -> None:
         """Raise RefusedError while what did not fit does not fit yet."""

@@ -117,7 +117,7 @@ class PeerBook:
 
     def list(self) -> list[Peer]:
         """All peers, by name."""
-        # Taken at once, for a thread that saves must not meet a change half-way.
+        # Taken at once, because a thread that saves must not meet a change half-way.
         return sorted(tuple(self._peers.values()), key=lambda peer: peer.name)
 
     def get(self, name: str) -> Peer:
@@ -176,7 +176,7 @@ class PeerBook:
         address afterwards."""
         before = dict(self._peers)
         for name, address in addresses.items():
-            if name in before:  # first, for a new one may come to where another was
+            if name in before:  # first, because a new one may come to where another was
                 self._peers[name] = replace(before[name], address=address)
         for name, address in addresses.items():
             self.add(name, address)

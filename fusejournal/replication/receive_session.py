@@ -65,7 +65,7 @@ class Receiving:
     space: MirrorSpace
     record: PrimaryRecord
     instances: Instances
-    news: Wakeup
+    wakeup: Wakeup
     """Set when the sender should know of a change here."""
 
     def trouble(self) -> tuple[str, str]:
@@ -123,7 +123,7 @@ class ReceiveSession:
             if isinstance(message, Batch):
                 await self._take(message)
             record.heard_of(message.head_seq)
-            self._receiving.news.set()
+            self._receiving.wakeup.set()
 
     async def _next(self) -> Message | None:
         """Returns the next message, which may take as long as it will while something comes; None
@@ -136,7 +136,7 @@ class ReceiveSession:
             if connection.bytes_received > received_bytes:
                 received_bytes, heard_at = connection.bytes_received, trio.current_time()
                 self._on_heard()
-                self._receiving.news.set()
+                self._receiving.wakeup.set()
             elif trio.current_time() - heard_at > SILENCE_SECONDS:
                 raise trio.TooSlowError(f"no word for {SILENCE_SECONDS:g} s")
 
@@ -200,7 +200,7 @@ async def follow_flushes(receiving: Receiving) -> None:
     while True:
         await receiving.durability.next_flush()
         receiving.applier.wake()
-        receiving.news.set()
+        receiving.wakeup.set()
 
 
 # -- 4. it is acknowledged -------------------------------------------------------------------------
@@ -209,7 +209,7 @@ async def follow_flushes(receiving: Receiving) -> None:
 async def acknowledge(connection: Connection, receiving: Receiving) -> None:
     """Tell the sender over *connection* of each change here, until cancelled."""
     while True:
-        await receiving.news.wait()
+        await receiving.wakeup.wait()
         applied_seq = receiving.applier.applied_seq
         durable_seq = receiving.durability.durable_seq
         state, detail = receiving.trouble()

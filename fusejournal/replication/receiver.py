@@ -323,7 +323,7 @@ class Receiver:
             words = describe_twice(followed, newcomer)
             if instances.met(newcomer, now):
                 log.warning("%s", words)
-            self._shared.news.set()
+            self._shared.wakeup.set()
             await self._keep_following()
             raise RefusedError(INSTANCE, words)
 
@@ -397,7 +397,7 @@ class Receiver:
         self._heard()  # it has, by what it began with
         shared.applier.wake()
         self._record.begin(begin.head_seq)
-        shared.news.set()  # where it stands, the sender does not know
+        shared.wakeup.set()  # where it stands, the sender does not know
         await ReceiveSession(connection, sink, shared, self._heard).run()
 
     async def _compare(self, connection: Connection, greeting: Hello) -> Begin | None:

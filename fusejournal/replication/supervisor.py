@@ -152,7 +152,7 @@ class Replication:
             signatures.forget_after(volume.journal.head_seq)
         except OSError as error:  # as a full disk is: they vouch for nothing
             log.warning("signatures of what is not here stay: %s", error.strerror)
-        record, news = PrimaryRecord(volume), Wakeup()
+        record, wakeup = PrimaryRecord(volume), Wakeup()
         durability = make_durability(
             FlushHooks(
                 None,
@@ -162,7 +162,7 @@ class Replication:
             )
         )
         applier = self.applier = MirrorApplier(
-            volume, watermarks, durability, mirroring.kernel_cache, mirroring.redo_until_seq, news
+            volume, watermarks, durability, mirroring.kernel_cache, mirroring.redo_until_seq, wakeup
         )
         receiving = Receiving(
             volume,
@@ -171,10 +171,10 @@ class Replication:
             durability,
             applier,
             signatures,
-            MirrorSpace(volume.journal, news),
+            MirrorSpace(volume.journal, wakeup),
             record,
             Instances(watermarks.following, trio.current_time()),
-            news,
+            wakeup,
         )
         receiver = Receiver(receiving, self.me, self._join_volume)
         self._mirror = MirrorSide(

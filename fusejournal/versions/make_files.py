@@ -2,9 +2,9 @@
 record and its chunks.
 
 Nothing here asks what a file was made of before. A directory is made when the first name in it is,
-closed to all but root; what it is to have comes when all names are there, for each of them changes
-its mtime. A file is opened, written, and given owner, xattrs, mode and times, in that order: a
-change of owner takes capabilities away, and an ACL brings a mode.
+closed to all but root; what it is to have comes when all names are there, because each of them
+changes its mtime. A file is opened, written, and given owner, xattrs, mode and times, in that
+order: a change of owner takes capabilities away, and an ACL brings a mode.
 
 Source: open(2), mknod(2), chown(2), xattr(7), acl(5), utimensat(2)."""
 

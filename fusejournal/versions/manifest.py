@@ -6,7 +6,7 @@ the BLAKE3 of the msgpack array (1, UUID's 16 bytes, the rule of cutting, root o
 of ``names``, next fid). It is the same on every node that makes the version of this seq. ``check``
 is the BLAKE3 of the JSON without it, with sorted keys and no spaces.
 
-A version is protected by an empty object "protected/UUID-SEQ-CHAIN", for no object is changed.
+A version is protected by an empty object "protected/UUID-SEQ-CHAIN", because no object is changed.
 
 Store, too, has an object that tells what it is: "store", JSON with its format (1) and an id; of an
 encrypted store (format 2) also with the id of its key and the ciphers. It is never sealed."""

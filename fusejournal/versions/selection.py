@@ -50,14 +50,14 @@ class WholeTree:
     def __init__(self, tree: VersionTree) -> None:
         """Raises StoreDamagedError, StoreError."""
         self._tree = tree
-        self._stretches = list(tree.inodes.stretches(_UNIT_FILES))
+        self._key_ranges = list(tree.inodes.key_ranges(_UNIT_FILES))
         self.top = ROOT_FID
-        self.units = len(self._stretches)
+        self.units = len(self._key_ranges)
         self.files = len(tree.inodes)
 
     def records(self, unit: int) -> Iterator[InodeRecord]:
         """Does what Selection.records says."""
-        first, end = self._stretches[unit]
+        first, end = self._key_ranges[unit]
         for key, value in self._tree.inodes.items(first):
             if end is not None and key >= end:
                 return

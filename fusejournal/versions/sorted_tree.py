@@ -108,7 +108,7 @@ class SortedTree:
                 below, its_items = self.nodes.read(items[at][1])
                 todo.append((below, its_items, bisect_left(its_items, from_key, key=_key)))
 
-    def stretches(self, items_min: int) -> Iterator[tuple[bytes, bytes | None]]:
+    def key_ranges(self, items_min: int) -> Iterator[tuple[bytes, bytes | None]]:
         """Yields the ranges of keys, from the first to before the second, in which there are at
         least *items_min* each, but for the last, and not many more."""
         first, count = b"", 0

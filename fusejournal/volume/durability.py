@@ -6,10 +6,10 @@ then the catalog) and the tending of sealed segments (index, compression). All d
 worker threads and processes; the event loop only wakes whom they concern.
 
 A disk that flushes faster than a thread can be woken (a battery behind it, or no flush at all) is
-flushed right where a caller waits. What counts is the average over many flushes, for what a slow
-one among them costs all others is to be less than what the rest save. Waking a thread is measured
-now and then for that, and is taken for a millisecond at most: what it takes when the loop is busy
-says nothing, and no disk that is slower than that holds the loop up.
+flushed right where a caller waits. What counts is the average over many flushes, because what a
+slow one among them costs all others is to be less than what the rest save. Waking a thread is
+measured now and then for that, and is taken for a millisecond at most: what it takes when the loop
+is busy says nothing, and no disk that is slower than that holds the loop up.
 
 A flush or syncfs that fails is never retried as if nothing had been: it calls ``fail`` and the
 volume is read-only from there on, and everybody who waits gets EIO. Source: fsync(2), syncfs(2);

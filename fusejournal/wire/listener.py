@@ -334,8 +334,8 @@ class _Listening:
         self._name_of(fingerprint)
         self._admission.trust(network_of(remote(stream).host))
         await tls.send_all(READY)
-        # Asked anew, for a peer can be removed at any moment. No await from here to the handler's
-        # first, so that none is removed after this and before the handler knows of it.
+        # Asked anew, because a peer can be removed at any moment. No await from here to the
+        # handler's first, so that none is removed after this and before the handler knows of it.
         return Connection(tls, where, self._name_of(fingerprint))
 
     def _name_of(self, fingerprint: str) -> str:

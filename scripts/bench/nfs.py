@@ -109,7 +109,7 @@ def rated(result: dict[str, Any]) -> dict[str, Any]:
         rates: dict[str, list[float]] = row["rates"]
         for side, of_side in rates.items():
             row[side] = statistics.median(of_side)
-            # Of each round, for all sides of one round had the same share of the machine.
+            # Of each round, because all sides of one round had the same share of the machine.
             rounds = zip(of_side, rates["plain"], strict=True)
             row["ratio" if side == "layer" else f"{side}_ratio"] = statistics.median(
                 one / plain for one, plain in rounds

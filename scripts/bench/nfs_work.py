@@ -268,7 +268,7 @@ def _requests(window: dict[str, Any], records: list[Any], clock_us: float) -> di
             waited = us
             continue
         taken.setdefault(name, []).append(us)
-        if waited is not None:  # what waited ends next, for there is one client
+        if waited is not None:  # what waited ends next, because there is one client
             waits.setdefault(name, []).append(waited)
             waited = None
     acts: int = window["acts"]

@@ -296,7 +296,7 @@ def warm(paths: Iterable[Path]) -> None:
 def show(
     what: str, measured: str, beside: str = "", ratio: str = "", ok: bool | None = None
 ) -> None:
-    """One line of the table, at once, for the next may be minutes away."""
+    """One line of the table, at once, because the next may be minutes away."""
     word = "" if ok is None else "ok" if ok else "MISSED"
     print(f"{what:34}{measured:>18}{beside:>26}{ratio:>22}  {word}", flush=True)
 

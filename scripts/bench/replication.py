@@ -120,7 +120,7 @@ def couple(
     base: Path, cpus: tuple[int, int], port: int = _PORT, checkout: Path = _CHECKOUT
 ) -> Iterator[Couple]:
     """Both, neither started; of the program in *checkout*. At the end those that run are stopped in
-    order, for what they have begun (an index, a compressed segment) is to be done before their
+    order, because what they have begun (an index, a compressed segment) is to be done before their
     files go."""
     with (
         Node(base / "primary", "primary", port, cpus[0], checkout) as primary,

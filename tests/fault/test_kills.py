@@ -54,8 +54,8 @@ def _open_truncate(path: str) -> None:
 
 
 def _write_as_root(path: str, data: bytes) -> None:
-    """The layer clears setuid at every write, for it cannot know who writes; a local file system
-    not at root's."""
+    """The layer clears setuid at every write, because it cannot know who writes; a local file
+    system not at root's."""
     with open(path, "r+b", buffering=0) as file:
         file.write(data)
     mode = os.stat(path).st_mode

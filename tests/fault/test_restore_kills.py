@@ -179,12 +179,12 @@ def test_a_part_has_the_names_in_it(kept: Kept, base: Path) -> None:
     assert os.stat(base / "one/linked too").st_nlink == 1
 
 
-def test_stretches_are_all_of_a_map(kept: Kept) -> None:
+def test_key_ranges_are_all_of_a_map(kept: Kept) -> None:
     blocks = BlockReader(LocalStore(kept.store))
     tree = sorted_tree.SortedTree(sorted_tree.Nodes(blocks), kept.version.inodes)
     keys = [key for key, _ in tree.items()]
     for least in (1, 3, 1000):
-        found = list(tree.stretches(least))
+        found = list(tree.key_ranges(least))
         assert (found[0][0], found[-1][1]) == (b"", None)
         assert [one[1] for one in found[:-1]] == [one[0] for one in found[1:]]
         parted = [

@@ -161,7 +161,7 @@ def _read_large(path: Path) -> str:
 
 def check_writes(volume: Layer, after_seq: int) -> int:
     """The entries, all by the same user, cover the file without gaps, and each has what the file
-    has there: what comes twice is the same, for every byte was written once. Returns how many
+    has there: what comes twice is the same, because every byte was written once. Returns how many
     there are."""
     reader = JournalReader(volume.state / "journal", load_state(volume.state).uuid)
     found = reader.read(Seq(after_seq + 1), Seq(volume.head_seq() + 1))

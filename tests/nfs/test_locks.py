@@ -139,9 +139,9 @@ def _places(nfs: NfsServer, site: Site) -> Iterator[dict[str, tuple[Path, Path]]
 
 
 def test_waiting_for_a_lock(nfs: NfsServer, volume: Layer, plain: Path) -> None:
-    """All at once, for on a volume it takes a client up to 30 s to notice: nfsd and lockd keep no
-    waiters on a file system that has a method for locks, as every FUSE mount has, and the clients
-    ask again."""
+    """All at once, because on a volume it takes a client up to 30 s to notice: nfsd and lockd keep
+    no waiters on a file system that has a method for locks, as every FUSE mount has, and the
+    clients ask again."""
     with exported_twins(nfs, "3", volume, plain, Export(), FRESH) as sites:
         for site in sites[1:]:
             with _places(nfs, site) as places:

@@ -273,7 +273,7 @@ def test_open_file_that_another_client_takes_away(fresh_sites: Sites, version: s
 
 def _take_away(site: Site, how: str, is_gone: bool) -> list[Any]:
     """Returns what one client still gets from a file, and then has of it; *is_gone*: wait for its
-    end, for NFSv3 has no open files, and nfsd closes its own some time later."""
+    end, because NFSv3 has no open files, and nfsd closes its own some time later."""
     path = site.client / "file"
     with Person(SOMEBODY) as one, Person(SOMEBODY) as other:
         one.ask(write, path, 0, b"first", os.O_CREAT)
@@ -437,5 +437,5 @@ def test_known_differences(sites: Sites, version: str) -> None:
         assert answers[0] == [b"value", None, 4096, 0o4755, 0o6755]
     # nfsd passes user attributes on only to file systems that have a handler for them by name;
     # FUSE has one for all. A layer clears setuid with a new size, as it must for local users and
-    # nfsd does not ask for; and when root writes, for it cannot know who does.
+    # nfsd does not ask for; and when root writes, because it cannot know who does.
     assert answers[1] == [refused, *answers[0][1:3], 0o755, 0o755]

@@ -45,7 +45,7 @@ from tests.support.workload import (
 def _replay(lookup: Lookup, criteria: Criteria, path: Path) -> list[Result]:
     """Replays as the command does, with what conflicts skipped."""
     if not path.exists():
-        # As the model's root, for a selection need not set its attributes.
+        # As the model's root, because a selection need not set its attributes.
         path.mkdir()
         path.chmod(0o755)
         os.utime(path, ns=(0, 0))

@@ -77,9 +77,9 @@ class Reconciliation:
     """Reconciles *volume*, whose catalog is what the journal says before entry *before_seq* and
     knows no handles, from *checkpoint* on. *in_flight*: what the entry at *before_seq* may have
     done, in part: its place is made free, for who decides it. *may_be_ahead*: the backing may have
-    what the journal lost, for entries were applied before they were durable; an import in flight
-    is decided here then. (Else it was made, as any other file is, and stays where it is.) *losing*:
-    what entries have touched that were in the journal and are not any more."""
+    what the journal lost, because entries were applied before they were durable; an import in
+    flight is decided here then. (Else it was made, as any other file is, and stays where it is.)
+    *losing*: what entries have touched that were in the journal and are not any more."""
 
     def __init__(
         self,

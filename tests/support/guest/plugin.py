@@ -2,7 +2,7 @@
 
 The guest-marked tests of one module share one boot. Guests run beside the host's own tests, on one
 processor (a guest has one), and on the others when those are over; their tests are told last. Those
-with ``guest(early=True)`` are begun first, for they take longest.
+with ``guest(early=True)`` are begun first, because they take longest.
 
 What takes a host's speed is prepared there: ``guest(prepare=function)`` names a function that gets
 an empty directory and returns disk images, which are /dev/ubdd, /dev/ubde ...

@@ -6,9 +6,9 @@ umask at times, which all threads of a process share.
     {"runs": [{"module": ..., "tests": [...], "prepare": "module:function" or null, "out": ...}],
      "cpus": [...]}
 
-and boots the guests, two at a time on the first processor, for a guest waits as much as it works; a
-second line says that the others are free, too. The end of stdin ends all guests. For each run *out*
-gets what the guest leaves, and at last ``ended``: why it ended."""
+and boots the guests, two at a time on the first processor, because a guest waits as much as it
+works; a second line says that the others are free, too. The end of stdin ends all guests. For each
+run *out* gets what the guest leaves, and at last ``ended``: why it ended."""
 
 import importlib
 import json

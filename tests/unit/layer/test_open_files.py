@@ -64,7 +64,7 @@ def test_a_handle_that_nobody_was_told_of_is_not_open(table: int) -> None:
     files = OpenFiles(table)
     assert Fid(5) in files
     assert Fid(6) not in files
-    # It is not given again, for its answer may have gone out at the very last moment.
+    # It is not given again, because its answer may have gone out at the very last moment.
     assert files.add(Fid(7), Caller(1, 2, 3)) not in (told, lost)
     assert files[lost] == (Fid(6), Caller(1, 2, 3))
     assert Fid(6) in files

@@ -301,7 +301,7 @@ async def test_interrupted_take_back_goes_on(tmp_path: Path, step: int) -> None:
 
 def _copy_tree(source: Path, target: Path, head_seq: int) -> None:
     """A copy of a volume as a machine that is lost later leaves it: its backing is made anew from
-    the journal, for a plain copy's files would be others."""
+    the journal, because a plain copy's files would be others."""
     shutil.copytree(source / "state", target / "state")
     shutil.rmtree(target / "state" / "catalog")
     (target / "backing").mkdir()

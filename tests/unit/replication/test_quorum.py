@@ -12,7 +12,7 @@ from fusejournal.replication.quorum import FIRST_PLACES, PLACES, Quorum
 from fusejournal.types import Seq
 
 
-class _Hurry:
+class _Expedite:
     def __init__(self) -> None:
         self.times = 0
 
@@ -20,9 +20,9 @@ class _Hurry:
         self.times += 1
 
 
-def _quorum(head: int = 100, hurry: _Hurry | None = None, **config: Any) -> Quorum:
+def _quorum(head: int = 100, expedite: _Expedite | None = None, **config: Any) -> Quorum:
     settings = ReplicationConfig(**{"mirrors": 1, "mirrors_timeout_seconds": 10.0, **config})
-    return Quorum(settings, lambda: Seq(head), hurry or _Hurry())
+    return Quorum(settings, lambda: Seq(head), expedite or _Expedite())
 
 
 def test_nobody_waits_for_no_mirrors() -> None:
@@ -40,13 +40,13 @@ def test_so_many_mirrors_count(mirrors: int, seq: int) -> None:
 
 
 async def test_wait_ends_with_the_acknowledgement(autojump_clock: trio.testing.MockClock) -> None:
-    hurry = _Hurry()
-    quorum = _quorum(hurry=hurry)
+    expedite = _Expedite()
+    quorum = _quorum(expedite=expedite)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(quorum.wait, Seq(7))
         await trio.sleep(5)
         assert quorum.waiting == 1
-        assert hurry.times == 1
+        assert expedite.times == 1
         quorum.acked("a", Seq(6))
         await trio.sleep(1)
         assert quorum.waiting == 1

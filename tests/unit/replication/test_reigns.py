@@ -264,7 +264,7 @@ async def test_a_word_that_nothing_proves_binds_nobody(
 
 
 async def test_a_peer_that_has_begun_the_same_epoch(tmp_path: Path) -> None:
-    """Neither gives in, for neither can know; nothing is shipped, and both say so."""
+    """Neither gives in, because neither can know; nothing is shipped, and both say so."""
     with (
         open_volume(tmp_path / "mirror", mirror=True) as mirror,
         open_volume(tmp_path / "next") as successor,

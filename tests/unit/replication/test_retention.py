@@ -141,7 +141,7 @@ async def test_nor_does_a_mirror_that_takes_nothing(
         primary.work(3)
         await until("the mirror is level", level(primary, mirror))
         monkeypatch.setattr(Receiving, "trouble", lambda _: (trouble, "trouble"))
-        mirror.receiver._shared.news.set()
+        mirror.receiver._shared.wakeup.set()
         await until("it is in trouble", says(primary, f"mirror {trouble}"))
         await trio.sleep(0.1)
         assert says(primary, f"mirror {trouble}")()

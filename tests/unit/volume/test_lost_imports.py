@@ -158,7 +158,7 @@ def test_another_kind_of_file_is_in_its_place(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_gone_when_some_of_its_content_is_in_the_journal(tmp_path: Path, pieces: int) -> None:
-    """It is made of what the journal has, for that is all there is; and it is said."""
+    """It is made of what the journal has, because that is all there is; and it is said."""
     begin_import(tmp_path, "large", pieces)
     content = (tmp_path / "backing" / "found").read_bytes()
     remove(tmp_path / "backing" / "found")

@@ -19,8 +19,8 @@ EPOCH_SHIFT = 40
 the same fid."""
 
 EPOCH_MAX = 1 << (63 - EPOCH_SHIFT)
+"""The epochs that there can be: so few that every fid is a positive 64-bit number."""
 _NODE_BITS = 64
-"""So that every fid is a positive 64-bit number."""
 
 NAME_BYTES_MAX = 255
 """The longest name in a directory: the kernel's NAME_MAX."""

@@ -13,7 +13,7 @@ from fusejournal.roles.plan import HandoffProgress
 
 _POLL_SECONDS = 0.02
 _PATIENCE_SECONDS = 15.0
-"""For so long beyond its time a handoff may be in doubt before the command says so."""
+"""The time that a handoff may be in doubt beyond its own before the command reports it."""
 _ROLE_SECONDS = 600.0
 
 

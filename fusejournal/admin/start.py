@@ -23,7 +23,7 @@ from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import load_state, make_directory
 
 _REPORT_FD = "FUSEJOURNAL_REPORT_FD"
-"""In the environment of a layer's process: where it reports to."""
+"""The variable in the environment of a layer's process that names where it reports to."""
 _REPORT_SECONDS = 0.1
 _STOP_SECONDS = 60.0
 

@@ -22,10 +22,10 @@ from fusejournal.kinds import Kind
 from fusejournal.types import Fid, Seq
 
 FILES: Final = 500
-"""So many files of one user raise an alert."""
+"""The number of one user's files that raises an alert."""
 _WINDOW_NS: Final = 300 * 10**9
 _TOLD_NS: Final = 3600 * 10**9
-"""For so long after the last of it a mass change is told."""
+"""The time that a mass change is reported after the last of it."""
 _ENTRIES_MAX: Final = 20_000
 """Entries that are read at a look,"""
 _PIECE: Final = 1_000

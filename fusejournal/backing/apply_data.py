@@ -66,7 +66,7 @@ class DataApplier:
         return NOTHING_MADE
 
     def end_write(self, fid: Fid, fd: int, mode: int | None, mtime_ns: int) -> None:
-        """After a change of the content of *fid*, which is open on *fd*: set the mode, where it
+        """Ends a change of the content of *fid*, which is open on *fd*: sets the mode, where it
         changes, and the mtime. Raises OSError."""
         try:
             _set_mode_and_mtime(fd, mode, mtime_ns)
@@ -193,7 +193,7 @@ class DataApplier:
 
 
 def _set_mode_and_mtime(fd: int, mode: int | None, mtime_ns: int) -> None:
-    """After a change of content: set the mode, where it changes, and the mtime of *fd*."""
+    """Ends a change of content: sets the mode, where it changes, and the mtime of *fd*."""
     if mode is not None:
         failpoints.reached("apply.write.mode")
         os.fchmod(fd, mode)

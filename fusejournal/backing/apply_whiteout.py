@@ -43,7 +43,7 @@ class WhiteoutSteps:
         self._staging_fd = staging_fd
         self._make = make
         self._spare = b"%d.whiteout" % operation.whiteout
-        """In the hidden directory: the whiteout, later the replaced file."""
+        """The name, in the hidden directory, of the whiteout, later of the replaced file."""
         self.mtimes: dict[Fid, int] = {}
         """The mtimes of the directories among the moved and the replaced file, where the steps may
         change them: the caller sets the moved one's when all is done."""

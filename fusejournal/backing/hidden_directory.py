@@ -101,7 +101,7 @@ class HiddenFiles:
         self._hidden: dict[Fid, bytes] = {}
         """Files with a name in the hidden directory, and that name."""
         self._hidden_fd = -1
-        """That directory; -1 while it is not open."""
+        """The descriptor of that directory; -1 while it is not open."""
         self._hidden_in = b""
         """The name that it has while it is there; else empty."""
         self._has_searched = False
@@ -113,9 +113,8 @@ class HiddenFiles:
         return name == self._hidden_in and parent == ROOT_FID
 
     def hidden_name(self) -> bytes:
-        """In the root: a directory for what is to have no name for anybody else, but must not go.
-        Returns the name of the one that is there, or else the first that no user's file has. Raises
-        OSError."""
+        """Returns the name, in the root, of a directory for what no user may name but what must not
+        go: that of the one there, or else the first that no user's file has. Raises OSError."""
         left = find_hidden_directory(self.root_fd, self.uuid, self._is_a_users)
         return left if left is not None else self._free_hidden_name()
 

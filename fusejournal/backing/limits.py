@@ -55,9 +55,9 @@ _MARK_HEAD_BYTES: Final = 24
 _VALUE: Final = f"{FID_XATTR}-probe"
 _REST_BYTES: Final = 256
 _REST_COUNT: Final = 16
+"""The number of attributes of that size that are tried beside the largest one."""
 _SPACE_BYTES: Final = 1 << 20
-"""With less left, a value may be refused that would fit otherwise."""
-"""So many more attributes of that size are tried beside the largest one."""
+"""The space below which a value may be refused that would fit otherwise."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Tree(HiddenFiles):
         self.limits = BackingLimits()
         """Those of the backing's file system; not known before :meth:`find_limits`."""
         self._descriptors: OrderedDict[Fid, int] = OrderedDict()
-        """By use: the newest last."""
+        """The descriptors in the order of their use: the newest last."""
         self._descriptors_max = descriptors_max
         self._read_only: set[Fid] = set()
         self._orphans: dict[Fid, CatalogNode] = {}
@@ -165,7 +165,7 @@ class Tree(HiddenFiles):
     # -- orphans -----------------------------------------------------------------------------------
 
     def pin(self, fid: Fid, is_open: bool) -> None:
-        """Before an operation that may take *fid*'s last name: make sure that the file stays.
+        """Keeps the file of *fid*, whose last name the next operation may take.
         Raises OSError, ApplyBrokenError."""
         if fid in self._pinned or fid in self._hidden:
             return
@@ -186,8 +186,8 @@ class Tree(HiddenFiles):
         del self._descriptors[fid]
 
     def unpin(self, node: CatalogNode) -> None:
-        """After the operation: an orphan now, or, where a name is left, a file like any other.
-        Raises ApplyBrokenError."""
+        """Ends what :meth:`pin` began, after the operation: without a name the file is an orphan
+        now, with one it is like any other. Raises ApplyBrokenError."""
         if self.catalog.node(node.fid) is None:
             self._orphans[node.fid] = node
         elif node.fid in self._hidden:

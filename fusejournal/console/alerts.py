@@ -22,7 +22,7 @@ class Alerts:
         """*path*: where what is known of them is kept."""
         self._path = path
         self._known: dict[str, dict[str, Any]] = {}
-        """By key: ``since_ns``, ``acknowledged``, ``silenced``."""
+        """The alerts by key: ``since_ns``, ``acknowledged``, ``silenced``."""
         with suppress(OSError, *UNREADABLE_JSON):
             raw = json.loads(path.read_bytes())
             self._known = {

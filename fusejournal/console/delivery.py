@@ -56,7 +56,8 @@ class AlertDelivery:
             one.name: RateLimit(one.config.per_hour, 3600 / one.config.per_hour) for one in channels
         }
         self._told: dict[str, dict[str, dict[str, Any]]] = {}
-        """By channel and key: ``told_ns``, the ``alert``, and ``gone_ns`` where it is gone."""
+        """Those sent, by channel and key: ``told_ns``, the ``alert``, and ``gone_ns`` where it is
+        gone."""
         with suppress(OSError, *UNREADABLE_JSON):
             raw = json.loads(path.read_bytes())["told"]
             self._told = {name: dict(raw[name]) for name in self._states if name in raw}

@@ -26,7 +26,7 @@ FILESYSTEM_TYPE = "fuse.fusejournal"
 _MS_REMOUNT, _MS_BIND, _MS_POSIXACL = 1 << 5, 1 << 12, 1 << 16
 _MNT_DETACH = 2
 _SELINUX = Path("/sys/fs/selinux/policy_capabilities")
-"""There while the kernel has SELinux on."""
+"""A file that is there while the kernel has SELinux on."""
 _READ_AHEAD_KIB = 1024
 _USERS_NAMED = 5
 
@@ -106,10 +106,10 @@ def leave_one_dead(mountpoint: Path) -> None:
 
 @contextmanager
 def uncovered(mountpoint: Path, name: str) -> Iterator[bool]:
-    """Without a dead mount on *mountpoint* until the end of the block; gives whether there was one.
-    It is dead again from then on, until the next layer of the volume *name* has made its own: what
-    a mount in place covers is never anybody's to write to, but for the block's short time. Raises
-    VolumeBusyError when a living one is there, MountError."""
+    """Removes a dead mount on *mountpoint* until the end of the block; yields True if there was
+    one. It is dead again from then on, until the next layer of the volume *name* has made its own:
+    what a mount in place covers is never anybody's to write to, but for the block's short time.
+    Raises VolumeBusyError when a living one is there, MountError."""
     was_dead = clear_dead_mount(mountpoint)
     try:
         yield was_dead

@@ -52,7 +52,7 @@ class Permissions(NamedTuple):
     """The permissions that a file or directory grants."""
 
     mode: int | None
-    """Without the type; None where no entry tells it, as of a symlink."""
+    """The mode without the type; None where no entry tells it, as of a symlink."""
     acl: bytes | None
     """None where the mode says it all."""
     default_acl: bytes | None
@@ -103,11 +103,11 @@ class State:
         self.uid: int | None = None
         self.gid: int | None = None
         self.size = 0
-        """In bytes."""
+        """The size in bytes."""
         self.floor = 0
         """The least size that it had at the checkpoint or later."""
         self.written_bytes = 0
-        """By all its entries together."""
+        """The bytes that all its entries together wrote."""
         self.last_time_ns = 0
         """The time of its last entry."""
         self.mtime_ns: int | None = None

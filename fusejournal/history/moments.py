@@ -38,7 +38,7 @@ _MIN_NS = (date(1, 1, 2) - date(1970, 1, 1)).days * _DAY_SECONDS * _SECOND_NS
 _MAX_NS = (date(9999, 12, 31) - date(1970, 1, 1)).days * _DAY_SECONDS * _SECOND_NS
 """A day within what datetime can hold, so that every zone can show the time."""
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": _DAY_SECONDS, "w": 7 * _DAY_SECONDS}
-"""By a unit's first letter."""
+"""The seconds of a unit, by its first letter."""
 
 _FLAGS = re.ASCII | re.IGNORECASE
 _FRACTION = r"[.,](?P<fraction>\d{1,9})"

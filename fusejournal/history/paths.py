@@ -45,7 +45,7 @@ class _Place:
         return place
 
     def path(self) -> bytes | None:
-        """From the root; None below a name that is gone."""
+        """Returns its path from the root; None below a name that is gone."""
         parts: list[bytes] = []
         place = self
         while place.parent is not None:

@@ -243,7 +243,7 @@ def _is_name(name: bytes) -> bool:
 
 
 _COPIED_BYTES_MAX: Final = 2048
-"""Below this, copying the covered bytes together is cheaper than a second call of the hash."""
+"""The size below which copying the covered bytes together is cheaper than hashing twice."""
 
 
 def decode_entry(frame: Frame) -> Entry:

@@ -461,7 +461,7 @@ class Journal:
         return self.sealed.total_bytes + (self._current.end if self._current is not None else 0)
 
     def bytes_from(self, seq: Seq) -> int:
-        """About how much of what the segments occupy is entries from *seq* on."""
+        """Estimates how much of what the segments occupy is entries from *seq* on."""
         current = self._current
         if current is None:
             return self.sealed.bytes_from(seq)

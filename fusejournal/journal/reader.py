@@ -35,7 +35,7 @@ from fusejournal.types import Seq
 
 _INDEX_BYTES_KEPT = 96 << 20
 END = Seq(1 << 62)
-"""After every seq."""
+"""A bound after every seq."""
 
 
 class JournalReader:

@@ -148,7 +148,7 @@ class SealedSegments:
         return sum(self._sizes)
 
     def bytes_from(self, seq: Seq) -> int:
-        """About how much of what they occupy is entries from *seq* on."""
+        """Estimates how much of what they occupy is entries from *seq* on."""
         number = bisect_right(self._first_seqs, seq) - 1
         total = sum(self._sizes[number + 1 :])
         if number >= 0:
@@ -210,7 +210,7 @@ class SealedSegments:
 
 
 def share_from(seq: Seq, first_seq: Seq, end_seq: Seq, size: int) -> int:
-    """About how many of the *size* bytes of a segment with the entries from *first_seq* up to
+    """Estimates how many of the *size* bytes of a segment with the entries from *first_seq* up to
     *end_seq*, exclusive, are entries from *seq* on."""
     share = (end_seq - seq) / max(1, end_seq - first_seq)
     return int(size * min(1.0, max(0.0, share)))

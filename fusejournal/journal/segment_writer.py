@@ -48,8 +48,8 @@ _AHEAD_BYTES = 1 << 20
 _AHEAD_LEFT_BYTES = 64 << 10
 _ZEROS = bytes(_AHEAD_BYTES)
 _PIECES = 256
-"""In a segment whose space is allocated an extent at a time: about half a piece stays unused behind
-each segment and each restart, and smaller ones make writing slower."""
+"""The pieces of a segment whose space is allocated an extent at a time: about half a piece stays
+unused behind each segment and each restart, and smaller ones make writing slower."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class SegmentWriter:
         """Fids whose path this segment tells."""
         self._options = options
         self._allocated = calls.allocated_to(fd, end)
-        """Also what the process before this one has left."""
+        """The end of what is allocated, also by the process before this one."""
         self._in_pieces = calls.frees_whole_extents_only(fd)
         self._size = os.fstat(fd).st_size
         """The file's, which runs ahead of the end."""

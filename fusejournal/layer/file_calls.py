@@ -242,7 +242,8 @@ class FileCalls:
         return node.last_seq if node is not None else self.volume.journal.head_seq
 
     def _drop_capabilities(self, fid: Fid, who: Caller) -> None:
-        """Before a truncation or a new owner. Before a WRITE the kernel sees to it, by itself."""
+        """Drops them before a truncation or a new owner. Before a WRITE the kernel does so
+        itself."""
         try:
             os.getxattr(self._tree.descriptor(fid), CAPABILITY_XATTR)
         except OSError as error:

@@ -75,7 +75,7 @@ class Handlers(FileCalls):
     # -- looking -----------------------------------------------------------------------------------
 
     def lookup(self, who: Caller, parent: Fid, name: bytes) -> Answer:
-        """Also answers "." and ".." of any fid, which is how nfsd turns a handle back into a
+        """Looks up a name; answers "." and ".." of any fid, too: so nfsd turns a handle back into a
         file."""
         if name == b"." or name == b"..":
             return self._lookup_dot(parent, name)

@@ -71,7 +71,7 @@ class WaitingRequest:
                 await self._is_over.wait()
 
     def keep(self) -> None:
-        """From here on it waits to the end: something is done."""
+        """Has the call wait to the end from here on, because something is done."""
         self._may_end = False
 
 

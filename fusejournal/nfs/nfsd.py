@@ -118,7 +118,7 @@ def caches(mountpoint: Path) -> bool:
 
 
 def flushes_in() -> float:
-    """In how many seconds a flush clears the caches."""
+    """Returns the seconds after which a flush clears the caches."""
     flushed = _read("proc/net/rpc/nfsd.export/flush").strip() or "0"
     return max(0.0, int(flushed) + 1 - time.time())
 

@@ -22,7 +22,7 @@ _LOCK_ATTEMPTS = 10
 _LOCK_PAUSE_SECONDS = 0.01
 _LOCK_FD = "FUSEJOURNAL_LOCK_FD"
 _BACKING_FD = "FUSEJOURNAL_BACKING_FD"
-"""In the environment of a program that takes this one's place: where it finds the lock."""
+"""The variables by which a program that takes this one's place finds the lock."""
 
 _held: dict[Path, int] = {}
 

@@ -104,12 +104,12 @@ class Node:
         self._mount = mount
         self._startup = parts.startup
         self._replication: Replication | None = None
-        """While requests are served, but for a read-only mount."""
+        """Replication, while requests are served; None in a read-only mount."""
         self._exports = parts.exports
         self._policy = parts.policy
         self._hooks = RoleHooks(spec)
         self._loop: RequestLoop | None = None
-        """While requests are served."""
+        """The loop that serves requests, while it does."""
         self._tasks: trio.Nursery | None = None
         """Those beside the request loop, while it runs."""
         self.handoffs = Handoffs(self, parts.startup, self._hooks)

@@ -110,7 +110,7 @@ class VolumeMount:
     # -- what the kernel remembers -----------------------------------------------------------------
 
     def find_unanswered(self, reader: JournalReader, durable_seq: Seq, first_seq: Seq) -> None:
-        """Before the first request of a mount that was taken over: find the entries before
+        """Finds, before the first request of a mount that was taken over, the entries before
         *first_seq* whose answers may be lost. Of what is durable up to *durable_seq* they were
         given."""
         if self._taken is None or self._taken.all_answered:
@@ -123,7 +123,7 @@ class VolumeMount:
     async def invalidate_unanswered(
         self, lookup: Callable[[Fid, bytes], Fid | None], handle_key: HandleKey
     ) -> None:
-        """After its first request: have the kernel forget what they have changed. At once, because
+        """Has the kernel forget what they have changed, at once after its first request, because
         a caller whose answer was lost is about to try again. *lookup* is the catalog's. Cancelling
         leaves the kernel with what it has not forgotten yet."""
         found = await trio.to_thread.run_sync(

@@ -39,7 +39,7 @@ _TICK_SECONDS: Final = 10.0
 _FIRST_LOOK_SECONDS: Final = 20.0
 _LOOK_SECONDS: Final = 3600.0
 _LOW_SECONDS: Final = 600.0
-"""While the disk comes to its end, it is pruned so often."""
+"""The time between prunings while the disk comes to its end."""
 _WORDS: Final = {
     "make": "the making of a version",
     "prune": "the pruning",

@@ -39,7 +39,7 @@ class ScrubStatus(Reply):
     """A scrub: the one under way, or the last."""
 
     started: float
-    """In seconds since 1970."""
+    """The time when it began, in seconds since 1970."""
     finished: float | None = None
     """None while it is not done."""
     phase: str
@@ -140,12 +140,12 @@ class VolumeStatus(Reply):
     uuid: str
     role: str
     epoch: int | None = None
-    """That of the reign that the node goes by."""
+    """The epoch of the reign that the node goes by."""
     pid: int | None = None
     backing: str
     mountpoint: str
     state: str
-    """In a word: running, read-only; or without a layer starting, stopped, held."""
+    """A word: running, read-only; or without a layer starting, stopped, held."""
     durability: str | None = None
     """The mode that is in force."""
     configuration: str | None = None
@@ -155,7 +155,7 @@ class VolumeStatus(Reply):
     held: bool
     """True where the mount outlives its layer, for another layer to take it over."""
     live_since: float | None = None
-    """In seconds since 1970; None before the mount is live."""
+    """The time since when it is live, in seconds since 1970; None before the mount is live."""
     head_seq: int | None = None
     durable_seq: int | None = None
     checkpoint_seq: int | None = None

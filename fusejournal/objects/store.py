@@ -49,7 +49,7 @@ class ObjectNotFlushedError(StoreError):
 
 
 class ObjectMissingError(StoreError):
-    """There is no object of that name."""
+    """No object of that name exists."""
 
 
 class ObjectExistsError(StoreError):

@@ -92,7 +92,7 @@ thing."""
 
 _CHUNK_BYTES = 1 << 20
 _LARGE_BYTES = 256 << 10
-"""From this size on it pays to hand a file to another thread."""
+"""The size from which on it pays to hand a file to another thread."""
 _AHEAD_FILES = 64
 _AHEAD_PIECES = 4096
 """The distance, in files and in pieces of records, that the walk may be ahead of the oldest file
@@ -391,7 +391,7 @@ def _changed(fd: int, before: os.stat_result) -> bool:
 
 
 def _shown(path: bytes) -> str:
-    """On one line, whatever bytes are in it."""
+    """Returns *path* on one line, whatever bytes are in it."""
     return repr(os.fsdecode(path))[1:-1]
 
 

@@ -269,8 +269,8 @@ class Divergence:
         self.extra.setdefault(held, set()).add(new)
 
     def end_asides(self, before_seq: Seq) -> list[tuple[Dentry, Aside]]:
-        """At the end, before entry *before_seq*: move back what moved aside, where its name is free
-        by now. Returns what has to stay aside, by the names that it has."""
+        """Moves back, at the end, before entry *before_seq*, what moved aside, where its name is
+        free by now. Returns what has to stay aside, by the names that it has."""
         staying = []
         for aside, (place, conflict) in list(self.asides.items()):
             name = self.names.get(aside)

@@ -64,7 +64,7 @@ class Plan:
     refused: int = 0
     conflicts: list[Conflict] = field(default_factory=list)
     more_conflicts: int = 0
-    """Beyond those in the list."""
+    """Conflicts beyond those in the list."""
 
     @property
     def conflict_count(self) -> int:

@@ -37,9 +37,9 @@ from fusejournal.disk.process import WORKING_DIRECTORY
 from fusejournal.errors import TargetError
 
 TREE = "tree"
-"""In the scratch directory of a restore: what is being restored."""
+"""The name, in the scratch directory of a restore, of what is being restored."""
 MARKS = "marks"
-"""In it: which units of a version are done."""
+"""The name, in it, of the list of a version's units that are done."""
 REPLAY = "fusejournal-replay"
 """The purpose of a scratch directory beside a target, in its name."""
 _PURPOSE = "purpose.json"
@@ -60,7 +60,7 @@ class Spot:
         """A descriptor of the directory; it cannot be read, only worked in."""
         self.name = name
         self.path = path
-        """Without symlinks; for messages only."""
+        """The path without symlinks; for messages only."""
 
     def __enter__(self) -> "Spot":
         return self
@@ -191,7 +191,7 @@ class Scratch:
         self._lock = lock
         self.name = name
         self.path = spot.path.parent / name
-        """For messages only."""
+        """The path, for messages only."""
 
     @classmethod
     def find(cls, spot: Spot, what: str) -> "Scratch | None":

@@ -409,8 +409,8 @@ class Target:
         self._page.note(ino, other_ino, mtime_ns)
 
     def _recall(self, operation: TreeOperation) -> None:
-        """Before an operation is redone: what :meth:`_note` kept. Its names may be others by now,
-        so the inode numbers cannot be had from them. Raises OSError."""
+        """Recalls, before an operation is redone, what :meth:`_note` kept. Its names may be others
+        by now, so the inode numbers cannot be had from them. Raises OSError."""
         self._has_unbound = True
         if operation.kind not in _NOTED:
             return

@@ -154,7 +154,7 @@ class UndoExecutor:
         self._files.others.watch_mtimes(directories)
 
     def _check_all(self, changed: Collection[Fid]) -> None:
-        """Before anything is written; each is looked at again when its turn comes."""
+        """Checks all before anything is written; each is looked at again when its turn comes."""
         for place, fid in self._now.items():
             self._files.step("check")
             self._files.types[fid] = stat.S_IFMT(self._files.check_name(place, fid).st_mode)

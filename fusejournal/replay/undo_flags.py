@@ -30,7 +30,7 @@ class UndoFlags:
 
     @contextmanager
     def lifted(self, fids: Collection[Fid]) -> Iterator[None]:
-        """For the length of the block none of *fids*, which are there, is immutable or append-only.
+        """Keeps *fids*, which are there, from being immutable or append-only during the block.
         After a failure they are as they were. Raises ConflictError, OSError."""
         before = self._wanted.flags_now(fids)
         self._now = dict(before)

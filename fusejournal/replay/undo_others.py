@@ -70,12 +70,12 @@ class OtherChanges:
         self.look()
 
     def watch(self, fids: Iterable[Fid], places: Iterable[Dentry]) -> None:
-        """From the next look on, take notice of changes of *fids* and *places*."""
+        """Has changes of *fids* and *places* noticed from the next look on."""
         self._things.update((fid, aspect) for fid in fids for aspect in _Aspect)
         self._things.update(places)
 
     def watch_mtimes(self, directories: Collection[Fid]) -> None:
-        """From the next look on, take notice of what others do to the mtimes of *directories*,
+        """Has what others do to the mtimes of *directories* noticed from the next look on,
         too."""
         self._directories.update(directories)
 

@@ -75,7 +75,8 @@ class UndoPlan:
     content: set[Fid] = field(default_factory=set)
     """Those of them where it was content."""
     directories: set[Fid] = field(default_factory=set)
-    """In which a chosen operation made or removed a name: their mtimes change back, too."""
+    """Directories in which a chosen operation made or removed a name: their mtimes change back,
+    too."""
     asides: dict[Dentry, Aside] = field(default_factory=dict)
     """Files that come back beside their names, which were taken since, by the names they get."""
     kept: int = 0

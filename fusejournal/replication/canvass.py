@@ -31,7 +31,7 @@ from fusejournal.wire.session import (
 from fusejournal.wire.transport import connect
 
 ASK_SECONDS: Final = 5.0
-"""For how long a peer may take to answer: one that is away is not waited for."""
+"""The time that a peer may take to answer: one that is away is not waited for."""
 
 
 @dataclass(frozen=True)

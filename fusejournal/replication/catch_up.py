@@ -30,7 +30,7 @@ class CatchUpMeter:
         self.clear()
 
     def lag_seconds(self, applied_seq: Seq, head_seq: Seq) -> float:
-        """For how long something has been lacking that is in the journal, which ends with
+        """Returns how long something has been lacking that is in the journal, which ends with
         *head_seq*."""
         return self._lag_meter.lag(applied_seq, head_seq)
 

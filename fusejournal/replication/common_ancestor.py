@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 SILENCE_SECONDS = 60.0
 """A peer that says nothing for so long is gone. A throttled disk can block it for many seconds."""
 ASKED_MAX: Final = 64
-"""For more chains than this many times no source has to ask (:class:`Comparison` needs about ten),
-and each answer costs reading in the journal."""
+"""The number of times that a source may ask for chains (:class:`Comparison` needs about ten),
+because each answer costs reading in the journal."""
 
 
 class DivergedError(FusejournalError):

@@ -73,7 +73,7 @@ log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10.0
 _LOOK_SECONDS = 2.0
-"""For how long a start waits for peers that may be away."""
+"""The time that a start waits for peers that may be away."""
 _SILENCE_SECONDS = 60.0
 _PAUSE_SECONDS = 1.0
 _NOBODY = (

@@ -103,7 +103,7 @@ class MirrorApplier:
         return self._volume.catalog.applied_seq
 
     def wake(self) -> None:
-        """There may be more to apply."""
+        """Wakes the applier: there may be more to apply."""
         self._more.set()
 
     async def run(self) -> None:

@@ -91,7 +91,7 @@ class PeerCommands:
         self._numbers = 0
 
     def commands(self) -> dict[str, Command]:
-        """For control/server.py."""
+        """Returns the commands for control/server.py."""
         return {
             "peer-add": self._add,
             "peer-remove": self._remove,

@@ -103,7 +103,7 @@ class PeerRecord:
         return Seq(self.shipped_seq + 1)
 
     def lag_bytes(self) -> int:
-        """About what the peer has not applied of the journal, as it lies on the disk."""
+        """Estimates what the peer has not applied of the journal, as it lies on the disk."""
         journal = self._shared.volume.journal
         lacks = self._shared.applied_seq - self.applied_seq
         if lacks <= 0 or not journal.head_seq:

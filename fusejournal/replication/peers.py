@@ -54,7 +54,7 @@ class Peer:
     left_at: float | None = None
     """The time of that, in seconds since 1970, by the clock of then: only to be shown."""
     away_seconds: float = 0.0
-    """For how long it has taken nothing since, counted while this node ran."""
+    """The time that it has taken nothing since, counted while this node ran."""
     keeps_signatures: bool = False
     """True if it has ever said to keep signatures of what it is sent (wire/signatures.py). Then it
     has to give them when it hands entries back."""

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 PLACES: Final = 448
 """Callers that may wait at once."""
 FIRST_PLACES: Final = 64
-"""So many of these are kept for users of whom no caller waits."""
+"""The number of these that are kept for users of whom no caller waits."""
 _BLOCKED_SECONDS: Final = 1.0
 _SLOW_SECONDS: Final = 12.0
 """The line waits so long for mirrors that do not answer: where a caller with a place waits on for
@@ -73,9 +73,9 @@ class Quorum:
         self._answered_at = 0.0
         """The time when the mirrors were known to answer, by trio's clock; while a caller waits."""
         self.degraded_since: float | None = None
-        """By trio's clock."""
+        """The time since when it does not wait for them, by trio's clock."""
         self._target: tuple[Seq, float] = Seq(0), 0.0
-        """While degraded: where the journal ended, and when."""
+        """The seq where the journal ended, and when; while degraded."""
         self._closed = False
         self.is_fenced = False
         """True if no mirror takes anything from here any more."""

@@ -44,7 +44,7 @@ _FULL_PATIENCE_SECONDS = 5.0
 _SMALL_BYTES = 128 << 10
 _ACK_PAUSE_SECONDS = 0.002
 _LIFE_SECONDS = 10.0
-"""While a message takes longer to come, the sender hears of this side as often."""
+"""The time after which the sender hears of this side, while a message takes longer to come."""
 _ACKED = {
     OK: MirrorEvent.ACKED,
     FULL: MirrorEvent.ACKED_FULL,
@@ -196,7 +196,7 @@ class ReceiveSession:
 
 
 async def follow_flushes(receiving: Receiving) -> None:
-    """After each flush, have what is durable applied and acknowledged, until cancelled."""
+    """Has what is durable applied and acknowledged after each flush, until cancelled."""
     while True:
         await receiving.durability.next_flush()
         receiving.applier.wake()

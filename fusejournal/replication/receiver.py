@@ -462,8 +462,9 @@ class Receiver:
         return lines
 
     def twice(self, greeting: Hello, where: str) -> str:
-        """For *greeting*, of a node that begins: that another instance of it ships to here now, or
-        that it is a further start of one that was refused, in words; empty where neither is so."""
+        """Returns, in words, that another instance of the node that begins with *greeting* ships to
+        here now, or that this is a further start of one that was refused; empty where neither is
+        so."""
         instances, now = self._instances, trio.current_time()
         newcomer, followed = instance_of(greeting, where), instances.followed
         if followed is not None and instances.is_rival(newcomer, now):

@@ -42,7 +42,7 @@ class Retention:
         self._config = config
         self._book = book
         self._since: float | None = None
-        """Until when what the peer was away is noted, by a clock that cannot be set."""
+        """The time until which the peer's absence is noted, by a clock that cannot be set."""
 
     def takes(self) -> None:
         """The peer takes what there is."""

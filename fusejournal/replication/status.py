@@ -18,7 +18,7 @@ class PeerInfo(Reply):
     address: str | None
     """The address that it listens at; None for one that only connects to this node."""
     fingerprint: str | None
-    """That of its certificate; None until the two are paired."""
+    """The fingerprint of its certificate; None until the two are paired."""
     paused: bool
     needs_copy: str | None
     """The reason why the journal alone does not bring it up to date any more."""
@@ -36,7 +36,7 @@ class PeerStatus(Reply):
     name: str
     address: str | None
     state: str
-    """In words, as the shipper has them."""
+    """The state in words, as the shipper has them."""
     retry_in_seconds: float | None
     shipped_seq: int
     acked_seq: int

@@ -83,7 +83,7 @@ class HandOver:
         self.reign = Reign(Epoch(highest + 1), 0)
         """The reign that it is to begin; whose that is, it says when it agrees."""
         self.held_since: float | None = None
-        """By trio's clock."""
+        """The time since when changes are held, by trio's clock."""
         self._scope = trio.CancelScope()
         self._reason = ""
 

@@ -31,7 +31,7 @@ from fusejournal.wire.session import HANDOFF, RefusedError, expect, welcome
 log = logging.getLogger(__name__)
 
 _OFFER_SECONDS: Final = 120.0
-"""For how long the primary may hold changes at most."""
+"""The time that the primary may hold changes at most."""
 _ANSWER_SECONDS: Final = 1.0
 
 

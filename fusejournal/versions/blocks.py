@@ -150,8 +150,8 @@ class BlockReader:
 
 
 class BlockWriter(BlockReader):
-    """Also adds blocks. :meth:`finish` before any object that relies on them is put. Not for use
-    by two threads at a time."""
+    """Reads and adds blocks. :meth:`finish` before any object that relies on them is put. Not for
+    use by two threads at a time."""
 
     def __init__(self, store: ObjectStore, going: frozenset[bytes] = frozenset()) -> None:
         """*going*: packs that a collection has planned to remove. What is in them is read, and

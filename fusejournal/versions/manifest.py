@@ -44,7 +44,7 @@ _KEY = re.compile(r"([0-9a-f]{32})-([0-9]{20})-([0-9a-f]{16})")
 
 
 class NoStoreError(StoreError):
-    """There is no store of versions there."""
+    """No store of versions is there."""
 
 
 class NoSuchVersionError(FusejournalError):
@@ -200,7 +200,7 @@ class FoundVersions(NamedTuple):
     """The versions in a store: one that cannot be read keeps no reader from the others."""
 
     versions: list[Version]
-    """By volume and seq."""
+    """The versions by volume and seq."""
     unreadable: list[UnreadableVersion]
 
 

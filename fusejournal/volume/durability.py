@@ -52,7 +52,8 @@ _FULL_PAUSE_SECONDS = 300.0
 _PASSES = NO_SPACE | NO_MEANS
 _HOP_SECONDS_MAX = 0.001
 _IN_PLACE_MAX = 256
-"""After so many flushes in place, one is left to a thread, to see what that takes now."""
+"""The number of flushes in place after which one is left to a thread, to see what that takes
+now."""
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class Durability:
         self._page = page
         self._failed = False
         self._is_running = False
-        """Not in a read-only mount, where there is nothing to wait for."""
+        """False in a read-only mount, where there is nothing to wait for."""
         self._wanted_seq = Seq(0)
         """Up to here the journal is to be flushed, or was."""
         self._is_flushing = False

@@ -3,7 +3,7 @@
 from bisect import bisect_left
 
 _AVERAGED = 64
-"""Over how many flushes what they take is averaged, by weights that fade."""
+"""The number of flushes over which what they take is averaged, by weights that fade."""
 
 
 class Waits:

@@ -207,7 +207,8 @@ class VolumeStartup:
             self._end_rollback()
 
     def _set_committed_seq(self, watermarks: WatermarkPage) -> None:
-        """Only the last entry can be one that was refused, whose VOID did not come or is lost."""
+        """Sets it: only the last entry can be one that was refused, whose VOID did not come or is
+        lost."""
         head_seq, has_outcome = self.volume.journal.reader.head()
         if not has_outcome and watermarks.committed_seq != head_seq:
             head_seq = Seq(head_seq - 1)
@@ -352,8 +353,8 @@ class VolumeStartup:
         self._watcher.progress(stage, done, total, unit)
 
     def _reconcile(self, before_seq: Seq, in_flight: Entry | None) -> list[bytes]:
-        """After a lost machine, or a history that lost. Returns what cannot be made anew. Raises
-        RecoveryError, JournalDamagedError."""
+        """Reconciles after a system crash, or a history that lost. Returns what cannot be made
+        anew. Raises RecoveryError, JournalDamagedError."""
         rollback, is_mirror = self._rollback, self._watermarks is not None
         parts = self.volume, self._state_dir, self.checkpoint, self.root, self._progress
         losing = rollback.prepare(*parts) if rollback is not None else None

@@ -186,7 +186,7 @@ class Volume:
         self._unpin(node)
 
     def _unpin(self, node: CatalogNode) -> None:
-        """After the operation, which is done, or to be voided, whatever comes of this."""
+        """Unpins after the operation, which is done, or to be voided, whatever comes of this."""
         try:
             self.tree.unpin(node)
         except ApplyBrokenError as error:

@@ -158,7 +158,7 @@ class Counts(NamedTuple):
     cpu_us: float
 
     def since(self, before: "Counts", done: int) -> "Counts":
-        """For each of *done* operations since *before*."""
+        """Returns the counts for each of *done* operations since *before*."""
         return Counts(*((now - then) / done for now, then in zip(self, before, strict=True)))  # type: ignore[arg-type]
 
 

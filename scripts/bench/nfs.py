@@ -104,7 +104,7 @@ def in_guest(options: dict[str, Any], out: Path, disk_mib: int, limit_seconds: f
 
 
 def rated(result: dict[str, Any]) -> dict[str, Any]:
-    """With medians, ratio and verdict."""
+    """Returns *result* with medians, ratio and verdict."""
     for row in result["rows"]:
         rates: dict[str, list[float]] = row["rates"]
         for side, of_side in rates.items():

@@ -20,7 +20,7 @@ from tests.support.layer import Layer
 
 OUT = Path("/out")
 MODES = {"sync": ("nfs", "/dev/ubda", "/dev/ubdb"), "async": ("async", "/dev/ubdc", "/dev/ubdd")}
-"""By the export's mode: the volume's durability, the layer's disk and the plain one."""
+"""The volume's durability, the layer's disk and the plain one, by the export's mode."""
 
 _NFSD_THREADS = 8
 _REST_SECONDS = 120.0

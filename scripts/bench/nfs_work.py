@@ -22,7 +22,7 @@ SMALL = os.urandom(4096)
 LARGE = os.urandom(1 << 20)
 _WARM_UP = 40
 _TELL_SECONDS = 40
-"""Before the guest is killed."""
+"""The time before the guest is killed."""
 
 # -- one operation each, on file *number* ----------------------------------------------------------
 

@@ -147,7 +147,7 @@ class Tree:
         return self._random.randbytes(300) + words * self._random.randrange(1, 150)
 
     def change(self, count: int) -> None:
-        """So many changes, most of them in place."""
+        """Makes *count* changes, most of them in place."""
         choice = self._random
         for number in range(count):
             at = choice.randrange(len(self.paths))

@@ -155,8 +155,8 @@ class Contents:
                 change_space(fd, Fallocate(fid, _PUNCH, first, last - first, None))
 
     def _empty(self, fid: Fid, emptied: set[Fid]) -> None:
-        """Before its first byte is written. Who is killed from here on leaves a file that was just
-        changed, and so is written again."""
+        """Empties it before its first byte is written. Killed from here on, it leaves a file that
+        was just changed, and so is written again."""
         if fid not in emptied:
             emptied.add(fid)
             failpoints.reached("reconcile.empty")

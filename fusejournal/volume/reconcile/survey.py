@@ -31,8 +31,8 @@ from fusejournal.volume.volume import Volume
 
 
 def staging_name(volume: Volume) -> bytes:
-    """In the backing's root: where files are while their places are made free. The same for every
-    attempt, and no name of a file of the journal's."""
+    """Returns the name in the backing's root under which files are while their places are made
+    free. It is the same for every attempt, and no name of a file of the journal's."""
     return volume.tree.hidden_name()
 
 
@@ -46,7 +46,7 @@ class UnexpectedName(NamedTuple):
     directory: bytes
     """The handle of the directory that it is in."""
     parent: Fid | None
-    """That one's fid; None for a directory that is itself not the journal's."""
+    """The fid of that directory; None for a directory that is itself not the journal's."""
     name: bytes
     found: FoundEntry
     fid: Fid | None

@@ -81,7 +81,8 @@ class ConsolePairing:
         return self._code is not None and self._code.state(trio.current_time()) == "waiting"
 
     async def answer(self, connection: Connection) -> None:
-        """Pairs with the console at the other end. Raises PairingError, WireError."""
+        """Pairs with the console at the other end. Cancelling may leave it kept here, without the
+        proof that it waits for. Raises PairingError, WireError."""
         await pairing.answer(
             connection, self._code, self._node, self._identity, trio.current_time, self._keep
         )

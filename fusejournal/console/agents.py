@@ -94,7 +94,8 @@ async def pair_agent(
     book: AgentBook, identity: Identity, name: str, address: Address, code: str
 ) -> Paired:
     """Pairs with the agent that listens at *address* and gave out *code*, and keeps it as *name*.
-    Raises UsageError, PairingError, WireError, OSError."""
+    Cancelling may leave this console known there, and the agent not here: then pair anew. Raises
+    UsageError, PairingError, WireError, OSError."""
     check_peer_name(name)
     connection = await connect_for_pairing(address, identity, timeout_seconds=_CONNECT_SECONDS)
     async with connection:
@@ -116,8 +117,9 @@ class AgentLink:
         self._places = trio.Semaphore(_CALLS_MAX)
 
     async def call(self, what: str, **fields: Any) -> dict[str, Any]:
-        """Returns the answer to a call. Raises CallFailedError, WireError where the agent cannot be
-        reached or does not answer."""
+        """Returns the answer to a call. Cancelling ends the connection; the agent may do what it
+        was asked. Raises CallFailedError, WireError where it cannot be reached or does not
+        answer."""
         content = bytearray()
         async with aclosing(self.parts(what, **fields)) as parts:
             async for part in parts:
@@ -133,7 +135,8 @@ class AgentLink:
         return value
 
     async def parts(self, what: str, **fields: Any) -> AsyncGenerator[bytes, None]:
-        """Yields the bytes of the answer as they come. Raises as :meth:`call`."""
+        """Yields the bytes of the answer as they come. Is cancelled, and raises, as
+        :meth:`call`."""
         message = Call(CALLS_VERSION, what, json.dumps(fields).encode())
         async with self._places:
             connection, first = await self._ask(message)
@@ -197,7 +200,8 @@ class AgentLink:
         return message
 
     async def aclose(self) -> None:
-        """Ends the connections that are kept."""
+        """Ends the connections that are kept. Cancelled, it ends one by force and keeps the
+        rest."""
         while self._kept:
             await self._kept.pop().aclose()
 
@@ -223,8 +227,8 @@ class Agents:
         return sorted(self._book.all())
 
     async def link(self, name: str) -> AgentLink:
-        """Returns the link to the agent *name*; one of before it was paired anew is closed. Raises
-        UsageError, FusejournalError."""
+        """Returns the link to the agent *name*; one of before it was paired anew is closed.
+        Cancelled in that, the new one stays. Raises UsageError, FusejournalError."""
         agent = self._book.all().get(name)
         if agent is None:
             raise UsageError(f"there is no agent {name!r:.80}")

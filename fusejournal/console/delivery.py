@@ -76,7 +76,8 @@ class AlertDelivery:
 
     async def deliver(self, alerts: list[dict[str, Any]]) -> None:
         """Tells what is due of *alerts*, which are all that there are now. Failures are logged, and
-        tried again later."""
+        tried again later. Cancelled, what is being sent is sent, and after a new start once
+        more."""
         async with trio.open_nursery() as nursery:
             for channel in self._channels:
                 nursery.start_soon(self._deliver_by, channel, alerts)
@@ -120,8 +121,8 @@ class AlertDelivery:
         return True
 
     async def send_test(self, name: str) -> None:
-        """Sends a message by the channel *name* to see whether it works. Raises UsageError,
-        DeliveryError."""
+        """Sends a message by the channel *name* to see whether it works. Cancelled, one that
+        is being sent is sent. Raises UsageError, DeliveryError."""
         channel = next((one for one in self._channels if one.name == name), None)
         if channel is None:
             raise UsageError(f"there is no channel {name!r:.80}")

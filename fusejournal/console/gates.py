@@ -65,7 +65,8 @@ class Gates:
         self._hashing = trio.CapacityLimiter(2)
 
     async def admit(self, request: Request, access: AccessRole) -> Asker:
-        """Returns who asks, with at least *access*. Raises RefusedRequestError."""
+        """Returns who asks, with at least *access*. Cancelling is harmless. Raises
+        RefusedRequestError."""
         if "authorization" in request.headers:
             asker = await self._token(request)
         else:
@@ -81,8 +82,8 @@ class Gates:
         return asker
 
     async def admit_change(self, request: Request, access: AccessRole) -> Asker:
-        """Returns who asks for a change; a browser's comes from the page. Raises
-        RefusedRequestError."""
+        """Returns who asks for a change; a browser's comes from the page. Cancelling is
+        harmless. Raises RefusedRequestError."""
         if "authorization" in request.headers:
             check_json(request)
             return await self.admit(request, access)
@@ -113,21 +114,22 @@ class Gates:
         return Asker(f"token {token.name}", token.access, token)
 
     async def note(self, user: str, request: Request, what: str, **details: Any) -> None:
-        """Puts a line into the audit. Raises OSError: then it must not be done."""
+        """Puts a line into the audit. Cancelled, there is none. Raises OSError: then it must not be
+        done."""
         note, host = self._audit.note, host_of(request)
         await trio.to_thread.run_sync(lambda: note(user, host, what, **details))
 
     # -- logging in and out ------------------------------------------------------------------------
 
     async def session(self, request: Request) -> Response:
-        """Tells who is logged in; an empty name: no user."""
+        """Tells who is logged in; an empty name: no user. Cancelling is harmless."""
         if not request.cookies.get(COOKIE):
             return json_answer({"name": "", "role": "", "csrf": ""})
         await self.admit(request, AccessRole.VIEWER)
         return json_answer(_session_json(await self._session(request)))
 
     async def login(self, request: Request) -> Response:
-        """Logs in."""
+        """Logs in. Cancelled, there is no session."""
         body = await self._strangers_body(request, ("name", "password"))
         user = await trio.to_thread.run_sync(
             self._users.check, body["name"], body["password"], limiter=self._hashing
@@ -138,7 +140,8 @@ class Gates:
         return await self._begin(request, user, "login")
 
     async def choose_password(self, request: Request) -> Response:
-        """Chooses a password by a one-time code, and logs in."""
+        """Chooses a password by a one-time code, and logs in. Cancelled, the password may be
+        chosen, and there is no session."""
         body = await self._strangers_body(request, ("name", "code", "password"))
         user = await trio.to_thread.run_sync(
             self._users.choose_password,
@@ -172,7 +175,7 @@ class Gates:
         return response
 
     async def logout(self, request: Request) -> Response:
-        """Logs out."""
+        """Logs out. Cancelled, the session may have ended without a line in the audit."""
         asker = await self.admit_change(request, AccessRole.VIEWER)
         self._sessions.end(request.cookies.get(COOKIE, ""))
         await self.note(asker.name, request, "logout")

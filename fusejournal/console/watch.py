@@ -53,7 +53,8 @@ class Watch:
         self._overview: dict[str, Any] = {}
 
     async def overview(self) -> dict[str, Any]:
-        """Returns all agents, with their volumes and alerts. Raises FusejournalError."""
+        """Returns all agents, with their volumes and alerts. Cancelled, the next call asks them
+        anew. Raises FusejournalError."""
         async with self._turn:
             if trio.current_time() >= self._made + PERIOD_SECONDS * 0.75:
                 names = await trio.to_thread.run_sync(self._agents.names)
@@ -74,7 +75,8 @@ class Watch:
             await trio.sleep(_DELIVERY_SECONDS)
 
     async def act(self, key: str, action: str, user: str, hours: int) -> None:
-        """Has an alert acknowledged or silenced: see Alerts.act."""
+        """Has an alert acknowledged or silenced: see Alerts.act. Cancelled, it is done or not
+        begun."""
         async with self._turn:
             await trio.to_thread.run_sync(self.alerts.act, key, action, user, hours)
             self._made = float("-inf")

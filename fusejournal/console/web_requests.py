@@ -57,7 +57,8 @@ def check_json(request: Request) -> None:
 
 
 async def body_of(request: Request) -> dict[str, Any]:
-    """Returns the JSON object that a request brings. Raises RefusedRequestError."""
+    """Returns the JSON object that a request brings. Cancelling leaves what has not come unread.
+    Raises RefusedRequestError."""
     too_long = RefusedRequestError(413, f"more than {_BODY_BYTES_MAX} bytes")
     length = request.headers.get("content-length", "0")
     if not length.isdigit() or int(length) > _BODY_BYTES_MAX:

@@ -161,7 +161,9 @@ class Handoffs:
     # -- the target --------------------------------------------------------------------------------
 
     async def take_over(self, connection: Connection, greeting: Hello) -> None:
-        """Serve who hands over to this mirror: see roles/take_over.py."""
+        """Serve the primary that hands over to this mirror: see roles/take_over.py. Cancelling
+        before the role is written down leaves all as it was. Raises RefusedError,
+        FusejournalError."""
         if self._target is None or self._node.state.role is not Role.MIRROR:
             name = self._node.state.name
             raise RefusedError(HANDOFF, f"volume {name} cannot take over now: try again")

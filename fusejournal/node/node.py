@@ -330,7 +330,7 @@ class Node:
 
     async def call_after_hooks(self) -> None:
         """Call the hooks that come after a change of role, unless this is neither a primary that
-        takes changes nor a mirror."""
+        takes changes nor a mirror. Cancelling ends the program that runs."""
         replication, is_mirror = self._replication, self.state.is_mirror
         if replication is None or (self._startup.volume.write_errno is not None and not is_mirror):
             return

@@ -15,6 +15,6 @@ class Wakeup:
         self._event.set()
 
     async def wait(self) -> None:
-        """Return when :meth:`set` was called after the last return."""
+        """Return when :meth:`set` was called after the last return. Cancelling loses no call."""
         await self._event.wait()
         self._event = trio.Event()

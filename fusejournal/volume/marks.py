@@ -54,7 +54,7 @@ async def remove_mark(
     name: object, volume: Volume, durability: Durability, place: MarkPlace
 ) -> dict[str, Any]:
     """Remove the marks *name*, whether or not there are any, and return seq and time of that when
-    it is durable. Otherwise as :func:`make_mark`."""
+    it is durable. Raises FusejournalError. Cancelled while it waits, it may have been done."""
     return await _note(removal_of(check_mark_name(name)), volume, durability, place)
 
 

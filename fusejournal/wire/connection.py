@@ -70,15 +70,15 @@ class LingeringStream(trio.abc.Stream):
         self._stream = stream
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Sends, as the stream does."""
+        """Sends, as the stream does. Cancelled, a part may be sent."""
         await self._stream.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Waits, as the stream does."""
+        """Waits, as the stream does. Cancelling is harmless."""
         await self._stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Receives, as the stream does."""
+        """Receives, as the stream does. Cancelling loses nothing."""
         return await self._stream.receive_some(max_bytes)
 
     async def aclose(self) -> None:
